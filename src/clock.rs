@@ -1,0 +1,56 @@
+//! Time, as the rules take it: an argument. It owns the reading of both clocks and the form of a timestamp.
+
+use std::fmt;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Milliseconds since the Unix epoch, for what leaves the process (timestamps, token times).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct UnixMs(pub u64);
+
+impl UnixMs {
+    /// Later by `duration`, or the end of time.
+    #[must_use]
+    pub fn plus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// ISO 8601, UTC, with milliseconds (PROTOCOL 2): `2026-11-24T05:31:13.123Z`.
+impl fmt::Display for UnixMs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Beyond the year 9999 the format has no form; clocks from outside must not panic us.
+        const LAST: u64 = 253_402_300_799_999;
+        let time = UNIX_EPOCH + Duration::from_millis(self.0.min(LAST));
+        humantime::format_rfc3339_millis(time).fmt(f)
+    }
+}
+
+/// One reading of both clocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    /// For intervals: never goes back.
+    pub instant: Instant,
+    /// For what leaves the process.
+    pub unix: UnixMs,
+}
+
+impl Now {
+    /// Reads the clocks. For the edges; the rules are handed the result.
+    #[must_use]
+    pub fn read() -> Self {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { instant: Instant::now(), unix: UnixMs(u64::try_from(unix.as_millis()).unwrap_or(u64::MAX)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timestamp_is_iso_8601_in_utc_with_milliseconds() {
+        assert_eq!(UnixMs(0).to_string(), "1970-01-01T00:00:00.000Z");
+        assert_eq!(UnixMs(1_790_000_000_007).to_string(), "2026-09-21T14:13:20.007Z");
+        assert_eq!(UnixMs(u64::MAX).to_string(), "9999-12-31T23:59:59.999Z");
+    }
+}

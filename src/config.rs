@@ -1,0 +1,134 @@
+//! The settings (PROTOCOL 6), parsed whole before anything is bound: flags beat environment beats file, every fault is
+//! told at once. Each module owns the struct of its part; this module owns how they are read.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::ids::NodeId;
+use crate::protocol::auth;
+
+/// All settings, valid.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `HOST`.
+    pub host: IpAddr,
+    /// `PORT`.
+    pub port: u16,
+    /// `ADMIN_PORT`.
+    pub admin_port: Option<u16>,
+    /// `POD_NAME`, else `NODE_ID`, else made up.
+    pub node: NodeId,
+    /// `PUBLIC_URL`.
+    pub public_url: Arc<str>,
+    /// Kafka.
+    pub kafka: KafkaConfig,
+    /// `ROUTES_FILE`, read and parsed; else the built-in table.
+    pub routes: crate::routing::table::Table,
+    /// Redis.
+    pub redis: RedisConfig,
+    /// Tokens.
+    pub auth: auth::Config,
+    /// `ALLOWED_ORIGINS`; `None` stands for `*`.
+    pub allowed_origins: Option<Vec<Box<str>>>,
+    /// Shards and what they go by.
+    pub shard: ShardConfig,
+    /// Start and stop.
+    pub drain: DrainConfig,
+    /// `LOG`.
+    pub log: tracing::Level,
+    /// `LOG_FORMAT` is `json`.
+    pub log_json: bool,
+}
+
+/// What ingest goes by.
+#[derive(Debug, Clone)]
+pub struct KafkaConfig {
+    /// `KAFKA_BROKERS`.
+    pub brokers: Box<str>,
+    /// `KAFKA_CLIENT_ID`.
+    pub client_id: Box<str>,
+    /// `KAFKA_GROUP_ID`.
+    pub group_id: Box<str>,
+    /// `KAFKA_PROPERTIES_FILE`, read: librdkafka's properties, which beat the others.
+    pub properties: Vec<(String, String)>,
+    /// `TOPIC_REFRESH_MS`.
+    pub topic_refresh: Duration,
+    /// `MAX_EVENT_BYTES`.
+    pub event_bytes_max: usize,
+    /// `HISTORY_SECONDS`.
+    pub history: Duration,
+}
+
+/// Where Redis is.
+#[derive(Clone)]
+pub struct RedisConfig {
+    /// `REDIS_URL`, or made of `REDIS_HOST`, `REDIS_PORT` and `REDIS_PASSWORD`. Holds a secret: never to be logged.
+    pub connection: redis::ConnectionInfo,
+    /// Host and port, for the log.
+    pub address: Box<str>,
+    /// `REDIS_KEY_PREFIX`.
+    pub key_prefix: Box<str>,
+    /// `LEASE_TTL_MS`.
+    pub lease: Duration,
+}
+
+impl std::fmt::Debug for RedisConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RedisConfig")
+            .field("address", &self.address)
+            .field("key_prefix", &self.key_prefix)
+            .field("lease", &self.lease)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a shard goes by.
+#[derive(Debug, Clone)]
+pub struct ShardConfig {
+    /// `SHARDS`.
+    pub shards: u16,
+    /// `HISTORY_SECONDS`.
+    pub history: Duration,
+    /// `HISTORY_BYTES`, of the pod: each shard has its part.
+    pub history_bytes: usize,
+    /// `MARKET_FLUSH_MS`.
+    pub market_flush: Duration,
+    /// `HEARTBEAT_INTERVAL`.
+    pub heartbeat: Duration,
+    /// `CONNECTION_TIMEOUT`.
+    pub silence: Duration,
+    /// `MAX_CONNECTIONS`, of the pod.
+    pub connections_max: u64,
+    /// `ACCEPTS_PER_SECOND`, of the pod.
+    pub accepts_per_second: u32,
+    /// `INBOUND_PER_SECOND`, a connection.
+    pub inbound_per_second: u32,
+    /// `MAX_MESSAGE_BYTES`.
+    pub message_bytes_max: usize,
+    /// `HANDSHAKE_TIMEOUT_MS`.
+    pub handshake_timeout: Duration,
+    /// `STALL_TIMEOUT_MS`.
+    pub stall_timeout: Duration,
+    /// `HANDOVER_PER_SECOND`, of the pod.
+    pub handover_per_second: u32,
+    /// `PLACEMENT` is `any`.
+    pub place_anywhere: bool,
+}
+
+/// How a pod stops.
+#[derive(Debug, Clone, Copy)]
+pub struct DrainConfig {
+    /// `DRAIN_DELAY_MS`.
+    pub delay: Duration,
+    /// `DRAIN_MS`.
+    pub over: Duration,
+}
+
+/// Where the settings came from, before they are valid: for [`Config::from_sources`].
+#[derive(Debug, Default, Clone)]
+pub struct Sources {
+    /// `--config`.
+    pub file: Option<PathBuf>,
+}

@@ -1,0 +1,219 @@
+//! What the threads hand each other: bounded channels with a bell, published state, and pulses. It owns the types where
+//! `ingest`, `shard`, `discovery` and `operations` meet, so that none of them needs to know another.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use atomic_waker::AtomicWaker;
+use crossbeam_channel::{Receiver, SendTimeoutError, Sender, TrySendError, bounded};
+
+use crate::ids::{AssessmentHash, SlotNumber};
+use crate::limits::{BATCH_CHANNEL_DEPTH, HANDOFF_CHANNEL_DEPTH};
+use crate::protocol::head::Upgrade;
+use crate::routing::placement::{Pod, View};
+use crate::stream::batch::Batch;
+
+// ---- to a shard -----------------------------------------------------------------------------------------------------
+
+/// A shard's way in, for the other threads. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ShardDoor {
+    batches: Sender<Batch>,
+    handoffs: Sender<Handoff>,
+    bell: Arc<AtomicWaker>,
+}
+
+/// A shard's own side of its door.
+#[derive(Debug)]
+pub struct ShardInbox {
+    /// Records from ingest.
+    pub batches: Receiver<Batch>,
+    /// Sockets that another shard accepted.
+    pub handoffs: Receiver<Handoff>,
+    /// Registered before the channels are looked at, so that no ring is lost; one ring a registration, whoever rings.
+    pub bell: Arc<AtomicWaker>,
+}
+
+/// A socket whose request was read, on its way to the shard that owns its assessment.
+#[derive(Debug)]
+pub struct Handoff {
+    /// The accepted socket, non-blocking.
+    pub socket: OwnedFd,
+    /// What the client asked for.
+    pub upgrade: Upgrade,
+    /// Bytes that came right behind the head.
+    pub rest: Vec<u8>,
+}
+
+/// Makes a shard's door and inbox.
+#[must_use]
+pub fn shard_door() -> (ShardDoor, ShardInbox) {
+    let (batches, batches_in) = bounded(BATCH_CHANNEL_DEPTH);
+    let (handoffs, handoffs_in) = bounded(HANDOFF_CHANNEL_DEPTH);
+    let bell = Arc::new(AtomicWaker::new());
+    (
+        ShardDoor { batches, handoffs, bell: Arc::clone(&bell) },
+        ShardInbox { batches: batches_in, handoffs: handoffs_in, bell },
+    )
+}
+
+impl ShardDoor {
+    /// Hands over a batch and rings; waits while the channel is full, for at most `timeout`.
+    ///
+    /// # Errors
+    /// The batch comes back, where the channel stayed full or the shard has ended.
+    pub fn send_batch(&self, batch: Batch, timeout: Duration) -> Result<(), Undelivered> {
+        let sent = match self.batches.try_send(batch) {
+            Err(TrySendError::Full(batch)) => {
+                self.bell.wake();
+                self.batches.send_timeout(batch, timeout)
+            }
+            Err(TrySendError::Disconnected(batch)) => Err(SendTimeoutError::Disconnected(batch)),
+            Ok(()) => Ok(()),
+        };
+        match sent {
+            Ok(()) => {
+                self.bell.wake();
+                Ok(())
+            }
+            Err(SendTimeoutError::Timeout(batch)) => Err(Undelivered::Full(batch)),
+            Err(SendTimeoutError::Disconnected(_)) => Err(Undelivered::Ended),
+        }
+    }
+
+    /// Hands over a socket and rings.
+    ///
+    /// # Errors
+    /// The hand-off comes back where the channel is full or the shard has ended: the client is to be refused.
+    pub fn try_handoff(&self, handoff: Handoff) -> Result<(), Handoff> {
+        self.handoffs.try_send(handoff).map_err(TrySendError::into_inner)?;
+        self.bell.wake();
+        Ok(())
+    }
+
+    /// Rings: something that the shard looks at in each turn has changed.
+    pub fn ring(&self) {
+        self.bell.wake();
+    }
+}
+
+/// A batch that a shard did not take.
+#[derive(Debug)]
+pub enum Undelivered {
+    /// The shard is behind: try again.
+    Full(Batch),
+    /// The shard has ended.
+    Ended,
+}
+
+// ---- from the control thread to all -----------------------------------------------------------------------------------
+
+/// Where this pod stands in the cluster and in its life. The control thread publishes it; everyone reads the newest.
+#[derive(Debug, Clone, Default)]
+pub struct Standing {
+    /// The live slots.
+    pub view: Arc<View>,
+    /// The slot of this pod, while it holds one.
+    pub own: Option<SlotNumber>,
+    /// Whether this pod was ready at some time: from then on it takes clients, whatever fails later.
+    pub was_ready: bool,
+    /// Since when it drains.
+    pub draining_since: Option<Instant>,
+    /// All is over: whoever reads this ends.
+    pub ended: bool,
+}
+
+/// Who is to serve an assessment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner<'a> {
+    /// This pod.
+    Here,
+    /// Another.
+    Elsewhere(&'a Pod),
+    /// No pod is known to live: the one that is asked serves, unless it drains.
+    Nobody,
+}
+
+impl Standing {
+    /// Who serves an assessment.
+    #[must_use]
+    pub fn owner(&self, hash: AssessmentHash) -> Owner<'_> {
+        let Some(slot) = self.view.owner(hash) else {
+            return Owner::Nobody;
+        };
+        if Some(slot) == self.own {
+            return Owner::Here;
+        }
+        self.view.pod(slot).map_or(Owner::Nobody, Owner::Elsewhere)
+    }
+}
+
+/// The newest [`Standing`], read without a lock.
+pub type PublishedStanding = Arc<ArcSwap<Standing>>;
+
+// ---- from all to the control thread -----------------------------------------------------------------------------------
+
+/// An operator's request that a shard has accepted: the socket with what was read of it. The control thread answers.
+#[derive(Debug)]
+pub struct HttpRequest {
+    /// The accepted socket, non-blocking.
+    pub socket: OwnedFd,
+    /// The head, and what came behind it.
+    pub read: Vec<u8>,
+}
+
+/// The control thread's way in for operators' requests.
+pub type HttpDoor = tokio::sync::mpsc::Sender<HttpRequest>;
+
+/// What ingest shows of itself.
+#[derive(Debug, Default)]
+pub struct IngestStatus {
+    /// Whether the brokers answer.
+    pub connected: AtomicBool,
+    /// Whether the history was filled to the partitions' ends as they were at the start. Never goes back.
+    pub filled: AtomicBool,
+    /// That its loop turns.
+    pub pulse: Pulse,
+}
+
+/// What a shard shows of itself.
+#[derive(Debug, Default)]
+pub struct ShardStatus {
+    /// Clients that are connected, market data's included.
+    pub clients: AtomicU64,
+    /// That its loop turns.
+    pub pulse: Pulse,
+}
+
+/// Shows that a thread's loop turns.
+#[derive(Debug)]
+pub struct Pulse {
+    start: Instant,
+    beat_ms: AtomicU64,
+}
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self { start: Instant::now(), beat_ms: AtomicU64::new(0) }
+    }
+}
+
+impl Pulse {
+    /// Once a turn.
+    pub fn beat(&self, now: Instant) {
+        self.beat_ms.store(self.ms(now), Ordering::Relaxed);
+    }
+
+    /// How long ago the last turn was.
+    #[must_use]
+    pub fn age(&self, now: Instant) -> Duration {
+        Duration::from_millis(self.ms(now).saturating_sub(self.beat_ms.load(Ordering::Relaxed)))
+    }
+
+    fn ms(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.start).as_millis()).unwrap_or(u64::MAX)
+    }
+}

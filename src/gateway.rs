@@ -1,0 +1,1 @@
+//! The parts, built and connected (to come).

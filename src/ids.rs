@@ -1,0 +1,121 @@
+//! The names that the gateway passes around, as types. It owns their rules; it leaves to others what they stand for.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::sync::Arc;
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::limits::ASSESSMENT_ID_BYTES_MAX;
+
+/// An assessment's id, the routing key: 1 to 128 bytes of UTF-8 without control characters (PROTOCOL 1), compared byte
+/// by byte.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AssessmentId(Box<str>);
+
+/// Why a string is no [`AssessmentId`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidAssessmentId {
+    /// It has no byte at all.
+    #[error("assessmentId is empty; it takes 1 to {ASSESSMENT_ID_BYTES_MAX} bytes")]
+    Empty,
+    /// It is longer than [`ASSESSMENT_ID_BYTES_MAX`].
+    #[error("assessmentId has {0} bytes; it takes 1 to {ASSESSMENT_ID_BYTES_MAX}")]
+    TooLong(usize),
+    /// It has a character of Unicode's class Cc.
+    #[error("assessmentId has a control character")]
+    ControlCharacter,
+}
+
+impl AssessmentId {
+    /// Checks the rule without keeping the id.
+    ///
+    /// # Errors
+    /// Where `id` is outside of the rule.
+    pub fn check(id: &str) -> Result<(), InvalidAssessmentId> {
+        if id.is_empty() {
+            return Err(InvalidAssessmentId::Empty);
+        }
+        if id.len() > ASSESSMENT_ID_BYTES_MAX {
+            return Err(InvalidAssessmentId::TooLong(id.len()));
+        }
+        if id.chars().any(char::is_control) {
+            return Err(InvalidAssessmentId::ControlCharacter);
+        }
+        Ok(())
+    }
+
+    /// Takes an id that is within the rule.
+    ///
+    /// # Errors
+    /// Where `id` is outside of the rule.
+    pub fn parse(id: &str) -> Result<Self, InvalidAssessmentId> {
+        Self::check(id)?;
+        Ok(Self(id.into()))
+    }
+
+    /// The id as it was given.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What placement goes by.
+    #[must_use]
+    pub fn hash(&self) -> AssessmentHash {
+        AssessmentHash::of(&self.0)
+    }
+}
+
+impl Borrow<str> for AssessmentId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for AssessmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The hash that decides which shard and which pod an assessment lives on: xxh3-64 of the id's bytes, the same on every
+/// pod and in every version of the gateway. Not proof of identity: two ids may share one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AssessmentHash(pub u64);
+
+impl AssessmentHash {
+    /// The hash of an id.
+    #[must_use]
+    pub fn of(id: &str) -> Self {
+        Self(xxh3_64(id.as_bytes()))
+    }
+}
+
+/// A shard of this pod: 0 to `SHARDS` less one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShardIndex(pub u16);
+
+/// A slot of the cluster: the number by which a pod owns its share of the assessments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SlotNumber(pub u32);
+
+impl fmt::Display for SlotNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A pod's name in the cluster (`POD_NAME`, else `NODE_ID`).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub Arc<str>);
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A topic that ingest reads: its place in the order in which ingest came to know them. Dense, never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TopicIndex(pub u16);

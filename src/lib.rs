@@ -1,0 +1,44 @@
+//! shardgate: a WebSocket fan-out gateway. Events come from Kafka; each reaches every client that watches its
+//! assessment, in order, none lost, none doubled.
+//!
+//! ```text
+//!              Kafka                                       clients
+//!                |                                            |
+//!    +-----------v-----------+   bounded channel        +-----v------------------+
+//!    | ingest core           |   per shard              | shard core 1..n        |
+//!    | records -> batches    |------------------------->| history, connections   |
+//!    +-----------------------+   one wake per batch     +-----+------------^-----+
+//!    | control thread        |   standing (view, phase)       |            | hand-off: socket + head
+//!    | Redis, HTTP, signals  |------------------------->      +------------+
+//!    +-----------------------+
+//! ```
+//!
+//! Kafka is a log, and the gateway never stops treating it as one: each shard keeps a bounded window of the latest
+//! events ([`stream::history`]), and a connection owns a *position* in it, not a queue. Sending is moving a position.
+//!
+//! Where to read next, from the bottom up; lower layers never import higher ones (a test holds this):
+//!
+//! 1. **Vocabulary**: [`ids`], [`limits`], [`clock`].
+//! 2. **Rules** without I/O, clock or thread: [`routing`] (topic to message, assessment to shard and pod), [`stream`]
+//!    (history, market board), [`protocol`] (request head, session, messages, close codes, auth), and the pure parts of
+//!    [`ingest`], [`discovery`], [`shutdown`] and [`shard`].
+//! 3. **Edges**, each named for what it touches: `ingest/kafka.rs`, `discovery/redis.rs`, `shard/event_loop.rs`,
+//!    `shard/socket.rs`, `operations/http.rs`, `shutdown/signals.rs`. They meet only in [`exchange`], the types that
+//!    one thread hands another.
+//! 4. [`gateway`] builds, connects, drains and stops the parts; [`config`] is parsed whole before; [`demo`] embeds all.
+
+pub mod clock;
+pub mod config;
+pub mod demo;
+pub mod discovery;
+pub mod exchange;
+pub mod gateway;
+pub mod ids;
+pub mod ingest;
+pub mod limits;
+pub mod operations;
+pub mod protocol;
+pub mod routing;
+pub mod shard;
+pub mod shutdown;
+pub mod stream;

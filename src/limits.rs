@@ -1,0 +1,65 @@
+//! Every bound that is not a setting, with its unit and its reason, and the relations between them. Bounds that an
+//! operator sets are in [`crate::config`].
+
+use std::time::Duration;
+
+/// The longest assessment id, in bytes (PROTOCOL 1).
+pub const ASSESSMENT_ID_BYTES_MAX: usize = 128;
+
+/// The longest market name, in bytes: it comes from a topic's name, and those have at most 249 characters (Kafka).
+pub const MARKET_NAME_BYTES_MAX: usize = 249;
+
+/// Markets on the board of one shard. A name over it is counted and passed over: a producer's mistake must not grow
+/// what every new client is sent.
+pub const MARKETS_MAX: usize = 10_000;
+
+/// A request's head with its last CRLF, in bytes (PROTOCOL 1).
+pub const REQUEST_HEAD_BYTES_MAX: usize = 8 * 1024;
+
+/// Headers in a request's head: as many as fit in practice, and a bound for the parser's table.
+pub const REQUEST_HEADERS_MAX: usize = 100;
+
+/// The payload of a WebSocket control frame, in bytes (RFC 6455 section 5.5).
+pub const CONTROL_PAYLOAD_BYTES_MAX: usize = 125;
+
+/// Leeway for `exp` and `nbf` (PROTOCOL 1).
+pub const TOKEN_LEEWAY: Duration = Duration::from_secs(30);
+
+/// Batches on their way from ingest to one shard. Enough to bridge a turn of a busy shard; small, since what waits here
+/// is outside of the history's budget.
+pub const BATCH_CHANNEL_DEPTH: usize = 64;
+
+/// Bytes of records in one batch to one shard, after which it is handed over even if ingest has more: with
+/// [`BATCH_CHANNEL_DEPTH`] it bounds what waits.
+pub const BATCH_BYTES_MAX: usize = 256 * 1024;
+
+/// Records in one batch to one shard.
+pub const BATCH_RECORDS_MAX: usize = 4096;
+
+/// Sockets on their way from one shard to another. A shard that is so far behind refuses with 503.
+pub const HANDOFF_CHANNEL_DEPTH: usize = 1024;
+
+/// Operators' requests on their way to the control thread; over it, 503.
+pub const HTTP_CHANNEL_DEPTH: usize = 64;
+
+/// Request heads that one shard reads at a time: they hold a buffer each. Over it, 503.
+pub const HANDSHAKES_MAX: usize = 4096;
+
+/// The longest that a thread may go without a turn of its loop before `/health` says so.
+pub const TURN_AGE_MAX: Duration = Duration::from_secs(5);
+
+/// How often each thread shows that it turns, where nothing else does.
+pub const TURN_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a close handshake may take, and how long what a peer still sends is read and dropped before its socket is
+/// closed, so that the last answer arrives and no reset destroys it.
+pub const LINGER: Duration = Duration::from_secs(2);
+
+/// Bytes that one connection is sent in a turn before others have theirs.
+pub const TURN_BYTES_MAX: usize = 256 * 1024;
+
+/// Slices in one vectored write: Linux takes 1024 (`UIO_MAXIOV`); frames that lie side by side share one.
+pub const WRITE_SLICES_MAX: usize = 64;
+
+const _: () = assert!(WRITE_SLICES_MAX <= 1024);
+const _: () = assert!(BATCH_RECORDS_MAX >= 1024, "one consume call's records fit into one batch");

@@ -1,0 +1,13 @@
+//! The contract with clients, as rules on bytes: no socket, no clock.
+//!
+//! - [`head`]: the request's head, and the HTTP answers that refuse it.
+//! - [`auth`]: from a token to who the client is and what it may watch.
+//! - [`session`]: what a client's frames mean (tungstenite, sans-io).
+//! - [`messages`]: the gateway's own messages, and frames around JSON.
+//! - [`close`]: why a connection ends: one table of codes, texts and metric labels.
+
+pub mod auth;
+pub mod close;
+pub mod head;
+pub mod messages;
+pub mod session;

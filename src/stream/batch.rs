@@ -1,0 +1,104 @@
+//! What ingest hands a shard: records as raw bytes in one arena. The batch becomes a segment of the shard's history as
+//! it is. It owns the layout; who fills it (ingest) and who reads it (history, board) share nothing else.
+
+use std::sync::Arc;
+
+use crate::ids::{AssessmentHash, TopicIndex};
+use crate::routing::table::Topic;
+
+/// A range of a batch's arena.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Span {
+    /// In bytes from the arena's start.
+    pub start: u32,
+    /// In bytes.
+    pub len: u32,
+}
+
+impl Span {
+    /// The bytes that it stands for.
+    #[must_use]
+    pub fn of(self, arena: &[u8]) -> &[u8] {
+        &arena[self.start as usize..self.start as usize + self.len as usize]
+    }
+}
+
+/// Where a record came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Origin {
+    /// The topic.
+    pub topic: TopicIndex,
+    /// The partition of the topic.
+    pub partition: i32,
+    /// The offset in the partition.
+    pub offset: i64,
+}
+
+/// An event of one assessment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record {
+    /// Of the assessment's id.
+    pub hash: AssessmentHash,
+    /// Where it came from.
+    pub origin: Origin,
+    /// The assessment's id in the arena: UTF-8 within its rule.
+    pub id: Span,
+    /// The payload in the arena. Known to be a JSON object where the route takes the assessment from the payload.
+    pub payload: Span,
+}
+
+/// A tick of one market.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tick {
+    /// Where it came from; the market is the topic's.
+    pub origin: Origin,
+    /// The record's timestamp in Unix ms, which decides between partitions.
+    pub timestamp_ms: i64,
+    /// The payload in the arena: a JSON object.
+    pub payload: Span,
+}
+
+/// The next offset of a partition that ingest will read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NextOffset {
+    /// The topic.
+    pub topic: TopicIndex,
+    /// The partition of the topic.
+    pub partition: i32,
+    /// All records below it were read before the batch's first.
+    pub offset: i64,
+}
+
+/// Records for one shard, in the order consumed.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Topics that the shard has not heard of before: they come ahead of their first record.
+    pub topics: Vec<Arc<Topic>>,
+    /// Where the ingest stood at the batch's first record: the offsets that changed since the shard's last batch.
+    pub starts: Vec<NextOffset>,
+    /// Ids and payloads.
+    pub arena: Vec<u8>,
+    /// Assessments' events.
+    pub records: Vec<Record>,
+    /// Markets' ticks.
+    pub ticks: Vec<Tick>,
+}
+
+impl Batch {
+    /// Whether there is nothing in it that a shard must hear of.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.topics.is_empty() && self.records.is_empty() && self.ticks.is_empty()
+    }
+
+    /// Copies bytes into the arena.
+    ///
+    /// # Panics
+    /// Never: a batch is bounded far below 4 GiB ([`crate::limits::BATCH_BYTES_MAX`] and `MAX_EVENT_BYTES`).
+    pub fn push_bytes(&mut self, bytes: &[u8]) -> Span {
+        let start = u32::try_from(self.arena.len()).expect("a batch's arena is bounded far below 4 GiB");
+        let len = u32::try_from(bytes.len()).expect("an event is bounded by MAX_EVENT_BYTES, far below 4 GiB");
+        self.arena.extend_from_slice(bytes);
+        Span { start, len }
+    }
+}
