@@ -91,7 +91,9 @@ impl CloseReason {
             Self::Unauthorized => (1008, "unauthorized", "no good token: do not retry unchanged"),
             Self::BadRequest => (1008, "bad_request", "bad request: do not retry unchanged"),
             Self::Forbidden => (1008, "forbidden", "the token does not allow this assessment: do not retry unchanged"),
-            Self::Redirect => (1008, "redirect", "another pod serves this assessment: connect to the url of the redirect"),
+            Self::Redirect => {
+                (1008, "redirect", "another pod serves this assessment: connect to the url of the redirect")
+            }
             Self::RateLimited => (1008, "rate_limited", "too many messages a second: send fewer"),
             Self::Internal => (1011, "internal", "our fault: reconnect with back-off"),
             Self::Moved => (1012, "moved", "served by another pod now: connect to the url with your cursor, at once"),
@@ -115,7 +117,8 @@ mod tests {
     #[test]
     fn the_codes_are_those_of_the_contract() {
         let codes: Vec<Option<u16>> = CloseReason::ALL.iter().map(|reason| reason.row().code).collect();
-        let contract = [1000, 0, 1001, 1002, 1003, 1007, 1009, 1008, 1008, 1008, 1008, 1008, 1011, 1012, 1013, 4401, 4408];
+        let contract =
+            [1000, 0, 1001, 1002, 1003, 1007, 1009, 1008, 1008, 1008, 1008, 1008, 1011, 1012, 1013, 4401, 4408];
         assert_eq!(codes, contract.map(|code| (code != 0).then_some(code)));
     }
 

@@ -234,7 +234,8 @@ mod tests {
         message.cursor = Some("AbC");
         assert_eq!(
             the_text(|out| connected(out, &message)),
-            r#"{"type":"connected","connectionId":"c-1","userId":"u","timestamp":"2026-09-21T14:13:20.007Z","#.to_owned()
+            r#"{"type":"connected","connectionId":"c-1","userId":"u","timestamp":"2026-09-21T14:13:20.007Z","#
+                .to_owned()
                 + r#""node":"pod-0","assessmentId":"a-1","heartbeatIntervalMs":30000,"resumed":true,"cursor":"AbC"}"#
         );
     }
