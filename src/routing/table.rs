@@ -83,7 +83,7 @@ pub struct Field {
 }
 
 /// Where a field's value comes from.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// The payload's field of this name; left out where the payload has none.
     Payload(Box<str>),
