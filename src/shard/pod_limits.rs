@@ -64,3 +64,44 @@ impl Drop for Place {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn limits(open_max: u64, accepts_per_second: u32) -> Arc<PodLimits> {
+        let interval_ns = 1_000_000_000 / u64::from(accepts_per_second);
+        Arc::new(PodLimits {
+            open: AtomicU64::new(0),
+            open_max,
+            start: Instant::now(),
+            interval_ns,
+            next_ns: AtomicU64::new(0),
+        })
+    }
+
+    #[test]
+    fn a_place_that_is_given_back_is_there_for_the_next() {
+        let pod = limits(2, 1000);
+        let now = pod.start;
+        let first = pod.enter(now);
+        let second = pod.enter(now);
+        assert!(first.is_some() && second.is_some());
+        assert!(pod.enter(now).is_none());
+        drop(first);
+        assert!(pod.enter(now).is_some());
+    }
+
+    #[test]
+    fn a_burst_of_a_second_is_let_in_and_then_the_rate() {
+        let pod = limits(u64::MAX, 100);
+        let entered = |at: Duration| (0..1000).filter(|_| pod.enter(pod.start + at).is_some()).count();
+        assert_eq!(entered(Duration::ZERO), 100);
+        assert_eq!(entered(Duration::from_millis(500)), 50);
+        assert_eq!(entered(Duration::from_millis(505)), 0);
+        assert_eq!(entered(Duration::from_secs(60)), 100, "a long rest earns no more than the burst");
+        assert_eq!(pod.open.load(Ordering::Relaxed), 0, "who is refused takes no place");
+    }
+}
