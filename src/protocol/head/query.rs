@@ -26,11 +26,11 @@ pub(super) fn parse(query: &str) -> Query {
         let is_wanted = move |name: &str| Cow::from(percent_decode_str(name)) == wanted;
         parameters().filter(move |(name, _)| is_wanted(name)).map(|(_, value)| value)
     };
-    let first = |name| values(name).next().map(|value| percent_decode_str(value).decode_utf8_lossy().into());
+    let first = |name| values(name).next().map(|value| percent_decode_str(value).decode_utf8_lossy());
     Query {
         assessment: assessment_of(values(b"assessmentId")),
-        token: first(b"token"),
-        cursor: first(b"cursor").filter(|cursor: &Box<str>| !cursor.is_empty()),
+        token: first(b"token").map(Into::into),
+        cursor: first(b"cursor").filter(|cursor| !cursor.is_empty()).map(Into::into),
     }
 }
 
@@ -48,9 +48,8 @@ fn assessment_of<'a>(mut values: impl Iterator<Item = &'a str>) -> Result<Option
 
 /// Whether each percent sign has its two hex digits: the decoder leaves one that doesn't as it is.
 fn escapes_are_whole(value: &str) -> bool {
-    value.split('%').skip(1).all(|rest| matches!(rest.as_bytes(), [a, b, ..] if is_hex(*a) && is_hex(*b)))
-}
-
-fn is_hex(byte: u8) -> bool {
-    byte.is_ascii_hexdigit()
+    value
+        .split('%')
+        .skip(1)
+        .all(|rest| matches!(rest.as_bytes(), [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit()))
 }
