@@ -6,7 +6,7 @@
 //!   Faults in its bytes (a lone LF, a control byte) are told before it is whole, for it may never be.
 //! - Then it is judged in this order: syntax and framing (400), path (404), method (405), and of `/ws` a body (400),
 //!   the handshake's headers (426, 400) and the origin (403). The first fault is the answer.
-//! - [`query`] and [`credentials`] take apart what is asked for, [`answer`] says it.
+//! - `head/query.rs` and `head/credentials.rs` take apart what is asked for; `head/answer.rs` says the answer.
 //!
 //! What the contract leaves open is decided so: HTTP/1.0 can't upgrade (RFC 9110 section 7.8), so it gets 426; an
 //! operator's probe may speak it. `Sec-WebSocket-Version` given twice is another version. Empty lines ahead of the
