@@ -89,10 +89,10 @@ struct Refused<'a> {
 /// Makes the header of a text frame for `len` bytes of payload: the buffer's first bytes, as many as are returned with
 /// it.
 #[must_use]
-#[expect(clippy::cast_possible_truncation, reason = "each arm's range fits its type")]
 pub const fn text_header(len: usize) -> ([u8; HEADER_BYTES_MAX], usize) {
     let mut header = [0; HEADER_BYTES_MAX];
     header[0] = TEXT;
+    // Each arm's range fits the type that it is cast to.
     match len {
         0..=125 => {
             header[1] = len as u8;

@@ -238,7 +238,7 @@ struct Typed<'a> {
 
 fn classify(text: &str) -> Inbound {
     // serde would take an array for the struct, too.
-    let is_object = text.trim_start_matches([' ', '\t', '\n', '\r']).starts_with('{');
+    let is_object = text.trim_ascii_start().starts_with('{');
     match serde_json::from_str::<Typed<'_>>(text) {
         Ok(message) if is_object => match &*message.r#type {
             "ping" => Inbound::Ping,
