@@ -159,7 +159,7 @@ pub struct Preset {
 /// Settings that cannot be used: each fault in a line, with its setting, where it was set, what it got and what it
 /// takes. Secrets are not shown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}", .0.join("\n"))]
+#[error("the settings can't be used:\n  {}", .0.join("\n  "))]
 pub struct InvalidConfig(pub Vec<String>);
 
 impl Config {
