@@ -1,7 +1,7 @@
 //! From a record's payload to a message's JSON (PROTOCOL 3): values pass byte for byte, an absent field is left out.
 //! It owns the finding of a record's assessment, too, for both read the payload the same way: one pass of serde_json
-//! over the top level's fields, each value checked for JSON's grammar and otherwise left as it is written. Nested values
-//! are passed over without recursion, so no payload can exhaust the stack.
+//! over the top level's fields, each value checked for JSON's grammar and otherwise left as it is written. Nested
+//! values are passed over without recursion, so no payload can exhaust the stack.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -153,8 +153,8 @@ fn object_text(payload: &[u8]) -> Result<&str, Malformed> {
     Some(json.get()).filter(|json| json.starts_with('{')).ok_or(Malformed::NotAnObject)
 }
 
-/// Goes through a JSON object's fields: `want` says which are wanted, by their name with its escapes decoded, and `take`
-/// is given the value of each as it is written.
+/// Goes through a JSON object's fields: `want` says which are wanted, by their name with its escapes decoded, and
+/// `take` is given the value of each as it is written.
 fn for_each_wanted<'p, K>(
     payload: &'p str,
     want: impl Fn(&str) -> Option<K>,
@@ -399,7 +399,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_mapping_keeps_every_byte_of_each_value((payload, model) in object()) {
-            let last = |name: &str| model.iter().rev().find(|(other, _)| other == name).map(|(_, value)| value.as_str());
+            let last = |name: &str| model.iter().rev().find(|(other, _)| other == name).map(|(_, value)| value);
             let mut expected = r#"{"type":"kind""#.to_owned();
             for (field, from) in [("d", "d"), ("a", "a"), ("renamed", "b")] {
                 if let Some(value) = last(from) {
@@ -427,7 +427,8 @@ mod tests {
             // halves of surrogate pairs. So what it takes must be taken, with the same answer.
             let found = assessment_of(&payload);
             if let Ok(tree) = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&payload) {
-                let id = tree.get("assessmentId").and_then(|id| id.as_str()).filter(|id| AssessmentId::check(id).is_ok());
+                let id = tree.get("assessmentId").and_then(|id| id.as_str());
+                let id = id.filter(|id| AssessmentId::check(id).is_ok());
                 prop_assert_eq!(found.as_deref().ok(), id);
             }
             prop_assert_eq!(found == Err(Malformed::NotAnObject), check_object(&payload).is_err());

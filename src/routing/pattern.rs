@@ -1,5 +1,5 @@
-//! What a topic's name must look like: literal text and named parts. It owns the pattern's text form, its faults and the
-//! matching; [`super::table`] says what becomes of the topics that match.
+//! What a topic's name must look like: literal text and named parts. It owns the pattern's text form, its faults and
+//! the matching; [`super::table`] says what becomes of the topics that match.
 
 use std::fmt;
 

@@ -1,5 +1,5 @@
-//! The routes file (TOML): from its text to routes, or to all of its faults, each with its line and what would be right.
-//! It owns the format, which `routes.toml` beside it explains; [`super::table`] owns what the routes mean.
+//! The routes file (TOML): from its text to routes, or to all of its faults, each with its line and what would be
+//! right. It owns the format, which `routes.toml` beside it explains; [`super::table`] owns what the routes mean.
 
 use std::ops::Range;
 
@@ -90,7 +90,8 @@ impl Reader<'_> {
             let Some(route) = self.route(table) else { continue };
             if let Some((_, earlier)) = routes.iter().find(|(_, earlier)| earlier.topic.covers(&route.topic)) {
                 let text = format!(
-                    "the route of \"{}\" never has a topic: an earlier one, \"{}\", takes them all; put this one first, or drop it",
+                    "the route of \"{}\" never has a topic: an earlier one, \"{}\", takes them all; put this \
+                     one first, or drop it",
                     route.topic, earlier.topic
                 );
                 self.fault(&table.span(), text);
@@ -411,7 +412,8 @@ partitoner = "murmur2"
                 "line 10: a field is named \"cursor\"; it takes a name other than \"type\" and \"cursor\", \
                  the gateway's own",
                 "line 10: a field has both from and const; it takes one of from, const and topic",
-                "line 11: unknown key \"partitoner\"; a route takes topic, scope, type, fields, assessment, partitioner",
+                "line 11: unknown key \"partitoner\"; a route takes topic, scope, type, fields, assessment, \
+                 partitioner",
             ]
         );
     }
