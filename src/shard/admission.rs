@@ -136,3 +136,109 @@ impl Here<'_> {
         self.standing.view.live().map(|(_, pod)| pod).find(|pod| pod.node != *self.node)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::ids::SlotNumber;
+    use crate::protocol::auth::{self, mint};
+    use crate::protocol::head::{self, Parsed};
+    use crate::routing::placement::View;
+    use crate::stream::testing::texts;
+
+    const SECRET: &[u8] = b"a secret of thirty-two bytes or so";
+    const NOW: UnixMs = UnixMs(1_790_000_000_000);
+
+    fn upgrade(query: &str) -> Upgrade {
+        let request = format!(
+            "GET /ws?{query} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        );
+        let rules = head::Rules { allowed_origins: None, operators: true };
+        match head::parse(request.as_bytes(), &rules) {
+            Parsed::Upgrade { upgrade, .. } => upgrade,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn token(claims: &serde_json::Value) -> String {
+        mint(SECRET, claims)
+    }
+
+    /// A cluster of three, of which this pod is the first.
+    fn standing() -> Standing {
+        let pod = |name: &str| Some(Pod { node: NodeId(name.into()), url: format!("ws://{name}/ws").into() });
+        let view = View { version: 1, slots: vec![pod("p0"), pod("p1"), pod("p2")] };
+        Standing { view: Arc::new(view), own: Some(SlotNumber(0)), was_ready: true, ..Standing::default() }
+    }
+
+    /// The close reason's label and the first text of the answer, `served`, or `503`.
+    fn answer(query: &str, standing: &Standing, place_anywhere: bool) -> String {
+        let verifier = Verifier::new(&auth::Config { secret: SECRET.into(), require_assessments: false });
+        let node = NodeId("p0".into());
+        match judge(&upgrade(query), &Here { node: &node, standing, place_anywhere }, &verifier, NOW) {
+            Admission::Serve(grant) => format!("served {}", grant.user),
+            Admission::Unavailable => "503".into(),
+            Admission::Refuse(refused) => {
+                let mut frame = Vec::new();
+                refused.message(&mut frame);
+                format!("{} {}", refused.reason.row().label, texts(&frame).concat())
+            }
+        }
+    }
+
+    /// An id that a slot of three owns.
+    fn id_of(slot: u32) -> String {
+        let view = standing().view;
+        let owned = |id: &String| view.owner(AssessmentHash::of(id)) == Some(SlotNumber(slot));
+        (0..).map(|number| format!("id{number}")).find(owned).expect("each slot owns about a third")
+    }
+
+    #[test]
+    fn refusals_come_in_the_contracts_order() {
+        let standing = standing();
+        let elsewhere = id_of(1);
+        let only_x = token(&serde_json::json!({"userId": "u", "assessments": ["x"]}));
+        let any = token(&serde_json::json!({"userId": "u"}));
+        let first = |query: &str| answer(query, &standing, false);
+        assert!(first("assessmentId=").contains(r#""error":"Unauthorized""#));
+        assert!(first(&format!("assessmentId=&token={only_x}")).contains(r#""error":"BadRequest""#));
+        assert!(first(&format!("assessmentId={elsewhere}&token={only_x}")).contains(r#""error":"Forbidden""#));
+        let redirect = first(&format!("assessmentId={elsewhere}&token={any}"));
+        assert!(redirect.contains(r#""node":"p1","url":"ws://p1/ws""#), "{redirect}");
+        assert_eq!(first(&format!("assessmentId={}&token={any}", id_of(0))), "served u");
+        assert_eq!(first(&format!("token={only_x}")), "served u", "market data is open to every user");
+    }
+
+    #[test]
+    fn a_pod_that_was_never_ready_takes_nobody_and_one_that_was_goes_on() {
+        let any = token(&serde_json::json!({"sub": "u"}));
+        let query = format!("assessmentId=a&token={any}");
+        assert_eq!(answer(&query, &Standing::default(), false), "503");
+        let alone = Standing { was_ready: true, ..Standing::default() };
+        assert_eq!(answer(&query, &alone, false), "served u", "an empty view sends nobody away");
+    }
+
+    #[test]
+    fn placed_anywhere_every_pod_serves_every_assessment() {
+        let any = token(&serde_json::json!({"sub": "u"}));
+        assert_eq!(answer(&format!("assessmentId={}&token={any}", id_of(2)), &standing(), true), "served u");
+    }
+
+    #[test]
+    fn a_draining_pod_sends_everyone_to_who_is_left() {
+        let any = token(&serde_json::json!({"sub": "u"}));
+        let draining = Standing { draining_since: Some(Instant::now()), ..standing() };
+        for query in [format!("assessmentId={}&token={any}", id_of(0)), format!("token={any}")] {
+            let redirect = answer(&query, &draining, false);
+            assert!(redirect.contains(r#""error":"Redirect""#) && !redirect.contains("ws://p0"), "{redirect}");
+        }
+        let mut view = (*standing().view).clone();
+        view.slots.truncate(1);
+        let alone = Standing { view: Arc::new(view), ..draining };
+        assert_eq!(answer(&format!("token={any}"), &alone, false), "503");
+    }
+}
