@@ -13,6 +13,10 @@ pub const MARKET_NAME_BYTES_MAX: usize = 249;
 /// what every new client is sent.
 pub const MARKETS_MAX: usize = 10_000;
 
+/// Fields of one route's message: far more than a message wants, and as many as a record's values are looked up for
+/// without an allocation.
+pub const ROUTE_FIELDS_MAX: usize = 64;
+
 /// A request's head with its last CRLF, in bytes (PROTOCOL 1).
 pub const REQUEST_HEAD_BYTES_MAX: usize = 8 * 1024;
 
@@ -46,14 +50,15 @@ pub const INGEST_WAIT: Duration = Duration::from_millis(100);
 /// Records at each partition's end that are read at the start, however old they are (DESIGN 4).
 pub const START_RECORDS_MIN: i64 = 100;
 
-/// How long one question for offsets may take: a broker looks up a time in its index, on a cold disk at worst.
-pub const OFFSETS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a large question to Kafka may take: all topics, or the offsets of a time, which a broker looks up in its
+/// index, on a cold disk at worst.
+pub const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often the brokers are asked for a sign of life, and for the partitions' ends.
 pub const PROBE_EVERY: Duration = Duration::from_secs(1);
 
-/// How long a sign of life may take.
-pub const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a sign of life may take, and the question for the partitions' ends.
+pub const PROBE_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// How long brokers that took a question and did not answer still count as connected.
 pub const PROBE_SILENCE_MAX: Duration = Duration::from_secs(6);

@@ -254,7 +254,11 @@ mod tests {
         }
 
         fn record(
-            &mut self, topic: TopicIndex, offset: i64, key: Option<&[u8]>, payload: Option<&[u8]>,
+            &mut self,
+            topic: TopicIndex,
+            offset: i64,
+            key: Option<&[u8]>,
+            payload: Option<&[u8]>,
         ) -> Result<Taken, Fault> {
             let origin = Origin { topic, partition: 0, offset };
             let incoming = Incoming { origin, timestamp_ms: 1_000 + offset, key, payload };

@@ -62,9 +62,12 @@ fn properties(config: &KafkaConfig) -> ClientConfig {
         // The default of a second lets a full queue run dry: at 500,000 records a second it lasts for a fifth of one.
         .set("fetch.queue.backoff.ms", "10")
         .set("queued.max.messages.kbytes", "32768")
+        // An answer is held whole: the default of 50 MiB, from each broker, is more than a quick turn needs.
+        .set("fetch.max.bytes", "16777216")
         // So that a broker that is back is found soon.
         .set("reconnect.backoff.max.ms", "1000")
         .set("socket.keepalive.enable", "true")
+        .set("log.thread.name", "false")
         .set_log_level(RDKafkaLogLevel::Info);
     for (name, value) in &config.properties {
         properties.set(name, value);
@@ -89,8 +92,8 @@ fn client(properties: &ClientConfig, context: Context) -> Result<Client<Context>
 
 // ---- what librdkafka says -------------------------------------------------------------------------------------------------
 
-/// Receives librdkafka's log lines and errors. A broker that is down is told of each second: the same complaint is said
-/// once in [`KAFKA_LOG_EVERY`].
+/// Receives librdkafka's log lines. A broker that is down is told of each second: the same complaint is said once in
+/// [`KAFKA_LOG_EVERY`].
 #[derive(Debug)]
 pub(super) struct Context {
     /// Whether complaints are worth a warning. Two clients of the same cluster have the same ones: one is heard.
@@ -103,35 +106,33 @@ impl Context {
         Self { heard, complaints: Mutex::new(Complaints::new(KAFKA_LOG_EVERY)) }
     }
 
-    fn complain(&self, kind: &str, text: &str) {
-        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
-        match complaints.admit(kind.into(), Instant::now()) {
-            Some(held_back) if self.heard => warn!(kind, held_back, "librdkafka: {text}"),
-            _ => debug!(kind, "librdkafka: {text}"),
-        }
-    }
-}
-
-impl ClientContext for Context {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        match level {
-            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical if self.heard => {
-                error!(kind = facility, "librdkafka: {text}");
+    /// Says a line at the level that it has for us: librdkafka's errors are ones that it goes on from.
+    fn say(&self, severity: c_int, kind: &str, text: &str) {
+        match severity {
+            // Emergency, alert and critical: it can't go on.
+            ..=2 if self.heard => error!(kind, "librdkafka: {text}"),
+            ..=4 => {
+                let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+                match complaints.admit(kind.into(), Instant::now()) {
+                    Some(held_back) if self.heard => warn!(kind, held_back, "librdkafka: {text}"),
+                    _ => debug!(kind, "librdkafka: {text}"),
+                }
             }
-            RDKafkaLogLevel::Debug => trace!(kind = facility, "librdkafka: {text}"),
-            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => debug!(kind = facility, "librdkafka: {text}"),
-            _ => self.complain(facility, text),
+            5 | 6 => debug!(kind, "librdkafka: {text}"),
+            _ => trace!(kind, "librdkafka: {text}"),
         }
     }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.complain(&error.to_string(), reason);
-    }
 }
+
+/// What rdkafka would call is never called: the callbacks below stand in its place.
+impl ClientContext for Context {}
 
 /// A log line. Called where a client's queue is served.
 unsafe extern "C" fn on_log(
-    client: *const sys::rd_kafka_t, level: c_int, facility: *const c_char, text: *const c_char,
+    client: *const sys::rd_kafka_t,
+    severity: c_int,
+    facility: *const c_char,
+    text: *const c_char,
 ) {
     if client.is_null() {
         return;
@@ -140,29 +141,17 @@ unsafe extern "C" fn on_log(
     let context = unsafe { sys::rd_kafka_opaque(client).cast::<Context>().as_ref() };
     // SAFETY: both strings are librdkafka's own, ended by a NUL, and stay for the length of this call.
     let (facility, text) = unsafe { (CStr::from_ptr(facility), CStr::from_ptr(text)) };
-    let level = match level {
-        ..=2 => RDKafkaLogLevel::Critical,
-        3 => RDKafkaLogLevel::Error,
-        4 => RDKafkaLogLevel::Warning,
-        5 | 6 => RDKafkaLogLevel::Info,
-        _ => RDKafkaLogLevel::Debug,
-    };
     if let Some(context) = context {
-        context.log(level, &facility.to_string_lossy(), &text.to_string_lossy());
+        context.say(severity, &facility.to_string_lossy(), &text.to_string_lossy());
     }
 }
 
-/// An error of the client as a whole, such as a broker that can't be reached.
-unsafe extern "C" fn on_error(
-    _client: *mut sys::rd_kafka_t, code: c_int, reason: *const c_char, opaque: *mut c_void,
-) {
-    // SAFETY: the opaque is the context of the `Client` that owns the caller (`Client::new`), which outlives it.
-    let context = unsafe { opaque.cast::<Context>().as_ref() };
+/// An error of the client as a whole, such as a broker that can't be reached. Each has its log line as well, and whether
+/// the brokers answer is told from probes: so this one is for those who look closely.
+unsafe extern "C" fn on_error(_client: *mut sys::rd_kafka_t, code: c_int, reason: *const c_char, _opaque: *mut c_void) {
     // SAFETY: the string is librdkafka's own, ended by a NUL, and stays for the length of this call.
     let reason = unsafe { CStr::from_ptr(reason) };
-    if let Some(context) = context {
-        context.complain(&format!("error {code}"), &reason.to_string_lossy());
-    }
+    debug!(code, "librdkafka: {}", reason.to_string_lossy());
 }
 
 // ---- the consumer ---------------------------------------------------------------------------------------------------------
@@ -249,7 +238,8 @@ impl Consumer {
     /// # Errors
     /// Where librdkafka refuses.
     pub(super) fn assign<'a>(
-        &self, partitions: impl IntoIterator<Item = (&'a str, i32, i64)>,
+        &self,
+        partitions: impl IntoIterator<Item = (&'a str, i32, i64)>,
     ) -> Result<(), KafkaError> {
         let mut list = TopicPartitionList::new();
         for (topic, partition, offset) in partitions {
@@ -343,17 +333,14 @@ unsafe fn read(message: &RDKafkaMessage) -> Message<'_> {
             // SAFETY: the message is alive; the timestamp's type is not asked for.
             let timestamp_ms = unsafe { sys::rd_kafka_message_timestamp(message, ptr::null_mut()) };
             // SAFETY: librdkafka keeps key and payload for as long as the message is not given back.
-            let (key, payload) =
-                unsafe { (bytes(message.key, message.key_len), bytes(message.payload, message.len)) };
+            let (key, payload) = unsafe { (bytes(message.key, message.key_len), bytes(message.payload, message.len)) };
             let origin = Origin { topic, partition, offset: message.offset };
             Message::Record(Incoming { origin, timestamp_ms, key, payload })
         }
         (RDKafkaRespErr::RD_KAFKA_RESP_ERR__PARTITION_EOF, Some(topic)) => {
             Message::End { topic, partition, offset: message.offset }
         }
-        (RDKafkaRespErr::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET, Some(topic)) => {
-            Message::OutOfRange { topic, partition }
-        }
+        (RDKafkaRespErr::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET, Some(topic)) => Message::OutOfRange { topic, partition },
         _ => {
             // SAFETY: the message is alive; the string is its own, or a constant.
             let error = unsafe { CStr::from_ptr(sys::rd_kafka_message_errstr(message)) };
@@ -429,7 +416,9 @@ impl Cluster {
     /// # Errors
     /// Where no broker answers within `limit`.
     pub(super) fn topics(
-        &self, limit: Duration, mut each: impl FnMut(&str, &mut dyn Iterator<Item = (i32, bool)>),
+        &self,
+        limit: Duration,
+        mut each: impl FnMut(&str, &mut dyn Iterator<Item = (i32, bool)>),
     ) -> Result<(), KafkaError> {
         let metadata = self.client.fetch_metadata(None, limit)?;
         for topic in metadata.topics() {
@@ -453,7 +442,10 @@ impl Cluster {
     /// # Errors
     /// Where not all leaders answer within `limit`, or one knows nothing of its partition.
     pub(super) fn offsets(
-        &self, partitions: &[Partition<'_>], place: Place, limit: Duration,
+        &self,
+        partitions: &[Partition<'_>],
+        place: Place,
+        limit: Duration,
     ) -> Result<Vec<Option<i64>>, KafkaError> {
         if partitions.is_empty() {
             return Ok(Vec::new());

@@ -24,32 +24,38 @@ pub(super) enum Failure {
 /// ```
 #[derive(Debug, Default)]
 pub(super) struct Reachability {
-    /// When the brokers answered last, while they count as connected.
-    answered: Option<Instant>,
+    /// While the brokers count as connected.
+    connected: Option<LastAnswer>,
+}
+
+#[derive(Debug)]
+struct LastAnswer {
+    at: Instant,
+    /// Whether a question after it was left open. librdkafka then gives up the connection, and what fails next says no
+    /// more than that.
+    silent_since: bool,
 }
 
 impl Reachability {
     /// A probe was answered.
     pub(super) fn answered(&mut self, now: Instant) {
-        self.answered = Some(now);
+        self.connected = Some(LastAnswer { at: now, silent_since: false });
     }
 
     /// A probe was not answered. One that got no answer in time alone proves nothing: a broker that collects its
     /// garbage must not make every pod of the fleet unready at the same moment.
     pub(super) fn failed(&mut self, failure: Failure, now: Instant) {
-        let silence = |since: Instant| now.saturating_duration_since(since);
-        let gone = match failure {
-            Failure::Unreachable => true,
-            Failure::Silent => self.answered.is_none_or(|since| silence(since) >= PROBE_SILENCE_MAX),
-        };
-        if gone {
-            self.answered = None;
+        let Some(last) = &mut self.connected else { return };
+        last.silent_since |= failure == Failure::Silent;
+        let patient = last.silent_since && now.saturating_duration_since(last.at) < PROBE_SILENCE_MAX;
+        if !patient {
+            self.connected = None;
         }
     }
 
     /// Whether the brokers answer.
     pub(super) fn connected(&self) -> bool {
-        self.answered.is_some()
+        self.connected.is_some()
     }
 }
 
@@ -82,9 +88,10 @@ mod tests {
         brokers.failed(Failure::Silent, at(4_000));
         assert!(brokers.connected(), "slow for 3 s: it may come");
         brokers.answered(at(4_500));
-        brokers.failed(Failure::Silent, at(7_500));
-        assert!(brokers.connected());
-        brokers.failed(Failure::Silent, at(10_500));
+        brokers.failed(Failure::Silent, at(6_000));
+        brokers.failed(Failure::Unreachable, at(7_500));
+        assert!(brokers.connected(), "the connection was given up, which is no refusal");
+        brokers.failed(Failure::Unreachable, at(10_500));
         assert!(!brokers.connected(), "silent for 6 s");
 
         brokers.answered(at(20_000));

@@ -150,7 +150,8 @@ impl Desk {
             info!(topics = found.topics.len(), partitions, offsets, "filling the history");
             self.filling = Some(FillingSince { filling, began: now, partitions, offsets, said: now });
         } else {
-            let names: Vec<_> = found.topics.iter().map(|topic| &*topic.name).collect();
+            let mut names: Vec<_> = found.partitions.iter().map(|start| self.name(Some(start.topic))).collect();
+            names.dedup();
             info!(topics = names.join(", "), partitions, "reading what is new in the cluster");
         }
     }
@@ -168,7 +169,11 @@ impl Desk {
     // ---- what comes -------------------------------------------------------------------------------------------------------
 
     fn record(
-        &mut self, incoming: &Incoming<'_>, standing: &Standing, watcher: &Watcher, now: Instant,
+        &mut self,
+        incoming: &Incoming<'_>,
+        standing: &Standing,
+        watcher: &Watcher,
+        now: Instant,
     ) -> Result<(), Over> {
         let origin = incoming.origin;
         match self.batcher.push(incoming, &self.positions) {

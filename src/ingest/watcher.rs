@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use crate::clock::Now;
 use crate::exchange::IngestStatus;
 use crate::ids::TopicIndex;
-use crate::limits::{OFFSETS_TIMEOUT, PROBE_EVERY, PROBE_TIMEOUT};
+use crate::limits::{PROBE_EVERY, PROBE_TIMEOUT, QUESTION_TIMEOUT};
 use crate::routing::table::{Table, Topic};
 use crate::stream::batch::NextOffset;
 
@@ -57,6 +57,9 @@ impl Drop for Watcher {
         let _ = self.done.recv_timeout(END_WAIT);
     }
 }
+
+/// The topic that is asked about where none is read: it need not be there, and asking does not make it.
+const ANY_TOPIC: &str = "__consumer_offsets";
 
 /// What the thread goes by.
 pub(super) struct Settings {
@@ -136,21 +139,18 @@ impl Watch {
         }
     }
 
-    /// Asks for what is due. Each turn asks at least one question, and so shows whether the brokers answer.
+    /// Asks for what is due: first, and each time, for a sign of life.
     fn turn(&mut self, now: Instant) -> Result<(), KafkaError> {
+        let one = self.led.first().and_then(|(topic, _)| self.topics.get(usize::from(topic.0)));
+        self.cluster.probe(one.map_or(ANY_TOPIC, |topic| &topic.name), PROBE_TIMEOUT)?;
+        self.answered();
         let refresh = self.settings.refresh;
         let due = self.refreshed.is_none_or(|last| now.saturating_duration_since(last) >= refresh);
-        let one = self.led.first().map(|(topic, _)| Arc::clone(&self.topics[usize::from(topic.0)]));
-        match one {
-            // While the reader has not taken what was found, there is no use in looking for more.
-            Some(topic) if !due || self.found.is_full() => self.cluster.probe(&topic.name, PROBE_TIMEOUT)?,
-            _ => {
-                let look = self.look()?;
-                self.answered();
-                self.refreshed = self.take_in(look).then_some(now);
-            }
+        // While the reader has not taken what was found, there is no use in looking for more.
+        if due && !self.found.is_full() {
+            let look = self.look()?;
+            self.refreshed = self.take_in(look).then_some(now);
         }
-        self.answered();
         self.ask_for_ends();
         Ok(())
     }
@@ -173,7 +173,7 @@ impl Watch {
 
     fn look(&self) -> Result<Look, KafkaError> {
         let mut look = Look::default();
-        self.cluster.topics(PROBE_TIMEOUT, |name, partitions| {
+        self.cluster.topics(QUESTION_TIMEOUT, |name, partitions| {
             let mut partitions = partitions.peekable();
             // One that is being made or unmade has none yet, or no more.
             if partitions.peek().is_none() {
@@ -243,14 +243,14 @@ impl Watch {
 
     /// The partitions of the start: what they hold of the history's time.
     fn extents_of_start(&self, names: &[Partition<'_>]) -> Result<Vec<Extent>, KafkaError> {
-        let ends = self.cluster.offsets(names, Place::End, OFFSETS_TIMEOUT)?;
+        let ends = self.cluster.offsets(names, Place::End, QUESTION_TIMEOUT)?;
         let history_ms = u64::try_from(self.settings.history.as_millis()).unwrap_or(u64::MAX);
         let since = i64::try_from(Now::read().unix.0.saturating_sub(history_ms)).unwrap_or(i64::MAX);
-        let times = self.cluster.offsets(names, Place::Since(since), OFFSETS_TIMEOUT).unwrap_or_else(|error| {
+        let times = self.cluster.offsets(names, Place::Since(since), QUESTION_TIMEOUT).unwrap_or_else(|error| {
             warn!(%error, "no offsets for a time; the history starts with each partition's last hundred records");
             vec![None; names.len()]
         });
-        let beginnings = self.cluster.offsets(names, Place::Beginning, OFFSETS_TIMEOUT)?;
+        let beginnings = self.cluster.offsets(names, Place::Beginning, QUESTION_TIMEOUT)?;
         let extent = |((end, since), beginning): ((Option<i64>, Option<i64>), Option<i64>)| Extent {
             beginning: beginning.unwrap_or(0),
             since,
@@ -261,7 +261,7 @@ impl Watch {
 
     /// Partitions that came later: all that they hold is new.
     fn extents_of_newcomers(&self, names: &[Partition<'_>]) -> Result<Vec<Extent>, KafkaError> {
-        let beginnings = self.cluster.offsets(names, Place::Beginning, OFFSETS_TIMEOUT)?;
+        let beginnings = self.cluster.offsets(names, Place::Beginning, QUESTION_TIMEOUT)?;
         let extent = |beginning: Option<i64>| {
             let beginning = beginning.unwrap_or(0);
             Extent { beginning, since: Some(beginning), end: beginning }
