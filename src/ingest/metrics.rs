@@ -269,6 +269,7 @@ mod tests {
         has(&text, r#"websocket_kafka_messages_skipped_total{reason="not_owner"} 0"#);
         has(&text, r#"websocket_kafka_messages_skipped_total{reason="malformed"} 0"#);
         has(&text, r#"shardgate_ingest_malformed_records_total{fault="too_large"} 0"#);
+        has(&text, "shardgate_ingest_blocked_seconds_total 0.0");
 
         let mut publisher = Publisher::new(metrics.clone());
         publisher.add_topic("orders");

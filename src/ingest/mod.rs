@@ -83,16 +83,13 @@ pub enum StartError {
 pub fn spawn(parts: Parts) -> Result<JoinHandle<()>, StartError> {
     let (started_in, started) = bounded(1);
     let thread = thread::Builder::new().name("ingest".into()).spawn(move || {
-        let reader = start(parts);
-        let (reader, outcome) = match reader {
-            Ok(reader) => (Some(reader), Ok(())),
-            Err(error) => (None, Err(error)),
+        let reader = match start(parts) {
+            Ok(reader) => reader,
+            Err(error) => return drop(started_in.send(Err(error))),
         };
         // Whoever waits for it may have gone; then the standing will say that all is over.
-        let _ = started_in.send(outcome);
-        if let Some(reader) = reader {
-            reader.run();
-        }
+        drop(started_in.send(Ok(())));
+        reader.run();
     })?;
     match started.recv() {
         Ok(outcome) => outcome.map(|()| thread),
@@ -269,10 +266,9 @@ mod tests {
         story.until("the history is complete", |story| story.status.filled.load(Ordering::Acquire));
         assert!(story.status.connected.load(Ordering::Relaxed));
         let home = |id: &str| usize::from(shard_of(crate::ids::AssessmentHash::of(id), 2).0);
-        let expected: Vec<usize> =
-            (0..2).map(|shard| (0..20).filter(|n| home(&format!("early-{n}")) == shard).count()).collect();
         for shard in 0..2 {
-            let batches = story.receive(shard, expected[shard]);
+            let expected = (0..20).filter(|number| home(&format!("early-{number}")) == shard).count();
+            let batches = story.receive(shard, expected);
             assert!(ids(&batches).iter().all(|id| home(id) == shard));
             assert_eq!(batches[0].topics.iter().map(|topic| &*topic.name).collect::<Vec<_>>(), ["assessment.created"]);
             assert_eq!(batches[0].starts.len(), 3, "each partition's start is told of");
@@ -308,12 +304,16 @@ mod tests {
         story.kafka.create_topic("assessment.created", 1, 1).unwrap();
         let thread = story.start();
         story.until("the history is complete", |story| story.status.filled.load(Ordering::Acquire));
-        // A batch each: more batches than the channel takes.
-        for number in 0..=BATCH_CHANNEL_DEPTH {
+        let topics = story.inboxes[0].batches.recv_timeout(PATIENCE).unwrap();
+        assert!(topics.records.is_empty(), "the topic is told of ahead of its first record");
+        // A batch each, until the channel is full and ingest stands with one more in its hand.
+        for number in 0..BATCH_CHANNEL_DEPTH {
             story.event("assessment.created", &format!("id-{number}"));
-            let told = number + usize::from(number < BATCH_CHANNEL_DEPTH);
-            story.until("in the channel", |story| story.inboxes[0].batches.len() >= told.min(BATCH_CHANNEL_DEPTH));
+            story.until("in the channel", |story| story.inboxes[0].batches.len() == number + 1);
         }
+        story.event("assessment.created", "in hand");
+        let blocked = "shardgate_ingest_blocked_seconds_total 0.0";
+        story.until("ingest waits for the shard", |story| !story.shows(blocked));
         for _ in 0..10 {
             story.event("assessment.created", "behind");
         }

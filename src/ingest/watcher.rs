@@ -2,7 +2,7 @@
 //! questions block, within limits, and so never hold up the records. It finds; what to make of it is the reader's part
 //! and the rules' ([`super::startup`], [`super::reachability`]).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
@@ -10,17 +10,18 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rdkafka::error::KafkaError;
 use tracing::{info, warn};
 
 use crate::clock::Now;
 use crate::exchange::IngestStatus;
 use crate::ids::TopicIndex;
-use crate::limits::{PROBE_EVERY, PROBE_TIMEOUT, QUESTION_TIMEOUT};
+use crate::limits::{KAFKA_LOG_EVERY, PROBE_EVERY, PROBE_TIMEOUT, QUESTION_TIMEOUT};
 use crate::routing::table::{Table, Topic};
 use crate::stream::batch::NextOffset;
 
+use super::complaints::Complaints;
 use super::kafka::{Cluster, Partition, Place, failure_of};
 use super::reachability::Reachability;
 use super::startup::{Extent, Start};
@@ -89,6 +90,7 @@ pub(super) fn start(cluster: Cluster, settings: Settings) -> io::Result<Watcher>
         led: Vec::new(),
         refreshed: None,
         started: false,
+        complaints: Complaints::new(KAFKA_LOG_EVERY),
     };
     thread::Builder::new().name("kafka-watcher".into()).spawn(move || {
         let _done = done_in;
@@ -111,6 +113,7 @@ struct Watch {
     led: Vec<(TopicIndex, i32)>,
     refreshed: Option<Instant>,
     started: bool,
+    complaints: Complaints<&'static str>,
 }
 
 /// A look through the cluster's topics.
@@ -172,6 +175,7 @@ impl Watch {
     }
 
     fn look(&self) -> Result<Look, KafkaError> {
+        let known: HashMap<&str, TopicIndex> = self.topics.iter().map(|topic| (&*topic.name, topic.index)).collect();
         let mut look = Look::default();
         self.cluster.topics(QUESTION_TIMEOUT, |name, partitions| {
             let mut partitions = partitions.peekable();
@@ -179,7 +183,7 @@ impl Watch {
             if partitions.peek().is_none() {
                 return;
             }
-            let Some(index) = self.index_of(name, &mut look.topics) else { return };
+            let Some(index) = known.get(name).copied().or_else(|| self.meet(name, &mut look.topics)) else { return };
             for (partition, has_leader) in partitions {
                 if has_leader {
                     look.led.push((index, partition));
@@ -191,11 +195,8 @@ impl Watch {
         Ok(look)
     }
 
-    /// The index of a topic that a route matches; a new one joins `new`.
-    fn index_of(&self, name: &str, new: &mut Vec<Arc<Topic>>) -> Option<TopicIndex> {
-        if let Some(topic) = self.topics.iter().find(|topic| *topic.name == *name) {
-            return Some(topic.index);
-        }
+    /// The index of a topic that was not known; it joins `new` if a route matches it.
+    fn meet(&self, name: &str, new: &mut Vec<Arc<Topic>>) -> Option<TopicIndex> {
         // Over 65,536 topics: the rest is not read. Kafka itself is in trouble long before.
         let index = TopicIndex(u16::try_from(self.topics.len() + new.len()).ok()?);
         new.push(Arc::new(self.settings.routes.resolve(index, name)?));
@@ -207,26 +208,28 @@ impl Watch {
         let initial = !self.started;
         if initial && look.leaderless > 0 {
             // A history with holes that nobody knows of would be worse than a pod that waits.
-            warn!(partitions = look.leaderless, "partitions without a leader: the start waits for them");
+            self.complain("partitions without a leader: the start waits for them", look.leaderless, None);
             return false;
         }
         let fresh: Vec<_> = look.led.iter().copied().filter(|partition| !self.known.contains(partition)).collect();
         let mut topics = self.topics.clone();
         topics.extend(look.topics.iter().cloned());
-        let names: Vec<Partition<'_>> =
-            fresh.iter().map(|&(topic, partition)| (&*topics[usize::from(topic.0)].name, partition)).collect();
-        let extents = match if initial { self.extents_of_start(&names) } else { self.extents_of_newcomers(&names) } {
+        let names = names_of(&fresh, &topics);
+        let extents = if initial { self.extents_of_start(&names) } else { self.extents_of_newcomers(&names) };
+        let extents = match extents {
             Ok(extents) => extents,
             Err(error) => {
-                warn!(%error, partitions = fresh.len(), "can't learn the partitions' offsets; trying on");
+                self.complain("can't learn the partitions' offsets; trying on", fresh.len(), Some(&error));
                 return false;
             }
         };
-        let partitions: Vec<_> = fresh
-            .iter()
-            .zip(extents)
-            .map(|(&(topic, partition), extent)| Start { topic, partition, offset: extent.start(), end: extent.end })
-            .collect();
+        let start = |(&(topic, partition), extent): (&(TopicIndex, i32), Extent)| Start {
+            topic,
+            partition,
+            offset: extent.start(),
+            end: extent.end,
+        };
+        let partitions: Vec<_> = fresh.iter().zip(extents).map(start).collect();
         if initial || !partitions.is_empty() {
             let found = Found { topics: look.topics, partitions, initial };
             // Full is when the reader has not taken the last: then this is found again. It is gone when all is over.
@@ -239,6 +242,12 @@ impl Watch {
         }
         self.led = look.led;
         true
+    }
+
+    fn complain(&mut self, what: &'static str, partitions: usize, error: Option<&KafkaError>) {
+        if self.complaints.admit(what, Instant::now()).is_some() {
+            warn!(partitions, error = error.map(tracing::field::display), "{what}");
+        }
     }
 
     /// The partitions of the start: what they hold of the history's time.
@@ -274,19 +283,19 @@ impl Watch {
         if self.ends.is_full() {
             return;
         }
-        let names: Vec<Partition<'_>> = self
-            .led
-            .iter()
-            .filter_map(|&(topic, partition)| Some((&*self.topics.get(usize::from(topic.0))?.name, partition)))
-            .collect();
+        let names = names_of(&self.led, &self.topics);
         let Ok(offsets) = self.cluster.offsets(&names, Place::End, PROBE_TIMEOUT) else { return };
         let end = |(&(topic, partition), offset): (&(TopicIndex, i32), Option<i64>)| {
             Some(NextOffset { topic, partition, offset: offset? })
         };
         let ends = self.led.iter().zip(offsets).filter_map(end).collect();
-        match self.ends.try_send(ends) {
-            // It was not full, and nobody else sends; where it is closed, all is over.
-            Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
-        }
+        // It was not full, and nobody else sends; where it is closed, all is over.
+        drop(self.ends.try_send(ends));
     }
+}
+
+/// The partitions by their topics' names.
+fn names_of<'a>(partitions: &[(TopicIndex, i32)], topics: &'a [Arc<Topic>]) -> Vec<Partition<'a>> {
+    let name = |topic: TopicIndex| topics.get(usize::from(topic.0)).map_or("", |topic| &topic.name);
+    partitions.iter().map(|&(topic, partition)| (name(topic), partition)).collect()
 }
