@@ -40,6 +40,38 @@ pub const BATCH_BYTES_MAX: usize = 256 * 1024;
 /// Records in one batch to one shard.
 pub const BATCH_RECORDS_MAX: usize = 4096;
 
+/// Records that ingest takes from librdkafka in one call. The first of them waits until the last is taken and judged:
+/// at a microsecond each, a millisecond.
+pub const CONSUME_RECORDS_MAX: usize = 1024;
+
+/// The longest that ingest waits for a record or for room in a shard's channel before it looks at the rest of its work.
+pub const INGEST_WAIT: Duration = Duration::from_millis(100);
+
+/// Records at each partition's end that are read at the start, however old they are (DESIGN 4).
+pub const START_RECORDS_MIN: i64 = 100;
+
+/// How long a large question to Kafka may take: all topics, or the offsets of a time, which a broker looks up in its
+/// index, on a cold disk at worst.
+pub const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often the brokers are asked for a sign of life, and for the partitions' ends.
+pub const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a sign of life may take, and the question for the partitions' ends.
+pub const PROBE_TIMEOUT: Duration = Duration::from_millis(1_500);
+
+/// How long brokers that took a question and did not answer still count as connected.
+pub const PROBE_SILENCE_MAX: Duration = Duration::from_secs(6);
+
+/// Kinds of complaint about Kafka that are kept apart in the log; over it, new ones go unsaid for a while.
+pub const COMPLAINT_KINDS_MAX: usize = 1024;
+
+/// How often an unusable record is told of, a topic (PROTOCOL 3: each is counted).
+pub const MALFORMED_LOG_EVERY: Duration = Duration::from_secs(1);
+
+/// How often the same complaint of librdkafka is told of: a broker that is down makes it repeat itself each second.
+pub const KAFKA_LOG_EVERY: Duration = Duration::from_secs(30);
+
 /// Sockets on their way from one shard to another. A shard that is so far behind refuses with 503.
 pub const HANDOFF_CHANNEL_DEPTH: usize = 1024;
 
@@ -66,4 +98,4 @@ pub const TURN_BYTES_MAX: usize = 256 * 1024;
 pub const WRITE_SLICES_MAX: usize = 64;
 
 const _: () = assert!(WRITE_SLICES_MAX <= 1024);
-const _: () = assert!(BATCH_RECORDS_MAX >= 1024, "one consume call's records fit into one batch");
+const _: () = assert!(BATCH_RECORDS_MAX >= CONSUME_RECORDS_MAX, "one consume call's records fit into one batch");
