@@ -154,7 +154,7 @@ fn probes_ask_the_endpoints_on_the_port_that_answers() {
     assert_eq!(probe(&container.liveness_probe), ("/health".to_owned(), admin.clone()));
     assert_eq!(probe(&container.readiness_probe), ("/ready".to_owned(), admin.clone()));
     let clients = port_number(container, &IntOrString::String("clients".to_owned())).to_string();
-    assert_eq!(Some(&clients), settings_of_the_binary()["PORT"].as_ref());
+    assert_eq!(clients, settings_of_the_binary()["PORT"]);
 
     let metadata = manifests.pods.spec.template.metadata.as_ref().unwrap();
     let annotations = metadata.annotations.as_ref().unwrap();
@@ -166,10 +166,7 @@ fn probes_ask_the_endpoints_on_the_port_that_answers() {
 fn a_pod_is_given_the_time_to_drain() {
     let manifests = Manifests::read();
     let defaults = settings_of_the_binary();
-    let ms = |name: &str| {
-        let set = manifests.setting(name).map(str::to_owned).or_else(|| defaults[name].clone());
-        set.unwrap().parse::<i64>().unwrap()
-    };
+    let ms = |name: &str| manifests.setting(name).unwrap_or(&defaults[name]).parse::<i64>().unwrap();
     let grace_ms = manifests.pod().termination_grace_period_seconds.unwrap() * 1000;
     assert!(grace_ms >= ms("DRAIN_DELAY_MS") + ms("DRAIN_MS") + 5000, "with some seconds for the end itself");
 }
@@ -277,33 +274,27 @@ fn the_readme_lists_the_settings_as_they_are() {
             (cells[1].to_owned(), cells[2].to_owned())
         })
         .collect();
-    let settings = settings_of_the_binary();
-    assert_eq!(told.keys().collect::<Vec<_>>(), settings.keys().collect::<Vec<_>>(), "left: the README, right: --help");
-    for (name, default) in settings.iter().filter_map(|(name, default)| Some((name, default.as_ref()?))) {
-        assert_eq!(told[name], *default, "the default of {name}; left: the README, right: --help");
-    }
+    assert_eq!(told, settings_of_the_binary(), "left: the README, right: --help");
 }
 
-/// The settings as `shardgate serve --help` lists them: the variables' names, and defaults where there are any.
-fn settings_of_the_binary() -> BTreeMap<String, Option<String>> {
+/// The settings and their defaults as `shardgate serve --help` lists them:
+///
+/// ```text
+///   --kafka-brokers, KAFKA_BROKERS
+///       the brokers to begin with
+///       takes host[:port], several with commas; default localhost:9092
+/// ```
+fn settings_of_the_binary() -> BTreeMap<String, String> {
     let help = run(&["serve", "--help"], &[]).output;
-    // An option begins on a line of its own, and all that is said of it stands before the next one.
-    let mut options = vec![String::new()];
-    for line in help.lines().map(str::trim) {
-        if line.starts_with('-') {
-            options.push(String::new());
-        }
-        options.last_mut().unwrap().push_str(&format!("{line} "));
+    let mut settings = BTreeMap::new();
+    let mut lines = help.lines().map(str::trim);
+    while let Some(line) = lines.next() {
+        let Some((_, name)) = line.split_once(", ").filter(|(flag, _)| flag.starts_with("--")) else { continue };
+        let said = lines.find(|line| line.starts_with("takes ")).expect("what a setting takes");
+        let (_, default) = said.rsplit_once("; ").expect("what it is by default");
+        let default = default.trim_start_matches("default").trim_start_matches(':').trim_end_matches(" by default");
+        settings.insert(name.to_owned(), default.trim().to_owned());
     }
-    let bracketed = |option: &str, name: &str| {
-        let rest = option.split_once(&format!("[{name}: "))?.1;
-        Some(rest.split_once(']')?.0.to_owned())
-    };
-    let settings = options.iter().filter_map(|option| {
-        let variable = bracketed(option, "env")?;
-        Some((variable.trim_end_matches('=').to_owned(), bracketed(option, "default")))
-    });
-    let settings: BTreeMap<_, _> = settings.collect();
     assert!(settings.len() > 30, "not the help that this test can read:\n{help}");
     settings
 }
