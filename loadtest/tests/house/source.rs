@@ -7,44 +7,44 @@ use proc_macro2::{Delimiter, Spacing, TokenStream, TokenTree};
 use syn::visit::Visit;
 
 /// A file of the repository, parsed.
-pub struct Source {
+pub(crate) struct Source {
     /// From the repository's top, with `/`.
-    pub path: String,
+    pub(crate) path: String,
     /// Its text.
-    pub text: String,
+    pub(crate) text: String,
     /// Its tokens, without those of tests.
-    pub code: Vec<Token>,
+    pub(crate) code: Vec<Token>,
     /// Its tokens.
-    pub all: Vec<Token>,
+    pub(crate) all: Vec<Token>,
     /// Its functions, those of tests too.
-    pub functions: Vec<Function>,
+    pub(crate) functions: Vec<Function>,
 }
 
 /// An identifier, a punctuation mark (`::` is one), or an opening or closing delimiter. A literal is a `"`.
 #[derive(Clone, Debug)]
-pub struct Token {
-    pub text: String,
-    pub line: usize,
+pub(crate) struct Token {
+    pub(crate) text: String,
+    pub(crate) line: usize,
 }
 
 /// A function or method with a body.
-pub struct Function {
-    pub name: String,
-    pub line: usize,
+pub(crate) struct Function {
+    pub(crate) name: String,
+    pub(crate) line: usize,
     /// From `fn` to the closing brace.
-    pub lines: usize,
+    pub(crate) lines: usize,
 }
 
 /// A path somewhere in the code, `use` trees taken apart: `use a::{b, c::d}` is `a::b` and `a::c::d`.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Path {
-    pub segments: Vec<String>,
-    pub line: usize,
+pub(crate) struct Path {
+    pub(crate) segments: Vec<String>,
+    pub(crate) line: usize,
 }
 
 impl Source {
     /// Parses a file.
-    pub fn new(path: &str, text: &str) -> Self {
+    pub(crate) fn new(path: &str, text: &str) -> Self {
         let file = syn::parse_file(text).unwrap_or_else(|fault| panic!("{path} is no Rust: {fault}"));
         let mut functions = Functions(Vec::new());
         functions.visit_file(&file);
@@ -57,16 +57,16 @@ impl Source {
     }
 
     /// The crate's module that the file is: `src/shard/socket.rs` is `shard::socket`, `src/shard/mod.rs` is `shard`.
-    pub fn module(&self) -> Vec<String> {
+    pub(crate) fn module(&self) -> Vec<String> {
         let path = self.path.trim_start_matches("src/").trim_end_matches(".rs");
         path.split('/').filter(|part| !matches!(*part, "mod" | "lib")).map(str::to_owned).collect()
     }
 
-    /// Every path that the code takes, tests left out. Those that begin with `crate`, `self` or `super` come out as from
-    /// the crate's root, with `crate` in front.
-    pub fn paths(&self) -> Vec<Path> {
+    /// Every path that the code takes, tests left out. Those within the crate come out as from its root, with `crate` in
+    /// front.
+    pub(crate) fn paths(&self) -> Vec<Path> {
         let mut paths = Vec::new();
-        let mut modules = Modules::new(self.module());
+        let mut modules = Modules::new(self.module(), &self.code);
         for (at, token) in self.code.iter().enumerate() {
             modules.step(&self.code, at);
             let begins = is_word(&token.text)
@@ -86,7 +86,7 @@ impl Source {
 }
 
 fn is_test_file(path: &str) -> bool {
-    path.ends_with("/tests.rs") || path.contains("/tests/")
+    path.ends_with("/tests.rs") || path.ends_with("_tests.rs") || path.contains("/tests/")
 }
 
 fn is_word(text: &str) -> bool {
@@ -228,13 +228,17 @@ fn read_tree(tokens: &[Token], mut at: usize, prefix: &[String], found: &mut Vec
 /// Which module a token is in, inline modules counted.
 struct Modules {
     file: Vec<String>,
+    /// The modules below the file's, by which its paths may begin.
+    children: Vec<String>,
     /// Name, and the token at which it closes.
     inline: Vec<(String, usize)>,
 }
 
 impl Modules {
-    fn new(file: Vec<String>) -> Self {
-        Self { file, inline: Vec::new() }
+    fn new(file: Vec<String>, tokens: &[Token]) -> Self {
+        let children = tokens.windows(3).filter(|texts| texts[0].text == "mod" && texts[2].text == ";");
+        let children = children.map(|texts| texts[1].text.clone()).collect();
+        Self { file, children, inline: Vec::new() }
     }
 
     fn step(&mut self, tokens: &[Token], at: usize) {
@@ -247,6 +251,7 @@ impl Modules {
     fn absolute(&self, segments: Vec<String>) -> Vec<String> {
         let mut module: Vec<String> = match segments[0].as_str() {
             "crate" => Vec::new(),
+            first if self.inline.is_empty() && self.children.iter().any(|child| child == first) => self.file.clone(),
             "self" | "super" => self.file.iter().chain(self.inline.iter().map(|(name, _)| name)).cloned().collect(),
             _ => return segments,
         };

@@ -19,30 +19,30 @@ fn top() -> PathBuf {
 }
 
 /// The names of the top level, without what is not ours.
-pub fn top_level() -> Vec<String> {
+pub(crate) fn top_level() -> Vec<String> {
     names(&top())
 }
 
 /// The names that have no place at the top level.
-pub fn strays(names: &[String]) -> Vec<String> {
+pub(crate) fn strays(names: &[String]) -> Vec<String> {
     names.iter().filter(|name| !name.starts_with('.') && !TOP_LEVEL.contains(&name.as_str())).cloned().collect()
 }
 
 /// Every Rust file, parsed.
-pub fn rust_files() -> Vec<Source> {
+pub(crate) fn rust_files() -> Vec<Source> {
     let files = texts().into_iter().filter(|(path, _)| path.ends_with(".rs"));
     files.map(|(path, text)| Source::new(&path, &text)).collect()
 }
 
 /// Every text file: its path from the top, and what it holds.
-pub fn texts() -> Vec<(String, String)> {
+pub(crate) fn texts() -> Vec<(String, String)> {
     let mut found = Vec::new();
     walk(&top(), "", &mut found);
     found
 }
 
 /// Lines that name a folder of somebody's machine.
-pub fn machine_paths(path: &str, text: &str) -> Vec<String> {
+pub(crate) fn machine_paths(path: &str, text: &str) -> Vec<String> {
     let names_one = |line: &str| {
         MACHINE_FOLDERS.iter().any(|folder| {
             line.match_indices(&format!("/{folder}/"))
