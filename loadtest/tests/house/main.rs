@@ -193,3 +193,10 @@ fn no_file_tells_of_the_machine_that_it_was_written_on() {
     assert_eq!(tree::machine_paths("README.md", &planted).len(), 1);
     assert!(tree::machine_paths("README.md", "http://127.0.0.1:3003/ root/ /rooted\n").is_empty());
 }
+
+#[test]
+fn no_file_cites_what_the_repository_does_not_hold() {
+    let faults: Vec<String> = tree::texts().iter().flat_map(|(path, text)| tree::dangling(path, text)).collect();
+    assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+    assert_eq!(tree::dangling("src/x.rs", &format!("// as {} 4 says\n// as PROTOCOL 4 says", "DESIGN")).len(), 1);
+}

@@ -53,6 +53,18 @@ pub(crate) fn machine_paths(path: &str, text: &str) -> Vec<String> {
     lines.map(|(at, line)| format!("{path}:{}: a path of one machine: {}", at + 1, line.trim())).collect()
 }
 
+/// Lines that cite a document which the repository doesn't hold: `PROTOCOL 4` is the README's fourth section, others are
+/// nowhere.
+pub(crate) fn dangling(path: &str, text: &str) -> Vec<String> {
+    let cites = |line: &str| {
+        ["DESIGN ", "STYLE "].iter().any(|name| {
+            line.match_indices(name).any(|(at, _)| line[at + name.len()..].starts_with(|c: char| c.is_ascii_digit()))
+        })
+    };
+    let lines = text.lines().enumerate().filter(|(_, line)| cites(line));
+    lines.map(|(at, line)| format!("{path}:{}: cites what is not here: {}", at + 1, line.trim())).collect()
+}
+
 fn walk(folder: &Path, prefix: &str, found: &mut Vec<(String, String)>) {
     for name in names(folder) {
         let (path, shown) = (folder.join(&name), format!("{prefix}{name}"));
