@@ -1,0 +1,240 @@
+//! A client by hand: each byte that it sends is its test's, and it reads frames without a library that would help.
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use super::Ask;
+use crate::http::Answer;
+
+/// A connection whose bytes are sent and read by hand.
+#[derive(Debug)]
+pub struct Raw {
+    stream: TcpStream,
+    read: Vec<u8>,
+}
+
+/// A frame to send, good unless it is made bad.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    /// Whether it is its message's last.
+    pub fin: bool,
+    /// The three reserved bits.
+    pub rsv: u8,
+    /// The opcode, 0 to 15.
+    pub opcode: u8,
+    /// Whether it is masked, as a client's must be.
+    pub masked: bool,
+    /// What it carries.
+    pub payload: Vec<u8>,
+}
+
+/// What a server sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sent {
+    /// A text.
+    Text(String),
+    /// A ping.
+    Ping(Vec<u8>),
+    /// A pong.
+    Pong(Vec<u8>),
+    /// A close frame with its code; without one, 1005.
+    Close(u16),
+    /// The connection's end.
+    End,
+}
+
+/// Opcodes (RFC 6455 section 5.2).
+pub mod opcode {
+    /// More of a fragmented message.
+    pub const CONTINUATION: u8 = 0;
+    /// Text.
+    pub const TEXT: u8 = 1;
+    /// Binary data.
+    pub const BINARY: u8 = 2;
+    /// Close.
+    pub const CLOSE: u8 = 8;
+    /// Ping.
+    pub const PING: u8 = 9;
+    /// Pong.
+    pub const PONG: u8 = 10;
+}
+
+impl Frame {
+    /// A good frame.
+    #[must_use]
+    pub fn new(opcode: u8, payload: impl Into<Vec<u8>>) -> Self {
+        Self { fin: true, rsv: 0, opcode, masked: true, payload: payload.into() }
+    }
+
+    /// A close frame with a code and a text.
+    #[must_use]
+    pub fn close(code: u16, text: &[u8]) -> Self {
+        Self::new(opcode::CLOSE, [&code.to_be_bytes(), text].concat())
+    }
+
+    /// It, as one that is not its message's last.
+    #[must_use]
+    pub fn unfinished(mut self) -> Self {
+        self.fin = false;
+        self
+    }
+
+    /// Its bytes, with a length in the shortest form.
+    ///
+    /// # Panics
+    /// Where the payload is over 65,535 bytes: no test sends such.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
+        let mask_bit = u8::from(self.masked) << 7;
+        let mut bytes = vec![u8::from(self.fin) << 7 | self.rsv << 4 | self.opcode];
+        match u8::try_from(self.payload.len()) {
+            Ok(short @ 0..=125) => bytes.push(mask_bit | short),
+            _ => {
+                bytes.push(mask_bit | 126);
+                bytes.extend(u16::try_from(self.payload.len()).expect("a small payload").to_be_bytes());
+            }
+        }
+        if self.masked {
+            bytes.extend(MASK);
+            bytes.extend(self.payload.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+        } else {
+            bytes.extend(&self.payload);
+        }
+        bytes
+    }
+}
+
+impl Raw {
+    /// A connection that has said nothing yet.
+    #[must_use]
+    #[track_caller]
+    pub fn connect(ask: &Ask) -> Self {
+        Self { stream: ask.connect(), read: Vec::new() }
+    }
+
+    /// A connection that is upgraded, with `connected` still to be read.
+    ///
+    /// # Panics
+    /// Where the pod refuses.
+    #[must_use]
+    #[track_caller]
+    pub fn upgraded(ask: &Ask) -> Self {
+        let mut raw = Self::connect(ask);
+        raw.send(ask.head().as_bytes());
+        raw.expect_upgrade();
+        raw
+    }
+
+    /// Reads the answer to a good handshake.
+    ///
+    /// # Panics
+    /// Where the pod refuses.
+    #[track_caller]
+    pub fn expect_upgrade(&mut self) {
+        let answer = self.answer();
+        assert_eq!(answer.status, 101, "{answer:?}");
+        self.read = answer.body;
+    }
+
+    /// Sends bytes. A pod that has closed may not take them: that is no failure.
+    pub fn send(&mut self, bytes: &[u8]) {
+        let _ = self.stream.write_all(bytes);
+    }
+
+    /// Sends frames, all in one write.
+    pub fn send_frames(&mut self, frames: &[Frame]) {
+        self.send(&frames.iter().flat_map(Frame::bytes).collect::<Vec<_>>());
+    }
+
+    /// Whether the pod took bytes; not so, when it has closed and told so.
+    pub fn try_send(&mut self, bytes: &[u8]) -> bool {
+        self.stream.write_all(bytes).is_ok()
+    }
+
+    /// Reads an HTTP answer.
+    ///
+    /// # Panics
+    /// Where none comes.
+    #[must_use]
+    #[track_caller]
+    pub fn answer(&mut self) -> Answer {
+        Answer::read(&mut self.stream).unwrap_or_else(|error| panic!("an answer: {error:#}"))
+    }
+
+    /// Whether the answer has come, or the end, without waiting for more than `within`.
+    ///
+    /// # Panics
+    /// Where the socket is broken.
+    #[must_use]
+    pub fn is_answered(&mut self, within: Duration) -> bool {
+        self.stream.set_read_timeout(Some(within)).expect("a timeout above 0");
+        let answered = !matches!(self.stream.peek(&mut [0]),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
+        self.stream.set_read_timeout(Some(super::WITHIN)).expect("a timeout above 0");
+        answered
+    }
+
+    /// Reads what the pod sends next.
+    ///
+    /// # Panics
+    /// Where nothing comes, or a frame that a server must not send.
+    #[must_use]
+    #[track_caller]
+    pub fn receive(&mut self) -> Sent {
+        let Some(header) = self.take(2) else { return Sent::End };
+        let (first, second) = (header[0], header[1]);
+        assert_eq!(first & 0xf0, 0x80, "a server's frame here is whole, and has no reserved bit");
+        assert_eq!(second & 0x80, 0, "a server's frame is not masked");
+        let length = match second {
+            126 => self.take(2).map(|bytes| u64::from(u16::from_be_bytes(bytes.try_into().expect("two")))),
+            127 => self.take(8).map(|bytes| u64::from_be_bytes(bytes.try_into().expect("eight"))),
+            short => Some(u64::from(short)),
+        };
+        let length = length.expect("a frame is not cut");
+        let payload = self.take(usize::try_from(length).expect("a length of memory")).expect("a frame is not cut");
+        match first & 0x0f {
+            opcode::TEXT => Sent::Text(String::from_utf8(payload).expect("a text is UTF-8")),
+            opcode::PING => Sent::Ping(payload),
+            opcode::PONG => Sent::Pong(payload),
+            opcode::CLOSE => {
+                Sent::Close(payload.first_chunk().map_or(1005, |code: &[u8; 2]| u16::from_be_bytes(*code)))
+            }
+            other => panic!("a pod sends no frame of opcode {other}"),
+        }
+    }
+
+    /// Reads up to what is no heartbeat, no board and no event: the answer to what was just sent.
+    ///
+    /// # Panics
+    /// As [`Self::receive`].
+    #[must_use]
+    #[track_caller]
+    pub fn next_answer(&mut self) -> Sent {
+        loop {
+            match self.receive() {
+                Sent::Text(text) if text.contains(r#""type":"connected""#) => {}
+                Sent::Text(text) if text.contains(r#""type":"ping""#) => {}
+                Sent::Text(text) if text.contains(r#""type":"market_price""#) => {}
+                Sent::Ping(_) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Takes so many bytes off the connection; `None` where it ends before.
+    fn take(&mut self, count: usize) -> Option<Vec<u8>> {
+        while self.read.len() < count {
+            let mut buffer = [0; 4096];
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return None,
+                Ok(read) => self.read.extend_from_slice(&buffer[..read]),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                Err(error) => panic!("nothing came: {error}"),
+            }
+        }
+        let rest = self.read.split_off(count);
+        Some(std::mem::replace(&mut self.read, rest))
+    }
+}

@@ -1,0 +1,403 @@
+//! Numbered events on the built-in routes' topics, and the messages that PROTOCOL 3 makes of them, told here a second
+//! time and not by the gateway's code. It owns the producer, too.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::{ClientContext, Message as _};
+
+use crate::client::Message;
+use crate::kafka::client_config;
+use crate::process::eventually;
+
+/// The markets that tests tick.
+pub const MARKETS: [&str; 5] = ["btc-usd", "eth-usd", "eur-usd", "gold", "spx500"];
+
+/// Brokers take what they are sent within this time.
+const DELIVERED_WITHIN: Duration = Duration::from_secs(60);
+
+// ---- what happens, and what is told of it ------------------------------------------------------------------------
+
+/// A record for a topic, and the message that its watchers are owed.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// The topic.
+    pub topic: String,
+    /// The record's key: the assessment, or the market.
+    pub key: String,
+    /// The record's value.
+    pub payload: String,
+    /// What is told.
+    pub told: Told,
+}
+
+/// A message's type and its fields in their order, each value as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// The message's `type`.
+    pub kind: String,
+    /// All other fields but `cursor`.
+    pub fields: Vec<(String, String)>,
+}
+
+impl From<&Message> for Told {
+    fn from(message: &Message) -> Self {
+        Self { kind: message.kind(), fields: message.fields() }
+    }
+}
+
+/// The events of assessments, in the order of PROTOCOL 3's table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// `trading.order-filled`.
+    OrderFilled,
+    /// `trading.position-opened`.
+    PositionOpened,
+    /// `trading.position-closed`.
+    PositionClosed,
+    /// `assessment.balance-updated`.
+    BalanceUpdated,
+    /// `assessment.pnl-updated`.
+    PnlUpdated,
+    /// `assessment.created`.
+    Created,
+    /// `assessment.started`.
+    Started,
+    /// `assessment.completed`.
+    Completed,
+    /// `rules.violation-detected`.
+    ViolationDetected,
+    /// `rules.drawdown-checked`.
+    DrawdownChecked,
+}
+
+/// Where a message's field comes from.
+enum Source {
+    /// The payload's field of the same name.
+    Same,
+    /// The payload's field of another name.
+    Other(&'static str),
+    /// The route: this JSON.
+    Route(&'static str),
+}
+use Source::{Other, Route, Same};
+
+impl Kind {
+    /// All ten.
+    pub const ALL: [Self; 10] = [
+        Self::OrderFilled,
+        Self::PositionOpened,
+        Self::PositionClosed,
+        Self::BalanceUpdated,
+        Self::PnlUpdated,
+        Self::Created,
+        Self::Started,
+        Self::Completed,
+        Self::ViolationDetected,
+        Self::DrawdownChecked,
+    ];
+
+    /// Its topic.
+    #[must_use]
+    pub fn topic(self) -> &'static str {
+        self.contract().0
+    }
+
+    /// The topic, the message's type, and its fields after `assessmentId`.
+    fn contract(self) -> (&'static str, &'static str, &'static [(&'static str, Source)]) {
+        match self {
+            Self::OrderFilled => (
+                "trading.order-filled",
+                "pnl_update",
+                &[("unrealizedPnl", Same), ("realizedPnl", Same), ("currentBalance", Same), ("timestamp", Same)],
+            ),
+            Self::PositionOpened => (
+                "trading.position-opened",
+                "position_update",
+                &[
+                    ("positionId", Same),
+                    ("market", Same),
+                    ("side", Same),
+                    ("quantity", Same),
+                    ("entryPrice", Same),
+                    ("unrealizedPnl", Route("0")),
+                    ("timestamp", Same),
+                ],
+            ),
+            Self::PositionClosed => (
+                "trading.position-closed",
+                "position_update",
+                &[
+                    ("positionId", Same),
+                    ("market", Same),
+                    ("side", Same),
+                    ("quantity", Same),
+                    ("entryPrice", Same),
+                    ("exitPrice", Same),
+                    ("realizedPnl", Same),
+                    ("timestamp", Same),
+                ],
+            ),
+            Self::BalanceUpdated => {
+                ("assessment.balance-updated", "pnl_update", &[("currentBalance", Same), ("timestamp", Same)])
+            }
+            Self::PnlUpdated => (
+                "assessment.pnl-updated",
+                "pnl_update",
+                &[("unrealizedPnl", Same), ("realizedPnl", Same), ("timestamp", Same)],
+            ),
+            Self::Created => ("assessment.created", "assessment_update", &[("status", Same), ("timestamp", Same)]),
+            Self::Started => ("assessment.started", "assessment_update", &[("status", Same), ("timestamp", Same)]),
+            Self::Completed => ("assessment.completed", "assessment_update", &[("status", Same), ("timestamp", Same)]),
+            Self::ViolationDetected => (
+                "rules.violation-detected",
+                "violation",
+                &[("rule", Other("ruleType")), ("value", Same), ("threshold", Same), ("timestamp", Same)],
+            ),
+            Self::DrawdownChecked => (
+                "rules.drawdown-checked",
+                "rule_status",
+                &[
+                    ("rule", Route(r#""drawdown""#)),
+                    ("value", Same),
+                    ("threshold", Same),
+                    ("status", Same),
+                    ("timestamp", Same),
+                ],
+            ),
+        }
+    }
+
+    /// The event of this kind and number for an assessment. The payload has its fields in another order than the
+    /// message, fields that no message has, and a `type` and a `cursor` of its own.
+    ///
+    /// # Panics
+    /// Never: a string is always JSON.
+    #[must_use]
+    pub fn event(self, assessment: &str, number: u64) -> Event {
+        let (topic, kind, fields) = self.contract();
+        let id = serde_json::to_string(assessment).expect("a string is JSON");
+        let mut payload = vec![r#""type":"from the payload""#.to_owned(), r#""cursor":"from the payload""#.to_owned()];
+        let mut told = vec![("assessmentId".to_owned(), id.clone())];
+        for (name, source) in fields {
+            let (name, value) = match source {
+                Same => (name, value(name, number)),
+                Other(payload_name) => {
+                    payload.push(format!("\"{payload_name}\": {}", value(payload_name, number)));
+                    told.push(((*name).to_owned(), value(payload_name, number)));
+                    continue;
+                }
+                Route(constant) => {
+                    told.push(((*name).to_owned(), (*constant).to_owned()));
+                    continue;
+                }
+            };
+            payload.push(format!("\"{name}\" : {value}"));
+            told.push(((*name).to_owned(), value));
+        }
+        payload.push(format!("\"assessmentId\":{id}"));
+        payload.reverse();
+        Event {
+            topic: topic.to_owned(),
+            key: assessment.to_owned(),
+            payload: format!("{{{}}}", payload.join(", ")),
+            told: Told { kind: kind.to_owned(), fields: told },
+        }
+    }
+}
+
+/// A field's value, as JSON that a careless gateway would write anew: digits, escapes, nested values, a null.
+fn value(field: &str, number: u64) -> String {
+    match field {
+        "timestamp" => timestamp(number),
+        "unrealizedPnl" => format!("-{number}.50"),
+        "realizedPnl" => format!("{number}.0e-1"),
+        "currentBalance" => format!("12345678901234567890.{number}0"),
+        "quantity" => format!("{number}E+2"),
+        "entryPrice" => "1.10000".to_owned(),
+        "exitPrice" => "null".to_owned(),
+        "value" => format!("{{ \"nested\": [{number}, 2.0, \"}}\"] }}"),
+        "threshold" => "5.00".to_owned(),
+        "ruleType" => r#""max\u0020\"loss\"""#.to_owned(),
+        other => format!("\"{other}\\/{number}\""),
+    }
+}
+
+/// The number, as the producer's timestamp.
+fn timestamp(number: u64) -> String {
+    (1_790_000_000_000 + number).to_string()
+}
+
+/// The event of this number for an assessment, of the ten kinds in turn.
+#[must_use]
+pub fn event(assessment: &str, number: u64) -> Event {
+    let turn = usize::try_from(number % 10).expect("below ten");
+    Kind::ALL[turn].event(assessment, number)
+}
+
+/// The tick of this number on a market. Its own `market` is passed over: the topic says it.
+#[must_use]
+pub fn tick(market: &str, number: u64) -> Event {
+    let price = format!("{number}.250");
+    let told = [
+        ("market".to_owned(), format!("\"{market}\"")),
+        ("price".to_owned(), price.clone()),
+        ("timestamp".to_owned(), timestamp(number)),
+    ];
+    Event {
+        topic: ticks_topic(market),
+        key: market.to_owned(),
+        payload: format!(r#"{{"timestamp":{},"price":{price},"market":"another"}}"#, timestamp(number)),
+        told: Told { kind: "market_price".to_owned(), fields: told.to_vec() },
+    }
+}
+
+/// The topic of a market's ticks.
+#[must_use]
+pub fn ticks_topic(market: &str) -> String {
+    format!("market-data.{market}-ticks")
+}
+
+// ---- making records -------------------------------------------------------------------------------------------------
+
+/// Makes records, placed as Java's producers place them: murmur2 of the key.
+pub struct Producer(ThreadedProducer<Deliveries>);
+
+/// Counts what was not delivered.
+#[derive(Default)]
+struct Deliveries {
+    failed: Mutex<Vec<String>>,
+}
+
+impl ClientContext for Deliveries {}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, record)) = result {
+            let mut failed = self.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            failed.push(format!("{}: {error}", record.topic()));
+        }
+    }
+}
+
+impl Producer {
+    /// A producer for the brokers.
+    #[must_use]
+    pub fn to(bootstrap: &str) -> Self {
+        Self::with(bootstrap, &[])
+    }
+
+    /// A producer with properties of librdkafka's over those of the kit.
+    ///
+    /// # Panics
+    /// Where a property is wrong.
+    #[must_use]
+    pub fn with(bootstrap: &str, properties: &[(&str, &str)]) -> Self {
+        let mut config = client_config(bootstrap);
+        config.set("partitioner", "murmur2_random").set("linger.ms", "1").set("message.max.bytes", "8388608");
+        config.set("queue.buffering.max.messages", "1000000").set("enable.idempotence", "true");
+        for (key, value) in properties {
+            config.set(*key, *value);
+        }
+        Self(config.create_with_context(Deliveries::default()).expect("good properties"))
+    }
+
+    /// Sends an event.
+    pub fn event(&self, event: &Event) {
+        self.send(&event.topic, Some(&event.key), Some(event.payload.as_bytes()));
+    }
+
+    /// Sends a record, or without a payload a tombstone.
+    pub fn send(&self, topic: &str, key: Option<&str>, payload: Option<&[u8]>) {
+        self.record(BaseRecord::to(topic), key, payload);
+    }
+
+    /// Sends a record to a partition, whatever its key.
+    pub fn send_to(&self, topic: &str, partition: i32, key: Option<&str>, payload: Option<&[u8]>) {
+        self.record(BaseRecord::to(topic).partition(partition), key, payload);
+    }
+
+    fn record<'a>(&self, mut record: BaseRecord<'a, str, [u8]>, key: Option<&'a str>, payload: Option<&'a [u8]>) {
+        record.key = key;
+        record.payload = payload;
+        let mut waiting = Some(record);
+        eventually("the producer's queue has room", DELIVERED_WITHIN, || {
+            match self.0.send(waiting.take().expect("it came back")) {
+                Ok(()) => Some(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), record)) => {
+                    waiting = Some(record);
+                    None
+                }
+                Err((error, record)) => panic!("a record for {}: {error}", record.topic),
+            }
+        });
+    }
+
+    /// Returns when the brokers have all that was sent.
+    ///
+    /// # Panics
+    /// Where they didn't take all.
+    pub fn flush(&self) {
+        self.0.flush(DELIVERED_WITHIN).expect("the brokers take all");
+        let failed = self.0.context().failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        assert!(failed.is_empty(), "not delivered: {failed:?}");
+    }
+
+    /// Begins a transaction, the first with all that it takes. The producer needs `transactional.id`.
+    ///
+    /// # Panics
+    /// Where the brokers refuse.
+    pub fn begin(&self, is_first: bool) {
+        if is_first {
+            self.0.init_transactions(DELIVERED_WITHIN).expect("the transaction's coordinator answers");
+        }
+        self.0.begin_transaction().expect("a transaction can begin");
+    }
+
+    /// Commits it.
+    ///
+    /// # Panics
+    /// Where the brokers refuse.
+    pub fn commit(&self) {
+        self.0.commit_transaction(DELIVERED_WITHIN).expect("commit");
+    }
+
+    /// Aborts it, with what was sent on its way to the brokers.
+    ///
+    /// # Panics
+    /// Where the brokers refuse.
+    pub fn abort(&self) {
+        self.0.flush(DELIVERED_WITHIN).expect("the brokers take all");
+        self.0.abort_transaction(DELIVERED_WITHIN).expect("abort");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn payloads_are_json_and_what_is_told_is_the_contracts() {
+        for kind in Kind::ALL {
+            let event = kind.event("a\"1", 7);
+            let payload: serde_json::Value = serde_json::from_str(&event.payload).unwrap();
+            assert_eq!(payload["assessmentId"], "a\"1");
+            assert_eq!(payload["type"], "from the payload");
+            assert_eq!(event.told.fields[0], ("assessmentId".into(), r#""a\"1""#.into()));
+            assert_eq!(event.told.fields.last().unwrap(), &("timestamp".into(), "1790000000007".into()));
+        }
+        let violation = Kind::ViolationDetected.event("a", 1);
+        let names: Vec<_> = violation.told.fields.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["assessmentId", "rule", "value", "threshold", "timestamp"]);
+        assert_eq!(violation.told.fields[1].1, r#""max\u0020\"loss\"""#);
+        assert!(violation.payload.contains(r#""ruleType": "max\u0020\"loss\"""#));
+        let tick = tick("gold", 3);
+        assert_eq!(tick.topic, "market-data.gold-ticks");
+        assert_eq!(tick.told.fields[1], ("price".into(), "3.250".into()));
+    }
+}

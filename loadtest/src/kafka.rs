@@ -1,0 +1,378 @@
+//! A real Apache Kafka in KRaft mode on 127.0.0.1: brokers that can be stopped, killed, paused and started again, and
+//! their topics. It owns the brokers' processes and files; records are made in [`crate::events`].
+
+mod install;
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures_lite::future::block_on;
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaResult;
+use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
+use crate::process::{Process, Signal, TempDir, eventually, free_port};
+use install::{Archive, Install};
+
+/// A broker serves within this time of its start, on a machine that does much else.
+const START_WITHIN: Duration = Duration::from_secs(60);
+
+/// A request to a broker that serves is answered within this time.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// A cluster of brokers. All end when it is dropped.
+pub struct Kafka {
+    bootstrap: String,
+    brokers: Vec<Broker>,
+    /// Kept for its end: the brokers' files are below it.
+    _dir: TempDir,
+}
+
+/// One broker, also while it is down: its port and its data stay.
+pub struct Broker {
+    number: usize,
+    port: u16,
+    properties: PathBuf,
+    log: PathBuf,
+    process: Option<Process>,
+}
+
+impl Kafka {
+    /// Starts one broker, and returns when it serves.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::start_with(1, &[])
+    }
+
+    /// Starts so many brokers, with settings over those of the kit, and returns when all serve.
+    #[must_use]
+    pub fn start_with(brokers: usize, settings: &[(&str, &str)]) -> Self {
+        Self::launch(brokers, settings, Install::get(), Archive::Use)
+    }
+
+    fn launch(count: usize, settings: &[(&str, &str)], install: &Install, archive: Archive) -> Self {
+        let dir = TempDir::new("kafka");
+        let cluster = random_uuid();
+        let ports: Vec<u16> = (0..count).map(|_| free_port(Ipv4Addr::LOCALHOST)).collect();
+        let controllers: Vec<u16> = (0..count).map(|_| free_port(Ipv4Addr::LOCALHOST)).collect();
+        let voters: Vec<_> = (1..).zip(&controllers).map(|(id, port)| format!("{id}@127.0.0.1:{port}")).collect();
+        let mut brokers = Vec::with_capacity(count);
+        for number in 0..count {
+            let data = dir.path().join(format!("data-{number}"));
+            format_data(install, &data, &cluster, number + 1).expect("our own directory can be written to");
+            let mut config = configure(number + 1, ports[number], controllers[number], &voters.join(","), &data);
+            for (key, value) in settings {
+                config.push_str(&format!("{key}={value}\n"));
+            }
+            let properties = dir.file(&format!("broker-{number}.properties"), &config);
+            let log = dir.path().join(format!("broker-{number}.log"));
+            brokers.push(Broker { number, port: ports[number], properties, log, process: None });
+        }
+        for broker in &mut brokers {
+            broker.spawn(install, archive);
+        }
+        let bootstrap: Vec<_> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let kafka = Self { bootstrap: bootstrap.join(","), brokers, _dir: dir };
+        for broker in &kafka.brokers {
+            broker.await_serving(count);
+        }
+        kafka
+    }
+
+    /// The brokers' addresses, as clients take them.
+    #[must_use]
+    pub fn bootstrap(&self) -> &str {
+        &self.bootstrap
+    }
+
+    /// A broker by its number, from 0.
+    ///
+    /// # Panics
+    /// Where there is none of that number.
+    pub fn broker(&mut self, number: usize) -> &mut Broker {
+        &mut self.brokers[number]
+    }
+
+    // ---- topics -----------------------------------------------------------------------------------------------------
+
+    /// Creates a topic.
+    pub fn create(&self, topic: &str, partitions: i32) {
+        self.create_all(&[(topic, partitions)]);
+    }
+
+    /// Creates topics, all in one request, and returns when a client sees their partitions.
+    pub fn create_all(&self, topics: &[(&str, i32)]) {
+        let replicas = i32::try_from(self.brokers.len().min(3)).expect("three at most");
+        let new: Vec<_> =
+            topics.iter().map(|(name, count)| NewTopic::new(name, *count, TopicReplication::Fixed(replicas))).collect();
+        let results = block_on(self.admin().create_topics(&new, &options()));
+        done("create topics", results);
+        for (topic, partitions) in topics {
+            self.await_partitions(topic, *partitions);
+        }
+    }
+
+    /// Gives a topic more partitions, so many in all.
+    pub fn grow(&self, topic: &str, partitions: usize) {
+        let new = NewPartitions::new(topic, partitions);
+        done("grow a topic", block_on(self.admin().create_partitions([&new], &options())));
+        self.await_partitions(topic, i32::try_from(partitions).expect("few partitions"));
+    }
+
+    /// Deletes the records of a partition that lie before an offset.
+    ///
+    /// # Panics
+    /// Where the brokers refuse.
+    pub fn trim(&self, topic: &str, partition: i32, before: i64) {
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition_offset(topic, partition, Offset::Offset(before)).expect("an offset from 0");
+        let trimmed = block_on(self.admin().delete_records(&offsets, &options())).expect("delete records");
+        for element in trimmed.elements() {
+            element.error().expect("delete records of the partition");
+        }
+    }
+
+    /// Deletes a topic.
+    pub fn delete(&self, topic: &str) {
+        done("delete a topic", block_on(self.admin().delete_topics(&[topic], &options())));
+    }
+
+    /// A partition's first offset, and the one that its next record will have.
+    ///
+    /// # Panics
+    /// Where the brokers don't answer.
+    #[must_use]
+    pub fn offsets(&self, topic: &str, partition: i32) -> (i64, i64) {
+        self.consumer().fetch_watermarks(topic, partition, ANSWER_WITHIN).expect("the partition's offsets")
+    }
+
+    /// The number of partitions that each topic has.
+    ///
+    /// # Panics
+    /// Where the brokers don't answer.
+    #[must_use]
+    pub fn partitions(&self, topic: &str) -> usize {
+        let metadata = self.consumer().fetch_metadata(Some(topic), ANSWER_WITHIN).expect("the topic's metadata");
+        metadata.topics().iter().find(|found| found.name() == topic).map_or(0, |found| found.partitions().len())
+    }
+
+    fn await_partitions(&self, topic: &str, partitions: i32) {
+        let consumer = self.consumer();
+        eventually(&format!("{topic} has {partitions} partitions with leaders"), ANSWER_WITHIN, || {
+            let metadata = consumer.fetch_metadata(Some(topic), ANSWER_WITHIN).ok()?;
+            let found = metadata.topics().iter().find(|found| found.name() == topic)?;
+            let led = found.partitions().iter().filter(|partition| partition.leader() >= 0).count();
+            (led == usize::try_from(partitions).ok()?).then_some(())
+        });
+    }
+
+    fn admin(&self) -> AdminClient<DefaultClientContext> {
+        client_config(&self.bootstrap).create().expect("an admin client needs no connection")
+    }
+
+    fn consumer(&self) -> BaseConsumer {
+        client_config(&self.bootstrap).create().expect("a consumer needs no connection")
+    }
+}
+
+impl Broker {
+    /// Starts it again after [`Self::stop`] or [`Self::kill`], and returns when it serves.
+    pub fn start(&mut self) {
+        self.spawn(Install::get(), Archive::Use);
+        self.await_serving(1);
+    }
+
+    /// Ends it as an operator does, and waits for its end.
+    ///
+    /// # Panics
+    /// Where it is down.
+    pub fn stop(&mut self) {
+        let mut process = self.process.take().expect("the broker is up");
+        process.signal(Signal::Term);
+        process.wait_exit(START_WITHIN);
+    }
+
+    /// Ends it at once.
+    ///
+    /// # Panics
+    /// Where it is down.
+    pub fn kill(&mut self) {
+        self.process.take().expect("the broker is up").kill();
+    }
+
+    /// Pauses it: connections stay open, nothing answers.
+    ///
+    /// # Panics
+    /// Where it is down.
+    pub fn pause(&self) {
+        self.process.as_ref().expect("the broker is up").signal(Signal::Stop);
+    }
+
+    /// Lets it go on after [`Self::pause`].
+    ///
+    /// # Panics
+    /// Where it is down.
+    pub fn resume(&self) {
+        self.process.as_ref().expect("the broker is up").signal(Signal::Cont);
+    }
+
+    fn spawn(&mut self, install: &Install, archive: Archive) {
+        assert!(self.process.is_none(), "the broker is down");
+        let mut command = install.java(archive, "kafka.Kafka");
+        command.arg(&self.properties);
+        self.process = Some(Process::start(&format!("kafka broker {}", self.number), command, &self.log));
+    }
+
+    /// Returns when it accepts, and knows of at least so many brokers.
+    fn await_serving(&self, brokers: usize) {
+        let process = self.process.as_ref().expect("the broker is up");
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
+        eventually("a broker listens", START_WITHIN, || {
+            let ended = !Path::new(&format!("/proc/{}/fd/1", process.pid())).exists();
+            assert!(!ended, "the broker ended at its start\n{}", process.log_tail());
+            TcpStream::connect(address).ok()
+        });
+        let consumer: BaseConsumer =
+            client_config(&address.to_string()).create().expect("a consumer needs no connection");
+        eventually("a broker serves", START_WITHIN, || {
+            let metadata = consumer.fetch_metadata(None, Duration::from_secs(2)).ok()?;
+            (metadata.brokers().len() >= brokers).then_some(())
+        });
+    }
+}
+
+/// What every client of these brokers is set to: to come back fast after a broker did.
+pub(crate) fn client_config(bootstrap: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", bootstrap);
+    config.set("reconnect.backoff.ms", "20").set("reconnect.backoff.max.ms", "200");
+    config.set("socket.timeout.ms", "10000").set("allow.auto.create.topics", "false");
+    config
+}
+
+fn options() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(ANSWER_WITHIN)).operation_timeout(Some(ANSWER_WITHIN))
+}
+
+#[track_caller]
+fn done(what: &str, results: KafkaResult<Vec<Result<String, (String, RDKafkaErrorCode)>>>) {
+    for result in results.unwrap_or_else(|error| panic!("{what}: {error}")) {
+        result.unwrap_or_else(|(topic, error)| panic!("{what}, {topic}: {error}"));
+    }
+}
+
+/// 16 random bytes, in the form that Kafka writes its ids.
+fn random_uuid() -> String {
+    let mut bytes = [0; 16];
+    let mut random = fs::File::open("/dev/urandom").expect("every Linux has it");
+    std::io::Read::read_exact(&mut random, &mut bytes).expect("it never ends");
+    // Kafka's command lines take an id that begins with a dash for an option.
+    bytes[0] &= 0x7f;
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+/// A new broker's log directory: the format is the same for all, `meta.properties` says whose it is.
+fn format_data(install: &Install, data: &Path, cluster: &str, id: usize) -> std::io::Result<()> {
+    install.copy_format(data)?;
+    let directory = random_uuid();
+    let meta = format!("version=1\ncluster.id={cluster}\nnode.id={id}\ndirectory.id={directory}\n");
+    fs::write(data.join("meta.properties"), meta)
+}
+
+fn configure(id: usize, port: u16, controller: u16, voters: &str, data: &Path) -> String {
+    let brokers = voters.split(',').count();
+    let replicas = brokers.min(3);
+    let in_sync = if replicas < 3 { 1 } else { 2 };
+    let data = data.display();
+    format!(
+        "process.roles=broker,controller
+node.id={id}
+controller.quorum.voters={voters}
+listeners=BROKER://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=BROKER://127.0.0.1:{port}
+listener.security.protocol.map=BROKER:PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=BROKER
+controller.listener.names=CONTROLLER
+log.dirs={data}
+auto.create.topics.enable=false
+default.replication.factor={replicas}
+min.insync.replicas={in_sync}
+offsets.topic.replication.factor={replicas}
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor={replicas}
+transaction.state.log.min.isr={in_sync}
+transaction.state.log.num.partitions=1
+# A dead broker is missed after 3 s, not 9; a stopped one ends without waiting for others.
+broker.heartbeat.interval.ms=500
+broker.session.timeout.ms=3000
+# Records of 8 MiB, for tests of what is too large for the gateway.
+message.max.bytes=8388608
+# A small broker, whose retention acts within a second.
+num.network.threads=2
+num.io.threads=4
+log.cleaner.dedupe.buffer.size=4194304
+log.initial.task.delay.ms=100
+log.retention.check.interval.ms=200
+log.segment.delete.delay.ms=100
+"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::Producer;
+
+    #[test]
+    fn a_broker_keeps_its_records_when_it_is_stopped_and_killed_and_topics_grow_and_are_trimmed() {
+        let mut kafka = Kafka::start();
+        kafka.create("numbers", 2);
+        assert_eq!(kafka.partitions("numbers"), 2);
+        kafka.grow("numbers", 3);
+        assert_eq!(kafka.partitions("numbers"), 3);
+
+        let producer = Producer::to(kafka.bootstrap());
+        for number in 0..10 {
+            producer.send_to("numbers", 1, Some("key"), Some(format!("{number}").as_bytes()));
+        }
+        producer.flush();
+        assert_eq!(kafka.offsets("numbers", 1), (0, 10));
+        kafka.trim("numbers", 1, 4);
+        assert_eq!(kafka.offsets("numbers", 1), (4, 10));
+
+        kafka.broker(0).stop();
+        kafka.broker(0).start();
+        assert_eq!(kafka.offsets("numbers", 1), (4, 10));
+        kafka.broker(0).kill();
+        kafka.broker(0).start();
+        assert_eq!(kafka.offsets("numbers", 1), (4, 10));
+
+        kafka.broker(0).pause();
+        let consumer = kafka.consumer();
+        assert!(consumer.fetch_metadata(None, Duration::from_millis(500)).is_err(), "a paused broker doesn't answer");
+        kafka.broker(0).resume();
+        assert!(consumer.fetch_metadata(None, ANSWER_WITHIN).is_ok());
+        kafka.delete("numbers");
+    }
+
+    #[test]
+    fn three_brokers_make_a_cluster_whose_topics_outlive_one_of_them() {
+        let mut kafka = Kafka::start_with(3, &[]);
+        kafka.create("numbers", 3);
+        let producer = Producer::to(kafka.bootstrap());
+        producer.send("numbers", Some("a"), Some(b"1"));
+        producer.flush();
+        kafka.broker(2).kill();
+        producer.send("numbers", Some("a"), Some(b"2"));
+        producer.flush();
+        let end: i64 = (0..3).map(|partition| kafka.offsets("numbers", partition).1).sum();
+        assert_eq!(end, 2);
+    }
+}

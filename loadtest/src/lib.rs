@@ -1,0 +1,28 @@
+//! What the end-to-end tests need, and later the load: a real Kafka, a real Redis, pods as processes, and clients. The
+//! tests know a pod only by the contract (PROTOCOL); they lie under `tests/`, a story each.
+//!
+//! ```text
+//! events ──> kafka ──> pods ──> client, http, metrics
+//!                       │
+//!                     redis
+//! ```
+//!
+//! - [`pods`]: the [`pods::World`] of a test and its pods. Start reading here.
+//! - [`kafka`], [`redis`]: what can be stopped, killed, paused and started again.
+//! - [`events`]: numbered events, and what the contract makes of them.
+//! - [`client`], [`token`]: clients that keep the rules, and [`client::raw`] for those that don't.
+//! - [`http`], [`metrics`]: what operators see, read strictly.
+//! - [`process`]: child processes that never outlive the tests; waiting with a deadline.
+//!
+//! Nothing is shared between tests, nor left behind. What fails here panics with a sentence: a missing tool fails a test
+//! with one line that says how to get it, and a test that fails shows the logs of its processes.
+
+pub mod client;
+pub mod events;
+pub mod http;
+pub mod kafka;
+pub mod metrics;
+pub mod pods;
+pub mod process;
+pub mod redis;
+pub mod token;

@@ -1,0 +1,410 @@
+//! Pods as processes, each on a loopback address of its own, and the world that they live in: a Kafka and a Redis.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::client::{Ask, Client};
+use crate::events::{Kind, MARKETS, Producer, ticks_topic};
+use crate::http::{self, Answer};
+use crate::kafka::Kafka;
+use crate::metrics::Metrics;
+use crate::process::{Process, Signal, TempDir, eventually, free_port, loopback};
+use crate::redis::Redis;
+use crate::token;
+
+/// A pod is ready within this time, on a machine that does much else.
+pub const READY_WITHIN: Duration = Duration::from_secs(40);
+
+/// An operators' endpoint answers within this time.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+// ---- the program ----------------------------------------------------------------------------------------------------
+
+/// The gateway's program, built by the profile of this test and from the same tree.
+///
+/// # Panics
+/// Where it doesn't build.
+#[must_use]
+pub fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        // A test's program is target/<directory of the profile>/deps/<name>.
+        let this = std::env::current_exe().expect("the test's own program");
+        let directory = this.parent().and_then(Path::parent).expect("two directories up");
+        let profile = directory.file_name().and_then(|name| name.to_str()).expect("a profile's directory");
+        let profile = if profile == "debug" { "dev" } else { profile };
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["build", "--quiet", "--workspace", "--bin", "shardgate", "--profile", profile, "--target-dir"]);
+        cargo.arg(directory.parent().expect("the target directory")).current_dir(env!("CARGO_MANIFEST_DIR"));
+        let status = cargo.status().expect("cargo runs the tests, so it is there");
+        assert!(status.success(), "the gateway doesn't build");
+        directory.join("shardgate")
+    })
+}
+
+/// How a run of the program ended.
+#[derive(Debug)]
+pub struct Run {
+    /// Its exit code; `None` where a signal ended it.
+    pub code: Option<i32>,
+    /// All that it wrote, to both outputs.
+    pub output: String,
+}
+
+/// Runs the program with these arguments and this environment alone, and waits for its end.
+///
+/// # Panics
+/// Where it doesn't end.
+#[must_use]
+#[track_caller]
+pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Run {
+    let dir = TempDir::new("run");
+    let mut command = Command::new(binary());
+    command.args(arguments).env_clear().envs(environment.iter().copied()).current_dir(dir.path());
+    let mut process = Process::start("shardgate", command, &dir.path().join("log"));
+    let status = process.wait_exit(ANSWER_WITHIN);
+    Run { code: status.code(), output: process.log() }
+}
+
+// ---- the world ------------------------------------------------------------------------------------------------------
+
+/// What pods live in: a Kafka with one broker and a Redis, of one test alone.
+pub struct World {
+    /// Events come from here.
+    pub kafka: Kafka,
+    /// The cluster's slots.
+    pub redis: Redis,
+}
+
+impl World {
+    /// A world in which the built-in routes' topics are there, with three partitions each; a market's ticks have one.
+    ///
+    /// # Panics
+    /// Where a tool is missing: in one line that says how to get it.
+    #[must_use]
+    pub fn start() -> Self {
+        let world = Self::without_topics();
+        let ticks = MARKETS.map(ticks_topic);
+        let mut topics: Vec<_> = ticks.iter().map(|topic| (topic.as_str(), 1)).collect();
+        topics.extend(Kind::ALL.map(|kind| (kind.topic(), 3)));
+        world.kafka.create_all(&topics);
+        world
+    }
+
+    /// A world without any topic.
+    ///
+    /// # Panics
+    /// Where a tool is missing: in one line that says how to get it.
+    #[must_use]
+    pub fn without_topics() -> Self {
+        // The gateway is built before the test's time runs.
+        let _ = binary();
+        Self { kafka: Kafka::start(), redis: Redis::start() }
+    }
+
+    /// A pod to be, by its name.
+    #[must_use]
+    pub fn pod(&self, name: &str) -> Plan {
+        Plan::new(name, self.kafka.bootstrap(), self.redis.port())
+    }
+
+    /// Three pods, `pod-0` to `pod-2`, that all know each other.
+    #[must_use]
+    pub fn three_pods(&self, settings: &[(&str, &str)]) -> [Pod; 3] {
+        let pods = [0, 1, 2].map(|number| self.pod(&format!("pod-{number}")).set_all(settings).spawn());
+        for pod in &pods {
+            pod.ready();
+        }
+        self.settled(&pods);
+        pods
+    }
+
+    /// Returns when every pod knows of the live slots, which are as many as the pods: it sends clients to each other
+    /// pod.
+    pub fn settled(&self, pods: &[Pod]) {
+        eventually("each pod has a slot", READY_WITHIN, || (self.redis.live().len() == pods.len()).then_some(()));
+        for pod in pods {
+            for other in pods {
+                eventually(&format!("{} redirects to {}", pod.name(), other.name()), READY_WITHIN, || {
+                    let ids = (0..64).map(|number| format!("settle-{number}"));
+                    ids.into_iter().any(|id| pod.owner_of(&id) == other.url()).then_some(())
+                });
+            }
+        }
+    }
+
+    /// A producer for the world's Kafka.
+    #[must_use]
+    pub fn producer(&self) -> Producer {
+        Producer::to(self.kafka.bootstrap())
+    }
+}
+
+// ---- pods -----------------------------------------------------------------------------------------------------------
+
+/// A pod that is to be started.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    name: String,
+    host: Ipv4Addr,
+    port: u16,
+    environment: BTreeMap<String, String>,
+}
+
+impl Plan {
+    /// A pod of this name with these neighbours, on an address of its own. Its lease and its refresh of topics are
+    /// shorter than by default, so that tests don't wait.
+    #[must_use]
+    pub fn new(name: &str, kafka: &str, redis_port: u16) -> Self {
+        let host = loopback();
+        let port = free_port(host);
+        let plan = Self { name: name.to_owned(), host, port, environment: BTreeMap::new() };
+        plan.set("POD_NAME", name)
+            .set("HOST", &host.to_string())
+            .set("PORT", &port.to_string())
+            .set("PUBLIC_URL", &format!("ws://{host}:{port}/ws"))
+            .set("KAFKA_BROKERS", kafka)
+            .set("REDIS_HOST", "127.0.0.1")
+            .set("REDIS_PORT", &redis_port.to_string())
+            .set("JWT_SECRET", token::SECRET)
+            .set("LEASE_TTL_MS", "3000")
+            .set("TOPIC_REFRESH_MS", "500")
+            .set("RUST_BACKTRACE", "1")
+    }
+
+    /// With a setting.
+    #[must_use]
+    pub fn set(mut self, name: &str, value: &str) -> Self {
+        self.environment.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// With settings.
+    #[must_use]
+    pub fn set_all(mut self, settings: &[(&str, &str)]) -> Self {
+        self.environment.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        self
+    }
+
+    /// Starts it, and returns when it is ready.
+    #[must_use]
+    #[track_caller]
+    pub fn start(&self) -> Pod {
+        let pod = self.spawn();
+        pod.ready();
+        pod
+    }
+
+    /// Starts it, and returns at once.
+    #[must_use]
+    #[track_caller]
+    pub fn spawn(&self) -> Pod {
+        let mut command = Command::new(binary());
+        command.arg("serve").env_clear().envs(&self.environment);
+        let dir = TempDir::new("pod");
+        command.current_dir(dir.path());
+        let process = Process::start(&self.name, command, &dir.path().join("log"));
+        Pod { plan: self.clone(), process, _dir: dir }
+    }
+}
+
+/// A pod that was started.
+#[derive(Debug)]
+pub struct Pod {
+    plan: Plan,
+    process: Process,
+    _dir: TempDir,
+}
+
+impl Pod {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.plan.name
+    }
+
+    /// Its `PUBLIC_URL`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.plan.environment["PUBLIC_URL"].clone()
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from((self.plan.host, self.plan.port))
+    }
+
+    /// What it was started by: another of the same name can be, too.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// All that it has logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Its process' number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Returns when `/ready` says 200.
+    ///
+    /// # Panics
+    /// Where it ends, or is not ready within [`READY_WITHIN`].
+    #[track_caller]
+    pub fn ready(&self) {
+        eventually(&format!("{} is ready", self.name()), READY_WITHIN, || {
+            let ended = !Path::new(&format!("/proc/{}/fd/1", self.pid())).exists();
+            assert!(!ended, "{} ended at its start\n{}", self.name(), self.process.log_tail());
+            (self.try_get("/ready")?.status == 200).then_some(())
+        });
+    }
+
+    /// GETs a path.
+    ///
+    /// # Panics
+    /// Where no answer comes.
+    #[must_use]
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Answer {
+        let answer = http::get(self.address(), path, ANSWER_WITHIN);
+        answer.unwrap_or_else(|error| panic!("{} of {}: {error:#}", path, self.name()))
+    }
+
+    /// GETs a path, where it answers.
+    #[must_use]
+    pub fn try_get(&self, path: &str) -> Option<Answer> {
+        http::get(self.address(), path, ANSWER_WITHIN).ok()
+    }
+
+    /// Its metrics, read strictly.
+    ///
+    /// # Panics
+    /// Where they are no OpenMetrics.
+    #[must_use]
+    #[track_caller]
+    pub fn metrics(&self) -> Metrics {
+        let answer = self.get("/metrics");
+        assert_eq!(answer.status, 200);
+        let media = answer.header("content-type").unwrap_or_default();
+        assert!(media.starts_with("application/openmetrics-text; version=1.0.0"), "{media}");
+        Metrics::parse(&answer.text()).unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    /// Waits until a metric's sum over all labels is this.
+    ///
+    /// # Panics
+    /// Where it doesn't become so, or goes past it: counters don't go back.
+    #[track_caller]
+    pub fn await_metric(&self, name: &str, value: f64) {
+        let mut last = f64::NAN;
+        let is = || {
+            last = self.metrics().sum(name);
+            (last == value).then_some(())
+        };
+        let deadline = Instant::now() + READY_WITHIN;
+        let mut is = is;
+        while is().is_none() {
+            assert!(Instant::now() < deadline, "{name} of {} is {last}, not {value}", self.name());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// A client to be, of this pod.
+    #[must_use]
+    pub fn ask(&self) -> Ask {
+        Ask::to(&self.url())
+    }
+
+    /// A client of market data.
+    #[must_use]
+    #[track_caller]
+    pub fn market_client(&self) -> Client {
+        self.ask().open()
+    }
+
+    /// A client that watches an assessment.
+    #[must_use]
+    #[track_caller]
+    pub fn client(&self, assessment: &str) -> Client {
+        self.ask().assessment(assessment).open()
+    }
+
+    /// The URL of the pod that it says serves an assessment: its own, where it serves it itself.
+    ///
+    /// # Panics
+    /// Where its first word is neither `connected` nor a redirect.
+    #[must_use]
+    #[track_caller]
+    pub fn owner_of(&self, assessment: &str) -> String {
+        let mut client = self.client(assessment);
+        let first = client.expect("a first word", |_| true);
+        match first.kind().as_str() {
+            "connected" => self.url(),
+            "Redirect" => first.json()["url"].as_str().expect("a redirect has a URL").to_owned(),
+            _ => panic!("neither connected nor a redirect: {}", first.text),
+        }
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// Where it does not end `within` the time.
+    #[track_caller]
+    pub fn wait_exit(&mut self, within: Duration) -> ExitStatus {
+        self.process.wait_exit(within)
+    }
+
+    /// How it ended, if it has.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        self.process.exited()
+    }
+
+    /// Kills it: it has no time for anything.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Its anonymous memory, in bytes (RssAnon: heap and stacks, no program text).
+    ///
+    /// # Panics
+    /// Where it has ended.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the pod is up");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux since 4.5");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of KiB");
+        kib * 1024
+    }
+}
+
+/// Every test holds what must be so of every pod.
+impl Drop for Pod {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            return;
+        }
+        let log = self.log();
+        // Base64url of a JSON object's start: each token has it, and nothing that a pod should say.
+        assert!(!log.contains("eyJ"), "{} logged a token", self.name());
+        assert!(!log.contains(token::SECRET), "{} logged the secret", self.name());
+        assert!(!log.contains("panicked at"), "{} panicked: {}", self.name(), self.process.log_tail());
+    }
+}

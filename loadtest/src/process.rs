@@ -1,0 +1,344 @@
+//! Child processes that never outlive the tests, and what each needs: a temporary directory, a free port, a log. It
+//! owns how they start and end; what they are is their modules' business.
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{LazyLock, Mutex, Once, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How often a condition that nothing announces is looked at again.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Lines of a log that are shown where its process disappoints.
+const LOG_LINES_SHOWN: usize = 60;
+
+/// Waits for `look` to find something, and returns it.
+///
+/// # Panics
+/// Where it found nothing `within` the time: the message names `what`.
+#[track_caller]
+pub fn eventually<T>(what: &str, within: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + within;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {within:?}");
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Looks again and again `during` the time, and returns when it is over: for what must not happen.
+///
+/// # Panics
+/// As soon as `holds` is false: the message names `what`.
+#[track_caller]
+pub fn always(what: &str, during: Duration, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + during;
+    while Instant::now() < deadline {
+        assert!(holds(), "{what}: no longer");
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
+// ---- processes ------------------------------------------------------------------------------------------------------
+
+/// A signal that tests send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// Asks to end.
+    Term,
+    /// As Ctrl-C does.
+    Int,
+    /// Ends at once.
+    Kill,
+    /// Pauses.
+    Stop,
+    /// Goes on.
+    Cont,
+}
+
+/// A child process. It is killed when this value is dropped, and by the kernel when the test process ends.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `command` with its output appended to the file `log`.
+    ///
+    /// # Panics
+    /// Where it can't be started.
+    #[track_caller]
+    pub fn start(name: &str, mut command: Command, log: &Path) -> Self {
+        let out = File::options().create(true).append(true).open(log).expect("a log in our own directory");
+        let err = out.try_clone().expect("a second handle of an open file");
+        command.stdin(Stdio::null()).stdout(out).stderr(err);
+        let child = spawn(command).unwrap_or_else(|error| panic!("{name} can't be started: {error}"));
+        Self { name: name.to_owned(), child, log: log.to_owned() }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Panics
+    /// Where the process has ended and was waited for.
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) {
+        let number = match signal {
+            Signal::Term => libc::SIGTERM,
+            Signal::Int => libc::SIGINT,
+            Signal::Kill => libc::SIGKILL,
+            Signal::Stop => libc::SIGSTOP,
+            Signal::Cont => libc::SIGCONT,
+        };
+        let pid = libc::pid_t::try_from(self.pid()).expect("Linux' process numbers are small");
+        // SAFETY: kill takes plain numbers; the child is not reaped while `self` lives and says so, so the pid is its own.
+        let sent = unsafe { libc::kill(pid, number) };
+        assert_eq!(sent, 0, "{signal:?} to {}: {}", self.name, io::Error::last_os_error());
+    }
+
+    /// How it ended, if it has.
+    ///
+    /// # Panics
+    /// Where the kernel doesn't know it.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child of ours")
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// Where it does not end `within` the time.
+    #[track_caller]
+    pub fn wait_exit(&mut self, within: Duration) -> ExitStatus {
+        let what = format!("{} ends", self.name);
+        eventually(&what, within, || self.exited())
+    }
+
+    /// Kills it, and waits for its end.
+    pub fn kill(&mut self) {
+        // It may have ended by itself: that is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// All that it has written so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// The end of what it has written, for messages.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        let log = self.log();
+        let mut lines = VecDeque::with_capacity(LOG_LINES_SHOWN);
+        for line in log.lines() {
+            if lines.len() == LOG_LINES_SHOWN {
+                lines.pop_front();
+            }
+            lines.push_back(line);
+        }
+        format!("---- {} ----\n{}\n", self.name, Vec::from(lines).join("\n"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("{}", self.log_tail());
+        }
+        self.kill();
+    }
+}
+
+type Job = (Command, mpsc::Sender<io::Result<Child>>);
+
+/// Starts a process from a thread that lives as long as ours does: the kernel sends PR_SET_PDEATHSIG's signal when the
+/// *thread* that forked ends, and each test has a thread of its own.
+fn spawn(mut command: Command) -> io::Result<Child> {
+    static SPAWNER: LazyLock<Mutex<mpsc::Sender<Job>>> = LazyLock::new(|| {
+        let (jobs, inbox) = mpsc::channel::<Job>();
+        thread::spawn(move || {
+            for (mut command, answer) in inbox {
+                // The caller waits for it, and if not, the child's fate no longer matters.
+                let _ = answer.send(command.spawn());
+            }
+        });
+        Mutex::new(jobs)
+    });
+    // SAFETY: prctl is async-signal-safe and touches nothing of ours.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        });
+    }
+    let (answer, started) = mpsc::channel();
+    let jobs = SPAWNER.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    jobs.send((command, answer)).expect("the spawner never ends");
+    started.recv().expect("the spawner answers")
+}
+
+/// The program `name` of the machine.
+///
+/// # Panics
+/// Where it is missing: the message is one line that says how to get it.
+#[must_use]
+pub fn tool(name: &str, package: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file());
+    found
+        .unwrap_or_else(|| panic!("{name} is missing; on Debian: apt-get install -y --no-install-recommends {package}"))
+}
+
+// ---- places ---------------------------------------------------------------------------------------------------------
+
+/// A directory that is removed when this value is dropped; one of a test process that was killed, by the next one.
+#[derive(Debug)]
+pub struct TempDir(PathBuf);
+
+const TEMP_PREFIX: &str = "shardgate-test-";
+
+impl TempDir {
+    /// A new directory.
+    ///
+    /// # Panics
+    /// Where the machine's temporary directory can't be written to.
+    #[must_use]
+    pub fn new(label: &str) -> Self {
+        static SWEEP: Once = Once::new();
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        SWEEP.call_once(remove_orphans);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("{TEMP_PREFIX}{}-{number}-{label}", std::process::id()));
+        fs::create_dir(&path).unwrap_or_else(|error| panic!("{} can't be made: {error}", path.display()));
+        Self(path)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Writes a file into it, and returns its path.
+    ///
+    /// # Panics
+    /// Where it can't be written.
+    pub fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.0.join(name);
+        fs::write(&path, content).expect("our own directory can be written to");
+        path
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        // A process that was just killed may still hold files open; what stays, the next test process removes.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn remove_orphans() {
+    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(TEMP_PREFIX)) else { continue };
+        let owner = rest.split('-').next().unwrap_or_default();
+        if !Path::new("/proc").join(owner).exists() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// A loopback address that no other test of this machine uses: 127.a.b.c, of the process' number and a counter.
+#[must_use]
+pub fn loopback() -> Ipv4Addr {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let [.., last] = (1 + number % 250).to_be_bytes();
+    Ipv4Addr::new(127, high | 1, low, last)
+}
+
+/// A port of `host` that nothing listens on, outside of the range that the system hands out for outgoing connections:
+/// so a server that is down finds its port still free when it returns.
+///
+/// # Panics
+/// Where none is free.
+#[must_use]
+pub fn free_port(host: Ipv4Addr) -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    const FIRST: u32 = 10_240;
+    const COUNT: u32 = 22_000;
+    (0..COUNT)
+        .map(|_| {
+            // Test binaries that run at the same time start far from each other.
+            let place =
+                std::process::id().wrapping_mul(7919).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
+            u16::try_from(FIRST + place).expect("below 32768")
+        })
+        .find(|&port| TcpListener::bind(SocketAddr::new(IpAddr::V4(host), port)).is_ok())
+        .expect("a free port among 22,000")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_outlives_the_thread_that_asked_for_it_and_is_killed_with_its_value() {
+        let dir = TempDir::new("process");
+        let log = dir.path().join("log");
+        let mut process = thread::spawn({
+            let log = log.clone();
+            move || {
+                let mut command = Command::new("sh");
+                command.args(["-c", "echo ready; exec sleep 1000"]);
+                Process::start("sleeper", command, &log)
+            }
+        })
+        .join()
+        .unwrap();
+        eventually("it writes its log", Duration::from_secs(5), || process.log().contains("ready").then_some(()));
+        assert!(process.exited().is_none(), "it runs on after its thread");
+
+        let pid = process.pid();
+        drop(process);
+        assert!(!Path::new(&format!("/proc/{pid}")).exists(), "killed and reaped");
+    }
+
+    #[test]
+    fn a_missing_tool_is_told_in_one_line_that_says_how_to_get_it() {
+        let message = std::panic::catch_unwind(|| tool("no-such-tool", "its-package")).unwrap_err();
+        let message = message.downcast_ref::<String>().unwrap();
+        assert_eq!(
+            message,
+            "no-such-tool is missing; on Debian: apt-get install -y --no-install-recommends its-package"
+        );
+    }
+
+    #[test]
+    fn directories_of_test_processes_that_are_gone_are_removed() {
+        let orphan = std::env::temp_dir().join(format!("{TEMP_PREFIX}4999999-0-orphan"));
+        fs::create_dir_all(&orphan).unwrap();
+        remove_orphans();
+        assert!(!orphan.exists());
+    }
+}

@@ -1,0 +1,241 @@
+//! A real redis-server on 127.0.0.1 that can be stopped, killed, paused, emptied and started again, and what the pods
+//! wrote there (PROTOCOL 7).
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use redis::Commands as _;
+use serde::Deserialize;
+
+use crate::process::{Process, Signal, TempDir, eventually, free_port, tool};
+
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// A Redis. It ends when it is dropped. What it holds is in memory alone: who starts it again, starts it empty.
+pub struct Redis {
+    port: u16,
+    dir: TempDir,
+    process: Option<Process>,
+}
+
+/// What is heard on Redis' channels.
+pub struct Listener {
+    messages: mpsc::Receiver<(String, String)>,
+}
+
+impl Listener {
+    /// Waits for a message on a channel; passes over others.
+    ///
+    /// # Panics
+    /// Where it does not come `within` the time.
+    #[track_caller]
+    pub fn expect(&self, channel: &str, message: &str, within: Duration) {
+        let deadline = Instant::now() + within;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.messages.recv_timeout(left) {
+                Ok(heard) if heard == (channel.to_owned(), message.to_owned()) => return,
+                Ok(_) => {}
+                Err(error) => panic!("{message:?} on {channel}: not within {within:?} ({error})"),
+            }
+        }
+    }
+}
+
+/// What a pod wrote into its slot.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Slot {
+    /// The pod's name.
+    pub node: String,
+    /// Which run of the pod it is: unique.
+    pub instance: serde_json::Value,
+    /// Where clients reach it.
+    pub url: String,
+    /// When its lease runs out, on Redis' clock.
+    pub expires_at_ms: u64,
+}
+
+impl Redis {
+    /// Starts one, and returns when it answers.
+    #[must_use]
+    pub fn start() -> Self {
+        let port = free_port(Ipv4Addr::LOCALHOST);
+        let mut redis = Self { port, dir: TempDir::new("redis"), process: None };
+        redis.start_again();
+        redis
+    }
+
+    /// Starts it again after [`Self::kill`], on the same port, empty.
+    ///
+    /// # Panics
+    /// Where it is up.
+    pub fn start_again(&mut self) {
+        assert!(self.process.is_none(), "Redis is down");
+        let mut command = Command::new(tool("redis-server", "redis-server"));
+        command.arg("--port").arg(self.port.to_string()).arg("--dir").arg(self.dir.path());
+        command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        let process = Process::start("redis-server", command, &self.dir.path().join("log"));
+        let pong = || redis::cmd("PING").query::<String>(&mut self.connect()?).ok();
+        eventually("Redis answers", ANSWER_WITHIN, pong);
+        self.process = Some(process);
+    }
+
+    /// Its port on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Ends it at once; what it held is lost.
+    ///
+    /// # Panics
+    /// Where it is down.
+    pub fn kill(&mut self) {
+        self.process.take().expect("Redis is up").kill();
+    }
+
+    /// Pauses it: connections stay open, nothing answers.
+    ///
+    /// # Panics
+    /// Where it is down.
+    pub fn pause(&self) {
+        self.process.as_ref().expect("Redis is up").signal(Signal::Stop);
+    }
+
+    /// Lets it go on after [`Self::pause`].
+    ///
+    /// # Panics
+    /// Where it is down.
+    pub fn resume(&self) {
+        self.process.as_ref().expect("Redis is up").signal(Signal::Cont);
+    }
+
+    /// Empties it.
+    ///
+    /// # Panics
+    /// Where it doesn't answer.
+    pub fn flush(&self) {
+        redis::cmd("FLUSHALL").exec(&mut self.connection()).expect("Redis answers");
+    }
+
+    /// The slots under the default prefix, by number.
+    #[must_use]
+    pub fn slots(&self) -> BTreeMap<u32, Slot> {
+        self.slots_of("websocket")
+    }
+
+    /// The slots under a prefix, by number; also those whose lease has run out.
+    ///
+    /// # Panics
+    /// Where Redis doesn't answer, or a slot holds what the contract doesn't say.
+    #[must_use]
+    pub fn slots_of(&self, prefix: &str) -> BTreeMap<u32, Slot> {
+        let fields: BTreeMap<String, String> =
+            self.connection().hgetall(format!("{prefix}:slots")).expect("Redis answers");
+        let slots = fields.into_iter().filter_map(|(field, value)| {
+            // What is no slot's number is the pods' own book-keeping.
+            let number = field.parse().ok()?;
+            let slot = serde_json::from_str(&value).unwrap_or_else(|error| panic!("slot {field}: {error}: {value}"));
+            Some((number, slot))
+        });
+        slots.collect()
+    }
+
+    /// The slots whose lease has not run out, as names of pods by number.
+    #[must_use]
+    pub fn live(&self) -> BTreeMap<u32, String> {
+        let now = self.now_ms();
+        let live = self.slots().into_iter().filter(|(_, slot)| slot.expires_at_ms > now);
+        live.map(|(number, slot)| (number, slot.node)).collect()
+    }
+
+    /// All keys.
+    ///
+    /// # Panics
+    /// Where it doesn't answer.
+    #[must_use]
+    pub fn keys(&self) -> Vec<String> {
+        self.connection().keys("*").expect("Redis answers")
+    }
+
+    /// Redis' own clock, in Unix milliseconds.
+    ///
+    /// # Panics
+    /// Where it doesn't answer.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query(&mut self.connection()).expect("Redis answers");
+        seconds * 1000 + micros / 1000
+    }
+
+    /// Listens to channels from now on.
+    ///
+    /// # Panics
+    /// Where it doesn't answer.
+    #[must_use]
+    pub fn listen(&self, channels: &[&str]) -> Listener {
+        let mut connection = self.connection();
+        let channels: Vec<_> = channels.iter().map(ToString::to_string).collect();
+        let (subscribed, is_subscribed) = mpsc::channel();
+        let (heard, messages) = mpsc::channel();
+        // It ends when Redis does, or when nobody listens any more.
+        thread::spawn(move || {
+            let mut pubsub = connection.as_pubsub();
+            let result: Result<(), redis::RedisError> = channels.iter().try_for_each(|name| pubsub.subscribe(name));
+            let _ = subscribed.send(result);
+            while let Ok(message) = pubsub.get_message() {
+                let text = message.get_payload().expect("payloads are text");
+                if heard.send((message.get_channel_name().to_owned(), text)).is_err() {
+                    break;
+                }
+            }
+        });
+        is_subscribed.recv().expect("the thread answers").expect("Redis answers");
+        Listener { messages }
+    }
+
+    fn connect(&self) -> Option<redis::Connection> {
+        let client = redis::Client::open(("127.0.0.1", self.port)).ok()?;
+        client.get_connection_with_timeout(Duration::from_secs(1)).ok()
+    }
+
+    fn connection(&self) -> redis::Connection {
+        eventually("Redis takes a connection", ANSWER_WITHIN, || self.connect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redis_that_is_killed_comes_back_empty_and_one_that_is_paused_does_not_answer() {
+        let mut redis = Redis::start();
+        let slot = r#"{"node":"a","instance":"1","url":"ws://a/ws","expiresAtMs":99999999999999,"more":1}"#;
+        let _: () = redis.connection().hset("websocket:slots", "0", slot).unwrap();
+        let _: () = redis.connection().hset("websocket:slots", "version", "7").unwrap();
+        assert_eq!(redis.live(), BTreeMap::from([(0, "a".to_owned())]));
+        assert_eq!(redis.keys(), ["websocket:slots"]);
+
+        let listener = redis.listen(&["websocket:node:join"]);
+        let _: () = redis.connection().publish("websocket:node:join", "a").unwrap();
+        listener.expect("websocket:node:join", "a", ANSWER_WITHIN);
+
+        redis.pause();
+        assert!(redis.connect().is_none());
+        redis.resume();
+        redis.flush();
+        assert!(redis.keys().is_empty());
+
+        let _: () = redis.connection().set("kept", "no").unwrap();
+        redis.kill();
+        assert!(redis.connect().is_none());
+        redis.start_again();
+        assert!(redis.keys().is_empty());
+    }
+}
