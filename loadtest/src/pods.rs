@@ -155,6 +155,7 @@ pub struct Plan {
     host: Ipv4Addr,
     port: u16,
     environment: BTreeMap<String, String>,
+    arguments: Vec<String>,
 }
 
 impl Plan {
@@ -164,7 +165,7 @@ impl Plan {
     pub fn new(name: &str, kafka: &str, redis_port: u16) -> Self {
         let host = loopback();
         let port = free_port(host);
-        let plan = Self { name: name.to_owned(), host, port, environment: BTreeMap::new() };
+        let plan = Self { name: name.to_owned(), host, port, environment: BTreeMap::new(), arguments: Vec::new() };
         plan.set("POD_NAME", name)
             .set("HOST", &host.to_string())
             .set("PORT", &port.to_string())
@@ -192,6 +193,19 @@ impl Plan {
         self
     }
 
+    /// With an argument on its command line.
+    #[must_use]
+    pub fn argument(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.to_owned());
+        self
+    }
+
+    /// Where it will listen.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from((self.host, self.port))
+    }
+
     /// Starts it, and returns when it is ready.
     #[must_use]
     #[track_caller]
@@ -206,7 +220,7 @@ impl Plan {
     #[track_caller]
     pub fn spawn(&self) -> Pod {
         let mut command = Command::new(binary());
-        command.arg("serve").env_clear().envs(&self.environment);
+        command.arg("serve").args(&self.arguments).env_clear().envs(&self.environment);
         let dir = TempDir::new("pod");
         command.current_dir(dir.path());
         let process = Process::start(&self.name, command, &dir.path().join("log"));
@@ -238,7 +252,7 @@ impl Pod {
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        SocketAddr::from((self.plan.host, self.plan.port))
+        self.plan.address()
     }
 
     /// What it was started by: another of the same name can be, too.
@@ -351,7 +365,7 @@ impl Pod {
     pub fn owner_of(&self, assessment: &str) -> String {
         let mut client = self.client(assessment);
         let first = client.expect("a first word", |_| true);
-        match first.kind().as_str() {
+        match first.kind.as_str() {
             "connected" => self.url(),
             "Redirect" => first.json()["url"].as_str().expect("a redirect has a URL").to_owned(),
             _ => panic!("neither connected nor a redirect: {}", first.text),
