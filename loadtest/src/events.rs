@@ -437,6 +437,15 @@ impl Producer {
     }
 }
 
+/// What was sent is with the brokers when the producer is gone; librdkafka would throw it away.
+impl Drop for Producer {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.flush();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use rdkafka::TopicPartitionList;

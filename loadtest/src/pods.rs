@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use crate::client::{Ask, Client};
 use crate::events::{Kind, MARKETS, Producer, ticks_topic};
 use crate::http::{self, Answer};
@@ -363,7 +365,8 @@ impl Pod {
     #[must_use]
     #[track_caller]
     pub fn owner_of(&self, assessment: &str) -> String {
-        let mut client = self.client(assessment);
+        let claims = json!({ "userId": token::USER, "assessments": [assessment] });
+        let mut client = self.ask().assessment(assessment).token(&token::signed(&claims)).open();
         let first = client.expect("a first word", |_| true);
         match first.kind.as_str() {
             "connected" => self.url(),

@@ -31,7 +31,7 @@ fn each_rule_that_a_client_breaks_has_its_close_code() {
         ("a continuation of nothing".into(), vec![Frame::new(CONTINUATION, "x")], 1002),
         ("a text within a text".into(), vec![text("{").unfinished(), text("}")], 1002),
         ("binary data".into(), vec![Frame::new(BINARY, "x")], 1003),
-        ("binary data in parts".into(), vec![Frame::new(BINARY, "x").unfinished()], 1003),
+        ("binary data in parts".into(), vec![Frame::new(BINARY, "x").unfinished(), Frame::new(CONTINUATION, "")], 1003),
         ("a close of one byte".into(), vec![Frame::new(CLOSE, "x")], 1002),
         ("a close with a text that is not UTF-8".into(), vec![Frame::close(1000, b"\xff")], 1007),
         ("a text that ends within a character".into(), vec![Frame::new(TEXT, &b"\xe2\x82"[..])], 1007),

@@ -51,6 +51,15 @@ impl Fleet {
         }
     }
 
+    /// Waits, while the clients answer their pings.
+    fn until(&mut self, what: &str, mut holds: impl FnMut() -> bool) {
+        let deadline = Instant::now() + WITHIN;
+        while !holds() {
+            assert!(Instant::now() < deadline, "{what}: not within {WITHIN:?}");
+            read_for(&mut self.clients, Duration::from_millis(20));
+        }
+    }
+
     fn is_not_moved(&self) {
         let moved: Vec<_> = self.clients.iter().filter_map(Client::close_frame).collect();
         assert!(moved.is_empty(), "{} were moved: {:?}", moved.len(), moved[0]);
@@ -122,22 +131,22 @@ fn a_redis_that_is_paused_beyond_the_lease_moves_nobody() {
 #[test]
 fn a_pod_that_was_paused_beyond_its_lease_claims_anew_and_judges_nobody_for_its_own_silence() {
     let world = World::start();
-    let settings = [LEASE_SETTING, &[("HEARTBEAT_INTERVAL", "500"), ("CONNECTION_TIMEOUT", "2000")]].concat();
+    let settings = [LEASE_SETTING, &[("HEARTBEAT_INTERVAL", "500"), ("CONNECTION_TIMEOUT", "4000")]].concat();
     let pods = world.three_pods(&settings);
     let mut fleet = Fleet::open(&world, &pods);
-    let at_first = |fleet: &Fleet| -> Vec<usize> {
-        (0..fleet.ids.len()).filter(|place| fleet.owners[*place] == pods[0].url()).collect()
-    };
-    let theirs = at_first(&fleet);
+    let theirs: Vec<_> = (0..fleet.ids.len()).filter(|place| fleet.owners[*place] == pods[0].url()).collect();
     pods[0].signal(Signal::Stop);
-    eventually("its lease runs out", LEASE * 3, || (world.redis.live().len() == 2).then_some(()));
-    let id = &fleet.ids[theirs[0]];
-    eventually("its assessments come up elsewhere", WITHIN, || (pods[1].owner_of(id) != pods[0].url()).then_some(()));
-    read_for(&mut fleet.clients, Duration::from_millis(2500));
+    fleet.until("its lease runs out", || world.redis.live().len() == 2);
+    let id = fleet.ids[theirs[0]].clone();
+    fleet.until("its assessments come up elsewhere", || pods[1].owner_of(&id) != pods[0].url());
+    read_for(&mut fleet.clients, Duration::from_millis(4500));
+    // They are alive, as their pod could read if it ran.
+    theirs.iter().for_each(|place| fleet.clients[*place].send(r#"{"type":"pong"}"#));
 
     pods[0].signal(Signal::Cont);
-    eventually("it claims anew", WITHIN, || (world.redis.live() == fleet.slots).then_some(()));
-    world.settled(&pods);
+    let slots = fleet.slots.clone();
+    fleet.until("it claims anew", || world.redis.live() == slots);
+    fleet.until("its assessments come home", || pods[1].owner_of(&id) == pods[0].url());
     read_for(&mut fleet.clients, Duration::from_secs(1));
     for client in &fleet.clients {
         let code = client.close_frame().map(|(code, _)| *code);

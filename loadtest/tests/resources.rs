@@ -42,7 +42,7 @@ const NOISE: Duration = Duration::from_millis(50);
 fn p99_under_load(world: &World, clients: &mut [Client], ids: &[String]) -> Duration {
     const EVERY: Duration = Duration::from_millis(20);
     let stop = AtomicBool::new(false);
-    let fill = "x".repeat(8 * 1024);
+    let fill = "x".repeat(64 * 1024);
     let first = seen(&clients[0]).count() as u64;
     let mut sent = Vec::new();
     thread::scope(|scope| {

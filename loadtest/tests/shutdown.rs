@@ -53,6 +53,8 @@ fn a_pod_that_is_asked_to_end_under_load_sends_its_clients_to_the_others_bit_by_
                     producer.event(&Kind::BalanceUpdated.event(id, number));
                 }
                 producer.flush();
+                // A pace, not a wait for something.
+                thread::sleep(Duration::from_millis(10));
             }
         });
         watch(&mut clients, "the load runs", WITHIN, |clients| {
