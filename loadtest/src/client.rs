@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
-use serde::Deserializer as _;
 use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer as _};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use socket2::{Domain, Socket, Type};
@@ -208,11 +208,25 @@ fn percent_encoded(text: &str) -> String {
 pub struct Message {
     /// When it was read.
     pub at: Instant,
+    /// Its `type`, or for a message that refuses, its `error`.
+    pub kind: String,
     /// As it came.
     pub text: String,
 }
 
 impl Message {
+    #[track_caller]
+    fn new(text: &str) -> Self {
+        #[derive(Deserialize)]
+        struct Head {
+            r#type: Option<String>,
+            error: Option<String>,
+        }
+        let head: Head = serde_json::from_str(text).unwrap_or_else(|error| panic!("no message, {error}: {text}"));
+        let kind = head.r#type.or(head.error).unwrap_or_else(|| panic!("neither type nor error: {text}"));
+        Self { at: Instant::now(), kind, text: text.to_owned() }
+    }
+
     /// The message as JSON.
     ///
     /// # Panics
@@ -221,15 +235,6 @@ impl Message {
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
-    }
-
-    /// Its `type`, or for a message that refuses, its `error`.
-    #[must_use]
-    #[track_caller]
-    pub fn kind(&self) -> String {
-        let json = self.json();
-        let kind = json.get("type").or_else(|| json.get("error"));
-        kind.and_then(Value::as_str).unwrap_or_else(|| panic!("neither type nor error: {}", self.text)).to_owned()
     }
 
     /// Its fields but `type` and `cursor`, in their order, with the bytes of each value as they came.
@@ -302,7 +307,7 @@ impl Client {
 
     /// The messages of a type so far.
     pub fn of_type<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Message> {
-        self.messages.iter().filter(move |message| message.kind() == kind)
+        self.messages.iter().filter(move |message| message.kind == kind)
     }
 
     /// How many WebSocket ping frames came.
@@ -352,7 +357,7 @@ impl Client {
         while self.ended.is_none() {
             match self.socket.read() {
                 Ok(tungstenite::Message::Text(text)) => {
-                    self.messages.push(Message { at: Instant::now(), text: text.as_str().to_owned() });
+                    self.messages.push(Message::new(text.as_str()));
                 }
                 Ok(tungstenite::Message::Ping(_)) => self.pings += 1,
                 Ok(tungstenite::Message::Pong(payload)) => self.pongs.push(payload.to_vec()),
@@ -406,7 +411,7 @@ impl Client {
     /// Where it does not come within [`WITHIN`].
     #[track_caller]
     pub fn expect_type(&mut self, kind: &str) -> Message {
-        self.expect(kind, |message| message.kind() == kind)
+        self.expect(kind, |message| message.kind == kind)
     }
 
     /// Waits for its end, and returns the close frame that it was sent.

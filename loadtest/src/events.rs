@@ -1,6 +1,8 @@
 //! Numbered events on the built-in routes' topics, and the messages that PROTOCOL 3 makes of them, told here a second
 //! time and not by the gateway's code. It owns the producer, too.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -9,12 +11,15 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Message as _};
 
-use crate::client::Message;
+use crate::client::{Client, Message};
 use crate::kafka::client_config;
 use crate::process::eventually;
 
 /// The markets that tests tick.
 pub const MARKETS: [&str; 5] = ["btc-usd", "eth-usd", "eur-usd", "gold", "spx500"];
+
+/// The timestamp of number 0.
+const FIRST_TIMESTAMP: u64 = 1_790_000_000_000;
 
 /// Brokers take what they are sent within this time.
 const DELIVERED_WITHIN: Duration = Duration::from_secs(60);
@@ -45,7 +50,7 @@ pub struct Told {
 
 impl From<&Message> for Told {
     fn from(message: &Message) -> Self {
-        Self { kind: message.kind(), fields: message.fields() }
+        Self { kind: message.kind.clone(), fields: message.fields() }
     }
 }
 
@@ -228,7 +233,7 @@ fn value(field: &str, number: u64) -> String {
 
 /// The number, as the producer's timestamp.
 fn timestamp(number: u64) -> String {
-    (1_790_000_000_000 + number).to_string()
+    (FIRST_TIMESTAMP + number).to_string()
 }
 
 /// The event of this number for an assessment, of the ten kinds in turn.
@@ -259,6 +264,61 @@ pub fn tick(market: &str, number: u64) -> Event {
 #[must_use]
 pub fn ticks_topic(market: &str) -> String {
     format!("market-data.{market}-ticks")
+}
+
+// ---- what a client saw ----------------------------------------------------------------------------------------------
+
+/// The events of assessments among a client's messages.
+pub fn seen(client: &Client) -> impl Iterator<Item = &Message> {
+    const OTHERS: [&str; 6] = ["connected", "market_price", "ping", "pong", "reset", "Redirect"];
+    client.messages().iter().filter(|message| !OTHERS.contains(&message.kind.as_str()))
+}
+
+/// The number of the event, or the tick, that a message tells of.
+///
+/// # Panics
+/// Where the message is of neither.
+#[must_use]
+#[track_caller]
+pub fn number_of(message: &Message) -> u64 {
+    let timestamp = message.json()["timestamp"].as_u64();
+    timestamp.unwrap_or_else(|| panic!("no numbered event: {}", message.text)) - FIRST_TIMESTAMP
+}
+
+/// Checks that a client of `assessment` has seen the events of these numbers, as [`event`] makes them: all, none twice,
+/// none else, each as the contract says, and those of a topic in their order.
+///
+/// # Panics
+/// Where that is not so.
+#[track_caller]
+pub fn assert_saw(client: &Client, assessment: &str, numbers: Range<u64>) {
+    let mut last_of_topic = BTreeMap::new();
+    let mut missing: BTreeSet<u64> = numbers.collect();
+    for message in seen(client) {
+        let number = number_of(message);
+        assert!(missing.remove(&number), "{assessment}: {number} is twice or too much: {}", message.text);
+        let event = event(assessment, number);
+        assert_eq!(Told::from(message), event.told, "{assessment}: as the contract says");
+        let last = last_of_topic.insert(event.topic, number);
+        assert!(last < Some(number), "{assessment}: {number} after {last:?}");
+    }
+    assert!(missing.is_empty(), "{assessment}: missing are {missing:?}");
+}
+
+/// Checks that a client has seen ticks of each market in their order, and at last the one of this number.
+///
+/// # Panics
+/// Where that is not so.
+#[track_caller]
+pub fn assert_saw_ticks(client: &Client, last: u64) {
+    let mut latest = BTreeMap::new();
+    for message in client.of_type("market_price") {
+        let (market, number) = (message.json()["market"].as_str().expect("a market").to_owned(), number_of(message));
+        assert_eq!(Told::from(message), tick(&market, number).told);
+        let before = latest.insert(market, number);
+        assert!(before < Some(number), "{number} after {before:?}: {}", message.text);
+    }
+    assert_eq!(latest, MARKETS.map(|market| (market.to_owned(), last)).into());
 }
 
 // ---- making records -------------------------------------------------------------------------------------------------
@@ -377,9 +437,22 @@ impl Producer {
     }
 }
 
+/// What was sent is with the brokers when the producer is gone; librdkafka would throw it away.
+impl Drop for Producer {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.flush();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use rdkafka::TopicPartitionList;
+    use rdkafka::consumer::{BaseConsumer, Consumer as _};
+
     use super::*;
+    use crate::kafka::Kafka;
 
     #[test]
     fn payloads_are_json_and_what_is_told_is_the_contracts() {
@@ -399,5 +472,38 @@ mod tests {
         let tick = tick("gold", 3);
         assert_eq!(tick.topic, "market-data.gold-ticks");
         assert_eq!(tick.told.fields[1], ("price".into(), "3.250".into()));
+    }
+    #[test]
+    fn events_of_one_assessment_lie_on_one_partition_and_what_is_aborted_is_not_read() {
+        let kafka = Kafka::start();
+        kafka.create("trading.order-filled", 4);
+        let plain = Producer::with(kafka.bootstrap(), &[("compression.type", "zstd")]);
+        let transactional = Producer::with(kafka.bootstrap(), &[("transactional.id", "unit-test")]);
+        plain.event(&Kind::OrderFilled.event("a", 0));
+        plain.flush();
+        transactional.begin(true);
+        transactional.event(&Kind::OrderFilled.event("a", 1));
+        transactional.abort();
+        transactional.begin(false);
+        transactional.event(&Kind::OrderFilled.event("a", 2));
+        transactional.commit();
+
+        let mut config = client_config(kafka.bootstrap());
+        config
+            .set("group.id", "unit-test")
+            .set("isolation.level", "read_committed")
+            .set("auto.offset.reset", "earliest");
+        let consumer: BaseConsumer = config.create().unwrap();
+        let mut all = TopicPartitionList::new();
+        all.add_partition_range("trading.order-filled", 0, 3);
+        consumer.assign(&all).unwrap();
+        let read = || {
+            let record = consumer.poll(DELIVERED_WITHIN).unwrap().unwrap().detach();
+            (record.partition(), record.payload_view::<str>().unwrap().unwrap().to_owned())
+        };
+        let (first, second) = (read(), read());
+        assert_eq!(first.1, Kind::OrderFilled.event("a", 0).payload);
+        assert_eq!(second.1, Kind::OrderFilled.event("a", 2).payload);
+        assert_eq!(first.0, second.0);
     }
 }

@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use crate::client::{Ask, Client};
 use crate::events::{Kind, MARKETS, Producer, ticks_topic};
 use crate::http::{self, Answer};
@@ -155,6 +157,7 @@ pub struct Plan {
     host: Ipv4Addr,
     port: u16,
     environment: BTreeMap<String, String>,
+    arguments: Vec<String>,
 }
 
 impl Plan {
@@ -164,7 +167,7 @@ impl Plan {
     pub fn new(name: &str, kafka: &str, redis_port: u16) -> Self {
         let host = loopback();
         let port = free_port(host);
-        let plan = Self { name: name.to_owned(), host, port, environment: BTreeMap::new() };
+        let plan = Self { name: name.to_owned(), host, port, environment: BTreeMap::new(), arguments: Vec::new() };
         plan.set("POD_NAME", name)
             .set("HOST", &host.to_string())
             .set("PORT", &port.to_string())
@@ -192,6 +195,19 @@ impl Plan {
         self
     }
 
+    /// With an argument on its command line.
+    #[must_use]
+    pub fn argument(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.to_owned());
+        self
+    }
+
+    /// Where it will listen.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from((self.host, self.port))
+    }
+
     /// Starts it, and returns when it is ready.
     #[must_use]
     #[track_caller]
@@ -206,7 +222,7 @@ impl Plan {
     #[track_caller]
     pub fn spawn(&self) -> Pod {
         let mut command = Command::new(binary());
-        command.arg("serve").env_clear().envs(&self.environment);
+        command.arg("serve").args(&self.arguments).env_clear().envs(&self.environment);
         let dir = TempDir::new("pod");
         command.current_dir(dir.path());
         let process = Process::start(&self.name, command, &dir.path().join("log"));
@@ -238,7 +254,7 @@ impl Pod {
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        SocketAddr::from((self.plan.host, self.plan.port))
+        self.plan.address()
     }
 
     /// What it was started by: another of the same name can be, too.
@@ -349,9 +365,10 @@ impl Pod {
     #[must_use]
     #[track_caller]
     pub fn owner_of(&self, assessment: &str) -> String {
-        let mut client = self.client(assessment);
+        let claims = json!({ "userId": token::USER, "assessments": [assessment] });
+        let mut client = self.ask().assessment(assessment).token(&token::signed(&claims)).open();
         let first = client.expect("a first word", |_| true);
-        match first.kind().as_str() {
+        match first.kind.as_str() {
             "connected" => self.url(),
             "Redirect" => first.json()["url"].as_str().expect("a redirect has a URL").to_owned(),
             _ => panic!("neither connected nor a redirect: {}", first.text),

@@ -195,6 +195,23 @@ fn spawn(mut command: Command) -> io::Result<Child> {
     started.recv().expect("the spawner answers")
 }
 
+/// Lets this process, and those that it starts from now on, open so many files, sockets among them.
+///
+/// # Panics
+/// Where the system allows fewer.
+pub fn allow_descriptors(count: u64) {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is of a live struct of the type that getrlimit fills.
+    let got = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    assert_eq!(got, 0, "{}", io::Error::last_os_error());
+    if limit.rlim_cur < count {
+        limit.rlim_cur = count;
+        // SAFETY: as above; setrlimit only reads it.
+        let set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+        assert_eq!(set, 0, "{count} open files (ulimit -Hn {count}): {}", io::Error::last_os_error());
+    }
+}
+
 /// The program `name` of the machine.
 ///
 /// # Panics

@@ -42,6 +42,8 @@ pub enum Sent {
     Close(u16),
     /// The connection's end.
     End,
+    /// The connection's end within a frame.
+    Cut,
 }
 
 /// Opcodes (RFC 6455 section 5.2).
@@ -192,8 +194,8 @@ impl Raw {
             127 => self.take(8).map(|bytes| u64::from_be_bytes(bytes.try_into().expect("eight"))),
             short => Some(u64::from(short)),
         };
-        let length = length.expect("a frame is not cut");
-        let payload = self.take(usize::try_from(length).expect("a length of memory")).expect("a frame is not cut");
+        let Some(length) = length else { return Sent::Cut };
+        let Some(payload) = self.take(usize::try_from(length).expect("a length of memory")) else { return Sent::Cut };
         match first & 0x0f {
             opcode::TEXT => Sent::Text(String::from_utf8(payload).expect("a text is UTF-8")),
             opcode::PING => Sent::Ping(payload),

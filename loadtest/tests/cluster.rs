@@ -1,0 +1,178 @@
+//! Who serves whom, and that each event reaches every one of its watchers: over three pods, and over three shards.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use loadtest::client::{Ask, Client, WITHIN, read_for, watch};
+use loadtest::events::{MARKETS, assert_saw, assert_saw_ticks, event, seen, tick};
+use loadtest::pods::{Pod, World};
+use loadtest::process::eventually;
+use shardgate::ids::AssessmentHash;
+use shardgate::routing::placement::shard_of;
+
+const ASSESSMENTS: usize = 300;
+const EVENTS_EACH: u64 = 20;
+const TICKS_EACH: u64 = 40;
+
+fn ids() -> Vec<String> {
+    (0..ASSESSMENTS).map(|number| format!("assessment {number} é")).collect()
+}
+
+/// Opens a client of each id, asking `first` and going where it sends.
+fn open_where_they_belong(first: &Pod, ids: &[String]) -> Vec<Client> {
+    ids.iter().map(|id| open_where_it_belongs(first, id)).collect()
+}
+
+fn open_where_it_belongs(first: &Pod, id: &str) -> Client {
+    let url = first.owner_of(id);
+    let mut client = Ask::to(&url).assessment(id).open();
+    let connected = client.expect("a first word", |_| true);
+    assert_eq!(connected.kind, "connected", "the redirect to {url} is right: {}", connected.text);
+    client
+}
+
+#[test]
+fn each_assessment_is_served_by_one_pod_and_the_others_send_there() {
+    let world = World::without_topics();
+    let pods = world.three_pods(&[]);
+    let mut served: BTreeMap<&str, usize> = BTreeMap::new();
+    for id in ids() {
+        let mut owners = Vec::new();
+        let mut sent_to = Vec::new();
+        for pod in &pods {
+            let mut client = pod.client(&id);
+            let first = client.expect("a first word", |_| true);
+            if first.kind == "connected" {
+                owners.push(pod);
+                client.close();
+                continue;
+            }
+            let (refusal, code) = client.expect_refusal();
+            assert_eq!((refusal["error"].as_str(), code), (Some("Redirect"), 1008));
+            assert!(refusal["message"].is_string());
+            sent_to.push((refusal["node"].clone(), refusal["url"].clone()));
+        }
+        let [owner] = owners[..] else { panic!("{id} is served by {} pods", owners.len()) };
+        assert_eq!(sent_to, vec![(owner.name().into(), owner.url().into()); 2], "both others send to the owner");
+        *served.entry(owner.name()).or_default() += 1;
+    }
+    assert_eq!(served.len(), 3);
+    for (pod, count) in served {
+        // A third of 300 with a standard deviation of 8.
+        assert!((70..=130).contains(&count), "{pod} serves {count} of {ASSESSMENTS}");
+    }
+}
+
+#[test]
+fn market_data_is_to_be_had_from_every_pod() {
+    let world = World::start();
+    let pods = world.three_pods(&[]);
+    let mut clients: Vec<_> = pods.iter().map(Pod::market_client).collect();
+    let producer = world.producer();
+    for market in MARKETS {
+        producer.event(&tick(market, 0));
+    }
+    watch(&mut clients, "each sees five markets", WITHIN, |clients| {
+        clients.iter().all(|client| client.of_type("market_price").count() == MARKETS.len())
+    });
+    for client in &clients {
+        assert_saw_ticks(client, 0);
+    }
+}
+
+/// Events of all ids on all ten topics, and ticks on all markets, at the same time; then everyone has what it is owed.
+fn all_is_delivered(world: &World, pods: &[Pod]) {
+    let ids = ids();
+    let mut clients = open_where_they_belong(&pods[0], &ids);
+    clients.extend(pods.iter().map(Pod::market_client));
+
+    let producer = world.producer();
+    for number in 0..EVENTS_EACH.max(TICKS_EACH) {
+        for id in ids.iter().filter(|_| number < EVENTS_EACH) {
+            producer.event(&event(id, number));
+        }
+        for market in MARKETS.iter().filter(|_| number < TICKS_EACH) {
+            producer.event(&tick(market, number));
+        }
+    }
+    producer.flush();
+
+    let events = usize::try_from(EVENTS_EACH).unwrap();
+    let last_price = format!("\"price\":{}.250", TICKS_EACH - 1);
+    watch(&mut clients, "each has its events and the last ticks", Duration::from_secs(60), |clients| {
+        clients.iter().enumerate().all(|(place, client)| {
+            let last_ticks = client.of_type("market_price").filter(|message| message.text.contains(&last_price));
+            seen(client).count() >= if place < ids.len() { events } else { 0 } && last_ticks.count() == MARKETS.len()
+        })
+    });
+    // What must not come has time to come.
+    read_for(&mut clients, Duration::from_millis(300));
+    for (client, id) in clients.iter().zip(&ids) {
+        assert_saw(client, id, 0..EVENTS_EACH);
+        assert_saw_ticks(client, TICKS_EACH - 1);
+    }
+    for client in &clients[ids.len()..] {
+        assert_eq!(seen(client).count(), 0, "market data only");
+        assert_saw_ticks(client, TICKS_EACH - 1);
+    }
+    counters_add_up(pods);
+}
+
+/// Each event is processed by one pod and passed over by the others; each tick is processed by all.
+fn counters_add_up(pods: &[Pod]) {
+    let others = (pods.len() - 1) as f64;
+    let events = ASSESSMENTS as f64 * EVENTS_EACH as f64;
+    let ticks = MARKETS.len() as f64 * TICKS_EACH as f64;
+    let sum = |name: &str, labels: &[(&str, &str)]| pods.iter().map(|pod| pod.metrics().of(name, labels)).sum::<f64>();
+    eventually("the pods' counters add up", WITHIN, || {
+        let processed = sum("websocket_kafka_messages_processed_total", &[]);
+        let skipped = sum("websocket_kafka_messages_skipped_total", &[("reason", "not_owner")]);
+        let all_skipped = sum("websocket_kafka_messages_skipped_total", &[]);
+        let right = (events + ticks * (others + 1.0), events * others, events * others);
+        assert!(processed <= right.0 && skipped <= right.1, "too many: {processed}, {skipped} of {right:?}");
+        ((processed, skipped, all_skipped) == right).then_some(())
+    });
+    for pod in pods {
+        eventually("no topic lags", WITHIN, || {
+            let lags = pod.metrics().by("websocket_kafka_consumer_lag", "topic");
+            (lags.len() == 10 + MARKETS.len() && lags.values().all(|lag| *lag == 0.0)).then_some(())
+        });
+    }
+}
+
+#[test]
+fn every_client_of_three_pods_gets_its_own_events_all_and_in_order() {
+    let world = World::start();
+    let pods = world.three_pods(&[]);
+    all_is_delivered(&world, &pods);
+}
+
+#[test]
+fn every_client_of_three_shards_gets_its_own_events_all_and_in_order() {
+    let world = World::start();
+    let pods = [world.pod("pod-0").set("SHARDS", "3").start()];
+    all_is_delivered(&world, &pods);
+}
+
+#[test]
+fn a_connections_shard_is_the_hash_of_its_assessment() {
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").set("SHARDS", "3").start();
+    let on_shards = || {
+        let by_shard = pod.metrics().by("shardgate_shard_connections", "shard");
+        by_shard.into_iter().filter(|(_, count)| *count != 0.0).collect::<BTreeMap<_, _>>()
+    };
+    let mut clients = Vec::new();
+    let mut expected: BTreeMap<String, f64> = BTreeMap::new();
+    for (number, id) in ids().iter().enumerate() {
+        clients.push(open_where_it_belongs(&pod, id));
+        *expected.entry(shard_of(AssessmentHash::of(id), 3).0.to_string()).or_default() += 1.0;
+        // One by one at first: so none is where another should be.
+        if number < 20 || number == ASSESSMENTS - 1 {
+            eventually(&format!("{id} is on its shard"), WITHIN, || (on_shards() == expected).then_some(()));
+        }
+    }
+    assert!(expected.values().all(|count| (70.0..=130.0).contains(count)), "an even spread: {expected:?}");
+    let sum: f64 = expected.values().sum();
+    pod.await_metric("websocket_connections_total", sum);
+}

@@ -1,0 +1,181 @@
+//! RFC 6455's rules, each broken once, and the limits on what a client sends.
+
+use std::time::{Duration, Instant};
+
+use loadtest::client::raw::{Frame, Raw, Sent, opcode};
+use loadtest::pods::{Pod, World};
+use opcode::{BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT};
+
+/// MAX_MESSAGE_BYTES by default.
+const MESSAGE_BYTES_MAX: usize = 4096;
+
+fn upgraded(pod: &Pod) -> Raw {
+    Raw::upgraded(&pod.ask().assessment("frames"))
+}
+
+fn text(payload: &str) -> Frame {
+    Frame::new(TEXT, payload)
+}
+
+#[test]
+fn each_rule_that_a_client_breaks_has_its_close_code() {
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").start();
+    let bad_utf8: &[&[u8]] = &[b"\xff", b"\xc3\x28", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\xaf"];
+    let mut rules: Vec<(String, Vec<Frame>, u16)> = vec![
+        ("an unmasked frame".into(), vec![Frame { masked: false, ..text("{}") }], 1002),
+        ("a ping that is fragmented".into(), vec![Frame::new(PING, "").unfinished()], 1002),
+        ("a close that is fragmented".into(), vec![Frame::close(1000, b"").unfinished()], 1002),
+        ("a ping of 126 bytes".into(), vec![Frame::new(PING, vec![0; 126])], 1002),
+        ("a close of 126 bytes".into(), vec![Frame::close(1000, &[b'x'; 124])], 1002),
+        ("a continuation of nothing".into(), vec![Frame::new(CONTINUATION, "x")], 1002),
+        ("a text within a text".into(), vec![text("{").unfinished(), text("}")], 1002),
+        ("binary data".into(), vec![Frame::new(BINARY, "x")], 1003),
+        ("binary data in parts".into(), vec![Frame::new(BINARY, "x").unfinished(), Frame::new(CONTINUATION, "")], 1003),
+        ("a close of one byte".into(), vec![Frame::new(CLOSE, "x")], 1002),
+        ("a close with a text that is not UTF-8".into(), vec![Frame::close(1000, b"\xff")], 1007),
+        ("a text that ends within a character".into(), vec![Frame::new(TEXT, &b"\xe2\x82"[..])], 1007),
+        (
+            "a character that a part breaks, and the next does not end".into(),
+            vec![Frame::new(TEXT, &b"\xe2\x82"[..]).unfinished(), Frame::new(CONTINUATION, "x")],
+            1007,
+        ),
+        ("a message too large".into(), vec![text(&"x".repeat(MESSAGE_BYTES_MAX + 1))], 1009),
+        (
+            "parts that are too large together".into(),
+            vec![text(&"x".repeat(MESSAGE_BYTES_MAX)).unfinished(), Frame::new(CONTINUATION, "x")],
+            1009,
+        ),
+    ];
+    for bytes in bad_utf8 {
+        rules.push((format!("{bytes:x?}, which is not UTF-8"), vec![Frame::new(TEXT, *bytes)], 1007));
+    }
+    for rsv in [1, 2, 4] {
+        rules.push((format!("the reserved bits {rsv}"), vec![Frame { rsv, ..text("{}") }], 1002));
+    }
+    for opcode in (3..8).chain(11..16) {
+        rules.push((format!("the reserved opcode {opcode}"), vec![Frame::new(opcode, "")], 1002));
+    }
+    for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65535] {
+        rules.push((format!("the close code {code}, which no endpoint may send"), vec![Frame::close(code, b"")], 1002));
+    }
+    for (rule, frames, code) in rules {
+        let mut raw = upgraded(&pod);
+        raw.send_frames(&frames);
+        assert_eq!(raw.next_answer(), Sent::Close(code), "{rule}");
+        assert_eq!(raw.receive(), Sent::End, "{rule}: nothing comes after a close");
+    }
+    pod.await_metric("websocket_connections_total", 0.0);
+}
+
+#[test]
+fn a_length_that_no_message_has_is_refused_by_its_header_alone() {
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").start();
+    for (length, codes) in [(u64::MAX, &[1002, 1009]), (1 << 40, &[1009, 1009]), (65_536, &[1009, 1009])] {
+        let mut raw = upgraded(&pod);
+        raw.send(&[&[0x81, 0xff][..], &length.to_be_bytes(), &[1, 2, 3, 4]].concat());
+        let answer = raw.next_answer();
+        assert!(codes.iter().any(|code| answer == Sent::Close(*code)), "{length} bytes: {answer:?}");
+    }
+}
+
+#[test]
+fn a_goodbye_is_answered_with_its_own_code() {
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").start();
+    for code in [1000, 1001, 1003, 1007, 1008, 1009, 1010, 1011, 3000, 4999] {
+        let mut raw = upgraded(&pod);
+        raw.send_frames(&[Frame::close(code, "goodbye é".as_bytes())]);
+        assert_eq!(raw.next_answer(), Sent::Close(code));
+        assert_eq!(raw.receive(), Sent::End);
+    }
+    let mut raw = upgraded(&pod);
+    raw.send_frames(&[Frame::new(CLOSE, "")]);
+    let answer = raw.next_answer();
+    assert!(matches!(answer, Sent::Close(1005 | 1000)), "{answer:?}");
+    assert_eq!(raw.receive(), Sent::End);
+}
+
+#[test]
+fn control_frames_may_come_between_the_parts_of_a_message() {
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").start();
+    let mut raw = upgraded(&pod);
+    let largest = vec![b'p'; 125];
+    raw.send_frames(&[
+        text("{\"type\"").unfinished(),
+        Frame::new(PING, largest.clone()),
+        Frame::new(CONTINUATION, ":").unfinished(),
+        Frame::new(PONG, "nobody asked"),
+        Frame::new(CONTINUATION, "").unfinished(),
+        Frame::new(PING, ""),
+        Frame::new(CONTINUATION, "\"ping\"}"),
+    ]);
+    assert_eq!(raw.next_answer(), Sent::Pong(largest));
+    assert_eq!(raw.next_answer(), Sent::Pong(Vec::new()));
+    let Sent::Text(pong) = raw.next_answer() else { panic!("the message counts when it is whole") };
+    assert!(pong.contains(r#""type":"pong""#), "{pong}");
+
+    // A character may be broken by a part's end, and everything may come a byte at a time.
+    let message = r#"{"type":"é"}"#.as_bytes();
+    let within = message.iter().position(|byte| *byte == 0xc3).unwrap() + 1;
+    let (first, rest) = message.split_at(within);
+    let frames = [Frame::new(TEXT, first).unfinished(), Frame::new(CONTINUATION, rest), Frame::new(PING, "end")];
+    for byte in frames.iter().flat_map(Frame::bytes) {
+        raw.send(&[byte]);
+    }
+    assert_eq!(raw.next_answer(), Sent::Pong(b"end".to_vec()));
+    // A message of the largest size is taken.
+    let fill = MESSAGE_BYTES_MAX - r#"{"type":"x","fill":""}"#.len();
+    raw.send_frames(&[text(&format!(r#"{{"type":"x","fill":"{}"}}"#, "f".repeat(fill))), Frame::new(PING, "taken")]);
+    assert_eq!(raw.next_answer(), Sent::Pong(b"taken".to_vec()));
+    pod.await_metric("websocket_messages_received_total", 3.0);
+}
+
+#[test]
+fn what_is_no_message_is_answered_once_a_second_and_what_is_of_tomorrow_is_let_pass() {
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").start();
+    for bad in ["", "no JSON", "[]", "\"type\"", "{}", r#"{"type":1}"#, r#"{"type":null}"#, r#"{"type":"ping""#] {
+        let mut raw = upgraded(&pod);
+        raw.send_frames(&[text(bad), text(bad), text(bad), text(r#"{"type":"ping"}"#)]);
+        let Sent::Text(answer) = raw.next_answer() else { panic!("{bad:?} is answered") };
+        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+        assert_eq!(answer["error"], "BadMessage", "{bad:?}");
+        assert!(answer["message"].is_string());
+        let Sent::Text(next) = raw.next_answer() else { panic!("it is served on") };
+        assert!(next.contains(r#""type":"pong""#), "{bad:?} is answered once: {next}");
+    }
+    let mut raw = upgraded(&pod);
+    raw.send_frames(&[text(r#"{"more":{"a":[1]},"type":"subscribe"}"#), Frame::new(PING, "x")]);
+    assert_eq!(raw.next_answer(), Sent::Pong(b"x".to_vec()), "ignored");
+}
+
+#[test]
+fn who_sends_too_much_is_closed() {
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").set("INBOUND_PER_SECOND", "5").start();
+    let message = text(r#"{"type":"pong"}"#);
+    let mut keeps_the_burst = upgraded(&pod);
+    keeps_the_burst.send_frames(&vec![message.clone(); 10]);
+    keeps_the_burst.send_frames(&[Frame::new(PING, "still here")]);
+    assert_eq!(keeps_the_burst.next_answer(), Sent::Pong(b"still here".to_vec()), "a burst of twice the rate");
+
+    let mut over = upgraded(&pod);
+    over.send_frames(&vec![message; 30]);
+    assert_eq!(over.next_answer(), Sent::Close(1008));
+    assert_eq!(over.receive(), Sent::End);
+}
+
+#[test]
+fn a_client_that_vanishes_is_missed() {
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").start();
+    let started = Instant::now();
+    let clients: Vec<_> = (0..20).map(|_| upgraded(&pod)).collect();
+    pod.await_metric("websocket_connections_total", 20.0);
+    drop(clients);
+    pod.await_metric("websocket_connections_total", 0.0);
+    assert!(started.elapsed() < Duration::from_secs(10), "by its socket, not by its silence");
+}

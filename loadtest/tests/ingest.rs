@@ -1,0 +1,283 @@
+//! What comes out of Kafka: every codec, bad records, topics and partitions of later, transactions, the board at the
+//! start, and routes of an operator's own.
+
+use std::time::Duration;
+
+use loadtest::client::{Client, WITHIN, read_for, watch};
+use loadtest::events::MARKETS;
+use loadtest::events::{Kind, Producer, assert_saw, assert_saw_ticks, event, number_of, seen, tick, ticks_topic};
+use loadtest::pods::World;
+use loadtest::process::{TempDir, eventually};
+
+/// Waits until a client has seen so many events.
+#[track_caller]
+fn await_seen(client: &mut Client, count: usize) {
+    watch(std::slice::from_mut(client), "the events", WITHIN, |clients| seen(&clients[0]).count() >= count);
+}
+
+#[test]
+fn batches_of_every_codec_arrive() {
+    let world = World::start();
+    let pod = world.pod("pod-0").start();
+    let mut client = pod.client("a");
+    let mut number = 0;
+    for codec in ["none", "gzip", "snappy", "lz4", "zstd"] {
+        let properties = [("compression.type", codec), ("linger.ms", "50")];
+        let producer = Producer::with(world.kafka.bootstrap(), &properties);
+        for _ in 0..200 {
+            producer.event(&event("a", number));
+            number += 1;
+        }
+        producer.flush();
+        await_seen(&mut client, usize::try_from(number).unwrap());
+        println!("{codec} arrived");
+    }
+    assert_saw(&client, "a", 0..number);
+}
+
+#[test]
+fn malformed_records_are_counted_and_harm_nothing() {
+    let world = World::start();
+    let pod = world.pod("pod-0").set("MAX_EVENT_BYTES", "64KiB").start();
+    let mut client = pod.client("a");
+    let mut surrogate = pod.client("\u{fffd}");
+    let producer = world.producer();
+    let topic = Kind::BalanceUpdated.topic();
+    let too_large = format!(r#"{{"assessmentId":"a","currentBalance":"{}"}}"#, "x".repeat(64 * 1024));
+    let long_id = format!(r#"{{"assessmentId":"{}"}}"#, "x".repeat(129));
+    let bad: &[Option<&[u8]>] = &[
+        None,
+        Some(b""),
+        Some(b"no JSON"),
+        Some(b"null"),
+        Some(b"[{\"assessmentId\":\"a\"}]"),
+        Some(b"{}"),
+        Some(b"{\"assessmentId\":17}"),
+        Some(b"{\"assessmentId\":null}"),
+        Some(b"{\"assessmentId\":\"\"}"),
+        Some(b"{\"assessmentId\":\"a\\u0000\"}"),
+        Some(b"{\"assessmentId\":\"\\ud800\"}"),
+        Some(b"{\"assessmentId\":\"a\",\"timestamp\":1,\"assessmentId\":\"a\"}"),
+        Some(b"{\"assessmentId\":\"a\",\"timestamp\":1790000000000"),
+        Some(b"{\"assessmentId\":\"a\",\"timestamp\":01}"),
+        Some(b"{\"assessmentId\":\"a\",\"currentBalance\":\"\xff\"}"),
+        Some(b"{\"assessmentId\":\"a\"} and more"),
+        Some(b"\xef\xbb\xbf{\"assessmentId\":\"a\"}"),
+        Some(long_id.as_bytes()),
+        Some(too_large.as_bytes()),
+    ];
+    for (number, payload) in (0..).zip(bad) {
+        producer.event(&event("a", number));
+        producer.send(topic, Some("a"), *payload);
+    }
+    producer.flush();
+    await_seen(&mut client, bad.len());
+    pod.await_metric("websocket_kafka_messages_skipped_total", bad.len() as f64);
+    assert!(pod.metrics().of("websocket_kafka_messages_skipped_total", &[("reason", "malformed")]) >= 1.0);
+    read_for(std::slice::from_mut(&mut client), Duration::from_millis(300));
+    assert_saw(&client, "a", 0..u64::try_from(bad.len()).unwrap());
+    surrogate.turn();
+    assert_eq!(seen(&surrogate).count(), 0);
+    assert_eq!(pod.get("/health").status, 200);
+
+    // A flood of them is a few lines of log: one a second and topic at most.
+    let before = pod.log().len();
+    for _ in 0..5000 {
+        producer.send(topic, Some("a"), Some(b"rubbish"));
+    }
+    producer.flush();
+    pod.await_metric("websocket_kafka_messages_skipped_total", (bad.len() + 5000) as f64);
+    let log = pod.log();
+    let told = log[before..].lines().filter(|line| line.contains(topic)).count();
+    assert!(told <= 15, "{told} lines about {topic}");
+    assert!(!log.contains("rubbish"), "records are not logged");
+}
+
+#[test]
+fn bad_ticks_and_markets_harm_nothing() {
+    let world = World::start();
+    let pod = world.pod("pod-0").start();
+    let mut client = pod.market_client();
+    let producer = world.producer();
+    let gold = ticks_topic("gold");
+    producer.event(&tick("gold", 0));
+    client.expect_type("market_price");
+    for bad in [None, Some(&b"no JSON"[..]), Some(b"[]"), Some(b"{\"price\":1"), Some(b"{\"price\":\"\xff\"}")] {
+        producer.send(&gold, Some("gold"), bad);
+    }
+    producer.flush();
+    eventually("they are counted", WITHIN, || {
+        (pod.metrics().of("websocket_kafka_messages_skipped_total", &[("reason", "malformed")]) >= 1.0).then_some(())
+    });
+    let board = pod.market_client().expect_type("market_price");
+    assert_eq!(number_of(&board), 0, "the board keeps the last good one");
+    for market in MARKETS {
+        producer.event(&tick(market, 1));
+    }
+    let all = |client: &Client| client.messages().iter().filter(|message| message.text.contains("1.250")).count() == 5;
+    watch(std::slice::from_mut(&mut client), "the ticks", WITHIN, |clients| all(&clients[0]));
+    assert_saw_ticks(&client, 1);
+}
+
+#[test]
+fn topics_and_partitions_that_come_later_are_picked_up() {
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").start();
+    let ids: Vec<_> = (0..40).map(|number| format!("a-{number}")).collect();
+    let mut clients: Vec<_> = ids.iter().map(|id| pod.client(id)).collect();
+    let kind = Kind::BalanceUpdated;
+    let topic = kind.topic();
+    world.kafka.create(topic, 1);
+    world.kafka.create(&ticks_topic("silver"), 1);
+    send_and_await(&world, &ids, &mut clients, kind, 0);
+    world.producer().event(&tick("silver", 5));
+    for client in &mut clients {
+        let price = client.expect_type("market_price");
+        assert_eq!(price.json()["market"], "silver");
+    }
+
+    world.kafka.grow(topic, 6);
+    // A producer that sees the new partitions sends to them at once, before the pod may have seen them.
+    send_and_await(&world, &ids, &mut clients, kind, 1);
+    let used = (1..6).filter(|partition| world.kafka.offsets(topic, *partition).1 > 0).count();
+    assert!(used >= 4, "the events lie on the new partitions: {used}");
+    eventually("no lag", WITHIN, || {
+        (pod.metrics().of("websocket_kafka_consumer_lag", &[("topic", topic)]) == 0.0).then_some(())
+    });
+}
+
+/// Sends an event to each, and waits for it: each has seen the numbers up to this one.
+fn send_and_await(world: &World, ids: &[String], clients: &mut [Client], kind: Kind, number: u64) {
+    let producer = world.producer();
+    for id in ids {
+        producer.event(&kind.event(id, number));
+    }
+    producer.flush();
+    let count = usize::try_from(number).unwrap() + 1;
+    watch(clients, "each has its event", WITHIN, |clients| clients.iter().all(|client| seen(client).count() >= count));
+    for client in clients.iter() {
+        let numbers: Vec<_> = seen(client).map(number_of).collect();
+        assert_eq!(numbers, (0..=number).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn what_a_transaction_aborts_never_arrives() {
+    let world = World::start();
+    let pod = world.pod("pod-0").start();
+    let mut client = pod.client("a");
+    let producer = Producer::with(world.kafka.bootstrap(), &[("transactional.id", "tester")]);
+    let kind = Kind::BalanceUpdated;
+    let send = |numbers: std::ops::Range<u64>| numbers.for_each(|number| producer.event(&kind.event("a", number)));
+    producer.begin(true);
+    send(0..5);
+    producer.abort();
+    producer.begin(false);
+    send(5..10);
+    producer.commit();
+    producer.begin(false);
+    send(10..15);
+    producer.abort();
+    world.producer().event(&kind.event("a", 15));
+    await_seen(&mut client, 6);
+    read_for(std::slice::from_mut(&mut client), Duration::from_millis(300));
+    assert_eq!(seen(&client).map(number_of).collect::<Vec<_>>(), [5, 6, 7, 8, 9, 15]);
+
+    // Control records at a topic's end are no lag, nor hold they back a pod that starts.
+    producer.begin(false);
+    send(16..20);
+    producer.abort();
+    eventually("no lag", WITHIN, || (pod.metrics().sum("websocket_kafka_consumer_lag") == 0.0).then_some(()));
+    drop(world.pod("pod-1").start());
+}
+
+#[test]
+fn a_new_client_gets_the_board_first_and_events_from_now_on() {
+    let world = World::start();
+    let producer = world.producer();
+    for number in 0..50 {
+        MARKETS.iter().for_each(|market| producer.event(&tick(market, number)));
+        producer.event(&event("a", number));
+    }
+    producer.flush();
+    let pod = world.pod("pod-0").start();
+    let mut client = pod.client("a");
+    client.expect_type("connected");
+    producer.event(&event("a", 50));
+    await_seen(&mut client, 1);
+    let kinds: Vec<_> = client.messages().iter().map(|message| message.kind.as_str()).collect();
+    assert_eq!(
+        kinds[..6],
+        ["connected", "market_price", "market_price", "market_price", "market_price", "market_price"]
+    );
+    assert_eq!(kinds.len(), 7, "the board, and the one event since: {kinds:?}");
+    assert_saw_ticks(&client, 49);
+    assert_saw(&client, "a", 50..51);
+}
+
+#[test]
+fn fields_that_lack_are_left_out_and_nulls_stay() {
+    let world = World::start();
+    let pod = world.pod("pod-0").start();
+    let mut client = pod.client("a");
+    let producer = world.producer();
+    let topic = Kind::OrderFilled.topic();
+    producer.send(topic, Some("a"), Some(br#"{"currentBalance":null,"assessmentId":"a","more":{"assessmentId":"b"}}"#));
+    let message = client.expect_type("pnl_update");
+    assert_eq!(message.fields(), [("assessmentId".into(), "\"a\"".into()), ("currentBalance".into(), "null".into())]);
+    // An id is its characters, however they are escaped.
+    producer.send(topic, Some("a"), Some(br#"{"assessmentId":"\u0061","realizedPnl":1E400}"#));
+    let message = client.expect_type("pnl_update");
+    assert_eq!(message.fields()[1], ("realizedPnl".into(), "1E400".into()));
+}
+
+#[test]
+fn routes_of_an_operators_own_replace_the_built_in_ones() {
+    let world = World::without_topics();
+    let dir = TempDir::new("routes");
+    let routes = dir.file(
+        "routes.toml",
+        r#"
+[[route]]
+topic = "orders.{region}"
+scope = "assessment"
+assessment = "key"
+partitioner = "murmur2"
+type = "order"
+fields = [{ name = "where", topic = "region" }, { name = "amount", from = "value" }, { name = "v", const = 2 }]
+
+[[route]]
+topic = "notes"
+scope = "assessment"
+assessment = "payload"
+partitioner = "none"
+type = "note"
+fields = "*"
+
+[[route]]
+topic = "fx.{market}"
+scope = "market"
+type = "rate"
+fields = [{ name = "pair", topic = "market" }, "rate"]
+"#,
+    );
+    world.kafka.create_all(&[("orders.eu", 2), ("notes", 2), ("fx.eurusd", 1), ("trading.order-filled", 1)]);
+    let pod = world.pod("pod-0").set("ROUTES_FILE", routes.to_str().unwrap()).start();
+    let mut client = pod.client("a");
+    let producer = world.producer();
+    producer.event(&event("a", 0));
+    producer.send("orders.eu", Some("a"), Some(br#"{"value": 1.50, "assessmentId": "b"}"#));
+    let order = client.expect_type("order");
+    let fields = [("where", "\"eu\""), ("amount", "1.50"), ("v", "2")];
+    assert_eq!(order.fields(), fields.map(|(name, value)| (name.to_owned(), value.to_owned())));
+
+    let note = br#"{ "assessmentId": "a", "type": "x", "text": "\u00e9" }"#;
+    producer.send_to("notes", 1, None, Some(note));
+    let message = client.expect_type("note");
+    let data = [("data".to_owned(), String::from_utf8(note.to_vec()).unwrap())];
+    assert_eq!(message.fields(), data, "the payload, whole");
+
+    producer.send("fx.eurusd", None, Some(br#"{"rate":1.0800}"#));
+    assert_eq!(client.expect_type("rate").fields()[1], ("rate".into(), "1.0800".into()));
+    assert_eq!(client.of_type("pnl_update").count(), 0, "the built-in routes are not there");
+}

@@ -1,0 +1,256 @@
+//! Slots and leases: Redis killed, emptied and paused under connected clients, pods that are paused, restarted under
+//! their name, or not alone under it. Nobody is moved without need, and all is as before after.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use loadtest::client::{Client, WITHIN, read_for, watch};
+use loadtest::events::{assert_saw, event, seen};
+use loadtest::pods::{Pod, World};
+use loadtest::process::{Signal, eventually};
+
+/// Each pod's lease.
+const LEASE: Duration = Duration::from_millis(1500);
+const LEASE_SETTING: &[(&str, &str)] = &[("LEASE_TTL_MS", "1500")];
+
+/// Three pods, each with clients, and what they were owed so far.
+struct Fleet {
+    ids: Vec<String>,
+    clients: Vec<Client>,
+    owners: Vec<String>,
+    slots: BTreeMap<u32, String>,
+    numbers: u64,
+}
+
+impl Fleet {
+    fn open(world: &World, pods: &[Pod]) -> Self {
+        let ids: Vec<_> = (0..60).map(|number| format!("assessment-{number}")).collect();
+        let owners: Vec<_> = ids.iter().map(|id| pods[0].owner_of(id)).collect();
+        let client = |(id, owner): (&String, &String)| {
+            pods.iter().find(|pod| pod.url() == *owner).expect("an owner is one of the pods").client(id)
+        };
+        let clients = ids.iter().zip(&owners).map(client).collect();
+        Self { ids, clients, owners, slots: world.redis.live(), numbers: 0 }
+    }
+
+    /// An event for each arrives, and nothing that came before was lost.
+    fn is_served(&mut self, world: &World) {
+        let producer = world.producer();
+        for id in &self.ids {
+            producer.event(&event(id, self.numbers));
+        }
+        producer.flush();
+        self.numbers += 1;
+        let expected = usize::try_from(self.numbers).unwrap();
+        watch(&mut self.clients, "each has its event", WITHIN, |clients| {
+            clients.iter().all(|client| seen(client).count() == expected || client.ended().is_some())
+        });
+        self.is_not_moved();
+        for (client, id) in self.clients.iter().zip(&self.ids) {
+            assert_saw(client, id, 0..self.numbers);
+        }
+    }
+
+    /// Waits, while the clients answer their pings.
+    fn until(&mut self, what: &str, mut holds: impl FnMut() -> bool) {
+        let deadline = Instant::now() + WITHIN;
+        while !holds() {
+            assert!(Instant::now() < deadline, "{what}: not within {WITHIN:?}");
+            read_for(&mut self.clients, Duration::from_millis(20));
+        }
+    }
+
+    fn is_not_moved(&self) {
+        let moved: Vec<_> = self.clients.iter().filter_map(Client::close_frame).collect();
+        assert!(moved.is_empty(), "{} were moved: {:?}", moved.len(), moved[0]);
+        assert!(self.clients.iter().all(|client| client.ended().is_none()), "none was cut");
+    }
+
+    /// New clients are sent where the old ones are.
+    fn is_owned_as_before(&self, pods: &[Pod]) {
+        for (id, owner) in self.ids.iter().zip(&self.owners).take(12) {
+            for pod in pods {
+                assert_eq!(pod.owner_of(id), *owner, "{id}, says {}", pod.name());
+            }
+        }
+    }
+
+    /// The slots are held by the same pods, and all are ready.
+    fn is_as_before(&mut self, world: &World, pods: &[Pod]) {
+        pods.iter().for_each(Pod::ready);
+        eventually("the slots are as before", WITHIN, || (world.redis.live() == self.slots).then_some(()));
+        // A view that came back wrong would move clients within a look or two at it.
+        read_for(&mut self.clients, LEASE * 2);
+        assert_eq!(world.redis.live(), self.slots);
+        self.is_owned_as_before(pods);
+        self.is_served(world);
+    }
+}
+
+#[test]
+fn a_redis_that_is_killed_and_comes_back_empty_moves_nobody() {
+    let mut world = World::start();
+    let pods = world.three_pods(LEASE_SETTING);
+    let mut fleet = Fleet::open(&world, &pods);
+    world.redis.kill();
+    for pod in &pods {
+        eventually("it shows", Duration::from_secs(6), || {
+            (pod.get("/ready").json()["redis"] == "disconnected").then_some(())
+        });
+    }
+    read_for(&mut fleet.clients, LEASE * 2);
+    fleet.is_owned_as_before(&pods);
+    fleet.is_served(&world);
+    world.redis.start_again();
+    fleet.is_as_before(&world, &pods);
+}
+
+#[test]
+fn a_redis_that_is_emptied_moves_nobody() {
+    let world = World::start();
+    let pods = world.three_pods(LEASE_SETTING);
+    let mut fleet = Fleet::open(&world, &pods);
+    world.redis.flush();
+    fleet.is_served(&world);
+    fleet.is_as_before(&world, &pods);
+}
+
+#[test]
+fn a_redis_that_is_paused_beyond_the_lease_moves_nobody() {
+    let world = World::start();
+    let pods = world.three_pods(LEASE_SETTING);
+    let mut fleet = Fleet::open(&world, &pods);
+    world.redis.pause();
+    read_for(&mut fleet.clients, LEASE * 3);
+    fleet.is_owned_as_before(&pods);
+    fleet.is_served(&world);
+    world.redis.resume();
+    fleet.is_as_before(&world, &pods);
+}
+
+#[test]
+fn a_pod_that_was_paused_beyond_its_lease_claims_anew_and_judges_nobody_for_its_own_silence() {
+    let world = World::start();
+    let settings = [LEASE_SETTING, &[("HEARTBEAT_INTERVAL", "500"), ("CONNECTION_TIMEOUT", "4000")]].concat();
+    let pods = world.three_pods(&settings);
+    let mut fleet = Fleet::open(&world, &pods);
+    let theirs: Vec<_> = (0..fleet.ids.len()).filter(|place| fleet.owners[*place] == pods[0].url()).collect();
+    pods[0].signal(Signal::Stop);
+    fleet.until("its lease runs out", || world.redis.live().len() == 2);
+    let id = fleet.ids[theirs[0]].clone();
+    fleet.until("its assessments come up elsewhere", || pods[1].owner_of(&id) != pods[0].url());
+    read_for(&mut fleet.clients, Duration::from_millis(4500));
+    // They are alive, as their pod could read if it ran.
+    theirs.iter().for_each(|place| fleet.clients[*place].send(r#"{"type":"pong"}"#));
+
+    pods[0].signal(Signal::Cont);
+    let slots = fleet.slots.clone();
+    fleet.until("it claims anew", || world.redis.live() == slots);
+    fleet.until("its assessments come home", || pods[1].owner_of(&id) == pods[0].url());
+    read_for(&mut fleet.clients, Duration::from_secs(1));
+    for client in &fleet.clients {
+        let code = client.close_frame().map(|(code, _)| *code);
+        assert_ne!(code, Some(4408), "the silence was the pod's");
+    }
+    for (place, client) in fleet.clients.iter().enumerate() {
+        assert!(theirs.contains(&place) || client.ended().is_none(), "others are not moved");
+    }
+    fleet.is_owned_as_before(&pods);
+}
+
+#[test]
+fn a_pod_that_is_started_again_under_its_name_has_its_slot_at_once() {
+    let world = World::start();
+    // A lease that does not run out within the test.
+    let mut pods = world.three_pods(&[("LEASE_TTL_MS", "60000")]);
+    let slots = world.redis.live();
+    let instance = |world: &World| {
+        let slots = world.redis.slots();
+        slots.into_values().find(|slot| slot.node == "pod-1").expect("pod-1 has a slot").instance
+    };
+    let before = instance(&world);
+    pods[1].kill();
+    let restarted = pods[1].plan().start();
+    eventually("another run of it has the slot", WITHIN, || (instance(&world) != before).then_some(()));
+    assert_eq!(world.redis.live(), slots, "the same slots");
+    let [pod_0, _, pod_2] = &pods;
+    let id = (0..).map(|n| format!("id-{n}")).find(|id| pod_0.owner_of(id) == restarted.url()).unwrap();
+    assert_eq!(pod_2.owner_of(&id), restarted.url());
+    assert_eq!(restarted.owner_of(&id), restarted.url());
+}
+
+#[test]
+fn of_two_pods_of_one_name_the_newer_has_the_slot_and_the_older_says_so() {
+    let world = World::without_topics();
+    let older = world.pod("twin").start();
+    let slots = world.redis.live();
+    let (number, _) = slots.first_key_value().expect("it has a slot");
+    let newer = world.pod("twin").start();
+    eventually("the newer has the slot", WITHIN, || {
+        (world.redis.slots().get(number)?.url == newer.url()).then_some(())
+    });
+    eventually("the older claims another", WITHIN, || {
+        world.redis.slots().iter().any(|(other, slot)| other != number && slot.url == older.url()).then_some(())
+    });
+    let errors = || older.log().lines().filter(|line| line.contains("ERROR")).count();
+    eventually("the older says so", WITHIN, || (errors() >= 1).then_some(()));
+    world.settled(&[older, newer]);
+}
+
+#[test]
+fn one_hash_is_all_that_is_kept_and_comings_and_goings_are_told() {
+    let world = World::without_topics();
+    let listener = world.redis.listen(&["gate:node:join", "gate:node:leave"]);
+    let mut pods = ["one", "two"].map(|name| {
+        world.pod(name).set("REDIS_KEY_PREFIX", "gate").set("DRAIN_DELAY_MS", "0").set("DRAIN_MS", "100").start()
+    });
+    listener.expect("gate:node:join", "one", WITHIN);
+    listener.expect("gate:node:join", "two", WITHIN);
+    assert_eq!(world.redis.keys(), ["gate:slots"]);
+    let slots = world.redis.slots_of("gate");
+    assert_eq!(slots.keys().copied().collect::<Vec<_>>(), [0, 1]);
+    for slot in slots.values() {
+        let pod = pods.iter().find(|pod| pod.name() == slot.node).expect("a pod of ours");
+        assert_eq!(slot.url, pod.url());
+        assert!(slot.expires_at_ms > world.redis.now_ms());
+    }
+    pods[0].signal(Signal::Term);
+    listener.expect("gate:node:leave", "one", Duration::from_secs(2));
+    assert!(pods[0].wait_exit(WITHIN).success());
+    // The lowest free number is taken again.
+    let third = world.pod("three").set("REDIS_KEY_PREFIX", "gate").start();
+    assert_eq!(world.redis.slots_of("gate")[&0].url, third.url());
+}
+
+#[test]
+fn a_lease_is_renewed_in_time() {
+    let world = World::without_topics();
+    let _pod = world.pod("pod-0").set_all(LEASE_SETTING).start();
+    let started = Instant::now();
+    while started.elapsed() < LEASE * 3 {
+        let slots = world.redis.slots();
+        let slot = slots.values().next().expect("it keeps its slot");
+        assert!(slot.expires_at_ms > world.redis.now_ms(), "its lease ran out");
+    }
+}
+
+#[test]
+fn placement_any_serves_everything_everywhere() {
+    let world = World::start();
+    let pods = [0, 1].map(|number| world.pod(&format!("pod-{number}")).set("PLACEMENT", "any").start());
+    let ids: Vec<_> = (0..20).map(|number| format!("a-{number}")).collect();
+    let mut clients: Vec<_> = pods.iter().flat_map(|pod| ids.iter().map(|id| pod.client(id))).collect();
+    watch(&mut clients, "all are taken", WITHIN, |clients| {
+        clients.iter().all(|client| client.of_type("connected").count() == 1)
+    });
+    let producer = world.producer();
+    for number in 0..10 {
+        for id in &ids {
+            producer.event(&event(id, number));
+        }
+    }
+    watch(&mut clients, "all is delivered", WITHIN, |clients| clients.iter().all(|client| seen(client).count() == 10));
+    for (client, id) in clients.iter().zip(ids.iter().chain(&ids)) {
+        assert_saw(client, id, 0..10);
+    }
+}

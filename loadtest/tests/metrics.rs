@@ -1,0 +1,151 @@
+//! Every metric of the contract moves exactly as far as the clients saw.
+
+use std::time::{Duration, Instant};
+
+use loadtest::client::raw::{Frame, Raw, Sent, opcode};
+use loadtest::client::{WITHIN, watch};
+use loadtest::events::{MARKETS, event, seen, tick};
+use loadtest::pods::{Pod, World};
+use loadtest::process::eventually;
+
+/// The fixed names with their types and, where they are given, labels (PROTOCOL 5).
+const CONTRACT: &[(&str, &str)] = &[
+    ("websocket_connections_total", "gauge"),
+    ("websocket_messages_sent", "counter"),
+    ("websocket_messages_received", "counter"),
+    ("websocket_kafka_messages_processed", "counter"),
+    ("websocket_kafka_messages_skipped", "counter"),
+    ("websocket_kafka_consumer_lag", "gauge"),
+    ("websocket_heartbeat_failures", "counter"),
+    ("websocket_connection_duration_seconds", "histogram"),
+];
+
+/// From the start, of the right types, at 0, and under no third prefix.
+fn the_contracts_families_are_there(pod: &Pod) {
+    let metrics = pod.metrics();
+    for (name, kind) in CONTRACT {
+        let family = metrics.families().get(*name).unwrap_or_else(|| panic!("{name} is there from the start"));
+        assert_eq!(family.kind, *kind, "{name}");
+    }
+    for name in metrics.families().keys() {
+        assert!(name.starts_with("websocket_") || name.starts_with("shardgate_"), "{name}");
+    }
+    assert_eq!(metrics.sum("websocket_connections_total"), 0.0);
+    assert_eq!(metrics.sum("websocket_messages_sent_total"), 0.0);
+}
+
+#[test]
+fn the_metrics_say_what_the_clients_saw() {
+    let world = World::start();
+    // No heartbeat comes between the counts.
+    let pod = world.pod("pod-0").set("HEARTBEAT_INTERVAL", "600000").set("CONNECTION_TIMEOUT", "1200000").start();
+    the_contracts_families_are_there(&pod);
+
+    // Ten watch assessments, two market data only.
+    let mut clients: Vec<_> = (0..10).map(|number| pod.client(&format!("a-{number}"))).collect();
+    clients.extend([pod.market_client(), pod.market_client()]);
+    pod.await_metric("websocket_connections_total", 12.0);
+    let opened = Instant::now();
+
+    let producer = world.producer();
+    for number in 0..10 {
+        for client in 0..10 {
+            producer.event(&event(&format!("a-{client}"), number));
+        }
+        // Owned by this pod, watched by nobody: processed, not sent.
+        producer.event(&event("unwatched", number));
+    }
+    for market in MARKETS {
+        producer.event(&tick(market, 0));
+    }
+    producer.send("assessment.created", Some("a-0"), None);
+    producer.send("assessment.created", Some("a-0"), Some(b"no JSON"));
+    producer.flush();
+    watch(&mut clients, "events and ticks", WITHIN, |clients| {
+        clients.iter().enumerate().all(|(place, client)| {
+            seen(client).count() == if place < 10 { 10 } else { 0 } && client.of_type("market_price").count() == 5
+        })
+    });
+    pod.await_metric("websocket_kafka_messages_processed_total", 110.0 + 5.0);
+    pod.await_metric("websocket_kafka_messages_skipped_total", 2.0);
+    assert_eq!(pod.metrics().of("websocket_kafka_messages_skipped_total", &[("reason", "malformed")]), 2.0);
+    eventually("no lag", WITHIN, || (pod.metrics().sum("websocket_kafka_consumer_lag") == 0.0).then_some(()));
+
+    // Three kinds of texts are received; a control frame is none.
+    for client in &mut clients[..4] {
+        client.send(r#"{"type":"ping"}"#);
+        client.send(r#"{"type":"pong"}"#);
+        client.send(r#"{"type":"something of tomorrow","more":[1]}"#);
+        client.send_frame(tungstenite::Message::Ping("beat".into()));
+        client.expect_type("pong");
+    }
+    pod.await_metric("websocket_messages_received_total", 12.0);
+
+    let texts: usize = clients.iter().map(|client| client.messages().len()).sum();
+    pod.await_metric("websocket_messages_sent_total", texts as f64);
+    assert_eq!(texts, 12 + 100 + 12 * 5 + 4, "connected, events, ticks, pongs");
+
+    // Five leave: two with a goodbye, three without.
+    let open_s = opened.elapsed().as_secs_f64();
+    clients.drain(..2).for_each(loadtest::client::Client::close);
+    drop(clients.drain(..3));
+    pod.await_metric("websocket_connections_total", 7.0);
+    pod.await_metric("websocket_connection_duration_seconds_count", 5.0);
+    let metrics = pod.metrics();
+    let sum = metrics.sum("websocket_connection_duration_seconds_sum");
+    assert!(
+        (open_s * 5.0..(opened.elapsed().as_secs_f64() + 1.0) * 5.0).contains(&sum),
+        "{sum} s, open for {open_s} s"
+    );
+    assert_eq!(metrics.sum("websocket_heartbeat_failures_total"), 0.0);
+
+    // A refusal is a text, too.
+    let before = metrics.sum("websocket_messages_sent_total");
+    pod.ask().without_token().open().expect_refusal();
+    pod.await_metric("websocket_messages_sent_total", before + 1.0);
+    pod.await_metric("websocket_connections_total", 7.0);
+}
+
+#[test]
+fn who_shows_no_sign_of_life_is_closed_and_counted_and_any_whole_frame_is_one() {
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").set("HEARTBEAT_INTERVAL", "200").set("CONNECTION_TIMEOUT", "1500").start();
+    // It answers the ping frames.
+    let mut answers = pod.client("answers");
+    // It sends texts, and no pong.
+    let mut texts = Raw::upgraded(&pod.ask().assessment("texts"));
+    // It sends nothing.
+    let mut silent = Raw::upgraded(&pod.ask().assessment("silent"));
+    // It sends one frame, a byte at a time: none that is whole.
+    let mut trickles = Raw::upgraded(&pod.ask().assessment("trickles"));
+    let long = Frame::new(opcode::TEXT, "x".repeat(100)).bytes();
+
+    let opened = Instant::now();
+    for byte in long.chunks(1).take(40) {
+        trickles.send(byte);
+        texts.send_frames(&[Frame::new(opcode::TEXT, r#"{"type":"pong"}"#)]);
+        loadtest::client::read_for(std::slice::from_mut(&mut answers), Duration::from_millis(75));
+    }
+    for raw in [&mut silent, &mut trickles] {
+        let mut kinds = (0, 0);
+        let code = loop {
+            match raw.receive() {
+                Sent::Text(text) if text.contains(r#""type":"ping""#) => kinds.0 += 1,
+                Sent::Text(text) => assert!(text.contains(r#""type":"connected""#), "{text}"),
+                Sent::Ping(_) => kinds.1 += 1,
+                Sent::Close(code) => break code,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(code, 4408);
+        assert!(kinds.0 >= 4 && kinds.0 == kinds.1, "a text and a frame each 200 ms: {kinds:?}");
+    }
+    assert!(opened.elapsed() > Duration::from_millis(1500));
+    pod.await_metric("websocket_heartbeat_failures_total", 2.0);
+    pod.await_metric("websocket_connections_total", 2.0);
+    let connected = answers.of_type("connected").next().unwrap().json();
+    assert_eq!(connected["heartbeatIntervalMs"], 200);
+    assert!(answers.pings() >= 10, "{} pings in 3 s", answers.pings());
+    assert!(answers.ended().is_none());
+    answers.close();
+}

@@ -1,0 +1,248 @@
+//! What `/ready` says without a broker and without a Redis, after one stopped, and after one was paused: within the
+//! contract's times, of its own part alone, and no longer once all is well again.
+
+use std::time::{Duration, Instant};
+
+use loadtest::client::{Client, read_for};
+use loadtest::events::{Kind, assert_saw, event, seen};
+use loadtest::http::Answer;
+use loadtest::kafka::Kafka;
+use loadtest::pods::{Pod, World};
+use loadtest::process::{always, eventually, free_port, loopback};
+use serde_json::Value;
+
+/// A broker or a Redis that stopped shows within 5 s, one that hangs within 15 (PROTOCOL 5); a second is for the look.
+const STOPPED_WITHIN: Duration = Duration::from_secs(5 + 1);
+const HUNG_WITHIN: Duration = Duration::from_secs(15 + 1);
+/// What comes back is seen within this time. The contract names none; librdkafka backs off for 10 s at most.
+const BACK_WITHIN: Duration = Duration::from_secs(20);
+
+/// Checks what holds of every answer of `/ready`, and returns it.
+fn ready(pod: &Pod) -> (u16, Value) {
+    let answer = pod.get("/ready");
+    let body = answer.json();
+    let all = body["redis"] == "connected"
+        && body["kafka"] == "connected"
+        && body["history"] == "complete"
+        && body["draining"] == false;
+    assert_eq!(answer.status, if all { 200 } else { 503 }, "{body}");
+    assert_eq!(body["status"], if all { "ready" } else { "not_ready" }, "{body}");
+    assert_eq!(body["node"], pod.name());
+    assert_is_timestamp(&body["timestamp"]);
+    (answer.status, body)
+}
+
+fn assert_is_timestamp(value: &Value) {
+    let text = value.as_str().unwrap_or_default();
+    let shape: String = text.chars().map(|char| if char.is_ascii_digit() { '0' } else { char }).collect();
+    assert_eq!(shape, "0000-00-00T00:00:00.000Z");
+}
+
+fn await_part(pod: &Pod, part: &str, value: &str, within: Duration) -> Value {
+    eventually(&format!("{part} is {value}"), within, || {
+        let (_, body) = ready(pod);
+        (body[part] == value).then_some(body)
+    })
+}
+
+/// An event that is sent now reaches the client, after all those before.
+fn still_delivers(world: &World, client: &mut Client, numbers: &mut u64) {
+    let producer = world.producer();
+    producer.event(&event("a", *numbers));
+    producer.flush();
+    *numbers += 1;
+    let expected = usize::try_from(*numbers).unwrap();
+    let clients = std::slice::from_mut(client);
+    loadtest::client::watch(clients, "the event arrives", BACK_WITHIN, |clients| seen(&clients[0]).count() == expected);
+    assert_saw(client, "a", 0..*numbers);
+}
+
+#[test]
+fn a_pod_without_a_broker_waits_for_it_and_takes_no_client_and_no_slot() {
+    let mut world = World::start();
+    world.kafka.broker(0).stop();
+    let pod = world.pod("pod-0").spawn();
+    eventually("it answers", Duration::from_secs(10), || pod.try_get("/health"));
+    always("it is not ready", Duration::from_secs(2), || {
+        let (status, body) = ready(&pod);
+        status == 503 && body["kafka"] == "disconnected" && body["history"] == "filling"
+    });
+    let body = await_part(&pod, "redis", "connected", STOPPED_WITHIN);
+    assert_eq!((&body["kafka"], &body["draining"]), (&"disconnected".into(), &false.into()));
+    assert!(world.redis.live().is_empty(), "no slot before the history is complete");
+    let refusal = pod.ask().try_open().expect_err("a pod that was never ready takes no client");
+    assert_eq!(refusal.status, 503);
+    assert!(refusal.header("retry-after").is_some());
+    assert_eq!(pod.get("/health").status, 200);
+
+    world.kafka.broker(0).start();
+    pod.ready();
+    eventually("it has a slot", STOPPED_WITHIN, || (world.redis.live().len() == 1).then_some(()));
+    let mut client = pod.client("a");
+    still_delivers(&world, &mut client, &mut 0);
+}
+
+#[test]
+fn a_broker_that_stops_and_one_that_hangs_show_and_clients_stay_and_are_caught_up() {
+    let mut world = World::start();
+    let pod = world.pod("pod-0").start();
+    let mut client = pod.client("a");
+    let mut numbers = 0;
+    still_delivers(&world, &mut client, &mut numbers);
+
+    world.kafka.broker(0).stop();
+    let body = await_part(&pod, "kafka", "disconnected", STOPPED_WITHIN);
+    assert_eq!((&body["redis"], &body["history"]), (&"connected".into(), &"complete".into()), "of its own part alone");
+    drop(pod.client("taken all the same: it was ready once"));
+    world.kafka.broker(0).start();
+    await_part(&pod, "kafka", "connected", BACK_WITHIN);
+    still_delivers(&world, &mut client, &mut numbers);
+
+    world.kafka.broker(0).pause();
+    let body = await_part(&pod, "kafka", "disconnected", HUNG_WITHIN);
+    assert_eq!(body["redis"], "connected");
+    world.kafka.broker(0).resume();
+    await_part(&pod, "kafka", "connected", BACK_WITHIN);
+    still_delivers(&world, &mut client, &mut numbers);
+    assert_eq!(ready(&pod).0, 200);
+    assert_eq!(client.ended(), None);
+}
+
+#[test]
+fn a_pod_without_a_redis_waits_for_it() {
+    let mut world = World::start();
+    world.redis.kill();
+    let pod = world.pod("pod-0").spawn();
+    eventually("it answers", Duration::from_secs(10), || pod.try_get("/health"));
+    let body = await_part(&pod, "history", "complete", BACK_WITHIN);
+    assert_eq!((&body["redis"], &body["kafka"]), (&"disconnected".into(), &"connected".into()));
+    assert_eq!(pod.ask().try_open().expect_err("it was never ready").status, 503);
+    world.redis.start_again();
+    pod.ready();
+    assert_eq!(world.redis.live().len(), 1);
+}
+
+#[test]
+fn a_redis_that_stops_and_one_that_hangs_show_and_clients_are_served_on() {
+    let mut world = World::start();
+    let pod = world.pod("pod-0").start();
+    let mut client = pod.client("a");
+    let mut numbers = 0;
+
+    world.redis.kill();
+    let body = await_part(&pod, "redis", "disconnected", STOPPED_WITHIN);
+    assert_eq!((&body["kafka"], &body["history"]), (&"connected".into(), &"complete".into()));
+    still_delivers(&world, &mut client, &mut numbers);
+    drop(pod.client("taken all the same"));
+    world.redis.start_again();
+    await_part(&pod, "redis", "connected", BACK_WITHIN);
+    pod.ready();
+
+    world.redis.pause();
+    await_part(&pod, "redis", "disconnected", HUNG_WITHIN);
+    still_delivers(&world, &mut client, &mut numbers);
+    world.redis.resume();
+    await_part(&pod, "redis", "connected", BACK_WITHIN);
+    pod.ready();
+    still_delivers(&world, &mut client, &mut numbers);
+    assert_eq!(client.ended(), None);
+}
+
+#[test]
+fn topics_that_do_not_exist_hold_nothing_back_and_a_pod_is_up_in_a_second() {
+    let world = World::without_topics();
+    // The best of three: the machine does other things, too.
+    let (mut listens, mut ready) = (Duration::MAX, Duration::MAX);
+    for _ in 0..3 {
+        let start = Instant::now();
+        let pod = world.pod("pod-0").spawn();
+        eventually("it answers", Duration::from_secs(10), || pod.try_get("/health"));
+        listens = listens.min(start.elapsed());
+        pod.ready();
+        ready = ready.min(start.elapsed());
+        let log = pod.log();
+        assert!((1..=25).contains(&log.lines().count()), "a few readable lines:\n{log}");
+    }
+    assert!(listens < Duration::from_secs(1), "it listens after {listens:?}");
+    // The history is empty; filling it takes a few answers of the broker's.
+    assert!(ready < Duration::from_secs(3), "it is ready after {ready:?}");
+}
+
+#[test]
+fn operators_have_their_endpoints_on_the_port_or_on_one_of_their_own() {
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").start();
+    let health = pod.get("/health");
+    assert_eq!((health.status, &health.json()["status"]), (200, &"ok".into()));
+    assert_is_timestamp(&health.json()["timestamp"]);
+    let page = pod.get("/");
+    assert_eq!(page.status, 200);
+    assert!(page.header("content-type").unwrap_or_default().starts_with("text/html"));
+    assert!(page.text().contains("<html"));
+    assert_eq!(pod.get("/nothing").status, 404);
+    for (path, status) in [("/health", 200), ("/ready", 200), ("/metrics", 200)] {
+        assert_eq!(head(&pod, path).0, status, "HEAD of {path}");
+        assert_eq!(head(&pod, path).1, 0, "HEAD of {path} has no body");
+        let refused = request(&pod, "DELETE", path);
+        assert_eq!(refused.status, 405, "DELETE of {path}");
+        assert!(refused.header("allow").is_some_and(|allow| allow.contains("GET") && allow.contains("HEAD")));
+    }
+
+    let host = loopback();
+    let admin = free_port(host);
+    let plan = world.pod("pod-1").set("HOST", &host.to_string()).set("PUBLIC_URL", &format!("ws://{host}:1/ws"));
+    let port = free_port(host);
+    let pod = plan.set("PORT", &port.to_string()).set("ADMIN_PORT", &admin.to_string()).spawn();
+    let get = |port: u16, path: &str| loadtest::http::get((host, port).into(), path, Duration::from_secs(5));
+    eventually("it is ready", BACK_WITHIN, || {
+        get(admin, "/ready").is_ok_and(|answer| answer.status == 200).then_some(())
+    });
+    for path in ["/health", "/ready", "/metrics", "/"] {
+        assert_eq!(get(admin, path).unwrap().status, 200, "{path} on ADMIN_PORT");
+        assert_eq!(get(port, path).unwrap().status, 404, "{path} on PORT");
+    }
+    assert!(pod.log().contains(&admin.to_string()), "it says where");
+}
+
+/// The status of a HEAD, and how many bytes of body came.
+fn head(pod: &Pod, path: &str) -> (u16, usize) {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(pod.address()).unwrap();
+    write!(stream, "HEAD {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head["HTTP/1.1 ".len()..][..3].parse().unwrap(), body.len())
+}
+
+fn request(pod: &Pod, method: &str, path: &str) -> Answer {
+    use std::io::Write as _;
+    let mut stream = std::net::TcpStream::connect(pod.address()).unwrap();
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    Answer::read(&mut stream).unwrap()
+}
+
+#[test]
+fn one_broker_of_three_that_is_lost_shows_nothing() {
+    let mut kafka = Kafka::start_with(3, &[]);
+    let topics = Kind::ALL.map(|kind| (kind.topic(), 3));
+    kafka.create_all(&topics);
+    let redis = loadtest::redis::Redis::start();
+    let pod = loadtest::pods::Plan::new("pod-0", kafka.bootstrap(), redis.port()).start();
+    let mut client = pod.client("a");
+    let producer = loadtest::events::Producer::to(kafka.bootstrap());
+    for number in 0..10 {
+        producer.event(&event("a", number));
+    }
+    producer.flush();
+    kafka.broker(1).kill();
+    for number in 10..20 {
+        producer.event(&event("a", number));
+    }
+    producer.flush();
+    let clients = std::slice::from_mut(&mut client);
+    loadtest::client::watch(clients, "all arrive", BACK_WITHIN * 2, |clients| seen(&clients[0]).count() == 20);
+    read_for(clients, Duration::from_millis(200));
+    assert_saw(&client, "a", 0..20);
+    assert_eq!(ready(&pod).1["kafka"], "connected", "the cluster serves, so the part is well");
+}

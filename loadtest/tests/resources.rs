@@ -1,0 +1,151 @@
+//! What a pod may cost: memory for an idle client, and what one client that never reads may cost the others.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use loadtest::client::raw::{Raw, Sent};
+use loadtest::client::{Client, WITHIN, watch};
+use loadtest::events::{Kind, number_of, seen};
+use loadtest::pods::{Pod, World};
+use loadtest::process::{allow_descriptors, eventually, loopback};
+
+const IDLE_CLIENTS: usize = 5_000;
+/// What an idle client may cost in user memory, in bytes.
+const IDLE_BYTES_MAX: u64 = 1536;
+
+#[test]
+fn an_idle_client_costs_no_more_than_one_and_a_half_kib() {
+    allow_descriptors(20_000);
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").start();
+    let before = pod.memory();
+    let source = loopback();
+    let clients: Vec<_> = (0..IDLE_CLIENTS)
+        .map(|number| pod.ask().assessment(&format!("assessment-{number}")).from(source).open())
+        .collect();
+    pod.await_metric("websocket_connections_total", clients.len() as f64);
+    let after = pod.memory();
+    let each = after.saturating_sub(before) / u64::try_from(clients.len()).unwrap();
+    println!("{each} bytes a client");
+    assert!(each <= IDLE_BYTES_MAX, "{each} bytes a client, from {before} to {after}");
+}
+
+const WATCHERS: usize = 100;
+const RUN: Duration = Duration::from_secs(4);
+const HISTORY_BYTES: u64 = 16 << 20;
+/// Below this, a p99 says more of the machine than of the pod.
+const NOISE: Duration = Duration::from_millis(50);
+
+/// Sends each watcher an event every 20 ms, and `stuck` as much as it can take; returns the watchers' p99, from before a
+/// record is handed to its producer to when its message was read.
+fn p99_under_load(world: &World, clients: &mut [Client], ids: &[String]) -> Duration {
+    const EVERY: Duration = Duration::from_millis(20);
+    let stop = AtomicBool::new(false);
+    let fill = "x".repeat(64 * 1024);
+    let first = seen(&clients[0]).count() as u64;
+    let mut sent = Vec::new();
+    thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            let producer = world.producer();
+            let mut sent = Vec::new();
+            let start = Instant::now();
+            while start.elapsed() < RUN {
+                let number = first + sent.len() as u64;
+                sent.push(Instant::now());
+                for id in ids {
+                    producer.event(&Kind::BalanceUpdated.event(id, number));
+                }
+                let stuck = format!(r#"{{"assessmentId":"stuck","currentBalance":"{fill}","timestamp":{number}}}"#);
+                producer.send(Kind::BalanceUpdated.topic(), Some("stuck"), Some(stuck.as_bytes()));
+                // A pace, not a wait for something.
+                thread::sleep((start + EVERY * sent.len() as u32).saturating_duration_since(Instant::now()));
+            }
+            producer.flush();
+            stop.store(true, Ordering::Relaxed);
+            sent
+        });
+        watch(clients, "the run is over", RUN + WITHIN, |_| stop.load(Ordering::Relaxed));
+        sent = sender.join().unwrap();
+        let all = usize::try_from(first).unwrap() + sent.len();
+        watch(clients, "all arrive", WITHIN, |clients| clients.iter().all(|client| seen(client).count() == all));
+    });
+    let latency = |message| {
+        let number = usize::try_from(number_of(message) - first).unwrap();
+        message.at.duration_since(sent[number])
+    };
+    let skip = usize::try_from(first).unwrap();
+    let mut latencies: Vec<_> = clients.iter().flat_map(|client| seen(client).skip(skip).map(latency)).collect();
+    latencies.sort_unstable();
+    latencies[latencies.len() * 99 / 100]
+}
+
+#[test]
+fn a_client_that_never_reads_costs_the_others_nothing() {
+    let world = World::start();
+    let settings = [("HISTORY_BYTES", "16MiB"), ("STALL_TIMEOUT_MS", "6000"), ("SHARDS", "1")];
+    let pod = world.pod("pod-0").set_all(&settings).start();
+    let ids: Vec<_> = (0..WATCHERS).map(|number| format!("watcher-{number}")).collect();
+    let mut clients: Vec<_> = ids.iter().map(|id| pod.client(id)).collect();
+    // A first run warms everything up.
+    p99_under_load(&world, &mut clients, &ids);
+    let without = p99_under_load(&world, &mut clients, &ids);
+    let before = pod.memory();
+
+    let stuck = pod.ask().assessment("stuck").receive_buffer(4096);
+    let never_reads = Raw::upgraded(&stuck);
+    pod.await_metric("websocket_connections_total", WATCHERS as f64 + 1.0);
+    let with = p99_under_load(&world, &mut clients, &ids);
+    println!("p99 {without:?} without, {with:?} with a client that never reads");
+    assert!(with <= (without * 3 / 2).max(NOISE), "p99 {without:?} without, {with:?} with");
+    let grown = pod.memory().saturating_sub(before);
+    assert!(grown <= HISTORY_BYTES, "{grown} bytes more");
+
+    // It took nothing for STALL_TIMEOUT_MS: it is let go, and nobody else is.
+    eventually("it is let go", Duration::from_secs(20), || {
+        (pod.metrics().sum("websocket_connections_total") == WATCHERS as f64).then_some(())
+    });
+    clients.iter_mut().for_each(Client::turn);
+    assert!(clients.iter().all(|client| client.ended().is_none()));
+    drop(never_reads);
+}
+
+/// Fills the history over and over while a client doesn't read.
+fn overtake(world: &World, pod: &Pod, id: &str) -> u64 {
+    let producer = world.producer();
+    let fill = "x".repeat(50 * 1024);
+    // Three times the history, and more than kernels buffer.
+    let count = 500;
+    for number in 0..count {
+        let timestamp = 1_790_000_000_000_u64 + number;
+        let payload = format!(r#"{{"assessmentId":"{id}","currentBalance":"{fill}","timestamp":{timestamp}}}"#);
+        producer.send(Kind::BalanceUpdated.topic(), Some(id), Some(payload.as_bytes()));
+    }
+    producer.flush();
+    pod.await_metric("websocket_kafka_messages_processed_total", count as f64);
+    count
+}
+
+#[test]
+fn a_client_that_falls_out_of_the_history_is_told_and_was_sent_no_gap() {
+    let world = World::start();
+    let pod = world.pod("pod-0").set_all(&[("HISTORY_BYTES", "4MiB"), ("SHARDS", "1")]).start();
+    let mut slow = Raw::upgraded(&pod.ask().assessment("slow").receive_buffer(4096));
+    let count = overtake(&world, &pod, "slow");
+    let mut next = 0;
+    let end = loop {
+        match slow.receive() {
+            Sent::Text(text) if text.contains("pnl_update") => {
+                let message: serde_json::Value = serde_json::from_str(&text).unwrap();
+                assert_eq!(message["timestamp"], 1_790_000_000_000_u64 + next, "in order, without a gap");
+                next += 1;
+            }
+            Sent::Text(_) | Sent::Ping(_) => {}
+            other => break other,
+        }
+    };
+    assert!(next < count, "it was overtaken");
+    // A close frame never lands inside a half-written frame: where one is stuck, the socket is cut instead.
+    assert!(matches!(end, Sent::Close(1013) | Sent::End | Sent::Cut), "{end:?}");
+    pod.await_metric("websocket_connections_total", 0.0);
+}
