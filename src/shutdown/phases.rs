@@ -50,3 +50,66 @@ impl Phase {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const CONFIG: DrainConfig = DrainConfig { delay: Duration::from_secs(5), over: Duration::from_secs(20) };
+
+    fn at(past_ms: u64) -> Phase {
+        let since = Instant::now();
+        Phase::at(since + Duration::from_millis(past_ms), Some(since), &CONFIG)
+    }
+
+    #[test]
+    fn a_pod_announces_then_closes_then_is_over() {
+        let over = CONFIG.over;
+        assert_eq!(Phase::at(Instant::now(), None, &CONFIG), Phase::Serving);
+        assert_eq!(at(0), Phase::Announcing);
+        assert_eq!(at(4_999), Phase::Announcing);
+        assert_eq!(at(5_000), Phase::Closing { elapsed: Duration::ZERO, over });
+        assert_eq!(at(24_999), Phase::Closing { elapsed: Duration::from_millis(19_999), over });
+        assert_eq!(at(25_000), Phase::Over);
+    }
+
+    #[test]
+    fn a_signal_that_is_stamped_later_than_the_turn_is_announced_all_the_same() {
+        let now = Instant::now();
+        assert_eq!(Phase::at(now, Some(now + Duration::from_millis(3)), &CONFIG), Phase::Announcing);
+    }
+
+    #[test]
+    fn without_delay_and_without_time_to_close_all_is_over_at_once() {
+        let now = Instant::now();
+        let at_once = DrainConfig { delay: Duration::ZERO, over: Duration::ZERO };
+        assert_eq!(Phase::at(now, Some(now), &at_once), Phase::Over);
+    }
+
+    #[test]
+    fn clients_leave_evenly_over_the_closing() {
+        let still_here: Vec<usize> = (0..=20).map(|second| at(5_000 + second * 1_000).remaining(1_000)).collect();
+        let evenly: Vec<usize> = (0..=20).map(|second| 1_000 - second * 50).collect();
+        assert_eq!(still_here, evenly);
+    }
+
+    #[test]
+    fn a_lone_client_has_the_whole_time() {
+        assert_eq!(at(24_999).remaining(1), 1);
+        assert_eq!(at(25_000).remaining(1), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_comes_back_while_a_pod_closes(
+            clients in 0usize..3_000_000,
+            first in 0u64..40_000,
+            later in 0u64..40_000,
+        ) {
+            let before = at(first).remaining(clients);
+            prop_assert!(before <= clients);
+            prop_assert!(at(first + later).remaining(clients) <= before);
+        }
+    }
+}
