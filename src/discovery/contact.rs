@@ -74,9 +74,7 @@ impl Contact {
     pub fn handle_success(&mut self, began: Instant, now: Instant) {
         let slow = now.saturating_duration_since(began) > self.times.gap;
         self.state = match self.state {
-            State::Unbroken { since, last, after_outage }
-                if now.saturating_duration_since(last) <= self.times.gap =>
-            {
+            State::Unbroken { since, last, after_outage } if now.saturating_duration_since(last) <= self.times.gap => {
                 State::Unbroken { since, last: now, after_outage }
             }
             State::Never => State::Unbroken { since: now, last: now, after_outage: slow },
