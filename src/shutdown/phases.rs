@@ -3,6 +3,10 @@
 use std::time::{Duration, Instant};
 
 use crate::config::DrainConfig;
+use crate::limits::LINGER;
+
+/// How long a pod without clients waits for Redis to confirm that its slot is given up. After it, the lease runs out.
+const GIVE_UP_MAX: Duration = Duration::from_secs(3);
 
 /// What a pod does.
 ///
@@ -49,6 +53,16 @@ impl Phase {
             }
         }
     }
+}
+
+/// Whether a pod that drains since `since` may end: no client is left, and its slot is given up, so that nobody is sent
+/// here any more. Once all is over it ends whoever is left, after the time that their close handshakes may take.
+#[must_use]
+pub fn may_end(now: Instant, since: Instant, config: &DrainConfig, clients: u64, slot_given_up: bool) -> bool {
+    let past = now.saturating_duration_since(since);
+    let over = config.delay + config.over;
+    let announced = slot_given_up || past >= GIVE_UP_MAX;
+    (clients == 0 && announced) || past >= over + LINGER.max(GIVE_UP_MAX)
 }
 
 #[cfg(test)]
@@ -98,6 +112,20 @@ mod tests {
     fn a_lone_client_has_the_whole_time() {
         assert_eq!(at(24_999).remaining(1), 1);
         assert_eq!(at(25_000).remaining(1), 0);
+    }
+
+    #[test]
+    fn a_pod_ends_as_soon_as_no_client_is_left_and_its_slot_is_given_up() {
+        let since = Instant::now();
+        let may_end = |past_ms, clients, slot_given_up| {
+            super::may_end(since + Duration::from_millis(past_ms), since, &CONFIG, clients, slot_given_up)
+        };
+        assert!(may_end(0, 0, true));
+        assert!(!may_end(0, 0, false), "Redis still sends clients here");
+        assert!(may_end(3_000, 0, false), "but a Redis that is away is not waited for");
+        assert!(!may_end(24_999, 1, true));
+        assert!(!may_end(25_000, 1, true), "its close handshake has its time");
+        assert!(may_end(28_000, 1, true) && may_end(28_000, 1, false));
     }
 
     proptest! {
