@@ -9,6 +9,7 @@ pub mod listeners;
 pub mod machine;
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use self::control::Control;
 use self::listeners::{ListenError, Listeners};
 use self::machine::{Cores, IoUringForbidden};
 use crate::config::Config;
-use crate::discovery::{self, Intent, Membered, Membership};
+use crate::discovery::{self, Cluster, Intent, Membership};
 use crate::exchange::{HttpRequest, PublishedStanding, ShardDoor, ShardInbox, shard_door};
 use crate::ids::ShardIndex;
 use crate::limits::{HTTP_CHANNEL_DEPTH, THREADS_END_MAX};
@@ -104,14 +105,14 @@ fn connect(
     started: Instant,
 ) -> (Control, discovery::Parts, watch::Receiver<Readiness>) {
     let (intent, intent_seen) = watch::channel(Intent::Watch);
-    let (membered, membered_seen) = watch::channel(Membered::default());
+    let (cluster, cluster_seen) = watch::channel(Cluster::default());
     let (readiness, readiness_seen) = watch::channel(Readiness::default());
     let discovery = discovery::Parts {
         config: config.redis.clone(),
         node: config.node.clone(),
         url: Arc::clone(&config.public_url),
         intent: intent_seen,
-        membered,
+        cluster,
         metrics: metrics.discovery,
     };
     let control = Control {
@@ -119,7 +120,7 @@ fn connect(
         doors: exchange.doors,
         threads: exchange.threads,
         intent,
-        membered: membered_seen,
+        cluster: cluster_seen,
         readiness,
         drain: config.drain,
         started,
@@ -144,7 +145,7 @@ fn say_what_starts(config: &Config, membership: Membership, listeners: &Listener
         version = env!("CARGO_PKG_VERSION"),
         node = %config.node,
         url = %config.public_url,
-        listen = %format_args!("{}:{}", config.host, listeners.port),
+        listen = %SocketAddr::new(config.host, listeners.port),
         admin_port = config.admin_port,
         shards = config.shard.shards,
         cores = ?pinned,

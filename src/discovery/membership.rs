@@ -280,7 +280,11 @@ impl Member {
         } else {
             let number = self.lease.number();
             match holders.iter().find(|holder| Some(holder.number()) == number) {
-                Some(other) if other.node == self.identity.node.0 => Event::Displaced,
+                Some(other) if other.node == self.identity.node.0 => {
+                    // That says all of it: that the name is shared is not told besides.
+                    self.namesake = Some(Arc::clone(&other.instance));
+                    Event::Displaced
+                }
                 Some(_) => Event::Taken,
                 None => Event::Missing,
             }

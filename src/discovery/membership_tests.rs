@@ -1,5 +1,7 @@
 //! Stories of one pod, `a`, told with the snapshots that it is given.
 
+use proptest::prelude::*;
+
 use super::*;
 
 const LEASE: Duration = Duration::from_secs(10);
@@ -123,7 +125,7 @@ fn one_displaced_by_a_process_of_its_name_says_so_and_claims_another() {
 
     story.sees(EPOCH, 5, &[(0, "a", "a2"), (1, "b", "b1"), (2, "c", "c1"), (3, "a", "a1")]);
     assert_eq!(story.pod.own(), Some(SlotNumber(3)));
-    assert!(!story.pod.take_notices().contains(&Notice::Displaced(SlotNumber(0))), "it is said once");
+    assert_eq!(story.pod.take_notices(), [Notice::Claimed(SlotNumber(3)), Notice::ViewChanged], "it is said once");
 }
 
 #[test]
@@ -392,4 +394,86 @@ fn a_view_that_says_nothing_new_is_the_same_view() {
     story.sees_for(Duration::from_secs(30), EPOCH, 3, &[(0, "a", "a1"), (1, "b", "b1"), (2, "c", "c1")]);
     assert!(Arc::ptr_eq(&before, story.pod.view()));
     assert!(story.pod.take_notices().is_empty());
+}
+
+/// Anything that may happen to a pod.
+#[derive(Debug, Clone)]
+enum Happening {
+    Sees { epoch: u64, version: u64, slots: u32, holders: Vec<(u32, usize)> },
+    Late,
+    Fails,
+    HistoryComplete,
+    GivesUp,
+    Hears(usize),
+    Waits(u64),
+}
+
+/// Names and instances: `a1` is the pod itself, `a2` one of its name.
+const KNOWN: [(&str, &str); 4] = [("a", "a1"), ("a", "a2"), ("b", "b1"), ("c", "c1")];
+
+fn happening() -> impl Strategy<Value = Happening> {
+    let holders = prop::collection::vec((0u32..6, 0usize..4), 0..5);
+    prop_oneof![
+        6 => (0u64..3, 0u64..9, 0u32..8, holders)
+            .prop_map(|(epoch, version, slots, holders)| Happening::Sees { epoch, version, slots, holders }),
+        1 => Just(Happening::Late),
+        2 => Just(Happening::Fails),
+        1 => Just(Happening::HistoryComplete),
+        1 => Just(Happening::GivesUp),
+        1 => (0usize..4).prop_map(Happening::Hears),
+        3 => (0u64..15_000).prop_map(Happening::Waits),
+    ]
+}
+
+impl Story {
+    fn happens(&mut self, happening: Happening) {
+        match happening {
+            Happening::Sees { epoch, version, slots, mut holders } => {
+                holders.sort_unstable();
+                holders.dedup_by_key(|(slot, _)| *slot);
+                let holders: Vec<_> = holders.iter().map(|&(slot, who)| (slot, KNOWN[who].0, KNOWN[who].1)).collect();
+                let mut snapshot = self.snapshot(epoch, version, &holders);
+                snapshot.slots = snapshot.slots.max(slots);
+                self.pod.handle_snapshot(self.now, self.now, snapshot);
+            }
+            Happening::Late => {
+                let late = Snapshot { now_ms: self.redis_ms(), late: true, ..Snapshot::default() };
+                self.pod.handle_snapshot(self.now, self.now, late);
+            }
+            Happening::Fails => self.pod.handle_failure(self.now),
+            Happening::HistoryComplete => self.pod.handle_history_complete(self.now),
+            Happening::GivesUp => self.pod.handle_give_up(self.now),
+            Happening::Hears(who) => self.pod.handle_leave(NodeId(KNOWN[who].0.into()), self.now),
+            Happening::Waits(ms) => self.now += Duration::from_millis(ms),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_a_pod_contradicts_itself_never(happenings in prop::collection::vec(happening(), 0..60)) {
+        let mut story = Story::begin();
+        let (mut complete, mut given_up) = (false, false);
+        for happening in happenings {
+            complete |= matches!(happening, Happening::HistoryComplete);
+            given_up |= matches!(happening, Happening::GivesUp);
+            story.happens(happening);
+            let (pod, call) = (&story.pod, story.call());
+            if let Some(own) = pod.own() {
+                prop_assert!(complete && !given_up);
+                prop_assert_eq!(&*pod.view().pod(own).expect("the own slot is in the view").node.0, "a");
+                prop_assert_eq!((call.action, call.slot), (Action::Hold, Some(own.0)));
+            }
+            if call.action == Action::Claim {
+                prop_assert!(complete && !given_up && pod.own().is_none());
+            }
+            if given_up {
+                prop_assert!(matches!(call.action, Action::Leave | Action::Watch));
+                prop_assert_eq!(call.action == Action::Watch, pod.has_left());
+            }
+            if !pod.is_connected() && pod.call_at().is_some() {
+                prop_assert!(pod.call_at() <= Some(story.now + Duration::from_secs(1)), "Redis is tried each second");
+            }
+        }
+    }
 }

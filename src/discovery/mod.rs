@@ -44,9 +44,9 @@ pub enum Intent {
     Leave,
 }
 
-/// Where the pod stands in the cluster.
+/// The cluster as this pod sees it.
 #[derive(Debug, Clone, Default)]
-pub struct Membered {
+pub struct Cluster {
     /// Whether Redis is reached.
     pub connected: bool,
     /// The live slots.
@@ -67,8 +67,8 @@ pub struct Parts {
     pub url: Arc<str>,
     /// What the pod is to be.
     pub intent: watch::Receiver<Intent>,
-    /// Where the pod stands, for the owner of the standing.
-    pub membered: watch::Sender<Membered>,
+    /// What it sees, for the owner of the standing.
+    pub cluster: watch::Sender<Cluster>,
     /// What an operator sees of it.
     pub metrics: Metrics,
 }
@@ -83,7 +83,7 @@ pub async fn run(membership: Membership, parts: Parts) {
 
 /// The cluster of one pod: slot 0 is its own as soon as it may have one.
 async fn alone(parts: Parts) {
-    let Parts { node, url, mut intent, membered, metrics, .. } = parts;
+    let Parts { node, url, mut intent, cluster, metrics, .. } = parts;
     let mut version = 0;
     loop {
         let own = (*intent.borrow_and_update() == Intent::Serve).then_some(SlotNumber(0));
@@ -91,9 +91,9 @@ async fn alone(parts: Parts) {
         let pod = own.map(|_| Pod { node: node.clone(), url: Arc::clone(&url) });
         let view = Arc::new(View { version, slots: vec![pod] });
         let left = *intent.borrow() == Intent::Leave;
-        let now = Membered { connected: true, view, own, left };
+        let now = Cluster { connected: true, view, own, left };
         metrics.show(&now);
-        membered.send_replace(now);
+        cluster.send_replace(now);
         if intent.changed().await.is_err() {
             return;
         }
@@ -139,7 +139,7 @@ impl Metrics {
         metrics
     }
 
-    fn show(&self, now: &Membered) {
+    fn show(&self, now: &Cluster) {
         let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.connected.set(i64::from(now.connected));
         self.slots.set(count(now.view.slots.len()));
@@ -148,5 +148,52 @@ impl Metrics {
         if self.view_version.set(now.view.version) != now.view.version {
             self.view_changes.inc();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ::redis::IntoConnectionInfo;
+    use prometheus_client::encoding::text::encode;
+
+    use super::*;
+
+    fn parts(intent: watch::Receiver<Intent>, cluster: watch::Sender<Cluster>, registry: &mut Registry) -> Parts {
+        let config = RedisConfig {
+            connection: "redis://127.0.0.1/".into_connection_info().unwrap(),
+            address: "127.0.0.1:6379".into(),
+            key_prefix: "websocket".into(),
+            lease: Duration::from_secs(10),
+        };
+        let metrics = Metrics::register(registry);
+        Parts { config, node: NodeId("a".into()), url: "ws://a/ws".into(), intent, cluster, metrics }
+    }
+
+    #[tokio::test]
+    async fn a_pod_alone_is_the_cluster_from_when_it_may_serve_until_it_drains() {
+        let (intent, intent_seen) = watch::channel(Intent::Watch);
+        let (cluster, mut seen) = watch::channel(Cluster::default());
+        let mut registry = Registry::default();
+        let running = tokio::spawn(run(Membership::Alone, parts(intent_seen, cluster, &mut registry)));
+
+        let watching = seen.wait_for(|cluster| cluster.connected).await.unwrap().clone();
+        assert_eq!((watching.own, watching.view.live().count(), watching.left), (None, 0, false));
+
+        intent.send_replace(Intent::Serve);
+        let serving = seen.wait_for(|cluster| cluster.own.is_some()).await.unwrap().clone();
+        assert_eq!(serving.view.live().map(|(slot, pod)| (slot.0, &*pod.node.0)).collect::<Vec<_>>(), [(0, "a")]);
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        for line in ["shardgate_own_slot 0", "shardgate_pods 1", "shardgate_slots 1", "shardgate_redis_connected 1"] {
+            assert!(text.contains(&format!("{line}\n")), "{text}");
+        }
+
+        intent.send_replace(Intent::Leave);
+        let left = seen.wait_for(|cluster| cluster.left).await.unwrap().clone();
+        assert_eq!((left.own, left.view.live().count()), (None, 0));
+        drop(intent);
+        running.await.unwrap();
     }
 }

@@ -14,11 +14,14 @@ use tracing::{error, info, warn};
 use super::contact::Times;
 use super::membership::{Identity, Member, Notice};
 use super::wire::{BadAnswer, Call, Snapshot};
-use super::{Intent, Membered, Parts};
+use super::{Cluster, Intent, Parts};
 use crate::ids::NodeId;
 
 /// The script's text.
 const SLOTS_SCRIPT: &str = include_str!("slots.lua");
+
+/// Pods that a log line names; of more it tells the number.
+const PODS_LOGGED_MAX: usize = 16;
 
 /// Why a call came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -156,14 +159,14 @@ impl Session {
         for notice in self.member.take_notices() {
             self.log(&notice);
         }
-        let now = Membered {
+        let now = Cluster {
             connected: self.member.is_connected(),
             view: Arc::clone(self.member.view()),
             own: self.member.own(),
             left: self.member.has_left(),
         };
         self.parts.metrics.show(&now);
-        self.parts.membered.send_if_modified(|before| {
+        self.parts.cluster.send_if_modified(|before| {
             let changed = before.connected != now.connected
                 || before.own != now.own
                 || before.left != now.left
@@ -205,8 +208,13 @@ impl Session {
             Notice::Left => info!("this pod's slot is given up"),
             Notice::ViewChanged => {
                 let view = self.member.view();
-                let pods: Vec<String> = view.live().map(|(slot, pod)| format!("{slot}={}", pod.node)).collect();
-                info!(version = view.version, slots = view.slots.len(), pods = pods.join(" "), "view");
+                let pods = view.live().count();
+                let live = view.live().take(PODS_LOGGED_MAX).map(|(slot, pod)| format!("{slot}={}", pod.node));
+                let mut live = live.collect::<Vec<_>>().join(" ");
+                if pods > PODS_LOGGED_MAX {
+                    live.push_str(" …");
+                }
+                info!(version = view.version, slots = view.slots.len(), pods, live, "the pods that serve");
             }
         }
     }

@@ -10,7 +10,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
 use crate::config::DrainConfig;
-use crate::discovery::{Intent, Membered};
+use crate::discovery::{Cluster, Intent};
 use crate::exchange::{PublishedStanding, ShardDoor, Standing};
 use crate::operations::readiness::{Readiness, Threads};
 use crate::shutdown::phases;
@@ -30,7 +30,7 @@ pub(super) struct Control {
     /// What discovery is to want.
     pub(super) intent: watch::Sender<Intent>,
     /// What discovery has.
-    pub(super) membered: watch::Receiver<Membered>,
+    pub(super) cluster: watch::Receiver<Cluster>,
     /// What the pages tell.
     pub(super) readiness: watch::Sender<Readiness>,
     /// How the pod stops.
@@ -48,16 +48,15 @@ impl Control {
             tokio::select! {
                 signal = signals.next() => break self.begin_to_drain(signal),
                 // Its sender lives as long as discovery, which ends after this loop.
-                Ok(()) = self.membered.changed() => {}
+                Ok(()) = self.cluster.changed() => {}
                 _ = look.tick() => {}
             }
             self.look();
         };
         tokio::spawn(signals.end_at_next());
-        while !phases::may_end(Instant::now(), since, &self.drain, self.threads.clients(), self.membered.borrow().left)
-        {
+        while !phases::may_end(Instant::now(), since, &self.drain, self.threads.clients(), self.cluster.borrow().left) {
             tokio::select! {
-                Ok(()) = self.membered.changed() => {}
+                Ok(()) = self.cluster.changed() => {}
                 _ = look.tick() => {}
             }
             self.look();
@@ -85,15 +84,15 @@ impl Control {
 
     /// Brings together what the parts show.
     fn look(&mut self) {
-        let membered = self.membered.borrow_and_update().clone();
+        let cluster = self.cluster.borrow_and_update().clone();
         let before = *self.readiness.borrow();
         let ingest = &self.threads.ingest;
         let now = Readiness {
-            redis: membered.connected,
+            redis: cluster.connected,
             kafka: ingest.connected.load(Ordering::Acquire),
             history: ingest.filled.load(Ordering::Acquire),
-            slot: membered.own,
-            had_slot: before.had_slot || membered.own.is_some(),
+            slot: cluster.own,
+            had_slot: before.had_slot || cluster.own.is_some(),
             draining: before.draining,
         };
         if now.history && !before.history {
@@ -105,23 +104,23 @@ impl Control {
             say_whether_ready(before, now, self.started);
             self.readiness.send_replace(now);
         }
-        self.follow(&membered, now.is_ready());
+        self.follow(&cluster, now.is_ready());
     }
 
     /// Publishes what changed for the shards.
-    fn follow(&self, membered: &Membered, ready: bool) {
+    fn follow(&self, cluster: &Cluster, ready: bool) {
         let standing = self.standing.load();
         let draining = standing.draining_since.is_some();
-        let own = if draining { None } else { membered.own };
+        let own = if draining { None } else { cluster.own };
         // What discovery published before it heard of the drain still has this pod in it.
-        let stale = draining && membered.own.is_some();
-        let same_view = stale || Arc::ptr_eq(&standing.view, &membered.view);
+        let stale = draining && cluster.own.is_some();
+        let same_view = stale || Arc::ptr_eq(&standing.view, &cluster.view);
         if same_view && standing.own == own && (standing.was_ready || !ready) {
             return;
         }
         self.publish(|standing| {
             if !stale {
-                standing.view = Arc::clone(&membered.view);
+                standing.view = Arc::clone(&cluster.view);
             }
             standing.own = own;
             standing.was_ready |= ready;
@@ -158,7 +157,7 @@ mod tests {
 
     struct Bench {
         control: Control,
-        membered: watch::Sender<Membered>,
+        cluster: watch::Sender<Cluster>,
         intent: watch::Receiver<Intent>,
         readiness: watch::Receiver<Readiness>,
         inbox: ShardInbox,
@@ -167,19 +166,19 @@ mod tests {
     fn bench() -> Bench {
         let (door, inbox) = shard_door();
         let (intent, intent_seen) = watch::channel(Intent::Watch);
-        let (membered, membered_seen) = watch::channel(Membered::default());
+        let (cluster, cluster_seen) = watch::channel(Cluster::default());
         let (readiness, readiness_seen) = watch::channel(Readiness::default());
         let control = Control {
             standing: PublishedStanding::default(),
             doors: vec![door],
             threads: Threads { ingest: Arc::default(), shards: vec![Arc::default()] },
             intent,
-            membered: membered_seen,
+            cluster: cluster_seen,
             readiness,
             drain: DrainConfig { delay: Duration::ZERO, over: Duration::ZERO },
             started: Instant::now(),
         };
-        Bench { control, membered, intent: intent_seen, readiness: readiness_seen, inbox }
+        Bench { control, cluster, intent: intent_seen, readiness: readiness_seen, inbox }
     }
 
     impl Bench {
@@ -191,7 +190,7 @@ mod tests {
         fn join(&self) {
             let pod = |name: &str| Some(Pod { node: NodeId(name.into()), url: "ws://pod/ws".into() });
             let view = Arc::new(View { version: 2, slots: vec![pod("a"), pod("b")] });
-            self.membered.send_replace(Membered { connected: true, view, own: Some(SlotNumber(0)), left: false });
+            self.cluster.send_replace(Cluster { connected: true, view, own: Some(SlotNumber(0)), left: false });
         }
 
         fn standing(&self) -> Arc<Standing> {
@@ -288,11 +287,11 @@ mod tests {
     async fn a_drained_pod_says_to_all_that_it_is_over() {
         let bench = bench();
         let standing = Arc::clone(&bench.control.standing);
-        let membered = bench.membered;
+        let cluster = bench.cluster;
         let signals = Signals::listen().unwrap();
         // SAFETY: raise takes any signal, and this one has a handler now.
         unsafe { libc::raise(libc::SIGTERM) };
-        membered.send_modify(|membered| membered.left = true);
+        cluster.send_modify(|cluster| cluster.left = true);
         bench.control.run(signals).await;
         assert!(standing.load().ended && standing.load().draining_since.is_some());
     }
