@@ -97,5 +97,19 @@ pub const TURN_BYTES_MAX: usize = 256 * 1024;
 /// Slices in one vectored write: Linux takes 1024 (`UIO_MAXIOV`); frames that lie side by side share one.
 pub const WRITE_SLICES_MAX: usize = 64;
 
+/// Slots of a cluster: many more than pods that one Redis and one Kafka serve, and a bound for a view that a stray field
+/// in the hash must not grow.
+pub const SLOTS_MAX: u32 = 10_000;
+
+/// Operators' requests that are answered at a time; over it, 503.
+pub const HTTP_CONNECTIONS_MAX: usize = 64;
+
+/// How long an operator's request may take, from its first byte to the answer's last.
+pub const HTTP_EXCHANGE_MAX: Duration = Duration::from_secs(10);
+
+/// How long the gateway's threads may take to end once all is over: more than a shard's [`LINGER`].
+pub const THREADS_END_MAX: Duration = Duration::from_secs(5);
+
+const _: () = assert!(THREADS_END_MAX.as_millis() > LINGER.as_millis());
 const _: () = assert!(WRITE_SLICES_MAX <= 1024);
 const _: () = assert!(BATCH_RECORDS_MAX >= CONSUME_RECORDS_MAX, "one consume call's records fit into one batch");

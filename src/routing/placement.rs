@@ -88,3 +88,147 @@ fn probe_key(hash: AssessmentHash, probe: u64) -> u64 {
     key = (key ^ (key >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     key ^ (key >> 31)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A view in which the slots of `live` are filled, each by a pod of its own.
+    fn view(live: &[bool]) -> View {
+        let pod = |slot: usize| Pod { node: NodeId(format!("pod-{slot}").into()), url: "ws://pod/ws".into() };
+        View { version: 1, slots: live.iter().enumerate().map(|(slot, &live)| live.then(|| pod(slot))).collect() }
+    }
+
+    fn hashes(count: u32) -> impl Iterator<Item = AssessmentHash> {
+        (0..count).map(|number| AssessmentHash::of(&format!("assessment-{number}")))
+    }
+
+    /// How many of `count` assessments each slot owns.
+    fn shares(view: &View, count: u32) -> Vec<u32> {
+        let mut shares = vec![0; view.slots.len()];
+        for hash in hashes(count) {
+            shares[view.owner(hash).expect("a slot is live").0 as usize] += 1;
+        }
+        shares
+    }
+
+    fn assert_even(shares: &[u32], of: &str) {
+        let mean = f64::from(shares.iter().sum::<u32>()) / shares.len() as f64;
+        for share in shares {
+            let off = (f64::from(*share) - mean).abs() / mean;
+            assert!(off < 0.1, "{of}: a share is {off:.2} off its mean: {shares:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_live_slot_nobody_owns_anything() {
+        let hash = AssessmentHash::of("a");
+        assert_eq!(View::default().owner(hash), None);
+        assert_eq!(view(&[false, false, false]).owner(hash), None);
+    }
+
+    #[test]
+    fn a_lone_pod_owns_all_wherever_its_slot_is() {
+        let mut far = vec![false; 1_000];
+        far[700] = true;
+        let far = view(&far);
+        assert!(hashes(1_000).all(|hash| far.owner(hash) == Some(SlotNumber(700))));
+        assert!(hashes(1_000).all(|hash| view(&[true]).owner(hash) == Some(SlotNumber(0))));
+    }
+
+    #[test]
+    fn live_slots_have_even_shares() {
+        assert_even(&shares(&view(&[true; 3]), 30_000), "three pods");
+        assert_even(&shares(&view(&[true; 10]), 50_000), "ten pods");
+    }
+
+    #[test]
+    fn a_lost_pods_share_spreads_evenly_over_the_rest() {
+        let (whole, lacking) = (view(&[true; 5]), view(&[true, true, false, true, true]));
+        let mut gained = [0; 5];
+        for hash in hashes(100_000).filter(|&hash| whole.owner(hash) == Some(SlotNumber(2))) {
+            gained[lacking.owner(hash).expect("four slots are live").0 as usize] += 1;
+        }
+        assert_eq!(gained[2], 0, "a vacant slot owns nothing");
+        assert_even(&[gained[0], gained[1], gained[3], gained[4]], "what the survivors gained");
+    }
+
+    #[test]
+    fn a_pods_shards_have_even_shares_whatever_its_slot() {
+        let pods = view(&[true; 4]);
+        for (slot, _) in pods.live() {
+            let mut shares = [0; 3];
+            for hash in hashes(60_000).filter(|&hash| pods.owner(hash) == Some(slot)) {
+                shares[usize::from(shard_of(hash, 3).0)] += 1;
+            }
+            assert_even(&shares, "three shards of one of four pods");
+        }
+    }
+
+    /// The answers are part of what pods of two versions must agree on while they are rolled out.
+    #[test]
+    fn the_answers_stay_the_same_from_version_to_version() {
+        let owners = |live: &[bool]| -> Vec<u32> {
+            hashes(12).map(|hash| view(live).owner(hash).expect("a slot is live").0).collect()
+        };
+        assert_eq!(owners(&[true; 5]), PINNED_OWNERS);
+        assert_eq!(owners(&[true, false, true, false, true]), PINNED_OWNERS_OF_THREE);
+        let shards: Vec<u16> = hashes(12).map(|hash| shard_of(hash, 4).0).collect();
+        assert_eq!(shards, PINNED_SHARDS);
+    }
+
+    proptest! {
+        #[test]
+        fn every_answer_is_a_live_slot(live in prop::collection::vec(any::<bool>(), 0..200), hash: u64) {
+            let view = view(&live);
+            match view.owner(AssessmentHash(hash)) {
+                Some(slot) => prop_assert!(view.pod(slot).is_some()),
+                None => prop_assert!(view.live().next().is_none()),
+            }
+        }
+
+        #[test]
+        fn a_slot_that_is_added_takes_and_nobody_else_gains(slots in 1usize..200, hash: u64) {
+            let hash = AssessmentHash(hash);
+            let before = view(&vec![true; slots]).owner(hash);
+            let after = view(&vec![true; slots + 1]).owner(hash);
+            prop_assert!(after == before || after == Some(SlotNumber(slots as u32)));
+        }
+
+        #[test]
+        fn a_slot_that_is_lost_moves_its_own_alone_and_they_come_home(
+            live in prop::collection::vec(any::<bool>(), 1..200),
+            lost in any::<prop::sample::Index>(),
+            hash: u64,
+        ) {
+            let hash = AssessmentHash(hash);
+            let lost = lost.index(live.len());
+            let mut live = live;
+            live[lost] = true;
+            let before = view(&live);
+            let without = before.without(SlotNumber(lost as u32));
+            if before.owner(hash) != Some(SlotNumber(lost as u32)) {
+                // Where few slots are live among many, the search in order takes over; it alone may move others.
+                let dense = live.iter().filter(|live| **live).count() * 2 > live.len();
+                if dense {
+                    prop_assert_eq!(without.owner(hash), before.owner(hash));
+                }
+            }
+            live[lost] = false;
+            let mut again = view(&live);
+            prop_assert_eq!(again.owner(hash), without.owner(hash));
+            again.slots[lost].clone_from(&before.slots[lost]);
+            prop_assert_eq!(again.owner(hash), before.owner(hash));
+        }
+
+        #[test]
+        fn a_shard_is_one_of_the_pods(shards in 1u16.., hash: u64) {
+            prop_assert!(shard_of(AssessmentHash(hash), shards).0 < shards);
+        }
+    }
+
+    const PINNED_OWNERS: [u32; 12] = [1, 4, 2, 0, 0, 0, 0, 3, 1, 2, 0, 2];
+    const PINNED_OWNERS_OF_THREE: [u32; 12] = [2, 4, 2, 0, 0, 0, 0, 0, 0, 2, 0, 2];
+    const PINNED_SHARDS: [u16; 12] = [1, 1, 3, 2, 1, 0, 2, 3, 3, 3, 3, 0];
+}
