@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::path::PathBuf;
-use std::process::{ExitCode, abort};
+use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use shardgate::clock::Now;
 use shardgate::config::{self, Config, InvalidConfig, Machine, Preset, Sources};
 use shardgate::demo::{Demo, token::Claims};
-use shardgate::gateway::{self, Membership};
+use shardgate::discovery::Membership;
+use shardgate::gateway;
 use shardgate::routing::table::Table;
 use tracing::{Level, warn};
 use tracing_subscriber::Layer;
@@ -89,20 +90,20 @@ fn command_line() -> Command {
 fn serve(settings: &Settings) -> anyhow::Result<ExitCode> {
     let Some(config) = settings.read(&[])? else { return Ok(ExitCode::SUCCESS) };
     start_log(&config);
-    abort_on_panic();
-    Ok(gateway::run(config, Membership::Redis)?)
+    gateway::run(config, Membership::Redis)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn demo(settings: &Settings) -> anyhow::Result<ExitCode> {
     let secret = Demo::make_secret().context("the system gives no random bytes")?;
     let Some(mut config) = settings.read(&Demo::presets(&secret))? else { return Ok(ExitCode::SUCCESS) };
     start_log(&config);
-    abort_on_panic();
     let demo = Demo::start(&mut config)?;
     say(&Demo::welcome(&config, &secret, Now::read().unix)?)?;
     let done = gateway::run(config, Membership::Alone);
     demo.stop();
-    Ok(done?)
+    done?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn token(arguments: TokenArguments) -> anyhow::Result<ExitCode> {
@@ -156,15 +157,6 @@ fn start_log(config: &Config) {
     for warning in &config.warnings {
         warn!("{warning}");
     }
-}
-
-/// Half a gateway that keeps its lease is worse than none: a panic on any thread is told, and ends the process.
-fn abort_on_panic() {
-    let tell = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        tell(panic);
-        abort();
-    }));
 }
 
 #[cfg(test)]
