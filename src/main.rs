@@ -158,3 +158,31 @@ fn start_log(config: &Config) {
         warn!("{warning}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_behind_serve_and_demo_is_left_to_the_settings() {
+        CommandLine::command().debug_assert();
+        let flags = ["--help", "--port", "1", "-h", "--config=x", "--", "stray", "--version"];
+        for name in ["serve", "demo"] {
+            let line = ["shardgate", name].into_iter().chain(flags);
+            let parsed = CommandLine::try_parse_from(line).unwrap_or_else(|error| panic!("{name}: {error}")).command;
+            let (Command::Serve(settings) | Command::Demo(settings)) = parsed else { panic!("{name} is itself") };
+            assert_eq!(settings.flags, flags);
+        }
+    }
+
+    #[test]
+    fn a_token_is_for_all_the_assessments_that_are_named() {
+        let line = ["shardgate", "token", "--user", "u", "--assessment", "a", "--assessment", "b", "--expires-in", "5"];
+        let Command::Token(arguments) = CommandLine::try_parse_from(line).unwrap_or_else(|e| panic!("{e}")).command
+        else {
+            panic!("it is a token's line")
+        };
+        assert_eq!((arguments.user.as_str(), arguments.expires_in), ("u", 5));
+        assert_eq!(arguments.assessments, ["a", "b"]);
+    }
+}

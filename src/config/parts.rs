@@ -204,6 +204,9 @@ fn warnings(reader: &Reader<'_>, config: &Config, machine: &Machine) -> Vec<Stri
             "JWT_SECRET has {secret_bytes} bytes; HS256 is only as strong as its key: use {SECRET_BYTES_GOOD} or more"
         ));
     }
+    if config.auth.secret.last().is_some_and(u8::is_ascii_whitespace) {
+        warnings.push("JWT_SECRET ends in white space, which counts: was a line's end taken along?".to_owned());
+    }
     let left = connections_max(machine);
     if config.shard.connections_max > left {
         warnings.push(format!(

@@ -237,11 +237,12 @@ fn redis_is_named_by_its_url_or_by_its_parts() {
 
 #[test]
 fn what_is_allowed_and_yet_better_changed_is_a_warning() {
-    let config = World::default().env("JWT_SECRET", "short").env("MAX_CONNECTIONS", "20001").config();
+    let config = World::default().env("JWT_SECRET", "short\n").env("MAX_CONNECTIONS", "20001").config();
     assert_eq!(
         config.warnings,
         [
-            "JWT_SECRET has 5 bytes; HS256 is only as strong as its key: use 32 or more",
+            "JWT_SECRET has 6 bytes; HS256 is only as strong as its key: use 32 or more",
+            "JWT_SECRET ends in white space, which counts: was a line's end taken along?",
             "MAX_CONNECTIONS is 20001; the limit of open files leaves about 20000",
         ]
     );

@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn the_page_needs_nothing_that_its_policy_forbids() {
-        for forbidden in [" src=", "<link", " style=", " onclick=", " onload=", "javascript:"] {
+        for forbidden in [" src=", " style=", " onclick=", " onload=", "javascript:"] {
             assert!(!PAGE.contains(forbidden), "the console page has {forbidden:?}");
         }
     }
