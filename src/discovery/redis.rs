@@ -194,7 +194,7 @@ impl Session {
         let node = &self.parts.node;
         match notice {
             Notice::Claimed(slot) => info!(%slot, "this pod has a slot"),
-            Notice::Lost(slot) => warn!(%slot, "the lease ran out and another pod has the slot: claiming anew"),
+            Notice::Lost(slot) => warn!(%slot, "another pod has the slot that this one had: claiming anew"),
             Notice::Displaced(slot) => error!(
                 %slot, %node,
                 "another process runs under this pod's name and has taken its slot over: claiming another. Give each \

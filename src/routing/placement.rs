@@ -10,7 +10,7 @@ use crate::ids::{AssessmentHash, NodeId, ShardIndex, SlotNumber};
 pub fn shard_of(hash: AssessmentHash, shards: u16) -> ShardIndex {
     // Another mix than the one for slots: jump hash of the same number would give a pod's shards unequal shares.
     let mixed = hash.0.rotate_left(32) ^ 0x9e37_79b9_7f4a_7c15;
-    let shard = jump_consistent_hash::hash(mixed, usize::from(shards.max(1)));
+    let shard = jump_hash(mixed, u32::from(shards));
     ShardIndex(u16::try_from(shard).expect("jump hash stays below the number of shards, a u16"))
 }
 
@@ -32,8 +32,8 @@ pub struct View {
     pub slots: Vec<Option<Pod>>,
 }
 
-/// Probes before a view with few live slots among many is searched in order. With half of the slots live, 64 probes
-/// all miss once in 2^64.
+/// Probes before the live slots of a view with few among many are weighed one by one. With half of the slots live, 64
+/// probes all miss once in 2^64.
 const PROBES_MAX: u64 = 64;
 
 impl View {
@@ -41,11 +41,11 @@ impl View {
     /// number. `None` where no slot is live.
     #[must_use]
     pub fn owner(&self, hash: AssessmentHash) -> Option<SlotNumber> {
-        let count = self.slots.len();
+        let count = u32::try_from(self.slots.len()).ok()?;
         let slot = (0..PROBES_MAX)
-            .map(|probe| jump_consistent_hash::hash(probe_key(hash, probe), count) as usize)
+            .map(|probe| jump_hash(probe_key(hash, probe), count) as usize)
             .find(|&slot| self.slots.get(slot).is_some_and(Option::is_some))
-            .or_else(|| self.nth_live(hash))?;
+            .or_else(|| self.heaviest_live(hash))?;
         Some(SlotNumber(u32::try_from(slot).ok()?))
     }
 
@@ -60,10 +60,11 @@ impl View {
         (0u32..).zip(&self.slots).filter_map(|(number, pod)| Some((SlotNumber(number), pod.as_ref()?)))
     }
 
-    fn nth_live(&self, hash: AssessmentHash) -> Option<usize> {
-        let live = self.slots.iter().filter(|pod| pod.is_some()).count();
-        let nth = usize::try_from(hash.0 % u64::try_from(live).ok()?.max(1)).ok()?;
-        self.slots.iter().enumerate().filter(|(_, pod)| pod.is_some()).nth(nth).map(|(slot, _)| slot)
+    /// The live slot with the highest weight for this assessment (rendezvous hashing). Like a probe, it moves nothing but
+    /// what a lost slot had; not an n-th live slot, for that would move with each other one that comes or goes.
+    fn heaviest_live(&self, hash: AssessmentHash) -> Option<usize> {
+        let live = self.slots.iter().enumerate().filter(|(_, pod)| pod.is_some()).map(|(slot, _)| slot);
+        live.max_by_key(|&slot| mix(hash.0 ^ mix(slot as u64)))
     }
 
     /// This view without one slot: whom a draining pod sends its clients to.
@@ -77,13 +78,28 @@ impl View {
     }
 }
 
-/// The number that a probe hashes: the assessment's own at first, then well mixed with the probe's number (the
-/// finalizer of splitmix64), so that a lost slot's assessments spread evenly over the rest.
+/// The number that a probe hashes: the assessment's own at first, then well mixed with the probe's number, so that a lost
+/// slot's assessments spread evenly over the rest.
 fn probe_key(hash: AssessmentHash, probe: u64) -> u64 {
-    if probe == 0 {
-        return hash.0;
+    if probe == 0 { hash.0 } else { mix(hash.0 ^ probe.wrapping_mul(0x9e37_79b9_7f4a_7c15)) }
+}
+
+/// Jump consistent hash (Lamping and Veach, arXiv 1406.2294): a bucket below `buckets`, 0 where there is none. Of `n`
+/// buckets, a further one takes one in `n + 1` keys from each, and moves no other. In floating point as in the paper:
+/// each implementation, and so each version of a pod, gives the same answer.
+fn jump_hash(mut key: u64, buckets: u32) -> u32 {
+    let (mut bucket, mut next) = (0, 0);
+    while next < u64::from(buckets) {
+        bucket = next;
+        key = key.wrapping_mul(2_862_933_555_777_941_757).wrapping_add(1);
+        let jump = (1u64 << 31) as f64 / ((key >> 33) + 1) as f64;
+        next = ((bucket + 1) as f64 * jump) as u64;
     }
-    let mut key = hash.0 ^ probe.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    u32::try_from(bucket).expect("a bucket is below the number of buckets, a u32")
+}
+
+/// The finalizer of splitmix64: each bit of the input changes half of the output's.
+fn mix(mut key: u64) -> u64 {
     key = (key ^ (key >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     key = (key ^ (key >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     key ^ (key >> 31)
@@ -121,6 +137,18 @@ mod tests {
         }
     }
 
+    /// Answers of another implementation (the crate jump-consistent-hash 0.1), and the edges.
+    #[test]
+    fn jump_hash_answers_as_the_paper_says() {
+        assert_eq!([0, 1, 2].map(|key| jump_hash(key, 60)), [0, 55, 46]);
+        assert_eq!([0, 7, u64::MAX].map(|key| jump_hash(key, 1)), [0, 0, 0]);
+        assert_eq!([0, 7, u64::MAX].map(|key| jump_hash(key, 0)), [0, 0, 0]);
+        // The key whose product is all ones: adding one must wrap.
+        let inverse =
+            (0..6).fold(1u64, |x, _| x.wrapping_mul(2u64.wrapping_sub(2_862_933_555_777_941_757u64.wrapping_mul(x))));
+        assert!(jump_hash(inverse.wrapping_mul(u64::MAX), 60) < 60);
+    }
+
     #[test]
     fn without_a_live_slot_nobody_owns_anything() {
         let hash = AssessmentHash::of("a");
@@ -135,6 +163,16 @@ mod tests {
         let far = view(&far);
         assert!(hashes(1_000).all(|hash| far.owner(hash) == Some(SlotNumber(700))));
         assert!(hashes(1_000).all(|hash| view(&[true]).owner(hash) == Some(SlotNumber(0))));
+    }
+
+    #[test]
+    fn few_live_slots_among_many_have_even_shares_too() {
+        let mut few = vec![false; 2_000];
+        for slot in [3, 700, 1_999] {
+            few[slot] = true;
+        }
+        let shares = shares(&view(&few), 6_000);
+        assert_even(&[shares[3], shares[700], shares[1_999]], "three of two thousand");
     }
 
     #[test]
@@ -178,9 +216,14 @@ mod tests {
         assert_eq!(shards, PINNED_SHARDS);
     }
 
+    /// Live slots from none to all of up to 400: where they are few, no probe may find one.
+    fn sparse_or_dense() -> impl Strategy<Value = Vec<bool>> {
+        (0.0..=1.0f64).prop_flat_map(|live| prop::collection::vec(prop::bool::weighted(live * live), 1..400))
+    }
+
     proptest! {
         #[test]
-        fn every_answer_is_a_live_slot(live in prop::collection::vec(any::<bool>(), 0..200), hash: u64) {
+        fn every_answer_is_a_live_slot(live in sparse_or_dense(), hash: u64) {
             let view = view(&live);
             match view.owner(AssessmentHash(hash)) {
                 Some(slot) => prop_assert!(view.pod(slot).is_some()),
@@ -198,7 +241,7 @@ mod tests {
 
         #[test]
         fn a_slot_that_is_lost_moves_its_own_alone_and_they_come_home(
-            live in prop::collection::vec(any::<bool>(), 1..200),
+            live in sparse_or_dense(),
             lost in any::<prop::sample::Index>(),
             hash: u64,
         ) {
@@ -209,11 +252,7 @@ mod tests {
             let before = view(&live);
             let without = before.without(SlotNumber(lost as u32));
             if before.owner(hash) != Some(SlotNumber(lost as u32)) {
-                // Where few slots are live among many, the search in order takes over; it alone may move others.
-                let dense = live.iter().filter(|live| **live).count() * 2 > live.len();
-                if dense {
-                    prop_assert_eq!(without.owner(hash), before.owner(hash));
-                }
+                prop_assert_eq!(without.owner(hash), before.owner(hash));
             }
             live[lost] = false;
             let mut again = view(&live);
