@@ -97,12 +97,12 @@ impl Contact {
     }
 
     /// Whether a lease that has run out may be judged by a call at `now`: contact has lasted for a whole lease, and so
-    /// whoever lives had the time to renew. A pod that is new and met no failure judges at once: it has seen no outage.
+    /// whoever lives had the time to renew. A pod that is new and met no failure judges with its second call: it has seen
+    /// no outage. Not with its first, of which Redis cannot tell whether it comes late.
     #[must_use]
     pub fn may_judge(&self, now: Instant) -> bool {
         match self.state {
-            State::Never => true,
-            State::Broken { .. } => false,
+            State::Never | State::Broken { .. } => false,
             State::Unbroken { since, last, after_outage } => {
                 now.saturating_duration_since(last) <= self.times.gap
                     && (!after_outage || now.saturating_duration_since(since) >= self.times.lease)
@@ -110,12 +110,12 @@ impl Contact {
         }
     }
 
-    /// Whether those who had a slot before an outage have had the time to take it again.
+    /// Whether those who had a slot before an outage have had the time to take it again, as far as is known: before the
+    /// first answer, nothing is.
     #[must_use]
     pub fn is_settled(&self, now: Instant) -> bool {
         match self.state {
-            State::Never => true,
-            State::Broken { .. } => false,
+            State::Never | State::Broken { .. } => false,
             State::Unbroken { since, after_outage, .. } => {
                 !after_outage || now.saturating_duration_since(since) >= SETTLE.min(self.times.lease)
             }
@@ -163,9 +163,9 @@ mod tests {
     }
 
     #[test]
-    fn a_new_pod_that_met_no_failure_judges_and_claims_at_once() {
+    fn a_new_pod_that_met_no_failure_judges_and_claims_with_its_second_call() {
         let (mut contact, start) = contact();
-        assert!(contact.may_judge(start) && contact.is_settled(start) && !contact.is_connected());
+        assert!(!contact.may_judge(start) && !contact.is_settled(start) && !contact.is_connected());
         contact.handle_success(start, start + ms(2));
         assert!(contact.is_connected() && contact.may_judge(start + ms(3)) && contact.is_settled(start + ms(3)));
     }

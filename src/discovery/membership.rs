@@ -142,7 +142,7 @@ impl Member {
 
     /// A try that began at `began`, with connecting where that was needed, has been answered.
     pub fn handle_snapshot(&mut self, began: Instant, now: Instant, snapshot: Snapshot) {
-        self.clock = Some((snapshot.now_ms, now));
+        let is_first = self.clock.replace((snapshot.now_ms, now)).is_none();
         if snapshot.late {
             self.handle_failure(now);
             return;
@@ -157,6 +157,9 @@ impl Member {
         self.epoch = epoch;
         self.publish_view(version, slots as usize);
         self.hasten_for_the_next_end(now, now_ms);
+        if is_first && matches!(self.lease, Lease::Wanting { .. }) {
+            self.call_at = Some(now);
+        }
     }
 
     // ---- what to do -------------------------------------------------------------------------------------------------
@@ -172,7 +175,8 @@ impl Member {
     pub fn call(&self, now: Instant) -> Call {
         let (action, take_over) = match self.lease {
             Lease::Watching | Lease::Left => (Action::Watch, false),
-            // A pod that had no slot leaves those who had one the time to take theirs again.
+            // A pod that had no slot looks first, and after an outage leaves those who had one the time to take theirs
+            // again.
             Lease::Wanting { had: None, .. } if !self.contact.is_settled(now) => (Action::Watch, false),
             Lease::Wanting { take_over, .. } => (Action::Claim, take_over),
             Lease::Holding { .. } => (Action::Hold, false),

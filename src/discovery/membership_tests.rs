@@ -104,9 +104,22 @@ fn a_pod_claims_a_slot_when_its_history_is_complete_and_never_before() {
 }
 
 #[test]
+fn a_first_call_only_looks_for_redis_cannot_tell_whether_it_comes_late() {
+    let mut story = Story::begin();
+    story.pod.handle_history_complete(story.now);
+    let call = story.call();
+    assert_eq!((call.action, call.judge, call.sent_ms), (Action::Watch, false, None));
+    story.sees(EPOCH, 0, &[]);
+    let call = story.call();
+    assert_eq!((call.action, call.judge, call.sent_ms), (Action::Claim, true, Some(EPOCH)));
+    assert_eq!(story.due(), Duration::ZERO);
+}
+
+#[test]
 fn a_restart_takes_its_names_slot_over_with_its_first_claim_alone() {
     let mut story = Story::begin();
     story.pod.handle_history_complete(story.now);
+    story.sees(EPOCH, 1, &[(0, "a", "a0")]);
     assert!(story.call().take_over);
     story.sees(EPOCH, 1, &[(0, "a", "a1")]);
     assert!(!story.call().take_over);
