@@ -17,7 +17,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaMessage, RDKafkaRespErr, RDKafkaTopic, RDKafkaType};
-use tracing::{debug, error, trace, warn};
+use tracing::{debug, error, warn};
 
 use crate::config::KafkaConfig;
 use crate::ids::TopicIndex;
@@ -70,6 +70,10 @@ fn properties(config: &KafkaConfig) -> ClientConfig {
         .set("log.thread.name", "false")
         .set_log_level(RDKafkaLogLevel::Info);
     for (name, value) in &config.properties {
+        if name == "debug" {
+            // Who asks for it is to hear it, at our own level of that name.
+            properties.set_log_level(RDKafkaLogLevel::Debug);
+        }
         properties.set(name, value);
     }
     properties
@@ -118,8 +122,7 @@ impl Context {
                     _ => debug!(kind, "librdkafka: {text}"),
                 }
             }
-            5 | 6 => debug!(kind, "librdkafka: {text}"),
-            _ => trace!(kind, "librdkafka: {text}"),
+            _ => debug!(kind, "librdkafka: {text}"),
         }
     }
 }
