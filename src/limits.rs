@@ -37,7 +37,7 @@ pub const BATCH_BYTES_MAX: usize = 256 * 1024;
 pub const BATCH_RECORDS_MAX: usize = 4096;
 
 /// Records that ingest takes from librdkafka in one call. The first of them waits until the last is taken and judged:
-/// at a microsecond each, a millisecond.
+/// at half a microsecond each, for half a millisecond.
 pub const CONSUME_RECORDS_MAX: usize = 1024;
 
 /// The longest that ingest waits for a record or for room in a shard's channel before it looks at the rest of its work.
