@@ -13,10 +13,6 @@ pub const MARKET_NAME_BYTES_MAX: usize = 249;
 /// what every new client is sent.
 pub const MARKETS_MAX: usize = 10_000;
 
-/// Fields of one route's message: far more than a message wants, and as many as a record's values are looked up for
-/// without an allocation.
-pub const ROUTE_FIELDS_MAX: usize = 64;
-
 /// A request's head with its last CRLF, in bytes (PROTOCOL 1).
 pub const REQUEST_HEAD_BYTES_MAX: usize = 8 * 1024;
 
@@ -41,7 +37,7 @@ pub const BATCH_BYTES_MAX: usize = 256 * 1024;
 pub const BATCH_RECORDS_MAX: usize = 4096;
 
 /// Records that ingest takes from librdkafka in one call. The first of them waits until the last is taken and judged:
-/// at a microsecond each, a millisecond.
+/// at half a microsecond each, for half a millisecond.
 pub const CONSUME_RECORDS_MAX: usize = 1024;
 
 /// The longest that ingest waits for a record or for room in a shard's channel before it looks at the rest of its work.

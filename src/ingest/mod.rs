@@ -10,9 +10,13 @@
 //!                                   \-> positions -> lag
 //! ```
 //!
-//! - Rules: [`batcher`], [`positions`], [`startup`], [`lag`], [`reachability`], [`complaints`].
-//! - Edges: [`kafka`] (librdkafka), and the two threads' loops, [`reader`] and [`watcher`].
-//! - [`metrics`]: what is counted.
+//! - Rules: `batcher`, `positions`, `startup`, `lag`, `reachability`, `complaints`.
+//! - Edges: `kafka` (librdkafka), and the two threads' loops, `reader` and `watcher`.
+//! - `metrics`: what is counted.
+//!
+//! Measured with all threads pinned to one core, 2 million records of 295 bytes whose route takes the assessment from
+//! the payload, one shard: 440 ns of CPU a record on the reader's thread and 235 ns on librdkafka's, so about 1.4
+//! million records a second where that core is free.
 
 mod batcher;
 mod complaints;

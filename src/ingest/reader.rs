@@ -178,7 +178,7 @@ impl Desk {
         let origin = incoming.origin;
         match self.batcher.push(incoming, &self.positions) {
             Ok(Taken::Tick) => self.tally.processed += 1,
-            Ok(Taken::Event(hash)) if self.owns(hash, standing) => self.tally.processed += 1,
+            Ok(Taken::Event(hash)) if self.place_anywhere || is_own(hash, standing) => self.tally.processed += 1,
             Ok(Taken::Event(_)) => self.tally.not_owner += 1,
             Err(fault) => self.malformed(origin, fault, now),
         }
@@ -187,12 +187,6 @@ impl Desk {
             self.deliver(shard, batch, watcher)?;
         }
         Ok(())
-    }
-
-    /// Whether this pod counts an event as its own. A pod without a slot owns nothing: so the pods' counts add up to
-    /// the events, however one of them comes and goes.
-    fn owns(&self, hash: AssessmentHash, standing: &Standing) -> bool {
-        self.place_anywhere || (standing.own.is_some() && !matches!(standing.owner(hash), Owner::Elsewhere(_)))
     }
 
     fn malformed(&mut self, origin: Origin, fault: Fault, now: Instant) {
@@ -294,5 +288,46 @@ impl Desk {
             self.lag.sum_up(&self.positions, &mut self.lag_by_topic);
             self.publisher.lag(&self.lag_by_topic);
         }
+    }
+}
+
+/// Whether this pod counts an event as its own. A pod without a slot owns nothing: so the pods' counts add up to the
+/// events, however one of them comes and goes.
+fn is_own(hash: AssessmentHash, standing: &Standing) -> bool {
+    standing.own.is_some() && !matches!(standing.owner(hash), Owner::Elsewhere(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{NodeId, SlotNumber};
+    use crate::routing::placement::{Pod, View};
+
+    fn cluster(pods: u32) -> Arc<View> {
+        let pod = |number| Some(Pod { node: NodeId(format!("pod-{number}").into()), url: "ws://pod/ws".into() });
+        Arc::new(View { version: 1, slots: (0..pods).map(pod).collect() })
+    }
+
+    fn holder(view: &Arc<View>, own: Option<u32>) -> Standing {
+        Standing { view: Arc::clone(view), own: own.map(SlotNumber), ..Standing::default() }
+    }
+
+    #[test]
+    fn each_event_is_one_pods_own_and_a_pod_without_a_slot_has_none() {
+        let view = cluster(3);
+        let pods: Vec<_> = (0..3).map(|slot| holder(&view, Some(slot))).collect();
+        let filling = holder(&view, None);
+        for number in 0..300 {
+            let hash = AssessmentHash::of(&format!("assessment-{number}"));
+            assert_eq!(pods.iter().filter(|pod| is_own(hash, pod)).count(), 1);
+            assert!(!is_own(hash, &filling));
+        }
+    }
+
+    #[test]
+    fn a_pod_with_a_slot_counts_what_nobody_owns_for_it_serves_that_too() {
+        let alone = holder(&Arc::default(), Some(0));
+        assert!(is_own(AssessmentHash::of("a"), &alone));
+        assert!(!is_own(AssessmentHash::of("a"), &Standing::default()), "it has claimed nothing yet");
     }
 }
