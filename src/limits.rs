@@ -13,6 +13,10 @@ pub const MARKET_NAME_BYTES_MAX: usize = 249;
 /// what every new client is sent.
 pub const MARKETS_MAX: usize = 10_000;
 
+/// Fields of one route's message: far more than a message wants, and as many as a record's values are looked up for
+/// without an allocation.
+pub const ROUTE_FIELDS_MAX: usize = 64;
+
 /// A request's head with its last CRLF, in bytes (PROTOCOL 1).
 pub const REQUEST_HEAD_BYTES_MAX: usize = 8 * 1024;
 
