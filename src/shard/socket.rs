@@ -136,10 +136,7 @@ async fn read_head(shard: &Shard, stream: &mut TcpStream, read: &mut Vec<u8>) ->
         let got = poll_fn(|cx| {
             let mut scratch = shard.scratch.borrow_mut();
             let got = std::task::ready!(Pin::new(&mut *stream).poll_read(cx, &mut scratch));
-            Poll::Ready(got.map(|len| {
-                read.extend_from_slice(&scratch[..len]);
-                len
-            }))
+            Poll::Ready(got.inspect(|&len| read.extend_from_slice(&scratch[..len])))
         })
         .await;
         if !matches!(got, Ok(1..)) {
