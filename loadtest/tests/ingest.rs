@@ -4,8 +4,9 @@
 use std::time::{Duration, Instant};
 
 use loadtest::client::{Client, WITHIN, read_for, watch};
-use loadtest::events::MARKETS;
-use loadtest::events::{Kind, Producer, assert_saw, assert_saw_ticks, event, number_of, seen, tick, ticks_topic};
+use loadtest::events::{
+    Kind, MARKETS, Producer, assert_saw, assert_saw_ticks, event, number_of, seen, tick, ticks_topic,
+};
 use loadtest::pods::World;
 use loadtest::process::{TempDir, eventually};
 
