@@ -40,7 +40,7 @@ pub struct ShardInbox {
 /// A socket whose request was read, on its way to the shard that owns its assessment.
 #[derive(Debug)]
 pub struct Handoff {
-    /// The accepted socket, non-blocking.
+    /// The accepted socket.
     pub socket: OwnedFd,
     /// What the client asked for.
     pub upgrade: Upgrade,
@@ -159,7 +159,7 @@ pub type PublishedStanding = Arc<ArcSwap<Standing>>;
 /// An operator's request that a shard has accepted: the socket with what was read of it. The control thread answers.
 #[derive(Debug)]
 pub struct HttpRequest {
-    /// The accepted socket, non-blocking.
+    /// The accepted socket.
     pub socket: OwnedFd,
     /// The head, and what came behind it.
     pub read: Vec<u8>,

@@ -1,1 +1,265 @@
-//! The parts, built and connected (to come).
+//! The pod: builds the parts, connects them, drains and stops them. What each does is the part's own.
+//!
+//! - [`machine`]: what the machine gives and forbids.
+//! - [`listeners`]: the ports.
+//! - `control`: the loop of the control thread, which is the thread that calls [`run`].
+
+mod control;
+pub mod listeners;
+pub mod machine;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+use tokio::runtime;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+use tracing::{error, info};
+
+use self::control::Control;
+use self::listeners::{ListenError, Listeners};
+use self::machine::{Cores, IoUringForbidden};
+use crate::config::Config;
+use crate::discovery::{self, Cluster, Intent, Membership};
+use crate::exchange::{HttpRequest, PublishedStanding, ShardDoor, ShardInbox, shard_door};
+use crate::ids::ShardIndex;
+use crate::limits::{HTTP_CHANNEL_DEPTH, THREADS_END_MAX};
+use crate::operations::http;
+use crate::operations::pages::Pages;
+use crate::operations::readiness::{Readiness, Threads};
+use crate::protocol::head;
+use crate::shutdown::signals::Signals;
+use crate::{ingest, shard};
+
+/// How often it is looked whether the threads have ended.
+const JOIN_POLL: Duration = Duration::from_millis(5);
+
+/// Why a pod does not start, or does not end as it should. Exit code 1.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// A port cannot be had.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The machine forbids what the shards are built on.
+    #[error(transparent)]
+    Machine(#[from] IoUringForbidden),
+    /// Ingest cannot start.
+    #[error("ingest cannot start: {0}")]
+    Ingest(#[from] ingest::StartError),
+    /// The kernel gives no thread.
+    #[error("a thread cannot be started: {0}")]
+    Thread(io::Error),
+    /// The control thread has no event loop or no signals.
+    #[error("the control thread cannot start: {0}")]
+    Control(io::Error),
+    /// All was over, but not for some thread.
+    #[error("some threads did not end within {THREADS_END_MAX:?}")]
+    Stuck,
+}
+
+/// Runs a pod on this thread and those that it starts, until a signal has drained it.
+///
+/// # Errors
+/// Why it did not start, or did not end cleanly.
+pub fn run(config: Config, membership: Membership) -> Result<(), GatewayError> {
+    let started = Instant::now();
+    abort_on_panic();
+    machine::raise_descriptor_limit();
+    machine::check_io_uring()?;
+    let listeners = Listeners::bind(config.host, config.port, config.admin_port, config.shard.shards)?;
+    let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(GatewayError::Control)?;
+    let cores = Cores::share(config.shard.shards);
+    say_what_starts(&config, membership, &listeners, &cores);
+
+    let mut registry = Registry::default();
+    let metrics = Metrics::register(&mut registry);
+    let mut exchange = Exchange::new(config.shard.shards);
+    let (http_door, http_requests) = mpsc::channel(HTTP_CHANNEL_DEPTH);
+    let mut threads = exchange.spawn_shards(&config, &metrics, listeners.shards, &cores, http_door)?;
+    threads.push(exchange.spawn_ingest(&config, &metrics, &cores)?);
+
+    let (control, discovery, readiness) = connect(&config, exchange, metrics, started);
+    let pages = Pages::new(config.node.clone(), readiness, control.threads.clone(), registry);
+    runtime.block_on(async move {
+        let signals = Signals::listen().map_err(GatewayError::Control)?;
+        serve_operators(pages, http_requests, listeners.admin).map_err(GatewayError::Control)?;
+        tokio::spawn(discovery::run(membership, discovery));
+        control.run(signals).await;
+        join(threads).await
+    })?;
+    info!(ran = ?started.elapsed(), "ended");
+    Ok(())
+}
+
+/// What the control thread runs: its loop and discovery, which tell each other what they want and have, and what the
+/// pages are to show of it.
+fn connect(
+    config: &Config,
+    exchange: Exchange,
+    metrics: Metrics,
+    started: Instant,
+) -> (Control, discovery::Parts, watch::Receiver<Readiness>) {
+    let (intent, intent_seen) = watch::channel(Intent::Watch);
+    let (cluster, cluster_seen) = watch::channel(Cluster::default());
+    let (readiness, readiness_seen) = watch::channel(Readiness::default());
+    let discovery = discovery::Parts {
+        config: config.redis.clone(),
+        node: config.node.clone(),
+        url: Arc::clone(&config.public_url),
+        intent: intent_seen,
+        cluster,
+        metrics: metrics.discovery,
+    };
+    let control = Control {
+        standing: exchange.standing,
+        doors: exchange.doors,
+        threads: exchange.threads,
+        intent,
+        cluster: cluster_seen,
+        readiness,
+        drain: config.drain,
+        started,
+    };
+    (control, discovery, readiness_seen)
+}
+
+/// Half a gateway that keeps its lease is worse than none: a panic on any thread ends the process, with its message.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        let thread = std::thread::current();
+        error!(thread = thread.name().unwrap_or("unnamed"), %panic, "a thread panicked: the process ends");
+        std::process::abort();
+    }));
+}
+
+fn say_what_starts(config: &Config, membership: Membership, listeners: &Listeners, cores: &Cores) {
+    let pinned: Vec<usize> = cores.ingest.into_iter().chain(cores.shards.iter().copied().flatten()).collect();
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = %config.node,
+        url = %config.public_url,
+        listen = %SocketAddr::new(config.host, listeners.port),
+        admin_port = config.admin_port,
+        shards = config.shard.shards,
+        cores = ?pinned,
+        kafka = %config.kafka.brokers,
+        redis = (membership == Membership::Redis).then_some(&*config.redis.address),
+        "shardgate starts"
+    );
+}
+
+/// The metrics of the parts, registered.
+struct Metrics {
+    shard: shard::Metrics,
+    ingest: ingest::Metrics,
+    discovery: discovery::Metrics,
+}
+
+impl Metrics {
+    fn register(registry: &mut Registry) -> Self {
+        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("shardgate_build", "The gateway's version", version);
+        Self {
+            shard: shard::Metrics::register(registry),
+            ingest: ingest::Metrics::register(registry),
+            discovery: discovery::Metrics::register(registry),
+        }
+    }
+}
+
+/// What the threads meet in.
+struct Exchange {
+    standing: PublishedStanding,
+    doors: Vec<ShardDoor>,
+    inboxes: Vec<ShardInbox>,
+    threads: Threads,
+}
+
+impl Exchange {
+    fn new(shards: u16) -> Self {
+        let (doors, inboxes) = (0..shards).map(|_| shard_door()).unzip();
+        let threads = Threads { ingest: Arc::default(), shards: (0..shards).map(|_| Arc::default()).collect() };
+        Self { standing: PublishedStanding::default(), doors, inboxes, threads }
+    }
+
+    fn spawn_shards(
+        &mut self,
+        config: &Config,
+        metrics: &Metrics,
+        listeners: Vec<std::net::TcpListener>,
+        cores: &Cores,
+        http: mpsc::Sender<HttpRequest>,
+    ) -> Result<Vec<JoinHandle<()>>, GatewayError> {
+        let head_rules =
+            head::Rules { allowed_origins: config.allowed_origins.clone(), operators: config.admin_port.is_none() };
+        let pod = Arc::new(shard::PodLimits::new(&config.shard));
+        let inboxes = std::mem::take(&mut self.inboxes);
+        let each = (0..).zip(inboxes).zip(listeners).zip(&cores.shards).zip(&self.threads.shards);
+        let spawned = each.map(|((((index, inbox), listener), core), status)| {
+            shard::spawn(shard::Parts {
+                index: ShardIndex(index),
+                core: *core,
+                config: config.shard.clone(),
+                drain: config.drain,
+                auth: config.auth.clone(),
+                head_rules: head_rules.clone(),
+                node: config.node.clone(),
+                listener,
+                inbox,
+                doors: self.doors.clone(),
+                http: http.clone(),
+                standing: Arc::clone(&self.standing),
+                status: Arc::clone(status),
+                pod: Arc::clone(&pod),
+                metrics: metrics.shard.clone(),
+                malformed: metrics.ingest.skipped(ingest::Skipped::Malformed),
+            })
+        });
+        spawned.collect::<Result<_, _>>().map_err(GatewayError::Thread)
+    }
+
+    fn spawn_ingest(&self, config: &Config, metrics: &Metrics, cores: &Cores) -> Result<JoinHandle<()>, GatewayError> {
+        let parts = ingest::Parts {
+            config: config.kafka.clone(),
+            routes: config.routes.clone(),
+            shards: self.doors.clone(),
+            standing: Arc::clone(&self.standing),
+            place_anywhere: config.shard.place_anywhere,
+            status: Arc::clone(&self.threads.ingest),
+            metrics: metrics.ingest.clone(),
+            core: cores.ingest,
+        };
+        Ok(ingest::spawn(parts)?)
+    }
+}
+
+/// Answers operators, beside the control loop.
+fn serve_operators(
+    pages: Pages,
+    requests: mpsc::Receiver<HttpRequest>,
+    admin: Option<std::net::TcpListener>,
+) -> io::Result<()> {
+    let pages = Arc::new(pages);
+    tokio::spawn(http::serve_passed_on(Arc::clone(&pages), requests));
+    if let Some(listener) = admin {
+        tokio::spawn(http::serve_admin(pages, tokio::net::TcpListener::from_std(listener)?));
+    }
+    Ok(())
+}
+
+/// Waits for the threads, which end by themselves now. A panic of one has ended the process already.
+async fn join(threads: Vec<JoinHandle<()>>) -> Result<(), GatewayError> {
+    let all_ended = async {
+        while !threads.iter().all(JoinHandle::is_finished) {
+            sleep(JOIN_POLL).await;
+        }
+    };
+    timeout(THREADS_END_MAX, all_ended).await.map_err(|_| GatewayError::Stuck)
+}

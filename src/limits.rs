@@ -13,6 +13,10 @@ pub const MARKET_NAME_BYTES_MAX: usize = 249;
 /// what every new client is sent.
 pub const MARKETS_MAX: usize = 10_000;
 
+/// Fields of one route's message: far more than a message wants, and as many as a record's values are looked up for
+/// without an allocation.
+pub const ROUTE_FIELDS_MAX: usize = 64;
+
 /// A request's head with its last CRLF, in bytes (PROTOCOL 1).
 pub const REQUEST_HEAD_BYTES_MAX: usize = 8 * 1024;
 
@@ -35,6 +39,38 @@ pub const BATCH_BYTES_MAX: usize = 256 * 1024;
 
 /// Records in one batch to one shard.
 pub const BATCH_RECORDS_MAX: usize = 4096;
+
+/// Records that ingest takes from librdkafka in one call. The first of them waits until the last is taken and judged:
+/// at half a microsecond each, for half a millisecond.
+pub const CONSUME_RECORDS_MAX: usize = 1024;
+
+/// The longest that ingest waits for a record or for room in a shard's channel before it looks at the rest of its work.
+pub const INGEST_WAIT: Duration = Duration::from_millis(100);
+
+/// Records at each partition's end that are read at the start, however old they are (DESIGN 4).
+pub const START_RECORDS_MIN: i64 = 100;
+
+/// How long a large question to Kafka may take: all topics, or the offsets of a time, which a broker looks up in its
+/// index, on a cold disk at worst.
+pub const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often the brokers are asked for a sign of life, and for the partitions' ends.
+pub const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a sign of life may take, and the question for the partitions' ends.
+pub const PROBE_TIMEOUT: Duration = Duration::from_millis(1_500);
+
+/// How long brokers that took a question and did not answer still count as connected.
+pub const PROBE_SILENCE_MAX: Duration = Duration::from_secs(6);
+
+/// Kinds of complaint about Kafka that are kept apart in the log; over it, new ones go unsaid for a while.
+pub const COMPLAINT_KINDS_MAX: usize = 1024;
+
+/// How often an unusable record is told of, a topic (PROTOCOL 3: each is counted).
+pub const MALFORMED_LOG_EVERY: Duration = Duration::from_secs(1);
+
+/// How often the same complaint of librdkafka is told of: a broker that is down makes it repeat itself each second.
+pub const KAFKA_LOG_EVERY: Duration = Duration::from_secs(30);
 
 /// Sockets on their way from one shard to another. A shard that is so far behind refuses with 503.
 pub const HANDOFF_CHANNEL_DEPTH: usize = 1024;
@@ -61,5 +97,19 @@ pub const TURN_BYTES_MAX: usize = 256 * 1024;
 /// Slices in one vectored write: Linux takes 1024 (`UIO_MAXIOV`); frames that lie side by side share one.
 pub const WRITE_SLICES_MAX: usize = 64;
 
+/// Slots of a cluster: many more than pods that one Redis and one Kafka serve, and a bound for a view that a stray field
+/// in the hash must not grow.
+pub const SLOTS_MAX: u32 = 10_000;
+
+/// Operators' requests that are answered at a time; over it, 503.
+pub const HTTP_CONNECTIONS_MAX: usize = 64;
+
+/// How long an operator's request may take, from its first byte to the answer's last.
+pub const HTTP_EXCHANGE_MAX: Duration = Duration::from_secs(10);
+
+/// How long the gateway's threads may take to end once all is over: more than a shard's [`LINGER`].
+pub const THREADS_END_MAX: Duration = Duration::from_secs(5);
+
+const _: () = assert!(THREADS_END_MAX.as_millis() > LINGER.as_millis());
 const _: () = assert!(WRITE_SLICES_MAX <= 1024);
-const _: () = assert!(BATCH_RECORDS_MAX >= 1024, "one consume call's records fit into one batch");
+const _: () = assert!(BATCH_RECORDS_MAX >= CONSUME_RECORDS_MAX, "one consume call's records fit into one batch");

@@ -1,1 +1,188 @@
-fn main() {}
+//! The command line: `serve`, `demo`, `token`, `routes`. Standard output is for what a command is asked for; the log
+//! goes to standard error. Exit code 2: the command line or a setting is wrong; 1: something failed.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write, stderr, stdout};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use shardgate::clock::Now;
+use shardgate::config::{self, Config, InvalidConfig, Machine, Preset, Sources};
+use shardgate::demo::{Demo, token::Claims};
+use shardgate::discovery::Membership;
+use shardgate::gateway;
+use shardgate::routing::table::Table;
+use tracing::{Level, warn};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// A WebSocket fan-out gateway: Kafka in, many thousands of clients a pod out.
+#[derive(Parser)]
+#[command(name = "shardgate", version)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a gateway pod
+    Serve(Settings),
+    /// Run a gateway with all that it needs in this one process: events, a page to watch them, no Kafka, no Redis
+    Demo(Settings),
+    /// Print a token for trying things out, signed with JWT_SECRET
+    Token(TokenArguments),
+    /// Print the built-in routes, in the form that ROUTES_FILE takes
+    Routes,
+}
+
+/// All that follows belongs to `config`, which tells all faults at once, and knows the other sources of settings.
+#[derive(clap::Args)]
+#[command(disable_help_flag = true)]
+struct Settings {
+    /// --config FILE, and settings as --name VALUE; --help lists them
+    #[arg(value_name = "SETTINGS", trailing_var_arg = true, allow_hyphen_values = true)]
+    flags: Vec<OsString>,
+}
+
+#[derive(clap::Args)]
+struct TokenArguments {
+    /// The user that the token is for
+    #[arg(long, default_value = "demo")]
+    user: String,
+    /// An assessment that it may watch, several by several flags; without one, any
+    #[arg(long = "assessment", value_name = "ID")]
+    assessments: Vec<String>,
+    /// How long it holds
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    expires_in: u64,
+    /// The key to sign with; otherwise JWT_SECRET from the environment or the settings file
+    #[arg(long, value_name = "KEY")]
+    jwt_secret: Option<String>,
+    /// The settings file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let done = match command_line() {
+        Command::Serve(settings) => serve(&settings),
+        Command::Demo(settings) => demo(&settings),
+        Command::Token(arguments) => token(arguments),
+        Command::Routes => say(Table::BUILT_IN),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("shardgate: {error:#}");
+        ExitCode::from(if error.is::<InvalidConfig>() { 2 } else { 1 })
+    })
+}
+
+fn command_line() -> Command {
+    let matches = CommandLine::command().after_help(config::help()).get_matches();
+    CommandLine::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()).command
+}
+
+fn serve(settings: &Settings) -> anyhow::Result<ExitCode> {
+    let Some(config) = settings.read(&[])? else { return Ok(ExitCode::SUCCESS) };
+    start_log(&config);
+    gateway::run(config, Membership::Redis)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn demo(settings: &Settings) -> anyhow::Result<ExitCode> {
+    let secret = Demo::make_secret().context("the system gives no random bytes")?;
+    let Some(mut config) = settings.read(&Demo::presets(&secret))? else { return Ok(ExitCode::SUCCESS) };
+    start_log(&config);
+    let demo = Demo::start(&mut config)?;
+    say(&Demo::welcome(&config, &secret, Now::read().unix)?)?;
+    let done = gateway::run(config, Membership::Alone);
+    demo.stop();
+    done?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn token(arguments: TokenArguments) -> anyhow::Result<ExitCode> {
+    let flag = |name: &str, value: OsString| [name.into(), value];
+    let secret = arguments.jwt_secret.map(|secret| flag("--jwt-secret", secret.into()));
+    let file = arguments.config.map(|file| flag("--config", file.into()));
+    let flags: Vec<OsString> = secret.into_iter().chain(file).flatten().collect();
+    let secret = with_sources(&flags, &[], config::jwt_secret)?;
+    let assessments = Some(arguments.assessments).filter(|ids| !ids.is_empty());
+    let claims = Claims::new(&arguments.user, assessments, Now::read().unix, arguments.expires_in);
+    say(&format!("{}\n", claims.mint(&secret)?))
+}
+
+impl Settings {
+    /// The config, or `None` where help was asked for and given.
+    fn read(&self, presets: &[Preset]) -> anyhow::Result<Option<Config>> {
+        if self.flags.iter().any(|flag| flag == "--help" || flag == "-h") {
+            say(&format!("Usage: shardgate serve|demo [--config FILE] [--NAME VALUE]...\n\n{}", config::help()))?;
+            return Ok(None);
+        }
+        Ok(Some(with_sources(&self.flags, presets, Config::from_sources)?))
+    }
+}
+
+/// Calls `read` with the process's own environment, files and machine.
+fn with_sources<T>(
+    flags: &[OsString],
+    presets: &[Preset],
+    read: impl FnOnce(&Sources<'_>) -> Result<T, InvalidConfig>,
+) -> Result<T, InvalidConfig> {
+    let environment: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+    let machine = Machine::read();
+    let read_file = |path: &std::path::Path| std::fs::read_to_string(path);
+    read(&Sources { flags, environment: &environment, presets, read_file: &read_file, machine: &machine })
+}
+
+/// Prints what was asked for. Nobody who reads is an error, not a panic.
+fn say(text: &str) -> anyhow::Result<ExitCode> {
+    stdout().write_all(text.as_bytes()).context("can't write to standard output")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Our own log as `LOG` says; of the libraries at most warnings, for they know neither what is secret nor what is a
+/// change of state.
+fn start_log(config: &Config) {
+    let libraries = config.log.min(Level::WARN);
+    let filter = Targets::new().with_default(libraries).with_target(env!("CARGO_CRATE_NAME"), config.log);
+    let text = tracing_subscriber::fmt::layer().with_writer(stderr).with_ansi(stderr().is_terminal());
+    let layer = if config.log_json { text.json().boxed() } else { text.boxed() };
+    tracing_subscriber::registry().with(layer.with_filter(filter)).init();
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_behind_serve_and_demo_is_left_to_the_settings() {
+        CommandLine::command().debug_assert();
+        let flags = ["--help", "--port", "1", "-h", "--config=x", "--", "stray", "--version"];
+        for name in ["serve", "demo"] {
+            let line = ["shardgate", name].into_iter().chain(flags);
+            let parsed = CommandLine::try_parse_from(line).unwrap_or_else(|error| panic!("{name}: {error}")).command;
+            let (Command::Serve(settings) | Command::Demo(settings)) = parsed else { panic!("{name} is itself") };
+            assert_eq!(settings.flags, flags);
+        }
+    }
+
+    #[test]
+    fn a_token_is_for_all_the_assessments_that_are_named() {
+        let line = ["shardgate", "token", "--user", "u", "--assessment", "a", "--assessment", "b", "--expires-in", "5"];
+        let Command::Token(arguments) = CommandLine::try_parse_from(line).unwrap_or_else(|e| panic!("{e}")).command
+        else {
+            panic!("it is a token's line")
+        };
+        assert_eq!((arguments.user.as_str(), arguments.expires_in), ("u", 5));
+        assert_eq!(arguments.assessments, ["a", "b"]);
+    }
+}

@@ -1,1 +1,254 @@
-//! demo (to come)
+//! All that a gateway needs, in its own process: librdkafka's mock cluster and a generator of events. It owns the edges
+//! that differ from `serve`; the gateway's code is the same.
+//!
+//! - [`world`]: what happens, as a rule on a seed and the time.
+//! - [`token`]: tokens for trying things out.
+
+pub mod token;
+pub mod world;
+
+use std::fmt::Write;
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::IpAddr;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use rdkafka::config::ClientConfig;
+use rdkafka::error::KafkaError;
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
+use tracing::warn;
+
+use crate::clock::{Now, UnixMs};
+use crate::config::{Config, Preset};
+use token::Claims;
+use world::{ASSESSMENT_TOPICS, MARKETS, STEP_MS, World, assessment_id, market_topic};
+
+/// Partitions of an assessments' topic: more than one, as in real life; few, since the mock keeps about 5 MB of each.
+const PARTITIONS: i32 = 2;
+
+/// How long the demo's own token holds: a day of looking on.
+const TOKEN_SECONDS: u64 = 24 * 60 * 60;
+
+/// How long the mock waits for records before it answers a fetch, in ms: its latency, for it never answers sooner.
+const FETCH_WAIT_MS: u32 = 10;
+
+/// How long the end waits for the last events to reach the mock cluster.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Why there is no demo.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The mock cluster or its client didn't start.
+    #[error("the mock of Kafka can't start: {0}")]
+    Mock(#[from] KafkaError),
+    /// No thread was to be had.
+    #[error("the generator's thread can't start: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// A running mock of Kafka, and who fills it.
+pub struct Demo {
+    // Before the cluster: it is stopped first.
+    generator: Generator,
+    cluster: MockCluster<'static, DefaultProducerContext>,
+}
+
+impl Demo {
+    /// A key for tokens, of this run alone, from the system's random source.
+    ///
+    /// # Errors
+    /// Where the system has none.
+    pub fn make_secret() -> io::Result<String> {
+        let mut bytes = [0; 32];
+        File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+        Ok(URL_SAFE_NO_PAD.encode(bytes))
+    }
+
+    /// What holds in a demo where nothing is set: this machine alone can reach it, it has a secret, and it stops
+    /// quickly.
+    #[must_use]
+    pub fn presets(secret: &str) -> [Preset; 4] {
+        [("HOST", "127.0.0.1"), ("JWT_SECRET", secret), ("DRAIN_DELAY_MS", "200"), ("DRAIN_MS", "500")]
+            .map(|(name, value)| Preset { name, value: value.to_owned() })
+    }
+
+    /// Starts the mock cluster and the generator, and points the config there, whatever Kafka it named.
+    ///
+    /// # Errors
+    /// Where something didn't start.
+    pub fn start(config: &mut Config) -> Result<Self, Error> {
+        let cluster = MockCluster::new(1)?;
+        for topic in ASSESSMENT_TOPICS {
+            cluster.create_topic(topic, PARTITIONS, 1)?;
+        }
+        for (market, _) in MARKETS {
+            cluster.create_topic(&market_topic(market), 1, 1)?;
+        }
+        let brokers = cluster.bootstrap_servers();
+        config.kafka.brokers = brokers.as_str().into();
+        config.kafka.properties = vec![("fetch.wait.max.ms".into(), FETCH_WAIT_MS.to_string())];
+        let generator = Generator::start(&brokers, Now::read().unix)?;
+        Ok(Self { generator, cluster })
+    }
+
+    /// What a person is told: the page's address, a client's command line, and the secret where it was made for this
+    /// run.
+    ///
+    /// # Errors
+    /// Where no token can be minted.
+    pub fn welcome(config: &Config, made_secret: &str, now: UnixMs) -> Result<String, jsonwebtoken::errors::Error> {
+        let assessment = assessment_id(1);
+        let allowed = config.auth.require_assessments.then(|| vec![assessment.clone()]);
+        let token = Claims::new("demo", allowed, now, TOKEN_SECONDS).mint(&config.auth.secret)?;
+        let host = Authority(config.host, config.port);
+        let gateway = format!("ws://{host}/ws");
+        let query = format!("assessmentId={assessment}&token={token}");
+        let page = match config.admin_port {
+            // The page finds the gateway at its own address, unless it is told of another.
+            None => format!("http://{host}/#{query}"),
+            Some(port) => format!("http://{}/#url={gateway}&{query}", Authority(config.host, port)),
+        };
+        let mut text = format!(
+            "\nshardgate demo: five markets, a hundred assessments, all in this process. Ctrl-C ends it.\n\n  \
+             Watch in a browser:\n    {page}\n\n  \
+             Watch in a terminal:\n    npx --yes wscat --connect '{gateway}?{query}'\n\n"
+        );
+        if *config.auth.secret == *made_secret.as_bytes() {
+            let other = assessment_id(2);
+            let _ = write!(
+                text,
+                "  Mint other tokens with this run's secret:\n    \
+                 JWT_SECRET={made_secret} shardgate token --assessment {other}\n\n",
+            );
+        }
+        Ok(text)
+    }
+
+    /// Stops the generator, then the mock cluster.
+    pub fn stop(self) {
+        self.generator.stop();
+        drop(self.cluster);
+    }
+}
+
+/// Where a browser on this machine finds a listener.
+struct Authority(IpAddr, u16);
+
+impl std::fmt::Display for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            host if host.is_unspecified() => write!(f, "localhost:{}", self.1),
+            IpAddr::V4(host) => write!(f, "{host}:{}", self.1),
+            IpAddr::V6(host) => write!(f, "[{host}]:{}", self.1),
+        }
+    }
+}
+
+/// The thread that lets things happen.
+struct Generator {
+    stop: Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Generator {
+    fn start(brokers: &str, now: UnixMs) -> Result<Self, Error> {
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", brokers)
+            // As the built-in routes say of assessments' topics.
+            .set("partitioner", "murmur2_random")
+            .create()?;
+        let (stop, stopped) = bounded(1);
+        let world = World::new(now.0);
+        let thread = thread::Builder::new()
+            .name("demo-generator".into())
+            .spawn(move || generate(world, &producer, &stopped))
+            .map_err(Error::Thread)?;
+        Ok(Self { stop, thread })
+    }
+
+    fn stop(self) {
+        drop(self.stop);
+        // A panic there has ended the process.
+        let _ = self.thread.join();
+    }
+}
+
+fn generate(mut world: World, producer: &BaseProducer, stopped: &Receiver<()>) {
+    while stopped.recv_timeout(Duration::from_millis(STEP_MS)) == Err(RecvTimeoutError::Timeout) {
+        for event in world.step(Now::read().unix) {
+            let payload = event.payload.to_string();
+            let record = BaseRecord::to(&event.topic).key(&event.key).payload(&payload);
+            if let Err((error, _)) = producer.send(record) {
+                warn!(%error, "an event of the demo is lost");
+            }
+        }
+        producer.poll(Duration::ZERO);
+    }
+    if let Err(error) = producer.flush(FLUSH_TIMEOUT) {
+        warn!(%error, "the last events of the demo are lost");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+    use std::time::Instant;
+
+    use rdkafka::consumer::{BaseConsumer, Consumer};
+    use rdkafka::{Message, Offset, TopicPartitionList};
+
+    use super::*;
+    use crate::config::{Machine, Sources};
+    use crate::routing::mapping::assessment_of;
+
+    #[test]
+    fn events_reach_the_mock_cluster() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("assessment.created", PARTITIONS, 1).unwrap();
+        let brokers = cluster.bootstrap_servers();
+        let generator = Generator::start(&brokers, UnixMs(1)).unwrap();
+
+        let consumer: BaseConsumer =
+            ClientConfig::new().set("bootstrap.servers", &brokers).set("group.id", "test").create().unwrap();
+        let mut partitions = TopicPartitionList::new();
+        for partition in 0..PARTITIONS {
+            partitions.add_partition_offset("assessment.created", partition, Offset::Beginning).unwrap();
+        }
+        consumer.assign(&partitions).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let mut seen = [false; PARTITIONS as usize];
+        while seen.contains(&false) {
+            assert!(Instant::now() < deadline, "the generator's events come");
+            let Some(record) = consumer.poll(Duration::from_secs(1)) else { continue };
+            let record = record.unwrap();
+            let key = std::str::from_utf8(record.key().unwrap()).unwrap();
+            assert_eq!(assessment_of(record.payload().unwrap()).as_deref(), Ok(key));
+            seen[usize::try_from(record.partition()).unwrap()] = true;
+        }
+        generator.stop();
+    }
+
+    #[test]
+    fn a_person_is_told_where_to_look_and_the_secret_only_where_it_was_made() {
+        let machine = Machine { cores: 2, descriptors: 1024, host_name: "here".into(), now: UnixMs(0) };
+        let config = Config::from_sources(&Sources {
+            flags: &[],
+            environment: &BTreeMap::new(),
+            presets: &Demo::presets("made"),
+            read_file: &|_: &Path| Err(io::Error::from(io::ErrorKind::NotFound)),
+            machine: &machine,
+        })
+        .unwrap();
+        let told = Demo::welcome(&config, "made", UnixMs(0)).unwrap();
+        assert!(told.contains("http://127.0.0.1:3003/#assessmentId=assessment-001&token="), "{told}");
+        assert!(told.contains("'ws://127.0.0.1:3003/ws?assessmentId=assessment-001&token="), "{told}");
+        assert!(told.contains("JWT_SECRET=made "), "{told}");
+        assert!(!Demo::welcome(&config, "other", UnixMs(0)).unwrap().contains("JWT_SECRET"));
+    }
+}

@@ -1,7 +1,27 @@
-//! From a token to who the client is and what it may watch (PROTOCOL 1).
+//! From a token to who the client is and what it may watch (PROTOCOL 1). It owns the claims and their rules; the
+//! signature is `jsonwebtoken`'s, and where a token is found in a request is [`super::head`]'s.
+//!
+//! What the contract leaves open is decided so:
+//! - A `userId` or `sub` that is no non-empty string and no number counts as not there: `"userId":null` or `""` gives
+//!   way to `sub`. The signature says that one issuer wrote both.
+//! - `exp` or `nbf` that is there and no number (null, too) makes the token malformed: a time that can't be read must
+//!   not stand for 'no limit'. So does a claim that is given twice, and a `crit` in the header (RFC 7515 section 4.1.11:
+//!   we understand none of what it could ask for).
+//! - An item of `assessments` that is no string allows nothing by itself; the others count.
+//! - A number as the user is taken as it is written, digit by digit: `42`, `1.0`, a hundred digits.
+
+use std::borrow::Cow;
+
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::clock::UnixMs;
 use crate::ids::AssessmentId;
+use crate::limits::TOKEN_LEEWAY;
 use crate::protocol::head::Token;
 
 /// The settings that auth goes by.
@@ -20,9 +40,11 @@ impl std::fmt::Debug for Config {
     }
 }
 
-/// Checks tokens. One a shard.
+/// Checks tokens. One a shard. Its key never prints.
+#[derive(Debug)]
 pub struct Verifier {
-    _private: (),
+    key: DecodingKey,
+    require_assessments: bool,
 }
 
 /// What a good token grants.
@@ -82,18 +104,333 @@ pub enum Unauthorized {
     NoUser,
 }
 
+/// The part of a token's header that we go by.
+#[derive(Deserialize)]
+struct JoseHeader<'a> {
+    #[serde(borrow)]
+    alg: Cow<'a, str>,
+    #[serde(default, deserialize_with = "present")]
+    crit: Option<Value>,
+}
+
+/// The claims that we go by. A claim that is there is `Some`, also where it is null.
+#[derive(Deserialize)]
+struct Claims<'a> {
+    #[serde(borrow, default, rename = "userId", deserialize_with = "present")]
+    user_id: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    sub: Option<&'a RawValue>,
+    /// In seconds of Unix time.
+    #[serde(default, deserialize_with = "present")]
+    exp: Option<f64>,
+    /// In seconds of Unix time.
+    #[serde(default, deserialize_with = "present")]
+    nbf: Option<f64>,
+    #[serde(default, deserialize_with = "present")]
+    assessments: Option<Value>,
+}
+
 impl Verifier {
     /// A verifier for these settings.
     #[must_use]
-    pub fn new(_config: &Config) -> Self {
-        unimplemented!()
+    pub fn new(config: &Config) -> Self {
+        Self { key: DecodingKey::from_secret(&config.secret), require_assessments: config.require_assessments }
     }
 
     /// What a token grants at `now`.
     ///
     /// # Errors
     /// Why it grants nothing.
-    pub fn verify(&self, _token: Option<&Token>, _now: UnixMs) -> Result<Grant, Unauthorized> {
-        unimplemented!()
+    pub fn verify(&self, token: Option<&Token>, now: UnixMs) -> Result<Grant, Unauthorized> {
+        let token = &*token.ok_or(Unauthorized::Missing)?.0;
+        let json = self.signed_claims(token)?;
+        // serde would take an array for the struct, too.
+        if !json.trim_ascii_start().starts_with(b"{") {
+            return Err(Unauthorized::Malformed);
+        }
+        let claims: Claims<'_> = serde_json::from_slice(&json).map_err(|_| Unauthorized::Malformed)?;
+        let leeway_ms = TOKEN_LEEWAY.as_secs_f64() * 1000.0;
+        let expires = claims.exp.map(|exp| unix_ms(exp * 1000.0 + leeway_ms));
+        if expires.is_some_and(|expires| now >= expires) {
+            return Err(Unauthorized::Expired);
+        }
+        if claims.nbf.is_some_and(|nbf| now < unix_ms(nbf * 1000.0 - leeway_ms)) {
+            return Err(Unauthorized::NotYet);
+        }
+        let user = claims.user_id.and_then(user_of).or_else(|| claims.sub.and_then(user_of));
+        let allowed = match claims.assessments {
+            None if self.require_assessments => Allowed::Only(Box::default()),
+            None => Allowed::Any,
+            Some(claim) => Allowed::Only(strings_of(claim)),
+        };
+        Ok(Grant { user: user.ok_or(Unauthorized::NoUser)?, expires, allowed })
+    }
+
+    /// The claims' JSON, once the algorithm and the signature are known to be right.
+    fn signed_claims(&self, token: &str) -> Result<Vec<u8>, Unauthorized> {
+        let (signed, signature) = token.rsplit_once('.').ok_or(Unauthorized::Malformed)?;
+        let (header, claims) = signed.split_once('.').ok_or(Unauthorized::Malformed)?;
+        let header = decode(header)?;
+        let header: JoseHeader<'_> = serde_json::from_slice(&header).map_err(|_| Unauthorized::Malformed)?;
+        if header.alg != "HS256" {
+            return Err(Unauthorized::Algorithm);
+        }
+        let claims = decode(claims)?;
+        match jsonwebtoken::crypto::verify(signature, signed.as_bytes(), &self.key, Algorithm::HS256) {
+            Ok(true) if header.crit.is_none() => Ok(claims),
+            Ok(false) => Err(Unauthorized::Signature),
+            // It asks for what we don't understand, or its signature is not base64url.
+            Ok(true) | Err(_) => Err(Unauthorized::Malformed),
+        }
+    }
+}
+
+/// Makes a token for trying things out (`shardgate token`).
+///
+/// # Panics
+/// Never: HS256 signs any JSON with any key.
+#[must_use]
+pub fn mint(secret: &[u8], claims: &Value) -> String {
+    jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, &EncodingKey::from_secret(secret))
+        .expect("HS256 signs any JSON with any key")
+}
+
+fn decode(part: &str) -> Result<Vec<u8>, Unauthorized> {
+    BASE64_URL_SAFE_NO_PAD.decode(part).map_err(|_| Unauthorized::Malformed)
+}
+
+/// Tells a null from nothing: serde's `Option` takes both for `None`.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// The nearest moment that there is: a claim may lie before 1970, or beyond the end of time. A cast of a float
+/// saturates, which is what is meant.
+fn unix_ms(ms: f64) -> UnixMs {
+    UnixMs(ms as u64)
+}
+
+/// A non-empty string, or a number as it is written.
+fn user_of(claim: &RawValue) -> Option<Box<str>> {
+    let json = claim.get();
+    let user: Box<str> = match json.bytes().next()? {
+        b'"' => serde_json::from_str(json).ok()?,
+        b'-' | b'0'..=b'9' => json.into(),
+        _ => return None,
+    };
+    (!user.is_empty()).then_some(user)
+}
+
+fn strings_of(claim: Value) -> Box<[Box<str>]> {
+    let Value::Array(items) = claim else { return Box::default() };
+    let string_of = |item| if let Value::String(id) = item { Some(id.into_boxed_str()) } else { None };
+    items.into_iter().filter_map(string_of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    const SECRET: &[u8] = b"a secret for the tests, 32 bytes";
+    /// 2026-09-21.
+    const NOW: UnixMs = UnixMs(1_790_000_000_000);
+    const NOW_SECONDS: f64 = 1_790_000_000.0;
+
+    fn verify(token: &str) -> Result<Grant, Unauthorized> {
+        verifier(false).verify(Some(&Token(token.into())), NOW)
+    }
+
+    fn verifier(require_assessments: bool) -> Verifier {
+        Verifier::new(&Config { secret: SECRET.into(), require_assessments })
+    }
+
+    /// A token signed right, of any header and claims: of such, too, as no JSON library would write.
+    fn signed(header: &str, claims: &str) -> String {
+        let parts = [header, claims].map(|part| BASE64_URL_SAFE_NO_PAD.encode(part)).join(".");
+        let key = EncodingKey::from_secret(SECRET);
+        let signature = jsonwebtoken::crypto::sign(parts.as_bytes(), &key, Algorithm::HS256).unwrap();
+        format!("{parts}.{signature}")
+    }
+
+    fn with_claims(claims: &str) -> Result<Grant, Unauthorized> {
+        verify(&signed(r#"{"alg":"HS256","typ":"JWT"}"#, claims))
+    }
+
+    #[test]
+    fn a_minted_token_grants_what_it_says() {
+        let token = mint(SECRET, &json!({ "userId": "u-1", "sub": "s-1", "exp": 1_790_000_060, "assessments": ["a"] }));
+        let grant = verify(&token).unwrap();
+        let allowed = Allowed::Only(["a".into()].into());
+        assert_eq!(grant, Grant { user: "u-1".into(), expires: Some(UnixMs(1_790_000_090_000)), allowed });
+    }
+
+    #[test]
+    fn a_token_that_another_library_made_is_understood() {
+        // The example of RFC 7515, appendix A.1: its header has line breaks, its claims a URL for a name.
+        let key = "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow";
+        let token = "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9\
+                     .eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ\
+                     .dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
+        let secret = BASE64_URL_SAFE_NO_PAD.decode(key).unwrap().into();
+        let verifier = Verifier::new(&Config { secret, require_assessments: false });
+        let verify_at = |seconds: u64| verifier.verify(Some(&Token(token.into())), UnixMs(seconds * 1000));
+        assert_eq!(verify_at(1_300_819_380), Err(Unauthorized::NoUser), "signed right, and in time");
+        assert_eq!(verify_at(1_300_819_380 + 30), Err(Unauthorized::Expired));
+    }
+
+    #[test]
+    fn the_user_is_user_id_else_sub_a_string_or_a_number() {
+        for (claims, user) in [
+            (r#"{"sub":"s"}"#, Some("s")),
+            (r#"{"userId":"u","sub":"s"}"#, Some("u")),
+            (r#"{"userId":42}"#, Some("42")),
+            (r#"{"userId":0,"sub":"s"}"#, Some("0")),
+            (r#"{"sub":123456789012345678901234567890}"#, Some("123456789012345678901234567890")),
+            (r#"{"sub":-1.50e3}"#, Some("-1.50e3")),
+            (r#"{"sub":"\u00fc\n"}"#, Some("ü\n")),
+            (r#"{"userId":"","sub":"s"}"#, Some("s")),
+            (r#"{"userId":null,"sub":"s"}"#, Some("s")),
+            (r#"{"userId":{"id":1},"sub":7}"#, Some("7")),
+            (r#"{"userId":true}"#, None),
+            (r#"{"userId":["u"],"sub":""}"#, None),
+            (r#"{"sub":null}"#, None),
+            (r#"{"sub":"\ud800"}"#, None),
+            (r#"{"name":"x"}"#, None),
+        ] {
+            let got = with_claims(claims).map(|grant| grant.user);
+            assert_eq!(got, user.map(Into::into).ok_or(Unauthorized::NoUser), "{claims}");
+        }
+    }
+
+    #[test]
+    fn exp_counts_with_its_leeway_and_its_fraction() {
+        for (exp, left_ms) in [(NOW_SECONDS, Some(30_000)), (NOW_SECONDS - 29.5, Some(500)), (NOW_SECONDS - 30.0, None)]
+        {
+            let expires = with_claims(&json!({ "sub": "s", "exp": exp }).to_string()).map(|grant| grant.expires);
+            let expected = left_ms.map(|ms| Some(UnixMs(NOW.0 + ms))).ok_or(Unauthorized::Expired);
+            assert_eq!(expires, expected, "exp {exp}");
+        }
+        assert_eq!(with_claims(r#"{"sub":"s"}"#).unwrap().expires, None);
+    }
+
+    #[test]
+    fn nbf_counts_with_its_leeway_and_its_fraction() {
+        for (nbf, good) in [(NOW_SECONDS + 30.0, true), (NOW_SECONDS + 30.5, false), (0.0, true), (-1.0, true)] {
+            let verdict = with_claims(&json!({ "sub": "s", "nbf": nbf }).to_string()).map(|_| ());
+            assert_eq!(verdict, if good { Ok(()) } else { Err(Unauthorized::NotYet) }, "nbf {nbf}");
+        }
+    }
+
+    #[test]
+    fn absurd_times_have_an_answer() {
+        for (claims, verdict) in [
+            (r#"{"sub":"s","exp":1e300}"#, Ok(Some(UnixMs(u64::MAX)))),
+            (r#"{"sub":"s","exp":-1e300}"#, Err(Unauthorized::Expired)),
+            (r#"{"sub":"s","exp":-0}"#, Err(Unauthorized::Expired)),
+            (r#"{"sub":"s","nbf":-1e300}"#, Ok(None)),
+            (r#"{"sub":"s","nbf":1e300}"#, Err(Unauthorized::NotYet)),
+            (r#"{"sub":"s","exp":1e400}"#, Err(Unauthorized::Malformed)),
+            (r#"{"sub":"s","exp":NaN}"#, Err(Unauthorized::Malformed)),
+            (r#"{"sub":"s","exp":"1790000060"}"#, Err(Unauthorized::Malformed)),
+            (r#"{"sub":"s","exp":null}"#, Err(Unauthorized::Malformed)),
+            (r#"{"sub":"s","nbf":null}"#, Err(Unauthorized::Malformed)),
+            (r#"{"sub":"s","nbf":[1]}"#, Err(Unauthorized::Malformed)),
+            (r#"{"sub":"s","exp":1790000060,"exp":1e300}"#, Err(Unauthorized::Malformed)),
+        ] {
+            assert_eq!(with_claims(claims).map(|grant| grant.expires), verdict, "{claims}");
+        }
+    }
+
+    #[test]
+    fn assessments_allow_only_the_strings_of_an_array() {
+        let [a, b] = ["a", "b"].map(|id| AssessmentId::parse(id).unwrap());
+        for (claim, may_a, may_b) in [
+            (json!(["a", "b"]), true, true),
+            (json!(["a", 1, null, ["b"]]), true, false),
+            (json!([]), false, false),
+            (json!("a"), false, false),
+            (json!({ "a": true }), false, false),
+            (json!(null), false, false),
+        ] {
+            let allowed = verify(&mint(SECRET, &json!({ "sub": "s", "assessments": claim }))).unwrap().allowed;
+            assert_eq!((allowed.covers(&a), allowed.covers(&b)), (may_a, may_b), "{claim}");
+        }
+    }
+
+    #[test]
+    fn without_the_claim_any_may_be_watched_unless_it_is_required() {
+        let token = Token(mint(SECRET, &json!({ "sub": "s" })).into());
+        let a = AssessmentId::parse("a").unwrap();
+        for require in [false, true] {
+            let allowed = verifier(require).verify(Some(&token), NOW).unwrap().allowed;
+            assert_eq!(allowed.covers(&a), !require);
+        }
+    }
+
+    #[test]
+    fn only_hs256_with_the_right_secret_counts() {
+        let good = mint(SECRET, &json!({ "sub": "s" }));
+        let claims = good.split('.').nth(1).unwrap();
+        let none = format!("{}.{claims}.", BASE64_URL_SAFE_NO_PAD.encode(r#"{"alg":"none"}"#));
+        for (token, fault) in [
+            (none, Unauthorized::Algorithm),
+            (signed(r#"{"alg":"HS512"}"#, r#"{"sub":"s"}"#), Unauthorized::Algorithm),
+            (signed(r#"{"alg":"RS256"}"#, r#"{"sub":"s"}"#), Unauthorized::Algorithm),
+            (signed(r#"{"alg":"hs256"}"#, r#"{"sub":"s"}"#), Unauthorized::Algorithm),
+            (signed(r#"{"typ":"JWT"}"#, r#"{"sub":"s"}"#), Unauthorized::Malformed),
+            (signed(r#"{"alg":"HS256","crit":["b64"],"b64":false}"#, r#"{"sub":"s"}"#), Unauthorized::Malformed),
+            (signed(r#"{"alg":"HS256"}"#, "not JSON"), Unauthorized::Malformed),
+            (signed(r#"{"alg":"HS256"}"#, r#"["u","s"]"#), Unauthorized::Malformed),
+            (mint(b"another secret", &json!({ "sub": "s" })), Unauthorized::Signature),
+            (format!("{}.", good.rsplit_once('.').unwrap().0), Unauthorized::Signature),
+            (format!("{good}="), Unauthorized::Malformed),
+            (format!("{good}.x"), Unauthorized::Malformed),
+            (format!("x.{good}"), Unauthorized::Malformed),
+            (good.replace('.', ""), Unauthorized::Malformed),
+            (String::new(), Unauthorized::Malformed),
+            ("..".into(), Unauthorized::Malformed),
+            ("ü.\u{0}.…".into(), Unauthorized::Malformed),
+        ] {
+            assert_eq!(verify(&token), Err(fault), "{token}");
+        }
+        assert_eq!(verifier(false).verify(None, NOW), Err(Unauthorized::Missing));
+    }
+
+    #[test]
+    fn no_secret_and_no_token_is_ever_printed() {
+        let config = Config { secret: SECRET.into(), require_assessments: false };
+        let token = Token(mint(SECRET, &json!({ "sub": "s" })).into());
+        let printed = format!("{config:?} {:?} {token:?}", Verifier::new(&config));
+        for secret in ["a secret", "97, 32, 115", &*token.0] {
+            assert!(!printed.contains(secret), "{printed}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_token_changed_anywhere_grants_nothing(at in any::<prop::sample::Index>(), byte in b' '..=b'~') {
+            let good = mint(SECRET, &json!({ "sub": "s" }));
+            let mut changed = good.clone().into_bytes();
+            let at = at.index(changed.len());
+            changed[at] = byte;
+            let changed = String::from_utf8(changed).unwrap();
+            prop_assert_eq!(verify(&changed).is_ok(), changed == good);
+        }
+
+        #[test]
+        fn whatever_is_signed_grants_to_a_user_or_not_at_all(
+            claims in "\\PC*",
+            key in "userId|sub|exp|nbf|assessments",
+            value in "\\PC{0,20}",
+        ) {
+            for claims in [claims, format!(r#"{{"userId":"u","{key}":{value}}}"#)] {
+                if let Ok(grant) = with_claims(&claims) {
+                    prop_assert!(!grant.user.is_empty());
+                }
+            }
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! Why a connection ends: one table of codes, texts, metric labels and advice (PROTOCOL 4).
+//! Why a connection ends: one table of codes, texts, metric labels and advice (PROTOCOL 4). It owns the table; who
+//! closes, and when, is the shard's business.
 
 /// Why a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,20 +41,101 @@ pub enum CloseReason {
 }
 
 /// A row of the table.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
     /// The status code of RFC 6455 section 7.4; `None` where no close frame is sent.
     pub code: Option<u16>,
-    /// The close frame's text.
+    /// The close frame's text: what happened, and what the client should do. At most 123 bytes, so that it fits into a
+    /// control frame with its code.
     pub text: &'static str,
     /// The metric's label.
     pub label: &'static str,
 }
 
 impl CloseReason {
-    /// The reason's row.
+    /// Every reason, in the order of the table: what the metric's family is made of.
+    pub const ALL: [Self; 17] = [
+        Self::ClientClosed,
+        Self::ClientGone,
+        Self::GoingAway,
+        Self::ProtocolError,
+        Self::Unsupported,
+        Self::InvalidText,
+        Self::MessageTooBig,
+        Self::Unauthorized,
+        Self::BadRequest,
+        Self::Forbidden,
+        Self::Redirect,
+        Self::RateLimited,
+        Self::Internal,
+        Self::Moved,
+        Self::TooSlow,
+        Self::TokenExpired,
+        Self::Silent,
+    ];
+
+    /// The reason's row. A client that closed is answered with 1000, whatever code it gave (RFC 6455 section 5.5.1
+    /// leaves that to us, and PROTOCOL 4 knows no code that only echoes).
     #[must_use]
-    pub fn row(self) -> Row {
-        unimplemented!()
+    pub const fn row(self) -> Row {
+        let (code, label, text) = match self {
+            Self::ClientClosed => (1000, "client_closed", "closed by the client"),
+            Self::ClientGone => return Row { code: None, text: "", label: "client_gone" },
+            Self::GoingAway => {
+                (1001, "going_away", "this pod goes away: reconnect with your cursor after a random 1 to 5 seconds")
+            }
+            Self::ProtocolError => (1002, "protocol_error", "not a valid WebSocket frame (RFC 6455)"),
+            Self::Unsupported => (1003, "unsupported", "binary data: send JSON as text"),
+            Self::InvalidText => (1007, "invalid_text", "the text is not UTF-8"),
+            Self::MessageTooBig => (1009, "message_too_big", "the message is longer than this gateway takes"),
+            Self::Unauthorized => (1008, "unauthorized", "no good token: do not retry unchanged"),
+            Self::BadRequest => (1008, "bad_request", "bad request: do not retry unchanged"),
+            Self::Forbidden => (1008, "forbidden", "the token does not allow this assessment: do not retry unchanged"),
+            Self::Redirect => {
+                (1008, "redirect", "another pod serves this assessment: connect to the url of the redirect")
+            }
+            Self::RateLimited => (1008, "rate_limited", "too many messages a second: send fewer"),
+            Self::Internal => (1011, "internal", "our fault: reconnect with back-off"),
+            Self::Moved => (1012, "moved", "served by another pod now: connect to the url with your cursor, at once"),
+            Self::TooSlow => (1013, "too_slow", "too slow to keep up: reconnect with your cursor"),
+            Self::TokenExpired => {
+                (4401, "token_expired", "the token ran out: reconnect with a new one and your last cursor")
+            }
+            Self::Silent => (4408, "silent", "no sign of life: reconnect with your cursor"),
+        };
+        Row { code: Some(code), text, label }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::limits::CONTROL_PAYLOAD_BYTES_MAX;
+
+    #[test]
+    fn the_codes_are_those_of_the_contract() {
+        let codes: Vec<Option<u16>> = CloseReason::ALL.iter().map(|reason| reason.row().code).collect();
+        let contract =
+            [1000, 0, 1001, 1002, 1003, 1007, 1009, 1008, 1008, 1008, 1008, 1008, 1011, 1012, 1013, 4401, 4408];
+        assert_eq!(codes, contract.map(|code| (code != 0).then_some(code)));
+    }
+
+    #[test]
+    fn each_reason_is_listed_once_and_has_a_label_of_its_own() {
+        let reasons: HashSet<CloseReason> = CloseReason::ALL.into_iter().collect();
+        let labels: HashSet<&str> = CloseReason::ALL.iter().map(|reason| reason.row().label).collect();
+        assert_eq!(reasons.len(), CloseReason::ALL.len());
+        assert_eq!(labels.len(), CloseReason::ALL.len());
+        // The last variant's place tells how many there are: one that is added and not listed fails here.
+        assert_eq!(CloseReason::Silent as usize + 1, CloseReason::ALL.len());
+    }
+
+    #[test]
+    fn a_text_fits_into_a_control_frame_behind_its_code() {
+        for reason in CloseReason::ALL {
+            assert!(reason.row().text.len() + 2 <= CONTROL_PAYLOAD_BYTES_MAX, "{reason:?}");
+        }
     }
 }

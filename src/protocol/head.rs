@@ -1,7 +1,45 @@
 //! The head of a client's request (PROTOCOL 1; RFC 9112, RFC 6455 section 4.2): read with limits, judged by rules, and
-//! answered where it is refused before an upgrade.
+//! answered where it is refused before an upgrade. It owns what a request may look like; whether its token is any good
+//! is [`super::auth`]'s, and whether there is room for the client, the shard's.
+//!
+//! - [`parse`] finds the head's end first, within 8 KiB: a head that comes byte by byte costs a scan of those, no more.
+//!   Faults in its bytes (a lone LF, a control byte) are told before it is whole, for it may never be.
+//! - Then it is judged in this order: syntax and framing (400), path (404), method (405), and of `/ws` a body (400),
+//!   the handshake's headers (426, 400) and the origin (403). The first fault is the answer.
+//! - `head/query.rs` and `head/credentials.rs` take apart what is asked for; `head/answer.rs` says the answer.
+//!
+//! What the contract leaves open is decided so: HTTP/1.0 can't upgrade (RFC 9110 section 7.8), so it gets 426; an
+//! operator's probe may speak it. `Sec-WebSocket-Version` given twice is another version. Empty lines ahead of the
+//! request are passed over (RFC 9112 section 2.2) and count as part of the head. The path is compared as it is written.
+
+mod answer;
+mod credentials;
+mod query;
+
+use base64::Engine;
+use base64::alphabet;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use httparse::{EMPTY_HEADER, Header, Request, Status};
+use memchr::memmem;
 
 use crate::ids::{AssessmentId, InvalidAssessmentId};
+use crate::limits::{REQUEST_HEAD_BYTES_MAX, REQUEST_HEADERS_MAX};
+
+pub use answer::{Allow, Fault, Refusal};
+
+/// The subprotocol that the gateway speaks, for clients that can send a token only as one.
+const SUBPROTOCOL: &str = "shardgate.v1";
+
+/// The pages that an operators' port serves (PROTOCOL 5).
+const OPERATORS_PAGES: [&str; 4] = ["/", "/health", "/ready", "/metrics"];
+
+/// Base64 as clients write it: a key's last two characters may carry bits that mean nothing, as those of a key that was
+/// made up by hand do.
+const KEY_ENCODING: GeneralPurpose =
+    GeneralPurpose::new(&alphabet::STANDARD, GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true));
+
+/// The bytes that a `Sec-WebSocket-Key` stands for (RFC 6455 section 4.1).
+const KEY_BYTES: usize = 16;
 
 /// What the head's rules need to know of the pod.
 #[derive(Debug, Clone)]
@@ -41,7 +79,7 @@ pub struct Upgrade {
     pub assessment: Result<Option<AssessmentId>, BadAssessment>,
     /// The token that counts.
     pub token: Option<Token>,
-    /// The cursor to resume from.
+    /// The cursor to resume from; `None` without an assessment.
     pub cursor: Option<Box<str>>,
 }
 
@@ -69,44 +107,191 @@ impl std::fmt::Debug for Token {
     }
 }
 
-/// A refusal that protects the pod: an HTTP answer without an upgrade.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Refusal {
-    /// 400.
-    Malformed,
-    /// 403.
-    Origin,
-    /// 404.
-    Path,
-    /// 405.
-    Method,
-    /// 408.
-    Timeout,
-    /// 426.
-    UpgradeRequired,
-    /// 431.
-    TooLarge,
-    /// 503: at capacity, over the accept rate, never yet ready, or draining alone.
-    Unavailable,
-}
-
-impl Refusal {
-    /// The whole answer: status line, headers, a short text, `Connection: close`.
-    #[must_use]
-    pub fn response(self) -> Vec<u8> {
-        unimplemented!()
-    }
-}
-
 /// Looks at what was read of a request so far.
 #[must_use]
-pub fn parse(_read: &[u8], _rules: &Rules) -> Parsed {
-    unimplemented!()
-}
-
-impl Upgrade {
-    /// Appends the 101 answer.
-    pub fn accept_response(&self, _out: &mut Vec<u8>) {
-        unimplemented!()
+pub fn parse(read: &[u8], rules: &Rules) -> Parsed {
+    let within = &read[..read.len().min(REQUEST_HEAD_BYTES_MAX)];
+    let mut start = 0;
+    while within[start..].starts_with(b"\r\n") {
+        start += 2;
+    }
+    let end = memmem::find(&within[start..], b"\r\n\r\n").map(|at| start + at + 4);
+    let head = &within[start..end.unwrap_or(within.len())];
+    if let Some(fault) = fault_in_bytes(head) {
+        return Parsed::Refused(Refusal::Malformed(fault));
+    }
+    match end {
+        Some(head_len) => judge(head, head_len, rules).unwrap_or_else(Parsed::Refused),
+        None if within.len() == REQUEST_HEAD_BYTES_MAX => Parsed::Refused(Refusal::TooLarge),
+        None => Parsed::Incomplete,
     }
 }
+
+/// What must not be anywhere in a head: told apart from httparse, which takes a lone LF for a line's end.
+fn fault_in_bytes(head: &[u8]) -> Option<Fault> {
+    let lone_lf = memchr::memchr_iter(b'\n', head).any(|at| at == 0 || head[at - 1] != b'\r');
+    // A CR at the end may have its LF still to come.
+    let lone_cr = memchr::memchr_iter(b'\r', head).any(|at| head.get(at + 1).is_some_and(|&next| next != b'\n'));
+    if lone_lf || lone_cr {
+        return Some(Fault::LineEnding);
+    }
+    let control = |byte: &u8| byte.is_ascii_control() && !matches!(byte, b'\r' | b'\n' | b'\t');
+    head.iter().any(control).then_some(Fault::ControlByte)
+}
+
+/// Judges a whole head.
+fn judge(head: &[u8], head_len: usize, rules: &Rules) -> Result<Parsed, Refusal> {
+    let mut table = [EMPTY_HEADER; REQUEST_HEADERS_MAX];
+    let mut request = Request::new(&mut table);
+    match request.parse(head) {
+        Ok(Status::Complete(len)) if len == head.len() => {}
+        Ok(_) => return Err(Refusal::Malformed(Fault::Syntax)),
+        Err(httparse::Error::TooManyHeaders) => return Err(Refusal::TooLarge),
+        Err(_) => return Err(Refusal::Malformed(Fault::Syntax)),
+    }
+    let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
+        return Err(Refusal::Malformed(Fault::Syntax));
+    };
+    let fields = Fields(request.headers);
+    let has_body = check_framing(&fields, version)?;
+    let target = Target::parse(target)?;
+
+    if rules.operators && OPERATORS_PAGES.contains(&target.path) {
+        return match method {
+            "GET" | "HEAD" if !has_body => Ok(Parsed::Operators),
+            "GET" | "HEAD" => Err(Refusal::Malformed(Fault::Body)),
+            _ => Err(Refusal::Method(Allow::GetAndHead)),
+        };
+    }
+    if target.path != "/ws" {
+        return Err(Refusal::Path);
+    }
+    if method != "GET" {
+        return Err(Refusal::Method(Allow::Get));
+    }
+    if has_body {
+        return Err(Refusal::Malformed(Fault::Body));
+    }
+    if version == 0 || !asks_for_upgrade(&fields) {
+        return Err(Refusal::UpgradeRequired);
+    }
+    let accept = accept_of(&fields).ok_or(Refusal::Malformed(Fault::Key))?;
+    if !origin_is_allowed(&fields, rules) {
+        return Err(Refusal::Origin);
+    }
+    let asked = query::parse(target.query);
+    let offered = credentials::subprotocols(&fields);
+    let token = credentials::authorization(&fields).or(offered.token).or(asked.token);
+    let cursor = asked.cursor.filter(|_| matches!(asked.assessment, Ok(Some(_))));
+    let upgrade =
+        Upgrade { accept, subprotocol: offered.ours, assessment: asked.assessment, token: token.map(Token), cursor };
+    Ok(Parsed::Upgrade { upgrade, head_len })
+}
+
+/// Refuses what two servers could read differently (RFC 9112 sections 3.2 and 6.3); returns whether a body follows.
+fn check_framing(fields: &Fields<'_>, version: u8) -> Result<bool, Refusal> {
+    let hosts = fields.all("host").count();
+    let host_is_sound = fields.all("host").all(|host| host.iter().all(|byte| is_host_byte(*byte)));
+    if hosts > 1 || (hosts == 0 && version > 0) || !host_is_sound {
+        return Err(Refusal::Malformed(Fault::Host));
+    }
+    let lengths = fields.all("content-length").count();
+    let encodings = fields.all("transfer-encoding").count();
+    if lengths + encodings > 1 {
+        return Err(Refusal::Malformed(Fault::Framing));
+    }
+    match fields.only("content-length") {
+        Some(length) if length.is_empty() || !length.iter().all(u8::is_ascii_digit) => {
+            Err(Refusal::Malformed(Fault::Framing))
+        }
+        Some(length) => Ok(length.iter().any(|&digit| digit != b'0')),
+        None => Ok(encodings > 0),
+    }
+}
+
+/// What RFC 3986's host and port are made of.
+fn is_host_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(&byte)
+}
+
+fn asks_for_upgrade(fields: &Fields<'_>) -> bool {
+    let has_token = |name, token: &str| fields.list(name).any(|item| item.eq_ignore_ascii_case(token.as_bytes()));
+    has_token("connection", "upgrade")
+        && has_token("upgrade", "websocket")
+        && fields.only("sec-websocket-version") == Some(b"13")
+}
+
+/// The answer to the request's one good `Sec-WebSocket-Key`.
+fn accept_of(fields: &Fields<'_>) -> Option<Box<str>> {
+    let key = fields.only("sec-websocket-key")?;
+    let is_good = KEY_ENCODING.decode(key).is_ok_and(|bytes| bytes.len() == KEY_BYTES);
+    is_good.then(|| tungstenite::handshake::derive_accept_key(key).into())
+}
+
+/// Origins are compared as they are serialised (RFC 6454 section 6.2), but in any case: scheme and host have none. Two
+/// are no origin of the list.
+fn origin_is_allowed(fields: &Fields<'_>, rules: &Rules) -> bool {
+    let Some(allowed) = &rules.allowed_origins else { return true };
+    let mut origins = fields.all("origin");
+    match (origins.next(), origins.next()) {
+        (None, _) => true,
+        (Some(origin), None) => allowed.iter().any(|one| one.as_bytes().eq_ignore_ascii_case(origin)),
+        (Some(_), Some(_)) => false,
+    }
+}
+
+/// Where a request goes to.
+struct Target<'a> {
+    path: &'a str,
+    query: &'a str,
+}
+
+impl<'a> Target<'a> {
+    /// Takes apart a target in origin form or absolute form (RFC 9112 section 3.2).
+    fn parse(target: &'a str) -> Result<Self, Refusal> {
+        const MALFORMED: Refusal = Refusal::Malformed(Fault::Target);
+        if target.contains('#') {
+            return Err(MALFORMED);
+        }
+        if target == "*" {
+            return Err(Refusal::Path);
+        }
+        let from_path = if target.starts_with('/') {
+            target
+        } else {
+            let (scheme, rest) = target.split_once("://").ok_or(MALFORMED)?;
+            let is_ours = ["http", "https", "ws", "wss"].iter().any(|ours| scheme.eq_ignore_ascii_case(ours));
+            let authority_len = rest.find(['/', '?']).unwrap_or(rest.len());
+            if !is_ours || authority_len == 0 {
+                return Err(MALFORMED);
+            }
+            &rest[authority_len..]
+        };
+        let (path, query) = from_path.split_once('?').unwrap_or((from_path, ""));
+        Ok(Self { path: if path.is_empty() { "/" } else { path }, query })
+    }
+}
+
+/// A head's header fields. Names are given in lower case and found in any.
+struct Fields<'a>(&'a [Header<'a>]);
+
+impl<'a> Fields<'a> {
+    /// The values of every field of this name.
+    fn all(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        self.0.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
+    }
+
+    /// The value of the field of this name, if there is just one.
+    fn only(&self, name: &str) -> Option<&'a [u8]> {
+        let mut all = self.all(name);
+        all.next().filter(|_| all.next().is_none())
+    }
+
+    /// The items of a comma list, which may be spread over several fields (RFC 9110 section 5.6.1).
+    fn list(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        self.all(name).flat_map(|value| value.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii)
+    }
+}
+
+#[cfg(test)]
+mod tests;

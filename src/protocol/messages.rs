@@ -1,36 +1,50 @@
 //! The gateway's own messages (PROTOCOL 2) and the frames around them. Each function appends one whole frame of a
-//! server, unmasked, to `out`.
+//! server, unmasked, to `out`. It owns their form; when they are sent is the shard's business.
+
+use serde::{Serialize, Serializer};
 
 use crate::clock::UnixMs;
+use crate::limits::CONTROL_PAYLOAD_BYTES_MAX;
 use crate::protocol::close::CloseReason;
 use crate::routing::placement::Pod;
 
 /// The longest header of a server's frame, in bytes (RFC 6455 section 5.2).
 pub const HEADER_BYTES_MAX: usize = 10;
 
+/// FIN and the opcodes that we send (RFC 6455 section 5.2): we never fragment.
+const TEXT: u8 = 0x81;
+const CLOSE: u8 = 0x88;
+const PING: u8 = 0x89;
+const PONG: u8 = 0x8a;
+
 /// What `connected` says.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename = "connected", rename_all = "camelCase")]
 pub struct Connected<'a> {
     /// Of this connection, unique in the cluster for practical purposes.
     pub connection_id: &'a str,
     /// From the token.
     pub user_id: &'a str,
     /// Now.
+    #[serde(serialize_with = "iso_8601")]
     pub timestamp: UnixMs,
     /// This pod.
     pub node: &'a str,
     /// The assessment that is watched.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub assessment_id: Option<&'a str>,
     /// `HEARTBEAT_INTERVAL`.
     pub heartbeat_interval_ms: u64,
     /// Whether it goes on from the client's cursor.
     pub resumed: bool,
     /// The position to resume from.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<&'a str>,
 }
 
 /// Why a client has to fetch its state anew.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ResetReason {
     /// The window no longer reaches back so far, or records were deleted before they were read.
     Expired,
@@ -42,48 +56,258 @@ pub enum ResetReason {
     Misplaced,
 }
 
-/// Writes the header of a text frame for `len` bytes of payload to the front of a buffer; returns its length.
+/// `ping` and `pong`.
+#[derive(Serialize)]
+struct Beat<'a> {
+    r#type: &'static str,
+    #[serde(serialize_with = "iso_8601")]
+    timestamp: UnixMs,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cursor: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename = "reset")]
+struct Reset<'a> {
+    reason: ResetReason,
+    cursor: &'a str,
+}
+
+/// An error, and the redirect, which is one with more to say.
+#[derive(Serialize)]
+struct Refused<'a> {
+    error: &'a str,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cursor: Option<&'a str>,
+}
+
+/// Makes the header of a text frame for `len` bytes of payload: the buffer's first bytes, as many as are returned with
+/// it.
 #[must_use]
-pub fn text_header(_len: usize) -> ([u8; HEADER_BYTES_MAX], usize) {
-    unimplemented!()
+pub const fn text_header(len: usize) -> ([u8; HEADER_BYTES_MAX], usize) {
+    let mut header = [0; HEADER_BYTES_MAX];
+    header[0] = TEXT;
+    // Each arm's range fits the type that it is cast to.
+    match len {
+        0..=125 => {
+            header[1] = len as u8;
+            (header, 2)
+        }
+        126..=0xffff => {
+            header[1] = 126;
+            [header[2], header[3]] = (len as u16).to_be_bytes();
+            (header, 4)
+        }
+        _ => {
+            header[1] = 127;
+            let bytes = (len as u64).to_be_bytes();
+            header.split_at_mut(2).1.copy_from_slice(&bytes);
+            (header, HEADER_BYTES_MAX)
+        }
+    }
 }
 
 /// `connected`.
-pub fn connected(_out: &mut Vec<u8>, _message: &Connected<'_>) {
-    unimplemented!()
+pub fn connected(out: &mut Vec<u8>, message: &Connected<'_>) {
+    text(out, message);
 }
 
 /// The heartbeat: a WebSocket ping frame, then the text `ping`.
-pub fn heartbeat(_out: &mut Vec<u8>, _timestamp: UnixMs, _cursor: Option<&str>) {
-    unimplemented!()
+pub fn heartbeat(out: &mut Vec<u8>, timestamp: UnixMs, cursor: Option<&str>) {
+    control(out, PING, &[]);
+    text(out, &Beat { r#type: "ping", timestamp, cursor });
 }
 
 /// The answer to the client's text `ping`.
-pub fn pong(_out: &mut Vec<u8>, _timestamp: UnixMs) {
-    unimplemented!()
+pub fn pong(out: &mut Vec<u8>, timestamp: UnixMs) {
+    text(out, &Beat { r#type: "pong", timestamp, cursor: None });
 }
 
 /// `reset`.
-pub fn reset(_out: &mut Vec<u8>, _reason: ResetReason, _cursor: &str) {
-    unimplemented!()
+pub fn reset(out: &mut Vec<u8>, reason: ResetReason, cursor: &str) {
+    text(out, &Reset { reason, cursor });
 }
 
 /// An error that refuses: `Unauthorized`, `BadRequest`, `Forbidden`, `BadMessage`.
-pub fn error(_out: &mut Vec<u8>, _error: &str, _message: &str) {
-    unimplemented!()
+pub fn error(out: &mut Vec<u8>, error: &str, message: &str) {
+    text(out, &Refused { error, message, node: None, url: None, cursor: None });
 }
 
 /// The redirect to the pod that owns the assessment.
-pub fn redirect(_out: &mut Vec<u8>, _message: &str, _to: &Pod, _cursor: Option<&str>) {
-    unimplemented!()
+pub fn redirect(out: &mut Vec<u8>, message: &str, to: &Pod, cursor: Option<&str>) {
+    text(out, &Refused { error: "Redirect", message, node: Some(&to.node.0), url: Some(&to.url), cursor });
 }
 
 /// A close frame; nothing for a reason that sends none.
-pub fn close(_out: &mut Vec<u8>, _reason: CloseReason) {
-    unimplemented!()
+pub fn close(out: &mut Vec<u8>, reason: CloseReason) {
+    let row = reason.row();
+    if let Some(code) = row.code {
+        control(out, CLOSE, &[&code.to_be_bytes(), row.text.as_bytes()]);
+    }
 }
 
 /// A WebSocket pong frame with the ping's payload (RFC 6455 section 5.5.3).
-pub fn control_pong(_out: &mut Vec<u8>, _payload: &[u8]) {
-    unimplemented!()
+///
+/// # Panics
+/// Where the payload is longer than a control frame's; [`super::session::Session`] hands on none that is.
+pub fn control_pong(out: &mut Vec<u8>, payload: &[u8]) {
+    control(out, PONG, &[payload]);
+}
+
+/// Appends a text frame around a message's JSON.
+fn text(out: &mut Vec<u8>, message: &impl Serialize) {
+    let start = out.len();
+    serde_json::to_writer(&mut *out, message).expect("strings, numbers and booleans always go into a Vec as JSON");
+    // The payload's length decides the header's; these messages are short, and moving them is cheaper than two passes.
+    let (header, header_len) = text_header(out.len() - start);
+    out.splice(start..start, header.into_iter().take(header_len));
+}
+
+/// Appends a control frame.
+fn control(out: &mut Vec<u8>, first: u8, payload: &[&[u8]]) {
+    let len: usize = payload.iter().map(|part| part.len()).sum();
+    assert!(len <= CONTROL_PAYLOAD_BYTES_MAX, "a control frame carries at most {CONTROL_PAYLOAD_BYTES_MAX} bytes");
+    let len = u8::try_from(len).expect("just checked");
+    out.extend_from_slice(&[first, len]);
+    payload.iter().for_each(|part| out.extend_from_slice(part));
+}
+
+fn iso_8601<S: Serializer>(timestamp: &UnixMs, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(timestamp)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+    use std::sync::Arc;
+
+    use tungstenite::Message;
+    use tungstenite::protocol::{Role, WebSocket};
+
+    use super::*;
+    use crate::ids::NodeId;
+
+    const NOW: UnixMs = UnixMs(1_790_000_000_007);
+
+    /// What a client makes of the bytes: each message, until there are no more.
+    fn as_a_client(bytes: Vec<u8>) -> Vec<Message> {
+        let mut client = WebSocket::from_raw_socket(Cursor::new(bytes), Role::Client, None);
+        std::iter::from_fn(|| client.read().ok()).collect()
+    }
+
+    /// The one text in the bytes.
+    fn the_text(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = b"what was there stays".to_vec();
+        let before = out.len();
+        write(&mut out);
+        match as_a_client(out.split_off(before)).as_slice() {
+            [Message::Text(text)] => text.to_string(),
+            other => panic!("one text expected, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn connected_leaves_out_what_there_is_not() {
+        let mut message = Connected {
+            connection_id: "c-1",
+            user_id: "u \"quoted\" \u{1} ü",
+            timestamp: NOW,
+            node: "pod-0",
+            assessment_id: None,
+            heartbeat_interval_ms: 30_000,
+            resumed: false,
+            cursor: None,
+        };
+        assert_eq!(
+            the_text(|out| connected(out, &message)),
+            r#"{"type":"connected","connectionId":"c-1","userId":"u \"quoted\" \u0001 ü","#.to_owned()
+                + r#""timestamp":"2026-09-21T14:13:20.007Z","node":"pod-0","heartbeatIntervalMs":30000,"resumed":false}"#
+        );
+        message.user_id = "u";
+        message.assessment_id = Some("a-1");
+        message.resumed = true;
+        message.cursor = Some("AbC");
+        assert_eq!(
+            the_text(|out| connected(out, &message)),
+            r#"{"type":"connected","connectionId":"c-1","userId":"u","timestamp":"2026-09-21T14:13:20.007Z","#
+                .to_owned()
+                + r#""node":"pod-0","assessmentId":"a-1","heartbeatIntervalMs":30000,"resumed":true,"cursor":"AbC"}"#
+        );
+    }
+
+    #[test]
+    fn a_heartbeat_is_a_ping_frame_and_a_text() {
+        let mut out = Vec::new();
+        heartbeat(&mut out, NOW, Some("AbC"));
+        let text = r#"{"type":"ping","timestamp":"2026-09-21T14:13:20.007Z","cursor":"AbC"}"#;
+        assert_eq!(as_a_client(out), [Message::Ping(Vec::new().into()), Message::text(text)]);
+    }
+
+    #[test]
+    fn the_other_messages_are_as_the_contract_says() {
+        assert_eq!(the_text(|out| pong(out, NOW)), r#"{"type":"pong","timestamp":"2026-09-21T14:13:20.007Z"}"#);
+        for (reason, name) in [
+            (ResetReason::Expired, "expired"),
+            (ResetReason::Invalid, "invalid"),
+            (ResetReason::Lagged, "lagged"),
+            (ResetReason::Misplaced, "misplaced"),
+        ] {
+            let expected = format!(r#"{{"type":"reset","reason":"{name}","cursor":"AbC"}}"#);
+            assert_eq!(the_text(|out| reset(out, reason, "AbC")), expected);
+        }
+        assert_eq!(
+            the_text(|out| error(out, "BadRequest", "assessmentId is empty")),
+            r#"{"error":"BadRequest","message":"assessmentId is empty"}"#
+        );
+        let pod = Pod { node: NodeId(Arc::from("pod-1")), url: Arc::from("ws://pod-1:3003/ws") };
+        assert_eq!(
+            the_text(|out| redirect(out, "moved", &pod, None)),
+            r#"{"error":"Redirect","message":"moved","node":"pod-1","url":"ws://pod-1:3003/ws"}"#
+        );
+        assert_eq!(
+            the_text(|out| redirect(out, "moved", &pod, Some("AbC"))),
+            r#"{"error":"Redirect","message":"moved","node":"pod-1","url":"ws://pod-1:3003/ws","cursor":"AbC"}"#
+        );
+    }
+
+    #[test]
+    fn a_close_frame_carries_its_row() {
+        for reason in CloseReason::ALL {
+            let mut out = Vec::new();
+            close(&mut out, reason);
+            match (as_a_client(out).as_slice(), reason.row().code) {
+                ([], None) => {}
+                ([Message::Close(Some(frame))], Some(code)) => {
+                    assert_eq!((u16::from(frame.code), frame.reason.as_str()), (code, reason.row().text));
+                }
+                (messages, code) => panic!("{reason:?} with code {code:?} became {messages:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_pong_frame_carries_its_pings_payload_up_to_the_longest() {
+        for len in [0, 1, CONTROL_PAYLOAD_BYTES_MAX] {
+            let payload = vec![7; len];
+            let mut out = Vec::new();
+            control_pong(&mut out, &payload);
+            assert_eq!(as_a_client(out), [Message::Pong(payload.into())]);
+        }
+    }
+
+    #[test]
+    fn a_text_header_has_the_length_in_its_shortest_form() {
+        for (len, header_len) in [(0, 2), (125, 2), (126, 4), (65_535, 4), (65_536, 10), (1 << 20, 10)] {
+            let (header, used) = text_header(len);
+            assert_eq!(used, header_len, "for {len}");
+            let mut frame = header[..used].to_vec();
+            frame.resize(used + len, b'x');
+            assert_eq!(as_a_client(frame), [Message::text("x".repeat(len))]);
+        }
+    }
 }

@@ -1,11 +1,44 @@
 //! What a client's frames mean: tungstenite without I/O, fed the bytes that were read. It sends nothing itself: what is
 //! to be answered comes back as a value, so that a control frame never splits a frame that is half written.
+//!
+//! Frames are cut here and understood there. A frame's header is read by tungstenite's parser and judged at once,
+//! before the payload comes: so a fault is told as soon as it shows, with the code of PROTOCOL 4, and what tungstenite
+//! lets pass or tells late (an unmasked frame, a long ping, a binary message, a length that isn't in its shortest form)
+//! is refused too. Unmasking, reassembly, UTF-8 and close frames are tungstenite's [`WebSocketContext`]'s.
+//!
+//! A context lives only while a frame or a fragmented message is under way, since between messages it remembers nothing
+//! that matters: so an idle session has no heap at all, and what a large message took is given back.
 
+use std::borrow::Cow;
+use std::io::{self, Cursor, Read, Write};
+
+use serde::Deserialize;
+use tungstenite::protocol::frame::FrameHeader;
+use tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
+use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext};
+use tungstenite::{Error, Message};
+
+use crate::limits::CONTROL_PAYLOAD_BYTES_MAX;
 use crate::protocol::close::CloseReason;
+
+/// The longest header of a client's frame, in bytes: two, eight of length, four of mask (RFC 6455 section 5.2).
+const HEADER_BYTES_MAX: usize = 14;
 
 /// One connection's reading side.
 pub struct Session {
-    _private: (),
+    /// `MAX_MESSAGE_BYTES`.
+    message_bytes_max: u32,
+    /// The bytes of the fragments so far of the message that is under way.
+    message_bytes: u32,
+    /// Whether a fragmented message is under way: the next data frame must continue it.
+    fragmented: bool,
+    /// How many bytes of `header` are here and not yet handed to the context.
+    header_len: u8,
+    header: [u8; HEADER_BYTES_MAX],
+    /// Bytes of payload still to come, once the frame's header is judged.
+    left: Option<u32>,
+    /// While a frame or a fragmented message is under way.
+    context: Option<Box<WebSocketContext>>,
 }
 
 /// What a client did.
@@ -19,7 +52,10 @@ pub enum Inbound {
     Other,
     /// A text that is not a JSON object with a string `type`.
     BadMessage,
-    /// A WebSocket ping frame: answer with a pong frame of the same payload.
+    /// A whole frame of a message that has more to come: nothing but a sign of life.
+    Fragment,
+    /// A WebSocket ping frame: answer with a pong frame of the same payload. Where several came, an answer to the latest
+    /// is enough (RFC 6455 section 5.5.3).
     ControlPing(Box<[u8]>),
     /// A WebSocket pong frame.
     ControlPong,
@@ -34,18 +70,211 @@ impl Inbound {
 }
 
 impl Session {
-    /// A session for messages of at most this size (`MAX_MESSAGE_BYTES`).
+    /// A session for messages of at most this size (`MAX_MESSAGE_BYTES`; what is over 4 GiB counts as 4 GiB).
     #[must_use]
-    pub fn new(_message_bytes_max: usize) -> Self {
-        unimplemented!()
+    pub fn new(message_bytes_max: usize) -> Self {
+        Self {
+            message_bytes_max: u32::try_from(message_bytes_max).unwrap_or(u32::MAX),
+            message_bytes: 0,
+            fragmented: false,
+            header_len: 0,
+            header: [0; HEADER_BYTES_MAX],
+            left: None,
+            context: None,
+        }
     }
 
-    /// Takes bytes as they were read and tells `on` of each whole frame that is a sign of life.
+    /// Takes bytes as they were read and tells `on` of each whole frame: each is a sign of life. A frame that only
+    /// trickles in is none, and is not told of before it is whole.
     ///
     /// # Errors
-    /// Why the connection must be closed: [`CloseReason::ClientClosed`] after the client's close frame (answer it), or
-    /// the client's fault. Nothing may be fed after that.
-    pub fn receive(&mut self, _input: &[u8], _on: &mut dyn FnMut(Inbound)) -> Result<(), CloseReason> {
-        unimplemented!()
+    /// Why the connection must be closed: [`CloseReason::ClientClosed`] after the client's close frame (answer it; the
+    /// code is the reason's own, not an echo), or the client's fault. What comes behind is not looked at, and nothing
+    /// may be fed after that.
+    pub fn receive(&mut self, mut input: &[u8], on: &mut dyn FnMut(Inbound)) -> Result<(), CloseReason> {
+        while !input.is_empty() {
+            let left = match self.left {
+                Some(left) => left,
+                None => match self.read_header(&mut input)? {
+                    Some(payload_bytes) => payload_bytes,
+                    None => break,
+                },
+            };
+            let (payload, rest) = input.split_at(input.len().min(left as usize));
+            input = rest;
+            let left = left.saturating_sub(u32::try_from(payload.len()).unwrap_or(u32::MAX));
+            self.left = (left > 0).then_some(left);
+            if let Some(inbound) = self.feed(payload)? {
+                on(inbound);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a frame's header from the input's front and judges it; returns how long the payload will be, or `None`
+    /// where the header isn't whole yet.
+    fn read_header(&mut self, input: &mut &[u8]) -> Result<Option<u32>, CloseReason> {
+        let had = usize::from(self.header_len);
+        let taken = input.len().min(HEADER_BYTES_MAX - had);
+        self.header[had..had + taken].copy_from_slice(&input[..taken]);
+        let mut cursor = Cursor::new(&self.header[..had + taken]);
+        let parsed = FrameHeader::parse(&mut cursor).map_err(|error| reason_of(&error))?;
+        let Some((header, payload_bytes)) = parsed else {
+            *input = &input[taken..];
+            self.header_len = byte_count(had + taken);
+            return Ok(None);
+        };
+        // What was taken beyond the header stays in the input. A header that was not whole before ends in this input.
+        let header_len = usize::try_from(cursor.position()).unwrap_or(HEADER_BYTES_MAX);
+        *input = &input[header_len.saturating_sub(had)..];
+        self.header_len = byte_count(header_len);
+        let payload_bytes = self.judge(&header, header_len, payload_bytes)?;
+        self.context.get_or_insert_with(|| {
+            Box::new(WebSocketContext::new(Role::Server, Some(config(self.message_bytes_max, payload_bytes))))
+        });
+        Ok(Some(payload_bytes))
+    }
+
+    /// Whether a frame may come, by its header alone; notes what it means for the message under way.
+    fn judge(&mut self, header: &FrameHeader, header_len: usize, payload_bytes: u64) -> Result<u32, CloseReason> {
+        let reserved = header.rsv1 || header.rsv2 || header.rsv3;
+        // The mask's four bytes count in both lengths, and RFC 6455 section 5.2 wants the shortest form.
+        if reserved || header.mask.is_none() || header_len != header.len(payload_bytes) {
+            return Err(CloseReason::ProtocolError);
+        }
+        let data = match header.opcode {
+            OpCode::Control(_) if !header.is_final || payload_bytes > CONTROL_PAYLOAD_BYTES_MAX as u64 => {
+                return Err(CloseReason::ProtocolError);
+            }
+            // Small by the arm above.
+            OpCode::Control(_) => return u32::try_from(payload_bytes).map_err(|_| CloseReason::ProtocolError),
+            OpCode::Data(data) => data,
+        };
+        if (data == Data::Continue) != self.fragmented {
+            return Err(CloseReason::ProtocolError);
+        }
+        if data == Data::Binary {
+            return Err(CloseReason::Unsupported);
+        }
+        let payload_bytes = u32::try_from(payload_bytes).map_err(|_| CloseReason::MessageTooBig)?;
+        let message_bytes = self.message_bytes.saturating_add(payload_bytes);
+        if message_bytes > self.message_bytes_max {
+            return Err(CloseReason::MessageTooBig);
+        }
+        self.fragmented = !header.is_final;
+        self.message_bytes = if self.fragmented { message_bytes } else { 0 };
+        Ok(payload_bytes)
+    }
+
+    /// Hands the frame under way to the context, its header first; tells of the frame once it is whole.
+    fn feed(&mut self, payload: &[u8]) -> Result<Option<Inbound>, CloseReason> {
+        let Some(context) = &mut self.context else { return Err(CloseReason::Internal) };
+        let mut wire = Wire { header: &self.header[..usize::from(self.header_len)], payload };
+        self.header_len = 0;
+        let whole = self.left.is_none();
+        let read = context.read(&mut wire);
+        if whole && !self.fragmented {
+            self.context = None;
+        }
+        match read {
+            Ok(message) => inbound_of(message).map(Some),
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                Ok(whole.then_some(Inbound::Fragment))
+            }
+            Err(error) => Err(reason_of(&error)),
+        }
     }
 }
+
+fn byte_count(len: usize) -> u8 {
+    u8::try_from(len).expect("a header has at most 14 bytes")
+}
+
+/// The read buffer takes the first frame whole: the default is 128 KiB for each connection.
+fn config(message_bytes_max: u32, payload_bytes: u32) -> WebSocketConfig {
+    let message_bytes_max = message_bytes_max as usize;
+    WebSocketConfig::default()
+        .read_buffer_size(HEADER_BYTES_MAX + payload_bytes as usize)
+        .write_buffer_size(0)
+        .max_message_size(Some(message_bytes_max))
+        .max_frame_size(Some(message_bytes_max.max(CONTROL_PAYLOAD_BYTES_MAX)))
+}
+
+/// What a whole message means.
+fn inbound_of(message: Message) -> Result<Inbound, CloseReason> {
+    match message {
+        Message::Text(text) => Ok(classify(&text)),
+        Message::Ping(payload) => Ok(Inbound::ControlPing(payload.as_ref().into())),
+        Message::Pong(_) => Ok(Inbound::ControlPong),
+        Message::Close(Some(frame)) if stands_for_a_bad_code(&frame) => Err(CloseReason::ProtocolError),
+        Message::Close(_) => Err(CloseReason::ClientClosed),
+        Message::Binary(_) => Err(CloseReason::Unsupported),
+        // Only ever written, never read.
+        Message::Frame(_) => Err(CloseReason::Internal),
+    }
+}
+
+/// tungstenite answers a code that must not be on the wire (RFC 6455 section 7.4) with this frame, and hands on its
+/// answer instead of what came. A client that says the very same is answered with the very same.
+fn stands_for_a_bad_code(frame: &CloseFrame) -> bool {
+    frame.code == CloseCode::Protocol && frame.reason.as_str() == "Protocol violation"
+}
+
+fn reason_of(error: &Error) -> CloseReason {
+    match error {
+        Error::Protocol(_) => CloseReason::ProtocolError,
+        Error::Utf8(_) => CloseReason::InvalidText,
+        Error::Capacity(_) => CloseReason::MessageTooBig,
+        _ => CloseReason::Internal,
+    }
+}
+
+/// What all messages from a client have (PROTOCOL 2). `type` given twice is no type.
+#[derive(Deserialize)]
+struct Typed<'a> {
+    #[serde(borrow)]
+    r#type: Cow<'a, str>,
+}
+
+fn classify(text: &str) -> Inbound {
+    // serde would take an array for the struct, too.
+    let is_object = text.trim_ascii_start().starts_with('{');
+    match serde_json::from_str::<Typed<'_>>(text) {
+        Ok(message) if is_object => match &*message.r#type {
+            "ping" => Inbound::Ping,
+            "pong" => Inbound::Pong,
+            _ => Inbound::Other,
+        },
+        _ => Inbound::BadMessage,
+    }
+}
+
+/// What tungstenite takes for a socket: it reads the frame under way, up to what is here of it; what it writes (its own
+/// pongs and close frames) goes nowhere, for the shard answers.
+struct Wire<'a> {
+    header: &'a [u8],
+    payload: &'a [u8],
+}
+
+impl Read for Wire<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let part = if self.header.is_empty() { &mut self.payload } else { &mut self.header };
+        match part.read(buffer)? {
+            0 => Err(io::ErrorKind::WouldBlock.into()),
+            read => Ok(read),
+        }
+    }
+}
+
+impl Write for Wire<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,12 @@
 //! Which topic becomes which message, and where an assessment lives. Rules only: no I/O, no clock.
 //!
-//! - [`table`]: the routes as data; the built-in ones are `routes.toml` beside it.
+//! - [`table`]: the routes as data; the built-in ones are `routes.toml` beside it, `routes_file` reads that format.
+//! - [`pattern`]: what a topic's name must look like.
 //! - [`mapping`]: from a record's payload to a message's JSON, byte for byte.
 //! - [`placement`]: from an assessment to its shard, its slot and its pod.
 
 pub mod mapping;
+pub mod pattern;
 pub mod placement;
+mod routes_file;
 pub mod table;

@@ -1,7 +1,11 @@
-//! The routes as data (PROTOCOL 3): which topics are read, what their records become, and for whom. It owns the format
-//! and its faults; [`super::mapping`] applies a route to a record.
+//! The routes as data (PROTOCOL 3): which topics are read, what their records become, and for whom. `routes_file` reads
+//! them; [`super::mapping`] applies a route to a record.
 
 use std::sync::Arc;
+
+pub use super::pattern::{Piece, TopicPattern};
+use super::routes_file;
+use crate::ids::TopicIndex;
 
 /// The routes, in the order of their file. The first that matches a topic has it.
 #[derive(Debug, Clone)]
@@ -60,22 +64,6 @@ pub enum Partitioner {
     None,
 }
 
-/// A topic's name, or the form of many: literal text and named parts, each of one or more characters.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TopicPattern {
-    /// In order; two parts are never next to each other.
-    pub pieces: Vec<Piece>,
-}
-
-/// A piece of a [`TopicPattern`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Piece {
-    /// Stands for itself.
-    Literal(Box<str>),
-    /// `{name}`: stands for one or more characters.
-    Part(Box<str>),
-}
-
 /// What a message carries after its `type`, in order.
 #[derive(Debug, Clone)]
 pub enum Fields {
@@ -95,7 +83,7 @@ pub struct Field {
 }
 
 /// Where a field's value comes from.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// The payload's field of this name; left out where the payload has none.
     Payload(Box<str>),
@@ -110,7 +98,7 @@ pub enum Source {
 #[derive(Debug, Clone)]
 pub struct Topic {
     /// How records refer to it.
-    pub index: crate::ids::TopicIndex,
+    pub index: TopicIndex,
     /// Its name in Kafka.
     pub name: Box<str>,
     /// What it matched.
@@ -145,17 +133,83 @@ impl Table {
     /// The built-in routes' file, as `shardgate routes` prints it.
     pub const BUILT_IN: &str = include_str!("routes.toml");
 
+    /// The built-in routes.
+    ///
+    /// # Panics
+    /// Never: a test reads the same text.
+    #[must_use]
+    pub fn built_in() -> Self {
+        Self::parse(Self::BUILT_IN).expect("the built-in routes are valid, as a test holds")
+    }
+
     /// Reads a routes file.
     ///
     /// # Errors
     /// Every fault at once, each with its line and what would be right.
-    pub fn parse(_toml: &str) -> Result<Self, InvalidRoutes> {
-        unimplemented!()
+    pub fn parse(toml: &str) -> Result<Self, InvalidRoutes> {
+        let routes = routes_file::parse(toml)?;
+        Ok(Self { routes: routes.into_iter().map(Arc::new).collect() })
     }
 
     /// The route of a topic and what its pattern's parts stand for, or `None` for a topic that is not read.
     #[must_use]
-    pub fn resolve(&self, _index: crate::ids::TopicIndex, _name: &str) -> Option<Topic> {
-        unimplemented!()
+    pub fn resolve(&self, index: TopicIndex, name: &str) -> Option<Topic> {
+        self.routes.iter().find_map(|route| {
+            let values = route.topic.captures(name)?;
+            let parts = route.topic.parts().zip(values).map(|(part, value)| (part.into(), value.into())).collect();
+            Some(Topic { index, name: name.into(), route: Arc::clone(route), parts })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(name: &str) -> Option<Topic> {
+        Table::built_in().resolve(TopicIndex(7), name)
+    }
+
+    #[test]
+    fn the_built_in_routes_read_the_contracts_topics_and_no_other() {
+        let types = [
+            ("market-data.BTC-USD-ticks", "market_price"),
+            ("trading.order-filled", "pnl_update"),
+            ("trading.position-opened", "position_update"),
+            ("trading.position-closed", "position_update"),
+            ("assessment.balance-updated", "pnl_update"),
+            ("assessment.pnl-updated", "pnl_update"),
+            ("assessment.created", "assessment_update"),
+            ("assessment.started", "assessment_update"),
+            ("assessment.completed", "assessment_update"),
+            ("rules.violation-detected", "violation"),
+            ("rules.drawdown-checked", "rule_status"),
+        ];
+        for (topic, message_type) in types {
+            let found = resolve(topic).unwrap_or_else(|| panic!("{topic} is read"));
+            assert_eq!((&*found.name, &*found.route.message_type, found.index), (topic, message_type, TopicIndex(7)));
+        }
+        assert_eq!(Table::built_in().routes.len(), types.len());
+        for other in ["market-data.-ticks", "trading.order-filled.dlq", "assessment", "__consumer_offsets", ""] {
+            assert!(resolve(other).is_none(), "{other} is not read");
+        }
+    }
+
+    #[test]
+    fn a_markets_topic_tells_its_market_and_an_assessments_tells_none() {
+        assert_eq!(resolve("market-data.BTC-USD-ticks").unwrap().market(), Some("BTC-USD"));
+        assert_eq!(resolve("trading.order-filled").unwrap().market(), None);
+    }
+
+    #[test]
+    fn the_first_route_that_matches_has_the_topic() {
+        let route = |topic: &str, kind: &str| {
+            format!("[[route]]\ntopic = {topic:?}\nscope = \"assessment\"\ntype = {kind:?}\nfields = \"*\"\n")
+        };
+        let table = Table::parse(&(route("a.special", "special") + &route("a.{x}", "any"))).unwrap();
+        let kind = |name: &str| table.resolve(TopicIndex(0), name).map(|topic| topic.route.message_type.to_string());
+        assert_eq!(kind("a.special").as_deref(), Some("special"));
+        assert_eq!(kind("a.other").as_deref(), Some("any"));
+        assert_eq!(kind("b.other"), None);
     }
 }

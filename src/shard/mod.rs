@@ -1,1 +1,80 @@
-//! shard (to come)
+//! A shard: one pinned executor that alone owns its connections, its history and its counters.
+//!
+//! Rules, tried with scripted sockets and plain times:
+//! - [`state`]: the connections, who watches what, and what each turn does for them;
+//! - [`connection`]: one connection: its position, what it is owed, how it ends;
+//! - [`outbound`]: what is due to a socket, in one write, and how far the write came;
+//! - [`sweep`]: heartbeats, silence, stalls, expired tokens and the drain, by passes over all connections;
+//! - [`admission`]: who is served, sent elsewhere or refused;
+//! - [`pod_limits`]: what the shards of a pod share: its bounds on connections.
+//!
+//! Edges: `event_loop.rs` (glommio: the turns, accept, tasks) and `socket.rs` (system calls on a socket).
+
+pub mod admission;
+mod connection;
+mod event_loop;
+mod metrics;
+mod outbound;
+pub mod pod_limits;
+mod socket;
+mod state;
+mod sweep;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use prometheus_client::metrics::counter::Counter;
+
+pub use self::metrics::Metrics;
+pub use self::pod_limits::PodLimits;
+use crate::config::{DrainConfig, ShardConfig};
+use crate::exchange::{HttpDoor, PublishedStanding, ShardDoor, ShardInbox, ShardStatus};
+use crate::ids::{NodeId, ShardIndex};
+use crate::protocol::{auth, head};
+
+/// What a shard is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Which shard of the pod it is.
+    pub index: ShardIndex,
+    /// The core that it is pinned to.
+    pub core: Option<usize>,
+    /// Its settings.
+    pub config: ShardConfig,
+    /// How the pod stops.
+    pub drain: DrainConfig,
+    /// How tokens are checked.
+    pub auth: auth::Config,
+    /// How requests are judged.
+    pub head_rules: head::Rules,
+    /// This pod's name.
+    pub node: NodeId,
+    /// Its own listener on the pod's port (SO_REUSEPORT).
+    pub listener: std::net::TcpListener,
+    /// Its way in.
+    pub inbox: ShardInbox,
+    /// The ways in of all shards, by index.
+    pub doors: Vec<ShardDoor>,
+    /// The way to the control thread, for operators' requests.
+    pub http: HttpDoor,
+    /// Where the pod stands.
+    pub standing: PublishedStanding,
+    /// What this shard shows of itself.
+    pub status: Arc<ShardStatus>,
+    /// The pod's bounds on connections.
+    pub pod: Arc<PodLimits>,
+    /// The pod's metrics.
+    pub metrics: Metrics,
+    /// Ingest's counter of records that can't be used: some are found out here.
+    pub malformed: Counter,
+}
+
+/// Starts a shard's thread. It ends when the standing says so.
+///
+/// # Errors
+/// Where the executor can't be made: the gateway checks for io_uring before, and says what forbids it.
+pub fn spawn(parts: Parts) -> std::io::Result<JoinHandle<()>> {
+    event_loop::spawn(parts)
+}

@@ -1,1 +1,253 @@
-//! board (to come)
+//! The market board: the latest tick of each market, with a version. It is state, not a log: who lags gets fewer and
+//! newer values, never a backlog.
+//!
+//! A flush publishes an *image*: the frames of all markets, those that changed last at its end. What changed since a
+//! version is therefore a suffix of the image, built once and shared by all connections, wherever each of them stands.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::ids::TopicIndex;
+use crate::limits::{MARKET_NAME_BYTES_MAX, MARKETS_MAX};
+use crate::protocol::messages::text_header;
+use crate::routing::mapping;
+use crate::routing::table::Topic;
+use crate::stream::batch::{Batch, Origin};
+
+/// How far a connection has seen the board. A new one has seen nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct BoardVersion(u64);
+
+/// The latest tick of each market.
+#[derive(Debug)]
+pub struct Board {
+    window: Duration,
+    topics: Vec<Option<Arc<Topic>>>,
+    markets: Vec<Market>,
+    by_name: HashMap<Box<str>, usize>,
+    /// Of the newest change.
+    version: u64,
+    /// The frames of all markets as of the last flush, in the order of their versions.
+    image: Vec<u8>,
+    /// Of each frame in the image: the market's version, and where the frame ends.
+    marks: Vec<(u64, usize)>,
+    /// A change came since the last flush.
+    changed: bool,
+    /// Where a message is mapped before its length is known.
+    scratch: Vec<u8>,
+    unusable: u64,
+}
+
+#[derive(Debug)]
+struct Market {
+    name: Box<str>,
+    topic: TopicIndex,
+    origin: Origin,
+    timestamp_ms: i64,
+    payload: Vec<u8>,
+    arrived: Instant,
+    version: u64,
+    /// Of the payload; empty until a flush needs it.
+    frame: Vec<u8>,
+}
+
+/// What a connection has not seen of the board's image.
+#[derive(Debug, Clone, Copy)]
+pub struct Unseen<'a> {
+    /// Whole frames.
+    pub bytes: &'a [u8],
+    /// Of each of the frames: the market's version, and where it ends in the image.
+    marks: &'a [(u64, usize)],
+    /// Where `bytes` begins in the image.
+    start: usize,
+}
+
+/// How far a write came in what was unseen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Of the last frame that was written whole, or cut: the rest of that one is still to be sent.
+    pub version: Option<BoardVersion>,
+    /// Frames that were written whole.
+    pub frames: u64,
+    /// The end of the frame that was cut, in `bytes`; what was written of it is before.
+    pub cut_until: Option<usize>,
+}
+
+impl Board {
+    /// An empty board, which forgets a market whose last tick arrived longer than `window` ago.
+    #[must_use]
+    pub fn new(window: Duration) -> Self {
+        Self {
+            window,
+            topics: Vec::new(),
+            markets: Vec::new(),
+            by_name: HashMap::new(),
+            version: 0,
+            image: Vec::new(),
+            marks: Vec::new(),
+            changed: false,
+            scratch: Vec::new(),
+            unusable: 0,
+        }
+    }
+
+    /// Takes a batch's ticks, which arrived at `now`.
+    pub fn apply(&mut self, batch: &Batch, now: Instant) {
+        for topic in &batch.topics {
+            let index = usize::from(topic.index.0);
+            if self.topics.len() <= index {
+                self.topics.resize(index + 1, None);
+            }
+            self.topics[index] = topic.market().map(|_| Arc::clone(topic));
+        }
+        for tick in &batch.ticks {
+            let payload = tick.payload.of(&batch.arena);
+            if !self.put(tick.origin, tick.timestamp_ms, payload, now) {
+                self.unusable += 1;
+            }
+        }
+    }
+
+    /// Puts a tick on the board, unless a newer one is there. `false` where there is no place for it.
+    fn put(&mut self, origin: Origin, timestamp_ms: i64, payload: &[u8], now: Instant) -> bool {
+        let Some(topic) = self.topics.get(usize::from(origin.topic.0)).and_then(Option::as_ref) else { return false };
+        let Some(name) = topic.market() else { return false };
+        self.version += 1;
+        if let Some(&index) = self.by_name.get(name) {
+            let market = &mut self.markets[index];
+            if market.is_older_than(origin, timestamp_ms) {
+                market.take(origin, timestamp_ms, payload, now, self.version);
+                self.changed = true;
+            }
+            return true;
+        }
+        if self.markets.len() >= MARKETS_MAX || name.len() > MARKET_NAME_BYTES_MAX {
+            return false;
+        }
+        self.by_name.insert(name.into(), self.markets.len());
+        self.markets.push(Market {
+            name: name.into(),
+            topic: origin.topic,
+            origin,
+            timestamp_ms,
+            payload: payload.to_vec(),
+            arrived: now,
+            version: self.version,
+            frame: Vec::new(),
+        });
+        self.changed = true;
+        true
+    }
+
+    /// Whether a flush would publish anything new.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        self.changed
+    }
+
+    /// Ticks that could not be used since this was last asked: one market too many, or not to be mapped.
+    pub fn take_unusable(&mut self) -> u64 {
+        std::mem::take(&mut self.unusable)
+    }
+
+    /// Makes the image anew, for a flush at `now`: the latest tick of each market.
+    pub fn publish(&mut self, now: Instant) {
+        self.forget_old(now);
+        self.changed = false;
+        self.markets.sort_unstable_by_key(|market| market.version);
+        self.image.clear();
+        self.marks.clear();
+        for (index, market) in self.markets.iter_mut().enumerate() {
+            if let Some(place) = self.by_name.get_mut(&market.name) {
+                *place = index;
+            }
+            if market.frame.is_empty() {
+                let topic = self.topics.get(usize::from(market.topic.0)).and_then(Option::as_ref);
+                if !topic.is_some_and(|topic| market.make_frame(topic, &mut self.scratch)) {
+                    self.unusable += 1;
+                    continue;
+                }
+            }
+            self.image.extend_from_slice(&market.frame);
+            self.marks.push((market.version, self.image.len()));
+        }
+    }
+
+    /// What the image has that `seen` has not.
+    #[must_use]
+    pub fn unseen(&self, seen: BoardVersion) -> Unseen<'_> {
+        let first = self.marks.partition_point(|&(version, _)| version <= seen.0);
+        let start = first.checked_sub(1).map_or(0, |before| self.marks[before].1);
+        Unseen { bytes: &self.image[start..], marks: &self.marks[first..], start }
+    }
+
+    fn forget_old(&mut self, now: Instant) {
+        let window = self.window;
+        let by_name = &mut self.by_name;
+        self.markets.retain(|market| {
+            let kept = now.saturating_duration_since(market.arrived) <= window;
+            if !kept {
+                by_name.remove(&market.name);
+            }
+            kept
+        });
+    }
+}
+
+impl Market {
+    /// On one partition the offset decides; between partitions the record's timestamp does.
+    fn is_older_than(&self, origin: Origin, timestamp_ms: i64) -> bool {
+        let same_partition = (self.origin.topic, self.origin.partition) == (origin.topic, origin.partition);
+        if same_partition { self.origin.offset < origin.offset } else { self.timestamp_ms <= timestamp_ms }
+    }
+
+    fn take(&mut self, origin: Origin, timestamp_ms: i64, payload: &[u8], now: Instant, version: u64) {
+        self.topic = origin.topic;
+        self.origin = origin;
+        self.timestamp_ms = timestamp_ms;
+        self.payload.clear();
+        self.payload.extend_from_slice(payload);
+        self.arrived = now;
+        self.version = version;
+        self.frame.clear();
+    }
+
+    fn make_frame(&mut self, topic: &Topic, scratch: &mut Vec<u8>) -> bool {
+        scratch.clear();
+        if mapping::map_open(topic, &self.payload, scratch).is_err() {
+            return false;
+        }
+        scratch.push(b'}');
+        let (header, header_len) = text_header(scratch.len());
+        self.frame.extend_from_slice(&header[..header_len]);
+        self.frame.extend_from_slice(scratch);
+        true
+    }
+}
+
+impl Unseen<'_> {
+    /// Whether everything was seen.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// How far `written` bytes come.
+    #[must_use]
+    pub fn progress(&self, written: usize) -> Progress {
+        let until = self.start + written;
+        let whole = self.marks.partition_point(|&(_, end)| end <= until);
+        let whole_end = whole.checked_sub(1).map_or(self.start, |last| self.marks[last].1);
+        let cut = (until > whole_end).then(|| self.marks.get(whole)).flatten();
+        let last = cut.or_else(|| self.marks.get(whole.checked_sub(1)?));
+        Progress {
+            version: last.map(|&(version, _)| BoardVersion(version)),
+            frames: whole as u64,
+            cut_until: cut.map(|&(_, end)| end - self.start),
+        }
+    }
+}

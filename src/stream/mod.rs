@@ -7,3 +7,5 @@
 pub mod batch;
 pub mod board;
 pub mod history;
+#[cfg(test)]
+pub(crate) mod testing;

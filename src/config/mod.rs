@@ -1,13 +1,32 @@
 //! The settings (PROTOCOL 6), parsed whole before anything is bound: flags beat environment beats file, every fault is
-//! told at once. Each module owns the struct of its part; this module owns how they are read.
+//! told at once. It owns which setting becomes what; what the settings mean is for the modules that are handed a part.
+//!
+//! - `settings`: the table: names, what each takes, defaults, help.
+//! - `sources`: flags, environment and file, and which of them counts.
+//! - `reader`: from a text to a type, and a fault's wording.
+//! - `parts`: the parts that are made of several settings.
+//! - `properties`: the file of librdkafka's properties.
+//! - `machine`: what some defaults go by (an edge).
+
+mod machine;
+mod parts;
+mod properties;
+mod reader;
+mod settings;
+mod sources;
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use machine::Machine;
+use reader::Reader;
+pub use settings::help;
+pub use sources::Sources;
+
 use crate::ids::NodeId;
 use crate::protocol::auth;
+use crate::routing::table::Table;
 
 /// All settings, valid.
 #[derive(Debug, Clone)]
@@ -25,7 +44,7 @@ pub struct Config {
     /// Kafka.
     pub kafka: KafkaConfig,
     /// `ROUTES_FILE`, read and parsed; else the built-in table.
-    pub routes: crate::routing::table::Table,
+    pub routes: Table,
     /// Redis.
     pub redis: RedisConfig,
     /// Tokens.
@@ -40,6 +59,8 @@ pub struct Config {
     pub log: tracing::Level,
     /// `LOG_FORMAT` is `json`.
     pub log_json: bool,
+    /// What is allowed and yet better changed: for the log, once it is there.
+    pub warnings: Vec<String>,
 }
 
 /// What ingest goes by.
@@ -126,9 +147,48 @@ pub struct DrainConfig {
     pub over: Duration,
 }
 
-/// Where the settings came from, before they are valid: for [`Config::from_sources`].
-#[derive(Debug, Default, Clone)]
-pub struct Sources {
-    /// `--config`.
-    pub file: Option<PathBuf>,
+/// What holds where nothing is set, in place of a setting's own default: for `demo`.
+#[derive(Debug, Clone)]
+pub struct Preset {
+    /// The setting's name, such as `KAFKA_BROKERS`.
+    pub name: &'static str,
+    /// Its value, as a flag would have it.
+    pub value: String,
 }
+
+/// Settings that cannot be used: each fault in a line, with its setting, where it was set, what it got and what it
+/// takes. Secrets are not shown.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the settings can't be used:\n  {}", .0.join("\n  "))]
+pub struct InvalidConfig(pub Vec<String>);
+
+impl Config {
+    /// Reads all settings.
+    ///
+    /// # Errors
+    /// Every fault at once.
+    pub fn from_sources(sources: &Sources<'_>) -> Result<Self, InvalidConfig> {
+        let mut faults = Vec::new();
+        let given = sources::gather(sources, &mut faults);
+        let mut reader = Reader::new(given, sources.read_file, faults);
+        let config = parts::config(&mut reader, sources.machine);
+        let faults = reader.into_faults();
+        if faults.is_empty() { Ok(config) } else { Err(InvalidConfig(faults)) }
+    }
+}
+
+/// Reads `JWT_SECRET` alone, for `token`.
+///
+/// # Errors
+/// Every fault at once.
+pub fn jwt_secret(sources: &Sources<'_>) -> Result<Box<[u8]>, InvalidConfig> {
+    let mut faults = Vec::new();
+    let given = sources::gather(sources, &mut faults);
+    let mut reader = Reader::new(given, sources.read_file, faults);
+    let secret = parts::jwt_secret(&mut reader);
+    let faults = reader.into_faults();
+    if faults.is_empty() { Ok(secret) } else { Err(InvalidConfig(faults)) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,161 @@
+//! Which module may know which, and where the world is touched.
+
+use crate::fault;
+use crate::source::{Path, Source};
+
+/// The layers, from the bottom up: a module imports from lower ones, and from its own.
+const LAYERS: &[&[&str]] = &[
+    &["ids", "limits", "clock"],
+    &["routing", "protocol", "stream"],
+    &["config", "exchange"],
+    &["ingest", "discovery", "shutdown", "shard", "operations"],
+    &["gateway", "demo"],
+    &["main"],
+];
+
+/// They share the types of `exchange`, and don't import each other.
+const STRANGERS: &[&str] = &["shard", "ingest", "discovery"];
+
+/// The files that touch the world. Those beyond the map in `src/lib.rs` say why they are here.
+const EDGES: &[&str] = &[
+    "src/ingest/kafka.rs",
+    "src/discovery/redis.rs",
+    "src/shard/event_loop.rs",
+    "src/shard/socket.rs",
+    "src/operations/http.rs",
+    "src/shutdown/signals.rs",
+    // The loops of ingest's two threads, and what starts and pins the first.
+    "src/ingest/reader.rs",
+    "src/ingest/watcher.rs",
+    "src/ingest/mod.rs",
+    // Asks the system for cores, descriptors and the host's name, which defaults go by.
+    "src/config/machine.rs",
+];
+
+/// A part of the world, by the paths that lead to it, and the files, or folders, that may touch it.
+struct World {
+    paths: &'static [&'static str],
+    files: &'static [&'static str],
+    /// Whether all edges may touch it too.
+    edges: bool,
+}
+
+/// Who may touch what. A file that is no edge stands here with its reason.
+const WORLD: &[World] = &[
+    World { paths: &["glommio"], files: &["src/shard/event_loop.rs", "src/shard/socket.rs"], edges: false },
+    // The demo's broker is librdkafka's mock, and librdkafka itself says which of an operator's properties are wrong.
+    World {
+        paths: &["rdkafka"],
+        files: &["src/ingest/kafka.rs", "src/ingest/watcher.rs", "src/demo/", "src/config/properties.rs"],
+        edges: false,
+    },
+    // Where Redis is, is parsed into the client's own type, so that a wrong URL is told at the start.
+    World { paths: &["redis"], files: &["src/discovery/redis.rs", "src/config/"], edges: false },
+    // Requests and answers are hyper's plain values.
+    World { paths: &["hyper", "http_body_util"], files: &["src/operations/"], edges: false },
+    World { paths: &["hyper_util", "tokio::net"], files: &["src/operations/http.rs"], edges: false },
+    World { paths: &["tokio::signal"], files: &["src/shutdown/signals.rs"], edges: false },
+    World { paths: &["libc", "socket2"], files: &[], edges: true },
+    World {
+        paths: &["std::net::TcpListener", "std::net::TcpStream", "std::net::UdpSocket"],
+        files: &["src/shard/event_loop.rs", "src/shard/socket.rs", "src/operations/http.rs"],
+        edges: false,
+    },
+    // The clock's one reading is handed down. A pulse begins at its birth.
+    World { paths: &["Instant::now", "SystemTime::now"], files: &["src/clock.rs", "src/exchange.rs"], edges: true },
+    World { paths: &["std::thread"], files: &["src/gateway.rs", "src/demo/"], edges: true },
+    // Settings, and the files that they name, are read before anything runs; so is the demo's secret, from the system's
+    // random source.
+    World { paths: &["std::fs", "std::env"], files: &["src/config/", "src/main.rs", "src/demo/"], edges: false },
+];
+
+impl World {
+    fn allows(&self, path: &str) -> bool {
+        self.edges && is_edge(path) || self.files.iter().any(|file| path.starts_with(file))
+    }
+}
+
+/// Whether a file is an edge.
+pub(crate) fn is_edge(path: &str) -> bool {
+    EDGES.contains(&path)
+}
+
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|layer| layer.contains(&module))
+}
+
+/// The module that a path within the crate leads to.
+fn target(path: &Path) -> Option<&str> {
+    (path.segments[0] == "crate").then(|| path.segments.get(1)).flatten().map(String::as_str)
+}
+
+/// Lower layers never import higher ones.
+pub(crate) fn imports(source: &Source) -> Vec<String> {
+    let Some(own) = own_module(source) else { return Vec::new() };
+    let Some(own_layer) = layer(&own) else {
+        return vec![fault(source, 1, &format!("`{own}` has no layer: name it in the house rules"))];
+    };
+    let mut faults = Vec::new();
+    for path in source.paths() {
+        // What has no layer is no module: an item at the crate's root.
+        if let Some(other) = target(&path).filter(|other| layer(other).is_some_and(|layer| layer > own_layer)) {
+            faults.push(fault(source, path.line, &format!("`{own}` imports `{other}`, of a higher layer")));
+        }
+    }
+    faults
+}
+
+/// `shard`, `ingest` and `discovery` don't know each other.
+pub(crate) fn strangers(source: &Source) -> Vec<String> {
+    let Some(own) = own_module(source).filter(|own| STRANGERS.contains(&own.as_str())) else { return Vec::new() };
+    let paths = source.paths();
+    let others = paths.iter().filter_map(|path| Some((path.line, target(path)?)));
+    others
+        .filter(|(_, other)| *other != own && STRANGERS.contains(other))
+        .map(|(line, other)| fault(source, line, &format!("`{own}` and `{other}` share the types of `exchange` only")))
+        .collect()
+}
+
+/// An edge is known to the edges beside it and to who builds the parts: rules don't call into the world.
+pub(crate) fn edges(source: &Source) -> Vec<String> {
+    let Some(own) = own_module(source) else { return Vec::new() };
+    let builds = is_edge(&source.path) || source.path.ends_with("/mod.rs") || layer(&own) >= layer("gateway");
+    if builds {
+        return Vec::new();
+    }
+    let paths = source.paths();
+    let edges = paths.iter().filter(|path| {
+        path.segments.len() > 2 && is_edge(&format!("src/{}/{}.rs", path.segments[1], path.segments[2]))
+    });
+    edges
+        .map(|path| fault(source, path.line, &format!("imports the edge `{}`", path.segments[1..3].join("::"))))
+        .collect()
+}
+
+/// Sockets, clocks, threads, files and the environment are touched where the table says, and nowhere else.
+pub(crate) fn world(source: &Source) -> Vec<String> {
+    if own_module(source).is_none() {
+        return Vec::new();
+    }
+    let mut faults = Vec::new();
+    for path in source.paths() {
+        for part in WORLD.iter().filter(|part| !part.allows(&source.path)) {
+            if let Some(name) = part.paths.iter().find(|name| leads_to(&path, name)) {
+                faults.push(fault(source, path.line, &format!("`{name}` has no place here")));
+            }
+        }
+    }
+    faults
+}
+
+/// Whether a path is, or leads into, what a name stands for; `Instant::now` is found behind any path to it.
+fn leads_to(path: &Path, name: &str) -> bool {
+    let name: Vec<&str> = name.split("::").collect();
+    let found = |at: usize| path.segments[at..].iter().map(String::as_str).take(name.len()).eq(name.iter().copied());
+    found(0) || name[0].starts_with(char::is_uppercase) && (0..path.segments.len()).any(found)
+}
+
+/// The crate's module that a file belongs to; none for files that are not of the gateway, and for the crate's root.
+fn own_module(source: &Source) -> Option<String> {
+    source.path.starts_with("src/").then(|| source.module().into_iter().next()).flatten()
+}

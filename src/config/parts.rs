@@ -1,0 +1,225 @@
+//! Which setting becomes which field, and the relations between settings.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::{ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
+
+use super::reader::{Reader, plain_text};
+use super::settings as s;
+use super::{Config, DrainConfig, KafkaConfig, Machine, RedisConfig, ShardConfig, properties};
+use crate::ids::NodeId;
+use crate::protocol::auth;
+use crate::routing::table::Table;
+
+/// The longest name of a pod, in bytes: what Kubernetes allows, and far less than a client would mind.
+const NODE_BYTES_MAX: usize = 253;
+
+/// A key of HS256 is as long as its hash, or it is the weakest part (RFC 7518 section 3.2).
+const SECRET_BYTES_GOOD: usize = 32;
+
+/// Descriptors that are no clients': brokers, Redis, rings, listeners, operators, sockets that are being refused.
+const DESCRIPTORS_RESERVED: u64 = 512;
+
+pub(super) fn config(reader: &mut Reader<'_>, machine: &Machine) -> Config {
+    let port = reader.count(&s::PORT);
+    let host = reader.parsed(&s::HOST, |text| text.parse().ok()).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let log = reader.word(&s::LOG).parse().unwrap_or(tracing::Level::INFO);
+    let mut config = Config {
+        host,
+        port,
+        admin_port: reader.number(&s::ADMIN_PORT).and_then(|port| u16::try_from(port).ok()),
+        node: node(reader, machine),
+        public_url: public_url(reader, machine, port),
+        kafka: kafka(reader),
+        routes: reader
+            .file(&s::ROUTES_FILE, |text| Table::parse(text).map_err(|f| f.0))
+            .unwrap_or_else(Table::built_in),
+        redis: redis(reader),
+        auth: auth::Config {
+            secret: jwt_secret(reader),
+            require_assessments: reader.switch(&s::JWT_REQUIRE_ASSESSMENTS),
+        },
+        allowed_origins: reader.parsed(&s::ALLOWED_ORIGINS, origins).unwrap_or_default(),
+        shard: shard(reader, machine),
+        drain: DrainConfig { delay: reader.millis(&s::DRAIN_DELAY_MS), over: reader.millis(&s::DRAIN_MS) },
+        log,
+        log_json: reader.word(&s::LOG_FORMAT) == "json",
+        warnings: Vec::new(),
+    };
+    relations(reader, &config);
+    config.warnings = warnings(reader, &config, machine);
+    config
+}
+
+pub(super) fn jwt_secret(reader: &mut Reader<'_>) -> Box<[u8]> {
+    let secret = reader.parsed(&s::JWT_SECRET, |text| (!text.is_empty()).then(|| text.as_bytes().into()));
+    secret.unwrap_or_default()
+}
+
+fn node(reader: &mut Reader<'_>, machine: &Machine) -> NodeId {
+    let name = |text: &str| plain_text(text).filter(|name| name.len() <= NODE_BYTES_MAX);
+    let pod_name = reader.parsed(&s::POD_NAME, name);
+    let node_id = reader.parsed(&s::NODE_ID, name);
+    let name = pod_name.or(node_id).unwrap_or_else(|| format!("websocket-{}", machine.now.0).into());
+    NodeId(name.into())
+}
+
+fn public_url(reader: &mut Reader<'_>, machine: &Machine, port: u16) -> Arc<str> {
+    let given = reader.parsed(&s::PUBLIC_URL, |text| is_public_url(text).then(|| text.into()));
+    given.unwrap_or_else(|| format!("ws://{}:{port}/ws", machine.host_name).into())
+}
+
+/// Clients add their query to it (PROTOCOL 1), so it has none, nor a fragment.
+fn is_public_url(text: &str) -> bool {
+    let rest = text.strip_prefix("ws://").or_else(|| text.strip_prefix("wss://"));
+    rest.is_some_and(|rest| {
+        !rest.is_empty()
+            && !rest.starts_with('/')
+            && rest.bytes().all(|b| b.is_ascii_graphic() && !b"?#\"\\".contains(&b))
+    })
+}
+
+fn kafka(reader: &mut Reader<'_>) -> KafkaConfig {
+    KafkaConfig {
+        brokers: reader.parsed(&s::KAFKA_BROKERS, brokers).unwrap_or_default(),
+        client_id: reader.text(&s::KAFKA_CLIENT_ID),
+        group_id: reader.text(&s::KAFKA_GROUP_ID),
+        properties: reader.file(&s::KAFKA_PROPERTIES_FILE, properties::parse).unwrap_or_default(),
+        topic_refresh: reader.millis(&s::TOPIC_REFRESH_MS),
+        event_bytes_max: reader.count(&s::MAX_EVENT_BYTES),
+        history: Duration::from_secs(reader.count(&s::HISTORY_SECONDS)),
+    }
+}
+
+fn brokers(text: &str) -> Option<Box<str>> {
+    let brokers: Vec<&str> = text.split(',').map(str::trim).collect();
+    let good = |broker: &&str| {
+        let address = broker.split_once("://").map_or(*broker, |(_, address)| address);
+        // An IPv6 address stands in brackets, so that its last colon is not taken for the port's.
+        let port = address.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
+        let graphic = !address.is_empty() && address.bytes().all(|byte| byte.is_ascii_graphic());
+        graphic && port.is_none_or(|port| port.parse::<u16>().is_ok())
+    };
+    brokers.iter().all(good).then(|| brokers.join(",").into())
+}
+
+fn redis(reader: &mut Reader<'_>) -> RedisConfig {
+    let url = reader.parsed(&s::REDIS_URL, |url| url.into_connection_info().ok());
+    let connection = match url {
+        Some(connection) => connection,
+        // The URL's fault is told; the rest is not looked at, as where it is good.
+        None if reader.place(&s::REDIS_URL).is_some() => redis_at("", 0),
+        None => redis_by_parts(reader),
+    };
+    RedisConfig {
+        address: connection.addr().to_string().into(),
+        connection,
+        key_prefix: reader.text(&s::REDIS_KEY_PREFIX),
+        lease: reader.millis(&s::LEASE_TTL_MS),
+    }
+}
+
+fn redis_by_parts(reader: &mut Reader<'_>) -> ConnectionInfo {
+    let host = reader.text(&s::REDIS_HOST);
+    let info = redis_at(&host, reader.count(&s::REDIS_PORT));
+    match reader.parsed(&s::REDIS_PASSWORD, |text| (!text.is_empty()).then(|| text.to_owned())) {
+        Some(password) => info.set_redis_settings(RedisConnectionInfo::default().set_password(password)),
+        None => info,
+    }
+}
+
+fn redis_at(host: &str, port: u16) -> ConnectionInfo {
+    (host, port).into_connection_info().expect("a host and a port are all that an address is made of")
+}
+
+/// The origins of the list; none for `*`, which stands for any.
+fn origins(text: &str) -> Option<Option<Vec<Box<str>>>> {
+    if text.trim() == "*" {
+        return Some(None);
+    }
+    text.split(',').map(str::trim).map(origin).collect::<Option<Vec<_>>>().map(Some)
+}
+
+/// An origin as browsers write it (RFC 6454 section 6.1): in lower case, without a path, not even a slash.
+fn origin(text: &str) -> Option<Box<str>> {
+    let (scheme, host) = text.split_once("://")?;
+    let good = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_graphic() && !b"/?#*\"\\".contains(&b));
+    (good(scheme) && good(host)).then(|| text.to_ascii_lowercase().into())
+}
+
+fn shard(reader: &mut Reader<'_>, machine: &Machine) -> ShardConfig {
+    let shards = reader.number(&s::SHARDS).and_then(|shards| u16::try_from(shards).ok());
+    ShardConfig {
+        shards: shards.unwrap_or_else(|| default_shards(machine)),
+        history: Duration::from_secs(reader.count(&s::HISTORY_SECONDS)),
+        history_bytes: reader.count(&s::HISTORY_BYTES),
+        market_flush: reader.millis(&s::MARKET_FLUSH_MS),
+        heartbeat: reader.millis(&s::HEARTBEAT_INTERVAL),
+        silence: reader.millis(&s::CONNECTION_TIMEOUT),
+        connections_max: reader.number(&s::MAX_CONNECTIONS).unwrap_or_else(|| connections_max(machine)),
+        accepts_per_second: reader.count(&s::ACCEPTS_PER_SECOND),
+        inbound_per_second: reader.count(&s::INBOUND_PER_SECOND),
+        message_bytes_max: reader.count(&s::MAX_MESSAGE_BYTES),
+        handshake_timeout: reader.millis(&s::HANDSHAKE_TIMEOUT_MS),
+        stall_timeout: reader.millis(&s::STALL_TIMEOUT_MS),
+        handover_per_second: reader.count(&s::HANDOVER_PER_SECOND),
+        place_anywhere: reader.word(&s::PLACEMENT) == "any",
+    }
+}
+
+/// A core for ingest, the rest for shards.
+fn default_shards(machine: &Machine) -> u16 {
+    let shards = machine.cores.saturating_sub(1).clamp(1, usize::from(u8::MAX));
+    u16::try_from(shards).expect("it was clamped to far less")
+}
+
+/// What the descriptor limit leaves; where it is tiny, half of it.
+fn connections_max(machine: &Machine) -> u64 {
+    machine.descriptors.saturating_sub(DESCRIPTORS_RESERVED).max(machine.descriptors / 2).max(1)
+}
+
+fn relations(reader: &mut Reader<'_>, config: &Config) {
+    let (heartbeat, silence) = (config.shard.heartbeat, config.shard.silence);
+    if reader.is_good(&s::HEARTBEAT_INTERVAL) && reader.is_good(&s::CONNECTION_TIMEOUT) && silence < heartbeat * 2 {
+        let text = format!(
+            "got {}; takes at least twice HEARTBEAT_INTERVAL, which is {}",
+            silence.as_millis(),
+            heartbeat.as_millis()
+        );
+        reader.relation(&s::CONNECTION_TIMEOUT, &text);
+    }
+    if reader.is_good(&s::ADMIN_PORT) && config.admin_port == Some(config.port) {
+        let text = format!("got {}; takes another port than PORT, or none", config.port);
+        reader.relation(&s::ADMIN_PORT, &text);
+    }
+}
+
+fn warnings(reader: &Reader<'_>, config: &Config, machine: &Machine) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let secret_bytes = config.auth.secret.len();
+    if secret_bytes < SECRET_BYTES_GOOD {
+        warnings.push(format!(
+            "JWT_SECRET has {secret_bytes} bytes; HS256 is only as strong as its key: use {SECRET_BYTES_GOOD} or more"
+        ));
+    }
+    if config.auth.secret.last().is_some_and(u8::is_ascii_whitespace) {
+        warnings.push("JWT_SECRET ends in white space, which counts: was a line's end taken along?".to_owned());
+    }
+    let left = connections_max(machine);
+    if config.shard.connections_max > left {
+        warnings.push(format!(
+            "MAX_CONNECTIONS is {}; the limit of open files leaves about {left}",
+            config.shard.connections_max
+        ));
+    }
+    if let Some(url) = reader.place(&s::REDIS_URL) {
+        for setting in [&s::REDIS_HOST, &s::REDIS_PORT, &s::REDIS_PASSWORD] {
+            if let Some(place) = reader.place(setting) {
+                warnings.push(format!("{} ({place}) is not looked at, for REDIS_URL ({url}) is set", setting.name));
+            }
+        }
+    }
+    warnings
+}

@@ -1,0 +1,148 @@
+//! From what was given to values of the right type. It owns the wording of a fault; `parts` says which setting becomes
+//! what.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use super::settings::{Fallback, Setting, Takes, parse_bytes, parse_integer};
+use super::sources::{AllGiven, Given, Place};
+
+/// Reads settings and gathers what is wrong. Where a method has told a fault it gives a stand-in, so that the rest is
+/// read, too; no stand-in gets out, for with a fault there is no config.
+pub(super) struct Reader<'a> {
+    given: AllGiven,
+    read_file: &'a dyn Fn(&Path) -> io::Result<String>,
+    faults: Vec<String>,
+    faulty: Vec<&'static str>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(
+        given: AllGiven,
+        read_file: &'a dyn Fn(&Path) -> io::Result<String>,
+        faults: Vec<String>,
+    ) -> Self {
+        Self { given, read_file, faults, faulty: Vec::new() }
+    }
+
+    /// All faults, each a line.
+    pub(super) fn into_faults(self) -> Vec<String> {
+        self.faults
+    }
+
+    /// Whether a setting had no fault of its own, so that its relation to others is worth a look.
+    pub(super) fn is_good(&self, setting: &Setting) -> bool {
+        !self.faulty.contains(&setting.name)
+    }
+
+    /// Where a setting was set, if it was.
+    pub(super) fn place(&self, setting: &Setting) -> Option<&Place> {
+        self.given.get(setting.name).map(|given| &given.place)
+    }
+
+    /// What was given, or the table's default; `None` where there is neither.
+    fn value(&mut self, setting: &Setting) -> Option<Given> {
+        if let Some(given) = self.given.get(setting.name) {
+            return Some(given.clone());
+        }
+        match setting.default {
+            Fallback::Value(text) => Some(Given { text: text.to_owned(), place: Place::Default }),
+            Fallback::Required => {
+                let takes = format!("takes {}, as {} or in the environment", setting.takes.words(), setting.flag());
+                self.fault(setting, &format!("{}: is not set; {takes}", setting.name));
+                None
+            }
+            Fallback::Computed(_) | Fallback::Unset => None,
+        }
+    }
+
+    fn fault(&mut self, setting: &Setting, text: &str) {
+        self.faults.push(text.to_owned());
+        self.faulty.push(setting.name);
+    }
+
+    /// Tells that a setting's value is wrong: `PORT (environment): got "x"; takes a port, 1 to 65535`.
+    pub(super) fn wrong(&mut self, setting: &Setting, given: &Given, takes: &str) {
+        let shown =
+            if setting.is_secret() { "a value that is not shown".to_owned() } else { format!("{:?}", given.text) };
+        self.fault(setting, &format!("{} ({}): got {shown}; takes {takes}", setting.name, given.place));
+    }
+
+    /// A value of a form of its own: `None` where it is unset, or was told to be wrong.
+    pub(super) fn parsed<T>(&mut self, setting: &Setting, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
+        let given = self.value(setting)?;
+        let parsed = parse(&given.text);
+        if parsed.is_none() {
+            self.wrong(setting, &given, &setting.takes.words());
+        }
+        parsed
+    }
+
+    /// A text that is not empty and has no control character.
+    pub(super) fn text(&mut self, setting: &Setting) -> Box<str> {
+        self.parsed(setting, plain_text).unwrap_or_default()
+    }
+
+    /// A number, in the bounds of the table.
+    pub(super) fn number(&mut self, setting: &Setting) -> Option<u64> {
+        self.parsed(setting, |text| match setting.takes {
+            Takes::Bytes { min, max } => parse_bytes(text).filter(|number| (min..=max).contains(number)),
+            Takes::Integer { min, max, .. } => parse_integer(text).filter(|number| (min..=max).contains(number)),
+            _ => None,
+        })
+    }
+
+    /// The same as another type, in whose range the table's bounds must lie; a stand-in of 0 where it is wrong.
+    pub(super) fn count<T: TryFrom<u64> + Default>(&mut self, setting: &Setting) -> T {
+        self.number(setting).and_then(|number| T::try_from(number).ok()).unwrap_or_default()
+    }
+
+    /// A time in ms.
+    pub(super) fn millis(&mut self, setting: &Setting) -> Duration {
+        Duration::from_millis(self.count(setting))
+    }
+
+    /// One of the table's words.
+    pub(super) fn word(&mut self, setting: &Setting) -> String {
+        let Takes::Word(words) = setting.takes else { return String::new() };
+        self.parsed(setting, |text| words.contains(&text).then(|| text.to_owned())).unwrap_or_default()
+    }
+
+    /// True or false.
+    pub(super) fn switch(&mut self, setting: &Setting) -> bool {
+        self.parsed(setting, |text| text.parse().ok()).unwrap_or_default()
+    }
+
+    /// The contents of a file that is named, as `parse` reads them; `parse` tells each fault with its line.
+    pub(super) fn file<T>(
+        &mut self,
+        setting: &Setting,
+        parse: impl FnOnce(&str) -> Result<T, Vec<String>>,
+    ) -> Option<T> {
+        let given = self.value(setting)?;
+        let faults = match (self.read_file)(Path::new(&given.text)) {
+            Ok(text) => match parse(&text) {
+                Ok(parsed) => return Some(parsed),
+                Err(faults) => faults,
+            },
+            Err(error) => vec![format!("can't be read: {error}; takes {}", setting.takes.words())],
+        };
+        for fault in faults {
+            self.fault(setting, &format!("{} ({}): {} {fault}", setting.name, given.place, given.text));
+        }
+        None
+    }
+
+    /// A relation between settings that doesn't hold.
+    pub(super) fn relation(&mut self, setting: &Setting, text: &str) {
+        let place = self.place(setting).unwrap_or(&Place::Default).to_string();
+        self.fault(setting, &format!("{} ({place}): {text}", setting.name));
+    }
+}
+
+/// A text that is not empty, has no white space at its ends, and no control character.
+pub(super) fn plain_text(text: &str) -> Option<Box<str>> {
+    let plain = !text.is_empty() && text.trim() == text && !text.contains(char::is_control);
+    plain.then(|| text.into())
+}

@@ -1,0 +1,224 @@
+//! The table of settings (PROTOCOL 6): each one's name, what it takes, its default and what it is for. Flags,
+//! environment, file, the defaults and `--help` all go by it, so that a setting is a row here and one line where it is
+//! read.
+
+use std::fmt::Write;
+
+/// A setting, by the name of its environment variable.
+#[derive(Debug)]
+pub(super) struct Setting {
+    pub(super) name: &'static str,
+    pub(super) takes: Takes,
+    pub(super) default: Fallback,
+    pub(super) help: &'static str,
+}
+
+/// What a setting takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Takes {
+    /// A text of some form, which the words describe.
+    Text(&'static str),
+    /// The same, and its value must never be shown.
+    Secret(&'static str),
+    /// The path of a file to read.
+    File(&'static str),
+    /// A number of `what`.
+    Integer { what: &'static str, min: u64, max: u64 },
+    /// A size.
+    Bytes { min: u64, max: u64 },
+    /// True or false.
+    Switch,
+    /// One of these.
+    Word(&'static [&'static str]),
+}
+
+/// What holds where nothing is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fallback {
+    /// This, read as if somebody had set it.
+    Value(&'static str),
+    /// What the words describe.
+    Computed(&'static str),
+    /// Nothing.
+    Unset,
+    /// It must be set.
+    Required,
+}
+
+use Fallback::{Computed, Required, Unset, Value};
+use Takes::{Bytes, File, Integer, Secret, Switch, Text, Word};
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
+
+/// The longest time that a setting takes, in ms: 24 days. Sums of a few stay far inside of what a clock can show.
+const MILLIS_MAX: u64 = i32::MAX as u64;
+
+const fn ms(min: u64) -> Takes {
+    Integer { what: "ms", min, max: MILLIS_MAX }
+}
+
+const fn count(what: &'static str) -> Takes {
+    Integer { what, min: 1, max: 1_000_000_000 }
+}
+
+const PORT_NUMBER: Takes = Integer { what: "port", min: 1, max: u16::MAX as u64 };
+
+macro_rules! settings {
+    ($($name:ident: $takes:expr, $default:expr, $help:literal;)*) => {
+        $(
+            #[doc = $help]
+            pub(super) static $name: Setting =
+                Setting { name: stringify!($name), takes: $takes, default: $default, help: $help };
+        )*
+
+        /// All settings, in the order of `--help`.
+        pub(super) static ALL: &[&Setting] = &[$(&$name),*];
+    };
+}
+
+settings! {
+    HOST: Text("an IP address"), Value("0.0.0.0"), "the address to listen on";
+    PORT: PORT_NUMBER, Value("3003"), "the port for clients, and for operators where ADMIN_PORT is unset";
+    ADMIN_PORT: PORT_NUMBER, Unset, "a port for operators' endpoints alone";
+    POD_NAME: Text("a name of up to 253 bytes without control characters"), Computed("NODE_ID"),
+        "this pod's name in the cluster";
+    NODE_ID: Text("a name of up to 253 bytes without control characters"), Computed("websocket-<unix ms>"),
+        "the same, where POD_NAME is unset";
+    PUBLIC_URL: Text("ws://host[:port][/path] or wss://…, without query"), Computed("ws://<host name>:<PORT>/ws"),
+        "where clients reach this pod";
+    KAFKA_BROKERS: Text("host[:port], several with commas"), Value("localhost:9092"), "the brokers to begin with";
+    KAFKA_CLIENT_ID: Text("a name"), Value("websocket-service"), "what brokers' logs and quotas know the pod by";
+    KAFKA_GROUP_ID: Text("a name"), Value("websocket-service-group"), "for ACLs and quotas only: no group is joined";
+    KAFKA_PROPERTIES_FILE: File("a file of librdkafka's properties, key=value a line"), Unset,
+        "TLS, SASL and the like";
+    TOPIC_REFRESH_MS: ms(500), Value("10000"), "new topics and partitions are seen by then";
+    ROUTES_FILE: File("a file as `shardgate routes` prints it"), Computed("built in"), "which topics become what";
+    REDIS_URL: Secret("redis://[[user]:password@]host[:port][/db]"), Unset,
+        "Redis; where it is set, the next three are not looked at";
+    REDIS_HOST: Text("a host name or address"), Value("localhost"), "Redis' host";
+    REDIS_PORT: PORT_NUMBER, Value("6379"), "Redis' port";
+    REDIS_PASSWORD: Secret("a password"), Unset, "Redis' password";
+    REDIS_KEY_PREFIX: Text("a name"), Value("websocket"), "what the names of the key and the channels begin with";
+    LEASE_TTL_MS: ms(1000), Value("10000"), "a pod that died is nobody's owner any more after this";
+    JWT_SECRET: Secret("the key of HS256, best 32 bytes or more"), Required,
+        "the key that clients' tokens are signed with";
+    JWT_REQUIRE_ASSESSMENTS: Switch, Value("false"), "a token without the claim `assessments` may watch none";
+    ALLOWED_ORIGINS: Text("*, or scheme://host[:port], several with commas"), Value("*"),
+        "the origins that browsers may come from";
+    HEARTBEAT_INTERVAL: ms(100), Value("30000"), "each client is pinged this often";
+    CONNECTION_TIMEOUT: ms(200), Value("60000"),
+        "a client that shows no sign of life for so long is closed; at least twice HEARTBEAT_INTERVAL";
+    SHARDS: Integer { what: "threads", min: 1, max: 256 }, Computed("cores less one, at least 1"),
+        "threads that serve clients, each on a core of its own";
+    HISTORY_SECONDS: Integer { what: "s", min: 1, max: MILLIS_MAX / 1000 }, Value("300"),
+        "how far back the window of events reaches";
+    HISTORY_BYTES: Bytes { min: 4 * MIB, max: 1024 * GIB }, Value("256MiB"), "how much the window holds, a pod";
+    MARKET_FLUSH_MS: ms(1), Value("100"), "the least time between two writes of market data to a client";
+    MAX_CONNECTIONS: count("connections"), Computed("what the descriptor limit leaves"), "over it: 503";
+    ACCEPTS_PER_SECOND: count("connections"), Value("5000"), "with a burst of as many; over it: 503";
+    INBOUND_PER_SECOND: count("messages"), Value("20"), "a connection, with a burst of twice that; over it: 1008";
+    MAX_MESSAGE_BYTES: Bytes { min: 128, max: 16 * MIB }, Value("4KiB"), "the largest message from a client";
+    MAX_EVENT_BYTES: Bytes { min: 128, max: 64 * MIB }, Value("1MiB"), "the largest record from Kafka";
+    HANDSHAKE_TIMEOUT_MS: ms(100), Value("10000"), "a request's head must be in by then";
+    STALL_TIMEOUT_MS: ms(100), Value("60000"), "a client that takes nothing for so long is closed";
+    DRAIN_DELAY_MS: ms(0), Value("5000"), "a stopping pod serves its clients on for so long";
+    DRAIN_MS: ms(0), Value("20000"), "and then closes them, evenly over this time";
+    HANDOVER_PER_SECOND: count("connections"), Value("1000"), "sent to their new owner when assessments move";
+    PLACEMENT: Word(&["owner", "any"]), Value("owner"),
+        "any: a pod serves every assessment, behind a load balancer that can't address pods";
+    LOG: Word(&["error", "warn", "info", "debug", "trace"]), Value("info"), "how much is logged";
+    LOG_FORMAT: Word(&["text", "json"]), Value("text"), "how it is written, to standard error";
+}
+
+impl Setting {
+    /// Its flag: `--kafka-brokers`.
+    pub(super) fn flag(&self) -> String {
+        format!("--{}", self.name.to_ascii_lowercase().replace('_', "-"))
+    }
+
+    /// Its key in the settings file: `kafka_brokers`.
+    pub(super) fn key(&self) -> String {
+        self.name.to_ascii_lowercase()
+    }
+
+    pub(super) fn of_flag(flag: &str) -> Option<&'static Self> {
+        ALL.iter().copied().find(|setting| setting.flag() == flag)
+    }
+
+    pub(super) fn of_key(key: &str) -> Option<&'static Self> {
+        ALL.iter().copied().find(|setting| setting.key() == key)
+    }
+
+    pub(super) fn is_secret(&self) -> bool {
+        matches!(self.takes, Secret(_))
+    }
+}
+
+impl Takes {
+    /// In words, for a fault and for `--help`.
+    pub(super) fn words(self) -> String {
+        match self {
+            Text(words) | Secret(words) | File(words) => words.to_owned(),
+            Integer { what: "port", min, max } => format!("a port, {min} to {max}"),
+            Integer { what, min, max } => format!("an integer of {what}, {min} to {max}"),
+            Bytes { min, max } => format!("bytes, or such as 64KiB, 256MiB, 1GiB; {} to {}", Size(min), Size(max)),
+            Switch => "true or false".to_owned(),
+            Word(words) => words.join(", "),
+        }
+    }
+}
+
+/// A number of bytes, as people write it.
+struct Size(u64);
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            bytes if bytes >= GIB && bytes.is_multiple_of(GIB) => write!(f, "{}GiB", bytes / GIB),
+            bytes if bytes >= MIB && bytes.is_multiple_of(MIB) => write!(f, "{}MiB", bytes / MIB),
+            bytes if bytes >= KIB && bytes.is_multiple_of(KIB) => write!(f, "{}KiB", bytes / KIB),
+            bytes => write!(f, "{bytes}"),
+        }
+    }
+}
+
+/// A size as settings take it.
+pub(super) fn parse_bytes(text: &str) -> Option<u64> {
+    let units = [("KiB", KIB), ("MiB", MIB), ("GiB", GIB)];
+    let (digits, unit) =
+        units.iter().find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, *unit))).unwrap_or((text, 1));
+    parse_integer(digits)?.checked_mul(unit)
+}
+
+/// Decimal digits alone: no sign, no white space.
+pub(super) fn parse_integer(text: &str) -> Option<u64> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
+/// All settings, with what they take and their defaults.
+#[must_use]
+pub fn help() -> String {
+    let mut help = String::from(
+        "Settings: flags beat environment variables, these beat the file of --config FILE (TOML, keys as in \
+         `kafka_brokers`).\nAn empty variable counts as unset.\n",
+    );
+    for setting in ALL {
+        let default = match setting.default {
+            Value(text) => format!("default {text}"),
+            Computed(words) => format!("default: {words}"),
+            Unset => "unset by default".to_owned(),
+            Required => "required".to_owned(),
+        };
+        let _ = write!(
+            help,
+            "\n  {}, {}\n      {}\n      takes {}; {default}\n",
+            setting.flag(),
+            setting.name,
+            setting.help,
+            setting.takes.words(),
+        );
+    }
+    help
+}

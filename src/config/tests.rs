@@ -1,0 +1,284 @@
+//! The settings as people give them.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use super::*;
+use crate::clock::UnixMs;
+
+/// What somebody gives.
+#[derive(Default)]
+struct World {
+    flags: Vec<OsString>,
+    environment: BTreeMap<OsString, OsString>,
+    files: BTreeMap<&'static str, &'static str>,
+    presets: Vec<Preset>,
+}
+
+/// Long enough for no warning.
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+impl World {
+    /// With a secret, and nothing else.
+    fn new() -> Self {
+        Self::default().env("JWT_SECRET", SECRET)
+    }
+
+    fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.insert(name.into(), value.into());
+        self
+    }
+
+    fn flags(mut self, flags: &[&str]) -> Self {
+        self.flags.extend(flags.iter().map(OsString::from));
+        self
+    }
+
+    fn file(mut self, path: &'static str, text: &'static str) -> Self {
+        self.files.insert(path, text);
+        self
+    }
+
+    fn read(&self) -> Result<Config, InvalidConfig> {
+        let machine =
+            Machine { cores: 4, descriptors: 20_512, host_name: "gateway-0".into(), now: UnixMs(1_790_000_000_007) };
+        Config::from_sources(&Sources {
+            flags: &self.flags,
+            environment: &self.environment,
+            presets: &self.presets,
+            read_file: &|path: &Path| {
+                let text = self.files.get(path.to_str().unwrap_or_default());
+                text.map(|text| (*text).to_owned()).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+            },
+            machine: &machine,
+        })
+    }
+
+    fn config(&self) -> Config {
+        self.read().unwrap_or_else(|faults| panic!("the settings are good: {faults}"))
+    }
+
+    fn faults(&self) -> Vec<String> {
+        self.read().expect_err("the settings have a fault").0
+    }
+}
+
+#[test]
+fn with_a_secret_alone_all_settings_have_the_contracts_defaults() {
+    let config = World::new().config();
+    assert_eq!((config.host.to_string().as_str(), config.port, config.admin_port), ("0.0.0.0", 3003, None));
+    assert_eq!(&*config.node.0, "websocket-1790000000007");
+    assert_eq!(&*config.public_url, "ws://gateway-0:3003/ws");
+    assert_eq!(&*config.kafka.brokers, "localhost:9092");
+    assert_eq!((&*config.kafka.client_id, &*config.kafka.group_id), ("websocket-service", "websocket-service-group"));
+    assert_eq!(config.kafka.topic_refresh, Duration::from_secs(10));
+    assert_eq!((config.kafka.event_bytes_max, config.shard.message_bytes_max), (1024 * 1024, 4096));
+    assert_eq!(config.routes.routes.len(), Table::built_in().routes.len());
+    assert_eq!((&*config.redis.address, &*config.redis.key_prefix), ("localhost:6379", "websocket"));
+    assert_eq!(config.redis.lease, Duration::from_secs(10));
+    assert!(!config.auth.require_assessments);
+    assert_eq!(config.allowed_origins, None);
+    assert_eq!(config.shard.shards, 3, "four cores less one");
+    assert_eq!((config.shard.history, config.shard.history_bytes), (Duration::from_secs(300), 256 << 20));
+    assert_eq!(config.kafka.history, config.shard.history);
+    assert_eq!(config.shard.connections_max, 20_000, "what the descriptor limit leaves");
+    assert_eq!((config.shard.heartbeat, config.shard.silence), (Duration::from_secs(30), Duration::from_secs(60)));
+    assert_eq!((config.drain.delay, config.drain.over), (Duration::from_secs(5), Duration::from_secs(20)));
+    assert!(!config.shard.place_anywhere && !config.log_json);
+    assert_eq!(config.log, tracing::Level::INFO);
+    assert_eq!(config.warnings, [""; 0]);
+}
+
+#[test]
+fn flags_beat_the_environment_which_beats_the_file() {
+    let world = World::new()
+        .file("gateway.toml", "port = 1\nhistory_bytes = \"8MiB\"\nmarket_flush_ms = 7\nplacement = \"any\"")
+        .flags(&["--config", "gateway.toml", "--port=3"])
+        .env("PORT", "2")
+        .env("MARKET_FLUSH_MS", "8")
+        .env("PLACEMENT", "");
+    let config = world.config();
+    assert_eq!(config.port, 3);
+    assert_eq!(config.shard.market_flush, Duration::from_millis(8));
+    assert_eq!(config.shard.history_bytes, 8 << 20);
+    assert!(config.shard.place_anywhere, "an empty variable counts as unset");
+}
+
+#[test]
+fn every_setting_has_a_flag_a_variable_and_a_key_and_its_default_is_good() {
+    for setting in settings::ALL {
+        assert_eq!(settings::Setting::of_flag(&setting.flag()).map(|s| s.name), Some(setting.name));
+        assert_eq!(settings::Setting::of_key(&setting.key()).map(|s| s.name), Some(setting.name));
+        let help = help();
+        assert!(help.contains(&setting.flag()) && help.contains(&setting.takes.words()), "{}", setting.name);
+        if let settings::Fallback::Value(default) = setting.default {
+            World::new().env(setting.name, default).config();
+        }
+        // What no setting takes is told with the setting's name, wherever it is read; so each one is read.
+        let told = World::new().env(setting.name, "\u{1}").read();
+        let secret = matches!(setting.name, "JWT_SECRET" | "REDIS_PASSWORD");
+        assert!(secret || told.unwrap_err().0[0].starts_with(setting.name), "{}", setting.name);
+    }
+}
+
+#[test]
+fn all_faults_are_told_at_once_each_with_its_setting_its_source_and_what_it_takes() {
+    let world = World::default()
+        .file("gateway.toml", "prot = 80\nshards = true\nallowed_origins = [\"a.example\"]\ndrain_ms = 1.5")
+        .flags(&["--config", "gateway.toml", "--kafka-broker", "b:1", "--port", "x", "stray", "--log", "--port=4"])
+        .env("HISTORY_BYTES", "4mb")
+        .env("TOPIC_REFRESH_MS", "499")
+        .env("HEARTBEAT_INTERVAL", "40000");
+    assert_eq!(
+        world.faults(),
+        [
+            "--kafka-broker: unknown flag; see --help",
+            "argument 7: a flag begins with --; see --help",
+            "--log: has no value, or one that is not UTF-8",
+            "--port: is given twice",
+            "DRAIN_MS (gateway.toml line 4): got a TOML float; takes an integer of ms, 0 to 2147483647",
+            "gateway.toml line 1: unknown key \"prot\"; see --help",
+            "TOPIC_REFRESH_MS (environment): got \"499\"; takes an integer of ms, 500 to 2147483647",
+            "JWT_SECRET: is not set; takes the key of HS256, best 32 bytes or more, as --jwt-secret or in the \
+             environment",
+            "ALLOWED_ORIGINS (gateway.toml line 3): got \"a.example\"; takes *, or scheme://host[:port], several with \
+             commas",
+            "SHARDS (gateway.toml line 2): got \"true\"; takes an integer of threads, 1 to 256",
+            "HISTORY_BYTES (environment): got \"4mb\"; takes bytes, or such as 64KiB, 256MiB, 1GiB; 4MiB to 1024GiB",
+            "CONNECTION_TIMEOUT (default): got 60000; takes at least twice HEARTBEAT_INTERVAL, which is 40000",
+        ]
+    );
+}
+
+#[test]
+fn a_secret_is_never_shown() {
+    let world = World::default()
+        .env("REDIS_URL", "http://hunter2")
+        .env("JWT_SECRET", "hunter2")
+        .file("properties", "sasl.passwort=hunter2")
+        .file("gateway.toml", "redis_password = [\"hunter2\", 1]\njwt_secret = hunter2")
+        .flags(&[
+            "--kafka-properties-file",
+            "properties",
+            "--jwt-secrt",
+            "hunter2",
+            "hunter2",
+            "--config=gateway.toml",
+        ]);
+    let faults = world.faults();
+    assert!(faults.iter().all(|fault| !fault.contains("hunter2")), "{faults:?}");
+    assert_eq!(faults.len(), 5, "{faults:?}");
+    let config = World::new().env("REDIS_PASSWORD", "hunter2").config();
+    assert!(!format!("{config:?}").contains("hunter2") && !format!("{config:?}").contains(SECRET));
+}
+
+#[test]
+fn sizes_and_times_are_read_in_their_units() {
+    for (text, bytes) in [("4194304", 4 << 20), ("4096KiB", 4 << 20), ("256MiB", 256 << 20), ("1GiB", 1 << 30)] {
+        assert_eq!(World::new().env("HISTORY_BYTES", text).config().shard.history_bytes, bytes);
+    }
+    for text in ["4MiB ", "4 MiB", "4MB", "4194303", "-1", "+4194304", "18446744073709551615GiB", "MiB"] {
+        assert_eq!(World::new().env("HISTORY_BYTES", text).faults().len(), 1, "{text}");
+    }
+    for text in ["1s", "1.5", "", "99999999999999999999"] {
+        assert_eq!(World::new().flags(&[&format!("--drain-ms={text}")]).faults().len(), 1, "{text}");
+    }
+}
+
+#[test]
+fn the_nodes_name_is_the_pods_else_the_nodes() {
+    assert_eq!(&*World::new().env("POD_NAME", "p").env("NODE_ID", "n").config().node.0, "p");
+    assert_eq!(&*World::new().env("NODE_ID", "n").config().node.0, "n");
+    assert_eq!(World::new().env("NODE_ID", &"n".repeat(254)).faults().len(), 1);
+}
+
+#[test]
+fn the_public_url_is_a_websocket_url_without_query() {
+    let url = |text: &str| World::new().env("PUBLIC_URL", text).read().map(|config| config.public_url.to_string());
+    assert_eq!(url("wss://p-0.example:443/ws").unwrap(), "wss://p-0.example:443/ws");
+    for wrong in ["http://a/ws", "ws://", "ws:///ws", "ws://a/ws?x=1", "ws://a/ws#x", "ws://a b/ws", "a:3003"] {
+        assert!(url(wrong).is_err(), "{wrong}");
+    }
+    assert_eq!(&*World::new().env("PORT", "80").config().public_url, "ws://gateway-0:80/ws");
+}
+
+#[test]
+fn brokers_and_origins_are_comma_lists() {
+    let brokers = |text: &str| World::new().env("KAFKA_BROKERS", text).read().map(|c| c.kafka.brokers.to_string());
+    assert_eq!(brokers("a:9092, [::1]:9093 ,[::2],SSL://c").unwrap(), "a:9092,[::1]:9093,[::2],SSL://c");
+    for wrong in ["a:9092,", "a:x", "a b:1", ","] {
+        assert!(brokers(wrong).is_err(), "{wrong}");
+    }
+    let origins = |text: &str| World::new().env("ALLOWED_ORIGINS", text).read().map(|c| c.allowed_origins);
+    let expected = ["https://a.example", "http://localhost:3000"].map(Box::from).to_vec();
+    assert_eq!(origins("https://A.example, http://localhost:3000").unwrap(), Some(expected));
+    assert_eq!(origins("*").unwrap(), None);
+    for wrong in ["https://a.example/", "a.example", "*,https://a.example", "https://*.example"] {
+        assert!(origins(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn redis_is_named_by_its_url_or_by_its_parts() {
+    let parts = World::new().env("REDIS_HOST", "r").env("REDIS_PORT", "1").env("REDIS_PASSWORD", "p").config();
+    assert_eq!(&*parts.redis.address, "r:1");
+    assert_eq!(parts.redis.connection.redis_settings().password(), Some("p"));
+    let url = World::new().env("REDIS_URL", "redis://:p@r:2/3");
+    assert_eq!(&*url.config().redis.address, "r:2");
+    assert_eq!(url.config().redis.connection.redis_settings().db(), 3);
+    // Kubernetes sets REDIS_PORT itself for a service named redis, in a form of its own.
+    let both = url.env("REDIS_PORT", "tcp://10.0.0.1:6379").config();
+    assert_eq!(&*both.redis.address, "r:2");
+    assert_eq!(both.warnings, ["REDIS_PORT (environment) is not looked at, for REDIS_URL (environment) is set"]);
+}
+
+#[test]
+fn what_is_allowed_and_yet_better_changed_is_a_warning() {
+    let config = World::default().env("JWT_SECRET", "short\n").env("MAX_CONNECTIONS", "20001").config();
+    assert_eq!(
+        config.warnings,
+        [
+            "JWT_SECRET has 6 bytes; HS256 is only as strong as its key: use 32 or more",
+            "JWT_SECRET ends in white space, which counts: was a line's end taken along?",
+            "MAX_CONNECTIONS is 20001; the limit of open files leaves about 20000",
+        ]
+    );
+}
+
+#[test]
+fn relations_between_settings_hold() {
+    let world = || World::new().env("HEARTBEAT_INTERVAL", "100");
+    assert_eq!(world().env("CONNECTION_TIMEOUT", "200").config().shard.silence, Duration::from_millis(200));
+    assert_eq!(World::new().env("CONNECTION_TIMEOUT", "59999").faults().len(), 1);
+    assert_eq!(World::new().env("ADMIN_PORT", "3003").faults().len(), 1);
+    let one = World::new().env("HEARTBEAT_INTERVAL", "99").env("CONNECTION_TIMEOUT", "200").faults();
+    assert_eq!(one.len(), 1, "a setting with a fault of its own is not compared: {one:?}");
+}
+
+#[test]
+fn files_that_settings_name_are_read_and_their_faults_told_with_their_lines() {
+    let world = World::new()
+        .file("routes.toml", "[[route]]\ntopic = \"a\"\nscope = \"assessment\"\ntype = \"ping\"")
+        .file("kafka.properties", "security.protocol=SSL\n\nno.such=1")
+        .flags(&["--routes-file=routes.toml", "--kafka-properties-file=kafka.properties"]);
+    let faults = world.faults();
+    assert!(
+        faults[0].starts_with("KAFKA_PROPERTIES_FILE (flag): kafka.properties line 3: no.such is no"),
+        "{faults:?}"
+    );
+    assert!(faults[1].starts_with("ROUTES_FILE (flag): routes.toml line 1: the route has no fields"), "{faults:?}");
+    assert!(faults[2].starts_with("ROUTES_FILE (flag): routes.toml line 4: type = \"ping\""), "{faults:?}");
+    let missing = World::new().env("ROUTES_FILE", "none.toml").flags(&["--config=none.toml"]).faults();
+    assert_eq!(missing.len(), 2, "{missing:?}");
+}
+
+#[test]
+fn a_preset_holds_where_nothing_is_set() {
+    let preset = |name, value: &str| Preset { name, value: value.into() };
+    let world = World { presets: vec![preset("JWT_SECRET", SECRET), preset("DRAIN_MS", "500")], ..World::default() };
+    assert_eq!(world.config().drain.over, Duration::from_millis(500));
+    assert_eq!(world.env("DRAIN_MS", "0").config().drain.over, Duration::ZERO);
+}

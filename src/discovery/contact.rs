@@ -1,0 +1,232 @@
+//! Since when this pod reaches Redis without a break, and what it may conclude from that. Time in which nobody reached
+//! Redis counts against no lease, and nobody in the cluster can know such a time but from its own tries.
+
+use std::time::{Duration, Instant};
+
+/// How often a pod renews its lease and looks at the slots, at the longest: this catches what pub/sub lost.
+const POLL_MAX: Duration = Duration::from_secs(1);
+
+/// How long a call may take, at the longest and the shortest. A Redis that hangs shows after this and a poll.
+const CALL_MAX: Duration = Duration::from_secs(2);
+const CALL_MIN: Duration = Duration::from_millis(500);
+
+/// The pause after a first failed try; it doubles up to [`POLL_MAX`].
+const RETRY_MIN: Duration = Duration::from_millis(100);
+
+/// After an outage, how long a pod that had no slot leaves those who had one the time to take theirs again: each of them
+/// tries again after [`POLL_MAX`] and [`CALL_MAX`] at the latest.
+const SETTLE: Duration = POLL_MAX.saturating_add(CALL_MAX);
+
+/// The times that follow from a lease.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// `LEASE_TTL_MS`.
+    pub lease: Duration,
+    /// Between two calls.
+    pub poll: Duration,
+    /// For one call.
+    pub call: Duration,
+    /// Two successes with at most this between them are contact without a break. Whoever renewed just before such a gap
+    /// still has a lease after it: a lease, less a poll, less this.
+    gap: Duration,
+}
+
+impl Times {
+    /// The times for a lease.
+    #[must_use]
+    pub fn of(lease: Duration) -> Self {
+        let call = (lease / 2).clamp(CALL_MIN, CALL_MAX);
+        Self { lease, poll: (lease / 5).min(POLL_MAX), call, gap: lease / 2 }
+    }
+}
+
+/// Whether Redis is reached.
+///
+/// ```text
+/// Never --success--> Unbroken <--success-- Broken
+///   |                 |    ^                 ^
+///   '-----failure-----|----|-----------------|
+///                     '----|-----failure-----'
+///                          '- success after a gap begins anew
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Never,
+    Broken { failures: u32 },
+    Unbroken { since: Instant, last: Instant, after_outage: bool },
+}
+
+/// This pod's contact with Redis.
+#[derive(Debug, Clone)]
+pub struct Contact {
+    times: Times,
+    state: State,
+}
+
+impl Contact {
+    /// Before the first try.
+    #[must_use]
+    pub fn new(times: Times) -> Self {
+        Self { times, state: State::Never }
+    }
+
+    /// A try that began at `began` has been answered at `now`.
+    pub fn handle_success(&mut self, began: Instant, now: Instant) {
+        let slow = now.saturating_duration_since(began) > self.times.gap;
+        self.state = match self.state {
+            State::Unbroken { since, last, after_outage } if now.saturating_duration_since(last) <= self.times.gap => {
+                State::Unbroken { since, last: now, after_outage }
+            }
+            State::Never => State::Unbroken { since: now, last: now, after_outage: slow },
+            State::Broken { .. } | State::Unbroken { .. } => {
+                State::Unbroken { since: now, last: now, after_outage: true }
+            }
+        };
+    }
+
+    /// A try has failed, or came so late that it did nothing.
+    pub fn handle_failure(&mut self) {
+        let failures = if let State::Broken { failures } = self.state { failures } else { 0 };
+        self.state = State::Broken { failures: failures.saturating_add(1) };
+    }
+
+    /// Whether the last try reached Redis.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        matches!(self.state, State::Unbroken { .. })
+    }
+
+    /// Whether a lease that has run out may be judged by a call at `now`: contact has lasted for a whole lease, and so
+    /// whoever lives had the time to renew. A pod that is new and met no failure judges with its second call: it has seen
+    /// no outage. Not with its first, of which Redis cannot tell whether it comes late.
+    #[must_use]
+    pub fn may_judge(&self, now: Instant) -> bool {
+        match self.state {
+            State::Never | State::Broken { .. } => false,
+            State::Unbroken { since, last, after_outage } => {
+                now.saturating_duration_since(last) <= self.times.gap
+                    && (!after_outage || now.saturating_duration_since(since) >= self.times.lease)
+            }
+        }
+    }
+
+    /// Whether those who had a slot before an outage have had the time to take it again, as far as is known: before the
+    /// first answer, nothing is.
+    #[must_use]
+    pub fn is_settled(&self, now: Instant) -> bool {
+        match self.state {
+            State::Never | State::Broken { .. } => false,
+            State::Unbroken { since, after_outage, .. } => {
+                !after_outage || now.saturating_duration_since(since) >= SETTLE.min(self.times.lease)
+            }
+        }
+    }
+
+    /// How long to wait before the next try.
+    #[must_use]
+    pub fn pause(&self) -> Duration {
+        match self.state {
+            State::Never => Duration::ZERO,
+            State::Broken { failures } => {
+                let doubled = RETRY_MIN.saturating_mul(1 << failures.saturating_sub(1).min(10));
+                doubled.min(POLL_MAX)
+            }
+            State::Unbroken { .. } => self.times.poll,
+        }
+    }
+}
+
+const _: () = assert!(CALL_MAX.as_millis() + POLL_MAX.as_millis() < 15_000, "a hanging Redis shows within 15 s");
+const _: () = assert!(POLL_MAX.as_millis() < 5_000, "a stopped Redis shows within 5 s");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(10);
+
+    fn contact() -> (Contact, Instant) {
+        (Contact::new(Times::of(LEASE)), Instant::now())
+    }
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_lease_outlives_the_longest_gap_that_is_no_break() {
+        for lease in [1_000, 2_000, 10_000, 60_000].map(ms) {
+            let times = Times::of(lease);
+            assert!(times.poll + times.gap < lease, "{lease:?}");
+            assert!(times.poll * 4 <= lease, "a lease is renewed several times before it runs out");
+        }
+    }
+
+    #[test]
+    fn a_new_pod_that_met_no_failure_judges_and_claims_with_its_second_call() {
+        let (mut contact, start) = contact();
+        assert!(!contact.may_judge(start) && !contact.is_settled(start) && !contact.is_connected());
+        contact.handle_success(start, start + ms(2));
+        assert!(contact.is_connected() && contact.may_judge(start + ms(3)) && contact.is_settled(start + ms(3)));
+    }
+
+    #[test]
+    fn after_an_outage_nobody_is_judged_for_a_whole_lease() {
+        let (mut contact, start) = contact();
+        contact.handle_success(start, start);
+        contact.handle_failure();
+        assert!(!contact.is_connected() && !contact.may_judge(start) && !contact.is_settled(start));
+        let mut now = start + Duration::from_secs(60);
+        let back = now;
+        while now < back + LEASE {
+            contact.handle_success(now, now);
+            assert!(contact.is_connected() && !contact.may_judge(now));
+            assert_eq!(contact.is_settled(now), now >= back + SETTLE);
+            now += Duration::from_secs(1);
+        }
+        contact.handle_success(now, now);
+        assert!(contact.may_judge(now));
+    }
+
+    #[test]
+    fn a_pod_that_was_paused_is_as_one_after_an_outage() {
+        let (mut contact, start) = contact();
+        contact.handle_success(start, start);
+        let resumed = start + Duration::from_secs(30);
+        assert!(!contact.may_judge(resumed), "what it knows is old");
+        contact.handle_success(resumed, resumed);
+        assert!(!contact.may_judge(resumed) && !contact.is_settled(resumed));
+        assert!(contact.is_connected());
+    }
+
+    #[test]
+    fn a_first_answer_that_took_long_tells_of_an_outage() {
+        let (mut contact, start) = contact();
+        contact.handle_success(start, start + LEASE);
+        assert!(!contact.may_judge(start + LEASE));
+    }
+
+    #[test]
+    fn a_hiccup_is_no_outage() {
+        let (mut contact, start) = contact();
+        contact.handle_success(start, start);
+        contact.handle_success(start + ms(4_000), start + ms(5_000));
+        assert!(contact.may_judge(start + ms(5_000)));
+    }
+
+    #[test]
+    fn tries_follow_each_other_more_and_more_slowly_up_to_once_a_second() {
+        let (mut contact, start) = contact();
+        assert_eq!(contact.pause(), Duration::ZERO);
+        let pauses: Vec<u64> = (0..40)
+            .map(|_| {
+                contact.handle_failure();
+                u64::try_from(contact.pause().as_millis()).unwrap()
+            })
+            .collect();
+        assert_eq!(pauses[..6], [100, 200, 400, 800, 1_000, 1_000]);
+        assert_eq!(pauses[39], 1_000);
+        contact.handle_success(start, start);
+        assert_eq!(contact.pause(), Duration::from_secs(1));
+    }
+}

@@ -1,0 +1,371 @@
+//! This pod as a member of the cluster: what it asks of Redis, and what it believes of the answers. Time is an argument.
+//!
+//! What is believed of a snapshot:
+//! - **The hash is the truth**, also where it contradicts what this pod knew: whoever is in it lives, at the number where
+//!   it is. A pod whose own number is vacant takes it again; one that finds another there claims anew.
+//! - **But for a loss of memory.** A snapshot of another epoch, or of a lower version, comes from a Redis that was emptied
+//!   or set back. It is believed too, yet those whom this pod knew and who are missing in it had no chance to come back:
+//!   they stay in the view for one lease more, until they show up or their number is filled.
+//! - **No news is no news.** While Redis is not reached, the last view stays in force.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::contact::{Contact, Times};
+use super::lease::{Event, Lease};
+use super::wire::{Action, Call, Holder, Snapshot};
+use crate::ids::{NodeId, SlotNumber};
+use crate::limits::SLOTS_MAX;
+use crate::routing::placement::{Pod, View};
+
+/// Between an answer and a call that an announcement asks for.
+const BETWEEN_CALLS: Duration = Duration::from_millis(20);
+
+/// Who this pod is.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Its name.
+    pub node: NodeId,
+    /// This process: unlike the name, never the same twice.
+    pub instance: Arc<str>,
+    /// Where clients reach it.
+    pub url: Arc<str>,
+    /// `REDIS_KEY_PREFIX`.
+    pub key_prefix: Box<str>,
+}
+
+/// What an operator is to hear of, once each time that it happens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// This pod has a slot.
+    Claimed(SlotNumber),
+    /// Another pod has the slot that this one had, whose lease ran out; it claims anew.
+    Lost(SlotNumber),
+    /// Another process under this pod's name has taken its slot over; it claims another.
+    Displaced(SlotNumber),
+    /// Another process lives under this pod's name, in this slot.
+    NameShared(SlotNumber),
+    /// Redis came back without what it knew.
+    MemoryLost,
+    /// This pod has given its slot up.
+    Left,
+    /// Another view is in force.
+    ViewChanged,
+}
+
+/// Pods that a Redis without memory has yet to hear of again.
+#[derive(Debug)]
+struct Remembered {
+    until: Instant,
+    holders: Vec<Holder>,
+}
+
+/// The rules of membership for one pod. It is told what happens by the `handle_` functions, and asked what to do by the
+/// others.
+#[derive(Debug)]
+pub struct Member {
+    identity: Identity,
+    times: Times,
+    contact: Contact,
+    lease: Lease,
+    /// Redis' time, and when it was that: `None` before the first answer.
+    clock: Option<(u64, Instant)>,
+    epoch: u64,
+    /// Who lives as far as this pod knows, by number, itself included.
+    holders: Vec<Holder>,
+    /// Names that have said goodbye since the last snapshot.
+    left: Vec<NodeId>,
+    remembered: Option<Remembered>,
+    view: Arc<View>,
+    namesake: Option<Arc<str>>,
+    call_at: Option<Instant>,
+    notices: Vec<Notice>,
+}
+
+impl Member {
+    /// A pod that has just started, whose leases last as `times` says.
+    #[must_use]
+    pub fn new(identity: Identity, times: Times) -> Self {
+        Self {
+            identity,
+            times,
+            contact: Contact::new(times),
+            lease: Lease::Watching,
+            clock: None,
+            epoch: 0,
+            holders: Vec::new(),
+            left: Vec::new(),
+            remembered: None,
+            view: Arc::default(),
+            namesake: None,
+            call_at: None,
+            notices: Vec::new(),
+        }
+    }
+
+    // ---- what happens -----------------------------------------------------------------------------------------------
+
+    /// The history is complete: the pod may have a slot.
+    pub fn handle_history_complete(&mut self, now: Instant) {
+        self.apply(Event::HistoryComplete, now);
+    }
+
+    /// The pod drains: it is nobody's owner from now on, whatever Redis says.
+    pub fn handle_give_up(&mut self, now: Instant) {
+        self.apply(Event::GiveUp, now);
+        self.publish_view(self.view.version, self.view.slots.len());
+    }
+
+    /// A pod has announced that it goes, or that another's lease ran out.
+    pub fn handle_leave(&mut self, node: NodeId, now: Instant) {
+        if self.holders.iter().any(|holder| holder.node == node.0) && !self.left.contains(&node) {
+            self.left.push(node);
+        }
+        self.handle_announcement(now);
+    }
+
+    /// Something changed: the slots are looked at now rather than at the next poll.
+    pub fn handle_announcement(&mut self, now: Instant) {
+        if !self.contact.is_connected() {
+            return;
+        }
+        // Many pods that come at once announce themselves in a burst: one look is enough for all.
+        let soon = self.clock.map_or(now, |(_, answered)| now.max(answered + BETWEEN_CALLS));
+        self.call_at = Some(self.call_at.map_or(soon, |due| due.min(soon)));
+    }
+
+    /// A call, or the connecting before it, has failed.
+    pub fn handle_failure(&mut self, now: Instant) {
+        self.contact.handle_failure();
+        self.call_at = Some(now + self.contact.pause());
+    }
+
+    /// A try that began at `began`, with connecting where that was needed, has been answered.
+    pub fn handle_snapshot(&mut self, began: Instant, now: Instant, snapshot: Snapshot) {
+        let is_first = self.clock.replace((snapshot.now_ms, now)).is_none();
+        if snapshot.late {
+            self.handle_failure(now);
+            return;
+        }
+        self.contact.handle_success(began, now);
+        self.call_at = Some(now + self.contact.pause());
+        let Snapshot { now_ms, epoch, version, slots, holders, .. } = snapshot;
+        self.remember_the_missing(now, epoch, version);
+        self.see_self(now, &holders);
+        self.see_namesake(&holders);
+        self.holders = self.with_remembered(now, holders);
+        self.epoch = epoch;
+        self.publish_view(version, slots as usize);
+        self.hasten_for_the_next_end(now, now_ms);
+        if is_first && matches!(self.lease, Lease::Wanting { .. }) {
+            self.call_at = Some(now);
+        }
+    }
+
+    // ---- what to do -------------------------------------------------------------------------------------------------
+
+    /// When Redis is to be called next; `None` for at once.
+    #[must_use]
+    pub fn call_at(&self) -> Option<Instant> {
+        self.call_at
+    }
+
+    /// The call to make at `now`.
+    #[must_use]
+    pub fn call(&self, now: Instant) -> Call {
+        let (action, take_over) = match self.lease {
+            Lease::Watching | Lease::Left => (Action::Watch, false),
+            // A pod that had no slot looks first, and after an outage leaves those who had one the time to take theirs
+            // again.
+            Lease::Wanting { had: None, .. } if !self.contact.is_settled(now) => (Action::Watch, false),
+            Lease::Wanting { take_over, .. } => (Action::Claim, take_over),
+            Lease::Holding { .. } => (Action::Hold, false),
+            Lease::Leaving => (Action::Leave, false),
+        };
+        let expected_back = self.remembered.iter().flat_map(|remembered| &remembered.holders);
+        let prefix = &self.identity.key_prefix;
+        Call {
+            action,
+            node: Arc::clone(&self.identity.node.0),
+            instance: Arc::clone(&self.identity.instance),
+            url: Arc::clone(&self.identity.url),
+            lease_ms: whole_ms(self.times.lease),
+            slot: self.lease.number().map(|slot| slot.0),
+            take_over,
+            reserved: expected_back.map(|holder| holder.slot).collect(),
+            slots: u32::try_from(self.view.slots.len()).unwrap_or(SLOTS_MAX),
+            slots_max: SLOTS_MAX,
+            sent_ms: self.clock.map(|(ms, at)| ms.saturating_add(whole_ms(now.saturating_duration_since(at)))),
+            late_ms: whole_ms(self.times.call),
+            judge: self.contact.may_judge(now),
+            join_channel: format!("{prefix}:node:join").into(),
+            leave_channel: format!("{prefix}:node:leave").into(),
+        }
+    }
+
+    /// The live slots.
+    #[must_use]
+    pub fn view(&self) -> &Arc<View> {
+        &self.view
+    }
+
+    /// The slot of this pod, while it holds one.
+    #[must_use]
+    pub fn own(&self) -> Option<SlotNumber> {
+        self.lease.held()
+    }
+
+    /// Whether this pod drains, and Redis has confirmed that it holds no slot.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        self.lease == Lease::Left
+    }
+
+    /// Whether the last try reached Redis.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.contact.is_connected()
+    }
+
+    /// What an operator is to hear of since the last time this was asked.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    // ---- how --------------------------------------------------------------------------------------------------------
+
+    fn apply(&mut self, event: Event, now: Instant) {
+        let before = self.lease;
+        self.lease = before.after(event);
+        if self.lease == before {
+            return;
+        }
+        // A try that is due only after a back-off stays due then: a change of mind doesn't make Redis reachable.
+        let to_do = matches!(self.lease, Lease::Wanting { .. } | Lease::Leaving);
+        if to_do && self.contact.is_connected() {
+            self.call_at = Some(now);
+        }
+        match (before, self.lease, event) {
+            (_, Lease::Holding { slot }, _) => self.notices.push(Notice::Claimed(slot)),
+            (Lease::Holding { slot }, _, Event::Taken) => self.notices.push(Notice::Lost(slot)),
+            (Lease::Holding { slot }, _, Event::Displaced) => self.notices.push(Notice::Displaced(slot)),
+            (Lease::Leaving, Lease::Left, _) => self.notices.push(Notice::Left),
+            _ => {}
+        }
+    }
+
+    fn is_me(&self, holder: &Holder) -> bool {
+        holder.instance == self.identity.instance
+    }
+
+    fn has_said_goodbye(&self, holder: &Holder) -> bool {
+        self.left.iter().any(|node| node.0 == holder.node)
+    }
+
+    /// Where Redis lost its memory, whoever was known lives for one lease more.
+    fn remember_the_missing(&mut self, now: Instant, epoch: u64, version: u64) {
+        let lost = epoch != self.epoch || version < self.view.version;
+        if !lost || self.holders.is_empty() {
+            return;
+        }
+        let others = self.holders.iter().filter(|holder| !self.is_me(holder) && !self.has_said_goodbye(holder));
+        let holders: Vec<Holder> = others.cloned().collect();
+        let until = now + self.times.lease;
+        self.remembered = (!holders.is_empty()).then_some(Remembered { until, holders });
+        if !self.lease.is_given_up() || self.remembered.is_some() {
+            self.notices.push(Notice::MemoryLost);
+        }
+    }
+
+    /// What a snapshot means for this pod's own lease.
+    fn see_self(&mut self, now: Instant, holders: &[Holder]) {
+        let event = if let Some(mine) = holders.iter().find(|holder| self.is_me(holder)) {
+            Event::Ours(mine.number())
+        } else {
+            let number = self.lease.number();
+            match holders.iter().find(|holder| Some(holder.number()) == number) {
+                Some(other) if other.node == self.identity.node.0 => {
+                    // That says all of it: that the name is shared is not told besides.
+                    self.namesake = Some(Arc::clone(&other.instance));
+                    Event::Displaced
+                }
+                Some(_) => Event::Taken,
+                None => Event::Missing,
+            }
+        };
+        self.apply(event, now);
+    }
+
+    /// Tells once of each other process under this pod's name. Not before this pod has its slot: until then it may be
+    /// the lease of the process that it was before a restart.
+    fn see_namesake(&mut self, holders: &[Holder]) {
+        if self.lease.held().is_none() {
+            return;
+        }
+        let namesake = holders.iter().find(|holder| holder.node == self.identity.node.0 && !self.is_me(holder));
+        match namesake {
+            Some(other) if self.namesake.as_ref() != Some(&other.instance) => {
+                self.namesake = Some(Arc::clone(&other.instance));
+                self.notices.push(Notice::NameShared(other.number()));
+            }
+            Some(_) => {}
+            None => self.namesake = None,
+        }
+    }
+
+    /// The holders of a snapshot, and those who are remembered beside them.
+    fn with_remembered(&mut self, now: Instant, mut holders: Vec<Holder>) -> Vec<Holder> {
+        let left = std::mem::take(&mut self.left);
+        let Some(remembered) = &mut self.remembered else { return holders };
+        let is_back = |old: &Holder| holders.iter().any(|new| new.slot == old.slot || new.instance == old.instance);
+        let has_left = |old: &Holder| left.iter().any(|node| node.0 == old.node);
+        remembered.holders.retain(|old| !is_back(old) && !has_left(old));
+        if now >= remembered.until || remembered.holders.is_empty() {
+            self.remembered = None;
+            return holders;
+        }
+        holders.extend(remembered.holders.iter().cloned());
+        holders.sort_by_key(|holder| holder.slot);
+        holders
+    }
+
+    fn publish_view(&mut self, version: u64, slots: usize) {
+        let numbers = self.holders.iter().map(|holder| holder.slot as usize + 1);
+        let count = numbers.max().unwrap_or(0).max(slots).min(SLOTS_MAX as usize);
+        let mut pods: Vec<Option<Pod>> = vec![None; count];
+        let given_up = self.lease.is_given_up();
+        for holder in &self.holders {
+            if given_up && self.is_me(holder) {
+                continue;
+            }
+            if let Some(pod) = pods.get_mut(holder.slot as usize) {
+                *pod = Some(holder.pod());
+            }
+        }
+        let view = View { version, slots: pods };
+        if *self.view != view {
+            if self.view.slots != view.slots {
+                self.notices.push(Notice::ViewChanged);
+            }
+            self.view = Arc::new(view);
+        }
+    }
+
+    /// Looks again as soon as the next lease of another runs out, rather than at the poll after it.
+    fn hasten_for_the_next_end(&mut self, now: Instant, now_ms: u64) {
+        let others = self.holders.iter().filter(|holder| !self.is_me(holder));
+        // One that has run out and is still there is not to be judged yet: it gives no reason to hurry.
+        let left = others.filter_map(|holder| holder.expires_at_ms.checked_sub(now_ms)).min();
+        let lease_ends = left.map(|ms| now + Duration::from_millis(ms.saturating_add(1)));
+        let memory_ends = self.remembered.as_ref().map(|remembered| remembered.until);
+        self.call_at = [self.call_at, lease_ends, memory_ends].into_iter().flatten().min();
+    }
+}
+
+fn whole_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+#[path = "membership_tests.rs"]
+mod tests;

@@ -1,0 +1,492 @@
+//! Stories of one pod, `a`, told with the snapshots that it is given.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const LEASE: Duration = Duration::from_secs(10);
+const EPOCH: u64 = 1_000;
+
+/// A pod on a virtual clock, which is also Redis' clock.
+struct Story {
+    start: Instant,
+    now: Instant,
+    pod: Member,
+}
+
+impl Story {
+    fn begin() -> Self {
+        let identity = Identity {
+            node: NodeId("a".into()),
+            instance: "a1".into(),
+            url: "ws://a/ws".into(),
+            key_prefix: "websocket".into(),
+        };
+        let now = Instant::now();
+        Self { start: now, now, pod: Member::new(identity, Times::of(LEASE)) }
+    }
+
+    /// The pod holds slot 0, `b` slot 1 and `c` slot 2.
+    fn of_three() -> Self {
+        let mut story = Self::begin();
+        story.pod.handle_history_complete(story.now);
+        story.sees(EPOCH, 3, &[(0, "a", "a1"), (1, "b", "b1"), (2, "c", "c1")]);
+        story.pod.take_notices();
+        story
+    }
+
+    fn redis_ms(&self) -> u64 {
+        EPOCH + u64::try_from((self.now - self.start).as_millis()).unwrap()
+    }
+
+    fn snapshot(&self, epoch: u64, version: u64, holders: &[(u32, &str, &str)]) -> Snapshot {
+        let expires_at_ms = self.redis_ms() + whole_ms(LEASE);
+        let holder = |&(slot, node, instance): &(u32, &str, &str)| {
+            let url = format!("ws://{node}/ws").into();
+            Holder { slot, node: node.into(), instance: instance.into(), url, expires_at_ms }
+        };
+        let holders: Vec<Holder> = holders.iter().map(holder).collect();
+        let slots = holders.iter().map(|holder| holder.slot + 1).max().unwrap_or(0);
+        Snapshot { now_ms: self.redis_ms(), late: false, epoch, version, slots, holders }
+    }
+
+    fn sees(&mut self, epoch: u64, version: u64, holders: &[(u32, &str, &str)]) {
+        let snapshot = self.snapshot(epoch, version, holders);
+        self.pod.handle_snapshot(self.now, self.now, snapshot);
+    }
+
+    /// Sees the same, once a second.
+    fn sees_for(&mut self, time: Duration, epoch: u64, version: u64, holders: &[(u32, &str, &str)]) {
+        let until = self.now + time;
+        while self.now < until {
+            self.now += Duration::from_secs(1);
+            self.sees(epoch, version, holders);
+        }
+    }
+
+    fn fails_for(&mut self, time: Duration) {
+        self.pod.handle_failure(self.now);
+        self.now += time;
+        self.pod.handle_failure(self.now);
+    }
+
+    fn call(&self) -> Call {
+        self.pod.call(self.now)
+    }
+
+    fn pods(&self) -> String {
+        let live = self.pod.view().live().map(|(slot, pod)| format!("{slot}={}", pod.node));
+        live.collect::<Vec<_>>().join(" ")
+    }
+
+    fn due(&self) -> Duration {
+        self.pod.call_at().expect("a call was made before").saturating_duration_since(self.now)
+    }
+}
+
+#[test]
+fn a_pod_claims_a_slot_when_its_history_is_complete_and_never_before() {
+    let mut story = Story::begin();
+    assert_eq!(story.pod.call_at(), None, "the first call is due at once");
+    story.sees(EPOCH, 1, &[(0, "b", "b1")]);
+    assert_eq!(story.call().action, Action::Watch);
+    assert_eq!((story.pods().as_str(), story.pod.own()), ("0=b", None));
+
+    story.pod.handle_history_complete(story.now);
+    assert_eq!(story.due(), Duration::ZERO);
+    assert_eq!((story.call().action, story.call().slot), (Action::Claim, None));
+
+    story.sees(EPOCH, 2, &[(0, "b", "b1"), (1, "a", "a1")]);
+    assert_eq!(story.pod.own(), Some(SlotNumber(1)));
+    assert_eq!(story.pods(), "0=b 1=a");
+    assert!(story.pod.take_notices().contains(&Notice::Claimed(SlotNumber(1))));
+    assert_eq!((story.call().action, story.call().slot), (Action::Hold, Some(1)));
+}
+
+#[test]
+fn a_first_call_only_looks_for_redis_cannot_tell_whether_it_comes_late() {
+    let mut story = Story::begin();
+    story.pod.handle_history_complete(story.now);
+    let call = story.call();
+    assert_eq!((call.action, call.judge, call.sent_ms), (Action::Watch, false, None));
+    story.sees(EPOCH, 0, &[]);
+    let call = story.call();
+    assert_eq!((call.action, call.judge, call.sent_ms), (Action::Claim, true, Some(EPOCH)));
+    assert_eq!(story.due(), Duration::ZERO);
+}
+
+#[test]
+fn a_restart_takes_its_names_slot_over_with_its_first_claim_alone() {
+    let mut story = Story::begin();
+    story.pod.handle_history_complete(story.now);
+    story.sees(EPOCH, 1, &[(0, "a", "a0")]);
+    assert!(story.call().take_over);
+    story.sees(EPOCH, 1, &[(0, "a", "a1")]);
+    assert!(!story.call().take_over);
+    story.sees(EPOCH, 2, &[(0, "a", "a2")]);
+    assert_eq!(story.call().action, Action::Claim);
+    assert!(!story.call().take_over, "or two processes would take it from each other in turns");
+}
+
+#[test]
+fn one_displaced_by_a_process_of_its_name_says_so_and_claims_another() {
+    let mut story = Story::of_three();
+    story.sees(EPOCH, 4, &[(0, "a", "a2"), (1, "b", "b1"), (2, "c", "c1")]);
+    assert!(story.pod.take_notices().contains(&Notice::Displaced(SlotNumber(0))));
+    assert_eq!(story.pod.own(), None);
+    assert_eq!((story.due(), story.call().action), (Duration::ZERO, Action::Claim));
+
+    story.sees(EPOCH, 5, &[(0, "a", "a2"), (1, "b", "b1"), (2, "c", "c1"), (3, "a", "a1")]);
+    assert_eq!(story.pod.own(), Some(SlotNumber(3)));
+    assert_eq!(story.pod.take_notices(), [Notice::Claimed(SlotNumber(3)), Notice::ViewChanged], "it is said once");
+}
+
+#[test]
+fn that_a_name_is_shared_is_said_once_for_each_process() {
+    let mut story = Story::of_three();
+    let shared = [(0, "a", "a1"), (1, "a", "a2")];
+    story.sees(EPOCH, 4, &shared);
+    assert!(story.pod.take_notices().contains(&Notice::NameShared(SlotNumber(1))));
+    story.sees_for(Duration::from_secs(5), EPOCH, 4, &shared);
+    assert!(story.pod.take_notices().is_empty());
+    story.sees(EPOCH, 5, &[(0, "a", "a1")]);
+    story.sees(EPOCH, 6, &[(0, "a", "a1"), (1, "a", "a3")]);
+    assert!(story.pod.take_notices().contains(&Notice::NameShared(SlotNumber(1))));
+}
+
+#[test]
+fn before_it_has_a_slot_its_name_may_be_its_own_from_before_a_restart() {
+    let mut story = Story::begin();
+    story.sees(EPOCH, 1, &[(0, "a", "a0")]);
+    assert_eq!(story.pod.take_notices(), [Notice::ViewChanged]);
+}
+
+#[test]
+fn a_pod_that_was_paused_beyond_its_lease_claims_anew() {
+    let mut story = Story::of_three();
+    story.now += Duration::from_secs(60);
+    assert_eq!(story.call().action, Action::Hold, "its own number again, if that is vacant");
+    assert_eq!(story.call().slot, Some(0));
+    assert!(!story.call().judge, "and it judges nobody by what it knew before the pause");
+
+    story.sees(EPOCH, 9, &[(0, "d", "d1"), (1, "b", "b1"), (2, "c", "c1")]);
+    assert_eq!(story.pod.own(), None);
+    assert!(story.pod.take_notices().contains(&Notice::Lost(SlotNumber(0))));
+    assert_eq!((story.due(), story.call().action), (Duration::ZERO, Action::Claim));
+    story.sees(EPOCH, 10, &[(0, "d", "d1"), (1, "b", "b1"), (2, "c", "c1"), (3, "a", "a1")]);
+    assert_eq!(story.pod.own(), Some(SlotNumber(3)));
+}
+
+#[test]
+fn while_redis_is_away_the_last_view_stays_in_force() {
+    let mut story = Story::of_three();
+    story.fails_for(Duration::from_secs(600));
+    assert!(!story.pod.is_connected());
+    assert_eq!((story.pods().as_str(), story.pod.own()), ("0=a 1=b 2=c", Some(SlotNumber(0))));
+    assert!(story.pod.take_notices().is_empty());
+}
+
+#[test]
+fn time_in_which_nobody_reached_redis_counts_against_no_lease() {
+    let mut story = Story::of_three();
+    assert!(story.call().judge);
+    story.fails_for(Duration::from_secs(60));
+    let all = [(0, "a", "a1"), (1, "b", "b1"), (2, "c", "c1")];
+    story.sees(EPOCH, 3, &all);
+    assert!(!story.call().judge, "b and c had no chance to renew");
+    story.sees_for(Duration::from_secs(9), EPOCH, 3, &all);
+    assert!(!story.call().judge);
+    story.sees_for(Duration::from_secs(1), EPOCH, 3, &all);
+    assert!(story.call().judge, "now they had: a lease has passed in contact");
+}
+
+#[test]
+fn a_call_that_was_stuck_did_nothing_and_counts_as_an_outage() {
+    let mut story = Story::of_three();
+    story.now += Duration::from_secs(1);
+    let late = Snapshot { now_ms: 99_000, late: true, ..Snapshot::default() };
+    story.pod.handle_snapshot(story.now, story.now, late);
+    assert!(!story.pod.is_connected());
+    assert_eq!(story.pods(), "0=a 1=b 2=c");
+    assert_eq!(story.call().sent_ms, Some(99_000), "Redis' clock is known all the same");
+}
+
+#[test]
+fn a_call_says_when_it_was_sent_by_redis_clock() {
+    let mut story = Story::begin();
+    assert_eq!(story.call().sent_ms, None);
+    story.sees(EPOCH, 0, &[]);
+    story.now += Duration::from_millis(1_234);
+    assert_eq!(story.call().sent_ms, Some(EPOCH + 1_234));
+}
+
+#[test]
+fn when_redis_comes_back_empty_the_old_view_holds_for_one_lease_more() {
+    let mut story = Story::of_three();
+    story.fails_for(Duration::from_secs(5));
+    assert_eq!((story.call().action, story.call().slot), (Action::Hold, Some(0)), "its own number again");
+    assert_eq!(story.call().slots, 3, "Redis is told again how many slots there are");
+
+    story.sees(2 * EPOCH, 1, &[(0, "a", "a1")]);
+    assert_eq!(story.pod.take_notices(), [Notice::MemoryLost]);
+    assert_eq!(story.pods(), "0=a 1=b 2=c");
+    assert_eq!(story.pod.view().version, 1, "a version that went down is believed");
+
+    story.sees_for(Duration::from_secs(9), 2 * EPOCH, 2, &[(0, "a", "a1"), (1, "b", "b1")]);
+    assert_eq!(story.pods(), "0=a 1=b 2=c");
+    story.sees_for(Duration::from_secs(1), 2 * EPOCH, 2, &[(0, "a", "a1"), (1, "b", "b1")]);
+    assert_eq!(story.pods(), "0=a 1=b", "c had its time");
+}
+
+#[test]
+fn a_hash_that_was_emptied_and_filled_between_two_looks_is_noticed_by_its_epoch() {
+    let mut story = Story::of_three();
+    story.sees(2 * EPOCH, 7, &[(0, "a", "a1"), (2, "c", "c1")]);
+    assert_eq!(story.pods(), "0=a 1=b 2=c");
+    assert!(story.pod.take_notices().contains(&Notice::MemoryLost));
+}
+
+#[test]
+fn an_older_state_that_redis_was_set_back_to_is_believed() {
+    let mut story = Story::of_three();
+    story.sees(EPOCH, 9, &[(0, "a", "a1"), (1, "b", "b1"), (2, "c", "c1")]);
+    story.sees(EPOCH, 2, &[(0, "a", "a1"), (1, "b", "b1"), (4, "e", "e1")]);
+    assert_eq!(story.pod.view().version, 2);
+    assert_eq!(story.pods(), "0=a 1=b 2=c 4=e");
+}
+
+#[test]
+fn who_is_remembered_yields_to_whoever_fills_its_number_or_where_it_went() {
+    let mut story = Story::of_three();
+    story.sees(2 * EPOCH, 1, &[(0, "a", "a1"), (2, "b", "b1")]);
+    assert_eq!(story.pods(), "0=a 2=b", "b went to 2, where c was");
+    story.sees(2 * EPOCH, 2, &[(0, "a", "a1"), (1, "d", "d1"), (2, "b", "b1")]);
+    assert_eq!(story.pods(), "0=a 1=d 2=b");
+}
+
+#[test]
+fn one_that_came_back_and_went_again_is_not_remembered() {
+    let mut story = Story::of_three();
+    story.sees(2 * EPOCH, 3, &[(0, "a", "a1"), (1, "b", "b1"), (2, "c", "c1")]);
+    story.sees(2 * EPOCH, 4, &[(0, "a", "a1"), (2, "c", "c1")]);
+    assert_eq!(story.pods(), "0=a 2=c");
+}
+
+#[test]
+fn numbers_of_those_who_are_expected_back_are_not_claimed() {
+    let mut story = Story::of_three();
+    story.sees(2 * EPOCH, 1, &[(0, "d", "d1")]);
+    assert_eq!(story.pod.own(), None, "d was quicker");
+    let call = story.call();
+    assert_eq!((call.action, call.slot, call.reserved), (Action::Claim, Some(0), vec![1, 2]));
+}
+
+#[test]
+fn one_that_said_goodbye_is_not_expected_back() {
+    let mut story = Story::of_three();
+    story.pod.handle_give_up(story.now);
+    story.pod.handle_leave(NodeId("b".into()), story.now);
+    story.sees(0, 0, &[]);
+    assert_eq!(story.pods(), "2=c", "only of c it is not known that it left");
+    story.pod.handle_leave(NodeId("c".into()), story.now);
+    story.sees(0, 0, &[]);
+    assert_eq!(story.pods(), "");
+}
+
+#[test]
+fn an_empty_hash_does_not_prolong_the_memory_of_those_who_were_in_it() {
+    let mut story = Story::of_three();
+    story.pod.handle_give_up(story.now);
+    story.sees(0, 0, &[]);
+    story.sees_for(Duration::from_secs(9), 0, 0, &[]);
+    assert_eq!(story.pods(), "1=b 2=c");
+    story.sees_for(Duration::from_secs(1), 0, 0, &[]);
+    assert_eq!(story.pods(), "");
+}
+
+#[test]
+fn after_an_outage_a_new_pod_lets_those_who_had_a_slot_go_first() {
+    let mut story = Story::begin();
+    story.pod.handle_history_complete(story.now);
+    story.fails_for(Duration::from_secs(5));
+    story.sees(EPOCH, 0, &[]);
+    assert_eq!(story.call().action, Action::Watch);
+    story.sees_for(Duration::from_secs(2), EPOCH, 1, &[(0, "b", "b1")]);
+    assert_eq!(story.call().action, Action::Watch);
+    story.sees_for(Duration::from_secs(1), EPOCH, 1, &[(0, "b", "b1")]);
+    assert_eq!(story.call().action, Action::Claim);
+}
+
+#[test]
+fn a_draining_pod_is_nobodys_owner_at_once_and_its_slot_is_given_up() {
+    let mut story = Story::of_three();
+    story.pod.handle_give_up(story.now);
+    assert_eq!((story.pod.own(), story.pods().as_str()), (None, "1=b 2=c"));
+    assert_eq!((story.due(), story.call().action), (Duration::ZERO, Action::Leave));
+    assert!(!story.pod.has_left());
+
+    story.sees(EPOCH, 4, &[(1, "b", "b1"), (2, "c", "c1")]);
+    assert!(story.pod.has_left());
+    assert!(story.pod.take_notices().contains(&Notice::Left));
+    assert_eq!(story.call().action, Action::Watch, "it goes on looking whom to send its clients to");
+}
+
+#[test]
+fn a_pod_that_drains_without_redis_is_nobodys_owner_either() {
+    let mut story = Story::of_three();
+    story.fails_for(Duration::from_secs(5));
+    story.pod.handle_give_up(story.now);
+    assert_eq!((story.pod.own(), story.pods().as_str()), (None, "1=b 2=c"));
+    assert!(!story.pod.has_left());
+    story.sees(EPOCH, 3, &[(0, "a", "a1"), (1, "b", "b1"), (2, "c", "c1")]);
+    assert_eq!(story.pods(), "1=b 2=c", "whatever Redis still says");
+    assert_eq!(story.call().action, Action::Leave);
+}
+
+#[test]
+fn a_pod_that_drains_before_it_had_a_slot_has_left_already() {
+    let mut story = Story::begin();
+    story.sees(EPOCH, 1, &[(0, "b", "b1")]);
+    story.pod.handle_give_up(story.now);
+    assert!(story.pod.has_left());
+    story.pod.handle_history_complete(story.now);
+    assert_eq!(story.call().action, Action::Watch);
+}
+
+#[test]
+fn a_burst_of_announcements_asks_for_one_look() {
+    let mut story = Story::of_three();
+    story.pod.handle_announcement(story.now);
+    assert_eq!(story.due(), BETWEEN_CALLS);
+    story.now += Duration::from_millis(15);
+    story.pod.handle_announcement(story.now);
+    assert_eq!(story.due(), Duration::from_millis(5));
+    story.now += Duration::from_millis(500);
+    story.pod.handle_announcement(story.now);
+    assert_eq!(story.due(), Duration::ZERO);
+}
+
+#[test]
+fn an_announcement_does_not_shorten_the_pause_after_a_failure() {
+    let mut story = Story::of_three();
+    story.fails_for(Duration::from_secs(5));
+    let due = story.due();
+    story.pod.handle_announcement(story.now);
+    assert_eq!(story.due(), due);
+}
+
+#[test]
+fn the_end_of_a_lease_is_looked_at_when_it_comes_rather_than_at_the_poll_after_it() {
+    let mut story = Story::of_three();
+    assert_eq!(story.due(), Duration::from_secs(1));
+    let mut snapshot = story.snapshot(EPOCH, 3, &[(0, "a", "a1"), (1, "b", "b1")]);
+    snapshot.holders[1].expires_at_ms = story.redis_ms() + 300;
+    story.pod.handle_snapshot(story.now, story.now, snapshot.clone());
+    assert_eq!(story.due(), Duration::from_millis(301));
+
+    snapshot.holders[1].expires_at_ms = story.redis_ms() - 300;
+    story.pod.handle_snapshot(story.now, story.now, snapshot);
+    assert_eq!(story.due(), Duration::from_secs(1), "one that is not to be judged yet is no reason to hurry");
+}
+
+#[test]
+fn a_views_vacant_slots_stay() {
+    let mut story = Story::of_three();
+    let mut snapshot = story.snapshot(EPOCH, 4, &[(0, "a", "a1")]);
+    snapshot.slots = 3;
+    story.pod.handle_snapshot(story.now, story.now, snapshot);
+    assert_eq!(story.pod.view().slots.len(), 3);
+    assert_eq!(story.pods(), "0=a");
+    assert_eq!(story.pod.take_notices(), [Notice::ViewChanged]);
+}
+
+#[test]
+fn a_view_that_says_nothing_new_is_the_same_view() {
+    let mut story = Story::of_three();
+    let before = Arc::clone(story.pod.view());
+    story.sees_for(Duration::from_secs(30), EPOCH, 3, &[(0, "a", "a1"), (1, "b", "b1"), (2, "c", "c1")]);
+    assert!(Arc::ptr_eq(&before, story.pod.view()));
+    assert!(story.pod.take_notices().is_empty());
+}
+
+/// Anything that may happen to a pod.
+#[derive(Debug, Clone)]
+enum Happening {
+    Sees { epoch: u64, version: u64, slots: u32, holders: Vec<(u32, usize)> },
+    Late,
+    Fails,
+    HistoryComplete,
+    GivesUp,
+    Hears(usize),
+    Waits(u64),
+}
+
+/// Names and instances: `a1` is the pod itself, `a2` one of its name.
+const KNOWN: [(&str, &str); 4] = [("a", "a1"), ("a", "a2"), ("b", "b1"), ("c", "c1")];
+
+fn happening() -> impl Strategy<Value = Happening> {
+    let holders = prop::collection::vec((0u32..6, 0usize..4), 0..5);
+    prop_oneof![
+        6 => (0u64..3, 0u64..9, 0u32..8, holders)
+            .prop_map(|(epoch, version, slots, holders)| Happening::Sees { epoch, version, slots, holders }),
+        1 => Just(Happening::Late),
+        2 => Just(Happening::Fails),
+        1 => Just(Happening::HistoryComplete),
+        1 => Just(Happening::GivesUp),
+        1 => (0usize..4).prop_map(Happening::Hears),
+        3 => (0u64..15_000).prop_map(Happening::Waits),
+    ]
+}
+
+impl Story {
+    fn happens(&mut self, happening: Happening) {
+        match happening {
+            Happening::Sees { epoch, version, slots, mut holders } => {
+                holders.sort_unstable();
+                holders.dedup_by_key(|(slot, _)| *slot);
+                let holders: Vec<_> = holders.iter().map(|&(slot, who)| (slot, KNOWN[who].0, KNOWN[who].1)).collect();
+                let mut snapshot = self.snapshot(epoch, version, &holders);
+                snapshot.slots = snapshot.slots.max(slots);
+                self.pod.handle_snapshot(self.now, self.now, snapshot);
+            }
+            Happening::Late => {
+                let late = Snapshot { now_ms: self.redis_ms(), late: true, ..Snapshot::default() };
+                self.pod.handle_snapshot(self.now, self.now, late);
+            }
+            Happening::Fails => self.pod.handle_failure(self.now),
+            Happening::HistoryComplete => self.pod.handle_history_complete(self.now),
+            Happening::GivesUp => self.pod.handle_give_up(self.now),
+            Happening::Hears(who) => self.pod.handle_leave(NodeId(KNOWN[who].0.into()), self.now),
+            Happening::Waits(ms) => self.now += Duration::from_millis(ms),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_a_pod_contradicts_itself_never(happenings in prop::collection::vec(happening(), 0..60)) {
+        let mut story = Story::begin();
+        let (mut complete, mut given_up) = (false, false);
+        for happening in happenings {
+            complete |= matches!(happening, Happening::HistoryComplete);
+            given_up |= matches!(happening, Happening::GivesUp);
+            story.happens(happening);
+            let (pod, call) = (&story.pod, story.call());
+            if let Some(own) = pod.own() {
+                prop_assert!(complete && !given_up);
+                prop_assert_eq!(&*pod.view().pod(own).expect("the own slot is in the view").node.0, "a");
+                prop_assert_eq!((call.action, call.slot), (Action::Hold, Some(own.0)));
+            }
+            if call.action == Action::Claim {
+                prop_assert!(complete && !given_up && pod.own().is_none());
+            }
+            if given_up {
+                prop_assert!(matches!(call.action, Action::Leave | Action::Watch));
+                prop_assert_eq!(call.action == Action::Watch, pod.has_left());
+            }
+            if !pod.is_connected() && pod.call_at().is_some() {
+                prop_assert!(pod.call_at() <= Some(story.now + Duration::from_secs(1)), "Redis is tried each second");
+            }
+        }
+    }
+}

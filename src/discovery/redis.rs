@@ -1,0 +1,280 @@
+//! The edge to Redis: one connection for calls, one for announcements, every step with a time limit. What is asked and
+//! what is believed is [`super::membership`]'s.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_lite::StreamExt;
+use redis::aio::{MultiplexedConnection, PubSubStream};
+use redis::{AsyncConnectionConfig, Client, Msg, RedisError, Script};
+use tokio::time::{sleep_until, timeout};
+use tracing::{error, info, warn};
+
+use super::contact::Times;
+use super::membership::{Identity, Member, Notice};
+use super::wire::{BadAnswer, Call, Snapshot};
+use super::{Cluster, Intent, Parts};
+use crate::ids::NodeId;
+
+/// The script's text.
+const SLOTS_SCRIPT: &str = include_str!("slots.lua");
+
+/// Pods that a log line names; of more it tells the number.
+const PODS_LOGGED_MAX: usize = 16;
+
+/// Why a call came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum CallError {
+    /// Redis refused, or the connection broke.
+    #[error("{0}")]
+    Redis(#[from] RedisError),
+    /// No answer came in time.
+    #[error("no answer within {0:?}")]
+    TimedOut(Duration),
+    /// What came is no answer of the script.
+    #[error("{0}")]
+    Answer(#[from] BadAnswer),
+    /// The call cannot be written: a bug of ours.
+    #[error("the call is no JSON: {0}")]
+    Call(serde_json::Error),
+}
+
+/// Runs membership by Redis until the intent's sender is gone.
+pub(super) async fn run(parts: Parts) {
+    let times = Times::of(parts.config.lease);
+    let client = match Client::open(parts.config.connection.clone()) {
+        Ok(client) => client,
+        // The settings were parsed by the same crate: it is not expected, and /ready goes on saying so.
+        Err(error) => return error!(%error, "the Redis settings are not usable"),
+    };
+    let identity = Identity {
+        node: parts.node.clone(),
+        instance: new_instance(),
+        url: Arc::clone(&parts.url),
+        key_prefix: parts.config.key_prefix.clone(),
+    };
+    let channels = ["join", "leave"].map(|what| format!("{}:node:{what}", parts.config.key_prefix));
+    let session = Session {
+        member: Member::new(identity, times),
+        link: Link { client, times, calls: None, announcements: None, script: Script::new(SLOTS_SCRIPT) },
+        channels,
+        address: parts.config.address.clone(),
+        reachable: None,
+        parts,
+    };
+    session.run().await;
+}
+
+/// A name for this process that no other has. It needs to differ, not to be secret: the standard library's hasher seeds
+/// are random enough.
+fn new_instance() -> Arc<str> {
+    let random = || RandomState::new().hash_one(std::process::id());
+    format!("{:016x}{:016x}", random(), random()).into()
+}
+
+struct Session {
+    parts: Parts,
+    member: Member,
+    link: Link,
+    channels: [String; 2],
+    address: Box<str>,
+    /// What the log last said of Redis.
+    reachable: Option<bool>,
+}
+
+impl Session {
+    async fn run(mut self) {
+        self.follow_intent();
+        loop {
+            let call_at = self.member.call_at().unwrap_or_else(Instant::now);
+            tokio::select! {
+                // The intent first: a slot that is to be given up is not renewed before.
+                biased;
+                changed = self.parts.intent.changed() => match changed {
+                    Ok(()) => self.follow_intent(),
+                    Err(_) => return,
+                },
+                () = sleep_until(call_at.into()) => self.call().await,
+                announcement = next(&mut self.link.announcements) => self.handle_announcement(announcement.as_ref()),
+            }
+            self.publish();
+        }
+    }
+
+    fn follow_intent(&mut self) {
+        let now = Instant::now();
+        match *self.parts.intent.borrow_and_update() {
+            Intent::Watch => {}
+            Intent::Serve => self.member.handle_history_complete(now),
+            Intent::Leave => self.member.handle_give_up(now),
+        }
+    }
+
+    async fn call(&mut self) {
+        let began = Instant::now();
+        let answer = match self.link.connect(&self.channels).await {
+            // Connecting may have taken a while: the call says when it is sent.
+            Ok(()) => {
+                let sent = Instant::now();
+                self.link.call(&self.member.call(sent), &self.key()).await
+            }
+            Err(error) => Err(error),
+        };
+        let now = Instant::now();
+        match answer {
+            Ok(snapshot) => {
+                self.member.handle_snapshot(began, now, snapshot);
+                self.say_reachable();
+            }
+            Err(error) => {
+                self.link.close();
+                self.parts.metrics.calls_failed.inc();
+                self.member.handle_failure(now);
+                self.say_unreachable(&error);
+            }
+        }
+    }
+
+    fn handle_announcement(&mut self, announcement: Option<&Msg>) {
+        let now = Instant::now();
+        let Some(message) = announcement else {
+            // The connection broke: the call that follows tells whether Redis did.
+            self.link.announcements = None;
+            return self.member.handle_announcement(now);
+        };
+        match message.get_payload::<String>() {
+            Ok(node) if message.get_channel_name() == self.channels[1] => {
+                self.member.handle_leave(NodeId(node.into()), now);
+            }
+            _ => self.member.handle_announcement(now),
+        }
+    }
+
+    fn key(&self) -> String {
+        format!("{}:slots", self.parts.config.key_prefix)
+    }
+
+    fn publish(&mut self) {
+        for notice in self.member.take_notices() {
+            self.log(&notice);
+        }
+        let now = Cluster {
+            connected: self.member.is_connected(),
+            view: Arc::clone(self.member.view()),
+            own: self.member.own(),
+            left: self.member.has_left(),
+        };
+        self.parts.metrics.show(&now);
+        self.parts.cluster.send_if_modified(|before| {
+            let changed = before.connected != now.connected
+                || before.own != now.own
+                || before.left != now.left
+                || !Arc::ptr_eq(&before.view, &now.view);
+            *before = now;
+            changed
+        });
+    }
+
+    fn say_reachable(&mut self) {
+        if self.reachable != Some(true) {
+            info!(address = %self.address, "Redis is reached");
+        }
+        self.reachable = Some(true);
+    }
+
+    fn say_unreachable(&mut self, error: &CallError) {
+        if self.reachable != Some(false) {
+            warn!(address = %self.address, %error, "Redis is not reached: the last view stays in force");
+        }
+        self.reachable = Some(false);
+    }
+
+    fn log(&self, notice: &Notice) {
+        let node = &self.parts.node;
+        match notice {
+            Notice::Claimed(slot) => info!(%slot, "this pod has a slot"),
+            Notice::Lost(slot) => warn!(%slot, "another pod has the slot that this one had: claiming anew"),
+            Notice::Displaced(slot) => error!(
+                %slot, %node,
+                "another process runs under this pod's name and has taken its slot over: claiming another. Give each \
+                 pod a POD_NAME of its own"
+            ),
+            Notice::NameShared(slot) => error!(
+                %slot, %node,
+                "another process runs under this pod's name, in this slot. Give each pod a POD_NAME of its own"
+            ),
+            Notice::MemoryLost => warn!("Redis came back without what it knew: the pods take their slots again"),
+            Notice::Left => info!("this pod's slot is given up"),
+            Notice::ViewChanged => {
+                let view = self.member.view();
+                let pods = view.live().count();
+                let live = view.live().take(PODS_LOGGED_MAX).map(|(slot, pod)| format!("{slot}={}", pod.node));
+                let mut live = live.collect::<Vec<_>>().join(" ");
+                if pods > PODS_LOGGED_MAX {
+                    live.push_str(" …");
+                }
+                info!(version = view.version, slots = view.slots.len(), pods, live, "the pods that serve");
+            }
+        }
+    }
+}
+
+/// The next announcement; never where there is no connection to hear it on.
+async fn next(announcements: &mut Option<PubSubStream>) -> Option<Msg> {
+    match announcements {
+        Some(stream) => stream.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The connections. After any failure both are made anew: the state of one that answered late is not to be guessed.
+struct Link {
+    client: Client,
+    times: Times,
+    calls: Option<MultiplexedConnection>,
+    announcements: Option<PubSubStream>,
+    script: Script,
+}
+
+impl Link {
+    fn close(&mut self) {
+        self.calls = None;
+        self.announcements = None;
+    }
+
+    /// Makes what connections there are not.
+    async fn connect(&mut self, channels: &[String]) -> Result<(), CallError> {
+        let limit = self.times.call;
+        if self.calls.is_none() {
+            let config =
+                AsyncConnectionConfig::new().set_connection_timeout(Some(limit)).set_response_timeout(Some(limit));
+            let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
+            self.calls = Some(within(limit, connecting).await?);
+        }
+        if self.announcements.is_none() {
+            let subscribing = async {
+                let mut announcements = self.client.get_async_pubsub().await?;
+                announcements.subscribe(channels).await?;
+                Ok(announcements.into_on_message())
+            };
+            self.announcements = Some(within(limit, subscribing).await?);
+        }
+        Ok(())
+    }
+
+    /// Runs the script.
+    async fn call(&mut self, call: &Call, key: &str) -> Result<Snapshot, CallError> {
+        let limit = self.times.call;
+        let Some(connection) = &mut self.calls else { return Err(CallError::TimedOut(Duration::ZERO)) };
+        let call = serde_json::to_string(call).map_err(CallError::Call)?;
+        let mut invocation = self.script.key(key);
+        invocation.arg(call);
+        let answer: Vec<String> = within(limit, invocation.invoke_async(connection)).await?;
+        Ok(Snapshot::parse(&answer)?)
+    }
+}
+
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, RedisError>>) -> Result<T, CallError> {
+    timeout(limit, work).await.map_err(|_| CallError::TimedOut(limit))?.map_err(CallError::Redis)
+}

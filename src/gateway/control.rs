@@ -1,0 +1,298 @@
+//! The control thread's loop. It alone changes the pod's standing: what discovery says of the cluster, what the parts show
+//! of themselves and what a signal asks for come together here, and every shard hears of the result.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{info, warn};
+
+use crate::config::DrainConfig;
+use crate::discovery::{Cluster, Intent};
+use crate::exchange::{PublishedStanding, ShardDoor, Standing};
+use crate::operations::readiness::{Readiness, Threads};
+use crate::shutdown::phases;
+use crate::shutdown::signals::Signals;
+
+/// How often the parts are looked at: what they show of themselves has no bell.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// What the control thread's loop is built of.
+pub(super) struct Control {
+    /// What every shard reads.
+    pub(super) standing: PublishedStanding,
+    /// The shards' bells.
+    pub(super) doors: Vec<ShardDoor>,
+    /// What the threads show of themselves.
+    pub(super) threads: Threads,
+    /// What discovery is to want.
+    pub(super) intent: watch::Sender<Intent>,
+    /// What discovery has.
+    pub(super) cluster: watch::Receiver<Cluster>,
+    /// What the pages tell.
+    pub(super) readiness: watch::Sender<Readiness>,
+    /// How the pod stops.
+    pub(super) drain: DrainConfig,
+    /// When the process began, for the log.
+    pub(super) started: Instant,
+}
+
+impl Control {
+    /// Runs until all is over, and says so to every thread.
+    pub(super) async fn run(mut self, mut signals: Signals) {
+        let mut look = interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let since = loop {
+            tokio::select! {
+                signal = signals.next() => break self.begin_to_drain(signal),
+                // Its sender lives as long as discovery, which ends after this loop.
+                Ok(()) = self.cluster.changed() => {}
+                _ = look.tick() => {}
+            }
+            self.look();
+        };
+        tokio::spawn(signals.end_at_next());
+        while !phases::may_end(Instant::now(), since, &self.drain, self.threads.clients(), self.cluster.borrow().left) {
+            tokio::select! {
+                Ok(()) = self.cluster.changed() => {}
+                _ = look.tick() => {}
+            }
+            self.look();
+        }
+        info!(took = ?since.elapsed(), clients_left = self.threads.clients(), "drained");
+        self.publish(|standing| standing.ended = true);
+    }
+
+    /// The slot is given up and no client is sent here any more; the shards do the rest.
+    fn begin_to_drain(&mut self, signal: &str) -> Instant {
+        let since = Instant::now();
+        info!(signal, clients = self.threads.clients(), delay = ?self.drain.delay, over = ?self.drain.over, "draining");
+        self.intent.send_replace(Intent::Leave);
+        self.readiness.send_modify(|readiness| readiness.draining = true);
+        self.publish(|standing| {
+            standing.draining_since = Some(since);
+            // Not only when discovery comes to it: from now on nobody is owned here.
+            let others = standing.own.take().map(|own| standing.view.without(own));
+            if let Some(others) = others {
+                standing.view = Arc::new(others);
+            }
+        });
+        since
+    }
+
+    /// Brings together what the parts show.
+    fn look(&mut self) {
+        let cluster = self.cluster.borrow_and_update().clone();
+        let before = *self.readiness.borrow();
+        let ingest = &self.threads.ingest;
+        let now = Readiness {
+            redis: cluster.connected,
+            kafka: ingest.connected.load(Ordering::Acquire),
+            history: ingest.filled.load(Ordering::Acquire),
+            slot: cluster.own,
+            had_slot: before.had_slot || cluster.own.is_some(),
+            draining: before.draining,
+        };
+        if now.history && !before.history {
+            info!(after = ?self.started.elapsed(), "the history is complete");
+            // Never backwards: a pod that drains while it fills stays draining.
+            self.intent.send_modify(|intent| *intent = (*intent).max(Intent::Serve));
+        }
+        if now != before {
+            say_whether_ready(before, now, self.started);
+            self.readiness.send_replace(now);
+        }
+        self.follow(&cluster, now.is_ready());
+    }
+
+    /// Publishes what changed for the shards.
+    fn follow(&self, cluster: &Cluster, ready: bool) {
+        let standing = self.standing.load();
+        let draining = standing.draining_since.is_some();
+        let own = if draining { None } else { cluster.own };
+        // What discovery published before it heard of the drain still has this pod in it.
+        let stale = draining && cluster.own.is_some();
+        let same_view = stale || Arc::ptr_eq(&standing.view, &cluster.view);
+        if same_view && standing.own == own && (standing.was_ready || !ready) {
+            return;
+        }
+        self.publish(|standing| {
+            if !stale {
+                standing.view = Arc::clone(&cluster.view);
+            }
+            standing.own = own;
+            standing.was_ready |= ready;
+        });
+    }
+
+    fn publish(&self, change: impl FnOnce(&mut Standing)) {
+        let mut standing = Standing::clone(&self.standing.load());
+        change(&mut standing);
+        self.standing.store(Arc::new(standing));
+        for door in &self.doors {
+            door.ring();
+        }
+    }
+}
+
+fn say_whether_ready(before: Readiness, now: Readiness, started: Instant) {
+    match (before.is_ready(), now.is_ready()) {
+        (false, true) => info!(after = ?started.elapsed(), "ready"),
+        (true, false) if !now.draining => warn!(waits_for = now.waits_for().join(", "), "not ready"),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::task::{Wake, Waker};
+
+    use super::*;
+    use crate::exchange::{ShardInbox, shard_door};
+    use crate::ids::{AssessmentHash, NodeId, SlotNumber};
+    use crate::routing::placement::{Pod, View};
+
+    struct Bench {
+        control: Control,
+        cluster: watch::Sender<Cluster>,
+        intent: watch::Receiver<Intent>,
+        readiness: watch::Receiver<Readiness>,
+        inbox: ShardInbox,
+    }
+
+    fn bench() -> Bench {
+        let (door, inbox) = shard_door();
+        let (intent, intent_seen) = watch::channel(Intent::Watch);
+        let (cluster, cluster_seen) = watch::channel(Cluster::default());
+        let (readiness, readiness_seen) = watch::channel(Readiness::default());
+        let control = Control {
+            standing: PublishedStanding::default(),
+            doors: vec![door],
+            threads: Threads { ingest: Arc::default(), shards: vec![Arc::default()] },
+            intent,
+            cluster: cluster_seen,
+            readiness,
+            drain: DrainConfig { delay: Duration::ZERO, over: Duration::ZERO },
+            started: Instant::now(),
+        };
+        Bench { control, cluster, intent: intent_seen, readiness: readiness_seen, inbox }
+    }
+
+    impl Bench {
+        fn fill(&self) {
+            self.control.threads.ingest.connected.store(true, Ordering::Release);
+            self.control.threads.ingest.filled.store(true, Ordering::Release);
+        }
+
+        fn join(&self) {
+            let pod = |name: &str| Some(Pod { node: NodeId(name.into()), url: "ws://pod/ws".into() });
+            let view = Arc::new(View { version: 2, slots: vec![pod("a"), pod("b")] });
+            self.cluster.send_replace(Cluster { connected: true, view, own: Some(SlotNumber(0)), left: false });
+        }
+
+        fn standing(&self) -> Arc<Standing> {
+            self.control.standing.load_full()
+        }
+
+        /// Looks, and tells whether the shard's bell rang.
+        fn look_rings(&mut self) -> bool {
+            struct Rung(AtomicBool);
+            impl Wake for Rung {
+                fn wake(self: Arc<Self>) {
+                    self.0.store(true, Ordering::Relaxed);
+                }
+            }
+            let rung = Arc::new(Rung(AtomicBool::new(false)));
+            self.inbox.bell.register(&Waker::from(Arc::clone(&rung)));
+            self.control.look();
+            rung.0.load(Ordering::Relaxed)
+        }
+    }
+
+    #[test]
+    fn a_slot_is_wanted_once_the_history_is_complete() {
+        let mut bench = bench();
+        bench.control.look();
+        assert_eq!(*bench.intent.borrow(), Intent::Watch);
+        bench.fill();
+        bench.control.look();
+        assert_eq!(*bench.intent.borrow(), Intent::Serve);
+        assert!(!bench.readiness.borrow().is_ready(), "it has no slot yet");
+    }
+
+    #[test]
+    fn a_pod_that_was_ready_stays_one_that_was() {
+        let mut bench = bench();
+        bench.fill();
+        bench.join();
+        bench.control.look();
+        assert!(bench.readiness.borrow().is_ready() && bench.standing().was_ready);
+        assert_eq!(bench.standing().own, Some(SlotNumber(0)));
+
+        bench.control.threads.ingest.connected.store(false, Ordering::Release);
+        bench.control.look();
+        assert!(!bench.readiness.borrow().is_ready() && bench.standing().was_ready);
+    }
+
+    #[test]
+    fn a_draining_pod_owns_nothing_from_the_signal_on_whatever_discovery_still_says() {
+        let mut bench = bench();
+        bench.fill();
+        bench.join();
+        bench.control.look();
+        bench.control.begin_to_drain("SIGTERM");
+        for _ in 0..2 {
+            let standing = bench.standing();
+            assert!(standing.draining_since.is_some());
+            assert_eq!(standing.own, None);
+            let live: Vec<_> = standing.view.live().map(|(slot, _)| slot).collect();
+            assert_eq!(live, [SlotNumber(1)]);
+            assert!(
+                matches!(standing.owner(AssessmentHash(7)), crate::exchange::Owner::Elsewhere(pod) if &*pod.node.0 == "b")
+            );
+            // Discovery has not heard of it yet.
+            bench.control.look();
+        }
+        assert_eq!(*bench.intent.borrow(), Intent::Leave);
+        assert!(bench.readiness.borrow().draining);
+    }
+
+    #[test]
+    fn a_pod_that_drains_while_it_fills_wants_no_slot_after() {
+        let mut bench = bench();
+        bench.control.begin_to_drain("SIGINT");
+        bench.fill();
+        bench.control.look();
+        assert_eq!(*bench.intent.borrow(), Intent::Leave);
+    }
+
+    #[test]
+    fn shards_are_rung_for_what_changed_and_for_nothing_else() {
+        let mut bench = bench();
+        bench.control.look();
+        assert!(!bench.look_rings());
+        bench.join();
+        assert!(bench.look_rings(), "there is a view");
+        assert!(!bench.look_rings());
+        bench.fill();
+        assert!(bench.look_rings(), "it is ready for the first time");
+        bench.control.threads.ingest.connected.store(false, Ordering::Release);
+        assert!(!bench.look_rings(), "which it was, whatever fails later");
+    }
+
+    #[tokio::test]
+    async fn a_drained_pod_says_to_all_that_it_is_over() {
+        let bench = bench();
+        let standing = Arc::clone(&bench.control.standing);
+        let cluster = bench.cluster;
+        let signals = Signals::listen().unwrap();
+        // SAFETY: raise takes any signal, and this one has a handler now.
+        unsafe { libc::raise(libc::SIGTERM) };
+        cluster.send_modify(|cluster| cluster.left = true);
+        bench.control.run(signals).await;
+        assert!(standing.load().ended && standing.load().draining_since.is_some());
+    }
+}

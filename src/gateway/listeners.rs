@@ -1,0 +1,110 @@
+//! The ports: one listener a shard on `PORT`, by SO_REUSEPORT, and `ADMIN_PORT`'s.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Connections that wait for an accept, a listener: a burst of clients that a pod's end sends here. The kernel's own
+/// bound (`net.core.somaxconn`, 4096 by default) is in force besides.
+const BACKLOG: i32 = 4096;
+
+/// Why a port cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Somebody listens there.
+    #[error("port {0} is in use")]
+    PortInUse(u16),
+    /// Something else.
+    #[error("cannot listen on {address}: {source}")]
+    Refused {
+        /// Where.
+        address: SocketAddr,
+        /// As the kernel says.
+        source: io::Error,
+    },
+}
+
+/// The pod's listeners, non-blocking.
+#[derive(Debug)]
+pub struct Listeners {
+    /// The port of the clients: another than was asked for only where 0 was.
+    pub port: u16,
+    /// On `PORT`, one a shard.
+    pub shards: Vec<TcpListener>,
+    /// On `ADMIN_PORT`.
+    pub admin: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// Binds them all.
+    ///
+    /// # Errors
+    /// Where a port is in use, or the address is not this machine's.
+    pub fn bind(host: IpAddr, port: u16, admin_port: Option<u16>, shards: u16) -> Result<Self, ListenError> {
+        // With SO_REUSEPORT, another pod's port would be shared without a word: so it is tried without first.
+        let probe = listen(SocketAddr::new(host, port), false)?;
+        let address =
+            probe.local_addr().map_err(|source| ListenError::Refused { address: (host, port).into(), source })?;
+        let admin = admin_port.map(|port| listen(SocketAddr::new(host, port), false)).transpose()?;
+        drop(probe);
+        let shards = (0..shards).map(|_| listen(address, true)).collect::<Result<_, _>>()?;
+        Ok(Self { port: address.port(), shards, admin })
+    }
+}
+
+fn listen(address: SocketAddr, shared: bool) -> Result<TcpListener, ListenError> {
+    let try_listen = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        // For connections of an earlier process that are in TIME_WAIT.
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(shared)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(TcpListener::from(socket))
+    };
+    try_listen().map_err(|source: io::Error| match source.kind() {
+        io::ErrorKind::AddrInUse => ListenError::PortInUse(address.port()),
+        _ => ListenError::Refused { address, source },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    #[test]
+    fn each_shard_has_a_listener_of_the_same_port() {
+        let listeners = Listeners::bind(HERE, 0, Some(0), 3).unwrap();
+        assert_ne!(listeners.port, 0);
+        let ports = listeners.shards.iter().map(|listener| listener.local_addr().unwrap().port());
+        assert_eq!(ports.collect::<Vec<_>>(), [listeners.port; 3]);
+        assert!(listeners.admin.is_some());
+    }
+
+    #[test]
+    fn a_port_in_use_is_told_also_where_so_reuseport_would_hide_it() {
+        let first = Listeners::bind(HERE, 0, None, 2).unwrap();
+        let second = Listeners::bind(HERE, first.port, None, 1).unwrap_err();
+        assert_eq!(second.to_string(), format!("port {} is in use", first.port));
+    }
+
+    #[test]
+    fn an_admin_port_in_use_is_told_by_its_number() {
+        let other = TcpListener::bind((HERE, 0)).unwrap();
+        let port = other.local_addr().unwrap().port();
+        assert!(matches!(Listeners::bind(HERE, 0, Some(port), 1), Err(ListenError::PortInUse(told)) if told == port));
+        assert!(matches!(Listeners::bind(HERE, port, Some(port), 1), Err(ListenError::PortInUse(_))));
+    }
+
+    #[test]
+    fn an_address_of_another_machine_is_refused() {
+        let elsewhere = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+        assert!(matches!(Listeners::bind(elsewhere, 0, None, 1), Err(ListenError::Refused { .. })));
+    }
+}

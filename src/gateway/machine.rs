@@ -1,0 +1,201 @@
+//! What the machine gives and forbids: descriptors, io_uring, cores. It owns the system calls that ask.
+
+use std::io;
+
+use tracing::{debug, warn};
+
+/// Locked memory that glommio asks of the limit before it makes a ring, in bytes.
+const MEMLOCK_MIN: u64 = 512 * 1024;
+
+/// `struct io_uring_params` is this long, in bytes, and has been since the first version.
+const IO_URING_PARAMS_BYTES: usize = 120;
+
+/// What forbids io_uring, and how to allow it, in one line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum IoUringForbidden {
+    /// The sysctl, for all.
+    #[error(
+        "io_uring is forbidden by the sysctl kernel.io_uring_disabled = 2: allow it by `sysctl -w kernel.io_uring_disabled=0`"
+    )]
+    SysctlForAll,
+    /// The sysctl, for those outside of a group.
+    #[error(
+        "io_uring is forbidden by the sysctl kernel.io_uring_disabled = 1 to processes outside of kernel.io_uring_group: \
+         run as a member of that group, or `sysctl -w kernel.io_uring_disabled=0`"
+    )]
+    SysctlForOthers,
+    /// A seccomp profile, most likely a container runtime's default.
+    #[error(
+        "io_uring is forbidden by a seccomp profile, as container runtimes' default ones do: allow io_uring_setup, \
+         io_uring_enter and io_uring_register in it (deploy/ has one), or run with seccomp=unconfined"
+    )]
+    Seccomp,
+    /// There is none, or a seccomp profile pretends so.
+    #[error(
+        "io_uring is not there: shardgate needs Linux 5.8 or newer and, in a container, a seccomp profile that allows \
+         io_uring_setup, io_uring_enter and io_uring_register"
+    )]
+    Absent,
+    /// RLIMIT_MEMLOCK.
+    #[error(
+        "io_uring is forbidden by RLIMIT_MEMLOCK = {0} bytes, and takes 524288: `ulimit -l 512`, LimitMEMLOCK=512K in a \
+         systemd unit, or --ulimit memlock=524288 of a container runtime"
+    )]
+    LockedMemory(u64),
+    /// Something else, by its number.
+    #[error("io_uring cannot be used: io_uring_setup fails with errno {0}")]
+    Other(i32),
+}
+
+/// Asks for a ring, as glommio will, which panics where there is none.
+///
+/// # Errors
+/// What forbids it.
+pub fn check_io_uring() -> Result<(), IoUringForbidden> {
+    let memlock = raise(libc::RLIMIT_MEMLOCK, MEMLOCK_MIN).map_or(u64::MAX, |limit| limit);
+    if memlock < MEMLOCK_MIN {
+        return Err(IoUringForbidden::LockedMemory(memlock));
+    }
+    let mut params = [0u64; IO_URING_PARAMS_BYTES / 8];
+    // SAFETY: the kernel reads and writes one io_uring_params, whose size and alignment the array has.
+    let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1u32, params.as_mut_ptr()) };
+    if ring >= 0 {
+        let ring = libc::c_int::try_from(ring).expect("a descriptor is an int");
+        // SAFETY: the descriptor was just made, and nobody else has it.
+        unsafe { libc::close(ring) };
+        return Ok(());
+    }
+    let errno = io::Error::last_os_error().raw_os_error().unwrap_or(0);
+    let sysctl = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
+    Err(why_forbidden(errno, sysctl.trim(), memlock))
+}
+
+fn why_forbidden(errno: i32, sysctl: &str, memlock: u64) -> IoUringForbidden {
+    match (errno, sysctl) {
+        (libc::EPERM, "2") => IoUringForbidden::SysctlForAll,
+        (libc::EPERM, "1") => IoUringForbidden::SysctlForOthers,
+        (libc::EPERM | libc::EACCES, _) => IoUringForbidden::Seccomp,
+        (libc::ENOSYS, _) => IoUringForbidden::Absent,
+        (libc::ENOMEM, _) => IoUringForbidden::LockedMemory(memlock),
+        (other, _) => IoUringForbidden::Other(other),
+    }
+}
+
+/// Raises the limit of open descriptors to what the process may have.
+pub fn raise_descriptor_limit() {
+    match raise(libc::RLIMIT_NOFILE, u64::MAX) {
+        Ok(limit) => debug!(limit, "descriptors"),
+        Err(error) => warn!(%error, "the limit of open descriptors stays as it is"),
+    }
+}
+
+/// Raises a soft limit to `wanted`, or as far as the hard limit allows, and tells the soft limit then in force.
+fn raise(resource: libc::__rlimit_resource_t, wanted: u64) -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one rlimit.
+    if unsafe { libc::getrlimit(resource, &raw mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let wanted = wanted.min(limit.rlim_max);
+    if limit.rlim_cur < wanted {
+        limit.rlim_cur = wanted;
+        // SAFETY: the kernel reads one rlimit.
+        if unsafe { libc::setrlimit(resource, &raw const limit) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(limit.rlim_cur)
+}
+
+/// Which core each thread is pinned to; `None` leaves it to the scheduler.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cores {
+    /// Ingest's.
+    pub ingest: Option<usize>,
+    /// The shards', by index.
+    pub shards: Vec<Option<usize>>,
+}
+
+impl Cores {
+    /// Shares out the cores that the process may use.
+    #[must_use]
+    pub fn share(shards: u16) -> Self {
+        let allowed = allowed_cores();
+        let usable = std::thread::available_parallelism().map_or(1, usize::from);
+        Self::share_of(&allowed, usable, usize::from(shards))
+    }
+
+    /// Ingest has the first core and the shards have the others, in turns where they are too few. Nobody is pinned where
+    /// the process has a share of more cores than it has threads (a cgroup's quota, few shards on a large machine): the
+    /// pods of one machine would all sit on the same few.
+    fn share_of(allowed: &[usize], usable: usize, shards: usize) -> Self {
+        if allowed.is_empty() || usable < allowed.len() || shards + 1 < allowed.len() {
+            return Self { ingest: None, shards: vec![None; shards] };
+        }
+        let in_turns = allowed.iter().copied().cycle().skip(1);
+        Self { ingest: allowed.first().copied(), shards: in_turns.take(shards).map(Some).collect() }
+    }
+}
+
+/// The cores of the process' affinity, in order.
+fn allowed_cores() -> Vec<usize> {
+    // SAFETY: a cpu_set_t is plain bits, for which zero is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes at most the size that it is told.
+    let got = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) };
+    if got != 0 {
+        return Vec::new();
+    }
+    let count = usize::try_from(libc::CPU_SETSIZE).unwrap_or(0);
+    // SAFETY: every number below CPU_SETSIZE lies in the set.
+    (0..count).filter(|&core| unsafe { libc::CPU_ISSET(core, &set) }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn share(allowed: &[usize], usable: usize, shards: usize) -> (Option<usize>, Vec<Option<usize>>) {
+        let Cores { ingest, shards } = Cores::share_of(allowed, usable, shards);
+        (ingest, shards)
+    }
+
+    #[test]
+    fn ingest_has_the_first_core_and_the_shards_have_the_others() {
+        assert_eq!(share(&[2, 3, 6, 7], 4, 3), (Some(2), vec![Some(3), Some(6), Some(7)]));
+        assert_eq!(share(&[0, 1], 2, 1), (Some(0), vec![Some(1)]));
+    }
+
+    #[test]
+    fn where_cores_are_too_few_they_are_shared_in_turns() {
+        assert_eq!(share(&[0], 1, 1), (Some(0), vec![Some(0)]));
+        assert_eq!(share(&[0, 1], 2, 3), (Some(0), vec![Some(1), Some(0), Some(1)]));
+    }
+
+    #[test]
+    fn a_pod_with_a_part_of_the_machine_is_left_to_the_scheduler() {
+        assert_eq!(share(&[0, 1, 2, 3], 2, 1), (None, vec![None]), "a quota of two cores");
+        assert_eq!(share(&[0, 1, 2, 3], 4, 1), (None, vec![None]), "one shard where three would fit");
+        assert_eq!(share(&[], 1, 2), (None, vec![None, None]), "an affinity that is not known");
+    }
+
+    #[test]
+    fn what_forbids_io_uring_is_said_with_how_to_allow_it() {
+        let why = |errno, sysctl| why_forbidden(errno, sysctl, 65_536);
+        assert_eq!(why(libc::EPERM, "2"), IoUringForbidden::SysctlForAll);
+        assert_eq!(why(libc::EPERM, "1"), IoUringForbidden::SysctlForOthers);
+        assert_eq!(why(libc::EPERM, "0"), IoUringForbidden::Seccomp);
+        assert_eq!(why(libc::EPERM, ""), IoUringForbidden::Seccomp, "a kernel without the sysctl");
+        assert_eq!(why(libc::ENOSYS, "0"), IoUringForbidden::Absent);
+        assert_eq!(why(libc::ENOMEM, "0"), IoUringForbidden::LockedMemory(65_536));
+        assert_eq!(why(libc::EMFILE, "0"), IoUringForbidden::Other(libc::EMFILE));
+        for errno in [libc::EPERM, libc::ENOSYS, libc::ENOMEM] {
+            assert_eq!(why(errno, "0").to_string().lines().count(), 1);
+        }
+    }
+
+    #[test]
+    fn this_process_may_use_some_core() {
+        assert!(!allowed_cores().is_empty());
+    }
+}

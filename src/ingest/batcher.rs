@@ -1,0 +1,449 @@
+//! From records to batches: finds each record's assessment as its route says, and copies it into the batch of its
+//! shard, or, for a tick, of every shard. It owns what each shard was told of topics and offsets; when a batch is handed
+//! over is up to [`super::reader`].
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use crate::ids::{AssessmentHash, AssessmentId, ShardIndex};
+use crate::limits::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX};
+use crate::routing::mapping::{Malformed, assessment_of, check_object};
+use crate::routing::placement::shard_of;
+use crate::routing::table::{AssessmentFrom, Scope, Topic};
+use crate::stream::batch::{Batch, Origin, Record, Span, Tick};
+
+use super::positions::Positions;
+
+/// A record as it came from Kafka, still in the consumer's memory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Incoming<'a> {
+    pub(super) origin: Origin,
+    /// In Unix ms; -1 where the record has none.
+    pub(super) timestamp_ms: i64,
+    pub(super) key: Option<&'a [u8]>,
+    /// `None` is a tombstone.
+    pub(super) payload: Option<&'a [u8]>,
+}
+
+/// What became of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// An event of this assessment: its shard has it.
+    Event(AssessmentHash),
+    /// A tick: every shard has it.
+    Tick,
+}
+
+/// Why a record can't be used. Upstream's fault; it harms nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub(super) enum Fault {
+    /// Its payload is over `MAX_EVENT_BYTES`.
+    #[error("the payload is over MAX_EVENT_BYTES")]
+    TooLarge,
+    /// It is not what its route takes.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+}
+
+/// Fills a batch for each shard.
+#[derive(Debug)]
+pub(super) struct Batcher {
+    /// By [`TopicIndex`].
+    topics: Vec<Arc<Topic>>,
+    shards: Vec<Outgoing>,
+    /// Shards whose batch has reached a limit.
+    full: Vec<ShardIndex>,
+    event_bytes_max: usize,
+}
+
+/// One shard's batch, and what the shard was told so far.
+#[derive(Debug, Default)]
+struct Outgoing {
+    batch: Batch,
+    /// Whether the batch was begun: its topics and starts are written.
+    begun: bool,
+    topics_told: usize,
+    /// The offset last told, by the partition's place in [`Positions`].
+    offsets_told: Vec<i64>,
+    /// How large the last batch was: the next one's arena begins with as much.
+    arena_len: usize,
+    records_len: usize,
+}
+
+impl Batcher {
+    /// For shards 0 to `shards` less one.
+    pub(super) fn new(shards: u16, event_bytes_max: usize) -> Self {
+        let shards = (0..shards.max(1)).map(|_| Outgoing::default()).collect();
+        Self { topics: Vec::new(), shards, full: Vec::new(), event_bytes_max }
+    }
+
+    /// Makes a topic known, before its first record. Topics come in the order of their indexes.
+    pub(super) fn add_topic(&mut self, topic: Arc<Topic>) {
+        debug_assert_eq!(usize::from(topic.index.0), self.topics.len());
+        self.topics.push(topic);
+    }
+
+    /// The topics that are known, by index.
+    pub(super) fn topics(&self) -> &[Arc<Topic>] {
+        &self.topics
+    }
+
+    /// Copies a record to where it belongs. `positions` stands at the record: it is moved on after this.
+    ///
+    /// # Errors
+    /// What makes the record unusable.
+    pub(super) fn push(&mut self, incoming: &Incoming<'_>, positions: &Positions) -> Result<Taken, Fault> {
+        let payload = incoming.payload.ok_or(Malformed::NoPayload)?;
+        if payload.len() > self.event_bytes_max {
+            return Err(Fault::TooLarge);
+        }
+        // A record of a topic that nobody told of would be our own fault, and is nobody's event.
+        let topic = self.topics.get(usize::from(incoming.origin.topic.0)).ok_or(Malformed::NoAssessment)?;
+        let Scope::Assessment { from, .. } = &topic.route.scope else {
+            check_object(payload)?;
+            self.push_tick(incoming, payload, positions);
+            return Ok(Taken::Tick);
+        };
+        let id = match from {
+            AssessmentFrom::Payload => assessment_of(payload)?,
+            AssessmentFrom::Key => Cow::Borrowed(assessment_in_key(incoming.key)?),
+        };
+        let hash = AssessmentHash::of(&id);
+        self.push_event(incoming.origin, hash, &id, payload, positions);
+        Ok(Taken::Event(hash))
+    }
+
+    /// A shard whose batch has reached a limit, with the batch.
+    pub(super) fn take_full(&mut self) -> Option<(ShardIndex, Batch)> {
+        let shard = self.full.pop()?;
+        Some((shard, self.shards[usize::from(shard.0)].finish()))
+    }
+
+    /// What there is for a shard: records, or topics that it has not heard of.
+    pub(super) fn take(&mut self, shard: ShardIndex, positions: &Positions) -> Option<Batch> {
+        let outgoing = self.shards.get_mut(usize::from(shard.0))?;
+        if outgoing.topics_told < self.topics.len() {
+            outgoing.begin(&self.topics, positions);
+        }
+        self.full.retain(|&full| full != shard);
+        outgoing.begun.then(|| outgoing.finish())
+    }
+
+    fn push_event(&mut self, origin: Origin, hash: AssessmentHash, id: &str, payload: &[u8], positions: &Positions) {
+        let shards = u16::try_from(self.shards.len()).unwrap_or(u16::MAX);
+        let shard = shard_of(hash, shards);
+        let outgoing = &mut self.shards[usize::from(shard.0)];
+        let batch = outgoing.begin(&self.topics, positions);
+        let payload_span = batch.push_bytes(payload);
+        let id = match within(payload, id.as_bytes()) {
+            Some(start) => Span { start: payload_span.start + start, len: byte_count(id.len()) },
+            None => batch.push_bytes(id.as_bytes()),
+        };
+        batch.records.push(Record { hash, origin, id, payload: payload_span });
+        if outgoing.has_reached_a_limit() && !self.full.contains(&shard) {
+            self.full.push(shard);
+        }
+    }
+
+    fn push_tick(&mut self, incoming: &Incoming<'_>, payload: &[u8], positions: &Positions) {
+        for (shard, outgoing) in (0u16..).map(ShardIndex).zip(&mut self.shards) {
+            let batch = outgoing.begin(&self.topics, positions);
+            let payload = batch.push_bytes(payload);
+            batch.ticks.push(Tick { origin: incoming.origin, timestamp_ms: incoming.timestamp_ms, payload });
+            if outgoing.has_reached_a_limit() && !self.full.contains(&shard) {
+                self.full.push(shard);
+            }
+        }
+    }
+}
+
+impl Outgoing {
+    /// The batch, with the topics and the offsets that changed since the shard's last one at its head.
+    fn begin(&mut self, topics: &[Arc<Topic>], positions: &Positions) -> &mut Batch {
+        if !self.begun {
+            self.begun = true;
+            self.batch.topics.extend_from_slice(&topics[self.topics_told..]);
+            self.topics_told = topics.len();
+            self.offsets_told.resize(positions.all().len(), i64::MIN);
+            for (at, told) in positions.all().iter().zip(&mut self.offsets_told) {
+                if at.offset != *told {
+                    *told = at.offset;
+                    self.batch.starts.push(*at);
+                }
+            }
+            self.batch.arena.reserve(self.arena_len);
+            self.batch.records.reserve(self.records_len);
+        }
+        &mut self.batch
+    }
+
+    /// The batch, in no more memory than it needs: a shard keeps it as it is.
+    fn finish(&mut self) -> Batch {
+        self.begun = false;
+        self.arena_len = self.batch.arena.len();
+        self.records_len = self.batch.records.len();
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.arena.shrink_to_fit();
+        batch.records.shrink_to_fit();
+        batch.ticks.shrink_to_fit();
+        batch
+    }
+
+    fn has_reached_a_limit(&self) -> bool {
+        let records = self.batch.records.len() + self.batch.ticks.len();
+        self.batch.arena.len() >= BATCH_BYTES_MAX || records >= BATCH_RECORDS_MAX
+    }
+}
+
+/// The assessment of a record whose route takes it from the key.
+fn assessment_in_key(key: Option<&[u8]>) -> Result<&str, Malformed> {
+    let key = key.and_then(|key| std::str::from_utf8(key).ok()).ok_or(Malformed::NoAssessment)?;
+    AssessmentId::check(key).map_err(|_| Malformed::NoAssessment)?;
+    Ok(key)
+}
+
+/// Where `part` lies in `whole`, if it is a slice of it: an id that the payload holds as it is needs no second copy.
+fn within(whole: &[u8], part: &[u8]) -> Option<u32> {
+    let start = part.as_ptr().addr().checked_sub(whole.as_ptr().addr())?;
+    (start + part.len() <= whole.len()).then(|| byte_count(start))
+}
+
+fn byte_count(len: usize) -> u32 {
+    u32::try_from(len).expect("an event is bounded by MAX_EVENT_BYTES, far below 4 GiB")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ids::TopicIndex;
+    use crate::routing::table::{Fields, Partitioner, Piece, Route, TopicPattern};
+    use crate::stream::batch::NextOffset;
+
+    const EVENTS: TopicIndex = TopicIndex(0);
+    const TICKS: TopicIndex = TopicIndex(1);
+    const KEYED: TopicIndex = TopicIndex(2);
+    const EVENT_BYTES_MAX: usize = 1024;
+
+    fn topic(index: TopicIndex, name: &str, scope: Scope) -> Arc<Topic> {
+        let pattern = TopicPattern { pieces: vec![Piece::Literal(name.into())] };
+        let route = Route { topic: pattern, scope, message_type: "event".into(), fields: Fields::Whole };
+        Arc::new(Topic { index, name: name.into(), route: Arc::new(route), parts: Vec::new() })
+    }
+
+    fn assessment(from: AssessmentFrom) -> Scope {
+        Scope::Assessment { from, partitioner: Partitioner::Murmur2 }
+    }
+
+    /// A batcher, and the positions that the reader would keep beside it.
+    struct Story {
+        batcher: Batcher,
+        positions: Positions,
+    }
+
+    impl Story {
+        fn new(shards: u16) -> Self {
+            let mut batcher = Batcher::new(shards, EVENT_BYTES_MAX);
+            batcher.add_topic(topic(EVENTS, "events", assessment(AssessmentFrom::Payload)));
+            batcher.add_topic(topic(TICKS, "ticks", Scope::Market { part: "market".into() }));
+            let mut positions = Positions::default();
+            positions.set(EVENTS, 0, 0);
+            positions.set(TICKS, 0, 70);
+            Self { batcher, positions }
+        }
+
+        fn record(
+            &mut self,
+            topic: TopicIndex,
+            offset: i64,
+            key: Option<&[u8]>,
+            payload: Option<&[u8]>,
+        ) -> Result<Taken, Fault> {
+            let origin = Origin { topic, partition: 0, offset };
+            let incoming = Incoming { origin, timestamp_ms: 1_000 + offset, key, payload };
+            let taken = self.batcher.push(&incoming, &self.positions);
+            self.positions.set(topic, 0, offset + 1);
+            taken
+        }
+
+        fn event(&mut self, offset: i64, id: &str) -> Result<Taken, Fault> {
+            self.record(EVENTS, offset, None, Some(format!(r#"{{"assessmentId":"{id}","n":{offset}}}"#).as_bytes()))
+        }
+
+        fn take(&mut self, shard: u16) -> Option<Batch> {
+            self.batcher.take(ShardIndex(shard), &self.positions)
+        }
+    }
+
+    fn names(batch: &Batch) -> Vec<&str> {
+        batch.topics.iter().map(|topic| &*topic.name).collect()
+    }
+
+    fn next(topic: TopicIndex, offset: i64) -> NextOffset {
+        NextOffset { topic, partition: 0, offset }
+    }
+
+    #[test]
+    fn a_shard_hears_of_topics_once_and_of_offsets_as_they_stood_at_its_batchs_first_record() {
+        let mut story = Story::new(1);
+        story.event(5, "a").unwrap();
+        story.event(6, "b").unwrap();
+        let first = story.take(0).unwrap();
+        assert_eq!(names(&first), ["events", "ticks"]);
+        assert_eq!(first.starts, [next(EVENTS, 0), next(TICKS, 70)]);
+        assert_eq!(first.records.len(), 2);
+        assert!(story.take(0).is_none(), "nothing is left");
+
+        // What came between two batches and was no use to the shard still moved the ingest on.
+        story.record(EVENTS, 7, None, Some(b"not json")).unwrap_err();
+        story.event(8, "a").unwrap();
+        let second = story.take(0).unwrap();
+        assert!(second.topics.is_empty());
+        assert_eq!(second.starts, [next(EVENTS, 8)], "the ticks' offset did not change");
+
+        story.batcher.add_topic(topic(KEYED, "keyed", assessment(AssessmentFrom::Key)));
+        story.positions.set(KEYED, 0, 30);
+        let third = story.take(0).expect("a new topic is told of without waiting for a record");
+        assert_eq!(names(&third), ["keyed"]);
+        assert_eq!(third.starts, [next(EVENTS, 9), next(KEYED, 30)]);
+        assert!(third.records.is_empty());
+    }
+
+    #[test]
+    fn an_event_goes_to_its_shard_alone_and_a_tick_to_every_shard() {
+        let mut story = Story::new(3);
+        let Ok(Taken::Event(hash)) = story.event(0, "alice") else { panic!("an event") };
+        assert_eq!(hash, AssessmentHash::of("alice"));
+        assert_eq!(story.record(TICKS, 70, None, Some(br#"{"price":1}"#)), Ok(Taken::Tick));
+        let home = shard_of(hash, 3);
+        for shard in 0..3 {
+            let batch = story.take(shard).unwrap();
+            assert_eq!(batch.records.len(), usize::from(ShardIndex(shard) == home));
+            assert_eq!(batch.ticks.len(), 1);
+            let tick = batch.ticks[0];
+            assert_eq!((tick.origin.offset, tick.timestamp_ms), (70, 1_070));
+            assert_eq!(tick.payload.of(&batch.arena), br#"{"price":1}"#);
+            let Some(record) = batch.records.first() else { continue };
+            assert_eq!(record.id.of(&batch.arena), b"alice");
+            assert_eq!(record.payload.of(&batch.arena), br#"{"assessmentId":"alice","n":0}"#);
+            assert_eq!(record.origin, Origin { topic: EVENTS, partition: 0, offset: 0 });
+        }
+    }
+
+    #[test]
+    fn an_id_that_the_payload_holds_as_it_is_takes_no_second_copy() {
+        let mut story = Story::new(1);
+        let plain: &[u8] = br#"{"assessmentId":"alice"}"#;
+        let escaped: &[u8] = br#"{"assessmentId":"al\u0069ce"}"#;
+        story.record(EVENTS, 0, None, Some(plain)).unwrap();
+        story.record(EVENTS, 1, None, Some(escaped)).unwrap();
+        let batch = story.take(0).unwrap();
+        let ids: Vec<_> = batch.records.iter().map(|record| record.id.of(&batch.arena)).collect();
+        assert_eq!(ids, [b"alice", b"alice"]);
+        assert_eq!(batch.records[0].hash, batch.records[1].hash, "however it is written");
+        assert_eq!(batch.arena.len(), plain.len() + escaped.len() + "alice".len());
+        assert_eq!(batch.arena.capacity(), batch.arena.len(), "a shard keeps no more than it needs");
+    }
+
+    #[test]
+    fn an_assessment_in_the_key_leaves_the_payload_unread_but_it_must_be_there() {
+        let mut story = Story::new(1);
+        story.batcher.add_topic(topic(KEYED, "keyed", assessment(AssessmentFrom::Key)));
+        assert_eq!(
+            story.record(KEYED, 0, Some(b"bob"), Some(b"not json")),
+            Ok(Taken::Event(AssessmentHash::of("bob"))),
+            "whoever needs it parses it"
+        );
+        let batch = story.take(0).unwrap();
+        assert_eq!(batch.records[0].id.of(&batch.arena), b"bob");
+
+        let long = [b'x'; 129];
+        for key in [None, Some(&b""[..]), Some(b"\xff"), Some(b"a\nb"), Some(&long)] {
+            assert_eq!(story.record(KEYED, 1, key, Some(b"{}")), Err(Malformed::NoAssessment.into()), "{key:?}");
+        }
+        assert_eq!(story.record(KEYED, 2, Some(b"bob"), None), Err(Malformed::NoPayload.into()));
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_used_names_its_fault_and_leaves_no_trace() {
+        let mut story = Story::new(1);
+        story.take(0).expect("the topics");
+        let large = format!(r#"{{"assessmentId":"a","x":"{}"}}"#, "y".repeat(EVENT_BYTES_MAX));
+        let cases: [(TopicIndex, Option<&[u8]>, Fault); 6] = [
+            (EVENTS, None, Malformed::NoPayload.into()),
+            (EVENTS, Some(b"[1]"), Malformed::NotAnObject.into()),
+            (EVENTS, Some(br#"{"assessmentId":""}"#), Malformed::NoAssessment.into()),
+            (EVENTS, Some(large.as_bytes()), Fault::TooLarge),
+            (TICKS, None, Malformed::NoPayload.into()),
+            (TICKS, Some(b"7"), Malformed::NotAnObject.into()),
+        ];
+        for (topic, payload, fault) in cases {
+            assert_eq!(story.record(topic, 80, None, payload), Err(fault));
+            assert!(story.take(0).is_none());
+        }
+    }
+
+    #[test]
+    fn a_batch_at_its_limit_is_handed_over_before_the_others() {
+        let mut story = Story::new(2);
+        let mut offset = 0;
+        let (shard, batch) = loop {
+            story.event(offset, "alice").unwrap();
+            offset += 1;
+            if let Some(full) = story.batcher.take_full() {
+                break full;
+            }
+        };
+        assert_eq!(shard, shard_of(AssessmentHash::of("alice"), 2));
+        assert!(batch.records.len() == BATCH_RECORDS_MAX || batch.arena.len() >= BATCH_BYTES_MAX);
+        assert!(story.batcher.take_full().is_none());
+        story.event(offset, "alice").unwrap();
+        let rest = story.take(shard.0).unwrap();
+        assert_eq!(rest.starts, [next(EVENTS, offset)]);
+
+        // A batch that is taken before it is asked for as a full one is not full any more.
+        for more in 0..BATCH_RECORDS_MAX as i64 {
+            story.event(offset + 1 + more, "alice").unwrap();
+        }
+        assert!(story.take(shard.0).is_some());
+        assert!(story.batcher.take_full().is_none());
+    }
+
+    proptest! {
+        /// Whatever comes in whichever order, and wherever batches are cut: each shard gets its own records in order,
+        /// and the starts that it was told add up to where the ingest stood at each batch's first record.
+        #[test]
+        fn shards_get_their_own_in_order_and_know_where_the_ingest_stood(
+            steps in proptest::collection::vec((0u8..8, proptest::bool::weighted(0.2)), 1..200),
+        ) {
+            let shards = 3;
+            let mut story = Story::new(shards);
+            let mut expected: Vec<Vec<i64>> = vec![Vec::new(); usize::from(shards)];
+            let mut got = expected.clone();
+            let mut told = vec![i64::MIN; usize::from(shards)];
+            for (offset, (id, cut)) in (0i64..).zip(steps) {
+                let id = format!("id-{id}");
+                story.event(offset, &id).unwrap();
+                expected[usize::from(shard_of(AssessmentHash::of(&id), shards).0)].push(offset);
+                for shard in (0..shards).filter(|_| cut) {
+                    let Some(batch) = story.take(shard) else { continue };
+                    let (got, told) = (&mut got[usize::from(shard)], &mut told[usize::from(shard)]);
+                    if let Some(start) = batch.starts.iter().find(|start| start.topic == EVENTS) {
+                        *told = start.offset;
+                    }
+                    if let Some(first) = batch.records.first() {
+                        prop_assert_eq!(*told, first.origin.offset, "all below it was read before it");
+                    }
+                    got.extend(batch.records.iter().map(|record| record.origin.offset));
+                }
+            }
+            for shard in 0..shards {
+                got[usize::from(shard)].extend(
+                    story.take(shard).iter().flat_map(|batch| &batch.records).map(|record| record.origin.offset),
+                );
+            }
+            prop_assert_eq!(got, expected);
+        }
+    }
+}

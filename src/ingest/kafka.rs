@@ -1,0 +1,489 @@
+//! librdkafka, the only place where ingest touches it: the consumer that reads by assignment, and the cluster that is
+//! asked for topics, offsets and signs of life. It decides nothing: what is read from where is up to the rules.
+//!
+//! Records are taken by `rd_kafka_consume_batch_queue`, which rdkafka's safe API doesn't have: 174 ns a record on this
+//! thread, instead of 334 by `poll` (DESIGN 2).
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ptr::{self, NonNull};
+use std::slice;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::bindings as sys;
+use rdkafka::client::{Client, ClientContext};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::KafkaError;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::{RDKafkaErrorCode, RDKafkaMessage, RDKafkaRespErr, RDKafkaTopic, RDKafkaType};
+use tracing::{debug, error, warn};
+
+use crate::config::KafkaConfig;
+use crate::ids::TopicIndex;
+use crate::limits::{CONSUME_RECORDS_MAX, KAFKA_LOG_EVERY};
+use crate::routing::table::Topic;
+use crate::stream::batch::Origin;
+
+use super::batcher::Incoming;
+use super::complaints::Complaints;
+use super::reachability::Failure;
+
+// ---- settings -----------------------------------------------------------------------------------------------------------
+
+/// librdkafka does not take the settings. The operator's fault, in `KAFKA_PROPERTIES_FILE` or `KAFKA_BROKERS`. It names
+/// the property and never its value, which may be a password.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidProperties {
+    /// One property is unknown, or its value is not one that it takes.
+    #[error("KAFKA_PROPERTIES_FILE: librdkafka does not take the value of {0:?}, or does not know it")]
+    Property(Box<str>),
+    /// They do not go together, or name something that is not there (a certificate, say).
+    #[error("KAFKA_PROPERTIES_FILE: librdkafka can't work with these properties: {0}")]
+    Together(Box<str>),
+}
+
+/// What both clients go by; the operator's properties beat it.
+fn properties(config: &KafkaConfig) -> ClientConfig {
+    let mut properties = ClientConfig::new();
+    properties
+        .set("bootstrap.servers", &*config.brokers)
+        .set("client.id", &*config.client_id)
+        .set("group.id", &*config.group_id)
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        // The others jump silently where offsets were deleted before they were read.
+        .set("auto.offset.reset", "error")
+        .set("isolation.level", "read_committed")
+        .set("enable.partition.eof", "true")
+        // An answer that waits for records holds up what is asked next on its connection, and the news that a
+        // partition is at its end: ten empty answers a second are the price.
+        .set("fetch.wait.max.ms", "100")
+        // The default of a second lets a full queue run dry: at 500,000 records a second it lasts for a fifth of one.
+        .set("fetch.queue.backoff.ms", "10")
+        .set("queued.max.messages.kbytes", "32768")
+        // An answer is held whole: the default of 50 MiB, from each broker, is more than a quick turn needs.
+        .set("fetch.max.bytes", "16777216")
+        // So that a broker that is back is found soon.
+        .set("reconnect.backoff.max.ms", "1000")
+        .set("socket.keepalive.enable", "true")
+        .set("log.thread.name", "false")
+        .set_log_level(RDKafkaLogLevel::Info);
+    for (name, value) in &config.properties {
+        if name == "debug" {
+            // Who asks for it is to hear it, at our own level of that name.
+            properties.set_log_level(RDKafkaLogLevel::Debug);
+        }
+        properties.set(name, value);
+    }
+    properties
+}
+
+/// A client whose log lines and errors come to us by callbacks, for the batch call serves callbacks, not events.
+fn client(properties: &ClientConfig, context: Context) -> Result<Client<Context>, InvalidProperties> {
+    let native = properties.create_native_config().map_err(|error| match error {
+        KafkaError::ClientConfig(_, _, property, _) => InvalidProperties::Property(property.into()),
+        _ => InvalidProperties::Property("a name or value with a NUL".into()),
+    })?;
+    // SAFETY: the configuration is alive, and both functions have the types that the header asks for.
+    unsafe {
+        sys::rd_kafka_conf_set_log_cb(native.ptr(), Some(on_log));
+        sys::rd_kafka_conf_set_error_cb(native.ptr(), Some(on_error));
+    }
+    Client::new(properties, native, RDKafkaType::RD_KAFKA_CONSUMER, context)
+        .map_err(|error| InvalidProperties::Together(error.to_string().into()))
+}
+
+// ---- what librdkafka says -------------------------------------------------------------------------------------------------
+
+/// Receives librdkafka's log lines. A broker that is down is told of each second: the same complaint is said once in
+/// [`KAFKA_LOG_EVERY`].
+#[derive(Debug)]
+pub(super) struct Context {
+    /// Whether complaints are worth a warning. Two clients of the same cluster have the same ones: one is heard.
+    heard: bool,
+    complaints: Mutex<Complaints<Box<str>>>,
+}
+
+impl Context {
+    fn new(heard: bool) -> Self {
+        Self { heard, complaints: Mutex::new(Complaints::new(KAFKA_LOG_EVERY)) }
+    }
+
+    /// Says a line at the level that it has for us: librdkafka's errors are ones that it goes on from.
+    fn say(&self, severity: c_int, kind: &str, text: &str) {
+        match severity {
+            // Emergency, alert and critical: it can't go on.
+            ..=2 if self.heard => error!(kind, "librdkafka: {text}"),
+            ..=4 => {
+                let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+                match complaints.admit(kind.into(), Instant::now()) {
+                    Some(held_back) if self.heard => warn!(kind, held_back, "librdkafka: {text}"),
+                    _ => debug!(kind, "librdkafka: {text}"),
+                }
+            }
+            _ => debug!(kind, "librdkafka: {text}"),
+        }
+    }
+}
+
+/// What rdkafka would call is never called: the callbacks below stand in its place.
+impl ClientContext for Context {}
+
+/// A log line. Called where a client's queue is served.
+unsafe extern "C" fn on_log(
+    client: *const sys::rd_kafka_t,
+    severity: c_int,
+    facility: *const c_char,
+    text: *const c_char,
+) {
+    if client.is_null() {
+        return;
+    }
+    // SAFETY: librdkafka passes a live client; its opaque is the context of the `Client` that owns it (`Client::new`).
+    let context = unsafe { sys::rd_kafka_opaque(client).cast::<Context>().as_ref() };
+    // SAFETY: both strings are librdkafka's own, ended by a NUL, and stay for the length of this call.
+    let (facility, text) = unsafe { (CStr::from_ptr(facility), CStr::from_ptr(text)) };
+    if let Some(context) = context {
+        context.say(severity, &facility.to_string_lossy(), &text.to_string_lossy());
+    }
+}
+
+/// An error of the client as a whole, such as a broker that can't be reached. Each has its log line as well, and whether
+/// the brokers answer is told from probes: so this one is for those who look closely.
+unsafe extern "C" fn on_error(_client: *mut sys::rd_kafka_t, code: c_int, reason: *const c_char, _opaque: *mut c_void) {
+    // SAFETY: the string is librdkafka's own, ended by a NUL, and stays for the length of this call.
+    let reason = unsafe { CStr::from_ptr(reason) };
+    debug!(code, "librdkafka: {}", reason.to_string_lossy());
+}
+
+// ---- the consumer ---------------------------------------------------------------------------------------------------------
+
+/// Reads the partitions that it is assigned. It stays on the thread that made it.
+pub(super) struct Consumer {
+    messages: Vec<*mut RDKafkaMessage>,
+    queue: Queue,
+    /// Kept for good: a message names its topic by the handle, and the handle tells the index.
+    topics: Vec<TopicHandle>,
+    client: Client<Context>,
+}
+
+/// The queue that all partitions' records, errors and log lines come by.
+struct Queue(NonNull<sys::rd_kafka_queue_t>);
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        // SAFETY: it was handed to us, once, by `rd_kafka_queue_get_consumer`, and its client is dropped after it.
+        unsafe { sys::rd_kafka_queue_destroy(self.0.as_ptr()) }
+    }
+}
+
+/// A topic's handle, whose opaque is its index plus one.
+struct TopicHandle(NonNull<RDKafkaTopic>);
+
+impl Drop for TopicHandle {
+    fn drop(&mut self) {
+        // SAFETY: it was handed to us, once, by `rd_kafka_topic_new`, and its client is dropped after it.
+        unsafe { sys::rd_kafka_topic_destroy(self.0.as_ptr()) }
+    }
+}
+
+/// What the consumer's queue holds.
+#[derive(Debug)]
+pub(super) enum Message<'a> {
+    /// A record.
+    Record(Incoming<'a>),
+    /// The partition is read to its end, which is at this offset; again each time that the end has moved.
+    End { topic: TopicIndex, partition: i32, offset: i64 },
+    /// The records that were to be read next are not there any more: reading stopped, until [`Consumer::restart`].
+    OutOfRange { topic: TopicIndex, partition: i32 },
+    /// A fetch came back with an error. librdkafka goes on trying.
+    Failed { topic: Option<TopicIndex>, partition: i32, error: String },
+}
+
+impl Consumer {
+    /// Makes the client; nothing is connected to before something is assigned.
+    ///
+    /// # Errors
+    /// Where librdkafka does not take the properties.
+    pub(super) fn new(config: &KafkaConfig) -> Result<Self, InvalidProperties> {
+        let client = client(&properties(config), Context::new(true))?;
+        // SAFETY: the client is alive and a consumer. Its main queue, with log lines and errors, is served with the rest.
+        let queue = unsafe {
+            sys::rd_kafka_poll_set_consumer(client.native_ptr());
+            sys::rd_kafka_queue_get_consumer(client.native_ptr())
+        };
+        let queue = NonNull::new(queue).ok_or_else(|| InvalidProperties::Property("group.id".into()))?;
+        Ok(Self { messages: Vec::with_capacity(CONSUME_RECORDS_MAX), queue: Queue(queue), topics: Vec::new(), client })
+    }
+
+    /// Makes a topic known, so that its messages tell its index. Before its first partition is assigned.
+    ///
+    /// # Errors
+    /// Where librdkafka takes no topic of this name.
+    pub(super) fn add_topic(&mut self, topic: &Topic) -> Result<(), KafkaError> {
+        let name = CString::new(&*topic.name)?;
+        let index = usize::from(topic.index.0) + 1;
+        // SAFETY: the client is alive; the configuration is a copy that `rd_kafka_topic_new` takes over. The opaque is a
+        // number that nobody follows as a pointer.
+        let handle = unsafe {
+            let settings = sys::rd_kafka_default_topic_conf_dup(self.client.native_ptr());
+            sys::rd_kafka_topic_conf_set_opaque(settings, ptr::without_provenance_mut(index));
+            sys::rd_kafka_topic_new(self.client.native_ptr(), name.as_ptr(), settings)
+        };
+        let handle = NonNull::new(handle).ok_or_else(|| KafkaError::ClientCreation("no handle for a topic".into()))?;
+        self.topics.push(TopicHandle(handle));
+        Ok(())
+    }
+
+    /// Begins to read these partitions, each from its offset, beside the others.
+    ///
+    /// # Errors
+    /// Where librdkafka refuses.
+    pub(super) fn assign<'a>(
+        &self,
+        partitions: impl IntoIterator<Item = (&'a str, i32, i64)>,
+    ) -> Result<(), KafkaError> {
+        let mut list = TopicPartitionList::new();
+        for (topic, partition, offset) in partitions {
+            list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+        }
+        self.incremental_assign(&list)
+    }
+
+    /// Reads a partition from the earliest record that is left.
+    ///
+    /// # Errors
+    /// Where librdkafka refuses.
+    pub(super) fn restart(&self, topic: &str, partition: i32) -> Result<(), KafkaError> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Beginning)?;
+        // A partition that is out of range is not being fetched, and then can't be sought either.
+        // SAFETY: the client and the list are alive.
+        taken(unsafe { sys::rd_kafka_incremental_unassign(self.client.native_ptr(), list.ptr()) })?;
+        self.incremental_assign(&list)
+    }
+
+    fn incremental_assign(&self, list: &TopicPartitionList) -> Result<(), KafkaError> {
+        // SAFETY: the client and the list are alive.
+        taken(unsafe { sys::rd_kafka_incremental_assign(self.client.native_ptr(), list.ptr()) })
+    }
+
+    /// Waits for something to come, then takes all that is there, up to [`CONSUME_RECORDS_MAX`].
+    pub(super) fn fetch(&mut self, wait: Duration) -> Fetched<'_> {
+        let queue = self.queue.0.as_ptr();
+        // The batch call waits until it has as many as it was asked for: so it is asked not to wait at all, and where
+        // there is nothing, the call for a single message waits.
+        self.take_what_is_there();
+        if self.messages.is_empty() {
+            let wait_ms = c_int::try_from(wait.as_millis()).unwrap_or(c_int::MAX);
+            // SAFETY: the queue is alive.
+            let first = unsafe { sys::rd_kafka_consume_queue(queue, wait_ms) };
+            if !first.is_null() {
+                self.messages.push(first);
+                self.take_what_is_there();
+            }
+        }
+        Fetched { messages: &mut self.messages }
+    }
+
+    fn take_what_is_there(&mut self) {
+        let room = self.messages.spare_capacity_mut();
+        // SAFETY: the queue is alive, and there is room for as many pointers as are asked for.
+        let count = unsafe {
+            sys::rd_kafka_consume_batch_queue(self.queue.0.as_ptr(), 0, room.as_mut_ptr().cast(), room.len())
+        };
+        // SAFETY: librdkafka wrote this many; a negative count is an error, and then it wrote none.
+        unsafe { self.messages.set_len(self.messages.len() + usize::try_from(count).unwrap_or(0)) }
+    }
+}
+
+/// What was taken at a time. The messages are given back to librdkafka when it is dropped.
+pub(super) struct Fetched<'a> {
+    messages: &'a mut Vec<*mut RDKafkaMessage>,
+}
+
+impl Fetched<'_> {
+    /// In the order in which they came.
+    pub(super) fn iter(&self) -> impl Iterator<Item = Message<'_>> {
+        // SAFETY: each pointer is a message that librdkafka handed us, and none is given back before `self` is dropped.
+        self.messages.iter().map(|&message| unsafe { read(&*message) })
+    }
+}
+
+impl Drop for Fetched<'_> {
+    fn drop(&mut self) {
+        for message in self.messages.drain(..) {
+            // SAFETY: it was handed to us, once, and nothing borrows from it any more.
+            unsafe { sys::rd_kafka_message_destroy(message) }
+        }
+    }
+}
+
+/// Reads a message where it lies.
+///
+/// # Safety
+/// `message` must be one that librdkafka handed out and that was not given back.
+unsafe fn read(message: &RDKafkaMessage) -> Message<'_> {
+    let partition = message.partition;
+    let topic = NonNull::new(message.rkt).and_then(|handle| {
+        // SAFETY: a message keeps its topic's handle alive.
+        let opaque = unsafe { sys::rd_kafka_topic_opaque(handle.as_ptr()) };
+        Some(TopicIndex(u16::try_from(opaque.addr().checked_sub(1)?).ok()?))
+    });
+    match (message.err, topic) {
+        (RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR, Some(topic)) => {
+            // SAFETY: the message is alive; the timestamp's type is not asked for.
+            let timestamp_ms = unsafe { sys::rd_kafka_message_timestamp(message, ptr::null_mut()) };
+            // SAFETY: librdkafka keeps key and payload for as long as the message is not given back.
+            let (key, payload) = unsafe { (bytes(message.key, message.key_len), bytes(message.payload, message.len)) };
+            let origin = Origin { topic, partition, offset: message.offset };
+            Message::Record(Incoming { origin, timestamp_ms, key, payload })
+        }
+        (RDKafkaRespErr::RD_KAFKA_RESP_ERR__PARTITION_EOF, Some(topic)) => {
+            Message::End { topic, partition, offset: message.offset }
+        }
+        (RDKafkaRespErr::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET, Some(topic)) => Message::OutOfRange { topic, partition },
+        _ => {
+            // SAFETY: the message is alive; the string is its own, or a constant.
+            let error = unsafe { CStr::from_ptr(sys::rd_kafka_message_errstr(message)) };
+            Message::Failed { topic, partition, error: error.to_string_lossy().into_owned() }
+        }
+    }
+}
+
+/// The bytes of a message's key or payload, `None` for a null.
+///
+/// # Safety
+/// `start` must be null or point to `len` bytes that live for `'a`.
+unsafe fn bytes<'a>(start: *mut c_void, len: usize) -> Option<&'a [u8]> {
+    let start = NonNull::new(start)?;
+    // SAFETY: as the caller promised.
+    Some(unsafe { slice::from_raw_parts(start.as_ptr().cast(), len) })
+}
+
+/// Turns librdkafka's error object into ours, and gives it back.
+fn taken(error: *mut sys::rd_kafka_error_t) -> Result<(), KafkaError> {
+    let Some(error) = NonNull::new(error) else { return Ok(()) };
+    // SAFETY: the object is ours until it is destroyed, and its string is copied before.
+    let text = unsafe {
+        let text = CStr::from_ptr(sys::rd_kafka_error_string(error.as_ptr())).to_string_lossy().into_owned();
+        sys::rd_kafka_error_destroy(error.as_ptr());
+        text
+    };
+    Err(KafkaError::Subscription(text))
+}
+
+// ---- the cluster ----------------------------------------------------------------------------------------------------------
+
+/// Asks the cluster questions, over connections of its own: so a question neither waits behind a fetch nor, when its
+/// time runs out, takes the fetch's connection down with it.
+pub(super) struct Cluster {
+    client: Client<Context>,
+}
+
+/// A partition that has a leader, by its topic's name.
+pub(super) type Partition<'a> = (&'a str, i32);
+
+/// Where in a partition an offset is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Place {
+    /// The first record that is there.
+    Beginning,
+    /// The first record with at least this timestamp, in Unix ms.
+    Since(i64),
+    /// Behind the last record that no open transaction holds back.
+    End,
+}
+
+impl Cluster {
+    /// Makes the client; it connects by itself.
+    ///
+    /// # Errors
+    /// Where librdkafka does not take the properties.
+    pub(super) fn new(config: &KafkaConfig) -> Result<Self, InvalidProperties> {
+        let mut properties = properties(config);
+        // It belongs to no group: with one it would look for the group's coordinator.
+        properties.remove("group.id");
+        Ok(Self { client: client(&properties, Context::new(false))? })
+    }
+
+    /// Has log lines and errors said. Now and then.
+    pub(super) fn serve(&self) {
+        // SAFETY: the client is alive; nothing is waited for.
+        unsafe { sys::rd_kafka_poll(self.client.native_ptr(), 0) };
+    }
+
+    /// Calls `each` with the name of every topic and its partitions, each with whether it has a leader.
+    ///
+    /// # Errors
+    /// Where no broker answers within `limit`.
+    pub(super) fn topics(
+        &self,
+        limit: Duration,
+        mut each: impl FnMut(&str, &mut dyn Iterator<Item = (i32, bool)>),
+    ) -> Result<(), KafkaError> {
+        let metadata = self.client.fetch_metadata(None, limit)?;
+        for topic in metadata.topics() {
+            let mut partitions = topic.partitions().iter().map(|partition| (partition.id(), partition.leader() >= 0));
+            each(topic.name(), &mut partitions);
+        }
+        Ok(())
+    }
+
+    /// A sign of life: asks for one topic's metadata, which is a small answer.
+    ///
+    /// # Errors
+    /// Where no broker answers within `limit`.
+    pub(super) fn probe(&self, topic: &str, limit: Duration) -> Result<(), KafkaError> {
+        self.client.fetch_metadata(Some(topic), limit).map(drop)
+    }
+
+    /// The offsets of a place in each of the partitions, in their order; `None` where there is no such record. One
+    /// request to each leader, however many partitions.
+    ///
+    /// # Errors
+    /// Where not all leaders answer within `limit`, or one knows nothing of its partition.
+    pub(super) fn offsets(
+        &self,
+        partitions: &[Partition<'_>],
+        place: Place,
+        limit: Duration,
+    ) -> Result<Vec<Option<i64>>, KafkaError> {
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        // The protocol's own marks for both ends go where a time goes.
+        let asked = match place {
+            Place::Beginning => Offset::Beginning,
+            Place::Since(unix_ms) => Offset::Offset(unix_ms.max(0)),
+            Place::End => Offset::End,
+        };
+        let mut list = TopicPartitionList::with_capacity(partitions.len());
+        for &(topic, partition) in partitions {
+            list.add_partition_offset(topic, partition, asked)?;
+        }
+        let limit_ms = c_int::try_from(limit.as_millis()).unwrap_or(c_int::MAX);
+        // SAFETY: the client and the list are alive; the answers are written into the list.
+        let code = unsafe { sys::rd_kafka_offsets_for_times(self.client.native_ptr(), list.ptr(), limit_ms) };
+        if code != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(KafkaError::OffsetFetch(code.into()));
+        }
+        let answer = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| {
+            element.error()?;
+            Ok(match element.offset() {
+                Offset::Offset(offset) => Some(offset),
+                _ => None,
+            })
+        };
+        list.elements().iter().map(answer).collect()
+    }
+}
+
+/// What a failed question says of the brokers.
+pub(super) fn failure_of(error: &KafkaError) -> Failure {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::OperationTimedOut | RDKafkaErrorCode::RequestTimedOut) => Failure::Silent,
+        _ => Failure::Unreachable,
+    }
+}

@@ -1,0 +1,300 @@
+//! What ingest counts (PROTOCOL 5). It counts in plain integers and publishes them once a turn; handles are resolved
+//! once, a topic's when the topic is found.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::routing::mapping::Malformed;
+
+use super::batcher::Fault;
+
+/// Why a record was not processed: the label of `websocket_kafka_messages_skipped_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Skipped {
+    /// Another pod owns its assessment, or this pod owns none yet. It is remembered all the same.
+    NotOwner,
+    /// It can't be used.
+    Malformed,
+}
+
+impl Skipped {
+    const ALL: [Self; 2] = [Self::NotOwner, Self::Malformed];
+
+    fn label(self) -> [(&'static str, &'static str); 1] {
+        let reason = match self {
+            Self::NotOwner => "not_owner",
+            Self::Malformed => "malformed",
+        };
+        [("reason", reason)]
+    }
+}
+
+impl Fault {
+    const ALL: [Self; 4] = [
+        Self::TooLarge,
+        Self::Malformed(Malformed::NoPayload),
+        Self::Malformed(Malformed::NotAnObject),
+        Self::Malformed(Malformed::NoAssessment),
+    ];
+
+    fn label(self) -> [(&'static str, &'static str); 1] {
+        let fault = match self {
+            Self::TooLarge => "too_large",
+            Self::Malformed(Malformed::NoPayload) => "no_payload",
+            Self::Malformed(Malformed::NotAnObject) => "not_an_object",
+            Self::Malformed(Malformed::NoAssessment) => "no_assessment",
+        };
+        [("fault", fault)]
+    }
+
+    fn place(self) -> usize {
+        Self::ALL.iter().position(|&fault| fault == self).expect("ALL has each fault, as a test holds")
+    }
+}
+
+/// The handles. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    processed: Counter,
+    skipped: Family<[(&'static str, &'static str); 1], Counter>,
+    lag: Family<[(&'static str, String); 1], Gauge>,
+    faults: [Counter; 4],
+    batches: Counter,
+    batch_bytes: Counter,
+    blocked: Counter<f64, AtomicU64>,
+    offset_resets: Counter,
+    partition_errors: Counter,
+    topics: Gauge,
+    partitions: Gauge,
+}
+
+impl Metrics {
+    /// Registers what ingest counts.
+    pub fn register(registry: &mut Registry) -> Self {
+        let skipped = Family::<[(&'static str, &'static str); 1], Counter>::default();
+        for reason in Skipped::ALL {
+            // Shown as 0 from the start: a rate over a series that appears with its first event misses that event.
+            skipped.get_or_create_owned(&reason.label());
+        }
+        let faults = Family::<[(&'static str, &'static str); 1], Counter>::default();
+        let metrics = Self {
+            processed: Counter::default(),
+            skipped,
+            lag: Family::default(),
+            faults: Fault::ALL.map(|fault| faults.get_or_create_owned(&fault.label())),
+            batches: Counter::default(),
+            batch_bytes: Counter::default(),
+            blocked: Counter::default(),
+            offset_resets: Counter::default(),
+            partition_errors: Counter::default(),
+            topics: Gauge::default(),
+            partitions: Gauge::default(),
+        };
+        metrics.register_contract(registry);
+        metrics.register_own(registry, faults);
+        metrics
+    }
+
+    /// The names that PROTOCOL 5 fixes; the library appends `_total` to a counter's.
+    fn register_contract(&self, registry: &mut Registry) {
+        registry.register(
+            "websocket_kafka_messages_processed",
+            "Records from Kafka of assessments that this pod owns, and market data",
+            self.processed.clone(),
+        );
+        registry.register(
+            "websocket_kafka_messages_skipped",
+            "Records from Kafka that this pod does not serve, by reason",
+            self.skipped.clone(),
+        );
+        registry.register(
+            "websocket_kafka_consumer_lag",
+            "Offsets between what was read of a topic and its end; 0 for one that is read to its end",
+            self.lag.clone(),
+        );
+    }
+
+    fn register_own(&self, registry: &mut Registry, faults: Family<[(&'static str, &'static str); 1], Counter>) {
+        registry.register(
+            "shardgate_ingest_malformed_records",
+            "Records that ingest could not use, by what is wrong with them",
+            faults,
+        );
+        registry.register(
+            "shardgate_ingest_batches",
+            "Batches handed to shards; each rings its shard's bell once",
+            self.batches.clone(),
+        );
+        registry.register_with_unit(
+            "shardgate_ingest_batch",
+            "Payloads and ids handed to shards; a tick counts once for each shard",
+            Unit::Bytes,
+            self.batch_bytes.clone(),
+        );
+        registry.register_with_unit(
+            "shardgate_ingest_blocked",
+            "Time that ingest waited for room in a shard's channel; Kafka is not read meanwhile",
+            Unit::Seconds,
+            self.blocked.clone(),
+        );
+        registry.register(
+            "shardgate_ingest_offset_resets",
+            "Partitions whose next records were deleted before they were read: reading went on at the earliest left",
+            self.offset_resets.clone(),
+        );
+        registry.register(
+            "shardgate_ingest_partition_errors",
+            "Errors that a partition's fetch came back with; it is retried",
+            self.partition_errors.clone(),
+        );
+        registry.register("shardgate_ingest_topics", "Topics that are read", self.topics.clone());
+        registry.register("shardgate_ingest_partitions", "Partitions that are read", self.partitions.clone());
+    }
+
+    /// The counter of a reason, for whoever finds later that a record can't be used.
+    #[must_use]
+    pub fn skipped(&self, reason: Skipped) -> Counter {
+        self.skipped.get_or_create_owned(&reason.label())
+    }
+
+    /// The gauge of a topic's lag, which shows from now on.
+    pub(super) fn lag_of(&self, topic: &str) -> Gauge {
+        self.lag.get_or_create_owned(&[("topic", topic.to_owned())])
+    }
+
+    /// How much is read.
+    pub(super) fn reading(&self, topics: usize, partitions: usize) {
+        self.topics.set(i64::try_from(topics).unwrap_or(i64::MAX));
+        self.partitions.set(i64::try_from(partitions).unwrap_or(i64::MAX));
+    }
+}
+
+/// What was counted since it was last published.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) processed: u64,
+    pub(super) not_owner: u64,
+    pub(super) batches: u64,
+    pub(super) batch_bytes: u64,
+    pub(super) blocked: Duration,
+    pub(super) offset_resets: u64,
+    pub(super) partition_errors: u64,
+    faults: [u64; 4],
+}
+
+impl Tally {
+    /// A record can't be used.
+    pub(super) fn malformed(&mut self, fault: Fault) {
+        self.faults[fault.place()] += 1;
+    }
+}
+
+/// The metrics with the handles that a turn needs.
+#[derive(Debug)]
+pub(super) struct Publisher {
+    metrics: Metrics,
+    not_owner: Counter,
+    malformed: Counter,
+    /// By [`crate::ids::TopicIndex`].
+    lags: Vec<Gauge>,
+}
+
+impl Publisher {
+    pub(super) fn new(metrics: Metrics) -> Self {
+        let (not_owner, malformed) = (metrics.skipped(Skipped::NotOwner), metrics.skipped(Skipped::Malformed));
+        Self { metrics, not_owner, malformed, lags: Vec::new() }
+    }
+
+    /// The next topic, in the order of their indexes.
+    pub(super) fn add_topic(&mut self, name: &str) {
+        self.lags.push(self.metrics.lag_of(name));
+    }
+
+    /// How much is read.
+    pub(super) fn reading(&self, topics: usize, partitions: usize) {
+        self.metrics.reading(topics, partitions);
+    }
+
+    /// Publishes each topic's lag.
+    pub(super) fn lag(&self, by_topic: &[i64]) {
+        for (gauge, &lag) in self.lags.iter().zip(by_topic) {
+            gauge.set(lag);
+        }
+    }
+
+    /// Publishes what was counted, and begins anew.
+    pub(super) fn publish(&self, tally: &mut Tally) {
+        let Tally { processed, not_owner, batches, batch_bytes, blocked, offset_resets, partition_errors, faults } =
+            std::mem::take(tally);
+        let metrics = &self.metrics;
+        metrics.processed.inc_by(processed);
+        self.not_owner.inc_by(not_owner);
+        self.malformed.inc_by(faults.iter().sum());
+        for (counter, count) in metrics.faults.iter().zip(faults) {
+            counter.inc_by(count);
+        }
+        metrics.batches.inc_by(batches);
+        metrics.batch_bytes.inc_by(batch_bytes);
+        metrics.blocked.inc_by(blocked.as_secs_f64());
+        metrics.offset_resets.inc_by(offset_resets);
+        metrics.partition_errors.inc_by(partition_errors);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(registry: &Registry) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+        text
+    }
+
+    fn has(text: &str, line: &str) {
+        assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
+    }
+
+    #[test]
+    fn the_contracts_names_show_from_the_start_and_move_by_what_was_tallied() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let text = encoded(&registry);
+        has(&text, "websocket_kafka_messages_processed_total 0");
+        has(&text, r#"websocket_kafka_messages_skipped_total{reason="not_owner"} 0"#);
+        has(&text, r#"websocket_kafka_messages_skipped_total{reason="malformed"} 0"#);
+        has(&text, r#"shardgate_ingest_malformed_records_total{fault="too_large"} 0"#);
+        has(&text, "shardgate_ingest_blocked_seconds_total 0.0");
+
+        let mut publisher = Publisher::new(metrics.clone());
+        publisher.add_topic("orders");
+        publisher.lag(&[12]);
+        let mut tally = Tally { processed: 3, not_owner: 6, blocked: Duration::from_millis(1_500), ..Tally::default() };
+        tally.malformed(Fault::TooLarge);
+        tally.malformed(Malformed::NoPayload.into());
+        publisher.publish(&mut tally);
+        publisher.publish(&mut tally);
+        metrics.skipped(Skipped::Malformed).inc();
+
+        let text = encoded(&registry);
+        has(&text, "websocket_kafka_messages_processed_total 3");
+        has(&text, r#"websocket_kafka_messages_skipped_total{reason="not_owner"} 6"#);
+        has(&text, r#"websocket_kafka_messages_skipped_total{reason="malformed"} 3"#);
+        has(&text, r#"shardgate_ingest_malformed_records_total{fault="no_payload"} 1"#);
+        has(&text, r#"websocket_kafka_consumer_lag{topic="orders"} 12"#);
+        has(&text, "shardgate_ingest_blocked_seconds_total 1.5");
+    }
+
+    #[test]
+    fn each_fault_has_its_place_and_its_label() {
+        let malformed = [Malformed::NoPayload, Malformed::NotAnObject, Malformed::NoAssessment];
+        let faults = malformed.into_iter().map(Fault::from).chain([Fault::TooLarge]);
+        let places: std::collections::HashSet<_> = faults.map(|fault| (fault.place(), fault.label())).collect();
+        assert_eq!(places.len(), Fault::ALL.len());
+    }
+}

@@ -1,0 +1,84 @@
+//! Where ingest stands: for each partition that it reads, the next offset. It owns the dense numbering of the
+//! partitions, by which the batcher and the lag keep what they know of each; where a partition starts is
+//! [`super::startup`]'s.
+
+use crate::ids::TopicIndex;
+use crate::stream::batch::NextOffset;
+
+/// The next offset of each partition that is read, in the order in which ingest came to know them.
+#[derive(Debug, Default)]
+pub(super) struct Positions {
+    /// By topic, then by partition: the place in `entries`.
+    places: Vec<Vec<Option<usize>>>,
+    entries: Vec<NextOffset>,
+}
+
+impl Positions {
+    /// Everything below `next` is read or will never be, whether the partition was known before or not. It may go
+    /// back: a topic that was made anew starts over.
+    pub(super) fn set(&mut self, topic: TopicIndex, partition: i32, next: i64) {
+        let Some(column) = column(partition) else { return };
+        let row = usize::from(topic.0);
+        if self.places.len() <= row {
+            self.places.resize_with(row + 1, Vec::new);
+        }
+        let places = &mut self.places[row];
+        if places.len() <= column {
+            places.resize(column + 1, None);
+        }
+        match places[column] {
+            Some(place) => self.entries[place].offset = next,
+            None => {
+                places[column] = Some(self.entries.len());
+                self.entries.push(NextOffset { topic, partition, offset: next });
+            }
+        }
+    }
+
+    /// The partition's place in [`Self::all`], which it keeps for good.
+    pub(super) fn place(&self, topic: TopicIndex, partition: i32) -> Option<usize> {
+        *self.places.get(usize::from(topic.0))?.get(column(partition)?)?
+    }
+
+    /// The next offset, if the partition is read.
+    pub(super) fn next(&self, topic: TopicIndex, partition: i32) -> Option<i64> {
+        Some(self.entries[self.place(topic, partition)?].offset)
+    }
+
+    /// All partitions, each always in the same place.
+    pub(super) fn all(&self) -> &[NextOffset] {
+        &self.entries
+    }
+}
+
+/// Kafka numbers partitions from 0; what is negative is none.
+fn column(partition: i32) -> Option<usize> {
+    usize::try_from(partition).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_keeps_its_place_while_others_come_and_its_offset_moves_both_ways() {
+        let (ticks, orders) = (TopicIndex(0), TopicIndex(1));
+        let mut positions = Positions::default();
+        positions.set(orders, 2, 40);
+        positions.set(ticks, 0, 7);
+        assert_eq!(positions.place(orders, 2), Some(0));
+
+        positions.set(orders, 0, 3);
+        positions.set(orders, 2, 41);
+        assert_eq!(positions.place(orders, 2), Some(0));
+        assert_eq!(positions.next(orders, 2), Some(41));
+        positions.set(orders, 2, 0);
+        assert_eq!(positions.next(orders, 2), Some(0), "made anew");
+
+        assert_eq!(positions.next(orders, 1), None, "between two that are read, but not read itself");
+        assert_eq!(positions.next(TopicIndex(9), 0), None);
+        assert_eq!(positions.next(ticks, -1), None);
+        let all: Vec<_> = positions.all().iter().map(|at| (at.topic, at.partition, at.offset)).collect();
+        assert_eq!(all, [(orders, 2, 0), (ticks, 0, 7), (orders, 0, 3)]);
+    }
+}

@@ -1,0 +1,333 @@
+//! The ingest thread's loop: takes what came from Kafka, has it batched, and hands the batches to the shards. It owns
+//! the order of a turn; what a record means is [`super::batcher`]'s, what is to be read [`super::watcher`]'s to find.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use crate::exchange::{IngestStatus, Owner, PublishedStanding, ShardDoor, Standing, Undelivered};
+use crate::ids::{AssessmentHash, ShardIndex, TopicIndex};
+use crate::limits::{INGEST_WAIT, KAFKA_LOG_EVERY, MALFORMED_LOG_EVERY};
+use crate::stream::batch::{Batch, NextOffset, Origin};
+
+use super::batcher::{Batcher, Fault, Incoming, Taken};
+use super::complaints::Complaints;
+use super::kafka::{Consumer, Message};
+use super::lag::Lag;
+use super::metrics::{Publisher, Tally};
+use super::positions::Positions;
+use super::startup::Filling;
+use super::watcher::{Found, Watcher};
+
+/// How often the lag is summed up, and the progress of the filling said.
+const LAG_EVERY: Duration = Duration::from_millis(250);
+const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+
+/// A wait for a shard that is worth counting: less is the cost of the clock.
+const BLOCKED_MIN: Duration = Duration::from_millis(1);
+
+/// All is over: the standing says so, or a shard has ended.
+struct Over;
+
+/// What the thread reads with.
+pub(super) struct Reader {
+    pub(super) consumer: Consumer,
+    pub(super) watcher: Watcher,
+    pub(super) desk: Desk,
+}
+
+/// What the thread works on, whichever way records came.
+pub(super) struct Desk {
+    doors: Vec<ShardDoor>,
+    standing: PublishedStanding,
+    place_anywhere: bool,
+    status: Arc<IngestStatus>,
+    batcher: Batcher,
+    positions: Positions,
+    filling: Option<FillingSince>,
+    lag: Lag,
+    lag_by_topic: Vec<i64>,
+    lag_summed: Instant,
+    tally: Tally,
+    publisher: Publisher,
+    malformed: Complaints<TopicIndex>,
+    failed: Complaints<(Option<TopicIndex>, i32)>,
+}
+
+struct FillingSince {
+    filling: Filling,
+    began: Instant,
+    partitions: usize,
+    offsets: i64,
+    said: Instant,
+}
+
+impl Reader {
+    /// Reads until all is over.
+    pub(super) fn run(mut self) {
+        while self.turn().is_ok() {}
+    }
+
+    fn turn(&mut self) -> Result<(), Over> {
+        let desk = &mut self.desk;
+        let now = Instant::now();
+        desk.status.pulse.beat(now);
+        let standing = desk.standing.load_full();
+        if standing.ended {
+            return Err(Over);
+        }
+        if let Ok(found) = self.watcher.found.try_recv() {
+            desk.begin_to_read(&found, &mut self.consumer, now);
+        }
+        let mut out_of_range = Vec::new();
+        for message in self.consumer.fetch(INGEST_WAIT).iter() {
+            match message {
+                Message::Record(incoming) => desk.record(&incoming, &standing, &self.watcher, now)?,
+                Message::End { topic, partition, offset } => desk.end_seen(topic, partition, offset),
+                Message::OutOfRange { topic, partition } => out_of_range.push((topic, partition)),
+                Message::Failed { topic, partition, error } => desk.fetch_failed(topic, partition, &error, now),
+            }
+        }
+        for (topic, partition) in out_of_range {
+            desk.restart(topic, partition, &self.consumer);
+        }
+        desk.flush(&self.watcher)?;
+        desk.finish_turn(&self.watcher, now);
+        Ok(())
+    }
+}
+
+impl Desk {
+    pub(super) fn new(parts: super::Parts, now: Instant) -> Self {
+        let shards = u16::try_from(parts.shards.len()).unwrap_or(u16::MAX);
+        Self {
+            batcher: Batcher::new(shards, parts.config.event_bytes_max),
+            doors: parts.shards,
+            standing: parts.standing,
+            place_anywhere: parts.place_anywhere,
+            status: parts.status,
+            positions: Positions::default(),
+            filling: None,
+            lag: Lag::default(),
+            lag_by_topic: Vec::new(),
+            lag_summed: now,
+            tally: Tally::default(),
+            publisher: Publisher::new(parts.metrics),
+            malformed: Complaints::new(MALFORMED_LOG_EVERY),
+            failed: Complaints::new(KAFKA_LOG_EVERY),
+        }
+    }
+
+    // ---- what is read -----------------------------------------------------------------------------------------------------
+
+    fn begin_to_read(&mut self, found: &Found, consumer: &mut Consumer, now: Instant) {
+        for topic in &found.topics {
+            if let Err(error) = consumer.add_topic(topic) {
+                warn!(topic = %topic.name, %error, "can't read the topic");
+            }
+            self.batcher.add_topic(Arc::clone(topic));
+            self.publisher.add_topic(&topic.name);
+            self.lag_by_topic.push(0);
+        }
+        let topics = self.batcher.topics();
+        let starts = found.partitions.iter().map(|start| {
+            let name = topics.get(usize::from(start.topic.0)).map_or("", |topic| &topic.name);
+            (name, start.partition, start.offset)
+        });
+        if let Err(error) = consumer.assign(starts) {
+            warn!(%error, partitions = found.partitions.len(), "can't read the partitions");
+        }
+        for start in &found.partitions {
+            self.positions.set(start.topic, start.partition, start.offset);
+        }
+        let partitions = found.partitions.len();
+        self.publisher.reading(self.batcher.topics().len(), self.positions.all().len());
+        if found.initial {
+            let filling = Filling::new(&found.partitions);
+            let offsets = filling.offsets_left(&self.positions);
+            info!(topics = found.topics.len(), partitions, offsets, "filling the history");
+            self.filling = Some(FillingSince { filling, began: now, partitions, offsets, said: now });
+        } else {
+            let mut names: Vec<_> = found.partitions.iter().map(|start| self.name(Some(start.topic))).collect();
+            names.dedup();
+            info!(topics = names.join(", "), partitions, "reading what is new in the cluster");
+        }
+    }
+
+    fn restart(&mut self, topic: TopicIndex, partition: i32, consumer: &Consumer) {
+        self.tally.offset_resets += 1;
+        let Some(name) = self.batcher.topics().get(usize::from(topic.0)).map(|topic| &topic.name) else { return };
+        let next = self.positions.next(topic, partition);
+        warn!(topic = %name, partition, next, "records were deleted before they were read; going on at the earliest left");
+        if let Err(error) = consumer.restart(name, partition) {
+            warn!(topic = %name, partition, %error, "can't read the partition any more");
+        }
+    }
+
+    // ---- what comes -------------------------------------------------------------------------------------------------------
+
+    fn record(
+        &mut self,
+        incoming: &Incoming<'_>,
+        standing: &Standing,
+        watcher: &Watcher,
+        now: Instant,
+    ) -> Result<(), Over> {
+        let origin = incoming.origin;
+        match self.batcher.push(incoming, &self.positions) {
+            Ok(Taken::Tick) => self.tally.processed += 1,
+            Ok(Taken::Event(hash)) if self.place_anywhere || is_own(hash, standing) => self.tally.processed += 1,
+            Ok(Taken::Event(_)) => self.tally.not_owner += 1,
+            Err(fault) => self.malformed(origin, fault, now),
+        }
+        self.positions.set(origin.topic, origin.partition, origin.offset + 1);
+        while let Some((shard, batch)) = self.batcher.take_full() {
+            self.deliver(shard, batch, watcher)?;
+        }
+        Ok(())
+    }
+
+    fn malformed(&mut self, origin: Origin, fault: Fault, now: Instant) {
+        self.tally.malformed(fault);
+        if let Some(held_back) = self.malformed.admit(origin.topic, now) {
+            let topic = self.name(Some(origin.topic));
+            let Origin { partition, offset, .. } = origin;
+            warn!(topic, partition, offset, reason = %fault, held_back, "a record can't be used");
+        }
+    }
+
+    fn end_seen(&mut self, topic: TopicIndex, partition: i32, offset: i64) {
+        self.positions.set(topic, partition, offset);
+        self.lag.end_seen(topic, partition, offset, &self.positions);
+        if let Some(since) = &mut self.filling {
+            since.filling.end_seen(topic, partition);
+        }
+    }
+
+    fn fetch_failed(&mut self, topic: Option<TopicIndex>, partition: i32, error: &str, now: Instant) {
+        self.tally.partition_errors += 1;
+        if let Some(held_back) = self.failed.admit((topic, partition), now) {
+            warn!(topic = self.name(topic), partition, error, held_back, "reading failed; trying on");
+        }
+    }
+
+    fn name(&self, topic: Option<TopicIndex>) -> &str {
+        topic.and_then(|topic| self.batcher.topics().get(usize::from(topic.0))).map_or("", |topic| &topic.name)
+    }
+
+    // ---- what leaves ------------------------------------------------------------------------------------------------------
+
+    fn flush(&mut self, watcher: &Watcher) -> Result<(), Over> {
+        let shards = u16::try_from(self.doors.len()).unwrap_or(u16::MAX);
+        for shard in (0..shards).map(ShardIndex) {
+            if let Some(batch) = self.batcher.take(shard, &self.positions) {
+                self.deliver(shard, batch, watcher)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands a batch over, however long the shard takes: nothing is dropped, and Kafka keeps what is not read yet.
+    fn deliver(&mut self, shard: ShardIndex, mut batch: Batch, watcher: &Watcher) -> Result<(), Over> {
+        self.tally.batches += 1;
+        self.tally.batch_bytes += batch.arena.len() as u64;
+        loop {
+            let Some(door) = self.doors.get(usize::from(shard.0)) else { return Err(Over) };
+            let tried = Instant::now();
+            let sent = door.send_batch(batch, INGEST_WAIT);
+            let now = Instant::now();
+            let waited = now.saturating_duration_since(tried);
+            if waited >= BLOCKED_MIN {
+                self.tally.blocked += waited;
+            }
+            batch = match sent {
+                Ok(()) => return Ok(()),
+                Err(Undelivered::Ended) => return Err(Over),
+                Err(Undelivered::Full(batch)) => batch,
+            };
+            self.status.pulse.beat(now);
+            if self.standing.load().ended {
+                return Err(Over);
+            }
+            self.publish(watcher, now);
+        }
+    }
+
+    // ---- what shows -------------------------------------------------------------------------------------------------------
+
+    fn finish_turn(&mut self, watcher: &Watcher, now: Instant) {
+        self.check_filling(now);
+        self.publish(watcher, now);
+    }
+
+    fn check_filling(&mut self, now: Instant) {
+        let Some(since) = &mut self.filling else { return };
+        since.filling.check(&self.positions);
+        let FillingSince { filling, began, partitions, offsets, said } = since;
+        let took = now.saturating_duration_since(*began);
+        if filling.is_done() {
+            info!(partitions = *partitions, offsets = *offsets, ?took, "the history is complete");
+            self.status.filled.store(true, Ordering::Release);
+            self.filling = None;
+        } else if now.saturating_duration_since(*said) >= PROGRESS_EVERY {
+            *said = now;
+            info!(offsets = *offsets, left = filling.offsets_left(&self.positions), ?took, "filling the history");
+        }
+    }
+
+    fn publish(&mut self, watcher: &Watcher, now: Instant) {
+        self.publisher.publish(&mut self.tally);
+        let ends: Option<Vec<NextOffset>> = watcher.ends.try_recv().ok();
+        if let Some(ends) = &ends {
+            self.lag.ends_are(ends, &self.positions);
+        }
+        if ends.is_some() || now.saturating_duration_since(self.lag_summed) >= LAG_EVERY {
+            self.lag_summed = now;
+            self.lag.sum_up(&self.positions, &mut self.lag_by_topic);
+            self.publisher.lag(&self.lag_by_topic);
+        }
+    }
+}
+
+/// Whether this pod counts an event as its own. A pod without a slot owns nothing: so the pods' counts add up to the
+/// events, however one of them comes and goes.
+fn is_own(hash: AssessmentHash, standing: &Standing) -> bool {
+    standing.own.is_some() && !matches!(standing.owner(hash), Owner::Elsewhere(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{NodeId, SlotNumber};
+    use crate::routing::placement::{Pod, View};
+
+    fn cluster(pods: u32) -> Arc<View> {
+        let pod = |number| Some(Pod { node: NodeId(format!("pod-{number}").into()), url: "ws://pod/ws".into() });
+        Arc::new(View { version: 1, slots: (0..pods).map(pod).collect() })
+    }
+
+    fn holder(view: &Arc<View>, own: Option<u32>) -> Standing {
+        Standing { view: Arc::clone(view), own: own.map(SlotNumber), ..Standing::default() }
+    }
+
+    #[test]
+    fn each_event_is_one_pods_own_and_a_pod_without_a_slot_has_none() {
+        let view = cluster(3);
+        let pods: Vec<_> = (0..3).map(|slot| holder(&view, Some(slot))).collect();
+        let filling = holder(&view, None);
+        for number in 0..300 {
+            let hash = AssessmentHash::of(&format!("assessment-{number}"));
+            assert_eq!(pods.iter().filter(|pod| is_own(hash, pod)).count(), 1);
+            assert!(!is_own(hash, &filling));
+        }
+    }
+
+    #[test]
+    fn a_pod_with_a_slot_counts_what_nobody_owns_for_it_serves_that_too() {
+        let alone = holder(&Arc::default(), Some(0));
+        assert!(is_own(AssessmentHash::of("a"), &alone));
+        assert!(!is_own(AssessmentHash::of("a"), &Standing::default()), "it has claimed nothing yet");
+    }
+}

@@ -1,0 +1,146 @@
+//! Where reading starts, and when the history is filled (DESIGN 4, start-up). Rules on offsets that [`super::watcher`]
+//! asked the cluster for, in this order: first the ends, then the offsets of `HISTORY_SECONDS` ago, then the beginnings.
+
+use crate::ids::TopicIndex;
+use crate::limits::START_RECORDS_MIN;
+
+use super::positions::Positions;
+
+/// What was asked of one partition. The end is that of `read_committed`: no open transaction lies below it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Extent {
+    /// The first offset that is still there.
+    pub(super) beginning: i64,
+    /// The first record of the time from which on the history reaches; `None` where there is none so young, or where
+    /// the brokers don't tell.
+    pub(super) since: Option<i64>,
+    /// The offset behind the last record.
+    pub(super) end: i64,
+}
+
+impl Extent {
+    /// Where to start: at the history's time, and at least the last hundred records, for a quiet topic's end may hold
+    /// control records alone, and the board wants each market's last tick.
+    pub(super) fn start(self) -> i64 {
+        let records_min = self.end.saturating_sub(START_RECORDS_MIN);
+        // Retention may have passed the end by now: then the beginning, which is where records will come.
+        self.since.map_or(records_min, |since| since.min(records_min)).max(self.beginning)
+    }
+}
+
+/// A partition to be read, and from where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Start {
+    pub(super) topic: TopicIndex,
+    pub(super) partition: i32,
+    /// The first offset to read.
+    pub(super) offset: i64,
+    /// Where the partition ended when it was found.
+    pub(super) end: i64,
+}
+
+/// The partitions of the start that were not yet read to the ends that they had then. Partitions that come later never
+/// count: they hold nothing back.
+#[derive(Debug)]
+pub(super) struct Filling {
+    left: Vec<Start>,
+}
+
+impl Filling {
+    /// Over all partitions of the start.
+    pub(super) fn new(starts: &[Start]) -> Self {
+        Self { left: starts.to_vec() }
+    }
+
+    /// Kafka told that a partition is read to its end. This alone is sure to come: behind the last record may lie
+    /// control records and aborted ones, which are never handed out.
+    pub(super) fn end_seen(&mut self, topic: TopicIndex, partition: i32) {
+        self.left.retain(|start| (start.topic, start.partition) != (topic, partition));
+    }
+
+    /// Drops what has been read as far as it reached at the start. On a partition that is written without a pause the
+    /// end is never told of.
+    pub(super) fn check(&mut self, positions: &Positions) {
+        self.left.retain(|start| positions.next(start.topic, start.partition).is_none_or(|next| next < start.end));
+    }
+
+    /// Whether all were read.
+    pub(super) fn is_done(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    /// Offsets still to be read, for the log: an upper bound of the records.
+    pub(super) fn offsets_left(&self, positions: &Positions) -> i64 {
+        let left = |start: &Start| start.end - positions.next(start.topic, start.partition).unwrap_or(start.offset);
+        self.left.iter().map(|start| left(start).max(0)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn reading_starts_at_the_historys_time_or_a_hundred_records_back_but_never_below_the_beginning() {
+        let start = |beginning, since, end| Extent { beginning, since, end }.start();
+        assert_eq!(start(0, Some(5_000), 9_000), 5_000, "busy: the time decides");
+        assert_eq!(start(0, Some(8_990), 9_000), 8_900, "nearly quiet: at least the last hundred");
+        assert_eq!(start(0, None, 9_000), 8_900, "quiet: nothing is younger");
+        assert_eq!(start(0, None, 30), 0, "fewer than a hundred in all");
+        assert_eq!(start(8_950, None, 9_000), 8_950, "retention left fewer");
+        assert_eq!(start(7_000, Some(6_000), 9_000), 7_000, "retention passed the time between the questions");
+        assert_eq!(start(9_000, None, 9_000), 9_000, "all was deleted");
+        assert_eq!(start(0, None, 0), 0, "never written");
+    }
+
+    proptest! {
+        #[test]
+        fn a_start_is_never_deleted_and_leaves_out_no_record_of_the_window(
+            beginning in 0i64..10_000, length in 0i64..10_000, since in proptest::option::of(0i64..20_000),
+        ) {
+            let end = beginning + length;
+            let start = Extent { beginning, since, end }.start();
+            prop_assert!((beginning..=end).contains(&start));
+            prop_assert!(since.is_none_or(|since| start <= since.max(beginning)));
+            prop_assert!(end - start >= length.min(START_RECORDS_MIN));
+        }
+    }
+
+    #[test]
+    fn filled_is_when_each_partition_was_read_to_its_end_as_it_was_or_was_told_to_be_at_its_end() {
+        let topic = TopicIndex(0);
+        let starts = [0, 1, 2].map(|partition| Start { topic, partition, offset: 10, end: 20 });
+        let mut positions = Positions::default();
+        for start in starts {
+            positions.set(topic, start.partition, start.offset);
+        }
+        let mut filling = Filling::new(&starts);
+        filling.check(&positions);
+        assert_eq!(filling.offsets_left(&positions), 30);
+
+        // One is written faster than its end can be told of: its position passes the end of the start.
+        positions.set(topic, 0, 25);
+        // One ends in control records: its last record is below, and Kafka tells that the end is reached.
+        positions.set(topic, 1, 18);
+        filling.end_seen(topic, 1);
+        filling.check(&positions);
+        assert!(!filling.is_done());
+        assert_eq!(filling.offsets_left(&positions), 10);
+
+        // The last one gets there record by record; a partition that came later means nothing here.
+        filling.end_seen(topic, 7);
+        positions.set(topic, 2, 19);
+        filling.check(&positions);
+        assert!(!filling.is_done());
+        positions.set(topic, 2, 20);
+        filling.check(&positions);
+        assert!(filling.is_done());
+    }
+
+    #[test]
+    fn a_cluster_without_a_topic_to_read_is_filled_at_once() {
+        assert!(Filling::new(&[]).is_done());
+    }
+}

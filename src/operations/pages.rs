@@ -1,0 +1,195 @@
+//! Which path is what: from a method and a path to an answer. No socket.
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::{Method, Response, StatusCode};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+use super::console;
+use super::readiness::{Readiness, Threads};
+use crate::clock::Now;
+use crate::ids::NodeId;
+
+/// The type of `/metrics`.
+pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+const JSON: &str = "application/json";
+const HTML: &str = "text/html; charset=utf-8";
+const TEXT: &str = "text/plain; charset=utf-8";
+
+/// An answer, its body whole.
+pub type Answer = Response<Full<Bytes>>;
+
+/// All that the pages tell of.
+#[derive(Debug)]
+pub struct Pages {
+    /// This pod's name.
+    pub node: NodeId,
+    /// For `/ready`.
+    pub readiness: watch::Receiver<Readiness>,
+    /// For `/health`.
+    pub threads: Threads,
+    /// For `/metrics`.
+    pub registry: Registry,
+    /// The console page's policy.
+    pub console_policy: HeaderValue,
+}
+
+impl Pages {
+    /// The pages of a pod.
+    #[must_use]
+    pub fn new(node: NodeId, readiness: watch::Receiver<Readiness>, threads: Threads, registry: Registry) -> Self {
+        let policy = HeaderValue::from_str(&console::policy());
+        let console_policy = policy.expect("a policy is made of keywords and base64");
+        Self { node, readiness, threads, registry, console_policy }
+    }
+
+    /// Answers a request. A HEAD is answered like a GET: the HTTP library leaves the body out.
+    #[must_use]
+    pub fn answer(&self, method: &Method, path: &str, now: Now) -> Answer {
+        let is_page = matches!(path, "/" | "/health" | "/ready" | "/metrics");
+        if !is_page {
+            return plain(StatusCode::NOT_FOUND, "no such page: there are /, /health, /ready and /metrics\n");
+        }
+        if method != Method::GET && method != Method::HEAD {
+            let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD\n");
+            answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return answer;
+        }
+        match path {
+            "/health" => {
+                let (healthy, body) = self.threads.health(now);
+                whole(status(healthy), JSON, body)
+            }
+            "/ready" => {
+                let readiness = *self.readiness.borrow();
+                whole(status(readiness.is_ready()), JSON, readiness.json(&self.node, now))
+            }
+            "/metrics" => self.metrics(),
+            _ => self.console(),
+        }
+    }
+
+    fn metrics(&self) -> Answer {
+        let mut text = String::new();
+        match encode(&mut text, &self.registry) {
+            Ok(()) => whole(StatusCode::OK, OPENMETRICS, text),
+            // Writing to a string fails only where a metric says so.
+            Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "a metric could not be written\n"),
+        }
+    }
+
+    fn console(&self) -> Answer {
+        let mut answer = whole(StatusCode::OK, HTML, console::PAGE);
+        answer.headers_mut().insert(CONTENT_SECURITY_POLICY, self.console_policy.clone());
+        answer
+    }
+}
+
+fn status(good: bool) -> StatusCode {
+    if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+/// An answer of a short text.
+#[must_use]
+pub fn plain(status: StatusCode, text: &'static str) -> Answer {
+    whole(status, TEXT, text)
+}
+
+fn whole(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use prometheus_client::metrics::gauge::Gauge;
+
+    use super::*;
+    use crate::ids::SlotNumber;
+    use crate::limits::TURN_AGE_MAX;
+
+    fn pages(readiness: Readiness) -> (Pages, Gauge) {
+        let mut registry = Registry::default();
+        let connections = Gauge::default();
+        registry.register("websocket_connections_total", "Connections open now", connections.clone());
+        let threads = Threads { ingest: Arc::default(), shards: vec![Arc::default()] };
+        (Pages::new(NodeId("a".into()), watch::channel(readiness).1, threads, registry), connections)
+    }
+
+    fn get(pages: &Pages, path: &str) -> (StatusCode, String) {
+        let answer = pages.answer(&Method::GET, path, Now::read());
+        (answer.status(), answer.headers()[CONTENT_TYPE].to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn each_page_has_its_type() {
+        let (pages, _) = pages(Readiness::default());
+        assert_eq!(get(&pages, "/"), (StatusCode::OK, HTML.to_owned()));
+        assert_eq!(get(&pages, "/health"), (StatusCode::OK, JSON.to_owned()));
+        assert_eq!(get(&pages, "/ready"), (StatusCode::SERVICE_UNAVAILABLE, JSON.to_owned()));
+        assert_eq!(get(&pages, "/metrics"), (StatusCode::OK, OPENMETRICS.to_owned()));
+        assert_eq!(get(&pages, "/health/"), (StatusCode::NOT_FOUND, TEXT.to_owned()));
+        let ready = Readiness {
+            redis: true,
+            kafka: true,
+            history: true,
+            slot: Some(SlotNumber(0)),
+            had_slot: true,
+            draining: false,
+        };
+        assert_eq!(get(&super::tests::pages(ready).0, "/ready").0, StatusCode::OK);
+    }
+
+    #[test]
+    fn a_stalled_thread_is_no_health() {
+        let (pages, _) = pages(Readiness::default());
+        let mut now = Now::read();
+        now.instant += TURN_AGE_MAX * 2;
+        assert_eq!(pages.answer(&Method::GET, "/health", now).status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+
+    #[test]
+    fn other_methods_are_told_which_there_are() {
+        let (pages, _) = pages(Readiness::default());
+        for path in ["/", "/health", "/ready", "/metrics"] {
+            let answer = pages.answer(&Method::POST, path, Now::read());
+            assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
+            assert_eq!(answer.headers()[ALLOW], "GET, HEAD");
+            assert_ne!(pages.answer(&Method::HEAD, path, Now::read()).status(), StatusCode::METHOD_NOT_ALLOWED);
+        }
+        assert_eq!(pages.answer(&Method::POST, "/ws", Now::read()).status(), StatusCode::NOT_FOUND);
+    }
+
+    #[test]
+    fn the_console_page_comes_with_its_policy() {
+        let (pages, _) = pages(Readiness::default());
+        let answer = pages.answer(&Method::GET, "/", Now::read());
+        assert_eq!(answer.headers()[CONTENT_SECURITY_POLICY], console::policy().as_str());
+    }
+
+    #[test]
+    fn the_gauge_whose_name_is_given_is_written_as_a_gauge() {
+        let (pages, connections) = pages(Readiness::default());
+        connections.set(3);
+        let mut text = String::new();
+        encode(&mut text, &pages.registry).unwrap();
+        assert_eq!(
+            text,
+            "# HELP websocket_connections_total Connections open now.\n\
+             # TYPE websocket_connections_total gauge\n\
+             websocket_connections_total 3\n\
+             # EOF\n"
+        );
+    }
+}

@@ -1,0 +1,209 @@
+//! Whether a pod is to be sent clients, and whether it lives: from what its parts show of themselves.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::clock::Now;
+use crate::exchange::{IngestStatus, ShardStatus};
+use crate::ids::{NodeId, SlotNumber};
+use crate::limits::TURN_AGE_MAX;
+
+/// A latch per subsystem. Each tells of its own part alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Readiness {
+    /// Redis is reached.
+    pub redis: bool,
+    /// The brokers answer.
+    pub kafka: bool,
+    /// The history was filled to the partitions' ends. Never goes back.
+    pub history: bool,
+    /// The slot of this pod, while it holds one.
+    pub slot: Option<SlotNumber>,
+    /// This pod had a slot at some time. Until then it owns nothing, and clients sent here would be sent on. Never goes
+    /// back: a slot that is lost is claimed anew while clients are served.
+    pub had_slot: bool,
+    /// A signal came. Never goes back.
+    pub draining: bool,
+}
+
+impl Readiness {
+    /// Whether clients are to be sent here: only when all of it is ready.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.redis && self.kafka && self.history && self.had_slot && !self.draining
+    }
+
+    /// What an operator is to read of it in the log.
+    #[must_use]
+    pub fn waits_for(&self) -> Vec<&'static str> {
+        let missing = [
+            (!self.redis, "Redis"),
+            (!self.kafka, "Kafka"),
+            (!self.history, "the history"),
+            (!self.had_slot, "a slot"),
+            (self.draining, "nothing: it drains"),
+        ];
+        missing.into_iter().filter_map(|(missing, what)| missing.then_some(what)).collect()
+    }
+
+    /// The body of `/ready`.
+    #[must_use]
+    pub fn json(&self, node: &NodeId, now: Now) -> String {
+        let connected = |connected| if connected { "connected" } else { "disconnected" };
+        let body = ReadyBody {
+            status: if self.is_ready() { "ready" } else { "not_ready" },
+            redis: connected(self.redis),
+            kafka: connected(self.kafka),
+            timestamp: now.unix.to_string(),
+            node: &node.0,
+            history: if self.history { "complete" } else { "filling" },
+            draining: self.draining,
+            slot: self.slot.map(|slot| slot.0),
+        };
+        json(&body)
+    }
+}
+
+#[derive(Serialize)]
+struct ReadyBody<'a> {
+    status: &'static str,
+    redis: &'static str,
+    kafka: &'static str,
+    timestamp: String,
+    node: &'a str,
+    history: &'static str,
+    draining: bool,
+    slot: Option<u32>,
+}
+
+/// What the threads show of themselves.
+#[derive(Debug, Clone)]
+pub struct Threads {
+    /// Ingest.
+    pub ingest: Arc<IngestStatus>,
+    /// The shards, by index.
+    pub shards: Vec<Arc<ShardStatus>>,
+}
+
+impl Threads {
+    /// Clients of all shards.
+    #[must_use]
+    pub fn clients(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.clients.load(Ordering::Relaxed)).sum()
+    }
+
+    /// The threads whose loop has not turned for [`TURN_AGE_MAX`]. The control thread is not among them: whoever reads
+    /// an answer knows that it turns.
+    #[must_use]
+    pub fn stalled(&self, now: Instant) -> Vec<String> {
+        let shards = self.shards.iter().enumerate().map(|(index, shard)| (format!("shard {index}"), &shard.pulse));
+        let ingest = std::iter::once(("ingest".to_owned(), &self.ingest.pulse));
+        let stalled = ingest.chain(shards).filter(|(_, pulse)| pulse.age(now) > TURN_AGE_MAX);
+        stalled.map(|(name, _)| name).collect()
+    }
+
+    /// Whether all turn their loops, and the body of `/health`.
+    #[must_use]
+    pub fn health(&self, now: Now) -> (bool, String) {
+        let stalled = self.stalled(now.instant);
+        let healthy = stalled.is_empty();
+        let status = if healthy { "ok" } else { "stalled" };
+        (healthy, json(&HealthBody { status, timestamp: now.unix.to_string(), stalled }))
+    }
+}
+
+#[derive(Serialize)]
+struct HealthBody {
+    status: &'static str,
+    timestamp: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    stalled: Vec<String>,
+}
+
+fn json(body: &impl Serialize) -> String {
+    serde_json::to_string(body).expect("a struct of strings and flags is always JSON")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::UnixMs;
+
+    const READY: Readiness = Readiness {
+        redis: true,
+        kafka: true,
+        history: true,
+        slot: Some(SlotNumber(2)),
+        had_slot: true,
+        draining: false,
+    };
+
+    fn now() -> Now {
+        Now { instant: Instant::now(), unix: UnixMs(0) }
+    }
+
+    #[test]
+    fn a_pod_is_ready_only_when_all_of_it_is() {
+        assert!(READY.is_ready() && READY.waits_for().is_empty());
+        let lacking = [
+            Readiness { redis: false, ..READY },
+            Readiness { kafka: false, ..READY },
+            Readiness { history: false, ..READY },
+            Readiness { had_slot: false, slot: None, ..READY },
+            Readiness { draining: true, ..READY },
+        ];
+        for readiness in lacking {
+            assert!(!readiness.is_ready(), "{readiness:?}");
+            assert_eq!(readiness.waits_for().len(), 1, "{readiness:?}");
+        }
+    }
+
+    #[test]
+    fn a_slot_that_is_lost_later_is_claimed_anew_while_the_pod_is_ready() {
+        assert!(Readiness { slot: None, ..READY }.is_ready());
+    }
+
+    #[test]
+    fn the_body_of_ready_is_the_contracts() {
+        let node = NodeId("pod-\"1\"".into());
+        assert_eq!(
+            READY.json(&node, now()),
+            r#"{"status":"ready","redis":"connected","kafka":"connected","timestamp":"1970-01-01T00:00:00.000Z","node":"pod-\"1\"","history":"complete","draining":false,"slot":2}"#
+        );
+        assert_eq!(
+            Readiness { draining: true, ..Readiness::default() }.json(&node, now()),
+            r#"{"status":"not_ready","redis":"disconnected","kafka":"disconnected","timestamp":"1970-01-01T00:00:00.000Z","node":"pod-\"1\"","history":"filling","draining":true,"slot":null}"#
+        );
+    }
+
+    #[test]
+    fn a_thread_that_does_not_turn_is_named() {
+        let threads = Threads { ingest: Arc::default(), shards: vec![Arc::default(), Arc::default()] };
+        let start = now();
+        assert_eq!(
+            threads.health(start),
+            (true, r#"{"status":"ok","timestamp":"1970-01-01T00:00:00.000Z"}"#.to_owned())
+        );
+
+        let later = start.instant + TURN_AGE_MAX + Duration::from_secs(1);
+        threads.ingest.pulse.beat(later);
+        threads.shards[0].pulse.beat(later);
+        assert_eq!(threads.stalled(later), ["shard 1"]);
+        let (healthy, body) = threads.health(Now { instant: later, unix: UnixMs(0) });
+        assert!(!healthy);
+        assert_eq!(body, r#"{"status":"stalled","timestamp":"1970-01-01T00:00:00.000Z","stalled":["shard 1"]}"#);
+    }
+
+    #[test]
+    fn clients_are_those_of_all_shards() {
+        let threads = Threads { ingest: Arc::default(), shards: vec![Arc::default(), Arc::default()] };
+        threads.shards[0].clients.store(3, Ordering::Relaxed);
+        threads.shards[1].clients.store(4, Ordering::Relaxed);
+        assert_eq!(threads.clients(), 7);
+    }
+}

@@ -1,0 +1,142 @@
+//! The answers to a request's head: the upgrade, and the refusals that protect the pod (PROTOCOL 1). Each refusal says
+//! what was wrong and what would be right.
+
+use super::{SUBPROTOCOL, Upgrade};
+
+/// When a client that found no room may come again, in seconds: long enough that those who wait are a trickle.
+const RETRY_AFTER_SECONDS: u32 = 5;
+
+/// A refusal that protects the pod: an HTTP answer without an upgrade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Refusal {
+    /// 400.
+    #[error("bad request: {0}")]
+    Malformed(Fault),
+    /// 403.
+    #[error("forbidden: the Origin of this page is not among those that may connect (ALLOWED_ORIGINS)")]
+    Origin,
+    /// 404.
+    #[error("not found: WebSocket clients connect to /ws")]
+    Path,
+    /// 405.
+    #[error("method not allowed: use {}", .0.methods())]
+    Method(Allow),
+    /// 408.
+    #[error("request timeout: the request's head did not come in whole in time (HANDSHAKE_TIMEOUT_MS)")]
+    Timeout,
+    /// 426.
+    #[error(
+        "upgrade required: this is a WebSocket endpoint (RFC 6455); it takes HTTP/1.1 with Connection: Upgrade, \
+         Upgrade: websocket and Sec-WebSocket-Version: 13"
+    )]
+    UpgradeRequired,
+    /// 431.
+    #[error("request header fields too large: the request's head may have 8 KiB and 100 headers")]
+    TooLarge,
+    /// 503: at capacity, over the accept rate, never yet ready, or draining alone.
+    #[error("service unavailable: this pod takes no more clients at the moment; try again in a few seconds")]
+    Unavailable,
+}
+
+/// What makes a request malformed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Fault {
+    /// A lone LF or CR.
+    #[error("a line ends in CRLF, never in a lone LF or CR")]
+    LineEnding,
+    /// NUL or another control byte: not HTTP, or an attempt at something.
+    #[error("a control byte in the request's head (is this TLS? this port speaks plain HTTP)")]
+    ControlByte,
+    /// Not a request line and header fields as RFC 9112 has them; a folded header, for one.
+    #[error("the head is no HTTP/1.1 request line and header fields (a folded header is none)")]
+    Syntax,
+    /// The request's target is neither a path nor a URL of http or ws.
+    #[error("the request's target is neither a path nor an http or ws URL without a fragment")]
+    Target,
+    /// Not just one good `Host`.
+    #[error("HTTP/1.1 takes exactly one valid Host header")]
+    Host,
+    /// `Content-Length` or `Transfer-Encoding` twice, or both, or no number.
+    #[error("at most one Content-Length, a number, or one Transfer-Encoding is taken")]
+    Framing,
+    /// A body.
+    #[error("a body is not taken here")]
+    Body,
+    /// No, or more than one, or a wrong `Sec-WebSocket-Key`.
+    #[error("a handshake takes exactly one Sec-WebSocket-Key, the base64 of 16 bytes")]
+    Key,
+}
+
+/// The methods that a path takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Allow {
+    /// `/ws`.
+    Get,
+    /// Operators' pages.
+    GetAndHead,
+}
+
+impl Allow {
+    /// As the header `Allow` has them.
+    #[must_use]
+    pub fn methods(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::GetAndHead => "GET, HEAD",
+        }
+    }
+}
+
+impl Refusal {
+    /// The status code and its phrase.
+    #[must_use]
+    pub fn status(self) -> (u16, &'static str) {
+        match self {
+            Self::Malformed(_) => (400, "Bad Request"),
+            Self::Origin => (403, "Forbidden"),
+            Self::Path => (404, "Not Found"),
+            Self::Method(_) => (405, "Method Not Allowed"),
+            Self::Timeout => (408, "Request Timeout"),
+            Self::UpgradeRequired => (426, "Upgrade Required"),
+            Self::TooLarge => (431, "Request Header Fields Too Large"),
+            Self::Unavailable => (503, "Service Unavailable"),
+        }
+    }
+
+    /// The whole answer: status line, headers, a short text, `Connection: close`.
+    #[must_use]
+    pub fn response(self) -> Vec<u8> {
+        let (code, phrase) = self.status();
+        // RFC 9110 section 7.8 wants Upgrade named in Connection, too.
+        let (connection, more) = match self {
+            Self::Method(allow) => ("close", format!("Allow: {}\r\n", allow.methods())),
+            Self::UpgradeRequired => {
+                ("close, Upgrade", "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n".to_owned())
+            }
+            Self::Unavailable => ("close", format!("Retry-After: {RETRY_AFTER_SECONDS}\r\n")),
+            _ => ("close", String::new()),
+        };
+        let text = format!("{self}\n");
+        let len = text.len();
+        format!(
+            "HTTP/1.1 {code} {phrase}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {len}\r\n\
+             Connection: {connection}\r\n{more}\r\n{text}"
+        )
+        .into_bytes()
+    }
+}
+
+impl Upgrade {
+    /// Appends the 101 answer.
+    pub fn accept_response(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n");
+        let mut field = |name: &str, value: &str| {
+            [name, ": ", value, "\r\n"].iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
+        };
+        field("Sec-WebSocket-Accept", &self.accept);
+        if self.subprotocol {
+            field("Sec-WebSocket-Protocol", SUBPROTOCOL);
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+}

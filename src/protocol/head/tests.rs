@@ -1,0 +1,416 @@
+//! A request's head, good and bad, and what holds for any bytes.
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use proptest::prelude::*;
+
+use super::*;
+
+/// The key of RFC 6455's example, section 1.3, and its answer.
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+fn rules() -> Rules {
+    Rules { allowed_origins: None, operators: true }
+}
+
+/// A head of these lines.
+fn head(lines: &[&str]) -> String {
+    lines.iter().flat_map(|line| [line, "\r\n"]).chain(["\r\n"]).collect()
+}
+
+/// A good handshake's head for a target, with more lines.
+fn handshake(target: &str, more: &[&str]) -> String {
+    let request_line = format!("GET {target} HTTP/1.1");
+    let key = format!("Sec-WebSocket-Key: {KEY}");
+    let lines = [&*request_line, "Host: h", "Upgrade: websocket", "Connection: Upgrade", &key];
+    head(&[&lines[..], &["Sec-WebSocket-Version: 13"], more].concat())
+}
+
+/// The handshake's head with one line instead of another; without it, where the other is empty.
+fn handshake_with(line: &str, instead: &str) -> String {
+    let good = handshake("/ws", &[]);
+    assert!(good.contains(line));
+    good.replace(&format!("{line}\r\n"), &if instead.is_empty() { String::new() } else { format!("{instead}\r\n") })
+}
+
+fn upgrade(head: &str) -> Upgrade {
+    match parse(head.as_bytes(), &rules()) {
+        Parsed::Upgrade { upgrade, head_len } => {
+            assert_eq!(head_len, head.len());
+            upgrade
+        }
+        other => panic!("{head} became {other:?}"),
+    }
+}
+
+fn refusal_by(head: &str, rules: &Rules) -> Option<Refusal> {
+    match parse(head.as_bytes(), rules) {
+        Parsed::Refused(refusal) => Some(refusal),
+        Parsed::Incomplete => panic!("{head} is not whole"),
+        Parsed::Upgrade { .. } | Parsed::Operators => None,
+    }
+}
+
+fn refusal(head: &str) -> Option<Refusal> {
+    refusal_by(head, &rules())
+}
+
+#[test]
+fn a_good_handshake_is_known_when_its_last_byte_comes_and_its_first_frames_are_not_touched() {
+    let head = handshake("/ws?assessmentId=a-1&token=t&cursor=c", &[]);
+    for len in 0..head.len() {
+        assert!(matches!(parse(&head.as_bytes()[..len], &rules()), Parsed::Incomplete), "at {len}");
+    }
+    let upgrade = upgrade(&head);
+    assert_eq!(&*upgrade.accept, ACCEPT);
+    assert_eq!(upgrade.assessment.unwrap().unwrap().as_str(), "a-1");
+    assert_eq!(upgrade.token, Some(Token("t".into())));
+    assert_eq!(upgrade.cursor.as_deref(), Some("c"));
+
+    let with_frames = [head.as_bytes(), b"\x81\x80\0\n\r\n\r\n\n"].concat();
+    let Parsed::Upgrade { head_len, .. } = parse(&with_frames, &rules()) else { panic!("the head is good") };
+    assert_eq!(head_len, head.len());
+}
+
+#[test]
+fn a_handshake_may_be_written_in_many_ways() {
+    let many_ways = format!(
+        "\r\nGET HTTP://h:3003/ws HTTP/1.1\r\nhOST:h:3003\r\nUPGRADE: h2c, WebSocket\r\nconnection: keep-alive\r\n\
+         Connection: ,uPGRADE , x\r\nsec-websocket-KEY:   {KEY}  \r\nSec-WebSocket-Version:13\r\nContent-Length: 0\r\n\r\n"
+    );
+    assert_eq!(&*upgrade(&many_ways).accept, ACCEPT);
+    upgrade(&handshake("wss://user@[::1]:80/ws?token=t", &[]));
+    upgrade(&handshake_with(&format!("Sec-WebSocket-Key: {KEY}"), "Sec-WebSocket-Key: abcdefghijklmnopqrstuv=="));
+}
+
+#[test]
+fn a_malformed_head_is_told_its_fault() {
+    let key = format!("Sec-WebSocket-Key: {KEY}");
+    for (head, fault) in [
+        ("GET /ws HTTP/1.1\nHost: h\n\n".into(), Fault::LineEnding),
+        ("GET /ws HTTP/1.1\r\nHost: h\n".into(), Fault::LineEnding),
+        ("GET /ws HTTP/1.1\rHost: h\r\n\r\n".into(), Fault::LineEnding),
+        ("\nGET /ws HTTP/1.1\r\n".into(), Fault::LineEnding),
+        ("GET /ws\0 HTTP/1.1".into(), Fault::ControlByte),
+        ("\u{16}\u{3}\u{1}".into(), Fault::ControlByte),
+        (handshake("/ws", &["X: a\u{0}b"]), Fault::ControlByte),
+        (handshake("/ws", &["X: a\u{7f}"]), Fault::ControlByte),
+        (handshake("/ws", &["X: a", " folded"]), Fault::Syntax),
+        (handshake("/ws", &["X : a"]), Fault::Syntax),
+        (handshake("/ws", &["no colon"]), Fault::Syntax),
+        (handshake("/ws", &[": no name"]), Fault::Syntax),
+        ("GET  /ws HTTP/1.1\r\n\r\n".into(), Fault::Syntax),
+        ("GET /ws\r\n\r\n".into(), Fault::Syntax),
+        ("PRI * HTTP/2.0\r\n\r\n".into(), Fault::Syntax),
+        (handshake("ws", &[]), Fault::Target),
+        (handshake("ftp://h/ws", &[]), Fault::Target),
+        (handshake("http:///ws", &[]), Fault::Target),
+        (handshake("/ws#fragment", &[]), Fault::Target),
+        (handshake_with("Host: h", ""), Fault::Host),
+        (handshake("/ws", &["Host: h"]), Fault::Host),
+        (handshake_with("Host: h", "Host: h/x"), Fault::Host),
+        (handshake("/ws", &["Content-Length: 0", "Content-Length: 0"]), Fault::Framing),
+        (handshake("/ws", &["Content-Length: 0", "Transfer-Encoding: chunked"]), Fault::Framing),
+        (handshake("/ws", &["Transfer-Encoding: chunked", "Transfer-Encoding: chunked"]), Fault::Framing),
+        (handshake("/ws", &["Content-Length: -1"]), Fault::Framing),
+        (handshake("/ws", &["Content-Length:"]), Fault::Framing),
+        (handshake("/ws", &["Content-Length: 1"]), Fault::Body),
+        (handshake("/ws", &["Transfer-Encoding: chunked"]), Fault::Body),
+        (head(&["GET /health HTTP/1.1", "Host: h", "Content-Length: 1"]), Fault::Body),
+        (handshake_with(&key, ""), Fault::Key),
+        (handshake("/ws", &[&key]), Fault::Key),
+        (handshake_with(&key, "Sec-WebSocket-Key:"), Fault::Key),
+        (handshake_with(&key, "Sec-WebSocket-Key: not base64"), Fault::Key),
+        (handshake_with(&key, "Sec-WebSocket-Key: c2hvcnQ="), Fault::Key),
+        (handshake_with(&key, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZSE="), Fault::Key),
+    ] {
+        assert_eq!(refusal(&head), Some(Refusal::Malformed(fault)), "{head:?}");
+    }
+}
+
+#[test]
+fn path_method_and_handshake_are_judged_in_this_order() {
+    let get = Refusal::Method(Allow::Get);
+    for (head, expected) in [
+        (handshake("/", &[]), None),
+        (handshake("/nope", &[]), Some(Refusal::Path)),
+        (handshake("/ws/", &[]), Some(Refusal::Path)),
+        (handshake("/%77s", &[]), Some(Refusal::Path)),
+        (head(&["OPTIONS * HTTP/1.1", "Host: h"]), Some(Refusal::Path)),
+        (head(&["POST /nope HTTP/1.1", "Host: h", "Content-Length: 9"]), Some(Refusal::Path)),
+        (head(&["POST /ws HTTP/1.1", "Host: h", "Content-Length: 9"]), Some(get)),
+        (head(&["HEAD /ws HTTP/1.1", "Host: h"]), Some(get)),
+        (head(&["get /ws HTTP/1.1", "Host: h"]), Some(get)),
+        (head(&["PUT /metrics HTTP/1.1", "Host: h"]), Some(Refusal::Method(Allow::GetAndHead))),
+        (head(&["GET /ws HTTP/1.1", "Host: h"]), Some(Refusal::UpgradeRequired)),
+        (handshake("/ws", &[]).replace("HTTP/1.1", "HTTP/1.0"), Some(Refusal::UpgradeRequired)),
+        (handshake_with("Upgrade: websocket", "Upgrade: h2c"), Some(Refusal::UpgradeRequired)),
+        (handshake_with("Upgrade: websocket", ""), Some(Refusal::UpgradeRequired)),
+        (handshake_with("Connection: Upgrade", "Connection: keep-alive"), Some(Refusal::UpgradeRequired)),
+        (handshake_with("Connection: Upgrade", ""), Some(Refusal::UpgradeRequired)),
+        (handshake_with("Sec-WebSocket-Version: 13", ""), Some(Refusal::UpgradeRequired)),
+        (handshake_with("Sec-WebSocket-Version: 13", "Sec-WebSocket-Version: 8"), Some(Refusal::UpgradeRequired)),
+        (handshake("/ws", &["Sec-WebSocket-Version: 13"]), Some(Refusal::UpgradeRequired)),
+    ] {
+        assert_eq!(refusal(&head), expected, "{head:?}");
+    }
+}
+
+#[test]
+fn operators_pages_are_there_only_where_operators_come() {
+    let elsewhere = Rules { operators: false, ..rules() };
+    for page in OPERATORS_PAGES {
+        for head in [
+            head(&[&format!("GET {page} HTTP/1.1"), "Host: h"]),
+            head(&[&format!("HEAD {page}?x=y HTTP/1.1"), "Host: h"]),
+            head(&[&format!("GET {page} HTTP/1.0")]),
+        ] {
+            assert!(matches!(parse(head.as_bytes(), &rules()), Parsed::Operators), "{head:?}");
+            assert_eq!(refusal_by(&head, &elsewhere), Some(Refusal::Path), "{head:?}");
+        }
+    }
+}
+
+#[test]
+fn an_origin_that_is_there_must_be_allowed() {
+    let some = Rules { allowed_origins: Some(vec!["https://a.example".into(), "http://b:8080".into()]), ..rules() };
+    let null = Rules { allowed_origins: Some(vec!["null".into()]), ..rules() };
+    for (lines, by_some, by_null) in [
+        (&[][..], true, true),
+        (&["Origin: https://a.example"][..], true, false),
+        (&["Origin: HTTPS://A.Example"][..], true, false),
+        (&["Origin: http://b:8080"][..], true, false),
+        (&["Origin: http://b"][..], false, false),
+        (&["Origin: https://a.example.evil"][..], false, false),
+        (&["Origin: null"][..], false, true),
+        (&["Origin:"][..], false, false),
+        (&["Origin: https://a.example", "Origin: https://a.example"][..], false, false),
+    ] {
+        let head = handshake("/ws", lines);
+        let expected = |good: bool| (!good).then_some(Refusal::Origin);
+        assert_eq!(refusal_by(&head, &some), expected(by_some), "{lines:?}");
+        assert_eq!(refusal_by(&head, &null), expected(by_null), "{lines:?}");
+        assert_eq!(refusal(&head), None, "`*` stands for any: {lines:?}");
+    }
+}
+
+#[test]
+fn the_first_place_that_has_a_token_counts_good_or_bad() {
+    for (target, lines, token) in [
+        ("/ws", &[][..], None),
+        ("/ws?token=q", &[][..], Some("q")),
+        ("/ws?token=q&token=r", &[][..], Some("q")),
+        ("/ws?token=a%2eb%2Ec", &[][..], Some("a.b.c")),
+        ("/ws?token=a+b", &[][..], Some("a+b")),
+        ("/ws?%74oken=q", &[][..], Some("q")),
+        ("/ws?Token=q", &[][..], None),
+        ("/ws?token=", &[][..], Some("")),
+        ("/ws?token=%ff", &[][..], Some("\u{fffd}")),
+        ("/ws?token=q", &["Sec-WebSocket-Protocol: shardgate.v1, bearer.p"][..], Some("p")),
+        ("/ws?token=q", &["Sec-WebSocket-Protocol: x", "Sec-WebSocket-Protocol: bearer.p,bearer.o"][..], Some("p")),
+        ("/ws?token=q", &["Sec-WebSocket-Protocol: bearer."][..], Some("")),
+        ("/ws?token=q", &["Authorization: Bearer a", "Sec-WebSocket-Protocol: bearer.p"][..], Some("a")),
+        ("/ws?token=q", &["authorization: bEARER   a"][..], Some("a")),
+        ("/ws?token=q", &["Authorization: Bearer"][..], Some("")),
+        ("/ws?token=q", &["Authorization: Basic dTpw"][..], Some("q")),
+        ("/ws?token=q", &["Authorization: Bearerx a"][..], Some("q")),
+        ("/ws?token=q", &["Authorization: Basic dTpw", "Authorization: Bearer a"][..], Some("a")),
+        ("/ws?token=q", &["Authorization: Bearer a", "Authorization: Bearer b"][..], Some("a")),
+    ] {
+        let found = upgrade(&handshake(target, lines)).token;
+        assert_eq!(found, token.map(|token| Token(token.into())), "{target} {lines:?}");
+    }
+}
+
+#[test]
+fn an_assessment_id_is_taken_by_its_rule() {
+    let invalid = |fault| Err(BadAssessment::Invalid(fault));
+    let longest = "x".repeat(128);
+    for (query, assessment) in [
+        ("", Ok(None)),
+        ("?", Ok(None)),
+        ("?&&x=y&", Ok(None)),
+        ("?assessmentid=a", Ok(None)),
+        ("?assessmentId=a", Ok(Some("a"))),
+        ("?assessmentId=a=b", Ok(Some("a=b"))),
+        ("?assessmentId=a+b", Ok(Some("a+b"))),
+        ("?assessmentId=a%20%26%2Bb", Ok(Some("a &+b"))),
+        ("?assessmentId=%C3%bc", Ok(Some("ü"))),
+        ("?assessmentId=ü", Ok(Some("ü"))),
+        ("?%61ssessmentId=a", Ok(Some("a"))),
+        (&format!("?assessmentId={longest}"), Ok(Some(&*longest))),
+        (&format!("?assessmentId={longest}x"), invalid(InvalidAssessmentId::TooLong(129))),
+        ("?assessmentId=", invalid(InvalidAssessmentId::Empty)),
+        ("?assessmentId", invalid(InvalidAssessmentId::Empty)),
+        ("?assessmentId=%00", invalid(InvalidAssessmentId::ControlCharacter)),
+        ("?assessmentId=%C2%85", invalid(InvalidAssessmentId::ControlCharacter)),
+        ("?assessmentId=a&assessmentId=a", Err(BadAssessment::Twice)),
+        ("?assessmentId=a&assessment%49d=b", Err(BadAssessment::Twice)),
+        ("?assessmentId=a%", Err(BadAssessment::BrokenEscape)),
+        ("?assessmentId=%4", Err(BadAssessment::BrokenEscape)),
+        ("?assessmentId=%4&x=1", Err(BadAssessment::BrokenEscape)),
+        ("?assessmentId=%zz", Err(BadAssessment::BrokenEscape)),
+        ("?assessmentId=%+1", Err(BadAssessment::BrokenEscape)),
+        ("?assessmentId=%ff", Err(BadAssessment::BrokenEscape)),
+    ] {
+        let expected = assessment.map(|id: Option<&str>| id.map(|id| AssessmentId::parse(id).unwrap()));
+        assert_eq!(upgrade(&handshake(&format!("/ws{query}"), &[])).assessment, expected, "{query}");
+    }
+}
+
+#[test]
+fn a_cursor_counts_with_an_assessment_only_and_empty_as_none() {
+    for (query, cursor) in [
+        ("assessmentId=a&cursor=c", Some("c")),
+        ("cursor=c%2Dd&assessmentId=a", Some("c-d")),
+        ("assessmentId=a&cursor=c&cursor=d", Some("c")),
+        ("assessmentId=a&cursor=", None),
+        ("assessmentId=a&cursor=&cursor=d", None),
+        ("assessmentId=&cursor=c", None),
+        ("cursor=c", None),
+    ] {
+        assert_eq!(upgrade(&handshake(&format!("/ws?{query}"), &[])).cursor.as_deref(), cursor, "{query}");
+    }
+}
+
+#[test]
+fn a_head_may_have_8_kib_with_its_last_crlf_and_100_headers() {
+    let padded = |len: usize| {
+        let bare = handshake("/ws", &["X: "]).len();
+        handshake("/ws", &[&format!("X: {}", "x".repeat(len - bare))])
+    };
+    assert_eq!(refusal(&padded(REQUEST_HEAD_BYTES_MAX)), None);
+    assert_eq!(refusal(&padded(REQUEST_HEAD_BYTES_MAX + 1)), Some(Refusal::TooLarge));
+    let endless = padded(REQUEST_HEAD_BYTES_MAX * 2);
+    assert!(matches!(parse(&endless.as_bytes()[..REQUEST_HEAD_BYTES_MAX - 1], &rules()), Parsed::Incomplete));
+    assert_eq!(refusal(&endless[..REQUEST_HEAD_BYTES_MAX]), Some(Refusal::TooLarge));
+    assert_eq!(refusal(&"\r\n".repeat(REQUEST_HEAD_BYTES_MAX)), Some(Refusal::TooLarge));
+
+    let with_headers = |count: usize| handshake("/ws", &vec!["X: y"; count - 5]);
+    assert_eq!(refusal(&with_headers(REQUEST_HEADERS_MAX)), None);
+    assert_eq!(refusal(&with_headers(REQUEST_HEADERS_MAX + 1)), Some(Refusal::TooLarge));
+}
+
+#[test]
+fn a_refusal_is_a_whole_answer_that_says_what_would_be_right() {
+    for (refusal, code, more, says) in [
+        (Refusal::Malformed(Fault::LineEnding), 400, &[][..], "CRLF"),
+        (Refusal::Malformed(Fault::Key), 400, &[][..], "Sec-WebSocket-Key"),
+        (Refusal::Origin, 403, &[][..], "ALLOWED_ORIGINS"),
+        (Refusal::Path, 404, &[][..], "/ws"),
+        (Refusal::Method(Allow::Get), 405, &[("Allow", "GET")][..], "use GET"),
+        (Refusal::Method(Allow::GetAndHead), 405, &[("Allow", "GET, HEAD")][..], "use GET, HEAD"),
+        (Refusal::Timeout, 408, &[][..], "HANDSHAKE_TIMEOUT_MS"),
+        (
+            Refusal::UpgradeRequired,
+            426,
+            &[("Sec-WebSocket-Version", "13"), ("Upgrade", "websocket"), ("Connection", "close, Upgrade")][..],
+            "Sec-WebSocket-Version: 13",
+        ),
+        (Refusal::TooLarge, 431, &[][..], "8 KiB"),
+        (Refusal::Unavailable, 503, &[("Retry-After", "5")][..], "try again"),
+    ] {
+        let answer = refusal.response();
+        let mut table = [EMPTY_HEADER; 16];
+        let mut response = httparse::Response::new(&mut table);
+        let head_len = response.parse(&answer).unwrap().unwrap();
+        let value = |name: &str| {
+            let field = response.headers.iter().find(|field| field.name == name);
+            field.map(|field| std::str::from_utf8(field.value).unwrap())
+        };
+        assert_eq!(response.code, Some(code));
+        let text = std::str::from_utf8(&answer[head_len..]).unwrap();
+        assert_eq!(value("Content-Length"), Some(&*text.len().to_string()));
+        assert!(value("Connection").unwrap().starts_with("close"));
+        assert!(text.contains(says), "{text}");
+        for (name, expected) in more {
+            assert_eq!(value(name), Some(*expected), "{code}");
+        }
+    }
+}
+
+#[test]
+fn the_upgrade_is_answered_with_our_subprotocol_only() {
+    let answer = |lines: &[&str]| {
+        let mut out = Vec::new();
+        upgrade(&handshake("/ws?token=secret", lines)).accept_response(&mut out);
+        String::from_utf8(out).unwrap()
+    };
+    let bare = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {ACCEPT}\r\n"
+    );
+    assert_eq!(answer(&[]), format!("{bare}\r\n"));
+    assert_eq!(answer(&["Sec-WebSocket-Protocol: chat"]), format!("{bare}\r\n"));
+    let offered = answer(&["Sec-WebSocket-Protocol: bearer.secret, shardgate.v1"]);
+    assert_eq!(offered, format!("{bare}Sec-WebSocket-Protocol: shardgate.v1\r\n\r\n"));
+}
+
+#[test]
+fn no_token_is_ever_printed() {
+    let head = handshake("/ws?token=hidden", &["Authorization: Bearer hidden"]);
+    assert!(!format!("{:?}", parse(head.as_bytes(), &rules())).contains("hidden"));
+}
+
+/// What the shard would do, to be compared.
+fn outcome(read: &[u8]) -> String {
+    match parse(read, &rules()) {
+        Parsed::Refused(refusal) => format!("{:?}", refusal.status()),
+        other => format!("{other:?}"),
+    }
+}
+
+/// Heads with something wrong in them, now and then.
+fn a_head_and_more() -> impl Strategy<Value = Vec<u8>> {
+    let line = prop_oneof![
+        "[A-Za-z-]{1,12}: ?[ -~]{0,40}",
+        "(Content-Length|Transfer-Encoding|Host|Origin|Connection|Upgrade|Authorization): [ -~]{0,12}",
+        "\\PC{0,20}",
+        "[ \t\r\n\\x00a:]{0,6}",
+    ];
+    let target = prop_oneof![Just("/ws".to_owned()), "/ws\\?[a-zA-Z%=&]{0,40}", "[!-~]{0,20}", "/(health|ready)?"];
+    let lines = proptest::collection::vec(line, 0..4);
+    (target, lines, proptest::collection::vec(any::<u8>(), 0..40)).prop_map(|(target, lines, more)| {
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        [handshake(&target, &lines).into_bytes(), more].concat()
+    })
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_have_an_answer(read in proptest::collection::vec(any::<u8>(), 0..300)) {
+        prop_assert!(!outcome(&read).is_empty());
+    }
+
+    #[test]
+    fn what_is_decided_early_is_decided_the_same_later(read in a_head_and_more(), cut in any::<prop::sample::Index>()) {
+        let early = outcome(&read[..cut.index(read.len() + 1)]);
+        prop_assert!(early == "Incomplete" || early == outcome(&read), "{} then {}", early, outcome(&read));
+    }
+
+    #[test]
+    fn a_head_made_of_valid_parts_parses_back_to_them(
+        id in "\\PC{1,30}",
+        token in "[A-Za-z0-9_.-]{1,60}",
+        cursor in "[A-Za-z0-9_-]{1,60}",
+        place in 0..3,
+        key in any::<[u8; KEY_BYTES]>(),
+    ) {
+        let encoded = utf8_percent_encode(&id, NON_ALPHANUMERIC);
+        let mut target = format!("/ws?cursor={cursor}&assessmentId={encoded}");
+        let mut lines = Vec::new();
+        match place {
+            0 => lines.push(format!("Authorization: Bearer {token}")),
+            1 => lines.push(format!("Sec-WebSocket-Protocol: shardgate.v1, bearer.{token}")),
+            _ => target.push_str(&format!("&token={}", utf8_percent_encode(&token, NON_ALPHANUMERIC))),
+        }
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        let key = KEY_ENCODING.encode(key);
+        let upgrade = upgrade(&handshake(&target, &lines).replace(KEY, &key));
+        let expected = tungstenite::handshake::derive_accept_key(key.as_bytes());
+        prop_assert_eq!(&*upgrade.accept, expected.as_str());
+        prop_assert_eq!(upgrade.subprotocol, place == 1);
+        prop_assert_eq!(upgrade.assessment, Ok(Some(AssessmentId::parse(&id).unwrap())));
+        prop_assert_eq!(upgrade.token, Some(Token(token.into())));
+        prop_assert_eq!(upgrade.cursor.as_deref(), Some(&*cursor));
+    }
+}

@@ -1,0 +1,244 @@
+//! Who is served here, who is sent to another pod, and who is refused: PROTOCOL 1's order, as a rule on values.
+
+use crate::clock::UnixMs;
+use crate::exchange::{Owner, Standing};
+use crate::ids::{AssessmentHash, NodeId};
+use crate::protocol::auth::{Grant, Verifier};
+use crate::protocol::close::CloseReason;
+use crate::protocol::head::Upgrade;
+use crate::protocol::messages;
+use crate::routing::placement::Pod;
+
+/// What becomes of a client that asks to be served.
+#[derive(Debug)]
+pub enum Admission {
+    /// It is served here.
+    Serve(Grant),
+    /// It is told why not after the upgrade: one JSON text frame (made by [`Refused::message`]), then close.
+    Refuse(Refused),
+    /// 503: this pod was never ready yet, or drains and no other lives.
+    Unavailable,
+}
+
+/// Why a client is refused after the upgrade.
+#[derive(Debug)]
+pub struct Refused {
+    /// What the close frame says.
+    pub reason: CloseReason,
+    message: String,
+    redirect: Option<Pod>,
+}
+
+/// This pod and how it places.
+#[derive(Debug)]
+pub struct Here<'a> {
+    /// Its name.
+    pub node: &'a NodeId,
+    /// Where it stands.
+    pub standing: &'a Standing,
+    /// `PLACEMENT=any`.
+    pub place_anywhere: bool,
+}
+
+/// Judges a good handshake.
+#[must_use]
+pub fn judge(upgrade: &Upgrade, here: &Here<'_>, verifier: &Verifier, now: UnixMs) -> Admission {
+    let draining = here.standing.draining_since.is_some();
+    if !here.standing.was_ready || (draining && here.any_other().is_none()) {
+        return Admission::Unavailable;
+    }
+    let grant = match verifier.verify(upgrade.token.as_ref(), now) {
+        Ok(grant) => grant,
+        Err(fault) => return refuse(CloseReason::Unauthorized, fault.to_string()),
+    };
+    let assessment = match &upgrade.assessment {
+        Ok(assessment) => assessment.as_ref(),
+        Err(fault) => return refuse(CloseReason::BadRequest, fault.to_string()),
+    };
+    if assessment.is_some_and(|id| !grant.allowed.covers(id)) {
+        return refuse(CloseReason::Forbidden, "the token does not allow this assessment".into());
+    }
+    let watching =
+        assessment.map_or(Watching::Market { spread: spread_of(upgrade) }, |id| Watching::Assessment(id.hash()));
+    match here.elsewhere(watching) {
+        Some(pod) => Admission::Refuse(Refused {
+            reason: CloseReason::Redirect,
+            message: "another pod serves this".into(),
+            redirect: Some(pod),
+        }),
+        None => Admission::Serve(grant),
+    }
+}
+
+fn refuse(reason: CloseReason, message: String) -> Admission {
+    Admission::Refuse(Refused { reason, message, redirect: None })
+}
+
+impl Refused {
+    /// Appends the text frame that says why.
+    pub fn message(&self, out: &mut Vec<u8>) {
+        match (&self.redirect, self.reason) {
+            (Some(pod), _) => messages::redirect(out, &self.message, pod, None),
+            (None, CloseReason::BadRequest) => messages::error(out, "BadRequest", &self.message),
+            (None, CloseReason::Forbidden) => messages::error(out, "Forbidden", &self.message),
+            (None, _) => messages::error(out, "Unauthorized", &self.message),
+        }
+    }
+}
+
+/// What a client watches, as far as placement goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watching {
+    /// An assessment, and market data.
+    Assessment(AssessmentHash),
+    /// Market data alone, to be had from any pod.
+    Market {
+        /// Any number: it spreads such clients over the other pods when this one drains.
+        spread: u64,
+    },
+}
+
+/// A number that differs from client to client: its handshake has one that is random.
+fn spread_of(upgrade: &Upgrade) -> u64 {
+    AssessmentHash::of(&upgrade.accept).0
+}
+
+impl Here<'_> {
+    /// The pod that a client is to go to instead; `None` where it is served here. A draining pod sends everyone away, if
+    /// it knows whom to.
+    #[must_use]
+    pub fn elsewhere(&self, watching: Watching) -> Option<Pod> {
+        if self.standing.draining_since.is_some() {
+            let (Watching::Assessment(AssessmentHash(number)) | Watching::Market { spread: number }) = watching;
+            return self.next_owner(AssessmentHash(number));
+        }
+        match watching {
+            Watching::Assessment(hash) if !self.place_anywhere => match self.standing.owner(hash) {
+                Owner::Elsewhere(pod) => Some(pod.clone()),
+                Owner::Here | Owner::Nobody => None,
+            },
+            Watching::Assessment(_) | Watching::Market { .. } => None,
+        }
+    }
+
+    /// The owner once this pod is gone.
+    fn next_owner(&self, hash: AssessmentHash) -> Option<Pod> {
+        let mut view = (*self.standing.view).clone();
+        for pod in &mut view.slots {
+            if pod.as_ref().is_some_and(|pod| pod.node == *self.node) {
+                *pod = None;
+            }
+        }
+        view.pod(view.owner(hash)?).cloned()
+    }
+
+    fn any_other(&self) -> Option<&Pod> {
+        self.standing.view.live().map(|(_, pod)| pod).find(|pod| pod.node != *self.node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::ids::SlotNumber;
+    use crate::protocol::auth::{self, mint};
+    use crate::protocol::head::{self, Parsed};
+    use crate::routing::placement::View;
+    use crate::stream::testing::texts;
+
+    const SECRET: &[u8] = b"a secret of thirty-two bytes or so";
+    const NOW: UnixMs = UnixMs(1_790_000_000_000);
+
+    fn upgrade(query: &str) -> Upgrade {
+        let request = format!(
+            "GET /ws?{query} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        );
+        let rules = head::Rules { allowed_origins: None, operators: true };
+        match head::parse(request.as_bytes(), &rules) {
+            Parsed::Upgrade { upgrade, .. } => upgrade,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn token(claims: &serde_json::Value) -> String {
+        mint(SECRET, claims)
+    }
+
+    /// A cluster of three, of which this pod is the first.
+    fn standing() -> Standing {
+        let pod = |name: &str| Some(Pod { node: NodeId(name.into()), url: format!("ws://{name}/ws").into() });
+        let view = View { version: 1, slots: vec![pod("p0"), pod("p1"), pod("p2")] };
+        Standing { view: Arc::new(view), own: Some(SlotNumber(0)), was_ready: true, ..Standing::default() }
+    }
+
+    /// The close reason's label and the first text of the answer, `served`, or `503`.
+    fn answer(query: &str, standing: &Standing, place_anywhere: bool) -> String {
+        let verifier = Verifier::new(&auth::Config { secret: SECRET.into(), require_assessments: false });
+        let node = NodeId("p0".into());
+        match judge(&upgrade(query), &Here { node: &node, standing, place_anywhere }, &verifier, NOW) {
+            Admission::Serve(grant) => format!("served {}", grant.user),
+            Admission::Unavailable => "503".into(),
+            Admission::Refuse(refused) => {
+                let mut frame = Vec::new();
+                refused.message(&mut frame);
+                format!("{} {}", refused.reason.row().label, texts(&frame).concat())
+            }
+        }
+    }
+
+    /// An id that a slot of three owns.
+    fn id_of(slot: u32) -> String {
+        let view = standing().view;
+        let owned = |id: &String| view.owner(AssessmentHash::of(id)) == Some(SlotNumber(slot));
+        (0..).map(|number| format!("id{number}")).find(owned).expect("each slot owns about a third")
+    }
+
+    #[test]
+    fn refusals_come_in_the_contracts_order() {
+        let standing = standing();
+        let elsewhere = id_of(1);
+        let only_x = token(&serde_json::json!({"userId": "u", "assessments": ["x"]}));
+        let any = token(&serde_json::json!({"userId": "u"}));
+        let first = |query: &str| answer(query, &standing, false);
+        assert!(first("assessmentId=").contains(r#""error":"Unauthorized""#));
+        assert!(first(&format!("assessmentId=&token={only_x}")).contains(r#""error":"BadRequest""#));
+        assert!(first(&format!("assessmentId={elsewhere}&token={only_x}")).contains(r#""error":"Forbidden""#));
+        let redirect = first(&format!("assessmentId={elsewhere}&token={any}"));
+        assert!(redirect.contains(r#""node":"p1","url":"ws://p1/ws""#), "{redirect}");
+        assert_eq!(first(&format!("assessmentId={}&token={any}", id_of(0))), "served u");
+        assert_eq!(first(&format!("token={only_x}")), "served u", "market data is open to every user");
+    }
+
+    #[test]
+    fn a_pod_that_was_never_ready_takes_nobody_and_one_that_was_goes_on() {
+        let any = token(&serde_json::json!({"sub": "u"}));
+        let query = format!("assessmentId=a&token={any}");
+        assert_eq!(answer(&query, &Standing::default(), false), "503");
+        let alone = Standing { was_ready: true, ..Standing::default() };
+        assert_eq!(answer(&query, &alone, false), "served u", "an empty view sends nobody away");
+    }
+
+    #[test]
+    fn placed_anywhere_every_pod_serves_every_assessment() {
+        let any = token(&serde_json::json!({"sub": "u"}));
+        assert_eq!(answer(&format!("assessmentId={}&token={any}", id_of(2)), &standing(), true), "served u");
+    }
+
+    #[test]
+    fn a_draining_pod_sends_everyone_to_who_is_left() {
+        let any = token(&serde_json::json!({"sub": "u"}));
+        let draining = Standing { draining_since: Some(Instant::now()), ..standing() };
+        for query in [format!("assessmentId={}&token={any}", id_of(0)), format!("token={any}")] {
+            let redirect = answer(&query, &draining, false);
+            assert!(redirect.contains(r#""error":"Redirect""#) && !redirect.contains("ws://p0"), "{redirect}");
+        }
+        let mut view = (*standing().view).clone();
+        view.slots.truncate(1);
+        let alone = Standing { view: Arc::new(view), ..draining };
+        assert_eq!(answer(&format!("token={any}"), &alone, false), "503");
+    }
+}

@@ -1,0 +1,184 @@
+//! One connection, as the shard knows it: a position, a version of the board, what it is owed, and how it ends. It owns
+//! no queue: whatever comes for it while it can't be written to waits in the history, on the board, or as a bit here.
+
+use std::io::{self, IoSlice};
+use std::time::{Duration, Instant};
+
+use crate::clock::UnixMs;
+use crate::ids::AssessmentHash;
+use crate::protocol::close::CloseReason;
+use crate::routing::placement::Pod;
+use crate::stream::board::BoardVersion;
+use crate::stream::history::{ChainKey, Position};
+
+/// What a connection is written to. The edge's is a socket, the tests' a script.
+pub(super) trait Socket {
+    /// Writes what the socket takes now, without waiting.
+    ///
+    /// # Errors
+    /// `WouldBlock` where it takes nothing; anything else where the connection is gone.
+    fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Tells the connection's own task to look at it: its socket is full, or it has ended.
+    fn wake(&self);
+}
+
+/// A connection.
+///
+/// ```text
+/// live --close(reason)--> ending: what is half written, a redirect if any, the close frame --written or cut--> over
+///  \---------------------------------- gone (error, end of input) ---------------------------------------------^
+/// ```
+pub(super) struct Connection<S> {
+    pub(super) socket: S,
+    /// The assessment that it watches; without one it gets market data alone.
+    pub(super) watch: Option<Watch>,
+    /// How far it has seen the board.
+    pub(super) seen: BoardVersion,
+    /// The rest of what is half written: it goes before all else.
+    pub(super) tail: Option<Tail>,
+    /// What else it is to be told, besides events and markets.
+    pub(super) owed: Owed,
+    /// Since when its socket takes nothing.
+    pub(super) blocked_since: Option<Instant>,
+    /// It has more due than one turn's share, and waits for the next.
+    pub(super) pending: bool,
+    pub(super) end: End,
+    /// Its place in the shard's roster.
+    pub(super) place: u32,
+    pub(super) opened: Instant,
+    /// When it last gave a sign of life.
+    pub(super) heard: Instant,
+    /// When it was last sent a heartbeat.
+    pub(super) pinged: Instant,
+    /// When it was last told that a message was none.
+    pub(super) complained: Option<Instant>,
+    pub(super) token_expires: Option<UnixMs>,
+    pub(super) inbound: InboundBucket,
+    /// The payload of the newest WebSocket ping that was not answered yet (RFC 6455 section 5.5.3 lets the rest go).
+    pub(super) control_ping: Option<Box<[u8]>>,
+}
+
+/// A connection's part in its assessment.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Watch {
+    pub(super) chain: ChainKey,
+    pub(super) hash: AssessmentHash,
+    pub(super) position: Position,
+    /// Its place among the chain's watchers.
+    pub(super) place: u32,
+}
+
+/// The rest of a frame that is half written.
+#[derive(Debug)]
+pub(super) enum Tail {
+    /// Bytes of its own: a control frame, a market's, or the greeting.
+    Bytes { rest: Box<[u8]>, sent: usize, texts: u64 },
+    /// The entry at its position, of which so many bytes are written. The history has the rest, as long as it has.
+    Entry { sent: usize },
+}
+
+/// What a connection is owed besides events and markets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Owed {
+    pub(super) heartbeat: bool,
+    pub(super) pong: bool,
+    pub(super) complaint: bool,
+}
+
+impl Owed {
+    pub(super) fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+}
+
+/// Whether and how a connection ends.
+#[derive(Debug)]
+pub(super) enum End {
+    /// It does not.
+    Live,
+    /// It is still to be told why, by `cut_at` at the latest.
+    Telling { reason: CloseReason, to: Option<Box<Pod>>, told: bool, cut_at: Instant },
+    /// Its task is to let go of it.
+    Over { reason: CloseReason, told: bool },
+}
+
+/// A token bucket for what a client sends, in thousandths of a text message. A control frame costs a tenth: it is no
+/// message, but a flood of them must find a bound, too.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct InboundBucket {
+    level: u32,
+    filled: Instant,
+}
+
+const TEXT_COST: u32 = 1000;
+const CONTROL_COST: u32 = 100;
+
+impl InboundBucket {
+    /// A full bucket: a burst of twice the rate.
+    pub(super) fn full(per_second: u32, now: Instant) -> Self {
+        Self { level: Self::capacity(per_second), filled: now }
+    }
+
+    /// Takes what a frame costs; `false` where the client is over its rate.
+    pub(super) fn take(&mut self, is_text: bool, per_second: u32, now: Instant) -> bool {
+        let passed_ms = now.saturating_duration_since(self.filled).as_millis();
+        let gained = u32::try_from(passed_ms.saturating_mul(u128::from(per_second))).unwrap_or(u32::MAX);
+        if gained > 0 {
+            self.level = self.level.saturating_add(gained).min(Self::capacity(per_second));
+            self.filled = now;
+        }
+        let cost = if is_text { TEXT_COST } else { CONTROL_COST };
+        match self.level.checked_sub(cost) {
+            Some(level) => {
+                self.level = level;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn capacity(per_second: u32) -> u32 {
+        per_second.saturating_mul(2 * TEXT_COST)
+    }
+}
+
+impl<S> Connection<S> {
+    /// Whether nothing but what is due to all who are up to date is due to it.
+    pub(super) fn is_plain(&self) -> bool {
+        self.tail.is_none() && self.owed.is_empty() && self.control_ping.is_none() && self.is_open()
+    }
+
+    /// Whether it can be written to, waits for no turn, and does not end.
+    pub(super) fn is_open(&self) -> bool {
+        self.blocked_since.is_none() && !self.pending && self.is_live()
+    }
+
+    /// Whether it does not end.
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self.end, End::Live)
+    }
+
+    /// Begins its end: it is told why, if the socket takes it within `linger`.
+    pub(super) fn close(&mut self, reason: CloseReason, to: Option<Pod>, now: Instant, linger: Duration) {
+        if self.is_live() {
+            self.end = End::Telling { reason, to: to.map(Box::new), told: false, cut_at: now + linger };
+        }
+    }
+}
+
+impl<S: Socket> Connection<S> {
+    /// Notes that its socket is full.
+    pub(super) fn block(&mut self, now: Instant) {
+        self.blocked_since = Some(now);
+        self.socket.wake();
+    }
+
+    /// Ends it without a word.
+    pub(super) fn cut(&mut self, reason: CloseReason) {
+        if !matches!(self.end, End::Over { .. }) {
+            self.end = End::Over { reason, told: false };
+            self.socket.wake();
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! A shard's thread: the glommio executor, its turns, its accepting, and the tasks that run on it.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use futures_lite::future;
+use glommio::net::{TcpListener, TcpStream};
+use glommio::timer::Timer;
+use glommio::{Latency, LocalExecutor, LocalExecutorBuilder, Placement, Shares, TaskQueueHandle};
+use slotmap::{DefaultKey, SlotMap};
+
+use super::Parts;
+use super::admission::Here;
+use super::metrics::ShardMetrics;
+use super::pod_limits::PodLimits;
+use super::socket::{self, Writer};
+use super::state::{Pass, State};
+use super::sweep::Sweeper;
+use crate::clock::Now;
+use crate::config::{DrainConfig, ShardConfig};
+use crate::exchange::{HttpDoor, PublishedStanding, ShardDoor, ShardInbox, ShardStatus, Standing};
+use crate::ids::{NodeId, ShardIndex};
+use crate::limits::{HANDSHAKES_MAX, TURN_EVERY};
+use crate::protocol::auth::Verifier;
+use crate::protocol::head::Rules;
+use crate::shutdown::phases::Phase;
+
+/// Registered memory of an executor: what glommio takes by default, 10 MiB, is for files; sockets need none of it.
+const IO_MEMORY_BYTES: usize = 64 * 1024;
+
+/// After so long a task is asked to let others run. With glommio's defaults a busy shard answered a wake after 98 ms
+/// (p50), with this and [`TURN_LATENCY`] after 0.5 ms.
+const PREEMPT_EVERY: Duration = Duration::from_millis(1);
+
+/// How soon the turns' queue wants to run.
+const TURN_LATENCY: Duration = Duration::from_micros(500);
+
+/// Sends between two looks at whether others want to run.
+const SENDS_A_BREATH: usize = 64;
+
+/// How often a draining shard looks at how many clients may still be there.
+const DRAIN_EVERY: Duration = Duration::from_millis(20);
+
+/// How long accepting pauses when the system refuses (descriptors, memory).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How much is read of a socket at once. One buffer a shard: a connection that is quiet has none.
+const READ_BYTES: usize = 16 * 1024;
+
+/// What the tasks of a shard share.
+pub(super) struct Shard {
+    pub(super) index: ShardIndex,
+    pub(super) config: ShardConfig,
+    pub(super) node: NodeId,
+    pub(super) head_rules: Rules,
+    pub(super) verifier: Verifier,
+    pub(super) doors: Vec<ShardDoor>,
+    pub(super) http: HttpDoor,
+    pub(super) standing: PublishedStanding,
+    pub(super) pod: Arc<PodLimits>,
+    pub(super) metrics: ShardMetrics,
+    pub(super) state: RefCell<State<Writer>>,
+    pub(super) scratch: RefCell<Box<[u8]>>,
+    tasks: RefCell<SlotMap<DefaultKey, glommio::task::JoinHandle<()>>>,
+    handshakes: Cell<usize>,
+    started_ms: u64,
+    connections: Cell<u64>,
+}
+
+impl Shard {
+    /// Runs a task that is cancelled and awaited when the shard stops.
+    pub(super) fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
+        let mut tasks = self.tasks.borrow_mut();
+        let shard = Rc::clone(self);
+        tasks.insert_with_key(|key| {
+            glommio::spawn_local(async move {
+                task.await;
+                shard.tasks.borrow_mut().remove(key);
+            })
+            .detach()
+        });
+    }
+
+    /// Wakes the turns.
+    pub(super) fn ring(&self) {
+        self.doors[usize::from(self.index.0)].ring();
+    }
+
+    /// Differs from that of every other connection of every pod that started at another millisecond or has another name.
+    pub(super) fn next_connection_id(&self) -> String {
+        let count = self.connections.get() + 1;
+        self.connections.set(count);
+        format!("{}-{:x}-{}-{count}", self.node, self.started_ms, self.index.0)
+    }
+
+    /// Begins a handshake, unless there are too many.
+    fn welcome(self: &Rc<Self>, stream: TcpStream) {
+        if self.handshakes.get() >= HANDSHAKES_MAX {
+            return;
+        }
+        self.handshakes.set(self.handshakes.get() + 1);
+        let handshake = Handshake(Rc::clone(self));
+        self.spawn(async move {
+            socket::handshake(Rc::clone(&handshake.0), stream).await;
+        });
+    }
+}
+
+/// Counts as one of the handshakes under way until it is dropped.
+struct Handshake(Rc<Shard>);
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        self.0.handshakes.set(self.0.handshakes.get() - 1);
+    }
+}
+
+/// Starts a shard's thread, and returns when its executor is made.
+pub(super) fn spawn(parts: Parts) -> io::Result<JoinHandle<()>> {
+    let (made, is_made) = crossbeam_channel::bounded(1);
+    let thread =
+        std::thread::Builder::new().name(format!("shard-{}", parts.index.0)).spawn(move || {
+            match executor(parts.core) {
+                Ok(executor) => {
+                    let _ = made.send(Ok(()));
+                    executor.run(run(parts));
+                }
+                Err(error) => {
+                    let _ = made.send(Err(error));
+                }
+            }
+        })?;
+    match is_made.recv() {
+        Ok(Ok(())) => Ok(thread),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(io::Error::other("the shard's thread ended before its executor was made")),
+    }
+}
+
+fn executor(core: Option<usize>) -> io::Result<LocalExecutor> {
+    let placement = core.map_or(Placement::Unbound, Placement::Fixed);
+    LocalExecutorBuilder::new(placement)
+        .io_memory(IO_MEMORY_BYTES)
+        .preempt_timer(PREEMPT_EVERY)
+        .make()
+        .map_err(|error| io::Error::other(error.to_string()))
+}
+
+async fn run(parts: Parts) {
+    let now = Now::read();
+    let shard = Rc::new(Shard {
+        index: parts.index,
+        verifier: Verifier::new(&parts.auth),
+        metrics: parts.metrics.of_shard(parts.index),
+        state: RefCell::new(State::new(parts.config.clone())),
+        scratch: RefCell::new(vec![0; READ_BYTES].into_boxed_slice()),
+        tasks: RefCell::new(SlotMap::new()),
+        handshakes: Cell::new(0),
+        started_ms: now.unix.0,
+        connections: Cell::new(0),
+        config: parts.config,
+        node: parts.node,
+        head_rules: parts.head_rules,
+        doors: parts.doors,
+        http: parts.http,
+        standing: parts.standing,
+        pod: parts.pod,
+    });
+    let latency = Latency::Matters(TURN_LATENCY);
+    let queue = glommio::executor().create_task_queue(Shares::default(), latency, "turns");
+    accept_from(&shard, parts.listener);
+    let turns = Turns {
+        sweeper: Sweeper::new(&shard.config, now.instant),
+        shard,
+        inbox: parts.inbox,
+        status: parts.status,
+        malformed: parts.malformed,
+        drain: parts.drain,
+    };
+    run_turns(turns, queue).await;
+}
+
+/// Runs the turns in their own queue, to their end.
+async fn run_turns(turns: Turns, queue: TaskQueueHandle) {
+    match glommio::spawn_local_into(turns.run(), queue) {
+        Ok(task) => task.await,
+        Err(error) => panic!("the turns' queue was made on this executor: {error}"),
+    }
+}
+
+fn accept_from(shard: &Rc<Shard>, listener: std::net::TcpListener) {
+    // SAFETY: the descriptor is a listening socket whose ownership passes on here.
+    let listener = unsafe { TcpListener::from_raw_fd(listener.into_raw_fd()) };
+    let accepting = Rc::clone(shard);
+    shard.spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok(stream) => {
+                    // Frames leave when they are due; to wait for more is not the kernel's to decide. A socket that
+                    // refuses is one that is gone.
+                    if stream.set_nodelay(true).is_ok() {
+                        accepting.welcome(stream);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "can't accept connections; trying again");
+                    Timer::new(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    });
+}
+
+/// A shard's main task: a turn takes in what came, sends what is due, and rests.
+struct Turns {
+    shard: Rc<Shard>,
+    inbox: ShardInbox,
+    status: Arc<ShardStatus>,
+    malformed: prometheus_client::metrics::counter::Counter,
+    drain: DrainConfig,
+    sweeper: Sweeper,
+}
+
+impl Turns {
+    async fn run(mut self) {
+        loop {
+            let standing = self.shard.standing.load_full();
+            if standing.ended {
+                break;
+            }
+            self.take_in(Now::read());
+            self.send().await;
+            let now = Now::read();
+            self.drain(&standing, now);
+            self.publish(now);
+            self.rest(&standing, now).await;
+        }
+        self.stop().await;
+    }
+
+    /// Empties the inbox: overload shows as positions that lag, not as an ingest that stands.
+    fn take_in(&self, now: Now) {
+        let mut state = self.shard.state.borrow_mut();
+        let mut bytes = 0;
+        while bytes < state.intake_bytes_max() {
+            let Ok(batch) = self.inbox.batches.try_recv() else { break };
+            bytes += batch.arena.len();
+            state.take(batch, now.instant);
+        }
+        drop(state);
+        while let Ok(handoff) = self.inbox.handoffs.try_recv() {
+            // SAFETY: the descriptor is a connected socket whose ownership passes on here.
+            let stream = unsafe { TcpStream::from_raw_fd(handoff.socket.into_raw_fd()) };
+            let shard = Rc::clone(&self.shard);
+            self.shard.spawn(async move { socket::enter(&shard, stream, &handoff.upgrade, handoff.rest).await });
+        }
+    }
+
+    /// Sends what is due: events first, then markets, then heartbeats.
+    async fn send(&mut self) {
+        while self.shard.state.borrow_mut().dispatch(SENDS_A_BREATH, Now::read()) == Pass::More {
+            glommio::yield_if_needed().await;
+        }
+        while self.shard.state.borrow_mut().flush_markets(SENDS_A_BREATH, Now::read()) == Pass::More {
+            glommio::yield_if_needed().await;
+        }
+        while self.sweeper.sweep(&mut self.shard.state.borrow_mut(), SENDS_A_BREATH, Now::read()) == Pass::More {
+            glommio::yield_if_needed().await;
+        }
+    }
+
+    fn drain(&mut self, standing: &Standing, now: Now) {
+        let phase = Phase::at(now.instant, standing.draining_since, &self.drain);
+        let here = Here { node: &self.shard.node, standing, place_anywhere: self.shard.config.place_anywhere };
+        self.sweeper.drain(&mut self.shard.state.borrow_mut(), phase, &here, now);
+    }
+
+    fn publish(&self, now: Now) {
+        let mut state = self.shard.state.borrow_mut();
+        let (counts, unusable, history_bytes) = state.end_turn(now.instant);
+        self.shard.metrics.publish(counts, history_bytes);
+        if unusable > 0 {
+            self.malformed.inc_by(unusable);
+        }
+        self.status.clients.store(state.roster.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        self.status.pulse.beat(now.instant);
+    }
+
+    /// Waits until something is to be done.
+    async fn rest(&self, standing: &Arc<Standing>, now: Now) {
+        let until = self.next_turn(standing, now.instant);
+        let wait = until.saturating_duration_since(now.instant);
+        if wait.is_zero() {
+            return glommio::yield_if_needed().await;
+        }
+        let mut looked = false;
+        let rung = poll_fn(|cx| {
+            // Armed before the look, or what comes between the two would be missed.
+            self.inbox.bell.register(cx.waker());
+            let due = !self.inbox.batches.is_empty()
+                || !self.inbox.handoffs.is_empty()
+                || !Arc::ptr_eq(standing, &self.shard.standing.load())
+                || self.shard.state.borrow().has_pending();
+            if due || std::mem::replace(&mut looked, true) { Poll::Ready(()) } else { Poll::Pending }
+        });
+        future::or(rung, async {
+            Timer::new(wait).await;
+        })
+        .await;
+    }
+
+    fn next_turn(&self, standing: &Standing, now: Instant) -> Instant {
+        let mut until = self.sweeper.next().min(now + TURN_EVERY);
+        if let Some(flush) = self.shard.state.borrow().next_market_flush() {
+            until = until.min(flush);
+        }
+        if standing.draining_since.is_some() {
+            until = until.min(now + DRAIN_EVERY);
+        }
+        until
+    }
+
+    /// Cancels what still runs and waits for it: glommio leaves pending tasks alone when an executor ends, and their
+    /// sockets open.
+    async fn stop(self) {
+        let tasks: Vec<_> = self.shard.tasks.borrow_mut().drain().map(|(_, task)| task).collect();
+        for task in &tasks {
+            task.cancel();
+        }
+        for task in tasks {
+            task.await;
+        }
+        self.publish(Now::read());
+    }
+}

@@ -1,0 +1,157 @@
+//! What the shards of a pod count. The rules count in plain integers ([`Counts`]); the event loop publishes them once a
+//! turn.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::ids::ShardIndex;
+use crate::protocol::close::CloseReason;
+
+/// What a shard counted since it last published.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Counts {
+    /// Text frames written whole to clients.
+    pub(super) sent: u64,
+    /// Text messages from clients.
+    pub(super) received: u64,
+    /// Writes to sockets that took at least a byte.
+    pub(super) writes: u64,
+    /// Writes that found a socket full, in whole or in part.
+    pub(super) blocked: u64,
+}
+
+/// The pod's metrics of its shards.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    connections: Gauge,
+    sent: Counter,
+    received: Counter,
+    heartbeat_failures: Counter,
+    duration: Histogram,
+    closed: Family<ClosedLabels, Counter>,
+    writes: Counter,
+    blocked: Counter,
+    by_shard: Family<ShardLabels, Gauge>,
+    history_bytes: Family<ShardLabels, Gauge>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClosedLabels {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ShardLabels {
+    shard: u16,
+}
+
+/// From a second to a day, in steps of about three: connections live for minutes to days.
+const DURATION_BUCKETS_S: [f64; 10] = [1.0, 5.0, 15.0, 60.0, 180.0, 600.0, 1800.0, 7200.0, 28_800.0, 86_400.0];
+
+impl Metrics {
+    /// Registers them.
+    #[must_use]
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            connections: Gauge::default(),
+            sent: Counter::default(),
+            received: Counter::default(),
+            heartbeat_failures: Counter::default(),
+            duration: Histogram::new(DURATION_BUCKETS_S),
+            closed: Family::default(),
+            writes: Counter::default(),
+            blocked: Counter::default(),
+            by_shard: Family::default(),
+            history_bytes: Family::default(),
+        };
+        let m = &metrics;
+        registry.register("websocket_connections_total", "Clients that are connected now", m.connections.clone());
+        registry.register("websocket_messages_sent", "Text frames written whole to clients", m.sent.clone());
+        registry.register("websocket_messages_received", "Text messages from clients", m.received.clone());
+        registry.register(
+            "websocket_heartbeat_failures",
+            "Clients closed for they gave no sign of life",
+            m.heartbeat_failures.clone(),
+        );
+        registry.register_with_unit(
+            "websocket_connection_duration",
+            "How long clients were connected",
+            Unit::Seconds,
+            m.duration.clone(),
+        );
+        registry.register("shardgate_connections_closed", "Connections that ended, by reason", m.closed.clone());
+        registry.register("shardgate_socket_writes", "Writes to clients' sockets", m.writes.clone());
+        registry.register("shardgate_socket_blocked", "Writes that found a client's socket full", m.blocked.clone());
+        registry.register("shardgate_shard_connections", "Clients of each shard", m.by_shard.clone());
+        registry.register_with_unit(
+            "shardgate_history",
+            "Memory of each shard's history",
+            Unit::Bytes,
+            m.history_bytes.clone(),
+        );
+        metrics
+    }
+
+    /// The handles of one shard, resolved once.
+    #[must_use]
+    pub(super) fn of_shard(&self, shard: ShardIndex) -> ShardMetrics {
+        let labels = ShardLabels { shard: shard.0 };
+        ShardMetrics {
+            pod: self.clone(),
+            connections: self.by_shard.get_or_create_owned(&labels),
+            history_bytes: self.history_bytes.get_or_create_owned(&labels),
+            closed: CloseReason::ALL
+                .map(|reason| self.closed.get_or_create_owned(&ClosedLabels { reason: reason.row().label })),
+        }
+    }
+}
+
+/// The handles that one shard counts with.
+pub(super) struct ShardMetrics {
+    pod: Metrics,
+    connections: Gauge,
+    history_bytes: Gauge,
+    closed: [Counter; CloseReason::ALL.len()],
+}
+
+impl ShardMetrics {
+    pub(super) fn opened(&self) {
+        self.pod.connections.inc();
+        self.connections.inc();
+    }
+
+    pub(super) fn closed(&self, reason: CloseReason, seconds: f64) {
+        self.pod.connections.dec();
+        self.connections.dec();
+        self.pod.duration.observe(seconds);
+        if reason == CloseReason::Silent {
+            self.pod.heartbeat_failures.inc();
+        }
+        self.count(reason);
+    }
+
+    /// A client was refused after its upgrade, with `texts` text frames.
+    pub(super) fn refused(&self, reason: CloseReason, texts: u64) {
+        self.pod.sent.inc_by(texts);
+        self.count(reason);
+    }
+
+    fn count(&self, reason: CloseReason) {
+        let place = CloseReason::ALL.iter().position(|&other| other == reason);
+        if let Some(counter) = place.and_then(|place| self.closed.get(place)) {
+            counter.inc();
+        }
+    }
+
+    pub(super) fn publish(&self, counts: Counts, history_bytes: usize) {
+        self.pod.sent.inc_by(counts.sent);
+        self.pod.received.inc_by(counts.received);
+        self.pod.writes.inc_by(counts.writes);
+        self.pod.blocked.inc_by(counts.blocked);
+        self.history_bytes.set(i64::try_from(history_bytes).unwrap_or(i64::MAX));
+    }
+}

@@ -1,0 +1,320 @@
+//! What is due to one socket, in one write: the rest of what is half written, then what the connection is owed, its
+//! events, the markets; or its farewell. And how far the write came.
+
+use std::io::{self, ErrorKind, IoSlice};
+
+use super::connection::{Connection, End, Socket, Tail};
+use super::metrics::Counts;
+use crate::clock::Now;
+use crate::limits::{LINGER, TURN_BYTES_MAX, WRITE_SLICES_MAX};
+use crate::protocol::close::CloseReason;
+use crate::protocol::messages;
+use crate::stream::board::{Board, BoardVersion};
+use crate::stream::history::{Due, History, Standing};
+
+/// What a shard has for its connections.
+pub(super) struct Source<'a> {
+    pub(super) history: &'a mut History,
+    pub(super) board: &'a Board,
+    /// Where frames of one connection alone are made.
+    pub(super) control: &'a mut Vec<u8>,
+    pub(super) counts: &'a mut Counts,
+}
+
+/// What came of a flush.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flushed {
+    /// Nothing more is due.
+    Done,
+    /// More is due than one turn's share.
+    More,
+    /// The socket takes no more: the connection's task waits for it.
+    Blocked,
+}
+
+/// What is due in one write, by parts. In this order, or with the board before the events for a client that has seen
+/// nothing of it yet (PROTOCOL 2: first the board, then events).
+#[derive(Debug, Default)]
+struct Plan {
+    tail: usize,
+    control: usize,
+    control_texts: u64,
+    is_farewell: bool,
+    due: Option<Due>,
+    events: usize,
+    board: usize,
+    board_first: bool,
+}
+
+impl Plan {
+    fn len(&self) -> usize {
+        self.tail + self.control + self.events + self.board
+    }
+}
+
+/// Writes what is due to a connection.
+pub(super) fn flush<S: Socket>(connection: &mut Connection<S>, source: &mut Source<'_>, now: Now) -> Flushed {
+    if connection.blocked_since.is_some() {
+        return Flushed::Blocked;
+    }
+    let mut budget = TURN_BYTES_MAX;
+    loop {
+        let sent = write_once(connection, source, now, |socket, slices| socket.send(slices));
+        match sent {
+            Written::Nothing => return Flushed::Done,
+            Written::All(bytes) if bytes < budget => budget -= bytes,
+            Written::All(_) => return Flushed::More,
+            Written::Part => {
+                source.counts.blocked += 1;
+                connection.block(now.instant);
+                return Flushed::Blocked;
+            }
+        }
+    }
+}
+
+/// What became of one write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Written {
+    /// There was nothing to write, or nobody to write to.
+    Nothing,
+    /// So many bytes, all that were due.
+    All(usize),
+    /// Less than was due, or nothing.
+    Part,
+}
+
+/// Does one write of what is due.
+pub(super) fn write_once<S: Socket>(
+    connection: &mut Connection<S>,
+    source: &mut Source<'_>,
+    now: Now,
+    send: impl FnOnce(&S, &[IoSlice<'_>]) -> io::Result<usize>,
+) -> Written {
+    let Some(plan) = plan(connection, source, now) else {
+        connection.cut(CloseReason::TooSlow);
+        return Written::Nothing;
+    };
+    let len = plan.len();
+    if len == 0 {
+        return Written::Nothing;
+    }
+    let mut slices = [IoSlice::new(&[]); WRITE_SLICES_MAX];
+    let (filled, planned) = fill(&plan, connection, source, &mut slices);
+    match send(&connection.socket, &slices[..filled]) {
+        Ok(sent) => {
+            source.counts.writes += 1;
+            account(&plan, connection, source, sent, now);
+            if sent == planned { Written::All(sent) } else { Written::Part }
+        }
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Written::Part,
+        Err(error) if error.kind() == ErrorKind::Interrupted => Written::All(0),
+        Err(_) => {
+            connection.cut(CloseReason::ClientGone);
+            Written::Nothing
+        }
+    }
+}
+
+/// Finds what is due. `None` where the rest of a half-written event has left the history: the socket must be cut.
+fn plan<S: Socket>(connection: &mut Connection<S>, source: &mut Source<'_>, now: Now) -> Option<Plan> {
+    let mut plan = Plan { board_first: connection.seen == BoardVersion::default(), ..Plan::default() };
+    source.control.clear();
+    let mut position = connection.watch.map(|watch| watch.position);
+    match (&connection.tail, position) {
+        (Some(Tail::Bytes { rest, sent, .. }), _) => plan.tail = rest.len() - sent,
+        (Some(Tail::Entry { sent }), Some(at)) => {
+            plan.tail = source.history.rest_of_frame(at, *sent)?.len();
+            position = Some(source.history.after(at));
+        }
+        (Some(Tail::Entry { .. }) | None, _) => {}
+    }
+    match &connection.end {
+        End::Over { .. } => return Some(Plan::default()),
+        End::Telling { told: true, .. } => return Some(plan),
+        End::Telling { reason, to, .. } => {
+            if let Some(pod) = to {
+                messages::redirect(source.control, "this assessment is served by another pod now", pod, None);
+                plan.control_texts = 1;
+            }
+            messages::close(source.control, *reason);
+            plan.is_farewell = true;
+            plan.control = source.control.len();
+            return Some(plan);
+        }
+        End::Live => plan.control_texts = write_owed(connection, source.control, now),
+    }
+    plan.control = source.control.len();
+    plan.board = source.board.unseen(connection.seen).bytes.len();
+    let (Some(watch), Some(mut position)) = (&mut connection.watch, position) else { return Some(plan) };
+    match source.history.stand(watch.chain, &mut position) {
+        Standing::Current => {}
+        Standing::Behind => {
+            plan.due = source.history.due(watch.chain, position, TURN_BYTES_MAX);
+            plan.events = plan.due.map_or(0, |due| due.bytes);
+            if let Some(due) = plan.due.take_if(|due| due.bytes == 0) {
+                // None of them could be mapped: there is nothing to wait for.
+                watch.position = source.history.progress(position, &due, 0).position;
+            }
+        }
+        Standing::Lost => {
+            connection.close(CloseReason::TooSlow, None, now.instant, LINGER);
+            return self::plan(connection, source, now);
+        }
+    }
+    Some(plan)
+}
+
+/// Appends what a connection is owed; returns how many text frames that is.
+fn write_owed<S>(connection: &Connection<S>, out: &mut Vec<u8>, now: Now) -> u64 {
+    if let Some(payload) = &connection.control_ping {
+        messages::control_pong(out, payload);
+    }
+    if connection.owed.pong {
+        messages::pong(out, now.unix);
+    }
+    if connection.owed.heartbeat {
+        messages::heartbeat(out, now.unix, None);
+    }
+    if connection.owed.complaint {
+        messages::error(out, "BadMessage", "a message is a JSON object with a string \"type\"");
+    }
+    let owed = connection.owed;
+    u64::from(owed.pong) + u64::from(owed.heartbeat) + u64::from(owed.complaint)
+}
+
+/// Fills the slices of a plan; returns how many, and of how many bytes. Where the events need more slices than there
+/// are, what follows them waits for the next write.
+fn fill<'a, S>(
+    plan: &Plan,
+    connection: &'a Connection<S>,
+    source: &'a Source<'_>,
+    slices: &mut [IoSlice<'a>; WRITE_SLICES_MAX],
+) -> (usize, usize) {
+    let mut filled = 0;
+    let mut bytes = 0;
+    let mut push = |slice: &'a [u8], slices: &mut [IoSlice<'a>; WRITE_SLICES_MAX], filled: &mut usize| {
+        if !slice.is_empty() {
+            slices[*filled] = IoSlice::new(slice);
+            *filled += 1;
+            bytes += slice.len();
+        }
+    };
+    let tail = match (&connection.tail, connection.watch) {
+        (Some(Tail::Bytes { rest, sent, .. }), _) => &rest[*sent..],
+        (Some(Tail::Entry { sent }), Some(watch)) => {
+            source.history.rest_of_frame(watch.position, *sent).unwrap_or_default()
+        }
+        _ => &[],
+    };
+    push(&tail[..plan.tail], slices, &mut filled);
+    push(&source.control[..plan.control], slices, &mut filled);
+    let board = source.board.unseen(connection.seen).bytes;
+    if plan.board_first {
+        push(&board[..plan.board], slices, &mut filled);
+    }
+    let mut events_whole = true;
+    let mut events = 0;
+    if let Some(due) = &plan.due {
+        // One slice stays free for the board.
+        let (used, len) = source.history.slices(due, &mut slices[filled..WRITE_SLICES_MAX - 1]);
+        filled += used;
+        events = len;
+        events_whole = len == due.bytes;
+    }
+    if !plan.board_first && events_whole {
+        push(&board[..plan.board], slices, &mut filled);
+    }
+    (filled, bytes + events)
+}
+
+/// Moves a connection on by what was written, in the order in which it was due.
+fn account<S: Socket>(plan: &Plan, connection: &mut Connection<S>, source: &mut Source<'_>, sent: usize, now: Now) {
+    let mut left = sent;
+    if sent > 0 && connection.blocked_since.is_some() {
+        connection.blocked_since = Some(now.instant);
+    }
+    if plan.tail > 0 {
+        let taken = left.min(plan.tail);
+        account_tail(connection, source, taken, taken == plan.tail);
+        left -= taken;
+    }
+    let control = left.min(plan.control);
+    left -= control;
+    if control > 0 || (plan.is_farewell && plan.control == 0 && connection.tail.is_none()) {
+        account_control(plan, connection, source, control);
+    }
+    if plan.board_first {
+        left = account_board(plan, connection, source, left);
+    }
+    if let (Some(due), Some(watch), true) = (&plan.due, &mut connection.watch, left > 0) {
+        let taken = left.min(plan.events);
+        let progress = source.history.progress(watch.position, due, taken);
+        watch.position = progress.position;
+        source.counts.sent += progress.frames;
+        if progress.partial > 0 {
+            connection.tail = Some(Tail::Entry { sent: progress.partial });
+        }
+        left -= taken;
+    }
+    if !plan.board_first {
+        account_board(plan, connection, source, left);
+    }
+    if let End::Telling { reason, told: true, .. } = connection.end
+        && connection.tail.is_none()
+    {
+        connection.end = End::Over { reason, told: true };
+        connection.socket.wake();
+    }
+}
+
+fn account_tail<S>(connection: &mut Connection<S>, source: &mut Source<'_>, taken: usize, whole: bool) {
+    match (&mut connection.tail, &mut connection.watch) {
+        (Some(Tail::Bytes { texts, .. }), _) if whole => {
+            source.counts.sent += *texts;
+            connection.tail = None;
+        }
+        (Some(Tail::Entry { .. }), Some(watch)) if whole => {
+            source.counts.sent += 1;
+            watch.position = source.history.after(watch.position);
+            connection.tail = None;
+        }
+        (Some(Tail::Bytes { sent, .. } | Tail::Entry { sent }), _) => *sent += taken,
+        (None, _) => {}
+    }
+}
+
+fn account_control<S>(plan: &Plan, connection: &mut Connection<S>, source: &mut Source<'_>, taken: usize) {
+    if plan.is_farewell {
+        if let End::Telling { told, .. } = &mut connection.end {
+            *told = true;
+        }
+    } else {
+        connection.owed = super::connection::Owed::default();
+        connection.control_ping = None;
+    }
+    if taken == plan.control {
+        source.counts.sent += plan.control_texts;
+    } else {
+        let rest = source.control[taken..plan.control].into();
+        connection.tail = Some(Tail::Bytes { rest, sent: 0, texts: plan.control_texts });
+    }
+}
+
+/// Returns what is left for what comes after the board.
+fn account_board<S>(plan: &Plan, connection: &mut Connection<S>, source: &mut Source<'_>, left: usize) -> usize {
+    let taken = left.min(plan.board);
+    if taken == 0 {
+        return left;
+    }
+    let unseen = source.board.unseen(connection.seen);
+    let progress = unseen.progress(taken);
+    source.counts.sent += progress.frames;
+    if let Some(until) = progress.cut_until {
+        connection.tail = Some(Tail::Bytes { rest: unseen.bytes[taken..until].into(), sent: 0, texts: 1 });
+    }
+    if let Some(version) = progress.version {
+        connection.seen = version;
+    }
+    left - taken
+}

@@ -1,0 +1,343 @@
+//! The edge to clients' sockets: the reading of request heads, the task of each connection, farewells, and the system
+//! calls that glommio has no words for. What they mean is left to the rules.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use futures_lite::{AsyncRead, AsyncWrite, future};
+use glommio::net::TcpStream;
+use glommio::timer::Timer;
+
+use super::admission::{Admission, Here, judge};
+use super::connection::Socket;
+use super::event_loop::Shard;
+use super::pod_limits::Place;
+use super::state::{ConnectionKey, Entrance};
+use crate::clock::Now;
+use crate::exchange::{Handoff, HttpRequest};
+use crate::ids::AssessmentId;
+use crate::limits::LINGER;
+use crate::protocol::auth::Grant;
+use crate::protocol::close::CloseReason;
+use crate::protocol::head::{self, Parsed, Refusal, Upgrade};
+use crate::protocol::messages::{self, Connected};
+use crate::protocol::session::Session;
+use crate::routing::placement::shard_of;
+
+/// Reads in one poll of a connection's task, before others have their turn.
+const READS_A_POLL: usize = 4;
+
+// ---- a connection's socket --------------------------------------------------------------------------------------------
+
+/// The writing side of a connection. The reading side, its task, owns the descriptor and outlives this.
+pub(super) struct Writer {
+    fd: RawFd,
+    task: RefCell<Option<Waker>>,
+}
+
+impl Writer {
+    fn new(stream: &TcpStream) -> Self {
+        Self { fd: stream.as_raw_fd(), task: RefCell::new(None) }
+    }
+
+    fn register(&self, waker: &Waker) {
+        let mut task = self.task.borrow_mut();
+        if !task.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            *task = Some(waker.clone());
+        }
+    }
+}
+
+impl Socket for Writer {
+    fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        // SAFETY: all-zero is a valid msghdr: no name, no control data, no slices.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = slices.as_ptr().cast_mut().cast();
+        message.msg_iovlen = slices.len();
+        // SAFETY: IoSlice is ABI-compatible with iovec (std's promise), the slices live through the call, sendmsg does
+        // not write to them, and the descriptor is open for as long as the connection is in the shard's state.
+        let sent = unsafe { libc::sendmsg(self.fd, &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Once for each time that the task has looked: glommio's count of wakes is 16 bits wide.
+    fn wake(&self) {
+        if let Some(task) = self.task.borrow_mut().take() {
+            task.wake();
+        }
+    }
+}
+
+/// A second descriptor of the same socket: for the executor or the thread that takes it over.
+fn duplicate(stream: &TcpStream) -> io::Result<OwnedFd> {
+    // SAFETY: the stream owns the descriptor and is borrowed for as long as it is looked at.
+    unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) }.try_clone_to_owned()
+}
+
+// ---- handshakes -------------------------------------------------------------------------------------------------------
+
+/// What came of reading a head.
+enum Head {
+    Upgrade(Box<Upgrade>, usize),
+    Operators,
+    Refused(Refusal),
+    Gone,
+}
+
+/// Reads an accepted socket's request head and passes it on to whoever it is for.
+pub(super) async fn handshake(shard: Rc<Shard>, mut stream: TcpStream) {
+    let mut read = Vec::new();
+    let timeout = shard.config.handshake_timeout;
+    let head = future::or(read_head(&shard, &mut stream, &mut read), async {
+        Timer::new(timeout).await;
+        Head::Refused(Refusal::Timeout)
+    })
+    .await;
+    match head {
+        Head::Gone => {}
+        Head::Refused(refusal) => farewell(&shard, stream, &refusal.response()).await,
+        Head::Operators => {
+            let passed = duplicate(&stream).is_ok_and(|socket| {
+                shard.http.try_send(HttpRequest { socket, read: std::mem::take(&mut read) }).is_ok()
+            });
+            if !passed {
+                farewell(&shard, stream, &Refusal::Unavailable.response()).await;
+            }
+        }
+        Head::Upgrade(upgrade, head_len) => {
+            let rest = read.split_off(head_len);
+            drop(read);
+            let owner = match &upgrade.assessment {
+                Ok(Some(id)) => shard_of(id.hash(), shard.config.shards),
+                _ => shard.index,
+            };
+            if owner == shard.index {
+                enter(&shard, stream, &upgrade, rest).await;
+                return;
+            }
+            let passed = duplicate(&stream).is_ok_and(|socket| {
+                shard.doors[usize::from(owner.0)].try_handoff(Handoff { socket, upgrade: *upgrade, rest }).is_ok()
+            });
+            if !passed {
+                farewell(&shard, stream, &Refusal::Unavailable.response()).await;
+            }
+        }
+    }
+}
+
+async fn read_head(shard: &Shard, stream: &mut TcpStream, read: &mut Vec<u8>) -> Head {
+    loop {
+        let got = poll_fn(|cx| {
+            let mut scratch = shard.scratch.borrow_mut();
+            let got = std::task::ready!(Pin::new(&mut *stream).poll_read(cx, &mut scratch));
+            Poll::Ready(got.map(|len| {
+                read.extend_from_slice(&scratch[..len]);
+                len
+            }))
+        })
+        .await;
+        if !matches!(got, Ok(1..)) {
+            return Head::Gone;
+        }
+        match head::parse(read, &shard.head_rules) {
+            Parsed::Incomplete => {}
+            Parsed::Upgrade { upgrade, head_len } => return Head::Upgrade(Box::new(upgrade), head_len),
+            Parsed::Operators => return Head::Operators,
+            Parsed::Refused(refusal) => return Head::Refused(refusal),
+        }
+    }
+}
+
+/// Serves a client on the shard that it belongs to, or refuses it.
+pub(super) async fn enter(shard: &Rc<Shard>, stream: TcpStream, upgrade: &Upgrade, rest: Vec<u8>) {
+    let now = Now::read();
+    let Some(place) = shard.pod.enter(now.instant) else {
+        return farewell(shard, stream, &Refusal::Unavailable.response()).await;
+    };
+    let standing = shard.standing.load_full();
+    let here = Here { node: &shard.node, standing: &standing, place_anywhere: shard.config.place_anywhere };
+    match judge(upgrade, &here, &shard.verifier, now.unix) {
+        Admission::Unavailable => farewell(shard, stream, &Refusal::Unavailable.response()).await,
+        Admission::Refuse(refused) => {
+            let mut answer = Vec::new();
+            upgrade.accept_response(&mut answer);
+            refused.message(&mut answer);
+            messages::close(&mut answer, refused.reason);
+            shard.metrics.refused(refused.reason, 1);
+            farewell(shard, stream, &answer).await;
+        }
+        Admission::Serve(grant) => {
+            let key = attach(shard, &stream, upgrade, grant, now);
+            let connection = serve(Rc::clone(shard), stream, key, rest, place);
+            shard.spawn(connection);
+        }
+    }
+}
+
+fn attach(shard: &Shard, stream: &TcpStream, upgrade: &Upgrade, grant: Grant, now: Now) -> ConnectionKey {
+    let assessment = upgrade.assessment.as_ref().ok().and_then(Option::as_ref);
+    let mut greeting = Vec::new();
+    upgrade.accept_response(&mut greeting);
+    messages::connected(
+        &mut greeting,
+        &Connected {
+            connection_id: &shard.next_connection_id(),
+            user_id: &grant.user,
+            timestamp: now.unix,
+            node: &shard.node.0,
+            assessment_id: assessment.map(AssessmentId::as_str),
+            heartbeat_interval_ms: u64::try_from(shard.config.heartbeat.as_millis()).unwrap_or(u64::MAX),
+            resumed: false,
+            cursor: None,
+        },
+    );
+    let entrance = Entrance {
+        socket: Writer::new(stream),
+        assessment: assessment.cloned(),
+        token_expires: grant.expires,
+        greeting: greeting.into(),
+        texts: 1,
+    };
+    shard.metrics.opened();
+    shard.state.borrow_mut().attach(entrance, now)
+}
+
+// ---- a connection's task ----------------------------------------------------------------------------------------------
+
+/// A connection's task: reads what the client sends, waits for a full socket, and lets go at the end.
+async fn serve(shard: Rc<Shard>, mut stream: TcpStream, key: ConnectionKey, rest: Vec<u8>, place: Place) {
+    let told = {
+        // Declared after the stream, and so dropped before it, also when the task is cancelled.
+        let mut connection = Attached { shard: &shard, key, gone: CloseReason::GoingAway, told: false };
+        let mut session = Session::new(shard.config.message_bytes_max);
+        connection.take_in(&mut session, &rest);
+        drop(rest);
+        poll_fn(|cx| connection.poll(cx, &mut stream, &mut session)).await;
+        connection.detach();
+        connection.told
+    };
+    if told {
+        linger(&shard, &mut stream).await;
+    }
+    drop(place);
+}
+
+/// A connection that is in the shard's state, until this is dropped.
+struct Attached<'a> {
+    shard: &'a Rc<Shard>,
+    key: ConnectionKey,
+    /// Why it ends, where the state doesn't know better.
+    gone: CloseReason,
+    told: bool,
+}
+
+impl Attached<'_> {
+    /// Ready when the connection has ended.
+    fn poll(&mut self, cx: &mut Context<'_>, stream: &mut TcpStream, session: &mut Session) -> Poll<()> {
+        let now = Now::read();
+        for _ in 0..READS_A_POLL {
+            {
+                let mut state = self.shard.state.borrow_mut();
+                state.write_blocked(self.key, now, |bytes| Pin::new(&mut *stream).poll_write(cx, bytes));
+                let Some(socket) = state.socket(self.key) else { return Poll::Ready(()) };
+                socket.register(cx.waker());
+                if state.ended(self.key).is_some() {
+                    return Poll::Ready(());
+                }
+            }
+            let mut scratch = self.shard.scratch.borrow_mut();
+            let got = match Pin::new(&mut *stream).poll_read(cx, &mut scratch) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(got) => got,
+            };
+            let Ok(len @ 1..) = got else {
+                self.gone = CloseReason::ClientGone;
+                return Poll::Ready(());
+            };
+            self.take_in(session, &scratch[..len]);
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Takes in what a client sent, and answers.
+    fn take_in(&self, session: &mut Session, bytes: &[u8]) {
+        let now = Now::read();
+        let mut state = self.shard.state.borrow_mut();
+        // After the connection's end began, what comes is read so that the answer arrives, and no more.
+        if state.is_live(self.key) {
+            let received = session.receive(bytes, &mut |frame| state.inbound(self.key, frame, now));
+            if let Err(reason) = received {
+                state.close(self.key, reason, None, now);
+            }
+        }
+        state.flush(self.key, now);
+        if state.has_pending() {
+            self.shard.ring();
+        }
+    }
+
+    fn detach(&mut self) {
+        let ended = self.shard.state.borrow_mut().detach(self.key, self.gone);
+        if let Some(ended) = ended {
+            self.told = ended.told;
+            self.shard.metrics.closed(ended.reason, ended.opened.elapsed().as_secs_f64());
+        }
+    }
+}
+
+impl Drop for Attached<'_> {
+    fn drop(&mut self) {
+        self.detach();
+    }
+}
+
+// ---- farewells --------------------------------------------------------------------------------------------------------
+
+/// Writes a last answer and closes, so that it arrives.
+async fn farewell(shard: &Shard, mut stream: TcpStream, answer: &[u8]) {
+    let written = future::or(
+        async {
+            let mut left = answer;
+            while !left.is_empty() {
+                match poll_fn(|cx| Pin::new(&mut stream).poll_write(cx, left)).await {
+                    Ok(sent @ 1..) => left = &left[sent..],
+                    _ => return false,
+                }
+            }
+            true
+        },
+        expire(LINGER),
+    )
+    .await;
+    if written {
+        linger(shard, &mut stream).await;
+    }
+}
+
+/// Reads and drops what a peer still sends, until it closes: a socket that is closed with input unread is reset, and a
+/// reset may overtake the last answer (RFC 1122 section 4.2.2.13).
+async fn linger(shard: &Shard, stream: &mut TcpStream) {
+    // SAFETY: the stream owns the descriptor. A failure means that the peer is gone, which the read below tells.
+    unsafe { libc::shutdown(stream.as_raw_fd(), libc::SHUT_WR) };
+    let closed = async {
+        loop {
+            let got = poll_fn(|cx| Pin::new(&mut *stream).poll_read(cx, &mut shard.scratch.borrow_mut())).await;
+            if !matches!(got, Ok(1..)) {
+                return true;
+            }
+        }
+    };
+    future::or(closed, expire(LINGER)).await;
+}
+
+async fn expire(after: Duration) -> bool {
+    Timer::new(after).await;
+    false
+}

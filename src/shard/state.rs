@@ -1,0 +1,430 @@
+//! A shard's connections, its history and its board, and what each turn does for them. A plain value: time and sockets
+//! come from outside. Each method that touches many connections takes a budget, so that the event loop can let others
+//! have their turn; such passes go backwards, for then a connection that leaves meanwhile makes them miss none.
+
+use std::collections::VecDeque;
+use std::io;
+use std::task::Poll;
+use std::time::Instant;
+
+use slotmap::{SecondaryMap, SlotMap, new_key_type};
+
+use super::connection::{Connection, End, InboundBucket, Owed, Socket, Tail, Watch};
+use super::metrics::Counts;
+use super::outbound::{self, Flushed, Source};
+use crate::clock::{Now, UnixMs};
+use crate::config::ShardConfig;
+use crate::ids::AssessmentId;
+use crate::limits::{LINGER, TURN_BYTES_MAX, WRITE_SLICES_MAX};
+use crate::protocol::close::CloseReason;
+use crate::protocol::session::Inbound;
+use crate::routing::placement::Pod;
+use crate::stream::batch::Batch;
+use crate::stream::board::{Board, BoardVersion};
+use crate::stream::history::{ChainKey, History, Limits, Standing};
+
+new_key_type! {
+    /// A connection of a shard. A key that outlives its connection matches no other.
+    pub(super) struct ConnectionKey;
+}
+
+/// What a new connection begins with.
+pub(super) struct Entrance<S> {
+    pub(super) socket: S,
+    pub(super) assessment: Option<AssessmentId>,
+    pub(super) token_expires: Option<UnixMs>,
+    /// The bytes that come before all else: the answer to the handshake, and `connected`.
+    pub(super) greeting: Box<[u8]>,
+    /// Text frames among them.
+    pub(super) texts: u64,
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ended {
+    pub(super) reason: CloseReason,
+    /// The client was told: what it still sends is to be read and dropped, so that it reads the answer.
+    pub(super) told: bool,
+    pub(super) opened: Instant,
+}
+
+/// Whether a pass came to its end within its budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pass {
+    /// Nothing is left to do.
+    Done,
+    /// Call again.
+    More,
+}
+
+pub(super) struct State<S> {
+    pub(super) config: ShardConfig,
+    pub(super) connections: SlotMap<ConnectionKey, Connection<S>>,
+    /// All connections, in no order.
+    pub(super) roster: Vec<ConnectionKey>,
+    watchers: SecondaryMap<ChainKey, Vec<ConnectionKey>>,
+    history: History,
+    board: Board,
+    /// Connections with more due than one turn's share.
+    pending: VecDeque<ConnectionKey>,
+    /// The chain whose watchers are being told of its fresh events, and how many of them are left.
+    dispatching: Option<(ChainKey, usize)>,
+    /// How many of the roster the market flush under way has left.
+    flushing: Option<usize>,
+    flushed: Option<Instant>,
+    control: Vec<u8>,
+    counts: Counts,
+}
+
+impl<S: Socket> State<S> {
+    pub(super) fn new(config: ShardConfig) -> Self {
+        let limits =
+            Limits { bytes_max: config.history_bytes / usize::from(config.shards.max(1)), window: config.history };
+        Self {
+            connections: SlotMap::with_key(),
+            roster: Vec::new(),
+            watchers: SecondaryMap::new(),
+            history: History::new(limits),
+            board: Board::new(config.history),
+            pending: VecDeque::new(),
+            dispatching: None,
+            flushing: None,
+            flushed: None,
+            control: Vec::new(),
+            counts: Counts::default(),
+            config,
+        }
+    }
+
+    // ---- connections come and go ------------------------------------------------------------------------------------
+
+    /// Takes a connection in, live from now on. The caller flushes it.
+    pub(super) fn attach(&mut self, entrance: Entrance<S>, now: Now) -> ConnectionKey {
+        let Entrance { socket, assessment, token_expires, greeting, texts } = entrance;
+        let place = place(self.roster.len());
+        let key = self.connections.insert(Connection {
+            socket,
+            watch: None,
+            seen: BoardVersion::default(),
+            tail: Some(Tail::Bytes { rest: greeting, sent: 0, texts }),
+            owed: Owed::default(),
+            blocked_since: None,
+            pending: false,
+            end: End::Live,
+            place,
+            opened: now.instant,
+            heard: now.instant,
+            pinged: now.instant,
+            complained: None,
+            token_expires,
+            inbound: InboundBucket::full(self.config.inbound_per_second, now.instant),
+            control_ping: None,
+        });
+        self.roster.push(key);
+        if let Some(id) = assessment {
+            let chain = self.history.watch(&id);
+            let position = self.history.end(chain);
+            if let Some(entry) = self.watchers.entry(chain) {
+                let watchers = entry.or_default();
+                self.connections[key].watch =
+                    Some(Watch { chain, hash: id.hash(), position, place: self::place(watchers.len()) });
+                watchers.push(key);
+            }
+        }
+        key
+    }
+
+    /// Lets a connection go. `gone` is its reason where it has none of its own.
+    pub(super) fn detach(&mut self, key: ConnectionKey, gone: CloseReason) -> Option<Ended> {
+        let connection = self.connections.remove(key)?;
+        self.roster.swap_remove(connection.place as usize);
+        if let Some(&moved) = self.roster.get(connection.place as usize) {
+            self.connections[moved].place = connection.place;
+        }
+        if let Some(watch) = connection.watch {
+            self.unwatch(watch);
+        }
+        let (reason, told) = match connection.end {
+            End::Over { reason, told } => (reason, told),
+            End::Telling { reason, .. } => (reason, false),
+            End::Live => (gone, false),
+        };
+        Some(Ended { reason, told, opened: connection.opened })
+    }
+
+    fn unwatch(&mut self, watch: Watch) {
+        if let Some(watchers) = self.watchers.get_mut(watch.chain) {
+            watchers.swap_remove(watch.place as usize);
+            if let Some(&moved) = watchers.get(watch.place as usize)
+                && let Some(other) = &mut self.connections[moved].watch
+            {
+                other.place = watch.place;
+            }
+            if watchers.is_empty() {
+                self.watchers.remove(watch.chain);
+            }
+        }
+        self.history.unwatch(watch.chain);
+    }
+
+    /// How a connection ended; `None` while it goes on.
+    pub(super) fn ended(&self, key: ConnectionKey) -> Option<CloseReason> {
+        match self.connections.get(key)?.end {
+            End::Over { reason, .. } => Some(reason),
+            End::Live | End::Telling { .. } => None,
+        }
+    }
+
+    /// Whether what the client sends still matters.
+    pub(super) fn is_live(&self, key: ConnectionKey) -> bool {
+        self.connections.get(key).is_some_and(Connection::is_live)
+    }
+
+    pub(super) fn socket(&self, key: ConnectionKey) -> Option<&S> {
+        self.connections.get(key).map(|connection| &connection.socket)
+    }
+
+    // ---- events -----------------------------------------------------------------------------------------------------
+
+    /// Takes a batch in. [`State::dispatch`] sends what it brought.
+    pub(super) fn take(&mut self, batch: Batch, now: Instant) {
+        self.history.learn(&batch.topics);
+        self.board.apply(&batch, now);
+        self.history.append(batch, now);
+    }
+
+    /// How many bytes of batches may be taken in before what they brought is sent: so much that the history can't
+    /// overtake those who are up to date.
+    pub(super) fn intake_bytes_max(&self) -> usize {
+        self.config.history_bytes / usize::from(self.config.shards.max(1)) / 4
+    }
+
+    /// Sends fresh events to their watchers, for about `budget` sends.
+    pub(super) fn dispatch(&mut self, mut budget: usize, now: Now) -> Pass {
+        while let Some(chain) = self.history.next_fresh() {
+            let all = self.watchers.get(chain).map_or(0, Vec::len);
+            let left = match self.dispatching.take() {
+                Some((of, left)) if of == chain => left.min(all),
+                _ => all,
+            };
+            let left = self.tell(chain, left, &mut budget, now);
+            if left > 0 {
+                self.dispatching = Some((chain, left));
+                return Pass::More;
+            }
+            self.history.dispatched(chain);
+        }
+        self.flush_pending(budget, now)
+    }
+
+    /// Sends a chain's fresh events to the first `left` of its watchers, last first; returns how many are left.
+    fn tell(&mut self, chain: ChainKey, left: usize, budget: &mut usize, now: Now) -> usize {
+        let Self { connections, watchers, history, pending, counts, .. } = self;
+        let (Some(fresh), Some(watchers)) = (history.fresh_position(chain), watchers.get(chain)) else { return 0 };
+        let Some(due) = history.due(chain, fresh, TURN_BYTES_MAX) else { return 0 };
+        let mut slices = [io::IoSlice::new(&[]); WRITE_SLICES_MAX];
+        let (filled, bytes) = history.slices(&due, &mut slices);
+        let after = history.progress(fresh, &due, due.bytes);
+        let end = history.end(chain);
+        let shared = bytes == due.bytes && after.position.is_at(end);
+        for index in (0..left).rev() {
+            if *budget == 0 {
+                return index + 1;
+            }
+            *budget -= 1;
+            let key = watchers[index];
+            let connection = &mut connections[key];
+            let plain = connection.is_plain();
+            let open = connection.is_open();
+            let Some(watch) = &mut connection.watch else { continue };
+            if !(shared && plain && watch.position.is_at(fresh)) {
+                // It learns where its next entry is, and is served on its own; or when its socket takes something.
+                history.stand(chain, &mut watch.position);
+                if open && !watch.position.is_at(end) {
+                    connection.pending = true;
+                    pending.push_back(key);
+                }
+                continue;
+            }
+            if bytes == 0 {
+                watch.position = after.position;
+                continue;
+            }
+            match connection.socket.send(&slices[..filled]) {
+                Ok(sent) if sent == bytes => {
+                    watch.position = after.position;
+                    counts.writes += 1;
+                    counts.sent += after.frames;
+                }
+                Ok(sent) => {
+                    let progress = history.progress(fresh, &due, sent);
+                    watch.position = progress.position;
+                    counts.writes += 1;
+                    counts.blocked += 1;
+                    counts.sent += progress.frames;
+                    if progress.partial > 0 {
+                        connection.tail = Some(Tail::Entry { sent: progress.partial });
+                    }
+                    connection.block(now.instant);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    history.stand(chain, &mut watch.position);
+                    counts.blocked += 1;
+                    connection.block(now.instant);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    connection.pending = true;
+                    pending.push_back(key);
+                }
+                Err(_) => connection.cut(CloseReason::ClientGone),
+            }
+        }
+        0
+    }
+
+    /// Serves those who had more due than one turn's share.
+    fn flush_pending(&mut self, budget: usize, now: Now) -> Pass {
+        for _ in 0..budget {
+            let Some(key) = self.pending.pop_front() else { return Pass::Done };
+            self.flush(key, now);
+        }
+        if self.pending.is_empty() { Pass::Done } else { Pass::More }
+    }
+
+    /// Writes what is due to a connection.
+    pub(super) fn flush(&mut self, key: ConnectionKey, now: Now) {
+        let Self { connections, history, board, control, counts, pending, .. } = self;
+        let Some(connection) = connections.get_mut(key) else { return };
+        connection.pending = false;
+        let mut source = Source { history, board, control, counts };
+        if outbound::flush(connection, &mut source, now) == Flushed::More {
+            connection.pending = true;
+            pending.push_back(key);
+        }
+    }
+
+    /// Writes to a connection whose socket was full, by its own task's means: `write` answers `Pending` when the socket
+    /// still takes nothing, and then wakes the task when it does.
+    pub(super) fn write_blocked(
+        &mut self,
+        key: ConnectionKey,
+        now: Now,
+        mut write: impl FnMut(&[u8]) -> Poll<io::Result<usize>>,
+    ) {
+        while self.connections.get(key).is_some_and(|connection| connection.blocked_since.is_some()) {
+            let Self { connections, history, board, control, counts, .. } = self;
+            let mut source = Source { history, board, control, counts };
+            let mut stuck = false;
+            outbound::write_once(&mut connections[key], &mut source, now, |_, slices| {
+                match write(slices.first().map_or(&[][..], |slice| &**slice)) {
+                    Poll::Ready(result) => result,
+                    Poll::Pending => {
+                        stuck = true;
+                        Err(io::ErrorKind::WouldBlock.into())
+                    }
+                }
+            });
+            if stuck {
+                return;
+            }
+            // It took something, or is gone: whether it takes more, an ordinary write tells.
+            self.connections[key].blocked_since = None;
+            self.flush(key, now);
+        }
+    }
+
+    // ---- what a client sends ----------------------------------------------------------------------------------------
+
+    /// A whole frame came from a client. The caller flushes when all that was read is taken in.
+    pub(super) fn inbound(&mut self, key: ConnectionKey, frame: Inbound, now: Now) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        connection.heard = now.instant;
+        self.counts.received += u64::from(frame.is_text());
+        if !connection.inbound.take(frame.is_text(), self.config.inbound_per_second, now.instant) {
+            connection.close(CloseReason::RateLimited, None, now.instant, LINGER);
+            return;
+        }
+        match frame {
+            Inbound::Ping => connection.owed.pong = true,
+            Inbound::BadMessage => {
+                let again = |last: Instant| now.instant.saturating_duration_since(last).as_secs() >= 1;
+                if connection.complained.is_none_or(again) {
+                    connection.owed.complaint = true;
+                    connection.complained = Some(now.instant);
+                }
+            }
+            Inbound::ControlPing(payload) => connection.control_ping = Some(payload),
+            Inbound::Pong | Inbound::Other | Inbound::ControlPong | Inbound::Fragment => {}
+        }
+    }
+
+    /// Begins a connection's end. It is told why, unless its socket is stuck for too long.
+    pub(super) fn close(&mut self, key: ConnectionKey, reason: CloseReason, to: Option<Pod>, now: Now) {
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.close(reason, to, now.instant, LINGER);
+            self.flush(key, now);
+        }
+    }
+
+    // ---- markets ----------------------------------------------------------------------------------------------------
+
+    /// When the next market flush is to begin; `None` where there is nothing to flush.
+    pub(super) fn next_market_flush(&self) -> Option<Instant> {
+        let flushed = self.flushed?;
+        (self.flushing.is_some() || self.board.has_news()).then(|| flushed + self.config.market_flush)
+    }
+
+    /// Begins a market flush if it is time, and goes on with it for about `budget` sends.
+    pub(super) fn flush_markets(&mut self, mut budget: usize, now: Now) -> Pass {
+        if self.flushing.is_none() {
+            let due = self.flushed.is_none_or(|last| now.instant >= last + self.config.market_flush);
+            if !due || !self.board.has_news() {
+                self.flushed.get_or_insert(now.instant);
+                return Pass::Done;
+            }
+            self.board.publish(now.instant);
+            self.flushed = Some(now.instant);
+            self.flushing = Some(self.roster.len());
+        }
+        let mut left = self.flushing.take().unwrap_or(0).min(self.roster.len());
+        while left > 0 {
+            if budget == 0 {
+                self.flushing = Some(left);
+                return Pass::More;
+            }
+            left -= 1;
+            let key = self.roster[left];
+            let connection = &self.connections[key];
+            if connection.is_open() && !self.board.unseen(connection.seen).is_empty() {
+                budget -= 1;
+                self.flush(key, now);
+            }
+        }
+        Pass::Done
+    }
+
+    /// Whether events that were due to a connection have left the history.
+    pub(super) fn is_overtaken(&self, key: ConnectionKey) -> bool {
+        let Some(Watch { chain, mut position, .. }) = self.connections[key].watch else { return false };
+        self.history.stand(chain, &mut position) == Standing::Lost
+    }
+
+    /// Whether somebody waits for the next turn.
+    pub(super) fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    // ---- for the event loop -----------------------------------------------------------------------------------------
+
+    /// Drops what is too old, and says what was counted since the last call, how many records turned out to be unusable,
+    /// and what the history costs in bytes.
+    pub(super) fn end_turn(&mut self, now: Instant) -> (Counts, u64, usize) {
+        self.history.evict(now);
+        let unusable = self.history.take_unusable() + self.board.take_unusable();
+        (std::mem::take(&mut self.counts), unusable, self.history.bytes())
+    }
+}
+
+fn place(len: usize) -> u32 {
+    u32::try_from(len).expect("a shard has fewer connections than a process has descriptors")
+}

@@ -1,0 +1,201 @@
+//! A stretch of the history: the records of one batch or of several small ones, and the frames made of them.
+
+use std::num::NonZeroU64;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use super::ChainKey;
+use crate::protocol::messages::{HEADER_BYTES_MAX, text_header};
+use crate::routing::mapping;
+use crate::routing::table::Topic;
+use crate::stream::batch::{Batch, NextOffset, Record, Span};
+
+/// Up to this size a segment takes in the batches that follow: at a low rate each batch has one record, and a segment
+/// of its own would cost more than the record.
+const SEGMENT_BYTES: usize = 64 * 1024;
+
+/// Entries in one segment, at most: [`EntryRef`] counts them with [`INDEX_BITS`] bits.
+const SEGMENT_ENTRIES: usize = 4 * 1024;
+
+/// The window in parts: a segment is open for one of them, and by as much its oldest entry may outlive the window.
+const WINDOW_PARTS: u32 = 32;
+
+const INDEX_BITS: u32 = 20;
+
+const _: () = assert!(crate::limits::BATCH_RECORDS_MAX + SEGMENT_ENTRIES < 1 << INDEX_BITS);
+
+/// Where an entry is: the number of its segment, ever growing, and its index in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct EntryRef(NonZeroU64);
+
+impl EntryRef {
+    pub(super) fn new(segment: u64, index: usize) -> Self {
+        // One more than the number, so that an Option of it needs no room of its own.
+        let packed = ((segment + 1) << INDEX_BITS) | index as u64;
+        Self(NonZeroU64::new(packed).expect("the segment's part is at least one"))
+    }
+
+    pub(super) fn segment(self) -> u64 {
+        (self.0.get() >> INDEX_BITS) - 1
+    }
+
+    pub(super) fn index(self) -> usize {
+        (self.0.get() & ((1 << INDEX_BITS) - 1)) as usize
+    }
+}
+
+/// An entry's frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Frame {
+    /// Nobody has needed it yet.
+    NotYet,
+    /// In the segment's `frames`.
+    Ready { start: u32, len: u32 },
+    /// The record can't be mapped: nothing is sent.
+    Unusable,
+}
+
+impl Frame {
+    pub(super) fn len(self) -> usize {
+        match self {
+            Self::Ready { len, .. } => len as usize,
+            Self::NotYet | Self::Unusable => 0,
+        }
+    }
+}
+
+/// A record in its chain.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Entry {
+    pub(super) record: Record,
+    pub(super) chain: ChainKey,
+    pub(super) next: Option<EntryRef>,
+    pub(super) frame: Frame,
+}
+
+impl Entry {
+    fn new(record: Record) -> Self {
+        Self { record, chain: ChainKey::default(), next: None, frame: Frame::NotYet }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Segment {
+    /// Ids and payloads.
+    arena: Vec<u8>,
+    pub(super) entries: Vec<Entry>,
+    pub(super) frames: Vec<u8>,
+    /// Where the ingest stood at the segment's start, and at the start of each batch that it took in: the offsets that
+    /// changed, each with the index of the entry before which they hold.
+    starts: Vec<(u32, NextOffset)>,
+    /// When its first record arrived.
+    opened: Instant,
+    /// When its newest record arrived.
+    pub(super) arrived: Instant,
+    /// What the history's sum has of its cost.
+    pub(super) counted: usize,
+}
+
+impl Segment {
+    pub(super) fn new(batch: Batch, now: Instant) -> Self {
+        let mut segment = Self {
+            arena: Vec::new(),
+            entries: Vec::with_capacity(batch.records.len()),
+            frames: Vec::new(),
+            starts: Vec::new(),
+            opened: now,
+            arrived: now,
+            counted: 0,
+        };
+        // Ticks live on the board: an arena that has some of them is not kept.
+        if batch.ticks.is_empty() && batch.arena.len() > SEGMENT_BYTES / 2 {
+            segment.note_starts(&batch.starts);
+            segment.entries.extend(batch.records.iter().map(|&record| Entry::new(record)));
+            segment.arena = batch.arena;
+        } else {
+            segment.absorb(&batch, now);
+        }
+        segment.counted = segment.cost();
+        segment
+    }
+
+    /// Whether a batch is so small, and this segment too, that it belongs in here. A segment ages as a whole: it takes
+    /// in what comes within a small part of the window.
+    pub(super) fn absorbs(&self, batch: &Batch, now: Instant, window: Duration) -> bool {
+        self.arena.len() + batch.arena.len() <= SEGMENT_BYTES
+            && self.entries.len() + batch.records.len() <= SEGMENT_ENTRIES
+            && now.saturating_duration_since(self.opened) <= window / WINDOW_PARTS
+    }
+
+    /// Copies a batch in; returns the indices of its entries.
+    pub(super) fn absorb(&mut self, batch: &Batch, now: Instant) -> Range<usize> {
+        let first = self.entries.len();
+        self.note_starts(&batch.starts);
+        self.arrived = now;
+        for record in &batch.records {
+            let payload = self.copy(record.payload.of(&batch.arena));
+            // An id that is a part of the payload stays one.
+            let within = record.id.start.checked_sub(record.payload.start);
+            let id = match within {
+                Some(offset) if offset + record.id.len <= payload.len => {
+                    Span { start: payload.start + offset, len: record.id.len }
+                }
+                _ => self.copy(record.id.of(&batch.arena)),
+            };
+            self.entries.push(Entry::new(Record { id, payload, ..*record }));
+        }
+        first..self.entries.len()
+    }
+
+    fn copy(&mut self, bytes: &[u8]) -> Span {
+        let start = u32::try_from(self.arena.len()).expect("a segment's arena is bounded far below 4 GiB");
+        self.arena.extend_from_slice(bytes);
+        Span { start, len: u32::try_from(bytes.len()).expect("a span of a batch's arena fits in 32 bits") }
+    }
+
+    fn note_starts(&mut self, starts: &[NextOffset]) {
+        let index = u32::try_from(self.entries.len()).expect("a segment's entries are bounded");
+        self.starts.extend(starts.iter().map(|&start| (index, start)));
+    }
+
+    #[cfg(test)]
+    pub(super) fn opened_at(&self) -> Instant {
+        self.opened
+    }
+
+    /// The assessment's id of an entry.
+    pub(super) fn id(&self, index: usize) -> &str {
+        // Ingest takes ids from text; an id that isn't would be a chain that nobody can watch.
+        std::str::from_utf8(self.entries[index].record.id.of(&self.arena)).unwrap_or_default()
+    }
+
+    /// In bytes of memory.
+    pub(super) fn cost(&self) -> usize {
+        size_of::<Self>()
+            + self.arena.capacity()
+            + self.entries.capacity() * size_of::<Entry>()
+            + self.frames.capacity()
+            + self.starts.capacity() * size_of::<(u32, NextOffset)>()
+    }
+
+    /// Makes an entry's frame.
+    pub(super) fn frame(&mut self, index: usize, topic: &Topic, scratch: &mut Vec<u8>) -> Frame {
+        scratch.clear();
+        let payload = self.entries[index].record.payload.of(&self.arena);
+        if mapping::map_open(topic, payload, scratch).is_err() {
+            return Frame::Unusable;
+        }
+        scratch.push(b'}');
+        let (header, header_len) = text_header(scratch.len());
+        let (Ok(start), Ok(len)) = (u32::try_from(self.frames.len()), u32::try_from(header_len + scratch.len())) else {
+            return Frame::Unusable;
+        };
+        if start.checked_add(len).is_none() {
+            return Frame::Unusable;
+        }
+        debug_assert!(header_len <= HEADER_BYTES_MAX);
+        self.frames.extend_from_slice(&header[..header_len]);
+        self.frames.extend_from_slice(scratch);
+        Frame::Ready { start, len }
+    }
+}

@@ -1,0 +1,224 @@
+use std::collections::{BTreeMap, VecDeque};
+use std::io::IoSlice;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::stream::testing::{events, number, texts, topics};
+
+const WINDOW: Duration = Duration::from_secs(300);
+
+fn history(bytes_max: usize) -> History {
+    let mut history = History::new(Limits { bytes_max, window: WINDOW });
+    history.learn(&topics());
+    history
+}
+
+fn id(name: &str) -> AssessmentId {
+    AssessmentId::parse(name).unwrap()
+}
+
+/// Reads all that is due from a position on, as a socket that takes everything would.
+fn read(history: &mut History, chain: ChainKey, position: &mut Position) -> Vec<u64> {
+    let Some(due) = history.due(chain, *position, usize::MAX) else { return Vec::new() };
+    let mut slices = [IoSlice::new(&[]); 64];
+    let (filled, bytes) = history.slices(&due, &mut slices);
+    assert_eq!(bytes, due.bytes, "64 slices suffice for these tests");
+    let frames: Vec<u8> = slices[..filled].iter().flat_map(|slice| slice.to_vec()).collect();
+    let progress = history.progress(*position, &due, bytes);
+    *position = progress.position;
+    assert_eq!(texts(&frames).len() as u64, progress.frames);
+    texts(&frames).iter().map(|text| number(text)).collect()
+}
+
+#[test]
+fn a_watcher_gets_its_own_events_in_order_and_nothing_from_before() {
+    let mut history = history(1 << 20);
+    let now = Instant::now();
+    history.append(events(&[("a", 1), ("b", 2)]), now);
+    let a = history.watch(&id("a"));
+    let mut position = history.end(a);
+    assert_eq!(history.stand(a, &mut position), Standing::Current);
+    history.append(events(&[("a", 3), ("b", 4), ("a", 5)]), now);
+    history.append(events(&[("a", 6)]), now);
+    assert_eq!(read(&mut history, a, &mut position), [3, 5, 6]);
+    assert_eq!(history.stand(a, &mut position), Standing::Current);
+}
+
+#[test]
+fn what_nobody_watches_is_never_framed() {
+    let mut history = history(1 << 20);
+    history.append(events(&[("a", 1), ("b", 2)]), Instant::now());
+    let framed = |history: &History| history.segments.iter().map(|segment| segment.frames.len()).sum::<usize>();
+    let b = history.watch(&id("b"));
+    assert_eq!(framed(&history), 0);
+    let mut from_the_start = Position { number: 0, at: None };
+    assert_eq!(read(&mut history, b, &mut from_the_start), [2]);
+    let once = framed(&history);
+    assert_eq!(read(&mut history, b, &mut Position { number: 0, at: None }), [2]);
+    assert_eq!(framed(&history), once, "an entry is framed once");
+}
+
+#[test]
+fn ids_that_share_a_hash_do_not_share_a_chain() {
+    let mut history = history(1 << 20);
+    let mut batch = events(&[("a", 1), ("b", 2)]);
+    batch.records[1].hash = batch.records[0].hash;
+    history.append(batch, Instant::now());
+    let a = history.watch(&id("a"));
+    assert_eq!(read(&mut history, a, &mut Position { number: 0, at: None }), [1]);
+}
+
+#[test]
+fn a_position_that_the_window_has_overtaken_is_lost() {
+    let mut history = history(1 << 20);
+    let start = Instant::now();
+    let a = history.watch(&id("a"));
+    let mut position = history.end(a);
+    history.append(events(&[("a", 1)]), start);
+    assert_eq!(history.stand(a, &mut position), Standing::Behind);
+    history.evict(start + WINDOW * 2);
+    assert_eq!(history.stand(a, &mut position), Standing::Lost);
+    assert_eq!(history.due(a, position, usize::MAX), None);
+    let mut live = history.end(a);
+    history.append(events(&[("a", 2)]), start + WINDOW * 2);
+    assert_eq!(read(&mut history, a, &mut live), [2], "a quiet client loses nothing by what was evicted");
+}
+
+#[test]
+fn entries_age_also_at_a_rate_so_low_that_segments_absorb_them() {
+    let mut history = history(1 << 20);
+    let start = Instant::now();
+    for second in 0..1000 {
+        history.append(events(&[("a", second)]), start + Duration::from_secs(second));
+    }
+    let oldest = history.segments.front().unwrap().opened_at();
+    let age = (start + Duration::from_secs(999)).saturating_duration_since(oldest);
+    assert!(age <= WINDOW + WINDOW / 16, "{age:?}");
+}
+
+#[test]
+fn a_half_written_frame_is_there_until_the_window_overtakes_it() {
+    let mut history = history(1 << 20);
+    let now = Instant::now();
+    let a = history.watch(&id("a"));
+    let position = history.end(a);
+    history.append(events(&[("a", 1), ("a", 2)]), now);
+    let due = history.due(a, history.fresh_position(a).unwrap(), usize::MAX).unwrap();
+    let first = due.bytes / 2;
+    let progress = history.progress(position, &due, first + 3);
+    assert_eq!((progress.frames, progress.partial), (1, 3));
+    assert_eq!(history.rest_of_frame(progress.position, 3).map(<[u8]>::len), Some(first - 3));
+    assert_eq!(history.after(progress.position).at, None);
+    history.evict(now + WINDOW * 2);
+    assert_eq!(history.rest_of_frame(progress.position, 3), None);
+}
+
+#[test]
+fn a_record_that_can_not_be_mapped_is_passed_over_and_counted_once() {
+    let mut history = history(1 << 20);
+    let mut batch = events(&[("a", 1), ("a", 2), ("a", 3)]);
+    batch.records[1].payload.len -= 1;
+    let a = history.watch(&id("a"));
+    let mut position = history.end(a);
+    history.append(batch, Instant::now());
+    assert_eq!(read(&mut history, a, &mut position), [1, 3]);
+    assert_eq!(history.take_unusable(), 1);
+    assert_eq!(history.take_unusable(), 0);
+}
+
+#[test]
+fn chains_go_when_neither_events_nor_watchers_are_left_and_nothing_stays_counted() {
+    let mut history = history(1 << 20);
+    let now = Instant::now();
+    let a = history.watch(&id("a"));
+    history.append(events(&[("a", 1), ("b", 2)]), now);
+    history.evict(now + WINDOW * 2);
+    assert_eq!(history.chains.len(), 1);
+    history.unwatch(a);
+    assert_eq!((history.chains.len(), history.index.len(), history.bytes()), (0, 0, 0));
+}
+
+/// The equation: what a watcher reads is what was appended for its assessment since it came, up to what it has not read
+/// when the window overtakes it. Against a model that keeps everything in plain lists.
+#[derive(Debug, Clone)]
+enum Step {
+    Append(Vec<u8>),
+    Read(u8),
+    Leave(u8),
+    Evict,
+    Dispatch,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => prop::collection::vec(0u8..4, 1..40).prop_map(Step::Append),
+        4 => (0u8..4).prop_map(Step::Read),
+        1 => (0u8..4).prop_map(Step::Leave),
+        1 => Just(Step::Evict),
+        2 => Just(Step::Dispatch),
+    ];
+    prop::collection::vec(step, 1..80)
+}
+
+proptest! {
+    #[test]
+    fn a_reader_sees_exactly_its_events_whatever_is_evicted(steps in steps(), bytes_max in 4_000usize..40_000) {
+        let names = ["a", "b", "c", "d"];
+        let mut history = history(bytes_max);
+        let mut now = Instant::now();
+        let mut next = 0;
+        let mut readers: BTreeMap<u8, (ChainKey, Position)> = BTreeMap::new();
+        let mut unread: BTreeMap<u8, VecDeque<u64>> = BTreeMap::new();
+        for step in steps {
+            now += Duration::from_secs(1);
+            match step {
+                Step::Append(assessments) => {
+                    let numbered: Vec<_> = assessments.iter().map(|&who| { next += 1; (who, next) }).collect();
+                    let named: Vec<_> = numbered.iter().map(|&(who, n)| (names[usize::from(who)], n)).collect();
+                    history.append(events(&named), now);
+                    for (who, number) in numbered {
+                        if let Some(unread) = unread.get_mut(&who) { unread.push_back(number); }
+                    }
+                }
+                Step::Read(who) => {
+                    let (chain, position) = readers.entry(who).or_insert_with(|| {
+                        let chain = history.watch(&id(names[usize::from(who)]));
+                        unread.insert(who, VecDeque::new());
+                        (chain, history.end(chain))
+                    });
+                    let expected = unread.get_mut(&who).unwrap();
+                    match history.stand(*chain, position) {
+                        Standing::Lost => {
+                            prop_assert!(!expected.is_empty());
+                            expected.clear();
+                            *position = history.end(*chain);
+                        }
+                        Standing::Behind | Standing::Current => {
+                            let got = read(&mut history, *chain, position);
+                            prop_assert_eq!(got, expected.drain(..).collect::<Vec<_>>());
+                        }
+                    }
+                }
+                Step::Leave(who) => {
+                    if let Some((chain, _)) = readers.remove(&who) { history.unwatch(chain); }
+                    unread.remove(&who);
+                }
+                Step::Evict => { now += WINDOW / 3; history.evict(now); }
+                Step::Dispatch => {
+                    while let Some(chain) = history.next_fresh() {
+                        for (watched, position) in readers.values_mut() {
+                            if *watched == chain { history.stand(chain, position); }
+                        }
+                        history.dispatched(chain);
+                    }
+                }
+            }
+            prop_assert!(history.segments.is_empty() || history.bytes() > 0);
+        }
+        for (chain, _) in readers.into_values() { history.unwatch(chain); }
+        history.evict(now + WINDOW * 2);
+        prop_assert_eq!((history.bytes(), history.chains.len(), history.index.len()), (0, 0, 0));
+    }
+}

@@ -1,0 +1,66 @@
+//! For the tests of whoever reads batches: batches with numbered events and ticks.
+
+use std::sync::Arc;
+
+use super::batch::{Batch, Origin, Record, Tick};
+use crate::ids::{AssessmentHash, TopicIndex};
+use crate::routing::table::{Table, Topic};
+
+pub(crate) const EVENTS: TopicIndex = TopicIndex(0);
+pub(crate) const BTC: TopicIndex = TopicIndex(1);
+pub(crate) const ETH: TopicIndex = TopicIndex(2);
+
+/// One topic of events and two of markets.
+pub(crate) fn topics() -> Vec<Arc<Topic>> {
+    let table = Table::parse(Table::BUILT_IN).expect("the built-in routes are valid");
+    [(EVENTS, "assessment.balance-updated"), (BTC, "market-data.btc-ticks"), (ETH, "market-data.eth-ticks")]
+        .map(|(index, name)| Arc::new(table.resolve(index, name).expect("a built-in route matches")))
+        .into()
+}
+
+/// A batch with one event for each assessment named, numbered as given.
+pub(crate) fn events(ids: &[(&str, u64)]) -> Batch {
+    let mut batch = Batch::default();
+    for &(id, number) in ids {
+        let id_span = batch.push_bytes(id.as_bytes());
+        let payload = batch.push_bytes(format!(r#"{{"assessmentId":"{id}","currentBalance":{number}}}"#).as_bytes());
+        batch.records.push(Record {
+            hash: AssessmentHash::of(id),
+            origin: Origin { topic: EVENTS, partition: 0, offset: i64::try_from(number).expect("a small number") },
+            id: id_span,
+            payload,
+        });
+    }
+    batch
+}
+
+/// A batch with one tick.
+pub(crate) fn tick(topic: TopicIndex, partition: i32, offset: i64, timestamp_ms: i64, price: u64) -> Batch {
+    let mut batch = Batch::default();
+    let payload = batch.push_bytes(format!(r#"{{"price":{price}}}"#).as_bytes());
+    batch.ticks.push(Tick { origin: Origin { topic, partition, offset }, timestamp_ms, payload });
+    batch
+}
+
+/// The JSON texts in a run of whole server frames. Control frames are passed over.
+pub(crate) fn texts(mut frames: &[u8]) -> Vec<String> {
+    let mut texts = Vec::new();
+    while let [first, second, rest @ ..] = frames {
+        let (len, payload) = match second {
+            126 => (usize::from(u16::from_be_bytes([rest[0], rest[1]])), &rest[2..]),
+            127 => panic!("no frame of a test is that long"),
+            &len => (usize::from(len), rest),
+        };
+        if first & 0x0f == 1 {
+            texts.push(String::from_utf8(payload[..len].to_vec()).expect("a text frame is UTF-8"));
+        }
+        frames = &payload[len..];
+    }
+    texts
+}
+
+/// The number of an event, or the price of a tick, in a message.
+pub(crate) fn number(text: &str) -> u64 {
+    let message: serde_json::Value = serde_json::from_str(text).expect("a message is JSON");
+    message["currentBalance"].as_u64().or(message["price"].as_u64()).expect("an event has a number, a tick a price")
+}
