@@ -176,3 +176,33 @@ fn a_connections_shard_is_the_hash_of_its_assessment() {
     let sum: f64 = expected.values().sum();
     pod.await_metric("websocket_connections_total", sum);
 }
+
+#[test]
+fn when_a_pod_joins_those_who_moved_are_sent_there_and_no_one_else() {
+    let world = World::start();
+    let pods = [world.pod("pod-0").start(), world.pod("pod-1").start()];
+    world.settled(&pods);
+    let ids = ids();
+    let mut clients = open_where_they_belong(&pods[0], &ids);
+    let joined = world.pod("pod-2").start();
+    let [first, second] = pods;
+    let pods = [first, second, joined];
+    world.settled(&pods);
+
+    let moved: Vec<_> = ids.iter().map(|id| pods[0].owner_of(id) == pods[2].url()).collect();
+    watch(&mut clients, "those who moved are closed", WITHIN, |clients| {
+        clients.iter().zip(&moved).all(|(client, moved)| client.ended().is_some() || !moved)
+    });
+    read_for(&mut clients, Duration::from_millis(500));
+    for ((client, id), moved) in clients.iter().zip(&ids).zip(&moved) {
+        if !moved {
+            assert_eq!(client.close_frame(), None, "{id} stays");
+            continue;
+        }
+        assert_eq!(client.close_frame().map(|(code, _)| *code), Some(1012), "{id} moves");
+        let last = client.messages().last().expect("a redirect").json();
+        assert_eq!((last["error"].as_str(), last["url"].as_str()), (Some("Redirect"), Some(&*pods[2].url())));
+    }
+    let count = moved.iter().filter(|moved| **moved).count();
+    assert!((70..=130).contains(&count), "{count} of {ASSESSMENTS} moved to the third pod");
+}

@@ -1,11 +1,12 @@
 //! What comes out of Kafka: every codec, bad records, topics and partitions of later, transactions, the board at the
 //! start, and routes of an operator's own.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use loadtest::client::{Client, WITHIN, read_for, watch};
-use loadtest::events::MARKETS;
-use loadtest::events::{Kind, Producer, assert_saw, assert_saw_ticks, event, number_of, seen, tick, ticks_topic};
+use loadtest::events::{
+    Kind, MARKETS, Producer, assert_saw, assert_saw_ticks, event, number_of, seen, tick, ticks_topic,
+};
 use loadtest::pods::World;
 use loadtest::process::{TempDir, eventually};
 
@@ -117,6 +118,32 @@ fn bad_ticks_and_markets_harm_nothing() {
     let all = |client: &Client| client.messages().iter().filter(|message| message.text.contains("1.250")).count() == 5;
     watch(std::slice::from_mut(&mut client), "the ticks", WITHIN, |clients| all(&clients[0]));
     assert_saw_ticks(&client, 1);
+}
+
+#[test]
+fn a_storm_of_ticks_costs_freshness_and_a_quiet_market_loses_none() {
+    const FLUSH: Duration = Duration::from_millis(100);
+    let world = World::start();
+    let pod = world.pod("pod-0").set("MARKET_FLUSH_MS", "100").start();
+    let mut client = pod.market_client();
+    let producer = world.producer();
+    for number in 0..10 {
+        let sent = Instant::now();
+        producer.event(&tick("gold", number));
+        assert_eq!(number_of(&client.expect_type("market_price")), number, "each tick of a quiet market");
+        assert!(sent.elapsed() < FLUSH + Duration::from_secs(1), "after {:?}", sent.elapsed());
+    }
+
+    let started = Instant::now();
+    for number in 10..20_000 {
+        producer.event(&tick("gold", number));
+    }
+    client.expect("the last tick", |message| message.text.contains("19999.250"));
+    let told = client.of_type("market_price").count() - 10;
+    let flushes = started.elapsed().as_millis() / FLUSH.as_millis() + 2;
+    assert!(told as u128 <= flushes, "{told} messages in {flushes} flushes");
+    let numbers: Vec<_> = client.of_type("market_price").map(number_of).collect();
+    assert!(numbers.is_sorted_by(|a, b| a < b), "never an older one: {numbers:?}");
 }
 
 #[test]

@@ -81,6 +81,27 @@ fn a_token_that_is_missing_bad_or_out_of_its_time_is_unauthorized() {
 }
 
 #[test]
+fn no_token_reaches_a_log_at_any_level() {
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").set("LOG", "trace").start();
+    const RUBBISH: &str = "no-token-but-someones-secret-9f3a";
+    for token in [good().as_str(), RUBBISH] {
+        let ask = pod.ask().without_token();
+        drop(ask.clone().token(token).open());
+        drop(ask.clone().header("Authorization", &format!("Bearer {token}")).open());
+        drop(ask.clone().header("Sec-WebSocket-Protocol", &format!("bearer.{token}")).open());
+        // Heads that are refused, too, hold tokens.
+        let ask = ask.token(token);
+        for head in [ask.clone().path("/nothing").head(), ask.head().replace("\r\n", "\n")] {
+            let _ = answer(&pod, head.as_bytes());
+        }
+    }
+    pod.await_metric("websocket_connections_total", 0.0);
+    assert!(!pod.log().contains(RUBBISH));
+    assert!(!pod.log().contains("eyJ"));
+}
+
+#[test]
 fn a_good_token_is_taken_from_each_of_its_places() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").start();

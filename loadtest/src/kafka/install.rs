@@ -17,7 +17,7 @@ const COPY: &str = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-
 const PACKAGES: &str = "maven default-jdk-headless";
 
 /// SerialGC, C1 alone and the class data archive together halve the start-up time. Performance data would go to a
-/// directory outside of ours, and AbstractConfig would log thousands of lines of settings.
+/// directory outside of ours. The log is shown where a test fails: it must not drown the pods'.
 const JVM: &[&str] = &[
     "-Xms64m",
     "-Xmx384m",
@@ -27,7 +27,7 @@ const JVM: &[&str] = &[
     "-XX:-UsePerfData",
     "-XX:+ExitOnOutOfMemoryError",
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
-    "-Dorg.slf4j.simpleLogger.log.org.apache.kafka.common.config.AbstractConfig=warn",
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
 ];
 
 /// A Kafka that is ready to run.
