@@ -26,7 +26,7 @@ need() {
 need_build_tools() {
   need build-essential cc c++ make perl
   need git git
-  need ca-certificates update-ca-certificates
+  [[ -e /etc/ssl/certs/ca-certificates.crt ]] || packages_missing+=(ca-certificates)
   command -v cargo >/dev/null || need curl curl
 }
 

@@ -117,7 +117,7 @@ impl Page {
                 look();
             }})"
         ));
-        assert_ne!(found, Value::Null, "{what}: not within {WITHIN:?}; the page's errors: {:?}", self.errors);
+        assert!(!found.is_null(), "{what}: not within {WITHIN:?}; the page's errors: {:?}", self.errors);
         found
     }
 

@@ -75,6 +75,17 @@ impl World {
     }
 }
 
+/// What the tables above and the map's text say of files that aren't so.
+pub(crate) fn stale(paths: &[&str], map: &str) -> Vec<String> {
+    let table = EDGES.iter().chain(WORLD.iter().flat_map(|part| part.files));
+    let gone = table.filter(|entry| !paths.iter().any(|path| path.starts_with(**entry)));
+    let gone = gone.map(|entry| format!("the house rules name {entry}, which is not there"));
+    let named = map.lines().filter(|line| line.starts_with("//!")).flat_map(|line| line.split('`').skip(1).step_by(2));
+    let named = named.filter(|name| name.contains('/') && name.ends_with(".rs")).map(|name| format!("src/{name}"));
+    let unknown = named.filter(|name| !is_edge(name));
+    gone.chain(unknown.map(|name| format!("the map calls {name} an edge, the house rules don't"))).collect()
+}
+
 /// Whether a file is an edge.
 pub(crate) fn is_edge(path: &str) -> bool {
     EDGES.contains(&path)

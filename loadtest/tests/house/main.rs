@@ -108,6 +108,15 @@ fn the_code_keeps_the_house_rules() {
 }
 
 #[test]
+fn the_rules_tables_and_the_map_tell_of_files_that_are_there() {
+    let texts = tree::texts();
+    let paths: Vec<&str> = texts.iter().map(|(path, _)| path.as_str()).collect();
+    let (_, map) = texts.iter().find(|(path, _)| path == "src/lib.rs").unwrap();
+    assert_eq!(layers::stale(&paths, map), Vec::<String>::new());
+    assert_eq!(layers::stale(&paths, "//! `shard/threads.rs`, `Cargo.toml`\n// `a/b.rs`").len(), 1);
+}
+
+#[test]
 fn each_rule_bites() {
     let long_function = format!("fn long() {{\n{}}}", "    let _ = 1;\n".repeat(70));
     let planted: &[(&str, &str, &str)] = &[
