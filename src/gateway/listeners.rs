@@ -13,8 +13,13 @@ const BACKLOG: i32 = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// Somebody listens there.
-    #[error("port {0} is in use")]
-    PortInUse(u16),
+    #[error("port {port} ({setting}) is in use")]
+    PortInUse {
+        /// Which.
+        port: u16,
+        /// The setting that asks for it.
+        setting: &'static str,
+    },
     /// Something else.
     #[error("cannot listen on {address}: {source}")]
     Refused {
@@ -43,17 +48,17 @@ impl Listeners {
     /// Where a port is in use, or the address is not this machine's.
     pub fn bind(host: IpAddr, port: u16, admin_port: Option<u16>, shards: u16) -> Result<Self, ListenError> {
         // With SO_REUSEPORT, another pod's port would be shared without a word: so it is tried without first.
-        let probe = listen(SocketAddr::new(host, port), false)?;
+        let probe = listen(SocketAddr::new(host, port), "PORT", false)?;
         let address =
             probe.local_addr().map_err(|source| ListenError::Refused { address: (host, port).into(), source })?;
-        let admin = admin_port.map(|port| listen(SocketAddr::new(host, port), false)).transpose()?;
+        let admin = admin_port.map(|port| listen(SocketAddr::new(host, port), "ADMIN_PORT", false)).transpose()?;
         drop(probe);
-        let shards = (0..shards).map(|_| listen(address, true)).collect::<Result<_, _>>()?;
+        let shards = (0..shards).map(|_| listen(address, "PORT", true)).collect::<Result<_, _>>()?;
         Ok(Self { port: address.port(), shards, admin })
     }
 }
 
-fn listen(address: SocketAddr, shared: bool) -> Result<TcpListener, ListenError> {
+fn listen(address: SocketAddr, setting: &'static str, shared: bool) -> Result<TcpListener, ListenError> {
     let try_listen = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         // For connections of an earlier process that are in TIME_WAIT.
@@ -65,7 +70,7 @@ fn listen(address: SocketAddr, shared: bool) -> Result<TcpListener, ListenError>
         Ok(TcpListener::from(socket))
     };
     try_listen().map_err(|source: io::Error| match source.kind() {
-        io::ErrorKind::AddrInUse => ListenError::PortInUse(address.port()),
+        io::ErrorKind::AddrInUse => ListenError::PortInUse { port: address.port(), setting },
         _ => ListenError::Refused { address, source },
     })
 }
@@ -91,15 +96,16 @@ mod tests {
     fn a_port_in_use_is_told_also_where_so_reuseport_would_hide_it() {
         let first = Listeners::bind(HERE, 0, None, 2).unwrap();
         let second = Listeners::bind(HERE, first.port, None, 1).unwrap_err();
-        assert_eq!(second.to_string(), format!("port {} is in use", first.port));
+        assert_eq!(second.to_string(), format!("port {} (PORT) is in use", first.port));
     }
 
     #[test]
     fn an_admin_port_in_use_is_told_by_its_number() {
         let other = TcpListener::bind((HERE, 0)).unwrap();
         let port = other.local_addr().unwrap().port();
-        assert!(matches!(Listeners::bind(HERE, 0, Some(port), 1), Err(ListenError::PortInUse(told)) if told == port));
-        assert!(matches!(Listeners::bind(HERE, port, Some(port), 1), Err(ListenError::PortInUse(_))));
+        let refused = Listeners::bind(HERE, 0, Some(port), 1).unwrap_err();
+        assert_eq!(refused.to_string(), format!("port {port} (ADMIN_PORT) is in use"));
+        assert!(matches!(Listeners::bind(HERE, port, Some(port), 1), Err(ListenError::PortInUse { .. })));
     }
 
     #[test]

@@ -74,8 +74,8 @@ impl CloseReason {
         Self::Silent,
     ];
 
-    /// The reason's row. A client that closed is answered with 1000, whatever code it gave (RFC 6455 section 5.5.1
-    /// leaves that to us, and PROTOCOL 4 knows no code that only echoes).
+    /// The reason's row. A client that closed with a code of its own is answered with that one
+    /// ([`super::messages::goodbye`]).
     #[must_use]
     pub const fn row(self) -> Row {
         let (code, label, text) = match self {

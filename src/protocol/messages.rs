@@ -151,6 +151,11 @@ pub fn close(out: &mut Vec<u8>, reason: CloseReason) {
     }
 }
 
+/// The answer to a client's close frame: its own code (RFC 6455 section 5.5.1).
+pub fn goodbye(out: &mut Vec<u8>, code: u16) {
+    control(out, CLOSE, &[&code.to_be_bytes()]);
+}
+
 /// A WebSocket pong frame with the ping's payload (RFC 6455 section 5.5.3).
 ///
 /// # Panics

@@ -37,6 +37,8 @@ pub struct Session {
     header: [u8; HEADER_BYTES_MAX],
     /// Bytes of payload still to come, once the frame's header is judged.
     left: Option<u32>,
+    /// The code of the client's close frame, once it came with one.
+    goodbye: Option<u16>,
     /// While a frame or a fragmented message is under way.
     context: Option<Box<WebSocketContext>>,
 }
@@ -80,6 +82,7 @@ impl Session {
             header_len: 0,
             header: [0; HEADER_BYTES_MAX],
             left: None,
+            goodbye: None,
             context: None,
         }
     }
@@ -88,8 +91,8 @@ impl Session {
     /// trickles in is none, and is not told of before it is whole.
     ///
     /// # Errors
-    /// Why the connection must be closed: [`CloseReason::ClientClosed`] after the client's close frame (answer it; the
-    /// code is the reason's own, not an echo), or the client's fault. What comes behind is not looked at, and nothing
+    /// Why the connection must be closed: [`CloseReason::ClientClosed`] after the client's close frame (answer it, with
+    /// [`Session::goodbye`]), or the client's fault. What comes behind is not looked at, and nothing
     /// may be fed after that.
     pub fn receive(&mut self, mut input: &[u8], on: &mut dyn FnMut(Inbound)) -> Result<(), CloseReason> {
         while !input.is_empty() {
@@ -109,6 +112,12 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// The code of the client's close frame, where it gave one: the answer echoes it (RFC 6455 section 5.5.1).
+    #[must_use]
+    pub fn goodbye(&self) -> Option<u16> {
+        self.goodbye
     }
 
     /// Reads a frame's header from the input's front and judges it; returns how long the payload will be, or `None`
@@ -177,6 +186,10 @@ impl Session {
             self.context = None;
         }
         match read {
+            Ok(Message::Close(Some(frame))) if !stands_for_a_bad_code(&frame) => {
+                self.goodbye = Some(frame.code.into());
+                Err(CloseReason::ClientClosed)
+            }
             Ok(message) => inbound_of(message).map(Some),
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                 Ok(whole.then_some(Inbound::Fragment))
@@ -206,8 +219,8 @@ fn inbound_of(message: Message) -> Result<Inbound, CloseReason> {
         Message::Text(text) => Ok(classify(&text)),
         Message::Ping(payload) => Ok(Inbound::ControlPing(payload.as_ref().into())),
         Message::Pong(_) => Ok(Inbound::ControlPong),
-        Message::Close(Some(frame)) if stands_for_a_bad_code(&frame) => Err(CloseReason::ProtocolError),
-        Message::Close(_) => Err(CloseReason::ClientClosed),
+        Message::Close(Some(_)) => Err(CloseReason::ProtocolError),
+        Message::Close(None) => Err(CloseReason::ClientClosed),
         Message::Binary(_) => Err(CloseReason::Unsupported),
         // Only ever written, never read.
         Message::Frame(_) => Err(CloseReason::Internal),

@@ -98,49 +98,57 @@ pub(super) enum End {
     /// It does not.
     Live,
     /// It is still to be told why, by `cut_at` at the latest.
-    Telling { reason: CloseReason, to: Option<Box<Pod>>, told: bool, cut_at: Instant },
+    /// `echo` is the client's own code, where it was the client that closed with one.
+    Telling { reason: CloseReason, to: Option<Box<Pod>>, echo: Option<u16>, told: bool, cut_at: Instant },
     /// Its task is to let go of it.
     Over { reason: CloseReason, told: bool },
 }
 
-/// A token bucket for what a client sends, in thousandths of a text message. A control frame costs a tenth: it is no
-/// message, but a flood of them must find a bound, too.
+/// Token buckets for what a client sends. Control frames have one of their own: they are no messages, but a flood of
+/// them must find a bound, too.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct InboundBucket {
-    level: u32,
+    /// In thousandths of a text message.
+    texts: u32,
+    /// In thousandths of a control frame.
+    controls: u32,
     filled: Instant,
 }
 
-const TEXT_COST: u32 = 1000;
-const CONTROL_COST: u32 = 100;
+/// A text, or a control frame, in thousandths.
+const ONE: u32 = 1000;
+
+/// Control frames that are let pass for each text: far more than a client has reason to send.
+const CONTROLS_PER_TEXT: u32 = 10;
 
 impl InboundBucket {
     /// A full bucket: a burst of twice the rate.
     pub(super) fn full(per_second: u32, now: Instant) -> Self {
-        Self { level: Self::capacity(per_second), filled: now }
+        Self { texts: burst(per_second), controls: burst(controls(per_second)), filled: now }
     }
 
-    /// Takes what a frame costs; `false` where the client is over its rate.
+    /// Takes a frame's token; `false` where the client is over its rate.
     pub(super) fn take(&mut self, is_text: bool, per_second: u32, now: Instant) -> bool {
-        let passed_ms = now.saturating_duration_since(self.filled).as_millis();
-        let gained = u32::try_from(passed_ms.saturating_mul(u128::from(per_second))).unwrap_or(u32::MAX);
-        if gained > 0 {
-            self.level = self.level.saturating_add(gained).min(Self::capacity(per_second));
+        let passed_ms = u32::try_from(now.saturating_duration_since(self.filled).as_millis()).unwrap_or(u32::MAX);
+        if passed_ms > 0 {
+            let refill = |level: u32, rate: u32| level.saturating_add(passed_ms.saturating_mul(rate)).min(burst(rate));
+            self.texts = refill(self.texts, per_second);
+            self.controls = refill(self.controls, controls(per_second));
             self.filled = now;
         }
-        let cost = if is_text { TEXT_COST } else { CONTROL_COST };
-        match self.level.checked_sub(cost) {
-            Some(level) => {
-                self.level = level;
-                true
-            }
-            None => false,
-        }
+        let level = if is_text { &mut self.texts } else { &mut self.controls };
+        let left = level.checked_sub(ONE);
+        *level = left.unwrap_or(*level);
+        left.is_some()
     }
+}
 
-    fn capacity(per_second: u32) -> u32 {
-        per_second.saturating_mul(2 * TEXT_COST)
-    }
+fn controls(per_second: u32) -> u32 {
+    per_second.saturating_mul(CONTROLS_PER_TEXT)
+}
+
+fn burst(rate: u32) -> u32 {
+    rate.saturating_mul(2 * ONE)
 }
 
 impl<S> Connection<S> {
@@ -162,7 +170,8 @@ impl<S> Connection<S> {
     /// Begins its end: it is told why, if the socket takes it within `linger`.
     pub(super) fn close(&mut self, reason: CloseReason, to: Option<Pod>, now: Instant, linger: Duration) {
         if self.is_live() {
-            self.end = End::Telling { reason, to: to.map(Box::new), told: false, cut_at: now + linger };
+            let to = to.map(Box::new);
+            self.end = End::Telling { reason, to, echo: None, told: false, cut_at: now + linger };
         }
     }
 }

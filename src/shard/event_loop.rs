@@ -68,7 +68,8 @@ pub(super) struct Shard {
     pub(super) metrics: ShardMetrics,
     pub(super) state: RefCell<State<Writer>>,
     pub(super) scratch: RefCell<Box<[u8]>>,
-    tasks: RefCell<SlotMap<DefaultKey, glommio::task::JoinHandle<()>>>,
+    /// Those that run, each with the handle that cancels it.
+    tasks: RefCell<SlotMap<DefaultKey, Option<glommio::task::JoinHandle<()>>>>,
     handshakes: Cell<usize>,
     started_ms: u64,
     connections: Cell<u64>,
@@ -77,15 +78,17 @@ pub(super) struct Shard {
 impl Shard {
     /// Runs a task that is cancelled and awaited when the shard stops.
     pub(super) fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
-        let mut tasks = self.tasks.borrow_mut();
+        let key = self.tasks.borrow_mut().insert(None);
         let shard = Rc::clone(self);
-        tasks.insert_with_key(|key| {
-            glommio::spawn_local(async move {
-                task.await;
-                shard.tasks.borrow_mut().remove(key);
-            })
-            .detach()
-        });
+        let handle = glommio::spawn_local(async move {
+            task.await;
+            shard.tasks.borrow_mut().remove(key);
+        })
+        .detach();
+        // glommio runs a new task at once, up to its first wait: it may have ended.
+        if let Some(place) = self.tasks.borrow_mut().get_mut(key) {
+            *place = Some(handle);
+        }
     }
 
     /// Wakes the turns.
@@ -330,7 +333,7 @@ impl Turns {
     /// Cancels what still runs and waits for it: glommio leaves pending tasks alone when an executor ends, and their
     /// sockets open.
     async fn stop(self) {
-        let tasks: Vec<_> = self.shard.tasks.borrow_mut().drain().map(|(_, task)| task).collect();
+        let tasks: Vec<_> = self.shard.tasks.borrow_mut().drain().filter_map(|(_, task)| task).collect();
         for task in &tasks {
             task.cancel();
         }

@@ -132,12 +132,15 @@ fn plan<S: Socket>(connection: &mut Connection<S>, source: &mut Source<'_>, now:
     match &connection.end {
         End::Over { .. } => return Some(Plan::default()),
         End::Telling { told: true, .. } => return Some(plan),
-        End::Telling { reason, to, .. } => {
+        End::Telling { reason, to, echo, .. } => {
             if let Some(pod) = to {
                 messages::redirect(source.control, "this assessment is served by another pod now", pod, None);
                 plan.control_texts = 1;
             }
-            messages::close(source.control, *reason);
+            match echo {
+                Some(code) => messages::goodbye(source.control, *code),
+                None => messages::close(source.control, *reason),
+            }
             plan.is_farewell = true;
             plan.control = source.control.len();
             return Some(plan);

@@ -270,8 +270,10 @@ impl Attached<'_> {
         // After the connection's end began, what comes is read so that the answer arrives, and no more.
         if state.is_live(self.key) {
             let received = session.receive(bytes, &mut |frame| state.inbound(self.key, frame, now));
-            if let Err(reason) = received {
-                state.close(self.key, reason, None, now);
+            match received {
+                Ok(()) => {}
+                Err(CloseReason::ClientClosed) => state.goodbye(self.key, session.goodbye(), now),
+                Err(reason) => state.close(self.key, reason, None, now),
             }
         }
         state.flush(self.key, now);

@@ -335,14 +335,13 @@ impl<S: Socket> State<S> {
 
     // ---- what a client sends ----------------------------------------------------------------------------------------
 
-    /// A whole frame came from a client. The caller flushes when all that was read is taken in.
+    /// A whole frame came from a client. It is answered at once, if its socket takes the answer.
     pub(super) fn inbound(&mut self, key: ConnectionKey, frame: Inbound, now: Now) {
-        let Some(connection) = self.connections.get_mut(key) else { return };
+        let Some(connection) = self.connections.get_mut(key).filter(|connection| connection.is_live()) else { return };
         connection.heard = now.instant;
         self.counts.received += u64::from(frame.is_text());
         if !connection.inbound.take(frame.is_text(), self.config.inbound_per_second, now.instant) {
-            connection.close(CloseReason::RateLimited, None, now.instant, LINGER);
-            return;
+            return self.close(key, CloseReason::RateLimited, None, now);
         }
         match frame {
             Inbound::Ping => connection.owed.pong = true,
@@ -354,14 +353,26 @@ impl<S: Socket> State<S> {
                 }
             }
             Inbound::ControlPing(payload) => connection.control_ping = Some(payload),
-            Inbound::Pong | Inbound::Other | Inbound::ControlPong | Inbound::Fragment => {}
+            Inbound::Pong | Inbound::Other | Inbound::ControlPong | Inbound::Fragment => return,
         }
+        self.flush(key, now);
     }
 
     /// Begins a connection's end. It is told why, unless its socket is stuck for too long.
     pub(super) fn close(&mut self, key: ConnectionKey, reason: CloseReason, to: Option<Pod>, now: Now) {
         if let Some(connection) = self.connections.get_mut(key) {
             connection.close(reason, to, now.instant, LINGER);
+            self.flush(key, now);
+        }
+    }
+
+    /// The client closed: it is answered with its own code.
+    pub(super) fn goodbye(&mut self, key: ConnectionKey, code: Option<u16>, now: Now) {
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.close(CloseReason::ClientClosed, None, now.instant, LINGER);
+            if let End::Telling { echo, .. } = &mut connection.end {
+                *echo = code;
+            }
             self.flush(key, now);
         }
     }
