@@ -47,7 +47,8 @@ pub const CONSUME_RECORDS_MAX: usize = 1024;
 /// The longest that ingest waits for a record or for room in a shard's channel before it looks at the rest of its work.
 pub const INGEST_WAIT: Duration = Duration::from_millis(100);
 
-/// Records at each partition's end that are read at the start, however old they are (DESIGN 4).
+/// Records at each partition's end that are read at the start, however old they are: the board wants each quiet
+/// market's last tick.
 pub const START_RECORDS_MIN: i64 = 100;
 
 /// How long a large question to Kafka may take: all topics, or the offsets of a time, which a broker looks up in its

@@ -1,4 +1,4 @@
-//! Which pods there are, and which slot of the cluster is this pod's (DESIGN 3, PROTOCOL 7). It owns the lease and the
+//! Which pods there are, and which slot of the cluster is this pod's (PROTOCOL 7). It owns the lease and the
 //! view; what follows from a view for an assessment is [`crate::routing::placement`]'s.
 //!
 //! - [`membership`]: what a pod asks and believes: the rules, with time as an argument. They rest on

@@ -2,7 +2,7 @@
 //! asked for topics, offsets and signs of life. It decides nothing: what is read from where is up to the rules.
 //!
 //! Records are taken by `rd_kafka_consume_batch_queue`, which rdkafka's safe API doesn't have: 174 ns a record on this
-//! thread, instead of 334 by `poll` (DESIGN 2).
+//! thread, instead of 334 by `poll`, as measured.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::{self, NonNull};

@@ -1,4 +1,4 @@
-//! Where reading starts, and when the history is filled (DESIGN 4, start-up). Rules on offsets that [`super::watcher`]
+//! Where reading starts, and when the history is filled. Rules on offsets that [`super::watcher`]
 //! asked the cluster for, in this order: first the ends, then the offsets of `HISTORY_SECONDS` ago, then the beginnings.
 
 use crate::ids::TopicIndex;

@@ -28,8 +28,11 @@ const EDGES: &[&str] = &[
     "src/ingest/reader.rs",
     "src/ingest/watcher.rs",
     "src/ingest/mod.rs",
-    // Asks the system for cores, descriptors and the host's name, which defaults go by.
+    // They ask the system: for what defaults go by, and for what a gateway needs of it.
     "src/config/machine.rs",
+    "src/gateway/machine.rs",
+    // Binds the ports.
+    "src/gateway/listeners.rs",
 ];
 
 /// A part of the world, by the paths that lead to it, and the files, or folders, that may touch it.
@@ -53,20 +56,31 @@ const WORLD: &[World] = &[
     World { paths: &["redis"], files: &["src/discovery/redis.rs", "src/config/"], edges: false },
     // Requests and answers are hyper's plain values.
     World { paths: &["hyper", "http_body_util"], files: &["src/operations/"], edges: false },
-    World { paths: &["hyper_util", "tokio::net"], files: &["src/operations/http.rs"], edges: false },
+    World { paths: &["hyper_util"], files: &["src/operations/http.rs"], edges: false },
     World { paths: &["tokio::signal"], files: &["src/shutdown/signals.rs"], edges: false },
     World { paths: &["libc", "socket2"], files: &[], edges: true },
+    // A listener is handed on from who binds it to who accepts from it.
     World {
-        paths: &["std::net::TcpListener", "std::net::TcpStream", "std::net::UdpSocket"],
-        files: &["src/shard/event_loop.rs", "src/shard/socket.rs", "src/operations/http.rs"],
+        paths: &["std::net::TcpListener", "std::net::TcpStream", "std::net::UdpSocket", "tokio::net"],
+        files: &["src/gateway", "src/shard/mod.rs"],
+        edges: true,
+    },
+    // The clock's one reading is handed down; the control thread's loop reads it too. A pulse, and the pod's rate of
+    // accepts, begin at their birth.
+    World {
+        paths: &["Instant::now", "SystemTime::now"],
+        files: &["src/clock.rs", "src/gateway", "src/exchange.rs", "src/shard/pod_limits.rs"],
+        edges: true,
+    },
+    // A shard's thread is handed to the gateway, which waits for its end.
+    World { paths: &["std::thread"], files: &["src/gateway", "src/demo/", "src/shard/mod.rs"], edges: true },
+    // Settings, and the files that they name, are read before anything runs; so are what the kernel allows, and the demo's
+    // secret, from the system's random source.
+    World {
+        paths: &["std::fs", "std::env"],
+        files: &["src/config/", "src/main.rs", "src/gateway/machine.rs", "src/demo/"],
         edges: false,
     },
-    // The clock's one reading is handed down. A pulse begins at its birth.
-    World { paths: &["Instant::now", "SystemTime::now"], files: &["src/clock.rs", "src/exchange.rs"], edges: true },
-    World { paths: &["std::thread"], files: &["src/gateway.rs", "src/demo/"], edges: true },
-    // Settings, and the files that they name, are read before anything runs; so is the demo's secret, from the system's
-    // random source.
-    World { paths: &["std::fs", "std::env"], files: &["src/config/", "src/main.rs", "src/demo/"], edges: false },
 ];
 
 impl World {

@@ -107,12 +107,11 @@ fn rows_of_good_frames() -> Vec<Row> {
 }
 
 fn rows_of_bad_frames() -> Vec<Row> {
-    use CloseReason::{InvalidText, MessageTooBig, ProtocolError, Unsupported};
+    use CloseReason::ProtocolError;
     use Inbound::{Fragment, Ping};
     let unmasked = vec![TEXT, 2, b'{', b'}'];
     let long_form = [&[TEXT, 0x80 | 126, 0, 2][..], &MASK, &[0; 2]].concat();
     let longer_form = [&[TEXT, 0x80 | 127, 0, 0, 0, 0, 0, 0, 0, 200][..], &MASK].concat();
-    let top_bit = [&[TEXT, 0x80 | 127, 0x80, 0, 0, 0, 0, 0, 0, 0][..], &MASK].concat();
     vec![
         ("an unmasked frame", vec![unmasked], vec![], Err(ProtocolError)),
         ("reserved bit 1", vec![frame(TEXT | 0x40, b"{}")], vec![], Err(ProtocolError)),
@@ -144,6 +143,14 @@ fn rows_of_bad_frames() -> Vec<Row> {
         ),
         ("a length of 2 in two bytes", vec![long_form], vec![], Err(ProtocolError)),
         ("a length of 200 in eight bytes", vec![longer_form], vec![], Err(ProtocolError)),
+    ]
+}
+
+fn rows_of_bad_messages() -> Vec<Row> {
+    use CloseReason::{InvalidText, MessageTooBig, Unsupported};
+    use Inbound::Fragment;
+    let top_bit = [&[TEXT, 0x80 | 127, 0x80, 0, 0, 0, 0, 0, 0, 0][..], &MASK].concat();
+    vec![
         ("binary", vec![frame(BINARY, b"{}")], vec![], Err(Unsupported)),
         ("binary, its first fragment", vec![frame(BINARY_MORE, b"")], vec![], Err(Unsupported)),
         ("a text that is not UTF-8", vec![frame(TEXT, b"{\xff}")], vec![], Err(InvalidText)),
@@ -206,7 +213,8 @@ fn rows_of_closes() -> Vec<Row> {
 
 #[test]
 fn frames_mean_what_rfc_6455_says() {
-    for (name, frames, told, end) in [rows_of_good_frames(), rows_of_bad_frames(), rows_of_closes()].concat() {
+    let rows = [rows_of_good_frames(), rows_of_bad_frames(), rows_of_bad_messages(), rows_of_closes()];
+    for (name, frames, told, end) in rows.concat() {
         assert_eq!(receive_both_ways(&frames.concat()), (told, end), "{name}");
     }
 }
