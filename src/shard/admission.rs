@@ -30,7 +30,7 @@ pub struct Refused {
 }
 
 /// This pod and how it places.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Here<'a> {
     /// Its name.
     pub node: &'a NodeId,

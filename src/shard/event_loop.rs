@@ -18,6 +18,7 @@ use slotmap::{DefaultKey, SlotMap};
 
 use super::Parts;
 use super::admission::Here;
+use super::handover::Handover;
 use super::metrics::ShardMetrics;
 use super::pod_limits::PodLimits;
 use super::socket::{self, Writer};
@@ -181,6 +182,7 @@ async fn run(parts: Parts) {
     accept_from(&shard, parts.listener);
     let turns = Turns {
         sweeper: Sweeper::new(&shard.config, now.instant),
+        handover: Handover::new(&shard.config, now.instant),
         shard,
         inbox: parts.inbox,
         status: parts.status,
@@ -229,6 +231,7 @@ struct Turns {
     malformed: prometheus_client::metrics::counter::Counter,
     drain: DrainConfig,
     sweeper: Sweeper,
+    handover: Handover,
 }
 
 impl Turns {
@@ -241,7 +244,7 @@ impl Turns {
             self.take_in(Now::read());
             self.send().await;
             let now = Now::read();
-            self.drain(&standing, now);
+            self.part_with_clients(&standing, now);
             self.publish(now);
             self.rest(&standing, now).await;
         }
@@ -279,10 +282,13 @@ impl Turns {
         }
     }
 
-    fn drain(&mut self, standing: &Standing, now: Now) {
+    /// Sends away who is to go: to its new owner, or because the pod drains.
+    fn part_with_clients(&mut self, standing: &Standing, now: Now) {
         let phase = Phase::at(now.instant, standing.draining_since, &self.drain);
         let here = Here { node: &self.shard.node, standing, place_anywhere: self.shard.config.place_anywhere };
-        self.sweeper.drain(&mut self.shard.state.borrow_mut(), phase, &here, now);
+        let mut state = self.shard.state.borrow_mut();
+        self.handover.advance(&mut state, &here, now);
+        self.sweeper.drain(&mut state, phase, &here, now);
     }
 
     fn publish(&self, now: Now) {
@@ -323,6 +329,9 @@ impl Turns {
         let mut until = self.sweeper.next().min(now + TURN_EVERY);
         if let Some(flush) = self.shard.state.borrow().next_market_flush() {
             until = until.min(flush);
+        }
+        if let Some(handover) = self.handover.next() {
+            until = until.min(handover);
         }
         if standing.draining_since.is_some() {
             until = until.min(now + DRAIN_EVERY);

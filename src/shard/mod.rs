@@ -5,6 +5,7 @@
 //! - [`connection`]: one connection: its position, what it is owed, how it ends;
 //! - [`outbound`]: what is due to a socket, in one write, and how far the write came;
 //! - [`sweep`]: heartbeats, silence, stalls, expired tokens and the drain, by passes over all connections;
+//! - [`handover`]: clients whose assessment moved, sent to their new pod;
 //! - [`admission`]: who is served, sent elsewhere or refused;
 //! - [`pod_limits`]: what the shards of a pod share: its bounds on connections.
 //!
@@ -13,6 +14,7 @@
 pub mod admission;
 mod connection;
 mod event_loop;
+mod handover;
 mod metrics;
 mod outbound;
 pub mod pod_limits;
