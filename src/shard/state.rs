@@ -106,7 +106,7 @@ impl<S: Socket> State<S> {
             socket,
             watch: None,
             seen: BoardVersion::default(),
-            tail: Some(Tail::Bytes { rest: greeting, sent: 0, texts }),
+            tail: Some(Tail::bytes(greeting, texts)),
             owed: Owed::default(),
             blocked_since: None,
             pending: false,
@@ -125,7 +125,8 @@ impl<S: Socket> State<S> {
             let chain = self.history.watch(&id);
             let position = self.history.end(chain);
             if let Some(entry) = self.watchers.entry(chain) {
-                let watchers = entry.or_default();
+                // Most have one watcher: room for it, not for four.
+                let watchers = entry.or_insert_with(|| Vec::with_capacity(1));
                 self.connections[key].watch =
                     Some(Watch { chain, hash: id.hash(), position, place: self::place(watchers.len()) });
                 watchers.push(key);
@@ -146,7 +147,7 @@ impl<S: Socket> State<S> {
         }
         let (reason, told) = match connection.end {
             End::Over { reason, told } => (reason, told),
-            End::Telling { reason, .. } => (reason, false),
+            End::Telling(farewell) => (farewell.reason, false),
             End::Live => (gone, false),
         };
         Some(Ended { reason, told, opened: connection.opened })
@@ -171,7 +172,7 @@ impl<S: Socket> State<S> {
     pub(super) fn ended(&self, key: ConnectionKey) -> Option<CloseReason> {
         match self.connections.get(key)?.end {
             End::Over { reason, .. } => Some(reason),
-            End::Live | End::Telling { .. } => None,
+            End::Live | End::Telling(_) => None,
         }
     }
 
@@ -370,8 +371,8 @@ impl<S: Socket> State<S> {
     pub(super) fn goodbye(&mut self, key: ConnectionKey, code: Option<u16>, now: Now) {
         if let Some(connection) = self.connections.get_mut(key) {
             connection.close(CloseReason::ClientClosed, None, now.instant, LINGER);
-            if let End::Telling { echo, .. } = &mut connection.end {
-                *echo = code;
+            if let End::Telling(farewell) = &mut connection.end {
+                farewell.echo = code;
             }
             self.flush(key, now);
         }
