@@ -25,7 +25,6 @@ use tracing::warn;
 
 use crate::clock::{Now, UnixMs};
 use crate::config::{Config, Preset};
-use token::Claims;
 use world::{ASSESSMENT_TOPICS, MARKETS, STEP_MS, World, assessment_id, market_topic};
 
 /// Partitions of an assessments' topic: more than one, as in real life; few, since the mock keeps about 5 MB of each.
@@ -98,13 +97,11 @@ impl Demo {
 
     /// What a person is told: the page's address, a client's command line, and the secret where it was made for this
     /// run.
-    ///
-    /// # Errors
-    /// Where no token can be minted.
-    pub fn welcome(config: &Config, made_secret: &str, now: UnixMs) -> Result<String, jsonwebtoken::errors::Error> {
+    #[must_use]
+    pub fn welcome(config: &Config, made_secret: &str, now: UnixMs) -> String {
         let assessment = assessment_id(1);
-        let allowed = config.auth.require_assessments.then(|| vec![assessment.clone()]);
-        let token = Claims::new("demo", allowed, now, TOKEN_SECONDS).mint(&config.auth.secret)?;
+        let allowed = if config.auth.require_assessments { &[assessment.clone()][..] } else { &[] };
+        let token = token::mint(&config.auth.secret, "demo", allowed, now, TOKEN_SECONDS);
         let host = Authority(config.host, config.port);
         let gateway = format!("ws://{host}/ws");
         let query = format!("assessmentId={assessment}&token={token}");
@@ -126,7 +123,7 @@ impl Demo {
                  JWT_SECRET={made_secret} shardgate token --assessment {other}\n\n",
             );
         }
-        Ok(text)
+        text
     }
 
     /// Stops the generator, then the mock cluster.
@@ -245,10 +242,10 @@ mod tests {
             machine: &machine,
         })
         .unwrap();
-        let told = Demo::welcome(&config, "made", UnixMs(0)).unwrap();
+        let told = Demo::welcome(&config, "made", UnixMs(0));
         assert!(told.contains("http://127.0.0.1:3003/#assessmentId=assessment-001&token="), "{told}");
         assert!(told.contains("'ws://127.0.0.1:3003/ws?assessmentId=assessment-001&token="), "{told}");
         assert!(told.contains("JWT_SECRET=made "), "{told}");
-        assert!(!Demo::welcome(&config, "other", UnixMs(0)).unwrap().contains("JWT_SECRET"));
+        assert!(!Demo::welcome(&config, "other", UnixMs(0)).contains("JWT_SECRET"));
     }
 }
