@@ -10,10 +10,10 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use shardgate::clock::Now;
-use shardgate::config::{self, Config, InvalidConfig, Machine, Preset, Sources};
+use shardgate::config::{self, Config, InvalidConfig, Preset, Sources};
 use shardgate::demo::{Demo, token};
 use shardgate::discovery::Membership;
-use shardgate::gateway;
+use shardgate::gateway::{self, machine};
 use shardgate::routing::table::Table;
 use tracing::{Level, warn};
 use tracing_subscriber::Layer;
@@ -134,7 +134,7 @@ fn with_sources<T>(
     read: impl FnOnce(&Sources<'_>) -> Result<T, InvalidConfig>,
 ) -> Result<T, InvalidConfig> {
     let environment: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
-    let machine = Machine::read();
+    let machine = machine::read();
     let read_file = |path: &std::path::Path| std::fs::read_to_string(path);
     read(&Sources { flags, environment: &environment, presets, read_file: &read_file, machine: &machine })
 }
