@@ -99,7 +99,8 @@ fn demo(settings: &Settings) -> anyhow::Result<ExitCode> {
     let Some(mut config) = settings.read(&Demo::presets(&secret))? else { return Ok(ExitCode::SUCCESS) };
     start_log(&config);
     let demo = Demo::start(&mut config)?;
-    say(&Demo::welcome(&config, &secret, Now::read().unix))?;
+    let program = std::env::args_os().next().unwrap_or_else(|| "shardgate".into());
+    say(&Demo::welcome(&config, &secret, Now::read().unix, &program.to_string_lossy()))?;
     let done = gateway::run(config, Membership::Alone);
     demo.stop();
     done?;
@@ -152,7 +153,8 @@ fn start_log(config: &Config) {
     let filter = Targets::new().with_default(libraries).with_target(env!("CARGO_CRATE_NAME"), config.log);
     let text = tracing_subscriber::fmt::layer().with_writer(stderr).with_ansi(stderr().is_terminal());
     let layer = if config.log_json { text.json().boxed() } else { text.boxed() };
-    tracing_subscriber::registry().with(layer.with_filter(filter)).init();
+    // A filter of the registry, not of the layer: there, librdkafka's question for the level swallows the next event.
+    tracing_subscriber::registry().with(filter).with(layer).init();
     for warning in &config.warnings {
         warn!("{warning}");
     }

@@ -36,6 +36,10 @@ const TOKEN_SECONDS: u64 = 24 * 60 * 60;
 /// How long the mock waits for records before it answers a fetch, in ms: its latency, for it never answers sooner.
 const FETCH_WAIT_MS: u32 = 10;
 
+/// The pause between two topics that are created: a request that reaches the mock right after its last answer goes unheard
+/// for a second.
+const TOPIC_PAUSE: Duration = Duration::from_millis(2);
+
 /// How long the end waits for the last events to reach the mock cluster.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -82,11 +86,10 @@ impl Demo {
     /// Where something didn't start.
     pub fn start(config: &mut Config) -> Result<Self, Error> {
         let cluster = MockCluster::new(1)?;
-        for topic in ASSESSMENT_TOPICS {
-            cluster.create_topic(topic, PARTITIONS, 1)?;
-        }
-        for (market, _) in MARKETS {
-            cluster.create_topic(&market_topic(market), 1, 1)?;
+        let topics = ASSESSMENT_TOPICS.iter().map(|&topic| (topic.to_owned(), PARTITIONS));
+        for (topic, partitions) in topics.chain(MARKETS.iter().map(|(market, _)| (market_topic(market), 1))) {
+            cluster.create_topic(&topic, partitions, 1)?;
+            thread::sleep(TOPIC_PAUSE);
         }
         let brokers = cluster.bootstrap_servers();
         config.kafka.brokers = brokers.as_str().into();
@@ -96,9 +99,9 @@ impl Demo {
     }
 
     /// What a person is told: the page's address, a client's command line, and the secret where it was made for this
-    /// run.
+    /// run, with how to use it: `program` is how this one was called.
     #[must_use]
-    pub fn welcome(config: &Config, made_secret: &str, now: UnixMs) -> String {
+    pub fn welcome(config: &Config, made_secret: &str, now: UnixMs, program: &str) -> String {
         let assessment = assessment_id(1);
         let allowed = if config.auth.require_assessments { &[assessment.clone()][..] } else { &[] };
         let token = token::mint(&config.auth.secret, "demo", allowed, now, TOKEN_SECONDS);
@@ -120,7 +123,7 @@ impl Demo {
             let _ = write!(
                 text,
                 "  Mint other tokens with this run's secret:\n    \
-                 JWT_SECRET={made_secret} shardgate token --assessment {other}\n\n",
+                 JWT_SECRET={made_secret} {program} token --assessment {other}\n\n",
             );
         }
         text
@@ -242,10 +245,10 @@ mod tests {
             machine: &machine,
         })
         .unwrap();
-        let told = Demo::welcome(&config, "made", UnixMs(0));
+        let told = Demo::welcome(&config, "made", UnixMs(0), "./shardgate");
         assert!(told.contains("http://127.0.0.1:3003/#assessmentId=assessment-001&token="), "{told}");
         assert!(told.contains("'ws://127.0.0.1:3003/ws?assessmentId=assessment-001&token="), "{told}");
-        assert!(told.contains("JWT_SECRET=made "), "{told}");
-        assert!(!Demo::welcome(&config, "other", UnixMs(0)).contains("JWT_SECRET"));
+        assert!(told.contains("JWT_SECRET=made ./shardgate token "), "{told}");
+        assert!(!Demo::welcome(&config, "other", UnixMs(0), "./shardgate").contains("JWT_SECRET"));
     }
 }
