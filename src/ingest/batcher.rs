@@ -218,7 +218,7 @@ mod tests {
 
     use super::*;
     use crate::ids::TopicIndex;
-    use crate::routing::table::{Fields, Partitioner, Piece, Route, TopicPattern};
+    use crate::routing::table::{Fields, Fingerprint, Partitioner, Piece, Route, TopicPattern};
     use crate::stream::batch::NextOffset;
 
     const EVENTS: TopicIndex = TopicIndex(0);
@@ -229,7 +229,13 @@ mod tests {
     fn topic(index: TopicIndex, name: &str, scope: Scope) -> Arc<Topic> {
         let pattern = TopicPattern { pieces: vec![Piece::Literal(name.into())] };
         let route = Route { topic: pattern, scope, message_type: "event".into(), fields: Fields::Whole };
-        Arc::new(Topic { index, name: name.into(), route: Arc::new(route), parts: Vec::new() })
+        Arc::new(Topic {
+            index,
+            name: name.into(),
+            fingerprint: Fingerprint::default(),
+            route: Arc::new(route),
+            parts: Vec::new(),
+        })
     }
 
     fn assessment(from: AssessmentFrom) -> Scope {

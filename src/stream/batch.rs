@@ -76,6 +76,8 @@ pub struct Batch {
     pub topics: Vec<Arc<Topic>>,
     /// Where the ingest stood at the batch's first record: the offsets that changed since the shard's last batch.
     pub starts: Vec<NextOffset>,
+    /// Records below these offsets were deleted before they were read: nobody can be sent them.
+    pub deleted: Vec<NextOffset>,
     /// Ids and payloads.
     pub arena: Vec<u8>,
     /// Assessments' events.
@@ -85,6 +87,16 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Whether there is nothing in it that a shard must hear of.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.topics.is_empty()
+            && self.starts.is_empty()
+            && self.deleted.is_empty()
+            && self.records.is_empty()
+            && self.ticks.is_empty()
+    }
+
     /// Copies bytes into the arena.
     ///
     /// # Panics
