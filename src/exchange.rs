@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use atomic_waker::AtomicWaker;
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender, TrySendError, bounded};
 
+use crate::clock::whole_ms;
 use crate::ids::{AssessmentHash, SlotNumber};
 use crate::limits::{BATCH_CHANNEL_DEPTH, HANDOFF_CHANNEL_DEPTH};
 use crate::protocol::head::Upgrade;
@@ -65,6 +66,7 @@ impl ShardDoor {
     ///
     /// # Errors
     /// The batch comes back, where the channel stayed full or the shard has ended.
+    #[expect(clippy::result_large_err, reason = "the batch comes back as it was, and a full channel is no rare case")]
     pub fn send_batch(&self, batch: Batch, timeout: Duration) -> Result<(), Undelivered> {
         let sent = match self.batches.try_send(batch) {
             Err(TrySendError::Full(batch)) => {
@@ -214,6 +216,6 @@ impl Pulse {
     }
 
     fn ms(&self, now: Instant) -> u64 {
-        u64::try_from(now.saturating_duration_since(self.start).as_millis()).unwrap_or(u64::MAX)
+        whole_ms(now.saturating_duration_since(self.start))
     }
 }
