@@ -30,7 +30,7 @@ use crate::clock::Now;
 use crate::config::{DrainConfig, ShardConfig};
 use crate::exchange::{HttpDoor, PublishedStanding, ShardDoor, ShardInbox, ShardStatus, Standing};
 use crate::ids::{NodeId, ShardIndex};
-use crate::limits::{HANDSHAKES_MAX, TURN_EVERY};
+use crate::limits::{ACCEPT_LOG_EVERY, HANDSHAKES_MAX, TURN_EVERY, TURNED_AWAY_MAX};
 use crate::protocol::auth::Verifier;
 use crate::protocol::head::Rules;
 use crate::shutdown::phases::Phase;
@@ -101,15 +101,20 @@ impl Shard {
         format!("{}-{:x}-{}-{count}", self.node, self.started_ms, self.index.0)
     }
 
-    /// Begins a handshake, unless there are too many.
+    /// Begins a handshake, or says that there are too many.
     fn welcome(self: &Rc<Self>, stream: TcpStream) {
-        if self.handshakes.get() >= HANDSHAKES_MAX {
+        let under_way = self.handshakes.get();
+        if under_way >= HANDSHAKES_MAX + TURNED_AWAY_MAX {
             return;
         }
-        self.handshakes.set(self.handshakes.get() + 1);
+        self.handshakes.set(under_way + 1);
         let handshake = Handshake(Rc::clone(self));
         self.spawn(async move {
-            socket::handshake(Rc::clone(&handshake.0), stream).await;
+            if under_way < HANDSHAKES_MAX {
+                socket::handshake(Rc::clone(&handshake.0), stream).await;
+            } else {
+                socket::turn_away(&handshake.0, stream).await;
+            }
         });
     }
 }
@@ -223,6 +228,7 @@ fn accept_from(shard: &Rc<Shard>, listener: std::net::TcpListener) {
     let listener = unsafe { TcpListener::from_raw_fd(listener.into_raw_fd()) };
     let accepting = Rc::clone(shard);
     shard.spawn(async move {
+        let mut told = None;
         loop {
             match listener.accept().await {
                 Ok(stream) => {
@@ -233,10 +239,16 @@ fn accept_from(shard: &Rc<Shard>, listener: std::net::TcpListener) {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "can't accept connections; trying again");
+                    let now = Instant::now();
+                    if told.is_none_or(|told| now.saturating_duration_since(told) >= ACCEPT_LOG_EVERY) {
+                        tracing::warn!(%error, "can't accept connections; trying again until it works");
+                        told = Some(now);
+                    }
                     Timer::new(ACCEPT_PAUSE).await;
                 }
             }
+            // While connections wait, an accept is ready at once: a storm of them must not be all that the shard does.
+            glommio::yield_if_needed().await;
         }
     });
 }
