@@ -7,10 +7,11 @@ use std::os::fd::{FromRawFd, IntoRawFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::RecvTimeoutError;
 use futures_lite::future;
 use glommio::net::{TcpListener, TcpStream};
 use glommio::timer::Timer;
@@ -47,6 +48,9 @@ const TURN_LATENCY: Duration = Duration::from_micros(500);
 
 /// Sends between two looks at whether others want to run.
 const SENDS_A_BREATH: usize = 64;
+
+/// How long the executor may sleep on tasks that could run. A nudge costs it some ten microseconds.
+const NUDGE_EVERY: Duration = Duration::from_millis(10);
 
 /// How often a draining shard looks at how many clients may still be there.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
@@ -203,6 +207,7 @@ async fn run(parts: Parts) {
     let latency = Latency::Matters(TURN_LATENCY);
     let queue = glommio::executor().create_task_queue(Shares::default(), latency, "turns");
     accept_from(&shard, parts.listener);
+    keep_awake(&shard);
     let turns = Turns {
         sweeper: Sweeper::new(&shard.config, now.instant),
         handover: Handover::new(&shard.config, now.instant),
@@ -220,6 +225,48 @@ async fn run_turns(turns: Turns, queue: TaskQueueHandle) {
     match glommio::spawn_local_into(turns.run(), queue) {
         Ok(task) => task.await,
         Err(error) => panic!("the turns' queue was made on this executor: {error}"),
+    }
+}
+
+/// Nudges the executor from a thread of its own, for as long as the shard runs.
+///
+/// glommio (0.9) may fall asleep on tasks that could run: where its preemption timer, or a wake that was already seen to,
+/// comes between its look at the rings and its first task, it takes that for 'nothing to run' (`run_task_queues`), and
+/// then sleeps without a timer. Whatever would wake it is to be armed by those very tasks. On a core that others use,
+/// too, that happens within minutes, and nothing but an event from outside ends it.
+fn keep_awake(shard: &Rc<Shard>) {
+    shard.spawn(async {
+        let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+        let _nudger = Nudger::start(waker);
+        future::pending::<()>().await;
+    });
+}
+
+/// A thread that wakes a task at each [`NUDGE_EVERY`], until this is dropped.
+struct Nudger {
+    running: Option<crossbeam_channel::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Nudger {
+    fn start(waker: Waker) -> Self {
+        let (running, ended) = crossbeam_channel::bounded(0);
+        let nudge = move || {
+            while ended.recv_timeout(NUDGE_EVERY) == Err(RecvTimeoutError::Timeout) {
+                waker.wake_by_ref();
+            }
+        };
+        let thread = std::thread::Builder::new().name("nudger".into()).spawn(nudge);
+        let thread = thread.unwrap_or_else(|error| panic!("a shard can't do without its nudger: {error}"));
+        Self { running: Some(running), thread: Some(thread) }
+    }
+}
+
+impl Drop for Nudger {
+    fn drop(&mut self) {
+        self.running = None;
+        // It ends at once. A panic of its would have aborted the process.
+        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
