@@ -7,10 +7,11 @@ use std::os::fd::{FromRawFd, IntoRawFd};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::RecvTimeoutError;
 use futures_lite::future;
 use glommio::net::{TcpListener, TcpStream};
 use glommio::timer::Timer;
@@ -30,7 +31,7 @@ use crate::clock::Now;
 use crate::config::{DrainConfig, ShardConfig};
 use crate::exchange::{HttpDoor, PublishedStanding, ShardDoor, ShardInbox, ShardStatus, Standing};
 use crate::ids::{NodeId, ShardIndex};
-use crate::limits::{HANDSHAKES_MAX, TURN_EVERY};
+use crate::limits::{ACCEPT_LOG_EVERY, HANDSHAKES_MAX, TURN_EVERY, TURNED_AWAY_MAX};
 use crate::protocol::auth::Verifier;
 use crate::protocol::head::Rules;
 use crate::shutdown::phases::Phase;
@@ -50,6 +51,9 @@ const BREATH: Duration = Duration::from_millis(1);
 
 /// Sends between two looks at the clock.
 const SENDS_A_BREATH: usize = 64;
+
+/// How long the executor may sleep on tasks that could run. A nudge costs it some ten microseconds.
+const NUDGE_EVERY: Duration = Duration::from_millis(10);
 
 /// How often a draining shard looks at how many clients may still be there.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
@@ -104,15 +108,20 @@ impl Shard {
         format!("{}-{:x}-{}-{count}", self.node, self.started_ms, self.index.0)
     }
 
-    /// Begins a handshake, unless there are too many.
+    /// Begins a handshake, or says that there are too many.
     fn welcome(self: &Rc<Self>, stream: TcpStream) {
-        if self.handshakes.get() >= HANDSHAKES_MAX {
+        let under_way = self.handshakes.get();
+        if under_way >= HANDSHAKES_MAX + TURNED_AWAY_MAX {
             return;
         }
-        self.handshakes.set(self.handshakes.get() + 1);
+        self.handshakes.set(under_way + 1);
         let handshake = Handshake(Rc::clone(self));
         self.spawn(async move {
-            socket::handshake(Rc::clone(&handshake.0), stream).await;
+            if under_way < HANDSHAKES_MAX {
+                socket::handshake(Rc::clone(&handshake.0), stream).await;
+            } else {
+                socket::turn_away(&handshake.0, stream).await;
+            }
         });
     }
 }
@@ -200,6 +209,7 @@ async fn run(parts: Parts) {
     });
     let queue = glommio::executor().create_task_queue(Shares::default(), Latency::NotImportant, "turns");
     accept_from(&shard, parts.listener);
+    keep_awake(&shard);
     let turns = Turns {
         sweeper: Sweeper::new(&shard.config, now.instant),
         handover: Handover::new(&shard.config, now.instant),
@@ -220,11 +230,54 @@ async fn run_turns(turns: Turns, queue: TaskQueueHandle) {
     }
 }
 
+/// Nudges the executor from a thread of its own, for as long as the shard runs.
+///
+/// glommio (0.9) may fall asleep on tasks that could run: where its preemption timer, or a wake that was already seen to,
+/// comes between its look at the rings and its first task, it takes that for 'nothing to run' (`run_task_queues`), and
+/// then sleeps without a timer. Whatever would wake it is to be armed by those very tasks. On a core that others use,
+/// too, that happens within minutes, and nothing but an event from outside ends it.
+fn keep_awake(shard: &Rc<Shard>) {
+    shard.spawn(async {
+        let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+        let _nudger = Nudger::start(waker);
+        future::pending::<()>().await;
+    });
+}
+
+/// A thread that wakes a task at each [`NUDGE_EVERY`], until this is dropped.
+struct Nudger {
+    running: Option<crossbeam_channel::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Nudger {
+    fn start(waker: Waker) -> Self {
+        let (running, ended) = crossbeam_channel::bounded(0);
+        let nudge = move || {
+            while ended.recv_timeout(NUDGE_EVERY) == Err(RecvTimeoutError::Timeout) {
+                waker.wake_by_ref();
+            }
+        };
+        let thread = std::thread::Builder::new().name("nudger".into()).spawn(nudge);
+        let thread = thread.unwrap_or_else(|error| panic!("a shard can't do without its nudger: {error}"));
+        Self { running: Some(running), thread: Some(thread) }
+    }
+}
+
+impl Drop for Nudger {
+    fn drop(&mut self) {
+        self.running = None;
+        // It ends at once. A panic of its would have aborted the process.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
 fn accept_from(shard: &Rc<Shard>, listener: std::net::TcpListener) {
     // SAFETY: the descriptor is a listening socket whose ownership passes on here.
     let listener = unsafe { TcpListener::from_raw_fd(listener.into_raw_fd()) };
     let accepting = Rc::clone(shard);
     shard.spawn(async move {
+        let mut told = None;
         loop {
             match listener.accept().await {
                 Ok(stream) => {
@@ -235,10 +288,16 @@ fn accept_from(shard: &Rc<Shard>, listener: std::net::TcpListener) {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "can't accept connections; trying again");
+                    let now = Instant::now();
+                    if told.is_none_or(|told| now.saturating_duration_since(told) >= ACCEPT_LOG_EVERY) {
+                        tracing::warn!(%error, "can't accept connections; trying again until it works");
+                        told = Some(now);
+                    }
                     Timer::new(ACCEPT_PAUSE).await;
                 }
             }
+            // While connections wait, an accept is ready at once: a storm of them must not be all that the shard does.
+            glommio::yield_if_needed().await;
         }
     });
 }
