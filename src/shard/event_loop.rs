@@ -52,8 +52,9 @@ const BREATH: Duration = Duration::from_millis(1);
 /// Sends between two looks at the clock.
 const SENDS_A_BREATH: usize = 64;
 
-/// How long the executor may sleep on tasks that could run. A nudge costs it some ten microseconds.
-const NUDGE_EVERY: Duration = Duration::from_millis(10);
+/// How long the executor may sleep on tasks that could run, should it do so in spite of [`PREEMPT_EVERY`]. A nudge costs
+/// it some ten microseconds.
+const NUDGE_EVERY: Duration = Duration::from_millis(50);
 
 /// How often a draining shard looks at how many clients may still be there.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
@@ -234,8 +235,8 @@ async fn run_turns(turns: Turns, queue: TaskQueueHandle) {
 ///
 /// glommio (0.9) may fall asleep on tasks that could run: where its preemption timer, or a wake that was already seen to,
 /// comes between its look at the rings and its first task, it takes that for 'nothing to run' (`run_task_queues`), and
-/// then sleeps without a timer. Whatever would wake it is to be armed by those very tasks. On a core that others use,
-/// too, that happens within minutes, and nothing but an event from outside ends it.
+/// then sleeps without a timer. Whatever would wake it is to be armed by those very tasks. [`PREEMPT_EVERY`] keeps the
+/// timer out of it; this is for what else may come there.
 fn keep_awake(shard: &Rc<Shard>) {
     shard.spawn(async {
         let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
