@@ -173,6 +173,9 @@ fn a_secret_is_never_shown() {
     assert_eq!(faults.len(), 5, "{faults:?}");
     let config = World::new().env("REDIS_PASSWORD", "hunter2").config();
     assert!(!format!("{config:?}").contains("hunter2") && !format!("{config:?}").contains(SECRET));
+    let world = World::new().env("KAFKA_PROPERTIES_FILE", "properties");
+    let shown = format!("{:?}", world.file("properties", "sasl.password=hunter2").config());
+    assert!(shown.contains("sasl.password") && !shown.contains("hunter2"), "{shown}");
 }
 
 #[test]
