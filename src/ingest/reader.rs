@@ -246,7 +246,7 @@ impl Desk {
             batch = match sent {
                 Ok(()) => return Ok(()),
                 Err(Undelivered::Ended) => return Err(Over),
-                Err(Undelivered::Full(batch)) => batch,
+                Err(Undelivered::Full(batch)) => *batch,
             };
             self.status.pulse.beat(now);
             if self.standing.load().ended {
