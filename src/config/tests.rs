@@ -202,7 +202,17 @@ fn the_nodes_name_is_the_pods_else_the_nodes() {
 fn the_public_url_is_a_websocket_url_without_query() {
     let url = |text: &str| World::new().env("PUBLIC_URL", text).read().map(|config| config.public_url.to_string());
     assert_eq!(url("wss://p-0.example:443/ws").unwrap(), "wss://p-0.example:443/ws");
-    for wrong in ["http://a/ws", "ws://", "ws:///ws", "ws://a/ws?x=1", "ws://a/ws#x", "ws://a b/ws", "a:3003"] {
+    for wrong in [
+        "http://a/ws",
+        "ws://",
+        "ws:///ws",
+        "ws://a/ws?x=1",
+        "ws://a/ws#x",
+        "ws://a b/ws",
+        "ws://a:99999/ws",
+        "ws://u@a/ws",
+        "a:3003",
+    ] {
         assert!(url(wrong).is_err(), "{wrong}");
     }
     assert_eq!(&*World::new().env("PORT", "80").config().public_url, "ws://gateway-0:80/ws");
