@@ -189,37 +189,6 @@ fn send_and_await(world: &World, ids: &[String], clients: &mut [Client], kind: K
 }
 
 #[test]
-fn a_topic_that_is_made_anew_is_read_from_its_beginning_and_its_ticks_count() {
-    let world = World::without_topics();
-    let (kind, ticks) = (Kind::BalanceUpdated, ticks_topic("gold"));
-    let topic = kind.topic();
-    let make = |partitions| world.kafka.create_all(&[(topic, partitions), (&ticks, 1)]);
-    make(3);
-    let pod = world.pod("pod-0").set("TOPIC_REFRESH_MS", "500").start();
-    let ids: Vec<_> = (0..20).map(|number| format!("a-{number}")).collect();
-    let mut clients: Vec<_> = ids.iter().map(|id| pod.client(id)).collect();
-    let price = |client: &mut Client, number: u64| {
-        world.producer().event(&tick("gold", number));
-        client.expect("the tick", |message| message.text.contains(&format!("\"price\":{number}.250")));
-    };
-    for number in 0..5 {
-        price(&mut clients[0], number);
-    }
-    send_and_await(&world, &ids, &mut clients, kind, 0);
-
-    // Shorter than before, with fewer partitions, which it gets back later.
-    world.kafka.delete(topic);
-    world.kafka.delete(&ticks);
-    make(1);
-    price(&mut clients[0], 5);
-    send_and_await(&world, &ids, &mut clients, kind, 1);
-    world.kafka.grow(topic, 3);
-    send_and_await(&world, &ids, &mut clients, kind, 2);
-    assert!(world.kafka.offsets(topic, 2).1 > 0, "a partition that came back was used");
-    eventually("no lag", WITHIN, || (pod.metrics().sum("websocket_kafka_consumer_lag") == 0.0).then_some(()));
-}
-
-#[test]
 fn what_a_transaction_aborts_never_arrives() {
     let world = World::start();
     let pod = world.pod("pod-0").start();

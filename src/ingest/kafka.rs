@@ -43,12 +43,8 @@ pub enum InvalidProperties {
     Together(Box<str>),
 }
 
-/// The longest that librdkafka takes for its own look at the topics that it reads, in ms.
-const METADATA_REFRESH_MS_MAX: u128 = 3_600_000;
-
 /// What both clients go by; the operator's properties beat it.
 fn properties(config: &KafkaConfig) -> ClientConfig {
-    let refresh_ms = config.topic_refresh.as_millis().min(METADATA_REFRESH_MS_MAX);
     let mut properties = ClientConfig::new();
     properties
         .set("bootstrap.servers", &*config.brokers)
@@ -71,8 +67,6 @@ fn properties(config: &KafkaConfig) -> ClientConfig {
         .set("queued.max.messages.kbytes", "8192")
         .set("queued.min.messages", "20000")
         .set("fetch.max.bytes", "2097152")
-        // The default of five minutes is how long it takes to see that a topic made anew has got its partitions back.
-        .set("topic.metadata.refresh.interval.ms", refresh_ms.to_string())
         // So that a broker that is back is found soon.
         .set("reconnect.backoff.max.ms", "1000")
         .set("socket.keepalive.enable", "true")

@@ -129,7 +129,7 @@ impl Board {
         self.version += 1;
         if let Some(&index) = self.by_name.get(name) {
             let market = &mut self.markets[index];
-            if market.is_outdated_by(origin, timestamp_ms) {
+            if market.is_older_than(origin, timestamp_ms) {
                 market.take(origin, timestamp_ms, payload, now, self.version);
                 self.changed = true;
             }
@@ -226,11 +226,10 @@ impl Board {
 }
 
 impl Market {
-    /// One partition's ticks arrive in their order, and in a topic that was made anew their offsets begin anew; between
-    /// partitions the record's timestamp decides.
-    fn is_outdated_by(&self, origin: Origin, timestamp_ms: i64) -> bool {
+    /// On one partition the offset decides; between partitions the record's timestamp does.
+    fn is_older_than(&self, origin: Origin, timestamp_ms: i64) -> bool {
         let same_partition = (self.origin.topic, self.origin.partition) == (origin.topic, origin.partition);
-        same_partition || self.timestamp_ms <= timestamp_ms
+        if same_partition { self.origin.offset < origin.offset } else { self.timestamp_ms <= timestamp_ms }
     }
 
     fn take(&mut self, origin: Origin, timestamp_ms: i64, payload: &[u8], now: Instant, version: u64) {
