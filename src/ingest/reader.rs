@@ -266,7 +266,8 @@ impl Desk {
         let Some(since) = &mut self.filling else { return };
         since.filling.check(&self.positions);
         let FillingSince { filling, began, partitions, offsets, said } = since;
-        let took = now.saturating_duration_since(*began);
+        // With the wait for this turn's records.
+        let took = began.elapsed();
         if filling.is_done() {
             info!(partitions = *partitions, offsets = *offsets, ?took, "the history is complete");
             self.status.filled.store(true, Ordering::Release);
