@@ -66,7 +66,6 @@ impl ShardDoor {
     ///
     /// # Errors
     /// The batch comes back, where the channel stayed full or the shard has ended.
-    #[expect(clippy::result_large_err, reason = "the batch comes back as it was, and a full channel is no rare case")]
     pub fn send_batch(&self, batch: Batch, timeout: Duration) -> Result<(), Undelivered> {
         let sent = match self.batches.try_send(batch) {
             Err(TrySendError::Full(batch)) => {
@@ -81,7 +80,7 @@ impl ShardDoor {
                 self.bell.wake();
                 Ok(())
             }
-            Err(SendTimeoutError::Timeout(batch)) => Err(Undelivered::Full(batch)),
+            Err(SendTimeoutError::Timeout(batch)) => Err(Undelivered::Full(Box::new(batch))),
             Err(SendTimeoutError::Disconnected(_)) => Err(Undelivered::Ended),
         }
     }
@@ -106,7 +105,7 @@ impl ShardDoor {
 #[derive(Debug)]
 pub enum Undelivered {
     /// The shard is behind: try again.
-    Full(Batch),
+    Full(Box<Batch>),
     /// The shard has ended.
     Ended,
 }

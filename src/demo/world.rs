@@ -252,7 +252,7 @@ impl World {
             1..4 => vec![(
                 "rules.drawdown-checked",
                 json!({
-                    "value": rounded(lost * 100.0) / 100.0,
+                    "value": (lost * 10_000.0).round() / 10_000.0,
                     "threshold": DRAWDOWN_THRESHOLD,
                     "status": if lost < DRAWDOWN_THRESHOLD { "ok" } else { "breached" },
                 }),

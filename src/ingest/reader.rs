@@ -245,7 +245,7 @@ impl Desk {
             batch = match sent {
                 Ok(()) => return Ok(()),
                 Err(Undelivered::Ended) => return Err(Over),
-                Err(Undelivered::Full(batch)) => batch,
+                Err(Undelivered::Full(batch)) => *batch,
             };
             self.status.pulse.beat(now);
             if self.standing.load().ended {
@@ -266,7 +266,8 @@ impl Desk {
         let Some(since) = &mut self.filling else { return };
         since.filling.check(&self.positions);
         let FillingSince { filling, began, partitions, offsets, said } = since;
-        let took = now.saturating_duration_since(*began);
+        // With the wait for this turn's records.
+        let took = began.elapsed();
         if filling.is_done() {
             info!(partitions = *partitions, offsets = *offsets, ?took, "the history is complete");
             self.status.filled.store(true, Ordering::Release);

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use crate::clock::{Now, whole_ms};
 use crate::exchange::IngestStatus;
 use crate::ids::TopicIndex;
-use crate::limits::{KAFKA_LOG_EVERY, PROBE_EVERY, PROBE_TIMEOUT, QUESTION_TIMEOUT};
+use crate::limits::{ENDS_ASKED_MAX, KAFKA_LOG_EVERY, PROBE_EVERY, PROBE_TIMEOUT, QUESTION_TIMEOUT};
 use crate::routing::table::{Table, Topic};
 use crate::stream::batch::NextOffset;
 
@@ -88,6 +88,7 @@ pub(super) fn start(cluster: Cluster, settings: Settings) -> io::Result<Watcher>
         topics: Vec::new(),
         known: HashSet::new(),
         led: Vec::new(),
+        asked_until: 0,
         refreshed: None,
         started: false,
         complaints: Complaints::new(KAFKA_LOG_EVERY),
@@ -111,6 +112,8 @@ struct Watch {
     known: HashSet<(TopicIndex, i32)>,
     /// Those of them that had a leader when the topics were last looked through.
     led: Vec<(TopicIndex, i32)>,
+    /// The place among them from which on ends are asked for next.
+    asked_until: usize,
     refreshed: Option<Instant>,
     started: bool,
     complaints: Complaints<&'static str>,
@@ -278,17 +281,21 @@ impl Watch {
         Ok(beginnings.into_iter().map(extent).collect())
     }
 
-    /// Hands the partitions' ends to the reader. Where a leader doesn't answer, the last ones stand.
-    fn ask_for_ends(&self) {
+    /// Hands partitions' ends to the reader, those of many partitions by turns. Where a leader doesn't answer, the last
+    /// ones stand.
+    fn ask_for_ends(&mut self) {
         if self.ends.is_full() {
             return;
         }
-        let names = names_of(&self.led, &self.topics);
+        let first = if self.asked_until < self.led.len() { self.asked_until } else { 0 };
+        self.asked_until = self.led.len().min(first + ENDS_ASKED_MAX);
+        let led = &self.led[first..self.asked_until];
+        let names = names_of(led, &self.topics);
         let Ok(offsets) = self.cluster.offsets(&names, Place::End, PROBE_TIMEOUT) else { return };
         let end = |(&(topic, partition), offset): (&(TopicIndex, i32), Option<i64>)| {
             Some(NextOffset { topic, partition, offset: offset? })
         };
-        let ends = self.led.iter().zip(offsets).filter_map(end).collect();
+        let ends = led.iter().zip(offsets).filter_map(end).collect();
         // It was not full, and nobody else sends; where it is closed, all is over.
         drop(self.ends.try_send(ends));
     }
