@@ -79,7 +79,7 @@ impl Page {
         command.args(["--no-first-run", "--disable-background-networking", "--disable-component-update"]);
         command.args(["--disable-sync", "--disable-breakpad", "--remote-debugging-port=0", "about:blank"]);
         command.arg(format!("--user-data-dir={}", dir.path().join("profile").display()));
-        command.env("XDG_CONFIG_HOME", dir.path()).env("XDG_CACHE_HOME", dir.path());
+        command.env("XDG_CONFIG_HOME", dir.path()).env("XDG_CACHE_HOME", dir.path()).env("TMPDIR", dir.path());
         let chromium = Process::start("chromium", command, &dir.path().join("chromium.log"));
 
         let address = eventually("Chromium takes orders", WITHIN, || {
