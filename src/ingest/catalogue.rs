@@ -1,6 +1,10 @@
 //! Which topics of the cluster are read: their indexes, and what changed from one look to the next. A topic is told
 //! from one that was made anew under its name by its fingerprint; one that comes anew gets an index of its own, so that
 //! nobody takes its offsets for the old one's. It asks nobody: what a look saw is [`super::watcher`]'s to find.
+//!
+//! One thing a look can't mend: librdkafka goes on at the old offset where the new log is longer than the old one was
+//! by the time that it asks. What it hands out so before the next look comes twice. Where the pod runs, the log would
+//! have to outgrow the old one in a tenth of a second; one that was paused all the while may see it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

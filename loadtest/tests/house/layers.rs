@@ -19,12 +19,13 @@ const STRANGERS: &[&str] = &["shard", "ingest", "discovery"];
 /// The files that touch the world. Those beyond the map in `src/lib.rs` say why they are here.
 const EDGES: &[&str] = &[
     "src/ingest/kafka.rs",
-    "src/ingest/cluster.rs",
     "src/discovery/redis.rs",
     "src/shard/event_loop.rs",
     "src/shard/socket.rs",
     "src/operations/http.rs",
     "src/shutdown/signals.rs",
+    // The other half of `ingest/kafka.rs`: the client that asks.
+    "src/ingest/cluster.rs",
     // The loops of ingest's two threads, and what starts and pins the first.
     "src/ingest/reader.rs",
     "src/ingest/watcher.rs",
