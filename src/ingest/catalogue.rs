@@ -34,6 +34,8 @@ pub(super) struct Catalogue {
 #[derive(Debug, Clone)]
 struct Entry {
     topic: Arc<Topic>,
+    /// As far as it is known. While brokers are upgraded, some may tell it and some not.
+    id: Box<str>,
     presence: Presence,
     /// Partitions that the reader was told of.
     told: HashSet<i32>,
@@ -98,8 +100,7 @@ impl Catalogue {
     pub(super) fn look(&mut self, cluster_id: &str, seen: &[Seen]) -> Changes {
         let mut changes = Changes::default();
         for topic in seen {
-            let fingerprint = Fingerprint::new(&topic.name, cluster_id, &topic.id);
-            if let Some(index) = self.meet(&topic.name, fingerprint, &mut changes) {
+            if let Some(index) = self.meet(topic, cluster_id, &mut changes) {
                 changes.led.extend(topic.led.iter().map(|&partition| (index, partition)));
                 let told = self.entries.get_mut(&topic.name).map(|entry| &mut entry.told);
                 let fresh =
@@ -112,11 +113,15 @@ impl Catalogue {
     }
 
     /// The index of a topic that was seen: its own, or a new one. `None` where no route takes it.
-    fn meet(&mut self, name: &str, fingerprint: Fingerprint, changes: &mut Changes) -> Option<TopicIndex> {
+    fn meet(&mut self, seen: &Seen, cluster_id: &str, changes: &mut Changes) -> Option<TopicIndex> {
+        let Seen { name, id, .. } = seen;
         if let Some(entry) = self.entries.get_mut(name) {
             let index = entry.topic.index;
             let presence = std::mem::replace(&mut entry.presence, Presence::There);
-            if entry.topic.fingerprint == fingerprint {
+            if entry.id.is_empty() || id.is_empty() || entry.id == *id {
+                if entry.id.is_empty() {
+                    entry.id.clone_from(id);
+                }
                 changes.back.extend((presence == Presence::Gone).then_some(index));
                 return Some(index);
             }
@@ -125,9 +130,11 @@ impl Catalogue {
         }
         // Over 65,536 topics: the rest is not read. Kafka itself is in trouble long before.
         let index = TopicIndex(u16::try_from(self.topics.len()).ok()?);
+        let fingerprint = Fingerprint::new(name, cluster_id, id);
         let topic = Arc::new(Topic { fingerprint, ..self.routes.resolve(index, name)? });
         self.topics.push(Arc::clone(&topic));
-        self.entries.insert(name.into(), Entry { topic, presence: Presence::There, told: HashSet::new() });
+        let entry = Entry { topic, id: id.clone(), presence: Presence::There, told: HashSet::new() };
+        self.entries.insert(name.clone(), entry);
         changes.met += 1;
         Some(index)
     }
@@ -229,5 +236,10 @@ mod tests {
         catalogue.look("", &[seen(CREATED, "", 1)]);
         assert_eq!(catalogue.topics()[0].fingerprint, Fingerprint::new(CREATED, "", ""));
         assert_eq!(catalogue.look("", &[seen(CREATED, "", 1)]).met, 0);
+        // Brokers are upgraded, one after another: to learn of an id makes no topic another.
+        for id in ["1", "", "1"] {
+            assert_eq!(catalogue.look("", &[seen(CREATED, id, 1)]).met, 0);
+        }
+        assert_eq!(catalogue.look("", &[seen(CREATED, "2", 1)]).met, 1);
     }
 }

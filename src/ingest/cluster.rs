@@ -105,6 +105,9 @@ impl Cluster {
         broker: BrokerId,
         limit: Duration,
     ) -> Result<HashMap<Box<str>, Box<str>>, KafkaError> {
+        if names.is_empty() {
+            return Ok(HashMap::new());
+        }
         let names = names.iter().map(|name| CString::new(&**name)).collect::<Result<Vec<_>, _>>()?;
         let mut names: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
         let client = self.client.native_ptr();
@@ -125,18 +128,18 @@ impl Cluster {
             sys::rd_kafka_AdminOptions_destroy(options);
             sys::rd_kafka_queue_poll(queue.0.as_ptr(), millis(limit))
         };
-        let timed_out = || KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut);
+        let timed_out = || KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut);
         let event = NonNull::new(event).map(Event).ok_or_else(timed_out)?;
         // SAFETY: the event is alive, and of the question that was asked.
         unsafe {
             let code = sys::rd_kafka_event_error(event.0.as_ptr());
             if code != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-                return Err(KafkaError::AdminOp(code.into()));
+                return Err(KafkaError::MetadataFetch(code.into()));
             }
             let result = sys::rd_kafka_event_DescribeTopics_result(event.0.as_ptr());
             let mut count = 0;
             let topics = sys::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
-            Ok((0..count).filter_map(|place| id_of(*topics.add(place))).collect())
+            (0..count).filter_map(|place| id_of(*topics.add(place)).transpose()).collect()
         }
     }
 
@@ -198,24 +201,31 @@ impl Drop for Event {
     }
 }
 
+type NameAndId = (Box<str>, Box<str>);
+
 /// A described topic's name and id; `None` for one that is not there.
 ///
 /// # Safety
 /// `topic` must belong to an answer that was not given back.
-unsafe fn id_of(topic: *const sys::rd_kafka_TopicDescription_t) -> Option<(Box<str>, Box<str>)> {
+unsafe fn id_of(topic: *const sys::rd_kafka_TopicDescription_t) -> Result<Option<NameAndId>, KafkaError> {
     // SAFETY: as the caller promised; all that is asked for lives as long as the answer, and is copied here.
     unsafe {
         let error = sys::rd_kafka_TopicDescription_error(topic);
-        if !error.is_null() && sys::rd_kafka_error_code(error) != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return None;
+        let none = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
+        let code = if error.is_null() { none } else { sys::rd_kafka_error_code(error) };
+        match code.into() {
+            RDKafkaErrorCode::NoError => {}
+            RDKafkaErrorCode::UnknownTopicOrPartition => return Ok(None),
+            code => return Err(KafkaError::MetadataFetch(code)),
         }
-        let name = CStr::from_ptr(sys::rd_kafka_TopicDescription_name(topic)).to_str().ok()?.into();
+        let name = CStr::from_ptr(sys::rd_kafka_TopicDescription_name(topic)).to_string_lossy();
         let id = sys::rd_kafka_TopicDescription_topic_id(topic);
         // Nothing but zeros is what a broker without ids gives.
         let none = id.is_null()
             || (sys::rd_kafka_Uuid_most_significant_bits(id), sys::rd_kafka_Uuid_least_significant_bits(id)) == (0, 0);
         let text = if none { ptr::null() } else { sys::rd_kafka_Uuid_base64str(id) };
-        Some((name, if text.is_null() { "".into() } else { CStr::from_ptr(text).to_str().ok()?.into() }))
+        let id = if text.is_null() { "".into() } else { CStr::from_ptr(text).to_string_lossy() };
+        Ok(Some((name.into(), id.into())))
     }
 }
 

@@ -22,7 +22,7 @@ use crate::routing::table::{Table, Topic};
 use crate::stream::batch::NextOffset;
 
 use super::catalogue::{Catalogue, Seen};
-use super::cluster::{Cluster, Partition, Place, failure_of};
+use super::cluster::{BrokerId, Cluster, Partition, Place, failure_of};
 use super::complaints::Complaints;
 use super::reachability::Reachability;
 use super::startup::{Extent, Range, Start};
@@ -179,8 +179,9 @@ impl Watch {
         let due = self.refreshed.is_none_or(|last| now.saturating_duration_since(last) >= self.refresh);
         // While the reader has not taken what was found, there is no use in looking for more.
         if due && !self.found.is_full() {
-            let (seen, leaderless) = self.look()?;
-            self.refreshed = self.take_in(&seen, leaderless).then_some(now);
+            let (seen, leaderless, broker) = self.look()?;
+            let seen = self.identify(seen, broker);
+            self.refreshed = seen.is_some_and(|seen| self.take_in(&seen, leaderless)).then_some(now);
         }
         self.ask_for_ends();
         Ok(())
@@ -202,8 +203,8 @@ impl Watch {
         }
     }
 
-    /// All topics that a route takes, and how many of their partitions have no leader.
-    fn look(&self) -> Result<(Vec<Seen>, usize), KafkaError> {
+    /// All topics that a route takes, without their ids; how many of their partitions have no leader; and whom to ask more.
+    fn look(&self) -> Result<(Vec<Seen>, usize, BrokerId), KafkaError> {
         let (mut seen, mut leaderless) = (Vec::new(), 0);
         let broker = self.cluster.topics(QUESTION_TIMEOUT, |name, partitions| {
             // One that is being made or unmade has no partitions yet, or no more.
@@ -221,13 +222,24 @@ impl Watch {
             }
             seen.push(Seen { name: name.into(), id: "".into(), led });
         })?;
+        Ok((seen, leaderless, broker))
+    }
+
+    /// The topics that were seen, with their ids.
+    fn identify(&mut self, mut seen: Vec<Seen>, broker: BrokerId) -> Option<Vec<Seen>> {
         let names: Vec<Box<str>> = seen.iter().map(|topic| topic.name.clone()).collect();
-        if !names.is_empty() {
-            let mut ids = self.cluster.topic_ids(&names, broker, PROBE_TIMEOUT)?;
-            // One that was deleted between the questions has none: it was not there.
-            seen.retain_mut(|topic| ids.remove(&topic.name).map(|id| topic.id = id).is_some());
+        match self.cluster.topic_ids(&names, broker, PROBE_TIMEOUT) {
+            Ok(mut ids) => {
+                // One that was deleted between the questions has none: it was not there.
+                seen.retain_mut(|topic| ids.remove(&topic.name).map(|id| topic.id = id).is_some());
+                Some(seen)
+            }
+            Err(error) => {
+                let partitions = seen.iter().map(|topic| topic.led.len()).sum();
+                self.complain("can't learn the topics' ids; trying on", partitions, Some(&error));
+                None
+            }
         }
-        Ok((seen, leaderless))
     }
 
     /// Hands what is new to the reader. Whether all is known: else it is looked again at the next turn.
