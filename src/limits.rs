@@ -44,6 +44,10 @@ pub const BATCH_RECORDS_MAX: usize = 4096;
 /// at half a microsecond each, for half a millisecond.
 pub const CONSUME_RECORDS_MAX: usize = 1024;
 
+/// How often a shard that gets no records is told how far ingest has read: so old may a quiet client's cursor be. It
+/// costs a small batch a shard.
+pub const STARTS_TOLD_EVERY: Duration = Duration::from_secs(1);
+
 /// The longest that ingest waits for a record or for room in a shard's channel before it looks at the rest of its work.
 pub const INGEST_WAIT: Duration = Duration::from_millis(100);
 
@@ -60,6 +64,9 @@ pub const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// Partitions whose ends are asked for at a time: of 2,400, each second, the questions alone took some percent of a core.
 pub const ENDS_ASKED_MAX: usize = 500;
+
+/// The least time between two looks at the cluster's topics, whatever doubts the reader has of them.
+pub const LOOK_EVERY_MIN: Duration = Duration::from_millis(100);
 
 /// How long a sign of life may take, and the question for the partitions' ends.
 pub const PROBE_TIMEOUT: Duration = Duration::from_millis(1_500);
