@@ -297,14 +297,15 @@ impl Story<'_> {
                 clients.live(&inbox);
                 clients
             });
-            let fleet = &mut fleet;
+            // They outlive their lanes.
+            let (kafka, redis, fleet) = (&mut kafka, &mut redis, &mut fleet);
             let lanes = [
                 scope.spawn(move || {
                     faults::pods(clock, &plan(Lane::Pods), fleet, chronicle);
                     fleet.await_ready();
                 }),
-                scope.spawn(move || faults::redis(clock, &plan(Lane::Redis), &mut redis, chronicle)),
-                scope.spawn(move || faults::brokers(clock, &plan(Lane::Brokers), &mut kafka, chronicle)),
+                scope.spawn(move || faults::redis(clock, &plan(Lane::Redis), redis, chronicle)),
+                scope.spawn(move || faults::brokers(clock, &plan(Lane::Brokers), kafka, chronicle)),
                 scope.spawn(move || faults::clients(clock, &plan(Lane::Clients), &mut of_lane, chronicle)),
             ];
             self.watch(begin + length, || lanes.iter().all(thread::ScopedJoinHandle::is_finished));

@@ -75,7 +75,7 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Whether a promise was broken.
+    /// Whether a promise was broken, or nothing was tried: a run in which nothing was made, or seen, proves nothing.
     #[must_use]
     pub fn is_fault(&self) -> bool {
         let broken = [
@@ -89,7 +89,7 @@ impl Verdict {
             self.wrong,
             self.unfinished,
         ];
-        broken.iter().any(|count| *count > 0)
+        broken.iter().any(|count| *count > 0) || self.made == 0 || self.seen == 0
     }
 
     fn tell(&mut self, entry: &Entry, what: &str) {

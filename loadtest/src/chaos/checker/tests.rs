@@ -77,6 +77,11 @@ fn a_good_log_is_without_fault() {
 }
 
 #[test]
+fn a_run_in_which_nothing_was_made_proves_nothing() {
+    assert!(Story::default().check().is_fault());
+}
+
+#[test]
 fn a_gap_is_lost_and_told_with_its_numbers() {
     let mut story = Story::good();
     for number in [4, 5] {
