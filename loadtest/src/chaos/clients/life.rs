@@ -160,7 +160,7 @@ impl Life {
         if let Some(cursor) = &self.cursor {
             ask = ask.parameter(&format!("cursor={cursor}"));
         }
-        let buffer = (self.number % SMALL_BUFFER_IN == 0).then_some(SMALL_BUFFER_BYTES);
+        let buffer = self.number.is_multiple_of(SMALL_BUFFER_IN).then_some(SMALL_BUFFER_BYTES);
         match Connection::begin(&ask, buffer) {
             Ok(connection) => {
                 let session = Session {
