@@ -78,7 +78,7 @@ pub enum What {
     Reset(String),
     /// It was sent to this pod.
     Redirected(String),
-    /// It will not read for so many milliseconds, by its own will.
+    /// It did not read for so many milliseconds, by its own will; told when it reads again.
     Absent(u64),
     /// Its connection ended: how.
     Gone(End),

@@ -47,6 +47,8 @@ pub(super) struct Life {
     attempts: u32,
     /// It will lose its connection on purpose so often.
     hasty: u32,
+    /// It doesn't read since then, by its own will.
+    absent_since: Option<Instant>,
 }
 
 enum State {
@@ -92,7 +94,8 @@ impl Life {
         let random = fastrand::Rng::with_seed(seed ^ (u64::from(number) << 32));
         let state = State::Waiting { until: Instant::now(), goal: Goal::Any };
         let (seen, url, cursor) = (BTreeMap::new(), None, None);
-        let life = Self { number, assessment, random, state, cursor, seen, url, attempts: 0, hasty: 0 };
+        let (hasty, absent_since) = (0, None);
+        let life = Self { number, assessment, random, state, cursor, seen, url, attempts: 0, hasty, absent_since };
         life.tell(shared, What::Watches(assessment));
         life
     }
@@ -132,6 +135,7 @@ impl Life {
                 if session.stalled_until.is_some_and(|until| until <= now) {
                     session.stalled_until = None;
                     session.heard = now;
+                    return self.is_back(now, shared);
                 }
                 if session.stalled_until.is_some() {
                     return;
@@ -154,6 +158,7 @@ impl Life {
             Goal::Url(url) => Some(url),
             Goal::Any => shared.directory.any(&mut self.random),
         };
+        self.is_back(now, shared);
         self.tell(shared, What::Tries);
         let Some(url) = url else { return self.fail("no pod is known", now, shared) };
         let mut ask = Ask::to(&url).assessment(&producer::assessment(self.assessment));
@@ -214,15 +219,14 @@ impl Life {
         if !session.is_welcome || session.stalled_until.is_some() {
             return;
         }
-        let absent = What::Absent(u64::try_from(lasts.as_millis()).expect("seconds"));
         match kind {
             Kind::Stall => {
                 session.stalled_until = Some(now + lasts);
-                self.tell(shared, absent);
+                self.absent_since = Some(now);
             }
             Kind::Away => {
                 self.lose(kind, shared);
-                self.tell(shared, absent);
+                self.absent_since = Some(now);
                 self.state = State::Waiting { until: now + lasts, goal: Goal::Any };
             }
             Kind::Hasty => {
@@ -241,6 +245,14 @@ impl Life {
         }
         self.hasty = if kind == Kind::Hasty { self.hasty.saturating_sub(1) } else { 0 };
         self.ended(End::Own(kind), Instant::now(), shared);
+    }
+
+    /// Tells how long it was absent, if it was.
+    fn is_back(&mut self, now: Instant, shared: &Shared) {
+        if let Some(since) = self.absent_since.take() {
+            let ms = u64::try_from(now.saturating_duration_since(since).as_millis()).expect("minutes at most");
+            self.tell(shared, What::Absent(ms));
+        }
     }
 
     /// Comes back from where it went by its own will: the run nears its end.
