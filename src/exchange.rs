@@ -79,7 +79,7 @@ impl ShardDoor {
                 self.bell.wake();
                 Ok(())
             }
-            Err(SendTimeoutError::Timeout(batch)) => Err(Undelivered::Full(batch)),
+            Err(SendTimeoutError::Timeout(batch)) => Err(Undelivered::Full(Box::new(batch))),
             Err(SendTimeoutError::Disconnected(_)) => Err(Undelivered::Ended),
         }
     }
@@ -104,7 +104,7 @@ impl ShardDoor {
 #[derive(Debug)]
 pub enum Undelivered {
     /// The shard is behind: try again.
-    Full(Batch),
+    Full(Box<Batch>),
     /// The shard has ended.
     Ended,
 }

@@ -73,6 +73,8 @@ pub fn run(config: Config, membership: Membership) -> Result<(), GatewayError> {
     machine::check_io_uring()?;
     let listeners = Listeners::bind(config.host, config.port, config.admin_port, config.shard.shards)?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(GatewayError::Control)?;
+    // Before anything starts: a pod that is asked to end while it does must end as one.
+    let signals = runtime.block_on(async { Signals::listen() }).map_err(GatewayError::Control)?;
     let cores = Cores::share(config.shard.shards);
     say_what_starts(&config, membership, &listeners, &cores);
 
@@ -86,7 +88,6 @@ pub fn run(config: Config, membership: Membership) -> Result<(), GatewayError> {
     let (control, discovery, readiness) = connect(&config, exchange, metrics, started);
     let pages = Pages::new(config.node.clone(), readiness, control.threads.clone(), registry);
     runtime.block_on(async move {
-        let signals = Signals::listen().map_err(GatewayError::Control)?;
         serve_operators(pages, http_requests, listeners.admin).map_err(GatewayError::Control)?;
         tokio::spawn(discovery::run(membership, discovery));
         control.run(signals).await;

@@ -44,6 +44,10 @@ pub const BATCH_RECORDS_MAX: usize = 4096;
 /// at half a microsecond each, for half a millisecond.
 pub const CONSUME_RECORDS_MAX: usize = 1024;
 
+/// How often a shard that gets no records is told how far ingest has read: so old may a quiet client's cursor be. It
+/// costs a small batch a shard.
+pub const STARTS_TOLD_EVERY: Duration = Duration::from_secs(1);
+
 /// The longest that ingest waits for a record or for room in a shard's channel before it looks at the rest of its work.
 pub const INGEST_WAIT: Duration = Duration::from_millis(100);
 
@@ -57,6 +61,12 @@ pub const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often the brokers are asked for a sign of life, and for the partitions' ends.
 pub const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// Partitions whose ends are asked for at a time: of 2,400, each second, the questions alone took some percent of a core.
+pub const ENDS_ASKED_MAX: usize = 500;
+
+/// The least time between two looks at the cluster's topics, whatever doubts the reader has of them.
+pub const LOOK_EVERY_MIN: Duration = Duration::from_millis(100);
 
 /// How long a sign of life may take, and the question for the partitions' ends.
 pub const PROBE_TIMEOUT: Duration = Duration::from_millis(1_500);
@@ -82,6 +92,13 @@ pub const HTTP_CHANNEL_DEPTH: usize = 64;
 /// Request heads that one shard reads at a time: they hold a buffer each. Over it, 503.
 pub const HANDSHAKES_MAX: usize = 4096;
 
+/// Sockets over [`HANDSHAKES_MAX`] that one shard answers at a time, each for up to twice [`LINGER`]. Those beyond are
+/// closed without a word.
+pub const TURNED_AWAY_MAX: usize = 1024;
+
+/// How often a shard tells that it can't accept: what forbids it (no descriptor left, most likely) lasts.
+pub const ACCEPT_LOG_EVERY: Duration = Duration::from_secs(30);
+
 /// The longest that a thread may go without a turn of its loop before `/health` says so.
 pub const TURN_AGE_MAX: Duration = Duration::from_secs(5);
 
@@ -91,6 +108,11 @@ pub const TURN_EVERY: Duration = Duration::from_secs(1);
 /// How long a close handshake may take, and how long what a peer still sends is read and dropped before its socket is
 /// closed, so that the last answer arrives and no reset destroys it.
 pub const LINGER: Duration = Duration::from_secs(2);
+
+/// Bytes that the kernel takes for one client beyond those that are on their way to it (TCP_NOTSENT_LOWAT). Left to
+/// itself it takes megabytes and then says nothing until a third of them are gone: who reads slowly would seem to take
+/// nothing, would cost that much, and would be sent prices that are as old as the rest of it.
+pub const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 
 /// Bytes that one connection is sent in a turn before others have theirs.
 pub const TURN_BYTES_MAX: usize = 256 * 1024;

@@ -153,7 +153,9 @@ fn start_log(config: &Config) {
     let filter = Targets::new().with_default(libraries).with_target(env!("CARGO_CRATE_NAME"), config.log);
     let text = tracing_subscriber::fmt::layer().with_writer(stderr).with_ansi(stderr().is_terminal());
     let layer = if config.log_json { text.json().boxed() } else { text.boxed() };
-    tracing_subscriber::registry().with(layer.with_filter(filter)).init();
+    // The filter is a layer of its own. As the other layer's filter it would remember that it passed over a library's line,
+    // and pass over the next line of ours on that thread as well.
+    tracing_subscriber::registry().with(filter).with(layer).init();
     for warning in &config.warnings {
         warn!("{warning}");
     }

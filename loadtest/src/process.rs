@@ -212,6 +212,20 @@ pub fn allow_descriptors(count: u64) {
     }
 }
 
+/// Leaves a process so many descriptors more than it has open: what it opens beyond fails.
+///
+/// # Panics
+/// Where it has ended.
+pub fn leave_descriptors(pid: u32, more: u64) {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("it is up").count();
+    let count = u64::try_from(open).expect("few") + more;
+    let limit = libc::rlimit { rlim_cur: count, rlim_max: count };
+    let pid = libc::pid_t::try_from(pid).expect("Linux' process numbers are ints");
+    // SAFETY: the pointer is of a live struct, which prlimit only reads; it is asked for nothing back.
+    let set = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut()) };
+    assert_eq!(set, 0, "{}", io::Error::last_os_error());
+}
+
 /// The program `name` of the machine.
 ///
 /// # Panics

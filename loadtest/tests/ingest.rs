@@ -8,7 +8,7 @@ use loadtest::events::{
     Kind, MARKETS, Producer, assert_saw, assert_saw_ticks, event, number_of, seen, tick, ticks_topic,
 };
 use loadtest::pods::World;
-use loadtest::process::{TempDir, eventually};
+use loadtest::process::{Signal, TempDir, eventually};
 
 /// Waits until a client has seen so many events.
 #[track_caller]
@@ -186,6 +186,79 @@ fn send_and_await(world: &World, ids: &[String], clients: &mut [Client], kind: K
         let numbers: Vec<_> = seen(client).map(number_of).collect();
         assert_eq!(numbers, (0..=number).collect::<Vec<_>>());
     }
+}
+
+#[test]
+fn a_topic_made_anew_is_read_from_its_beginning() {
+    let world = World::start();
+    let pod = world.pod("pod-0").set("TOPIC_REFRESH_MS", "1000").start();
+    let mut client = pod.client("a");
+    let kind = Kind::BalanceUpdated;
+    let (topic, ticks) = (kind.topic(), ticks_topic("gold"));
+    let send = |numbers: std::ops::Range<u64>| {
+        // A producer of its own: one that knew the topic takes its time to learn of the new one.
+        let producer = world.producer();
+        numbers.for_each(|number| producer.event(&kind.event("a", number)));
+        producer.flush();
+    };
+    send(0..10);
+    let producer = world.producer();
+    (0..10).for_each(|number| producer.event(&tick("gold", number)));
+    producer.flush();
+    await_seen(&mut client, 10);
+
+    // Shorter than it was, with fewer partitions.
+    for topic in [topic, &ticks] {
+        world.kafka.delete(topic);
+        world.kafka.create(topic, 1);
+    }
+    send(10..13);
+    await_seen(&mut client, 13);
+    world.producer().event(&tick("gold", 10));
+    let has_tick = |client: &Client| client.of_type("market_price").any(|message| number_of(message) == 10);
+    watch(std::slice::from_mut(&mut client), "the new topic's tick", WITHIN, |clients| has_tick(&clients[0]));
+
+    // Longer, once the pod knows that the old one is gone.
+    world.kafka.delete(topic);
+    eventually("its lag is gone", WITHIN, || {
+        let metrics = pod.get("/metrics");
+        (!String::from_utf8_lossy(&metrics.body).contains(topic)).then_some(())
+    });
+    world.kafka.create(topic, 2);
+    send(13..40);
+    await_seen(&mut client, 40);
+    read_for(std::slice::from_mut(&mut client), Duration::from_millis(1_500));
+    assert_eq!(seen(&client).map(number_of).collect::<Vec<_>>(), (0..40).collect::<Vec<_>>(), "none twice");
+    eventually("no lag", WITHIN, || (pod.metrics().sum("websocket_kafka_consumer_lag") == 0.0).then_some(()));
+    assert_eq!(pod.metrics().sum("shardgate_ingest_offset_resets_total"), 0.0, "nothing was deleted unread");
+}
+
+#[test]
+fn records_that_were_deleted_before_they_were_read_are_passed_over() {
+    let world = World::start();
+    let pod = world.pod("pod-0").start();
+    let mut client = pod.client("a");
+    let kind = Kind::BalanceUpdated;
+    let producer = world.producer();
+    producer.event(&kind.event("a", 0));
+    await_seen(&mut client, 1);
+    let read = (0..3).find(|&partition| world.kafka.offsets(kind.topic(), partition).1 == 1);
+    let partition = read.expect("a's partition");
+
+    pod.signal(Signal::Stop);
+    // Answers the question for more that the pod has left at the broker; it asks no other.
+    producer.event(&Kind::Started.event("a", 1));
+    producer.flush();
+    (2..100).for_each(|number| producer.event(&kind.event("a", number)));
+    producer.flush();
+    world.kafka.trim(kind.topic(), partition, 50);
+    pod.signal(Signal::Cont);
+    await_seen(&mut client, 2 + 49);
+    read_for(std::slice::from_mut(&mut client), Duration::from_millis(300));
+    let numbers: Vec<_> = seen(&client).map(number_of).collect();
+    assert_eq!(numbers, [0, 1].into_iter().chain(51..100).collect::<Vec<_>>());
+    assert_eq!(pod.metrics().sum("shardgate_ingest_offset_resets_total"), 1.0);
+    eventually("no lag", WITHIN, || (pod.metrics().sum("websocket_kafka_consumer_lag") == 0.0).then_some(()));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use loadtest::client::Ask;
 use loadtest::client::raw::{Frame, Raw, Sent, opcode};
 use loadtest::http::Answer;
 use loadtest::pods::{Pod, World, run};
-use loadtest::process::eventually;
+use loadtest::process::{allow_descriptors, eventually, leave_descriptors};
 use loadtest::token::{SECRET, good, in_seconds, signed, signed_with, unsigned};
 use serde_json::{Value, json};
 
@@ -373,4 +373,35 @@ fn a_pod_at_capacity_or_over_its_accept_rate_says_when_to_come_again() {
     assert!(answers.contains(&Some(503)), "{answers:?}");
     assert!(answers.iter().all(|status| matches!(status, None | Some(503))), "{answers:?}");
     eventually("a second later all is well", Duration::from_secs(5), || slow.ask().try_open().ok());
+}
+
+#[test]
+fn who_finds_too_many_heads_being_read_is_told_when_to_come_again() {
+    /// Heads that a shard reads at a time.
+    const HEADS_MAX: usize = 4096;
+    allow_descriptors(20_000);
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").set_all(&[("SHARDS", "1"), ("HANDSHAKE_TIMEOUT_MS", "60000")]).start();
+    let silent: Vec<_> = (0..HEADS_MAX).map(|_| Raw::connect(&pod.ask())).collect();
+    let refusal = pod.ask().try_open().expect_err("one too many");
+    assert_eq!((refusal.status, refusal.header("retry-after").is_some()), (503, true));
+    drop(silent);
+    eventually("there is room again", Duration::from_secs(10), || pod.ask().try_open().ok());
+}
+
+#[test]
+fn a_pod_without_descriptors_says_so_once_and_takes_clients_again_when_it_has_some() {
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").set_all(&[("SHARDS", "1"), ("HEARTBEAT_INTERVAL", "250")]).start();
+    let mut client = pod.client("a");
+    leave_descriptors(pod.pid(), 20);
+    let many: Vec<_> = (0..40).map(|_| Raw::connect(&pod.ask())).collect();
+    let told = || pod.log().matches("can't accept").count();
+    eventually("it says so", Duration::from_secs(10), || (told() > 0).then_some(()));
+    for _ in 0..4 {
+        client.expect("a heartbeat", |message| message.kind == "ping");
+    }
+    assert_eq!(told(), 1, "it tries ten times a second, and doesn't say so each time");
+    drop(many);
+    eventually("there is room again", Duration::from_secs(10), || pod.ask().try_open().ok());
 }

@@ -211,6 +211,15 @@ fn a_log_is_text_or_json_lines() {
 }
 
 #[test]
+fn a_library_that_says_what_nobody_asked_for_takes_no_line_of_ours_with_it() {
+    let pod = lonely("pod").set("LOG", "info").spawn();
+    // The first line after the clients of librdkafka were made, which have much to say at lower levels.
+    eventually("ingest says what it does", Duration::from_secs(10), || {
+        pod.log().contains("reading Kafka").then_some(())
+    });
+}
+
+#[test]
 fn a_wrong_routes_file_is_refused_with_its_line_and_what_would_be_right() {
     let dir = TempDir::new("routes");
     let good = "[[route]]\ntopic = \"a.b\"\nscope = \"assessment\"\nassessment = \"payload\"\n\

@@ -160,6 +160,22 @@ fn a_pod_without_clients_ends_at_once() {
 }
 
 #[test]
+fn a_pod_whose_kafka_and_redis_hang_ends_well_too_also_while_it_starts() {
+    let mut world = World::without_topics();
+    let mut serves = world.pod("pod-0").start();
+    world.kafka.broker(0).pause();
+    world.redis.pause();
+    let mut starts = world.pod("pod-1").spawn();
+    eventually("it answers", WITHIN, || starts.try_get("/health"));
+    for pod in [&mut serves, &mut starts] {
+        pod.signal(Signal::Term);
+        assert_eq!(pod.wait_exit(Duration::from_secs(6)).code(), Some(0), "{}", pod.log());
+    }
+    world.redis.resume();
+    world.kafka.broker(0).resume();
+}
+
+#[test]
 fn a_second_signal_ends_a_pod_at_once() {
     let world = World::without_topics();
     let mut pod = world.pod("pod-0").set("DRAIN_DELAY_MS", "60000").start();

@@ -64,7 +64,7 @@ pub struct Config {
 }
 
 /// What ingest goes by.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct KafkaConfig {
     /// `KAFKA_BROKERS`.
     pub brokers: Box<str>,
@@ -72,7 +72,7 @@ pub struct KafkaConfig {
     pub client_id: Box<str>,
     /// `KAFKA_GROUP_ID`.
     pub group_id: Box<str>,
-    /// `KAFKA_PROPERTIES_FILE`, read: librdkafka's properties, which beat the others.
+    /// `KAFKA_PROPERTIES_FILE`, read: librdkafka's properties, which beat the others. Hold secrets: never to be logged.
     pub properties: Vec<(String, String)>,
     /// `TOPIC_REFRESH_MS`.
     pub topic_refresh: Duration,
@@ -80,6 +80,19 @@ pub struct KafkaConfig {
     pub event_bytes_max: usize,
     /// `HISTORY_SECONDS`.
     pub history: Duration,
+}
+
+/// Of the properties, which hold secrets, only their names print.
+impl std::fmt::Debug for KafkaConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> = self.properties.iter().map(|(name, _)| name.as_str()).collect();
+        f.debug_struct("KafkaConfig")
+            .field("brokers", &self.brokers)
+            .field("client_id", &self.client_id)
+            .field("group_id", &self.group_id)
+            .field("properties", &names)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Where Redis is.

@@ -75,10 +75,20 @@ fn public_url(reader: &mut Reader<'_>, machine: &Machine, port: u16) -> Arc<str>
 fn is_public_url(text: &str) -> bool {
     let rest = text.strip_prefix("ws://").or_else(|| text.strip_prefix("wss://"));
     rest.is_some_and(|rest| {
-        !rest.is_empty()
-            && !rest.starts_with('/')
-            && rest.bytes().all(|b| b.is_ascii_graphic() && !b"?#\"\\".contains(&b))
+        let address = rest.split_once('/').map_or(rest, |(address, _)| address);
+        is_address(address) && rest.bytes().all(|b| b.is_ascii_graphic() && !b"?#@\"\\".contains(&b))
     })
+}
+
+/// A host, and a port where it has one. An IPv6 address stands in brackets, so that its last colon is not taken for the
+/// port's.
+fn is_address(text: &str) -> bool {
+    let (host, port) = match text.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')) {
+        Some((host, port)) => (host, Some(port)),
+        None => (text, None),
+    };
+    let graphic = !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_graphic());
+    graphic && port.is_none_or(|port| port.parse::<u16>().is_ok())
 }
 
 fn kafka(reader: &mut Reader<'_>) -> KafkaConfig {
@@ -95,13 +105,7 @@ fn kafka(reader: &mut Reader<'_>) -> KafkaConfig {
 
 fn brokers(text: &str) -> Option<Box<str>> {
     let brokers: Vec<&str> = text.split(',').map(str::trim).collect();
-    let good = |broker: &&str| {
-        let address = broker.split_once("://").map_or(*broker, |(_, address)| address);
-        // An IPv6 address stands in brackets, so that its last colon is not taken for the port's.
-        let port = address.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));
-        let graphic = !address.is_empty() && address.bytes().all(|byte| byte.is_ascii_graphic());
-        graphic && port.is_none_or(|port| port.parse::<u16>().is_ok())
-    };
+    let good = |broker: &&str| is_address(broker.split_once("://").map_or(*broker, |(_, address)| address));
     brokers.iter().all(good).then(|| brokers.join(",").into())
 }
 

@@ -173,6 +173,9 @@ fn a_secret_is_never_shown() {
     assert_eq!(faults.len(), 5, "{faults:?}");
     let config = World::new().env("REDIS_PASSWORD", "hunter2").config();
     assert!(!format!("{config:?}").contains("hunter2") && !format!("{config:?}").contains(SECRET));
+    let world = World::new().env("KAFKA_PROPERTIES_FILE", "properties");
+    let shown = format!("{:?}", world.file("properties", "sasl.password=hunter2").config());
+    assert!(shown.contains("sasl.password") && !shown.contains("hunter2"), "{shown}");
 }
 
 #[test]
@@ -199,7 +202,17 @@ fn the_nodes_name_is_the_pods_else_the_nodes() {
 fn the_public_url_is_a_websocket_url_without_query() {
     let url = |text: &str| World::new().env("PUBLIC_URL", text).read().map(|config| config.public_url.to_string());
     assert_eq!(url("wss://p-0.example:443/ws").unwrap(), "wss://p-0.example:443/ws");
-    for wrong in ["http://a/ws", "ws://", "ws:///ws", "ws://a/ws?x=1", "ws://a/ws#x", "ws://a b/ws", "a:3003"] {
+    for wrong in [
+        "http://a/ws",
+        "ws://",
+        "ws:///ws",
+        "ws://a/ws?x=1",
+        "ws://a/ws#x",
+        "ws://a b/ws",
+        "ws://a:99999/ws",
+        "ws://u@a/ws",
+        "a:3003",
+    ] {
         assert!(url(wrong).is_err(), "{wrong}");
     }
     assert_eq!(&*World::new().env("PORT", "80").config().public_url, "ws://gateway-0:80/ws");

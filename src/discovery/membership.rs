@@ -70,6 +70,7 @@ pub struct Member {
     lease: Lease,
     /// Redis' time, and when it was that: `None` before the first answer.
     clock: Option<(u64, Instant)>,
+    /// Of the last snapshot; 0 before the hash has one.
     epoch: u64,
     /// Who lives as far as this pod knows, by number, itself included.
     holders: Vec<Holder>,
@@ -264,7 +265,7 @@ impl Member {
 
     /// Where Redis lost its memory, whoever was known lives for one lease more.
     fn remember_the_missing(&mut self, now: Instant, epoch: u64, version: u64) {
-        let lost = epoch != self.epoch || version < self.view.version;
+        let lost = self.epoch != 0 && epoch != self.epoch || version < self.view.version;
         if !lost || self.holders.is_empty() {
             return;
         }

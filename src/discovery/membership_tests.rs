@@ -247,6 +247,18 @@ fn a_hash_that_was_emptied_and_filled_between_two_looks_is_noticed_by_its_epoch(
 }
 
 #[test]
+fn a_hash_that_gets_its_first_epoch_has_lost_nothing() {
+    let mut story = Story::begin();
+    story.pod.handle_history_complete(story.now);
+    // A pod whose field says nothing of a view: another program's, say.
+    story.sees(0, 0, &[(1, "b", "b1")]);
+    story.sees(EPOCH, 1, &[(0, "a", "a1"), (1, "b", "b1")]);
+    assert!(!story.pod.take_notices().contains(&Notice::MemoryLost));
+    story.sees(EPOCH, 2, &[(0, "a", "a1")]);
+    assert_eq!(story.pods(), "0=a", "and so b is not remembered");
+}
+
+#[test]
 fn an_older_state_that_redis_was_set_back_to_is_believed() {
     let mut story = Story::of_three();
     story.sees(EPOCH, 9, &[(0, "a", "a1"), (1, "b", "b1"), (2, "c", "c1")]);

@@ -96,12 +96,11 @@ impl Control {
             draining: before.draining,
         };
         if now.history && !before.history {
-            info!(after = ?self.started.elapsed(), "the history is complete");
             // Never backwards: a pod that drains while it fills stays draining.
             self.intent.send_modify(|intent| *intent = (*intent).max(Intent::Serve));
         }
         if now != before {
-            say_whether_ready(before, now, self.started);
+            self.say_whether_ready(before, now);
             self.readiness.send_replace(now);
         }
         self.follow(&cluster, now.is_ready());
@@ -127,6 +126,15 @@ impl Control {
         });
     }
 
+    fn say_whether_ready(&self, before: Readiness, now: Readiness) {
+        match (before.is_ready(), now.is_ready()) {
+            (false, true) if self.standing.load().was_ready => info!("ready again"),
+            (false, true) => info!(after = ?self.started.elapsed(), "ready"),
+            (true, false) if !now.draining => warn!(waits_for = now.waits_for().join(", "), "not ready"),
+            _ => {}
+        }
+    }
+
     fn publish(&self, change: impl FnOnce(&mut Standing)) {
         let mut standing = Standing::clone(&self.standing.load());
         change(&mut standing);
@@ -134,14 +142,6 @@ impl Control {
         for door in &self.doors {
             door.ring();
         }
-    }
-}
-
-fn say_whether_ready(before: Readiness, now: Readiness, started: Instant) {
-    match (before.is_ready(), now.is_ready()) {
-        (false, true) => info!(after = ?started.elapsed(), "ready"),
-        (true, false) if !now.draining => warn!(waits_for = now.waits_for().join(", "), "not ready"),
-        _ => {}
     }
 }
 

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::limits::UNSENT_BYTES_MAX;
+
 /// Connections that wait for an accept, a listener: a burst of clients that a pod's end sends here. The kernel's own
 /// bound (`net.core.somaxconn`, 4096 by default) is in force besides.
 const BACKLOG: i32 = 4096;
@@ -82,6 +84,8 @@ fn listen(address: SocketAddr, setting: &'static str, shared: bool) -> Result<Tc
         // For connections of an earlier process that are in TIME_WAIT.
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(shared)?;
+        // The sockets that it accepts have it from here.
+        socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;

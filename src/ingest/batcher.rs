@@ -4,13 +4,14 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::ids::{AssessmentHash, AssessmentId, ShardIndex};
-use crate::limits::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX};
+use crate::limits::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, STARTS_TOLD_EVERY};
 use crate::routing::mapping::{Malformed, assessment_of, check_object};
 use crate::routing::placement::shard_of;
 use crate::routing::table::{AssessmentFrom, Scope, Topic};
-use crate::stream::batch::{Batch, Origin, Record, Span, Tick};
+use crate::stream::batch::{Batch, NextOffset, Origin, Record, Span, Tick};
 
 use super::positions::Positions;
 
@@ -65,6 +66,10 @@ struct Outgoing {
     topics_told: usize,
     /// The offset last told, by the partition's place in [`Positions`].
     offsets_told: Vec<i64>,
+    /// When it was last looked whether these are still so.
+    told: Option<Instant>,
+    /// To be told of with the next batch.
+    deleted: Vec<NextOffset>,
     /// How large the last batch was: the next one's arena begins with as much.
     arena_len: usize,
     records_len: usize,
@@ -81,6 +86,15 @@ impl Batcher {
     pub(super) fn add_topic(&mut self, topic: Arc<Topic>) {
         debug_assert_eq!(usize::from(topic.index.0), self.topics.len());
         self.topics.push(topic);
+    }
+
+    /// What was to be read next of a partition was deleted; `next` is where reading goes on. While no batch is begun:
+    /// records that came before it must not come behind it.
+    pub(super) fn deleted(&mut self, next: NextOffset) {
+        for outgoing in &mut self.shards {
+            debug_assert!(!outgoing.begun);
+            outgoing.deleted.push(next);
+        }
     }
 
     /// The topics that are known, by index.
@@ -119,11 +133,18 @@ impl Batcher {
         Some((shard, self.shards[usize::from(shard.0)].finish()))
     }
 
-    /// What there is for a shard: records, or topics that it has not heard of.
-    pub(super) fn take(&mut self, shard: ShardIndex, positions: &Positions) -> Option<Batch> {
+    /// What there is for a shard: records, topics and partitions that it has not heard of, what was deleted; and once
+    /// in [`STARTS_TOLD_EVERY`], offsets that changed without a record for it.
+    pub(super) fn take(&mut self, shard: ShardIndex, positions: &Positions, now: Instant) -> Option<Batch> {
         let outgoing = self.shards.get_mut(usize::from(shard.0))?;
-        if outgoing.topics_told < self.topics.len() {
+        let unheard = outgoing.topics_told < self.topics.len()
+            || outgoing.offsets_told.len() < positions.all().len()
+            || !outgoing.deleted.is_empty();
+        if unheard || outgoing.is_outdated(positions, now) {
             outgoing.begin(&self.topics, positions);
+        }
+        if outgoing.begun {
+            outgoing.told = Some(now);
         }
         self.full.retain(|&full| full != shard);
         outgoing.begun.then(|| outgoing.finish())
@@ -162,6 +183,7 @@ impl Outgoing {
     fn begin(&mut self, topics: &[Arc<Topic>], positions: &Positions) -> &mut Batch {
         if !self.begun {
             self.begun = true;
+            self.batch.deleted = std::mem::take(&mut self.deleted);
             self.batch.topics.extend_from_slice(&topics[self.topics_told..]);
             self.topics_told = topics.len();
             self.offsets_told.resize(positions.all().len(), i64::MIN);
@@ -175,6 +197,15 @@ impl Outgoing {
             self.batch.records.reserve(self.records_len);
         }
         &mut self.batch
+    }
+
+    /// Whether offsets changed since they were told. It is looked at now and then.
+    fn is_outdated(&mut self, positions: &Positions, now: Instant) -> bool {
+        if self.told.is_some_and(|told| now.saturating_duration_since(told) < STARTS_TOLD_EVERY) {
+            return false;
+        }
+        self.told = Some(now);
+        positions.all().iter().zip(&self.offsets_told).any(|(at, told)| at.offset != *told)
     }
 
     /// The batch, in no more memory than it needs: a shard keeps it as it is.
@@ -218,8 +249,7 @@ mod tests {
 
     use super::*;
     use crate::ids::TopicIndex;
-    use crate::routing::table::{Fields, Partitioner, Piece, Route, TopicPattern};
-    use crate::stream::batch::NextOffset;
+    use crate::routing::table::{Fields, Fingerprint, Partitioner, Piece, Route, TopicPattern};
 
     const EVENTS: TopicIndex = TopicIndex(0);
     const TICKS: TopicIndex = TopicIndex(1);
@@ -229,7 +259,13 @@ mod tests {
     fn topic(index: TopicIndex, name: &str, scope: Scope) -> Arc<Topic> {
         let pattern = TopicPattern { pieces: vec![Piece::Literal(name.into())] };
         let route = Route { topic: pattern, scope, message_type: "event".into(), fields: Fields::Whole };
-        Arc::new(Topic { index, name: name.into(), route: Arc::new(route), parts: Vec::new() })
+        Arc::new(Topic {
+            index,
+            name: name.into(),
+            fingerprint: Fingerprint::default(),
+            route: Arc::new(route),
+            parts: Vec::new(),
+        })
     }
 
     fn assessment(from: AssessmentFrom) -> Scope {
@@ -240,6 +276,7 @@ mod tests {
     struct Story {
         batcher: Batcher,
         positions: Positions,
+        now: Instant,
     }
 
     impl Story {
@@ -250,7 +287,7 @@ mod tests {
             let mut positions = Positions::default();
             positions.set(EVENTS, 0, 0);
             positions.set(TICKS, 0, 70);
-            Self { batcher, positions }
+            Self { batcher, positions, now: Instant::now() }
         }
 
         fn record(
@@ -272,7 +309,7 @@ mod tests {
         }
 
         fn take(&mut self, shard: u16) -> Option<Batch> {
-            self.batcher.take(ShardIndex(shard), &self.positions)
+            self.batcher.take(ShardIndex(shard), &self.positions, self.now)
         }
     }
 
@@ -408,6 +445,51 @@ mod tests {
         }
         assert!(story.take(shard.0).is_some());
         assert!(story.batcher.take_full().is_none());
+    }
+
+    #[test]
+    fn a_shard_without_records_hears_where_ingest_stands_once_in_a_while() {
+        let mut story = Story::new(2);
+        let first = story.take(1).unwrap();
+        assert_eq!(first.starts, [next(EVENTS, 0), next(TICKS, 70)], "where reading began");
+        story.take(0).unwrap();
+
+        // Another shard's records, and ends behind transaction markers.
+        story.positions.set(EVENTS, 0, 9);
+        assert!(story.take(1).is_none(), "not yet");
+        story.now += STARTS_TOLD_EVERY;
+        let batch = story.take(1).unwrap();
+        assert_eq!(batch.starts, [next(EVENTS, 9)]);
+        assert!(batch.records.is_empty() && batch.topics.is_empty());
+        story.positions.set(TICKS, 0, 71);
+        assert!(story.take(1).is_none(), "one in that time");
+        story.now += STARTS_TOLD_EVERY;
+        assert_eq!(story.take(1).unwrap().starts, [next(TICKS, 71)]);
+        story.now += STARTS_TOLD_EVERY;
+        assert!(story.take(1).is_none(), "nothing changed");
+
+        // A partition that is new is told of at once.
+        story.positions.set(EVENTS, 1, 30);
+        let starts = story.take(1).unwrap().starts;
+        assert_eq!(starts, [NextOffset { topic: EVENTS, partition: 1, offset: 30 }]);
+    }
+
+    #[test]
+    fn each_shard_is_told_at_once_of_what_was_deleted_unread() {
+        let mut story = Story::new(2);
+        assert!(story.take(0).unwrap().deleted.is_empty(), "where reading began is no deletion");
+        story.take(1).unwrap();
+        story.batcher.deleted(next(EVENTS, 50));
+        story.positions.set(EVENTS, 0, 50);
+        let home = shard_of(AssessmentHash::of("alice"), 2).0;
+        let other = story.take(1 - home).unwrap();
+        assert_eq!((&other.deleted[..], &other.starts[..]), (&[next(EVENTS, 50)][..], &[next(EVENTS, 50)][..]));
+        assert!(other.records.is_empty());
+        story.event(50, "alice").unwrap();
+        let with_record = story.take(home).unwrap();
+        assert_eq!((with_record.deleted, with_record.starts), (vec![next(EVENTS, 50)], vec![next(EVENTS, 50)]));
+        story.event(51, "alice").unwrap();
+        assert!(story.take(home).unwrap().deleted.is_empty(), "told once");
     }
 
     proptest! {

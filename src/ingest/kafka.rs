@@ -1,9 +1,10 @@
-//! librdkafka, the only place where ingest touches it: the consumer that reads by assignment, and the cluster that is
-//! asked for topics, offsets and signs of life. It decides nothing: what is read from where is up to the rules.
+//! librdkafka's consumer, which reads by assignment, and what all of its clients have in common; the client that asks
+//! is [`super::cluster`]'s. It decides nothing: what is read from where is up to the rules.
 //!
 //! Records are taken by `rd_kafka_consume_batch_queue`, which rdkafka's safe API doesn't have: 174 ns a record on this
 //! thread, instead of 334 by `poll`, as measured.
 
+use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::{self, NonNull};
 use std::slice;
@@ -16,7 +17,7 @@ use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use rdkafka::types::{RDKafkaErrorCode, RDKafkaMessage, RDKafkaRespErr, RDKafkaTopic, RDKafkaType};
+use rdkafka::types::{RDKafkaMessage, RDKafkaRespErr, RDKafkaTopic, RDKafkaType};
 use tracing::{debug, error, warn};
 
 use crate::config::KafkaConfig;
@@ -27,7 +28,6 @@ use crate::stream::batch::Origin;
 
 use super::batcher::Incoming;
 use super::complaints::Complaints;
-use super::reachability::Failure;
 
 // ---- settings -----------------------------------------------------------------------------------------------------------
 
@@ -44,7 +44,7 @@ pub enum InvalidProperties {
 }
 
 /// What both clients go by; the operator's properties beat it.
-fn properties(config: &KafkaConfig) -> ClientConfig {
+pub(super) fn properties(config: &KafkaConfig) -> ClientConfig {
     let mut properties = ClientConfig::new();
     properties
         .set("bootstrap.servers", &*config.brokers)
@@ -61,9 +61,12 @@ fn properties(config: &KafkaConfig) -> ClientConfig {
         .set("fetch.wait.max.ms", "100")
         // The default of a second lets a full queue run dry: at 500,000 records a second it lasts for a fifth of one.
         .set("fetch.queue.backoff.ms", "10")
-        .set("queued.max.messages.kbytes", "32768")
-        // An answer is held whole: the default of 50 MiB, from each broker, is more than a quick turn needs.
-        .set("fetch.max.bytes", "16777216")
+        // What waits here is outside of the history's budget: compressed tenfold, and with what librdkafka adds to each
+        // record, 16 MiB of answer and 100,000 records took 290 MiB beside it, while a million records were read; so
+        // bounded, 70 MiB, in the same time. An answer is held whole, from each broker.
+        .set("queued.max.messages.kbytes", "8192")
+        .set("queued.min.messages", "20000")
+        .set("fetch.max.bytes", "2097152")
         // So that a broker that is back is found soon.
         .set("reconnect.backoff.max.ms", "1000")
         .set("socket.keepalive.enable", "true")
@@ -80,7 +83,7 @@ fn properties(config: &KafkaConfig) -> ClientConfig {
 }
 
 /// A client whose log lines and errors come to us by callbacks, for the batch call serves callbacks, not events.
-fn client(properties: &ClientConfig, context: Context) -> Result<Client<Context>, InvalidProperties> {
+pub(super) fn client(properties: &ClientConfig, context: Context) -> Result<Client<Context>, InvalidProperties> {
     let native = properties.create_native_config().map_err(|error| match error {
         KafkaError::ClientConfig(_, _, property, _) => InvalidProperties::Property(property.into()),
         _ => InvalidProperties::Property("a name or value with a NUL".into()),
@@ -106,7 +109,7 @@ pub(super) struct Context {
 }
 
 impl Context {
-    fn new(heard: bool) -> Self {
+    pub(super) fn new(heard: bool) -> Self {
         Self { heard, complaints: Mutex::new(Complaints::new(KAFKA_LOG_EVERY)) }
     }
 
@@ -163,28 +166,34 @@ unsafe extern "C" fn on_error(_client: *mut sys::rd_kafka_t, code: c_int, reason
 pub(super) struct Consumer {
     messages: Vec<*mut RDKafkaMessage>,
     queue: Queue,
-    /// Kept for good: a message names its topic by the handle, and the handle tells the index.
-    topics: Vec<TopicHandle>,
+    /// By name, kept for good: librdkafka has one handle for all topics that ever have this name.
+    handles: HashMap<Box<str>, TopicHandle>,
+    /// By the number of the handle: which topic it stands for by now.
+    indexes: Vec<TopicIndex>,
     client: Client<Context>,
 }
 
-/// The queue that all partitions' records, errors and log lines come by.
-struct Queue(NonNull<sys::rd_kafka_queue_t>);
+/// A queue of librdkafka's: one of a question's own, or the one that all partitions' records, errors and log lines come
+/// by.
+pub(super) struct Queue(pub(super) NonNull<sys::rd_kafka_queue_t>);
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        // SAFETY: it was handed to us, once, by `rd_kafka_queue_get_consumer`, and its client is dropped after it.
+        // SAFETY: it was handed to us, once, and its client is dropped after it.
         unsafe { sys::rd_kafka_queue_destroy(self.0.as_ptr()) }
     }
 }
 
-/// A topic's handle, whose opaque is its index plus one.
-struct TopicHandle(NonNull<RDKafkaTopic>);
+/// A topic's handle. A message names its topic by it; its opaque is its number plus one.
+struct TopicHandle {
+    handle: NonNull<RDKafkaTopic>,
+    number: usize,
+}
 
 impl Drop for TopicHandle {
     fn drop(&mut self) {
         // SAFETY: it was handed to us, once, by `rd_kafka_topic_new`, and its client is dropped after it.
-        unsafe { sys::rd_kafka_topic_destroy(self.0.as_ptr()) }
+        unsafe { sys::rd_kafka_topic_destroy(self.handle.as_ptr()) }
     }
 }
 
@@ -198,7 +207,7 @@ pub(super) enum Message<'a> {
     /// The records that were to be read next are not there any more: reading stopped, until [`Consumer::restart`].
     OutOfRange { topic: TopicIndex, partition: i32 },
     /// A fetch came back with an error. librdkafka goes on trying.
-    Failed { topic: Option<TopicIndex>, partition: i32, error: String },
+    Failed { topic: Option<TopicIndex>, partition: i32, is_gone: bool, error: String },
 }
 
 impl Consumer {
@@ -214,25 +223,37 @@ impl Consumer {
             sys::rd_kafka_queue_get_consumer(client.native_ptr())
         };
         let queue = NonNull::new(queue).ok_or_else(|| InvalidProperties::Property("group.id".into()))?;
-        Ok(Self { messages: Vec::with_capacity(CONSUME_RECORDS_MAX), queue: Queue(queue), topics: Vec::new(), client })
+        Ok(Self {
+            messages: Vec::with_capacity(CONSUME_RECORDS_MAX),
+            queue: Queue(queue),
+            handles: HashMap::new(),
+            indexes: Vec::new(),
+            client,
+        })
     }
 
-    /// Makes a topic known, so that its messages tell its index. Before its first partition is assigned.
+    /// Makes a topic known, so that its messages tell its index. Before its first partition is assigned; where there was
+    /// one of its name, after that one's partitions were dropped: none of its messages comes after that.
     ///
     /// # Errors
     /// Where librdkafka takes no topic of this name.
     pub(super) fn add_topic(&mut self, topic: &Topic) -> Result<(), KafkaError> {
+        if let Some(known) = self.handles.get(&topic.name) {
+            self.indexes[known.number] = topic.index;
+            return Ok(());
+        }
         let name = CString::new(&*topic.name)?;
-        let index = usize::from(topic.index.0) + 1;
+        let number = self.indexes.len();
         // SAFETY: the client is alive; the configuration is a copy that `rd_kafka_topic_new` takes over. The opaque is a
         // number that nobody follows as a pointer.
         let handle = unsafe {
             let settings = sys::rd_kafka_default_topic_conf_dup(self.client.native_ptr());
-            sys::rd_kafka_topic_conf_set_opaque(settings, ptr::without_provenance_mut(index));
+            sys::rd_kafka_topic_conf_set_opaque(settings, ptr::without_provenance_mut(number + 1));
             sys::rd_kafka_topic_new(self.client.native_ptr(), name.as_ptr(), settings)
         };
         let handle = NonNull::new(handle).ok_or_else(|| KafkaError::ClientCreation("no handle for a topic".into()))?;
-        self.topics.push(TopicHandle(handle));
+        self.handles.insert(topic.name.clone(), TopicHandle { handle, number });
+        self.indexes.push(topic.index);
         Ok(())
     }
 
@@ -251,17 +272,31 @@ impl Consumer {
         self.incremental_assign(&list)
     }
 
-    /// Reads a partition from the earliest record that is left.
+    /// Reads no more of these partitions. What librdkafka holds of them is not handed out any more.
     ///
     /// # Errors
     /// Where librdkafka refuses.
-    pub(super) fn restart(&self, topic: &str, partition: i32) -> Result<(), KafkaError> {
+    pub(super) fn drop_partitions(
+        &self,
+        topic: &str,
+        partitions: impl IntoIterator<Item = i32>,
+    ) -> Result<(), KafkaError> {
         let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, partition, Offset::Beginning)?;
-        // A partition that is out of range is not being fetched, and then can't be sought either.
+        for partition in partitions {
+            list.add_partition(topic, partition);
+        }
         // SAFETY: the client and the list are alive.
-        taken(unsafe { sys::rd_kafka_incremental_unassign(self.client.native_ptr(), list.ptr()) })?;
-        self.incremental_assign(&list)
+        taken(unsafe { sys::rd_kafka_incremental_unassign(self.client.native_ptr(), list.ptr()) })
+    }
+
+    /// Reads a partition that is out of range from this offset.
+    ///
+    /// # Errors
+    /// Where librdkafka refuses.
+    pub(super) fn restart(&self, topic: &str, partition: i32, offset: i64) -> Result<(), KafkaError> {
+        // One that is out of range is not being fetched, and then can't be sought either.
+        self.drop_partitions(topic, [partition])?;
+        self.assign([(topic, partition, offset)])
     }
 
     fn incremental_assign(&self, list: &TopicPartitionList) -> Result<(), KafkaError> {
@@ -276,15 +311,14 @@ impl Consumer {
         // there is nothing, the call for a single message waits.
         self.take_what_is_there();
         if self.messages.is_empty() {
-            let wait_ms = c_int::try_from(wait.as_millis()).unwrap_or(c_int::MAX);
             // SAFETY: the queue is alive.
-            let first = unsafe { sys::rd_kafka_consume_queue(queue, wait_ms) };
+            let first = unsafe { sys::rd_kafka_consume_queue(queue, millis(wait)) };
             if !first.is_null() {
                 self.messages.push(first);
                 self.take_what_is_there();
             }
         }
-        Fetched { messages: &mut self.messages }
+        Fetched { messages: &mut self.messages, indexes: &self.indexes }
     }
 
     fn take_what_is_there(&mut self) {
@@ -301,13 +335,14 @@ impl Consumer {
 /// What was taken at a time. The messages are given back to librdkafka when it is dropped.
 pub(super) struct Fetched<'a> {
     messages: &'a mut Vec<*mut RDKafkaMessage>,
+    indexes: &'a [TopicIndex],
 }
 
 impl Fetched<'_> {
     /// In the order in which they came.
     pub(super) fn iter(&self) -> impl Iterator<Item = Message<'_>> {
         // SAFETY: each pointer is a message that librdkafka handed us, and none is given back before `self` is dropped.
-        self.messages.iter().map(|&message| unsafe { read(&*message) })
+        self.messages.iter().map(|&message| unsafe { read(&*message, self.indexes) })
     }
 }
 
@@ -324,12 +359,12 @@ impl Drop for Fetched<'_> {
 ///
 /// # Safety
 /// `message` must be one that librdkafka handed out and that was not given back.
-unsafe fn read(message: &RDKafkaMessage) -> Message<'_> {
+unsafe fn read<'a>(message: &'a RDKafkaMessage, indexes: &[TopicIndex]) -> Message<'a> {
     let partition = message.partition;
     let topic = NonNull::new(message.rkt).and_then(|handle| {
         // SAFETY: a message keeps its topic's handle alive.
         let opaque = unsafe { sys::rd_kafka_topic_opaque(handle.as_ptr()) };
-        Some(TopicIndex(u16::try_from(opaque.addr().checked_sub(1)?).ok()?))
+        indexes.get(opaque.addr().checked_sub(1)?).copied()
     });
     match (message.err, topic) {
         (RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR, Some(topic)) => {
@@ -344,10 +379,17 @@ unsafe fn read(message: &RDKafkaMessage) -> Message<'_> {
             Message::End { topic, partition, offset: message.offset }
         }
         (RDKafkaRespErr::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET, Some(topic)) => Message::OutOfRange { topic, partition },
-        _ => {
+        (code, _) => {
+            let is_gone = matches!(
+                code,
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
+                    | RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION
+                    | RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
+                    | RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_ID
+            );
             // SAFETY: the message is alive; the string is its own, or a constant.
             let error = unsafe { CStr::from_ptr(sys::rd_kafka_message_errstr(message)) };
-            Message::Failed { topic, partition, error: error.to_string_lossy().into_owned() }
+            Message::Failed { topic, partition, is_gone, error: error.to_string_lossy().into_owned() }
         }
     }
 }
@@ -374,116 +416,7 @@ fn taken(error: *mut sys::rd_kafka_error_t) -> Result<(), KafkaError> {
     Err(KafkaError::Subscription(text))
 }
 
-// ---- the cluster ----------------------------------------------------------------------------------------------------------
-
-/// Asks the cluster questions, over connections of its own: so a question neither waits behind a fetch nor, when its
-/// time runs out, takes the fetch's connection down with it.
-pub(super) struct Cluster {
-    client: Client<Context>,
-}
-
-/// A partition that has a leader, by its topic's name.
-pub(super) type Partition<'a> = (&'a str, i32);
-
-/// Where in a partition an offset is asked for.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Place {
-    /// The first record that is there.
-    Beginning,
-    /// The first record with at least this timestamp, in Unix ms.
-    Since(i64),
-    /// Behind the last record that no open transaction holds back.
-    End,
-}
-
-impl Cluster {
-    /// Makes the client; it connects by itself.
-    ///
-    /// # Errors
-    /// Where librdkafka does not take the properties.
-    pub(super) fn new(config: &KafkaConfig) -> Result<Self, InvalidProperties> {
-        let mut properties = properties(config);
-        // It belongs to no group: with one it would look for the group's coordinator.
-        properties.remove("group.id");
-        Ok(Self { client: client(&properties, Context::new(false))? })
-    }
-
-    /// Has log lines and errors said. Now and then.
-    pub(super) fn serve(&self) {
-        // SAFETY: the client is alive; nothing is waited for.
-        unsafe { sys::rd_kafka_poll(self.client.native_ptr(), 0) };
-    }
-
-    /// Calls `each` with the name of every topic and its partitions, each with whether it has a leader.
-    ///
-    /// # Errors
-    /// Where no broker answers within `limit`.
-    pub(super) fn topics(
-        &self,
-        limit: Duration,
-        mut each: impl FnMut(&str, &mut dyn Iterator<Item = (i32, bool)>),
-    ) -> Result<(), KafkaError> {
-        let metadata = self.client.fetch_metadata(None, limit)?;
-        for topic in metadata.topics() {
-            let mut partitions = topic.partitions().iter().map(|partition| (partition.id(), partition.leader() >= 0));
-            each(topic.name(), &mut partitions);
-        }
-        Ok(())
-    }
-
-    /// A sign of life: asks for one topic's metadata, which is a small answer.
-    ///
-    /// # Errors
-    /// Where no broker answers within `limit`.
-    pub(super) fn probe(&self, topic: &str, limit: Duration) -> Result<(), KafkaError> {
-        self.client.fetch_metadata(Some(topic), limit).map(drop)
-    }
-
-    /// The offsets of a place in each of the partitions, in their order; `None` where there is no such record. One
-    /// request to each leader, however many partitions.
-    ///
-    /// # Errors
-    /// Where not all leaders answer within `limit`, or one knows nothing of its partition.
-    pub(super) fn offsets(
-        &self,
-        partitions: &[Partition<'_>],
-        place: Place,
-        limit: Duration,
-    ) -> Result<Vec<Option<i64>>, KafkaError> {
-        if partitions.is_empty() {
-            return Ok(Vec::new());
-        }
-        // The protocol's own marks for both ends go where a time goes.
-        let asked = match place {
-            Place::Beginning => Offset::Beginning,
-            Place::Since(unix_ms) => Offset::Offset(unix_ms.max(0)),
-            Place::End => Offset::End,
-        };
-        let mut list = TopicPartitionList::with_capacity(partitions.len());
-        for &(topic, partition) in partitions {
-            list.add_partition_offset(topic, partition, asked)?;
-        }
-        let limit_ms = c_int::try_from(limit.as_millis()).unwrap_or(c_int::MAX);
-        // SAFETY: the client and the list are alive; the answers are written into the list.
-        let code = unsafe { sys::rd_kafka_offsets_for_times(self.client.native_ptr(), list.ptr(), limit_ms) };
-        if code != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return Err(KafkaError::OffsetFetch(code.into()));
-        }
-        let answer = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| {
-            element.error()?;
-            Ok(match element.offset() {
-                Offset::Offset(offset) => Some(offset),
-                _ => None,
-            })
-        };
-        list.elements().iter().map(answer).collect()
-    }
-}
-
-/// What a failed question says of the brokers.
-pub(super) fn failure_of(error: &KafkaError) -> Failure {
-    match error.rdkafka_error_code() {
-        Some(RDKafkaErrorCode::OperationTimedOut | RDKafkaErrorCode::RequestTimedOut) => Failure::Silent,
-        _ => Failure::Unreachable,
-    }
+/// As librdkafka takes times.
+pub(super) fn millis(time: Duration) -> c_int {
+    c_int::try_from(time.as_millis()).unwrap_or(c_int::MAX)
 }

@@ -9,7 +9,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::ids::TopicIndex;
 use crate::routing::mapping::Malformed;
+use crate::stream::batch::NextOffset;
 
 use super::batcher::Fault;
 
@@ -162,6 +164,11 @@ impl Metrics {
         self.skipped.get_or_create_owned(&reason.label())
     }
 
+    /// The topic's lag shows no more.
+    pub(super) fn forget_lag_of(&self, topic: &str) {
+        self.lag.remove(&[("topic", topic.to_owned())]);
+    }
+
     /// The gauge of a topic's lag, which shows from now on.
     pub(super) fn lag_of(&self, topic: &str) -> Gauge {
         self.lag.get_or_create_owned(&[("topic", topic.to_owned())])
@@ -200,8 +207,8 @@ pub(super) struct Publisher {
     metrics: Metrics,
     not_owner: Counter,
     malformed: Counter,
-    /// By [`crate::ids::TopicIndex`].
-    lags: Vec<Gauge>,
+    /// By [`TopicIndex`]; `None` for a topic that is not read any more.
+    lags: Vec<Option<Gauge>>,
 }
 
 impl Publisher {
@@ -212,18 +219,37 @@ impl Publisher {
 
     /// The next topic, in the order of their indexes.
     pub(super) fn add_topic(&mut self, name: &str) {
-        self.lags.push(self.metrics.lag_of(name));
+        self.lags.push(Some(self.metrics.lag_of(name)));
     }
 
-    /// How much is read.
-    pub(super) fn reading(&self, topics: usize, partitions: usize) {
-        self.metrics.reading(topics, partitions);
+    /// A topic is not read any more; before one of the same name is.
+    pub(super) fn retire_topic(&mut self, topic: TopicIndex, name: &str) {
+        if let Some(lag) = self.lags.get_mut(usize::from(topic.0)) {
+            *lag = None;
+            self.metrics.forget_lag_of(name);
+        }
+    }
+
+    /// A topic is read on.
+    pub(super) fn resume_topic(&mut self, topic: TopicIndex, name: &str) {
+        if let Some(lag) = self.lags.get_mut(usize::from(topic.0)) {
+            *lag = Some(self.metrics.lag_of(name));
+        }
+    }
+
+    /// How much is read, of all partitions that ever were.
+    pub(super) fn reading(&self, positions: &[NextOffset]) {
+        let is_read = |topic: TopicIndex| self.lags.get(usize::from(topic.0)).is_some_and(Option::is_some);
+        let partitions = positions.iter().filter(|at| is_read(at.topic)).count();
+        self.metrics.reading(self.lags.iter().flatten().count(), partitions);
     }
 
     /// Publishes each topic's lag.
     pub(super) fn lag(&self, by_topic: &[i64]) {
         for (gauge, &lag) in self.lags.iter().zip(by_topic) {
-            gauge.set(lag);
+            if let Some(gauge) = gauge {
+                gauge.set(lag);
+            }
         }
     }
 
@@ -288,6 +314,30 @@ mod tests {
         has(&text, r#"shardgate_ingest_malformed_records_total{fault="no_payload"} 1"#);
         has(&text, r#"websocket_kafka_consumer_lag{topic="orders"} 12"#);
         has(&text, "shardgate_ingest_blocked_seconds_total 1.5");
+    }
+
+    #[test]
+    fn a_topic_made_anew_goes_on_in_the_same_series_and_one_that_is_gone_has_none() {
+        let mut registry = Registry::default();
+        let mut publisher = Publisher::new(Metrics::register(&mut registry));
+        let at = |topic, partition| NextOffset { topic: TopicIndex(topic), partition, offset: 0 };
+        publisher.add_topic("orders");
+        publisher.lag(&[12]);
+        publisher.retire_topic(TopicIndex(0), "orders");
+        publisher.lag(&[12]);
+        assert!(!encoded(&registry).contains("orders"));
+        publisher.add_topic("orders");
+        publisher.lag(&[12, 3]);
+        publisher.reading(&[at(0, 0), at(0, 1), at(1, 0)]);
+        let text = encoded(&registry);
+        has(&text, r#"websocket_kafka_consumer_lag{topic="orders"} 3"#);
+        has(&text, "shardgate_ingest_topics 1");
+        has(&text, "shardgate_ingest_partitions 1");
+
+        publisher.retire_topic(TopicIndex(1), "orders");
+        publisher.resume_topic(TopicIndex(1), "orders");
+        publisher.lag(&[12, 4]);
+        has(&encoded(&registry), r#"websocket_kafka_consumer_lag{topic="orders"} 4"#);
     }
 
     #[test]

@@ -4,14 +4,14 @@
 //!
 //! ```text
 //!   watcher thread: what is there, does it answer, where does it end
-//!      | found, ends (bounded, one each)      topics + offsets -> startup -> where to start, when the history is filled
-//!      v
+//!      | found, ends (bounded, one each)      topics -> catalogue -> which are new, made anew, gone
+//!      v   ^ doubts                           offsets -> startup -> where to start, when the history is filled
 //!   reader, pinned thread: consumer -> batcher -> a batch for each shard -> its door
 //!                                   \-> positions -> lag
 //! ```
 //!
-//! - Rules: `batcher`, `positions`, `startup`, `lag`, `reachability`, `complaints`.
-//! - Edges: `kafka` (librdkafka), and the two threads' loops, `reader` and `watcher`.
+//! - Rules: `batcher`, `positions`, `startup`, `catalogue`, `lag`, `reachability`, `complaints`.
+//! - Edges: `kafka` and `cluster` (librdkafka), and the two threads' loops, `reader` and `watcher`.
 //! - `metrics`: what is counted.
 //!
 //! Measured with all threads pinned to one core, 2 million records of 295 bytes whose route takes the assessment from
@@ -19,6 +19,8 @@
 //! million records a second where that core is free.
 
 mod batcher;
+mod catalogue;
+mod cluster;
 mod complaints;
 mod kafka;
 mod lag;
@@ -45,7 +47,8 @@ use crate::config::KafkaConfig;
 use crate::exchange::{IngestStatus, PublishedStanding, ShardDoor};
 use crate::routing::table::Table;
 
-use kafka::{Cluster, Consumer};
+use cluster::Cluster;
+use kafka::Consumer;
 use reader::{Desk, Reader};
 
 /// What ingest is built of.
@@ -150,8 +153,10 @@ mod tests {
 
     use super::*;
     use crate::exchange::{ShardInbox, Standing, shard_door};
+    use crate::ids::AssessmentHash;
     use crate::limits::BATCH_CHANNEL_DEPTH;
     use crate::routing::placement::shard_of;
+    use crate::routing::table::Fingerprint;
     use crate::stream::batch::Batch;
 
     /// Far longer than anything here takes; a test that gets here has failed.
@@ -269,13 +274,21 @@ mod tests {
 
         story.until("the history is complete", |story| story.status.filled.load(Ordering::Acquire));
         assert!(story.status.connected.load(Ordering::Relaxed));
-        let home = |id: &str| usize::from(shard_of(crate::ids::AssessmentHash::of(id), 2).0);
+        let home = |id: &str| usize::from(shard_of(AssessmentHash::of(id), 2).0);
         for shard in 0..2 {
             let expected = (0..20).filter(|number| home(&format!("early-{number}")) == shard).count();
             let batches = story.receive(shard, expected);
             assert!(ids(&batches).iter().all(|id| home(id) == shard));
             assert_eq!(batches[0].topics.iter().map(|topic| &*topic.name).collect::<Vec<_>>(), ["assessment.created"]);
-            assert_eq!(batches[0].starts.len(), 3, "each partition's start is told of");
+            let starts: Vec<_> = batches[0].starts.iter().map(|start| (start.partition, start.offset)).collect();
+            assert_eq!(starts, [(0, 0), (1, 0), (2, 0)], "where reading began, ahead of all records");
+            assert!(batches[0].records.is_empty() && batches.iter().all(|batch| batch.deleted.is_empty()));
+            let plain = Fingerprint::new("assessment.created", "", "");
+            assert_eq!(batches[0].topics[0].fingerprint.name, plain.name);
+            assert_ne!(
+                batches[0].topics[0].fingerprint.incarnation, plain.incarnation,
+                "the cluster and the topic have ids"
+            );
         }
 
         story.event("assessment.created", "late");
@@ -310,23 +323,44 @@ mod tests {
         story.until("the history is complete", |story| story.status.filled.load(Ordering::Acquire));
         let topics = story.inboxes[0].batches.recv_timeout(PATIENCE).unwrap();
         assert!(topics.records.is_empty(), "the topic is told of ahead of its first record");
-        // A batch each, until the channel is full and ingest stands with one more in its hand.
-        for number in 0..BATCH_CHANNEL_DEPTH {
-            story.event("assessment.created", &format!("id-{number}"));
-            story.until("in the channel", |story| story.inboxes[0].batches.len() == number + 1);
+        // A batch each, and one now and then that tells of offsets alone, until the channel is full and ingest stands with
+        // one more in its hand.
+        let blocked = |story: &Story| !story.shows("shardgate_ingest_blocked_seconds_total 0.0");
+        let mut events = 0;
+        while !blocked(&story) {
+            story.event("assessment.created", &format!("id-{events}"));
+            events += 1;
+            let taken = |story: &Story| story.inboxes[0].batches.len() >= BATCH_CHANNEL_DEPTH.min(events);
+            story.until("in the channel", |story| taken(story) || blocked(story));
         }
-        story.event("assessment.created", "in hand");
-        let blocked = "shardgate_ingest_blocked_seconds_total 0.0";
-        story.until("ingest waits for the shard", |story| !story.shows(blocked));
-        for _ in 0..10 {
-            story.event("assessment.created", "behind");
-        }
-        let line = r#"websocket_kafka_consumer_lag{topic="assessment.created"} 10"#;
-        story.until("the lag grows", |story| story.shows(line));
+        let behind = || (0..10).for_each(|_| story.event("assessment.created", "behind"));
+        behind();
+        let lag = |lag| format!(r#"websocket_kafka_consumer_lag{{topic="assessment.created"}} {lag}"#);
+        story.until("the lag grows", |story| (10..=10 + events).any(|behind| story.shows(&lag(behind))));
 
-        story.receive(0, BATCH_CHANNEL_DEPTH + 1 + 10);
+        story.receive(0, events + 10);
         let line = r#"websocket_kafka_consumer_lag{topic="assessment.created"} 0"#;
         story.until("the lag is gone", |story| story.shows(line));
+        story.end();
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_shard_without_records_still_hears_how_far_ingest_has_read_and_where_new_partitions_begin() {
+        let mut story = Story::new(2);
+        story.kafka.create_topic("assessment.created", 1, 1).unwrap();
+        let thread = story.start();
+        let id = (0..).map(|number| format!("id-{number}")).find(|id| shard_of(AssessmentHash::of(id), 2).0 == 0);
+        let told = |inbox: &ShardInbox| {
+            let batch = inbox.batches.recv_timeout(PATIENCE).unwrap();
+            assert!(batch.records.is_empty() && batch.ticks.is_empty());
+            batch.starts.iter().map(|start| (start.topic.0, start.partition, start.offset)).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&story.inboxes[1]), [(0, 0, 0)]);
+        story.event("assessment.created", &id.unwrap());
+        assert_eq!(told(&story.inboxes[1]), [(0, 0, 1)], "a record of the other shard's");
+        story.kafka.create_topic("assessment.started", 2, 1).unwrap();
+        assert_eq!(told(&story.inboxes[1]), [(1, 0, 0), (1, 1, 0)], "ahead of any record");
         story.end();
         thread.join().unwrap();
     }

@@ -15,7 +15,7 @@ pub(super) struct Positions {
 
 impl Positions {
     /// Everything below `next` is read or will never be, whether the partition was known before or not. It may go
-    /// back: a topic that was made anew starts over.
+    /// back: a log that lost its end goes on where it ends now.
     pub(super) fn set(&mut self, topic: TopicIndex, partition: i32, next: i64) {
         let Some(column) = column(partition) else { return };
         let row = usize::from(topic.0);
@@ -45,7 +45,12 @@ impl Positions {
         Some(self.entries[self.place(topic, partition)?].offset)
     }
 
-    /// All partitions, each always in the same place.
+    /// The partitions of a topic.
+    pub(super) fn of(&self, topic: TopicIndex) -> impl Iterator<Item = NextOffset> {
+        self.entries.iter().copied().filter(move |at| at.topic == topic)
+    }
+
+    /// All partitions, each always in the same place; those of topics that are not read any more included.
     pub(super) fn all(&self) -> &[NextOffset] {
         &self.entries
     }
@@ -73,7 +78,8 @@ mod tests {
         assert_eq!(positions.place(orders, 2), Some(0));
         assert_eq!(positions.next(orders, 2), Some(41));
         positions.set(orders, 2, 0);
-        assert_eq!(positions.next(orders, 2), Some(0), "made anew");
+        assert_eq!(positions.next(orders, 2), Some(0));
+        assert_eq!(positions.of(orders).map(|at| at.partition).collect::<Vec<_>>(), [2, 0]);
 
         assert_eq!(positions.next(orders, 1), None, "between two that are read, but not read itself");
         assert_eq!(positions.next(TopicIndex(9), 0), None);

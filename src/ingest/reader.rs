@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::TrySendError;
 use tracing::{info, warn};
 
 use crate::exchange::{IngestStatus, Owner, PublishedStanding, ShardDoor, Standing, Undelivered};
@@ -18,8 +19,8 @@ use super::kafka::{Consumer, Message};
 use super::lag::Lag;
 use super::metrics::{Publisher, Tally};
 use super::positions::Positions;
-use super::startup::Filling;
-use super::watcher::{Found, Watcher};
+use super::startup::{Filling, Range};
+use super::watcher::{Doubts, Found, Watcher};
 
 /// How often the lag is summed up, and the progress of the filling said.
 const LAG_EVERY: Duration = Duration::from_millis(250);
@@ -54,6 +55,8 @@ pub(super) struct Desk {
     publisher: Publisher,
     malformed: Complaints<TopicIndex>,
     failed: Complaints<(Option<TopicIndex>, i32)>,
+    /// For the watcher, as soon as it takes them.
+    doubts: Option<Doubts>,
 }
 
 struct FillingSince {
@@ -79,21 +82,26 @@ impl Reader {
             return Err(Over);
         }
         if let Ok(found) = self.watcher.found.try_recv() {
-            desk.begin_to_read(&found, &mut self.consumer, now);
+            desk.take_in(&found, &mut self.consumer, now);
+            // Before the first record: where reading begins, or goes on behind what was deleted, is what each shard goes by.
+            desk.flush(&self.watcher, now)?;
         }
-        let mut out_of_range = Vec::new();
         for message in self.consumer.fetch(INGEST_WAIT).iter() {
             match message {
                 Message::Record(incoming) => desk.record(&incoming, &standing, &self.watcher, now)?,
                 Message::End { topic, partition, offset } => desk.end_seen(topic, partition, offset),
-                Message::OutOfRange { topic, partition } => out_of_range.push((topic, partition)),
-                Message::Failed { topic, partition, error } => desk.fetch_failed(topic, partition, &error, now),
+                Message::OutOfRange { topic, partition } => {
+                    desk.doubts.get_or_insert_default().push((topic, partition));
+                }
+                Message::Failed { topic, partition, is_gone, error } => {
+                    if is_gone {
+                        desk.doubts.get_or_insert_default();
+                    }
+                    desk.fetch_failed(topic, partition, &error, now);
+                }
             }
         }
-        for (topic, partition) in out_of_range {
-            desk.restart(topic, partition, &self.consumer);
-        }
-        desk.flush(&self.watcher)?;
+        desk.flush(&self.watcher, now)?;
         desk.finish_turn(&self.watcher, now);
         Ok(())
     }
@@ -117,10 +125,27 @@ impl Desk {
             publisher: Publisher::new(parts.metrics),
             malformed: Complaints::new(MALFORMED_LOG_EVERY),
             failed: Complaints::new(KAFKA_LOG_EVERY),
+            doubts: None,
         }
     }
 
     // ---- what is read -----------------------------------------------------------------------------------------------------
+
+    fn take_in(&mut self, found: &Found, consumer: &mut Consumer, now: Instant) {
+        for &topic in &found.retired {
+            self.retire(topic, consumer);
+        }
+        for &topic in &found.back {
+            self.resume(topic, consumer);
+        }
+        for &((topic, partition), range) in &found.restarts {
+            self.restart(topic, partition, range, consumer);
+        }
+        if found.initial || !found.topics.is_empty() || !found.partitions.is_empty() {
+            self.begin_to_read(found, consumer, now);
+        }
+        self.publisher.reading(self.positions.all());
+    }
 
     fn begin_to_read(&mut self, found: &Found, consumer: &mut Consumer, now: Instant) {
         for topic in &found.topics {
@@ -143,7 +168,6 @@ impl Desk {
             self.positions.set(start.topic, start.partition, start.offset);
         }
         let partitions = found.partitions.len();
-        self.publisher.reading(self.batcher.topics().len(), self.positions.all().len());
         if found.initial {
             let filling = Filling::new(&found.partitions);
             let offsets = filling.offsets_left(&self.positions);
@@ -156,14 +180,47 @@ impl Desk {
         }
     }
 
-    fn restart(&mut self, topic: TopicIndex, partition: i32, consumer: &Consumer) {
-        self.tally.offset_resets += 1;
-        let Some(name) = self.batcher.topics().get(usize::from(topic.0)).map(|topic| &topic.name) else { return };
-        let next = self.positions.next(topic, partition);
-        warn!(topic = %name, partition, next, "records were deleted before they were read; going on at the earliest left");
-        if let Err(error) = consumer.restart(name, partition) {
-            warn!(topic = %name, partition, %error, "can't read the partition any more");
+    /// A topic is deleted, or another has its name by now.
+    fn retire(&mut self, topic: TopicIndex, consumer: &Consumer) {
+        let name = self.name(Some(topic)).to_owned();
+        warn!(topic = name, "deleted in Kafka, or made anew: no more is read of it as it was");
+        if let Err(error) = consumer.drop_partitions(&name, self.positions.of(topic).map(|at| at.partition)) {
+            warn!(topic = name, %error, "can't let go of the partitions");
         }
+        self.publisher.retire_topic(topic, &name);
+        if let Some(since) = &mut self.filling {
+            since.filling.retired(topic);
+        }
+    }
+
+    fn resume(&mut self, topic: TopicIndex, consumer: &Consumer) {
+        let name = self.name(Some(topic)).to_owned();
+        info!(topic = name, "is still there: reading on");
+        let places = self.positions.of(topic).map(|at| (&*name, at.partition, at.offset));
+        if let Err(error) = consumer.assign(places) {
+            warn!(topic = name, %error, "can't read the partitions");
+        }
+        self.publisher.resume_topic(topic, &name);
+    }
+
+    /// Goes on with a partition that is out of range. Its topic is the one that it was.
+    fn restart(&mut self, topic: TopicIndex, partition: i32, range: Range, consumer: &Consumer) {
+        self.tally.offset_resets += 1;
+        let Some(next) = self.positions.next(topic, partition) else { return };
+        let offset = range.go_on(next);
+        let name = self.name(Some(topic));
+        warn!(
+            topic = name,
+            partition, next, offset, "records were deleted before they were read; going on behind them"
+        );
+        if let Err(error) = consumer.restart(name, partition, offset) {
+            warn!(topic = name, partition, %error, "can't read the partition any more");
+        }
+        if offset == next {
+            return;
+        }
+        self.positions.set(topic, partition, offset);
+        self.batcher.deleted(NextOffset { topic, partition, offset });
     }
 
     // ---- what comes -------------------------------------------------------------------------------------------------------
@@ -219,10 +276,10 @@ impl Desk {
 
     // ---- what leaves ------------------------------------------------------------------------------------------------------
 
-    fn flush(&mut self, watcher: &Watcher) -> Result<(), Over> {
+    fn flush(&mut self, watcher: &Watcher, now: Instant) -> Result<(), Over> {
         let shards = u16::try_from(self.doors.len()).unwrap_or(u16::MAX);
         for shard in (0..shards).map(ShardIndex) {
-            if let Some(batch) = self.batcher.take(shard, &self.positions) {
+            if let Some(batch) = self.batcher.take(shard, &self.positions, now) {
                 self.deliver(shard, batch, watcher)?;
             }
         }
@@ -245,7 +302,7 @@ impl Desk {
             batch = match sent {
                 Ok(()) => return Ok(()),
                 Err(Undelivered::Ended) => return Err(Over),
-                Err(Undelivered::Full(batch)) => batch,
+                Err(Undelivered::Full(batch)) => *batch,
             };
             self.status.pulse.beat(now);
             if self.standing.load().ended {
@@ -258,6 +315,10 @@ impl Desk {
     // ---- what shows -------------------------------------------------------------------------------------------------------
 
     fn finish_turn(&mut self, watcher: &Watcher, now: Instant) {
+        if let Some(doubts) = self.doubts.take() {
+            // Full is where the watcher has not taken the last ones, or can't, since Kafka doesn't answer.
+            self.doubts = watcher.doubts.try_send(doubts).err().map(TrySendError::into_inner);
+        }
         self.check_filling(now);
         self.publish(watcher, now);
     }
@@ -266,7 +327,8 @@ impl Desk {
         let Some(since) = &mut self.filling else { return };
         since.filling.check(&self.positions);
         let FillingSince { filling, began, partitions, offsets, said } = since;
-        let took = now.saturating_duration_since(*began);
+        // With the wait for this turn's records.
+        let took = began.elapsed();
         if filling.is_done() {
             info!(partitions = *partitions, offsets = *offsets, ?took, "the history is complete");
             self.status.filled.store(true, Ordering::Release);

@@ -39,6 +39,23 @@ pub(super) struct Start {
     pub(super) end: i64,
 }
 
+/// What a partition holds that was found to be out of range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Range {
+    /// The first offset that is still there.
+    pub(super) beginning: i64,
+    /// The offset behind the last record.
+    pub(super) end: i64,
+}
+
+impl Range {
+    /// Where to go on, where `next` was to be read. Above the end is only where a leader was elected that lacked the
+    /// log's last records: to begin anew would double the ones before them.
+    pub(super) fn go_on(self, next: i64) -> i64 {
+        next.min(self.end).max(self.beginning)
+    }
+}
+
 /// The partitions of the start that were not yet read to the ends that they had then. Partitions that come later never
 /// count: they hold nothing back.
 #[derive(Debug)]
@@ -56,6 +73,11 @@ impl Filling {
     /// control records and aborted ones, which are never handed out.
     pub(super) fn end_seen(&mut self, topic: TopicIndex, partition: i32) {
         self.left.retain(|start| (start.topic, start.partition) != (topic, partition));
+    }
+
+    /// A topic is not there any more: nothing of it is waited for.
+    pub(super) fn retired(&mut self, topic: TopicIndex) {
+        self.left.retain(|start| start.topic != topic);
     }
 
     /// Drops what has been read as far as it reached at the start. On a partition that is written without a pause the
@@ -137,6 +159,24 @@ mod tests {
         positions.set(topic, 2, 20);
         filling.check(&positions);
         assert!(filling.is_done());
+    }
+
+    #[test]
+    fn a_topic_that_is_deleted_meanwhile_holds_nothing_back() {
+        let start = |topic, partition| Start { topic: TopicIndex(topic), partition, offset: 10, end: 20 };
+        let mut filling = Filling::new(&[start(0, 0), start(0, 1), start(1, 0)]);
+        filling.retired(TopicIndex(0));
+        assert!(!filling.is_done());
+        filling.end_seen(TopicIndex(1), 0);
+        assert!(filling.is_done());
+    }
+
+    #[test]
+    fn where_a_partition_goes_on_that_is_out_of_range() {
+        let outside = |next| Range { beginning: 100, end: 200 }.go_on(next);
+        assert_eq!(outside(40), 100, "deleted before they were read");
+        assert_eq!(outside(250), 200, "the log lost its end");
+        assert_eq!(outside(150), 150, "by the time of the question it is within range: nothing is skipped");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! questions block, within limits, and so never hold up the records. It finds; what to make of it is the reader's part
 //! and the rules' ([`super::startup`], [`super::reachability`]).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
@@ -10,32 +10,50 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 use rdkafka::error::KafkaError;
 use tracing::{info, warn};
 
 use crate::clock::Now;
 use crate::exchange::IngestStatus;
 use crate::ids::TopicIndex;
-use crate::limits::{KAFKA_LOG_EVERY, PROBE_EVERY, PROBE_TIMEOUT, QUESTION_TIMEOUT};
+use crate::limits::{ENDS_ASKED_MAX, KAFKA_LOG_EVERY, LOOK_EVERY_MIN, PROBE_EVERY, PROBE_TIMEOUT, QUESTION_TIMEOUT};
 use crate::routing::table::{Table, Topic};
 use crate::stream::batch::NextOffset;
 
+use super::catalogue::{Catalogue, Seen};
+use super::cluster::{BrokerId, Cluster, Partition, Place, failure_of};
 use super::complaints::Complaints;
-use super::kafka::{Cluster, Partition, Place, failure_of};
 use super::reachability::Reachability;
-use super::startup::{Extent, Start};
+use super::startup::{Extent, Range, Start};
 
-/// Topics and partitions to be read, from now on.
+/// What is to be read from now on, and what no more.
 #[derive(Debug)]
 pub(super) struct Found {
+    /// Topics that are deleted, or were made anew: what was read under these indexes.
+    pub(super) retired: Vec<TopicIndex>,
+    /// Topics that were thought to be deleted: they are read on.
+    pub(super) back: Vec<TopicIndex>,
     /// Topics that were not known, in the order of their indexes.
     pub(super) topics: Vec<Arc<Topic>>,
     /// Their partitions, and new ones of known topics.
     pub(super) partitions: Vec<Start>,
+    /// What is left of partitions that were out of range.
+    pub(super) restarts: Vec<((TopicIndex, i32), Range)>,
     /// Whether these are the ones of the start, which the history is filled from.
     pub(super) initial: bool,
 }
+
+impl Found {
+    fn is_empty(&self) -> bool {
+        let topics = self.retired.is_empty() && self.back.is_empty() && self.topics.is_empty();
+        topics && self.partitions.is_empty() && self.restarts.is_empty()
+    }
+}
+
+/// Partitions of which the reader doubts that they are what they were: those that are out of range. With none, it wants
+/// the topics to be looked at, soon.
+pub(super) type Doubts = Vec<(TopicIndex, i32)>;
 
 /// The reader's side of the thread. The thread ends when this is dropped, after the question that it is at.
 pub(super) struct Watcher {
@@ -43,6 +61,8 @@ pub(super) struct Watcher {
     pub(super) found: Receiver<Found>,
     /// The partitions' ends. What is not taken is replaced by nothing newer until it is.
     pub(super) ends: Receiver<Vec<NextOffset>>,
+    /// What makes it look at the topics at once.
+    pub(super) doubts: Sender<Doubts>,
     stop: Option<Sender<Infallible>>,
     done: Receiver<Infallible>,
 }
@@ -77,17 +97,23 @@ pub(super) struct Settings {
 pub(super) fn start(cluster: Cluster, settings: Settings) -> io::Result<Watcher> {
     let (found_in, found) = bounded(1);
     let (ends_in, ends) = bounded(1);
+    let (doubts, doubts_out) = bounded(1);
     let (stop, stopped) = bounded(0);
     let (done_in, done) = bounded(0);
     let watch = Watch {
         cluster,
-        settings,
+        catalogue: Catalogue::new(settings.routes),
+        history: settings.history,
+        refresh: settings.refresh,
+        status: settings.status,
         found: found_in,
         ends: ends_in,
         brokers: Reachability::default(),
-        topics: Vec::new(),
-        known: HashSet::new(),
+        doubts: doubts_out,
+        cluster_id: None,
         led: Vec::new(),
+        asked_until: 0,
+        out_of_range: HashSet::new(),
         refreshed: None,
         started: false,
         complaints: Complaints::new(KAFKA_LOG_EVERY),
@@ -96,35 +122,31 @@ pub(super) fn start(cluster: Cluster, settings: Settings) -> io::Result<Watcher>
         let _done = done_in;
         watch.run(&stopped);
     })?;
-    Ok(Watcher { found, ends, stop: Some(stop), done })
+    Ok(Watcher { found, ends, doubts, stop: Some(stop), done })
 }
 
 struct Watch {
     cluster: Cluster,
-    settings: Settings,
+    history: Duration,
+    refresh: Duration,
+    status: Arc<IngestStatus>,
     found: Sender<Found>,
     ends: Sender<Vec<NextOffset>>,
+    doubts: Receiver<Doubts>,
     brokers: Reachability,
-    /// By [`TopicIndex`].
-    topics: Vec<Arc<Topic>>,
-    /// Partitions that the reader was told of.
-    known: HashSet<(TopicIndex, i32)>,
-    /// Those of them that had a leader when the topics were last looked through.
+    /// Once it was asked for.
+    cluster_id: Option<String>,
+    /// As the reader was told of it.
+    catalogue: Catalogue,
+    /// The partitions that had a leader when the topics were last looked through.
     led: Vec<(TopicIndex, i32)>,
+    /// The place among them from which on ends are asked for next.
+    asked_until: usize,
+    /// Partitions that the reader can't go on with before it is told where.
+    out_of_range: HashSet<(TopicIndex, i32)>,
     refreshed: Option<Instant>,
     started: bool,
     complaints: Complaints<&'static str>,
-}
-
-/// A look through the cluster's topics.
-#[derive(Default)]
-struct Look {
-    /// New topics, in the order of the indexes that they are to have.
-    topics: Vec<Arc<Topic>>,
-    /// Partitions with a leader, of topics that a route matches.
-    led: Vec<(TopicIndex, i32)>,
-    /// Partitions without one.
-    leaderless: usize,
 }
 
 impl Watch {
@@ -135,24 +157,34 @@ impl Watch {
                 self.failed(&error);
             }
             self.cluster.serve();
-            let pause = self.settings.refresh.min(PROBE_EVERY).saturating_sub(asked.elapsed());
-            if stopped.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
-                return;
+            let pause = self.refresh.min(PROBE_EVERY).saturating_sub(asked.elapsed());
+            let doubts = select! {
+                recv(self.doubts) -> doubts => doubts.ok(),
+                recv(stopped) -> _ => return,
+                default(pause) => None,
+            };
+            if let Some(partitions) = doubts {
+                self.out_of_range.extend(partitions);
+                self.refreshed = None;
+                let pause = LOOK_EVERY_MIN.saturating_sub(asked.elapsed());
+                if stopped.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
+                    return;
+                }
             }
         }
     }
 
     /// Asks for what is due: first, and each time, for a sign of life.
     fn turn(&mut self, now: Instant) -> Result<(), KafkaError> {
-        let one = self.led.first().and_then(|(topic, _)| self.topics.get(usize::from(topic.0)));
+        let one = self.led.first().and_then(|(topic, _)| self.catalogue.topics().get(usize::from(topic.0)));
         self.cluster.probe(one.map_or(ANY_TOPIC, |topic| &topic.name), PROBE_TIMEOUT)?;
         self.answered();
-        let refresh = self.settings.refresh;
-        let due = self.refreshed.is_none_or(|last| now.saturating_duration_since(last) >= refresh);
+        let due = self.refreshed.is_none_or(|last| now.saturating_duration_since(last) >= self.refresh);
         // While the reader has not taken what was found, there is no use in looking for more.
         if due && !self.found.is_full() {
-            let look = self.look()?;
-            self.refreshed = self.take_in(look).then_some(now);
+            let (seen, leaderless, broker) = self.look()?;
+            let seen = self.identify(seen, broker);
+            self.refreshed = seen.is_some_and(|seen| self.take_in(&seen, leaderless)).then_some(now);
         }
         self.ask_for_ends();
         Ok(())
@@ -161,7 +193,7 @@ impl Watch {
     /// The brokers answered, just now.
     fn answered(&mut self) {
         self.brokers.answered(Instant::now());
-        if !self.settings.status.connected.swap(true, Ordering::Relaxed) {
+        if !self.status.connected.swap(true, Ordering::Relaxed) {
             info!("Kafka is connected");
         }
     }
@@ -169,79 +201,115 @@ impl Watch {
     /// A question failed. What that means is the rule's to say.
     fn failed(&mut self, error: &KafkaError) {
         self.brokers.failed(failure_of(error), Instant::now());
-        if !self.brokers.connected() && self.settings.status.connected.swap(false, Ordering::Relaxed) {
+        if !self.brokers.connected() && self.status.connected.swap(false, Ordering::Relaxed) {
             warn!(%error, "Kafka is disconnected; trying on");
         }
     }
 
-    fn look(&self) -> Result<Look, KafkaError> {
-        let known: HashMap<&str, TopicIndex> = self.topics.iter().map(|topic| (&*topic.name, topic.index)).collect();
-        let mut look = Look::default();
-        self.cluster.topics(QUESTION_TIMEOUT, |name, partitions| {
+    /// All topics that a route takes, without their ids; how many of their partitions have no leader; and whom to ask more.
+    fn look(&self) -> Result<(Vec<Seen>, usize, BrokerId), KafkaError> {
+        let (mut seen, mut leaderless) = (Vec::new(), 0);
+        let broker = self.cluster.topics(QUESTION_TIMEOUT, |name, partitions| {
+            // One that is being made or unmade has no partitions yet, or no more.
             let mut partitions = partitions.peekable();
-            // One that is being made or unmade has none yet, or no more.
-            if partitions.peek().is_none() {
+            if partitions.peek().is_none() || !self.catalogue.takes(name) {
                 return;
             }
-            let Some(index) = known.get(name).copied().or_else(|| self.meet(name, &mut look.topics)) else { return };
+            let mut led = Vec::new();
             for (partition, has_leader) in partitions {
                 if has_leader {
-                    look.led.push((index, partition));
+                    led.push(partition);
                 } else {
-                    look.leaderless += 1;
+                    leaderless += 1;
                 }
             }
+            seen.push(Seen { name: name.into(), id: "".into(), led });
         })?;
-        Ok(look)
+        Ok((seen, leaderless, broker))
     }
 
-    /// The index of a topic that was not known; it joins `new` if a route matches it.
-    fn meet(&self, name: &str, new: &mut Vec<Arc<Topic>>) -> Option<TopicIndex> {
-        // Over 65,536 topics: the rest is not read. Kafka itself is in trouble long before.
-        let index = TopicIndex(u16::try_from(self.topics.len() + new.len()).ok()?);
-        new.push(Arc::new(self.settings.routes.resolve(index, name)?));
-        Some(index)
+    /// The topics that were seen, with their ids.
+    fn identify(&mut self, mut seen: Vec<Seen>, broker: BrokerId) -> Option<Vec<Seen>> {
+        let names: Vec<Box<str>> = seen.iter().map(|topic| topic.name.clone()).collect();
+        match self.cluster.topic_ids(&names, broker, PROBE_TIMEOUT) {
+            Ok(mut ids) => {
+                // One that was deleted between the questions has none: it was not there.
+                seen.retain_mut(|topic| ids.remove(&topic.name).map(|id| topic.id = id).is_some());
+                Some(seen)
+            }
+            Err(error) => {
+                let partitions = seen.iter().map(|topic| topic.led.len()).sum();
+                self.complain("can't learn the topics' ids; trying on", partitions, Some(&error));
+                None
+            }
+        }
     }
 
-    /// Hands what is new to the reader. Whether that is done: else it is looked for again at the next turn.
-    fn take_in(&mut self, look: Look) -> bool {
+    /// Hands what is new to the reader. Whether all is known: else it is looked again at the next turn.
+    fn take_in(&mut self, seen: &[Seen], leaderless: usize) -> bool {
         let initial = !self.started;
-        if initial && look.leaderless > 0 {
+        if initial && leaderless > 0 {
             // A history with holes that nobody knows of would be worse than a pod that waits.
-            self.complain("partitions without a leader: the start waits for them", look.leaderless, None);
+            self.complain("partitions without a leader: the start waits for them", leaderless, None);
             return false;
         }
-        let fresh: Vec<_> = look.led.iter().copied().filter(|partition| !self.known.contains(partition)).collect();
-        let mut topics = self.topics.clone();
-        topics.extend(look.topics.iter().cloned());
-        let names = names_of(&fresh, &topics);
-        let extents = if initial { self.extents_of_start(&names) } else { self.extents_of_newcomers(&names) };
-        let extents = match extents {
-            Ok(extents) => extents,
+        let cluster_id = self.cluster_id.get_or_insert_with(|| self.cluster.id(PROBE_TIMEOUT));
+        let mut catalogue = self.catalogue.clone();
+        let known = catalogue.topics().len();
+        let changes = catalogue.look(cluster_id, seen);
+        let partitions = match self.starts(initial, &changes.fresh, catalogue.topics()) {
+            Ok(partitions) => partitions,
             Err(error) => {
-                self.complain("can't learn the partitions' offsets; trying on", fresh.len(), Some(&error));
+                self.complain("can't learn the partitions' offsets; trying on", changes.fresh.len(), Some(&error));
                 return false;
             }
         };
+        self.out_of_range.retain(|&(topic, _)| catalogue.is_current(topic));
+        let restarts = self.restarts(&changes.led, catalogue.topics());
+        let topics = catalogue.topics()[known..].to_vec();
+        let found = Found { retired: changes.retired, back: changes.back, topics, partitions, restarts, initial };
+        if initial || !found.is_empty() {
+            let answered: Vec<_> = found.restarts.iter().map(|(partition, _)| *partition).collect();
+            // Full is when the reader has not taken the last: then this is found again. It is gone when all is over.
+            if self.found.try_send(found).is_err() {
+                return false;
+            }
+            self.out_of_range.retain(|partition| !answered.contains(partition));
+            self.started = true;
+        }
+        self.catalogue = catalogue;
+        self.led = changes.led;
+        !changes.doubtful && self.out_of_range.is_empty()
+    }
+
+    /// Where these partitions are to be read from.
+    fn starts(
+        &self,
+        initial: bool,
+        fresh: &[(TopicIndex, i32)],
+        topics: &[Arc<Topic>],
+    ) -> Result<Vec<Start>, KafkaError> {
+        let names = names_of(fresh, topics);
+        let extents = if initial { self.extents_of_start(&names) } else { self.extents_of_newcomers(&names) }?;
         let start = |(&(topic, partition), extent): (&(TopicIndex, i32), Extent)| Start {
             topic,
             partition,
             offset: extent.start(),
             end: extent.end,
         };
-        let partitions: Vec<_> = fresh.iter().zip(extents).map(start).collect();
-        if initial || !partitions.is_empty() {
-            let found = Found { topics: look.topics, partitions, initial };
-            // Full is when the reader has not taken the last: then this is found again. It is gone when all is over.
-            if self.found.try_send(found).is_err() {
-                return false;
-            }
-            self.topics = topics;
-            self.known.extend(fresh);
-            self.started = true;
-        }
-        self.led = look.led;
-        true
+        Ok(fresh.iter().zip(extents).map(start).collect())
+    }
+
+    /// What is left of the partitions that are out of range, as far as their leaders tell.
+    fn restarts(&self, led: &[(TopicIndex, i32)], topics: &[Arc<Topic>]) -> Vec<((TopicIndex, i32), Range)> {
+        let asked: Vec<_> = led.iter().copied().filter(|partition| self.out_of_range.contains(partition)).collect();
+        let names = names_of(&asked, topics);
+        let offsets = |place| self.cluster.offsets(&names, place, PROBE_TIMEOUT);
+        // Those that got no answer are asked for again at the next turn.
+        let (Ok(beginnings), Ok(ends)) = (offsets(Place::Beginning), offsets(Place::End)) else { return Vec::new() };
+        let bounds = beginnings.into_iter().zip(ends);
+        let range = |(beginning, end): (Option<i64>, Option<i64>)| Some(Range { beginning: beginning?, end: end? });
+        asked.into_iter().zip(bounds).filter_map(|(partition, bounds)| Some((partition, range(bounds)?))).collect()
     }
 
     fn complain(&mut self, what: &'static str, partitions: usize, error: Option<&KafkaError>) {
@@ -253,7 +321,7 @@ impl Watch {
     /// The partitions of the start: what they hold of the history's time.
     fn extents_of_start(&self, names: &[Partition<'_>]) -> Result<Vec<Extent>, KafkaError> {
         let ends = self.cluster.offsets(names, Place::End, QUESTION_TIMEOUT)?;
-        let history_ms = u64::try_from(self.settings.history.as_millis()).unwrap_or(u64::MAX);
+        let history_ms = u64::try_from(self.history.as_millis()).unwrap_or(u64::MAX);
         let since = i64::try_from(Now::read().unix.0.saturating_sub(history_ms)).unwrap_or(i64::MAX);
         let times = self.cluster.offsets(names, Place::Since(since), QUESTION_TIMEOUT).unwrap_or_else(|error| {
             warn!(%error, "no offsets for a time; the history starts with each partition's last hundred records");
@@ -278,17 +346,21 @@ impl Watch {
         Ok(beginnings.into_iter().map(extent).collect())
     }
 
-    /// Hands the partitions' ends to the reader. Where a leader doesn't answer, the last ones stand.
-    fn ask_for_ends(&self) {
+    /// Hands partitions' ends to the reader, those of many partitions by turns. Where a leader doesn't answer, the last
+    /// ones stand.
+    fn ask_for_ends(&mut self) {
         if self.ends.is_full() {
             return;
         }
-        let names = names_of(&self.led, &self.topics);
+        let first = if self.asked_until < self.led.len() { self.asked_until } else { 0 };
+        self.asked_until = self.led.len().min(first + ENDS_ASKED_MAX);
+        let led = &self.led[first..self.asked_until];
+        let names = names_of(led, self.catalogue.topics());
         let Ok(offsets) = self.cluster.offsets(&names, Place::End, PROBE_TIMEOUT) else { return };
         let end = |(&(topic, partition), offset): (&(TopicIndex, i32), Option<i64>)| {
             Some(NextOffset { topic, partition, offset: offset? })
         };
-        let ends = self.led.iter().zip(offsets).filter_map(end).collect();
+        let ends = led.iter().zip(offsets).filter_map(end).collect();
         // It was not full, and nobody else sends; where it is closed, all is over.
         drop(self.ends.try_send(ends));
     }

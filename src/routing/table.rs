@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use xxhash_rust::xxh3::xxh3_64;
+
 pub use super::pattern::{Piece, TopicPattern};
 use super::routes_file;
 use crate::ids::TopicIndex;
@@ -101,10 +103,32 @@ pub struct Topic {
     pub index: TopicIndex,
     /// Its name in Kafka.
     pub name: Box<str>,
+    /// Which topic of all that ever had this name.
+    pub fingerprint: Fingerprint,
     /// What it matched.
     pub route: Arc<Route>,
     /// For each of the pattern's parts, its name and what it stands for here.
     pub parts: Vec<(Box<str>, Box<str>)>,
+}
+
+/// Tells a topic from others, and from one that was made anew under its name or lives in another cluster. Hashes: for
+/// telling apart what is there, not for security.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Fingerprint {
+    /// Of the name.
+    pub name: u32,
+    /// Of the topic's id, which Kafka gives anew to each topic that is made (KIP-516), and of the cluster's id.
+    pub incarnation: u32,
+}
+
+impl Fingerprint {
+    /// The fingerprint of a topic by its name, the cluster's id, and the topic's id, as Kafka writes them; empty where
+    /// the broker has none.
+    #[must_use]
+    pub fn new(name: &str, cluster_id: &str, topic_id: &str) -> Self {
+        let hash = |text: &str| (xxh3_64(text.as_bytes()) >> 32) as u32;
+        Self { name: hash(name), incarnation: hash(&format!("{cluster_id}/{topic_id}")) }
+    }
 }
 
 impl Topic {
@@ -151,13 +175,15 @@ impl Table {
         Ok(Self { routes: routes.into_iter().map(Arc::new).collect() })
     }
 
-    /// The route of a topic and what its pattern's parts stand for, or `None` for a topic that is not read.
+    /// The route of a topic and what its pattern's parts stand for, or `None` for a topic that is not read. Who knows
+    /// the topic's id sets a better fingerprint.
     #[must_use]
     pub fn resolve(&self, index: TopicIndex, name: &str) -> Option<Topic> {
         self.routes.iter().find_map(|route| {
             let values = route.topic.captures(name)?;
             let parts = route.topic.parts().zip(values).map(|(part, value)| (part.into(), value.into())).collect();
-            Some(Topic { index, name: name.into(), route: Arc::clone(route), parts })
+            let fingerprint = Fingerprint::new(name, "", "");
+            Some(Topic { index, name: name.into(), fingerprint, route: Arc::clone(route), parts })
         })
     }
 }

@@ -35,6 +35,8 @@ pub(super) struct Connection<S> {
     pub(super) watch: Option<Watch>,
     /// How far it has seen the board.
     pub(super) seen: BoardVersion,
+    /// The board as it was when it came. Until it has seen that much, the board goes before its events.
+    pub(super) greeted_with: BoardVersion,
     /// The rest of what is half written: it goes before all else.
     pub(super) tail: Option<Tail>,
     /// What else it is to be told, besides events and markets.

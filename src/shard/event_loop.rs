@@ -4,13 +4,14 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::RecvTimeoutError;
 use futures_lite::future;
 use glommio::net::{TcpListener, TcpStream};
 use glommio::timer::Timer;
@@ -30,7 +31,7 @@ use crate::clock::Now;
 use crate::config::{DrainConfig, ShardConfig};
 use crate::exchange::{HttpDoor, PublishedStanding, ShardDoor, ShardInbox, ShardStatus, Standing};
 use crate::ids::{NodeId, ShardIndex};
-use crate::limits::{HANDSHAKES_MAX, TURN_EVERY};
+use crate::limits::{ACCEPT_LOG_EVERY, HANDSHAKES_MAX, TURN_EVERY, TURNED_AWAY_MAX};
 use crate::protocol::auth::Verifier;
 use crate::protocol::head::Rules;
 use crate::shutdown::phases::Phase;
@@ -38,15 +39,22 @@ use crate::shutdown::phases::Phase;
 /// Registered memory of an executor: what glommio takes by default, 10 MiB, is for files; sockets need none of it.
 const IO_MEMORY_BYTES: usize = 64 * 1024;
 
-/// After so long a task is asked to let others run. With glommio's defaults a busy shard answered a wake after 98 ms
-/// (p50), with this and [`TURN_LATENCY`] after 0.5 ms.
-const PREEMPT_EVERY: Duration = Duration::from_millis(1);
+/// glommio's preemption timer. Its executor parks with work at hand where this timer fires between being armed and the
+/// first look at the queues: rare on a quiet machine, but on a busy one, where the thread waits for its core just there,
+/// each time costs the shard a sleep until something else wakes it (with 1 ms: stalls of up to a second, some a minute).
+/// So it is longer than any wait for a core, and tasks let others run by themselves, after [`BREATH`]. A latency for a
+/// queue would shorten the timer again: the turns have none.
+const PREEMPT_EVERY: Duration = Duration::from_secs(1);
 
-/// How soon the turns' queue wants to run.
-const TURN_LATENCY: Duration = Duration::from_micros(500);
+/// For how long the turns send before they let other tasks run, which read and accept.
+const BREATH: Duration = Duration::from_millis(1);
 
-/// Sends between two looks at whether others want to run.
+/// Sends between two looks at the clock.
 const SENDS_A_BREATH: usize = 64;
+
+/// How long the executor may sleep on tasks that could run, should it do so in spite of [`PREEMPT_EVERY`]. A nudge costs
+/// it some ten microseconds.
+const NUDGE_EVERY: Duration = Duration::from_millis(50);
 
 /// How often a draining shard looks at how many clients may still be there.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
@@ -101,15 +109,20 @@ impl Shard {
         format!("{}-{:x}-{}-{count}", self.node, self.started_ms, self.index.0)
     }
 
-    /// Begins a handshake, unless there are too many.
+    /// Begins a handshake, or says that there are too many.
     fn welcome(self: &Rc<Self>, stream: TcpStream) {
-        if self.handshakes.get() >= HANDSHAKES_MAX {
+        let under_way = self.handshakes.get();
+        if under_way >= HANDSHAKES_MAX + TURNED_AWAY_MAX {
             return;
         }
-        self.handshakes.set(self.handshakes.get() + 1);
+        self.handshakes.set(under_way + 1);
         let handshake = Handshake(Rc::clone(self));
         self.spawn(async move {
-            socket::handshake(Rc::clone(&handshake.0), stream).await;
+            if under_way < HANDSHAKES_MAX {
+                socket::handshake(Rc::clone(&handshake.0), stream).await;
+            } else {
+                socket::turn_away(&handshake.0, stream).await;
+            }
         });
     }
 }
@@ -195,9 +208,9 @@ async fn run(parts: Parts) {
         standing: parts.standing,
         pod: parts.pod,
     });
-    let latency = Latency::Matters(TURN_LATENCY);
-    let queue = glommio::executor().create_task_queue(Shares::default(), latency, "turns");
+    let queue = glommio::executor().create_task_queue(Shares::default(), Latency::NotImportant, "turns");
     accept_from(&shard, parts.listener);
+    keep_awake(&shard);
     let turns = Turns {
         sweeper: Sweeper::new(&shard.config, now.instant),
         handover: Handover::new(&shard.config, now.instant),
@@ -218,11 +231,54 @@ async fn run_turns(turns: Turns, queue: TaskQueueHandle) {
     }
 }
 
+/// Nudges the executor from a thread of its own, for as long as the shard runs.
+///
+/// glommio (0.9) may fall asleep on tasks that could run: where its preemption timer, or a wake that was already seen to,
+/// comes between its look at the rings and its first task, it takes that for 'nothing to run' (`run_task_queues`), and
+/// then sleeps without a timer. Whatever would wake it is to be armed by those very tasks. [`PREEMPT_EVERY`] keeps the
+/// timer out of it; this is for what else may come there.
+fn keep_awake(shard: &Rc<Shard>) {
+    shard.spawn(async {
+        let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+        let _nudger = Nudger::start(waker);
+        future::pending::<()>().await;
+    });
+}
+
+/// A thread that wakes a task at each [`NUDGE_EVERY`], until this is dropped.
+struct Nudger {
+    running: Option<crossbeam_channel::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Nudger {
+    fn start(waker: Waker) -> Self {
+        let (running, ended) = crossbeam_channel::bounded(0);
+        let nudge = move || {
+            while ended.recv_timeout(NUDGE_EVERY) == Err(RecvTimeoutError::Timeout) {
+                waker.wake_by_ref();
+            }
+        };
+        let thread = std::thread::Builder::new().name("nudger".into()).spawn(nudge);
+        let thread = thread.unwrap_or_else(|error| panic!("a shard can't do without its nudger: {error}"));
+        Self { running: Some(running), thread: Some(thread) }
+    }
+}
+
+impl Drop for Nudger {
+    fn drop(&mut self) {
+        self.running = None;
+        // It ends at once. A panic of its would have aborted the process.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
 fn accept_from(shard: &Rc<Shard>, listener: std::net::TcpListener) {
     // SAFETY: the descriptor is a listening socket whose ownership passes on here.
     let listener = unsafe { TcpListener::from_raw_fd(listener.into_raw_fd()) };
     let accepting = Rc::clone(shard);
     shard.spawn(async move {
+        let mut told = None;
         loop {
             match listener.accept().await {
                 Ok(stream) => {
@@ -233,12 +289,46 @@ fn accept_from(shard: &Rc<Shard>, listener: std::net::TcpListener) {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "can't accept connections; trying again");
+                    let now = Instant::now();
+                    if told.is_none_or(|told| now.saturating_duration_since(told) >= ACCEPT_LOG_EVERY) {
+                        tracing::warn!(%error, "can't accept connections; trying again until it works");
+                        told = Some(now);
+                    }
                     Timer::new(ACCEPT_PAUSE).await;
                 }
             }
+            // While connections wait, an accept is ready at once: a storm of them must not be all that the shard does.
+            glommio::yield_if_needed().await;
         }
     });
+}
+
+/// Lets the other tasks of the shard run, and the kernel's completions be seen.
+pub(super) async fn let_others_run() {
+    glommio::executor().yield_task_queue_now().await;
+}
+
+/// The same for a task that is polled by hand: it returns `Pending` after this, and is polled again.
+pub(super) fn let_others_run_first(cx: &mut Context<'_>) {
+    let yielding = pin!(let_others_run());
+    // It marks the queue, wakes the task, and is done with.
+    let _ = yielding.poll(cx);
+}
+
+/// Since when a task has run without letting others.
+struct Breath(Instant);
+
+impl Breath {
+    fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    async fn take(&mut self) {
+        if self.0.elapsed() >= BREATH {
+            let_others_run().await;
+            *self = Self::begin();
+        }
+    }
 }
 
 /// A shard's main task: a turn takes in what came, sends what is due, and rests.
@@ -289,14 +379,15 @@ impl Turns {
 
     /// Sends what is due: events first, then markets, then heartbeats.
     async fn send(&mut self) {
+        let mut breath = Breath::begin();
         while self.shard.state.borrow_mut().dispatch(SENDS_A_BREATH, Now::read()) == Pass::More {
-            glommio::yield_if_needed().await;
+            breath.take().await;
         }
         while self.shard.state.borrow_mut().flush_markets(SENDS_A_BREATH, Now::read()) == Pass::More {
-            glommio::yield_if_needed().await;
+            breath.take().await;
         }
         while self.sweeper.sweep(&mut self.shard.state.borrow_mut(), SENDS_A_BREATH, Now::read()) == Pass::More {
-            glommio::yield_if_needed().await;
+            breath.take().await;
         }
     }
 
@@ -325,7 +416,7 @@ impl Turns {
         let until = self.next_turn(standing, now.instant);
         let wait = until.saturating_duration_since(now.instant);
         if wait.is_zero() {
-            return glommio::yield_if_needed().await;
+            return let_others_run().await;
         }
         let mut looked = false;
         let rung = poll_fn(|cx| {

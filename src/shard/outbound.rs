@@ -9,7 +9,7 @@ use crate::clock::Now;
 use crate::limits::{LINGER, TURN_BYTES_MAX, WRITE_SLICES_MAX};
 use crate::protocol::close::CloseReason;
 use crate::protocol::messages;
-use crate::stream::board::{Board, BoardVersion};
+use crate::stream::board::Board;
 use crate::stream::history::{Due, History, Standing};
 
 /// What a shard has for its connections.
@@ -32,8 +32,8 @@ pub(super) enum Flushed {
     Blocked,
 }
 
-/// What is due in one write, by parts. In this order, or with the board before the events for a client that has seen
-/// nothing of it yet (PROTOCOL 2: first the board, then events).
+/// What is due in one write, by parts. In this order, or with the board before the events for a client that has not
+/// seen all of it yet (PROTOCOL 2: first the board, then events).
 #[derive(Debug, Default)]
 struct Plan {
     tail: usize,
@@ -118,7 +118,7 @@ pub(super) fn write_once<S: Socket>(
 
 /// Finds what is due. `None` where the rest of a half-written event has left the history: the socket must be cut.
 fn plan<S: Socket>(connection: &mut Connection<S>, source: &mut Source<'_>, now: Now) -> Option<Plan> {
-    let mut plan = Plan { board_first: connection.seen == BoardVersion::default(), ..Plan::default() };
+    let mut plan = Plan { board_first: connection.seen < connection.greeted_with, ..Plan::default() };
     source.control.clear();
     let mut position = connection.watch.map(|watch| watch.position);
     match (&connection.tail, position) {

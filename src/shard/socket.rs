@@ -16,7 +16,7 @@ use glommio::timer::Timer;
 
 use super::admission::{Admission, Here, judge};
 use super::connection::Socket;
-use super::event_loop::Shard;
+use super::event_loop::{Shard, let_others_run, let_others_run_first};
 use super::pod_limits::Place;
 use super::state::{ConnectionKey, Entrance};
 use crate::clock::Now;
@@ -129,6 +129,11 @@ pub(super) async fn handshake(shard: Rc<Shard>, mut stream: TcpStream) {
             }
         }
     }
+}
+
+/// Refuses an accepted socket without reading its request: it is one too many.
+pub(super) async fn turn_away(shard: &Shard, stream: TcpStream) {
+    farewell(shard, stream, &Refusal::Unavailable.response()).await;
 }
 
 async fn read_head(shard: &Shard, stream: &mut TcpStream, read: &mut Vec<u8>) -> Head {
@@ -260,7 +265,7 @@ impl Client {
                 _ => return Poll::Ready(CloseReason::ClientGone),
             }
         }
-        cx.waker().wake_by_ref();
+        let_others_run_first(cx);
         Poll::Pending
     }
 
@@ -329,10 +334,13 @@ async fn linger(shard: &Shard, stream: &mut TcpStream) {
     unsafe { libc::shutdown(stream.as_raw_fd(), libc::SHUT_WR) };
     let closed = async {
         loop {
-            let got = poll_fn(|cx| Pin::new(&mut *stream).poll_read(cx, &mut shard.scratch.borrow_mut())).await;
-            if !matches!(got, Ok(1..)) {
-                return true;
+            for _ in 0..READS_A_POLL {
+                let got = poll_fn(|cx| Pin::new(&mut *stream).poll_read(cx, &mut shard.scratch.borrow_mut())).await;
+                if !matches!(got, Ok(1..)) {
+                    return true;
+                }
             }
+            let_others_run().await;
         }
     };
     future::or(closed, expire(LINGER)).await;

@@ -112,6 +112,7 @@ impl<S: Socket> State<S> {
             socket,
             watch: None,
             seen: BoardVersion::default(),
+            greeted_with: self.board.image_version(),
             tail: Some(Tail::bytes(greeting, texts)),
             owed: Owed::default(),
             blocked_since: None,

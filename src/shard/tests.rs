@@ -1,5 +1,7 @@
 //! A shard's rules on scripted sockets and a clock that the tests turn.
 
+mod newcomers;
+
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::rc::Rc;

@@ -72,10 +72,19 @@ pub struct NextOffset {
 /// Records for one shard, in the order consumed.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Topics that the shard has not heard of before: they come ahead of their first record.
+    /// Topics that the shard has not heard of before: they come ahead of their first record. One that was made anew
+    /// under its name is among them, with an index and a fingerprint of its own; of the one before it nothing comes
+    /// any more.
     pub topics: Vec<Arc<Topic>>,
-    /// Where the ingest stood at the batch's first record: the offsets that changed since the shard's last batch.
+    /// Where the ingest stood at the batch's first record, or at its end where it has none: the offsets that changed
+    /// since the shard's last batch. The first one that a shard hears of a partition is where reading began, and comes
+    /// before any of the partition's records. A shard that gets no records still hears of what changed, in a batch
+    /// without records, within [`crate::limits::STARTS_TOLD_EVERY`].
     pub starts: Vec<NextOffset>,
+    /// What lies between the offsets that were last told of these partitions and these was deleted before it was
+    /// read: nobody can be sent it. It comes before any record from behind it. The `starts` beside it begin there. An
+    /// offset below the one that was last told is where a log goes on that lost its end to an unclean election.
+    pub deleted: Vec<NextOffset>,
     /// Ids and payloads.
     pub arena: Vec<u8>,
     /// Assessments' events.
@@ -88,7 +97,11 @@ impl Batch {
     /// Whether there is nothing in it that a shard must hear of.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.topics.is_empty() && self.records.is_empty() && self.ticks.is_empty()
+        self.topics.is_empty()
+            && self.starts.is_empty()
+            && self.deleted.is_empty()
+            && self.records.is_empty()
+            && self.ticks.is_empty()
     }
 
     /// Copies bytes into the arena.

@@ -129,7 +129,9 @@ impl Board {
         self.version += 1;
         if let Some(&index) = self.by_name.get(name) {
             let market = &mut self.markets[index];
-            if market.is_older_than(origin, timestamp_ms) {
+            // One beyond the window is as good as forgotten: else a tick from the future would keep its market for good.
+            let forgotten = now.saturating_duration_since(market.arrived) > self.window;
+            if forgotten || market.is_older_than(origin, timestamp_ms) {
                 market.take(origin, timestamp_ms, payload, now, self.version);
                 self.changed = true;
             }
@@ -226,7 +228,8 @@ impl Board {
 }
 
 impl Market {
-    /// On one partition the offset decides; between partitions the record's timestamp does.
+    /// On one partition the offset decides; between partitions the record's timestamp does, and between a topic and one
+    /// that was made anew under its name, which has another index.
     fn is_older_than(&self, origin: Origin, timestamp_ms: i64) -> bool {
         let same_partition = (self.origin.topic, self.origin.partition) == (origin.topic, origin.partition);
         if same_partition { self.origin.offset < origin.offset } else { self.timestamp_ms <= timestamp_ms }

@@ -22,7 +22,7 @@ use slotmap::{SlotMap, new_key_type};
 use self::segment::{EntryRef, Frame, Segment};
 use crate::ids::{AssessmentHash, AssessmentId, TopicIndex};
 use crate::routing::table::Topic;
-use crate::stream::batch::Batch;
+use crate::stream::batch::{Batch, NextOffset};
 
 new_key_type! {
     /// An assessment's chain of entries. A key that outlives its chain matches no other.
@@ -40,6 +40,8 @@ pub struct History {
     /// What `segments` and `chains` cost.
     bytes: usize,
     chains: SlotMap<ChainKey, Chain>,
+    /// Where ingest stood, told without records since the last segment or batch: for the next one's start.
+    starts_ahead: Vec<NextOffset>,
     /// From an assessment's hash and id to its chain.
     index: HashTable<ChainKey>,
     /// Watched chains with entries that were not dispatched yet.
@@ -135,6 +137,7 @@ impl History {
             first_segment: 0,
             bytes: 0,
             chains: SlotMap::with_key(),
+            starts_ahead: Vec::new(),
             index: HashTable::new(),
             fresh: Vec::new(),
             scratch: Vec::new(),
@@ -156,10 +159,12 @@ impl History {
     }
 
     /// Takes the records of a batch that arrived at `now`, and drops what is over the limits.
-    pub fn append(&mut self, batch: Batch, now: Instant) {
+    pub fn append(&mut self, mut batch: Batch, now: Instant) {
+        self.note_starts(&batch.starts);
         if batch.records.is_empty() {
             return;
         }
+        batch.starts = std::mem::take(&mut self.starts_ahead);
         let added = match self.segments.back_mut() {
             Some(last) if last.absorbs(&batch, now, self.limits.window) => last.absorb(&batch, now),
             _ => {
@@ -176,6 +181,17 @@ impl History {
         }
         self.recount_last();
         self.evict(now);
+    }
+
+    /// Keeps the latest offset of each partition until there is a record that it stands ahead of.
+    fn note_starts(&mut self, starts: &[NextOffset]) {
+        for start in starts {
+            let same = |known: &&mut NextOffset| (known.topic, known.partition) == (start.topic, start.partition);
+            match self.starts_ahead.iter_mut().find(same) {
+                Some(known) => *known = *start,
+                None => self.starts_ahead.push(*start),
+            }
+        }
     }
 
     /// Drops what is over the limits at `now`.

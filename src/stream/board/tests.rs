@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::routing::table::Table;
 use crate::stream::testing::{BTC, ETH, number, texts, tick, topics};
 
 const WINDOW: Duration = Duration::from_secs(300);
@@ -65,6 +66,43 @@ fn on_one_partition_the_offset_decides_and_between_partitions_the_timestamp() {
     board.apply(&tick(BTC, 1, 2, 1001, 1001), now);
     board.publish(now);
     assert_eq!(read(&board, &mut seen), [1001]);
+}
+
+#[test]
+fn a_market_whose_topic_was_made_anew_goes_on_from_its_first_offset() {
+    const ANEW: TopicIndex = TopicIndex(3);
+    let now = Instant::now();
+    let mut board = board(now);
+    let mut seen = BoardVersion::default();
+    board.apply(&tick(BTC, 0, 5_000, 1_000, 1), now);
+    let table = Table::parse(Table::BUILT_IN).unwrap();
+    let topic = Arc::new(table.resolve(ANEW, "market-data.btc-ticks").unwrap());
+    board.apply(&Batch { topics: vec![topic], ..Batch::default() }, now);
+    board.publish(now);
+    assert_eq!(read(&board, &mut seen), [1], "until there is a newer one");
+
+    board.apply(&tick(ANEW, 0, 0, 999, 2), now);
+    assert!(!board.has_news(), "one that is older by its time, as when the old topic's ticks are written anew");
+    for (offset, timestamp_ms, price) in [(1, 1_000, 3), (2, 998, 4), (3, 1_001, 5)] {
+        board.apply(&tick(ANEW, 0, offset, timestamp_ms, price), now);
+        board.publish(now);
+        assert_eq!(read(&board, &mut seen), [price], "from the first one that is not older, offsets decide again");
+    }
+}
+
+#[test]
+fn a_tick_from_the_future_keeps_its_market_for_the_window_alone() {
+    let now = Instant::now();
+    let mut board = board(now);
+    board.apply(&tick(BTC, 0, 5, i64::MAX, 1), now);
+    board.apply(&tick(BTC, 1, 0, 1_000, 2), now + WINDOW);
+    board.publish(now + WINDOW);
+    assert_eq!(read(&board, &mut BoardVersion::default()), [1]);
+    let later = now + WINDOW + Duration::from_millis(1);
+    board.apply(&tick(BTC, 1, 1, 1_001, 3), later);
+    assert!(board.has_news());
+    board.publish(later);
+    assert_eq!(read(&board, &mut BoardVersion::default()), [3]);
 }
 
 #[test]

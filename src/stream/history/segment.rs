@@ -159,6 +159,11 @@ impl Segment {
     }
 
     #[cfg(test)]
+    pub(super) fn starts(&self) -> &[(u32, NextOffset)] {
+        &self.starts
+    }
+
+    #[cfg(test)]
     pub(super) fn opened_at(&self) -> Instant {
         self.opened
     }

@@ -222,3 +222,18 @@ proptest! {
         prop_assert_eq!((history.bytes(), history.chains.len(), history.index.len()), (0, 0, 0));
     }
 }
+
+#[test]
+fn offsets_told_without_records_stand_at_the_start_of_what_comes_next() {
+    let mut history = history(1 << 20);
+    let now = Instant::now();
+    let next = |partition, offset| NextOffset { topic: TopicIndex(0), partition, offset };
+    let starts = |starts: &[NextOffset]| Batch { starts: starts.to_vec(), ..Batch::default() };
+    history.append(starts(&[next(0, 10), next(1, 20)]), now);
+    history.append(starts(&[next(0, 11)]), now);
+    history.append(Batch { starts: vec![next(2, 5)], ..events(&[("a", 1)]) }, now);
+    history.append(events(&[("a", 2)]), now);
+    history.append(Batch { starts: vec![next(0, 12)], ..events(&[("a", 3)]) }, now);
+    let kept = history.segments[0].starts().to_vec();
+    assert_eq!(kept, [(0, next(0, 11)), (0, next(1, 20)), (0, next(2, 5)), (2, next(0, 12))]);
+}

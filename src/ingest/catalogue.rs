@@ -1,0 +1,245 @@
+//! Which topics of the cluster are read: their indexes, and what changed from one look to the next. A topic is told
+//! from one that was made anew under its name by its fingerprint; one that comes anew gets an index of its own, so that
+//! nobody takes its offsets for the old one's. It asks nobody: what a look saw is [`super::watcher`]'s to find.
+//!
+//! One thing a look can't mend: librdkafka goes on at the old offset where the new log is longer than the old one was
+//! by the time that it asks. What it hands out so before the next look comes twice. Where the pod runs, the log would
+//! have to outgrow the old one in a tenth of a second; one that was paused all the while may see it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::ids::TopicIndex;
+use crate::routing::table::{Fingerprint, Table, Topic};
+
+/// A topic of the cluster, as a look saw it.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) name: Box<str>,
+    /// As Kafka writes it (KIP-516); empty where the broker has none.
+    pub(super) id: Box<str>,
+    /// Its partitions that have a leader.
+    pub(super) led: Vec<i32>,
+}
+
+/// The topics that are read, and those that were.
+#[derive(Debug, Clone)]
+pub(super) struct Catalogue {
+    routes: Table,
+    /// By [`TopicIndex`], those of the past included.
+    topics: Vec<Arc<Topic>>,
+    entries: HashMap<Box<str>, Entry>,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    topic: Arc<Topic>,
+    /// As far as it is known. While brokers are upgraded, some may tell it and some not.
+    id: Box<str>,
+    presence: Presence,
+    /// Partitions that the reader was told of.
+    told: HashSet<i32>,
+}
+
+/// ```text
+///          not seen           not seen again
+///   There ----------> Missing ---------------> Gone
+///     ^      seen        |                       |
+///     |<-----------------'    seen: read on      |
+///     '------------------------------------------'
+/// ```
+/// One look proves nothing: a broker that has just started may know of no topic yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    There,
+    Missing,
+    Gone,
+}
+
+/// What changed with a look.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Changes {
+    /// Topics that are deleted, or that others have the names of by now: no more is read of them.
+    pub(super) retired: Vec<TopicIndex>,
+    /// Topics that were thought to be deleted, and are there: read on.
+    pub(super) back: Vec<TopicIndex>,
+    /// How many of the topics, the last ones, are new.
+    pub(super) met: usize,
+    /// Partitions that the reader does not know of.
+    pub(super) fresh: Vec<(TopicIndex, i32)>,
+    /// All partitions that have a leader.
+    pub(super) led: Vec<(TopicIndex, i32)>,
+    /// Whether a topic was not seen for the first time: it is to be looked for again soon.
+    pub(super) doubtful: bool,
+}
+
+impl Catalogue {
+    /// With no topic yet.
+    pub(super) fn new(routes: Table) -> Self {
+        Self { routes, topics: Vec::new(), entries: HashMap::new() }
+    }
+
+    /// Whether a topic of this name is read.
+    pub(super) fn takes(&self, name: &str) -> bool {
+        self.entries.contains_key(name) || self.routes.resolve(TopicIndex(0), name).is_some()
+    }
+
+    /// By [`TopicIndex`], those of the past included.
+    pub(super) fn topics(&self) -> &[Arc<Topic>] {
+        &self.topics
+    }
+
+    /// Whether it is this topic that has its name by now.
+    pub(super) fn is_current(&self, index: TopicIndex) -> bool {
+        let topic = self.topics.get(usize::from(index.0));
+        let entry = topic.and_then(|topic| self.entries.get(&topic.name));
+        entry.is_some_and(|entry| entry.topic.index == index && entry.presence != Presence::Gone)
+    }
+
+    /// Takes a look in: all topics that it saw of those that are read, in the cluster of this id.
+    pub(super) fn look(&mut self, cluster_id: &str, seen: &[Seen]) -> Changes {
+        let mut changes = Changes::default();
+        for topic in seen {
+            if let Some(index) = self.meet(topic, cluster_id, &mut changes) {
+                changes.led.extend(topic.led.iter().map(|&partition| (index, partition)));
+                let told = self.entries.get_mut(&topic.name).map(|entry| &mut entry.told);
+                let fresh =
+                    told.into_iter().flat_map(|told| topic.led.iter().filter(|partition| told.insert(**partition)));
+                changes.fresh.extend(fresh.map(|&partition| (index, partition)));
+            }
+        }
+        self.miss(seen, &mut changes);
+        changes
+    }
+
+    /// The index of a topic that was seen: its own, or a new one. `None` where no route takes it.
+    fn meet(&mut self, seen: &Seen, cluster_id: &str, changes: &mut Changes) -> Option<TopicIndex> {
+        let Seen { name, id, .. } = seen;
+        if let Some(entry) = self.entries.get_mut(name) {
+            let index = entry.topic.index;
+            let presence = std::mem::replace(&mut entry.presence, Presence::There);
+            if entry.id.is_empty() || id.is_empty() || entry.id == *id {
+                if entry.id.is_empty() {
+                    entry.id.clone_from(id);
+                }
+                changes.back.extend((presence == Presence::Gone).then_some(index));
+                return Some(index);
+            }
+            changes.retired.extend((presence != Presence::Gone).then_some(index));
+            self.entries.remove(name);
+        }
+        // Over 65,536 topics: the rest is not read. Kafka itself is in trouble long before.
+        let index = TopicIndex(u16::try_from(self.topics.len()).ok()?);
+        let fingerprint = Fingerprint::new(name, cluster_id, id);
+        let topic = Arc::new(Topic { fingerprint, ..self.routes.resolve(index, name)? });
+        self.topics.push(Arc::clone(&topic));
+        let entry = Entry { topic, id: id.clone(), presence: Presence::There, told: HashSet::new() };
+        self.entries.insert(name.clone(), entry);
+        changes.met += 1;
+        Some(index)
+    }
+
+    fn miss(&mut self, seen: &[Seen], changes: &mut Changes) {
+        let seen: HashSet<&str> = seen.iter().map(|topic| &*topic.name).collect();
+        for (_, entry) in self.entries.iter_mut().filter(|(name, _)| !seen.contains(&***name)) {
+            match entry.presence {
+                Presence::There => {
+                    entry.presence = Presence::Missing;
+                    changes.doubtful = true;
+                }
+                Presence::Missing => {
+                    entry.presence = Presence::Gone;
+                    changes.retired.push(entry.topic.index);
+                }
+                Presence::Gone => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CREATED: &str = "assessment.created";
+    const STARTED: &str = "assessment.started";
+
+    fn seen(name: &str, id: &str, partitions: i32) -> Seen {
+        Seen { name: name.into(), id: id.into(), led: (0..partitions).collect() }
+    }
+
+    fn catalogue() -> Catalogue {
+        Catalogue::new(Table::built_in())
+    }
+
+    fn partitions(index: u16, partitions: std::ops::Range<i32>) -> Vec<(TopicIndex, i32)> {
+        partitions.map(|partition| (TopicIndex(index), partition)).collect()
+    }
+
+    #[test]
+    fn topics_and_partitions_are_new_once() {
+        let mut catalogue = catalogue();
+        assert!(catalogue.takes(CREATED) && !catalogue.takes("nobodys.business"));
+        let changes = catalogue.look("c", &[seen(CREATED, "1", 2), seen("nobodys.business", "2", 1)]);
+        assert_eq!((changes.met, &changes.fresh), (1, &partitions(0, 0..2)));
+        assert_eq!(catalogue.topics()[0].fingerprint, Fingerprint::new(CREATED, "c", "1"));
+
+        let changes = catalogue.look("c", &[seen(STARTED, "3", 1), seen(CREATED, "1", 3)]);
+        let led = [partitions(1, 0..1), partitions(0, 0..3)].concat();
+        let fresh = [partitions(1, 0..1), partitions(0, 2..3)].concat();
+        assert_eq!(changes, Changes { met: 1, fresh, led: led.clone(), ..Changes::default() });
+
+        let changes = catalogue.look("c", &[seen(STARTED, "3", 1), seen(CREATED, "1", 3)]);
+        assert_eq!(changes, Changes { led, ..Changes::default() });
+    }
+
+    #[test]
+    fn a_topic_made_anew_has_an_index_of_its_own_and_all_its_partitions_are_new() {
+        let mut catalogue = catalogue();
+        catalogue.look("c", &[seen(CREATED, "1", 3)]);
+        let changes = catalogue.look("c", &[seen(CREATED, "2", 1)]);
+        let fresh = partitions(1, 0..1);
+        let expected =
+            Changes { retired: vec![TopicIndex(0)], met: 1, led: fresh.clone(), fresh, ..Changes::default() };
+        assert_eq!(changes, expected);
+        assert!(!catalogue.is_current(TopicIndex(0)) && catalogue.is_current(TopicIndex(1)));
+        let names: Vec<_> = catalogue.topics().iter().map(|topic| &*topic.name).collect();
+        assert_eq!(names, [CREATED, CREATED]);
+        assert_ne!(catalogue.topics()[0].fingerprint, catalogue.topics()[1].fingerprint);
+    }
+
+    #[test]
+    fn a_topic_is_gone_when_two_looks_miss_it_and_back_if_it_is_the_same() {
+        let mut catalogue = catalogue();
+        catalogue.look("c", &[seen(CREATED, "1", 1)]);
+        assert_eq!(catalogue.look("c", &[]), Changes { doubtful: true, ..Changes::default() });
+        let there = catalogue.look("c", &[seen(CREATED, "1", 1)]);
+        assert_eq!(there, Changes { led: partitions(0, 0..1), ..Changes::default() }, "a broker that had just started");
+
+        assert!(catalogue.look("c", &[]).doubtful);
+        assert_eq!(catalogue.look("c", &[]), Changes { retired: vec![TopicIndex(0)], ..Changes::default() });
+        assert!(!catalogue.is_current(TopicIndex(0)));
+        assert_eq!(catalogue.look("c", &[]), Changes::default(), "told once");
+        let back = catalogue.look("c", &[seen(CREATED, "1", 2)]);
+        assert_eq!((back.back, back.fresh, back.met), (vec![TopicIndex(0)], partitions(0, 1..2), 0));
+
+        catalogue.look("c", &[]);
+        catalogue.look("c", &[]);
+        let anew = catalogue.look("c", &[seen(CREATED, "2", 1)]);
+        assert_eq!((anew.retired, anew.back, anew.met), (vec![], vec![], 1), "the old one was told of");
+        assert!(catalogue.is_current(TopicIndex(1)));
+    }
+
+    #[test]
+    fn without_ids_a_name_is_all_that_is_known_of_a_topic() {
+        let mut catalogue = catalogue();
+        catalogue.look("", &[seen(CREATED, "", 1)]);
+        assert_eq!(catalogue.topics()[0].fingerprint, Fingerprint::new(CREATED, "", ""));
+        assert_eq!(catalogue.look("", &[seen(CREATED, "", 1)]).met, 0);
+        // Brokers are upgraded, one after another: to learn of an id makes no topic another.
+        for id in ["1", "", "1"] {
+            assert_eq!(catalogue.look("", &[seen(CREATED, id, 1)]).met, 0);
+        }
+        assert_eq!(catalogue.look("", &[seen(CREATED, "2", 1)]).met, 1);
+    }
+}

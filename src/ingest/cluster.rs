@@ -1,0 +1,238 @@
+//! The cluster that is asked for topics, offsets and signs of life, by a librdkafka client of its own. It judges no
+//! answer: that is up to [`super::watcher`] and the rules.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char};
+use std::ptr::{self, NonNull};
+use std::time::Duration;
+
+use rdkafka::bindings as sys;
+use rdkafka::client::Client;
+use rdkafka::error::KafkaError;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
+
+use crate::config::KafkaConfig;
+
+use super::kafka::{Context, InvalidProperties, Queue, client, millis, properties};
+use super::reachability::Failure;
+
+/// Asks the cluster questions, over connections of its own: so a question neither waits behind a fetch nor, when its
+/// time runs out, takes the fetch's connection down with it.
+pub(super) struct Cluster {
+    client: Client<Context>,
+}
+
+/// A partition that has a leader, by its topic's name.
+pub(super) type Partition<'a> = (&'a str, i32);
+
+/// A broker, by its number.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BrokerId(i32);
+
+/// Where in a partition an offset is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Place {
+    /// The first record that is there.
+    Beginning,
+    /// The first record with at least this timestamp, in Unix ms.
+    Since(i64),
+    /// Behind the last record that no open transaction holds back.
+    End,
+}
+
+impl Cluster {
+    /// Makes the client; it connects by itself.
+    ///
+    /// # Errors
+    /// Where librdkafka does not take the properties.
+    pub(super) fn new(config: &KafkaConfig) -> Result<Self, InvalidProperties> {
+        let mut properties = properties(config);
+        // It belongs to no group: with one it would look for the group's coordinator.
+        properties.remove("group.id");
+        Ok(Self { client: client(&properties, Context::new(false))? })
+    }
+
+    /// Has log lines and errors said. Now and then.
+    pub(super) fn serve(&self) {
+        // SAFETY: the client is alive; nothing is waited for.
+        unsafe { sys::rd_kafka_poll(self.client.native_ptr(), 0) };
+    }
+
+    /// Calls `each` with the name of every topic and its partitions, each with whether it has a leader. Comes back with
+    /// the broker that answered, or one that it knows of.
+    ///
+    /// # Errors
+    /// Where no broker answers within `limit`.
+    pub(super) fn topics(
+        &self,
+        limit: Duration,
+        mut each: impl FnMut(&str, &mut dyn Iterator<Item = (i32, bool)>),
+    ) -> Result<BrokerId, KafkaError> {
+        let metadata = self.client.fetch_metadata(None, limit)?;
+        for topic in metadata.topics() {
+            let mut partitions = topic.partitions().iter().map(|partition| (partition.id(), partition.leader() >= 0));
+            each(topic.name(), &mut partitions);
+        }
+        // It has no number yet where it was asked by its address alone.
+        let answered = Some(metadata.orig_broker_id()).filter(|&id| id >= 0);
+        Ok(BrokerId(answered.or_else(|| Some(metadata.brokers().first()?.id())).unwrap_or(-1)))
+    }
+
+    /// The cluster's id; empty where it has none. Once a question about topics was answered it is known.
+    pub(super) fn id(&self, limit: Duration) -> String {
+        // SAFETY: the client is alive; the string is ours until it is freed, and copied before.
+        unsafe {
+            let id = sys::rd_kafka_clusterid(self.client.native_ptr(), millis(limit));
+            if id.is_null() {
+                return String::new();
+            }
+            let copy = CStr::from_ptr(id).to_string_lossy().into_owned();
+            sys::rd_kafka_mem_free(self.client.native_ptr(), id.cast());
+            copy
+        }
+    }
+
+    /// The ids of topics (KIP-516) by their names, each empty where the broker has none. A topic that is not there is
+    /// not in the answer. This broker is asked: by default librdkafka waits for the controller, which may be the one
+    /// that hangs.
+    ///
+    /// # Errors
+    /// Where no broker answers within `limit`.
+    pub(super) fn topic_ids(
+        &self,
+        names: &[Box<str>],
+        broker: BrokerId,
+        limit: Duration,
+    ) -> Result<HashMap<Box<str>, Box<str>>, KafkaError> {
+        if names.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let names = names.iter().map(|name| CString::new(&**name)).collect::<Result<Vec<_>, _>>()?;
+        let mut names: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
+        let client = self.client.native_ptr();
+        // SAFETY: the client is alive, and a queue of its own comes of it.
+        let queue = NonNull::new(unsafe { sys::rd_kafka_queue_new(client) })
+            .map(Queue)
+            .ok_or_else(|| KafkaError::ClientCreation("no queue".into()))?;
+        // SAFETY: the names live until they are copied, as the options are; both copies are given back here. What the
+        // options don't take is left as it is, and nobody needs the text of an error.
+        let event = unsafe {
+            let options =
+                sys::rd_kafka_AdminOptions_new(client, sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS);
+            sys::rd_kafka_AdminOptions_set_request_timeout(options, millis(limit), ptr::null_mut(), 0);
+            sys::rd_kafka_AdminOptions_set_broker(options, broker.0, ptr::null_mut(), 0);
+            let topics = sys::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len());
+            sys::rd_kafka_DescribeTopics(client, topics, options, queue.0.as_ptr());
+            sys::rd_kafka_TopicCollection_destroy(topics);
+            sys::rd_kafka_AdminOptions_destroy(options);
+            sys::rd_kafka_queue_poll(queue.0.as_ptr(), millis(limit))
+        };
+        let timed_out = || KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut);
+        let event = NonNull::new(event).map(Event).ok_or_else(timed_out)?;
+        // SAFETY: the event is alive, and of the question that was asked.
+        unsafe {
+            let code = sys::rd_kafka_event_error(event.0.as_ptr());
+            if code != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+                return Err(KafkaError::MetadataFetch(code.into()));
+            }
+            let result = sys::rd_kafka_event_DescribeTopics_result(event.0.as_ptr());
+            let mut count = 0;
+            let topics = sys::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
+            (0..count).filter_map(|place| id_of(*topics.add(place)).transpose()).collect()
+        }
+    }
+
+    /// A sign of life: asks for one topic's metadata, which is a small answer.
+    ///
+    /// # Errors
+    /// Where no broker answers within `limit`.
+    pub(super) fn probe(&self, topic: &str, limit: Duration) -> Result<(), KafkaError> {
+        self.client.fetch_metadata(Some(topic), limit).map(drop)
+    }
+
+    /// The offsets of a place in each of the partitions, in their order; `None` where there is no such record. One
+    /// request to each leader, however many partitions.
+    ///
+    /// # Errors
+    /// Where not all leaders answer within `limit`, or one knows nothing of its partition.
+    pub(super) fn offsets(
+        &self,
+        partitions: &[Partition<'_>],
+        place: Place,
+        limit: Duration,
+    ) -> Result<Vec<Option<i64>>, KafkaError> {
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        // The protocol's own marks for both ends go where a time goes.
+        let asked = match place {
+            Place::Beginning => Offset::Beginning,
+            Place::Since(unix_ms) => Offset::Offset(unix_ms.max(0)),
+            Place::End => Offset::End,
+        };
+        let mut list = TopicPartitionList::with_capacity(partitions.len());
+        for &(topic, partition) in partitions {
+            list.add_partition_offset(topic, partition, asked)?;
+        }
+        // SAFETY: the client and the list are alive; the answers are written into the list.
+        let code = unsafe { sys::rd_kafka_offsets_for_times(self.client.native_ptr(), list.ptr(), millis(limit)) };
+        if code != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(KafkaError::OffsetFetch(code.into()));
+        }
+        let answer = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| {
+            element.error()?;
+            Ok(match element.offset() {
+                Offset::Offset(offset) => Some(offset),
+                _ => None,
+            })
+        };
+        list.elements().iter().map(answer).collect()
+    }
+}
+
+/// An answer of librdkafka's.
+struct Event(NonNull<sys::rd_kafka_event_t>);
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: it was handed to us, once, and nothing borrows from it any more.
+        unsafe { sys::rd_kafka_event_destroy(self.0.as_ptr()) }
+    }
+}
+
+type NameAndId = (Box<str>, Box<str>);
+
+/// A described topic's name and id; `None` for one that is not there.
+///
+/// # Safety
+/// `topic` must belong to an answer that was not given back.
+unsafe fn id_of(topic: *const sys::rd_kafka_TopicDescription_t) -> Result<Option<NameAndId>, KafkaError> {
+    // SAFETY: as the caller promised; all that is asked for lives as long as the answer, and is copied here.
+    unsafe {
+        let error = sys::rd_kafka_TopicDescription_error(topic);
+        let none = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR;
+        let code = if error.is_null() { none } else { sys::rd_kafka_error_code(error) };
+        match code.into() {
+            RDKafkaErrorCode::NoError => {}
+            RDKafkaErrorCode::UnknownTopicOrPartition => return Ok(None),
+            code => return Err(KafkaError::MetadataFetch(code)),
+        }
+        let name = CStr::from_ptr(sys::rd_kafka_TopicDescription_name(topic)).to_string_lossy();
+        let id = sys::rd_kafka_TopicDescription_topic_id(topic);
+        // Nothing but zeros is what a broker without ids gives.
+        let none = id.is_null()
+            || (sys::rd_kafka_Uuid_most_significant_bits(id), sys::rd_kafka_Uuid_least_significant_bits(id)) == (0, 0);
+        let text = if none { ptr::null() } else { sys::rd_kafka_Uuid_base64str(id) };
+        let id = if text.is_null() { "".into() } else { CStr::from_ptr(text).to_string_lossy() };
+        Ok(Some((name.into(), id.into())))
+    }
+}
+
+/// What a failed question says of the brokers.
+pub(super) fn failure_of(error: &KafkaError) -> Failure {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::OperationTimedOut | RDKafkaErrorCode::RequestTimedOut) => Failure::Silent,
+        _ => Failure::Unreachable,
+    }
+}

@@ -1,0 +1,52 @@
+//! What a client is sent first, on a socket that takes it in small parts.
+
+use super::*;
+use crate::stream::testing::ETH;
+
+/// What kind of message each text is, by a word that only that kind has.
+fn kinds(texts: &[String]) -> Vec<&'static str> {
+    let words = ["connected", "btc", "eth", "currentBalance"];
+    let kind = |text: &String| words.into_iter().find(|word| text.contains(word)).expect("a kind that is known");
+    texts.iter().map(kind).collect()
+}
+
+#[test]
+fn events_wait_until_the_whole_board_is_sent_however_little_the_socket_takes() {
+    for part in 1..200 {
+        let mut world = World::new();
+        world.turn([tick(BTC, 0, 1, 0, 100), tick(ETH, 0, 1, 0, 200)]);
+        let socket = Scripted::default();
+        let key = world.connect_to(&socket, Some("a"), None);
+        for number in 1..4 {
+            world.turn([events(&[("a", number)])]);
+            socket.takes(part);
+            world.run_task(key, &socket);
+        }
+        socket.takes(usize::MAX);
+        world.run_task(key, &socket);
+        let got = kinds(&socket.texts());
+        let whole = ["connected", "btc", "eth", "currentBalance", "currentBalance", "currentBalance"];
+        assert_eq!(got, whole, "{part} bytes at a time");
+    }
+}
+
+#[test]
+fn ticks_that_come_meanwhile_keep_no_event_waiting() {
+    let mut world = World::new();
+    world.turn([tick(BTC, 0, 1, 0, 100), tick(ETH, 0, 1, 0, 200)]);
+    let socket = Scripted::default();
+    let key = world.connect_to(&socket, Some("a"), None);
+    // As much as the greeting, and a part of the first market.
+    socket.takes(40);
+    world.run_task(key, &socket);
+    world.pass(Duration::from_millis(100));
+    world.turn([tick(ETH, 0, 2, 0, 201), events(&[("a", 1)])]);
+    world.pass(Duration::from_millis(100));
+    world.turn([tick(BTC, 0, 2, 0, 101)]);
+    socket.takes(usize::MAX);
+    world.run_task(key, &socket);
+    assert_eq!(kinds(&socket.texts()), ["connected", "btc", "eth", "btc", "currentBalance"]);
+    world.pass(Duration::from_millis(100));
+    world.turn([tick(BTC, 0, 3, 0, 102), events(&[("a", 2)])]);
+    assert_eq!(kinds(&socket.texts()), ["currentBalance", "btc"]);
+}
