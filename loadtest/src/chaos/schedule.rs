@@ -148,7 +148,7 @@ pub struct Planned {
     pub pick: u32,
 }
 
-/// Each kind of a lane comes once in this time, in a new order each time.
+/// Each kind of a lane comes once in this time, in a new order each time; in a shorter run as many as fit.
 const ROUND: Duration = Duration::from_secs(100);
 
 /// Nothing happens in a run's first seconds, nor in its last.
@@ -162,12 +162,13 @@ pub fn schedule(seed: u64, length: Duration, lane: Lane, kinds: &[Kind]) -> Vec<
     let mut kinds: Vec<Kind> = kinds.iter().copied().filter(|kind| kind.lane() == lane).collect();
     let mut plan = Vec::new();
     let busy: Duration = kinds.iter().map(|kind| kind.takes()).sum();
+    let spread = ROUND.min(length.saturating_sub(QUIET * 2));
     let mut round = QUIET;
     while !kinds.is_empty() && round + QUIET < length {
         random.shuffle(&mut kinds);
         // Who is away for longer than the history needs the rest of a short run to come back in.
         kinds.sort_by_key(|kind| *kind != Kind::Away);
-        let mut cuts: Vec<Duration> = kinds.iter().map(|_| ROUND.saturating_sub(busy).mul_f64(random.f64())).collect();
+        let mut cuts: Vec<Duration> = kinds.iter().map(|_| spread.saturating_sub(busy).mul_f64(random.f64())).collect();
         cuts.sort();
         cuts[0] = if kinds[0] == Kind::Away { Duration::ZERO } else { cuts[0] };
         let mut taken = Duration::ZERO;
@@ -177,7 +178,7 @@ pub fn schedule(seed: u64, length: Duration, lane: Lane, kinds: &[Kind]) -> Vec<
             plan.push(Planned { at: round + cut + taken, lasts, kind: *kind, pick: random.u32(..) });
             taken += kind.takes();
         }
-        round += ROUND.max(busy);
+        round += spread.max(busy);
     }
     plan.retain(|planned| planned.at + QUIET <= length);
     plan
@@ -227,6 +228,14 @@ mod tests {
         }
         let firsts: Vec<_> = (0..20).map(|seed| schedule(seed, ROUND, Lane::Pods, &Kind::ALL)[0].kind).collect();
         assert!(firsts.iter().any(|first| *first != firsts[0]), "orders differ");
+    }
+
+    #[test]
+    fn a_short_run_has_what_fits() {
+        for seed in 0..50 {
+            let plan = schedule(seed, Duration::from_secs(30), Lane::Pods, &[Kind::Kill]);
+            assert!(plan.iter().any(|planned| planned.at < Duration::from_secs(20)), "{seed}");
+        }
     }
 
     #[test]
