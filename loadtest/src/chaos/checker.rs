@@ -243,6 +243,7 @@ impl Client {
             What::Absent(ms) => {
                 self.absent_ms += ms;
                 self.has_read = false;
+                self.disturbed.reads_again(entry.at_ms);
             }
             What::Tries => self.disturbed.tries(entry.at_ms),
             What::Failed(_) => self.disturbed.failed(),

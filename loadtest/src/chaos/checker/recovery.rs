@@ -13,6 +13,9 @@ const AFTERMATH_MS: u64 = 10_000;
 /// Logs of different threads tell the same moment a little differently.
 const SKEW_MS: u64 = 200;
 
+/// What was left in a socket's buffers is read within this time.
+const AFTER_STALL_MS: u64 = 2_000;
+
 /// A client lost its connection, and came back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recovery {
@@ -62,6 +65,8 @@ pub(super) struct Disturbed {
     waits_for_try: bool,
     /// The number that it must reach per topic.
     target: Option<BTreeMap<u8, u64>>,
+    /// When it last read again after it did not.
+    read_again_ms: Option<u64>,
     /// Redirects in the rolling restart at this place among the faults.
     redirects: (usize, u64),
 }
@@ -83,7 +88,12 @@ impl Disturbed {
                     end,
                     from_ms: entry.at_ms,
                     to_ms: None,
-                    cause: Cause::None,
+                    // A client that did not read finds, when it reads again, that its pod gave it up.
+                    cause: if self.read_again_ms.is_some_and(|at_ms| entry.at_ms < at_ms + AFTER_STALL_MS) {
+                        Cause::Fault(Kind::Stall)
+                    } else {
+                        Cause::None
+                    },
                     is_alone: true,
                 });
             }
@@ -96,6 +106,10 @@ impl Disturbed {
         {
             open.from_ms = at_ms;
         }
+    }
+
+    pub(super) fn reads_again(&mut self, at_ms: u64) {
+        self.read_again_ms = Some(at_ms);
     }
 
     pub(super) fn failed(&mut self) {
@@ -158,6 +172,9 @@ fn overlaps(span: &Span, from_ms: u64, to_ms: u64) -> bool {
 }
 
 fn cause(recovery: &Recovery, spans: &[Span]) -> Cause {
+    if recovery.cause != Cause::None {
+        return recovery.cause;
+    }
     if let End::Own(kind) = recovery.end {
         return Cause::Fault(kind);
     }
@@ -171,8 +188,5 @@ fn cause(recovery: &Recovery, spans: &[Span]) -> Cause {
     if recovery.end == End::Closed(1012) {
         return Cause::Handover;
     }
-    // A client that did not read is closed by its pod.
-    let is_stalled = matches!(recovery.end, End::Closed(4408 | 1013));
-    let stall = spans.iter().filter(at).rfind(|span| is_stalled && span.kind == Kind::Stall);
-    stall.map_or(Cause::None, |span| Cause::Fault(span.kind))
+    Cause::None
 }
