@@ -11,7 +11,7 @@ impl UnixMs {
     /// Later by `duration`, or the end of time.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+        Self(self.0.saturating_add(whole_ms(duration)))
     }
 }
 
@@ -23,6 +23,12 @@ impl fmt::Display for UnixMs {
         let time = UNIX_EPOCH + Duration::from_millis(self.0.min(LAST));
         humantime::format_rfc3339_millis(time).fmt(f)
     }
+}
+
+/// A duration's whole milliseconds.
+#[must_use]
+pub fn whole_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// One reading of both clocks.
@@ -39,7 +45,7 @@ impl Now {
     #[must_use]
     pub fn read() -> Self {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { instant: Instant::now(), unix: UnixMs(u64::try_from(unix.as_millis()).unwrap_or(u64::MAX)) }
+        Self { instant: Instant::now(), unix: UnixMs(whole_ms(unix)) }
     }
 }
 

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use atomic_waker::AtomicWaker;
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender, TrySendError, bounded};
 
+use crate::clock::whole_ms;
 use crate::ids::{AssessmentHash, SlotNumber};
 use crate::limits::{BATCH_CHANNEL_DEPTH, HANDOFF_CHANNEL_DEPTH};
 use crate::protocol::head::Upgrade;
@@ -214,6 +215,6 @@ impl Pulse {
     }
 
     fn ms(&self, now: Instant) -> u64 {
-        u64::try_from(now.saturating_duration_since(self.start).as_millis()).unwrap_or(u64::MAX)
+        whole_ms(now.saturating_duration_since(self.start))
     }
 }

@@ -21,11 +21,19 @@
 //! 1. **Vocabulary**: [`ids`], [`limits`], [`clock`].
 //! 2. **Rules** without I/O, clock or thread: [`routing`] (topic to message, assessment to shard and pod), [`stream`]
 //!    (history, market board), [`protocol`] (request head, session, messages, close codes, auth), and the pure parts of
-//!    [`ingest`], [`discovery`], [`shutdown`] and [`shard`].
+//!    [`ingest`], [`discovery`], [`shard`], [`shutdown`] (when a draining pod does what) and [`operations`] (`/ready`,
+//!    the console page).
 //! 3. **Edges**, each named for what it touches: `ingest/kafka.rs`, `discovery/redis.rs`, `shard/event_loop.rs`,
-//!    `shard/socket.rs`, `operations/http.rs`, `shutdown/signals.rs`. They meet only in [`exchange`], the types that
-//!    one thread hands another.
-//! 4. [`gateway`] builds, connects, drains and stops the parts; [`config`] is parsed whole before; [`demo`] embeds all.
+//!    `shard/socket.rs`, `operations/http.rs`, `shutdown/signals.rs`, `gateway/listeners.rs`, `gateway/machine.rs`; and
+//!    the loops of ingest's two threads, `ingest/reader.rs` and `ingest/watcher.rs`. The parts meet only in
+//!    [`exchange`], the types that one thread hands another.
+//! 4. [`config`], all settings, parsed whole before anything runs; [`gateway`], which builds, connects, drains and stops
+//!    the parts; [`demo`], which embeds a Kafka besides; and the command line, `main.rs`.
+//!
+//! To follow an event, read `ingest::reader` (it comes from Kafka), `ingest::batcher` (its shard is found),
+//! `shard::state` (the batch is taken in, and its watchers are gone through) and `shard::outbound` (one write). To follow
+//! a client: `shard::socket` (its request is read), [`protocol::head`] and [`shard::admission`] (it is judged), and
+//! `shard::connection` (what it is from then on).
 
 pub mod clock;
 pub mod config;

@@ -10,10 +10,10 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use shardgate::clock::Now;
-use shardgate::config::{self, Config, InvalidConfig, Machine, Preset, Sources};
-use shardgate::demo::{Demo, token::Claims};
+use shardgate::config::{self, Config, InvalidConfig, Preset, Sources};
+use shardgate::demo::{Demo, token};
 use shardgate::discovery::Membership;
-use shardgate::gateway;
+use shardgate::gateway::{self, machine};
 use shardgate::routing::table::Table;
 use tracing::{Level, warn};
 use tracing_subscriber::Layer;
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     let done = match command_line() {
         Command::Serve(settings) => serve(&settings),
         Command::Demo(settings) => demo(&settings),
-        Command::Token(arguments) => token(arguments),
+        Command::Token(arguments) => mint(arguments),
         Command::Routes => say(Table::BUILT_IN),
     };
     done.unwrap_or_else(|error| {
@@ -99,22 +99,22 @@ fn demo(settings: &Settings) -> anyhow::Result<ExitCode> {
     let Some(mut config) = settings.read(&Demo::presets(&secret))? else { return Ok(ExitCode::SUCCESS) };
     start_log(&config);
     let demo = Demo::start(&mut config)?;
-    say(&Demo::welcome(&config, &secret, Now::read().unix)?)?;
+    let program = std::env::args_os().next().unwrap_or_else(|| "shardgate".into());
+    say(&Demo::welcome(&config, &secret, Now::read().unix, &program.to_string_lossy()))?;
     let done = gateway::run(config, Membership::Alone);
     demo.stop();
     done?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn token(arguments: TokenArguments) -> anyhow::Result<ExitCode> {
+fn mint(arguments: TokenArguments) -> anyhow::Result<ExitCode> {
+    let TokenArguments { user, assessments, expires_in, .. } = arguments;
     let flag = |name: &str, value: OsString| [name.into(), value];
     let secret = arguments.jwt_secret.map(|secret| flag("--jwt-secret", secret.into()));
     let file = arguments.config.map(|file| flag("--config", file.into()));
     let flags: Vec<OsString> = secret.into_iter().chain(file).flatten().collect();
     let secret = with_sources(&flags, &[], config::jwt_secret)?;
-    let assessments = Some(arguments.assessments).filter(|ids| !ids.is_empty());
-    let claims = Claims::new(&arguments.user, assessments, Now::read().unix, arguments.expires_in);
-    say(&format!("{}\n", claims.mint(&secret)?))
+    say(&format!("{}\n", token::mint(&secret, &user, &assessments, Now::read().unix, expires_in)))
 }
 
 impl Settings {
@@ -135,7 +135,7 @@ fn with_sources<T>(
     read: impl FnOnce(&Sources<'_>) -> Result<T, InvalidConfig>,
 ) -> Result<T, InvalidConfig> {
     let environment: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
-    let machine = Machine::read();
+    let machine = machine::read();
     let read_file = |path: &std::path::Path| std::fs::read_to_string(path);
     read(&Sources { flags, environment: &environment, presets, read_file: &read_file, machine: &machine })
 }

@@ -17,6 +17,9 @@ const WITHIN: Duration = Duration::from_secs(60);
 #[test]
 fn prices_move_events_arrive_and_a_drain_shows() {
     let mut demo = Demo::start();
+    eventually("its log begins with what starts", WITHIN, || {
+        demo.process.log().contains("shardgate starts").then_some(())
+    });
     let mut page = Page::open(&demo.url);
     page.until("it is connected", "state() === 'live'");
 

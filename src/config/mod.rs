@@ -6,9 +6,7 @@
 //! - `reader`: from a text to a type, and a fault's wording.
 //! - `parts`: the parts that are made of several settings.
 //! - `properties`: the file of librdkafka's properties.
-//! - `machine`: what some defaults go by (an edge).
 
-mod machine;
 mod parts;
 mod properties;
 mod reader;
@@ -19,11 +17,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use machine::Machine;
 use reader::Reader;
 pub use settings::help;
 pub use sources::Sources;
 
+use crate::clock::UnixMs;
 use crate::ids::NodeId;
 use crate::protocol::auth;
 use crate::routing::table::Table;
@@ -158,6 +156,19 @@ pub struct DrainConfig {
     pub delay: Duration,
     /// `DRAIN_MS`.
     pub over: Duration,
+}
+
+/// What the machine and the process's limits allow: some defaults go by it.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Cores that the process may use: affinity and cgroup quota count.
+    pub cores: usize,
+    /// Open files that the process may have, once it has raised its limit.
+    pub descriptors: u64,
+    /// The host's name.
+    pub host_name: String,
+    /// When the process was started, about.
+    pub now: UnixMs,
 }
 
 /// What holds where nothing is set, in place of a setting's own default: for `demo`.

@@ -25,7 +25,6 @@ use tracing::warn;
 
 use crate::clock::{Now, UnixMs};
 use crate::config::{Config, Preset};
-use token::Claims;
 use world::{ASSESSMENT_TOPICS, MARKETS, STEP_MS, World, assessment_id, market_topic};
 
 /// Partitions of an assessments' topic: more than one, as in real life; few, since the mock keeps about 5 MB of each.
@@ -36,6 +35,10 @@ const TOKEN_SECONDS: u64 = 24 * 60 * 60;
 
 /// How long the mock waits for records before it answers a fetch, in ms: its latency, for it never answers sooner.
 const FETCH_WAIT_MS: u32 = 10;
+
+/// The pause between two topics that are created: a request that reaches the mock right after its last answer goes unheard
+/// for a second.
+const TOPIC_PAUSE: Duration = Duration::from_millis(2);
 
 /// How long the end waits for the last events to reach the mock cluster.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -83,11 +86,10 @@ impl Demo {
     /// Where something didn't start.
     pub fn start(config: &mut Config) -> Result<Self, Error> {
         let cluster = MockCluster::new(1)?;
-        for topic in ASSESSMENT_TOPICS {
-            cluster.create_topic(topic, PARTITIONS, 1)?;
-        }
-        for (market, _) in MARKETS {
-            cluster.create_topic(&market_topic(market), 1, 1)?;
+        let topics = ASSESSMENT_TOPICS.iter().map(|&topic| (topic.to_owned(), PARTITIONS));
+        for (topic, partitions) in topics.chain(MARKETS.iter().map(|(market, _)| (market_topic(market), 1))) {
+            cluster.create_topic(&topic, partitions, 1)?;
+            thread::sleep(TOPIC_PAUSE);
         }
         let brokers = cluster.bootstrap_servers();
         config.kafka.brokers = brokers.as_str().into();
@@ -97,14 +99,12 @@ impl Demo {
     }
 
     /// What a person is told: the page's address, a client's command line, and the secret where it was made for this
-    /// run.
-    ///
-    /// # Errors
-    /// Where no token can be minted.
-    pub fn welcome(config: &Config, made_secret: &str, now: UnixMs) -> Result<String, jsonwebtoken::errors::Error> {
+    /// run, with how to use it: `program` is how this one was called.
+    #[must_use]
+    pub fn welcome(config: &Config, made_secret: &str, now: UnixMs, program: &str) -> String {
         let assessment = assessment_id(1);
-        let allowed = config.auth.require_assessments.then(|| vec![assessment.clone()]);
-        let token = Claims::new("demo", allowed, now, TOKEN_SECONDS).mint(&config.auth.secret)?;
+        let allowed = if config.auth.require_assessments { &[assessment.clone()][..] } else { &[] };
+        let token = token::mint(&config.auth.secret, "demo", allowed, now, TOKEN_SECONDS);
         let host = Authority(config.host, config.port);
         let gateway = format!("ws://{host}/ws");
         let query = format!("assessmentId={assessment}&token={token}");
@@ -123,10 +123,10 @@ impl Demo {
             let _ = write!(
                 text,
                 "  Mint other tokens with this run's secret:\n    \
-                 JWT_SECRET={made_secret} shardgate token --assessment {other}\n\n",
+                 JWT_SECRET={made_secret} {program} token --assessment {other}\n\n",
             );
         }
-        Ok(text)
+        text
     }
 
     /// Stops the generator, then the mock cluster.
@@ -245,10 +245,10 @@ mod tests {
             machine: &machine,
         })
         .unwrap();
-        let told = Demo::welcome(&config, "made", UnixMs(0)).unwrap();
+        let told = Demo::welcome(&config, "made", UnixMs(0), "./shardgate");
         assert!(told.contains("http://127.0.0.1:3003/#assessmentId=assessment-001&token="), "{told}");
         assert!(told.contains("'ws://127.0.0.1:3003/ws?assessmentId=assessment-001&token="), "{told}");
-        assert!(told.contains("JWT_SECRET=made "), "{told}");
-        assert!(!Demo::welcome(&config, "other", UnixMs(0)).unwrap().contains("JWT_SECRET"));
+        assert!(told.contains("JWT_SECRET=made ./shardgate token "), "{told}");
+        assert!(!Demo::welcome(&config, "other", UnixMs(0), "./shardgate").contains("JWT_SECRET"));
     }
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::contact::{Contact, Times};
 use super::lease::{Event, Lease};
 use super::wire::{Action, Call, Holder, Snapshot};
+use crate::clock::whole_ms;
 use crate::ids::{NodeId, SlotNumber};
 use crate::limits::SLOTS_MAX;
 use crate::routing::placement::{Pod, View};
@@ -363,10 +364,5 @@ impl Member {
     }
 }
 
-fn whole_ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
-#[path = "membership_tests.rs"]
 mod tests;

@@ -1,14 +1,33 @@
 //! What the machine gives and forbids: descriptors, io_uring, cores. It owns the system calls that ask.
 
 use std::io;
+use std::thread::available_parallelism;
 
 use tracing::{debug, warn};
+
+use crate::clock::Now;
+use crate::config::Machine;
 
 /// Locked memory that glommio asks of the limit before it makes a ring, in bytes.
 const MEMLOCK_MIN: u64 = 512 * 1024;
 
 /// `struct io_uring_params` is this long, in bytes, and has been since the first version.
 const IO_URING_PARAMS_BYTES: usize = 120;
+
+/// What Linux gives a process where nobody set a limit.
+const DESCRIPTORS_USUAL: u64 = 1024;
+
+/// What the settings' defaults go by.
+#[must_use]
+pub fn read() -> Machine {
+    let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    Machine {
+        cores: usable_cores(),
+        descriptors: limit_of(libc::RLIMIT_NOFILE).map_or(DESCRIPTORS_USUAL, |limit| limit.rlim_max),
+        host_name: Some(host_name.trim().to_owned()).filter(|name| !name.is_empty()).unwrap_or("localhost".into()),
+        now: Now::read().unix,
+    }
+}
 
 /// What forbids io_uring, and how to allow it, in one line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -91,11 +110,7 @@ pub fn raise_descriptor_limit() {
 
 /// Raises a soft limit to `wanted`, or as far as the hard limit allows, and tells the soft limit then in force.
 fn raise(resource: libc::__rlimit_resource_t, wanted: u64) -> io::Result<u64> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the kernel writes one rlimit.
-    if unsafe { libc::getrlimit(resource, &raw mut limit) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let mut limit = limit_of(resource)?;
     let wanted = wanted.min(limit.rlim_max);
     if limit.rlim_cur < wanted {
         limit.rlim_cur = wanted;
@@ -105,6 +120,15 @@ fn raise(resource: libc::__rlimit_resource_t, wanted: u64) -> io::Result<u64> {
         }
     }
     Ok(limit.rlim_cur)
+}
+
+fn limit_of(resource: libc::__rlimit_resource_t) -> io::Result<libc::rlimit> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one rlimit.
+    match unsafe { libc::getrlimit(resource, &raw mut limit) } {
+        0 => Ok(limit),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Which core each thread is pinned to; `None` leaves it to the scheduler.
@@ -121,8 +145,7 @@ impl Cores {
     #[must_use]
     pub fn share(shards: u16) -> Self {
         let allowed = allowed_cores();
-        let usable = std::thread::available_parallelism().map_or(1, usize::from);
-        Self::share_of(&allowed, usable, usize::from(shards))
+        Self::share_of(&allowed, usable_cores(), usize::from(shards))
     }
 
     /// Ingest has the first core and the shards have the others, in turns where they are too few. Nobody is pinned where
@@ -135,6 +158,11 @@ impl Cores {
         let in_turns = allowed.iter().copied().cycle().skip(1);
         Self { ingest: allowed.first().copied(), shards: in_turns.take(shards).map(Some).collect() }
     }
+}
+
+/// How many cores the process may use: its affinity and its cgroup's quota count.
+fn usable_cores() -> usize {
+    available_parallelism().map_or(1, usize::from)
 }
 
 /// The cores of the process' affinity, in order.

@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 use rdkafka::error::KafkaError;
 use tracing::{info, warn};
 
-use crate::clock::Now;
+use crate::clock::{Now, whole_ms};
 use crate::exchange::IngestStatus;
 use crate::ids::TopicIndex;
 use crate::limits::{ENDS_ASKED_MAX, KAFKA_LOG_EVERY, LOOK_EVERY_MIN, PROBE_EVERY, PROBE_TIMEOUT, QUESTION_TIMEOUT};
@@ -321,7 +321,7 @@ impl Watch {
     /// The partitions of the start: what they hold of the history's time.
     fn extents_of_start(&self, names: &[Partition<'_>]) -> Result<Vec<Extent>, KafkaError> {
         let ends = self.cluster.offsets(names, Place::End, QUESTION_TIMEOUT)?;
-        let history_ms = u64::try_from(self.history.as_millis()).unwrap_or(u64::MAX);
+        let history_ms = whole_ms(self.history);
         let since = i64::try_from(Now::read().unix.0.saturating_sub(history_ms)).unwrap_or(i64::MAX);
         let times = self.cluster.offsets(names, Place::Since(since), QUESTION_TIMEOUT).unwrap_or_else(|error| {
             warn!(%error, "no offsets for a time; the history starts with each partition's last hundred records");

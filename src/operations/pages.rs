@@ -14,7 +14,7 @@ use crate::clock::Now;
 use crate::ids::NodeId;
 
 /// The type of `/metrics`.
-pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 const JSON: &str = "application/json";
 const HTML: &str = "text/html; charset=utf-8";
@@ -27,15 +27,15 @@ pub type Answer = Response<Full<Bytes>>;
 #[derive(Debug)]
 pub struct Pages {
     /// This pod's name.
-    pub node: NodeId,
+    node: NodeId,
     /// For `/ready`.
-    pub readiness: watch::Receiver<Readiness>,
+    readiness: watch::Receiver<Readiness>,
     /// For `/health`.
-    pub threads: Threads,
+    threads: Threads,
     /// For `/metrics`.
-    pub registry: Registry,
+    registry: Registry,
     /// The console page's policy.
-    pub console_policy: HeaderValue,
+    console_policy: HeaderValue,
 }
 
 impl Pages {

@@ -19,7 +19,7 @@ use super::connection::Socket;
 use super::event_loop::{Shard, let_others_run, let_others_run_first};
 use super::pod_limits::Place;
 use super::state::{ConnectionKey, Entrance};
-use crate::clock::Now;
+use crate::clock::{Now, whole_ms};
 use crate::exchange::{Handoff, HttpRequest};
 use crate::ids::AssessmentId;
 use crate::limits::LINGER;
@@ -196,7 +196,7 @@ fn attach(shard: &Shard, stream: &TcpStream, upgrade: &Upgrade, grant: Grant, no
             timestamp: now.unix,
             node: &shard.node.0,
             assessment_id: assessment.map(AssessmentId::as_str),
-            heartbeat_interval_ms: u64::try_from(shard.config.heartbeat.as_millis()).unwrap_or(u64::MAX),
+            heartbeat_interval_ms: whole_ms(shard.config.heartbeat),
             resumed: false,
             cursor: None,
         },

@@ -48,14 +48,16 @@ impl Install {
         })
     }
 
-    /// The command that runs a class of Kafka's; `archive` adds the option that makes or uses the class data archive.
-    pub(super) fn java(&self, archive: Archive, class: &str) -> Command {
+    /// The command that runs a class of Kafka's; `archive` adds the option that makes or uses the class data archive. What
+    /// the JVM unpacks (the codecs' libraries) goes into `temp`: one that is killed doesn't tidy up.
+    pub(super) fn java(&self, archive: Archive, temp: &Path, class: &str) -> Command {
         let mut command = Command::new(&self.java);
         let option = match archive {
             Archive::Use => "SharedArchiveFile",
             Archive::Make => "ArchiveClassesAtExit",
         };
         command.args(JVM).arg(format!("-XX:{option}={}", self.dir.join("classes.jsa").display()));
+        command.arg(format!("-Djava.io.tmpdir={}", temp.display()));
         command.arg("-cp").arg(self.dir.join("lib/*")).arg(class);
         command
     }
@@ -128,7 +130,7 @@ impl Install {
             logs.display()
         );
         let config = dir.file("format.properties", &config);
-        let mut command = self.java(Archive::Use, "kafka.tools.StorageTool");
+        let mut command = self.java(Archive::Use, dir.path(), "kafka.tools.StorageTool");
         run(command.args(["format", "--cluster-id", &super::random_uuid(), "--config"]).arg(config))
     }
 
