@@ -131,6 +131,12 @@ impl Ask {
         self
     }
 
+    /// The pod's address.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The request's head, as it is sent.
     #[must_use]
     pub fn head(&self) -> String {

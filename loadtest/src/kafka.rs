@@ -100,6 +100,16 @@ impl Kafka {
         &mut self.brokers[number]
     }
 
+    /// Starts all brokers again after each was stopped or killed, and returns when all serve: one alone has no quorum.
+    pub fn start_all(&mut self) {
+        for broker in &mut self.brokers {
+            broker.spawn(Install::get(), Archive::Use);
+        }
+        for broker in &self.brokers {
+            broker.await_serving(self.brokers.len());
+        }
+    }
+
     // ---- topics -----------------------------------------------------------------------------------------------------
 
     /// Creates a topic.

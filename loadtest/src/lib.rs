@@ -12,11 +12,13 @@
 //! - [`events`]: numbered events, and what the contract makes of them.
 //! - [`client`], [`token`]: clients that keep the rules, and [`client::raw`] for those that don't.
 //! - [`http`], [`metrics`]: what operators see, read strictly.
+//! - [`chaos`]: the run in which everything fails, and the judge of what clients saw.
 //! - [`process`]: child processes that never outlive the tests; waiting with a deadline.
 //!
 //! Nothing is shared between tests, nor left behind. What fails here panics with a sentence: a missing tool fails a test
 //! with one line that says how to get it, and a test that fails shows the logs of its processes.
 
+pub mod chaos;
 pub mod client;
 pub mod events;
 pub mod http;

@@ -38,7 +38,9 @@ pub fn binary() -> &'static Path {
     BINARY.get_or_init(|| {
         // A test's program is target/<directory of the profile>/deps/<name>.
         let this = std::env::current_exe().expect("the test's own program");
-        let directory = this.parent().and_then(Path::parent).expect("two directories up");
+        // A program that is no test lies in the directory itself.
+        let deps = this.parent().filter(|parent| parent.ends_with("deps"));
+        let directory = deps.unwrap_or(&this).parent().expect("a directory up");
         let profile = directory.file_name().and_then(|name| name.to_str()).expect("a profile's directory");
         let profile = if profile == "debug" { "dev" } else { profile };
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -158,6 +160,7 @@ pub struct Plan {
     port: u16,
     environment: BTreeMap<String, String>,
     arguments: Vec<String>,
+    log: Option<PathBuf>,
 }
 
 impl Plan {
@@ -167,7 +170,8 @@ impl Plan {
     pub fn new(name: &str, kafka: &str, redis_port: u16) -> Self {
         let host = loopback();
         let port = free_port(host);
-        let plan = Self { name: name.to_owned(), host, port, environment: BTreeMap::new(), arguments: Vec::new() };
+        let (environment, arguments) = (BTreeMap::new(), Vec::new());
+        let plan = Self { name: name.to_owned(), host, port, environment, arguments, log: None };
         plan.set("POD_NAME", name)
             .set("HOST", &host.to_string())
             .set("PORT", &port.to_string())
@@ -202,6 +206,13 @@ impl Plan {
         self
     }
 
+    /// With a log that stays: what it writes is added to this file.
+    #[must_use]
+    pub fn log_to(mut self, file: &Path) -> Self {
+        self.log = Some(file.to_owned());
+        self
+    }
+
     /// Where it will listen.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
@@ -225,7 +236,8 @@ impl Plan {
         command.arg("serve").args(&self.arguments).env_clear().envs(&self.environment);
         let dir = TempDir::new("pod");
         command.current_dir(dir.path());
-        let process = Process::start(&self.name, command, &dir.path().join("log"));
+        let log = self.log.clone().unwrap_or_else(|| dir.path().join("log"));
+        let process = Process::start(&self.name, command, &log);
         Pod { plan: self.clone(), process, _dir: dir }
     }
 }

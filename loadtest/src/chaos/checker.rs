@@ -1,0 +1,332 @@
+//! The judge: from what was made, what each client saw and which faults there were, it finds what was lost, doubled or
+//! out of order, resets that nothing explains, and how long clients were behind. A pure function of the logs, read after
+//! the run; it knows nothing of how they came about.
+//!
+//! Clients are there before the first event is made, so each is owed every event of its assessment. What a client lacks
+//! is forgiven after a `reset` alone, and only for what was made before it.
+
+mod recovery;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::log::{Entry, Fate, Made, Span, What};
+
+pub use recovery::{Cause, Recovery};
+use recovery::{Disturbed, causes};
+
+/// How many sentences of each run tell what is wrong; the counts tell of all.
+const TOLD_MAX: usize = 40;
+
+/// What was made up to this time after a reset may be missing: the pod may have seen it before it said so, and the
+/// producer was told of it later.
+const RESET_SLACK_MS: u64 = 5_000;
+
+/// What the judge goes by.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// How far back a pod remembers.
+    pub history: Duration,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Verdict {
+    /// Events that were made, without those of aborted transactions.
+    pub made: u64,
+    /// Events of aborted transactions.
+    pub aborted: u64,
+    /// Events of which nobody knows whether they were made.
+    pub unknown: u64,
+    /// Events that clients saw, all together.
+    pub seen: u64,
+    /// Connections that were opened.
+    pub connections: u64,
+    /// Those among them that went on from a cursor.
+    pub resumed: u64,
+    /// Events that a client lacks, though it saw a later one of the same topic.
+    pub lost: u64,
+    /// Events at a topic's end that a client lacks.
+    pub missing_tail: u64,
+    /// Events that a client saw twice.
+    pub doubled: u64,
+    /// Events that a client saw after a later one of the same topic.
+    pub out_of_order: u64,
+    /// Events that a client saw, and that were aborted or never made.
+    pub ghosts: u64,
+    /// Clients that gave a cursor, were not resumed and not told so.
+    pub silent_losses: u64,
+    /// Resets that nothing explains, by reason.
+    pub unexplained_resets: BTreeMap<String, u64>,
+    /// Resets that a fault explains, by reason.
+    pub explained_resets: BTreeMap<String, u64>,
+    /// Things that no pod should say.
+    pub wrong: u64,
+    /// Clients whose logs don't reach the run's end.
+    pub unfinished: u64,
+    /// The first things that were found, as sentences.
+    pub told: Vec<String>,
+    /// Each loss of a connection, and the way back.
+    pub recoveries: Vec<Recovery>,
+    /// The most redirects that one client saw in one rolling restart.
+    pub redirects_max: u64,
+}
+
+impl Verdict {
+    /// Whether a promise was broken, or nothing was tried: a run in which nothing was made, or seen, proves nothing.
+    #[must_use]
+    pub fn is_fault(&self) -> bool {
+        let broken = [
+            self.lost,
+            self.missing_tail,
+            self.doubled,
+            self.out_of_order,
+            self.ghosts,
+            self.silent_losses,
+            self.unexplained_resets.values().sum(),
+            self.wrong,
+            self.unfinished,
+        ];
+        broken.iter().any(|count| *count > 0) || self.made == 0 || self.seen == 0
+    }
+
+    fn tell(&mut self, entry: &Entry, what: &str) {
+        if self.told.len() < TOLD_MAX {
+            self.told.push(format!("{:>9.3} s, client {}: {what}", seconds(entry.at_ms), entry.client));
+        }
+    }
+}
+
+/// Milliseconds as seconds.
+pub(super) fn seconds(ms: u64) -> f64 {
+    Duration::from_millis(ms).as_secs_f64()
+}
+
+/// Judges a run. Entries are in the order in which each client wrote them.
+///
+/// # Errors
+/// The first line of a log that can't be read.
+pub fn check<E>(
+    rules: Rules,
+    spans: &[Span],
+    made: impl IntoIterator<Item = Result<Made, E>>,
+    entries: impl IntoIterator<Item = Result<Entry, E>>,
+) -> Result<Verdict, E> {
+    let mut verdict = Verdict::default();
+    let truth = Truth::read(made, &mut verdict)?;
+    let mut clients: BTreeMap<u32, Client> = BTreeMap::new();
+    for entry in entries {
+        let entry = entry?;
+        clients.entry(entry.client).or_default().step(&entry, rules, spans, &truth, &mut verdict);
+    }
+    for (number, client) in clients {
+        client.end(number, &truth, &mut verdict);
+    }
+    causes(&mut verdict.recoveries, spans);
+    Ok(verdict)
+}
+
+// ---- what was made --------------------------------------------------------------------------------------------------
+
+/// A topic of an assessment: the fates of its events by their numbers, and when each was known.
+#[derive(Debug, Default)]
+struct Stream(Vec<Option<(Fate, u64)>>);
+
+impl Stream {
+    fn fate(&self, number: u64) -> Option<Fate> {
+        let place = usize::try_from(number).ok()?;
+        self.0.get(place).copied().flatten().map(|(fate, _)| fate)
+    }
+
+    fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    /// The numbers in a range that everybody is owed.
+    fn owed(&self, range: std::ops::Range<u64>) -> impl Iterator<Item = u64> {
+        range.filter(|number| self.fate(*number) == Some(Fate::Made))
+    }
+
+    /// The number that follows the last event of which is known, at a time, that it was made.
+    fn made_before(&self, at_ms: u64) -> u64 {
+        let later = |event: &Option<(Fate, u64)>| event.is_none_or(|(_, known_ms)| known_ms > at_ms);
+        // Fates become known nearly in the order of numbers, so the search from the end is short only for what is new.
+        let end = self.0.partition_point(|event| !later(event));
+        (0..end)
+            .rev()
+            .find(|place| self.0[*place].is_some_and(|(fate, _)| fate == Fate::Made))
+            .map_or(0, |place| place as u64 + 1)
+    }
+}
+
+/// All that was made.
+#[derive(Debug, Default)]
+struct Truth(BTreeMap<(u32, u8), Stream>);
+
+impl Truth {
+    fn read<E>(made: impl IntoIterator<Item = Result<Made, E>>, verdict: &mut Verdict) -> Result<Self, E> {
+        let mut truth = Self::default();
+        for made in made {
+            let made = made?;
+            match made.fate {
+                Fate::Made => verdict.made += 1,
+                Fate::Aborted => verdict.aborted += 1,
+                Fate::Unknown => verdict.unknown += 1,
+            }
+            let stream = &mut truth.0.entry((made.assessment, made.topic)).or_default().0;
+            let place = usize::try_from(made.number).expect("fewer events than addresses");
+            if stream.len() <= place {
+                stream.resize(place + 1, None);
+            }
+            stream[place] = Some((made.fate, made.at_ms));
+        }
+        Ok(truth)
+    }
+
+    /// The topics of an assessment.
+    fn streams(&self, assessment: u32) -> impl Iterator<Item = (u8, &Stream)> {
+        self.0.range((assessment, 0)..=(assessment, u8::MAX)).map(|((_, topic), stream)| (*topic, stream))
+    }
+}
+
+// ---- a client -------------------------------------------------------------------------------------------------------
+
+/// What a client has of a topic.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Place {
+    /// The number that follows the highest that it saw.
+    next: u64,
+    /// Lower ones that it lacks, and is owed.
+    lacking: BTreeSet<u64>,
+    /// What lies below may be missing: a reset told so.
+    forgiven: u64,
+}
+
+/// A client as its log tells of it.
+#[derive(Debug, Default)]
+struct Client {
+    assessment: u32,
+    places: BTreeMap<u8, Place>,
+    /// It gave a cursor, was not resumed, and waits for the `reset` that says so.
+    owed_a_reset: bool,
+    /// How long it did not read by its own will, and whether it has read events since.
+    absent_ms: u64,
+    has_read: bool,
+    disturbed: Disturbed,
+    done: bool,
+}
+
+impl Client {
+    fn step(&mut self, entry: &Entry, rules: Rules, spans: &[Span], truth: &Truth, verdict: &mut Verdict) {
+        if self.owed_a_reset && !matches!(entry.what, What::Reset(_)) {
+            self.owed_a_reset = false;
+            // A connection that was cut right behind `connected` had no time to say more.
+            if matches!(entry.what, What::Event { .. }) {
+                verdict.silent_losses += 1;
+                verdict.tell(entry, "it gave a cursor, was not resumed, and no reset came");
+            }
+        }
+        match &entry.what {
+            What::Watches(assessment) => self.assessment = *assessment,
+            What::Connected { node, asked, resumed } => {
+                verdict.connections += 1;
+                verdict.resumed += u64::from(*resumed);
+                self.owed_a_reset = *asked && !resumed;
+                let target =
+                    truth.streams(self.assessment).map(|(topic, stream)| (topic, stream.made_before(entry.at_ms)));
+                self.disturbed.connected(node, target.collect());
+            }
+            What::Event { topic, number } => self.event(entry, *topic, *number, truth, verdict),
+            What::Reset(reason) => self.reset(entry, reason, rules, truth, verdict),
+            What::Absent(ms) => {
+                self.absent_ms += ms;
+                self.has_read = false;
+                self.disturbed.reads_again(entry.at_ms);
+            }
+            What::Tries => self.disturbed.tries(entry.at_ms),
+            What::Failed(_) => self.disturbed.failed(),
+            What::Redirected(_) => {
+                let redirects = self.disturbed.redirected(entry.at_ms, spans);
+                verdict.redirects_max = verdict.redirects_max.max(redirects);
+            }
+            What::Gone(end) => {
+                if self.has_read {
+                    self.absent_ms = 0;
+                }
+                self.disturbed.gone(entry, *end);
+            }
+            What::Wrong(what) => {
+                verdict.wrong += 1;
+                verdict.tell(entry, what);
+            }
+            What::Done => self.done = true,
+        }
+        verdict.recoveries.extend(self.disturbed.caught_up(entry, &self.places));
+    }
+
+    fn event(&mut self, entry: &Entry, topic: u8, number: u64, truth: &Truth, verdict: &mut Verdict) {
+        verdict.seen += 1;
+        self.has_read = true;
+        let empty = Stream::default();
+        let stream = truth.0.get(&(self.assessment, topic)).unwrap_or(&empty);
+        if matches!(stream.fate(number), None | Some(Fate::Aborted)) {
+            verdict.ghosts += 1;
+            let what = format!("topic {topic}: {number} was never made, or its transaction was aborted");
+            return verdict.tell(entry, &what);
+        }
+        let place = self.places.entry(topic).or_default();
+        if number >= place.next {
+            let missing: Vec<u64> = stream.owed(place.next.max(place.forgiven)..number).collect();
+            if let (Some(first), Some(last)) = (missing.first(), missing.last()) {
+                verdict.tell(entry, &format!("topic {topic}: {number} came, {first} to {last} did not"));
+            }
+            verdict.lost += missing.len() as u64;
+            place.lacking.extend(missing);
+            place.next = number + 1;
+        } else if place.lacking.remove(&number) {
+            verdict.lost -= 1;
+            verdict.out_of_order += 1;
+            verdict.tell(entry, &format!("topic {topic}: {number} came behind {}", place.next - 1));
+        } else {
+            verdict.doubled += 1;
+            verdict.tell(entry, &format!("topic {topic}: {number} came again"));
+        }
+    }
+
+    fn reset(&mut self, entry: &Entry, reason: &str, rules: Rules, truth: &Truth, verdict: &mut Verdict) {
+        let is_explained = matches!(reason, "expired" | "lagged") && self.absent_ms >= ms(rules.history);
+        let resets = if is_explained { &mut verdict.explained_resets } else { &mut verdict.unexplained_resets };
+        *resets.entry(reason.to_owned()).or_default() += 1;
+        if !is_explained {
+            verdict.tell(entry, &format!("reset: {reason}, which nothing explains"));
+        }
+        self.owed_a_reset = false;
+        self.absent_ms = 0;
+        for (topic, stream) in truth.streams(self.assessment) {
+            self.places.entry(topic).or_default().forgiven = stream.made_before(entry.at_ms + RESET_SLACK_MS);
+        }
+    }
+
+    fn end(self, number: u32, truth: &Truth, verdict: &mut Verdict) {
+        let entry = Entry { at_ms: 0, client: number, what: What::Done };
+        if !self.done {
+            verdict.unfinished += 1;
+            verdict.tell(&entry, "its log does not reach the run's end");
+        }
+        for (topic, stream) in truth.streams(self.assessment) {
+            let place = self.places.get(&topic).cloned().unwrap_or_default();
+            let missing: Vec<u64> = stream.owed(place.next.max(place.forgiven)..stream.len()).collect();
+            if let (Some(first), Some(last)) = (missing.first(), missing.last()) {
+                verdict.missing_tail += missing.len() as u64;
+                verdict.tell(&entry, &format!("topic {topic}: {first} to {last} are missing at the end"));
+            }
+        }
+        verdict.recoveries.extend(self.disturbed.never());
+    }
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).expect("a run is shorter than an age")
+}

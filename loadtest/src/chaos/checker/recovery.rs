@@ -1,0 +1,192 @@
+//! How long clients were behind: from the loss of a connection until the client has all that was made before it was
+//! connected again; and which fault it was.
+
+use std::collections::BTreeMap;
+
+use super::Place;
+use crate::chaos::log::{End, Entry, Span};
+use crate::chaos::schedule::{Kind, Lane};
+
+/// A fault is the cause of what happens up to this time after its end: pods wait for their lease, and clients come home.
+const AFTERMATH_MS: u64 = 10_000;
+
+/// Logs of different threads tell the same moment a little differently.
+const SKEW_MS: u64 = 200;
+
+/// What was left in a socket's buffers is read within this time.
+const AFTER_STALL_MS: u64 = 2_000;
+
+/// A client lost its connection, and came back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovery {
+    /// Which client.
+    pub client: u32,
+    /// The pod that it was on.
+    pub node: String,
+    /// How the connection ended.
+    pub end: End,
+    /// When.
+    pub from_ms: u64,
+    /// When it had all that was made before it was connected again; none where that never came.
+    pub to_ms: Option<u64>,
+    /// Why, as far as the faults tell.
+    pub cause: Cause,
+    /// Whether no other fault was in its way.
+    pub is_alone: bool,
+}
+
+/// Why a client lost its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// A fault.
+    Fault(Kind),
+    /// It was sent to another pod, for the view had changed.
+    Handover,
+    /// No fault that is known.
+    None,
+}
+
+impl Recovery {
+    /// How long it took.
+    #[must_use]
+    pub fn took_ms(&self) -> Option<u64> {
+        Some(self.to_ms? - self.from_ms)
+    }
+}
+
+/// A client's state between two connections, and after the second.
+#[derive(Debug, Default)]
+pub(super) struct Disturbed {
+    node: String,
+    is_connected: bool,
+    /// What is to be told once it has caught up.
+    open: Option<Recovery>,
+    /// A client that left by its own will is behind from its first try to come back.
+    waits_for_try: bool,
+    /// The number that it must reach per topic.
+    target: Option<BTreeMap<u8, u64>>,
+    /// When it last read again after it did not.
+    read_again_ms: Option<u64>,
+    /// Redirects in the rolling restart at this place among the faults.
+    redirects: (usize, u64),
+}
+
+impl Disturbed {
+    pub(super) fn gone(&mut self, entry: &Entry, end: End) {
+        self.target = None;
+        if !std::mem::take(&mut self.is_connected) {
+            return;
+        }
+        match &mut self.open {
+            // It was not yet back: it is behind since the first loss, and not by one cause alone.
+            Some(open) => open.is_alone = false,
+            None => {
+                self.waits_for_try = end == End::Own(Kind::Away);
+                self.open = Some(Recovery {
+                    client: entry.client,
+                    node: self.node.clone(),
+                    end,
+                    from_ms: entry.at_ms,
+                    to_ms: None,
+                    // A client that did not read finds, when it reads again, that its pod gave it up.
+                    cause: if self.read_again_ms.is_some_and(|at_ms| entry.at_ms < at_ms + AFTER_STALL_MS) {
+                        Cause::Fault(Kind::Stall)
+                    } else {
+                        Cause::None
+                    },
+                    is_alone: true,
+                });
+            }
+        }
+    }
+
+    pub(super) fn tries(&mut self, at_ms: u64) {
+        if std::mem::take(&mut self.waits_for_try)
+            && let Some(open) = &mut self.open
+        {
+            open.from_ms = at_ms;
+        }
+    }
+
+    pub(super) fn reads_again(&mut self, at_ms: u64) {
+        self.read_again_ms = Some(at_ms);
+    }
+
+    pub(super) fn failed(&mut self) {
+        self.target = None;
+    }
+
+    pub(super) fn connected(&mut self, node: &str, target: BTreeMap<u8, u64>) {
+        node.clone_into(&mut self.node);
+        self.is_connected = true;
+        self.target = Some(target);
+    }
+
+    /// Counts a redirect; returns how many there were in the rolling restart that is under way, if one is.
+    pub(super) fn redirected(&mut self, at_ms: u64, spans: &[Span]) -> u64 {
+        let rolling = spans
+            .iter()
+            .position(|span| span.kind == Kind::Rolling && (span.from_ms..=span.to_ms + SKEW_MS).contains(&at_ms));
+        let Some(rolling) = rolling else { return 0 };
+        if self.redirects.0 != rolling {
+            self.redirects = (rolling, 0);
+        }
+        self.redirects.1 += 1;
+        self.redirects.1
+    }
+
+    /// The way back, where it is at its end with this entry.
+    pub(super) fn caught_up(&mut self, entry: &Entry, places: &BTreeMap<u8, Place>) -> Option<Recovery> {
+        let target = self.target.as_ref()?;
+        let has =
+            |topic: &u8, number: u64| places.get(topic).is_some_and(|place| place.next.max(place.forgiven) >= number);
+        if !target.iter().all(|(topic, number)| *number == 0 || has(topic, *number)) {
+            return None;
+        }
+        self.target = None;
+        let mut open = self.open.take()?;
+        open.to_ms = Some(entry.at_ms);
+        Some(open)
+    }
+
+    /// The way back that never came to its end.
+    pub(super) fn never(self) -> Option<Recovery> {
+        self.open
+    }
+}
+
+/// Says of each recovery which fault it was.
+pub(super) fn causes(recoveries: &mut [Recovery], spans: &[Span]) {
+    for recovery in recoveries {
+        let to_ms = recovery.to_ms.unwrap_or(u64::MAX);
+        recovery.cause = cause(recovery, spans);
+        let others = spans.iter().filter(|span| span.kind.lane() != Lane::Clients);
+        let mut others =
+            others.filter(|span| Cause::Fault(span.kind) != recovery.cause && overlaps(span, recovery.from_ms, to_ms));
+        recovery.is_alone &= others.next().is_none();
+    }
+}
+
+fn overlaps(span: &Span, from_ms: u64, to_ms: u64) -> bool {
+    span.from_ms <= to_ms && span.to_ms + AFTERMATH_MS >= from_ms
+}
+
+fn cause(recovery: &Recovery, spans: &[Span]) -> Cause {
+    if recovery.cause != Cause::None {
+        return recovery.cause;
+    }
+    if let End::Own(kind) = recovery.end {
+        return Cause::Fault(kind);
+    }
+    let at_ms = recovery.from_ms;
+    let at = |span: &&Span| (span.from_ms.saturating_sub(SKEW_MS)..=span.to_ms + AFTERMATH_MS).contains(&at_ms);
+    let hits = |span: &&Span| span.target.split(',').any(|name| name == recovery.node);
+    let of_its_pod = spans.iter().filter(|span| span.kind.lane() == Lane::Pods).filter(at).rfind(hits);
+    if let Some(span) = of_its_pod {
+        return Cause::Fault(span.kind);
+    }
+    if recovery.end == End::Closed(1012) {
+        return Cause::Handover;
+    }
+    Cause::None
+}

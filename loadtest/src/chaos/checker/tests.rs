@@ -1,0 +1,296 @@
+//! Logs with planted mistakes: each must be found, and nothing else.
+
+use super::*;
+use crate::chaos::log::{End, Fate};
+use crate::chaos::schedule::Kind;
+
+const RULES: Rules = Rules { history: Duration::from_secs(60) };
+
+/// The logs of one client that watches assessment 0, and of what was made for it.
+#[derive(Default, Clone)]
+struct Story {
+    made: Vec<Made>,
+    entries: Vec<Entry>,
+    spans: Vec<Span>,
+}
+
+impl Story {
+    /// Ten events on each of two topics, at a second each, all seen as they should.
+    fn good() -> Self {
+        let mut story = Self::default();
+        story.add(0, What::Watches(0));
+        story.add(1, What::Tries);
+        story.connected(5, false, false);
+        for number in 0..10 {
+            for topic in [0, 7] {
+                story.make(1000 * (number + 1), topic, number, Fate::Made);
+                story.add(1000 * (number + 1) + 3, What::Event { topic, number });
+            }
+        }
+        story.add(20_000, What::Done);
+        story
+    }
+
+    fn make(&mut self, at_ms: u64, topic: u8, number: u64, fate: Fate) {
+        self.made.push(Made { at_ms, assessment: 0, topic, number, fate });
+    }
+
+    fn add(&mut self, at_ms: u64, what: What) {
+        self.entries.push(Entry { at_ms, client: 0, what });
+    }
+
+    fn connected(&mut self, at_ms: u64, asked: bool, resumed: bool) {
+        self.add(at_ms, What::Connected { node: "pod-0".into(), asked, resumed });
+    }
+
+    /// Where in the log the client saw an event.
+    fn place(&self, topic: u8, number: u64) -> usize {
+        self.entries.iter().position(|entry| entry.what == What::Event { topic, number }).unwrap()
+    }
+
+    /// Puts facts before the one at a place, at its time.
+    fn insert(&mut self, place: usize, facts: impl IntoIterator<Item = What>) {
+        let at_ms = self.entries[place].at_ms;
+        let facts = facts.into_iter().map(|what| Entry { at_ms, client: 0, what });
+        self.entries.splice(place..place, facts.collect::<Vec<_>>());
+    }
+
+    fn check(&self) -> Verdict {
+        let made = self.made.iter().map(|made| Ok::<_, std::convert::Infallible>(*made));
+        let entries = self.entries.iter().map(|entry| Ok(entry.clone()));
+        check(RULES, &self.spans, made, entries).unwrap()
+    }
+}
+
+/// The counts of what is wrong: lost, doubled, out of order, missing at the end, ghosts, unexplained resets.
+fn counts(verdict: &Verdict) -> [u64; 6] {
+    let resets = verdict.unexplained_resets.values().sum();
+    [verdict.lost, verdict.doubled, verdict.out_of_order, verdict.missing_tail, verdict.ghosts, resets]
+}
+
+#[test]
+fn a_good_log_is_without_fault() {
+    let verdict = Story::good().check();
+    assert!(!verdict.is_fault(), "{:?}", verdict.told);
+    assert_eq!((verdict.made, verdict.seen, verdict.connections), (20, 20, 1));
+    assert!(verdict.recoveries.is_empty());
+}
+
+#[test]
+fn a_run_in_which_nothing_was_made_proves_nothing() {
+    assert!(Story::default().check().is_fault());
+}
+
+#[test]
+fn a_gap_is_lost_and_told_with_its_numbers() {
+    let mut story = Story::good();
+    for number in [4, 5] {
+        story.entries.remove(story.place(7, number));
+    }
+    let verdict = story.check();
+    assert_eq!(counts(&verdict), [2, 0, 0, 0, 0, 0]);
+    assert!(verdict.is_fault());
+    assert!(verdict.told[0].contains("topic 7: 6 came, 4 to 5 did not"), "{:?}", verdict.told);
+}
+
+#[test]
+fn a_first_event_that_never_came_is_lost_too() {
+    let mut story = Story::good();
+    story.entries.remove(story.place(0, 0));
+    assert_eq!(counts(&story.check()), [1, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn a_double_is_found_wherever_it_comes() {
+    for behind in [3, 9] {
+        let mut story = Story::good();
+        let place = story.place(0, behind) + 1;
+        story.insert(place, [What::Event { topic: 0, number: 3 }]);
+        assert_eq!(counts(&story.check()), [0, 1, 0, 0, 0, 0]);
+    }
+}
+
+#[test]
+fn a_swap_is_out_of_order_and_neither_lost_nor_doubled() {
+    let mut story = Story::good();
+    let (first, second) = (story.place(0, 3), story.place(0, 4));
+    story.entries.swap(first, second);
+    assert_eq!(counts(&story.check()), [0, 0, 1, 0, 0, 0]);
+}
+
+#[test]
+fn topics_may_interleave_as_they_like() {
+    let mut story = Story::good();
+    let (first, second) = (story.place(0, 3), story.place(7, 3));
+    story.entries.swap(first, second);
+    assert!(!story.check().is_fault());
+}
+
+#[test]
+fn a_missing_tail_is_found_also_of_a_topic_that_was_never_seen() {
+    let mut story = Story::good();
+    for number in [8, 9] {
+        story.entries.remove(story.place(0, number));
+    }
+    story.make(10_000, 5, 0, Fate::Made);
+    let verdict = story.check();
+    assert_eq!(counts(&verdict), [0, 0, 0, 3, 0, 0]);
+}
+
+#[test]
+fn a_client_whose_log_breaks_off_is_found() {
+    let mut story = Story::good();
+    story.entries.pop();
+    assert_eq!(story.check().unfinished, 1);
+}
+
+#[test]
+fn what_was_aborted_may_not_be_seen_and_what_nobody_knows_may() {
+    let mut story = Story::good();
+    story.make(10_500, 0, 10, Fate::Aborted);
+    story.make(10_600, 0, 11, Fate::Unknown);
+    story.make(10_700, 0, 12, Fate::Made);
+    let end = story.entries.pop().unwrap();
+    story.add(10_800, What::Event { topic: 0, number: 12 });
+    story.entries.push(end);
+    assert!(!story.check().is_fault());
+
+    let mut unknown_seen = story.clone();
+    let place = unknown_seen.place(0, 12);
+    unknown_seen.insert(place, [What::Event { topic: 0, number: 11 }]);
+    assert!(!unknown_seen.check().is_fault());
+
+    for number in [10, 13] {
+        let mut ghost = story.clone();
+        let place = ghost.place(0, 12);
+        ghost.insert(place, [What::Event { topic: 0, number }]);
+        assert_eq!(counts(&ghost.check()), [0, 0, 0, 0, 1, 0]);
+    }
+}
+
+/// A client that loses its connection after number 3, and misses 4 to 6.
+fn returns_with_a_gap(between: impl IntoIterator<Item = What>) -> Story {
+    let mut story = Story::good();
+    for topic in [0, 7] {
+        for number in 4..7 {
+            story.entries.remove(story.place(topic, number));
+        }
+    }
+    let place = story.place(0, 7);
+    story.insert(place, between);
+    story
+}
+
+fn connected(resumed: bool) -> What {
+    What::Connected { node: "pod-1".into(), asked: true, resumed }
+}
+
+#[test]
+fn a_reset_forgives_what_was_made_before_it_where_a_fault_explains_it() {
+    let away = [What::Gone(End::Own(Kind::Away)), What::Absent(75_000), What::Tries];
+    let explained =
+        returns_with_a_gap(away.clone().into_iter().chain([connected(false), What::Reset("expired".into())]));
+    let verdict = explained.check();
+    assert!(!verdict.is_fault(), "{:?}", verdict.told);
+    assert_eq!(verdict.explained_resets["expired"], 1);
+
+    // The same, for a reason that absence does not explain.
+    let other = returns_with_a_gap(away.into_iter().chain([connected(false), What::Reset("invalid".into())]));
+    assert_eq!(counts(&other.check()), [0, 0, 0, 0, 0, 1]);
+}
+
+#[test]
+fn a_reset_that_no_fault_explains_is_one() {
+    for absent in [None, Some(What::Absent(20_000))] {
+        let facts = absent.into_iter().chain([What::Gone(End::Cut), What::Tries, connected(false)]);
+        let story = returns_with_a_gap(facts.chain([What::Reset("expired".into())]));
+        let verdict = story.check();
+        assert_eq!(counts(&verdict), [0, 0, 0, 0, 0, 1]);
+        assert!(verdict.is_fault());
+    }
+}
+
+#[test]
+fn what_is_made_after_a_reset_is_owed_again() {
+    let mut story = Story::good();
+    let end = story.entries.pop().unwrap();
+    story.add(11_000, What::Absent(75_000));
+    story.add(11_000, What::Reset("lagged".into()));
+    for number in 10..20 {
+        story.make(12_000 + 1000 * (number - 10), 0, number, Fate::Made);
+    }
+    story.add(22_000, What::Event { topic: 0, number: 19 });
+    story.entries.push(end);
+    // Those made within the slack after the reset are forgiven: 10 to 14.
+    assert_eq!(counts(&story.check()), [4, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn who_gave_a_cursor_and_is_not_resumed_must_be_told_so() {
+    let story = returns_with_a_gap([What::Gone(End::Cut), What::Tries, connected(false)]);
+    let verdict = story.check();
+    assert_eq!((verdict.silent_losses, verdict.lost), (1, 6));
+
+    // One that was cut right behind `connected` was not told anything yet.
+    let facts = [What::Gone(End::Cut), connected(false), What::Gone(End::Cut), connected(true)];
+    assert_eq!(returns_with_a_gap(facts).check().silent_losses, 0);
+}
+
+#[test]
+fn what_no_pod_should_say_is_a_fault() {
+    let mut story = Story::good();
+    story.insert(5, [What::Wrong("a message nobody knows".into())]);
+    assert!(story.check().is_fault());
+}
+
+/// A client that loses its connection at 5.5 s and is back at 8.5 s, and has what it missed at 9 s.
+fn moves(end: End) -> Story {
+    let mut story = Story::good();
+    let place = story.place(0, 5);
+    let late: Vec<Entry> = story.entries.drain(place..).collect();
+    story.add(5_500, What::Gone(end));
+    story.add(5_600, What::Tries);
+    story.add(5_700, What::Failed("refused".into()));
+    story.add(8_400, What::Tries);
+    story.connected(8_500, true, true);
+    story.entries.extend(late.into_iter().map(|entry| Entry { at_ms: entry.at_ms.max(9_000), ..entry }));
+    story
+}
+
+#[test]
+fn a_recovery_lasts_until_all_is_there_that_was_made_before_the_client_was_connected_again() {
+    let mut story = moves(End::Cut);
+    story.spans.push(Span { kind: Kind::Kill, target: "pod-0".into(), from_ms: 5_490, to_ms: 12_000 });
+    story.spans.push(Span { kind: Kind::Kill, target: "pod-1".into(), from_ms: 100, to_ms: 200 });
+    let verdict = story.check();
+    assert!(!verdict.is_fault(), "{:?}", verdict.told);
+    let [recovery] = &verdict.recoveries[..] else { panic!("one: {:?}", verdict.recoveries) };
+    assert_eq!((recovery.from_ms, recovery.took_ms()), (5_500, Some(3_500)));
+    assert_eq!((recovery.cause, recovery.is_alone), (Cause::Fault(Kind::Kill), true));
+
+    // While Redis is away, no lease runs out: the kill is not alone to blame.
+    story.spans.push(Span { kind: Kind::RedisPause, target: String::new(), from_ms: 4_000, to_ms: 7_000 });
+    assert!(!story.check().recoveries[0].is_alone);
+}
+
+#[test]
+fn a_recovery_without_a_fault_of_its_pod_has_another_cause() {
+    assert_eq!(moves(End::Closed(1012)).check().recoveries[0].cause, Cause::Handover);
+    assert_eq!(moves(End::Cut).check().recoveries[0].cause, Cause::None);
+    assert_eq!(moves(End::Own(Kind::Drop)).check().recoveries[0].cause, Cause::Fault(Kind::Drop));
+    // Who was away by its own will is behind from when it tries to return.
+    assert_eq!(moves(End::Own(Kind::Away)).check().recoveries[0].from_ms, 5_600);
+}
+
+#[test]
+fn redirects_are_counted_per_client_and_rolling_restart() {
+    let mut story = Story::good();
+    for from_ms in [1_000, 6_000] {
+        story.spans.push(Span { kind: Kind::Rolling, target: "pod-0".into(), from_ms, to_ms: from_ms + 4_000 });
+    }
+    for number in [1, 2, 7] {
+        let place = story.place(0, number);
+        story.insert(place, [What::Redirected("pod-1".into())]);
+    }
+    assert_eq!(story.check().redirects_max, 2);
+}

@@ -1,0 +1,149 @@
+//! A client's connection, from the first packet to the end, without ever waiting: it owns the socket and the frames, and
+//! leaves their meaning to [`super::life`].
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::fd::{AsRawFd as _, RawFd};
+
+use socket2::{Domain, Socket, Type};
+use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tungstenite::{Error, Message, WebSocket};
+
+use crate::client::Ask;
+
+/// The longest answer to a handshake, in bytes.
+const ANSWER_BYTES_MAX: usize = 8 * 1024;
+
+/// A connection that is being opened, or is open.
+pub(super) enum Connection {
+    /// The head is on its way, or the answer.
+    Opening {
+        /// The socket.
+        stream: TcpStream,
+        /// What is still to be sent.
+        head: Vec<u8>,
+        /// What has come of the answer.
+        answer: Vec<u8>,
+    },
+    /// The upgrade is done.
+    Open(Box<WebSocket<TcpStream>>),
+}
+
+/// What came of it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Came {
+    /// A text.
+    Text(String),
+    /// Something that shows that the pod lives.
+    Life,
+    /// The pod said goodbye with this code.
+    Close(u16),
+    /// The end; before the upgrade, with what the pod said instead.
+    End(String),
+    /// Nothing more for now.
+    Nothing,
+}
+
+impl Connection {
+    /// Begins to open one. `receive_buffer` makes the kernel take so few bytes ahead.
+    pub(super) fn begin(ask: &Ask, receive_buffer: Option<usize>) -> std::io::Result<Self> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        socket.set_tcp_nodelay(true)?;
+        if let Some(bytes) = receive_buffer {
+            socket.set_recv_buffer_size(bytes)?;
+        }
+        match socket.connect(&ask.address().into()) {
+            Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+            _ => {}
+        }
+        Ok(Self::Opening { stream: socket.into(), head: ask.head().into_bytes(), answer: Vec::new() })
+    }
+
+    /// What `poll` is to wait for.
+    pub(super) fn poll(&self) -> (RawFd, libc::c_short) {
+        match self {
+            Self::Opening { stream, head, .. } if !head.is_empty() => (stream.as_raw_fd(), libc::POLLOUT),
+            Self::Opening { stream, .. } => (stream.as_raw_fd(), libc::POLLIN),
+            Self::Open(socket) => (socket.get_ref().as_raw_fd(), libc::POLLIN),
+        }
+    }
+
+    /// The socket, to be kept without being read.
+    pub(super) fn into_socket(self) -> TcpStream {
+        match self {
+            Self::Opening { stream, .. } => stream,
+            Self::Open(socket) => socket.get_ref().try_clone().expect("a descriptor is left"),
+        }
+    }
+
+    /// Does what can be done now, and says what came of it.
+    pub(super) fn turn(&mut self) -> Came {
+        match self {
+            Self::Opening { stream, head, answer } => match open(stream, head, answer) {
+                Ok(None) => Came::Nothing,
+                Ok(Some(rest)) => {
+                    let stream = stream.try_clone().expect("a descriptor is left");
+                    let config = WebSocketConfig::default().read_buffer_size(4096).write_buffer_size(0);
+                    let socket = WebSocket::from_partially_read(stream, rest, Role::Client, Some(config));
+                    *self = Self::Open(Box::new(socket));
+                    Came::Life
+                }
+                Err(why) => Came::End(why),
+            },
+            Self::Open(socket) => receive(socket),
+        }
+    }
+
+    /// Sends a text. Where the pod is gone, reading will tell.
+    pub(super) fn send(&mut self, text: &str) {
+        if let Self::Open(socket) = self {
+            let _ = socket.send(Message::text(text));
+        }
+    }
+
+    /// Says goodbye.
+    pub(super) fn close(&mut self) {
+        if let Self::Open(socket) = self {
+            let _ = socket.close(Some(CloseFrame { code: 1000.into(), reason: "".into() }));
+        }
+    }
+}
+
+fn receive(socket: &mut WebSocket<TcpStream>) -> Came {
+    match socket.read() {
+        Ok(Message::Text(text)) => Came::Text(text.as_str().to_owned()),
+        Ok(Message::Close(frame)) => Came::Close(frame.map_or(1005, |frame| frame.code.into())),
+        Ok(_) => Came::Life,
+        Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => Came::Nothing,
+        Err(error) => Came::End(error.to_string()),
+    }
+}
+
+/// Sends the head and reads the answer; returns what came behind it once it is a 101.
+fn open(stream: &mut TcpStream, head: &mut Vec<u8>, answer: &mut Vec<u8>) -> Result<Option<Vec<u8>>, String> {
+    while !head.is_empty() {
+        match stream.write(head) {
+            Ok(count) => drop(head.drain(..count)),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => return Ok(None),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    loop {
+        if let Some(at) = answer.windows(4).position(|window| window == b"\r\n\r\n") {
+            let rest = answer.split_off(at + 4);
+            let line = String::from_utf8_lossy(answer).lines().next().unwrap_or_default().to_owned();
+            return if line.starts_with("HTTP/1.1 101 ") { Ok(Some(rest)) } else { Err(line) };
+        }
+        if answer.len() > ANSWER_BYTES_MAX {
+            return Err("an answer without an end".to_owned());
+        }
+        let mut buffer = [0; 2048];
+        match stream.read(&mut buffer) {
+            Ok(0) => return Err("the end within the handshake".to_owned()),
+            Ok(count) => answer.extend_from_slice(&buffer[..count]),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Carries out a schedule: each lane on a thread of its own, fault after fault. What a fault broke is up again when it
+//! ends.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use super::Clock;
+use super::clients::Order;
+use super::fleet::{Fleet, HISTORY};
+use super::log::{Span, Writer};
+use super::schedule::{Kind, Planned};
+use crate::kafka::Kafka;
+use crate::process::Signal;
+use crate::redis::Redis;
+
+/// Between two faults a lane looks this often whether all is as it should be.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// A rolling update goes on to the next pod this long after the last one was ready.
+const BETWEEN_PODS: Duration = Duration::from_millis(500);
+
+/// Who was away for so much longer than the history can't be resumed.
+const BEYOND_HISTORY: Duration = Duration::from_secs(15);
+
+/// Brokers, from 0.
+pub(super) const BROKERS: u32 = 3;
+
+/// What happens now, for the progress line, and what happened, for the checker.
+pub(super) struct Chronicle {
+    log: Writer,
+    clock: Clock,
+    now: Mutex<BTreeMap<usize, String>>,
+    next: AtomicUsize,
+}
+
+impl Chronicle {
+    /// An empty one.
+    pub(super) fn new(log: Writer, clock: Clock) -> Self {
+        Self { log, clock, now: Mutex::default(), next: AtomicUsize::new(0) }
+    }
+
+    /// What happens now.
+    pub(super) fn now(&self) -> Vec<String> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Brings all to the file.
+    pub(super) fn flush(&self) {
+        self.log.flush();
+    }
+
+    /// Tells of a fault while it happens.
+    fn during<T>(&self, kind: Kind, target: &str, act: impl FnOnce() -> T) -> T {
+        let (from_ms, number) = (self.clock.ms(), self.next.fetch_add(1, Ordering::Relaxed));
+        let told = if target.is_empty() { kind.to_string() } else { format!("{kind} {target}") };
+        self.now.lock().unwrap_or_else(PoisonError::into_inner).insert(number, told);
+        let result = act();
+        self.now.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        self.log.add(&Span { kind, target: target.to_owned(), from_ms, to_ms: self.clock.ms() });
+        result
+    }
+}
+
+/// Goes through a lane's plan; `idle` is called between faults, `act` for each.
+fn walk<T>(clock: Clock, plan: &[Planned], it: &mut T, idle: impl Fn(&mut T), act: impl Fn(&mut T, &Planned)) {
+    for planned in plan {
+        while clock.elapsed() < planned.at {
+            thread::sleep(LOOK_EVERY.min(planned.at.saturating_sub(clock.elapsed())));
+            idle(it);
+        }
+        act(it, planned);
+    }
+}
+
+// ---- pods -----------------------------------------------------------------------------------------------------------
+
+/// The lane of pods.
+pub(super) fn pods(clock: Clock, plan: &[Planned], fleet: &mut Fleet, chronicle: &Chronicle) {
+    walk(clock, plan, fleet, Fleet::look, |fleet, planned| {
+        let running = fleet.running();
+        let hit = running[planned.pick as usize % running.len()];
+        match planned.kind {
+            Kind::Kill => chronicle.during(Kind::Kill, &Fleet::name(hit), || {
+                fleet.kill(hit);
+                thread::sleep(planned.lasts);
+                fleet.spawn(hit);
+                fleet.await_ready();
+            }),
+            Kind::Stop => chronicle.during(Kind::Stop, &Fleet::name(hit), || {
+                fleet.pause(hit, Signal::Stop);
+                thread::sleep(planned.lasts);
+                fleet.pause(hit, Signal::Cont);
+            }),
+            Kind::Rolling => chronicle.during(Kind::Rolling, &fleet.names(), || {
+                for place in running {
+                    fleet.end(&[place], false);
+                    fleet.spawn(place);
+                    fleet.await_ready();
+                    thread::sleep(BETWEEN_PODS);
+                }
+            }),
+            _ => chronicle.during(Kind::Scale, "pod-0,pod-1,pod-2,pod-3,pod-4", || {
+                scale(fleet, &[0, 1, 2, 3, 4], planned.lasts);
+                // Which two stay is left to chance: also those that were there first may go.
+                let stays = [0, 1 + planned.pick as usize % 4];
+                scale(fleet, &stays, planned.lasts);
+                scale(fleet, &[0, 1, 2], Duration::ZERO);
+            }),
+        }
+    });
+}
+
+/// Makes the fleet consist of these pods.
+fn scale(fleet: &mut Fleet, places: &[usize], then: Duration) {
+    let running = fleet.running();
+    for place in places.iter().filter(|place| !running.contains(place)) {
+        fleet.spawn(*place);
+    }
+    fleet.await_ready();
+    let leave: Vec<usize> = running.into_iter().filter(|place| !places.contains(place)).collect();
+    fleet.end(&leave, true);
+    thread::sleep(then);
+}
+
+// ---- what pods depend on --------------------------------------------------------------------------------------------
+
+/// The lane of Redis.
+pub(super) fn redis(clock: Clock, plan: &[Planned], redis: &mut Redis, chronicle: &Chronicle) {
+    walk(
+        clock,
+        plan,
+        redis,
+        |_| {},
+        |redis, planned| {
+            chronicle.during(planned.kind, "", || match planned.kind {
+                Kind::RedisKill => {
+                    redis.kill();
+                    thread::sleep(planned.lasts);
+                    redis.start_again();
+                }
+                Kind::RedisPause => {
+                    redis.pause();
+                    thread::sleep(planned.lasts);
+                    redis.resume();
+                }
+                _ => redis.flush(),
+            });
+        },
+    );
+}
+
+/// The lane of brokers.
+pub(super) fn brokers(clock: Clock, plan: &[Planned], kafka: &mut Kafka, chronicle: &Chronicle) {
+    walk(
+        clock,
+        plan,
+        kafka,
+        |_| {},
+        |kafka, planned| {
+            let hit = (planned.pick % BROKERS) as usize;
+            match planned.kind {
+                Kind::BrokerKill => chronicle.during(Kind::BrokerKill, &format!("broker-{hit}"), || {
+                    kafka.broker(hit).kill();
+                    thread::sleep(planned.lasts);
+                    kafka.broker(hit).start();
+                }),
+                Kind::BrokerPause => chronicle.during(Kind::BrokerPause, &format!("broker-{hit}"), || {
+                    kafka.broker(hit).pause();
+                    thread::sleep(planned.lasts);
+                    kafka.broker(hit).resume();
+                }),
+                _ => chronicle.during(Kind::BrokersDown, "", || {
+                    (0..BROKERS as usize).for_each(|number| kafka.broker(number).kill());
+                    thread::sleep(planned.lasts);
+                    kafka.start_all();
+                }),
+            }
+        },
+    );
+}
+
+// ---- clients --------------------------------------------------------------------------------------------------------
+
+/// The lane of clients: they do it themselves.
+pub(super) fn clients(clock: Clock, plan: &[Planned], orders: &mut mpsc::SyncSender<Order>, chronicle: &Chronicle) {
+    walk(
+        clock,
+        plan,
+        orders,
+        |_| {},
+        |orders, planned| {
+            let lasts = if planned.kind == Kind::Away { HISTORY + BEYOND_HISTORY } else { planned.lasts };
+            let order = Order { kind: planned.kind, lasts, seed: planned.pick };
+            // The clients end after all lanes did.
+            orders.send(order).expect("the clients listen");
+            // Who is away is so beside the faults that follow.
+            let lasts = if planned.kind == Kind::Away { Duration::ZERO } else { lasts };
+            chronicle.during(planned.kind, "", || thread::sleep(lasts));
+        },
+    );
+}

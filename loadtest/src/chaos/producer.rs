@@ -1,0 +1,320 @@
+//! Makes the run's events: numbered per assessment and topic, a steady stream of plain ones, and beside it transactions,
+//! some of which are aborted. Each assessment has one producer, so that the order of numbers is Kafka's order. It writes
+//! down what became of each event.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
+
+use super::Clock;
+use super::log::{Fate, Made, Writer};
+use crate::events::{self, Event, MARKETS};
+use crate::kafka::client_config;
+
+/// Brokers may all be down for half a minute; what they don't take in this time is given up.
+const BROKERS_WITHIN: Duration = Duration::from_secs(60);
+
+/// What is due is sent this often.
+const TICK: Duration = Duration::from_millis(10);
+
+/// One in so many assessments has all its events in transactions.
+const TRANSACTIONAL_IN: u32 = 4;
+
+/// The first few assessments get this share, in percent, of all events: their clients are the first to be slow.
+const HOT: u32 = 4;
+const HOT_PERCENT: u32 = 40;
+
+/// How often each topic's turn comes, of a hundred: some are busy, some nearly silent.
+const WEIGHTS: [u32; events::Kind::ALL.len()] = [30, 10, 10, 14, 20, 1, 1, 1, 3, 10];
+
+/// The assessment of this number, as the pods know it.
+#[must_use]
+pub(super) fn assessment(number: u32) -> String {
+    format!("chaos-{number}")
+}
+
+/// The event of this number on a topic of an assessment. The kit's own numbers tell the topic by their last digit.
+#[must_use]
+pub(super) fn event(assessment_number: u32, topic: u8, number: u64) -> Event {
+    events::event(&assessment(assessment_number), number * 10 + u64::from(topic))
+}
+
+/// What was made so far.
+pub(super) struct Book {
+    pub(super) log: Writer,
+    pub(super) clock: Clock,
+    /// The highest number of each assessment and topic that was made.
+    last: Mutex<BTreeMap<(u32, u8), u64>>,
+    count: AtomicU64,
+}
+
+/// An event's assessment, topic and number.
+type Id = (u32, u8, u64);
+
+impl Book {
+    /// An empty one.
+    pub(super) fn new(log: Writer, clock: Clock) -> Self {
+        Self { log, clock, last: Mutex::default(), count: AtomicU64::new(0) }
+    }
+
+    /// How many events were made.
+    pub(super) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// The highest number of each topic of each assessment.
+    pub(super) fn last(&self) -> BTreeMap<(u32, u8), u64> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn add(&self, (assessment, topic, number): Id, fate: Fate) {
+        self.log.add(&Made { at_ms: self.clock.ms(), assessment, topic, number, fate });
+        if fate == Fate::Made {
+            self.count.fetch_add(1, Ordering::Relaxed);
+            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            let last = last.entry((assessment, topic)).or_insert(number);
+            *last = number.max(*last);
+        }
+    }
+}
+
+/// What the producers are told.
+#[derive(Debug, Clone)]
+pub(super) struct Order {
+    pub(super) bootstrap: String,
+    pub(super) seed: u64,
+    pub(super) assessments: u32,
+    /// Events a second, all together.
+    pub(super) rate: u32,
+}
+
+/// Makes events until `stop`. Returns the two threads that do it.
+pub(super) fn start(order: &Order, book: &Arc<Book>, stop: &Arc<AtomicBool>) -> [thread::JoinHandle<()>; 2] {
+    let source = |is_transactional| Source {
+        random: fastrand::Rng::with_seed(order.seed.wrapping_mul(3).wrapping_add(u64::from(is_transactional))),
+        numbers: BTreeMap::new(),
+        assessments: order.assessments,
+        is_transactional,
+    };
+    let (plain, transactional) = (source(false), source(true));
+    let share = order.rate / TRANSACTIONAL_IN;
+    let of_plain = {
+        let (bootstrap, book, stop) = (order.bootstrap.clone(), Arc::clone(book), Arc::clone(stop));
+        let rate = order.rate - share;
+        thread::spawn(move || make_plain(&bootstrap, plain, rate, &book, &stop))
+    };
+    let of_transactions = {
+        let (bootstrap, book, stop) = (order.bootstrap.clone(), Arc::clone(book), Arc::clone(stop));
+        thread::spawn(move || make_transactions(&bootstrap, transactional, share.max(1), &book, &stop))
+    };
+    [of_plain, of_transactions]
+}
+
+// ---- which event comes next -----------------------------------------------------------------------------------------
+
+/// Chooses events, and numbers them.
+struct Source {
+    random: fastrand::Rng,
+    numbers: BTreeMap<(u32, u8), u64>,
+    assessments: u32,
+    is_transactional: bool,
+}
+
+impl Source {
+    fn next(&mut self) -> Id {
+        let topic = self.topic();
+        loop {
+            let is_hot = self.random.u32(0..100) < HOT_PERCENT;
+            let assessment = self.random.u32(0..if is_hot { HOT.min(self.assessments) } else { self.assessments });
+            // A hundred assessments are few enough that one of the right sort comes soon.
+            if (assessment % TRANSACTIONAL_IN == TRANSACTIONAL_IN - 1) == self.is_transactional {
+                let number = self.numbers.entry((assessment, topic)).or_insert(0);
+                *number += 1;
+                return (assessment, topic, *number - 1);
+            }
+        }
+    }
+
+    fn topic(&mut self) -> u8 {
+        let mut drawn = self.random.u32(0..WEIGHTS.iter().sum());
+        for (topic, weight) in (0..).zip(WEIGHTS) {
+            match drawn.checked_sub(weight) {
+                Some(rest) => drawn = rest,
+                None => return topic,
+            }
+        }
+        unreachable!("what is drawn lies below the sum of the weights")
+    }
+}
+
+// ---- plain ones -----------------------------------------------------------------------------------------------------
+
+/// Writes down what became of each event; for those in transactions that is known later.
+struct Deliveries {
+    book: Arc<Book>,
+    is_transactional: bool,
+}
+
+impl ClientContext for Deliveries {}
+
+impl ProducerContext for Deliveries {
+    /// Nothing for a market's tick.
+    type DeliveryOpaque = Box<Option<Id>>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, id: Box<Option<Id>>) {
+        if let Some(id) = id.filter(|_| !self.is_transactional) {
+            self.book.add(id, if result.is_ok() { Fate::Made } else { Fate::Unknown });
+        }
+    }
+}
+
+fn producer(bootstrap: &str, book: &Arc<Book>, transactional_id: Option<&str>) -> ThreadedProducer<Deliveries> {
+    let mut config = client_config(bootstrap);
+    config.set("partitioner", "murmur2_random").set("linger.ms", "2").set("enable.idempotence", "true");
+    if let Some(id) = transactional_id {
+        config.set("transactional.id", id);
+    }
+    let deliveries = Deliveries { book: Arc::clone(book), is_transactional: transactional_id.is_some() };
+    config.create_with_context(deliveries).expect("good properties")
+}
+
+fn send(producer: &ThreadedProducer<Deliveries>, event: &Event, id: Option<Id>) -> Result<(), KafkaError> {
+    let record = BaseRecord::with_opaque_to(&event.topic, Box::new(id)).key(&event.key).payload(&event.payload);
+    let mut waiting = Some(record);
+    let deadline = Instant::now() + BROKERS_WITHIN;
+    while let Some(record) = waiting.take() {
+        match producer.send(record) {
+            Ok(()) => {}
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), record)) if Instant::now() < deadline => {
+                waiting = Some(record);
+                thread::sleep(TICK);
+            }
+            Err((error, _)) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn make_plain(bootstrap: &str, mut source: Source, rate: u32, book: &Arc<Book>, stop: &AtomicBool) {
+    let producer = producer(bootstrap, book, None);
+    let start = Instant::now();
+    let (mut sent, mut ticked) = (0, 0);
+    while !stop.load(Ordering::Relaxed) {
+        let due = start.elapsed().as_millis() * u128::from(rate) / 1000;
+        while sent < due {
+            let id @ (assessment, topic, number) = source.next();
+            send(&producer, &event(assessment, topic, number), Some(id))
+                .expect("an idempotent producer takes an event");
+            sent += 1;
+        }
+        // A tick of each market a second.
+        while ticked < start.elapsed().as_secs() {
+            for market in MARKETS {
+                send(&producer, &events::tick(market, ticked), None).expect("an idempotent producer takes a tick");
+            }
+            ticked += 1;
+        }
+        thread::sleep(TICK);
+    }
+    // What the brokers don't take in this time is told as an error to `delivery` when the producer ends.
+    let _ = producer.flush(BROKERS_WITHIN);
+}
+
+// ---- transactions ---------------------------------------------------------------------------------------------------
+
+/// How a transaction ended, and whether its producer is still of use.
+struct Ended {
+    fate: Fate,
+    is_fatal: bool,
+}
+
+fn make_transactions(bootstrap: &str, mut source: Source, rate: u32, book: &Arc<Book>, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        // The id is that of the one before: what that left open is ended first.
+        let producer = producer(bootstrap, book, Some("chaos"));
+        if producer.init_transactions(BROKERS_WITHIN).is_err() {
+            continue;
+        }
+        let mut is_fatal = false;
+        while !stop.load(Ordering::Relaxed) && !is_fatal {
+            let ids: Vec<Id> = (0..source.random.usize(1..=8)).map(|_| source.next()).collect();
+            let ended = transaction(&producer, &ids, &mut source.random);
+            for id in &ids {
+                book.add(*id, ended.fate);
+            }
+            is_fatal = ended.is_fatal;
+            let pause = Duration::from_secs(1) / rate * u32::try_from(ids.len()).expect("eight at most");
+            thread::sleep(pause);
+        }
+    }
+}
+
+fn transaction(producer: &ThreadedProducer<Deliveries>, ids: &[Id], random: &mut fastrand::Rng) -> Ended {
+    if producer.begin_transaction().is_err() {
+        return Ended { fate: Fate::Aborted, is_fatal: true };
+    }
+    let all_sent = ids.iter().all(|id| send(producer, &event(id.0, id.1, id.2), Some(*id)).is_ok());
+    // Some stay open for a while: readers that skip what is aborted wait for their end.
+    if random.u8(0..5) == 0 {
+        thread::sleep(Duration::from_millis(random.u64(0..300)));
+    }
+    if !all_sent || random.u8(0..4) == 0 {
+        if random.bool() {
+            // So that the aborted records lie in the log, and were not thrown away before they got there.
+            let _ = producer.flush(BROKERS_WITHIN);
+        }
+        return abort(producer);
+    }
+    match repeated(|| producer.commit_transaction(BROKERS_WITHIN)) {
+        Ok(()) => Ended { fate: Fate::Made, is_fatal: false },
+        Err(KafkaError::Transaction(error)) if error.txn_requires_abort() => abort(producer),
+        Err(_) => Ended { fate: Fate::Unknown, is_fatal: true },
+    }
+}
+
+/// What is not committed stays uncommitted, also where the brokers don't answer: the next producer of this id aborts it.
+fn abort(producer: &ThreadedProducer<Deliveries>) -> Ended {
+    let aborted = repeated(|| producer.abort_transaction(BROKERS_WITHIN));
+    Ended { fate: Fate::Aborted, is_fatal: aborted.is_err() }
+}
+
+/// Asks again where that may help.
+fn repeated(ask: impl Fn() -> Result<(), KafkaError>) -> Result<(), KafkaError> {
+    let deadline = Instant::now() + BROKERS_WITHIN;
+    loop {
+        match ask() {
+            Err(KafkaError::Transaction(error)) if error.is_retriable() && Instant::now() < deadline => {}
+            result => return result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_no_holes_and_each_assessment_has_one_producer() {
+        let mut owners = BTreeMap::new();
+        for is_transactional in [false, true] {
+            let random = fastrand::Rng::with_seed(1);
+            let mut source = Source { random, numbers: BTreeMap::new(), assessments: 40, is_transactional };
+            let mut seen: BTreeMap<(u32, u8), Vec<u64>> = BTreeMap::new();
+            for _ in 0..20_000 {
+                let (assessment, topic, number) = source.next();
+                seen.entry((assessment, topic)).or_default().push(number);
+                assert_eq!(*owners.entry(assessment).or_insert(is_transactional), is_transactional);
+            }
+            assert!(seen.values().all(|numbers| numbers.iter().copied().eq(0..numbers.len() as u64)));
+            assert!((0..10).all(|topic| seen.keys().any(|key| key.1 == topic)), "all ten topics");
+        }
+        assert_eq!(owners.len(), 40, "all assessments");
+    }
+}

@@ -1,0 +1,208 @@
+//! The table at a run's end, and whether the times were within their limits.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use super::checker::{Cause, Recovery, Verdict};
+use super::log::Span;
+use super::schedule::Kind;
+
+/// Redirects that a client may see in one rolling restart.
+const REDIRECTS_MAX: u64 = 3;
+
+/// Within this time the clients of a pod that is restarted by a rolling update are caught up elsewhere, in 99 of 100
+/// cases.
+const ROLLING_P99_MS: u64 = 2_000;
+
+/// Within this time and the lease the clients of a pod that was killed are caught up elsewhere.
+const KILL_OVER_LEASE_MS: u64 = 2_000;
+
+/// What a run was, for its table's head.
+#[derive(Debug, Clone)]
+pub struct Title {
+    /// The schedule's seed.
+    pub seed: u64,
+    /// How long faults happened.
+    pub minutes: f64,
+    /// How many clients.
+    pub clients: u32,
+    /// The pods' lease.
+    pub lease_ms: u64,
+}
+
+/// How long the recoveries of one cause took.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Times {
+    sorted_ms: Vec<u64>,
+    never: usize,
+}
+
+impl Times {
+    fn of<'a>(recoveries: impl Iterator<Item = &'a Recovery>) -> Self {
+        let (mut sorted_ms, mut never) = (Vec::new(), 0);
+        for recovery in recoveries {
+            match recovery.took_ms() {
+                Some(ms) => sorted_ms.push(ms),
+                None => never += 1,
+            }
+        }
+        sorted_ms.sort_unstable();
+        Self { sorted_ms, never }
+    }
+
+    fn percentile(&self, percent: usize) -> Option<u64> {
+        let last = self.sorted_ms.len().checked_sub(1)?;
+        Some(self.sorted_ms[(last * percent).div_ceil(100)])
+    }
+
+    fn cells(&self) -> String {
+        let cell = |percent| match self.percentile(percent) {
+            Some(ms) => format!("{:>8.2} s", super::checker::seconds(ms)),
+            None => format!("{:>10}", "-"),
+        };
+        format!("{}{}{}", cell(50), cell(99), cell(100))
+    }
+}
+
+/// What the promised times say of a run: a sentence for each that was not kept.
+#[must_use]
+pub fn over_limit(title: &Title, verdict: &Verdict) -> Vec<String> {
+    let mut over = Vec::new();
+    let mut limit = |kind, percent, limit_ms: u64| {
+        let times = Times::of(alone(verdict, Cause::Fault(kind)));
+        if let Some(ms) = times.percentile(percent).filter(|ms| *ms > limit_ms) {
+            over.push(format!("{kind}: p{percent} until caught up is {ms} ms, over {limit_ms}"));
+        }
+    };
+    limit(Kind::Kill, 100, title.lease_ms + KILL_OVER_LEASE_MS);
+    limit(Kind::Rolling, 99, ROLLING_P99_MS);
+    if verdict.redirects_max > REDIRECTS_MAX {
+        over.push(format!(
+            "a client saw {} redirects in a rolling restart, over {REDIRECTS_MAX}",
+            verdict.redirects_max
+        ));
+    }
+    over
+}
+
+/// The recoveries that nothing else was in the way of.
+fn alone(verdict: &Verdict, cause: Cause) -> impl Iterator<Item = &Recovery> {
+    verdict.recoveries.iter().filter(move |recovery| recovery.cause == cause && recovery.is_alone)
+}
+
+/// The whole table.
+///
+/// # Panics
+/// Never: a string takes all that is written.
+#[must_use]
+pub fn table(title: &Title, verdict: &Verdict, spans: &[Span]) -> String {
+    let mut text = String::new();
+    let mut line = |content: String| writeln!(text, "{}", content.trim_end()).expect("a string takes all");
+    let Title { seed, minutes, clients, .. } = title;
+    line(format!("chaos: seed {seed}, {minutes} minutes, {clients} clients"));
+    line(format!(
+        "events       {} made, {} aborted, {} of unknown fate; seen {} times",
+        verdict.made, verdict.aborted, verdict.unknown, verdict.seen
+    ));
+    line(format!("connections  {}, of which {} went on from a cursor", verdict.connections, verdict.resumed));
+    let faults = [
+        ("lost", verdict.lost),
+        ("doubled", verdict.doubled),
+        ("out of order", verdict.out_of_order),
+        ("missing at the end", verdict.missing_tail),
+        ("aborted, yet seen", verdict.ghosts),
+        ("losses not told", verdict.silent_losses),
+        ("unexplained resets", verdict.unexplained_resets.values().sum()),
+        ("wrong messages", verdict.wrong),
+        ("logs without an end", verdict.unfinished),
+    ];
+    for (name, count) in faults {
+        line(format!("  {name:<20}{count:>8}{}", if count > 0 { "  <-- FAULT" } else { "" }));
+    }
+    let reasons: Vec<_> = verdict.explained_resets.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+    line(format!(
+        "  explained resets    {:>8}  {}",
+        verdict.explained_resets.values().sum::<u64>(),
+        reasons.join(", ")
+    ));
+    line(format!("  most redirects of a client in a rolling restart: {}", verdict.redirects_max));
+    line(String::new());
+    line("from the loss of a connection until caught up, by cause; alone: with no other fault in the way".to_owned());
+    line(format!(
+        "{:<14}{:>6}{:>9}{:>8}  {:>10}{:>10}{:>10}{:>9}{:>10}{:>10}{:>10}",
+        "", "faults", "clients", "never", "p50", "p99", "max", "alone", "p50", "p99", "max"
+    ));
+    let times = spans.iter().fold(BTreeMap::new(), |mut times, span| {
+        *times.entry(Cause::Fault(span.kind)).or_insert(0) += 1;
+        times
+    });
+    let others = [(Cause::Handover, 0), (Cause::None, 0)];
+    for (cause, count) in times.into_iter().chain(others) {
+        let all = Times::of(verdict.recoveries.iter().filter(|recovery| recovery.cause == cause));
+        let alone = Times::of(alone(verdict, cause));
+        let name = match cause {
+            Cause::Fault(kind) => kind.to_string(),
+            Cause::Handover => "handover".to_owned(),
+            Cause::None => "no fault".to_owned(),
+        };
+        let clients = all.sorted_ms.len() + all.never;
+        if count == 0 && clients == 0 {
+            continue;
+        }
+        line(format!(
+            "{name:<14}{count:>6}{clients:>9}{:>8}  {}{:>9}{}",
+            all.never,
+            all.cells(),
+            alone.sorted_ms.len(),
+            alone.cells()
+        ));
+    }
+    for sentence in &verdict.told {
+        line(format!("! {sentence}"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chaos::log::End;
+
+    fn recovery(cause: Cause, took_ms: u64, is_alone: bool) -> Recovery {
+        let (node, end) = ("pod-0".to_owned(), End::Cut);
+        Recovery { client: 0, node, end, from_ms: 1000, to_ms: Some(1000 + took_ms), cause, is_alone }
+    }
+
+    #[test]
+    fn limits_look_at_faults_that_happened_alone() {
+        let title = Title { seed: 1, minutes: 2.0, clients: 3, lease_ms: 3_000 };
+        let kill = Cause::Fault(Kind::Kill);
+        let mut verdict = Verdict { recoveries: vec![recovery(kill, 5_000, true)], ..Verdict::default() };
+        verdict.recoveries.push(recovery(kill, 9_000, false));
+        assert!(over_limit(&title, &verdict).is_empty());
+        verdict.recoveries.push(recovery(kill, 5_001, true));
+        verdict.recoveries.push(recovery(Cause::Fault(Kind::Rolling), 2_001, true));
+        verdict.redirects_max = 4;
+        assert_eq!(over_limit(&title, &verdict).len(), 3);
+    }
+
+    #[test]
+    fn the_table_names_what_is_a_fault_and_the_times_by_cause() {
+        let title = Title { seed: 9, minutes: 2.0, clients: 3, lease_ms: 3_000 };
+        let mut verdict = Verdict { lost: 2, told: vec!["topic 3: 4 is gone".into()], ..Verdict::default() };
+        verdict.recoveries.extend((1..=100).map(|ms| recovery(Cause::Fault(Kind::Drop), ms * 10, true)));
+        let spans = [Span { kind: Kind::Drop, target: String::new(), from_ms: 900, to_ms: 1000 }];
+        let table = table(&title, &verdict, &spans);
+        assert!(table.contains("seed 9"));
+        assert!(table.lines().any(|line| line.contains("lost") && line.ends_with("2  <-- FAULT")), "{table}");
+        let row = table.lines().find(|line| line.starts_with("drop")).unwrap();
+        assert_eq!(
+            row.split_whitespace().collect::<Vec<_>>(),
+            [
+                "drop", "1", "100", "0", "0.51", "s", "1.00", "s", "1.00", "s", "100", "0.51", "s", "1.00", "s",
+                "1.00", "s"
+            ]
+        );
+        assert!(table.contains("! topic 3: 4 is gone"));
+    }
+}

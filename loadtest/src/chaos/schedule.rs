@@ -1,0 +1,248 @@
+//! Which fault happens when: a pure function of the seed and the run's length. What a fault does is
+//! [`super::faults`]' business.
+//!
+//! Faults of one lane follow each other, those of different lanes overlap: a pod may be killed while Redis is away and
+//! clients are being dropped.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Who is hit. The faults of a lane never overlap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    /// The gateway's pods.
+    Pods,
+    /// Redis.
+    Redis,
+    /// Kafka's brokers.
+    Brokers,
+    /// The clients.
+    Clients,
+}
+
+impl Lane {
+    /// All four.
+    pub const ALL: [Self; 4] = [Self::Pods, Self::Redis, Self::Brokers, Self::Clients];
+}
+
+/// A kind of fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A pod is killed, and starts again some seconds later.
+    Kill,
+    /// Each pod in turn is asked to end and starts again, as a rolling update does.
+    Rolling,
+    /// A pod is paused for longer than its lease.
+    Stop,
+    /// The fleet grows to five pods, shrinks to two, and is three again.
+    Scale,
+    /// Redis is killed, and comes back empty.
+    RedisKill,
+    /// Redis is paused for longer than a lease.
+    RedisPause,
+    /// Redis is emptied.
+    RedisEmpty,
+    /// A broker is killed, and starts again.
+    BrokerKill,
+    /// A broker is paused.
+    BrokerPause,
+    /// All brokers are down for 20 s.
+    BrokersDown,
+    /// Some clients don't read for a while.
+    Stall,
+    /// All clients lose their connection at the same time.
+    Drop,
+    /// Some clients' connections are lost without the pod being told.
+    HalfOpen,
+    /// Some clients reconnect again and again before they have caught up.
+    Hasty,
+    /// Some clients are away for longer than the history reaches back.
+    Away,
+}
+
+/// A kind's name, its lane, and the shortest and longest time, in seconds, that it lasts.
+type Row = (Kind, &'static str, Lane, u64, u64);
+
+/// Times are without what it takes a machine to end and start what was hit. Pods have a lease of 3 s here.
+const KINDS: [Row; 15] = [
+    (Kind::Kill, "kill", Lane::Pods, 0, 8),
+    (Kind::Rolling, "rolling", Lane::Pods, 0, 1),
+    (Kind::Stop, "stop", Lane::Pods, 5, 10),
+    (Kind::Scale, "scale", Lane::Pods, 3, 6),
+    (Kind::RedisKill, "redis-kill", Lane::Redis, 1, 8),
+    (Kind::RedisPause, "redis-pause", Lane::Redis, 2, 10),
+    (Kind::RedisEmpty, "redis-empty", Lane::Redis, 0, 1),
+    (Kind::BrokerKill, "broker-kill", Lane::Brokers, 1, 10),
+    (Kind::BrokerPause, "broker-pause", Lane::Brokers, 2, 12),
+    (Kind::BrokersDown, "brokers-down", Lane::Brokers, 20, 20),
+    (Kind::Stall, "stall", Lane::Clients, 3, 15),
+    (Kind::Drop, "drop", Lane::Clients, 0, 1),
+    (Kind::HalfOpen, "half-open", Lane::Clients, 0, 1),
+    (Kind::Hasty, "hasty", Lane::Clients, 2, 5),
+    (Kind::Away, "away", Lane::Clients, 0, 1),
+];
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Self; 15] = {
+        let mut all = [Self::Kill; 15];
+        let mut at = 0;
+        while at < all.len() {
+            all[at] = KINDS[at].0;
+            at += 1;
+        }
+        all
+    };
+
+    fn row(self) -> &'static Row {
+        KINDS.iter().find(|row| row.0 == self).expect("each kind has its row: a test goes through them")
+    }
+
+    /// Its lane.
+    #[must_use]
+    pub fn lane(self) -> Lane {
+        self.row().2
+    }
+
+    /// How long it takes in all, roughly: until what was hit is up again.
+    fn takes(self) -> Duration {
+        let (_, _, _, shortest, longest) = self.row();
+        // Pods take 2 to 5 s to drain and start, brokers 5.
+        let machine = match self {
+            Self::Rolling => 15,
+            Self::Scale => 20,
+            Self::Kill => 3,
+            Self::BrokerKill | Self::BrokersDown => 5,
+            _ => 1,
+        };
+        Duration::from_secs(shortest.midpoint(*longest) + machine)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.row().1)
+    }
+}
+
+impl FromStr for Kind {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> anyhow::Result<Self> {
+        let row = KINDS.iter().find(|row| row.1 == name);
+        row.map(|row| row.0).ok_or_else(|| anyhow::anyhow!("no such fault: {name:?}"))
+    }
+}
+
+/// A fault that is to happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// When it begins; later where the one before it in its lane took longer than thought.
+    pub at: Duration,
+    /// How long it lasts.
+    pub lasts: Duration,
+    /// What happens.
+    pub kind: Kind,
+    /// Chooses whom it hits among those that are there then.
+    pub pick: u32,
+}
+
+/// Each kind of a lane comes once in this time, in a new order each time; in a shorter run as many as fit.
+const ROUND: Duration = Duration::from_secs(100);
+
+/// Nothing happens in a run's first seconds, nor in its last.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// The faults of a lane in their order, from among `kinds`.
+#[must_use]
+pub fn schedule(seed: u64, length: Duration, lane: Lane, kinds: &[Kind]) -> Vec<Planned> {
+    // Lanes draw from sequences of their own: a kind left out in one changes nothing in the others.
+    let mut random = fastrand::Rng::with_seed(seed.wrapping_mul(31).wrapping_add(lane as u64));
+    let mut kinds: Vec<Kind> = kinds.iter().copied().filter(|kind| kind.lane() == lane).collect();
+    let mut plan = Vec::new();
+    let busy: Duration = kinds.iter().map(|kind| kind.takes()).sum();
+    let spread = ROUND.min(length.saturating_sub(QUIET * 2));
+    let mut round = QUIET;
+    while !kinds.is_empty() && round + QUIET < length {
+        random.shuffle(&mut kinds);
+        // Who is away for longer than the history needs the rest of a short run to come back in.
+        kinds.sort_by_key(|kind| *kind != Kind::Away);
+        let mut cuts: Vec<Duration> = kinds.iter().map(|_| spread.saturating_sub(busy).mul_f64(random.f64())).collect();
+        cuts.sort();
+        cuts[0] = if kinds[0] == Kind::Away { Duration::ZERO } else { cuts[0] };
+        let mut taken = Duration::ZERO;
+        for (kind, cut) in kinds.iter().zip(cuts) {
+            let (_, _, _, shortest, longest) = kind.row();
+            let lasts = Duration::from_millis(random.u64(shortest * 1000..=longest * 1000));
+            plan.push(Planned { at: round + cut + taken, lasts, kind: *kind, pick: random.u32(..) });
+            taken += kind.takes();
+        }
+        round += spread.max(busy);
+    }
+    plan.retain(|planned| planned.at + QUIET <= length);
+    plan
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(seed: u64, minutes: u64) -> Vec<Planned> {
+        Lane::ALL.iter().flat_map(|lane| schedule(seed, Duration::from_secs(minutes * 60), *lane, &Kind::ALL)).collect()
+    }
+
+    #[test]
+    fn every_kind_has_a_name_and_is_read_by_it() {
+        for kind in Kind::ALL {
+            assert_eq!(kind.to_string().parse::<Kind>().unwrap(), kind);
+        }
+        assert!("meteor".parse::<Kind>().is_err());
+    }
+
+    #[test]
+    fn a_seed_is_a_schedule() {
+        assert_eq!(all(7, 30), all(7, 30));
+        assert_ne!(all(7, 30), all(8, 30));
+    }
+
+    #[test]
+    fn two_minutes_hold_every_kind_of_fault_whatever_the_seed() {
+        for seed in 0..500 {
+            let plan = all(seed, 2);
+            for kind in Kind::ALL {
+                assert!(plan.iter().any(|planned| planned.kind == kind), "{kind} with seed {seed}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_lane_is_in_order_within_the_run_and_a_longer_run_has_more_of_each() {
+        for lane in Lane::ALL {
+            let plan = schedule(3, Duration::from_secs(1800), lane, &Kind::ALL);
+            assert!(plan.is_sorted_by_key(|planned| planned.at));
+            assert!(plan.iter().all(|planned| planned.at >= QUIET && planned.at < Duration::from_secs(1795)));
+            for kind in Kind::ALL.into_iter().filter(|kind| kind.lane() == lane) {
+                assert!(plan.iter().filter(|planned| planned.kind == kind).count() >= 15, "{kind}");
+            }
+        }
+        let firsts: Vec<_> = (0..20).map(|seed| schedule(seed, ROUND, Lane::Pods, &Kind::ALL)[0].kind).collect();
+        assert!(firsts.iter().any(|first| *first != firsts[0]), "orders differ");
+    }
+
+    #[test]
+    fn a_short_run_has_what_fits() {
+        for seed in 0..50 {
+            let plan = schedule(seed, Duration::from_secs(30), Lane::Pods, &[Kind::Kill]);
+            assert!(plan.iter().any(|planned| planned.at < Duration::from_secs(20)), "{seed}");
+        }
+    }
+
+    #[test]
+    fn kinds_that_are_left_out_do_not_happen() {
+        let length = Duration::from_secs(300);
+        assert!(Lane::ALL.iter().all(|lane| schedule(1, length, *lane, &[]).is_empty()));
+        let kills = schedule(1, length, Lane::Pods, &[Kind::Kill]);
+        assert!(kills.len() > 1 && kills.iter().all(|planned| planned.kind == Kind::Kill));
+    }
+}
