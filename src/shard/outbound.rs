@@ -10,7 +10,7 @@ use crate::limits::{LINGER, TURN_BYTES_MAX, WRITE_SLICES_MAX};
 use crate::protocol::close::CloseReason;
 use crate::protocol::messages;
 use crate::stream::board::Board;
-use crate::stream::history::{Due, History, Standing};
+use crate::stream::history::{Due, History, Lag};
 
 /// What a shard has for its connections.
 pub(super) struct Source<'a> {
@@ -150,9 +150,9 @@ fn plan<S: Socket>(connection: &mut Connection<S>, source: &mut Source<'_>, now:
     plan.control = source.control.len();
     plan.board = source.board.unseen(connection.seen).bytes.len();
     let (Some(watch), Some(mut position)) = (&mut connection.watch, position) else { return Some(plan) };
-    match source.history.stand(watch.chain, &mut position) {
-        Standing::Current => {}
-        Standing::Behind => {
+    match source.history.lag(watch.chain, &mut position) {
+        Lag::Current => {}
+        Lag::Behind => {
             plan.due = source.history.due(watch.chain, position, TURN_BYTES_MAX);
             plan.events = plan.due.map_or(0, |due| due.bytes);
             if let Some(due) = plan.due.take_if(|due| due.bytes == 0) {
@@ -160,7 +160,7 @@ fn plan<S: Socket>(connection: &mut Connection<S>, source: &mut Source<'_>, now:
                 watch.position = source.history.progress(position, &due, 0).position;
             }
         }
-        Standing::Lost => {
+        Lag::Lost => {
             connection.close(CloseReason::TooSlow, None, now.instant, LINGER);
             return self::plan(connection, source, now);
         }

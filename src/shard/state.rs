@@ -21,7 +21,7 @@ use crate::protocol::session::Inbound;
 use crate::routing::placement::Pod;
 use crate::stream::batch::Batch;
 use crate::stream::board::{Board, BoardVersion};
-use crate::stream::history::{ChainKey, History, Limits, Standing};
+use crate::stream::history::{ChainKey, History, Lag, Limits};
 
 new_key_type! {
     /// A connection of a shard. A key that outlives its connection matches no other.
@@ -247,7 +247,7 @@ impl<S: Socket> State<S> {
             let Some(watch) = &mut connection.watch else { continue };
             if !(shared && plain && watch.position.is_at(fresh)) {
                 // It learns where its next entry is, and is served on its own; or when its socket takes something.
-                history.stand(chain, &mut watch.position);
+                history.lag(chain, &mut watch.position);
                 if open && !watch.position.is_at(end) {
                     connection.pending = true;
                     pending.push_back(key);
@@ -276,7 +276,7 @@ impl<S: Socket> State<S> {
                     connection.block(now.instant);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    history.stand(chain, &mut watch.position);
+                    history.lag(chain, &mut watch.position);
                     counts.blocked += 1;
                     connection.block(now.instant);
                 }
@@ -431,7 +431,7 @@ impl<S: Socket> State<S> {
     /// Whether events that were due to a connection have left the history.
     pub(super) fn is_overtaken(&self, key: ConnectionKey) -> bool {
         let Some(Watch { chain, mut position, .. }) = self.connections[key].watch else { return false };
-        self.history.stand(chain, &mut position) == Standing::Lost
+        self.history.lag(chain, &mut position) == Lag::Lost
     }
 
     /// Whether somebody waits for the next turn.

@@ -94,16 +94,6 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Whether there is nothing in it that a shard must hear of.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.topics.is_empty()
-            && self.starts.is_empty()
-            && self.deleted.is_empty()
-            && self.records.is_empty()
-            && self.ticks.is_empty()
-    }
-
     /// Copies bytes into the arena.
     ///
     /// # Panics

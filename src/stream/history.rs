@@ -88,7 +88,7 @@ pub struct Position {
 
 /// How a position stands to the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum Lag {
     /// Nothing is due.
     Current,
     /// Entries are due, and all of them are in the window.
@@ -346,13 +346,13 @@ impl History {
 
     /// How a position stands to the window now. It learns its entry while the chain is fresh; whoever is told of each
     /// fresh chain is therefore never at a loss.
-    pub fn stand(&self, key: ChainKey, position: &mut Position) -> Standing {
-        let Some(chain) = self.chains.get(key) else { return Standing::Current };
+    pub fn lag(&self, key: ChainKey, position: &mut Position) -> Lag {
+        let Some(chain) = self.chains.get(key) else { return Lag::Current };
         if position.number >= chain.end {
-            return Standing::Current;
+            return Lag::Current;
         }
         if position.number < chain.start {
-            return Standing::Lost;
+            return Lag::Lost;
         }
         if position.at.is_none() {
             position.at = match chain.fresh {
@@ -361,13 +361,13 @@ impl History {
                 _ => self.seek(chain, position.number),
             };
         }
-        Standing::Behind
+        Lag::Behind
     }
 
     /// Frames what is due from a position on, up to a number of bytes (at least one entry). `None` where nothing is due
     /// or what is due is lost.
     pub fn due(&mut self, key: ChainKey, mut position: Position, bytes_max: usize) -> Option<Due> {
-        if self.stand(key, &mut position) != Standing::Behind {
+        if self.lag(key, &mut position) != Lag::Behind {
             return None;
         }
         let first = position.at?;

@@ -39,11 +39,11 @@ fn a_watcher_gets_its_own_events_in_order_and_nothing_from_before() {
     history.append(events(&[("a", 1), ("b", 2)]), now);
     let a = history.watch(&id("a"));
     let mut position = history.end(a);
-    assert_eq!(history.stand(a, &mut position), Standing::Current);
+    assert_eq!(history.lag(a, &mut position), Lag::Current);
     history.append(events(&[("a", 3), ("b", 4), ("a", 5)]), now);
     history.append(events(&[("a", 6)]), now);
     assert_eq!(read(&mut history, a, &mut position), [3, 5, 6]);
-    assert_eq!(history.stand(a, &mut position), Standing::Current);
+    assert_eq!(history.lag(a, &mut position), Lag::Current);
 }
 
 #[test]
@@ -77,9 +77,9 @@ fn a_position_that_the_window_has_overtaken_is_lost() {
     let a = history.watch(&id("a"));
     let mut position = history.end(a);
     history.append(events(&[("a", 1)]), start);
-    assert_eq!(history.stand(a, &mut position), Standing::Behind);
+    assert_eq!(history.lag(a, &mut position), Lag::Behind);
     history.evict(start + WINDOW * 2);
-    assert_eq!(history.stand(a, &mut position), Standing::Lost);
+    assert_eq!(history.lag(a, &mut position), Lag::Lost);
     assert_eq!(history.due(a, position, usize::MAX), None);
     let mut live = history.end(a);
     history.append(events(&[("a", 2)]), start + WINDOW * 2);
@@ -189,13 +189,13 @@ proptest! {
                         (chain, history.end(chain))
                     });
                     let expected = unread.get_mut(&who).unwrap();
-                    match history.stand(*chain, position) {
-                        Standing::Lost => {
+                    match history.lag(*chain, position) {
+                        Lag::Lost => {
                             prop_assert!(!expected.is_empty());
                             expected.clear();
                             *position = history.end(*chain);
                         }
-                        Standing::Behind | Standing::Current => {
+                        Lag::Behind | Lag::Current => {
                             let got = read(&mut history, *chain, position);
                             prop_assert_eq!(got, expected.drain(..).collect::<Vec<_>>());
                         }
@@ -209,7 +209,7 @@ proptest! {
                 Step::Dispatch => {
                     while let Some(chain) = history.next_fresh() {
                         for (watched, position) in readers.values_mut() {
-                            if *watched == chain { history.stand(chain, position); }
+                            if *watched == chain { history.lag(chain, position); }
                         }
                         history.dispatched(chain);
                     }
