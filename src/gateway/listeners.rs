@@ -2,12 +2,18 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Connections that wait for an accept, a listener: a burst of clients that a pod's end sends here. The kernel's own
 /// bound (`net.core.somaxconn`, 4096 by default) is in force besides.
 const BACKLOG: i32 = 4096;
+
+/// How long a port may be in use before it counts as somebody else's, and how often that is looked at.
+const IN_USE_WAIT: Duration = Duration::from_millis(500);
+const IN_USE_RETRY: Duration = Duration::from_millis(20);
 
 /// Why a port cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -48,13 +54,25 @@ impl Listeners {
     /// Where a port is in use, or the address is not this machine's.
     pub fn bind(host: IpAddr, port: u16, admin_port: Option<u16>, shards: u16) -> Result<Self, ListenError> {
         // With SO_REUSEPORT, another pod's port would be shared without a word: so it is tried without first.
-        let probe = listen(SocketAddr::new(host, port), "PORT", false)?;
+        let probe = listen_soon(SocketAddr::new(host, port), "PORT")?;
         let address =
             probe.local_addr().map_err(|source| ListenError::Refused { address: (host, port).into(), source })?;
-        let admin = admin_port.map(|port| listen(SocketAddr::new(host, port), "ADMIN_PORT", false)).transpose()?;
+        let admin = admin_port.map(|port| listen_soon(SocketAddr::new(host, port), "ADMIN_PORT")).transpose()?;
         drop(probe);
         let shards = (0..shards).map(|_| listen(address, "PORT", true)).collect::<Result<_, _>>()?;
         Ok(Self { port: address.port(), shards, admin })
+    }
+}
+
+/// Listens on a port that nobody shares. A process that was killed may have its port for a moment still: the kernel takes
+/// an io_uring down in the background, and its listener with it. So a port in use is tried again, for as long.
+fn listen_soon(address: SocketAddr, setting: &'static str) -> Result<TcpListener, ListenError> {
+    let start = Instant::now();
+    loop {
+        match listen(address, setting, false) {
+            Err(ListenError::PortInUse { .. }) if start.elapsed() < IN_USE_WAIT => thread::sleep(IN_USE_RETRY),
+            outcome => return outcome,
+        }
     }
 }
 

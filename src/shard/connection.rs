@@ -73,9 +73,32 @@ pub(super) struct Watch {
 #[derive(Debug)]
 pub(super) enum Tail {
     /// Bytes of its own: a control frame, a market's, or the greeting.
-    Bytes { rest: Box<[u8]>, sent: usize, texts: u64 },
+    Bytes(Box<Rest>),
     /// The entry at its position, of which so many bytes are written. The history has the rest, as long as it has.
     Entry { sent: usize },
+}
+
+/// Bytes of a connection's own that are half written.
+#[derive(Debug)]
+pub(super) struct Rest {
+    pub(super) bytes: Box<[u8]>,
+    /// How many of them are written.
+    pub(super) sent: usize,
+    /// Text frames that are written when all of them are.
+    pub(super) texts: u64,
+}
+
+impl Tail {
+    pub(super) fn bytes(bytes: Box<[u8]>, texts: u64) -> Self {
+        Self::Bytes(Box::new(Rest { bytes, sent: 0, texts }))
+    }
+}
+
+impl Rest {
+    /// What is not written yet.
+    pub(super) fn left(&self) -> &[u8] {
+        &self.bytes[self.sent..]
+    }
 }
 
 /// What a connection is owed besides events and markets.
@@ -97,11 +120,24 @@ impl Owed {
 pub(super) enum End {
     /// It does not.
     Live,
-    /// It is still to be told why, by `cut_at` at the latest.
-    /// `echo` is the client's own code, where it was the client that closed with one.
-    Telling { reason: CloseReason, to: Option<Box<Pod>>, echo: Option<u16>, told: bool, cut_at: Instant },
+    /// It is still to be told why.
+    Telling(Box<Farewell>),
     /// Its task is to let go of it.
     Over { reason: CloseReason, told: bool },
+}
+
+/// What a connection that ends is to be told.
+#[derive(Debug)]
+pub(super) struct Farewell {
+    pub(super) reason: CloseReason,
+    /// The pod that it is to go to.
+    pub(super) to: Option<Pod>,
+    /// The client's own code, where it was the client that closed with one.
+    pub(super) echo: Option<u16>,
+    /// The last bytes are under way.
+    pub(super) told: bool,
+    /// When its socket is cut, told or not.
+    pub(super) cut_at: Instant,
 }
 
 /// Token buckets for what a client sends. Control frames have one of their own: they are no messages, but a flood of
@@ -170,8 +206,8 @@ impl<S> Connection<S> {
     /// Begins its end: it is told why, if the socket takes it within `linger`.
     pub(super) fn close(&mut self, reason: CloseReason, to: Option<Pod>, now: Instant, linger: Duration) {
         if self.is_live() {
-            let to = to.map(Box::new);
-            self.end = End::Telling { reason, to, echo: None, told: false, cut_at: now + linger };
+            let farewell = Farewell { reason, to, echo: None, told: false, cut_at: now + linger };
+            self.end = End::Telling(Box::new(farewell));
         }
     }
 }

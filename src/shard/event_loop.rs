@@ -4,9 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use futures_lite::future;
 use glommio::net::{TcpListener, TcpStream};
 use glommio::timer::Timer;
 use glommio::{Latency, LocalExecutor, LocalExecutorBuilder, Placement, Shares, TaskQueueHandle};
+use pin_project_lite::pin_project;
 use slotmap::{DefaultKey, SlotMap};
 
 use super::Parts;
@@ -80,12 +82,7 @@ impl Shard {
     /// Runs a task that is cancelled and awaited when the shard stops.
     pub(super) fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
         let key = self.tasks.borrow_mut().insert(None);
-        let shard = Rc::clone(self);
-        let handle = glommio::spawn_local(async move {
-            task.await;
-            shard.tasks.borrow_mut().remove(key);
-        })
-        .detach();
+        let handle = glommio::spawn_local(Tracked { shard: Rc::clone(self), key, task }).detach();
         // glommio runs a new task at once, up to its first wait: it may have ended.
         if let Some(place) = self.tasks.borrow_mut().get_mut(key) {
             *place = Some(handle);
@@ -114,6 +111,27 @@ impl Shard {
         self.spawn(async move {
             socket::handshake(Rc::clone(&handshake.0), stream).await;
         });
+    }
+}
+
+pin_project! {
+    /// A task that strikes itself off the shard's list at its end.
+    struct Tracked<F> {
+        shard: Rc<Shard>,
+        key: DefaultKey,
+        #[pin]
+        task: F,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Tracked<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let tracked = self.project();
+        ready!(tracked.task.poll(cx));
+        tracked.shard.tasks.borrow_mut().remove(*tracked.key);
+        Poll::Ready(())
     }
 }
 

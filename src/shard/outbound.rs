@@ -122,7 +122,7 @@ fn plan<S: Socket>(connection: &mut Connection<S>, source: &mut Source<'_>, now:
     source.control.clear();
     let mut position = connection.watch.map(|watch| watch.position);
     match (&connection.tail, position) {
-        (Some(Tail::Bytes { rest, sent, .. }), _) => plan.tail = rest.len() - sent,
+        (Some(Tail::Bytes(rest)), _) => plan.tail = rest.left().len(),
         (Some(Tail::Entry { sent }), Some(at)) => {
             plan.tail = source.history.rest_of_frame(at, *sent)?.len();
             position = Some(source.history.after(at));
@@ -131,15 +131,15 @@ fn plan<S: Socket>(connection: &mut Connection<S>, source: &mut Source<'_>, now:
     }
     match &connection.end {
         End::Over { .. } => return Some(Plan::default()),
-        End::Telling { told: true, .. } => return Some(plan),
-        End::Telling { reason, to, echo, .. } => {
-            if let Some(pod) = to {
+        End::Telling(farewell) if farewell.told => return Some(plan),
+        End::Telling(farewell) => {
+            if let Some(pod) = &farewell.to {
                 messages::redirect(source.control, "this assessment is served by another pod now", pod, None);
                 plan.control_texts = 1;
             }
-            match echo {
-                Some(code) => messages::goodbye(source.control, *code),
-                None => messages::close(source.control, *reason),
+            match farewell.echo {
+                Some(code) => messages::goodbye(source.control, code),
+                None => messages::close(source.control, farewell.reason),
             }
             plan.is_farewell = true;
             plan.control = source.control.len();
@@ -204,7 +204,7 @@ fn fill<'a, S>(
         }
     };
     let tail = match (&connection.tail, connection.watch) {
-        (Some(Tail::Bytes { rest, sent, .. }), _) => &rest[*sent..],
+        (Some(Tail::Bytes(rest)), _) => rest.left(),
         (Some(Tail::Entry { sent }), Some(watch)) => {
             source.history.rest_of_frame(watch.position, *sent).unwrap_or_default()
         }
@@ -263,18 +263,19 @@ fn account<S: Socket>(plan: &Plan, connection: &mut Connection<S>, source: &mut 
     if !plan.board_first {
         account_board(plan, connection, source, left);
     }
-    if let End::Telling { reason, told: true, .. } = connection.end
+    if let End::Telling(farewell) = &connection.end
+        && farewell.told
         && connection.tail.is_none()
     {
-        connection.end = End::Over { reason, told: true };
+        connection.end = End::Over { reason: farewell.reason, told: true };
         connection.socket.wake();
     }
 }
 
 fn account_tail<S>(connection: &mut Connection<S>, source: &mut Source<'_>, taken: usize, whole: bool) {
     match (&mut connection.tail, &mut connection.watch) {
-        (Some(Tail::Bytes { texts, .. }), _) if whole => {
-            source.counts.sent += *texts;
+        (Some(Tail::Bytes(rest)), _) if whole => {
+            source.counts.sent += rest.texts;
             connection.tail = None;
         }
         (Some(Tail::Entry { .. }), Some(watch)) if whole => {
@@ -282,15 +283,16 @@ fn account_tail<S>(connection: &mut Connection<S>, source: &mut Source<'_>, take
             watch.position = source.history.after(watch.position);
             connection.tail = None;
         }
-        (Some(Tail::Bytes { sent, .. } | Tail::Entry { sent }), _) => *sent += taken,
+        (Some(Tail::Bytes(rest)), _) => rest.sent += taken,
+        (Some(Tail::Entry { sent }), _) => *sent += taken,
         (None, _) => {}
     }
 }
 
 fn account_control<S>(plan: &Plan, connection: &mut Connection<S>, source: &mut Source<'_>, taken: usize) {
     if plan.is_farewell {
-        if let End::Telling { told, .. } = &mut connection.end {
-            *told = true;
+        if let End::Telling(farewell) = &mut connection.end {
+            farewell.told = true;
         }
     } else {
         connection.owed = super::connection::Owed::default();
@@ -300,7 +302,7 @@ fn account_control<S>(plan: &Plan, connection: &mut Connection<S>, source: &mut 
         source.counts.sent += plan.control_texts;
     } else {
         let rest = source.control[taken..plan.control].into();
-        connection.tail = Some(Tail::Bytes { rest, sent: 0, texts: plan.control_texts });
+        connection.tail = Some(Tail::bytes(rest, plan.control_texts));
     }
 }
 
@@ -314,7 +316,7 @@ fn account_board<S>(plan: &Plan, connection: &mut Connection<S>, source: &mut So
     let progress = unseen.progress(taken);
     source.counts.sent += progress.frames;
     if let Some(until) = progress.cut_until {
-        connection.tail = Some(Tail::Bytes { rest: unseen.bytes[taken..until].into(), sent: 0, texts: 1 });
+        connection.tail = Some(Tail::bytes(unseen.bytes[taken..until].into(), 1));
     }
     if let Some(version) = progress.version {
         connection.seen = version;

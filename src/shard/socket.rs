@@ -2,12 +2,12 @@
 //! calls that glommio has no words for. What they mean is left to the rules.
 
 use std::cell::RefCell;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use futures_lite::{AsyncRead, AsyncWrite, future};
@@ -135,7 +135,7 @@ async fn read_head(shard: &Shard, stream: &mut TcpStream, read: &mut Vec<u8>) ->
     loop {
         let got = poll_fn(|cx| {
             let mut scratch = shard.scratch.borrow_mut();
-            let got = std::task::ready!(Pin::new(&mut *stream).poll_read(cx, &mut scratch));
+            let got = ready!(Pin::new(&mut *stream).poll_read(cx, &mut scratch));
             Poll::Ready(got.inspect(|&len| read.extend_from_slice(&scratch[..len])))
         })
         .await;
@@ -171,8 +171,10 @@ pub(super) async fn enter(shard: &Rc<Shard>, stream: TcpStream, upgrade: &Upgrad
         }
         Admission::Serve(grant) => {
             let key = attach(shard, &stream, upgrade, grant, now);
-            let connection = serve(Rc::clone(shard), stream, key, rest, place);
-            shard.spawn(connection);
+            let mut session = Session::new(shard.config.message_bytes_max);
+            take_in(shard, key, &mut session, &rest);
+            let (shard_of_it, stream) = (Rc::clone(shard), Some(stream));
+            shard.spawn(Client { shard: shard_of_it, key, stream, session, lingering: None, _place: place });
         }
     }
 }
@@ -207,93 +209,93 @@ fn attach(shard: &Shard, stream: &TcpStream, upgrade: &Upgrade, grant: Grant, no
 
 // ---- a connection's task ----------------------------------------------------------------------------------------------
 
-/// A connection's task: reads what the client sends, waits for a full socket, and lets go at the end.
-async fn serve(shard: Rc<Shard>, mut stream: TcpStream, key: ConnectionKey, rest: Vec<u8>, place: Place) {
-    let told = {
-        // Declared after the stream, and so dropped before it, also when the task is cancelled.
-        let mut connection = Attached { shard: &shard, key, gone: CloseReason::GoingAway, told: false };
-        let mut session = Session::new(shard.config.message_bytes_max);
-        connection.take_in(&mut session, &rest);
-        drop(rest);
-        poll_fn(|cx| connection.poll(cx, &mut stream, &mut session)).await;
-        connection.detach();
-        connection.told
-    };
-    if told {
-        linger(&shard, &mut stream).await;
-    }
-    drop(place);
-}
-
-/// A connection that is in the shard's state, until this is dropped.
-struct Attached<'a> {
-    shard: &'a Rc<Shard>,
+/// A connection's task: reads what the client sends, waits for a full socket, and lets go at the end. Written by hand,
+/// for the compiler's form of it keeps each part twice, and there are as many of these as there are clients.
+struct Client {
+    shard: Rc<Shard>,
     key: ConnectionKey,
-    /// Why it ends, where the state doesn't know better.
-    gone: CloseReason,
-    told: bool,
+    /// Until it lingers.
+    stream: Option<TcpStream>,
+    session: Session,
+    /// Reading and dropping what a client still sends that was told its end.
+    lingering: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    _place: Place,
 }
 
-impl Attached<'_> {
-    /// Ready when the connection has ended.
-    fn poll(&mut self, cx: &mut Context<'_>, stream: &mut TcpStream, session: &mut Session) -> Poll<()> {
+impl Future for Client {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let client = self.get_mut();
+        if client.lingering.is_none() {
+            let gone = ready!(client.serve(cx));
+            let Some(mut stream) = client.stream.take().filter(|_| client.detach(gone)) else {
+                return Poll::Ready(());
+            };
+            let shard = Rc::clone(&client.shard);
+            client.lingering = Some(Box::pin(async move { linger(&shard, &mut stream).await }));
+        }
+        client.lingering.as_mut().map_or(Poll::Ready(()), |lingering| lingering.as_mut().poll(cx))
+    }
+}
+
+impl Client {
+    /// Ready when the connection has ended; with why, where the state doesn't know better.
+    fn serve(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        let Some(stream) = &mut self.stream else { return Poll::Ready(CloseReason::ClientGone) };
         let now = Now::read();
         for _ in 0..READS_A_POLL {
             {
                 let mut state = self.shard.state.borrow_mut();
                 state.write_blocked(self.key, now, |bytes| Pin::new(&mut *stream).poll_write(cx, bytes));
-                let Some(socket) = state.socket(self.key) else { return Poll::Ready(()) };
+                let Some(socket) = state.socket(self.key) else { return Poll::Ready(CloseReason::ClientGone) };
                 socket.register(cx.waker());
-                if state.ended(self.key).is_some() {
-                    return Poll::Ready(());
+                if let Some(reason) = state.ended(self.key) {
+                    return Poll::Ready(reason);
                 }
             }
             let mut scratch = self.shard.scratch.borrow_mut();
-            let got = match Pin::new(&mut *stream).poll_read(cx, &mut scratch) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(got) => got,
-            };
-            let Ok(len @ 1..) = got else {
-                self.gone = CloseReason::ClientGone;
-                return Poll::Ready(());
-            };
-            self.take_in(session, &scratch[..len]);
+            match ready!(Pin::new(&mut *stream).poll_read(cx, &mut scratch)) {
+                Ok(len @ 1..) => take_in(&self.shard, self.key, &mut self.session, &scratch[..len]),
+                _ => return Poll::Ready(CloseReason::ClientGone),
+            }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Takes in what a client sent, and answers.
-    fn take_in(&self, session: &mut Session, bytes: &[u8]) {
-        let now = Now::read();
-        let mut state = self.shard.state.borrow_mut();
-        // After the connection's end began, what comes is read so that the answer arrives, and no more.
-        if state.is_live(self.key) {
-            let received = session.receive(bytes, &mut |frame| state.inbound(self.key, frame, now));
-            match received {
-                Ok(()) => {}
-                Err(CloseReason::ClientClosed) => state.goodbye(self.key, session.goodbye(), now),
-                Err(reason) => state.close(self.key, reason, None, now),
-            }
-        }
-        state.flush(self.key, now);
-        if state.has_pending() {
-            self.shard.ring();
-        }
-    }
-
-    fn detach(&mut self) {
-        let ended = self.shard.state.borrow_mut().detach(self.key, self.gone);
-        if let Some(ended) = ended {
-            self.told = ended.told;
+    /// Takes the connection out of the shard's state; returns whether the client was told its end.
+    fn detach(&self, gone: CloseReason) -> bool {
+        let ended = self.shard.state.borrow_mut().detach(self.key, gone);
+        ended.is_some_and(|ended| {
             self.shard.metrics.closed(ended.reason, ended.opened.elapsed().as_secs_f64());
-        }
+            ended.told
+        })
     }
 }
 
-impl Drop for Attached<'_> {
+/// Also where the task is cancelled; before the stream goes, for the state writes to its descriptor.
+impl Drop for Client {
     fn drop(&mut self) {
-        self.detach();
+        self.detach(CloseReason::GoingAway);
+    }
+}
+
+/// Takes in what a client sent, and answers.
+fn take_in(shard: &Shard, key: ConnectionKey, session: &mut Session, bytes: &[u8]) {
+    let now = Now::read();
+    let mut state = shard.state.borrow_mut();
+    // After the connection's end began, what comes is read so that the answer arrives, and no more.
+    if state.is_live(key) {
+        match session.receive(bytes, &mut |frame| state.inbound(key, frame, now)) {
+            Ok(()) => {}
+            Err(CloseReason::ClientClosed) => state.goodbye(key, session.goodbye(), now),
+            Err(reason) => state.close(key, reason, None, now),
+        }
+    }
+    state.flush(key, now);
+    if state.has_pending() {
+        shard.ring();
     }
 }
 

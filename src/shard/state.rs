@@ -72,6 +72,8 @@ pub(super) struct State<S> {
     /// How many of the roster the market flush under way has left.
     flushing: Option<usize>,
     flushed: Option<Instant>,
+    /// The image that the last market flush sent.
+    flushed_image: BoardVersion,
     control: Vec<u8>,
     counts: Counts,
 }
@@ -90,6 +92,7 @@ impl<S: Socket> State<S> {
             dispatching: None,
             flushing: None,
             flushed: None,
+            flushed_image: BoardVersion::default(),
             control: Vec::new(),
             counts: Counts::default(),
             config,
@@ -101,12 +104,15 @@ impl<S: Socket> State<S> {
     /// Takes a connection in, live from now on. The caller flushes it.
     pub(super) fn attach(&mut self, entrance: Entrance<S>, now: Now) -> ConnectionKey {
         let Entrance { socket, assessment, token_expires, greeting, texts } = entrance;
+        if self.board.is_stale(now.instant) {
+            self.board.publish(now.instant);
+        }
         let place = place(self.roster.len());
         let key = self.connections.insert(Connection {
             socket,
             watch: None,
             seen: BoardVersion::default(),
-            tail: Some(Tail::Bytes { rest: greeting, sent: 0, texts }),
+            tail: Some(Tail::bytes(greeting, texts)),
             owed: Owed::default(),
             blocked_since: None,
             pending: false,
@@ -125,7 +131,8 @@ impl<S: Socket> State<S> {
             let chain = self.history.watch(&id);
             let position = self.history.end(chain);
             if let Some(entry) = self.watchers.entry(chain) {
-                let watchers = entry.or_default();
+                // Most have one watcher: room for it, not for four.
+                let watchers = entry.or_insert_with(|| Vec::with_capacity(1));
                 self.connections[key].watch =
                     Some(Watch { chain, hash: id.hash(), position, place: self::place(watchers.len()) });
                 watchers.push(key);
@@ -146,7 +153,7 @@ impl<S: Socket> State<S> {
         }
         let (reason, told) = match connection.end {
             End::Over { reason, told } => (reason, told),
-            End::Telling { reason, .. } => (reason, false),
+            End::Telling(farewell) => (farewell.reason, false),
             End::Live => (gone, false),
         };
         Some(Ended { reason, told, opened: connection.opened })
@@ -171,7 +178,7 @@ impl<S: Socket> State<S> {
     pub(super) fn ended(&self, key: ConnectionKey) -> Option<CloseReason> {
         match self.connections.get(key)?.end {
             End::Over { reason, .. } => Some(reason),
-            End::Live | End::Telling { .. } => None,
+            End::Live | End::Telling(_) => None,
         }
     }
 
@@ -370,8 +377,8 @@ impl<S: Socket> State<S> {
     pub(super) fn goodbye(&mut self, key: ConnectionKey, code: Option<u16>, now: Now) {
         if let Some(connection) = self.connections.get_mut(key) {
             connection.close(CloseReason::ClientClosed, None, now.instant, LINGER);
-            if let End::Telling { echo, .. } = &mut connection.end {
-                *echo = code;
+            if let End::Telling(farewell) = &mut connection.end {
+                farewell.echo = code;
             }
             self.flush(key, now);
         }
@@ -382,18 +389,24 @@ impl<S: Socket> State<S> {
     /// When the next market flush is to begin; `None` where there is nothing to flush.
     pub(super) fn next_market_flush(&self) -> Option<Instant> {
         let flushed = self.flushed?;
-        (self.flushing.is_some() || self.board.has_news()).then(|| flushed + self.config.market_flush)
+        (self.flushing.is_some() || self.has_market_news()).then(|| flushed + self.config.market_flush)
+    }
+
+    /// Whether the board has what the last flush had not.
+    fn has_market_news(&self) -> bool {
+        self.board.has_news() || self.board.image_version() > self.flushed_image
     }
 
     /// Begins a market flush if it is time, and goes on with it for about `budget` sends.
     pub(super) fn flush_markets(&mut self, mut budget: usize, now: Now) -> Pass {
         if self.flushing.is_none() {
             let due = self.flushed.is_none_or(|last| now.instant >= last + self.config.market_flush);
-            if !due || !self.board.has_news() {
+            if !due || !self.has_market_news() {
                 self.flushed.get_or_insert(now.instant);
                 return Pass::Done;
             }
             self.board.publish(now.instant);
+            self.flushed_image = self.board.image_version();
             self.flushed = Some(now.instant);
             self.flushing = Some(self.roster.len());
         }

@@ -79,8 +79,8 @@ impl Sweeper {
                 Verdict::Close(reason) => state.close(key, reason, None, now),
                 Verdict::Cut => {
                     let connection = &mut state.connections[key];
-                    if let End::Telling { reason, .. } = connection.end {
-                        connection.cut(reason);
+                    if let End::Telling(farewell) = &connection.end {
+                        connection.cut(farewell.reason);
                     }
                 }
             }
@@ -132,8 +132,8 @@ fn judge<S>(connection: &Connection<S>, config: &ShardConfig, judge_silence: boo
     let since = |then: Instant| now.instant.saturating_duration_since(then);
     match &connection.end {
         End::Over { .. } => return Verdict::Fine,
-        End::Telling { cut_at, .. } if now.instant >= *cut_at => return Verdict::Cut,
-        End::Telling { .. } => return Verdict::Fine,
+        End::Telling(farewell) if now.instant >= farewell.cut_at => return Verdict::Cut,
+        End::Telling(_) => return Verdict::Fine,
         End::Live => {}
     }
     if judge_silence && since(connection.heard) >= config.silence {

@@ -332,6 +332,20 @@ fn prices_are_conflated_to_one_flush_an_interval() {
     assert_eq!(socket.texts().iter().map(|text| number(text)).collect::<Vec<_>>(), [9]);
 }
 
+#[test]
+fn a_new_client_gets_a_market_that_no_flush_has_had_yet_and_the_others_get_it_too() {
+    let mut world = World::new();
+    let (_, early) = world.connect(None);
+    early.texts();
+    world.turn([tick(BTC, 0, 1, 0, 100)]);
+    let (_, late) = world.connect(None);
+    assert_eq!(late.texts().len(), 2, "connected, and the board");
+    assert_eq!(early.texts().len(), 0, "it is not time for a flush");
+    world.pass(Duration::from_millis(100));
+    world.turn([]);
+    assert_eq!((early.texts().len(), late.texts().len()), (1, 0));
+}
+
 // ---- time -------------------------------------------------------------------------------------------------------------
 
 #[test]

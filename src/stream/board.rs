@@ -1,7 +1,7 @@
 //! The market board: the latest tick of each market, with a version. It is state, not a log: who lags gets fewer and
 //! newer values, never a backlog.
 //!
-//! A flush publishes an *image*: the frames of all markets, those that changed last at its end. What changed since a
+//! A flush (or a new client) has an *image* published: the frames of all markets, those that changed last at its end. What changed since a
 //! version is therefore a suffix of the image, built once and shared by all connections, wherever each of them stands.
 
 #[cfg(test)]
@@ -18,6 +18,10 @@ use crate::routing::mapping;
 use crate::routing::table::Topic;
 use crate::stream::batch::{Batch, Origin};
 
+/// How old the image may be that a new client is sent while ticks come. To make it anew for each would cost a burst of
+/// clients a walk over all markets each.
+const NEWCOMERS_IMAGE_AGE: Duration = Duration::from_millis(5);
+
 /// How far a connection has seen the board. A new one has seen nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct BoardVersion(u64);
@@ -31,12 +35,16 @@ pub struct Board {
     by_name: HashMap<Box<str>, usize>,
     /// Of the newest change.
     version: u64,
-    /// The frames of all markets as of the last flush, in the order of their versions.
+    /// The frames of all markets when it was made, in the order of their versions.
     image: Vec<u8>,
     /// Of each frame in the image: the market's version, and where the frame ends.
     marks: Vec<(u64, usize)>,
-    /// A change came since the last flush.
+    /// A change came since the image was made.
     changed: bool,
+    /// One that the image has nothing of: a market that is new to the board.
+    grown: bool,
+    /// When the image was made.
+    published: Option<Instant>,
     /// Where a message is mapped before its length is known.
     scratch: Vec<u8>,
     unusable: u64,
@@ -90,6 +98,8 @@ impl Board {
             image: Vec::new(),
             marks: Vec::new(),
             changed: false,
+            grown: false,
+            published: None,
             scratch: Vec::new(),
             unusable: 0,
         }
@@ -140,7 +150,22 @@ impl Board {
             frame: Vec::new(),
         });
         self.changed = true;
+        self.grown = true;
         true
+    }
+
+    /// Whether the image is too old for a client that has seen nothing: it lacks a market, or newer ticks came and it was
+    /// not made within [`NEWCOMERS_IMAGE_AGE`].
+    #[must_use]
+    pub fn is_stale(&self, now: Instant) -> bool {
+        let recent = |published: Instant| now.saturating_duration_since(published) < NEWCOMERS_IMAGE_AGE;
+        self.grown || (self.changed && !self.published.is_some_and(recent))
+    }
+
+    /// The version of the image.
+    #[must_use]
+    pub fn image_version(&self) -> BoardVersion {
+        BoardVersion(self.marks.last().map_or(0, |&(version, _)| version))
     }
 
     /// Whether a flush would publish anything new.
@@ -154,10 +179,12 @@ impl Board {
         std::mem::take(&mut self.unusable)
     }
 
-    /// Makes the image anew, for a flush at `now`: the latest tick of each market.
+    /// Makes the image anew at `now`: the latest tick of each market.
     pub fn publish(&mut self, now: Instant) {
         self.forget_old(now);
         self.changed = false;
+        self.grown = false;
+        self.published = Some(now);
         self.markets.sort_unstable_by_key(|market| market.version);
         self.image.clear();
         self.marks.clear();
