@@ -21,6 +21,9 @@ use crate::token;
 /// What a pod owes a client comes within this time, on a machine that does much else.
 pub const WITHIN: Duration = Duration::from_secs(20);
 
+/// How often it is asked whether all is done, where no client is sent anything.
+const ASK_EVERY: Duration = Duration::from_millis(50);
+
 /// The key of RFC 6455 section 1.3, and what a server makes of it.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
@@ -455,7 +458,7 @@ impl Client {
 
 // ---- many -----------------------------------------------------------------------------------------------------------
 
-/// Reads for all clients until `done`, which is asked whenever something came.
+/// Reads for all clients until `done`, which is asked whenever something came, and now and then besides.
 ///
 /// # Panics
 /// Where that is not so `within` the time: the message names `what`.
@@ -468,7 +471,7 @@ pub fn watch(clients: &mut [Client], what: &str, within: Duration, mut done: imp
     while !done(clients) {
         let left = deadline.saturating_duration_since(Instant::now());
         assert!(!left.is_zero(), "{what}: not within {within:?}; {}", summary(clients));
-        read_ready(clients, left);
+        read_ready(clients, left.min(ASK_EVERY));
     }
 }
 

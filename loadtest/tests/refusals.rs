@@ -335,6 +335,7 @@ fn a_head_that_does_not_come_in_time_is_a_408_and_costs_the_others_nothing() {
     let mut slow: Vec<_> = (0..20).map(|_| Raw::connect(&pod.ask())).collect();
     let started = Instant::now();
     let head = pod.ask().head();
+    let mut others = Vec::new();
     // A byte a second, each; in between, others come and go as always.
     for byte in head.as_bytes().chunks(1).take(2) {
         slow.iter_mut().for_each(|raw| raw.send(byte));
@@ -342,7 +343,7 @@ fn a_head_that_does_not_come_in_time_is_a_408_and_costs_the_others_nothing() {
         while second.elapsed() < Duration::from_secs(1) {
             let asked = Instant::now();
             taken(&pod.ask().assessment("others"));
-            assert!(asked.elapsed() < Duration::from_millis(500), "others wait for nothing: {:?}", asked.elapsed());
+            others.push(asked.elapsed());
         }
     }
     for raw in &mut slow {
@@ -350,6 +351,10 @@ fn a_head_that_does_not_come_in_time_is_a_408_and_costs_the_others_nothing() {
     }
     let after = started.elapsed();
     assert!((Duration::from_millis(2400)..Duration::from_secs(6)).contains(&after), "after {after:?}");
+    // Nine in ten: the machine does other things, too.
+    others.sort_unstable();
+    let most = others[others.len() * 9 / 10];
+    assert!(most < Duration::from_millis(200), "others wait for nothing: {most:?}");
 }
 
 #[test]
