@@ -359,7 +359,11 @@ impl Producer {
     #[must_use]
     pub fn with(bootstrap: &str, properties: &[(&str, &str)]) -> Self {
         let mut config = client_config(bootstrap);
-        config.set("partitioner", "murmur2_random").set("linger.ms", "1").set("message.max.bytes", "8388608");
+        config
+            .set("partitioner", "murmur2_random")
+            .set("linger.ms", "1")
+            .set("socket.nagle.disable", "true")
+            .set("message.max.bytes", "8388608");
         config.set("queue.buffering.max.messages", "1000000").set("enable.idempotence", "true");
         for (key, value) in properties {
             config.set(*key, *value);

@@ -56,6 +56,8 @@ pub(super) fn properties(config: &KafkaConfig) -> ClientConfig {
         .set("auto.offset.reset", "error")
         .set("isolation.level", "read_committed")
         .set("enable.partition.eof", "true")
+        // Requests are small: none is to wait for the answer to the one before.
+        .set("socket.nagle.disable", "true")
         // An answer that waits for records holds up what is asked next on its connection, and the news that a
         // partition is at its end: ten empty answers a second are the price.
         .set("fetch.wait.max.ms", "100")
