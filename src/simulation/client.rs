@@ -6,10 +6,10 @@ use std::cell::Ref;
 use std::rc::Rc;
 
 use fastrand::Rng;
-use memchr::memmem;
 
 use super::checker::{Fault, Kind, Reset, Witness};
 use super::log::Log;
+use super::messages::{self, Message};
 use super::plan::Shape;
 use super::pod::{Memory, Pod, Request};
 use super::sights::{Sight, Sights};
@@ -228,12 +228,12 @@ impl Client {
         let read = std::mem::take(&mut self.read);
         let mut left = &read[..];
         let mut verdict = Ok(());
-        while let Some((opcode, payload, rest)) = frame(left) {
+        while let Some((opcode, payload, rest)) = messages::frame(left) {
             left = rest;
             self.heard_ms = around.now_ms;
             verdict = match opcode {
-                TEXT => self.text(payload, wire, around),
-                CLOSE => self.close(payload),
+                messages::TEXT => self.text(payload, wire, around),
+                messages::CLOSE => self.close(payload),
                 _ => Ok(()),
             };
             if verdict.is_err() {
@@ -258,60 +258,59 @@ impl Client {
     fn text(&mut self, text: &[u8], wire: &Wire, around: &mut Around<'_>) -> Result<(), Fault> {
         let State::There(there) = &mut self.state else { return Ok(()) };
         let maker = (there.pod, wire.0.borrow().life);
-        if let Some(cursor) = after(text, br#""cursor":""#).and_then(|rest| rest.split(|&byte| byte == b'"').next()) {
-            let text = std::str::from_utf8(cursor).unwrap_or_default().into();
-            self.cursor = Some(Cursor { text, maker, at_ms: around.now_ms, is_damaged: false });
+        if let Some(text) = messages::cursor(text) {
+            self.cursor = Some(Cursor { text: text.into(), maker, at_ms: around.now_ms, is_damaged: false });
         }
-        let is_reset = text.starts_with(br#"{"type":"reset""#);
-        if std::mem::take(&mut there.is_to_be_reset) && !is_reset {
+        let message = messages::read(text);
+        if std::mem::take(&mut there.is_to_be_reset) && !matches!(message, Message::Reset { .. }) {
             return Err(strange("it was not resumed, and not reset"));
         }
-        if let Some(number) = after(text, br#""n":"#) {
-            let digits = number.iter().take_while(|byte| byte.is_ascii_digit());
-            let number = digits.fold(0, |number, &digit| number * 10 + usize::from(digit - b'0'));
-            self.sights.count(Sight::Event);
-            self.tell(around, || format!("reads event {number}"));
-            self.witness.event(around.log, number)
-        } else if is_reset {
-            self.reset(text, wire, maker, around)
-        } else if text.starts_with(br#"{"type":"connected""#) {
-            let (asked, resumed) = (there.asked.is_some(), memmem::find(text, br#""resumed":true"#).is_some());
-            there.is_connected = true;
-            // Before there are cursors, nobody resumes.
-            there.is_to_be_reset = asked && !resumed;
-            self.sights.count(if resumed { Sight::Resumed } else { Sight::Fresh });
-            self.tell(around, || (if resumed { "is resumed" } else { "is connected" }).into());
-            match (asked, resumed) {
-                (false, true) => return Err(strange("it is resumed from nothing")),
-                (false, false) => self.witness.begin(around.log, &wire.0.borrow().base),
-                _ => {}
+        match message {
+            Message::Event { number } => {
+                self.sights.count(Sight::Event);
+                self.tell(around, || format!("reads event {number}"));
+                self.witness.event(around.log, number)
             }
-            Ok(())
-        } else if text.starts_with(br#"{"type":"ping""#) {
-            wire.0.borrow_mut().said.push(Said::Pong);
-            Ok(())
-        } else if let Some(url) = after(text, br#""url":"ws://p"#) {
-            there.redirect = url.first().map(|digit| usize::from(digit - b'0'));
-            let to = there.redirect;
-            self.tell(around, || format!("is sent to p{}", to.unwrap_or(9)));
-            Ok(())
-        } else {
-            Err(strange(&format!("a message that nobody expects: {}", String::from_utf8_lossy(text))))
+            Message::Connected { resumed } => self.connected(resumed, wire, around),
+            Message::Ping => {
+                wire.0.borrow_mut().said.push(Said::Pong);
+                Ok(())
+            }
+            Message::Reset { reason } => self.reset(reason, wire, maker, around),
+            Message::Redirect { to } => {
+                there.redirect = Some(to);
+                self.tell(around, || format!("is sent to p{to}"));
+                Ok(())
+            }
+            Message::Other => Err(strange(&format!("it reads {}", String::from_utf8_lossy(text)))),
         }
     }
 
-    fn reset(&mut self, text: &[u8], wire: &Wire, pod: (usize, u32), around: &mut Around<'_>) -> Result<(), Fault> {
+    fn connected(&mut self, resumed: bool, wire: &Wire, around: &mut Around<'_>) -> Result<(), Fault> {
+        let State::There(there) = &mut self.state else { return Ok(()) };
+        let asked = there.asked.is_some();
+        there.is_connected = true;
+        there.is_to_be_reset = asked && !resumed;
+        self.sights.count(if resumed { Sight::Resumed } else { Sight::Fresh });
+        self.tell(around, || (if resumed { "is resumed" } else { "is connected" }).into());
+        match (asked, resumed) {
+            (false, true) => return Err(strange("it is resumed from nothing")),
+            (false, false) => self.witness.begin(around.log, &wire.0.borrow().base),
+            (true, _) => {}
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self, reason: &str, wire: &Wire, pod: (usize, u32), around: &mut Around<'_>) -> Result<(), Fault> {
         let State::There(there) = &mut self.state else { return Ok(()) };
         let asked = there.asked.take();
-        let reason = after(text, br#""reason":""#).and_then(|rest| rest.split(|&byte| byte == b'"').next());
-        let reason = String::from_utf8_lossy(reason.unwrap_or_default()).into_owned();
-        let Some(sight) = Sight::of_reason(&reason) else { return Err(strange("a reset without a reason")) };
+        let Some(sight) = Sight::of_reason(reason) else { return Err(strange("a reset without a reason")) };
         self.sights.count(sight);
         self.tell(around, || format!("is reset: {reason}"));
         let pod = around.memory(pod);
         let maker = asked.as_ref().map(|cursor| around.memory(cursor.maker));
         let reset = Reset {
-            reason: &reason,
+            reason,
             pod: &pod,
             maker: maker.as_deref(),
             cursor_ms: asked.as_ref().map_or(around.now_ms, |cursor| cursor.at_ms),
@@ -358,23 +357,4 @@ impl Client {
 
 fn strange(what: &str) -> Fault {
     Fault { kind: Kind::Strange, what: what.into() }
-}
-
-const TEXT: u8 = 1;
-const CLOSE: u8 = 8;
-
-/// The first frame's opcode and payload, and what comes behind it; `None` while it is not whole.
-fn frame(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (&[first, len], rest) = bytes.split_first_chunk()?;
-    let (len, rest) = match len {
-        126 => rest.split_first_chunk().map(|(&len, rest)| (usize::from(u16::from_be_bytes(len)), rest))?,
-        len => (usize::from(len), rest),
-    };
-    let (payload, rest) = rest.split_at_checked(len)?;
-    Some((first & 0x0f, payload, rest))
-}
-
-/// What follows the first place of a pattern.
-fn after<'a>(text: &'a [u8], pattern: &[u8]) -> Option<&'a [u8]> {
-    memmem::find(text, pattern).map(|at| &text[at + pattern.len()..])
 }

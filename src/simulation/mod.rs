@@ -21,6 +21,7 @@
 mod checker;
 mod client;
 mod log;
+mod messages;
 mod plan;
 mod pod;
 mod redis;

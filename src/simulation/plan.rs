@@ -18,6 +18,8 @@ pub(super) const TROUBLE_MS: u64 = 8_000;
 pub(super) struct Plan {
     pub(super) seed: u64,
     pub(super) shape: Shape,
+    /// Clients that never come: a story is shorter without them.
+    pub(super) absent: Vec<usize>,
     /// In the order of their times.
     pub(super) deeds: Vec<(u64, Deed)>,
 }
@@ -201,12 +203,7 @@ impl Plan {
         // TEMPORARY
         deeds.retain(|(_, deed)| !matches!(deed, Deed::Trim { .. }));
         deeds.sort_by_key(|(at, _)| *at);
-        Self { seed, shape, deeds }
-    }
-
-    /// The same world with other deeds.
-    pub(super) fn with(&self, deeds: Vec<(u64, Deed)>) -> Self {
-        Self { deeds, ..self.clone() }
+        Self { seed, shape, absent: Vec::new(), deeds }
     }
 }
 
@@ -275,6 +272,18 @@ fn trouble(shape: &Shape, dice: &mut Rng, deeds: &mut Vec<(u64, Deed)>) {
     deeds.push((at, deed));
 }
 
+impl Deed {
+    /// Less of the same, if there is less.
+    pub(super) fn lesser(self) -> Option<Self> {
+        match self {
+            Self::Produce { topic, assessment, count, hole, dice } if count > 1 || hole > 0 => {
+                Some(Self::Produce { topic, assessment, count: count.div_ceil(2), hole: hole / 2, dice })
+            }
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Deed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
@@ -329,7 +338,8 @@ impl fmt::Display for Plan {
             let how = if *spread { ", records lie anywhere" } else { "" };
             writeln!(f, "  t{number}: {partitions} partition(s) from offset {beginning} on{how}")?;
         }
-        for (number, assessment) in clients.iter().enumerate() {
+        let absent = |number: &usize| self.absent.contains(number);
+        for (number, assessment) in clients.iter().enumerate().filter(|(number, _)| !absent(number)) {
             writeln!(f, "  c{number} watches a{assessment}")?;
         }
         for (at, deed) in &self.deeds {

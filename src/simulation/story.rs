@@ -22,32 +22,71 @@ fn panicked(panic: &(dyn Any + Send)) -> Fault {
     Fault { kind: Kind::Panic, what: text.unwrap_or("a panic without words").into() }
 }
 
-/// The plan with as few deeds as still make it fail in the same way (delta debugging: whole stretches are left out first,
-/// then ever shorter ones, until no single deed can be).
-pub(super) fn shorten(plan: &Plan, fault: &Fault, start: Instant) -> Plan {
-    let mut deeds = plan.deeds.clone();
-    let mut runs = 0;
-    let mut stretch = deeds.len().div_ceil(2);
-    while stretch > 0 && runs < RUNS_MAX {
-        let mut from = 0;
-        let mut shorter = false;
-        while from < deeds.len() && runs < RUNS_MAX {
-            let mut fewer = deeds.clone();
-            fewer.drain(from..deeds.len().min(from + stretch));
-            runs += 1;
-            if run(&plan.with(fewer.clone()), start).is_err_and(|other| other.kind == fault.kind) {
-                deeds = fewer;
-                shorter = true;
-            } else {
-                from += stretch;
+/// A plan that fails, with as little in it as still makes it fail in the same way.
+struct Shortening {
+    plan: Plan,
+    kind: Kind,
+    start: Instant,
+    runs_left: usize,
+}
+
+impl Shortening {
+    /// Takes a shorter plan over, if it fails.
+    fn takes(&mut self, shorter: Plan) -> bool {
+        self.runs_left = self.runs_left.saturating_sub(1);
+        let fails = run(&shorter, self.start).is_err_and(|fault| fault.kind == self.kind);
+        if fails {
+            self.plan = shorter;
+        }
+        fails
+    }
+
+    /// Leaves deeds out: delta debugging, whole stretches first, then ever shorter ones.
+    fn leave_deeds_out(&mut self) {
+        let mut stretch = self.plan.deeds.len().div_ceil(2);
+        while stretch > 0 && self.runs_left > 0 {
+            let (mut from, mut some) = (0, false);
+            while from < self.plan.deeds.len() && self.runs_left > 0 {
+                let mut shorter = self.plan.clone();
+                shorter.deeds.drain(from..shorter.deeds.len().min(from + stretch));
+                let left_out = self.takes(shorter);
+                some |= left_out;
+                from += if left_out { 0 } else { stretch };
+            }
+            // Single ones as often as that helps.
+            stretch = if stretch == 1 { usize::from(some) } else { stretch.div_ceil(2) };
+        }
+    }
+
+    fn leave_clients_out(&mut self) {
+        for client in 0..self.plan.shape.clients.len() {
+            let mut shorter = self.plan.clone();
+            shorter.absent.push(client);
+            self.takes(shorter);
+        }
+    }
+
+    fn lessen_deeds(&mut self) {
+        for place in 0..self.plan.deeds.len() {
+            while let Some(lesser) = self.plan.deeds[place].1.lesser().filter(|_| self.runs_left > 0) {
+                let mut shorter = self.plan.clone();
+                shorter.deeds[place].1 = lesser;
+                if !self.takes(shorter) {
+                    break;
+                }
             }
         }
-        if stretch == 1 && !shorter {
-            break;
-        }
-        stretch = if stretch == 1 { 1 } else { stretch.div_ceil(2) };
     }
-    plan.with(deeds)
+}
+
+/// The shortest plan that is found to fail as this one does.
+fn shorten(plan: &Plan, fault: &Fault, start: Instant) -> Plan {
+    let mut shortening = Shortening { plan: plan.clone(), kind: fault.kind, start, runs_left: RUNS_MAX };
+    shortening.leave_clients_out();
+    shortening.leave_deeds_out();
+    shortening.lessen_deeds();
+    shortening.leave_deeds_out();
+    shortening.plan
 }
 
 /// The story of a plan that fails, as short as it gets.

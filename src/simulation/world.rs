@@ -63,7 +63,12 @@ impl<'a> World<'a> {
         }
         let pods = (0..shape.pods).map(|index| Pod::new(index, dice.u64(..))).collect();
         let clients = shape.clients.iter().enumerate();
-        let clients = clients.map(|(number, &of)| Client::new(number, of, dice.u64(..2_500), dice.u64(..))).collect();
+        let clients = clients.map(|(number, &of)| {
+            let (begins_ms, seed) = (dice.u64(..2_500), dice.u64(..));
+            let begins_ms = if plan.absent.contains(&number) { u64::MAX } else { begins_ms };
+            Client::new(number, of, begins_ms, seed)
+        });
+        let clients = clients.collect();
         Self {
             plan,
             log,
@@ -123,7 +128,11 @@ impl<'a> World<'a> {
     /// Whether the pods agree, and each client is where they say, and has seen all.
     fn is_served(&self) -> bool {
         let is_served = |client: &Client| self.is_home(client) && client.witness.is_complete(&self.log);
-        self.clients.iter().all(is_served) && self.do_agree()
+        self.present().all(|(_, client)| is_served(client)) && self.do_agree()
+    }
+
+    fn present(&self) -> impl Iterator<Item = (usize, &Client)> {
+        self.clients.iter().enumerate().filter(|(number, _)| !self.plan.absent.contains(number))
     }
 
     fn do_agree(&self) -> bool {
@@ -142,7 +151,7 @@ impl<'a> World<'a> {
 
     fn unserved(&self) -> Fault {
         let mut left: Vec<String> = Vec::new();
-        for (number, client) in self.clients.iter().enumerate() {
+        for (number, client) in self.present() {
             let missing = client.witness.missing(&self.log);
             match client.pod() {
                 None => left.push(format!("c{number} is connected to no pod")),
