@@ -13,6 +13,9 @@ pub const MARKET_NAME_BYTES_MAX: usize = 249;
 /// what every new client is sent.
 pub const MARKETS_MAX: usize = 10_000;
 
+/// A cursor, in characters (PROTOCOL 2). Over it, a message has none.
+pub const CURSOR_CHARS_MAX: usize = 512;
+
 /// Fields of one route's message: far more than a message wants, and as many as a record's values are looked up for
 /// without an allocation.
 pub const ROUTE_FIELDS_MAX: usize = 64;
@@ -43,6 +46,10 @@ pub const BATCH_RECORDS_MAX: usize = 4096;
 /// Records that ingest takes from librdkafka in one call. The first of them waits until the last is taken and judged:
 /// at half a microsecond each, for half a millisecond.
 pub const CONSUME_RECORDS_MAX: usize = 1024;
+
+/// How long a topic may have more partitions before a shard hears of it, where `TOPIC_REFRESH_MS` is not far above its
+/// default: what producers placed by the new number is younger.
+pub const GROWTH_NOTICED_MAX: Duration = Duration::from_secs(30);
 
 /// How often a shard that gets no records is told how far ingest has read: so old may a quiet client's cursor be. It
 /// costs a small batch a shard.
@@ -80,6 +87,9 @@ pub const COMPLAINT_KINDS_MAX: usize = 1024;
 /// How often an unusable record is told of, a topic (PROTOCOL 3: each is counted).
 pub const MALFORMED_LOG_EVERY: Duration = Duration::from_secs(1);
 
+/// How often a shard tells of records that lie where they should not, and of cursors that are too long.
+pub const FINDINGS_LOG_EVERY: Duration = Duration::from_secs(10);
+
 /// How often the same complaint of librdkafka is told of: a broker that is down makes it repeat itself each second.
 pub const KAFKA_LOG_EVERY: Duration = Duration::from_secs(30);
 
@@ -116,6 +126,13 @@ pub const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 
 /// Bytes that one connection is sent in a turn before others have theirs.
 pub const TURN_BYTES_MAX: usize = 256 * 1024;
+
+/// Bytes that a shard sends in a turn to those who lag or catch up, all together: about a millisecond's work, and so long
+/// those who are up to date wait for it.
+pub const CATCH_UP_BYTES_A_TURN: u64 = 1024 * 1024;
+
+/// Bytes that one connection is sent at a time while it is not past its cursor: such frames are its own.
+pub const APART_BYTES_MAX: usize = 64 * 1024;
 
 /// Slices in one vectored write: Linux takes 1024 (`UIO_MAXIOV`); frames that lie side by side share one.
 pub const WRITE_SLICES_MAX: usize = 64;
