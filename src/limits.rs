@@ -33,8 +33,12 @@ pub const TOKEN_LEEWAY: Duration = Duration::from_secs(30);
 /// is outside of the history's budget.
 pub const BATCH_CHANNEL_DEPTH: usize = 64;
 
-/// Bytes of records in one batch to one shard, after which it is handed over even if ingest has more: with
-/// [`BATCH_CHANNEL_DEPTH`] it bounds what waits.
+/// Bytes of batches on their way from ingest to one shard, over which the next one waits: a channel full of events of
+/// 1 MiB would hold 64. At 500,000 records of 300 bytes a second it bridges 30 ms.
+pub const BATCH_CHANNEL_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Bytes of records in one batch to one shard, after which it is handed over even if ingest has more: small events
+/// leave in batches of this size.
 pub const BATCH_BYTES_MAX: usize = 256 * 1024;
 
 /// Records in one batch to one shard.
@@ -135,4 +139,5 @@ pub const THREADS_END_MAX: Duration = Duration::from_secs(5);
 
 const _: () = assert!(THREADS_END_MAX.as_millis() > LINGER.as_millis());
 const _: () = assert!(WRITE_SLICES_MAX <= 1024);
+const _: () = assert!(BATCH_CHANNEL_BYTES_MAX >= 8 * BATCH_BYTES_MAX, "a busy shard's turn is bridged by some batches");
 const _: () = assert!(BATCH_RECORDS_MAX >= CONSUME_RECORDS_MAX, "one consume call's records fit into one batch");

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use crate::exchange::{IngestStatus, Owner, PublishedStanding, ShardDoor, Standing, Undelivered};
 use crate::ids::{AssessmentHash, ShardIndex, TopicIndex};
 use crate::limits::{INGEST_WAIT, KAFKA_LOG_EVERY, MALFORMED_LOG_EVERY};
-use crate::stream::batch::{Batch, NextOffset, Origin};
+use crate::stream::batch::{Batch, Ends, NextOffset, Origin};
 
 use super::batcher::{Batcher, Fault, Incoming, Taken};
 use super::complaints::Complaints;
@@ -341,14 +341,30 @@ impl Desk {
 
     fn publish(&mut self, watcher: &Watcher, now: Instant) {
         self.publisher.publish(&mut self.tally);
-        let ends: Option<Vec<NextOffset>> = watcher.ends.try_recv().ok();
-        if let Some(ends) = &ends {
-            self.lag.ends_are(ends, &self.positions);
+        let ends = watcher.ends.try_recv().ok();
+        let has_ends = ends.is_some();
+        if let Some(ends) = ends {
+            self.lag.ends_are(&ends.ends, &self.positions);
+            self.tell_ends(ends);
         }
-        if ends.is_some() || now.saturating_duration_since(self.lag_summed) >= LAG_EVERY {
+        if has_ends || now.saturating_duration_since(self.lag_summed) >= LAG_EVERY {
             self.lag_summed = now;
             self.lag.sum_up(&self.positions, &mut self.lag_by_topic);
             self.publisher.lag(&self.lag_by_topic);
+        }
+    }
+
+    /// Has the ends told to the shards that want them, with the next turn's batches.
+    fn tell_ends(&mut self, mut ends: Ends) {
+        let wanting: Vec<_> = self.doors.iter().map(ShardDoor::take_wish_for_ends).collect();
+        if !wanting.contains(&true) {
+            return;
+        }
+        // The watcher may have asked for partitions that are on their way here.
+        ends.ends.retain(|end| self.positions.place(end.topic, end.partition).is_some());
+        let ends = Arc::new(ends);
+        for (shard, _) in (0..).map(ShardIndex).zip(wanting).filter(|(_, wants)| *wants) {
+            self.batcher.ends_are(shard, &ends);
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::exchange::IngestStatus;
 use crate::ids::TopicIndex;
 use crate::limits::{ENDS_ASKED_MAX, KAFKA_LOG_EVERY, LOOK_EVERY_MIN, PROBE_EVERY, PROBE_TIMEOUT, QUESTION_TIMEOUT};
 use crate::routing::table::{Table, Topic};
-use crate::stream::batch::NextOffset;
+use crate::stream::batch::{Ends, NextOffset};
 
 use super::catalogue::{Catalogue, Seen};
 use super::cluster::{BrokerId, Cluster, Partition, Place, failure_of};
@@ -60,7 +60,7 @@ pub(super) struct Watcher {
     /// What was found. One at a time: while it waits here, nothing more is looked for.
     pub(super) found: Receiver<Found>,
     /// The partitions' ends. What is not taken is replaced by nothing newer until it is.
-    pub(super) ends: Receiver<Vec<NextOffset>>,
+    pub(super) ends: Receiver<Ends>,
     /// What makes it look at the topics at once.
     pub(super) doubts: Sender<Doubts>,
     stop: Option<Sender<Infallible>>,
@@ -131,7 +131,7 @@ struct Watch {
     refresh: Duration,
     status: Arc<IngestStatus>,
     found: Sender<Found>,
-    ends: Sender<Vec<NextOffset>>,
+    ends: Sender<Ends>,
     doubts: Receiver<Doubts>,
     brokers: Reachability,
     /// Once it was asked for.
@@ -356,13 +356,14 @@ impl Watch {
         self.asked_until = self.led.len().min(first + ENDS_ASKED_MAX);
         let led = &self.led[first..self.asked_until];
         let names = names_of(led, self.catalogue.topics());
+        let asked = Instant::now();
         let Ok(offsets) = self.cluster.offsets(&names, Place::End, PROBE_TIMEOUT) else { return };
         let end = |(&(topic, partition), offset): (&(TopicIndex, i32), Option<i64>)| {
             Some(NextOffset { topic, partition, offset: offset? })
         };
         let ends = led.iter().zip(offsets).filter_map(end).collect();
         // It was not full, and nobody else sends; where it is closed, all is over.
-        drop(self.ends.try_send(ends));
+        drop(self.ends.try_send(Ends { asked, ends }));
     }
 }
 
