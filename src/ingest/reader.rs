@@ -172,6 +172,7 @@ impl Desk {
             let filling = Filling::new(&found.partitions);
             let offsets = filling.offsets_left(&self.positions);
             info!(topics = found.topics.len(), partitions, offsets, "filling the history");
+            self.publisher.filling_begins(offsets);
             self.filling = Some(FillingSince { filling, began: now, partitions, offsets, said: now });
         } else {
             let mut names: Vec<_> = found.partitions.iter().map(|start| self.name(Some(start.topic))).collect();
@@ -331,11 +332,16 @@ impl Desk {
         let took = began.elapsed();
         if filling.is_done() {
             info!(partitions = *partitions, offsets = *offsets, ?took, "the history is complete");
+            self.publisher.filling_left(0);
             self.status.filled.store(true, Ordering::Release);
             self.filling = None;
-        } else if now.saturating_duration_since(*said) >= PROGRESS_EVERY {
+            return;
+        }
+        let left = filling.offsets_left(&self.positions);
+        self.publisher.filling_left(left);
+        if now.saturating_duration_since(*said) >= PROGRESS_EVERY {
             *said = now;
-            info!(offsets = *offsets, left = filling.offsets_left(&self.positions), ?took, "filling the history");
+            info!(offsets = *offsets, left, ?took, "filling the history");
         }
     }
 
