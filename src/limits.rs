@@ -72,6 +72,13 @@ pub const ENDS_ASKED_MAX: usize = 500;
 /// The least time between two looks at the cluster's topics, whatever doubts the reader has of them.
 pub const LOOK_EVERY_MIN: Duration = Duration::from_millis(100);
 
+/// So long a standstill of the ingest thread makes it look at the cluster's topics before it reads on. Its loop turns
+/// each [`INGEST_WAIT`] at the latest, and a topic is not deleted, made anew and filled in less.
+pub const STANDSTILL_MIN: Duration = Duration::from_millis(300);
+
+/// The longest that reading waits for that look.
+pub const LOOK_WAITED_FOR_MAX: Duration = Duration::from_secs(5);
+
 /// How long a sign of life may take, and the question for the partitions' ends.
 pub const PROBE_TIMEOUT: Duration = Duration::from_millis(1_500);
 
@@ -139,5 +146,6 @@ pub const THREADS_END_MAX: Duration = Duration::from_secs(5);
 
 const _: () = assert!(THREADS_END_MAX.as_millis() > LINGER.as_millis());
 const _: () = assert!(WRITE_SLICES_MAX <= 1024);
+const _: () = assert!(STANDSTILL_MIN.as_millis() >= 3 * INGEST_WAIT.as_millis(), "a quiet loop is no standstill");
 const _: () = assert!(BATCH_CHANNEL_BYTES_MAX >= 8 * BATCH_BYTES_MAX, "a busy shard's turn is bridged by some batches");
 const _: () = assert!(BATCH_RECORDS_MAX >= CONSUME_RECORDS_MAX, "one consume call's records fit into one batch");

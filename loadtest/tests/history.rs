@@ -371,3 +371,24 @@ fn a_topic_that_was_deleted_and_made_anew_is_another_log() {
     expect_numbers(&mut late, 30..35);
     assert_eq!(first.metrics().sum("shardgate_ingest_offset_resets_total"), 0.0, "nothing was deleted unread");
 }
+
+#[test]
+fn a_topic_made_anew_and_longer_while_the_pod_was_paused_comes_once() {
+    let world = world_of_one();
+    // It does not look at the topics by chance before it reads.
+    let first = pod(&world, "pod-0").set("TOPIC_REFRESH_MS", "10000").start();
+    let mut client = first.client("a");
+    client.expect_type("connected");
+    send(&world.producer(), 0..20);
+    expect_numbers(&mut client, 0..20);
+
+    first.signal(Signal::Stop);
+    world.kafka.delete(KIND.topic());
+    eventually("it is gone", WITHIN, || (world.kafka.partitions(KIND.topic()) == 0).then_some(()));
+    world.kafka.create(KIND.topic(), 1);
+    send(&world.producer(), 20..100);
+    first.signal(Signal::Cont);
+    await_seen(&mut client, 100);
+    read_for(std::slice::from_mut(&mut client), Duration::from_millis(1_500));
+    assert_eq!(numbers(&client), (0..100).collect::<Vec<_>>());
+}

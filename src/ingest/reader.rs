@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use crate::exchange::{IngestStatus, Owner, PublishedStanding, ShardDoor, Standing, Undelivered};
 use crate::ids::{AssessmentHash, ShardIndex, TopicIndex};
-use crate::limits::{INGEST_WAIT, KAFKA_LOG_EVERY, MALFORMED_LOG_EVERY};
+use crate::limits::{INGEST_WAIT, KAFKA_LOG_EVERY, LOOK_WAITED_FOR_MAX, MALFORMED_LOG_EVERY, STANDSTILL_MIN};
 use crate::stream::batch::{Batch, Ends, NextOffset, Origin};
 
 use super::batcher::{Batcher, Fault, Incoming, Taken};
@@ -57,6 +57,11 @@ pub(super) struct Desk {
     failed: Complaints<(Option<TopicIndex>, i32)>,
     /// For the watcher, as soon as it takes them.
     doubts: Option<Doubts>,
+    /// When the loop was last seen to turn.
+    turned: Instant,
+    /// Since when nothing is read, because the process stood still: a topic may have been made anew meanwhile, and
+    /// librdkafka would go on at the old log's offset in the new one.
+    held: Option<Instant>,
 }
 
 struct FillingSince {
@@ -76,29 +81,25 @@ impl Reader {
     fn turn(&mut self) -> Result<(), Over> {
         let desk = &mut self.desk;
         let now = Instant::now();
-        desk.status.pulse.beat(now);
+        desk.turns(now);
         let standing = desk.standing.load_full();
         if standing.ended {
             return Err(Over);
         }
-        if let Ok(found) = self.watcher.found.try_recv() {
+        let found = match desk.is_held(now) {
+            true => self.watcher.found.recv_timeout(INGEST_WAIT).ok(),
+            false => self.watcher.found.try_recv().ok(),
+        };
+        if let Some(found) = found {
             desk.take_in(&found, &mut self.consumer, now);
             // Before the first record: where reading begins, or goes on behind what was deleted, is what each shard goes by.
             desk.flush(&self.watcher, now)?;
         }
-        for message in self.consumer.fetch(INGEST_WAIT).iter() {
-            match message {
-                Message::Record(incoming) => desk.record(&incoming, &standing, &self.watcher, now)?,
-                Message::End { topic, partition, offset } => desk.end_seen(topic, partition, offset),
-                Message::OutOfRange { topic, partition } => {
-                    desk.doubts.get_or_insert_default().push((topic, partition));
-                }
-                Message::Failed { topic, partition, is_gone, error } => {
-                    if is_gone {
-                        desk.doubts.get_or_insert_default();
-                    }
-                    desk.fetch_failed(topic, partition, &error, now);
-                }
+        if !desk.is_held(now) {
+            let fetched = self.consumer.fetch(INGEST_WAIT);
+            desk.turns(Instant::now());
+            for message in fetched.iter() {
+                desk.message(message, &standing, &self.watcher, now)?;
             }
         }
         desk.flush(&self.watcher, now)?;
@@ -126,7 +127,26 @@ impl Desk {
             malformed: Complaints::new(MALFORMED_LOG_EVERY),
             failed: Complaints::new(KAFKA_LOG_EVERY),
             doubts: None,
+            turned: now,
+            held: None,
         }
+    }
+
+    /// The loop turns. Where it has not for long, the process stood still: reading waits for a look at the topics.
+    fn turns(&mut self, now: Instant) {
+        self.status.pulse.beat(now);
+        if now.saturating_duration_since(self.turned) >= STANDSTILL_MIN {
+            self.held = Some(now);
+            self.doubts.get_or_insert_default().wants_answer = true;
+        }
+        self.turned = now;
+    }
+
+    /// Whether nothing may be read yet.
+    fn is_held(&mut self, now: Instant) -> bool {
+        // Where Kafka doesn't say what there is, the topics are most likely what they were.
+        self.held.take_if(|since| now.saturating_duration_since(*since) >= LOOK_WAITED_FOR_MAX);
+        self.held.is_some()
     }
 
     // ---- what is read -----------------------------------------------------------------------------------------------------
@@ -145,6 +165,7 @@ impl Desk {
             self.begin_to_read(found, consumer, now);
         }
         self.publisher.reading(self.positions.all());
+        self.held.take_if(|_| found.is_answer);
     }
 
     fn begin_to_read(&mut self, found: &Found, consumer: &mut Consumer, now: Instant) {
@@ -226,6 +247,29 @@ impl Desk {
 
     // ---- what comes -------------------------------------------------------------------------------------------------------
 
+    fn message(
+        &mut self,
+        message: Message<'_>,
+        standing: &Standing,
+        watcher: &Watcher,
+        now: Instant,
+    ) -> Result<(), Over> {
+        match message {
+            Message::Record(incoming) => self.record(&incoming, standing, watcher, now)?,
+            Message::End { topic, partition, offset } => self.end_seen(topic, partition, offset),
+            Message::OutOfRange { topic, partition } => {
+                self.doubts.get_or_insert_default().out_of_range.push((topic, partition));
+            }
+            Message::Failed { topic, partition, is_gone, error } => {
+                if is_gone {
+                    self.doubts.get_or_insert_default();
+                }
+                self.fetch_failed(topic, partition, &error, now);
+            }
+        }
+        Ok(())
+    }
+
     fn record(
         &mut self,
         incoming: &Incoming<'_>,
@@ -305,7 +349,7 @@ impl Desk {
                 Err(Undelivered::Ended) => return Err(Over),
                 Err(Undelivered::Full(batch)) => *batch,
             };
-            self.status.pulse.beat(now);
+            self.turns(now);
             if self.standing.load().ended {
                 return Err(Over);
             }
