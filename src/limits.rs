@@ -36,8 +36,12 @@ pub const TOKEN_LEEWAY: Duration = Duration::from_secs(30);
 /// is outside of the history's budget.
 pub const BATCH_CHANNEL_DEPTH: usize = 64;
 
-/// Bytes of records in one batch to one shard, after which it is handed over even if ingest has more: with
-/// [`BATCH_CHANNEL_DEPTH`] it bounds what waits.
+/// Bytes of batches on their way from ingest to one shard, over which the next one waits: a channel full of events of
+/// 1 MiB would hold 64. At 500,000 records of 300 bytes a second it bridges 30 ms.
+pub const BATCH_CHANNEL_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Bytes of records in one batch to one shard, after which it is handed over even if ingest has more: small events
+/// leave in batches of this size.
 pub const BATCH_BYTES_MAX: usize = 256 * 1024;
 
 /// Records in one batch to one shard.
@@ -74,6 +78,13 @@ pub const ENDS_ASKED_MAX: usize = 500;
 
 /// The least time between two looks at the cluster's topics, whatever doubts the reader has of them.
 pub const LOOK_EVERY_MIN: Duration = Duration::from_millis(100);
+
+/// So long a standstill of the ingest thread makes it look at the cluster's topics before it reads on. Its loop turns
+/// each [`INGEST_WAIT`] at the latest, and a topic is not deleted, made anew and filled in less.
+pub const STANDSTILL_MIN: Duration = Duration::from_millis(300);
+
+/// The longest that reading waits for that look.
+pub const LOOK_WAITED_FOR_MAX: Duration = Duration::from_secs(5);
 
 /// How long a sign of life may take, and the question for the partitions' ends.
 pub const PROBE_TIMEOUT: Duration = Duration::from_millis(1_500);
@@ -152,4 +163,6 @@ pub const THREADS_END_MAX: Duration = Duration::from_secs(5);
 
 const _: () = assert!(THREADS_END_MAX.as_millis() > LINGER.as_millis());
 const _: () = assert!(WRITE_SLICES_MAX <= 1024);
+const _: () = assert!(STANDSTILL_MIN.as_millis() >= 3 * INGEST_WAIT.as_millis(), "a quiet loop is no standstill");
+const _: () = assert!(BATCH_CHANNEL_BYTES_MAX >= 8 * BATCH_BYTES_MAX, "a busy shard's turn is bridged by some batches");
 const _: () = assert!(BATCH_RECORDS_MAX >= CONSUME_RECORDS_MAX, "one consume call's records fit into one batch");
