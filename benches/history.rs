@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use shardgate::ids::{AssessmentHash, AssessmentId, TopicIndex};
 use shardgate::routing::table::{Table, Topic};
-use shardgate::stream::batch::{Batch, Origin, Record};
+use shardgate::stream::batch::{Batch, NextOffset, Origin, Record};
 use shardgate::stream::history::{History, Limits};
 
 const RECORDS: usize = 256;
@@ -51,8 +51,9 @@ fn copy_of(batch: &Batch) -> Batch {
 
 fn full_history() -> History {
     let mut history = History::new(Limits { bytes_max: WINDOW_BYTES, window: Duration::from_secs(300) });
-    history.learn(&[topic()]);
     let now = Instant::now();
+    let starts = vec![NextOffset { topic: TopicIndex(0), partition: 0, offset: 0 }];
+    history.append(Batch { topics: vec![topic()], starts, ..Batch::default() }, now);
     let batch = batch(0);
     let mut taken = 0;
     while taken < 2 * WINDOW_BYTES {

@@ -1,6 +1,8 @@
 //! What the threads hand each other: bounded channels with a bell, published state, and pulses. It owns the types where
 //! `ingest`, `shard`, `discovery` and `operations` meet, so that none of them needs to know another.
 
+mod batches;
+
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,11 +10,14 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use atomic_waker::AtomicWaker;
-use crossbeam_channel::{Receiver, SendTimeoutError, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+
+pub use batches::BatchReceiver;
+use batches::{BatchSender, batch_channel};
 
 use crate::clock::whole_ms;
 use crate::ids::{AssessmentHash, SlotNumber};
-use crate::limits::{BATCH_CHANNEL_DEPTH, HANDOFF_CHANNEL_DEPTH};
+use crate::limits::HANDOFF_CHANNEL_DEPTH;
 use crate::protocol::head::Upgrade;
 use crate::routing::placement::{Pod, View};
 use crate::stream::batch::Batch;
@@ -22,20 +27,22 @@ use crate::stream::batch::Batch;
 /// A shard's way in, for the other threads. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ShardDoor {
-    batches: Sender<Batch>,
+    batches: BatchSender,
     handoffs: Sender<Handoff>,
     bell: Arc<AtomicWaker>,
+    wants_ends: Arc<AtomicBool>,
 }
 
 /// A shard's own side of its door.
 #[derive(Debug)]
 pub struct ShardInbox {
     /// Records from ingest.
-    pub batches: Receiver<Batch>,
+    pub batches: BatchReceiver,
     /// Sockets that another shard accepted.
     pub handoffs: Receiver<Handoff>,
     /// Registered before the channels are looked at, so that no ring is lost; one ring a registration, whoever rings.
     pub bell: Arc<AtomicWaker>,
+    wants_ends: Arc<AtomicBool>,
 }
 
 /// A socket whose request was read, on its way to the shard that owns its assessment.
@@ -52,37 +59,38 @@ pub struct Handoff {
 /// Makes a shard's door and inbox.
 #[must_use]
 pub fn shard_door() -> (ShardDoor, ShardInbox) {
-    let (batches, batches_in) = bounded(BATCH_CHANNEL_DEPTH);
+    let (batches, batches_in) = batch_channel();
     let (handoffs, handoffs_in) = bounded(HANDOFF_CHANNEL_DEPTH);
     let bell = Arc::new(AtomicWaker::new());
+    let wants_ends = Arc::new(AtomicBool::new(false));
     (
-        ShardDoor { batches, handoffs, bell: Arc::clone(&bell) },
-        ShardInbox { batches: batches_in, handoffs: handoffs_in, bell },
+        ShardDoor { batches, handoffs, bell: Arc::clone(&bell), wants_ends: Arc::clone(&wants_ends) },
+        ShardInbox { batches: batches_in, handoffs: handoffs_in, bell, wants_ends },
     )
 }
 
 impl ShardDoor {
-    /// Hands over a batch and rings; waits while the channel is full, for at most `timeout`.
+    /// Hands over a batch and rings; waits while the channel is full, for at most about `timeout`.
     ///
     /// # Errors
     /// The batch comes back, where the channel stayed full or the shard has ended.
     pub fn send_batch(&self, batch: Batch, timeout: Duration) -> Result<(), Undelivered> {
-        let sent = match self.batches.try_send(batch) {
-            Err(TrySendError::Full(batch)) => {
+        match self.batches.try_send(batch) {
+            Err(Undelivered::Full(batch)) => {
                 self.bell.wake();
-                self.batches.send_timeout(batch, timeout)
+                self.batches.send(*batch, timeout)?;
             }
-            Err(TrySendError::Disconnected(batch)) => Err(SendTimeoutError::Disconnected(batch)),
-            Ok(()) => Ok(()),
-        };
-        match sent {
-            Ok(()) => {
-                self.bell.wake();
-                Ok(())
-            }
-            Err(SendTimeoutError::Timeout(batch)) => Err(Undelivered::Full(Box::new(batch))),
-            Err(SendTimeoutError::Disconnected(_)) => Err(Undelivered::Ended),
+            sent => sent?,
         }
+        self.bell.wake();
+        Ok(())
+    }
+
+    /// Whether the shard wants to be told the ends of the partitions' logs: once for each time that it said so.
+    #[must_use]
+    pub fn take_wish_for_ends(&self) -> bool {
+        // A look alone most of the time, which leaves the line of memory to the shard.
+        self.wants_ends.load(Ordering::Relaxed) && self.wants_ends.swap(false, Ordering::Relaxed)
     }
 
     /// Hands over a socket and rings.
@@ -98,6 +106,15 @@ impl ShardDoor {
     /// Rings: something that the shard looks at in each turn has changed.
     pub fn ring(&self) {
         self.bell.wake();
+    }
+}
+
+impl ShardInbox {
+    /// Makes ingest tell the shard the ends of the partitions' logs as it learns of them next, within some seconds,
+    /// once: [`Batch::ends`]. Whoever needs ends that were asked for later, or those of other partitions, says so
+    /// again when these have come. Without it nothing is told: an idle pod stays idle.
+    pub fn want_ends(&self) {
+        self.wants_ends.store(true, Ordering::Relaxed);
     }
 }
 

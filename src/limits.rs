@@ -13,6 +13,9 @@ pub const MARKET_NAME_BYTES_MAX: usize = 249;
 /// what every new client is sent.
 pub const MARKETS_MAX: usize = 10_000;
 
+/// A cursor, in characters (PROTOCOL 2). Over it, a message has none.
+pub const CURSOR_CHARS_MAX: usize = 512;
+
 /// Fields of one route's message: far more than a message wants, and as many as a record's values are looked up for
 /// without an allocation.
 pub const ROUTE_FIELDS_MAX: usize = 64;
@@ -33,8 +36,12 @@ pub const TOKEN_LEEWAY: Duration = Duration::from_secs(30);
 /// is outside of the history's budget.
 pub const BATCH_CHANNEL_DEPTH: usize = 64;
 
-/// Bytes of records in one batch to one shard, after which it is handed over even if ingest has more: with
-/// [`BATCH_CHANNEL_DEPTH`] it bounds what waits.
+/// Bytes of batches on their way from ingest to one shard, over which the next one waits: a channel full of events of
+/// 1 MiB would hold 64. At 500,000 records of 300 bytes a second it bridges 30 ms.
+pub const BATCH_CHANNEL_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Bytes of records in one batch to one shard, after which it is handed over even if ingest has more: small events
+/// leave in batches of this size.
 pub const BATCH_BYTES_MAX: usize = 256 * 1024;
 
 /// Records in one batch to one shard.
@@ -43,6 +50,10 @@ pub const BATCH_RECORDS_MAX: usize = 4096;
 /// Records that ingest takes from librdkafka in one call. The first of them waits until the last is taken and judged:
 /// at half a microsecond each, for half a millisecond.
 pub const CONSUME_RECORDS_MAX: usize = 1024;
+
+/// How long a topic may have more partitions before a shard hears of it, where `TOPIC_REFRESH_MS` is not far above its
+/// default: what producers placed by the new number is younger.
+pub const GROWTH_NOTICED_MAX: Duration = Duration::from_secs(30);
 
 /// How often a shard that gets no records is told how far ingest has read: so old may a quiet client's cursor be. It
 /// costs a small batch a shard.
@@ -68,6 +79,13 @@ pub const ENDS_ASKED_MAX: usize = 500;
 /// The least time between two looks at the cluster's topics, whatever doubts the reader has of them.
 pub const LOOK_EVERY_MIN: Duration = Duration::from_millis(100);
 
+/// So long a standstill of the ingest thread makes it look at the cluster's topics before it reads on. Its loop turns
+/// each [`INGEST_WAIT`] at the latest, and a topic is not deleted, made anew and filled in less.
+pub const STANDSTILL_MIN: Duration = Duration::from_millis(300);
+
+/// The longest that reading waits for that look.
+pub const LOOK_WAITED_FOR_MAX: Duration = Duration::from_secs(5);
+
 /// How long a sign of life may take, and the question for the partitions' ends.
 pub const PROBE_TIMEOUT: Duration = Duration::from_millis(1_500);
 
@@ -79,6 +97,9 @@ pub const COMPLAINT_KINDS_MAX: usize = 1024;
 
 /// How often an unusable record is told of, a topic (PROTOCOL 3: each is counted).
 pub const MALFORMED_LOG_EVERY: Duration = Duration::from_secs(1);
+
+/// How often a shard tells of records that lie where they should not, and of cursors that are too long.
+pub const FINDINGS_LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// How often the same complaint of librdkafka is told of: a broker that is down makes it repeat itself each second.
 pub const KAFKA_LOG_EVERY: Duration = Duration::from_secs(30);
@@ -117,6 +138,13 @@ pub const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 /// Bytes that one connection is sent in a turn before others have theirs.
 pub const TURN_BYTES_MAX: usize = 256 * 1024;
 
+/// Bytes that a shard sends in a turn to those who lag or catch up, all together: about a millisecond's work, and so long
+/// those who are up to date wait for it.
+pub const CATCH_UP_BYTES_A_TURN: u64 = 1024 * 1024;
+
+/// Bytes that one connection is sent at a time while it is not past its cursor: such frames are its own.
+pub const APART_BYTES_MAX: usize = 64 * 1024;
+
 /// Slices in one vectored write: Linux takes 1024 (`UIO_MAXIOV`); frames that lie side by side share one.
 pub const WRITE_SLICES_MAX: usize = 64;
 
@@ -135,4 +163,6 @@ pub const THREADS_END_MAX: Duration = Duration::from_secs(5);
 
 const _: () = assert!(THREADS_END_MAX.as_millis() > LINGER.as_millis());
 const _: () = assert!(WRITE_SLICES_MAX <= 1024);
+const _: () = assert!(STANDSTILL_MIN.as_millis() >= 3 * INGEST_WAIT.as_millis(), "a quiet loop is no standstill");
+const _: () = assert!(BATCH_CHANNEL_BYTES_MAX >= 8 * BATCH_BYTES_MAX, "a busy shard's turn is bridged by some batches");
 const _: () = assert!(BATCH_RECORDS_MAX >= CONSUME_RECORDS_MAX, "one consume call's records fit into one batch");

@@ -11,12 +11,14 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_lite::future::block_on;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::KafkaResult;
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::RDKafkaErrorCode;
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, Message as _, Offset, TopicPartitionList};
 
 use crate::process::{Process, Signal, TempDir, eventually, free_port};
 use install::{Archive, Install};
@@ -119,7 +121,7 @@ impl Kafka {
 
     /// Creates topics, all in one request, and returns when a client sees their partitions.
     pub fn create_all(&self, topics: &[(&str, i32)]) {
-        let replicas = i32::try_from(self.brokers.len().min(3)).expect("three at most");
+        let replicas = self.replicas();
         let new: Vec<_> =
             topics.iter().map(|(name, count)| NewTopic::new(name, *count, TopicReplication::Fixed(replicas))).collect();
         let results = block_on(self.admin().create_topics(&new, &options()));
@@ -127,6 +129,14 @@ impl Kafka {
         for (topic, partitions) in topics {
             self.await_partitions(topic, *partitions);
         }
+    }
+
+    /// Creates a topic with settings of its own.
+    pub fn create_with(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
+        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(self.replicas()));
+        let new = settings.iter().fold(new, |new, (key, value)| new.set(key, value));
+        done("create a topic", block_on(self.admin().create_topics([&new], &options())));
+        self.await_partitions(topic, partitions);
     }
 
     /// Gives a topic more partitions, so many in all.
@@ -149,6 +159,34 @@ impl Kafka {
         }
     }
 
+    /// Lets all records of a partition grow too old for its topic's retention, and returns when they are deleted.
+    /// Those that come afterwards are kept again.
+    ///
+    /// # Panics
+    /// Where the brokers refuse, or keep them.
+    pub fn expire(&self, topic: &str, partition: i32) {
+        self.retain(topic, "1");
+        eventually("the retention deletes all records", ANSWER_WITHIN, || {
+            let (first, next) = self.offsets(topic, partition);
+            (first == next).then_some(())
+        });
+        self.retain(topic, "-1");
+    }
+
+    /// Sets a topic's `retention.ms`, and returns when its broker goes by it.
+    fn retain(&self, topic: &str, ms: &str) {
+        let name = ResourceSpecifier::Topic(topic);
+        let change = AlterConfig::new(name).set("retention.ms", ms);
+        let admin = self.admin();
+        for result in block_on(admin.alter_configs([&change], &options())).expect("alter a topic's settings") {
+            result.unwrap_or_else(|(_, error)| panic!("alter the settings of {topic}: {error}"));
+        }
+        eventually("the retention is set", ANSWER_WITHIN, || {
+            let settings = block_on(admin.describe_configs([&name], &options())).ok()?.pop()?.ok()?;
+            (settings.get("retention.ms")?.value.as_deref() == Some(ms)).then_some(())
+        });
+    }
+
     /// Deletes a topic.
     pub fn delete(&self, topic: &str) {
         done("delete a topic", block_on(self.admin().delete_topics(&[topic], &options())));
@@ -163,6 +201,37 @@ impl Kafka {
         self.consumer().fetch_watermarks(topic, partition, ANSWER_WITHIN).expect("the partition's offsets")
     }
 
+    /// The offsets of the records that a partition holds for those who read committed ones.
+    ///
+    /// # Panics
+    /// Where the brokers don't answer.
+    #[must_use]
+    pub fn records(&self, topic: &str, partition: i32) -> Vec<i64> {
+        let mut config = client_config(&self.bootstrap);
+        config.set("group.id", "loadtest").set("isolation.level", "read_committed").set("enable.partition.eof", "true");
+        let consumer: BaseConsumer = config.create().expect("a consumer needs no connection");
+        let mut whole = TopicPartitionList::new();
+        whole.add_partition_offset(topic, partition, Offset::Beginning).expect("a mark that it takes");
+        consumer.assign(&whole).expect("a partition that is there");
+        let mut offsets = Vec::new();
+        loop {
+            match consumer.poll(ANSWER_WITHIN).expect("records, or their end") {
+                Ok(record) => offsets.push(record.offset()),
+                Err(KafkaError::PartitionEOF(_)) => return offsets,
+                Err(error) => panic!("records of {topic}: {error}"),
+            }
+        }
+    }
+
+    /// The number of the broker that leads a partition, from 0; none while one is elected.
+    #[must_use]
+    pub fn leader(&self, topic: &str, partition: i32) -> Option<usize> {
+        let metadata = self.consumer().fetch_metadata(Some(topic), ANSWER_WITHIN).ok()?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic)?;
+        let leader = found.partitions().iter().find(|found| found.id() == partition)?.leader();
+        usize::try_from(leader - 1).ok()
+    }
+
     /// The number of partitions that each topic has.
     ///
     /// # Panics
@@ -171,6 +240,10 @@ impl Kafka {
     pub fn partitions(&self, topic: &str) -> usize {
         let metadata = self.consumer().fetch_metadata(Some(topic), ANSWER_WITHIN).expect("the topic's metadata");
         metadata.topics().iter().find(|found| found.name() == topic).map_or(0, |found| found.partitions().len())
+    }
+
+    fn replicas(&self) -> i32 {
+        i32::try_from(self.brokers.len().min(3)).expect("three at most")
     }
 
     fn await_partitions(&self, topic: &str, partitions: i32) {

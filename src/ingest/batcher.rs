@@ -11,7 +11,7 @@ use crate::limits::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, STARTS_TOLD_EVERY};
 use crate::routing::mapping::{Malformed, assessment_of, check_object};
 use crate::routing::placement::shard_of;
 use crate::routing::table::{AssessmentFrom, Scope, Topic};
-use crate::stream::batch::{Batch, NextOffset, Origin, Record, Span, Tick};
+use crate::stream::batch::{Batch, Ends, NextOffset, Origin, Record, Span, Tick};
 
 use super::positions::Positions;
 
@@ -70,6 +70,7 @@ struct Outgoing {
     told: Option<Instant>,
     /// To be told of with the next batch.
     deleted: Vec<NextOffset>,
+    ends: Option<Arc<Ends>>,
     /// How large the last batch was: the next one's arena begins with as much.
     arena_len: usize,
     records_len: usize,
@@ -94,6 +95,13 @@ impl Batcher {
         for outgoing in &mut self.shards {
             debug_assert!(!outgoing.begun);
             outgoing.deleted.push(next);
+        }
+    }
+
+    /// Has these ends told to a shard, in place of any that it was not told of yet: older ones prove less.
+    pub(super) fn ends_are(&mut self, shard: ShardIndex, ends: &Arc<Ends>) {
+        if let Some(outgoing) = self.shards.get_mut(usize::from(shard.0)) {
+            outgoing.ends = Some(Arc::clone(ends));
         }
     }
 
@@ -133,13 +141,14 @@ impl Batcher {
         Some((shard, self.shards[usize::from(shard.0)].finish()))
     }
 
-    /// What there is for a shard: records, topics and partitions that it has not heard of, what was deleted; and once
-    /// in [`STARTS_TOLD_EVERY`], offsets that changed without a record for it.
+    /// What there is for a shard: records, topics and partitions that it has not heard of, what was deleted, ends that it
+    /// wants; and once in [`STARTS_TOLD_EVERY`], offsets that changed without a record for it.
     pub(super) fn take(&mut self, shard: ShardIndex, positions: &Positions, now: Instant) -> Option<Batch> {
         let outgoing = self.shards.get_mut(usize::from(shard.0))?;
         let unheard = outgoing.topics_told < self.topics.len()
             || outgoing.offsets_told.len() < positions.all().len()
-            || !outgoing.deleted.is_empty();
+            || !outgoing.deleted.is_empty()
+            || outgoing.ends.is_some();
         if unheard || outgoing.is_outdated(positions, now) {
             outgoing.begin(&self.topics, positions);
         }
@@ -214,6 +223,7 @@ impl Outgoing {
         self.arena_len = self.batch.arena.len();
         self.records_len = self.batch.records.len();
         let mut batch = std::mem::take(&mut self.batch);
+        batch.ends = self.ends.take();
         batch.arena.shrink_to_fit();
         batch.records.shrink_to_fit();
         batch.ticks.shrink_to_fit();
@@ -245,6 +255,8 @@ fn byte_count(len: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -490,6 +502,30 @@ mod tests {
         assert_eq!((with_record.deleted, with_record.starts), (vec![next(EVENTS, 50)], vec![next(EVENTS, 50)]));
         story.event(51, "alice").unwrap();
         assert!(story.take(home).unwrap().deleted.is_empty(), "told once");
+    }
+
+    #[test]
+    fn a_shard_that_wants_ends_is_told_them_once_without_waiting_for_a_record() {
+        let mut story = Story::new(2);
+        (0..2).for_each(|shard| assert!(story.take(shard).unwrap().ends.is_none(), "nobody wants them"));
+        let ends = |seconds, offset| {
+            let asked = story.now + Duration::from_secs(seconds);
+            Arc::new(Ends { asked, ends: vec![next(EVENTS, offset)] })
+        };
+        let (early, late) = (ends(0, 40), ends(1, 50));
+        story.batcher.ends_are(ShardIndex(1), &early);
+        assert!(story.take(0).is_none());
+        assert_eq!(story.take(1).unwrap().ends, Some(early.clone()));
+        assert!(story.take(1).is_none(), "told once");
+
+        // Newer ones come before the batch leaves, which has a record by then.
+        story.batcher.ends_are(ShardIndex(0), &early);
+        story.batcher.ends_are(ShardIndex(0), &late);
+        story.batcher.ends_are(ShardIndex(1), &late);
+        story.event(0, "alice").unwrap();
+        let home = shard_of(AssessmentHash::of("alice"), 2).0;
+        let batch = story.take(home).unwrap();
+        assert_eq!((batch.records.len(), batch.ends), (1, Some(late)));
     }
 
     proptest! {

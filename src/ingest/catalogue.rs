@@ -4,7 +4,8 @@
 //!
 //! One thing a look can't mend: librdkafka goes on at the old offset where the new log is longer than the old one was
 //! by the time that it asks. What it hands out so before the next look comes twice. Where the pod runs, the log would
-//! have to outgrow the old one in a tenth of a second; one that was paused all the while may see it.
+//! have to outgrow the old one in a tenth of a second; one that was paused looks first ([`super::reader`]). Left is one
+//! that was cut off from all brokers all the while.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

@@ -73,6 +73,8 @@ pub struct Metrics {
     partition_errors: Counter,
     topics: Gauge,
     partitions: Gauge,
+    filling: Gauge,
+    filling_left: Gauge,
 }
 
 impl Metrics {
@@ -96,9 +98,12 @@ impl Metrics {
             partition_errors: Counter::default(),
             topics: Gauge::default(),
             partitions: Gauge::default(),
+            filling: Gauge::default(),
+            filling_left: Gauge::default(),
         };
         metrics.register_contract(registry);
         metrics.register_own(registry, faults);
+        metrics.register_filling(registry);
         metrics
     }
 
@@ -156,6 +161,22 @@ impl Metrics {
         );
         registry.register("shardgate_ingest_topics", "Topics that are read", self.topics.clone());
         registry.register("shardgate_ingest_partitions", "Partitions that are read", self.partitions.clone());
+    }
+
+    fn register_filling(&self, registry: &mut Registry) {
+        let unit = || Unit::Other("offsets".to_owned());
+        registry.register_with_unit(
+            "shardgate_ingest_filling",
+            "Offsets that the history is filled from before the pod is ready: an upper bound of the records",
+            unit(),
+            self.filling.clone(),
+        );
+        registry.register_with_unit(
+            "shardgate_ingest_filling_left",
+            "Those of them that were not yet read; 0 once the history is complete",
+            unit(),
+            self.filling_left.clone(),
+        );
     }
 
     /// The counter of a reason, for whoever finds later that a record can't be used.
@@ -244,6 +265,17 @@ impl Publisher {
         self.metrics.reading(self.lags.iter().flatten().count(), partitions);
     }
 
+    /// The history is filled from so many offsets, from now on.
+    pub(super) fn filling_begins(&self, offsets: i64) {
+        self.metrics.filling.set(offsets);
+        self.filling_left(offsets);
+    }
+
+    /// How many of them are left.
+    pub(super) fn filling_left(&self, offsets: i64) {
+        self.metrics.filling_left.set(offsets);
+    }
+
     /// Publishes each topic's lag.
     pub(super) fn lag(&self, by_topic: &[i64]) {
         for (gauge, &lag) in self.lags.iter().zip(by_topic) {
@@ -314,6 +346,20 @@ mod tests {
         has(&text, r#"shardgate_ingest_malformed_records_total{fault="no_payload"} 1"#);
         has(&text, r#"websocket_kafka_consumer_lag{topic="orders"} 12"#);
         has(&text, "shardgate_ingest_blocked_seconds_total 1.5");
+    }
+
+    #[test]
+    fn the_progress_of_the_filling_shows() {
+        let mut registry = Registry::default();
+        let publisher = Publisher::new(Metrics::register(&mut registry));
+        has(&encoded(&registry), "shardgate_ingest_filling_left_offsets 0");
+        publisher.filling_begins(1_000);
+        has(&encoded(&registry), "shardgate_ingest_filling_left_offsets 1000");
+        publisher.filling_left(10);
+        let text = encoded(&registry);
+        has(&text, "shardgate_ingest_filling_offsets 1000");
+        has(&text, "shardgate_ingest_filling_left_offsets 10");
+        has(&text, "# UNIT shardgate_ingest_filling_left_offsets offsets");
     }
 
     #[test]

@@ -155,11 +155,11 @@ mod tests {
 
     use super::*;
     use crate::exchange::{ShardInbox, Standing, shard_door};
-    use crate::ids::AssessmentHash;
+    use crate::ids::{AssessmentHash, TopicIndex};
     use crate::limits::BATCH_CHANNEL_DEPTH;
     use crate::routing::placement::shard_of;
     use crate::routing::table::Fingerprint;
-    use crate::stream::batch::Batch;
+    use crate::stream::batch::{Batch, NextOffset};
 
     /// Far longer than anything here takes; a test that gets here has failed.
     const PATIENCE: Duration = Duration::from_secs(30);
@@ -363,6 +363,40 @@ mod tests {
         assert_eq!(told(&story.inboxes[1]), [(0, 0, 1)], "a record of the other shard's");
         story.kafka.create_topic("assessment.started", 2, 1).unwrap();
         assert_eq!(told(&story.inboxes[1]), [(1, 0, 0), (1, 1, 0)], "ahead of any record");
+        story.end();
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn the_ends_of_the_logs_are_told_to_a_shard_that_wants_them_each_time_that_it_says_so_and_to_no_other() {
+        let mut story = Story::new(2);
+        story.kafka.create_topic("assessment.created", 1, 1).unwrap();
+        (0..3).for_each(|_| story.event("assessment.created", "a"));
+        let began = Instant::now();
+        let thread = story.start();
+        story.until("the history is complete", |story| story.status.filled.load(Ordering::Acquire));
+        let ends = |inbox: &ShardInbox| loop {
+            if let Some(ends) = inbox.batches.recv_timeout(PATIENCE).unwrap().ends {
+                break ends;
+            }
+        };
+        story.inboxes[1].want_ends();
+        let first = ends(&story.inboxes[1]);
+        story.event("assessment.created", "a");
+        let sent = Instant::now();
+        let told = loop {
+            story.inboxes[1].want_ends();
+            let told = ends(&story.inboxes[1]);
+            assert!(told.asked > first.asked, "as they were asked for later");
+            if told.asked > sent {
+                break told;
+            }
+        };
+        let log_end = |offset| [NextOffset { topic: TopicIndex(0), partition: 0, offset }];
+        assert!(first.asked > began);
+        assert_eq!((&first.ends[..], &told.ends[..]), (&log_end(3)[..], &log_end(4)[..]));
+        let others: Vec<_> = std::iter::from_fn(|| story.inboxes[0].batches.try_recv().ok()).collect();
+        assert!(!others.is_empty() && others.iter().all(|batch| batch.ends.is_none()));
         story.end();
         thread.join().unwrap();
     }

@@ -10,8 +10,8 @@ use tracing::{info, warn};
 
 use crate::exchange::{IngestStatus, Owner, PublishedStanding, ShardDoor, Standing, Undelivered};
 use crate::ids::{AssessmentHash, ShardIndex, TopicIndex};
-use crate::limits::{INGEST_WAIT, KAFKA_LOG_EVERY, MALFORMED_LOG_EVERY};
-use crate::stream::batch::{Batch, NextOffset, Origin};
+use crate::limits::{INGEST_WAIT, KAFKA_LOG_EVERY, LOOK_WAITED_FOR_MAX, MALFORMED_LOG_EVERY, STANDSTILL_MIN};
+use crate::stream::batch::{Batch, Ends, NextOffset, Origin};
 
 use super::batcher::{Batcher, Fault, Incoming, Taken};
 use super::complaints::Complaints;
@@ -57,6 +57,11 @@ pub(super) struct Desk {
     failed: Complaints<(Option<TopicIndex>, i32)>,
     /// For the watcher, as soon as it takes them.
     doubts: Option<Doubts>,
+    /// When the loop was last seen to turn.
+    turned: Instant,
+    /// Since when nothing is read, because the process stood still: a topic may have been made anew meanwhile, and
+    /// librdkafka would go on at the old log's offset in the new one.
+    held: Option<Instant>,
 }
 
 struct FillingSince {
@@ -76,29 +81,25 @@ impl Reader {
     fn turn(&mut self) -> Result<(), Over> {
         let desk = &mut self.desk;
         let now = Instant::now();
-        desk.status.pulse.beat(now);
+        desk.turns(now);
         let standing = desk.standing.load_full();
         if standing.ended {
             return Err(Over);
         }
-        if let Ok(found) = self.watcher.found.try_recv() {
+        let found = match desk.is_held(now) {
+            true => self.watcher.found.recv_timeout(INGEST_WAIT).ok(),
+            false => self.watcher.found.try_recv().ok(),
+        };
+        if let Some(found) = found {
             desk.take_in(&found, &mut self.consumer, now);
             // Before the first record: where reading begins, or goes on behind what was deleted, is what each shard goes by.
             desk.flush(&self.watcher, now)?;
         }
-        for message in self.consumer.fetch(INGEST_WAIT).iter() {
-            match message {
-                Message::Record(incoming) => desk.record(&incoming, &standing, &self.watcher, now)?,
-                Message::End { topic, partition, offset } => desk.end_seen(topic, partition, offset),
-                Message::OutOfRange { topic, partition } => {
-                    desk.doubts.get_or_insert_default().push((topic, partition));
-                }
-                Message::Failed { topic, partition, is_gone, error } => {
-                    if is_gone {
-                        desk.doubts.get_or_insert_default();
-                    }
-                    desk.fetch_failed(topic, partition, &error, now);
-                }
+        if !desk.is_held(now) {
+            let fetched = self.consumer.fetch(INGEST_WAIT);
+            desk.turns(Instant::now());
+            for message in fetched.iter() {
+                desk.message(message, &standing, &self.watcher, now)?;
             }
         }
         desk.flush(&self.watcher, now)?;
@@ -126,7 +127,26 @@ impl Desk {
             malformed: Complaints::new(MALFORMED_LOG_EVERY),
             failed: Complaints::new(KAFKA_LOG_EVERY),
             doubts: None,
+            turned: now,
+            held: None,
         }
+    }
+
+    /// The loop turns. Where it has not for long, the process stood still: reading waits for a look at the topics.
+    fn turns(&mut self, now: Instant) {
+        self.status.pulse.beat(now);
+        if now.saturating_duration_since(self.turned) >= STANDSTILL_MIN {
+            self.held = Some(now);
+            self.doubts.get_or_insert_default().wants_answer = true;
+        }
+        self.turned = now;
+    }
+
+    /// Whether nothing may be read yet.
+    fn is_held(&mut self, now: Instant) -> bool {
+        // Where Kafka doesn't say what there is, the topics are most likely what they were.
+        self.held.take_if(|since| now.saturating_duration_since(*since) >= LOOK_WAITED_FOR_MAX);
+        self.held.is_some()
     }
 
     // ---- what is read -----------------------------------------------------------------------------------------------------
@@ -145,6 +165,7 @@ impl Desk {
             self.begin_to_read(found, consumer, now);
         }
         self.publisher.reading(self.positions.all());
+        self.held.take_if(|_| found.is_answer);
     }
 
     fn begin_to_read(&mut self, found: &Found, consumer: &mut Consumer, now: Instant) {
@@ -172,6 +193,7 @@ impl Desk {
             let filling = Filling::new(&found.partitions);
             let offsets = filling.offsets_left(&self.positions);
             info!(topics = found.topics.len(), partitions, offsets, "filling the history");
+            self.publisher.filling_begins(offsets);
             self.filling = Some(FillingSince { filling, began: now, partitions, offsets, said: now });
         } else {
             let mut names: Vec<_> = found.partitions.iter().map(|start| self.name(Some(start.topic))).collect();
@@ -224,6 +246,29 @@ impl Desk {
     }
 
     // ---- what comes -------------------------------------------------------------------------------------------------------
+
+    fn message(
+        &mut self,
+        message: Message<'_>,
+        standing: &Standing,
+        watcher: &Watcher,
+        now: Instant,
+    ) -> Result<(), Over> {
+        match message {
+            Message::Record(incoming) => self.record(&incoming, standing, watcher, now)?,
+            Message::End { topic, partition, offset } => self.end_seen(topic, partition, offset),
+            Message::OutOfRange { topic, partition } => {
+                self.doubts.get_or_insert_default().out_of_range.push((topic, partition));
+            }
+            Message::Failed { topic, partition, is_gone, error } => {
+                if is_gone {
+                    self.doubts.get_or_insert_default();
+                }
+                self.fetch_failed(topic, partition, &error, now);
+            }
+        }
+        Ok(())
+    }
 
     fn record(
         &mut self,
@@ -304,7 +349,7 @@ impl Desk {
                 Err(Undelivered::Ended) => return Err(Over),
                 Err(Undelivered::Full(batch)) => *batch,
             };
-            self.status.pulse.beat(now);
+            self.turns(now);
             if self.standing.load().ended {
                 return Err(Over);
             }
@@ -331,24 +376,45 @@ impl Desk {
         let took = began.elapsed();
         if filling.is_done() {
             info!(partitions = *partitions, offsets = *offsets, ?took, "the history is complete");
+            self.publisher.filling_left(0);
             self.status.filled.store(true, Ordering::Release);
             self.filling = None;
-        } else if now.saturating_duration_since(*said) >= PROGRESS_EVERY {
+            return;
+        }
+        let left = filling.offsets_left(&self.positions);
+        self.publisher.filling_left(left);
+        if now.saturating_duration_since(*said) >= PROGRESS_EVERY {
             *said = now;
-            info!(offsets = *offsets, left = filling.offsets_left(&self.positions), ?took, "filling the history");
+            info!(offsets = *offsets, left, ?took, "filling the history");
         }
     }
 
     fn publish(&mut self, watcher: &Watcher, now: Instant) {
         self.publisher.publish(&mut self.tally);
-        let ends: Option<Vec<NextOffset>> = watcher.ends.try_recv().ok();
-        if let Some(ends) = &ends {
-            self.lag.ends_are(ends, &self.positions);
+        let ends = watcher.ends.try_recv().ok();
+        let has_ends = ends.is_some();
+        if let Some(ends) = ends {
+            self.lag.ends_are(&ends.ends, &self.positions);
+            self.tell_ends(ends);
         }
-        if ends.is_some() || now.saturating_duration_since(self.lag_summed) >= LAG_EVERY {
+        if has_ends || now.saturating_duration_since(self.lag_summed) >= LAG_EVERY {
             self.lag_summed = now;
             self.lag.sum_up(&self.positions, &mut self.lag_by_topic);
             self.publisher.lag(&self.lag_by_topic);
+        }
+    }
+
+    /// Has the ends told to the shards that want them, with the next turn's batches.
+    fn tell_ends(&mut self, mut ends: Ends) {
+        let wanting: Vec<_> = self.doors.iter().map(ShardDoor::take_wish_for_ends).collect();
+        if !wanting.contains(&true) {
+            return;
+        }
+        // The watcher may have asked for partitions that are on their way here.
+        ends.ends.retain(|end| self.positions.place(end.topic, end.partition).is_some());
+        let ends = Arc::new(ends);
+        for (shard, _) in (0..).map(ShardIndex).zip(wanting).filter(|(_, wants)| *wants) {
+            self.batcher.ends_are(shard, &ends);
         }
     }
 }

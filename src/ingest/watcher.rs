@@ -19,7 +19,7 @@ use crate::exchange::IngestStatus;
 use crate::ids::TopicIndex;
 use crate::limits::{ENDS_ASKED_MAX, KAFKA_LOG_EVERY, LOOK_EVERY_MIN, PROBE_EVERY, PROBE_TIMEOUT, QUESTION_TIMEOUT};
 use crate::routing::table::{Table, Topic};
-use crate::stream::batch::NextOffset;
+use crate::stream::batch::{Ends, NextOffset};
 
 use super::catalogue::{Catalogue, Seen};
 use super::cluster::{BrokerId, Cluster, Partition, Place, failure_of};
@@ -42,6 +42,8 @@ pub(super) struct Found {
     pub(super) restarts: Vec<((TopicIndex, i32), Range)>,
     /// Whether these are the ones of the start, which the history is filled from.
     pub(super) initial: bool,
+    /// Whether it was looked because the reader waits for the answer, which may be that nothing changed.
+    pub(super) is_answer: bool,
 }
 
 impl Found {
@@ -51,16 +53,21 @@ impl Found {
     }
 }
 
-/// Partitions of which the reader doubts that they are what they were: those that are out of range. With none, it wants
-/// the topics to be looked at, soon.
-pub(super) type Doubts = Vec<(TopicIndex, i32)>;
+/// What makes the reader want the topics to be looked at, soon.
+#[derive(Debug, Default)]
+pub(super) struct Doubts {
+    /// Partitions that are out of range, and may not be what they were.
+    pub(super) out_of_range: Vec<(TopicIndex, i32)>,
+    /// Whether it waits until it has been looked.
+    pub(super) wants_answer: bool,
+}
 
 /// The reader's side of the thread. The thread ends when this is dropped, after the question that it is at.
 pub(super) struct Watcher {
     /// What was found. One at a time: while it waits here, nothing more is looked for.
     pub(super) found: Receiver<Found>,
     /// The partitions' ends. What is not taken is replaced by nothing newer until it is.
-    pub(super) ends: Receiver<Vec<NextOffset>>,
+    pub(super) ends: Receiver<Ends>,
     /// What makes it look at the topics at once.
     pub(super) doubts: Sender<Doubts>,
     stop: Option<Sender<Infallible>>,
@@ -114,6 +121,7 @@ pub(super) fn start(cluster: Cluster, settings: Settings) -> io::Result<Watcher>
         led: Vec::new(),
         asked_until: 0,
         out_of_range: HashSet::new(),
+        owes_answer: false,
         refreshed: None,
         started: false,
         complaints: Complaints::new(KAFKA_LOG_EVERY),
@@ -131,7 +139,7 @@ struct Watch {
     refresh: Duration,
     status: Arc<IngestStatus>,
     found: Sender<Found>,
-    ends: Sender<Vec<NextOffset>>,
+    ends: Sender<Ends>,
     doubts: Receiver<Doubts>,
     brokers: Reachability,
     /// Once it was asked for.
@@ -144,6 +152,8 @@ struct Watch {
     asked_until: usize,
     /// Partitions that the reader can't go on with before it is told where.
     out_of_range: HashSet<(TopicIndex, i32)>,
+    /// The reader waits for the next look.
+    owes_answer: bool,
     refreshed: Option<Instant>,
     started: bool,
     complaints: Complaints<&'static str>,
@@ -163,8 +173,9 @@ impl Watch {
                 recv(stopped) -> _ => return,
                 default(pause) => None,
             };
-            if let Some(partitions) = doubts {
-                self.out_of_range.extend(partitions);
+            if let Some(doubts) = doubts {
+                self.out_of_range.extend(doubts.out_of_range);
+                self.owes_answer |= doubts.wants_answer;
                 self.refreshed = None;
                 let pause = LOOK_EVERY_MIN.saturating_sub(asked.elapsed());
                 if stopped.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
@@ -267,8 +278,10 @@ impl Watch {
         self.out_of_range.retain(|&(topic, _)| catalogue.is_current(topic));
         let restarts = self.restarts(&changes.led, catalogue.topics());
         let topics = catalogue.topics()[known..].to_vec();
-        let found = Found { retired: changes.retired, back: changes.back, topics, partitions, restarts, initial };
-        if initial || !found.is_empty() {
+        let is_answer = self.owes_answer;
+        let found =
+            Found { retired: changes.retired, back: changes.back, topics, partitions, restarts, initial, is_answer };
+        if initial || is_answer || !found.is_empty() {
             let answered: Vec<_> = found.restarts.iter().map(|(partition, _)| *partition).collect();
             // Full is when the reader has not taken the last: then this is found again. It is gone when all is over.
             if self.found.try_send(found).is_err() {
@@ -276,6 +289,7 @@ impl Watch {
             }
             self.out_of_range.retain(|partition| !answered.contains(partition));
             self.started = true;
+            self.owes_answer = false;
         }
         self.catalogue = catalogue;
         self.led = changes.led;
@@ -356,13 +370,14 @@ impl Watch {
         self.asked_until = self.led.len().min(first + ENDS_ASKED_MAX);
         let led = &self.led[first..self.asked_until];
         let names = names_of(led, self.catalogue.topics());
+        let asked = Instant::now();
         let Ok(offsets) = self.cluster.offsets(&names, Place::End, PROBE_TIMEOUT) else { return };
         let end = |(&(topic, partition), offset): (&(TopicIndex, i32), Option<i64>)| {
             Some(NextOffset { topic, partition, offset: offset? })
         };
         let ends = led.iter().zip(offsets).filter_map(end).collect();
         // It was not full, and nobody else sends; where it is closed, all is over.
-        drop(self.ends.try_send(ends));
+        drop(self.ends.try_send(Ends { asked, ends }));
     }
 }
 

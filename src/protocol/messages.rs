@@ -43,8 +43,7 @@ pub struct Connected<'a> {
 }
 
 /// Why a client has to fetch its state anew.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ResetReason {
     /// The window no longer reaches back so far, or records were deleted before they were read.
     Expired,
@@ -54,6 +53,22 @@ pub enum ResetReason {
     Lagged,
     /// Records lie on partitions where the route's partitioner would not have put them.
     Misplaced,
+}
+
+impl ResetReason {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Expired, Self::Invalid, Self::Lagged, Self::Misplaced];
+
+    /// As in the message.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Invalid => "invalid",
+            Self::Lagged => "lagged",
+            Self::Misplaced => "misplaced",
+        }
+    }
 }
 
 /// `ping` and `pong`.
@@ -69,8 +84,9 @@ struct Beat<'a> {
 #[derive(Serialize)]
 #[serde(tag = "type", rename = "reset")]
 struct Reset<'a> {
-    reason: ResetReason,
-    cursor: &'a str,
+    reason: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cursor: Option<&'a str>,
 }
 
 /// An error, and the redirect, which is one with more to say.
@@ -129,8 +145,8 @@ pub fn pong(out: &mut Vec<u8>, timestamp: UnixMs) {
 }
 
 /// `reset`.
-pub fn reset(out: &mut Vec<u8>, reason: ResetReason, cursor: &str) {
-    text(out, &Reset { reason, cursor });
+pub fn reset(out: &mut Vec<u8>, reason: ResetReason, cursor: Option<&str>) {
+    text(out, &Reset { reason: reason.label(), cursor });
 }
 
 /// An error that refuses: `Unauthorized`, `BadRequest`, `Forbidden`, `BadMessage`.
@@ -263,7 +279,7 @@ mod tests {
             (ResetReason::Misplaced, "misplaced"),
         ] {
             let expected = format!(r#"{{"type":"reset","reason":"{name}","cursor":"AbC"}}"#);
-            assert_eq!(the_text(|out| reset(out, reason, "AbC")), expected);
+            assert_eq!(the_text(|out| reset(out, reason, Some("AbC"))), expected);
         }
         assert_eq!(
             the_text(|out| error(out, "BadRequest", "assessmentId is empty")),

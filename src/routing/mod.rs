@@ -3,9 +3,11 @@
 //! - [`table`]: the routes as data; the built-in ones are `routes.toml` beside it, `routes_file` reads that format.
 //! - [`pattern`]: what a topic's name must look like.
 //! - [`mapping`]: from a record's payload to a message's JSON, byte for byte.
+//! - [`partitioner`]: from an assessment to the partition of a topic where its producers put it.
 //! - [`placement`]: from an assessment to its shard, its slot and its pod.
 
 pub mod mapping;
+pub mod partitioner;
 pub mod pattern;
 pub mod placement;
 mod routes_file;

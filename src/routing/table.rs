@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
+pub use super::partitioner::Partitioner;
 pub use super::pattern::{Piece, TopicPattern};
 use super::routes_file;
 use crate::ids::TopicIndex;
@@ -53,17 +54,6 @@ pub enum AssessmentFrom {
     Payload,
     /// The record's key.
     Key,
-}
-
-/// How a topic's producers place an assessment on a partition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Partitioner {
-    /// As Java's and kafkajs' producers do, key = assessment id.
-    Murmur2,
-    /// librdkafka's default, `consistent_random`, key = assessment id.
-    Crc32,
-    /// Any partition.
-    None,
 }
 
 /// What a message carries after its `type`, in order.

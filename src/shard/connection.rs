@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use crate::clock::UnixMs;
 use crate::ids::AssessmentHash;
 use crate::protocol::close::CloseReason;
+use crate::protocol::messages::ResetReason;
 use crate::routing::placement::Pod;
 use crate::stream::board::BoardVersion;
 use crate::stream::history::{ChainKey, Position};
+use crate::stream::offsets::Cover;
 
 /// What a connection is written to. The edge's is a socket, the tests' a script.
 pub(super) trait Socket {
@@ -37,6 +39,10 @@ pub(super) struct Connection<S> {
     pub(super) seen: BoardVersion,
     /// The board as it was when it came. Until it has seen that much, the board goes before its events.
     pub(super) greeted_with: BoardVersion,
+    /// What its cursor covers, until it has passed that: so long it is served on its own.
+    pub(super) cover: Option<Box<Cover>>,
+    /// It came back, and has not yet been sent all that it lacked.
+    pub(super) catching_up: bool,
     /// The rest of what is half written: it goes before all else.
     pub(super) tail: Option<Tail>,
     /// What else it is to be told, besides events and markets.
@@ -109,6 +115,8 @@ pub(super) struct Owed {
     pub(super) heartbeat: bool,
     pub(super) pong: bool,
     pub(super) complaint: bool,
+    /// That it has to fetch its state anew, and why.
+    pub(super) reset: Option<ResetReason>,
 }
 
 impl Owed {
@@ -192,7 +200,11 @@ fn burst(rate: u32) -> u32 {
 impl<S> Connection<S> {
     /// Whether nothing but what is due to all who are up to date is due to it.
     pub(super) fn is_plain(&self) -> bool {
-        self.tail.is_none() && self.owed.is_empty() && self.control_ping.is_none() && self.is_open()
+        self.tail.is_none()
+            && self.cover.is_none()
+            && self.owed.is_empty()
+            && self.control_ping.is_none()
+            && self.is_open()
     }
 
     /// Whether it can be written to, waits for no turn, and does not end.

@@ -31,10 +31,14 @@ use crate::clock::Now;
 use crate::config::{DrainConfig, ShardConfig};
 use crate::exchange::{HttpDoor, PublishedStanding, ShardDoor, ShardInbox, ShardStatus, Standing};
 use crate::ids::{NodeId, ShardIndex};
-use crate::limits::{ACCEPT_LOG_EVERY, HANDSHAKES_MAX, TURN_EVERY, TURNED_AWAY_MAX};
+use crate::limits::{
+    ACCEPT_LOG_EVERY, CATCH_UP_BYTES_A_TURN, CURSOR_CHARS_MAX, FINDINGS_LOG_EVERY, HANDSHAKES_MAX, TURN_EVERY,
+    TURNED_AWAY_MAX,
+};
 use crate::protocol::auth::Verifier;
 use crate::protocol::head::Rules;
 use crate::shutdown::phases::Phase;
+use crate::stream::history::Findings;
 
 /// Registered memory of an executor: what glommio takes by default, 10 MiB, is for files; sockets need none of it.
 const IO_MEMORY_BYTES: usize = 64 * 1024;
@@ -194,7 +198,7 @@ async fn run(parts: Parts) {
         index: parts.index,
         verifier: Verifier::new(&parts.auth),
         metrics: parts.metrics.of_shard(parts.index),
-        state: RefCell::new(State::new(parts.config.clone())),
+        state: RefCell::new(State::new(parts.config.clone(), parts.node.clone())),
         scratch: RefCell::new(vec![0; READ_BYTES].into_boxed_slice()),
         tasks: RefCell::new(SlotMap::new()),
         handshakes: Cell::new(0),
@@ -219,6 +223,7 @@ async fn run(parts: Parts) {
         status: parts.status,
         malformed: parts.malformed,
         drain: parts.drain,
+        told: None,
     };
     run_turns(turns, queue).await;
 }
@@ -340,6 +345,8 @@ struct Turns {
     drain: DrainConfig,
     sweeper: Sweeper,
     handover: Handover,
+    /// When findings were last told of.
+    told: Option<Instant>,
 }
 
 impl Turns {
@@ -349,7 +356,7 @@ impl Turns {
             if standing.ended {
                 break;
             }
-            self.take_in(Now::read());
+            self.take_in().await;
             self.send().await;
             let now = Now::read();
             self.part_with_clients(&standing, now);
@@ -360,15 +367,16 @@ impl Turns {
     }
 
     /// Empties the inbox: overload shows as positions that lag, not as an ingest that stands.
-    fn take_in(&self, now: Now) {
-        let mut state = self.shard.state.borrow_mut();
+    async fn take_in(&self) {
+        let mut breath = Breath::begin();
         let mut bytes = 0;
-        while bytes < state.intake_bytes_max() {
+        let bytes_max = self.shard.state.borrow().intake_bytes_max();
+        while bytes < bytes_max {
             let Ok(batch) = self.inbox.batches.try_recv() else { break };
             bytes += batch.arena.len();
-            state.take(batch, now.instant);
+            self.shard.state.borrow_mut().take(batch, Instant::now());
+            breath.take().await;
         }
-        drop(state);
         while let Ok(handoff) = self.inbox.handoffs.try_recv() {
             // SAFETY: the descriptor is a connected socket whose ownership passes on here.
             let stream = unsafe { TcpStream::from_raw_fd(handoff.socket.into_raw_fd()) };
@@ -377,7 +385,7 @@ impl Turns {
         }
     }
 
-    /// Sends what is due: events first, then markets, then heartbeats.
+    /// Sends what is due: events first, then markets, then heartbeats, then as much as may be to those who lag.
     async fn send(&mut self) {
         let mut breath = Breath::begin();
         while self.shard.state.borrow_mut().dispatch(SENDS_A_BREATH, Now::read()) == Pass::More {
@@ -387,6 +395,10 @@ impl Turns {
             breath.take().await;
         }
         while self.sweeper.sweep(&mut self.shard.state.borrow_mut(), SENDS_A_BREATH, Now::read()) == Pass::More {
+            breath.take().await;
+        }
+        let mut bytes = CATCH_UP_BYTES_A_TURN;
+        while self.shard.state.borrow_mut().catch_up(SENDS_A_BREATH, &mut bytes, Now::read()) == Pass::More {
             breath.take().await;
         }
     }
@@ -400,15 +412,43 @@ impl Turns {
         self.sweeper.drain(&mut state, phase, &here, now);
     }
 
-    fn publish(&self, now: Now) {
+    fn publish(&mut self, now: Now) {
         let mut state = self.shard.state.borrow_mut();
-        let (counts, unusable, history_bytes) = state.end_turn(now.instant);
+        let (counts, findings, history_bytes) = state.end_turn(now.instant);
         self.shard.metrics.publish(counts, history_bytes);
-        if unusable > 0 {
-            self.malformed.inc_by(unusable);
-        }
         self.status.clients.store(state.roster.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        drop(state);
+        self.report(&findings, now.instant);
         self.status.pulse.beat(now.instant);
+    }
+
+    /// Tells an operator what turned out about records, now and then.
+    fn report(&mut self, findings: &Findings, now: Instant) {
+        if findings.unusable > 0 {
+            self.malformed.inc_by(findings.unusable);
+        }
+        if findings.misplaced == 0 && findings.without_cursor == 0 {
+            return;
+        }
+        self.shard.metrics.misplaced(findings.misplaced);
+        if self.told.is_some_and(|told| now.saturating_duration_since(told) < FINDINGS_LOG_EVERY) {
+            return;
+        }
+        self.told = Some(now);
+        if let Some(topic) = &findings.misplaced_on {
+            tracing::warn!(
+                topic = &*topic.name,
+                "records lie where the route's partitioner would not have put them, and a client of their assessment \
+                 can't resume: set the route's `partitioner` to the one of its producers, or to \"none\""
+            );
+        }
+        if findings.without_cursor > 0 {
+            tracing::warn!(
+                messages = findings.without_cursor,
+                "messages have no cursor, for it would be over {CURSOR_CHARS_MAX} characters, and their clients can't \
+                 resume: a `partitioner` other than \"none\", or fewer partitions, make it shorter"
+            );
+        }
     }
 
     /// Waits until something is to be done.
@@ -450,7 +490,7 @@ impl Turns {
 
     /// Cancels what still runs and waits for it: glommio leaves pending tasks alone when an executor ends, and their
     /// sockets open.
-    async fn stop(self) {
+    async fn stop(mut self) {
         let tasks: Vec<_> = self.shard.tasks.borrow_mut().drain().filter_map(|(_, task)| task).collect();
         for task in &tasks {
             task.cancel();

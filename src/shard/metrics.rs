@@ -10,6 +10,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::ids::ShardIndex;
 use crate::protocol::close::CloseReason;
+use crate::protocol::messages::ResetReason;
 
 /// What a shard counted since it last published.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +23,21 @@ pub(super) struct Counts {
     pub(super) writes: u64,
     /// Writes that found a socket full, in whole or in part.
     pub(super) blocked: u64,
+    /// Bytes written to clients.
+    pub(super) bytes: u64,
+    /// Clients that came back with a cursor and go on from it.
+    pub(super) resumed: u64,
+    /// Clients that were told to fetch their state anew, by reason.
+    pub(super) resets: [u64; ResetReason::ALL.len()],
+}
+
+impl Counts {
+    pub(super) fn reset(&mut self, reason: ResetReason) {
+        let place = ResetReason::ALL.iter().position(|&other| other == reason);
+        if let Some(count) = place.and_then(|place| self.resets.get_mut(place)) {
+            *count += 1;
+        }
+    }
 }
 
 /// The pod's metrics of its shards.
@@ -35,12 +51,20 @@ pub struct Metrics {
     closed: Family<ClosedLabels, Counter>,
     writes: Counter,
     blocked: Counter,
+    resumed: Counter,
+    resets: Family<ResetLabels, Counter>,
+    misplaced: Counter,
     by_shard: Family<ShardLabels, Gauge>,
     history_bytes: Family<ShardLabels, Gauge>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ClosedLabels {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResetLabels {
     reason: &'static str,
 }
 
@@ -65,6 +89,9 @@ impl Metrics {
             closed: Family::default(),
             writes: Counter::default(),
             blocked: Counter::default(),
+            resumed: Counter::default(),
+            resets: Family::default(),
+            misplaced: Counter::default(),
             by_shard: Family::default(),
             history_bytes: Family::default(),
         };
@@ -86,6 +113,13 @@ impl Metrics {
         registry.register("shardgate_connections_closed", "Connections that ended, by reason", m.closed.clone());
         registry.register("shardgate_socket_writes", "Writes to clients' sockets", m.writes.clone());
         registry.register("shardgate_socket_blocked", "Writes that found a client's socket full", m.blocked.clone());
+        registry.register("shardgate_resumes", "Clients that came back and go on from their cursor", m.resumed.clone());
+        registry.register("shardgate_resets", "Clients told to fetch their state anew, by reason", m.resets.clone());
+        registry.register(
+            "shardgate_misplaced_records",
+            "Records of watched assessments on partitions where their route's partitioner would not put them",
+            m.misplaced.clone(),
+        );
         registry.register("shardgate_shard_connections", "Clients of each shard", m.by_shard.clone());
         registry.register_with_unit(
             "shardgate_history",
@@ -104,6 +138,8 @@ impl Metrics {
             pod: self.clone(),
             connections: self.by_shard.get_or_create_owned(&labels),
             history_bytes: self.history_bytes.get_or_create_owned(&labels),
+            resets: ResetReason::ALL
+                .map(|reason| self.resets.get_or_create_owned(&ResetLabels { reason: reason.label() })),
             closed: CloseReason::ALL
                 .map(|reason| self.closed.get_or_create_owned(&ClosedLabels { reason: reason.row().label })),
         }
@@ -116,6 +152,7 @@ pub(super) struct ShardMetrics {
     connections: Gauge,
     history_bytes: Gauge,
     closed: [Counter; CloseReason::ALL.len()],
+    resets: [Counter; ResetReason::ALL.len()],
 }
 
 impl ShardMetrics {
@@ -147,11 +184,19 @@ impl ShardMetrics {
         }
     }
 
+    pub(super) fn misplaced(&self, records: u64) {
+        self.pod.misplaced.inc_by(records);
+    }
+
     pub(super) fn publish(&self, counts: Counts, history_bytes: usize) {
         self.pod.sent.inc_by(counts.sent);
         self.pod.received.inc_by(counts.received);
         self.pod.writes.inc_by(counts.writes);
         self.pod.blocked.inc_by(counts.blocked);
+        self.pod.resumed.inc_by(counts.resumed);
+        for (counter, count) in self.resets.iter().zip(counts.resets) {
+            counter.inc_by(count);
+        }
         self.history_bytes.set(i64::try_from(history_bytes).unwrap_or(i64::MAX));
     }
 }

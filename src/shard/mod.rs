@@ -3,6 +3,7 @@
 //! Rules, tried with scripted sockets and plain times:
 //! - [`state`]: the connections, who watches what, and what each turn does for them;
 //! - [`connection`]: one connection: its position, what it is owed, how it ends;
+//! - [`resume`]: how a client begins that comes back;
 //! - [`outbound`]: what is due to a socket, in one write, and how far the write came;
 //! - [`sweep`]: heartbeats, silence, stalls, expired tokens and the drain, by passes over all connections;
 //! - [`handover`]: clients whose assessment moved, sent to their new pod;
@@ -18,6 +19,7 @@ mod handover;
 mod metrics;
 mod outbound;
 pub mod pod_limits;
+mod resume;
 mod socket;
 mod state;
 mod sweep;

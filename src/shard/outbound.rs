@@ -6,19 +6,28 @@ use std::io::{self, ErrorKind, IoSlice};
 use super::connection::{Connection, End, Socket, Tail};
 use super::metrics::Counts;
 use crate::clock::Now;
-use crate::limits::{LINGER, TURN_BYTES_MAX, WRITE_SLICES_MAX};
+use crate::limits::{APART_BYTES_MAX, LINGER, TURN_BYTES_MAX, WRITE_SLICES_MAX};
 use crate::protocol::close::CloseReason;
-use crate::protocol::messages;
+use crate::protocol::messages::{self, ResetReason};
 use crate::stream::board::Board;
-use crate::stream::history::{Due, History, Lag};
+use crate::stream::history::{Apart, ChainKey, Due, History, Lag, Position};
 
 /// What a shard has for its connections.
 pub(super) struct Source<'a> {
     pub(super) history: &'a mut History,
     pub(super) board: &'a Board,
-    /// Where frames of one connection alone are made.
-    pub(super) control: &'a mut Vec<u8>,
+    pub(super) scratch: &'a mut Scratch,
     pub(super) counts: &'a mut Counts,
+}
+
+/// Where frames of one connection alone are made.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    control: Vec<u8>,
+    /// Events for a client that is not past its cursor.
+    apart: Apart,
+    /// A cursor.
+    pub(super) text: Vec<u8>,
 }
 
 /// What came of a flush.
@@ -41,6 +50,8 @@ struct Plan {
     control_texts: u64,
     is_farewell: bool,
     due: Option<Due>,
+    /// Its events are in the scratch, and not in the history.
+    apart: bool,
     events: usize,
     board: usize,
     board_first: bool,
@@ -104,6 +115,7 @@ pub(super) fn write_once<S: Socket>(
     match send(&connection.socket, &slices[..filled]) {
         Ok(sent) => {
             source.counts.writes += 1;
+            source.counts.bytes += sent as u64;
             account(&plan, connection, source, sent, now);
             if sent == planned { Written::All(sent) } else { Written::Part }
         }
@@ -119,7 +131,7 @@ pub(super) fn write_once<S: Socket>(
 /// Finds what is due. `None` where the rest of a half-written event has left the history: the socket must be cut.
 fn plan<S: Socket>(connection: &mut Connection<S>, source: &mut Source<'_>, now: Now) -> Option<Plan> {
     let mut plan = Plan { board_first: connection.seen < connection.greeted_with, ..Plan::default() };
-    source.control.clear();
+    source.scratch.control.clear();
     let mut position = connection.watch.map(|watch| watch.position);
     match (&connection.tail, position) {
         (Some(Tail::Bytes(rest)), _) => plan.tail = rest.left().len(),
@@ -132,58 +144,142 @@ fn plan<S: Socket>(connection: &mut Connection<S>, source: &mut Source<'_>, now:
     match &connection.end {
         End::Over { .. } => return Some(Plan::default()),
         End::Telling(farewell) if farewell.told => return Some(plan),
-        End::Telling(farewell) => {
-            if let Some(pod) = &farewell.to {
-                messages::redirect(source.control, "this assessment is served by another pod now", pod, None);
-                plan.control_texts = 1;
-            }
-            match farewell.echo {
-                Some(code) => messages::goodbye(source.control, code),
-                None => messages::close(source.control, farewell.reason),
-            }
-            plan.is_farewell = true;
-            plan.control = source.control.len();
+        End::Telling(_) => {
+            plan_farewell(&mut plan, connection, source, position);
             return Some(plan);
         }
-        End::Live => plan.control_texts = write_owed(connection, source.control, now),
+        End::Live => {}
     }
-    plan.control = source.control.len();
+    if let Some((chain, at)) = connection.watch.map(|watch| watch.chain).zip(position) {
+        let at = plan_events(&mut plan, connection, source, (chain, at));
+        if at.is_none() && !connection.catching_up {
+            connection.close(CloseReason::TooSlow, None, now.instant, LINGER);
+            return self::plan(connection, source, now);
+        }
+        position = Some(at.unwrap_or_else(|| fall_behind(connection, source, chain)));
+    }
+    plan.control_texts = write_owed(connection, source, position, now);
+    plan.control = source.scratch.control.len();
     plan.board = source.board.unseen(connection.seen).bytes.len();
-    let (Some(watch), Some(mut position)) = (&mut connection.watch, position) else { return Some(plan) };
-    match source.history.lag(watch.chain, &mut position) {
-        Lag::Current => {}
+    Some(plan)
+}
+
+fn plan_farewell<S>(
+    plan: &mut Plan,
+    connection: &mut Connection<S>,
+    source: &mut Source<'_>,
+    position: Option<Position>,
+) {
+    write_cursor(connection, source, position);
+    let End::Telling(farewell) = &connection.end else { return };
+    let Scratch { control, text, .. } = &mut *source.scratch;
+    if let Some(pod) = &farewell.to {
+        // Its cursor is behind what the client was to be told of: elsewhere nobody would tell it.
+        if let Some(reason) = connection.owed.reset {
+            messages::reset(control, reason, as_cursor(text));
+            plan.control_texts = 1;
+        }
+        messages::redirect(control, "this assessment is served by another pod now", pod, as_cursor(text));
+        plan.control_texts += 1;
+    }
+    match farewell.echo {
+        Some(code) => messages::goodbye(control, code),
+        None => messages::close(control, farewell.reason),
+    }
+    plan.is_farewell = true;
+    plan.control = control.len();
+}
+
+/// Finds which events are due from a position on; returns the position before them, or `None` where some have left the
+/// history.
+fn plan_events<S>(
+    plan: &mut Plan,
+    connection: &mut Connection<S>,
+    source: &mut Source<'_>,
+    (chain, mut position): (ChainKey, Position),
+) -> Option<Position> {
+    let watch = connection.watch.as_mut()?;
+    if let Some(cover) = connection.cover.as_deref_mut() {
+        // Such a connection's tail is never an entry: its position is its own.
+        let apart = &mut source.scratch.apart;
+        source.history.make_apart(chain, position, cover, APART_BYTES_MAX, apart);
+        position = apart.from;
+        if source.history.lag(chain, &mut position) == Lag::Lost {
+            return None;
+        }
+        watch.position = position;
+        if !apart.frames.is_empty() {
+            plan.apart = true;
+            plan.events = apart.bytes.len();
+            return Some(position);
+        }
+        if apart.passed {
+            connection.cover = None;
+        }
+    }
+    match source.history.lag(chain, &mut position) {
+        Lag::Lost => return None,
+        Lag::Current => connection.catching_up = false,
         Lag::Behind => {
-            plan.due = source.history.due(watch.chain, position, TURN_BYTES_MAX);
+            plan.due = source.history.due(chain, position, TURN_BYTES_MAX);
             plan.events = plan.due.map_or(0, |due| due.bytes);
             if let Some(due) = plan.due.take_if(|due| due.bytes == 0) {
                 // None of them could be mapped: there is nothing to wait for.
                 watch.position = source.history.progress(position, &due, 0).position;
             }
         }
-        Lag::Lost => {
-            connection.close(CloseReason::TooSlow, None, now.instant, LINGER);
-            return self::plan(connection, source, now);
-        }
     }
-    Some(plan)
+    Some(position)
+}
+
+/// The window has overtaken a client while it was catching up: it is told, and goes on live.
+fn fall_behind<S>(connection: &mut Connection<S>, source: &mut Source<'_>, chain: ChainKey) -> Position {
+    let end = source.history.end(chain);
+    if let Some(watch) = &mut connection.watch {
+        watch.position = end;
+    }
+    connection.catching_up = false;
+    connection.owed.reset = Some(ResetReason::Lagged);
+    source.counts.reset(ResetReason::Lagged);
+    end
+}
+
+/// Makes the cursor of a connection's position, which is before its next event, and behind what is half written.
+fn write_cursor<S>(connection: &mut Connection<S>, source: &mut Source<'_>, position: Option<Position>) {
+    source.scratch.text.clear();
+    if let Some((watch, position)) = connection.watch.zip(position) {
+        let cover = connection.cover.as_deref_mut();
+        source.history.write_cursor(watch.chain, position, cover, &mut source.scratch.text);
+    }
+}
+
+fn as_cursor(text: &[u8]) -> Option<&str> {
+    std::str::from_utf8(text).ok().filter(|cursor| !cursor.is_empty())
 }
 
 /// Appends what a connection is owed; returns how many text frames that is.
-fn write_owed<S>(connection: &Connection<S>, out: &mut Vec<u8>, now: Now) -> u64 {
-    if let Some(payload) = &connection.control_ping {
-        messages::control_pong(out, payload);
-    }
-    if connection.owed.pong {
-        messages::pong(out, now.unix);
-    }
-    if connection.owed.heartbeat {
-        messages::heartbeat(out, now.unix, None);
-    }
-    if connection.owed.complaint {
-        messages::error(out, "BadMessage", "a message is a JSON object with a string \"type\"");
-    }
+fn write_owed<S>(connection: &mut Connection<S>, source: &mut Source<'_>, position: Option<Position>, now: Now) -> u64 {
     let owed = connection.owed;
-    u64::from(owed.pong) + u64::from(owed.heartbeat) + u64::from(owed.complaint)
+    if owed.heartbeat || owed.reset.is_some() {
+        write_cursor(connection, source, position);
+    }
+    let Scratch { control, text, .. } = &mut *source.scratch;
+    if let Some(payload) = &connection.control_ping {
+        messages::control_pong(control, payload);
+    }
+    if let Some(reason) = owed.reset {
+        messages::reset(control, reason, as_cursor(text));
+    }
+    if owed.pong {
+        messages::pong(control, now.unix);
+    }
+    if owed.heartbeat {
+        messages::heartbeat(control, now.unix, as_cursor(text));
+    }
+    if owed.complaint {
+        messages::error(control, "BadMessage", "a message is a JSON object with a string \"type\"");
+    }
+    u64::from(owed.pong) + u64::from(owed.heartbeat) + u64::from(owed.complaint) + u64::from(owed.reset.is_some())
 }
 
 /// Fills the slices of a plan; returns how many, and of how many bytes. Where the events need more slices than there
@@ -211,13 +307,16 @@ fn fill<'a, S>(
         _ => &[],
     };
     push(&tail[..plan.tail], slices, &mut filled);
-    push(&source.control[..plan.control], slices, &mut filled);
+    push(&source.scratch.control[..plan.control], slices, &mut filled);
     let board = source.board.unseen(connection.seen).bytes;
     if plan.board_first {
         push(&board[..plan.board], slices, &mut filled);
     }
     let mut events_whole = true;
     let mut events = 0;
+    if plan.apart {
+        push(&source.scratch.apart.bytes, slices, &mut filled);
+    }
     if let Some(due) = &plan.due {
         // One slice stays free for the board.
         let (used, len) = source.history.slices(due, &mut slices[filled..WRITE_SLICES_MAX - 1]);
@@ -260,6 +359,9 @@ fn account<S: Socket>(plan: &Plan, connection: &mut Connection<S>, source: &mut 
         }
         left -= taken;
     }
+    if plan.apart {
+        left -= account_apart(connection, source, left);
+    }
     if !plan.board_first {
         account_board(plan, connection, source, left);
     }
@@ -301,9 +403,35 @@ fn account_control<S>(plan: &Plan, connection: &mut Connection<S>, source: &mut 
     if taken == plan.control {
         source.counts.sent += plan.control_texts;
     } else {
-        let rest = source.control[taken..plan.control].into();
+        let rest = source.scratch.control[taken..plan.control].into();
         connection.tail = Some(Tail::bytes(rest, plan.control_texts));
     }
+}
+
+/// Returns how many of the bytes were of events made for this connection alone.
+fn account_apart<S>(connection: &mut Connection<S>, source: &mut Source<'_>, left: usize) -> usize {
+    let (Some(watch), Apart { bytes, frames, passed, .. }) = (&mut connection.watch, &source.scratch.apart) else {
+        return 0;
+    };
+    let taken = left.min(bytes.len());
+    let mut start = 0;
+    for &(end, after) in frames {
+        if end > taken {
+            if start < taken {
+                // What is half written is the connection's own, so it is past it already.
+                connection.tail = Some(Tail::bytes(bytes[taken..end].into(), 1));
+                watch.position = after;
+            }
+            return taken;
+        }
+        watch.position = after;
+        source.counts.sent += u64::from(end > start);
+        start = end;
+    }
+    if *passed {
+        connection.cover = None;
+    }
+    taken
 }
 
 /// Returns what is left for what comes after the board.

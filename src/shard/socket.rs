@@ -19,14 +19,13 @@ use super::connection::Socket;
 use super::event_loop::{Shard, let_others_run, let_others_run_first};
 use super::pod_limits::Place;
 use super::state::{ConnectionKey, Entrance};
-use crate::clock::{Now, whole_ms};
+use crate::clock::Now;
 use crate::exchange::{Handoff, HttpRequest};
-use crate::ids::AssessmentId;
 use crate::limits::LINGER;
 use crate::protocol::auth::Grant;
 use crate::protocol::close::CloseReason;
 use crate::protocol::head::{self, Parsed, Refusal, Upgrade};
-use crate::protocol::messages::{self, Connected};
+use crate::protocol::messages;
 use crate::protocol::session::Session;
 use crate::routing::placement::shard_of;
 
@@ -186,27 +185,16 @@ pub(super) async fn enter(shard: &Rc<Shard>, stream: TcpStream, upgrade: &Upgrad
 
 fn attach(shard: &Shard, stream: &TcpStream, upgrade: &Upgrade, grant: Grant, now: Now) -> ConnectionKey {
     let assessment = upgrade.assessment.as_ref().ok().and_then(Option::as_ref);
-    let mut greeting = Vec::new();
-    upgrade.accept_response(&mut greeting);
-    messages::connected(
-        &mut greeting,
-        &Connected {
-            connection_id: &shard.next_connection_id(),
-            user_id: &grant.user,
-            timestamp: now.unix,
-            node: &shard.node.0,
-            assessment_id: assessment.map(AssessmentId::as_str),
-            heartbeat_interval_ms: whole_ms(shard.config.heartbeat),
-            resumed: false,
-            cursor: None,
-        },
-    );
+    let mut accept = Vec::new();
+    upgrade.accept_response(&mut accept);
     let entrance = Entrance {
         socket: Writer::new(stream),
         assessment: assessment.cloned(),
+        cursor: upgrade.cursor.clone(),
         token_expires: grant.expires,
-        greeting: greeting.into(),
-        texts: 1,
+        accept,
+        id: shard.next_connection_id().into(),
+        user: grant.user,
     };
     shard.metrics.opened();
     shard.state.borrow_mut().attach(entrance, now)

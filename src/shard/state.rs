@@ -11,17 +11,18 @@ use slotmap::{SecondaryMap, SlotMap, new_key_type};
 
 use super::connection::{Connection, End, InboundBucket, Owed, Socket, Tail, Watch};
 use super::metrics::Counts;
-use super::outbound::{self, Flushed, Source};
+use super::outbound::{self, Flushed, Scratch, Source};
+use super::resume::Beginning;
 use crate::clock::{Now, UnixMs};
 use crate::config::ShardConfig;
-use crate::ids::AssessmentId;
+use crate::ids::{AssessmentId, NodeId};
 use crate::limits::{LINGER, TURN_BYTES_MAX, WRITE_SLICES_MAX};
 use crate::protocol::close::CloseReason;
 use crate::protocol::session::Inbound;
 use crate::routing::placement::Pod;
 use crate::stream::batch::Batch;
 use crate::stream::board::{Board, BoardVersion};
-use crate::stream::history::{ChainKey, History, Lag, Limits};
+use crate::stream::history::{ChainKey, Findings, History, Lag, Limits};
 
 new_key_type! {
     /// A connection of a shard. A key that outlives its connection matches no other.
@@ -32,11 +33,14 @@ new_key_type! {
 pub(super) struct Entrance<S> {
     pub(super) socket: S,
     pub(super) assessment: Option<AssessmentId>,
+    /// Where it wants to go on.
+    pub(super) cursor: Option<Box<str>>,
     pub(super) token_expires: Option<UnixMs>,
-    /// The bytes that come before all else: the answer to the handshake, and `connected`.
-    pub(super) greeting: Box<[u8]>,
-    /// Text frames among them.
-    pub(super) texts: u64,
+    /// The answer to the handshake: it comes before all else.
+    pub(super) accept: Vec<u8>,
+    /// Differs from that of every other connection.
+    pub(super) id: Box<str>,
+    pub(super) user: Box<str>,
 }
 
 /// How a connection ended.
@@ -59,14 +63,16 @@ pub(super) enum Pass {
 
 pub(super) struct State<S> {
     pub(super) config: ShardConfig,
+    /// This pod's name.
+    pub(super) node: NodeId,
     pub(super) connections: SlotMap<ConnectionKey, Connection<S>>,
     /// All connections, in no order.
     pub(super) roster: Vec<ConnectionKey>,
-    watchers: SecondaryMap<ChainKey, Vec<ConnectionKey>>,
-    history: History,
+    pub(super) watchers: SecondaryMap<ChainKey, Vec<ConnectionKey>>,
+    pub(super) history: History,
     board: Board,
     /// Connections with more due than one turn's share.
-    pending: VecDeque<ConnectionKey>,
+    pub(super) pending: VecDeque<ConnectionKey>,
     /// The chain whose watchers are being told of its fresh events, and how many of them are left.
     dispatching: Option<(ChainKey, usize)>,
     /// How many of the roster the market flush under way has left.
@@ -74,12 +80,12 @@ pub(super) struct State<S> {
     flushed: Option<Instant>,
     /// The image that the last market flush sent.
     flushed_image: BoardVersion,
-    control: Vec<u8>,
-    counts: Counts,
+    pub(super) scratch: Scratch,
+    pub(super) counts: Counts,
 }
 
 impl<S: Socket> State<S> {
-    pub(super) fn new(config: ShardConfig) -> Self {
+    pub(super) fn new(config: ShardConfig, node: NodeId) -> Self {
         let limits =
             Limits { bytes_max: config.history_bytes / usize::from(config.shards.max(1)), window: config.history };
         Self {
@@ -93,51 +99,57 @@ impl<S: Socket> State<S> {
             flushing: None,
             flushed: None,
             flushed_image: BoardVersion::default(),
-            control: Vec::new(),
+            scratch: Scratch::default(),
             counts: Counts::default(),
             config,
+            node,
         }
     }
 
     // ---- connections come and go ------------------------------------------------------------------------------------
 
-    /// Takes a connection in, live from now on. The caller flushes it.
+    /// Takes a connection in: live from now on, or from where its cursor says. The caller flushes it.
     pub(super) fn attach(&mut self, entrance: Entrance<S>, now: Now) -> ConnectionKey {
-        let Entrance { socket, assessment, token_expires, greeting, texts } = entrance;
         if self.board.is_stale(now.instant) {
             self.board.publish(now.instant);
         }
-        let place = place(self.roster.len());
+        let chain = entrance.assessment.as_ref().map(|id| self.history.watch(id));
+        let mut beginning = self.begin(chain, entrance.cursor.as_deref());
+        let greeting = self.greet(&entrance, chain, &mut beginning, now);
+        let Beginning { position, cover, catching_up, .. } = beginning;
         let key = self.connections.insert(Connection {
-            socket,
+            socket: entrance.socket,
             watch: None,
             seen: BoardVersion::default(),
             greeted_with: self.board.image_version(),
-            tail: Some(Tail::bytes(greeting, texts)),
+            cover,
+            catching_up,
+            tail: Some(greeting),
             owed: Owed::default(),
             blocked_since: None,
-            pending: false,
+            pending: catching_up,
             end: End::Live,
-            place,
+            place: place(self.roster.len()),
             opened: now.instant,
             heard: now.instant,
             pinged: now.instant,
             complained: None,
-            token_expires,
+            token_expires: entrance.token_expires,
             inbound: InboundBucket::full(self.config.inbound_per_second, now.instant),
             control_ping: None,
         });
         self.roster.push(key);
-        if let Some(id) = assessment {
-            let chain = self.history.watch(&id);
-            let position = self.history.end(chain);
-            if let Some(entry) = self.watchers.entry(chain) {
-                // Most have one watcher: room for it, not for four.
-                let watchers = entry.or_insert_with(|| Vec::with_capacity(1));
-                self.connections[key].watch =
-                    Some(Watch { chain, hash: id.hash(), position, place: self::place(watchers.len()) });
-                watchers.push(key);
-            }
+        if catching_up {
+            self.pending.push_back(key);
+        }
+        let watched = chain.zip(entrance.assessment.map(|id| id.hash()));
+        if let Some((chain, hash)) = watched
+            && let Some(entry) = self.watchers.entry(chain)
+        {
+            // Most have one watcher: room for it, not for four.
+            let watchers = entry.or_insert_with(|| Vec::with_capacity(1));
+            self.connections[key].watch = Some(Watch { chain, hash, position, place: place(watchers.len()) });
+            watchers.push(key);
         }
         key
     }
@@ -196,9 +208,12 @@ impl<S: Socket> State<S> {
 
     /// Takes a batch in. [`State::dispatch`] sends what it brought.
     pub(super) fn take(&mut self, batch: Batch, now: Instant) {
-        self.history.learn(&batch.topics);
         self.board.apply(&batch, now);
         self.history.append(batch, now);
+        let deleted = self.history.take_deleted();
+        if !deleted.is_empty() {
+            self.tell_of_deleted(&deleted);
+        }
     }
 
     /// How many bytes of batches may be taken in before what they brought is sent: so much that the history can't
@@ -222,7 +237,7 @@ impl<S: Socket> State<S> {
             }
             self.history.dispatched(chain);
         }
-        self.flush_pending(budget, now)
+        Pass::Done
     }
 
     /// Sends a chain's fresh events to the first `left` of its watchers, last first; returns how many are left.
@@ -290,21 +305,29 @@ impl<S: Socket> State<S> {
         0
     }
 
-    /// Serves those who had more due than one turn's share.
-    fn flush_pending(&mut self, budget: usize, now: Now) -> Pass {
+    /// Serves those who lag or catch up, in the order in which they came to it, for about `budget` sends. `bytes` is what
+    /// they may still be sent in this turn: it is more to do than those who are up to date are to wait for.
+    pub(super) fn catch_up(&mut self, budget: usize, bytes: &mut u64, now: Now) -> Pass {
         for _ in 0..budget {
+            if *bytes == 0 {
+                return Pass::Done;
+            }
             let Some(key) = self.pending.pop_front() else { return Pass::Done };
-            self.flush(key, now);
+            let before = self.counts.bytes;
+            if let Some(connection) = self.connections.get_mut(key) {
+                connection.pending = false;
+                self.flush(key, now);
+            }
+            *bytes = bytes.saturating_sub(self.counts.bytes - before);
         }
         if self.pending.is_empty() { Pass::Done } else { Pass::More }
     }
 
-    /// Writes what is due to a connection.
+    /// Writes what is due to a connection, unless it waits for its turn.
     pub(super) fn flush(&mut self, key: ConnectionKey, now: Now) {
-        let Self { connections, history, board, control, counts, pending, .. } = self;
-        let Some(connection) = connections.get_mut(key) else { return };
-        connection.pending = false;
-        let mut source = Source { history, board, control, counts };
+        let Self { connections, history, board, scratch, counts, pending, .. } = self;
+        let Some(connection) = connections.get_mut(key).filter(|connection| !connection.pending) else { return };
+        let mut source = Source { history, board, scratch, counts };
         if outbound::flush(connection, &mut source, now) == Flushed::More {
             connection.pending = true;
             pending.push_back(key);
@@ -320,8 +343,8 @@ impl<S: Socket> State<S> {
         mut write: impl FnMut(&[u8]) -> Poll<io::Result<usize>>,
     ) {
         while self.connections.get(key).is_some_and(|connection| connection.blocked_since.is_some()) {
-            let Self { connections, history, board, control, counts, .. } = self;
-            let mut source = Source { history, board, control, counts };
+            let Self { connections, history, board, scratch, counts, .. } = self;
+            let mut source = Source { history, board, scratch, counts };
             let mut stuck = false;
             outbound::write_once(&mut connections[key], &mut source, now, |_, slices| {
                 match write(slices.first().map_or(&[][..], |slice| &**slice)) {
@@ -430,7 +453,11 @@ impl<S: Socket> State<S> {
 
     /// Whether events that were due to a connection have left the history.
     pub(super) fn is_overtaken(&self, key: ConnectionKey) -> bool {
-        let Some(Watch { chain, mut position, .. }) = self.connections[key].watch else { return false };
+        let connection = &self.connections[key];
+        // One that catches up is told when its socket takes it, and goes on live.
+        let Some(Watch { chain, mut position, .. }) = connection.watch.filter(|_| !connection.catching_up) else {
+            return false;
+        };
         self.history.lag(chain, &mut position) == Lag::Lost
     }
 
@@ -441,12 +468,13 @@ impl<S: Socket> State<S> {
 
     // ---- for the event loop -----------------------------------------------------------------------------------------
 
-    /// Drops what is too old, and says what was counted since the last call, how many records turned out to be unusable,
-    /// and what the history costs in bytes.
-    pub(super) fn end_turn(&mut self, now: Instant) -> (Counts, u64, usize) {
+    /// Drops what is too old, and says what was counted since the last call, what turned out about records, and what the
+    /// history costs in bytes.
+    pub(super) fn end_turn(&mut self, now: Instant) -> (Counts, Findings, usize) {
         self.history.evict(now);
-        let unusable = self.history.take_unusable() + self.board.take_unusable();
-        (std::mem::take(&mut self.counts), unusable, self.history.bytes())
+        let mut findings = self.history.take_findings();
+        findings.unusable += self.board.take_unusable();
+        (std::mem::take(&mut self.counts), findings, self.history.bytes())
     }
 }
 

@@ -1,7 +1,9 @@
 //! What ingest hands a shard: records as raw bytes in one arena. The batch becomes a segment of the shard's history as
 //! it is. It owns the layout; who fills it (ingest) and who reads it (history, board) share nothing else.
 
+use std::mem;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::ids::{AssessmentHash, TopicIndex};
 use crate::routing::table::Topic;
@@ -69,6 +71,21 @@ pub struct NextOffset {
     pub offset: i64,
 }
 
+/// Where the logs of some partitions ended, for transactions that are committed (the offset behind the last record,
+/// and behind no open transaction), as their leaders said when they were asked all at once.
+///
+/// An end was true at some time after `asked`. So a cursor that was in a client's hands by then, and whose next offset
+/// lies past the end, is none of this log. One answer is a broker's own word: a leader that was paused until another
+/// was elected may tell an old end, for the moment until it learns of it. Who must be sure asks for ends again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ends {
+    /// Before the question was sent.
+    pub asked: Instant,
+    /// The ends. Where there are more than [`crate::limits::ENDS_ASKED_MAX`] partitions, those of some of them: others
+    /// are asked for next, by turns. A partition that had no leader is not among them.
+    pub ends: Vec<NextOffset>,
+}
+
 /// Records for one shard, in the order consumed.
 #[derive(Debug, Default)]
 pub struct Batch {
@@ -85,6 +102,10 @@ pub struct Batch {
     /// read: nobody can be sent it. It comes before any record from behind it. The `starts` beside it begin there. An
     /// offset below the one that was last told is where a log goes on that lost its end to an unclean election.
     pub deleted: Vec<NextOffset>,
+    /// The ends of partitions' logs, where the shard wanted to be told of them
+    /// ([`crate::exchange::ShardInbox::want_ends`]). They say nothing of the batch's records, nor these of them; all
+    /// their topics and partitions were told of, here at the latest.
+    pub ends: Option<Arc<Ends>>,
     /// Ids and payloads.
     pub arena: Vec<u8>,
     /// Assessments' events.
@@ -94,6 +115,13 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// What it holds of records, in bytes, with what each costs besides its payload.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let records = self.records.len() * mem::size_of::<Record>();
+        self.arena.len() + records + self.ticks.len() * mem::size_of::<Tick>()
+    }
+
     /// Copies bytes into the arena.
     ///
     /// # Panics

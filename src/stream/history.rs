@@ -2,53 +2,67 @@
 //!
 //! A batch from ingest becomes a [`Segment`] as it is (a small one is copied into the segment before it). Through the
 //! segments run *chains*: the events of one assessment, each entry knowing the next. A connection's [`Position`] is the
-//! number of the chain's entry that it is to be sent next; that is all that a connection owns of the stream.
+//! number of the chain's entry that it is to be sent next; that is all that a live connection owns of the stream.
 //!
-//! An entry is parsed, mapped and framed when the first connection comes to it, once; what nobody watches stays raw.
+//! An entry is parsed, mapped and framed once: as it comes, where somebody watches its assessment, or when the first
+//! connection comes to it; what nobody watches stays raw. Each frame carries the cursor *as of its entry*: the offsets
+//! where ingest stood there, whenever it is framed.
+//!
+//! - `chains`: who is watched, and which entries are fresh;
+//! - `positions`: what is due from a position on, and how far a write came;
+//! - `cursors`: where a client goes on that comes back, and the cursor of a position;
+//! - `segment`, `past`: a stretch of the window, and where ingest stood at each of its entries.
+//!
 //! Who the connections are, and what is written to them when, is left to the shard.
 
+mod chains;
+mod cursors;
+mod past;
+mod positions;
 mod segment;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hashbrown::HashTable;
-use slotmap::{SlotMap, new_key_type};
+use slotmap::SlotMap;
 
+use self::chains::Chain;
+pub use self::chains::ChainKey;
+pub use self::cursors::Apart;
+pub use self::positions::{Due, Lag, Position, Progress};
 use self::segment::{EntryRef, Frame, Segment};
-use crate::ids::{AssessmentHash, AssessmentId, TopicIndex};
+use crate::limits::GROWTH_NOTICED_MAX;
 use crate::routing::table::Topic;
-use crate::stream::batch::{Batch, NextOffset};
-
-new_key_type! {
-    /// An assessment's chain of entries. A key that outlives its chain matches no other.
-    pub struct ChainKey;
-}
+use crate::stream::batch::Batch;
+use crate::stream::offsets::{Offsets, PlaceId};
 
 /// The window.
 #[derive(Debug)]
 pub struct History {
     limits: Limits,
-    topics: Vec<Option<Arc<Topic>>>,
+    /// As of the newest record.
+    offsets: Offsets,
     /// Oldest first; the number of the first is `first_segment`.
     segments: VecDeque<Segment>,
     first_segment: u64,
     /// What `segments` and `chains` cost.
     bytes: usize,
     chains: SlotMap<ChainKey, Chain>,
-    /// Where ingest stood, told without records since the last segment or batch: for the next one's start.
-    starts_ahead: Vec<NextOffset>,
+    /// Places that moved without a record since the last segment or batch: for the next one's start.
+    moved: Vec<PlaceId>,
     /// From an assessment's hash and id to its chain.
     index: HashTable<ChainKey>,
     /// Watched chains with entries that were not dispatched yet.
     fresh: Vec<ChainKey>,
     /// Where a message is mapped before its length is known.
     scratch: Vec<u8>,
-    unusable: u64,
+    /// Places of which records were deleted before they were read, that nobody was told of yet.
+    deleted: Vec<PlaceId>,
+    findings: Findings,
 }
 
 /// The bounds of the window: what is over either of them goes, oldest first.
@@ -60,70 +74,17 @@ pub struct Limits {
     pub window: Duration,
 }
 
-/// The entries of one assessment that are in the window.
-#[derive(Debug)]
-struct Chain {
-    hash: AssessmentHash,
-    id: Box<str>,
-    /// The number of the oldest entry in the window.
-    start: u64,
-    /// The number that the next entry will get.
-    end: u64,
-    first: Option<EntryRef>,
-    last: Option<EntryRef>,
-    /// The oldest entry that was not dispatched yet, with its number; where the chain is watched.
-    fresh: Option<(u64, EntryRef)>,
-    /// Connections that hold the chain's key.
-    watchers: u32,
-}
-
-/// How far a connection is in its assessment's chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Position {
-    /// The chain's entry that comes next.
-    number: u64,
-    /// That entry, once it is known to be there.
-    at: Option<EntryRef>,
-}
-
-/// How a position stands to the window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lag {
-    /// Nothing is due.
-    Current,
-    /// Entries are due, and all of them are in the window.
-    Behind,
-    /// Entries that were due have left the window.
-    Lost,
-}
-
-/// Entries that are due from one position on, framed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Due {
-    first: EntryRef,
-    /// How many entries.
-    entries: u64,
-    /// How many bytes their frames have.
-    pub bytes: usize,
-}
-
-/// How far a write came in what was due.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
-    /// After the last entry that was written whole.
-    pub position: Position,
-    /// Frames that were written whole.
-    pub frames: u64,
-    /// Bytes of the next frame that were written.
-    pub partial: usize,
-}
-
-impl Position {
-    /// Whether both wait for the same entry.
-    #[must_use]
-    pub fn is_at(self, other: Self) -> bool {
-        self.number == other.number
-    }
+/// What turned out about records when they were linked or framed.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// Records that can't be mapped.
+    pub unusable: u64,
+    /// Records of watched assessments that lie where their topic's partitioner would not have put them.
+    pub misplaced: u64,
+    /// The topic of the last of these.
+    pub misplaced_on: Option<Arc<Topic>>,
+    /// Messages without a cursor, for it would have been too long.
+    pub without_cursor: u64,
 }
 
 impl History {
@@ -132,45 +93,36 @@ impl History {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
-            topics: Vec::new(),
+            offsets: Offsets::default(),
             segments: VecDeque::new(),
             first_segment: 0,
             bytes: 0,
             chains: SlotMap::with_key(),
-            starts_ahead: Vec::new(),
+            moved: Vec::new(),
             index: HashTable::new(),
             fresh: Vec::new(),
             scratch: Vec::new(),
-            unusable: 0,
+            deleted: Vec::new(),
+            findings: Findings::default(),
         }
     }
 
-    // ---- the window -------------------------------------------------------------------------------------------------
-
-    /// Learns of topics. Their records come after them.
-    pub fn learn(&mut self, topics: &[Arc<Topic>]) {
-        for topic in topics {
-            let index = usize::from(topic.index.0);
-            if self.topics.len() <= index {
-                self.topics.resize(index + 1, None);
-            }
-            self.topics[index] = Some(Arc::clone(topic));
-        }
-    }
-
-    /// Takes the records of a batch that arrived at `now`, and drops what is over the limits.
-    pub fn append(&mut self, mut batch: Batch, now: Instant) {
-        self.note_starts(&batch.starts);
+    /// Takes in a batch that arrived at `now`, and drops what is over the limits.
+    pub fn append(&mut self, batch: Batch, now: Instant) {
+        self.take_offsets(&batch, now);
         if batch.records.is_empty() {
             return;
         }
-        batch.starts = std::mem::take(&mut self.starts_ahead);
         let added = match self.segments.back_mut() {
-            Some(last) if last.absorbs(&batch, now, self.limits.window) => last.absorb(&batch, now),
+            Some(last) if last.absorbs(&batch, now, self.limits.window) => {
+                last.note_moves(self.moved.drain(..).map(|place| (place, self.offsets.next(place))));
+                last.absorb(&batch, now)
+            }
             _ => {
-                let segment = Segment::new(batch, now);
+                self.moved.clear();
+                let segment = Segment::new(batch, self.offsets.all_next().into(), now);
                 let added = 0..segment.entries.len();
-                self.bytes += segment.cost();
+                self.bytes += segment.counted;
                 self.segments.push_back(segment);
                 added
             }
@@ -179,18 +131,19 @@ impl History {
         for index in added {
             self.link(EntryRef::new(number, index));
         }
-        self.recount_last();
+        self.recount(number);
         self.evict(now);
     }
 
-    /// Keeps the latest offset of each partition until there is a record that it stands ahead of.
-    fn note_starts(&mut self, starts: &[NextOffset]) {
-        for start in starts {
-            let same = |known: &&mut NextOffset| (known.topic, known.partition) == (start.topic, start.partition);
-            match self.starts_ahead.iter_mut().find(same) {
-                Some(known) => *known = *start,
-                None => self.starts_ahead.push(*start),
-            }
+    /// Learns of topics and partitions, and where ingest stood at the batch's first record.
+    fn take_offsets(&mut self, batch: &Batch, now: Instant) {
+        self.offsets.learn(&batch.topics);
+        self.deleted.extend(batch.deleted.iter().filter_map(|at| self.offsets.deleted(at)));
+        let past = self.segments.iter().rev().find(|segment| segment.opened + GROWTH_NOTICED_MAX <= now);
+        self.offsets.told(&batch.starts, past.map(|segment| &*segment.base), now, &mut self.moved, &mut self.deleted);
+        if self.moved.len() > 2 * self.offsets.all_next().len() {
+            self.moved.sort_unstable();
+            self.moved.dedup();
         }
     }
 
@@ -203,6 +156,7 @@ impl History {
             }
             self.drop_oldest();
         }
+        self.offsets.forget_old_counts(self.limits.window, now);
     }
 
     /// What the window costs, in bytes of memory.
@@ -211,36 +165,14 @@ impl History {
         self.bytes
     }
 
-    /// Records that turned out to be unusable when they were to be framed, since this was last asked.
-    pub fn take_unusable(&mut self) -> u64 {
-        std::mem::take(&mut self.unusable)
+    /// What turned out since this was last asked.
+    pub fn take_findings(&mut self) -> Findings {
+        std::mem::take(&mut self.findings)
     }
 
-    /// Appends an entry to its assessment's chain.
-    fn link(&mut self, at: EntryRef) {
-        let segment = &self.segments[slot(self.first_segment, at)];
-        let record = segment.entries[at.index()].record;
-        let id = segment.id(at.index());
-        let key = match find(&self.index, &self.chains, record.hash, id) {
-            Some(key) => key,
-            None => {
-                let id = id.into();
-                self.insert_chain(record.hash, id)
-            }
-        };
-        let chain = &mut self.chains[key];
-        let number = chain.end;
-        chain.end += 1;
-        let before = chain.last.replace(at);
-        chain.first.get_or_insert(at);
-        if chain.watchers > 0 && chain.fresh.is_none() {
-            chain.fresh = Some((number, at));
-            self.fresh.push(key);
-        }
-        if let Some(before) = before {
-            self.segments[slot(self.first_segment, before)].entries[before.index()].next = Some(at);
-        }
-        self.segments[slot(self.first_segment, at)].entries[at.index()].chain = key;
+    /// The places of which records were deleted before they were read, since this was last asked.
+    pub fn take_deleted(&mut self) -> Vec<PlaceId> {
+        std::mem::take(&mut self.deleted)
     }
 
     fn drop_oldest(&mut self) {
@@ -248,267 +180,70 @@ impl History {
         self.first_segment += 1;
         self.bytes -= segment.counted;
         for entry in &segment.entries {
-            let Some(chain) = self.chains.get_mut(entry.chain) else { continue };
-            if let Some((number, _)) = chain.fresh
-                && number == chain.start
-            {
-                chain.fresh = entry.next.map(|next| (number + 1, next));
-            }
-            chain.start += 1;
-            chain.first = entry.next;
-            if entry.next.is_none() {
-                chain.last = None;
-                self.forget_if_unused(entry.chain);
-            }
+            self.offsets.evicted(entry.record.origin);
+            self.unlink_first(entry.chain, entry.next);
         }
-    }
-
-    /// Brings `bytes` up to date with the newest segment's cost.
-    fn recount_last(&mut self) {
-        if let Some(last) = self.segments.back_mut() {
-            self.bytes = self.bytes - last.counted + last.cost();
-            last.counted = last.cost();
-        }
-    }
-
-    // ---- chains -----------------------------------------------------------------------------------------------------
-
-    /// The chain of an assessment, kept until [`History::unwatch`] even while it is empty.
-    pub fn watch(&mut self, id: &AssessmentId) -> ChainKey {
-        let hash = id.hash();
-        let key = find(&self.index, &self.chains, hash, id.as_str())
-            .unwrap_or_else(|| self.insert_chain(hash, id.as_str().into()));
-        self.chains[key].watchers += 1;
-        key
-    }
-
-    /// Takes back one [`History::watch`].
-    pub fn unwatch(&mut self, key: ChainKey) {
-        let Some(chain) = self.chains.get_mut(key) else { return };
-        chain.watchers = chain.watchers.saturating_sub(1);
-        if chain.watchers == 0 {
-            chain.fresh = None;
-        }
-        self.forget_if_unused(key);
-    }
-
-    /// The position of a client that is live from now on.
-    #[must_use]
-    pub fn end(&self, key: ChainKey) -> Position {
-        Position { number: self.chains.get(key).map_or(0, |chain| chain.end), at: None }
-    }
-
-    /// A chain with entries that were not dispatched yet. It stays fresh until [`History::dispatched`].
-    #[must_use]
-    pub fn next_fresh(&self) -> Option<ChainKey> {
-        self.fresh.last().copied()
-    }
-
-    /// The position of those who are up to date with a fresh chain but for its fresh entries.
-    #[must_use]
-    pub fn fresh_position(&self, key: ChainKey) -> Option<Position> {
-        let (number, at) = self.chains.get(key)?.fresh?;
-        Some(Position { number, at: Some(at) })
-    }
-
-    /// All watchers of the chain that [`History::next_fresh`] named have been told, or know that they are behind.
-    pub fn dispatched(&mut self, key: ChainKey) {
-        if let Some(chain) = self.chains.get_mut(key) {
-            chain.fresh = None;
-        }
-        if self.fresh.last() == Some(&key) {
-            self.fresh.pop();
-        }
-    }
-
-    fn insert_chain(&mut self, hash: AssessmentHash, id: Box<str>) -> ChainKey {
-        self.bytes += chain_cost(&id);
-        let key =
-            self.chains.insert(Chain { hash, id, start: 0, end: 0, first: None, last: None, fresh: None, watchers: 0 });
-        let chains = &self.chains;
-        self.index.insert_unique(hash.0, key, |&key| chains[key].hash.0);
-        key
-    }
-
-    fn forget_if_unused(&mut self, key: ChainKey) {
-        let Some(chain) = self.chains.get(key) else { return };
-        if chain.watchers > 0 || chain.first.is_some() {
-            return;
-        }
-        if let Ok(indexed) = self.index.find_entry(chain.hash.0, |&other| other == key) {
-            indexed.remove();
-        }
-        self.bytes -= chain_cost(&chain.id);
-        self.chains.remove(key);
-    }
-
-    // ---- positions --------------------------------------------------------------------------------------------------
-
-    /// How a position stands to the window now. It learns its entry while the chain is fresh; whoever is told of each
-    /// fresh chain is therefore never at a loss.
-    pub fn lag(&self, key: ChainKey, position: &mut Position) -> Lag {
-        let Some(chain) = self.chains.get(key) else { return Lag::Current };
-        if position.number >= chain.end {
-            return Lag::Current;
-        }
-        if position.number < chain.start {
-            return Lag::Lost;
-        }
-        if position.at.is_none() {
-            position.at = match chain.fresh {
-                Some((number, at)) if number == position.number => Some(at),
-                _ if position.number == chain.start => chain.first,
-                _ => self.seek(chain, position.number),
-            };
-        }
-        Lag::Behind
-    }
-
-    /// Frames what is due from a position on, up to a number of bytes (at least one entry). `None` where nothing is due
-    /// or what is due is lost.
-    pub fn due(&mut self, key: ChainKey, mut position: Position, bytes_max: usize) -> Option<Due> {
-        if self.lag(key, &mut position) != Lag::Behind {
-            return None;
-        }
-        let first = position.at?;
-        let mut due = Due { first, entries: 0, bytes: 0 };
-        let mut next = Some(first);
-        while let Some(at) = next {
-            let len = self.frame(at).len();
-            if due.entries > 0 && due.bytes + len > bytes_max {
-                break;
-            }
-            due.entries += 1;
-            due.bytes += len;
-            next = self.segments[slot(self.first_segment, at)].entries[at.index()].next;
-        }
-        Some(due)
-    }
-
-    /// The slices of what is due; frames that lie side by side share one. Returns how many slices were filled and how
-    /// many bytes they hold, which is less than all where the slices did not suffice.
-    pub fn slices<'a>(&'a self, due: &Due, slices: &mut [IoSlice<'a>]) -> (usize, usize) {
-        let mut filled = 0;
-        let mut bytes = 0;
-        let mut open: Option<(&Segment, u32, u32)> = None;
-        let mut next = Some(due.first);
-        for _ in 0..due.entries {
-            let Some(at) = next else { break };
-            let segment = &self.segments[slot(self.first_segment, at)];
-            let entry = &segment.entries[at.index()];
-            next = entry.next;
-            let Frame::Ready { start, len } = entry.frame else { continue };
-            match &mut open {
-                Some((of, _, end)) if std::ptr::eq(*of, segment) && *end == start => *end = start + len,
-                _ => {
-                    if let Some((of, start, end)) = open.take() {
-                        slices[filled] = IoSlice::new(&of.frames[start as usize..end as usize]);
-                        bytes += (end - start) as usize;
-                        filled += 1;
-                    }
-                    if filled == slices.len() {
-                        return (filled, bytes);
-                    }
-                    open = Some((segment, start, start + len));
-                }
-            }
-        }
-        if let Some((of, start, end)) = open {
-            slices[filled] = IoSlice::new(&of.frames[start as usize..end as usize]);
-            bytes += (end - start) as usize;
-            filled += 1;
-        }
-        (filled, bytes)
-    }
-
-    /// Where a position stands after `written` bytes of what was due.
-    #[must_use]
-    pub fn progress(&self, position: Position, due: &Due, written: usize) -> Progress {
-        let mut progress = Progress { position: Position { at: Some(due.first), ..position }, frames: 0, partial: 0 };
-        let mut left = written;
-        for _ in 0..due.entries {
-            let Some(at) = progress.position.at else { break };
-            let entry = &self.segments[slot(self.first_segment, at)].entries[at.index()];
-            let len = entry.frame.len();
-            if left < len {
-                progress.partial = left;
-                break;
-            }
-            left -= len;
-            progress.frames += u64::from(len > 0);
-            progress.position = Position { number: progress.position.number + 1, at: entry.next };
-        }
-        progress
-    }
-
-    /// The rest of the frame at a position, of which `sent` bytes are written. `None` where it has left the window.
-    #[must_use]
-    pub fn rest_of_frame(&self, position: Position, sent: usize) -> Option<&[u8]> {
-        let at = position.at?;
-        let segment = self.segments.get(usize::try_from(at.segment().checked_sub(self.first_segment)?).ok()?)?;
-        match segment.entries[at.index()].frame {
-            Frame::Ready { start, len } => segment.frames.get(start as usize + sent..(start + len) as usize),
-            Frame::NotYet | Frame::Unusable => None,
-        }
-    }
-
-    /// A position after the entry that it is at.
-    #[must_use]
-    pub fn after(&self, position: Position) -> Position {
-        let next = position.at.and_then(|at| {
-            let slot = usize::try_from(at.segment().checked_sub(self.first_segment)?).ok()?;
-            self.segments.get(slot)?.entries[at.index()].next
-        });
-        Position { number: position.number + 1, at: next }
-    }
-
-    /// Walks a chain to its entry of a number: for a position that missed being told, which costs time, not events.
-    fn seek(&self, chain: &Chain, number: u64) -> Option<EntryRef> {
-        let mut at = chain.first;
-        for _ in chain.start..number {
-            at = self.segments[slot(self.first_segment, at?)].entries[at?.index()].next;
-        }
-        at
     }
 
     /// The frame of an entry, made when it is first asked for.
-    fn frame(&mut self, at: EntryRef) -> Frame {
-        let segment = &mut self.segments[slot(self.first_segment, at)];
-        let entry = segment.entries[at.index()];
-        if !matches!(entry.frame, Frame::NotYet) {
-            return entry.frame;
+    fn frame(&mut self, key: ChainKey, at: EntryRef) -> Frame {
+        let number = at.segment();
+        if let frame @ (Frame::Ready { .. } | Frame::Unusable) = self.segment(at).entries[at.index()].frame {
+            return frame;
         }
-        let frame = match topic(&self.topics, entry.record.origin.topic) {
-            Some(topic) => segment.frame(at.index(), topic, &mut self.scratch),
-            None => Frame::Unusable,
+        self.list_anew(key);
+        self.prepare_past(at);
+        let frame = self.make_frame(key, at, Stand::AsOfEntry);
+        self.recount(number);
+        frame
+    }
+
+    /// Makes an entry's frame, with the cursor as of the entry: where its segment says that ingest stood, or, while the
+    /// entry is the newest, where it stands.
+    fn make_frame(&mut self, key: ChainKey, at: EntryRef, stand: Stand) -> Frame {
+        let Self { segments, offsets, chains, scratch, findings, first_segment, .. } = self;
+        let segment = &mut segments[slot(*first_segment, at)];
+        let (record, chain) = (segment.entries[at.index()].record, &chains[key]);
+        let has_cursor = match offsets.topic(record.origin.topic) {
+            None => None,
+            Some(topic) => segment.map(at.index(), topic, scratch).then(|| {
+                let stands = cursors::stands(segment, offsets, at.index(), true);
+                match stand {
+                    Stand::AsOfEntry => offsets.write_cursor(chain.hash, &chain.listed, stands, scratch),
+                    Stand::Head => offsets.write_cursor(chain.hash, &chain.listed, |at| offsets.next(at), scratch),
+                }
+            }),
         };
+        let frame = has_cursor.and_then(|has_cursor| segment.close_frame(has_cursor, scratch));
+        let frame = frame.unwrap_or(Frame::Unusable);
         segment.entries[at.index()].frame = frame;
-        self.unusable += u64::from(matches!(frame, Frame::Unusable));
+        findings.unusable += u64::from(frame == Frame::Unusable);
+        findings.without_cursor += u64::from(has_cursor == Some(false));
+        frame
+    }
+
+    fn segment(&self, at: EntryRef) -> &Segment {
+        &self.segments[slot(self.first_segment, at)]
+    }
+
+    /// Brings `bytes` up to date with a segment's cost.
+    fn recount(&mut self, number: u64) {
+        let segment = &mut self.segments[slot(self.first_segment, EntryRef::new(number, 0))];
         let cost = segment.cost();
         self.bytes = self.bytes - segment.counted + cost;
         segment.counted = cost;
-        frame
     }
 }
 
-/// What a chain costs beside its entries: itself, its place in the index, and its id.
-fn chain_cost(id: &str) -> usize {
-    size_of::<Chain>() + 2 * size_of::<ChainKey>() + id.len()
+/// Which offsets a frame's cursor is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stand {
+    /// Those of the entry, from its segment.
+    AsOfEntry,
+    /// Those of now: for the newest entry they are its own.
+    Head,
 }
 
 fn slot(first_segment: u64, at: EntryRef) -> usize {
     usize::try_from(at.segment() - first_segment).expect("as many segments as fit in memory")
-}
-
-fn topic(topics: &[Option<Arc<Topic>>], index: TopicIndex) -> Option<&Topic> {
-    topics.get(usize::from(index.0))?.as_deref()
-}
-
-fn find(
-    index: &HashTable<ChainKey>,
-    chains: &SlotMap<ChainKey, Chain>,
-    hash: AssessmentHash,
-    id: &str,
-) -> Option<ChainKey> {
-    index.find(hash.0, |&key| *chains[key].id == *id).copied()
 }

@@ -1,11 +1,16 @@
 //! What a shard keeps of Kafka, as plain values: no I/O, no clock.
 //!
 //! - [`batch`]: what ingest hands a shard: an arena of bytes and a list of records.
+//! - [`cursor`]: what a client comes back with, and its form.
+//! - [`offsets`]: where a shard stands on each partition, and so what a cursor lacks.
 //! - [`history`]: the bounded window of the assessments' events, and positions in it.
 //! - [`board`]: the latest tick of each market, by version.
 
 pub mod batch;
 pub mod board;
+pub mod cursor;
 pub mod history;
+pub mod offsets;
+pub(crate) mod planted;
 #[cfg(test)]
 pub(crate) mod testing;

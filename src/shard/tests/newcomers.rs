@@ -36,8 +36,9 @@ fn ticks_that_come_meanwhile_keep_no_event_waiting() {
     world.turn([tick(BTC, 0, 1, 0, 100), tick(ETH, 0, 1, 0, 200)]);
     let socket = Scripted::default();
     let key = world.connect_to(&socket, Some("a"), None);
-    // As much as the greeting, and a part of the first market.
-    socket.takes(40);
+    // As much as the greeting (its header has four bytes), and a part of the first market.
+    let (_, other) = world.connect(Some("a"));
+    socket.takes(4 + other.texts()[0].len() + 10);
     world.run_task(key, &socket);
     world.pass(Duration::from_millis(100));
     world.turn([tick(ETH, 0, 2, 0, 201), events(&[("a", 1)])]);

@@ -5,10 +5,16 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::ChainKey;
+use super::past::Past;
 use crate::protocol::messages::{HEADER_BYTES_MAX, text_header};
 use crate::routing::mapping;
 use crate::routing::table::Topic;
-use crate::stream::batch::{Batch, NextOffset, Record, Span};
+use crate::stream::batch::{Batch, Record, Span};
+use crate::stream::offsets::{Offsets, PlaceId};
+
+/// What stands around a message's cursor.
+pub(super) const CURSOR_OPEN: &[u8] = br#","cursor":""#;
+pub(super) const CURSOR_CLOSE: &[u8] = br#""}"#;
 
 /// Up to this size a segment takes in the batches that follow: at a low rate each batch has one record, and a segment
 /// of its own would cost more than the record.
@@ -49,8 +55,8 @@ impl EntryRef {
 pub(super) enum Frame {
     /// Nobody has needed it yet.
     NotYet,
-    /// In the segment's `frames`.
-    Ready { start: u32, len: u32 },
+    /// In the segment's `frames`; its cursor has so many characters, 0 where it has none.
+    Ready { start: u32, len: u32, cursor: u16 },
     /// The record can't be mapped: nothing is sent.
     Unusable,
 }
@@ -85,11 +91,14 @@ pub(super) struct Segment {
     arena: Vec<u8>,
     pub(super) entries: Vec<Entry>,
     pub(super) frames: Vec<u8>,
-    /// Where the ingest stood at the segment's start, and at the start of each batch that it took in: the offsets that
-    /// changed, each with the index of the entry before which they hold.
-    starts: Vec<(u32, NextOffset)>,
+    /// Where ingest stood before the first entry, by place.
+    pub(super) base: Box<[i64]>,
+    /// Places that moved without a record, each with the index of the entry before which it did.
+    moves: Vec<(u32, PlaceId, i64)>,
+    /// Where ingest stood at each entry, for what is asked late.
+    past: Past,
     /// When its first record arrived.
-    opened: Instant,
+    pub(super) opened: Instant,
     /// When its newest record arrived.
     pub(super) arrived: Instant,
     /// What the history's sum has of its cost.
@@ -97,19 +106,20 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    pub(super) fn new(batch: Batch, now: Instant) -> Self {
+    pub(super) fn new(batch: Batch, base: Box<[i64]>, now: Instant) -> Self {
         let mut segment = Self {
             arena: Vec::new(),
             entries: Vec::with_capacity(batch.records.len()),
             frames: Vec::new(),
-            starts: Vec::new(),
+            base,
+            moves: Vec::new(),
+            past: Past::default(),
             opened: now,
             arrived: now,
             counted: 0,
         };
         // Ticks live on the board: an arena that has some of them is not kept.
         if batch.ticks.is_empty() && batch.arena.len() > SEGMENT_BYTES / 2 {
-            segment.note_starts(&batch.starts);
             segment.entries.extend(batch.records.iter().map(|&record| Entry::new(record)));
             segment.arena = batch.arena;
         } else {
@@ -130,7 +140,6 @@ impl Segment {
     /// Copies a batch in; returns the indices of its entries.
     pub(super) fn absorb(&mut self, batch: &Batch, now: Instant) -> Range<usize> {
         let first = self.entries.len();
-        self.note_starts(&batch.starts);
         self.arrived = now;
         for record in &batch.records {
             let payload = self.copy(record.payload.of(&batch.arena));
@@ -153,19 +162,24 @@ impl Segment {
         Span { start, len: u32::try_from(bytes.len()).expect("a span of a batch's arena fits in 32 bits") }
     }
 
-    fn note_starts(&mut self, starts: &[NextOffset]) {
+    /// Notes places that moved without a record, before the entries that come next.
+    pub(super) fn note_moves(&mut self, moves: impl Iterator<Item = (PlaceId, i64)>) {
         let index = u32::try_from(self.entries.len()).expect("a segment's entries are bounded");
-        self.starts.extend(starts.iter().map(|&start| (index, start)));
+        self.moves.extend(moves.map(|(place, next)| (index, place, next)));
     }
 
-    #[cfg(test)]
-    pub(super) fn starts(&self) -> &[(u32, NextOffset)] {
-        &self.starts
+    /// Readies [`Segment::past`] for all entries that it has.
+    pub(super) fn prepare_past(&mut self, offsets: &Offsets) {
+        if !self.past.is_of(self.entries.len()) {
+            let origins = self.entries.iter().map(|entry| entry.record.origin);
+            let places = origins.map(|origin| Some((offsets.place(origin.topic, origin.partition)?, origin.offset)));
+            self.past = Past::new(&self.moves, places);
+        }
     }
 
-    #[cfg(test)]
-    pub(super) fn opened_at(&self) -> Instant {
-        self.opened
+    /// Where ingest stood on a place just before an entry, or just after it; `None` where the place was not known then.
+    pub(super) fn past(&self, place: PlaceId, index: usize, after: bool) -> Option<i64> {
+        self.past.next(place, index, after).or_else(|| self.base.get(place.index()).copied())
     }
 
     /// The assessment's id of an entry.
@@ -180,27 +194,52 @@ impl Segment {
             + self.arena.capacity()
             + self.entries.capacity() * size_of::<Entry>()
             + self.frames.capacity()
-            + self.starts.capacity() * size_of::<(u32, NextOffset)>()
+            + self.base.len() * size_of::<i64>()
+            + self.moves.capacity() * size_of::<(u32, PlaceId, i64)>()
+            + self.past.cost()
     }
 
-    /// Makes an entry's frame.
-    pub(super) fn frame(&mut self, index: usize, topic: &Topic, scratch: &mut Vec<u8>) -> Frame {
-        scratch.clear();
+    /// Begins an entry's frame in `out`: its message up to where the cursor goes. `false` where it can't be mapped.
+    pub(super) fn map(&self, index: usize, topic: &Topic, out: &mut Vec<u8>) -> bool {
+        out.clear();
         let payload = self.entries[index].record.payload.of(&self.arena);
-        if mapping::map_open(topic, payload, scratch).is_err() {
-            return Frame::Unusable;
-        }
-        scratch.push(b'}');
-        let (header, header_len) = text_header(scratch.len());
-        let (Ok(start), Ok(len)) = (u32::try_from(self.frames.len()), u32::try_from(header_len + scratch.len())) else {
-            return Frame::Unusable;
+        let mapped = mapping::map_open(topic, payload, out).is_ok();
+        out.extend_from_slice(CURSOR_OPEN);
+        mapped
+    }
+
+    /// Ends a frame that [`Segment::map`] began, behind the cursor if it has one, and keeps it.
+    pub(super) fn close_frame(&mut self, has_cursor: bool, message: &mut Vec<u8>) -> Option<Frame> {
+        let cursor = if has_cursor {
+            let start = memchr::memmem::rfind(message, CURSOR_OPEN)? + CURSOR_OPEN.len();
+            let len = u16::try_from(message.len() - start).ok()?;
+            message.extend_from_slice(CURSOR_CLOSE);
+            len
+        } else {
+            message.truncate(message.len() - CURSOR_OPEN.len());
+            message.push(b'}');
+            0
         };
-        if start.checked_add(len).is_none() {
-            return Frame::Unusable;
-        }
+        let (header, header_len) = text_header(message.len());
         debug_assert!(header_len <= HEADER_BYTES_MAX);
+        let start = u32::try_from(self.frames.len()).ok()?;
+        let len = u32::try_from(header_len + message.len()).ok()?;
+        start.checked_add(len)?;
         self.frames.extend_from_slice(&header[..header_len]);
-        self.frames.extend_from_slice(scratch);
-        Frame::Ready { start, len }
+        self.frames.extend_from_slice(message);
+        Some(Frame::Ready { start, len, cursor })
+    }
+
+    /// A frame's message up to where its cursor goes, without a header: for one with another cursor.
+    pub(super) fn open_message(&self, frame: Frame) -> Option<&[u8]> {
+        let Frame::Ready { start, len, cursor } = frame else { return None };
+        let frame = &self.frames[start as usize..(start + len) as usize];
+        let header_len = match frame.get(1)? {
+            126 => 4,
+            127 => HEADER_BYTES_MAX,
+            _ => 2,
+        };
+        let tail = if cursor == 0 { 1 } else { CURSOR_OPEN.len() + usize::from(cursor) + CURSOR_CLOSE.len() };
+        frame.get(header_len..frame.len() - tail)
     }
 }

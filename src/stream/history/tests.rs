@@ -1,3 +1,5 @@
+mod cursors;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
@@ -5,13 +7,14 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::*;
+use crate::ids::AssessmentId;
 use crate::stream::testing::{events, number, texts, topics};
 
 const WINDOW: Duration = Duration::from_secs(300);
 
 fn history(bytes_max: usize) -> History {
     let mut history = History::new(Limits { bytes_max, window: WINDOW });
-    history.learn(&topics());
+    history.append(Batch { topics: topics(), ..Batch::default() }, Instant::now());
     history
 }
 
@@ -93,7 +96,7 @@ fn entries_age_also_at_a_rate_so_low_that_segments_absorb_them() {
     for second in 0..1000 {
         history.append(events(&[("a", second)]), start + Duration::from_secs(second));
     }
-    let oldest = history.segments.front().unwrap().opened_at();
+    let oldest = history.segments.front().unwrap().opened;
     let age = (start + Duration::from_secs(999)).saturating_duration_since(oldest);
     assert!(age <= WINDOW + WINDOW / 16, "{age:?}");
 }
@@ -124,8 +127,8 @@ fn a_record_that_can_not_be_mapped_is_passed_over_and_counted_once() {
     let mut position = history.end(a);
     history.append(batch, Instant::now());
     assert_eq!(read(&mut history, a, &mut position), [1, 3]);
-    assert_eq!(history.take_unusable(), 1);
-    assert_eq!(history.take_unusable(), 0);
+    assert_eq!(history.take_findings().unusable, 1);
+    assert_eq!(history.take_findings().unusable, 0);
 }
 
 #[test]
@@ -221,19 +224,4 @@ proptest! {
         history.evict(now + WINDOW * 2);
         prop_assert_eq!((history.bytes(), history.chains.len(), history.index.len()), (0, 0, 0));
     }
-}
-
-#[test]
-fn offsets_told_without_records_stand_at_the_start_of_what_comes_next() {
-    let mut history = history(1 << 20);
-    let now = Instant::now();
-    let next = |partition, offset| NextOffset { topic: TopicIndex(0), partition, offset };
-    let starts = |starts: &[NextOffset]| Batch { starts: starts.to_vec(), ..Batch::default() };
-    history.append(starts(&[next(0, 10), next(1, 20)]), now);
-    history.append(starts(&[next(0, 11)]), now);
-    history.append(Batch { starts: vec![next(2, 5)], ..events(&[("a", 1)]) }, now);
-    history.append(events(&[("a", 2)]), now);
-    history.append(Batch { starts: vec![next(0, 12)], ..events(&[("a", 3)]) }, now);
-    let kept = history.segments[0].starts().to_vec();
-    assert_eq!(kept, [(0, next(0, 11)), (0, next(1, 20)), (0, next(2, 5)), (2, next(0, 12))]);
 }

@@ -1,0 +1,104 @@
+//! How a client begins: live, or where its cursor says, and what it is told of that. What a cursor covers is the
+//! history's to judge.
+
+use super::connection::{Socket, Tail};
+use super::state::{Entrance, State};
+use crate::clock::{Now, whole_ms};
+use crate::ids::AssessmentId;
+use crate::protocol::messages::{self, Connected, ResetReason};
+use crate::stream::history::{ChainKey, Lag, Position};
+use crate::stream::offsets::{Cover, PlaceId};
+use crate::stream::planted::{Mistake, is_planted};
+
+/// Where a connection begins.
+#[derive(Debug, Default)]
+pub(super) struct Beginning {
+    pub(super) position: Position,
+    /// What its cursor covers beyond its position.
+    pub(super) cover: Option<Box<Cover>>,
+    /// Whether it lacks events that are there.
+    pub(super) catching_up: bool,
+    resumed: bool,
+    reset: Option<ResetReason>,
+}
+
+impl<S: Socket> State<S> {
+    /// Finds where a client begins that watches a chain.
+    pub(super) fn begin(&mut self, chain: Option<ChainKey>, cursor: Option<&str>) -> Beginning {
+        let Some(chain) = chain else { return Beginning::default() };
+        let live = Beginning { position: self.history.end(chain), ..Beginning::default() };
+        match cursor.map(|cursor| self.history.resume(chain, cursor)) {
+            None => live,
+            Some(Err(reason)) => {
+                self.counts.reset(reason);
+                Beginning { reset: Some(reason), ..live }
+            }
+            Some(Ok((cover, mut position))) => {
+                self.counts.resumed += 1;
+                let catching_up = self.history.lag(chain, &mut position) != Lag::Current;
+                let keep = catching_up || !self.history.is_past(&cover);
+                let cover = keep.then(|| Box::new(cover)).filter(|_| !is_planted(Mistake::ResumeAsSuffix));
+                Beginning { position, cover, catching_up, resumed: true, reset: None }
+            }
+        }
+    }
+
+    /// The first bytes to a client: the answer to its handshake, `connected`, and `reset` where it can't go on.
+    pub(super) fn greet(
+        &mut self,
+        entrance: &Entrance<S>,
+        chain: Option<ChainKey>,
+        beginning: &mut Beginning,
+        now: Now,
+    ) -> Tail {
+        let text = &mut self.scratch.text;
+        text.clear();
+        if let Some(chain) = chain {
+            self.history.write_cursor(chain, beginning.position, beginning.cover.as_deref_mut(), text);
+        }
+        let cursor = std::str::from_utf8(text).ok().filter(|cursor| !cursor.is_empty());
+        let mut greeting = entrance.accept.clone();
+        messages::connected(
+            &mut greeting,
+            &Connected {
+                connection_id: &entrance.id,
+                user_id: &entrance.user,
+                timestamp: now.unix,
+                node: &self.node.0,
+                assessment_id: entrance.assessment.as_ref().map(AssessmentId::as_str),
+                heartbeat_interval_ms: whole_ms(self.config.heartbeat),
+                resumed: beginning.resumed,
+                cursor,
+            },
+        );
+        if let Some(reason) = beginning.reset {
+            messages::reset(&mut greeting, reason, cursor);
+        }
+        Tail::bytes(greeting.into(), 1 + u64::from(beginning.reset.is_some()))
+    }
+
+    /// Records of these places were deleted before they were read: whoever might have got one is told.
+    pub(super) fn tell_of_deleted(&mut self, places: &[PlaceId]) {
+        let Self { connections, watchers, history, pending, counts, .. } = self;
+        for (chain, keys) in watchers.iter() {
+            for &place in places {
+                if !history.lists(chain, place) {
+                    continue;
+                }
+                for &key in keys {
+                    let connection = &mut connections[key];
+                    let has_them = connection.cover.as_ref().is_some_and(|cover| history.is_ahead(cover, place));
+                    if has_them || connection.owed.reset.is_some() || !connection.is_live() {
+                        continue;
+                    }
+                    connection.owed.reset = Some(ResetReason::Expired);
+                    counts.reset(ResetReason::Expired);
+                    if connection.is_open() {
+                        connection.pending = true;
+                        pending.push_back(key);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Clients that come back with a cursor, and the cursors that they are given.
+
+use super::*;
+use crate::stream::batch::NextOffset;
+use crate::stream::testing::EVENTS;
+
+/// The cursor in a message; empty where it has none.
+fn cursor_in(text: &str) -> &str {
+    text.split_once(r#""cursor":""#).map_or("", |(_, rest)| rest.split_once('"').map_or("", |(cursor, _)| cursor))
+}
+
+/// A world whose one topic is read from its beginning.
+fn world() -> World {
+    let mut world = World::new();
+    world.turn([told(0)]);
+    world
+}
+
+fn told(offset: i64) -> Batch {
+    Batch { starts: vec![NextOffset { topic: EVENTS, partition: 0, offset }], ..Batch::default() }
+}
+
+impl World {
+    pub(super) fn enter(
+        &mut self,
+        socket: &Scripted,
+        assessment: Option<&str>,
+        cursor: Option<&str>,
+        expires: Option<UnixMs>,
+    ) -> ConnectionKey {
+        let entrance = Entrance {
+            socket: socket.clone(),
+            assessment: assessment.map(|id| AssessmentId::parse(id).unwrap()),
+            cursor: cursor.map(Into::into),
+            token_expires: expires,
+            accept: Vec::new(),
+            id: "c".into(),
+            user: "u".into(),
+        };
+        let key = self.state.attach(entrance, self.now);
+        self.state.flush(key, self.now);
+        key
+    }
+
+    fn come_back(&mut self, cursor: &str) -> (ConnectionKey, Scripted) {
+        let socket = Scripted::open();
+        let key = self.come_back_to(&socket, cursor);
+        (key, socket)
+    }
+
+    fn come_back_to(&mut self, socket: &Scripted, cursor: &str) -> ConnectionKey {
+        let key = self.enter(socket, Some("a"), Some(cursor), None);
+        self.turn([]);
+        key
+    }
+}
+
+#[test]
+fn who_comes_back_gets_what_it_lacks_and_then_what_all_get() {
+    let mut world = world();
+    let (_, live) = world.connect(Some("a"));
+    world.turn((1..5).map(|number| events(&[("a", number)])));
+    let seen = live.texts();
+    let (_, back) = world.come_back(cursor_in(&seen[2]));
+    let texts = back.texts();
+    assert!(texts[0].contains(r#""resumed":true"#), "{}", texts[0]);
+    assert_eq!(texts[1..].iter().map(|text| number(text)).collect::<Vec<_>>(), [3, 4]);
+    world.turn([events(&[("a", 5)])]);
+    assert_eq!((back.numbers(), live.numbers()), (vec![5], vec![5]));
+    let (counts, ..) = world.state.end_turn(world.now.instant);
+    assert_eq!((counts.resumed, counts.resets), (1, [0; 4]));
+}
+
+#[test]
+fn each_cursor_that_a_client_is_given_leads_to_the_same_place() {
+    let mut world = world();
+    let mut sweeper = Sweeper::new(&world.state.config, world.now.instant);
+    let (key, live) = world.connect(Some("a"));
+    let connected = live.texts().remove(0);
+    world.turn([events(&[("a", 1)])]);
+    let event = live.texts().remove(0);
+    for _ in 0..31 {
+        world.pass(Duration::from_secs(1));
+        world.sweep(&mut sweeper);
+    }
+    let ping = live.texts().remove(0);
+    let elsewhere = Pod { node: NodeId("other".into()), url: "ws://other/ws".into() };
+    world.state.close(key, CloseReason::Moved, Some(elsewhere), world.now);
+    let redirect = live.texts().remove(0);
+    assert!(ping.contains(r#""type":"ping""#) && redirect.contains(r#""error":"Redirect""#), "{ping} {redirect}");
+    world.turn([events(&[("a", 2)])]);
+    for (message, lacks) in [(connected, vec![1, 2]), (event, vec![2]), (ping, vec![2]), (redirect, vec![2])] {
+        let (_, back) = world.come_back(cursor_in(&message));
+        assert_eq!(back.numbers(), lacks, "from {message}");
+    }
+}
+
+#[test]
+fn a_client_that_lags_is_given_the_cursor_of_its_own_position() {
+    let mut world = world();
+    let mut sweeper = Sweeper::new(&world.state.config, world.now.instant);
+    let socket = Scripted::default();
+    let key = world.connect_to(&socket, Some("a"), None);
+    world.turn([events(&[("a", 1)]), events(&[("a", 2)])]);
+    for _ in 0..31 {
+        world.pass(Duration::from_secs(1));
+        world.sweep(&mut sweeper);
+    }
+    // Its socket takes all but a part of the second event.
+    socket.takes(usize::MAX);
+    world.run_task(key, &socket);
+    let texts = socket.texts();
+    let ping = texts.iter().find(|text| text.contains(r#""type":"ping""#)).unwrap();
+    let (_, back) = world.come_back(cursor_in(ping));
+    assert_eq!(back.numbers(), [1, 2], "the ping went before both: {texts:?}");
+}
+
+#[test]
+fn who_can_not_go_on_is_told_why_before_all_else_and_is_live() {
+    let mut world = world();
+    let (_, live) = world.connect(Some("a"));
+    world.turn([tick(BTC, 0, 1, 0, 100), events(&[("a", 1)])]);
+    world.turn([events(&[("a", 2)])]);
+    let old = live.texts().into_iter().find(|text| text.contains("currentBalance")).unwrap();
+    world.pass(Duration::from_secs(1000));
+    world.state.end_turn(world.now.instant);
+    for (cursor, reason) in [(cursor_in(&old), "expired"), ("damaged", "invalid")] {
+        let (_, back) = world.come_back(cursor);
+        let texts = back.texts();
+        assert!(texts[0].contains(r#""resumed":false"#), "{}", texts[0]);
+        assert!(texts[1].starts_with(&format!(r#"{{"type":"reset","reason":"{reason}","cursor":"A"#)), "{}", texts[1]);
+        let (_, again) = world.come_back(cursor_in(&texts[1]));
+        world.turn([events(&[("a", 3)])]);
+        assert_eq!((back.numbers(), again.numbers()), (vec![3], vec![3]), "the reset's cursor is a good one");
+        world.turn([events(&[("a", 4)])]);
+        world.pass(Duration::from_secs(1000));
+        world.state.end_turn(world.now.instant);
+    }
+}
+
+#[test]
+fn one_that_the_window_overtakes_while_it_catches_up_is_told_and_one_that_is_live_is_closed() {
+    let mut world = world();
+    let (_, live) = world.connect(Some("a"));
+    let start = live.texts().remove(0);
+    world.turn([events(&[("a", 1)])]);
+    let (slow, stuck) = (Scripted::default(), Scripted::default());
+    let key = world.come_back_to(&slow, cursor_in(&start));
+    let was_live = world.connect_to(&stuck, Some("a"), None);
+    world.turn([events(&[("a", 2)])]);
+    world.pass(Duration::from_secs(1000));
+    world.state.end_turn(world.now.instant);
+    world.turn([events(&[("a", 3)])]);
+    for (key, socket) in [(key, &slow), (was_live, &stuck)] {
+        socket.takes(usize::MAX);
+        world.run_task(key, socket);
+    }
+    world.turn([events(&[("a", 4)])]);
+    let texts = slow.texts();
+    assert!(texts[0].contains(r#""resumed":true"#) && texts[1].contains(r#""reason":"lagged""#), "{texts:?}");
+    let numbers: Vec<_> =
+        texts.iter().filter(|text| text.contains("currentBalance")).map(|text| number(text)).collect();
+    assert_eq!(numbers, [4]);
+    let (_, again) = world.come_back(cursor_in(&texts[1]));
+    assert_eq!(again.numbers(), [4], "from the reset on it lacks nothing");
+    assert_eq!(world.state.ended(was_live), Some(CloseReason::TooSlow));
+}
+
+#[test]
+fn who_might_have_got_what_was_deleted_unread_is_told_and_no_one_else() {
+    let mut world = world();
+    let (_, watcher) = world.connect(Some("a"));
+    let (_, market) = world.connect(None);
+    world.turn([events(&[("a", 5)])]);
+    let ahead = watcher.texts().pop().unwrap();
+    let deleted = vec![NextOffset { topic: EVENTS, partition: 0, offset: 90 }];
+    world.turn([Batch { deleted, ..told(90) }]);
+    world.turn([events(&[("a", 90)])]);
+    let texts = watcher.texts();
+    assert!(texts[0].contains(r#""type":"reset","reason":"expired""#), "{texts:?}");
+    assert_eq!(number(&texts[1]), 90);
+    assert!(market.texts().iter().all(|text| !text.contains("reset")));
+    let (_, back) = world.come_back(cursor_in(&ahead));
+    assert!(back.texts()[1].contains("expired"));
+    let (_, back) = world.come_back(cursor_in(&texts[0]));
+    assert_eq!(back.numbers(), [90]);
+}
+
+#[test]
+fn those_who_come_back_share_a_turns_bytes_and_those_who_are_live_do_not_wait() {
+    let mut world = world();
+    let (_, live) = world.connect(Some("a"));
+    let start = live.texts().remove(0);
+    world.turn((0..50).map(|number| events(&[("a", number)])));
+    live.texts();
+    let sockets: Vec<_> = (0..20).map(|_| Scripted::open()).collect();
+    for socket in &sockets {
+        world.enter(socket, Some("a"), Some(cursor_in(&start)), None);
+    }
+    let mut bytes = 20_000;
+    world.state.take(events(&[("a", 50)]), world.now.instant);
+    assert_eq!(world.state.dispatch(64, world.now), Pass::Done);
+    assert_eq!(live.numbers(), [50], "before anyone catches up");
+    assert_eq!(world.state.catch_up(64, &mut bytes, world.now), Pass::Done);
+    let served = |sockets: &[Scripted]| sockets.iter().filter(|socket| !socket.0.borrow().got.is_empty()).count();
+    let first = served(&sockets);
+    assert!((1..20).contains(&first), "{first} of 20");
+    assert!(world.state.has_pending());
+    world.turn([]);
+    for socket in sockets {
+        assert_eq!(socket.numbers(), (0..51).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn who_is_sent_elsewhere_is_told_of_what_was_deleted_before_it_goes() {
+    let mut world = world();
+    let socket = Scripted::default();
+    let key = world.connect_to(&socket, Some("a"), None);
+    world.turn([Batch { deleted: vec![NextOffset { topic: EVENTS, partition: 0, offset: 90 }], ..told(90) }]);
+    let elsewhere = Pod { node: NodeId("other".into()), url: "ws://other/ws".into() };
+    world.state.close(key, CloseReason::Moved, Some(elsewhere), world.now);
+    socket.takes(usize::MAX);
+    world.run_task(key, &socket);
+    let texts = socket.texts();
+    assert!(texts[1].contains("expired") && texts[2].contains("Redirect"), "{texts:?}");
+    assert_eq!(cursor_in(&texts[1]), cursor_in(&texts[2]));
+}
+
+#[test]
+fn a_partition_whose_first_records_were_deleted_before_it_was_met_tells_those_whom_it_concerns() {
+    let mut world = World::new();
+    let (_, live) = world.connect(Some("a"));
+    live.texts();
+    world.turn([told(0)]);
+    assert_eq!(live.texts(), [""; 0], "a partition that begins at 0 lacks nothing");
+    let mut world = World::new();
+    let (_, live) = world.connect(Some("a"));
+    live.texts();
+    world.turn([told(7)]);
+    assert!(live.texts()[0].contains("expired"));
+}

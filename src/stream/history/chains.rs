@@ -1,0 +1,230 @@
+//! Chains: the entries of one assessment, who watches it, which of its entries are fresh, and where they lie.
+
+use hashbrown::HashTable;
+use slotmap::{SlotMap, new_key_type};
+
+use super::segment::EntryRef;
+use super::{History, Position, Stand, slot};
+use crate::ids::{AssessmentHash, AssessmentId, TopicIndex};
+use crate::stream::offsets::{Listed, PlaceId};
+
+new_key_type! {
+    /// An assessment's chain of entries. A key that outlives its chain matches no other.
+    pub struct ChainKey;
+}
+
+/// The entries of one assessment that are in the window.
+#[derive(Debug)]
+pub(super) struct Chain {
+    pub(super) hash: AssessmentHash,
+    pub(super) id: Box<str>,
+    /// The number of the oldest entry in the window.
+    pub(super) start: u64,
+    /// The number that the next entry will get.
+    pub(super) end: u64,
+    pub(super) first: Option<EntryRef>,
+    pub(super) last: Option<EntryRef>,
+    /// The oldest entry that was not dispatched yet, with its number; where the chain is watched.
+    pub(super) fresh: Option<(u64, EntryRef)>,
+    /// Connections that hold the chain's key.
+    pub(super) watchers: u32,
+    /// Where its records may lie; while it is watched.
+    pub(super) listed: Listed,
+}
+
+impl History {
+    // ---- watchers ---------------------------------------------------------------------------------------------------
+
+    /// The chain of an assessment, kept until [`History::unwatch`] even while it is empty.
+    pub fn watch(&mut self, id: &AssessmentId) -> ChainKey {
+        let hash = id.hash();
+        let key = find(&self.index, &self.chains, hash, id.as_str())
+            .unwrap_or_else(|| self.insert_chain(hash, id.as_str().into()));
+        self.chains[key].watchers += 1;
+        self.offsets.settle();
+        self.list_anew(key);
+        key
+    }
+
+    /// Takes back one [`History::watch`].
+    pub fn unwatch(&mut self, key: ChainKey) {
+        let Some(chain) = self.chains.get_mut(key) else { return };
+        chain.watchers = chain.watchers.saturating_sub(1);
+        if chain.watchers == 0 {
+            chain.fresh = None;
+            chain.listed = Listed::default();
+        }
+        self.forget_if_unused(key);
+    }
+
+    /// The position of a client that is live from now on.
+    #[must_use]
+    pub fn end(&self, key: ChainKey) -> Position {
+        Position { number: self.chains.get(key).map_or(0, |chain| chain.end), at: None }
+    }
+
+    /// A chain with entries that were not dispatched yet. It stays fresh until [`History::dispatched`].
+    #[must_use]
+    pub fn next_fresh(&self) -> Option<ChainKey> {
+        self.fresh.last().copied()
+    }
+
+    /// The position of those who are up to date with a fresh chain but for its fresh entries.
+    #[must_use]
+    pub fn fresh_position(&self, key: ChainKey) -> Option<Position> {
+        let (number, at) = self.chains.get(key)?.fresh?;
+        Some(Position { number, at: Some(at) })
+    }
+
+    /// All watchers of the chain that [`History::next_fresh`] named have been told, or know that they are behind.
+    pub fn dispatched(&mut self, key: ChainKey) {
+        if let Some(chain) = self.chains.get_mut(key) {
+            chain.fresh = None;
+        }
+        if self.fresh.last() == Some(&key) {
+            self.fresh.pop();
+        }
+    }
+
+    fn insert_chain(&mut self, hash: AssessmentHash, id: Box<str>) -> ChainKey {
+        self.bytes += chain_cost(&id);
+        let key = self.chains.insert(Chain {
+            hash,
+            id,
+            start: 0,
+            end: 0,
+            first: None,
+            last: None,
+            fresh: None,
+            watchers: 0,
+            listed: Listed::default(),
+        });
+        let chains = &self.chains;
+        self.index.insert_unique(hash.0, key, |&key| chains[key].hash.0);
+        key
+    }
+
+    pub(super) fn forget_if_unused(&mut self, key: ChainKey) {
+        let Some(chain) = self.chains.get(key) else { return };
+        if chain.watchers > 0 || chain.first.is_some() {
+            return;
+        }
+        if let Ok(indexed) = self.index.find_entry(chain.hash.0, |&other| other == key) {
+            indexed.remove();
+        }
+        self.bytes -= chain_cost(&chain.id);
+        self.chains.remove(key);
+    }
+
+    // ---- links ------------------------------------------------------------------------------------------------------
+
+    /// Appends an entry to its assessment's chain. Where somebody watches it, the entry is framed: just now the offsets
+    /// stand at it.
+    pub(super) fn link(&mut self, at: EntryRef) {
+        let segment = self.segment(at);
+        let record = segment.entries[at.index()].record;
+        let id = segment.id(at.index());
+        let key = match find(&self.index, &self.chains, record.hash, id) {
+            Some(key) => key,
+            None => {
+                let id = id.into();
+                self.insert_chain(record.hash, id)
+            }
+        };
+        let place = self.offsets.advance(record.origin);
+        let chain = &mut self.chains[key];
+        let number = chain.end;
+        chain.end += 1;
+        let before = chain.last.replace(at);
+        chain.first.get_or_insert(at);
+        let is_watched = chain.watchers > 0;
+        if is_watched && chain.fresh.is_none() {
+            chain.fresh = Some((number, at));
+            self.fresh.push(key);
+        }
+        if let Some(before) = before {
+            self.segments[slot(self.first_segment, before)].entries[before.index()].next = Some(at);
+        }
+        self.segments[slot(self.first_segment, at)].entries[at.index()].chain = key;
+        if is_watched {
+            self.list_anew(key);
+            self.check_place(key, place, record.origin.topic);
+            self.make_frame(key, at, Stand::Head);
+        }
+    }
+
+    /// Takes the oldest entry off a chain; `next` is the one after it.
+    pub(super) fn unlink_first(&mut self, key: ChainKey, next: Option<EntryRef>) {
+        let Some(chain) = self.chains.get_mut(key) else { return };
+        if let Some((number, _)) = chain.fresh
+            && number == chain.start
+        {
+            chain.fresh = next.map(|next| (number + 1, next));
+        }
+        chain.start += 1;
+        chain.first = next;
+        if next.is_none() {
+            chain.last = None;
+            self.forget_if_unused(key);
+        }
+    }
+
+    // ---- places -----------------------------------------------------------------------------------------------------
+
+    /// Lists a watched chain's places again, if topics or partitions changed since.
+    pub(super) fn list_anew(&mut self, key: ChainKey) {
+        let Some(chain) = self.chains.get(key) else { return };
+        if !self.offsets.is_outdated(&chain.listed) {
+            return;
+        }
+        let expected = self.offsets.list(&chain.id, []);
+        let found: Vec<PlaceId> =
+            self.places_of(chain).map(|(place, _)| place).filter(|&place| !expected.has(place)).collect();
+        let listed = if found.is_empty() { expected } else { self.offsets.list(&chain.id, found) };
+        self.chains[key].listed = listed;
+    }
+
+    /// A watched chain's new entry: is it where it should be?
+    fn check_place(&mut self, key: ChainKey, place: Option<PlaceId>, topic: TopicIndex) {
+        let (chain, Some(place)) = (&mut self.chains[key], place) else { return };
+        let expected = self.offsets.is_expected(&chain.id, place) || self.offsets.is_replaced(place);
+        if expected {
+            return;
+        }
+        self.findings.misplaced += 1;
+        self.findings.misplaced_on = self.offsets.topic(topic).cloned();
+        if !chain.listed.has(place) {
+            let found: Vec<_> = chain.listed.places().iter().copied().chain([place]).collect();
+            chain.listed = self.offsets.list(&chain.id, found);
+        }
+    }
+
+    /// Where a chain's entries lie, each with its offset.
+    pub(super) fn places_of<'a>(&'a self, chain: &'a Chain) -> impl Iterator<Item = (PlaceId, i64)> + 'a {
+        let entries = std::iter::successors(chain.first, |&at| self.segment(at).entries[at.index()].next);
+        entries.filter_map(|at| {
+            let origin = self.segment(at).entries[at.index()].record.origin;
+            Some((self.offsets.place(origin.topic, origin.partition)?, origin.offset))
+        })
+    }
+
+    /// Whether a watched chain's records may lie at a place.
+    pub fn lists(&mut self, key: ChainKey, place: PlaceId) -> bool {
+        self.list_anew(key);
+        self.chains.get(key).is_some_and(|chain| chain.listed.has(place))
+    }
+}
+
+/// What a chain costs beside its entries: itself, its place in the index, and its id.
+fn chain_cost(id: &str) -> usize {
+    size_of::<Chain>() + 2 * size_of::<ChainKey>() + id.len()
+}
+
+fn find(
+    index: &HashTable<ChainKey>,
+    chains: &SlotMap<ChainKey, Chain>,
+    hash: AssessmentHash,
+    id: &str,
+) -> Option<ChainKey> {
+    index.find(hash.0, |&key| *chains[key].id == *id).copied()
+}

@@ -1,0 +1,199 @@
+//! Cursors and positions: where a client goes on that comes back with one, what it is sent until it has passed it, and
+//! the cursor of any position.
+
+use super::positions::{Lag, Position};
+use super::segment::{CURSOR_CLOSE, CURSOR_OPEN, EntryRef, Frame, Segment};
+use super::{ChainKey, History, slot};
+use crate::protocol::messages::{ResetReason, text_header};
+use crate::stream::cursor;
+use crate::stream::offsets::{Cover, Offsets, PlaceId};
+use crate::stream::planted::{Mistake, is_planted};
+
+/// Frames for one client alone, which is not past its cursor yet: each with the larger of the entry's cursor and its own.
+#[derive(Debug, Default)]
+pub struct Apart {
+    /// One after the other.
+    pub bytes: Vec<u8>,
+    /// Where each ends in `bytes`, and the position after it.
+    pub frames: Vec<(usize, Position)>,
+    /// Whether the client is past its cursor when it has these: from there on it is sent what all are sent.
+    pub passed: bool,
+    /// The position before the first of them: what the cursor covers is skipped.
+    pub from: Position,
+    /// Where a cursor is made.
+    text: Vec<u8>,
+}
+
+/// Where ingest stood at an entry of a segment whose past is prepared.
+pub(super) fn stands<'a>(
+    segment: &'a Segment,
+    offsets: &'a Offsets,
+    index: usize,
+    after: bool,
+) -> impl Fn(PlaceId) -> i64 + Copy + 'a {
+    move |place| {
+        if is_planted(Mistake::CursorFromHead) {
+            return offsets.next(place);
+        }
+        // Of a partition that was not known then, nothing had been read.
+        segment.past(place, index, after).unwrap_or_else(|| offsets.first(place))
+    }
+}
+
+impl History {
+    /// Judges the cursor of a client that comes back to a chain that it watches: what it has, and where it goes on.
+    ///
+    /// # Errors
+    /// Why it can't go on from there.
+    pub fn resume(&mut self, key: ChainKey, cursor: &str) -> Result<(Cover, Position), ResetReason> {
+        let cursor = cursor::decode(cursor).map_err(|_| ResetReason::Invalid)?;
+        self.list_anew(key);
+        let chain = self.chains.get(key).ok_or(ResetReason::Invalid)?;
+        let newest = |place| self.places_of(chain).filter(|&(at, _)| at == place).map(|(_, offset)| offset).max();
+        let cover = self.offsets.judge(&cursor, &chain.id, &chain.listed, newest)?;
+        if chain.listed.places().iter().all(|&place| cover.reaches(place, self.offsets.next(place))) {
+            return Ok((cover, self.end(key)));
+        }
+        let start = Position { number: chain.start, at: chain.first };
+        let position = self.skip(key, start, &cover);
+        Ok((cover, position))
+    }
+
+    /// Whether a client that comes back has nothing ahead of what was read here: it is like all others when it has been
+    /// sent what is due.
+    #[must_use]
+    pub fn is_past(&self, cover: &Cover) -> bool {
+        cover.is_passed(|place| self.offsets.next(place))
+    }
+
+    /// Whether a client's cursor says that it has all below where ingest stands at a place.
+    #[must_use]
+    pub fn is_ahead(&self, cover: &Cover, place: PlaceId) -> bool {
+        cover.reaches(place, self.offsets.next(place))
+    }
+
+    /// The position of the next entry that a client lacks.
+    fn skip(&self, key: ChainKey, mut position: Position, cover: &Cover) -> Position {
+        while let Some(at) = position.at
+            && self.is_covered(key, at, cover)
+        {
+            position = self.after(position);
+        }
+        position
+    }
+
+    fn is_covered(&self, key: ChainKey, at: EntryRef, cover: &Cover) -> bool {
+        let (origin, chain) = (self.segment(at).entries[at.index()].record.origin, &self.chains[key]);
+        let place = self.offsets.place(origin.topic, origin.partition);
+        place.is_some_and(|place| cover.has(&self.offsets, &chain.id, place, origin.offset))
+    }
+
+    /// Makes the frames that are due to a client from its position on, up to a number of bytes (at least one frame), until
+    /// it is past its cursor.
+    pub fn make_apart(
+        &mut self,
+        key: ChainKey,
+        mut position: Position,
+        cover: &mut Cover,
+        bytes_max: usize,
+        out: &mut Apart,
+    ) {
+        cover.follow(&self.offsets);
+        out.bytes.clear();
+        out.frames.clear();
+        out.passed = false;
+        let lag = self.lag(key, &mut position);
+        out.from = position;
+        if lag == Lag::Lost {
+            return;
+        }
+        while let Some(at) = position.at {
+            if self.is_covered(key, at, cover) {
+                position = self.after(position);
+                // Whoever has the frame before is past what it need not be sent.
+                match out.frames.last_mut() {
+                    Some((_, after)) => *after = position,
+                    None => out.from = position,
+                }
+                continue;
+            }
+            if out.bytes.len() >= bytes_max {
+                return;
+            }
+            let frame = self.frame(key, at);
+            self.prepare_past(at);
+            if cover.is_passed(stands(self.segment(at), &self.offsets, at.index(), true)) {
+                out.passed = true;
+                return;
+            }
+            position = self.after(position);
+            self.push_apart(key, at, frame, cover, out);
+            out.frames.push((out.bytes.len(), position));
+        }
+        out.passed = self.is_past(cover);
+    }
+
+    fn push_apart(&mut self, key: ChainKey, at: EntryRef, frame: Frame, cover: &Cover, out: &mut Apart) {
+        let (segment, chain) = (self.segment(at), &self.chains[key]);
+        let Some(message) = segment.open_message(frame) else { return };
+        let stands = stands(segment, &self.offsets, at.index(), true);
+        let text = &mut out.text;
+        text.clear();
+        text.extend_from_slice(CURSOR_OPEN);
+        let fits = if is_planted(Mistake::EntryCursorWhileCatchingUp) {
+            self.offsets.write_cursor(chain.hash, &chain.listed, stands, text)
+        } else {
+            cover.write_cursor(&self.offsets, chain.hash, &chain.listed, stands, text)
+        };
+        if fits {
+            text.extend_from_slice(CURSOR_CLOSE);
+        } else {
+            text.clear();
+            text.push(b'}');
+        }
+        let (header, header_len) = text_header(message.len() + text.len());
+        out.bytes.extend_from_slice(&header[..header_len]);
+        out.bytes.extend_from_slice(message);
+        out.bytes.extend_from_slice(text);
+        self.findings.without_cursor += u64::from(!fits);
+    }
+
+    /// Appends the cursor of a position: of a client that has all before it, and what its own cursor covers. `false`, and
+    /// nothing appended, where the position is lost, or the cursor would be too long.
+    pub fn write_cursor(
+        &mut self,
+        key: ChainKey,
+        mut position: Position,
+        cover: Option<&mut Cover>,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let at = match self.lag(key, &mut position) {
+            Lag::Lost => return false,
+            Lag::Current => None,
+            Lag::Behind => position.at.filter(|_| !is_planted(Mistake::PingFromHead)),
+        };
+        self.list_anew(key);
+        if let Some(at) = at {
+            self.prepare_past(at);
+        }
+        let Some(chain) = self.chains.get(key) else { return false };
+        let stands = |place: PlaceId| match at {
+            Some(at) => stands(self.segment(at), &self.offsets, at.index(), false)(place),
+            None => self.offsets.next(place),
+        };
+        match cover {
+            Some(cover) => {
+                cover.follow(&self.offsets);
+                cover.write_cursor(&self.offsets, chain.hash, &chain.listed, stands, out)
+            }
+            None => self.offsets.write_cursor(chain.hash, &chain.listed, stands, out),
+        }
+    }
+
+    /// Readies an entry's segment for being asked where ingest stood.
+    pub(super) fn prepare_past(&mut self, at: EntryRef) {
+        let segment = &mut self.segments[slot(self.first_segment, at)];
+        segment.prepare_past(&self.offsets);
+        self.recount(at.segment());
+    }
+}

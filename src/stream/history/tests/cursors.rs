@@ -1,0 +1,205 @@
+//! Cursors of entries and positions, and going on from one.
+
+use super::*;
+use crate::ids::TopicIndex;
+use crate::protocol::messages::ResetReason;
+use crate::routing::partitioner::Partitioner;
+use crate::routing::table::Table;
+use crate::stream::batch::{NextOffset, Origin};
+use crate::stream::cursor::{self, Cursor};
+use crate::stream::testing::EVENTS;
+
+/// The cursor in a message.
+fn cursor_in(text: &str) -> &str {
+    let (_, rest) = text.split_once(r#""cursor":""#).unwrap_or_else(|| panic!("no cursor: {text}"));
+    rest.split_once('"').unwrap().0
+}
+
+fn decoded(text: &str) -> Cursor {
+    cursor::decode(cursor_in(text)).unwrap()
+}
+
+fn starts(offset: i64) -> Batch {
+    Batch { starts: vec![NextOffset { topic: EVENTS, partition: 0, offset }], ..Batch::default() }
+}
+
+/// All that is due from a position, in the shared frames.
+fn due(history: &mut History, chain: ChainKey, position: Position) -> Vec<String> {
+    let Some(due) = history.due(chain, position, usize::MAX) else { return Vec::new() };
+    let mut slices = [IoSlice::new(&[]); 64];
+    let (filled, _) = history.slices(&due, &mut slices);
+    texts(&slices[..filled].iter().flat_map(|slice| slice.to_vec()).collect::<Vec<u8>>())
+}
+
+fn numbers(texts: &[String]) -> Vec<u64> {
+    texts.iter().map(|text| number(text)).collect()
+}
+
+#[test]
+fn a_cursor_is_as_of_its_entry_whenever_the_entry_is_framed() {
+    let mut history = history(1 << 20);
+    let now = Instant::now();
+    history.append(starts(0), now);
+    let a = history.watch(&id("a"));
+    let position = history.end(a);
+    history.append(events(&[("a", 1), ("b", 2), ("a", 3)]), now);
+    history.append(starts(7), now);
+    history.append(events(&[("b", 9)]), now);
+    let next = |text: &String| decoded(text).places[0].next;
+    let early: Vec<_> = due(&mut history, a, position).iter().map(next).collect();
+    assert_eq!(early, [2, 4]);
+    // Nobody watched it as it came.
+    let b = history.watch(&id("b"));
+    let start = Position { number: 0, at: history.chains[b].first };
+    let late: Vec<_> = due(&mut history, b, start).iter().map(next).collect();
+    assert_eq!(late, [3, 10]);
+    let mut text = Vec::new();
+    assert!(history.write_cursor(b, history.after(start), None, &mut text));
+    let between = cursor::decode(std::str::from_utf8(&text).unwrap()).unwrap();
+    assert_eq!(between.places[0].next, 7, "the position's own, and neither the entry's nor where ingest stands");
+}
+
+#[test]
+fn a_quiet_assessments_cursor_moves_on_with_what_ingest_reads() {
+    let mut history = history(1 << 20);
+    let now = Instant::now();
+    history.append(starts(0), now);
+    let quiet = history.watch(&id("quiet"));
+    history.append(events(&[("b", 5)]), now);
+    history.append(starts(40), now);
+    let mut text = Vec::new();
+    assert!(history.write_cursor(quiet, history.end(quiet), None, &mut text));
+    assert_eq!(cursor::decode(std::str::from_utf8(&text).unwrap()).unwrap().places[0].next, 40);
+}
+
+#[test]
+fn who_comes_back_is_sent_what_it_lacks_and_nothing_twice() {
+    let mut history = history(1 << 20);
+    let now = Instant::now();
+    history.append(starts(0), now);
+    let a = history.watch(&id("a"));
+    let position = history.end(a);
+    history.append(events(&[("a", 1), ("a", 2), ("a", 3), ("a", 4)]), now);
+    let all = due(&mut history, a, position);
+    for had in 0..4 {
+        let (cover, position) = history.resume(a, cursor_in(&all[had])).unwrap();
+        assert!(history.is_past(&cover));
+        let rest = due(&mut history, a, position);
+        assert_eq!(numbers(&rest), numbers(&all[had + 1..]));
+    }
+    assert_eq!(history.resume(a, "nonsense").unwrap_err(), ResetReason::Invalid);
+    history.evict(now + WINDOW * 2);
+    assert_eq!(history.resume(a, cursor_in(&all[0])).unwrap_err(), ResetReason::Expired);
+    assert!(history.resume(a, cursor_in(&all[3])).is_ok(), "it has all that left the window");
+}
+
+const FILLED: TopicIndex = TopicIndex(3);
+const UPDATED: TopicIndex = TopicIndex(4);
+
+/// A pod that read one partition of each of two topics in this order.
+fn pod(order: &[(TopicIndex, i64)]) -> (History, ChainKey) {
+    let mut history = history(1 << 20);
+    let topics = [(FILLED, "trading.order-filled"), (UPDATED, "assessment.pnl-updated")]
+        .map(|(index, name)| Arc::new(Table::built_in().resolve(index, name).unwrap()));
+    let starts = [FILLED, UPDATED].map(|topic| NextOffset { topic, partition: 0, offset: 0 });
+    history.append(Batch { topics: topics.into(), starts: starts.into(), ..Batch::default() }, Instant::now());
+    let a = history.watch(&id("a"));
+    for &(topic, offset) in order {
+        let mut batch = events(&[("a", u64::from(topic.0) * 100 + offset.unsigned_abs())]);
+        batch.records[0].origin = Origin { topic, partition: 0, offset };
+        history.append(batch, Instant::now());
+    }
+    (history, a)
+}
+
+#[test]
+fn where_pods_interleave_differently_entries_that_the_cursor_covers_are_skipped_between_others() {
+    let (mut first, a) = pod(&[(FILLED, 0), (FILLED, 1), (UPDATED, 0), (UPDATED, 1)]);
+    let order = [(UPDATED, 0), (FILLED, 0), (UPDATED, 1), (FILLED, 1), (UPDATED, 2)];
+    let (mut second, b) = pod(&order);
+    let had = |text: &String| decoded(text).places.iter().map(|place| place.next).sum::<i64>();
+    let start = Position { number: 0, at: first.chains[a].first };
+    let seen = due(&mut first, a, start);
+    assert_eq!(seen.iter().map(had).collect::<Vec<_>>(), [1, 2, 3, 4]);
+
+    // It has all of the one topic and nothing of the other: what it lacks is the first and the third entry.
+    let (mut cover, position) = second.resume(b, cursor_in(&seen[1])).unwrap();
+    let mut apart = Apart::default();
+    second.make_apart(b, position, &mut cover, usize::MAX, &mut apart);
+    assert_eq!(texts(&apart.bytes).iter().map(had).collect::<Vec<_>>(), [3, 4], "its own is never taken back");
+    assert!(apart.passed);
+    let (_, after) = *apart.frames.last().unwrap();
+    let rest = due(&mut second, b, after);
+    assert_eq!(rest.iter().map(had).collect::<Vec<_>>(), [5], "what is covered is behind it, also where it comes last");
+}
+
+#[test]
+fn a_pod_that_is_behind_the_cursor_skips_up_to_it_and_keeps_it() {
+    let (mut ahead, mut behind) = (history(1 << 20), history(1 << 20));
+    let now = Instant::now();
+    let chains = [&mut ahead, &mut behind].map(|history| {
+        history.append(starts(0), now);
+        history.watch(&id("a"))
+    });
+    ahead.append(events(&[("a", 1), ("a", 2)]), now);
+    let start = Position { number: 0, at: ahead.chains[chains[0]].first };
+    let seen = due(&mut ahead, chains[0], start);
+    let (mut cover, position) = behind.resume(chains[1], cursor_in(&seen[1])).unwrap();
+    assert!(!behind.is_past(&cover));
+    let mut text = Vec::new();
+    assert!(behind.write_cursor(chains[1], position, Some(&mut cover), &mut text));
+    assert_eq!(text, cursor_in(&seen[1]).as_bytes());
+
+    behind.append(events(&[("a", 1), ("a", 2), ("a", 3)]), now);
+    let mut apart = Apart::default();
+    behind.make_apart(chains[1], position, &mut cover, usize::MAX, &mut apart);
+    assert!(apart.frames.is_empty() && apart.passed, "from there on it is like all others");
+    assert_eq!(numbers(&due(&mut behind, chains[1], apart.from)), [3]);
+}
+
+#[test]
+fn a_partitioner_of_none_lists_all_partitions_and_where_that_is_too_long_there_is_no_cursor() {
+    let route =
+        "[[route]]\ntopic = \"any\"\nscope = \"assessment\"\ntype = \"t\"\nfields = \"*\"\npartitioner = \"none\"";
+    let topic = Arc::new(Table::parse(route).unwrap().resolve(TopicIndex(7), "any").unwrap());
+    for (partitions, fits) in [(20, true), (400, false)] {
+        let mut history = history(1 << 20);
+        let starts = (0..partitions).map(|partition| NextOffset { topic: topic.index, partition, offset: 0 }).collect();
+        history.append(Batch { topics: vec![Arc::clone(&topic)], starts, ..Batch::default() }, Instant::now());
+        let a = history.watch(&id("a"));
+        let position = history.end(a);
+        let mut batch = events(&[("a", 1)]);
+        batch.records[0].origin.topic = topic.index;
+        history.append(batch, Instant::now());
+        let text = due(&mut history, a, position).remove(0);
+        assert_eq!(text.contains("cursor"), fits, "{text}");
+        assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok(), "{text}");
+        assert_eq!(history.take_findings().without_cursor, u64::from(!fits));
+    }
+}
+
+#[test]
+fn records_on_a_partition_that_is_not_theirs_are_sent_and_counted_and_no_resume_goes_past_them() {
+    let mut history = history(1 << 20);
+    let now = Instant::now();
+    let starts = (0..3).map(|partition| NextOffset { topic: EVENTS, partition, offset: 0 }).collect();
+    history.append(Batch { starts, ..Batch::default() }, now);
+    let a = history.watch(&id("a"));
+    let home = Partitioner::Murmur2.hash("a").unwrap().of(3).cast_signed();
+    let position = history.end(a);
+    let mut batch = events(&[("a", 1), ("a", 2)]);
+    batch.records[0].origin.partition = home;
+    batch.records[1].origin.partition = (home + 1) % 3;
+    history.append(batch, now);
+    let seen = due(&mut history, a, position);
+    assert_eq!(numbers(&seen), [1, 2]);
+    let findings = history.take_findings();
+    assert_eq!((findings.misplaced, findings.misplaced_on.map(|topic| topic.index)), (1, Some(EVENTS)));
+    assert_eq!(history.resume(a, cursor_in(&seen[0])).unwrap_err(), ResetReason::Misplaced);
+    // Also where nobody watched when they came.
+    history.unwatch(a);
+    let again = history.watch(&id("a"));
+    assert_eq!(history.resume(again, cursor_in(&seen[0])).unwrap_err(), ResetReason::Misplaced);
+    history.evict(now + WINDOW * 2);
+    assert!(history.resume(again, cursor_in(&seen[1])).is_ok(), "they have left the window");
+}

@@ -1,0 +1,386 @@
+//! Where a shard stands on each partition of the assessments' topics, from where on its window is whole, and what follows
+//! from both for a cursor: what it covers, and whether what it lacks is all here. Whose entry lies where is
+//! [`super::history`]'s part.
+//!
+//! A *place* is a partition of a topic, numbered densely. An assessment's cursor lists the places where its records may
+//! lie: by its topics' partitioners, for each number of partitions that a topic had of late, and besides where a record
+//! of it was found against expectation.
+
+mod cover;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use self::cover::Cover;
+use crate::ids::{AssessmentHash, TopicIndex};
+use crate::limits::GROWTH_NOTICED_MAX;
+use crate::routing::partitioner::{KeyHash, Partitioner};
+use crate::routing::table::{Fingerprint, Scope, Topic};
+use crate::stream::batch::{NextOffset, Origin};
+use crate::stream::cursor::{self, Place};
+
+/// A partition of an assessments' topic: its place in the order in which the shard heard of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PlaceId(u32);
+
+impl PlaceId {
+    /// Its place in [`Offsets::all_next`].
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// All partitions' offsets, as of the newest record.
+#[derive(Debug, Default)]
+pub struct Offsets {
+    topics: Vec<Option<Known>>,
+    /// By the hash of its name, the topic that has it now.
+    current: HashMap<u32, TopicIndex>,
+    places: Vec<Spot>,
+    next: Vec<i64>,
+    low: Vec<i64>,
+    first: Vec<i64>,
+    /// Where each place stood when somebody first watched.
+    settled: Option<Box<[i64]>>,
+    /// Grows with each change of topics or partitions.
+    layout: u32,
+}
+
+/// A topic, and its partitions where it is an assessments' one.
+#[derive(Debug)]
+struct Known {
+    topic: Arc<Topic>,
+    /// `None` for a market's topic: nobody resumes on it.
+    partitioner: Option<Partitioner>,
+    /// By partition.
+    places: Vec<Option<PlaceId>>,
+    /// The numbers of partitions that it has and had of late, the present one last.
+    counts: Vec<Count>,
+    /// Another topic has its name by now.
+    replaced: bool,
+}
+
+/// A number of partitions that a topic has or had.
+#[derive(Debug)]
+struct Count {
+    partitions: u32,
+    since: Instant,
+    /// By partition: the records that its producers placed by this number are not below these. Empty for the first one.
+    from: Vec<i64>,
+}
+
+/// What is asked of a place most.
+#[derive(Debug, Clone, Copy)]
+struct Spot {
+    fingerprint: Fingerprint,
+    topic: TopicIndex,
+    partition: u32,
+    /// How many partitions the topic has.
+    partitions: u32,
+}
+
+/// The places of one assessment, those of one topic side by side.
+#[derive(Debug, Default)]
+pub struct Listed {
+    places: Box<[PlaceId]>,
+    layout: u32,
+}
+
+impl Listed {
+    /// Whether the place is one of them.
+    #[must_use]
+    pub fn has(&self, place: PlaceId) -> bool {
+        self.places.contains(&place)
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn places(&self) -> &[PlaceId] {
+        &self.places
+    }
+}
+
+impl Offsets {
+    // ---- what the shard is told -------------------------------------------------------------------------------------
+
+    /// Learns of topics. One that has the name of another takes its place.
+    pub fn learn(&mut self, topics: &[Arc<Topic>]) {
+        for topic in topics {
+            let index = usize::from(topic.index.0);
+            if self.topics.len() <= index {
+                self.topics.resize_with(index + 1, || None);
+            }
+            let partitioner = match topic.route.scope {
+                Scope::Assessment { partitioner, .. } => Some(partitioner),
+                Scope::Market { .. } => None,
+            };
+            if partitioner.is_some() {
+                self.layout += 1;
+                if let Some(before) = self.current.insert(topic.fingerprint.name, topic.index)
+                    && let Some(Some(before)) = self.topics.get_mut(usize::from(before.0))
+                {
+                    before.replaced = true;
+                }
+            }
+            let topic = Arc::clone(topic);
+            self.topics[index] =
+                Some(Known { topic, partitioner, places: Vec::new(), counts: Vec::new(), replaced: false });
+        }
+    }
+
+    /// Takes in where ingest stands; those that changed are appended to `changed`, and those that are new and begin above
+    /// 0, so that something was deleted before it was read, to `cut`. `past` is where it stood [`GROWTH_NOTICED_MAX`] ago,
+    /// if that is known.
+    pub fn told(
+        &mut self,
+        starts: &[NextOffset],
+        past: Option<&[i64]>,
+        now: Instant,
+        changed: &mut Vec<PlaceId>,
+        cut: &mut Vec<PlaceId>,
+    ) {
+        let mut grown = Vec::new();
+        for start in starts {
+            let Some((topic, partition)) = self.known(start.topic).zip(u32::try_from(start.partition).ok()) else {
+                continue;
+            };
+            let place = match topic.places.get(partition as usize) {
+                Some(&Some(place)) => place,
+                _ => {
+                    grown.push(start.topic);
+                    let place = self.add_place(start.topic, partition, start.offset);
+                    cut.extend((start.offset > 0).then_some(place));
+                    place
+                }
+            };
+            self.next[place.0 as usize] = start.offset;
+            changed.push(place);
+        }
+        grown.dedup();
+        for topic in grown {
+            self.count_partitions(topic, past, now);
+        }
+    }
+
+    fn add_place(&mut self, topic: TopicIndex, partition: u32, offset: i64) -> PlaceId {
+        let place = PlaceId(u32::try_from(self.places.len()).expect("Kafka has far fewer partitions than 2^32"));
+        let known = self.topics[usize::from(topic.0)].as_mut().expect("looked up before");
+        let fingerprint = known.topic.fingerprint;
+        if known.places.len() <= partition as usize {
+            known.places.resize(partition as usize + 1, None);
+        }
+        known.places[partition as usize] = Some(place);
+        self.places.push(Spot { fingerprint, topic, partition, partitions: 0 });
+        self.next.push(offset);
+        self.low.push(offset);
+        self.first.push(offset);
+        self.layout += 1;
+        place
+    }
+
+    /// A topic has more partitions than before: its producers place by the new number from some moment on, at most
+    /// [`GROWTH_NOTICED_MAX`] ago.
+    fn count_partitions(&mut self, topic: TopicIndex, past: Option<&[i64]>, now: Instant) {
+        let Self { topics, places, first, .. } = self;
+        let Some(Some(known)) = topics.get_mut(usize::from(topic.0)) else { return };
+        let partitions = u32::try_from(known.places.len()).unwrap_or(u32::MAX);
+        let from = |place: &Option<PlaceId>| {
+            let place = place.map(|place| place.0 as usize);
+            place.map_or(0, |place| past.and_then(|past| past.get(place)).copied().unwrap_or(first[place]))
+        };
+        match known.counts.last() {
+            Some(last) if last.partitions >= partitions => {}
+            Some(_) => {
+                let from = known.places.iter().map(from).collect();
+                known.counts.push(Count { partitions, since: now, from });
+            }
+            None => known.counts.push(Count { partitions, since: now, from: Vec::new() }),
+        }
+        for place in known.places.iter().flatten() {
+            places[place.0 as usize].partitions = partitions;
+        }
+    }
+
+    /// Forgets numbers of partitions by which no record of the window was placed.
+    pub fn forget_old_counts(&mut self, window: Duration, now: Instant) {
+        for known in self.topics.iter_mut().flatten().filter(|known| known.counts.len() > 1) {
+            let old = |count: &Count| now.saturating_duration_since(count.since) > window + GROWTH_NOTICED_MAX;
+            if old(&known.counts[1]) {
+                known.counts.remove(0);
+                self.layout += 1;
+            }
+        }
+    }
+
+    /// The record at an offset was read.
+    pub fn advance(&mut self, origin: Origin) -> Option<PlaceId> {
+        let place = self.place(origin.topic, origin.partition)?;
+        self.next[place.0 as usize] = origin.offset.saturating_add(1);
+        Some(place)
+    }
+
+    /// The record at an offset left the window: so far, it is not whole any more.
+    pub fn evicted(&mut self, origin: Origin) {
+        if let Some(place) = self.place(origin.topic, origin.partition) {
+            let low = &mut self.low[place.0 as usize];
+            *low = origin.offset.saturating_add(1).max(*low);
+        }
+    }
+
+    /// What lies between where ingest stood and this offset will never be read. Before it is told to stand there.
+    pub fn deleted(&mut self, at: &NextOffset) -> Option<PlaceId> {
+        let place = self.place(at.topic, at.partition)?;
+        let (next, low) = (self.next[place.0 as usize], &mut self.low[place.0 as usize]);
+        // A log that lost its end writes offsets anew that cursors already count as had: none of these is of use, and
+        // none that stands where the old log ended.
+        let whole_from = if at.offset < next { next.saturating_add(1) } else { at.offset };
+        *low = whole_from.max(*low);
+        Some(place)
+    }
+
+    /// Somebody watches: from now on the shard sees for itself how many partitions its topics have.
+    pub fn settle(&mut self) {
+        if self.settled.is_none() {
+            self.settled = Some(self.next.as_slice().into());
+        }
+    }
+
+    // ---- what is asked ----------------------------------------------------------------------------------------------
+
+    /// A topic, by its index.
+    #[must_use]
+    pub fn topic(&self, index: TopicIndex) -> Option<&Arc<Topic>> {
+        Some(&self.topics.get(usize::from(index.0))?.as_ref()?.topic)
+    }
+
+    /// The place of a partition; `None` for a market's, and one that was not told of.
+    #[must_use]
+    pub fn place(&self, topic: TopicIndex, partition: i32) -> Option<PlaceId> {
+        *self.topics.get(usize::from(topic.0))?.as_ref()?.places.get(usize::try_from(partition).ok()?)?
+    }
+
+    /// The next offset of a place.
+    #[must_use]
+    pub fn next(&self, place: PlaceId) -> i64 {
+        self.next[place.0 as usize]
+    }
+
+    /// The first offset that the shard was told of a place.
+    #[must_use]
+    pub fn first(&self, place: PlaceId) -> i64 {
+        self.first[place.0 as usize]
+    }
+
+    /// The next offset of each place.
+    #[must_use]
+    pub fn all_next(&self) -> &[i64] {
+        &self.next
+    }
+
+    /// Whether topics or partitions changed since the places were listed.
+    #[must_use]
+    pub fn is_outdated(&self, listed: &Listed) -> bool {
+        listed.layout != self.layout
+    }
+
+    /// The places of an assessment: where its records are expected, and where they were `found`.
+    #[must_use]
+    pub fn list(&self, id: &str, found: impl IntoIterator<Item = PlaceId>) -> Listed {
+        let hashes = Hashes::of(id);
+        let mut places = Vec::new();
+        for known in self.topics.iter().flatten().filter(|known| !known.replaced) {
+            let Some(partitioner) = known.partitioner else { continue };
+            match hashes.by(partitioner) {
+                Some(hash) => {
+                    let expected = known.counts.iter().map(|count| hash.of(count.partitions) as usize);
+                    places.extend(expected.filter_map(|partition| *known.places.get(partition)?));
+                }
+                None => places.extend(known.places.iter().flatten()),
+            }
+        }
+        places.extend(found.into_iter().filter(|&place| !self.is_replaced(place)));
+        let topic_of = |place: &PlaceId| (self.places[place.0 as usize].topic, *place);
+        places.sort_unstable_by_key(topic_of);
+        places.dedup();
+        Listed { places: places.into(), layout: self.layout }
+    }
+
+    /// Whether the topic's partitioner would put the assessment's records there, by some number of partitions that the
+    /// topic had of late.
+    #[must_use]
+    pub fn is_expected(&self, id: &str, place: PlaceId) -> bool {
+        let spot = self.places[place.0 as usize];
+        let Some(known) = self.known(spot.topic) else { return false };
+        match known.partitioner.and_then(|partitioner| partitioner.hash(id)) {
+            Some(hash) => known.counts.iter().any(|count| hash.of(count.partitions) == spot.partition),
+            None => true,
+        }
+    }
+
+    /// Whether a record may lie there because the topic once had fewer partitions: one that was there before anyone
+    /// watched.
+    fn may_be_of_old(&self, id: &str, place: PlaceId, offset: i64) -> bool {
+        let spot = self.places[place.0 as usize];
+        let was_there = |settled: &[i64]| settled.get(place.0 as usize).is_some_and(|&next| offset < next);
+        let partitioner = self.known(spot.topic).and_then(|known| known.partitioner);
+        let hash = partitioner.and_then(|partitioner| partitioner.hash(id));
+        self.settled.as_deref().is_some_and(was_there)
+            && hash.is_some_and(|hash| (1..=spot.partitions).any(|partitions| hash.of(partitions) == spot.partition))
+    }
+
+    /// Whether another topic has the name of this place's by now.
+    #[must_use]
+    pub fn is_replaced(&self, place: PlaceId) -> bool {
+        let topic = self.places[place.0 as usize].topic;
+        self.known(topic).is_none_or(|known| known.replaced)
+    }
+
+    /// Appends the cursor of an assessment, from where each of its places stands. `false` where it would be too long.
+    pub fn write_cursor(
+        &self,
+        assessment: AssessmentHash,
+        listed: &Listed,
+        next: impl Fn(PlaceId) -> i64,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        cursor::encode(assessment, listed.places.iter().map(|&place| self.place_at(place, next(place))), out)
+    }
+
+    fn place_at(&self, place: PlaceId, next: i64) -> Place {
+        let Spot { fingerprint, partition, partitions, .. } = self.places[place.0 as usize];
+        Place { topic: fingerprint, partitions, partition, next }
+    }
+
+    fn known(&self, topic: TopicIndex) -> Option<&Known> {
+        self.topics.get(usize::from(topic.0))?.as_ref().filter(|known| known.partitioner.is_some())
+    }
+
+    /// The topic that has a name now.
+    fn current(&self, name: u32) -> Option<&Known> {
+        self.known(*self.current.get(&name)?)
+    }
+}
+
+/// What an assessment's id comes to for each partitioner: hashed once, whatever the number of topics.
+struct Hashes {
+    murmur2: Option<KeyHash>,
+    crc32: Option<KeyHash>,
+}
+
+impl Hashes {
+    fn of(id: &str) -> Self {
+        Self { murmur2: Partitioner::Murmur2.hash(id), crc32: Partitioner::Crc32.hash(id) }
+    }
+
+    fn by(&self, partitioner: Partitioner) -> Option<KeyHash> {
+        match partitioner {
+            Partitioner::Murmur2 => self.murmur2,
+            Partitioner::Crc32 => self.crc32,
+            Partitioner::None => None,
+        }
+    }
+}

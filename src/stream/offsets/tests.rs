@@ -1,0 +1,273 @@
+use super::*;
+use crate::protocol::messages::ResetReason;
+use crate::routing::table::Table;
+use crate::stream::cursor::{Cursor, decode};
+
+const CREATED: TopicIndex = TopicIndex(0);
+const STARTED: TopicIndex = TopicIndex(1);
+
+/// A shard's offsets, as an assessment sees them.
+struct Story {
+    offsets: Offsets,
+    now: Instant,
+}
+
+impl Story {
+    /// Of two topics with so many partitions each, read from their beginnings.
+    fn of(partitions: i32) -> Self {
+        let mut story = Self { offsets: Offsets::default(), now: Instant::now() };
+        story.learn(CREATED, "assessment.created", "1");
+        story.learn(STARTED, "assessment.started", "2");
+        story.tell(
+            &(0..partitions)
+                .flat_map(|partition| [(CREATED, partition, 0), (STARTED, partition, 0)])
+                .collect::<Vec<_>>(),
+        );
+        story
+    }
+
+    fn learn(&mut self, index: TopicIndex, name: &str, id: &str) {
+        let topic = Table::built_in().resolve(index, name).expect("a built-in route matches");
+        let fingerprint = Fingerprint::new(name, "cluster", id);
+        self.offsets.learn(&[Arc::new(Topic { fingerprint, ..topic })]);
+    }
+
+    fn tell(&mut self, starts: &[(TopicIndex, i32, i64)]) {
+        let next = |&(topic, partition, offset): &(TopicIndex, i32, i64)| NextOffset { topic, partition, offset };
+        let starts: Vec<_> = starts.iter().map(next).collect();
+        self.offsets.told(&starts, None, self.now, &mut Vec::new(), &mut Vec::new());
+    }
+
+    fn read(&mut self, topic: TopicIndex, partition: i32, offset: i64) {
+        self.offsets.advance(Origin { topic, partition, offset });
+    }
+
+    fn evict(&mut self, topic: TopicIndex, partition: i32, offset: i64) {
+        self.offsets.evicted(Origin { topic, partition, offset });
+    }
+
+    fn delete_until(&mut self, topic: TopicIndex, partition: i32, offset: i64) {
+        self.offsets.deleted(&NextOffset { topic, partition, offset });
+        self.tell(&[(topic, partition, offset)]);
+    }
+
+    /// The cursor of a client of this shard that has all that was read.
+    fn cursor(&self, id: &str) -> Cursor {
+        let mut text = Vec::new();
+        let listed = self.offsets.list(id, []);
+        assert!(self.offsets.write_cursor(
+            AssessmentHash::of(id),
+            &listed,
+            |place| self.offsets.next(place),
+            &mut text
+        ));
+        decode(std::str::from_utf8(&text).unwrap()).unwrap()
+    }
+
+    fn judge(&self, id: &str, cursor: &Cursor) -> Result<Cover, ResetReason> {
+        self.offsets.judge(cursor, id, &self.offsets.list(id, []), |_| None)
+    }
+
+    fn has(&self, cover: &Cover, id: &str, topic: TopicIndex, partition: i32, offset: i64) -> bool {
+        cover.has(&self.offsets, id, self.offsets.place(topic, partition).unwrap(), offset)
+    }
+}
+
+/// An id whose records go to this partition where there are so many.
+fn id_on(partition: u32, of: u32) -> String {
+    ids_where(|id| Partitioner::Murmur2.hash(id).unwrap().of(of) == partition)
+}
+
+fn ids_where(is: impl Fn(&str) -> bool) -> String {
+    (0..).map(|number| format!("a-{number}")).find(|id| is(id)).unwrap()
+}
+
+#[test]
+fn a_cursor_lists_one_partition_a_topic_and_covers_what_lies_below() {
+    let mut story = Story::of(3);
+    let id = id_on(2, 3);
+    story.read(CREATED, 2, 6);
+    story.read(CREATED, 1, 40);
+    let cursor = story.cursor(&id);
+    let places: Vec<_> = cursor.places.iter().map(|place| (place.partitions, place.partition, place.next)).collect();
+    assert_eq!(places, [(3, 2, 7), (3, 2, 0)]);
+    let cover = story.judge(&id, &cursor).unwrap();
+    assert!(story.has(&cover, &id, CREATED, 2, 6) && !story.has(&cover, &id, CREATED, 2, 7));
+    assert!(!story.has(&cover, &id, STARTED, 2, 0));
+    assert!(cover.is_passed(|place| story.offsets.next(place)));
+}
+
+#[test]
+fn a_cursor_of_another_assessment_another_cluster_or_a_topic_made_anew_is_invalid() {
+    let mut story = Story::of(1);
+    let cursor = story.cursor("a");
+    assert_eq!(story.judge("b", &cursor), Err(ResetReason::Invalid));
+    let mut foreign = cursor.clone();
+    foreign.places[1].topic.incarnation += 1;
+    assert_eq!(story.judge("a", &foreign), Err(ResetReason::Invalid));
+
+    assert!(story.judge("a", &cursor).is_ok());
+    let anew = TopicIndex(2);
+    story.learn(anew, "assessment.created", "3");
+    assert_eq!(story.judge("a", &cursor), Err(ResetReason::Invalid));
+    story.tell(&[(anew, 0, 0)]);
+    assert!(story.judge("a", &story.cursor("a")).is_ok(), "the new one's is good");
+}
+
+#[test]
+fn what_was_evicted_or_deleted_expires_the_cursors_below_it_and_no_other() {
+    let mut story = Story::of(2);
+    let (id, other) = (id_on(0, 2), id_on(1, 2));
+    let (old, others) = (story.cursor(&id), story.cursor(&other));
+    story.read(CREATED, 0, 0);
+    story.evict(CREATED, 0, 0);
+    assert_eq!(story.judge(&id, &old), Err(ResetReason::Expired));
+    let newer = story.cursor(&id);
+    assert!(story.judge(&id, &newer).is_ok() && story.judge(&other, &others).is_ok());
+
+    story.delete_until(STARTED, 0, 500);
+    assert_eq!(story.judge(&id, &newer), Err(ResetReason::Expired));
+    assert!(story.judge(&id, &story.cursor(&id)).is_ok());
+}
+
+#[test]
+fn a_log_that_lost_its_end_expires_the_cursors_that_may_count_what_was_lost() {
+    let mut story = Story::of(1);
+    story.read(CREATED, 0, 99);
+    let cursor = story.cursor("a");
+    story.delete_until(CREATED, 0, 60);
+    assert_eq!(
+        story.judge("a", &cursor),
+        Err(ResetReason::Expired),
+        "whether it has the old 60 to 99 or the new, nobody knows"
+    );
+    story.read(CREATED, 0, 100);
+    assert!(story.judge("a", &story.cursor("a")).is_ok());
+}
+
+#[test]
+fn a_topic_that_the_cursor_does_not_know_starts_at_its_beginning_if_that_is_here() {
+    let mut story = Story::of(1);
+    let cursor = story.cursor("a");
+    let later = TopicIndex(2);
+    story.learn(later, "assessment.completed", "3");
+    story.tell(&[(later, 0, 0)]);
+    story.read(later, 0, 0);
+    let cover = story.judge("a", &cursor).unwrap();
+    assert!(!story.has(&cover, "a", later, 0, 0));
+    story.evict(later, 0, 0);
+    assert_eq!(story.judge("a", &cursor), Err(ResetReason::Expired));
+}
+
+#[test]
+fn a_cursor_may_know_more_topics_and_be_ahead_and_both_are_kept() {
+    let (mut here, mut there) = (Story::of(1), Story::of(1));
+    there.learn(TopicIndex(2), "assessment.completed", "3");
+    there.tell(&[(TopicIndex(2), 0, 30)]);
+    there.read(CREATED, 0, 50);
+    let mut cover = here.judge("a", &there.cursor("a")).unwrap();
+    here.read(CREATED, 0, 20);
+    here.read(STARTED, 0, 8);
+    let merged = |here: &Story, cover: &Cover| {
+        let mut text = Vec::new();
+        let listed = here.offsets.list("a", []);
+        assert!(cover.write_cursor(
+            &here.offsets,
+            AssessmentHash::of("a"),
+            &listed,
+            |at| here.offsets.next(at),
+            &mut text
+        ));
+        let mut places = decode(std::str::from_utf8(&text).unwrap()).unwrap().places;
+        places.sort_by_key(|place| place.next);
+        places.iter().map(|place| place.next).collect::<Vec<_>>()
+    };
+    assert_eq!(merged(&here, &cover), [9, 30, 51], "of each the larger");
+
+    // The topic is found here, too, and is read from further back.
+    here.learn(TopicIndex(9), "assessment.completed", "3");
+    here.tell(&[(TopicIndex(9), 0, 10)]);
+    cover.follow(&here.offsets);
+    assert!(here.has(&cover, "a", TopicIndex(9), 0, 29) && !here.has(&cover, "a", TopicIndex(9), 0, 30));
+    assert!(!cover.is_passed(|place| here.offsets.next(place)));
+    here.read(CREATED, 0, 50);
+    here.read(TopicIndex(9), 0, 29);
+    assert!(cover.is_passed(|place| here.offsets.next(place)));
+}
+
+#[test]
+fn after_more_partitions_the_old_one_stays_covered_and_the_new_one_starts_at_its_beginning() {
+    let mut story = Story::of(2);
+    // From partition 1 of two to partition 3 of four.
+    let id = ids_where(|id| Partitioner::Murmur2.hash(id).is_some_and(|hash| hash.of(2) == 1 && hash.of(4) == 3));
+    story.read(CREATED, 1, 7);
+    let before = story.cursor(&id);
+    story.tell(&[(CREATED, 2, 0), (CREATED, 3, 0)]);
+    story.read(CREATED, 3, 0);
+    let cover = story.judge(&id, &before).unwrap();
+    assert!(story.has(&cover, &id, CREATED, 1, 7) && !story.has(&cover, &id, CREATED, 3, 0));
+    let after = story.cursor(&id);
+    let of_created: Vec<_> = after.places.iter().take(2).map(|place| (place.partition, place.next)).collect();
+    assert_eq!(of_created, [(1, 8), (3, 1)], "both, as long as the window may have records of both");
+
+    // A pod that came later knows of four alone: what it does not list was before its time.
+    let mut young = Story::of(2);
+    young.offsets = Offsets::default();
+    young.learn(CREATED, "assessment.created", "1");
+    young.learn(STARTED, "assessment.started", "2");
+    young.tell(&[0, 1, 2, 3].map(|partition| (CREATED, partition, 0)));
+    young.tell(&[(STARTED, 0, 0), (STARTED, 1, 0)]);
+    young.read(CREATED, 3, 0);
+    let cover = story.judge(&id, &young.cursor(&id)).unwrap();
+    assert!(story.has(&cover, &id, CREATED, 1, 7) && story.has(&cover, &id, CREATED, 3, 0));
+
+    story.offsets.forget_old_counts(Duration::from_secs(60), story.now + Duration::from_secs(600));
+    assert_eq!(story.cursor(&id).places[0].partition, 3, "the old number is of no use any more");
+}
+
+#[test]
+fn where_an_assessment_moves_to_a_partition_that_was_there_the_window_must_reach_back_to_the_growth() {
+    let mut story = Story::of(2);
+    // From partition 1 of two to partition 0 of three, which holds others' records.
+    let id = ids_where(|id| Partitioner::Murmur2.hash(id).is_some_and(|hash| hash.of(2) == 1 && hash.of(3) == 0));
+    (0..100).for_each(|offset| story.read(CREATED, 0, offset));
+    let (cursor, past) = (story.cursor(&id), story.offsets.all_next().to_vec());
+    (100..120).for_each(|offset| story.read(CREATED, 0, offset));
+    (0..90).for_each(|offset| story.evict(CREATED, 0, offset));
+    let more = [NextOffset { topic: CREATED, partition: 2, offset: 0 }];
+    story.offsets.told(&more, Some(&past), story.now, &mut Vec::new(), &mut Vec::new());
+    assert!(story.judge(&id, &cursor).is_ok(), "what was evicted is from before");
+    (90..101).for_each(|offset| story.evict(CREATED, 0, offset));
+    assert_eq!(story.judge(&id, &cursor), Err(ResetReason::Expired));
+}
+
+#[test]
+fn records_where_the_partitioner_would_not_put_them_make_a_resume_misplaced() {
+    let story = Story::of(3);
+    let id = id_on(0, 3);
+    let stray = story.offsets.place(CREATED, 1).unwrap();
+    assert!(!story.offsets.is_expected(&id, stray));
+    let listed = story.offsets.list(&id, [stray]);
+    assert_eq!(listed.places().len(), 3);
+    let cursor = story.cursor(&id);
+    assert_eq!(story.offsets.judge(&cursor, &id, &listed, |_| Some(4)), Err(ResetReason::Misplaced));
+    assert!(story.offsets.judge(&cursor, &id, &listed, |_| None).is_ok(), "it has left the window");
+}
+
+#[test]
+fn what_was_placed_by_fewer_partitions_before_a_pods_start_is_no_stray_where_the_cursor_tells_of_it() {
+    let mut story = Story::of(4);
+    let id = ids_where(|id| Partitioner::Murmur2.hash(id).is_some_and(|hash| hash.of(2) == 1 && hash.of(4) == 3));
+    (0..5).for_each(|offset| story.read(CREATED, 1, offset));
+    story.offsets.settle();
+    let place = story.offsets.place(CREATED, 1).unwrap();
+    let listed = story.offsets.list(&id, [place]);
+    let mut text = Vec::new();
+    assert!(story.offsets.write_cursor(AssessmentHash::of(&id), &listed, |at| story.offsets.next(at), &mut text));
+    let lists_it = decode(std::str::from_utf8(&text).unwrap()).unwrap();
+    let judge = |story: &Story, cursor: &Cursor, newest| story.offsets.judge(cursor, &id, &listed, |_| Some(newest));
+    assert!(judge(&story, &lists_it, 4).is_ok());
+    assert_eq!(judge(&story, &story.cursor(&id), 4), Err(ResetReason::Misplaced), "who knows what it has of them?");
+    story.read(CREATED, 1, 5);
+    assert_eq!(judge(&story, &lists_it, 5), Err(ResetReason::Misplaced), "by now there are four, and seen to be");
+}

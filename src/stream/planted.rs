@@ -1,0 +1,59 @@
+//! Mistakes that the simulation plants, to see that it would find them. A build that is no test has none of them: there,
+//! asking costs nothing.
+
+/// A mistake in the keeping of cursors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mistake {
+    /// An entry that is framed late gets a cursor from where ingest stands by then.
+    CursorFromHead,
+    /// A client that comes back is taken to have all up to the first event that it lacks, and to lack all from there on.
+    ResumeAsSuffix,
+    /// A client that catches up is sent the entries' cursors as they are.
+    EntryCursorWhileCatchingUp,
+    /// A heartbeat's cursor is from where ingest stands, and not the connection.
+    PingFromHead,
+}
+
+#[cfg(not(test))]
+pub(crate) const fn is_planted(_: Mistake) -> bool {
+    false
+}
+
+#[cfg(test)]
+pub(crate) use tests::is_planted;
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::cell::Cell;
+
+    use super::Mistake;
+
+    thread_local! {
+        static PLANTED: Cell<Option<Mistake>> = const { Cell::new(None) };
+    }
+
+    pub(crate) fn is_planted(mistake: Mistake) -> bool {
+        PLANTED.get() == Some(mistake)
+    }
+
+    /// Runs something with a mistake planted, on this thread alone.
+    pub(crate) fn with<T>(mistake: Mistake, run: impl FnOnce() -> T) -> T {
+        struct Taken;
+        impl Drop for Taken {
+            fn drop(&mut self) {
+                PLANTED.set(None);
+            }
+        }
+        PLANTED.set(Some(mistake));
+        let _taken = Taken;
+        run()
+    }
+
+    #[test]
+    fn a_mistake_is_planted_for_as_long_as_something_runs() {
+        with(Mistake::ResumeAsSuffix, || {
+            assert!(is_planted(Mistake::ResumeAsSuffix) && !is_planted(Mistake::PingFromHead));
+        });
+        assert!(!is_planted(Mistake::ResumeAsSuffix));
+    }
+}
