@@ -13,9 +13,8 @@ use super::state::{ConnectionKey, Entrance, Pass, State};
 use super::sweep::Sweeper;
 use crate::clock::Now;
 use crate::config::{DrainConfig, ShardConfig};
-use crate::ids::AssessmentId;
+use crate::ids::{AssessmentId, NodeId};
 use crate::protocol::close::CloseReason;
-use crate::protocol::messages::{self, Connected};
 use crate::protocol::session::Inbound;
 use crate::shutdown::phases::Phase;
 use crate::stream::batch::Batch;
@@ -85,13 +84,12 @@ pub(crate) struct Bench {
     sweeper: Sweeper,
     handover: Handover,
     drain: DrainConfig,
-    node: Box<str>,
 }
 
 impl Bench {
-    pub(crate) fn new(config: ShardConfig, drain: DrainConfig, node: &str, now: Now) -> Self {
+    pub(crate) fn new(config: ShardConfig, drain: DrainConfig, node: NodeId, now: Now) -> Self {
         let (sweeper, handover) = (Sweeper::new(&config, now.instant), Handover::new(&config, now.instant));
-        Self { state: State::new(config), sweeper, handover, drain, node: node.into() }
+        Self { state: State::new(config, node), sweeper, handover, drain }
     }
 
     // ---- turns ------------------------------------------------------------------------------------------------------
@@ -110,10 +108,11 @@ impl Bench {
         self.state.dispatch(budget, now) == Pass::Done
     }
 
-    /// What a turn does after the events are sent.
-    pub(crate) fn finish_turn(&mut self, here: &Here<'_>, now: Now) {
+    /// What a turn does after the events are sent; who catches up is sent about so many bytes.
+    pub(crate) fn finish_turn(&mut self, here: &Here<'_>, mut bytes: u64, now: Now) {
         while self.state.flush_markets(usize::MAX, now) == Pass::More {}
         while self.sweeper.sweep(&mut self.state, usize::MAX, now) == Pass::More {}
+        while self.state.catch_up(1, &mut bytes, now) == Pass::More {}
         let phase = Phase::at(now.instant, here.standing.draining_since, &self.drain);
         self.handover.advance(&mut self.state, here, now);
         self.sweeper.drain(&mut self.state, phase, here, now);
@@ -129,25 +128,14 @@ impl Bench {
 
     /// Takes a client in.
     pub(crate) fn attach(&mut self, wire: &Wire, id: &AssessmentId, cursor: Option<Box<str>>, now: Now) -> Key {
-        let mut greeting = Vec::new();
-        let connected = Connected {
-            connection_id: "",
-            user_id: "",
-            timestamp: now.unix,
-            node: &self.node,
-            assessment_id: Some(id.as_str()),
-            heartbeat_interval_ms: 0,
-            resumed: false,
-            cursor: None,
-        };
-        let _ = cursor;
-        messages::connected(&mut greeting, &connected);
         let entrance = Entrance {
             socket: wire.clone(),
             assessment: Some(id.clone()),
+            cursor,
             token_expires: None,
-            greeting: greeting.into(),
-            texts: 1,
+            accept: Vec::new(),
+            id: "".into(),
+            user: "".into(),
         };
         let key = self.state.attach(entrance, now);
         self.state.flush(key, now);

@@ -2,9 +2,9 @@
 //! and no `reset` without a cause. It knows the log and what each pod has read; cursors are as opaque to it as to a
 //! client.
 
-use super::log::{Log, placed};
+use super::log::{Log, Topic, placed};
 use super::plan::Shape;
-use super::pod::Memory;
+use super::pod::{Known, Memory};
 
 /// What the checker found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,9 +28,9 @@ pub(super) enum Kind {
 /// How far a client has seen a partition.
 #[derive(Debug, Clone, Copy)]
 enum Seen {
-    /// It began, or was reset, when the partition's list of its assessment had so many events: whichever it sees first,
-    /// none behind those may be missing. The pod stood at this offset at least.
-    From { index: usize, offset: i64 },
+    /// It began, or was reset, when the partition's list of its assessment had so many events: some of those may be
+    /// missing, none behind them. The pod stood at this offset at least. Of those it has seen what is below `next`.
+    From { index: usize, offset: i64, next: usize },
     /// The next one that it is to see.
     Next(usize),
 }
@@ -40,6 +40,8 @@ pub(super) struct Witness {
     assessment: usize,
     /// By partition; those that are not there yet are to be seen from their beginning.
     seen: Vec<Seen>,
+    /// What it had seen when it was connected without being resumed: by that its reset is judged.
+    before: Option<Vec<Seen>>,
 }
 
 /// A reset, and what the checker needs to judge it.
@@ -57,9 +59,12 @@ pub(super) struct Reset<'a> {
 /// How long before a client reads its cursor a pod may have made it, in ms: longer than a slow client is slow.
 const WAY_MS: u64 = 4_000;
 
+/// How long it takes from a pod's look at the topics until a client reads what it made before, in ms.
+const JUST_MS: u64 = 1_000;
+
 impl Witness {
     pub(super) fn new(assessment: usize) -> Self {
-        Self { assessment, seen: Vec::new() }
+        Self { assessment, seen: Vec::new(), before: None }
     }
 
     /// The client is live from now on, without what was before.
@@ -67,8 +72,23 @@ impl Witness {
         let from = |(part, of): (usize, &super::log::Part)| Seen::From {
             index: of.lists[self.assessment].len(),
             offset: base.get(part).copied().unwrap_or(0),
+            next: 0,
         };
         self.seen = log.parts.iter().enumerate().map(from).collect();
+        self.before = None;
+    }
+
+    /// The client is connected and resumed.
+    pub(super) fn go_on(&mut self) {
+        self.before = None;
+    }
+
+    /// The client is connected and not resumed, though it had a cursor: it knows what that means, also where it never
+    /// reads the reset that is to come.
+    pub(super) fn begin_again(&mut self, log: &Log, base: &[i64]) {
+        let before = std::mem::take(&mut self.seen);
+        self.begin(log, base);
+        self.before = Some(before);
     }
 
     /// The client reads an event.
@@ -83,18 +103,25 @@ impl Witness {
         // What lies on a wrong partition is delivered; more is not promised of it.
         let verdict = match *seen {
             _ if part.strays[self.assessment] => Ok(()),
-            Seen::Next(next) if event.index < next => Err((Kind::Double, "comes twice, or after a later one".into())),
+            Seen::Next(next) | Seen::From { next, .. } if event.index < next => {
+                Err((Kind::Double, "comes twice, or after a later one".into()))
+            }
             Seen::Next(next) if event.index > next => {
                 let missing = &list[next..event.index];
                 Err((Kind::Gap, format!("comes where {missing:?} should")))
             }
             Seen::From { index, .. } if event.index > index => {
                 let missing = &list[index..event.index];
-                Err((Kind::Gap, format!("comes first, yet {missing:?} came after it was connected")))
+                Err((Kind::Gap, format!("comes, yet {missing:?} came after it was connected or reset")))
             }
             _ => Ok(()),
         };
-        *seen = Seen::Next(event.index + 1);
+        *seen = match *seen {
+            Seen::From { index, offset, .. } if event.index < index => {
+                Seen::From { index, offset, next: event.index + 1 }
+            }
+            _ => Seen::Next(event.index + 1),
+        };
         verdict.map_err(|(kind, why)| {
             let (topic, partition) = (part.topic, part.number);
             Fault { kind, what: format!("event {number} (t{topic}/{partition} at {}) {why}", event.offset) }
@@ -105,8 +132,12 @@ impl Witness {
     pub(super) fn reset(&mut self, log: &Log, shape: &Shape, reset: &Reset<'_>, base: &[i64]) -> Result<(), Fault> {
         let explained = match reset.reason {
             "expired" | "lagged" => self.may_be_out_of_the_window(log, shape, reset),
-            "invalid" => reset.is_damaged || is_of_other_topics(reset),
-            "misplaced" => log.parts.iter().any(|part| part.strays[self.assessment]),
+            "invalid" => reset.is_damaged || is_of_other_topics(log, reset),
+            "misplaced" => {
+                log.parts.iter().any(|part| part.strays[self.assessment])
+                    || may_not_know_its_numbers(log, reset)
+                    || !shape.is_roomy() && self.has_grown(log)
+            }
             _ => false,
         };
         // It does not fall behind what it has seen; by how much it may have fallen short is what a reset is for.
@@ -117,6 +148,17 @@ impl Witness {
         Err(Fault { kind: Kind::Reset, what: format!("a reset, `{}`, that nothing explains", reset.reason) })
     }
 
+    /// Whether a topic with more partitions than it had has older records of it. The maker of its cursor may have let go of
+    /// them, while a pod that starts reads the last hundred, however old.
+    fn has_grown(&self, log: &Log) -> bool {
+        let id = log.assessments[self.assessment].as_str();
+        let mut keyed = log.topics.iter().filter(|topic| !topic.spread);
+        keyed.any(|topic| {
+            let others = topic.parts.iter().enumerate().filter(|(number, _)| placed(id, topic.parts.len()) != *number);
+            others.into_iter().any(|(_, &part)| !log.parts[part].lists[self.assessment].is_empty())
+        })
+    }
+
     /// Whether the pod may lack something behind what the client has seen.
     fn may_be_out_of_the_window(&self, log: &Log, shape: &Shape, reset: &Reset<'_>) -> bool {
         let id = log.assessments[self.assessment].as_str();
@@ -124,10 +166,14 @@ impl Witness {
             let topic = &log.topics[part.topic];
             let number = usize::try_from(part.number).expect("Kafka numbers partitions from 0");
             // By any number of partitions that the topic had.
-            !part.is_gone && (topic.spread || (1..=topic.parts.len()).any(|count| placed(id, count) == number))
+            topic.spread || (1..=topic.parts.len()).any(|count| placed(id, count) == number)
         });
         parts.into_iter().any(|(place, part)| {
-            let next = match self.seen.get(place) {
+            let topic = &log.topics[part.topic];
+            let number = usize::try_from(part.number).expect("Kafka numbers partitions from 0");
+            let is_unlisted = !topic.spread && may_be_unlisted(reset, id, part.topic, number);
+            let next = match self.before.as_ref().unwrap_or(&self.seen).get(place) {
+                _ if is_unlisted => 0,
                 Some(&Seen::From { offset, .. }) => offset,
                 Some(&Seen::Next(next @ 1..)) => log.events[part.lists[self.assessment][next - 1]].offset + 1,
                 Some(Seen::Next(0)) | None => 0,
@@ -163,8 +209,33 @@ impl Witness {
 }
 
 /// Whether the pod knows other topics by these names than the one that made the cursor.
-fn is_of_other_topics(reset: &Reset<'_>) -> bool {
-    let lately = |memory: &Memory| memory.known.iter().any(|&(_, at)| at > 0 && at + WAY_MS > reset.cursor_ms);
+fn is_of_other_topics(log: &Log, reset: &Reset<'_>) -> bool {
     let Some(maker) = reset.maker else { return false };
-    reset.pod.known.iter().zip(&maker.known).any(|(a, b)| a.0 != b.0) || lately(reset.pod) || lately(maker)
+    let lately = |topic: &Known| topic.remade_ms > 0 && topic.remade_ms + WAY_MS > reset.cursor_ms;
+    // Where the maker has not seen it, the cursor may hand on what another said of it.
+    let differ = |(topic, (a, b)): (&Topic, (&Known, &Known))| {
+        a.id != b.id && !a.id.is_empty() && (!b.id.is_empty() || topic.is_remade)
+    };
+    log.topics.iter().zip(reset.pod.known.iter().zip(&maker.known)).any(differ)
+        || reset.pod.known.iter().chain(&maker.known).any(lately)
+}
+
+/// Whether a pod does not know how many partitions a topic has or had: what was placed by that number looks misplaced to it.
+fn may_not_know_its_numbers(log: &Log, reset: &Reset<'_>) -> bool {
+    let mut topics = log.topics.iter().zip(&reset.pod.known).filter(|(topic, _)| !topic.spread);
+    topics.any(|(topic, known)| {
+        let has_just_grown = known.grown_ms > 0 && known.grown_ms + JUST_MS > reset.now_ms;
+        known.partitions.1 != topic.parts.len() || has_just_grown || known.is_met_late
+    })
+}
+
+/// Whether the maker of a cursor may not have listed a partition, since it knew of fewer: then the cursor says nothing of
+/// what lies there.
+fn may_be_unlisted(reset: &Reset<'_>, id: &str, topic: usize, number: usize) -> bool {
+    let Some(maker) = reset.maker else { return false };
+    maker.known.get(topic).is_none_or(|known| {
+        let (first, last) = known.partitions;
+        let last = last - usize::from(known.grown_ms > 0 && known.grown_ms + WAY_MS > reset.cursor_ms);
+        known.id.is_empty() || (first..=last).all(|count| placed(id, count) != number)
+    })
 }

@@ -296,7 +296,8 @@ impl Client {
         match (asked, resumed) {
             (false, true) => return Err(strange("it is resumed from nothing")),
             (false, false) => self.witness.begin(around.log, &wire.0.borrow().base),
-            (true, _) => {}
+            (true, false) => self.witness.begin_again(around.log, &wire.0.borrow().base),
+            (true, true) => self.witness.go_on(),
         }
         Ok(())
     }

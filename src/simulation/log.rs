@@ -21,6 +21,9 @@ type = "event"
 fields = ["n"]
 "#;
 
+/// When each pod has seen that a topic has more partitions, in ms: pods that stand still and pods that are cut off included.
+const NOTICED_MS: u64 = 6_000;
+
 /// All topics, and every record that was ever written.
 pub(super) struct Log {
     pub(super) topics: Vec<Topic>,
@@ -31,6 +34,8 @@ pub(super) struct Log {
     pub(super) assessments: Vec<AssessmentId>,
     /// Grows with each change that a look at the topics would show.
     pub(super) version: u64,
+    /// Bytes by which each payload is longer than it need be.
+    padding: usize,
     incarnations: u32,
 }
 
@@ -42,6 +47,10 @@ pub(super) struct Topic {
     pub(super) parts: Vec<usize>,
     /// Whether its records lie on any partition.
     pub(super) spread: bool,
+    /// Another of its name was there before it.
+    pub(super) is_remade: bool,
+    /// When it was last made or given a partition more; `None` where that was before all pods.
+    widened_ms: Option<u64>,
     /// Looks don't see it.
     pub(super) is_hidden: bool,
 }
@@ -80,8 +89,9 @@ pub(super) struct Event {
 }
 
 impl Log {
-    pub(super) fn new(assessments: Vec<AssessmentId>) -> Self {
-        Self { topics: Vec::new(), parts: Vec::new(), events: Vec::new(), assessments, version: 0, incarnations: 0 }
+    pub(super) fn new(assessments: Vec<AssessmentId>, padding: usize) -> Self {
+        let (topics, parts, events) = (Vec::new(), Vec::new(), Vec::new());
+        Self { topics, parts, events, assessments, version: 0, padding, incarnations: 0 }
     }
 
     /// The routes, which are the same in each world.
@@ -91,25 +101,35 @@ impl Log {
     }
 
     /// Makes a topic whose partitions begin at an offset.
-    pub(super) fn create(&mut self, partitions: i32, spread: bool, beginning: i64) {
+    pub(super) fn create(&mut self, partitions: i32, spread: bool, beginning: i64, now_ms: Option<u64>) {
         let number = self.topics.len();
         let name = format!("{}.t{number}", if spread { "spread" } else { "keyed" }).into();
-        self.topics.push(Topic { name, id: "".into(), parts: Vec::new(), spread, is_hidden: false });
-        self.fill_topic(number, partitions, beginning);
+        self.topics.push(Topic {
+            name,
+            id: "".into(),
+            parts: Vec::new(),
+            spread,
+            is_remade: false,
+            widened_ms: None,
+            is_hidden: false,
+        });
+        self.fill_topic(number, partitions, beginning, now_ms);
     }
 
     /// Deletes a topic and makes another of its name.
-    pub(super) fn remake(&mut self, topic: usize) {
+    pub(super) fn remake(&mut self, topic: usize, now_ms: u64) {
         let Some(old) = self.topics.get_mut(topic) else { return };
         let parts = std::mem::take(&mut old.parts);
+        old.is_remade = true;
         parts.iter().for_each(|&part| self.parts[part].is_gone = true);
-        self.fill_topic(topic, i32::try_from(parts.len()).expect("few partitions"), 0);
+        self.fill_topic(topic, i32::try_from(parts.len()).expect("few partitions"), 0, Some(now_ms));
     }
 
-    fn fill_topic(&mut self, topic: usize, partitions: i32, beginning: i64) {
+    fn fill_topic(&mut self, topic: usize, partitions: i32, beginning: i64, now_ms: Option<u64>) {
+        self.topics[topic].widened_ms = now_ms;
         self.incarnations += 1;
         self.topics[topic].id = format!("id{}", self.incarnations).into();
-        (0..partitions).for_each(|_| self.widen(topic, beginning));
+        (0..partitions).for_each(|_| self.add_partition(topic, beginning));
     }
 
     /// Hides a topic from those who look, or shows it again.
@@ -120,9 +140,18 @@ impl Log {
         }
     }
 
-    /// Adds a partition to a topic.
-    pub(super) fn widen(&mut self, topic: usize, beginning: i64) {
-        let Some(known) = self.topics.get(topic).map(|topic| topic.parts.len()) else { return };
+    /// Gives a topic a partition more. Not twice so soon that a pod may see both at once: of records that were placed by
+    /// the number between them it would think that they are misplaced, and say so.
+    pub(super) fn widen(&mut self, topic: usize, now_ms: u64) {
+        let Some(widened) = self.topics.get_mut(topic) else { return };
+        if widened.widened_ms.is_none_or(|before| before + NOTICED_MS < now_ms) {
+            widened.widened_ms = Some(now_ms);
+            self.add_partition(topic, 0);
+        }
+    }
+
+    fn add_partition(&mut self, topic: usize, beginning: i64) {
+        let known = self.topics[topic].parts.len();
         let assessments = self.assessments.len();
         self.topics[topic].parts.push(self.parts.len());
         self.parts.push(Part {
@@ -154,7 +183,8 @@ impl Log {
         let part = parts[(home + usize::from(stray)) % parts.len()];
         let is_stray = stray && !*spread && parts.len() > 1;
         let number = self.events.len();
-        let payload = format!(r#"{{"assessmentId":"{}","n":{number}}}"#, self.assessments[assessment].as_str()).into();
+        let (id, padding) = (self.assessments[assessment].as_str(), self.padding);
+        let payload = format!(r#"{{"assessmentId":"{id}","n":{number},"padding":"{:padding$}"}}"#, "").into();
         let Part { end, records, lists, strays, .. } = &mut self.parts[part];
         let offset = *end + hole;
         *end = offset + 1;

@@ -35,6 +35,8 @@ pub(super) struct Shape {
     pub(super) clients: Vec<usize>,
     pub(super) history: Duration,
     pub(super) history_bytes: usize,
+    /// Bytes by which each payload is longer than it need be.
+    pub(super) padding: usize,
     pub(super) place_anywhere: bool,
     /// Between two looks of a pod at the topics, at most.
     pub(super) refresh_ms: u64,
@@ -143,10 +145,10 @@ impl Shape {
         let assessments = dice.usize(1..5);
         let clients = (0..dice.usize(3..7)).map(|_| dice.usize(..assessments)).collect();
         let (hour, much) = (Duration::from_secs(3_600), 64 << 20);
-        let (history, history_bytes) = match dice.u8(..8) {
-            0 => (Duration::from_millis(dice.u64(1_500..4_000)), much),
-            1 => (hour, dice.usize(16..48) * 1024),
-            _ => (hour, much),
+        let (history, history_bytes, padding) = match dice.u8(..16) {
+            0..2 => (Duration::from_millis(dice.u64(1_500..4_000)), much, 0),
+            2 => (hour, dice.usize(350..600) * 1024, 6_000),
+            _ => (hour, much, 0),
         };
         Self {
             pods: dice.usize(2..4),
@@ -155,6 +157,7 @@ impl Shape {
             clients,
             history,
             history_bytes,
+            padding,
             place_anywhere: dice.u8(..8) == 0,
             refresh_ms: dice.u64(300..2_000),
             drain: DrainConfig {
@@ -162,6 +165,11 @@ impl Shape {
                 over: Duration::from_millis(dice.u64(100..1_000)),
             },
         }
+    }
+
+    /// Whether the windows are so large that nothing leaves them.
+    pub(super) fn is_roomy(&self) -> bool {
+        self.history > Duration::from_secs(60) && self.padding == 0
     }
 
     pub(super) fn shard_config(&self) -> ShardConfig {
@@ -200,8 +208,6 @@ impl Plan {
         for _ in 0..dice.usize(1..16) {
             trouble(&shape, &mut dice, &mut deeds);
         }
-        // TEMPORARY
-        deeds.retain(|(_, deed)| !matches!(deed, Deed::Trim { .. }));
         deeds.sort_by_key(|(at, _)| *at);
         Self { seed, shape, absent: Vec::new(), deeds }
     }

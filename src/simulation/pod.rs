@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
-pub(super) use self::ingest::Memory;
 use self::ingest::Reading;
+pub(super) use self::ingest::{Known, Memory};
 use self::session::Session;
 use super::log::Log;
 use super::plan::Shape;
@@ -80,7 +80,7 @@ pub(super) struct Life {
     /// A turn's sending is under way.
     sending: bool,
     connections: Vec<(Key, Wire)>,
-    /// Where the shard stood when it last had taken in all that was read, by partition.
+    /// Where the shard stands, by partition.
     base: Vec<i64>,
     session: Session,
     told_complete: bool,
@@ -135,7 +135,7 @@ impl Pod {
             looked: None,
             look_at_ms: 0,
             inbox: VecDeque::new(),
-            shard: Bench::new(shape.shard_config(), shape.drain, &node.0, now),
+            shard: Bench::new(shape.shard_config(), shape.drain, node.clone(), now),
             sending: false,
             connections: Vec::new(),
             base: Vec::new(),
@@ -258,10 +258,8 @@ impl Life {
         if !self.sending {
             let mut bytes = 0;
             while bytes < self.shard.intake_bytes_max() {
-                let Some(batch) = self.inbox.pop_front() else {
-                    self.rebase();
-                    break;
-                };
+                let Some(batch) = self.inbox.pop_front() else { break };
+                self.follow(&batch);
                 bytes += batch.arena.len();
                 self.shard.take(batch, now);
             }
@@ -272,7 +270,9 @@ impl Life {
         if self.shard.dispatch(budget, now) {
             self.sending = false;
             let here = Here { node, standing: &self.standing, place_anywhere: around.shape.place_anywhere };
-            self.shard.finish_turn(&here, now);
+            // The gateway's own bound is larger than all that a world has.
+            let bytes = if dice.bool() { dice.u64(1..2_000) } else { u64::MAX };
+            self.shard.finish_turn(&here, bytes, now);
         }
     }
 

@@ -1,11 +1,15 @@
 //! The simulation's runs: thousands of seeds, the seeds that failed once, and the simulation itself on trial.
 
+mod cuts;
+
 use std::time::Instant;
 
+use super::checker::Fault;
 use super::plan::Plan;
 use super::sights::Sights;
 use super::story;
 use super::world::Sum;
+use crate::stream::planted::{self, Mistake};
 
 /// How many seeds are tried where `SIMULATION_SEEDS` does not say.
 const SEEDS: u64 = 2_000;
@@ -41,5 +45,26 @@ fn no_event_is_lost_and_none_doubled_in_any_of_thousands_of_worlds() {
     for (sight, count) in sights.all() {
         println!("{count:>9} {sight:?}");
         assert!(count > 0 || took_ms.len() < 1_000, "what no world has is not tried: {sight:?}");
+    }
+}
+
+// ---- the simulation on trial ------------------------------------------------------------------------------------------
+
+const MISTAKES: [Mistake; 4] =
+    [Mistake::CursorFromHead, Mistake::ResumeAsSuffix, Mistake::EntryCursorWhileCatchingUp, Mistake::PingFromHead];
+
+/// How many worlds it takes until one fails with a mistake planted.
+fn found_within(mistake: Mistake) -> Option<(u64, Fault)> {
+    planted::tests::with(mistake, || {
+        (0..SEEDS).find_map(|seed| Some((seed, story::run(&Plan::of_seed(seed), Instant::now()).err()?)))
+    })
+}
+
+#[test]
+fn each_planted_mistake_is_found() {
+    for mistake in MISTAKES {
+        let found = found_within(mistake);
+        println!("{mistake:?}: {found:?}");
+        assert!(found.is_some(), "{mistake:?} is not found in {SEEDS} worlds");
     }
 }

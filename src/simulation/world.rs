@@ -57,9 +57,9 @@ impl<'a> World<'a> {
         let Plan { seed, shape, .. } = plan;
         let mut dice = Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let id = |number| AssessmentId::parse(&format!("a{number}-{}", seed % 1_000)).expect("a short id");
-        let mut log = Log::new((0..shape.assessments).map(id).collect());
+        let mut log = Log::new((0..shape.assessments).map(id).collect(), shape.padding);
         for &(partitions, spread, beginning) in &shape.topics {
-            log.create(partitions, spread, beginning);
+            log.create(partitions, spread, beginning, None);
         }
         let pods = (0..shape.pods).map(|index| Pod::new(index, dice.u64(..))).collect();
         let clients = shape.clients.iter().enumerate();
@@ -227,9 +227,9 @@ impl<'a> World<'a> {
             Deed::Misplace { topic, assessment } => log.produce(topic, assessment, 0, 0, true, now_ms),
             Deed::Pad { topic, offsets } => log.pad(topic, offsets),
             Deed::Trim { topic, kept } => log.trim(topic, kept),
-            Deed::Create { partitions, spread } => log.create(partitions, spread, 0),
-            Deed::Widen { topic } => log.widen(topic, 0),
-            Deed::Remake { topic } => log.remake(topic),
+            Deed::Create { partitions, spread } => log.create(partitions, spread, 0, Some(now_ms)),
+            Deed::Widen { topic } => log.widen(topic, now_ms),
+            Deed::Remake { topic } => log.remake(topic, now_ms),
             Deed::Hide { topic, ms } => {
                 log.hide(topic, true);
                 self.hidden.push((now_ms + ms, topic));

@@ -7,9 +7,9 @@ use super::{Around, Life};
 use crate::clock::whole_ms;
 use crate::ids::TopicIndex;
 use crate::ingest::testing::{Looked, Offsets, SeenTopic};
-use crate::simulation::log::Log;
+use crate::simulation::log::{Log, Topic};
 use crate::simulation::plan::Shape;
-use crate::stream::batch::Origin;
+use crate::stream::batch::{Batch, Origin};
 
 /// Records that a pod reads in a slot, at most, once its history is filled.
 const RECORDS_A_SLOT: usize = 6;
@@ -30,8 +30,23 @@ pub(in crate::simulation) struct Memory {
     /// From where on a partition was read: at the start, and behind what was deleted.
     begun: Vec<(usize, i64)>,
     read: Vec<Read>,
-    /// The topics' ids as it knows them, by topic, each with when it last learned that it is another one.
-    pub(in crate::simulation) known: Vec<(Box<str>, u64)>,
+    /// The topics as it knows them.
+    pub(in crate::simulation) known: Vec<Known>,
+}
+
+/// A topic, as a process knows it.
+#[derive(Debug, Default)]
+pub(in crate::simulation) struct Known {
+    /// Empty before it was seen.
+    pub(in crate::simulation) id: Box<str>,
+    /// How many partitions it had at first, and has now.
+    pub(in crate::simulation) partitions: (usize, usize),
+    /// When it learned that the topic is another one; 0 for never.
+    pub(in crate::simulation) remade_ms: u64,
+    /// When it learned that the topic has more partitions; 0 for never.
+    pub(in crate::simulation) grown_ms: u64,
+    /// It began to read other topics before it saw this one.
+    pub(in crate::simulation) is_met_late: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -41,15 +56,36 @@ struct Read {
     at_ms: u64,
 }
 
-/// Bytes that a record costs a history, at most: its entry, its payload, its frame and its cursor, in vectors that have
-/// grown to twice their need.
+/// Bytes that a record costs a history, at most, beside its payload: its entry, its frame and its cursor, in vectors that
+/// have grown to twice their need.
 const RECORD_BYTES_MAX: usize = 2_000;
 
+/// Bytes by which a history falls short of its bound when it lets go of its oldest segment, and has just begun another.
+const SEGMENT_BYTES_MAX: usize = 256 * 1024;
+
 impl Memory {
+    /// A look at the topics.
+    fn see(&mut self, topics: &[Topic], now_ms: u64) {
+        let is_first = self.known.is_empty();
+        self.known.resize_with(topics.len(), Known::default);
+        for (known, topic) in self.known.iter_mut().zip(topics).filter(|(_, topic)| !topic.is_hidden) {
+            let now = topic.parts.len();
+            if known.id != topic.id {
+                known.remade_ms = if known.id.is_empty() { 0 } else { now_ms };
+                known.is_met_late = !is_first;
+                known.id.clone_from(&topic.id);
+                known.partitions = (now, now);
+            } else if known.partitions.1 != now {
+                known.grown_ms = now_ms;
+                known.partitions.1 = now;
+            }
+        }
+    }
+
     /// Below which offset of a partition the process may have nothing to send, and why.
     pub(in crate::simulation) fn low(&self, part: usize, shape: &Shape, now_ms: u64) -> i64 {
         let begun = self.begun.iter().filter(|(of, _)| *of == part).map(|&(_, from)| from);
-        let kept = shape.history_bytes / RECORD_BYTES_MAX;
+        let kept = (shape.history_bytes - SEGMENT_BYTES_MAX) / (RECORD_BYTES_MAX + 2 * shape.padding);
         let window_ms = whole_ms(shape.history);
         let evicted = self.read.iter().enumerate().filter(|(place, read)| {
             let is_old = now_ms.saturating_sub(read.at_ms) >= window_ms;
@@ -151,25 +187,24 @@ impl Life {
             self.memory.borrow_mut().begun.push((part, from));
             self.readings.push(Reading { topic, partition, part, restart_at_ms: None });
         }
-        let mut memory = self.memory.borrow_mut();
-        for (place, topic) in topics.iter().enumerate() {
-            match memory.known.get_mut(place) {
-                Some(known) if known.0 == topic.id => {}
-                Some(known) => *known = (topic.id.clone(), around.now_ms),
-                None => memory.known.push((topic.id.clone(), 0)),
-            }
-        }
-        drop(memory);
+        self.memory.borrow_mut().see(topics, around.now_ms);
         self.hand_over(around);
     }
 
-    /// Notes where the shard stands, which has taken in all that was read.
-    pub(super) fn rebase(&mut self) {
-        for reading in &self.readings {
-            if self.base.len() <= reading.part {
-                self.base.resize(reading.part + 1, 0);
+    /// Notes where the shard stands when it has taken a batch.
+    pub(super) fn follow(&mut self, batch: &Batch) {
+        let Self { readings, retired, base, .. } = self;
+        let mut set = |topic: TopicIndex, partition: i32, next: i64| {
+            let is_it = |reading: &&Reading| (reading.topic, reading.partition) == (topic, partition);
+            let Some(reading) = readings.iter().chain(retired.iter()).find(is_it) else { return };
+            if base.len() <= reading.part {
+                base.resize(reading.part + 1, 0);
             }
-            self.base[reading.part] = self.feed.next(reading.topic, reading.partition);
+            base[reading.part] = next;
+        };
+        batch.starts.iter().for_each(|start| set(start.topic, start.partition, start.offset));
+        for record in &batch.records {
+            set(record.origin.topic, record.origin.partition, record.origin.offset + 1);
         }
     }
 }
