@@ -16,7 +16,7 @@ use super::lease::{Event, Lease};
 use super::wire::{Action, Call, Holder, Snapshot};
 use crate::clock::whole_ms;
 use crate::ids::{NodeId, SlotNumber};
-use crate::limits::SLOTS_MAX;
+use crate::limits::{LOOK_AGE_MAX, SLOTS_MAX};
 use crate::routing::placement::{Pod, View};
 
 /// Between an answer and a call that an announcement asks for.
@@ -71,6 +71,8 @@ pub struct Member {
     lease: Lease,
     /// Redis' time, and when it was that: `None` before the first answer.
     clock: Option<(u64, Instant)>,
+    /// When the try began that brought the last snapshot.
+    looked: Option<Instant>,
     /// Of the last snapshot; 0 before the hash has one.
     epoch: u64,
     /// Who lives as far as this pod knows, by number, itself included.
@@ -94,6 +96,7 @@ impl Member {
             contact: Contact::new(times),
             lease: Lease::Watching,
             clock: None,
+            looked: None,
             epoch: 0,
             holders: Vec::new(),
             left: Vec::new(),
@@ -136,6 +139,15 @@ impl Member {
         self.call_at = Some(self.call_at.map_or(soon, |due| due.min(soon)));
     }
 
+    /// Somebody is about to be sent away, and the view is to be sure. A look that is young enough is made already; where
+    /// Redis is not reached, the tries go on at their own pace.
+    pub fn handle_look_wish(&mut self, now: Instant) {
+        let is_young = |looked| now.saturating_duration_since(looked) < LOOK_AGE_MAX;
+        if self.contact.is_connected() && !self.looked.is_some_and(is_young) {
+            self.call_at = Some(now);
+        }
+    }
+
     /// A call, or the connecting before it, has failed.
     pub fn handle_failure(&mut self, now: Instant) {
         self.contact.handle_failure();
@@ -150,6 +162,7 @@ impl Member {
             return;
         }
         self.contact.handle_success(began, now);
+        self.looked = Some(began);
         self.call_at = Some(now + self.contact.pause());
         let Snapshot { now_ms, epoch, version, slots, holders, .. } = snapshot;
         self.remember_the_missing(now, epoch, version);
@@ -221,6 +234,12 @@ impl Member {
     #[must_use]
     pub fn has_left(&self) -> bool {
         self.lease == Lease::Left
+    }
+
+    /// As of when the view is, at least: when the newest look that was answered began.
+    #[must_use]
+    pub fn looked(&self) -> Option<Instant> {
+        self.looked
     }
 
     /// Whether the last try reached Redis.

@@ -1,5 +1,6 @@
 //! The handover: when the view changes, clients whose assessment moved to another pod are sent there, oldest first and no
-//! faster than their new owners are meant to take them. Until then they are served; who comes home meanwhile stays.
+//! faster than their new owners are meant to take them. Until then they are served; who comes home meanwhile stays. The
+//! view that they go by is made sure of first ([`super::freshness`]).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::admission::{Here, Watching};
 use super::connection::Socket;
+use super::freshness::{Freshness, Step};
 use super::state::{ConnectionKey, State};
 use crate::clock::Now;
 use crate::config::ShardConfig;
@@ -27,37 +29,49 @@ pub(super) struct Handover {
     waiting: VecDeque<ConnectionKey>,
     /// When the next may go.
     next: Instant,
+    freshness: Freshness,
 }
 
 impl Handover {
     pub(super) fn new(config: &ShardConfig, now: Instant) -> Self {
         let shards = u32::from(config.shards.max(1));
         let interval = Duration::from_secs(1) * shards / config.handover_per_second.max(1);
-        Self { interval, view: Arc::default(), waiting: VecDeque::new(), next: now }
+        Self { interval, view: Arc::default(), waiting: VecDeque::new(), next: now, freshness: Freshness::default() }
     }
 
-    /// When the next client may go; `None` where nobody waits.
+    /// When this has work again, unless the standing changes before; `None` where nobody waits.
     pub(super) fn next(&self) -> Option<Instant> {
-        (!self.waiting.is_empty()).then_some(self.next)
+        (!self.waiting.is_empty()).then(|| self.freshness.until().unwrap_or(self.next))
     }
 
     /// Looks who has moved, if the view is another, and sends those on their way who may go now.
-    pub(super) fn advance<S: Socket>(&mut self, state: &mut State<S>, here: &Here<'_>, now: Now) {
+    pub(super) fn advance<S: Socket>(&mut self, state: &mut State<S>, here: &Here<'_>, now: Now) -> Step {
         // A pod without a slot is about to claim one, or drains: neither says that its clients have moved.
         if here.standing.own.is_none() || here.standing.draining_since.is_some() {
-            return self.waiting.clear();
-        }
-        if !Arc::ptr_eq(&self.view, &here.standing.view) {
+            if !self.waiting.is_empty() {
+                self.waiting.clear();
+                self.view = Arc::default();
+            }
+        } else if !Arc::ptr_eq(&self.view, &here.standing.view) {
             self.view = Arc::clone(&here.standing.view);
             self.choose(state, here);
         }
         self.next = self.next.max(now.instant.checked_sub(BURST).unwrap_or(now.instant));
-        while self.next <= now.instant {
-            let Some(key) = self.waiting.pop_front() else { return };
+        if self.waiting.is_empty() {
+            self.freshness.withdraw();
+            return Step::Go;
+        }
+        if self.next > now.instant {
+            return Step::Wait;
+        }
+        let step = self.freshness.ask(&here.standing.sight, now.instant);
+        while step == Step::Go && self.next <= now.instant {
+            let Some(key) = self.waiting.pop_front() else { break };
             let Some(to) = moved_to(state, key, here) else { continue };
             self.next += self.interval;
             state.close(key, CloseReason::Moved, Some(to), now);
         }
+        step
     }
 
     fn choose<S: Socket>(&mut self, state: &State<S>, here: &Here<'_>) {

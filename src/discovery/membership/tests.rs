@@ -388,6 +388,51 @@ fn an_announcement_does_not_shorten_the_pause_after_a_failure() {
 }
 
 #[test]
+fn who_is_to_be_sent_away_has_a_look_at_once_unless_the_last_is_young() {
+    let mut story = Story::of_three();
+    let answered = story.now;
+    assert_eq!(story.pod.looked(), Some(answered));
+    story.now += Duration::from_millis(99);
+    story.pod.handle_look_wish(story.now);
+    assert!(story.due() > Duration::from_millis(100), "it goes by the last");
+    story.now += Duration::from_millis(1);
+    story.pod.handle_look_wish(story.now);
+    assert_eq!((story.due(), story.call().action), (Duration::ZERO, Action::Hold));
+    assert_eq!(story.pod.looked(), Some(answered));
+}
+
+#[test]
+fn a_thousand_wishes_a_second_are_ten_looks() {
+    let mut story = Story::of_three();
+    let mut looks = 0;
+    for _ in 0..3_000 {
+        story.now += Duration::from_millis(1);
+        story.pod.handle_look_wish(story.now);
+        if story.due() == Duration::ZERO {
+            looks += 1;
+            story.sees(EPOCH, 3, &[(0, "a", "a1"), (1, "b", "b1"), (2, "c", "c1")]);
+        }
+    }
+    assert_eq!(looks, 30);
+}
+
+#[test]
+fn a_look_is_as_old_as_its_try_and_one_that_fails_is_none() {
+    let mut story = Story::of_three();
+    let before = story.pod.looked();
+    let began = story.now + Duration::from_millis(500);
+    story.now += Duration::from_millis(900);
+    let snapshot = story.snapshot(EPOCH, 3, &[(0, "a", "a1")]);
+    story.pod.handle_failure(story.now);
+    assert_eq!((story.pod.looked(), story.pod.is_connected()), (before, false));
+    let due = story.due();
+    story.pod.handle_look_wish(story.now);
+    assert_eq!(story.due(), due, "where Redis is down, nobody waits for it, and it is tried at its own pace");
+    story.pod.handle_snapshot(began, story.now, snapshot);
+    assert_eq!(story.pod.looked(), Some(began));
+}
+
+#[test]
 fn the_end_of_a_lease_is_looked_at_when_it_comes_rather_than_at_the_poll_after_it() {
     let mut story = Story::of_three();
     assert_eq!(story.due(), Duration::from_secs(1));
