@@ -178,6 +178,31 @@ fn a_pod_that_was_paused_beyond_its_lease_claims_anew() {
 }
 
 #[test]
+fn a_pod_that_starts_after_an_outage_leaves_those_who_could_not_renew_the_time_to() {
+    let missed = |age_ms: u64, node: &str| {
+        let mut story = Story::begin();
+        story.pod.handle_history_complete(story.now);
+        let mut snapshot = story.snapshot(EPOCH, 2, &[(0, "b", "b1"), (1, node, "c1")]);
+        snapshot.now_ms += whole_ms(LEASE);
+        snapshot.holders[0].expires_at_ms = snapshot.now_ms + whole_ms(LEASE);
+        snapshot.holders[1].expires_at_ms = snapshot.now_ms + whole_ms(LEASE) - age_ms;
+        story.pod.handle_snapshot(story.now, story.now, snapshot);
+        story
+    };
+    // Renewed each second, and at the latest when a call or two were slow.
+    assert!(missed(1_000, "c").call().judge && missed(5_000, "c").call().judge);
+    assert!(missed(15_000, "a").call().judge, "its own is the one from before its restart");
+    for age_ms in [5_001, 9_000, 15_000] {
+        let mut story = missed(age_ms, "c");
+        assert_eq!((story.call().action, story.call().judge), (Action::Claim, false), "it claims what is free");
+        story.sees_for(LEASE - Duration::from_secs(1), EPOCH, 3, &[(0, "b", "b1"), (1, "c", "c1"), (2, "a", "a1")]);
+        assert!(!story.call().judge);
+        story.sees_for(Duration::from_secs(1), EPOCH, 3, &[(0, "b", "b1"), (1, "c", "c1"), (2, "a", "a1")]);
+        assert!(story.call().judge);
+    }
+}
+
+#[test]
 fn while_redis_is_away_the_last_view_stays_in_force() {
     let mut story = Story::of_three();
     story.fails_for(Duration::from_secs(600));
