@@ -478,7 +478,7 @@ impl Turns {
         if let Some(flush) = self.shard.state.borrow().next_market_flush() {
             until = until.min(flush);
         }
-        if let Some(handover) = self.handover.next() {
+        if let Some(handover) = self.handover.next(now) {
             until = until.min(handover);
         }
         if standing.draining_since.is_some() {

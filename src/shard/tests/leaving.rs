@@ -64,7 +64,7 @@ impl Leaving {
 
     /// That it waits for something, and not in a circle.
     fn rests_until(&self) -> Duration {
-        let next = self.handover.next().expect("somebody waits");
+        let next = self.handover.next(self.now()).expect("somebody waits");
         assert!(next > self.now(), "a turn that can do nothing must not be due");
         next - self.now()
     }
@@ -82,7 +82,7 @@ fn nobody_is_sent_away_by_an_old_view_before_another_look_and_one_is_for_all() {
     }
     let sure = looked_at(&old, leaving.now());
     assert_eq!((leaving.advance(&sure), leaving.gone()), (Step::Go, 20));
-    assert_eq!(leaving.handover.next(), None);
+    assert_eq!(leaving.handover.next(leaving.now()), None);
     let last = leaving.clients[0].1.texts().pop().unwrap();
     assert!(last.contains(r#""error":"Redirect""#) && last.contains(r#""url":"ws://that/ws""#), "{last}");
 }
@@ -94,7 +94,7 @@ fn where_the_look_shows_that_they_are_at_home_they_are_told_nothing() {
     assert_eq!(leaving.advance(&old), Step::AskForLook);
     leaving.pass(5);
     let alone = standing(false, leaving.now());
-    assert_eq!((leaving.advance(&alone), leaving.gone(), leaving.handover.next()), (Step::Go, 0, None));
+    assert_eq!((leaving.advance(&alone), leaving.gone(), leaving.handover.next(leaving.now())), (Step::Go, 0, None));
     for (_, socket) in &leaving.clients {
         assert_eq!(socket.texts(), [r#"{"type":"connected"}"#]);
     }
@@ -125,6 +125,29 @@ fn a_long_handover_looks_again_when_its_look_is_old() {
 }
 
 #[test]
+fn many_are_looked_at_bit_by_bit_and_the_oldest_go_first_whoever_leaves_meanwhile() {
+    let mut leaving = Leaving::begin(10_000, 10_000);
+    for (number, (key, _)) in leaving.clients.iter().enumerate() {
+        let age = Duration::from_millis(u64::try_from(number * 7919 % 10_000).unwrap());
+        leaving.world.state.connections[*key].opened = leaving.world.now.instant - age;
+    }
+    let view = standing(true, leaving.now());
+    assert_eq!((leaving.advance(&view), leaving.gone()), (Step::Wait, 0));
+    assert_eq!(leaving.handover.next(leaving.now()), Some(leaving.now()), "the next turn comes at once");
+    for place in [0, 4_000, 9_999] {
+        let (key, _) = leaving.clients.swap_remove(place.min(leaving.clients.len() - 1));
+        leaving.world.state.detach(key, CloseReason::ClientGone);
+    }
+    assert_eq!((leaving.advance(&view), leaving.gone()), (Step::Wait, 0));
+    assert_eq!((leaving.advance(&view), leaving.gone()), (Step::Go, 1_001), "a tenth of a second's");
+    let state = &leaving.world.state;
+    let opened = |key: &ConnectionKey| state.connections[*key].opened;
+    let (gone, here): (Vec<_>, Vec<_>) =
+        leaving.clients.iter().map(|(key, _)| *key).partition(|key| state.ended(*key).is_some());
+    assert!(gone.iter().map(opened).max() <= here.iter().map(opened).min());
+}
+
+#[test]
 fn without_redis_the_last_view_is_gone_by() {
     let mut leaving = Leaving::begin(3, 1_000);
     let old = standing(true, leaving.now() - Duration::from_secs(60));
@@ -147,7 +170,7 @@ fn a_pod_without_a_slot_hands_nobody_over_and_goes_on_when_it_has_one() {
     assert_eq!(leaving.gone(), 2);
     let lost = Standing { own: None, ..holds.clone() };
     leaving.pass(500);
-    assert_eq!((leaving.advance(&lost), leaving.gone(), leaving.handover.next()), (Step::Go, 2, None));
+    assert_eq!((leaving.advance(&lost), leaving.gone(), leaving.handover.next(leaving.now())), (Step::Go, 2, None));
     leaving.pass(500);
     let holds = looked_at(&holds, leaving.now());
     leaving.advance(&holds);
@@ -160,7 +183,7 @@ fn placed_anywhere_nobody_moves_whatever_the_view() {
     leaving.place_anywhere = true;
     for beside in [true, false, true] {
         let view = standing(beside, leaving.now() - Duration::from_secs(1));
-        assert_eq!((leaving.advance(&view), leaving.gone(), leaving.handover.next()), (Step::Go, 0, None));
+        assert_eq!((leaving.advance(&view), leaving.gone(), leaving.handover.next(leaving.now())), (Step::Go, 0, None));
     }
 }
 
