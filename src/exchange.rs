@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use atomic_waker::AtomicWaker;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use tokio::sync::Notify;
 
 pub use batches::BatchReceiver;
 use batches::{BatchSender, batch_channel};
 
 use crate::clock::whole_ms;
 use crate::ids::{AssessmentHash, SlotNumber};
-use crate::limits::HANDOFF_CHANNEL_DEPTH;
+use crate::limits::{HANDOFF_CHANNEL_DEPTH, LOOK_AGE_MAX};
 use crate::protocol::head::Upgrade;
 use crate::routing::placement::{Pod, View};
 use crate::stream::batch::Batch;
@@ -134,6 +135,8 @@ pub enum Undelivered {
 pub struct Standing {
     /// The live slots.
     pub view: Arc<View>,
+    /// How sure the view is.
+    pub sight: Sight,
     /// The slot of this pod, while it holds one.
     pub own: Option<SlotNumber>,
     /// Whether this pod was ready at some time: from then on it takes clients, whatever fails later.
@@ -142,6 +145,27 @@ pub struct Standing {
     pub draining_since: Option<Instant>,
     /// All is over: whoever reads this ends.
     pub ended: bool,
+}
+
+/// How sure a view is: of a time, and of whether a surer one is to be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sight {
+    /// When the newest look at Redis that was answered had been sent: the view is the state as of then, or later. `None`
+    /// before the first.
+    pub looked: Option<Instant>,
+    /// Whether Redis is reached. Where it isn't, the last view stays in force: there is no surer one.
+    pub reached: bool,
+}
+
+impl Sight {
+    /// Whether a client that is to be sent away since `wanted` may be: by a look that was at most [`LOOK_AGE_MAX`] old
+    /// then, or else without Redis, by the last view. By the age at that time, not by that of now: where an answer takes
+    /// longer than that, no look would ever be young enough.
+    #[must_use]
+    pub fn is_sure(&self, wanted: Instant) -> bool {
+        let is_young = |looked| wanted.saturating_duration_since(looked) <= LOOK_AGE_MAX;
+        !self.reached || self.looked.is_some_and(is_young)
+    }
 }
 
 /// Who is to serve an assessment.
@@ -171,6 +195,10 @@ impl Standing {
 
 /// The newest [`Standing`], read without a lock.
 pub type PublishedStanding = Arc<ArcSwap<Standing>>;
+
+/// Asks discovery for a look at Redis, from any thread. It keeps one wish until it is seen to, however many wish: one look
+/// is for all of them. The standing tells when it is done.
+pub type LookWish = Arc<Notify>;
 
 // ---- from all to the control thread -----------------------------------------------------------------------------------
 
@@ -233,5 +261,23 @@ impl Pulse {
 
     fn ms(&self, now: Instant) -> u64 {
         whole_ms(now.saturating_duration_since(self.start))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_is_sure_by_a_look_that_was_young_when_it_was_wanted_or_without_redis() {
+        let looked = Instant::now();
+        let after = |ms| looked + Duration::from_millis(ms);
+        let sight = Sight { looked: Some(looked), reached: true };
+        assert!(sight.is_sure(after(0)) && sight.is_sure(after(100)));
+        assert!(!sight.is_sure(after(101)));
+        let slow = Sight { looked: Some(after(500)), reached: true };
+        assert!(slow.is_sure(after(499)), "it was sent after it was wanted, whenever the answer came");
+        assert!(!Sight { looked: None, reached: true }.is_sure(looked));
+        assert!(Sight { looked: Some(looked), reached: false }.is_sure(after(1_000_000)), "the last view is in force");
     }
 }

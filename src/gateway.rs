@@ -26,7 +26,7 @@ use self::listeners::{ListenError, Listeners};
 use self::machine::{Cores, IoUringForbidden};
 use crate::config::Config;
 use crate::discovery::{self, Cluster, Intent, Membership};
-use crate::exchange::{HttpRequest, PublishedStanding, ShardDoor, ShardInbox, shard_door};
+use crate::exchange::{HttpRequest, LookWish, PublishedStanding, ShardDoor, ShardInbox, shard_door};
 use crate::ids::ShardIndex;
 use crate::limits::{HTTP_CHANNEL_DEPTH, THREADS_END_MAX};
 use crate::operations::http;
@@ -114,6 +114,7 @@ fn connect(
         url: Arc::clone(&config.public_url),
         intent: intent_seen,
         cluster,
+        look: exchange.look,
         metrics: metrics.discovery,
     };
     let control = Control {
@@ -178,6 +179,7 @@ impl Metrics {
 /// What the threads meet in.
 struct Exchange {
     standing: PublishedStanding,
+    look: LookWish,
     doors: Vec<ShardDoor>,
     inboxes: Vec<ShardInbox>,
     threads: Threads,
@@ -187,7 +189,7 @@ impl Exchange {
     fn new(shards: u16) -> Self {
         let (doors, inboxes) = (0..shards).map(|_| shard_door()).unzip();
         let threads = Threads { ingest: Arc::default(), shards: (0..shards).map(|_| Arc::default()).collect() };
-        Self { standing: PublishedStanding::default(), doors, inboxes, threads }
+        Self { standing: PublishedStanding::default(), look: LookWish::default(), doors, inboxes, threads }
     }
 
     fn spawn_shards(
@@ -217,6 +219,7 @@ impl Exchange {
                 doors: self.doors.clone(),
                 http: http.clone(),
                 standing: Arc::clone(&self.standing),
+                look: Arc::clone(&self.look),
                 status: Arc::clone(status),
                 pod: Arc::clone(&pod),
                 metrics: metrics.shard.clone(),

@@ -152,6 +152,14 @@ pub const WRITE_SLICES_MAX: usize = 64;
 /// in the hash must not grow.
 pub const SLOTS_MAX: u32 = 10_000;
 
+/// The oldest look at Redis by whose view a client is sent to another pod. A pod that sends away many costs Redis one
+/// look in this time at most.
+pub const LOOK_AGE_MAX: Duration = Duration::from_millis(100);
+
+/// How long a client that is to be sent away waits for such a look: as long as a call to Redis may take. A Redis that
+/// doesn't answer by then counts as down, and the last view is gone by.
+pub const LOOK_WAIT_MAX: Duration = Duration::from_secs(2);
+
 /// Operators' requests that are answered at a time; over it, 503.
 pub const HTTP_CONNECTIONS_MAX: usize = 64;
 

@@ -160,6 +160,18 @@ impl Ask {
     #[must_use]
     #[track_caller]
     pub fn connect(&self) -> TcpStream {
+        self.try_connect().unwrap_or_else(|error| panic!("connect to {}: {error}", self.address))
+    }
+
+    /// Opens a connection where somebody listens.
+    ///
+    /// # Errors
+    /// Where nobody does.
+    ///
+    /// # Panics
+    /// Where the machine has no descriptor left.
+    #[track_caller]
+    pub fn try_connect(&self) -> std::io::Result<TcpStream> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a descriptor is left");
         if let Some(source) = self.source {
             socket.bind(&SocketAddr::from((source, 0)).into()).expect("a loopback address");
@@ -167,12 +179,11 @@ impl Ask {
         if let Some(bytes) = self.receive_buffer {
             socket.set_recv_buffer_size(bytes).expect("a size");
         }
-        let connected = socket.connect_timeout(&self.address.into(), WITHIN);
-        connected.unwrap_or_else(|error| panic!("connect to {}: {error}", self.address));
+        socket.connect_timeout(&self.address.into(), WITHIN)?;
         let stream = TcpStream::from(socket);
         stream.set_nodelay(true).expect("a TCP socket");
         stream.set_read_timeout(Some(WITHIN)).expect("a timeout above 0");
-        stream
+        Ok(stream)
     }
 
     /// Becomes a client.

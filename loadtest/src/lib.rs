@@ -8,7 +8,7 @@
 //! ```
 //!
 //! - [`pods`]: the [`pods::World`] of a test and its pods. Start reading here.
-//! - [`kafka`], [`redis`]: what can be stopped, killed, paused and started again.
+//! - [`kafka`], [`redis`]: what can be stopped, killed, paused and started again; [`link`]: a pod's own way to Redis.
 //! - [`events`]: numbered events, and what the contract makes of them.
 //! - [`client`], [`token`]: clients that keep the rules, and [`client::raw`] for those that don't.
 //! - [`http`], [`metrics`]: what operators see, read strictly.
@@ -23,6 +23,7 @@ pub mod client;
 pub mod events;
 pub mod http;
 pub mod kafka;
+pub mod link;
 pub mod metrics;
 pub mod pods;
 pub mod process;

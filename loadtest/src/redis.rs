@@ -173,6 +173,42 @@ impl Redis {
         seconds * 1000 + micros / 1000
     }
 
+    /// How often the pods have called it since it was started.
+    ///
+    /// # Panics
+    /// Where it doesn't answer.
+    #[must_use]
+    pub fn scripts_run(&self) -> u64 {
+        let stats: String =
+            redis::cmd("INFO").arg("commandstats").query(&mut self.connection()).expect("Redis answers");
+        let of = |command: &str| {
+            let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+            line.and_then(|line| line.split(',').next()?.parse::<u64>().ok()).unwrap_or(0)
+        };
+        of("evalsha") + of("eval")
+    }
+
+    /// Makes it a replica of another: it takes no change any more but that one's.
+    ///
+    /// # Panics
+    /// Where it doesn't answer, or doesn't follow the other.
+    pub fn follow(&self, other: &Self) {
+        let mut command = redis::cmd("REPLICAOF");
+        command.arg("127.0.0.1").arg(other.port).exec(&mut self.connection()).expect("Redis answers");
+        eventually("it follows", ANSWER_WITHIN, || {
+            let info: String = redis::cmd("INFO").arg("replication").query(&mut self.connection()).ok()?;
+            info.contains("master_link_status:up").then_some(())
+        });
+    }
+
+    /// Makes a replica one that takes changes.
+    ///
+    /// # Panics
+    /// Where it doesn't answer.
+    pub fn lead(&self) {
+        redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec(&mut self.connection()).expect("Redis answers");
+    }
+
     /// Listens to channels from now on.
     ///
     /// # Panics

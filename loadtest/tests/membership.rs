@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use loadtest::client::{Client, WITHIN, read_for, watch};
 use loadtest::events::{assert_saw, event, seen};
-use loadtest::pods::{Pod, World};
-use loadtest::process::{Signal, eventually};
+use loadtest::link::Link;
+use loadtest::pods::{Pod, READY_WITHIN, World};
+use loadtest::process::{Signal, always, eventually};
+use loadtest::redis::Redis;
 
 /// Each pod's lease.
 const LEASE: Duration = Duration::from_millis(1500);
@@ -235,22 +237,105 @@ fn a_lease_is_renewed_in_time() {
 }
 
 #[test]
-fn placement_any_serves_everything_everywhere() {
+fn with_the_shortest_lease_no_outage_moves_anybody() {
+    let mut world = World::start();
+    let pods = world.three_pods(&[("LEASE_TTL_MS", "1000")]);
+    let mut fleet = Fleet::open(&world, &pods);
+    // So long that they try less and less often.
+    world.redis.kill();
+    read_for(&mut fleet.clients, Duration::from_secs(4));
+    world.redis.start_again();
+    fleet.is_as_before(&world, &pods);
+    world.redis.pause();
+    read_for(&mut fleet.clients, Duration::from_secs(4));
+    world.redis.resume();
+    fleet.is_as_before(&world, &pods);
+}
+
+/// Three pods, each with a way to Redis of its own.
+fn linked(world: &World, settings: &[(&str, &str)]) -> (Vec<Link>, Vec<Pod>) {
+    let links: Vec<_> = (0..3).map(|_| Link::to(world.redis.port())).collect();
+    let pod = |(number, link): (usize, &Link)| {
+        world.pod(&format!("pod-{number}")).set_all(settings).set("REDIS_PORT", &link.port().to_string()).spawn()
+    };
+    let pods: Vec<_> = links.iter().enumerate().map(pod).collect();
+    pods.iter().for_each(Pod::ready);
+    world.settled(&pods);
+    (links, pods)
+}
+
+#[test]
+fn a_pod_that_starts_just_after_an_outage_takes_nothing_from_those_who_have_yet_to_come_back() {
     let world = World::start();
-    let pods = [0, 1].map(|number| world.pod(&format!("pod-{number}")).set("PLACEMENT", "any").start());
-    let ids: Vec<_> = (0..20).map(|number| format!("a-{number}")).collect();
-    let mut clients: Vec<_> = pods.iter().flat_map(|pod| ids.iter().map(|id| pod.client(id))).collect();
-    watch(&mut clients, "all are taken", WITHIN, |clients| {
-        clients.iter().all(|client| client.of_type("connected").count() == 1)
+    let (links, pods) = linked(&world, LEASE_SETTING);
+    let before = world.redis.slots();
+    links.iter().for_each(Link::pause);
+    eventually("their leases run out", WITHIN, || world.redis.live().is_empty().then_some(()));
+    let fresh = world.pod("fresh").set_all(LEASE_SETTING).start();
+    let holders = || -> Vec<_> { world.redis.slots().into_values().map(|slot| (slot.node, slot.instance)).collect() };
+    let theirs: Vec<_> = before.values().map(|slot| (slot.node.clone(), slot.instance.clone())).collect();
+    assert_eq!(holders()[..3], theirs, "it can't know that they are not dead");
+    assert_eq!(world.redis.live().into_iter().collect::<Vec<_>>(), [(3, "fresh".to_owned())]);
+
+    links.iter().for_each(Link::resume);
+    eventually("all are there", WITHIN, || (world.redis.live().len() == 4).then_some(()));
+    assert_eq!(holders()[..3], theirs, "each where it was");
+    // Of one that doesn't come back it is known a lease later.
+    drop(pods);
+    eventually("the dead are gone", LEASE * 2 + Duration::from_secs(2), || {
+        (world.redis.slots().len() == 1).then_some(())
     });
-    let producer = world.producer();
-    for number in 0..10 {
-        for id in &ids {
-            producer.event(&event(id, number));
-        }
+    assert_eq!(world.redis.live().len(), 1);
+    fresh.ready();
+}
+
+#[test]
+fn a_slow_redis_is_one_that_is_reached_and_who_dies_is_missed_all_the_same() {
+    let world = World::start();
+    let (links, mut pods) = linked(&world, &[("LEASE_TTL_MS", "3000")]);
+    let slots = world.redis.live();
+    links.iter().for_each(|link| link.delay(Duration::from_millis(1000)));
+    // Each call takes a third of the lease.
+    always("all have their slots", Duration::from_secs(6), || {
+        world.redis.live() == slots && pods.iter().all(|pod| pod.get("/ready").status == 200)
+    });
+    let calls = |pod: &Pod| pod.metrics().sum("shardgate_redis_calls_failed_total");
+    assert!(pods.iter().all(|pod| calls(pod) == 0.0));
+    let mut dead = pods.remove(1);
+    dead.kill();
+    eventually("its slot is vacant", Duration::from_secs(3 + 2), || (world.redis.slots().len() == 2).then_some(()));
+    for pod in &pods {
+        eventually("it is sent nobody any more", WITHIN, || {
+            let ids = (0..32).map(|number| format!("id-{number}"));
+            ids.into_iter().all(|id| pod.owner_of(&id) != dead.url()).then_some(())
+        });
     }
-    watch(&mut clients, "all is delivered", WITHIN, |clients| clients.iter().all(|client| seen(client).count() == 10));
-    for (client, id) in clients.iter().zip(ids.iter().chain(&ids)) {
-        assert_saw(client, id, 0..10);
+}
+
+#[test]
+fn a_replica_that_takes_no_changes_is_no_redis_to_a_pod_until_it_leads() {
+    let world = World::start();
+    let pods = world.three_pods(LEASE_SETTING);
+    let mut fleet = Fleet::open(&world, &pods);
+    let other = Redis::start();
+    // What it had is gone with that: it has what the other has.
+    world.redis.follow(&other);
+    let new = world.pod("new").set_all(LEASE_SETTING).spawn();
+    eventually("it listens", READY_WITHIN, || new.try_get("/health"));
+    let all: Vec<_> = pods.iter().chain([&new]).collect();
+    for pod in &all {
+        eventually("it shows", WITHIN, || (pod.get("/ready").json()["redis"] == "disconnected").then_some(()));
     }
+    always("it is not taken for one", Duration::from_secs(6), || {
+        all.iter().all(|pod| pod.get("/ready").json()["redis"] == "disconnected")
+    });
+    read_for(&mut fleet.clients, Duration::from_millis(100));
+    fleet.is_owned_as_before(&pods);
+    fleet.is_served(&world);
+    let told = new.log().lines().filter(|line| line.contains("Redis is not reached")).count();
+    assert_eq!(told, 1, "once, and not again and again");
+    assert!(new.log().contains("read only replica"), "and it says why");
+    drop(new);
+    world.redis.lead();
+    fleet.is_as_before(&world, &pods);
 }

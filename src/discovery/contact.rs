@@ -3,40 +3,44 @@
 
 use std::time::{Duration, Instant};
 
+use crate::limits::LOOK_WAIT_MAX;
+
 /// How often a pod renews its lease and looks at the slots, at the longest: this catches what pub/sub lost.
 const POLL_MAX: Duration = Duration::from_secs(1);
 
-/// How long a call may take, at the longest and the shortest. A Redis that hangs shows after this and a poll.
-const CALL_MAX: Duration = Duration::from_secs(2);
-const CALL_MIN: Duration = Duration::from_millis(500);
+/// How long a call may take, at the longest. A Redis that hangs shows after this and a poll, and who waits for a look is
+/// told of it then.
+const CALL_MAX: Duration = LOOK_WAIT_MAX;
 
-/// The pause after a first failed try; it doubles up to [`POLL_MAX`].
+/// The pause after a first failed try; it doubles up to the time of a poll.
 const RETRY_MIN: Duration = Duration::from_millis(100);
-
-/// After an outage, how long a pod that had no slot leaves those who had one the time to take theirs again: each of them
-/// tries again after [`POLL_MAX`] and [`CALL_MAX`] at the latest.
-const SETTLE: Duration = POLL_MAX.saturating_add(CALL_MAX);
 
 /// The times that follow from a lease.
 #[derive(Debug, Clone, Copy)]
 pub struct Times {
     /// `LEASE_TTL_MS`.
     pub lease: Duration,
-    /// Between two calls.
+    /// Between the beginnings of two calls, and between two tries while Redis is away. So after an outage everyone has
+    /// called well within a lease.
     pub poll: Duration,
     /// For one call.
     pub call: Duration,
-    /// Two successes with at most this between them are contact without a break. Whoever renewed just before such a gap
-    /// still has a lease after it: a lease, less a poll, less this.
-    gap: Duration,
+    /// Two successes with at most this between them are contact without a break, also where each call takes as long as it
+    /// may. Whoever renewed just before such a gap still has a lease after it: a lease, less a poll, less this.
+    pub gap: Duration,
 }
 
 impl Times {
     /// The times for a lease.
     #[must_use]
     pub fn of(lease: Duration) -> Self {
-        let call = (lease / 2).clamp(CALL_MIN, CALL_MAX);
-        Self { lease, poll: (lease / 5).min(POLL_MAX), call, gap: lease / 2 }
+        Self { lease, poll: (lease / 5).min(POLL_MAX), call: (lease * 2 / 5).min(CALL_MAX), gap: lease / 2 }
+    }
+
+    /// After an outage, how long a pod that had no slot leaves those who had one the time to take theirs again: each of
+    /// them has called again by then.
+    fn settle(&self) -> Duration {
+        self.poll + self.call
     }
 }
 
@@ -117,21 +121,22 @@ impl Contact {
         match self.state {
             State::Never | State::Broken { .. } => false,
             State::Unbroken { since, after_outage, .. } => {
-                !after_outage || now.saturating_duration_since(since) >= SETTLE.min(self.times.lease)
+                !after_outage || now.saturating_duration_since(since) >= self.times.settle()
             }
         }
     }
 
-    /// How long to wait before the next try.
+    /// When to try next, after a try that began at `began` and ended at `now`. An answer that took long does not put the
+    /// next call off: it would be late for a lease, and a gap to who judges.
     #[must_use]
-    pub fn pause(&self) -> Duration {
+    pub fn next_try(&self, began: Instant, now: Instant) -> Instant {
         match self.state {
-            State::Never => Duration::ZERO,
+            State::Never => now,
             State::Broken { failures } => {
                 let doubled = RETRY_MIN.saturating_mul(1 << failures.saturating_sub(1).min(10));
-                doubled.min(POLL_MAX)
+                now + doubled.min(self.times.poll)
             }
-            State::Unbroken { .. } => self.times.poll,
+            State::Unbroken { .. } => (began + self.times.poll).max(now),
         }
     }
 }
@@ -159,6 +164,8 @@ mod tests {
             let times = Times::of(lease);
             assert!(times.poll + times.gap < lease, "{lease:?}");
             assert!(times.poll * 4 <= lease, "a lease is renewed several times before it runs out");
+            assert!(times.call.max(times.poll) < times.gap, "slow calls, one after another, leave no gap");
+            assert!(times.settle() < lease, "and after an outage everyone has called within a lease");
         }
     }
 
@@ -181,7 +188,7 @@ mod tests {
         while now < back + LEASE {
             contact.handle_success(now, now);
             assert!(contact.is_connected() && !contact.may_judge(now));
-            assert_eq!(contact.is_settled(now), now >= back + SETTLE);
+            assert_eq!(contact.is_settled(now), now >= back + Duration::from_secs(3));
             now += Duration::from_secs(1);
         }
         contact.handle_success(now, now);
@@ -217,16 +224,42 @@ mod tests {
     #[test]
     fn tries_follow_each_other_more_and_more_slowly_up_to_once_a_second() {
         let (mut contact, start) = contact();
-        assert_eq!(contact.pause(), Duration::ZERO);
-        let pauses: Vec<u64> = (0..40)
+        assert_eq!(contact.next_try(start, start), start);
+        let pauses: Vec<Duration> = (0..40)
             .map(|_| {
                 contact.handle_failure();
-                u64::try_from(contact.pause().as_millis()).unwrap()
+                contact.next_try(start, start + ms(500)) - (start + ms(500))
             })
             .collect();
-        assert_eq!(pauses[..6], [100, 200, 400, 800, 1_000, 1_000]);
-        assert_eq!(pauses[39], 1_000);
-        contact.handle_success(start, start);
-        assert_eq!(contact.pause(), Duration::from_secs(1));
+        assert_eq!(pauses[..6], [100, 200, 400, 800, 1_000, 1_000].map(ms));
+        assert_eq!(pauses[39], ms(1_000));
+        contact.handle_success(start, start + ms(300));
+        assert_eq!(contact.next_try(start, start + ms(300)), start + ms(1_000), "once a second, however long it takes");
+        assert_eq!(contact.next_try(start, start + ms(1_200)), start + ms(1_200));
+    }
+
+    #[test]
+    fn with_the_shortest_lease_an_outage_leaves_everyone_the_time_to_call_before_anyone_judges() {
+        let times = Times::of(ms(1_000));
+        let (start, mut contact) = (Instant::now(), Contact::new(times));
+        for _ in 0..40 {
+            contact.handle_failure();
+        }
+        assert!(contact.next_try(start, start) + times.call < start + times.lease);
+    }
+
+    #[test]
+    fn a_redis_that_answers_just_in_time_is_contact_without_a_break() {
+        for lease in [1_000, 3_000, 10_000].map(ms) {
+            let times = Times::of(lease);
+            let (mut began, mut contact) = (Instant::now(), Contact::new(times));
+            let end = began + lease * 3;
+            while began < end {
+                let answered = began + times.call - ms(1);
+                contact.handle_success(began, answered);
+                began = contact.next_try(began, answered);
+                assert!(contact.may_judge(began), "{lease:?}");
+            }
+        }
     }
 }

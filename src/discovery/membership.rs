@@ -7,6 +7,9 @@
 //!   or set back. It is believed too, yet those whom this pod knew and who are missing in it had no chance to come back:
 //!   they stay in the view for one lease more, until they show up or their number is filled.
 //! - **No news is no news.** While Redis is not reached, the last view stays in force.
+//!
+//! A look is made each second, when something is announced, and when a client is about to be sent away: then the view has
+//! to be sure ([`Member::handle_look_wish`]).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +19,7 @@ use super::lease::{Event, Lease};
 use super::wire::{Action, Call, Holder, Snapshot};
 use crate::clock::whole_ms;
 use crate::ids::{NodeId, SlotNumber};
-use crate::limits::SLOTS_MAX;
+use crate::limits::{LOOK_AGE_MAX, SLOTS_MAX};
 use crate::routing::placement::{Pod, View};
 
 /// Between an answer and a call that an announcement asks for.
@@ -71,6 +74,10 @@ pub struct Member {
     lease: Lease,
     /// Redis' time, and when it was that: `None` before the first answer.
     clock: Option<(u64, Instant)>,
+    /// Nobody is judged before.
+    judge_from: Option<Instant>,
+    /// When the try began that brought the last snapshot.
+    looked: Option<Instant>,
     /// Of the last snapshot; 0 before the hash has one.
     epoch: u64,
     /// Who lives as far as this pod knows, by number, itself included.
@@ -94,6 +101,8 @@ impl Member {
             contact: Contact::new(times),
             lease: Lease::Watching,
             clock: None,
+            judge_from: None,
+            looked: None,
             epoch: 0,
             holders: Vec::new(),
             left: Vec::new(),
@@ -136,10 +145,19 @@ impl Member {
         self.call_at = Some(self.call_at.map_or(soon, |due| due.min(soon)));
     }
 
+    /// Somebody is about to be sent away, and the view is to be sure. A look that is young enough is made already; where
+    /// Redis is not reached, the tries go on at their own pace.
+    pub fn handle_look_wish(&mut self, now: Instant) {
+        let is_young = |looked| now.saturating_duration_since(looked) < LOOK_AGE_MAX;
+        if self.contact.is_connected() && !self.looked.is_some_and(is_young) {
+            self.call_at = Some(now);
+        }
+    }
+
     /// A call, or the connecting before it, has failed.
     pub fn handle_failure(&mut self, now: Instant) {
         self.contact.handle_failure();
-        self.call_at = Some(now + self.contact.pause());
+        self.call_at = Some(self.contact.next_try(now, now));
     }
 
     /// A try that began at `began`, with connecting where that was needed, has been answered.
@@ -150,8 +168,12 @@ impl Member {
             return;
         }
         self.contact.handle_success(began, now);
-        self.call_at = Some(now + self.contact.pause());
+        self.looked = Some(began);
+        self.call_at = Some(self.contact.next_try(began, now));
         let Snapshot { now_ms, epoch, version, slots, holders, .. } = snapshot;
+        if is_first && self.has_missed_renewals(now_ms, &holders) {
+            self.judge_from = Some(now + self.times.lease);
+        }
         self.remember_the_missing(now, epoch, version);
         self.see_self(now, &holders);
         self.see_namesake(&holders);
@@ -199,7 +221,7 @@ impl Member {
             slots_max: SLOTS_MAX,
             sent_ms: self.clock.map(|(ms, at)| ms.saturating_add(whole_ms(now.saturating_duration_since(at)))),
             late_ms: whole_ms(self.times.call),
-            judge: self.contact.may_judge(now),
+            judge: self.contact.may_judge(now) && self.judge_from.is_none_or(|from| now >= from),
             join_channel: format!("{prefix}:node:join").into(),
             leave_channel: format!("{prefix}:node:leave").into(),
         }
@@ -221,6 +243,12 @@ impl Member {
     #[must_use]
     pub fn has_left(&self) -> bool {
         self.lease == Lease::Left
+    }
+
+    /// As of when the view is, at least: when the newest look that was answered began.
+    #[must_use]
+    pub fn looked(&self) -> Option<Instant> {
+        self.looked
     }
 
     /// Whether the last try reached Redis.
@@ -262,6 +290,14 @@ impl Member {
 
     fn has_said_goodbye(&self, holder: &Holder) -> bool {
         self.left.iter().any(|node| node.0 == holder.node)
+    }
+
+    /// Whether another pod has not renewed its lease for longer than it does while Redis is reached. One that has just
+    /// started can't tell its death from an outage in which nobody could: it leaves it the time to renew. Where the pod is
+    /// dead, those who were there know.
+    fn has_missed_renewals(&self, now_ms: u64, holders: &[Holder]) -> bool {
+        let renewed_by = now_ms.saturating_add(whole_ms(self.times.lease - self.times.gap));
+        holders.iter().any(|holder| holder.node != self.identity.node.0 && holder.expires_at_ms < renewed_by)
     }
 
     /// Where Redis lost its memory, whoever was known lives for one lease more.

@@ -14,6 +14,7 @@ pub mod wire;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Instant;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -21,6 +22,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use crate::config::RedisConfig;
+use crate::exchange::LookWish;
 use crate::ids::{NodeId, SlotNumber};
 use crate::routing::placement::{Pod, View};
 
@@ -51,6 +53,8 @@ pub struct Cluster {
     pub connected: bool,
     /// The live slots.
     pub view: Arc<View>,
+    /// When the newest look at Redis that was answered had been sent; `None` before the first, and for a pod alone.
+    pub looked: Option<Instant>,
     /// The slot of this pod, while it holds one.
     pub own: Option<SlotNumber>,
     /// The pod drains, and holds no slot any more.
@@ -69,6 +73,8 @@ pub struct Parts {
     pub intent: watch::Receiver<Intent>,
     /// What it sees, for the owner of the standing.
     pub cluster: watch::Sender<Cluster>,
+    /// Who is about to send a client away wants a look at Redis. A pod alone has nobody to send it to.
+    pub look: LookWish,
     /// What an operator sees of it.
     pub metrics: Metrics,
 }
@@ -91,7 +97,7 @@ async fn alone(parts: Parts) {
         let pod = own.map(|_| Pod { node: node.clone(), url: Arc::clone(&url) });
         let view = Arc::new(View { version, slots: vec![pod] });
         let left = *intent.borrow() == Intent::Leave;
-        let now = Cluster { connected: true, view, own, left };
+        let now = Cluster { connected: true, view, looked: None, own, left };
         metrics.show(&now);
         cluster.send_replace(now);
         if intent.changed().await.is_err() {
@@ -104,6 +110,7 @@ async fn alone(parts: Parts) {
 #[derive(Debug, Clone)]
 pub struct Metrics {
     connected: Gauge,
+    calls: Counter,
     calls_failed: Counter,
     slots: Gauge,
     pods: Gauge,
@@ -117,6 +124,7 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
             connected: Gauge::default(),
+            calls: Counter::default(),
             calls_failed: Counter::default(),
             slots: Gauge::default(),
             pods: Gauge::default(),
@@ -134,6 +142,8 @@ impl Metrics {
         registry.register("shardgate_view_version", version, metrics.view_version.clone());
         let changes = "Views that came into force";
         registry.register("shardgate_view_changes", changes, metrics.view_changes.clone());
+        let calls = "Calls to Redis: renewals, and looks before clients are sent away";
+        registry.register("shardgate_redis_calls", calls, metrics.calls.clone());
         let failed = "Calls to Redis that failed or took too long";
         registry.register("shardgate_redis_calls_failed", failed, metrics.calls_failed.clone());
         metrics
@@ -168,7 +178,8 @@ mod tests {
             lease: Duration::from_secs(10),
         };
         let metrics = Metrics::register(registry);
-        Parts { config, node: NodeId("a".into()), url: "ws://a/ws".into(), intent, cluster, metrics }
+        let look = LookWish::default();
+        Parts { config, node: NodeId("a".into()), url: "ws://a/ws".into(), intent, cluster, look, metrics }
     }
 
     #[tokio::test]

@@ -96,6 +96,7 @@ impl Session {
                     Err(_) => return,
                 },
                 () = sleep_until(call_at.into()) => self.call().await,
+                () = self.parts.look.notified() => self.member.handle_look_wish(Instant::now()),
                 announcement = next(&mut self.link.announcements) => self.handle_announcement(announcement.as_ref()),
             }
             self.publish();
@@ -113,6 +114,7 @@ impl Session {
 
     async fn call(&mut self) {
         let began = Instant::now();
+        self.parts.metrics.calls.inc();
         let answer = match self.link.connect(&self.channels).await {
             // Connecting may have taken a while: the call says when it is sent.
             Ok(()) => {
@@ -162,6 +164,7 @@ impl Session {
         let now = Cluster {
             connected: self.member.is_connected(),
             view: Arc::clone(self.member.view()),
+            looked: self.member.looked(),
             own: self.member.own(),
             left: self.member.has_left(),
         };
@@ -170,6 +173,7 @@ impl Session {
             let changed = before.connected != now.connected
                 || before.own != now.own
                 || before.left != now.left
+                || before.looked != now.looked
                 || !Arc::ptr_eq(&before.view, &now.view);
             *before = now;
             changed

@@ -17,6 +17,9 @@ if call.sentMs and now - call.sentMs > call.lateMs then
   return { cjson.encode({ nowMs = now, late = true }) }
 end
 
+-- A replica would answer who only looks, with what it last heard of. It refuses every change, also one of nothing.
+redis.call('HDEL', hash, '')
+
 local function is_count(number)
   return type(number) == 'number' and number >= 0 and number < 2 ^ 53
 end

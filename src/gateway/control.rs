@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::config::DrainConfig;
 use crate::discovery::{Cluster, Intent};
-use crate::exchange::{PublishedStanding, ShardDoor, Standing};
+use crate::exchange::{PublishedStanding, ShardDoor, Sight, Standing};
 use crate::operations::readiness::{Readiness, Threads};
 use crate::shutdown::phases;
 use crate::shutdown::signals::Signals;
@@ -113,13 +113,15 @@ impl Control {
         let own = if draining { None } else { cluster.own };
         // What discovery published before it heard of the drain still has this pod in it.
         let stale = draining && cluster.own.is_some();
-        let same_view = stale || Arc::ptr_eq(&standing.view, &cluster.view);
+        let sight = Sight { looked: cluster.looked, reached: cluster.connected };
+        let same_view = stale || Arc::ptr_eq(&standing.view, &cluster.view) && standing.sight == sight;
         if same_view && standing.own == own && (standing.was_ready || !ready) {
             return;
         }
         self.publish(|standing| {
             if !stale {
                 standing.view = Arc::clone(&cluster.view);
+                standing.sight = sight;
             }
             standing.own = own;
             standing.was_ready |= ready;
@@ -190,7 +192,13 @@ mod tests {
         fn join(&self) {
             let pod = |name: &str| Some(Pod { node: NodeId(name.into()), url: "ws://pod/ws".into() });
             let view = Arc::new(View { version: 2, slots: vec![pod("a"), pod("b")] });
-            self.cluster.send_replace(Cluster { connected: true, view, own: Some(SlotNumber(0)), left: false });
+            self.cluster.send_replace(Cluster {
+                connected: true,
+                view,
+                looked: None,
+                own: Some(SlotNumber(0)),
+                left: false,
+            });
         }
 
         fn standing(&self) -> Arc<Standing> {
@@ -281,6 +289,14 @@ mod tests {
         assert!(bench.look_rings(), "it is ready for the first time");
         bench.control.threads.ingest.connected.store(false, Ordering::Release);
         assert!(!bench.look_rings(), "which it was, whatever fails later");
+
+        let looked = Some(Instant::now());
+        bench.cluster.send_modify(|cluster| cluster.looked = looked);
+        assert!(bench.look_rings(), "somebody may wait for a look");
+        assert_eq!(bench.standing().sight, Sight { looked, reached: true });
+        bench.cluster.send_modify(|cluster| cluster.connected = false);
+        assert!(bench.look_rings(), "or for there being none");
+        assert_eq!(bench.standing().sight, Sight { looked, reached: false });
     }
 
     #[tokio::test]

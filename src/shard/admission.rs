@@ -1,4 +1,8 @@
-//! Who is served here, who is sent to another pod, and who is refused: PROTOCOL 1's order, as a rule on values.
+//! Who is served here, who is sent to another pod, and who is refused: PROTOCOL 1's order, as a rule on values. An answer
+//! that goes by where the others are ([`Admission::goes_by_view`]) is given by a view that is sure ([`super::freshness`]).
+//!
+//! With `PLACEMENT=any` nobody is ever sent to another pod, for the pods' URLs lead nowhere: a pod that drains has 503 for
+//! who comes, and the close code 1001 for who is there.
 
 use crate::clock::UnixMs;
 use crate::exchange::{Owner, Standing};
@@ -18,6 +22,14 @@ pub enum Admission {
     Refuse(Refused),
     /// 503: this pod was never ready yet, or drains and no other lives.
     Unavailable,
+}
+
+impl Admission {
+    /// Whether another view would have led to another answer, of which the client would be better off.
+    #[must_use]
+    pub fn goes_by_view(&self) -> bool {
+        matches!(self, Self::Refuse(Refused { redirect: Some(_), .. }))
+    }
 }
 
 /// Why a client is refused after the upgrade.
@@ -44,7 +56,8 @@ pub struct Here<'a> {
 #[must_use]
 pub fn judge(upgrade: &Upgrade, here: &Here<'_>, verifier: &Verifier, now: UnixMs) -> Admission {
     let draining = here.standing.draining_since.is_some();
-    if !here.standing.was_ready || (draining && here.any_other().is_none()) {
+    let has_nobody = || here.place_anywhere || here.any_other().is_none();
+    if !here.standing.was_ready || (draining && has_nobody()) {
         return Admission::Unavailable;
     }
     let grant = match verifier.verify(upgrade.token.as_ref(), now) {
@@ -104,20 +117,23 @@ fn spread_of(upgrade: &Upgrade) -> u64 {
 }
 
 impl Here<'_> {
-    /// The pod that a client is to go to instead; `None` where it is served here. A draining pod sends everyone away, if
-    /// it knows whom to.
+    /// The pod that a client is to go to instead; `None` where it is served here, or nobody is to be sent anywhere. A
+    /// draining pod sends everyone away, if it knows whom to.
     #[must_use]
     pub fn elsewhere(&self, watching: Watching) -> Option<Pod> {
+        if self.place_anywhere {
+            return None;
+        }
         if self.standing.draining_since.is_some() {
             let (Watching::Assessment(AssessmentHash(number)) | Watching::Market { spread: number }) = watching;
             return self.next_owner(AssessmentHash(number));
         }
         match watching {
-            Watching::Assessment(hash) if !self.place_anywhere => match self.standing.owner(hash) {
+            Watching::Assessment(hash) => match self.standing.owner(hash) {
                 Owner::Elsewhere(pod) => Some(pod.clone()),
                 Owner::Here | Owner::Nobody => None,
             },
-            Watching::Assessment(_) | Watching::Market { .. } => None,
+            Watching::Market { .. } => None,
         }
     }
 
@@ -226,6 +242,31 @@ mod tests {
     fn placed_anywhere_every_pod_serves_every_assessment() {
         let any = token(&serde_json::json!({"sub": "u"}));
         assert_eq!(answer(&format!("assessmentId={}&token={any}", id_of(2)), &standing(), true), "served u");
+    }
+
+    #[test]
+    fn placed_anywhere_nobody_is_sent_to_a_pod_that_cannot_be_addressed_not_even_by_a_drain() {
+        let any = token(&serde_json::json!({"sub": "u"}));
+        let draining = Standing { draining_since: Some(Instant::now()), ..standing() };
+        let query = format!("assessmentId={}&token={any}", id_of(2));
+        assert_eq!(answer(&query, &draining, true), "503");
+        let node = NodeId("p0".into());
+        let here = Here { node: &node, standing: &draining, place_anywhere: true };
+        for watching in [Watching::Assessment(AssessmentHash(7)), Watching::Market { spread: 7 }] {
+            assert_eq!(here.elsewhere(watching), None);
+        }
+    }
+
+    #[test]
+    fn of_all_answers_the_redirect_alone_goes_by_the_view() {
+        let verifier = Verifier::new(&auth::Config { secret: SECRET.into(), require_assessments: false });
+        let (node, standing) = (NodeId("p0".into()), standing());
+        let here = Here { node: &node, standing: &standing, place_anywhere: false };
+        let any = token(&serde_json::json!({"userId": "u"}));
+        let goes_by_view = |query: &str| judge(&upgrade(query), &here, &verifier, NOW).goes_by_view();
+        assert!(goes_by_view(&format!("assessmentId={}&token={any}", id_of(1))));
+        assert!(!goes_by_view(&format!("assessmentId={}&token={any}", id_of(0))));
+        assert!(!goes_by_view(&format!("assessmentId={}", id_of(1))), "a token that is none is none on every pod");
     }
 
     #[test]

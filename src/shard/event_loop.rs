@@ -21,6 +21,7 @@ use slotmap::{DefaultKey, SlotMap};
 
 use super::Parts;
 use super::admission::Here;
+use super::freshness::{Freshness, Step};
 use super::handover::Handover;
 use super::metrics::ShardMetrics;
 use super::pod_limits::PodLimits;
@@ -29,11 +30,11 @@ use super::state::{Pass, State};
 use super::sweep::Sweeper;
 use crate::clock::Now;
 use crate::config::{DrainConfig, ShardConfig};
-use crate::exchange::{HttpDoor, PublishedStanding, ShardDoor, ShardInbox, ShardStatus, Standing};
+use crate::exchange::{HttpDoor, LookWish, PublishedStanding, ShardDoor, ShardInbox, ShardStatus, Standing};
 use crate::ids::{NodeId, ShardIndex};
 use crate::limits::{
-    ACCEPT_LOG_EVERY, CATCH_UP_BYTES_A_TURN, CURSOR_CHARS_MAX, FINDINGS_LOG_EVERY, HANDSHAKES_MAX, TURN_EVERY,
-    TURNED_AWAY_MAX,
+    ACCEPT_LOG_EVERY, CATCH_UP_BYTES_A_TURN, CURSOR_CHARS_MAX, FINDINGS_LOG_EVERY, HANDSHAKES_MAX, LOOK_WAIT_MAX,
+    TURN_EVERY, TURNED_AWAY_MAX,
 };
 use crate::protocol::auth::Verifier;
 use crate::protocol::head::Rules;
@@ -79,6 +80,9 @@ pub(super) struct Shard {
     pub(super) doors: Vec<ShardDoor>,
     pub(super) http: HttpDoor,
     pub(super) standing: PublishedStanding,
+    look: LookWish,
+    /// Tasks that wait for another standing, each until it is woken.
+    waiting: RefCell<Vec<Waker>>,
     pub(super) pod: Arc<PodLimits>,
     pub(super) metrics: ShardMetrics,
     pub(super) state: RefCell<State<Writer>>,
@@ -98,6 +102,32 @@ impl Shard {
         // glommio runs a new task at once, up to its first wait: it may have ended.
         if let Some(place) = self.tasks.borrow_mut().get_mut(key) {
             *place = Some(handle);
+        }
+    }
+
+    /// The standing by which a client may be sent away: waits until its view is sure.
+    pub(super) async fn sure_standing(&self) -> Arc<Standing> {
+        let mut freshness = Freshness::default();
+        let sure = poll_fn(|cx| {
+            match freshness.ask(&self.standing.load().sight, Instant::now()) {
+                Step::Go => return Poll::Ready(()),
+                Step::AskForLook => self.look.notify_one(),
+                Step::Wait => {}
+            }
+            self.waiting.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        });
+        future::or(sure, async {
+            Timer::new(LOOK_WAIT_MAX).await;
+        })
+        .await;
+        self.standing.load_full()
+    }
+
+    /// Wakes who waits for another standing.
+    fn tell_of_standing(&self) {
+        for task in self.waiting.take() {
+            task.wake();
         }
     }
 
@@ -209,6 +239,8 @@ async fn run(parts: Parts) {
         head_rules: parts.head_rules,
         doors: parts.doors,
         http: parts.http,
+        look: parts.look,
+        waiting: RefCell::default(),
         standing: parts.standing,
         pod: parts.pod,
     });
@@ -351,10 +383,15 @@ struct Turns {
 
 impl Turns {
     async fn run(mut self) {
+        let mut last = Arc::default();
         loop {
             let standing = self.shard.standing.load_full();
             if standing.ended {
                 break;
+            }
+            if !Arc::ptr_eq(&last, &standing) {
+                self.shard.tell_of_standing();
+                last = Arc::clone(&standing);
             }
             self.take_in().await;
             self.send().await;
@@ -408,14 +445,19 @@ impl Turns {
         let phase = Phase::at(now.instant, standing.draining_since, &self.drain);
         let here = Here { node: &self.shard.node, standing, place_anywhere: self.shard.config.place_anywhere };
         let mut state = self.shard.state.borrow_mut();
-        self.handover.advance(&mut state, &here, now);
-        self.sweeper.drain(&mut state, phase, &here, now);
+        let steps = [self.handover.advance(&mut state, &here, now), self.sweeper.drain(&mut state, phase, &here, now)];
+        if steps.contains(&Step::AskForLook) {
+            self.shard.look.notify_one();
+        }
     }
 
     fn publish(&mut self, now: Now) {
         let mut state = self.shard.state.borrow_mut();
         let (counts, findings, history_bytes) = state.end_turn(now.instant);
         self.shard.metrics.publish(counts, history_bytes);
+        if state.wants_ends() {
+            self.inbox.want_ends();
+        }
         self.status.clients.store(state.roster.len() as u64, std::sync::atomic::Ordering::Relaxed);
         drop(state);
         self.report(&findings, now.instant);
@@ -479,7 +521,7 @@ impl Turns {
         if let Some(flush) = self.shard.state.borrow().next_market_flush() {
             until = until.min(flush);
         }
-        if let Some(handover) = self.handover.next() {
+        if let Some(handover) = self.handover.next(now) {
             until = until.min(handover);
         }
         if standing.draining_since.is_some() {

@@ -1,12 +1,15 @@
 //! The handover: when the view changes, clients whose assessment moved to another pod are sent there, oldest first and no
-//! faster than their new owners are meant to take them. Until then they are served; who comes home meanwhile stays.
+//! faster than their new owners are meant to take them. Until then they are served; who comes home meanwhile stays. The
+//! view that they go by is made sure of first ([`super::freshness`]).
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::admission::{Here, Watching};
 use super::connection::Socket;
+use super::freshness::{Freshness, Step};
 use super::state::{ConnectionKey, State};
 use crate::clock::Now;
 use crate::config::ShardConfig;
@@ -16,55 +19,90 @@ use crate::routing::placement::{Pod, View};
 /// The bucket's depth in time: what was not handed over while nobody had to move is not made up for by a burst.
 const BURST: Duration = Duration::from_millis(100);
 
+/// Connections that are looked at in one turn for whether they have moved: the hash of each is placed anew, which takes
+/// some 100 ns and a cache miss, so that others wait for about half a millisecond.
+const LOOKED_AT_A_TURN: usize = 4096;
+
 /// Who is still to be sent to another pod.
 #[derive(Debug)]
 pub(super) struct Handover {
     /// Between two clients, at this shard's part of `HANDOVER_PER_SECOND`.
     interval: Duration,
-    /// The view by which those who wait were chosen.
-    view: Arc<View>,
+    /// The view by which those who wait were chosen; `None` where nobody is to be.
+    view: Option<Arc<View>>,
+    /// How many of the roster are still to be looked at for who has moved.
+    unseen: usize,
     /// Oldest first.
-    waiting: VecDeque<ConnectionKey>,
+    waiting: BinaryHeap<Reverse<(Instant, ConnectionKey)>>,
     /// When the next may go.
     next: Instant,
+    freshness: Freshness,
 }
 
 impl Handover {
     pub(super) fn new(config: &ShardConfig, now: Instant) -> Self {
         let shards = u32::from(config.shards.max(1));
         let interval = Duration::from_secs(1) * shards / config.handover_per_second.max(1);
-        Self { interval, view: Arc::default(), waiting: VecDeque::new(), next: now }
+        let (waiting, freshness) = (BinaryHeap::new(), Freshness::default());
+        Self { interval, view: None, unseen: 0, waiting, next: now, freshness }
     }
 
-    /// When the next client may go; `None` where nobody waits.
-    pub(super) fn next(&self) -> Option<Instant> {
-        (!self.waiting.is_empty()).then_some(self.next)
+    /// When this has work again, unless the standing changes before; `None` where nobody waits.
+    pub(super) fn next(&self, now: Instant) -> Option<Instant> {
+        if self.unseen > 0 {
+            return Some(now);
+        }
+        (!self.waiting.is_empty()).then(|| self.freshness.until().unwrap_or(self.next))
     }
 
     /// Looks who has moved, if the view is another, and sends those on their way who may go now.
-    pub(super) fn advance<S: Socket>(&mut self, state: &mut State<S>, here: &Here<'_>, now: Now) {
+    pub(super) fn advance<S: Socket>(&mut self, state: &mut State<S>, here: &Here<'_>, now: Now) -> Step {
         // A pod without a slot is about to claim one, or drains: neither says that its clients have moved.
         if here.standing.own.is_none() || here.standing.draining_since.is_some() {
-            return self.waiting.clear();
+            self.begin(None, 0);
+        } else if !self.view.as_ref().is_some_and(|view| Arc::ptr_eq(view, &here.standing.view)) {
+            self.begin(Some(Arc::clone(&here.standing.view)), state.roster.len());
         }
-        if !Arc::ptr_eq(&self.view, &here.standing.view) {
-            self.view = Arc::clone(&here.standing.view);
-            self.choose(state, here);
-        }
+        self.look(state, here);
         self.next = self.next.max(now.instant.checked_sub(BURST).unwrap_or(now.instant));
-        while self.next <= now.instant {
-            let Some(key) = self.waiting.pop_front() else { return };
+        if self.unseen > 0 {
+            return Step::Wait;
+        }
+        if self.waiting.is_empty() {
+            self.freshness.withdraw();
+            return Step::Go;
+        }
+        if self.next > now.instant {
+            return Step::Wait;
+        }
+        let step = self.freshness.ask(&here.standing.sight, now.instant);
+        while step == Step::Go && self.next <= now.instant {
+            let Some(Reverse((_, key))) = self.waiting.pop() else { break };
             let Some(to) = moved_to(state, key, here) else { continue };
             self.next += self.interval;
             state.close(key, CloseReason::Moved, Some(to), now);
         }
+        step
     }
 
-    fn choose<S: Socket>(&mut self, state: &State<S>, here: &Here<'_>) {
-        let moved = state.roster.iter().copied().filter(|&key| moved_to(state, key, here).is_some());
-        let mut moved: Vec<_> = moved.collect();
-        moved.sort_by_key(|&key| state.connections[key].opened);
-        self.waiting = moved.into();
+    /// Another view: who waited by the last one need not wait by this one.
+    fn begin(&mut self, view: Option<Arc<View>>, connections: usize) {
+        self.freshness.withdraw();
+        self.view = view;
+        self.unseen = connections;
+        self.waiting.clear();
+    }
+
+    /// Goes on looking who has moved: backwards, so that those who leave meanwhile make it miss none. Who comes meanwhile
+    /// was let in by the same view.
+    fn look<S: Socket>(&mut self, state: &State<S>, here: &Here<'_>) {
+        let end = self.unseen.min(state.roster.len());
+        self.unseen = end.saturating_sub(LOOKED_AT_A_TURN);
+        for &key in &state.roster[self.unseen..end] {
+            if moved_to(state, key, here).is_some() {
+                self.waiting.push(Reverse((state.connections[key].opened, key)));
+            }
+        }
     }
 }
 

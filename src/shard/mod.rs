@@ -7,6 +7,7 @@
 //! - [`outbound`]: what is due to a socket, in one write, and how far the write came;
 //! - [`sweep`]: heartbeats, silence, stalls, expired tokens and the drain, by passes over all connections;
 //! - [`handover`]: clients whose assessment moved, sent to their new pod;
+//! - [`freshness`]: how sure the view has to be for somebody to be sent away;
 //! - [`admission`]: who is served, sent elsewhere or refused;
 //! - [`pod_limits`]: what the shards of a pod share: its bounds on connections.
 //!
@@ -15,6 +16,7 @@
 pub mod admission;
 mod connection;
 mod event_loop;
+mod freshness;
 mod handover;
 mod metrics;
 mod outbound;
@@ -36,7 +38,7 @@ use prometheus_client::metrics::counter::Counter;
 pub use self::metrics::Metrics;
 pub use self::pod_limits::PodLimits;
 use crate::config::{DrainConfig, ShardConfig};
-use crate::exchange::{HttpDoor, PublishedStanding, ShardDoor, ShardInbox, ShardStatus};
+use crate::exchange::{HttpDoor, LookWish, PublishedStanding, ShardDoor, ShardInbox, ShardStatus};
 use crate::ids::{NodeId, ShardIndex};
 use crate::protocol::{auth, head};
 
@@ -67,6 +69,8 @@ pub struct Parts {
     pub http: HttpDoor,
     /// Where the pod stands.
     pub standing: PublishedStanding,
+    /// Asks for a look at Redis.
+    pub look: LookWish,
     /// What this shard shows of itself.
     pub status: Arc<ShardStatus>,
     /// The pod's bounds on connections.

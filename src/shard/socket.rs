@@ -20,7 +20,7 @@ use super::event_loop::{Shard, let_others_run, let_others_run_first};
 use super::pod_limits::Place;
 use super::state::{ConnectionKey, Entrance};
 use crate::clock::Now;
-use crate::exchange::{Handoff, HttpRequest};
+use crate::exchange::{Handoff, HttpRequest, Standing};
 use crate::limits::LINGER;
 use crate::protocol::auth::Grant;
 use crate::protocol::close::CloseReason;
@@ -157,13 +157,21 @@ async fn read_head(shard: &Shard, stream: &mut TcpStream, read: &mut Vec<u8>) ->
 
 /// Serves a client on the shard that it belongs to, or refuses it.
 pub(super) async fn enter(shard: &Rc<Shard>, stream: TcpStream, upgrade: &Upgrade, rest: Vec<u8>) {
-    let now = Now::read();
+    let mut now = Now::read();
     let Some(place) = shard.pod.enter(now.instant) else {
         return farewell(shard, stream, &Refusal::Unavailable.response()).await;
     };
-    let standing = shard.standing.load_full();
-    let here = Here { node: &shard.node, standing: &standing, place_anywhere: shard.config.place_anywhere };
-    match judge(upgrade, &here, &shard.verifier, now.unix) {
+    let judge_by = |standing: &Standing, now: Now| {
+        let here = Here { node: &shard.node, standing, place_anywhere: shard.config.place_anywhere };
+        judge(upgrade, &here, &shard.verifier, now.unix)
+    };
+    let mut admission = judge_by(&shard.standing.load(), now);
+    if admission.goes_by_view() {
+        let standing = shard.sure_standing().await;
+        now = Now::read();
+        admission = judge_by(&standing, now);
+    }
+    match admission {
         Admission::Unavailable => farewell(shard, stream, &Refusal::Unavailable.response()).await,
         Admission::Refuse(refused) => {
             let mut answer = Vec::new();

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::admission::{Here, Watching};
 use super::connection::{Connection, End, Socket};
+use super::freshness::{Freshness, Step};
 use super::state::{Pass, State};
 use crate::clock::Now;
 use crate::config::ShardConfig;
@@ -26,6 +27,7 @@ pub(super) struct Sweeper {
     judge_from: Instant,
     /// Clients that were there when the drain's closing began.
     to_drain: Option<usize>,
+    freshness: Freshness,
 }
 
 impl Sweeper {
@@ -33,7 +35,7 @@ impl Sweeper {
         // A tenth of the shortest time that is judged keeps what is late within a tenth.
         let shortest = config.heartbeat.min(config.stall_timeout);
         let every = (shortest / 10).clamp(Duration::from_millis(10), Duration::from_secs(1));
-        Self { every, began: now, left: None, judge_from: now, to_drain: None }
+        Self { every, began: now, left: None, judge_from: now, to_drain: None, freshness: Freshness::default() }
     }
 
     /// When the next pass is to begin.
@@ -89,18 +91,26 @@ impl Sweeper {
         Pass::Done
     }
 
-    /// Closes as many clients as the drain's phase asks for.
-    pub(super) fn drain<S: Socket>(&mut self, state: &mut State<S>, phase: Phase, here: &Here<'_>, now: Now) {
+    /// Closes as many clients as the drain's phase asks for, by a view that is sure; once all is over, by any.
+    pub(super) fn drain<S: Socket>(&mut self, state: &mut State<S>, phase: Phase, here: &Here<'_>, now: Now) -> Step {
         if matches!(phase, Phase::Serving | Phase::Announcing) {
-            return;
+            return Step::Go;
         }
         let live = |state: &State<S>| state.roster.iter().filter(|&&key| state.connections[key].is_live()).count();
         let open = live(state);
         let remaining = phase.remaining(*self.to_drain.get_or_insert(open));
         let mut excess = open.saturating_sub(remaining);
+        if excess == 0 || phase == Phase::Over {
+            self.freshness.withdraw();
+        } else {
+            let step = self.freshness.ask(&here.standing.sight, now.instant);
+            if step != Step::Go {
+                return step;
+            }
+        }
         for index in (0..state.roster.len()).rev() {
             if excess == 0 {
-                return;
+                break;
             }
             let key = state.roster[index];
             let connection = &state.connections[key];
@@ -115,6 +125,7 @@ impl Sweeper {
             let reason = if to.is_some() { CloseReason::Moved } else { CloseReason::GoingAway };
             state.close(key, reason, to, now);
         }
+        Step::Go
     }
 }
 

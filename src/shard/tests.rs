@@ -1,5 +1,6 @@
 //! A shard's rules on scripted sockets and a clock that the tests turn.
 
+mod leaving;
 mod newcomers;
 mod returns;
 
@@ -507,7 +508,7 @@ fn who_moved_is_sent_on_oldest_first_at_a_pace_and_who_comes_home_meanwhile_stay
 
     world.pass(Duration::from_millis(100));
     handover.advance(&mut world.state, &alone, world.now);
-    assert_eq!((handover.next(), gone(&world, &moved)), (None, 6), "the others have come home");
+    assert_eq!((handover.next(world.now.instant), gone(&world, &moved)), (None, 6), "the others have come home");
     assert_eq!((gone(&world, &home), gone(&world, &[market])), (0, 0));
 }
 

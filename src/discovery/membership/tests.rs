@@ -178,6 +178,31 @@ fn a_pod_that_was_paused_beyond_its_lease_claims_anew() {
 }
 
 #[test]
+fn a_pod_that_starts_after_an_outage_leaves_those_who_could_not_renew_the_time_to() {
+    let missed = |age_ms: u64, node: &str| {
+        let mut story = Story::begin();
+        story.pod.handle_history_complete(story.now);
+        let mut snapshot = story.snapshot(EPOCH, 2, &[(0, "b", "b1"), (1, node, "c1")]);
+        snapshot.now_ms += whole_ms(LEASE);
+        snapshot.holders[0].expires_at_ms = snapshot.now_ms + whole_ms(LEASE);
+        snapshot.holders[1].expires_at_ms = snapshot.now_ms + whole_ms(LEASE) - age_ms;
+        story.pod.handle_snapshot(story.now, story.now, snapshot);
+        story
+    };
+    // Renewed each second, and at the latest when a call or two were slow.
+    assert!(missed(1_000, "c").call().judge && missed(5_000, "c").call().judge);
+    assert!(missed(15_000, "a").call().judge, "its own is the one from before its restart");
+    for age_ms in [5_001, 9_000, 15_000] {
+        let mut story = missed(age_ms, "c");
+        assert_eq!((story.call().action, story.call().judge), (Action::Claim, false), "it claims what is free");
+        story.sees_for(LEASE - Duration::from_secs(1), EPOCH, 3, &[(0, "b", "b1"), (1, "c", "c1"), (2, "a", "a1")]);
+        assert!(!story.call().judge);
+        story.sees_for(Duration::from_secs(1), EPOCH, 3, &[(0, "b", "b1"), (1, "c", "c1"), (2, "a", "a1")]);
+        assert!(story.call().judge);
+    }
+}
+
+#[test]
 fn while_redis_is_away_the_last_view_stays_in_force() {
     let mut story = Story::of_three();
     story.fails_for(Duration::from_secs(600));
@@ -385,6 +410,51 @@ fn an_announcement_does_not_shorten_the_pause_after_a_failure() {
     let due = story.due();
     story.pod.handle_announcement(story.now);
     assert_eq!(story.due(), due);
+}
+
+#[test]
+fn who_is_to_be_sent_away_has_a_look_at_once_unless_the_last_is_young() {
+    let mut story = Story::of_three();
+    let answered = story.now;
+    assert_eq!(story.pod.looked(), Some(answered));
+    story.now += Duration::from_millis(99);
+    story.pod.handle_look_wish(story.now);
+    assert!(story.due() > Duration::from_millis(100), "it goes by the last");
+    story.now += Duration::from_millis(1);
+    story.pod.handle_look_wish(story.now);
+    assert_eq!((story.due(), story.call().action), (Duration::ZERO, Action::Hold));
+    assert_eq!(story.pod.looked(), Some(answered));
+}
+
+#[test]
+fn a_thousand_wishes_a_second_are_ten_looks() {
+    let mut story = Story::of_three();
+    let mut looks = 0;
+    for _ in 0..3_000 {
+        story.now += Duration::from_millis(1);
+        story.pod.handle_look_wish(story.now);
+        if story.due() == Duration::ZERO {
+            looks += 1;
+            story.sees(EPOCH, 3, &[(0, "a", "a1"), (1, "b", "b1"), (2, "c", "c1")]);
+        }
+    }
+    assert_eq!(looks, 30);
+}
+
+#[test]
+fn a_look_is_as_old_as_its_try_and_one_that_fails_is_none() {
+    let mut story = Story::of_three();
+    let before = story.pod.looked();
+    let began = story.now + Duration::from_millis(500);
+    story.now += Duration::from_millis(900);
+    let snapshot = story.snapshot(EPOCH, 3, &[(0, "a", "a1")]);
+    story.pod.handle_failure(story.now);
+    assert_eq!((story.pod.looked(), story.pod.is_connected()), (before, false));
+    let due = story.due();
+    story.pod.handle_look_wish(story.now);
+    assert_eq!(story.due(), due, "where Redis is down, nobody waits for it, and it is tried at its own pace");
+    story.pod.handle_snapshot(began, story.now, snapshot);
+    assert_eq!(story.pod.looked(), Some(began));
 }
 
 #[test]

@@ -1,0 +1,331 @@
+//! Who is sent where, and how often: pods restarted one after another, pods that know different things for a moment, a
+//! Redis that doesn't answer, and pods that can't be addressed.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use loadtest::client::{Ask, Client, WITHIN, read_for, watch};
+use loadtest::events::{MARKETS, assert_saw, event, seen, tick};
+use loadtest::http::Answer;
+use loadtest::link::Link;
+use loadtest::pods::{Pod, READY_WITHIN, World};
+use loadtest::process::{Signal, eventually};
+use shardgate::ids::{AssessmentHash, NodeId};
+use shardgate::routing::placement::{self, View};
+
+// ---- clients that follow ----------------------------------------------------------------------------------------------
+
+/// Sixty clients that go where they are sent, at once; where one is sent nowhere, it asks the pods in turn.
+struct Followers {
+    clients: Vec<Client>,
+    lives: Vec<Life>,
+    urls: Vec<String>,
+}
+
+struct Life {
+    id: String,
+    redirects: usize,
+    /// Since when it is not connected.
+    away: Option<Instant>,
+    longest_away: Duration,
+    asked: usize,
+}
+
+impl Life {
+    /// Looks what has come, and what becomes of a connection that has ended.
+    fn go_on(&mut self, client: &mut Client, urls: &[String]) {
+        // What came with the answer to its handshake waits for nothing more to come.
+        client.turn();
+        if let (Some(away), Some(_)) = (self.away, client.of_type("connected").next()) {
+            self.longest_away = self.longest_away.max(away.elapsed());
+            self.away = None;
+        }
+        let Some(ended) = client.ended() else { return };
+        self.away.get_or_insert(ended);
+        let mut sent_to = client.messages().last().filter(|last| last.kind == "Redirect").map(|last| {
+            let code = client.close_frame().map(|(code, _)| *code);
+            assert!(matches!(code, Some(1008 | 1012)), "a redirect is followed by its close frame: {code:?}");
+            last.json()["url"].as_str().expect("a redirect has a URL").to_owned()
+        });
+        self.redirects += usize::from(sent_to.is_some());
+        // Whoever it is sent to may be gone by now: then any other.
+        *client = eventually(&format!("{} finds a pod", self.id), WITHIN, || {
+            let url = sent_to.take().unwrap_or_else(|| {
+                self.asked += 1;
+                urls[self.asked % urls.len()].clone()
+            });
+            let ask = Ask::to(&url).assessment(&self.id);
+            ask.try_connect().ok().and_then(|_| ask.try_open().ok())
+        });
+    }
+}
+
+impl Followers {
+    fn open(pods: &[Pod]) -> Self {
+        let urls: Vec<_> = pods.iter().map(Pod::url).collect();
+        let life = |number| {
+            let id = format!("follower-{number}");
+            Life { id, redirects: 0, away: Some(Instant::now()), longest_away: Duration::ZERO, asked: 0 }
+        };
+        let lives: Vec<_> = (0..60).map(life).collect();
+        let clients = lives.iter().zip(urls.iter().cycle()).map(|(life, url)| Ask::to(url).assessment(&life.id).open());
+        let mut followers = Self { clients: clients.collect(), lives, urls };
+        followers.until("all are served", || true);
+        assert!(followers.lives.iter().all(|life| life.redirects <= 1), "whoever they ask first knows who serves them");
+        followers.take_tally();
+        followers
+    }
+
+    fn turn(&mut self) {
+        read_for(&mut self.clients, Duration::from_millis(2));
+        for (life, client) in self.lives.iter_mut().zip(&mut self.clients) {
+            life.go_on(client, &self.urls);
+        }
+    }
+
+    /// Goes on until this holds, and everyone is served.
+    fn until(&mut self, what: &str, mut holds: impl FnMut() -> bool) {
+        let deadline = Instant::now() + READY_WITHIN;
+        while !(holds() && self.lives.iter().all(|life| life.away.is_none())) {
+            assert!(Instant::now() < deadline, "{what}: not within {READY_WITHIN:?}");
+            self.turn();
+        }
+    }
+
+    fn go_on_for(&mut self, time: Duration) {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            self.turn();
+        }
+    }
+
+    /// How many saw how many redirects since the last time, and how long anyone was away.
+    fn take_tally(&mut self) -> (BTreeMap<usize, usize>, Duration) {
+        let mut tally = BTreeMap::new();
+        let mut longest = Duration::ZERO;
+        for life in &mut self.lives {
+            *tally.entry(std::mem::take(&mut life.redirects)).or_default() += 1;
+            longest = longest.max(std::mem::take(&mut life.longest_away));
+        }
+        (tally, longest)
+    }
+}
+
+#[test]
+fn while_pods_are_restarted_one_after_another_each_client_moves_twice_away_and_home() {
+    let world = World::start();
+    let settings = [("LEASE_TTL_MS", "10000"), ("DRAIN_DELAY_MS", "300"), ("DRAIN_MS", "1000")];
+    let mut pods = Vec::from(world.three_pods(&settings));
+    let mut followers = Followers::open(&pods);
+    let mut all = Vec::new();
+    for _ in 0..pods.len() {
+        let mut leaving = pods.remove(0);
+        leaving.signal(Signal::Term);
+        followers.until("the pod ends", || leaving.exited().is_some());
+        let back = leaving.plan().spawn();
+        followers.until("it is back", || world.redis.live().len() == 3);
+        followers.until("it is ready", || back.try_get("/ready").is_some_and(|answer| answer.status == 200));
+        // Whoever is to come home has come by then.
+        followers.go_on_for(Duration::from_secs(1));
+        let (tally, longest) = followers.take_tally();
+        println!("{} restarted: clients by redirects {tally:?}, away for {longest:?} at most", back.name());
+        pods.push(back);
+        assert!(tally.keys().all(|redirects| *redirects <= 3), "in one restart: {tally:?}");
+        assert!(tally.get(&0).is_some_and(|stayed| *stayed >= 20), "who is not concerned stays: {tally:?}");
+        assert!(longest < Duration::from_secs(2), "a client was away for {longest:?}");
+        all.push(tally);
+    }
+    let redirects: usize = all.iter().flatten().map(|(redirects, clients)| redirects * clients).sum();
+    assert!(redirects <= 60 * 3, "each pod's clients move away and home: {all:?}");
+}
+
+// ---- pods that disagree -----------------------------------------------------------------------------------------------
+
+/// The view that Redis has now.
+fn view(world: &World) -> View {
+    let slots = world.redis.slots();
+    let count = slots.last_key_value().map_or(0, |(number, _)| number + 1);
+    let pod = |number| {
+        let slot = slots.get(&number)?;
+        Some(placement::Pod { node: NodeId(slot.node.as_str().into()), url: slot.url.as_str().into() })
+    };
+    View { version: 0, slots: (0..count).map(pod).collect() }
+}
+
+fn owner<'a>(view: &'a View, id: &str) -> &'a str {
+    let slot = view.owner(AssessmentHash::of(id)).expect("a slot is live");
+    &view.pod(slot).expect("it is live").node.0
+}
+
+#[test]
+fn a_pod_that_has_missed_the_news_sends_nobody_where_it_was_before() {
+    let world = World::without_topics();
+    let link = Link::to(world.redis.port());
+    // It polls once a second: time enough to be asked before.
+    let lease = [("LEASE_TTL_MS", "30000"), ("DRAIN_DELAY_MS", "0"), ("DRAIN_MS", "100")];
+    let deaf = world.pod("deaf").set_all(&lease).set("REDIS_PORT", &link.port().to_string()).start();
+    let pods = [deaf, world.pod("other").set_all(&lease).start()];
+    world.settled(&pods);
+    link.deafen();
+    let [deaf, other] = &pods;
+    let mut before = view(&world);
+    for _ in 0..3 {
+        let mut third = world.pod("third").set_all(&lease).spawn();
+        eventually("the third has a slot", READY_WITHIN, || (world.redis.live().len() == 3).then_some(()));
+        let with = view(&world);
+        let (slot, _) = with.live().find(|(_, pod)| &*pod.node.0 == "third").expect("it has a slot");
+        let after = with.without(slot);
+        let owners = |id: &String| [&before, &with, &after].map(|view| owner(view, id));
+        let ids = (0..).map(|number| format!("id-{number}"));
+        let ids: Vec<_> = ids.filter(|id| owners(id) == ["other", "third", "other"]).take(5).collect();
+        for id in &ids {
+            assert_eq!(deaf.owner_of(id), third.url(), "it would have said {}", other.url());
+        }
+        third.ready();
+        third.signal(Signal::Term);
+        eventually("it has left", READY_WITHIN, || (world.redis.live().len() == 2).then_some(()));
+        // It may go by its last look for a tenth of a second.
+        let sends_back = || (deaf.owner_of(&ids[0]) == other.url()).then_some(());
+        eventually("it looks again before it sends there", Duration::from_millis(250), sends_back);
+        assert!(ids.iter().all(|id| deaf.owner_of(id) == other.url()));
+        assert!(third.wait_exit(WITHIN).success());
+        before = after;
+    }
+}
+
+#[test]
+fn while_pods_come_and_go_and_one_hears_of_it_late_nobody_is_sent_to_and_fro() {
+    let world = World::without_topics();
+    let link = Link::to(world.redis.port());
+    let settings = [("LEASE_TTL_MS", "30000"), ("DRAIN_DELAY_MS", "300"), ("DRAIN_MS", "500")];
+    let late = world.pod("late").set_all(&settings).set("REDIS_PORT", &link.port().to_string()).start();
+    let pods = [late, world.pod("other").set_all(&settings).start()];
+    world.settled(&pods);
+    let mut followers = Followers::open(&pods);
+    link.deafen();
+    link.delay(Duration::from_millis(250));
+    for _ in 0..3 {
+        let mut third = world.pod("third").set_all(&settings).spawn();
+        followers.until("the third has a slot", || world.redis.live().len() == 3);
+        followers.go_on_for(Duration::from_millis(2_500));
+        third.signal(Signal::Term);
+        followers.until("the third has ended", || third.exited().is_some());
+        followers.go_on_for(Duration::from_millis(1_500));
+        let (tally, longest) = followers.take_tally();
+        println!("a pod came and went: clients by redirects {tally:?}, away for {longest:?} at most");
+        assert!(tally.keys().all(|redirects| *redirects <= 3), "{tally:?}");
+        assert!(tally.iter().any(|(redirects, clients)| *redirects >= 2 && *clients >= 5), "some moved: {tally:?}");
+    }
+}
+
+// ---- what a look costs ------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_thousand_clients_that_are_sent_on_cost_ten_looks_a_second() {
+    let world = World::without_topics();
+    let pods = world.three_pods(&[("LEASE_TTL_MS", "30000")]);
+    let view = view(&world);
+    let ids = (0..).map(|number| format!("id-{number}")).filter(|id| owner(&view, id) != "pod-0");
+    let asks: Vec<_> = ids.take(50).map(|id| pods[0].ask().assessment(&id)).collect();
+    let (calls, began) = (world.redis.scripts_run(), Instant::now());
+    let mut sent_on = 0;
+    while began.elapsed() < Duration::from_secs(3) {
+        let mut clients: Vec<_> = asks.iter().map(Ask::open).collect();
+        watch(&mut clients, "all are sent on", WITHIN, |clients| clients.iter().all(|client| client.ended().is_some()));
+        assert!(clients.iter().all(|client| client.messages()[0].kind == "Redirect"));
+        sent_on += clients.len();
+    }
+    let (looks, took) = (world.redis.scripts_run() - calls, began.elapsed().as_secs_f64());
+    println!("{sent_on} redirects and {looks} calls to Redis in {took:.1} s");
+    // Ten a second; and three pods poll once a second.
+    let most = (13.0 * took).ceil() as u64 + 3;
+    assert!(looks <= most && sent_on as u64 > looks * 5, "{looks} calls for {sent_on} redirects in {took} s");
+    assert!(looks as f64 >= 5.0 * took, "they are made, at this rate of redirects");
+}
+
+#[test]
+fn a_redis_that_does_not_answer_holds_up_those_who_are_sent_on_once_and_nobody_else() {
+    let world = World::without_topics();
+    let link = Link::to(world.redis.port());
+    let first = world.pod("first").set("REDIS_PORT", &link.port().to_string()).start();
+    let pods = [first, world.pod("second").start()];
+    world.settled(&pods);
+    let view = view(&world);
+    let id_of = |pod: &str| (0..).map(|number| format!("id-{number}")).find(|id| owner(&view, id) == pod).unwrap();
+    let (own, others) = (id_of("first"), id_of("second"));
+    // Until its last look is an old one.
+    read_for(&mut [], Duration::from_millis(150));
+    link.pause();
+
+    let asked = Instant::now();
+    let ask = pods[0].ask().assessment(&others);
+    let mut stream = ask.connect();
+    stream.write_all(ask.head().as_bytes()).unwrap();
+    let waiting = thread::spawn(move || (Answer::read(&mut stream).expect("an answer").status, Instant::now()));
+    let mut served = 0;
+    while !waiting.is_finished() {
+        let began = Instant::now();
+        assert_eq!(pods[0].owner_of(&own), pods[0].url());
+        assert!(began.elapsed() < Duration::from_millis(500), "who is served here waits for nothing");
+        served += 1;
+    }
+    let (status, answered) = waiting.join().unwrap();
+    let waited = answered - asked;
+    println!("the one that was sent on waited {waited:?}; {served} were served meanwhile");
+    assert_eq!(status, 101);
+    // A call may take two fifths of a lease.
+    assert!((1_000..2_200).contains(&waited.as_millis()), "{waited:?}");
+
+    let began = Instant::now();
+    assert_eq!(pods[0].owner_of(&others), pods[1].url(), "by the last view");
+    assert!(began.elapsed() < Duration::from_millis(500), "where Redis is known to be down, nobody waits for it");
+}
+
+// ---- pods that can't be addressed ---------------------------------------------------------------------------------------
+
+#[test]
+fn placed_anywhere_clients_stay_where_they_are_whoever_comes_and_a_drain_names_nobody() {
+    let world = World::start();
+    let plan =
+        |name: &str| world.pod(name).set("PLACEMENT", "any").set("DRAIN_DELAY_MS", "1000").set("DRAIN_MS", "300");
+    let mut pods = vec![plan("pod-0").start(), plan("pod-1").start()];
+    let ids: Vec<_> = (0..20).map(|number| format!("a-{number}")).collect();
+    let mut clients: Vec<_> = pods.iter().flat_map(|pod| ids.iter().map(|id| pod.client(id))).collect();
+    pods.push(plan("pod-2").start());
+    let producer = world.producer();
+    for number in 0..10 {
+        ids.iter().for_each(|id| producer.event(&event(id, number)));
+    }
+    MARKETS.iter().for_each(|market| producer.event(&tick(market, 0)));
+    watch(&mut clients, "all is delivered", WITHIN, |clients| clients.iter().all(|client| seen(client).count() == 10));
+    for (client, id) in clients.iter().zip(ids.iter().cycle()) {
+        assert_saw(client, id, 0..10);
+    }
+    // All records, on every pod, also on one without a client.
+    let records = (ids.len() * 10 + MARKETS.len()) as f64;
+    for pod in &pods {
+        pod.await_metric("websocket_kafka_messages_processed_total", records);
+        assert_eq!(pod.metrics().sum("websocket_kafka_messages_skipped_total"), 0.0);
+    }
+
+    // The third's slot is news for the first two: nobody is handed over.
+    read_for(&mut clients, Duration::from_millis(500));
+    assert!(clients.iter().all(|client| client.ended().is_none()), "nobody moves");
+
+    let (theirs, others) = clients.split_at_mut(ids.len());
+    pods[0].signal(Signal::Term);
+    eventually("it drains", WITHIN, || (pods[0].get("/ready").json()["draining"] == true).then_some(()));
+    let refused = pods[0].ask().assessment(&ids[0]).try_open().expect_err("a pod that drains takes nobody");
+    assert_eq!(refused.status, 503);
+    assert!(refused.header("retry-after").is_some());
+    watch(theirs, "all are closed", WITHIN, |clients| clients.iter().all(|client| client.ended().is_some()));
+    for client in theirs {
+        assert_eq!(client.close_frame().map(|(code, _)| *code), Some(1001));
+        assert_eq!(client.of_type("Redirect").count(), 0, "its URL leads nowhere");
+    }
+    read_for(others, Duration::from_millis(100));
+    assert!(others.iter().all(|client| client.ended().is_none()));
+    assert!(pods[0].wait_exit(WITHIN).success());
+}
