@@ -9,7 +9,7 @@ use super::positions::Positions;
 use super::startup::{Extent, Filling, Range, Start};
 use crate::ids::{ShardIndex, TopicIndex};
 use crate::routing::table::Table;
-use crate::stream::batch::{Batch, NextOffset, Origin};
+use crate::stream::batch::{Batch, Ends, NextOffset, Origin};
 
 /// A topic of the cluster, as a look sees it.
 #[derive(Debug)]
@@ -124,6 +124,11 @@ impl Feed {
     /// The next offset to be read of a partition that is read.
     pub(crate) fn next(&self, topic: TopicIndex, partition: i32) -> i64 {
         self.positions.next(topic, partition).expect("it is asked for of partitions that are read")
+    }
+
+    /// Where the logs ended when that was asked, for the shard, which wants to know.
+    pub(crate) fn ends_are(&mut self, asked: Instant, ends: Vec<NextOffset>) {
+        self.batcher.ends_are(ShardIndex(0), &std::sync::Arc::new(Ends { asked, ends }));
     }
 
     /// What there is for the shard.

@@ -8,11 +8,13 @@ use std::task::Poll;
 
 use super::admission::Here;
 use super::connection::Socket;
+use super::freshness::{Freshness, Step};
 use super::handover::Handover;
 use super::state::{ConnectionKey, Entrance, Pass, State};
 use super::sweep::Sweeper;
 use crate::clock::Now;
 use crate::config::{DrainConfig, ShardConfig};
+use crate::exchange::Sight;
 use crate::ids::{AssessmentId, NodeId};
 use crate::protocol::close::CloseReason;
 use crate::protocol::session::Inbound;
@@ -74,6 +76,31 @@ impl Socket for Wire {
     fn wake(&self) {}
 }
 
+/// A client's wait for a view that is sure, before it is sent to another pod.
+#[derive(Debug, Default)]
+pub(crate) struct Patience(Freshness);
+
+/// What a client that is to be sent away has to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Nothing more.
+    Sure,
+    /// A look at Redis, which is to be asked for.
+    Wanted,
+    /// The look that was asked for.
+    Awaited,
+}
+
+impl Patience {
+    pub(crate) fn ask(&mut self, sight: &Sight, now: Now) -> Look {
+        match self.0.ask(sight, now.instant) {
+            Step::Go => Look::Sure,
+            Step::AskForLook => Look::Wanted,
+            Step::Wait => Look::Awaited,
+        }
+    }
+}
+
 /// A connection of the shard.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Key(ConnectionKey);
@@ -108,15 +135,22 @@ impl Bench {
         self.state.dispatch(budget, now) == Pass::Done
     }
 
-    /// What a turn does after the events are sent; who catches up is sent about so many bytes.
-    pub(crate) fn finish_turn(&mut self, here: &Here<'_>, mut bytes: u64, now: Now) {
+    /// What a turn does after the events are sent; who catches up is sent about so many bytes. Whether a look at Redis is
+    /// wanted.
+    pub(crate) fn finish_turn(&mut self, here: &Here<'_>, mut bytes: u64, now: Now) -> bool {
         while self.state.flush_markets(usize::MAX, now) == Pass::More {}
         while self.sweeper.sweep(&mut self.state, usize::MAX, now) == Pass::More {}
         while self.state.catch_up(1, &mut bytes, now) == Pass::More {}
         let phase = Phase::at(now.instant, here.standing.draining_since, &self.drain);
-        self.handover.advance(&mut self.state, here, now);
-        self.sweeper.drain(&mut self.state, phase, here, now);
+        let steps =
+            [self.handover.advance(&mut self.state, here, now), self.sweeper.drain(&mut self.state, phase, here, now)];
         self.state.end_turn(now.instant);
+        steps.contains(&Step::AskForLook)
+    }
+
+    /// Whether it wants to be told of the logs' ends.
+    pub(crate) fn wants_ends(&self) -> bool {
+        self.state.wants_ends()
     }
 
     /// Clients that are connected.

@@ -214,7 +214,9 @@ fn is_of_other_topics(log: &Log, reset: &Reset<'_>) -> bool {
     let lately = |topic: &Known| topic.remade_ms > 0 && topic.remade_ms + WAY_MS > reset.cursor_ms;
     // Where the maker has not seen it, the cursor may hand on what another said of it.
     let differ = |(topic, (a, b)): (&Topic, (&Known, &Known))| {
-        a.id != b.id && !a.id.is_empty() && (!b.id.is_empty() || topic.is_remade)
+        // And what a pod takes for the topic's end may be that of the one that was made anew.
+        let is_outdated = !a.id.is_empty() && a.id != topic.id;
+        is_outdated || a.id != b.id && !a.id.is_empty() && (!b.id.is_empty() || topic.is_remade)
     };
     log.topics.iter().zip(reset.pod.known.iter().zip(&maker.known)).any(differ)
         || reset.pod.known.iter().chain(&maker.known).any(lately)

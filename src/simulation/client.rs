@@ -13,7 +13,7 @@ use super::messages::{self, Message};
 use super::plan::Shape;
 use super::pod::{Memory, Pod, Request};
 use super::sights::{Sight, Sights};
-use crate::shard::testing::{Said, Wire};
+use crate::shard::testing::{Patience, Said, Wire};
 
 /// How long a client waits for the answer to its request, and for a sign of life after that, in ms.
 const ANSWER_MS: u64 = 2_000;
@@ -197,6 +197,7 @@ impl Client {
             wire: wire.clone(),
             assessment: around.log.assessments[self.assessment].clone(),
             cursor: cursor.as_ref().map(|cursor| cursor.text.clone()),
+            patience: Patience::default(),
         });
         self.heard_ms = around.now_ms;
         self.state = State::There(Box::new(There {
@@ -223,7 +224,7 @@ impl Client {
             let mut ends = wire.0.borrow_mut();
             let taken = takes.min(ends.sent.len());
             self.read.extend(ends.sent.drain(..taken));
-            ends.room = ROOM_MAX.saturating_sub(ends.sent.len()).min(takes.max(1));
+            ends.room = ROOM_MAX.saturating_sub(ends.sent.len()).min(takes);
         }
         let read = std::mem::take(&mut self.read);
         let mut left = &read[..];

@@ -146,8 +146,8 @@ impl Shape {
         let clients = (0..dice.usize(3..7)).map(|_| dice.usize(..assessments)).collect();
         let (hour, much) = (Duration::from_secs(3_600), 64 << 20);
         let (history, history_bytes, padding) = match dice.u8(..16) {
-            0..2 => (Duration::from_millis(dice.u64(1_500..4_000)), much, 0),
-            2 => (hour, dice.usize(350..600) * 1024, 6_000),
+            0..3 => (Duration::from_millis(dice.u64(800..3_000)), much, 0),
+            3 => (hour, dice.usize(350..600) * 1024, 6_000),
             _ => (hour, much, 0),
         };
         Self {
@@ -179,13 +179,13 @@ impl Shape {
             history_bytes: self.history_bytes,
             market_flush: Duration::from_millis(100),
             heartbeat: Duration::from_millis(400),
-            silence: Duration::from_millis(1_500),
+            silence: Duration::from_millis(2_800),
             connections_max: 1_000,
             accepts_per_second: 1_000,
             inbound_per_second: 100,
             message_bytes_max: 4_096,
             handshake_timeout: Duration::from_secs(10),
-            stall_timeout: Duration::from_millis(2_500),
+            stall_timeout: Duration::from_millis(2_000),
             handover_per_second: 20,
             place_anywhere: self.place_anywhere,
         }
@@ -272,7 +272,9 @@ fn trouble(shape: &Shape, dice: &mut Rng, deeds: &mut Vec<(u64, Deed)>) {
         }
         84..87 => Deed::HalfOpen { client },
         87..89 => Deed::CutAll,
-        89..99 => Deed::Slow { client, bytes: dice.usize(..400), ms: long },
+        89..99 => {
+            Deed::Slow { client, bytes: if dice.u8(..3) == 0 { 0 } else { dice.usize(1..400) }, ms: long + short }
+        }
         _ => Deed::Damage { client },
     };
     deeds.push((at, deed));

@@ -24,15 +24,15 @@ use super::redis::{News, Redis};
 use crate::clock::Now;
 use crate::discovery::contact::Times;
 use crate::discovery::membership::{Identity, Member};
-use crate::exchange::Standing;
+use crate::exchange::{Sight, Standing};
 use crate::ids::{AssessmentId, NodeId};
 use crate::ingest::testing::Feed;
 use crate::protocol::close::CloseReason;
 use crate::protocol::messages;
 use crate::shard::admission::{Here, Watching};
-use crate::shard::testing::{Bench, Key, Wire};
+use crate::shard::testing::{Bench, Key, Look, Patience, Wire};
 use crate::shutdown::phases;
-use crate::stream::batch::Batch;
+use crate::stream::batch::{Batch, NextOffset};
 
 /// The time of a lease.
 pub(super) const LEASE: Duration = Duration::from_secs(1);
@@ -60,6 +60,7 @@ pub(super) struct Request {
     pub(super) wire: Wire,
     pub(super) assessment: AssessmentId,
     pub(super) cursor: Option<Box<str>>,
+    pub(super) patience: Patience,
 }
 
 /// A process.
@@ -82,6 +83,9 @@ pub(super) struct Life {
     connections: Vec<(Key, Wire)>,
     /// Where the shard stands, by partition.
     base: Vec<i64>,
+    /// What the logs' ends were, which the shard is to be told of, and when they are asked for next.
+    ends: Option<(Instant, Vec<NextOffset>)>,
+    ends_at_ms: u64,
     session: Session,
     told_complete: bool,
     had_slot: bool,
@@ -139,6 +143,8 @@ impl Pod {
             sending: false,
             connections: Vec::new(),
             base: Vec::new(),
+            ends: None,
+            ends_at_ms: 0,
             session: Session::new(Member::new(identity, Times::of(LEASE))),
             told_complete: false,
             had_slot: false,
@@ -198,6 +204,7 @@ impl Pod {
         let dice = &mut self.dice;
         if now_ms >= self.starved_until_ms {
             life.read(around, dice);
+            life.ask_for_ends(around);
         }
         life.session.run(around, dice);
         life.look(around.now.instant);
@@ -205,9 +212,12 @@ impl Pod {
         if tasks_first {
             life.run_tasks(around.now);
         }
-        let arrived = |request: &mut Request| request.at_ms <= now_ms;
-        for request in self.requests.extract_if(.., arrived) {
-            life.enter(request, &self.node, around.shape.place_anywhere, around.now);
+        let (node, anywhere) = (&self.node, around.shape.place_anywhere);
+        let may_enter =
+            |request: &mut Request| request.at_ms <= now_ms && life.may_enter(request, node, anywhere, around.now);
+        let entering: Vec<Request> = self.requests.extract_if(.., may_enter).collect();
+        for request in entering {
+            life.enter(request, &self.node, anywhere, around.now);
         }
         life.turn(&self.node, around, dice);
         if !tasks_first {
@@ -248,6 +258,7 @@ impl Life {
         if !is_stale && !Arc::ptr_eq(&self.standing.view, member.view()) {
             self.standing.view = Arc::clone(member.view());
         }
+        self.standing.sight = Sight { looked: member.looked(), reached: member.is_connected() };
         self.standing.own = if draining { None } else { member.own() };
         self.standing.was_ready |= is_ready;
     }
@@ -272,15 +283,30 @@ impl Life {
             let here = Here { node, standing: &self.standing, place_anywhere: around.shape.place_anywhere };
             // The gateway's own bound is larger than all that a world has.
             let bytes = if dice.bool() { dice.u64(1..2_000) } else { u64::MAX };
-            self.shard.finish_turn(&here, bytes, now);
+            if self.shard.finish_turn(&here, bytes, now) {
+                self.session.member.handle_look_wish(now.instant);
+            }
         }
+    }
+
+    /// Whether a client is to be judged now: one that is to be sent away waits until the view is sure.
+    fn may_enter(&mut self, request: &mut Request, node: &NodeId, place_anywhere: bool, now: Now) -> bool {
+        let here = Here { node, standing: &self.standing, place_anywhere };
+        if here.elsewhere(Watching::Assessment(request.assessment.hash())).is_none() {
+            return true;
+        }
+        let look = request.patience.ask(&self.standing.sight, now);
+        if look == Look::Wanted {
+            self.session.member.handle_look_wish(now.instant);
+        }
+        look == Look::Sure
     }
 
     /// Judges a client, as `admission::judge` does one with a good token, and serves it or tells it where to go.
     fn enter(&mut self, request: Request, node: &NodeId, place_anywhere: bool, now: Now) {
         let Request { wire, assessment, cursor, .. } = request;
         let here = Here { node, standing: &self.standing, place_anywhere };
-        let others = self.standing.view.live().any(|(_, pod)| pod.node != *node);
+        let others = !place_anywhere && self.standing.view.live().any(|(_, pod)| pod.node != *node);
         let is_draining = self.standing.draining_since.is_some();
         if !self.standing.was_ready || is_draining && !others {
             let mut ends = wire.0.borrow_mut();

@@ -9,7 +9,7 @@ use crate::ids::TopicIndex;
 use crate::ingest::testing::{Looked, Offsets, SeenTopic};
 use crate::simulation::log::{Log, Topic};
 use crate::simulation::plan::Shape;
-use crate::stream::batch::{Batch, Origin};
+use crate::stream::batch::{Batch, NextOffset, Origin};
 
 /// Records that a pod reads in a slot, at most, once its history is filled.
 const RECORDS_A_SLOT: usize = 6;
@@ -41,7 +41,7 @@ pub(in crate::simulation) struct Known {
     pub(in crate::simulation) id: Box<str>,
     /// How many partitions it had at first, and has now.
     pub(in crate::simulation) partitions: (usize, usize),
-    /// When it learned that the topic is another one; 0 for never.
+    /// When it learned that the topic is another one than it or others knew; 0 for never.
     pub(in crate::simulation) remade_ms: u64,
     /// When it learned that the topic has more partitions; 0 for never.
     pub(in crate::simulation) grown_ms: u64,
@@ -71,7 +71,8 @@ impl Memory {
         for (known, topic) in self.known.iter_mut().zip(topics).filter(|(_, topic)| !topic.is_hidden) {
             let now = topic.parts.len();
             if known.id != topic.id {
-                known.remade_ms = if known.id.is_empty() { 0 } else { now_ms };
+                let is_new = known.id.is_empty() && (is_first || !topic.is_remade);
+                known.remade_ms = if is_new { 0 } else { now_ms };
                 known.is_met_late = !is_first;
                 known.id.clone_from(&topic.id);
                 known.partitions = (now, now);
@@ -125,6 +126,24 @@ impl Life {
 
     fn hand_over(&mut self, around: &Around<'_>) {
         self.inbox.extend(self.feed.take(around.now.instant));
+    }
+
+    /// Asks for the logs' ends, now and then; the answer takes a while.
+    pub(super) fn ask_for_ends(&mut self, around: &Around<'_>) {
+        if let Some((asked, ends)) = self.ends.take().filter(|_| self.shard.wants_ends()) {
+            self.feed.ends_are(asked, ends);
+            self.hand_over(around);
+        }
+        if around.now_ms >= self.ends_at_ms {
+            self.ends_at_ms = around.now_ms + 1_000;
+            // They are asked for by name: where the topic was made anew, the answer is of the new one.
+            let log = around.log;
+            let end = |&Reading { topic, partition, part, .. }: &Reading| {
+                let part = *log.topics[log.parts[part].topic].parts.get(usize::try_from(partition).ok()?)?;
+                Some(NextOffset { topic, partition, offset: log.parts[part].end })
+            };
+            self.ends = Some((around.now.instant, self.readings.iter().filter_map(end).collect()));
+        }
     }
 
     /// Reads records of one partition; returns how many.

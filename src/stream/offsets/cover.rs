@@ -56,8 +56,9 @@ impl Offsets {
         cover.follow(self);
         let is_stray = |&place: &PlaceId| {
             // What was there before anyone watched may be placed by a number of partitions that nobody here knows of.
-            // It does no harm where the cursor says how much of it the client has.
-            let may_be_of_old = |offset| cover.next(place).is_some() && self.may_be_of_old(id, place, offset);
+            // It does no harm where the cursor says how much of it the client has, or that it has nothing of the topic.
+            let says_how_much = || cover.next(place).is_some() || !cover.has_topic_of(self, place);
+            let may_be_of_old = |offset| self.may_be_of_old(id, place, offset) && says_how_much();
             !self.is_expected(id, place) && newest(place).is_some_and(|offset| !may_be_of_old(offset))
         };
         if listed.places.iter().any(is_stray) {
@@ -145,6 +146,12 @@ impl Cover {
         }
         places.sort_by_key(|place| (place.topic.name, place.topic.incarnation));
         cursor::encode(assessment, places.into_iter(), out)
+    }
+
+    /// Whether whoever made the cursor knew of a place's topic.
+    fn has_topic_of(&self, offsets: &Offsets, place: PlaceId) -> bool {
+        let name = offsets.places[place.0 as usize].fingerprint.name;
+        self.places.iter().any(|covered| covered.place.topic.name == name)
     }
 
     fn next(&self, place: PlaceId) -> Option<i64> {
