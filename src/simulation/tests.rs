@@ -4,7 +4,7 @@ mod cuts;
 
 use std::time::Instant;
 
-use super::checker::Fault;
+use super::checker::{Fault, Kind};
 use super::plan::Plan;
 use super::sights::Sights;
 use super::story;
@@ -48,6 +48,23 @@ fn no_event_is_lost_and_none_doubled_in_any_of_thousands_of_worlds() {
     }
 }
 
+/// Worlds that failed once. As long as the plans of seeds are made as they are, these are the ones.
+#[test]
+fn seeds_that_failed_once() {
+    let seeds = [
+        // What a cursor covered came again, where it lay behind the last event that the client lacked.
+        3, // A partition that was met late had lost its first records, and nobody was told.
+        154, // Who had all of a partition that was met late was reset.
+        210, // The redirect's cursor was behind a reset that was never sent.
+        2_555, // A topic that the cursor did not know, and that had grown, made it misplaced.
+        4_819, // Events of a topic that was made anew came again, behind what the cursor covered.
+        4_994,
+    ];
+    for seed in seeds {
+        run(seed);
+    }
+}
+
 // ---- the simulation on trial ------------------------------------------------------------------------------------------
 
 const MISTAKES: [Mistake; 4] =
@@ -63,8 +80,8 @@ fn found_within(mistake: Mistake) -> Option<(u64, Fault)> {
 #[test]
 fn each_planted_mistake_is_found() {
     for mistake in MISTAKES {
-        let found = found_within(mistake);
-        println!("{mistake:?}: {found:?}");
-        assert!(found.is_some(), "{mistake:?} is not found in {SEEDS} worlds");
+        let (seed, fault) = found_within(mistake).unwrap_or_else(|| panic!("{mistake:?}: not in {SEEDS} worlds"));
+        println!("{mistake:?}: seed {seed}, {fault:?}");
+        assert!(matches!(fault.kind, Kind::Gap | Kind::Double), "{fault:?}");
     }
 }

@@ -271,3 +271,57 @@ fn what_was_placed_by_fewer_partitions_before_a_pods_start_is_no_stray_where_the
     story.read(CREATED, 1, 5);
     assert_eq!(judge(&story, &lists_it, 5), Err(ResetReason::Misplaced), "by now there are four, and seen to be");
 }
+
+#[test]
+fn what_was_placed_by_fewer_partitions_is_no_stray_to_who_has_nothing_of_the_topic() {
+    let mut story = Story::of(4);
+    let id = ids_where(|id| Partitioner::Murmur2.hash(id).is_some_and(|hash| hash.of(2) == 1 && hash.of(4) == 3));
+    story.read(CREATED, 1, 0);
+    story.offsets.settle();
+    let listed = story.offsets.list(&id, story.offsets.place(CREATED, 1));
+    let mut cursor = story.cursor(&id);
+    cursor.places.retain(|place| place.topic == Fingerprint::new("assessment.started", "cluster", "2"));
+    let cover = story.offsets.judge(&cursor, &id, &listed, |_| Some(0)).unwrap();
+    assert!(!story.has(&cover, &id, CREATED, 1, 0), "it lacks all of it");
+}
+
+/// The topic of the index is deleted, and another of its name is read from its beginning.
+fn remake(story: &mut Story) -> TopicIndex {
+    let anew = TopicIndex(2);
+    story.learn(anew, "assessment.created", "3");
+    story.tell(&[(anew, 0, 0)]);
+    anew
+}
+
+#[test]
+fn a_topic_that_is_made_anew_while_a_client_catches_up_comes_to_it_from_where_its_cursor_stood() {
+    let mut story = Story::of(1);
+    story.read(CREATED, 0, 4);
+    let cursor = story.cursor("a");
+    (5..8).for_each(|offset| story.read(CREATED, 0, offset));
+    let mut cover = story.judge("a", &cursor).unwrap();
+    let anew = remake(&mut story);
+    cover.follow(&story.offsets);
+    assert!(story.has(&cover, "a", CREATED, 0, 4) && !story.has(&cover, "a", CREATED, 0, 5));
+    assert!(!story.has(&cover, "a", anew, 0, 0));
+    let mut text = Vec::new();
+    let listed = story.offsets.list("a", []);
+    let next = |place| story.offsets.next(place);
+    assert!(cover.write_cursor(&story.offsets, AssessmentHash::of("a"), &listed, next, &mut text));
+    let places = decode(std::str::from_utf8(&text).unwrap()).unwrap().places;
+    assert_eq!(places.len(), 2, "what is deleted goes into no cursor");
+}
+
+#[test]
+fn who_has_a_cursor_of_the_new_topic_is_not_past_it_before_the_old_ones_end() {
+    let mut story = Story::of(1);
+    (0..3).for_each(|offset| story.read(CREATED, 0, offset));
+    remake(&mut story);
+    let mut cover = story.judge("a", &story.cursor("a")).unwrap();
+    cover.follow(&story.offsets);
+    assert!((0..3).all(|offset| story.has(&cover, "a", CREATED, 0, offset)));
+    let old = story.offsets.place(CREATED, 0).unwrap();
+    let at = |end| move |story: &Story, place| if place == old { end } else { story.offsets.next(place) };
+    assert!(!cover.is_passed(|place| at(2)(&story, place)), "one of the old topic's is still to be skipped");
+    assert!(cover.is_passed(|place| at(3)(&story, place)));
+}
