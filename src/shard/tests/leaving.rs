@@ -96,7 +96,8 @@ fn where_the_look_shows_that_they_are_at_home_they_are_told_nothing() {
     let alone = standing(false, leaving.now());
     assert_eq!((leaving.advance(&alone), leaving.gone(), leaving.handover.next(leaving.now())), (Step::Go, 0, None));
     for (_, socket) in &leaving.clients {
-        assert_eq!(socket.texts(), [r#"{"type":"connected"}"#]);
+        let texts = socket.texts();
+        assert!(texts.len() == 1 && texts[0].contains(r#""type":"connected""#), "{texts:?}");
     }
     // The other one comes once more: that takes a look of its own.
     leaving.pass(3_000);
