@@ -131,6 +131,16 @@ impl Kafka {
         }
     }
 
+    /// Creates a topic of one partition on these brokers, of which any may lead, also one that lacks the log's end.
+    pub fn create_on(&self, topic: &str, brokers: &[usize]) {
+        let ids: Vec<_> = brokers.iter().map(|number| i32::try_from(number + 1).expect("few brokers")).collect();
+        let of_the_partition = [&*ids];
+        let new = NewTopic::new(topic, 1, TopicReplication::Variable(&of_the_partition));
+        let new = new.set("min.insync.replicas", "1").set("unclean.leader.election.enable", "true");
+        done("create a topic", block_on(self.admin().create_topics([&new], &options())));
+        self.await_partitions(topic, 1);
+    }
+
     /// Gives a topic more partitions, so many in all.
     pub fn grow(&self, topic: &str, partitions: usize) {
         let new = NewPartitions::new(topic, partitions);

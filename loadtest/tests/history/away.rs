@@ -36,12 +36,20 @@ pub(crate) fn goes_on(pod: &Pod, cursor: &str, expected: impl IntoIterator<Item 
     client
 }
 
-/// Comes to a pod with this cursor, and checks that it is told to fetch its state anew, and nothing of the past.
+/// Comes to a pod with this cursor, and checks that it is told to fetch its state anew, and nothing of the past; and
+/// that the cursor that it is told is good.
 #[track_caller]
 pub(crate) fn is_reset(pod: &Pod, cursor: &str, reason: &str) {
+    let reset = is_told(pod, cursor, reason);
+    goes_on(pod, &cursor_of(&reset), []);
+}
+
+/// Comes to a pod with this cursor, and checks that it is told to fetch its state anew, and nothing of the past.
+#[track_caller]
+pub(crate) fn is_told(pod: &Pod, cursor: &str, reason: &str) -> Message {
     let (is_resumed, mut client) = comes_back(pod, "a", cursor);
     let reset = client.expect_type("reset");
     assert_eq!((is_resumed, reset.json()["reason"].as_str()), (false, Some(reason)), "{}", pod.name());
     expect_numbers(&mut client, []);
-    goes_on(pod, &cursor_of(&reset), []);
+    reset
 }

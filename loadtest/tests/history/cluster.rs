@@ -10,7 +10,7 @@ use loadtest::pods::World;
 use loadtest::process::{Signal, eventually};
 use loadtest::redis::Redis;
 
-use crate::away::{comes_back, cursor_at, goes_on, is_reset};
+use crate::away::{comes_back, cursor_at, goes_on, is_reset, is_told};
 use crate::{KIND, await_seen, expect_numbers, no_lag, numbers, pod, send, watching, world_of_one};
 
 #[test]
@@ -52,6 +52,49 @@ fn events_that_flow_while_leaders_change_arrive_once_and_in_order() {
             goes_on(pod, &cursor_at(&client, number), number + 1..sent);
         }
         no_lag(pod);
+    }
+}
+
+#[test]
+fn a_log_that_lost_its_end_goes_on_where_it_ends_now() {
+    let mut world = World { kafka: Kafka::start_with(3, &[]), redis: Redis::start() };
+    let topic = KIND.topic();
+    world.kafka.create_on(topic, &[0, 1]);
+    let first = pod(&world, "pod-0").start();
+    let mut client = watching(&first);
+    send(&world.producer(), 0..30);
+    let leads = |kafka: &Kafka, leader| {
+        eventually("it leads", WITHIN, || (kafka.leader(topic, 0) == Some(leader)).then_some(()));
+    };
+    // One follower is away while records come, and is all that is left then.
+    let leader = world.kafka.leader(topic, 0).expect("a leader");
+    let follower = 1 - leader;
+    world.kafka.broker(follower).stop();
+    send(&world.producer(), 30..50);
+    expect_numbers(&mut client, 0..50);
+    world.kafka.broker(leader).kill();
+    world.kafka.broker(follower).start();
+    leads(&world.kafka, follower);
+    eventually("the pod is out of range", WITHIN, || {
+        (first.metrics().sum("shardgate_ingest_offset_resets_total") == 1.0).then_some(())
+    });
+    send(&world.producer(), 100..110);
+    expect_numbers(&mut client, (0..50).chain(100..110));
+    let resets: Vec<_> = client.of_type("reset").map(|reset| reset.json()["reason"].clone()).collect();
+    assert_eq!(resets, ["expired"]);
+    no_lag(&first);
+
+    let second = pod(&world, "pod-1").start();
+    goes_on(&second, &cursor_at(&client, 104), 105..110);
+    goes_on(&second, &cursor_at(&client, 20), (21..30).chain(100..110));
+    // Which cursors count offsets that were written anew, the pod that read both can't tell, until the log is as long
+    // as it was.
+    is_told(&first, &cursor_at(&client, 104), "expired");
+    is_told(&first, &cursor_at(&client, 20), "expired");
+    send(&world.producer(), 110..130);
+    expect_numbers(&mut client, (0..50).chain(100..130));
+    for pod in [&first, &second] {
+        goes_on(pod, &cursor_at(&client, 125), 126..130);
     }
 }
 
