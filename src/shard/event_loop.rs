@@ -455,6 +455,9 @@ impl Turns {
         let mut state = self.shard.state.borrow_mut();
         let (counts, findings, history_bytes) = state.end_turn(now.instant);
         self.shard.metrics.publish(counts, history_bytes);
+        if state.wants_ends() {
+            self.inbox.want_ends();
+        }
         self.status.clients.store(state.roster.len() as u64, std::sync::atomic::Ordering::Relaxed);
         drop(state);
         self.report(&findings, now.instant);

@@ -2,10 +2,11 @@
 //! history's to judge.
 
 use super::connection::{Socket, Tail};
-use super::state::{Entrance, State};
+use super::state::{ConnectionKey, Entrance, State};
 use crate::clock::{Now, whole_ms};
 use crate::ids::AssessmentId;
 use crate::protocol::messages::{self, Connected, ResetReason};
+use crate::stream::batch::Ends;
 use crate::stream::history::{ChainKey, Lag, Position};
 use crate::stream::offsets::{Cover, PlaceId};
 use crate::stream::planted::{Mistake, is_planted};
@@ -18,9 +19,23 @@ pub(super) struct Beginning {
     pub(super) cover: Option<Box<Cover>>,
     /// Whether it lacks events that are there.
     pub(super) catching_up: bool,
+    /// Whether its cursor is ahead of what is read here.
+    pub(super) is_ahead: bool,
     resumed: bool,
     reset: Option<ResetReason>,
 }
+
+/// A connection whose cursor was ahead of what is read here: either this pod is behind the one that made it, or it lies
+/// past the end of the log, and is no good.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ahead {
+    pub(super) key: ConnectionKey,
+    /// How often in a row the ends of the logs were below it.
+    pub(super) beyond: u8,
+}
+
+/// So many answers must say that a cursor lies past the end: the first may be that of a leader that is none any more.
+const ANSWERS_MIN: u8 = 2;
 
 impl<S: Socket> State<S> {
     /// Finds where a client begins that watches a chain.
@@ -36,9 +51,10 @@ impl<S: Socket> State<S> {
             Some(Ok((cover, mut position))) => {
                 self.counts.resumed += 1;
                 let catching_up = self.history.lag(chain, &mut position) != Lag::Current;
-                let keep = catching_up || !self.history.is_past(&cover);
+                let is_ahead = !self.history.is_past(&cover);
+                let keep = catching_up || is_ahead;
                 let cover = keep.then(|| Box::new(cover)).filter(|_| !is_planted(Mistake::ResumeAsSuffix));
-                Beginning { position, cover, catching_up, resumed: true, reset: None }
+                Beginning { position, cover, catching_up, is_ahead, resumed: true, reset: None }
             }
         }
     }
@@ -100,5 +116,35 @@ impl<S: Socket> State<S> {
                 }
             }
         }
+    }
+
+    /// The ends of some logs are known: a cursor that was there before they were asked for, and lies past one, is none of
+    /// this log. Its client is told, and is live from now on.
+    pub(super) fn judge_those_ahead(&mut self, ends: &Ends) {
+        let Self { connections, history, pending, counts, ahead, .. } = self;
+        ahead.retain_mut(|Ahead { key, beyond }| {
+            let Some(connection) = connections.get_mut(*key).filter(|connection| connection.is_live()) else {
+                return false;
+            };
+            let (Some(cover), Some(watch)) = (&mut connection.cover, &mut connection.watch) else { return false };
+            if connection.opened > ends.asked {
+                return true;
+            }
+            let Some(is_beyond) = history.is_beyond(cover, &ends.ends) else { return true };
+            *beyond = if is_beyond { *beyond + 1 } else { 0 };
+            if *beyond < ANSWERS_MIN {
+                return true;
+            }
+            connection.cover = None;
+            connection.catching_up = false;
+            watch.position = history.end(watch.chain);
+            connection.owed.reset = Some(ResetReason::Invalid);
+            counts.reset(ResetReason::Invalid);
+            if connection.is_open() {
+                connection.pending = true;
+                pending.push_back(*key);
+            }
+            false
+        });
     }
 }

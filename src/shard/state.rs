@@ -12,7 +12,7 @@ use slotmap::{SecondaryMap, SlotMap, new_key_type};
 use super::connection::{Connection, End, InboundBucket, Owed, Socket, Tail, Watch};
 use super::metrics::Counts;
 use super::outbound::{self, Flushed, Scratch, Source};
-use super::resume::Beginning;
+use super::resume::{Ahead, Beginning};
 use crate::clock::{Now, UnixMs};
 use crate::config::ShardConfig;
 use crate::ids::{AssessmentId, NodeId};
@@ -73,6 +73,8 @@ pub(super) struct State<S> {
     board: Board,
     /// Connections with more due than one turn's share.
     pub(super) pending: VecDeque<ConnectionKey>,
+    /// Connections whose cursor was ahead of what is read here.
+    pub(super) ahead: Vec<Ahead>,
     /// The chain whose watchers are being told of its fresh events, and how many of them are left.
     dispatching: Option<(ChainKey, usize)>,
     /// How many of the roster the market flush under way has left.
@@ -95,6 +97,7 @@ impl<S: Socket> State<S> {
             history: History::new(limits),
             board: Board::new(config.history),
             pending: VecDeque::new(),
+            ahead: Vec::new(),
             dispatching: None,
             flushing: None,
             flushed: None,
@@ -116,7 +119,7 @@ impl<S: Socket> State<S> {
         let chain = entrance.assessment.as_ref().map(|id| self.history.watch(id));
         let mut beginning = self.begin(chain, entrance.cursor.as_deref());
         let greeting = self.greet(&entrance, chain, &mut beginning, now);
-        let Beginning { position, cover, catching_up, .. } = beginning;
+        let Beginning { position, cover, catching_up, is_ahead, .. } = beginning;
         let key = self.connections.insert(Connection {
             socket: entrance.socket,
             watch: None,
@@ -141,6 +144,9 @@ impl<S: Socket> State<S> {
         self.roster.push(key);
         if catching_up {
             self.pending.push_back(key);
+        }
+        if is_ahead {
+            self.ahead.push(Ahead { key, beyond: 0 });
         }
         let watched = chain.zip(entrance.assessment.map(|id| id.hash()));
         if let Some((chain, hash)) = watched
@@ -207,12 +213,16 @@ impl<S: Socket> State<S> {
     // ---- events -----------------------------------------------------------------------------------------------------
 
     /// Takes a batch in. [`State::dispatch`] sends what it brought.
-    pub(super) fn take(&mut self, batch: Batch, now: Instant) {
+    pub(super) fn take(&mut self, mut batch: Batch, now: Instant) {
         self.board.apply(&batch, now);
+        let ends = batch.ends.take();
         self.history.append(batch, now);
         let deleted = self.history.take_deleted();
         if !deleted.is_empty() {
             self.tell_of_deleted(&deleted);
+        }
+        if let Some(ends) = ends {
+            self.judge_those_ahead(&ends);
         }
     }
 
@@ -459,6 +469,11 @@ impl<S: Socket> State<S> {
             return false;
         };
         self.history.lag(chain, &mut position) == Lag::Lost
+    }
+
+    /// Whether the ends of the logs would tell something about a client's cursor.
+    pub(super) fn wants_ends(&self) -> bool {
+        !self.ahead.is_empty()
     }
 
     /// Whether somebody waits for the next turn.

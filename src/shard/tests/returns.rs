@@ -1,7 +1,7 @@
 //! Clients that come back with a cursor, and the cursors that they are given.
 
 use super::*;
-use crate::stream::batch::NextOffset;
+use crate::stream::batch::{Ends, NextOffset};
 use crate::stream::testing::EVENTS;
 
 /// The cursor in a message; empty where it has none.
@@ -239,4 +239,32 @@ fn a_partition_whose_first_records_were_deleted_before_it_was_met_tells_those_wh
     live.texts();
     world.turn([told(7)]);
     assert!(live.texts()[0].contains("expired"));
+}
+
+#[test]
+fn a_cursor_past_the_end_of_the_log_is_told_when_the_ends_are_known_and_one_that_is_only_ahead_is_not() {
+    let mut other = world();
+    let (_, there) = other.connect(Some("a"));
+    other.turn([events(&[("a", 50)])]);
+    let ahead = there.texts().pop().unwrap();
+    let ends = |world: &World, offset| {
+        let ends = vec![NextOffset { topic: EVENTS, partition: 0, offset }];
+        Batch { ends: Some(Arc::new(Ends { asked: world.now.instant, ends })), ..Batch::default() }
+    };
+    for (end, is_invalid) in [(51, false), (50, true)] {
+        let mut world = world();
+        let early = ends(&world, 0);
+        world.pass(Duration::from_millis(1));
+        let (_, back) = world.come_back(cursor_in(&ahead));
+        assert!(back.texts()[0].contains(r#""resumed":true"#) && world.state.wants_ends());
+        world.turn([early, ends(&world, end)]);
+        assert_eq!(back.texts(), [""; 0], "one that was asked before it came says nothing, and one answer is none");
+        world.turn([ends(&world, end)]);
+        let told = back.texts().iter().any(|text| text.contains(r#""reason":"invalid""#));
+        assert_eq!(told, is_invalid, "where the log ends at {end}");
+        world.turn([events(&[("a", 10)]), events(&[("a", 51)])]);
+        assert_eq!(back.numbers(), if is_invalid { vec![10, 51] } else { vec![51] });
+        world.turn([ends(&world, end)]);
+        assert!(!world.state.wants_ends());
+    }
 }

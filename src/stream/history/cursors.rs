@@ -5,6 +5,7 @@ use super::positions::{Lag, Position};
 use super::segment::{CURSOR_CLOSE, CURSOR_OPEN, EntryRef, Frame, Segment};
 use super::{ChainKey, History, slot};
 use crate::protocol::messages::{ResetReason, text_header};
+use crate::stream::batch::NextOffset;
 use crate::stream::cursor;
 use crate::stream::offsets::{Cover, Offsets, PlaceId};
 use crate::stream::planted::{Mistake, is_planted};
@@ -70,6 +71,14 @@ impl History {
     #[must_use]
     pub fn is_ahead(&self, cover: &Cover, place: PlaceId) -> bool {
         cover.reaches(place, self.offsets.next(place))
+    }
+
+    /// Whether what a client's cursor covers lies past one of the ends; `None` where they are of other partitions.
+    pub fn is_beyond(&self, cover: &mut Cover, ends: &[NextOffset]) -> Option<bool> {
+        cover.follow(&self.offsets);
+        let places = ends.iter().filter_map(|end| Some((self.offsets.place(end.topic, end.partition)?, end.offset)));
+        let compared = places.filter(|&(place, _)| cover.reaches(place, 0));
+        compared.map(|(place, end)| cover.reaches(place, end.saturating_add(1))).reduce(|any, one| any || one)
     }
 
     /// The position of the next entry that a client lacks.
