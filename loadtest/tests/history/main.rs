@@ -12,8 +12,9 @@ use away::{cursor_at, goes_on, is_reset};
 use loadtest::client::{Client, Message, WITHIN, read_for, watch};
 use loadtest::events::{Kind, Producer, number_of, seen};
 use loadtest::kafka::Kafka;
+use loadtest::metrics::Metrics;
 use loadtest::pods::{Plan, Pod, World};
-use loadtest::process::{Signal, eventually};
+use loadtest::process::{Signal, TempDir, eventually};
 
 /// The kind of all events here: their number is their offset, where a topic has one partition and nothing else.
 const KIND: Kind = Kind::BalanceUpdated;
@@ -76,6 +77,14 @@ fn no_lag(pod: &Pod) {
     eventually("no lag", WITHIN, || (pod.metrics().sum("websocket_kafka_consumer_lag") == 0.0).then_some(()));
 }
 
+/// How many offsets a pod's history is still to be filled from, and how many there were; where it answers.
+fn progress(pod: &Pod) -> Option<(u64, u64)> {
+    let answer = pod.try_get("/metrics").filter(|answer| answer.status == 200)?;
+    let metrics = Metrics::parse(&answer.text()).unwrap();
+    let gauge = |name| metrics.sum(name) as u64;
+    Some((gauge("shardgate_ingest_filling_left_offsets"), gauge("shardgate_ingest_filling_offsets")))
+}
+
 // ---- the filling ----------------------------------------------------------------------------------------------------
 
 #[test]
@@ -87,15 +96,9 @@ fn the_progress_of_the_filling_shows_until_the_pod_is_ready() {
     producer.flush();
 
     let pod = pod(&world, "pod-0").spawn();
-    let progress = || {
-        let answer = pod.try_get("/metrics").filter(|answer| answer.status == 200)?;
-        let metrics = loadtest::metrics::Metrics::parse(&answer.text()).unwrap();
-        let gauge = |name| metrics.sum(name) as u64;
-        Some((gauge("shardgate_ingest_filling_left_offsets"), gauge("shardgate_ingest_filling_offsets")))
-    };
     let mut seen = Vec::new();
     eventually("the history fills", WITHIN, || {
-        let (left, whole) = progress()?;
+        let (left, whole) = progress(&pod)?;
         seen.extend((whole > 0).then_some(left));
         (whole == RECORDS && left == 0).then_some(())
     });
@@ -139,6 +142,40 @@ fn a_pod_starts_behind_what_was_deleted() {
         assert_eq!(pod.metrics().sum("shardgate_ingest_offset_resets_total"), 0.0, "nothing was deleted unread");
         no_lag(pod);
     }
+}
+
+#[test]
+fn records_that_are_deleted_while_the_history_fills_are_passed_over_and_their_cursors_are_too_old() {
+    const OTHERS: i64 = 100_000;
+    let world = world_of_one();
+    let producer = Producer::with(world.kafka.bootstrap(), &[("linger.ms", "20")]);
+    let first = pod(&world, "pod-0").start();
+    let mut client = watching(&first);
+    send(&producer, 0..10);
+    (0..OTHERS).for_each(|_| producer.event(&KIND.event("b", 0)));
+    producer.flush();
+    send(&producer, 10..20);
+    expect_numbers(&mut client, 0..20);
+
+    // One that takes little at a time is stopped on its way.
+    let dir = TempDir::new("slow");
+    let slow = dir.file("kafka.properties", "max.partition.fetch.bytes=20000\nqueued.min.messages=1\n");
+    let second = pod(&world, "pod-1").set("KAFKA_PROPERTIES_FILE", slow.to_str().unwrap()).spawn();
+    eventually("it has read something", WITHIN, || {
+        let (left, whole) = progress(&second)?;
+        (left < whole).then_some(())
+    });
+    second.signal(Signal::Stop);
+    world.kafka.trim(KIND.topic(), 0, OTHERS);
+    second.signal(Signal::Cont);
+    second.ready();
+    assert_eq!(second.metrics().sum("shardgate_ingest_offset_resets_total"), 1.0);
+    assert_eq!(progress(&second).unwrap().0, 0);
+    is_reset(&second, &cursor_at(&client, 5), "expired");
+    let mut late = goes_on(&second, &cursor_at(&client, 12), 13..20);
+    goes_on(&first, &cursor_at(&client, 5), 6..20);
+    send(&producer, 20..25);
+    expect_numbers(&mut late, 13..25);
 }
 
 #[test]
