@@ -30,6 +30,9 @@
 //! 4. [`config`], all settings, parsed whole before anything runs; [`gateway`], which builds, connects, drains and stops
 //!    the parts; [`demo`], which embeds a Kafka besides; and the command line, `main.rs`.
 //!
+//! Beside them, for the tests alone, `simulation` plays whole clusters with these rules over a time that is only a number:
+//! thousands of worlds of pods, clients, a Kafka and a Redis, each with its troubles.
+//!
 //! To follow an event, read `ingest::reader` (it comes from Kafka), `ingest::batcher` (its shard is found),
 //! `shard::state` (the batch is taken in, and its watchers are gone through) and `shard::outbound` (one write). To follow
 //! a client: `shard::socket` (its request is read), [`protocol::head`] and [`shard::admission`] (it is judged), and
@@ -49,4 +52,6 @@ pub mod protocol;
 pub mod routing;
 pub mod shard;
 pub mod shutdown;
+#[cfg(test)]
+mod simulation;
 pub mod stream;

@@ -29,6 +29,8 @@ mod positions;
 mod reachability;
 mod reader;
 mod startup;
+#[cfg(test)]
+pub(crate) mod testing;
 mod watcher;
 
 use std::io;

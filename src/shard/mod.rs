@@ -27,6 +27,8 @@ mod socket;
 mod state;
 mod sweep;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;

@@ -103,7 +103,7 @@ impl<S: Socket> State<S> {
                 }
                 for &key in keys {
                     let connection = &mut connections[key];
-                    let has_them = connection.cover.as_ref().is_some_and(|cover| history.is_ahead(cover, place));
+                    let has_them = connection.cover.as_mut().is_some_and(|cover| history.is_ahead(cover, place));
                     if has_them || connection.owed.reset.is_some() || !connection.is_live() {
                         continue;
                     }

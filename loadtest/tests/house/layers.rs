@@ -10,6 +10,7 @@ const LAYERS: &[&[&str]] = &[
     &["config", "exchange"],
     &["ingest", "discovery", "shutdown", "shard", "operations"],
     &["gateway", "demo"],
+    &["simulation"],
     &["main"],
 ];
 

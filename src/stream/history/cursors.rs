@@ -68,8 +68,9 @@ impl History {
     }
 
     /// Whether a client's cursor says that it has all below where ingest stands at a place.
-    #[must_use]
-    pub fn is_ahead(&self, cover: &Cover, place: PlaceId) -> bool {
+    pub fn is_ahead(&self, cover: &mut Cover, place: PlaceId) -> bool {
+        // The place may be new here, and known to the cursor.
+        cover.follow(&self.offsets);
         cover.reaches(place, self.offsets.next(place))
     }
 

@@ -1,7 +1,7 @@
 //! What a client has that came back with a cursor, until it has been sent as much as this shard has read. Two pods
 //! interleave topics differently, and one may be behind the other: so what a client lacks is told entry by entry.
 
-use super::{Known, Listed, Offsets, PlaceId};
+use super::{Listed, Offsets, PlaceId};
 use crate::ids::AssessmentHash;
 use crate::protocol::messages::ResetReason;
 use crate::stream::cursor::{self, Cursor, Place};
@@ -10,6 +10,8 @@ use crate::stream::cursor::{self, Cursor, Place};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cover {
     places: Vec<Covered>,
+    /// Places of topics whose names others have by now, each with where it ended: the client has all of them.
+    over: Vec<(PlaceId, i64)>,
     /// The layout by which `known` was looked up.
     layout: u32,
 }
@@ -19,6 +21,8 @@ struct Covered {
     place: Place,
     /// Where that is here; `None` where this shard was not told of the partition, or of the topic.
     known: Option<PlaceId>,
+    /// Another topic has the name of its one by now: nothing comes there any more, and yet it says what the client has.
+    replaced: bool,
 }
 
 impl Offsets {
@@ -45,14 +49,16 @@ impl Offsets {
             return Err(ResetReason::Invalid);
         }
         let mut cover = Cover {
-            places: cursor.places.iter().map(|&place| Covered { place, known: None }).collect(),
+            places: cursor.places.iter().map(|&place| Covered { place, known: None, replaced: false }).collect(),
+            over: Vec::new(),
             layout: self.layout.wrapping_sub(1),
         };
         cover.follow(self);
         let is_stray = |&place: &PlaceId| {
             // What was there before anyone watched may be placed by a number of partitions that nobody here knows of.
-            // It does no harm where the cursor says how much of it the client has.
-            let may_be_of_old = |offset| cover.next(place).is_some() && self.may_be_of_old(id, place, offset);
+            // It does no harm where the cursor says how much of it the client has, or that it has nothing of the topic.
+            let says_how_much = || cover.next(place).is_some() || !cover.has_topic_of(self, place);
+            let may_be_of_old = |offset| self.may_be_of_old(id, place, offset) && says_how_much();
             !self.is_expected(id, place) && newest(place).is_some_and(|offset| !may_be_of_old(offset))
         };
         if listed.places.iter().any(is_stray) {
@@ -80,15 +86,16 @@ impl Cover {
             return;
         }
         self.layout = offsets.layout;
-        // Of a topic that was made anew meanwhile nothing comes any more.
-        let is_over = |known: &Known, place: &Place| known.topic.fingerprint != place.topic;
-        self.places.retain(|Covered { place, .. }| {
-            !offsets.current(place.topic.name).is_some_and(|known| is_over(known, place))
-        });
-        for Covered { place, known } in &mut self.places {
-            *known = offsets
-                .current(place.topic.name)
-                .and_then(|topic| *topic.places.get(usize::try_from(place.partition).ok()?)?);
+        let places = (0..offsets.places.len()).filter_map(|place| u32::try_from(place).ok()).map(PlaceId);
+        self.over.clear();
+        self.over.extend(places.filter(|&place| offsets.is_replaced(place)).map(|place| (place, offsets.next(place))));
+        for Covered { place, known, replaced } in &mut self.places {
+            let Some(topic) = offsets.current(place.topic.name) else { continue };
+            *replaced = topic.topic.fingerprint != place.topic;
+            if !*replaced {
+                let partition = usize::try_from(place.partition).ok();
+                *known = partition.and_then(|partition| *topic.places.get(partition)?);
+            }
         }
     }
 
@@ -104,7 +111,11 @@ impl Cover {
     /// Whether all of it has been sent or read, where the places stand at `next`: nothing that comes is covered any more.
     #[must_use]
     pub fn is_passed(&self, next: impl Fn(PlaceId) -> i64) -> bool {
-        self.places.iter().all(|covered| covered.known.is_some_and(|place| next(place) >= covered.place.next))
+        let is_behind = |&(place, end): &(PlaceId, i64)| next(place) >= end;
+        let is_passed = |covered: &Covered| {
+            covered.replaced || covered.known.is_some_and(|place| next(place) >= covered.place.next)
+        };
+        self.places.iter().all(is_passed) && self.over.iter().all(is_behind)
     }
 
     /// Whether it says where the client stands at a place, at or beyond an offset.
@@ -128,12 +139,19 @@ impl Cover {
             let own = offsets.place_at(place, next(place));
             places.push(Place { next: own.next.max(self.next(place).unwrap_or(0)), ..own });
         }
-        for covered in self.places.iter().filter(|covered| !covered.known.is_some_and(|known| listed.has(known))) {
+        let is_unlisted = |covered: &&Covered| !covered.known.is_some_and(|known| listed.has(known));
+        for covered in self.places.iter().filter(|covered| !covered.replaced).filter(is_unlisted) {
             let at = covered.known.map_or(0, &next);
             places.push(Place { next: covered.place.next.max(at), ..covered.place });
         }
         places.sort_by_key(|place| (place.topic.name, place.topic.incarnation));
         cursor::encode(assessment, places.into_iter(), out)
+    }
+
+    /// Whether whoever made the cursor knew of a place's topic.
+    fn has_topic_of(&self, offsets: &Offsets, place: PlaceId) -> bool {
+        let name = offsets.places[place.0 as usize].fingerprint.name;
+        self.places.iter().any(|covered| covered.place.topic.name == name)
     }
 
     fn next(&self, place: PlaceId) -> Option<i64> {

@@ -1,0 +1,146 @@
+//! For the simulation: what the two threads of ingest do, without threads and without Kafka. The rules are the real ones;
+//! what is asked of a cluster comes as an argument.
+
+use std::time::Instant;
+
+use super::batcher::{Batcher, Incoming};
+use super::catalogue::{Catalogue, Seen};
+use super::positions::Positions;
+use super::startup::{Extent, Filling, Range, Start};
+use crate::ids::{ShardIndex, TopicIndex};
+use crate::routing::table::Table;
+use crate::stream::batch::{Batch, Ends, NextOffset, Origin};
+
+/// A topic of the cluster, as a look sees it.
+#[derive(Debug)]
+pub(crate) struct SeenTopic<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) id: &'a str,
+    pub(crate) partitions: i32,
+}
+
+/// What a partition's leader tells of its offsets.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Offsets {
+    pub(crate) beginning: i64,
+    /// Of the first record that is young enough for the history.
+    pub(crate) since: Option<i64>,
+    pub(crate) end: i64,
+}
+
+/// What a look changed.
+#[derive(Debug, Default)]
+pub(crate) struct Looked {
+    /// No more is read of these.
+    pub(crate) retired: Vec<TopicIndex>,
+    /// These are read on.
+    pub(crate) back: Vec<TopicIndex>,
+    /// These are read from now on, each from this offset.
+    pub(crate) fresh: Vec<(TopicIndex, i32, i64)>,
+    /// It is to be looked again soon.
+    pub(crate) doubtful: bool,
+}
+
+/// The ingest of a pod with one shard.
+#[derive(Debug)]
+pub(crate) struct Feed {
+    catalogue: Catalogue,
+    batcher: Batcher,
+    positions: Positions,
+    /// `None` before the first look.
+    filling: Option<Filling>,
+}
+
+impl Feed {
+    pub(crate) fn new(routes: Table) -> Self {
+        let batcher = Batcher::new(1, 1 << 20);
+        Self { catalogue: Catalogue::new(routes), batcher, positions: Positions::default(), filling: None }
+    }
+
+    /// A look at the cluster, as the watcher takes it and the reader takes it in. Partitions of the first look are read
+    /// from within the history's time, those that come later from their beginning.
+    pub(crate) fn look(&mut self, topics: &[SeenTopic<'_>], offsets: impl Fn(&str, i32) -> Offsets) -> Looked {
+        let seen: Vec<Seen> = topics
+            .iter()
+            .map(|topic| Seen { name: topic.name.into(), id: topic.id.into(), led: (0..topic.partitions).collect() })
+            .collect();
+        let known = self.catalogue.topics().len();
+        let changes = self.catalogue.look("simulated", &seen);
+        for topic in &self.catalogue.topics()[known..] {
+            self.batcher.add_topic(std::sync::Arc::clone(topic));
+        }
+        let initial = self.filling.is_none();
+        let starts: Vec<Start> = changes.fresh.iter().map(|&fresh| self.start(fresh, initial, &offsets)).collect();
+        for start in &starts {
+            self.positions.set(start.topic, start.partition, start.offset);
+        }
+        let filling = self.filling.get_or_insert_with(|| Filling::new(&starts));
+        changes.retired.iter().for_each(|&topic| filling.retired(topic));
+        let fresh = starts.iter().map(|start| (start.topic, start.partition, start.offset)).collect();
+        Looked { retired: changes.retired, back: changes.back, fresh, doubtful: changes.doubtful }
+    }
+
+    fn start(&self, (topic, partition): (TopicIndex, i32), initial: bool, of: impl Fn(&str, i32) -> Offsets) -> Start {
+        let Offsets { beginning, since, end } = of(self.name(topic), partition);
+        let extent = match initial {
+            true => Extent { beginning, since, end },
+            false => Extent { beginning, since: Some(beginning), end: beginning },
+        };
+        Start { topic, partition, offset: extent.start(), end: extent.end }
+    }
+
+    /// The name of a topic that is or was read.
+    pub(crate) fn name(&self, topic: TopicIndex) -> &str {
+        &self.catalogue.topics()[usize::from(topic.0)].name
+    }
+
+    /// A record that came from Kafka.
+    pub(crate) fn record(&mut self, origin: Origin, payload: &[u8]) {
+        let incoming = Incoming { origin, timestamp_ms: 0, key: None, payload: Some(payload) };
+        let taken = self.batcher.push(&incoming, &self.positions);
+        assert!(taken.is_ok(), "the simulation's records are good: {taken:?}");
+        self.positions.set(origin.topic, origin.partition, origin.offset + 1);
+    }
+
+    /// Kafka told that a partition is read to its end.
+    pub(crate) fn end_seen(&mut self, topic: TopicIndex, partition: i32, offset: i64) {
+        self.positions.set(topic, partition, offset);
+        if let Some(filling) = &mut self.filling {
+            filling.end_seen(topic, partition);
+        }
+    }
+
+    /// Goes on with a partition that is out of range; returns where. While no batch is begun.
+    pub(crate) fn restart(&mut self, topic: TopicIndex, partition: i32, beginning: i64, end: i64) -> i64 {
+        let next = self.next(topic, partition);
+        let offset = Range { beginning, end }.go_on(next);
+        if offset != next {
+            self.positions.set(topic, partition, offset);
+            self.batcher.deleted(NextOffset { topic, partition, offset });
+        }
+        offset
+    }
+
+    /// The next offset to be read of a partition that is read.
+    pub(crate) fn next(&self, topic: TopicIndex, partition: i32) -> i64 {
+        self.positions.next(topic, partition).expect("it is asked for of partitions that are read")
+    }
+
+    /// Where the logs ended when that was asked, for the shard, which wants to know.
+    pub(crate) fn ends_are(&mut self, asked: Instant, ends: Vec<NextOffset>) {
+        self.batcher.ends_are(ShardIndex(0), &std::sync::Arc::new(Ends { asked, ends }));
+    }
+
+    /// What there is for the shard.
+    pub(crate) fn take(&mut self, now: Instant) -> Option<Batch> {
+        let full = self.batcher.take_full().map(|(_, batch)| batch);
+        full.or_else(|| self.batcher.take(ShardIndex(0), &self.positions, now))
+    }
+
+    /// Whether the history is filled.
+    pub(crate) fn is_filled(&mut self) -> bool {
+        let Some(filling) = &mut self.filling else { return false };
+        filling.check(&self.positions);
+        filling.is_done()
+    }
+}

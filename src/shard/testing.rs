@@ -1,0 +1,204 @@
+//! For the simulation: a shard's turns and its connections' tasks, without an executor and without sockets. The rules are
+//! the real ones; `event_loop` and `socket` are what this stands in for.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::rc::Rc;
+use std::task::Poll;
+
+use super::admission::Here;
+use super::connection::Socket;
+use super::freshness::{Freshness, Step};
+use super::handover::Handover;
+use super::state::{ConnectionKey, Entrance, Pass, State};
+use super::sweep::Sweeper;
+use crate::clock::Now;
+use crate::config::{DrainConfig, ShardConfig};
+use crate::exchange::Sight;
+use crate::ids::{AssessmentId, NodeId};
+use crate::protocol::close::CloseReason;
+use crate::protocol::session::Inbound;
+use crate::shutdown::phases::Phase;
+use crate::stream::batch::Batch;
+
+/// A connection between a client and a pod, as both ends see it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wire(pub(crate) Rc<RefCell<Ends>>);
+
+/// The two ends of a [`Wire`].
+#[derive(Debug, Default)]
+pub(crate) struct Ends {
+    /// How many bytes more the way to the client takes.
+    pub(crate) room: usize,
+    /// On the way to the client.
+    pub(crate) sent: Vec<u8>,
+    /// What the client said and the pod has not read.
+    pub(crate) said: Vec<Said>,
+    /// The client has let go of it.
+    pub(crate) client_gone: bool,
+    /// The pod has let go of it: nothing comes after `sent`.
+    pub(crate) pod_gone: bool,
+    /// The pod answered 503.
+    pub(crate) unavailable: bool,
+    /// Which of the pod's processes it is connected to.
+    pub(crate) life: u32,
+    /// Where the pod's shard stood, at least, when the client came: the next offset of each partition.
+    pub(crate) base: Vec<i64>,
+}
+
+/// What a client of the simulation says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Said {
+    /// A sign of life.
+    Pong,
+}
+
+impl Wire {
+    fn take(&self, bytes: &[u8]) -> usize {
+        let mut ends = self.0.borrow_mut();
+        let taken = bytes.len().min(ends.room);
+        ends.sent.extend_from_slice(&bytes[..taken]);
+        ends.room -= taken;
+        taken
+    }
+}
+
+impl Socket for Wire {
+    fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        if self.0.borrow().client_gone {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let sent: usize = slices.iter().map(|slice| self.take(slice)).sum();
+        if sent == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(sent) }
+    }
+
+    /// The simulation looks at each connection's task by itself.
+    fn wake(&self) {}
+}
+
+/// A client's wait for a view that is sure, before it is sent to another pod.
+#[derive(Debug, Default)]
+pub(crate) struct Patience(Freshness);
+
+/// What a client that is to be sent away has to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Nothing more.
+    Sure,
+    /// A look at Redis, which is to be asked for.
+    Wanted,
+    /// The look that was asked for.
+    Awaited,
+}
+
+impl Patience {
+    pub(crate) fn ask(&mut self, sight: &Sight, now: Now) -> Look {
+        match self.0.ask(sight, now.instant) {
+            Step::Go => Look::Sure,
+            Step::AskForLook => Look::Wanted,
+            Step::Wait => Look::Awaited,
+        }
+    }
+}
+
+/// A connection of the shard.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Key(ConnectionKey);
+
+/// A shard.
+pub(crate) struct Bench {
+    state: State<Wire>,
+    sweeper: Sweeper,
+    handover: Handover,
+    drain: DrainConfig,
+}
+
+impl Bench {
+    pub(crate) fn new(config: ShardConfig, drain: DrainConfig, node: NodeId, now: Now) -> Self {
+        let (sweeper, handover) = (Sweeper::new(&config, now.instant), Handover::new(&config, now.instant));
+        Self { state: State::new(config, node), sweeper, handover, drain }
+    }
+
+    // ---- turns ------------------------------------------------------------------------------------------------------
+
+    /// How many bytes of batches one turn takes in, at most.
+    pub(crate) fn intake_bytes_max(&self) -> usize {
+        self.state.intake_bytes_max()
+    }
+
+    pub(crate) fn take(&mut self, batch: Batch, now: Now) {
+        self.state.take(batch, now.instant);
+    }
+
+    /// A part of the sending; whether all is sent.
+    pub(crate) fn dispatch(&mut self, budget: usize, now: Now) -> bool {
+        self.state.dispatch(budget, now) == Pass::Done
+    }
+
+    /// What a turn does after the events are sent; who catches up is sent about so many bytes. Whether a look at Redis is
+    /// wanted.
+    pub(crate) fn finish_turn(&mut self, here: &Here<'_>, mut bytes: u64, now: Now) -> bool {
+        while self.state.flush_markets(usize::MAX, now) == Pass::More {}
+        while self.sweeper.sweep(&mut self.state, usize::MAX, now) == Pass::More {}
+        while self.state.catch_up(1, &mut bytes, now) == Pass::More {}
+        let phase = Phase::at(now.instant, here.standing.draining_since, &self.drain);
+        let steps =
+            [self.handover.advance(&mut self.state, here, now), self.sweeper.drain(&mut self.state, phase, here, now)];
+        self.state.end_turn(now.instant);
+        steps.contains(&Step::AskForLook)
+    }
+
+    /// Whether it wants to be told of the logs' ends.
+    pub(crate) fn wants_ends(&self) -> bool {
+        self.state.wants_ends()
+    }
+
+    /// Clients that are connected.
+    pub(crate) fn clients(&self) -> u64 {
+        self.state.roster.len() as u64
+    }
+
+    // ---- connections ------------------------------------------------------------------------------------------------
+
+    /// Takes a client in.
+    pub(crate) fn attach(&mut self, wire: &Wire, id: &AssessmentId, cursor: Option<Box<str>>, now: Now) -> Key {
+        let entrance = Entrance {
+            socket: wire.clone(),
+            assessment: Some(id.clone()),
+            cursor,
+            token_expires: None,
+            accept: Vec::new(),
+            id: "".into(),
+            user: "".into(),
+        };
+        let key = self.state.attach(entrance, now);
+        self.state.flush(key, now);
+        Key(key)
+    }
+
+    /// What a connection's own task does when it is woken: writes what the socket takes, reads what came. Whether the
+    /// connection goes on; one that does not is let go of.
+    pub(crate) fn run_task(&mut self, Key(key): Key, wire: &Wire, now: Now) -> bool {
+        self.state.write_blocked(key, now, |bytes| {
+            if wire.0.borrow().client_gone {
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
+            match wire.take(bytes) {
+                0 => Poll::Pending,
+                taken => Poll::Ready(Ok(taken)),
+            }
+        });
+        let said = std::mem::take(&mut wire.0.borrow_mut().said);
+        for said in said {
+            match said {
+                Said::Pong => self.state.inbound(key, Inbound::Pong, now),
+            }
+        }
+        let is_over = self.state.ended(key).is_some() || wire.0.borrow().client_gone;
+        if is_over {
+            self.state.detach(key, CloseReason::ClientGone);
+            wire.0.borrow_mut().pod_gone = true;
+        }
+        !is_over
+    }
+}

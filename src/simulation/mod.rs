@@ -1,0 +1,33 @@
+//! The simulation: many pods, clients and partitions and a Redis, over a time that is only a number. It is there for the
+//! tests alone. The gateway's rules are the real ones, and all that they need of the world is played: what comes from
+//! Kafka and when, what Redis answers, what sockets take, who dies and who comes back.
+//!
+//! ```text
+//!   seed -> plan: a world's shape and a list of deeds, each with its time
+//!             |
+//!             v          log (Kafka)      redis (slots.lua as a model)
+//!           world: ------- pods: batcher, positions, catalogue | membership, lease | state, handover, sweep, drain
+//!             |            clients: PROTOCOL 4's manners, slow sockets, cuts
+//!             v
+//!          checker, at each message that a client reads: no gap, no double, order, resets only with a cause; at the
+//!             |     end: each client is served
+//!             v
+//!          story: the deeds of a world that fails, as few as still make it fail, in words
+//! ```
+//!
+//! The same seed makes the same world: whatever is left to chance while it runs comes from dice of each pod and each
+//! client, made of the seed.
+
+mod checker;
+mod client;
+mod log;
+mod messages;
+mod plan;
+mod pod;
+mod redis;
+mod sights;
+mod story;
+mod world;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,358 @@
+//! What happens in a simulated world, written down before it happens: the world's shape and a list of deeds, each with
+//! its time. All of it comes from a seed; a shorter list of the same deeds makes a world as well, which is how a story is
+//! made short.
+
+use std::fmt;
+use std::ops::Range;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use crate::config::{DrainConfig, ShardConfig};
+
+/// Until then deeds are done, in ms. After it all that is broken is mended, and each client is to be served in the end.
+pub(super) const TROUBLE_MS: u64 = 8_000;
+
+/// A world and what happens in it.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub(super) seed: u64,
+    pub(super) shape: Shape,
+    /// Clients that never come: a story is shorter without them.
+    pub(super) absent: Vec<usize>,
+    /// In the order of their times.
+    pub(super) deeds: Vec<(u64, Deed)>,
+}
+
+/// What a world is made of.
+#[derive(Debug, Clone)]
+pub(super) struct Shape {
+    pub(super) pods: usize,
+    /// The topics of the beginning: how many partitions, whether records lie anywhere, and where offsets begin.
+    pub(super) topics: Vec<(i32, bool, i64)>,
+    pub(super) assessments: usize,
+    /// Which assessment each client watches.
+    pub(super) clients: Vec<usize>,
+    pub(super) history: Duration,
+    pub(super) history_bytes: usize,
+    /// Bytes by which each payload is longer than it need be.
+    pub(super) padding: usize,
+    pub(super) place_anywhere: bool,
+    /// Between two looks of a pod at the topics, at most.
+    pub(super) refresh_ms: u64,
+    pub(super) drain: DrainConfig,
+}
+
+/// Something that is done to the world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Deed {
+    /// Events of an assessment, behind offsets that nobody is handed.
+    Produce {
+        topic: usize,
+        assessment: usize,
+        count: usize,
+        hole: i64,
+        dice: usize,
+    },
+    /// Control records alone, or aborted ones.
+    Pad {
+        topic: usize,
+        offsets: i64,
+    },
+    /// Retention: only so many records of each partition are kept.
+    Trim {
+        topic: usize,
+        kept: usize,
+    },
+    Create {
+        partitions: i32,
+        spread: bool,
+    },
+    Widen {
+        topic: usize,
+    },
+    Remake {
+        topic: usize,
+    },
+    /// Looks at the topics don't see it, and it is there: a broker that has just started.
+    Hide {
+        topic: usize,
+        ms: u64,
+    },
+    /// A producer with another partitioner than the route says.
+    Misplace {
+        topic: usize,
+        assessment: usize,
+    },
+    /// Nothing comes from Kafka, to a pod or to any.
+    Starve {
+        pod: Option<usize>,
+        ms: u64,
+    },
+    Start {
+        pod: usize,
+    },
+    Crash {
+        pod: usize,
+    },
+    Drain {
+        pod: usize,
+    },
+    Pause {
+        pod: usize,
+        ms: u64,
+    },
+    /// Announcements to a pod are lost.
+    Deafen {
+        pod: usize,
+        ms: u64,
+    },
+    RedisDies {
+        ms: u64,
+        empty: bool,
+    },
+    RedisHangs {
+        ms: u64,
+    },
+    RedisForgets,
+    /// A client's connection breaks, and it comes again after a while, to the same pod or to any.
+    Cut {
+        client: usize,
+        ms: u64,
+        same: bool,
+    },
+    /// The same, and nobody tells the pod.
+    HalfOpen {
+        client: usize,
+    },
+    /// A client takes so many bytes at a time.
+    Slow {
+        client: usize,
+        bytes: usize,
+        ms: u64,
+    },
+    /// All connections break, and all come again at once.
+    CutAll,
+    /// A client's cursor is damaged.
+    Damage {
+        client: usize,
+    },
+}
+
+impl Shape {
+    fn new(dice: &mut Rng) -> Self {
+        let topics = (0..dice.usize(1..4)).map(|_| (dice.i32(1..4), dice.u8(..4) == 0, dice.i64(0..2) * 150)).collect();
+        let assessments = dice.usize(1..5);
+        let clients = (0..dice.usize(3..7)).map(|_| dice.usize(..assessments)).collect();
+        let (hour, much) = (Duration::from_secs(3_600), 64 << 20);
+        let (history, history_bytes, padding) = match dice.u8(..16) {
+            0..3 => (Duration::from_millis(dice.u64(800..3_000)), much, 0),
+            3 => (hour, dice.usize(350..600) * 1024, 6_000),
+            _ => (hour, much, 0),
+        };
+        Self {
+            pods: dice.usize(2..4),
+            topics,
+            assessments,
+            clients,
+            history,
+            history_bytes,
+            padding,
+            place_anywhere: dice.u8(..8) == 0,
+            refresh_ms: dice.u64(300..2_000),
+            drain: DrainConfig {
+                delay: Duration::from_millis(dice.u64(50..400)),
+                over: Duration::from_millis(dice.u64(100..1_000)),
+            },
+        }
+    }
+
+    /// Whether the windows are so large that nothing leaves them.
+    pub(super) fn is_roomy(&self) -> bool {
+        self.history > Duration::from_secs(60) && self.padding == 0
+    }
+
+    pub(super) fn shard_config(&self) -> ShardConfig {
+        ShardConfig {
+            shards: 1,
+            history: self.history,
+            history_bytes: self.history_bytes,
+            market_flush: Duration::from_millis(100),
+            heartbeat: Duration::from_millis(400),
+            silence: Duration::from_millis(2_800),
+            connections_max: 1_000,
+            accepts_per_second: 1_000,
+            inbound_per_second: 100,
+            message_bytes_max: 4_096,
+            handshake_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_millis(2_000),
+            handover_per_second: 20,
+            place_anywhere: self.place_anywhere,
+        }
+    }
+}
+
+impl Plan {
+    /// The world of a seed.
+    pub(super) fn of_seed(seed: u64) -> Self {
+        let mut dice = Rng::with_seed(seed);
+        let shape = Shape::new(&mut dice);
+        let mut deeds: Vec<(u64, Deed)> = Vec::new();
+        for _ in 0..dice.usize(20..60) {
+            deeds.push((dice.u64(..TROUBLE_MS), produce(&shape, &mut dice)));
+        }
+        for pod in 0..shape.pods {
+            let at = if pod == 0 || dice.bool() { 0 } else { dice.u64(500..TROUBLE_MS) };
+            deeds.push((at, Deed::Start { pod }));
+        }
+        for _ in 0..dice.usize(1..16) {
+            trouble(&shape, &mut dice, &mut deeds);
+        }
+        deeds.sort_by_key(|(at, _)| *at);
+        Self { seed, shape, absent: Vec::new(), deeds }
+    }
+}
+
+fn produce(shape: &Shape, dice: &mut Rng) -> Deed {
+    let hole = match dice.u8(..8) {
+        0 => dice.i64(1..4),
+        1 => dice.i64(40..90),
+        _ => 0,
+    };
+    Deed::Produce {
+        // One more than there are at first: one may come.
+        topic: dice.usize(..=shape.topics.len()),
+        assessment: dice.usize(..shape.assessments),
+        count: dice.usize(1..5),
+        hole,
+        dice: dice.usize(..6),
+    }
+}
+
+/// Adds a trouble, which may be of several deeds.
+fn trouble(shape: &Shape, dice: &mut Rng, deeds: &mut Vec<(u64, Deed)>) {
+    let at = dice.u64(300..TROUBLE_MS);
+    let (pod, client) = (dice.usize(..shape.pods), dice.usize(..shape.clients.len()));
+    let topic = dice.usize(..=shape.topics.len());
+    let mut ms = |range: Range<u64>| dice.u64(range);
+    let (short, long) = (ms(50..600), ms(500..3_500));
+    let deed = match dice.u8(..100) {
+        0..5 => Deed::Pad { topic, offsets: dice.i64(1..120) },
+        5..8 => Deed::Trim { topic, kept: dice.usize(..3) },
+        8..12 => Deed::Create { partitions: dice.i32(1..3), spread: dice.u8(..4) == 0 },
+        12..17 => Deed::Widen { topic },
+        17..19 => Deed::Remake { topic },
+        19..21 => Deed::Hide { topic, ms: long },
+        21..22 => Deed::Misplace { topic, assessment: dice.usize(..shape.assessments) },
+        22..30 => Deed::Starve { pod: (dice.u8(..4) > 0).then_some(pod), ms: long },
+        30..38 => {
+            deeds.push((at + short, Deed::Start { pod }));
+            Deed::Crash { pod }
+        }
+        38..44 => {
+            // A rolling restart.
+            for pod in 0..shape.pods {
+                let at = at + pod as u64 * (1_500 + short);
+                deeds.push((at, Deed::Drain { pod }));
+                deeds.push((at + 1_400 + short, Deed::Start { pod }));
+            }
+            return;
+        }
+        44..49 => Deed::Pause { pod, ms: long },
+        49..53 => Deed::Deafen { pod, ms: long },
+        53..56 => Deed::RedisDies { ms: long, empty: dice.bool() },
+        56..59 => Deed::RedisHangs { ms: long },
+        59..61 => Deed::RedisForgets,
+        61..84 => {
+            // Again and again, while it catches up.
+            for again in 1..dice.u64(1..6) {
+                deeds.push((at + again * short, Deed::Cut { client, ms: short / 4, same: dice.bool() }));
+            }
+            Deed::Cut { client, ms: dice.u64(..600), same: dice.bool() }
+        }
+        84..87 => Deed::HalfOpen { client },
+        87..89 => Deed::CutAll,
+        89..99 => {
+            Deed::Slow { client, bytes: if dice.u8(..3) == 0 { 0 } else { dice.usize(1..400) }, ms: long + short }
+        }
+        _ => Deed::Damage { client },
+    };
+    deeds.push((at, deed));
+}
+
+impl Deed {
+    /// Less of the same, if there is less.
+    pub(super) fn lesser(self) -> Option<Self> {
+        match self {
+            Self::Produce { topic, assessment, count, hole, dice } if count > 1 || hole > 0 => {
+                Some(Self::Produce { topic, assessment, count: count.div_ceil(2), hole: hole / 2, dice })
+            }
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Deed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Produce { topic, assessment, count, hole: 0, .. } => {
+                write!(f, "{count} event(s) of a{assessment} on t{topic}")
+            }
+            Self::Produce { topic, assessment, count, hole, .. } => {
+                write!(f, "{count} event(s) of a{assessment} on t{topic}, behind a hole of {hole}")
+            }
+            Self::Pad { topic, offsets } => write!(f, "{offsets} control records on t{topic}"),
+            Self::Trim { topic, kept } => write!(f, "retention leaves {kept} records of each partition of t{topic}"),
+            Self::Create { partitions, spread } => {
+                let how = if spread { ", records lie anywhere" } else { "" };
+                write!(f, "a topic more, of {partitions} partition(s){how}")
+            }
+            Self::Widen { topic } => write!(f, "t{topic} gets a partition more"),
+            Self::Remake { topic } => write!(f, "t{topic} is deleted and made anew"),
+            Self::Hide { topic, ms } => write!(f, "nobody can see t{topic} for {ms} ms"),
+            Self::CutAll => write!(f, "all clients lose their connections"),
+            Self::Misplace { topic, assessment } => {
+                write!(f, "an event of a{assessment} on a wrong partition of t{topic}")
+            }
+            Self::Starve { pod: Some(pod), ms } => write!(f, "p{pod} gets nothing from Kafka for {ms} ms"),
+            Self::Starve { pod: None, ms } => write!(f, "Kafka is silent for {ms} ms"),
+            Self::Start { pod } => write!(f, "p{pod} starts"),
+            Self::Crash { pod } => write!(f, "p{pod} is killed"),
+            Self::Drain { pod } => write!(f, "p{pod} is told to stop"),
+            Self::Pause { pod, ms } => write!(f, "p{pod} stands still for {ms} ms"),
+            Self::Deafen { pod, ms } => write!(f, "p{pod} hears no announcement for {ms} ms"),
+            Self::RedisDies { ms, empty: false } => write!(f, "Redis is down for {ms} ms"),
+            Self::RedisDies { ms, empty: true } => write!(f, "Redis is down for {ms} ms and comes back empty"),
+            Self::RedisHangs { ms } => write!(f, "Redis hangs for {ms} ms"),
+            Self::RedisForgets => write!(f, "Redis is emptied"),
+            Self::Cut { client, ms, same } => {
+                let to = if same { "the same pod" } else { "any pod" };
+                write!(f, "c{client} loses its connection, and comes to {to} after {ms} ms")
+            }
+            Self::HalfOpen { client } => write!(f, "c{client} is gone without a word, and comes again"),
+            Self::Slow { client, bytes, ms } => write!(f, "c{client} takes {bytes} bytes at a time for {ms} ms"),
+            Self::Damage { client } => write!(f, "c{client}'s cursor is damaged"),
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shape { pods, topics, clients, history, history_bytes, place_anywhere, refresh_ms, .. } = &self.shape;
+        let anywhere = if *place_anywhere { ", PLACEMENT=any" } else { "" };
+        writeln!(f, "seed {}: {pods} pods{anywhere}, topics seen within {refresh_ms} ms", self.seed)?;
+        writeln!(f, "  windows of {history:?} and {history_bytes} bytes")?;
+        for (number, (partitions, spread, beginning)) in topics.iter().enumerate() {
+            let how = if *spread { ", records lie anywhere" } else { "" };
+            writeln!(f, "  t{number}: {partitions} partition(s) from offset {beginning} on{how}")?;
+        }
+        let absent = |number: &usize| self.absent.contains(number);
+        for (number, assessment) in clients.iter().enumerate().filter(|(number, _)| !absent(number)) {
+            writeln!(f, "  c{number} watches a{assessment}")?;
+        }
+        for (at, deed) in &self.deeds {
+            writeln!(f, "  {:>6.3} s  {deed}", *at as f64 / 1e3)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,251 @@
+//! The simulated Redis: the hash of slots with the one script that changes it, calls on their way, and announcements.
+//!
+//! [`Script::run`] is `discovery/slots.lua`, statement by statement and in its order; who changes the one changes the
+//! other. What the model leaves out is what the simulation has none of: fields that are no slot's, values that are no
+//! pod's, and replicas.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::discovery::wire::{Action, Call, Holder, Snapshot};
+
+/// Redis, and the way to it.
+pub(super) struct Redis {
+    pub(super) state: State,
+    script: Script,
+    /// Between the simulation's clock and Redis' own, in ms.
+    skew_ms: u64,
+    calls: Vec<OnTheWay>,
+    next_call: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Up,
+    /// Connections are refused, and were broken.
+    Down,
+    /// Connections are taken, and nothing is answered.
+    Hanging,
+}
+
+/// A call on its way to Redis and back.
+struct OnTheWay {
+    id: u64,
+    /// When it gets there.
+    at_ms: u64,
+    /// How long the answer takes.
+    back_ms: u64,
+    call: Call,
+    answer: Option<(u64, Snapshot)>,
+}
+
+/// How a call stands.
+pub(super) enum Outcome {
+    Waiting,
+    Answered(Box<Snapshot>),
+    Broken,
+}
+
+/// An announcement.
+#[derive(Debug, Clone)]
+pub(super) struct News {
+    /// A pod has gone; else one has come.
+    pub(super) left: bool,
+    pub(super) node: Arc<str>,
+}
+
+impl Redis {
+    pub(super) fn new(skew_ms: u64) -> Self {
+        Self { state: State::Up, script: Script::default(), skew_ms, calls: Vec::new(), next_call: 0 }
+    }
+
+    /// Sends a call; `None` where there is no connection to send it on.
+    pub(super) fn send(&mut self, call: Call, now_ms: u64, there_ms: u64, back_ms: u64) -> Option<u64> {
+        if self.state == State::Down {
+            return None;
+        }
+        self.next_call += 1;
+        self.calls.push(OnTheWay { id: self.next_call, at_ms: now_ms + there_ms, back_ms, call, answer: None });
+        Some(self.next_call)
+    }
+
+    /// How a call stands. One that does not wait any more is forgotten.
+    pub(super) fn outcome(&mut self, id: u64, now_ms: u64) -> Outcome {
+        let Some(place) = self.calls.iter().position(|call| call.id == id) else { return Outcome::Broken };
+        if self.calls[place].answer.as_ref().is_none_or(|(at_ms, _)| *at_ms > now_ms) {
+            return Outcome::Waiting;
+        }
+        let answer = self.calls.swap_remove(place).answer;
+        answer.map_or(Outcome::Broken, |(_, snapshot)| Outcome::Answered(Box::new(snapshot)))
+    }
+
+    /// Runs the calls that have arrived; returns what was announced.
+    pub(super) fn step(&mut self, now_ms: u64) -> Vec<News> {
+        let mut news = Vec::new();
+        if self.state != State::Up {
+            return news;
+        }
+        let mut arrived: Vec<usize> = (0..self.calls.len()).collect();
+        arrived.retain(|&place| self.calls[place].answer.is_none() && self.calls[place].at_ms <= now_ms);
+        arrived.sort_by_key(|&place| self.calls[place].at_ms);
+        for place in arrived {
+            let OnTheWay { back_ms, call, answer, .. } = &mut self.calls[place];
+            *answer = Some((now_ms + *back_ms, self.script.run(call, now_ms + self.skew_ms, &mut news)));
+        }
+        news
+    }
+
+    /// It dies: what is on its way is lost.
+    pub(super) fn die(&mut self) {
+        self.state = State::Down;
+        self.calls.clear();
+    }
+
+    /// It loses all that it knew.
+    pub(super) fn forget(&mut self) {
+        self.script = Script::default();
+    }
+}
+
+/// The hash: slot number to value.
+#[derive(Default)]
+struct Script {
+    hash: BTreeMap<u32, Value>,
+}
+
+#[derive(Debug, Clone)]
+struct Value {
+    node: Arc<str>,
+    instance: Arc<str>,
+    url: Arc<str>,
+    expires_at_ms: u64,
+    view: Option<View>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct View {
+    epoch: u64,
+    version: u64,
+    slots: u32,
+}
+
+/// What one run of the script has found and done so far: the script's local variables.
+struct Run<'a> {
+    call: &'a Call,
+    hash: &'a mut BTreeMap<u32, Value>,
+    /// The slots of `holders`, as they were at the start.
+    holders: Vec<u32>,
+    changed: bool,
+    news: &'a mut Vec<News>,
+}
+
+impl Script {
+    /// Runs it at Redis' time `now`.
+    fn run(&mut self, call: &Call, now: u64, news: &mut Vec<News>) -> Snapshot {
+        if call.sent_ms.is_some_and(|sent| now.saturating_sub(sent) > call.late_ms) {
+            return Snapshot { now_ms: now, late: true, ..Snapshot::default() };
+        }
+        let mut view = View { epoch: now, version: 0, slots: call.slots };
+        for told in self.hash.values().filter_map(|value| value.view) {
+            if told.version > view.version {
+                (view.epoch, view.version) = (told.epoch, told.version);
+            }
+            view.slots = view.slots.max(told.slots);
+        }
+        let holders = self.hash.keys().copied().collect();
+        let mut run = Run { call, hash: &mut self.hash, holders, changed: false, news };
+        let found = run.find_mine(now);
+        let mine = run.renew(found, now);
+        let changed = run.changed;
+        view.slots = self.hash.keys().map(|slot| slot + 1).max().unwrap_or(0).max(view.slots).min(call.slots_max);
+        if changed {
+            view.version += 1;
+            let keeper = mine.filter(|slot| self.hash.contains_key(slot)).or(self.hash.keys().next().copied());
+            if let Some(value) = keeper.and_then(|slot| self.hash.get_mut(&slot)) {
+                value.view = Some(view);
+            }
+        }
+        let epoch = if view.version > 0 { view.epoch } else { 0 };
+        let holders = self.hash.iter().map(|(&slot, value)| value.holder(slot)).collect();
+        Snapshot { now_ms: now, late: false, epoch, version: view.version, slots: view.slots, holders }
+    }
+}
+
+impl Run<'_> {
+    fn announce(&mut self, left: bool, node: Arc<str>) {
+        self.changed = true;
+        self.news.push(News { left, node });
+    }
+
+    fn vacate(&mut self, slot: u32) {
+        if let Some(value) = self.hash.remove(&slot) {
+            self.announce(true, value.node);
+        }
+    }
+
+    /// The caller's slot, once those whose lease has run out are gone, and its own where it leaves.
+    fn find_mine(&mut self, now: u64) -> Option<u32> {
+        let mut mine = None;
+        for slot in self.holders.clone() {
+            let Some(value) = self.hash.get(&slot) else { continue };
+            if value.instance == self.call.instance {
+                if self.call.action == Action::Leave || mine.is_some() {
+                    self.vacate(slot);
+                } else {
+                    mine = Some(slot);
+                }
+            } else if self.call.judge && value.expires_at_ms < now {
+                self.vacate(slot);
+            }
+        }
+        mine
+    }
+
+    fn lowest_vacant(&self) -> Option<u32> {
+        (0..self.call.slots_max).find(|slot| !self.hash.contains_key(slot) && !self.call.reserved.contains(slot))
+    }
+
+    fn held_by_name(&self) -> Option<u32> {
+        let is_mine = |slot: &u32| self.hash.get(slot).is_some_and(|value| value.node == self.call.node);
+        self.holders.iter().copied().find(is_mine)
+    }
+
+    fn choose(&self) -> Option<u32> {
+        if let Some(slot) = self.call.slot.filter(|slot| !self.hash.contains_key(slot)) {
+            return Some(slot);
+        }
+        if self.call.action != Action::Claim {
+            return None;
+        }
+        self.held_by_name().filter(|_| self.call.take_over).or_else(|| self.lowest_vacant())
+    }
+
+    /// Holds or claims, where that is asked for.
+    fn renew(&mut self, mut mine: Option<u32>, now: u64) -> Option<u32> {
+        if !matches!(self.call.action, Action::Hold | Action::Claim) {
+            return mine;
+        }
+        let Call { node, instance, url, lease_ms, .. } = self.call;
+        if mine.is_none() {
+            mine = self.choose();
+            if mine.is_some() {
+                self.announce(false, Arc::clone(node));
+            }
+        } else if mine.and_then(|slot| self.hash.get(&slot)).is_some_and(|value| value.url != *url) {
+            self.changed = true;
+        }
+        let slot = mine?;
+        let view = self.hash.get(&slot).and_then(|value| value.view);
+        let (node, instance, url) = (Arc::clone(node), Arc::clone(instance), Arc::clone(url));
+        self.hash.insert(slot, Value { node, instance, url, expires_at_ms: now + lease_ms, view });
+        mine
+    }
+}
+
+impl Value {
+    fn holder(&self, slot: u32) -> Holder {
+        let Self { node, instance, url, expires_at_ms, .. } = self;
+        let (node, instance, url) = (Arc::clone(node), Arc::clone(instance), Arc::clone(url));
+        Holder { slot, node, instance, url, expires_at_ms: *expires_at_ms }
+    }
+}

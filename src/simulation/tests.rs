@@ -1,0 +1,70 @@
+//! The simulation's runs: thousands of seeds, the seeds that failed once, and the simulation itself on trial.
+
+mod cuts;
+
+use std::time::Instant;
+
+use super::checker::Fault;
+use super::plan::Plan;
+use super::sights::Sights;
+use super::story;
+use super::world::Sum;
+use crate::stream::planted::{self, Mistake};
+
+/// How many seeds are tried where `SIMULATION_SEEDS` does not say.
+const SEEDS: u64 = 2_000;
+
+fn seeds() -> std::ops::Range<u64> {
+    let setting = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let from = setting("SIMULATION_FROM").unwrap_or(0);
+    from..from + setting("SIMULATION_SEEDS").unwrap_or(SEEDS)
+}
+
+/// Runs a seed's world; fails with its story.
+fn run(seed: u64) -> Sum {
+    let start = Instant::now();
+    let plan = Plan::of_seed(seed);
+    story::run(&plan, start).unwrap_or_else(|fault| panic!("\n{}", story::tell(&plan, &fault, start)))
+}
+
+#[test]
+fn no_event_is_lost_and_none_doubled_in_any_of_thousands_of_worlds() {
+    let (began, mut sights, mut took_ms) = (Instant::now(), Sights::default(), Vec::new());
+    for seed in seeds() {
+        let sum = run(seed);
+        sights.add(&sum.sights);
+        took_ms.push(sum.took_ms);
+    }
+    took_ms.sort_unstable();
+    let (middle, last) = (took_ms[took_ms.len() / 2], took_ms[took_ms.len() - 1]);
+    println!(
+        "{} worlds in {:?}; served within {middle} ms in the middle, {last} ms at most",
+        took_ms.len(),
+        began.elapsed()
+    );
+    for (sight, count) in sights.all() {
+        println!("{count:>9} {sight:?}");
+        assert!(count > 0 || took_ms.len() < 1_000, "what no world has is not tried: {sight:?}");
+    }
+}
+
+// ---- the simulation on trial ------------------------------------------------------------------------------------------
+
+const MISTAKES: [Mistake; 4] =
+    [Mistake::CursorFromHead, Mistake::ResumeAsSuffix, Mistake::EntryCursorWhileCatchingUp, Mistake::PingFromHead];
+
+/// How many worlds it takes until one fails with a mistake planted.
+fn found_within(mistake: Mistake) -> Option<(u64, Fault)> {
+    planted::tests::with(mistake, || {
+        (0..SEEDS).find_map(|seed| Some((seed, story::run(&Plan::of_seed(seed), Instant::now()).err()?)))
+    })
+}
+
+#[test]
+fn each_planted_mistake_is_found() {
+    for mistake in MISTAKES {
+        let found = found_within(mistake);
+        println!("{mistake:?}: {found:?}");
+        assert!(found.is_some(), "{mistake:?} is not found in {SEEDS} worlds");
+    }
+}

@@ -1,0 +1,240 @@
+//! One client, sent from pod to pod: whatever order each pod reads the partitions in, wherever its connections are cut,
+//! what it saw before each cut and what it is resumed with make up the log. No cluster here, no faults: rules alone.
+
+use std::time::{Duration, Instant};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use crate::clock::{Now, UnixMs};
+use crate::config::{DrainConfig, ShardConfig};
+use crate::exchange::Standing;
+use crate::ids::{AssessmentId, NodeId, TopicIndex};
+use crate::ingest::testing::{Feed, Offsets, SeenTopic};
+use crate::shard::admission::Here;
+use crate::shard::testing::{Bench, Key, Said, Wire};
+use crate::simulation::checker::Witness;
+use crate::simulation::log::Log;
+use crate::simulation::messages::{self, Message};
+use crate::stream::batch::Origin;
+
+const PODS: usize = 3;
+
+#[derive(Debug, Clone)]
+struct Story {
+    /// How many partitions each topic has, and whether records lie anywhere.
+    topics: Vec<(i32, bool)>,
+    /// Each on a topic, of an assessment, behind a hole, anywhere.
+    events: Vec<(usize, usize, i64, usize)>,
+    legs: Vec<Leg>,
+}
+
+/// A connection, from its beginning to its cut.
+#[derive(Debug, Clone)]
+struct Leg {
+    pod: usize,
+    /// What each pod reads before: of one partition after another, a record each.
+    reads: Vec<(usize, usize)>,
+    /// What the pod reads then, and what the socket takes.
+    steps: Vec<(Vec<usize>, usize)>,
+    /// Of what the socket took, bytes that never arrive.
+    lost: usize,
+}
+
+fn story() -> impl Strategy<Value = Story> {
+    let topics = vec((1..3i32, prop::bool::weighted(0.2)), 1..4);
+    let events = vec((0..4usize, 0..2usize, prop_oneof![4 => Just(0i64), 1 => 1..4i64], 0..4usize), 0..25);
+    let step = (vec(0..6usize, 0..6), prop_oneof![Just(0usize), 1..600usize, Just(5_000)]);
+    let reads = vec((0..PODS, 0..6usize), 0..12);
+    let leg = (0..PODS, reads, vec(step, 0..5), prop_oneof![Just(0usize), 0..300usize]);
+    let leg = leg.prop_map(|(pod, reads, steps, lost)| Leg { pod, reads, steps, lost });
+    (topics, events, vec(leg, 0..8)).prop_map(|(topics, events, legs)| Story { topics, events, legs })
+}
+
+/// A pod without a cluster.
+struct Pod {
+    feed: Feed,
+    shard: Bench,
+    /// By the log's partitions.
+    readings: Vec<(TopicIndex, i32)>,
+}
+
+impl Pod {
+    fn new(log: &Log, now: Now) -> Self {
+        let drain = DrainConfig { delay: Duration::ZERO, over: Duration::ZERO };
+        let mut pod = Self {
+            feed: Feed::new(Log::routes()),
+            shard: Bench::new(config(), drain, NodeId("p".into()), now),
+            readings: Vec::new(),
+        };
+        let seen = log.topics.iter().map(|topic| SeenTopic {
+            name: &topic.name,
+            id: &topic.id,
+            partitions: i32::try_from(topic.parts.len()).unwrap(),
+        });
+        let looked = pod.feed.look(&seen.collect::<Vec<_>>(), |_, _| Offsets { beginning: 0, since: None, end: 0 });
+        pod.readings = looked.fresh.iter().map(|&(topic, partition, _)| (topic, partition)).collect();
+        pod.send(now);
+        pod
+    }
+
+    /// Reads a record of a partition, if it has one more.
+    fn read(&mut self, log: &Log, which: usize) {
+        let place = which % self.readings.len();
+        let (topic, partition) = self.readings[place];
+        let part = &log.parts[place];
+        match part.records.get(part.place(self.feed.next(topic, partition))) {
+            Some(record) => {
+                self.feed.record(Origin { topic, partition, offset: record.offset }, record.payload.as_bytes());
+            }
+            None => self.feed.end_seen(topic, partition, part.end),
+        }
+    }
+
+    fn read_all(&mut self, log: &Log) {
+        for place in 0..self.readings.len() {
+            (0..=log.parts[place].records.len()).for_each(|_| self.read(log, place));
+        }
+    }
+
+    /// What was read becomes a batch, and is sent.
+    fn send(&mut self, now: Now) {
+        if let Some(batch) = self.feed.take(now.instant) {
+            self.shard.take(batch, now);
+        }
+        while !self.shard.dispatch(1, now) {}
+        let (node, standing) = (NodeId("p".into()), Standing::default());
+        self.shard.finish_turn(&Here { node: &node, standing: &standing, place_anywhere: true }, u64::MAX, now);
+    }
+}
+
+fn config() -> ShardConfig {
+    ShardConfig {
+        shards: 1,
+        history: Duration::from_secs(3_600),
+        history_bytes: 64 << 20,
+        market_flush: Duration::from_millis(100),
+        heartbeat: Duration::from_millis(400),
+        silence: Duration::from_secs(3_600),
+        connections_max: 1_000,
+        accepts_per_second: 1_000,
+        inbound_per_second: 100,
+        message_bytes_max: 4_096,
+        handshake_timeout: Duration::from_secs(10),
+        stall_timeout: Duration::from_secs(3_600),
+        handover_per_second: 1_000,
+        place_anywhere: true,
+    }
+}
+
+/// The client and all around it.
+struct Run {
+    log: Log,
+    pods: Vec<Pod>,
+    now: Now,
+    witness: Witness,
+    cursor: Option<Box<str>>,
+    sent: String,
+}
+
+impl Run {
+    fn begin(story: &Story) -> Self {
+        let now = Now { instant: Instant::now(), unix: UnixMs(1_790_000_000_000) };
+        let mut log = Log::new(["a", "b"].map(|id| AssessmentId::parse(id).unwrap()).into(), 0);
+        story.topics.iter().for_each(|&(partitions, spread)| log.create(partitions, spread, 0, None));
+        let pods = (0..PODS).map(|_| Pod::new(&log, now)).collect();
+        let mut witness = Witness::new(0);
+        witness.begin(&log, &[]);
+        Self { log, pods, now, witness, cursor: None, sent: String::new() }
+    }
+
+    fn connect(&mut self, pod: usize) -> (Key, Wire) {
+        let wire = Wire::default();
+        let key = self.pods[pod].shard.attach(&wire, &self.log.assessments[0], self.cursor.clone(), self.now);
+        (key, wire)
+    }
+
+    /// The socket takes so much, the pod does what is due.
+    fn pass(&mut self, pod: usize, (key, wire): &(Key, Wire), room: usize) {
+        self.now = Now { instant: self.now.instant + Duration::from_millis(150), ..self.now };
+        {
+            let mut ends = wire.0.borrow_mut();
+            ends.room = room;
+            ends.said.push(Said::Pong);
+        }
+        self.pods[pod].send(self.now);
+        self.pods[pod].shard.run_task(*key, wire, self.now);
+        self.pods[pod].send(self.now);
+    }
+
+    /// The connection is cut, and the client reads what arrived.
+    fn cut(&mut self, pod: usize, (key, wire): (Key, Wire), lost: usize) -> Result<(), TestCaseError> {
+        wire.0.borrow_mut().client_gone = true;
+        self.pods[pod].shard.run_task(key, &wire, self.now);
+        let sent = std::mem::take(&mut wire.0.borrow_mut().sent);
+        self.sent = String::from_utf8_lossy(&sent).into_owned();
+        let mut left = &sent[..sent.len().saturating_sub(lost)];
+        while let Some((opcode, payload, rest)) = messages::frame(left) {
+            left = rest;
+            if opcode != messages::TEXT {
+                continue;
+            }
+            match messages::read(payload) {
+                Message::Event { number } => {
+                    let verdict = self.witness.event(&self.log, number);
+                    prop_assert!(verdict.is_ok(), "{verdict:?}");
+                }
+                Message::Connected { resumed } => prop_assert_eq!(resumed, self.cursor.is_some()),
+                Message::Ping => {}
+                other => prop_assert!(false, "{:?}", other),
+            }
+            if let Some(cursor) = messages::cursor(payload) {
+                self.cursor = Some(cursor.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Plays a story: the client comes before the first event, and its last connection lasts.
+fn play(story: &Story) -> Result<(), TestCaseError> {
+    let mut run = Run::begin(story);
+    let first = run.connect(0);
+    run.pass(0, &first, usize::MAX);
+    run.cut(0, first, 0)?;
+    for &(topic, assessment, hole, dice) in &story.events {
+        run.log.produce(topic % story.topics.len(), assessment, hole, dice, false, 0);
+    }
+    for leg in &story.legs {
+        for &(pod, which) in &leg.reads {
+            run.pods[pod].read(&run.log, which);
+            if which == 0 {
+                run.pods[pod].send(run.now);
+            }
+        }
+        let connection = run.connect(leg.pod);
+        for (reads, room) in &leg.steps {
+            reads.iter().for_each(|&which| run.pods[leg.pod].read(&run.log, which));
+            run.pass(leg.pod, &connection, *room);
+        }
+        run.cut(leg.pod, connection, leg.lost)?;
+    }
+    let last = run.connect(0);
+    run.pods[0].read_all(&run.log);
+    run.pass(0, &last, usize::MAX);
+    run.cut(0, last, 0)?;
+    if !run.witness.is_complete(&run.log) {
+        println!("{:?}", run.sent);
+    }
+    prop_assert_eq!(run.witness.missing(&run.log), Vec::<usize>::new());
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_was_seen_before_each_cut_and_what_is_resumed_make_up_the_log(story in story()) {
+        play(&story)?;
+    }
+}
