@@ -110,12 +110,12 @@ pub const HANDOFF_CHANNEL_DEPTH: usize = 1024;
 /// Operators' requests on their way to the control thread; over it, 503.
 pub const HTTP_CHANNEL_DEPTH: usize = 64;
 
-/// Request heads that one shard reads at a time: they hold a buffer each. Over it, 503.
+/// Request heads that one shard reads at a time: they hold a buffer each. Further sockets wait in the kernel's queue.
 pub const HANDSHAKES_MAX: usize = 4096;
 
-/// Sockets over [`HANDSHAKES_MAX`] that one shard answers at a time, each for up to twice [`LINGER`]. Those beyond are
-/// closed without a word.
-pub const TURNED_AWAY_MAX: usize = 1024;
+/// How long a request is left alone where others wait for its place: more than a good one takes on a slow line, and more
+/// than [`LOOK_WAIT_MAX`] and [`LINGER`].
+pub const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How often a shard tells that it can't accept: what forbids it (no descriptor left, most likely) lasts.
 pub const ACCEPT_LOG_EVERY: Duration = Duration::from_secs(30);
@@ -170,6 +170,8 @@ pub const HTTP_EXCHANGE_MAX: Duration = Duration::from_secs(10);
 pub const THREADS_END_MAX: Duration = Duration::from_secs(5);
 
 const _: () = assert!(THREADS_END_MAX.as_millis() > LINGER.as_millis());
+const _: () = assert!(HANDSHAKE_PATIENCE.as_millis() > LINGER.as_millis());
+const _: () = assert!(HANDSHAKE_PATIENCE.as_millis() > LOOK_WAIT_MAX.as_millis());
 const _: () = assert!(WRITE_SLICES_MAX <= 1024);
 const _: () = assert!(STANDSTILL_MIN.as_millis() >= 3 * INGEST_WAIT.as_millis(), "a quiet loop is no standstill");
 const _: () = assert!(BATCH_CHANNEL_BYTES_MAX >= 8 * BATCH_BYTES_MAX, "a busy shard's turn is bridged by some batches");

@@ -196,6 +196,15 @@ impl Ask {
         self.try_open().unwrap_or_else(|answer| panic!("refused: {} {}", answer.status, answer.text()))
     }
 
+    /// Becomes a client where a pod is there and takes it.
+    #[must_use]
+    pub fn attempt(&self) -> Option<Client> {
+        let mut stream = self.try_connect().ok()?;
+        std::io::Write::write_all(&mut stream, self.head().as_bytes()).ok()?;
+        let answer = Answer::read(&mut stream).ok()?;
+        (answer.status == 101).then(|| Client::new(stream, answer))
+    }
+
     /// Becomes a client, or is refused with an HTTP answer.
     ///
     /// # Errors

@@ -121,7 +121,7 @@ impl Kafka {
 
     /// Creates topics, all in one request, and returns when a client sees their partitions.
     pub fn create_all(&self, topics: &[(&str, i32)]) {
-        let replicas = self.replicas();
+        let replicas = i32::try_from(self.brokers.len().min(3)).expect("three at most");
         let new: Vec<_> =
             topics.iter().map(|(name, count)| NewTopic::new(name, *count, TopicReplication::Fixed(replicas))).collect();
         let results = block_on(self.admin().create_topics(&new, &options()));
@@ -131,12 +131,14 @@ impl Kafka {
         }
     }
 
-    /// Creates a topic with settings of its own.
-    pub fn create_with(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
-        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(self.replicas()));
-        let new = settings.iter().fold(new, |new, (key, value)| new.set(key, value));
+    /// Creates a topic of one partition on these brokers, of which any may lead, also one that lacks the log's end.
+    pub fn create_on(&self, topic: &str, brokers: &[usize]) {
+        let ids: Vec<_> = brokers.iter().map(|number| i32::try_from(number + 1).expect("few brokers")).collect();
+        let of_the_partition = [&*ids];
+        let new = NewTopic::new(topic, 1, TopicReplication::Variable(&of_the_partition));
+        let new = new.set("min.insync.replicas", "1").set("unclean.leader.election.enable", "true");
         done("create a topic", block_on(self.admin().create_topics([&new], &options())));
-        self.await_partitions(topic, partitions);
+        self.await_partitions(topic, 1);
     }
 
     /// Gives a topic more partitions, so many in all.
@@ -165,25 +167,28 @@ impl Kafka {
     /// # Panics
     /// Where the brokers refuse, or keep them.
     pub fn expire(&self, topic: &str, partition: i32) {
-        self.retain(topic, "1");
+        self.set(topic, &[("retention.ms", "1")]);
         eventually("the retention deletes all records", ANSWER_WITHIN, || {
             let (first, next) = self.offsets(topic, partition);
             (first == next).then_some(())
         });
-        self.retain(topic, "-1");
+        self.set(topic, &[("retention.ms", "-1")]);
     }
 
-    /// Sets a topic's `retention.ms`, and returns when its broker goes by it.
-    fn retain(&self, topic: &str, ms: &str) {
-        let name = ResourceSpecifier::Topic(topic);
-        let change = AlterConfig::new(name).set("retention.ms", ms);
-        let admin = self.admin();
+    /// Gives a topic these settings of its own in place of those that it has, and returns when its broker goes by them.
+    ///
+    /// # Panics
+    /// Where the brokers refuse.
+    pub fn set(&self, topic: &str, settings: &[(&str, &str)]) {
+        let (name, admin) = (ResourceSpecifier::Topic(topic), self.admin());
+        let change = settings.iter().fold(AlterConfig::new(name), |change, (key, value)| change.set(key, value));
         for result in block_on(admin.alter_configs([&change], &options())).expect("alter a topic's settings") {
             result.unwrap_or_else(|(_, error)| panic!("alter the settings of {topic}: {error}"));
         }
-        eventually("the retention is set", ANSWER_WITHIN, || {
-            let settings = block_on(admin.describe_configs([&name], &options())).ok()?.pop()?.ok()?;
-            (settings.get("retention.ms")?.value.as_deref() == Some(ms)).then_some(())
+        eventually("the topic's settings", ANSWER_WITHIN, || {
+            let now = block_on(admin.describe_configs([&name], &options())).ok()?.pop()?.ok()?;
+            let is_set = |(key, value): &(&str, &str)| now.get(key).and_then(|now| now.value.as_deref()) == Some(value);
+            settings.iter().all(is_set).then_some(())
         });
     }
 
@@ -240,10 +245,6 @@ impl Kafka {
     pub fn partitions(&self, topic: &str) -> usize {
         let metadata = self.consumer().fetch_metadata(Some(topic), ANSWER_WITHIN).expect("the topic's metadata");
         metadata.topics().iter().find(|found| found.name() == topic).map_or(0, |found| found.partitions().len())
-    }
-
-    fn replicas(&self) -> i32 {
-        i32::try_from(self.brokers.len().min(3)).expect("three at most")
     }
 
     fn await_partitions(&self, topic: &str, partitions: i32) {

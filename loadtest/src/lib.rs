@@ -13,6 +13,7 @@
 //! - [`client`], [`token`]: clients that keep the rules, and [`client::raw`] for those that don't.
 //! - [`http`], [`metrics`]: what operators see, read strictly.
 //! - [`chaos`]: the run in which everything fails, and the judge of what clients saw.
+//! - [`storm`]: all clients of a pod come back at once.
 //! - [`process`]: child processes that never outlive the tests; waiting with a deadline.
 //!
 //! Nothing is shared between tests, nor left behind. What fails here panics with a sentence: a missing tool fails a test
@@ -28,4 +29,5 @@ pub mod metrics;
 pub mod pods;
 pub mod process;
 pub mod redis;
+pub mod storm;
 pub mod token;

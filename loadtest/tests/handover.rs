@@ -56,8 +56,7 @@ impl Life {
                 self.asked += 1;
                 urls[self.asked % urls.len()].clone()
             });
-            let ask = Ask::to(&url).assessment(&self.id);
-            ask.try_connect().ok().and_then(|_| ask.try_open().ok())
+            Ask::to(&url).assessment(&self.id).attempt()
         });
     }
 }

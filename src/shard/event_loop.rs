@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
 use futures_lite::future;
-use glommio::net::{TcpListener, TcpStream};
+use glommio::net::TcpStream;
 use glommio::timer::Timer;
 use glommio::{Latency, LocalExecutor, LocalExecutorBuilder, Placement, Shares, TaskQueueHandle};
 use pin_project_lite::pin_project;
-use slotmap::{DefaultKey, SlotMap};
+use slotmap::{SlotMap, new_key_type};
 
 use super::Parts;
+use super::accept::{Handshakes, accept_from};
 use super::admission::Here;
 use super::freshness::{Freshness, Step};
 use super::handover::Handover;
@@ -32,10 +33,7 @@ use crate::clock::Now;
 use crate::config::{DrainConfig, ShardConfig};
 use crate::exchange::{HttpDoor, LookWish, PublishedStanding, ShardDoor, ShardInbox, ShardStatus, Standing};
 use crate::ids::{NodeId, ShardIndex};
-use crate::limits::{
-    ACCEPT_LOG_EVERY, CATCH_UP_BYTES_A_TURN, CURSOR_CHARS_MAX, FINDINGS_LOG_EVERY, HANDSHAKES_MAX, LOOK_WAIT_MAX,
-    TURN_EVERY, TURNED_AWAY_MAX,
-};
+use crate::limits::{CATCH_UP_BYTES_A_TURN, CURSOR_CHARS_MAX, FINDINGS_LOG_EVERY, LOOK_WAIT_MAX, TURN_EVERY};
 use crate::protocol::auth::Verifier;
 use crate::protocol::head::Rules;
 use crate::shutdown::phases::Phase;
@@ -64,11 +62,13 @@ const NUDGE_EVERY: Duration = Duration::from_millis(50);
 /// How often a draining shard looks at how many clients may still be there.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
 
-/// How long accepting pauses when the system refuses (descriptors, memory).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
 /// How much is read of a socket at once. One buffer a shard: a connection that is quiet has none.
 const READ_BYTES: usize = 16 * 1024;
+
+new_key_type! {
+    /// A task of a shard. A key that outlives its task matches no other.
+    pub(super) struct TaskKey;
+}
 
 /// What the tasks of a shard share.
 pub(super) struct Shard {
@@ -88,20 +88,28 @@ pub(super) struct Shard {
     pub(super) state: RefCell<State<Writer>>,
     pub(super) scratch: RefCell<Box<[u8]>>,
     /// Those that run, each with the handle that cancels it.
-    tasks: RefCell<SlotMap<DefaultKey, Option<glommio::task::JoinHandle<()>>>>,
-    handshakes: Cell<usize>,
+    tasks: RefCell<SlotMap<TaskKey, Option<glommio::task::JoinHandle<()>>>>,
+    pub(super) handshakes: Handshakes,
     started_ms: u64,
     connections: Cell<u64>,
 }
 
 impl Shard {
     /// Runs a task that is cancelled and awaited when the shard stops.
-    pub(super) fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
+    pub(super) fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) -> TaskKey {
         let key = self.tasks.borrow_mut().insert(None);
         let handle = glommio::spawn_local(Tracked { shard: Rc::clone(self), key, task }).detach();
         // glommio runs a new task at once, up to its first wait: it may have ended.
         if let Some(place) = self.tasks.borrow_mut().get_mut(key) {
             *place = Some(handle);
+        }
+        key
+    }
+
+    /// Ends a task where it waits.
+    pub(super) fn cancel(&self, task: TaskKey) {
+        if let Some(handle) = self.tasks.borrow_mut().remove(task).flatten() {
+            handle.cancel();
         }
     }
 
@@ -142,30 +150,13 @@ impl Shard {
         self.connections.set(count);
         format!("{}-{:x}-{}-{count}", self.node, self.started_ms, self.index.0)
     }
-
-    /// Begins a handshake, or says that there are too many.
-    fn welcome(self: &Rc<Self>, stream: TcpStream) {
-        let under_way = self.handshakes.get();
-        if under_way >= HANDSHAKES_MAX + TURNED_AWAY_MAX {
-            return;
-        }
-        self.handshakes.set(under_way + 1);
-        let handshake = Handshake(Rc::clone(self));
-        self.spawn(async move {
-            if under_way < HANDSHAKES_MAX {
-                socket::handshake(Rc::clone(&handshake.0), stream).await;
-            } else {
-                socket::turn_away(&handshake.0, stream).await;
-            }
-        });
-    }
 }
 
 pin_project! {
     /// A task that strikes itself off the shard's list at its end.
     struct Tracked<F> {
         shard: Rc<Shard>,
-        key: DefaultKey,
+        key: TaskKey,
         #[pin]
         task: F,
     }
@@ -179,15 +170,6 @@ impl<F: Future<Output = ()>> Future for Tracked<F> {
         ready!(tracked.task.poll(cx));
         tracked.shard.tasks.borrow_mut().remove(*tracked.key);
         Poll::Ready(())
-    }
-}
-
-/// Counts as one of the handshakes under way until it is dropped.
-struct Handshake(Rc<Shard>);
-
-impl Drop for Handshake {
-    fn drop(&mut self) {
-        self.0.handshakes.set(self.0.handshakes.get() - 1);
     }
 }
 
@@ -230,8 +212,8 @@ async fn run(parts: Parts) {
         metrics: parts.metrics.of_shard(parts.index),
         state: RefCell::new(State::new(parts.config.clone(), parts.node.clone())),
         scratch: RefCell::new(vec![0; READ_BYTES].into_boxed_slice()),
-        tasks: RefCell::new(SlotMap::new()),
-        handshakes: Cell::new(0),
+        tasks: RefCell::new(SlotMap::with_key()),
+        handshakes: Handshakes::default(),
         started_ms: now.unix.0,
         connections: Cell::new(0),
         config: parts.config,
@@ -308,36 +290,6 @@ impl Drop for Nudger {
         // It ends at once. A panic of its would have aborted the process.
         let _ = self.thread.take().map(JoinHandle::join);
     }
-}
-
-fn accept_from(shard: &Rc<Shard>, listener: std::net::TcpListener) {
-    // SAFETY: the descriptor is a listening socket whose ownership passes on here.
-    let listener = unsafe { TcpListener::from_raw_fd(listener.into_raw_fd()) };
-    let accepting = Rc::clone(shard);
-    shard.spawn(async move {
-        let mut told = None;
-        loop {
-            match listener.accept().await {
-                Ok(stream) => {
-                    // Frames leave when they are due; to wait for more is not the kernel's to decide. A socket that
-                    // refuses is one that is gone.
-                    if stream.set_nodelay(true).is_ok() {
-                        accepting.welcome(stream);
-                    }
-                }
-                Err(error) => {
-                    let now = Instant::now();
-                    if told.is_none_or(|told| now.saturating_duration_since(told) >= ACCEPT_LOG_EVERY) {
-                        tracing::warn!(%error, "can't accept connections; trying again until it works");
-                        told = Some(now);
-                    }
-                    Timer::new(ACCEPT_PAUSE).await;
-                }
-            }
-            // While connections wait, an accept is ready at once: a storm of them must not be all that the shard does.
-            glommio::yield_if_needed().await;
-        }
-    });
 }
 
 /// Lets the other tasks of the shard run, and the kernel's completions be seen.

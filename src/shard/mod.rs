@@ -11,8 +11,9 @@
 //! - [`admission`]: who is served, sent elsewhere or refused;
 //! - [`pod_limits`]: what the shards of a pod share: its bounds on connections.
 //!
-//! Edges: `event_loop.rs` (glommio: the turns, accept, tasks) and `socket.rs` (system calls on a socket).
+//! Edges: `event_loop.rs` (glommio: the turns, tasks), `accept.rs` and `socket.rs` (system calls on a socket).
 
+mod accept;
 pub mod admission;
 mod connection;
 mod event_loop;

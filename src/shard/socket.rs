@@ -130,11 +130,6 @@ pub(super) async fn handshake(shard: Rc<Shard>, mut stream: TcpStream) {
     }
 }
 
-/// Refuses an accepted socket without reading its request: it is one too many.
-pub(super) async fn turn_away(shard: &Shard, stream: TcpStream) {
-    farewell(shard, stream, &Refusal::Unavailable.response()).await;
-}
-
 async fn read_head(shard: &Shard, stream: &mut TcpStream, read: &mut Vec<u8>) -> Head {
     loop {
         let got = poll_fn(|cx| {
