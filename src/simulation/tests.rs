@@ -53,9 +53,9 @@ fn no_event_is_lost_and_none_doubled_in_any_of_thousands_of_worlds() {
 fn seeds_that_failed_once() {
     let seeds = [
         // What a cursor covered came again, where it lay behind the last event that the client lacked.
-        3, // A partition that was met late had lost its first records, and nobody was told.
-        154, // Who had all of a partition that was met late was reset.
-        210, // The redirect's cursor was behind a reset that was never sent.
+        3,     // A partition that was met late had lost its first records, and nobody was told.
+        154,   // Who had all of a partition that was met late was reset.
+        210,   // The redirect's cursor was behind a reset that was never sent.
         2_555, // A topic that the cursor did not know, and that had grown, made it misplaced.
         4_819, // Events of a topic that was made anew came again, behind what the cursor covered.
         4_994,
