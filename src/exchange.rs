@@ -139,7 +139,8 @@ pub struct Standing {
     pub sight: Sight,
     /// The slot of this pod, while it holds one.
     pub own: Option<SlotNumber>,
-    /// Whether this pod was ready at some time: from then on it takes clients, whatever fails later.
+    /// Whether this pod was ready at some time, but for what `/ready` also asks of Kafka and Redis at that moment: since
+    /// it first held a slot, with a full history. From then on it takes clients, whatever fails later.
     pub was_ready: bool,
     /// Since when it drains.
     pub draining_since: Option<Instant>,
@@ -155,6 +156,9 @@ pub struct Sight {
     pub looked: Option<Instant>,
     /// Whether Redis is reached. Where it isn't, the last view stays in force: there is no surer one.
     pub reached: bool,
+    /// Whether each pod of the view had to show itself since Redis was last away: it is reached, and has been for a lease.
+    /// Where this isn't so, a pod in the view may be long gone.
+    pub proven: bool,
 }
 
 impl Sight {
@@ -272,12 +276,12 @@ mod tests {
     fn a_view_is_sure_by_a_look_that_was_young_when_it_was_wanted_or_without_redis() {
         let looked = Instant::now();
         let after = |ms| looked + Duration::from_millis(ms);
-        let sight = Sight { looked: Some(looked), reached: true };
+        let sight = Sight { looked: Some(looked), reached: true, proven: true };
         assert!(sight.is_sure(after(0)) && sight.is_sure(after(100)));
         assert!(!sight.is_sure(after(101)));
-        let slow = Sight { looked: Some(after(500)), reached: true };
+        let slow = Sight { looked: Some(after(500)), ..sight };
         assert!(slow.is_sure(after(499)), "it was sent after it was wanted, whenever the answer came");
-        assert!(!Sight { looked: None, reached: true }.is_sure(looked));
-        assert!(Sight { looked: Some(looked), reached: false }.is_sure(after(1_000_000)), "the last view is in force");
+        assert!(!Sight { looked: None, ..sight }.is_sure(looked));
+        assert!(Sight { reached: false, ..sight }.is_sure(after(1_000_000)), "the last view is in force");
     }
 }

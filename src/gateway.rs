@@ -126,6 +126,7 @@ fn connect(
         readiness,
         drain: config.drain,
         started,
+        said_ready: false,
     };
     (control, discovery, readiness_seen)
 }

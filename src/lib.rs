@@ -20,7 +20,7 @@
 //!
 //! 1. **Vocabulary**: [`ids`], [`limits`], [`clock`].
 //! 2. **Rules** without I/O, clock or thread: [`routing`] (topic to message, assessment to shard and pod), [`stream`]
-//!    (history, market board), [`protocol`] (request head, session, messages, close codes, auth), and the pure parts of
+//!    (history, cursors, market board), [`protocol`] (request head, session, messages, close codes, auth), and the pure parts of
 //!    [`ingest`], [`discovery`], [`shard`], [`shutdown`] (when a draining pod does what) and [`operations`] (`/ready`,
 //!    the console page).
 //! 3. **Edges**, each named for what it touches: `ingest/kafka.rs`, `discovery/redis.rs`, `shard/event_loop.rs`,

@@ -160,6 +160,16 @@ pub const LOOK_AGE_MAX: Duration = Duration::from_millis(100);
 /// doesn't answer by then counts as down, and the last view is gone by.
 pub const LOOK_WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// How long a client that was sent away by a view that is not proven counts as one that comes back. It follows a redirect at
+/// once, where its target may take a [`LOOK_WAIT_MAX`] to send it back; or it finds nobody there, and pauses first: for 5 s
+/// at most, where it keeps to PROTOCOL 4. One that takes longer costs a round more. Much longer must it not be: meanwhile
+/// the assessment's other clients are served beside its owner, too.
+pub const RETURN_WITHIN: Duration = Duration::from_secs(8);
+
+/// Redirects by such a view that one shard remembers, at some 60 bytes each, only then. More than a pod accepts in
+/// [`RETURN_WITHIN`] at the default `ACCEPTS_PER_SECOND`.
+pub const SENT_AWAY_MAX: usize = 64 * 1024;
+
 /// Operators' requests that are answered at a time; over it, 503.
 pub const HTTP_CONNECTIONS_MAX: usize = 64;
 
@@ -172,6 +182,9 @@ pub const THREADS_END_MAX: Duration = Duration::from_secs(5);
 const _: () = assert!(THREADS_END_MAX.as_millis() > LINGER.as_millis());
 const _: () = assert!(HANDSHAKE_PATIENCE.as_millis() > LINGER.as_millis());
 const _: () = assert!(HANDSHAKE_PATIENCE.as_millis() > LOOK_WAIT_MAX.as_millis());
+const _: () =
+    assert!(RETURN_WITHIN.as_secs() > LOOK_WAIT_MAX.as_secs() + 5, "the longest pause of PROTOCOL 4, besides");
+const _: () = assert!(SENT_AWAY_MAX as u64 >= RETURN_WITHIN.as_secs() * 5_000, "the default ACCEPTS_PER_SECOND");
 const _: () = assert!(WRITE_SLICES_MAX <= 1024);
 const _: () = assert!(STANDSTILL_MIN.as_millis() >= 3 * INGEST_WAIT.as_millis(), "a quiet loop is no standstill");
 const _: () = assert!(BATCH_CHANNEL_BYTES_MAX >= 8 * BATCH_BYTES_MAX, "a busy shard's turn is bridged by some batches");

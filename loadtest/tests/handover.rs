@@ -219,6 +219,68 @@ fn while_pods_come_and_go_and_one_hears_of_it_late_nobody_is_sent_to_and_fro() {
     }
 }
 
+// ---- a pod that leaves while Redis is down ------------------------------------------------------------------------------
+
+impl Followers {
+    /// Whether each is where this view says.
+    fn are_home(&self, view: &View) -> bool {
+        let node = |client: &Client| client.of_type("connected").next().map(|message| message.json()["node"].clone());
+        let mut all = self.lives.iter().zip(&self.clients);
+        all.all(|(life, client)| node(client).is_some_and(|node| node == owner(view, &life.id)))
+    }
+}
+
+#[test]
+fn clients_of_a_pod_that_leaves_while_redis_is_down_are_served_by_the_others_and_go_home_when_it_is_back() {
+    let mut world = World::without_topics();
+    let mut pods = Vec::from(world.three_pods(&[("DRAIN_DELAY_MS", "300"), ("DRAIN_MS", "1500")]));
+    let mut followers = Followers::open(&pods);
+    let before = view(&world);
+    let theirs = followers.lives.iter().filter(|life| owner(&before, &life.id) == "pod-1").count();
+    assert!(theirs >= 10);
+    world.redis.kill();
+    for pod in &pods {
+        let shows = || (pod.get("/ready").json()["redis"] == "disconnected").then_some(());
+        eventually("it shows", WITHIN, shows);
+    }
+    let mut leaving = pods.remove(1);
+    leaving.signal(Signal::Term);
+    followers.until("the pod ends", || leaving.exited().is_some());
+    followers.until("all are served", || true);
+    // Whoever is to be sent on again would be by then.
+    followers.go_on_for(Duration::from_secs(2));
+    let (tally, longest) = followers.take_tally();
+    println!("a pod left without Redis: clients by redirects {tally:?}, away for {longest:?} at most");
+    assert!(tally.keys().all(|redirects| *redirects <= 3), "{tally:?}");
+    assert_eq!(tally.get(&0), Some(&(60 - theirs)), "who is not concerned stays: {tally:?}");
+    assert!(longest < Duration::from_secs(2), "a client was away for {longest:?}");
+
+    // Those who come when it has ended are sent to it in vain, once.
+    let (slot, _) = before.live().find(|(_, pod)| &*pod.node.0 == "pod-1").expect("it had a slot");
+    let after = before.without(slot);
+    let owners = |id: &String| [&before, &after].map(|view| owner(view, id));
+    let ids = (0..).map(|number| format!("late-{number}")).filter(|id| owners(id) == ["pod-1", "pod-2"]).take(5);
+    let come = |id: String| {
+        assert_eq!(pods[0].owner_of(&id), leaving.url(), "the last view is in force");
+        let mut late = pods[0].client(&id);
+        assert_eq!(late.expect_type("connected").json()["node"], "pod-0", "whoever comes back is served");
+        late
+    };
+    let mut late: Vec<_> = ids.map(come).collect();
+
+    world.redis.start_again();
+    watch(&mut late, "they go home", READY_WITHIN, |late| late.iter().all(|client| client.ended().is_some()));
+    for client in &late {
+        assert_eq!(client.close_frame().map(|(code, _)| *code), Some(1012));
+        let last = client.messages().last().expect("it was told something").json();
+        assert_eq!(last["url"], pods[1].url(), "to their owner, and not to the pod that has ended");
+    }
+    followers.until("all are at their owners", || true);
+    assert!(followers.are_home(&after));
+    let (tally, _) = followers.take_tally();
+    assert!(tally.keys().all(|redirects| *redirects <= 1), "they go home and nowhere else: {tally:?}");
+}
+
 // ---- what a look costs ------------------------------------------------------------------------------------------------
 
 #[test]
@@ -252,8 +314,9 @@ fn a_redis_that_does_not_answer_holds_up_those_who_are_sent_on_once_and_nobody_e
     let pods = [first, world.pod("second").start()];
     world.settled(&pods);
     let view = view(&world);
-    let id_of = |pod: &str| (0..).map(|number| format!("id-{number}")).find(|id| owner(&view, id) == pod).unwrap();
-    let (own, others) = (id_of("first"), id_of("second"));
+    let mut ids = (0..).map(|number| format!("id-{number}"));
+    let mut id_of = |pod: &str| ids.find(|id| owner(&view, id) == pod).unwrap();
+    let (own, others, another) = (id_of("first"), id_of("second"), id_of("second"));
     // Until its last look is an old one.
     read_for(&mut [], Duration::from_millis(150));
     link.pause();
@@ -278,7 +341,8 @@ fn a_redis_that_does_not_answer_holds_up_those_who_are_sent_on_once_and_nobody_e
     assert!((1_000..2_200).contains(&waited.as_millis()), "{waited:?}");
 
     let began = Instant::now();
-    assert_eq!(pods[0].owner_of(&others), pods[1].url(), "by the last view");
+    assert_eq!(pods[0].owner_of(&another), pods[1].url(), "by the last view");
+    assert_eq!(pods[0].owner_of(&another), pods[0].url(), "whoever comes back is served");
     assert!(began.elapsed() < Duration::from_millis(500), "where Redis is known to be down, nobody waits for it");
 }
 

@@ -149,3 +149,51 @@ fn a_client_that_falls_out_of_the_history_is_told_and_was_sent_no_gap() {
     assert!(matches!(end, Sent::Close(1013) | Sent::End | Sent::Cut), "{end:?}");
     pod.await_metric("websocket_connections_total", 0.0);
 }
+
+/// Sends events of about 300 bytes, in turn to so many assessments, and waits until the pod has taken them all in.
+fn stream_events(producer: &Producer, pod: &Pod, from: u64, count: u64) {
+    let note = "x".repeat(180);
+    for number in from..from + count {
+        let id = number % ASSESSMENTS;
+        let payload = format!(
+            r#"{{"assessmentId":"flat-{id}","currentBalance":{number},"timestamp":{},"note":"{note}"}}"#,
+            1_790_000_000_000 + number
+        );
+        producer.send(Kind::BalanceUpdated.topic(), Some(&format!("flat-{id}")), Some(payload.as_bytes()));
+    }
+    producer.flush();
+    pod.await_metric("websocket_kafka_messages_processed_total", (from + count) as f64);
+}
+
+const ASSESSMENTS: u64 = 500;
+
+#[test]
+fn with_the_history_full_memory_stays_flat() {
+    /// As much as fills the history twice, with its entries and frames.
+    const ROUND: u64 = 40_000;
+    let world = World::start();
+    let pod = world.pod("pod-0").set_all(&[("HISTORY_BYTES", "8MiB"), ("SHARDS", "1")]).start();
+    // Of every fifth assessment's events frames are made.
+    let mut clients: Vec<_> = (0..ASSESSMENTS).step_by(5).map(|id| pod.client(&format!("flat-{id}"))).collect();
+    let producer = world.producer();
+    let stop = AtomicBool::new(false);
+    let (mut full, mut later) = (0, Vec::new());
+    thread::scope(|scope| {
+        scope.spawn(|| watch(&mut clients, "the run is over", 20 * WITHIN, |_| stop.load(Ordering::Relaxed)));
+        for round in 0..6 {
+            stream_events(&producer, &pod, round * ROUND, ROUND);
+            let history = pod.metrics().sum("shardgate_history_bytes");
+            assert!(history <= f64::from(8 << 20), "the history holds {history} bytes");
+            // The first rounds fill what fills: the history, librdkafka's queues, the allocator's own lists.
+            if round == 2 {
+                full = pod.memory();
+            } else if round > 2 {
+                later.push(pod.memory());
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    println!("{full} bytes when full, then {later:?}");
+    let most = later.into_iter().max().unwrap();
+    assert!(most <= full + full / 20 + (2 << 20), "{full} bytes when full, {most} later");
+}

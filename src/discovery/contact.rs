@@ -100,6 +100,12 @@ impl Contact {
         matches!(self.state, State::Unbroken { .. })
     }
 
+    /// Whether Redis has been reached from the first try on.
+    #[must_use]
+    pub fn has_seen_no_outage(&self) -> bool {
+        matches!(self.state, State::Unbroken { after_outage: false, .. })
+    }
+
     /// Whether a lease that has run out may be judged by a call at `now`: contact has lasted for a whole lease, and so
     /// whoever lives had the time to renew. A pod that is new and met no failure judges with its second call: it has seen
     /// no outage. Not with its first, of which Redis cannot tell whether it comes late.

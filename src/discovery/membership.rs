@@ -78,6 +78,8 @@ pub struct Member {
     judge_from: Option<Instant>,
     /// When the try began that brought the last snapshot.
     looked: Option<Instant>,
+    /// Whoever is in the view had to show itself since Redis was last away.
+    proven: bool,
     /// Of the last snapshot; 0 before the hash has one.
     epoch: u64,
     /// Who lives as far as this pod knows, by number, itself included.
@@ -103,6 +105,7 @@ impl Member {
             clock: None,
             judge_from: None,
             looked: None,
+            proven: false,
             epoch: 0,
             holders: Vec::new(),
             left: Vec::new(),
@@ -157,6 +160,7 @@ impl Member {
     /// A call, or the connecting before it, has failed.
     pub fn handle_failure(&mut self, now: Instant) {
         self.contact.handle_failure();
+        self.proven = false;
         self.call_at = Some(self.contact.next_try(now, now));
     }
 
@@ -167,6 +171,7 @@ impl Member {
             self.handle_failure(now);
             return;
         }
+        let judged = self.may_judge(began);
         self.contact.handle_success(began, now);
         self.looked = Some(began);
         self.call_at = Some(self.contact.next_try(began, now));
@@ -178,6 +183,9 @@ impl Member {
         self.see_self(now, &holders);
         self.see_namesake(&holders);
         self.holders = self.with_remembered(now, holders);
+        // A first look that met no trouble shows leases that were all renewed of late.
+        let is_fresh = is_first && self.contact.has_seen_no_outage() && self.judge_from.is_none();
+        self.proven = (judged || is_fresh) && self.remembered.is_none();
         self.epoch = epoch;
         self.publish_view(version, slots as usize);
         self.hasten_for_the_next_end(now, now_ms);
@@ -221,7 +229,7 @@ impl Member {
             slots_max: SLOTS_MAX,
             sent_ms: self.clock.map(|(ms, at)| ms.saturating_add(whole_ms(now.saturating_duration_since(at)))),
             late_ms: whole_ms(self.times.call),
-            judge: self.contact.may_judge(now) && self.judge_from.is_none_or(|from| now >= from),
+            judge: self.may_judge(now),
             join_channel: format!("{prefix}:node:join").into(),
             leave_channel: format!("{prefix}:node:leave").into(),
         }
@@ -249,6 +257,13 @@ impl Member {
     #[must_use]
     pub fn looked(&self) -> Option<Instant> {
         self.looked
+    }
+
+    /// Whether each pod of the view had to show itself since Redis was last away, or lost its memory: those whose lease has
+    /// run out are no more in it, as of the last look.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        self.proven
     }
 
     /// Whether the last try reached Redis.
@@ -282,6 +297,11 @@ impl Member {
             (Lease::Leaving, Lease::Left, _) => self.notices.push(Notice::Left),
             _ => {}
         }
+    }
+
+    /// Whether a lease that has run out may be judged by a call at `now`.
+    fn may_judge(&self, now: Instant) -> bool {
+        self.contact.may_judge(now) && self.judge_from.is_none_or(|from| now >= from)
     }
 
     fn is_me(&self, holder: &Holder) -> bool {

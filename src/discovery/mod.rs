@@ -55,6 +55,8 @@ pub struct Cluster {
     pub view: Arc<View>,
     /// When the newest look at Redis that was answered had been sent; `None` before the first, and for a pod alone.
     pub looked: Option<Instant>,
+    /// Whether each pod of the view had to show itself since Redis was last away.
+    pub proven: bool,
     /// The slot of this pod, while it holds one.
     pub own: Option<SlotNumber>,
     /// The pod drains, and holds no slot any more.
@@ -97,7 +99,7 @@ async fn alone(parts: Parts) {
         let pod = own.map(|_| Pod { node: node.clone(), url: Arc::clone(&url) });
         let view = Arc::new(View { version, slots: vec![pod] });
         let left = *intent.borrow() == Intent::Leave;
-        let now = Cluster { connected: true, view, looked: None, own, left };
+        let now = Cluster { connected: true, view, looked: None, proven: true, own, left };
         metrics.show(&now);
         cluster.send_replace(now);
         if intent.changed().await.is_err() {

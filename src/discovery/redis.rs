@@ -165,6 +165,7 @@ impl Session {
             connected: self.member.is_connected(),
             view: Arc::clone(self.member.view()),
             looked: self.member.looked(),
+            proven: self.member.is_proven(),
             own: self.member.own(),
             left: self.member.has_left(),
         };
@@ -174,6 +175,7 @@ impl Session {
                 || before.own != now.own
                 || before.left != now.left
                 || before.looked != now.looked
+                || before.proven != now.proven
                 || !Arc::ptr_eq(&before.view, &now.view);
             *before = now;
             changed

@@ -37,6 +37,8 @@ pub(super) struct Control {
     pub(super) drain: DrainConfig,
     /// When the process began, for the log.
     pub(super) started: Instant,
+    /// The log has said that it is ready.
+    pub(super) said_ready: bool,
 }
 
 impl Control {
@@ -103,19 +105,20 @@ impl Control {
             self.say_whether_ready(before, now);
             self.readiness.send_replace(now);
         }
-        self.follow(&cluster, now.is_ready());
+        // Others send clients here from the claim on, whether Kafka and Redis answer in this moment or not.
+        self.follow(&cluster, now.history && now.slot.is_some() && !now.draining);
     }
 
-    /// Publishes what changed for the shards.
-    fn follow(&self, cluster: &Cluster, ready: bool) {
+    /// Publishes what changed for the shards. `takes_clients`: it holds a slot, with a full history.
+    fn follow(&self, cluster: &Cluster, takes_clients: bool) {
         let standing = self.standing.load();
         let draining = standing.draining_since.is_some();
         let own = if draining { None } else { cluster.own };
         // What discovery published before it heard of the drain still has this pod in it.
         let stale = draining && cluster.own.is_some();
-        let sight = Sight { looked: cluster.looked, reached: cluster.connected };
+        let sight = Sight { looked: cluster.looked, reached: cluster.connected, proven: cluster.proven };
         let same_view = stale || Arc::ptr_eq(&standing.view, &cluster.view) && standing.sight == sight;
-        if same_view && standing.own == own && (standing.was_ready || !ready) {
+        if same_view && standing.own == own && (standing.was_ready || !takes_clients) {
             return;
         }
         self.publish(|standing| {
@@ -124,13 +127,13 @@ impl Control {
                 standing.sight = sight;
             }
             standing.own = own;
-            standing.was_ready |= ready;
+            standing.was_ready |= takes_clients;
         });
     }
 
-    fn say_whether_ready(&self, before: Readiness, now: Readiness) {
+    fn say_whether_ready(&mut self, before: Readiness, now: Readiness) {
         match (before.is_ready(), now.is_ready()) {
-            (false, true) if self.standing.load().was_ready => info!("ready again"),
+            (false, true) if std::mem::replace(&mut self.said_ready, true) => info!("ready again"),
             (false, true) => info!(after = ?self.started.elapsed(), "ready"),
             (true, false) if !now.draining => warn!(waits_for = now.waits_for().join(", "), "not ready"),
             _ => {}
@@ -179,6 +182,7 @@ mod tests {
             readiness,
             drain: DrainConfig { delay: Duration::ZERO, over: Duration::ZERO },
             started: Instant::now(),
+            said_ready: false,
         };
         Bench { control, cluster, intent: intent_seen, readiness: readiness_seen, inbox }
     }
@@ -196,6 +200,7 @@ mod tests {
                 connected: true,
                 view,
                 looked: None,
+                proven: true,
                 own: Some(SlotNumber(0)),
                 left: false,
             });
@@ -246,6 +251,29 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_takes_clients_from_when_it_holds_a_slot_whatever_else_ready_waits_for() {
+        for fails in ["kafka", "redis"] {
+            let mut bench = bench();
+            bench.fill();
+            bench.control.look();
+            assert!(!bench.standing().was_ready, "nobody is sent here yet");
+            bench.join();
+            match fails {
+                "kafka" => bench.control.threads.ingest.connected.store(false, Ordering::Release),
+                _ => bench.cluster.send_modify(|cluster| cluster.connected = false),
+            }
+            bench.control.look();
+            assert!(!bench.readiness.borrow().is_ready() && bench.standing().was_ready, "{fails} fails");
+        }
+        let mut drains = bench();
+        drains.control.begin_to_drain("SIGTERM");
+        drains.fill();
+        drains.join();
+        drains.control.look();
+        assert!(!drains.standing().was_ready, "it has not taken anyone, and begins with nobody");
+    }
+
+    #[test]
     fn a_draining_pod_owns_nothing_from_the_signal_on_whatever_discovery_still_says() {
         let mut bench = bench();
         bench.fill();
@@ -293,10 +321,10 @@ mod tests {
         let looked = Some(Instant::now());
         bench.cluster.send_modify(|cluster| cluster.looked = looked);
         assert!(bench.look_rings(), "somebody may wait for a look");
-        assert_eq!(bench.standing().sight, Sight { looked, reached: true });
-        bench.cluster.send_modify(|cluster| cluster.connected = false);
+        assert_eq!(bench.standing().sight, Sight { looked, reached: true, proven: true });
+        bench.cluster.send_modify(|cluster| (cluster.connected, cluster.proven) = (false, false));
         assert!(bench.look_rings(), "or for there being none");
-        assert_eq!(bench.standing().sight, Sight { looked, reached: false });
+        assert_eq!(bench.standing().sight, Sight { looked, reached: false, proven: false });
     }
 
     #[tokio::test]

@@ -70,6 +70,8 @@ struct Outgoing {
     told: Option<Instant>,
     /// To be told of with the next batch.
     deleted: Vec<NextOffset>,
+    /// The same, for partitions that are new.
+    recent: Vec<NextOffset>,
     ends: Option<Arc<Ends>>,
     /// How large the last batch was: the next one's arena begins with as much.
     arena_len: usize,
@@ -95,6 +97,13 @@ impl Batcher {
         for outgoing in &mut self.shards {
             debug_assert!(!outgoing.begun);
             outgoing.deleted.push(next);
+        }
+    }
+
+    /// Below this offset of a new partition, records are older than the history's time.
+    pub(super) fn recent_from(&mut self, from: NextOffset) {
+        for outgoing in &mut self.shards {
+            outgoing.recent.push(from);
         }
     }
 
@@ -193,6 +202,7 @@ impl Outgoing {
         if !self.begun {
             self.begun = true;
             self.batch.deleted = std::mem::take(&mut self.deleted);
+            self.batch.recent = std::mem::take(&mut self.recent);
             self.batch.topics.extend_from_slice(&topics[self.topics_told..]);
             self.topics_told = topics.len();
             self.offsets_told.resize(positions.all().len(), i64::MIN);

@@ -187,6 +187,8 @@ impl Desk {
         }
         for start in &found.partitions {
             self.positions.set(start.topic, start.partition, start.offset);
+            let (topic, partition) = (start.topic, start.partition);
+            self.batcher.recent_from(NextOffset { topic, partition, offset: start.recent });
         }
         let partitions = found.partitions.len();
         if found.initial {

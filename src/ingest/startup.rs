@@ -26,6 +26,11 @@ impl Extent {
         // Retention may have passed the end by now: then the beginning, which is where records will come.
         self.since.map_or(records_min, |since| since.min(records_min)).max(self.beginning)
     }
+
+    /// From where on the records are of the history's time.
+    pub(super) fn recent(self) -> i64 {
+        self.since.unwrap_or(self.end).max(self.start())
+    }
 }
 
 /// A partition to be read, and from where.
@@ -35,6 +40,8 @@ pub(super) struct Start {
     pub(super) partition: i32,
     /// The first offset to read.
     pub(super) offset: i64,
+    /// From which offset on its records are of the history's time: those before are there besides.
+    pub(super) recent: i64,
     /// Where the partition ended when it was found.
     pub(super) end: i64,
 }
@@ -115,6 +122,9 @@ mod tests {
         assert_eq!(start(7_000, Some(6_000), 9_000), 7_000, "retention passed the time between the questions");
         assert_eq!(start(9_000, None, 9_000), 9_000, "all was deleted");
         assert_eq!(start(0, None, 0), 0, "never written");
+        let recent = |beginning, since, end| Extent { beginning, since, end }.recent();
+        assert_eq!(recent(0, Some(8_990), 9_000), 8_990, "what comes before is there besides");
+        assert_eq!((recent(0, None, 9_000), recent(7_000, Some(6_000), 9_000)), (9_000, 7_000));
     }
 
     proptest! {
@@ -133,7 +143,7 @@ mod tests {
     #[test]
     fn filled_is_when_each_partition_was_read_to_its_end_as_it_was_or_was_told_to_be_at_its_end() {
         let topic = TopicIndex(0);
-        let starts = [0, 1, 2].map(|partition| Start { topic, partition, offset: 10, end: 20 });
+        let starts = [0, 1, 2].map(|partition| Start { topic, partition, offset: 10, recent: 10, end: 20 });
         let mut positions = Positions::default();
         for start in starts {
             positions.set(topic, start.partition, start.offset);
@@ -163,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_topic_that_is_deleted_meanwhile_holds_nothing_back() {
-        let start = |topic, partition| Start { topic: TopicIndex(topic), partition, offset: 10, end: 20 };
+        let start = |topic, partition| Start { topic: TopicIndex(topic), partition, offset: 10, recent: 10, end: 20 };
         let mut filling = Filling::new(&[start(0, 0), start(0, 1), start(1, 0)]);
         filling.retired(TopicIndex(0));
         assert!(!filling.is_done());

@@ -86,7 +86,7 @@ impl Feed {
             true => Extent { beginning, since, end },
             false => Extent { beginning, since: Some(beginning), end: beginning },
         };
-        Start { topic, partition, offset: extent.start(), end: extent.end }
+        Start { topic, partition, offset: extent.start(), recent: extent.recent(), end: extent.end }
     }
 
     /// The name of a topic that is or was read.

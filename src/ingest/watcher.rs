@@ -309,6 +309,7 @@ impl Watch {
             topic,
             partition,
             offset: extent.start(),
+            recent: extent.recent(),
             end: extent.end,
         };
         Ok(fresh.iter().zip(extents).map(start).collect())

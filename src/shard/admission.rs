@@ -1,10 +1,12 @@
 //! Who is served here, who is sent to another pod, and who is refused: PROTOCOL 1's order, as a rule on values. An answer
-//! that goes by where the others are ([`Admission::goes_by_view`]) is given by a view that is sure ([`super::freshness`]).
+//! that goes by where the others are ([`Admission::goes_by_view`]) is given by a view that is sure ([`super::freshness`]),
+//! and by one that is not proven to the same assessment once ([`super::sent_away`]).
 //!
 //! With `PLACEMENT=any` nobody is ever sent to another pod, for the pods' URLs lead nowhere: a pod that drains has 503 for
 //! who comes, and the close code 1001 for who is there.
 
-use crate::clock::UnixMs;
+use super::sent_away::SentAway;
+use crate::clock::Now;
 use crate::exchange::{Owner, Standing};
 use crate::ids::{AssessmentHash, NodeId};
 use crate::protocol::auth::{Grant, Verifier};
@@ -17,7 +19,12 @@ use crate::routing::placement::Pod;
 #[derive(Debug)]
 pub enum Admission {
     /// It is served here.
-    Serve(Grant),
+    Serve {
+        /// What its token says.
+        grant: Grant,
+        /// Another pod is to serve it, but it was sent there moments ago and is back.
+        on_return: bool,
+    },
     /// It is told why not after the upgrade: one JSON text frame (made by [`Refused::message`]), then close.
     Refuse(Refused),
     /// 503: this pod was never ready yet, or drains and no other lives.
@@ -54,13 +61,13 @@ pub struct Here<'a> {
 
 /// Judges a good handshake.
 #[must_use]
-pub fn judge(upgrade: &Upgrade, here: &Here<'_>, verifier: &Verifier, now: UnixMs) -> Admission {
+pub fn judge(upgrade: &Upgrade, here: &Here<'_>, sent_away: &SentAway, verifier: &Verifier, now: Now) -> Admission {
     let draining = here.standing.draining_since.is_some();
     let has_nobody = || here.place_anywhere || here.any_other().is_none();
     if !here.standing.was_ready || (draining && has_nobody()) {
         return Admission::Unavailable;
     }
-    let grant = match verifier.verify(upgrade.token.as_ref(), now) {
+    let grant = match verifier.verify(upgrade.token.as_ref(), now.unix) {
         Ok(grant) => grant,
         Err(fault) => return refuse(CloseReason::Unauthorized, fault.to_string()),
     };
@@ -74,12 +81,13 @@ pub fn judge(upgrade: &Upgrade, here: &Here<'_>, verifier: &Verifier, now: UnixM
     let watching =
         assessment.map_or(Watching::Market { spread: spread_of(upgrade) }, |id| Watching::Assessment(id.hash()));
     match here.elsewhere(watching) {
+        Some(_) if here.serves_on_return(watching, sent_away, now) => Admission::Serve { grant, on_return: true },
         Some(pod) => Admission::Refuse(Refused {
             reason: CloseReason::Redirect,
             message: "another pod serves this".into(),
             redirect: Some(pod),
         }),
-        None => Admission::Serve(grant),
+        None => Admission::Serve { grant, on_return: false },
     }
 }
 
@@ -137,6 +145,14 @@ impl Here<'_> {
         }
     }
 
+    /// Whether a client that comes, and is to go to another pod, is served here because it was sent there in vain. A pod
+    /// that drains sends it on all the same: it is to end, and whoever sent the client back serves it then.
+    #[must_use]
+    pub fn serves_on_return(&self, watching: Watching, sent_away: &SentAway, now: Now) -> bool {
+        let Watching::Assessment(hash) = watching else { return false };
+        self.standing.draining_since.is_none() && sent_away.is_back(hash, &self.standing.sight, now.instant)
+    }
+
     /// The owner once this pod is gone.
     fn next_owner(&self, hash: AssessmentHash) -> Option<Pod> {
         let mut view = (*self.standing.view).clone();
@@ -159,6 +175,8 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::clock::UnixMs;
+    use crate::exchange::Sight;
     use crate::ids::SlotNumber;
     use crate::protocol::auth::{self, mint};
     use crate::protocol::head::{self, Parsed};
@@ -166,7 +184,6 @@ mod tests {
     use crate::stream::testing::texts;
 
     const SECRET: &[u8] = b"a secret of thirty-two bytes or so";
-    const NOW: UnixMs = UnixMs(1_790_000_000_000);
 
     fn upgrade(query: &str) -> Upgrade {
         let request = format!(
@@ -193,10 +210,20 @@ mod tests {
 
     /// The close reason's label and the first text of the answer, `served`, or `503`.
     fn answer(query: &str, standing: &Standing, place_anywhere: bool) -> String {
+        answer_after(&SentAway::default(), query, standing, place_anywhere)
+    }
+
+    fn now() -> Now {
+        Now { instant: Instant::now(), unix: UnixMs(1_790_000_000_000) }
+    }
+
+    /// The same, after these were sent away.
+    fn answer_after(sent_away: &SentAway, query: &str, standing: &Standing, place_anywhere: bool) -> String {
         let verifier = Verifier::new(&auth::Config { secret: SECRET.into(), require_assessments: false });
         let node = NodeId("p0".into());
-        match judge(&upgrade(query), &Here { node: &node, standing, place_anywhere }, &verifier, NOW) {
-            Admission::Serve(grant) => format!("served {}", grant.user),
+        match judge(&upgrade(query), &Here { node: &node, standing, place_anywhere }, sent_away, &verifier, now()) {
+            Admission::Serve { grant, on_return: false } => format!("served {}", grant.user),
+            Admission::Serve { .. } => "served on return".into(),
             Admission::Unavailable => "503".into(),
             Admission::Refuse(refused) => {
                 let mut frame = Vec::new();
@@ -263,7 +290,8 @@ mod tests {
         let (node, standing) = (NodeId("p0".into()), standing());
         let here = Here { node: &node, standing: &standing, place_anywhere: false };
         let any = token(&serde_json::json!({"userId": "u"}));
-        let goes_by_view = |query: &str| judge(&upgrade(query), &here, &verifier, NOW).goes_by_view();
+        let goes_by_view =
+            |query: &str| judge(&upgrade(query), &here, &SentAway::default(), &verifier, now()).goes_by_view();
         assert!(goes_by_view(&format!("assessmentId={}&token={any}", id_of(1))));
         assert!(!goes_by_view(&format!("assessmentId={}&token={any}", id_of(0))));
         assert!(!goes_by_view(&format!("assessmentId={}", id_of(1))), "a token that is none is none on every pod");
@@ -281,5 +309,27 @@ mod tests {
         view.slots.truncate(1);
         let alone = Standing { view: Arc::new(view), ..draining };
         assert_eq!(answer(&format!("token={any}"), &alone, false), "503");
+    }
+
+    #[test]
+    fn without_redis_who_was_sent_away_in_vain_is_served_on_return_but_not_by_a_pod_that_drains() {
+        let any = token(&serde_json::json!({"sub": "u"}));
+        let elsewhere = id_of(1);
+        let query = format!("assessmentId={elsewhere}&token={any}");
+        let down = standing();
+        let mut sent_away = SentAway::default();
+        assert!(answer_after(&sent_away, &query, &down, false).contains("ws://p1/ws"));
+        sent_away.note(AssessmentHash::of(&elsewhere), &down.sight, Instant::now());
+        assert_eq!(answer_after(&sent_away, &query, &down, false), "served on return");
+        let own = format!("assessmentId={}&token={any}", id_of(0));
+        assert_eq!(answer_after(&sent_away, &own, &down, false), "served u");
+        let refused = answer_after(&sent_away, &format!("assessmentId={elsewhere}"), &down, false);
+        assert!(refused.contains("Unauthorized"), "{refused}");
+
+        let draining = Standing { draining_since: Some(Instant::now()), ..standing() };
+        assert!(answer_after(&sent_away, &query, &draining, false).contains("Redirect"));
+        let proven = Sight { looked: Some(Instant::now()), reached: true, proven: true };
+        let back = Standing { sight: proven, ..standing() };
+        assert!(answer_after(&sent_away, &query, &back, false).contains("ws://p1/ws"), "it is known who lives");
     }
 }

@@ -41,6 +41,8 @@ pub(super) struct Connection<S> {
     pub(super) greeted_with: BoardVersion,
     /// What its cursor covers, until it has passed that: so long it is served on its own.
     pub(super) cover: Option<Box<Cover>>,
+    /// Another pod is to serve it, by a view that is not proven, and has sent it back or is not there.
+    pub(super) on_return: bool,
     /// It came back, and has not yet been sent all that it lacked.
     pub(super) catching_up: bool,
     /// The rest of what is half written: it goes before all else.

@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     fn sight(looked: Instant) -> Sight {
-        Sight { looked: Some(looked), reached: true }
+        Sight { looked: Some(looked), reached: true, proven: true }
     }
 
     #[test]
@@ -89,7 +89,7 @@ mod tests {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let mut freshness = Freshness::default();
-        let down = Sight { looked: Some(start), reached: false };
+        let down = Sight { reached: false, proven: false, ..sight(start) };
         assert_eq!(freshness.ask(&down, at(60_000)), Step::Go);
         assert_eq!(freshness.ask(&sight(start), at(60_000)), Step::AskForLook);
         assert_eq!(freshness.ask(&down, at(60_400)), Step::Go, "that it is down was found out meanwhile");

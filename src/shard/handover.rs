@@ -1,6 +1,7 @@
 //! The handover: when the view changes, clients whose assessment moved to another pod are sent there, oldest first and no
 //! faster than their new owners are meant to take them. Until then they are served; who comes home meanwhile stays. The
-//! view that they go by is made sure of first ([`super::freshness`]).
+//! view that they go by is made sure of first ([`super::freshness`]). Those who were sent away in vain and are served on
+//! return ([`super::sent_away`]) go home once the view is proven, changed or not.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -8,11 +9,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::admission::{Here, Watching};
-use super::connection::Socket;
+use super::connection::{Connection, Socket};
 use super::freshness::{Freshness, Step};
 use super::state::{ConnectionKey, State};
 use crate::clock::Now;
 use crate::config::ShardConfig;
+use crate::ids::AssessmentHash;
 use crate::protocol::close::CloseReason;
 use crate::routing::placement::{Pod, View};
 
@@ -28,8 +30,8 @@ const LOOKED_AT_A_TURN: usize = 4096;
 pub(super) struct Handover {
     /// Between two clients, at this shard's part of `HANDOVER_PER_SECOND`.
     interval: Duration,
-    /// The view by which those who wait were chosen; `None` where nobody is to be.
-    view: Option<Arc<View>>,
+    /// The view by which those who wait were chosen, and whether it was proven; `None` where nobody is to be.
+    view: Option<(Arc<View>, bool)>,
     /// How many of the roster are still to be looked at for who has moved.
     unseen: usize,
     /// Oldest first.
@@ -60,8 +62,15 @@ impl Handover {
         // A pod without a slot is about to claim one, or drains: neither says that its clients have moved.
         if here.standing.own.is_none() || here.standing.draining_since.is_some() {
             self.begin(None, 0);
-        } else if !self.view.as_ref().is_some_and(|view| Arc::ptr_eq(view, &here.standing.view)) {
-            self.begin(Some(Arc::clone(&here.standing.view)), state.roster.len());
+        } else {
+            let (view, proven) = (&here.standing.view, here.standing.sight.proven);
+            match &mut self.view {
+                // Where it is proven no more, whoever was chosen by it still is.
+                Some((known, was_proven)) if Arc::ptr_eq(known, view) && (*was_proven || !proven) => {
+                    *was_proven = proven;
+                }
+                _ => self.begin(Some((Arc::clone(view), proven)), state.roster.len()),
+            }
         }
         self.look(state, here);
         self.next = self.next.max(now.instant.checked_sub(BURST).unwrap_or(now.instant));
@@ -78,15 +87,16 @@ impl Handover {
         let step = self.freshness.ask(&here.standing.sight, now.instant);
         while step == Step::Go && self.next <= now.instant {
             let Some(Reverse((_, key))) = self.waiting.pop() else { break };
-            let Some(to) = moved_to(state, key, here) else { continue };
+            let Some((hash, to)) = moved_to(state, key, here) else { continue };
             self.next += self.interval;
+            state.sent_away.note(hash, &here.standing.sight, now.instant);
             state.close(key, CloseReason::Moved, Some(to), now);
         }
         step
     }
 
     /// Another view: who waited by the last one need not wait by this one.
-    fn begin(&mut self, view: Option<Arc<View>>, connections: usize) {
+    fn begin(&mut self, view: Option<(Arc<View>, bool)>, connections: usize) {
         self.freshness.withdraw();
         self.view = view;
         self.unseen = connections;
@@ -106,8 +116,10 @@ impl Handover {
     }
 }
 
-/// The pod that serves a connection's assessment now, if it is another.
-fn moved_to<S: Socket>(state: &State<S>, key: ConnectionKey, here: &Here<'_>) -> Option<Pod> {
-    let connection = state.connections.get(key).filter(|connection| connection.is_live())?;
-    here.elsewhere(Watching::Assessment(connection.watch?.hash))
+/// A connection's assessment and the pod that serves it now, if it is another and not known to send it back.
+fn moved_to<S: Socket>(state: &State<S>, key: ConnectionKey, here: &Here<'_>) -> Option<(AssessmentHash, Pod)> {
+    let stays = |connection: &Connection<S>| connection.on_return && !here.standing.sight.proven;
+    let connection = state.connections.get(key).filter(|connection| connection.is_live() && !stays(connection))?;
+    let hash = connection.watch?.hash;
+    Some((hash, here.elsewhere(Watching::Assessment(hash))?))
 }

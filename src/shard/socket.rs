@@ -158,13 +158,17 @@ pub(super) async fn enter(shard: &Rc<Shard>, stream: TcpStream, upgrade: &Upgrad
     };
     let judge_by = |standing: &Standing, now: Now| {
         let here = Here { node: &shard.node, standing, place_anywhere: shard.config.place_anywhere };
-        judge(upgrade, &here, &shard.verifier, now.unix)
+        judge(upgrade, &here, &shard.state.borrow().sent_away, &shard.verifier, now)
     };
-    let mut admission = judge_by(&shard.standing.load(), now);
+    let mut standing = shard.standing.load_full();
+    let mut admission = judge_by(&standing, now);
     if admission.goes_by_view() {
-        let standing = shard.sure_standing().await;
+        standing = shard.sure_standing().await;
         now = Now::read();
         admission = judge_by(&standing, now);
+    }
+    if let (true, Ok(Some(id))) = (admission.goes_by_view(), &upgrade.assessment) {
+        shard.state.borrow_mut().sent_away.note(id.hash(), &standing.sight, now.instant);
     }
     match admission {
         Admission::Unavailable => farewell(shard, stream, &Refusal::Unavailable.response()).await,
@@ -176,8 +180,8 @@ pub(super) async fn enter(shard: &Rc<Shard>, stream: TcpStream, upgrade: &Upgrad
             shard.metrics.refused(refused.reason, 1);
             farewell(shard, stream, &answer).await;
         }
-        Admission::Serve(grant) => {
-            let key = attach(shard, &stream, upgrade, grant, now);
+        Admission::Serve { grant, on_return } => {
+            let key = attach(shard, &stream, upgrade, grant, on_return, now);
             let mut session = Session::new(shard.config.message_bytes_max);
             take_in(shard, key, &mut session, &rest);
             let (shard_of_it, stream) = (Rc::clone(shard), Some(stream));
@@ -186,7 +190,14 @@ pub(super) async fn enter(shard: &Rc<Shard>, stream: TcpStream, upgrade: &Upgrad
     }
 }
 
-fn attach(shard: &Shard, stream: &TcpStream, upgrade: &Upgrade, grant: Grant, now: Now) -> ConnectionKey {
+fn attach(
+    shard: &Shard,
+    stream: &TcpStream,
+    upgrade: &Upgrade,
+    grant: Grant,
+    on_return: bool,
+    now: Now,
+) -> ConnectionKey {
     let assessment = upgrade.assessment.as_ref().ok().and_then(Option::as_ref);
     let mut accept = Vec::new();
     upgrade.accept_response(&mut accept);
@@ -195,6 +206,7 @@ fn attach(shard: &Shard, stream: &TcpStream, upgrade: &Upgrade, grant: Grant, no
         assessment: assessment.cloned(),
         cursor: upgrade.cursor.clone(),
         token_expires: grant.expires,
+        on_return,
         accept,
         id: shard.next_connection_id().into(),
         user: grant.user,

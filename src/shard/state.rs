@@ -13,6 +13,7 @@ use super::connection::{Connection, End, InboundBucket, Owed, Socket, Tail, Watc
 use super::metrics::Counts;
 use super::outbound::{self, Flushed, Scratch, Source};
 use super::resume::{Ahead, Beginning};
+use super::sent_away::SentAway;
 use crate::clock::{Now, UnixMs};
 use crate::config::ShardConfig;
 use crate::ids::{AssessmentId, NodeId};
@@ -36,6 +37,8 @@ pub(super) struct Entrance<S> {
     /// Where it wants to go on.
     pub(super) cursor: Option<Box<str>>,
     pub(super) token_expires: Option<UnixMs>,
+    /// Another pod is to serve it, but was seen not to.
+    pub(super) on_return: bool,
     /// The answer to the handshake: it comes before all else.
     pub(super) accept: Vec<u8>,
     /// Differs from that of every other connection.
@@ -82,6 +85,7 @@ pub(super) struct State<S> {
     flushed: Option<Instant>,
     /// The image that the last market flush sent.
     flushed_image: BoardVersion,
+    pub(super) sent_away: SentAway,
     pub(super) scratch: Scratch,
     pub(super) counts: Counts,
 }
@@ -102,6 +106,7 @@ impl<S: Socket> State<S> {
             flushing: None,
             flushed: None,
             flushed_image: BoardVersion::default(),
+            sent_away: SentAway::default(),
             scratch: Scratch::default(),
             counts: Counts::default(),
             config,
@@ -126,6 +131,7 @@ impl<S: Socket> State<S> {
             seen: BoardVersion::default(),
             greeted_with: self.board.image_version(),
             cover,
+            on_return: entrance.on_return,
             catching_up,
             tail: Some(greeting),
             owed: Owed::default(),

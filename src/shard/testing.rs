@@ -10,6 +10,7 @@ use super::admission::Here;
 use super::connection::Socket;
 use super::freshness::{Freshness, Step};
 use super::handover::Handover;
+use super::sent_away::SentAway;
 use super::state::{ConnectionKey, Entrance, Pass, State};
 use super::sweep::Sweeper;
 use crate::clock::Now;
@@ -158,15 +159,28 @@ impl Bench {
         self.state.roster.len() as u64
     }
 
+    /// Who was sent away moments ago.
+    pub(crate) fn sent_away(&mut self) -> &mut SentAway {
+        &mut self.state.sent_away
+    }
+
     // ---- connections ------------------------------------------------------------------------------------------------
 
     /// Takes a client in.
-    pub(crate) fn attach(&mut self, wire: &Wire, id: &AssessmentId, cursor: Option<Box<str>>, now: Now) -> Key {
+    pub(crate) fn attach(
+        &mut self,
+        wire: &Wire,
+        id: &AssessmentId,
+        cursor: Option<Box<str>>,
+        on_return: bool,
+        now: Now,
+    ) -> Key {
         let entrance = Entrance {
             socket: wire.clone(),
             assessment: Some(id.clone()),
             cursor,
             token_expires: None,
+            on_return,
             accept: Vec::new(),
             id: "".into(),
             user: "".into(),

@@ -88,7 +88,6 @@ pub(super) struct Life {
     ends_at_ms: u64,
     session: Session,
     told_complete: bool,
-    had_slot: bool,
 }
 
 /// What a pod's slot goes by.
@@ -147,7 +146,6 @@ impl Pod {
             ends_at_ms: 0,
             session: Session::new(Member::new(identity, Times::of(LEASE))),
             told_complete: false,
-            had_slot: false,
         });
     }
 
@@ -252,15 +250,15 @@ impl Life {
             self.session.member.handle_history_complete(now);
         }
         let member = &self.session.member;
-        self.had_slot |= member.own().is_some();
-        let is_ready = member.is_connected() && is_filled && self.had_slot && !draining;
+        let takes_clients = member.own().is_some() && is_filled && !draining;
         let is_stale = draining && member.own().is_some();
         if !is_stale && !Arc::ptr_eq(&self.standing.view, member.view()) {
             self.standing.view = Arc::clone(member.view());
         }
-        self.standing.sight = Sight { looked: member.looked(), reached: member.is_connected() };
+        self.standing.sight =
+            Sight { looked: member.looked(), reached: member.is_connected(), proven: member.is_proven() };
         self.standing.own = if draining { None } else { member.own() };
-        self.standing.was_ready |= is_ready;
+        self.standing.was_ready |= takes_clients;
     }
 
     /// A turn of the shard, or a part of it.
@@ -306,12 +304,16 @@ impl Life {
     fn enter(&mut self, request: Request, node: &NodeId, place_anywhere: bool, now: Now) {
         let Request { wire, assessment, cursor, .. } = request;
         let here = Here { node, standing: &self.standing, place_anywhere };
+        let watching = Watching::Assessment(assessment.hash());
+        let elsewhere = here.elsewhere(watching);
+        let on_return = elsewhere.is_some() && here.serves_on_return(watching, self.shard.sent_away(), now);
         let others = !place_anywhere && self.standing.view.live().any(|(_, pod)| pod.node != *node);
         let is_draining = self.standing.draining_since.is_some();
         if !self.standing.was_ready || is_draining && !others {
             let mut ends = wire.0.borrow_mut();
             (ends.unavailable, ends.pod_gone) = (true, true);
-        } else if let Some(pod) = here.elsewhere(Watching::Assessment(assessment.hash())) {
+        } else if let Some(pod) = elsewhere.filter(|_| !on_return) {
+            self.shard.sent_away().note(assessment.hash(), &self.standing.sight, now.instant);
             let mut ends = wire.0.borrow_mut();
             messages::redirect(&mut ends.sent, "another pod serves this", &pod, None);
             messages::close(&mut ends.sent, CloseReason::Redirect);
@@ -321,7 +323,7 @@ impl Life {
                 let mut ends = wire.0.borrow_mut();
                 (ends.base, ends.life) = (self.base.clone(), self.number);
             }
-            let key = self.shard.attach(&wire, &assessment, cursor, now);
+            let key = self.shard.attach(&wire, &assessment, cursor, on_return, now);
             self.connections.push((key, wire));
         }
     }

@@ -98,6 +98,9 @@ pub struct Batch {
     /// before any of the partition's records. A shard that gets no records still hears of what changed, in a batch
     /// without records, within [`crate::limits::STARTS_TOLD_EVERY`].
     pub starts: Vec<NextOffset>,
+    /// For partitions that are new, beside their `starts`: records below these offsets are older than the history's time.
+    /// They are read besides, for a partition's last records are, however old.
+    pub recent: Vec<NextOffset>,
     /// What lies between the offsets that were last told of these partitions and these was deleted before it was
     /// read: nobody can be sent it. It comes before any record from behind it. The `starts` beside it begin there. An
     /// offset below the one that was last told is where a log goes on that lost its end to an unclean election.

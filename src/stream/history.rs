@@ -141,6 +141,7 @@ impl History {
         self.deleted.extend(batch.deleted.iter().filter_map(|at| self.offsets.deleted(at)));
         let past = self.segments.iter().rev().find(|segment| segment.opened + GROWTH_NOTICED_MAX <= now);
         self.offsets.told(&batch.starts, past.map(|segment| &*segment.base), now, &mut self.moved, &mut self.deleted);
+        self.offsets.recent_from(&batch.recent);
         if self.moved.len() > 2 * self.offsets.all_next().len() {
             self.moved.sort_unstable();
             self.moved.dedup();

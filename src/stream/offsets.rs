@@ -44,6 +44,8 @@ pub struct Offsets {
     next: Vec<i64>,
     low: Vec<i64>,
     first: Vec<i64>,
+    /// Records below these are older than the history's time: whoever was away for longer knows it by other places.
+    recent: Vec<i64>,
     /// Where each place stood when somebody first watched.
     settled: Option<Box<[i64]>>,
     /// Grows with each change of topics or partitions.
@@ -178,8 +180,18 @@ impl Offsets {
         self.next.push(offset);
         self.low.push(offset);
         self.first.push(offset);
+        self.recent.push(offset);
         self.layout += 1;
         place
+    }
+
+    /// Records below these offsets are older than the history's time. After the places were told.
+    pub fn recent_from(&mut self, recent: &[NextOffset]) {
+        for from in recent {
+            if let Some(place) = self.place(from.topic, from.partition) {
+                self.recent[place.index()] = from.offset;
+            }
+        }
     }
 
     /// A topic has more partitions than before: its producers place by the new number from some moment on, at most

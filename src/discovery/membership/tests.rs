@@ -4,6 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod proven;
+
 const LEASE: Duration = Duration::from_secs(10);
 const EPOCH: u64 = 1_000;
 

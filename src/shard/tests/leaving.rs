@@ -13,13 +13,13 @@ fn pod(name: &str) -> Option<Pod> {
 /// A pod in slot 0 beside another, or alone, as Redis said at `looked`.
 fn standing(beside: bool, looked: Instant) -> Standing {
     let view = View { version: 1, slots: vec![pod(NODE), if beside { pod("that") } else { None }] };
-    let sight = Sight { looked: Some(looked), reached: true };
+    let sight = Sight { looked: Some(looked), reached: true, proven: true };
     Standing { view: Arc::new(view), sight, own: Some(SlotNumber(0)), ..Standing::default() }
 }
 
 /// As the standing, but looked at anew.
 fn looked_at(standing: &Standing, looked: Instant) -> Standing {
-    Standing { sight: Sight { looked: Some(looked), reached: true }, ..standing.clone() }
+    Standing { sight: Sight { looked: Some(looked), reached: true, proven: true }, ..standing.clone() }
 }
 
 /// A shard whose clients all belong to the other pod, if there is one.
@@ -161,6 +161,33 @@ fn without_redis_the_last_view_is_gone_by() {
     assert_eq!((leaving.advance(&old), leaving.gone()), (Step::Wait, 0));
     leaving.pass(1);
     assert_eq!((leaving.advance(&old), leaving.gone()), (Step::Go, 3), "one that doesn't answer is none");
+}
+
+#[test]
+fn who_is_served_on_return_goes_home_when_the_view_is_proven_the_same_or_not() {
+    let mut leaving = Leaving::begin(6, 1_000);
+    let unproven = |standing: Standing| Standing { sight: Sight { proven: false, ..standing.sight }, ..standing };
+    let (returned, others) = leaving.clients.split_at(4);
+    for (key, _) in returned {
+        leaving.world.state.connections[*key].on_return = true;
+    }
+    let others: Vec<_> = others.iter().map(|(key, _)| *key).collect();
+    let down = Standing { sight: Sight::default(), ..standing(true, leaving.now()) };
+    leaving.advance(&down);
+    assert_eq!(leaving.gone(), 2);
+    for key in others {
+        assert_eq!(leaving.world.state.ended(key), Some(CloseReason::Moved), "the last view is gone by");
+        let hash = leaving.world.state.connections[key].watch.unwrap().hash;
+        assert!(leaving.world.state.sent_away.is_back(hash, &down.sight, leaving.now()), "and this is remembered");
+    }
+    leaving.pass(1_000);
+    // Redis is back, and a pod that it lacks is in the view for a lease more: another view, and no better one.
+    let back = unproven(looked_at(&down, leaving.now()));
+    let back = Standing { view: Arc::new((*back.view).clone()), ..back };
+    assert_eq!((leaving.advance(&back), leaving.gone(), leaving.handover.next(leaving.now())), (Step::Go, 2, None));
+    leaving.pass(1_000);
+    let proven = looked_at(&back, leaving.now());
+    assert_eq!((leaving.advance(&proven), leaving.gone()), (Step::Go, 6));
 }
 
 #[test]

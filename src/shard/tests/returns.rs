@@ -33,6 +33,7 @@ impl World {
             assessment: assessment.map(|id| AssessmentId::parse(id).unwrap()),
             cursor: cursor.map(Into::into),
             token_expires: expires,
+            on_return: false,
             accept: Vec::new(),
             id: "c".into(),
             user: "u".into(),

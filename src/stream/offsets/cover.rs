@@ -59,7 +59,9 @@ impl Offsets {
             // It does no harm where the cursor says how much of it the client has, or that it has nothing of the topic.
             let says_how_much = || cover.next(place).is_some() || !cover.has_topic_of(self, place);
             let may_be_of_old = |offset| self.may_be_of_old(id, place, offset) && says_how_much();
-            !self.is_expected(id, place) && newest(place).is_some_and(|offset| !may_be_of_old(offset))
+            // What is older than the history's time is there for the markets' sake: nobody resumes from before it.
+            let is_recent = |&offset: &i64| offset >= self.recent[place.index()];
+            !self.is_expected(id, place) && newest(place).filter(is_recent).is_some_and(|offset| !may_be_of_old(offset))
         };
         if listed.places.iter().any(is_stray) {
             return Err(ResetReason::Misplaced);

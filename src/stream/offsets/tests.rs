@@ -325,3 +325,17 @@ fn who_has_a_cursor_of_the_new_topic_is_not_past_it_before_the_old_ones_end() {
     assert!(!cover.is_passed(|place| at(2)(&story, place)), "one of the old topic's is still to be skipped");
     assert!(cover.is_passed(|place| at(3)(&story, place)));
 }
+
+#[test]
+fn a_record_older_than_the_historys_time_makes_nothing_misplaced_wherever_it_lies() {
+    let mut story = Story::of(4);
+    let id = ids_where(|id| Partitioner::Murmur2.hash(id).is_some_and(|hash| hash.of(2) == 1 && hash.of(4) == 3));
+    story.offsets.recent_from(&[NextOffset { topic: CREATED, partition: 1, offset: 5 }]);
+    (0..9).for_each(|offset| story.read(CREATED, 1, offset));
+    story.offsets.settle();
+    let listed = story.offsets.list(&id, [story.offsets.place(CREATED, 1).unwrap()]);
+    let judge = |newest| story.offsets.judge(&story.cursor(&id), &id, &listed, |_| Some(newest));
+    let cover = judge(4).unwrap();
+    assert!(story.has(&cover, &id, CREATED, 1, 4), "whoever made the cursor was past it");
+    assert_eq!(judge(5), Err(ResetReason::Misplaced));
+}

@@ -1,0 +1,87 @@
+//! Cursors over the ten assessments' topics of the built-in routes: made once per event, whatever the number of clients;
+//! read and judged once per client that comes back. Beside them the floor: the base64url of as many bytes.
+//!
+//! Not measured: looking up the past of an entry that is framed late, and the cache misses of a shard with many thousands
+//! of assessments, each with its own list of places.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Instant;
+
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use criterion::{Criterion, criterion_group, criterion_main};
+use shardgate::ids::{AssessmentHash, TopicIndex};
+use shardgate::routing::table::Table;
+use shardgate::stream::batch::NextOffset;
+use shardgate::stream::cursor;
+use shardgate::stream::offsets::Offsets;
+
+const PARTITIONS: i32 = 6;
+const ID: &str = "assessment-4711";
+
+const TOPICS: [&str; 10] = [
+    "trading.order-filled",
+    "trading.position-opened",
+    "trading.position-closed",
+    "assessment.balance-updated",
+    "assessment.pnl-updated",
+    "assessment.created",
+    "assessment.started",
+    "assessment.completed",
+    "rules.violation-detected",
+    "rules.drawdown-checked",
+];
+
+/// A shard that stands millions of records into each partition.
+fn offsets() -> Offsets {
+    let table = Table::built_in();
+    let mut offsets = Offsets::default();
+    let mut starts = Vec::new();
+    for (index, name) in (0..).map(TopicIndex).zip(TOPICS) {
+        offsets.learn(&[Arc::new(table.resolve(index, name).expect("a built-in route matches"))]);
+        let start =
+            |partition| NextOffset { topic: index, partition, offset: 3_000_000 + i64::from(partition) * 77_777 };
+        starts.extend((0..PARTITIONS).map(start));
+    }
+    offsets.told(&starts, None, Instant::now(), &mut Vec::new(), &mut Vec::new());
+    offsets
+}
+
+fn cursors(c: &mut Criterion) {
+    let offsets = offsets();
+    let listed = offsets.list(ID, []);
+    let hash = AssessmentHash::of(ID);
+    let make = |out: &mut Vec<u8>| offsets.write_cursor(hash, &listed, |place| offsets.next(place), out);
+    let mut made = Vec::new();
+    assert!(make(&mut made), "ten topics fit");
+    let text = String::from_utf8(made.clone()).expect("base64url");
+    let read = cursor::decode(&text).expect("just made");
+    let cover = offsets.judge(&read, ID, &listed, |_| None).expect("nothing was evicted");
+
+    let mut group = c.benchmark_group("cursor");
+    let mut out = Vec::with_capacity(2 * made.len());
+    group.bench_function("make", |b| {
+        b.iter(|| {
+            out.clear();
+            make(black_box(&mut out))
+        });
+    });
+    group.bench_function("make for one that is catching up", |b| {
+        b.iter(|| {
+            out.clear();
+            cover.write_cursor(&offsets, hash, &listed, |place| offsets.next(place), black_box(&mut out))
+        });
+    });
+    group.bench_function("read", |b| b.iter(|| cursor::decode(black_box(&text))));
+    group.bench_function("judge", |b| b.iter(|| offsets.judge(black_box(&read), ID, &listed, |_| None)));
+    let raw = BASE64_URL_SAFE_NO_PAD.decode(&text).expect("base64url");
+    let mut encoded = vec![0; made.len()];
+    group.bench_function("floor: base64url", |b| {
+        b.iter(|| BASE64_URL_SAFE_NO_PAD.encode_slice(black_box(&raw), &mut encoded));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, cursors);
+criterion_main!(benches);
