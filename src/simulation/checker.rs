@@ -21,6 +21,8 @@ pub(super) enum Kind {
     Reset,
     /// The pods do not come to agree, or a client does not come to its pod, or does not see all.
     Unserved,
+    /// A client is sent to and fro.
+    Bounced,
     /// The gateway's own code panicked.
     Panic,
 }

@@ -36,6 +36,8 @@ pub(super) struct Client {
     heard_ms: u64,
     pub(super) witness: Witness,
     pub(super) sights: Sights,
+    /// Redirects one after another, and the most that there were.
+    bounces: (u32, u32),
     dice: Rng,
 }
 
@@ -97,6 +99,7 @@ impl Client {
             heard_ms: 0,
             witness: Witness::new(assessment),
             sights: Sights::default(),
+            bounces: (0, 0),
             dice: Rng::with_seed(seed),
         }
     }
@@ -131,6 +134,11 @@ impl Client {
             text.push(if last == 'A' { 'B' } else { 'A' });
             cursor.text = text.into();
         }
+    }
+
+    /// How many redirects it was given one after another, at most.
+    pub(super) fn bounces(&self) -> u32 {
+        self.bounces.1
     }
 
     /// The pod that it is connected to.
@@ -280,6 +288,8 @@ impl Client {
             Message::Reset { reason } => self.reset(reason, wire, maker, around),
             Message::Redirect { to } => {
                 there.redirect = Some(to);
+                self.bounces.0 += 1;
+                self.bounces.1 = self.bounces.1.max(self.bounces.0);
                 self.tell(around, || format!("is sent to p{to}"));
                 Ok(())
             }
@@ -291,6 +301,7 @@ impl Client {
         let State::There(there) = &mut self.state else { return Ok(()) };
         let asked = there.asked.is_some();
         there.is_connected = true;
+        self.bounces.0 = 0;
         there.is_to_be_reset = asked && !resumed;
         self.sights.count(if resumed { Sight::Resumed } else { Sight::Fresh });
         self.tell(around, || (if resumed { "is resumed" } else { "is connected" }).into());
