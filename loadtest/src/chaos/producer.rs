@@ -274,7 +274,10 @@ fn transaction(producer: &ThreadedProducer<Deliveries>, ids: &[Id], random: &mut
     }
     match repeated(|| producer.commit_transaction(BROKERS_WITHIN)) {
         Ok(()) => Ended { fate: Fate::Made, is_fatal: false },
-        Err(KafkaError::Transaction(error)) if error.txn_requires_abort() => abort(producer),
+        // The brokers may have it committed, and the answer got lost: then there is nothing left to abort.
+        Err(KafkaError::Transaction(error)) if error.txn_requires_abort() => {
+            Ended { fate: Fate::Unknown, ..abort(producer) }
+        }
         Err(_) => Ended { fate: Fate::Unknown, is_fatal: true },
     }
 }
