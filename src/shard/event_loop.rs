@@ -92,6 +92,8 @@ pub(super) struct Shard {
     pub(super) handshakes: Handshakes,
     started_ms: u64,
     connections: Cell<u64>,
+    /// When the turns last had theirs.
+    turned: Cell<Instant>,
 }
 
 impl Shard {
@@ -136,6 +138,14 @@ impl Shard {
     fn tell_of_standing(&self) {
         for task in self.waiting.take() {
             task.wake();
+        }
+    }
+
+    /// Lets the turns have theirs, if others have run for long: a thousand clients that come at a time are not to keep
+    /// those who are there waiting.
+    pub(super) async fn give_way(&self) {
+        if self.turned.get().elapsed() >= 2 * BREATH {
+            let_others_run().await;
         }
     }
 
@@ -216,6 +226,7 @@ async fn run(parts: Parts) {
         handshakes: Handshakes::default(),
         started_ms: now.unix.0,
         connections: Cell::new(0),
+        turned: Cell::new(now.instant),
         config: parts.config,
         node: parts.node,
         head_rules: parts.head_rules,
@@ -350,6 +361,7 @@ impl Turns {
             let now = Now::read();
             self.part_with_clients(&standing, now);
             self.publish(now);
+            self.shard.turned.set(now.instant);
             self.rest(&standing, now).await;
         }
         self.stop().await;

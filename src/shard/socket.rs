@@ -152,6 +152,7 @@ async fn read_head(shard: &Shard, stream: &mut TcpStream, read: &mut Vec<u8>) ->
 
 /// Serves a client on the shard that it belongs to, or refuses it.
 pub(super) async fn enter(shard: &Rc<Shard>, stream: TcpStream, upgrade: &Upgrade, rest: Vec<u8>) {
+    shard.give_way().await;
     let mut now = Now::read();
     let Some(place) = shard.pod.enter(now.instant) else {
         return farewell(shard, stream, &Refusal::Unavailable.response()).await;

@@ -139,7 +139,9 @@ impl History {
     fn take_offsets(&mut self, batch: &Batch, now: Instant) {
         self.offsets.learn(&batch.topics);
         self.deleted.extend(batch.deleted.iter().filter_map(|at| self.offsets.deleted(at)));
-        let past = self.segments.iter().rev().find(|segment| segment.opened + GROWTH_NOTICED_MAX <= now);
+        // It takes a walk over the segments, and is of use for new partitions alone.
+        let is_old = |segment: &&Segment| segment.opened + GROWTH_NOTICED_MAX <= now;
+        let past = self.offsets.has_new(&batch.starts).then(|| self.segments.iter().rev().find(is_old)).flatten();
         self.offsets.told(&batch.starts, past.map(|segment| &*segment.base), now, &mut self.moved, &mut self.deleted);
         self.offsets.recent_from(&batch.recent);
         if self.moved.len() > 2 * self.offsets.all_next().len() {

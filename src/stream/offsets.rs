@@ -134,6 +134,15 @@ impl Offsets {
         }
     }
 
+    /// Whether a partition of an assessments' topic is among them that the shard has not heard of.
+    #[must_use]
+    pub fn has_new(&self, starts: &[NextOffset]) -> bool {
+        let is_new = |start: &NextOffset| {
+            self.known(start.topic).is_some() && self.place(start.topic, start.partition).is_none()
+        };
+        starts.iter().any(is_new)
+    }
+
     /// Takes in where ingest stands; those that changed are appended to `changed`, and those that are new and begin above
     /// 0, so that something was deleted before it was read, to `cut`. `past` is where it stood [`GROWTH_NOTICED_MAX`] ago,
     /// if that is known.
