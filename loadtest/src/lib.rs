@@ -14,6 +14,7 @@
 //!   that only count.
 //! - [`http`], [`metrics`]: what operators see, read strictly.
 //! - [`chaos`]: the run in which everything fails, and the judge of what clients saw.
+//! - [`fleet`]: many clients under a load, and what they cost, beside bare loops that do no more than they must.
 //! - [`storm`]: all clients of a pod come back at once.
 //! - [`process`]: child processes that never outlive the tests; waiting with a deadline.
 //!
@@ -23,6 +24,7 @@
 pub mod chaos;
 pub mod client;
 pub mod events;
+pub mod fleet;
 pub mod frames;
 pub mod http;
 pub mod kafka;
