@@ -10,9 +10,11 @@
 //! - [`pods`]: the [`pods::World`] of a test and its pods. Start reading here.
 //! - [`kafka`], [`redis`]: what can be stopped, killed, paused and started again; [`link`]: a pod's own way to Redis.
 //! - [`events`]: numbered events, and what the contract makes of them.
-//! - [`client`], [`token`]: clients that keep the rules, and [`client::raw`] for those that don't.
+//! - [`client`], [`token`]: clients that keep the rules, and [`client::raw`] for those that don't; [`frames`] for those
+//!   that only count.
 //! - [`http`], [`metrics`]: what operators see, read strictly.
 //! - [`chaos`]: the run in which everything fails, and the judge of what clients saw.
+//! - [`fleet`]: many clients under a load, and what they cost, beside bare loops that do no more than they must.
 //! - [`storm`]: all clients of a pod come back at once.
 //! - [`process`]: child processes that never outlive the tests; waiting with a deadline.
 //!
@@ -22,6 +24,8 @@
 pub mod chaos;
 pub mod client;
 pub mod events;
+pub mod fleet;
+pub mod frames;
 pub mod http;
 pub mod kafka;
 pub mod link;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use loadtest::{chaos, storm};
+use loadtest::{chaos, fleet, storm};
 
 /// Tries the gateway on real brokers, a real Redis and real sockets.
 #[derive(Debug, Parser)]
@@ -18,23 +18,38 @@ enum Command {
     Chaos(chaos::Options),
     /// Lets all clients of a pod come back at once, and measures how long it takes and what live ones notice of it.
     Storm(storm::Options),
+    /// Holds many clients under a load, and tells what was delivered, how late, and at what cost.
+    Fleet(fleet::Options),
+    /// Measures the bare loops alone that `fleet --with-floor` measures beside a gateway.
+    Floor(fleet::Options),
+    /// A process of clients.
+    #[command(hide = true)]
+    FleetClients,
+    /// A bare loop.
+    #[command(hide = true)]
+    FleetFloor,
 }
 
 fn main() -> ExitCode {
     let Arguments { command } = Arguments::parse();
-    match command {
-        Command::Chaos(options) => match chaos::run(&options) {
-            Ok(outcome) if outcome.is_good() => ExitCode::SUCCESS,
-            Ok(_) => ExitCode::FAILURE,
-            Err(error) => {
-                eprintln!("the run could not be made: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
+    let done = match command {
+        Command::Chaos(options) => chaos::run(&options).map(|outcome| outcome.is_good()),
         Command::Storm(options) => {
             // It prints what it measures.
             let _ = storm::run(&options);
-            ExitCode::SUCCESS
+            Ok(true)
+        }
+        Command::Fleet(options) => fleet::run(&options).map(|_| true),
+        Command::Floor(options) => fleet::run_floor(&options).map(|_| true),
+        Command::FleetClients => fleet::clients::run().map(|()| true),
+        Command::FleetFloor => fleet::floor::run().map(|()| true),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("the run could not be made: {error:#}");
+            ExitCode::FAILURE
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::events::{Kind, MARKETS, Producer, ticks_topic};
 use crate::http::{self, Answer};
 use crate::kafka::Kafka;
 use crate::metrics::Metrics;
-use crate::process::{Process, Signal, TempDir, eventually, free_port, loopback};
+use crate::process::{Process, Signal, TempDir, eventually, free_port, loopback, run_on};
 use crate::redis::Redis;
 use crate::token;
 
@@ -161,6 +161,7 @@ pub struct Plan {
     environment: BTreeMap<String, String>,
     arguments: Vec<String>,
     log: Option<PathBuf>,
+    cores: Vec<usize>,
 }
 
 impl Plan {
@@ -170,8 +171,8 @@ impl Plan {
     pub fn new(name: &str, kafka: &str, redis_port: u16) -> Self {
         let host = loopback();
         let port = free_port(host);
-        let (environment, arguments) = (BTreeMap::new(), Vec::new());
-        let plan = Self { name: name.to_owned(), host, port, environment, arguments, log: None };
+        let (environment, arguments, cores) = (BTreeMap::new(), Vec::new(), Vec::new());
+        let plan = Self { name: name.to_owned(), host, port, environment, arguments, log: None, cores };
         plan.set("POD_NAME", name)
             .set("HOST", &host.to_string())
             .set("PORT", &port.to_string())
@@ -213,6 +214,13 @@ impl Plan {
         self
     }
 
+    /// With these cores alone; with all, where none is named.
+    #[must_use]
+    pub fn on_cores(mut self, cores: &[usize]) -> Self {
+        cores.clone_into(&mut self.cores);
+        self
+    }
+
     /// Where it will listen.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
@@ -236,6 +244,7 @@ impl Plan {
         command.arg("serve").args(&self.arguments).env_clear().envs(&self.environment);
         let dir = TempDir::new("pod");
         command.current_dir(dir.path());
+        run_on(&mut command, &self.cores);
         let log = self.log.clone().unwrap_or_else(|| dir.path().join("log"));
         let process = Process::start(&self.name, command, &log);
         Pod { plan: self.clone(), process, _dir: dir }

@@ -171,7 +171,7 @@ type Job = (Command, mpsc::Sender<io::Result<Child>>);
 
 /// Starts a process from a thread that lives as long as ours does: the kernel sends PR_SET_PDEATHSIG's signal when the
 /// *thread* that forked ends, and each test has a thread of its own.
-fn spawn(mut command: Command) -> io::Result<Child> {
+pub(crate) fn spawn(mut command: Command) -> io::Result<Child> {
     static SPAWNER: LazyLock<Mutex<mpsc::Sender<Job>>> = LazyLock::new(|| {
         let (jobs, inbox) = mpsc::channel::<Job>();
         thread::spawn(move || {
@@ -193,6 +193,58 @@ fn spawn(mut command: Command) -> io::Result<Child> {
     let jobs = SPAWNER.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     jobs.send((command, answer)).expect("the spawner never ends");
     started.recv().expect("the spawner answers")
+}
+
+/// Lets a program that is to be started run on these cores alone; on all, where none is named.
+pub fn run_on(command: &mut Command, cores: &[usize]) {
+    if cores.is_empty() {
+        return;
+    }
+    let set = core_set(cores);
+    // SAFETY: sched_setaffinity is a plain system call, and the set is the closure's own.
+    unsafe {
+        command.pre_exec(move || match libc::sched_setaffinity(0, size_of_val(&set), &raw const set) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        });
+    }
+}
+
+/// Lets this thread, and what it starts from now on, run on these cores alone.
+///
+/// # Panics
+/// Where the machine doesn't have them.
+pub fn stay_on(cores: &[usize]) {
+    let set = core_set(cores);
+    // SAFETY: the pointer and the size are of a live set, which the kernel only reads.
+    let done = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
+    assert_eq!(done, 0, "cores {cores:?}: {}", io::Error::last_os_error());
+}
+
+/// The cores that this thread may run on, in order.
+///
+/// # Panics
+/// Where the kernel doesn't tell.
+#[must_use]
+pub fn own_cores() -> Vec<usize> {
+    let mut set = core_set(&[]);
+    // SAFETY: the pointer and the size are of a live set, and the kernel writes no more than that.
+    let got = unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) };
+    assert_eq!(got, 0, "{}", io::Error::last_os_error());
+    let count = usize::try_from(libc::CPU_SETSIZE).expect("it is small");
+    // SAFETY: every number below CPU_SETSIZE lies in the set.
+    (0..count).filter(|&core| unsafe { libc::CPU_ISSET(core, &set) }).collect()
+}
+
+fn core_set(cores: &[usize]) -> libc::cpu_set_t {
+    // SAFETY: a cpu_set_t is plain bits, for which zero is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    let count = usize::try_from(libc::CPU_SETSIZE).expect("it is small");
+    for &core in cores.iter().filter(|core| **core < count) {
+        // SAFETY: the number lies in the set.
+        unsafe { libc::CPU_SET(core, &mut set) };
+    }
+    set
 }
 
 /// Lets this process, and those that it starts from now on, open so many files, sockets among them.

@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::client::raw::opcode;
 use crate::client::{Ask, Client, WITHIN, read_for, watch};
 use crate::events::{Producer, event, number_of, seen};
+use crate::frames::{Frames, Kind};
 use crate::pods::{Pod, World};
 use crate::process::{allow_descriptors, loopback};
 
@@ -165,8 +167,7 @@ fn latencies_of<'a>(client: &'a Client, sent: &'a [Instant]) -> impl Iterator<It
 /// A client that only counts: thousands of them must not be what is measured.
 struct Counter {
     stream: TcpStream,
-    read: Vec<u8>,
-    is_upgraded: bool,
+    frames: Frames,
     events: u32,
 }
 
@@ -202,54 +203,30 @@ impl Counter {
         let mut stream = ask.connect();
         stream.write_all(ask.head().as_bytes()).expect("a request fits into a socket");
         stream.set_nonblocking(true).expect("a TCP socket");
-        Self { stream, read: Vec::new(), is_upgraded: false, events: 0 }
+        Self { stream, frames: Frames::default(), events: 0 }
     }
 
     fn turn(&mut self, lacking: u32) {
         let mut buffer = [0; 16 * 1024];
         while self.events < lacking {
-            match self.stream.read(&mut buffer) {
-                Ok(0) => {
-                    let rest = String::from_utf8_lossy(&self.read);
-                    panic!("a pod closed a client that came back after {} events; last it sent: {rest}", self.events)
-                }
-                Ok(len) => self.read.extend_from_slice(&buffer[..len]),
+            let len = match self.stream.read(&mut buffer) {
+                Ok(0) => panic!("a pod closed a client that came back after {} events", self.events),
+                Ok(len) => len,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) => panic!("a client that came back: {error}"),
-            }
-            self.count();
+            };
+            let Self { frames, events, .. } = self;
+            let taken = frames.take(&buffer[..len], |frame| {
+                let told = || String::from_utf8_lossy(frame.payload);
+                assert!(frame.opcode != opcode::CLOSE, "a pod closes a client that came back: {}", told());
+                match frame.kind() {
+                    Some(Kind::Event) => *events += 1,
+                    Some(Kind::Reset | Kind::Refusal) => panic!("a client that came back was told {}", told()),
+                    _ => {}
+                }
+            });
+            taken.unwrap_or_else(|fault| panic!("a client that came back: {fault}"));
         }
         assert_eq!(self.events, lacking, "no event comes twice");
     }
-
-    /// Counts the whole frames that were read, and lets go of them.
-    fn count(&mut self) {
-        if !self.is_upgraded {
-            let Some(end) = self.read.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { return };
-            assert!(self.read.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&self.read[..end]));
-            self.read.drain(..end + 4);
-            self.is_upgraded = true;
-        }
-        let mut rest = &self.read[..];
-        while let [_, length, ..] = *rest {
-            let (header, length) = match length {
-                126 if rest.len() >= 4 => (4, usize::from(u16::from_be_bytes([rest[2], rest[3]]))),
-                126 => break,
-                127 => panic!("no message here is that long"),
-                short => (2, usize::from(short)),
-            };
-            let Some(message) = rest.get(header..header + length) else { break };
-            assert!(!message.starts_with(br#"{"type":"reset""#), "{}", String::from_utf8_lossy(message));
-            self.events += u32::from(is_event(message));
-            rest = &rest[header + length..];
-        }
-        let counted = self.read.len() - rest.len();
-        self.read.drain(..counted);
-    }
-}
-
-/// Whether a message is an assessment's event: one of the pod's own is none, and a market's neither.
-fn is_event(message: &[u8]) -> bool {
-    const OTHERS: [&[u8]; 3] = [br#"{"type":"connected""#, br#"{"type":"ping""#, br#"{"type":"market_price""#];
-    message.starts_with(br#"{"type":"#) && !OTHERS.iter().any(|other| message.starts_with(other))
 }

@@ -1,0 +1,348 @@
+//! One client's connection: how it begins, what is counted of what comes, and what is kept of it. It reads without
+//! waiting, and parses only the messages that are sampled.
+
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd as _, RawFd};
+use std::time::Instant;
+
+use serde::Deserialize;
+use socket2::{Domain, Socket, Type};
+
+use super::payload::{UnixUs, cursor_of, due_of, now_us, us};
+use super::wire::Counts;
+use crate::client::raw::opcode;
+use crate::frames::{Frame, Frames, Kind};
+
+/// A slow client's kernel takes so few bytes ahead for it.
+const SLOW_RECEIVE_BUFFER_BYTES: usize = 4 * 1024;
+
+/// A connection that is, or will soon be, upgraded.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TcpStream,
+    frames: Frames,
+    began: Instant,
+    /// When it was connected, on the Unix clock: what was due before is caught up.
+    since: Option<UnixUs>,
+    phase: Phase,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The socket connects.
+    Connecting,
+    /// The request is sent.
+    Open,
+}
+
+/// What a client keeps over its connections.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// Whether it keeps its cursor: only those that come back need one.
+    pub keeps_cursor: bool,
+    /// Whether it is slow.
+    pub is_slow: bool,
+    /// The last cursor that it saw, where it keeps one.
+    pub cursor: String,
+}
+
+/// What a turn of a connection came to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// It goes on.
+    On,
+    /// It ended, by this close code.
+    Ended(u16),
+    /// It is to go to this URL.
+    Moved(String),
+    /// It could not be made, for this reason.
+    Failed(String),
+}
+
+/// Of how many messages one is parsed: the gaps are random, so that no rhythm of the load is met again and again.
+#[derive(Debug)]
+pub struct Sampler {
+    every: u32,
+    left: u32,
+}
+
+impl Sampler {
+    /// One of so many, on average.
+    #[must_use]
+    pub fn new(every: u32) -> Self {
+        Self { every, left: 0 }
+    }
+
+    /// Whether it is this one's turn.
+    fn is_due(&mut self) -> bool {
+        if let Some(left) = self.left.checked_sub(1) {
+            self.left = left;
+            return false;
+        }
+        self.left = fastrand::u32(0..=2 * (self.every - 1));
+        true
+    }
+}
+
+impl Connection {
+    /// Begins to connect; from this source, where there is one.
+    ///
+    /// # Errors
+    /// Where no descriptor or no port is left.
+    pub fn begin(to: SocketAddr, source: Option<Ipv4Addr>, is_slow: bool) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        socket.set_tcp_nodelay(true)?;
+        if is_slow {
+            socket.set_recv_buffer_size(SLOW_RECEIVE_BUFFER_BYTES)?;
+        }
+        if let Some(source) = source {
+            bind_address_alone(&socket)?;
+            socket.bind(&SocketAddr::from((source, 0)).into())?;
+        }
+        match socket.connect(&to.into()) {
+            Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+            _ => {}
+        }
+        let (stream, frames) = (TcpStream::from(socket), Frames::default());
+        Ok(Self { stream, frames, began: Instant::now(), since: None, phase: Phase::Connecting })
+    }
+
+    /// Its socket.
+    #[must_use]
+    pub fn fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+
+    /// Whether the socket still connects.
+    #[must_use]
+    pub fn is_connecting(&self) -> bool {
+        self.phase == Phase::Connecting
+    }
+
+    /// Whether `connected` has come.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.since.is_some()
+    }
+
+    /// Sends the request, where the socket is connected.
+    ///
+    /// # Errors
+    /// Where nobody is there.
+    pub fn ask(&mut self, head: &str) -> io::Result<()> {
+        if let Some(error) = self.stream.take_error()? {
+            return Err(error);
+        }
+        self.stream.write_all(head.as_bytes())?;
+        self.phase = Phase::Open;
+        Ok(())
+    }
+
+    /// Reads what has come, up to `budget` bytes, and counts it.
+    pub fn read(
+        &mut self,
+        scratch: &mut [u8],
+        mut budget: usize,
+        memory: &mut Memory,
+        counts: &mut Counts,
+        sampler: &mut Sampler,
+    ) -> Turn {
+        while budget > 0 {
+            let room = scratch.len().min(budget);
+            let len = match self.stream.read(&mut scratch[..room]) {
+                Ok(0) => return self.ended(),
+                Ok(len) => len,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Turn::On,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(_) => return self.ended(),
+            };
+            let mut seen = Seen { counts, memory, sampler, since: self.since, began: self.began, turn: Turn::On };
+            let mut pong = Vec::new();
+            let taken = self.frames.take(&scratch[..len], |frame| seen.frame(frame, &mut pong));
+            self.since = seen.since;
+            let turn = seen.turn;
+            if let Err(fault) = taken {
+                return Turn::Failed(fault.to_string().lines().next().unwrap_or_default().to_owned());
+            }
+            if !pong.is_empty() {
+                // A gateway whose socket is full is not waiting for a pong.
+                let _ = self.stream.write(&pong);
+            }
+            if turn != Turn::On {
+                return turn;
+            }
+            // What came is read: another read would only say so.
+            if len < room {
+                return Turn::On;
+            }
+            budget -= len;
+        }
+        Turn::On
+    }
+
+    fn ended(&self) -> Turn {
+        if self.is_open() { Turn::Ended(1006) } else { Turn::Failed("the connection ended before `connected`".into()) }
+    }
+}
+
+/// What a read's frames are counted into.
+struct Seen<'a> {
+    counts: &'a mut Counts,
+    memory: &'a mut Memory,
+    sampler: &'a mut Sampler,
+    since: Option<UnixUs>,
+    began: Instant,
+    turn: Turn,
+}
+
+impl Seen<'_> {
+    fn frame(&mut self, frame: Frame<'_>, pong: &mut Vec<u8>) {
+        match frame.kind() {
+            Some(Kind::Event) => self.event(frame.payload),
+            Some(Kind::Market) => {
+                self.counts.ticks += 1;
+                self.sample(frame.payload, true);
+            }
+            Some(Kind::Connected) => self.connected(frame.payload),
+            Some(Kind::Reset) => {
+                self.counts.resets += 1;
+                self.keep_cursor(frame.payload);
+            }
+            Some(Kind::Refusal) => self.refused(frame.payload),
+            Some(Kind::Beat) => {}
+            None => self.control(frame, pong),
+        }
+    }
+
+    fn event(&mut self, payload: &[u8]) {
+        let header = if payload.len() < 126 { 2 } else { 4 };
+        self.counts.events += 1;
+        self.counts.slow_events += u64::from(self.memory.is_slow);
+        self.counts.event_bytes += (payload.len() + header) as u64;
+        self.keep_cursor(payload);
+        self.sample(payload, false);
+    }
+
+    fn keep_cursor(&mut self, payload: &[u8]) {
+        if self.memory.keeps_cursor
+            && let Some(cursor) = cursor_of(payload)
+        {
+            self.memory.cursor.clear();
+            self.memory.cursor.push_str(cursor);
+        }
+    }
+
+    fn sample(&mut self, payload: &[u8], is_tick: bool) {
+        if !self.sampler.is_due() {
+            return;
+        }
+        let Ok(due) = due_of(payload) else {
+            self.counts.strange += 1;
+            return;
+        };
+        let latency = now_us().saturating_sub(due);
+        let is_late = self.memory.is_slow || self.since.is_none_or(|since| due < since);
+        match (is_tick, is_late) {
+            (false, false) => self.counts.latencies.record(latency),
+            (false, true) => self.counts.late_latencies.record(latency),
+            (true, false) => self.counts.tick_latencies.record(latency),
+            // The board as a new client gets it: its ticks are as old as they are.
+            (true, true) => {}
+        }
+    }
+
+    fn connected(&mut self, payload: &[u8]) {
+        #[derive(Deserialize)]
+        struct Connected {
+            #[serde(default)]
+            resumed: bool,
+            cursor: Option<String>,
+        }
+        let Ok(connected) = serde_json::from_slice::<Connected>(payload) else {
+            self.counts.strange += 1;
+            return;
+        };
+        self.counts.connected += 1;
+        self.counts.open += 1;
+        self.counts.resumed += u64::from(connected.resumed);
+        self.counts.handshakes.record(us(self.began.elapsed()));
+        self.since = Some(now_us());
+        if self.memory.keeps_cursor
+            && let Some(cursor) = connected.cursor
+        {
+            self.memory.cursor = cursor;
+        }
+    }
+
+    fn refused(&mut self, payload: &[u8]) {
+        #[derive(Deserialize)]
+        struct Refusal {
+            error: String,
+            url: Option<String>,
+            cursor: Option<String>,
+        }
+        let refusal = serde_json::from_slice(payload);
+        self.turn = match refusal {
+            Ok(Refusal { url: Some(url), cursor, .. }) => {
+                if self.memory.keeps_cursor
+                    && let Some(cursor) = cursor
+                {
+                    self.memory.cursor = cursor;
+                }
+                Turn::Moved(url)
+            }
+            Ok(Refusal { error, .. }) => Turn::Failed(error),
+            Err(_) => Turn::Failed("neither type nor error".into()),
+        };
+    }
+
+    fn control(&mut self, frame: Frame<'_>, pong: &mut Vec<u8>) {
+        match frame.opcode {
+            opcode::PING => {
+                // A control frame carries 125 bytes at most; a mask of zeros leaves them as they are.
+                let length = u8::try_from(frame.payload.len().min(125)).expect("up to 125");
+                pong.extend([0x80 | opcode::PONG, 0x80 | length, 0, 0, 0, 0]);
+                pong.extend(&frame.payload[..usize::from(length)]);
+            }
+            opcode::CLOSE if self.turn == Turn::On => {
+                let code = frame.payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
+                self.turn = Turn::Ended(code);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Binding chooses the address alone, and connecting the port: so one address has its 28,000 ports for each gateway
+/// (IP_BIND_ADDRESS_NO_PORT).
+fn bind_address_alone(socket: &Socket) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let len = libc::socklen_t::try_from(size_of_val(&on)).expect("it is four");
+    // SAFETY: the pointer and the length are of a live int, which the kernel only reads.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            len,
+        )
+    };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_so_many_is_sampled_on_average_and_each_where_it_is_one() {
+        let mut all = Sampler::new(1);
+        assert!((0..100).all(|_| all.is_due()));
+        let mut some = Sampler::new(16);
+        let sampled = (0..160_000).filter(|_| some.is_due()).count();
+        assert!((9_000..11_000).contains(&sampled), "{sampled} of 160,000");
+    }
+}

@@ -1,0 +1,173 @@
+//! What the records say, and the frames of the bare loops: both carry their due time in `timestamp`, in microseconds of
+//! the Unix clock, and both are of the length that was asked for.
+
+use std::io::Write as _;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Deserialize;
+
+use super::schedule::{What, assessment, market};
+use crate::client::raw::opcode;
+use crate::events::{Kind, ticks_topic};
+
+/// A time on the Unix clock, in microseconds.
+pub type UnixUs = u64;
+
+/// The Unix clock's time.
+///
+/// # Panics
+/// Where the clock is before 1970.
+#[must_use]
+pub fn now_us() -> UnixUs {
+    us(SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970"))
+}
+
+/// A duration in microseconds.
+///
+/// # Panics
+/// Where it is longer than half a million years.
+#[must_use]
+pub fn us(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).expect("shorter than an age")
+}
+
+/// The topic of what is due.
+#[must_use]
+pub fn topic(what: What) -> String {
+    match what {
+        What::Event(_) => Kind::PositionOpened.topic().to_owned(),
+        What::Tick(number) => ticks_topic(&market(number)),
+    }
+}
+
+/// The key of what is due.
+#[must_use]
+pub fn key(what: What) -> String {
+    match what {
+        What::Event(number) => assessment(number),
+        What::Tick(number) => market(number),
+    }
+}
+
+/// Writes the record's payload: an event of `size` bytes, or as many as its fields need. Its `positionId` fills it up, for
+/// it goes to the client as it is. The payload begins as a client's message does: the gateway passes over `type`, and the
+/// bare loop sends the payload itself.
+pub fn record(out: &mut Vec<u8>, what: What, due: UnixUs, size: usize) {
+    out.clear();
+    match what {
+        What::Tick(number) => {
+            let name = market(number);
+            write!(out, r#"{{"type":"market_price","market":"{name}","price":101.25,"timestamp":{due}}}"#)
+        }
+        What::Event(number) => {
+            let (id, start) = (assessment(number), r#"{"type":"position_update","assessmentId":""#);
+            let end = format!(
+                r#"","market":"load","side":"buy","quantity":2,"entryPrice":101.25,"unrealizedPnl":0,"timestamp":{due}}}"#
+            );
+            let before = format!(r#"{start}{id}","positionId":""#);
+            let fill = size.saturating_sub(before.len() + end.len());
+            write!(out, "{before}{:x<fill$}{end}", "")
+        }
+    }
+    .expect("memory takes all");
+}
+
+/// Writes a text frame of `payload`, filled up with spaces at its end to `length` bytes in all.
+pub fn frame(out: &mut Vec<u8>, payload: &[u8], length: usize) {
+    let wanted = |header: usize| length.saturating_sub(header).max(payload.len());
+    out.clear();
+    out.push(0x80 | opcode::TEXT);
+    let filled = match wanted(2) {
+        short @ 0..=125 => {
+            out.push(u8::try_from(short).expect("up to 125"));
+            short
+        }
+        _ if wanted(4) <= usize::from(u16::MAX) => {
+            let middle = u16::try_from(wanted(4).max(126)).expect("it fits");
+            out.push(126);
+            out.extend(middle.to_be_bytes());
+            usize::from(middle)
+        }
+        _ => {
+            out.push(127);
+            out.extend((wanted(10) as u64).to_be_bytes());
+            wanted(10)
+        }
+    };
+    out.extend_from_slice(payload);
+    out.resize(out.len() + filled - payload.len(), b' ');
+}
+
+/// When a message was due, from the few that are parsed.
+///
+/// # Errors
+/// Where it is no message of ours.
+pub fn due_of(message: &[u8]) -> serde_json::Result<UnixUs> {
+    #[derive(Deserialize)]
+    struct Message {
+        timestamp: UnixUs,
+    }
+    serde_json::from_slice(message).map(|Message { timestamp }| timestamp)
+}
+
+/// The cursor of an event or a redirect: it is their last field.
+#[must_use]
+pub fn cursor_of(message: &[u8]) -> Option<&str> {
+    let name = br#","cursor":""#;
+    let value = message.strip_suffix(br#""}"#)?;
+    let start = value.iter().rposition(|byte| *byte == b'"')? + 1;
+    value[..start].ends_with(name).then(|| std::str::from_utf8(&value[start..]).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frames::{Frames, Kind as MessageKind};
+
+    #[test]
+    fn records_are_json_of_the_length_that_was_asked_for_and_tell_when_they_were_due() {
+        let mut bytes = Vec::new();
+        for size in [250, 512, 5_000] {
+            record(&mut bytes, What::Event(12), 1_790_000_000_000_007, size);
+            assert_eq!(bytes.len(), size);
+            let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+            assert_eq!(json["assessmentId"], "load-12");
+            assert_eq!(due_of(&bytes).unwrap(), 1_790_000_000_000_007);
+        }
+        record(&mut bytes, What::Event(12), 7, 0);
+        assert_eq!(due_of(&bytes).unwrap(), 7, "a short one has its fields, and no filling");
+        record(&mut bytes, What::Tick(1), 8, 512);
+        assert_eq!(due_of(&bytes).unwrap(), 8);
+        assert!(due_of(br#"{"type":"connected"}"#).is_err());
+    }
+
+    #[test]
+    fn frames_are_of_the_length_that_was_asked_for_and_still_json() {
+        let mut frames = Frames::default();
+        frames.take(b"HTTP/1.1 101 \r\n\r\n", |_| {}).unwrap();
+        let (mut payload, mut bytes) = (Vec::new(), Vec::new());
+        record(&mut payload, What::Event(0), 7, 300);
+        for length in [304, 400, 65_539, 70_000, 0] {
+            frame(&mut bytes, &payload, length);
+            assert_eq!(bytes.len(), length.max(304));
+            let mut seen = 0;
+            let each = |frame: crate::frames::Frame<'_>| {
+                assert_eq!(frame.kind(), Some(MessageKind::Event));
+                assert_eq!(due_of(frame.payload).unwrap(), 7);
+                seen += 1;
+            };
+            frames.take(&bytes, each).unwrap();
+            assert_eq!(seen, 1);
+        }
+        frame(&mut bytes, b"{}", 0);
+        assert_eq!(bytes, [0x81, 2, b'{', b'}']);
+    }
+
+    #[test]
+    fn the_cursor_is_a_messages_last_field() {
+        assert_eq!(cursor_of(br#"{"type":"a","timestamp":1,"cursor":"Ab-_9"}"#), Some("Ab-_9"));
+        assert_eq!(cursor_of(br#"{"type":"a","cursor":"Ab","node":"pod"}"#), None);
+        assert_eq!(cursor_of(br#"{"type":"a","timestamp":1}"#), None);
+        assert_eq!(cursor_of(b""), None);
+    }
+}

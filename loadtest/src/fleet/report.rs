@@ -1,0 +1,247 @@
+//! What is told at the end: a table, and the same as JSON with all that lies behind it. Where there are rounds, a cell is
+//! the median of its rounds, and a ratio is the median of the rounds' ratios.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+use super::measure::Part;
+use super::statistics::{Percentiles, median};
+
+/// A share of a core from which on a process of clients can be what limits: on it, or waiting for it.
+const CLIENT_BUSY_MAX: f64 = 0.8;
+
+/// More steal than this, as a share of the machine, spoils figures of CPU time.
+const STEAL_MAX: f64 = 0.02;
+
+/// More waiting for a core than this, as a share of the window, spoils latencies.
+const WAITING_MAX: f64 = 0.05;
+
+/// A producer that is later than this adds to what latencies are of.
+const LATENESS_MAX_MS: f64 = 1.0;
+
+/// A gateway and the bare loops, one after the other.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Round {
+    /// The gateway.
+    pub gateway: Option<Part>,
+    /// The loop of send(2) alone.
+    pub send: Option<Part>,
+    /// The loop from librdkafka to send(2).
+    pub kafka: Option<Part>,
+}
+
+/// All that a run came to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    /// What was asked for.
+    pub options: serde_json::Value,
+    /// The table.
+    pub rows: Vec<Row>,
+    /// What a reader must know of the figures.
+    pub remarks: Vec<String>,
+    /// The rounds.
+    pub rounds: Vec<Round>,
+}
+
+/// A row of the table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// What was measured, with its unit.
+    pub name: String,
+    /// Of the gateway.
+    pub gateway: Option<f64>,
+    /// Of the loop of send(2) alone.
+    pub send: Option<f64>,
+    /// Of the loop from librdkafka to send(2).
+    pub kafka: Option<f64>,
+    /// The gateway's to the send loop's.
+    pub to_send: Option<f64>,
+    /// The gateway's to that of the loop from librdkafka.
+    pub to_kafka: Option<f64>,
+}
+
+type Figure = (&'static str, fn(&Part) -> Option<f64>);
+
+/// What is told of each part. Those of CPU time, and those of latency, are told with their ratios.
+const FIGURES: &[Figure] = &[
+    ("deliveries a second", |part| Some(part.deliveries as f64 / part.seconds)),
+    ("CPU a delivery, user, ns", |part| per_delivery(part, part.usage.as_ref()?.user_ns)),
+    ("CPU a delivery, user+sys, ns", |part| per_delivery(part, part.usage.as_ref()?.total_ns())),
+    ("CPU, % of a core", |part| Some(share(part, part.usage.as_ref()?.total_ns()))),
+    ("latency p50, ms", |part| Some(part.latencies?.p50_ms)),
+    ("latency p90, ms", |part| Some(part.latencies?.p90_ms)),
+    ("latency p99, ms", |part| Some(part.latencies?.p99_ms)),
+    ("latency p99.9, ms", |part| Some(part.latencies?.p999_ms)),
+    ("latency max, ms", |part| Some(part.latencies?.max_ms)),
+    ("tick latency p50, ms", |part| Some(part.tick_latencies?.p50_ms)),
+    ("tick latency p99, ms", |part| Some(part.tick_latencies?.p99_ms)),
+    ("slow or caught up p99, ms", |part| Some(part.late_latencies?.p99_ms)),
+    ("producer late p99, ms", |part| Some(part.lateness?.p99_ms)),
+    ("connects a second", |part| Some(part.handshakes?.samples as f64 / part.connecting_seconds)),
+    ("handshake p99, ms", |part| Some(part.handshakes?.p99_ms)),
+    ("own memory a connection, bytes", |part| part.memory_per_connection),
+    ("events due", |part| Some(part.made.event_deliveries as f64)),
+    ("events delivered", |part| Some(part.counts.events as f64)),
+    ("events missing", |part| Some(part.missing() as f64)),
+    ("events too many", |part| Some(part.doubled() as f64)),
+    ("ticks delivered", |part| Some(part.counts.ticks as f64)),
+    ("resumed", |part| Some(part.counts.resumed as f64)),
+    ("resets", |part| Some(part.counts.resets as f64)),
+    ("clients' process, % of a core", |part| Some(part.client_busy * 100.0)),
+    ("clients waited for a core, %", |part| Some(part.client_waiting * 100.0)),
+    ("server waited for a core, %", |part| Some(share(part, part.usage.as_ref()?.waited_ns))),
+    ("server put off its core, a second", |part| Some(part.usage.as_ref()?.involuntary as f64 / part.seconds)),
+    ("machine busy, %", |part| Some(part.machine.share(part.machine.busy) * 100.0)),
+    ("machine stolen, %", |part| Some(part.machine.share(part.machine.steal) * 100.0)),
+];
+
+fn per_delivery(part: &Part, ns: u64) -> Option<f64> {
+    (part.deliveries > 0).then(|| ns as f64 / part.deliveries as f64)
+}
+
+fn share(part: &Part, ns: u64) -> f64 {
+    ns as f64 / 1e7 / part.seconds
+}
+
+impl Report {
+    /// Sums up rounds.
+    #[must_use]
+    pub fn of(options: serde_json::Value, rounds: Vec<Round>) -> Self {
+        let rows = FIGURES.iter().filter_map(|figure| Row::of(figure, &rounds)).collect();
+        let remarks =
+            rounds.iter().enumerate().flat_map(|(number, round)| round.remarks(number, rounds.len())).collect();
+        Self { options, rows, remarks, rounds }
+    }
+
+    /// The table, with the remarks below it.
+    ///
+    /// # Panics
+    /// Never: a string takes all that is written.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let mut text = format!(
+            "{:<34}{:>14}{:>14}{:>14}{:>9}{:>9}\n",
+            "", "gateway", "send loop", "kafka loop", "/ send", "/ kafka"
+        );
+        for row in &self.rows {
+            let [gateway, send, kafka] = [row.gateway, row.send, row.kafka].map(cell);
+            let [to_send, to_kafka] = [row.to_send, row.to_kafka].map(|ratio| ratio.map_or("".into(), ratio_cell));
+            let line = format!("{:<34}{gateway:>14}{send:>14}{kafka:>14}{to_send:>9}{to_kafka:>9}", row.name);
+            writeln!(text, "{}", line.trim_end()).expect("a string takes all");
+        }
+        for remark in &self.remarks {
+            writeln!(text, "NOTE: {remark}").expect("a string takes all");
+        }
+        text
+    }
+
+    /// Writes the JSON file.
+    ///
+    /// # Errors
+    /// Where it can't be written.
+    pub fn write(&self, file: &Path) -> Result<()> {
+        let json = serde_json::to_vec_pretty(self).context("plain values are JSON")?;
+        fs::write(file, json).with_context(|| format!("{} can't be written", file.display()))
+    }
+}
+
+/// A value as the table has it: three digits at least, none that says nothing.
+#[must_use]
+pub fn cell(value: Option<f64>) -> String {
+    match value {
+        None => "-".to_owned(),
+        Some(whole) if whole.fract() == 0.0 || whole.abs() >= 1_000.0 => format!("{whole:.0}"),
+        Some(some) if some.abs() >= 100.0 => format!("{some:.1}"),
+        Some(small) => format!("{small:.2}"),
+    }
+}
+
+fn ratio_cell(ratio: f64) -> String {
+    format!("{ratio:.2}")
+}
+
+impl Row {
+    fn of((name, of): &Figure, rounds: &[Round]) -> Option<Self> {
+        let column = |part: fn(&Round) -> Option<&Part>| median(rounds.iter().filter_map(|round| of(part(round)?)));
+        let ratio = |part: fn(&Round) -> Option<&Part>| {
+            let is_told = name.starts_with("CPU") || name.starts_with("latency") || name.starts_with("deliveries");
+            let of_round = |round: &Round| Some(of(round.gateway.as_ref()?)? / of(part(round)?)?);
+            median(rounds.iter().filter_map(of_round).filter(|ratio| is_told && ratio.is_finite()))
+        };
+        let row = Self {
+            name: (*name).to_owned(),
+            gateway: column(|round| round.gateway.as_ref()),
+            send: column(|round| round.send.as_ref()),
+            kafka: column(|round| round.kafka.as_ref()),
+            to_send: ratio(|round| round.send.as_ref()),
+            to_kafka: ratio(|round| round.kafka.as_ref()),
+        };
+        (row.gateway.is_some() || row.send.is_some() || row.kafka.is_some()).then_some(row)
+    }
+}
+
+impl Round {
+    fn remarks(&self, number: usize, rounds: usize) -> Vec<String> {
+        let parts = [("gateway", &self.gateway), ("send loop", &self.send), ("kafka loop", &self.kafka)];
+        let prefix = if rounds > 1 { format!("round {}, ", number + 1) } else { String::new() };
+        let parts = parts.into_iter().filter_map(|(name, part)| Some((format!("{prefix}{name}"), part.as_ref()?)));
+        parts
+            .flat_map(|(name, part)| part_remarks(part).into_iter().map(move |text| format!("{name}: {text}")))
+            .collect()
+    }
+}
+
+fn part_remarks(part: &Part) -> Vec<String> {
+    let mut remarks = Vec::new();
+    let mut remark = |is: bool, text: String| {
+        if is {
+            remarks.push(text);
+        }
+    };
+    let (busy, waiting) = (part.client_busy, part.client_waiting);
+    remark(
+        busy + waiting > CLIENT_BUSY_MAX,
+        format!(
+            "the clients are the bottleneck: a process of theirs ran {:.0} % of the time and waited {:.0} % for a core",
+            busy * 100.0,
+            waiting * 100.0
+        ),
+    );
+    remark(
+        busy + waiting <= CLIENT_BUSY_MAX && waiting > WAITING_MAX,
+        format!("a process of clients waited for a core {:.0} % of the time: latencies hold this", waiting * 100.0),
+    );
+    remark(part.missing() > 0, format!("{} events that were due did not come", part.missing()));
+    remark(part.doubled() > 0, format!("{} events more came than were due", part.doubled()));
+    remark(part.counts.resets > 0, format!("{} clients were told that events are lost to them", part.counts.resets));
+    remark(part.counts.strange > 0, format!("{} messages could not be read", part.counts.strange));
+    for (reason, count) in &part.counts.failed {
+        remark(true, format!("{count} connections failed: {reason}"));
+    }
+    for (code, count) in &part.counts.closed {
+        remark(true, format!("{count} connections were closed with {code}"));
+    }
+    let late = part.lateness.filter(|late: &Percentiles| late.p99_ms > LATENESS_MAX_MS);
+    remark(
+        late.is_some(),
+        format!(
+            "the producer was late (p99 {:.1} ms): latencies begin at the due time and hold this",
+            late.map_or(0.0, |late| late.p99_ms)
+        ),
+    );
+    let steal = part.machine.share(part.machine.steal);
+    remark(steal > STEAL_MAX, format!("the machine's host took {:.1} % of its time: repeat", steal * 100.0));
+    let waited = part.usage.as_ref().map_or(0.0, |usage| share(part, usage.waited_ns) / 100.0);
+    remark(
+        waited > WAITING_MAX,
+        format!("its threads waited for a core {:.0} % of the time: others share the machine, repeat", waited * 100.0),
+    );
+    remarks
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,101 @@
+//! Tables and ratios from parts that are made by hand.
+
+use super::*;
+use crate::fleet::measure::Moment;
+use crate::fleet::producer::Made;
+use crate::fleet::statistics::Latencies;
+use crate::fleet::usage::{Machine, Usage};
+use crate::fleet::wire::Counts;
+
+/// Ten seconds of a quiet machine, with so many nanoseconds of CPU a delivery.
+fn part(ns_per_delivery: u64) -> Part {
+    let mut latencies = Latencies::default();
+    (1..=100).for_each(|ms| latencies.record(ms * 1_000));
+    let usage = Usage { user_ns: 1_000 * ns_per_delivery / 2, ..Usage::default() };
+    let usage = Usage { system_ns: 1_000 * ns_per_delivery - usage.user_ns, involuntary: 20, ..usage };
+    let moment = Moment { at_seconds: 1.0, deliveries_per_second: 100.0, latencies: None, cores: Some(0.5) };
+    Part {
+        connecting_seconds: 2.0,
+        handshakes: latencies.percentiles(),
+        memory_per_connection: Some(1_024.0),
+        seconds: 10.0,
+        deliveries: 1_000,
+        usage: Some(usage),
+        machine: Machine { total: 1_000, busy: 500, steal: 0 },
+        client_busy: 0.3,
+        client_waiting: 0.0,
+        latencies: latencies.percentiles(),
+        tick_latencies: None,
+        late_latencies: None,
+        timeline: vec![moment],
+        made: Made { events: 120, event_deliveries: 1_200, ..Made::default() },
+        lateness: None,
+        counts: Counts { events: 1_200, ..Counts::default() },
+    }
+}
+
+fn report(rounds: Vec<Round>) -> Report {
+    Report::of(serde_json::Value::Null, rounds)
+}
+
+fn row<'a>(report: &'a Report, name: &str) -> &'a Row {
+    report.rows.iter().find(|row| row.name == name).unwrap_or_else(|| panic!("{name}: {}", report.table()))
+}
+
+#[test]
+fn a_figure_is_told_with_its_ratio_to_each_floor() {
+    let round = Round { gateway: Some(part(3_000)), send: Some(part(2_000)), kafka: Some(part(2_400)) };
+    let report = report(vec![round]);
+    let cpu = row(&report, "CPU a delivery, user+sys, ns");
+    assert_eq!((cpu.gateway, cpu.send, cpu.kafka), (Some(3_000.0), Some(2_000.0), Some(2_400.0)));
+    assert_eq!((cpu.to_send, cpu.to_kafka), (Some(1.5), Some(1.25)));
+    assert_eq!(row(&report, "CPU a delivery, user, ns").gateway, Some(1_500.0));
+    assert_eq!(row(&report, "deliveries a second").gateway, Some(100.0));
+    let memory = row(&report, "own memory a connection, bytes");
+    assert_eq!((memory.gateway, memory.to_send), (Some(1_024.0), None), "no ratio where it says nothing");
+    assert!(report.rows.iter().all(|row| row.name != "tick latency p50, ms"), "what nobody measured has no row");
+    assert_eq!(report.remarks, Vec::<String>::new(), "a quiet machine, and all came");
+}
+
+#[test]
+fn rounds_have_the_median_of_their_ratios_and_not_the_ratio_of_medians() {
+    let round = |gateway, send| Round { gateway: Some(part(gateway)), send: Some(part(send)), kafka: None };
+    // The machine was half as fast in the second round, for both alike.
+    let report = report(vec![round(1_000, 1_000), round(2_400, 2_000), round(1_100, 1_000)]);
+    let cpu = row(&report, "CPU a delivery, user+sys, ns");
+    assert_eq!((cpu.gateway, cpu.send, cpu.to_send), (Some(1_100.0), Some(1_000.0), Some(1.1)));
+    assert_eq!((cpu.kafka, cpu.to_kafka), (None, None));
+}
+
+#[test]
+fn what_spoils_the_figures_is_told() {
+    let good = part(1_000);
+    let remarks = |part: Part| report(vec![Round { gateway: Some(part), ..Round::default() }]).remarks.join("\n");
+    let usage = Some(Usage { waited_ns: 2_000_000_000, ..good.usage.clone().unwrap() });
+    let cases = [
+        (Part { client_busy: 0.5, client_waiting: 0.4, ..good.clone() }, "the clients are the bottleneck"),
+        (Part { client_waiting: 0.2, ..good.clone() }, "a process of clients waited for a core 20 %"),
+        (Part { counts: Counts { events: 1_199, ..Counts::default() }, ..good.clone() }, "1 events that were due"),
+        (Part { counts: Counts { events: 1_201, ..Counts::default() }, ..good.clone() }, "1 events more came"),
+        (Part { machine: Machine { steal: 50, ..good.machine }, ..good.clone() }, "took 5.0 % of its time"),
+        (Part { usage, ..good.clone() }, "waited for a core 20 %"),
+        (Part { lateness: good.latencies, ..good.clone() }, "the producer was late (p99 99"),
+    ];
+    for (part, expected) in cases {
+        let told = remarks(part);
+        assert!(told.contains(expected) && told.lines().count() == 1, "{expected}: {told}");
+    }
+    let mut counts = Counts { events: 1_200, resets: 2, ..Counts::default() };
+    counts.closed.insert(1013, 3);
+    counts.failed.insert("refused".into(), 4);
+    let told = remarks(Part { counts, ..good });
+    for expected in ["2 clients were told", "3 connections were closed with 1013", "4 connections failed: refused"] {
+        assert!(told.contains(expected), "{told}");
+    }
+}
+
+#[test]
+fn cells_have_digits_enough_and_no_more() {
+    let cells = [None, Some(0.0), Some(7.0), Some(1.234), Some(123.45), Some(12_345.6)].map(cell);
+    assert_eq!(cells, ["-", "0", "7", "1.23", "123.5", "12346"].map(str::to_owned));
+}
