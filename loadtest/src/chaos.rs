@@ -290,7 +290,7 @@ impl Story<'_> {
         };
         let stop = Arc::new(AtomicBool::new(false));
         let producers = producer::start(&order, self.book, &stop);
-        thread::scope(|scope| {
+        let clients = thread::scope(|scope| {
             let (orders, inbox) = mpsc::sync_channel(clients::ORDERS_MAX);
             let mut of_lane = orders.clone();
             let living = scope.spawn(move || {
@@ -298,14 +298,14 @@ impl Story<'_> {
                 clients
             });
             // They outlive their lanes.
-            let (kafka, redis, fleet) = (&mut kafka, &mut redis, &mut fleet);
+            let (brokers, redis, fleet) = (&mut kafka, &mut redis, &mut fleet);
             let lanes = [
                 scope.spawn(move || {
                     faults::pods(clock, &plan(Lane::Pods), fleet, chronicle);
                     fleet.await_ready();
                 }),
                 scope.spawn(move || faults::redis(clock, &plan(Lane::Redis), redis, chronicle)),
-                scope.spawn(move || faults::brokers(clock, &plan(Lane::Brokers), kafka, chronicle)),
+                scope.spawn(move || faults::brokers(clock, &plan(Lane::Brokers), brokers, chronicle)),
                 scope.spawn(move || faults::clients(clock, &plan(Lane::Clients), &mut of_lane, chronicle)),
             ];
             self.watch(begin + length, || lanes.iter().all(thread::ScopedJoinHandle::is_finished));
@@ -320,7 +320,9 @@ impl Story<'_> {
             let mut clients = joined(living);
             clients.finish(&self.book.last());
             clients
-        })
+        });
+        self.book.look_into_the_log(&kafka);
+        clients
     }
 
     /// Prints how it goes until this time, and until all is `done`.

@@ -17,6 +17,7 @@ use rdkafka::admin::{
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{ClientConfig, Message as _, Offset, TopicPartitionList};
 
@@ -212,17 +213,33 @@ impl Kafka {
     /// Where the brokers don't answer.
     #[must_use]
     pub fn records(&self, topic: &str, partition: i32) -> Vec<i64> {
+        let mut offsets = Vec::new();
+        self.each_record(topic, partition, |record| offsets.push(record.offset()));
+        offsets
+    }
+
+    /// The payloads of these records.
+    ///
+    /// # Panics
+    /// Where the brokers don't answer.
+    #[must_use]
+    pub fn payloads(&self, topic: &str, partition: i32) -> Vec<Vec<u8>> {
+        let mut payloads = Vec::new();
+        self.each_record(topic, partition, |record| payloads.extend(record.payload().map(<[u8]>::to_vec)));
+        payloads
+    }
+
+    fn each_record(&self, topic: &str, partition: i32, mut take: impl FnMut(&BorrowedMessage<'_>)) {
         let mut config = client_config(&self.bootstrap);
         config.set("group.id", "loadtest").set("isolation.level", "read_committed").set("enable.partition.eof", "true");
         let consumer: BaseConsumer = config.create().expect("a consumer needs no connection");
         let mut whole = TopicPartitionList::new();
         whole.add_partition_offset(topic, partition, Offset::Beginning).expect("a mark that it takes");
         consumer.assign(&whole).expect("a partition that is there");
-        let mut offsets = Vec::new();
         loop {
             match consumer.poll(ANSWER_WITHIN).expect("records, or their end") {
-                Ok(record) => offsets.push(record.offset()),
-                Err(KafkaError::PartitionEOF(_)) => return offsets,
+                Ok(record) => take(&record),
+                Err(KafkaError::PartitionEOF(_)) => return,
                 Err(error) => panic!("records of {topic}: {error}"),
             }
         }

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::log::{Entry, Fate, Made, Span, What};
+use super::schedule::Kind;
 
 pub use recovery::{Cause, Recovery};
 use recovery::{Disturbed, causes};
@@ -23,6 +24,13 @@ const TOLD_MAX: usize = 40;
 /// What was made up to this time after a reset may be missing: the pod may have seen it before it said so, and the
 /// producer was told of it later.
 const RESET_SLACK_MS: u64 = 5_000;
+
+/// So much less than the window may have passed since the brokers went away: a pod reads its last records a while after
+/// they were made, and the window of another begins when that one starts.
+const CUT_OFF_SLACK_MS: u64 = 5_000;
+
+/// After the brokers are back, so long a pod may take until it reads all partitions again.
+const AFTER_BROKERS_MS: u64 = 30_000;
 
 /// What the judge goes by.
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +66,8 @@ pub struct Verdict {
     pub ghosts: u64,
     /// Clients that gave a cursor, were not resumed and not told so.
     pub silent_losses: u64,
+    /// Events that came again because the log holds them more than once.
+    pub written_again: u64,
     /// Resets that nothing explains, by reason.
     pub unexplained_resets: BTreeMap<String, u64>,
     /// Resets that a fault explains, by reason.
@@ -163,7 +173,11 @@ impl Stream {
 
 /// All that was made.
 #[derive(Debug, Default)]
-struct Truth(BTreeMap<(u32, u8), Stream>);
+struct Truth {
+    streams: BTreeMap<(u32, u8), Stream>,
+    /// What the log holds more than once.
+    again: BTreeSet<(u32, u8, u64)>,
+}
 
 impl Truth {
     fn read<E>(made: impl IntoIterator<Item = Result<Made, E>>, verdict: &mut Verdict) -> Result<Self, E> {
@@ -174,8 +188,12 @@ impl Truth {
                 Fate::Made => verdict.made += 1,
                 Fate::Aborted => verdict.aborted += 1,
                 Fate::Unknown => verdict.unknown += 1,
+                Fate::Again => {
+                    truth.again.insert((made.assessment, made.topic, made.number));
+                    continue;
+                }
             }
-            let stream = &mut truth.0.entry((made.assessment, made.topic)).or_default().0;
+            let stream = &mut truth.streams.entry((made.assessment, made.topic)).or_default().0;
             let place = usize::try_from(made.number).expect("fewer events than addresses");
             if stream.len() <= place {
                 stream.resize(place + 1, None);
@@ -187,7 +205,7 @@ impl Truth {
 
     /// The topics of an assessment.
     fn streams(&self, assessment: u32) -> impl Iterator<Item = (u8, &Stream)> {
-        self.0.range((assessment, 0)..=(assessment, u8::MAX)).map(|((_, topic), stream)| (*topic, stream))
+        self.streams.range((assessment, 0)..=(assessment, u8::MAX)).map(|((_, topic), stream)| (*topic, stream))
     }
 }
 
@@ -239,7 +257,7 @@ impl Client {
                 self.disturbed.connected(node, target.collect());
             }
             What::Event { topic, number } => self.event(entry, *topic, *number, truth, verdict),
-            What::Reset(reason) => self.reset(entry, reason, rules, truth, verdict),
+            What::Reset(reason) => self.reset(entry, reason, (rules, spans), truth, verdict),
             What::Absent(ms) => {
                 self.absent_ms += ms;
                 self.has_read = false;
@@ -270,7 +288,7 @@ impl Client {
         verdict.seen += 1;
         self.has_read = true;
         let empty = Stream::default();
-        let stream = truth.0.get(&(self.assessment, topic)).unwrap_or(&empty);
+        let stream = truth.streams.get(&(self.assessment, topic)).unwrap_or(&empty);
         if matches!(stream.fate(number), None | Some(Fate::Aborted)) {
             verdict.ghosts += 1;
             let what = format!("topic {topic}: {number} was never made, or its transaction was aborted");
@@ -289,14 +307,24 @@ impl Client {
             verdict.lost -= 1;
             verdict.out_of_order += 1;
             verdict.tell(entry, &format!("topic {topic}: {number} came behind {}", place.next - 1));
+        } else if truth.again.contains(&(self.assessment, topic, number)) {
+            verdict.written_again += 1;
         } else {
             verdict.doubled += 1;
             verdict.tell(entry, &format!("topic {topic}: {number} came again"));
         }
     }
 
-    fn reset(&mut self, entry: &Entry, reason: &str, rules: Rules, truth: &Truth, verdict: &mut Verdict) {
-        let is_explained = matches!(reason, "expired" | "lagged") && self.absent_ms >= ms(rules.history);
+    fn reset(
+        &mut self,
+        entry: &Entry,
+        reason: &str,
+        (rules, spans): (Rules, &[Span]),
+        truth: &Truth,
+        verdict: &mut Verdict,
+    ) {
+        let was_away = self.absent_ms >= ms(rules.history) || were_cut_off(spans, entry.at_ms, rules);
+        let is_explained = matches!(reason, "expired" | "lagged") && was_away;
         let resets = if is_explained { &mut verdict.explained_resets } else { &mut verdict.unexplained_resets };
         *resets.entry(reason.to_owned()).or_default() += 1;
         if !is_explained {
@@ -325,6 +353,14 @@ impl Client {
         }
         verdict.recoveries.extend(self.disturbed.never());
     }
+}
+
+/// Whether brokers that were away are to blame for a cursor that is too old: its pod had read nothing of some partitions
+/// since before the window that another begins with.
+fn were_cut_off(spans: &[Span], at_ms: u64, rules: Rules) -> bool {
+    let is_of_brokers = |span: &&Span| matches!(span.kind, Kind::BrokersDown | Kind::BrokerKill | Kind::BrokerPause);
+    let since_ms = at_ms.saturating_sub(ms(rules.history).saturating_sub(CUT_OFF_SLACK_MS));
+    spans.iter().filter(is_of_brokers).any(|span| span.from_ms <= since_ms && at_ms <= span.to_ms + AFTER_BROKERS_MS)
 }
 
 fn ms(time: Duration) -> u64 {

@@ -21,6 +21,9 @@ pub enum Fate {
     Aborted,
     /// Nobody told: it may be seen or not.
     Unknown,
+    /// Besides what else is known of it: the log holds it more than once. A producer may write an event again where the
+    /// brokers went down before they answered; a gateway is to deliver what the log holds.
+    Again,
 }
 
 /// An event, and when its fate was known.
@@ -122,6 +125,7 @@ impl fmt::Display for Made {
             Fate::Made => "made",
             Fate::Aborted => "aborted",
             Fate::Unknown => "unknown",
+            Fate::Again => "again",
         };
         write!(f, "{} {} {} {} {fate}", self.at_ms, self.assessment, self.topic, self.number)
     }
@@ -142,6 +146,7 @@ impl FromStr for Made {
                 "made" => Fate::Made,
                 "aborted" => Fate::Aborted,
                 "unknown" => Fate::Unknown,
+                "again" => Fate::Again,
                 other => bail!("no fate: {other:?}"),
             },
         })

@@ -2,7 +2,7 @@
 //! some of which are aborted. Each assessment has one producer, so that the order of numbers is Kafka's order. It writes
 //! down what became of each event.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -15,8 +15,8 @@ use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProd
 
 use super::Clock;
 use super::log::{Fate, Made, Writer};
-use crate::events::{self, Event, MARKETS};
-use crate::kafka::client_config;
+use crate::events::{self, Event, FIRST_TIMESTAMP, MARKETS};
+use crate::kafka::{Kafka, client_config};
 
 /// Brokers may all be down for half a minute; what they don't take in this time is given up.
 const BROKERS_WITHIN: Duration = Duration::from_secs(60);
@@ -34,16 +34,27 @@ const HOT_PERCENT: u32 = 40;
 /// How often each topic's turn comes, of a hundred: some are busy, some nearly silent.
 const WEIGHTS: [u32; events::Kind::ALL.len()] = [30, 10, 10, 14, 20, 1, 1, 1, 3, 10];
 
+const PREFIX: &str = "chaos-";
+
 /// The assessment of this number, as the pods know it.
 #[must_use]
 pub(super) fn assessment(number: u32) -> String {
-    format!("chaos-{number}")
+    format!("{PREFIX}{number}")
 }
 
 /// The event of this number on a topic of an assessment. The kit's own numbers tell the topic by their last digit.
 #[must_use]
 pub(super) fn event(assessment_number: u32, topic: u8, number: u64) -> Event {
     events::event(&assessment(assessment_number), number * 10 + u64::from(topic))
+}
+
+/// Which event a payload is.
+fn id_of(payload: &[u8]) -> Id {
+    let event: serde_json::Value = serde_json::from_slice(payload).expect("events are JSON");
+    let assessment = event["assessmentId"].as_str().and_then(|id| id.strip_prefix(PREFIX)?.parse().ok());
+    let stamp = event["timestamp"].as_u64().and_then(|timestamp| timestamp.checked_sub(FIRST_TIMESTAMP));
+    let (assessment, stamp) = assessment.zip(stamp).expect("an event of this run's");
+    (assessment, u8::try_from(stamp % 10).expect("below ten"), stamp / 10)
 }
 
 /// What was made so far.
@@ -72,6 +83,21 @@ impl Book {
     /// The highest number of each topic of each assessment.
     pub(super) fn last(&self) -> BTreeMap<(u32, u8), u64> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Writes down which events the log holds more than once.
+    pub(super) fn look_into_the_log(&self, kafka: &Kafka) {
+        let mut seen = BTreeSet::new();
+        for topic in events::Kind::ALL.map(events::Kind::topic) {
+            let partitions = i32::try_from(kafka.partitions(topic)).expect("a few partitions");
+            for payload in (0..partitions).flat_map(|partition| kafka.payloads(topic, partition)) {
+                let id @ (assessment, topic, number) = id_of(&payload);
+                if !seen.insert(id) {
+                    let at_ms = self.clock.ms();
+                    self.log.add(&Made { at_ms, assessment, topic, number, fate: Fate::Again });
+                }
+            }
+        }
     }
 
     fn add(&self, (assessment, topic, number): Id, fate: Fate) {
@@ -302,6 +328,13 @@ fn repeated(ask: impl Fn() -> Result<(), KafkaError>) -> Result<(), KafkaError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_payload_tells_which_event_it_is() {
+        for id in [(0, 0, 0), (77, 9, 123_456)] {
+            assert_eq!(id_of(event(id.0, id.1, id.2).payload.as_bytes()), id);
+        }
+    }
 
     #[test]
     fn numbers_have_no_holes_and_each_assessment_has_one_producer() {

@@ -104,6 +104,7 @@ pub fn table(title: &Title, verdict: &Verdict, spans: &[Span]) -> String {
         "events       {} made, {} aborted, {} of unknown fate; seen {} times",
         verdict.made, verdict.aborted, verdict.unknown, verdict.seen
     ));
+    line(format!("in the log   {} that came again had been written again by their producer", verdict.written_again));
     line(format!("connections  {}, of which {} went on from a cursor", verdict.connections, verdict.resumed));
     let faults = [
         ("lost", verdict.lost),

@@ -294,3 +294,25 @@ fn redirects_are_counted_per_client_and_rolling_restart() {
     }
     assert_eq!(story.check().redirects_max, 2);
 }
+
+#[test]
+fn what_its_producer_wrote_again_comes_again_and_is_no_double() {
+    let mut story = Story::good();
+    let place = story.place(7, 5);
+    story.insert(place, [What::Event { topic: 7, number: 3 }]);
+    assert_eq!(story.check().doubled, 1);
+    story.make(30_000, 7, 3, Fate::Again);
+    let verdict = story.check();
+    assert!(!verdict.is_fault(), "{verdict:?}");
+    assert_eq!((verdict.doubled, verdict.written_again, verdict.made), (0, 1, 20));
+}
+
+#[test]
+fn brokers_that_were_away_for_nearly_the_window_explain_a_cursor_that_is_too_old_and_others_do_not() {
+    let outage = |from_ms, to_ms| Span { kind: Kind::BrokersDown, target: String::new(), from_ms, to_ms };
+    assert!(were_cut_off(&[outage(10_000, 60_000)], 72_000, RULES));
+    assert!(!were_cut_off(&[outage(50_000, 60_000)], 72_000, RULES), "read on in time");
+    assert!(!were_cut_off(&[outage(10_000, 30_000)], 72_000, RULES), "long over");
+    let other = Span { kind: Kind::Stop, ..outage(10_000, 60_000) };
+    assert!(!were_cut_off(&[other], 72_000, RULES), "not the brokers");
+}
