@@ -218,7 +218,10 @@ fn part_remarks(part: &Part) -> Vec<String> {
     remark(part.missing() > 0, format!("{} events that were due did not come", part.missing()));
     remark(part.doubled() > 0, format!("{} events more came than were due", part.doubled()));
     remark(part.counts.resets > 0, format!("{} clients were told that events are lost to them", part.counts.resets));
-    remark(part.counts.strange > 0, format!("{} messages could not be read", part.counts.strange));
+    remark(
+        part.counts.strange > 0,
+        format!("{} messages that were parsed had no due time: others make records too", part.counts.strange),
+    );
     for (reason, count) in &part.counts.failed {
         remark(true, format!("{count} connections failed: {reason}"));
     }
