@@ -44,7 +44,7 @@ fn offsets() -> Offsets {
             |partition| NextOffset { topic: index, partition, offset: 3_000_000 + i64::from(partition) * 77_777 };
         starts.extend((0..PARTITIONS).map(start));
     }
-    offsets.told(&starts, None, Instant::now(), &mut Vec::new(), &mut Vec::new());
+    offsets.told(&starts, || None, Instant::now(), &mut Vec::new(), &mut Vec::new());
     offsets
 }
 

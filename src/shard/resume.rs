@@ -29,10 +29,13 @@ pub(super) struct Beginning {
 /// past the end of the log, and is no good.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ahead {
-    pub(super) key: ConnectionKey,
+    key: ConnectionKey,
     /// How often in a row the ends of the logs were below it.
-    pub(super) beyond: u8,
+    beyond: u8,
 }
+
+/// So many that are ahead are remembered without a look whether they are still there.
+const AHEAD_KEPT: usize = 64;
 
 /// So many answers must say that a cursor lies past the end: the first may be that of a leader that is none any more.
 const ANSWERS_MIN: u8 = 2;
@@ -59,10 +62,20 @@ impl<S: Socket> State<S> {
         }
     }
 
+    /// Remembers a connection whose cursor is ahead. While Kafka tells no ends, those that have left are forgotten now and
+    /// then: there are never more than twice as many as connections, or a few.
+    pub(super) fn remember_ahead(&mut self, key: ConnectionKey) {
+        if self.ahead.len() >= 2 * self.roster.len().max(AHEAD_KEPT) {
+            let connections = &self.connections;
+            self.ahead.retain(|ahead| connections.contains_key(ahead.key));
+        }
+        self.ahead.push(Ahead { key, beyond: 0 });
+    }
+
     /// The first bytes to a client: the answer to its handshake, `connected`, and `reset` where it can't go on.
     pub(super) fn greet(
         &mut self,
-        entrance: &Entrance<S>,
+        entrance: &mut Entrance<S>,
         chain: Option<ChainKey>,
         beginning: &mut Beginning,
         now: Now,
@@ -73,7 +86,7 @@ impl<S: Socket> State<S> {
             self.history.write_cursor(chain, beginning.position, beginning.cover.as_deref_mut(), text);
         }
         let cursor = std::str::from_utf8(text).ok().filter(|cursor| !cursor.is_empty());
-        let mut greeting = entrance.accept.clone();
+        let mut greeting = std::mem::take(&mut entrance.accept);
         messages::connected(
             &mut greeting,
             &Connected {

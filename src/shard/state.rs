@@ -117,13 +117,13 @@ impl<S: Socket> State<S> {
     // ---- connections come and go ------------------------------------------------------------------------------------
 
     /// Takes a connection in: live from now on, or from where its cursor says. The caller flushes it.
-    pub(super) fn attach(&mut self, entrance: Entrance<S>, now: Now) -> ConnectionKey {
+    pub(super) fn attach(&mut self, mut entrance: Entrance<S>, now: Now) -> ConnectionKey {
         if self.board.is_stale(now.instant) {
             self.board.publish(now.instant);
         }
         let chain = entrance.assessment.as_ref().map(|id| self.history.watch(id));
         let mut beginning = self.begin(chain, entrance.cursor.as_deref());
-        let greeting = self.greet(&entrance, chain, &mut beginning, now);
+        let greeting = self.greet(&mut entrance, chain, &mut beginning, now);
         let Beginning { position, cover, catching_up, is_ahead, .. } = beginning;
         let key = self.connections.insert(Connection {
             socket: entrance.socket,
@@ -152,7 +152,7 @@ impl<S: Socket> State<S> {
             self.pending.push_back(key);
         }
         if is_ahead {
-            self.ahead.push(Ahead { key, beyond: 0 });
+            self.remember_ahead(key);
         }
         let watched = chain.zip(entrance.assessment.map(|id| id.hash()));
         if let Some((chain, hash)) = watched

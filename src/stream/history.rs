@@ -139,10 +139,9 @@ impl History {
     fn take_offsets(&mut self, batch: &Batch, now: Instant) {
         self.offsets.learn(&batch.topics);
         self.deleted.extend(batch.deleted.iter().filter_map(|at| self.offsets.deleted(at)));
-        // It takes a walk over the segments, and is of use for new partitions alone.
         let is_old = |segment: &&Segment| segment.opened + GROWTH_NOTICED_MAX <= now;
-        let past = self.offsets.has_new(&batch.starts).then(|| self.segments.iter().rev().find(is_old)).flatten();
-        self.offsets.told(&batch.starts, past.map(|segment| &*segment.base), now, &mut self.moved, &mut self.deleted);
+        let past = || self.segments.iter().rev().find(is_old).map(|segment| &*segment.base);
+        self.offsets.told(&batch.starts, past, now, &mut self.moved, &mut self.deleted);
         self.offsets.recent_from(&batch.recent);
         if self.moved.len() > 2 * self.offsets.all_next().len() {
             self.moved.sort_unstable();
@@ -207,21 +206,20 @@ impl History {
         let Self { segments, offsets, chains, scratch, findings, first_segment, .. } = self;
         let segment = &mut segments[slot(*first_segment, at)];
         let (record, chain) = (segment.entries[at.index()].record, &chains[key]);
-        let has_cursor = match offsets.topic(record.origin.topic) {
-            None => None,
-            Some(topic) => segment.map(at.index(), topic, scratch).then(|| {
-                let stands = cursors::stands(segment, offsets, at.index(), true);
-                match stand {
-                    Stand::AsOfEntry => offsets.write_cursor(chain.hash, &chain.listed, stands, scratch),
-                    Stand::Head => offsets.write_cursor(chain.hash, &chain.listed, |at| offsets.next(at), scratch),
-                }
-            }),
-        };
-        let frame = has_cursor.and_then(|has_cursor| segment.close_frame(has_cursor, scratch));
+        let topic = offsets.topic(record.origin.topic);
+        let frame = topic.filter(|topic| segment.map(at.index(), topic, scratch)).and_then(|_| {
+            let start = scratch.len();
+            let stands = cursors::stands(segment, offsets, at.index(), true);
+            let has_cursor = match stand {
+                Stand::AsOfEntry => offsets.write_cursor(chain.hash, &chain.listed, stands, scratch),
+                Stand::Head => offsets.write_cursor(chain.hash, &chain.listed, |at| offsets.next(at), scratch),
+            };
+            findings.without_cursor += u64::from(!has_cursor);
+            segment.close_frame(start, scratch)
+        });
         let frame = frame.unwrap_or(Frame::Unusable);
         segment.entries[at.index()].frame = frame;
         findings.unusable += u64::from(frame == Frame::Unusable);
-        findings.without_cursor += u64::from(has_cursor == Some(false));
         frame
     }
 

@@ -90,9 +90,17 @@ struct Spot {
 pub struct Listed {
     places: Box<[PlaceId]>,
     layout: u32,
+    /// How many of them are there only because a record was found there.
+    strays: u32,
 }
 
 impl Listed {
+    /// Whether all of them are where the topics' partitioners put the assessment: nearly always so.
+    #[must_use]
+    pub fn is_as_expected(&self) -> bool {
+        self.strays == 0
+    }
+
     /// Whether the place is one of them.
     #[must_use]
     pub fn has(&self, place: PlaceId) -> bool {
@@ -134,22 +142,13 @@ impl Offsets {
         }
     }
 
-    /// Whether a partition of an assessments' topic is among them that the shard has not heard of.
-    #[must_use]
-    pub fn has_new(&self, starts: &[NextOffset]) -> bool {
-        let is_new = |start: &NextOffset| {
-            self.known(start.topic).is_some() && self.place(start.topic, start.partition).is_none()
-        };
-        starts.iter().any(is_new)
-    }
-
     /// Takes in where ingest stands; those that changed are appended to `changed`, and those that are new and begin above
-    /// 0, so that something was deleted before it was read, to `cut`. `past` is where it stood [`GROWTH_NOTICED_MAX`] ago,
-    /// if that is known.
-    pub fn told(
+    /// 0, so that something was deleted before it was read, to `cut`. `past` tells where it stood [`GROWTH_NOTICED_MAX`]
+    /// ago, if that is known; it is asked where a partition is new.
+    pub fn told<'a>(
         &mut self,
         starts: &[NextOffset],
-        past: Option<&[i64]>,
+        past: impl FnOnce() -> Option<&'a [i64]>,
         now: Instant,
         changed: &mut Vec<PlaceId>,
         cut: &mut Vec<PlaceId>,
@@ -171,7 +170,11 @@ impl Offsets {
             self.next[place.0 as usize] = start.offset;
             changed.push(place);
         }
+        if grown.is_empty() {
+            return;
+        }
         grown.dedup();
+        let past = past();
         for topic in grown {
             self.count_partitions(topic, past, now);
         }
@@ -323,11 +326,17 @@ impl Offsets {
                 None => places.extend(known.places.iter().flatten()),
             }
         }
-        places.extend(found.into_iter().filter(|&place| !self.is_replaced(place)));
+        let expected = places.len();
+        for place in found {
+            if !self.is_replaced(place) && !places.contains(&place) {
+                places.push(place);
+            }
+        }
+        let strays = u32::try_from(places.len() - expected).expect("Kafka has far fewer partitions than 2^32");
         let topic_of = |place: &PlaceId| (self.places[place.0 as usize].topic, *place);
         places.sort_unstable_by_key(topic_of);
         places.dedup();
-        Listed { places: places.into(), layout: self.layout }
+        Listed { places: places.into(), layout: self.layout, strays }
     }
 
     /// Whether the topic's partitioner would put the assessment's records there, by some number of partitions that the

@@ -269,3 +269,17 @@ fn a_cursor_past_the_end_of_the_log_is_told_when_the_ends_are_known_and_one_that
         assert!(!world.state.wants_ends());
     }
 }
+
+#[test]
+fn clients_that_are_ahead_and_leave_again_are_forgotten_also_where_no_ends_come() {
+    let mut other = world();
+    let (_, there) = other.connect(Some("a"));
+    other.turn([events(&[("a", 50)])]);
+    let ahead = there.texts().pop().unwrap();
+    let mut world = world();
+    for _ in 0..1_000 {
+        let (key, _) = world.come_back(cursor_in(&ahead));
+        world.state.detach(key, CloseReason::ClientGone);
+    }
+    assert!((1..200).contains(&world.state.ahead.len()), "{} are remembered", world.state.ahead.len());
+}

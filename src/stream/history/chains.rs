@@ -187,8 +187,10 @@ impl History {
     /// A watched chain's new entry: is it where it should be?
     fn check_place(&mut self, key: ChainKey, place: Option<PlaceId>, topic: TopicIndex) {
         let (chain, Some(place)) = (&mut self.chains[key], place) else { return };
-        let expected = self.offsets.is_expected(&chain.id, place) || self.offsets.is_replaced(place);
-        if expected {
+        if chain.listed.is_as_expected() && chain.listed.has(place) || self.offsets.is_replaced(place) {
+            return;
+        }
+        if self.offsets.is_expected(&chain.id, place) {
             return;
         }
         self.findings.misplaced += 1;

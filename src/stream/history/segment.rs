@@ -208,18 +208,16 @@ impl Segment {
         mapped
     }
 
-    /// Ends a frame that [`Segment::map`] began, behind the cursor if it has one, and keeps it.
-    pub(super) fn close_frame(&mut self, has_cursor: bool, message: &mut Vec<u8>) -> Option<Frame> {
-        let cursor = if has_cursor {
-            let start = memchr::memmem::rfind(message, CURSOR_OPEN)? + CURSOR_OPEN.len();
-            let len = u16::try_from(message.len() - start).ok()?;
-            message.extend_from_slice(CURSOR_CLOSE);
-            len
-        } else {
-            message.truncate(message.len() - CURSOR_OPEN.len());
+    /// Ends a frame that [`Segment::map`] began, behind the cursor, which begins at `start` unless there is none, and keeps
+    /// it.
+    pub(super) fn close_frame(&mut self, start: usize, message: &mut Vec<u8>) -> Option<Frame> {
+        let cursor = u16::try_from(message.len() - start).ok()?;
+        if cursor == 0 {
+            message.truncate(start - CURSOR_OPEN.len());
             message.push(b'}');
-            0
-        };
+        } else {
+            message.extend_from_slice(CURSOR_CLOSE);
+        }
         let (header, header_len) = text_header(message.len());
         debug_assert!(header_len <= HEADER_BYTES_MAX);
         let start = u32::try_from(self.frames.len()).ok()?;

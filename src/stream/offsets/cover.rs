@@ -63,7 +63,7 @@ impl Offsets {
             let is_recent = |&offset: &i64| offset >= self.recent[place.index()];
             !self.is_expected(id, place) && newest(place).filter(is_recent).is_some_and(|offset| !may_be_of_old(offset))
         };
-        if listed.places.iter().any(is_stray) {
+        if !listed.is_as_expected() && listed.places.iter().any(is_stray) {
             return Err(ResetReason::Misplaced);
         }
         let is_below = |covered: &Covered| covered.known.is_some_and(|place| covered.place.next < self.low(place));

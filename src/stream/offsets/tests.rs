@@ -35,7 +35,7 @@ impl Story {
     fn tell(&mut self, starts: &[(TopicIndex, i32, i64)]) {
         let next = |&(topic, partition, offset): &(TopicIndex, i32, i64)| NextOffset { topic, partition, offset };
         let starts: Vec<_> = starts.iter().map(next).collect();
-        self.offsets.told(&starts, None, self.now, &mut Vec::new(), &mut Vec::new());
+        self.offsets.told(&starts, || None, self.now, &mut Vec::new(), &mut Vec::new());
     }
 
     fn read(&mut self, topic: TopicIndex, partition: i32, offset: i64) {
@@ -235,7 +235,7 @@ fn where_an_assessment_moves_to_a_partition_that_was_there_the_window_must_reach
     (100..120).for_each(|offset| story.read(CREATED, 0, offset));
     (0..90).for_each(|offset| story.evict(CREATED, 0, offset));
     let more = [NextOffset { topic: CREATED, partition: 2, offset: 0 }];
-    story.offsets.told(&more, Some(&past), story.now, &mut Vec::new(), &mut Vec::new());
+    story.offsets.told(&more, || Some(&past), story.now, &mut Vec::new(), &mut Vec::new());
     assert!(story.judge(&id, &cursor).is_ok(), "what was evicted is from before");
     (90..101).for_each(|offset| story.evict(CREATED, 0, offset));
     assert_eq!(story.judge(&id, &cursor), Err(ResetReason::Expired));
