@@ -53,6 +53,9 @@ use workers::Worker;
 /// A bare loop says what it has to say within this time.
 const FLOOR_WITHIN: Duration = Duration::from_secs(60);
 
+/// How much of the events Kafka keeps: a run of hours doesn't fill the disk.
+const LOG_KEPT: &[(&str, &str)] = &[("retention.bytes", "1073741824"), ("segment.bytes", "134217728")];
+
 /// What a gateway's frame has over its record, where no frame was seen to go by: its cursor, and a header.
 const FRAME_OVER_RECORD_BYTES: usize = 64;
 
@@ -261,6 +264,7 @@ fn own_rounds(options: &Options, has_gateway: bool) -> Result<Vec<Round>> {
         stay_on(&options.other_cores());
     }
     let world = World::start();
+    world.kafka.set(&topic(What::Event(0)), LOG_KEPT);
     for number in 0..options.markets {
         if options.market_rate > 0.0 {
             world.kafka.create(&topic(What::Tick(number)), 1);

@@ -151,6 +151,9 @@ fn a_client_that_falls_out_of_the_history_is_told_and_was_sent_no_gap() {
 }
 
 /// Sends events of about 300 bytes, in turn to so many assessments, and waits until the pod has taken them all in.
+///
+/// It waits often: what the pod could not take in yet lies in librdkafka's queue, of as much as 8 MiB, or in the channel,
+/// and would make its memory a matter of who was faster.
 fn stream_events(producer: &Producer, pod: &Pod, from: u64, count: u64) {
     let note = "x".repeat(180);
     for number in from..from + count {
@@ -160,9 +163,12 @@ fn stream_events(producer: &Producer, pod: &Pod, from: u64, count: u64) {
             1_790_000_000_000 + number
         );
         producer.send(Kind::BalanceUpdated.topic(), Some(&format!("flat-{id}")), Some(payload.as_bytes()));
+        let sent = number + 1;
+        if sent % 4_000 == 0 || sent == from + count {
+            producer.flush();
+            pod.await_metric("websocket_kafka_messages_processed_total", sent as f64);
+        }
     }
-    producer.flush();
-    pod.await_metric("websocket_kafka_messages_processed_total", (from + count) as f64);
 }
 
 const ASSESSMENTS: u64 = 500;
@@ -195,5 +201,6 @@ fn with_the_history_full_memory_stays_flat() {
     });
     println!("{full} bytes when full, then {later:?}");
     let most = later.into_iter().max().unwrap();
-    assert!(most <= full + full / 20 + (2 << 20), "{full} bytes when full, {most} later");
+    // Two answers of librdkafka to a fetch may lie there at one look and not at the other.
+    assert!(most <= full + full / 20 + (4 << 20), "{full} bytes when full, {most} later");
 }

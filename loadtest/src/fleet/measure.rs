@@ -89,6 +89,8 @@ pub struct Moment {
     pub latencies: Option<Percentiles>,
     /// Cores that the processes used.
     pub cores: Option<f64>,
+    /// The memory at its end that is the processes' own, in bytes.
+    pub memory: Option<u64>,
 }
 
 impl Part {
@@ -111,15 +113,22 @@ struct Look {
     each: Vec<Counts>,
     all: Counts,
     usage: Option<Usage>,
+    memory: Option<u64>,
     machine: Machine,
 }
 
 impl Look {
     fn take(workers: &mut Workers, pids: &[u32]) -> Result<Self> {
         let each = workers.mark()?;
-        let usage = (!pids.is_empty()).then(|| usage_of(pids)).transpose()?;
-        Ok(Self { at: Instant::now(), all: sum(&each), each, usage, machine: Machine::now()? })
+        let is_here = !pids.is_empty();
+        let usage = is_here.then(|| usage_of(pids)).transpose()?;
+        let memory = is_here.then(|| memory_of(pids)).transpose()?;
+        Ok(Self { at: Instant::now(), all: sum(&each), each, usage, memory, machine: Machine::now()? })
     }
+}
+
+fn memory_of(pids: &[u32]) -> Result<u64> {
+    pids.iter().map(|pid| memory(*pid)).sum()
 }
 
 fn usage_of(pids: &[u32]) -> Result<Usage> {
@@ -131,11 +140,10 @@ fn usage_of(pids: &[u32]) -> Result<Usage> {
 /// # Errors
 /// Where clients can't connect, or a process ends.
 pub fn measure(options: &Options, subject: &Subject, begin: impl FnOnce() -> Result<JoinHandle<Made>>) -> Result<Part> {
-    let memory_of = || subject.pids.iter().map(|pid| memory(*pid)).sum::<Result<u64>>();
-    let memory_before = memory_of()?;
+    let memory_before = memory_of(&subject.pids)?;
     let mut workers = Workers::start(&plans(options, subject)?, &options.other_cores())?;
     let (connecting, opened) = await_connected(options, subject, &mut workers)?;
-    let memory_after = memory_of()?;
+    let memory_after = memory_of(&subject.pids)?;
     let maker = begin()?;
     let window = Window::run(options, subject, &mut workers)?;
     let made = maker.join().map_err(|_| anyhow::anyhow!("the producer failed: its message is above"))?;
@@ -232,6 +240,7 @@ impl Moment {
             deliveries_per_second: (after.all.deliveries() - before.all.deliveries()) as f64 / seconds,
             latencies: after.all.latencies.percentiles().or_else(|| after.all.tick_latencies.percentiles()),
             cores: used.map(|(after, before)| after.since(before).total_ns() as f64 / 1e9 / seconds),
+            memory: after.memory,
         }
     }
 

@@ -13,7 +13,8 @@ fn part(ns_per_delivery: u64) -> Part {
     (1..=100).for_each(|ms| latencies.record(ms * 1_000));
     let usage = Usage { user_ns: 1_000 * ns_per_delivery / 2, ..Usage::default() };
     let usage = Usage { system_ns: 1_000 * ns_per_delivery - usage.user_ns, involuntary: 20, ..usage };
-    let moment = Moment { at_seconds: 1.0, deliveries_per_second: 100.0, latencies: None, cores: Some(0.5) };
+    let moment =
+        Moment { at_seconds: 1.0, deliveries_per_second: 100.0, latencies: None, cores: Some(0.5), memory: None };
     Part {
         connecting_seconds: 2.0,
         handshakes: latencies.percentiles(),
