@@ -51,6 +51,12 @@ pub const BATCH_RECORDS_MAX: usize = 4096;
 /// at half a microsecond each, for half a millisecond.
 pub const CONSUME_RECORDS_MAX: usize = 1024;
 
+/// Where records stream, they are taken once in this time: of 4,000 a second, four at a wake. It is what they may wait.
+pub const GATHER: Duration = Duration::from_millis(1);
+
+/// So many records at a turn are a flood, of which nothing need gather.
+pub const GATHER_RECORDS_MAX: usize = 64;
+
 /// How long a topic may have more partitions before a shard hears of it, where `TOPIC_REFRESH_MS` is not far above its
 /// default: what producers placed by the new number is younger.
 pub const GROWTH_NOTICED_MAX: Duration = Duration::from_secs(30);

@@ -278,9 +278,9 @@ fn own_rounds(options: &Options, has_gateway: bool) -> Result<Vec<Round>> {
         let floor =
             |source| options.with_floor.then(|| measure_floor(options, frame_bytes, brokers, source)).transpose();
         let send = floor(Source::Schedule(options.length().as_secs_f64()))?;
-        let mut topics = vec![topic(What::Event(0))];
-        topics
-            .extend((0..options.markets).filter(|_| options.market_rate > 0.0).map(|number| topic(What::Tick(number))));
+        // All that the gateway reads: each fetch asks for each partition, whatever comes of it.
+        let loaded = (0..options.markets).filter(|_| options.market_rate > 0.0).map(|number| topic(What::Tick(number)));
+        let topics = World::topics().into_iter().map(|(name, _)| name).chain(loaded).collect();
         let kafka = floor(Source::Kafka { brokers: brokers.to_owned(), topics })?;
         Ok(Round { gateway, send, kafka })
     };

@@ -94,11 +94,18 @@ impl World {
     #[must_use]
     pub fn start() -> Self {
         let world = Self::without_topics();
-        let ticks = MARKETS.map(ticks_topic);
-        let mut topics: Vec<_> = ticks.iter().map(|topic| (topic.as_str(), 1)).collect();
-        topics.extend(Kind::ALL.map(|kind| (kind.topic(), 3)));
-        world.kafka.create_all(&topics);
+        let topics = Self::topics();
         world
+            .kafka
+            .create_all(&topics.iter().map(|(name, partitions)| (name.as_str(), *partitions)).collect::<Vec<_>>());
+        world
+    }
+
+    /// The topics of a world, and how many partitions each has.
+    #[must_use]
+    pub fn topics() -> Vec<(String, i32)> {
+        let events = Kind::ALL.map(|kind| (kind.topic().to_owned(), 3));
+        MARKETS.map(|market| (ticks_topic(market), 1)).into_iter().chain(events).collect()
     }
 
     /// A world without any topic.

@@ -118,6 +118,24 @@ fn a_redis_that_is_emptied_moves_nobody() {
 }
 
 #[test]
+fn a_pod_that_leaves_a_redis_that_has_forgotten_it_is_nobodys_owner_at_once() {
+    let world = World::start();
+    // A lease so long that nothing here waits for its end.
+    let settings = [("LEASE_TTL_MS", "60000"), ("DRAIN_DELAY_MS", "60000")];
+    let pods = world.three_pods(&settings);
+    let ids: Vec<_> = (0..60).map(|number| format!("assessment-{number}")).collect();
+    let leaves = pods[0].url();
+    assert!(ids.iter().any(|id| pods[1].owner_of(id) == leaves));
+    world.redis.flush();
+    // It says goodbye before it, or another, has looked at Redis again; or else as ever.
+    pods[0].signal(Signal::Term);
+    eventually("nobody is sent to it", WITHIN, || ids.iter().all(|id| pods[1].owner_of(id) != leaves).then_some(()));
+    // Once the others are back they are who is known.
+    eventually("the others hold their slots again", WITHIN, || (world.redis.live().len() == 2).then_some(()));
+    assert!(ids.iter().all(|id| pods[2].owner_of(id) != leaves));
+}
+
+#[test]
 fn a_redis_that_is_paused_beyond_the_lease_moves_nobody() {
     let world = World::start();
     let pods = world.three_pods(LEASE_SETTING);

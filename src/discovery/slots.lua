@@ -66,9 +66,11 @@ local function vacate(holder)
 end
 
 local mine
+local is_known = false
 for _, holder in ipairs(holders) do
   if holder.value.instance == call.instance then
     -- An instance has one slot at most: a claim whose answer was lost may have given it one already.
+    is_known = true
     if call.action == 'leave' or mine then vacate(holder) else mine = holder end
   elseif call.judge and holder.value.expiresAtMs < now then
     vacate(holder)
@@ -87,6 +89,11 @@ local function held_by_name()
   for _, holder in ipairs(holders) do
     if at[holder.slot] and holder.value.node == call.node then return holder.slot end
   end
+end
+
+-- One that was forgotten with the hash says goodbye all the same: the others remember it, and would send clients to it.
+if call.action == 'leave' and not is_known and not held_by_name() then
+  table.insert(announcements, { call.leaveChannel, call.node })
 end
 
 local function choose()

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::config::DrainConfig;
@@ -16,8 +16,11 @@ use crate::operations::readiness::{Readiness, Threads};
 use crate::shutdown::phases;
 use crate::shutdown::signals::Signals;
 
-/// How often the parts are looked at: what they show of themselves has no bell.
+/// How often the parts are looked at while the pod comes up or ends: what they show of themselves has no bell.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// How often they are looked at once all is well: all that is left to see is that Kafka fails.
+const LOOK_EVERY_WHEN_READY: Duration = Duration::from_millis(500);
 
 /// What the control thread's loop is built of.
 pub(super) struct Control {
@@ -44,22 +47,21 @@ pub(super) struct Control {
 impl Control {
     /// Runs until all is over, and says so to every thread.
     pub(super) async fn run(mut self, mut signals: Signals) {
-        let mut look = interval(LOOK_EVERY);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let since = loop {
+            self.look();
+            let pause = if self.readiness.borrow().is_ready() { LOOK_EVERY_WHEN_READY } else { LOOK_EVERY };
             tokio::select! {
                 signal = signals.next() => break self.begin_to_drain(signal),
                 // Its sender lives as long as discovery, which ends after this loop.
                 Ok(()) = self.cluster.changed() => {}
-                _ = look.tick() => {}
+                () = sleep(pause) => {}
             }
-            self.look();
         };
         tokio::spawn(signals.end_at_next());
         while !phases::may_end(Instant::now(), since, &self.drain, self.threads.clients(), self.cluster.borrow().left) {
             tokio::select! {
                 Ok(()) = self.cluster.changed() => {}
-                _ = look.tick() => {}
+                () = sleep(LOOK_EVERY) => {}
             }
             self.look();
         }

@@ -10,7 +10,7 @@
 //!                                   \-> positions -> lag
 //! ```
 //!
-//! - Rules: `batcher`, `positions`, `startup`, `catalogue`, `lag`, `reachability`, `complaints`.
+//! - Rules: `batcher`, `pace`, `positions`, `startup`, `catalogue`, `lag`, `reachability`, `complaints`.
 //! - Edges: `kafka` and `cluster` (librdkafka), and the two threads' loops, `reader` and `watcher`.
 //! - `metrics`: what is counted.
 //!
@@ -25,6 +25,7 @@ mod complaints;
 mod kafka;
 mod lag;
 mod metrics;
+mod pace;
 mod positions;
 mod reachability;
 mod reader;
@@ -51,6 +52,7 @@ use crate::routing::table::Table;
 
 use cluster::Cluster;
 use kafka::Consumer;
+use pace::Pace;
 use reader::{Desk, Reader};
 
 /// What ingest is built of.
@@ -121,7 +123,7 @@ fn start(parts: Parts) -> Result<Reader, StartError> {
         status: Arc::clone(&parts.status),
     };
     let watcher = watcher::start(cluster, settings)?;
-    Ok(Reader { consumer, watcher, desk: Desk::new(parts, Instant::now()) })
+    Ok(Reader { consumer, watcher, desk: Desk::new(parts, Instant::now()), pace: Pace::default() })
 }
 
 fn pin(core: usize) {

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::TrySendError;
@@ -18,6 +19,7 @@ use super::complaints::Complaints;
 use super::kafka::{Consumer, Message};
 use super::lag::Lag;
 use super::metrics::{Publisher, Tally};
+use super::pace::Pace;
 use super::positions::Positions;
 use super::startup::{Filling, Range};
 use super::watcher::{Doubts, Found, Watcher};
@@ -37,6 +39,7 @@ pub(super) struct Reader {
     pub(super) consumer: Consumer,
     pub(super) watcher: Watcher,
     pub(super) desk: Desk,
+    pub(super) pace: Pace,
 }
 
 /// What the thread works on, whichever way records came.
@@ -75,10 +78,16 @@ struct FillingSince {
 impl Reader {
     /// Reads until all is over.
     pub(super) fn run(mut self) {
-        while self.turn().is_ok() {}
+        while let Ok(records) = self.turn() {
+            let pause = self.pace.after(records, Instant::now());
+            if !pause.is_zero() {
+                thread::sleep(pause);
+            }
+        }
     }
 
-    fn turn(&mut self) -> Result<(), Over> {
+    /// Returns how many records were taken.
+    fn turn(&mut self) -> Result<usize, Over> {
         let desk = &mut self.desk;
         let now = Instant::now();
         desk.turns(now);
@@ -95,16 +104,18 @@ impl Reader {
             // Before the first record: where reading begins, or goes on behind what was deleted, is what each shard goes by.
             desk.flush(&self.watcher, now)?;
         }
+        let mut records = 0;
         if !desk.is_held(now) {
             let fetched = self.consumer.fetch(INGEST_WAIT);
             desk.turns(Instant::now());
             for message in fetched.iter() {
+                records += usize::from(matches!(message, Message::Record(_)));
                 desk.message(message, &standing, &self.watcher, now)?;
             }
         }
         desk.flush(&self.watcher, now)?;
         desk.finish_turn(&self.watcher, now);
-        Ok(())
+        Ok(records)
     }
 }
 

@@ -64,7 +64,7 @@ const SENDS_A_BREATH: usize = 64;
 
 /// How long the executor may sleep on tasks that could run, should it do so in spite of [`PREEMPT_EVERY`]. A nudge costs
 /// it some ten microseconds.
-const NUDGE_EVERY: Duration = Duration::from_millis(50);
+const NUDGE_EVERY: Duration = Duration::from_millis(100);
 
 /// How often a draining shard looks at how many clients may still be there.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);

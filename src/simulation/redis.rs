@@ -154,7 +154,11 @@ impl Script {
         }
         let holders = self.hash.keys().copied().collect();
         let mut run = Run { call, hash: &mut self.hash, holders, changed: false, news };
+        let is_known = run.hash.values().any(|value| value.instance == call.instance);
         let found = run.find_mine(now);
+        if !is_known {
+            run.say_goodbye();
+        }
         let mine = run.renew(found, now);
         let changed = run.changed;
         view.slots = self.hash.keys().map(|slot| slot + 1).max().unwrap_or(0).max(view.slots).min(call.slots_max);
@@ -180,6 +184,14 @@ impl Run<'_> {
     fn vacate(&mut self, slot: u32) {
         if let Some(value) = self.hash.remove(&slot) {
             self.announce(true, value.node);
+        }
+    }
+
+    /// One that was forgotten with the hash says goodbye all the same.
+    fn say_goodbye(&mut self) {
+        let is_held = self.hash.values().any(|value| value.node == self.call.node);
+        if self.call.action == Action::Leave && !is_held {
+            self.news.push(News { left: true, node: Arc::clone(&self.call.node) });
         }
     }
 

@@ -69,6 +69,8 @@ pub(super) struct Disturbed {
     read_again_ms: Option<u64>,
     /// Redirects in the rolling restart at this place among the faults.
     redirects: (usize, u64),
+    /// It calls a pod that it chose by chance: which may send it on once, restart or not.
+    calls_anyone: bool,
 }
 
 impl Disturbed {
@@ -77,6 +79,8 @@ impl Disturbed {
         if !std::mem::take(&mut self.is_connected) {
             return;
         }
+        // One that was told to go, goes where it was told.
+        self.calls_anyone = !matches!(end, End::Closed(_));
         match &mut self.open {
             // It was not yet back: it is behind since the first loss, and not by one cause alone.
             Some(open) => open.is_alone = false,
@@ -114,16 +118,22 @@ impl Disturbed {
 
     pub(super) fn failed(&mut self) {
         self.target = None;
+        self.calls_anyone = true;
     }
 
     pub(super) fn connected(&mut self, node: &str, target: BTreeMap<u8, u64>) {
         node.clone_into(&mut self.node);
         self.is_connected = true;
+        self.calls_anyone = false;
         self.target = Some(target);
     }
 
-    /// Counts a redirect; returns how many there were in the rolling restart that is under way, if one is.
+    /// Counts a redirect; returns how many there were in the rolling restart that is under way, if one is. The first answer
+    /// to a client that called a pod by chance is not the restart's doing.
     pub(super) fn redirected(&mut self, at_ms: u64, spans: &[Span]) -> u64 {
+        if !self.is_connected && std::mem::take(&mut self.calls_anyone) {
+            return 0;
+        }
         let rolling = spans
             .iter()
             .position(|span| span.kind == Kind::Rolling && (span.from_ms..=span.to_ms + SKEW_MS).contains(&at_ms));

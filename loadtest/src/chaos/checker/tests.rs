@@ -296,6 +296,23 @@ fn redirects_are_counted_per_client_and_rolling_restart() {
 }
 
 #[test]
+fn a_pod_that_was_called_by_chance_may_send_a_client_on_once_without_its_counting_for_a_restart() {
+    let redirects = |end, failed: bool| {
+        let mut story = Story::good();
+        story.spans.push(Span { kind: Kind::Rolling, target: "pod-0".into(), from_ms: 1_000, to_ms: 60_000 });
+        let place = story.place(0, 2);
+        let failed = failed.then(|| What::Failed("503".into()));
+        let there = || What::Redirected("pod-1".into());
+        let rest = [What::Tries, there(), What::Tries, there()];
+        story.insert(place, [What::Gone(end)].into_iter().chain(failed).chain(rest));
+        story.check().redirects_max
+    };
+    assert_eq!(redirects(End::Own(Kind::Hasty), false), 1, "the second is of two pods that disagree");
+    assert_eq!(redirects(End::Closed(1012), false), 2, "it went where it was told to go");
+    assert_eq!(redirects(End::Closed(1012), true), 1, "where nobody answered");
+}
+
+#[test]
 fn what_its_producer_wrote_again_comes_again_and_is_no_double() {
     let mut story = Story::good();
     let place = story.place(7, 5);

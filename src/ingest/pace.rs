@@ -1,0 +1,47 @@
+//! How long records may gather before they are taken: a rule on times.
+//!
+//! Each turn of the reader wakes a shard, and each wake costs two threads a sleep and a start, some ten microseconds
+//! whatever it brings. So where records stream, they are taken at most once in [`GATHER`], as network cards moderate their
+//! interrupts: a record that comes after a quiet moment is handed over at once, and one of a stream waits for as long as
+//! that at most.
+
+use std::time::{Duration, Instant};
+
+use crate::limits::{GATHER, GATHER_RECORDS_MAX};
+
+/// When records were handed over.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    last: Option<Instant>,
+}
+
+impl Pace {
+    /// A turn has handed over so many records, just now: how long others may gather before they are looked for.
+    pub(super) fn after(&mut self, records: usize, now: Instant) -> Duration {
+        if records == 0 {
+            return Duration::ZERO;
+        }
+        let last = self.last.replace(now);
+        let streams = last.is_some_and(|last| now.saturating_duration_since(last) <= 2 * GATHER);
+        // Where many come at a time, a wake is shared by many already.
+        if streams && records < GATHER_RECORDS_MAX { GATHER } else { Duration::ZERO }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_after_a_quiet_moment_holds_up_nothing_and_a_stream_gathers_until_it_ends_or_is_a_flood() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        let mut after = |records, at_us| pace.after(records, start + Duration::from_micros(at_us));
+        assert_eq!(after(1, 0), Duration::ZERO);
+        assert_eq!(after(0, 400), Duration::ZERO, "nothing came: the next is waited for");
+        assert_eq!(after(1, 500), GATHER, "the second within a moment is a stream");
+        assert_eq!(after(3, 1_600), GATHER);
+        assert_eq!(after(GATHER_RECORDS_MAX, 2_700), Duration::ZERO);
+        assert_eq!(after(1, 3_000), GATHER);
+        assert_eq!(after(1, 3_000 + 2_001), Duration::ZERO, "it has ended");
+    }
+}

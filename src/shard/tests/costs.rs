@@ -1,0 +1,179 @@
+//! What a delivery costs, in counts: of allocations, and of system calls. Times are for the benches.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use allocation_counter::measure;
+
+use super::*;
+use crate::limits::TURN_BYTES_MAX;
+
+/// A socket that takes all and keeps nothing, so that whatever allocates is the shard's.
+#[derive(Clone, Default)]
+struct Sink {
+    calls: Rc<Cell<u64>>,
+    is_full: Rc<Cell<bool>>,
+}
+
+impl Socket for Sink {
+    fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.calls.set(self.calls.get() + 1);
+        if self.is_full.get() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(slices.iter().map(|slice| slice.len()).sum())
+    }
+
+    fn wake(&self) {}
+}
+
+/// A shard whose clients all have one kind of socket, and so share its count.
+struct Shard {
+    state: State<Sink>,
+    sink: Sink,
+    now: Now,
+    number: u64,
+}
+
+const WATCHERS: u64 = 100;
+
+impl Shard {
+    /// With so many clients of an assessment each.
+    fn watched_by(assessments: &[(&str, u64)]) -> Self {
+        let now = Now { instant: Instant::now(), unix: UnixMs(1_790_000_000_000) };
+        let mut shard =
+            Self { state: State::new(config(), NodeId("pod".into())), sink: Sink::default(), now, number: 0 };
+        shard.state.take(Batch { topics: topics(), ..Batch::default() }, now.instant);
+        for &(id, count) in assessments {
+            (0..count).for_each(|_| shard.connect(id));
+        }
+        shard.calls();
+        shard
+    }
+
+    fn connect(&mut self, id: &str) {
+        let entrance = Entrance {
+            socket: self.sink.clone(),
+            assessment: Some(AssessmentId::parse(id.into()).unwrap()),
+            cursor: None,
+            token_expires: None,
+            on_return: false,
+            accept: Vec::new(),
+            id: "".into(),
+            user: "".into(),
+        };
+        let key = self.state.attach(entrance, self.now);
+        self.state.flush(key, self.now);
+    }
+
+    /// The next events, one for each of these.
+    fn events(&mut self, ids: &[&str]) -> Batch {
+        let ids: Vec<_> = ids.iter().zip(self.number..).map(|(&id, number)| (id, number)).collect();
+        self.number += ids.len() as u64;
+        events(&ids)
+    }
+
+    fn take(&mut self, batch: Batch) {
+        self.state.take(batch, self.now.instant);
+    }
+
+    fn dispatch(&mut self) {
+        while self.state.dispatch(usize::MAX, self.now) == Pass::More {}
+        while self.state.catch_up(usize::MAX, &mut u64::MAX.clone(), self.now) == Pass::More {}
+    }
+
+    fn turn(&mut self, batch: Batch) {
+        self.take(batch);
+        self.dispatch();
+        self.state.end_turn(self.now.instant);
+    }
+
+    /// System calls since this was last asked.
+    fn calls(&self) -> u64 {
+        self.sink.calls.take()
+    }
+}
+
+#[test]
+fn a_delivery_is_one_system_call_and_no_allocation() {
+    let mut shard = Shard::watched_by(&[("a", WATCHERS), ("b", WATCHERS)]);
+    for _ in 0..100 {
+        let batch = shard.events(&["a", "nobody's"]);
+        shard.take(batch);
+        let spent = measure(|| shard.dispatch());
+        assert_eq!((shard.calls(), spent.count_total), (WATCHERS, 0));
+    }
+    // Of two assessments, each watcher gets its own.
+    let batch = shard.events(&["a", "b"]);
+    shard.take(batch);
+    assert_eq!(measure(|| shard.dispatch()).count_total, 0);
+    assert_eq!(shard.calls(), 2 * WATCHERS);
+}
+
+#[test]
+fn what_is_due_to_a_client_at_a_time_is_one_system_call_however_many_events_it_is() {
+    let mut shard = Shard::watched_by(&[("a", WATCHERS)]);
+    let batch = shard.events(&["a"; 10]);
+    shard.take(batch);
+    assert_eq!(measure(|| shard.dispatch()).count_total, 0);
+    assert_eq!(shard.calls(), WATCHERS);
+    // Also where they came in ten batches.
+    for _ in 0..10 {
+        let batch = shard.events(&["a"]);
+        shard.take(batch);
+    }
+    shard.dispatch();
+    assert_eq!(shard.calls(), WATCHERS);
+}
+
+#[test]
+fn a_socket_that_is_full_is_asked_once_and_then_left_alone() {
+    let mut shard = Shard::watched_by(&[("a", WATCHERS)]);
+    shard.sink.is_full.set(true);
+    for turn in 0..10 {
+        let batch = shard.events(&["a"]);
+        shard.take(batch);
+        let spent = measure(|| shard.dispatch());
+        assert_eq!((shard.calls(), spent.count_total), (if turn == 0 { WATCHERS } else { 0 }, 0));
+    }
+}
+
+#[test]
+fn an_event_is_taken_in_and_framed_with_a_part_of_an_allocation_and_one_that_nobody_watches_with_no_call() {
+    let mut shard = Shard::watched_by(&[("a", WATCHERS)]);
+    for (id, calls) in [("a", WATCHERS), ("nobody's", 0)] {
+        // One after the other, so that each has a batch of its own, as on a quiet pod.
+        let spent = (0..1_000).map(|_| {
+            let batch = shard.events(&[id]);
+            measure(|| shard.turn(batch)).count_total
+        });
+        let spent: u64 = spent.sum();
+        assert_eq!(shard.calls(), 1_000 * calls);
+        assert!(spent <= 100, "{spent} allocations for 1,000 events of {id}");
+    }
+}
+
+#[test]
+fn with_the_history_full_a_turn_gives_back_what_it_takes() {
+    /// As much as fills the history of 4 MiB, whose entries and frames these are.
+    const ROUND: u64 = 10_000;
+    let mut shard = Shard::watched_by(&[("a", 10), ("b", 10)]);
+    let mut round = || {
+        // With the batches: they become the history's.
+        let turn = |_| {
+            measure(|| {
+                let batch = shard.events(&["a", "b", "nobody's"]);
+                shard.turn(batch);
+            })
+        };
+        (0..ROUND).map(turn).map(|spent| spent.bytes_current).sum::<i64>()
+    };
+    // A segment more or less may be open at a round's end.
+    let filling: Vec<_> = (0..3).map(|_| round()).collect();
+    let rounds: Vec<_> = (0..5).map(|_| round()).collect();
+    assert!(filling[0] >= 3 << 20, "the first round fills the history: {filling:?}");
+    assert!(rounds.iter().all(|net| net.abs() <= 256 << 10), "{rounds:?}");
+    assert!(rounds.iter().sum::<i64>() <= 256 << 10, "they don't add up: {rounds:?}");
+}
+
+const _: () = assert!(TURN_BYTES_MAX > 10 * 1024, "ten events are within a turn");
