@@ -82,6 +82,9 @@ pub struct Verdict {
     pub recoveries: Vec<Recovery>,
     /// The most redirects that one client saw in one rolling restart.
     pub redirects_max: u64,
+    /// The same, for restarts in which Redis was not always there: pods then can't hear of each other, and send a client
+    /// to and fro once.
+    pub redirects_max_without_redis: u64,
 }
 
 impl Verdict {
@@ -266,8 +269,13 @@ impl Client {
             What::Tries => self.disturbed.tries(entry.at_ms),
             What::Failed(_) => self.disturbed.failed(),
             What::Redirected(_) => {
-                let redirects = self.disturbed.redirected(entry.at_ms, spans);
-                verdict.redirects_max = verdict.redirects_max.max(redirects);
+                if let Some((rolling, redirects)) = self.disturbed.redirected(entry.at_ms, spans) {
+                    let most = match recovery::has_redis(rolling, spans) {
+                        true => &mut verdict.redirects_max,
+                        false => &mut verdict.redirects_max_without_redis,
+                    };
+                    *most = redirects.max(*most);
+                }
             }
             What::Gone(end) => {
                 if self.has_read {

@@ -128,21 +128,19 @@ impl Disturbed {
         self.target = Some(target);
     }
 
-    /// Counts a redirect; returns how many there were in the rolling restart that is under way, if one is. The first answer
-    /// to a client that called a pod by chance is not the restart's doing.
-    pub(super) fn redirected(&mut self, at_ms: u64, spans: &[Span]) -> u64 {
+    /// Counts a redirect; returns the rolling restart that is under way, if one is, and how many there were in it. The first
+    /// answer to a client that called a pod by chance is not the restart's doing.
+    pub(super) fn redirected<'a>(&mut self, at_ms: u64, spans: &'a [Span]) -> Option<(&'a Span, u64)> {
         if !self.is_connected && std::mem::take(&mut self.calls_anyone) {
-            return 0;
+            return None;
         }
-        let rolling = spans
-            .iter()
-            .position(|span| span.kind == Kind::Rolling && (span.from_ms..=span.to_ms + SKEW_MS).contains(&at_ms));
-        let Some(rolling) = rolling else { return 0 };
+        let is_of = |span: &Span| span.kind == Kind::Rolling && (span.from_ms..=span.to_ms + SKEW_MS).contains(&at_ms);
+        let rolling = spans.iter().position(is_of)?;
         if self.redirects.0 != rolling {
             self.redirects = (rolling, 0);
         }
         self.redirects.1 += 1;
-        self.redirects.1
+        Some((&spans[rolling], self.redirects.1))
     }
 
     /// The way back, where it is at its end with this entry.
@@ -175,6 +173,12 @@ pub(super) fn causes(recoveries: &mut [Recovery], spans: &[Span]) {
             others.filter(|span| Cause::Fault(span.kind) != recovery.cause && overlaps(span, recovery.from_ms, to_ms));
         recovery.is_alone &= others.next().is_none();
     }
+}
+
+/// Whether Redis was there, and knew what it knew, while a restart went on, and for a while before.
+pub(super) fn has_redis(rolling: &Span, spans: &[Span]) -> bool {
+    let mut of_redis = spans.iter().filter(|span| span.kind.lane() == Lane::Redis);
+    !of_redis.any(|span| overlaps(span, rolling.from_ms, rolling.to_ms))
 }
 
 fn overlaps(span: &Span, from_ms: u64, to_ms: u64) -> bool {

@@ -293,6 +293,9 @@ fn redirects_are_counted_per_client_and_rolling_restart() {
         story.insert(place, [What::Redirected("pod-1".into())]);
     }
     assert_eq!(story.check().redirects_max, 2);
+    story.spans.push(Span { kind: Kind::RedisPause, target: String::new(), from_ms: 0, to_ms: 500 });
+    let verdict = story.check();
+    assert_eq!((verdict.redirects_max, verdict.redirects_max_without_redis), (0, 2));
 }
 
 #[test]
