@@ -83,6 +83,9 @@ pub struct Options {
     /// Keep the run's directory also where no fault was found.
     #[arg(long)]
     pub keep: bool,
+    /// Judge the kept logs of a run, and make none. Its seed, minutes and clients are those of the other options.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub judge: Option<PathBuf>,
     /// Recoveries that take too long don't count as a fault: for machines that do much else.
     #[arg(long)]
     pub lenient: bool,
@@ -190,10 +193,16 @@ impl Files {
 /// # Panics
 /// Where a broker, Redis or the system does not do what it should: then nothing is known either.
 pub fn run(options: &Options) -> Result<Outcome> {
-    let files = Files::create(options.seed)?;
-    println!("chaos: the run's logs are in {}", files.dir.display());
     let findings = Arc::new(Findings::default());
-    happen(options, &files, &findings)?;
+    let files = match &options.judge {
+        Some(dir) => Files { dir: dir.clone() },
+        None => {
+            let files = Files::create(options.seed)?;
+            println!("chaos: the run's logs are in {}", files.dir.display());
+            happen(options, &files, &findings)?;
+            files
+        }
+    };
     let (verdict, spans) = judge(&files.dir)?;
     let title =
         Title { seed: options.seed, minutes: options.minutes, clients: options.clients, lease_ms: fleet::LEASE_MS };
@@ -204,7 +213,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
         if options.lenient { println!("slow: {sentence}") } else { findings.add(sentence) }
     }
     let mut outcome = Outcome { verdict, findings: findings.take(), kept: None };
-    if outcome.is_good() && !options.keep {
+    if outcome.is_good() && !options.keep && options.judge.is_none() {
         fs::remove_dir_all(&files.dir)?;
     } else {
         println!("the run's logs are kept in {}", files.dir.display());

@@ -9,7 +9,8 @@ use loadtest::storm;
 fn two_minutes_of_every_kind_of_fault_lose_nothing_and_double_nothing() {
     let faults = "all".parse::<Faults>().expect("all is a word");
     // How long recoveries take is a measure for a machine that does nothing else: a test runs beside others.
-    let options = Options { minutes: 2.0, seed: 1, clients: 300, rate: 300, faults, keep: false, lenient: true };
+    let options =
+        Options { minutes: 2.0, seed: 1, clients: 300, rate: 300, faults, keep: false, judge: None, lenient: true };
     let outcome = chaos::run(&options).expect("the run can be made");
     assert!(outcome.is_good(), "{:?}: see the table above", outcome.findings);
 }
