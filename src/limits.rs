@@ -85,6 +85,10 @@ pub const ENDS_ASKED_MAX: usize = 500;
 /// The least time between two looks at the cluster's topics, whatever doubts the reader has of them.
 pub const LOOK_EVERY_MIN: Duration = Duration::from_millis(100);
 
+/// How often a topic is looked at because its records lie where its partitioner would not have put them: there may be
+/// more partitions, or its producers place by another rule, and then it is so with every record.
+pub const STRAY_LOOK_EVERY: Duration = Duration::from_secs(5);
+
 /// So long a standstill of the ingest thread makes it look at the cluster's topics before it reads on. Its loop turns
 /// each [`INGEST_WAIT`] at the latest, and a topic is not deleted, made anew and filled in less.
 pub const STANDSTILL_MIN: Duration = Duration::from_millis(300);

@@ -19,7 +19,7 @@
 
 pub mod clients;
 pub mod connection;
-mod epoll;
+pub(crate) mod epoll;
 pub mod floor;
 pub mod measure;
 pub mod payload;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::client::raw::opcode;
 use crate::client::{Ask, Client, WITHIN, read_for, watch};
 use crate::events::{Producer, event, number_of, seen};
+use crate::fleet::epoll::Epoll;
 use crate::frames::{Frames, Kind};
 use crate::pods::{Pod, World};
 use crate::process::{allow_descriptors, loopback};
@@ -176,26 +177,26 @@ fn come_back(asks: &[Ask], lacking: u32) {
     thread::scope(|scope| {
         for asks in asks.chunks(asks.len().div_ceil(THREADS)) {
             scope.spawn(move || {
+                let mut epoll = Epoll::new().expect("a descriptor is left");
                 let mut counters: Vec<_> = asks.iter().map(Counter::begin).collect();
-                let deadline = Instant::now() + 4 * WITHIN;
-                while counters.iter().any(|counter| counter.events < lacking) {
+                for (counter, token) in counters.iter().zip(0..) {
+                    epoll.add_readable(counter.stream.as_raw_fd(), token).expect("a socket that is new to it");
+                }
+                let (deadline, mut left) = (Instant::now() + 4 * WITHIN, counters.len());
+                while left > 0 {
                     assert!(Instant::now() < deadline, "clients that came back were not served");
-                    wait_for_any(&counters, lacking);
-                    counters.iter_mut().for_each(|counter| counter.turn(lacking));
+                    let ready: Vec<_> = epoll.wait(Duration::from_secs(1)).expect("it is open").collect();
+                    for token in ready.iter().map(|ready| usize::try_from(ready.token).expect("an index")) {
+                        counters[token].turn(lacking);
+                        if counters[token].events == lacking {
+                            epoll.remove(counters[token].stream.as_raw_fd()).expect("it was added");
+                            left -= 1;
+                        }
+                    }
                 }
             });
         }
     });
-}
-
-fn wait_for_any(counters: &[Counter], lacking: u32) {
-    let open = counters.iter().filter(|counter| counter.events < lacking);
-    let mut polled: Vec<_> =
-        open.map(|counter| libc::pollfd { fd: counter.stream.as_raw_fd(), events: libc::POLLIN, revents: 0 }).collect();
-    let count = libc::nfds_t::try_from(polled.len()).expect("few enough");
-    // SAFETY: the pointer and the count are of a live vector, and poll writes to its elements alone.
-    let ready = unsafe { libc::poll(polled.as_mut_ptr(), count, 1_000) };
-    assert!(ready >= 0, "poll: {}", std::io::Error::last_os_error());
 }
 
 impl Counter {

@@ -29,8 +29,9 @@ pub(super) struct Incoming<'a> {
 /// What became of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Taken {
-    /// An event of this assessment: its shard has it.
-    Event(AssessmentHash),
+    /// An event of this assessment: its shard has it. A stray lies where its topic's partitioner would not have put it by
+    /// as many partitions as are known: there may be more by now.
+    Event { hash: AssessmentHash, is_stray: bool },
     /// A tick: every shard has it.
     Tick,
 }
@@ -130,7 +131,7 @@ impl Batcher {
         }
         // A record of a topic that nobody told of would be our own fault, and is nobody's event.
         let topic = self.topics.get(usize::from(incoming.origin.topic.0)).ok_or(Malformed::NoAssessment)?;
-        let Scope::Assessment { from, .. } = &topic.route.scope else {
+        let Scope::Assessment { from, partitioner } = &topic.route.scope else {
             check_object(payload)?;
             self.push_tick(incoming, payload, positions);
             return Ok(Taken::Tick);
@@ -140,8 +141,11 @@ impl Batcher {
             AssessmentFrom::Key => Cow::Borrowed(assessment_in_key(incoming.key)?),
         };
         let hash = AssessmentHash::of(&id);
+        let Origin { topic, partition, .. } = incoming.origin;
+        let expected = partitioner.hash(&id).map(|key| key.of(positions.partitions(topic)));
+        let is_stray = expected.is_some_and(|expected| Ok(expected) != u32::try_from(partition));
         self.push_event(incoming.origin, hash, &id, payload, positions);
-        Ok(Taken::Event(hash))
+        Ok(Taken::Event { hash, is_stray })
     }
 
     /// A shard whose batch has reached a limit, with the batch.
@@ -372,7 +376,7 @@ mod tests {
     #[test]
     fn an_event_goes_to_its_shard_alone_and_a_tick_to_every_shard() {
         let mut story = Story::new(3);
-        let Ok(Taken::Event(hash)) = story.event(0, "alice") else { panic!("an event") };
+        let Ok(Taken::Event { hash, .. }) = story.event(0, "alice") else { panic!("an event") };
         assert_eq!(hash, AssessmentHash::of("alice"));
         assert_eq!(story.record(TICKS, 70, None, Some(br#"{"price":1}"#)), Ok(Taken::Tick));
         let home = shard_of(hash, 3);
@@ -406,12 +410,22 @@ mod tests {
     }
 
     #[test]
+    fn a_record_that_its_partitioner_would_have_put_elsewhere_is_a_stray() {
+        let mut story = Story::new(1);
+        let is_stray = |taken| matches!(taken, Ok(Taken::Event { is_stray: true, .. }));
+        assert!((0..10).all(|number| !is_stray(story.event(number, &number.to_string()))), "there is one partition");
+        story.positions.set(EVENTS, 1, 0);
+        let strays = (10..30).filter(|&number| is_stray(story.event(number, &number.to_string()))).count();
+        assert!((1..20).contains(&strays), "those that belong on the second: {strays} of 20");
+    }
+
+    #[test]
     fn an_assessment_in_the_key_leaves_the_payload_unread_but_it_must_be_there() {
         let mut story = Story::new(1);
         story.batcher.add_topic(topic(KEYED, "keyed", assessment(AssessmentFrom::Key)));
         assert_eq!(
             story.record(KEYED, 0, Some(b"bob"), Some(b"not json")),
-            Ok(Taken::Event(AssessmentHash::of("bob"))),
+            Ok(Taken::Event { hash: AssessmentHash::of("bob"), is_stray: false }),
             "whoever needs it parses it"
         );
         let batch = story.take(0).unwrap();

@@ -45,6 +45,12 @@ impl Positions {
         Some(self.entries[self.place(topic, partition)?].offset)
     }
 
+    /// How many partitions a topic has, as far as is known.
+    pub(super) fn partitions(&self, topic: TopicIndex) -> u32 {
+        let known = self.places.get(usize::from(topic.0)).map_or(0, Vec::len);
+        u32::try_from(known).expect("Kafka numbers partitions with 31 bits")
+    }
+
     /// The partitions of a topic.
     pub(super) fn of(&self, topic: TopicIndex) -> impl Iterator<Item = NextOffset> {
         self.entries.iter().copied().filter(move |at| at.topic == topic)
@@ -72,6 +78,7 @@ mod tests {
         positions.set(orders, 2, 40);
         positions.set(ticks, 0, 7);
         assert_eq!(positions.place(orders, 2), Some(0));
+        assert_eq!([ticks, orders, TopicIndex(2)].map(|topic| positions.partitions(topic)), [1, 3, 0]);
 
         positions.set(orders, 0, 3);
         positions.set(orders, 2, 41);

@@ -11,7 +11,9 @@ use tracing::{info, warn};
 
 use crate::exchange::{IngestStatus, Owner, PublishedStanding, ShardDoor, Standing, Undelivered};
 use crate::ids::{AssessmentHash, ShardIndex, TopicIndex};
-use crate::limits::{INGEST_WAIT, KAFKA_LOG_EVERY, LOOK_WAITED_FOR_MAX, MALFORMED_LOG_EVERY, STANDSTILL_MIN};
+use crate::limits::{
+    INGEST_WAIT, KAFKA_LOG_EVERY, LOOK_WAITED_FOR_MAX, MALFORMED_LOG_EVERY, STANDSTILL_MIN, STRAY_LOOK_EVERY,
+};
 use crate::stream::batch::{Batch, Ends, NextOffset, Origin};
 
 use super::batcher::{Batcher, Fault, Incoming, Taken};
@@ -58,6 +60,8 @@ pub(super) struct Desk {
     publisher: Publisher,
     malformed: Complaints<TopicIndex>,
     failed: Complaints<(Option<TopicIndex>, i32)>,
+    /// Topics whose records make a look worth while: they may have more partitions.
+    strays: Complaints<TopicIndex>,
     /// For the watcher, as soon as it takes them.
     doubts: Option<Doubts>,
     /// When the loop was last seen to turn.
@@ -137,6 +141,7 @@ impl Desk {
             publisher: Publisher::new(parts.metrics),
             malformed: Complaints::new(MALFORMED_LOG_EVERY),
             failed: Complaints::new(KAFKA_LOG_EVERY),
+            strays: Complaints::new(STRAY_LOOK_EVERY),
             doubts: None,
             turned: now,
             held: None,
@@ -293,8 +298,13 @@ impl Desk {
         let origin = incoming.origin;
         match self.batcher.push(incoming, &self.positions) {
             Ok(Taken::Tick) => self.tally.processed += 1,
-            Ok(Taken::Event(hash)) if self.place_anywhere || is_own(hash, standing) => self.tally.processed += 1,
-            Ok(Taken::Event(_)) => self.tally.not_owner += 1,
+            Ok(Taken::Event { hash, is_stray }) => {
+                let is_own = self.place_anywhere || is_own(hash, standing);
+                *(if is_own { &mut self.tally.processed } else { &mut self.tally.not_owner }) += 1;
+                if is_stray && self.strays.admit(origin.topic, now).is_some() {
+                    self.doubts.get_or_insert_default();
+                }
+            }
             Err(fault) => self.malformed(origin, fault, now),
         }
         self.positions.set(origin.topic, origin.partition, origin.offset + 1);

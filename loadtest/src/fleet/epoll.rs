@@ -9,18 +9,18 @@ const EVENTS_MAX: usize = 1024;
 
 /// What is waited for.
 #[derive(Debug)]
-pub(super) struct Epoll {
+pub(crate) struct Epoll {
     own: OwnedFd,
     events: Vec<libc::epoll_event>,
 }
 
 /// What a socket is ready for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Ready {
+pub(crate) struct Ready {
     /// Whose it is, as it was added.
-    pub(super) token: u64,
+    pub(crate) token: u64,
     /// Whether it can be written to.
-    pub(super) to_write: bool,
+    pub(crate) to_write: bool,
 }
 
 impl Epoll {
@@ -28,7 +28,7 @@ impl Epoll {
     ///
     /// # Errors
     /// Where no descriptor is left.
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         // SAFETY: it takes a plain flag.
         let own = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
         if own < 0 {
@@ -43,7 +43,7 @@ impl Epoll {
     ///
     /// # Errors
     /// Where the kernel refuses.
-    pub(super) fn await_connected(&self, fd: RawFd, token: u64) -> io::Result<()> {
+    pub(crate) fn await_connected(&self, fd: RawFd, token: u64) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_ADD, fd, token, libc::EPOLLOUT)
     }
 
@@ -51,7 +51,7 @@ impl Epoll {
     ///
     /// # Errors
     /// Where the kernel refuses.
-    pub(super) fn await_readable(&self, fd: RawFd, token: u64) -> io::Result<()> {
+    pub(crate) fn await_readable(&self, fd: RawFd, token: u64) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_MOD, fd, token, libc::EPOLLIN)
     }
 
@@ -59,7 +59,7 @@ impl Epoll {
     ///
     /// # Errors
     /// Where the kernel refuses.
-    pub(super) fn add_readable(&self, fd: RawFd, token: u64) -> io::Result<()> {
+    pub(crate) fn add_readable(&self, fd: RawFd, token: u64) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_ADD, fd, token, libc::EPOLLIN)
     }
 
@@ -67,7 +67,7 @@ impl Epoll {
     ///
     /// # Errors
     /// Where the kernel refuses.
-    pub(super) fn remove(&self, fd: RawFd) -> io::Result<()> {
+    pub(crate) fn remove(&self, fd: RawFd) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_DEL, fd, 0, 0)
     }
 
@@ -84,7 +84,7 @@ impl Epoll {
     ///
     /// # Errors
     /// Where the kernel refuses.
-    pub(super) fn wait(&mut self, timeout: Duration) -> io::Result<impl Iterator<Item = Ready> + '_> {
+    pub(crate) fn wait(&mut self, timeout: Duration) -> io::Result<impl Iterator<Item = Ready> + '_> {
         let ms = i32::try_from(timeout.as_micros().div_ceil(1_000)).unwrap_or(i32::MAX);
         let (room, count) = (self.events.as_mut_ptr(), i32::try_from(EVENTS_MAX).expect("it is small"));
         // SAFETY: the vector has room for as many as the kernel is asked for.

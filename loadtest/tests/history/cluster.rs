@@ -143,6 +143,26 @@ fn events_that_flow_while_a_topic_gets_more_partitions_arrive_once() {
     }
 }
 
+#[test]
+fn more_partitions_are_noticed_at_the_first_record_that_lies_elsewhere_however_rare_the_looks() {
+    let world = World::without_topics();
+    world.kafka.create(KIND.topic(), 3);
+    // So rare that none is seen here.
+    let pod = pod(&world, "pod-0").set("TOPIC_REFRESH_MS", "600000").start();
+    let ids: Vec<_> = (0..30).map(|number| format!("a-{number}")).collect();
+    let mut clients: Vec<_> = ids.iter().map(|id| pod.client(id)).collect();
+    world.kafka.grow(KIND.topic(), 4);
+    let producer = world.producer();
+    ids.iter().for_each(|id| producer.event(&KIND.event(id, 0)));
+    producer.flush();
+    // Most belong elsewhere by the new number: on an old partition, or on the new one, of which the pod has to learn first.
+    clients.iter_mut().for_each(|client| await_seen(client, 1));
+    for (client, id) in clients.iter().zip(&ids) {
+        let (is_resumed, _) = comes_back(&pod, id, &cursor_at(client, 0));
+        assert!(is_resumed, "{id}");
+    }
+}
+
 /// Checks that a client saw these numbers, none twice, those up to some number in their order and those from there on
 /// in theirs: the first lie on one partition, and the others on another.
 #[track_caller]
