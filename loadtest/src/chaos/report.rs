@@ -133,10 +133,8 @@ pub fn table(title: &Title, verdict: &Verdict, spans: &[Span]) -> String {
         verdict.explained_resets.values().sum::<u64>(),
         reasons.join(", ")
     ));
-    line(format!(
-        "  most redirects of a client in a rolling restart: {}; with Redis away meanwhile: {}",
-        verdict.redirects_max, verdict.redirects_max_without_redis
-    ));
+    let Verdict { redirects_max, redirects_max_without_redis: without, .. } = verdict;
+    line(format!("  most redirects of a client in a rolling restart: {redirects_max}; with Redis away: {without}"));
     line(String::new());
     line("from the loss of a connection until caught up, by cause; alone: with no other fault in the way".to_owned());
     line(format!(

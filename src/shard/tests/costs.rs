@@ -54,7 +54,7 @@ impl Shard {
     fn connect(&mut self, id: &str) {
         let entrance = Entrance {
             socket: self.sink.clone(),
-            assessment: Some(AssessmentId::parse(id.into()).unwrap()),
+            assessment: Some(AssessmentId::parse(id).unwrap()),
             cursor: None,
             token_expires: None,
             on_return: false,
