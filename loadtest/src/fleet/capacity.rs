@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::measure::{Clients, Part, Subject};
 use super::noise::{Discarded, Noise};
 use super::producer;
-use super::report::{Report, Round, clients_limit};
+use super::report::{Report, Round, cell, clients_limit};
 use super::statistics::Percentiles;
 use super::{above_zero, not_negative};
 use search::Search;
@@ -211,7 +211,9 @@ impl Found {
         let wanted =
             Wanted { clients: options.fleet_clients, per_client: options.client_rate, headroom: options.headroom };
         let pods = if fleet.url.is_empty() { fleet.pods } else { u32::try_from(fleet.url.len()).unwrap_or(u32::MAX) };
-        let sizing = self.held.as_ref().and_then(|(_, part)| Sizing::of(part, fleet.clients, pods, &wanted));
+        let sizing = self.held.as_ref().zip(held).and_then(|((_, part), place)| {
+            Sizing::of(part, self.steps[place].due_per_second, fleet.clients, pods, &wanted)
+        });
 
         let mut lines = vec![match held {
             Some(place) => format!("capacity: {}", self.steps[place].line()),
@@ -267,7 +269,8 @@ impl Step {
     #[must_use]
     pub fn line(&self) -> String {
         let Percentiles { p50_ms, p99_ms, .. } = self.latencies;
-        let ticks = if self.market_rate > 0.0 { format!(" and {:.1} ticks", self.market_rate) } else { String::new() };
+        let ticks =
+            if self.market_rate > 0.0 { format!(" and {} ticks", rate(self.market_rate)) } else { String::new() };
         let cores = self.cores.map_or(String::new(), |cores| format!(", {:.0} % of a core", cores * 100.0));
         let verdict = match self.limit {
             None => "held".to_owned(),
@@ -276,11 +279,17 @@ impl Step {
         format!(
             "{} events{ticks} a second, {} deliveries a second due, {} read, p50 {p50_ms:.2} ms, p99 {p99_ms:.2} \
              ms{cores}: {verdict}",
-            grouped(self.rate),
+            rate(self.rate),
             grouped(self.due_per_second),
             grouped(self.deliveries_per_second),
         )
     }
+}
+
+/// A rate as a line has it: of few a second, a part matters.
+#[must_use]
+pub fn rate(a_second: f64) -> String {
+    if a_second < 100.0 { cell(Some(a_second)) } else { grouped(a_second) }
 }
 
 /// Why a load is not held.

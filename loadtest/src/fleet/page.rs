@@ -9,8 +9,8 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::capacity::Capacity;
 use super::capacity::sizing::grouped;
+use super::capacity::{Capacity, rate};
 use super::measure::{Moment, Part};
 use super::report::{Report, Round, cell};
 use super::statistics::Percentiles;
@@ -290,7 +290,7 @@ fn steps(capacity: &Capacity) -> String {
             Some(limit) => format!("{}; {}", step.faults.join("; "), limit.text()),
         };
         let latencies = [step.latencies.p50_ms, step.latencies.p99_ms, step.latencies.p999_ms];
-        let mut cells = vec![grouped(step.rate), grouped(step.due_per_second), grouped(step.deliveries_per_second)];
+        let mut cells = vec![rate(step.rate), grouped(step.due_per_second), grouped(step.deliveries_per_second)];
         cells.extend(latencies.map(|ms| cell(Some(ms))));
         cells.extend([step.cores.map(|cores| cores * 100.0), step.cpu_ns].map(cell));
         cells.push(verdict);

@@ -42,21 +42,21 @@ pub struct Sizing {
 }
 
 impl Sizing {
-    /// From a load that so many pods held for so many clients together; nothing, where nothing was delivered.
+    /// From a load that so many pods held for so many clients together, with so many deliveries a second due: what was read
+    /// within the window may be more, of what a stall before it had held up. Nothing, where nothing was delivered.
     #[must_use]
-    pub fn of(part: &Part, clients: u32, pods: u32, wanted: &Wanted) -> Option<Self> {
-        let per_second = part.deliveries as f64 / part.seconds;
+    pub fn of(part: &Part, per_second: f64, clients: u32, pods: u32, wanted: &Wanted) -> Option<Self> {
         if part.deliveries == 0 {
             return None;
         }
-        let cores = part.usage.as_ref().map(|usage| usage.total_ns() as f64 / 1e9 / part.seconds);
+        let ns = part.usage.as_ref().map(|usage| usage.total_ns() as f64);
         let per_client = wanted.per_client.unwrap_or(per_second / f64::from(clients));
         let per_pod = per_second / f64::from(pods);
         let needed = f64::from(wanted.clients) * per_client / (per_pod * (1.0 - wanted.headroom));
         // A whole number of pods is not to become one more by the last digit.
         let needed = (needed - 1e-9).ceil().max(1.0);
         Some(Self {
-            deliveries_per_core: cores.filter(|cores| *cores > 0.0).map(|cores| per_second / cores),
+            deliveries_per_core: ns.filter(|ns| *ns > 0.0).map(|ns| part.deliveries as f64 * 1e9 / ns),
             user_bytes: part.memory_per_connection,
             kernel_bytes: part.kernel_memory_per_connection,
             per_client,
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn pods_are_as_many_as_the_clients_take_with_the_headroom() {
-        let sizing = Sizing::of(&measured(), 1_000, 1, &WANTED).unwrap();
+        let sizing = Sizing::of(&measured(), 100.0, 1_000, 1, &WANTED).unwrap();
         assert_eq!(sizing.deliveries_per_core, Some(500.0), "a hundred a second took a fifth of a core");
         // A pod held 1,000 clients, and is to have no more than 800.
         assert_eq!((sizing.pods, sizing.clients_per_pod), (125, 800));
@@ -145,35 +145,37 @@ mod tests {
                         with a headroom of 20 %: 800 clients a pod, whose connections hold 3 MiB";
         assert_eq!(sizing.line(), expected);
         assert_eq!(sizing.remarks(), Vec::<String>::new());
-        let two_pods = Sizing::of(&measured(), 1_000, 2, &WANTED).unwrap();
+        let behind = Sizing::of(&measured(), 80.0, 1_000, 1, &WANTED).unwrap();
+        assert_eq!((behind.per_client, behind.pods), (0.08, 125), "the pod held no more than was due");
+        let two_pods = Sizing::of(&measured(), 100.0, 1_000, 2, &WANTED).unwrap();
         assert_eq!((two_pods.pods, two_pods.clients_per_pod), (250, 400), "each held half");
     }
 
     #[test]
     fn another_rate_of_a_client_takes_as_many_more_or_fewer_pods() {
         let slower = Wanted { per_client: Some(0.01), ..WANTED };
-        let sizing = Sizing::of(&measured(), 1_000, 1, &slower).unwrap();
+        let sizing = Sizing::of(&measured(), 100.0, 1_000, 1, &slower).unwrap();
         assert_eq!((sizing.pods, sizing.clients_per_pod), (13, 7_693), "12.5 are 13");
         assert_eq!(
             sizing.remarks(),
             ["the sizing has 7,693 clients a pod, and 1,000 were tried: try as many (--clients)"]
         );
         let few = Wanted { clients: 1, ..WANTED };
-        assert_eq!(Sizing::of(&measured(), 1_000, 1, &few).unwrap().pods, 1);
+        assert_eq!(Sizing::of(&measured(), 100.0, 1_000, 1, &few).unwrap().pods, 1);
     }
 
     #[test]
     fn what_was_not_measured_is_not_told() {
         let foreign =
             Part { usage: None, memory_per_connection: None, kernel_memory_per_connection: None, ..measured() };
-        let line = Sizing::of(&foreign, 1_000, 1, &WANTED).unwrap().line();
+        let line = Sizing::of(&foreign, 100.0, 1_000, 1, &WANTED).unwrap().line();
         assert!(
             line.starts_with("sizing: - deliveries a second per core; a connection holds - bytes of the pod and -")
         );
         assert!(line.ends_with("800 clients a pod"), "{line}");
         let idle = Part { usage: Some(Usage::default()), ..measured() };
-        assert_eq!(Sizing::of(&idle, 1_000, 1, &WANTED).unwrap().deliveries_per_core, None);
-        assert_eq!(Sizing::of(&Part { deliveries: 0, ..measured() }, 1_000, 1, &WANTED), None);
+        assert_eq!(Sizing::of(&idle, 100.0, 1_000, 1, &WANTED).unwrap().deliveries_per_core, None);
+        assert_eq!(Sizing::of(&Part { deliveries: 0, ..measured() }, 100.0, 1_000, 1, &WANTED), None);
     }
 
     #[test]

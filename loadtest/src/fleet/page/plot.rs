@@ -81,19 +81,19 @@ impl Lines {
         let (Some(x), Some(y), true) = (x, y, points().next().is_some()) else { return String::new() };
         let mut svg = String::new();
         self.draw_axes(&mut svg, &x, &y);
-        if let Some((value, text)) = &self.bound {
+        if let Some((value, _)) = &self.bound {
             let at = BOTTOM - (BOTTOM - TOP) * y.at(*value);
-            // Its name is above it, or below where there is no room.
-            let text_at = if at - TOP < 16.0 { at + 13.0 } else { at - 5.0 };
             push(&mut svg, format_args!(r#"<path class="bound" d="M{LEFT} {at:.1}H{RIGHT}"/>"#));
-            let start = LEFT + 6.0;
-            push(&mut svg, format_args!(r#"<text x="{start}" y="{text_at:.1}">{}</text>"#, escape(text)));
         }
         for (number, series) in self.series.iter().enumerate() {
             series.draw(&mut svg, number, (&x, &self.x), (&y, &self.y));
         }
-        let names: Vec<String> = self.series.iter().map(|series| series.name.clone()).collect();
-        figure(&self.title, &legend(&names, true, self.hollow), HEIGHT, &svg)
+        let mut items: Vec<String> =
+            self.series.iter().enumerate().map(|(number, series)| series.item(number)).collect();
+        items.extend(self.bound.as_ref().map(|(_, text)| item(r#"<path class="bound" d="M1 6H27"/>"#, text)));
+        let hollow = r#"<circle class="point hollow" cx="14" cy="6" r="3.2"/>"#;
+        items.extend(self.hollow.map(|text| item(hollow, text)));
+        figure(&self.title, &items, HEIGHT, &svg)
     }
 
     fn draw_axes(&self, svg: &mut String, x: &Scale, y: &Scale) {
@@ -120,6 +120,11 @@ impl Lines {
 }
 
 impl Series {
+    fn item(&self, number: usize) -> String {
+        let line = if self.is_line { format!(r#"<path class="line s{number}" d="M1 6H27"/>"#) } else { String::new() };
+        item(&format!(r#"{line}<circle class="point s{number}" cx="14" cy="6" r="3.2"/>"#), &self.name)
+    }
+
     fn draw(&self, svg: &mut String, number: usize, (x, x_axis): (&Scale, &Axis), (y, y_axis): (&Scale, &Axis)) {
         let place = |point: &Point| (LEFT + (RIGHT - LEFT) * x.at(point.x), BOTTOM - (BOTTOM - TOP) * y.at(point.y));
         if self.is_line && self.points.len() > 1 {
@@ -189,8 +194,9 @@ impl Bars {
         push(&mut svg, format_args!(r#"<path class="axis" d="M{BAR_LEFT} {TOP}V{bottom}"/>"#));
         let (middle, base) = (f64::midpoint(BAR_LEFT, BAR_RIGHT), bottom + 38.0);
         push(&mut svg, format_args!(r#"<text class="middle" x="{middle}" y="{base}">{}</text>"#, escape(self.axis)));
-        let names: Vec<String> = self.parts.iter().map(|part| (*part).to_owned()).collect();
-        figure(&self.title, &legend(&names, false, None), bottom + 46.0, &svg)
+        let sign = |part: usize| format!(r#"<rect class="bar s{part}" x="2" y="0" width="24" height="12"/>"#);
+        let items: Vec<String> = self.parts.iter().enumerate().map(|(part, name)| item(&sign(part), name)).collect();
+        figure(&self.title, &items, bottom + 46.0, &svg)
     }
 }
 
@@ -198,36 +204,16 @@ fn push(text: &mut String, what: std::fmt::Arguments<'_>) {
     text.write_fmt(what).expect("a string takes all");
 }
 
-fn legend(names: &[String], are_lines: bool, hollow: Option<&str>) -> String {
-    let mut items = String::new();
-    for (number, name) in names.iter().enumerate() {
-        let sign = if are_lines {
-            format!(
-                r#"<path class="line s{number}" d="M1 6H27"/><circle class="point s{number}" cx="14" cy="6" r="3.2"/>"#
-            )
-        } else {
-            format!(r#"<rect class="bar s{number}" x="2" y="0" width="24" height="12"/>"#)
-        };
-        push(
-            &mut items,
-            format_args!(r#"<li><svg width="28" height="12" aria-hidden="true">{sign}</svg>{}</li>"#, escape(name)),
-        );
-    }
-    if let Some(text) = hollow {
-        let sign = r#"<circle class="point hollow" cx="14" cy="6" r="3.2"/>"#;
-        push(
-            &mut items,
-            format_args!(r#"<li><svg width="28" height="12" aria-hidden="true">{sign}</svg>{}</li>"#, escape(text)),
-        );
-    }
-    format!("<ul class=\"legend\">{items}</ul>")
+/// An item of a legend: a sign of 28 by 12, and what it is of.
+fn item(sign: &str, name: &str) -> String {
+    format!(r#"<li><svg width="28" height="12" aria-hidden="true">{sign}</svg>{}</li>"#, escape(name))
 }
 
-fn figure(title: &str, legend: &str, height: f64, svg: &str) -> String {
-    let title = escape(title);
+fn figure(title: &str, legend: &[String], height: f64, svg: &str) -> String {
+    let (title, legend) = (escape(title), legend.concat());
     format!(
-        "<figure><figcaption>{title}</figcaption>{legend}\n<svg class=\"plot\" viewBox=\"0 0 {WIDTH} {height}\" \
-         role=\"img\" aria-label=\"{title}\">{svg}</svg></figure>\n"
+        "<figure><figcaption>{title}</figcaption><ul class=\"legend\">{legend}</ul>\n<svg class=\"plot\" viewBox=\"0 0 \
+         {WIDTH} {height}\" role=\"img\" aria-label=\"{title}\">{svg}</svg></figure>\n"
     )
 }
 
