@@ -14,7 +14,7 @@
 //! **CPU.** What a process used comes from its threads' clocks ([`usage`]), within a window after a warm-up, and is
 //! divided by what the clients read within it. The floor is measured in the same way, on the gateway's core.
 //!
-//! **Memory** of a connection is the gateway's own ([`usage::memory`]) and the kernel's ([`usage::kernel_memory`]), both as
+//! **Memory** of a connection is the gateway's own ([`usage::memory`]) and the kernel's ([`usage::KernelMemory`]), both as
 //! the difference that connecting makes.
 //!
 //! **Noise** of the machine ([`noise`]) is told, and what was measured in too much of it is measured again.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Options;
 use super::producer::Made;
 use super::statistics::{Latencies, Percentiles};
-use super::usage::{Machine, Usage, kernel_memory, memory};
+use super::usage::{KernelMemory, Machine, Usage, memory};
 use super::wire::{ClientsPlan, Counts, Target};
 use super::workers::{Workers, sum};
 
@@ -50,9 +50,9 @@ pub struct Part {
     pub handshakes: Option<Percentiles>,
     /// The memory of the processes that is their own, per connection, in bytes.
     pub memory_per_connection: Option<f64>,
-    /// What the kernel of this machine holds for a connection that is idle, in bytes: half of what came to it while the
-    /// clients connected, for the clients' sockets are here as well, and are of the same kind. What else the machine did
-    /// meanwhile is in it, so that it wants thousands of connections. See [`kernel_memory`].
+    /// What the kernel of this machine holds for the processes' end of a connection that is idle, in bytes: what came while
+    /// the clients connected, less the clients' ends. See [`KernelMemory`]. Others' sockets and files are in it, so that it
+    /// wants thousands of connections.
     pub kernel_memory_per_connection: Option<f64>,
     /// The window's length, in seconds.
     pub seconds: f64,
@@ -176,15 +176,13 @@ impl Clients {
         let mut workers = Workers::start(&plans(options, subject)?, &options.other_cores())?;
         // Who answers has all that it needs: what memory grows by from now on is that of connections.
         workers.mark()?;
-        let (user, kernel) = (memory_of(&subject.pids)?, kernel_memory()?);
+        let (user, kernel) = (memory_of(&subject.pids)?, KernelMemory::now()?);
         workers.connect()?;
         let (connecting, handshakes) = await_connected(options, subject, &mut workers)?;
         println!("{:<12} {} clients connected in {:.2} s", subject.name, options.clients, connecting.as_secs_f64());
-        let per_connection = |after: u64, before: u64| after.saturating_sub(before) as f64 / f64::from(options.clients);
-        let memory = PerConnection {
-            user: per_connection(memory_of(&subject.pids)?, user),
-            kernel: per_connection(kernel_memory()?, kernel) / 2.0,
-        };
+        let user = memory_of(&subject.pids)?.saturating_sub(user) as f64 / f64::from(options.clients);
+        let kernel = KernelMemory::now()?.per_connection_since(&kernel, options.clients);
+        let memory = PerConnection { user, kernel };
         let memory = (!subject.pids.is_empty()).then_some(memory);
         Ok(Self { workers, connecting, handshakes, memory, before: Counts::default() })
     }

@@ -19,12 +19,14 @@ use scale::Kind;
 
 const STYLE: &str = include_str!("page/style.css");
 
+/// More remarks than these are folded up.
+const REMARKS_OPEN_MAX: usize = 8;
+
 /// What is told below the plots, for who reads the page alone.
 const NOTES: &str = "Latency is from when a record was due, by a schedule that goes by the clock, until a client read it: \
     what is late anywhere on the way is in it. CPU is of the processes' threads, within the window after the warm-up, for \
     each message that was read in it. A connection's memory is what connecting makes come: to the processes' own pages, and \
-    to the kernel's objects, stacks, page tables and socket buffers, halved where the clients are on the same machine. The \
-    send loop is a bare loop of send(2), the kafka loop one from librdkafka to send(2).";
+    to the kernel's sockets with their inodes, files, names and buffers, less those of the clients' ends. The send loop is a bare loop of send(2), the kafka loop one from librdkafka to send(2).";
 
 /// The page of a report; `name` is the subcommand's.
 #[must_use]
@@ -35,7 +37,12 @@ pub fn page(report: &Report, name: &str) -> String {
     }
     if !report.remarks.is_empty() {
         let items: String = report.remarks.iter().map(|remark| format!("<li>{}</li>", escape(remark))).collect();
-        body += &format!("<section class=\"remarks\"><h2>What to know of it</h2><ul>{items}</ul></section>\n");
+        let count = report.remarks.len();
+        // Many are not to hide the plots.
+        let open = if count <= REMARKS_OPEN_MAX { " open" } else { "" };
+        body += &format!(
+            "<details class=\"remarks\"{open}><summary>What to know of it: {count}</summary><ul>{items}</ul></details>\n"
+        );
     }
     body += &format!("<div class=\"plots\">\n{}</div>\n", plots(report).concat());
     body += &figures(report);

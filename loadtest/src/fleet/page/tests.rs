@@ -56,9 +56,24 @@ fn a_page_has_the_plots_the_figures_and_the_options_and_asks_nobody_for_anything
 }
 
 #[test]
+fn remarks_are_told_above_the_plots_and_many_are_folded_up() {
+    let with = |count: usize| {
+        let remarks = (0..count).map(|number| format!("remark <{number}>")).collect();
+        page(&Report { remarks, ..report(vec![round(2_000)]) }, "fleet")
+    };
+    assert!(with(1).contains(" open><summary>What to know of it: 1</summary><ul><li>remark &lt;0&gt;</li>"));
+    assert!(with(9).contains("<details class=\"remarks\"><summary>What to know of it: 9<"));
+    assert!(!with(0).contains("<details"));
+}
+
+#[test]
 fn each_tag_is_closed() {
-    let page = page(&report(vec![round(2_000), round(3_000)]), "fleet");
-    for tag in ["html", "main", "div", "section", "table", "tr", "td", "th", "figure", "ul", "li", "svg", "text", "p"] {
+    let remarks = vec!["a remark".to_owned()];
+    let page = page(&Report { remarks, ..report(vec![round(2_000), round(3_000)]) }, "fleet");
+    for tag in [
+        "html", "main", "div", "section", "details", "table", "tr", "td", "th", "figure", "ul", "li", "svg", "text",
+        "p",
+    ] {
         let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
         assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
         assert!(opened > 0, "{tag}");
