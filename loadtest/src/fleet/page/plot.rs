@@ -122,7 +122,7 @@ impl Lines {
 impl Series {
     fn item(&self, number: usize) -> String {
         let line = if self.is_line { format!(r#"<path class="line s{number}" d="M1 6H27"/>"#) } else { String::new() };
-        item(&format!(r#"{line}<circle class="point s{number}" cx="14" cy="6" r="3.2"/>"#), &self.name)
+        item(&format!("{line}{}", marker(number, false, (14.0, 6.0), "")), &self.name)
     }
 
     fn draw(&self, svg: &mut String, number: usize, (x, x_axis): (&Scale, &Axis), (y, y_axis): (&Scale, &Axis)) {
@@ -139,19 +139,24 @@ impl Series {
             return;
         }
         for point in &self.points {
-            let (cx, cy) = place(point);
-            let hollow = if point.is_hollow { " hollow" } else { "" };
             let told =
                 format!("{}: {} ({}), {} ({})", self.name, name(point.y), y_axis.title, name(point.x), x_axis.title);
-            push(
-                svg,
-                format_args!(
-                    r#"<circle class="point s{number}{hollow}" cx="{cx:.1}" cy="{cy:.1}" r="3.2"><title>{}</title></circle>"#,
-                    escape(&told)
-                ),
-            );
+            let told = format!("<title>{}</title>", escape(&told));
+            svg.push_str(&marker(number, point.is_hollow, place(point), &told));
         }
     }
+}
+
+/// A point's sign: each series has its shape, for who doesn't tell its colour from another.
+fn marker(series: usize, is_hollow: bool, (x, y): (f64, f64), inner: &str) -> String {
+    let class = if is_hollow { format!("point s{series} hollow") } else { format!("point s{series}") };
+    let path = match series % 4 {
+        0 => return format!(r#"<circle class="{class}" cx="{x:.1}" cy="{y:.1}" r="3.2">{inner}</circle>"#),
+        1 => "m-3-3h6v6h-6z",
+        2 => "m0-4.2l4.2 4.2l-4.2 4.2l-4.2-4.2z",
+        _ => "m0-4l4 7h-8z",
+    };
+    format!(r#"<path class="{class}" d="M{x:.1} {y:.1}{path}">{inner}</path>"#)
 }
 
 impl Bars {
@@ -242,6 +247,18 @@ mod tests {
         assert_eq!(figure.matches("<circle class=\"point s0 hollow\" cx=\"622.0\" cy=\"12.0\"").count(), 1);
         for named in ["time, s", "latency, ms", ">0</text>", ">10</text>", ">2</text>", "a title", "not held"] {
             assert!(figure.contains(named), "{named}: {figure}");
+        }
+    }
+
+    #[test]
+    fn each_series_has_its_own_shape_in_the_plot_and_in_the_legend() {
+        let one = lines(&[(1.0, 2.0)], "t");
+        let series = (0..4).map(|_| one.series[0].clone()).collect();
+        let figure = Lines { series, ..one }.figure();
+        let shape = |number: usize| marker(number, false, (0.0, 0.0), "").replace(&format!("s{number}"), "");
+        for number in 0..4 {
+            assert_eq!(figure.matches(&format!(r#"class="point s{number}""#)).count(), 2, "{number}: {figure}");
+            assert!((0..number).all(|other| shape(other) != shape(number)), "{number}");
         }
     }
 
