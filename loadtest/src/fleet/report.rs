@@ -116,7 +116,7 @@ impl Report {
         let mut remarks: Vec<String> =
             rounds.iter().enumerate().flat_map(|(number, round)| round.remarks(number, rounds.len())).collect();
         if !discarded.is_empty() {
-            remarks.push(format!("{} tries were thrown away, for the machine was noisy:", discarded.len()));
+            remarks.push(format!("tries that were thrown away, for the machine was noisy: {}", discarded.len()));
         }
         remarks.extend(discarded.iter().map(|Discarded { what, why }| format!("a try of {what}: {}", why.join("; "))));
         Self { options, rows, remarks, rounds, discarded, capacity: None }

@@ -20,6 +20,9 @@ pub(super) struct Scale {
 /// Values that an axis names, about.
 const TICKS: f64 = 5.0;
 
+/// Fewer names than these on an axis of ratios say too little, and all digits are named.
+const LOG_TICKS_MIN: usize = 4;
+
 /// More names than these on an axis of ratios are those of tens alone.
 const LOG_TICKS_MAX: usize = 7;
 
@@ -66,7 +69,11 @@ impl Scale {
                     (-9..=12).flat_map(decade).filter(within).collect()
                 };
                 let all = decades(&[1.0, 2.0, 5.0]);
-                if all.len() > LOG_TICKS_MAX { decades(&[1.0]) } else { all }
+                match all.len() {
+                    few if few < LOG_TICKS_MIN => decades(&[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]),
+                    many if many > LOG_TICKS_MAX => decades(&[1.0]),
+                    _ => all,
+                }
             }
         }
     }
@@ -133,7 +140,9 @@ mod tests {
         assert_eq!((scale.at(0.2), scale.at(50.0)), (0.0, 1.0));
         assert_eq!(scale.at(0.0), 0.0, "what an axis of ratios can't show is at its end");
         assert_eq!(names(Scale::of(Kind::Log, [1.2, 9.0]).unwrap()), ["1", "2", "5", "10"]);
-        assert_eq!(names(Scale::of(Kind::Log, [5.0]).unwrap()), ["5", "10"], "one value has room");
+        assert_eq!(names(Scale::of(Kind::Log, [5.0]).unwrap()), ["5", "6", "7", "8", "9", "10"], "one value has room");
+        assert_eq!(names(Scale::of(Kind::Log, [2_000.0, 4_000.0]).unwrap()), ["2k", "3k", "4k", "5k"]);
+        assert_eq!(names(Scale::of(Kind::Log, [1.1]).unwrap()), ["1", "1.5", "2"]);
     }
 
     #[test]

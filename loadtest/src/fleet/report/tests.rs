@@ -101,7 +101,7 @@ fn what_spoils_the_figures_is_told() {
 fn what_was_thrown_away_is_told_with_its_reason() {
     let discarded = Discarded { what: "round 1".into(), why: vec!["a".into(), "b".into()] };
     let report = Report::of(serde_json::Value::Null, vec![Round::default()], vec![discarded]);
-    assert_eq!(report.remarks, ["1 tries were thrown away, for the machine was noisy:", "a try of round 1: a; b"]);
+    assert_eq!(report.remarks, ["tries that were thrown away, for the machine was noisy: 1", "a try of round 1: a; b"]);
     assert!(report.table().ends_with("NOTE: a try of round 1: a; b\n"), "{}", report.table());
 }
 
