@@ -14,14 +14,22 @@
 //! **CPU.** What a process used comes from its threads' clocks ([`usage`]), within a window after a warm-up, and is
 //! divided by what the clients read within it. The floor is measured in the same way, on the gateway's core.
 //!
+//! **Memory** of a connection is the gateway's own ([`usage::memory`]) and the kernel's ([`usage::KernelMemory`]), both as
+//! the difference that connecting makes.
+//!
+//! **Noise** of the machine ([`noise`]) is told, and what was measured in too much of it is measured again.
+//!
 //! **Clients** are cheap: they count frames without a parse, but of a sample ([`connection`]); where they are what limits
 //! after all, the report says so.
 
+pub mod capacity;
 pub mod clients;
 pub mod connection;
 pub(crate) mod epoll;
 pub mod floor;
 pub mod measure;
+pub mod noise;
+pub mod page;
 pub mod payload;
 pub mod producer;
 pub mod report;
@@ -31,6 +39,7 @@ pub mod usage;
 pub mod wire;
 pub mod workers;
 
+use std::fs;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -43,6 +52,7 @@ use crate::pods::{Pod, World};
 use crate::process::{own_cores, stay_on};
 use crate::token;
 use measure::{Part, Subject, measure};
+use noise::{Discarded, quietest};
 use payload::topic;
 use producer::Made;
 use report::{Report, Round};
@@ -138,9 +148,15 @@ pub struct Options {
     /// How often all is measured; the table has the medians.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub rounds: u32,
-    /// The JSON file; without it, fleet.json in the directory for temporary files.
+    /// How often a round, or a step that was not held, is measured again where the machine was noisy.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub repeats: u32,
+    /// The JSON file; without it, one of the subcommand's name in the directory for temporary files.
     #[arg(long)]
     pub json: Option<PathBuf>,
+    /// The page with the plots; without it, beside the JSON file.
+    #[arg(long)]
+    pub html: Option<PathBuf>,
 }
 
 fn not_negative(text: &str) -> Result<f64, String> {
@@ -207,14 +223,15 @@ impl Options {
     }
 }
 
-/// Measures a gateway, and with `--with-floor` the bare loops; prints the table and writes the JSON file.
+/// Measures a gateway, and with `--with-floor` the bare loops; prints the table, and writes the JSON file and the page.
 ///
 /// # Errors
 /// Where the options don't fit each other, or a part ends.
 pub fn run(options: &Options) -> Result<Report> {
     options.check()?;
-    let rounds = if options.url.is_empty() { own_rounds(options, true)? } else { foreign_rounds(options)? };
-    finish(options, rounds)
+    let (rounds, discarded) =
+        if options.url.is_empty() { own_rounds(options, true)? } else { foreign_rounds(options)? };
+    finish(options, rounds, discarded, "fleet")
 }
 
 /// Measures the bare loops alone.
@@ -225,40 +242,60 @@ pub fn run_floor(options: &Options) -> Result<Report> {
     options.check()?;
     ensure!(options.url.is_empty(), "the bare loops need no gateway: leave out --url");
     let floor = Options { with_floor: true, ..options.clone() };
-    finish(options, own_rounds(&floor, false)?)
+    let (rounds, discarded) = own_rounds(&floor, false)?;
+    finish(options, rounds, discarded, "floor")
 }
 
-fn finish(options: &Options, rounds: Vec<Round>) -> Result<Report> {
+fn finish(options: &Options, rounds: Vec<Round>, discarded: Vec<Discarded>, name: &str) -> Result<Report> {
     let options_json = serde_json::to_value(options).context("options are JSON")?;
-    let report = Report::of(options_json, rounds);
-    let file = options.json.clone().unwrap_or_else(|| std::env::temp_dir().join("fleet.json"));
-    report.write(&file)?;
-    print!("\n{}", report.table());
-    println!("all of it: {}", file.display());
+    let report = Report::of(options_json, rounds, discarded);
+    tell(options, &report, name)?;
     Ok(report)
+}
+
+/// Prints the table, and writes the JSON file and the page; where nothing else is said, in files of this name.
+fn tell(options: &Options, report: &Report, name: &str) -> Result<()> {
+    let json = options.json.clone().unwrap_or_else(|| std::env::temp_dir().join(format!("{name}.json")));
+    let html = options.html.clone().unwrap_or_else(|| json.with_extension("html"));
+    report.write(&json)?;
+    fs::write(&html, page::page(report, name)).with_context(|| format!("{} can't be written", html.display()))?;
+    print!("\n{}", report.table());
+    println!("all of it: {}, and with plots: {}", json.display(), html.display());
+    Ok(())
+}
+
+/// Measures all rounds, noisy ones again.
+fn rounds(options: &Options, mut one: impl FnMut() -> Result<Round>) -> Result<(Vec<Round>, Vec<Discarded>)> {
+    let mut discarded = Vec::new();
+    let quiet = |number: u32| quietest(&format!("round {}", number + 1), options.repeats, &mut discarded, &mut one);
+    let rounds = (0..options.rounds).map(quiet).collect::<Result<_>>()?;
+    Ok((rounds, discarded))
 }
 
 // ---- gateways -------------------------------------------------------------------------------------------------------
 
-fn foreign_rounds(options: &Options) -> Result<Vec<Round>> {
-    let secret = options.secret.as_deref().unwrap_or_default();
-    let token = token_of(secret);
+/// A gateway that runs.
+fn foreign_subject(options: &Options) -> Result<Subject> {
+    let token = token_of(options.secret.as_deref().unwrap_or_default());
     let targets: Vec<Target> = options.url.iter().map(|url| target(url)).collect::<Result<_>>()?;
-    let subject = Subject { name: "gateway", targets, pids: options.pid.clone(), token, has_manners: true };
-    let one = |_| {
-        let brokers = options.brokers.clone();
+    Ok(Subject { name: "gateway", targets, pids: options.pid.clone(), token, has_manners: true })
+}
+
+fn foreign_rounds(options: &Options) -> Result<(Vec<Round>, Vec<Discarded>)> {
+    let subject = foreign_subject(options)?;
+    rounds(options, || {
         let gateway = measure(options, &subject, || {
-            Ok(match brokers {
+            Ok(match options.brokers.clone() {
                 Some(brokers) => producer::start(brokers, options.load(), options.length()),
                 None => thread::spawn(Made::default),
             })
         })?;
         Ok(Round { gateway: Some(gateway), ..Round::default() })
-    };
-    (0..options.rounds).map(one).collect()
+    })
 }
 
-fn own_rounds(options: &Options, has_gateway: bool) -> Result<Vec<Round>> {
+/// A Kafka and a Redis, with the load's topics.
+fn own_world(options: &Options) -> World {
     if !options.gateway_cores.is_empty() {
         // What is started from now on is a child of this thread, or of one that it starts.
         stay_on(&options.other_cores());
@@ -270,25 +307,20 @@ fn own_rounds(options: &Options, has_gateway: bool) -> Result<Vec<Round>> {
             world.kafka.create(&topic(What::Tick(number)), 1);
         }
     }
-    let brokers = world.kafka.bootstrap();
-    let one = |_| {
-        let gateway = has_gateway.then(|| measure_own(options, &world)).transpose()?;
-        let frame_bytes =
-            gateway.as_ref().and_then(frame_bytes).unwrap_or(options.size as usize + FRAME_OVER_RECORD_BYTES);
-        let floor =
-            |source| options.with_floor.then(|| measure_floor(options, frame_bytes, brokers, source)).transpose();
-        let send = floor(Source::Schedule(options.length().as_secs_f64()))?;
-        // All that the gateway reads: each fetch asks for each partition, whatever comes of it.
-        let loaded = (0..options.markets).filter(|_| options.market_rate > 0.0).map(|number| topic(What::Tick(number)));
-        let topics = World::topics().into_iter().map(|(name, _)| name).chain(loaded).collect();
-        let kafka = floor(Source::Kafka { brokers: brokers.to_owned(), topics })?;
-        Ok(Round { gateway, send, kafka })
-    };
-    (0..options.rounds).map(one).collect()
+    world
 }
 
-/// Measures pods that are started for it.
-fn measure_own(options: &Options, world: &World) -> Result<Part> {
+fn own_rounds(options: &Options, has_gateway: bool) -> Result<(Vec<Round>, Vec<Discarded>)> {
+    let world = own_world(options);
+    rounds(options, || {
+        let gateway = has_gateway.then(|| measure_own(options, &world)).transpose()?;
+        let floors = floors(options, &world, gateway.as_ref())?;
+        Ok(Round { gateway, ..floors })
+    })
+}
+
+/// Starts pods, and returns when they are ready.
+fn own_pods(options: &Options, world: &World) -> Result<(Vec<Pod>, Subject)> {
     let settings = options.settings()?;
     let pods: Vec<Pod> = (0..options.pods)
         .map(|number| {
@@ -304,6 +336,12 @@ fn measure_own(options: &Options, world: &World) -> Result<Part> {
     let targets = pods.iter().map(|pod| Target { url: pod.url(), address: pod.address() }).collect();
     let pids = pods.iter().map(Pod::pid).collect();
     let subject = Subject { name: "gateway", targets, pids, token: token_of(token::SECRET), has_manners: true };
+    Ok((pods, subject))
+}
+
+/// Measures pods that are started for it, and end with it.
+fn measure_own(options: &Options, world: &World) -> Result<Part> {
+    let (_pods, subject) = own_pods(options, world)?;
     let brokers = world.kafka.bootstrap().to_owned();
     measure(options, &subject, || Ok(producer::start(brokers, options.load(), options.length())))
 }
@@ -331,6 +369,19 @@ fn frame_bytes(gateway: &Part) -> Option<usize> {
 }
 
 // ---- the floor ------------------------------------------------------------------------------------------------------
+
+/// Measures both bare loops, where they are asked for, with frames as long as the gateway's.
+fn floors(options: &Options, world: &World, gateway: Option<&Part>) -> Result<Round> {
+    let frame_bytes = gateway.and_then(frame_bytes).unwrap_or(options.size as usize + FRAME_OVER_RECORD_BYTES);
+    let brokers = world.kafka.bootstrap();
+    let floor = |source| options.with_floor.then(|| measure_floor(options, frame_bytes, brokers, source)).transpose();
+    let send = floor(Source::Schedule(options.length().as_secs_f64()))?;
+    // All that the gateway reads: each fetch asks for each partition, whatever comes of it.
+    let loaded = (0..options.markets).filter(|_| options.market_rate > 0.0).map(|number| topic(What::Tick(number)));
+    let topics = World::topics().into_iter().map(|(name, _)| name).chain(loaded).collect();
+    let kafka = floor(Source::Kafka { brokers: brokers.to_owned(), topics })?;
+    Ok(Round { gateway: None, send, kafka })
+}
 
 fn measure_floor(options: &Options, frame_bytes: usize, brokers: &str, source: Source) -> Result<Part> {
     let load = options.load();

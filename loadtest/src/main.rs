@@ -20,6 +20,8 @@ enum Command {
     Storm(storm::Options),
     /// Holds many clients under a load, and tells what was delivered, how late, and at what cost.
     Fleet(fleet::Options),
+    /// Searches for the highest load at which p99 stays under a bound, and sizes a fleet by it. Exit code 1 where none is.
+    Capacity(fleet::capacity::Options),
     /// Measures the bare loops alone that `fleet --with-floor` measures beside a gateway.
     Floor(fleet::Options),
     /// A process of clients.
@@ -40,6 +42,9 @@ fn main() -> ExitCode {
             Ok(true)
         }
         Command::Fleet(options) => fleet::run(&options).map(|_| true),
+        Command::Capacity(options) => {
+            fleet::capacity::run(&options).map(|report| report.capacity.is_some_and(|capacity| capacity.held.is_some()))
+        }
         Command::Floor(options) => fleet::run_floor(&options).map(|_| true),
         Command::FleetClients => fleet::clients::run().map(|()| true),
         Command::FleetFloor => fleet::floor::run().map(|()| true),

@@ -1,26 +1,28 @@
 //! The fleet, short: each delivery is counted once, also by those who drop their connections and come back, and the JSON
-//! file says what the table says.
+//! file says what the table says. And the search for the capacity, short: by bounds that every machine keeps, or none.
 
 use loadtest::fleet::report::{Report, cell};
-use loadtest::fleet::{self, Options};
+use loadtest::fleet::{self, Options, capacity};
+use loadtest::pods::World;
 use loadtest::process::TempDir;
+use loadtest::token;
 
 /// Options as the command line makes them.
-fn options(arguments: &[&str]) -> Options {
+fn options<O: clap::Args>(arguments: &[&str]) -> O {
     #[derive(clap::Parser)]
-    struct Arguments {
+    struct Arguments<O: clap::Args> {
         #[command(flatten)]
-        options: Options,
+        options: O,
     }
     let name = std::iter::once("fleet");
-    <Arguments as clap::Parser>::parse_from(name.chain(arguments.iter().copied())).options
+    <Arguments<O> as clap::Parser>::parse_from(name.chain(arguments.iter().copied())).options
 }
 
 #[test]
 fn each_delivery_is_counted_once_and_the_json_has_what_the_table_has() {
     let dir = TempDir::new("fleet");
     let json = dir.path().join("fleet.json");
-    let mut asked = options(&[
+    let mut asked: Options = options(&[
         "--clients=200",
         "--assessments=30",
         "--rate=160",
@@ -32,6 +34,7 @@ fn each_delivery_is_counted_once_and_the_json_has_what_the_table_has() {
         "--processes=2",
         "--sample=1",
         "--with-floor",
+        "--repeats=0",
     ]);
     asked.json = Some(json.clone());
     let report = fleet::run(&asked).unwrap();
@@ -73,4 +76,86 @@ fn each_delivery_is_counted_once_and_the_json_has_what_the_table_has() {
         assert_eq!(cells, expected, "{line}");
     }
     assert_eq!(read.remarks, report.remarks);
+    let page = std::fs::read_to_string(dir.path().join("fleet.html")).unwrap();
+    for plot in ["Latency over time (gateway)", "CPU a delivery", "Memory of an idle connection"] {
+        assert!(page.contains(&format!("<figcaption>{plot}</figcaption>")), "{plot}: {page}");
+    }
+}
+
+#[test]
+fn the_capacity_is_searched_with_one_gateway_and_the_same_clients() {
+    let dir = TempDir::new("capacity");
+    let json = dir.path().join("capacity.json");
+    let mut asked: capacity::Options = options(&[
+        "--clients=100",
+        "--assessments=20",
+        "--rate=40",
+        "--seconds=1",
+        "--warm-up=0.25",
+        "--sample=1",
+        "--repeats=0",
+        "--steps-max=3",
+        // Beyond what a machine of any speed needs, so that each load is held.
+        "--p99-ms=30000",
+        "--with-floor",
+        "--fleet-clients=1000",
+        "--headroom=0",
+    ]);
+    asked.fleet.json = Some(json.clone());
+    let report = capacity::run(&asked).unwrap();
+
+    let found = report.capacity.as_ref().unwrap();
+    let rates: Vec<f64> = found.steps.iter().map(|step| step.rate).collect();
+    assert_eq!((rates, found.held), (vec![40.0, 80.0, 160.0], Some(2)), "{:?}", found.lines);
+    let due: Vec<f64> = found.steps.iter().map(|step| step.due_per_second).collect();
+    assert_eq!(due, [200.0, 400.0, 800.0], "each event has five watchers");
+    // What the report has is the last step's, all of it, and of nothing else.
+    let gateway = report.rounds[0].gateway.as_ref().unwrap();
+    assert_eq!((gateway.made.events, gateway.made.event_deliveries), (200, 1_000), "1.25 s at 160 a second");
+    assert_eq!(gateway.counts.events, 1_000);
+    assert_eq!((gateway.counts.open, gateway.counts.connected), (100, 0), "they were there from the first step on");
+    assert!(report.rounds[0].send.is_some() && report.rounds[0].kafka.is_some());
+
+    let sizing = found.sizing.as_ref().unwrap();
+    assert_eq!((sizing.pods, sizing.clients_per_pod), (10, 100), "as many as were tried, without headroom");
+    assert!(sizing.deliveries_per_core.is_some_and(|rate| rate > 0.0), "{sizing:?}");
+    assert!(sizing.user_bytes.is_some() && sizing.kernel_bytes.is_some(), "{sizing:?}");
+    assert_eq!(found.lines.last(), Some(&sizing.line()));
+    assert!(report.table().ends_with(&format!("{}\n", sizing.line())));
+    assert!(report.remarks.iter().any(|remark| remark.contains("--steps-max")), "{:?}", report.remarks);
+
+    let read: Report = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!(read.capacity.as_ref().unwrap().lines, found.lines);
+    let page = std::fs::read_to_string(dir.path().join("capacity.html")).unwrap();
+    assert!(page.contains("<figcaption>Latency over load (gateway)</figcaption>"), "{page}");
+}
+
+#[test]
+fn a_gateway_that_runs_is_searched_too_and_a_bound_that_none_keeps_has_no_capacity() {
+    let (world, dir) = (World::start(), TempDir::new("capacity"));
+    let pod = world.pod("pod-0").start();
+    let mut asked: capacity::Options = options(&[
+        &format!("--url={}", pod.url()),
+        &format!("--secret={}", token::SECRET),
+        &format!("--brokers={}", world.kafka.bootstrap()),
+        &format!("--pid={}", pod.pid()),
+        "--clients=20",
+        "--assessments=20",
+        "--rate=100",
+        "--seconds=1",
+        "--warm-up=0",
+        "--sample=1",
+        "--repeats=0",
+        "--steps-max=2",
+        // A nanosecond.
+        "--p99-ms=0.000001",
+    ]);
+    asked.fleet.json = Some(dir.path().join("capacity.json"));
+    let report = capacity::run(&asked).unwrap();
+    let found = report.capacity.as_ref().unwrap();
+    let rates: Vec<f64> = found.steps.iter().map(|step| step.rate).collect();
+    assert_eq!(rates, [100.0, 50.0], "the next is lower");
+    assert!(found.steps.iter().all(|step| !step.is_held() && step.limit.is_some()), "{found:?}");
+    assert_eq!((found.held, &found.sizing, report.rounds.len()), (None, &None, 0));
+    assert_eq!(found.lines[0], "capacity: no load was held");
 }

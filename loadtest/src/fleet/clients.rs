@@ -59,7 +59,8 @@ struct Clients {
     handshakes: u64,
     /// Clients that have begun their first connection.
     begun: usize,
-    began: Instant,
+    /// When the first connection was due, once the harness has asked for connections.
+    began: Option<Instant>,
     /// Who drops its connection next, and when.
     returning: usize,
     next_return: Option<Instant>,
@@ -83,8 +84,10 @@ pub fn run() -> Result<()> {
         while let Some(line) = pipe.line() {
             let command: Command = serde_json::from_str(&line).context("a command")?;
             clients.tell()?;
-            if command == Command::Stop {
-                return Ok(());
+            match command {
+                Command::Connect => clients.began = Some(Instant::now()),
+                Command::Mark => {}
+                Command::Stop => return Ok(()),
             }
         }
         if clients.turn()? {
@@ -118,7 +121,7 @@ impl Clients {
             again: VecDeque::new(),
             handshakes: 0,
             begun: 0,
-            began: now,
+            began: None,
             returning: 0,
             next_return: None,
             next_slow: now + SLOW_EVERY,
@@ -157,8 +160,10 @@ impl Clients {
             {
                 self.again.pop_front();
                 self.begin(number);
-            } else if self.begun < self.clients.len() {
-                let due = self.began + Duration::from_secs_f64(self.begun as f64 / self.plan.connects_per_second);
+            } else if let Some(began) = self.began
+                && self.begun < self.clients.len()
+            {
+                let due = began + Duration::from_secs_f64(self.begun as f64 / self.plan.connects_per_second);
                 if due > now {
                     wait = wait.min(due - now);
                     break;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Options;
 use super::producer::Made;
 use super::statistics::{Latencies, Percentiles};
-use super::usage::{Machine, Usage, memory};
+use super::usage::{KernelMemory, Machine, Usage, memory};
 use super::wire::{ClientsPlan, Counts, Target};
 use super::workers::{Workers, sum};
 
@@ -50,6 +50,10 @@ pub struct Part {
     pub handshakes: Option<Percentiles>,
     /// The memory of the processes that is their own, per connection, in bytes.
     pub memory_per_connection: Option<f64>,
+    /// What the kernel of this machine holds for the processes' end of a connection that is idle, in bytes: what came while
+    /// the clients connected, less the clients' ends. See [`KernelMemory`]. Others' sockets and files are in it, so that it
+    /// wants thousands of connections.
+    pub kernel_memory_per_connection: Option<f64>,
     /// The window's length, in seconds.
     pub seconds: f64,
     /// Events and ticks that were read within it.
@@ -140,44 +144,105 @@ fn usage_of(pids: &[u32]) -> Result<Usage> {
 /// # Errors
 /// Where clients can't connect, or a process ends.
 pub fn measure(options: &Options, subject: &Subject, begin: impl FnOnce() -> Result<JoinHandle<Made>>) -> Result<Part> {
-    let memory_before = memory_of(&subject.pids)?;
-    let mut workers = Workers::start(&plans(options, subject)?, &options.other_cores())?;
-    let (connecting, opened) = await_connected(options, subject, &mut workers)?;
-    let memory_after = memory_of(&subject.pids)?;
-    let maker = begin()?;
-    let window = Window::run(options, subject, &mut workers)?;
-    let made = maker.join().map_err(|_| anyhow::anyhow!("the producer failed: its message is above"))?;
-    let Window { first, last, mut collected, timeline } = window;
-    drain(&mut workers, &made, &mut collected)?;
-    let counts = sum(&workers.stop()?);
-    collected.add(&counts);
+    let mut clients = Clients::connect(options, subject)?;
+    let part = clients.measure(options, subject, begin)?;
+    clients.workers.stop()?;
+    Ok(part)
+}
 
-    let seconds = (last.at - first.at).as_secs_f64();
-    let busiest = |of: fn(&Usage) -> u64| {
-        let pairs = first.each.iter().zip(&last.each);
-        let shares = pairs.map(|(first, last)| of(&last.usage.since(&first.usage)) as f64 / 1e9 / seconds);
-        shares.fold(0.0, f64::max)
-    };
-    let clients = f64::from(options.clients);
-    Ok(Part {
-        connecting_seconds: connecting.as_secs_f64(),
-        handshakes: opened.percentiles(),
-        memory_per_connection: (!subject.pids.is_empty())
-            .then(|| memory_after.saturating_sub(memory_before) as f64 / clients),
-        seconds,
-        deliveries: last.all.deliveries() - first.all.deliveries(),
-        usage: last.usage.as_ref().zip(first.usage.as_ref()).map(|(last, first)| last.since(first)),
-        machine: last.machine.since(&first.machine),
-        client_busy: busiest(Usage::total_ns),
-        client_waiting: busiest(|usage| usage.waited_ns),
-        latencies: collected.events.percentiles(),
-        tick_latencies: collected.ticks.percentiles(),
-        late_latencies: collected.late.percentiles(),
-        timeline,
-        lateness: made.lateness.percentiles(),
-        made,
-        counts,
-    })
+/// Memory that is held for connections, per connection, in bytes.
+#[derive(Debug, Clone, Copy)]
+struct PerConnection {
+    user: f64,
+    kernel: f64,
+}
+
+/// Clients that are connected, for one load or for some, one after the other.
+pub struct Clients {
+    workers: Workers,
+    connecting: Duration,
+    handshakes: Latencies,
+    memory: Option<PerConnection>,
+    /// What was counted before the load that is measured next.
+    before: Counts,
+}
+
+impl Clients {
+    /// Connects them.
+    ///
+    /// # Errors
+    /// Where they can't connect, or a process ends.
+    pub fn connect(options: &Options, subject: &Subject) -> Result<Self> {
+        let mut workers = Workers::start(&plans(options, subject)?, &options.other_cores())?;
+        // Who answers has all that it needs: what memory grows by from now on is that of connections.
+        workers.mark()?;
+        let (user, kernel) = (memory_of(&subject.pids)?, KernelMemory::now()?);
+        workers.connect()?;
+        let (connecting, handshakes) = await_connected(options, subject, &mut workers)?;
+        println!("{:<12} {} clients connected in {:.2} s", subject.name, options.clients, connecting.as_secs_f64());
+        let user = memory_of(&subject.pids)?.saturating_sub(user) as f64 / f64::from(options.clients);
+        let kernel = KernelMemory::now()?.per_connection_since(&kernel, options.clients);
+        let memory = PerConnection { user, kernel };
+        let memory = (!subject.pids.is_empty()).then_some(memory);
+        Ok(Self { workers, connecting, handshakes, memory, before: Counts::default() })
+    }
+
+    /// Returns when all are there again: a load before may have been more than the gateway held. What comes until then is
+    /// counted to no load.
+    ///
+    /// # Errors
+    /// Where they can't connect, or a process ends.
+    pub fn settle(&mut self, options: &Options, subject: &Subject) -> Result<()> {
+        await_connected(options, subject, &mut self.workers)?;
+        self.before = sum(&self.workers.mark()?);
+        Ok(())
+    }
+
+    /// Lets `begin` begin a load, and measures.
+    ///
+    /// # Errors
+    /// Where a process ends.
+    pub fn measure(
+        &mut self,
+        options: &Options,
+        subject: &Subject,
+        begin: impl FnOnce() -> Result<JoinHandle<Made>>,
+    ) -> Result<Part> {
+        let maker = begin()?;
+        let window = Window::run(options, subject, &mut self.workers)?;
+        let made = maker.join().map_err(|_| anyhow::anyhow!("the producer failed: its message is above"))?;
+        let Window { first, last, mut collected, timeline } = window;
+        drain(&mut self.workers, &self.before, &made, &mut collected)?;
+        let counts = sum(&self.workers.mark()?);
+        collected.add(&counts);
+        let counts = counts.since(&self.before);
+
+        let seconds = (last.at - first.at).as_secs_f64();
+        let busiest = |of: fn(&Usage) -> u64| {
+            let pairs = first.each.iter().zip(&last.each);
+            let shares = pairs.map(|(first, last)| of(&last.usage.since(&first.usage)) as f64 / 1e9 / seconds);
+            shares.fold(0.0, f64::max)
+        };
+        Ok(Part {
+            connecting_seconds: self.connecting.as_secs_f64(),
+            handshakes: self.handshakes.percentiles(),
+            memory_per_connection: self.memory.map(|memory| memory.user),
+            kernel_memory_per_connection: self.memory.map(|memory| memory.kernel),
+            seconds,
+            deliveries: last.all.deliveries() - first.all.deliveries(),
+            usage: last.usage.as_ref().zip(first.usage.as_ref()).map(|(last, first)| last.since(first)),
+            machine: last.machine.since(&first.machine),
+            client_busy: busiest(Usage::total_ns),
+            client_waiting: busiest(|usage| usage.waited_ns),
+            latencies: collected.events.percentiles(),
+            tick_latencies: collected.ticks.percentiles(),
+            late_latencies: collected.late.percentiles(),
+            timeline,
+            lateness: made.lateness.percentiles(),
+            made,
+            counts,
+        })
+    }
 }
 
 /// The latencies of a window, of all its looks: also of those after its end, for what was due in it and came late.
@@ -307,7 +372,6 @@ fn await_connected(options: &Options, subject: &Subject, workers: &mut Workers) 
         handshakes.add(&counts.handshakes);
         if counts.open >= clients {
             let took = start.elapsed();
-            println!("{:<12} {clients} clients connected in {:.2} s", subject.name, took.as_secs_f64());
             return Ok((took, handshakes));
         }
         if start.elapsed() > pace + CONNECTED_WITHIN {
@@ -327,7 +391,7 @@ fn await_connected(options: &Options, subject: &Subject, workers: &mut Workers) 
 }
 
 /// Returns when all that is due has come, or nothing comes any more.
-fn drain(workers: &mut Workers, made: &Made, collected: &mut Collected) -> Result<()> {
+fn drain(workers: &mut Workers, before: &Counts, made: &Made, collected: &mut Collected) -> Result<()> {
     let (mut last, mut since) = (0, Instant::now());
     loop {
         let counts = sum(&workers.mark()?);
@@ -335,7 +399,7 @@ fn drain(workers: &mut Workers, made: &Made, collected: &mut Collected) -> Resul
         if counts.events != last {
             (last, since) = (counts.events, Instant::now());
         }
-        if counts.events >= made.event_deliveries || since.elapsed() > DRAINED_AFTER {
+        if counts.events - before.events >= made.event_deliveries || since.elapsed() > DRAINED_AFTER {
             return Ok(());
         }
         thread::sleep(LOOK_EVERY);

@@ -8,17 +8,13 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
+use super::capacity::Capacity;
 use super::measure::Part;
+use super::noise::{Discarded, Noise};
 use super::statistics::{Percentiles, median};
 
 /// A share of a core from which on a process of clients can be what limits: on it, or waiting for it.
-const CLIENT_BUSY_MAX: f64 = 0.8;
-
-/// More steal than this, as a share of the machine, spoils figures of CPU time.
-const STEAL_MAX: f64 = 0.02;
-
-/// More waiting for a core than this, as a share of the window, spoils latencies.
-const WAITING_MAX: f64 = 0.05;
+pub(super) const CLIENT_BUSY_MAX: f64 = 0.8;
 
 /// A producer that is later than this adds to what latencies are of.
 const LATENESS_MAX_MS: f64 = 1.0;
@@ -35,7 +31,7 @@ pub struct Round {
 }
 
 /// All that a run came to.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Report {
     /// What was asked for.
     pub options: serde_json::Value,
@@ -43,8 +39,12 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// What a reader must know of the figures.
     pub remarks: Vec<String>,
-    /// The rounds.
+    /// The rounds; of a search for the capacity, the highest load that was held.
     pub rounds: Vec<Round>,
+    /// What was measured and thrown away, for the machine was noisy.
+    pub discarded: Vec<Discarded>,
+    /// What a search for the capacity came to.
+    pub capacity: Option<Capacity>,
 }
 
 /// A row of the table.
@@ -84,6 +84,7 @@ const FIGURES: &[Figure] = &[
     ("connects a second", |part| Some(part.handshakes?.samples as f64 / part.connecting_seconds)),
     ("handshake p99, ms", |part| Some(part.handshakes?.p99_ms)),
     ("own memory a connection, bytes", |part| part.memory_per_connection),
+    ("kernel memory a connection, bytes", |part| part.kernel_memory_per_connection),
     ("events due", |part| Some(part.made.event_deliveries as f64)),
     ("events delivered", |part| Some(part.counts.events as f64)),
     ("events missing", |part| Some(part.missing() as f64)),
@@ -108,13 +109,17 @@ fn share(part: &Part, ns: u64) -> f64 {
 }
 
 impl Report {
-    /// Sums up rounds.
+    /// Sums up rounds, and what was thrown away for them.
     #[must_use]
-    pub fn of(options: serde_json::Value, rounds: Vec<Round>) -> Self {
+    pub fn of(options: serde_json::Value, rounds: Vec<Round>, discarded: Vec<Discarded>) -> Self {
         let rows = FIGURES.iter().filter_map(|figure| Row::of(figure, &rounds)).collect();
-        let remarks =
+        let mut remarks: Vec<String> =
             rounds.iter().enumerate().flat_map(|(number, round)| round.remarks(number, rounds.len())).collect();
-        Self { options, rows, remarks, rounds }
+        if !discarded.is_empty() {
+            remarks.push(format!("tries that were thrown away, for the machine was noisy: {}", discarded.len()));
+        }
+        remarks.extend(discarded.iter().map(|Discarded { what, why }| format!("a try of {what}: {}", why.join("; "))));
+        Self { options, rows, remarks, rounds, discarded, capacity: None }
     }
 
     /// The table, with the remarks below it.
@@ -135,6 +140,9 @@ impl Report {
         }
         for remark in &self.remarks {
             writeln!(text, "NOTE: {remark}").expect("a string takes all");
+        }
+        for line in self.capacity.iter().flat_map(|capacity| &capacity.lines) {
+            writeln!(text, "{line}").expect("a string takes all");
         }
         text
     }
@@ -195,6 +203,12 @@ impl Round {
     }
 }
 
+/// Whether the clients are what limits: on their core, or waiting for it.
+#[must_use]
+pub fn clients_limit(part: &Part) -> bool {
+    part.client_busy + part.client_waiting > CLIENT_BUSY_MAX
+}
+
 fn part_remarks(part: &Part) -> Vec<String> {
     let mut remarks = Vec::new();
     let mut remark = |is: bool, text: String| {
@@ -202,18 +216,14 @@ fn part_remarks(part: &Part) -> Vec<String> {
             remarks.push(text);
         }
     };
-    let (busy, waiting) = (part.client_busy, part.client_waiting);
+    let are_clients_the_limit = clients_limit(part);
     remark(
-        busy + waiting > CLIENT_BUSY_MAX,
+        are_clients_the_limit,
         format!(
             "the clients are the bottleneck: a process of theirs ran {:.0} % of the time and waited {:.0} % for a core",
-            busy * 100.0,
-            waiting * 100.0
+            part.client_busy * 100.0,
+            part.client_waiting * 100.0
         ),
-    );
-    remark(
-        busy + waiting <= CLIENT_BUSY_MAX && waiting > WAITING_MAX,
-        format!("a process of clients waited for a core {:.0} % of the time: latencies hold this", waiting * 100.0),
     );
     remark(part.missing() > 0, format!("{} events that were due did not come", part.missing()));
     remark(part.doubled() > 0, format!("{} events more came than were due", part.doubled()));
@@ -236,15 +246,14 @@ fn part_remarks(part: &Part) -> Vec<String> {
             late.map_or(0.0, |late| late.p99_ms)
         ),
     );
-    let steal = part.machine.share(part.machine.steal);
-    remark(steal > STEAL_MAX, format!("the machine's host took {:.1} % of its time: repeat", steal * 100.0));
-    let waited = part.usage.as_ref().map_or(0.0, |usage| share(part, usage.waited_ns) / 100.0);
-    remark(
-        waited > WAITING_MAX,
-        format!("its threads waited for a core {:.0} % of the time: others share the machine, repeat", waited * 100.0),
-    );
+    let noise = Noise::of(part);
+    // That they waited is told already where it makes them the bottleneck.
+    let clients_waited = if are_clients_the_limit { 0.0 } else { noise.clients_waited };
+    for fault in (Noise { clients_waited, ..noise }).faults() {
+        remark(true, fault);
+    }
     remarks
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

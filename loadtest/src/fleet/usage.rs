@@ -162,9 +162,125 @@ pub fn memory(pid: u32) -> Result<u64> {
     Ok(kib * 1024)
 }
 
+/// What the kernel of this machine holds, of what connections are made of, in bytes: objects of the kernel, with their
+/// share of the pages that they lie in, and what waits in sockets of TCP (`mem` of `/proc/net/sockstat`).
+///
+/// Who may read `/proc/slabinfo` (root) has the objects of the kinds that connections have ([`BOTH_ENDS`],
+/// [`SERVERS_ALONE`]); anybody else has all objects of the kernel (`Slab` of `/proc/meminfo`), which also come and go with
+/// files and processes that have nothing to do with it. So only the difference between two looks says anything, and that of
+/// many connections. What it does not hold: tables of descriptors (8 to 16 bytes a descriptor), small objects of no kind
+/// of their own (`kmalloc`, some tens of bytes a connection), ports' and drivers' memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KernelMemory {
+    /// What both ends of a connection have, of both ends where both are of this machine.
+    pub both_ends: u64,
+    /// What servers alone have.
+    pub servers: u64,
+}
+
+/// The kinds that each end of a connection has: the socket, its inode, its file, its name, what security modules keep of
+/// them, and packets that wait.
+const BOTH_ENDS: &[&str] = &[
+    "TCP",
+    "TCPv6",
+    "sock_inode_cache",
+    "filp",
+    "dentry",
+    "lsm_file_cache",
+    "lsm_inode_cache",
+    "skbuff_head_cache",
+    "skbuff_small_head",
+];
+
+/// The kind that an operation of io_uring is, one of which waits for each client. Clients wait by epoll, and its kinds are
+/// not counted.
+const SERVERS_ALONE: &[&str] = &["io_kiocb"];
+
+impl KernelMemory {
+    /// What it holds now.
+    ///
+    /// # Errors
+    /// Where `/proc` isn't Linux'.
+    pub fn now() -> Result<Self> {
+        let sockstat = fs::read_to_string("/proc/net/sockstat").context("/proc/net/sockstat")?;
+        // SAFETY: it takes a plain number.
+        let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).context("the size of a page")?;
+        let waiting = waiting_in_tcp(&sockstat, page).context("/proc/net/sockstat has the memory of TCP")?;
+        let objects = match fs::read_to_string("/proc/slabinfo") {
+            Ok(slabinfo) => Self {
+                both_ends: objects_of(&slabinfo, BOTH_ENDS, page),
+                servers: objects_of(&slabinfo, SERVERS_ALONE, page),
+            },
+            Err(_) => {
+                let meminfo = fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
+                Self { both_ends: all_objects(&meminfo).context("/proc/meminfo has Slab")?, servers: 0 }
+            }
+        };
+        Ok(Self { both_ends: objects.both_ends + waiting, ..objects })
+    }
+
+    /// Of what came since an earlier look, for so many connections whose other ends are here too, what is a server's for
+    /// one connection.
+    #[must_use]
+    pub fn per_connection_since(&self, earlier: &Self, connections: u32) -> f64 {
+        let more = |of: fn(&Self) -> u64| of(self).saturating_sub(of(earlier)) as f64 / f64::from(connections);
+        more(|all| all.both_ends) / 2.0 + more(|all| all.servers)
+    }
+}
+
+/// The objects of these kinds that are in use, each with its share of the pages that it lies in.
+fn objects_of(slabinfo: &str, kinds: &[&str], page: u64) -> u64 {
+    let bytes = |line: &str| {
+        let mut words = line.split_ascii_whitespace();
+        let name = words.next()?;
+        let numbers: Vec<u64> = words.map_while(|word| word.parse().ok()).collect();
+        // Objects in use, all objects, their size, objects and pages of a slab.
+        let [used, _, _, per_slab, pages] = numbers[..] else { return None };
+        kinds.contains(&name).then(|| used * pages * page / per_slab.max(1))
+    };
+    slabinfo.lines().filter_map(bytes).sum()
+}
+
+fn all_objects(meminfo: &str) -> Option<u64> {
+    let kib = meminfo.lines().find_map(|line| line.strip_prefix("Slab:"))?.trim().strip_suffix(" kB")?;
+    kib.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+fn waiting_in_tcp(sockstat: &str, page: u64) -> Option<u64> {
+    let tcp = sockstat.lines().find_map(|line| line.strip_prefix("TCP:"))?;
+    let pages = tcp.split_ascii_whitespace().skip_while(|word| *word != "mem").nth(1)?;
+    pages.parse::<u64>().ok().map(|pages| pages * page)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kernels_memory_is_that_of_the_kinds_that_connections_have() {
+        let slabinfo = "slabinfo - version: 2.1\n\
+            # name            <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab> : tunables\n\
+            tw_sock_TCP  9 16 256 16 1 : tunables 0 0 0 : slabdata 1 1 0\n\
+            TCP  130 949 2368 13 8 : tunables 0 0 0 : slabdata 73 73 0\n\
+            filp  42 3213 192 21 1 : tunables 0 0 0 : slabdata 153 153 0\n\
+            io_kiocb  32 32 256 16 1 : tunables 0 0 0 : slabdata 1 1 0\n";
+        assert_eq!(objects_of(slabinfo, BOTH_ENDS, 4096), 130 / 13 * 32_768 + 42 / 21 * 4096);
+        assert_eq!(objects_of(slabinfo, SERVERS_ALONE, 4096), 2 * 4096);
+        assert_eq!(all_objects("MemTotal: 9 kB\nSlab:             100 kB\nSReclaimable:  60 kB\n"), Some(102_400));
+        assert_eq!(all_objects("MemTotal: 9 kB\n"), None);
+        let sockstat = "sockets: used 9\nTCP: inuse 8 orphan 0 tw 7 alloc 9 mem 5\nUDP: inuse 0 mem 4\n";
+        assert_eq!(waiting_in_tcp(sockstat, 4096), Some(5 * 4096));
+        assert_eq!(waiting_in_tcp("TCP: inuse 8\n", 4096), None);
+        assert!(KernelMemory::now().unwrap().both_ends > 0);
+    }
+
+    #[test]
+    fn of_both_ends_a_server_has_one() {
+        let before = KernelMemory { both_ends: 1_000, servers: 500 };
+        let after = KernelMemory { both_ends: 9_000, servers: 900 };
+        assert_eq!(after.per_connection_since(&before, 4), 1_000.0 + 100.0);
+        assert_eq!(before.per_connection_since(&after, 4), 0.0, "others may have let go of more");
+    }
 
     const STAT: &str = "77 (a (b) c) S 1 77 77 0 -1 4194304 10 0 0 0 30 10 0 0 20 0 3 0 5 0 0";
     const STATUS: &str = "Name:\tx\nvoluntary_ctxt_switches:\t5\nnonvoluntary_ctxt_switches:\t9\n";

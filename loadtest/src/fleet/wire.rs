@@ -49,6 +49,8 @@ pub struct Target {
 /// What the harness asks of a process of clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
+    /// Begin to connect; it is answered as `Mark`.
+    Connect,
     /// Tell what was counted so far; the latencies are those since the last such question.
     Mark,
     /// The same, and end.
@@ -179,6 +181,38 @@ impl Counts {
         self.handshakes.add(&other.handshakes);
     }
 
+    /// What came since an earlier look: what is told of a moment, as who is open, and what is told since the last question,
+    /// stays as it is.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut rest = self.clone();
+        let pairs = [
+            (&mut rest.connected, earlier.connected),
+            (&mut rest.resumed, earlier.resumed),
+            (&mut rest.dropped, earlier.dropped),
+            (&mut rest.events, earlier.events),
+            (&mut rest.slow_events, earlier.slow_events),
+            (&mut rest.event_bytes, earlier.event_bytes),
+            (&mut rest.ticks, earlier.ticks),
+            (&mut rest.resets, earlier.resets),
+            (&mut rest.redirects, earlier.redirects),
+            (&mut rest.strange, earlier.strange),
+        ];
+        for (own, earlier) in pairs {
+            *own = own.saturating_sub(earlier);
+        }
+        for (reason, count) in &mut rest.failed {
+            *count -= earlier.failed.get(reason).copied().unwrap_or(0).min(*count);
+        }
+        for (code, count) in &mut rest.closed {
+            *count -= earlier.closed.get(code).copied().unwrap_or(0).min(*count);
+        }
+        rest.failed.retain(|_, count| *count > 0);
+        rest.closed.retain(|_, count| *count > 0);
+        rest.usage = self.usage.since(&earlier.usage);
+        rest
+    }
+
     /// Events and ticks: what was delivered.
     #[must_use]
     pub fn deliveries(&self) -> u64 {
@@ -189,6 +223,22 @@ impl Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_since_a_look_leave_out_what_was_before_it_and_keep_who_is_open() {
+        let mut earlier = Counts { open: 5, connected: 5, events: 10, ticks: 1, ..Counts::default() };
+        earlier.closed.insert(1013, 2);
+        earlier.failed.insert("refused".into(), 1);
+        let mut new = Counts { open: 1, connected: 2, events: 30, resets: 3, ..Counts::default() };
+        new.closed.insert(1001, 4);
+        new.failed.insert("refused".into(), 6);
+        let mut later = earlier.clone();
+        later.add(&new);
+        let since = later.since(&earlier);
+        assert_eq!((since.open, since.connected, since.events, since.ticks, since.resets), (6, 2, 30, 0, 3));
+        assert_eq!((since.closed, since.failed), (new.closed, new.failed));
+        assert_eq!(later.since(&later).closed.len(), 0);
+    }
 
     #[test]
     fn a_target_is_asked_at_its_address_by_its_name() {

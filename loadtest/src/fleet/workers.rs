@@ -103,12 +103,20 @@ fn own_program() -> Result<PathBuf> {
 pub struct Workers(Vec<Worker>);
 
 impl Workers {
-    /// Starts a process for each plan.
+    /// Starts a process for each plan. They connect when they are told to.
     ///
     /// # Errors
     /// Where one can't be started.
     pub fn start(plans: &[ClientsPlan], cores: &[usize]) -> Result<Self> {
         plans.iter().map(|plan| Worker::start("fleet-clients", plan, cores)).collect::<Result<_>>().map(Self)
+    }
+
+    /// Lets all begin to connect.
+    ///
+    /// # Errors
+    /// Where one has ended.
+    pub fn connect(&mut self) -> Result<()> {
+        self.ask(Command::Connect).map(|_| ())
     }
 
     /// What each has counted; their latencies begin anew.

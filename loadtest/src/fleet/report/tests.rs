@@ -8,7 +8,7 @@ use crate::fleet::usage::{Machine, Usage};
 use crate::fleet::wire::Counts;
 
 /// Ten seconds of a quiet machine, with so many nanoseconds of CPU a delivery.
-fn part(ns_per_delivery: u64) -> Part {
+pub(in crate::fleet) fn part(ns_per_delivery: u64) -> Part {
     let mut latencies = Latencies::default();
     (1..=100).for_each(|ms| latencies.record(ms * 1_000));
     let usage = Usage { user_ns: 1_000 * ns_per_delivery / 2, ..Usage::default() };
@@ -19,6 +19,7 @@ fn part(ns_per_delivery: u64) -> Part {
         connecting_seconds: 2.0,
         handshakes: latencies.percentiles(),
         memory_per_connection: Some(1_024.0),
+        kernel_memory_per_connection: Some(3_072.0),
         seconds: 10.0,
         deliveries: 1_000,
         usage: Some(usage),
@@ -36,7 +37,7 @@ fn part(ns_per_delivery: u64) -> Part {
 }
 
 fn report(rounds: Vec<Round>) -> Report {
-    Report::of(serde_json::Value::Null, rounds)
+    Report::of(serde_json::Value::Null, rounds, Vec::new())
 }
 
 fn row<'a>(report: &'a Report, name: &str) -> &'a Row {
@@ -54,6 +55,7 @@ fn a_figure_is_told_with_its_ratio_to_each_floor() {
     assert_eq!(row(&report, "deliveries a second").gateway, Some(100.0));
     let memory = row(&report, "own memory a connection, bytes");
     assert_eq!((memory.gateway, memory.to_send), (Some(1_024.0), None), "no ratio where it says nothing");
+    assert_eq!(row(&report, "kernel memory a connection, bytes").kafka, Some(3_072.0));
     assert!(report.rows.iter().all(|row| row.name != "tick latency p50, ms"), "what nobody measured has no row");
     assert_eq!(report.remarks, Vec::<String>::new(), "a quiet machine, and all came");
 }
@@ -93,6 +95,14 @@ fn what_spoils_the_figures_is_told() {
     for expected in ["2 clients were told", "3 connections were closed with 1013", "4 connections failed: refused"] {
         assert!(told.contains(expected), "{told}");
     }
+}
+
+#[test]
+fn what_was_thrown_away_is_told_with_its_reason() {
+    let discarded = Discarded { what: "round 1".into(), why: vec!["a".into(), "b".into()] };
+    let report = Report::of(serde_json::Value::Null, vec![Round::default()], vec![discarded]);
+    assert_eq!(report.remarks, ["tries that were thrown away, for the machine was noisy: 1", "a try of round 1: a; b"]);
+    assert!(report.table().ends_with("NOTE: a try of round 1: a; b\n"), "{}", report.table());
 }
 
 #[test]

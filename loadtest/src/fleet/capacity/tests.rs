@@ -1,0 +1,117 @@
+//! Steps, what limits them, and what a search comes to, from parts that are made by hand.
+
+use super::*;
+use crate::fleet::report::tests::part;
+use crate::fleet::usage::{Machine, Usage};
+use crate::fleet::wire::Counts;
+
+/// Options as the command line makes them.
+fn options(arguments: &[&str]) -> Options {
+    #[derive(clap::Parser)]
+    struct Arguments {
+        #[command(flatten)]
+        options: Options,
+    }
+    let name = std::iter::once("capacity");
+    <Arguments as clap::Parser>::parse_from(name.chain(arguments.iter().copied())).options
+}
+
+/// A part whose busiest thread ran this share of the ten seconds.
+fn busy(share: f64) -> Part {
+    let threads_ns = [("shard-0".to_owned(), (share * 1e10) as u64), ("control".to_owned(), 5)].into();
+    Part { usage: Some(Usage { threads_ns, ..Usage::default() }), ..part(1_000) }
+}
+
+fn subject(pids: &[u32]) -> Subject {
+    Subject { name: "gateway", targets: Vec::new(), pids: pids.to_vec(), token: String::new(), has_manners: true }
+}
+
+/// The step of a part whose p99 is 99 ms.
+fn step(arguments: &[&str], part: &Part) -> Step {
+    let options = options(arguments);
+    Step::of(&options.fleet, options.p99_ms, &subject(&[1]), part).unwrap()
+}
+
+#[test]
+fn a_load_is_held_where_p99_is_within_the_bound_and_nothing_is_lost() {
+    let held =
+        step(&["--p99-ms=100", "--clients=1000", "--assessments=100", "--rate=70", "--market-rate=2"], &busy(0.9));
+    assert!(held.is_held() && held.limit.is_none(), "{held:?}");
+    assert_eq!(held.due_per_second, 70.0 * 10.0 + 2.0 * 1_000.0);
+    assert!(held.line().starts_with("70 events and 2 ticks a second, 2,700 deliveries a second due, 100 read, p50 "));
+    assert!(held.line().ends_with(": held"), "{}", held.line());
+
+    assert_eq!([0.5, 12.0, 99.25, 1_234.5].map(rate), ["0.50", "12", "99.25", "1,234"]);
+
+    let late = step(&["--p99-ms=98"], &busy(0.9));
+    assert_eq!((late.faults.len(), late.limit), (1, Some(Limit::Gateway)));
+    assert!(late.line().ends_with("not held: p99 is 99.3 ms, over 98 ms; the gateway is the limit"), "{}", late.line());
+
+    let mut counts = Counts { events: 1_199, resets: 2, ..Counts::default() };
+    counts.closed = [(1013, 3), (1006, 1)].into();
+    counts.failed = [("refused".to_owned(), 5)].into();
+    let lost = step(&["--p99-ms=100"], &Part { counts, ..busy(0.9) });
+    let expected = ["1 events are missing", "2 resets", "4 connections were closed", "5 connections failed"];
+    assert_eq!(lost.faults, expected);
+
+    let ticks_late = Part { latencies: None, tick_latencies: part(1).latencies, ..busy(0.9) };
+    assert!(!step(&["--p99-ms=98"], &ticks_late).is_held(), "ticks have the bound too");
+    let nothing = Part { latencies: None, ..busy(0.9) };
+    assert!(Step::of(&options(&[]).fleet, 50.0, &subject(&[1]), &nothing).is_err());
+}
+
+#[test]
+fn what_limits_is_the_gateway_only_where_nothing_else_is() {
+    let lateness = part(1).latencies;
+    let stolen = Machine { total: 1_000, busy: 500, steal: 100 };
+    let cases = [
+        (busy(0.7), 50.0, 1, Limit::Gateway),
+        (Part { machine: stolen, ..busy(0.7) }, 50.0, 1, Limit::Gateway),
+        (busy(0.69), 50.0, 1, Limit::Elsewhere),
+        (busy(1.3), 50.0, 2, Limit::Elsewhere),
+        (busy(1.4), 50.0, 2, Limit::Gateway),
+        (Part { machine: stolen, ..busy(0.5) }, 50.0, 1, Limit::Machine),
+        (Part { client_busy: 0.81, ..busy(0.9) }, 50.0, 1, Limit::Clients),
+        (Part { lateness, ..busy(0.9) }, 50.0, 1, Limit::Producer),
+        (Part { lateness, ..busy(0.9) }, 500.0, 1, Limit::Gateway),
+        (Part { usage: None, ..busy(0.9) }, 50.0, 0, Limit::Unknown),
+    ];
+    for (part, p99_ms, processes, expected) in cases {
+        assert_eq!(Limit::of(&part, p99_ms, processes), expected, "{:?}, {processes} processes", part.usage);
+    }
+}
+
+/// A search that came to a step of each of these parts, with the bound of 98 ms; the first is held.
+fn found(is_narrow: bool, second: &Part) -> (Capacity, Vec<String>) {
+    let quick = Percentiles { samples: 9, p50_ms: 1.0, p90_ms: 1.5, p99_ms: 2.0, p999_ms: 3.0, max_ms: 4.0 };
+    let low = Part { latencies: Some(quick), ..busy(0.5) };
+    let asked = ["--p99-ms=98", "--clients=1000", "--headroom=0.2", "--rate=100", "--assessments=100"];
+    let twice = asked.map(|argument| if argument == "--rate=100" { "--rate=200" } else { argument });
+    let steps = vec![step(&asked, &low), step(&twice, second)];
+    let found = Found { steps, held: Some((1.0, low)), is_narrow, discarded: Vec::new() };
+    found.capacity(&options(&asked))
+}
+
+#[test]
+fn the_sum_names_the_highest_load_that_was_held_the_next_and_the_sizing() {
+    let (capacity, remarks) = found(true, &busy(0.9));
+    assert_eq!(capacity.held, Some(0));
+    let starts = ["capacity: 100 events a second, 1,000 deliveries", "the next: 200 events a second", "sizing: "];
+    assert_eq!(capacity.lines.len(), starts.len());
+    for (line, start) in capacity.lines.iter().zip(starts) {
+        assert!(line.starts_with(start), "{line}");
+    }
+    assert_eq!(capacity.sizing.unwrap().pods, 125);
+    assert_eq!(remarks, Vec::<String>::new());
+}
+
+#[test]
+fn a_limit_that_is_not_the_gateways_and_a_search_that_was_cut_short_are_told() {
+    let (_, remarks) = found(true, &Part { client_busy: 0.9, ..busy(0.9) });
+    assert!(remarks.len() == 1 && remarks[0].contains("not of the gateway"), "{remarks:?}");
+    let (_, remarks) = found(false, &busy(0.9));
+    assert!(remarks.len() == 1 && remarks[0].contains("--steps-max"), "{remarks:?}");
+    let none = Found { steps: Vec::new(), held: None, is_narrow: false, discarded: Vec::new() };
+    let (capacity, remarks) = none.capacity(&options(&[]));
+    assert_eq!((capacity.lines, capacity.sizing, remarks), (vec!["capacity: no load was held".into()], None, vec![]));
+}

@@ -1,0 +1,121 @@
+//! Pages of reports that are made by hand.
+
+use super::*;
+use crate::fleet::capacity::{Limit, Step};
+use crate::fleet::report::tests::part;
+
+fn at(ms: f64) -> Percentiles {
+    Percentiles { samples: 9, p50_ms: ms, p90_ms: ms * 2.0, p99_ms: ms * 3.0, p999_ms: ms * 4.0, max_ms: ms * 5.0 }
+}
+
+fn timeline(seconds: u32) -> Vec<Moment> {
+    let moment = |second: u32| Moment {
+        at_seconds: f64::from(second),
+        deliveries_per_second: 100.0,
+        latencies: Some(at(f64::from(second))),
+        cores: Some(0.5),
+        memory: Some(u64::from(second) << 20),
+    };
+    (1..=seconds).map(moment).collect()
+}
+
+fn round(ns: u64) -> Round {
+    let part = |ns| Some(Part { timeline: timeline(3), ..part(ns) });
+    Round { gateway: part(ns), send: part(ns / 2), kafka: part(ns) }
+}
+
+fn report(rounds: Vec<Round>) -> Report {
+    let options = serde_json::json!({ "settings": ["A=<b>&'\""], "url": null, "gateway_cores": [1] });
+    Report::of(options, rounds, Vec::new())
+}
+
+fn titles(page: &str) -> Vec<&str> {
+    page.split("<figcaption>").skip(1).filter_map(|rest| rest.split("</figcaption>").next()).collect()
+}
+
+#[test]
+fn a_page_has_the_plots_the_figures_and_the_options_and_asks_nobody_for_anything() {
+    let report = report(vec![round(2_000)]);
+    let page = page(&report, "fleet");
+    let expected = [
+        "Latency over time (gateway)",
+        "Latency over load (a point a round)",
+        "CPU a delivery",
+        "Memory of an idle connection",
+        "Memory over time (the processes&#39; own)",
+    ];
+    assert_eq!(titles(&page), expected);
+    for row in &report.rows {
+        assert!(page.contains(&format!("<td>{}</td>", escape(&row.name))), "{}", row.name);
+    }
+    assert!(page.contains("<td>settings</td><td>[&quot;A=&lt;b&gt;&amp;&#39;\\&quot;&quot;]</td>"), "{page}");
+    assert!(page.contains("<td>gateway-cores</td><td>[1]</td>") && !page.contains("<td>url</td>"));
+    for outside in ["http:", "https:", "src=", "href=", "@import", "<script", "url("] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+}
+
+#[test]
+fn remarks_are_told_above_the_plots_and_many_are_folded_up() {
+    let with = |count: usize| {
+        let remarks = (0..count).map(|number| format!("remark <{number}>")).collect();
+        page(&Report { remarks, ..report(vec![round(2_000)]) }, "fleet")
+    };
+    assert!(with(1).contains(" open><summary>What to know of it: 1</summary><ul><li>remark &lt;0&gt;</li>"));
+    assert!(with(9).contains("<details class=\"remarks\"><summary>What to know of it: 9<"));
+    assert!(!with(0).contains("<details"));
+}
+
+#[test]
+fn each_tag_is_closed() {
+    let remarks = vec!["a remark".to_owned()];
+    let page = page(&Report { remarks, ..report(vec![round(2_000), round(3_000)]) }, "fleet");
+    for tag in [
+        "html", "main", "div", "section", "details", "table", "tr", "td", "th", "figure", "ul", "li", "svg", "text",
+        "p",
+    ] {
+        let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
+        assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
+        assert!(opened > 0, "{tag}");
+    }
+}
+
+#[test]
+fn of_rounds_the_middle_one_is_shown_in_its_course() {
+    let with = |ms| {
+        let gateway = Some(Part { latencies: Some(at(ms)), timeline: timeline(2), ..part(1_000) });
+        Round { gateway, ..Round::default() }
+    };
+    let page = page(&report(vec![with(9.0), with(1.0), with(4.0)]), "fleet");
+    assert_eq!(titles(&page)[0], "Latency over time (gateway, round 3 of 3)");
+    assert!(page.contains("Figures, medians of 3 rounds"));
+    let none = shown(&[]);
+    assert!(none.is_none());
+    let floor = Round { kafka: Some(part(1)), ..Round::default() };
+    assert_eq!(shown(&[floor]).unwrap().0, "kafka loop", "without a gateway, a loop's");
+}
+
+#[test]
+fn a_search_has_its_steps_its_bound_and_its_lines() {
+    let step = |load: f64, faults: &[&str]| Step {
+        rate: load / 10.0,
+        market_rate: 0.0,
+        due_per_second: load,
+        deliveries_per_second: load,
+        latencies: at(load / 1_000.0),
+        cores: Some(0.5),
+        cpu_ns: Some(1_500.0),
+        faults: faults.iter().map(|fault| (*fault).to_owned()).collect(),
+        limit: (!faults.is_empty()).then_some(Limit::Gateway),
+    };
+    let steps = vec![step(1_000.0, &[]), step(4_000.0, &["3 resets"]), step(2_000.0, &[])];
+    let lines = vec!["capacity: <so much>".to_owned()];
+    let capacity = Capacity { p99_ms: 9.0, steps, held: Some(2), sizing: None, lines };
+    let page = page(&Report { capacity: Some(capacity), ..report(vec![round(2_000)]) }, "capacity");
+    assert_eq!(titles(&page)[1..3], ["Latency over load (gateway)", "CPU a delivery over load (gateway)"]);
+    assert!(page.contains("<p class=\"lead\">capacity: &lt;so much&gt;</p>"));
+    assert!(page.contains("bound of p99: 9 ms"));
+    assert!(page.contains("<td>3 resets; the gateway is the limit</td>"));
+    // Three percentiles and the CPU; and the sign in both legends.
+    assert_eq!(page.matches("hollow\"").count(), 4 + 2);
+}
