@@ -149,3 +149,44 @@ fn who_shows_no_sign_of_life_is_closed_and_counted_and_any_whole_frame_is_one() 
     assert!(answers.ended().is_none());
     answers.close();
 }
+
+/// Counts of work, not of time: they are the same on a machine that does much else, or less.
+#[test]
+fn an_event_costs_a_batch_a_turn_and_a_write_for_each_who_watches() {
+    const EVENTS: u64 = 50;
+    const WATCHERS: usize = 10;
+    let world = World::start();
+    let settings = [("HEARTBEAT_INTERVAL", "600000"), ("CONNECTION_TIMEOUT", "1200000"), ("SHARDS", "1")];
+    let pod = world.pod("pod-0").set_all(&settings).start();
+    let mut clients: Vec<_> = (0..WATCHERS).map(|_| pod.client("a")).collect();
+    // Their greetings.
+    pod.await_metric("shardgate_socket_writes_total", WATCHERS as f64);
+    let producer = world.producer();
+    let mut spent = |numbers: std::ops::Range<u64>, at_a_time: u64| {
+        let names = ["shardgate_ingest_batches_total", "shardgate_shard_turns_total", "shardgate_socket_writes_total"];
+        let count = || names.map(|name| pod.metrics().sum(name));
+        let (before, began) = (count(), Instant::now());
+        for number in numbers.clone() {
+            producer.event(&event("a", number));
+            if (number + 1) % at_a_time == 0 {
+                producer.flush();
+                let count = usize::try_from(number + 1).unwrap();
+                watch(&mut clients, "each has it", WITHIN, |clients| clients.iter().all(|c| seen(c).count() == count));
+            }
+        }
+        let after = count();
+        // Each second a shard turns, and is told how far ingest has read, whatever comes; a scrape costs a turn or two.
+        let besides = 3.0 * began.elapsed().as_secs_f64() + 10.0;
+        let [batches, turns, writes] = [0, 1, 2].map(|place| after[place] - before[place]);
+        (batches, turns, writes, besides)
+    };
+    let (batches, turns, writes, besides) = spent(0..EVENTS, 1);
+    assert_eq!(writes, (EVENTS as usize * WATCHERS) as f64, "one for each delivery");
+    assert!(batches <= EVENTS as f64 + besides, "{batches} batches");
+    assert!(turns <= batches + besides, "{turns} turns for {batches} batches");
+
+    // What comes at a time leaves together.
+    let (batches, turns, writes, besides) = spent(EVENTS..2 * EVENTS, 25);
+    assert!(writes <= (EVENTS as usize * WATCHERS) as f64 / 2.0, "{writes} writes");
+    assert!(turns <= batches + besides, "{turns} turns for {batches} batches");
+}

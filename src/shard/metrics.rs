@@ -49,6 +49,7 @@ pub struct Metrics {
     heartbeat_failures: Counter,
     duration: Histogram,
     closed: Family<ClosedLabels, Counter>,
+    turns: Counter,
     writes: Counter,
     blocked: Counter,
     resumed: Counter,
@@ -87,6 +88,7 @@ impl Metrics {
             heartbeat_failures: Counter::default(),
             duration: Histogram::new(DURATION_BUCKETS_S),
             closed: Family::default(),
+            turns: Counter::default(),
             writes: Counter::default(),
             blocked: Counter::default(),
             resumed: Counter::default(),
@@ -111,6 +113,7 @@ impl Metrics {
             m.duration.clone(),
         );
         registry.register("shardgate_connections_closed", "Connections that ended, by reason", m.closed.clone());
+        registry.register("shardgate_shard_turns", "Turns of the shards' loops", m.turns.clone());
         registry.register("shardgate_socket_writes", "Writes to clients' sockets", m.writes.clone());
         registry.register("shardgate_socket_blocked", "Writes that found a client's socket full", m.blocked.clone());
         registry.register("shardgate_resumes", "Clients that came back and go on from their cursor", m.resumed.clone());
@@ -188,7 +191,9 @@ impl ShardMetrics {
         self.pod.misplaced.inc_by(records);
     }
 
+    /// At the end of a turn.
     pub(super) fn publish(&self, counts: Counts, history_bytes: usize) {
+        self.pod.turns.inc();
         self.pod.sent.inc_by(counts.sent);
         self.pod.received.inc_by(counts.received);
         self.pod.writes.inc_by(counts.writes);
