@@ -1,0 +1,82 @@
+//! The market board of one shard: taking ticks in, publishing what changed, and finding what a connection has not seen, once
+//! for each connection and flush. Beside them the floor: the copy of the same bytes.
+//!
+//! Not measured: the writes to sockets, and the cache misses of a walk over many thousands of connections.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use shardgate::ids::TopicIndex;
+use shardgate::routing::table::Table;
+use shardgate::stream::batch::{Batch, Origin, Tick};
+use shardgate::stream::board::Board;
+
+const MARKETS: u16 = 200;
+
+/// A tick of each market.
+fn ticks(offset: i64) -> Batch {
+    let mut batch = Batch::default();
+    for topic in (0..MARKETS).map(TopicIndex) {
+        let payload = batch
+            .push_bytes(format!(r#"{{"price":64123.{offset:04},"timestamp":"2026-11-24T05:31:13.123Z"}}"#).as_bytes());
+        let origin = Origin { topic, partition: 0, offset };
+        batch.ticks.push(Tick { origin, timestamp_ms: 1_790_000_000_000 + offset, payload });
+    }
+    batch
+}
+
+/// A board on which each market has a price that everybody has seen.
+fn board(now: Instant) -> Board {
+    let table = Table::built_in();
+    let name = |number| format!("market-data.market-{number}-ticks");
+    let topic = |number| table.resolve(TopicIndex(number), &name(number)).expect("a built-in route matches");
+    let topics = (0..MARKETS).map(|number| Arc::new(topic(number))).collect();
+    let mut board = Board::new(Duration::from_secs(300));
+    board.apply(&Batch { topics, ..ticks(0) }, now);
+    board.publish(now);
+    board
+}
+
+fn boards(c: &mut Criterion) {
+    let now = Instant::now();
+    let mut group = c.benchmark_group("board");
+    group.throughput(Throughput::Elements(u64::from(MARKETS)));
+    let batches: Vec<_> = (1..1_000).map(ticks).collect();
+    let (mut taking, mut next) = (board(now), batches.iter().cycle());
+    group.bench_function("take in a tick of each market", |b| {
+        b.iter(|| taking.apply(next.next().expect("it goes round"), now));
+    });
+    let mut offset = 0;
+    let mut publishing = board(now);
+    group.bench_function("map, frame and publish them", |b| {
+        b.iter_batched(
+            || {
+                offset += 1;
+                ticks(offset)
+            },
+            |batch| {
+                publishing.apply(&batch, now);
+                publishing.publish(now);
+            },
+            BatchSize::SmallInput,
+        );
+    });
+    let bytes = vec![7_u8; publishing.unseen(Default::default()).bytes.len()];
+    let mut copy = bytes.clone();
+    group.bench_function("floor: copy of their frames", |b| b.iter(|| copy.copy_from_slice(black_box(&bytes))));
+    group.finish();
+
+    let mut group = c.benchmark_group("board, for each connection");
+    let before = publishing.image_version();
+    publishing.apply(&ticks(offset + 1), now);
+    publishing.publish(now);
+    group.bench_function("what it has not seen", |b| b.iter(|| publishing.unseen(black_box(before)).bytes.len()));
+    let unseen = publishing.unseen(before);
+    group.bench_function("how far a write came", |b| b.iter(|| unseen.progress(black_box(unseen.bytes.len()))));
+    group.finish();
+}
+
+criterion_group!(benches, boards);
+criterion_main!(benches);
