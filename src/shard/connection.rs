@@ -31,29 +31,35 @@ pub(super) trait Socket {
 /// live --close(reason)--> ending: what is half written, a redirect if any, the close frame --written or cut--> over
 ///  \---------------------------------- gone (error, end of input) ---------------------------------------------^
 /// ```
+///
+/// In the order in which they lie: what each event looks at comes first, within three lines of the processor's cache.
+/// With many thousands of connections none of it is there any more, and each further line would be waited for.
+#[repr(C)]
 pub(super) struct Connection<S> {
     pub(super) socket: S,
     /// The assessment that it watches; without one it gets market data alone.
     pub(super) watch: Option<Watch>,
+    /// The rest of what is half written: it goes before all else.
+    pub(super) tail: Option<Tail>,
+    /// What its cursor covers, until it has passed that: so long it is served on its own.
+    pub(super) cover: Option<Box<Cover>>,
+    /// The payload of the newest WebSocket ping that was not answered yet (RFC 6455 section 5.5.3 lets the rest go).
+    pub(super) control_ping: Option<Box<[u8]>>,
+    /// Since when its socket takes nothing.
+    pub(super) blocked_since: Option<Instant>,
+    pub(super) end: End,
+    /// What else it is to be told, besides events and markets.
+    pub(super) owed: Owed,
+    /// It has more due than one turn's share, and waits for the next.
+    pub(super) pending: bool,
+    /// It came back, and has not yet been sent all that it lacked.
+    pub(super) catching_up: bool,
+    /// Another pod is to serve it, by a view that is not proven, and has sent it back or is not there.
+    pub(super) on_return: bool,
     /// How far it has seen the board.
     pub(super) seen: BoardVersion,
     /// The board as it was when it came. Until it has seen that much, the board goes before its events.
     pub(super) greeted_with: BoardVersion,
-    /// What its cursor covers, until it has passed that: so long it is served on its own.
-    pub(super) cover: Option<Box<Cover>>,
-    /// Another pod is to serve it, by a view that is not proven, and has sent it back or is not there.
-    pub(super) on_return: bool,
-    /// It came back, and has not yet been sent all that it lacked.
-    pub(super) catching_up: bool,
-    /// The rest of what is half written: it goes before all else.
-    pub(super) tail: Option<Tail>,
-    /// What else it is to be told, besides events and markets.
-    pub(super) owed: Owed,
-    /// Since when its socket takes nothing.
-    pub(super) blocked_since: Option<Instant>,
-    /// It has more due than one turn's share, and waits for the next.
-    pub(super) pending: bool,
-    pub(super) end: End,
     /// Its place in the shard's roster.
     pub(super) place: u32,
     pub(super) opened: Instant,
@@ -65,8 +71,6 @@ pub(super) struct Connection<S> {
     pub(super) complained: Option<Instant>,
     pub(super) token_expires: Option<UnixMs>,
     pub(super) inbound: InboundBucket,
-    /// The payload of the newest WebSocket ping that was not answered yet (RFC 6455 section 5.5.3 lets the rest go).
-    pub(super) control_ping: Option<Box<[u8]>>,
 }
 
 /// A connection's part in its assessment.
