@@ -14,7 +14,8 @@
 //!   that only count.
 //! - [`http`], [`metrics`]: what operators see, read strictly.
 //! - [`chaos`]: the run in which everything fails, and the judge of what clients saw.
-//! - [`fleet`]: many clients under a load, and what they cost, beside bare loops that do no more than they must.
+//! - [`fleet`]: many clients under a load, and what they cost, beside bare loops that do no more than they must; and the
+//!   search for the highest load that is borne.
 //! - [`storm`]: all clients of a pod come back at once.
 //! - [`process`]: child processes that never outlive the tests; waiting with a deadline.
 //!
