@@ -148,9 +148,9 @@ pub const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 /// Bytes that one connection is sent in a turn before others have theirs.
 pub const TURN_BYTES_MAX: usize = 256 * 1024;
 
-/// Bytes that a shard sends in a turn to those who lag or catch up, all together: about a millisecond's work, and so long
-/// those who are up to date wait for it.
-pub const CATCH_UP_BYTES_A_TURN: u64 = 1024 * 1024;
+/// Bytes that a shard sends in a turn to those who lag or catch up, all together: two milliseconds' work where frames are
+/// made for each of them, and so long those who are up to date wait for it.
+pub const CATCH_UP_BYTES_A_TURN: u64 = 128 * 1024;
 
 /// Bytes that one connection is sent at a time while it is not past its cursor: such frames are its own.
 pub const APART_BYTES_MAX: usize = 64 * 1024;

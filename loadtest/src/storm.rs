@@ -45,7 +45,7 @@ pub struct Outcome {
 }
 
 /// Threads that hold the clients who come back.
-const THREADS: usize = 4;
+const THREADS: usize = 2;
 
 /// Between two events for each live client.
 const LIVE_EVERY: Duration = Duration::from_millis(100);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use glommio::net::{TcpListener, TcpStream};
 use glommio::timer::Timer;
 
-use super::event_loop::{Shard, TaskKey, let_others_run};
+use super::event_loop::{Shard, TaskKey, let_all_run};
 use super::socket;
 use crate::limits::{ACCEPT_LOG_EVERY, HANDSHAKE_PATIENCE, HANDSHAKES_MAX};
 
@@ -22,7 +22,7 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 const ROOM_PAUSE: Duration = Duration::from_millis(2);
 
 /// Sockets that are accepted before the requests of others are read: while sockets wait, an accept is ready at once, and
-/// a storm of them must not be all that the shard does.
+/// a storm of them must not be all that the shard does. With their handshakes it is about a millisecond's work.
 const ACCEPTS_A_TURN: u32 = 16;
 
 /// The requests that are being read or answered, oldest first.
@@ -111,7 +111,7 @@ pub(super) fn accept_from(shard: &Rc<Shard>, listener: std::net::TcpListener) {
             accepted += 1;
             if accepted == ACCEPTS_A_TURN {
                 accepted = 0;
-                let_others_run().await;
+                let_all_run().await;
             }
         }
     });

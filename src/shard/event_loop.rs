@@ -56,15 +56,24 @@ const RING_ENTRIES: usize = 4096;
 /// queue would shorten the timer again: the turns have none.
 const PREEMPT_EVERY: Duration = Duration::from_secs(1);
 
+/// What the turns get of the core where other tasks could run as well: four parts of five. glommio lets the queue run that
+/// had least so far; with equal parts, turns that had sent for 40 ms waited as long for thousands of handshakes.
+const TURNS_SHARES: Shares = Shares::Static(4);
+
 /// For how long the turns send before they let other tasks run, which read and accept.
 const BREATH: Duration = Duration::from_millis(1);
 
 /// Sends between two looks at the clock.
 const SENDS_A_BREATH: usize = 64;
 
-/// How long the executor may sleep on tasks that could run, should it do so in spite of [`PREEMPT_EVERY`]. A nudge costs
-/// it some ten microseconds.
-const NUDGE_EVERY: Duration = Duration::from_millis(100);
+/// How long the executor may sleep on tasks that could run, should it do so in spite of [`PREEMPT_EVERY`]: while the shard
+/// is at work, and while it rests. In a storm of clients it did so each second or third second. A nudge costs it some ten
+/// microseconds.
+const NUDGE_EVERY: Duration = Duration::from_millis(10);
+const NUDGE_EVERY_AT_REST: Duration = Duration::from_millis(100);
+
+/// A shard that had no turn for so long is at rest.
+const AT_REST_AFTER: Duration = Duration::from_millis(300);
 
 /// How often a draining shard looks at how many clients may still be there.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
@@ -101,6 +110,8 @@ pub(super) struct Shard {
     connections: Cell<u64>,
     /// When the turns last had theirs.
     turned: Cell<Instant>,
+    /// Wakes the turns, while they rest.
+    turns: RefCell<Option<Waker>>,
 }
 
 impl Shard {
@@ -149,9 +160,13 @@ impl Shard {
     }
 
     /// Lets the turns have theirs, if others have run for long: a thousand clients that come at a time are not to keep
-    /// those who are there waiting.
+    /// those who are there waiting. The turns are woken for it: who rings their bell from another thread is not heard before
+    /// the executor looks at its rings again, which it does when it has run out of tasks.
     pub(super) async fn give_way(&self) {
         if self.turned.get().elapsed() >= 2 * BREATH {
+            if let Some(turns) = self.turns.take() {
+                turns.wake();
+            }
             let_others_run().await;
         }
     }
@@ -235,6 +250,7 @@ async fn run(parts: Parts) {
         started_ms: now.unix.0,
         connections: Cell::new(0),
         turned: Cell::new(now.instant),
+        turns: RefCell::default(),
         config: parts.config,
         node: parts.node,
         head_rules: parts.head_rules,
@@ -245,9 +261,9 @@ async fn run(parts: Parts) {
         standing: parts.standing,
         pod: parts.pod,
     });
-    let queue = glommio::executor().create_task_queue(Shares::default(), Latency::NotImportant, "turns");
+    let queue = glommio::executor().create_task_queue(TURNS_SHARES, Latency::NotImportant, "turns");
     accept_from(&shard, parts.listener);
-    keep_awake(&shard);
+    keep_awake(&shard, &parts.status);
     let turns = Turns {
         sweeper: Sweeper::new(&shard.config, now.instant),
         handover: Handover::new(&shard.config, now.instant),
@@ -275,25 +291,30 @@ async fn run_turns(turns: Turns, queue: TaskQueueHandle) {
 /// comes between its look at the rings and its first task, it takes that for 'nothing to run' (`run_task_queues`), and
 /// then sleeps without a timer. Whatever would wake it is to be armed by those very tasks. [`PREEMPT_EVERY`] keeps the
 /// timer out of it; this is for what else may come there.
-fn keep_awake(shard: &Rc<Shard>) {
-    shard.spawn(async {
+fn keep_awake(shard: &Rc<Shard>, status: &Arc<ShardStatus>) {
+    let status = Arc::clone(status);
+    shard.spawn(async move {
         let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
-        let _nudger = Nudger::start(waker);
+        let _nudger = Nudger::start(waker, status);
         future::pending::<()>().await;
     });
 }
 
-/// A thread that wakes a task at each [`NUDGE_EVERY`], until this is dropped.
+/// A thread that wakes a task now and then, until this is dropped.
 struct Nudger {
     running: Option<crossbeam_channel::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Nudger {
-    fn start(waker: Waker) -> Self {
+    fn start(waker: Waker, status: Arc<ShardStatus>) -> Self {
         let (running, ended) = crossbeam_channel::bounded(0);
         let nudge = move || {
-            while ended.recv_timeout(NUDGE_EVERY) == Err(RecvTimeoutError::Timeout) {
+            let pause = || {
+                let is_at_rest = status.pulse.age(Instant::now()) >= AT_REST_AFTER;
+                if is_at_rest { NUDGE_EVERY_AT_REST } else { NUDGE_EVERY }
+            };
+            while ended.recv_timeout(pause()) == Err(RecvTimeoutError::Timeout) {
                 waker.wake_by_ref();
             }
         };
@@ -311,12 +332,20 @@ impl Drop for Nudger {
     }
 }
 
-/// Lets the other tasks of the shard run, and the kernel's completions be seen.
+/// Lets the tasks that wait in other queues run.
 pub(super) async fn let_others_run() {
     glommio::executor().yield_task_queue_now().await;
 }
 
-/// The same for a task that is polled by hand: it returns `Pending` after this, and is polled again.
+/// Lets all that could run do so, and then the executor look at its rings: at what other threads and the kernel have to
+/// say. A yield alone leads there only where nothing else could run.
+pub(super) async fn let_all_run() {
+    /// Longer than it takes to ask for it: a time that is over would be no wait.
+    const MOMENT: Duration = Duration::from_micros(20);
+    Timer::new(MOMENT).await;
+}
+
+/// [`let_others_run`] for a task that is polled by hand: it returns `Pending` after this, and is polled again.
 pub(super) fn let_others_run_first(cx: &mut Context<'_>) {
     let yielding = pin!(let_others_run());
     // It marks the queue, wakes the task, and is done with.
@@ -476,6 +505,7 @@ impl Turns {
         let rung = poll_fn(|cx| {
             // Armed before the look, or what comes between the two would be missed.
             self.inbox.bell.register(cx.waker());
+            self.shard.turns.replace(Some(cx.waker().clone()));
             let due = !self.inbox.batches.is_empty()
                 || !self.inbox.handoffs.is_empty()
                 || !Arc::ptr_eq(standing, &self.shard.standing.load())
