@@ -45,8 +45,8 @@ const IO_MEMORY_BYTES: usize = 64 * 1024;
 /// Entries of each of an executor's three rings. The kernel finds what is to be cancelled by a table of the ring's, with
 /// a thirty-second part of its completions' number as lists (`io_uring_alloc_hash`, 256 at most: twice this many entries). The
 /// poll of each connection lies in there, and with each rest glommio cancels a timer, which is looked for among them: with
-/// its 128 entries, eight lists, that took a tenth of a shard's time at 1,000 connections, and more than half at 10,000.
-/// 1.2 MiB of the kernel's memory a shard.
+/// its 128 entries, eight lists, that took a tenth of a shard's time at 1,000 connections, and two fifths at 5,000. The rings
+/// are some 1.2 MiB of the kernel's memory a shard.
 const RING_ENTRIES: usize = 4096;
 
 /// glommio's preemption timer. Its executor parks with work at hand where this timer fires between being armed and the
