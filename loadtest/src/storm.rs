@@ -77,19 +77,21 @@ pub fn run(options: &Options) -> Outcome {
             // A pause of its own length: what the live ones have without a storm.
             thread::sleep(WARM_UP + BEFORE);
             let began = Instant::now();
-            come_back(&asks, options.lacking);
+            let clients = come_back(&asks, options.lacking);
             let took = began.elapsed();
             storming.store(false, Ordering::Relaxed);
-            (began, took)
+            (began, took, clients)
         });
         while storming.load(Ordering::Relaxed) {
             read_for(&mut live, Duration::from_millis(20));
         }
         sent = sender.join().expect("the sender does not panic");
-        (storm_began, took) = storm.join().expect("all clients are served");
+        let clients;
+        (storm_began, took, clients) = storm.join().expect("all clients are served");
         watch(&mut live, "the live clients have all", WITHIN, |live| {
             live.iter().all(|c| seen(c).count() == sent.len())
         });
+        drop(clients);
     });
     let latencies = |during: bool| {
         let is_warm = |at: Instant| storm_began.saturating_duration_since(at) <= BEFORE;
@@ -172,31 +174,37 @@ struct Counter {
     events: u32,
 }
 
-/// Connects all, asks, and reads until each has as many events as it lacks.
-fn come_back(asks: &[Ask], lacking: u32) {
+/// Connects all, asks, and reads until each has as many events as it lacks. They stay until they are dropped: that they
+/// leave, all at a time, is another story.
+fn come_back(asks: &[Ask], lacking: u32) -> Vec<Counter> {
     thread::scope(|scope| {
-        for asks in asks.chunks(asks.len().div_ceil(THREADS)) {
-            scope.spawn(move || {
-                let mut epoll = Epoll::new().expect("a descriptor is left");
-                let mut counters: Vec<_> = asks.iter().map(Counter::begin).collect();
-                for (counter, token) in counters.iter().zip(0..) {
-                    epoll.add_readable(counter.stream.as_raw_fd(), token).expect("a socket that is new to it");
-                }
-                let (deadline, mut left) = (Instant::now() + 4 * WITHIN, counters.len());
-                while left > 0 {
-                    assert!(Instant::now() < deadline, "clients that came back were not served");
-                    let ready: Vec<_> = epoll.wait(Duration::from_secs(1)).expect("it is open").collect();
-                    for token in ready.iter().map(|ready| usize::try_from(ready.token).expect("an index")) {
-                        counters[token].turn(lacking);
-                        if counters[token].events == lacking {
-                            epoll.remove(counters[token].stream.as_raw_fd()).expect("it was added");
-                            left -= 1;
-                        }
-                    }
-                }
-            });
+        let parts: Vec<_> = asks
+            .chunks(asks.len().div_ceil(THREADS))
+            .map(|asks| scope.spawn(move || part_comes_back(asks, lacking)))
+            .collect();
+        parts.into_iter().flat_map(|part| part.join().expect("all clients are served")).collect()
+    })
+}
+
+fn part_comes_back(asks: &[Ask], lacking: u32) -> Vec<Counter> {
+    let mut epoll = Epoll::new().expect("a descriptor is left");
+    let mut counters: Vec<_> = asks.iter().map(Counter::begin).collect();
+    for (counter, token) in counters.iter().zip(0..) {
+        epoll.add_readable(counter.stream.as_raw_fd(), token).expect("a socket that is new to it");
+    }
+    let (deadline, mut left) = (Instant::now() + 4 * WITHIN, counters.len());
+    while left > 0 {
+        assert!(Instant::now() < deadline, "clients that came back were not served");
+        let ready: Vec<_> = epoll.wait(Duration::from_secs(1)).expect("it is open").collect();
+        for token in ready.iter().map(|ready| usize::try_from(ready.token).expect("an index")) {
+            counters[token].turn(lacking);
+            if counters[token].events == lacking {
+                epoll.remove(counters[token].stream.as_raw_fd()).expect("it was added");
+                left -= 1;
+            }
         }
-    });
+    }
+    counters
 }
 
 impl Counter {
