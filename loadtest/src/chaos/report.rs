@@ -10,10 +10,6 @@ use super::schedule::Kind;
 /// Redirects that a client may see in one rolling restart.
 const REDIRECTS_MAX: u64 = 3;
 
-/// The same, where Redis was not always there: for each of the two pods that a client loses in a restart of three, to the
-/// next, back, and there again. 'A few times at most' is what two pods that disagree may do.
-const REDIRECTS_WITHOUT_REDIS_MAX: u64 = 6;
-
 /// Within this time the clients of a pod that is restarted by a rolling update are caught up elsewhere, in 99 of 100
 /// cases.
 const ROLLING_P99_MS: u64 = 2_000;
@@ -80,13 +76,10 @@ pub fn over_limit(title: &Title, verdict: &Verdict) -> Vec<String> {
     };
     limit(Kind::Kill, 100, title.lease_ms + KILL_OVER_LEASE_MS);
     limit(Kind::Rolling, 99, ROLLING_P99_MS);
-    let redirects = [
-        (verdict.redirects_max, REDIRECTS_MAX, ""),
-        (verdict.redirects_max_without_redis, REDIRECTS_WITHOUT_REDIS_MAX, " with Redis away"),
-    ];
-    for (most, limit, when) in redirects {
-        if most > limit {
-            over.push(format!("a client saw {most} redirects in a rolling restart{when}, over {limit}"));
+    let redirects = [(verdict.redirects_max, ""), (verdict.redirects_max_without_redis, " with Redis away")];
+    for (most, when) in redirects {
+        if most > REDIRECTS_MAX {
+            over.push(format!("a client saw {most} redirects in a rolling restart{when}, over {REDIRECTS_MAX}"));
         }
     }
     over
@@ -193,9 +186,9 @@ mod tests {
         verdict.recoveries.push(recovery(Cause::Fault(Kind::Rolling), 2_001, true));
         verdict.redirects_max = 4;
         assert_eq!(over_limit(&title, &verdict).len(), 3);
-        verdict.redirects_max_without_redis = 6;
+        verdict.redirects_max_without_redis = 3;
         assert_eq!(over_limit(&title, &verdict).len(), 3);
-        verdict.redirects_max_without_redis = 7;
+        verdict.redirects_max_without_redis = 4;
         assert_eq!(over_limit(&title, &verdict).len(), 4);
     }
 
