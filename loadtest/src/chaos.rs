@@ -31,7 +31,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use crate::events::{Kind as EventKind, MARKETS, ticks_topic};
 use crate::kafka::Kafka;
 use crate::pods;
 use crate::process::allow_descriptors;
@@ -56,9 +55,6 @@ const CONNECTED_WITHIN: Duration = Duration::from_secs(60);
 
 /// The progress line comes this often.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
-
-/// Partitions of each topic of assessments.
-const PARTITIONS: i32 = 3;
 
 // ---- what is asked for ----------------------------------------------------------------------------------------------
 
@@ -242,7 +238,7 @@ fn happen(options: &Options, files: &Files, findings: &Arc<Findings>) -> Result<
     // The gateway is built before anything else runs.
     let _ = pods::binary();
     let (kafka, redis) = (Kafka::start_with(faults::BROKERS as usize, &[]), Redis::start());
-    create_topics(&kafka);
+    pods::World::create_topics(&kafka);
     let mut fleet = Fleet::new(&files.dir, kafka.bootstrap(), redis.port(), findings);
     (0..PODS).for_each(|place| fleet.spawn(place));
     fleet.await_ready();
@@ -363,11 +359,4 @@ impl Story<'_> {
 
 fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| resume_unwind(panic))
-}
-
-fn create_topics(kafka: &Kafka) {
-    let ticks = MARKETS.map(ticks_topic);
-    let mut topics: Vec<_> = ticks.iter().map(|topic| (topic.as_str(), 1)).collect();
-    topics.extend(EventKind::ALL.map(|kind| (kind.topic(), PARTITIONS)));
-    kafka.create_all(&topics);
 }

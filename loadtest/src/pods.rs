@@ -94,11 +94,14 @@ impl World {
     #[must_use]
     pub fn start() -> Self {
         let world = Self::without_topics();
+        Self::create_topics(&world.kafka);
+        world
+    }
+
+    /// Creates the topics of a world.
+    pub(crate) fn create_topics(kafka: &Kafka) {
         let topics = Self::topics();
-        world
-            .kafka
-            .create_all(&topics.iter().map(|(name, partitions)| (name.as_str(), *partitions)).collect::<Vec<_>>());
-        world
+        kafka.create_all(&topics.iter().map(|(name, partitions)| (name.as_str(), *partitions)).collect::<Vec<_>>());
     }
 
     /// The topics of a world, and how many partitions each has.
