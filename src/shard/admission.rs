@@ -1,9 +1,15 @@
 //! Who is served here, who is sent to another pod, and who is refused: PROTOCOL 1's order, as a rule on values. An answer
-//! that goes by where the others are ([`Admission::goes_by_view`]) is given by a view that is sure ([`super::freshness`]),
-//! and by one that is not proven to the same assessment once ([`super::sent_away`]).
+//! that goes by where the others are ([`Admission::goes_by_view`]) is given by a view that is sure ([`super::freshness`]).
+//!
+//! Without Redis the last view names pods that drain, or are gone. Two things tell that an owner is one of them: a client
+//! that comes from a pod that drains says so by its cursor ([`cursor::mark_draining`]), and one that was sent to the owner
+//! moments ago is back ([`super::sent_away`]). Such a client is served by the first pod that goes on serving, until the
+//! view is proven ([`Sight::proven`](crate::exchange::Sight)); then the handover takes it home.
 //!
 //! With `PLACEMENT=any` nobody is ever sent to another pod, for the pods' URLs lead nowhere: a pod that drains has 503 for
 //! who comes, and the close code 1001 for who is there.
+
+use std::sync::Arc;
 
 use super::sent_away::SentAway;
 use crate::clock::Now;
@@ -14,6 +20,7 @@ use crate::protocol::close::CloseReason;
 use crate::protocol::head::Upgrade;
 use crate::protocol::messages;
 use crate::routing::placement::Pod;
+use crate::stream::cursor;
 
 /// What becomes of a client that asks to be served.
 #[derive(Debug)]
@@ -22,8 +29,8 @@ pub enum Admission {
     Serve {
         /// What its token says.
         grant: Grant,
-        /// Another pod is to serve it, but it was sent there moments ago and is back.
-        on_return: bool,
+        /// The view names another pod as its owner, which is known not to serve it.
+        owner_gone: bool,
     },
     /// It is told why not after the upgrade: one JSON text frame (made by [`Refused::message`]), then close.
     Refuse(Refused),
@@ -45,7 +52,34 @@ pub struct Refused {
     /// What the close frame says.
     pub reason: CloseReason,
     message: String,
-    redirect: Option<Pod>,
+    /// The pod to go to, and the cursor to go on with, where it is not the one that the client has.
+    redirect: Option<(Pod, Option<String>)>,
+}
+
+/// Which pod is to serve a client that comes.
+#[derive(Debug)]
+pub enum Placed {
+    /// This one.
+    Here {
+        /// The view names another, which is known not to serve it.
+        owner_gone: bool,
+    },
+    /// Another.
+    Elsewhere {
+        /// That one.
+        to: Pod,
+        /// The client's cursor, marked, where this pod drains.
+        cursor: Option<String>,
+    },
+}
+
+/// Where a client is to go instead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redirect {
+    /// The pod.
+    pub to: Pod,
+    /// This pod drains: the client's cursor says so to the next one.
+    pub from_draining: bool,
 }
 
 /// This pod and how it places.
@@ -80,14 +114,13 @@ pub fn judge(upgrade: &Upgrade, here: &Here<'_>, sent_away: &SentAway, verifier:
     }
     let watching =
         assessment.map_or(Watching::Market { spread: spread_of(upgrade) }, |id| Watching::Assessment(id.hash()));
-    match here.elsewhere(watching) {
-        Some(_) if here.serves_on_return(watching, sent_away, now) => Admission::Serve { grant, on_return: true },
-        Some(pod) => Admission::Refuse(Refused {
+    match here.place(watching, upgrade.cursor.as_deref(), sent_away, now) {
+        Placed::Here { owner_gone } => Admission::Serve { grant, owner_gone },
+        Placed::Elsewhere { to, cursor } => Admission::Refuse(Refused {
             reason: CloseReason::Redirect,
             message: "another pod serves this".into(),
-            redirect: Some(pod),
+            redirect: Some((to, cursor)),
         }),
-        None => Admission::Serve { grant, on_return: false },
     }
 }
 
@@ -99,7 +132,7 @@ impl Refused {
     /// Appends the text frame that says why.
     pub fn message(&self, out: &mut Vec<u8>) {
         match (&self.redirect, self.reason) {
-            (Some(pod), _) => messages::redirect(out, &self.message, pod, None),
+            (Some((pod, cursor)), _) => messages::redirect(out, &self.message, pod, cursor.as_deref()),
             (None, CloseReason::BadRequest) => messages::error(out, "BadRequest", &self.message),
             (None, CloseReason::Forbidden) => messages::error(out, "Forbidden", &self.message),
             (None, _) => messages::error(out, "Unauthorized", &self.message),
@@ -125,43 +158,59 @@ fn spread_of(upgrade: &Upgrade) -> u64 {
 }
 
 impl Here<'_> {
-    /// The pod that a client is to go to instead; `None` where it is served here, or nobody is to be sent anywhere. A
-    /// draining pod sends everyone away, if it knows whom to.
+    /// Which pod is to serve a client that comes with this cursor.
     #[must_use]
-    pub fn elsewhere(&self, watching: Watching) -> Option<Pod> {
+    pub fn place(&self, watching: Watching, cursor: Option<&str>, sent_away: &SentAway, now: Now) -> Placed {
+        let owner_gone = self.is_owner_gone(watching, cursor, sent_away, now);
+        match self.elsewhere(watching, owner_gone) {
+            None => Placed::Here { owner_gone },
+            Some(Redirect { to, from_draining }) => {
+                Placed::Elsewhere { to, cursor: cursor.filter(|_| from_draining).and_then(cursor::mark_draining) }
+            }
+        }
+    }
+
+    /// The pod that a client is to go to instead; `None` where it is served here, or nobody is to be sent anywhere. A
+    /// draining pod sends everyone away, if it knows whom to. `owner_gone`: as was found when the client came.
+    #[must_use]
+    pub fn elsewhere(&self, watching: Watching, owner_gone: bool) -> Option<Redirect> {
         if self.place_anywhere {
             return None;
         }
-        if self.standing.draining_since.is_some() {
-            let (Watching::Assessment(AssessmentHash(number)) | Watching::Market { spread: number }) = watching;
-            return self.next_owner(AssessmentHash(number));
-        }
-        match watching {
-            Watching::Assessment(hash) => match self.standing.owner(hash) {
-                Owner::Elsewhere(pod) => Some(pod.clone()),
-                Owner::Here | Owner::Nobody => None,
+        let owner_gone = owner_gone && !self.standing.sight.proven;
+        let from_draining = self.standing.draining_since.is_some();
+        let to = match watching {
+            Watching::Assessment(hash) if from_draining => self.next_owner(hash, owner_gone)?,
+            Watching::Market { spread } if from_draining => self.next_owner(AssessmentHash(spread), false)?,
+            Watching::Assessment(hash) if !owner_gone => match self.standing.owner(hash) {
+                Owner::Elsewhere(pod) => pod.clone(),
+                Owner::Here | Owner::Nobody => return None,
             },
-            Watching::Market { .. } => None,
-        }
+            Watching::Assessment(_) | Watching::Market { .. } => return None,
+        };
+        Some(Redirect { to, from_draining })
     }
 
-    /// Whether a client that comes, and is to go to another pod, is served here because it was sent there in vain. A pod
-    /// that drains sends it on all the same: it is to end, and whoever sent the client back serves it then.
-    #[must_use]
-    pub fn serves_on_return(&self, watching: Watching, sent_away: &SentAway, now: Now) -> bool {
+    /// Whether the view names another pod as the owner, isn't proven, and the client that comes shows that this owner
+    /// doesn't serve it. That it is back says nothing to a pod that drains: whoever sent it back serves it when it comes
+    /// again.
+    fn is_owner_gone(&self, watching: Watching, cursor: Option<&str>, sent_away: &SentAway, now: Now) -> bool {
         let Watching::Assessment(hash) = watching else { return false };
-        self.standing.draining_since.is_none() && sent_away.is_back(hash, &self.standing.sight, now.instant)
+        let sight = &self.standing.sight;
+        !sight.proven
+            && matches!(self.standing.owner(hash), Owner::Elsewhere(_))
+            && (cursor.is_some_and(cursor::is_from_draining)
+                || self.standing.draining_since.is_none() && sent_away.is_back(hash, sight, now.instant))
     }
 
-    /// The owner once this pod is gone.
-    fn next_owner(&self, hash: AssessmentHash) -> Option<Pod> {
-        let mut view = (*self.standing.view).clone();
-        for pod in &mut view.slots {
-            if pod.as_ref().is_some_and(|pod| pod.node == *self.node) {
-                *pod = None;
-            }
-        }
-        view.pod(view.owner(hash)?).cloned()
+    /// The owner once this pod is gone; another than the present one, too, where that is gone and a third is there.
+    fn next_owner(&self, hash: AssessmentHash, owner_gone: bool) -> Option<Pod> {
+        let view = &self.standing.view;
+        let own = view.live().find(|(_, pod)| pod.node == *self.node);
+        let left = own.map_or_else(|| Arc::clone(view), |(own, _)| Arc::new(view.without(own)));
+        let next = left.owner(hash)?;
+        let third = left.without(next).owner(hash).filter(|_| owner_gone);
+        left.pod(third.unwrap_or(next)).cloned()
     }
 
     fn any_other(&self) -> Option<&Pod> {
@@ -171,7 +220,6 @@ impl Here<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::time::Instant;
 
     use super::*;
@@ -222,8 +270,8 @@ mod tests {
         let verifier = Verifier::new(&auth::Config { secret: SECRET.into(), require_assessments: false });
         let node = NodeId("p0".into());
         match judge(&upgrade(query), &Here { node: &node, standing, place_anywhere }, sent_away, &verifier, now()) {
-            Admission::Serve { grant, on_return: false } => format!("served {}", grant.user),
-            Admission::Serve { .. } => "served on return".into(),
+            Admission::Serve { grant, owner_gone: false } => format!("served {}", grant.user),
+            Admission::Serve { .. } => "served for its owner".into(),
             Admission::Unavailable => "503".into(),
             Admission::Refuse(refused) => {
                 let mut frame = Vec::new();
@@ -280,7 +328,7 @@ mod tests {
         let node = NodeId("p0".into());
         let here = Here { node: &node, standing: &draining, place_anywhere: true };
         for watching in [Watching::Assessment(AssessmentHash(7)), Watching::Market { spread: 7 }] {
-            assert_eq!(here.elsewhere(watching), None);
+            assert_eq!(here.elsewhere(watching, false), None);
         }
     }
 
@@ -320,7 +368,7 @@ mod tests {
         let mut sent_away = SentAway::default();
         assert!(answer_after(&sent_away, &query, &down, false).contains("ws://p1/ws"));
         sent_away.note(AssessmentHash::of(&elsewhere), &down.sight, Instant::now());
-        assert_eq!(answer_after(&sent_away, &query, &down, false), "served on return");
+        assert_eq!(answer_after(&sent_away, &query, &down, false), "served for its owner");
         let own = format!("assessmentId={}&token={any}", id_of(0));
         assert_eq!(answer_after(&sent_away, &own, &down, false), "served u");
         let refused = answer_after(&sent_away, &format!("assessmentId={elsewhere}"), &down, false);
@@ -331,5 +379,36 @@ mod tests {
         let proven = Sight { looked: Some(Instant::now()), reached: true, proven: true };
         let back = Standing { sight: proven, ..standing() };
         assert!(answer_after(&sent_away, &query, &back, false).contains("ws://p1/ws"), "it is known who lives");
+    }
+
+    #[test]
+    fn without_redis_who_comes_from_a_pod_that_drains_is_served_at_once() {
+        let any = token(&serde_json::json!({"sub": "u"}));
+        let down = standing();
+        let ask = |standing: &Standing, slot, cursor: &str| {
+            answer(&format!("assessmentId={}&token={any}&cursor={cursor}", id_of(slot)), standing, false)
+        };
+        assert!(ask(&down, 1, "AbC").contains("ws://p1/ws"), "the last view is in force");
+        assert_eq!(ask(&down, 1, "~AbC"), "served for its owner");
+        assert_eq!(ask(&down, 0, "~AbC"), "served u", "it is the owner");
+        let proven = Sight { looked: Some(Instant::now()), reached: true, proven: true };
+        let reached = Standing { sight: proven, ..standing() };
+        assert!(ask(&reached, 1, "~AbC").contains("ws://p1/ws"), "that one doesn't drain, or it wasn't in the view");
+
+        // One that drains, too, sends it to the third.
+        let draining = Standing { draining_since: Some(Instant::now()), ..standing() };
+        let sent_to = |standing: &Standing, cursor: &str| {
+            let answer = ask(standing, 1, cursor);
+            assert!(answer.contains(r#""cursor":"~AbC"}"#), "{answer}");
+            ["p1", "p2"].into_iter().find(|name| answer.contains(&format!("ws://{name}/ws"))).map(str::to_owned)
+        };
+        assert_eq!(sent_to(&draining, "AbC").as_deref(), Some("p1"));
+        assert_eq!(sent_to(&draining, "~AbC").as_deref(), Some("p2"));
+        let mut view = (*draining.view).clone();
+        view.slots.truncate(2);
+        let of_two = Standing { view: Arc::new(view), ..draining.clone() };
+        assert_eq!(sent_to(&of_two, "~AbC").as_deref(), Some("p1"), "there is no third");
+        assert_eq!(sent_to(&Standing { sight: proven, ..draining.clone() }, "~AbC").as_deref(), Some("p1"));
+        assert!(!ask(&draining, 1, "").contains("cursor"), "who has none is given none");
     }
 }

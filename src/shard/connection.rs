@@ -4,11 +4,11 @@
 use std::io::{self, IoSlice};
 use std::time::{Duration, Instant};
 
+use super::admission::Redirect;
 use crate::clock::UnixMs;
 use crate::ids::AssessmentHash;
 use crate::protocol::close::CloseReason;
 use crate::protocol::messages::ResetReason;
-use crate::routing::placement::Pod;
 use crate::stream::board::BoardVersion;
 use crate::stream::history::{ChainKey, Position};
 use crate::stream::offsets::Cover;
@@ -54,8 +54,8 @@ pub(super) struct Connection<S> {
     pub(super) pending: bool,
     /// It came back, and has not yet been sent all that it lacked.
     pub(super) catching_up: bool,
-    /// Another pod is to serve it, by a view that is not proven, and has sent it back or is not there.
-    pub(super) on_return: bool,
+    /// When it came, the view named another pod as its owner, and was not proven; that one is known not to serve it.
+    pub(super) owner_gone: bool,
     /// How far it has seen the board.
     pub(super) seen: BoardVersion,
     /// The board as it was when it came. Until it has seen that much, the board goes before its events.
@@ -146,8 +146,8 @@ pub(super) enum End {
 #[derive(Debug)]
 pub(super) struct Farewell {
     pub(super) reason: CloseReason,
-    /// The pod that it is to go to.
-    pub(super) to: Option<Pod>,
+    /// Where it is to go.
+    pub(super) to: Option<Redirect>,
     /// The client's own code, where it was the client that closed with one.
     pub(super) echo: Option<u16>,
     /// The last bytes are under way.
@@ -224,7 +224,7 @@ impl<S> Connection<S> {
     }
 
     /// Begins its end: it is told why, if the socket takes it within `linger`.
-    pub(super) fn close(&mut self, reason: CloseReason, to: Option<Pod>, now: Instant, linger: Duration) {
+    pub(super) fn close(&mut self, reason: CloseReason, to: Option<Redirect>, now: Instant, linger: Duration) {
         if self.is_live() {
             let farewell = Farewell { reason, to, echo: None, told: false, cut_at: now + linger };
             self.end = End::Telling(Box::new(farewell));

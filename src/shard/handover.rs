@@ -1,22 +1,22 @@
 //! The handover: when the view changes, clients whose assessment moved to another pod are sent there, oldest first and no
 //! faster than their new owners are meant to take them. Until then they are served; who comes home meanwhile stays. The
-//! view that they go by is made sure of first ([`super::freshness`]). Those who were sent away in vain and are served on
-//! return ([`super::sent_away`]) go home once the view is proven, changed or not.
+//! view that they go by is made sure of first ([`super::freshness`]). Those who are served since their owner is known not
+//! to ([`super::admission`]) go home once the view is proven, changed or not.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::admission::{Here, Watching};
-use super::connection::{Connection, Socket};
+use super::admission::{Here, Redirect, Watching};
+use super::connection::Socket;
 use super::freshness::{Freshness, Step};
 use super::state::{ConnectionKey, State};
 use crate::clock::Now;
 use crate::config::ShardConfig;
 use crate::ids::AssessmentHash;
 use crate::protocol::close::CloseReason;
-use crate::routing::placement::{Pod, View};
+use crate::routing::placement::View;
 
 /// The bucket's depth in time: what was not handed over while nobody had to move is not made up for by a burst.
 const BURST: Duration = Duration::from_millis(100);
@@ -116,10 +116,9 @@ impl Handover {
     }
 }
 
-/// A connection's assessment and the pod that serves it now, if it is another and not known to send it back.
-fn moved_to<S: Socket>(state: &State<S>, key: ConnectionKey, here: &Here<'_>) -> Option<(AssessmentHash, Pod)> {
-    let stays = |connection: &Connection<S>| connection.on_return && !here.standing.sight.proven;
-    let connection = state.connections.get(key).filter(|connection| connection.is_live() && !stays(connection))?;
+/// A connection's assessment and where it is to go, if another pod serves it now.
+fn moved_to<S: Socket>(state: &State<S>, key: ConnectionKey, here: &Here<'_>) -> Option<(AssessmentHash, Redirect)> {
+    let connection = state.connections.get(key).filter(|connection| connection.is_live())?;
     let hash = connection.watch?.hash;
-    Some((hash, here.elsewhere(Watching::Assessment(hash))?))
+    Some((hash, here.elsewhere(Watching::Assessment(hash), connection.owner_gone)?))
 }

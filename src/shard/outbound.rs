@@ -3,6 +3,7 @@
 
 use std::io::{self, ErrorKind, IoSlice};
 
+use super::admission::Redirect;
 use super::connection::{Connection, End, Socket, Tail};
 use super::metrics::Counts;
 use crate::clock::Now;
@@ -10,6 +11,7 @@ use crate::limits::{APART_BYTES_MAX, LINGER, TURN_BYTES_MAX, WRITE_SLICES_MAX};
 use crate::protocol::close::CloseReason;
 use crate::protocol::messages::{self, ResetReason};
 use crate::stream::board::Board;
+use crate::stream::cursor;
 use crate::stream::history::{Apart, ChainKey, Due, History, Lag, Position};
 
 /// What a shard has for its connections.
@@ -173,13 +175,15 @@ fn plan_farewell<S>(
     write_cursor(connection, source, position);
     let End::Telling(farewell) = &connection.end else { return };
     let Scratch { control, text, .. } = &mut *source.scratch;
-    if let Some(pod) = &farewell.to {
+    if let Some(Redirect { to, from_draining }) = &farewell.to {
         // Its cursor is behind what the client was to be told of: elsewhere nobody would tell it.
         if let Some(reason) = connection.owed.reset {
             messages::reset(control, reason, as_cursor(text));
             plan.control_texts = 1;
         }
-        messages::redirect(control, "this assessment is served by another pod now", pod, as_cursor(text));
+        let marked = as_cursor(text).filter(|_| *from_draining).and_then(cursor::mark_draining);
+        let cursor = marked.as_deref().or(as_cursor(text));
+        messages::redirect(control, "this assessment is served by another pod now", to, cursor);
         plan.control_texts += 1;
     }
     match farewell.echo {

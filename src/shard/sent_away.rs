@@ -1,10 +1,6 @@
-//! Who was sent away moments ago by a view that is not proven, and is served on return: the pod that such a view names may
-//! be gone, or may drain, and then sends its clients back. Without this a client would go to and fro, or to a dead URL
-//! again and again, until Redis tells who lives. It owns that memory; where clients are sent is [`super::admission`]'s.
-//!
-//! Only pods that go on serving do so. One that drains sends its clients on, also those that were sent back to it: whoever
-//! sent them back serves them when they come again. Clients that are served here on return stay until the view is proven
-//! ([`Sight::proven`](crate::exchange::Sight)); then the handover takes them home.
+//! Who was sent away moments ago by a view that is not proven: one that is back was sent in vain, for the pod that the view
+//! names is gone, or drains. Without this a client would go to a dead URL again and again until Redis tells who lives. It
+//! owns that memory; what is made of it is [`super::admission`]'s.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;

@@ -189,8 +189,8 @@ pub(super) async fn enter(shard: &Rc<Shard>, stream: TcpStream, upgrade: &Upgrad
             shard.metrics.refused(refused.reason, 1);
             farewell(shard, stream, &answer).await;
         }
-        Admission::Serve { grant, on_return } => {
-            let key = attach(shard, &stream, upgrade, grant, on_return, now);
+        Admission::Serve { grant, owner_gone } => {
+            let key = attach(shard, &stream, upgrade, grant, owner_gone, now);
             let mut session = Session::new(shard.config.message_bytes_max);
             take_in(shard, key, &mut session, &rest);
             let (shard_of_it, stream) = (Rc::clone(shard), Some(stream));
@@ -204,7 +204,7 @@ fn attach(
     stream: &TcpStream,
     upgrade: &Upgrade,
     grant: Grant,
-    on_return: bool,
+    owner_gone: bool,
     now: Now,
 ) -> ConnectionKey {
     let assessment = upgrade.assessment.as_ref().ok().and_then(Option::as_ref);
@@ -215,7 +215,7 @@ fn attach(
         assessment: assessment.cloned(),
         cursor: upgrade.cursor.clone(),
         token_expires: grant.expires,
-        on_return,
+        owner_gone,
         accept,
         id: shard.next_connection_id().into(),
         user: grant.user,

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use slotmap::{SecondaryMap, SlotMap, new_key_type};
 
+use super::admission::Redirect;
 use super::connection::{Connection, End, InboundBucket, Owed, Socket, Tail, Watch};
 use super::metrics::Counts;
 use super::outbound::{self, Flushed, Scratch, Source};
@@ -20,7 +21,6 @@ use crate::ids::{AssessmentId, NodeId};
 use crate::limits::{LINGER, TURN_BYTES_MAX, WRITE_SLICES_MAX};
 use crate::protocol::close::CloseReason;
 use crate::protocol::session::Inbound;
-use crate::routing::placement::Pod;
 use crate::stream::batch::Batch;
 use crate::stream::board::{Board, BoardVersion};
 use crate::stream::history::{ChainKey, Findings, History, Lag, Limits};
@@ -37,8 +37,8 @@ pub(super) struct Entrance<S> {
     /// Where it wants to go on.
     pub(super) cursor: Option<Box<str>>,
     pub(super) token_expires: Option<UnixMs>,
-    /// Another pod is to serve it, but was seen not to.
-    pub(super) on_return: bool,
+    /// The view names another pod as its owner, which is known not to serve it.
+    pub(super) owner_gone: bool,
     /// The answer to the handshake: it comes before all else.
     pub(super) accept: Vec<u8>,
     /// Differs from that of every other connection.
@@ -131,7 +131,7 @@ impl<S: Socket> State<S> {
             seen: BoardVersion::default(),
             greeted_with: self.board.image_version(),
             cover,
-            on_return: entrance.on_return,
+            owner_gone: entrance.owner_gone,
             catching_up,
             tail: Some(greeting),
             owed: Owed::default(),
@@ -406,7 +406,7 @@ impl<S: Socket> State<S> {
     }
 
     /// Begins a connection's end. It is told why, unless its socket is stuck for too long.
-    pub(super) fn close(&mut self, key: ConnectionKey, reason: CloseReason, to: Option<Pod>, now: Now) {
+    pub(super) fn close(&mut self, key: ConnectionKey, reason: CloseReason, to: Option<Redirect>, now: Now) {
         if let Some(connection) = self.connections.get_mut(key) {
             connection.close(reason, to, now.instant, LINGER);
             self.flush(key, now);

@@ -172,7 +172,7 @@ impl Bench {
         wire: &Wire,
         id: &AssessmentId,
         cursor: Option<Box<str>>,
-        on_return: bool,
+        owner_gone: bool,
         now: Now,
     ) -> Key {
         let entrance = Entrance {
@@ -180,7 +180,7 @@ impl Bench {
             assessment: Some(id.clone()),
             cursor,
             token_expires: None,
-            on_return,
+            owner_gone,
             accept: Vec::new(),
             id: "".into(),
             user: "".into(),

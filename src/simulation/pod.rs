@@ -29,7 +29,7 @@ use crate::ids::{AssessmentId, NodeId};
 use crate::ingest::testing::Feed;
 use crate::protocol::close::CloseReason;
 use crate::protocol::messages;
-use crate::shard::admission::{Here, Watching};
+use crate::shard::admission::{Here, Placed, Watching};
 use crate::shard::testing::{Bench, Key, Look, Patience, Wire};
 use crate::shutdown::phases;
 use crate::stream::batch::{Batch, NextOffset};
@@ -290,7 +290,8 @@ impl Life {
     /// Whether a client is to be judged now: one that is to be sent away waits until the view is sure.
     fn may_enter(&mut self, request: &mut Request, node: &NodeId, place_anywhere: bool, now: Now) -> bool {
         let here = Here { node, standing: &self.standing, place_anywhere };
-        if here.elsewhere(Watching::Assessment(request.assessment.hash())).is_none() {
+        let watching = Watching::Assessment(request.assessment.hash());
+        if let Placed::Here { .. } = here.place(watching, request.cursor.as_deref(), self.shard.sent_away(), now) {
             return true;
         }
         let look = request.patience.ask(&self.standing.sight, now);
@@ -305,26 +306,29 @@ impl Life {
         let Request { wire, assessment, cursor, .. } = request;
         let here = Here { node, standing: &self.standing, place_anywhere };
         let watching = Watching::Assessment(assessment.hash());
-        let elsewhere = here.elsewhere(watching);
-        let on_return = elsewhere.is_some() && here.serves_on_return(watching, self.shard.sent_away(), now);
         let others = !place_anywhere && self.standing.view.live().any(|(_, pod)| pod.node != *node);
         let is_draining = self.standing.draining_since.is_some();
         if !self.standing.was_ready || is_draining && !others {
             let mut ends = wire.0.borrow_mut();
             (ends.unavailable, ends.pod_gone) = (true, true);
-        } else if let Some(pod) = elsewhere.filter(|_| !on_return) {
-            self.shard.sent_away().note(assessment.hash(), &self.standing.sight, now.instant);
-            let mut ends = wire.0.borrow_mut();
-            messages::redirect(&mut ends.sent, "another pod serves this", &pod, None);
-            messages::close(&mut ends.sent, CloseReason::Redirect);
-            ends.pod_gone = true;
-        } else {
-            {
+            return;
+        }
+        match here.place(watching, cursor.as_deref(), self.shard.sent_away(), now) {
+            Placed::Elsewhere { to, cursor } => {
+                self.shard.sent_away().note(assessment.hash(), &self.standing.sight, now.instant);
                 let mut ends = wire.0.borrow_mut();
-                (ends.base, ends.life) = (self.base.clone(), self.number);
+                messages::redirect(&mut ends.sent, "another pod serves this", &to, cursor.as_deref());
+                messages::close(&mut ends.sent, CloseReason::Redirect);
+                ends.pod_gone = true;
             }
-            let key = self.shard.attach(&wire, &assessment, cursor, on_return, now);
-            self.connections.push((key, wire));
+            Placed::Here { owner_gone } => {
+                {
+                    let mut ends = wire.0.borrow_mut();
+                    (ends.base, ends.life) = (self.base.clone(), self.number);
+                }
+                let key = self.shard.attach(&wire, &assessment, cursor, owner_gone, now);
+                self.connections.push((key, wire));
+            }
         }
     }
 

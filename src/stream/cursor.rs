@@ -8,6 +8,9 @@
 //! ```
 //!
 //! The checksum tells damage, not forgery: a client that makes up a cursor asks for no more than its token allows.
+//!
+//! Before it all may stand a mark: the client was sent away by a pod that drains ([`mark_draining`]). It says nothing of
+//! what the client has.
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -19,8 +22,12 @@ use crate::routing::table::Fingerprint;
 
 const VERSION: u8 = 1;
 
-/// A cursor's bytes, before base64url makes four characters of three.
-const BYTES_MAX: usize = CURSOR_CHARS_MAX / 4 * 3;
+/// What a pod that drains puts before the cursor: no character of base64url, and one that no URL escapes (RFC 3986
+/// section 2.3).
+const DRAINING: char = '~';
+
+/// A cursor's bytes, before base64url makes four characters of three, with room left for the mark.
+const BYTES_MAX: usize = (CURSOR_CHARS_MAX - DRAINING.len_utf8()) / 4 * 3;
 
 const CHECKSUM_BYTES: usize = 4;
 
@@ -89,7 +96,21 @@ pub fn encode(assessment: AssessmentHash, places: impl Iterator<Item = Place>, o
     true
 }
 
-/// Reads a cursor.
+/// Marks a cursor as handed on by a pod that drains, whatever it says. `None` where it would be over
+/// [`CURSOR_CHARS_MAX`], which only what is no cursor can be.
+#[must_use]
+pub fn mark_draining(text: &str) -> Option<String> {
+    let text = text.trim_start_matches(DRAINING);
+    (text.len() + DRAINING.len_utf8() <= CURSOR_CHARS_MAX).then(|| format!("{DRAINING}{text}"))
+}
+
+/// Whether a pod that drains handed this cursor on.
+#[must_use]
+pub fn is_from_draining(text: &str) -> bool {
+    text.starts_with(DRAINING)
+}
+
+/// Reads a cursor, marked or not.
 ///
 /// # Errors
 /// [`Damaged`], for whatever is not exactly what [`encode`] makes.
@@ -97,6 +118,7 @@ pub fn decode(text: &str) -> Result<Cursor, Damaged> {
     if text.len() > CURSOR_CHARS_MAX {
         return Err(Damaged);
     }
+    let text = text.strip_prefix(DRAINING).unwrap_or(text);
     let mut raw = [0; BYTES_MAX];
     let len = BASE64_URL_SAFE_NO_PAD.decode_slice(text, &mut raw).map_err(|_| Damaged)?;
     let (body, sum) = raw[..len].split_last_chunk::<CHECKSUM_BYTES>().ok_or(Damaged)?;
@@ -226,9 +248,20 @@ mod tests {
             places: (0..partitions).map(|partition| place(1, partition, i64::MAX)).collect(),
         };
         let most = (1..).take_while(|&partitions| text(&of(partitions)).is_some()).last().unwrap();
-        assert_eq!(decode(&text(&of(most)).unwrap()), Ok(of(most)));
-        assert!(text(&of(most)).unwrap().len() <= CURSOR_CHARS_MAX);
+        let longest = mark_draining(&text(&of(most)).unwrap()).unwrap();
+        assert_eq!(decode(&longest), Ok(of(most)));
+        assert!(longest.len() <= CURSOR_CHARS_MAX);
         assert_eq!(text(&of(100_000)), None);
+    }
+
+    #[test]
+    fn a_mark_is_set_once_and_says_nothing_of_what_the_client_has() {
+        let text = text(&of_ten_topics()).unwrap();
+        let marked = mark_draining(&text).unwrap();
+        assert!(is_from_draining(&marked) && !is_from_draining(&text));
+        assert_eq!((mark_draining(&marked).unwrap(), decode(&marked)), (marked.clone(), Ok(of_ten_topics())));
+        assert_eq!(decode(&format!("~{marked}")), Err(Damaged));
+        assert_eq!((mark_draining(&"A".repeat(CURSOR_CHARS_MAX)), decode("~")), (None, Err(Damaged)));
     }
 
     fn any_place() -> impl Strategy<Value = Place> {

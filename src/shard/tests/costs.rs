@@ -57,7 +57,7 @@ impl Shard {
             assessment: Some(AssessmentId::parse(id).unwrap()),
             cursor: None,
             token_expires: None,
-            on_return: false,
+            owner_gone: false,
             accept: Vec::new(),
             id: "".into(),
             user: "".into(),

@@ -164,12 +164,12 @@ fn without_redis_the_last_view_is_gone_by() {
 }
 
 #[test]
-fn who_is_served_on_return_goes_home_when_the_view_is_proven_the_same_or_not() {
+fn who_is_served_for_its_owner_goes_home_when_the_view_is_proven_the_same_or_not() {
     let mut leaving = Leaving::begin(6, 1_000);
     let unproven = |standing: Standing| Standing { sight: Sight { proven: false, ..standing.sight }, ..standing };
     let (returned, others) = leaving.clients.split_at(4);
     for (key, _) in returned {
-        leaving.world.state.connections[*key].on_return = true;
+        leaving.world.state.connections[*key].owner_gone = true;
     }
     let others: Vec<_> = others.iter().map(|(key, _)| *key).collect();
     let down = Standing { sight: Sight::default(), ..standing(true, leaving.now()) };

@@ -1,12 +1,18 @@
 //! Clients that come back with a cursor, and the cursors that they are given.
 
 use super::*;
+use crate::shard::admission::Redirect;
 use crate::stream::batch::{Ends, NextOffset};
+use crate::stream::cursor;
 use crate::stream::testing::EVENTS;
 
 /// The cursor in a message; empty where it has none.
 fn cursor_in(text: &str) -> &str {
     text.split_once(r#""cursor":""#).map_or("", |(_, rest)| rest.split_once('"').map_or("", |(cursor, _)| cursor))
+}
+
+fn elsewhere(from_draining: bool) -> Redirect {
+    Redirect { to: Pod { node: NodeId("other".into()), url: "ws://other/ws".into() }, from_draining }
 }
 
 /// A world whose one topic is read from its beginning.
@@ -33,7 +39,7 @@ impl World {
             assessment: assessment.map(|id| AssessmentId::parse(id).unwrap()),
             cursor: cursor.map(Into::into),
             token_expires: expires,
-            on_return: false,
+            owner_gone: false,
             accept: Vec::new(),
             id: "c".into(),
             user: "u".into(),
@@ -85,12 +91,17 @@ fn each_cursor_that_a_client_is_given_leads_to_the_same_place() {
         world.sweep(&mut sweeper);
     }
     let ping = live.texts().remove(0);
-    let elsewhere = Pod { node: NodeId("other".into()), url: "ws://other/ws".into() };
-    world.state.close(key, CloseReason::Moved, Some(elsewhere), world.now);
+    world.state.close(key, CloseReason::Moved, Some(elsewhere(false)), world.now);
     let redirect = live.texts().remove(0);
     assert!(ping.contains(r#""type":"ping""#) && redirect.contains(r#""error":"Redirect""#), "{ping} {redirect}");
+    let (key, last) = world.connect(Some("a"));
+    world.state.close(key, CloseReason::Moved, Some(elsewhere(true)), world.now);
+    let drained = last.texts().remove(1);
+    let is_marked = |message: &str| cursor::is_from_draining(cursor_in(message));
+    assert!(is_marked(&drained) && !is_marked(&redirect), "{drained} {redirect}");
     world.turn([events(&[("a", 2)])]);
-    for (message, lacks) in [(connected, vec![1, 2]), (event, vec![2]), (ping, vec![2]), (redirect, vec![2])] {
+    let all = [(connected, vec![1, 2]), (event, vec![2]), (ping, vec![2]), (redirect, vec![2]), (drained, vec![2])];
+    for (message, lacks) in all {
         let (_, back) = world.come_back(cursor_in(&message));
         assert_eq!(back.numbers(), lacks, "from {message}");
     }
@@ -219,8 +230,7 @@ fn who_is_sent_elsewhere_is_told_of_what_was_deleted_before_it_goes() {
     let socket = Scripted::default();
     let key = world.connect_to(&socket, Some("a"), None);
     world.turn([Batch { deleted: vec![NextOffset { topic: EVENTS, partition: 0, offset: 90 }], ..told(90) }]);
-    let elsewhere = Pod { node: NodeId("other".into()), url: "ws://other/ws".into() };
-    world.state.close(key, CloseReason::Moved, Some(elsewhere), world.now);
+    world.state.close(key, CloseReason::Moved, Some(elsewhere(false)), world.now);
     socket.takes(usize::MAX);
     world.run_task(key, &socket);
     let texts = socket.texts();
