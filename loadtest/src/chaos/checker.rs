@@ -18,6 +18,9 @@ use super::schedule::Kind;
 pub use recovery::{Cause, Recovery};
 use recovery::{Disturbed, causes};
 
+/// Redirects that a client may see in one rolling restart.
+pub const REDIRECTS_MAX: u64 = 3;
+
 /// How many sentences of each run tell what is wrong; the counts tell of all.
 const TOLD_MAX: usize = 40;
 
@@ -268,13 +271,17 @@ impl Client {
             }
             What::Tries => self.disturbed.tries(entry.at_ms),
             What::Failed(_) => self.disturbed.failed(),
-            What::Redirected(_) => {
-                if let Some((rolling, redirects)) = self.disturbed.redirected(entry.at_ms, spans) {
+            What::Redirected(to) => {
+                if let Some((rolling, redirects)) = self.disturbed.redirected(entry.at_ms, to, spans) {
                     let most = match recovery::has_redis(rolling, spans) {
                         true => &mut verdict.redirects_max,
                         false => &mut verdict.redirects_max_without_redis,
                     };
                     *most = redirects.max(*most);
+                    if redirects > REDIRECTS_MAX {
+                        let since = seconds(rolling.from_ms);
+                        verdict.tell(entry, &format!("redirect {redirects} in the rolling restart of {since:.3} s"));
+                    }
                 }
             }
             What::Gone(end) => {
@@ -364,11 +371,18 @@ impl Client {
 }
 
 /// Whether brokers that were away are to blame for a cursor that is too old: its pod had read nothing of some partitions
-/// since before the window that another begins with.
+/// since before the window that another begins with. Outages without a pause between them are one.
 fn were_cut_off(spans: &[Span], at_ms: u64, rules: Rules) -> bool {
     let is_of_brokers = |span: &&Span| matches!(span.kind, Kind::BrokersDown | Kind::BrokerKill | Kind::BrokerPause);
     let since_ms = at_ms.saturating_sub(ms(rules.history).saturating_sub(CUT_OFF_SLACK_MS));
-    spans.iter().filter(is_of_brokers).any(|span| span.from_ms <= since_ms && at_ms <= span.to_ms + AFTER_BROKERS_MS)
+    let mut outages: Vec<_> = spans.iter().filter(is_of_brokers).map(|span| (span.from_ms, span.to_ms)).collect();
+    outages.sort_unstable();
+    outages.dedup_by(|next, outage| {
+        let goes_on = next.0 <= outage.1;
+        outage.1 = if goes_on { outage.1.max(next.1) } else { outage.1 };
+        goes_on
+    });
+    outages.iter().any(|&(from_ms, to_ms)| from_ms <= since_ms && at_ms <= to_ms + AFTER_BROKERS_MS)
 }
 
 fn ms(time: Duration) -> u64 {

@@ -3,12 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::checker::{Cause, Recovery, Verdict};
+use super::checker::{Cause, REDIRECTS_MAX, Recovery, Verdict};
 use super::log::Span;
 use super::schedule::Kind;
-
-/// Redirects that a client may see in one rolling restart.
-const REDIRECTS_MAX: u64 = 3;
 
 /// Within this time the clients of a pod that is restarted by a rolling update are caught up elsewhere, in 99 of 100
 /// cases.

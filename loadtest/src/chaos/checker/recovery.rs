@@ -1,7 +1,7 @@
 //! How long clients were behind: from the loss of a connection until the client has all that was made before it was
 //! connected again; and which fault it was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Place;
 use crate::chaos::log::{End, Entry, Span};
@@ -69,6 +69,8 @@ pub(super) struct Disturbed {
     read_again_ms: Option<u64>,
     /// Redirects in the rolling restart at this place among the faults.
     redirects: (usize, u64),
+    /// Pods that came back from other faults while that restart went on, and were sent the client by those who had it.
+    returned: BTreeSet<String>,
     /// It calls a pod that it chose by chance: which may send it on once, restart or not.
     calls_anyone: bool,
 }
@@ -128,9 +130,10 @@ impl Disturbed {
         self.target = Some(target);
     }
 
-    /// Counts a redirect; returns the rolling restart that is under way, if one is, and how many there were in it. The first
-    /// answer to a client that called a pod by chance is not the restart's doing.
-    pub(super) fn redirected<'a>(&mut self, at_ms: u64, spans: &'a [Span]) -> Option<(&'a Span, u64)> {
+    /// Counts a redirect; returns the rolling restart that is under way, if one is, and how many there were in it. Not the
+    /// restart's doing are the first answer to a client that called a pod by chance, and the first time that the client is
+    /// sent to a pod that comes back from another fault.
+    pub(super) fn redirected<'a>(&mut self, at_ms: u64, to: &str, spans: &'a [Span]) -> Option<(&'a Span, u64)> {
         if !self.is_connected && std::mem::take(&mut self.calls_anyone) {
             return None;
         }
@@ -138,6 +141,10 @@ impl Disturbed {
         let rolling = spans.iter().position(is_of)?;
         if self.redirects.0 != rolling {
             self.redirects = (rolling, 0);
+            self.returned.clear();
+        }
+        if comes_back(to, at_ms, spans) && self.returned.insert(to.to_owned()) {
+            return None;
         }
         self.redirects.1 += 1;
         Some((&spans[rolling], self.redirects.1))
@@ -179,6 +186,18 @@ pub(super) fn causes(recoveries: &mut [Recovery], spans: &[Span]) {
 pub(super) fn has_redis(rolling: &Span, spans: &[Span]) -> bool {
     let mut of_redis = spans.iter().filter(|span| span.kind.lane() == Lane::Redis);
     !of_redis.any(|span| overlaps(span, rolling.from_ms, rolling.to_ms))
+}
+
+/// Whether a pod comes back at this time from a fault other than a restart: it may have to wait for Redis.
+pub(super) fn comes_back(pod: &str, at_ms: u64, spans: &[Span]) -> bool {
+    let took_it_away = |span: &&Span| {
+        matches!(span.kind, Kind::Kill | Kind::Stop | Kind::Scale) && span.target.split(',').any(|name| name == pod)
+    };
+    let with_redis = |of: &Span| {
+        let redis = spans.iter().filter(|span| span.kind.lane() == Lane::Redis && overlaps(span, of.from_ms, of.to_ms));
+        redis.map(|span| span.to_ms).fold(of.to_ms, u64::max)
+    };
+    spans.iter().filter(took_it_away).any(|of| (of.from_ms..=with_redis(of) + AFTERMATH_MS).contains(&at_ms))
 }
 
 fn overlaps(span: &Span, from_ms: u64, to_ms: u64) -> bool {

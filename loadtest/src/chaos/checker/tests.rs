@@ -316,6 +316,40 @@ fn a_pod_that_was_called_by_chance_may_send_a_client_on_once_without_its_countin
 }
 
 #[test]
+fn a_pod_that_comes_back_from_another_fault_may_be_sent_a_client_once_without_its_counting_for_a_restart() {
+    let redirects = |spans: &[(Kind, &str, u64, u64)]| {
+        let mut story = Story::good();
+        for &(kind, target, from_ms, to_ms) in spans {
+            story.spans.push(Span { kind, target: target.into(), from_ms, to_ms });
+        }
+        for (number, to) in [(1, "pod-1"), (2, "pod-1"), (7, "pod-2")] {
+            let place = story.place(0, number);
+            story.insert(place, [What::Redirected(to.into())]);
+        }
+        let verdict = story.check();
+        verdict.redirects_max.max(verdict.redirects_max_without_redis)
+    };
+    let rolling = (Kind::Rolling, "pod-0,pod-1,pod-2", 1_000, 60_000);
+    let stop = |to_ms| (Kind::Stop, "pod-1", 0, to_ms);
+    assert_eq!(redirects(&[rolling]), 3);
+    assert_eq!(redirects(&[stop(500), rolling]), 2, "once, and not the other pod");
+    assert_eq!(redirects(&[(Kind::Scale, "pod-0,pod-1", 0, 500), rolling]), 2);
+    assert_eq!(redirects(&[(Kind::Kill, "pod-0", 0, 500), rolling]), 3, "another pod");
+}
+
+#[test]
+fn a_pod_comes_back_when_redis_does() {
+    let of = |kind, target: &str, from_ms, to_ms| Span { kind, target: target.into(), from_ms, to_ms };
+    let stop = of(Kind::Stop, "pod-1", 1_000, 8_000);
+    let alone = [stop.clone()];
+    assert!(recovery::comes_back("pod-1", 1_000, &alone) && recovery::comes_back("pod-1", 18_000, &alone));
+    assert!(!recovery::comes_back("pod-1", 18_001, &alone) && !recovery::comes_back("pod-1", 999, &alone));
+    let without = [stop, of(Kind::RedisPause, "", 5_000, 30_000)];
+    assert!(recovery::comes_back("pod-1", 40_000, &without) && !recovery::comes_back("pod-1", 40_001, &without));
+    assert!(!recovery::comes_back("pod-2", 9_000, &without));
+}
+
+#[test]
 fn what_its_producer_wrote_again_comes_again_and_is_no_double() {
     let mut story = Story::good();
     let place = story.place(7, 5);
@@ -333,6 +367,9 @@ fn brokers_that_were_away_for_nearly_the_window_explain_a_cursor_that_is_too_old
     assert!(were_cut_off(&[outage(10_000, 60_000)], 72_000, RULES));
     assert!(!were_cut_off(&[outage(50_000, 60_000)], 72_000, RULES), "read on in time");
     assert!(!were_cut_off(&[outage(10_000, 30_000)], 72_000, RULES), "long over");
+    let in_turns = [outage(30_000, 50_000), outage(10_000, 30_000), outage(50_000, 60_000)];
+    assert!(were_cut_off(&in_turns, 72_000, RULES), "whatever the order in which they were told");
+    assert!(!were_cut_off(&[outage(10_000, 30_000), outage(30_001, 60_000)], 72_000, RULES), "read meanwhile");
     let other = Span { kind: Kind::Stop, ..outage(10_000, 60_000) };
     assert!(!were_cut_off(&[other], 72_000, RULES), "not the brokers");
 }
