@@ -29,8 +29,8 @@ pub enum Admission {
     Serve {
         /// What its token says.
         grant: Grant,
-        /// The view names another pod as its owner, which is known not to serve it.
-        owner_gone: bool,
+        /// What speaks against the owner that the view names, where that is another.
+        against_owner: Evidence,
     },
     /// It is told why not after the upgrade: one JSON text frame (made by [`Refused::message`]), then close.
     Refuse(Refused),
@@ -61,8 +61,8 @@ pub struct Refused {
 pub enum Placed {
     /// This one.
     Here {
-        /// The view names another, which is known not to serve it.
-        owner_gone: bool,
+        /// What speaks against the owner that the view names, where that is another.
+        against_owner: Evidence,
     },
     /// Another.
     Elsewhere {
@@ -71,6 +71,19 @@ pub enum Placed {
         /// The client's cursor, marked, where this pod drains.
         cursor: Option<String>,
     },
+}
+
+/// What a client that comes shows of the owner that a view names which is not proven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Evidence {
+    /// Nothing: it is to be asked.
+    #[default]
+    None,
+    /// A client of the assessment was sent there moments ago, and one is back: the owner doesn't serve it, or the client has
+    /// asked here again for reasons of its own.
+    IsBack,
+    /// The client comes from a pod that drains: from the owner.
+    Drains,
 }
 
 /// Where a client is to go instead.
@@ -115,7 +128,7 @@ pub fn judge(upgrade: &Upgrade, here: &Here<'_>, sent_away: &SentAway, verifier:
     let watching =
         assessment.map_or(Watching::Market { spread: spread_of(upgrade) }, |id| Watching::Assessment(id.hash()));
     match here.place(watching, upgrade.cursor.as_deref(), sent_away, now) {
-        Placed::Here { owner_gone } => Admission::Serve { grant, owner_gone },
+        Placed::Here { against_owner } => Admission::Serve { grant, against_owner },
         Placed::Elsewhere { to, cursor } => Admission::Refuse(Refused {
             reason: CloseReason::Redirect,
             message: "another pod serves this".into(),
@@ -161,9 +174,9 @@ impl Here<'_> {
     /// Which pod is to serve a client that comes with this cursor.
     #[must_use]
     pub fn place(&self, watching: Watching, cursor: Option<&str>, sent_away: &SentAway, now: Now) -> Placed {
-        let owner_gone = self.is_owner_gone(watching, cursor, sent_away, now);
-        match self.elsewhere(watching, owner_gone) {
-            None => Placed::Here { owner_gone },
+        let against_owner = self.evidence(watching, cursor, sent_away, now);
+        match self.elsewhere(watching, against_owner) {
+            None => Placed::Here { against_owner },
             Some(Redirect { to, from_draining }) => {
                 Placed::Elsewhere { to, cursor: cursor.filter(|_| from_draining).and_then(cursor::mark_draining) }
             }
@@ -171,18 +184,18 @@ impl Here<'_> {
     }
 
     /// The pod that a client is to go to instead; `None` where it is served here, or nobody is to be sent anywhere. A
-    /// draining pod sends everyone away, if it knows whom to. `owner_gone`: as was found when the client came.
+    /// draining pod sends everyone away, if it knows whom to. The evidence is that of when the client came.
     #[must_use]
-    pub fn elsewhere(&self, watching: Watching, owner_gone: bool) -> Option<Redirect> {
+    pub fn elsewhere(&self, watching: Watching, against_owner: Evidence) -> Option<Redirect> {
         if self.place_anywhere {
             return None;
         }
-        let owner_gone = owner_gone && !self.standing.sight.proven;
+        let against_owner = if self.standing.sight.proven { Evidence::None } else { against_owner };
         let from_draining = self.standing.draining_since.is_some();
         let to = match watching {
-            Watching::Assessment(hash) if from_draining => self.next_owner(hash, owner_gone)?,
-            Watching::Market { spread } if from_draining => self.next_owner(AssessmentHash(spread), false)?,
-            Watching::Assessment(hash) if !owner_gone => match self.standing.owner(hash) {
+            Watching::Assessment(hash) if from_draining => self.next_owner(hash, against_owner)?,
+            Watching::Market { spread } if from_draining => self.next_owner(AssessmentHash(spread), Evidence::None)?,
+            Watching::Assessment(hash) if against_owner == Evidence::None => match self.standing.owner(hash) {
                 Owner::Elsewhere(pod) => pod.clone(),
                 Owner::Here | Owner::Nobody => return None,
             },
@@ -191,25 +204,29 @@ impl Here<'_> {
         Some(Redirect { to, from_draining })
     }
 
-    /// Whether the view names another pod as the owner, isn't proven, and the client that comes shows that this owner
-    /// doesn't serve it. That it is back says nothing to a pod that drains: whoever sent it back serves it when it comes
-    /// again.
-    fn is_owner_gone(&self, watching: Watching, cursor: Option<&str>, sent_away: &SentAway, now: Now) -> bool {
-        let Watching::Assessment(hash) = watching else { return false };
+    /// What a client that comes shows of the owner.
+    fn evidence(&self, watching: Watching, cursor: Option<&str>, sent_away: &SentAway, now: Now) -> Evidence {
         let sight = &self.standing.sight;
-        !sight.proven
-            && matches!(self.standing.owner(hash), Owner::Elsewhere(_))
-            && (cursor.is_some_and(cursor::is_from_draining)
-                || self.standing.draining_since.is_none() && sent_away.is_back(hash, sight, now.instant))
+        match watching {
+            Watching::Assessment(hash) if !sight.proven && matches!(self.standing.owner(hash), Owner::Elsewhere(_)) => {
+                match cursor {
+                    Some(cursor) if cursor::is_from_draining(cursor) => Evidence::Drains,
+                    _ if sent_away.is_back(hash, sight, now.instant) => Evidence::IsBack,
+                    _ => Evidence::None,
+                }
+            }
+            _ => Evidence::None,
+        }
     }
 
-    /// The owner once this pod is gone; another than the present one, too, where that is gone and a third is there.
-    fn next_owner(&self, hash: AssessmentHash, owner_gone: bool) -> Option<Pod> {
+    /// The owner once this pod is gone; another than the present one, too, where that drains and a third is there. That a
+    /// client is back is not enough for it: the owner may well be there.
+    fn next_owner(&self, hash: AssessmentHash, against_owner: Evidence) -> Option<Pod> {
         let view = &self.standing.view;
         let own = view.live().find(|(_, pod)| pod.node == *self.node);
         let left = own.map_or_else(|| Arc::clone(view), |(own, _)| Arc::new(view.without(own)));
         let next = left.owner(hash)?;
-        let third = left.without(next).owner(hash).filter(|_| owner_gone);
+        let third = left.without(next).owner(hash).filter(|_| against_owner == Evidence::Drains);
         left.pod(third.unwrap_or(next)).cloned()
     }
 
@@ -270,7 +287,7 @@ mod tests {
         let verifier = Verifier::new(&auth::Config { secret: SECRET.into(), require_assessments: false });
         let node = NodeId("p0".into());
         match judge(&upgrade(query), &Here { node: &node, standing, place_anywhere }, sent_away, &verifier, now()) {
-            Admission::Serve { grant, owner_gone: false } => format!("served {}", grant.user),
+            Admission::Serve { grant, against_owner: Evidence::None } => format!("served {}", grant.user),
             Admission::Serve { .. } => "served for its owner".into(),
             Admission::Unavailable => "503".into(),
             Admission::Refuse(refused) => {
@@ -328,7 +345,7 @@ mod tests {
         let node = NodeId("p0".into());
         let here = Here { node: &node, standing: &draining, place_anywhere: true };
         for watching in [Watching::Assessment(AssessmentHash(7)), Watching::Market { spread: 7 }] {
-            assert_eq!(here.elsewhere(watching, false), None);
+            assert_eq!(here.elsewhere(watching, Evidence::None), None);
         }
     }
 
@@ -409,6 +426,11 @@ mod tests {
         let of_two = Standing { view: Arc::new(view), ..draining.clone() };
         assert_eq!(sent_to(&of_two, "~AbC").as_deref(), Some("p1"), "there is no third");
         assert_eq!(sent_to(&Standing { sight: proven, ..draining.clone() }, "~AbC").as_deref(), Some("p1"));
+        let node = NodeId("p0".into());
+        let here = Here { node: &node, standing: &draining, place_anywhere: false };
+        let watching = Watching::Assessment(AssessmentHash::of(&id_of(1)));
+        let to = |evidence| here.elsewhere(watching, evidence).unwrap().to.node.0.to_string();
+        assert_eq!([Evidence::None, Evidence::IsBack, Evidence::Drains].map(to), ["p1", "p1", "p2"], "p1 may be there");
         assert!(!ask(&draining, 1, "").contains("cursor"), "who has none is given none");
     }
 }

@@ -4,7 +4,7 @@
 use std::io::{self, IoSlice};
 use std::time::{Duration, Instant};
 
-use super::admission::Redirect;
+use super::admission::{Evidence, Redirect};
 use crate::clock::UnixMs;
 use crate::ids::AssessmentHash;
 use crate::protocol::close::CloseReason;
@@ -23,6 +23,14 @@ pub(super) trait Socket {
 
     /// Tells the connection's own task to look at it: its socket is full, or it has ended.
     fn wake(&self);
+
+    /// Asks the processor to fetch what is looked at of the connection that lies so many slots further than this one: it is
+    /// written to next, and would be waited for then. Nothing depends on it.
+    fn fetch_ahead(_this: &Connection<Self>, _slots: isize)
+    where
+        Self: Sized,
+    {
+    }
 }
 
 /// A connection.
@@ -54,8 +62,8 @@ pub(super) struct Connection<S> {
     pub(super) pending: bool,
     /// It came back, and has not yet been sent all that it lacked.
     pub(super) catching_up: bool,
-    /// When it came, the view named another pod as its owner, and was not proven; that one is known not to serve it.
-    pub(super) owner_gone: bool,
+    /// What spoke against the owner that the view named when it came, where that was another pod.
+    pub(super) against_owner: Evidence,
     /// How far it has seen the board.
     pub(super) seen: BoardVersion,
     /// The board as it was when it came. Until it has seen that much, the board goes before its events.

@@ -120,5 +120,5 @@ impl Handover {
 fn moved_to<S: Socket>(state: &State<S>, key: ConnectionKey, here: &Here<'_>) -> Option<(AssessmentHash, Redirect)> {
     let connection = state.connections.get(key).filter(|connection| connection.is_live())?;
     let hash = connection.watch?.hash;
-    Some((hash, here.elsewhere(Watching::Assessment(hash), connection.owner_gone)?))
+    Some((hash, here.elsewhere(Watching::Assessment(hash), connection.against_owner)?))
 }

@@ -14,8 +14,8 @@ use futures_lite::{AsyncRead, AsyncWrite, future};
 use glommio::net::TcpStream;
 use glommio::timer::Timer;
 
-use super::admission::{Admission, Here, judge};
-use super::connection::Socket;
+use super::admission::{Admission, Evidence, Here, judge};
+use super::connection::{Connection, Socket};
 use super::event_loop::{Shard, let_others_run, let_others_run_first};
 use super::pod_limits::Place;
 use super::state::{ConnectionKey, Entrance};
@@ -79,7 +79,26 @@ impl Socket for Writer {
             task.wake();
         }
     }
+
+    /// The system call in between takes long enough for it. It is asked for by address, since to ask the slot map for the
+    /// other one is to look at its slot, and to wait for that.
+    fn fetch_ahead(this: &Connection<Self>, slots: isize) {
+        /// What is looked at first in a connection, and what the slot map checks, right behind it.
+        const OFFSETS: [usize; 4] = [0, 64, 128, size_of::<Connection<Writer>>()];
+        let other = std::ptr::from_ref(this).cast::<u8>().wrapping_offset(slots * SLOT_BYTES);
+        for offset in OFFSETS {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a prefetch reads nothing that the program could see, and takes any address (Intel SDM, PREFETCHh).
+            unsafe {
+                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                _mm_prefetch::<_MM_HINT_T0>(other.wrapping_add(offset).cast());
+            }
+        }
+    }
 }
+
+/// What a connection takes in the slot map, with the number that says whether its slot is taken.
+const SLOT_BYTES: isize = size_of::<(Connection<Writer>, u32)>().cast_signed();
 
 /// A second descriptor of the same socket: for the executor or the thread that takes it over.
 fn duplicate(stream: &TcpStream) -> io::Result<OwnedFd> {
@@ -189,8 +208,8 @@ pub(super) async fn enter(shard: &Rc<Shard>, stream: TcpStream, upgrade: &Upgrad
             shard.metrics.refused(refused.reason, 1);
             farewell(shard, stream, &answer).await;
         }
-        Admission::Serve { grant, owner_gone } => {
-            let key = attach(shard, &stream, upgrade, grant, owner_gone, now);
+        Admission::Serve { grant, against_owner } => {
+            let key = attach(shard, &stream, upgrade, grant, against_owner, now);
             let mut session = Session::new(shard.config.message_bytes_max);
             take_in(shard, key, &mut session, &rest);
             let (shard_of_it, stream) = (Rc::clone(shard), Some(stream));
@@ -204,7 +223,7 @@ fn attach(
     stream: &TcpStream,
     upgrade: &Upgrade,
     grant: Grant,
-    owner_gone: bool,
+    against_owner: Evidence,
     now: Now,
 ) -> ConnectionKey {
     let assessment = upgrade.assessment.as_ref().ok().and_then(Option::as_ref);
@@ -215,7 +234,7 @@ fn attach(
         assessment: assessment.cloned(),
         cursor: upgrade.cursor.clone(),
         token_expires: grant.expires,
-        owner_gone,
+        against_owner,
         accept,
         id: shard.next_connection_id().into(),
         user: grant.user,

@@ -7,9 +7,9 @@ use std::io;
 use std::task::Poll;
 use std::time::Instant;
 
-use slotmap::{SecondaryMap, SlotMap, new_key_type};
+use slotmap::{Key, SecondaryMap, SlotMap, new_key_type};
 
-use super::admission::Redirect;
+use super::admission::{Evidence, Redirect};
 use super::connection::{Connection, End, InboundBucket, Owed, Socket, Tail, Watch};
 use super::metrics::Counts;
 use super::outbound::{self, Flushed, Scratch, Source};
@@ -37,8 +37,8 @@ pub(super) struct Entrance<S> {
     /// Where it wants to go on.
     pub(super) cursor: Option<Box<str>>,
     pub(super) token_expires: Option<UnixMs>,
-    /// The view names another pod as its owner, which is known not to serve it.
-    pub(super) owner_gone: bool,
+    /// What speaks against the owner that the view names, where that is another pod.
+    pub(super) against_owner: Evidence,
     /// The answer to the handshake: it comes before all else.
     pub(super) accept: Vec<u8>,
     /// Differs from that of every other connection.
@@ -131,7 +131,7 @@ impl<S: Socket> State<S> {
             seen: BoardVersion::default(),
             greeted_with: self.board.image_version(),
             cover,
-            owner_gone: entrance.owner_gone,
+            against_owner: entrance.against_owner,
             catching_up,
             tail: Some(greeting),
             owed: Owed::default(),
@@ -273,6 +273,9 @@ impl<S: Socket> State<S> {
             *budget -= 1;
             let key = watchers[index];
             let connection = &mut connections[key];
+            if let Some(&next) = index.checked_sub(1).and_then(|next| watchers.get(next)) {
+                S::fetch_ahead(connection, slots_between(key, next));
+            }
             let plain = connection.is_plain();
             let open = connection.is_open();
             let Some(watch) = &mut connection.watch else { continue };
@@ -461,6 +464,9 @@ impl<S: Socket> State<S> {
             let connection = &self.connections[key];
             if connection.is_open() && !self.board.unseen(connection.seen).is_empty() {
                 budget -= 1;
+                if let Some(&next) = left.checked_sub(1).and_then(|next| self.roster.get(next)) {
+                    S::fetch_ahead(connection, slots_between(key, next));
+                }
                 self.flush(key, now);
             }
         }
@@ -497,6 +503,13 @@ impl<S: Socket> State<S> {
         findings.unusable += self.board.take_unusable();
         (std::mem::take(&mut self.counts), findings, self.history.bytes())
     }
+}
+
+/// How many slots further than one connection another lies. The lower half of a key's number is its slot; were it not, what
+/// is fetched ahead would be something else.
+fn slots_between(from: ConnectionKey, to: ConnectionKey) -> isize {
+    let slot = |key: ConnectionKey| (key.data().as_ffi() & u64::from(u32::MAX)).cast_signed() as isize;
+    slot(to) - slot(from)
 }
 
 fn place(len: usize) -> u32 {

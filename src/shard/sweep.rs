@@ -121,7 +121,7 @@ impl Sweeper {
             let spread = AssessmentHash::of(&format!("{key:?}")).0;
             let watching =
                 connection.watch.map_or(Watching::Market { spread }, |watch| Watching::Assessment(watch.hash));
-            let to = here.elsewhere(watching, connection.owner_gone);
+            let to = here.elsewhere(watching, connection.against_owner);
             let reason = if to.is_some() { CloseReason::Moved } else { CloseReason::GoingAway };
             state.close(key, reason, to, now);
         }

@@ -6,7 +6,7 @@ use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::task::Poll;
 
-use super::admission::Here;
+use super::admission::{Evidence, Here};
 use super::connection::Socket;
 use super::freshness::{Freshness, Step};
 use super::handover::Handover;
@@ -172,7 +172,7 @@ impl Bench {
         wire: &Wire,
         id: &AssessmentId,
         cursor: Option<Box<str>>,
-        owner_gone: bool,
+        against_owner: Evidence,
         now: Now,
     ) -> Key {
         let entrance = Entrance {
@@ -180,7 +180,7 @@ impl Bench {
             assessment: Some(id.clone()),
             cursor,
             token_expires: None,
-            owner_gone,
+            against_owner,
             accept: Vec::new(),
             id: "".into(),
             user: "".into(),

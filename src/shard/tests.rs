@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::admission::Here;
+use super::admission::{Evidence, Here};
 use super::connection::Socket;
 use super::handover::Handover;
 use super::state::{ConnectionKey, Ended, Entrance, Pass, State};

@@ -321,12 +321,12 @@ impl Life {
                 messages::close(&mut ends.sent, CloseReason::Redirect);
                 ends.pod_gone = true;
             }
-            Placed::Here { owner_gone } => {
+            Placed::Here { against_owner } => {
                 {
                     let mut ends = wire.0.borrow_mut();
                     (ends.base, ends.life) = (self.base.clone(), self.number);
                 }
-                let key = self.shard.attach(&wire, &assessment, cursor, owner_gone, now);
+                let key = self.shard.attach(&wire, &assessment, cursor, against_owner, now);
                 self.connections.push((key, wire));
             }
         }

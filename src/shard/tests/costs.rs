@@ -57,7 +57,7 @@ impl Shard {
             assessment: Some(AssessmentId::parse(id).unwrap()),
             cursor: None,
             token_expires: None,
-            owner_gone: false,
+            against_owner: Evidence::None,
             accept: Vec::new(),
             id: "".into(),
             user: "".into(),

@@ -169,7 +169,7 @@ fn who_is_served_for_its_owner_goes_home_when_the_view_is_proven_the_same_or_not
     let unproven = |standing: Standing| Standing { sight: Sight { proven: false, ..standing.sight }, ..standing };
     let (returned, others) = leaving.clients.split_at(4);
     for (key, _) in returned {
-        leaving.world.state.connections[*key].owner_gone = true;
+        leaving.world.state.connections[*key].against_owner = Evidence::IsBack;
     }
     let others: Vec<_> = others.iter().map(|(key, _)| *key).collect();
     let down = Standing { sight: Sight::default(), ..standing(true, leaving.now()) };

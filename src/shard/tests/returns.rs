@@ -39,7 +39,7 @@ impl World {
             assessment: assessment.map(|id| AssessmentId::parse(id).unwrap()),
             cursor: cursor.map(Into::into),
             token_expires: expires,
-            owner_gone: false,
+            against_owner: Evidence::None,
             accept: Vec::new(),
             id: "c".into(),
             user: "u".into(),

@@ -11,7 +11,7 @@ use crate::config::{DrainConfig, ShardConfig};
 use crate::exchange::Standing;
 use crate::ids::{AssessmentId, NodeId, TopicIndex};
 use crate::ingest::testing::{Feed, Offsets, SeenTopic};
-use crate::shard::admission::Here;
+use crate::shard::admission::{Evidence, Here};
 use crate::shard::testing::{Bench, Key, Said, Wire};
 use crate::simulation::checker::Witness;
 use crate::simulation::log::Log;
@@ -150,7 +150,7 @@ impl Run {
 
     fn connect(&mut self, pod: usize) -> (Key, Wire) {
         let wire = Wire::default();
-        let key = self.pods[pod].shard.attach(&wire, &self.log.assessments[0], self.cursor.clone(), false, self.now);
+        let key = self.pods[pod].shard.attach(&wire, &self.log.assessments[0], self.cursor.clone(), Evidence::None, self.now);
         (key, wire)
     }
 

@@ -73,6 +73,8 @@ pub(super) struct Disturbed {
     returned: BTreeSet<String>,
     /// It calls a pod that it chose by chance: which may send it on once, restart or not.
     calls_anyone: bool,
+    /// Redirects since it left by its own will, until it is connected: whoever calls again and again is sent on each time.
+    own_way: Option<u64>,
 }
 
 impl Disturbed {
@@ -83,6 +85,7 @@ impl Disturbed {
         }
         // One that was told to go, goes where it was told.
         self.calls_anyone = !matches!(end, End::Closed(_));
+        self.own_way = matches!(end, End::Own(_)).then_some(0);
         match &mut self.open {
             // It was not yet back: it is behind since the first loss, and not by one cause alone.
             Some(open) => open.is_alone = false,
@@ -127,18 +130,24 @@ impl Disturbed {
         node.clone_into(&mut self.node);
         self.is_connected = true;
         self.calls_anyone = false;
+        self.own_way = None;
         self.target = Some(target);
     }
 
-    /// Counts a redirect; returns the rolling restart that is under way, if one is, and how many there were in it. Not the
-    /// restart's doing are the first answer to a client that called a pod by chance, and the first time that the client is
-    /// sent to a pod that comes back from another fault.
+    /// Counts a redirect; returns the rolling restart that is under way, if one is, and how many there were in it: those on
+    /// each way back of a client that had left by its own will for themselves. Not the restart's doing are the first answer
+    /// to a client that called a pod by chance, and the first time that the client is sent to a pod that comes back from
+    /// another fault.
     pub(super) fn redirected<'a>(&mut self, at_ms: u64, to: &str, spans: &'a [Span]) -> Option<(&'a Span, u64)> {
         if !self.is_connected && std::mem::take(&mut self.calls_anyone) {
             return None;
         }
         let is_of = |span: &Span| span.kind == Kind::Rolling && (span.from_ms..=span.to_ms + SKEW_MS).contains(&at_ms);
         let rolling = spans.iter().position(is_of)?;
+        if let Some(redirects) = &mut self.own_way {
+            *redirects += 1;
+            return Some((&spans[rolling], *redirects));
+        }
         if self.redirects.0 != rolling {
             self.redirects = (rolling, 0);
             self.returned.clear();

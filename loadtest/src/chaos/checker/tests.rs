@@ -316,6 +316,23 @@ fn a_pod_that_was_called_by_chance_may_send_a_client_on_once_without_its_countin
 }
 
 #[test]
+fn a_client_that_leaves_by_its_own_will_again_and_again_is_sent_on_again_and_again() {
+    let redirects = |end: End| {
+        let mut story = Story::good();
+        story.spans.push(Span { kind: Kind::Rolling, target: "pod-0".into(), from_ms: 1_000, to_ms: 60_000 });
+        for number in [2, 4] {
+            let place = story.place(0, number);
+            let there = || What::Redirected("pod-1".into());
+            let way = [What::Gone(end), What::Tries, there(), What::Tries, there(), What::Tries, there()];
+            story.insert(place, way.into_iter().chain([What::Tries, connected(true)]));
+        }
+        story.check().redirects_max
+    };
+    assert_eq!(redirects(End::Own(Kind::Hasty)), 2, "each way by itself, and not its first");
+    assert_eq!(redirects(End::Closed(1012)), 6, "all ways of the restart together");
+}
+
+#[test]
 fn a_pod_that_comes_back_from_another_fault_may_be_sent_a_client_once_without_its_counting_for_a_restart() {
     let redirects = |spans: &[(Kind, &str, u64, u64)]| {
         let mut story = Story::good();
