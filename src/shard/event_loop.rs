@@ -25,6 +25,7 @@ use super::admission::Here;
 use super::freshness::{Freshness, Step};
 use super::handover::Handover;
 use super::metrics::ShardMetrics;
+use super::nudges::Pace;
 use super::pod_limits::PodLimits;
 use super::socket::{self, Writer};
 use super::state::{Pass, State};
@@ -65,15 +66,6 @@ const BREATH: Duration = Duration::from_millis(1);
 
 /// Sends between two looks at the clock.
 const SENDS_A_BREATH: usize = 64;
-
-/// How long the executor may sleep on tasks that could run, should it do so in spite of [`PREEMPT_EVERY`]: while the shard
-/// is at work, and while it rests. In a storm of clients it did so each second or third second. A nudge costs it some ten
-/// microseconds.
-const NUDGE_EVERY: Duration = Duration::from_millis(10);
-const NUDGE_EVERY_AT_REST: Duration = Duration::from_millis(100);
-
-/// A shard that had no turn for so long is at rest.
-const AT_REST_AFTER: Duration = Duration::from_millis(300);
 
 /// How often a draining shard looks at how many clients may still be there.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
@@ -310,10 +302,8 @@ impl Nudger {
     fn start(waker: Waker, status: Arc<ShardStatus>) -> Self {
         let (running, ended) = crossbeam_channel::bounded(0);
         let nudge = move || {
-            let pause = || {
-                let is_at_rest = status.pulse.age(Instant::now()) >= AT_REST_AFTER;
-                if is_at_rest { NUDGE_EVERY_AT_REST } else { NUDGE_EVERY }
-            };
+            let mut pace = Pace::default();
+            let mut pause = || pace.pause(status.pulse.age(Instant::now()));
             while ended.recv_timeout(pause()) == Err(RecvTimeoutError::Timeout) {
                 waker.wake_by_ref();
             }
