@@ -243,11 +243,12 @@ pub struct ShardStatus {
 pub struct Pulse {
     start: Instant,
     beat_ms: AtomicU64,
+    beats: AtomicU64,
 }
 
 impl Default for Pulse {
     fn default() -> Self {
-        Self { start: Instant::now(), beat_ms: AtomicU64::new(0) }
+        Self { start: Instant::now(), beat_ms: AtomicU64::new(0), beats: AtomicU64::new(0) }
     }
 }
 
@@ -255,6 +256,14 @@ impl Pulse {
     /// Once a turn.
     pub fn beat(&self, now: Instant) {
         self.beat_ms.store(self.ms(now), Ordering::Relaxed);
+        // One thread beats.
+        self.beats.store(self.count() + 1, Ordering::Relaxed);
+    }
+
+    /// How many turns there were.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.beats.load(Ordering::Relaxed)
     }
 
     /// How long ago the last turn was.

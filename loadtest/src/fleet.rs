@@ -14,6 +14,9 @@
 //! **CPU.** What a process used comes from its threads' clocks ([`usage`]), within a window after a warm-up, and is
 //! divided by what the clients read within it. The floor is measured in the same way, on the gateway's core.
 //!
+//! **A handshake's CPU** is that of the subject's processes from the first connection until all clients had `connected`,
+//! less what they used at rest, over the same time, in the second before.
+//!
 //! **Memory** of a connection is the gateway's own ([`usage::memory`]) and the kernel's ([`usage::KernelMemory`]), both as
 //! the difference that connecting makes.
 //!
@@ -27,6 +30,7 @@ pub mod clients;
 pub mod connection;
 pub(crate) mod epoll;
 pub mod floor;
+pub mod idle;
 pub mod measure;
 pub mod noise;
 pub mod page;
@@ -52,7 +56,7 @@ use crate::pods::{Pod, World};
 use crate::process::{own_cores, stay_on};
 use crate::token;
 use measure::{Part, Subject, measure};
-use noise::{Discarded, quietest};
+use noise::{Discarded, Noisy, quietest};
 use payload::topic;
 use producer::Made;
 use report::{Report, Round};
@@ -265,7 +269,7 @@ fn tell(options: &Options, report: &Report, name: &str) -> Result<()> {
 }
 
 /// Measures all rounds, noisy ones again.
-fn rounds(options: &Options, mut one: impl FnMut() -> Result<Round>) -> Result<(Vec<Round>, Vec<Discarded>)> {
+fn rounds<T: Noisy>(options: &Options, mut one: impl FnMut() -> Result<T>) -> Result<(Vec<T>, Vec<Discarded>)> {
     let mut discarded = Vec::new();
     let quiet = |number: u32| quietest(&format!("round {}", number + 1), options.repeats, &mut discarded, &mut one);
     let rounds = (0..options.rounds).map(quiet).collect::<Result<_>>()?;
@@ -326,6 +330,8 @@ fn own_pods(options: &Options, world: &World) -> Result<(Vec<Pod>, Subject)> {
         .map(|number| {
             // A fleet that connects at its own pace is not to be held to the gateway's.
             let plan = world.pod(&format!("pod-{number}")).set("ACCEPTS_PER_SECOND", "100000");
+            // What is measured keeps the time that it keeps by default, and not the tests'.
+            let plan = plan.unset("LEASE_TTL_MS").unset("TOPIC_REFRESH_MS");
             plan.set_all(&settings).on_cores(&options.gateway_cores).spawn()
         })
         .collect();

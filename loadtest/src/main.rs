@@ -22,6 +22,8 @@ enum Command {
     Fleet(fleet::Options),
     /// Searches for the highest load at which p99 stays under a bound, and sizes a fleet by it. Exit code 1 where none is.
     Capacity(fleet::capacity::Options),
+    /// Measures what an idle pod costs, and each idle client of it. Exit code 1 where a bound is not held.
+    Idle(fleet::idle::Options),
     /// Measures the bare loops alone that `fleet --with-floor` measures beside a gateway.
     Floor(fleet::Options),
     /// A process of clients.
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Capacity(options) => {
             fleet::capacity::run(&options).map(|report| report.capacity.is_some_and(|capacity| capacity.held.is_some()))
         }
+        Command::Idle(options) => fleet::idle::run(&options).map(|report| report.is_held()),
         Command::Floor(options) => fleet::run_floor(&options).map(|_| true),
         Command::FleetClients => fleet::clients::run().map(|()| true),
         Command::FleetFloor => fleet::floor::run().map(|()| true),

@@ -203,6 +203,13 @@ impl Plan {
         self
     }
 
+    /// Without a setting: its default holds.
+    #[must_use]
+    pub fn unset(mut self, name: &str) -> Self {
+        self.environment.remove(name);
+        self
+    }
+
     /// With settings.
     #[must_use]
     pub fn set_all(mut self, settings: &[(&str, &str)]) -> Self {

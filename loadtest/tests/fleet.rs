@@ -2,7 +2,7 @@
 //! file says what the table says. And the search for the capacity, short: by bounds that every machine keeps, or none.
 
 use loadtest::fleet::report::{Report, cell};
-use loadtest::fleet::{self, Options, capacity};
+use loadtest::fleet::{self, Options, capacity, idle};
 use loadtest::pods::World;
 use loadtest::process::TempDir;
 use loadtest::token;
@@ -51,7 +51,11 @@ fn each_delivery_is_counted_once_and_the_json_has_what_the_table_has() {
         assert!(part.counts.ticks > 0, "{name}");
         assert!(part.usage.as_ref().is_some_and(|usage| usage.total_ns() > 0), "{name}");
         assert!(part.latencies.is_some_and(|latencies| latencies.samples > 0), "{name}");
+        let connecting = part.while_connecting.as_ref().unwrap_or_else(|| panic!("{name} is of this machine"));
+        assert!(connecting.usage.total_ns() > 0 && part.at_rest.is_some() && part.handshake_ns().is_some(), "{name}");
     }
+    let handshake = report.rows.iter().find(|row| row.name == "CPU a handshake, user+sys, us").unwrap();
+    assert!(handshake.to_send.is_some() && handshake.to_kafka.is_some(), "{handshake:?}");
     let gateway = round.gateway.as_ref().unwrap();
     assert!(gateway.counts.dropped > 0 && gateway.counts.resumed > 0, "{:?}", gateway.counts);
     assert_eq!(round.send.as_ref().unwrap().counts.dropped, 0, "a bare loop catches nobody up");
@@ -158,4 +162,43 @@ fn a_gateway_that_runs_is_searched_too_and_a_bound_that_none_keeps_has_no_capaci
     assert!(found.steps.iter().all(|step| !step.is_held() && step.limit.is_some()), "{found:?}");
     assert_eq!((found.held, &found.sizing, report.rounds.len()), (None, &None, 0));
     assert_eq!(found.lines[0], "capacity: no load was held");
+}
+
+#[test]
+fn an_idle_pod_is_looked_at_alone_and_then_with_clients_that_have_only_heartbeats() {
+    let dir = TempDir::new("idle");
+    let json = dir.path().join("idle.json");
+    let mut asked: idle::Options = options(&[
+        "--clients=100",
+        "--seconds=1",
+        "--warm-up=0",
+        "--heartbeat-ms=500",
+        "--heartbeats=4",
+        "--rounds=2",
+        "--repeats=0",
+    ]);
+    asked.fleet.json = Some(json.clone());
+    let report = idle::run(&asked).unwrap();
+
+    assert_eq!(report.rounds.len(), 2);
+    for round in &report.rounds {
+        assert_eq!((round.clients, round.lost), (100, 0));
+        // Each has four within the time, and it may end a moment late; a machine that stands may keep some back.
+        assert!((200..=600).contains(&round.heartbeats), "{round:?}");
+        for stretch in [&round.alone, &round.held] {
+            assert!(stretch.usage.total_ns() > 0 && stretch.usage.threads_ns.len() > 2, "{stretch:?}");
+        }
+    }
+    let names: Vec<&str> = report.rows.iter().map(|row| &*row.name).collect();
+    let bounds: Vec<f64> = report.rows.iter().filter_map(|row| row.bound).collect();
+    assert_eq!(bounds, [0.5, 1_536.0, 1.0], "{names:?}");
+    let shards = names.iter().filter(|name| name.starts_with("  shard")).count();
+    assert!(shards >= 2, "each shard alone, and with clients: {names:?}");
+    let table = report.table();
+    assert!(names.iter().all(|name| table.contains(name)), "{table}");
+
+    let read: idle::Report = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!((read.rows.len(), read.rounds.len()), (report.rows.len(), 2));
+    let error = idle::run(&options(&["--rate=1"])).unwrap_err();
+    assert_eq!(error.to_string(), "an idle pod has no load, and no floor");
 }

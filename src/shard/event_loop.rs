@@ -25,6 +25,7 @@ use super::admission::Here;
 use super::freshness::{Freshness, Step};
 use super::handover::Handover;
 use super::metrics::ShardMetrics;
+use super::nudges::{self, Pace};
 use super::pod_limits::PodLimits;
 use super::socket::{self, Writer};
 use super::state::{Pass, State};
@@ -65,15 +66,6 @@ const BREATH: Duration = Duration::from_millis(1);
 
 /// Sends between two looks at the clock.
 const SENDS_A_BREATH: usize = 64;
-
-/// How often it is looked at whether the executor may sleep on tasks that could run, in spite of [`PREEMPT_EVERY`]: while
-/// the shard is at work, and while it rests. In a storm of clients it did so each second or third second. A nudge costs
-/// the two threads some thirty microseconds: none is given to a shard that had a turn since the last look.
-const NUDGE_EVERY: Duration = Duration::from_millis(10);
-const NUDGE_EVERY_AT_REST: Duration = Duration::from_millis(100);
-
-/// A shard that had no turn for so long is at rest.
-const AT_REST_AFTER: Duration = Duration::from_millis(300);
 
 /// How often a draining shard looks at how many clients may still be there.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
@@ -310,10 +302,11 @@ impl Nudger {
     fn start(waker: Waker, status: Arc<ShardStatus>) -> Self {
         let (running, ended) = crossbeam_channel::bounded(0);
         let nudge = move || {
+            let mut pace = Pace::default();
             let still_for = || status.pulse.age(Instant::now());
-            let pause = || if still_for() >= AT_REST_AFTER { NUDGE_EVERY_AT_REST } else { NUDGE_EVERY };
+            let mut pause = || pace.pause(status.pulse.count(), still_for());
             while ended.recv_timeout(pause()) == Err(RecvTimeoutError::Timeout) {
-                if still_for() >= NUDGE_EVERY {
+                if nudges::is_wanted(still_for()) {
                     waker.wake_by_ref();
                 }
             }

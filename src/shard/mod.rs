@@ -8,6 +8,7 @@
 //! - [`sweep`]: heartbeats, silence, stalls, expired tokens and the drain, by passes over all connections;
 //! - [`handover`]: clients whose assessment moved, sent to their new pod;
 //! - [`freshness`]: how sure the view has to be for somebody to be sent away;
+//! - [`nudges`]: when the executor is woken in case that it sleeps on its work;
 //! - [`sent_away`]: who is served that was sent away in vain;
 //! - [`admission`]: who is served, sent elsewhere or refused;
 //! - [`pod_limits`]: what the shards of a pod share: its bounds on connections.
@@ -21,6 +22,7 @@ mod event_loop;
 mod freshness;
 mod handover;
 mod metrics;
+mod nudges;
 mod outbound;
 pub mod pod_limits;
 mod resume;

@@ -301,6 +301,7 @@ impl Seen<'_> {
     fn control(&mut self, frame: Frame<'_>, pong: &mut Vec<u8>) {
         match frame.opcode {
             opcode::PING => {
+                self.counts.pings += 1;
                 // A control frame carries 125 bytes at most; a mask of zeros leaves them as they are.
                 let length = u8::try_from(frame.payload.len().min(125)).expect("up to 125");
                 pong.extend([0x80 | opcode::PONG, 0x80 | length, 0, 0, 0, 0]);

@@ -10,12 +10,15 @@ use serde::{Deserialize, Serialize};
 use super::Options;
 use super::producer::Made;
 use super::statistics::{Latencies, Percentiles};
-use super::usage::{KernelMemory, Machine, Usage, memory};
+use super::usage::{KernelMemory, Machine, Stretch, Usage, memory};
 use super::wire::{ClientsPlan, Counts, Target};
 use super::workers::{Workers, sum};
 
 /// Clients are connected within this time beyond what their pace takes.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long the processes are looked at before the first connection, for what they use at rest.
+const AT_REST: Duration = Duration::from_secs(1);
 
 /// What is due is waited for as long as more comes, and then so long.
 const DRAINED_AFTER: Duration = Duration::from_secs(3);
@@ -48,6 +51,10 @@ pub struct Part {
     pub connecting_seconds: f64,
     /// Handshakes, in milliseconds.
     pub handshakes: Option<Percentiles>,
+    /// The processes at rest, just before the first connection, where they are of this machine.
+    pub at_rest: Option<Stretch>,
+    /// The same from the first connection until all clients had `connected`.
+    pub while_connecting: Option<Stretch>,
     /// The memory of the processes that is their own, per connection, in bytes.
     pub memory_per_connection: Option<f64>,
     /// What the kernel of this machine holds for the processes' end of a connection that is idle, in bytes: what came while
@@ -98,6 +105,13 @@ pub struct Moment {
 }
 
 impl Part {
+    /// The processes' time on cores for a handshake, beyond what they use at rest, in nanoseconds.
+    #[must_use]
+    pub fn handshake_ns(&self) -> Option<f64> {
+        let used = self.while_connecting.as_ref()?.ns_beyond(self.at_rest.as_ref()?);
+        Some(used / self.handshakes?.samples as f64)
+    }
+
     /// Events that are due to clients and did not come.
     #[must_use]
     pub fn missing(&self) -> u64 {
@@ -125,7 +139,7 @@ impl Look {
     fn take(workers: &mut Workers, pids: &[u32]) -> Result<Self> {
         let each = workers.mark()?;
         let is_here = !pids.is_empty();
-        let usage = is_here.then(|| usage_of(pids)).transpose()?;
+        let usage = is_here.then(|| Usage::of_all(pids)).transpose()?;
         let memory = is_here.then(|| memory_of(pids)).transpose()?;
         Ok(Self { at: Instant::now(), all: sum(&each), each, usage, memory, machine: Machine::now()? })
     }
@@ -135,10 +149,6 @@ fn memory_of(pids: &[u32]) -> Result<u64> {
     pids.iter().map(|pid| memory(*pid)).sum()
 }
 
-fn usage_of(pids: &[u32]) -> Result<Usage> {
-    pids.iter().try_fold(Usage::default(), |sum, pid| Ok(sum.plus(&Usage::of(*pid)?)))
-}
-
 /// Connects the clients, lets `begin` begin the load, and measures; `begin` returns what makes the records.
 ///
 /// # Errors
@@ -146,15 +156,17 @@ fn usage_of(pids: &[u32]) -> Result<Usage> {
 pub fn measure(options: &Options, subject: &Subject, begin: impl FnOnce() -> Result<JoinHandle<Made>>) -> Result<Part> {
     let mut clients = Clients::connect(options, subject)?;
     let part = clients.measure(options, subject, begin)?;
-    clients.workers.stop()?;
+    clients.stop()?;
     Ok(part)
 }
 
 /// Memory that is held for connections, per connection, in bytes.
-#[derive(Debug, Clone, Copy)]
-struct PerConnection {
-    user: f64,
-    kernel: f64,
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PerConnection {
+    /// The processes' own.
+    pub user: f64,
+    /// The kernel's, as [`Part::kernel_memory_per_connection`].
+    pub kernel: f64,
 }
 
 /// Clients that are connected, for one load or for some, one after the other.
@@ -162,6 +174,10 @@ pub struct Clients {
     workers: Workers,
     connecting: Duration,
     handshakes: Latencies,
+    /// The processes at rest, and while clients connected.
+    stretches: Option<[Stretch; 2]>,
+    /// The memory before the first connection.
+    without_any: (u64, KernelMemory),
     memory: Option<PerConnection>,
     /// What was counted before the load that is measured next.
     before: Counts,
@@ -176,15 +192,51 @@ impl Clients {
         let mut workers = Workers::start(&plans(options, subject)?, &options.other_cores())?;
         // Who answers has all that it needs: what memory grows by from now on is that of connections.
         workers.mark()?;
-        let (user, kernel) = (memory_of(&subject.pids)?, KernelMemory::now()?);
-        workers.connect()?;
-        let (connecting, handshakes) = await_connected(options, subject, &mut workers)?;
+        let is_here = !subject.pids.is_empty();
+        // A pace, not a wait for something.
+        let (at_rest, ()) = Stretch::of(&subject.pids, || {
+            thread::sleep(if is_here { AT_REST } else { Duration::ZERO });
+            Ok(())
+        })?;
+        let without_any = (memory_of(&subject.pids)?, KernelMemory::now()?);
+        let (while_connecting, (connecting, handshakes)) = Stretch::of(&subject.pids, || {
+            workers.connect()?;
+            await_connected(options, subject, &mut workers)
+        })?;
         println!("{:<12} {} clients connected in {:.2} s", subject.name, options.clients, connecting.as_secs_f64());
-        let user = memory_of(&subject.pids)?.saturating_sub(user) as f64 / f64::from(options.clients);
-        let kernel = KernelMemory::now()?.per_connection_since(&kernel, options.clients);
-        let memory = PerConnection { user, kernel };
-        let memory = (!subject.pids.is_empty()).then_some(memory);
-        Ok(Self { workers, connecting, handshakes, memory, before: Counts::default() })
+        let stretches = is_here.then_some([at_rest, while_connecting]);
+        let before = Counts::default();
+        let mut clients = Self { workers, connecting, handshakes, stretches, without_any, memory: None, before };
+        clients.memory = is_here.then(|| clients.per_connection(options, subject)).transpose()?;
+        Ok(clients)
+    }
+
+    /// The memory of a connection, as it is now.
+    ///
+    /// # Errors
+    /// Where a process has ended.
+    pub fn per_connection(&self, options: &Options, subject: &Subject) -> Result<PerConnection> {
+        let (user, kernel) = self.without_any;
+        Ok(PerConnection {
+            user: memory_of(&subject.pids)?.saturating_sub(user) as f64 / f64::from(options.clients),
+            kernel: KernelMemory::now()?.per_connection_since(&kernel, options.clients),
+        })
+    }
+
+    /// What all have counted so far.
+    ///
+    /// # Errors
+    /// Where a process has ended.
+    pub fn counts(&mut self) -> Result<Counts> {
+        Ok(sum(&self.workers.mark()?))
+    }
+
+    /// Ends them.
+    ///
+    /// # Errors
+    /// Where a process has ended already.
+    pub fn stop(&mut self) -> Result<()> {
+        self.workers.stop().map(|_| ())
     }
 
     /// Returns when all are there again: a load before may have been more than the gateway held. What comes until then is
@@ -194,7 +246,7 @@ impl Clients {
     /// Where they can't connect, or a process ends.
     pub fn settle(&mut self, options: &Options, subject: &Subject) -> Result<()> {
         await_connected(options, subject, &mut self.workers)?;
-        self.before = sum(&self.workers.mark()?);
+        self.before = self.counts()?;
         Ok(())
     }
 
@@ -213,9 +265,10 @@ impl Clients {
         let made = maker.join().map_err(|_| anyhow::anyhow!("the producer failed: its message is above"))?;
         let Window { first, last, mut collected, timeline } = window;
         drain(&mut self.workers, &self.before, &made, &mut collected)?;
-        let counts = sum(&self.workers.mark()?);
+        let counts = self.counts()?;
         collected.add(&counts);
         let counts = counts.since(&self.before);
+        let [at_rest, while_connecting] = self.stretches.clone().map_or([None, None], |both| both.map(Some));
 
         let seconds = (last.at - first.at).as_secs_f64();
         let busiest = |of: fn(&Usage) -> u64| {
@@ -226,6 +279,8 @@ impl Clients {
         Ok(Part {
             connecting_seconds: self.connecting.as_secs_f64(),
             handshakes: self.handshakes.percentiles(),
+            at_rest,
+            while_connecting,
             memory_per_connection: self.memory.map(|memory| memory.user),
             kernel_memory_per_connection: self.memory.map(|memory| memory.kernel),
             seconds,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::measure::Part;
 use super::report::Round;
+use super::usage::Stretch;
 
 /// More steal than this, as a share of the machine, spoils figures of CPU time.
 const STEAL_MAX: f64 = 0.02;
@@ -35,6 +36,16 @@ impl Noise {
         }
     }
 
+    /// That of a stretch of time.
+    #[must_use]
+    pub fn of_stretch(stretch: &Stretch) -> Self {
+        Self {
+            steal: stretch.machine.share(stretch.machine.steal),
+            server_waited: stretch.usage.waited_ns as f64 / 1e9 / stretch.seconds,
+            clients_waited: 0.0,
+        }
+    }
+
     /// What of it is too much, a sentence each; nothing, where the machine was quiet.
     #[must_use]
     pub fn faults(&self) -> Vec<String> {
@@ -57,9 +68,19 @@ impl Noise {
     }
 
     /// All together, for which of two tries was the quieter.
-    fn total(&self) -> f64 {
+    #[must_use]
+    pub fn total(&self) -> f64 {
         self.steal + self.server_waited + self.clients_waited
     }
+}
+
+/// What is measured again where the machine was noisy.
+pub trait Noisy {
+    /// What of its noise is too much, a sentence each.
+    fn faults(&self) -> Vec<String>;
+
+    /// All of its noise, for which of two tries was the quieter.
+    fn noise(&self) -> f64;
 }
 
 /// What was measured and thrown away.
@@ -76,8 +97,9 @@ impl Round {
         let parts = [("gateway", &self.gateway), ("send loop", &self.send), ("kafka loop", &self.kafka)];
         parts.into_iter().filter_map(|(name, part)| Some((name, part.as_ref()?)))
     }
+}
 
-    /// What of its noise is too much.
+impl Noisy for Round {
     fn faults(&self) -> Vec<String> {
         let faults = |(name, part)| Noise::of(part).faults().into_iter().map(move |fault| format!("{name}: {fault}"));
         self.parts().flat_map(faults).collect()
@@ -93,12 +115,12 @@ impl Round {
 ///
 /// # Errors
 /// Those of `try_once`.
-pub fn quietest<E>(
+pub fn quietest<T: Noisy, E>(
     what: &str,
     repeats: u32,
     discarded: &mut Vec<Discarded>,
-    mut try_once: impl FnMut() -> Result<Round, E>,
-) -> Result<Round, E> {
+    mut try_once: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
     let mut best = try_once()?;
     for _ in 0..repeats {
         if best.faults().is_empty() {

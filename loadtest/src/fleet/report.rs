@@ -83,6 +83,7 @@ const FIGURES: &[Figure] = &[
     ("producer late p99, ms", |part| Some(part.lateness?.p99_ms)),
     ("connects a second", |part| Some(part.handshakes?.samples as f64 / part.connecting_seconds)),
     ("handshake p99, ms", |part| Some(part.handshakes?.p99_ms)),
+    ("CPU a handshake, user+sys, us", |part| Some(part.handshake_ns()? / 1e3)),
     ("own memory a connection, bytes", |part| part.memory_per_connection),
     ("kernel memory a connection, bytes", |part| part.kernel_memory_per_connection),
     ("events due", |part| Some(part.made.event_deliveries as f64)),
@@ -152,9 +153,17 @@ impl Report {
     /// # Errors
     /// Where it can't be written.
     pub fn write(&self, file: &Path) -> Result<()> {
-        let json = serde_json::to_vec_pretty(self).context("plain values are JSON")?;
-        fs::write(file, json).with_context(|| format!("{} can't be written", file.display()))
+        write_json(file, self)
     }
+}
+
+/// Writes a JSON file.
+///
+/// # Errors
+/// Where it can't be written.
+pub fn write_json(file: &Path, what: &impl Serialize) -> Result<()> {
+    let json = serde_json::to_vec_pretty(what).context("plain values are JSON")?;
+    fs::write(file, json).with_context(|| format!("{} can't be written", file.display()))
 }
 
 /// A value as the table has it: three digits at least, none that says nothing.
@@ -246,6 +255,9 @@ fn part_remarks(part: &Part) -> Vec<String> {
             late.map_or(0.0, |late| late.p99_ms)
         ),
     );
+    for fault in part.while_connecting.iter().flat_map(|stretch| Noise::of_stretch(stretch).faults()) {
+        remark(true, format!("while the clients connected, {fault}"));
+    }
     let noise = Noise::of(part);
     // That they waited is told already where it makes them the bottleneck.
     let clients_waited = if are_clients_the_limit { 0.0 } else { noise.clients_waited };

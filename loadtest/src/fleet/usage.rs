@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,17 @@ pub struct Usage {
     pub involuntary: u64,
     /// Nanoseconds on a core of each thread, by its name; those of one name are added.
     pub threads_ns: BTreeMap<String, u64>,
+}
+
+/// What processes used over a stretch of time, and what the machine did meanwhile.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stretch {
+    /// Its length, in seconds.
+    pub seconds: f64,
+    /// Of the processes, all together.
+    pub usage: Usage,
+    /// Of the machine.
+    pub machine: Machine,
 }
 
 /// What the whole machine did since it began, or between two looks, in ticks.
@@ -51,6 +63,14 @@ impl Usage {
             }
         }
         Ok(all)
+    }
+
+    /// The same of some processes, all together.
+    ///
+    /// # Errors
+    /// Where one has ended.
+    pub fn of_all(pids: &[u32]) -> Result<Self> {
+        pids.iter().try_fold(Self::default(), |sum, pid| Ok(sum.plus(&Self::of(*pid)?)))
     }
 
     fn of_thread(task: &Path) -> Option<Self> {
@@ -111,6 +131,44 @@ impl Usage {
     #[must_use]
     pub fn total_ns(&self) -> u64 {
         self.user_ns + self.system_ns
+    }
+}
+
+impl Stretch {
+    /// That of `meanwhile`, and what it returns.
+    ///
+    /// # Errors
+    /// Those of `meanwhile`; and where a process has ended.
+    pub fn of<T>(pids: &[u32], meanwhile: impl FnOnce() -> Result<T>) -> Result<(Self, T)> {
+        let look = || Ok::<_, anyhow::Error>((Instant::now(), Usage::of_all(pids)?, Machine::now()?));
+        let (begin, usage, machine) = look()?;
+        let done = meanwhile()?;
+        let (end, usage_after, machine_after) = look()?;
+        let seconds = (end - begin).as_secs_f64();
+        let (usage, machine) = (usage_after.since(&usage), machine_after.since(&machine));
+        Ok((Self { seconds, usage, machine }, done))
+    }
+
+    /// The cores that the processes used: 0.01 is a hundredth of one.
+    #[must_use]
+    pub fn cores(&self) -> f64 {
+        self.cores_of(self.usage.total_ns())
+    }
+
+    /// The same of a thread, by its name.
+    #[must_use]
+    pub fn cores_of_thread(&self, name: &str) -> f64 {
+        self.cores_of(self.usage.threads_ns.get(name).copied().unwrap_or(0))
+    }
+
+    fn cores_of(&self, ns: u64) -> f64 {
+        ns as f64 / 1e9 / self.seconds
+    }
+
+    /// The time on cores beyond what the processes use at rest, in nanoseconds; below 0, where they did less than at rest.
+    #[must_use]
+    pub fn ns_beyond(&self, rest: &Self) -> f64 {
+        (self.cores() - rest.cores()) * self.seconds * 1e9
     }
 }
 
@@ -308,6 +366,23 @@ mod tests {
         assert_ne!(std::hint::black_box(sum), 1);
         assert!(memory(std::process::id()).unwrap() > 0);
         assert!(Usage::of(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn what_is_beyond_rest_is_told_by_the_time_that_it_took() {
+        let stretch = |seconds, user_ns, shard_ns| {
+            let threads_ns = [("shard".to_owned(), shard_ns)].into();
+            Stretch { seconds, usage: Usage { user_ns, threads_ns, ..Usage::default() }, machine: Machine::default() }
+        };
+        let (rest, busy) = (stretch(2.0, 10_000_000, 4_000_000), stretch(10.0, 150_000_000, 90_000_000));
+        assert!((rest.cores() - 0.005).abs() < 1e-9);
+        assert!((busy.cores_of_thread("shard") - 0.009).abs() < 1e-9);
+        assert_eq!(busy.cores_of_thread("none"), 0.0);
+        assert!((busy.ns_beyond(&rest) - 100_000_000.0).abs() < 1e-3);
+        assert!((rest.ns_beyond(&busy) + 20_000_000.0).abs() < 1e-3);
+        let (stretch, done) = Stretch::of(&[std::process::id()], || Ok(7)).unwrap();
+        assert!(done == 7 && stretch.seconds > 0.0 && !stretch.usage.threads_ns.is_empty(), "{stretch:?}");
+        assert!(Stretch::of(&[u32::MAX], || Ok(())).is_err());
     }
 
     #[test]

@@ -80,6 +80,8 @@ pub struct Counts {
     pub event_bytes: u64,
     /// Messages of markets.
     pub ticks: u64,
+    /// Pings of WebSocket: heartbeats.
+    pub pings: u64,
     /// `reset`: events are lost, and it is told so.
     pub resets: u64,
     /// Redirects that were followed.
@@ -161,6 +163,7 @@ impl Counts {
             (&mut self.slow_events, other.slow_events),
             (&mut self.event_bytes, other.event_bytes),
             (&mut self.ticks, other.ticks),
+            (&mut self.pings, other.pings),
             (&mut self.resets, other.resets),
             (&mut self.redirects, other.redirects),
             (&mut self.strange, other.strange),
@@ -194,6 +197,7 @@ impl Counts {
             (&mut rest.slow_events, earlier.slow_events),
             (&mut rest.event_bytes, earlier.event_bytes),
             (&mut rest.ticks, earlier.ticks),
+            (&mut rest.pings, earlier.pings),
             (&mut rest.resets, earlier.resets),
             (&mut rest.redirects, earlier.redirects),
             (&mut rest.strange, earlier.strange),

@@ -150,7 +150,8 @@ impl Run {
 
     fn connect(&mut self, pod: usize) -> (Key, Wire) {
         let wire = Wire::default();
-        let key = self.pods[pod].shard.attach(&wire, &self.log.assessments[0], self.cursor.clone(), Evidence::None, self.now);
+        let key =
+            self.pods[pod].shard.attach(&wire, &self.log.assessments[0], self.cursor.clone(), Evidence::None, self.now);
         (key, wire)
     }
 

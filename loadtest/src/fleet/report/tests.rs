@@ -4,8 +4,12 @@ use super::*;
 use crate::fleet::measure::Moment;
 use crate::fleet::producer::Made;
 use crate::fleet::statistics::Latencies;
-use crate::fleet::usage::{Machine, Usage};
+use crate::fleet::usage::{Machine, Stretch, Usage};
 use crate::fleet::wire::Counts;
+
+fn stretch(seconds: f64, user_ns: u64) -> Stretch {
+    Stretch { seconds, usage: Usage { user_ns, ..Usage::default() }, machine: Machine::default() }
+}
 
 /// Ten seconds of a quiet machine, with so many nanoseconds of CPU a delivery.
 pub(in crate::fleet) fn part(ns_per_delivery: u64) -> Part {
@@ -18,6 +22,9 @@ pub(in crate::fleet) fn part(ns_per_delivery: u64) -> Part {
     Part {
         connecting_seconds: 2.0,
         handshakes: latencies.percentiles(),
+        at_rest: Some(stretch(1.0, 1_000_000)),
+        // A hundred handshakes, and what is used at rest over two seconds.
+        while_connecting: Some(stretch(2.0, 100 * 50_000 + 2_000_000)),
         memory_per_connection: Some(1_024.0),
         kernel_memory_per_connection: Some(3_072.0),
         seconds: 10.0,
@@ -53,6 +60,12 @@ fn a_figure_is_told_with_its_ratio_to_each_floor() {
     assert_eq!((cpu.to_send, cpu.to_kafka), (Some(1.5), Some(1.25)));
     assert_eq!(row(&report, "CPU a delivery, user, ns").gateway, Some(1_500.0));
     assert_eq!(row(&report, "deliveries a second").gateway, Some(100.0));
+    let handshake = row(&report, "CPU a handshake, user+sys, us");
+    assert_eq!(
+        (handshake.gateway.map(f64::round), handshake.to_send),
+        (Some(50.0), Some(1.0)),
+        "without what rest takes"
+    );
     let memory = row(&report, "own memory a connection, bytes");
     assert_eq!((memory.gateway, memory.to_send), (Some(1_024.0), None), "no ratio where it says nothing");
     assert_eq!(row(&report, "kernel memory a connection, bytes").kafka, Some(3_072.0));

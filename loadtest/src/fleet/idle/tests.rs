@@ -1,0 +1,76 @@
+//! Tables from rounds that are made by hand.
+
+use super::*;
+use crate::fleet::usage::{Machine, Usage};
+
+/// A pod whose shard used this long in so many seconds, and its reader a millisecond a second.
+fn stretch(seconds: f64, shard_ns: u64, waited_ns: u64) -> Stretch {
+    let reader_ns = (seconds * 1e6) as u64;
+    let threads_ns = [("reader".to_owned(), reader_ns), ("shard".to_owned(), shard_ns)].into();
+    let usage = Usage { user_ns: shard_ns + reader_ns, waited_ns, threads_ns, ..Usage::default() };
+    Stretch { seconds, usage, machine: Machine { total: 100, busy: 20, steal: 0 } }
+}
+
+fn round(alone_ns: u64, held_ns: u64) -> Round {
+    Round {
+        alone: stretch(10.0, alone_ns, 0),
+        held: stretch(20.0, held_ns, 0),
+        clients: 1_000,
+        memory: PerConnection { user: 1_024.0, kernel: 3_000.0 },
+        heartbeats: 2_000,
+        lost: 0,
+    }
+}
+
+fn report(rounds: Vec<Round>) -> Report {
+    Report::of(serde_json::Value::Null, rounds, Vec::new())
+}
+
+fn values(report: &Report, name: &str) -> Vec<f64> {
+    report.rows.iter().filter(|row| row.name == name).map(|row| (row.value * 1e6).round() / 1e6).collect()
+}
+
+#[test]
+fn a_connections_time_is_what_the_pod_has_not_alone() {
+    // The shard takes 3 ms a second alone, and 3.8 with a thousand clients.
+    let report = report(vec![round(30_000_000, 76_000_000)]);
+    assert_eq!(values(&report, "pod alone, % of a core"), [0.4]);
+    assert_eq!(values(&report, "CPU a connection, us a second"), [0.8]);
+    assert_eq!(values(&report, "  shard"), [0.3, 0.8], "of the one, and of the other");
+    assert_eq!(values(&report, "  reader"), [0.1, 0.0]);
+    assert_eq!(values(&report, "heartbeats a connection"), [2.0]);
+    assert!(report.is_held() && report.remarks.is_empty(), "{}", report.table());
+    assert_eq!(report.table().matches(" held").count(), 3, "{}", report.table());
+}
+
+#[test]
+fn what_is_over_its_bound_is_told_and_so_is_what_spoils_it() {
+    let over = |round: Round, text: &str| {
+        let report = report(vec![round]);
+        assert!(!report.is_held() && report.table().contains(text), "{}", report.table());
+    };
+    over(
+        round(50_000_000, 100_000_000),
+        "pod alone, % of a core                            0.60        0.50  NOT HELD",
+    );
+    over(round(30_000_000, 90_000_000), "CPU a connection, us a second                     1.50           1  NOT HELD");
+    let memory = PerConnection { user: 1_600.0, kernel: 0.0 };
+    over(
+        Round { memory, ..round(0, 0) },
+        "own memory a connection, bytes                    1600        1536  NOT HELD",
+    );
+
+    let noisy = Round { alone: stretch(10.0, 0, 1_000_000_000), lost: 3, ..round(0, 0) };
+    let remarks = report(vec![round(0, 0), noisy]).remarks;
+    assert_eq!(remarks.len(), 2, "{remarks:?}");
+    assert!(remarks[0].starts_with("round 2, without a client: its threads waited for a core 10 %"), "{remarks:?}");
+    assert_eq!(remarks[1], "round 2, 3 connections were closed");
+}
+
+#[test]
+fn rounds_have_their_median() {
+    let report =
+        report(vec![round(30_000_000, 70_000_000), round(10_000_000, 400_000_000), round(20_000_000, 60_000_000)]);
+    assert_eq!(values(&report, "pod alone, % of a core"), [0.3]);
+    assert_eq!(values(&report, "CPU a connection, us a second"), [1.0]);
+}

@@ -1,0 +1,76 @@
+//! When a shard is looked at next for whether it sleeps on its work, and whether it is nudged: often while it is at work, and
+//! seldom while it rests. It owns the pace; who nudges, and what for, is [`super::event_loop`]'s.
+
+use std::time::Duration;
+
+/// How long the executor may sleep on tasks that could run, should it do so: while the shard is at work, and while it rests.
+/// In a storm of clients it did so each second or third second. A nudge costs it some fifty microseconds, and its
+/// thread some twenty.
+const EVERY: Duration = Duration::from_millis(10);
+const EVERY_AT_REST: Duration = Duration::from_millis(100);
+
+/// A shard that had no turn for so long is at rest.
+const AT_REST_AFTER: Duration = Duration::from_millis(300);
+
+/// One that rested is at work when it had so many turns since the last look. At rest it has one or two a second, and to be
+/// nudged thirty times after each was half of what an idle pod used.
+const TURNS_OF_WORK: u64 = 3;
+
+/// Whether a shard is at work, as it looks from one look to the next.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    at_work: bool,
+    turns: u64,
+}
+
+impl Pace {
+    /// How long until the next look at a shard that has had so many turns in all, the last of them so long ago.
+    pub(super) fn pause(&mut self, turns: u64, since_turn: Duration) -> Duration {
+        let fresh = turns.saturating_sub(self.turns);
+        self.turns = turns;
+        self.at_work = if self.at_work { since_turn < AT_REST_AFTER } else { fresh >= TURNS_OF_WORK };
+        if self.at_work { EVERY } else { EVERY_AT_REST }
+    }
+}
+
+/// Whether a shard may sleep on its work that had its last turn so long ago.
+pub(super) fn is_wanted(since_turn: Duration) -> bool {
+    since_turn >= EVERY
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The times of the looks, each with whether it led to a nudge, of a shard that has a turn in each millisecond of which
+    /// `turns` says so.
+    fn looks(until: u64, turns: impl Fn(u64) -> bool) -> Vec<(u64, bool)> {
+        let (mut pace, mut now, mut at) = (Pace::default(), 0, Vec::new());
+        while now < until {
+            let had: Vec<u64> = (0..=now).filter(|ms| turns(*ms)).collect();
+            let since_turn = had.last().map_or(Duration::MAX, |turn| Duration::from_millis(now - turn));
+            at.push((now, is_wanted(since_turn)));
+            now += u64::try_from(pace.pause(had.len() as u64, since_turn).as_millis()).unwrap();
+        }
+        at
+    }
+
+    #[test]
+    fn a_shard_that_has_a_few_turns_a_second_is_at_rest() {
+        for phase in [0, 1, 50, 99] {
+            let turns = |ms| [phase, phase + 30].contains(&(ms % 1_000));
+            assert_eq!(looks(10_000, turns).len(), 100, "{phase}");
+        }
+    }
+
+    #[test]
+    fn one_that_works_is_looked_at_often_until_it_rests_and_nudged_where_it_has_no_turns() {
+        let at = looks(2_000, |ms| (450..1_000).contains(&ms) && ms % 4 == 0 && !(700..760).contains(&ms));
+        let often: Vec<u64> = at.windows(2).filter(|pair| pair[1].0 - pair[0].0 == 10).map(|pair| pair[0].0).collect();
+        assert_eq!((often.first(), often.last(), often.len()), (Some(&500), Some(&1_290), 80));
+        let nudged: Vec<u64> = at.iter().filter(|look| look.1).map(|look| look.0).collect();
+        assert_eq!(nudged[..5], [0, 100, 200, 300, 400]);
+        assert_eq!(nudged[5..10], [710, 720, 730, 740, 750], "it may sleep");
+        assert_eq!(nudged[10], 1_010);
+    }
+}
