@@ -27,6 +27,7 @@ pub mod clients;
 pub mod connection;
 pub(crate) mod epoll;
 pub mod floor;
+pub mod ingest;
 pub mod measure;
 pub mod noise;
 pub mod page;

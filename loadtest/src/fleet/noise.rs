@@ -71,13 +71,23 @@ pub struct Discarded {
     pub why: Vec<String>,
 }
 
+/// What a machine that is not quiet spoils.
+pub trait Noisy {
+    /// What of its noise is too much, a sentence each.
+    fn faults(&self) -> Vec<String>;
+
+    /// How much there was, for which of two tries was the quieter.
+    fn noise(&self) -> f64;
+}
+
 impl Round {
     fn parts(&self) -> impl Iterator<Item = (&'static str, &Part)> {
         let parts = [("gateway", &self.gateway), ("send loop", &self.send), ("kafka loop", &self.kafka)];
         parts.into_iter().filter_map(|(name, part)| Some((name, part.as_ref()?)))
     }
+}
 
-    /// What of its noise is too much.
+impl Noisy for Round {
     fn faults(&self) -> Vec<String> {
         let faults = |(name, part)| Noise::of(part).faults().into_iter().map(move |fault| format!("{name}: {fault}"));
         self.parts().flat_map(faults).collect()
@@ -93,12 +103,12 @@ impl Round {
 ///
 /// # Errors
 /// Those of `try_once`.
-pub fn quietest<E>(
+pub fn quietest<R: Noisy, E>(
     what: &str,
     repeats: u32,
     discarded: &mut Vec<Discarded>,
-    mut try_once: impl FnMut() -> Result<Round, E>,
-) -> Result<Round, E> {
+    mut try_once: impl FnMut() -> Result<R, E>,
+) -> Result<R, E> {
     let mut best = try_once()?;
     for _ in 0..repeats {
         if best.faults().is_empty() {
