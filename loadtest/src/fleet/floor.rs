@@ -103,7 +103,7 @@ fn await_end(ended: &AtomicBool) {
 fn read_log(brokers: &str, topics: &[String], ended: &AtomicBool) -> Result<()> {
     let mut reader = kafka::Reader::new(brokers, topics, From::Beginnings)?;
     let start = Instant::now();
-    let records = reader.to_the_ends();
+    let records = reader.read_to_the_ends();
     say(&FloorSays::Read { records, us: us(start.elapsed()) })?;
     // librdkafka's threads end with the reader, and with them what they tell of their time.
     await_end(ended);

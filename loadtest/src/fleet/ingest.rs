@@ -26,6 +26,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::noise::{Discarded, quietest};
+use super::pairs;
 use super::payload::{key, now_us, record, topic};
 use super::schedule::{Load, What};
 use super::usage::{Machine, Usage};
@@ -40,7 +41,7 @@ use report::Report;
 const READ_WITHIN: Duration = Duration::from_secs(600);
 
 /// Between two looks at a pod's counters: each look costs it a request.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// A pod ends within this time.
 const ENDED_WITHIN: Duration = Duration::from_secs(60);
@@ -57,8 +58,9 @@ const SEGMENTS: &[(&str, &str)] = &[("segment.bytes", "67108864")];
 /// What is read, and how often.
 #[derive(Debug, Clone, Serialize, clap::Args)]
 pub struct Options {
-    /// How many records are read at a time.
-    #[arg(long, default_value_t = 2_000_000, value_parser = clap::value_parser!(u32).range(1_000..=100_000_000))]
+    /// How many records are read at a time. A history of the default size takes in some 600,000 of 300 bytes in memory
+    /// that is new to the process, and gives the kernel work; those that come after have the memory of older ones.
+    #[arg(long, default_value_t = 3_000_000, value_parser = clap::value_parser!(u32).range(1_000..=100_000_000))]
     pub records: u32,
     /// The length of a record's payload, in bytes; about 190 are its fields, and it is filled up.
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
@@ -70,6 +72,9 @@ pub struct Options {
     /// named.
     #[arg(long)]
     pub core: Option<usize>,
+    /// A setting for the pods, such as HISTORY_BYTES=16MiB; may be given again.
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    pub settings: Vec<String>,
     /// How often all is measured; the table has the medians.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub rounds: u32,
@@ -128,6 +133,7 @@ pub struct Round {
 /// Where a part ends, or does not read what is there.
 pub fn run(options: &Options) -> Result<Report> {
     let mut discarded = Vec::new();
+    pairs(&options.settings)?;
     let mut bench = Bench::new(options)?;
     let rounds = bench.rounds(&mut discarded)?;
     let options_json = serde_json::to_value(options).context("options are JSON")?;
@@ -220,8 +226,9 @@ impl<'a> Bench<'a> {
 
     fn way(&mut self, name: &str, routes: Option<&str>) -> Result<Way> {
         self.trim();
+        let settings = [SETTINGS, &pairs(&self.options.settings)?].concat();
         let plan = |pod: &str, cores: &[usize]| {
-            let plan = self.world.pod(pod).set_all(SETTINGS).on_cores(cores);
+            let plan = self.world.pod(pod).set_all(&settings).on_cores(cores);
             routes.map_or(plan.clone(), |file| plan.set("ROUTES_FILE", file))
         };
         let (measured, second) = (plan("pod-0", &self.core), plan("pod-1", &self.others));

@@ -103,7 +103,7 @@ impl Reader {
 
     /// Takes each record up to the end of each partition, and drops it. Returns how many there were. The reader must have
     /// begun at the beginnings.
-    pub(super) fn to_the_ends(&mut self) -> u64 {
+    pub(super) fn read_to_the_ends(&mut self) -> u64 {
         let (mut records, mut ended) = (0, BTreeSet::new());
         while ended.len() < self.partitions {
             self.fetch();
