@@ -31,6 +31,7 @@ pub mod connection;
 pub(crate) mod epoll;
 pub mod floor;
 pub mod idle;
+pub mod ingest;
 pub mod measure;
 pub mod noise;
 pub mod page;
@@ -207,10 +208,7 @@ impl Options {
     }
 
     fn settings(&self) -> Result<Vec<(&str, &str)>> {
-        self.settings
-            .iter()
-            .map(|pair| pair.split_once('=').with_context(|| format!("{pair}: not NAME=VALUE")))
-            .collect()
+        pairs(&self.settings)
     }
 
     fn check(&self) -> Result<()> {
@@ -225,6 +223,11 @@ impl Options {
         ensure!(has_others, "--gateway-cores leaves no core to the others");
         self.settings().map(|_| ())
     }
+}
+
+/// Settings as the command line has them.
+fn pairs(settings: &[String]) -> Result<Vec<(&str, &str)>> {
+    settings.iter().map(|pair| pair.split_once('=').with_context(|| format!("{pair}: not NAME=VALUE"))).collect()
 }
 
 /// Measures a gateway, and with `--with-floor` the bare loops; prints the table, and writes the JSON file and the page.

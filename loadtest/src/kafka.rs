@@ -95,6 +95,12 @@ impl Kafka {
         &self.bootstrap
     }
 
+    /// The numbers of the brokers' processes, of those that are up.
+    #[must_use]
+    pub fn pids(&self) -> Vec<u32> {
+        self.brokers.iter().filter_map(|broker| broker.process.as_ref()).map(Process::pid).collect()
+    }
+
     /// A broker by its number, from 0.
     ///
     /// # Panics

@@ -26,6 +26,9 @@ enum Command {
     Idle(fleet::idle::Options),
     /// Measures the bare loops alone that `fleet --with-floor` measures beside a gateway.
     Floor(fleet::Options),
+    /// Measures what reading costs a pod: its ingest, records that it serves nobody, and the history at its start, each
+    /// beside a bare loop that reads the same.
+    Ingest(fleet::ingest::Options),
     /// A process of clients.
     #[command(hide = true)]
     FleetClients,
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         }
         Command::Idle(options) => fleet::idle::run(&options).map(|report| report.is_held()),
         Command::Floor(options) => fleet::run_floor(&options).map(|_| true),
+        Command::Ingest(options) => fleet::ingest::run(&options).map(|_| true),
         Command::FleetClients => fleet::clients::run().map(|()| true),
         Command::FleetFloor => fleet::floor::run().map(|()| true),
     };

@@ -21,6 +21,7 @@ use super::payload::{frame, now_us, record, us};
 use super::schedule::{Load, What, assessment_number};
 use super::wire::{FloorPlan, FloorSays, Source};
 use crate::process::{allow_descriptors, loopback};
+use kafka::From;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 4096;
@@ -58,8 +59,8 @@ pub fn run() -> Result<()> {
     let mut sockets = Sockets::accept(&plan.load)?;
     // What costs time to begin is there before the clients are told of.
     let reader = match &plan.source {
-        Source::Schedule(_) => None,
-        Source::Kafka { brokers, topics } => Some(kafka::Reader::new(brokers, topics)?),
+        Source::Schedule(_) | Source::Log { .. } => None,
+        Source::Kafka { brokers, topics } => Some(kafka::Reader::new(brokers, topics, From::Ends)?),
     };
     say(&FloorSays::Ready)?;
     line.clear();
@@ -85,13 +86,29 @@ pub fn run() -> Result<()> {
             }
         }),
         (None, Source::Schedule(seconds)) => by_schedule(&plan.load, seconds, plan.frame_bytes, &ended, &mut sockets),
+        (None, Source::Log { brokers, topics }) => read_log(&brokers, &topics, &ended)?,
         (None, Source::Kafka { .. }) => {}
     }
+    // The clients still read: the sockets stay open until the harness has their counts.
+    await_end(&ended);
+    say(&FloorSays::Sent { frames: sockets.sent, refused: sockets.refused })
+}
+
+fn await_end(ended: &AtomicBool) {
     while !ended.load(Ordering::Relaxed) {
-        // The clients still read: the sockets stay open until the harness has their counts.
         thread::sleep(Duration::from_millis(20));
     }
-    say(&FloorSays::Sent { frames: sockets.sent, refused: sockets.refused })
+}
+
+/// Reads what the topics hold, and drops it.
+fn read_log(brokers: &str, topics: &[String], ended: &AtomicBool) -> Result<()> {
+    let mut reader = kafka::Reader::new(brokers, topics, From::Beginnings)?;
+    let start = Instant::now();
+    let records = reader.read_to_the_ends();
+    say(&FloorSays::Read { records, us: us(start.elapsed()) })?;
+    // librdkafka's threads end with the reader, and with them what they tell of their time.
+    await_end(ended);
+    Ok(())
 }
 
 fn by_schedule(load: &Load, seconds: f64, frame_bytes: usize, ended: &AtomicBool, sockets: &mut Sockets) {

@@ -123,6 +123,13 @@ pub enum Source {
         /// The topics.
         topics: Vec<String>,
     },
+    /// What these topics hold already, from their beginnings to their ends. It is read, and sent to nobody.
+    Log {
+        /// The brokers to begin with.
+        brokers: String,
+        /// The topics.
+        topics: Vec<String>,
+    },
 }
 
 /// What a bare loop says.
@@ -138,6 +145,13 @@ pub enum FloorSays {
         frames: u64,
         /// Frames that a full socket did not take, whole or in part.
         refused: u64,
+    },
+    /// It has read what the topics hold, and ends with its input.
+    Read {
+        /// Records.
+        records: u64,
+        /// How long it took from the first fetch on, in microseconds.
+        us: u64,
     },
 }
 

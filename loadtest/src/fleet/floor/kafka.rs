@@ -1,6 +1,7 @@
 //! Records as the gateway takes them from librdkafka: in batches, by the call that rdkafka's safe API doesn't have, with
 //! the same properties. So the loop's cost of a record is what no gateway can do without.
 
+use std::collections::BTreeSet;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -22,17 +23,27 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// Between two looks at whether it is to end, where nothing comes, in ms.
 const LOOK_EVERY_MS: i32 = 100;
 
-/// Reads whole topics, from their ends on.
+/// Where reading begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum From {
+    /// At what comes next.
+    Ends,
+    /// At all that there is; the ends are told of.
+    Beginnings,
+}
+
+/// Reads whole topics.
 pub(super) struct Reader {
     queue: NonNull<sys::rd_kafka_queue_t>,
     messages: Vec<*mut RDKafkaMessage>,
+    partitions: usize,
     /// Kept for its end, after the queue's.
     _client: Client<DefaultClientContext>,
 }
 
 impl Reader {
-    /// Stands at the ends of these topics.
-    pub(super) fn new(brokers: &str, topics: &[String]) -> Result<Self> {
+    /// Stands at the ends of these topics, or at their beginnings.
+    pub(super) fn new(brokers: &str, topics: &[String], from: From) -> Result<Self> {
         let mut config = client_config(brokers);
         config
             .set("group.id", "loadtest-floor")
@@ -42,17 +53,19 @@ impl Reader {
             .set("fetch.queue.backoff.ms", "10")
             .set("queued.max.messages.kbytes", "8192")
             .set("queued.min.messages", "20000")
-            .set("fetch.max.bytes", "2097152");
+            .set("fetch.max.bytes", "2097152")
+            .set("enable.partition.eof", if from == From::Beginnings { "true" } else { "false" });
         let native = config.create_native_config().context("good properties")?;
         let client = Client::new(&config, native, RDKafkaType::RD_KAFKA_CONSUMER, DefaultClientContext)
             .context("a consumer needs no connection")?;
-        let mut ends = TopicPartitionList::new();
+        let mut starts = TopicPartitionList::new();
         for topic in topics {
             let metadata = client.fetch_metadata(Some(topic), ANSWER_WITHIN).context("the topic's metadata")?;
             let partitions = metadata.topics().first().with_context(|| format!("no topic {topic}"))?.partitions();
             for partition in partitions {
-                let (_, end) = client.fetch_watermarks(topic, partition.id(), ANSWER_WITHIN).context("an end")?;
-                ends.add_partition_offset(topic, partition.id(), Offset::Offset(end)).context("an offset")?;
+                let marks = client.fetch_watermarks(topic, partition.id(), ANSWER_WITHIN).context("an end")?;
+                let start = if from == From::Ends { marks.1 } else { marks.0 };
+                starts.add_partition_offset(topic, partition.id(), Offset::Offset(start)).context("an offset")?;
             }
         }
         // SAFETY: the client is alive.
@@ -61,11 +74,12 @@ impl Reader {
         let queue = unsafe { sys::rd_kafka_queue_get_consumer(client.native_ptr()) };
         let queue = NonNull::new(queue).context("a consumer has a queue")?;
         // SAFETY: the client and the list are alive.
-        let assigned = unsafe { sys::rd_kafka_assign(client.native_ptr(), ends.ptr()) };
+        let assigned = unsafe { sys::rd_kafka_assign(client.native_ptr(), starts.ptr()) };
         if assigned != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
             bail!("librdkafka takes no assignment: {assigned:?}");
         }
-        Ok(Self { queue, messages: Vec::with_capacity(BATCH), _client: client })
+        let partitions = starts.count();
+        Ok(Self { queue, messages: Vec::with_capacity(BATCH), partitions, _client: client })
     }
 
     /// Hands over each record that comes until it is to end: whether it is a tick, its key and its payload.
@@ -85,6 +99,30 @@ impl Reader {
                 unsafe { sys::rd_kafka_message_destroy(message) }
             }
         }
+    }
+
+    /// Takes each record up to the end of each partition, and drops it. Returns how many there were. The reader must have
+    /// begun at the beginnings.
+    pub(super) fn read_to_the_ends(&mut self) -> u64 {
+        let (mut records, mut ended) = (0, BTreeSet::new());
+        while ended.len() < self.partitions {
+            self.fetch();
+            for message in self.messages.drain(..) {
+                // SAFETY: librdkafka handed it to us, and it is given back below.
+                let (error, topic, partition) = unsafe { ((*message).err, (*message).rkt, (*message).partition) };
+                match error {
+                    RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => records += 1,
+                    RDKafkaRespErr::RD_KAFKA_RESP_ERR__PARTITION_EOF => {
+                        ended.insert((topic, partition));
+                    }
+                    // It goes on trying.
+                    _ => {}
+                }
+                // SAFETY: it was handed to us, once.
+                unsafe { sys::rd_kafka_message_destroy(message) }
+            }
+        }
+        records
     }
 
     /// Takes what is there; where nothing is, waits for one.

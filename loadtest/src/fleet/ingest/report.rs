@@ -1,0 +1,335 @@
+//! What is told of the rounds: a table, each figure with its bound, and the same as JSON.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+use super::{Read, Round, Way};
+use crate::fleet::noise::{Discarded, Noise, Noisy};
+use crate::fleet::report::cell;
+use crate::fleet::statistics::median;
+
+/// More of the machine than this, taken by processes that are none of the run's, spoils figures of CPU time: they push
+/// what is measured off its core, and its data out of the caches.
+const OTHERS_MAX: f64 = 0.05;
+
+/// All that a run came to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    /// What was asked for.
+    pub options: serde_json::Value,
+    /// The table.
+    pub rows: Vec<Row>,
+    /// What a reader must know of the figures.
+    pub remarks: Vec<String>,
+    /// The rounds.
+    pub rounds: Vec<Round>,
+    /// What was measured and thrown away, for the machine was noisy.
+    pub discarded: Vec<Discarded>,
+}
+
+/// A row of the table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// What was measured, with its unit.
+    pub name: String,
+    /// The rounds' median.
+    pub median: f64,
+    /// Their least.
+    pub least: f64,
+    /// Their most.
+    pub most: f64,
+    /// What the median is to keep, where there is such a bound.
+    pub bound: Option<Bound>,
+}
+
+/// What a figure is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub enum Bound {
+    /// This, or more.
+    AtLeast(f64),
+    /// This, or less.
+    AtMost(f64),
+}
+
+impl Bound {
+    fn is_held(self, value: f64) -> bool {
+        match self {
+            Self::AtLeast(least) => value >= least,
+            Self::AtMost(most) => value <= most,
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Self::AtLeast(least) => format!(">= {}", cell(Some(least))),
+            Self::AtMost(most) => format!("<= {}", cell(Some(most))),
+        }
+    }
+}
+
+type Figure = (&'static str, Option<Bound>, fn(&Round) -> f64);
+
+const FIGURES: &[Figure] = &[
+    ("ingest core by payload, records per second of CPU", Some(Bound::AtLeast(500_000.0)), |round| {
+        core(&round.payload)
+    }),
+    ("ingest core by key, records per second of CPU", Some(Bound::AtLeast(800_000.0)), |round| core(&round.key)),
+    ("watched by nobody, by payload, beyond librdkafka, ns", Some(Bound::AtMost(600.0)), |round| {
+        beyond(round, &round.payload.filled)
+    }),
+    ("watched by nobody, by key, beyond librdkafka, ns", Some(Bound::AtMost(250.0)), |round| {
+        beyond(round, &round.key.filled)
+    }),
+    ("half another pod's, by payload, beyond librdkafka, ns", Some(Bound::AtMost(600.0)), |round| {
+        beyond(round, &round.payload.live)
+    }),
+    ("half another pod's, by key, beyond librdkafka, ns", Some(Bound::AtMost(250.0)), |round| {
+        beyond(round, &round.key.live)
+    }),
+    ("filling by payload, records a second", Some(Bound::AtLeast(300_000.0)), |round| round.payload.filled.rate()),
+    ("filling by key, records a second", Some(Bound::AtLeast(300_000.0)), |round| round.key.filled.rate()),
+    ("bare loop, records a second", None, |round| round.bare.rate()),
+    ("bare loop, CPU a record, ns", None, |round| round.bare.cpu_ns()),
+    ("pod by payload, CPU a record, ns", None, |round| round.payload.filled.cpu_ns()),
+    ("  by payload, ingest's thread", None, |round| round.payload.filled.threads_ns(is_ingest)),
+    ("  by payload, librdkafka's threads", None, |round| round.payload.filled.threads_ns(is_librdkafka)),
+    ("  by payload, the shard's thread", None, |round| round.payload.filled.threads_ns(is_shard)),
+    ("pod by key, CPU a record, ns", None, |round| round.key.filled.cpu_ns()),
+    ("  by key, ingest's thread", None, |round| round.key.filled.threads_ns(is_ingest)),
+    ("  by key, librdkafka's threads", None, |round| round.key.filled.threads_ns(is_librdkafka)),
+    ("  by key, the shard's thread", None, |round| round.key.filled.threads_ns(is_shard)),
+    ("live pod by payload, CPU a record, ns", None, |round| round.payload.live.cpu_ns()),
+    ("live pod by key, CPU a record, ns", None, |round| round.key.live.cpu_ns()),
+    ("another pod's of what came live, by payload, %", None, |round| round.payload.elsewhere * 100.0),
+    ("another pod's of what came live, by key, %", None, |round| round.key.elsewhere * 100.0),
+    ("a pod's start, subtracted, ms of CPU", None, |round| round.payload.start.total_ns() as f64 / 1e6),
+    ("a bare loop's start, subtracted, ms of CPU", None, |round| round.bare_start.total_ns() as f64 / 1e6),
+    ("taken by others of the machine, %", None, |round| round.most(Read::others) * 100.0),
+    ("taken by the machine's host, %", None, |round| round.most(Read::steal) * 100.0),
+];
+
+fn is_ingest(thread: &str) -> bool {
+    thread == "ingest"
+}
+
+fn is_librdkafka(thread: &str) -> bool {
+    thread.starts_with("rdk:")
+}
+
+fn is_shard(thread: &str) -> bool {
+    thread.starts_with("shard-")
+}
+
+/// Records that the ingest core's threads read in a second on it: its own, and librdkafka's.
+fn core(way: &Way) -> f64 {
+    1e9 / way.filled.threads_ns(|thread| is_ingest(thread) || is_librdkafka(thread))
+}
+
+fn beyond(round: &Round, read: &Read) -> f64 {
+    read.cpu_ns() - round.bare.cpu_ns()
+}
+
+impl Report {
+    /// Sums up rounds, and what was thrown away for them.
+    #[must_use]
+    pub fn of(options: serde_json::Value, rounds: Vec<Round>, discarded: Vec<Discarded>) -> Self {
+        let rows = FIGURES.iter().filter_map(|figure| Row::of(figure, &rounds)).collect();
+        let numbered = rounds.iter().enumerate();
+        let mut remarks: Vec<String> = numbered
+            .flat_map(|(number, round)| {
+                round.faults().into_iter().map(move |fault| format!("round {}, {fault}", number + 1))
+            })
+            .collect();
+        remarks.extend(
+            discarded.iter().map(|one| format!("a try of {} was thrown away: {}", one.what, one.why.join("; "))),
+        );
+        Self { options, rows, remarks, rounds, discarded }
+    }
+
+    /// The table, with the remarks below it.
+    ///
+    /// # Panics
+    /// Never: a string takes all that is written.
+    #[must_use]
+    pub fn table(&self) -> String {
+        let mut text = format!("{:<56}{:>10}{:>10}{:>10}{:>12}  held\n", "", "median", "least", "most", "bound");
+        for row in &self.rows {
+            let [median, least, most] = [row.median, row.least, row.most].map(|value| cell(Some(value)));
+            let bound = row.bound.map_or(String::new(), Bound::text);
+            let held = row.is_held().map_or("", |is_held| if is_held { "yes" } else { "NO" });
+            let line = format!("{:<56}{median:>10}{least:>10}{most:>10}{bound:>12}  {held}", row.name);
+            writeln!(text, "{}", line.trim_end()).expect("a string takes all");
+        }
+        for remark in &self.remarks {
+            writeln!(text, "NOTE: {remark}").expect("a string takes all");
+        }
+        text
+    }
+
+    /// Writes the JSON file.
+    ///
+    /// # Errors
+    /// Where it can't be written.
+    pub fn write(&self, file: &Path) -> Result<()> {
+        let json = serde_json::to_vec_pretty(self).context("plain values are JSON")?;
+        fs::write(file, json).with_context(|| format!("{} can't be written", file.display()))
+    }
+}
+
+impl Row {
+    fn of((name, bound, of): &Figure, rounds: &[Round]) -> Option<Self> {
+        let values: Vec<f64> = rounds.iter().map(of).filter(|value| value.is_finite()).collect();
+        let least = values.iter().copied().min_by(f64::total_cmp)?;
+        let most = values.iter().copied().max_by(f64::total_cmp)?;
+        Some(Self { name: (*name).to_owned(), median: median(values)?, least, most, bound: *bound })
+    }
+
+    /// Whether the median keeps its bound, where there is one.
+    #[must_use]
+    pub fn is_held(&self) -> Option<bool> {
+        self.bound.map(|bound| bound.is_held(self.median))
+    }
+}
+
+impl Read {
+    /// Records a second of wall time.
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        self.records as f64 / self.seconds
+    }
+
+    /// Nanoseconds of CPU time a record, of the whole process.
+    #[must_use]
+    pub fn cpu_ns(&self) -> f64 {
+        self.usage.total_ns() as f64 / self.records as f64
+    }
+
+    /// The same of the threads whose names are wanted.
+    #[must_use]
+    pub fn threads_ns(&self, is_wanted: impl Fn(&str) -> bool) -> f64 {
+        let wanted = self.usage.threads_ns.iter().filter(|(name, _)| is_wanted(name));
+        wanted.map(|(_, ns)| *ns).sum::<u64>() as f64 / self.records as f64
+    }
+
+    /// Which part of the machine's time went to processes that are none of the run's.
+    #[must_use]
+    pub fn others(&self) -> f64 {
+        // A tick is of ten milliseconds.
+        let busy = (self.machine.busy - self.machine.steal) as f64 * 1e7;
+        ((busy - self.run_ns as f64) / (self.machine.total.max(1) as f64 * 1e7)).max(0.0)
+    }
+
+    fn steal(&self) -> f64 {
+        self.machine.share(self.machine.steal)
+    }
+
+    fn faults(&self) -> Vec<String> {
+        let others = (self.others() > OTHERS_MAX)
+            .then(|| format!("others took {:.0} % of the machine's time", self.others() * 100.0));
+        // A pod's own threads wait for each other's core: that is no noise.
+        let noise = Noise { steal: self.steal(), server_waited: 0.0, clients_waited: 0.0 };
+        noise.faults().into_iter().chain(others).collect()
+    }
+
+    /// What is told when it is done.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let (rate, cpu) = (cell(Some(self.rate())), cell(Some(self.cpu_ns())));
+        format!("{} records in {:.2} s, {rate} a second, {cpu} ns of CPU each", self.records, self.seconds)
+    }
+}
+
+impl Round {
+    fn reads(&self) -> [(&'static str, &Read); 5] {
+        [
+            ("bare loop", &self.bare),
+            ("filling by payload", &self.payload.filled),
+            ("live by payload", &self.payload.live),
+            ("filling by key", &self.key.filled),
+            ("live by key", &self.key.live),
+        ]
+    }
+
+    fn most(&self, of: fn(&Read) -> f64) -> f64 {
+        self.reads().into_iter().map(|(_, read)| of(read)).fold(0.0, f64::max)
+    }
+}
+
+impl Noisy for Round {
+    fn faults(&self) -> Vec<String> {
+        let named = |(name, read): (&str, &Read)| {
+            read.faults().into_iter().map(|fault| format!("{name}: {fault}")).collect::<Vec<_>>()
+        };
+        self.reads().into_iter().flat_map(named).collect()
+    }
+
+    fn noise(&self) -> f64 {
+        self.reads().into_iter().map(|(_, read)| read.others() + read.steal()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::usage::{Machine, Usage};
+
+    /// A million records, at so many nanoseconds each: a tenth of it the shard's, the rest half and half.
+    fn read(ns: u64) -> Read {
+        let all = ns * 1_000_000;
+        let threads = [("ingest", 45), ("rdk:broker1", 40), ("rdk:main", 5), ("shard-0", 10)];
+        let threads_ns = threads.map(|(name, percent)| (name.to_owned(), all / 100 * percent)).into();
+        let usage = Usage { user_ns: all, threads_ns, ..Usage::default() };
+        let machine = Machine { total: 400, busy: 200, steal: 0 };
+        Read { records: 1_000_000, seconds: 2.0, usage, machine, run_ns: 2_000_000_000 }
+    }
+
+    fn way(ns: u64) -> Way {
+        Way { start: Usage::default(), filled: read(ns), live: read(ns + 50), elsewhere: 0.5 }
+    }
+
+    fn round(bare: u64, payload: u64, key: u64) -> Round {
+        Round { bare_start: Usage::default(), bare: read(bare), payload: way(payload), key: way(key) }
+    }
+
+    #[test]
+    fn each_figure_is_told_with_its_bound_and_the_median_keeps_it_or_not() {
+        let rounds = vec![round(300, 1_000, 500), round(300, 800, 510), round(300, 900, 700)];
+        let report = Report::of(serde_json::Value::Null, rounds, Vec::new());
+        let row = |name: &str| report.rows.iter().find(|row| row.name.starts_with(name)).unwrap();
+        let payload = row("watched by nobody, by payload");
+        assert_eq!((payload.median, payload.least, payload.most), (600.0, 500.0, 700.0));
+        assert_eq!(payload.is_held(), Some(true), "at most is with it");
+        let key = row("half another pod's, by key");
+        assert_eq!((key.median, key.is_held()), (260.0, Some(false)));
+        let core = row("ingest core by payload");
+        assert!((core.median - 1e9 / 810.0).abs() < 1e-3, "the shard's part is not the ingest core's: {core:?}");
+        assert_eq!(row("bare loop, CPU").is_held(), None);
+        assert_eq!(row("filling by key").median, 500_000.0);
+        let table = report.table();
+        let line = table.lines().find(|line| line.starts_with("half another pod's, by key")).unwrap();
+        assert!(line.split_ascii_whitespace().rev().take(4).eq(["NO", "250", "<=", "450"]), "{line}");
+        assert_eq!(report.remarks, Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_others_took_is_noise_and_so_is_steal() {
+        let mut noisy = round(300, 800, 500);
+        noisy.key.live.run_ns = 1_760_000_000;
+        noisy.bare.machine.steal = 40;
+        let faults = noisy.faults();
+        assert_eq!(
+            faults,
+            [
+                "bare loop: the machine's host took 10.0 % of its time",
+                "live by key: others took 6 % of the machine's time"
+            ]
+        );
+        assert!(noisy.noise() > round(300, 800, 500).noise());
+        let report = Report::of(serde_json::Value::Null, vec![noisy], Vec::new());
+        assert!(report.remarks[1].starts_with("round 1, live by key: others"), "{:?}", report.remarks);
+    }
+}
