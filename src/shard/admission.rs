@@ -226,7 +226,8 @@ impl Here<'_> {
         let own = view.live().find(|(_, pod)| pod.node == *self.node);
         let left = own.map_or_else(|| Arc::clone(view), |(own, _)| Arc::new(view.without(own)));
         let next = left.owner(hash)?;
-        let third = left.without(next).owner(hash).filter(|_| against_owner == Evidence::Drains);
+        let third = || left.without(next).owner(hash);
+        let third = (against_owner == Evidence::Drains).then(third).flatten();
         left.pod(third.unwrap_or(next)).cloned()
     }
 

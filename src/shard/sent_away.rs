@@ -1,5 +1,5 @@
-//! Who was sent away moments ago by a view that is not proven: one that is back was sent in vain, for the pod that the view
-//! names is gone, or drains. Without this a client would go to a dead URL again and again until Redis tells who lives. It
+//! Who was sent away moments ago by a view that is not proven: one that is back was sent in vain, as a rule: the pod that the
+//! view names is gone, or drains. Without this a client would go to a dead URL again and again until Redis tells who lives. It
 //! owns that memory; what is made of it is [`super::admission`]'s.
 
 use std::collections::{HashMap, VecDeque};
