@@ -131,11 +131,11 @@ pub fn check<E>(
     entries: impl IntoIterator<Item = Result<Entry, E>>,
 ) -> Result<Verdict, E> {
     let mut verdict = Verdict::default();
-    let truth = Truth::read(made, &mut verdict)?;
+    let mut truth = Truth::read(made, &mut verdict)?;
     let mut clients: BTreeMap<u32, Client> = BTreeMap::new();
     for entry in entries {
         let entry = entry?;
-        clients.entry(entry.client).or_default().step(&entry, rules, spans, &truth, &mut verdict);
+        clients.entry(entry.client).or_default().step(&entry, rules, spans, &mut truth, &mut verdict);
     }
     for (number, client) in clients {
         client.end(number, &truth, &mut verdict);
@@ -183,9 +183,21 @@ struct Truth {
     streams: BTreeMap<(u32, u8), Stream>,
     /// What the log holds more than once.
     again: BTreeSet<(u32, u8, u64)>,
+    /// The number that follows the last event that any client has seen so far, and when it was seen. That may be long before
+    /// its producer is told that it was made.
+    seen: BTreeMap<(u32, u8), (u64, u64)>,
 }
 
 impl Truth {
+    /// A client has seen an event.
+    fn is_seen(&mut self, assessment: u32, topic: u8, number: u64, at_ms: u64) {
+        let stream = self.streams.get(&(assessment, topic));
+        if stream.is_some_and(|stream| stream.fate(number) == Some(Fate::Made)) {
+            let seen = self.seen.entry((assessment, topic)).or_default();
+            *seen = (*seen).max((number + 1, at_ms));
+        }
+    }
+
     fn read<E>(made: impl IntoIterator<Item = Result<Made, E>>, verdict: &mut Verdict) -> Result<Self, E> {
         let mut truth = Self::default();
         for made in made {
@@ -243,7 +255,7 @@ struct Client {
 }
 
 impl Client {
-    fn step(&mut self, entry: &Entry, rules: Rules, spans: &[Span], truth: &Truth, verdict: &mut Verdict) {
+    fn step(&mut self, entry: &Entry, rules: Rules, spans: &[Span], truth: &mut Truth, verdict: &mut Verdict) {
         if self.owed_a_reset && !matches!(entry.what, What::Reset(_)) {
             self.owed_a_reset = false;
             // A connection that was cut right behind `connected` had no time to say more.
@@ -262,7 +274,10 @@ impl Client {
                     truth.streams(self.assessment).map(|(topic, stream)| (topic, stream.made_before(entry.at_ms)));
                 self.disturbed.connected(node, target.collect());
             }
-            What::Event { topic, number } => self.event(entry, *topic, *number, truth, verdict),
+            What::Event { topic, number } => {
+                truth.is_seen(self.assessment, *topic, *number, entry.at_ms);
+                self.event(entry, *topic, *number, truth, verdict);
+            }
             What::Reset(reason) => self.reset(entry, reason, (rules, spans), truth, verdict),
             What::Absent(ms) => {
                 self.absent_ms += ms;
@@ -348,7 +363,10 @@ impl Client {
         self.owed_a_reset = false;
         self.absent_ms = 0;
         for (topic, stream) in truth.streams(self.assessment) {
-            self.places.entry(topic).or_default().forgiven = stream.made_before(entry.at_ms + RESET_SLACK_MS);
+            let until_ms = entry.at_ms + RESET_SLACK_MS;
+            let seen = truth.seen.get(&(self.assessment, topic)).filter(|(_, at_ms)| *at_ms <= until_ms);
+            let forgiven = stream.made_before(until_ms).max(seen.map_or(0, |(next, _)| *next));
+            self.places.entry(topic).or_default().forgiven = forgiven;
         }
     }
 

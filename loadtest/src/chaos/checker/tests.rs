@@ -200,6 +200,27 @@ fn a_reset_forgives_what_was_made_before_it_where_a_fault_explains_it() {
 }
 
 #[test]
+fn what_others_saw_before_a_reset_was_made_before_it_whenever_its_producer_is_told() {
+    let lost = |others_see_it: bool| {
+        let away = [What::Gone(End::Own(Kind::Away)), What::Absent(75_000), What::Tries];
+        let mut story = returns_with_a_gap(away.into_iter().chain([connected(false), What::Reset("expired".into())]));
+        // Told only when the reset is long over.
+        for made in story.made.iter_mut().filter(|made| made.topic == 0 && made.number >= 6) {
+            made.at_ms += 60_000;
+        }
+        if others_see_it {
+            let at_ms = story.entries[story.place(0, 7)].at_ms - 100;
+            let place = story.place(0, 7) - 1;
+            let events = (0..7).map(|number| What::Event { topic: 0, number });
+            let entries = [What::Watches(0)].into_iter().chain(events).map(|what| Entry { at_ms, client: 1, what });
+            story.entries.splice(place..place, entries);
+        }
+        story.check().lost
+    };
+    assert_eq!((lost(false), lost(true)), (1, 0));
+}
+
+#[test]
 fn a_reset_that_no_fault_explains_is_one() {
     for absent in [None, Some(What::Absent(20_000))] {
         let facts = absent.into_iter().chain([What::Gone(End::Cut), What::Tries, connected(false)]);
