@@ -61,13 +61,16 @@ pub(super) fn properties(config: &KafkaConfig) -> ClientConfig {
         // An answer that waits for records holds up what is asked next on its connection, and the news that a
         // partition is at its end: ten empty answers a second are the price.
         .set("fetch.wait.max.ms", "100")
-        // The default of a second lets a full queue run dry: at 500,000 records a second it lasts for a fifth of one.
-        .set("fetch.queue.backoff.ms", "10")
+        // No broker is asked for more while what came lies untaken, and then for two milliseconds: of a stream, more comes
+        // in each answer. Without that, each record of 1,000 a second has a question and an answer of its own, which cost
+        // more than all that is done with it here. In a flood the next answer is not under way while one is read: 0.86
+        // million records a second where it was 1.09.
+        .set("queued.min.messages", "1")
+        .set("fetch.queue.backoff.ms", "2")
         // What waits here is outside of the history's budget: compressed tenfold, and with what librdkafka adds to each
-        // record, 16 MiB of answer and 100,000 records took 290 MiB beside it, while a million records were read; so
-        // bounded, 70 MiB, in the same time. An answer is held whole, from each broker.
+        // record, 16 MiB of answer took 290 MiB beside it, while a million records were read; so bounded, 70 MiB. An answer
+        // is held whole, from each broker.
         .set("queued.max.messages.kbytes", "8192")
-        .set("queued.min.messages", "20000")
         .set("fetch.max.bytes", "2097152")
         // So that a broker that is back is found soon.
         .set("reconnect.backoff.max.ms", "1000")

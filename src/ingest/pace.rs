@@ -1,9 +1,10 @@
 //! How long records may gather before they are taken: a rule on times.
 //!
-//! Each turn of the reader wakes a shard, and each wake costs two threads a sleep and a start, some ten microseconds
+//! Each turn of the reader wakes a shard, and each wake costs two threads a sleep and a start, some forty microseconds
 //! whatever it brings. So where records stream, they are taken at most once in [`GATHER`], as network cards moderate their
 //! interrupts: a record that comes after a quiet moment is handed over at once, and one of a stream waits for as long as
-//! that at most.
+//! that at most. What one broker sends gathers there, by the pause between two questions (`fetch.queue.backoff.ms`), which
+//! is longer: this is for several brokers, whose answers come between each other's.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ impl Pace {
             return Duration::ZERO;
         }
         let last = self.last.replace(now);
-        let streams = last.is_some_and(|last| now.saturating_duration_since(last) <= 2 * GATHER);
+        let streams = last.is_some_and(|last| now.saturating_duration_since(last) <= GATHER + GATHER / 2);
         // Where many come at a time, a wake is shared by many already.
         if streams && records < GATHER_RECORDS_MAX { GATHER } else { Duration::ZERO }
     }
@@ -42,6 +43,6 @@ mod tests {
         assert_eq!(after(3, 1_600), GATHER);
         assert_eq!(after(GATHER_RECORDS_MAX, 2_700), Duration::ZERO);
         assert_eq!(after(1, 3_000), GATHER);
-        assert_eq!(after(1, 3_000 + 2_001), Duration::ZERO, "it has ended");
+        assert_eq!(after(1, 3_000 + 1_501), Duration::ZERO, "it has ended");
     }
 }

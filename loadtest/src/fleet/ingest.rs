@@ -13,7 +13,7 @@
 //! nobody watches costs, and 2. is the same with the look. Both hold the shard's part: the batch taken over, its
 //! place in the history, and the eviction of an older one.
 //!
-//! The bare loop reads the same topics, with the same properties of librdkafka. What its process costs on topics without
+//! The bare loop reads the same topics, from librdkafka at its fastest. What its process costs on topics without
 //! a record is subtracted too.
 
 pub mod report;

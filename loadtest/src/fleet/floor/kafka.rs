@@ -1,5 +1,5 @@
-//! Records as the gateway takes them from librdkafka: in batches, by the call that rdkafka's safe API doesn't have, with
-//! the same properties. So the loop's cost of a record is what no gateway can do without.
+//! Records as they come from librdkafka at its fastest: in batches, by the call that rdkafka's safe API doesn't have, with
+//! properties that let no broker wait for the next question. A gateway may ask less often, and so use less.
 
 use std::collections::BTreeSet;
 use std::ptr::NonNull;
