@@ -4,6 +4,8 @@
 use std::io::{self, IoSlice};
 use std::time::{Duration, Instant};
 
+use slotmap::new_key_type;
+
 use super::admission::{Evidence, Redirect};
 use crate::clock::UnixMs;
 use crate::ids::AssessmentHash;
@@ -12,6 +14,11 @@ use crate::protocol::messages::ResetReason;
 use crate::stream::board::BoardVersion;
 use crate::stream::history::{ChainKey, Position};
 use crate::stream::offsets::Cover;
+
+new_key_type! {
+    /// A connection of a shard. A key that outlives its connection matches no other.
+    pub(super) struct ConnectionKey;
+}
 
 /// What a connection is written to. The edge's is a socket, the tests' a script.
 pub(super) trait Socket {
@@ -24,9 +31,9 @@ pub(super) trait Socket {
     /// Tells the connection's own task to look at it: its socket is full, or it has ended.
     fn wake(&self);
 
-    /// Asks the processor to fetch what is looked at of the connection that lies so many slots further than this one: it is
-    /// written to next, and would be waited for then. Nothing depends on it.
-    fn fetch_ahead(_this: &Connection<Self>, _slots: isize)
+    /// Asks the processor to fetch what is looked at of the last of these connections: it is written to after this one, and
+    /// would be waited for then. Nothing depends on it.
+    fn fetch_ahead(_this: (ConnectionKey, &Connection<Self>), _others: &[ConnectionKey])
     where
         Self: Sized,
     {

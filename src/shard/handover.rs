@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::admission::{Here, Redirect, Watching};
-use super::connection::Socket;
+use super::connection::{ConnectionKey, Socket};
 use super::freshness::{Freshness, Step};
-use super::state::{ConnectionKey, State};
+use super::state::State;
 use crate::clock::Now;
 use crate::config::ShardConfig;
 use crate::ids::AssessmentHash;

@@ -1,8 +1,8 @@
 //! How a client begins: live, or where its cursor says, and what it is told of that. What a cursor covers is the
 //! history's to judge.
 
-use super::connection::{Socket, Tail};
-use super::state::{ConnectionKey, Entrance, State};
+use super::connection::{ConnectionKey, Socket, Tail};
+use super::state::{Entrance, State};
 use crate::clock::{Now, whole_ms};
 use crate::ids::AssessmentId;
 use crate::protocol::messages::{self, Connected, ResetReason};

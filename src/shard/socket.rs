@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
+use std::mem::offset_of;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -13,12 +14,13 @@ use std::time::Duration;
 use futures_lite::{AsyncRead, AsyncWrite, future};
 use glommio::net::TcpStream;
 use glommio::timer::Timer;
+use slotmap::Key;
 
 use super::admission::{Admission, Evidence, Here, judge};
-use super::connection::{Connection, Socket};
+use super::connection::{Connection, ConnectionKey, Socket};
 use super::event_loop::{Shard, let_others_run, let_others_run_first};
 use super::pod_limits::Place;
-use super::state::{ConnectionKey, Entrance};
+use super::state::Entrance;
 use crate::clock::Now;
 use crate::exchange::{Handoff, HttpRequest, Standing};
 use crate::limits::LINGER;
@@ -81,24 +83,45 @@ impl Socket for Writer {
     }
 
     /// The system call in between takes long enough for it. It is asked for by address, since to ask the slot map for the
-    /// other one is to look at its slot, and to wait for that.
-    fn fetch_ahead(this: &Connection<Self>, slots: isize) {
-        /// What is looked at first in a connection, and what the slot map checks, right behind it.
-        const OFFSETS: [usize; 4] = [0, 64, 128, size_of::<Connection<Writer>>()];
-        let other = std::ptr::from_ref(this).cast::<u8>().wrapping_offset(slots * SLOT_BYTES);
+    /// other one is to look at its slot, and to wait for that. Of the list of keys, what is wanted some turns later is
+    /// fetched as well.
+    fn fetch_ahead((key, this): (ConnectionKey, &Connection<Self>), others: &[ConnectionKey]) {
+        /// What is looked at first in a connection, whichever way it lies in lines of 64 bytes, and what the slot map checks,
+        /// right behind it.
+        const OFFSETS: [usize; 5] = [0, 64, 128, offset_of!(Connection<Writer>, seen), size_of::<Connection<Writer>>()];
+        let Some(&next) = others.last() else { return };
+        let other = std::ptr::from_ref(this).cast::<u8>().wrapping_offset(slots_between(key, next) * SLOT_BYTES);
         for offset in OFFSETS {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: a prefetch reads nothing that the program could see, and takes any address (Intel SDM, PREFETCHh).
-            unsafe {
-                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-                _mm_prefetch::<_MM_HINT_T0>(other.wrapping_add(offset).cast());
-            }
+            fetch(other.wrapping_add(offset));
         }
+        fetch(std::ptr::from_ref(&next).wrapping_sub(KEYS_AHEAD).cast());
     }
 }
 
 /// What a connection takes in the slot map, with the number that says whether its slot is taken.
 const SLOT_BYTES: isize = size_of::<(Connection<Writer>, u32)>().cast_signed();
+
+/// How many keys ahead the list of them is fetched: two lines of the processor's cache.
+const KEYS_AHEAD: usize = 16;
+
+/// How many slots further than one connection another lies. The lower half of a key's number is its slot; were it not, what
+/// is fetched ahead would be something else.
+fn slots_between(from: ConnectionKey, to: ConnectionKey) -> isize {
+    let slot = |key: ConnectionKey| (key.data().as_ffi() & u64::from(u32::MAX)).cast_signed() as isize;
+    slot(to) - slot(from)
+}
+
+/// Asks the processor to fetch the line of its cache that has this address, where it is of a kind that is known here.
+fn fetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch reads nothing that the program could see, and takes any address (Intel SDM, PREFETCHh).
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
 
 /// A second descriptor of the same socket: for the executor or the thread that takes it over.
 fn duplicate(stream: &TcpStream) -> io::Result<OwnedFd> {

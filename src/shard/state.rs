@@ -7,10 +7,10 @@ use std::io;
 use std::task::Poll;
 use std::time::Instant;
 
-use slotmap::{Key, SecondaryMap, SlotMap, new_key_type};
+use slotmap::{SecondaryMap, SlotMap};
 
 use super::admission::{Evidence, Redirect};
-use super::connection::{Connection, End, InboundBucket, Owed, Socket, Tail, Watch};
+use super::connection::{Connection, ConnectionKey, End, InboundBucket, Owed, Socket, Tail, Watch};
 use super::metrics::Counts;
 use super::outbound::{self, Flushed, Scratch, Source};
 use super::resume::{Ahead, Beginning};
@@ -24,11 +24,6 @@ use crate::protocol::session::Inbound;
 use crate::stream::batch::Batch;
 use crate::stream::board::{Board, BoardVersion};
 use crate::stream::history::{ChainKey, Findings, History, Lag, Limits};
-
-new_key_type! {
-    /// A connection of a shard. A key that outlives its connection matches no other.
-    pub(super) struct ConnectionKey;
-}
 
 /// What a new connection begins with.
 pub(super) struct Entrance<S> {
@@ -273,9 +268,7 @@ impl<S: Socket> State<S> {
             *budget -= 1;
             let key = watchers[index];
             let connection = &mut connections[key];
-            if let Some(&next) = index.checked_sub(1).and_then(|next| watchers.get(next)) {
-                S::fetch_ahead(connection, slots_between(key, next));
-            }
+            S::fetch_ahead((key, connection), &watchers[..index]);
             let plain = connection.is_plain();
             let open = connection.is_open();
             let Some(watch) = &mut connection.watch else { continue };
@@ -464,9 +457,7 @@ impl<S: Socket> State<S> {
             let connection = &self.connections[key];
             if connection.is_open() && !self.board.unseen(connection.seen).is_empty() {
                 budget -= 1;
-                if let Some(&next) = left.checked_sub(1).and_then(|next| self.roster.get(next)) {
-                    S::fetch_ahead(connection, slots_between(key, next));
-                }
+                S::fetch_ahead((key, connection), &self.roster[..left]);
                 self.flush(key, now);
             }
         }
@@ -503,13 +494,6 @@ impl<S: Socket> State<S> {
         findings.unusable += self.board.take_unusable();
         (std::mem::take(&mut self.counts), findings, self.history.bytes())
     }
-}
-
-/// How many slots further than one connection another lies. The lower half of a key's number is its slot; were it not, what
-/// is fetched ahead would be something else.
-fn slots_between(from: ConnectionKey, to: ConnectionKey) -> isize {
-    let slot = |key: ConnectionKey| (key.data().as_ffi() & u64::from(u32::MAX)).cast_signed() as isize;
-    slot(to) - slot(from)
 }
 
 fn place(len: usize) -> u32 {

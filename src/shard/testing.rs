@@ -7,11 +7,11 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use super::admission::{Evidence, Here};
-use super::connection::Socket;
+use super::connection::{ConnectionKey, Socket};
 use super::freshness::{Freshness, Step};
 use super::handover::Handover;
 use super::sent_away::SentAway;
-use super::state::{ConnectionKey, Entrance, Pass, State};
+use super::state::{Entrance, Pass, State};
 use super::sweep::Sweeper;
 use crate::clock::Now;
 use crate::config::{DrainConfig, ShardConfig};

@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::admission::{Evidence, Here};
-use super::connection::Socket;
+use super::connection::{ConnectionKey, Socket};
 use super::handover::Handover;
-use super::state::{ConnectionKey, Ended, Entrance, Pass, State};
+use super::state::{Ended, Entrance, Pass, State};
 use super::sweep::Sweeper;
 use crate::clock::{Now, UnixMs};
 use crate::config::{DrainConfig, ShardConfig};
