@@ -24,6 +24,7 @@ use super::state::Entrance;
 use crate::clock::Now;
 use crate::exchange::{Handoff, HttpRequest, Standing};
 use crate::limits::LINGER;
+use crate::prefetch::prefetch;
 use crate::protocol::auth::Grant;
 use crate::protocol::close::CloseReason;
 use crate::protocol::head::{self, Parsed, Refusal, Upgrade};
@@ -92,35 +93,23 @@ impl Socket for Writer {
         let Some(&next) = others.last() else { return };
         let other = std::ptr::from_ref(this).cast::<u8>().wrapping_offset(slots_between(key, next) * SLOT_BYTES);
         for offset in OFFSETS {
-            fetch(other.wrapping_add(offset));
+            prefetch(other.wrapping_add(offset));
         }
-        fetch(std::ptr::from_ref(&next).wrapping_sub(KEYS_AHEAD).cast());
+        prefetch(std::ptr::from_ref(&next).wrapping_sub(KEYS_AHEAD));
     }
 }
 
 /// What a connection takes in the slot map, with the number that says whether its slot is taken.
 const SLOT_BYTES: isize = size_of::<(Connection<Writer>, u32)>().cast_signed();
 
-/// How many keys ahead the list of them is fetched: two lines of the processor's cache.
-const KEYS_AHEAD: usize = 16;
+/// How many keys beyond the next one the list of them is fetched: eight share a line of the cache.
+const KEYS_AHEAD: usize = 1;
 
 /// How many slots further than one connection another lies. The lower half of a key's number is its slot; were it not, what
 /// is fetched ahead would be something else.
 fn slots_between(from: ConnectionKey, to: ConnectionKey) -> isize {
     let slot = |key: ConnectionKey| (key.data().as_ffi() & u64::from(u32::MAX)).cast_signed() as isize;
     slot(to) - slot(from)
-}
-
-/// Asks the processor to fetch the line of its cache that has this address, where it is of a kind that is known here.
-fn fetch(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch reads nothing that the program could see, and takes any address (Intel SDM, PREFETCHh).
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }
 
 /// A second descriptor of the same socket: for the executor or the thread that takes it over.

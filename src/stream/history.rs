@@ -129,6 +129,9 @@ impl History {
         };
         let number = self.first_segment + self.segments.len() as u64 - 1;
         for index in added {
+            if let Some(segment) = self.segments.back() {
+                segment.fetch_ahead(index);
+            }
             self.link(EntryRef::new(number, index));
         }
         self.recount(number);
