@@ -25,6 +25,7 @@
 //! **Clients** are cheap: they count frames without a parse, but of a sample ([`connection`]); where they are what limits
 //! after all, the report says so.
 
+pub mod bounds;
 pub mod capacity;
 pub mod clients;
 pub mod connection;
@@ -38,6 +39,7 @@ pub mod page;
 pub mod payload;
 pub mod producer;
 pub mod report;
+pub mod rounds;
 pub mod schedule;
 pub mod statistics;
 pub mod usage;
@@ -57,10 +59,11 @@ use crate::pods::{Pod, World};
 use crate::process::{own_cores, stay_on};
 use crate::token;
 use measure::{Part, Subject, measure};
-use noise::{Discarded, Noisy, quietest};
+use noise::Discarded;
 use payload::topic;
 use producer::Made;
 use report::{Report, Round};
+use rounds::Rounds;
 use schedule::{Load, What};
 use wire::{FloorPlan, FloorSays, Source, Target};
 use workers::Worker;
@@ -150,15 +153,10 @@ pub struct Options {
     /// Measure the bare loops too.
     #[arg(long)]
     pub with_floor: bool,
-    /// How often all is measured; the table has the medians.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
-    pub rounds: u32,
-    /// How often a round, or a step that was not held, is measured again where the machine was noisy.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=100))]
-    pub repeats: u32,
-    /// The JSON file; without it, one of the subcommand's name in the directory for temporary files.
-    #[arg(long)]
-    pub json: Option<PathBuf>,
+    /// How often all is measured.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub rounds: Rounds,
     /// The page with the plots; without it, beside the JSON file.
     #[arg(long)]
     pub html: Option<PathBuf>,
@@ -262,21 +260,13 @@ fn finish(options: &Options, rounds: Vec<Round>, discarded: Vec<Discarded>, name
 
 /// Prints the table, and writes the JSON file and the page; where nothing else is said, in files of this name.
 fn tell(options: &Options, report: &Report, name: &str) -> Result<()> {
-    let json = options.json.clone().unwrap_or_else(|| std::env::temp_dir().join(format!("{name}.json")));
+    let json = options.rounds.json_file(name);
     let html = options.html.clone().unwrap_or_else(|| json.with_extension("html"));
     report.write(&json)?;
     fs::write(&html, page::page(report, name)).with_context(|| format!("{} can't be written", html.display()))?;
     print!("\n{}", report.table());
     println!("all of it: {}, and with plots: {}", json.display(), html.display());
     Ok(())
-}
-
-/// Measures all rounds, noisy ones again.
-fn rounds<T: Noisy>(options: &Options, mut one: impl FnMut() -> Result<T>) -> Result<(Vec<T>, Vec<Discarded>)> {
-    let mut discarded = Vec::new();
-    let quiet = |number: u32| quietest(&format!("round {}", number + 1), options.repeats, &mut discarded, &mut one);
-    let rounds = (0..options.rounds).map(quiet).collect::<Result<_>>()?;
-    Ok((rounds, discarded))
 }
 
 // ---- gateways -------------------------------------------------------------------------------------------------------
@@ -290,7 +280,7 @@ fn foreign_subject(options: &Options) -> Result<Subject> {
 
 fn foreign_rounds(options: &Options) -> Result<(Vec<Round>, Vec<Discarded>)> {
     let subject = foreign_subject(options)?;
-    rounds(options, || {
+    options.rounds.measure(|_| {
         let gateway = measure(options, &subject, || {
             Ok(match options.brokers.clone() {
                 Some(brokers) => producer::start(brokers, options.load(), options.length()),
@@ -319,7 +309,7 @@ fn own_world(options: &Options) -> World {
 
 fn own_rounds(options: &Options, has_gateway: bool) -> Result<(Vec<Round>, Vec<Discarded>)> {
     let world = own_world(options);
-    rounds(options, || {
+    options.rounds.measure(|_| {
         let gateway = has_gateway.then(|| measure_own(options, &world)).transpose()?;
         let floors = floors(options, &world, gateway.as_ref())?;
         Ok(Round { gateway, ..floors })

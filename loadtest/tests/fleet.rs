@@ -1,6 +1,7 @@
 //! The fleet, short: each delivery is counted once, also by those who drop their connections and come back, and the JSON
 //! file says what the table says. And the search for the capacity, short: by bounds that every machine keeps, or none.
 
+use loadtest::fleet::bounds::Bound;
 use loadtest::fleet::report::{Report, cell};
 use loadtest::fleet::{self, Options, capacity, idle};
 use loadtest::pods::World;
@@ -105,7 +106,7 @@ fn the_capacity_is_searched_with_one_gateway_and_the_same_clients() {
         "--fleet-clients=1000",
         "--headroom=0",
     ]);
-    asked.fleet.json = Some(json.clone());
+    asked.fleet.rounds.json = Some(json.clone());
     let report = capacity::run(&asked).unwrap();
 
     let found = report.capacity.as_ref().unwrap();
@@ -154,7 +155,7 @@ fn a_gateway_that_runs_is_searched_too_and_a_bound_that_none_keeps_has_no_capaci
         // A nanosecond.
         "--p99-ms=0.000001",
     ]);
-    asked.fleet.json = Some(dir.path().join("capacity.json"));
+    asked.fleet.rounds.json = Some(dir.path().join("capacity.json"));
     let report = capacity::run(&asked).unwrap();
     let found = report.capacity.as_ref().unwrap();
     let rates: Vec<f64> = found.steps.iter().map(|step| step.rate).collect();
@@ -177,7 +178,7 @@ fn an_idle_pod_is_looked_at_alone_and_then_with_clients_that_have_only_heartbeat
         "--rounds=2",
         "--repeats=0",
     ]);
-    asked.fleet.json = Some(json.clone());
+    asked.fleet.rounds.json = Some(json.clone());
     let report = idle::run(&asked).unwrap();
 
     assert_eq!(report.rounds.len(), 2);
@@ -190,8 +191,8 @@ fn an_idle_pod_is_looked_at_alone_and_then_with_clients_that_have_only_heartbeat
         }
     }
     let names: Vec<&str> = report.rows.iter().map(|row| &*row.name).collect();
-    let bounds: Vec<f64> = report.rows.iter().filter_map(|row| row.bound).collect();
-    assert_eq!(bounds, [0.5, 1_536.0, 1.0], "{names:?}");
+    let bounds: Vec<Bound> = report.rows.iter().filter_map(|row| row.bound).collect();
+    assert_eq!(bounds, [0.5, 1_536.0, 1.0].map(Bound::AtMost), "{names:?}");
     let shards = names.iter().filter(|name| name.starts_with("  shard")).count();
     assert!(shards >= 2, "each shard alone, and with clients: {names:?}");
     let table = report.table();

@@ -172,7 +172,7 @@ fn find(options: &Options, subject: &Subject, brokers: &str) -> Result<Found> {
     while let Some(times) = search.next() {
         let at = scaled(fleet, times);
         let name = format!("step {}", found.steps.len() + 1);
-        let mut left = fleet.repeats;
+        let mut left = fleet.rounds.repeats;
         let (step, part) = loop {
             clients.settle(&at, subject)?;
             let part = clients.measure(&at, subject, || {

@@ -10,17 +10,16 @@
 //! heartbeat leaves behind is in it.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::bounds::{self, Bound, Row};
 use super::measure::{Clients, PerConnection};
 use super::noise::{Discarded, Noise, Noisy};
-use super::report::{cell, write_json};
-use super::statistics::median;
+use super::report::write_json;
 use super::usage::Stretch;
 
 /// The highest share of a core for a pod without a client, in percent.
@@ -123,17 +122,6 @@ pub struct Report {
     pub discarded: Vec<Discarded>,
 }
 
-/// A row of the table: the median of the rounds.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Row {
-    /// What was measured, with its unit; a thread's begins with two spaces, and is a part of what stands above it.
-    pub name: String,
-    /// What it came to.
-    pub value: f64,
-    /// What it may be at most.
-    pub bound: Option<f64>,
-}
-
 /// Measures, prints the table, and writes the JSON file.
 ///
 /// # Errors
@@ -142,13 +130,13 @@ pub fn run(options: &Options) -> Result<Report> {
     options.check()?;
     let fleet = options.with_heartbeat();
     let world = super::own_world(&fleet);
-    let (rounds, discarded) = super::rounds(&fleet, || {
+    let (rounds, discarded) = fleet.rounds.measure(|_| {
         let (_pods, subject) = super::own_pods(&fleet, &world)?;
         Round::measure(options, &fleet, &subject)
     })?;
     let options_json = serde_json::to_value(options).context("options are JSON")?;
     let report = Report::of(options_json, rounds, discarded);
-    let json = fleet.json.unwrap_or_else(|| std::env::temp_dir().join("idle.json"));
+    let json = fleet.rounds.json_file("idle");
     write_json(&json, &report)?;
     print!("\n{}", report.table());
     println!("all of it: {}", json.display());
@@ -228,45 +216,22 @@ impl Report {
     }
 
     /// The table, with the remarks below it.
-    ///
-    /// # Panics
-    /// Never: a string takes all that is written.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut text = format!("{:<42}{:>12}{:>12}\n", "", "value", "at most");
-        for row in &self.rows {
-            let bound = row.bound.map_or_else(String::new, |bound| cell(Some(bound)));
-            let verdict = match row.is_held() {
-                None => "",
-                Some(true) => "held",
-                Some(false) => "NOT HELD",
-            };
-            let line = format!("{:<42}{:>12}{bound:>12}  {verdict}", row.name, cell(Some(row.value)));
-            writeln!(text, "{}", line.trim_end()).expect("a string takes all");
-        }
-        for remark in &self.remarks {
-            writeln!(text, "NOTE: {remark}").expect("a string takes all");
-        }
-        text
-    }
-}
-
-impl Row {
-    fn is_held(&self) -> Option<bool> {
-        self.bound.map(|bound| self.value <= bound)
+        bounds::table(&self.rows, &self.remarks)
     }
 }
 
 fn rows(rounds: &[Round]) -> Vec<Row> {
-    let row = |name: &str, bound: Option<f64>, of: &dyn Fn(&Round) -> f64| {
-        median(rounds.iter().map(of)).map(|value| Row { name: name.to_owned(), value, bound })
+    let row = |name: &str, at_most: Option<f64>, of: &dyn Fn(&Round) -> f64| {
+        Row::of(name, at_most.map(Bound::AtMost), rounds.iter().map(of))
     };
     let threads: BTreeSet<&String> = rounds.iter().flat_map(|round| round.held.usage.threads_ns.keys()).collect();
     // Those of the threads, the busiest first.
     let of_threads = |of: &dyn Fn(&Round, &str) -> f64| {
         let one = |name: &&String| row(&format!("  {name}"), None, &|round| of(round, name));
         let mut rows: Vec<Row> = threads.iter().filter_map(one).collect();
-        rows.sort_by(|a, b| b.value.total_cmp(&a.value));
+        rows.sort_by(|a, b| b.median.total_cmp(&a.median));
         rows
     };
     let percent = |ns: u64, stretch: &Stretch| ns as f64 / 1e7 / stretch.seconds;

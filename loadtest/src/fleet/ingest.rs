@@ -25,9 +25,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::noise::{Discarded, quietest};
 use super::pairs;
 use super::payload::{key, now_us, record, topic};
+use super::report::write_json;
+use super::rounds::Rounds;
 use super::schedule::{Load, What};
 use super::usage::{Machine, Usage};
 use super::wire::{FloorPlan, FloorSays, Source};
@@ -75,15 +76,10 @@ pub struct Options {
     /// A setting for the pods, such as HISTORY_BYTES=16MiB; may be given again.
     #[arg(long = "set", value_name = "NAME=VALUE")]
     pub settings: Vec<String>,
-    /// How often all is measured; the table has the medians.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
-    pub rounds: u32,
-    /// How often a round is measured again where the machine was noisy.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=100))]
-    pub repeats: u32,
-    /// The JSON file; without it, `ingest.json` in the directory for temporary files.
-    #[arg(long)]
-    pub json: Option<PathBuf>,
+    /// How often all is measured.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub rounds: Rounds,
 }
 
 /// What it took to read all records.
@@ -132,14 +128,13 @@ pub struct Round {
 /// # Errors
 /// Where a part ends, or does not read what is there.
 pub fn run(options: &Options) -> Result<Report> {
-    let mut discarded = Vec::new();
     pairs(&options.settings)?;
     let mut bench = Bench::new(options)?;
-    let rounds = bench.rounds(&mut discarded)?;
+    let (rounds, discarded) = options.rounds.measure(|number| bench.round(number))?;
     let options_json = serde_json::to_value(options).context("options are JSON")?;
     let report = Report::of(options_json, rounds, discarded);
-    let json = options.json.clone().unwrap_or_else(|| std::env::temp_dir().join("ingest.json"));
-    report.write(&json)?;
+    let json = options.rounds.json_file("ingest");
+    write_json(&json, &report)?;
     print!("\n{}", report.table());
     println!("all of it: {}", json.display());
     Ok(report)
@@ -177,13 +172,6 @@ impl<'a> Bench<'a> {
         ensure!(built_in.contains(scope), "the built-in routes have a scope");
         let by_key = dir.file("by-key.toml", &built_in.replace(scope, &format!("{scope}assessment = \"key\"\n")));
         Ok(Self { options, world, core: vec![core], others, by_key, transactions: 0, _dir: dir })
-    }
-
-    fn rounds(&mut self, discarded: &mut Vec<Discarded>) -> Result<Vec<Round>> {
-        let Options { rounds, repeats, .. } = *self.options;
-        (1..=rounds)
-            .map(|number| quietest(&format!("round {number}"), repeats, discarded, || self.round(number)))
-            .collect()
     }
 
     fn round(&mut self, number: u32) -> Result<Round> {

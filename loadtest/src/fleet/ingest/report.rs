@@ -1,16 +1,11 @@
 //! What is told of the rounds: a table, each figure with its bound, and the same as JSON.
 
-use std::fmt::Write as _;
-use std::fs;
-use std::path::Path;
-
-use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use super::{Read, Round, Way};
+use crate::fleet::bounds::{self, Bound, Row};
 use crate::fleet::noise::{Discarded, Noise, Noisy};
 use crate::fleet::report::cell;
-use crate::fleet::statistics::median;
 
 /// More of the machine than this, taken by processes that are none of the run's, spoils figures of CPU time: they push
 /// what is measured off its core, and its data out of the caches.
@@ -29,46 +24,6 @@ pub struct Report {
     pub rounds: Vec<Round>,
     /// What was measured and thrown away, for the machine was noisy.
     pub discarded: Vec<Discarded>,
-}
-
-/// A row of the table.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Row {
-    /// What was measured, with its unit.
-    pub name: String,
-    /// The rounds' median.
-    pub median: f64,
-    /// Their least.
-    pub least: f64,
-    /// Their most.
-    pub most: f64,
-    /// What the median is to keep, where there is such a bound.
-    pub bound: Option<Bound>,
-}
-
-/// What a figure is to be.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub enum Bound {
-    /// This, or more.
-    AtLeast(f64),
-    /// This, or less.
-    AtMost(f64),
-}
-
-impl Bound {
-    fn is_held(self, value: f64) -> bool {
-        match self {
-            Self::AtLeast(least) => value >= least,
-            Self::AtMost(most) => value <= most,
-        }
-    }
-
-    fn text(self) -> String {
-        match self {
-            Self::AtLeast(least) => format!(">= {}", cell(Some(least))),
-            Self::AtMost(most) => format!("<= {}", cell(Some(most))),
-        }
-    }
 }
 
 type Figure = (&'static str, Option<Bound>, fn(&Round) -> f64);
@@ -137,7 +92,8 @@ impl Report {
     /// Sums up rounds, and what was thrown away for them.
     #[must_use]
     pub fn of(options: serde_json::Value, rounds: Vec<Round>, discarded: Vec<Discarded>) -> Self {
-        let rows = FIGURES.iter().filter_map(|figure| Row::of(figure, &rounds)).collect();
+        let rows =
+            FIGURES.iter().filter_map(|(name, bound, of)| Row::of(name, *bound, rounds.iter().map(of))).collect();
         let numbered = rounds.iter().enumerate();
         let mut remarks: Vec<String> = numbered
             .flat_map(|(number, round)| {
@@ -151,47 +107,9 @@ impl Report {
     }
 
     /// The table, with the remarks below it.
-    ///
-    /// # Panics
-    /// Never: a string takes all that is written.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut text = format!("{:<56}{:>10}{:>10}{:>10}{:>12}  held\n", "", "median", "least", "most", "bound");
-        for row in &self.rows {
-            let [median, least, most] = [row.median, row.least, row.most].map(|value| cell(Some(value)));
-            let bound = row.bound.map_or(String::new(), Bound::text);
-            let held = row.is_held().map_or("", |is_held| if is_held { "yes" } else { "NO" });
-            let line = format!("{:<56}{median:>10}{least:>10}{most:>10}{bound:>12}  {held}", row.name);
-            writeln!(text, "{}", line.trim_end()).expect("a string takes all");
-        }
-        for remark in &self.remarks {
-            writeln!(text, "NOTE: {remark}").expect("a string takes all");
-        }
-        text
-    }
-
-    /// Writes the JSON file.
-    ///
-    /// # Errors
-    /// Where it can't be written.
-    pub fn write(&self, file: &Path) -> Result<()> {
-        let json = serde_json::to_vec_pretty(self).context("plain values are JSON")?;
-        fs::write(file, json).with_context(|| format!("{} can't be written", file.display()))
-    }
-}
-
-impl Row {
-    fn of((name, bound, of): &Figure, rounds: &[Round]) -> Option<Self> {
-        let values: Vec<f64> = rounds.iter().map(of).filter(|value| value.is_finite()).collect();
-        let least = values.iter().copied().min_by(f64::total_cmp)?;
-        let most = values.iter().copied().max_by(f64::total_cmp)?;
-        Some(Self { name: (*name).to_owned(), median: median(values)?, least, most, bound: *bound })
-    }
-
-    /// Whether the median keeps its bound, where there is one.
-    #[must_use]
-    pub fn is_held(&self) -> Option<bool> {
-        self.bound.map(|bound| bound.is_held(self.median))
+        bounds::table(&self.rows, &self.remarks)
     }
 }
 
