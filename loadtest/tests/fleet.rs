@@ -37,7 +37,7 @@ fn each_delivery_is_counted_once_and_the_json_has_what_the_table_has() {
         "--with-floor",
         "--repeats=0",
     ]);
-    asked.json = Some(json.clone());
+    asked.rounds.json = Some(json.clone());
     let report = fleet::run(&asked).unwrap();
 
     let round = &report.rounds[0];

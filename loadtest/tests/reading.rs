@@ -2,6 +2,7 @@
 
 use loadtest::fleet::ingest::report::Report;
 use loadtest::fleet::ingest::{self, Options};
+use loadtest::fleet::rounds::Rounds;
 use loadtest::process::TempDir;
 
 const RECORDS: u64 = 30_000;
@@ -16,9 +17,7 @@ fn all_records_are_read_by_the_bare_loop_and_by_each_pod_and_each_figure_is_told
         assessments: 1_000,
         core: None,
         settings: vec!["HISTORY_BYTES=8MiB".to_owned()],
-        rounds: 1,
-        repeats: 0,
-        json: Some(json.clone()),
+        rounds: Rounds { rounds: 1, repeats: 0, json: Some(json.clone()) },
     };
     let report = ingest::run(&options).unwrap();
 
