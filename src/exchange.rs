@@ -279,7 +279,39 @@ impl Pulse {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::task::{Wake, Waker};
+
     use super::*;
+
+    /// Counts how often it is woken: each is a write to another thread's eventfd, and that thread's start.
+    #[derive(Default)]
+    struct Sleeper(AtomicUsize);
+
+    impl Wake for Sleeper {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_shard_that_rests_is_woken_once_however_many_batches_come_and_one_at_work_not_at_all() {
+        let (door, inbox) = shard_door();
+        let sleeper = Arc::new(Sleeper::default());
+        let woken = || sleeper.0.load(Ordering::Relaxed);
+        let send = || door.send_batch(Batch::default(), Duration::ZERO).expect("there is room");
+        for rests in 1..=3 {
+            inbox.bell.register(&Waker::from(Arc::clone(&sleeper)));
+            assert_eq!(woken(), rests - 1, "who lies down is not woken by what came before");
+            for _ in 0..10 {
+                send();
+            }
+            assert_eq!(woken(), rests);
+            while inbox.batches.try_recv().is_ok() {}
+            send();
+            assert_eq!(woken(), rests, "it is at work");
+        }
+    }
 
     #[test]
     fn a_view_is_sure_by_a_look_that_was_young_when_it_was_wanted_or_without_redis() {
