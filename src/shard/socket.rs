@@ -84,18 +84,17 @@ impl Socket for Writer {
     }
 
     /// The system call in between takes long enough for it. It is asked for by address, since to ask the slot map for the
-    /// other one is to look at its slot, and to wait for that. Of the list of keys, what is wanted some turns later is
-    /// fetched as well.
+    /// other one is to look at its slot, and to wait for that. Of the list, the key behind its own is fetched, too.
     fn fetch_ahead((key, this): (ConnectionKey, &Connection<Self>), others: &[ConnectionKey]) {
         /// What is looked at first in a connection, whichever way it lies in lines of 64 bytes, and what the slot map checks,
         /// right behind it.
         const OFFSETS: [usize; 5] = [0, 64, 128, offset_of!(Connection<Writer>, seen), size_of::<Connection<Writer>>()];
-        let Some(&next) = others.last() else { return };
-        let other = std::ptr::from_ref(this).cast::<u8>().wrapping_offset(slots_between(key, next) * SLOT_BYTES);
+        let Some(next) = others.last() else { return };
+        let other = std::ptr::from_ref(this).cast::<u8>().wrapping_offset(slots_between(key, *next) * SLOT_BYTES);
         for offset in OFFSETS {
             prefetch(other.wrapping_add(offset));
         }
-        prefetch(std::ptr::from_ref(&next).wrapping_sub(KEYS_AHEAD));
+        prefetch(std::ptr::from_ref(next).wrapping_sub(KEYS_AHEAD));
     }
 }
 
