@@ -51,7 +51,8 @@ pub const BATCH_RECORDS_MAX: usize = 4096;
 /// at half a microsecond each, for half a millisecond.
 pub const CONSUME_RECORDS_MAX: usize = 1024;
 
-/// Where records stream, they are taken once in this time: of 4,000 a second, four at a wake. It is what they may wait.
+/// Where records stream from several brokers, they are taken once in this time: it is what they may wait here, beyond the
+/// pause between two questions to a broker (`ingest/kafka.rs`).
 pub const GATHER: Duration = Duration::from_millis(1);
 
 /// So many records at a turn are a flood, of which nothing need gather.

@@ -68,8 +68,8 @@ pub(super) fn properties(config: &KafkaConfig) -> ClientConfig {
         .set("queued.min.messages", "1")
         .set("fetch.queue.backoff.ms", "2")
         // What waits here is outside of the history's budget: compressed tenfold, and with what librdkafka adds to each
-        // record, 16 MiB of answer took 290 MiB beside it, while a million records were read; so bounded, 70 MiB. An answer
-        // is held whole, from each broker.
+        // record, 16 MiB of answer and 100,000 records ahead took 290 MiB beside it, while a million records were read; so
+        // bounded, and with 20,000 ahead, 70 MiB. An answer is held whole, from each broker.
         .set("queued.max.messages.kbytes", "8192")
         .set("fetch.max.bytes", "2097152")
         // So that a broker that is back is found soon.
