@@ -84,8 +84,10 @@ fn listen(address: SocketAddr, setting: &'static str, shared: bool) -> Result<Tc
         // For connections of an earlier process that are in TIME_WAIT.
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(shared)?;
-        // The sockets that it accepts have it from here.
+        // The sockets that it accepts have both from here: a bound on what waits unsent, and that frames leave when they are
+        // due, for to wait for more is not the kernel's to decide.
         socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
+        socket.set_tcp_nodelay(true)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
@@ -99,7 +101,7 @@ fn listen(address: SocketAddr, setting: &'static str, shared: bool) -> Result<Tc
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, TcpStream};
 
     use super::*;
 
@@ -112,6 +114,20 @@ mod tests {
         let ports = listeners.shards.iter().map(|listener| listener.local_addr().unwrap().port());
         assert_eq!(ports.collect::<Vec<_>>(), [listeners.port; 3]);
         assert!(listeners.admin.is_some());
+    }
+
+    #[test]
+    fn an_accepted_socket_has_what_its_listener_was_given() {
+        let listeners = Listeners::bind(HERE, 0, None, 1).unwrap();
+        let _client = TcpStream::connect((HERE, listeners.port)).unwrap();
+        let accepted = loop {
+            match listeners.shards[0].accept() {
+                Ok((accepted, _)) => break Socket::from(accepted),
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        };
+        assert!(accepted.tcp_nodelay().unwrap());
+        assert_eq!(accepted.tcp_notsent_lowat().unwrap(), UNSENT_BYTES_MAX);
     }
 
     #[test]

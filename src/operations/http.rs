@@ -3,7 +3,6 @@
 
 use std::convert::Infallible;
 use std::io::Cursor;
-use std::net::TcpStream as StdStream;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,9 +29,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 pub async fn serve_passed_on(pages: Arc<Pages>, mut requests: mpsc::Receiver<HttpRequest>) {
     let slots = Arc::new(Semaphore::new(HTTP_CONNECTIONS_MAX));
     while let Some(HttpRequest { socket, read }) = requests.recv().await {
-        let socket = StdStream::from(socket);
-        // A shard's sockets block: glommio asks the kernel for each call not to wait, tokio asks the socket.
-        match socket.set_nonblocking(true).and_then(|()| TcpStream::from_std(socket)) {
+        // A shard's sockets don't block.
+        match TcpStream::from_std(socket.into()) {
             Ok(socket) => spawn_exchange(&pages, &slots, socket, read),
             Err(error) => debug!(%error, "an operator's socket is no good"),
         }

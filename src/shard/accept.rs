@@ -4,14 +4,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::os::fd::{FromRawFd, IntoRawFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use glommio::net::{TcpListener, TcpStream};
 use glommio::timer::Timer;
 
 use super::event_loop::{Shard, TaskKey, let_all_run};
+use super::reactor::{Listener, Stream};
 use super::socket;
 use crate::limits::{ACCEPT_LOG_EVERY, HANDSHAKE_PATIENCE, HANDSHAKES_MAX};
 
@@ -83,8 +82,7 @@ impl Drop for Handshake {
 
 /// Accepts from a listener for as long as the shard runs.
 pub(super) fn accept_from(shard: &Rc<Shard>, listener: std::net::TcpListener) {
-    // SAFETY: the descriptor is a listening socket whose ownership passes on here.
-    let listener = unsafe { TcpListener::from_raw_fd(listener.into_raw_fd()) };
+    let mut listener = Listener::new(&shard.reactor, listener);
     let accepting = Rc::clone(shard);
     shard.spawn(async move {
         let mut told = None;
@@ -92,13 +90,7 @@ pub(super) fn accept_from(shard: &Rc<Shard>, listener: std::net::TcpListener) {
         loop {
             make_room(&accepting).await;
             match listener.accept().await {
-                Ok(stream) => {
-                    // Frames leave when they are due; to wait for more is not the kernel's to decide. A socket that
-                    // refuses is one that is gone.
-                    if stream.set_nodelay(true).is_ok() {
-                        welcome(&accepting, stream);
-                    }
-                }
+                Ok(stream) => welcome(&accepting, stream),
                 Err(error) => {
                     let now = Instant::now();
                     if told.is_none_or(|told| now.saturating_duration_since(told) >= ACCEPT_LOG_EVERY) {
@@ -128,7 +120,7 @@ async fn make_room(shard: &Shard) {
     }
 }
 
-fn welcome(shard: &Rc<Shard>, stream: TcpStream) {
+fn welcome(shard: &Rc<Shard>, stream: Stream) {
     let number = shard.handshakes.begin(Instant::now());
     let handshake = Handshake { shard: Rc::clone(shard), number };
     let task = shard.spawn(async move {

@@ -3,7 +3,6 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
 use futures_lite::future;
-use glommio::net::TcpStream;
 use glommio::timer::Timer;
 use glommio::{Latency, LocalExecutor, LocalExecutorBuilder, Placement, Shares, TaskQueueHandle};
 use pin_project_lite::pin_project;
@@ -27,6 +25,7 @@ use super::handover::Handover;
 use super::metrics::ShardMetrics;
 use super::nudges::{self, Pace};
 use super::pod_limits::PodLimits;
+use super::reactor::{Alarm, Reactor, Stream};
 use super::socket::{self, Writer};
 use super::state::{Pass, State};
 use super::sweep::Sweeper;
@@ -42,13 +41,6 @@ use crate::stream::history::Findings;
 
 /// Registered memory of an executor: what glommio takes by default, 10 MiB, is for files; sockets need none of it.
 const IO_MEMORY_BYTES: usize = 64 * 1024;
-
-/// Entries of each of an executor's three rings. The kernel finds what is to be cancelled by a table of the ring's, with
-/// a thirty-second part of its completions' number as lists (`io_uring_alloc_hash`, 256 at most: twice this many entries). The
-/// poll of each connection lies in there, and with each rest glommio cancels a timer, which is looked for among them: with
-/// its 128 entries, eight lists, that took a tenth of a shard's time at 1,000 connections, and two fifths at 5,000. The rings
-/// are some 1.2 MiB of the kernel's memory a shard.
-const RING_ENTRIES: usize = 4096;
 
 /// glommio's preemption timer. Its executor parks with work at hand where this timer fires between being armed and the
 /// first look at the queues: rare on a quiet machine, but on a busy one, where the thread waits for its core just there,
@@ -94,6 +86,7 @@ pub(super) struct Shard {
     pub(super) pod: Arc<PodLimits>,
     pub(super) metrics: ShardMetrics,
     pub(super) state: RefCell<State<Writer>>,
+    pub(super) reactor: Rc<Reactor>,
     pub(super) scratch: RefCell<Box<[u8]>>,
     /// Those that run, each with the handle that cancels it.
     tasks: RefCell<SlotMap<TaskKey, Option<glommio::task::JoinHandle<()>>>>,
@@ -202,10 +195,11 @@ pub(super) fn spawn(parts: Parts) -> io::Result<JoinHandle<()>> {
     let (made, is_made) = crossbeam_channel::bounded(1);
     let thread =
         std::thread::Builder::new().name(format!("shard-{}", parts.index.0)).spawn(move || {
-            match executor(parts.core) {
-                Ok(executor) => {
+            let reactor = Reactor::new().and_then(|reactor| Ok((Alarm::new(&reactor)?, reactor)));
+            match executor(parts.core).and_then(|executor| Ok((executor, reactor?))) {
+                Ok((executor, (alarm, reactor))) => {
                     let _ = made.send(Ok(()));
-                    executor.run(run(parts));
+                    executor.run(run(parts, reactor, alarm));
                 }
                 Err(error) => {
                     let _ = made.send(Err(error));
@@ -223,19 +217,19 @@ fn executor(core: Option<usize>) -> io::Result<LocalExecutor> {
     let placement = core.map_or(Placement::Unbound, Placement::Fixed);
     LocalExecutorBuilder::new(placement)
         .io_memory(IO_MEMORY_BYTES)
-        .ring_depth(RING_ENTRIES)
         .preempt_timer(PREEMPT_EVERY)
         .make()
         .map_err(|error| io::Error::other(error.to_string()))
 }
 
-async fn run(parts: Parts) {
+async fn run(parts: Parts, reactor: Rc<Reactor>, alarm: Alarm) {
     let now = Now::read();
     let shard = Rc::new(Shard {
         index: parts.index,
         verifier: Verifier::new(&parts.auth),
         metrics: parts.metrics.of_shard(parts.index),
         state: RefCell::new(State::new(parts.config.clone(), parts.node.clone())),
+        reactor,
         scratch: RefCell::new(vec![0; READ_BYTES].into_boxed_slice()),
         tasks: RefCell::new(SlotMap::with_key()),
         handshakes: Handshakes::default(),
@@ -254,6 +248,7 @@ async fn run(parts: Parts) {
         pod: parts.pod,
     });
     let queue = glommio::executor().create_task_queue(TURNS_SHARES, Latency::NotImportant, "turns");
+    shard.spawn(Rc::clone(&shard.reactor).run());
     accept_from(&shard, parts.listener);
     keep_awake(&shard, &parts.status);
     let turns = Turns {
@@ -265,6 +260,7 @@ async fn run(parts: Parts) {
         malformed: parts.malformed,
         drain: parts.drain,
         told: None,
+        alarm,
     };
     run_turns(turns, queue).await;
 }
@@ -372,6 +368,8 @@ struct Turns {
     handover: Handover,
     /// When findings were last told of.
     told: Option<Instant>,
+    /// When the next turn is due.
+    alarm: Alarm,
 }
 
 impl Turns {
@@ -409,8 +407,7 @@ impl Turns {
             breath.take().await;
         }
         while let Ok(handoff) = self.inbox.handoffs.try_recv() {
-            // SAFETY: the descriptor is a connected socket whose ownership passes on here.
-            let stream = unsafe { TcpStream::from_raw_fd(handoff.socket.into_raw_fd()) };
+            let stream = Stream::new(&self.shard.reactor, handoff.socket);
             let shard = Rc::clone(&self.shard);
             self.shard.spawn(async move { socket::enter(&shard, stream, &handoff.upgrade, handoff.rest).await });
         }
@@ -495,7 +492,7 @@ impl Turns {
             return let_others_run().await;
         }
         let mut looked = false;
-        let rung = poll_fn(|cx| {
+        poll_fn(|cx| {
             // Armed before the look, or what comes between the two would be missed.
             self.inbox.bell.register(cx.waker());
             self.shard.turns.replace(Some(cx.waker().clone()));
@@ -503,10 +500,13 @@ impl Turns {
                 || !self.inbox.handoffs.is_empty()
                 || !Arc::ptr_eq(standing, &self.shard.standing.load())
                 || self.shard.state.borrow().has_pending();
-            if due || std::mem::replace(&mut looked, true) { Poll::Ready(()) } else { Poll::Pending }
-        });
-        future::or(rung, async {
-            Timer::new(wait).await;
+            if due || std::mem::replace(&mut looked, true) {
+                return Poll::Ready(());
+            }
+            if let Err(error) = self.alarm.set(until, now.instant, cx.waker()) {
+                panic!("a shard can't do without its alarm: {error}");
+            }
+            Poll::Pending
         })
         .await;
     }

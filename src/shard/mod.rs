@@ -13,7 +13,8 @@
 //! - [`admission`]: who is served, sent elsewhere or refused;
 //! - [`pod_limits`]: what the shards of a pod share: its bounds on connections.
 //!
-//! Edges: `event_loop.rs` (glommio: the turns, tasks), `accept.rs` and `socket.rs` (system calls on a socket).
+//! Edges: `event_loop.rs` (glommio: the turns, tasks), `reactor.rs` (what tasks wait for), `accept.rs` and `socket.rs`
+//! (system calls on a socket).
 
 mod accept;
 pub mod admission;
@@ -25,6 +26,7 @@ mod metrics;
 mod nudges;
 mod outbound;
 pub mod pod_limits;
+mod reactor;
 mod resume;
 mod sent_away;
 mod socket;

@@ -1,25 +1,25 @@
 //! The edge to clients' sockets: the reading of request heads, the task of each connection, farewells, and the system
 //! calls that glommio has no words for. What they mean is left to the rules.
 
-use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::mem::offset_of;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_lite::{AsyncRead, AsyncWrite, future};
-use glommio::net::TcpStream;
+use futures_lite::future;
 use glommio::timer::Timer;
 use slotmap::Key;
+use tokio::sync::mpsc::error::TrySendError;
 
 use super::admission::{Admission, Evidence, Here, judge};
 use super::connection::{Connection, ConnectionKey, Socket};
 use super::event_loop::{Shard, let_others_run, let_others_run_first};
 use super::pod_limits::Place;
+use super::reactor::{Bell, Stream};
 use super::state::Entrance;
 use crate::clock::Now;
 use crate::exchange::{Handoff, HttpRequest, Standing};
@@ -37,23 +37,10 @@ const READS_A_POLL: usize = 4;
 
 // ---- a connection's socket --------------------------------------------------------------------------------------------
 
-/// The writing side of a connection. The reading side, its task, owns the descriptor and outlives this.
+/// The writing side of a connection. The reading side, its task, owns the stream and outlives this.
 pub(super) struct Writer {
     fd: RawFd,
-    task: RefCell<Option<Waker>>,
-}
-
-impl Writer {
-    fn new(stream: &TcpStream) -> Self {
-        Self { fd: stream.as_raw_fd(), task: RefCell::new(None) }
-    }
-
-    fn register(&self, waker: &Waker) {
-        let mut task = self.task.borrow_mut();
-        if !task.as_ref().is_some_and(|known| known.will_wake(waker)) {
-            *task = Some(waker.clone());
-        }
-    }
+    task: Bell,
 }
 
 impl Socket for Writer {
@@ -76,11 +63,8 @@ impl Socket for Writer {
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Once for each time that the task has looked: glommio's count of wakes is 16 bits wide.
     fn wake(&self) {
-        if let Some(task) = self.task.borrow_mut().take() {
-            task.wake();
-        }
+        self.task.ring();
     }
 
     /// The system call in between takes long enough for it. It is asked for by address, since to ask the slot map for the
@@ -111,12 +95,6 @@ fn slots_between(from: ConnectionKey, to: ConnectionKey) -> isize {
     slot(to) - slot(from)
 }
 
-/// A second descriptor of the same socket: for the executor or the thread that takes it over.
-fn duplicate(stream: &TcpStream) -> io::Result<OwnedFd> {
-    // SAFETY: the stream owns the descriptor and is borrowed for as long as it is looked at.
-    unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) }.try_clone_to_owned()
-}
-
 // ---- handshakes -------------------------------------------------------------------------------------------------------
 
 /// What came of reading a head.
@@ -128,7 +106,7 @@ enum Head {
 }
 
 /// Reads an accepted socket's request head and passes it on to whoever it is for.
-pub(super) async fn handshake(shard: Rc<Shard>, mut stream: TcpStream) {
+pub(super) async fn handshake(shard: Rc<Shard>, mut stream: Stream) {
     let mut read = Vec::new();
     let timeout = shard.config.handshake_timeout;
     let head = future::or(read_head(&shard, &mut stream, &mut read), async {
@@ -140,10 +118,9 @@ pub(super) async fn handshake(shard: Rc<Shard>, mut stream: TcpStream) {
         Head::Gone => {}
         Head::Refused(refusal) => farewell(&shard, stream, &refusal.response()).await,
         Head::Operators => {
-            let passed = duplicate(&stream).is_ok_and(|socket| {
-                shard.http.try_send(HttpRequest { socket, read: std::mem::take(&mut read) }).is_ok()
-            });
-            if !passed {
+            let passed = shard.http.try_send(HttpRequest { socket: stream.into_socket(), read });
+            if let Err(TrySendError::Full(request) | TrySendError::Closed(request)) = passed {
+                let stream = Stream::new(&shard.reactor, request.socket);
                 farewell(&shard, stream, &Refusal::Unavailable.response()).await;
             }
         }
@@ -158,21 +135,20 @@ pub(super) async fn handshake(shard: Rc<Shard>, mut stream: TcpStream) {
                 enter(&shard, stream, &upgrade, rest).await;
                 return;
             }
-            let passed = duplicate(&stream).is_ok_and(|socket| {
-                shard.doors[usize::from(owner.0)].try_handoff(Handoff { socket, upgrade: *upgrade, rest }).is_ok()
-            });
-            if !passed {
+            let handoff = Handoff { socket: stream.into_socket(), upgrade: *upgrade, rest };
+            if let Err(handoff) = shard.doors[usize::from(owner.0)].try_handoff(handoff) {
+                let stream = Stream::new(&shard.reactor, handoff.socket);
                 farewell(&shard, stream, &Refusal::Unavailable.response()).await;
             }
         }
     }
 }
 
-async fn read_head(shard: &Shard, stream: &mut TcpStream, read: &mut Vec<u8>) -> Head {
+async fn read_head(shard: &Shard, stream: &mut Stream, read: &mut Vec<u8>) -> Head {
     loop {
         let got = poll_fn(|cx| {
             let mut scratch = shard.scratch.borrow_mut();
-            let got = ready!(Pin::new(&mut *stream).poll_read(cx, &mut scratch));
+            let got = ready!(stream.poll_read(cx, &mut scratch));
             Poll::Ready(got.inspect(|&len| read.extend_from_slice(&scratch[..len])))
         })
         .await;
@@ -189,7 +165,7 @@ async fn read_head(shard: &Shard, stream: &mut TcpStream, read: &mut Vec<u8>) ->
 }
 
 /// Serves a client on the shard that it belongs to, or refuses it.
-pub(super) async fn enter(shard: &Rc<Shard>, stream: TcpStream, upgrade: &Upgrade, rest: Vec<u8>) {
+pub(super) async fn enter(shard: &Rc<Shard>, stream: Stream, upgrade: &Upgrade, rest: Vec<u8>) {
     shard.give_way().await;
     let mut now = Now::read();
     let Some(place) = shard.pod.enter(now.instant) else {
@@ -231,7 +207,7 @@ pub(super) async fn enter(shard: &Rc<Shard>, stream: TcpStream, upgrade: &Upgrad
 
 fn attach(
     shard: &Shard,
-    stream: &TcpStream,
+    stream: &Stream,
     upgrade: &Upgrade,
     grant: Grant,
     against_owner: Evidence,
@@ -241,7 +217,7 @@ fn attach(
     let mut accept = Vec::new();
     upgrade.accept_response(&mut accept);
     let entrance = Entrance {
-        socket: Writer::new(stream),
+        socket: Writer { fd: stream.descriptor(), task: stream.bell() },
         assessment: assessment.cloned(),
         cursor: upgrade.cursor.clone(),
         token_expires: grant.expires,
@@ -262,7 +238,7 @@ struct Client {
     shard: Rc<Shard>,
     key: ConnectionKey,
     /// Until it lingers.
-    stream: Option<TcpStream>,
+    stream: Option<Stream>,
     session: Session,
     /// Reading and dropping what a client still sends that was told its end.
     lingering: Option<Pin<Box<dyn Future<Output = ()>>>>,
@@ -294,15 +270,13 @@ impl Client {
         for _ in 0..READS_A_POLL {
             {
                 let mut state = self.shard.state.borrow_mut();
-                state.write_blocked(self.key, now, |bytes| Pin::new(&mut *stream).poll_write(cx, bytes));
-                let Some(socket) = state.socket(self.key) else { return Poll::Ready(CloseReason::ClientGone) };
-                socket.register(cx.waker());
+                state.write_blocked(self.key, now, |bytes| stream.poll_write(cx, bytes));
                 if let Some(reason) = state.ended(self.key) {
                     return Poll::Ready(reason);
                 }
             }
             let mut scratch = self.shard.scratch.borrow_mut();
-            match ready!(Pin::new(&mut *stream).poll_read(cx, &mut scratch)) {
+            match ready!(stream.poll_read(cx, &mut scratch)) {
                 Ok(len @ 1..) => take_in(&self.shard, self.key, &mut self.session, &scratch[..len]),
                 _ => return Poll::Ready(CloseReason::ClientGone),
             }
@@ -349,12 +323,12 @@ fn take_in(shard: &Shard, key: ConnectionKey, session: &mut Session, bytes: &[u8
 // ---- farewells --------------------------------------------------------------------------------------------------------
 
 /// Writes a last answer and closes, so that it arrives.
-async fn farewell(shard: &Shard, mut stream: TcpStream, answer: &[u8]) {
+async fn farewell(shard: &Shard, mut stream: Stream, answer: &[u8]) {
     let written = future::or(
         async {
             let mut left = answer;
             while !left.is_empty() {
-                match poll_fn(|cx| Pin::new(&mut stream).poll_write(cx, left)).await {
+                match poll_fn(|cx| stream.poll_write(cx, left)).await {
                     Ok(sent @ 1..) => left = &left[sent..],
                     _ => return false,
                 }
@@ -371,13 +345,12 @@ async fn farewell(shard: &Shard, mut stream: TcpStream, answer: &[u8]) {
 
 /// Reads and drops what a peer still sends, until it closes: a socket that is closed with input unread is reset, and a
 /// reset may overtake the last answer (RFC 1122 section 4.2.2.13).
-async fn linger(shard: &Shard, stream: &mut TcpStream) {
-    // SAFETY: the stream owns the descriptor. A failure means that the peer is gone, which the read below tells.
-    unsafe { libc::shutdown(stream.as_raw_fd(), libc::SHUT_WR) };
+async fn linger(shard: &Shard, stream: &mut Stream) {
+    stream.finish();
     let closed = async {
         loop {
             for _ in 0..READS_A_POLL {
-                let got = poll_fn(|cx| Pin::new(&mut *stream).poll_read(cx, &mut shard.scratch.borrow_mut())).await;
+                let got = poll_fn(|cx| stream.poll_read(cx, &mut shard.scratch.borrow_mut())).await;
                 if !matches!(got, Ok(1..)) {
                     return true;
                 }

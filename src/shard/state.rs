@@ -207,10 +207,6 @@ impl<S: Socket> State<S> {
         self.connections.get(key).is_some_and(Connection::is_live)
     }
 
-    pub(super) fn socket(&self, key: ConnectionKey) -> Option<&S> {
-        self.connections.get(key).map(|connection| &connection.socket)
-    }
-
     // ---- events -----------------------------------------------------------------------------------------------------
 
     /// Takes a batch in. [`State::dispatch`] sends what it brought.

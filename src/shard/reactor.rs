@@ -1,0 +1,482 @@
+//! What a shard's tasks wait for that the kernel knows of: a socket that can be read or written, and the alarm. All of it
+//! lies in one epoll of the shard's own, and glommio waits for that as for one descriptor. So to fall asleep and to wake
+//! costs as much with ten thousand connections as with ten: the kernel looks for what glommio cancels then (a timer each
+//! time) among all that its ring waits for. What the bytes mean is left to others.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use futures_lite::AsyncRead;
+use glommio::timer::Timer;
+use mio::event::Source;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Registry, Token};
+use slotmap::{Key, KeyData, SlotMap, new_key_type};
+
+use super::event_loop::let_others_run;
+
+/// Events that are taken from the kernel at a time, before the tasks that they wake run.
+const EVENTS_A_LOOK: usize = 1024;
+
+/// How often the epoll is looked at where no descriptor is to be had to wait for it with.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+new_key_type! {
+    /// Who waits. A key that outlives its waiter matches no other.
+    struct WaitKey;
+}
+
+// A key is a token.
+const _: () = assert!(usize::BITS >= u64::BITS);
+
+/// A shard's epoll, and who waits for what in it.
+pub(super) struct Reactor {
+    epoll: RefCell<mio::Poll>,
+    registry: Registry,
+    waiting: RefCell<SlotMap<WaitKey, Waiting>>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Who is woken, once.
+    task: Option<Waker>,
+    /// What the kernel was asked to tell of.
+    told_of: Option<Interest>,
+}
+
+impl Reactor {
+    /// # Errors
+    /// Where there is no descriptor for it.
+    pub(super) fn new() -> io::Result<Rc<Self>> {
+        let epoll = mio::Poll::new()?;
+        let registry = epoll.registry().try_clone()?;
+        Ok(Rc::new(Self { epoll: RefCell::new(epoll), registry, waiting: RefCell::default() }))
+    }
+
+    /// Wakes tasks whose descriptor is ready, for as long as the shard runs.
+    pub(super) async fn run(self: Rc<Self>) {
+        let mut events = Events::with_capacity(EVENTS_A_LOOK);
+        loop {
+            self.ready().await;
+            while self.look(&mut events) {
+                let_others_run().await;
+            }
+        }
+    }
+
+    /// Waits until the epoll has something to tell.
+    ///
+    /// glommio has no word for that: of the descriptors that it waits for, sockets alone are to be had. But its stream begins
+    /// with the wait, before it asks whether this is a socket; the answer to that (`ENOTSOCK`) is the end of it.
+    async fn ready(&self) {
+        // SAFETY: the epoll owns the descriptor and is borrowed for as long as it is looked at.
+        let epoll = unsafe { BorrowedFd::borrow_raw(self.registry.as_raw_fd()) };
+        let Ok(copy) = epoll.try_clone_to_owned() else {
+            Timer::new(LOOK_EVERY).await;
+            return;
+        };
+        // SAFETY: the descriptor's ownership passes on here; whether it is a socket is asked by a system call.
+        let mut stream = unsafe { glommio::net::TcpStream::from_raw_fd(copy.into_raw_fd()) };
+        let _not_a_socket = poll_fn(|cx| Pin::new(&mut stream).poll_read(cx, &mut [0])).await;
+    }
+
+    /// Wakes whose descriptor is ready; returns whether there may be more of them.
+    fn look(&self, events: &mut Events) -> bool {
+        if self.epoll.borrow_mut().poll(events, Some(Duration::ZERO)).is_err() {
+            // A signal came in between; an epoll that is open knows no other.
+            return true;
+        }
+        let mut seen = 0;
+        for event in &*events {
+            seen += 1;
+            self.wake(KeyData::from_ffi(event.token().0 as u64).into());
+        }
+        seen == EVENTS_A_LOOK
+    }
+
+    fn wake(&self, key: WaitKey) {
+        let task = self.waiting.borrow_mut().get_mut(key).and_then(|waiting| waiting.task.take());
+        if let Some(task) = task {
+            task.wake();
+        }
+    }
+}
+
+/// A task's place among those who wait.
+struct Waiter {
+    reactor: Rc<Reactor>,
+    key: WaitKey,
+}
+
+impl Waiter {
+    fn new(reactor: &Rc<Reactor>) -> Self {
+        let key = reactor.waiting.borrow_mut().insert(Waiting::default());
+        Self { reactor: Rc::clone(reactor), key }
+    }
+
+    /// Lets a task be woken, once, when the source becomes ready. The kernel is asked the first time, and tells whether it is
+    /// so already; from then on it tells of each change (edge-triggered): so this comes after a call that would have blocked.
+    fn wait(&self, source: &mut impl Source, interest: Interest, task: &Waker) -> io::Result<()> {
+        // Whoever was to be woken is dropped last: it may be all that held its task, and that may have places here.
+        let _before;
+        let mut waiting = self.reactor.waiting.borrow_mut();
+        let Waiting { task: known, told_of } = &mut waiting[self.key];
+        if !known.as_ref().is_some_and(|known| known.will_wake(task)) {
+            _before = known.replace(task.clone());
+        }
+        let all = told_of.map_or(interest, |told_of| told_of | interest);
+        let token = Token(self.key.data().as_ffi() as usize);
+        match *told_of {
+            Some(told_of) if told_of == all => return Ok(()),
+            Some(_) => source.reregister(&self.reactor.registry, token, all)?,
+            None => source.register(&self.reactor.registry, token, all)?,
+        }
+        *told_of = Some(all);
+        Ok(())
+    }
+
+    /// Makes the kernel forget a source that lives on.
+    fn leave(self, source: &mut impl Source) {
+        if self.reactor.waiting.borrow()[self.key].told_of.is_some() {
+            // It fails where the source was never there.
+            let _ = source.deregister(&self.reactor.registry);
+        }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        // Dropped when the borrow has ended: see above.
+        let _waiting = self.reactor.waiting.borrow_mut().remove(self.key);
+    }
+}
+
+// ---- sockets ----------------------------------------------------------------------------------------------------------
+
+/// A client's socket, of one task.
+pub(super) struct Stream {
+    socket: mio::net::TcpStream,
+    waiter: Waiter,
+}
+
+impl Stream {
+    /// Takes over a connected socket that doesn't block.
+    pub(super) fn new(reactor: &Rc<Reactor>, socket: OwnedFd) -> Self {
+        Self { socket: socket.into(), waiter: Waiter::new(reactor) }
+    }
+
+    /// Reads what is there.
+    ///
+    /// # Errors
+    /// Where the connection is gone.
+    pub(super) fn poll_read(&mut self, cx: &Context<'_>, bytes: &mut [u8]) -> Poll<io::Result<usize>> {
+        let read = until_blocked(|| self.socket.read(bytes));
+        self.wait_if_blocked(read, Interest::READABLE, cx)
+    }
+
+    /// Writes what the socket takes.
+    ///
+    /// # Errors
+    /// Where the connection is gone.
+    pub(super) fn poll_write(&mut self, cx: &Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = until_blocked(|| self.socket.write(bytes));
+        self.wait_if_blocked(written, Interest::WRITABLE, cx)
+    }
+
+    fn wait_if_blocked<T>(
+        &mut self,
+        result: Option<io::Result<T>>,
+        interest: Interest,
+        cx: &Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        match result {
+            Some(result) => Poll::Ready(result),
+            None => match self.waiter.wait(&mut self.socket, interest, cx.waker()) {
+                Ok(()) => Poll::Pending,
+                Err(error) => Poll::Ready(Err(error)),
+            },
+        }
+    }
+
+    /// Says that nothing more will be written. A failure means that the peer is gone, which a read tells.
+    pub(super) fn finish(&self) {
+        let _ = self.socket.shutdown(Shutdown::Write);
+    }
+
+    /// For another shard or thread.
+    pub(super) fn into_socket(self) -> OwnedFd {
+        let Self { mut socket, waiter } = self;
+        waiter.leave(&mut socket);
+        socket.into()
+    }
+
+    /// The descriptor, for as long as the stream lives.
+    pub(super) fn descriptor(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+
+    /// What wakes its task.
+    pub(super) fn bell(&self) -> Bell {
+        Bell { reactor: Rc::clone(&self.waiter.reactor), key: self.waiter.key }
+    }
+}
+
+/// Wakes the task of a stream that waits; rings in vain once that is gone.
+pub(super) struct Bell {
+    reactor: Rc<Reactor>,
+    key: WaitKey,
+}
+
+impl Bell {
+    /// Wakes it, once for each time that it waits: glommio's count of wakes is 16 bits wide.
+    pub(super) fn ring(&self) {
+        self.reactor.wake(self.key);
+    }
+}
+
+/// A shard's listener.
+pub(super) struct Listener {
+    socket: mio::net::TcpListener,
+    waiter: Waiter,
+}
+
+impl Listener {
+    /// Takes over a listener that doesn't block.
+    pub(super) fn new(reactor: &Rc<Reactor>, socket: std::net::TcpListener) -> Self {
+        Self { socket: mio::net::TcpListener::from_std(socket), waiter: Waiter::new(reactor) }
+    }
+
+    /// Accepts the next connection.
+    ///
+    /// # Errors
+    /// What the kernel says: that there is no descriptor for it, or no memory.
+    pub(super) async fn accept(&mut self) -> io::Result<Stream> {
+        poll_fn(|cx| match until_blocked(|| self.socket.accept()) {
+            Some(Ok((socket, _))) => Poll::Ready(Ok(Stream { socket, waiter: Waiter::new(&self.waiter.reactor) })),
+            Some(Err(error)) => Poll::Ready(Err(error)),
+            None => match self.waiter.wait(&mut self.socket, Interest::READABLE, cx.waker()) {
+                Ok(()) => Poll::Pending,
+                Err(error) => Poll::Ready(Err(error)),
+            },
+        })
+        .await
+    }
+}
+
+/// The outcome of a system call, again where a signal came in between; `None` where it would have blocked.
+fn until_blocked<T>(mut call: impl FnMut() -> io::Result<T>) -> Option<io::Result<T>> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return Some(result),
+        }
+    }
+}
+
+// ---- the alarm --------------------------------------------------------------------------------------------------------
+
+/// Wakes a task at a time. A timer of glommio's costs two more entries into the kernel for each rest while it is set; this
+/// one a call, and only where it is to ring earlier than it is set for.
+pub(super) struct Alarm {
+    timer: OwnedFd,
+    waiter: Waiter,
+    set_for: Cell<Option<Instant>>,
+}
+
+impl Alarm {
+    /// # Errors
+    /// Where there is no descriptor for it.
+    pub(super) fn new(reactor: &Rc<Reactor>) -> io::Result<Self> {
+        // SAFETY: the call takes no memory of ours.
+        let timer = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC) };
+        if timer < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is new, and nobody else has it.
+        let timer = unsafe { OwnedFd::from_raw_fd(timer) };
+        Ok(Self { timer, waiter: Waiter::new(reactor), set_for: Cell::new(None) })
+    }
+
+    /// Lets a task be woken at a time, or earlier.
+    ///
+    /// # Errors
+    /// Where the kernel can't watch one more descriptor.
+    pub(super) fn set(&self, at: Instant, now: Instant, task: &Waker) -> io::Result<()> {
+        self.waiter.wait(&mut SourceFd(&self.timer.as_raw_fd()), Interest::READABLE, task)?;
+        if self.set_for.get().is_some_and(|set_for| now < set_for && set_for <= at) {
+            return Ok(());
+        }
+        let after = at.saturating_duration_since(now).max(Duration::from_nanos(1));
+        let once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let it_value = libc::timespec {
+            tv_sec: libc::time_t::try_from(after.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: libc::c_long::from(after.subsec_nanos()),
+        };
+        let setting = libc::itimerspec { it_interval: once, it_value };
+        // SAFETY: the descriptor is the timer's own, the setting lives through the call, and the old one is not asked for.
+        let set = unsafe { libc::timerfd_settime(self.timer.as_raw_fd(), 0, &raw const setting, std::ptr::null_mut()) };
+        if set < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.set_for.set(Some(at));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+    use futures_lite::future;
+    use glommio::LocalExecutorBuilder;
+
+    use super::*;
+
+    /// Runs a task beside a reactor, on an executor as a shard has it.
+    fn run<F: Future<Output = ()> + 'static>(task: impl FnOnce(Rc<Reactor>) -> F) {
+        let reactor = Reactor::new().unwrap();
+        let task = task(Rc::clone(&reactor));
+        let executor = LocalExecutorBuilder::default().make().unwrap();
+        executor.run(future::or(task, async {
+            reactor.run().await;
+            unreachable!("it runs for ever");
+        }));
+    }
+
+    /// A client's end, and a shard's.
+    async fn accepted(reactor: &Rc<Reactor>) -> (TcpStream, Stream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let client = std::thread::spawn(move || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap());
+        let stream = Listener::new(reactor, listener).accept().await.unwrap();
+        (client.join().unwrap(), stream)
+    }
+
+    async fn read(stream: &mut Stream) -> Vec<u8> {
+        let mut bytes = [0; 64];
+        let len = poll_fn(|cx| stream.poll_read(cx, &mut bytes)).await.unwrap();
+        bytes[..len].to_vec()
+    }
+
+    #[test]
+    fn who_reads_is_woken_each_time_that_something_comes_and_at_the_end() {
+        run(|reactor| async move {
+            let (client, mut stream) = accepted(&reactor).await;
+            let (word, words) = crossbeam_channel::bounded::<&'static [u8]>(0);
+            let says = std::thread::spawn(move || words.iter().for_each(|word| (&client).write_all(word).unwrap()));
+            for said in [&b"one"[..], b"two", b"three"] {
+                word.send(said).unwrap();
+                assert_eq!(read(&mut stream).await, said);
+            }
+            drop(word);
+            assert_eq!(read(&mut stream).await, b"");
+            says.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn who_writes_is_woken_when_the_socket_takes_more() {
+        run(|reactor| async move {
+            let (mut client, mut stream) = accepted(&reactor).await;
+            const LEN: usize = 32 * 1024 * 1024;
+            let reads = std::thread::spawn(move || {
+                let mut bytes = vec![0; LEN];
+                client.read_exact(&mut bytes).unwrap();
+                bytes
+            });
+            let sent: Vec<u8> = (0..LEN).map(|at| (at % 251) as u8).collect();
+            let mut left = &sent[..];
+            let mut waits = 0;
+            while !left.is_empty() {
+                let written = poll_fn(|cx| {
+                    let written = stream.poll_write(cx, left);
+                    waits += u32::from(written.is_pending());
+                    written
+                });
+                left = &left[written.await.unwrap()..];
+            }
+            assert!(waits > 0, "more than the socket takes at once");
+            assert!(reads.join().unwrap() == sent);
+        });
+    }
+
+    #[test]
+    fn a_bell_wakes_a_task_that_waits_and_rings_in_vain_when_the_stream_is_gone() {
+        run(|reactor| async move {
+            let (_client, mut stream) = accepted(&reactor).await;
+            let bell = stream.bell();
+            let mut polls = 0;
+            poll_fn(|cx| {
+                polls += 1;
+                assert!(stream.poll_read(cx, &mut [0]).is_pending());
+                bell.ring();
+                if polls < 3 { Poll::Pending } else { Poll::Ready(()) }
+            })
+            .await;
+            drop(stream);
+            assert!(reactor.waiting.borrow().is_empty());
+            bell.ring();
+        });
+    }
+
+    #[test]
+    fn a_socket_goes_on_to_another_reactor() {
+        run(|reactor| async move {
+            let (mut client, mut stream) = accepted(&reactor).await;
+            let no_wait = poll_fn(|cx| Poll::Ready(stream.poll_read(cx, &mut [0]).is_pending()));
+            assert!(no_wait.await, "nothing has come, and the kernel was asked to tell");
+            let socket = stream.into_socket();
+            let other = Reactor::new().unwrap();
+            let mut stream = Stream::new(&other, socket);
+            client.write_all(b"here").unwrap();
+            future::or(
+                async {
+                    assert_eq!(read(&mut stream).await, b"here");
+                    let registered = poll_fn(|cx| Poll::Ready(stream.poll_read(cx, &mut [0]).is_pending()));
+                    assert!(registered.await);
+                    client.write_all(b"again").unwrap();
+                    assert_eq!(read(&mut stream).await, b"again");
+                },
+                Rc::clone(&other).run(),
+            )
+            .await;
+            let mut events = Events::with_capacity(1);
+            assert!(!reactor.look(&mut events) && events.is_empty(), "the first one hears nothing of it");
+        });
+    }
+
+    #[test]
+    fn the_alarm_wakes_at_the_earliest_time_that_it_was_set_for_and_can_be_set_again() {
+        run(|reactor| async move {
+            let alarm = Alarm::new(&reactor).unwrap();
+            let start = Instant::now();
+            let after = |ms| start + Duration::from_millis(ms);
+            let mut set = vec![after(3_600_000), after(20), after(7_200_000)].into_iter();
+            let ring = async |times: &mut dyn Iterator<Item = Instant>| {
+                let mut woken = false;
+                poll_fn(|cx| {
+                    if std::mem::replace(&mut woken, true) {
+                        return Poll::Ready(());
+                    }
+                    times.for_each(|at| alarm.set(at, Instant::now(), cx.waker()).unwrap());
+                    Poll::Pending
+                })
+                .await;
+            };
+            ring(&mut set).await;
+            assert!(start.elapsed() >= Duration::from_millis(20));
+            ring(&mut [Instant::now() + Duration::from_millis(5), start].into_iter()).await;
+            assert!(start.elapsed() < Duration::from_secs(3_600));
+        });
+    }
+}
