@@ -255,9 +255,14 @@ impl Default for Pulse {
 impl Pulse {
     /// Once a turn.
     pub fn beat(&self, now: Instant) {
-        self.beat_ms.store(self.ms(now), Ordering::Relaxed);
+        self.show(now);
         // One thread beats.
         self.beats.store(self.count() + 1, Ordering::Relaxed);
+    }
+
+    /// Within a turn that is long.
+    pub fn show(&self, now: Instant) {
+        self.beat_ms.store(self.ms(now), Ordering::Relaxed);
     }
 
     /// How many turns there were.
@@ -266,7 +271,7 @@ impl Pulse {
         self.beats.load(Ordering::Relaxed)
     }
 
-    /// How long ago the last turn was.
+    /// How long ago the last sign of it was.
     #[must_use]
     pub fn age(&self, now: Instant) -> Duration {
         Duration::from_millis(self.ms(now).saturating_sub(self.beat_ms.load(Ordering::Relaxed)))

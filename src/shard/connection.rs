@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use slotmap::new_key_type;
 
 use super::admission::{Evidence, Redirect};
+use super::metrics::Counts;
 use crate::clock::UnixMs;
 use crate::ids::AssessmentHash;
 use crate::protocol::close::CloseReason;
 use crate::protocol::messages::ResetReason;
-use crate::stream::board::BoardVersion;
+use crate::stream::board::{BoardVersion, Unseen};
 use crate::stream::history::{ChainKey, Position};
 use crate::stream::offsets::Cover;
 
@@ -231,6 +232,18 @@ impl<S> Connection<S> {
     /// Whether it can be written to, waits for no turn, and does not end.
     pub(super) fn is_open(&self) -> bool {
         self.blocked_since.is_none() && !self.pending && self.is_live()
+    }
+
+    /// Moves it on by what was written of what it has not seen of the board.
+    pub(super) fn saw(&mut self, unseen: &Unseen<'_>, written: usize, counts: &mut Counts) {
+        let progress = unseen.progress(written);
+        counts.sent += progress.frames;
+        if let Some(until) = progress.cut_until {
+            self.tail = Some(Tail::bytes(unseen.bytes[written..until].into(), 1));
+        }
+        if let Some(version) = progress.version {
+            self.seen = version;
+        }
     }
 
     /// Whether it does not end.

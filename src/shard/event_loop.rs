@@ -31,7 +31,7 @@ use super::state::{Pass, State};
 use super::sweep::Sweeper;
 use crate::clock::Now;
 use crate::config::{DrainConfig, ShardConfig};
-use crate::exchange::{HttpDoor, LookWish, PublishedStanding, ShardDoor, ShardInbox, ShardStatus, Standing};
+use crate::exchange::{HttpDoor, LookWish, PublishedStanding, Pulse, ShardDoor, ShardInbox, ShardStatus, Standing};
 use crate::ids::{NodeId, ShardIndex};
 use crate::limits::{CATCH_UP_BYTES_A_TURN, CURSOR_CHARS_MAX, FINDINGS_LOG_EVERY, LOOK_WAIT_MAX, TURN_EVERY};
 use crate::protocol::auth::Verifier;
@@ -341,18 +341,24 @@ pub(super) fn let_others_run_first(cx: &mut Context<'_>) {
     let _ = yielding.poll(cx);
 }
 
-/// Since when a task has run without letting others.
-struct Breath(Instant);
+/// Since when the turns have run without letting others.
+struct Breath<'a> {
+    since: Instant,
+    pulse: &'a Pulse,
+}
 
-impl Breath {
-    fn begin() -> Self {
-        Self(Instant::now())
+impl<'a> Breath<'a> {
+    fn begin(pulse: &'a Pulse) -> Self {
+        Self { since: Instant::now(), pulse }
     }
 
+    /// Lets others run, if it is time. That it came to this shows that the thread doesn't sleep.
     async fn take(&mut self) {
-        if self.0.elapsed() >= BREATH {
+        let now = Instant::now();
+        if now.saturating_duration_since(self.since) >= BREATH {
+            self.pulse.show(now);
             let_others_run().await;
-            *self = Self::begin();
+            self.since = Instant::now();
         }
     }
 }
@@ -397,7 +403,7 @@ impl Turns {
 
     /// Empties the inbox: overload shows as positions that lag, not as an ingest that stands.
     async fn take_in(&self) {
-        let mut breath = Breath::begin();
+        let mut breath = Breath::begin(&self.status.pulse);
         let mut bytes = 0;
         let bytes_max = self.shard.state.borrow().intake_bytes_max();
         while bytes < bytes_max {
@@ -415,7 +421,7 @@ impl Turns {
 
     /// Sends what is due: events first, then markets, then heartbeats, then as much as may be to those who lag.
     async fn send(&mut self) {
-        let mut breath = Breath::begin();
+        let mut breath = Breath::begin(&self.status.pulse);
         while self.shard.state.borrow_mut().dispatch(SENDS_A_BREATH, Now::read()) == Pass::More {
             breath.take().await;
         }

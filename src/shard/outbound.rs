@@ -444,14 +444,6 @@ fn account_board<S>(plan: &Plan, connection: &mut Connection<S>, source: &mut So
     if taken == 0 {
         return left;
     }
-    let unseen = source.board.unseen(connection.seen);
-    let progress = unseen.progress(taken);
-    source.counts.sent += progress.frames;
-    if let Some(until) = progress.cut_until {
-        connection.tail = Some(Tail::bytes(unseen.bytes[taken..until].into(), 1));
-    }
-    if let Some(version) = progress.version {
-        connection.seen = version;
-    }
+    connection.saw(&source.board.unseen(connection.seen), taken, source.counts);
     left - taken
 }

@@ -281,33 +281,21 @@ impl<S: Socket> State<S> {
                 watch.position = after.position;
                 continue;
             }
-            match connection.socket.send(&slices[..filled]) {
-                Ok(sent) if sent == bytes => {
-                    watch.position = after.position;
-                    counts.writes += 1;
-                    counts.sent += after.frames;
+            let result = connection.socket.send(&slices[..filled]);
+            let sent = settle((key, connection), result, bytes, (pending, counts), now);
+            let Some(watch) = &mut connection.watch else { continue };
+            if sent == bytes {
+                watch.position = after.position;
+                counts.sent += after.frames;
+            } else if sent > 0 {
+                let progress = history.progress(fresh, &due, sent);
+                watch.position = progress.position;
+                counts.sent += progress.frames;
+                if progress.partial > 0 {
+                    connection.tail = Some(Tail::Entry { sent: progress.partial });
                 }
-                Ok(sent) => {
-                    let progress = history.progress(fresh, &due, sent);
-                    watch.position = progress.position;
-                    counts.writes += 1;
-                    counts.blocked += 1;
-                    counts.sent += progress.frames;
-                    if progress.partial > 0 {
-                        connection.tail = Some(Tail::Entry { sent: progress.partial });
-                    }
-                    connection.block(now.instant);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    history.lag(chain, &mut watch.position);
-                    counts.blocked += 1;
-                    connection.block(now.instant);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                    connection.pending = true;
-                    pending.push_back(key);
-                }
-                Err(_) => connection.cut(CloseReason::ClientGone),
+            } else {
+                history.lag(chain, &mut watch.position);
             }
         }
         0
@@ -335,11 +323,7 @@ impl<S: Socket> State<S> {
     pub(super) fn flush(&mut self, key: ConnectionKey, now: Now) {
         let Self { connections, history, board, scratch, counts, pending, .. } = self;
         let Some(connection) = connections.get_mut(key).filter(|connection| !connection.pending) else { return };
-        let mut source = Source { history, board, scratch, counts };
-        if outbound::flush(connection, &mut source, now) == Flushed::More {
-            connection.pending = true;
-            pending.push_back(key);
-        }
+        flush((key, connection), &mut Source { history, board, scratch, counts }, pending, now);
     }
 
     /// Writes to a connection whose socket was full, by its own task's means: `write` answers `Pending` when the socket
@@ -442,22 +426,45 @@ impl<S: Socket> State<S> {
             self.flushed = Some(now.instant);
             self.flushing = Some(self.roster.len());
         }
-        let mut left = self.flushing.take().unwrap_or(0).min(self.roster.len());
-        while left > 0 {
-            if budget == 0 {
-                self.flushing = Some(left);
-                return Pass::More;
-            }
-            left -= 1;
-            let key = self.roster[left];
-            let connection = &self.connections[key];
-            if connection.is_open() && !self.board.unseen(connection.seen).is_empty() {
-                budget -= 1;
-                S::fetch_ahead((key, connection), &self.roster[..left]);
-                self.flush(key, now);
-            }
+        let left = self.flushing.take().unwrap_or(0).min(self.roster.len());
+        let left = self.tell_of_markets(left, &mut budget, now);
+        if left > 0 {
+            self.flushing = Some(left);
+            return Pass::More;
         }
         Pass::Done
+    }
+
+    /// Sends the image's news to the first `left` of the roster, last first; returns how many are left. Where nothing else is
+    /// due to a connection, that is what it has not seen of the image: the same bytes for all who have seen the same.
+    fn tell_of_markets(&mut self, left: usize, budget: &mut usize, now: Now) -> usize {
+        let Self { connections, roster, history, board, scratch, pending, counts, .. } = self;
+        let board = &*board;
+        let mut shared_since = board.image_version();
+        let mut shared = board.unseen(shared_since);
+        for index in (0..left).rev() {
+            if *budget == 0 {
+                return index + 1;
+            }
+            let key = roster[index];
+            let connection = &mut connections[key];
+            if connection.seen != shared_since {
+                (shared, shared_since) = (board.unseen(connection.seen), connection.seen);
+            }
+            if shared.is_empty() || !connection.is_open() {
+                continue;
+            }
+            *budget -= 1;
+            S::fetch_ahead((key, connection), &roster[..index]);
+            if !connection.is_plain() {
+                flush((key, connection), &mut Source { history, board, scratch, counts }, pending, now);
+                continue;
+            }
+            let result = connection.socket.send(&[io::IoSlice::new(shared.bytes)]);
+            let sent = settle((key, connection), result, shared.bytes.len(), (pending, counts), now);
+            connection.saw(&shared, sent, counts);
+        }
+        0
     }
 
     /// Whether events that were due to a connection have left the history.
@@ -490,6 +497,49 @@ impl<S: Socket> State<S> {
         findings.unusable += self.board.take_unusable();
         (std::mem::take(&mut self.counts), findings, self.history.bytes())
     }
+}
+
+/// Writes what is due to a connection that waits for no turn.
+fn flush<S: Socket>(
+    (key, connection): (ConnectionKey, &mut Connection<S>),
+    source: &mut Source<'_>,
+    pending: &mut VecDeque<ConnectionKey>,
+    now: Now,
+) {
+    if outbound::flush(connection, source, now) == Flushed::More {
+        connection.pending = true;
+        pending.push_back(key);
+    }
+}
+
+/// Takes in what became of a write of `len` bytes to a plain connection; returns how many were written.
+fn settle<S: Socket>(
+    (key, connection): (ConnectionKey, &mut Connection<S>),
+    result: io::Result<usize>,
+    len: usize,
+    (pending, counts): (&mut VecDeque<ConnectionKey>, &mut Counts),
+    now: Now,
+) -> usize {
+    match result {
+        Ok(sent) => {
+            counts.writes += 1;
+            if sent < len {
+                counts.blocked += 1;
+                connection.block(now.instant);
+            }
+            return sent;
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            counts.blocked += 1;
+            connection.block(now.instant);
+        }
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+            connection.pending = true;
+            pending.push_back(key);
+        }
+        Err(_) => connection.cut(CloseReason::ClientGone),
+    }
+    0
 }
 
 fn place(len: usize) -> u32 {
