@@ -193,19 +193,18 @@ impl<F: Future<Output = ()>> Future for Tracked<F> {
 /// Starts a shard's thread, and returns when its executor is made.
 pub(super) fn spawn(parts: Parts) -> io::Result<JoinHandle<()>> {
     let (made, is_made) = crossbeam_channel::bounded(1);
-    let thread =
-        std::thread::Builder::new().name(format!("shard-{}", parts.index.0)).spawn(move || {
-            let reactor = Reactor::new().and_then(|reactor| Ok((Alarm::new(&reactor)?, reactor)));
-            match executor(parts.core).and_then(|executor| Ok((executor, reactor?))) {
-                Ok((executor, (alarm, reactor))) => {
-                    let _ = made.send(Ok(()));
-                    executor.run(run(parts, reactor, alarm));
-                }
-                Err(error) => {
-                    let _ = made.send(Err(error));
-                }
+    let thread = std::thread::Builder::new().name(format!("shard-{}", parts.index.0)).spawn(move || {
+        let reactor = Reactor::new().and_then(|reactor| Ok((Alarm::new(&reactor)?, reactor)));
+        match executor(parts.core).and_then(|executor| Ok((executor, reactor?))) {
+            Ok((executor, (alarm, reactor))) => {
+                let _ = made.send(Ok(()));
+                executor.run(run(parts, reactor, alarm));
             }
-        })?;
+            Err(error) => {
+                let _ = made.send(Err(error));
+            }
+        }
+    })?;
     match is_made.recv() {
         Ok(Ok(())) => Ok(thread),
         Ok(Err(error)) => Err(error),
