@@ -33,8 +33,8 @@ pub enum Malformed {
 }
 
 /// Checks that a payload is a JSON object in UTF-8 and finds its one `assessmentId`, copying nothing unless the id is
-/// written with escapes. A name that is no Unicode harms nothing: the payload is then read
-/// again, as names are written.
+/// written with escapes. A name that is no Unicode harms nothing: the payload is then read again, with its
+/// names as they are written.
 ///
 /// # Errors
 /// What makes the record unusable.

@@ -121,16 +121,41 @@ impl Waiter {
         Self { reactor: Rc::clone(reactor), key }
     }
 
-    /// Lets a task be woken, once, when the source becomes ready. The kernel is asked the first time, and tells whether it is
-    /// so already; from then on it tells of each change (edge-triggered): so this comes after a call that would have blocked.
-    fn wait(&self, source: &mut impl Source, interest: Interest, task: &Waker) -> io::Result<()> {
+    /// Tries a call, and where it would block lets the task be woken, once, when the source is ready for it.
+    fn poll<S: Source, T>(
+        &self,
+        source: &mut S,
+        interest: Interest,
+        task: &Waker,
+        mut call: impl FnMut(&mut S) -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
+        loop {
+            match call(source) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return Poll::Ready(result),
+            }
+        }
+        self.wake_later(task);
+        match self.register(source, interest) {
+            Ok(()) => Poll::Pending,
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    fn wake_later(&self, task: &Waker) {
         // Whoever was to be woken is dropped last: it may be all that held its task, and that may have places here.
         let _before;
-        let mut waiting = self.reactor.waiting.borrow_mut();
-        let Waiting { task: known, told_of } = &mut waiting[self.key];
+        let known = &mut self.reactor.waiting.borrow_mut()[self.key].task;
         if !known.as_ref().is_some_and(|known| known.will_wake(task)) {
             _before = known.replace(task.clone());
         }
+    }
+
+    /// Has the kernel tell when a source is ready. Where it is asked for something new, it tells whether that is so already;
+    /// from then on it tells of each change (edge-triggered).
+    fn register(&self, source: &mut impl Source, interest: Interest) -> io::Result<()> {
+        let told_of = &mut self.reactor.waiting.borrow_mut()[self.key].told_of;
         let all = told_of.map_or(interest, |told_of| told_of | interest);
         let token = Token(self.key.data().as_ffi() as usize);
         match *told_of {
@@ -177,8 +202,7 @@ impl Stream {
     /// # Errors
     /// Where the connection is gone.
     pub(super) fn poll_read(&mut self, cx: &Context<'_>, bytes: &mut [u8]) -> Poll<io::Result<usize>> {
-        let read = until_blocked(|| self.socket.read(bytes));
-        self.wait_if_blocked(read, Interest::READABLE, cx)
+        self.waiter.poll(&mut self.socket, Interest::READABLE, cx.waker(), |socket| socket.read(bytes))
     }
 
     /// Writes what the socket takes.
@@ -186,23 +210,7 @@ impl Stream {
     /// # Errors
     /// Where the connection is gone.
     pub(super) fn poll_write(&mut self, cx: &Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = until_blocked(|| self.socket.write(bytes));
-        self.wait_if_blocked(written, Interest::WRITABLE, cx)
-    }
-
-    fn wait_if_blocked<T>(
-        &mut self,
-        result: Option<io::Result<T>>,
-        interest: Interest,
-        cx: &Context<'_>,
-    ) -> Poll<io::Result<T>> {
-        match result {
-            Some(result) => Poll::Ready(result),
-            None => match self.waiter.wait(&mut self.socket, interest, cx.waker()) {
-                Ok(()) => Poll::Pending,
-                Err(error) => Poll::Ready(Err(error)),
-            },
-        }
+        self.waiter.poll(&mut self.socket, Interest::WRITABLE, cx.waker(), |socket| socket.write(bytes))
     }
 
     /// Says that nothing more will be written. A failure means that the peer is gone, which a read tells.
@@ -258,26 +266,11 @@ impl Listener {
     /// # Errors
     /// What the kernel says: that there is no descriptor for it, or no memory.
     pub(super) async fn accept(&mut self) -> io::Result<Stream> {
-        poll_fn(|cx| match until_blocked(|| self.socket.accept()) {
-            Some(Ok((socket, _))) => Poll::Ready(Ok(Stream { socket, waiter: Waiter::new(&self.waiter.reactor) })),
-            Some(Err(error)) => Poll::Ready(Err(error)),
-            None => match self.waiter.wait(&mut self.socket, Interest::READABLE, cx.waker()) {
-                Ok(()) => Poll::Pending,
-                Err(error) => Poll::Ready(Err(error)),
-            },
-        })
-        .await
-    }
-}
-
-/// The outcome of a system call, again where a signal came in between; `None` where it would have blocked.
-fn until_blocked<T>(mut call: impl FnMut() -> io::Result<T>) -> Option<io::Result<T>> {
-    loop {
-        match call() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return Some(result),
-        }
+        let Self { socket, waiter } = self;
+        let accept =
+            |cx: &mut Context<'_>| waiter.poll(socket, Interest::READABLE, cx.waker(), |socket| socket.accept());
+        let (socket, _) = poll_fn(accept).await?;
+        Ok(Stream { socket, waiter: Waiter::new(&self.waiter.reactor) })
     }
 }
 
@@ -293,7 +286,7 @@ pub(super) struct Alarm {
 
 impl Alarm {
     /// # Errors
-    /// Where there is no descriptor for it.
+    /// Where there is no descriptor for it, or the kernel can't watch one more.
     pub(super) fn new(reactor: &Rc<Reactor>) -> io::Result<Self> {
         // SAFETY: the call takes no memory of ours.
         let timer = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC) };
@@ -302,17 +295,16 @@ impl Alarm {
         }
         // SAFETY: the descriptor is new, and nobody else has it.
         let timer = unsafe { OwnedFd::from_raw_fd(timer) };
-        Ok(Self { timer, waiter: Waiter::new(reactor), set_for: Cell::new(None) })
+        let waiter = Waiter::new(reactor);
+        waiter.register(&mut SourceFd(&timer.as_raw_fd()), Interest::READABLE)?;
+        Ok(Self { timer, waiter, set_for: Cell::new(None) })
     }
 
     /// Lets a task be woken at a time, or earlier.
-    ///
-    /// # Errors
-    /// Where the kernel can't watch one more descriptor.
-    pub(super) fn set(&self, at: Instant, now: Instant, task: &Waker) -> io::Result<()> {
-        self.waiter.wait(&mut SourceFd(&self.timer.as_raw_fd()), Interest::READABLE, task)?;
+    pub(super) fn set(&self, at: Instant, now: Instant, task: &Waker) {
+        self.waiter.wake_later(task);
         if self.set_for.get().is_some_and(|set_for| now < set_for && set_for <= at) {
-            return Ok(());
+            return;
         }
         let after = at.saturating_duration_since(now).max(Duration::from_nanos(1));
         let once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -323,11 +315,8 @@ impl Alarm {
         let setting = libc::itimerspec { it_interval: once, it_value };
         // SAFETY: the descriptor is the timer's own, the setting lives through the call, and the old one is not asked for.
         let set = unsafe { libc::timerfd_settime(self.timer.as_raw_fd(), 0, &raw const setting, std::ptr::null_mut()) };
-        if set < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        assert_eq!(set, 0, "the timer is open, and the time is one that it takes (timerfd_settime(2))");
         self.set_for.set(Some(at));
-        Ok(())
     }
 }
 
@@ -471,7 +460,7 @@ mod tests {
                     if std::mem::replace(&mut woken, true) {
                         return Poll::Ready(());
                     }
-                    times.for_each(|at| alarm.set(at, Instant::now(), cx.waker()).unwrap());
+                    times.for_each(|at| alarm.set(at, Instant::now(), cx.waker()));
                     Poll::Pending
                 })
                 .await;
