@@ -59,6 +59,10 @@ const BREATH: Duration = Duration::from_millis(1);
 /// Sends between two looks at the clock.
 const SENDS_A_BREATH: usize = 64;
 
+/// How long a turn takes in what comes while it sends. Records that were made together come in some batches: whoever is
+/// told late in a walk along thousands of watchers is to have them in one write, and the turn is to have an end.
+const INTAKE: Duration = Duration::from_millis(20);
+
 /// How often a draining shard looks at how many clients may still be there.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
 
@@ -351,14 +355,28 @@ impl<'a> Breath<'a> {
         Self { since: Instant::now(), pulse }
     }
 
-    /// Lets others run, if it is time. That it came to this shows that the thread doesn't sleep.
-    async fn take(&mut self) {
+    /// Lets others run, if it is time; returns whether they have. That it came to this shows that the thread doesn't sleep.
+    async fn take(&mut self) -> bool {
         let now = Instant::now();
-        if now.saturating_duration_since(self.since) >= BREATH {
+        let is_time = now.saturating_duration_since(self.since) >= BREATH;
+        if is_time {
             self.pulse.show(now);
             let_others_run().await;
             self.since = Instant::now();
         }
+        is_time
+    }
+}
+
+/// What a turn may still take in.
+struct Intake {
+    bytes_left: usize,
+    until: Instant,
+}
+
+impl Intake {
+    fn begin(shard: &Shard) -> Self {
+        Self { bytes_left: shard.state.borrow().intake_bytes_max(), until: Instant::now() + INTAKE }
     }
 }
 
@@ -389,8 +407,9 @@ impl Turns {
                 self.shard.tell_of_standing();
                 last = Arc::clone(&standing);
             }
-            self.take_in().await;
-            self.send().await;
+            let mut intake = Intake::begin(&self.shard);
+            self.take_in(&mut intake).await;
+            self.send(&mut intake).await;
             let now = Now::read();
             self.part_with_clients(&standing, now);
             self.publish(now);
@@ -401,14 +420,9 @@ impl Turns {
     }
 
     /// Empties the inbox: overload shows as positions that lag, not as an ingest that stands.
-    async fn take_in(&self) {
+    async fn take_in(&self, intake: &mut Intake) {
         let mut breath = Breath::begin(&self.status.pulse);
-        let mut bytes = 0;
-        let bytes_max = self.shard.state.borrow().intake_bytes_max();
-        while bytes < bytes_max {
-            let Ok(batch) = self.inbox.batches.try_recv() else { break };
-            bytes += batch.arena.len();
-            self.shard.state.borrow_mut().take(batch, Instant::now());
+        while self.take_batch(intake) {
             breath.take().await;
         }
         while let Ok(handoff) = self.inbox.handoffs.try_recv() {
@@ -418,11 +432,24 @@ impl Turns {
         }
     }
 
+    /// Takes in the next batch, if there is one and the turn may have it.
+    fn take_batch(&self, intake: &mut Intake) -> bool {
+        if intake.bytes_left == 0 {
+            return false;
+        }
+        let Ok(batch) = self.inbox.batches.try_recv() else { return false };
+        intake.bytes_left = intake.bytes_left.saturating_sub(batch.arena.len());
+        self.shard.state.borrow_mut().take(batch, Instant::now());
+        true
+    }
+
     /// Sends what is due: events first, then markets, then heartbeats, then as much as may be to those who lag.
-    async fn send(&mut self) {
+    async fn send(&mut self, intake: &mut Intake) {
         let mut breath = Breath::begin(&self.status.pulse);
         while self.shard.state.borrow_mut().dispatch(SENDS_A_BREATH, Now::read()) == Pass::More {
-            breath.take().await;
+            if breath.take().await && Instant::now() < intake.until {
+                while self.take_batch(intake) {}
+            }
         }
         while self.shard.state.borrow_mut().flush_markets(SENDS_A_BREATH, Now::read()) == Pass::More {
             breath.take().await;

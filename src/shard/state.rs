@@ -23,7 +23,7 @@ use crate::protocol::close::CloseReason;
 use crate::protocol::session::Inbound;
 use crate::stream::batch::Batch;
 use crate::stream::board::{Board, BoardVersion};
-use crate::stream::history::{ChainKey, Findings, History, Lag, Limits};
+use crate::stream::history::{ChainKey, Due, Findings, History, Lag, Limits, Position, Progress};
 
 /// What a new connection begins with.
 pub(super) struct Entrance<S> {
@@ -59,6 +59,16 @@ pub(super) enum Pass {
     More,
 }
 
+/// A walk along a chain's watchers, last first, in which each is told of all that there is by then.
+#[derive(Debug, Clone, Copy)]
+struct Walk {
+    chain: ChainKey,
+    /// How many watchers it has yet to come to.
+    left: usize,
+    /// The chain's end when it began: who was told before more came is told of that by another walk.
+    began_at: Position,
+}
+
 pub(super) struct State<S> {
     pub(super) config: ShardConfig,
     /// This pod's name.
@@ -73,8 +83,8 @@ pub(super) struct State<S> {
     pub(super) pending: VecDeque<ConnectionKey>,
     /// Connections whose cursor was ahead of what is read here.
     pub(super) ahead: Vec<Ahead>,
-    /// The chain whose watchers are being told of its fresh events, and how many of them are left.
-    dispatching: Option<(ChainKey, usize)>,
+    /// The walk along a fresh chain's watchers that is under way.
+    walk: Option<Walk>,
     /// How many of the roster the market flush under way has left.
     flushing: Option<usize>,
     flushed: Option<Instant>,
@@ -97,7 +107,7 @@ impl<S: Socket> State<S> {
             board: Board::new(config.history),
             pending: VecDeque::new(),
             ahead: Vec::new(),
-            dispatching: None,
+            walk: None,
             flushing: None,
             flushed: None,
             flushed_image: BoardVersion::default(),
@@ -229,34 +239,35 @@ impl<S: Socket> State<S> {
         self.config.history_bytes / usize::from(self.config.shards.max(1)) / 4
     }
 
-    /// Sends fresh events to their watchers, for about `budget` sends.
+    /// Sends fresh events to their watchers, for about `budget` sends. More may be taken in between two calls: those whom
+    /// a walk has yet to come to get it in the same write.
     pub(super) fn dispatch(&mut self, mut budget: usize, now: Now) -> Pass {
         while let Some(chain) = self.history.next_fresh() {
             let all = self.watchers.get(chain).map_or(0, Vec::len);
-            let left = match self.dispatching.take() {
-                Some((of, left)) if of == chain => left.min(all),
-                _ => all,
+            let end = self.history.end(chain);
+            let mut walk = match self.walk.take() {
+                Some(walk) if walk.chain == chain => walk,
+                _ => Walk { chain, left: all, began_at: end },
             };
-            let left = self.tell(chain, left, &mut budget, now);
-            if left > 0 {
-                self.dispatching = Some((chain, left));
+            walk.left = self.tell(chain, walk.left.min(all), &mut budget, now);
+            if walk.left > 0 {
+                self.walk = Some(walk);
                 return Pass::More;
             }
-            self.history.dispatched(chain);
+            if walk.began_at.is_at(end) {
+                self.history.dispatched(chain);
+            }
         }
         Pass::Done
     }
 
-    /// Sends a chain's fresh events to the first `left` of its watchers, last first; returns how many are left.
+    /// Sends what a chain has to the first `left` of its watchers, last first; returns how many are left. Those who are at one
+    /// position, and to whom nothing else is due, are sent the same slices.
     fn tell(&mut self, chain: ChainKey, left: usize, budget: &mut usize, now: Now) -> usize {
         let Self { connections, watchers, history, pending, counts, .. } = self;
-        let (Some(fresh), Some(watchers)) = (history.fresh_position(chain), watchers.get(chain)) else { return 0 };
-        let Some(due) = history.due(chain, fresh, TURN_BYTES_MAX) else { return 0 };
-        let mut slices = [io::IoSlice::new(&[]); WRITE_SLICES_MAX];
-        let (filled, bytes) = history.slices(&due, &mut slices);
-        let after = history.progress(fresh, &due, due.bytes);
+        let Some(watchers) = watchers.get(chain) else { return 0 };
         let end = history.end(chain);
-        let shared = bytes == due.bytes && after.position.is_at(end);
+        let mut shared: Option<Shared<'_>> = None;
         for index in (0..left).rev() {
             if *budget == 0 {
                 return index + 1;
@@ -265,30 +276,34 @@ impl<S: Socket> State<S> {
             let key = watchers[index];
             let connection = &mut connections[key];
             S::fetch_ahead((key, connection), &watchers[..index]);
-            let plain = connection.is_plain();
-            let open = connection.is_open();
-            let Some(watch) = &mut connection.watch else { continue };
-            if !(shared && plain && watch.position.is_at(fresh)) {
+            let (is_plain, is_open) = (connection.is_plain(), connection.is_open());
+            let Some(watch) = connection.watch.as_mut().filter(|watch| !watch.position.is_at(end)) else { continue };
+            if is_plain && !shared.as_ref().is_some_and(|shared| shared.from.is_at(watch.position)) {
+                let due = history.due(chain, watch.position, TURN_BYTES_MAX);
+                shared = due.map(|due| Shared::of(history, due, watch.position, end));
+            }
+            let Some(shared) = shared.as_ref().filter(|shared| is_plain && shared.is_all) else {
                 // It learns where its next entry is, and is served on its own; or when its socket takes something.
                 history.lag(chain, &mut watch.position);
-                if open && !watch.position.is_at(end) {
+                if is_open {
                     connection.pending = true;
                     pending.push_back(key);
                 }
                 continue;
-            }
-            if bytes == 0 {
+            };
+            let Shared { due, after, .. } = shared;
+            if due.bytes == 0 {
                 watch.position = after.position;
                 continue;
             }
-            let result = connection.socket.send(&slices[..filled]);
-            let sent = settle((key, connection), result, bytes, (pending, counts), now);
+            let result = connection.socket.send(&shared.slices[..shared.filled]);
+            let sent = settle((key, connection), result, due.bytes, (pending, counts), now);
             let Some(watch) = &mut connection.watch else { continue };
-            if sent == bytes {
+            if sent == due.bytes {
                 watch.position = after.position;
                 counts.sent += after.frames;
             } else if sent > 0 {
-                let progress = history.progress(fresh, &due, sent);
+                let progress = history.progress(watch.position, due, sent);
                 watch.position = progress.position;
                 counts.sent += progress.frames;
                 if progress.partial > 0 {
@@ -496,6 +511,28 @@ impl<S: Socket> State<S> {
         let mut findings = self.history.take_findings();
         findings.unusable += self.board.take_unusable();
         (std::mem::take(&mut self.counts), findings, self.history.bytes())
+    }
+}
+
+/// What is due to those of a chain's watchers who are at one position.
+struct Shared<'a> {
+    from: Position,
+    due: Due,
+    /// Where they are when they have it.
+    after: Progress,
+    slices: [io::IoSlice<'a>; WRITE_SLICES_MAX],
+    filled: usize,
+    /// Whether one write holds all that the chain has.
+    is_all: bool,
+}
+
+impl<'a> Shared<'a> {
+    fn of(history: &'a History, due: Due, from: Position, end: Position) -> Self {
+        let mut slices = [io::IoSlice::new(&[]); WRITE_SLICES_MAX];
+        let (filled, bytes) = history.slices(&due, &mut slices);
+        let after = history.progress(from, &due, due.bytes);
+        let is_all = bytes == due.bytes && after.position.is_at(end);
+        Self { from, due, after, slices, filled, is_all }
     }
 }
 

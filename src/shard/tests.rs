@@ -191,6 +191,25 @@ fn one_event_is_one_write_and_ten_that_are_due_are_one_write_too() {
 }
 
 #[test]
+fn what_comes_while_watchers_are_told_is_in_the_same_write_for_those_who_are_yet_to_be_told() {
+    let mut world = World::new();
+    let clients: Vec<_> = (0..5).map(|_| world.connect(Some("a")).1).collect();
+    let (_, b) = world.connect(Some("b"));
+    clients.iter().chain([&b]).for_each(|client| assert_eq!(client.writes(), 1));
+    world.state.take(events(&[("a", 1), ("b", 2)]), world.now.instant);
+    assert_eq!(world.state.dispatch(2, world.now), Pass::More, "two of five are told");
+    world.state.take(events(&[("a", 3)]), world.now.instant);
+    assert_eq!(world.state.dispatch(1, world.now), Pass::More);
+    world.turn([events(&[("a", 4), ("a", 5)])]);
+    let writes: Vec<_> = clients.iter().map(Scripted::writes).collect();
+    assert_eq!(writes, [1, 1, 2, 2, 2], "the last ones were told before more came");
+    clients.iter().for_each(|client| assert_eq!(client.numbers(), [1, 3, 4, 5]));
+    assert_eq!((b.writes(), b.numbers()), (1, vec![2]));
+    world.turn([]);
+    assert!(clients.iter().all(|client| client.writes() == 0));
+}
+
+#[test]
 fn a_client_gets_what_it_watches_and_a_market_client_gets_no_events() {
     let mut world = World::new();
     let (_, a) = world.connect(Some("a"));
@@ -436,83 +455,6 @@ fn a_complaint_comes_once_a_second_at_most_and_too_many_messages_end_it() {
     assert_eq!(world.state.end_turn(world.now.instant).0.received, 61);
 }
 
-// ---- the drain --------------------------------------------------------------------------------------------------------
-
-#[test]
-fn a_drain_closes_evenly_and_redirects_where_another_pod_lives() {
-    let drain = DrainConfig { delay: Duration::from_secs(1), over: Duration::from_secs(10) };
-    let mut world = World::new();
-    let mut sweeper = Sweeper::new(&config(), world.now.instant);
-    let clients: Vec<_> = (0..20).map(|number| world.connect((number % 2 == 0).then_some("a"))).collect();
-    let pod = |name: &str| Some(Pod { node: NodeId(name.into()), url: format!("ws://{name}/ws").into() });
-    let since = Some(world.now.instant);
-    let view = View { version: 1, slots: vec![pod("this"), pod("that")] };
-    let standing = Standing { view: Arc::new(view), draining_since: since, ..Standing::default() };
-    let here = Here { node: &NodeId("this".into()), standing: &standing, place_anywhere: false };
-    let mut open = Vec::new();
-    for _ in 0..11 {
-        let phase = Phase::at(world.now.instant, since, &drain);
-        sweeper.drain(&mut world.state, phase, &here, world.now);
-        open.push(clients.iter().filter(|(key, _)| world.state.ended(*key).is_none()).count());
-        world.pass(Duration::from_secs(1));
-    }
-    assert_eq!(open, [20, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2]);
-    sweeper.drain(&mut world.state, Phase::at(world.now.instant, since, &drain), &here, world.now);
-    for (key, socket) in clients {
-        assert_eq!(world.state.ended(key), Some(CloseReason::Moved));
-        let last = socket.texts().pop().unwrap();
-        assert!(last.contains(r#""error":"Redirect""#) && last.contains(r#""url":"ws://that/ws""#), "{last}");
-    }
-}
-
-// ---- the handover -----------------------------------------------------------------------------------------------------
-
-#[test]
-fn who_moved_is_sent_on_oldest_first_at_a_pace_and_who_comes_home_meanwhile_stays() {
-    let config = ShardConfig { handover_per_second: 10, ..config() };
-    let mut world = World::with(config.clone());
-    let mut handover = Handover::new(&config, world.now.instant);
-    let node = NodeId("this".into());
-    let pod = |name: &str| Some(Pod { node: NodeId(name.into()), url: format!("ws://{name}/ws").into() });
-    let standing = |slots: Vec<Option<Pod>>| Standing {
-        view: Arc::new(View { version: 1, slots }),
-        own: Some(SlotNumber(0)),
-        ..Standing::default()
-    };
-    let both = standing(vec![pod("this"), pod("that")]);
-    let moved = |id: &String| both.view.owner(AssessmentHash::of(id)) == Some(SlotNumber(1));
-    let (moved, home): (Vec<_>, Vec<_>) = (0..40).map(|number| format!("id{number}")).partition(moved);
-    assert!(moved.len() > 10 && home.len() > 10);
-    let mut connect = |ids: &[String]| -> Vec<_> {
-        ids.iter()
-            .map(|id| {
-                world.pass(Duration::from_millis(1));
-                world.connect(Some(id)).0
-            })
-            .collect()
-    };
-    let (moved, home, market) = (connect(&moved), connect(&home), world.connect(None).0);
-    let gone =
-        |world: &World, keys: &[ConnectionKey]| keys.iter().filter(|&&key| world.state.ended(key).is_some()).count();
-
-    let alone = standing(vec![pod("this"), None]);
-    let both = Here { node: &node, standing: &both, place_anywhere: false };
-    let alone = Here { standing: &alone, ..both };
-    let mut seen = Vec::new();
-    for _ in 0..5 {
-        world.pass(Duration::from_millis(100));
-        handover.advance(&mut world.state, &both, world.now);
-        seen.push(gone(&world, &moved));
-    }
-    assert_eq!(seen, [2, 3, 4, 5, 6], "ten a second, after a tenth of a second's burst");
-    assert!(moved[..6].iter().all(|&key| world.state.ended(key) == Some(CloseReason::Moved)), "the oldest");
-
-    world.pass(Duration::from_millis(100));
-    handover.advance(&mut world.state, &alone, world.now);
-    assert_eq!((handover.next(world.now.instant), gone(&world, &moved)), (None, 6), "the others have come home");
-    assert_eq!((gone(&world, &home), gone(&world, &[market])), (0, 0));
-}
-
 // ---- the equation -----------------------------------------------------------------------------------------------------
 
 #[derive(Debug, Clone)]
@@ -522,6 +464,8 @@ enum Step {
     Takes(u8, usize),
     Task(u8),
     Ping(u8),
+    /// So many sends of a turn, before more comes.
+    PartOfTurn(usize),
     Turn,
 }
 
@@ -532,6 +476,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (0u8..6, prop_oneof![Just(usize::MAX), 0usize..400]).prop_map(|(who, bytes)| Step::Takes(who, bytes)),
         4 => (0u8..6).prop_map(Step::Task),
         1 => (0u8..6).prop_map(Step::Ping),
+        5 => (1usize..4).prop_map(Step::PartOfTurn),
         5 => Just(Step::Turn),
     ];
     prop::collection::vec(step, 1..120)
@@ -567,6 +512,7 @@ proptest! {
                     world.state.inbound(clients[usize::from(who)].0, Inbound::Ping, world.now);
                     world.state.flush(clients[usize::from(who)].0, world.now);
                 }
+                Step::PartOfTurn(budget) => { world.state.dispatch(budget, world.now); }
                 Step::Turn => world.turn([]),
             }
         }

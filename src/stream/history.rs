@@ -56,8 +56,8 @@ pub struct History {
     moved: Vec<PlaceId>,
     /// From an assessment's hash and id to its chain.
     index: HashTable<ChainKey>,
-    /// Watched chains with entries that were not dispatched yet.
-    fresh: Vec<ChainKey>,
+    /// Watched chains with entries that were not dispatched yet, in the order in which they came to it.
+    fresh: VecDeque<ChainKey>,
     /// Where a message is mapped before its length is known.
     scratch: Vec<u8>,
     /// Places of which records were deleted before they were read, that nobody was told of yet.
@@ -100,7 +100,7 @@ impl History {
             chains: SlotMap::with_key(),
             moved: Vec::new(),
             index: HashTable::new(),
-            fresh: Vec::new(),
+            fresh: VecDeque::new(),
             scratch: Vec::new(),
             deleted: Vec::new(),
             findings: Findings::default(),

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Options;
 use super::producer::Made;
+use super::profile::{Profile, Samples};
 use super::statistics::{Latencies, Percentiles};
 use super::usage::{KernelMemory, Machine, Stretch, Usage, memory};
 use super::wire::{ClientsPlan, Counts, Target};
@@ -67,6 +68,8 @@ pub struct Part {
     pub deliveries: u64,
     /// What the processes used within it, where they are of this machine.
     pub usage: Option<Usage>,
+    /// What their use is split into their own and the kernel's by; without, it is by the kernel's ticks.
+    pub samples: Option<Samples>,
     /// What the machine did within it.
     pub machine: Machine,
     /// The busiest process of clients: its share of a core, and the share of time that it waited for one.
@@ -263,7 +266,7 @@ impl Clients {
         let maker = begin()?;
         let window = Window::run(options, subject, &mut self.workers)?;
         let made = maker.join().map_err(|_| anyhow::anyhow!("the producer failed: its message is above"))?;
-        let Window { first, last, mut collected, timeline } = window;
+        let Window { first, last, samples, mut collected, timeline } = window;
         drain(&mut self.workers, &self.before, &made, &mut collected)?;
         let counts = self.counts()?;
         collected.add(&counts);
@@ -285,7 +288,12 @@ impl Clients {
             kernel_memory_per_connection: self.memory.map(|memory| memory.kernel),
             seconds,
             deliveries: last.all.deliveries() - first.all.deliveries(),
-            usage: last.usage.as_ref().zip(first.usage.as_ref()).map(|(last, first)| last.since(first)),
+            usage: last
+                .usage
+                .as_ref()
+                .zip(first.usage.as_ref())
+                .map(|(last, first)| samples.unwrap_or_default().split(last.since(first))),
+            samples,
             machine: last.machine.since(&first.machine),
             client_busy: busiest(Usage::total_ns),
             client_waiting: busiest(|usage| usage.waited_ns),
@@ -320,6 +328,7 @@ impl Collected {
 struct Window {
     first: Look,
     last: Look,
+    samples: Option<Samples>,
     collected: Collected,
     timeline: Vec<Moment>,
 }
@@ -331,6 +340,8 @@ impl Window {
         // A pace, not a wait for something.
         let sleep_until = |at: Instant| thread::sleep(at.saturating_duration_since(Instant::now()));
         sleep_until(begin);
+        // Without samples the split is by ticks, and the report says so.
+        let mut profile = Profile::begin(&subject.pids).ok();
         let first = Look::take(workers, &subject.pids)?;
         let (mut before, mut collected, mut timeline): (Option<Look>, _, Vec<Moment>) =
             (None, Collected::default(), Vec::new());
@@ -339,12 +350,13 @@ impl Window {
             let at = (begin + Duration::from_secs(1) * second).min(end);
             sleep_until(at);
             let look = Look::take(workers, &subject.pids)?;
+            let samples = profile.as_mut().map(Profile::read);
             let moment = Moment::between(before.as_ref().unwrap_or(&first), &look, first.at);
             println!("{}", moment.line(options, subject, &look));
             collected.add(&look.all);
             timeline.push(moment);
             if at == end {
-                return Ok(Self { first, last: look, collected, timeline });
+                return Ok(Self { first, last: look, samples, collected, timeline });
             }
             before = Some(look);
         }

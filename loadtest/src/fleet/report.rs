@@ -255,6 +255,11 @@ fn part_remarks(part: &Part) -> Vec<String> {
             late.map_or(0.0, |late| late.p99_ms)
         ),
     );
+    remark(
+        part.usage.is_some() && part.samples.is_none(),
+        "this process may not sample another (perf_event_open(2)): what is user CPU is by the kernel's ticks, of 10 ms"
+            .into(),
+    );
     for fault in part.while_connecting.iter().flat_map(|stretch| Noise::of_stretch(stretch).faults()) {
         remark(true, format!("while the clients connected, {fault}"));
     }

@@ -268,3 +268,76 @@ fn placed_anywhere_a_drain_names_no_pod() {
         assert!(!socket.texts().iter().any(|text| text.contains("Redirect")));
     }
 }
+
+// ---- evenly, and at a pace ----------------------------------------------------------------------------------------------
+
+#[test]
+fn a_drain_closes_evenly_and_redirects_where_another_pod_lives() {
+    let drain = DrainConfig { delay: Duration::from_secs(1), over: Duration::from_secs(10) };
+    let mut world = World::new();
+    let mut sweeper = Sweeper::new(&config(), world.now.instant);
+    let clients: Vec<_> = (0..20).map(|number| world.connect((number % 2 == 0).then_some("a"))).collect();
+    let since = Some(world.now.instant);
+    let view = View { version: 1, slots: vec![pod("this"), pod("that")] };
+    let standing = Standing { view: Arc::new(view), draining_since: since, ..Standing::default() };
+    let here = Here { node: &NodeId("this".into()), standing: &standing, place_anywhere: false };
+    let mut open = Vec::new();
+    for _ in 0..11 {
+        let phase = Phase::at(world.now.instant, since, &drain);
+        sweeper.drain(&mut world.state, phase, &here, world.now);
+        open.push(clients.iter().filter(|(key, _)| world.state.ended(*key).is_none()).count());
+        world.pass(Duration::from_secs(1));
+    }
+    assert_eq!(open, [20, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2]);
+    sweeper.drain(&mut world.state, Phase::at(world.now.instant, since, &drain), &here, world.now);
+    for (key, socket) in clients {
+        assert_eq!(world.state.ended(key), Some(CloseReason::Moved));
+        let last = socket.texts().pop().unwrap();
+        assert!(last.contains(r#""error":"Redirect""#) && last.contains(r#""url":"ws://that/ws""#), "{last}");
+    }
+}
+
+#[test]
+fn who_moved_is_sent_on_oldest_first_at_a_pace_and_who_comes_home_meanwhile_stays() {
+    let config = ShardConfig { handover_per_second: 10, ..config() };
+    let mut world = World::with(config.clone());
+    let mut handover = Handover::new(&config, world.now.instant);
+    let node = NodeId("this".into());
+    let standing = |slots: Vec<Option<Pod>>| Standing {
+        view: Arc::new(View { version: 1, slots }),
+        own: Some(SlotNumber(0)),
+        ..Standing::default()
+    };
+    let both = standing(vec![pod("this"), pod("that")]);
+    let moved = |id: &String| both.view.owner(AssessmentHash::of(id)) == Some(SlotNumber(1));
+    let (moved, home): (Vec<_>, Vec<_>) = (0..40).map(|number| format!("id{number}")).partition(moved);
+    assert!(moved.len() > 10 && home.len() > 10);
+    let mut connect = |ids: &[String]| -> Vec<_> {
+        ids.iter()
+            .map(|id| {
+                world.pass(Duration::from_millis(1));
+                world.connect(Some(id)).0
+            })
+            .collect()
+    };
+    let (moved, home, market) = (connect(&moved), connect(&home), world.connect(None).0);
+    let gone =
+        |world: &World, keys: &[ConnectionKey]| keys.iter().filter(|&&key| world.state.ended(key).is_some()).count();
+
+    let alone = standing(vec![pod("this"), None]);
+    let both = Here { node: &node, standing: &both, place_anywhere: false };
+    let alone = Here { standing: &alone, ..both };
+    let mut seen = Vec::new();
+    for _ in 0..5 {
+        world.pass(Duration::from_millis(100));
+        handover.advance(&mut world.state, &both, world.now);
+        seen.push(gone(&world, &moved));
+    }
+    assert_eq!(seen, [2, 3, 4, 5, 6], "ten a second, after a tenth of a second's burst");
+    assert!(moved[..6].iter().all(|&key| world.state.ended(key) == Some(CloseReason::Moved)), "the oldest");
+
+    world.pass(Duration::from_millis(100));
+    handover.advance(&mut world.state, &alone, world.now);
+    assert_eq!((handover.next(world.now.instant), gone(&world, &moved)), (None, 6), "the others have come home");
+    assert_eq!((gone(&world, &home), gone(&world, &[market])), (0, 0));
+}

@@ -63,17 +63,10 @@ impl History {
         Position { number: self.chains.get(key).map_or(0, |chain| chain.end), at: None }
     }
 
-    /// A chain with entries that were not dispatched yet. It stays fresh until [`History::dispatched`].
+    /// The chain that has had entries that were not dispatched for longest. It stays fresh until [`History::dispatched`].
     #[must_use]
     pub fn next_fresh(&self) -> Option<ChainKey> {
-        self.fresh.last().copied()
-    }
-
-    /// The position of those who are up to date with a fresh chain but for its fresh entries.
-    #[must_use]
-    pub fn fresh_position(&self, key: ChainKey) -> Option<Position> {
-        let (number, at) = self.chains.get(key)?.fresh?;
-        Some(Position { number, at: Some(at) })
+        self.fresh.front().copied()
     }
 
     /// All watchers of the chain that [`History::next_fresh`] named have been told, or know that they are behind.
@@ -81,8 +74,8 @@ impl History {
         if let Some(chain) = self.chains.get_mut(key) {
             chain.fresh = None;
         }
-        if self.fresh.last() == Some(&key) {
-            self.fresh.pop();
+        if self.fresh.front() == Some(&key) {
+            self.fresh.pop_front();
         }
     }
 
@@ -140,7 +133,7 @@ impl History {
         let is_watched = chain.watchers > 0;
         if is_watched && chain.fresh.is_none() {
             chain.fresh = Some((number, at));
-            self.fresh.push(key);
+            self.fresh.push_back(key);
         }
         if let Some(before) = before {
             self.segments[slot(self.first_segment, before)].entries[before.index()].next = Some(at);

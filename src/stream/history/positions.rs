@@ -2,7 +2,6 @@
 
 use std::io::IoSlice;
 
-use super::chains::Chain;
 use super::segment::{EntryRef, Frame, Segment};
 use super::{ChainKey, History, slot};
 
@@ -56,8 +55,8 @@ impl Position {
 }
 
 impl History {
-    /// How a position stands to the window now. It learns its entry while the chain is fresh; whoever is told of each
-    /// fresh chain is therefore never at a loss.
+    /// How a position stands to the window now. It learns its entry; while the chain is fresh, whoever was up to date
+    /// before has few steps to it.
     pub fn lag(&self, key: ChainKey, position: &mut Position) -> Lag {
         let Some(chain) = self.chains.get(key) else { return Lag::Current };
         if position.number >= chain.end {
@@ -68,9 +67,8 @@ impl History {
         }
         if position.at.is_none() {
             position.at = match chain.fresh {
-                Some((number, at)) if number == position.number => Some(at),
-                _ if position.number == chain.start => chain.first,
-                _ => self.seek(chain, position.number),
+                Some((number, at)) if number <= position.number => self.seek((number, Some(at)), position.number),
+                _ => self.seek((chain.start, chain.first), position.number),
             };
         }
         Lag::Behind
@@ -174,10 +172,10 @@ impl History {
         Position { number: position.number + 1, at: next }
     }
 
-    /// Walks a chain to its entry of a number: for a position that missed being told, which costs time, not events.
-    fn seek(&self, chain: &Chain, number: u64) -> Option<EntryRef> {
-        let mut at = chain.first;
-        for _ in chain.start..number {
+    /// Walks a chain to an entry by its number, from an earlier one. From the chain's first, for a position that missed being
+    /// told, it costs time, not events.
+    fn seek(&self, (start, mut at): (u64, Option<EntryRef>), number: u64) -> Option<EntryRef> {
+        for _ in start..number {
             at = self.segments[slot(self.first_segment, at?)].entries[at?.index()].next;
         }
         at

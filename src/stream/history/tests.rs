@@ -108,7 +108,7 @@ fn a_half_written_frame_is_there_until_the_window_overtakes_it() {
     let a = history.watch(&id("a"));
     let position = history.end(a);
     history.append(events(&[("a", 1), ("a", 2)]), now);
-    let due = history.due(a, history.fresh_position(a).unwrap(), usize::MAX).unwrap();
+    let due = history.due(a, position, usize::MAX).unwrap();
     let first = due.bytes / 2;
     let progress = history.progress(position, &due, first + 3);
     assert_eq!((progress.frames, progress.partial), (1, 3));

@@ -3,6 +3,7 @@
 use super::*;
 use crate::fleet::measure::Moment;
 use crate::fleet::producer::Made;
+use crate::fleet::profile::Samples;
 use crate::fleet::statistics::Latencies;
 use crate::fleet::usage::{Machine, Stretch, Usage};
 use crate::fleet::wire::Counts;
@@ -30,6 +31,7 @@ pub(in crate::fleet) fn part(ns_per_delivery: u64) -> Part {
         seconds: 10.0,
         deliveries: 1_000,
         usage: Some(usage),
+        samples: Some(Samples { all: 1_000, user: 500 }),
         machine: Machine { total: 1_000, busy: 500, steal: 0 },
         client_busy: 0.3,
         client_waiting: 0.0,
@@ -96,6 +98,7 @@ fn what_spoils_the_figures_is_told() {
         (Part { machine: Machine { steal: 50, ..good.machine }, ..good.clone() }, "took 5.0 % of its time"),
         (Part { usage, ..good.clone() }, "waited for a core 20 %"),
         (Part { lateness: good.latencies, ..good.clone() }, "the producer was late (p99 99"),
+        (Part { samples: None, ..good.clone() }, "may not sample another"),
     ];
     for (part, expected) in cases {
         let told = remarks(part);
