@@ -386,16 +386,30 @@ fn floors(options: &Options, world: &World, gateway: Option<&Part>) -> Result<Ro
 fn measure_floor(options: &Options, frame_bytes: usize, brokers: &str, source: Source) -> Result<Part> {
     let load = options.load();
     let is_kafka = matches!(source, Source::Kafka { .. });
-    let plan = FloorPlan { load, frame_bytes, source };
-    let cores: Vec<usize> = options.floor_core().into_iter().collect();
-    let mut floor = Worker::start("fleet-floor", &plan, &cores)?;
-    let FloorSays::Listens(address) = floor.hear(FLOOR_WITHIN)? else { bail!("a bare loop begins with its address") };
     let name = if is_kafka { "kafka loop" } else { "send loop" };
-    let targets = vec![Target { url: format!("ws://{address}/ws"), address }];
-    let subject = Subject { name, targets, pids: vec![floor.pid()], token: "none".into(), has_manners: false };
+    let cores: Vec<usize> = options.floor_core().into_iter().collect();
+    let count = loops(options)?;
+    let plan = |number: u32| {
+        // Clients come in turns.
+        let clients = load.clients.saturating_sub(number).div_ceil(count);
+        FloorPlan { load, clients, frame_bytes, source: source.clone() }
+    };
+    let mut loops: Vec<Worker> =
+        (0..count).map(|number| Worker::start("fleet-floor", &plan(number), &cores)).collect::<Result<_>>()?;
+    let target = |one: &mut Worker| {
+        let FloorSays::Listens(address) = one.hear(FLOOR_WITHIN)? else { bail!("a bare loop begins with its address") };
+        Ok(Target { url: format!("ws://{address}/ws"), address })
+    };
+    let targets = loops.iter_mut().map(target).collect::<Result<_>>()?;
+    let pids = loops.iter().map(Worker::pid).collect();
+    let subject = Subject { name, targets, pids, token: "none".into(), has_manners: false };
     let part = measure(options, &subject, || {
-        ensure!(floor.hear::<FloorSays>(FLOOR_WITHIN)? == FloorSays::Ready, "a bare loop is ready when all are there");
-        floor.tell(&"begin")?;
+        for one in &mut loops {
+            ensure!(one.hear::<FloorSays>(FLOOR_WITHIN)? == FloorSays::Ready, "a bare loop is ready when all are there");
+        }
+        for one in &mut loops {
+            one.tell(&"begin")?;
+        }
         let length = options.length();
         Ok(if is_kafka {
             producer::start(brokers.to_owned(), load, length)
@@ -403,10 +417,22 @@ fn measure_floor(options: &Options, frame_bytes: usize, brokers: &str, source: S
             thread::spawn(move || producer::of_schedule(&load, length))
         })
     })?;
-    floor.close();
-    let FloorSays::Sent { frames, refused } = floor.hear(FLOOR_WITHIN)? else {
-        bail!("a bare loop tells what it sent")
-    };
-    println!("{name:<12} {frames} frames sent, {refused} refused by sockets that were full");
+    loops.iter_mut().for_each(Worker::close);
+    let (mut all_sent, mut all_refused) = (0, 0);
+    for one in &mut loops {
+        let FloorSays::Sent { frames, refused } = one.hear(FLOOR_WITHIN)? else {
+            bail!("a bare loop tells what it sent")
+        };
+        all_sent += frames;
+        all_refused += refused;
+    }
+    println!("{name:<12} {all_sent} frames sent, {all_refused} refused by sockets that were full");
     Ok(part)
+}
+
+/// How many processes a bare loop is: as many as the pods, and as its sockets need.
+fn loops(options: &Options) -> Result<u32> {
+    let per_process = measure::descriptors_max().saturating_sub(floor::SPARE_DESCRIPTORS).max(1);
+    let needed = u64::from(options.clients).div_ceil(per_process);
+    Ok(options.pods.max(u32::try_from(needed).context("fewer processes")?))
 }

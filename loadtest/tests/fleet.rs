@@ -88,6 +88,30 @@ fn each_delivery_is_counted_once_and_the_json_has_what_the_table_has() {
 }
 
 #[test]
+fn beside_several_pods_a_bare_loop_is_as_many_processes_and_all_of_them_together_send_what_is_due() {
+    let dir = TempDir::new("loops");
+    let mut asked: Options = options(&[
+        "--pods=3",
+        "--clients=100",
+        "--assessments=30",
+        "--rate=60",
+        "--seconds=1",
+        "--warm-up=0.5",
+        "--sample=1",
+        "--repeats=0",
+    ]);
+    asked.rounds.json = Some(dir.path().join("loops.json"));
+    let report = fleet::run_floor(&asked).unwrap();
+    let round = &report.rounds[0];
+    assert!(round.gateway.is_none());
+    for part in [&round.send, &round.kafka] {
+        let part = part.as_ref().expect("both loops were measured");
+        assert_eq!((part.made.events, part.counts.open), (90, 100));
+        assert_eq!(part.counts.events, part.made.event_deliveries, "{:?}", part.counts);
+    }
+}
+
+#[test]
 fn the_capacity_is_searched_with_one_gateway_and_the_same_clients() {
     let dir = TempDir::new("capacity");
     let json = dir.path().join("capacity.json");

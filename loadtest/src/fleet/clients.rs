@@ -102,11 +102,12 @@ impl Clients {
         let (count, slow, returning) = (plan.count as usize, plan.slow as usize, plan.returning as usize);
         // With more than one pod, any may be sent to another, and go on there.
         let all_keep = plan.targets.len() > 1;
+        let first = plan.first as usize;
         let client = |number: usize| {
             let is_slow = number >= count - slow;
             let keeps_cursor = all_keep || is_slow || number < returning;
             let memory = Memory { keeps_cursor, is_slow, cursor: String::new() };
-            Client { connection: None, memory, target: number % plan.targets.len() }
+            Client { connection: None, memory, target: (first + number) % plan.targets.len() }
         };
         let is_loopback = plan.targets.iter().all(|target| target.address.ip().is_loopback());
         let now = Instant::now();

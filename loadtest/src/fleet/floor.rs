@@ -1,7 +1,7 @@
 //! The bare loops that the gateway is measured against: nothing but what no gateway can do without. One sends frames by
 //! a schedule of its own, one takes records from librdkafka as the gateway does; both go through the sockets of those who
 //! watch, with one send(2) each. They keep no history, make no cursor, catch nobody up: what a full socket doesn't take is
-//! lost, and counted.
+//! lost, and counted. Of each there are as many processes as pods; each has its share of the clients, and all of the load.
 
 mod kafka;
 
@@ -34,6 +34,9 @@ const ANSWER: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r
 const CONNECTED: &[u8] = br#"{"type":"connected","connectionId":"bare","resumed":false}"#;
 const CONNECTED_BYTES: usize = 270;
 
+/// Descriptors of a bare loop that no client takes.
+pub(super) const SPARE_DESCRIPTORS: u64 = 200;
+
 /// A request is no longer than this.
 const HEAD_BYTES: usize = 4096;
 
@@ -55,8 +58,8 @@ pub fn run() -> Result<()> {
     let mut line = String::new();
     input.read_line(&mut line)?;
     let plan: FloorPlan = serde_json::from_str(&line).context("the first line is the plan")?;
-    allow_descriptors(u64::from(plan.load.clients) + 200);
-    let mut sockets = Sockets::accept(&plan.load)?;
+    allow_descriptors(u64::from(plan.clients) + SPARE_DESCRIPTORS);
+    let mut sockets = Sockets::accept(&plan)?;
     // What costs time to begin is there before the clients are told of.
     let reader = match &plan.source {
         Source::Schedule(_) | Source::Log { .. } => None,
@@ -144,22 +147,23 @@ fn say(what: &impl Serialize) -> Result<()> {
 impl Sockets {
     /// Listens, says where, and takes all clients in, one after the other: a client costs five calls of the system, and its
     /// assessment is found in what it asks for. A client that never asks is the harness' to give up on.
-    fn accept(load: &Load) -> Result<Self> {
+    fn accept(plan: &FloorPlan) -> Result<Self> {
+        let clients = plan.clients as usize;
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         listener.bind(&SocketAddr::from((loopback(), 0)).into()).context("a loopback address")?;
         listener.listen(BACKLOG)?;
         let address = listener.local_addr()?.as_socket().context("an address of IPv4")?;
         say(&FloorSays::Listens(address))?;
         let mut sockets = Self {
-            streams: Vec::with_capacity(load.clients as usize),
-            watchers: vec![Vec::new(); load.assessments as usize],
+            streams: Vec::with_capacity(clients),
+            watchers: vec![Vec::new(); plan.load.assessments as usize],
             sent: 0,
             refused: 0,
         };
         let mut connected = Vec::new();
         frame(&mut connected, CONNECTED, CONNECTED_BYTES);
         let answer = [ANSWER, &connected].concat();
-        while sockets.streams.len() < load.clients as usize {
+        while sockets.streams.len() < clients {
             let (socket, _) = listener.accept()?;
             let mut stream = TcpStream::from(socket);
             stream.set_nodelay(true)?;

@@ -422,7 +422,7 @@ fn plans(options: &Options, subject: &Subject) -> Result<Vec<ClientsPlan>> {
 }
 
 /// How many descriptors a process may have.
-fn descriptors_max() -> u64 {
+pub(super) fn descriptors_max() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is of a live struct of the type that getrlimit fills.
     let got = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };

@@ -13,7 +13,7 @@ use crate::client::Ask;
 /// The clients of one process. It is its first line.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ClientsPlan {
-    /// Where they connect, in turns.
+    /// Where they connect, in turns: a client of the run by its number.
     pub targets: Vec<Target>,
     /// Shown by all.
     pub token: String,
@@ -105,6 +105,8 @@ pub struct Counts {
 pub struct FloorPlan {
     /// What is sent.
     pub load: Load,
+    /// How many of the load's clients come to it.
+    pub clients: u32,
     /// The length of an event's frame, in bytes.
     pub frame_bytes: usize,
     /// Whence it comes: this schedule, for so many seconds; or Kafka.
