@@ -405,7 +405,10 @@ fn measure_floor(options: &Options, frame_bytes: usize, brokers: &str, source: S
     let subject = Subject { name, targets, pids, token: "none".into(), has_manners: false };
     let part = measure(options, &subject, || {
         for one in &mut loops {
-            ensure!(one.hear::<FloorSays>(FLOOR_WITHIN)? == FloorSays::Ready, "a bare loop is ready when all are there");
+            ensure!(
+                one.hear::<FloorSays>(FLOOR_WITHIN)? == FloorSays::Ready,
+                "a bare loop is ready when all are there"
+            );
         }
         for one in &mut loops {
             one.tell(&"begin")?;

@@ -202,7 +202,8 @@ impl<'a> Bench<'a> {
         // Nobody is sent anything.
         let load = Load { clients: 0, assessments: 1, rate: 0.0, burst: 1, markets: 1, market_rate: 0.0, size: 0 };
         let before = Look::take(&self.world, None)?;
-        let mut floor = Worker::start("fleet-floor", &FloorPlan { load, clients: 0, frame_bytes: 0, source }, &self.core)?;
+        let mut floor =
+            Worker::start("fleet-floor", &FloorPlan { load, clients: 0, frame_bytes: 0, source }, &self.core)?;
         let FloorSays::Listens(_) = floor.hear(READ_WITHIN)? else { bail!("a bare loop begins with its address") };
         ensure!(floor.hear::<FloorSays>(READ_WITHIN)? == FloorSays::Ready, "a bare loop is ready when all are there");
         floor.tell(&"begin")?;
