@@ -128,7 +128,8 @@ pub const HANDSHAKES_MAX: usize = 4096;
 /// than [`LOOK_WAIT_MAX`] and [`LINGER`].
 pub const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(3);
 
-/// How often a shard tells that it can't accept: what forbids it (no descriptor left, most likely) lasts.
+/// How often a shard tells that it can't accept, or can't watch what it accepted: what forbids it (no descriptor left, most
+/// likely) lasts.
 pub const ACCEPT_LOG_EVERY: Duration = Duration::from_secs(30);
 
 /// The longest that a thread may go without a turn of its loop before `/health` says so.

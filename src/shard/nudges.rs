@@ -7,14 +7,14 @@ use std::time::Duration;
 /// run for as long as from one look to the next, should it do so: in a storm of clients it did each second or third second.
 /// A look costs the core some thirty microseconds, and a nudge some fifty more.
 const EVERY: Duration = Duration::from_millis(20);
-const EVERY_AT_REST: Duration = Duration::from_millis(200);
+const EVERY_AT_REST: Duration = Duration::from_millis(500);
 
 /// A shard that had no turn for so long is at rest.
 const AT_REST_AFTER: Duration = Duration::from_millis(300);
 
 /// One that rested is at work when it had so many turns since the last look. At rest it has one or two a second, and to be
 /// nudged thirty times after each was half of what an idle pod used.
-const TURNS_OF_WORK: u64 = 3;
+const TURNS_OF_WORK: u64 = 8;
 
 /// Whether a shard is at work, as it looks from one look to the next.
 #[derive(Debug, Default)]
@@ -60,18 +60,18 @@ mod tests {
     fn a_shard_that_has_a_few_turns_a_second_is_at_rest() {
         for phase in [0, 1, 50, 99] {
             let turns = |ms| [phase, phase + 30].contains(&(ms % 1_000));
-            assert_eq!(looks(10_000, turns).len(), 50, "{phase}");
+            assert_eq!(looks(10_000, turns).len(), 20, "{phase}");
         }
     }
 
     #[test]
     fn one_that_works_is_looked_at_often_and_nudged_ever_less_while_it_has_no_turns() {
-        let at = looks(1_600, |ms| (450..1_000).contains(&ms) && ms % 4 == 0 && !(700..760).contains(&ms));
-        let seen: Vec<u64> = at.iter().map(|look| look.0).filter(|at| (600..=700).contains(at)).collect();
-        assert_eq!(seen, [600, 620, 640, 660, 680, 700], "at work");
+        let at = looks(2_100, |ms| (800..1_500).contains(&ms) && ms % 4 == 0 && !(1_100..1_160).contains(&ms));
+        let seen: Vec<u64> = at.iter().map(|look| look.0).filter(|at| (1_000..=1_100).contains(at)).collect();
+        assert_eq!(seen, [1_000, 1_020, 1_040, 1_060, 1_080, 1_100], "at work");
         let nudged: Vec<u64> = at.iter().filter(|look| look.1).map(|look| look.0).collect();
-        assert_eq!(nudged[..3], [0, 200, 400], "at rest");
-        assert_eq!(nudged[3..5], [720, 744], "it may sleep");
-        assert_eq!(nudged[5..], [1_032, 1_068, 1_140, 1_284, 1_484], "it comes to rest");
+        assert_eq!(nudged[..2], [0, 500], "at rest");
+        assert_eq!(nudged[2..4], [1_120, 1_144], "it may sleep");
+        assert_eq!(nudged[4..], [1_532, 1_568, 1_640, 1_784, 2_072], "it comes to rest");
     }
 }

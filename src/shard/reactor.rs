@@ -21,6 +21,7 @@ use mio::{Events, Interest, Registry, Token};
 use slotmap::{Key, KeyData, SlotMap, new_key_type};
 
 use super::event_loop::let_others_run;
+use crate::limits::ACCEPT_LOG_EVERY;
 
 /// Events that are taken from the kernel at a time, before the tasks that they wake run.
 const EVENTS_A_LOOK: usize = 1024;
@@ -41,6 +42,8 @@ pub(super) struct Reactor {
     epoll: RefCell<mio::Poll>,
     registry: Registry,
     waiting: RefCell<SlotMap<WaitKey, Waiting>>,
+    /// When it was last told that the kernel watches no more.
+    told: Cell<Option<Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -57,7 +60,7 @@ impl Reactor {
     pub(super) fn new() -> io::Result<Rc<Self>> {
         let epoll = mio::Poll::new()?;
         let registry = epoll.registry().try_clone()?;
-        Ok(Rc::new(Self { epoll: RefCell::new(epoll), registry, waiting: RefCell::default() }))
+        Ok(Rc::new(Self { epoll: RefCell::new(epoll), registry, waiting: RefCell::default(), told: Cell::default() }))
     }
 
     /// Wakes tasks whose descriptor is ready, for as long as the shard runs.
@@ -101,6 +104,19 @@ impl Reactor {
         seen == EVENTS_A_LOOK
     }
 
+    /// Tells of a connection that ends because the kernel doesn't watch it.
+    fn tell_of_refusal(&self, error: &io::Error) {
+        let now = Instant::now();
+        if self.told.get().is_none_or(|told| now.saturating_duration_since(told) >= ACCEPT_LOG_EVERY) {
+            self.told.set(Some(now));
+            tracing::warn!(
+                %error,
+                "a connection is closed, for the kernel watches no more of them: fs.epoll.max_user_watches is to be above \
+                 the connections of all processes of this user"
+            );
+        }
+    }
+
     fn wake(&self, key: WaitKey) {
         let task = self.waiting.borrow_mut().get_mut(key).and_then(|waiting| waiting.task.take());
         if let Some(task) = task {
@@ -139,7 +155,10 @@ impl Waiter {
         self.wake_later(task);
         match self.register(source, interest) {
             Ok(()) => Poll::Pending,
-            Err(error) => Poll::Ready(Err(error)),
+            Err(error) => {
+                self.reactor.tell_of_refusal(&error);
+                Poll::Ready(Err(error))
+            }
         }
     }
 
@@ -444,6 +463,23 @@ mod tests {
             .await;
             let mut events = Events::with_capacity(1);
             assert!(!reactor.look(&mut events) && events.is_empty(), "the first one hears nothing of it");
+        });
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_watch_is_told_of_once_and_its_task_hears_why() {
+        run(|reactor| async move {
+            let file = std::fs::File::open("/proc/self/exe").unwrap();
+            let refused = async || {
+                let waiter = Waiter::new(&reactor);
+                let blocks = |_: &mut SourceFd<'_>| Err::<(), _>(io::ErrorKind::WouldBlock.into());
+                poll_fn(|cx| waiter.poll(&mut SourceFd(&file.as_raw_fd()), Interest::READABLE, cx.waker(), blocks))
+                    .await
+            };
+            // epoll_ctl(2): a regular file is never waited for.
+            assert_eq!(refused().await.unwrap_err().raw_os_error(), Some(libc::EPERM));
+            let told = reactor.told.get();
+            assert!(refused().await.is_err() && told.is_some() && reactor.told.get() == told);
         });
     }
 
