@@ -319,6 +319,9 @@ fn own_rounds(options: &Options, has_gateway: bool) -> Result<(Vec<Round>, Vec<D
 
 /// Starts pods, and returns when they are ready.
 fn own_pods(options: &Options, world: &World) -> Result<(Vec<Pod>, Subject)> {
+    // Those of the round before were killed, and hold their slots for some seconds more: when their leases run out, clients
+    // are handed over, in the midst of what is measured.
+    world.redis.flush();
     let settings = options.settings()?;
     let pods: Vec<Pod> = (0..options.pods)
         .map(|number| {
