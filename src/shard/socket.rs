@@ -4,7 +4,7 @@
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::mem::offset_of;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use futures_lite::future;
 use glommio::timer::Timer;
+use rustix::net::{self, SendAncillaryBuffer, SendFlags};
 use slotmap::Key;
 use tokio::sync::mpsc::error::TrySendError;
 
@@ -46,21 +47,14 @@ pub(super) struct Writer {
 impl Socket for Writer {
     /// Nearly always it is one frame, and to pass that by itself is cheaper: the kernel has no list to copy and to check.
     fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        const FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        let sent = if let [one] = slices {
-            // SAFETY: the slice lives through the call, send does not write to it, and the descriptor is open for as long as
-            // the connection is in the shard's state.
-            unsafe { libc::send(self.fd, one.as_ptr().cast(), one.len(), FLAGS) }
-        } else {
-            // SAFETY: all-zero is a valid msghdr: no name, no control data, no slices.
-            let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-            message.msg_iov = slices.as_ptr().cast_mut().cast();
-            message.msg_iovlen = slices.len();
-            // SAFETY: IoSlice is ABI-compatible with iovec (std's promise), the slices live through the call, sendmsg does
-            // not write to them, and the descriptor is open as above.
-            unsafe { libc::sendmsg(self.fd, &raw const message, FLAGS) }
+        const FLAGS: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
+        // SAFETY: the descriptor is open for as long as the connection is in the shard's state.
+        let socket = unsafe { BorrowedFd::borrow_raw(self.fd) };
+        let sent = match slices {
+            [one] => net::send(socket, one, FLAGS),
+            all => net::sendmsg(socket, all, &mut SendAncillaryBuffer::default(), FLAGS),
         };
-        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+        sent.map_err(io::Error::from)
     }
 
     fn wake(&self) {
