@@ -288,11 +288,10 @@ impl Clients {
             kernel_memory_per_connection: self.memory.map(|memory| memory.kernel),
             seconds,
             deliveries: last.all.deliveries() - first.all.deliveries(),
-            usage: last
-                .usage
-                .as_ref()
-                .zip(first.usage.as_ref())
-                .map(|(last, first)| samples.unwrap_or_default().split(last.since(first))),
+            usage: last.usage.as_ref().zip(first.usage.as_ref()).map(|(last, first)| {
+                let usage = last.since(first);
+                samples.as_ref().map_or(usage.clone(), |samples| samples.split(usage))
+            }),
             samples,
             machine: last.machine.since(&first.machine),
             client_busy: busiest(Usage::total_ns),

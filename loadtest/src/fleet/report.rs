@@ -70,6 +70,11 @@ type Figure = (&'static str, fn(&Part) -> Option<f64>);
 const FIGURES: &[Figure] = &[
     ("deliveries a second", |part| Some(part.deliveries as f64 / part.seconds)),
     ("CPU a delivery, user, ns", |part| per_delivery(part, part.usage.as_ref()?.user_ns)),
+    ("  of it the shards' threads, ns", |part| {
+        per_delivery(part, part.usage.as_ref()?.user_ns)
+            .zip(part.samples.as_ref()?.part_of("shard-"))
+            .map(|(all, part)| all * part)
+    }),
     ("CPU a delivery, user+sys, ns", |part| per_delivery(part, part.usage.as_ref()?.total_ns())),
     ("CPU, % of a core", |part| Some(share(part, part.usage.as_ref()?.total_ns()))),
     ("latency p50, ms", |part| Some(part.latencies?.p50_ms)),

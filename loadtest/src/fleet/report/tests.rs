@@ -31,7 +31,7 @@ pub(in crate::fleet) fn part(ns_per_delivery: u64) -> Part {
         seconds: 10.0,
         deliveries: 1_000,
         usage: Some(usage),
-        samples: Some(Samples { all: 1_000, user: 500 }),
+        samples: Some(Samples { all: 1_000, user: 500, user_by_thread: [("shard-0".to_owned(), 250)].into() }),
         machine: Machine { total: 1_000, busy: 500, steal: 0 },
         client_busy: 0.3,
         client_waiting: 0.0,
@@ -60,6 +60,8 @@ fn a_figure_is_told_with_its_ratio_to_each_floor() {
     let cpu = row(&report, "CPU a delivery, user+sys, ns");
     assert_eq!((cpu.gateway, cpu.send, cpu.kafka), (Some(3_000.0), Some(2_000.0), Some(2_400.0)));
     assert_eq!((cpu.to_send, cpu.to_kafka), (Some(1.5), Some(1.25)));
+    let shards = row(&report, "  of it the shards' threads, ns");
+    assert_eq!(shards.gateway, Some(750.0), "half of what is user CPU, which is half of all");
     assert_eq!(row(&report, "CPU a delivery, user, ns").gateway, Some(1_500.0));
     assert_eq!(row(&report, "deliveries a second").gateway, Some(100.0));
     let handshake = row(&report, "CPU a handshake, user+sys, us");
