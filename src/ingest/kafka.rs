@@ -44,6 +44,9 @@ pub enum InvalidProperties {
     /// They do not go together, or name something that is not there (a certificate, say).
     #[error("KAFKA_PROPERTIES_FILE: librdkafka can't work with these properties: {0}")]
     Together(Box<str>),
+    /// The process has no descriptor left for the consumer: no fault of the properties.
+    #[error("no descriptor for Kafka's consumer: {0}")]
+    NoDescriptor(#[from] io::Error),
 }
 
 /// What both clients go by; the operator's properties beat it.
@@ -278,7 +281,7 @@ impl Consumer {
             sys::rd_kafka_queue_get_consumer(client.native_ptr())
         };
         let queue = Queue(NonNull::new(queue).ok_or_else(|| InvalidProperties::Property("group.id".into()))?);
-        let queue = RungQueue::new(queue).map_err(|error| InvalidProperties::Together(error.to_string().into()))?;
+        let queue = RungQueue::new(queue)?;
         Ok(Self {
             messages: Vec::with_capacity(CONSUME_RECORDS_MAX),
             queue,
