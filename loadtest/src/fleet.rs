@@ -12,7 +12,8 @@
 //! latency, of every record that it held up. How late the producer itself was is told beside.
 //!
 //! **CPU.** What a process used comes from its threads' clocks ([`usage`]), within a window after a warm-up, and is
-//! divided by what the clients read within it. How much of it is the process' own code is from samples ([`profile`]). The floor is measured in the same way, on the gateway's core.
+//! divided by what the clients read within it. How much of it is the process' own code is from samples ([`profile`]). The
+//! floor is measured in the same way, on the gateway's core.
 //!
 //! **A handshake's CPU** is that of the subject's processes from the first connection until all clients had `connected`,
 //! less what they used at rest, over the same time, in the second before.

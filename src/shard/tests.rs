@@ -8,25 +8,20 @@ mod returns;
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::admission::{Evidence, Here};
+use super::admission::Evidence;
 use super::connection::{ConnectionKey, Socket};
-use super::handover::Handover;
 use super::state::{Ended, Entrance, Pass, State};
 use super::sweep::Sweeper;
 use crate::clock::{Now, UnixMs};
-use crate::config::{DrainConfig, ShardConfig};
-use crate::exchange::Standing;
-use crate::ids::{AssessmentHash, AssessmentId, NodeId, SlotNumber};
+use crate::config::ShardConfig;
+use crate::ids::{AssessmentId, NodeId};
 use crate::protocol::close::CloseReason;
 use crate::protocol::session::Inbound;
-use crate::routing::placement::{Pod, View};
-use crate::shutdown::phases::Phase;
 use crate::stream::batch::Batch;
 use crate::stream::testing::{BTC, events, number, texts, tick, topics};
 

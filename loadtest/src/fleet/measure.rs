@@ -290,7 +290,10 @@ impl Clients {
             deliveries: last.all.deliveries() - first.all.deliveries(),
             usage: last.usage.as_ref().zip(first.usage.as_ref()).map(|(last, first)| {
                 let usage = last.since(first);
-                samples.as_ref().map_or(usage.clone(), |samples| samples.split(usage))
+                match &samples {
+                    Some(samples) => samples.split(usage),
+                    None => usage,
+                }
             }),
             samples,
             machine: last.machine.since(&first.machine),

@@ -1,8 +1,16 @@
 //! Who is sent to another pod, and when: the handover and the drain, by views that are sure and by views that are not.
 
+use std::sync::Arc;
+
 use super::*;
-use crate::exchange::Sight;
+use crate::config::DrainConfig;
+use crate::exchange::{Sight, Standing};
+use crate::ids::{AssessmentHash, SlotNumber};
+use crate::routing::placement::{Pod, View};
+use crate::shard::admission::Here;
 use crate::shard::freshness::Step;
+use crate::shard::handover::Handover;
+use crate::shutdown::phases::Phase;
 
 const NODE: &str = "this";
 

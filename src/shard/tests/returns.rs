@@ -1,6 +1,9 @@
 //! Clients that come back with a cursor, and the cursors that they are given.
 
+use std::sync::Arc;
+
 use super::*;
+use crate::routing::placement::Pod;
 use crate::shard::admission::Redirect;
 use crate::stream::batch::{Ends, NextOffset};
 use crate::stream::cursor;
