@@ -17,6 +17,7 @@ use shardgate::stream::history::{History, Limits};
 
 const RECORDS: usize = 256;
 const ASSESSMENTS: usize = 1000;
+const MANY_ASSESSMENTS: usize = 40 * RECORDS;
 const WINDOW_BYTES: usize = 64 << 20;
 
 fn topic() -> Arc<Topic> {
@@ -33,9 +34,13 @@ fn payload(id: &str, number: usize) -> String {
 }
 
 fn batch(first: usize) -> Batch {
+    batch_of(first, ASSESSMENTS)
+}
+
+fn batch_of(first: usize, assessments: usize) -> Batch {
     let mut batch = Batch::default();
     for number in first..first + RECORDS {
-        let id = format!("assessment-{}", number % ASSESSMENTS);
+        let id = format!("assessment-{}", number % assessments);
         let id_span = batch.push_bytes(id.as_bytes());
         let payload = batch.push_bytes(payload(&id, number).as_bytes());
         let offset = i64::try_from(number).expect("small");
@@ -71,6 +76,16 @@ fn append(c: &mut Criterion) {
     let mut history = full_history();
     group.bench_function("history, window full", |b| {
         b.iter_batched(|| copy_of(&template), |batch| history.append(batch, now), BatchSize::SmallInput);
+    });
+    let many: Vec<Batch> =
+        (0..MANY_ASSESSMENTS / RECORDS).map(|number| batch_of(number * RECORDS, MANY_ASSESSMENTS)).collect();
+    let mut templates = many.iter().cycle();
+    for template in &many {
+        history.append(copy_of(template), now);
+    }
+    group.bench_function("history, window full, 10,240 assessments", |b| {
+        let next = || copy_of(templates.next().expect("it goes round"));
+        b.iter_batched(next, |batch| history.append(batch, now), BatchSize::SmallInput);
     });
     group.bench_function("floor: copy of the bytes", |b| {
         b.iter_batched(|| (), |()| black_box(template.arena.clone()), BatchSize::SmallInput);

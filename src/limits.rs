@@ -42,14 +42,17 @@ pub const BATCH_CHANNEL_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Bytes of records in one batch to one shard, after which it is handed over even if ingest has more: small events
 /// leave in batches of this size.
-pub const BATCH_BYTES_MAX: usize = 256 * 1024;
+pub const BATCH_BYTES_MAX: usize = 512 * 1024;
 
 /// Records in one batch to one shard.
 pub const BATCH_RECORDS_MAX: usize = 4096;
 
-/// Records that ingest takes from librdkafka in one call. The first of them waits until the last is taken and judged:
-/// at half a microsecond each, for half a millisecond.
+/// Records that ingest takes from librdkafka in one call: few enough to stay in the processor's caches meanwhile.
 pub const CONSUME_RECORDS_MAX: usize = 1024;
+
+/// Records that ingest takes in one turn, while there are more. The first of them waits until the last is judged, at half
+/// a microsecond each, unless its batch is full before: a wake of a shard costs as much as a hundred of them.
+pub const TURN_RECORDS_MAX: usize = 4 * CONSUME_RECORDS_MAX;
 
 /// Where records stream from several brokers, they are taken once in this time: it is what they may wait here, beyond the
 /// pause between two questions to a broker (`ingest/kafka.rs`).
@@ -200,4 +203,4 @@ const _: () = assert!(SENT_AWAY_MAX as u64 >= RETURN_WITHIN.as_secs() * 5_000, "
 const _: () = assert!(WRITE_SLICES_MAX <= 1024);
 const _: () = assert!(STANDSTILL_MIN.as_millis() >= 3 * INGEST_WAIT.as_millis(), "a quiet loop is no standstill");
 const _: () = assert!(BATCH_CHANNEL_BYTES_MAX >= 8 * BATCH_BYTES_MAX, "a busy shard's turn is bridged by some batches");
-const _: () = assert!(BATCH_RECORDS_MAX >= CONSUME_RECORDS_MAX, "one consume call's records fit into one batch");
+const _: () = assert!(BATCH_RECORDS_MAX >= TURN_RECORDS_MAX, "a turn's records fit into one batch");

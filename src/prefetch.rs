@@ -11,3 +11,12 @@ pub(crate) fn prefetch<T>(address: *const T) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
 }
+
+/// The same for each line of a value.
+pub(crate) fn prefetch_all<T>(value: &T) {
+    const LINE: usize = 64;
+    let start = std::ptr::from_ref(value).cast::<u8>();
+    for at in (0..size_of::<T>()).step_by(LINE) {
+        prefetch(start.wrapping_add(at));
+    }
+}

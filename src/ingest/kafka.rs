@@ -395,6 +395,11 @@ pub(super) struct Fetched<'a> {
 }
 
 impl Fetched<'_> {
+    /// Whether there were as many as are taken at a time: most likely there are more.
+    pub(super) fn is_full(&self) -> bool {
+        self.messages.len() >= CONSUME_RECORDS_MAX
+    }
+
     /// In the order in which they came.
     pub(super) fn iter(&self) -> impl Iterator<Item = Message<'_>> {
         // SAFETY: each pointer is a message that librdkafka handed us, and none is given back before `self` is dropped.

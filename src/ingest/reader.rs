@@ -13,6 +13,7 @@ use crate::exchange::{IngestStatus, Owner, PublishedStanding, ShardDoor, Standin
 use crate::ids::{AssessmentHash, ShardIndex, TopicIndex};
 use crate::limits::{
     INGEST_WAIT, KAFKA_LOG_EVERY, LOOK_WAITED_FOR_MAX, MALFORMED_LOG_EVERY, STANDSTILL_MIN, STRAY_LOOK_EVERY,
+    TURN_RECORDS_MAX,
 };
 use crate::stream::batch::{Batch, Ends, NextOffset, Origin};
 
@@ -109,12 +110,16 @@ impl Reader {
             desk.flush(&self.watcher, now)?;
         }
         let mut records = 0;
-        if !desk.is_held(now) {
-            let fetched = self.consumer.fetch(INGEST_WAIT);
+        // In a flood, what is handed over together wakes a shard once.
+        while !desk.is_held(now) && records < TURN_RECORDS_MAX {
+            let fetched = self.consumer.fetch(if records == 0 { INGEST_WAIT } else { Duration::ZERO });
             desk.turns(Instant::now());
             for message in fetched.iter() {
                 records += usize::from(matches!(message, Message::Record(_)));
                 desk.message(message, &standing, &self.watcher, now)?;
+            }
+            if !fetched.is_full() {
+                break;
             }
         }
         desk.flush(&self.watcher, now)?;

@@ -30,8 +30,8 @@ use std::time::{Duration, Instant};
 use hashbrown::HashTable;
 use slotmap::SlotMap;
 
-use self::chains::Chain;
 pub use self::chains::ChainKey;
+use self::chains::{Chain, LINKED_TOGETHER};
 pub use self::cursors::Apart;
 pub use self::positions::{Due, Lag, Position, Progress};
 use self::segment::{EntryRef, Frame, Segment};
@@ -128,12 +128,7 @@ impl History {
             }
         };
         let number = self.first_segment + self.segments.len() as u64 - 1;
-        for index in added {
-            if let Some(segment) = self.segments.back() {
-                segment.fetch_ahead(index);
-            }
-            self.link(EntryRef::new(number, index));
-        }
+        self.link_all(number, added);
         self.recount(number);
         self.evict(now);
     }
@@ -184,9 +179,12 @@ impl History {
         let Some(segment) = self.segments.pop_front() else { return };
         self.first_segment += 1;
         self.bytes -= segment.counted;
-        for entry in &segment.entries {
-            self.offsets.evicted(entry.record.origin);
-            self.unlink_first(entry.chain, entry.next);
+        for group in segment.entries.chunks(LINKED_TOGETHER) {
+            self.fetch_chains(group.iter().map(|entry| entry.chain));
+            for entry in group {
+                self.offsets.evicted(entry.record.origin);
+                self.unlink_first(entry.chain, entry.next);
+            }
         }
     }
 

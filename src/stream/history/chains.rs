@@ -1,12 +1,18 @@
 //! Chains: the entries of one assessment, who watches it, which of its entries are fresh, and where they lie.
 
+use std::ops::Range;
+
 use hashbrown::HashTable;
 use slotmap::{SlotMap, new_key_type};
 
 use super::segment::EntryRef;
 use super::{History, Position, Stand, slot};
 use crate::ids::{AssessmentHash, AssessmentId, TopicIndex};
+use crate::prefetch::{prefetch, prefetch_all};
 use crate::stream::offsets::{Listed, PlaceId};
+
+/// How many entries are linked to their chains, or taken off them, together.
+pub(super) const LINKED_TOGETHER: usize = 32;
 
 new_key_type! {
     /// An assessment's chain of entries. A key that outlives its chain matches no other.
@@ -38,7 +44,7 @@ impl History {
     /// The chain of an assessment, kept until [`History::unwatch`] even while it is empty.
     pub fn watch(&mut self, id: &AssessmentId) -> ChainKey {
         let hash = id.hash();
-        let key = find(&self.index, &self.chains, hash, id.as_str())
+        let key = find(&self.index, &self.chains, hash, id.as_str().as_bytes())
             .unwrap_or_else(|| self.insert_chain(hash, id.as_str().into()));
         self.chains[key].watchers += 1;
         self.offsets.settle();
@@ -111,16 +117,54 @@ impl History {
 
     // ---- links ------------------------------------------------------------------------------------------------------
 
-    /// Appends an entry to its assessment's chain. Where somebody watches it, the entry is framed: just now the offsets
-    /// stand at it.
-    pub(super) fn link(&mut self, at: EntryRef) {
+    /// Appends a segment's new entries to their assessments' chains.
+    ///
+    /// Of thousands of assessments few chains are in the processor's caches, and one after the other the misses would be half
+    /// of what an entry costs. So the entries are gone through in groups, once for each thing that is to be
+    /// fetched: the misses of a group overlap.
+    pub(super) fn link_all(&mut self, segment: u64, added: Range<usize>) {
+        let mut likely = [ChainKey::default(); LINKED_TOGETHER];
+        for first in added.clone().step_by(LINKED_TOGETHER) {
+            let group = first..added.end.min(first + LINKED_TOGETHER);
+            let entries = &self.segment(EntryRef::new(segment, first)).entries[group.clone()];
+            for (key, entry) in likely.iter_mut().zip(entries) {
+                *key = self.index.find(entry.record.hash.0, |_| true).copied().unwrap_or_default();
+            }
+            self.fetch_chains(likely[..group.len()].iter().copied());
+            for (index, &key) in group.clone().zip(&likely) {
+                prefetch(self.segment(EntryRef::new(segment, index)).id(index).as_ptr());
+                if let Some(chain) = self.chains.get(key) {
+                    prefetch(chain.id.as_ptr());
+                }
+            }
+            for (index, &key) in group.zip(&likely) {
+                self.link(EntryRef::new(segment, index), key);
+            }
+        }
+    }
+
+    /// Has the chains fetched, all at a time.
+    pub(super) fn fetch_chains(&self, keys: impl Iterator<Item = ChainKey>) {
+        for chain in keys.filter_map(|key| self.chains.get(key)) {
+            prefetch_all(chain);
+        }
+    }
+
+    /// Appends an entry to its assessment's chain, which is likely this one. Where somebody watches it, the entry is framed:
+    /// just now the offsets stand at it.
+    fn link(&mut self, at: EntryRef, likely: ChainKey) {
         let segment = self.segment(at);
         let record = segment.entries[at.index()].record;
         let id = segment.id(at.index());
-        let key = match find(&self.index, &self.chains, record.hash, id) {
+        let found = match self.chains.get(likely) {
+            Some(chain) if chain.id.as_bytes() == id => Some(likely),
+            _ => find(&self.index, &self.chains, record.hash, id),
+        };
+        let key = match found {
             Some(key) => key,
             None => {
-                let id = id.into();
+                // Ingest takes ids from text; one that isn't would be a chain that nobody can watch.
+                let id = std::str::from_utf8(id).unwrap_or_default().into();
                 self.insert_chain(record.hash, id)
             }
         };
@@ -219,7 +263,7 @@ fn find(
     index: &HashTable<ChainKey>,
     chains: &SlotMap<ChainKey, Chain>,
     hash: AssessmentHash,
-    id: &str,
+    id: &[u8],
 ) -> Option<ChainKey> {
-    index.find(hash.0, |&key| *chains[key].id == *id).copied()
+    index.find(hash.0, |&key| chains[key].id.as_bytes() == id).copied()
 }

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use super::ChainKey;
 use super::past::Past;
-use crate::prefetch::prefetch;
 use crate::protocol::messages::{HEADER_BYTES_MAX, text_header};
 use crate::routing::mapping;
 use crate::routing::table::Topic;
@@ -184,18 +183,8 @@ impl Segment {
     }
 
     /// The assessment's id of an entry.
-    pub(super) fn id(&self, index: usize) -> &str {
-        // Ingest takes ids from text; an id that isn't would be a chain that nobody can watch.
-        std::str::from_utf8(self.entries[index].record.id.of(&self.arena)).unwrap_or_default()
-    }
-
-    /// Has the id fetched of an entry that comes soon after this one: ids lie between payloads, each in a line of memory of
-    /// its own, which nobody has looked at for as long as a batch takes.
-    pub(super) fn fetch_ahead(&self, index: usize) {
-        const ENTRIES_AHEAD: usize = 8;
-        if let Some(entry) = self.entries.get(index + ENTRIES_AHEAD) {
-            prefetch(self.arena.as_ptr().wrapping_add(entry.record.id.start as usize));
-        }
+    pub(super) fn id(&self, index: usize) -> &[u8] {
+        self.entries[index].record.id.of(&self.arena)
     }
 
     /// In bytes of memory.
