@@ -180,14 +180,15 @@ fn find(options: &Options, subject: &Subject, brokers: &str) -> Result<Found> {
                 Ok(producer::start(brokers, load, length))
             })?;
             let step = Step::of(&at, options.p99_ms, subject, &part)?;
-            let noise = Noise::of(&part).faults();
-            // Noise makes nothing faster: what was held in it is held.
-            if step.is_held() || noise.is_empty() || left == 0 {
+            let mut doubts = Noise::of(&part).faults();
+            doubts.extend(step.stand_still(options.p99_ms));
+            // Neither makes anything faster: what was held with them is held.
+            if step.is_held() || doubts.is_empty() || left == 0 {
                 break (step, part);
             }
             left -= 1;
-            println!("{name:<12} not held, and the machine was noisy: it is measured again: {}", noise.join("; "));
-            found.discarded.push(Discarded { what: name.clone(), why: noise });
+            println!("{name:<12} not held, and it is measured again: {}", doubts.join("; "));
+            found.discarded.push(Discarded { what: name.clone(), why: doubts });
         };
         println!("{name:<12} {}", step.line());
         search.tell(step.is_held());
@@ -257,6 +258,14 @@ impl Step {
             faults,
             limit,
         })
+    }
+
+    /// Where nothing but p99 is over its bound, and p90 far from it: a load that is too high piles up, and has all wait;
+    /// where the brokers or the machine stood still for a tenth of a second, it is but one delivery in a hundred of ten seconds.
+    fn stand_still(&self, p99_ms: f64) -> Option<String> {
+        let Percentiles { p90_ms, p99_ms: p99, .. } = self.latencies;
+        let is_one = self.faults.len() == 1 && p99 > p99_ms && p90_ms <= p99_ms / 2.0;
+        is_one.then(|| format!("p99 is {p99:.1} ms, but p90 is {p90_ms:.1} ms: something stood still"))
     }
 
     /// Whether the load was held.

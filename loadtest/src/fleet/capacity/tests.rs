@@ -61,6 +61,20 @@ fn a_load_is_held_where_p99_is_within_the_bound_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_load_that_one_stand_still_spoilt_is_in_doubt_and_one_that_piles_up_is_not() {
+    let with = |p90_ms| {
+        let latencies = part(1).latencies.map(|all| Percentiles { p90_ms, ..all });
+        step(&["--p99-ms=98"], &Part { latencies, ..busy(0.9) })
+    };
+    let doubt = with(49.0).stand_still(98.0);
+    assert_eq!(doubt.as_deref(), Some("p99 is 99.3 ms, but p90 is 49.0 ms: something stood still"));
+    assert_eq!(with(49.1).stand_still(98.0), None);
+    assert_eq!(with(1.0).stand_still(100.0), None, "it is held");
+    let lost = Step { faults: vec!["p99".into(), "1 events are missing".into()], ..with(1.0) };
+    assert_eq!(lost.stand_still(98.0), None);
+}
+
+#[test]
 fn what_limits_is_the_gateway_only_where_nothing_else_is() {
     let lateness = part(1).latencies;
     let stolen = Machine { total: 1_000, busy: 500, steal: 100 };
