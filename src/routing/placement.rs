@@ -10,6 +10,10 @@ use crate::ids::{AssessmentHash, NodeId, ShardIndex, SlotNumber};
 /// The shard of this pod that an assessment's connections and events belong to.
 #[must_use]
 pub fn shard_of(hash: AssessmentHash, shards: u16) -> ShardIndex {
+    if shards <= 1 {
+        // It is asked of each record, and the hash takes a division.
+        return ShardIndex(0);
+    }
     // Another mix than the one for slots: jump hash of the same number would give a pod's shards unequal shares.
     let mixed = hash.0.rotate_left(32) ^ 0x9e37_79b9_7f4a_7c15;
     let shard = jump_hash(mixed, usize::from(shards));
