@@ -395,9 +395,13 @@ pub(super) struct Fetched<'a> {
 }
 
 impl Fetched<'_> {
+    pub(super) fn len(&self) -> usize {
+        self.messages.len()
+    }
+
     /// Whether there were as many as are taken at a time: most likely there are more.
     pub(super) fn is_full(&self) -> bool {
-        self.messages.len() >= CONSUME_RECORDS_MAX
+        self.len() >= CONSUME_RECORDS_MAX
     }
 
     /// In the order in which they came.

@@ -109,15 +109,16 @@ impl Reader {
             // Before the first record: where reading begins, or goes on behind what was deleted, is what each shard goes by.
             desk.flush(&self.watcher, now)?;
         }
-        let mut records = 0;
+        let (mut taken, mut records) = (0, 0);
         // In a flood, what is handed over together wakes a shard once.
-        while !desk.is_held(now) && records < TURN_RECORDS_MAX {
-            let fetched = self.consumer.fetch(if records == 0 { INGEST_WAIT } else { Duration::ZERO });
+        while !desk.is_held(now) && taken < TURN_RECORDS_MAX {
+            let fetched = self.consumer.fetch(if taken == 0 { INGEST_WAIT } else { Duration::ZERO });
             desk.turns(Instant::now());
             for message in fetched.iter() {
                 records += usize::from(matches!(message, Message::Record(_)));
                 desk.message(message, &standing, &self.watcher, now)?;
             }
+            taken += fetched.len();
             if !fetched.is_full() {
                 break;
             }
