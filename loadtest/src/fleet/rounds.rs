@@ -13,7 +13,8 @@ pub struct Rounds {
     /// How often all is measured; the table has the medians.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub rounds: u32,
-    /// How often a round, or a step that was not held, is measured again where the machine was noisy.
+    /// How often a round, or a step that was not held, is measured again where the machine was noisy, or something
+    /// stood still.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=100))]
     pub repeats: u32,
     /// The JSON file; without it, one of the subcommand's name in the directory for temporary files.
