@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::TrySendError;
 use tracing::{info, warn};
 
-use crate::exchange::{IngestStatus, PublishedStanding, ShardDoor, Standing, Undelivered};
+use crate::exchange::{IngestStatus, Owner, PublishedStanding, ShardDoor, Standing, Undelivered};
 use crate::ids::{AssessmentHash, ShardIndex, TopicIndex};
 use crate::limits::{
     INGEST_WAIT, KAFKA_LOG_EVERY, LOOK_WAITED_FOR_MAX, MALFORMED_LOG_EVERY, STANDSTILL_MIN, STRAY_LOOK_EVERY,
@@ -453,7 +453,7 @@ impl Desk {
 /// Whether this pod counts an event as its own. A pod without a slot owns nothing: so the pods' counts add up to the
 /// events, however one of them comes and goes.
 fn is_own(hash: AssessmentHash, standing: &Standing) -> bool {
-    standing.own.is_some_and(|own| standing.view.owner(hash).is_none_or(|owner| owner == own))
+    standing.own.is_some() && !matches!(standing.owner(hash), Owner::Elsewhere(_))
 }
 
 #[cfg(test)]
