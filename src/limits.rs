@@ -167,6 +167,19 @@ pub const WRITE_SLICES_MAX: usize = 64;
 /// in the hash must not grow.
 pub const SLOTS_MAX: u32 = 10_000;
 
+/// A pod's name, in bytes: a DNS name fits, and so does any pod's of Kubernetes.
+pub const NODE_BYTES_MAX: usize = 253;
+
+/// `PUBLIC_URL`, in bytes. It is in each redirect, and other pods ignore a slot with a longer one.
+pub const PUBLIC_URL_BYTES_MAX: usize = 2048;
+
+/// The value of a slot in Redis, in bytes: a name, a URL and some numbers, with each character escaped.
+pub const SLOT_VALUE_BYTES_MAX: usize = 8 * 1024;
+
+/// Fields of the hash that are no slots, up to which all fields are read: each second and pod, some 1 us of Redis for
+/// each. Where there are more, the slots are asked for by number.
+pub const STRAY_FIELDS_MAX: u32 = 1_000;
+
 /// The oldest look at Redis by whose view a client is sent to another pod. A pod that sends away many costs Redis one
 /// look in this time at most.
 pub const LOOK_AGE_MAX: Duration = Duration::from_millis(100);
@@ -200,6 +213,7 @@ const _: () = assert!(HANDSHAKE_PATIENCE.as_millis() > LOOK_WAIT_MAX.as_millis()
 const _: () =
     assert!(RETURN_WITHIN.as_secs() > LOOK_WAIT_MAX.as_secs() + 5, "the longest pause of PROTOCOL 4, besides");
 const _: () = assert!(SENT_AWAY_MAX as u64 >= RETURN_WITHIN.as_secs() * 5_000, "the default ACCEPTS_PER_SECOND");
+const _: () = assert!(SLOT_VALUE_BYTES_MAX > 2 * (NODE_BYTES_MAX + PUBLIC_URL_BYTES_MAX) + 512, "a pod reads its own");
 const _: () = assert!(WRITE_SLICES_MAX <= 1024);
 const _: () = assert!(STANDSTILL_MIN.as_millis() >= 3 * INGEST_WAIT.as_millis(), "a quiet loop is no standstill");
 const _: () = assert!(BATCH_CHANNEL_BYTES_MAX >= 8 * BATCH_BYTES_MAX, "a busy shard's turn is bridged by some batches");

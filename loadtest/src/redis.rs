@@ -154,6 +154,23 @@ impl Redis {
         live.map(|(number, slot)| (number, slot.node)).collect()
     }
 
+    /// Sets a field of a hash, as any program could.
+    ///
+    /// # Panics
+    /// Where it doesn't answer.
+    pub fn set_field(&self, key: &str, field: &[u8], value: &[u8]) {
+        redis::cmd("HSET").arg(key).arg(field).arg(value).exec(&mut self.connection()).expect("Redis answers");
+    }
+
+    /// Adds so many fields to a hash that are no slots.
+    ///
+    /// # Panics
+    /// Where it doesn't answer.
+    pub fn add_fields(&self, key: &str, count: u32) {
+        let script = "for n = 1, ARGV[1] do redis.call('HSET', KEYS[1], 'stray-' .. n, '{}') end";
+        redis::cmd("EVAL").arg(script).arg(1).arg(key).arg(count).exec(&mut self.connection()).expect("Redis answers");
+    }
+
     /// All keys.
     ///
     /// # Panics
@@ -240,7 +257,12 @@ impl Redis {
         client.get_connection_with_timeout(Duration::from_secs(1)).ok()
     }
 
-    fn connection(&self) -> redis::Connection {
+    /// A connection of the caller's own.
+    ///
+    /// # Panics
+    /// Where it takes none.
+    #[must_use]
+    pub fn connection(&self) -> redis::Connection {
         eventually("Redis takes a connection", ANSWER_WITHIN, || self.connect())
     }
 }

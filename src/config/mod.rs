@@ -17,6 +17,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use parts::{is_node_name, is_public_url};
 use reader::Reader;
 pub use settings::help;
 pub use sources::Sources;

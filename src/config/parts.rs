@@ -10,11 +10,9 @@ use super::reader::{Reader, plain_text};
 use super::settings as s;
 use super::{Config, DrainConfig, KafkaConfig, Machine, RedisConfig, ShardConfig, properties};
 use crate::ids::NodeId;
+use crate::limits::{NODE_BYTES_MAX, PUBLIC_URL_BYTES_MAX};
 use crate::protocol::auth;
 use crate::routing::table::Table;
-
-/// The longest name of a pod, in bytes: what Kubernetes allows, and far less than a client would mind.
-const NODE_BYTES_MAX: usize = 253;
 
 /// A key of HS256 is as long as its hash, or it is the weakest part (RFC 7518 section 3.2).
 const SECRET_BYTES_GOOD: usize = 32;
@@ -59,7 +57,7 @@ pub(super) fn jwt_secret(reader: &mut Reader<'_>) -> Box<[u8]> {
 }
 
 fn node(reader: &mut Reader<'_>, machine: &Machine) -> NodeId {
-    let name = |text: &str| plain_text(text).filter(|name| name.len() <= NODE_BYTES_MAX);
+    let name = |text: &str| plain_text(text).filter(|name| is_node_name(name));
     let pod_name = reader.parsed(&s::POD_NAME, name);
     let node_id = reader.parsed(&s::NODE_ID, name);
     let name = pod_name.or(node_id).unwrap_or_else(|| format!("websocket-{}", machine.now.0).into());
@@ -71,8 +69,16 @@ fn public_url(reader: &mut Reader<'_>, machine: &Machine, port: u16) -> Arc<str>
     given.unwrap_or_else(|| format!("ws://{}:{port}/ws", machine.host_name).into())
 }
 
+/// A pod's name is shown in logs and pages, and sent in redirects.
+pub(crate) fn is_node_name(text: &str) -> bool {
+    !text.is_empty() && text.len() <= NODE_BYTES_MAX && !text.chars().any(char::is_control)
+}
+
 /// Clients add their query to it (PROTOCOL 1), so it has none, nor a fragment.
-fn is_public_url(text: &str) -> bool {
+pub(crate) fn is_public_url(text: &str) -> bool {
+    if text.len() > PUBLIC_URL_BYTES_MAX {
+        return false;
+    }
     let rest = text.strip_prefix("ws://").or_else(|| text.strip_prefix("wss://"));
     rest.is_some_and(|rest| {
         let address = rest.split_once('/').map_or(rest, |(address, _)| address);

@@ -86,7 +86,7 @@ settings! {
         "this pod's name in the cluster";
     NODE_ID: Text("a name of up to 253 bytes without control characters"), Computed("websocket-<unix ms>"),
         "the same, where POD_NAME is unset";
-    PUBLIC_URL: Text("ws://host[:port][/path] or wss://…, without query"), Computed("ws://<host name>:<PORT>/ws"),
+    PUBLIC_URL: Text("ws://host[:port][/path] or wss://…, without query, up to 2048 bytes"), Computed("ws://<host name>:<PORT>/ws"),
         "where clients reach this pod";
     KAFKA_BROKERS: Text("host[:port], several with commas"), Value("localhost:9092"), "the brokers to begin with";
     KAFKA_CLIENT_ID: Text("a name"), Value("websocket-service"), "what brokers' logs and quotas know the pod by";

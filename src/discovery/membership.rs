@@ -19,8 +19,11 @@ use super::lease::{Event, Lease};
 use super::wire::{Action, Call, Holder, Snapshot};
 use crate::clock::whole_ms;
 use crate::ids::{NodeId, SlotNumber};
-use crate::limits::{LOOK_AGE_MAX, SLOTS_MAX};
+use crate::limits::{LOOK_AGE_MAX, SLOT_VALUE_BYTES_MAX, SLOTS_MAX, STRAY_FIELDS_MAX};
 use crate::routing::placement::{Pod, View};
+
+/// How often ignored fields are logged, while they come and go.
+const IGNORED_LOG_EVERY: Duration = Duration::from_secs(30);
 
 /// Between an answer and a call that an announcement asks for.
 const BETWEEN_CALLS: Duration = Duration::from_millis(20);
@@ -55,6 +58,8 @@ pub enum Notice {
     Left,
     /// Another view is in force.
     ViewChanged,
+    /// The hash has fields that no pod wrote; one of them, where its name is known.
+    FieldsIgnored(u64, Option<Box<str>>),
 }
 
 /// Pods that a Redis without memory has yet to hear of again.
@@ -89,6 +94,9 @@ pub struct Member {
     remembered: Option<Remembered>,
     view: Arc<View>,
     namesake: Option<Arc<str>>,
+    /// Fields of the last snapshot that were ignored, and when the log said so.
+    ignored: u64,
+    ignored_logged: Option<Instant>,
     call_at: Option<Instant>,
     notices: Vec<Notice>,
 }
@@ -112,6 +120,8 @@ impl Member {
             remembered: None,
             view: Arc::default(),
             namesake: None,
+            ignored: 0,
+            ignored_logged: None,
             call_at: None,
             notices: Vec::new(),
         }
@@ -175,7 +185,8 @@ impl Member {
         self.contact.handle_success(began, now);
         self.looked = Some(began);
         self.call_at = Some(self.contact.next_try(began, now));
-        let Snapshot { now_ms, epoch, version, slots, holders, .. } = snapshot;
+        let Snapshot { now_ms, epoch, version, slots, holders, ignored, ignored_field, .. } = snapshot;
+        self.see_ignored(now, ignored, ignored_field);
         if is_first && self.has_missed_renewals(now_ms, &holders) {
             self.judge_from = Some(now + self.times.lease);
         }
@@ -227,6 +238,8 @@ impl Member {
             reserved: expected_back.map(|holder| holder.slot).collect(),
             slots: u32::try_from(self.view.slots.len()).unwrap_or(SLOTS_MAX),
             slots_max: SLOTS_MAX,
+            value_bytes_max: SLOT_VALUE_BYTES_MAX,
+            fields_max: STRAY_FIELDS_MAX,
             sent_ms: self.clock.map(|(ms, at)| ms.saturating_add(whole_ms(now.saturating_duration_since(at)))),
             late_ms: whole_ms(self.times.call),
             judge: self.may_judge(now),
@@ -270,6 +283,12 @@ impl Member {
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.contact.is_connected()
+    }
+
+    /// Fields of the hash that were ignored in the last snapshot.
+    #[must_use]
+    pub fn fields_ignored(&self) -> u64 {
+        self.ignored
     }
 
     /// What an operator is to hear of since the last time this was asked.
@@ -369,6 +388,16 @@ impl Member {
             Some(_) => {}
             None => self.namesake = None,
         }
+    }
+
+    /// Logs ignored fields once, when the first appears.
+    fn see_ignored(&mut self, now: Instant, count: u64, field: Option<Box<str>>) {
+        let is_logged = |at| now.saturating_duration_since(at) < IGNORED_LOG_EVERY;
+        if count > 0 && self.ignored == 0 && !self.ignored_logged.is_some_and(is_logged) {
+            self.ignored_logged = Some(now);
+            self.notices.push(Notice::FieldsIgnored(count, field));
+        }
+        self.ignored = count;
     }
 
     /// The holders of a snapshot, and those who are remembered beside them.

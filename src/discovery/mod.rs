@@ -114,6 +114,7 @@ pub struct Metrics {
     connected: Gauge,
     calls: Counter,
     calls_failed: Counter,
+    fields_ignored: Gauge,
     slots: Gauge,
     pods: Gauge,
     own_slot: Gauge,
@@ -128,6 +129,7 @@ impl Metrics {
             connected: Gauge::default(),
             calls: Counter::default(),
             calls_failed: Counter::default(),
+            fields_ignored: Gauge::default(),
             slots: Gauge::default(),
             pods: Gauge::default(),
             own_slot: Gauge::default(),
@@ -140,6 +142,8 @@ impl Metrics {
         gauge("shardgate_slots", "Slots of the cluster, vacant ones included", &metrics.slots);
         gauge("shardgate_pods", "Pods that hold a slot, as this one knows", &metrics.pods);
         gauge("shardgate_own_slot", "The slot of this pod; -1 while it holds none", &metrics.own_slot);
+        let ignored = "Fields of the hash of slots that no pod wrote: they are ignored";
+        gauge("shardgate_redis_fields_ignored", ignored, &metrics.fields_ignored);
         let version = "The view in force: equal on pods that agree, lower after Redis was emptied";
         registry.register("shardgate_view_version", version, metrics.view_version.clone());
         let changes = "Views that came into force";
@@ -149,6 +153,10 @@ impl Metrics {
         let failed = "Calls to Redis that failed or took too long";
         registry.register("shardgate_redis_calls_failed", failed, metrics.calls_failed.clone());
         metrics
+    }
+
+    fn show_ignored(&self, fields: u64) {
+        self.fields_ignored.set(i64::try_from(fields).unwrap_or(i64::MAX));
     }
 
     fn show(&self, now: &Cluster) {

@@ -170,6 +170,7 @@ impl Session {
             left: self.member.has_left(),
         };
         self.parts.metrics.show(&now);
+        self.parts.metrics.show_ignored(self.member.fields_ignored());
         self.parts.cluster.send_if_modified(|before| {
             let changed = before.connected != now.connected
                 || before.own != now.own
@@ -211,6 +212,10 @@ impl Session {
                 "another process runs under this pod's name, in this slot. Give each pod a POD_NAME of its own"
             ),
             Notice::MemoryLost => warn!("Redis came back without what it knew: the pods take their slots again"),
+            Notice::FieldsIgnored(fields, example) => warn!(
+                fields, example, key = %self.key(),
+                "the hash of slots has fields that no pod wrote: they are ignored, and can be removed"
+            ),
             Notice::Left => info!("this pod's slot is given up"),
             Notice::ViewChanged => {
                 let view = self.member.view();
@@ -276,7 +281,7 @@ impl Link {
         let call = serde_json::to_string(call).map_err(CallError::Call)?;
         let mut invocation = self.script.key(key);
         invocation.arg(call);
-        let answer: Vec<String> = within(limit, invocation.invoke_async(connection)).await?;
+        let answer: Vec<Vec<u8>> = within(limit, invocation.invoke_async(connection)).await?;
         Ok(Snapshot::parse(&answer)?)
     }
 }

@@ -7,6 +7,9 @@
 -- There is no other key and no reserved field, so what belongs to the cluster as a whole travels in the values: "view"
 -- says {"epoch", "version", "slots"}, and the one with the highest version counts. It is written into the caller's value,
 -- or else into that of the lowest slot. When the last pod leaves, nobody is left to whom it would matter.
+--
+-- Anything may stand in the hash. A field that is no slot's, or whose value is no pod's, is ignored and counted: one
+-- bad field must cost no pod its slot, and many must not cost Redis its time.
 
 local hash, call = KEYS[1], cjson.decode(ARGV[1])
 local time = redis.call('TIME')
@@ -14,43 +17,63 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 -- A call that was stuck on its way (a Redis that hung) comes from a pod that has given it up, and may have left since.
 if call.sentMs and now - call.sentMs > call.lateMs then
-  return { cjson.encode({ nowMs = now, late = true }) }
+  return { string.format('{"nowMs":%d,"late":true}', now) }
 end
 
 -- A replica would answer who only looks, with what it last heard of. It refuses every change, also one of nothing.
 redis.call('HDEL', hash, '')
 
+-- Whole numbers of at most 14 digits: so many cjson writes exactly. It writes longer ones as fractions.
 local function is_count(number)
-  return type(number) == 'number' and number >= 0 and number < 2 ^ 53
+  return type(number) == 'number' and number >= 0 and number < 1e14 and number == math.floor(number)
 end
 
--- What a field says, or nil where it is no slot's, or no pod's: such a one is passed over, and may be claimed.
-local function read(field, text)
+-- What a field says, or nil where it is no slot's, or no pod's: such a field is ignored, and its number may be claimed.
+local function read(field)
   local slot = string.match(field, '^%d%d?%d?%d?%d?%d?$') and tonumber(field)
   if not slot or slot >= call.slotsMax or string.format('%d', slot) ~= field then return nil end
-  local ok, value = pcall(cjson.decode, text)
+  if redis.call('HSTRLEN', hash, field) > call.valueBytesMax then return nil end
+  local text = redis.call('HGET', hash, field)
+  local ok, value = pcall(cjson.decode, text or '')
   if not ok or type(value) ~= 'table' then return nil end
   if type(value.node) ~= 'string' or type(value.instance) ~= 'string' or type(value.url) ~= 'string' then return nil end
   if not is_count(value.expiresAtMs) then return nil end
   return { slot = slot, value = value }
 end
 
-local holders, at = {}, {}
+local holders, at, ignored_field = {}, {}, nil
 local view = { epoch = now, version = 0, slots = call.slots }
-local fields = redis.call('HGETALL', hash)
-for i = 1, #fields, 2 do
-  local holder = read(fields[i], fields[i + 1])
-  if holder then
-    table.insert(holders, holder)
-    at[holder.slot] = holder
-    local told = holder.value.view
-    if type(told) == 'table' and is_count(told.epoch) and is_count(told.version) and is_count(told.slots) then
-      if told.version > view.version then view.epoch, view.version = told.epoch, told.version end
-      view.slots = math.max(view.slots, told.slots)
-    end
+
+local function look_at(field)
+  local holder = read(field)
+  if not holder then
+    ignored_field = ignored_field or field
+    return
+  end
+  table.insert(holders, holder)
+  at[holder.slot] = holder
+  local told = holder.value.view
+  if type(told) ~= 'table' or not (is_count(told.epoch) and is_count(told.version) and is_count(told.slots)) then return end
+  holder.view = { epoch = told.epoch, version = told.version, slots = told.slots }
+  if told.version > view.version then view.epoch, view.version = told.epoch, told.version end
+  if told.slots <= call.slotsMax then view.slots = math.max(view.slots, told.slots) end
+end
+
+-- Where many fields are no slots, the slots are asked for by number instead: as many as the values say that there are.
+local fields = redis.call('HLEN', hash)
+local looked_to = call.slotsMax
+if fields <= call.slots + call.fieldsMax then
+  for _, field in ipairs(redis.call('HKEYS', hash)) do look_at(field) end
+else
+  looked_to = 0
+  while looked_to < math.min(call.slotsMax, math.max(call.fieldsMax, view.slots)) do
+    local field = string.format('%d', looked_to)
+    if redis.call('HEXISTS', hash, field) == 1 then look_at(field) end
+    looked_to = looked_to + 1
   end
 end
 table.sort(holders, function(a, b) return a.slot < b.slot end)
+local ignored = fields - #holders
 
 local changed, announcements = false, {}
 
@@ -81,7 +104,8 @@ local function lowest_vacant()
   local reserved = {}
   for _, slot in ipairs(call.reserved) do reserved[slot] = true end
   for slot = 0, call.slotsMax - 1 do
-    if not at[slot] and not reserved[slot] then return slot end
+    local is_unknown = slot >= looked_to and redis.call('HEXISTS', hash, string.format('%d', slot)) == 1
+    if not at[slot] and not reserved[slot] and not is_unknown then return slot end
   end
 end
 
@@ -134,28 +158,41 @@ if changed then
   view.version = view.version + 1
   local keeper = mine and at[mine.slot] or live[1]
   if keeper then
-    keeper.value.view = view
+    keeper.view, keeper.value.view = view, view
     keeper.renewed = true
   end
 end
+
+-- With all that the value had, also what this version doesn't know; without, where that can't be written (cjson reads an
+-- infinite number, and refuses to write it).
+local function written(holder)
+  local value = holder.value
+  local ok, text = pcall(cjson.encode, value)
+  if ok then return text end
+  return cjson.encode({
+    node = value.node,
+    instance = value.instance,
+    url = value.url,
+    expiresAtMs = value.expiresAtMs,
+    view = holder.view,
+  })
+end
 for _, holder in ipairs(live) do
-  if holder.renewed then redis.call('HSET', hash, holder.slot, cjson.encode(holder.value)) end
+  if holder.renewed then redis.call('HSET', hash, holder.slot, written(holder)) end
 end
 for _, announcement in ipairs(announcements) do redis.call('PUBLISH', announcement[1], announcement[2]) end
 
 -- A hash that was empty and stays so has no life yet, and so no epoch.
 local epoch = view.version > 0 and view.epoch or 0
-local answer = {
-  cjson.encode({ nowMs = now, late = false, epoch = epoch, version = view.version, slots = view.slots }),
-}
+local header = '{"nowMs":%d,"late":false,"epoch":%d,"version":%d,"slots":%d,"ignored":%d,"ignoredField":%s}'
+local example = ignored_field and string.gsub(string.sub(ignored_field, 1, 64), '[^%w%p ]', '?')
+example = example and cjson.encode(example) or 'null'
+local answer = { string.format(header, now, epoch, view.version, view.slots, ignored, example) }
 for _, holder in ipairs(live) do
   local value = holder.value
-  table.insert(answer, cjson.encode({
-    slot = holder.slot,
-    node = value.node,
-    instance = value.instance,
-    url = value.url,
-    expiresAtMs = value.expiresAtMs,
-  }))
+  table.insert(answer, string.format(
+    '{"slot":%d,"node":%s,"instance":%s,"url":%s,"expiresAtMs":%d}',
+    holder.slot, cjson.encode(value.node), cjson.encode(value.instance), cjson.encode(value.url), value.expiresAtMs
+  ))
 end
 return answer

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::{is_node_name, is_public_url};
 use crate::ids::{NodeId, SlotNumber};
 use crate::limits::SLOTS_MAX;
 use crate::routing::placement::Pod;
@@ -33,6 +34,10 @@ pub struct Call {
     pub slots: u32,
     /// The bound of slot numbers ([`SLOTS_MAX`]).
     pub slots_max: u32,
+    /// The longest value that is read ([`crate::limits::SLOT_VALUE_BYTES_MAX`]).
+    pub value_bytes_max: usize,
+    /// Fields beyond the slots, up to which all are read ([`crate::limits::STRAY_FIELDS_MAX`]).
+    pub fields_max: u32,
     /// Redis' time when the call was sent, as far as the caller can tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sent_ms: Option<u64>,
@@ -75,6 +80,10 @@ pub struct Snapshot {
     pub slots: u32,
     /// The slots that are held, by number.
     pub holders: Vec<Holder>,
+    /// Fields of the hash that are no slots, or whose value no pod wrote.
+    pub ignored: u64,
+    /// One of these fields, for the log.
+    pub ignored_field: Option<Box<str>>,
 }
 
 /// Who holds a slot.
@@ -98,6 +107,11 @@ impl Holder {
     #[must_use]
     pub fn number(&self) -> SlotNumber {
         SlotNumber(self.slot)
+    }
+
+    /// Whether it can be in a view: its name and its URL are what the settings of a pod allow.
+    fn is_usable(&self) -> bool {
+        self.slot < SLOTS_MAX && is_node_name(&self.node) && is_public_url(&self.url)
     }
 
     /// The pod, as placement knows it.
@@ -129,19 +143,41 @@ struct Header {
     version: u64,
     #[serde(default)]
     slots: u32,
+    #[serde(default)]
+    ignored: u64,
+    #[serde(default)]
+    ignored_field: Option<Box<str>>,
 }
 
 impl Snapshot {
-    /// Reads the script's answer: a header, then the holders.
+    /// Reads the script's answer: a header, then the holders. A holder that can't be read, or to whom no client can be
+    /// sent, is ignored: it must not hide the others.
     ///
     /// # Errors
-    /// Where it is not what the script writes.
-    pub fn parse(answer: &[String]) -> Result<Self, BadAnswer> {
-        let (header, holders) = answer.split_first().ok_or(BadAnswer::Empty)?;
-        let Header { now_ms, late, epoch, version, slots } = serde_json::from_str(header)?;
-        let holders = holders.iter().map(|holder| serde_json::from_str(holder)).collect::<Result<_, _>>()?;
-        Ok(Self { now_ms, late, epoch, version, slots: slots.min(SLOTS_MAX), holders })
+    /// Where the header is not what the script writes.
+    pub fn parse(answer: &[Vec<u8>]) -> Result<Self, BadAnswer> {
+        let (header, lines) = answer.split_first().ok_or(BadAnswer::Empty)?;
+        let Header { now_ms, late, epoch, version, slots, mut ignored, mut ignored_field } =
+            serde_json::from_slice(header)?;
+        let mut holders = Vec::with_capacity(lines.len());
+        for line in lines {
+            match serde_json::from_slice::<Holder>(line) {
+                Ok(holder) if holder.is_usable() => holders.push(holder),
+                _ => {
+                    ignored += 1;
+                    ignored_field = ignored_field.or_else(|| slot_of(line));
+                }
+            }
+        }
+        Ok(Self { now_ms, late, epoch, version, slots: slots.min(SLOTS_MAX), holders, ignored, ignored_field })
     }
+}
+
+/// The slot's number in a line that is no holder: it comes first, as the script writes it.
+fn slot_of(line: &[u8]) -> Option<Box<str>> {
+    let rest = line.strip_prefix(br#"{"slot":"#)?;
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    Some(String::from_utf8_lossy(&rest[..digits]).into())
 }
 
 #[cfg(test)]
@@ -151,8 +187,8 @@ mod tests {
     #[test]
     fn an_answer_is_a_header_and_the_holders() {
         let answer = [
-            r#"{"nowMs":1790000000007,"late":false,"epoch":1789999999000,"version":7,"slots":3}"#.to_owned(),
-            r#"{"slot":2,"node":"pod-c","instance":"i","url":"ws://c/ws","expiresAtMs":1790000010007}"#.to_owned(),
+            br#"{"nowMs":1790000000007,"late":false,"epoch":1789999999000,"version":7,"slots":3}"#.to_vec(),
+            br#"{"slot":2,"node":"pod-c","instance":"i","url":"ws://c/ws","expiresAtMs":1790000010007}"#.to_vec(),
         ];
         let snapshot = Snapshot::parse(&answer).unwrap();
         assert_eq!((snapshot.now_ms, snapshot.epoch), (1_790_000_000_007, 1_789_999_999_000));
@@ -164,14 +200,47 @@ mod tests {
 
     #[test]
     fn a_call_that_came_late_is_answered_with_the_time_alone() {
-        let snapshot = Snapshot::parse(&[r#"{"nowMs":5,"late":true}"#.to_owned()]).unwrap();
+        let snapshot = Snapshot::parse(&[br#"{"nowMs":5,"late":true}"#.to_vec()]).unwrap();
         assert_eq!(snapshot, Snapshot { now_ms: 5, late: true, ..Snapshot::default() });
     }
 
     #[test]
     fn another_answer_is_an_error_and_no_panic() {
         assert!(matches!(Snapshot::parse(&[]), Err(BadAnswer::Empty)));
-        assert!(matches!(Snapshot::parse(&["OK".to_owned()]), Err(BadAnswer::Json(_))));
+        assert!(matches!(Snapshot::parse(&[b"OK".to_vec()]), Err(BadAnswer::Json(_))));
+    }
+
+    #[test]
+    fn a_holder_that_cannot_be_read_is_ignored_and_hides_no_other() {
+        let holder = |node: &[u8], url: &str, expires: &str| {
+            let rest = format!(r#"","instance":"i","url":"{url}","expiresAtMs":{expires}}}"#);
+            [br#"{"slot":2,"node":""#, node, rest.as_bytes()].concat()
+        };
+        let header =
+            br#"{"nowMs":7,"late":false,"epoch":1,"version":7,"slots":3,"ignored":1,"ignoredField":null}"#.to_vec();
+        let long_url = format!("ws://{}/ws", "h".repeat(1 << 20));
+        let bad = [
+            holder(b"\xff", "ws://c/ws", "5"),
+            holder(b"c", "ws://c/ws", "1.79e+15"),
+            holder(b"c", "ws://c/ws", "-1"),
+            holder(b"", "ws://c/ws", "5"),
+            holder(b"c\\u0007", "ws://c/ws", "5"),
+            holder(&[b'c'; 1_000], "ws://c/ws", "5"),
+            holder(b"c", "javascript:alert(1)", "5"),
+            holder(b"c", "ws://c/ws?token=", "5"),
+            holder(b"c", "", "5"),
+            holder(b"c", &long_url, "5"),
+            b"\"OK\"".to_vec(),
+            Vec::new(),
+        ];
+        for line in bad {
+            let answer = [header.clone(), line.clone(), holder(b"c", "wss://c/ws", "5")];
+            let snapshot = Snapshot::parse(&answer).unwrap();
+            assert_eq!(snapshot.holders.len(), 1, "{}", String::from_utf8_lossy(&line));
+            assert_eq!(snapshot.ignored, 2);
+            let field = snapshot.ignored_field.as_deref();
+            assert_eq!(field, line.starts_with(b"{").then_some("2"));
+        }
     }
 
     #[test]
@@ -187,6 +256,8 @@ mod tests {
             reserved: vec![],
             slots: 0,
             slots_max: SLOTS_MAX,
+            value_bytes_max: 8_192,
+            fields_max: 1_000,
             sent_ms: None,
             late_ms: 2_000,
             judge: true,

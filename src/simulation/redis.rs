@@ -171,7 +171,15 @@ impl Script {
         }
         let epoch = if view.version > 0 { view.epoch } else { 0 };
         let holders = self.hash.iter().map(|(&slot, value)| value.holder(slot)).collect();
-        Snapshot { now_ms: now, late: false, epoch, version: view.version, slots: view.slots, holders }
+        Snapshot {
+            now_ms: now,
+            late: false,
+            epoch,
+            version: view.version,
+            slots: view.slots,
+            holders,
+            ..Snapshot::default()
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod fields;
 mod proven;
 
 const LEASE: Duration = Duration::from_secs(10);
@@ -49,7 +50,7 @@ impl Story {
         };
         let holders: Vec<Holder> = holders.iter().map(holder).collect();
         let slots = holders.iter().map(|holder| holder.slot + 1).max().unwrap_or(0);
-        Snapshot { now_ms: self.redis_ms(), late: false, epoch, version, slots, holders }
+        Snapshot { now_ms: self.redis_ms(), late: false, epoch, version, slots, holders, ..Snapshot::default() }
     }
 
     fn sees(&mut self, epoch: u64, version: u64, holders: &[(u32, &str, &str)]) {
