@@ -8,6 +8,7 @@ mod control;
 pub mod listeners;
 pub mod machine;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use crate::exchange::{HttpRequest, LookWish, PublishedStanding, ShardDoor, Shard
 use crate::ids::ShardIndex;
 use crate::limits::{HTTP_CHANNEL_DEPTH, THREADS_END_MAX};
 use crate::operations::http;
+use crate::operations::log::Log;
 use crate::operations::pages::Pages;
 use crate::operations::readiness::{Readiness, Threads};
 use crate::protocol::head;
@@ -62,13 +64,14 @@ pub enum GatewayError {
     Stuck,
 }
 
-/// Runs a pod on this thread and those that it starts, until a signal has drained it.
+/// Runs a pod on this thread and those that it starts, until a signal has drained it. `log` is the process's: its count of
+/// dropped lines is a metric, and its last lines are written before a panic or a second signal ends the process.
 ///
 /// # Errors
 /// Why it did not start, or did not end cleanly.
-pub fn run(config: Config, membership: Membership) -> Result<(), GatewayError> {
+pub fn run(config: Config, membership: Membership, log: &Log) -> Result<(), GatewayError> {
     let started = Instant::now();
-    abort_on_panic();
+    abort_on_panic(log.clone());
     machine::raise_descriptor_limit();
     machine::check_io_uring()?;
     let listeners = Listeners::bind(config.host, config.port, config.admin_port, config.shard.shards)?;
@@ -80,6 +83,7 @@ pub fn run(config: Config, membership: Membership) -> Result<(), GatewayError> {
 
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
+    log.register(&mut registry);
     let mut exchange = Exchange::new(config.shard.shards);
     let (http_door, http_requests) = mpsc::channel(HTTP_CHANNEL_DEPTH);
     let mut threads = exchange.spawn_shards(&config, &metrics, listeners.shards, &cores, http_door)?;
@@ -90,7 +94,7 @@ pub fn run(config: Config, membership: Membership) -> Result<(), GatewayError> {
     runtime.block_on(async move {
         serve_operators(pages, http_requests, listeners.admin).map_err(GatewayError::Control)?;
         tokio::spawn(discovery::run(membership, discovery));
-        control.run(signals).await;
+        control.run(signals, log.clone()).await;
         join(threads).await
     })?;
     info!(ran = ?started.elapsed(), "ended");
@@ -131,13 +135,15 @@ fn connect(
     (control, discovery, readiness_seen)
 }
 
-/// Half a gateway that keeps its lease is worse than none: a panic on any thread ends the process, with its message.
-fn abort_on_panic() {
-    let report = std::panic::take_hook();
+/// Half a gateway that keeps its lease is worse than none: a panic on any thread ends the process, with its message. Not by
+/// the standard hook, which would wait for standard error.
+fn abort_on_panic(log: Log) {
     std::panic::set_hook(Box::new(move |panic| {
-        report(panic);
         let thread = std::thread::current();
-        error!(thread = thread.name().unwrap_or("unnamed"), %panic, "a thread panicked: the process ends");
+        let backtrace = Backtrace::capture();
+        let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+        error!(thread = thread.name().unwrap_or("unnamed"), %panic, backtrace, "a thread panicked: the process ends");
+        log.flush();
         std::process::abort();
     }));
 }

@@ -24,8 +24,8 @@
 //!    [`ingest`], [`discovery`], [`shard`], [`shutdown`] (when a draining pod does what) and [`operations`] (`/ready`,
 //!    the console page).
 //! 3. **Edges**, each named for what it touches: `ingest/kafka.rs`, `discovery/redis.rs`, `shard/event_loop.rs`,
-//!    `shard/reactor.rs`, `shard/socket.rs`, `operations/http.rs`, `shutdown/signals.rs`, `gateway/listeners.rs`,
-//!    `gateway/machine.rs`; and the loops of ingest's two threads, `ingest/reader.rs` and `ingest/watcher.rs`. The parts
+//!    `shard/reactor.rs`, `shard/socket.rs`, `operations/http.rs`, `operations/log.rs`, `shutdown/signals.rs`,
+//!    `gateway/listeners.rs`, `gateway/machine.rs`; and the loops of ingest's two threads, `ingest/reader.rs` and `ingest/watcher.rs`. The parts
 //!    meet only in [`exchange`], the types that one thread hands another.
 //! 4. [`config`], all settings, parsed whole before anything runs; [`gateway`], which builds, connects, drains and stops
 //!    the parts; [`demo`], which embeds a Kafka besides; and the command line, `main.rs`.

@@ -204,6 +204,14 @@ pub const HTTP_CONNECTIONS_MAX: usize = 64;
 /// How long an operator's request may take, from its first byte to the answer's last.
 pub const HTTP_EXCHANGE_MAX: Duration = Duration::from_secs(10);
 
+/// Log lines that wait to be written, in bytes; as many again may be in the writing. Beyond it lines are dropped and
+/// counted: some two thousand lines, far more than a pod logs while its log is rotated.
+pub const LOG_BUFFER_BYTES_MAX: usize = 256 * 1024;
+
+/// How long the process's end waits for its last lines to be written. Whoever reads them takes milliseconds, or does not
+/// read.
+pub const LOG_FLUSH_MAX: Duration = Duration::from_millis(500);
+
 /// How long the gateway's threads may take to end once all is over: more than a shard's [`LINGER`].
 pub const THREADS_END_MAX: Duration = Duration::from_secs(5);
 

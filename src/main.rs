@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write, stderr, stdout};
+use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -14,12 +14,9 @@ use shardgate::config::{self, Config, InvalidConfig, Preset, Sources};
 use shardgate::demo::{Demo, token};
 use shardgate::discovery::Membership;
 use shardgate::gateway::{self, machine};
+use shardgate::operations::log::Log;
 use shardgate::routing::table::Table;
-use tracing::{Level, warn};
-use tracing_subscriber::Layer;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
+use tracing::warn;
 
 /// A WebSocket fan-out gateway: Kafka in, many thousands of clients a pod out.
 #[derive(Parser)]
@@ -70,16 +67,26 @@ struct TokenArguments {
 }
 
 fn main() -> ExitCode {
-    let done = match command_line() {
-        Command::Serve(settings) => serve(&settings),
-        Command::Demo(settings) => demo(&settings),
+    let command = command_line();
+    let log = match Log::start() {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("shardgate: the log's thread can't be started: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let done = match command {
+        Command::Serve(settings) => serve(&settings, &log),
+        Command::Demo(settings) => demo(&settings, &log),
         Command::Token(arguments) => mint(arguments),
         Command::Routes => say(Table::BUILT_IN),
     };
-    done.unwrap_or_else(|error| {
-        eprintln!("shardgate: {error:#}");
+    let code = done.unwrap_or_else(|error| {
+        log.print(&format!("shardgate: {error:#}\n"));
         ExitCode::from(if error.is::<InvalidConfig>() { 2 } else { 1 })
-    })
+    });
+    log.flush();
+    code
 }
 
 fn command_line() -> Command {
@@ -87,21 +94,21 @@ fn command_line() -> Command {
     CommandLine::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()).command
 }
 
-fn serve(settings: &Settings) -> anyhow::Result<ExitCode> {
+fn serve(settings: &Settings, log: &Log) -> anyhow::Result<ExitCode> {
     let Some(config) = settings.read(&[])? else { return Ok(ExitCode::SUCCESS) };
-    start_log(&config);
-    gateway::run(config, Membership::Redis)?;
+    start_log(log, &config)?;
+    gateway::run(config, Membership::Redis, log)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn demo(settings: &Settings) -> anyhow::Result<ExitCode> {
+fn demo(settings: &Settings, log: &Log) -> anyhow::Result<ExitCode> {
     let secret = Demo::make_secret().context("the system gives no random bytes")?;
     let Some(mut config) = settings.read(&Demo::presets(&secret))? else { return Ok(ExitCode::SUCCESS) };
-    start_log(&config);
+    start_log(log, &config)?;
     let demo = Demo::start(&mut config)?;
     let program = std::env::args_os().next().unwrap_or_else(|| "shardgate".into());
     say(&Demo::welcome(&config, &secret, Now::read().unix, &program.to_string_lossy()))?;
-    let done = gateway::run(config, Membership::Alone);
+    let done = gateway::run(config, Membership::Alone, log);
     demo.stop();
     done?;
     Ok(ExitCode::SUCCESS)
@@ -146,19 +153,13 @@ fn say(text: &str) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Our own log as `LOG` says; of the libraries at most warnings, for they know neither what is secret nor what is a
-/// change of state.
-fn start_log(config: &Config) {
-    let libraries = config.log.min(Level::WARN);
-    let filter = Targets::new().with_default(libraries).with_target(env!("CARGO_CRATE_NAME"), config.log);
-    let text = tracing_subscriber::fmt::layer().with_writer(stderr).with_ansi(stderr().is_terminal());
-    let layer = if config.log_json { text.json().boxed() } else { text.boxed() };
-    // The filter is a layer of its own. As the other layer's filter it would remember that it passed over a library's line,
-    // and pass over the next line of ours on that thread as well.
-    tracing_subscriber::registry().with(filter).with(layer).init();
+/// From here on the log says what happens, first of all what the settings had better not be.
+fn start_log(log: &Log, config: &Config) -> anyhow::Result<()> {
+    log.subscribe(config.log, config.log_json)?;
     for warning in &config.warnings {
         warn!("{warning}");
     }
+    Ok(())
 }
 
 #[cfg(test)]

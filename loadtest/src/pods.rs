@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -171,6 +172,7 @@ pub struct Plan {
     environment: BTreeMap<String, String>,
     arguments: Vec<String>,
     log: Option<PathBuf>,
+    errors: Option<Arc<OwnedFd>>,
     cores: Vec<usize>,
 }
 
@@ -182,7 +184,7 @@ impl Plan {
         let host = loopback();
         let port = free_port(host);
         let (environment, arguments, cores) = (BTreeMap::new(), Vec::new(), Vec::new());
-        let plan = Self { name: name.to_owned(), host, port, environment, arguments, log: None, cores };
+        let plan = Self { name: name.to_owned(), host, port, environment, arguments, log: None, errors: None, cores };
         plan.set("POD_NAME", name)
             .set("HOST", &host.to_string())
             .set("PORT", &port.to_string())
@@ -231,6 +233,13 @@ impl Plan {
         self
     }
 
+    /// With its standard error here, and its log with it.
+    #[must_use]
+    pub fn errors_to(mut self, errors: OwnedFd) -> Self {
+        self.errors = Some(Arc::new(errors));
+        self
+    }
+
     /// With these cores alone; with all, where none is named.
     #[must_use]
     pub fn on_cores(mut self, cores: &[usize]) -> Self {
@@ -263,7 +272,8 @@ impl Plan {
         command.current_dir(dir.path());
         run_on(&mut command, &self.cores);
         let log = self.log.clone().unwrap_or_else(|| dir.path().join("log"));
-        let process = Process::start(&self.name, command, &log);
+        let errors = self.errors.as_ref().map(|errors| errors.try_clone().expect("a second handle of an open file"));
+        let process = Process::start_with(&self.name, command, &log, errors);
         Pod { plan: self.clone(), process, _dir: dir }
     }
 }

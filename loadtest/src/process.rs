@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -59,6 +60,12 @@ pub enum Signal {
     Int,
     /// Ends at once.
     Kill,
+    /// As Ctrl-\ does.
+    Quit,
+    /// As the end of a terminal does.
+    Hup,
+    /// As a write to a closed pipe does.
+    Pipe,
     /// Pauses.
     Stop,
     /// Goes on.
@@ -79,9 +86,18 @@ impl Process {
     /// # Panics
     /// Where it can't be started.
     #[track_caller]
-    pub fn start(name: &str, mut command: Command, log: &Path) -> Self {
+    pub fn start(name: &str, command: Command, log: &Path) -> Self {
+        Self::start_with(name, command, log, None)
+    }
+
+    /// The same, with standard error elsewhere.
+    ///
+    /// # Panics
+    /// Where it can't be started.
+    #[track_caller]
+    pub fn start_with(name: &str, mut command: Command, log: &Path, errors: Option<OwnedFd>) -> Self {
         let out = File::options().create(true).append(true).open(log).expect("a log in our own directory");
-        let err = out.try_clone().expect("a second handle of an open file");
+        let err = errors.unwrap_or_else(|| out.try_clone().expect("a second handle of an open file").into());
         command.stdin(Stdio::null()).stdout(out).stderr(err);
         let child = spawn(command).unwrap_or_else(|error| panic!("{name} can't be started: {error}"));
         Self { name: name.to_owned(), child, log: log.to_owned() }
@@ -103,6 +119,9 @@ impl Process {
             Signal::Term => libc::SIGTERM,
             Signal::Int => libc::SIGINT,
             Signal::Kill => libc::SIGKILL,
+            Signal::Quit => libc::SIGQUIT,
+            Signal::Hup => libc::SIGHUP,
+            Signal::Pipe => libc::SIGPIPE,
             Signal::Stop => libc::SIGSTOP,
             Signal::Cont => libc::SIGCONT,
         };

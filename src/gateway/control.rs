@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use crate::config::DrainConfig;
 use crate::discovery::{Cluster, Intent};
 use crate::exchange::{PublishedStanding, ShardDoor, Sight, Standing};
+use crate::operations::log::Log;
 use crate::operations::readiness::{Readiness, Threads};
 use crate::shutdown::phases;
 use crate::shutdown::signals::Signals;
@@ -46,7 +47,7 @@ pub(super) struct Control {
 
 impl Control {
     /// Runs until all is over, and says so to every thread.
-    pub(super) async fn run(mut self, mut signals: Signals) {
+    pub(super) async fn run(mut self, mut signals: Signals, log: Log) {
         let since = loop {
             self.look();
             let pause = if self.readiness.borrow().is_ready() { LOOK_EVERY_WHEN_READY } else { LOOK_EVERY };
@@ -57,7 +58,7 @@ impl Control {
                 () = sleep(pause) => {}
             }
         };
-        tokio::spawn(signals.end_at_next());
+        tokio::spawn(signals.end_at_next(move || log.flush()));
         while !phases::may_end(Instant::now(), since, &self.drain, self.threads.clients(), self.cluster.borrow().left) {
             tokio::select! {
                 Ok(()) = self.cluster.changed() => {}
@@ -338,7 +339,7 @@ mod tests {
         // SAFETY: raise takes any signal, and this one has a handler now.
         unsafe { libc::raise(libc::SIGTERM) };
         cluster.send_modify(|cluster| cluster.left = true);
-        bench.control.run(signals).await;
+        bench.control.run(signals, Log::start().unwrap()).await;
         assert!(standing.load().ended && standing.load().draining_since.is_some());
     }
 }

@@ -32,10 +32,11 @@ impl Signals {
         }
     }
 
-    /// Ends the process at the next signal.
-    pub async fn end_at_next(mut self) {
+    /// Ends the process at the next signal, with `last` as the last that it does.
+    pub async fn end_at_next(mut self, last: impl FnOnce()) {
         let signal = self.next().await;
         warn!(signal, "a second signal: ending at once");
+        last();
         // SAFETY: _exit takes any code and doesn't return. Not exit: that runs the C libraries' handlers, OpenSSL's
         // among them, under the feet of the threads that still use them.
         unsafe { libc::_exit(EXIT_AT_ONCE) }

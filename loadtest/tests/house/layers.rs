@@ -24,6 +24,8 @@ const EDGES: &[&str] = &[
     "src/shard/event_loop.rs",
     "src/shard/socket.rs",
     "src/operations/http.rs",
+    // Writes the log.
+    "src/operations/log.rs",
     "src/shutdown/signals.rs",
     // What the tasks of `shard/event_loop.rs` wait for.
     "src/shard/reactor.rs",

@@ -1,0 +1,128 @@
+//! A log that nobody reads: no client, no probe and no signal waits for it.
+
+use std::io::{PipeReader, Read as _, Write as _, pipe};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use loadtest::client::{Client, WITHIN, watch};
+use loadtest::events::{Kind, Producer, event, seen};
+use loadtest::http;
+use loadtest::metrics::Metrics;
+use loadtest::pods::{READY_WITHIN, World, binary};
+use loadtest::process::{Process, Signal, TempDir, eventually, free_port};
+
+/// Longer than a thread may stand before `/health` says so.
+const UNREAD_FOR: Duration = Duration::from_secs(8);
+
+/// A pipe of one page, which a few lines fill.
+fn small_pipe() -> (PipeReader, OwnedFd) {
+    let (reader, writer) = pipe().unwrap();
+    // SAFETY: fcntl takes plain numbers, and the descriptor is open.
+    let bytes = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) };
+    assert_eq!(bytes, 4096);
+    (reader, writer.into())
+}
+
+/// Makes the pod log a line, at the level debug.
+fn be_logged(admin: SocketAddr) {
+    // It may close before it has read all.
+    let mut stream = TcpStream::connect(admin).unwrap();
+    let _ = stream.write_all(b"no HTTP\r\n\r\n");
+    let _ = stream.read_to_end(&mut Vec::new());
+}
+
+fn metrics(admin: SocketAddr) -> Metrics {
+    Metrics::parse(&http::get(admin, "/metrics", WITHIN).unwrap().text()).unwrap()
+}
+
+fn delivers(producer: &Producer, client: &mut Client, number: u64) {
+    for kind in [Kind::OrderFilled, Kind::BalanceUpdated] {
+        // Each topic's complaint is logged once a second.
+        producer.send(kind.topic(), Some("a"), Some(b"no JSON"));
+    }
+    producer.event(&event("a", number));
+    producer.flush();
+    let count = usize::try_from(number + 1).unwrap();
+    watch(std::slice::from_mut(client), "the event arrives", WITHIN, |clients| seen(&clients[0]).count() == count);
+}
+
+#[test]
+fn where_nobody_reads_the_log_events_go_on_and_the_dropped_lines_are_counted_and_logged() {
+    let world = World::start();
+    let (mut reader, errors) = small_pipe();
+    let plan = world.pod("pod-0").set("LOG", "debug").errors_to(errors);
+    let admin = SocketAddr::new(plan.address().ip(), free_port([127, 0, 0, 1].into()));
+    let plan = plan.set("ADMIN_PORT", &admin.port().to_string());
+    let mut pod = plan.spawn();
+    drop(plan);
+    let status = |path| http::get(admin, path, WITHIN).map(|answer| answer.status).ok();
+    eventually("it is ready", READY_WITHIN, || (status("/ready") == Some(200)).then_some(()));
+    let mut client = pod.client("a");
+
+    let dropped = || metrics(admin).sum("shardgate_log_lines_dropped_total");
+    let producer = world.producer();
+    let unread_since = Instant::now();
+    let mut number = 0;
+    while unread_since.elapsed() < UNREAD_FOR || dropped() == 0.0 {
+        (0..100).for_each(|_| be_logged(admin));
+        delivers(&producer, &mut client, number);
+        assert_eq!((status("/health"), status("/ready")), (Some(200), Some(200)));
+        number += 1;
+    }
+
+    // From now on somebody reads: what was dropped is logged, and then what happens next.
+    let counted = dropped();
+    let reading = thread::spawn(move || {
+        let mut log = String::new();
+        reader.read_to_string(&mut log).unwrap();
+        log
+    });
+    let all_is_read = || (dropped() == counted).then_some(());
+    eventually("no more is dropped", WITHIN, all_is_read);
+    client.close();
+    pod.signal(Signal::Term);
+    assert_eq!(pod.wait_exit(READY_WITHIN).code(), Some(0));
+    // The plan of the pod holds the pipe, too.
+    drop(pod);
+    let log = reading.join().unwrap();
+    let told: f64 = log.lines().filter(|line| line.contains("log lines were dropped")).map(lines_told).sum();
+    assert_eq!(told, counted, "{}", tail(&log));
+    assert!(log.lines().last().is_some_and(|line| line.contains("ended")), "{}", tail(&log));
+}
+
+/// `… WARN shardgate::operations::log: log lines were dropped, … lines=17`
+fn lines_told(line: &str) -> f64 {
+    let number = line.rsplit_once("lines=").unwrap_or_else(|| panic!("{line}")).1;
+    number.parse().unwrap_or_else(|error| panic!("{error}: {line}"))
+}
+
+fn tail(log: &str) -> &str {
+    &log[log.floor_char_boundary(log.len().saturating_sub(2000))..]
+}
+
+#[test]
+fn a_process_that_nobody_reads_ends_all_the_same() {
+    let dir = TempDir::new("unread");
+    let start = |arguments: &[&str]| {
+        let (reader, errors) = small_pipe();
+        let mut filled = std::fs::File::from(errors);
+        filled.write_all(&[b'x'; 4096]).unwrap();
+        let mut command = Command::new(binary());
+        command.args(arguments).env_clear().current_dir(dir.path());
+        (Process::start_with("shardgate", command, &dir.path().join("log"), Some(filled.into())), reader)
+    };
+    let (mut refused, _unread) = start(&["serve", "--port=none"]);
+    assert_eq!(refused.wait_exit(WITHIN).code(), Some(2), "its settings can't be used, and nobody is told");
+
+    let port = format!("--port={}", free_port([127, 0, 0, 1].into()));
+    let (mut demo, _unread) = start(&["demo", &port]);
+    let address = SocketAddr::from(([127, 0, 0, 1], port[7..].parse().unwrap()));
+    eventually("the demo is ready", READY_WITHIN, || {
+        http::get(address, "/ready", WITHIN).is_ok_and(|answer| answer.status == 200).then_some(())
+    });
+    demo.signal(Signal::Int);
+    assert_eq!(demo.wait_exit(WITHIN).code(), Some(0));
+}
