@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use shardgate::ids::TopicIndex;
 use shardgate::routing::table::Table;
-use shardgate::stream::batch::{Batch, Origin, Tick};
+use shardgate::stream::batch::{Batch, Origin, Tick, TickTime};
 use shardgate::stream::board::Board;
 
 const MARKETS: u16 = 200;
@@ -22,7 +22,7 @@ fn ticks(offset: i64) -> Batch {
         let payload = batch
             .push_bytes(format!(r#"{{"price":64123.{offset:04},"timestamp":"2026-11-24T05:31:13.123Z"}}"#).as_bytes());
         let origin = Origin { topic, partition: 0, offset };
-        batch.ticks.push(Tick { origin, timestamp_ms: 1_790_000_000_000 + offset, payload });
+        batch.ticks.push(Tick { origin, made: TickTime(1_790_000_000_000 + offset), age_ms: 0, payload });
     }
     batch
 }

@@ -13,6 +13,15 @@ pub const MARKET_NAME_BYTES_MAX: usize = 249;
 /// what every new client is sent.
 pub const MARKETS_MAX: usize = 10_000;
 
+/// How far a tick's timestamp may be ahead of this pod's clock and still count as a time. Clocks that NTP keeps differ by
+/// milliseconds, those of a virtual machine that was paused by a second or two; what is further ahead is a wrong unit or a
+/// wrong clock, and must not hold its market's price until its time comes.
+pub const TICK_AHEAD_MAX: Duration = Duration::from_secs(5);
+
+/// The least record timestamp that can be a time in Unix ms: early in 1973, long before Kafka. Below it lie times in seconds
+/// (until the year 5138), negative ones, and -1, which stands for none.
+pub const TICK_TIMESTAMP_MS_MIN: i64 = 100_000_000_000;
+
 /// A cursor, in characters (PROTOCOL 2). Over it, a message has none.
 pub const CURSOR_CHARS_MAX: usize = 512;
 
@@ -111,6 +120,9 @@ pub const COMPLAINT_KINDS_MAX: usize = 1024;
 
 /// How often an unusable record is told of, a topic (PROTOCOL 3: each is counted).
 pub const MALFORMED_LOG_EVERY: Duration = Duration::from_secs(1);
+
+/// How often a tick whose timestamp can't be used is logged, a topic and reason: each is counted.
+pub const TICK_LOG_EVERY: Duration = Duration::from_secs(1);
 
 /// How often a shard tells of records that lie where they should not, and of cursors that are too long.
 pub const FINDINGS_LOG_EVERY: Duration = Duration::from_secs(10);

@@ -386,6 +386,11 @@ impl Producer {
         self.record(BaseRecord::to(topic).partition(partition), key, payload);
     }
 
+    /// Sends a record with this timestamp, in Unix ms, to a partition.
+    pub fn send_at(&self, topic: &str, partition: i32, timestamp_ms: i64, payload: &[u8]) {
+        self.record(BaseRecord::to(topic).partition(partition).timestamp(timestamp_ms), None, Some(payload));
+    }
+
     fn record<'a>(&self, mut record: BaseRecord<'a, str, [u8]>, key: Option<&'a str>, payload: Option<&'a [u8]>) {
         record.key = key;
         record.payload = payload;

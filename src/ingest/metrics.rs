@@ -14,6 +14,7 @@ use crate::routing::mapping::Malformed;
 use crate::stream::batch::NextOffset;
 
 use super::batcher::Fault;
+use super::ticks::TimeFault;
 
 /// Why a record was not processed: the label of `websocket_kafka_messages_skipped_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +67,7 @@ pub struct Metrics {
     skipped: Family<[(&'static str, &'static str); 1], Counter>,
     lag: Family<[(&'static str, String); 1], Gauge>,
     faults: [Counter; 4],
+    tick_times: [Counter; TimeFault::ALL.len()],
     batches: Counter,
     batch_bytes: Counter,
     blocked: Counter<f64, AtomicU64>,
@@ -86,11 +88,13 @@ impl Metrics {
             skipped.get_or_create_owned(&reason.label());
         }
         let faults = Family::<[(&'static str, &'static str); 1], Counter>::default();
+        let tick_times = Family::<[(&'static str, &'static str); 1], Counter>::default();
         let metrics = Self {
             processed: Counter::default(),
             skipped,
             lag: Family::default(),
             faults: Fault::ALL.map(|fault| faults.get_or_create_owned(&fault.label())),
+            tick_times: TimeFault::ALL.map(|fault| tick_times.get_or_create_owned(&[("fault", fault.label())])),
             batches: Counter::default(),
             batch_bytes: Counter::default(),
             blocked: Counter::default(),
@@ -103,6 +107,11 @@ impl Metrics {
         };
         metrics.register_contract(registry);
         metrics.register_own(registry, faults);
+        registry.register(
+            "shardgate_ingest_tick_timestamp_faults",
+            "Ticks whose record timestamp is ahead of now, no time in milliseconds, or older than HISTORY_SECONDS",
+            tick_times,
+        );
         metrics.register_filling(registry);
         metrics
     }
@@ -213,12 +222,20 @@ pub(super) struct Tally {
     pub(super) offset_resets: u64,
     pub(super) partition_errors: u64,
     faults: [u64; 4],
+    tick_times: [u64; TimeFault::ALL.len()],
 }
 
 impl Tally {
     /// A record can't be used.
     pub(super) fn malformed(&mut self, fault: Fault) {
         self.faults[fault.place()] += 1;
+    }
+
+    /// A tick's timestamp can't be used.
+    pub(super) fn bad_tick_time(&mut self, fault: TimeFault) {
+        if let Some(place) = TimeFault::ALL.iter().position(|&other| other == fault) {
+            self.tick_times[place] += 1;
+        }
     }
 }
 
@@ -287,13 +304,25 @@ impl Publisher {
 
     /// Publishes what was counted, and begins anew.
     pub(super) fn publish(&self, tally: &mut Tally) {
-        let Tally { processed, not_owner, batches, batch_bytes, blocked, offset_resets, partition_errors, faults } =
-            std::mem::take(tally);
+        let Tally {
+            processed,
+            not_owner,
+            batches,
+            batch_bytes,
+            blocked,
+            offset_resets,
+            partition_errors,
+            faults,
+            tick_times,
+        } = std::mem::take(tally);
         let metrics = &self.metrics;
         metrics.processed.inc_by(processed);
         self.not_owner.inc_by(not_owner);
         self.malformed.inc_by(faults.iter().sum());
         for (counter, count) in metrics.faults.iter().zip(faults) {
+            counter.inc_by(count);
+        }
+        for (counter, count) in metrics.tick_times.iter().zip(tick_times) {
             counter.inc_by(count);
         }
         metrics.batches.inc_by(batches);
@@ -335,6 +364,7 @@ mod tests {
         let mut tally = Tally { processed: 3, not_owner: 6, blocked: Duration::from_millis(1_500), ..Tally::default() };
         tally.malformed(Fault::TooLarge);
         tally.malformed(Malformed::NoPayload.into());
+        tally.bad_tick_time(TimeFault::Ahead);
         publisher.publish(&mut tally);
         publisher.publish(&mut tally);
         metrics.skipped(Skipped::Malformed).inc();
@@ -344,6 +374,8 @@ mod tests {
         has(&text, r#"websocket_kafka_messages_skipped_total{reason="not_owner"} 6"#);
         has(&text, r#"websocket_kafka_messages_skipped_total{reason="malformed"} 3"#);
         has(&text, r#"shardgate_ingest_malformed_records_total{fault="no_payload"} 1"#);
+        has(&text, r#"shardgate_ingest_tick_timestamp_faults_total{fault="ahead"} 1"#);
+        has(&text, r#"shardgate_ingest_tick_timestamp_faults_total{fault="expired"} 0"#);
         has(&text, r#"websocket_kafka_consumer_lag{topic="orders"} 12"#);
         has(&text, "shardgate_ingest_blocked_seconds_total 1.5");
     }

@@ -10,7 +10,7 @@
 //!                                   \-> positions -> lag
 //! ```
 //!
-//! - Rules: `batcher`, `pace`, `positions`, `startup`, `catalogue`, `lag`, `reachability`, `complaints`.
+//! - Rules: `batcher`, `pace`, `positions`, `startup`, `catalogue`, `lag`, `reachability`, `complaints`, `ticks`.
 //! - Edges: `kafka` and `cluster` (librdkafka), and the two threads' loops, `reader` and `watcher`.
 //! - `metrics`: what is counted.
 //!
@@ -32,6 +32,7 @@ mod reader;
 mod startup;
 #[cfg(test)]
 pub(crate) mod testing;
+mod ticks;
 mod watcher;
 
 use std::io;

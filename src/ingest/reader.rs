@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::TrySendError;
 use tracing::{info, warn};
 
+use crate::clock::Now;
 use crate::exchange::{IngestStatus, Owner, PublishedStanding, ShardDoor, Standing, Undelivered};
 use crate::ids::{AssessmentHash, ShardIndex, TopicIndex};
 use crate::limits::{
     INGEST_WAIT, KAFKA_LOG_EVERY, LOOK_WAITED_FOR_MAX, MALFORMED_LOG_EVERY, STANDSTILL_MIN, STRAY_LOOK_EVERY,
-    TURN_RECORDS_MAX,
+    TICK_LOG_EVERY, TURN_RECORDS_MAX,
 };
 use crate::stream::batch::{Batch, Ends, NextOffset, Origin};
 
@@ -25,6 +26,7 @@ use super::metrics::{Publisher, Tally};
 use super::pace::Pace;
 use super::positions::Positions;
 use super::startup::{Filling, Range};
+use super::ticks::TimeFault;
 use super::watcher::{Doubts, Found, Watcher};
 
 /// How often the lag is summed up, and the progress of the filling said.
@@ -60,6 +62,7 @@ pub(super) struct Desk {
     tally: Tally,
     publisher: Publisher,
     malformed: Complaints<TopicIndex>,
+    tick_times: Complaints<(TopicIndex, TimeFault)>,
     failed: Complaints<(Option<TopicIndex>, i32)>,
     /// Topics whose records make a look worth while: they may have more partitions.
     strays: Complaints<TopicIndex>,
@@ -113,7 +116,9 @@ impl Reader {
         // In a flood, what is handed over together wakes a shard once.
         while !desk.is_held(now) && taken < TURN_RECORDS_MAX {
             let fetched = self.consumer.fetch(if taken == 0 { INGEST_WAIT } else { Duration::ZERO });
-            desk.turns(Instant::now());
+            let fetched_at = Now::read();
+            desk.turns(fetched_at.instant);
+            desk.batcher.set_now(fetched_at.unix);
             for message in fetched.iter() {
                 records += usize::from(matches!(message, Message::Record(_)));
                 desk.message(message, &standing, &self.watcher, now)?;
@@ -133,7 +138,7 @@ impl Desk {
     pub(super) fn new(parts: super::Parts, now: Instant) -> Self {
         let shards = u16::try_from(parts.shards.len()).unwrap_or(u16::MAX);
         Self {
-            batcher: Batcher::new(shards, parts.config.event_bytes_max),
+            batcher: Batcher::new(shards, parts.config.event_bytes_max, parts.config.history),
             doors: parts.shards,
             standing: parts.standing,
             place_anywhere: parts.place_anywhere,
@@ -146,6 +151,7 @@ impl Desk {
             tally: Tally::default(),
             publisher: Publisher::new(parts.metrics),
             malformed: Complaints::new(MALFORMED_LOG_EVERY),
+            tick_times: Complaints::new(TICK_LOG_EVERY),
             failed: Complaints::new(KAFKA_LOG_EVERY),
             strays: Complaints::new(STRAY_LOOK_EVERY),
             doubts: None,
@@ -211,6 +217,9 @@ impl Desk {
             self.positions.set(start.topic, start.partition, start.offset);
             let (topic, partition) = (start.topic, start.partition);
             self.batcher.recent_from(NextOffset { topic, partition, offset: start.recent });
+            if start.end > start.offset {
+                self.batcher.ended_at(NextOffset { topic, partition, offset: start.end });
+            }
         }
         let partitions = found.partitions.len();
         if found.initial {
@@ -303,7 +312,12 @@ impl Desk {
     ) -> Result<(), Over> {
         let origin = incoming.origin;
         match self.batcher.push(incoming, &self.positions) {
-            Ok(Taken::Tick) => self.tally.processed += 1,
+            Ok(Taken::Tick(fault)) => {
+                self.tally.processed += 1;
+                if let Some(fault) = fault {
+                    self.bad_tick_time(incoming, fault, now);
+                }
+            }
             Ok(Taken::Event { hash, is_stray }) => {
                 let is_own = self.place_anywhere || is_own(hash, standing);
                 // Without a branch: which it will be, no processor can guess.
@@ -328,6 +342,15 @@ impl Desk {
             let topic = self.name(Some(origin.topic));
             let Origin { partition, offset, .. } = origin;
             warn!(topic, partition, offset, reason = %fault, held_back, "a record can't be used");
+        }
+    }
+
+    fn bad_tick_time(&mut self, incoming: &Incoming<'_>, fault: TimeFault, now: Instant) {
+        self.tally.bad_tick_time(fault);
+        let Origin { topic, partition, offset } = incoming.origin;
+        if let Some(held_back) = self.tick_times.admit((topic, fault), now) {
+            let (topic, timestamp_ms) = (self.name(Some(topic)), incoming.timestamp_ms);
+            warn!(topic, partition, offset, timestamp_ms, reason = %fault, held_back, "a tick's timestamp can't be used");
         }
     }
 

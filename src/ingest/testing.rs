@@ -1,7 +1,7 @@
 //! For the simulation: what the two threads of ingest do, without threads and without Kafka. The rules are the real ones;
 //! what is asked of a cluster comes as an argument.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::batcher::{Batcher, Incoming};
 use super::catalogue::{Catalogue, Seen};
@@ -53,7 +53,7 @@ pub(crate) struct Feed {
 
 impl Feed {
     pub(crate) fn new(routes: Table) -> Self {
-        let batcher = Batcher::new(1, 1 << 20);
+        let batcher = Batcher::new(1, 1 << 20, Duration::from_secs(300));
         Self { catalogue: Catalogue::new(routes), batcher, positions: Positions::default(), filling: None }
     }
 

@@ -508,6 +508,7 @@ impl<S: Socket> State<S> {
     /// history costs in bytes.
     pub(super) fn end_turn(&mut self, now: Instant) -> (Counts, Findings, usize) {
         self.history.evict(now);
+        self.board.evict(now);
         let mut findings = self.history.take_findings();
         findings.unusable += self.board.take_unusable();
         (std::mem::take(&mut self.counts), findings, self.history.bytes())

@@ -49,13 +49,24 @@ pub struct Record {
     pub payload: Span,
 }
 
+/// When a tick was made, in Unix ms, by its record's timestamp. It decides between partitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TickTime(pub i64);
+
+impl TickTime {
+    /// The record's timestamp is missing, or can't be true. Such a tick is older than every one whose time is known.
+    pub const UNKNOWN: Self = Self(i64::MIN);
+}
+
 /// A tick of one market.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tick {
     /// Where it came from; the market is the topic's.
     pub origin: Origin,
-    /// The record's timestamp in Unix ms, which decides between partitions.
-    pub timestamp_ms: i64,
+    /// When it was made.
+    pub made: TickTime,
+    /// How old it was when ingest read it, in ms; 0 where its time is unknown. Never more than the window.
+    pub age_ms: u32,
     /// The payload in the arena: a JSON object.
     pub payload: Span,
 }

@@ -16,7 +16,7 @@ use crate::limits::{MARKET_NAME_BYTES_MAX, MARKETS_MAX};
 use crate::protocol::messages::text_header;
 use crate::routing::mapping;
 use crate::routing::table::Topic;
-use crate::stream::batch::{Batch, Origin};
+use crate::stream::batch::{Batch, Origin, Tick, TickTime};
 
 /// How old the image may be that a new client is sent while ticks come. To make it anew for each would cost a burst of
 /// clients a walk over all markets each.
@@ -45,6 +45,8 @@ pub struct Board {
     grown: bool,
     /// When the image was made.
     published: Option<Instant>,
+    /// No market's tick was made before this: while it is within the window, all are.
+    oldest: Option<Instant>,
     /// Where a message is mapped before its length is known.
     scratch: Vec<u8>,
     unusable: u64,
@@ -55,9 +57,10 @@ struct Market {
     name: Box<str>,
     topic: TopicIndex,
     origin: Origin,
-    timestamp_ms: i64,
+    made: TickTime,
     payload: Vec<u8>,
-    arrived: Instant,
+    /// When it was made by this process' clock: by its own time where that is known, else when it arrived.
+    since: Instant,
     version: u64,
     /// Of the payload; empty until a flush needs it.
     frame: Vec<u8>,
@@ -86,7 +89,7 @@ pub struct Progress {
 }
 
 impl Board {
-    /// An empty board, which forgets a market whose last tick arrived longer than `window` ago.
+    /// An empty board, which forgets a market whose last tick was made longer than `window` ago.
     #[must_use]
     pub fn new(window: Duration) -> Self {
         Self {
@@ -100,6 +103,7 @@ impl Board {
             changed: false,
             grown: false,
             published: None,
+            oldest: None,
             scratch: Vec::new(),
             unusable: 0,
         }
@@ -115,24 +119,27 @@ impl Board {
             self.topics[index] = topic.market().map(|_| Arc::clone(topic));
         }
         for tick in &batch.ticks {
-            let payload = tick.payload.of(&batch.arena);
-            if !self.put(tick.origin, tick.timestamp_ms, payload, now) {
+            if !self.put(tick, tick.payload.of(&batch.arena), now) {
                 self.unusable += 1;
             }
         }
     }
 
     /// Puts a tick on the board, unless a newer one is there. `false` where there is no place for it.
-    fn put(&mut self, origin: Origin, timestamp_ms: i64, payload: &[u8], now: Instant) -> bool {
-        let Some(topic) = self.topics.get(usize::from(origin.topic.0)).and_then(Option::as_ref) else { return false };
+    fn put(&mut self, tick: &Tick, payload: &[u8], now: Instant) -> bool {
+        let Some(topic) = self.topics.get(usize::from(tick.origin.topic.0)).and_then(Option::as_ref) else {
+            return false;
+        };
         let Some(name) = topic.market() else { return false };
         self.version += 1;
+        let since = now.checked_sub(Duration::from_millis(tick.age_ms.into())).unwrap_or(now);
         if let Some(&index) = self.by_name.get(name) {
             let market = &mut self.markets[index];
-            // One beyond the window is as good as forgotten: else a tick from the future would keep its market for good.
-            let forgotten = now.saturating_duration_since(market.arrived) > self.window;
-            if forgotten || market.is_older_than(origin, timestamp_ms) {
-                market.take(origin, timestamp_ms, payload, now, self.version);
+            // One beyond the window is as good as forgotten.
+            let forgotten = now.saturating_duration_since(market.since) > self.window;
+            if forgotten || market.is_older_than(tick) {
+                market.take(tick, payload, since, self.version);
+                self.oldest = Some(self.oldest.map_or(since, |oldest| oldest.min(since)));
                 self.changed = true;
             }
             return true;
@@ -143,25 +150,26 @@ impl Board {
         self.by_name.insert(name.into(), self.markets.len());
         self.markets.push(Market {
             name: name.into(),
-            topic: origin.topic,
-            origin,
-            timestamp_ms,
+            topic: tick.origin.topic,
+            origin: tick.origin,
+            made: tick.made,
             payload: payload.to_vec(),
-            arrived: now,
+            since,
             version: self.version,
             frame: Vec::new(),
         });
+        self.oldest = Some(self.oldest.map_or(since, |oldest| oldest.min(since)));
         self.changed = true;
         self.grown = true;
         true
     }
 
-    /// Whether the image is too old for a client that has seen nothing: it lacks a market, or newer ticks came and it was
-    /// not made within [`NEWCOMERS_IMAGE_AGE`].
+    /// Whether the image is wrong for a client that has seen nothing: it lacks a market, has one that is older than the
+    /// window, or newer ticks came and it was not made within [`NEWCOMERS_IMAGE_AGE`].
     #[must_use]
     pub fn is_stale(&self, now: Instant) -> bool {
         let recent = |published: Instant| now.saturating_duration_since(published) < NEWCOMERS_IMAGE_AGE;
-        self.grown || (self.changed && !self.published.is_some_and(recent))
+        self.grown || self.has_expired(now) || (self.changed && !self.published.is_some_and(recent))
     }
 
     /// The version of the image.
@@ -206,6 +214,17 @@ impl Board {
         }
     }
 
+    /// Drops what is older than the window from the board and its image, whether or not ticks come.
+    pub fn evict(&mut self, now: Instant) {
+        if self.has_expired(now) {
+            self.publish(now);
+        }
+    }
+
+    fn has_expired(&self, now: Instant) -> bool {
+        self.oldest.is_some_and(|oldest| now.saturating_duration_since(oldest) > self.window)
+    }
+
     /// What the image has that `seen` has not.
     #[must_use]
     pub fn unseen(&self, seen: BoardVersion) -> Unseen<'_> {
@@ -218,30 +237,41 @@ impl Board {
         let window = self.window;
         let by_name = &mut self.by_name;
         self.markets.retain(|market| {
-            let kept = now.saturating_duration_since(market.arrived) <= window;
+            let kept = now.saturating_duration_since(market.since) <= window;
             if !kept {
                 by_name.remove(&market.name);
             }
             kept
         });
+        self.oldest = self.markets.iter().map(|market| market.since).min();
     }
 }
 
 impl Market {
-    /// On one partition the offset decides; between partitions the record's timestamp does, and between a topic and one
-    /// that was made anew under its name, which has another index.
-    fn is_older_than(&self, origin: Origin, timestamp_ms: i64) -> bool {
-        let same_partition = (self.origin.topic, self.origin.partition) == (origin.topic, origin.partition);
-        if same_partition { self.origin.offset < origin.offset } else { self.timestamp_ms <= timestamp_ms }
+    /// On one partition the offset decides; between partitions the time when they were made does, and between a topic and
+    /// one that was made anew under its name, which has another index. Of two ticks without a known time, the one that came
+    /// last is the newer one.
+    fn is_older_than(&self, tick: &Tick) -> bool {
+        match self.shares_partition(tick.origin) {
+            true => self.origin.offset < tick.origin.offset,
+            false => self.made <= tick.made,
+        }
     }
 
-    fn take(&mut self, origin: Origin, timestamp_ms: i64, payload: &[u8], now: Instant, version: u64) {
-        self.topic = origin.topic;
-        self.origin = origin;
-        self.timestamp_ms = timestamp_ms;
+    fn shares_partition(&self, origin: Origin) -> bool {
+        (self.origin.topic, self.origin.partition) == (origin.topic, origin.partition)
+    }
+
+    fn take(&mut self, tick: &Tick, payload: &[u8], since: Instant, version: u64) {
+        // Behind a tick of a known time on its partition, one of an unknown time is at least as new.
+        if !self.shares_partition(tick.origin) || tick.made != TickTime::UNKNOWN {
+            self.made = tick.made;
+        }
+        self.topic = tick.origin.topic;
+        self.origin = tick.origin;
         self.payload.clear();
         self.payload.extend_from_slice(payload);
-        self.arrived = now;
+        self.since = since;
         self.version = version;
         self.frame.clear();
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::batch::{Batch, Origin, Record, Tick};
+use super::batch::{Batch, Origin, Record, Tick, TickTime};
 use crate::ids::{AssessmentHash, TopicIndex};
 use crate::routing::table::{Table, Topic};
 
@@ -38,7 +38,12 @@ pub(crate) fn events(ids: &[(&str, u64)]) -> Batch {
 pub(crate) fn tick(topic: TopicIndex, partition: i32, offset: i64, timestamp_ms: i64, price: u64) -> Batch {
     let mut batch = Batch::default();
     let payload = batch.push_bytes(format!(r#"{{"price":{price}}}"#).as_bytes());
-    batch.ticks.push(Tick { origin: Origin { topic, partition, offset }, timestamp_ms, payload });
+    batch.ticks.push(Tick {
+        origin: Origin { topic, partition, offset },
+        made: TickTime(timestamp_ms),
+        age_ms: 0,
+        payload,
+    });
     batch
 }
 

@@ -90,19 +90,117 @@ fn a_market_whose_topic_was_made_anew_goes_on_from_its_first_offset() {
     }
 }
 
+/// A tick without a time of its own.
+fn undated(topic: TopicIndex, partition: i32, offset: i64, price: u64) -> Batch {
+    tick(topic, partition, offset, TickTime::UNKNOWN.0, price)
+}
+
+/// A tick that was so old when it was read.
+fn aged(topic: TopicIndex, offset: i64, age: Duration, price: u64) -> Batch {
+    let mut batch = tick(topic, 0, offset, 0, price);
+    batch.ticks[0].age_ms = u32::try_from(age.as_millis()).unwrap();
+    batch
+}
+
+/// What a new client is sent.
+fn whole(board: &Board) -> Vec<u64> {
+    read(board, &mut BoardVersion::default())
+}
+
 #[test]
-fn a_tick_from_the_future_keeps_its_market_for_the_window_alone() {
+fn a_tick_of_an_unknown_time_never_replaces_one_of_a_known_time_on_another_partition() {
     let now = Instant::now();
     let mut board = board(now);
-    board.apply(&tick(BTC, 0, 5, i64::MAX, 1), now);
-    board.apply(&tick(BTC, 1, 0, 1_000, 2), now + WINDOW);
+    let mut show = |batch: Batch| {
+        board.apply(&batch, now);
+        board.publish(now);
+        whole(&board)
+    };
+    assert_eq!(show(undated(BTC, 0, 0, 1)), [1], "it is all that there is");
+    assert_eq!(show(undated(BTC, 1, 0, 2)), [2], "of two such the last one to come");
+    assert_eq!(show(tick(BTC, 0, 1, 1_000, 3)), [3]);
+    assert_eq!(show(undated(BTC, 1, 1, 4)), [3]);
+    assert_eq!(show(undated(BTC, 0, 2, 5)), [5], "on one partition the offset decides, whatever the timestamps");
+    assert_eq!(show(tick(BTC, 1, 2, 999, 6)), [5], "which is older than what came before that one");
+    assert_eq!(show(tick(BTC, 1, 3, 1_000, 7)), [7]);
+}
+
+#[test]
+fn a_tick_of_a_known_time_holds_its_market_for_the_window_alone() {
+    let now = Instant::now();
+    let mut board = board(now);
+    board.apply(&tick(BTC, 0, 5, 1_000, 1), now);
+    board.apply(&undated(BTC, 1, 0, 2), now + WINDOW);
     board.publish(now + WINDOW);
-    assert_eq!(read(&board, &mut BoardVersion::default()), [1]);
+    assert_eq!(whole(&board), [1]);
     let later = now + WINDOW + Duration::from_millis(1);
-    board.apply(&tick(BTC, 1, 1, 1_001, 3), later);
+    board.apply(&undated(BTC, 1, 1, 3), later);
     assert!(board.has_news());
     board.publish(later);
-    assert_eq!(read(&board, &mut BoardVersion::default()), [3]);
+    assert_eq!(whole(&board), [3]);
+}
+
+#[test]
+fn nothing_older_than_the_window_is_on_the_board_though_no_tick_comes() {
+    let now = Instant::now();
+    let mut board = board(now);
+    board.apply(&tick(BTC, 0, 1, 0, 100), now);
+    board.apply(&tick(ETH, 0, 1, 0, 200), now + Duration::from_secs(1));
+    board.publish(now + Duration::from_secs(1));
+    let lagging = BoardVersion::default();
+    board.evict(now + WINDOW);
+    assert!(!board.is_stale(now + WINDOW));
+    assert_eq!(read(&board, &mut lagging.clone()), [100, 200]);
+
+    let later = now + WINDOW + Duration::from_millis(1);
+    assert!(board.is_stale(later), "a newcomer has it made anew");
+    board.evict(later);
+    assert_eq!(read(&board, &mut lagging.clone()), [200], "one that lags is sent nothing old either");
+    board.evict(later + Duration::from_secs(1));
+    assert_eq!(read(&board, &mut lagging.clone()), [0; 0]);
+    assert_eq!(board.image_version(), BoardVersion::default());
+    assert!(!board.is_stale(later + 2 * WINDOW) && !board.has_news());
+
+    board.apply(&tick(BTC, 0, 2, 0, 101), later + 2 * WINDOW);
+    board.publish(later + 2 * WINDOW);
+    assert_eq!(whole(&board), [101]);
+}
+
+#[test]
+fn the_age_that_a_tick_had_when_it_was_read_counts() {
+    let now = Instant::now();
+    let mut board = board(now);
+    let second = Duration::from_secs(1);
+    board.apply(&tick(ETH, 0, 1, 0, 200), now);
+    board.publish(now);
+    board.apply(&aged(BTC, 1, WINDOW - second, 100), now);
+    board.publish(now + second);
+    assert_eq!(whole(&board), [200, 100]);
+    board.evict(now + second + Duration::from_millis(1));
+    assert_eq!(whole(&board), [200]);
+    // A newer tick that is old itself shortens what its market has left.
+    board.apply(&aged(ETH, 2, WINDOW - second, 201), now + 2 * second);
+    board.evict(now + 3 * second + Duration::from_millis(1));
+    assert_eq!(whole(&board), [0; 0]);
+}
+
+#[test]
+fn a_market_whose_producer_writes_its_name_otherwise_is_another_and_the_old_one_leaves_with_the_window() {
+    const UPPER: TopicIndex = TopicIndex(3);
+    let now = Instant::now();
+    let mut board = board(now);
+    let table = Table::parse(Table::BUILT_IN).unwrap();
+    let topic = Arc::new(table.resolve(UPPER, "market-data.BTC-ticks").unwrap());
+    board.apply(&Batch { topics: vec![topic], ..Batch::default() }, now);
+    board.apply(&tick(BTC, 0, 1, 0, 100), now);
+    for second in 1..=300 {
+        board
+            .apply(&tick(UPPER, 0, second, 0, second.unsigned_abs()), now + Duration::from_secs(second.unsigned_abs()));
+    }
+    board.publish(now + WINDOW);
+    assert_eq!(whole(&board), [100, 300]);
+    board.evict(now + WINDOW + Duration::from_millis(1));
+    assert_eq!(whole(&board), [300]);
 }
 
 #[test]
