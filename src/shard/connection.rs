@@ -13,7 +13,7 @@ use crate::ids::AssessmentHash;
 use crate::protocol::close::CloseReason;
 use crate::protocol::messages::ResetReason;
 use crate::stream::board::{BoardVersion, Unseen};
-use crate::stream::history::{ChainKey, Position};
+use crate::stream::history::{ChainKey, FrameRef, Position};
 use crate::stream::offsets::Cover;
 
 new_key_type! {
@@ -104,8 +104,8 @@ pub(super) struct Watch {
 pub(super) enum Tail {
     /// Bytes of its own: a control frame, a market's, or the greeting.
     Bytes(Box<Rest>),
-    /// The entry at its position, of which so many bytes are written. The history has the rest, as long as it has.
-    Entry { sent: usize },
+    /// An event's frame, of which so many bytes are written. The connection's position is behind it already.
+    Event { frame: FrameRef, sent: u32 },
 }
 
 /// Bytes of a connection's own that are half written.
@@ -121,6 +121,14 @@ pub(super) struct Rest {
 impl Tail {
     pub(super) fn bytes(bytes: Box<[u8]>, texts: u64) -> Self {
         Self::Bytes(Box::new(Rest { bytes, sent: 0, texts }))
+    }
+
+    /// Text frames that are written when all of it is.
+    pub(super) fn texts(&self) -> u64 {
+        match self {
+            Self::Bytes(rest) => rest.texts,
+            Self::Event { .. } => 1,
+        }
     }
 }
 

@@ -135,13 +135,8 @@ fn plan<S: Socket>(connection: &mut Connection<S>, source: &mut Source<'_>, now:
     let mut plan = Plan { board_first: connection.seen < connection.greeted_with, ..Plan::default() };
     source.scratch.control.clear();
     let mut position = connection.watch.map(|watch| watch.position);
-    match (&connection.tail, position) {
-        (Some(Tail::Bytes(rest)), _) => plan.tail = rest.left().len(),
-        (Some(Tail::Entry { sent }), Some(at)) => {
-            plan.tail = source.history.rest_of_frame(at, *sent)?.len();
-            position = Some(source.history.after(at));
-        }
-        (Some(Tail::Entry { .. }) | None, _) => {}
+    if let Some(tail) = &connection.tail {
+        plan.tail = rest(tail, source.history)?.len();
     }
     match &connection.end {
         End::Over { .. } => return Some(Plan::default()),
@@ -164,6 +159,14 @@ fn plan<S: Socket>(connection: &mut Connection<S>, source: &mut Source<'_>, now:
     plan.control = source.scratch.control.len();
     plan.board = source.board.unseen(connection.seen).bytes.len();
     Some(plan)
+}
+
+/// What is left of what is half written; `None` where that has left the history.
+fn rest<'a>(tail: &'a Tail, history: &'a History) -> Option<&'a [u8]> {
+    match tail {
+        Tail::Bytes(rest) => Some(rest.left()),
+        Tail::Event { frame, sent } => history.rest_of_frame(*frame, *sent),
+    }
 }
 
 fn plan_farewell<S>(
@@ -204,7 +207,6 @@ fn plan_events<S>(
 ) -> Option<Position> {
     let watch = connection.watch.as_mut()?;
     if let Some(cover) = connection.cover.as_deref_mut() {
-        // Such a connection's tail is never an entry: its position is its own.
         let apart = &mut source.scratch.apart;
         source.history.make_apart(chain, position, cover, APART_BYTES_MAX, apart);
         position = apart.from;
@@ -225,8 +227,9 @@ fn plan_events<S>(
         Lag::Lost => return None,
         Lag::Current => connection.catching_up = false,
         Lag::Behind => {
-            plan.due = source.history.due(chain, position, TURN_BYTES_MAX);
-            plan.events = plan.due.map_or(0, |due| due.bytes);
+            let due = source.history.due(chain, position, TURN_BYTES_MAX)?;
+            plan.due = Some(due);
+            plan.events = due.bytes;
             if let Some(due) = plan.due.take_if(|due| due.bytes == 0) {
                 // None of them could be mapped: there is nothing to wait for.
                 watch.position = source.history.progress(position, &due, 0).position;
@@ -303,14 +306,7 @@ fn fill<'a, S>(
             bytes += slice.len();
         }
     };
-    let tail = match (&connection.tail, connection.watch) {
-        (Some(Tail::Bytes(rest)), _) => rest.left(),
-        (Some(Tail::Entry { sent }), Some(watch)) => {
-            source.history.rest_of_frame(watch.position, *sent).unwrap_or_default()
-        }
-        _ => &[],
-    };
-    push(&tail[..plan.tail], slices, &mut filled);
+    push(connection.tail.as_ref().and_then(|tail| rest(tail, source.history)).unwrap_or_default(), slices, &mut filled);
     push(&source.scratch.control[..plan.control], slices, &mut filled);
     let board = source.board.unseen(connection.seen).bytes;
     if plan.board_first {
@@ -358,8 +354,8 @@ fn account<S: Socket>(plan: &Plan, connection: &mut Connection<S>, source: &mut 
         let progress = source.history.progress(watch.position, due, taken);
         watch.position = progress.position;
         source.counts.sent += progress.frames;
-        if progress.partial > 0 {
-            connection.tail = Some(Tail::Entry { sent: progress.partial });
+        if let Some((frame, sent)) = progress.partial {
+            connection.tail = Some(Tail::Event { frame, sent });
         }
         left -= taken;
     }
@@ -379,19 +375,16 @@ fn account<S: Socket>(plan: &Plan, connection: &mut Connection<S>, source: &mut 
 }
 
 fn account_tail<S>(connection: &mut Connection<S>, source: &mut Source<'_>, taken: usize, whole: bool) {
-    match (&mut connection.tail, &mut connection.watch) {
-        (Some(Tail::Bytes(rest)), _) if whole => {
-            source.counts.sent += rest.texts;
+    match &mut connection.tail {
+        Some(tail) if whole => {
+            source.counts.sent += tail.texts();
             connection.tail = None;
         }
-        (Some(Tail::Entry { .. }), Some(watch)) if whole => {
-            source.counts.sent += 1;
-            watch.position = source.history.after(watch.position);
-            connection.tail = None;
+        Some(Tail::Bytes(rest)) => rest.sent += taken,
+        Some(Tail::Event { sent, .. }) => {
+            *sent += u32::try_from(taken).expect("less than a frame's length, which has 32 bits");
         }
-        (Some(Tail::Bytes(rest)), _) => rest.sent += taken,
-        (Some(Tail::Entry { sent }), _) => *sent += taken,
-        (None, _) => {}
+        None => {}
     }
 }
 

@@ -306,9 +306,7 @@ impl<S: Socket> State<S> {
                 let progress = history.progress(watch.position, due, sent);
                 watch.position = progress.position;
                 counts.sent += progress.frames;
-                if progress.partial > 0 {
-                    connection.tail = Some(Tail::Entry { sent: progress.partial });
-                }
+                connection.tail = progress.partial.map(|(frame, sent)| Tail::Event { frame, sent });
             } else {
                 history.lag(chain, &mut watch.position);
             }

@@ -4,6 +4,7 @@ mod costs;
 mod leaving;
 mod newcomers;
 mod returns;
+mod slow;
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
@@ -23,7 +24,7 @@ use crate::ids::{AssessmentId, NodeId};
 use crate::protocol::close::CloseReason;
 use crate::protocol::session::Inbound;
 use crate::stream::batch::Batch;
-use crate::stream::testing::{BTC, events, number, texts, tick, topics};
+use crate::stream::testing::{BTC, events, malformed, number, texts, tick, topics};
 
 // ---- the world --------------------------------------------------------------------------------------------------------
 
@@ -455,6 +456,7 @@ fn a_complaint_comes_once_a_second_at_most_and_too_many_messages_end_it() {
 #[derive(Debug, Clone)]
 enum Step {
     Events(Vec<u8>),
+    Malformed(u8),
     Tick(bool),
     Takes(u8, usize),
     Task(u8),
@@ -467,6 +469,7 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         4 => prop::collection::vec(0u8..3, 1..20).prop_map(Step::Events),
+        1 => (0u8..3).prop_map(Step::Malformed),
         2 => any::<bool>().prop_map(Step::Tick),
         4 => (0u8..6, prop_oneof![Just(usize::MAX), 0usize..400]).prop_map(|(who, bytes)| Step::Takes(who, bytes)),
         4 => (0u8..6).prop_map(Step::Task),
@@ -494,6 +497,10 @@ proptest! {
                     let batch: Vec<_> = assessments.iter().map(|&who| { next += 1; (names[usize::from(who)], next) }).collect();
                     for (&who, &(_, number)) in assessments.iter().zip(&batch) { expected[usize::from(who)].push(number); }
                     world.state.take(events(&batch), world.now.instant);
+                }
+                Step::Malformed(who) => {
+                    next += 1;
+                    world.state.take(malformed(names[usize::from(who)], next), world.now.instant);
                 }
                 Step::Tick(is_new) => {
                     price += u64::from(is_new);

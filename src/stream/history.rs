@@ -33,8 +33,8 @@ use slotmap::SlotMap;
 pub use self::chains::ChainKey;
 use self::chains::{Chain, LINKED_TOGETHER};
 pub use self::cursors::Apart;
-pub use self::positions::{Due, Lag, Position, Progress};
-use self::segment::{EntryRef, Frame, Segment};
+pub use self::positions::{Due, FrameRef, Lag, Position, Progress};
+use self::segment::{Entry, EntryRef, Frame, Segment};
 use crate::limits::GROWTH_NOTICED_MAX;
 use crate::routing::table::Topic;
 use crate::stream::batch::Batch;
@@ -188,11 +188,11 @@ impl History {
         }
     }
 
-    /// The frame of an entry, made when it is first asked for.
-    fn frame(&mut self, key: ChainKey, at: EntryRef) -> Frame {
+    /// The frame of an entry, made when it is first asked for. `None` where the entry has left the window.
+    fn frame(&mut self, key: ChainKey, at: EntryRef) -> Option<Frame> {
         let number = at.segment();
-        if let frame @ (Frame::Ready { .. } | Frame::Unusable) = self.segment(at).entries[at.index()].frame {
-            return frame;
+        if let (_, Entry { frame: frame @ (Frame::Ready { .. } | Frame::Unusable), .. }) = self.entry(at)? {
+            return Some(*frame);
         }
         self.list_anew(key);
         self.prepare_past(at);
@@ -203,10 +203,10 @@ impl History {
 
     /// Makes an entry's frame, with the cursor as of the entry: where its segment says that ingest stood, or, while the
     /// entry is the newest, where it stands.
-    fn make_frame(&mut self, key: ChainKey, at: EntryRef, stand: Stand) -> Frame {
+    fn make_frame(&mut self, key: ChainKey, at: EntryRef, stand: Stand) -> Option<Frame> {
         let Self { segments, offsets, chains, scratch, findings, first_segment, .. } = self;
-        let segment = &mut segments[slot(*first_segment, at)];
-        let (record, chain) = (segment.entries[at.index()].record, &chains[key]);
+        let segment = segments.get_mut(slot(*first_segment, at)?)?;
+        let (record, chain) = (segment.entries.get(at.index())?.record, chains.get(key)?);
         let topic = offsets.topic(record.origin.topic);
         let frame = topic.filter(|topic| segment.map(at.index(), topic, scratch)).and_then(|_| {
             let start = scratch.len();
@@ -221,19 +221,39 @@ impl History {
         let frame = frame.unwrap_or(Frame::Unusable);
         segment.entries[at.index()].frame = frame;
         findings.unusable += u64::from(frame == Frame::Unusable);
-        frame
+        Some(frame)
     }
 
-    fn segment(&self, at: EntryRef) -> &Segment {
-        &self.segments[slot(self.first_segment, at)]
+    // ---- access -----------------------------------------------------------------------------------------------------
+
+    // References to entries are held across turns, and meanwhile the window moves on. So each access answers `None` for
+    // one that has left it, and the caller decides what that means.
+
+    /// An entry, and the segment that it is in.
+    fn entry(&self, at: EntryRef) -> Option<(&Segment, &Entry)> {
+        let segment = self.segments.get(slot(self.first_segment, at)?)?;
+        Some((segment, segment.entries.get(at.index())?))
+    }
+
+    fn entry_mut(&mut self, at: EntryRef) -> Option<&mut Entry> {
+        self.segment_mut(at)?.entries.get_mut(at.index())
+    }
+
+    fn segment_mut(&mut self, at: EntryRef) -> Option<&mut Segment> {
+        self.segments.get_mut(slot(self.first_segment, at)?)
+    }
+
+    /// The entry after one in its chain.
+    fn next_entry(&self, at: EntryRef) -> Option<EntryRef> {
+        self.entry(at)?.1.next
     }
 
     /// Brings `bytes` up to date with a segment's cost.
     fn recount(&mut self, number: u64) {
-        let segment = &mut self.segments[slot(self.first_segment, EntryRef::new(number, 0))];
+        let Some(segment) = self.segment_mut(EntryRef::new(number, 0)) else { return };
         let cost = segment.cost();
-        self.bytes = self.bytes - segment.counted + cost;
-        segment.counted = cost;
+        let before = std::mem::replace(&mut segment.counted, cost);
+        self.bytes = self.bytes - before + cost;
     }
 }
 
@@ -246,6 +266,7 @@ enum Stand {
     Head,
 }
 
-fn slot(first_segment: u64, at: EntryRef) -> usize {
-    usize::try_from(at.segment() - first_segment).expect("as many segments as fit in memory")
+/// Where an entry's segment is among those in the window, if it has not left it.
+fn slot(first_segment: u64, at: EntryRef) -> Option<usize> {
+    usize::try_from(at.segment().checked_sub(first_segment)?).ok()
 }

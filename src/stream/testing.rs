@@ -22,16 +22,40 @@ pub(crate) fn topics() -> Vec<Arc<Topic>> {
 pub(crate) fn events(ids: &[(&str, u64)]) -> Batch {
     let mut batch = Batch::default();
     for &(id, number) in ids {
-        let id_span = batch.push_bytes(id.as_bytes());
-        let payload = batch.push_bytes(format!(r#"{{"assessmentId":"{id}","currentBalance":{number}}}"#).as_bytes());
-        batch.records.push(Record {
-            hash: AssessmentHash::of(id),
-            origin: Origin { topic: EVENTS, partition: 0, offset: i64::try_from(number).expect("a small number") },
-            id: id_span,
-            payload,
-        });
+        push(&mut batch, id, number, &format!(r#"{{"assessmentId":"{id}","currentBalance":{number}}}"#));
     }
     batch
+}
+
+/// A batch with one event whose message is about so many bytes larger.
+pub(crate) fn large_event(id: &str, number: u64, bytes: usize) -> Batch {
+    let fill = "x".repeat(bytes);
+    let mut batch = Batch::default();
+    push(
+        &mut batch,
+        id,
+        number,
+        &format!(r#"{{"assessmentId":"{id}","currentBalance":{number},"timestamp":"{fill}"}}"#),
+    );
+    batch
+}
+
+/// A batch with one record that can't be mapped.
+pub(crate) fn malformed(id: &str, number: u64) -> Batch {
+    let mut batch = Batch::default();
+    push(&mut batch, id, number, "not json");
+    batch
+}
+
+fn push(batch: &mut Batch, id: &str, number: u64, payload: &str) {
+    let id_span = batch.push_bytes(id.as_bytes());
+    let payload = batch.push_bytes(payload.as_bytes());
+    batch.records.push(Record {
+        hash: AssessmentHash::of(id),
+        origin: Origin { topic: EVENTS, partition: 0, offset: i64::try_from(number).expect("a small number") },
+        id: id_span,
+        payload,
+    });
 }
 
 /// A batch with one tick.
@@ -53,7 +77,10 @@ pub(crate) fn texts(mut frames: &[u8]) -> Vec<String> {
     while let [first, second, rest @ ..] = frames {
         let (len, payload) = match second {
             126 => (usize::from(u16::from_be_bytes([rest[0], rest[1]])), &rest[2..]),
-            127 => panic!("no frame of a test is that long"),
+            127 => {
+                let len = rest.first_chunk().copied().map_or(0, u64::from_be_bytes);
+                (usize::try_from(len).expect("a frame of a test"), &rest[8..])
+            }
             &len => (usize::from(len), rest),
         };
         if first & 0x0f == 1 {

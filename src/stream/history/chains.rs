@@ -6,7 +6,7 @@ use hashbrown::HashTable;
 use slotmap::{SlotMap, new_key_type};
 
 use super::segment::EntryRef;
-use super::{History, Position, Stand, slot};
+use super::{History, Position, Stand};
 use crate::ids::{AssessmentHash, AssessmentId, TopicIndex};
 use crate::prefetch::{prefetch, prefetch_all};
 use crate::stream::offsets::{Listed, PlaceId};
@@ -126,13 +126,16 @@ impl History {
         let mut likely = [ChainKey::default(); LINKED_TOGETHER];
         for first in added.clone().step_by(LINKED_TOGETHER) {
             let group = first..added.end.min(first + LINKED_TOGETHER);
-            let entries = &self.segment(EntryRef::new(segment, first)).entries[group.clone()];
+            let entries = self.entry(EntryRef::new(segment, first)).and_then(|(of, _)| of.entries.get(group.clone()));
+            let entries = entries.unwrap_or_default();
             for (key, entry) in likely.iter_mut().zip(entries) {
                 *key = self.index.find(entry.record.hash.0, |_| true).copied().unwrap_or_default();
             }
             self.fetch_chains(likely[..group.len()].iter().copied());
             for (index, &key) in group.clone().zip(&likely) {
-                prefetch(self.segment(EntryRef::new(segment, index)).id(index).as_ptr());
+                if let Some((of, entry)) = self.entry(EntryRef::new(segment, index)) {
+                    prefetch(of.id(entry).as_ptr());
+                }
                 if let Some(chain) = self.chains.get(key) {
                     prefetch(chain.id.as_ptr());
                 }
@@ -153,9 +156,8 @@ impl History {
     /// Appends an entry to its assessment's chain, which is likely this one. Where somebody watches it, the entry is framed:
     /// just now the offsets stand at it.
     fn link(&mut self, at: EntryRef, likely: ChainKey) {
-        let segment = self.segment(at);
-        let record = segment.entries[at.index()].record;
-        let id = segment.id(at.index());
+        let Some((segment, entry)) = self.entry(at) else { return };
+        let (record, id) = (entry.record, segment.id(entry));
         let found = match self.chains.get(likely) {
             Some(chain) if chain.id.as_bytes() == id => Some(likely),
             _ => find(&self.index, &self.chains, record.hash, id),
@@ -179,10 +181,12 @@ impl History {
             chain.fresh = Some((number, at));
             self.fresh.push_back(key);
         }
-        if let Some(before) = before {
-            self.segments[slot(self.first_segment, before)].entries[before.index()].next = Some(at);
+        if let Some(before) = before.and_then(|before| self.entry_mut(before)) {
+            before.next = Some(at);
         }
-        self.segments[slot(self.first_segment, at)].entries[at.index()].chain = key;
+        if let Some(entry) = self.entry_mut(at) {
+            entry.chain = key;
+        }
         if is_watched {
             self.list_anew(key);
             self.check_place(key, place, record.origin.topic);
@@ -240,9 +244,9 @@ impl History {
 
     /// Where a chain's entries lie, each with its offset.
     pub(super) fn places_of<'a>(&'a self, chain: &'a Chain) -> impl Iterator<Item = (PlaceId, i64)> + 'a {
-        let entries = std::iter::successors(chain.first, |&at| self.segment(at).entries[at.index()].next);
+        let entries = std::iter::successors(chain.first, |&at| self.next_entry(at));
         entries.filter_map(|at| {
-            let origin = self.segment(at).entries[at.index()].record.origin;
+            let origin = self.entry(at)?.1.record.origin;
             Some((self.offsets.place(origin.topic, origin.partition)?, origin.offset))
         })
     }

@@ -93,9 +93,12 @@ impl History {
     }
 
     fn is_covered(&self, key: ChainKey, at: EntryRef, cover: &Cover) -> bool {
-        let (origin, chain) = (self.segment(at).entries[at.index()].record.origin, &self.chains[key]);
-        let place = self.offsets.place(origin.topic, origin.partition);
-        place.is_some_and(|place| cover.has(&self.offsets, &chain.id, place, origin.offset))
+        let has = || {
+            let (origin, chain) = (self.entry(at)?.1.record.origin, self.chains.get(key)?);
+            let place = self.offsets.place(origin.topic, origin.partition)?;
+            Some(cover.has(&self.offsets, &chain.id, place, origin.offset))
+        };
+        has().unwrap_or(false)
     }
 
     /// Makes the frames that are due to a client from its position on, up to a number of bytes (at least one frame), until
@@ -130,9 +133,10 @@ impl History {
             if out.bytes.len() >= bytes_max {
                 return;
             }
-            let frame = self.frame(key, at);
+            let Some(frame) = self.frame(key, at) else { return };
             self.prepare_past(at);
-            if cover.is_passed(stands(self.segment(at), &self.offsets, at.index(), true)) {
+            let Some((segment, _)) = self.entry(at) else { return };
+            if cover.is_passed(stands(segment, &self.offsets, at.index(), true)) {
                 out.passed = true;
                 return;
             }
@@ -144,7 +148,7 @@ impl History {
     }
 
     fn push_apart(&mut self, key: ChainKey, at: EntryRef, frame: Frame, cover: &Cover, out: &mut Apart) {
-        let (segment, chain) = (self.segment(at), &self.chains[key]);
+        let Some(((segment, _), chain)) = self.entry(at).zip(self.chains.get(key)) else { return };
         let Some(message) = segment.open_message(frame) else { return };
         let stands = stands(segment, &self.offsets, at.index(), true);
         let text = &mut out.text;
@@ -187,8 +191,9 @@ impl History {
             self.prepare_past(at);
         }
         let Some(chain) = self.chains.get(key) else { return false };
+        let at = at.and_then(|at| Some((self.entry(at)?.0, at.index())));
         let stands = |place: PlaceId| match at {
-            Some(at) => stands(self.segment(at), &self.offsets, at.index(), false)(place),
+            Some((segment, index)) => stands(segment, &self.offsets, index, false)(place),
             None => self.offsets.next(place),
         };
         match cover {
@@ -202,8 +207,9 @@ impl History {
 
     /// Readies an entry's segment for being asked where ingest stood.
     pub(super) fn prepare_past(&mut self, at: EntryRef) {
-        let segment = &mut self.segments[slot(self.first_segment, at)];
-        segment.prepare_past(&self.offsets);
+        let Self { segments, offsets, first_segment, .. } = self;
+        let Some(segment) = slot(*first_segment, at).and_then(|slot| segments.get_mut(slot)) else { return };
+        segment.prepare_past(offsets);
         self.recount(at.segment());
     }
 }

@@ -3,7 +3,7 @@
 use std::io::IoSlice;
 
 use super::segment::{EntryRef, Frame, Segment};
-use super::{ChainKey, History, slot};
+use super::{ChainKey, History};
 
 /// How far a connection is in its assessment's chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,13 +38,17 @@ pub struct Due {
 /// How far a write came in what was due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// After the last entry that was written whole.
+    /// After the last entry of which anything was written.
     pub position: Position,
     /// Frames that were written whole.
     pub frames: u64,
-    /// Bytes of the next frame that were written.
-    pub partial: usize,
+    /// The frame that was written in part, and how many bytes of it.
+    pub partial: Option<(FrameRef, u32)>,
 }
+
+/// The frame of one entry. It names the entry itself, so it stays right wherever a position moves meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameRef(EntryRef);
 
 impl Position {
     /// Whether both wait for the same entry.
@@ -71,7 +75,8 @@ impl History {
                 _ => self.seek((chain.start, chain.first), position.number),
             };
         }
-        Lag::Behind
+        // A position without its entry can't be served: its client is told that it lacks something.
+        if position.at.is_some() { Lag::Behind } else { Lag::Lost }
     }
 
     /// Frames what is due from a position on, up to a number of bytes (at least one entry). `None` where nothing is due
@@ -84,15 +89,16 @@ impl History {
         let mut due = Due { first, entries: 0, bytes: 0 };
         let mut next = Some(first);
         while let Some(at) = next {
-            let len = self.frame(key, at).len();
+            let Some(frame) = self.frame(key, at) else { break };
+            let len = frame.len();
             if due.entries > 0 && due.bytes + len > bytes_max {
                 break;
             }
             due.entries += 1;
             due.bytes += len;
-            next = self.segments[slot(self.first_segment, at)].entries[at.index()].next;
+            next = self.next_entry(at);
         }
-        Some(due)
+        (due.entries > 0).then_some(due)
     }
 
     /// The slices of what is due; frames that lie side by side share one. Returns how many slices were filled and how
@@ -104,8 +110,7 @@ impl History {
         let mut next = Some(due.first);
         for _ in 0..due.entries {
             let Some(at) = next else { break };
-            let segment = &self.segments[slot(self.first_segment, at)];
-            let entry = &segment.entries[at.index()];
+            let Some((segment, entry)) = self.entry(at) else { break };
             next = entry.next;
             let Frame::Ready { start, len, .. } = entry.frame else { continue };
             match &mut open {
@@ -134,30 +139,34 @@ impl History {
     /// Where a position stands after `written` bytes of what was due.
     #[must_use]
     pub fn progress(&self, position: Position, due: &Due, written: usize) -> Progress {
-        let mut progress = Progress { position: Position { at: Some(due.first), ..position }, frames: 0, partial: 0 };
+        let mut progress =
+            Progress { position: Position { at: Some(due.first), ..position }, frames: 0, partial: None };
         let mut left = written;
         for _ in 0..due.entries {
             let Some(at) = progress.position.at else { break };
-            let entry = &self.segments[slot(self.first_segment, at)].entries[at.index()];
+            let Some((_, entry)) = self.entry(at) else { break };
             let len = entry.frame.len();
+            if left == 0 && len > 0 {
+                break;
+            }
+            progress.position = Position { number: progress.position.number + 1, at: entry.next };
             if left < len {
-                progress.partial = left;
+                let sent = u32::try_from(left).expect("less than a frame's length, which has 32 bits");
+                progress.partial = Some((FrameRef(at), sent));
                 break;
             }
             left -= len;
             progress.frames += u64::from(len > 0);
-            progress.position = Position { number: progress.position.number + 1, at: entry.next };
         }
         progress
     }
 
-    /// The rest of the frame at a position, of which `sent` bytes are written. `None` where it has left the window.
+    /// What is left of a frame of which `sent` bytes are written. `None` where it has left the window.
     #[must_use]
-    pub fn rest_of_frame(&self, position: Position, sent: usize) -> Option<&[u8]> {
-        let at = position.at?;
-        let segment = self.segments.get(usize::try_from(at.segment().checked_sub(self.first_segment)?).ok()?)?;
-        match segment.entries[at.index()].frame {
-            Frame::Ready { start, len, .. } => segment.frames.get(start as usize + sent..(start + len) as usize),
+    pub fn rest_of_frame(&self, FrameRef(at): FrameRef, sent: u32) -> Option<&[u8]> {
+        let (segment, entry) = self.entry(at)?;
+        match entry.frame {
+            Frame::Ready { start, len, .. } => segment.frames.get((start + sent) as usize..(start + len) as usize),
             Frame::NotYet | Frame::Unusable => None,
         }
     }
@@ -165,18 +174,14 @@ impl History {
     /// A position after the entry that it is at.
     #[must_use]
     pub fn after(&self, position: Position) -> Position {
-        let next = position.at.and_then(|at| {
-            let slot = usize::try_from(at.segment().checked_sub(self.first_segment)?).ok()?;
-            self.segments.get(slot)?.entries[at.index()].next
-        });
-        Position { number: position.number + 1, at: next }
+        Position { number: position.number + 1, at: position.at.and_then(|at| self.next_entry(at)) }
     }
 
     /// Walks a chain to an entry by its number, from an earlier one. From the chain's first, for a position that missed being
     /// told, it costs time, not events.
     fn seek(&self, (start, mut at): (u64, Option<EntryRef>), number: u64) -> Option<EntryRef> {
         for _ in start..number {
-            at = self.segments[slot(self.first_segment, at?)].entries[at?.index()].next;
+            at = self.next_entry(at?);
         }
         at
     }

@@ -182,9 +182,9 @@ impl Segment {
         self.past.next(place, index, after).or_else(|| self.base.get(place.index()).copied())
     }
 
-    /// The assessment's id of an entry.
-    pub(super) fn id(&self, index: usize) -> &[u8] {
-        self.entries[index].record.id.of(&self.arena)
+    /// The assessment's id of one of its entries.
+    pub(super) fn id(&self, entry: &Entry) -> &[u8] {
+        entry.record.id.of(&self.arena)
     }
 
     /// In bytes of memory.

@@ -111,11 +111,12 @@ fn a_half_written_frame_is_there_until_the_window_overtakes_it() {
     let due = history.due(a, position, usize::MAX).unwrap();
     let first = due.bytes / 2;
     let progress = history.progress(position, &due, first + 3);
-    assert_eq!((progress.frames, progress.partial), (1, 3));
-    assert_eq!(history.rest_of_frame(progress.position, 3).map(<[u8]>::len), Some(first - 3));
-    assert_eq!(history.after(progress.position).at, None);
+    let (frame, sent) = progress.partial.unwrap();
+    assert_eq!((progress.frames, sent), (1, 3));
+    assert!(progress.position.is_at(history.end(a)), "the position is behind what is half written");
+    assert_eq!(history.rest_of_frame(frame, sent).map(<[u8]>::len), Some(first - 3));
     history.evict(now + WINDOW * 2);
-    assert_eq!(history.rest_of_frame(progress.position, 3), None);
+    assert_eq!(history.rest_of_frame(frame, sent), None);
 }
 
 #[test]
