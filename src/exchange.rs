@@ -19,6 +19,7 @@ use batches::{BatchSender, batch_channel};
 use crate::clock::whole_ms;
 use crate::ids::{AssessmentHash, SlotNumber};
 use crate::limits::{HANDOFF_CHANNEL_DEPTH, LOOK_AGE_MAX};
+use crate::protocol::auth::Grant;
 use crate::protocol::head::Upgrade;
 use crate::routing::placement::{Pod, View};
 use crate::stream::batch::Batch;
@@ -51,8 +52,17 @@ pub struct ShardInbox {
 pub struct Handoff {
     /// The accepted socket.
     pub socket: OwnedFd,
-    /// What the client asked for.
+    /// Who comes.
+    pub newcomer: Box<Newcomer>,
+}
+
+/// A client with a good token, not yet judged further.
+#[derive(Debug)]
+pub struct Newcomer {
+    /// What it asked for.
     pub upgrade: Upgrade,
+    /// What its token grants.
+    pub grant: Grant,
     /// Bytes that came right behind the head.
     pub rest: Vec<u8>,
 }

@@ -217,6 +217,7 @@ impl Exchange {
                 index: ShardIndex(index),
                 core: *core,
                 config: config.shard.clone(),
+                door: config.door.clone(),
                 drain: config.drain,
                 auth: config.auth.clone(),
                 head_rules: head_rules.clone(),

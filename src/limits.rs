@@ -136,14 +136,19 @@ pub const HANDOFF_CHANNEL_DEPTH: usize = 1024;
 /// Operators' requests on their way to the control thread; over it, 503.
 pub const HTTP_CHANNEL_DEPTH: usize = 64;
 
-/// Request heads that one shard reads at a time: they hold a buffer each. Further sockets wait in the kernel's queue.
+/// Request heads that one shard reads at a time, where the limit of open files leaves room for so many
+/// (`config/parts.rs`): each holds a buffer and a descriptor. Further sockets wait in the kernel's queue.
 pub const HANDSHAKES_MAX: usize = 4096;
 
 /// How long a request is left alone where others wait for its place: more than a good one takes on a slow line, and more
 /// than [`LOOK_WAIT_MAX`] and [`LINGER`].
 pub const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(3);
 
-/// How often a shard tells that it can't accept, or can't watch what it accepted: what forbids it (no descriptor left, most
+/// How long a socket that has sent nothing keeps its place where others wait for it. A client's request follows its
+/// connection at once: this leaves time for a packet that is sent again.
+pub const SILENT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often the pod tells that it can't accept, or can't watch what it accepted: what forbids it (no descriptor left, most
 /// likely) lasts.
 pub const ACCEPT_LOG_EVERY: Duration = Duration::from_secs(30);
 

@@ -17,7 +17,7 @@ use crate::events::{Kind, MARKETS, Producer, ticks_topic};
 use crate::http::{self, Answer};
 use crate::kafka::Kafka;
 use crate::metrics::Metrics;
-use crate::process::{Process, Signal, TempDir, eventually, free_port, loopback, run_on};
+use crate::process::{Process, Signal, TempDir, eventually, free_port, limit_descriptors, loopback, run_on};
 use crate::redis::Redis;
 use crate::token;
 
@@ -174,6 +174,7 @@ pub struct Plan {
     log: Option<PathBuf>,
     errors: Option<Arc<OwnedFd>>,
     cores: Vec<usize>,
+    descriptors: Option<u64>,
 }
 
 impl Plan {
@@ -183,8 +184,17 @@ impl Plan {
     pub fn new(name: &str, kafka: &str, redis_port: u16) -> Self {
         let host = loopback();
         let port = free_port(host);
-        let (environment, arguments, cores) = (BTreeMap::new(), Vec::new(), Vec::new());
-        let plan = Self { name: name.to_owned(), host, port, environment, arguments, log: None, errors: None, cores };
+        let plan = Self {
+            name: name.to_owned(),
+            host,
+            port,
+            environment: BTreeMap::new(),
+            arguments: Vec::new(),
+            log: None,
+            errors: None,
+            cores: Vec::new(),
+            descriptors: None,
+        };
         plan.set("POD_NAME", name)
             .set("HOST", &host.to_string())
             .set("PORT", &port.to_string())
@@ -247,6 +257,13 @@ impl Plan {
         self
     }
 
+    /// With so many descriptors at most.
+    #[must_use]
+    pub fn descriptors(mut self, count: u64) -> Self {
+        self.descriptors = Some(count);
+        self
+    }
+
     /// Where it will listen.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
@@ -271,6 +288,9 @@ impl Plan {
         let dir = TempDir::new("pod");
         command.current_dir(dir.path());
         run_on(&mut command, &self.cores);
+        if let Some(count) = self.descriptors {
+            limit_descriptors(&mut command, count);
+        }
         let log = self.log.clone().unwrap_or_else(|| dir.path().join("log"));
         let errors = self.errors.as_ref().map(|errors| errors.try_clone().expect("a second handle of an open file"));
         let process = Process::start_with(&self.name, command, &log, errors);

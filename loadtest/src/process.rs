@@ -229,6 +229,18 @@ pub fn run_on(command: &mut Command, cores: &[usize]) {
     }
 }
 
+/// Lets a program that is to be started have so many descriptors at most.
+pub fn limit_descriptors(command: &mut Command, count: u64) {
+    let limit = libc::rlimit { rlim_cur: count, rlim_max: count };
+    // SAFETY: setrlimit is a plain system call, and the limit is the closure's own.
+    unsafe {
+        command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        });
+    }
+}
+
 /// Lets this thread, and what it starts from now on, run on these cores alone.
 ///
 /// # Panics

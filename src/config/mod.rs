@@ -52,6 +52,8 @@ pub struct Config {
     pub allowed_origins: Option<Vec<Box<str>>>,
     /// Shards and what they go by.
     pub shard: ShardConfig,
+    /// How clients come in.
+    pub door: DoorConfig,
     /// Start and stop.
     pub drain: DrainConfig,
     /// `LOG`.
@@ -148,6 +150,13 @@ pub struct ShardConfig {
     pub handover_per_second: u32,
     /// `PLACEMENT` is `any`.
     pub place_anywhere: bool,
+}
+
+/// How clients come in.
+#[derive(Debug, Clone)]
+pub struct DoorConfig {
+    /// Handshakes that a shard has under way at a time: what the limit of open files leaves beside the connections.
+    pub handshakes_max: usize,
 }
 
 /// How a pod stops.

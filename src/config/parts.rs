@@ -8,22 +8,26 @@ use redis::{ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 
 use super::reader::{Reader, plain_text};
 use super::settings as s;
-use super::{Config, DrainConfig, KafkaConfig, Machine, RedisConfig, ShardConfig, properties};
+use super::{Config, DoorConfig, DrainConfig, KafkaConfig, Machine, RedisConfig, ShardConfig, properties};
 use crate::ids::NodeId;
-use crate::limits::{NODE_BYTES_MAX, PUBLIC_URL_BYTES_MAX};
+use crate::limits::{HANDSHAKES_MAX, NODE_BYTES_MAX, PUBLIC_URL_BYTES_MAX};
 use crate::protocol::auth;
 use crate::routing::table::Table;
 
 /// A key of HS256 is as long as its hash, or it is the weakest part (RFC 7518 section 3.2).
 const SECRET_BYTES_GOOD: usize = 32;
 
-/// Descriptors that are no clients': brokers, Redis, rings, listeners, operators, sockets that are being refused.
-const DESCRIPTORS_RESERVED: u64 = 512;
+/// Descriptors that are neither connections nor handshakes: brokers, Redis, rings, listeners, operators.
+pub(super) const DESCRIPTORS_RESERVED: u64 = 512;
+
+/// Of the other descriptors, one in so many is for handshakes at least.
+const HANDSHAKES_PART: u64 = 8;
 
 pub(super) fn config(reader: &mut Reader<'_>, machine: &Machine) -> Config {
     let port = reader.count(&s::PORT);
     let host = reader.parsed(&s::HOST, |text| text.parse().ok()).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let log = reader.word(&s::LOG).parse().unwrap_or(tracing::Level::INFO);
+    let shard = shard(reader, machine);
     let mut config = Config {
         host,
         port,
@@ -40,7 +44,8 @@ pub(super) fn config(reader: &mut Reader<'_>, machine: &Machine) -> Config {
             require_assessments: reader.switch(&s::JWT_REQUIRE_ASSESSMENTS),
         },
         allowed_origins: reader.parsed(&s::ALLOWED_ORIGINS, origins).unwrap_or_default(),
-        shard: shard(reader, machine),
+        door: door(machine, &shard),
+        shard,
         drain: DrainConfig { delay: reader.millis(&s::DRAIN_DELAY_MS), over: reader.millis(&s::DRAIN_MS) },
         log,
         log_json: reader.word(&s::LOG_FORMAT) == "json",
@@ -161,14 +166,15 @@ fn origin(text: &str) -> Option<Box<str>> {
 
 fn shard(reader: &mut Reader<'_>, machine: &Machine) -> ShardConfig {
     let shards = reader.number(&s::SHARDS).and_then(|shards| u16::try_from(shards).ok());
+    let shards = shards.unwrap_or_else(|| default_shards(machine));
     ShardConfig {
-        shards: shards.unwrap_or_else(|| default_shards(machine)),
+        shards,
         history: Duration::from_secs(reader.count(&s::HISTORY_SECONDS)),
         history_bytes: reader.count(&s::HISTORY_BYTES),
         market_flush: reader.millis(&s::MARKET_FLUSH_MS),
         heartbeat: reader.millis(&s::HEARTBEAT_INTERVAL),
         silence: reader.millis(&s::CONNECTION_TIMEOUT),
-        connections_max: reader.number(&s::MAX_CONNECTIONS).unwrap_or_else(|| connections_max(machine)),
+        connections_max: reader.number(&s::MAX_CONNECTIONS).unwrap_or_else(|| connections_left(machine, shards)),
         accepts_per_second: reader.count(&s::ACCEPTS_PER_SECOND),
         inbound_per_second: reader.count(&s::INBOUND_PER_SECOND),
         message_bytes_max: reader.count(&s::MAX_MESSAGE_BYTES),
@@ -179,15 +185,32 @@ fn shard(reader: &mut Reader<'_>, machine: &Machine) -> ShardConfig {
     }
 }
 
+fn door(machine: &Machine, shard: &ShardConfig) -> DoorConfig {
+    DoorConfig { handshakes_max: handshakes_max(machine, shard) }
+}
+
 /// A core for ingest, the rest for shards.
 fn default_shards(machine: &Machine) -> u16 {
     let shards = machine.cores.saturating_sub(1).clamp(1, usize::from(u8::MAX));
     u16::try_from(shards).expect("it was clamped to far less")
 }
 
-/// What the descriptor limit leaves; where it is tiny, half of it.
-fn connections_max(machine: &Machine) -> u64 {
-    machine.descriptors.saturating_sub(DESCRIPTORS_RESERVED).max(machine.descriptors / 2).max(1)
+/// Descriptors for connections and handshakes: what the limit leaves; where it is tiny, half of it.
+fn sockets_max(machine: &Machine) -> u64 {
+    machine.descriptors.saturating_sub(DESCRIPTORS_RESERVED).max(machine.descriptors / 2).max(2)
+}
+
+/// Connections that the descriptor limit leaves beside the handshakes.
+fn connections_left(machine: &Machine, shards: u16) -> u64 {
+    let handshakes = (sockets_max(machine) / HANDSHAKES_PART).min(u64::from(shards) * HANDSHAKES_MAX as u64);
+    (sockets_max(machine) - handshakes).max(1)
+}
+
+/// Handshakes of one shard: what the descriptor limit leaves beside the connections, and [`HANDSHAKES_MAX`] at most.
+fn handshakes_max(machine: &Machine, shard: &ShardConfig) -> usize {
+    let left = sockets_max(machine).saturating_sub(shard.connections_max);
+    let handshakes = left.max(sockets_max(machine) / HANDSHAKES_PART) / u64::from(shard.shards.max(1));
+    usize::try_from(handshakes).unwrap_or(HANDSHAKES_MAX).clamp(1, HANDSHAKES_MAX)
 }
 
 fn relations(reader: &mut Reader<'_>, config: &Config) {
@@ -217,7 +240,7 @@ fn warnings(reader: &Reader<'_>, config: &Config, machine: &Machine) -> Vec<Stri
     if config.auth.secret.last().is_some_and(u8::is_ascii_whitespace) {
         warnings.push("JWT_SECRET ends in white space, which counts: was a line's end taken along?".to_owned());
     }
-    let left = connections_max(machine);
+    let left = connections_left(machine, config.shard.shards);
     if config.shard.connections_max > left {
         warnings.push(format!(
             "MAX_CONNECTIONS is {}; the limit of open files leaves about {left}",

@@ -117,7 +117,8 @@ settings! {
     HISTORY_BYTES: Bytes { min: 4 * MIB, max: 1024 * GIB }, Value("256MiB"), "how much the window holds, a pod";
     MARKET_FLUSH_MS: ms(1), Value("100"), "the least time between two writes of market data to a client";
     MAX_CONNECTIONS: count("connections"), Computed("what the descriptor limit leaves"), "over it: 503";
-    ACCEPTS_PER_SECOND: count("connections"), Value("5000"), "with a burst of as many; over it: 503";
+    ACCEPTS_PER_SECOND: count("connections"), Value("5000"),
+        "clients with a good token, with a burst of as many; over it: 503; those without have a rate of their own";
     INBOUND_PER_SECOND: count("messages"), Value("20"), "a connection, with a burst of twice that; over it: 1008";
     MAX_MESSAGE_BYTES: Bytes { min: 128, max: 16 * MIB }, Value("4KiB"), "the largest message from a client";
     MAX_EVENT_BYTES: Bytes { min: 128, max: 64 * MIB }, Value("1MiB"), "the largest record from Kafka";

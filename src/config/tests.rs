@@ -6,12 +6,14 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use super::parts::DESCRIPTORS_RESERVED;
 use super::*;
 use crate::clock::UnixMs;
+use crate::limits::HANDSHAKES_MAX;
 
-/// What somebody gives.
-#[derive(Default)]
+/// What somebody gives, on a machine that allows so many open files.
 struct World {
+    descriptors: u64,
     flags: Vec<OsString>,
     environment: BTreeMap<OsString, OsString>,
     files: BTreeMap<&'static str, &'static str>,
@@ -21,6 +23,18 @@ struct World {
 /// Long enough for no warning.
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
+impl Default for World {
+    fn default() -> Self {
+        Self {
+            descriptors: 20_512,
+            flags: Vec::new(),
+            environment: BTreeMap::new(),
+            files: BTreeMap::new(),
+            presets: Vec::new(),
+        }
+    }
+}
+
 impl World {
     /// With a secret, and nothing else.
     fn new() -> Self {
@@ -29,6 +43,11 @@ impl World {
 
     fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.insert(name.into(), value.into());
+        self
+    }
+
+    fn with_descriptors(mut self, descriptors: u64) -> Self {
+        self.descriptors = descriptors;
         self
     }
 
@@ -43,8 +62,8 @@ impl World {
     }
 
     fn read(&self) -> Result<Config, InvalidConfig> {
-        let machine =
-            Machine { cores: 4, descriptors: 20_512, host_name: "gateway-0".into(), now: UnixMs(1_790_000_000_007) };
+        let (descriptors, now) = (self.descriptors, UnixMs(1_790_000_000_007));
+        let machine = Machine { cores: 4, descriptors, host_name: "gateway-0".into(), now };
         Config::from_sources(&Sources {
             flags: &self.flags,
             environment: &self.environment,
@@ -84,7 +103,7 @@ fn with_a_secret_alone_all_settings_have_the_contracts_defaults() {
     assert_eq!(config.shard.shards, 3, "four cores less one");
     assert_eq!((config.shard.history, config.shard.history_bytes), (Duration::from_secs(300), 256 << 20));
     assert_eq!(config.kafka.history, config.shard.history);
-    assert_eq!(config.shard.connections_max, 20_000, "what the descriptor limit leaves");
+    assert_eq!(config.shard.connections_max, 17_500, "what the descriptor limit leaves");
     assert_eq!((config.shard.heartbeat, config.shard.silence), (Duration::from_secs(30), Duration::from_secs(60)));
     assert_eq!((config.drain.delay, config.drain.over), (Duration::from_secs(5), Duration::from_secs(20)));
     assert!(!config.shard.place_anywhere && !config.log_json);
@@ -141,13 +160,13 @@ fn all_faults_are_told_at_once_each_with_its_setting_its_source_and_what_it_take
             "--port: is given twice",
             "DRAIN_MS (gateway.toml line 4): got a TOML float; takes an integer of ms, 0 to 2147483647",
             "gateway.toml line 1: unknown key \"prot\"; see --help",
+            "SHARDS (gateway.toml line 2): got \"true\"; takes an integer of threads, 1 to 256",
+            "HISTORY_BYTES (environment): got \"4mb\"; takes bytes, or such as 64KiB, 256MiB, 1GiB; 4MiB to 1024GiB",
             "TOPIC_REFRESH_MS (environment): got \"499\"; takes an integer of ms, 500 to 2147483647",
             "JWT_SECRET: is not set; takes the key of HS256, best 32 bytes or more, as --jwt-secret or in the \
              environment",
             "ALLOWED_ORIGINS (gateway.toml line 3): got \"a.example\"; takes *, or scheme://host[:port], several with \
              commas",
-            "SHARDS (gateway.toml line 2): got \"true\"; takes an integer of threads, 1 to 256",
-            "HISTORY_BYTES (environment): got \"4mb\"; takes bytes, or such as 64KiB, 256MiB, 1GiB; 4MiB to 1024GiB",
             "CONNECTION_TIMEOUT (default): got 60000; takes at least twice HEARTBEAT_INTERVAL, which is 40000",
         ]
     );
@@ -256,7 +275,7 @@ fn what_is_allowed_and_yet_better_changed_is_a_warning() {
         [
             "JWT_SECRET has 6 bytes; HS256 is only as strong as its key: use 32 or more",
             "JWT_SECRET ends in white space, which counts: was a line's end taken along?",
-            "MAX_CONNECTIONS is 20001; the limit of open files leaves about 20000",
+            "MAX_CONNECTIONS is 20001; the limit of open files leaves about 17500",
         ]
     );
 }
@@ -294,4 +313,23 @@ fn a_preset_holds_where_nothing_is_set() {
     let world = World { presets: vec![preset("JWT_SECRET", SECRET), preset("DRAIN_MS", "500")], ..World::default() };
     assert_eq!(world.config().drain.over, Duration::from_millis(500));
     assert_eq!(world.env("DRAIN_MS", "0").config().drain.over, Duration::ZERO);
+}
+
+#[test]
+fn descriptors_are_shared_out_so_that_handshakes_leave_enough_for_all_else() {
+    let shares = |descriptors: u64, environment: &[(&str, &str)]| {
+        let world = environment.iter().fold(World::new(), |world, (name, value)| world.env(name, value));
+        let config = world.with_descriptors(descriptors).config();
+        let handshakes = config.door.handshakes_max * usize::from(config.shard.shards);
+        assert!(
+            config.shard.connections_max + handshakes as u64 + DESCRIPTORS_RESERVED.min(descriptors / 2) <= descriptors
+        );
+        (config.shard.connections_max, handshakes)
+    };
+    let (connections, handshakes) = shares(1_024, &[]);
+    assert!(connections >= 440 && handshakes >= 60, "{connections} {handshakes}");
+    assert_eq!(shares(2_000, &[("SHARDS", "1")]), (1_302, 186));
+    assert_eq!(shares(1_000_000, &[("SHARDS", "1")]).1, HANDSHAKES_MAX);
+    assert_eq!(shares(20_512, &[("SHARDS", "1"), ("MAX_CONNECTIONS", "1000")]), (1_000, HANDSHAKES_MAX));
+    assert!(shares(20_512, &[("SHARDS", "64")]).1 >= 2_400);
 }

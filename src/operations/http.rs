@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::io::Cursor;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -20,7 +20,8 @@ use tracing::{debug, warn};
 use super::pages::{Answer, Pages, plain};
 use crate::clock::Now;
 use crate::exchange::HttpRequest;
-use crate::limits::{HTTP_CONNECTIONS_MAX, HTTP_EXCHANGE_MAX, REQUEST_HEAD_BYTES_MAX};
+use crate::limits::{ACCEPT_LOG_EVERY, HTTP_CONNECTIONS_MAX, HTTP_EXCHANGE_MAX, REQUEST_HEAD_BYTES_MAX};
+use crate::log_throttle::LogThrottle;
 
 /// The pause after an accept that failed: out of descriptors, most likely, which passes.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -40,11 +41,14 @@ pub async fn serve_passed_on(pages: Arc<Pages>, mut requests: mpsc::Receiver<Htt
 /// Serves `ADMIN_PORT`, for ever.
 pub async fn serve_admin(pages: Arc<Pages>, listener: TcpListener) {
     let slots = Arc::new(Semaphore::new(HTTP_CONNECTIONS_MAX));
+    let failures = LogThrottle::new(ACCEPT_LOG_EVERY);
     loop {
         match listener.accept().await {
             Ok((socket, _)) => spawn_exchange(&pages, &slots, socket, Vec::new()),
             Err(error) => {
-                warn!(%error, "ADMIN_PORT could not accept");
+                if let Some(held_back) = failures.admit(Instant::now()) {
+                    warn!(%error, held_back, "ADMIN_PORT can't accept connections; trying again until it works");
+                }
                 sleep(ACCEPT_RETRY).await;
             }
         }

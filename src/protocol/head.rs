@@ -25,7 +25,7 @@ use memchr::memmem;
 use crate::ids::{AssessmentId, InvalidAssessmentId};
 use crate::limits::{REQUEST_HEAD_BYTES_MAX, REQUEST_HEADERS_MAX};
 
-pub use answer::{Allow, Fault, Refusal};
+pub use answer::{Allow, Fault, Refusal, Unavailable};
 
 /// The subprotocol that the gateway speaks, for clients that can send a token only as one.
 const SUBPROTOCOL: &str = "shardgate.v1";

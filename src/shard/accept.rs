@@ -1,6 +1,6 @@
-//! Accepts sockets, no faster than their requests can be read: what is not accepted waits in the kernel's queue. Where as
-//! many requests are being read as may be, the one that has taken longest makes room, if it has had its time: so sockets
-//! that say nothing can't keep out those that do.
+//! Accepts sockets, no faster than their requests can be read: what is not accepted waits in the kernel's queue. At the
+//! limit of handshakes, the oldest one past its grace period is closed, a socket that has sent nothing first: so silent
+//! sockets can't keep out those that speak.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -12,7 +12,8 @@ use glommio::timer::Timer;
 use super::event_loop::{Shard, TaskKey, let_all_run};
 use super::reactor::{Listener, Stream};
 use super::socket;
-use crate::limits::{ACCEPT_LOG_EVERY, HANDSHAKE_PATIENCE, HANDSHAKES_MAX};
+use crate::limits::{ACCEPT_LOG_EVERY, HANDSHAKE_PATIENCE, SILENT_PATIENCE};
+use crate::log_throttle::LogThrottle;
 
 /// How long accepting pauses when the system refuses (descriptors, memory).
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
@@ -25,10 +26,14 @@ const ROOM_PAUSE: Duration = Duration::from_millis(2);
 const ACCEPTS_A_TURN: u32 = 16;
 
 /// The requests that are being read or answered, oldest first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Handshakes {
+    max: usize,
     next: Cell<u64>,
-    under_way: RefCell<BTreeMap<u64, Begun>>,
+    /// Sockets of which no byte has come yet.
+    silent: RefCell<BTreeMap<u64, Begun>>,
+    /// The others.
+    begun: RefCell<BTreeMap<u64, Begun>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -39,39 +44,67 @@ struct Begun {
 }
 
 impl Handshakes {
+    pub(super) fn new(max: usize) -> Self {
+        Self { max, next: Cell::new(0), silent: RefCell::default(), begun: RefCell::default() }
+    }
+
+    /// How many there may be.
+    pub(super) fn max(&self) -> usize {
+        self.max
+    }
+
     fn begin(&self, now: Instant) -> u64 {
         let number = self.next.replace(self.next.get() + 1);
-        self.under_way.borrow_mut().insert(number, Begun { at: now, task: None });
+        self.silent.borrow_mut().insert(number, Begun { at: now, task: None });
         number
     }
 
     fn is_run_by(&self, number: u64, task: TaskKey) {
-        if let Some(begun) = self.under_way.borrow_mut().get_mut(&number) {
-            begun.task = Some(task);
+        for handshakes in [&self.silent, &self.begun] {
+            if let Some(begun) = handshakes.borrow_mut().get_mut(&number) {
+                begun.task = Some(task);
+            }
+        }
+    }
+
+    fn has_begun(&self, number: u64) {
+        if let Some(begun) = self.silent.borrow_mut().remove(&number) {
+            self.begun.borrow_mut().insert(number, begun);
         }
     }
 
     fn end(&self, number: u64) {
-        self.under_way.borrow_mut().remove(&number);
+        self.silent.borrow_mut().remove(&number);
+        self.begun.borrow_mut().remove(&number);
     }
 
     fn is_full(&self) -> bool {
-        self.under_way.borrow().len() >= HANDSHAKES_MAX
+        self.silent.borrow().len() + self.begun.borrow().len() >= self.max
     }
 
-    /// Takes out the oldest, if it has had its time.
+    /// Takes out the oldest that has had its time, a silent one first.
     fn take_oldest(&self, now: Instant) -> Option<TaskKey> {
-        let mut under_way = self.under_way.borrow_mut();
-        let oldest = under_way.first_entry()?;
-        let has_had_its_time = now.saturating_duration_since(oldest.get().at) >= HANDSHAKE_PATIENCE;
-        has_had_its_time.then(|| oldest.remove().task).flatten()
+        let oldest = |handshakes: &RefCell<BTreeMap<u64, Begun>>, patience| {
+            let mut handshakes = handshakes.borrow_mut();
+            let oldest = handshakes.first_entry()?;
+            let has_had_its_time = now.saturating_duration_since(oldest.get().at) >= patience;
+            has_had_its_time.then(|| oldest.remove().task).flatten()
+        };
+        oldest(&self.silent, SILENT_PATIENCE).or_else(|| oldest(&self.begun, HANDSHAKE_PATIENCE))
     }
 }
 
-/// Ends a handshake when it is dropped.
-struct Handshake {
-    shard: Rc<Shard>,
+/// A handshake that is under way. Dropping it ends it.
+pub(super) struct Handshake {
+    pub(super) shard: Rc<Shard>,
     number: u64,
+}
+
+impl Handshake {
+    /// The socket has sent something.
+    pub(super) fn has_begun(&self) {
+        self.shard.handshakes.has_begun(self.number);
+    }
 }
 
 impl Drop for Handshake {
@@ -85,17 +118,15 @@ pub(super) fn accept_from(shard: &Rc<Shard>, listener: std::net::TcpListener) {
     let mut listener = Listener::new(&shard.reactor, listener);
     let accepting = Rc::clone(shard);
     shard.spawn(async move {
-        let mut told = None;
+        let failures = LogThrottle::new(ACCEPT_LOG_EVERY);
         let mut accepted = 0;
         loop {
             make_room(&accepting).await;
             match listener.accept().await {
                 Ok(stream) => welcome(&accepting, stream),
                 Err(error) => {
-                    let now = Instant::now();
-                    if told.is_none_or(|told| now.saturating_duration_since(told) >= ACCEPT_LOG_EVERY) {
-                        tracing::warn!(%error, "can't accept connections; trying again until it works");
-                        told = Some(now);
+                    if let Some(held_back) = failures.admit(Instant::now()) {
+                        tracing::warn!(%error, held_back, "PORT can't accept connections; trying again until it works");
                     }
                     Timer::new(REFUSED_PAUSE).await;
                 }
@@ -124,8 +155,7 @@ fn welcome(shard: &Rc<Shard>, stream: Stream) {
     let number = shard.handshakes.begin(Instant::now());
     let handshake = Handshake { shard: Rc::clone(shard), number };
     let task = shard.spawn(async move {
-        socket::handshake(Rc::clone(&handshake.shard), stream).await;
-        drop(handshake);
+        socket::handshake(&handshake, stream).await;
     });
     shard.handshakes.is_run_by(number, task);
 }

@@ -12,10 +12,10 @@
 use std::sync::Arc;
 
 use super::sent_away::SentAway;
-use crate::clock::Now;
+use crate::clock::{Now, UnixMs};
 use crate::exchange::{Owner, Standing};
 use crate::ids::{AssessmentHash, NodeId};
-use crate::protocol::auth::{Grant, Verifier};
+use crate::protocol::auth::{self, Grant, Verifier};
 use crate::protocol::close::CloseReason;
 use crate::protocol::head::Upgrade;
 use crate::protocol::messages;
@@ -27,8 +27,6 @@ use crate::stream::cursor;
 pub enum Admission {
     /// It is served here.
     Serve {
-        /// What its token says.
-        grant: Grant,
         /// What speaks against the owner that the view names, where that is another.
         against_owner: Evidence,
     },
@@ -106,18 +104,24 @@ pub struct Here<'a> {
     pub place_anywhere: bool,
 }
 
-/// Judges a good handshake.
+/// Who the client of a good handshake is. It is asked first, before the client takes anything that others could want.
+///
+/// # Errors
+/// The client's answer, where it has no good token or the pod takes no clients.
+pub fn identify(upgrade: &Upgrade, here: &Here<'_>, verifier: &Verifier, now: UnixMs) -> Result<Grant, Admission> {
+    if !here.takes_clients() {
+        return Err(Admission::Unavailable);
+    }
+    let fault = |fault: auth::Unauthorized| refuse(CloseReason::Unauthorized, fault.to_string());
+    verifier.verify(upgrade.token.as_ref(), now).map_err(fault)
+}
+
+/// Judges a good handshake with a good token.
 #[must_use]
-pub fn judge(upgrade: &Upgrade, here: &Here<'_>, sent_away: &SentAway, verifier: &Verifier, now: Now) -> Admission {
-    let draining = here.standing.draining_since.is_some();
-    let has_nobody = || here.place_anywhere || here.any_other().is_none();
-    if !here.standing.was_ready || (draining && has_nobody()) {
+pub fn judge(upgrade: &Upgrade, grant: &Grant, here: &Here<'_>, sent_away: &SentAway, now: Now) -> Admission {
+    if !here.takes_clients() {
         return Admission::Unavailable;
     }
-    let grant = match verifier.verify(upgrade.token.as_ref(), now.unix) {
-        Ok(grant) => grant,
-        Err(fault) => return refuse(CloseReason::Unauthorized, fault.to_string()),
-    };
     let assessment = match &upgrade.assessment {
         Ok(assessment) => assessment.as_ref(),
         Err(fault) => return refuse(CloseReason::BadRequest, fault.to_string()),
@@ -128,7 +132,7 @@ pub fn judge(upgrade: &Upgrade, here: &Here<'_>, sent_away: &SentAway, verifier:
     let watching =
         assessment.map_or(Watching::Market { spread: spread_of(upgrade) }, |id| Watching::Assessment(id.hash()));
     match here.place(watching, upgrade.cursor.as_deref(), sent_away, now) {
-        Placed::Here { against_owner } => Admission::Serve { grant, against_owner },
+        Placed::Here { against_owner } => Admission::Serve { against_owner },
         Placed::Elsewhere { to, cursor } => Admission::Refuse(Refused {
             reason: CloseReason::Redirect,
             message: "another pod serves this".into(),
@@ -231,6 +235,13 @@ impl Here<'_> {
         left.pod(third.unwrap_or(next)).cloned()
     }
 
+    /// Whether the pod was ready once, and does not drain without another pod to send its clients to.
+    fn takes_clients(&self) -> bool {
+        let draining = self.standing.draining_since.is_some();
+        let has_nobody = || self.place_anywhere || self.any_other().is_none();
+        self.standing.was_ready && !(draining && has_nobody())
+    }
+
     fn any_other(&self) -> Option<&Pod> {
         self.standing.view.live().map(|(_, pod)| pod).find(|pod| pod.node != *self.node)
     }
@@ -241,10 +252,9 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::clock::UnixMs;
     use crate::exchange::Sight;
     use crate::ids::SlotNumber;
-    use crate::protocol::auth::{self, mint};
+    use crate::protocol::auth::mint;
     use crate::protocol::head::{self, Parsed};
     use crate::routing::placement::View;
     use crate::stream::testing::texts;
@@ -287,8 +297,11 @@ mod tests {
     fn answer_after(sent_away: &SentAway, query: &str, standing: &Standing, place_anywhere: bool) -> String {
         let verifier = Verifier::new(&auth::Config { secret: SECRET.into(), require_assessments: false });
         let node = NodeId("p0".into());
-        match judge(&upgrade(query), &Here { node: &node, standing, place_anywhere }, sent_away, &verifier, now()) {
-            Admission::Serve { grant, against_owner: Evidence::None } => format!("served {}", grant.user),
+        let (upgrade, here) = (upgrade(query), Here { node: &node, standing, place_anywhere });
+        let grant = identify(&upgrade, &here, &verifier, now().unix);
+        let user = grant.as_ref().map(|grant| grant.user.clone()).unwrap_or_default();
+        match grant.map_or_else(|answer| answer, |grant| judge(&upgrade, &grant, &here, sent_away, now())) {
+            Admission::Serve { against_owner: Evidence::None } => format!("served {user}"),
             Admission::Serve { .. } => "served for its owner".into(),
             Admission::Unavailable => "503".into(),
             Admission::Refuse(refused) => {
@@ -356,8 +369,11 @@ mod tests {
         let (node, standing) = (NodeId("p0".into()), standing());
         let here = Here { node: &node, standing: &standing, place_anywhere: false };
         let any = token(&serde_json::json!({"userId": "u"}));
-        let goes_by_view =
-            |query: &str| judge(&upgrade(query), &here, &SentAway::default(), &verifier, now()).goes_by_view();
+        let goes_by_view = |query: &str| {
+            let upgrade = upgrade(query);
+            let grant = identify(&upgrade, &here, &verifier, now().unix);
+            grant.is_ok_and(|grant| judge(&upgrade, &grant, &here, &SentAway::default(), now()).goes_by_view())
+        };
         assert!(goes_by_view(&format!("assessmentId={}&token={any}", id_of(1))));
         assert!(!goes_by_view(&format!("assessmentId={}&token={any}", id_of(0))));
         assert!(!goes_by_view(&format!("assessmentId={}", id_of(1))), "a token that is none is none on every pod");

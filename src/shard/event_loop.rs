@@ -95,6 +95,8 @@ pub(super) struct Shard {
     /// Those that run, each with the handle that cancels it.
     tasks: RefCell<SlotMap<TaskKey, Option<glommio::task::JoinHandle<()>>>>,
     pub(super) handshakes: Handshakes,
+    /// Refused clients whose sockets are still being drained.
+    pub(super) lingering: Cell<usize>,
     started_ms: u64,
     connections: Cell<u64>,
     /// When the turns last had theirs.
@@ -235,7 +237,8 @@ async fn run(parts: Parts, reactor: Rc<Reactor>, alarm: Alarm) {
         reactor,
         scratch: RefCell::new(vec![0; READ_BYTES].into_boxed_slice()),
         tasks: RefCell::new(SlotMap::with_key()),
-        handshakes: Handshakes::default(),
+        handshakes: Handshakes::new(parts.door.handshakes_max),
+        lingering: Cell::new(0),
         started_ms: now.unix.0,
         connections: Cell::new(0),
         turned: Cell::new(now.instant),
@@ -428,7 +431,7 @@ impl Turns {
         while let Ok(handoff) = self.inbox.handoffs.try_recv() {
             let stream = Stream::new(&self.shard.reactor, handoff.socket);
             let shard = Rc::clone(&self.shard);
-            self.shard.spawn(async move { socket::enter(&shard, stream, &handoff.upgrade, handoff.rest).await });
+            self.shard.spawn(async move { socket::enter(&shard, stream, handoff.newcomer).await });
         }
     }
 

@@ -10,6 +10,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::ids::ShardIndex;
 use crate::protocol::close::CloseReason;
+use crate::protocol::head::Refusal;
 use crate::protocol::messages::ResetReason;
 
 /// What a shard counted since it last published.
@@ -54,6 +55,7 @@ pub struct Metrics {
     blocked: Counter,
     resumed: Counter,
     resets: Family<ResetLabels, Counter>,
+    refusals: Family<RefusalLabels, Counter>,
     misplaced: Counter,
     by_shard: Family<ShardLabels, Gauge>,
     history_bytes: Family<ShardLabels, Gauge>,
@@ -66,6 +68,11 @@ struct ClosedLabels {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResetLabels {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusalLabels {
     reason: &'static str,
 }
 
@@ -93,6 +100,7 @@ impl Metrics {
             blocked: Counter::default(),
             resumed: Counter::default(),
             resets: Family::default(),
+            refusals: Family::default(),
             misplaced: Counter::default(),
             by_shard: Family::default(),
             history_bytes: Family::default(),
@@ -118,6 +126,7 @@ impl Metrics {
         registry.register("shardgate_socket_blocked", "Writes that found a client's socket full", m.blocked.clone());
         registry.register("shardgate_resumes", "Clients that came back and go on from their cursor", m.resumed.clone());
         registry.register("shardgate_resets", "Clients told to fetch their state anew, by reason", m.resets.clone());
+        registry.register("shardgate_refusals", "Requests refused without an upgrade, by reason", m.refusals.clone());
         registry.register(
             "shardgate_misplaced_records",
             "Records of watched assessments on partitions where their route's partitioner would not put them",
@@ -178,6 +187,11 @@ impl ShardMetrics {
     pub(super) fn refused(&self, reason: CloseReason, texts: u64) {
         self.pod.sent.inc_by(texts);
         self.count(reason);
+    }
+
+    /// A request was refused without an upgrade.
+    pub(super) fn refused_by_http(&self, refusal: Refusal) {
+        self.pod.refusals.get_or_create(&RefusalLabels { reason: refusal.label() }).inc();
     }
 
     fn count(&self, reason: CloseReason) {

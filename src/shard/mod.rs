@@ -44,7 +44,7 @@ use prometheus_client::metrics::counter::Counter;
 
 pub use self::metrics::Metrics;
 pub use self::pod_limits::PodLimits;
-use crate::config::{DrainConfig, ShardConfig};
+use crate::config::{DoorConfig, DrainConfig, ShardConfig};
 use crate::exchange::{HttpDoor, LookWish, PublishedStanding, ShardDoor, ShardInbox, ShardStatus};
 use crate::ids::{NodeId, ShardIndex};
 use crate::protocol::{auth, head};
@@ -58,6 +58,8 @@ pub struct Parts {
     pub core: Option<usize>,
     /// Its settings.
     pub config: ShardConfig,
+    /// How clients come in.
+    pub door: DoorConfig,
     /// How the pod stops.
     pub drain: DrainConfig,
     /// How tokens are checked.

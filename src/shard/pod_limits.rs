@@ -12,11 +12,35 @@ pub struct PodLimits {
     open: AtomicU64,
     open_max: u64,
     start: Instant,
-    /// Nanoseconds between two connections at the rate that is allowed.
+    /// Clients with a good token.
+    accepts: Rate,
+    /// Clients without one. Their rate is their own: it takes nothing from those who may come in.
+    refusals: Rate,
+}
+
+/// A bucket of a second's depth (the generic cell rate algorithm, ITU-T I.371): one word holds its level and its clock.
+#[derive(Debug)]
+struct Rate {
+    /// Nanoseconds between two tokens.
     interval_ns: u64,
-    /// When the next connection would come if all came evenly, in nanoseconds since `start` (the generic cell rate
-    /// algorithm, ITU-T I.371): one word holds the bucket and its clock.
+    /// When the next token would be taken if all were taken evenly, in nanoseconds since the pod's start.
     next_ns: AtomicU64,
+}
+
+impl Rate {
+    fn new(per_second: u32) -> Self {
+        Self { interval_ns: 1_000_000_000 / u64::from(per_second.max(1)), next_ns: AtomicU64::new(0) }
+    }
+
+    fn take(&self, now_ns: u64) -> bool {
+        const BURST_NS: u64 = 1_000_000_000;
+        self.next_ns
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next_ns| {
+                let next_ns = next_ns.max(now_ns).saturating_add(self.interval_ns);
+                (next_ns - now_ns <= BURST_NS).then_some(next_ns)
+            })
+            .is_ok()
+    }
 }
 
 /// A connection's place among those that a pod may have. Dropping it gives the place back.
@@ -24,38 +48,42 @@ pub struct PodLimits {
 pub struct Place(Arc<PodLimits>);
 
 impl PodLimits {
-    /// The bounds of `MAX_CONNECTIONS` and `ACCEPTS_PER_SECOND`, the latter with a burst of as many.
+    /// The bounds of `MAX_CONNECTIONS` and `ACCEPTS_PER_SECOND`, the latter with a burst of as many, and once more for
+    /// clients without a good token.
     #[must_use]
     pub fn new(config: &ShardConfig) -> Self {
         Self {
             open: AtomicU64::new(0),
             open_max: config.connections_max,
             start: Instant::now(),
-            interval_ns: 1_000_000_000 / u64::from(config.accepts_per_second.max(1)),
-            next_ns: AtomicU64::new(0),
+            accepts: Rate::new(config.accepts_per_second),
+            refusals: Rate::new(config.accepts_per_second),
         }
     }
 
-    /// A place for one more connection at `now`; `None` where the pod is full, or they come too fast.
+    /// Whether one more client with a good token may come at `now`.
     #[must_use]
-    pub fn enter(self: &Arc<Self>, now: Instant) -> Option<Place> {
+    pub fn admit(&self, now: Instant) -> bool {
+        self.accepts.take(self.since_start(now))
+    }
+
+    /// Whether one more client without a good token is told so at `now`; else it gets 503.
+    #[must_use]
+    pub fn refuse(&self, now: Instant) -> bool {
+        self.refusals.take(self.since_start(now))
+    }
+
+    /// A place for one more connection; `None` where the pod is full.
+    #[must_use]
+    pub fn enter(self: &Arc<Self>) -> Option<Place> {
         let entered = self
             .open
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| (open < self.open_max).then_some(open + 1));
-        entered.ok()?;
-        let place = Place(Arc::clone(self));
-        self.take_token(now).then_some(place)
+        entered.ok().map(|_| Place(Arc::clone(self)))
     }
 
-    fn take_token(&self, now: Instant) -> bool {
-        const BURST_NS: u64 = 1_000_000_000;
-        let now_ns = u64::try_from(now.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX);
-        self.next_ns
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next_ns| {
-                let next_ns = next_ns.max(now_ns).saturating_add(self.interval_ns);
-                (next_ns - now_ns <= BURST_NS).then_some(next_ns)
-            })
-            .is_ok()
+    fn since_start(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
@@ -72,36 +100,41 @@ mod tests {
     use super::*;
 
     fn limits(open_max: u64, accepts_per_second: u32) -> Arc<PodLimits> {
-        let interval_ns = 1_000_000_000 / u64::from(accepts_per_second);
         Arc::new(PodLimits {
             open: AtomicU64::new(0),
             open_max,
             start: Instant::now(),
-            interval_ns,
-            next_ns: AtomicU64::new(0),
+            accepts: Rate::new(accepts_per_second),
+            refusals: Rate::new(accepts_per_second),
         })
     }
 
     #[test]
     fn a_place_that_is_given_back_is_there_for_the_next() {
         let pod = limits(2, 1000);
-        let now = pod.start;
-        let first = pod.enter(now);
-        let second = pod.enter(now);
+        let first = pod.enter();
+        let second = pod.enter();
         assert!(first.is_some() && second.is_some());
-        assert!(pod.enter(now).is_none());
+        assert!(pod.enter().is_none(), "who is refused takes no place");
         drop(first);
-        assert!(pod.enter(now).is_some());
+        assert!(pod.enter().is_some());
     }
 
     #[test]
     fn a_burst_of_a_second_is_let_in_and_then_the_rate() {
         let pod = limits(u64::MAX, 100);
-        let entered = |at: Duration| (0..1000).filter(|_| pod.enter(pod.start + at).is_some()).count();
+        let entered = |at: Duration| (0..1000).filter(|_| pod.admit(pod.start + at)).count();
         assert_eq!(entered(Duration::ZERO), 100);
         assert_eq!(entered(Duration::from_millis(500)), 50);
         assert_eq!(entered(Duration::from_millis(505)), 0);
         assert_eq!(entered(Duration::from_secs(60)), 100, "a long rest earns no more than the burst");
-        assert_eq!(pod.open.load(Ordering::Relaxed), 0, "who is refused takes no place");
+    }
+
+    #[test]
+    fn clients_without_a_token_take_nothing_from_those_who_have_one() {
+        let pod = limits(u64::MAX, 100);
+        let refused = (0..1000).filter(|_| pod.refuse(pod.start)).count();
+        assert_eq!(refused, 100);
+        assert_eq!((0..1000).filter(|_| pod.admit(pod.start)).count(), 100);
     }
 }

@@ -22,6 +22,7 @@ use slotmap::{Key, KeyData, SlotMap, new_key_type};
 
 use super::event_loop::let_others_run;
 use crate::limits::ACCEPT_LOG_EVERY;
+use crate::log_throttle::LogThrottle;
 
 /// Events that are taken from the kernel at a time, before the tasks that they wake run.
 const EVENTS_A_LOOK: usize = 1024;
@@ -42,8 +43,8 @@ pub(super) struct Reactor {
     epoll: RefCell<mio::Poll>,
     registry: Registry,
     waiting: RefCell<SlotMap<WaitKey, Waiting>>,
-    /// When it was last told that the kernel watches no more.
-    told: Cell<Option<Instant>>,
+    /// For the line that the kernel watches no more.
+    refusals: LogThrottle,
 }
 
 #[derive(Debug, Default)]
@@ -60,7 +61,8 @@ impl Reactor {
     pub(super) fn new() -> io::Result<Rc<Self>> {
         let epoll = mio::Poll::new()?;
         let registry = epoll.registry().try_clone()?;
-        Ok(Rc::new(Self { epoll: RefCell::new(epoll), registry, waiting: RefCell::default(), told: Cell::default() }))
+        let refusals = LogThrottle::new(ACCEPT_LOG_EVERY);
+        Ok(Rc::new(Self { epoll: RefCell::new(epoll), registry, waiting: RefCell::default(), refusals }))
     }
 
     /// Wakes tasks whose descriptor is ready, for as long as the shard runs.
@@ -106,11 +108,10 @@ impl Reactor {
 
     /// Tells of a connection that ends because the kernel doesn't watch it.
     fn tell_of_refusal(&self, error: &io::Error) {
-        let now = Instant::now();
-        if self.told.get().is_none_or(|told| now.saturating_duration_since(told) >= ACCEPT_LOG_EVERY) {
-            self.told.set(Some(now));
+        if let Some(held_back) = self.refusals.admit(Instant::now()) {
             tracing::warn!(
                 %error,
+                held_back,
                 "a connection is closed, for the kernel watches no more of them: fs.epoll.max_user_watches is to be above \
                  the connections of all processes of this user"
             );
@@ -478,8 +479,8 @@ mod tests {
             };
             // epoll_ctl(2): a regular file is never waited for.
             assert_eq!(refused().await.unwrap_err().raw_os_error(), Some(libc::EPERM));
-            let told = reactor.told.get();
-            assert!(refused().await.is_err() && told.is_some() && reactor.told.get() == told);
+            assert!(refused().await.is_err());
+            assert_eq!(reactor.refusals.admit(Instant::now()), None, "it was told of a moment ago");
         });
     }
 

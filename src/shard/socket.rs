@@ -1,6 +1,7 @@
 //! The edge to clients' sockets: the reading of request heads, the task of each connection, farewells, and the system
 //! calls that glommio has no words for. What they mean is left to the rules.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::mem::offset_of;
@@ -16,25 +17,29 @@ use rustix::net::{self, SendAncillaryBuffer, SendFlags};
 use slotmap::Key;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::admission::{Admission, Evidence, Here, judge};
+use super::accept::Handshake;
+use super::admission::{Admission, Evidence, Here, identify, judge};
 use super::connection::{Connection, ConnectionKey, Socket};
 use super::event_loop::{Shard, let_others_run, let_others_run_first};
 use super::pod_limits::Place;
 use super::reactor::{Bell, Stream};
 use super::state::Entrance;
 use crate::clock::Now;
-use crate::exchange::{Handoff, HttpRequest, Standing};
+use crate::exchange::{Handoff, HttpRequest, Newcomer, Standing};
 use crate::limits::LINGER;
 use crate::prefetch::prefetch;
 use crate::protocol::auth::Grant;
 use crate::protocol::close::CloseReason;
-use crate::protocol::head::{self, Parsed, Refusal, Upgrade};
+use crate::protocol::head::{self, Parsed, Refusal, Unavailable, Upgrade};
 use crate::protocol::messages;
 use crate::protocol::session::Session;
 use crate::routing::placement::shard_of;
 
 /// Reads in one poll of a connection's task, before others have their turn.
 const READS_A_POLL: usize = 4;
+
+/// Refused clients may linger in one in so many of the handshakes' places: the rest is for those who come.
+const LINGERING_PART: usize = 4;
 
 // ---- a connection's socket --------------------------------------------------------------------------------------------
 
@@ -100,45 +105,66 @@ enum Head {
 }
 
 /// Reads an accepted socket's request head and passes it on to whoever it is for.
-pub(super) async fn handshake(shard: Rc<Shard>, mut stream: Stream) {
+pub(super) async fn handshake(handshake: &Handshake, mut stream: Stream) {
+    let shard = &handshake.shard;
     let mut read = Vec::new();
     let timeout = shard.config.handshake_timeout;
-    let head = future::or(read_head(&shard, &mut stream, &mut read), async {
+    let head = future::or(read_head(handshake, &mut stream, &mut read), async {
         Timer::new(timeout).await;
         Head::Refused(Refusal::Timeout)
     })
     .await;
     match head {
         Head::Gone => {}
-        Head::Refused(refusal) => farewell(&shard, stream, &refusal.response()).await,
+        Head::Refused(refusal) => refuse(shard, stream, refusal).await,
         Head::Operators => {
             let passed = shard.http.try_send(HttpRequest { socket: stream.into_socket(), read });
             if let Err(TrySendError::Full(request) | TrySendError::Closed(request)) = passed {
-                let stream = Stream::new(&shard.reactor, request.socket);
-                farewell(&shard, stream, &Refusal::Unavailable.response()).await;
+                refuse(shard, Stream::new(&shard.reactor, request.socket), BUSY).await;
             }
         }
         Head::Upgrade(upgrade, head_len) => {
             let rest = read.split_off(head_len);
             drop(read);
-            let owner = match &upgrade.assessment {
-                Ok(Some(id)) => shard_of(id.hash(), shard.config.shards),
-                _ => shard.index,
-            };
-            if owner == shard.index {
-                enter(&shard, stream, &upgrade, rest).await;
-                return;
-            }
-            let handoff = Handoff { socket: stream.into_socket(), upgrade: *upgrade, rest };
-            if let Err(handoff) = shard.doors[usize::from(owner.0)].try_handoff(handoff) {
-                let stream = Stream::new(&shard.reactor, handoff.socket);
-                farewell(&shard, stream, &Refusal::Unavailable.response()).await;
-            }
+            admit(shard, stream, *upgrade, rest).await;
         }
     }
 }
 
-async fn read_head(shard: &Shard, stream: &mut Stream, read: &mut Vec<u8>) -> Head {
+/// Lets a client with a good token in, at the pod's rate, on the shard that owns its assessment. One without is refused
+/// here: it takes none of what those with a token could want.
+async fn admit(shard: &Rc<Shard>, stream: Stream, upgrade: Upgrade, rest: Vec<u8>) {
+    shard.give_way().await;
+    let now = Now::read();
+    let identified = {
+        let standing = shard.standing.load();
+        let here = Here { node: &shard.node, standing: &standing, place_anywhere: shard.config.place_anywhere };
+        identify(&upgrade, &here, &shard.verifier, now.unix)
+    };
+    let grant = match identified {
+        Ok(grant) => grant,
+        Err(Admission::Refuse(_)) if !shard.pod.refuse(now.instant) => return refuse(shard, stream, TOO_FAST).await,
+        Err(answer) => return turn_away(shard, stream, &upgrade, answer).await,
+    };
+    if !shard.pod.admit(now.instant) {
+        return refuse(shard, stream, TOO_FAST).await;
+    }
+    let owner = match &upgrade.assessment {
+        Ok(Some(id)) => shard_of(id.hash(), shard.config.shards),
+        _ => shard.index,
+    };
+    let newcomer = Box::new(Newcomer { upgrade, grant, rest });
+    if owner == shard.index {
+        return enter(shard, stream, newcomer).await;
+    }
+    let handoff = Handoff { socket: stream.into_socket(), newcomer };
+    if let Err(handoff) = shard.doors[usize::from(owner.0)].try_handoff(handoff) {
+        refuse(shard, Stream::new(&shard.reactor, handoff.socket), BUSY).await;
+    }
+}
+
+async fn read_head(handshake: &Handshake, stream: &mut Stream, read: &mut Vec<u8>) -> Head {
+    let shard = &handshake.shard;
     loop {
         let got = poll_fn(|cx| {
             let mut scratch = shard.scratch.borrow_mut();
@@ -149,6 +175,7 @@ async fn read_head(shard: &Shard, stream: &mut Stream, read: &mut Vec<u8>) -> He
         if !matches!(got, Ok(1..)) {
             return Head::Gone;
         }
+        handshake.has_begun();
         match head::parse(read, &shard.head_rules) {
             Parsed::Incomplete => {}
             Parsed::Upgrade { upgrade, head_len } => return Head::Upgrade(Box::new(upgrade), head_len),
@@ -159,15 +186,16 @@ async fn read_head(shard: &Shard, stream: &mut Stream, read: &mut Vec<u8>) -> He
 }
 
 /// Serves a client on the shard that it belongs to, or refuses it.
-pub(super) async fn enter(shard: &Rc<Shard>, stream: Stream, upgrade: &Upgrade, rest: Vec<u8>) {
+pub(super) async fn enter(shard: &Rc<Shard>, stream: Stream, newcomer: Box<Newcomer>) {
     shard.give_way().await;
+    let Newcomer { upgrade, grant, rest } = *newcomer;
     let mut now = Now::read();
-    let Some(place) = shard.pod.enter(now.instant) else {
-        return farewell(shard, stream, &Refusal::Unavailable.response()).await;
+    let Some(place) = shard.pod.enter() else {
+        return refuse(shard, stream, FULL).await;
     };
     let judge_by = |standing: &Standing, now: Now| {
         let here = Here { node: &shard.node, standing, place_anywhere: shard.config.place_anywhere };
-        judge(upgrade, &here, &shard.state.borrow().sent_away, &shard.verifier, now)
+        judge(&upgrade, &grant, &here, &shard.state.borrow().sent_away, now)
     };
     let mut standing = shard.standing.load_full();
     let mut admission = judge_by(&standing, now);
@@ -180,21 +208,17 @@ pub(super) async fn enter(shard: &Rc<Shard>, stream: Stream, upgrade: &Upgrade, 
         shard.state.borrow_mut().sent_away.note(id.hash(), &standing.sight, now.instant);
     }
     match admission {
-        Admission::Unavailable => farewell(shard, stream, &Refusal::Unavailable.response()).await,
-        Admission::Refuse(refused) => {
-            let mut answer = Vec::new();
-            upgrade.accept_response(&mut answer);
-            refused.message(&mut answer);
-            messages::close(&mut answer, refused.reason);
-            shard.metrics.refused(refused.reason, 1);
-            farewell(shard, stream, &answer).await;
-        }
-        Admission::Serve { grant, against_owner } => {
-            let key = attach(shard, &stream, upgrade, grant, against_owner, now);
+        Admission::Serve { against_owner } => {
+            let key = attach(shard, &stream, &upgrade, grant, against_owner, now);
             let mut session = Session::new(shard.config.message_bytes_max);
             take_in(shard, key, &mut session, &rest);
             let (shard_of_it, stream) = (Rc::clone(shard), Some(stream));
             shard.spawn(Client { shard: shard_of_it, key, stream, session, lingering: None, _place: place });
+        }
+        answer => {
+            // Its socket may linger; its place is for others.
+            drop(place);
+            turn_away(shard, stream, &upgrade, answer).await;
         }
     }
 }
@@ -316,7 +340,31 @@ fn take_in(shard: &Shard, key: ConnectionKey, session: &mut Session, bytes: &[u8
 
 // ---- farewells --------------------------------------------------------------------------------------------------------
 
-/// Writes a last answer and closes, so that it arrives.
+const TOO_FAST: Refusal = Refusal::Unavailable(Unavailable::Rate);
+const FULL: Refusal = Refusal::Unavailable(Unavailable::Capacity);
+const BUSY: Refusal = Refusal::Unavailable(Unavailable::Busy);
+
+/// Refuses a request without an upgrade.
+async fn refuse(shard: &Shard, stream: Stream, refusal: Refusal) {
+    shard.metrics.refused_by_http(refusal);
+    farewell(shard, stream, &refusal.response()).await;
+}
+
+/// Refuses a client that is not served here.
+async fn turn_away(shard: &Shard, stream: Stream, upgrade: &Upgrade, answer: Admission) {
+    let Admission::Refuse(refused) = answer else {
+        return refuse(shard, stream, Refusal::Unavailable(Unavailable::NotServing)).await;
+    };
+    let mut bytes = Vec::new();
+    upgrade.accept_response(&mut bytes);
+    refused.message(&mut bytes);
+    messages::close(&mut bytes, refused.reason);
+    shard.metrics.refused(refused.reason, 1);
+    farewell(shard, stream, &bytes).await;
+}
+
+/// Writes a last answer and closes, so that it arrives. Where too many others linger the socket is closed at once: the answer
+/// still arrives, unless the client has sent more than its request.
 async fn farewell(shard: &Shard, mut stream: Stream, answer: &[u8]) {
     let written = future::or(
         async {
@@ -332,8 +380,20 @@ async fn farewell(shard: &Shard, mut stream: Stream, answer: &[u8]) {
         expire(LINGER),
     )
     .await;
-    if written {
+    let lingering = shard.lingering.get();
+    if written && lingering < shard.handshakes.max() / LINGERING_PART {
+        shard.lingering.set(lingering + 1);
+        let _one_less = Lingering(&shard.lingering);
         linger(shard, &mut stream).await;
+    }
+}
+
+/// Counts one less when it is dropped.
+struct Lingering<'a>(&'a Cell<usize>);
+
+impl Drop for Lingering<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 

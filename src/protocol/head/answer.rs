@@ -33,9 +33,26 @@ pub enum Refusal {
     /// 431.
     #[error("request header fields too large: the request's head may have 8 KiB and 100 headers")]
     TooLarge,
-    /// 503: at capacity, over the accept rate, never yet ready, or draining alone.
-    #[error("service unavailable: this pod takes no more clients at the moment; try again in a few seconds")]
-    Unavailable,
+    /// 503.
+    #[error("service unavailable: {0}; try again in a few seconds")]
+    Unavailable(Unavailable),
+}
+
+/// Why a pod takes no client now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Unavailable {
+    /// It was never yet ready, or it drains and no other pod lives.
+    #[error("this pod takes no clients at the moment")]
+    NotServing,
+    /// It has as many as it may have (MAX_CONNECTIONS).
+    #[error("this pod has as many clients as it may have")]
+    Capacity,
+    /// They come faster than they may (ACCEPTS_PER_SECOND).
+    #[error("clients come too fast at the moment")]
+    Rate,
+    /// A thread of the pod is too far behind to take it.
+    #[error("this pod is busy")]
+    Busy,
 }
 
 /// What makes a request malformed.
@@ -99,7 +116,25 @@ impl Refusal {
             Self::Timeout => (408, "Request Timeout"),
             Self::UpgradeRequired => (426, "Upgrade Required"),
             Self::TooLarge => (431, "Request Header Fields Too Large"),
-            Self::Unavailable => (503, "Service Unavailable"),
+            Self::Unavailable(_) => (503, "Service Unavailable"),
+        }
+    }
+
+    /// What the metrics call it.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "malformed",
+            Self::Origin => "origin",
+            Self::Path => "path",
+            Self::Method(_) => "method",
+            Self::Timeout => "timeout",
+            Self::UpgradeRequired => "upgrade_required",
+            Self::TooLarge => "too_large",
+            Self::Unavailable(Unavailable::NotServing) => "not_serving",
+            Self::Unavailable(Unavailable::Capacity) => "capacity",
+            Self::Unavailable(Unavailable::Rate) => "rate",
+            Self::Unavailable(Unavailable::Busy) => "busy",
         }
     }
 
@@ -113,7 +148,7 @@ impl Refusal {
             Self::UpgradeRequired => {
                 ("close, Upgrade", "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n".to_owned())
             }
-            Self::Unavailable => ("close", format!("Retry-After: {RETRY_AFTER_SECONDS}\r\n")),
+            Self::Unavailable(_) => ("close", format!("Retry-After: {RETRY_AFTER_SECONDS}\r\n")),
             _ => ("close", String::new()),
         };
         let text = format!("{self}\n");

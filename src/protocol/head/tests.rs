@@ -308,7 +308,7 @@ fn a_refusal_is_a_whole_answer_that_says_what_would_be_right() {
             "Sec-WebSocket-Version: 13",
         ),
         (Refusal::TooLarge, 431, &[][..], "8 KiB"),
-        (Refusal::Unavailable, 503, &[("Retry-After", "5")][..], "try again"),
+        (Refusal::Unavailable(Unavailable::Capacity), 503, &[("Retry-After", "5")][..], "try again"),
     ] {
         let answer = refusal.response();
         let mut table = [EMPTY_HEADER; 16];
