@@ -197,6 +197,13 @@ pub const SLOT_VALUE_BYTES_MAX: usize = 8 * 1024;
 /// each. Where there are more, the slots are asked for by number.
 pub const STRAY_FIELDS_MAX: u32 = 1_000;
 
+/// Announcements from Redis that wait while a call is under way. All of them together ask for one call, so those over
+/// the bound lose nothing that the call would not see.
+pub const ANNOUNCEMENTS_MAX: usize = 256;
+
+/// How long the connection for announcements may be quiet before it is checked by a ping: one that is dead stays quiet.
+pub const ANNOUNCEMENTS_QUIET_MAX: Duration = Duration::from_secs(5);
+
 /// The oldest look at Redis by whose view a client is sent to another pod. A pod that sends away many costs Redis one
 /// look in this time at most.
 pub const LOOK_AGE_MAX: Duration = Duration::from_millis(100);

@@ -1,5 +1,5 @@
-//! A pod's own way to Redis, which can be made slow, hold everything back, or lose what is announced: so two pods can
-//! know different things for a moment.
+//! A pod's own way to Redis, which can be made slow, hold everything back, lose what is announced, or leave connections
+//! open through which nothing comes: so two pods can know different things for a moment.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -26,6 +26,11 @@ struct Manners {
     delay: Duration,
     ended: bool,
     streams: Vec<TcpStream>,
+    /// Connections made so far, and those among them through which nothing passes any more.
+    made: usize,
+    stranded: Vec<usize>,
+    /// Connections by which somebody hears announcements.
+    announcing: Vec<usize>,
 }
 
 impl Shared {
@@ -38,9 +43,12 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Waits while nothing is to pass, and tells how long what passes now is to take and whether announcements are lost.
-    fn gate(&self) -> (Duration, bool) {
-        let manners = self.changed.wait_while(self.manners(), |manners| manners.paused && !manners.ended);
+    /// Waits while nothing is to pass through a connection, and tells how long what passes now is to take and whether
+    /// announcements are lost.
+    fn gate(&self, connection: usize) -> (Duration, bool) {
+        let is_shut =
+            |manners: &mut Manners| (manners.paused || manners.stranded.contains(&connection)) && !manners.ended;
+        let manners = self.changed.wait_while(self.manners(), is_shut);
         let manners = manners.unwrap_or_else(PoisonError::into_inner);
         (manners.delay, manners.deaf)
     }
@@ -90,6 +98,16 @@ impl Link {
         self.shared.change(|manners| manners.delay = delay);
     }
 
+    /// Nothing passes any more through the connections that there are; they stay open. New ones are as good as ever.
+    pub fn strand(&self) {
+        self.shared.change(|manners| manners.stranded = (1..=manners.made).collect());
+    }
+
+    /// The same, of the connections for announcements alone.
+    pub fn strand_announcements(&self) {
+        self.shared.change(|manners| manners.stranded.clone_from(&manners.announcing));
+    }
+
     /// Whatever is announced is lost. Calls are answered.
     pub fn deafen(&self) {
         self.shared.change(|manners| manners.deaf = true);
@@ -114,12 +132,17 @@ fn join(shared: &Arc<Shared>, client: TcpStream, server: u16) -> io::Result<()> 
     let server = TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, server)), Duration::from_secs(1))?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
-    shared.manners().streams.extend([client.try_clone()?, server.try_clone()?]);
+    let number = {
+        let mut manners = shared.manners();
+        manners.streams.extend([client.try_clone()?, server.try_clone()?]);
+        manners.made += 1;
+        manners.made
+    };
     let ways = [(client.try_clone()?, server.try_clone()?, false), (server, client, true)];
     for (from, to, is_answer) in ways {
         let shared = Arc::clone(shared);
         thread::spawn(move || {
-            let _ = pass(&shared, &from, &to, is_answer);
+            let _ = pass(&shared, number, &from, &to, is_answer);
             let _ = from.shutdown(Shutdown::Both);
             let _ = to.shutdown(Shutdown::Both);
         });
@@ -127,15 +150,19 @@ fn join(shared: &Arc<Shared>, client: TcpStream, server: u16) -> io::Result<()> 
     Ok(())
 }
 
-fn pass(shared: &Shared, mut from: &TcpStream, mut to: &TcpStream, is_answer: bool) -> io::Result<()> {
+fn pass(shared: &Shared, number: usize, mut from: &TcpStream, mut to: &TcpStream, is_answer: bool) -> io::Result<()> {
     const ANNOUNCEMENT: &[u8] = b"$7\r\nmessage\r\n";
+    const SUBSCRIBE: &[u8] = b"SUBSCRIBE";
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let len = from.read(&mut buffer)?;
         if len == 0 {
             return Ok(());
         }
-        let (delay, deaf) = shared.gate();
+        if !is_answer && buffer[..len].windows(SUBSCRIBE.len()).any(|part| part == SUBSCRIBE) {
+            shared.change(|manners| manners.announcing.push(number));
+        }
+        let (delay, deaf) = shared.gate(number);
         let is_announced = || buffer[..len].windows(ANNOUNCEMENT.len()).any(|part| part == ANNOUNCEMENT);
         if is_answer {
             if deaf && is_announced() {
@@ -193,5 +220,13 @@ mod tests {
         publish("second");
         assert!(heard.get_message().is_err());
         assert_eq!(again().unwrap(), "PONG", "calls are answered");
+
+        connection = client.get_connection().unwrap();
+        connection.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        link.strand_announcements();
+        assert_eq!(ping(&mut connection).unwrap(), "PONG", "it hears no announcements");
+        link.strand();
+        assert!(ping(&mut connection).is_err());
+        assert_eq!(again().unwrap(), "PONG", "new connections are as good as ever");
     }
 }

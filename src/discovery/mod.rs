@@ -3,12 +3,14 @@
 //!
 //! - [`membership`]: what a pod asks and believes: the rules, with time as an argument. They rest on
 //! - [`lease`], the state of this pod's own slot, and [`contact`], since when Redis is reached;
+//! - [`outage`]: when the log says that it isn't;
 //! - [`wire`]: the calls and their answers;
 //! - [`redis`] (edge): connections, and the one script that changes anything, `slots.lua`.
 
 pub mod contact;
 pub mod lease;
 pub mod membership;
+pub mod outage;
 pub mod redis;
 pub mod wire;
 
@@ -114,6 +116,8 @@ pub struct Metrics {
     connected: Gauge,
     calls: Counter,
     calls_failed: Counter,
+    connections: Counter,
+    announcements_dropped: Counter,
     fields_ignored: Gauge,
     slots: Gauge,
     pods: Gauge,
@@ -129,6 +133,8 @@ impl Metrics {
             connected: Gauge::default(),
             calls: Counter::default(),
             calls_failed: Counter::default(),
+            connections: Counter::default(),
+            announcements_dropped: Counter::default(),
             fields_ignored: Gauge::default(),
             slots: Gauge::default(),
             pods: Gauge::default(),
@@ -152,6 +158,10 @@ impl Metrics {
         registry.register("shardgate_redis_calls", calls, metrics.calls.clone());
         let failed = "Calls to Redis that failed or took too long";
         registry.register("shardgate_redis_calls_failed", failed, metrics.calls_failed.clone());
+        let made = "Connections made to Redis: two at the start, and others where one broke or stopped answering";
+        registry.register("shardgate_redis_connections", made, metrics.connections.clone());
+        let dropped = "Announcements from Redis over the bound of those that wait: the next call sees what they told";
+        registry.register("shardgate_redis_announcements_dropped", dropped, metrics.announcements_dropped.clone());
         metrics
     }
 

@@ -6,16 +6,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_lite::StreamExt;
-use redis::aio::{MultiplexedConnection, PubSubStream};
-use redis::{AsyncConnectionConfig, Client, Msg, RedisError, Script};
+use prometheus_client::metrics::counter::Counter;
+use redis::aio::{MultiplexedConnection, PubSub, PubSubSink};
+use redis::{AsyncConnectionConfig, Client, Msg, RedisError, Script, Value};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout};
 use tracing::{error, info, warn};
 
 use super::contact::Times;
 use super::membership::{Identity, Member, Notice};
+use super::outage::{Line, OutageLog};
 use super::wire::{BadAnswer, Call, Snapshot};
-use super::{Cluster, Intent, Parts};
+use super::{Cluster, Intent, Metrics, Parts};
+use crate::clock::{Now, UnixMs, whole_ms};
+use crate::config::is_node_name;
 use crate::ids::NodeId;
+use crate::limits::{ANNOUNCEMENTS_MAX, ANNOUNCEMENTS_QUIET_MAX};
 
 /// The script's text.
 const SLOTS_SCRIPT: &str = include_str!("slots.lua");
@@ -55,12 +62,14 @@ pub(super) async fn run(parts: Parts) {
         key_prefix: parts.config.key_prefix.clone(),
     };
     let channels = ["join", "leave"].map(|what| format!("{}:node:{what}", parts.config.key_prefix));
+    let script = Script::new(SLOTS_SCRIPT);
+    let link = Link { client, times, calls: None, announcements: None, script, metrics: parts.metrics.clone() };
     let session = Session {
         member: Member::new(identity, times),
-        link: Link { client, times, calls: None, announcements: None, script: Script::new(SLOTS_SCRIPT) },
+        link,
         channels,
         address: parts.config.address.clone(),
-        reachable: None,
+        outage: OutageLog::default(),
         parts,
     };
     session.run().await;
@@ -79,8 +88,7 @@ struct Session {
     link: Link,
     channels: [String; 2],
     address: Box<str>,
-    /// What the log last said of Redis.
-    reachable: Option<bool>,
+    outage: OutageLog,
 }
 
 impl Session {
@@ -97,7 +105,7 @@ impl Session {
                 },
                 () = sleep_until(call_at.into()) => self.call().await,
                 () = self.parts.look.notified() => self.member.handle_look_wish(Instant::now()),
-                announcement = next(&mut self.link.announcements) => self.handle_announcement(announcement.as_ref()),
+                announcement = next(&mut self.link.announcements) => self.handle_announcement(announcement),
             }
             self.publish();
         }
@@ -127,29 +135,31 @@ impl Session {
         match answer {
             Ok(snapshot) => {
                 self.member.handle_snapshot(began, now, snapshot);
-                self.say_reachable();
+                if let Some(line) = self.outage.handle_success(now) {
+                    self.log_reached(line);
+                }
             }
             Err(error) => {
                 self.link.close();
                 self.parts.metrics.calls_failed.inc();
                 self.member.handle_failure(now);
-                self.say_unreachable(&error);
+                if let Some(line) = self.outage.handle_failure(began, now) {
+                    self.log_not_reached(line, &error);
+                }
             }
         }
     }
 
-    fn handle_announcement(&mut self, announcement: Option<&Msg>) {
+    fn handle_announcement(&mut self, announcement: Option<Announcement>) {
         let now = Instant::now();
-        let Some(message) = announcement else {
-            // The connection broke: the call that follows tells whether Redis did.
-            self.link.announcements = None;
-            return self.member.handle_announcement(now);
-        };
-        match message.get_payload::<String>() {
-            Ok(node) if message.get_channel_name() == self.channels[1] => {
-                self.member.handle_leave(NodeId(node.into()), now);
+        match announcement {
+            Some(Announcement::Left(node)) => self.member.handle_leave(node, now),
+            Some(Announcement::Other) => self.member.handle_announcement(now),
+            None => {
+                // The connection is gone: the call that follows makes it anew, and tells whether Redis is reached.
+                self.link.announcements = None;
+                self.member.handle_announcement(now);
             }
-            _ => self.member.handle_announcement(now),
         }
     }
 
@@ -183,18 +193,22 @@ impl Session {
         });
     }
 
-    fn say_reachable(&mut self) {
-        if self.reachable != Some(true) {
-            info!(address = %self.address, "Redis is reached");
+    fn log_reached(&self, line: Line) {
+        match line {
+            Line::Ended(outage) => info!(address = %self.address, ?outage, "Redis is reached again"),
+            _ => info!(address = %self.address, "Redis is reached"),
         }
-        self.reachable = Some(true);
     }
 
-    fn say_unreachable(&mut self, error: &CallError) {
-        if self.reachable != Some(false) {
-            warn!(address = %self.address, %error, "Redis is not reached: the last view stays in force");
+    fn log_not_reached(&self, line: Line, error: &CallError) {
+        let address = &self.address;
+        match line {
+            Line::GoesOn(outage) => {
+                let since = UnixMs(Now::read().unix.0.saturating_sub(whole_ms(outage)));
+                warn!(%address, %since, ?outage, %error, "waiting for Redis: the last view stays in force");
+            }
+            _ => warn!(%address, %error, "Redis is not reached: the last view stays in force"),
         }
-        self.reachable = Some(false);
     }
 
     fn log(&self, notice: &Notice) {
@@ -231,21 +245,22 @@ impl Session {
     }
 }
 
-/// The next announcement; never where there is no connection to hear it on.
-async fn next(announcements: &mut Option<PubSubStream>) -> Option<Msg> {
+/// The next announcement; never where there is no connection for them.
+async fn next(announcements: &mut Option<Announcements>) -> Option<Announcement> {
     match announcements {
-        Some(stream) => stream.next().await,
+        Some(announcements) => announcements.heard.recv().await,
         None => std::future::pending().await,
     }
 }
 
-/// The connections. After any failure both are made anew: the state of one that answered late is not to be guessed.
+/// The connections. After a failed call both are made anew: the state of one that answered late can't be guessed.
 struct Link {
     client: Client,
     times: Times,
     calls: Option<MultiplexedConnection>,
-    announcements: Option<PubSubStream>,
+    announcements: Option<Announcements>,
     script: Script,
+    metrics: Metrics,
 }
 
 impl Link {
@@ -254,22 +269,27 @@ impl Link {
         self.announcements = None;
     }
 
-    /// Makes what connections there are not.
-    async fn connect(&mut self, channels: &[String]) -> Result<(), CallError> {
+    /// Makes the connections that are missing.
+    async fn connect(&mut self, channels: &[String; 2]) -> Result<(), CallError> {
         let limit = self.times.call;
         if self.calls.is_none() {
             let config =
                 AsyncConnectionConfig::new().set_connection_timeout(Some(limit)).set_response_timeout(Some(limit));
             let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
             self.calls = Some(within(limit, connecting).await?);
+            self.metrics.connections.inc();
         }
         if self.announcements.is_none() {
             let subscribing = async {
-                let mut announcements = self.client.get_async_pubsub().await?;
-                announcements.subscribe(channels).await?;
-                Ok(announcements.into_on_message())
+                let mut connection = self.client.get_async_pubsub().await?;
+                connection.subscribe(channels).await?;
+                Ok(connection)
             };
-            self.announcements = Some(within(limit, subscribing).await?);
+            let connection = within(limit, subscribing).await?;
+            self.metrics.connections.inc();
+            let [_, leave_channel] = channels;
+            let dropped = self.metrics.announcements_dropped.clone();
+            self.announcements = Some(Announcements::hear(connection, leave_channel.clone(), limit, dropped));
         }
         Ok(())
     }
@@ -288,4 +308,67 @@ impl Link {
 
 async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, RedisError>>) -> Result<T, CallError> {
     timeout(limit, work).await.map_err(|_| CallError::TimedOut(limit))?.map_err(CallError::Redis)
+}
+
+/// What was announced, as far as it matters.
+enum Announcement {
+    /// A pod gave its slot up, or lost it.
+    Left(NodeId),
+    /// Anything else: the slots may have changed.
+    Other,
+}
+
+/// The connection for announcements. A task of its own reads it, into a queue with a bound: the crate's has none, and a
+/// call may be under way for seconds. The queue ends where the connection does, or where it no longer answers.
+struct Announcements {
+    heard: mpsc::Receiver<Announcement>,
+    task: JoinHandle<()>,
+}
+
+impl Announcements {
+    fn hear(connection: PubSub, leave_channel: String, ping_within: Duration, dropped: Counter) -> Self {
+        let (queue, heard) = mpsc::channel(ANNOUNCEMENTS_MAX);
+        let task = tokio::spawn(async move {
+            let (mut sink, mut messages) = connection.split();
+            loop {
+                match timeout(ANNOUNCEMENTS_QUIET_MAX, messages.next()).await {
+                    Ok(Some(message)) => {
+                        if queue.try_send(announcement(&message, &leave_channel)).is_err() {
+                            dropped.inc();
+                        }
+                    }
+                    Ok(None) => return,
+                    Err(_) if answers(&mut sink, ping_within).await => {}
+                    Err(_) => {
+                        warn!("the connection for Redis' announcements no longer answers: it is made anew");
+                        return;
+                    }
+                }
+            }
+        });
+        Self { heard, task }
+    }
+}
+
+impl Drop for Announcements {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn announcement(message: &Msg, leave_channel: &str) -> Announcement {
+    let node = std::str::from_utf8(message.get_payload_bytes()).ok().filter(|node| is_node_name(node));
+    match node {
+        Some(node) if message.get_channel_name() == leave_channel => Announcement::Left(NodeId(node.into())),
+        _ => Announcement::Other,
+    }
+}
+
+/// Whether a connection answers a ping in time. An error that Redis sends (it may forbid pings) is an answer.
+async fn answers(sink: &mut PubSubSink, limit: Duration) -> bool {
+    match timeout(limit, sink.ping::<Value>()).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(error)) => !error.is_unrecoverable_error() && !error.is_io_error(),
+        Err(_) => false,
+    }
 }
