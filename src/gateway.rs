@@ -207,8 +207,11 @@ impl Exchange {
         cores: &Cores,
         http: mpsc::Sender<HttpRequest>,
     ) -> Result<Vec<JoinHandle<()>>, GatewayError> {
-        let head_rules =
-            head::Rules { allowed_origins: config.allowed_origins.clone(), operators: config.admin_port.is_none() };
+        let head_rules = head::Rules {
+            allowed_origins: config.allowed_origins.clone(),
+            operators: config.admin_port.is_none(),
+            head_bytes_max: config.head_bytes_max,
+        };
         let pod = Arc::new(shard::PodLimits::new(&config.shard));
         let inboxes = std::mem::take(&mut self.inboxes);
         let each = (0..).zip(inboxes).zip(listeners).zip(&cores.shards).zip(&self.threads.shards);

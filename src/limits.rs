@@ -29,8 +29,9 @@ pub const CURSOR_CHARS_MAX: usize = 512;
 /// without an allocation.
 pub const ROUTE_FIELDS_MAX: usize = 64;
 
-/// A request's head with its last CRLF, in bytes (PROTOCOL 1).
-pub const REQUEST_HEAD_BYTES_MAX: usize = 8 * 1024;
+/// The largest bound of a request's head with its last CRLF that `MAX_HEAD_BYTES` may set, in bytes: what servers in front
+/// of a pod take at most, too. It is held for each head that is being read, and only as long.
+pub const REQUEST_HEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// Headers in a request's head: as many as fit in practice, and a bound for the parser's table.
 pub const REQUEST_HEADERS_MAX: usize = 100;

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use loadtest::client::raw::Raw;
-use loadtest::client::{Client, WITHIN};
+use loadtest::client::{Ask, Client, WITHIN};
 use loadtest::http::{self, Answer};
 use loadtest::pods::{Pod, READY_WITHIN, World};
 use loadtest::process::{allow_descriptors, always, eventually, leave_descriptors};
@@ -132,4 +132,43 @@ fn a_pod_without_descriptors_says_so_once_on_each_port() {
     always("each says so once", Duration::from_secs(2), || (said(" PORT"), said("ADMIN_PORT")) == (1, 1));
     drop((many, waiting));
     eventually("operators are let in again", READY_WITHIN, || is_ready().then_some(()));
+}
+
+#[test]
+fn origins_that_a_browser_sends_without_a_host_or_below_a_domain_can_be_let_in() {
+    let world = World::without_topics();
+    let origins = "https://*.example.com, null, file://";
+    let pod = world.pod("pod-0").set("ALLOWED_ORIGINS", origins).start();
+    for (origin, status) in [
+        ("https://app.example.com", 101),
+        ("https://a.b.example.com", 101),
+        ("null", 101),
+        ("file://", 101),
+        ("https://example.com", 403),
+        ("http://app.example.com", 403),
+        ("https://app.example.com:8443", 403),
+        ("https://app.example.com.evil.net", 403),
+    ] {
+        let opened = pod.ask().header("Origin", origin).try_open();
+        assert_eq!(opened.map_or_else(|answer| answer.status, |_| 101), status, "{origin}");
+    }
+}
+
+#[test]
+fn a_head_may_be_as_large_as_the_setting_says() {
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").set("MAX_HEAD_BYTES", "64KiB").start();
+    let sized = |ask: Ask, bytes: usize| {
+        let empty = ask.clone().header("Cookie", "").head().len();
+        ask.header("Cookie", &"c".repeat(bytes - empty))
+    };
+    let status = |ask: &Ask| {
+        let mut raw = Raw::connect(ask);
+        raw.send(ask.head().as_bytes());
+        raw.answer().status
+    };
+    assert_eq!(status(&sized(pod.ask(), 65_536)), 101);
+    assert_eq!(status(&sized(pod.ask(), 65_537)), 431);
+    // A probe's head is another library's to read.
+    assert_eq!(status(&sized(pod.ask().path("/health").without_token(), 65_000)), 200);
 }

@@ -25,6 +25,7 @@ pub use sources::Sources;
 use crate::clock::UnixMs;
 use crate::ids::NodeId;
 use crate::protocol::auth;
+use crate::protocol::head::origin::OriginPattern;
 use crate::routing::table::Table;
 
 /// All settings, valid.
@@ -49,7 +50,9 @@ pub struct Config {
     /// Tokens.
     pub auth: auth::Config,
     /// `ALLOWED_ORIGINS`; `None` stands for `*`.
-    pub allowed_origins: Option<Vec<Box<str>>>,
+    pub allowed_origins: Option<Vec<OriginPattern>>,
+    /// `MAX_HEAD_BYTES`.
+    pub head_bytes_max: usize,
     /// Shards and what they go by.
     pub shard: ShardConfig,
     /// How clients come in.

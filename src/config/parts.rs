@@ -12,6 +12,7 @@ use super::{Config, DoorConfig, DrainConfig, KafkaConfig, Machine, RedisConfig, 
 use crate::ids::NodeId;
 use crate::limits::{HANDSHAKES_MAX, NODE_BYTES_MAX, PUBLIC_URL_BYTES_MAX};
 use crate::protocol::auth;
+use crate::protocol::head::origin::OriginPattern;
 use crate::routing::table::Table;
 
 /// A key of HS256 is as long as its hash, or it is the weakest part (RFC 7518 section 3.2).
@@ -43,7 +44,8 @@ pub(super) fn config(reader: &mut Reader<'_>, machine: &Machine) -> Config {
             secret: jwt_secret(reader),
             require_assessments: reader.switch(&s::JWT_REQUIRE_ASSESSMENTS),
         },
-        allowed_origins: reader.parsed(&s::ALLOWED_ORIGINS, origins).unwrap_or_default(),
+        allowed_origins: reader.list(&s::ALLOWED_ORIGINS, OriginPattern::parse_list).unwrap_or_default(),
+        head_bytes_max: reader.count(&s::MAX_HEAD_BYTES),
         door: door(machine, &shard),
         shard,
         drain: DrainConfig { delay: reader.millis(&s::DRAIN_DELAY_MS), over: reader.millis(&s::DRAIN_MS) },
@@ -147,21 +149,6 @@ fn redis_by_parts(reader: &mut Reader<'_>) -> ConnectionInfo {
 
 fn redis_at(host: &str, port: u16) -> ConnectionInfo {
     (host, port).into_connection_info().expect("a host and a port are all that an address is made of")
-}
-
-/// The origins of the list; none for `*`, which stands for any.
-fn origins(text: &str) -> Option<Option<Vec<Box<str>>>> {
-    if text.trim() == "*" {
-        return Some(None);
-    }
-    text.split(',').map(str::trim).map(origin).collect::<Option<Vec<_>>>().map(Some)
-}
-
-/// An origin as browsers write it (RFC 6454 section 6.1): in lower case, without a path, not even a slash.
-fn origin(text: &str) -> Option<Box<str>> {
-    let (scheme, host) = text.split_once("://")?;
-    let good = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_graphic() && !b"/?#*\"\\".contains(&b));
-    (good(scheme) && good(host)).then(|| text.to_ascii_lowercase().into())
 }
 
 fn shard(reader: &mut Reader<'_>, machine: &Machine) -> ShardConfig {

@@ -1,6 +1,7 @@
 //! From what was given to values of the right type. It owns the wording of a fault; `parts` says which setting becomes
 //! what.
 
+use std::fmt::Display;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -77,6 +78,23 @@ impl<'a> Reader<'a> {
             self.wrong(setting, &given, &setting.takes.words());
         }
         parsed
+    }
+
+    /// A list, of which each entry that makes no sense is a fault of its own, with why.
+    pub(super) fn list<T, E: Display>(
+        &mut self,
+        setting: &Setting,
+        parse: impl FnOnce(&str) -> Result<T, Vec<(String, E)>>,
+    ) -> Option<T> {
+        let given = self.value(setting)?;
+        let faults = match parse(&given.text) {
+            Ok(list) => return Some(list),
+            Err(faults) => faults,
+        };
+        for (entry, why) in faults {
+            self.fault(setting, &format!("{} ({}): got {entry:?}, which {why}", setting.name, given.place));
+        }
+        None
     }
 
     /// A text that is not empty and has no control character.

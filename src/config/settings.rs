@@ -4,6 +4,8 @@
 
 use std::fmt::Write;
 
+use crate::limits::REQUEST_HEAD_BYTES_MAX;
+
 /// A setting, by the name of its environment variable.
 #[derive(Debug)]
 pub(super) struct Setting {
@@ -105,8 +107,8 @@ settings! {
     JWT_SECRET: Secret("the key of HS256, best 32 bytes or more"), Required,
         "the key that clients' tokens are signed with";
     JWT_REQUIRE_ASSESSMENTS: Switch, Value("false"), "a token without the claim `assessments` may watch none";
-    ALLOWED_ORIGINS: Text("*, or scheme://host[:port], several with commas"), Value("*"),
-        "the origins that browsers may come from";
+    ALLOWED_ORIGINS: Text("*, or scheme://host[:port], scheme://*.host[:port], null, file://, several with commas"),
+        Value("*"), "the origins that browsers may come from; *. stands for every host below a domain, not for itself";
     HEARTBEAT_INTERVAL: ms(100), Value("30000"), "each client is pinged this often";
     CONNECTION_TIMEOUT: ms(200), Value("60000"),
         "a client that shows no sign of life for so long is closed; at least twice HEARTBEAT_INTERVAL";
@@ -122,6 +124,8 @@ settings! {
     INBOUND_PER_SECOND: count("messages"), Value("20"), "a connection, with a burst of twice that; over it: 1008";
     MAX_MESSAGE_BYTES: Bytes { min: 128, max: 16 * MIB }, Value("4KiB"), "the largest message from a client";
     MAX_EVENT_BYTES: Bytes { min: 128, max: 64 * MIB }, Value("1MiB"), "the largest record from Kafka";
+    MAX_HEAD_BYTES: Bytes { min: KIB, max: REQUEST_HEAD_BYTES_MAX as u64 }, Value("8KiB"),
+        "the largest head of a client's request, cookies and all; over it: 431";
     HANDSHAKE_TIMEOUT_MS: ms(100), Value("10000"), "a request's head must be in by then";
     STALL_TIMEOUT_MS: ms(100), Value("60000"), "a client that takes nothing for so long is closed";
     DRAIN_DELAY_MS: ms(0), Value("5000"), "a stopping pod serves its clients on for so long";

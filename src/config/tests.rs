@@ -165,8 +165,8 @@ fn all_faults_are_told_at_once_each_with_its_setting_its_source_and_what_it_take
             "TOPIC_REFRESH_MS (environment): got \"499\"; takes an integer of ms, 500 to 2147483647",
             "JWT_SECRET: is not set; takes the key of HS256, best 32 bytes or more, as --jwt-secret or in the \
              environment",
-            "ALLOWED_ORIGINS (gateway.toml line 3): got \"a.example\"; takes *, or scheme://host[:port], several with \
-             commas",
+            "ALLOWED_ORIGINS (gateway.toml line 3): got \"a.example\", which is no origin: write scheme://host, \
+             scheme://host:port, null or file://",
             "CONNECTION_TIMEOUT (default): got 60000; takes at least twice HEARTBEAT_INTERVAL, which is 40000",
         ]
     );
@@ -245,12 +245,18 @@ fn brokers_and_origins_are_comma_lists() {
         assert!(brokers(wrong).is_err(), "{wrong}");
     }
     let origins = |text: &str| World::new().env("ALLOWED_ORIGINS", text).read().map(|c| c.allowed_origins);
-    let expected = ["https://a.example", "http://localhost:3000"].map(Box::from).to_vec();
+    let expected =
+        ["https://a.example", "http://localhost:3000"].map(|one| OriginPattern::Exactly(one.into())).to_vec();
     assert_eq!(origins("https://A.example, http://localhost:3000").unwrap(), Some(expected));
     assert_eq!(origins("*").unwrap(), None);
     for wrong in ["https://a.example/", "a.example", "*,https://a.example", "https://*.example"] {
         assert!(origins(wrong).is_err(), "{wrong}");
     }
+    let told = origins("null, *, https://*.com").unwrap_err().0;
+    assert!(
+        told.len() == 2 && told[0].starts_with("ALLOWED_ORIGINS (environment): got \"*\", which stands for all"),
+        "{told:?}"
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! answered where it is refused before an upgrade. It owns what a request may look like; whether its token is any good
 //! is [`super::auth`]'s, and whether there is room for the client, the shard's.
 //!
-//! - [`parse`] finds the head's end first, within 8 KiB: a head that comes byte by byte costs a scan of those, no more.
+//! - [`Scan`] finds the head's end first, within `MAX_HEAD_BYTES`: a head that comes byte by byte costs a scan of those.
 //!   Faults in its bytes (a lone LF, a control byte) are told before it is whole, for it may never be.
 //! - Then it is judged in this order: syntax and framing (400), path (404), method (405), and of `/ws` a body (400),
 //!   the handshake's headers (426, 400) and the origin (403). The first fault is the answer.
@@ -14,6 +14,7 @@
 
 mod answer;
 mod credentials;
+pub mod origin;
 mod query;
 
 use base64::Engine;
@@ -23,8 +24,9 @@ use httparse::{EMPTY_HEADER, Header, Request, Status};
 use memchr::memmem;
 
 use crate::ids::{AssessmentId, InvalidAssessmentId};
-use crate::limits::{REQUEST_HEAD_BYTES_MAX, REQUEST_HEADERS_MAX};
+use crate::limits::REQUEST_HEADERS_MAX;
 
+use self::origin::OriginPattern;
 pub use answer::{Allow, Fault, Refusal, Unavailable};
 
 /// The subprotocol that the gateway speaks, for clients that can send a token only as one.
@@ -45,7 +47,9 @@ const KEY_BYTES: usize = 16;
 #[derive(Debug, Clone)]
 pub struct Rules {
     /// Origins that browsers may come from; `None` stands for `*`, any.
-    pub allowed_origins: Option<Vec<Box<str>>>,
+    pub allowed_origins: Option<Vec<OriginPattern>>,
+    /// The longest head with its last CRLF, in bytes.
+    pub head_bytes_max: usize,
     /// Whether `/health`, `/ready`, `/metrics` and `/` are served on this port.
     pub operators: bool,
 }
@@ -107,36 +111,59 @@ impl std::fmt::Debug for Token {
     }
 }
 
-/// Looks at what was read of a request so far.
+/// Looks at what was read of a request.
 #[must_use]
 pub fn parse(read: &[u8], rules: &Rules) -> Parsed {
-    let within = &read[..read.len().min(REQUEST_HEAD_BYTES_MAX)];
-    let mut start = 0;
-    while within[start..].starts_with(b"\r\n") {
-        start += 2;
-    }
-    let end = memmem::find(&within[start..], b"\r\n\r\n").map(|at| start + at + 4);
-    let head = &within[start..end.unwrap_or(within.len())];
-    if let Some(fault) = fault_in_bytes(head) {
-        return Parsed::Refused(Refusal::Malformed(fault));
-    }
-    match end {
-        Some(head_len) => judge(head, head_len, rules).unwrap_or_else(Parsed::Refused),
-        None if within.len() == REQUEST_HEAD_BYTES_MAX => Parsed::Refused(Refusal::TooLarge),
-        None => Parsed::Incomplete,
+    Scan::default().parse(read, rules)
+}
+
+/// How far a head was looked at that comes in pieces: each byte is looked at once, however small the pieces are.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Scan {
+    /// Behind the empty lines ahead of the request.
+    start: usize,
+    /// No fault and no end lies before.
+    seen: usize,
+}
+
+impl Scan {
+    /// Looks at what was read of a request so far; what an earlier call was given comes first in it.
+    pub fn parse(&mut self, read: &[u8], rules: &Rules) -> Parsed {
+        let within = &read[..read.len().min(rules.head_bytes_max)];
+        while self.seen <= self.start && within[self.start..].starts_with(b"\r\n") {
+            self.start += 2;
+        }
+        // An end, or a CRLF, may lie across what was seen and what was not.
+        let from = self.seen.saturating_sub(3).max(self.start);
+        let end = memmem::find(&within[from..], b"\r\n\r\n").map(|at| from + at + 4);
+        let head = &within[self.start..end.unwrap_or(within.len())];
+        if let Some(fault) = fault_in_bytes(head, from - self.start) {
+            return Parsed::Refused(Refusal::Malformed(fault));
+        }
+        match end {
+            Some(head_len) => judge(head, head_len, rules).unwrap_or_else(Parsed::Refused),
+            None if within.len() == rules.head_bytes_max => Parsed::Refused(Refusal::TooLarge),
+            None => {
+                // A lone CR at the start may become an empty line.
+                self.seen = if head == b"\r" { self.start } else { within.len() };
+                Parsed::Incomplete
+            }
+        }
     }
 }
 
-/// What must not be anywhere in a head: told apart from httparse, which takes a lone LF for a line's end.
-fn fault_in_bytes(head: &[u8]) -> Option<Fault> {
-    let lone_lf = memchr::memchr_iter(b'\n', head).any(|at| at == 0 || head[at - 1] != b'\r');
+/// What must not be anywhere in a head: told apart from httparse, which takes a lone LF for a line's end. It is looked for
+/// from `from` on.
+fn fault_in_bytes(head: &[u8], from: usize) -> Option<Fault> {
+    let new = &head[from..];
+    let lone_lf = memchr::memchr_iter(b'\n', new).any(|at| from + at == 0 || head[from + at - 1] != b'\r');
     // A CR at the end may have its LF still to come.
-    let lone_cr = memchr::memchr_iter(b'\r', head).any(|at| head.get(at + 1).is_some_and(|&next| next != b'\n'));
+    let lone_cr = memchr::memchr_iter(b'\r', new).any(|at| new.get(at + 1).is_some_and(|&next| next != b'\n'));
     if lone_lf || lone_cr {
         return Some(Fault::LineEnding);
     }
     let control = |byte: &u8| byte.is_ascii_control() && !matches!(byte, b'\r' | b'\n' | b'\t');
-    head.iter().any(control).then_some(Fault::ControlByte)
+    new.iter().any(control).then_some(Fault::ControlByte)
 }
 
 /// Judges a whole head.
@@ -228,14 +255,13 @@ fn accept_of(fields: &Fields<'_>) -> Option<Box<str>> {
     is_good.then(|| tungstenite::handshake::derive_accept_key(key).into())
 }
 
-/// Origins are compared as they are serialised (RFC 6454 section 6.2), but in any case: scheme and host have none. Two
-/// are no origin of the list.
+/// Two origins are no origin of the list.
 fn origin_is_allowed(fields: &Fields<'_>, rules: &Rules) -> bool {
     let Some(allowed) = &rules.allowed_origins else { return true };
     let mut origins = fields.all("origin");
     match (origins.next(), origins.next()) {
         (None, _) => true,
-        (Some(origin), None) => allowed.iter().any(|one| one.as_bytes().eq_ignore_ascii_case(origin)),
+        (Some(origin), None) => allowed.iter().any(|pattern| pattern.matches(origin)),
         (Some(_), Some(_)) => false,
     }
 }

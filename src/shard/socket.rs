@@ -30,7 +30,7 @@ use crate::limits::LINGER;
 use crate::prefetch::prefetch;
 use crate::protocol::auth::Grant;
 use crate::protocol::close::CloseReason;
-use crate::protocol::head::{self, Parsed, Refusal, Unavailable, Upgrade};
+use crate::protocol::head::{Parsed, Refusal, Scan, Unavailable, Upgrade};
 use crate::protocol::messages;
 use crate::protocol::session::Session;
 use crate::routing::placement::shard_of;
@@ -165,6 +165,7 @@ async fn admit(shard: &Rc<Shard>, stream: Stream, upgrade: Upgrade, rest: Vec<u8
 
 async fn read_head(handshake: &Handshake, stream: &mut Stream, read: &mut Vec<u8>) -> Head {
     let shard = &handshake.shard;
+    let mut scan = Scan::default();
     loop {
         let got = poll_fn(|cx| {
             let mut scratch = shard.scratch.borrow_mut();
@@ -176,7 +177,7 @@ async fn read_head(handshake: &Handshake, stream: &mut Stream, read: &mut Vec<u8
             return Head::Gone;
         }
         handshake.has_begun();
-        match head::parse(read, &shard.head_rules) {
+        match scan.parse(read, &shard.head_rules) {
             Parsed::Incomplete => {}
             Parsed::Upgrade { upgrade, head_len } => return Head::Upgrade(Box::new(upgrade), head_len),
             Parsed::Operators => return Head::Operators,

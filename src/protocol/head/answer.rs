@@ -2,6 +2,7 @@
 //! what was wrong and what would be right.
 
 use super::{SUBPROTOCOL, Upgrade};
+use crate::limits::REQUEST_HEADERS_MAX;
 
 /// When a client that found no room may come again, in seconds: long enough that those who wait are a trickle.
 const RETRY_AFTER_SECONDS: u32 = 5;
@@ -31,7 +32,10 @@ pub enum Refusal {
     )]
     UpgradeRequired,
     /// 431.
-    #[error("request header fields too large: the request's head may have 8 KiB and 100 headers")]
+    #[error(
+        "request header fields too large: the request's head has more bytes than this pod takes (MAX_HEAD_BYTES), or more than \
+         {REQUEST_HEADERS_MAX} headers"
+    )]
     TooLarge,
     /// 503.
     #[error("service unavailable: {0}; try again in a few seconds")]

@@ -4,13 +4,16 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use proptest::prelude::*;
 
 use super::*;
+use crate::limits::REQUEST_HEAD_BYTES_MAX;
 
 /// The key of RFC 6455's example, section 1.3, and its answer.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
+const HEAD_BYTES_MAX: usize = 8 * 1024;
+
 fn rules() -> Rules {
-    Rules { allowed_origins: None, operators: true }
+    Rules { allowed_origins: None, operators: true, head_bytes_max: HEAD_BYTES_MAX }
 }
 
 /// A head of these lines.
@@ -173,8 +176,9 @@ fn operators_pages_are_there_only_where_operators_come() {
 
 #[test]
 fn an_origin_that_is_there_must_be_allowed() {
-    let some = Rules { allowed_origins: Some(vec!["https://a.example".into(), "http://b:8080".into()]), ..rules() };
-    let null = Rules { allowed_origins: Some(vec!["null".into()]), ..rules() };
+    let listed = |list| Rules { allowed_origins: OriginPattern::parse_list(list).unwrap(), ..rules() };
+    let some = listed("https://a.example, http://b:8080");
+    let null = listed("null");
     for (lines, by_some, by_null) in [
         (&[][..], true, true),
         (&["Origin: https://a.example"][..], true, false),
@@ -279,12 +283,15 @@ fn a_head_may_have_8_kib_with_its_last_crlf_and_100_headers() {
         let bare = handshake("/ws", &["X: "]).len();
         handshake("/ws", &[&format!("X: {}", "x".repeat(len - bare))])
     };
-    assert_eq!(refusal(&padded(REQUEST_HEAD_BYTES_MAX)), None);
-    assert_eq!(refusal(&padded(REQUEST_HEAD_BYTES_MAX + 1)), Some(Refusal::TooLarge));
-    let endless = padded(REQUEST_HEAD_BYTES_MAX * 2);
-    assert!(matches!(parse(&endless.as_bytes()[..REQUEST_HEAD_BYTES_MAX - 1], &rules()), Parsed::Incomplete));
-    assert_eq!(refusal(&endless[..REQUEST_HEAD_BYTES_MAX]), Some(Refusal::TooLarge));
-    assert_eq!(refusal(&"\r\n".repeat(REQUEST_HEAD_BYTES_MAX)), Some(Refusal::TooLarge));
+    assert_eq!(refusal(&padded(HEAD_BYTES_MAX)), None);
+    assert_eq!(refusal(&padded(HEAD_BYTES_MAX + 1)), Some(Refusal::TooLarge));
+    let endless = padded(HEAD_BYTES_MAX * 2);
+    assert!(matches!(parse(&endless.as_bytes()[..HEAD_BYTES_MAX - 1], &rules()), Parsed::Incomplete));
+    assert_eq!(refusal(&endless[..HEAD_BYTES_MAX]), Some(Refusal::TooLarge));
+    assert_eq!(refusal(&"\r\n".repeat(HEAD_BYTES_MAX)), Some(Refusal::TooLarge));
+    let larger = Rules { head_bytes_max: REQUEST_HEAD_BYTES_MAX, ..rules() };
+    assert_eq!(refusal_by(&padded(REQUEST_HEAD_BYTES_MAX), &larger), None, "with another setting");
+    assert_eq!(refusal_by(&padded(REQUEST_HEAD_BYTES_MAX + 1), &larger), Some(Refusal::TooLarge));
 
     let with_headers = |count: usize| handshake("/ws", &vec!["X: y"; count - 5]);
     assert_eq!(refusal(&with_headers(REQUEST_HEADERS_MAX)), None);
@@ -307,7 +314,7 @@ fn a_refusal_is_a_whole_answer_that_says_what_would_be_right() {
             &[("Sec-WebSocket-Version", "13"), ("Upgrade", "websocket"), ("Connection", "close, Upgrade")][..],
             "Sec-WebSocket-Version: 13",
         ),
-        (Refusal::TooLarge, 431, &[][..], "8 KiB"),
+        (Refusal::TooLarge, 431, &[][..], "MAX_HEAD_BYTES"),
         (Refusal::Unavailable(Unavailable::Capacity), 503, &[("Retry-After", "5")][..], "try again"),
     ] {
         let answer = refusal.response();
@@ -353,7 +360,11 @@ fn no_token_is_ever_printed() {
 
 /// What the shard would do, to be compared.
 fn outcome(read: &[u8]) -> String {
-    match parse(read, &rules()) {
+    outcome_of(parse(read, &rules()))
+}
+
+fn outcome_of(parsed: Parsed) -> String {
+    match parsed {
         Parsed::Refused(refusal) => format!("{:?}", refusal.status()),
         other => format!("{other:?}"),
     }
@@ -379,6 +390,22 @@ proptest! {
     #[test]
     fn any_bytes_have_an_answer(read in proptest::collection::vec(any::<u8>(), 0..300)) {
         prop_assert!(!outcome(&read).is_empty());
+    }
+
+    #[test]
+    fn a_head_in_pieces_is_judged_as_the_same_head_at_once(
+        read in a_head_and_more(),
+        pieces in proptest::collection::vec(1..20_usize, 1..400),
+    ) {
+        let (mut scan, mut len, mut said) = (Scan::default(), 0, "Incomplete".to_owned());
+        for piece in pieces {
+            len = (len + piece).min(read.len());
+            said = outcome_of(scan.parse(&read[..len], &rules()));
+            if said != "Incomplete" {
+                break;
+            }
+        }
+        prop_assert_eq!(said, outcome(&read[..len]));
     }
 
     #[test]
