@@ -86,6 +86,11 @@ pub const INGEST_WAIT: Duration = Duration::from_millis(100);
 /// market's last tick.
 pub const START_RECORDS_MIN: i64 = 100;
 
+/// Offsets that are read again, at most, where a partition's log may have lost its end: so far back the place is looked for
+/// where the new log parts from the one that was read. What a follower lacks when it is elected is what its leader wrote
+/// within `replica.lag.time.max.ms`, as a rule.
+pub const REREAD_OFFSETS_MAX: i64 = 10_000;
+
 /// How long a large question to Kafka may take: all topics, or the offsets of a time, which a broker looks up in its
 /// index, on a cold disk at worst.
 pub const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);

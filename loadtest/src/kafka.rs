@@ -260,6 +260,15 @@ impl Kafka {
         usize::try_from(leader - 1).ok()
     }
 
+    /// The numbers of the brokers, from 0, that have all of a partition's records.
+    #[must_use]
+    pub fn in_sync(&self, topic: &str, partition: i32) -> Option<Vec<usize>> {
+        let metadata = self.consumer().fetch_metadata(Some(topic), ANSWER_WITHIN).ok()?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic)?;
+        let in_sync = found.partitions().iter().find(|found| found.id() == partition)?.isr();
+        in_sync.iter().map(|id| usize::try_from(id - 1).ok()).collect()
+    }
+
     /// The number of partitions that each topic has.
     ///
     /// # Panics

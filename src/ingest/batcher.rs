@@ -15,7 +15,7 @@ use crate::limits::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, STARTS_TOLD_EVERY};
 use crate::routing::mapping::{Malformed, assessment_of, check_object};
 use crate::routing::placement::shard_of;
 use crate::routing::table::{AssessmentFrom, Scope, Topic};
-use crate::stream::batch::{Batch, Ends, NextOffset, Origin, Record, Span, Tick, TickTime};
+use crate::stream::batch::{Batch, Ends, EpochStart, LogCut, NextOffset, Origin, Record, Span, Tick, TickTime};
 
 use super::positions::Positions;
 use super::ticks::{TickJudge, TimeFault, Verdict};
@@ -26,6 +26,8 @@ pub(super) struct Incoming<'a> {
     pub(super) origin: Origin,
     /// In Unix ms; -1 where the record has none.
     pub(super) timestamp_ms: i64,
+    /// The leader epoch under which it was written; -1 where the brokers don't tell.
+    pub(super) epoch: i32,
     pub(super) key: Option<&'a [u8]>,
     /// `None` is a tombstone.
     pub(super) payload: Option<&'a [u8]>,
@@ -77,6 +79,9 @@ struct Outgoing {
     told: Option<Instant>,
     /// To be told of with the next batch.
     deleted: Vec<NextOffset>,
+    cuts: Vec<LogCut>,
+    epochs: Vec<EpochStart>,
+    whole_from: Vec<NextOffset>,
     /// The same, for partitions that are new.
     recent: Vec<NextOffset>,
     ends: Option<Arc<Ends>>,
@@ -117,6 +122,28 @@ impl Batcher {
         for outgoing in &mut self.shards {
             debug_assert!(!outgoing.begun);
             outgoing.deleted.push(next);
+        }
+    }
+
+    /// The log of a partition lost its end. While no batch is begun.
+    pub(super) fn cut(&mut self, cut: LogCut) {
+        for outgoing in &mut self.shards {
+            debug_assert!(!outgoing.begun);
+            outgoing.cuts.push(cut);
+        }
+    }
+
+    /// Another leader began to write a partition.
+    pub(super) fn epoch_starts(&mut self, start: EpochStart) {
+        for outgoing in &mut self.shards {
+            outgoing.epochs.push(start);
+        }
+    }
+
+    /// Compaction may have removed records of a partition before this offset.
+    pub(super) fn whole_from(&mut self, from: NextOffset) {
+        for outgoing in &mut self.shards {
+            outgoing.whole_from.push(from);
         }
     }
 
@@ -183,6 +210,7 @@ impl Batcher {
         let unheard = outgoing.topics_told < self.topics.len()
             || outgoing.offsets_told.len() < positions.all().len()
             || !outgoing.deleted.is_empty()
+            || !outgoing.cuts.is_empty()
             || outgoing.ends.is_some();
         if unheard || outgoing.is_outdated(positions, now) {
             outgoing.begin(&self.topics, positions);
@@ -228,6 +256,7 @@ impl Outgoing {
         if !self.begun {
             self.begun = true;
             self.batch.deleted = std::mem::take(&mut self.deleted);
+            self.batch.cuts = std::mem::take(&mut self.cuts);
             self.batch.recent = std::mem::take(&mut self.recent);
             self.batch.topics.extend_from_slice(&topics[self.topics_told..]);
             self.topics_told = topics.len();
@@ -260,6 +289,8 @@ impl Outgoing {
         self.records_len = self.batch.records.len();
         let mut batch = std::mem::take(&mut self.batch);
         batch.ends = self.ends.take();
+        batch.epochs = std::mem::take(&mut self.epochs);
+        batch.whole_from = std::mem::take(&mut self.whole_from);
         batch.arena.shrink_to_fit();
         batch.records.shrink_to_fit();
         batch.ticks.shrink_to_fit();

@@ -268,6 +268,17 @@ pub(super) enum Message<'a> {
     Failed { topic: Option<TopicIndex>, partition: i32, is_gone: bool, error: String },
 }
 
+/// Where reading of a partition begins.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ReadFrom<'a> {
+    pub(super) topic: &'a str,
+    pub(super) partition: i32,
+    pub(super) offset: i64,
+    /// The leader epoch of the last record before it, where one is known: librdkafka looks then whether the leader still
+    /// has that record.
+    pub(super) epoch: Option<i32>,
+}
+
 impl Consumer {
     /// Makes the client; nothing is connected to before something is assigned.
     ///
@@ -320,13 +331,18 @@ impl Consumer {
     ///
     /// # Errors
     /// Where librdkafka refuses.
-    pub(super) fn assign<'a>(
-        &self,
-        partitions: impl IntoIterator<Item = (&'a str, i32, i64)>,
-    ) -> Result<(), KafkaError> {
+    pub(super) fn assign<'a>(&self, partitions: impl IntoIterator<Item = ReadFrom<'a>>) -> Result<(), KafkaError> {
         let mut list = TopicPartitionList::new();
-        for (topic, partition, offset) in partitions {
+        for ReadFrom { topic, partition, offset, epoch } in partitions {
             list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+            if let Some(epoch) = epoch {
+                // SAFETY: the list is alive, and the partition is its last element, since it was just added.
+                unsafe {
+                    let list = &*list.ptr();
+                    let last = list.elems.add(usize::try_from(list.cnt - 1).expect("it has an element"));
+                    sys::rd_kafka_topic_partition_set_leader_epoch(last, epoch);
+                }
+            }
         }
         self.incremental_assign(&list)
     }
@@ -355,7 +371,7 @@ impl Consumer {
     pub(super) fn restart(&self, topic: &str, partition: i32, offset: i64) -> Result<(), KafkaError> {
         // One that is out of range is not being fetched, and then can't be sought either.
         self.drop_partitions(topic, [partition])?;
-        self.assign([(topic, partition, offset)])
+        self.assign([ReadFrom { topic, partition, offset, epoch: None }])
     }
 
     fn incremental_assign(&self, list: &TopicPartitionList) -> Result<(), KafkaError> {
@@ -437,8 +453,10 @@ unsafe fn read<'a>(message: &'a RDKafkaMessage, indexes: &[TopicIndex]) -> Messa
             let timestamp_ms = unsafe { sys::rd_kafka_message_timestamp(message, ptr::null_mut()) };
             // SAFETY: librdkafka keeps key and payload for as long as the message is not given back.
             let (key, payload) = unsafe { (bytes(message.key, message.key_len), bytes(message.payload, message.len)) };
+            // SAFETY: the message is alive, and of a consumer.
+            let epoch = unsafe { sys::rd_kafka_message_leader_epoch(message) };
             let origin = Origin { topic, partition, offset: message.offset };
-            Message::Record(Incoming { origin, timestamp_ms, key, payload })
+            Message::Record(Incoming { origin, timestamp_ms, epoch, key, payload })
         }
         (RDKafkaRespErr::RD_KAFKA_RESP_ERR__PARTITION_EOF, Some(topic)) => {
             Message::End { topic, partition, offset: message.offset }

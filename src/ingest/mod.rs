@@ -10,7 +10,8 @@
 //!                                   \-> positions -> lag
 //! ```
 //!
-//! - Rules: `batcher`, `pace`, `positions`, `startup`, `catalogue`, `lag`, `reachability`, `complaints`, `ticks`.
+//! - Rules: `batcher`, `pace`, `positions`, `continuity`, `startup`, `catalogue`, `lag`, `reachability`, `complaints`,
+//!   `ticks`.
 //! - Edges: `kafka` and `cluster` (librdkafka), and the two threads' loops, `reader` and `watcher`.
 //! - `metrics`: what is counted.
 //!
@@ -22,6 +23,7 @@ mod batcher;
 mod catalogue;
 mod cluster;
 mod complaints;
+mod continuity;
 mod kafka;
 mod lag;
 mod metrics;

@@ -16,11 +16,12 @@ use crate::limits::{
     INGEST_WAIT, KAFKA_LOG_EVERY, LOOK_WAITED_FOR_MAX, MALFORMED_LOG_EVERY, STANDSTILL_MIN, STRAY_LOOK_EVERY,
     TICK_LOG_EVERY, TURN_RECORDS_MAX,
 };
-use crate::stream::batch::{Batch, Ends, NextOffset, Origin};
+use crate::stream::batch::{Batch, Ends, EpochStart, LogCut, NextOffset, Origin};
 
 use super::batcher::{Batcher, Fault, Incoming, Taken};
 use super::complaints::Complaints;
-use super::kafka::{Consumer, Message};
+use super::continuity::{Continuity, Course, Cut, Lost, Notes};
+use super::kafka::{Consumer, Message, ReadFrom};
 use super::lag::Lag;
 use super::metrics::{Publisher, Tally};
 use super::pace::Pace;
@@ -55,6 +56,7 @@ pub(super) struct Desk {
     status: Arc<IngestStatus>,
     batcher: Batcher,
     positions: Positions,
+    continuity: Continuity,
     filling: Option<FillingSince>,
     lag: Lag,
     lag_by_topic: Vec<i64>,
@@ -144,6 +146,7 @@ impl Desk {
             place_anywhere: parts.place_anywhere,
             status: parts.status,
             positions: Positions::default(),
+            continuity: Continuity::default(),
             filling: None,
             lag: Lag::default(),
             lag_by_topic: Vec::new(),
@@ -208,7 +211,7 @@ impl Desk {
         let topics = self.batcher.topics();
         let starts = found.partitions.iter().map(|start| {
             let name = topics.get(usize::from(start.topic.0)).map_or("", |topic| &topic.name);
-            (name, start.partition, start.offset)
+            ReadFrom { topic: name, partition: start.partition, offset: start.offset, epoch: None }
         });
         if let Err(error) = consumer.assign(starts) {
             warn!(%error, partitions = found.partitions.len(), "can't read the partitions");
@@ -251,31 +254,79 @@ impl Desk {
     fn resume(&mut self, topic: TopicIndex, consumer: &Consumer) {
         let name = self.name(Some(topic)).to_owned();
         info!(topic = name, "is still there: reading on");
-        let places = self.positions.of(topic).map(|at| (&*name, at.partition, at.offset));
+        let places = self.positions.of(topic).map(|at| ReadFrom {
+            topic: &name,
+            partition: at.partition,
+            offset: at.offset,
+            epoch: self.continuity.epoch(&self.positions, &at),
+        });
         if let Err(error) = consumer.assign(places) {
             warn!(topic = name, %error, "can't read the partitions");
         }
         self.publisher.resume_topic(topic, &name);
     }
 
-    /// Goes on with a partition that is out of range. Its topic is the one that it was.
+    /// Goes on with a partition whose position was refused. Its topic is the one that it was.
     fn restart(&mut self, topic: TopicIndex, partition: i32, range: Range, consumer: &Consumer) {
         self.tally.offset_resets += 1;
         let Some(next) = self.positions.next(topic, partition) else { return };
-        let offset = range.go_on(next);
+        let Some(restart) = self.continuity.restart(&self.positions, topic, partition, range) else { return };
         let name = self.name(Some(topic));
-        warn!(
+        let Range { beginning, end } = range;
+        info!(
             topic = name,
-            partition, next, offset, "records were deleted before they were read; going on behind them"
+            partition,
+            next,
+            beginning,
+            end,
+            from = restart.from,
+            "the position is refused; reading again"
         );
-        if let Err(error) = consumer.restart(name, partition, offset) {
+        if let Err(error) = consumer.restart(name, partition, restart.from) {
             warn!(topic = name, partition, %error, "can't read the partition any more");
         }
-        if offset == next {
-            return;
+        if let Some(lost) = restart.lost {
+            self.lost(topic, partition, lost);
         }
-        self.positions.set(topic, partition, offset);
-        self.batcher.deleted(NextOffset { topic, partition, offset });
+    }
+
+    /// Has the shards told what a partition lost. While no batch is begun.
+    fn lost(&mut self, topic: TopicIndex, partition: i32, lost: Lost) {
+        let position = self.positions.next(topic, partition);
+        let name = self.name(Some(topic));
+        match lost {
+            Lost::Deleted(offset) => {
+                warn!(
+                    topic = name,
+                    partition, position, offset, "records were deleted before they were read; going on behind them"
+                );
+                self.positions.set(topic, partition, offset);
+                self.batcher.deleted(NextOffset { topic, partition, offset });
+            }
+            Lost::Cut(Cut { next: offset, is_below_unknown }) => {
+                warn!(
+                    topic = name,
+                    partition,
+                    position,
+                    offset,
+                    "the log lost records that were read, as after an unclean leader election; going on where it parts from \
+                     them, and clients are sent a reset"
+                );
+                self.positions.set(topic, partition, offset);
+                self.batcher.cut(LogCut { next: NextOffset { topic, partition, offset }, is_below_unknown });
+            }
+        }
+    }
+
+    /// Has the shards told what is new with a record.
+    fn note(&mut self, origin: Origin, notes: Notes) {
+        if let Some(epoch) = notes.epoch {
+            self.batcher.epoch_starts(EpochStart { first: origin, epoch });
+        }
+        if notes.is_behind_gap {
+            let Origin { topic, partition, offset } = origin;
+            self.batcher.whole_from(NextOffset { topic, partition, offset });
+        }
     }
 
     // ---- what comes -------------------------------------------------------------------------------------------------------
@@ -289,7 +340,7 @@ impl Desk {
     ) -> Result<(), Over> {
         match message {
             Message::Record(incoming) => self.record(&incoming, standing, watcher, now)?,
-            Message::End { topic, partition, offset } => self.end_seen(topic, partition, offset),
+            Message::End { topic, partition, offset } => self.end_seen((topic, partition), offset, watcher, now)?,
             Message::OutOfRange { topic, partition } => {
                 self.doubts.get_or_insert_default().out_of_range.push((topic, partition));
             }
@@ -311,6 +362,17 @@ impl Desk {
         now: Instant,
     ) -> Result<(), Over> {
         let origin = incoming.origin;
+        match self.continuity.record(&self.positions, origin, incoming.epoch) {
+            Course::On => {}
+            Course::Noted(notes) => self.note(origin, notes),
+            Course::Again => return Ok(()),
+            Course::Replaced(cut) => {
+                self.flush(watcher, now)?;
+                self.lost(origin.topic, origin.partition, Lost::Cut(cut));
+                let epoch = (incoming.epoch >= 0).then_some(incoming.epoch);
+                self.note(origin, Notes { epoch, ..Notes::default() });
+            }
+        }
         match self.batcher.push(incoming, &self.positions) {
             Ok(Taken::Tick(fault)) => {
                 self.tally.processed += 1;
@@ -354,12 +416,23 @@ impl Desk {
         }
     }
 
-    fn end_seen(&mut self, topic: TopicIndex, partition: i32, offset: i64) {
+    fn end_seen(
+        &mut self,
+        (topic, partition): (TopicIndex, i32),
+        offset: i64,
+        watcher: &Watcher,
+        now: Instant,
+    ) -> Result<(), Over> {
+        if let Some(cut) = self.continuity.end(&self.positions, topic, partition, offset) {
+            self.flush(watcher, now)?;
+            self.lost(topic, partition, Lost::Cut(cut));
+        }
         self.positions.set(topic, partition, offset);
         self.lag.end_seen(topic, partition, offset, &self.positions);
         if let Some(since) = &mut self.filling {
             since.filling.end_seen(topic, partition);
         }
+        Ok(())
     }
 
     fn fetch_failed(&mut self, topic: Option<TopicIndex>, partition: i32, error: &str, now: Instant) {

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use super::batcher::{Batcher, Incoming};
 use super::catalogue::{Catalogue, Seen};
+use super::continuity::{Continuity, Course, Cut, Lost};
 use super::positions::Positions;
 use super::startup::{Extent, Filling, Range, Start};
 use crate::ids::{ShardIndex, TopicIndex};
 use crate::routing::table::Table;
-use crate::stream::batch::{Batch, Ends, NextOffset, Origin};
+use crate::stream::batch::{Batch, Ends, EpochStart, LogCut, NextOffset, Origin};
 
 /// A topic of the cluster, as a look sees it.
 #[derive(Debug)]
@@ -47,14 +48,20 @@ pub(crate) struct Feed {
     catalogue: Catalogue,
     batcher: Batcher,
     positions: Positions,
+    continuity: Continuity,
     /// `None` before the first look.
     filling: Option<Filling>,
 }
 
 impl Feed {
     pub(crate) fn new(routes: Table) -> Self {
-        let batcher = Batcher::new(1, 1 << 20, Duration::from_secs(300));
-        Self { catalogue: Catalogue::new(routes), batcher, positions: Positions::default(), filling: None }
+        Self {
+            catalogue: Catalogue::new(routes),
+            batcher: Batcher::new(1, 1 << 20, Duration::from_secs(300)),
+            positions: Positions::default(),
+            continuity: Continuity::default(),
+            filling: None,
+        }
     }
 
     /// A look at the cluster, as the watcher takes it and the reader takes it in. Partitions of the first look are read
@@ -94,16 +101,47 @@ impl Feed {
         &self.catalogue.topics()[usize::from(topic.0)].name
     }
 
-    /// A record that came from Kafka.
-    pub(crate) fn record(&mut self, origin: Origin, payload: &[u8]) {
-        let incoming = Incoming { origin, timestamp_ms: 0, key: None, payload: Some(payload) };
+    /// A record that came from Kafka, written under a leader epoch.
+    pub(crate) fn record(&mut self, origin: Origin, epoch: i32, payload: &[u8]) {
+        match self.continuity.record(&self.positions, origin, epoch) {
+            Course::On => {}
+            Course::Noted(notes) => self.epoch_starts(origin, notes.epoch),
+            Course::Again => return,
+            Course::Replaced(cut) => {
+                self.lost(origin.topic, origin.partition, Lost::Cut(cut));
+                self.epoch_starts(origin, Some(epoch));
+            }
+        }
+        let incoming = Incoming { origin, timestamp_ms: 0, epoch, key: None, payload: Some(payload) };
         let taken = self.batcher.push(&incoming, &self.positions);
         assert!(taken.is_ok(), "the simulation's records are good: {taken:?}");
         self.positions.set(origin.topic, origin.partition, origin.offset + 1);
     }
 
-    /// Kafka told that a partition is read to its end.
+    fn epoch_starts(&mut self, first: Origin, epoch: Option<i32>) {
+        if let Some(epoch) = epoch {
+            self.batcher.epoch_starts(EpochStart { first, epoch });
+        }
+    }
+
+    fn lost(&mut self, topic: TopicIndex, partition: i32, lost: Lost) {
+        match lost {
+            Lost::Deleted(offset) => {
+                self.positions.set(topic, partition, offset);
+                self.batcher.deleted(NextOffset { topic, partition, offset });
+            }
+            Lost::Cut(Cut { next: offset, is_below_unknown }) => {
+                self.positions.set(topic, partition, offset);
+                self.batcher.cut(LogCut { next: NextOffset { topic, partition, offset }, is_below_unknown });
+            }
+        }
+    }
+
+    /// Kafka told that a partition is read to its end. While no batch is begun, where the end is below the position.
     pub(crate) fn end_seen(&mut self, topic: TopicIndex, partition: i32, offset: i64) {
+        if let Some(cut) = self.continuity.end(&self.positions, topic, partition, offset) {
+            self.lost(topic, partition, Lost::Cut(cut));
+        }
         self.positions.set(topic, partition, offset);
         if let Some(filling) = &mut self.filling {
             filling.end_seen(topic, partition);
@@ -112,13 +150,13 @@ impl Feed {
 
     /// Goes on with a partition that is out of range; returns where. While no batch is begun.
     pub(crate) fn restart(&mut self, topic: TopicIndex, partition: i32, beginning: i64, end: i64) -> i64 {
-        let next = self.next(topic, partition);
-        let offset = Range { beginning, end }.go_on(next);
-        if offset != next {
-            self.positions.set(topic, partition, offset);
-            self.batcher.deleted(NextOffset { topic, partition, offset });
+        let range = Range { beginning, end };
+        let restart =
+            self.continuity.restart(&self.positions, topic, partition, range).expect("a partition that is read");
+        if let Some(lost) = restart.lost {
+            self.lost(topic, partition, lost);
         }
-        offset
+        restart.from
     }
 
     /// The next offset to be read of a partition that is read.

@@ -7,8 +7,8 @@ use crate::clock::{Now, whole_ms};
 use crate::ids::AssessmentId;
 use crate::protocol::messages::{self, Connected, ResetReason};
 use crate::stream::batch::Ends;
-use crate::stream::history::{ChainKey, Lag, Position};
-use crate::stream::offsets::{Cover, PlaceId};
+use crate::stream::history::{ChainKey, Lag, Loss, Position};
+use crate::stream::offsets::Cover;
 use crate::stream::planted::{Mistake, is_planted};
 
 /// Where a connection begins.
@@ -106,17 +106,18 @@ impl<S: Socket> State<S> {
         Tail::bytes(greeting.into(), 1 + u64::from(beginning.reset.is_some()))
     }
 
-    /// Records of these places were deleted before they were read: whoever might have got one is told.
-    pub(super) fn tell_of_deleted(&mut self, places: &[PlaceId]) {
+    /// Has those told who might have got what these partitions lost.
+    pub(super) fn tell_of_losses(&mut self, losses: &[Loss]) {
         let Self { connections, watchers, history, pending, counts, .. } = self;
         for (chain, keys) in watchers.iter() {
-            for &place in places {
+            for &Loss { place, is_cut } in losses {
                 if !history.lists(chain, place) {
                     continue;
                 }
                 for &key in keys {
                     let connection = &mut connections[key];
-                    let has_them = connection.cover.as_mut().is_some_and(|cover| history.is_ahead(cover, place));
+                    let cover = connection.cover.as_mut();
+                    let has_them = !is_cut && cover.is_some_and(|cover| history.is_ahead(cover, place));
                     if has_them || connection.owed.reset.is_some() || !connection.is_live() {
                         continue;
                     }

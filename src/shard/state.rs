@@ -224,9 +224,9 @@ impl<S: Socket> State<S> {
         self.board.apply(&batch, now);
         let ends = batch.ends.take();
         self.history.append(batch, now);
-        let deleted = self.history.take_deleted();
-        if !deleted.is_empty() {
-            self.tell_of_deleted(&deleted);
+        let losses = self.history.take_losses();
+        if !losses.is_empty() {
+            self.tell_of_losses(&losses);
         }
         if let Some(ends) = ends {
             self.judge_those_ahead(&ends);

@@ -82,6 +82,24 @@ pub struct NextOffset {
     pub offset: i64,
 }
 
+/// From a record on, a partition was written by another leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EpochStart {
+    /// The first record of that leader that was read.
+    pub first: Origin,
+    /// Its leader epoch, from 0.
+    pub epoch: i32,
+}
+
+/// A log that lost its end: records that were read are not in it any more, and it goes on with others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogCut {
+    /// Where it goes on; not above the offset that was last told of the partition.
+    pub next: NextOffset,
+    /// Records below that may have been replaced as well: nobody knows where the two logs part.
+    pub is_below_unknown: bool,
+}
+
 /// Where the logs of some partitions ended, for transactions that are committed (the offset behind the last record,
 /// and behind no open transaction), as their leaders said when they were asked all at once.
 ///
@@ -113,9 +131,14 @@ pub struct Batch {
     /// They are read besides, for a partition's last records are, however old.
     pub recent: Vec<NextOffset>,
     /// What lies between the offsets that were last told of these partitions and these was deleted before it was
-    /// read: nobody can be sent it. It comes before any record from behind it. The `starts` beside it begin there. An
-    /// offset below the one that was last told is where a log goes on that lost its end to an unclean election.
+    /// read: nobody can be sent it. It comes before any record from behind it. The `starts` beside it begin there.
     pub deleted: Vec<NextOffset>,
+    /// Logs that lost their ends, before any record of what they hold by now. The `starts` beside it begin there.
+    pub cuts: Vec<LogCut>,
+    /// Where another leader began to write, of what was read since the shard's last batch.
+    pub epochs: Vec<EpochStart>,
+    /// From these offsets on, what was read is whole: compaction may have removed records before them.
+    pub whole_from: Vec<NextOffset>,
     /// The ends of partitions' logs, where the shard wanted to be told of them
     /// ([`crate::exchange::ShardInbox::want_ends`]). They say nothing of the batch's records, nor these of them; all
     /// their topics and partitions were told of, here at the latest.

@@ -60,8 +60,8 @@ pub struct History {
     fresh: VecDeque<ChainKey>,
     /// Where a message is mapped before its length is known.
     scratch: Vec<u8>,
-    /// Places of which records were deleted before they were read, that nobody was told of yet.
-    deleted: Vec<PlaceId>,
+    /// What partitions lost that no client was told of yet.
+    losses: Vec<Loss>,
     findings: Findings,
 }
 
@@ -87,6 +87,16 @@ pub struct Findings {
     pub without_cursor: u64,
 }
 
+/// A partition lost records that clients have, or should have been sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loss {
+    /// Of which partition.
+    pub place: PlaceId,
+    /// The log lost its end: it concerns also those who have more than was read here. Else records were deleted before
+    /// they were read.
+    pub is_cut: bool,
+}
+
 impl History {
     /// An empty window.
     #[must_use]
@@ -102,7 +112,7 @@ impl History {
             index: HashTable::new(),
             fresh: VecDeque::new(),
             scratch: Vec::new(),
-            deleted: Vec::new(),
+            losses: Vec::new(),
             findings: Findings::default(),
         }
     }
@@ -136,11 +146,18 @@ impl History {
     /// Learns of topics and partitions, and where ingest stood at the batch's first record.
     fn take_offsets(&mut self, batch: &Batch, now: Instant) {
         self.offsets.learn(&batch.topics);
-        self.deleted.extend(batch.deleted.iter().filter_map(|at| self.offsets.deleted(at)));
+        let deleted = batch.deleted.iter().filter_map(|at| self.offsets.deleted(at));
+        self.losses.extend(deleted.map(|place| Loss { place, is_cut: false }));
+        let cuts = batch.cuts.iter().filter_map(|cut| self.offsets.cut(cut));
+        self.losses.extend(cuts.map(|place| Loss { place, is_cut: true }));
         let is_old = |segment: &&Segment| segment.opened + GROWTH_NOTICED_MAX <= now;
         let past = || self.segments.iter().rev().find(is_old).map(|segment| &*segment.base);
-        self.offsets.told(&batch.starts, past, now, &mut self.moved, &mut self.deleted);
+        let mut begun_late = Vec::new();
+        self.offsets.told(&batch.starts, past, now, &mut self.moved, &mut begun_late);
+        self.losses.extend(begun_late.into_iter().map(|place| Loss { place, is_cut: false }));
         self.offsets.recent_from(&batch.recent);
+        batch.epochs.iter().for_each(|start| self.offsets.epoch_starts(start));
+        batch.whole_from.iter().for_each(|from| self.offsets.whole_from(from));
         if self.moved.len() > 2 * self.offsets.all_next().len() {
             self.moved.sort_unstable();
             self.moved.dedup();
@@ -170,9 +187,9 @@ impl History {
         std::mem::take(&mut self.findings)
     }
 
-    /// The places of which records were deleted before they were read, since this was last asked.
-    pub fn take_deleted(&mut self) -> Vec<PlaceId> {
-        std::mem::take(&mut self.deleted)
+    /// What partitions lost since this was last asked.
+    pub fn take_losses(&mut self) -> Vec<Loss> {
+        std::mem::take(&mut self.losses)
     }
 
     fn drop_oldest(&mut self) {

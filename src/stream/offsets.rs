@@ -19,8 +19,9 @@ use crate::ids::{AssessmentHash, TopicIndex};
 use crate::limits::GROWTH_NOTICED_MAX;
 use crate::routing::partitioner::{KeyHash, Partitioner};
 use crate::routing::table::{Fingerprint, Scope, Topic};
-use crate::stream::batch::{NextOffset, Origin};
+use crate::stream::batch::{EpochStart, LogCut, NextOffset, Origin};
 use crate::stream::cursor::{self, Place};
+use crate::stream::epochs::{EpochTimeline, Met};
 
 /// A partition of an assessments' topic: its place in the order in which the shard heard of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -44,6 +45,8 @@ pub struct Offsets {
     next: Vec<i64>,
     low: Vec<i64>,
     first: Vec<i64>,
+    /// Which leaders wrote what was read.
+    epochs: Vec<EpochTimeline>,
     /// Records below these are older than the history's time: whoever was away for longer knows it by other places.
     recent: Vec<i64>,
     /// Where each place stood when somebody first watched.
@@ -192,6 +195,7 @@ impl Offsets {
         self.next.push(offset);
         self.low.push(offset);
         self.first.push(offset);
+        self.epochs.push(EpochTimeline::default());
         self.recent.push(offset);
         self.layout += 1;
         place
@@ -258,12 +262,45 @@ impl Offsets {
     /// What lies between where ingest stood and this offset will never be read. Before it is told to stand there.
     pub fn deleted(&mut self, at: &NextOffset) -> Option<PlaceId> {
         let place = self.place(at.topic, at.partition)?;
-        let (next, low) = (self.next[place.0 as usize], &mut self.low[place.0 as usize]);
-        // A log that lost its end writes offsets anew that cursors already count as had: none of these is of use, and
-        // none that stands where the old log ended.
-        let whole_from = if at.offset < next { next.saturating_add(1) } else { at.offset };
-        *low = whole_from.max(*low);
+        let low = &mut self.low[place.0 as usize];
+        *low = at.offset.max(*low);
         Some(place)
+    }
+
+    /// The log lost its end. Before it is told to stand there.
+    pub fn cut(&mut self, cut: &LogCut) -> Option<PlaceId> {
+        let place = self.place(cut.next.topic, cut.next.partition)?;
+        let (next, low) = (self.next[place.0 as usize], &mut self.low[place.0 as usize]);
+        // It writes offsets anew that cursors already count as had: none of these is of use, and none that stands where
+        // the old log ended.
+        *low = next.saturating_add(1).max(*low);
+        let epochs = &mut self.epochs[place.0 as usize];
+        if cut.is_below_unknown {
+            epochs.clear()
+        } else {
+            epochs.cut(cut.next.offset)
+        }
+        Some(place)
+    }
+
+    /// Another leader began to write a partition.
+    pub fn epoch_starts(&mut self, start: &EpochStart) {
+        let Origin { topic, partition, offset } = start.first;
+        let Some(place) = self.place(topic, partition) else { return };
+        let epochs = &mut self.epochs[place.0 as usize];
+        if epochs.note(offset, start.epoch) == Met::Earlier {
+            // Ingest tells of a cut first: what it says last is so.
+            epochs.clear();
+            epochs.note(offset, start.epoch);
+        }
+    }
+
+    /// Records before this offset may be missing.
+    pub fn whole_from(&mut self, from: &NextOffset) {
+        if let Some(place) = self.place(from.topic, from.partition) {
+            let low = &mut self.low[place.0 as usize];
+            *low = from.offset.max(*low);
+        }
     }
 
     /// Somebody watches: from now on the shard sees for itself how many partitions its topics have.

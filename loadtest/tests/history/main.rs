@@ -1,9 +1,10 @@
 //! The history at a pod's start, and what Kafka may do to a log before a pod has read it: retention, deleted records,
-//! compaction, transactions, a new leader, more partitions, a topic made anew.
+//! compaction, transactions, a new leader, a leader that lacks records, more partitions, a topic made anew.
 
 mod away;
 mod cluster;
 mod holes;
+mod truncation;
 
 use std::ops::Range;
 use std::time::Duration;

@@ -54,7 +54,7 @@ impl Story {
         payload: Option<&[u8]>,
     ) -> Result<Taken, Fault> {
         let origin = Origin { topic, partition: 0, offset };
-        let incoming = Incoming { origin, timestamp_ms: NOW_MS - offset, key, payload };
+        let incoming = Incoming { origin, timestamp_ms: NOW_MS - offset, epoch: 0, key, payload };
         let taken = self.batcher.push(&incoming, &self.positions);
         self.positions.set(topic, 0, offset + 1);
         taken

@@ -169,7 +169,7 @@ impl Life {
         let first = log.place(next);
         let found = &log.records[first..log.records.len().min(first + records)];
         for record in found {
-            self.feed.record(Origin { topic, partition, offset: record.offset }, record.payload.as_bytes());
+            self.feed.record(Origin { topic, partition, offset: record.offset }, 0, record.payload.as_bytes());
             self.memory.borrow_mut().read.push(Read { part, offset: record.offset, at_ms: around.now_ms });
         }
         if found.len() < records && self.feed.next(topic, partition) <= log.end && dice.bool() {

@@ -85,7 +85,7 @@ impl Pod {
         let part = &log.parts[place];
         match part.records.get(part.place(self.feed.next(topic, partition))) {
             Some(record) => {
-                self.feed.record(Origin { topic, partition, offset: record.offset }, record.payload.as_bytes());
+                self.feed.record(Origin { topic, partition, offset: record.offset }, 0, record.payload.as_bytes());
             }
             None => self.feed.end_seen(topic, partition, part.end),
         }

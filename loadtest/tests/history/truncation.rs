@@ -1,0 +1,89 @@
+//! A log that loses its end: a leader is elected that lacks records, and writes others at their offsets.
+
+use std::time::Duration;
+
+use loadtest::client::Client;
+use loadtest::events::number_of;
+use loadtest::kafka::Kafka;
+use loadtest::pods::{Pod, World};
+use loadtest::process::{Signal, eventually};
+use loadtest::redis::Redis;
+
+use crate::away::{cursor_at, is_reset};
+use crate::{KIND, await_seen, expect_numbers, no_lag, numbers, pod, send, watching};
+
+/// A partition on two brokers, of which one is paused and lacks the last records.
+struct Divided {
+    world: World,
+    leader: usize,
+    follower: usize,
+}
+
+impl Divided {
+    fn new() -> Self {
+        let settings = [("replica.lag.time.max.ms", "1500")];
+        let world = World { kafka: Kafka::start_with(3, &settings), redis: Redis::start() };
+        world.kafka.create_on(KIND.topic(), &[0, 1]);
+        let leader = world.kafka.leader(KIND.topic(), 0).expect("a leader");
+        Self { world, leader, follower: 1 - leader }
+    }
+
+    /// Sends events that both brokers get, and then events that only the leader gets.
+    fn send(&mut self, both: u64, in_all: u64) {
+        send(&self.world.producer(), 0..both);
+        let Self { world, leader, follower } = self;
+        world.kafka.broker(*follower).pause();
+        eventually("the follower is out of sync", Duration::from_secs(60), || {
+            (world.kafka.in_sync(KIND.topic(), 0)? == [*leader]).then_some(())
+        });
+        // All in-sync replicas are the leader alone.
+        send(&world.producer(), both..in_all);
+    }
+
+    /// The leader dies, and the one that lacks records is elected.
+    fn elect(&mut self) {
+        let Self { world, leader, follower } = self;
+        world.kafka.broker(*leader).kill();
+        world.kafka.broker(*follower).resume();
+        eventually("the follower leads", Duration::from_secs(60), || {
+            (world.kafka.leader(KIND.topic(), 0)? == *follower).then_some(())
+        });
+    }
+}
+
+/// Checks that a client saw these events, was told once that its cursor expired, and then saw those.
+#[track_caller]
+fn expect_reset_between(client: &mut Client, before: std::ops::Range<u64>, after: std::ops::Range<u64>) {
+    expect_numbers(client, before.clone().chain(after));
+    let messages = client.messages();
+    let reset = messages.iter().position(|message| message.kind == "reset").expect("a reset");
+    let seen = messages[..reset].iter().filter(|message| message.kind == crate::KIND_TOLD).map(number_of);
+    assert_eq!(seen.collect::<Vec<_>>(), before.collect::<Vec<_>>(), "what came before the reset");
+    let resets: Vec<_> = client.of_type("reset").map(|reset| reset.json()["reason"].clone()).collect();
+    assert_eq!(resets, ["expired"]);
+}
+
+fn paused(pod: &Pod, work: impl FnOnce()) {
+    pod.signal(Signal::Stop);
+    work();
+    pod.signal(Signal::Cont);
+}
+
+#[test]
+fn a_log_that_lost_its_end_and_grew_past_what_was_read_is_a_reset_on_the_pod_that_lived_through_it() {
+    let mut divided = Divided::new();
+    let first = pod(&divided.world, "pod-0").start();
+    let mut client = watching(&first);
+    divided.send(50, 100);
+    expect_numbers(&mut client, 0..100);
+    let cursor = cursor_at(&client, 99);
+    paused(&first, || {
+        divided.elect();
+        send(&divided.world.producer(), 200..300);
+    });
+    await_seen(&mut client, 200);
+    assert_eq!(numbers(&client).len(), 200);
+    expect_reset_between(&mut client, 0..100, 200..300);
+    is_reset(&first, &cursor, "expired");
+    no_lag(&first);
+}

@@ -1,0 +1,342 @@
+//! Whether what comes of a partition continues what was read of it: a record that was read already, a gap, and a log that
+//! lost its end and was written anew. It owns which leader wrote what was read ([`EpochTimeline`]); what follows from a
+//! verdict is [`super::reader`]'s.
+//!
+//! librdkafka says when a position is not on the leader's log any more (KIP-320), but neither where the two part, nor
+//! always in time: a client made anew knows no epochs. So reading goes back some way then, and the records that come again
+//! are compared with what was read.
+
+use std::collections::HashMap;
+
+use crate::ids::TopicIndex;
+use crate::limits::REREAD_OFFSETS_MAX;
+use crate::stream::batch::{NextOffset, Origin};
+use crate::stream::epochs::{EpochTimeline, Met};
+
+use super::positions::Positions;
+use super::startup::Range;
+
+/// What is known of the partitions' logs besides the positions.
+#[derive(Debug, Default)]
+pub(super) struct Continuity {
+    /// By the partition's place in [`Positions`].
+    timelines: Vec<EpochTimeline>,
+    /// Partitions whose log may not be the one that was read, until the records that are read again tell.
+    suspects: HashMap<(TopicIndex, i32), Suspect>,
+    /// Topics whose old records Kafka removes key by key, by index.
+    compacted: Vec<bool>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Suspect {
+    /// The offset behind the last record that came again as it was.
+    same_below: Option<i64>,
+}
+
+/// What a record is to those that were read before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Course {
+    /// It goes on from there.
+    On,
+    /// It goes on, and there is something to say of it.
+    Noted(Notes),
+    /// It was read before.
+    Again,
+    /// It does not belong to the log that was read before.
+    Replaced(Cut),
+}
+
+/// What is new with a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Notes {
+    /// It is the first of a leader epoch.
+    pub(super) epoch: Option<i32>,
+    /// Before it records may be missing that compaction removed: from it on the log is whole.
+    pub(super) is_behind_gap: bool,
+}
+
+/// Where the log was cut, and goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Cut {
+    /// The offset to go on with: not above the position.
+    pub(super) next: i64,
+    /// Records below it may have been replaced as well.
+    pub(super) is_below_unknown: bool,
+}
+
+/// How a partition is read on whose position was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Restart {
+    /// The offset to read from.
+    pub(super) from: i64,
+    /// What is lost for certain, if anything is yet.
+    pub(super) lost: Option<Lost>,
+}
+
+/// What a partition lost before it was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lost {
+    /// Records below the offset, which were deleted.
+    Deleted(i64),
+    /// The end of the log.
+    Cut(Cut),
+}
+
+impl Continuity {
+    /// Compaction removes records of this topic, or doesn't any more.
+    #[cfg(test)]
+    pub(super) fn set_compacted(&mut self, topic: TopicIndex, is_compacted: bool) {
+        let topic = usize::from(topic.0);
+        if self.compacted.len() <= topic {
+            self.compacted.resize(topic + 1, false);
+        }
+        self.compacted[topic] = is_compacted;
+    }
+
+    /// The epoch of the last record before a partition's position.
+    pub(super) fn epoch(&self, positions: &Positions, at: &NextOffset) -> Option<i32> {
+        self.timelines.get(positions.place(at.topic, at.partition)?)?.before(at.offset)
+    }
+
+    /// Judges the next record of a partition. The position is to be moved behind it, unless it came [`Course::Again`].
+    #[inline]
+    pub(super) fn record(&mut self, positions: &Positions, origin: Origin, epoch: i32) -> Course {
+        let Some(place) = positions.place(origin.topic, origin.partition) else { return Course::On };
+        let next = positions.all()[place].offset;
+        if self.timelines.len() <= place {
+            self.timelines.resize_with(positions.all().len(), EpochTimeline::default);
+        }
+        if origin.offset < next {
+            return self.again(place, origin, epoch);
+        }
+        if !self.suspects.is_empty()
+            && let Some(cut) = self.clear(origin.topic, origin.partition, next)
+        {
+            self.timelines[place].clear();
+            self.timelines[place].note(origin.offset, epoch);
+            return Course::Replaced(cut);
+        }
+        let mut notes = Notes::default();
+        match self.timelines[place].note(origin.offset, epoch) {
+            Met::Same => {}
+            Met::Later => notes.epoch = Some(epoch),
+            Met::Earlier => {
+                self.timelines[place].clear();
+                self.timelines[place].note(origin.offset, epoch);
+                return Course::Replaced(Cut { next, is_below_unknown: true });
+            }
+        }
+        notes.is_behind_gap = origin.offset > next && self.is_compacted(origin.topic);
+        if notes == Notes::default() { Course::On } else { Course::Noted(notes) }
+    }
+
+    fn is_compacted(&self, topic: TopicIndex) -> bool {
+        self.compacted.get(usize::from(topic.0)).is_some_and(|is| *is)
+    }
+
+    /// A record below the position.
+    fn again(&mut self, place: usize, origin: Origin, epoch: i32) -> Course {
+        let timeline = &mut self.timelines[place];
+        let partition = (origin.topic, origin.partition);
+        let own = timeline.before(origin.offset + 1);
+        if epoch < 0 || own.is_none_or(|own| own == epoch) {
+            if let Some(suspect) = self.suspects.get_mut(&partition).filter(|_| own.is_some()) {
+                suspect.same_below = Some(origin.offset + 1);
+            }
+            return Course::Again;
+        }
+        let is_below_unknown = self.suspects.remove(&partition).is_none_or(|suspect| suspect.same_below.is_none());
+        timeline.cut(origin.offset);
+        if timeline.note(origin.offset, epoch) == Met::Earlier {
+            timeline.clear();
+            timeline.note(origin.offset, epoch);
+        }
+        Course::Replaced(Cut { next: origin.offset, is_below_unknown })
+    }
+
+    /// Judges where a partition ends that was read to its end.
+    pub(super) fn end(&mut self, positions: &Positions, topic: TopicIndex, partition: i32, end: i64) -> Option<Cut> {
+        let place = positions.place(topic, partition)?;
+        let next = positions.all()[place].offset;
+        if end >= next {
+            return self.clear(topic, partition, next);
+        }
+        let suspect = self.suspects.remove(&(topic, partition)).unwrap_or_default();
+        if let Some(timeline) = self.timelines.get_mut(place) {
+            timeline.cut(end);
+        }
+        Some(Cut { next: end, is_below_unknown: suspect.same_below != Some(end) })
+    }
+
+    /// All that there is below the position was read again: nothing was replaced if its last record is the one that was
+    /// read there.
+    fn clear(&mut self, topic: TopicIndex, partition: i32, next: i64) -> Option<Cut> {
+        let suspect = self.suspects.remove(&(topic, partition))?;
+        (suspect.same_below != Some(next)).then_some(Cut { next, is_below_unknown: true })
+    }
+
+    /// Decides how to go on with a partition whose position was refused, and which holds this.
+    pub(super) fn restart(
+        &mut self,
+        positions: &Positions,
+        topic: TopicIndex,
+        partition: i32,
+        range: Range,
+    ) -> Option<Restart> {
+        let place = positions.place(topic, partition)?;
+        let next = positions.all()[place].offset;
+        self.suspects.remove(&(topic, partition));
+        if next < range.beginning {
+            return Some(Restart { from: range.beginning, lost: Some(Lost::Deleted(range.beginning)) });
+        }
+        let timeline = self.timelines.get(place);
+        if let Some(first) = timeline.and_then(EpochTimeline::first).filter(|&first| first < next) {
+            let back = first.max(next.saturating_sub(REREAD_OFFSETS_MAX));
+            let from = back.min(range.end).max(range.beginning);
+            self.suspects.insert((topic, partition), Suspect::default());
+            return Some(Restart { from, lost: None });
+        }
+        // Of no record the leader is known: whatever lies below may be another.
+        let from = range.go_on(next);
+        Some(Restart { from, lost: Some(Lost::Cut(Cut { next: from, is_below_unknown: true })) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVENTS: TopicIndex = TopicIndex(0);
+
+    /// One partition, as the reader goes through it.
+    #[derive(Default)]
+    struct Story {
+        continuity: Continuity,
+        positions: Positions,
+    }
+
+    impl Story {
+        /// Has read a log up to its end.
+        fn of(log: &[(i64, i32)]) -> Self {
+            let mut story = Self::default();
+            story.positions.set(EVENTS, 0, log.first().map_or(0, |&(offset, _)| offset));
+            for &(offset, epoch) in log {
+                assert!(matches!(story.record(offset, epoch), Course::On | Course::Noted(_)));
+            }
+            story
+        }
+
+        fn record(&mut self, offset: i64, epoch: i32) -> Course {
+            let origin = Origin { topic: EVENTS, partition: 0, offset };
+            let course = self.continuity.record(&self.positions, origin, epoch);
+            if course != Course::Again {
+                self.positions.set(EVENTS, 0, offset + 1);
+            }
+            course
+        }
+
+        fn end(&mut self, end: i64) -> Option<Cut> {
+            let cut = self.continuity.end(&self.positions, EVENTS, 0, end);
+            self.positions.set(EVENTS, 0, end);
+            cut
+        }
+
+        fn restart(&mut self, beginning: i64, end: i64) -> Restart {
+            self.continuity.restart(&self.positions, EVENTS, 0, Range { beginning, end }).unwrap()
+        }
+    }
+
+    /// Offsets that one leader wrote.
+    fn written(offsets: std::ops::Range<i64>, epoch: i32) -> Vec<(i64, i32)> {
+        offsets.map(|offset| (offset, epoch)).collect()
+    }
+
+    #[test]
+    fn a_leaders_first_record_is_noted_and_no_other() {
+        let mut story = Story::default();
+        story.positions.set(EVENTS, 0, 0);
+        let epoch = |epoch| Course::Noted(Notes { epoch: Some(epoch), ..Notes::default() });
+        let courses =
+            [(0, 2), (1, 2), (4, 2), (5, 3), (6, -1), (7, 3)].map(|(offset, epoch)| story.record(offset, epoch));
+        assert_eq!(courses, [epoch(2), Course::On, Course::On, epoch(3), Course::On, Course::On]);
+    }
+
+    #[test]
+    fn a_log_that_parts_from_what_was_read_is_found_by_reading_again() {
+        let mut story = Story::of(&written(0..100, 0));
+        assert_eq!(story.restart(0, 150), Restart { from: 0, lost: None });
+        assert!((0..50).all(|offset| story.record(offset, 0) == Course::Again));
+        let cut = Cut { next: 50, is_below_unknown: false };
+        assert_eq!(story.record(50, 1), Course::Replaced(cut));
+        assert_eq!(story.record(51, 1), Course::On);
+    }
+
+    #[test]
+    fn a_log_that_ends_below_what_was_read_goes_on_there() {
+        let mut story = Story::of(&written(0..100, 0));
+        assert_eq!(story.restart(0, 50), Restart { from: 0, lost: None });
+        assert!((0..50).all(|offset| story.record(offset, 0) == Course::Again));
+        assert_eq!(story.end(50), Some(Cut { next: 50, is_below_unknown: false }));
+        assert_eq!(story.record(50, 1), Course::Noted(Notes { epoch: Some(1), ..Notes::default() }));
+    }
+
+    #[test]
+    fn what_lies_below_the_records_that_are_read_again_stays_unknown() {
+        let mut story = Story::of(&written(0..20_000, 0));
+        assert_eq!(story.restart(0, 30_000).from, 10_000);
+        assert_eq!(story.record(10_000, 1), Course::Replaced(Cut { next: 10_000, is_below_unknown: true }));
+        // All that was read is gone.
+        let mut story = Story::of(&written(500..600, 0));
+        assert_eq!(story.restart(0, 90).from, 90);
+        assert_eq!(story.end(90), Some(Cut { next: 90, is_below_unknown: true }));
+    }
+
+    #[test]
+    fn a_refused_position_whose_last_record_is_still_there_lost_nothing() {
+        let mut story = Story::of(&written(0..100, 0));
+        story.restart(0, 100);
+        assert!((0..100).all(|offset| story.record(offset, 0) == Course::Again));
+        assert_eq!(story.end(100), None);
+        story.restart(0, 100);
+        assert!((0..99).all(|offset| story.record(offset, 0) == Course::Again));
+        let unknown = Cut { next: 100, is_below_unknown: true };
+        assert_eq!(story.record(100, 0), Course::Replaced(unknown), "the last one did not come again");
+    }
+
+    #[test]
+    fn records_that_were_deleted_unread_are_passed_over() {
+        let mut story = Story::of(&written(0..10, 0));
+        assert_eq!(story.restart(50, 90), Restart { from: 50, lost: Some(Lost::Deleted(50)) });
+        let mut unknown = Story::of(&written(0..10, -1));
+        let cut = |next| Some(Lost::Cut(Cut { next, is_below_unknown: true }));
+        assert_eq!(
+            unknown.restart(0, 90),
+            Restart { from: 10, lost: cut(10) },
+            "it may have been cut and have grown again"
+        );
+        assert_eq!(unknown.restart(0, 5), Restart { from: 5, lost: cut(5) });
+    }
+
+    #[test]
+    fn an_earlier_leaders_record_is_of_another_log() {
+        let mut story = Story::of(&written(0..10, 7));
+        assert_eq!(story.record(10, 2), Course::Replaced(Cut { next: 10, is_below_unknown: true }));
+        assert_eq!(story.record(11, 2), Course::On, "from there on it is this one");
+    }
+
+    #[test]
+    fn a_client_made_anew_that_begins_at_a_record_that_was_read_proves_the_log() {
+        let mut story = Story::of(&written(0..10, 0));
+        assert_eq!((story.record(9, 0), story.record(10, 0)), (Course::Again, Course::On));
+        assert_eq!(story.record(10, 1), Course::Replaced(Cut { next: 10, is_below_unknown: true }));
+    }
+
+    #[test]
+    fn where_compaction_removes_records_a_gap_is_noted() {
+        let mut story = Story::of(&written(0..10, 0));
+        assert_eq!(story.record(12, 0), Course::On, "a transaction's marker");
+        story.continuity.set_compacted(EVENTS, true);
+        assert_eq!(story.record(13, 0), Course::On);
+        assert_eq!(story.record(20, 0), Course::Noted(Notes { epoch: None, is_behind_gap: true }));
+    }
+}
