@@ -168,6 +168,10 @@ pub const TURN_EVERY: Duration = Duration::from_secs(1);
 /// closed, so that the last answer arrives and no reset destroys it.
 pub const LINGER: Duration = Duration::from_secs(2);
 
+/// How long the socket of a client that is being closed may take nothing while a frame that was begun goes before the close
+/// frame. A socket takes half of [`UNSENT_BYTES_MAX`] at a time: a client that reads 7 kB/s gets all of it.
+pub const FINISH_STALL_MAX: Duration = Duration::from_secs(10);
+
 /// Bytes that the kernel takes for one client beyond those that are on their way to it (TCP_NOTSENT_LOWAT). Left to
 /// itself it takes megabytes and then says nothing until a third of them are gone: who reads slowly would seem to take
 /// nothing, would cost that much, and would be sent prices that are as old as the rest of it.

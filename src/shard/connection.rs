@@ -10,10 +10,11 @@ use super::admission::{Evidence, Redirect};
 use super::metrics::Counts;
 use crate::clock::UnixMs;
 use crate::ids::AssessmentHash;
+use crate::limits::FINISH_STALL_MAX;
 use crate::protocol::close::CloseReason;
 use crate::protocol::messages::ResetReason;
 use crate::stream::board::{BoardVersion, Unseen};
-use crate::stream::history::{ChainKey, FrameRef, Position};
+use crate::stream::history::{ChainKey, FrameRef, History, Position, Progress};
 use crate::stream::offsets::Cover;
 
 new_key_type! {
@@ -104,9 +105,13 @@ pub(super) struct Watch {
 pub(super) enum Tail {
     /// Bytes of its own: a control frame, a market's, or the greeting.
     Bytes(Box<Rest>),
-    /// An event's frame, of which so many bytes are written. The connection's position is behind it already.
+    /// An event's frame, of which so many bytes are written. The connection's position is behind it already, and the history
+    /// keeps it until [`Tail::release`].
     Event { frame: FrameRef, sent: u32 },
 }
+
+// Each connection has room for one, idle or not.
+const _: () = assert!(size_of::<Option<Tail>>() == 16);
 
 /// Bytes of a connection's own that are half written.
 #[derive(Debug)]
@@ -121,6 +126,20 @@ pub(super) struct Rest {
 impl Tail {
     pub(super) fn bytes(bytes: Box<[u8]>, texts: u64) -> Self {
         Self::Bytes(Box::new(Rest { bytes, sent: 0, texts }))
+    }
+
+    /// What a write left half written of the history's frames.
+    pub(super) fn event(progress: &Progress, history: &mut History) -> Option<Self> {
+        let (frame, sent) = progress.partial?;
+        history.hold(frame);
+        Some(Self::Event { frame, sent })
+    }
+
+    /// It is written, or its connection is over.
+    pub(super) fn release(self, history: &mut History) {
+        if let Self::Event { frame, .. } = self {
+            history.release(frame);
+        }
     }
 
     /// Text frames that are written when all of it is.
@@ -176,7 +195,7 @@ pub(super) struct Farewell {
     pub(super) echo: Option<u16>,
     /// The last bytes are under way.
     pub(super) told: bool,
-    /// When its socket is cut, told or not.
+    /// When its socket is cut, told or not, unless it still takes what goes before (see [`Connection::is_due_to_be_cut`]).
     pub(super) cut_at: Instant,
 }
 
@@ -257,6 +276,14 @@ impl<S> Connection<S> {
     /// Whether it does not end.
     pub(super) fn is_live(&self) -> bool {
         matches!(self.end, End::Live)
+    }
+
+    /// Whether its farewell has had its time. A socket that still takes what goes before the close frame, such as the rest of
+    /// an event, is given until it takes nothing for [`FINISH_STALL_MAX`], and `stall_timeout` in all.
+    pub(super) fn is_due_to_be_cut(&self, farewell: &Farewell, stall_timeout: Duration, now: Instant) -> bool {
+        let since = |then: Instant| now.saturating_duration_since(then);
+        let takes = self.blocked_since.is_some_and(|blocked| since(blocked) < FINISH_STALL_MAX);
+        now >= farewell.cut_at && (!takes || since(farewell.cut_at) >= stall_timeout)
     }
 
     /// Begins its end: it is told why, if the socket takes it within `linger`.

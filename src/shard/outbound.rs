@@ -130,7 +130,8 @@ pub(super) fn write_once<S: Socket>(
     }
 }
 
-/// Finds what is due. `None` where the rest of a half-written event has left the history: the socket must be cut.
+/// Finds what is due. `None` where the rest of a half-written event is gone, since more is half written than the history
+/// keeps: the socket must be cut.
 fn plan<S: Socket>(connection: &mut Connection<S>, source: &mut Source<'_>, now: Now) -> Option<Plan> {
     let mut plan = Plan { board_first: connection.seen < connection.greeted_with, ..Plan::default() };
     source.scratch.control.clear();
@@ -354,8 +355,8 @@ fn account<S: Socket>(plan: &Plan, connection: &mut Connection<S>, source: &mut 
         let progress = source.history.progress(watch.position, due, taken);
         watch.position = progress.position;
         source.counts.sent += progress.frames;
-        if let Some((frame, sent)) = progress.partial {
-            connection.tail = Some(Tail::Event { frame, sent });
+        if let Some(tail) = Tail::event(&progress, source.history) {
+            connection.tail = Some(tail);
         }
         left -= taken;
     }
@@ -376,9 +377,11 @@ fn account<S: Socket>(plan: &Plan, connection: &mut Connection<S>, source: &mut 
 
 fn account_tail<S>(connection: &mut Connection<S>, source: &mut Source<'_>, taken: usize, whole: bool) {
     match &mut connection.tail {
-        Some(tail) if whole => {
-            source.counts.sent += tail.texts();
-            connection.tail = None;
+        tail @ Some(_) if whole => {
+            if let Some(tail) = tail.take() {
+                source.counts.sent += tail.texts();
+                tail.release(source.history);
+            }
         }
         Some(Tail::Bytes(rest)) => rest.sent += taken,
         Some(Tail::Event { sent, .. }) => {

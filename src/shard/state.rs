@@ -173,7 +173,10 @@ impl<S: Socket> State<S> {
 
     /// Lets a connection go. `gone` is its reason where it has none of its own.
     pub(super) fn detach(&mut self, key: ConnectionKey, gone: CloseReason) -> Option<Ended> {
-        let connection = self.connections.remove(key)?;
+        let mut connection = self.connections.remove(key)?;
+        if let Some(tail) = connection.tail.take() {
+            tail.release(&mut self.history);
+        }
         self.roster.swap_remove(connection.place as usize);
         if let Some(&moved) = self.roster.get(connection.place as usize) {
             self.connections[moved].place = connection.place;
@@ -282,7 +285,7 @@ impl<S: Socket> State<S> {
                 let due = history.due(chain, watch.position, TURN_BYTES_MAX);
                 shared = due.map(|due| Shared::of(history, due, watch.position, end));
             }
-            let Some(shared) = shared.as_ref().filter(|shared| is_plain && shared.is_all) else {
+            let Some(common) = shared.as_ref().filter(|shared| is_plain && shared.is_all) else {
                 // It learns where its next entry is, and is served on its own; or when its socket takes something.
                 history.lag(chain, &mut watch.position);
                 if is_open {
@@ -291,12 +294,12 @@ impl<S: Socket> State<S> {
                 }
                 continue;
             };
-            let Shared { due, after, .. } = shared;
+            let Shared { due, after, .. } = common;
             if due.bytes == 0 {
                 watch.position = after.position;
                 continue;
             }
-            let result = connection.socket.send(&shared.slices[..shared.filled]);
+            let result = connection.socket.send(&common.slices[..common.filled]);
             let sent = settle((key, connection), result, due.bytes, (pending, counts), now);
             let Some(watch) = &mut connection.watch else { continue };
             if sent == due.bytes {
@@ -306,7 +309,9 @@ impl<S: Socket> State<S> {
                 let progress = history.progress(watch.position, due, sent);
                 watch.position = progress.position;
                 counts.sent += progress.frames;
-                connection.tail = progress.partial.map(|(frame, sent)| Tail::Event { frame, sent });
+                // The slices are borrowed from the history: the next one at this position makes its own.
+                shared = None;
+                connection.tail = Tail::event(&progress, history);
             } else {
                 history.lag(chain, &mut watch.position);
             }

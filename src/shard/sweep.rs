@@ -143,7 +143,9 @@ fn judge<S>(connection: &Connection<S>, config: &ShardConfig, judge_silence: boo
     let since = |then: Instant| now.instant.saturating_duration_since(then);
     match &connection.end {
         End::Over { .. } => return Verdict::Fine,
-        End::Telling(farewell) if now.instant >= farewell.cut_at => return Verdict::Cut,
+        End::Telling(farewell) if connection.is_due_to_be_cut(farewell, config.stall_timeout, now.instant) => {
+            return Verdict::Cut;
+        }
         End::Telling(_) => return Verdict::Fine,
         End::Live => {}
     }

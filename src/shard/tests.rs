@@ -526,6 +526,7 @@ proptest! {
             prop_assert_eq!(world.state.ended(*key), None);
         }
         let mut sent = 0;
+        prop_assert_eq!(world.state.history.held(), 0, "a frame is held for as long as it is half written");
         for (index, (_, socket)) in clients.iter().enumerate() {
             let texts = socket.texts();
             sent += texts.len() as u64;

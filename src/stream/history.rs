@@ -11,12 +11,14 @@
 //! - `chains`: who is watched, and which entries are fresh;
 //! - `positions`: what is due from a position on, and how far a write came;
 //! - `cursors`: where a client goes on that comes back, and the cursor of a position;
+//! - `held`: half-written frames, kept until they are written;
 //! - `segment`, `past`: a stretch of the window, and where ingest stood at each of its entries.
 //!
 //! Who the connections are, and what is written to them when, is left to the shard.
 
 mod chains;
 mod cursors;
+mod held;
 mod past;
 mod positions;
 mod segment;
@@ -33,6 +35,7 @@ use slotmap::SlotMap;
 pub use self::chains::ChainKey;
 use self::chains::{Chain, LINKED_TOGETHER};
 pub use self::cursors::Apart;
+use self::held::Held;
 pub use self::positions::{Due, FrameRef, Lag, Position, Progress};
 use self::segment::{Entry, EntryRef, Frame, Segment};
 use crate::limits::GROWTH_NOTICED_MAX;
@@ -49,8 +52,9 @@ pub struct History {
     /// Oldest first; the number of the first is `first_segment`.
     segments: VecDeque<Segment>,
     first_segment: u64,
-    /// What `segments` and `chains` cost.
+    /// What `segments`, `chains` and the copies in `held` cost.
     bytes: usize,
+    held: Held,
     chains: SlotMap<ChainKey, Chain>,
     /// Places that moved without a record since the last segment or batch: for the next one's start.
     moved: Vec<PlaceId>,
@@ -107,6 +111,7 @@ impl History {
             segments: VecDeque::new(),
             first_segment: 0,
             bytes: 0,
+            held: Held::default(),
             chains: SlotMap::with_key(),
             moved: Vec::new(),
             index: HashTable::new(),
@@ -194,8 +199,10 @@ impl History {
 
     fn drop_oldest(&mut self) {
         let Some(segment) = self.segments.pop_front() else { return };
+        let number = self.first_segment;
         self.first_segment += 1;
         self.bytes -= segment.counted;
+        self.keep_held(number, &segment);
         for group in segment.entries.chunks(LINKED_TOGETHER) {
             self.fetch_chains(group.iter().map(|entry| entry.chain));
             for entry in group {

@@ -10,7 +10,7 @@ use crate::stream::cursor;
 use crate::stream::testing::EVENTS;
 
 /// The cursor in a message; empty where it has none.
-fn cursor_in(text: &str) -> &str {
+pub(super) fn cursor_in(text: &str) -> &str {
     text.split_once(r#""cursor":""#).map_or("", |(_, rest)| rest.split_once('"').map_or("", |(cursor, _)| cursor))
 }
 
@@ -19,7 +19,7 @@ fn elsewhere(from_draining: bool) -> Redirect {
 }
 
 /// A world whose one topic is read from its beginning.
-fn world() -> World {
+pub(super) fn world() -> World {
     let mut world = World::new();
     world.turn([told(0)]);
     world

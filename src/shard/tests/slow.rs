@@ -1,6 +1,7 @@
 //! Clients whose sockets take less than there is.
 
 use super::*;
+use crate::limits::FINISH_STALL_MAX;
 use crate::limits::TURN_BYTES_MAX;
 use crate::stream::testing::{large_event, malformed};
 
@@ -38,4 +39,138 @@ fn an_event_behind_a_malformed_record_does_not_end_one_that_is_half_written() {
     let texts = socket.texts();
     assert_eq!(texts.iter().map(|text| number(text)).collect::<Vec<_>>(), [1, 3, 4]);
     assert!(texts[0].len() > 400_000 && texts[1].len() > TURN_BYTES_MAX);
+}
+
+/// Lets the window move on by more than it holds, so that all before is gone.
+fn overtake(world: &mut World) {
+    for number in 0..8 {
+        world.turn([large_event("other", number, 1_000_000)]);
+    }
+}
+
+/// Half writes an event of a's, and lets the window overtake it and one more.
+fn half_written(world: &mut World, socket: &Scripted) {
+    socket.texts();
+    socket.takes(100_000);
+    world.turn([large_event("a", 1, 300_000)]);
+    world.turn([events(&[("a", 2)])]);
+    overtake(world);
+}
+
+/// The close code at the end of what a socket was sent, which is taken off.
+fn close_code(socket: &Scripted) -> Option<u16> {
+    let got = &mut socket.0.borrow_mut().got;
+    let at = got.windows(2).rposition(|pair| pair[0] == 0x88 && usize::from(pair[1]) >= 2)?;
+    let frame = got.split_off(at);
+    assert_eq!(frame.len(), 2 + usize::from(frame[1]), "nothing comes behind it");
+    Some(u16::from_be_bytes([frame[2], frame[3]]))
+}
+
+#[test]
+fn a_live_client_that_the_window_overtakes_gets_the_rest_of_its_event_and_is_told() {
+    let mut world = World::new();
+    let (key, socket) = world.connect(Some("a"));
+    half_written(&mut world, &socket);
+    let mut sweeper = Sweeper::new(&config(), world.now.instant);
+    for _ in 0..30 {
+        world.pass(Duration::from_secs(1));
+        world.sweep(&mut sweeper);
+        socket.takes(10_000);
+        world.run_task(key, &socket);
+    }
+    assert_eq!(world.state.ended(key), Some(CloseReason::TooSlow));
+    assert_eq!(close_code(&socket), Some(1013));
+    assert_eq!(socket.numbers(), [1], "it is whole, and nothing is left out before the close");
+    assert!(world.state.detach(key, CloseReason::ClientGone).is_some_and(|ended| ended.told));
+    assert_eq!(world.state.history.held(), 0);
+}
+
+#[test]
+fn one_that_catches_up_and_is_overtaken_gets_the_rest_of_its_event_and_goes_on_live() {
+    let mut world = returns::world();
+    let (_, live) = world.connect(Some("a"));
+    let start = live.texts().remove(0);
+    world.turn((1..9).map(|number| large_event("a", number, 100_000)));
+    let socket = Scripted::default();
+    let key = world.enter(&socket, Some("a"), Some(returns::cursor_in(&start)), None);
+    world.turn([]);
+    for _ in 0..4 {
+        socket.takes(50_000);
+        world.run_task(key, &socket);
+    }
+    overtake(&mut world);
+    socket.takes(usize::MAX);
+    world.run_task(key, &socket);
+    world.turn([events(&[("a", 9)])]);
+    let texts = socket.texts();
+    let told: Vec<_> = texts.iter().map(|text| text.get(..30).unwrap_or_default()).collect();
+    let reset = texts
+        .iter()
+        .position(|text| text.contains(r#""reason":"lagged""#))
+        .unwrap_or_else(|| panic!("a reset: {told:?}"));
+    let number_at = |at: usize| number(&texts[at]);
+    assert!((1..8).contains(&number_at(reset - 1)), "{told:?}");
+    assert_eq!((number_at(reset + 1), texts.len()), (9, reset + 2), "{told:?}");
+    assert_eq!(world.state.ended(key), None);
+    assert_eq!(world.state.history.held(), 0);
+}
+
+#[test]
+fn one_whose_socket_takes_nothing_more_is_cut() {
+    let mut world = World::new();
+    let (key, socket) = world.connect(Some("a"));
+    half_written(&mut world, &socket);
+    let mut sweeper = Sweeper::new(&config(), world.now.instant);
+    world.sweep(&mut sweeper);
+    let mut waited = Duration::ZERO;
+    while world.state.ended(key).is_none() {
+        waited += Duration::from_secs(1);
+        world.pass(Duration::from_secs(1));
+        world.sweep(&mut sweeper);
+        assert!(waited <= FINISH_STALL_MAX + Duration::from_secs(2), "{waited:?}");
+    }
+    assert!(world.state.detach(key, CloseReason::ClientGone).is_some_and(|ended| !ended.told));
+    assert_eq!(world.state.history.held(), 0);
+}
+
+#[test]
+fn one_that_drips_is_cut_in_the_end() {
+    let mut world = World::new();
+    let (key, socket) = world.connect(Some("a"));
+    half_written(&mut world, &socket);
+    let mut sweeper = Sweeper::new(&config(), world.now.instant);
+    let mut waited = 0;
+    while world.state.ended(key).is_none() {
+        waited += 1;
+        assert!(waited < 70, "a second each");
+        world.pass(Duration::from_secs(1));
+        world.state.inbound(key, Inbound::Pong, world.now);
+        world.sweep(&mut sweeper);
+        socket.takes(1);
+        world.run_task(key, &socket);
+    }
+    assert!(waited > 60, "{waited}");
+}
+
+#[test]
+fn what_half_written_events_take_is_bounded() {
+    let mut world = World::new();
+    let clients: Vec<_> = (0..20).map(|index| (index, world.connect(Some(&format!("a-{index}"))))).collect();
+    for (index, (_, socket)) in &clients {
+        socket.texts();
+        socket.takes(1000);
+        world.turn([large_event(&format!("a-{index}"), *index, 200_000)]);
+    }
+    overtake(&mut world);
+    let (.., history_bytes) = world.state.end_turn(world.now.instant);
+    assert!(history_bytes <= 4 << 20, "{history_bytes}");
+    let kept = world.state.history.held();
+    assert!((9..=10).contains(&kept), "half of 4 MiB holds ten of them: {kept}");
+    for (_, (key, socket)) in &clients {
+        socket.takes(usize::MAX);
+        world.run_task(*key, socket);
+    }
+    let whole =
+        clients.iter().filter(|(_, (_, socket))| close_code(socket).is_some() || socket.0.borrow().got.len() > 200_000);
+    assert_eq!(whole.count(), kept, "the newest are whole, and the oldest are cut");
 }

@@ -48,7 +48,7 @@ pub struct Progress {
 
 /// The frame of one entry. It names the entry itself, so it stays right wherever a position moves meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FrameRef(EntryRef);
+pub struct FrameRef(pub(super) EntryRef);
 
 impl Position {
     /// Whether both wait for the same entry.
@@ -161,14 +161,15 @@ impl History {
         progress
     }
 
-    /// What is left of a frame of which `sent` bytes are written. `None` where it has left the window.
+    /// What is left of a frame of which `sent` bytes are written. `None` where it has left the window and nobody held it, or
+    /// too much is held.
     #[must_use]
     pub fn rest_of_frame(&self, FrameRef(at): FrameRef, sent: u32) -> Option<&[u8]> {
-        let (segment, entry) = self.entry(at)?;
-        match entry.frame {
-            Frame::Ready { start, len, .. } => segment.frames.get((start + sent) as usize..(start + len) as usize),
-            Frame::NotYet | Frame::Unusable => None,
-        }
+        let frame = match self.entry(at) {
+            Some((segment, entry)) => segment.frame(entry.frame)?,
+            None => self.held.copy(at)?,
+        };
+        frame.get(sent as usize..)
     }
 
     /// A position after the entry that it is at.

@@ -31,7 +31,7 @@ const INDEX_BITS: u32 = 20;
 const _: () = assert!(crate::limits::BATCH_RECORDS_MAX + SEGMENT_ENTRIES < 1 << INDEX_BITS);
 
 /// Where an entry is: the number of its segment, ever growing, and its index in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct EntryRef(NonZeroU64);
 
 impl EntryRef {
@@ -227,10 +227,16 @@ impl Segment {
         Some(Frame::Ready { start, len, cursor })
     }
 
+    /// The bytes of a frame, where it has any.
+    pub(super) fn frame(&self, frame: Frame) -> Option<&[u8]> {
+        let Frame::Ready { start, len, .. } = frame else { return None };
+        self.frames.get(start as usize..start as usize + len as usize)
+    }
+
     /// A frame's message up to where its cursor goes, without a header: for one with another cursor.
     pub(super) fn open_message(&self, frame: Frame) -> Option<&[u8]> {
-        let Frame::Ready { start, len, cursor } = frame else { return None };
-        let frame = &self.frames[start as usize..(start + len) as usize];
+        let Frame::Ready { cursor, .. } = frame else { return None };
+        let frame = self.frame(frame)?;
         let header_len = match frame.get(1)? {
             126 => 4,
             127 => HEADER_BYTES_MAX,
