@@ -139,8 +139,8 @@ pub const KAFKA_LOG_EVERY: Duration = Duration::from_secs(30);
 /// Sockets on their way from one shard to another. A shard that is so far behind refuses with 503.
 pub const HANDOFF_CHANNEL_DEPTH: usize = 1024;
 
-/// Operators' requests on their way to the control thread; over it, 503.
-pub const HTTP_CHANNEL_DEPTH: usize = 64;
+/// Operators' requests on their way to the control thread; over it, 503. It takes all of them each time that it turns.
+pub const HTTP_CHANNEL_DEPTH: usize = HTTP_CONNECTIONS_MAX;
 
 /// Request heads that one shard reads at a time, where the limit of open files leaves room for so many
 /// (`config/parts.rs`): each holds a buffer and a descriptor. Further sockets wait in the kernel's queue.
@@ -232,11 +232,15 @@ pub const RETURN_WITHIN: Duration = Duration::from_secs(8);
 /// [`RETURN_WITHIN`] at the default `ACCEPTS_PER_SECOND`.
 pub const SENT_AWAY_MAX: usize = 64 * 1024;
 
-/// Operators' requests that are answered at a time; over it, 503.
-pub const HTTP_CONNECTIONS_MAX: usize = 64;
+/// Operators' connections at a time; beyond it the oldest is closed. A probe takes milliseconds: so many must be opened
+/// within them to keep one out, and none can by holding them.
+pub const HTTP_CONNECTIONS_MAX: usize = 256;
 
-/// How long an operator's request may take, from its first byte to the answer's last.
-pub const HTTP_EXCHANGE_MAX: Duration = Duration::from_secs(10);
+/// How long an operator's request may take to come in. A probe sends it in one packet.
+pub const HTTP_HEAD_MAX: Duration = Duration::from_secs(2);
+
+/// How long its answer may take beyond that, until the last byte is read: a scrape of many topics over a slow line.
+pub const HTTP_ANSWER_MAX: Duration = Duration::from_secs(8);
 
 /// Log lines that wait to be written, in bytes; as many again may be in the writing. Beyond it lines are dropped and
 /// counted: some two thousand lines, far more than a pod logs while its log is rotated.

@@ -1,38 +1,52 @@
 //! The edge to operators: sockets that a shard accepted and read the head of, and those of `ADMIN_PORT`. One request a
-//! connection, each with a time limit, and few at a time: probes and scrapes need no more.
+//! connection. However many others hold connections, a probe is answered: a request's head has little time, and at the
+//! limit the oldest connection makes room.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io::Cursor;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-use super::pages::{Answer, Pages, plain};
+use super::pages::{METRICS, Pages};
 use crate::clock::Now;
 use crate::exchange::HttpRequest;
-use crate::limits::{ACCEPT_LOG_EVERY, HTTP_CONNECTIONS_MAX, HTTP_EXCHANGE_MAX, REQUEST_HEAD_BYTES_MAX};
-use crate::log_throttle::LogThrottle;
+use crate::limits::{ACCEPT_LOG_EVERY, HTTP_ANSWER_MAX, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX, REQUEST_HEAD_BYTES_MAX};
 
 /// The pause after an accept that failed: out of descriptors, most likely, which passes.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
+/// How long a connection may take, at most.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// Until the request's head is in.
+    head: Duration,
+    /// From then on, until the answer is read.
+    answer: Duration,
+}
+
+const LIMITS: Limits = Limits { head: HTTP_HEAD_MAX, answer: HTTP_ANSWER_MAX };
+
 /// Serves the requests that shards pass on, until the last shard's door is gone.
 pub async fn serve_passed_on(pages: Arc<Pages>, mut requests: mpsc::Receiver<HttpRequest>) {
-    let slots = Arc::new(Semaphore::new(HTTP_CONNECTIONS_MAX));
+    let connections = Arc::new(Connections::default());
     while let Some(HttpRequest { socket, read }) = requests.recv().await {
         // A shard's sockets don't block.
         match TcpStream::from_std(socket.into()) {
-            Ok(socket) => spawn_exchange(&pages, &slots, socket, read),
+            Ok(socket) => connections.serve(&pages, socket, read),
             Err(error) => debug!(%error, "an operator's socket is no good"),
         }
     }
@@ -40,62 +54,121 @@ pub async fn serve_passed_on(pages: Arc<Pages>, mut requests: mpsc::Receiver<Htt
 
 /// Serves `ADMIN_PORT`, for ever.
 pub async fn serve_admin(pages: Arc<Pages>, listener: TcpListener) {
-    let slots = Arc::new(Semaphore::new(HTTP_CONNECTIONS_MAX));
+    let connections = Arc::new(Connections::default());
     let failures = LogThrottle::new(ACCEPT_LOG_EVERY);
     loop {
         match listener.accept().await {
-            Ok((socket, _)) => spawn_exchange(&pages, &slots, socket, Vec::new()),
+            Ok((socket, _)) => connections.serve(&pages, socket, Vec::new()),
             Err(error) => {
                 if let Some(held_back) = failures.admit(Instant::now()) {
                     warn!(%error, held_back, "ADMIN_PORT can't accept connections; trying again until it works");
                 }
+                // One of ours may be what it lacks.
+                connections.lock().close_one();
                 sleep(ACCEPT_RETRY).await;
             }
         }
     }
 }
 
-fn spawn_exchange(pages: &Arc<Pages>, slots: &Arc<Semaphore>, socket: TcpStream, read: Vec<u8>) {
-    let pages = Arc::clone(pages);
-    let permit = Arc::clone(slots).try_acquire_owned();
-    // Refused ones are answered as well, by a task that is as short-lived as the answer: nobody's slowness is waited for.
-    let limit = if permit.is_ok() { HTTP_EXCHANGE_MAX } else { ACCEPT_RETRY };
-    tokio::spawn(async move {
-        let pages = permit.is_ok().then_some(pages);
-        if timeout(limit, exchange(pages, socket, read)).await.is_err() {
-            debug!("an operator's request took too long");
-        }
-        drop(permit);
-    });
+// ---- connections ----------------------------------------------------------------------------------------------------
+
+/// The connections that are open.
+#[derive(Debug, Default)]
+struct Connections {
+    open: Mutex<Open>,
+    /// One scrape at a time, and whoever else has work goes before the next: it is the one page that takes a while to make,
+    /// and a flood of scrapes must not hold a probe up.
+    scrape: tokio::sync::Mutex<()>,
 }
 
-/// One request and its answer; 503 where there are no pages to spare.
-async fn exchange(pages: Option<Arc<Pages>>, socket: TcpStream, read: Vec<u8>) {
+#[derive(Debug, Default)]
+struct Open {
+    next: u64,
+    by_age: BTreeMap<u64, Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    task: AbortHandle,
+    /// Its request is in.
+    asked: Arc<AtomicBool>,
+}
+
+impl Connections {
+    /// Serves one connection beside the others. At the limit one makes room: the oldest of those whose request is not in, for
+    /// a probe's is within milliseconds; or else the oldest, which reads no answer.
+    fn serve(self: &Arc<Self>, pages: &Arc<Pages>, socket: TcpStream, read: Vec<u8>) {
+        let mut open = self.lock();
+        while open.by_age.len() >= HTTP_CONNECTIONS_MAX && open.close_one() {}
+        let number = open.next;
+        open.next += 1;
+        let (connections, pages) = (Arc::clone(self), Arc::clone(pages));
+        let asked = Arc::new(AtomicBool::new(false));
+        let has_asked = Arc::clone(&asked);
+        // It begins when this thread comes to it, and so after its entry is made.
+        let task = tokio::spawn(async move {
+            exchange(&pages, &connections.scrape, socket, read, LIMITS, &has_asked).await;
+            connections.lock().by_age.remove(&number);
+        });
+        open.by_age.insert(number, Held { task: task.abort_handle(), asked });
+    }
+
+    /// No code panics with the lock held.
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Open {
+    /// Returns whether there was one.
+    fn close_one(&mut self) -> bool {
+        let idle = self.by_age.iter().find(|(_, held)| !held.asked.load(Ordering::Relaxed));
+        let Some(number) = idle.or(self.by_age.first_key_value()).map(|(number, _)| *number) else { return false };
+        self.by_age.remove(&number).inspect(|held| held.task.abort()).is_some()
+    }
+}
+
+/// One request and its answer. `asked` is set when the request is in.
+async fn exchange(
+    pages: &Pages,
+    scrape: &tokio::sync::Mutex<()>,
+    socket: TcpStream,
+    read: Vec<u8>,
+    limits: Limits,
+    asked: &AtomicBool,
+) {
     let (reader, writer) = socket.into_split();
     // What the shard has read comes first.
     let io = TokioIo::new(tokio::io::join(Cursor::new(read).chain(reader), writer));
     let service = service_fn(|request: Request<Incoming>| {
-        let answer = answer(pages.as_deref(), &request);
-        async move { Ok::<_, Infallible>(answer) }
+        asked.store(true, Ordering::Relaxed);
+        async move {
+            let path = request.uri().path();
+            let _one_at_a_time = if path == METRICS { Some(scrape.lock().await) } else { None };
+            Ok::<_, Infallible>(pages.answer(request.method(), path, Now::read()))
+        }
     });
     let connection =
         http1::Builder::new().keep_alive(false).max_buf_size(REQUEST_HEAD_BYTES_MAX).serve_connection(io, service);
-    if let Err(error) = connection.await {
-        debug!(%error, "an operator's request came to nothing");
+    tokio::pin!(connection);
+    let mut done = timeout(limits.head, &mut connection).await;
+    if done.is_err() && asked.load(Ordering::Relaxed) {
+        done = timeout(limits.answer, &mut connection).await;
     }
-}
-
-fn answer(pages: Option<&Pages>, request: &Request<Incoming>) -> Answer {
-    match pages {
-        Some(pages) => pages.answer(request.method(), request.uri().path(), Now::read()),
-        None => plain(StatusCode::SERVICE_UNAVAILABLE, "too many requests at a time\n"),
+    match done {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(%error, "an operator's request came to nothing"),
+        Err(_) => debug!("an operator's request took too long"),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
     use std::os::fd::OwnedFd;
 
+    use prometheus_client::metrics::gauge::Gauge;
     use prometheus_client::registry::Registry;
     use tokio::io::AsyncWriteExt;
     use tokio::sync::watch;
@@ -160,32 +233,65 @@ mod tests {
         assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{answer}");
     }
 
-    #[tokio::test]
-    async fn over_the_number_at_a_time_the_answer_is_503_at_once() {
+    /// Serves a port as `ADMIN_PORT`, until the test ends.
+    async fn admin() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let server = tokio::spawn(serve_admin(pages(), listener));
-        let mut idle = Vec::new();
-        for _ in 0..HTTP_CONNECTIONS_MAX {
-            idle.push(TcpStream::connect(address).await.unwrap());
-        }
+        tokio::spawn(serve_admin(pages(), listener));
+        address
+    }
+
+    async fn answer_of_health(address: SocketAddr) -> String {
         let mut client = TcpStream::connect(address).await.unwrap();
         client.write_all(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.contains("503 Service Unavailable") && answer.contains("too many"), "{answer}");
+        answer
+    }
 
-        // As soon as one of them goes, there is room again.
-        drop(idle);
-        loop {
-            let mut client = TcpStream::connect(address).await.unwrap();
-            client.write_all(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
-            let mut answer = String::new();
-            client.read_to_string(&mut answer).await.unwrap();
-            if answer.starts_with("HTTP/1.1 200 OK\r\n") {
-                break;
-            }
+    #[tokio::test]
+    async fn over_the_limit_the_oldest_makes_room_and_a_probe_is_answered() {
+        let address = admin().await;
+        let mut idle = Vec::new();
+        for _ in 0..HTTP_CONNECTIONS_MAX + 10 {
+            idle.push(TcpStream::connect(address).await.unwrap());
         }
-        server.abort();
+        let answer = answer_of_health(address).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        // The first are closed, and the last are not.
+        assert!(matches!(idle[0].read(&mut [0; 1]).await, Ok(0) | Err(_)));
+        let mut last = idle.pop().unwrap();
+        last.write_all(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        last.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_head_that_trickles_in_has_little_time_and_an_answer_that_nobody_reads_a_little_more() {
+        let limits = Limits { head: Duration::from_millis(300), answer: Duration::from_millis(500) };
+        let (mut trickles, socket) = pair().await;
+        let start = Instant::now();
+        let served = tokio::spawn(async move {
+            exchange(&pages(), &Default::default(), socket, Vec::new(), limits, &AtomicBool::new(false)).await
+        });
+        while !served.is_finished() {
+            let _ = trickles.write_all(b"G").await;
+            sleep(Duration::from_millis(10)).await;
+        }
+        assert!(start.elapsed() >= limits.head);
+
+        // A text that is more than a socket takes.
+        let mut registry = Registry::default();
+        let help = "x".repeat(16 << 20);
+        registry.register("shardgate_test", help, Gauge::<i64>::default());
+        let threads = Threads { ingest: Arc::default(), shards: vec![] };
+        let long = Pages::new(NodeId("a".into()), watch::channel(Readiness::default()).1, threads, registry);
+        let (mut unread, socket) = pair().await;
+        unread.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        let start = Instant::now();
+        exchange(&long, &Default::default(), socket, Vec::new(), limits, &AtomicBool::new(false)).await;
+        assert!(start.elapsed() >= limits.head + limits.answer);
+        assert_eq!(unread.read(&mut [0; 8]).await.unwrap(), 8, "what was sent before is there");
     }
 }

@@ -13,6 +13,9 @@ use super::readiness::{Readiness, Threads};
 use crate::clock::Now;
 use crate::ids::NodeId;
 
+/// The path of the metrics.
+pub(super) const METRICS: &str = "/metrics";
+
 /// The type of `/metrics`.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -68,7 +71,7 @@ impl Pages {
                 let readiness = *self.readiness.borrow();
                 whole(status(readiness.is_ready()), JSON, readiness.json(&self.node, now))
             }
-            "/metrics" => self.metrics(),
+            METRICS => self.metrics(),
             _ => self.console(),
         }
     }

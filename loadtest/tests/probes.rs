@@ -1,0 +1,121 @@
+//! Probes are answered however many others hold connections: idle ones, slow ones, and those that read no answer.
+
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use loadtest::http;
+use loadtest::pods::{Pod, READY_WITHIN, World};
+use loadtest::process::{allow_descriptors, eventually, free_port};
+
+/// A probe of the manifests waits so long.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Longer than three probes of the manifests, after which a pod would be restarted, and than a request's head has.
+const HELD_FOR: Duration = Duration::from_secs(6);
+
+const PATHS: &[&str] = &["/health", "/ready", "/metrics"];
+
+const SCRAPE: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n";
+
+/// A pod with its operators' endpoints on a port of their own, and where that is.
+fn with_admin_port(world: &World) -> (Pod, SocketAddr) {
+    let plan = world.pod("pod-0");
+    let admin = SocketAddr::new(plan.address().ip(), free_port([127, 0, 0, 1].into()));
+    let pod = plan.set("ADMIN_PORT", &admin.port().to_string()).spawn();
+    eventually("it is ready", READY_WITHIN, || {
+        http::get(admin, "/ready", PROBE_TIMEOUT).is_ok_and(|answer| answer.status == 200).then_some(())
+    });
+    (pod, admin)
+}
+
+/// What somebody does to a connection, each 100 ms; false where it is closed.
+type Hold = fn(&mut TcpStream) -> bool;
+
+fn is_open(stream: &mut TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    matches!(stream.peek(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+}
+
+fn trickle(stream: &mut TcpStream) -> bool {
+    is_open(stream) && stream.write_all(b"G").is_ok()
+}
+
+/// An answer comes, and lies there unread.
+fn ask_and_do_not_read(stream: &mut TcpStream) -> bool {
+    let is_unanswered = is_open(stream);
+    !is_unanswered || stream.write_all(SCRAPE).is_ok()
+}
+
+/// A new connection each time.
+fn ask_and_leave(stream: &mut TcpStream) -> bool {
+    is_open(stream) && stream.write_all(SCRAPE).is_ok()
+}
+
+/// Holds so many connections, and opens anew those that are closed; meanwhile every probe is answered.
+fn all_are_answered(paths: &[&str], address: SocketAddr, held: usize, hold: Hold, what: &str) {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (opened, all_opened) = std::sync::mpsc::channel();
+        scope.spawn(|| {
+            let opened = opened;
+            let (mut connections, mut begun) = (Vec::<TcpStream>::new(), false);
+            while !stop.load(Ordering::Relaxed) {
+                connections.retain_mut(|stream| hold(stream));
+                let lacking = held - connections.len();
+                // A thousand a second, after the first.
+                let opens = if begun { lacking.min(100) } else { lacking };
+                begun = true;
+                connections.extend((0..opens).map(|_| TcpStream::connect(address).unwrap()));
+                let _ = opened.send(());
+                // A pace, not a wait for something.
+                thread::sleep(Duration::from_millis(100));
+            }
+        });
+        all_opened.recv().unwrap();
+        let since = Instant::now();
+        let mut answered = Ok(());
+        while since.elapsed() < HELD_FOR && answered.is_ok() {
+            answered = paths.iter().try_for_each(|path| match http::get(address, path, PROBE_TIMEOUT) {
+                Ok(answer) if answer.status == 200 => Ok(()),
+                Ok(answer) => Err(format!("{path}: {} {}", answer.status, answer.text())),
+                Err(error) => Err(format!("{path}: {error:#}")),
+            });
+        }
+        stop.store(true, Ordering::Relaxed);
+        answered.unwrap_or_else(|fault| panic!("{held} {what}: {fault} after {:?}", since.elapsed()));
+    });
+}
+
+fn on_both_ports(paths: &[&str], held: usize, hold: Hold, what: &str) {
+    // Both ends of each are in processes of this machine.
+    allow_descriptors(4096);
+    let world = World::without_topics();
+    let (_pod, admin) = with_admin_port(&world);
+    all_are_answered(paths, admin, held, hold, what);
+    let pod = world.pod("pod-1").start();
+    all_are_answered(paths, pod.address(), held, hold, what);
+}
+
+#[test]
+fn probes_are_answered_beside_connections_that_say_nothing() {
+    on_both_ports(PATHS, 64, is_open, "say nothing");
+    on_both_ports(PATHS, 1000, is_open, "say nothing");
+}
+
+#[test]
+fn probes_are_answered_beside_requests_that_trickle_in() {
+    on_both_ports(PATHS, 1000, trickle, "trickle");
+}
+
+#[test]
+fn probes_are_answered_beside_answers_that_nobody_reads() {
+    on_both_ports(PATHS, 300, ask_and_do_not_read, "read no answer");
+}
+
+#[test]
+fn probes_are_answered_beside_a_flood_of_scrapes() {
+    on_both_ports(&["/health", "/ready"], 200, ask_and_leave, "scrape");
+}
