@@ -152,7 +152,7 @@ fn probes_ask_the_endpoints_on_the_port_that_answers() {
     };
     let admin = manifests.setting("ADMIN_PORT").unwrap().to_owned();
     assert_eq!(probe(&container.liveness_probe), ("/health".to_owned(), admin.clone()));
-    assert_eq!(probe(&container.readiness_probe), ("/ready".to_owned(), admin.clone()));
+    assert_eq!(probe(&container.readiness_probe), ("/accepting".to_owned(), admin.clone()));
     let clients = port_number(container, &IntOrString::String("clients".to_owned())).to_string();
     assert_eq!(clients, settings_of_the_binary()["PORT"]);
 

@@ -1,5 +1,8 @@
 //! Every metric of the contract moves exactly as far as the clients saw.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use loadtest::client::raw::{Frame, Raw, Sent, opcode};
@@ -189,4 +192,79 @@ fn an_event_costs_a_batch_a_turn_and_a_write_for_each_who_watches() {
     let (batches, turns, writes, besides) = spent(EVENTS..2 * EVENTS, 25);
     assert!(writes <= (EVENTS as usize * WATCHERS) as f64 / 2.0, "{writes} writes");
     assert!(turns <= batches + besides, "{turns} turns for {batches} batches");
+}
+
+// ---- the older text format ------------------------------------------------------------------------------------------
+
+/// What Prometheus' text format 0.0.4 allows: each family's HELP, TYPE and samples together and in this order, a type that
+/// it knows, and samples of the family's name, with a histogram's suffixes.
+fn read_0_0_4(text: &str) -> BTreeMap<String, (String, Vec<(String, f64)>)> {
+    const TYPES: [&str; 5] = ["counter", "gauge", "histogram", "summary", "untyped"];
+    assert!(text.ends_with('\n'), "the last line has an end");
+    let mut families: BTreeMap<String, (String, Vec<(String, f64)>)> = BTreeMap::new();
+    let (mut helped, mut current) = (None, None);
+    for line in text.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            helped = Some(help.split_once(' ').unwrap_or_else(|| panic!("{line}")).0.to_owned());
+        } else if let Some(family) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = family.split_once(' ').unwrap_or_else(|| panic!("{line}"));
+            assert_eq!(helped.take().as_deref(), Some(name), "{line}");
+            assert!(TYPES.contains(&kind), "{line}");
+            let twice = families.insert(name.to_owned(), (kind.to_owned(), Vec::new()));
+            assert!(twice.is_none(), "{line}");
+            current = Some(name.to_owned());
+        } else {
+            assert!(!line.starts_with('#'), "{line}");
+            let (series, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("{line}"));
+            let value = value.parse().unwrap_or_else(|error| panic!("{error}: {line}"));
+            let family = current.as_ref().unwrap_or_else(|| panic!("no TYPE before {line}"));
+            let (kind, samples) = families.get_mut(family).unwrap();
+            let name = series.split('{').next().unwrap();
+            let suffix = name.strip_prefix(family.as_str()).unwrap_or_else(|| panic!("{line} is not of {family}"));
+            let suffixes: &[&str] = if kind == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
+            assert!(suffixes.contains(&suffix), "{line}");
+            assert!(series.len() == name.len() || series.ends_with('}'), "{line}");
+            samples.push((series.to_owned(), value));
+        }
+    }
+    families
+}
+
+#[test]
+fn a_scraper_of_the_older_text_format_can_read_every_metric() {
+    let world = World::start();
+    let pod = world.pod("pod-0").start();
+    let _client = pod.client("a");
+    pod.await_metric("websocket_connections_total", 1.0);
+    let ask = |method: &str, accept: &str| {
+        let mut stream = TcpStream::connect(pod.address()).unwrap();
+        write!(stream, "{method} /metrics HTTP/1.1\r\nHost: a\r\n{accept}Connection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        (head.to_ascii_lowercase(), body.to_owned())
+    };
+    const OLDER: &str = "content-type: text/plain; version=0.0.4; charset=utf-8";
+    let (head, text) = ask("GET", "Accept: text/plain;version=0.0.4\r\n");
+    assert!(head.contains(OLDER), "{head}");
+    let families = read_0_0_4(&text);
+    for (name, kind) in CONTRACT {
+        let name = if *kind == "counter" { format!("{name}_total") } else { (*name).to_owned() };
+        let (found, _) = families.get(&name).unwrap_or_else(|| panic!("{name} in\n{text}"));
+        assert_eq!(found, kind, "{name}");
+    }
+    assert_eq!(families["websocket_connections_total"].1, [("websocket_connections_total".to_owned(), 1.0)]);
+    let newer = pod.metrics();
+    let in_newer = newer.families().keys().map(|name| match newer.families()[name].kind.as_str() {
+        "counter" => format!("{name}_total"),
+        "info" => format!("{name}_info"),
+        _ => name.clone(),
+    });
+    assert_eq!(families.into_keys().collect::<BTreeSet<_>>(), in_newer.collect(), "both have the same families");
+
+    let (head, body) = ask("HEAD", "Accept: text/plain\r\n");
+    assert!(head.contains(OLDER) && body.is_empty(), "{head}");
+    for accept in ["", "Accept: */*\r\n", "Accept: application/openmetrics-text,text/plain\r\n"] {
+        assert!(ask("GET", accept).0.contains("content-type: application/openmetrics-text"), "{accept}");
+    }
 }

@@ -16,7 +16,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longer than three probes of the manifests, after which a pod would be restarted, and than a request's head has.
 const HELD_FOR: Duration = Duration::from_secs(6);
 
-const PATHS: &[&str] = &["/health", "/ready", "/metrics"];
+const PATHS: &[&str] = &["/health", "/ready", "/accepting", "/metrics"];
 
 const SCRAPE: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -63,7 +63,7 @@ fn all_are_answered(paths: &[&str], address: SocketAddr, held: usize, hold: Hold
             let opened = opened;
             let (mut connections, mut begun) = (Vec::<TcpStream>::new(), false);
             while !stop.load(Ordering::Relaxed) {
-                connections.retain_mut(|stream| hold(stream));
+                connections.retain_mut(&hold);
                 let lacking = held - connections.len();
                 // A thousand a second, after the first.
                 let opens = if begun { lacking.min(100) } else { lacking };
@@ -117,5 +117,5 @@ fn probes_are_answered_beside_answers_that_nobody_reads() {
 
 #[test]
 fn probes_are_answered_beside_a_flood_of_scrapes() {
-    on_both_ports(&["/health", "/ready"], 200, ask_and_leave, "scrape");
+    on_both_ports(&["/health", "/ready", "/accepting"], 200, ask_and_leave, "scrape");
 }

@@ -180,7 +180,7 @@ fn operators_have_their_endpoints_on_the_port_or_on_one_of_their_own() {
     assert!(page.header("content-type").unwrap_or_default().starts_with("text/html"));
     assert!(page.text().contains("<html"));
     assert_eq!(pod.get("/nothing").status, 404);
-    for (path, status) in [("/health", 200), ("/ready", 200), ("/metrics", 200)] {
+    for (path, status) in [("/health", 200), ("/ready", 200), ("/accepting", 200), ("/metrics", 200)] {
         assert_eq!(head(&pod, path).0, status, "HEAD of {path}");
         assert_eq!(head(&pod, path).1, 0, "HEAD of {path} has no body");
         let refused = request(&pod, "DELETE", path);
@@ -197,7 +197,7 @@ fn operators_have_their_endpoints_on_the_port_or_on_one_of_their_own() {
     eventually("it is ready", BACK_WITHIN, || {
         get(admin, "/ready").is_ok_and(|answer| answer.status == 200).then_some(())
     });
-    for path in ["/health", "/ready", "/metrics", "/"] {
+    for path in ["/health", "/ready", "/accepting", "/metrics", "/"] {
         assert_eq!(get(admin, path).unwrap().status, 200, "{path} on ADMIN_PORT");
         assert_eq!(get(port, path).unwrap().status, 404, "{path} on PORT");
     }

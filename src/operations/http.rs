@@ -25,6 +25,7 @@ use super::pages::{METRICS, Pages};
 use crate::clock::Now;
 use crate::exchange::HttpRequest;
 use crate::limits::{ACCEPT_LOG_EVERY, HTTP_ANSWER_MAX, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX, REQUEST_HEAD_BYTES_MAX};
+use crate::log_throttle::LogThrottle;
 
 /// The pause after an accept that failed: out of descriptors, most likely, which passes.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -144,9 +145,9 @@ async fn exchange(
     let service = service_fn(|request: Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
         async move {
-            let path = request.uri().path();
-            let _one_at_a_time = if path == METRICS { Some(scrape.lock().await) } else { None };
-            Ok::<_, Infallible>(pages.answer(request.method(), path, Now::read()))
+            let is_scrape = request.uri().path() == METRICS;
+            let _one_at_a_time = if is_scrape { Some(scrape.lock().await) } else { None };
+            Ok::<_, Infallible>(pages.answer(&request, Now::read()))
         }
     });
     let connection =

@@ -4,6 +4,7 @@
 //! - [`readiness`]: from what the parts show of themselves to `/ready` and `/health`.
 //! - [`console`]: the page at `/`, and the policy that lets its script, and no other, run.
 //! - [`pages`]: which path is what.
+//! - [`text_format`]: the metrics for scrapers that read no OpenMetrics.
 //! - [`http`] (edge): the sockets, from the shards and from `ADMIN_PORT`.
 //! - [`log`] (edge): standard error, for which no other thread waits.
 
@@ -12,3 +13,4 @@ pub mod http;
 pub mod log;
 pub mod pages;
 pub mod readiness;
+pub mod text_format;

@@ -2,21 +2,26 @@
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
-use hyper::{Method, Response, StatusCode};
+use hyper::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+};
+use hyper::{Method, Request, Response, StatusCode};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use super::console;
 use super::readiness::{Readiness, Threads};
+use super::text_format::{self, TEXT_0_0_4};
 use crate::clock::Now;
 use crate::ids::NodeId;
 
 /// The path of the metrics.
 pub(super) const METRICS: &str = "/metrics";
 
-/// The type of `/metrics`.
+const PAGES: [&str; 5] = ["/", "/health", "/ready", "/accepting", METRICS];
+
+/// The type of `/metrics`, unless the older format is asked for.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 const JSON: &str = "application/json";
@@ -52,10 +57,13 @@ impl Pages {
 
     /// Answers a request. A HEAD is answered like a GET: the HTTP library leaves the body out.
     #[must_use]
-    pub fn answer(&self, method: &Method, path: &str, now: Now) -> Answer {
-        let is_page = matches!(path, "/" | "/health" | "/ready" | "/metrics");
-        if !is_page {
-            return plain(StatusCode::NOT_FOUND, "no such page: there are /, /health, /ready and /metrics\n");
+    pub fn answer<B>(&self, request: &Request<B>, now: Now) -> Answer {
+        let (method, path) = (request.method(), request.uri().path());
+        if !PAGES.contains(&path) {
+            return plain(
+                StatusCode::NOT_FOUND,
+                "no such page: there are /, /health, /ready, /accepting and /metrics\n",
+            );
         }
         if method != Method::GET && method != Method::HEAD {
             let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD\n");
@@ -71,14 +79,22 @@ impl Pages {
                 let readiness = *self.readiness.borrow();
                 whole(status(readiness.is_ready()), JSON, readiness.json(&self.node, now))
             }
-            METRICS => self.metrics(),
+            "/accepting" => {
+                let readiness = *self.readiness.borrow();
+                whole(status(readiness.is_accepting()), JSON, readiness.accepting_json(&self.node, now))
+            }
+            METRICS => {
+                let accept = request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+                self.metrics(text_format::is_preferred(&accept.collect::<Vec<_>>()))
+            }
             _ => self.console(),
         }
     }
 
-    fn metrics(&self) -> Answer {
+    fn metrics(&self, as_text: bool) -> Answer {
         let mut text = String::new();
         match encode(&mut text, &self.registry) {
+            Ok(()) if as_text => whole(StatusCode::OK, TEXT_0_0_4, text_format::from_openmetrics(&text)),
             Ok(()) => whole(StatusCode::OK, OPENMETRICS, text),
             // Writing to a string fails only where a metric says so.
             Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "a metric could not be written\n"),
@@ -130,8 +146,12 @@ mod tests {
         (Pages::new(NodeId("a".into()), watch::channel(readiness).1, threads, registry), connections)
     }
 
+    fn request(method: Method, path: &str) -> Request<()> {
+        Request::builder().method(method).uri(path).body(()).unwrap()
+    }
+
     fn get(pages: &Pages, path: &str) -> (StatusCode, String) {
-        let answer = pages.answer(&Method::GET, path, Now::read());
+        let answer = pages.answer(&request(Method::GET, path), Now::read());
         (answer.status(), answer.headers()[CONTENT_TYPE].to_str().unwrap().to_owned())
     }
 
@@ -141,6 +161,7 @@ mod tests {
         assert_eq!(get(&pages, "/"), (StatusCode::OK, HTML.to_owned()));
         assert_eq!(get(&pages, "/health"), (StatusCode::OK, JSON.to_owned()));
         assert_eq!(get(&pages, "/ready"), (StatusCode::SERVICE_UNAVAILABLE, JSON.to_owned()));
+        assert_eq!(get(&pages, "/accepting"), (StatusCode::SERVICE_UNAVAILABLE, JSON.to_owned()));
         assert_eq!(get(&pages, "/metrics"), (StatusCode::OK, OPENMETRICS.to_owned()));
         assert_eq!(get(&pages, "/health/"), (StatusCode::NOT_FOUND, TEXT.to_owned()));
         let ready = Readiness {
@@ -152,6 +173,21 @@ mod tests {
             draining: false,
         };
         assert_eq!(get(&super::tests::pages(ready).0, "/ready").0, StatusCode::OK);
+        let without_redis = super::tests::pages(Readiness { redis: false, ..ready }).0;
+        assert_eq!(get(&without_redis, "/ready").0, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(get(&without_redis, "/accepting").0, StatusCode::OK);
+    }
+
+    #[test]
+    fn a_scraper_that_asks_for_the_older_format_alone_gets_it() {
+        let (pages, _) = pages(Readiness::default());
+        let accept = |types: &str| {
+            let mut request = request(Method::GET, "/metrics");
+            request.headers_mut().insert(ACCEPT, HeaderValue::from_str(types).unwrap());
+            pages.answer(&request, Now::read()).headers()[CONTENT_TYPE].to_str().unwrap().to_owned()
+        };
+        assert_eq!(accept("text/plain;version=0.0.4"), TEXT_0_0_4);
+        assert_eq!(accept("application/openmetrics-text, text/plain"), OPENMETRICS);
     }
 
     #[test]
@@ -159,25 +195,28 @@ mod tests {
         let (pages, _) = pages(Readiness::default());
         let mut now = Now::read();
         now.instant += TURN_AGE_MAX * 2;
-        assert_eq!(pages.answer(&Method::GET, "/health", now).status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(pages.answer(&request(Method::GET, "/health"), now).status(), StatusCode::SERVICE_UNAVAILABLE);
     }
 
     #[test]
     fn other_methods_are_told_which_there_are() {
         let (pages, _) = pages(Readiness::default());
-        for path in ["/", "/health", "/ready", "/metrics"] {
-            let answer = pages.answer(&Method::POST, path, Now::read());
+        for path in PAGES {
+            let answer = pages.answer(&request(Method::POST, path), Now::read());
             assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
             assert_eq!(answer.headers()[ALLOW], "GET, HEAD");
-            assert_ne!(pages.answer(&Method::HEAD, path, Now::read()).status(), StatusCode::METHOD_NOT_ALLOWED);
+            assert_ne!(
+                pages.answer(&request(Method::HEAD, path), Now::read()).status(),
+                StatusCode::METHOD_NOT_ALLOWED
+            );
         }
-        assert_eq!(pages.answer(&Method::POST, "/ws", Now::read()).status(), StatusCode::NOT_FOUND);
+        assert_eq!(pages.answer(&request(Method::POST, "/ws"), Now::read()).status(), StatusCode::NOT_FOUND);
     }
 
     #[test]
     fn the_console_page_comes_with_its_policy() {
         let (pages, _) = pages(Readiness::default());
-        let answer = pages.answer(&Method::GET, "/", Now::read());
+        let answer = pages.answer(&request(Method::GET, "/"), Now::read());
         assert_eq!(answer.headers()[CONTENT_SECURITY_POLICY], console::policy().as_str());
     }
 

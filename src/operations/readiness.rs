@@ -36,6 +36,13 @@ impl Readiness {
         self.redis && self.kafka && self.history && self.had_slot && !self.draining
     }
 
+    /// Whether the pod takes clients: from when it first held a slot on, for it claims one when its history is complete, until
+    /// it drains. That Kafka or Redis fails later makes no pod worse than another.
+    #[must_use]
+    pub fn is_accepting(&self) -> bool {
+        self.history && self.had_slot && !self.draining
+    }
+
     /// What an operator is to read of it in the log.
     #[must_use]
     pub fn waits_for(&self) -> Vec<&'static str> {
@@ -65,6 +72,25 @@ impl Readiness {
         };
         json(&body)
     }
+
+    /// The body of `/accepting`.
+    #[must_use]
+    pub fn accepting_json(&self, node: &NodeId, now: Now) -> String {
+        json(&AcceptingBody {
+            status: if self.is_accepting() { "accepting" } else { "not_accepting" },
+            timestamp: now.unix.to_string(),
+            node: &node.0,
+            draining: self.draining,
+        })
+    }
+}
+
+#[derive(Serialize)]
+struct AcceptingBody<'a> {
+    status: &'static str,
+    timestamp: String,
+    node: &'a str,
+    draining: bool,
 }
 
 #[derive(Serialize)]
@@ -161,6 +187,24 @@ mod tests {
             assert!(!readiness.is_ready(), "{readiness:?}");
             assert_eq!(readiness.waits_for().len(), 1, "{readiness:?}");
         }
+    }
+
+    #[test]
+    fn a_pod_that_was_ready_once_takes_clients_until_it_drains() {
+        for fails in [Readiness { redis: false, ..READY }, Readiness { kafka: false, slot: None, ..READY }] {
+            assert!(!fails.is_ready() && fails.is_accepting(), "{fails:?}");
+        }
+        for lacks in [
+            Readiness { history: false, ..READY },
+            Readiness { had_slot: false, slot: None, ..READY },
+            Readiness { draining: true, ..READY },
+        ] {
+            assert!(!lacks.is_accepting(), "{lacks:?}");
+        }
+        assert_eq!(
+            READY.accepting_json(&NodeId("a".into()), now()),
+            r#"{"status":"accepting","timestamp":"1970-01-01T00:00:00.000Z","node":"a","draining":false}"#
+        );
     }
 
     #[test]

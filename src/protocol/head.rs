@@ -33,7 +33,7 @@ pub use answer::{Allow, Fault, Refusal, Unavailable};
 const SUBPROTOCOL: &str = "shardgate.v1";
 
 /// The pages that an operators' port serves (PROTOCOL 5).
-const OPERATORS_PAGES: [&str; 4] = ["/", "/health", "/ready", "/metrics"];
+const OPERATORS_PAGES: [&str; 5] = ["/", "/health", "/ready", "/accepting", "/metrics"];
 
 /// Base64 as clients write it: a key's last two characters may carry bits that mean nothing, as those of a key that was
 /// made up by hand do.
@@ -50,7 +50,7 @@ pub struct Rules {
     pub allowed_origins: Option<Vec<OriginPattern>>,
     /// The longest head with its last CRLF, in bytes.
     pub head_bytes_max: usize,
-    /// Whether `/health`, `/ready`, `/metrics` and `/` are served on this port.
+    /// Whether the operators' pages are served on this port.
     pub operators: bool,
 }
 
