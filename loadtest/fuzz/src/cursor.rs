@@ -1,0 +1,66 @@
+//! Cursors: made, read again, damaged and judged.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use shardgate::ids::{AssessmentHash, TopicIndex};
+use shardgate::limits::CURSOR_CHARS_MAX;
+use shardgate::routing::table::Table;
+use shardgate::stream::batch::NextOffset;
+use shardgate::stream::cursor::decode;
+use shardgate::stream::offsets::Offsets;
+
+const ID: &str = "a";
+
+/// The bytes as a cursor as they are; and as a plan of where a shard stands, whose cursor is then damaged.
+pub fn cursor(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data)
+        && let Ok(read) = decode(text)
+    {
+        judge(&read);
+    }
+    let [damage_at, damage, plan @ ..] = data else { return };
+    let offsets = offsets(plan);
+    let listed = offsets.list(ID, []);
+    let mut made = Vec::new();
+    if !offsets.write_cursor(AssessmentHash::of(ID), &listed, |place| offsets.next(place), &mut made) {
+        return assert!(made.is_empty(), "what does not fit leaves nothing");
+    }
+    let text = String::from_utf8(made).expect("a cursor is text");
+    assert!(text.len() <= CURSOR_CHARS_MAX);
+    let read = decode(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
+    assert!(offsets.judge(&read, ID, &listed, |_| None).is_ok(), "a cursor of now is good now");
+    assert!(offsets.judge(&read, "b", &offsets.list("b", []), |_| None).is_err(), "another assessment's");
+    let mut damaged = text.clone().into_bytes();
+    let at = usize::from(*damage_at) % damaged.len();
+    damaged[at] ^= damage & 0x7f;
+    if let Ok(other) = std::str::from_utf8(&damaged)
+        && other != text
+    {
+        assert!(decode(other).is_err(), "{other} was {text}");
+    }
+}
+
+/// A shard that read these topics to where the plan says.
+fn offsets(plan: &[u8]) -> Offsets {
+    const TOPICS: [&str; 4] =
+        ["trading.order-filled", "assessment.created", "assessment.started", "rules.drawdown-checked"];
+    let table = Table::built_in();
+    let mut offsets = Offsets::default();
+    let mut starts = Vec::new();
+    for (index, (name, plan)) in (0..).zip(TOPICS.into_iter().zip(plan.chunks(9))) {
+        let topic = TopicIndex(index);
+        offsets.learn(&[Arc::new(table.resolve(topic, name).expect("a built-in route matches"))]);
+        let [partitions, offset @ ..] = plan else { continue };
+        let offset = offset.iter().fold(0_i64, |offset, byte| offset << 8 | i64::from(*byte)).max(0);
+        starts.extend((0..i32::from(partitions % 8) + 1).map(|partition| NextOffset { topic, partition, offset }));
+    }
+    offsets.told(&starts, || None, Instant::now(), &mut Vec::new(), &mut Vec::new());
+    offsets
+}
+
+/// Whatever a cursor says, it is judged.
+fn judge(read: &shardgate::stream::cursor::Cursor) {
+    let offsets = offsets(&[3, 0, 0, 0, 0, 0, 0, 1, 0, 3, 0, 0, 0, 0, 0, 0, 1, 0]);
+    drop(offsets.judge(read, ID, &offsets.list(ID, []), |_| None));
+}

@@ -1,0 +1,27 @@
+//! An object's fields as they are written, those with the same name included: serde_json's own map keeps one of each.
+
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// The fields of a JSON object, in order; `None` where the text is none.
+pub fn fields(text: &str) -> Option<Vec<(String, &str)>> {
+    struct Fields;
+    impl<'t> Visitor<'t> for Fields {
+        type Value = Vec<(String, &'t str)>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'t>>(self, mut object: A) -> Result<Self::Value, A::Error> {
+            let mut fields = Vec::new();
+            while let Some((name, value)) = object.next_entry::<String, &RawValue>()? {
+                fields.push((name, value.get()));
+            }
+            Ok(fields)
+        }
+    }
+    let mut json = serde_json::Deserializer::from_str(text);
+    let fields = json.deserialize_map(Fields).ok()?;
+    json.end().is_ok().then_some(fields)
+}
