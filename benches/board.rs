@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use shardgate::ids::TopicIndex;
+use shardgate::limits::BOARD_BYTES_MAX;
 use shardgate::routing::table::Table;
 use shardgate::stream::batch::{Batch, Origin, Tick, TickTime};
 use shardgate::stream::board::Board;
@@ -33,7 +34,7 @@ fn board(now: Instant) -> Board {
     let name = |number| format!("market-data.market-{number}-ticks");
     let topic = |number| table.resolve(TopicIndex(number), &name(number)).expect("a built-in route matches");
     let topics = (0..MARKETS).map(|number| Arc::new(topic(number))).collect();
-    let mut board = Board::new(Duration::from_secs(300));
+    let mut board = Board::new(Duration::from_secs(300), BOARD_BYTES_MAX);
     board.apply(&Batch { topics, ..ticks(0) }, now);
     board.publish(now);
     board

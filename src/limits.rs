@@ -22,6 +22,14 @@ pub const TICK_AHEAD_MAX: Duration = Duration::from_secs(5);
 /// (until the year 5138), negative ones, and -1, which stands for none.
 pub const TICK_TIMESTAMP_MS_MIN: i64 = 100_000_000_000;
 
+/// Ticks on the board of one shard, in bytes, and not more than a quarter of its share of `HISTORY_BYTES`: each new client
+/// is sent all of them, and they are held twice (each market's frame, and the image of all). Room for [`MARKETS_MAX`]
+/// markets at 800 bytes each. A tick beyond it is counted and not shown.
+pub const BOARD_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// The share of a shard's history that its board's ticks may have besides, as a divisor.
+pub const BOARD_HISTORY_DIVISOR: usize = 4;
+
 /// A cursor, in characters (PROTOCOL 2). Over it, a message has none.
 pub const CURSOR_CHARS_MAX: usize = 512;
 
@@ -81,6 +89,10 @@ pub const STARTS_TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// The longest that ingest waits for a record or for room in a shard's channel before it looks at the rest of its work.
 pub const INGEST_WAIT: Duration = Duration::from_millis(100);
+
+/// Topics that a pod can tell apart in its life: those of the past keep their indexes, for cursors and histories speak of
+/// them. Beyond it, new ones are not read, which is logged as an error.
+pub const TOPICS_MAX: usize = 1 << 16;
 
 /// Records at each partition's end that are read at the start, however old they are: the board wants each quiet
 /// market's last tick.
@@ -264,3 +276,4 @@ const _: () = assert!(WRITE_SLICES_MAX <= 1024);
 const _: () = assert!(STANDSTILL_MIN.as_millis() >= 3 * INGEST_WAIT.as_millis(), "a quiet loop is no standstill");
 const _: () = assert!(BATCH_CHANNEL_BYTES_MAX >= 8 * BATCH_BYTES_MAX, "a busy shard's turn is bridged by some batches");
 const _: () = assert!(BATCH_RECORDS_MAX >= TURN_RECORDS_MAX, "a turn's records fit into one batch");
+const _: () = assert!(TOPICS_MAX == 1 << u16::BITS, "a TopicIndex has 16 bits");

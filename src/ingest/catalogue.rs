@@ -72,6 +72,8 @@ pub(super) struct Changes {
     pub(super) led: Vec<(TopicIndex, i32)>,
     /// Whether a topic was not seen for the first time: it is to be looked for again soon.
     pub(super) doubtful: bool,
+    /// Topics that are not read, for all indexes are given away.
+    pub(super) unread: usize,
 }
 
 impl Catalogue {
@@ -129,10 +131,15 @@ impl Catalogue {
             changes.retired.extend((presence != Presence::Gone).then_some(index));
             self.entries.remove(name);
         }
-        // Over 65,536 topics: the rest is not read. Kafka itself is in trouble long before.
-        let index = TopicIndex(u16::try_from(self.topics.len()).ok()?);
+        let resolved = self.routes.resolve(TopicIndex(0), name)?;
+        // Topics of the past keep theirs: cursors, batches and histories still speak of them.
+        let Ok(index) = u16::try_from(self.topics.len()) else {
+            changes.unread += 1;
+            return None;
+        };
+        let index = TopicIndex(index);
         let fingerprint = Fingerprint::new(name, cluster_id, id);
-        let topic = Arc::new(Topic { fingerprint, ..self.routes.resolve(index, name)? });
+        let topic = Arc::new(Topic { index, fingerprint, ..resolved });
         self.topics.push(Arc::clone(&topic));
         let entry = Entry { topic, id: id.clone(), presence: Presence::There, told: HashSet::new() };
         self.entries.insert(name.clone(), entry);
@@ -229,6 +236,21 @@ mod tests {
         let anew = catalogue.look("c", &[seen(CREATED, "2", 1)]);
         assert_eq!((anew.retired, anew.back, anew.met), (vec![], vec![], 1), "the old one was told of");
         assert!(catalogue.is_current(TopicIndex(1)));
+    }
+
+    #[test]
+    fn topics_beyond_the_last_index_are_told_of_as_long_as_they_are_there() {
+        let mut catalogue = catalogue();
+        for id in 0..=u16::MAX {
+            let changes = catalogue.look("c", &[seen(CREATED, &id.to_string(), 1)]);
+            assert_eq!((changes.met, changes.unread), (1, 0));
+        }
+        let all = [seen(CREATED, "one more", 1), seen("nobodys.business", "another", 1)];
+        for retired in [vec![TopicIndex(u16::MAX)], vec![]] {
+            let changes = catalogue.look("c", &all);
+            assert_eq!((changes.met, changes.unread, changes.retired), (0, 1, retired));
+        }
+        assert_eq!(catalogue.look("c", &[]).unread, 0);
     }
 
     #[test]

@@ -75,6 +75,7 @@ pub struct Metrics {
     partition_errors: Counter,
     topics: Gauge,
     partitions: Gauge,
+    unread_topics: Gauge,
     filling: Gauge,
     filling_left: Gauge,
 }
@@ -102,6 +103,7 @@ impl Metrics {
             partition_errors: Counter::default(),
             topics: Gauge::default(),
             partitions: Gauge::default(),
+            unread_topics: Gauge::default(),
             filling: Gauge::default(),
             filling_left: Gauge::default(),
         };
@@ -168,6 +170,11 @@ impl Metrics {
             "Errors that a partition's fetch came back with; it is retried",
             self.partition_errors.clone(),
         );
+        registry.register(
+            "shardgate_ingest_unread_topics",
+            "Topics that a route takes and that are not read: the pod has met more than it can tell apart",
+            self.unread_topics.clone(),
+        );
         registry.register("shardgate_ingest_topics", "Topics that are read", self.topics.clone());
         registry.register("shardgate_ingest_partitions", "Partitions that are read", self.partitions.clone());
     }
@@ -197,6 +204,11 @@ impl Metrics {
     /// The topic's lag shows no more.
     pub(super) fn forget_lag_of(&self, topic: &str) {
         self.lag.remove(&[("topic", topic.to_owned())]);
+    }
+
+    /// The gauge of topics that are not read.
+    pub(super) fn unread_topics(&self) -> Gauge {
+        self.unread_topics.clone()
     }
 
     /// The gauge of a topic's lag, which shows from now on.

@@ -124,6 +124,7 @@ fn start(parts: Parts) -> Result<Reader, StartError> {
         history: parts.config.history,
         refresh: parts.config.topic_refresh,
         status: Arc::clone(&parts.status),
+        unread: parts.metrics.unread_topics(),
     };
     let watcher = watcher::start(cluster, settings)?;
     Ok(Reader { consumer, watcher, desk: Desk::new(parts, Instant::now()), pace: Pace::default() })

@@ -11,13 +11,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
+use prometheus_client::metrics::gauge::Gauge;
 use rdkafka::error::KafkaError;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::clock::{Now, whole_ms};
 use crate::exchange::IngestStatus;
 use crate::ids::TopicIndex;
-use crate::limits::{ENDS_ASKED_MAX, KAFKA_LOG_EVERY, LOOK_EVERY_MIN, PROBE_EVERY, PROBE_TIMEOUT, QUESTION_TIMEOUT};
+use crate::limits::{
+    ENDS_ASKED_MAX, KAFKA_LOG_EVERY, LOOK_EVERY_MIN, PROBE_EVERY, PROBE_TIMEOUT, QUESTION_TIMEOUT, TOPICS_MAX,
+};
 use crate::routing::table::{Table, Topic};
 use crate::stream::batch::{Ends, NextOffset};
 
@@ -95,6 +98,8 @@ pub(super) struct Settings {
     pub(super) history: Duration,
     pub(super) refresh: Duration,
     pub(super) status: Arc<IngestStatus>,
+    /// Topics that are not read, for want of an index.
+    pub(super) unread: Gauge,
 }
 
 /// Starts the thread.
@@ -113,6 +118,7 @@ pub(super) fn start(cluster: Cluster, settings: Settings) -> io::Result<Watcher>
         history: settings.history,
         refresh: settings.refresh,
         status: settings.status,
+        unread: settings.unread,
         found: found_in,
         ends: ends_in,
         brokers: Reachability::default(),
@@ -138,6 +144,7 @@ struct Watch {
     history: Duration,
     refresh: Duration,
     status: Arc<IngestStatus>,
+    unread: Gauge,
     found: Sender<Found>,
     ends: Sender<Ends>,
     doubts: Receiver<Doubts>,
@@ -268,6 +275,7 @@ impl Watch {
         let mut catalogue = self.catalogue.clone();
         let known = catalogue.topics().len();
         let changes = catalogue.look(cluster_id, seen);
+        self.tell_unread(changes.unread);
         let partitions = match self.starts(initial, &changes.fresh, catalogue.topics()) {
             Ok(partitions) => partitions,
             Err(error) => {
@@ -325,6 +333,17 @@ impl Watch {
         let bounds = beginnings.into_iter().zip(ends);
         let range = |(beginning, end): (Option<i64>, Option<i64>)| Some(Range { beginning: beginning?, end: end? });
         asked.into_iter().zip(bounds).filter_map(|(partition, bounds)| Some((partition, range(bounds)?))).collect()
+    }
+
+    fn tell_unread(&mut self, topics: usize) {
+        self.unread.set(i64::try_from(topics).unwrap_or(i64::MAX));
+        if topics > 0 && self.complaints.admit("unread topics", Instant::now()).is_some() {
+            error!(
+                topics,
+                "topics are not read: a pod takes {TOPICS_MAX} in its life, those that were deleted or made anew \
+                 included; restart it"
+            );
+        }
     }
 
     fn complain(&mut self, what: &'static str, partitions: usize, error: Option<&KafkaError>) {

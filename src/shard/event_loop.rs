@@ -33,7 +33,10 @@ use crate::clock::Now;
 use crate::config::{DrainConfig, ShardConfig};
 use crate::exchange::{HttpDoor, LookWish, PublishedStanding, Pulse, ShardDoor, ShardInbox, ShardStatus, Standing};
 use crate::ids::{NodeId, ShardIndex};
-use crate::limits::{CATCH_UP_BYTES_A_TURN, CURSOR_CHARS_MAX, FINDINGS_LOG_EVERY, LOOK_WAIT_MAX, TURN_EVERY};
+use crate::limits::{
+    BOARD_BYTES_MAX, CATCH_UP_BYTES_A_TURN, CURSOR_CHARS_MAX, FINDINGS_LOG_EVERY, LOOK_WAIT_MAX, MARKETS_MAX,
+    TURN_EVERY,
+};
 use crate::protocol::auth::Verifier;
 use crate::protocol::head::Rules;
 use crate::shutdown::phases::Phase;
@@ -495,10 +498,11 @@ impl Turns {
         if findings.unusable > 0 {
             self.malformed.inc_by(findings.unusable);
         }
-        if findings.misplaced == 0 && findings.without_cursor == 0 {
+        if findings.misplaced + findings.without_cursor + findings.off_board == 0 {
             return;
         }
         self.shard.metrics.misplaced(findings.misplaced);
+        self.shard.metrics.off_board(findings.off_board);
         if self.told.is_some_and(|told| now.saturating_duration_since(told) < FINDINGS_LOG_EVERY) {
             return;
         }
@@ -508,6 +512,13 @@ impl Turns {
                 topic = &*topic.name,
                 "records lie where the route's partitioner would not have put them, and a client of their assessment \
                  can't resume: set the route's `partitioner` to the one of its producers, or to \"none\""
+            );
+        }
+        if findings.off_board > 0 {
+            tracing::warn!(
+                ticks = findings.off_board,
+                "the market board is full, and these ticks are not shown: it takes {MARKETS_MAX} markets, and \
+                 {BOARD_BYTES_MAX} bytes of ticks, or a quarter of the shard's share of HISTORY_BYTES"
             );
         }
         if findings.without_cursor > 0 {

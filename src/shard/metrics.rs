@@ -57,6 +57,7 @@ pub struct Metrics {
     resets: Family<ResetLabels, Counter>,
     refusals: Family<RefusalLabels, Counter>,
     misplaced: Counter,
+    off_board: Counter,
     by_shard: Family<ShardLabels, Gauge>,
     history_bytes: Family<ShardLabels, Gauge>,
 }
@@ -102,6 +103,7 @@ impl Metrics {
             resets: Family::default(),
             refusals: Family::default(),
             misplaced: Counter::default(),
+            off_board: Counter::default(),
             by_shard: Family::default(),
             history_bytes: Family::default(),
         };
@@ -131,6 +133,11 @@ impl Metrics {
             "shardgate_misplaced_records",
             "Records of watched assessments on partitions where their route's partitioner would not put them",
             m.misplaced.clone(),
+        );
+        registry.register(
+            "shardgate_board_refused_ticks",
+            "Ticks for which a shard's market board had no room; each shard counts its own",
+            m.off_board.clone(),
         );
         registry.register("shardgate_shard_connections", "Clients of each shard", m.by_shard.clone());
         registry.register_with_unit(
@@ -203,6 +210,10 @@ impl ShardMetrics {
 
     pub(super) fn misplaced(&self, records: u64) {
         self.pod.misplaced.inc_by(records);
+    }
+
+    pub(super) fn off_board(&self, ticks: u64) {
+        self.pod.off_board.inc_by(ticks);
     }
 
     /// At the end of a turn.

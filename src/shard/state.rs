@@ -18,7 +18,7 @@ use super::sent_away::SentAway;
 use crate::clock::{Now, UnixMs};
 use crate::config::ShardConfig;
 use crate::ids::{AssessmentId, NodeId};
-use crate::limits::{LINGER, TURN_BYTES_MAX, WRITE_SLICES_MAX};
+use crate::limits::{BOARD_BYTES_MAX, BOARD_HISTORY_DIVISOR, LINGER, TURN_BYTES_MAX, WRITE_SLICES_MAX};
 use crate::protocol::close::CloseReason;
 use crate::protocol::session::Inbound;
 use crate::stream::batch::Batch;
@@ -104,7 +104,7 @@ impl<S: Socket> State<S> {
             roster: Vec::new(),
             watchers: SecondaryMap::new(),
             history: History::new(limits),
-            board: Board::new(config.history),
+            board: Board::new(config.history, BOARD_BYTES_MAX.min(limits.bytes_max / BOARD_HISTORY_DIVISOR)),
             pending: VecDeque::new(),
             ahead: Vec::new(),
             walk: None,
@@ -514,6 +514,7 @@ impl<S: Socket> State<S> {
         self.board.evict(now);
         let mut findings = self.history.take_findings();
         findings.unusable += self.board.take_unusable();
+        findings.off_board += self.board.take_refused();
         (std::mem::take(&mut self.counts), findings, self.history.bytes())
     }
 }

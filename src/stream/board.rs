@@ -22,6 +22,10 @@ use crate::stream::batch::{Batch, Origin, Tick, TickTime};
 /// clients a walk over all markets each.
 const NEWCOMERS_IMAGE_AGE: Duration = Duration::from_millis(5);
 
+/// What a market's buffer may keep free, beyond a multiple of what it holds; and so the buffers of all markets' frames.
+const TICK_SPARE_BYTES: usize = 1024;
+const IMAGE_SPARE_BYTES: usize = 64 * 1024;
+
 /// How far a connection has seen the board. A new one has seen nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct BoardVersion(u64);
@@ -30,6 +34,9 @@ pub struct BoardVersion(u64);
 #[derive(Debug)]
 pub struct Board {
     window: Duration,
+    bytes_max: usize,
+    /// Of all markets' ticks.
+    bytes: usize,
     topics: Vec<Option<Arc<Topic>>>,
     markets: Vec<Market>,
     by_name: HashMap<Box<str>, usize>,
@@ -50,6 +57,7 @@ pub struct Board {
     /// Where a message is mapped before its length is known.
     scratch: Vec<u8>,
     unusable: u64,
+    refused: u64,
 }
 
 #[derive(Debug)]
@@ -58,12 +66,23 @@ struct Market {
     topic: TopicIndex,
     origin: Origin,
     made: TickTime,
-    payload: Vec<u8>,
+    /// The tick's payload until a flush needs its frame, which takes its place.
+    tick: Vec<u8>,
+    is_framed: bool,
     /// When it was made by this process' clock: by its own time where that is known, else when it arrived.
     since: Instant,
     version: u64,
-    /// Of the payload; empty until a flush needs it.
-    frame: Vec<u8>,
+}
+
+/// What became of a tick.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Put {
+    /// It is on the board, or older than the one there.
+    Taken,
+    /// Its topic is no market's.
+    Unusable,
+    /// The board is full.
+    Refused,
 }
 
 /// What a connection has not seen of the board's image.
@@ -89,11 +108,14 @@ pub struct Progress {
 }
 
 impl Board {
-    /// An empty board, which forgets a market whose last tick was made longer than `window` ago.
+    /// An empty board, which forgets a market whose last tick was made longer than `window` ago, and holds
+    /// ticks of at most `bytes_max`.
     #[must_use]
-    pub fn new(window: Duration) -> Self {
+    pub fn new(window: Duration, bytes_max: usize) -> Self {
         Self {
             window,
+            bytes_max,
+            bytes: 0,
             topics: Vec::new(),
             markets: Vec::new(),
             by_name: HashMap::new(),
@@ -106,6 +128,7 @@ impl Board {
             oldest: None,
             scratch: Vec::new(),
             unusable: 0,
+            refused: 0,
         }
     }
 
@@ -119,18 +142,21 @@ impl Board {
             self.topics[index] = topic.market().map(|_| Arc::clone(topic));
         }
         for tick in &batch.ticks {
-            if !self.put(tick, tick.payload.of(&batch.arena), now) {
-                self.unusable += 1;
+            match self.put(tick, tick.payload.of(&batch.arena), now) {
+                Put::Taken => {}
+                Put::Unusable => self.unusable += 1,
+                Put::Refused => self.refused += 1,
             }
         }
     }
 
-    /// Puts a tick on the board, unless a newer one is there. `false` where there is no place for it.
-    fn put(&mut self, tick: &Tick, payload: &[u8], now: Instant) -> bool {
+    /// Puts a tick on the board, unless a newer one is there. One that does not fit takes its market off the board: an
+    /// older price would pass for the latest.
+    fn put(&mut self, tick: &Tick, payload: &[u8], now: Instant) -> Put {
         let Some(topic) = self.topics.get(usize::from(tick.origin.topic.0)).and_then(Option::as_ref) else {
-            return false;
+            return Put::Unusable;
         };
-        let Some(name) = topic.market() else { return false };
+        let Some(name) = topic.market() else { return Put::Unusable };
         self.version += 1;
         let since = now.checked_sub(Duration::from_millis(tick.age_ms.into())).unwrap_or(now);
         if let Some(&index) = self.by_name.get(name) {
@@ -138,30 +164,53 @@ impl Board {
             // One beyond the window is as good as forgotten.
             let forgotten = now.saturating_duration_since(market.since) > self.window;
             if forgotten || market.is_older_than(tick) {
+                let others = self.bytes - market.tick.len();
+                if others + payload.len() > self.bytes_max {
+                    self.remove(index);
+                    return Put::Refused;
+                }
+                self.bytes = others + payload.len();
                 market.take(tick, payload, since, self.version);
                 self.oldest = Some(self.oldest.map_or(since, |oldest| oldest.min(since)));
                 self.changed = true;
             }
-            return true;
+            return Put::Taken;
         }
-        if self.markets.len() >= MARKETS_MAX || name.len() > MARKET_NAME_BYTES_MAX {
-            return false;
+        let has_room = self.markets.len() < MARKETS_MAX && self.bytes + payload.len() <= self.bytes_max;
+        if !has_room || name.len() > MARKET_NAME_BYTES_MAX {
+            return Put::Refused;
         }
+        self.bytes += payload.len();
         self.by_name.insert(name.into(), self.markets.len());
         self.markets.push(Market {
             name: name.into(),
             topic: tick.origin.topic,
             origin: tick.origin,
             made: tick.made,
-            payload: payload.to_vec(),
+            tick: payload.to_vec(),
+            is_framed: false,
             since,
             version: self.version,
-            frame: Vec::new(),
         });
         self.oldest = Some(self.oldest.map_or(since, |oldest| oldest.min(since)));
         self.changed = true;
         self.grown = true;
-        true
+        Put::Taken
+    }
+
+    /// Takes a market off the board.
+    fn remove(&mut self, index: usize) {
+        let market = self.markets.swap_remove(index);
+        self.bytes -= market.tick.len();
+        self.by_name.remove(&market.name);
+        if let Some(moved) = self.markets.get(index)
+            && let Some(place) = self.by_name.get_mut(&moved.name)
+        {
+            *place = index;
+        }
+        // The image has it still.
+        self.changed = true;
+        self.grown = true;
     }
 
     /// Whether the image is wrong for a client that has seen nothing: it lacks a market, has one that is older than the
@@ -184,14 +233,26 @@ impl Board {
         self.changed
     }
 
-    /// Ticks that could not be used since this was last asked: one market too many, or not to be mapped.
+    /// Ticks that could not be used since this was last asked: they can't be mapped.
     pub fn take_unusable(&mut self) -> u64 {
         std::mem::take(&mut self.unusable)
+    }
+
+    /// Ticks for which the board had no room since this was last asked.
+    pub fn take_refused(&mut self) -> u64 {
+        std::mem::take(&mut self.refused)
+    }
+
+    /// The ticks on the board, in bytes, which never are over its bound.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Makes the image anew at `now`: the latest tick of each market.
     pub fn publish(&mut self, now: Instant) {
         self.forget_old(now);
+        self.frame_all();
         self.changed = false;
         self.grown = false;
         self.published = Some(now);
@@ -202,16 +263,33 @@ impl Board {
             if let Some(place) = self.by_name.get_mut(&market.name) {
                 *place = index;
             }
-            if market.frame.is_empty() {
-                let topic = self.topics.get(usize::from(market.topic.0)).and_then(Option::as_ref);
-                if !topic.is_some_and(|topic| market.make_frame(topic, &mut self.scratch)) {
-                    self.unusable += 1;
-                    continue;
-                }
-            }
-            self.image.extend_from_slice(&market.frame);
+            self.image.extend_from_slice(&market.tick);
             self.marks.push((market.version, self.image.len()));
         }
+        give_back(&mut self.image, IMAGE_SPARE_BYTES);
+        give_back(&mut self.scratch, IMAGE_SPARE_BYTES);
+    }
+
+    /// Makes the frames that are not made yet. A market whose tick can't be mapped, or whose frame is one too many, leaves
+    /// the board.
+    fn frame_all(&mut self) {
+        let Self { markets, by_name, topics, scratch, bytes, bytes_max, unusable, refused, .. } = self;
+        markets.retain_mut(|market| {
+            if market.is_framed {
+                return true;
+            }
+            *bytes -= market.tick.len();
+            let topic = topics.get(usize::from(market.topic.0)).and_then(Option::as_ref);
+            let is_made = topic.is_some_and(|topic| market.make_frame(topic, scratch));
+            let kept = is_made && *bytes + market.tick.len() <= *bytes_max;
+            if kept {
+                *bytes += market.tick.len();
+            } else {
+                by_name.remove(&market.name);
+                *if is_made { &mut *refused } else { &mut *unusable } += 1;
+            }
+            kept
+        });
     }
 
     /// Drops what is older than the window from the board and its image, whether or not ticks come.
@@ -234,16 +312,16 @@ impl Board {
     }
 
     fn forget_old(&mut self, now: Instant) {
-        let window = self.window;
-        let by_name = &mut self.by_name;
-        self.markets.retain(|market| {
-            let kept = now.saturating_duration_since(market.since) <= window;
+        let Self { markets, by_name, bytes, window, .. } = self;
+        markets.retain(|market| {
+            let kept = now.saturating_duration_since(market.since) <= *window;
             if !kept {
+                *bytes -= market.tick.len();
                 by_name.remove(&market.name);
             }
             kept
         });
-        self.oldest = self.markets.iter().map(|market| market.since).min();
+        self.oldest = markets.iter().map(|market| market.since).min();
     }
 }
 
@@ -269,23 +347,37 @@ impl Market {
         }
         self.topic = tick.origin.topic;
         self.origin = tick.origin;
-        self.payload.clear();
-        self.payload.extend_from_slice(payload);
+        refill(&mut self.tick, payload);
+        self.is_framed = false;
         self.since = since;
         self.version = version;
-        self.frame.clear();
     }
 
     fn make_frame(&mut self, topic: &Topic, scratch: &mut Vec<u8>) -> bool {
         scratch.clear();
-        if mapping::map_open(topic, &self.payload, scratch).is_err() {
+        if mapping::map_open(topic, &self.tick, scratch).is_err() {
             return false;
         }
         scratch.push(b'}');
         let (header, header_len) = text_header(scratch.len());
-        self.frame.extend_from_slice(&header[..header_len]);
-        self.frame.extend_from_slice(scratch);
+        refill(&mut self.tick, &header[..header_len]);
+        self.tick.extend_from_slice(scratch);
+        self.is_framed = true;
         true
+    }
+}
+
+/// Puts other bytes into a buffer.
+fn refill(buffer: &mut Vec<u8>, bytes: &[u8]) {
+    buffer.clear();
+    buffer.extend_from_slice(bytes);
+    give_back(buffer, TICK_SPARE_BYTES);
+}
+
+/// Gives back what a buffer keeps from when it was much fuller, beyond `spare` bytes.
+fn give_back(buffer: &mut Vec<u8>, spare: usize) {
+    if buffer.capacity() > 4 * buffer.len() + spare {
+        buffer.shrink_to(2 * buffer.len());
     }
 }
 

@@ -89,6 +89,8 @@ pub struct Findings {
     pub misplaced_on: Option<Arc<Topic>>,
     /// Messages without a cursor, for it would have been too long.
     pub without_cursor: u64,
+    /// Ticks for which the market board had no room.
+    pub off_board: u64,
 }
 
 /// A partition lost records that clients have, or should have been sent.

@@ -1,15 +1,19 @@
-//! A request's head and query.
+//! A request's head and query, and the origins that it may come from.
 
 use shardgate::ids::AssessmentId;
-use shardgate::limits::REQUEST_HEAD_BYTES_MAX;
-use shardgate::protocol::head::{Parsed, Rules, parse};
+use shardgate::protocol::head::origin::OriginPattern;
+use shardgate::protocol::head::{Parsed, Rules, Scan, parse};
 
-/// The first byte chooses the rules, and whether the rest is a head, a query or a header's value; the second one, how
-/// the head is cut into reads.
+/// The first byte chooses the rules, and whether the rest is a head, a query, a header's value, or a list of origins with
+/// an origin behind a NUL; the second one, how the head is cut into reads.
 pub fn head(data: &[u8]) {
     let [mode, cut, rest @ ..] = data else { return };
-    let allowed_origins = (mode & 1 == 1).then(|| vec!["https://example.com".into()]);
-    let rules = Rules { allowed_origins, operators: mode & 2 == 2 };
+    if mode >> 4 & 1 == 1 {
+        return origins(rest);
+    }
+    let allowed_origins = (mode & 1 == 1).then(|| patterns("https://example.com,https://*.example.org"));
+    let head_bytes_max = if mode >> 5 == 0 { 256 } else { 8 * 1024 };
+    let rules = Rules { allowed_origins, head_bytes_max, operators: mode & 2 == 2 };
     let request = match mode >> 2 & 3 {
         0 | 1 => rest.to_vec(),
         2 => around(b"GET /ws?", rest, b" HTTP/1.1\r\nHost: a\r\n"),
@@ -18,11 +22,48 @@ pub fn head(data: &[u8]) {
     let whole = parse(&request, &rules);
     check(&request, &whole, &rules);
     // However it is cut into reads, it comes to the same.
-    let step = usize::from(*cut).max(1 + request.len() / 64);
-    for end in (0..request.len()).step_by(step) {
-        let part = parse(&request[..end], &rules);
+    let mut scan = Scan::default();
+    let step = usize::from(*cut).max(1 + request.len() / 256);
+    for end in (1..request.len()).step_by(step).chain([request.len()]) {
+        let part = scan.parse(&request[..end], &rules);
         if !matches!(part, Parsed::Incomplete) {
-            assert_eq!(outcome(&part), outcome(&whole), "after {end} of {} bytes", request.len());
+            return assert_eq!(outcome(&part), outcome(&whole), "after {end} of {} bytes", request.len());
+        }
+    }
+    assert!(matches!(whole, Parsed::Incomplete), "{whole:?} at once, and not in reads");
+}
+
+fn patterns(list: &str) -> Vec<OriginPattern> {
+    OriginPattern::parse_list(list).ok().flatten().expect("good origins")
+}
+
+/// A pattern lets in what it names, and hosts below what it names, and nothing else.
+fn origins(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Some((list, origin)) = text.split_once('\0') else { return };
+    let patterns = match OriginPattern::parse_list(list) {
+        Ok(Some(patterns)) => patterns,
+        Ok(None) => return assert_eq!(list.trim(), "*"),
+        Err(faults) => return assert!(!faults.is_empty()),
+    };
+    assert_eq!(patterns.len(), list.split(',').count());
+    for pattern in &patterns {
+        if !pattern.matches(origin.as_bytes()) {
+            continue;
+        }
+        let origin = origin.to_ascii_lowercase();
+        match pattern {
+            OriginPattern::Exactly(this) => assert!(origin.starts_with(this.trim_end_matches('/')), "{this}: {origin}"),
+            OriginPattern::Below { scheme, suffix, port } => {
+                let host = origin.strip_prefix(&**scheme).expect("the scheme is the pattern's");
+                let (host, of_origin) = host.split_once(':').unwrap_or((host, ""));
+                assert!(
+                    of_origin == port.trim_start_matches(':') || (port.is_empty() && matches!(of_origin, "80" | "443"))
+                );
+                let below = host.strip_suffix(&**suffix).expect("the host is below the suffix");
+                let is_label = |label: &str| !label.is_empty() && !label.contains(['/', '@', '?', '#', ':', '\\']);
+                assert!(below.split('.').all(is_label), "{host} is below {suffix}");
+            }
         }
     }
 }
@@ -35,7 +76,7 @@ fn around(before: &[u8], middle: &[u8], behind: &[u8]) -> Vec<u8> {
 
 fn check(request: &[u8], parsed: &Parsed, rules: &Rules) {
     match parsed {
-        Parsed::Incomplete => assert!(request.len() < REQUEST_HEAD_BYTES_MAX, "a bound ends the waiting"),
+        Parsed::Incomplete => assert!(request.len() < rules.head_bytes_max, "a bound ends the waiting"),
         Parsed::Operators => assert!(rules.operators),
         Parsed::Refused(refusal) => {
             let (status, _) = refusal.status();
@@ -43,7 +84,7 @@ fn check(request: &[u8], parsed: &Parsed, rules: &Rules) {
             check_answer(&refusal.response(), status);
         }
         Parsed::Upgrade { upgrade, head_len } => {
-            assert!(*head_len <= REQUEST_HEAD_BYTES_MAX && request[..*head_len].ends_with(b"\r\n\r\n"));
+            assert!(*head_len <= rules.head_bytes_max && request[..*head_len].ends_with(b"\r\n\r\n"));
             assert_eq!(outcome(&parse(&request[..*head_len], rules)), outcome(parsed), "what lies behind is not read");
             if let Ok(Some(id)) = &upgrade.assessment {
                 assert_eq!(AssessmentId::check(id.as_str()), Ok(()));

@@ -4,6 +4,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use shardgate::ids::{AssessmentId, TopicIndex};
+use shardgate::limits::BOARD_BYTES_MAX;
 use shardgate::routing::mapping::{assessment_of, check_object, map_open};
 use shardgate::routing::table::{Fields, Source, Table, Topic};
 use shardgate::stream::batch::{Batch, Origin, Tick, TickTime};
@@ -95,7 +96,7 @@ fn map(topic: &Topic, payload: &[u8], object: Option<&[(String, &str)]>) {
 /// A tick is one whole frame, which holds the mapped message.
 fn shows_on_the_board(topic: &Arc<Topic>, payload: &[u8]) {
     let now = Instant::now();
-    let mut board = Board::new(Duration::from_secs(60));
+    let mut board = Board::new(Duration::from_secs(60), BOARD_BYTES_MAX);
     let mut batch = Batch { topics: vec![Arc::clone(topic)], ..Batch::default() };
     let payload_span = batch.push_bytes(payload);
     let origin = Origin { topic: topic.index, partition: 0, offset: 0 };

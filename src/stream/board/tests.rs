@@ -3,13 +3,14 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::limits::BOARD_BYTES_MAX;
 use crate::routing::table::Table;
 use crate::stream::testing::{BTC, ETH, number, texts, tick, topics};
 
 const WINDOW: Duration = Duration::from_secs(300);
 
 fn board(now: Instant) -> Board {
-    let mut board = Board::new(WINDOW);
+    let mut board = Board::new(WINDOW, BOARD_BYTES_MAX);
     board.apply(&Batch { topics: topics(), ..Batch::default() }, now);
     board
 }
@@ -201,6 +202,65 @@ fn a_market_whose_producer_writes_its_name_otherwise_is_another_and_the_old_one_
     assert_eq!(whole(&board), [100, 300]);
     board.evict(now + WINDOW + Duration::from_millis(1));
     assert_eq!(whole(&board), [300]);
+}
+
+/// A tick whose payload has about so many bytes.
+fn large(topic: TopicIndex, offset: i64, bytes: usize) -> Batch {
+    let mut batch = Batch::default();
+    let payload = batch.push_bytes(format!(r#"{{"price":{offset},"timestamp":"{}"}}"#, "x".repeat(bytes)).as_bytes());
+    let origin = Origin { topic, partition: 0, offset };
+    batch.ticks.push(Tick { origin, made: TickTime(0), age_ms: 0, payload });
+    batch
+}
+
+#[test]
+fn ticks_are_bounded_in_bytes_and_one_that_does_not_fit_leaves_no_older_price_in_its_place() {
+    let now = Instant::now();
+    let mut board = Board::new(WINDOW, 1_000);
+    board.apply(&Batch { topics: topics(), ..Batch::default() }, now);
+    let mut show = |batch: Batch| {
+        board.apply(&batch, now);
+        assert!(board.bytes() <= 1_000);
+        board.publish(now);
+        assert!(board.bytes() <= 1_000 && board.image.len() == board.bytes());
+        let shown = whole(&board);
+        assert!(!board.has_news() && !board.is_stale(now + WINDOW));
+        (shown, board.take_refused())
+    };
+    assert_eq!(show(large(BTC, 1, 300)), (vec![1], 0));
+    assert_eq!(show(large(ETH, 1, 300)), (vec![1, 1], 0));
+    assert_eq!(show(large(ETH, 2, 700)), (vec![1], 1), "its older price would pass for the latest");
+    assert_eq!(show(large(ETH, 3, 500)), (vec![1, 3], 0), "there is room again");
+    assert_eq!(show(large(BTC, 2, 375)), (vec![3], 1), "whose frame is longer than its payload");
+    assert_eq!(show(large(ETH, 4, 10)), (vec![4], 0));
+    assert_eq!(show(large(BTC, 3, 800)), (vec![4, 3], 0));
+    assert_eq!(show(large(BTC, 4, 2_000)), (vec![4], 1), "more than the board takes at all");
+}
+
+#[test]
+fn a_market_that_was_large_once_keeps_no_memory_for_it() {
+    let now = Instant::now();
+    let mut board = board(now);
+    board.apply(&large(BTC, 1, 1 << 20), now);
+    board.publish(now);
+    board.apply(&large(BTC, 2, 10), now);
+    board.publish(now);
+    let held = board.image.capacity() + board.scratch.capacity() + board.markets[0].tick.capacity();
+    assert!(held < 4 * IMAGE_SPARE_BYTES, "{held} bytes");
+}
+
+#[test]
+fn a_tick_that_cannot_be_mapped_is_counted_once_and_shown_never() {
+    let now = Instant::now();
+    let mut board = board(now);
+    board.apply(&tick(ETH, 0, 1, 0, 200), now);
+    let mut bad = tick(BTC, 0, 1, 0, 1);
+    bad.arena[0] = b'x';
+    board.apply(&bad, now);
+    board.publish(now);
+    assert_eq!((whole(&board), board.take_unusable()), (vec![200], 1));
+    board.publish(now);
+    assert_eq!((whole(&board), board.take_unusable(), board.bytes()), (vec![200], 0, board.image.len()));
 }
 
 #[test]
