@@ -47,11 +47,27 @@ impl Now {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self { instant: Instant::now(), unix: UnixMs(whole_ms(unix)) }
     }
+
+    /// When a Unix time is reached, as far as the clock says now: a clock that steps later doesn't move it. `None` where
+    /// that is never.
+    #[must_use]
+    pub fn instant_of(&self, time: UnixMs) -> Option<Instant> {
+        self.instant.checked_add(Duration::from_millis(time.0.saturating_sub(self.unix.0)))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_unix_time_is_reached_after_what_is_left_until_then() {
+        let now = Now { instant: Instant::now(), unix: UnixMs(1_000) };
+        assert_eq!(now.instant_of(UnixMs(3_500)), Some(now.instant + Duration::from_millis(2_500)));
+        assert_eq!(now.instant_of(UnixMs(0)), Some(now.instant), "what is past is reached");
+        // Far beyond any clock, which is no panic.
+        let _ = now.instant_of(UnixMs(u64::MAX));
+    }
 
     #[test]
     fn a_timestamp_is_iso_8601_in_utc_with_milliseconds() {

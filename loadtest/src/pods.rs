@@ -99,6 +99,15 @@ impl World {
         world
     }
 
+    /// The same, with this Redis.
+    #[must_use]
+    pub fn with_redis(redis: Redis) -> Self {
+        let _ = binary();
+        let world = Self { kafka: Kafka::start(), redis };
+        Self::create_topics(&world.kafka);
+        world
+    }
+
     /// Creates the topics of a world.
     pub(crate) fn create_topics(kafka: &Kafka) {
         let topics = Self::topics();

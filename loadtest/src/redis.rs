@@ -12,6 +12,7 @@ use redis::Commands as _;
 use serde::Deserialize;
 
 use crate::process::{Process, Signal, TempDir, eventually, free_port, tool};
+use crate::wall_clock::WallClock;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
@@ -20,6 +21,7 @@ pub struct Redis {
     port: u16,
     dir: TempDir,
     process: Option<Process>,
+    clock: Option<WallClock>,
 }
 
 /// What is heard on Redis' channels.
@@ -65,9 +67,26 @@ impl Redis {
     #[must_use]
     pub fn start() -> Self {
         let port = free_port(Ipv4Addr::LOCALHOST);
-        let mut redis = Self { port, dir: TempDir::new("redis"), process: None };
+        let mut redis = Self { port, dir: TempDir::new("redis"), process: None, clock: None };
         redis.start_again();
         redis
+    }
+
+    /// Starts one with a wall clock of its own, and returns when it answers.
+    #[must_use]
+    pub fn start_with_clock() -> Self {
+        let port = free_port(Ipv4Addr::LOCALHOST);
+        let mut redis = Self { port, dir: TempDir::new("redis"), process: None, clock: Some(WallClock::new()) };
+        redis.start_again();
+        redis
+    }
+
+    /// Its clock is off by so many seconds from now on.
+    ///
+    /// # Panics
+    /// Where it has no clock of its own.
+    pub fn set_clock(&self, seconds: i64) {
+        self.clock.as_ref().expect("it was started with a clock").set(seconds);
     }
 
     /// Starts it again after [`Self::kill`], on the same port, empty.
@@ -79,6 +98,9 @@ impl Redis {
         let mut command = Command::new(tool("redis-server", "redis-server"));
         command.arg("--port").arg(self.port.to_string()).arg("--dir").arg(self.dir.path());
         command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        if let Some(clock) = &self.clock {
+            clock.give(&mut command);
+        }
         let process = Process::start("redis-server", command, &self.dir.path().join("log"));
         let pong = || redis::cmd("PING").query::<String>(&mut self.connect()?).ok();
         eventually("Redis answers", ANSWER_WITHIN, pong);

@@ -357,3 +357,43 @@ fn a_replica_that_takes_no_changes_is_no_redis_to_a_pod_until_it_leads() {
     world.redis.lead();
     fleet.is_as_before(&world, &pods);
 }
+
+/// Three pods whose Redis has a clock of its own, and their clients.
+fn world_with_clock() -> (World, Vec<Pod>, Fleet) {
+    let world = World::with_redis(Redis::start_with_clock());
+    let pods = Vec::from(world.three_pods(LEASE_SETTING));
+    let fleet = Fleet::open(&world, &pods);
+    (world, pods, fleet)
+}
+
+#[test]
+fn a_redis_whose_clock_steps_moves_nobody() {
+    let (world, pods, mut fleet) = world_with_clock();
+    // By more and by less than a lease, and all at once by an hour.
+    for seconds in [3_600, 3_601, 3_605, 3_604, 3_600, 0, -3_600, 86_400, 0] {
+        world.redis.set_clock(seconds);
+        read_for(&mut fleet.clients, LEASE);
+        fleet.is_not_moved();
+        assert!(pods.iter().all(|pod| pod.get("/ready").status == 200), "they reach it");
+    }
+    fleet.is_as_before(&world, &pods);
+    let told = pods[0].log().lines().filter(|line| line.contains("Redis' clock has stepped")).count();
+    assert!((1..=2).contains(&told), "{told} lines");
+}
+
+#[test]
+fn a_pod_that_died_before_redis_clock_stepped_back_is_missed_within_two_leases() {
+    for seconds in [-3_600, -2] {
+        let (world, mut pods, mut fleet) = world_with_clock();
+        let mut dead = pods.remove(1);
+        dead.kill();
+        world.redis.set_clock(seconds);
+        let began = Instant::now();
+        fleet.until("its slot is vacant", || world.redis.slots().len() == 2);
+        // The lease that it had, one by the step at most, and a look.
+        assert!(began.elapsed() < LEASE * 2 + Duration::from_secs(1), "{:?}", began.elapsed());
+        for pod in &pods {
+            fleet.until("nobody is sent to it", || (0..32).all(|n| pod.owner_of(&format!("id-{n}")) != dead.url()));
+        }
+    }
+}

@@ -51,7 +51,7 @@ impl Times {
 ///   |                 |    ^                 ^
 ///   '-----failure-----|----|-----------------|
 ///                     '----|-----failure-----'
-///                          '- success after a gap begins anew
+///                          '- success after a gap, and a step of Redis' clock, begin anew
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -86,6 +86,12 @@ impl Contact {
                 State::Unbroken { since: now, last: now, after_outage: true }
             }
         };
+    }
+
+    /// Redis' clock has stepped at `now`. Leases that ran out by that may be renewed before anyone judges, as after an
+    /// outage; but it is reached.
+    pub fn handle_step(&mut self, now: Instant) {
+        self.state = State::Unbroken { since: now, last: now, after_outage: true };
     }
 
     /// A try has failed, or came so late that it did nothing.
@@ -210,6 +216,19 @@ mod tests {
         contact.handle_success(resumed, resumed);
         assert!(!contact.may_judge(resumed) && !contact.is_settled(resumed));
         assert!(contact.is_connected());
+    }
+
+    #[test]
+    fn after_a_step_of_redis_clock_nobody_is_judged_for_a_whole_lease_and_it_is_reached() {
+        let (mut contact, start) = contact();
+        contact.handle_success(start, start);
+        contact.handle_step(start);
+        for second in 1..=10 {
+            let now = start + Duration::from_secs(second);
+            contact.handle_success(now, now);
+            assert!(contact.is_connected());
+            assert_eq!(contact.may_judge(now), second == 10);
+        }
     }
 
     #[test]

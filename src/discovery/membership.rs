@@ -22,8 +22,8 @@ use crate::ids::{NodeId, SlotNumber};
 use crate::limits::{LOOK_AGE_MAX, SLOT_VALUE_BYTES_MAX, SLOTS_MAX, STRAY_FIELDS_MAX};
 use crate::routing::placement::{Pod, View};
 
-/// How often ignored fields are logged, while they come and go.
-const IGNORED_LOG_EVERY: Duration = Duration::from_secs(30);
+/// How often the same finding is logged, while it comes and goes.
+const FINDING_LOG_EVERY: Duration = Duration::from_secs(30);
 
 /// Between an answer and a call that an announcement asks for.
 const BETWEEN_CALLS: Duration = Duration::from_millis(20);
@@ -58,6 +58,8 @@ pub enum Notice {
     Left,
     /// Another view is in force.
     ViewChanged,
+    /// Redis' clock is ahead of (or behind) what it was to be, by so many ms.
+    ClockStepped(i64),
     /// The hash has fields that no pod wrote; one of them, where its name is known.
     FieldsIgnored(u64, Option<Box<str>>),
 }
@@ -97,6 +99,7 @@ pub struct Member {
     /// Fields of the last snapshot that were ignored, and when the log said so.
     ignored: u64,
     ignored_logged: Option<Instant>,
+    step_logged: Option<Instant>,
     call_at: Option<Instant>,
     notices: Vec<Notice>,
 }
@@ -122,6 +125,7 @@ impl Member {
             namesake: None,
             ignored: 0,
             ignored_logged: None,
+            step_logged: None,
             call_at: None,
             notices: Vec::new(),
         }
@@ -176,9 +180,20 @@ impl Member {
 
     /// A try that began at `began`, with connecting where that was needed, has been answered.
     pub fn handle_snapshot(&mut self, began: Instant, now: Instant, snapshot: Snapshot) {
+        let stepped = self.step_of_clock(began, now, snapshot.now_ms);
         let is_first = self.clock.replace((snapshot.now_ms, now)).is_none();
+        if let Some(ms) = stepped {
+            self.notice_step(now, ms);
+        }
         if snapshot.late {
-            self.handle_failure(now);
+            // A call that was stuck has taken long, by our clock too. One that has not shows that Redis' clock stepped.
+            if now.saturating_duration_since(began) > self.times.call {
+                self.handle_failure(now);
+            } else {
+                self.contact.handle_step(now);
+                self.proven = false;
+                self.call_at = Some(now + BETWEEN_CALLS);
+            }
             return;
         }
         let judged = self.may_judge(began);
@@ -331,6 +346,27 @@ impl Member {
         self.left.iter().any(|node| node.0 == holder.node)
     }
 
+    /// By how much Redis' clock is off from what it was to be, by the last answer: in ms, where that is more than answers
+    /// on their way explain.
+    fn step_of_clock(&self, began: Instant, now: Instant, now_ms: u64) -> Option<i64> {
+        let (before_ms, at) = self.clock?;
+        let least = before_ms.saturating_add(whole_ms(began.saturating_duration_since(at)));
+        let most = before_ms.saturating_add(whole_ms(now.saturating_duration_since(at)));
+        let tolerance = whole_ms(self.times.call);
+        let ahead = now_ms.saturating_sub(most.saturating_add(tolerance));
+        let behind = least.saturating_sub(now_ms.saturating_add(tolerance));
+        let off = |ms: u64| i64::try_from(ms.saturating_add(tolerance)).unwrap_or(i64::MAX);
+        if ahead > 0 { Some(off(ahead)) } else { (behind > 0).then(|| -off(behind)) }
+    }
+
+    fn notice_step(&mut self, now: Instant, ms: i64) {
+        let is_logged = |at| now.saturating_duration_since(at) < FINDING_LOG_EVERY;
+        if !self.step_logged.is_some_and(is_logged) {
+            self.step_logged = Some(now);
+            self.notices.push(Notice::ClockStepped(ms));
+        }
+    }
+
     /// Whether another pod has not renewed its lease for longer than it does while Redis is reached. One that has just
     /// started can't tell its death from an outage in which nobody could: it leaves it the time to renew. Where the pod is
     /// dead, those who were there know.
@@ -392,7 +428,7 @@ impl Member {
 
     /// Logs ignored fields once, when the first appears.
     fn see_ignored(&mut self, now: Instant, count: u64, field: Option<Box<str>>) {
-        let is_logged = |at| now.saturating_duration_since(at) < IGNORED_LOG_EVERY;
+        let is_logged = |at| now.saturating_duration_since(at) < FINDING_LOG_EVERY;
         if count > 0 && self.ignored == 0 && !self.ignored_logged.is_some_and(is_logged) {
             self.ignored_logged = Some(now);
             self.notices.push(Notice::FieldsIgnored(count, field));

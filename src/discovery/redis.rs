@@ -230,6 +230,7 @@ impl Session {
                 fields, example, key = %self.key(),
                 "the hash of slots has fields that no pod wrote: they are ignored, and can be removed"
             ),
+            Notice::ClockStepped(ms) => warn!(ms, "Redis' clock has stepped: leases are judged again after a lease"),
             Notice::Left => info!("this pod's slot is given up"),
             Notice::ViewChanged => {
                 let view = self.member.view();

@@ -1,12 +1,15 @@
 -- The one script that changes the hash of slots (PROTOCOL 7). Redis runs it as a whole, by its own clock.
 --
--- KEYS[1]  the hash: slot number -> {"node", "instance", "url", "expiresAtMs", "view"}
+-- KEYS[1]  the hash: slot number -> {"node", "instance", "url", "expiresAtMs", "leaseMs", "view"}
 -- ARGV[1]  the call, JSON: discovery/wire.rs, Call
 -- Returns  JSON texts: a header, then one for each slot that is held: discovery/wire.rs, Snapshot
 --
 -- There is no other key and no reserved field, so what belongs to the cluster as a whole travels in the values: "view"
 -- says {"epoch", "version", "slots"}, and the one with the highest version counts. It is written into the caller's value,
 -- or else into that of the lowest slot. When the last pod leaves, nobody is left to whom it would matter.
+--
+-- Redis' clock may step. Forward: a call then seems to come late, and does nothing; each pod's next call is right again
+-- before anyone judges a lease (discovery/membership.rs). Back: each lease is cut to its length from now.
 --
 -- Anything may stand in the hash. A field that is no slot's, or whose value is no pod's, is ignored and counted: one
 -- bad field must cost no pod its slot, and many must not cost Redis its time.
@@ -52,6 +55,12 @@ local function look_at(field)
   end
   table.insert(holders, holder)
   at[holder.slot] = holder
+  -- Versions before this one write no length: theirs is taken for the caller's.
+  local lease = is_count(holder.value.leaseMs) and holder.value.leaseMs or call.leaseMs
+  if holder.value.expiresAtMs > now + lease then
+    holder.value.expiresAtMs = now + lease
+    holder.renewed = true
+  end
   local told = holder.value.view
   if type(told) ~= 'table' or not (is_count(told.epoch) and is_count(told.version) and is_count(told.slots)) then return end
   holder.view = { epoch = told.epoch, version = told.version, slots = told.slots }
@@ -140,7 +149,7 @@ if call.action == 'hold' or call.action == 'claim' then
   if mine then
     local value = mine.value
     value.node, value.instance, value.url = call.node, call.instance, call.url
-    value.expiresAtMs = now + call.leaseMs
+    value.expiresAtMs, value.leaseMs = now + call.leaseMs, call.leaseMs
     mine.renewed = true
   end
 end
@@ -174,6 +183,7 @@ local function written(holder)
     instance = value.instance,
     url = value.url,
     expiresAtMs = value.expiresAtMs,
+    leaseMs = is_count(value.leaseMs) and value.leaseMs or nil,
     view = holder.view,
   })
 end

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::clock::UnixMs;
+use crate::clock::Now;
 use crate::ids::{AssessmentHash, AssessmentId, ShardIndex};
 use crate::limits::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, STARTS_TOLD_EVERY};
 use crate::routing::mapping::{Malformed, assessment_of, check_object};
@@ -98,7 +98,7 @@ impl Batcher {
     }
 
     /// The time by which ticks are judged from now on.
-    pub(super) fn set_now(&mut self, now: UnixMs) {
+    pub(super) fn set_now(&mut self, now: Now) {
         self.judge.set_now(now);
     }
 

@@ -120,7 +120,7 @@ impl Reader {
             let fetched = self.consumer.fetch(if taken == 0 { INGEST_WAIT } else { Duration::ZERO });
             let fetched_at = Now::read();
             desk.turns(fetched_at.instant);
-            desk.batcher.set_now(fetched_at.unix);
+            desk.batcher.set_now(fetched_at);
             for message in fetched.iter() {
                 records += usize::from(matches!(message, Message::Record(_)));
                 desk.message(message, &standing, &self.watcher, now)?;

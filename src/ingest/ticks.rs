@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::clock::{UnixMs, whole_ms};
+use crate::clock::{Now, UnixMs, whole_ms};
 use crate::ids::TopicIndex;
 use crate::limits::{TICK_AHEAD_MAX, TICK_TIMESTAMP_MS_MIN};
 use crate::stream::batch::{NextOffset, Origin, TickTime};
@@ -53,7 +53,12 @@ pub(super) struct Verdict {
 #[derive(Debug)]
 pub(super) struct TickJudge {
     window_ms: u64,
-    now: UnixMs,
+    /// The first reading of the clocks: the wall clock as it was then runs on beside the one that may step.
+    first: Option<Now>,
+    /// The earlier and the later of the two. A tick is too old, or ahead, where it is so by both: a step of the wall clock
+    /// hides no market.
+    earlier: UnixMs,
+    later: UnixMs,
     /// Where partitions ended when reading began: nobody knows how old a tick below is that has no time of its own.
     ends_at_start: HashMap<(TopicIndex, i32), i64>,
 }
@@ -63,14 +68,18 @@ impl TickJudge {
     pub(super) fn new(window: Duration) -> Self {
         Self {
             window_ms: whole_ms(window).min(u64::from(u32::MAX)),
-            now: UnixMs::default(),
+            first: None,
+            earlier: UnixMs::default(),
+            later: UnixMs::default(),
             ends_at_start: HashMap::new(),
         }
     }
 
     /// The time by which ticks are judged from now on.
-    pub(super) fn set_now(&mut self, now: UnixMs) {
-        self.now = now;
+    pub(super) fn set_now(&mut self, now: Now) {
+        let first = self.first.get_or_insert(now);
+        let steady = first.unix.plus(now.instant.saturating_duration_since(first.instant));
+        (self.earlier, self.later) = (steady.min(now.unix), steady.max(now.unix));
     }
 
     /// A partition ended at this offset when reading began.
@@ -84,7 +93,7 @@ impl TickJudge {
             let shown = (!self.was_there_at_start(origin)).then_some((TickTime::UNKNOWN, 0));
             return Verdict { shown, fault: Some(fault) };
         }
-        let age_ms = self.now.0.saturating_sub(timestamp_ms.unsigned_abs());
+        let age_ms = self.earlier.0.saturating_sub(timestamp_ms.unsigned_abs());
         if age_ms > self.window_ms {
             // At the start, each partition's last records are read, however old: there it is no fault.
             let fault = (!self.was_there_at_start(origin)).then_some(TimeFault::Expired);
@@ -99,7 +108,7 @@ impl TickJudge {
         if timestamp_ms < TICK_TIMESTAMP_MS_MIN {
             return Some(TimeFault::NoTime);
         }
-        let is_ahead = timestamp_ms.unsigned_abs() > self.now.plus(TICK_AHEAD_MAX).0;
+        let is_ahead = timestamp_ms.unsigned_abs() > self.later.plus(TICK_AHEAD_MAX).0;
         is_ahead.then_some(TimeFault::Ahead)
     }
 
@@ -111,15 +120,21 @@ impl TickJudge {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     const NOW: i64 = 1_790_000_000_000;
     const TOPIC: TopicIndex = TopicIndex(0);
 
+    fn at(unix_ms: u64) -> Now {
+        Now { instant: Instant::now(), unix: UnixMs(unix_ms) }
+    }
+
     /// Whose window is ten seconds; reading began where the partition ended at offset 100.
     fn judge() -> TickJudge {
         let mut judge = TickJudge::new(Duration::from_secs(10));
-        judge.set_now(UnixMs(NOW.unsigned_abs()));
+        judge.set_now(at(NOW.unsigned_abs()));
         judge.ended_at(NextOffset { topic: TOPIC, partition: 0, offset: 100 });
         judge
     }
@@ -163,12 +178,33 @@ mod tests {
     }
 
     #[test]
+    fn a_wall_clock_that_steps_hides_no_market() {
+        let origin = Origin { topic: TOPIC, partition: 0, offset: NEW };
+        for step_ms in [-3_600_000, 3_600_000] {
+            let (mut judge, start) = (judge(), Instant::now());
+            let judge_after = |judge: &mut TickJudge, seconds: u64, timestamp_ms: i64| {
+                let unix = (NOW + step_ms).unsigned_abs() + seconds * 1_000;
+                judge.set_now(Now { instant: start + Duration::from_secs(seconds), unix: UnixMs(unix) });
+                judge.judge(origin, timestamp_ms)
+            };
+            for seconds in 1..100 {
+                let made = NOW + i64::try_from(seconds).unwrap() * 1_000;
+                let verdict = judge_after(&mut judge, seconds, made);
+                assert_eq!((verdict.shown.map(|(made, _)| made), verdict.fault), (Some(TickTime(made)), None));
+                // Also of a producer whose clock steps with ours.
+                assert_eq!(judge_after(&mut judge, seconds, made + step_ms).fault, None);
+            }
+        }
+    }
+
+    #[test]
     fn a_window_that_is_longer_than_any_age_that_a_tick_can_tell_takes_them_all() {
         let mut judge = TickJudge::new(Duration::MAX);
-        judge.set_now(UnixMs(u64::MAX));
+        judge.set_now(at(u64::MAX));
         let origin = Origin { topic: TOPIC, partition: 0, offset: 0 };
         assert_eq!(judge.judge(origin, NOW).shown, None, "584 million years old");
-        judge.set_now(UnixMs(NOW.unsigned_abs() + u64::from(u32::MAX)));
+        let mut judge = TickJudge::new(Duration::MAX);
+        judge.set_now(at(NOW.unsigned_abs() + u64::from(u32::MAX)));
         assert_eq!(judge.judge(origin, NOW).shown, Some((TickTime(NOW), u32::MAX)));
     }
 }

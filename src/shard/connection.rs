@@ -8,7 +8,6 @@ use slotmap::new_key_type;
 
 use super::admission::{Evidence, Redirect};
 use super::metrics::Counts;
-use crate::clock::UnixMs;
 use crate::ids::AssessmentHash;
 use crate::limits::FINISH_STALL_MAX;
 use crate::protocol::close::CloseReason;
@@ -86,7 +85,8 @@ pub(super) struct Connection<S> {
     pub(super) pinged: Instant,
     /// When it was last told that a message was none.
     pub(super) complained: Option<Instant>,
-    pub(super) token_expires: Option<UnixMs>,
+    /// When its token runs out. By the clock that never steps: a wall clock that does cuts nobody off.
+    pub(super) token_ends: Option<Instant>,
     pub(super) inbound: InboundBucket,
 }
 

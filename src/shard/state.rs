@@ -148,7 +148,7 @@ impl<S: Socket> State<S> {
             heard: now.instant,
             pinged: now.instant,
             complained: None,
-            token_expires: entrance.token_expires,
+            token_ends: entrance.token_expires.and_then(|time| now.instant_of(time)),
             inbound: InboundBucket::full(self.config.inbound_per_second, now.instant),
             control_ping: None,
         });

@@ -152,7 +152,7 @@ fn judge<S>(connection: &Connection<S>, config: &ShardConfig, judge_silence: boo
     if judge_silence && since(connection.heard) >= config.silence {
         return Verdict::Close(CloseReason::Silent);
     }
-    if connection.token_expires.is_some_and(|expires| now.unix >= expires) {
+    if connection.token_ends.is_some_and(|ends| now.instant >= ends) {
         return Verdict::Close(CloseReason::TokenExpired);
     }
     if connection.blocked_since.is_some_and(|blocked| since(blocked) >= config.stall_timeout) {

@@ -405,6 +405,22 @@ fn a_token_that_runs_out_ends_its_connection() {
 }
 
 #[test]
+fn a_wall_clock_that_steps_ends_no_connection_before_its_time_and_none_after() {
+    for hours in [-1, 1] {
+        let mut world = World::new();
+        let mut sweeper = Sweeper::new(&config(), world.now.instant);
+        let expires = world.now.unix.plus(Duration::from_secs(5));
+        let key = world.connect_to(&Scripted::open(), None, Some(expires));
+        world.now.unix.0 = world.now.unix.0.checked_add_signed(hours * 3_600_000).unwrap();
+        for second in 1..=5 {
+            world.pass(Duration::from_secs(1));
+            world.sweep(&mut sweeper);
+            assert_eq!(world.state.ended(key), (second == 5).then_some(CloseReason::TokenExpired));
+        }
+    }
+}
+
+#[test]
 fn a_socket_that_takes_nothing_is_closed_and_cut_where_it_is_stuck() {
     let mut world = World::new();
     let mut sweeper = Sweeper::new(&config(), world.now.instant);

@@ -115,6 +115,10 @@ pub(super) enum Deed {
         ms: u64,
     },
     RedisForgets,
+    /// Redis' clock steps.
+    RedisClock {
+        ms: i64,
+    },
     /// A client's connection breaks, and it comes again after a while, to the same pod or to any.
     Cut {
         client: usize,
@@ -208,9 +212,21 @@ impl Plan {
         for _ in 0..dice.usize(1..16) {
             trouble(&shape, &mut dice, &mut deeds);
         }
+        // With dice of its own: the other deeds of a seed are what they were before there was this one.
+        let mut clock_dice = Rng::with_seed(!seed);
+        if clock_dice.u8(..4) == 0 {
+            for _ in 0..clock_dice.usize(1..3) {
+                deeds.push((clock_dice.u64(300..TROUBLE_MS), Deed::RedisClock { ms: clock_step(&mut clock_dice) }));
+            }
+        }
         deeds.sort_by_key(|(at, _)| *at);
         Self { seed, shape, absent: Vec::new(), deeds }
     }
+}
+
+fn clock_step(dice: &mut Rng) -> i64 {
+    let ms = [400, 3_000, 3_600_000][dice.usize(..3)] + dice.i64(..400);
+    if dice.bool() { ms } else { -ms }
 }
 
 fn produce(shape: &Shape, dice: &mut Rng) -> Deed {
@@ -325,6 +341,7 @@ impl fmt::Display for Deed {
             Self::RedisDies { ms, empty: true } => write!(f, "Redis is down for {ms} ms and comes back empty"),
             Self::RedisHangs { ms } => write!(f, "Redis hangs for {ms} ms"),
             Self::RedisForgets => write!(f, "Redis is emptied"),
+            Self::RedisClock { ms } => write!(f, "Redis' clock steps by {ms} ms"),
             Self::Cut { client, ms, same } => {
                 let to = if same { "the same pod" } else { "any pod" };
                 write!(f, "c{client} loses its connection, and comes to {to} after {ms} ms")

@@ -101,6 +101,11 @@ impl Redis {
         self.calls.clear();
     }
 
+    /// Its clock steps.
+    pub(super) fn step_clock(&mut self, ms: i64) {
+        self.skew_ms = self.skew_ms.saturating_add_signed(ms);
+    }
+
     /// It loses all that it knew.
     pub(super) fn forget(&mut self) {
         self.script = Script::default();
@@ -119,6 +124,7 @@ struct Value {
     instance: Arc<str>,
     url: Arc<str>,
     expires_at_ms: u64,
+    lease_ms: u64,
     view: Option<View>,
 }
 
@@ -151,6 +157,9 @@ impl Script {
                 (view.epoch, view.version) = (told.epoch, told.version);
             }
             view.slots = view.slots.max(told.slots);
+        }
+        for value in self.hash.values_mut() {
+            value.expires_at_ms = value.expires_at_ms.min(now + value.lease_ms);
         }
         let holders = self.hash.keys().copied().collect();
         let mut run = Run { call, hash: &mut self.hash, holders, changed: false, news };
@@ -257,7 +266,7 @@ impl Run<'_> {
         let slot = mine?;
         let view = self.hash.get(&slot).and_then(|value| value.view);
         let (node, instance, url) = (Arc::clone(node), Arc::clone(instance), Arc::clone(url));
-        self.hash.insert(slot, Value { node, instance, url, expires_at_ms: now + lease_ms, view });
+        self.hash.insert(slot, Value { node, instance, url, expires_at_ms: now + lease_ms, lease_ms: *lease_ms, view });
         mine
     }
 }

@@ -282,6 +282,7 @@ impl<'a> World<'a> {
                 self.redis_back = Some((self.now_ms + ms, false));
             }
             Deed::RedisForgets => self.redis.forget(),
+            Deed::RedisClock { ms } => self.redis.step_clock(ms),
             _ => {}
         }
     }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod clock;
 mod fields;
 mod proven;
 
@@ -231,9 +232,10 @@ fn time_in_which_nobody_reached_redis_counts_against_no_lease() {
 #[test]
 fn a_call_that_was_stuck_did_nothing_and_counts_as_an_outage() {
     let mut story = Story::of_three();
-    story.now += Duration::from_secs(1);
+    let began = story.now + Duration::from_secs(1);
+    story.now = began + Duration::from_millis(2_001);
     let late = Snapshot { now_ms: 99_000, late: true, ..Snapshot::default() };
-    story.pod.handle_snapshot(story.now, story.now, late);
+    story.pod.handle_snapshot(began, story.now, late);
     assert!(!story.pod.is_connected());
     assert_eq!(story.pods(), "0=a 1=b 2=c");
     assert_eq!(story.call().sent_ms, Some(99_000), "Redis' clock is known all the same");

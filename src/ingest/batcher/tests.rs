@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::clock::UnixMs;
 use crate::ids::TopicIndex;
 use crate::routing::table::{Fields, Fingerprint, Partitioner, Piece, Route, TopicPattern};
 
@@ -37,7 +38,7 @@ struct Story {
 impl Story {
     fn new(shards: u16) -> Self {
         let mut batcher = Batcher::new(shards, EVENT_BYTES_MAX, WINDOW);
-        batcher.set_now(UnixMs(NOW_MS.unsigned_abs()));
+        batcher.set_now(Now { instant: Instant::now(), unix: UnixMs(NOW_MS.unsigned_abs()) });
         batcher.add_topic(topic(EVENTS, "events", assessment(AssessmentFrom::Payload)));
         batcher.add_topic(topic(TICKS, "ticks", Scope::Market { part: "market".into() }));
         let mut positions = Positions::default();
