@@ -116,6 +116,7 @@ fn connect(
         config: config.redis.clone(),
         node: config.node.clone(),
         url: Arc::clone(&config.public_url),
+        place_anywhere: config.shard.place_anywhere,
         intent: intent_seen,
         cluster,
         look: exchange.look,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use loadtest::client::{Ask, Client, WITHIN, read_for, watch};
 use loadtest::events::{MARKETS, assert_saw, assert_saw_ticks, event, seen, tick};
 use loadtest::pods::{Pod, World};
-use loadtest::process::eventually;
+use loadtest::process::{always, eventually};
 use shardgate::ids::AssessmentHash;
 use shardgate::routing::placement::shard_of;
 
@@ -205,4 +205,23 @@ fn when_a_pod_joins_those_who_moved_are_sent_there_and_no_one_else() {
     }
     let count = moved.iter().filter(|moved| **moved).count();
     assert!((70..=130).contains(&count), "{count} of {ASSESSMENTS} moved to the third pod");
+}
+
+#[test]
+fn two_pods_with_one_public_url_say_so_both_unless_a_balancer_places_clients() {
+    for (placement, expected) in [("owner", 1), ("any", 0)] {
+        let world = World::without_topics();
+        let first = world.pod("first").set("PLACEMENT", placement).start();
+        let second = world.pod("second").set("PLACEMENT", placement).set("PUBLIC_URL", &first.url()).start();
+        let count = |pod: &Pod| {
+            let log = pod.log();
+            let lines = log.lines().filter(|line| line.contains("ERROR") && line.contains("this pod's PUBLIC_URL"));
+            lines.inspect(|line| assert!(line.contains(&first.url()), "{line}")).count()
+        };
+        for pod in [&first, &second] {
+            eventually("it says so", WITHIN, || (count(pod) == expected).then_some(()));
+        }
+        // Longer than a lease: it is not said with each look.
+        always("it is said rarely", Duration::from_secs(4), || [&first, &second].map(count) == [expected; 2]);
+    }
 }

@@ -37,6 +37,8 @@ pub struct Identity {
     pub instance: Arc<str>,
     /// Where clients reach it.
     pub url: Arc<str>,
+    /// Whether clients are sent to this URL because they belong here: then no other pod may have it.
+    pub owns_url: bool,
     /// `REDIS_KEY_PREFIX`.
     pub key_prefix: Box<str>,
 }
@@ -52,6 +54,8 @@ pub enum Notice {
     Displaced(SlotNumber),
     /// Another process lives under this pod's name, in this slot.
     NameShared(SlotNumber),
+    /// Another pod, of this name and in this slot, has this pod's URL.
+    UrlShared(Arc<str>, SlotNumber),
     /// Redis came back without what it knew.
     MemoryLost,
     /// This pod has given its slot up.
@@ -69,6 +73,15 @@ pub enum Notice {
 struct Remembered {
     until: Instant,
     holders: Vec<Holder>,
+}
+
+/// Another pod that has this pod's URL.
+#[derive(Debug)]
+struct UrlTwin {
+    instance: Arc<str>,
+    /// Its lease as it was first seen. One that is renewed is no lease of a pod that has just died.
+    expires_at_ms: u64,
+    logged: Option<Instant>,
 }
 
 /// The rules of membership for one pod. It is told what happens by the `handle_` functions, and asked what to do by the
@@ -96,6 +109,7 @@ pub struct Member {
     remembered: Option<Remembered>,
     view: Arc<View>,
     namesake: Option<Arc<str>>,
+    url_twin: Option<UrlTwin>,
     /// Fields of the last snapshot that were ignored, and when the log said so.
     ignored: u64,
     ignored_logged: Option<Instant>,
@@ -123,6 +137,7 @@ impl Member {
             remembered: None,
             view: Arc::default(),
             namesake: None,
+            url_twin: None,
             ignored: 0,
             ignored_logged: None,
             step_logged: None,
@@ -208,6 +223,7 @@ impl Member {
         self.remember_the_missing(now, epoch, version);
         self.see_self(now, &holders);
         self.see_namesake(&holders);
+        self.see_url_twin(now, &holders);
         self.holders = self.with_remembered(now, holders);
         // A first look that met no trouble shows leases that were all renewed of late.
         let is_fresh = is_first && self.contact.has_seen_no_outage() && self.judge_from.is_none();
@@ -424,6 +440,29 @@ impl Member {
             Some(_) => {}
             None => self.namesake = None,
         }
+    }
+
+    /// Tells again and again of another live pod with this pod's URL: clients that are sent to one of them reach either.
+    fn see_url_twin(&mut self, now: Instant, holders: &[Holder]) {
+        let Identity { node, url, owns_url, .. } = &self.identity;
+        let is_twin = |holder: &&Holder| holder.url == *url && holder.node != node.0;
+        let twin = holders.iter().find(is_twin).filter(|_| *owns_url && self.lease.held().is_some());
+        let Some(twin) = twin else {
+            self.url_twin = None;
+            return;
+        };
+        let known = self.url_twin.take().filter(|known| known.instance == twin.instance);
+        let mut known = known.unwrap_or_else(|| UrlTwin {
+            instance: Arc::clone(&twin.instance),
+            expires_at_ms: twin.expires_at_ms,
+            logged: None,
+        });
+        let is_logged = |at| now.saturating_duration_since(at) < FINDING_LOG_EVERY;
+        if known.expires_at_ms != twin.expires_at_ms && !known.logged.is_some_and(is_logged) {
+            known.logged = Some(now);
+            self.notices.push(Notice::UrlShared(Arc::clone(&twin.node), twin.number()));
+        }
+        self.url_twin = Some(known);
     }
 
     /// Logs ignored fields once, when the first appears.

@@ -73,6 +73,8 @@ pub struct Parts {
     pub node: NodeId,
     /// Where clients reach it.
     pub url: Arc<str>,
+    /// `PLACEMENT=any`: clients are not sent to the pod by its URL.
+    pub place_anywhere: bool,
     /// What the pod is to be.
     pub intent: watch::Receiver<Intent>,
     /// What it sees, for the owner of the standing.
@@ -199,7 +201,8 @@ mod tests {
         };
         let metrics = Metrics::register(registry);
         let look = LookWish::default();
-        Parts { config, node: NodeId("a".into()), url: "ws://a/ws".into(), intent, cluster, look, metrics }
+        let (node, url) = (NodeId("a".into()), "ws://a/ws".into());
+        Parts { config, node, url, place_anywhere: false, intent, cluster, look, metrics }
     }
 
     #[tokio::test]

@@ -59,6 +59,7 @@ pub(super) async fn run(parts: Parts) {
         node: parts.node.clone(),
         instance: new_instance(),
         url: Arc::clone(&parts.url),
+        owns_url: !parts.place_anywhere,
         key_prefix: parts.config.key_prefix.clone(),
     };
     let channels = ["join", "leave"].map(|what| format!("{}:node:{what}", parts.config.key_prefix));
@@ -224,6 +225,11 @@ impl Session {
             Notice::NameShared(slot) => error!(
                 %slot, %node,
                 "another process runs under this pod's name, in this slot. Give each pod a POD_NAME of its own"
+            ),
+            Notice::UrlShared(other, slot) => error!(
+                %other, %slot, url = %self.parts.url,
+                "another pod has this pod's PUBLIC_URL: clients are sent to and fro between the two. Give each pod a \
+                 PUBLIC_URL of its own, or set PLACEMENT=any where a load balancer stands before them"
             ),
             Notice::MemoryLost => warn!("Redis came back without what it knew: the pods take their slots again"),
             Notice::FieldsIgnored(fields, example) => warn!(

@@ -126,6 +126,7 @@ impl Pod {
             node: node.clone(),
             instance: format!("{node}#{}", self.memories.len()).into(),
             url: format!("ws://{node}/ws").into(),
+            owns_url: true,
             key_prefix: "simulated".into(),
         };
         self.life = Some(Life {

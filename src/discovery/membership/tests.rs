@@ -7,6 +7,7 @@ use super::*;
 mod clock;
 mod fields;
 mod proven;
+mod urls;
 
 const LEASE: Duration = Duration::from_secs(10);
 const EPOCH: u64 = 1_000;
@@ -24,6 +25,7 @@ impl Story {
             node: NodeId("a".into()),
             instance: "a1".into(),
             url: "ws://a/ws".into(),
+            owns_url: true,
             key_prefix: "websocket".into(),
         };
         let now = Instant::now();
