@@ -25,7 +25,7 @@ use tracing::{error, info};
 use self::control::Control;
 use self::listeners::{ListenError, Listeners};
 use self::machine::{Cores, IoUringForbidden};
-use crate::config::Config;
+use crate::config::{Config, InvalidConfig};
 use crate::discovery::{self, Cluster, Intent, Membership};
 use crate::exchange::{HttpRequest, LookWish, PublishedStanding, ShardDoor, ShardInbox, shard_door};
 use crate::ids::ShardIndex;
@@ -35,6 +35,7 @@ use crate::operations::log::Log;
 use crate::operations::pages::Pages;
 use crate::operations::readiness::{Readiness, Threads};
 use crate::protocol::head;
+use crate::routing::table::Table;
 use crate::shutdown::signals::Signals;
 use crate::{ingest, shard};
 
@@ -64,14 +65,22 @@ pub enum GatewayError {
     Stuck,
 }
 
-/// Runs a pod on this thread and those that it starts, until a signal has drained it. `log` is the process's: its count of
-/// dropped lines is a metric, and its last lines are written before a panic or a second signal ends the process.
+/// What a pod has of the process that it runs in.
+pub struct Process {
+    /// Its log: the count of dropped lines is a metric, and the last lines are written before a panic or a second signal ends
+    /// the process.
+    pub log: Log,
+    /// Reads the routes anew.
+    pub read_routes: Box<dyn Fn() -> Result<Table, InvalidConfig>>,
+}
+
+/// Runs a pod on this thread and those that it starts, until a signal has drained it.
 ///
 /// # Errors
 /// Why it did not start, or did not end cleanly.
-pub fn run(config: Config, membership: Membership, log: &Log) -> Result<(), GatewayError> {
+pub fn run(config: Config, membership: Membership, process: &Process) -> Result<(), GatewayError> {
     let started = Instant::now();
-    abort_on_panic(log.clone());
+    abort_on_panic(process.log.clone());
     machine::raise_descriptor_limit();
     machine::check_io_uring()?;
     let listeners = Listeners::bind(config.host, config.port, config.admin_port, config.shard.shards)?;
@@ -83,7 +92,7 @@ pub fn run(config: Config, membership: Membership, log: &Log) -> Result<(), Gate
 
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
-    log.register(&mut registry);
+    process.log.register(&mut registry);
     let mut exchange = Exchange::new(config.shard.shards);
     let (http_door, http_requests) = mpsc::channel(HTTP_CHANNEL_DEPTH);
     let mut threads = exchange.spawn_shards(&config, &metrics, listeners.shards, &cores, http_door)?;
@@ -91,10 +100,10 @@ pub fn run(config: Config, membership: Membership, log: &Log) -> Result<(), Gate
 
     let (control, discovery, readiness) = connect(&config, exchange, metrics, started);
     let pages = Pages::new(config.node.clone(), readiness, control.threads.clone(), registry);
-    runtime.block_on(async move {
+    runtime.block_on(async {
         serve_operators(pages, http_requests, listeners.admin).map_err(GatewayError::Control)?;
         tokio::spawn(discovery::run(membership, discovery));
-        control.run(signals, log.clone()).await;
+        control.run(signals, process).await;
         join(threads).await
     })?;
     info!(ran = ?started.elapsed(), "ended");
@@ -129,6 +138,7 @@ fn connect(
         intent,
         cluster: cluster_seen,
         readiness,
+        routes: config.routes.clone(),
         drain: config.drain,
         started,
         said_ready: false,

@@ -13,7 +13,7 @@ use shardgate::clock::Now;
 use shardgate::config::{self, Config, InvalidConfig, Preset, Sources};
 use shardgate::demo::{Demo, token};
 use shardgate::discovery::Membership;
-use shardgate::gateway::{self, machine};
+use shardgate::gateway::{self, Process, machine};
 use shardgate::operations::log::Log;
 use shardgate::routing::table::Table;
 use tracing::warn;
@@ -97,7 +97,7 @@ fn command_line() -> Command {
 fn serve(settings: &Settings, log: &Log) -> anyhow::Result<ExitCode> {
     let Some(config) = settings.read(&[])? else { return Ok(ExitCode::SUCCESS) };
     start_log(log, &config)?;
-    gateway::run(config, Membership::Redis, log)?;
+    gateway::run(config, Membership::Redis, &settings.process(log))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -108,7 +108,7 @@ fn demo(settings: &Settings, log: &Log) -> anyhow::Result<ExitCode> {
     let demo = Demo::start(&mut config)?;
     let program = std::env::args_os().next().unwrap_or_else(|| "shardgate".into());
     say(&Demo::welcome(&config, &secret, Now::read().unix, &program.to_string_lossy()))?;
-    let done = gateway::run(config, Membership::Alone, log);
+    let done = gateway::run(config, Membership::Alone, &settings.process(log));
     demo.stop();
     done?;
     Ok(ExitCode::SUCCESS)
@@ -132,6 +132,12 @@ impl Settings {
             return Ok(None);
         }
         Ok(Some(with_sources(&self.flags, presets, Config::from_sources)?))
+    }
+
+    /// What a pod has of this process.
+    fn process(&self, log: &Log) -> Process {
+        let flags = self.flags.clone();
+        Process { log: log.clone(), read_routes: Box::new(move || with_sources(&flags, &[], config::routes)) }
     }
 }
 

@@ -205,12 +205,7 @@ impl Config {
     /// # Errors
     /// Every fault at once.
     pub fn from_sources(sources: &Sources<'_>) -> Result<Self, InvalidConfig> {
-        let mut faults = Vec::new();
-        let given = sources::gather(sources, &mut faults);
-        let mut reader = Reader::new(given, sources.read_file, faults);
-        let config = parts::config(&mut reader, sources.machine);
-        let faults = reader.into_faults();
-        if faults.is_empty() { Ok(config) } else { Err(InvalidConfig(faults)) }
+        read(sources, |reader| parts::config(reader, sources.machine))
     }
 }
 
@@ -219,12 +214,24 @@ impl Config {
 /// # Errors
 /// Every fault at once.
 pub fn jwt_secret(sources: &Sources<'_>) -> Result<Box<[u8]>, InvalidConfig> {
+    read(sources, parts::jwt_secret)
+}
+
+/// Reads `ROUTES_FILE` alone, for a pod that is asked to read it anew.
+///
+/// # Errors
+/// Every fault at once.
+pub fn routes(sources: &Sources<'_>) -> Result<Table, InvalidConfig> {
+    read(sources, parts::routes)
+}
+
+fn read<T>(sources: &Sources<'_>, part: impl FnOnce(&mut Reader<'_>) -> T) -> Result<T, InvalidConfig> {
     let mut faults = Vec::new();
     let given = sources::gather(sources, &mut faults);
     let mut reader = Reader::new(given, sources.read_file, faults);
-    let secret = parts::jwt_secret(&mut reader);
+    let part = part(&mut reader);
     let faults = reader.into_faults();
-    if faults.is_empty() { Ok(secret) } else { Err(InvalidConfig(faults)) }
+    if faults.is_empty() { Ok(part) } else { Err(InvalidConfig(faults)) }
 }
 
 #[cfg(test)]

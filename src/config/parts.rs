@@ -36,9 +36,7 @@ pub(super) fn config(reader: &mut Reader<'_>, machine: &Machine) -> Config {
         node: node(reader, machine),
         public_url: public_url(reader, machine, port),
         kafka: kafka(reader),
-        routes: reader
-            .file(&s::ROUTES_FILE, |text| Table::parse(text).map_err(|f| f.0))
-            .unwrap_or_else(Table::built_in),
+        routes: routes(reader),
         redis: redis(reader),
         auth: auth::Config {
             secret: jwt_secret(reader),
@@ -56,6 +54,11 @@ pub(super) fn config(reader: &mut Reader<'_>, machine: &Machine) -> Config {
     relations(reader, &config);
     config.warnings = warnings(reader, &config, machine);
     config
+}
+
+pub(super) fn routes(reader: &mut Reader<'_>) -> Table {
+    let given = reader.file(&s::ROUTES_FILE, |text| Table::parse(text).map_err(|faults| faults.0));
+    given.unwrap_or_else(Table::built_in)
 }
 
 pub(super) fn jwt_secret(reader: &mut Reader<'_>) -> Box<[u8]> {

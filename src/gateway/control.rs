@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::time::sleep;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use crate::config::DrainConfig;
+use super::Process;
+use crate::config::{DrainConfig, InvalidConfig};
 use crate::discovery::{Cluster, Intent};
 use crate::exchange::{PublishedStanding, ShardDoor, Sight, Standing};
-use crate::operations::log::Log;
 use crate::operations::readiness::{Readiness, Threads};
+use crate::routing::table::Table;
 use crate::shutdown::phases;
-use crate::shutdown::signals::Signals;
+use crate::shutdown::signals::{Asked, Signals};
 
 /// How often the parts are looked at while the pod comes up or ends: what they show of themselves has no bell.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -37,6 +38,8 @@ pub(super) struct Control {
     pub(super) cluster: watch::Receiver<Cluster>,
     /// What the pages tell.
     pub(super) readiness: watch::Sender<Readiness>,
+    /// The routes that are in force.
+    pub(super) routes: Table,
     /// How the pod stops.
     pub(super) drain: DrainConfig,
     /// When the process began, for the log.
@@ -47,17 +50,21 @@ pub(super) struct Control {
 
 impl Control {
     /// Runs until all is over, and says so to every thread.
-    pub(super) async fn run(mut self, mut signals: Signals, log: Log) {
+    pub(super) async fn run(mut self, mut signals: Signals, process: &Process) {
         let since = loop {
             self.look();
             let pause = if self.readiness.borrow().is_ready() { LOOK_EVERY_WHEN_READY } else { LOOK_EVERY };
             tokio::select! {
-                signal = signals.next() => break self.begin_to_drain(signal),
+                asked = signals.next() => match asked {
+                    Asked::End(signal) => break self.begin_to_drain(signal),
+                    Asked::Reload => self.compare_routes((process.read_routes)()),
+                },
                 // Its sender lives as long as discovery, which ends after this loop.
                 Ok(()) = self.cluster.changed() => {}
                 () = sleep(pause) => {}
             }
         };
+        let log = process.log.clone();
         tokio::spawn(signals.end_at_next(move || log.flush()));
         while !phases::may_end(Instant::now(), since, &self.drain, self.threads.clients(), self.cluster.borrow().left) {
             tokio::select! {
@@ -68,6 +75,22 @@ impl Control {
         }
         info!(took = ?since.elapsed(), clients_left = self.threads.clients(), "drained");
         self.publish(|standing| standing.ended = true);
+    }
+
+    /// Says what reading the routes anew came to. A pod goes on by the routes that it started with: what it has read of a
+    /// topic, and each cursor that it gave, goes by them.
+    fn compare_routes(&self, read: Result<Table, InvalidConfig>) {
+        match read {
+            Err(faults) => {
+                error!(faults = faults.0.join("; "), "SIGHUP: the routes can't be used; those in force stay")
+            }
+            Ok(routes) if routes == self.routes => info!("SIGHUP: the routes are the same"),
+            Ok(routes) => warn!(
+                routes = routes.routes.len(),
+                in_force = self.routes.routes.len(),
+                "SIGHUP: the routes have changed and are good; they take effect when this pod is restarted"
+            ),
+        }
     }
 
     /// The slot is given up and no client is sent here any more; the shards do the rest.
@@ -161,6 +184,7 @@ mod tests {
     use super::*;
     use crate::exchange::{ShardInbox, shard_door};
     use crate::ids::{AssessmentHash, NodeId, SlotNumber};
+    use crate::operations::log::Log;
     use crate::routing::placement::{Pod, View};
 
     struct Bench {
@@ -183,6 +207,7 @@ mod tests {
             intent,
             cluster: cluster_seen,
             readiness,
+            routes: Table::built_in(),
             drain: DrainConfig { delay: Duration::ZERO, over: Duration::ZERO },
             started: Instant::now(),
             said_ready: false,
@@ -336,10 +361,11 @@ mod tests {
         let standing = Arc::clone(&bench.control.standing);
         let cluster = bench.cluster;
         let signals = Signals::listen().unwrap();
+        let process = Process { log: Log::start().unwrap(), read_routes: Box::new(|| Ok(Table::built_in())) };
         // SAFETY: raise takes any signal, and this one has a handler now.
         unsafe { libc::raise(libc::SIGTERM) };
         cluster.send_modify(|cluster| cluster.left = true);
-        bench.control.run(signals, Log::start().unwrap()).await;
+        bench.control.run(signals, &process).await;
         assert!(standing.load().ended && standing.load().draining_since.is_some());
     }
 }

@@ -11,14 +11,14 @@ use super::routes_file;
 use crate::ids::TopicIndex;
 
 /// The routes, in the order of their file. The first that matches a topic has it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
     /// In file order.
     pub routes: Vec<Arc<Route>>,
 }
 
 /// What becomes of the records of the topics that match.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// What a topic's name must look like.
     pub topic: TopicPattern,
@@ -57,7 +57,7 @@ pub enum AssessmentFrom {
 }
 
 /// What a message carries after its `type`, in order.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fields {
     /// `"*"`: the payload whole, as `data`.
     Whole,
@@ -66,7 +66,7 @@ pub enum Fields {
 }
 
 /// One field of a message.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Field {
     /// Its name in the message.
     pub name: Box<str>,

@@ -1,4 +1,5 @@
-//! The edge to signals: the first SIGTERM or SIGINT drains the pod, a second ends it at once (PROTOCOL 7).
+//! The edge to signals (PROTOCOL 7): the first SIGTERM, SIGINT or SIGQUIT drains the pod, a second ends it at once; SIGHUP
+//! makes it read its files anew. SIGPIPE needs nothing here: Rust's runtime ignores it from the process's start on.
 
 use std::io;
 
@@ -8,11 +9,22 @@ use tracing::warn;
 /// The exit code of a pod that a second signal ended: 128 and SIGINT's number, as shells have it.
 const EXIT_AT_ONCE: i32 = 130;
 
-/// The signals that stop a pod. From its making on they don't end the process by themselves.
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// To end, by the signal of this name.
+    End(&'static str),
+    /// To read the files that settings name anew.
+    Reload,
+}
+
+/// The signals that a pod heeds. From its making on they don't end the process by themselves.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    quit: Signal,
+    hang_up: Signal,
 }
 
 impl Signals {
@@ -21,20 +33,31 @@ impl Signals {
     /// # Errors
     /// Where the kernel refuses a handler.
     pub fn listen() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
     }
 
-    /// The name of the next signal. Cancelling it loses none.
-    pub async fn next(&mut self) -> &'static str {
+    /// What the next signal asks for. Cancelling it loses none.
+    pub async fn next(&mut self) -> Asked {
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => Asked::End("SIGTERM"),
+            _ = self.interrupt.recv() => Asked::End("SIGINT"),
+            _ = self.quit.recv() => Asked::End("SIGQUIT"),
+            _ = self.hang_up.recv() => Asked::Reload,
         }
     }
 
-    /// Ends the process at the next signal, with `last` as the last that it does.
+    /// Ends the process at the next signal to end, with `last` as the last that it does.
     pub async fn end_at_next(mut self, last: impl FnOnce()) {
-        let signal = self.next().await;
+        let signal = loop {
+            if let Asked::End(signal) = self.next().await {
+                break signal;
+            }
+        };
         warn!(signal, "a second signal: ending at once");
         last();
         // SAFETY: _exit takes any code and doesn't return. Not exit: that runs the C libraries' handlers, OpenSSL's

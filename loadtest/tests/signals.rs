@@ -1,0 +1,61 @@
+//! What each signal does: SIGQUIT drains as SIGTERM does, SIGHUP reads the routes anew, SIGPIPE ends nothing.
+
+use std::time::Duration;
+
+use loadtest::client::WITHIN;
+use loadtest::pods::{Pod, World, run};
+use loadtest::process::{Signal, TempDir, eventually};
+
+fn awaits_line(pod: &Pod, text: &str) {
+    eventually(text, WITHIN, || pod.log().contains(text).then_some(()));
+}
+
+#[test]
+fn a_quit_drains_a_pod_and_a_second_one_ends_it_at_once() {
+    let world = World::without_topics();
+    let mut pod = world.pod("pod-0").set("DRAIN_DELAY_MS", "60000").start();
+    let client = pod.client("a");
+    pod.signal(Signal::Quit);
+    eventually("it drains", WITHIN, || (pod.get("/ready").json()["draining"] == true).then_some(()));
+    // What ends nothing at other times ends nothing now.
+    pod.signal(Signal::Hup);
+    pod.signal(Signal::Pipe);
+    client.close();
+    assert_eq!(pod.wait_exit(WITHIN).code(), Some(0), "as soon as no client is left");
+
+    let mut pod = world.pod("pod-0").set("DRAIN_DELAY_MS", "60000").start();
+    let _client = pod.client("a");
+    pod.signal(Signal::Quit);
+    eventually("it drains", WITHIN, || (pod.get("/ready").json()["draining"] == true).then_some(()));
+    pod.signal(Signal::Quit);
+    assert_eq!(pod.wait_exit(Duration::from_secs(2)).code(), Some(130));
+    assert!(pod.log().trim_end().ends_with("a second signal: ending at once signal=\"SIGQUIT\""), "{}", pod.log());
+}
+
+#[test]
+fn a_hang_up_reads_the_routes_anew_and_what_is_wrong_with_them_changes_nothing() {
+    let world = World::without_topics();
+    let dir = TempDir::new("routes");
+    let built_in = run(&["routes"], &[]).output;
+    let file = dir.file("routes.toml", &built_in);
+    let pod = world.pod("pod-0").set("ROUTES_FILE", file.to_str().unwrap()).start();
+    let mut client = pod.client("a");
+    client.expect_type("connected");
+
+    pod.signal(Signal::Hup);
+    awaits_line(&pod, "the routes are the same");
+    dir.file("routes.toml", &built_in.replacen("scope = \"market\"", "scope = \"everyone\"", 1));
+    pod.signal(Signal::Hup);
+    awaits_line(&pod, "the routes can't be used");
+    let fault = pod.log().lines().find(|line| line.contains("can't be used")).unwrap().to_owned();
+    assert!(fault.contains("ERROR") && fault.contains("ROUTES_FILE (environment)"), "{fault}");
+    assert!(fault.contains("line ") && fault.contains("everyone"), "{fault}");
+    dir.file("routes.toml", &built_in.replacen("type = \"market_price\"", "type = \"price\"", 1));
+    pod.signal(Signal::Hup);
+    awaits_line(&pod, "they take effect when this pod is restarted");
+
+    pod.signal(Signal::Pipe);
+    client.send(r#"{"type":"ping"}"#);
+    client.expect_type("pong");
+    assert_eq!(pod.get("/ready").status, 200);
+}
