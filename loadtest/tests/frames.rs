@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use loadtest::client::WITHIN;
 use loadtest::client::raw::{Frame, Raw, Sent, opcode};
 use loadtest::pods::{Pod, World};
+use loadtest::process::eventually;
 use opcode::{BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT};
 
 /// MAX_MESSAGE_BYTES by default.
@@ -105,15 +107,14 @@ fn control_frames_may_come_between_the_parts_of_a_message() {
     let largest = vec![b'p'; 125];
     raw.send_frames(&[
         text("{\"type\"").unfinished(),
-        Frame::new(PING, largest.clone()),
+        Frame::new(PING, ""),
         Frame::new(CONTINUATION, ":").unfinished(),
         Frame::new(PONG, "nobody asked"),
         Frame::new(CONTINUATION, "").unfinished(),
-        Frame::new(PING, ""),
+        Frame::new(PING, largest.clone()),
         Frame::new(CONTINUATION, "\"ping\"}"),
     ]);
-    assert_eq!(raw.next_answer(), Sent::Pong(largest));
-    assert_eq!(raw.next_answer(), Sent::Pong(Vec::new()));
+    assert_eq!(raw.next_answer(), Sent::Pong(largest), "the newest ping is answered");
     let Sent::Text(pong) = raw.next_answer() else { panic!("the message counts when it is whole") };
     assert!(pong.contains(r#""type":"pong""#), "{pong}");
 
@@ -171,6 +172,37 @@ fn who_sends_too_much_is_closed() {
     over.send_frames(&vec![message; 30]);
     assert_eq!(over.next_answer(), Sent::Close(1008));
     assert_eq!(over.receive(), Sent::End);
+}
+
+#[test]
+fn what_comes_in_one_packet_is_answered_in_one_write() {
+    const ROUNDS: usize = 20;
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").set("INBOUND_PER_SECOND", "1000").start();
+    let mut raw = upgraded(&pod);
+    raw.send_frames(&[Frame::new(PING, "begin")]);
+    assert_eq!(raw.next_answer(), Sent::Pong(b"begin".to_vec()));
+    let writes = || pod.metrics().sum("shardgate_socket_writes_total");
+    let before = writes();
+    for round in 0..ROUNDS {
+        let mut frames = vec![Frame::new(PING, ""); 60];
+        frames.extend([text(r#"{"type":"ping"}"#), text("no message"), text(r#"{"type":"ping"}"#)]);
+        frames.push(Frame::new(PING, round.to_string()));
+        raw.send_frames(&frames);
+        let mut next = || loop {
+            match raw.next_answer() {
+                // Once a second.
+                Sent::Text(text) if text.contains("BadMessage") => {}
+                answer => return answer,
+            }
+        };
+        assert_eq!(next(), Sent::Pong(round.to_string().into_bytes()));
+        let Sent::Text(pong) = next() else { panic!("one pong") };
+        assert!(pong.contains(r#""type":"pong""#), "{pong}");
+    }
+    let eventually_same = || (writes() - before >= ROUNDS as f64).then(|| writes() - before);
+    let writes = eventually("the writes are counted", WITHIN, eventually_same);
+    assert!(writes <= 2.0 * ROUNDS as f64, "{writes} writes for {ROUNDS} packets of 64 frames");
 }
 
 #[test]

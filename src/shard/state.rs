@@ -376,7 +376,7 @@ impl<S: Socket> State<S> {
 
     // ---- what a client sends ----------------------------------------------------------------------------------------
 
-    /// A whole frame came from a client. It is answered at once, if its socket takes the answer.
+    /// A whole frame came from a client. The next [`State::flush`] answers it: once for all that came in one read.
     pub(super) fn inbound(&mut self, key: ConnectionKey, frame: Inbound, now: Now) {
         let Some(connection) = self.connections.get_mut(key).filter(|connection| connection.is_live()) else { return };
         connection.heard = now.instant;
@@ -394,9 +394,8 @@ impl<S: Socket> State<S> {
                 }
             }
             Inbound::ControlPing(payload) => connection.control_ping = Some(payload),
-            Inbound::Pong | Inbound::Other | Inbound::ControlPong | Inbound::Fragment => return,
+            Inbound::Pong | Inbound::Other | Inbound::ControlPong | Inbound::Fragment => {}
         }
-        self.flush(key, now);
     }
 
     /// Begins a connection's end. It is told why, unless its socket is stuck for too long.

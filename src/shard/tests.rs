@@ -279,6 +279,23 @@ fn a_control_frame_never_splits_a_frame_that_is_half_written() {
 }
 
 #[test]
+fn what_comes_in_one_read_is_answered_in_one_write() {
+    let mut world = World::new();
+    let (key, socket) = world.connect(None);
+    (socket.texts(), socket.writes());
+    for number in 0..190u8 {
+        world.state.inbound(key, Inbound::ControlPing([number].as_slice().into()), world.now);
+    }
+    world.state.inbound(key, Inbound::Ping, world.now);
+    world.state.inbound(key, Inbound::BadMessage, world.now);
+    assert_eq!(socket.writes(), 0);
+    world.state.flush(key, world.now);
+    assert_eq!(socket.writes(), 1);
+    assert!(socket.0.borrow().got.starts_with(b"\x8a\x01\xbd"), "the newest ping is answered");
+    assert_eq!(socket.texts().len(), 2, "pong and complaint");
+}
+
+#[test]
 fn who_leaves_while_others_are_served_makes_them_miss_nothing() {
     let mut world = World::new();
     let clients: Vec<_> = (0..10).map(|_| world.connect(Some("a"))).collect();
