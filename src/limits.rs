@@ -180,6 +180,12 @@ pub const TURN_EVERY: Duration = Duration::from_secs(1);
 /// closed, so that the last answer arrives and no reset destroys it.
 pub const LINGER: Duration = Duration::from_secs(2);
 
+/// Bytes that are read and dropped of what a peer still sends meanwhile. What comes beyond is left in its socket.
+pub const LINGER_BYTES_MAX: usize = 1024 * 1024;
+
+/// How often it is looked whether a peer has taken its last answer.
+pub const LINGER_LOOK_EVERY: Duration = Duration::from_millis(250);
+
 /// How long the socket of a client that is being closed may take nothing while a frame that was begun goes before the close
 /// frame. A socket takes half of [`UNSENT_BYTES_MAX`] at a time: a client that reads 7 kB/s gets all of it.
 pub const FINISH_STALL_MAX: Duration = Duration::from_secs(10);

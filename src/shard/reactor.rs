@@ -238,6 +238,28 @@ impl Stream {
         let _ = self.socket.shutdown(Shutdown::Write);
     }
 
+    /// Lets its task be woken by its bell, also where it waits for nothing else.
+    pub(super) fn expect_bell(&self, cx: &Context<'_>) {
+        self.waiter.wake_later(cx.waker());
+    }
+
+    /// How many of the bytes written, its end among them, the peer's kernel has not acknowledged.
+    pub(super) fn unacknowledged(&self) -> usize {
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: the descriptor is the stream's own, and the call (tcp(7), SIOCOUTQ) writes one int.
+        let asked = unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+        if asked == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
+    }
+
+    /// Closes it at once. Left to itself the kernel keeps what a peer has not taken, for as long as the peer answers its
+    /// probes and outside of every bound of ours: so a connection that has some is reset.
+    pub(super) fn abandon(self) {
+        if self.unacknowledged() > 0 {
+            // It fails where the connection is gone.
+            let _ = rustix::net::sockopt::set_socket_linger(&self.socket, Some(Duration::ZERO));
+        }
+    }
+
     /// For another shard or thread.
     pub(super) fn into_socket(self) -> OwnedFd {
         let Self { mut socket, waiter } = self;

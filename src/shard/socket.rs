@@ -9,7 +9,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_lite::future;
 use glommio::timer::Timer;
@@ -20,13 +20,13 @@ use tokio::sync::mpsc::error::TrySendError;
 use super::accept::Handshake;
 use super::admission::{Admission, Evidence, Here, identify, judge};
 use super::connection::{Connection, ConnectionKey, Socket};
-use super::event_loop::{Shard, let_others_run, let_others_run_first};
+use super::event_loop::{Shard, let_all_run, let_others_run_first};
 use super::pod_limits::Place;
 use super::reactor::{Bell, Stream};
 use super::state::Entrance;
 use crate::clock::Now;
 use crate::exchange::{Handoff, HttpRequest, Newcomer, Standing};
-use crate::limits::LINGER;
+use crate::limits::{FINISH_STALL_MAX, LINGER, LINGER_BYTES_MAX, LINGER_LOOK_EVERY};
 use crate::prefetch::prefetch;
 use crate::protocol::auth::Grant;
 use crate::protocol::close::CloseReason;
@@ -271,11 +271,15 @@ impl Future for Client {
         let client = self.get_mut();
         if client.lingering.is_none() {
             let gone = ready!(client.serve(cx));
-            let Some(mut stream) = client.stream.take().filter(|_| client.detach(gone)) else {
+            let told = client.detach(gone);
+            let Some(stream) = client.stream.take() else { return Poll::Ready(()) };
+            if !told {
+                stream.abandon();
                 return Poll::Ready(());
-            };
+            }
             let shard = Rc::clone(&client.shard);
-            client.lingering = Some(Box::pin(async move { linger(&shard, &mut stream).await }));
+            let patience = shard.config.stall_timeout;
+            client.lingering = Some(Box::pin(async move { linger(&shard, stream, patience).await }));
         }
         client.lingering.as_mut().map_or(Poll::Ready(()), |lingering| lingering.as_mut().poll(cx))
     }
@@ -292,6 +296,11 @@ impl Client {
                 state.write_blocked(self.key, now, |bytes| stream.poll_write(cx, bytes));
                 if let Some(reason) = state.ended(self.key) {
                     return Poll::Ready(reason);
+                }
+                // What comes after its end began matters no more. It is read, within a bound, when the client is told.
+                if !state.is_live(self.key) {
+                    stream.expect_bell(cx);
+                    return Poll::Pending;
                 }
             }
             let mut scratch = self.shard.scratch.borrow_mut();
@@ -318,6 +327,9 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         self.detach(CloseReason::GoingAway);
+        if let Some(stream) = self.stream.take() {
+            stream.abandon();
+        }
     }
 }
 
@@ -385,7 +397,9 @@ async fn farewell(shard: &Shard, mut stream: Stream, answer: &[u8]) {
     if written && lingering < shard.handshakes.max() / LINGERING_PART {
         shard.lingering.set(lingering + 1);
         let _one_less = Lingering(&shard.lingering);
-        linger(shard, &mut stream).await;
+        linger(shard, stream, Duration::ZERO).await;
+    } else if !written {
+        stream.abandon();
     }
 }
 
@@ -399,21 +413,45 @@ impl Drop for Lingering<'_> {
 }
 
 /// Reads and drops what a peer still sends, until it closes: a socket that is closed with input unread is reset, and a
-/// reset may overtake the last answer (RFC 1122 section 4.2.2.13).
-async fn linger(shard: &Shard, stream: &mut Stream) {
+/// reset may overtake the last answer (RFC 1122 section 4.2.2.13). Then waits until the peer has taken all that was
+/// written, for as long as it goes on taking it and `patience` holds.
+async fn linger(shard: &Shard, stream: Stream, patience: Duration) {
     stream.finish();
-    let closed = async {
-        loop {
-            for _ in 0..READS_A_POLL {
-                let got = poll_fn(|cx| stream.poll_read(cx, &mut shard.scratch.borrow_mut())).await;
-                if !matches!(got, Ok(1..)) {
-                    return true;
-                }
-            }
-            let_others_run().await;
+    let mut stream = stream;
+    let is_gone = future::or(drain(shard, &mut stream), expire(LINGER)).await;
+    if is_gone {
+        return stream.abandon();
+    }
+    let began = Instant::now();
+    let (mut left, mut since) = (stream.unacknowledged(), began);
+    while left > 0 {
+        let now = Instant::now();
+        if now - began >= patience || now - since >= FINISH_STALL_MAX {
+            return stream.abandon();
         }
-    };
-    future::or(closed, expire(LINGER)).await;
+        Timer::new(LINGER_LOOK_EVERY).await;
+        let before = std::mem::replace(&mut left, stream.unacknowledged());
+        if left < before {
+            since = now;
+        }
+    }
+}
+
+/// Returns when the peer closes, or breaks the connection: whether it did the latter. Where it sends more than
+/// [`LINGER_BYTES_MAX`] it never returns: the rest stays in the socket, and costs nothing.
+async fn drain(shard: &Shard, stream: &mut Stream) -> bool {
+    let mut left = LINGER_BYTES_MAX;
+    while left > 0 {
+        for _ in 0..READS_A_POLL {
+            match poll_fn(|cx| stream.poll_read(cx, &mut shard.scratch.borrow_mut())).await {
+                Ok(0) => return false,
+                Ok(read) => left = left.saturating_sub(read),
+                Err(_) => return true,
+            }
+        }
+        let_all_run().await;
+    }
+    future::pending().await
 }
 
 async fn expire(after: Duration) -> bool {

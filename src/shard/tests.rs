@@ -282,7 +282,8 @@ fn a_control_frame_never_splits_a_frame_that_is_half_written() {
 fn what_comes_in_one_read_is_answered_in_one_write() {
     let mut world = World::new();
     let (key, socket) = world.connect(None);
-    (socket.texts(), socket.writes());
+    socket.texts();
+    socket.writes();
     for number in 0..190u8 {
         world.state.inbound(key, Inbound::ControlPing([number].as_slice().into()), world.now);
     }

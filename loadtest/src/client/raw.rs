@@ -1,7 +1,7 @@
 //! A client by hand: each byte that it sends is its test's, and it reads frames without a library that would help.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use super::Ask;
@@ -148,6 +148,37 @@ impl Raw {
     /// Sends frames, all in one write.
     pub fn send_frames(&mut self, frames: &[Frame]) {
         self.send(&frames.iter().flat_map(Frame::bytes).collect::<Vec<_>>());
+    }
+
+    /// Where it is connected from.
+    ///
+    /// # Panics
+    /// Where the connection is broken.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.stream.local_addr().expect("a connected socket")
+    }
+
+    /// Says that it sends nothing more, as a program that ends does.
+    ///
+    /// # Panics
+    /// Where the connection is broken.
+    pub fn finish(&mut self) {
+        self.stream.shutdown(Shutdown::Write).expect("a connected socket");
+    }
+
+    /// Sends the same bytes over and over, and reads nothing; returns how many the pod took before it closed, or took
+    /// nothing for so long.
+    ///
+    /// # Panics
+    /// Where the socket is broken.
+    pub fn flood(&mut self, bytes: &[u8], until_stuck: Duration) -> usize {
+        self.stream.set_write_timeout(Some(until_stuck)).expect("a timeout above 0");
+        let mut taken = 0;
+        while let Ok(sent @ 1..) = self.stream.write(bytes) {
+            taken += sent;
+        }
+        taken
     }
 
     /// Whether the pod took bytes; not so, when it has closed and told so.

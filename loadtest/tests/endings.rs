@@ -1,0 +1,112 @@
+//! How connections end on the wire, where the other side does nothing for it.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use loadtest::client::WITHIN;
+use loadtest::client::raw::{Frame, Raw, Sent, opcode};
+use loadtest::pods::{Pod, World};
+use loadtest::process::{always, eventually};
+
+/// A topic of the built-in routes.
+const TOPIC: &str = "assessment.balance-updated";
+
+/// What a client may make a pod read of what does not matter: its bound for that, and what the two kernels take.
+const FLOOD_BYTES_MAX: usize = 64 << 20;
+
+/// A world, and a pod that cuts who takes nothing after a second.
+fn impatient_pod() -> (World, Pod) {
+    let world = World::without_topics();
+    world.kafka.create(TOPIC, 1);
+    let pod = world.pod("pod-0").set("STALL_TIMEOUT_MS", "1000").start();
+    (world, pod)
+}
+
+/// A client whose kernel takes little, and that is sent one event of about so many bytes, of which it reads nothing.
+fn full_client(world: &World, pod: &Pod, bytes: usize) -> Raw {
+    let client = Raw::upgraded(&pod.ask().assessment("a").receive_buffer(4096));
+    let payload = format!(r#"{{"assessmentId":"a","currentBalance":1,"timestamp":"{}"}}"#, "f".repeat(bytes));
+    let producer = world.producer();
+    producer.send(TOPIC, Some("a"), Some(payload.as_bytes()));
+    producer.flush();
+    eventually("it is sent what its socket takes", WITHIN, || is_unread(pod, &client).then_some(()));
+    client
+}
+
+/// The lines of the kernel's table of TCP sockets for a pod's end of a connection, by their columns (proc_pid_net(5)).
+fn sockets_to(pod: &Pod, client: SocketAddr) -> Vec<Vec<String>> {
+    let hex = |address: SocketAddr| match address.ip() {
+        std::net::IpAddr::V4(ip) => format!("{:08X}:{:04X}", u32::from_le_bytes(ip.octets()), address.port()),
+        std::net::IpAddr::V6(_) => panic!("the tests use IPv4"),
+    };
+    let (local, remote) = (hex(pod.address()), hex(client));
+    let table = fs::read_to_string("/proc/net/tcp").expect("Linux has it");
+    let lines = table.lines().map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+    lines.filter(|columns| columns.get(1) == Some(&local) && columns.get(2) == Some(&remote)).collect()
+}
+
+/// Whether the pod's kernel has bytes that a client's kernel has not taken.
+fn is_unread(pod: &Pod, client: &Raw) -> bool {
+    sockets_to(pod, client.address()).iter().any(|columns| !columns[4].starts_with("00000000:"))
+}
+
+/// Waits until the kernel has nothing more of a connection whose other end is still open.
+#[track_caller]
+fn expect_forgotten(pod: &Pod, client: &Raw) {
+    pod.await_metric("websocket_connections_total", 0.0);
+    eventually("the kernel has forgotten it", WITHIN, || sockets_to(pod, client.address()).is_empty().then_some(()));
+}
+
+#[test]
+fn a_connection_that_is_cut_leaves_nothing_in_the_kernel() {
+    let (world, pod) = impatient_pod();
+    let client = full_client(&world, &pod, 400_000);
+    expect_forgotten(&pod, &client);
+    assert_eq!(pod.metrics().sum("shardgate_connections_closed_total"), 1.0);
+}
+
+#[test]
+fn one_that_is_told_and_takes_nothing_leaves_nothing_in_the_kernel_either() {
+    let (world, pod) = impatient_pod();
+    // All of it lies in the kernel, and the close frame finds room behind it.
+    let mut client = full_client(&world, &pod, 60_000);
+    client.send_frames(&[Frame::new(opcode::BINARY, "x")]);
+    expect_forgotten(&pod, &client);
+}
+
+#[test]
+fn one_that_the_client_gives_up_with_all_unread_leaves_nothing_in_the_kernel() {
+    let (world, pod) = impatient_pod();
+    let mut client = full_client(&world, &pod, 60_000);
+    client.finish();
+    expect_forgotten(&pod, &client);
+}
+
+#[test]
+fn one_that_is_told_and_reads_slowly_gets_all_of_it() {
+    let (world, pod) = impatient_pod();
+    let mut client = full_client(&world, &pod, 60_000);
+    client.send_frames(&[Frame::new(opcode::BINARY, "x")]);
+    pod.await_metric("websocket_connections_total", 0.0);
+    always("the pod waits for it", Duration::from_millis(500), || is_unread(&pod, &client));
+    let Sent::Text(text) = client.next_answer() else { panic!("the event") };
+    assert!(text.len() > 60_000);
+    assert_eq!((client.next_answer(), client.receive()), (Sent::Close(1003), Sent::End));
+}
+
+#[test]
+fn what_a_client_sends_after_its_end_is_read_within_a_bound() {
+    let (world, pod) = impatient_pod();
+    let noise = vec![0; 1 << 20];
+    let mut refused = Raw::connect(&pod.ask().without_token());
+    refused.send(pod.ask().without_token().head().as_bytes());
+    refused.expect_upgrade();
+    let taken = refused.flood(&noise, Duration::from_secs(1));
+    assert!(taken < FLOOD_BYTES_MAX, "{taken} bytes of one that was refused");
+    // Its close frame waits behind an event that it does not read.
+    let mut broken = full_client(&world, &pod, 400_000);
+    broken.send_frames(&[Frame::new(opcode::BINARY, "x")]);
+    let taken = broken.flood(&noise, Duration::from_secs(1));
+    assert!(taken < FLOOD_BYTES_MAX, "{taken} bytes of one that broke the rules");
+}
