@@ -39,7 +39,7 @@ fn request(token: &str) -> String {
 
 fn heads(c: &mut Criterion) {
     let request = request(&token());
-    let rules = head::Rules { allowed_origins: None, operators: true, head_bytes_max: 8192 };
+    let rules = head::Rules::default();
     assert!(matches!(head::parse(request.as_bytes(), &rules), Parsed::Upgrade { .. }));
     let mut group = c.benchmark_group("request head");
     group.throughput(Throughput::Bytes(request.len() as u64));

@@ -222,8 +222,9 @@ impl Exchange {
             allowed_origins: config.allowed_origins.clone(),
             operators: config.admin_port.is_none(),
             head_bytes_max: config.head_bytes_max,
+            trusted_proxies: config.trusted_proxies.clone(),
         };
-        let pod = Arc::new(shard::PodLimits::new(&config.shard));
+        let pod = Arc::new(shard::PodLimits::new(&config.shard, &config.door));
         let inboxes = std::mem::take(&mut self.inboxes);
         let each = (0..).zip(inboxes).zip(listeners).zip(&cores.shards).zip(&self.threads.shards);
         let spawned = each.map(|((((index, inbox), listener), core), status)| {

@@ -41,6 +41,9 @@ pub const ROUTE_FIELDS_MAX: usize = 64;
 /// of a pod take at most, too. It is held for each head that is being read, and only as long.
 pub const REQUEST_HEAD_BYTES_MAX: usize = 64 * 1024;
 
+/// The PROXY protocol's header, in bytes: several times what proxies send, with TLS' names and all.
+pub const PROXY_HEADER_BYTES_MAX: usize = 4 * 1024;
+
 /// Headers in a request's head: as many as fit in practice, and a bound for the parser's table.
 pub const REQUEST_HEADERS_MAX: usize = 100;
 

@@ -25,6 +25,7 @@ pub use sources::Sources;
 use crate::clock::UnixMs;
 use crate::ids::NodeId;
 use crate::protocol::auth;
+use crate::protocol::client_address::TrustedProxies;
 use crate::protocol::head::origin::OriginPattern;
 use crate::routing::table::Table;
 
@@ -53,6 +54,8 @@ pub struct Config {
     pub allowed_origins: Option<Vec<OriginPattern>>,
     /// `MAX_HEAD_BYTES`.
     pub head_bytes_max: usize,
+    /// `TRUSTED_PROXIES`.
+    pub trusted_proxies: TrustedProxies,
     /// Shards and what they go by.
     pub shard: ShardConfig,
     /// How clients come in.
@@ -160,6 +163,12 @@ pub struct ShardConfig {
 pub struct DoorConfig {
     /// Handshakes that a shard has under way at a time: what the limit of open files leaves beside the connections.
     pub handshakes_max: usize,
+    /// `MAX_CONNECTIONS_PER_ADDRESS`, of the pod.
+    pub per_address_max: Option<u64>,
+    /// `MAX_CONNECTIONS_PER_USER`, of the pod.
+    pub per_user_max: Option<u64>,
+    /// `PROXY_PROTOCOL`: trusted proxies' connections begin with its header.
+    pub proxy_protocol: bool,
 }
 
 /// How a pod stops.

@@ -12,6 +12,7 @@ use super::{Config, DoorConfig, DrainConfig, KafkaConfig, Machine, RedisConfig, 
 use crate::ids::NodeId;
 use crate::limits::{HANDSHAKES_MAX, NODE_BYTES_MAX, PUBLIC_URL_BYTES_MAX};
 use crate::protocol::auth;
+use crate::protocol::client_address::TrustedProxies;
 use crate::protocol::head::origin::OriginPattern;
 use crate::routing::table::Table;
 
@@ -44,7 +45,8 @@ pub(super) fn config(reader: &mut Reader<'_>, machine: &Machine) -> Config {
         },
         allowed_origins: reader.list(&s::ALLOWED_ORIGINS, OriginPattern::parse_list).unwrap_or_default(),
         head_bytes_max: reader.count(&s::MAX_HEAD_BYTES),
-        door: door(machine, &shard),
+        trusted_proxies: reader.list(&s::TRUSTED_PROXIES, TrustedProxies::parse_list).unwrap_or_default(),
+        door: door(reader, machine, &shard),
         shard,
         drain: DrainConfig { delay: reader.millis(&s::DRAIN_DELAY_MS), over: reader.millis(&s::DRAIN_MS) },
         log,
@@ -175,8 +177,13 @@ fn shard(reader: &mut Reader<'_>, machine: &Machine) -> ShardConfig {
     }
 }
 
-fn door(machine: &Machine, shard: &ShardConfig) -> DoorConfig {
-    DoorConfig { handshakes_max: handshakes_max(machine, shard) }
+fn door(reader: &mut Reader<'_>, machine: &Machine, shard: &ShardConfig) -> DoorConfig {
+    DoorConfig {
+        handshakes_max: handshakes_max(machine, shard),
+        per_address_max: reader.number(&s::MAX_CONNECTIONS_PER_ADDRESS),
+        per_user_max: reader.number(&s::MAX_CONNECTIONS_PER_USER),
+        proxy_protocol: reader.switch(&s::PROXY_PROTOCOL),
+    }
 }
 
 /// A core for ingest, the rest for shards.
@@ -212,6 +219,9 @@ fn relations(reader: &mut Reader<'_>, config: &Config) {
             heartbeat.as_millis()
         );
         reader.relation(&s::CONNECTION_TIMEOUT, &text);
+    }
+    if config.door.proxy_protocol && reader.place(&s::TRUSTED_PROXIES).is_none() {
+        reader.relation(&s::PROXY_PROTOCOL, "got true; takes TRUSTED_PROXIES besides, whose connections begin with it");
     }
     if reader.is_good(&s::ADMIN_PORT) && config.admin_port == Some(config.port) {
         let text = format!("got {}; takes another port than PORT, or none", config.port);

@@ -121,6 +121,13 @@ settings! {
     MAX_CONNECTIONS: count("connections"), Computed("what the descriptor limit leaves"), "over it: 503";
     ACCEPTS_PER_SECOND: count("connections"), Value("5000"),
         "clients with a good token, with a burst of as many; over it: 503; those without have a rate of their own";
+    MAX_CONNECTIONS_PER_ADDRESS: count("connections"), Unset,
+        "a client address (IPv6: a network of 64 bits), on this pod; over it: 503";
+    MAX_CONNECTIONS_PER_USER: count("connections"), Unset, "a user, on this pod; over it: 503";
+    TRUSTED_PROXIES: Text("IP addresses and networks such as 10.0.0.0/8, several with commas"), Unset,
+        "proxies in front of the pod: whom their X-Forwarded-For or Forwarded names is the client";
+    PROXY_PROTOCOL: Switch, Value("false"),
+        "connections of trusted proxies begin with the PROXY protocol's header, version 1 or 2";
     INBOUND_PER_SECOND: count("messages"), Value("20"), "a connection, with a burst of twice that; over it: 1008";
     MAX_MESSAGE_BYTES: Bytes { min: 128, max: 16 * MIB }, Value("4KiB"), "the largest message from a client";
     MAX_EVENT_BYTES: Bytes { min: 128, max: 64 * MIB }, Value("1MiB"), "the largest record from Kafka";

@@ -17,6 +17,8 @@ mod credentials;
 pub mod origin;
 mod query;
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use base64::Engine;
 use base64::alphabet;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
@@ -25,6 +27,7 @@ use memchr::memmem;
 
 use crate::ids::{AssessmentId, InvalidAssessmentId};
 use crate::limits::REQUEST_HEADERS_MAX;
+use crate::protocol::client_address::{self, Contradiction, ForwardedFields, TrustedProxies};
 
 use self::origin::OriginPattern;
 pub use answer::{Allow, Fault, Refusal, Unavailable};
@@ -50,8 +53,18 @@ pub struct Rules {
     pub allowed_origins: Option<Vec<OriginPattern>>,
     /// The longest head with its last CRLF, in bytes.
     pub head_bytes_max: usize,
+    /// The proxies whose `X-Forwarded-For` and `Forwarded` are believed.
+    pub trusted_proxies: TrustedProxies,
     /// Whether the operators' pages are served on this port.
     pub operators: bool,
+}
+
+/// Any origin, operators' pages, 8 KiB, no proxy.
+impl Default for Rules {
+    fn default() -> Self {
+        let trusted_proxies = TrustedProxies::default();
+        Self { allowed_origins: None, operators: true, head_bytes_max: 8 * 1024, trusted_proxies }
+    }
 }
 
 /// What was read so far.
@@ -85,6 +98,8 @@ pub struct Upgrade {
     pub token: Option<Token>,
     /// The cursor to resume from; `None` without an assessment.
     pub cursor: Option<Box<str>>,
+    /// Where the client comes from.
+    pub client: IpAddr,
 }
 
 /// Why the request's `assessmentId` is outside of its rule: `BadRequest`, after the upgrade.
@@ -111,15 +126,17 @@ impl std::fmt::Debug for Token {
     }
 }
 
-/// Looks at what was read of a request.
+/// Looks at what was read of a request, whoever sent it.
 #[must_use]
 pub fn parse(read: &[u8], rules: &Rules) -> Parsed {
-    Scan::default().parse(read, rules)
+    Scan::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED)).parse(read, rules)
 }
 
 /// How far a head was looked at that comes in pieces: each byte is looked at once, however small the pieces are.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Scan {
+    /// Who connected, or whom a proxy's header names.
+    peer: IpAddr,
     /// Behind the empty lines ahead of the request.
     start: usize,
     /// No fault and no end lies before.
@@ -127,6 +144,12 @@ pub struct Scan {
 }
 
 impl Scan {
+    /// Nothing is read yet of what `peer` sends.
+    #[must_use]
+    pub fn new(peer: IpAddr) -> Self {
+        Self { peer, start: 0, seen: 0 }
+    }
+
     /// Looks at what was read of a request so far; what an earlier call was given comes first in it.
     pub fn parse(&mut self, read: &[u8], rules: &Rules) -> Parsed {
         let within = &read[..read.len().min(rules.head_bytes_max)];
@@ -141,7 +164,7 @@ impl Scan {
             return Parsed::Refused(Refusal::Malformed(fault));
         }
         match end {
-            Some(head_len) => judge(head, head_len, rules).unwrap_or_else(Parsed::Refused),
+            Some(head_len) => judge(head, head_len, self.peer, rules).unwrap_or_else(Parsed::Refused),
             None if within.len() == rules.head_bytes_max => Parsed::Refused(Refusal::TooLarge),
             None => {
                 // A lone CR at the start may become an empty line.
@@ -167,7 +190,7 @@ fn fault_in_bytes(head: &[u8], from: usize) -> Option<Fault> {
 }
 
 /// Judges a whole head.
-fn judge(head: &[u8], head_len: usize, rules: &Rules) -> Result<Parsed, Refusal> {
+fn judge(head: &[u8], head_len: usize, peer: IpAddr, rules: &Rules) -> Result<Parsed, Refusal> {
     let mut table = [EMPTY_HEADER; REQUEST_HEADERS_MAX];
     let mut request = Request::new(&mut table);
     match request.parse(head) {
@@ -206,12 +229,13 @@ fn judge(head: &[u8], head_len: usize, rules: &Rules) -> Result<Parsed, Refusal>
     if !origin_is_allowed(&fields, rules) {
         return Err(Refusal::Origin);
     }
+    let client = client_address(&fields, peer, rules).map_err(|_| Refusal::Malformed(Fault::Forwarded))?;
     let asked = query::parse(target.query);
     let offered = credentials::subprotocols(&fields);
     let token = credentials::authorization(&fields).or(offered.token).or(asked.token);
     let cursor = asked.cursor.filter(|_| matches!(asked.assessment, Ok(Some(_))));
-    let upgrade =
-        Upgrade { accept, subprotocol: offered.ours, assessment: asked.assessment, token: token.map(Token), cursor };
+    let (assessment, token) = (asked.assessment, token.map(Token));
+    let upgrade = Upgrade { accept, subprotocol: offered.ours, assessment, token, cursor, client };
     Ok(Parsed::Upgrade { upgrade, head_len })
 }
 
@@ -264,6 +288,13 @@ fn origin_is_allowed(fields: &Fields<'_>, rules: &Rules) -> bool {
         (Some(origin), None) => allowed.iter().any(|pattern| pattern.matches(origin)),
         (Some(_), Some(_)) => false,
     }
+}
+
+fn client_address(fields: &Fields<'_>, peer: IpAddr, rules: &Rules) -> Result<IpAddr, Contradiction> {
+    let all = |name| fields.all(name).collect::<Vec<_>>();
+    let (x_forwarded_for, forwarded) = (all("x-forwarded-for"), all("forwarded"));
+    let fields = ForwardedFields { x_forwarded_for: &x_forwarded_for, forwarded: &forwarded };
+    client_address::client_of(peer, &rules.trusted_proxies, fields)
 }
 
 /// Where a request goes to.

@@ -2,11 +2,13 @@
 //!
 //! - [`head`]: the request's head, and the HTTP answers that refuse it.
 //! - [`auth`]: from a token to who the client is and what it may watch.
+//! - [`client_address`]: where a client comes from, behind proxies.
 //! - [`session`]: what a client's frames mean (tungstenite, sans-io).
 //! - [`messages`]: the gateway's own messages, and frames around JSON.
 //! - [`close`]: why a connection ends: one table of codes, texts and metric labels.
 
 pub mod auth;
+pub mod client_address;
 pub mod close;
 pub mod head;
 pub mod messages;

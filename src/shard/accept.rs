@@ -4,6 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -123,7 +124,7 @@ pub(super) fn accept_from(shard: &Rc<Shard>, listener: std::net::TcpListener) {
         loop {
             make_room(&accepting).await;
             match listener.accept().await {
-                Ok(stream) => welcome(&accepting, stream),
+                Ok((stream, peer)) => welcome(&accepting, stream, peer),
                 Err(error) => {
                     if let Some(held_back) = failures.admit(Instant::now()) {
                         tracing::warn!(%error, held_back, "PORT can't accept connections; trying again until it works");
@@ -151,11 +152,11 @@ async fn make_room(shard: &Shard) {
     }
 }
 
-fn welcome(shard: &Rc<Shard>, stream: Stream) {
+fn welcome(shard: &Rc<Shard>, stream: Stream, peer: IpAddr) {
     let number = shard.handshakes.begin(Instant::now());
     let handshake = Handshake { shard: Rc::clone(shard), number };
     let task = shard.spawn(async move {
-        socket::handshake(&handshake, stream).await;
+        socket::handshake(&handshake, stream, peer).await;
     });
     shard.handshakes.is_run_by(number, task);
 }

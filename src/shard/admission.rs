@@ -266,7 +266,7 @@ mod tests {
             "GET /ws?{query} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         );
-        let rules = head::Rules { allowed_origins: None, operators: true, head_bytes_max: 8192 };
+        let rules = head::Rules::default();
         match head::parse(request.as_bytes(), &rules) {
             Parsed::Upgrade { upgrade, .. } => upgrade,
             other => panic!("{other:?}"),

@@ -30,7 +30,7 @@ use super::socket::{self, Writer};
 use super::state::{Pass, State};
 use super::sweep::Sweeper;
 use crate::clock::Now;
-use crate::config::{DrainConfig, ShardConfig};
+use crate::config::{DoorConfig, DrainConfig, ShardConfig};
 use crate::exchange::{HttpDoor, LookWish, PublishedStanding, Pulse, ShardDoor, ShardInbox, ShardStatus, Standing};
 use crate::ids::{NodeId, ShardIndex};
 use crate::limits::{
@@ -97,6 +97,7 @@ pub(super) struct Shard {
     pub(super) scratch: RefCell<Box<[u8]>>,
     /// Those that run, each with the handle that cancels it.
     tasks: RefCell<SlotMap<TaskKey, Option<glommio::task::JoinHandle<()>>>>,
+    pub(super) door: DoorConfig,
     pub(super) handshakes: Handshakes,
     /// Refused clients whose sockets are still being drained.
     pub(super) lingering: Cell<usize>,
@@ -241,6 +242,7 @@ async fn run(parts: Parts, reactor: Rc<Reactor>, alarm: Alarm) {
         scratch: RefCell::new(vec![0; READ_BYTES].into_boxed_slice()),
         tasks: RefCell::new(SlotMap::with_key()),
         handshakes: Handshakes::new(parts.door.handshakes_max),
+        door: parts.door,
         lingering: Cell::new(0),
         started_ms: now.unix.0,
         connections: Cell::new(0),

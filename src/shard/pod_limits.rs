@@ -1,22 +1,113 @@
-//! What the shards of a pod share: how many connections are open, and how fast they may come. Counters without a lock.
+//! What the shards of a pod share: how many connections are open, of whom, and how fast they may come. Counters without a
+//! lock; those of an address and of a user, where they are bounded, behind one that is taken at a handshake and a close.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use crate::config::ShardConfig;
+use crate::config::{DoorConfig, ShardConfig};
+use crate::protocol::head::Unavailable;
 
 /// A pod's bounds on connections.
 #[derive(Debug)]
 pub struct PodLimits {
-    open: AtomicU64,
-    open_max: u64,
+    counts: Arc<Counts>,
+    /// The place of each connection, where none is counted for its address or user.
+    anonymous: Arc<Counted>,
     start: Instant,
     /// Clients with a good token.
     accepts: Rate,
     /// Clients without one. Their rate is their own: it takes nothing from those who may come in.
     refusals: Rate,
 }
+
+/// How many connections are open.
+#[derive(Debug)]
+struct Counts {
+    open: AtomicU64,
+    open_max: u64,
+    of_addresses: Option<CountsOf<AddressKey>>,
+    of_users: Option<CountsOf<u64>>,
+    /// Users are counted by a hash whose key nobody outside knows.
+    user_hasher: RandomState,
+}
+
+/// What a client address is counted by: of IPv6 the network of 64 bits, of which a client has all addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum AddressKey {
+    V4(u32),
+    V6(u64),
+}
+
+impl AddressKey {
+    fn of(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(address) => Self::V4(address.to_bits()),
+            IpAddr::V6(address) => {
+                let [high @ .., _, _, _, _, _, _, _, _] = address.octets();
+                Self::V6(u64::from_be_bytes(high))
+            }
+        }
+    }
+}
+
+/// Open connections by a key: as many entries as there are connections at most.
+#[derive(Debug)]
+struct CountsOf<K> {
+    max: u64,
+    counts: Mutex<HashMap<K, u64>>,
+}
+
+impl<K: Eq + Hash> CountsOf<K> {
+    fn new(max: u64) -> Self {
+        Self { max, counts: Mutex::default() }
+    }
+
+    /// Counts one more, unless there are as many as may be.
+    fn take(&self, key: K) -> bool {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(key).or_default();
+        let is_free = *count < self.max;
+        *count += u64::from(is_free);
+        is_free
+    }
+
+    fn give_back(&self, key: &K) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(key) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(key);
+            }
+        }
+    }
+}
+
+/// What is counted for a connection besides itself.
+#[derive(Debug)]
+struct Counted {
+    counts: Arc<Counts>,
+    address: Option<AddressKey>,
+    user: Option<u64>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if let (Some(counts), Some(address)) = (&self.counts.of_addresses, &self.address) {
+            counts.give_back(address);
+        }
+        if let (Some(counts), Some(user)) = (&self.counts.of_users, &self.user) {
+            counts.give_back(user);
+        }
+    }
+}
+
+/// A connection's place among those that a pod may have. Dropping it gives the place back.
+#[derive(Debug)]
+pub struct Place(Arc<Counted>);
 
 /// A bucket of a second's depth (the generic cell rate algorithm, ITU-T I.371): one word holds its level and its clock.
 #[derive(Debug)]
@@ -43,21 +134,28 @@ impl Rate {
     }
 }
 
-/// A connection's place among those that a pod may have. Dropping it gives the place back.
-#[derive(Debug)]
-pub struct Place(Arc<PodLimits>);
-
 impl PodLimits {
-    /// The bounds of `MAX_CONNECTIONS` and `ACCEPTS_PER_SECOND`, the latter with a burst of as many, and once more for
-    /// clients without a good token.
+    /// The bounds of `MAX_CONNECTIONS`, of an address and a user, and of `ACCEPTS_PER_SECOND`, with a burst of as many; the
+    /// latter once more for clients without a good token.
     #[must_use]
-    pub fn new(config: &ShardConfig) -> Self {
-        Self {
+    pub fn new(config: &ShardConfig, door: &DoorConfig) -> Self {
+        Self::with(config.connections_max, config.accepts_per_second, door.per_address_max, door.per_user_max)
+    }
+
+    fn with(open_max: u64, accepts_per_second: u32, per_address: Option<u64>, per_user: Option<u64>) -> Self {
+        let counts = Arc::new(Counts {
             open: AtomicU64::new(0),
-            open_max: config.connections_max,
+            open_max,
+            of_addresses: per_address.map(CountsOf::new),
+            of_users: per_user.map(CountsOf::new),
+            user_hasher: RandomState::new(),
+        });
+        Self {
+            anonymous: Arc::new(Counted { counts: Arc::clone(&counts), address: None, user: None }),
+            counts,
             start: Instant::now(),
-            accepts: Rate::new(config.accepts_per_second),
-            refusals: Rate::new(config.accepts_per_second),
+            accepts: Rate::new(accepts_per_second),
+            refusals: Rate::new(accepts_per_second),
         }
     }
 
@@ -73,13 +171,37 @@ impl PodLimits {
         self.refusals.take(self.since_start(now))
     }
 
-    /// A place for one more connection; `None` where the pod is full.
-    #[must_use]
-    pub fn enter(self: &Arc<Self>) -> Option<Place> {
-        let entered = self
+    /// A place for one more connection of this user from this address.
+    ///
+    /// # Errors
+    /// Which bound leaves no room for it.
+    pub fn enter(&self, address: IpAddr, user: &str) -> Result<Place, Unavailable> {
+        let counted = self.count(address, user)?;
+        let counts = &self.counts;
+        let entered = counts
             .open
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| (open < self.open_max).then_some(open + 1));
-        entered.ok().map(|_| Place(Arc::clone(self)))
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| (open < counts.open_max).then_some(open + 1));
+        entered.map(|_| Place(counted)).map_err(|_| Unavailable::Capacity)
+    }
+
+    /// Counts a connection for its address and its user, where these are bounded.
+    fn count(&self, address: IpAddr, user: &str) -> Result<Arc<Counted>, Unavailable> {
+        let Counts { of_addresses, of_users, user_hasher, .. } = &*self.counts;
+        if of_addresses.is_none() && of_users.is_none() {
+            return Ok(Arc::clone(&self.anonymous));
+        }
+        let mut counted = Counted { counts: Arc::clone(&self.counts), address: None, user: None };
+        if let Some(counts) = of_addresses {
+            let key = AddressKey::of(address);
+            counted.address = counts.take(key).then_some(key);
+            counted.address.ok_or(Unavailable::Address)?;
+        }
+        if let Some(counts) = of_users {
+            let key = user_hasher.hash_one(user);
+            counted.user = counts.take(key).then_some(key);
+            counted.user.ok_or(Unavailable::User)?;
+        }
+        Ok(Arc::new(counted))
     }
 
     fn since_start(&self, now: Instant) -> u64 {
@@ -89,40 +211,37 @@ impl PodLimits {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.counts.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
     use std::time::Duration;
 
     use super::*;
 
-    fn limits(open_max: u64, accepts_per_second: u32) -> Arc<PodLimits> {
-        Arc::new(PodLimits {
-            open: AtomicU64::new(0),
-            open_max,
-            start: Instant::now(),
-            accepts: Rate::new(accepts_per_second),
-            refusals: Rate::new(accepts_per_second),
-        })
+    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
     }
 
     #[test]
     fn a_place_that_is_given_back_is_there_for_the_next() {
-        let pod = limits(2, 1000);
-        let first = pod.enter();
-        let second = pod.enter();
-        assert!(first.is_some() && second.is_some());
-        assert!(pod.enter().is_none(), "who is refused takes no place");
+        let pod = PodLimits::with(2, 1000, None, None);
+        let first = pod.enter(HERE, "u");
+        let second = pod.enter(HERE, "u");
+        assert!(first.is_ok() && second.is_ok());
+        assert_eq!(pod.enter(HERE, "u").err(), Some(Unavailable::Capacity));
         drop(first);
-        assert!(pod.enter().is_some());
+        assert!(pod.enter(HERE, "u").is_ok());
     }
 
     #[test]
     fn a_burst_of_a_second_is_let_in_and_then_the_rate() {
-        let pod = limits(u64::MAX, 100);
+        let pod = PodLimits::with(u64::MAX, 100, None, None);
         let entered = |at: Duration| (0..1000).filter(|_| pod.admit(pod.start + at)).count();
         assert_eq!(entered(Duration::ZERO), 100);
         assert_eq!(entered(Duration::from_millis(500)), 50);
@@ -132,9 +251,44 @@ mod tests {
 
     #[test]
     fn clients_without_a_token_take_nothing_from_those_who_have_one() {
-        let pod = limits(u64::MAX, 100);
+        let pod = PodLimits::with(u64::MAX, 100, None, None);
         let refused = (0..1000).filter(|_| pod.refuse(pod.start)).count();
         assert_eq!(refused, 100);
         assert_eq!((0..1000).filter(|_| pod.admit(pod.start)).count(), 100);
+    }
+
+    #[test]
+    fn an_address_and_a_user_have_so_many_places_whatever_the_others_have() {
+        let pod = PodLimits::with(5, 1000, Some(2), Some(3));
+        let first = pod.enter(ip("203.0.113.1"), "a").unwrap();
+        let _second = pod.enter(ip("::ffff:203.0.113.1"), "a").unwrap();
+        assert_eq!(pod.enter(ip("203.0.113.1"), "b").err(), Some(Unavailable::Address), "in either form");
+        let _third = pod.enter(ip("2001:db8::1"), "a").unwrap();
+        assert_eq!(pod.enter(ip("203.0.113.9"), "a").err(), Some(Unavailable::User));
+        let _fourth = pod.enter(ip("2001:db8::ffff:1"), "b").unwrap();
+        assert_eq!(pod.enter(ip("2001:db8::2"), "b").err(), Some(Unavailable::Address), "a /64 is one address");
+        let _fifth = pod.enter(ip("2001:db8:0:1::2"), "b").unwrap();
+        assert_eq!(pod.enter(ip("203.0.113.9"), "b").err(), Some(Unavailable::Capacity));
+        drop(first);
+        drop(pod.enter(ip("203.0.113.1"), "b").unwrap());
+        drop(pod.enter(ip("203.0.113.1"), "a").unwrap());
+    }
+
+    #[test]
+    fn who_is_refused_leaves_no_trace_in_the_counts() {
+        let pod = PodLimits::with(1, 1000, Some(1), Some(1));
+        let place = pod.enter(ip("203.0.113.1"), "a").unwrap();
+        for number in 0..100 {
+            assert!(pod.enter(ip("203.0.113.1"), &number.to_string()).is_err());
+            assert!(pod.enter(ip(&format!("203.0.113.{}", 2 + number)), "a").is_err());
+            assert!(pod.enter(ip("203.0.113.250"), "b").is_err(), "the pod is full");
+        }
+        let entries = |pod: &PodLimits| {
+            let addresses = pod.counts.of_addresses.as_ref().unwrap().counts.lock().unwrap().len();
+            (addresses, pod.counts.of_users.as_ref().unwrap().counts.lock().unwrap().len())
+        };
+        assert_eq!(entries(&pod), (1, 1));
+        drop(place);
+        assert_eq!((entries(&pod), pod.counts.open.load(Ordering::Relaxed)), ((0, 0), 0));
     }
 }

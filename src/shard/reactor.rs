@@ -6,7 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -303,16 +303,16 @@ impl Listener {
         Self { socket: mio::net::TcpListener::from_std(socket), waiter: Waiter::new(reactor) }
     }
 
-    /// Accepts the next connection.
+    /// Accepts the next connection, and tells from where it comes.
     ///
     /// # Errors
     /// What the kernel says: that there is no descriptor for it, or no memory.
-    pub(super) async fn accept(&mut self) -> io::Result<Stream> {
+    pub(super) async fn accept(&mut self) -> io::Result<(Stream, IpAddr)> {
         let Self { socket, waiter } = self;
         let accept =
             |cx: &mut Context<'_>| waiter.poll(socket, Interest::READABLE, cx.waker(), |socket| socket.accept());
-        let (socket, _) = poll_fn(accept).await?;
-        Ok(Stream { socket, waiter: Waiter::new(&self.waiter.reactor) })
+        let (socket, peer) = poll_fn(accept).await?;
+        Ok((Stream { socket, waiter: Waiter::new(&self.waiter.reactor) }, peer.ip().to_canonical()))
     }
 }
 
@@ -389,7 +389,7 @@ mod tests {
         listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
         let client = std::thread::spawn(move || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap());
-        let stream = Listener::new(reactor, listener).accept().await.unwrap();
+        let (stream, _) = Listener::new(reactor, listener).accept().await.unwrap();
         (client.join().unwrap(), stream)
     }
 

@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::mem::offset_of;
+use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -29,8 +30,9 @@ use crate::exchange::{Handoff, HttpRequest, Newcomer, Standing};
 use crate::limits::{FINISH_STALL_MAX, LINGER, LINGER_BYTES_MAX, LINGER_LOOK_EVERY};
 use crate::prefetch::prefetch;
 use crate::protocol::auth::Grant;
+use crate::protocol::client_address::ProxyHeader;
 use crate::protocol::close::CloseReason;
-use crate::protocol::head::{Parsed, Refusal, Scan, Unavailable, Upgrade};
+use crate::protocol::head::{Fault, Parsed, Refusal, Scan, Unavailable, Upgrade};
 use crate::protocol::messages;
 use crate::protocol::session::Session;
 use crate::routing::placement::shard_of;
@@ -105,11 +107,11 @@ enum Head {
 }
 
 /// Reads an accepted socket's request head and passes it on to whoever it is for.
-pub(super) async fn handshake(handshake: &Handshake, mut stream: Stream) {
+pub(super) async fn handshake(handshake: &Handshake, mut stream: Stream, peer: IpAddr) {
     let shard = &handshake.shard;
     let mut read = Vec::new();
     let timeout = shard.config.handshake_timeout;
-    let head = future::or(read_head(handshake, &mut stream, &mut read), async {
+    let head = future::or(read_head(handshake, &mut stream, peer, &mut read), async {
         Timer::new(timeout).await;
         Head::Refused(Refusal::Timeout)
     })
@@ -163,27 +165,61 @@ async fn admit(shard: &Rc<Shard>, stream: Stream, upgrade: Upgrade, rest: Vec<u8
     }
 }
 
-async fn read_head(handshake: &Handshake, stream: &mut Stream, read: &mut Vec<u8>) -> Head {
-    let shard = &handshake.shard;
-    let mut scan = Scan::default();
+async fn read_head(handshake: &Handshake, stream: &mut Stream, peer: IpAddr, read: &mut Vec<u8>) -> Head {
+    let client = match read_proxy_header(handshake, stream, peer, read).await {
+        Ok(client) => client,
+        Err(head) => return head,
+    };
+    let mut scan = Scan::new(client);
     loop {
-        let got = poll_fn(|cx| {
-            let mut scratch = shard.scratch.borrow_mut();
-            let got = ready!(stream.poll_read(cx, &mut scratch));
-            Poll::Ready(got.inspect(|&len| read.extend_from_slice(&scratch[..len])))
-        })
-        .await;
-        if !matches!(got, Ok(1..)) {
-            return Head::Gone;
-        }
-        handshake.has_begun();
-        match scan.parse(read, &shard.head_rules) {
+        match scan.parse(read, &handshake.shard.head_rules) {
             Parsed::Incomplete => {}
             Parsed::Upgrade { upgrade, head_len } => return Head::Upgrade(Box::new(upgrade), head_len),
             Parsed::Operators => return Head::Operators,
             Parsed::Refused(refusal) => return Head::Refused(refusal),
         }
+        if !read_more(handshake, stream, read).await {
+            return Head::Gone;
+        }
     }
+}
+
+/// Takes the PROXY protocol's header off what was read, where one is due; returns the address that it names, else the peer's.
+async fn read_proxy_header(
+    handshake: &Handshake,
+    stream: &mut Stream,
+    peer: IpAddr,
+    read: &mut Vec<u8>,
+) -> Result<IpAddr, Head> {
+    let shard = &handshake.shard;
+    if !shard.door.proxy_protocol || !shard.head_rules.trusted_proxies.contains(peer) {
+        return Ok(peer);
+    }
+    loop {
+        match ProxyHeader::parse(read) {
+            ProxyHeader::Incomplete => {}
+            ProxyHeader::Invalid => return Err(Head::Refused(Refusal::Malformed(Fault::ProxyHeader))),
+            ProxyHeader::Whole { len, client } => {
+                read.drain(..len);
+                return Ok(client.unwrap_or(peer));
+            }
+        }
+        if !read_more(handshake, stream, read).await {
+            return Err(Head::Gone);
+        }
+    }
+}
+
+/// Reads what comes next; returns whether something did.
+async fn read_more(handshake: &Handshake, stream: &mut Stream, read: &mut Vec<u8>) -> bool {
+    let got = poll_fn(|cx| {
+        let mut scratch = handshake.shard.scratch.borrow_mut();
+        let got = ready!(stream.poll_read(cx, &mut scratch));
+        Poll::Ready(got.inspect(|&len| read.extend_from_slice(&scratch[..len])))
+    })
+    .await;
+    handshake.has_begun();
+    matches!(got, Ok(1..))
 }
 
 /// Serves a client on the shard that it belongs to, or refuses it.
@@ -191,8 +227,9 @@ pub(super) async fn enter(shard: &Rc<Shard>, stream: Stream, newcomer: Box<Newco
     shard.give_way().await;
     let Newcomer { upgrade, grant, rest } = *newcomer;
     let mut now = Now::read();
-    let Some(place) = shard.pod.enter() else {
-        return refuse(shard, stream, FULL).await;
+    let place = match shard.pod.enter(upgrade.client, &grant.user) {
+        Ok(place) => place,
+        Err(why) => return refuse(shard, stream, Refusal::Unavailable(why)).await,
     };
     let judge_by = |standing: &Standing, now: Now| {
         let here = Here { node: &shard.node, standing, place_anywhere: shard.config.place_anywhere };
@@ -354,7 +391,6 @@ fn take_in(shard: &Shard, key: ConnectionKey, session: &mut Session, bytes: &[u8
 // ---- farewells --------------------------------------------------------------------------------------------------------
 
 const TOO_FAST: Refusal = Refusal::Unavailable(Unavailable::Rate);
-const FULL: Refusal = Refusal::Unavailable(Unavailable::Capacity);
 const BUSY: Refusal = Refusal::Unavailable(Unavailable::Busy);
 
 /// Refuses a request without an upgrade.

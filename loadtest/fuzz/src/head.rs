@@ -1,6 +1,10 @@
 //! A request's head and query, and the origins that it may come from.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use shardgate::ids::AssessmentId;
+use shardgate::limits::PROXY_HEADER_BYTES_MAX;
+use shardgate::protocol::client_address::{ProxyHeader, TrustedProxies};
 use shardgate::protocol::head::origin::OriginPattern;
 use shardgate::protocol::head::{Parsed, Rules, Scan, parse};
 
@@ -13,7 +17,10 @@ pub fn head(data: &[u8]) {
     }
     let allowed_origins = (mode & 1 == 1).then(|| patterns("https://example.com,https://*.example.org"));
     let head_bytes_max = if mode >> 5 == 0 { 256 } else { 8 * 1024 };
-    let rules = Rules { allowed_origins, head_bytes_max, operators: mode & 2 == 2 };
+    // Every request comes from a trusted proxy: what it says of the client is read.
+    let trusted_proxies = TrustedProxies::parse_list("0.0.0.0,10.0.0.0/8").expect("good networks");
+    let rules = Rules { allowed_origins, head_bytes_max, trusted_proxies, operators: mode & 2 == 2 };
+    proxy_header(rest);
     let request = match mode >> 2 & 3 {
         0 | 1 => rest.to_vec(),
         2 => around(b"GET /ws?", rest, b" HTTP/1.1\r\nHost: a\r\n"),
@@ -22,7 +29,7 @@ pub fn head(data: &[u8]) {
     let whole = parse(&request, &rules);
     check(&request, &whole, &rules);
     // However it is cut into reads, it comes to the same.
-    let mut scan = Scan::default();
+    let mut scan = Scan::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let step = usize::from(*cut).max(1 + request.len() / 256);
     for end in (1..request.len()).step_by(step).chain([request.len()]) {
         let part = scan.parse(&request[..end], &rules);
@@ -31,6 +38,18 @@ pub fn head(data: &[u8]) {
         }
     }
     assert!(matches!(whole, Parsed::Incomplete), "{whole:?} at once, and not in reads");
+}
+
+/// A header ends within what was read, and stays what it is whatever comes behind it.
+fn proxy_header(read: &[u8]) {
+    match ProxyHeader::parse(read) {
+        ProxyHeader::Incomplete => assert!(read.len() < PROXY_HEADER_BYTES_MAX),
+        ProxyHeader::Invalid => {}
+        whole @ ProxyHeader::Whole { len, .. } => {
+            assert!(len <= read.len().min(PROXY_HEADER_BYTES_MAX));
+            assert_eq!(ProxyHeader::parse(&read[..len]), whole);
+        }
+    }
 }
 
 fn patterns(list: &str) -> Vec<OriginPattern> {

@@ -51,6 +51,12 @@ pub enum Unavailable {
     /// It has as many as it may have (MAX_CONNECTIONS).
     #[error("this pod has as many clients as it may have")]
     Capacity,
+    /// As many as may be come from the client's address (MAX_CONNECTIONS_PER_ADDRESS).
+    #[error("as many connections as may be come from this address")]
+    Address,
+    /// The user has as many as may be (MAX_CONNECTIONS_PER_USER).
+    #[error("this user has as many connections as may be")]
+    User,
     /// They come faster than they may (ACCEPTS_PER_SECOND).
     #[error("clients come too fast at the moment")]
     Rate,
@@ -83,6 +89,12 @@ pub enum Fault {
     /// A body.
     #[error("a body is not taken here")]
     Body,
+    /// A connection of a trusted proxy that doesn't begin with the PROXY protocol's header.
+    #[error("a connection from a trusted proxy begins with the PROXY protocol's header (PROXY_PROTOCOL)")]
+    ProxyHeader,
+    /// `X-Forwarded-For` and `Forwarded` tell of different clients.
+    #[error("X-Forwarded-For and Forwarded tell of different clients: a proxy has to set both, or to remove the other")]
+    Forwarded,
     /// No, or more than one, or a wrong `Sec-WebSocket-Key`.
     #[error("a handshake takes exactly one Sec-WebSocket-Key, the base64 of 16 bytes")]
     Key,
@@ -128,6 +140,7 @@ impl Refusal {
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
+            Self::Malformed(Fault::ProxyHeader) => "proxy_header",
             Self::Malformed(_) => "malformed",
             Self::Origin => "origin",
             Self::Path => "path",
@@ -137,6 +150,8 @@ impl Refusal {
             Self::TooLarge => "too_large",
             Self::Unavailable(Unavailable::NotServing) => "not_serving",
             Self::Unavailable(Unavailable::Capacity) => "capacity",
+            Self::Unavailable(Unavailable::Address) => "address",
+            Self::Unavailable(Unavailable::User) => "user",
             Self::Unavailable(Unavailable::Rate) => "rate",
             Self::Unavailable(Unavailable::Busy) => "busy",
         }
