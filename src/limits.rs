@@ -97,8 +97,8 @@ pub const INGEST_WAIT: Duration = Duration::from_millis(100);
 /// them. Beyond it, new ones are not read, which is logged as an error.
 pub const TOPICS_MAX: usize = 1 << 16;
 
-/// Records at each partition's end that are read at the start, however old they are: the board wants each quiet
-/// market's last tick.
+/// Records at each partition's end that are read at the start, however old they are: cursors of a quiet topic, whose end
+/// may be control records alone, must not expire for that.
 pub const START_RECORDS_MIN: i64 = 100;
 
 /// Offsets that are read again, at most, where a partition's log may have lost its end: so far back the place is looked for

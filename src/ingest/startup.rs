@@ -20,7 +20,7 @@ pub(super) struct Extent {
 
 impl Extent {
     /// Where to start: at the history's time, and at least the last hundred records, for a quiet topic's end may hold
-    /// control records alone, and the board wants each market's last tick.
+    /// control records alone, and its cursors must not expire for that.
     pub(super) fn start(self) -> i64 {
         let records_min = self.end.saturating_sub(START_RECORDS_MIN);
         // Retention may have passed the end by now: then the beginning, which is where records will come.
