@@ -95,7 +95,7 @@ fn command_line() -> Command {
 }
 
 fn serve(settings: &Settings, log: &Log) -> anyhow::Result<ExitCode> {
-    let Some(config) = settings.read(&[])? else { return Ok(ExitCode::SUCCESS) };
+    let Some(config) = settings.read(&[], &[])? else { return Ok(ExitCode::SUCCESS) };
     start_log(log, &config)?;
     gateway::run(config, Membership::Redis, &settings.process(log))?;
     Ok(ExitCode::SUCCESS)
@@ -103,7 +103,7 @@ fn serve(settings: &Settings, log: &Log) -> anyhow::Result<ExitCode> {
 
 fn demo(settings: &Settings, log: &Log) -> anyhow::Result<ExitCode> {
     let secret = Demo::make_secret().context("the system gives no random bytes")?;
-    let Some(mut config) = settings.read(&Demo::presets(&secret))? else { return Ok(ExitCode::SUCCESS) };
+    let Some(mut config) = settings.read(&Demo::presets(&secret), &Demo::UNUSED)? else { return Ok(ExitCode::SUCCESS) };
     start_log(log, &config)?;
     let demo = Demo::start(&mut config)?;
     let program = std::env::args_os().next().unwrap_or_else(|| "shardgate".into());
@@ -120,24 +120,24 @@ fn mint(arguments: TokenArguments) -> anyhow::Result<ExitCode> {
     let secret = arguments.jwt_secret.map(|secret| flag("--jwt-secret", secret.into()));
     let file = arguments.config.map(|file| flag("--config", file.into()));
     let flags: Vec<OsString> = secret.into_iter().chain(file).flatten().collect();
-    let secret = with_sources(&flags, &[], config::jwt_secret)?;
+    let secret = with_sources(&flags, &[], &[], config::jwt_secret)?;
     say(&format!("{}\n", token::mint(&secret, &user, &assessments, Now::read().unix, expires_in)))
 }
 
 impl Settings {
     /// The config, or `None` where help was asked for and given.
-    fn read(&self, presets: &[Preset]) -> anyhow::Result<Option<Config>> {
+    fn read(&self, presets: &[Preset], unused: &[&'static str]) -> anyhow::Result<Option<Config>> {
         if self.flags.iter().any(|flag| flag == "--help" || flag == "-h") {
             say(&format!("Usage: shardgate serve|demo [--config FILE] [--NAME VALUE]...\n\n{}", config::help()))?;
             return Ok(None);
         }
-        Ok(Some(with_sources(&self.flags, presets, Config::from_sources)?))
+        Ok(Some(with_sources(&self.flags, presets, unused, Config::from_sources)?))
     }
 
     /// What a pod has of this process.
     fn process(&self, log: &Log) -> Process {
         let flags = self.flags.clone();
-        Process { log: log.clone(), read_routes: Box::new(move || with_sources(&flags, &[], config::routes)) }
+        Process { log: log.clone(), read_routes: Box::new(move || with_sources(&flags, &[], &[], config::routes)) }
     }
 }
 
@@ -145,12 +145,13 @@ impl Settings {
 fn with_sources<T>(
     flags: &[OsString],
     presets: &[Preset],
+    unused: &[&'static str],
     read: impl FnOnce(&Sources<'_>) -> Result<T, InvalidConfig>,
 ) -> Result<T, InvalidConfig> {
     let environment: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
     let machine = machine::read();
     let read_file = |path: &std::path::Path| std::fs::read_to_string(path);
-    read(&Sources { flags, environment: &environment, presets, read_file: &read_file, machine: &machine })
+    read(&Sources { flags, environment: &environment, presets, unused, read_file: &read_file, machine: &machine })
 }
 
 /// Prints what was asked for. Nobody who reads is an error, not a panic.

@@ -38,6 +38,22 @@ fn prices_move_events_arrive_and_a_drain_shows() {
     assert_eq!(page.errors, Vec::<String>::new(), "the page's script throws nothing");
 }
 
+/// A shell that is set up for a real gateway, or for something else, keeps no demo from starting.
+#[test]
+fn a_demo_heeds_only_what_it_uses() {
+    let demo = Demo::start_with(&[
+        ("KAFKA_BROKERS", "no broker, at all"),
+        ("KAFKA_PROPERTIES_FILE", "no-such.properties"),
+        ("REDIS_URL", "nonsense"),
+        ("REDIS_PORT", "tcp://10.0.0.1:6379"),
+        ("LEASE_TTL_MS", "soon"),
+    ]);
+    let log = demo.process.log();
+    for unused in ["KAFKA_BROKERS", "KAFKA_PROPERTIES_FILE", "REDIS_URL", "REDIS_PORT", "LEASE_TTL_MS"] {
+        assert!(log.contains(&format!("{unused} (environment) is not used here")), "{log}");
+    }
+}
+
 /// `shardgate demo`, running.
 struct Demo {
     process: Process,
@@ -47,9 +63,14 @@ struct Demo {
 
 impl Demo {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    fn start_with(settings: &[(&str, &str)]) -> Self {
         let (dir, port) = (TempDir::new("demo"), free_port([127, 0, 0, 1].into()));
         let mut command = Command::new(binary());
         command.arg("demo").env("PORT", port.to_string()).envs([("DRAIN_DELAY_MS", "100"), ("DRAIN_MS", "500")]);
+        command.envs(settings.iter().copied());
         let process = Process::start("shardgate demo", command, &dir.path().join("demo.log"));
         let address = format!("http://127.0.0.1:{port}/");
         let url = eventually("the demo prints its page's address", WITHIN, || {

@@ -121,6 +121,28 @@ fn what_one_setting_asks_of_another_is_told_too() {
 }
 
 #[test]
+fn an_address_of_another_machine_is_told_with_the_other_faults_before_anything_starts() {
+    let told = run(&["serve"], &[("JWT_SECRET", SECRET), ("HOST", "192.0.2.1"), ("SHARDS", "0"), ("LOG", "debug")]);
+    assert_tells(&told, &["HOST (environment)", "192.0.2.1", "SHARDS"]);
+    assert!(!told.output.contains("shardgate starts"), "{}", told.output);
+}
+
+#[test]
+fn what_kubernetes_sets_for_services_is_told_where_it_harms_and_left_alone_elsewhere() {
+    let told = run(&["serve"], &[("JWT_SECRET", SECRET), ("REDIS_PORT", "tcp://10.0.0.1:6379")]);
+    assert_tells(&told, &["REDIS_PORT (environment)", "tcp://10.0.0.1:6379", "enableServiceLinks"]);
+    let links =
+        [("REDIS_SERVICE_HOST", "10.0.0.1"), ("KAFKA_PORT", "tcp://10.0.0.1:9092"), ("KAFKA_PORT_9092_TCP", "x")];
+    let pod = lonely("pod").set_all(&links).set("REDIS_HSOT", "redis").set("LOG_LEVEL", "debug").spawn();
+    eventually("it answers", Duration::from_secs(10), || pod.try_get("/health"));
+    let log = pod.log();
+    let warnings: Vec<&str> = log.lines().filter(|line| line.contains("is not a setting")).collect();
+    assert_eq!(warnings.len(), 2, "{log}");
+    assert!(warnings[0].contains("LOG_LEVEL") && warnings[0].contains("LOG_FORMAT"), "{log}");
+    assert!(warnings[1].contains("REDIS_HSOT") && warnings[1].contains("REDIS_HOST?"), "{log}");
+}
+
+#[test]
 fn a_files_faults_are_told_with_the_others() {
     let dir = TempDir::new("settings");
     let file = dir.file("shardgate.toml", "kafka_brokerz = 'x'\nhistory_bytes = '1KiB'\nport = 'http'\n");

@@ -5,6 +5,7 @@
 //! - `sources`: flags, environment and file, and which of them counts.
 //! - `reader`: from a text to a type, and a fault's wording.
 //! - `parts`: the parts that are made of several settings.
+//! - `typos`: variables of the environment that were most likely meant as settings.
 //! - `properties`: the file of librdkafka's properties.
 
 mod parts;
@@ -12,6 +13,7 @@ mod properties;
 mod reader;
 mod settings;
 mod sources;
+mod typos;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -189,6 +191,8 @@ pub struct Machine {
     pub descriptors: u64,
     /// The host's name.
     pub host_name: String,
+    /// Whether it can be listened on an address.
+    pub can_listen_on: fn(IpAddr) -> bool,
     /// When the process was started, about.
     pub now: UnixMs,
 }
@@ -214,7 +218,10 @@ impl Config {
     /// # Errors
     /// Every fault at once.
     pub fn from_sources(sources: &Sources<'_>) -> Result<Self, InvalidConfig> {
-        read(sources, |reader| parts::config(reader, sources.machine))
+        let mut config = read(sources, |reader| parts::config(reader, sources.machine))?;
+        config.warnings.extend(sources::unused(sources));
+        config.warnings.extend(typos::warnings(sources.environment));
+        Ok(config)
     }
 }
 

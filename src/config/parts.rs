@@ -7,10 +7,10 @@ use std::time::Duration;
 use redis::{ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 
 use super::reader::{Reader, plain_text};
-use super::settings as s;
+use super::settings::{self as s, Setting};
 use super::{Config, DoorConfig, DrainConfig, KafkaConfig, Machine, RedisConfig, ShardConfig, properties};
 use crate::ids::NodeId;
-use crate::limits::{HANDSHAKES_MAX, NODE_BYTES_MAX, PUBLIC_URL_BYTES_MAX};
+use crate::limits::{GROWTH_NOTICED_MAX, HANDSHAKES_MAX, NODE_BYTES_MAX, PUBLIC_URL_BYTES_MAX};
 use crate::protocol::auth;
 use crate::protocol::client_address::TrustedProxies;
 use crate::protocol::head::origin::OriginPattern;
@@ -27,7 +27,8 @@ const HANDSHAKES_PART: u64 = 8;
 
 pub(super) fn config(reader: &mut Reader<'_>, machine: &Machine) -> Config {
     let port = reader.count(&s::PORT);
-    let host = reader.parsed(&s::HOST, |text| text.parse().ok()).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let host = reader.parsed(&s::HOST, |text| text.parse().ok().filter(|host| (machine.can_listen_on)(*host)));
+    let host = host.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let log = reader.word(&s::LOG).parse().unwrap_or(tracing::Level::INFO);
     let shard = shard(reader, machine);
     let mut config = Config {
@@ -211,22 +212,31 @@ fn handshakes_max(machine: &Machine, shard: &ShardConfig) -> usize {
 }
 
 fn relations(reader: &mut Reader<'_>, config: &Config) {
-    let (heartbeat, silence) = (config.shard.heartbeat, config.shard.silence);
-    if reader.is_good(&s::HEARTBEAT_INTERVAL) && reader.is_good(&s::CONNECTION_TIMEOUT) && silence < heartbeat * 2 {
-        let text = format!(
-            "got {}; takes at least twice HEARTBEAT_INTERVAL, which is {}",
-            silence.as_millis(),
-            heartbeat.as_millis()
-        );
+    let shard = &config.shard;
+    let in_ms = Duration::as_millis;
+    if are_good(reader, &[&s::HEARTBEAT_INTERVAL, &s::CONNECTION_TIMEOUT]) && shard.silence < shard.heartbeat * 2 {
+        let (got, least) = (in_ms(&shard.silence), in_ms(&shard.heartbeat));
+        let text = format!("got {got}; takes at least twice HEARTBEAT_INTERVAL, which is {least}");
         reader.relation(&s::CONNECTION_TIMEOUT, &text);
     }
     if config.door.proxy_protocol && reader.place(&s::TRUSTED_PROXIES).is_none() {
         reader.relation(&s::PROXY_PROTOCOL, "got true; takes TRUSTED_PROXIES besides, whose connections begin with it");
     }
-    if reader.is_good(&s::ADMIN_PORT) && config.admin_port == Some(config.port) {
+    if are_good(reader, &[&s::ADMIN_PORT]) && config.admin_port == Some(config.port) {
         let text = format!("got {}; takes another port than PORT, or none", config.port);
         reader.relation(&s::ADMIN_PORT, &text);
     }
+    // A price that left the board before it was due would never be sent.
+    if are_good(reader, &[&s::MARKET_FLUSH_MS, &s::HISTORY_SECONDS]) && shard.market_flush > shard.history {
+        let (got, most) = (in_ms(&shard.market_flush), shard.history.as_secs());
+        let text = format!("got {got}; takes at most the time of HISTORY_SECONDS, which is {most} s");
+        reader.relation(&s::MARKET_FLUSH_MS, &text);
+    }
+}
+
+/// Whether settings had no fault of their own, so that what they are to each other is worth a look.
+fn are_good(reader: &Reader<'_>, settings: &[&Setting]) -> bool {
+    settings.iter().all(|setting| reader.is_good(setting))
 }
 
 fn warnings(reader: &Reader<'_>, config: &Config, machine: &Machine) -> Vec<String> {
@@ -239,6 +249,22 @@ fn warnings(reader: &Reader<'_>, config: &Config, machine: &Machine) -> Vec<Stri
     }
     if config.auth.secret.last().is_some_and(u8::is_ascii_whitespace) {
         warnings.push("JWT_SECRET ends in white space, which counts: was a line's end taken along?".to_owned());
+    }
+    let (heartbeat, history) = (config.shard.heartbeat, config.shard.history);
+    if heartbeat > history {
+        warnings.push(format!(
+            "HEARTBEAT_INTERVAL is {} ms and HISTORY_SECONDS {}: the cursor of a client without events is renewed by pings, and \
+             has expired before the next",
+            heartbeat.as_millis(),
+            history.as_secs()
+        ));
+    }
+    if config.kafka.topic_refresh > GROWTH_NOTICED_MAX {
+        warnings.push(format!(
+            "TOPIC_REFRESH_MS is {}; where a topic gets more partitions, cursors are judged as if that were known within {} ms",
+            config.kafka.topic_refresh.as_millis(),
+            GROWTH_NOTICED_MAX.as_millis()
+        ));
     }
     let left = connections_left(machine, config.shard.shards);
     if config.shard.connections_max > left {

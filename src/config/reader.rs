@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::settings::{Fallback, Setting, Takes, parse_bytes, parse_integer};
 use super::sources::{AllGiven, Given, Place};
+use super::typos::is_link;
 
 /// Reads settings and gathers what is wrong. Where a method has told a fault it gives a stand-in, so that the rest is
 /// read, too; no stand-in gets out, for with a fault there is no config.
@@ -67,7 +68,15 @@ impl<'a> Reader<'a> {
     pub(super) fn wrong(&mut self, setting: &Setting, given: &Given, takes: &str) {
         let shown =
             if setting.is_secret() { "a value that is not shown".to_owned() } else { format!("{:?}", given.text) };
-        self.fault(setting, &format!("{} ({}): got {shown}; takes {takes}", setting.name, given.place));
+        let mut text = format!("{} ({}): got {shown}; takes {takes}", setting.name, given.place);
+        if given.place == Place::Environment && is_link(&given.text) {
+            // A Service named `redis` sets REDIS_PORT so.
+            text.push_str(
+                "; Kubernetes sets it so for a Service whose name this begins with: enableServiceLinks: false in the pod's \
+                 spec leaves it out",
+            );
+        }
+        self.fault(setting, &text);
     }
 
     /// A value of a form of its own: `None` where it is unset, or was told to be wrong.

@@ -81,7 +81,7 @@ macro_rules! settings {
 }
 
 settings! {
-    HOST: Text("an IP address"), Value("0.0.0.0"), "the address to listen on";
+    HOST: Text("an IP address of this machine; 0.0.0.0 and :: stand for all"), Value("0.0.0.0"), "the address to listen on";
     PORT: PORT_NUMBER, Value("3003"), "the port for clients, and for operators where ADMIN_PORT is unset";
     ADMIN_PORT: PORT_NUMBER, Unset, "a port for operators' endpoints alone";
     POD_NAME: Text("a name of up to 253 bytes without control characters"), Computed("NODE_ID"),

@@ -25,6 +25,8 @@ pub struct Sources<'a> {
     pub environment: &'a BTreeMap<OsString, OsString>,
     /// What holds before the table's own defaults do.
     pub presets: &'a [Preset],
+    /// Settings that are not used, so that nothing is wrong with them: for `demo`.
+    pub unused: &'a [&'static str],
     /// Reads a file of text.
     pub read_file: &'a dyn Fn(&Path) -> io::Result<String>,
     /// What some defaults go by.
@@ -74,7 +76,15 @@ pub(super) fn gather(sources: &Sources<'_>, faults: &mut Vec<String>) -> AllGive
     }
     given.extend(from_environment(sources.environment, faults));
     given.extend(flags);
+    given.retain(|name, _| !sources.unused.contains(name));
     given
+}
+
+/// A warning for each setting that is set and not used.
+pub(super) fn unused(sources: &Sources<'_>) -> Vec<String> {
+    let all = gather(&Sources { unused: &[], ..*sources }, &mut Vec::new());
+    let unused = all.iter().filter(|(name, _)| sources.unused.contains(name));
+    unused.map(|(name, given)| format!("{name} ({}) is not used here", given.place)).collect()
 }
 
 fn from_flags(arguments: &[OsString], config_file: &mut Option<String>, faults: &mut Vec<String>) -> AllGiven {

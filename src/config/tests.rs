@@ -18,6 +18,7 @@ struct World {
     environment: BTreeMap<OsString, OsString>,
     files: BTreeMap<&'static str, &'static str>,
     presets: Vec<Preset>,
+    unused: &'static [&'static str],
 }
 
 /// Long enough for no warning.
@@ -31,6 +32,7 @@ impl Default for World {
             environment: BTreeMap::new(),
             files: BTreeMap::new(),
             presets: Vec::new(),
+            unused: &[],
         }
     }
 }
@@ -63,11 +65,13 @@ impl World {
 
     fn read(&self) -> Result<Config, InvalidConfig> {
         let (descriptors, now) = (self.descriptors, UnixMs(1_790_000_000_007));
-        let machine = Machine { cores: 4, descriptors, host_name: "gateway-0".into(), now };
+        let can_listen_on = |host: IpAddr| host.is_unspecified() || host.is_loopback();
+        let machine = Machine { cores: 4, descriptors, host_name: "gateway-0".into(), can_listen_on, now };
         Config::from_sources(&Sources {
             flags: &self.flags,
             environment: &self.environment,
             presets: &self.presets,
+            unused: self.unused,
             read_file: &|path: &Path| {
                 let text = self.files.get(path.to_str().unwrap_or_default());
                 text.map(|text| (*text).to_owned()).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
@@ -292,6 +296,11 @@ fn relations_between_settings_hold() {
     assert_eq!(world().env("CONNECTION_TIMEOUT", "200").config().shard.silence, Duration::from_millis(200));
     assert_eq!(World::new().env("CONNECTION_TIMEOUT", "59999").faults().len(), 1);
     assert_eq!(World::new().env("ADMIN_PORT", "3003").faults().len(), 1);
+    assert_eq!(World::new().env("MARKET_FLUSH_MS", "300000").config().shard.market_flush, Duration::from_secs(300));
+    assert_eq!(
+        World::new().env("MARKET_FLUSH_MS", "5001").env("HISTORY_SECONDS", "5").faults(),
+        ["MARKET_FLUSH_MS (environment): got 5001; takes at most the time of HISTORY_SECONDS, which is 5 s"]
+    );
     let one = World::new().env("HEARTBEAT_INTERVAL", "99").env("CONNECTION_TIMEOUT", "200").faults();
     assert_eq!(one.len(), 1, "a setting with a fault of its own is not compared: {one:?}");
 }
@@ -338,4 +347,53 @@ fn descriptors_are_shared_out_so_that_handshakes_leave_enough_for_all_else() {
     assert_eq!(shares(1_000_000, &[("SHARDS", "1")]).1, HANDSHAKES_MAX);
     assert_eq!(shares(20_512, &[("SHARDS", "1"), ("MAX_CONNECTIONS", "1000")]), (1_000, HANDSHAKES_MAX));
     assert!(shares(20_512, &[("SHARDS", "64")]).1 >= 2_400);
+}
+
+#[test]
+fn an_address_that_is_not_this_machines_is_a_fault_among_the_others() {
+    assert_eq!(World::new().env("HOST", "::1").config().host.to_string(), "::1");
+    assert_eq!(
+        World::new().env("HOST", "192.0.2.1").env("PORT", "0").faults(),
+        [
+            "PORT (environment): got \"0\"; takes a port, 1 to 65535",
+            "HOST (environment): got \"192.0.2.1\"; takes an IP address of this machine; 0.0.0.0 and :: stand for all",
+        ]
+    );
+}
+
+#[test]
+fn a_port_that_kubernetes_set_for_a_service_is_told_as_what_it_is() {
+    let faults = World::new().env("REDIS_PORT", "tcp://10.0.0.1:6379").faults();
+    assert_eq!(
+        faults,
+        [
+            "REDIS_PORT (environment): got \"tcp://10.0.0.1:6379\"; takes a port, 1 to 65535; Kubernetes sets it so for a \
+          Service whose name this begins with: enableServiceLinks: false in the pod's spec leaves it out"
+        ]
+    );
+    let flag = World::new().flags(&["--redis-port", "tcp://10.0.0.1:6379"]).faults();
+    assert!(!flag[0].contains("Kubernetes"), "{flag:?}");
+}
+
+#[test]
+fn typos_in_the_environment_are_warnings_and_no_faults() {
+    let config = World::new().env("REDIS_HSOT", "r").env("REDIS_SERVICE_HOST", "10.0.0.1").config();
+    assert_eq!(config.warnings, ["REDIS_HSOT (environment) is not a setting; did you mean REDIS_HOST?"]);
+}
+
+#[test]
+fn what_is_not_used_may_be_wrong_and_is_said() {
+    let world = World { unused: &["KAFKA_BROKERS", "REDIS_URL"], ..World::new() };
+    let config = world.env("KAFKA_BROKERS", ",").env("REDIS_URL", "nonsense").env("PORT", "1").config();
+    assert_eq!(&*config.kafka.brokers, "localhost:9092");
+    let unused = ["KAFKA_BROKERS (environment) is not used here", "REDIS_URL (environment) is not used here"];
+    assert_eq!(config.warnings, unused);
+}
+
+#[test]
+fn times_that_do_not_fit_each_other_are_warned_of() {
+    let config = World::new().env("HISTORY_SECONDS", "29").env("TOPIC_REFRESH_MS", "30001").config();
+    assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
+    assert!(config.warnings[0].starts_with("HEARTBEAT_INTERVAL is 30000 ms and HISTORY_SECONDS 29"));
+    assert!(config.warnings[1].starts_with("TOPIC_REFRESH_MS is 30001"));
 }

@@ -62,6 +62,21 @@ pub struct Demo {
 }
 
 impl Demo {
+    /// Settings of what a demo has in itself or does without. Whatever the environment says of them, it starts.
+    pub const UNUSED: [&str; 11] = [
+        "KAFKA_BROKERS",
+        "KAFKA_CLIENT_ID",
+        "KAFKA_GROUP_ID",
+        "KAFKA_PROPERTIES_FILE",
+        "REDIS_URL",
+        "REDIS_HOST",
+        "REDIS_PORT",
+        "REDIS_PASSWORD",
+        "REDIS_KEY_PREFIX",
+        "LEASE_TTL_MS",
+        "PLACEMENT",
+    ];
+
     /// A key for tokens, of this run alone, from the system's random source.
     ///
     /// # Errors
@@ -236,11 +251,13 @@ mod tests {
 
     #[test]
     fn a_person_is_told_where_to_look_and_the_secret_only_where_it_was_made() {
-        let machine = Machine { cores: 2, descriptors: 1024, host_name: "here".into(), now: UnixMs(0) };
+        let machine =
+            Machine { cores: 2, descriptors: 1024, host_name: "here".into(), can_listen_on: |_| true, now: UnixMs(0) };
         let config = Config::from_sources(&Sources {
             flags: &[],
             environment: &BTreeMap::new(),
             presets: &Demo::presets("made"),
+            unused: &Demo::UNUSED,
             read_file: &|_: &Path| Err(io::Error::from(io::ErrorKind::NotFound)),
             machine: &machine,
         })

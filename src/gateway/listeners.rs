@@ -81,6 +81,10 @@ fn listen_soon(address: SocketAddr, setting: &'static str) -> Result<TcpListener
 fn listen(address: SocketAddr, setting: &'static str, shared: bool) -> Result<TcpListener, ListenError> {
     let try_listen = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if address.is_ipv6() {
+            // `::` is both families, whatever net.ipv6.bindv6only says.
+            socket.set_only_v6(false)?;
+        }
         // For connections of an earlier process that are in TIME_WAIT.
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(shared)?;

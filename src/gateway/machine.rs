@@ -1,6 +1,7 @@
 //! What the machine gives and forbids: descriptors, io_uring, cores. It owns the system calls that ask.
 
 use std::io;
+use std::net::{IpAddr, TcpListener};
 use std::thread::available_parallelism;
 
 use tracing::{debug, warn};
@@ -25,7 +26,16 @@ pub fn read() -> Machine {
         cores: usable_cores(),
         descriptors: limit_of(libc::RLIMIT_NOFILE).map_or(DESCRIPTORS_USUAL, |limit| limit.rlim_max),
         host_name: Some(host_name.trim().to_owned()).filter(|name| !name.is_empty()).unwrap_or("localhost".into()),
+        can_listen_on,
         now: Now::read().unix,
+    }
+}
+
+/// Whether an address is one of this machine's. Another failure than that it isn't shows when the ports are bound.
+fn can_listen_on(host: IpAddr) -> bool {
+    match TcpListener::bind((host, 0)) {
+        Ok(_) => true,
+        Err(error) => !matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT)),
     }
 }
 
@@ -219,6 +229,13 @@ mod tests {
         assert_eq!(why(libc::EMFILE, "0"), IoUringForbidden::Other(libc::EMFILE));
         for errno in [libc::EPERM, libc::ENOSYS, libc::ENOMEM] {
             assert_eq!(why(errno, "0").to_string().lines().count(), 1);
+        }
+    }
+
+    #[test]
+    fn an_address_of_another_machine_cannot_be_listened_on() {
+        for (host, can) in [("127.0.0.1", true), ("0.0.0.0", true), ("192.0.2.1", false), ("2001:db8::1", false)] {
+            assert_eq!(can_listen_on(host.parse().unwrap()), can, "{host}");
         }
     }
 

@@ -31,9 +31,21 @@ pub fn settings(data: &[u8]) {
         Some("settings.toml") => Ok(file.to_owned()),
         _ => Err(io::ErrorKind::NotFound.into()),
     };
-    let machine = Machine { cores: 4, descriptors: 65_536, host_name: "host".to_owned(), now: UnixMs(0) };
-    let sources =
-        Sources { flags: &flags, environment: &environment, presets: &[], read_file: &read_file, machine: &machine };
+    let machine = Machine {
+        cores: 4,
+        descriptors: 65_536,
+        host_name: "host".to_owned(),
+        can_listen_on: |_| true,
+        now: UnixMs(0),
+    };
+    let sources = Sources {
+        flags: &flags,
+        environment: &environment,
+        presets: &[],
+        unused: &[],
+        read_file: &read_file,
+        machine: &machine,
+    };
     match Config::from_sources(&sources) {
         Ok(config) => {
             assert!(config.shard.shards > 0 && config.shard.history_bytes > 0 && !config.shard.history.is_zero());

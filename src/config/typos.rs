@@ -1,0 +1,175 @@
+//! Variables of the environment that were most likely meant as settings: misspelt ones, and unknown ones of a family. The
+//! environment holds much that is others', so these are warnings, and what Kubernetes puts there is left alone.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use super::settings::{ALL, Setting};
+
+/// Families of settings: a variable that begins so, and is none, was meant as one. Others' variables begin as the rest of
+/// the settings do (`NODE_OPTIONS`, `POD_IP`, `MAX_OLD_SPACE`).
+const FAMILIES: [&str; 6] = ["KAFKA_", "REDIS_", "JWT_", "HISTORY_", "DRAIN_", "LOG_"];
+
+/// What manifests often set beside the settings, and is close to one.
+const OTHERS: [&str; 2] = ["NODE_IP", "NODE_NAME"];
+
+/// A warning for each.
+pub(super) fn warnings(environment: &BTreeMap<OsString, OsString>) -> Vec<String> {
+    let set = environment.iter().filter(|(_, value)| !value.is_empty());
+    let texts = set.filter_map(|(name, value)| Some((name.to_str()?, value.to_string_lossy())));
+    let foreign = |name: &str, value: &str| OTHERS.contains(&name) || is_service_link(name, value);
+    texts.filter(|(name, value)| !foreign(name, value)).filter_map(|(name, _)| warning(name)).collect()
+}
+
+fn warning(name: &str) -> Option<String> {
+    if ALL.iter().any(|setting| setting.name == name) {
+        return None;
+    }
+    let upper = name.to_ascii_uppercase();
+    let close = ALL.iter().map(|setting| (distance(&upper, setting.name), setting));
+    let nearest =
+        close.filter(|(distance, setting)| *distance <= typos_max(setting)).min_by_key(|(distance, _)| *distance);
+    if let Some((_, setting)) = nearest {
+        return Some(format!("{name} (environment) is not a setting; did you mean {}?", setting.name));
+    }
+    let family = FAMILIES.into_iter().find(|family| name.starts_with(family))?;
+    let is_member = |member: &&str| member.starts_with(family) || *member == family.trim_end_matches('_');
+    let members: Vec<&str> = ALL.iter().map(|setting| setting.name).filter(is_member).collect();
+    Some(format!("{name} (environment) is not a setting; of {family} there are {}", members.join(", ")))
+}
+
+/// How many slips a name may have and still be taken for this setting's. Among short names two make another word of it.
+fn typos_max(setting: &Setting) -> usize {
+    if setting.name.len() <= 5 { 1 } else { 2 }
+}
+
+/// What Kubernetes puts into a pod's environment for each Service of its namespace, unless `enableServiceLinks` is false:
+/// `REDIS_SERVICE_HOST`, `REDIS_SERVICE_PORT_CLIENTS`, `REDIS_PORT=tcp://10.0.0.1:6379`, `REDIS_PORT_6379_TCP_ADDR`.
+fn is_service_link(name: &str, value: &str) -> bool {
+    let is_service =
+        name.ends_with("_SERVICE_HOST") || name.ends_with("_SERVICE_PORT") || name.contains("_SERVICE_PORT_");
+    let is_port = name.split_once("_PORT_").is_some_and(|(_, rest)| {
+        let mut words = rest.split('_');
+        let number = words.next().is_some_and(|word| word.parse::<u16>().is_ok());
+        number && words.next().is_some_and(|word| ["TCP", "UDP", "SCTP"].contains(&word))
+    });
+    is_service || is_port || name.ends_with("_PORT") && is_link(value)
+}
+
+/// A port as Kubernetes writes it into a Service's variable.
+pub(super) fn is_link(value: &str) -> bool {
+    ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme))
+}
+
+/// How many letters must be changed, left out, put in, or swapped with the next (optimal string alignment).
+fn distance(from: &str, to: &str) -> usize {
+    let (from, to) = (from.as_bytes(), to.as_bytes());
+    // No setting's name is as long; what is much longer is none's typo.
+    if from.len().abs_diff(to.len()) > 2 {
+        return usize::MAX;
+    }
+    let mut rows = vec![(0..=to.len()).collect::<Vec<_>>()];
+    for (i, letter) in from.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, other) in to.iter().enumerate() {
+            let mut least = (rows[i][j] + usize::from(letter != other)).min(rows[i][j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && from[i - 1] == *other && *letter == to[j - 1] {
+                least = least.min(rows[i - 1][j - 1] + 1);
+            }
+            row.push(least);
+        }
+        rows.push(row);
+    }
+    rows[from.len()][to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn warnings_of(variables: &[(&str, &str)]) -> Vec<String> {
+        warnings(&variables.iter().map(|(name, value)| (name.into(), value.into())).collect())
+    }
+
+    #[test]
+    fn a_misspelt_setting_is_warned_of_with_the_one_that_is_meant() {
+        for (typo, meant) in [
+            ("REDIS_HSOT", "REDIS_HOST"),
+            ("REDIS_HOTS", "REDIS_HOST"),
+            ("KAFKA_BROKER", "KAFKA_BROKERS"),
+            ("KAFKABROKERS", "KAFKA_BROKERS"),
+            ("JWT_SECRETS", "JWT_SECRET"),
+            ("redis_host", "REDIS_HOST"),
+            ("MAX_CONECTION", "MAX_CONNECTIONS"),
+            ("PROT", "PORT"),
+            ("SHARD", "SHARDS"),
+            ("LOGS", "LOG"),
+        ] {
+            let expected = format!("{typo} (environment) is not a setting; did you mean {meant}?");
+            assert_eq!(warnings_of(&[(typo, "hunter2")]), [expected]);
+        }
+        assert_eq!(warnings_of(&[("REDIS_HSOT", "")]), [""; 0], "an empty variable counts as unset");
+    }
+
+    #[test]
+    fn an_unknown_one_of_a_family_is_warned_of_with_those_that_there_are() {
+        let warnings = warnings_of(&[("LOG_LEVEL", "debug"), ("KAFKA_BROKRS_X", "b:1"), ("JWT_PUBLIC_KEY", "k")]);
+        assert_eq!(warnings.len(), 3);
+        assert!(warnings[0].contains("JWT_PUBLIC_KEY") && warnings[0].contains("JWT_SECRET"), "{warnings:?}");
+        assert!(warnings[1].contains("KAFKA_BROKRS_X") && warnings[1].contains("KAFKA_BROKERS, "), "{warnings:?}");
+        assert_eq!(warnings[2], "LOG_LEVEL (environment) is not a setting; of LOG_ there are LOG, LOG_FORMAT");
+    }
+
+    #[test]
+    fn what_is_others_is_left_alone() {
+        let variables = [
+            ("PATH", "/bin"),
+            ("HOME", "/"),
+            ("HOSTNAME", "a"),
+            ("HOSTTYPE", "x86_64"),
+            ("TERM", "xterm"),
+            ("TZ", "UTC"),
+            ("LANG", "C"),
+            ("LOGNAME", "me"),
+            ("PWD", "/"),
+            ("POD_IP", "10.0.0.2"),
+            ("POD_UID", "u"),
+            ("POD_NAMESPACE", "default"),
+            ("NODE_IP", "10.0.0.1"),
+            ("NODE_NAME", "n"),
+            ("NODE_OPTIONS", "x"),
+            ("NODE_ENV", "production"),
+            ("RUST_BACKTRACE", "1"),
+            ("MAX_OLD_SPACE", "1"),
+            ("KUBERNETES_PORT", "tcp://10.0.0.1:443"),
+            ("KUBERNETES_SERVICE_HOST", "10.0.0.1"),
+            ("SHARDGATE_SERVICE_HOST", "10.0.0.1"),
+            ("REDIS_SERVICE_HOST", "10.0.0.1"),
+            ("REDIS_SERVICE_PORT", "6379"),
+            ("REDIS_SERVICE_PORT_CLIENTS", "6379"),
+            ("REDIS_PORT_6379_TCP", "tcp://10.0.0.1:6379"),
+            ("REDIS_PORT_6379_TCP_ADDR", "10.0.0.1"),
+            ("REDIS_MASTER_PORT", "tcp://10.0.0.1:6379"),
+            ("KAFKA_PORT", "tcp://10.0.0.1:9092"),
+            ("KAFKA_PORT_9092_TCP_PROTO", "tcp"),
+        ];
+        assert_eq!(warnings_of(&variables), [""; 0]);
+        let settings: Vec<_> = ALL.iter().map(|setting| (setting.name, "x")).collect();
+        assert_eq!(warnings_of(&settings), [""; 0]);
+    }
+
+    #[test]
+    fn letters_that_changed_places_are_one_slip() {
+        for (from, to, slips) in [
+            ("", "", 0),
+            ("AB", "AB", 0),
+            ("AB", "BA", 1),
+            ("AB", "B", 1),
+            ("AB", "ABC", 1),
+            ("ABC", "CBA", 2),
+            ("A", "ABCD", usize::MAX),
+        ] {
+            assert_eq!(distance(from, to), slips, "{from} {to}");
+        }
+    }
+}
