@@ -17,6 +17,8 @@ mod clients;
 mod faults;
 mod fleet;
 pub mod log;
+mod log_reader;
+mod open_transaction;
 mod producer;
 pub mod report;
 pub mod schedule;
@@ -40,6 +42,8 @@ use clients::{Clients, Progress, Shared};
 use faults::Chronicle;
 use fleet::Fleet;
 use log::{Entry, Made, Span, Writer};
+use log_reader::LogReader;
+use open_transaction::OpenTransaction;
 use producer::Book;
 use report::Title;
 use schedule::{Kind, Lane};
@@ -237,9 +241,10 @@ fn happen(options: &Options, files: &Files, findings: &Arc<Findings>) -> Result<
     allow_descriptors(4096 + u64::from(options.clients) * 2);
     // The gateway is built before anything else runs.
     let _ = pods::binary();
-    let (kafka, redis) = (Kafka::start_with(faults::BROKERS as usize, &[]), Redis::start());
+    let (kafka, redis) = (Kafka::start_with(faults::BROKERS as usize, &[]), Redis::start_with_clock());
     pods::World::create_topics(&kafka);
-    let mut fleet = Fleet::new(&files.dir, kafka.bootstrap(), redis.port(), findings);
+    let logs = LogReader::default();
+    let mut fleet = Fleet::new(&files.dir, kafka.bootstrap(), redis.port(), &logs, findings);
     (0..PODS).for_each(|place| fleet.spawn(place));
     fleet.await_ready();
 
@@ -251,7 +256,8 @@ fn happen(options: &Options, files: &Files, findings: &Arc<Findings>) -> Result<
     clients.connect(CONNECTED_WITHIN)?;
     let book = Arc::new(Book::new(Writer::create(&files.made())?, clock));
     let chronicle = Chronicle::new(Writer::create(&files.faults())?, clock);
-    let world = World { kafka, redis, fleet };
+    let beside = (OpenTransaction::new(kafka.bootstrap(), assessments), logs);
+    let world = World { kafka, redis, fleet, beside };
     let clients =
         Story { options, clock, progress: &progress, book: &book, chronicle: &chronicle }.tell(world, clients);
     book.log.flush();
@@ -265,6 +271,7 @@ struct World {
     kafka: Kafka,
     redis: Redis,
     fleet: Fleet,
+    beside: (OpenTransaction, LogReader),
 }
 
 /// The run from the first event to the last.
@@ -279,7 +286,7 @@ struct Story<'a> {
 impl Story<'_> {
     /// Makes events, and lets the faults happen while the clients live; then lets the clients get what is left.
     fn tell(&self, world: World, mut clients: Clients) -> Clients {
-        let World { mut kafka, mut redis, mut fleet } = world;
+        let World { mut kafka, mut redis, mut fleet, mut beside } = world;
         let (begin, length) = (self.clock.elapsed(), Duration::from_secs_f64(self.options.minutes * 60.0));
         let Self { clock, chronicle, .. } = *self;
         let plan = |lane| {
@@ -303,7 +310,7 @@ impl Story<'_> {
                 clients
             });
             // They outlive their lanes.
-            let (brokers, redis, fleet) = (&mut kafka, &mut redis, &mut fleet);
+            let (brokers, redis, fleet, beside) = (&mut kafka, &mut redis, &mut fleet, &mut beside);
             let lanes = [
                 scope.spawn(move || {
                     faults::pods(clock, &plan(Lane::Pods), fleet, chronicle);
@@ -311,6 +318,7 @@ impl Story<'_> {
                 }),
                 scope.spawn(move || faults::redis(clock, &plan(Lane::Redis), redis, chronicle)),
                 scope.spawn(move || faults::brokers(clock, &plan(Lane::Brokers), brokers, chronicle)),
+                scope.spawn(move || faults::beside(clock, &plan(Lane::Beside), beside, chronicle)),
                 scope.spawn(move || faults::clients(clock, &plan(Lane::Clients), &mut of_lane, chronicle)),
             ];
             self.watch(begin + length, || lanes.iter().all(thread::ScopedJoinHandle::is_finished));

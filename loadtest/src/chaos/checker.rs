@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::log::{Entry, Fate, Made, Span, What};
-use super::schedule::Kind;
+use super::schedule::{Kind, Lane};
 
 pub use recovery::{Cause, Recovery};
 use recovery::{Disturbed, causes};
@@ -388,10 +388,11 @@ impl Client {
     }
 }
 
-/// Whether brokers that were away are to blame for a cursor that is too old: its pod had read nothing of some partitions
-/// since before the window that another begins with. Outages without a pause between them are one.
+/// Whether brokers that were away, or a transaction that stayed open, are to blame for a cursor that is too old: its pod
+/// had read nothing of some partitions since before the window that another begins with. Outages without a pause between
+/// them are one.
 fn were_cut_off(spans: &[Span], at_ms: u64, rules: Rules) -> bool {
-    let is_of_brokers = |span: &&Span| matches!(span.kind, Kind::BrokersDown | Kind::BrokerKill | Kind::BrokerPause);
+    let is_of_brokers = |span: &&Span| span.kind.lane() == Lane::Brokers || span.kind == Kind::OpenTransaction;
     let since_ms = at_ms.saturating_sub(ms(rules.history).saturating_sub(CUT_OFF_SLACK_MS));
     let mut outages: Vec<_> = spans.iter().filter(is_of_brokers).map(|span| (span.from_ms, span.to_ms)).collect();
     outages.sort_unstable();

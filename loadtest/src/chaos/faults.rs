@@ -2,7 +2,7 @@
 //! ends.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -11,9 +11,11 @@ use super::Clock;
 use super::clients::Order;
 use super::fleet::{Fleet, HISTORY};
 use super::log::{Span, Writer};
+use super::log_reader::LogReader;
+use super::open_transaction::OpenTransaction;
 use super::schedule::{Kind, Planned};
 use crate::kafka::Kafka;
-use crate::process::Signal;
+use crate::process::{Signal, own_cores};
 use crate::redis::Redis;
 
 /// Between two faults a lane looks this often whether all is as it should be.
@@ -24,6 +26,12 @@ const BETWEEN_PODS: Duration = Duration::from_millis(500);
 
 /// Who was away for so much longer than the history can't be resumed.
 const BEYOND_HISTORY: Duration = Duration::from_secs(15);
+
+/// Seconds by which Redis' clock steps: by less than a lease, by more, and far.
+const CLOCK_STEPS: [i64; 6] = [-3_600, -5, -2, 2, 5, 3_600];
+
+/// A machine stays busy for so long after a broker that hung on it goes on.
+const BUSY_AFTER: Duration = Duration::from_secs(3);
 
 /// Brokers, from 0.
 pub(super) const BROKERS: u32 = 3;
@@ -146,6 +154,11 @@ pub(super) fn redis(clock: Clock, plan: &[Planned], redis: &mut Redis, chronicle
                     thread::sleep(planned.lasts);
                     redis.resume();
                 }
+                Kind::RedisClock => {
+                    redis.set_clock(CLOCK_STEPS[planned.pick as usize % CLOCK_STEPS.len()]);
+                    thread::sleep(planned.lasts);
+                    redis.set_clock(0);
+                }
                 _ => redis.flush(),
             });
         },
@@ -172,6 +185,14 @@ pub(super) fn brokers(clock: Clock, plan: &[Planned], kafka: &mut Kafka, chronic
                     thread::sleep(planned.lasts);
                     kafka.broker(hit).resume();
                 }),
+                Kind::BrokerHang => chronicle.during(Kind::BrokerHang, &format!("broker-{hit}"), || {
+                    while_busy(|| {
+                        kafka.broker(hit).pause();
+                        thread::sleep(planned.lasts);
+                        kafka.broker(hit).resume();
+                        thread::sleep(BUSY_AFTER);
+                    });
+                }),
                 _ => chronicle.during(Kind::BrokersDown, "", || {
                     (0..BROKERS as usize).for_each(|number| kafka.broker(number).kill());
                     thread::sleep(planned.lasts);
@@ -180,6 +201,40 @@ pub(super) fn brokers(clock: Clock, plan: &[Planned], kafka: &mut Kafka, chronic
             }
         },
     );
+}
+
+/// Does something while every core of the machine has more to do than it can.
+fn while_busy(act: impl FnOnce()) {
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in own_cores() {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        act();
+        is_over.store(true, Ordering::Relaxed);
+    });
+}
+
+// ---- beside ---------------------------------------------------------------------------------------------------------
+
+/// The lane of what stands beside.
+pub(super) fn beside(
+    clock: Clock,
+    plan: &[Planned],
+    (transactions, logs): &mut (OpenTransaction, LogReader),
+    chronicle: &Chronicle,
+) {
+    for planned in plan {
+        thread::sleep(planned.at.saturating_sub(clock.elapsed()));
+        chronicle.during(planned.kind, "", || match planned.kind {
+            Kind::OpenTransaction => transactions.stays_open_for(planned.lasts),
+            _ => logs.rests_for(planned.lasts),
+        });
+    }
 }
 
 // ---- clients --------------------------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 //! The pods of a run: how each is started, ended and started again, and where clients look for one.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Findings;
+use super::log_reader::LogReader;
 use crate::pods::{Plan, Pod};
 use crate::process::Signal;
 
@@ -63,10 +64,10 @@ pub(super) struct Fleet {
 
 impl Fleet {
     /// The plans of a fleet whose logs lie in a directory; no pod runs yet.
-    pub(super) fn new(dir: &Path, kafka: &str, redis_port: u16, findings: &Arc<Findings>) -> Self {
-        let log = |name: &str| -> PathBuf { dir.join(format!("{name}.log")) };
+    pub(super) fn new(dir: &Path, kafka: &str, redis_port: u16, logs: &LogReader, findings: &Arc<Findings>) -> Self {
+        let log = |name: &str| logs.pipe_to(&dir.join(format!("{name}.log"))).expect("pipes are left");
         let names = (0..PODS_MAX).map(|number| format!("pod-{number}"));
-        let plans = names.map(|name| Plan::new(&name, kafka, redis_port).set_all(SETTINGS).log_to(&log(&name)));
+        let plans = names.map(|name| Plan::new(&name, kafka, redis_port).set_all(SETTINGS).errors_to(log(&name)));
         let pods = (0..PODS_MAX).map(|_| None).collect();
         Self { plans: plans.collect(), pods, directory: Directory::default(), findings: Arc::clone(findings) }
     }

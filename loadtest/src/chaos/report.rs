@@ -128,7 +128,7 @@ pub fn table(title: &Title, verdict: &Verdict, spans: &[Span]) -> String {
     line(String::new());
     line("from the loss of a connection until caught up, by cause; alone: with no other fault in the way".to_owned());
     line(format!(
-        "{:<14}{:>6}{:>9}{:>8}  {:>10}{:>10}{:>10}{:>9}{:>10}{:>10}{:>10}",
+        "{:<18}{:>6}{:>9}{:>8}  {:>10}{:>10}{:>10}{:>9}{:>10}{:>10}{:>10}",
         "", "faults", "clients", "never", "p50", "p99", "max", "alone", "p50", "p99", "max"
     ));
     let times = spans.iter().fold(BTreeMap::new(), |mut times, span| {
@@ -149,7 +149,7 @@ pub fn table(title: &Title, verdict: &Verdict, spans: &[Span]) -> String {
             continue;
         }
         line(format!(
-            "{name:<14}{count:>6}{clients:>9}{:>8}  {}{:>9}{}",
+            "{name:<18}{count:>6}{clients:>9}{:>8}  {}{:>9}{}",
             all.never,
             all.cells(),
             alone.sorted_ms.len(),

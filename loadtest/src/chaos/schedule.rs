@@ -19,11 +19,13 @@ pub enum Lane {
     Brokers,
     /// The clients.
     Clients,
+    /// What stands beside: others' transactions, and who reads the pods' logs.
+    Beside,
 }
 
 impl Lane {
-    /// All four.
-    pub const ALL: [Self; 4] = [Self::Pods, Self::Redis, Self::Brokers, Self::Clients];
+    /// All five.
+    pub const ALL: [Self; 5] = [Self::Pods, Self::Redis, Self::Brokers, Self::Clients, Self::Beside];
 }
 
 /// A kind of fault.
@@ -43,10 +45,14 @@ pub enum Kind {
     RedisPause,
     /// Redis is emptied.
     RedisEmpty,
+    /// Redis' clock steps, and back again.
+    RedisClock,
     /// A broker is killed, and starts again.
     BrokerKill,
     /// A broker is paused.
     BrokerPause,
+    /// A broker hangs, on a machine whose every core is busy.
+    BrokerHang,
     /// All brokers are down for 20 s.
     BrokersDown,
     /// Some clients don't read for a while.
@@ -59,13 +65,17 @@ pub enum Kind {
     Hasty,
     /// Some clients are away for longer than the history reaches back.
     Away,
+    /// A transaction stays open on every partition, and is aborted.
+    OpenTransaction,
+    /// Nobody reads what pods log.
+    LogStop,
 }
 
 /// A kind's name, its lane, and the shortest and longest time, in seconds, that it lasts.
 type Row = (Kind, &'static str, Lane, u64, u64);
 
 /// Times are without what it takes a machine to end and start what was hit. Pods have a lease of 3 s here.
-const KINDS: [Row; 15] = [
+const KINDS: [Row; 19] = [
     (Kind::Kill, "kill", Lane::Pods, 0, 8),
     (Kind::Rolling, "rolling", Lane::Pods, 0, 1),
     (Kind::Stop, "stop", Lane::Pods, 5, 10),
@@ -73,20 +83,24 @@ const KINDS: [Row; 15] = [
     (Kind::RedisKill, "redis-kill", Lane::Redis, 1, 8),
     (Kind::RedisPause, "redis-pause", Lane::Redis, 2, 10),
     (Kind::RedisEmpty, "redis-empty", Lane::Redis, 0, 1),
+    (Kind::RedisClock, "redis-clock", Lane::Redis, 1, 8),
     (Kind::BrokerKill, "broker-kill", Lane::Brokers, 1, 10),
     (Kind::BrokerPause, "broker-pause", Lane::Brokers, 2, 12),
+    (Kind::BrokerHang, "broker-hang", Lane::Brokers, 0, 8),
     (Kind::BrokersDown, "brokers-down", Lane::Brokers, 20, 20),
     (Kind::Stall, "stall", Lane::Clients, 3, 15),
     (Kind::Drop, "drop", Lane::Clients, 0, 1),
     (Kind::HalfOpen, "half-open", Lane::Clients, 0, 1),
     (Kind::Hasty, "hasty", Lane::Clients, 2, 5),
     (Kind::Away, "away", Lane::Clients, 0, 1),
+    (Kind::OpenTransaction, "open-transaction", Lane::Beside, 3, 12),
+    (Kind::LogStop, "log-stop", Lane::Beside, 5, 20),
 ];
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 15] = {
-        let mut all = [Self::Kill; 15];
+    pub const ALL: [Self; 19] = {
+        let mut all = [Self::Kill; 19];
         let mut at = 0;
         while at < all.len() {
             all[at] = KINDS[at].0;
@@ -114,6 +128,7 @@ impl Kind {
             Self::Scale => 20,
             Self::Kill => 3,
             Self::BrokerKill | Self::BrokersDown => 5,
+            Self::BrokerHang | Self::OpenTransaction => 4,
             _ => 1,
         };
         Duration::from_secs(shortest.midpoint(*longest) + machine)
