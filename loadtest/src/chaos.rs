@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+use crate::events;
 use crate::kafka::Kafka;
 use crate::pods;
 use crate::process::allow_descriptors;
@@ -77,7 +78,8 @@ pub struct Options {
     /// Events a second.
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(4..=50_000))]
     pub rate: u32,
-    /// Which faults: all, none, or names by commas, such as kill,redis-pause.
+    /// Which faults: all, none, or names by commas, such as kill,redis-pause. Of all, unclean is none: it is asked for by
+    /// its name beside, as in all,unclean.
     #[arg(long, default_value = "all")]
     pub faults: Faults,
     /// Keep the run's directory also where no fault was found.
@@ -100,9 +102,17 @@ impl std::str::FromStr for Faults {
 
     fn from_str(text: &str) -> Result<Self> {
         Ok(Self(match text {
-            "all" => Kind::ALL.to_vec(),
             "none" => Vec::new(),
-            names => names.split(',').map(str::parse).collect::<Result<_>>()?,
+            names => {
+                let mut kinds = Vec::new();
+                for name in names.split(',') {
+                    match name {
+                        "all" => kinds.extend(Kind::ALL.into_iter().filter(|kind| *kind != Kind::Unclean)),
+                        name => kinds.push(name.parse()?),
+                    }
+                }
+                kinds
+            }
         }))
     }
 }
@@ -241,8 +251,11 @@ fn happen(options: &Options, files: &Files, findings: &Arc<Findings>) -> Result<
     allow_descriptors(4096 + u64::from(options.clients) * 2);
     // The gateway is built before anything else runs.
     let _ = pods::binary();
-    let (kafka, redis) = (Kafka::start_with(faults::BROKERS as usize, &[]), Redis::start_with_clock());
-    pods::World::create_topics(&kafka);
+    let is_fragile = options.faults.0.contains(&Kind::Unclean);
+    // A replica that doesn't follow counts as lost soon, so that the other leads alone.
+    let settings: &[_] = if is_fragile { &[("replica.lag.time.max.ms", "1500")] } else { &[] };
+    let (kafka, redis) = (Kafka::start_with(faults::BROKERS as usize, settings), Redis::start_with_clock());
+    create_topics(&kafka, is_fragile);
     let logs = LogReader::default();
     let mut fleet = Fleet::new(&files.dir, kafka.bootstrap(), redis.port(), &logs, findings);
     (0..PODS).for_each(|place| fleet.spawn(place));
@@ -264,6 +277,18 @@ fn happen(options: &Options, files: &Files, findings: &Arc<Findings>) -> Result<
     chronicle.flush();
     clients.flush();
     Ok(())
+}
+
+/// The topics of the built-in routes; where the run has unclean elections, one of them on two brokers, either of which may
+/// lead at any time.
+fn create_topics(kafka: &Kafka, is_fragile: bool) {
+    let fragile = is_fragile.then(|| events::Kind::ALL[usize::from(producer::FRAGILE)].topic());
+    let topics = pods::World::topics();
+    let whole = topics.iter().filter(|(name, _)| Some(name.as_str()) != fragile);
+    kafka.create_all(&whole.map(|(name, partitions)| (name.as_str(), *partitions)).collect::<Vec<_>>());
+    if let Some(name) = fragile {
+        kafka.create_on(name, &producer::FRAGILE_ON);
+    }
 }
 
 /// What faults break.
@@ -299,6 +324,7 @@ impl Story<'_> {
             seed: self.options.seed,
             assessments: self.options.clients / CLIENTS_PER_ASSESSMENT,
             rate: self.options.rate,
+            is_fragile: self.options.faults.0.contains(&Kind::Unclean),
         };
         let stop = Arc::new(AtomicBool::new(false));
         let producers = producer::start(&order, self.book, &stop);

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::log::{Entry, Fate, Made, Span, What};
+use super::producer::FRAGILE;
 use super::schedule::{Kind, Lane};
 
 pub use recovery::{Cause, Recovery};
@@ -35,6 +36,10 @@ const CUT_OFF_SLACK_MS: u64 = 5_000;
 /// After the brokers are back, so long a pod may take until it reads all partitions again.
 const AFTER_BROKERS_MS: u64 = 30_000;
 
+/// After a log lost its end, clients hear of it for so long: pods notice at the next record, and clients that were away when
+/// they come back.
+const AFTER_TRUNCATION_MS: u64 = 60_000;
+
 /// What the judge goes by.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
@@ -51,6 +56,8 @@ pub struct Verdict {
     pub aborted: u64,
     /// Events of which nobody knows whether they were made.
     pub unknown: u64,
+    /// Events that were made, and lost with the end of their log.
+    pub truncated: u64,
     /// Events that clients saw, all together.
     pub seen: u64,
     /// Connections that were opened.
@@ -67,7 +74,8 @@ pub struct Verdict {
     pub out_of_order: u64,
     /// Events that a client saw, and that were aborted or never made.
     pub ghosts: u64,
-    /// Clients that gave a cursor, were not resumed and not told so.
+    /// Clients that gave a cursor, were not resumed and not told so; and those that saw what a log lost later, and were not
+    /// told of that.
     pub silent_losses: u64,
     /// Events that came again because the log holds them more than once.
     pub written_again: u64,
@@ -206,6 +214,11 @@ impl Truth {
                 Fate::Made => verdict.made += 1,
                 Fate::Aborted => verdict.aborted += 1,
                 Fate::Unknown => verdict.unknown += 1,
+                Fate::Truncated => {
+                    // It was made before.
+                    verdict.made = verdict.made.saturating_sub(1);
+                    verdict.truncated += 1;
+                }
                 Fate::Again => {
                     truth.again.insert((made.assessment, made.topic, made.number));
                     continue;
@@ -238,6 +251,8 @@ pub(crate) struct Place {
     lacking: BTreeSet<u64>,
     /// What lies below may be missing: a reset told so.
     forgiven: u64,
+    /// What lies below may come again: a log lost its end, and its producer wrote it again.
+    may_come_again: u64,
 }
 
 /// A client as its log tells of it.
@@ -247,6 +262,10 @@ struct Client {
     places: BTreeMap<u8, Place>,
     /// It gave a cursor, was not resumed, and waits for the `reset` that says so.
     owed_a_reset: bool,
+    /// It saw an event that its log lost later, and was not told so yet: when.
+    saw_truncated: Option<Entry>,
+    /// The election that its last reset was explained by, by its begin.
+    told_of_ms: Option<u64>,
     /// How long it did not read by its own will, and whether it has read events since.
     absent_ms: u64,
     has_read: bool,
@@ -324,6 +343,9 @@ impl Client {
             let what = format!("topic {topic}: {number} was never made, or its transaction was aborted");
             return verdict.tell(entry, &what);
         }
+        if stream.fate(number) == Some(Fate::Truncated) {
+            self.saw_truncated = Some(entry.clone());
+        }
         let place = self.places.entry(topic).or_default();
         if number >= place.next {
             let missing: Vec<u64> = stream.owed(place.next.max(place.forgiven)..number).collect();
@@ -337,7 +359,7 @@ impl Client {
             verdict.lost -= 1;
             verdict.out_of_order += 1;
             verdict.tell(entry, &format!("topic {topic}: {number} came behind {}", place.next - 1));
-        } else if truth.again.contains(&(self.assessment, topic, number)) {
+        } else if number < place.may_come_again || truth.again.contains(&(self.assessment, topic, number)) {
             verdict.written_again += 1;
         } else {
             verdict.doubled += 1;
@@ -354,7 +376,12 @@ impl Client {
         verdict: &mut Verdict,
     ) {
         let was_away = self.absent_ms >= ms(rules.history) || were_cut_off(spans, entry.at_ms, rules);
-        let is_explained = matches!(reason, "expired" | "lagged") && was_away;
+        let truncation =
+            truncation(spans, entry.at_ms).filter(|since| reason == "expired" && self.told_of_ms != Some(*since));
+        let is_explained = matches!(reason, "expired" | "lagged") && was_away || truncation.is_some();
+        if truncation.is_some() {
+            (self.told_of_ms, self.saw_truncated) = (truncation, None);
+        }
         let resets = if is_explained { &mut verdict.explained_resets } else { &mut verdict.unexplained_resets };
         *resets.entry(reason.to_owned()).or_default() += 1;
         if !is_explained {
@@ -366,7 +393,11 @@ impl Client {
             let until_ms = entry.at_ms + RESET_SLACK_MS;
             let seen = truth.seen.get(&(self.assessment, topic)).filter(|(_, at_ms)| *at_ms <= until_ms);
             let forgiven = stream.made_before(until_ms).max(seen.map_or(0, |(next, _)| *next));
-            self.places.entry(topic).or_default().forgiven = forgiven;
+            let place = self.places.entry(topic).or_default();
+            place.forgiven = forgiven;
+            if truncation.is_some() && topic == FRAGILE {
+                place.may_come_again = place.next;
+            }
         }
     }
 
@@ -384,8 +415,19 @@ impl Client {
                 verdict.tell(&entry, &format!("topic {topic}: {first} to {last} are missing at the end"));
             }
         }
+        if let Some(entry) = self.saw_truncated {
+            verdict.silent_losses += 1;
+            verdict.tell(&entry, "it saw an event that the log lost, and no reset came");
+        }
         verdict.recoveries.extend(self.disturbed.never());
     }
+}
+
+/// The election, by its begin, in which a log lost its end, where one explains a reset at this time.
+fn truncation(spans: &[Span], at_ms: u64) -> Option<u64> {
+    let mut elections = spans.iter().filter(|span| span.kind == Kind::Unclean);
+    let last = elections.rfind(|span| (span.from_ms..=span.to_ms + AFTER_TRUNCATION_MS).contains(&at_ms))?;
+    Some(last.from_ms)
 }
 
 /// Whether brokers that were away, or a transaction that stayed open, are to blame for a cursor that is too old: its pod

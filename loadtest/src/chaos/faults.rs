@@ -13,9 +13,11 @@ use super::fleet::{Fleet, HISTORY};
 use super::log::{Span, Writer};
 use super::log_reader::LogReader;
 use super::open_transaction::OpenTransaction;
+use super::producer::{FRAGILE, FRAGILE_ON};
 use super::schedule::{Kind, Planned};
+use crate::events;
 use crate::kafka::Kafka;
-use crate::process::{Signal, own_cores};
+use crate::process::{Signal, eventually, own_cores};
 use crate::redis::Redis;
 
 /// Between two faults a lane looks this often whether all is as it should be.
@@ -32,6 +34,9 @@ const CLOCK_STEPS: [i64; 6] = [-3_600, -5, -2, 2, 5, 3_600];
 
 /// A machine stays busy for so long after a broker that hung on it goes on.
 const BUSY_AFTER: Duration = Duration::from_secs(3);
+
+/// A topic with two replicas changes its leader, or has both in sync again, within this time.
+const ELECTED_WITHIN: Duration = Duration::from_secs(90);
 
 /// Brokers, from 0.
 pub(super) const BROKERS: u32 = 3;
@@ -193,6 +198,7 @@ pub(super) fn brokers(clock: Clock, plan: &[Planned], kafka: &mut Kafka, chronic
                         thread::sleep(BUSY_AFTER);
                     });
                 }),
+                Kind::Unclean => chronicle.during(Kind::Unclean, "", || lose_the_end(kafka, planned.lasts)),
                 _ => chronicle.during(Kind::BrokersDown, "", || {
                     (0..BROKERS as usize).for_each(|number| kafka.broker(number).kill());
                     thread::sleep(planned.lasts);
@@ -201,6 +207,23 @@ pub(super) fn brokers(clock: Clock, plan: &[Planned], kafka: &mut Kafka, chronic
             }
         },
     );
+}
+
+/// The leader of the fragile topic's log takes records alone for this time, and dies; its other replica leads without them.
+fn lose_the_end(kafka: &mut Kafka, alone_for: Duration) {
+    let topic = events::Kind::ALL[usize::from(FRAGILE)].topic();
+    let both = |kafka: &Kafka| kafka.in_sync(topic, 0).is_some_and(|brokers| brokers.len() == FRAGILE_ON.len());
+    eventually("both replicas are in sync", ELECTED_WITHIN, || both(kafka).then_some(()));
+    let leader = eventually("a replica leads", ELECTED_WITHIN, || kafka.leader(topic, 0));
+    let other = FRAGILE_ON.into_iter().find(|broker| *broker != leader).expect("there are two");
+    kafka.broker(other).pause();
+    eventually("it is alone", ELECTED_WITHIN, || (kafka.in_sync(topic, 0)? == [leader]).then_some(()));
+    thread::sleep(alone_for);
+    kafka.broker(leader).kill();
+    kafka.broker(other).resume();
+    eventually("the other leads", ELECTED_WITHIN, || (kafka.leader(topic, 0)? == other).then_some(()));
+    kafka.broker(leader).start();
+    eventually("both replicas are in sync again", ELECTED_WITHIN, || both(kafka).then_some(()));
 }
 
 /// Does something while every core of the machine has more to do than it can.

@@ -21,6 +21,8 @@ pub enum Fate {
     Aborted,
     /// Nobody told: it may be seen or not.
     Unknown,
+    /// The brokers had it, and lost it with the end of a log. It may have been seen before.
+    Truncated,
     /// Besides what else is known of it: the log holds it more than once. A producer may write an event again where the
     /// brokers went down before they answered; a gateway is to deliver what the log holds.
     Again,
@@ -125,6 +127,7 @@ impl fmt::Display for Made {
             Fate::Made => "made",
             Fate::Aborted => "aborted",
             Fate::Unknown => "unknown",
+            Fate::Truncated => "truncated",
             Fate::Again => "again",
         };
         write!(f, "{} {} {} {} {fate}", self.at_ms, self.assessment, self.topic, self.number)
@@ -146,6 +149,7 @@ impl FromStr for Made {
                 "made" => Fate::Made,
                 "aborted" => Fate::Aborted,
                 "unknown" => Fate::Unknown,
+                "truncated" => Fate::Truncated,
                 "again" => Fate::Again,
                 other => bail!("no fate: {other:?}"),
             },
@@ -280,7 +284,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_as_it_was() {
-        for fate in [Fate::Made, Fate::Aborted, Fate::Unknown] {
+        for fate in [Fate::Made, Fate::Aborted, Fate::Unknown, Fate::Truncated, Fate::Again] {
             let made = Made { at_ms: 5, assessment: 7, topic: 9, number: 11, fate };
             assert_eq!(made.to_string().parse::<Made>().unwrap(), made);
         }

@@ -34,6 +34,12 @@ const HOT_PERCENT: u32 = 40;
 /// How often each topic's turn comes, of a hundred: some are busy, some nearly silent.
 const WEIGHTS: [u32; events::Kind::ALL.len()] = [30, 10, 10, 14, 20, 1, 1, 1, 3, 10];
 
+/// The topic that loses the end of its log in an unclean election, where the run has any: its place among the ten.
+pub(super) const FRAGILE: u8 = 6;
+
+/// That topic's two brokers.
+pub(super) const FRAGILE_ON: [usize; 2] = [1, 2];
+
 const PREFIX: &str = "chaos-";
 
 /// The assessment of this number, as the pods know it.
@@ -63,6 +69,8 @@ pub(super) struct Book {
     pub(super) clock: Clock,
     /// The highest number of each assessment and topic that was made.
     last: Mutex<BTreeMap<(u32, u8), u64>>,
+    /// What was made on the topic that may lose its end.
+    fragile: Mutex<BTreeSet<Id>>,
     count: AtomicU64,
 }
 
@@ -72,7 +80,7 @@ type Id = (u32, u8, u64);
 impl Book {
     /// An empty one.
     pub(super) fn new(log: Writer, clock: Clock) -> Self {
-        Self { log, clock, last: Mutex::default(), count: AtomicU64::new(0) }
+        Self { log, clock, last: Mutex::default(), fragile: Mutex::default(), count: AtomicU64::new(0) }
     }
 
     /// How many events were made.
@@ -85,7 +93,7 @@ impl Book {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Writes down which events the log holds more than once.
+    /// Writes down which events the log holds more than once, and which it has lost.
     pub(super) fn look_into_the_log(&self, kafka: &Kafka) {
         let mut seen = BTreeSet::new();
         for topic in events::Kind::ALL.map(events::Kind::topic) {
@@ -98,11 +106,19 @@ impl Book {
                 }
             }
         }
+        for &(assessment, topic, number) in &*self.fragile.lock().unwrap_or_else(PoisonError::into_inner) {
+            if !seen.contains(&(assessment, topic, number)) {
+                self.log.add(&Made { at_ms: self.clock.ms(), assessment, topic, number, fate: Fate::Truncated });
+            }
+        }
     }
 
     fn add(&self, (assessment, topic, number): Id, fate: Fate) {
         self.log.add(&Made { at_ms: self.clock.ms(), assessment, topic, number, fate });
         if fate == Fate::Made {
+            if topic == FRAGILE {
+                self.fragile.lock().unwrap_or_else(PoisonError::into_inner).insert((assessment, topic, number));
+            }
             self.count.fetch_add(1, Ordering::Relaxed);
             let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
             let last = last.entry((assessment, topic)).or_insert(number);
@@ -119,6 +135,8 @@ pub(super) struct Order {
     pub(super) assessments: u32,
     /// Events a second, all together.
     pub(super) rate: u32,
+    /// Whether a topic may lose the end of its log.
+    pub(super) is_fragile: bool,
 }
 
 /// Makes events until `stop`. Returns the two threads that do it.
@@ -128,6 +146,7 @@ pub(super) fn start(order: &Order, book: &Arc<Book>, stop: &Arc<AtomicBool>) -> 
         numbers: BTreeMap::new(),
         assessments: order.assessments,
         is_transactional,
+        is_fragile: order.is_fragile,
     };
     let (plain, transactional) = (source(false), source(true));
     let share = order.rate / TRANSACTIONAL_IN;
@@ -151,11 +170,16 @@ struct Source {
     numbers: BTreeMap<(u32, u8), u64>,
     assessments: u32,
     is_transactional: bool,
+    is_fragile: bool,
 }
 
 impl Source {
     fn next(&mut self) -> Id {
-        let topic = self.topic();
+        let mut topic = self.topic();
+        // A log that loses its end can hold half of a transaction.
+        while topic == FRAGILE && self.is_fragile && self.is_transactional {
+            topic = self.topic();
+        }
         loop {
             let is_hot = self.random.u32(0..100) < HOT_PERCENT;
             let assessment = self.random.u32(0..if is_hot { HOT.min(self.assessments) } else { self.assessments });
@@ -211,6 +235,15 @@ fn producer(bootstrap: &str, book: &Arc<Book>, transactional_id: Option<&str>) -
     config.create_with_context(deliveries).expect("good properties")
 }
 
+/// One whose brokers may forget what they have taken, which an idempotent one doesn't survive. It keeps the order.
+fn forgetful(bootstrap: &str, book: &Arc<Book>) -> ThreadedProducer<Deliveries> {
+    let mut config = client_config(bootstrap);
+    config.set("partitioner", "murmur2_random").set("linger.ms", "2").set("acks", "all");
+    config.set("max.in.flight.requests.per.connection", "1");
+    let deliveries = Deliveries { book: Arc::clone(book), is_transactional: false };
+    config.create_with_context(deliveries).expect("good properties")
+}
+
 fn send(producer: &ThreadedProducer<Deliveries>, event: &Event, id: Option<Id>) -> Result<(), KafkaError> {
     let record = BaseRecord::with_opaque_to(&event.topic, Box::new(id)).key(&event.key).payload(&event.payload);
     let mut waiting = Some(record);
@@ -230,14 +263,15 @@ fn send(producer: &ThreadedProducer<Deliveries>, event: &Event, id: Option<Id>) 
 
 fn make_plain(bootstrap: &str, mut source: Source, rate: u32, book: &Arc<Book>, stop: &AtomicBool) {
     let producer = producer(bootstrap, book, None);
+    let forgetful = source.is_fragile.then(|| forgetful(bootstrap, book));
     let start = Instant::now();
     let (mut sent, mut ticked) = (0, 0);
     while !stop.load(Ordering::Relaxed) {
         let due = start.elapsed().as_millis() * u128::from(rate) / 1000;
         while sent < due {
             let id @ (assessment, topic, number) = source.next();
-            send(&producer, &event(assessment, topic, number), Some(id))
-                .expect("an idempotent producer takes an event");
+            let of_the_topic = forgetful.as_ref().filter(|_| topic == FRAGILE).unwrap_or(&producer);
+            send(of_the_topic, &event(assessment, topic, number), Some(id)).expect("a producer takes an event");
             sent += 1;
         }
         // A tick of each market a second.
@@ -251,6 +285,7 @@ fn make_plain(bootstrap: &str, mut source: Source, rate: u32, book: &Arc<Book>, 
     }
     // What the brokers don't take in this time is told as an error to `delivery` when the producer ends.
     let _ = producer.flush(BROKERS_WITHIN);
+    let _ = forgetful.map(|producer| producer.flush(BROKERS_WITHIN));
 }
 
 // ---- transactions ---------------------------------------------------------------------------------------------------
@@ -341,7 +376,8 @@ mod tests {
         let mut owners = BTreeMap::new();
         for is_transactional in [false, true] {
             let random = fastrand::Rng::with_seed(1);
-            let mut source = Source { random, numbers: BTreeMap::new(), assessments: 40, is_transactional };
+            let (numbers, is_fragile) = (BTreeMap::new(), false);
+            let mut source = Source { random, numbers, assessments: 40, is_transactional, is_fragile };
             let mut seen: BTreeMap<(u32, u8), Vec<u64>> = BTreeMap::new();
             for _ in 0..20_000 {
                 let (assessment, topic, number) = source.next();

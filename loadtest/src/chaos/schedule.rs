@@ -55,6 +55,8 @@ pub enum Kind {
     BrokerHang,
     /// All brokers are down for 20 s.
     BrokersDown,
+    /// Of a topic's two replicas one is paused, the other dies, and the first leads without the end of the log.
+    Unclean,
     /// Some clients don't read for a while.
     Stall,
     /// All clients lose their connection at the same time.
@@ -75,7 +77,7 @@ pub enum Kind {
 type Row = (Kind, &'static str, Lane, u64, u64);
 
 /// Times are without what it takes a machine to end and start what was hit. Pods have a lease of 3 s here.
-const KINDS: [Row; 19] = [
+const KINDS: [Row; 20] = [
     (Kind::Kill, "kill", Lane::Pods, 0, 8),
     (Kind::Rolling, "rolling", Lane::Pods, 0, 1),
     (Kind::Stop, "stop", Lane::Pods, 5, 10),
@@ -88,6 +90,7 @@ const KINDS: [Row; 19] = [
     (Kind::BrokerPause, "broker-pause", Lane::Brokers, 2, 12),
     (Kind::BrokerHang, "broker-hang", Lane::Brokers, 0, 8),
     (Kind::BrokersDown, "brokers-down", Lane::Brokers, 20, 20),
+    (Kind::Unclean, "unclean", Lane::Brokers, 1, 3),
     (Kind::Stall, "stall", Lane::Clients, 3, 15),
     (Kind::Drop, "drop", Lane::Clients, 0, 1),
     (Kind::HalfOpen, "half-open", Lane::Clients, 0, 1),
@@ -99,8 +102,8 @@ const KINDS: [Row; 19] = [
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 19] = {
-        let mut all = [Self::Kill; 19];
+    pub const ALL: [Self; 20] = {
+        let mut all = [Self::Kill; 20];
         let mut at = 0;
         while at < all.len() {
             all[at] = KINDS[at].0;
@@ -129,6 +132,8 @@ impl Kind {
             Self::Kill => 3,
             Self::BrokerKill | Self::BrokersDown => 5,
             Self::BrokerHang | Self::OpenTransaction => 4,
+            // Until a replica counts as lost, another leads, and the first is in sync again.
+            Self::Unclean => 20,
             _ => 1,
         };
         Duration::from_secs(shortest.midpoint(*longest) + machine)

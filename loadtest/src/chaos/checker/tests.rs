@@ -411,3 +411,54 @@ fn brokers_that_were_away_for_nearly_the_window_explain_a_cursor_that_is_too_old
     let other = Span { kind: Kind::Stop, ..outage(10_000, 60_000) };
     assert!(!were_cut_off(&[other], 72_000, RULES), "not the brokers");
 }
+
+/// A client that saw numbers 4 to 6 of the topic that may lose its end, which its log then lost; and what else it saw.
+fn sees_a_log_lose_its_end(facts: impl IntoIterator<Item = What>) -> Story {
+    let mut story = Story::default();
+    story.add(0, What::Watches(0));
+    story.add(1, What::Tries);
+    story.connected(5, false, false);
+    for number in 0..10 {
+        let at_ms = 1000 * (number + 1);
+        story.make(at_ms, FRAGILE, number, Fate::Made);
+        story.add(at_ms + 3, What::Event { topic: FRAGILE, number });
+    }
+    (4..7).for_each(|number| story.make(20_000, FRAGILE, number, Fate::Truncated));
+    story.spans.push(Span { kind: Kind::Unclean, target: String::new(), from_ms: 4_500, to_ms: 7_500 });
+    story.add(20_000, What::Done);
+    let place = story.place(FRAGILE, 7);
+    story.insert(place, facts);
+    story
+}
+
+#[test]
+fn who_saw_what_a_log_lost_must_be_told_and_a_reset_is_explained_by_it_once() {
+    let reset = || What::Reset("expired".into());
+    let told = sees_a_log_lose_its_end([reset()]).check();
+    assert!(!told.is_fault(), "{:?}", told.told);
+    assert_eq!((told.made, told.truncated, told.explained_resets["expired"]), (7, 3, 1));
+
+    let untold = sees_a_log_lose_its_end([]).check();
+    assert_eq!((untold.silent_losses, counts(&untold)), (1, [0; 6]));
+    assert!(sees_a_log_lose_its_end([What::Reset("lagged".into())]).check().is_fault());
+    assert_eq!(counts(&sees_a_log_lose_its_end([reset(), reset()]).check()), [0, 0, 0, 0, 0, 1]);
+
+    let mut long_after = sees_a_log_lose_its_end([reset()]);
+    long_after.spans[0] = Span { from_ms: 0, to_ms: 1, ..long_after.spans[0].clone() };
+    long_after.entries.iter_mut().for_each(|entry| entry.at_ms += 60_000);
+    assert_eq!(counts(&long_after.check())[5], 1);
+}
+
+#[test]
+fn nobody_is_owed_what_a_log_lost_and_after_the_reset_it_may_come_again() {
+    let mut unseen = sees_a_log_lose_its_end([]);
+    unseen.entries.retain(|entry| !matches!(entry.what, What::Event { number: 4..7, .. }));
+    assert!(!unseen.check().is_fault());
+
+    let again = [What::Event { topic: FRAGILE, number: 5 }];
+    let story = sees_a_log_lose_its_end([What::Reset("expired".into())].into_iter().chain(again.clone()));
+    // It has seen a truncated one since, of which it is told by no other reset.
+    let verdict = story.check();
+    assert_eq!((verdict.written_again, verdict.doubled), (1, 0));
+    assert_eq!(sees_a_log_lose_its_end(again).check().doubled, 1);
+}
