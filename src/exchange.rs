@@ -233,10 +233,21 @@ pub type HttpDoor = tokio::sync::mpsc::Sender<HttpRequest>;
 pub struct IngestStatus {
     /// Whether the brokers answer.
     pub connected: AtomicBool,
+    /// Whether the client that reads gives nothing, although the brokers say that there is something; a new one counts as
+    /// such until it gives something.
+    pub stuck: AtomicBool,
     /// Whether the history was filled to the partitions' ends as they were at the start. Never goes back.
     pub filled: AtomicBool,
     /// That its loop turns.
     pub pulse: Pulse,
+}
+
+impl IngestStatus {
+    /// Whether the brokers answer, and what is there is read.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Acquire) && !self.stuck.load(Ordering::Acquire)
+    }
 }
 
 /// What a shard shows of itself.

@@ -136,6 +136,14 @@ pub const PROBE_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// How long brokers that took a question and did not answer still count as connected.
 pub const PROBE_SILENCE_MAX: Duration = Duration::from_secs(6);
 
+/// Clients of librdkafka that are being ended at a time. Each may keep its threads and connections until it has ended;
+/// where so many hang at it, no client is replaced any more.
+pub const CLIENTS_ENDING_MAX: usize = 8;
+
+/// The longest pause between two replacements of the client that reads, where one after the other makes no progress: it
+/// is most likely not the client's fault.
+pub const CLIENT_RENEWAL_PAUSE_MAX: Duration = Duration::from_secs(60);
+
 /// Kinds of complaint about Kafka that are kept apart in the log; over it, new ones go unsaid for a while.
 pub const COMPLAINT_KINDS_MAX: usize = 1024;
 

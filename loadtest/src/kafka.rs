@@ -339,6 +339,11 @@ impl Broker {
         self.process.as_ref().expect("the broker is up").signal(Signal::Cont);
     }
 
+    /// Returns when it serves again after [`Self::resume`].
+    pub fn await_back(&self) {
+        self.await_serving(1);
+    }
+
     fn spawn(&mut self, install: &Install, archive: Archive) {
         assert!(self.process.is_none(), "the broker is down");
         let temp = self.properties.parent().expect("it lies in the cluster's directory");

@@ -18,6 +18,7 @@
 //! - [`fleet`]: many clients under a load, and what they cost, beside bare loops that do no more than they must; and the
 //!   search for the highest load that is borne.
 //! - [`storm`]: all clients of a pod come back at once.
+//! - [`hangs`]: a broker hangs or dies and comes back, many times, on a busy machine.
 //! - [`process`]: child processes that never outlive the tests; waiting with a deadline.
 //!
 //! Nothing is shared between tests, nor left behind. What fails here panics with a sentence: a missing tool fails a test
@@ -28,6 +29,7 @@ pub mod client;
 pub mod events;
 pub mod fleet;
 pub mod frames;
+pub mod hangs;
 pub mod http;
 pub mod kafka;
 pub mod link;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use loadtest::{chaos, fleet, storm};
+use loadtest::{chaos, fleet, hangs, storm};
 
 /// Tries the gateway on real brokers, a real Redis and real sockets.
 #[derive(Debug, Parser)]
@@ -18,6 +18,9 @@ enum Command {
     Chaos(chaos::Options),
     /// Lets all clients of a pod come back at once, and measures how long it takes and what live ones notice of it.
     Storm(storm::Options),
+    /// Has a broker hang or die and come back, many times, on a busy machine, and measures how long it takes until records
+    /// flow again. Exit code 1 where it takes too long.
+    Hangs(hangs::Options),
     /// Holds many clients under a load, and tells what was delivered, how late, and at what cost.
     Fleet(fleet::Options),
     /// Searches for the highest load at which p99 stays under a bound, and sizes a fleet by it. Exit code 1 where none is.
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
             let _ = storm::run(&options);
             Ok(true)
         }
+        Command::Hangs(options) => Ok(hangs::run(&options).worst() <= hangs::BACK_WITHIN),
         Command::Fleet(options) => fleet::run(&options).map(|_| true),
         Command::Capacity(options) => {
             fleet::capacity::run(&options).map(|report| report.capacity.is_some_and(|capacity| capacity.held.is_some()))

@@ -85,6 +85,8 @@ pub struct KafkaConfig {
     pub properties: Vec<(String, String)>,
     /// `TOPIC_REFRESH_MS`.
     pub topic_refresh: Duration,
+    /// `KAFKA_STALL_MS`.
+    pub stall: Duration,
     /// `MAX_EVENT_BYTES`.
     pub event_bytes_max: usize,
     /// `HISTORY_SECONDS`.

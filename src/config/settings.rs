@@ -95,6 +95,9 @@ settings! {
     KAFKA_GROUP_ID: Text("a name"), Value("websocket-service-group"), "for ACLs and quotas only: no group is joined";
     KAFKA_PROPERTIES_FILE: File("a file of librdkafka's properties, key=value a line"), Unset,
         "TLS, SASL and the like";
+    KAFKA_STALL_MS: ms(1000), Value("3000"),
+        "a Kafka client that makes no progress for so long, although there is something to read, is replaced; longer than \
+         it takes to connect";
     TOPIC_REFRESH_MS: ms(500), Value("10000"), "new topics and partitions are seen by then";
     ROUTES_FILE: File("a file as `shardgate routes` prints it"), Computed("built in"), "which topics become what";
     REDIS_URL: Secret("redis://[[user]:password@]host[:port][/db]"), Unset,

@@ -117,7 +117,7 @@ impl Control {
         let ingest = &self.threads.ingest;
         let now = Readiness {
             redis: cluster.connected,
-            kafka: ingest.connected.load(Ordering::Acquire),
+            kafka: ingest.is_connected(),
             history: ingest.filled.load(Ordering::Acquire),
             slot: cluster.own,
             had_slot: before.had_slot || cluster.own.is_some(),

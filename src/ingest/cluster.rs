@@ -7,20 +7,20 @@ use std::ptr::{self, NonNull};
 use std::time::Duration;
 
 use rdkafka::bindings as sys;
-use rdkafka::client::Client;
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 
 use crate::config::KafkaConfig;
 
-use super::kafka::{Context, InvalidProperties, Queue, client, millis, properties};
+use super::client::{Client, Context, InvalidProperties, client, millis, properties};
+use super::kafka::Queue;
 use super::reachability::Failure;
 
 /// Asks the cluster questions, over connections of its own: so a question neither waits behind a fetch nor, when its
 /// time runs out, takes the fetch's connection down with it.
 pub(super) struct Cluster {
-    client: Client<Context>,
+    client: Client,
 }
 
 /// A partition that has a leader, by its topic's name.
@@ -146,9 +146,14 @@ impl Cluster {
     /// A sign of life: asks for one topic's metadata, which is a small answer.
     ///
     /// # Errors
-    /// Where no broker answers within `limit`.
+    /// Where no broker answers within `limit`, or one that knows of no broker, not even of itself: it has just started, or
+    /// was away so long that the controller has fenced it.
     pub(super) fn probe(&self, topic: &str, limit: Duration) -> Result<(), KafkaError> {
-        self.client.fetch_metadata(Some(topic), limit).map(drop)
+        let metadata = self.client.fetch_metadata(Some(topic), limit)?;
+        match metadata.brokers() {
+            [] => Err(KafkaError::MetadataFetch(RDKafkaErrorCode::BrokerNotAvailable)),
+            _ => Ok(()),
+        }
     }
 
     /// The offsets of a place in each of the partitions, in their order; `None` where there is no such record. One
@@ -232,6 +237,7 @@ unsafe fn id_of(topic: *const sys::rd_kafka_TopicDescription_t) -> Result<Option
 /// What a failed question says of the brokers.
 pub(super) fn failure_of(error: &KafkaError) -> Failure {
     match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::BrokerNotAvailable) => Failure::NoBrokers,
         Some(RDKafkaErrorCode::OperationTimedOut | RDKafkaErrorCode::RequestTimedOut) => Failure::Silent,
         _ => Failure::Unreachable,
     }

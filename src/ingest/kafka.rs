@@ -1,177 +1,31 @@
-//! librdkafka's consumer, which reads by assignment, and what all of its clients have in common; the client that asks
-//! is [`super::cluster`]'s. It decides nothing: what is read from where is up to the rules.
+//! librdkafka's consumer, which reads by assignment; the client that asks is [`super::cluster`]'s. It decides nothing: what
+//! is read from where is up to the rules.
 //!
 //! Records are taken by `rd_kafka_consume_batch_queue`, which rdkafka's safe API doesn't have: 174 ns a record on this
 //! thread, instead of 334 by `poll`, as measured.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::slice;
-use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rdkafka::ClientConfig;
 use rdkafka::bindings as sys;
-use rdkafka::client::{Client, ClientContext};
-use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use rdkafka::types::{RDKafkaMessage, RDKafkaRespErr, RDKafkaTopic, RDKafkaType};
-use tracing::{debug, error, warn};
+use rdkafka::types::{RDKafkaMessage, RDKafkaRespErr, RDKafkaTopic};
 
 use crate::config::KafkaConfig;
 use crate::ids::TopicIndex;
-use crate::limits::{CONSUME_RECORDS_MAX, KAFKA_LOG_EVERY};
+use crate::limits::CONSUME_RECORDS_MAX;
 use crate::routing::table::Topic;
 use crate::stream::batch::Origin;
 
 use super::batcher::Incoming;
-use super::complaints::Complaints;
-
-// ---- settings -----------------------------------------------------------------------------------------------------------
-
-/// librdkafka does not take the settings. The operator's fault, in `KAFKA_PROPERTIES_FILE` or `KAFKA_BROKERS`. It names
-/// the property and never its value, which may be a password.
-#[derive(Debug, thiserror::Error)]
-pub enum InvalidProperties {
-    /// One property is unknown, or its value is not one that it takes.
-    #[error("KAFKA_PROPERTIES_FILE: librdkafka does not take the value of {0:?}, or does not know it")]
-    Property(Box<str>),
-    /// They do not go together, or name something that is not there (a certificate, say).
-    #[error("KAFKA_PROPERTIES_FILE: librdkafka can't work with these properties: {0}")]
-    Together(Box<str>),
-    /// The process has no descriptor left for the consumer: no fault of the properties.
-    #[error("no descriptor for Kafka's consumer: {0}")]
-    NoDescriptor(#[from] io::Error),
-}
-
-/// What both clients go by; the operator's properties beat it.
-pub(super) fn properties(config: &KafkaConfig) -> ClientConfig {
-    let mut properties = ClientConfig::new();
-    properties
-        .set("bootstrap.servers", &*config.brokers)
-        .set("client.id", &*config.client_id)
-        .set("group.id", &*config.group_id)
-        .set("enable.auto.commit", "false")
-        .set("enable.auto.offset.store", "false")
-        // The others jump silently where offsets were deleted before they were read.
-        .set("auto.offset.reset", "error")
-        .set("isolation.level", "read_committed")
-        .set("enable.partition.eof", "true")
-        // Requests are small: none is to wait for the answer to the one before.
-        .set("socket.nagle.disable", "true")
-        // An answer that waits for records holds up what is asked next on its connection, and the news that a
-        // partition is at its end: ten empty answers a second are the price.
-        .set("fetch.wait.max.ms", "100")
-        // No broker is asked for more while what came lies untaken, and then for two milliseconds: of a stream, more comes
-        // in each answer. Without that, each record of 1,000 a second has a question and an answer of its own, which cost
-        // more than all that is done with it here. In a flood the next answer is not under way while one is read: 0.86
-        // million records a second where it was 1.09. What lies untaken is counted in the one queue of all partitions.
-        .set("queued.min.messages", "1")
-        .set("fetch.queue.backoff.ms", "2")
-        // What waits here is outside of the history's budget: compressed tenfold, and with what librdkafka adds to each
-        // record, 16 MiB of answer and 100,000 records ahead took 290 MiB beside it, while a million records were read; so
-        // bounded, and with 20,000 ahead, 70 MiB. An answer is held whole, from each broker.
-        .set("queued.max.messages.kbytes", "8192")
-        .set("fetch.max.bytes", "2097152")
-        // So that a broker that is back is found soon.
-        .set("reconnect.backoff.max.ms", "1000")
-        .set("socket.keepalive.enable", "true")
-        .set("log.thread.name", "false")
-        .set_log_level(RDKafkaLogLevel::Info);
-    for (name, value) in &config.properties {
-        if name == "debug" {
-            // Who asks for it is to hear it, at our own level of that name.
-            properties.set_log_level(RDKafkaLogLevel::Debug);
-        }
-        properties.set(name, value);
-    }
-    properties
-}
-
-/// A client whose log lines and errors come to us by callbacks, for the batch call serves callbacks, not events.
-pub(super) fn client(properties: &ClientConfig, context: Context) -> Result<Client<Context>, InvalidProperties> {
-    let native = properties.create_native_config().map_err(|error| match error {
-        KafkaError::ClientConfig(_, _, property, _) => InvalidProperties::Property(property.into()),
-        _ => InvalidProperties::Property("a name or value with a NUL".into()),
-    })?;
-    // SAFETY: the configuration is alive, and both functions have the types that the header asks for.
-    unsafe {
-        sys::rd_kafka_conf_set_log_cb(native.ptr(), Some(on_log));
-        sys::rd_kafka_conf_set_error_cb(native.ptr(), Some(on_error));
-    }
-    Client::new(properties, native, RDKafkaType::RD_KAFKA_CONSUMER, context)
-        .map_err(|error| InvalidProperties::Together(error.to_string().into()))
-}
-
-// ---- what librdkafka says -------------------------------------------------------------------------------------------------
-
-/// Receives librdkafka's log lines. A broker that is down is told of each second: the same complaint is said once in
-/// [`KAFKA_LOG_EVERY`].
-#[derive(Debug)]
-pub(super) struct Context {
-    /// Whether complaints are worth a warning. Two clients of the same cluster have the same ones: one is heard.
-    heard: bool,
-    complaints: Mutex<Complaints<Box<str>>>,
-}
-
-impl Context {
-    pub(super) fn new(heard: bool) -> Self {
-        Self { heard, complaints: Mutex::new(Complaints::new(KAFKA_LOG_EVERY)) }
-    }
-
-    /// Says a line at the level that it has for us: librdkafka's errors are ones that it goes on from.
-    fn say(&self, severity: c_int, kind: &str, text: &str) {
-        match severity {
-            // Emergency, alert and critical: it can't go on.
-            ..=2 if self.heard => error!(kind, "librdkafka: {text}"),
-            ..=4 => {
-                let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
-                match complaints.admit(kind.into(), Instant::now()) {
-                    Some(held_back) if self.heard => warn!(kind, held_back, "librdkafka: {text}"),
-                    _ => debug!(kind, "librdkafka: {text}"),
-                }
-            }
-            _ => debug!(kind, "librdkafka: {text}"),
-        }
-    }
-}
-
-/// What rdkafka would call is never called: the callbacks below stand in its place.
-impl ClientContext for Context {}
-
-/// A log line. Called where a client's queue is served.
-unsafe extern "C" fn on_log(
-    client: *const sys::rd_kafka_t,
-    severity: c_int,
-    facility: *const c_char,
-    text: *const c_char,
-) {
-    if client.is_null() {
-        return;
-    }
-    // SAFETY: librdkafka passes a live client; its opaque is the context of the `Client` that owns it (`Client::new`).
-    let context = unsafe { sys::rd_kafka_opaque(client).cast::<Context>().as_ref() };
-    // SAFETY: both strings are librdkafka's own, ended by a NUL, and stay for the length of this call.
-    let (facility, text) = unsafe { (CStr::from_ptr(facility), CStr::from_ptr(text)) };
-    if let Some(context) = context {
-        context.say(severity, &facility.to_string_lossy(), &text.to_string_lossy());
-    }
-}
-
-/// An error of the client as a whole, such as a broker that can't be reached. Each has its log line as well, and whether
-/// the brokers answer is told from probes: so this one is for those who look closely.
-unsafe extern "C" fn on_error(_client: *mut sys::rd_kafka_t, code: c_int, reason: *const c_char, _opaque: *mut c_void) {
-    // SAFETY: the string is librdkafka's own, ended by a NUL, and stays for the length of this call.
-    let reason = unsafe { CStr::from_ptr(reason) };
-    debug!(code, "librdkafka: {}", reason.to_string_lossy());
-}
-
-// ---- the consumer ---------------------------------------------------------------------------------------------------------
+use super::client::{Client, Context, InvalidProperties, client, millis, properties};
 
 /// Reads the partitions that it is assigned. It stays on the thread that made it.
 pub(super) struct Consumer {
@@ -181,8 +35,12 @@ pub(super) struct Consumer {
     handles: HashMap<Box<str>, TopicHandle>,
     /// By the number of the handle: which topic it stands for by now.
     indexes: Vec<TopicIndex>,
-    client: Client<Context>,
+    client: Client,
 }
+
+// SAFETY: the pointers are librdkafka's, whose functions may be called from any thread; between two calls of `fetch` there
+// is no message among them. It is moved to another thread only to be dropped there.
+unsafe impl Send for Consumer {}
 
 /// A queue of librdkafka's: one of a question's own, or the one that all partitions' records, errors and log lines come
 /// by.
@@ -265,7 +123,18 @@ pub(super) enum Message<'a> {
     /// The records that were to be read next are not there any more: reading stopped, until [`Consumer::restart`].
     OutOfRange { topic: TopicIndex, partition: i32 },
     /// A fetch came back with an error. librdkafka goes on trying.
-    Failed { topic: Option<TopicIndex>, partition: i32, is_gone: bool, error: String },
+    Failed { topic: Option<TopicIndex>, partition: i32, failure: FetchFailure, error: String },
+}
+
+/// What a failed fetch means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FetchFailure {
+    /// The topic or the partition is not there, as the broker knows.
+    Gone,
+    /// The pod's user may not read it. It is said once.
+    Refused,
+    /// Anything else.
+    Other,
 }
 
 /// Where reading of a partition begins.
@@ -379,6 +248,12 @@ impl Consumer {
         taken(unsafe { sys::rd_kafka_incremental_assign(self.client.native_ptr(), list.ptr()) })
     }
 
+    /// How many messages lie in the queue, and what else comes by it. It takes the queue's lock.
+    pub(super) fn waiting(&self) -> usize {
+        // SAFETY: the queue is alive.
+        unsafe { sys::rd_kafka_queue_length(self.queue.queue.0.as_ptr()) }
+    }
+
     /// Waits for something to come, then takes all that is there, up to [`CONSUME_RECORDS_MAX`].
     pub(super) fn fetch(&mut self, wait: Duration) -> Fetched<'_> {
         self.take_what_is_there();
@@ -463,16 +338,19 @@ unsafe fn read<'a>(message: &'a RDKafkaMessage, indexes: &[TopicIndex]) -> Messa
         }
         (RDKafkaRespErr::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET, Some(topic)) => Message::OutOfRange { topic, partition },
         (code, _) => {
-            let is_gone = matches!(
-                code,
+            let failure = match code {
                 RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
-                    | RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION
-                    | RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
-                    | RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_ID
-            );
+                | RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION
+                | RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
+                | RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_ID => FetchFailure::Gone,
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED
+                | RDKafkaRespErr::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED
+                | RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED => FetchFailure::Refused,
+                _ => FetchFailure::Other,
+            };
             // SAFETY: the message is alive; the string is its own, or a constant.
             let error = unsafe { CStr::from_ptr(sys::rd_kafka_message_errstr(message)) };
-            Message::Failed { topic, partition, is_gone, error: error.to_string_lossy().into_owned() }
+            Message::Failed { topic, partition, failure, error: error.to_string_lossy().into_owned() }
         }
     }
 }
@@ -497,9 +375,4 @@ fn taken(error: *mut sys::rd_kafka_error_t) -> Result<(), KafkaError> {
         text
     };
     Err(KafkaError::Subscription(text))
-}
-
-/// As librdkafka takes times.
-pub(super) fn millis(time: Duration) -> c_int {
-    c_int::try_from(time.as_millis()).unwrap_or(c_int::MAX)
 }

@@ -78,6 +78,8 @@ pub struct Metrics {
     unread_topics: Gauge,
     filling: Gauge,
     filling_left: Gauge,
+    reading_client_rebuilds: Counter,
+    asking_client_rebuilds: Counter,
 }
 
 impl Metrics {
@@ -90,7 +92,10 @@ impl Metrics {
         }
         let faults = Family::<[(&'static str, &'static str); 1], Counter>::default();
         let tick_times = Family::<[(&'static str, &'static str); 1], Counter>::default();
+        let rebuilds = Family::<[(&'static str, &'static str); 1], Counter>::default();
         let metrics = Self {
+            reading_client_rebuilds: rebuilds.get_or_create_owned(&[("client", "reading")]),
+            asking_client_rebuilds: rebuilds.get_or_create_owned(&[("client", "asking")]),
             processed: Counter::default(),
             skipped,
             lag: Family::default(),
@@ -115,6 +120,11 @@ impl Metrics {
             tick_times,
         );
         metrics.register_filling(registry);
+        registry.register(
+            "shardgate_ingest_client_rebuilds",
+            "Kafka clients that were replaced: they made no progress, or the brokers came back after an outage",
+            rebuilds,
+        );
         metrics
     }
 
@@ -206,14 +216,24 @@ impl Metrics {
         self.lag.remove(&[("topic", topic.to_owned())]);
     }
 
-    /// The gauge of topics that are not read.
-    pub(super) fn unread_topics(&self) -> Gauge {
-        self.unread_topics.clone()
+    /// So many topics are not read, for want of an index.
+    pub(super) fn topics_unread(&self, topics: usize) {
+        self.unread_topics.set(i64::try_from(topics).unwrap_or(i64::MAX));
     }
 
     /// The gauge of a topic's lag, which shows from now on.
     pub(super) fn lag_of(&self, topic: &str) -> Gauge {
         self.lag.get_or_create_owned(&[("topic", topic.to_owned())])
+    }
+
+    /// The client that reads was replaced.
+    pub(super) fn reading_client_renewed(&self) {
+        self.reading_client_rebuilds.inc();
+    }
+
+    /// The client that asks was replaced.
+    pub(super) fn asking_client_renewed(&self) {
+        self.asking_client_rebuilds.inc();
     }
 
     /// How much is read.
@@ -312,6 +332,11 @@ impl Publisher {
                 gauge.set(lag);
             }
         }
+    }
+
+    /// The client that reads was replaced.
+    pub(super) fn client_renewed(&self) {
+        self.metrics.reading_client_renewed();
     }
 
     /// Publishes what was counted, and begins anew.

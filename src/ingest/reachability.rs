@@ -1,6 +1,6 @@
 //! Whether the brokers answer, judged from probes. Time is an argument; who probes is [`super::watcher`].
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::limits::{PROBE_EVERY, PROBE_SILENCE_MAX, PROBE_TIMEOUT};
 
@@ -11,6 +11,9 @@ pub(super) enum Failure {
     Unreachable,
     /// A broker took the question and did not answer in time: it may hang, or only be slow.
     Silent,
+    /// A broker answered that it knows of no broker. A client that has heard this drops all that it knew, and may never
+    /// find one again.
+    NoBrokers,
 }
 
 /// The verdict over the last probes.
@@ -59,6 +62,43 @@ impl Reachability {
     }
 }
 
+/// When the client that asks is replaced: it got no answer for some time, and a new one may, whatever state the old one
+/// is in.
+#[derive(Debug)]
+pub(super) struct Renewal {
+    /// So long may a client go without an answer (`KAFKA_STALL_MS`).
+    bound: Duration,
+    /// Since when the client has had no answer.
+    failing: Option<Instant>,
+    /// How many were replaced since the last answer.
+    renewed: u32,
+}
+
+impl Renewal {
+    /// For a client that has not been asked yet.
+    pub(super) fn new(bound: Duration) -> Self {
+        Self { bound, failing: None, renewed: 0 }
+    }
+
+    /// The client got an answer.
+    pub(super) fn answered(&mut self) {
+        (self.failing, self.renewed) = (None, 0);
+    }
+
+    /// The client got none; whether to replace it. Each fourth one has three times as long as the others: so a cluster that
+    /// takes its time with new connections is reached all the same.
+    pub(super) fn failed(&mut self, failure: Failure, now: Instant) -> bool {
+        let since = *self.failing.get_or_insert(now);
+        let patience = if self.renewed % 4 == 3 { self.bound * 3 } else { self.bound };
+        let is_due = failure == Failure::NoBrokers || now.saturating_duration_since(since) >= patience;
+        if is_due {
+            self.failing = Some(now);
+            self.renewed += 1;
+        }
+        is_due
+    }
+}
+
 /// The contract's times (PROTOCOL 5). After a failed question the next is asked at once; at worst a broker stops, or
 /// hangs, while it is asked for ends, and shows it at the probe after that.
 const _: () = {
@@ -70,8 +110,6 @@ const _: () = {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -98,5 +136,19 @@ mod tests {
         assert!(brokers.connected());
         brokers.failed(Failure::Unreachable, at(21_000));
         assert!(!brokers.connected());
+    }
+
+    #[test]
+    fn a_client_without_an_answer_is_replaced_after_the_bound_and_one_that_heard_of_no_broker_at_once() {
+        let start = Instant::now();
+        let mut renewal = Renewal::new(Duration::from_secs(3));
+        let mut due = |failure, seconds: std::ops::Range<u64>| {
+            let is_due = |second: &u64| renewal.failed(failure, start + Duration::from_secs(*second));
+            seconds.filter(is_due).collect::<Vec<_>>()
+        };
+        assert_eq!(due(Failure::Unreachable, 0..22), [3, 6, 9, 18, 21], "the fourth has three times as long");
+        assert_eq!(due(Failure::NoBrokers, 22..24), [22, 23]);
+        renewal.answered();
+        assert!(!renewal.failed(Failure::Silent, start + Duration::from_secs(60)));
     }
 }

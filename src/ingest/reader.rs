@@ -1,6 +1,10 @@
 //! The ingest thread's loop: takes what came from Kafka, has it batched, and hands the batches to the shards. It owns
 //! the order of a turn; what a record means is [`super::batcher`]'s, what is to be read [`super::watcher`]'s to find.
 
+mod assignment;
+mod renewal;
+
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -10,25 +14,28 @@ use crossbeam_channel::TrySendError;
 use tracing::{info, warn};
 
 use crate::clock::Now;
+use crate::config::KafkaConfig;
 use crate::exchange::{IngestStatus, Owner, PublishedStanding, ShardDoor, Standing, Undelivered};
 use crate::ids::{AssessmentHash, ShardIndex, TopicIndex};
 use crate::limits::{
     INGEST_WAIT, KAFKA_LOG_EVERY, LOOK_WAITED_FOR_MAX, MALFORMED_LOG_EVERY, STANDSTILL_MIN, STRAY_LOOK_EVERY,
-    TICK_LOG_EVERY, TURN_RECORDS_MAX,
+    TICK_LOG_EVERY, TURN_AGE_MAX, TURN_RECORDS_MAX,
 };
-use crate::stream::batch::{Batch, Ends, EpochStart, LogCut, NextOffset, Origin};
+use crate::stream::batch::{Batch, Ends, Origin};
 
 use super::batcher::{Batcher, Fault, Incoming, Taken};
+use super::client::Ending;
 use super::complaints::Complaints;
-use super::continuity::{Continuity, Course, Cut, Lost, Notes};
-use super::kafka::{Consumer, Message, ReadFrom};
+use super::continuity::{Continuity, Course, Lost, Notes};
+use super::kafka::{Consumer, FetchFailure, Message};
 use super::lag::Lag;
 use super::metrics::{Publisher, Tally};
 use super::pace::Pace;
 use super::positions::Positions;
-use super::startup::{Filling, Range};
+use super::progress::Progress;
+use super::startup::Filling;
 use super::ticks::TimeFault;
-use super::watcher::{Doubts, Found, Watcher};
+use super::watcher::{Doubts, Watcher};
 
 /// How often the lag is summed up, and the progress of the filling said.
 const LAG_EVERY: Duration = Duration::from_millis(250);
@@ -42,14 +49,19 @@ struct Over;
 
 /// What the thread reads with.
 pub(super) struct Reader {
-    pub(super) consumer: Consumer,
-    pub(super) watcher: Watcher,
-    pub(super) desk: Desk,
-    pub(super) pace: Pace,
+    config: KafkaConfig,
+    consumer: Consumer,
+    watcher: Watcher,
+    desk: Desk,
+    pace: Pace,
+    /// Where a client that is replaced ends.
+    ending: Ending,
+    /// How often the brokers had come back when the client was made, or judged last.
+    returns: u64,
 }
 
 /// What the thread works on, whichever way records came.
-pub(super) struct Desk {
+struct Desk {
     doors: Vec<ShardDoor>,
     standing: PublishedStanding,
     place_anywhere: bool,
@@ -57,6 +69,9 @@ pub(super) struct Desk {
     batcher: Batcher,
     positions: Positions,
     continuity: Continuity,
+    /// Topics that are not read any more.
+    retired: HashSet<TopicIndex>,
+    progress: Progress,
     filling: Option<FillingSince>,
     lag: Lag,
     lag_by_topic: Vec<i64>,
@@ -75,6 +90,10 @@ pub(super) struct Desk {
     /// Since when nothing is read, because the process stood still: a topic may have been made anew meanwhile, and
     /// librdkafka would go on at the old log's offset in the new one.
     held: Option<Instant>,
+    /// Messages wait and the last turn took none of them.
+    leaves_messages: bool,
+    /// Shards that take no batch, for the log.
+    waited_for: Complaints<ShardIndex>,
 }
 
 struct FillingSince {
@@ -86,6 +105,12 @@ struct FillingSince {
 }
 
 impl Reader {
+    pub(super) fn new(consumer: Consumer, watcher: Watcher, parts: super::Parts, ending: Ending) -> Self {
+        let config = parts.config.clone();
+        let desk = Desk::new(parts, Instant::now());
+        Self { config, consumer, watcher, desk, pace: Pace::default(), ending, returns: 0 }
+    }
+
     /// Reads until all is over.
     pub(super) fn run(mut self) {
         while let Ok(records) = self.turn() {
@@ -121,6 +146,9 @@ impl Reader {
             let fetched_at = Now::read();
             desk.turns(fetched_at.instant);
             desk.batcher.set_now(fetched_at);
+            if fetched.len() > 0 {
+                desk.took(fetched_at.instant);
+            }
             for message in fetched.iter() {
                 records += usize::from(matches!(message, Message::Record(_)));
                 desk.message(message, &standing, &self.watcher, now)?;
@@ -132,12 +160,14 @@ impl Reader {
         }
         desk.flush(&self.watcher, now)?;
         desk.finish_turn(&self.watcher, now);
+        desk.leaves_messages = taken == 0 && !desk.is_held(now) && self.consumer.waiting() > 0;
+        self.renew_where_needed(Instant::now());
         Ok(records)
     }
 }
 
 impl Desk {
-    pub(super) fn new(parts: super::Parts, now: Instant) -> Self {
+    fn new(parts: super::Parts, now: Instant) -> Self {
         let shards = u16::try_from(parts.shards.len()).unwrap_or(u16::MAX);
         Self {
             batcher: Batcher::new(shards, parts.config.event_bytes_max, parts.config.history),
@@ -147,6 +177,8 @@ impl Desk {
             status: parts.status,
             positions: Positions::default(),
             continuity: Continuity::default(),
+            retired: HashSet::new(),
+            progress: Progress::new(parts.config.stall, now),
             filling: None,
             lag: Lag::default(),
             lag_by_topic: Vec::new(),
@@ -160,13 +192,18 @@ impl Desk {
             doubts: None,
             turned: now,
             held: None,
+            leaves_messages: false,
+            waited_for: Complaints::new(KAFKA_LOG_EVERY),
         }
     }
 
     /// The loop turns. Where it has not for long, the process stood still: reading waits for a look at the topics.
     fn turns(&mut self, now: Instant) {
-        self.status.pulse.beat(now);
+        if !self.leaves_messages {
+            self.status.pulse.beat(now);
+        }
         if now.saturating_duration_since(self.turned) >= STANDSTILL_MIN {
+            self.progress.interrupted(now);
             self.held = Some(now);
             self.doubts.get_or_insert_default().wants_answer = true;
         }
@@ -177,155 +214,19 @@ impl Desk {
     fn is_held(&mut self, now: Instant) -> bool {
         // Where Kafka doesn't say what there is, the topics are most likely what they were.
         self.held.take_if(|since| now.saturating_duration_since(*since) >= LOOK_WAITED_FOR_MAX);
+        if self.held.is_some() {
+            self.progress.interrupted(now);
+        }
         self.held.is_some()
     }
 
-    // ---- what is read -----------------------------------------------------------------------------------------------------
-
-    fn take_in(&mut self, found: &Found, consumer: &mut Consumer, now: Instant) {
-        for &topic in &found.retired {
-            self.retire(topic, consumer);
-        }
-        for &topic in &found.back {
-            self.resume(topic, consumer);
-        }
-        for &((topic, partition), range) in &found.restarts {
-            self.restart(topic, partition, range, consumer);
-        }
-        if found.initial || !found.topics.is_empty() || !found.partitions.is_empty() {
-            self.begin_to_read(found, consumer, now);
-        }
-        self.publisher.reading(self.positions.all());
-        self.held.take_if(|_| found.is_answer);
-    }
-
-    fn begin_to_read(&mut self, found: &Found, consumer: &mut Consumer, now: Instant) {
-        for topic in &found.topics {
-            if let Err(error) = consumer.add_topic(topic) {
-                warn!(topic = %topic.name, %error, "can't read the topic");
-            }
-            self.batcher.add_topic(Arc::clone(topic));
-            self.publisher.add_topic(&topic.name);
-            self.lag_by_topic.push(0);
-        }
-        let topics = self.batcher.topics();
-        let starts = found.partitions.iter().map(|start| {
-            let name = topics.get(usize::from(start.topic.0)).map_or("", |topic| &topic.name);
-            ReadFrom { topic: name, partition: start.partition, offset: start.offset, epoch: None }
-        });
-        if let Err(error) = consumer.assign(starts) {
-            warn!(%error, partitions = found.partitions.len(), "can't read the partitions");
-        }
-        for start in &found.partitions {
-            self.positions.set(start.topic, start.partition, start.offset);
-            let (topic, partition) = (start.topic, start.partition);
-            self.batcher.recent_from(NextOffset { topic, partition, offset: start.recent });
-            if start.end > start.offset {
-                self.batcher.ended_at(NextOffset { topic, partition, offset: start.end });
-            }
-        }
-        let partitions = found.partitions.len();
-        if found.initial {
-            let filling = Filling::new(&found.partitions);
-            let offsets = filling.offsets_left(&self.positions);
-            info!(topics = found.topics.len(), partitions, offsets, "filling the history");
-            self.publisher.filling_begins(offsets);
-            self.filling = Some(FillingSince { filling, began: now, partitions, offsets, said: now });
-        } else {
-            let mut names: Vec<_> = found.partitions.iter().map(|start| self.name(Some(start.topic))).collect();
-            names.dedup();
-            info!(topics = names.join(", "), partitions, "reading what is new in the cluster");
-        }
-    }
-
-    /// A topic is deleted, or another has its name by now.
-    fn retire(&mut self, topic: TopicIndex, consumer: &Consumer) {
-        let name = self.name(Some(topic)).to_owned();
-        warn!(topic = name, "deleted in Kafka, or made anew: no more is read of it as it was");
-        if let Err(error) = consumer.drop_partitions(&name, self.positions.of(topic).map(|at| at.partition)) {
-            warn!(topic = name, %error, "can't let go of the partitions");
-        }
-        self.publisher.retire_topic(topic, &name);
-        if let Some(since) = &mut self.filling {
-            since.filling.retired(topic);
-        }
-    }
-
-    fn resume(&mut self, topic: TopicIndex, consumer: &Consumer) {
-        let name = self.name(Some(topic)).to_owned();
-        info!(topic = name, "is still there: reading on");
-        let places = self.positions.of(topic).map(|at| ReadFrom {
-            topic: &name,
-            partition: at.partition,
-            offset: at.offset,
-            epoch: self.continuity.epoch(&self.positions, &at),
-        });
-        if let Err(error) = consumer.assign(places) {
-            warn!(topic = name, %error, "can't read the partitions");
-        }
-        self.publisher.resume_topic(topic, &name);
-    }
-
-    /// Goes on with a partition whose position was refused. Its topic is the one that it was.
-    fn restart(&mut self, topic: TopicIndex, partition: i32, range: Range, consumer: &Consumer) {
-        self.tally.offset_resets += 1;
-        let Some(next) = self.positions.next(topic, partition) else { return };
-        let Some(restart) = self.continuity.restart(&self.positions, topic, partition, range) else { return };
-        let name = self.name(Some(topic));
-        let Range { beginning, end } = range;
-        info!(
-            topic = name,
-            partition,
-            next,
-            beginning,
-            end,
-            from = restart.from,
-            "the position is refused; reading again"
-        );
-        if let Err(error) = consumer.restart(name, partition, restart.from) {
-            warn!(topic = name, partition, %error, "can't read the partition any more");
-        }
-        if let Some(lost) = restart.lost {
-            self.lost(topic, partition, lost);
-        }
-    }
-
-    /// Has the shards told what a partition lost. While no batch is begun.
-    fn lost(&mut self, topic: TopicIndex, partition: i32, lost: Lost) {
-        let position = self.positions.next(topic, partition);
-        let name = self.name(Some(topic));
-        match lost {
-            Lost::Deleted(offset) => {
-                warn!(
-                    topic = name,
-                    partition, position, offset, "records were deleted before they were read; going on behind them"
-                );
-                self.positions.set(topic, partition, offset);
-                self.batcher.deleted(NextOffset { topic, partition, offset });
-            }
-            Lost::Cut(Cut { next: offset, is_below_unknown }) => {
-                warn!(
-                    topic = name,
-                    partition,
-                    position,
-                    offset,
-                    "the log lost records that were read, as after an unclean leader election; going on where it parts from \
-                     them, and clients are sent a reset"
-                );
-                self.positions.set(topic, partition, offset);
-                self.batcher.cut(LogCut { next: NextOffset { topic, partition, offset }, is_below_unknown });
-            }
-        }
-    }
-
-    /// Has the shards told what is new with a record.
-    fn note(&mut self, origin: Origin, notes: Notes) {
-        if let Some(epoch) = notes.epoch {
-            self.batcher.epoch_starts(EpochStart { first: origin, epoch });
-        }
-        if notes.is_behind_gap {
-            let Origin { topic, partition, offset } = origin;
-            self.batcher.whole_from(NextOffset { topic, partition, offset });
+    /// The client gave something.
+    fn took(&mut self, now: Instant) {
+        self.progress.took(now);
+        // A look alone most of the time.
+        if self.status.stuck.load(Ordering::Relaxed) {
+            self.status.stuck.store(false, Ordering::Release);
+            info!("reading again");
         }
     }
 
@@ -342,11 +243,15 @@ impl Desk {
             Message::Record(incoming) => self.record(&incoming, standing, watcher, now)?,
             Message::End { topic, partition, offset } => self.end_seen((topic, partition), offset, watcher, now)?,
             Message::OutOfRange { topic, partition } => {
+                self.said(topic, partition, false);
                 self.doubts.get_or_insert_default().out_of_range.push((topic, partition));
             }
-            Message::Failed { topic, partition, is_gone, error } => {
-                if is_gone {
+            Message::Failed { topic, partition, failure, error } => {
+                if failure == FetchFailure::Gone {
                     self.doubts.get_or_insert_default();
+                }
+                if let Some(topic) = topic {
+                    self.said(topic, partition, failure == FetchFailure::Refused);
                 }
                 self.fetch_failed(topic, partition, &error, now);
             }
@@ -429,10 +334,18 @@ impl Desk {
         }
         self.positions.set(topic, partition, offset);
         self.lag.end_seen(topic, partition, offset, &self.positions);
+        self.said(topic, partition, false);
         if let Some(since) = &mut self.filling {
             since.filling.end_seen(topic, partition);
         }
         Ok(())
+    }
+
+    /// The client said something of a partition beside its records.
+    fn said(&mut self, topic: TopicIndex, partition: i32, is_refused: bool) {
+        if let Some(place) = self.positions.place(topic, partition) {
+            self.progress.said(place, is_refused);
+        }
     }
 
     fn fetch_failed(&mut self, topic: Option<TopicIndex>, partition: i32, error: &str, now: Instant) {
@@ -462,6 +375,7 @@ impl Desk {
     fn deliver(&mut self, shard: ShardIndex, mut batch: Batch, watcher: &Watcher) -> Result<(), Over> {
         self.tally.batches += 1;
         self.tally.batch_bytes += batch.arena.len() as u64;
+        let began = Instant::now();
         loop {
             let Some(door) = self.doors.get(usize::from(shard.0)) else { return Err(Over) };
             let tried = Instant::now();
@@ -480,7 +394,12 @@ impl Desk {
             if self.standing.load().ended {
                 return Err(Over);
             }
+            let waited = now.saturating_duration_since(began);
+            if waited >= TURN_AGE_MAX && self.waited_for.admit(shard, now).is_some() {
+                warn!(shard = shard.0, ?waited, "the shard takes no batch; nothing is read from Kafka meanwhile");
+            }
             self.publish(watcher, now);
+            self.progress.interrupted(now);
         }
     }
 
@@ -521,6 +440,7 @@ impl Desk {
         let ends = watcher.ends.try_recv().ok();
         let has_ends = ends.is_some();
         if let Some(ends) = ends {
+            self.progress.ends_are(ends.asked, &ends.ends, &self.positions);
             self.lag.ends_are(&ends.ends, &self.positions);
             self.tell_ends(ends);
         }

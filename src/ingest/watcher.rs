@@ -6,16 +6,16 @@ use std::collections::HashSet;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
-use prometheus_client::metrics::gauge::Gauge;
 use rdkafka::error::KafkaError;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::clock::{Now, whole_ms};
+use crate::config::KafkaConfig;
 use crate::exchange::IngestStatus;
 use crate::ids::TopicIndex;
 use crate::limits::{
@@ -25,9 +25,11 @@ use crate::routing::table::{Table, Topic};
 use crate::stream::batch::{Ends, NextOffset};
 
 use super::catalogue::{Catalogue, Seen};
+use super::client::Ending;
 use super::cluster::{BrokerId, Cluster, Partition, Place, failure_of};
 use super::complaints::Complaints;
-use super::reachability::Reachability;
+use super::metrics::Metrics;
+use super::reachability::{Reachability, Renewal};
 use super::startup::{Extent, Range, Start};
 
 /// What is to be read from now on, and what no more.
@@ -73,6 +75,7 @@ pub(super) struct Watcher {
     pub(super) ends: Receiver<Ends>,
     /// What makes it look at the topics at once.
     pub(super) doubts: Sender<Doubts>,
+    returns: Arc<AtomicU64>,
     stop: Option<Sender<Infallible>>,
     done: Receiver<Infallible>,
 }
@@ -80,6 +83,13 @@ pub(super) struct Watcher {
 /// How long the thread is waited for when all is over. It may be at a question that a broker leaves open, and holds
 /// nothing that must be put in order.
 const END_WAIT: Duration = Duration::from_secs(1);
+
+impl Watcher {
+    /// How often the brokers came back so far, after they had not answered.
+    pub(super) fn returns(&self) -> u64 {
+        self.returns.load(Ordering::Acquire)
+    }
+}
 
 impl Drop for Watcher {
     fn drop(&mut self) {
@@ -94,12 +104,12 @@ const ANY_TOPIC: &str = "__consumer_offsets";
 
 /// What the thread goes by.
 pub(super) struct Settings {
+    pub(super) config: KafkaConfig,
     pub(super) routes: Table,
-    pub(super) history: Duration,
-    pub(super) refresh: Duration,
     pub(super) status: Arc<IngestStatus>,
-    /// Topics that are not read, for want of an index.
-    pub(super) unread: Gauge,
+    pub(super) metrics: Metrics,
+    /// Where a client that is replaced ends.
+    pub(super) ending: Ending,
 }
 
 /// Starts the thread.
@@ -112,13 +122,16 @@ pub(super) fn start(cluster: Cluster, settings: Settings) -> io::Result<Watcher>
     let (doubts, doubts_out) = bounded(1);
     let (stop, stopped) = bounded(0);
     let (done_in, done) = bounded(0);
+    let returns = Arc::new(AtomicU64::new(0));
     let watch = Watch {
         cluster,
         catalogue: Catalogue::new(settings.routes),
-        history: settings.history,
-        refresh: settings.refresh,
+        renewal: Renewal::new(settings.config.stall),
+        config: settings.config,
         status: settings.status,
-        unread: settings.unread,
+        metrics: settings.metrics,
+        ending: settings.ending,
+        returns: Arc::clone(&returns),
         found: found_in,
         ends: ends_in,
         brokers: Reachability::default(),
@@ -136,15 +149,18 @@ pub(super) fn start(cluster: Cluster, settings: Settings) -> io::Result<Watcher>
         let _done = done_in;
         watch.run(&stopped);
     })?;
-    Ok(Watcher { found, ends, doubts, stop: Some(stop), done })
+    Ok(Watcher { found, ends, doubts, returns, stop: Some(stop), done })
 }
 
 struct Watch {
     cluster: Cluster,
-    history: Duration,
-    refresh: Duration,
+    config: KafkaConfig,
     status: Arc<IngestStatus>,
-    unread: Gauge,
+    metrics: Metrics,
+    ending: Ending,
+    renewal: Renewal,
+    /// How often the brokers came back.
+    returns: Arc<AtomicU64>,
     found: Sender<Found>,
     ends: Sender<Ends>,
     doubts: Receiver<Doubts>,
@@ -174,7 +190,7 @@ impl Watch {
                 self.failed(&error);
             }
             self.cluster.serve();
-            let pause = self.refresh.min(PROBE_EVERY).saturating_sub(asked.elapsed());
+            let pause = self.config.topic_refresh.min(PROBE_EVERY).saturating_sub(asked.elapsed());
             let doubts = select! {
                 recv(self.doubts) -> doubts => doubts.ok(),
                 recv(stopped) -> _ => return,
@@ -197,7 +213,7 @@ impl Watch {
         let one = self.led.first().and_then(|(topic, _)| self.catalogue.topics().get(usize::from(topic.0)));
         self.cluster.probe(one.map_or(ANY_TOPIC, |topic| &topic.name), PROBE_TIMEOUT)?;
         self.answered();
-        let due = self.refreshed.is_none_or(|last| now.saturating_duration_since(last) >= self.refresh);
+        let due = self.refreshed.is_none_or(|last| now.saturating_duration_since(last) >= self.config.topic_refresh);
         // While the reader has not taken what was found, there is no use in looking for more.
         if due && !self.found.is_full() {
             let (seen, leaderless, broker) = self.look()?;
@@ -211,16 +227,41 @@ impl Watch {
     /// The brokers answered, just now.
     fn answered(&mut self) {
         self.brokers.answered(Instant::now());
+        self.renewal.answered();
         if !self.status.connected.swap(true, Ordering::Relaxed) {
             info!("Kafka is connected");
+            self.returns.fetch_add(1, Ordering::Release);
         }
     }
 
-    /// A question failed. What that means is the rule's to say.
+    /// A question failed. What that means is the rules' to say.
     fn failed(&mut self, error: &KafkaError) {
-        self.brokers.failed(failure_of(error), Instant::now());
+        let (failure, now) = (failure_of(error), Instant::now());
+        self.brokers.failed(failure, now);
         if !self.brokers.connected() && self.status.connected.swap(false, Ordering::Relaxed) {
             warn!(%error, "Kafka is disconnected; trying on");
+        }
+        if self.renewal.failed(failure, now) {
+            self.renew(error);
+        }
+    }
+
+    /// Asks by a new client from now on: the old one may be in a state that it doesn't come out of.
+    fn renew(&mut self, error: &KafkaError) {
+        if !self.ending.has_room() {
+            return self.complain(
+                "the Kafka clients that were replaced don't end; asking on by the last one",
+                0,
+                Some(error),
+            );
+        }
+        match Cluster::new(&self.config) {
+            Ok(cluster) => {
+                self.ending.end(std::mem::replace(&mut self.cluster, cluster));
+                self.metrics.asking_client_renewed();
+                debug!(%error, "asking by a new Kafka client: the last one got no answer");
+            }
+            Err(invalid) => warn!(error = %invalid, "no new Kafka client; asking on by the last one"),
         }
     }
 
@@ -336,7 +377,7 @@ impl Watch {
     }
 
     fn tell_unread(&mut self, topics: usize) {
-        self.unread.set(i64::try_from(topics).unwrap_or(i64::MAX));
+        self.metrics.topics_unread(topics);
         if topics > 0 && self.complaints.admit("unread topics", Instant::now()).is_some() {
             error!(
                 topics,
@@ -355,7 +396,7 @@ impl Watch {
     /// The partitions of the start: what they hold of the history's time.
     fn extents_of_start(&self, names: &[Partition<'_>]) -> Result<Vec<Extent>, KafkaError> {
         let ends = self.cluster.offsets(names, Place::End, QUESTION_TIMEOUT)?;
-        let history_ms = whole_ms(self.history);
+        let history_ms = whole_ms(self.config.history);
         let since = i64::try_from(Now::read().unix.0.saturating_sub(history_ms)).unwrap_or(i64::MAX);
         let times = self.cluster.offsets(names, Place::Since(since), QUESTION_TIMEOUT).unwrap_or_else(|error| {
             warn!(%error, "no offsets for a time; the history starts with each partition's last hundred records");

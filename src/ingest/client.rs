@@ -1,0 +1,221 @@
+//! What all clients of librdkafka have in common here: their settings, what they say, and their end. It decides nothing:
+//! when a client is replaced is up to [`super::progress`] and [`super::reachability`].
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::io;
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::bindings as sys;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaType;
+use tracing::{debug, error, warn};
+
+use crate::config::KafkaConfig;
+use crate::limits::{CLIENTS_ENDING_MAX, KAFKA_LOG_EVERY};
+
+use super::complaints::Complaints;
+
+// ---- settings -----------------------------------------------------------------------------------------------------------
+
+/// librdkafka does not take the settings. The operator's fault, in `KAFKA_PROPERTIES_FILE` or `KAFKA_BROKERS`. It names
+/// the property and never its value, which may be a password.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidProperties {
+    /// One property is unknown, or its value is not one that it takes.
+    #[error("KAFKA_PROPERTIES_FILE: librdkafka does not take the value of {0:?}, or does not know it")]
+    Property(Box<str>),
+    /// They do not go together, or name something that is not there (a certificate, say).
+    #[error("KAFKA_PROPERTIES_FILE: librdkafka can't work with these properties: {0}")]
+    Together(Box<str>),
+    /// The process has no descriptor left for the consumer: no fault of the properties.
+    #[error("no descriptor for Kafka's consumer: {0}")]
+    NoDescriptor(#[from] io::Error),
+}
+
+/// What both clients go by; the operator's properties beat it.
+pub(super) fn properties(config: &KafkaConfig) -> ClientConfig {
+    let mut properties = ClientConfig::new();
+    properties
+        .set("bootstrap.servers", &*config.brokers)
+        .set("client.id", &*config.client_id)
+        .set("group.id", &*config.group_id)
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        // The others jump silently where offsets were deleted before they were read.
+        .set("auto.offset.reset", "error")
+        .set("isolation.level", "read_committed")
+        .set("enable.partition.eof", "true")
+        // Requests are small: none is to wait for the answer to the one before.
+        .set("socket.nagle.disable", "true")
+        // An answer that waits for records holds up what is asked next on its connection, and the news that a
+        // partition is at its end: ten empty answers a second are the price.
+        .set("fetch.wait.max.ms", "100")
+        // No broker is asked for more while what came lies untaken, and then for two milliseconds: of a stream, more comes
+        // in each answer. Without that, each record of 1,000 a second has a question and an answer of its own, which cost
+        // more than all that is done with it here. In a flood the next answer is not under way while one is read: 0.86
+        // million records a second where it was 1.09. What lies untaken is counted in the one queue of all partitions.
+        .set("queued.min.messages", "1")
+        .set("fetch.queue.backoff.ms", "2")
+        // What waits here is outside of the history's budget: compressed tenfold, and with what librdkafka adds to each
+        // record, 16 MiB of answer and 100,000 records ahead took 290 MiB beside it, while a million records were read; so
+        // bounded, and with 20,000 ahead, 70 MiB. An answer is held whole, from each broker.
+        .set("queued.max.messages.kbytes", "8192")
+        .set("fetch.max.bytes", "2097152")
+        // So that a broker that is back is found soon.
+        .set("reconnect.backoff.max.ms", "1000")
+        .set("socket.keepalive.enable", "true")
+        .set("log.thread.name", "false")
+        .set_log_level(RDKafkaLogLevel::Info);
+    for (name, value) in &config.properties {
+        if name == "debug" {
+            // Who asks for it is to hear it, at our own level of that name.
+            properties.set_log_level(RDKafkaLogLevel::Debug);
+        }
+        properties.set(name, value);
+    }
+    properties
+}
+
+/// A client whose log lines and errors come to us by callbacks, for the batch call serves callbacks, not events.
+pub(super) fn client(properties: &ClientConfig, context: Context) -> Result<Client, InvalidProperties> {
+    let native = properties.create_native_config().map_err(|error| match error {
+        KafkaError::ClientConfig(_, _, property, _) => InvalidProperties::Property(property.into()),
+        _ => InvalidProperties::Property("a name or value with a NUL".into()),
+    })?;
+    // SAFETY: the configuration is alive, and both functions have the types that the header asks for.
+    unsafe {
+        sys::rd_kafka_conf_set_log_cb(native.ptr(), Some(on_log));
+        sys::rd_kafka_conf_set_error_cb(native.ptr(), Some(on_error));
+    }
+    rdkafka::client::Client::new(properties, native, RDKafkaType::RD_KAFKA_CONSUMER, context)
+        .map(|client| Client(ManuallyDrop::new(client)))
+        .map_err(|error| InvalidProperties::Together(error.to_string().into()))
+}
+
+// ---- what librdkafka says -------------------------------------------------------------------------------------------------
+
+/// Receives librdkafka's log lines. A broker that is down is told of each second: the same complaint is said once in
+/// [`KAFKA_LOG_EVERY`].
+#[derive(Debug)]
+pub(super) struct Context {
+    /// Whether complaints are worth a warning. Two clients of the same cluster have the same ones: one is heard.
+    heard: bool,
+    complaints: Mutex<Complaints<Box<str>>>,
+}
+
+impl Context {
+    pub(super) fn new(heard: bool) -> Self {
+        Self { heard, complaints: Mutex::new(Complaints::new(KAFKA_LOG_EVERY)) }
+    }
+
+    /// Says a line at the level that it has for us: librdkafka's errors are ones that it goes on from.
+    fn say(&self, severity: c_int, kind: &str, text: &str) {
+        match severity {
+            // Emergency, alert and critical: it can't go on.
+            ..=2 if self.heard => error!(kind, "librdkafka: {text}"),
+            ..=4 => {
+                let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+                match complaints.admit(kind.into(), Instant::now()) {
+                    Some(held_back) if self.heard => warn!(kind, held_back, "librdkafka: {text}"),
+                    _ => debug!(kind, "librdkafka: {text}"),
+                }
+            }
+            _ => debug!(kind, "librdkafka: {text}"),
+        }
+    }
+}
+
+/// What rdkafka would call is never called: the callbacks below stand in its place.
+impl ClientContext for Context {}
+
+/// A log line. Called where a client's queue is served.
+unsafe extern "C" fn on_log(
+    client: *const sys::rd_kafka_t,
+    severity: c_int,
+    facility: *const c_char,
+    text: *const c_char,
+) {
+    if client.is_null() {
+        return;
+    }
+    // SAFETY: librdkafka passes a live client; its opaque is the context of the `Client` that owns it (`Client::new`).
+    let context = unsafe { sys::rd_kafka_opaque(client).cast::<Context>().as_ref() };
+    // SAFETY: both strings are librdkafka's own, ended by a NUL, and stay for the length of this call.
+    let (facility, text) = unsafe { (CStr::from_ptr(facility), CStr::from_ptr(text)) };
+    if let Some(context) = context {
+        context.say(severity, &facility.to_string_lossy(), &text.to_string_lossy());
+    }
+}
+
+/// An error of the client as a whole, such as a broker that can't be reached. Each has its log line as well, and whether
+/// the brokers answer is told from probes: so this one is for those who look closely.
+unsafe extern "C" fn on_error(_client: *mut sys::rd_kafka_t, code: c_int, reason: *const c_char, _opaque: *mut c_void) {
+    // SAFETY: the string is librdkafka's own, ended by a NUL, and stays for the length of this call.
+    let reason = unsafe { CStr::from_ptr(reason) };
+    debug!(code, "librdkafka: {}", reason.to_string_lossy());
+}
+
+// ---- a client's life ------------------------------------------------------------------------------------------------------
+
+/// A client of librdkafka. When it is dropped it leaves no group and waits for no broker.
+pub(super) struct Client(ManuallyDrop<rdkafka::client::Client<Context>>);
+
+impl Deref for Client {
+    type Target = rdkafka::client::Client<Context>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let context = Arc::clone(self.0.context());
+        // SAFETY: the client is alive, and this is its end: the inner value, which would end it again and would first close
+        // it as a group's member, is never dropped. What that value held besides is its count of the context, which is given
+        // back here after librdkafka's last use of it.
+        unsafe {
+            sys::rd_kafka_destroy_flags(self.0.native_ptr(), sys::RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
+            Arc::decrement_strong_count(Arc::as_ptr(&context));
+        }
+    }
+}
+
+/// Ends clients, each on a thread of its own: librdkafka then waits for its threads, and whatever keeps these from serving
+/// may keep them from ending.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Ending(Arc<AtomicUsize>);
+
+impl Ending {
+    /// Whether one more client may be ended. Where so many hang at their end, more of them help nobody.
+    pub(super) fn has_room(&self) -> bool {
+        self.0.load(Ordering::Relaxed) < CLIENTS_ENDING_MAX
+    }
+
+    /// Ends a client, without waiting for it.
+    pub(super) fn end(&self, client: impl Send + 'static) {
+        let count = Arc::clone(&self.0);
+        count.fetch_add(1, Ordering::Relaxed);
+        let ends = move || {
+            drop(client);
+            count.fetch_sub(1, Ordering::Relaxed);
+        };
+        // Without a thread it is dropped here and now, and its count stays: the next one has less room.
+        if let Err(error) = thread::Builder::new().name("kafka-ending".into()).spawn(ends) {
+            warn!(%error, "no thread to end a Kafka client on");
+        }
+    }
+}
+
+/// As librdkafka takes times.
+pub(super) fn millis(time: Duration) -> c_int {
+    c_int::try_from(time.as_millis()).unwrap_or(c_int::MAX)
+}

@@ -1,0 +1,215 @@
+//! What the client reads: from where it begins with what is new, goes on with what was refused, and is told to read no
+//! more. What there is was found by [`super::super::watcher`].
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use tracing::{info, warn};
+
+use super::{Desk, FillingSince};
+use crate::ids::TopicIndex;
+use crate::ingest::continuity::{Cut, Lost, Notes};
+use crate::ingest::kafka::{Consumer, ReadFrom};
+use crate::ingest::startup::{Filling, Range};
+use crate::ingest::watcher::Found;
+use crate::stream::batch::{EpochStart, LogCut, NextOffset, Origin};
+
+impl Desk {
+    pub(super) fn take_in(&mut self, found: &Found, consumer: &mut Consumer, now: Instant) {
+        for &topic in &found.retired {
+            self.retire(topic, consumer);
+        }
+        for &topic in &found.back {
+            self.resume(topic, consumer);
+        }
+        for &((topic, partition), range) in &found.restarts {
+            self.restart(topic, partition, range, consumer);
+        }
+        if found.initial || !found.topics.is_empty() || !found.partitions.is_empty() {
+            self.begin_to_read(found, consumer, now);
+        }
+        self.publisher.reading(self.positions.all());
+        self.held.take_if(|_| found.is_answer);
+    }
+
+    fn begin_to_read(&mut self, found: &Found, consumer: &mut Consumer, now: Instant) {
+        for topic in &found.topics {
+            if let Err(error) = consumer.add_topic(topic) {
+                warn!(topic = %topic.name, %error, "can't read the topic");
+            }
+            self.batcher.add_topic(Arc::clone(topic));
+            self.publisher.add_topic(&topic.name);
+            self.lag_by_topic.push(0);
+        }
+        let topics = self.batcher.topics();
+        let starts = found.partitions.iter().map(|start| {
+            let name = topics.get(usize::from(start.topic.0)).map_or("", |topic| &topic.name);
+            ReadFrom { topic: name, partition: start.partition, offset: start.offset, epoch: None }
+        });
+        if let Err(error) = consumer.assign(starts) {
+            warn!(%error, partitions = found.partitions.len(), "can't read the partitions");
+        }
+        for start in &found.partitions {
+            self.positions.set(start.topic, start.partition, start.offset);
+            self.is_assigned(start.topic, start.partition);
+            let (topic, partition) = (start.topic, start.partition);
+            self.batcher.recent_from(NextOffset { topic, partition, offset: start.recent });
+            if start.end > start.offset {
+                self.batcher.ended_at(NextOffset { topic, partition, offset: start.end });
+            }
+        }
+        let partitions = found.partitions.len();
+        if found.initial {
+            let filling = Filling::new(&found.partitions);
+            let offsets = filling.offsets_left(&self.positions);
+            info!(topics = found.topics.len(), partitions, offsets, "filling the history");
+            self.publisher.filling_begins(offsets);
+            self.filling = Some(FillingSince { filling, began: now, partitions, offsets, said: now });
+        } else {
+            let mut names: Vec<_> = found.partitions.iter().map(|start| self.name(Some(start.topic))).collect();
+            names.dedup();
+            info!(topics = names.join(", "), partitions, "reading what is new in the cluster");
+        }
+    }
+
+    /// A topic is deleted, or another has its name by now.
+    fn retire(&mut self, topic: TopicIndex, consumer: &Consumer) {
+        let name = self.name(Some(topic)).to_owned();
+        warn!(topic = name, "deleted in Kafka, or made anew: no more is read of it as it was");
+        if let Err(error) = consumer.drop_partitions(&name, self.positions.of(topic).map(|at| at.partition)) {
+            warn!(topic = name, %error, "can't let go of the partitions");
+        }
+        for at in self.positions.of(topic) {
+            if let Some(place) = self.positions.place(topic, at.partition) {
+                self.progress.dropped(place);
+            }
+        }
+        self.retired.insert(topic);
+        self.publisher.retire_topic(topic, &name);
+        if let Some(since) = &mut self.filling {
+            since.filling.retired(topic);
+        }
+    }
+
+    fn resume(&mut self, topic: TopicIndex, consumer: &Consumer) {
+        let name = self.name(Some(topic)).to_owned();
+        info!(topic = name, "is still there: reading on");
+        let places = self.positions.of(topic).map(|at| ReadFrom {
+            topic: &name,
+            partition: at.partition,
+            offset: at.offset,
+            epoch: self.continuity.epoch(&self.positions, &at),
+        });
+        if let Err(error) = consumer.assign(places) {
+            warn!(topic = name, %error, "can't read the partitions");
+        }
+        self.retired.remove(&topic);
+        for partition in self.positions.of(topic).map(|at| at.partition).collect::<Vec<_>>() {
+            self.is_assigned(topic, partition);
+        }
+        self.publisher.resume_topic(topic, &name);
+    }
+
+    /// Goes on with a partition whose position was refused. Its topic is the one that it was.
+    fn restart(&mut self, topic: TopicIndex, partition: i32, range: Range, consumer: &Consumer) {
+        self.tally.offset_resets += 1;
+        let Some(next) = self.positions.next(topic, partition) else { return };
+        let Some(restart) = self.continuity.restart(&self.positions, topic, partition, range) else { return };
+        let name = self.name(Some(topic));
+        let Range { beginning, end } = range;
+        info!(
+            topic = name,
+            partition,
+            next,
+            beginning,
+            end,
+            from = restart.from,
+            "the position is refused; reading again"
+        );
+        if let Err(error) = consumer.restart(name, partition, restart.from) {
+            warn!(topic = name, partition, %error, "can't read the partition any more");
+        }
+        if let Some(lost) = restart.lost {
+            self.lost(topic, partition, lost);
+        }
+        self.is_assigned(topic, partition);
+    }
+
+    /// Has the shards told what a partition lost. While no batch is begun.
+    pub(super) fn lost(&mut self, topic: TopicIndex, partition: i32, lost: Lost) {
+        let position = self.positions.next(topic, partition);
+        let name = self.name(Some(topic));
+        match lost {
+            Lost::Deleted(offset) => {
+                warn!(
+                    topic = name,
+                    partition, position, offset, "records were deleted before they were read; going on behind them"
+                );
+                self.positions.set(topic, partition, offset);
+                self.batcher.deleted(NextOffset { topic, partition, offset });
+            }
+            Lost::Cut(Cut { next: offset, is_below_unknown }) => {
+                warn!(
+                    topic = name,
+                    partition,
+                    position,
+                    offset,
+                    "the log lost records that were read, as after an unclean leader election; going on where it parts from \
+                     them, and clients are sent a reset"
+                );
+                self.positions.set(topic, partition, offset);
+                self.batcher.cut(LogCut { next: NextOffset { topic, partition, offset }, is_below_unknown });
+            }
+        }
+    }
+
+    /// Has the shards told what is new with a record.
+    pub(super) fn note(&mut self, origin: Origin, notes: Notes) {
+        if let Some(epoch) = notes.epoch {
+            self.batcher.epoch_starts(EpochStart { first: origin, epoch });
+        }
+        if notes.is_behind_gap {
+            let Origin { topic, partition, offset } = origin;
+            self.batcher.whole_from(NextOffset { topic, partition, offset });
+        }
+    }
+
+    /// Whether there is a partition to be read.
+    pub(super) fn reads_something(&self) -> bool {
+        self.positions.all().iter().any(|at| !self.retired.contains(&at.topic))
+    }
+
+    /// Has a new client read all that is read, from where it stands.
+    pub(super) fn read_on(&mut self, consumer: &mut Consumer, now: Instant) {
+        let read = |topic: &TopicIndex| !self.retired.contains(topic);
+        for topic in self.batcher.topics().iter().filter(|topic| read(&topic.index)) {
+            if let Err(error) = consumer.add_topic(topic) {
+                warn!(topic = %topic.name, %error, "can't read the topic");
+            }
+        }
+        let places: Vec<_> = self.positions.all().iter().copied().filter(|at| read(&at.topic)).collect();
+        let from = places.iter().map(|at| ReadFrom {
+            topic: self.name(Some(at.topic)),
+            partition: at.partition,
+            offset: at.offset,
+            epoch: self.continuity.epoch(&self.positions, at),
+        });
+        if let Err(error) = consumer.assign(from) {
+            warn!(%error, partitions = places.len(), "can't read the partitions");
+        }
+        self.progress.renewed(now);
+        for at in &places {
+            self.is_assigned(at.topic, at.partition);
+        }
+        self.publisher.client_renewed();
+        self.status.stuck.store(!places.is_empty(), Ordering::Release);
+    }
+
+    /// The client reads this partition from where it stands.
+    pub(super) fn is_assigned(&mut self, topic: TopicIndex, partition: i32) {
+        if let Some(place) = self.positions.place(topic, partition) {
+            self.progress.assigned(place, self.positions.all()[place].offset);
+        }
+    }
+}
