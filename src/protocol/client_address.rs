@@ -119,18 +119,21 @@ pub fn client_of(peer: IpAddr, trusted: &TrustedProxies, fields: ForwardedFields
     if !trusted.contains(peer) {
         return Ok(peer);
     }
-    let by_list = |fields: &[&[u8]], read: fn(&str) -> Option<IpAddr>| {
-        let elements = fields.iter().flat_map(|value| elements_of(value, b',')).map(String::from_utf8_lossy);
-        walk(peer, trusted, elements.collect::<Vec<_>>().into_iter().rev(), read)
+    let by_list = |elements: Vec<&[u8]>, read: fn(&str) -> Option<IpAddr>| {
+        walk(peer, trusted, elements.into_iter().rev().map(String::from_utf8_lossy), read)
     };
     let (x_forwarded_for, forwarded) = (fields.x_forwarded_for, fields.forwarded);
+    // It knows no quotes.
+    let plain = || x_forwarded_for.iter().flat_map(|value| value.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii);
+    let by_x_forwarded_for = || by_list(plain().collect(), address_of);
+    let by_forwarded = || by_list(forwarded.iter().flat_map(|value| elements_of(value, b',')).collect(), for_of);
     match (x_forwarded_for.is_empty(), forwarded.is_empty()) {
         (true, true) => Ok(peer),
-        (false, true) => Ok(by_list(x_forwarded_for, address_of)),
-        (true, false) => Ok(by_list(forwarded, for_of)),
+        (false, true) => Ok(by_x_forwarded_for()),
+        (true, false) => Ok(by_forwarded()),
         (false, false) => {
-            let client = by_list(x_forwarded_for, address_of);
-            if by_list(forwarded, for_of) == client { Ok(client) } else { Err(Contradiction) }
+            let client = by_x_forwarded_for();
+            if by_forwarded() == client { Ok(client) } else { Err(Contradiction) }
         }
     }
 }
@@ -153,20 +156,36 @@ fn walk<'a>(
     client
 }
 
-/// The parts between separators that stand outside of quotes, without white space at their ends.
+/// The parts between separators that stand outside of quotes, without white space at their ends. A client that leaves a
+/// quote open must not hide what proxies add behind it: then quotes count for nothing.
 fn elements_of(value: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
-    let (mut quoted, mut escaped) = (false, false);
+    let mut quotes = Quotes::default();
+    value.iter().for_each(|&byte| quotes.pass(byte));
+    let (is_closed, mut quotes) = (!quotes.open, Quotes::default());
     value
         .split(move |&byte| {
-            let was_escaped = std::mem::take(&mut escaped);
-            match byte {
-                b'\\' if quoted && !was_escaped => escaped = true,
-                b'"' if !was_escaped => quoted = !quoted,
-                _ => {}
-            }
-            byte == separator && !quoted
+            quotes.pass(byte);
+            byte == separator && !(quotes.open && is_closed)
         })
         .map(<[u8]>::trim_ascii)
+}
+
+/// Whether a place in a value is within a quoted string (RFC 9110 section 5.6.4).
+#[derive(Debug, Default)]
+struct Quotes {
+    open: bool,
+    escaped: bool,
+}
+
+impl Quotes {
+    fn pass(&mut self, byte: u8) {
+        let was_escaped = std::mem::take(&mut self.escaped);
+        match byte {
+            b'\\' if self.open && !was_escaped => self.escaped = true,
+            b'"' if !was_escaped => self.open = !self.open,
+            _ => {}
+        }
+    }
 }
 
 /// An address, with or without a port; one of IPv6 with or without brackets.
@@ -229,11 +248,25 @@ mod tests {
             ("203.0.113.9, unknown, 10.9.9.9", "10.9.9.9"),
             ("203.0.113.9, , 10.9.9.9", "10.9.9.9"),
             ("<script>", PEER),
+            ("\", 203.0.113.9", "203.0.113.9"),
+            ("6.6.6.6\\\", 203.0.113.9, 10.1.2.3", "203.0.113.9"),
         ] {
             assert_eq!(client(PEER, Some(list), None), Ok(ip(expected)), "{list}");
         }
         assert_eq!(client("203.0.113.1", Some("6.6.6.6"), Some("for=6.6.6.6")), Ok(ip("203.0.113.1")), "not trusted");
         assert_eq!(client(PEER, None, None), Ok(ip(PEER)));
+    }
+
+    #[test]
+    fn a_quote_that_a_client_leaves_open_hides_nothing_that_proxies_add_behind_it() {
+        for by_client in ["for=\"6.6.6.6", "\"", "for=\"6.6.6.6\\", "for=\"6.6.6.6\\\"", "for=\"a\", \""] {
+            for by_proxy in
+                ["for=203.0.113.9", "for=\"203.0.113.9:4711\";by=\"_x\"", "for=203.0.113.9, for=\"10.1.2.3:1\""]
+            {
+                let list = format!("{by_client}, {by_proxy}");
+                assert_eq!(client(PEER, None, Some(&list)), Ok(ip("203.0.113.9")), "{list}");
+            }
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod cursor;
 mod frames;
 mod head;
 mod json;
+mod proxy;
 mod record;
 mod redis;
 mod routes;
@@ -24,6 +25,7 @@ mod token;
 pub use cursor::cursor;
 pub use frames::frames;
 pub use head::head;
+pub use proxy::proxy;
 pub use record::record;
 pub use redis::redis;
 pub use routes::routes;
@@ -39,6 +41,7 @@ pub const TARGETS: &[Target] = &[
     ("frames", frames),
     ("cursor", cursor),
     ("token", token),
+    ("proxy", proxy),
     ("record", record),
     ("routes", routes),
     ("redis", redis),
