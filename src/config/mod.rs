@@ -173,6 +173,8 @@ pub struct DoorConfig {
     pub per_user_max: Option<u64>,
     /// `PROXY_PROTOCOL`: trusted proxies' connections begin with its header.
     pub proxy_protocol: bool,
+    /// `MAX_CONNECTION_AGE_MS`.
+    pub connection_age_max: Option<Duration>,
 }
 
 /// How a pod stops.

@@ -185,6 +185,7 @@ fn door(reader: &mut Reader<'_>, machine: &Machine, shard: &ShardConfig) -> Door
         per_address_max: reader.number(&s::MAX_CONNECTIONS_PER_ADDRESS),
         per_user_max: reader.number(&s::MAX_CONNECTIONS_PER_USER),
         proxy_protocol: reader.switch(&s::PROXY_PROTOCOL),
+        connection_age_max: reader.number(&s::MAX_CONNECTION_AGE_MS).map(Duration::from_millis),
     }
 }
 

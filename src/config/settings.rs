@@ -127,6 +127,8 @@ settings! {
     MAX_CONNECTIONS_PER_ADDRESS: count("connections"), Unset,
         "a client address (IPv6: a network of 64 bits), on this pod; over it: 503";
     MAX_CONNECTIONS_PER_USER: count("connections"), Unset, "a user, on this pod; over it: 503";
+    MAX_CONNECTION_AGE_MS: ms(1000), Unset,
+        "a connection lives for three quarters of it to the whole; then its client is sent 1012, to connect anew";
     TRUSTED_PROXIES: Text("IP addresses and networks such as 10.0.0.0/8, several with commas"), Unset,
         "proxies in front of the pod: whom their X-Forwarded-For or Forwarded names is the client";
     PROXY_PROTOCOL: Switch, Value("false"),

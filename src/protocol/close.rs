@@ -32,6 +32,8 @@ pub enum CloseReason {
     Internal,
     /// 1012: moved to another pod, or drained.
     Moved,
+    /// 1012: as old as connections may get (`MAX_CONNECTION_AGE_MS`).
+    TooOld,
     /// 1013: a live client fell out of the history, or took nothing for `STALL_TIMEOUT_MS`.
     TooSlow,
     /// 4401: the token ran out.
@@ -54,7 +56,7 @@ pub struct Row {
 
 impl CloseReason {
     /// Every reason, in the order of the table: what the metric's family is made of.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::ClientClosed,
         Self::ClientGone,
         Self::GoingAway,
@@ -69,6 +71,7 @@ impl CloseReason {
         Self::RateLimited,
         Self::Internal,
         Self::Moved,
+        Self::TooOld,
         Self::TooSlow,
         Self::TokenExpired,
         Self::Silent,
@@ -97,6 +100,9 @@ impl CloseReason {
             Self::RateLimited => (1008, "rate_limited", "too many messages a second: send fewer"),
             Self::Internal => (1011, "internal", "our fault: reconnect with back-off"),
             Self::Moved => (1012, "moved", "served by another pod now: connect to the url with your cursor, at once"),
+            Self::TooOld => {
+                (1012, "too_old", "as old as connections get here: connect anew, to the url if any, with your cursor")
+            }
             Self::TooSlow => (1013, "too_slow", "too slow to keep up: reconnect with your cursor"),
             Self::TokenExpired => {
                 (4401, "token_expired", "the token ran out: reconnect with a new one and your last cursor")
@@ -118,7 +124,7 @@ mod tests {
     fn the_codes_are_those_of_the_contract() {
         let codes: Vec<Option<u16>> = CloseReason::ALL.iter().map(|reason| reason.row().code).collect();
         let contract =
-            [1000, 0, 1001, 1002, 1003, 1007, 1009, 1008, 1008, 1008, 1008, 1008, 1011, 1012, 1013, 4401, 4408];
+            [1000, 0, 1001, 1002, 1003, 1007, 1009, 1008, 1008, 1008, 1008, 1008, 1011, 1012, 1012, 1013, 4401, 4408];
         assert_eq!(codes, contract.map(|code| (code != 0).then_some(code)));
     }
 

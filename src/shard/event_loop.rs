@@ -20,6 +20,7 @@ use slotmap::{SlotMap, new_key_type};
 use super::Parts;
 use super::accept::{Handshakes, accept_from};
 use super::admission::Here;
+use super::age::Ages;
 use super::freshness::{Freshness, Step};
 use super::handover::Handover;
 use super::metrics::ShardMetrics;
@@ -265,6 +266,7 @@ async fn run(parts: Parts, reactor: Rc<Reactor>, alarm: Alarm) {
     let turns = Turns {
         sweeper: Sweeper::new(&shard.config, now.instant),
         handover: Handover::new(&shard.config, now.instant),
+        ages: Ages::new(shard.door.connection_age_max, &shard.config, now.instant),
         shard,
         inbox: parts.inbox,
         status: parts.status,
@@ -397,6 +399,7 @@ struct Turns {
     drain: DrainConfig,
     sweeper: Sweeper,
     handover: Handover,
+    ages: Ages,
     /// When findings were last told of.
     told: Option<Instant>,
     /// When the next turn is due.
@@ -476,6 +479,7 @@ impl Turns {
         let phase = Phase::at(now.instant, standing.draining_since, &self.drain);
         let here = Here { node: &self.shard.node, standing, place_anywhere: self.shard.config.place_anywhere };
         let mut state = self.shard.state.borrow_mut();
+        self.ages.advance(&mut state, &here, now);
         let steps = [self.handover.advance(&mut state, &here, now), self.sweeper.drain(&mut state, phase, &here, now)];
         if steps.contains(&Step::AskForLook) {
             self.shard.look.notify_one();
@@ -562,8 +566,8 @@ impl Turns {
         if let Some(flush) = self.shard.state.borrow().next_market_flush() {
             until = until.min(flush);
         }
-        if let Some(handover) = self.handover.next(now) {
-            until = until.min(handover);
+        for due in [self.handover.next(now), self.ages.next(now)].into_iter().flatten() {
+            until = until.min(due);
         }
         if standing.draining_since.is_some() {
             until = until.min(now + DRAIN_EVERY);

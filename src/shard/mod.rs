@@ -7,6 +7,7 @@
 //! - [`outbound`]: what is due to a socket, in one write, and how far the write came;
 //! - [`sweep`]: heartbeats, silence, stalls, expired tokens and the drain, by passes over all connections;
 //! - [`handover`]: clients whose assessment moved, sent to their new pod;
+//! - [`age`]: clients whose connection is as old as it may get, sent elsewhere;
 //! - [`freshness`]: how sure the view has to be for somebody to be sent away;
 //! - [`nudges`]: when the executor is woken in case that it sleeps on its work;
 //! - [`sent_away`]: who is served that was sent away in vain;
@@ -18,6 +19,7 @@
 
 mod accept;
 pub mod admission;
+mod age;
 mod connection;
 mod event_loop;
 mod freshness;

@@ -187,7 +187,11 @@ fn plan_farewell<S>(
         }
         let marked = as_cursor(text).filter(|_| *from_draining).and_then(cursor::mark_draining);
         let cursor = marked.as_deref().or(as_cursor(text));
-        messages::redirect(control, "this assessment is served by another pod now", to, cursor);
+        let message = match farewell.reason {
+            CloseReason::TooOld => "the connection is as old as connections get here: connect anew",
+            _ => "this assessment is served by another pod now",
+        };
+        messages::redirect(control, message, to, cursor);
         plan.control_texts += 1;
     }
     match farewell.echo {

@@ -1,5 +1,6 @@
 //! A shard's rules on scripted sockets and a clock that the tests turn.
 
+mod ages;
 mod costs;
 mod leaving;
 mod newcomers;

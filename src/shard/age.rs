@@ -1,0 +1,134 @@
+//! How old connections get (`MAX_CONNECTION_AGE_MS`): one that has reached its age is sent elsewhere with its cursor, so
+//! that load evens out over pods, and over what stands in front of them, as clients come anew. A client of an assessment
+//! goes to its owner, which may be this pod; one of market data to any pod that lives. Where pods have no address of their
+//! own (`PLACEMENT=any`), the client is sent a heartbeat, whose cursor is as fresh, and connects as it did before.
+//!
+//! Clients that came together don't leave together: each lives between three quarters of the age and the whole of it,
+//! by a fraction that its key gives, and they leave no faster than a handover would send them.
+
+use std::time::{Duration, Instant};
+
+use slotmap::Key;
+
+use super::admission::{Here, Redirect};
+use super::connection::{Connection, ConnectionKey, Socket};
+use super::state::State;
+use crate::clock::Now;
+use crate::config::ShardConfig;
+use crate::exchange::Owner;
+use crate::protocol::close::CloseReason;
+
+/// The bucket's depth in time, as a handover's.
+const BURST: Duration = Duration::from_millis(100);
+
+/// Connections that are looked at in one turn: each takes a cache miss.
+const LOOKED_AT_A_TURN: usize = 4096;
+
+/// Passes over a shard's connections for those that have reached their age.
+#[derive(Debug)]
+pub(super) struct Ages {
+    age_max: Option<Duration>,
+    every: Duration,
+    /// When the last pass ended.
+    passed: Instant,
+    /// How many of the roster the pass under way has left.
+    left: usize,
+    /// Between two clients, at this shard's part of `HANDOVER_PER_SECOND`.
+    interval: Duration,
+    /// When the next client may go.
+    next: Instant,
+}
+
+impl Ages {
+    pub(super) fn new(age_max: Option<Duration>, config: &ShardConfig, now: Instant) -> Self {
+        // A hundredth of the age keeps what is late within a hundredth.
+        let every = (age_max.unwrap_or_default() / 100).clamp(Duration::from_millis(10), Duration::from_secs(1));
+        let interval = Duration::from_secs(1) * u32::from(config.shards.max(1)) / config.handover_per_second.max(1);
+        Self { age_max, every, passed: now, left: 0, interval, next: now }
+    }
+
+    /// When this has work again; `None` where connections may get as old as they like.
+    pub(super) fn next(&self, now: Instant) -> Option<Instant> {
+        self.age_max?;
+        Some(if self.left > 0 { self.next.max(now) } else { self.passed + self.every })
+    }
+
+    /// Sends those on their way who have reached their age and may go now.
+    pub(super) fn advance<S: Socket>(&mut self, state: &mut State<S>, here: &Here<'_>, now: Now) {
+        let Some(age_max) = self.age_max else { return };
+        // A drain sends everyone away by itself.
+        if here.standing.draining_since.is_some() {
+            (self.passed, self.left) = (now.instant, 0);
+            return;
+        }
+        if self.left == 0 {
+            if now.instant < self.passed + self.every {
+                return;
+            }
+            self.left = state.roster.len();
+        }
+        self.next = self.next.max(now.instant.checked_sub(BURST).unwrap_or(now.instant));
+        // Backwards, so that those who leave meanwhile make it miss none.
+        self.left = self.left.min(state.roster.len());
+        let end = self.left.saturating_sub(LOOKED_AT_A_TURN);
+        while self.left > end && self.next <= now.instant {
+            self.left -= 1;
+            let key = state.roster[self.left];
+            if is_due(&state.connections[key], key, age_max, now.instant) && send_away(state, key, here, now) {
+                self.next += self.interval;
+            }
+        }
+        if self.left == 0 {
+            self.passed = now.instant;
+        }
+    }
+}
+
+/// Whether a connection has reached its age. One that is being caught up, or whose socket is full, has another pass' time.
+fn is_due<S>(connection: &Connection<S>, key: ConnectionKey, age_max: Duration, now: Instant) -> bool {
+    let age = now.saturating_duration_since(connection.opened);
+    age >= lifetime(key, age_max) && connection.is_open() && !connection.catching_up
+}
+
+/// Between three quarters of the age and the whole of it.
+fn lifetime(key: ConnectionKey, age_max: Duration) -> Duration {
+    age_max - (age_max / 4).mul_f64(f64::from(mixed(key)) / f64::from(u32::MAX))
+}
+
+/// A number that differs from that of the keys beside it: neighbours came at about the same time.
+fn mixed(key: ConnectionKey) -> u32 {
+    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+    (key.data().as_ffi().wrapping_mul(GOLDEN) >> 32) as u32
+}
+
+/// Closes a connection with where to go; returns whether it is known where that is.
+fn send_away<S: Socket>(state: &mut State<S>, key: ConnectionKey, here: &Here<'_>, now: Now) -> bool {
+    let watch = state.connections[key].watch;
+    let to = if here.place_anywhere {
+        None
+    } else {
+        let view = &here.standing.view;
+        let to = match watch {
+            Some(watch) => match here.standing.owner(watch.hash) {
+                Owner::Here => here.standing.own.and_then(|own| view.pod(own)),
+                // A handover sees to it.
+                Owner::Elsewhere(_) | Owner::Nobody => None,
+            },
+            // A pod of a view that is not proven may be long gone.
+            None if !here.standing.sight.proven => None,
+            None => {
+                let live = view.live().count();
+                let place = (mixed(key) as usize).checked_rem(live);
+                place.and_then(|place| view.live().map(|(_, pod)| pod).nth(place))
+            }
+        };
+        let Some(to) = to else { return false };
+        Some(Redirect { to: to.clone(), from_draining: false })
+    };
+    if to.is_none() {
+        state.connections[key].owed.heartbeat = true;
+        state.flush(key, now);
+    }
+    state.close(key, CloseReason::TooOld, to, now);
+    true
+}

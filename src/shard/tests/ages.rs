@@ -1,0 +1,136 @@
+//! Connections that are as old as they may get: who is sent where, when, and how many at a time.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::exchange::{Sight, Standing};
+use crate::ids::{AssessmentHash, SlotNumber};
+use crate::routing::placement::{Pod, View};
+use crate::shard::admission::Here;
+use crate::shard::age::Ages;
+
+const AGE: Duration = Duration::from_secs(100);
+
+/// This pod in slot 0 beside another, as Redis said a moment ago.
+fn standing() -> Standing {
+    let pod = |name: &str| Some(Pod { node: NodeId(name.into()), url: format!("ws://{name}/ws").into() });
+    let view = View { version: 1, slots: vec![pod("this"), pod("that")] };
+    let sight = Sight { looked: Some(Instant::now()), reached: true, proven: true };
+    Standing { view: Arc::new(view), sight, own: Some(SlotNumber(0)), was_ready: true, ..Standing::default() }
+}
+
+/// An id of an assessment that a slot owns.
+fn id_of(slot: u32) -> String {
+    let view = standing().view;
+    (0..).map(|n| format!("id{n}")).find(|id| view.owner(AssessmentHash::of(id)) == Some(SlotNumber(slot))).unwrap()
+}
+
+struct Aging {
+    world: World,
+    ages: Ages,
+    place_anywhere: bool,
+}
+
+impl Aging {
+    fn begin(age_max: Option<Duration>, per_second: u32) -> Self {
+        let config = ShardConfig { handover_per_second: per_second, ..config() };
+        let world = World::with(config.clone());
+        let ages = Ages::new(age_max, &config, world.now.instant);
+        Self { world, ages, place_anywhere: false }
+    }
+
+    /// Lets time pass in steps, as turns have it.
+    fn pass(&mut self, time: Duration, standing: &Standing) {
+        const STEP: Duration = Duration::from_millis(100);
+        let until = self.world.now.instant + time;
+        while self.world.now.instant < until {
+            self.world.pass(STEP);
+            let node = NodeId("this".into());
+            let here = Here { node: &node, standing, place_anywhere: self.place_anywhere };
+            self.ages.advance(&mut self.world.state, &here, self.world.now);
+            if let Some(next) = self.ages.next(self.world.now.instant) {
+                assert!(next > self.world.now.instant, "a turn that can do nothing must not be due");
+            }
+        }
+    }
+
+    fn gone(&self, clients: &[(ConnectionKey, Scripted)]) -> usize {
+        clients.iter().filter(|(key, _)| self.world.state.ended(*key) == Some(CloseReason::TooOld)).count()
+    }
+}
+
+#[test]
+fn who_came_at_once_leaves_over_a_quarter_of_the_age_and_no_later() {
+    let mut aging = Aging::begin(Some(AGE), 1_000);
+    let id = id_of(0);
+    let clients: Vec<_> = (0..100).map(|_| aging.world.connect(Some(&id))).collect();
+    aging.pass(AGE * 3 / 4, &standing());
+    assert_eq!(aging.gone(&clients), 0);
+    let mut before = 0;
+    for quarter in 1..=4 {
+        aging.pass(AGE / 16, &standing());
+        let gone = aging.gone(&clients);
+        assert!((15..=35).contains(&(gone - before)), "{gone} after {quarter} of four parts, {before} before");
+        before = gone;
+    }
+    aging.pass(AGE / 50, &standing());
+    assert_eq!(aging.gone(&clients), 100);
+    let last = clients[0].1.texts().pop().unwrap();
+    assert!(last.contains(r#""error":"Redirect""#) && last.contains(r#""url":"ws://this/ws","cursor":""#), "{last}");
+}
+
+#[test]
+fn they_leave_no_faster_than_a_handover_would_send_them() {
+    let mut aging = Aging::begin(Some(Duration::from_secs(1)), 10);
+    let clients: Vec<_> = (0..100).map(|_| aging.world.connect(Some(&id_of(0)))).collect();
+    aging.pass(Duration::from_secs(3), &standing());
+    let gone = aging.gone(&clients);
+    assert!((15..=25).contains(&gone), "{gone} in some two seconds");
+    aging.pass(Duration::from_secs(9), &standing());
+    assert_eq!(aging.gone(&clients), 100);
+}
+
+#[test]
+fn nobody_is_sent_away_without_a_bound_nor_while_it_is_not_known_where_to_nor_by_it_in_a_drain() {
+    for (age_max, standing) in [
+        (None, standing()),
+        (Some(AGE), Standing { own: None, view: Arc::default(), ..standing() }),
+        (Some(AGE), Standing { draining_since: Some(Instant::now()), ..standing() }),
+    ] {
+        let mut aging = Aging::begin(age_max, 1_000);
+        let clients = [aging.world.connect(Some(&id_of(0))), aging.world.connect(None)];
+        aging.pass(2 * AGE, &standing);
+        assert_eq!(aging.gone(&clients), 0, "{standing:?}");
+    }
+    // The assessment is another pod's: the handover sees to it.
+    let mut aging = Aging::begin(Some(AGE), 1_000);
+    let clients = [aging.world.connect(Some(&id_of(1)))];
+    aging.pass(2 * AGE, &standing());
+    assert_eq!(aging.gone(&clients), 0);
+}
+
+#[test]
+fn clients_of_market_data_are_spread_over_the_pods() {
+    let mut aging = Aging::begin(Some(AGE), 1_000);
+    let clients: Vec<_> = (0..40).map(|_| aging.world.connect(None)).collect();
+    let unproven = Sight { proven: false, ..standing().sight };
+    aging.pass(2 * AGE, &Standing { sight: unproven, ..standing() });
+    assert_eq!(aging.gone(&clients), 0, "the other may be gone");
+    aging.pass(AGE, &standing());
+    assert_eq!(aging.gone(&clients), 40);
+    let to_that = clients.iter().filter(|(_, socket)| socket.texts().last().unwrap().contains("ws://that/ws")).count();
+    assert!((10..=30).contains(&to_that), "{to_that} of 40");
+}
+
+#[test]
+fn where_pods_have_no_address_a_client_is_sent_its_cursor_and_no_url() {
+    let mut aging = Aging::begin(Some(AGE), 1_000);
+    aging.place_anywhere = true;
+    let clients = [aging.world.connect(Some(&id_of(1)))];
+    aging.pass(2 * AGE, &standing());
+    assert_eq!(aging.gone(&clients), 1);
+    let texts = clients[0].1.texts();
+    let last = texts.last().unwrap();
+    assert!(last.contains(r#""type":"ping""#) && last.contains(r#""cursor":""#), "{texts:?}");
+    assert!(!texts.concat().contains("Redirect"), "{texts:?}");
+}
