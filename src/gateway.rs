@@ -142,6 +142,7 @@ fn connect(
         drain: config.drain,
         started,
         said_ready: false,
+        wait: None,
     };
     (control, discovery, readiness_seen)
 }

@@ -24,6 +24,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How often they are looked at once all is well: all that is left to see is that Kafka fails.
 const LOOK_EVERY_WHEN_READY: Duration = Duration::from_millis(500);
 
+/// How often the log says what a pod that is not ready waits for.
+const WAIT_LOG_EVERY: Duration = Duration::from_secs(30);
+
 /// What the control thread's loop is built of.
 pub(super) struct Control {
     /// What every shard reads.
@@ -46,6 +49,30 @@ pub(super) struct Control {
     pub(super) started: Instant,
     /// The log has said that it is ready.
     pub(super) said_ready: bool,
+    /// While the pod is not ready.
+    pub(super) wait: Option<Wait>,
+}
+
+/// A time in which the pod is not ready.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wait {
+    since: Instant,
+    logged: Instant,
+}
+
+impl Wait {
+    fn begin(now: Instant) -> Self {
+        Self { since: now, logged: now }
+    }
+
+    /// How long it has lasted, where that is to be logged now. When it began is logged as what it is.
+    fn log_due(&mut self, now: Instant) -> Option<Duration> {
+        let due = now.saturating_duration_since(self.logged) >= WAIT_LOG_EVERY;
+        due.then(|| {
+            self.logged = now;
+            now.saturating_duration_since(self.since)
+        })
+    }
 }
 
 impl Control {
@@ -53,6 +80,7 @@ impl Control {
     pub(super) async fn run(mut self, mut signals: Signals, process: &Process) {
         let since = loop {
             self.look();
+            self.log_wait(Instant::now());
             let pause = if self.readiness.borrow().is_ready() { LOOK_EVERY_WHEN_READY } else { LOOK_EVERY };
             tokio::select! {
                 asked = signals.next() => match asked {
@@ -159,10 +187,22 @@ impl Control {
 
     fn say_whether_ready(&mut self, before: Readiness, now: Readiness) {
         match (before.is_ready(), now.is_ready()) {
-            (false, true) if std::mem::replace(&mut self.said_ready, true) => info!("ready again"),
+            (false, true) if std::mem::replace(&mut self.said_ready, true) => {
+                info!(after = ?self.wait.map(|wait| wait.since.elapsed()), "ready again");
+            }
             (false, true) => info!(after = ?self.started.elapsed(), "ready"),
             (true, false) if !now.draining => warn!(waits_for = now.waits_for().join(", "), "not ready"),
             _ => {}
+        }
+    }
+
+    /// Each half a minute: an outage is seen in any part of the log.
+    fn log_wait(&mut self, now: Instant) {
+        let readiness = *self.readiness.borrow();
+        if readiness.is_ready() {
+            self.wait = None;
+        } else if let Some(lasts) = self.wait.get_or_insert(Wait::begin(now)).log_due(now) {
+            warn!(waits_for = readiness.waits_for().join(", "), ?lasts, "still not ready");
         }
     }
 
@@ -211,6 +251,7 @@ mod tests {
             drain: DrainConfig { delay: Duration::ZERO, over: Duration::ZERO },
             started: Instant::now(),
             said_ready: false,
+            wait: None,
         };
         Bench { control, cluster, intent: intent_seen, readiness: readiness_seen, inbox }
     }
@@ -251,6 +292,26 @@ mod tests {
             self.control.look();
             rung.0.load(Ordering::Relaxed)
         }
+    }
+
+    #[test]
+    fn what_a_pod_waits_for_is_logged_each_half_a_minute_until_it_is_ready() {
+        let mut bench = bench();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut wait = Wait::begin(start);
+        let logged = (0..=100).filter_map(|second| wait.log_due(at(second)));
+        assert_eq!(logged.collect::<Vec<_>>(), [30, 60, 90].map(Duration::from_secs));
+
+        bench.control.look();
+        bench.control.log_wait(at(1));
+        bench.control.log_wait(at(50));
+        assert!(bench.control.wait.is_some_and(|wait| (wait.since, wait.logged) == (at(1), at(50))));
+        bench.fill();
+        bench.join();
+        bench.control.look();
+        bench.control.log_wait(at(51));
+        assert!(bench.control.wait.is_none());
     }
 
     #[test]
