@@ -6,8 +6,9 @@
 //! - `reader`: from a text to a type, and a fault's wording.
 //! - `parts`: the parts that are made of several settings.
 //! - `typos`: variables of the environment that were most likely meant as settings.
-//! - `properties`: the file of librdkafka's properties.
+//! - `properties`: the file of librdkafka's properties; `certificates`: whose certificates brokers are judged by.
 
+mod certificates;
 mod parts;
 mod properties;
 mod reader;
@@ -223,6 +224,8 @@ impl Config {
     /// Every fault at once.
     pub fn from_sources(sources: &Sources<'_>) -> Result<Self, InvalidConfig> {
         let mut config = read(sources, |reader| parts::config(reader, sources.machine))?;
+        let kafka = &mut config.kafka.properties;
+        kafka.extend(certificates::of_the_system(kafka, sources.environment));
         config.warnings.extend(sources::unused(sources));
         config.warnings.extend(typos::warnings(sources.environment));
         Ok(config)
