@@ -197,6 +197,16 @@ pub const LINGER_BYTES_MAX: usize = 1024 * 1024;
 /// How often it is looked whether a peer has taken its last answer.
 pub const LINGER_LOOK_EVERY: Duration = Duration::from_millis(250);
 
+/// What a shard's window may be over twice its budget while entries are not dispatched: so much a batch of a small
+/// window's largest events costs, with their frames.
+pub const UNDISPATCHED_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// What a message has beyond its event's payload, and a record beside it: type, cursor, frame header; its id.
+pub const EVENT_OVERHEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// A message that every client library takes by its defaults, in bytes: Python's `websockets` closes over it.
+pub const MESSAGE_BYTES_COMMON: usize = 1024 * 1024;
+
 /// How long the socket of a client that is being closed may take nothing while a frame that was begun goes before the close
 /// frame. A socket takes half of [`UNSENT_BYTES_MAX`] at a time: a client that reads 7 kB/s gets all of it.
 pub const FINISH_STALL_MAX: Duration = Duration::from_secs(10);

@@ -10,7 +10,9 @@ use super::reader::{Reader, plain_text};
 use super::settings::{self as s, Setting};
 use super::{Config, DoorConfig, DrainConfig, KafkaConfig, Machine, RedisConfig, ShardConfig, properties};
 use crate::ids::NodeId;
-use crate::limits::{GROWTH_NOTICED_MAX, HANDSHAKES_MAX, NODE_BYTES_MAX, PUBLIC_URL_BYTES_MAX};
+use crate::limits::{
+    EVENT_OVERHEAD_BYTES_MAX, GROWTH_NOTICED_MAX, HANDSHAKES_MAX, NODE_BYTES_MAX, PUBLIC_URL_BYTES_MAX,
+};
 use crate::protocol::auth;
 use crate::protocol::client_address::TrustedProxies;
 use crate::protocol::head::origin::OriginPattern;
@@ -160,11 +162,13 @@ fn redis_at(host: &str, port: u16) -> ConnectionInfo {
 
 fn shard(reader: &mut Reader<'_>, machine: &Machine) -> ShardConfig {
     let shards = reader.number(&s::SHARDS).and_then(|shards| u16::try_from(shards).ok());
-    let shards = shards.unwrap_or_else(|| default_shards(machine));
+    let history_bytes: usize = reader.count(&s::HISTORY_BYTES);
+    let windows = history_bytes / window_bytes_min(reader.count(&s::MAX_EVENT_BYTES));
+    let shards = shards.unwrap_or_else(|| default_shards(machine, windows));
     ShardConfig {
         shards,
         history: Duration::from_secs(reader.count(&s::HISTORY_SECONDS)),
-        history_bytes: reader.count(&s::HISTORY_BYTES),
+        history_bytes,
         market_flush: reader.millis(&s::MARKET_FLUSH_MS),
         heartbeat: reader.millis(&s::HEARTBEAT_INTERVAL),
         silence: reader.millis(&s::CONNECTION_TIMEOUT),
@@ -189,9 +193,14 @@ fn door(reader: &mut Reader<'_>, machine: &Machine, shard: &ShardConfig) -> Door
     }
 }
 
-/// A core for ingest, the rest for shards.
-fn default_shards(machine: &Machine) -> u16 {
-    let shards = machine.cores.saturating_sub(1).clamp(1, usize::from(u8::MAX));
+/// The least that a shard's part of the window may be: an event of the largest size, and its message.
+fn window_bytes_min(event_bytes_max: usize) -> usize {
+    2 * (event_bytes_max + EVENT_OVERHEAD_BYTES_MAX)
+}
+
+/// A core for ingest, the rest for shards, but no more than there is a window for.
+fn default_shards(machine: &Machine, windows: usize) -> u16 {
+    let shards = machine.cores.saturating_sub(1).min(windows).clamp(1, usize::from(u8::MAX));
     u16::try_from(shards).expect("it was clamped to far less")
 }
 
@@ -213,6 +222,22 @@ fn handshakes_max(machine: &Machine, shard: &ShardConfig) -> usize {
     usize::try_from(handshakes).unwrap_or(HANDSHAKES_MAX).clamp(1, HANDSHAKES_MAX)
 }
 
+fn window_holds_an_event(reader: &mut Reader<'_>, config: &Config) {
+    let (shard, event) = (&config.shard, config.kafka.event_bytes_max);
+    let needed = usize::from(shard.shards).saturating_mul(window_bytes_min(event));
+    let is_good = are_good(reader, &[&s::HISTORY_BYTES, &s::SHARDS, &s::MAX_EVENT_BYTES]);
+    if is_good && shard.history_bytes < needed {
+        let text = format!(
+            "got {}, and each of {} SHARDS has its part; takes at least {needed}, since an event of MAX_EVENT_BYTES, which \
+             is {event}, and its message need {} in a part",
+            shard.history_bytes,
+            shard.shards,
+            window_bytes_min(event)
+        );
+        reader.relation(&s::HISTORY_BYTES, &text);
+    }
+}
+
 fn relations(reader: &mut Reader<'_>, config: &Config) {
     let shard = &config.shard;
     let in_ms = Duration::as_millis;
@@ -224,6 +249,7 @@ fn relations(reader: &mut Reader<'_>, config: &Config) {
     if config.door.proxy_protocol && reader.place(&s::TRUSTED_PROXIES).is_none() {
         reader.relation(&s::PROXY_PROTOCOL, "got true; takes TRUSTED_PROXIES besides, whose connections begin with it");
     }
+    window_holds_an_event(reader, config);
     if are_good(reader, &[&s::ADMIN_PORT]) && config.admin_port == Some(config.port) {
         let text = format!("got {}; takes another port than PORT, or none", config.port);
         reader.relation(&s::ADMIN_PORT, &text);

@@ -291,6 +291,26 @@ fn what_is_allowed_and_yet_better_changed_is_a_warning() {
 }
 
 #[test]
+fn the_window_holds_an_event_of_the_largest_size_in_each_shard() {
+    let world = |shards: &str, history: &str| World::new().env("SHARDS", shards).env("HISTORY_BYTES", history);
+    assert_eq!(world("1", "4MiB").config().shard.shards, 1);
+    let faults = world("4", "4MiB").faults();
+    assert_eq!(
+        faults,
+        [
+            "HISTORY_BYTES (environment): got 4194304, and each of 4 SHARDS has its part; takes at least 8519680, since an \
+          event of MAX_EVENT_BYTES, which is 1048576, and its message need 2129920 in a part"
+        ]
+    );
+    assert_eq!(world("4", "8519680").config().shard.shards, 4);
+    assert_eq!(world("4", "4MiB").env("MAX_EVENT_BYTES", "64KiB").config().shard.shards, 4);
+    assert_eq!(world("1", "4MiB").env("MAX_EVENT_BYTES", "4MiB").faults().len(), 1);
+    // Where SHARDS is not set, there are no more than have a window each.
+    assert_eq!(World::new().env("HISTORY_BYTES", "4MiB").config().shard.shards, 1);
+    assert_eq!(World::new().env("HISTORY_BYTES", "5MiB").config().shard.shards, 2);
+}
+
+#[test]
 fn relations_between_settings_hold() {
     let world = || World::new().env("HEARTBEAT_INTERVAL", "100");
     assert_eq!(world().env("CONNECTION_TIMEOUT", "200").config().shard.silence, Duration::from_millis(200));

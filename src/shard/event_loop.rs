@@ -27,6 +27,7 @@ use super::metrics::ShardMetrics;
 use super::nudges::{self, Pace};
 use super::pod_limits::PodLimits;
 use super::reactor::{Alarm, Reactor, Stream};
+use super::report::Reporter;
 use super::socket::{self, Writer};
 use super::state::{Pass, State};
 use super::sweep::Sweeper;
@@ -34,14 +35,10 @@ use crate::clock::Now;
 use crate::config::{DoorConfig, DrainConfig, ShardConfig};
 use crate::exchange::{HttpDoor, LookWish, PublishedStanding, Pulse, ShardDoor, ShardInbox, ShardStatus, Standing};
 use crate::ids::{NodeId, ShardIndex};
-use crate::limits::{
-    BOARD_BYTES_MAX, CATCH_UP_BYTES_A_TURN, CURSOR_CHARS_MAX, FINDINGS_LOG_EVERY, LOOK_WAIT_MAX, MARKETS_MAX,
-    TURN_EVERY,
-};
+use crate::limits::{CATCH_UP_BYTES_A_TURN, LOOK_WAIT_MAX, TURN_EVERY};
 use crate::protocol::auth::Verifier;
 use crate::protocol::head::Rules;
 use crate::shutdown::phases::Phase;
-use crate::stream::history::Findings;
 
 /// Registered memory of an executor: what glommio takes by default, 10 MiB, is for files; sockets need none of it.
 const IO_MEMORY_BYTES: usize = 64 * 1024;
@@ -270,9 +267,8 @@ async fn run(parts: Parts, reactor: Rc<Reactor>, alarm: Alarm) {
         shard,
         inbox: parts.inbox,
         status: parts.status,
-        malformed: parts.malformed,
         drain: parts.drain,
-        told: None,
+        reporter: Reporter::new(parts.malformed),
         alarm,
     };
     run_turns(turns, queue).await;
@@ -395,13 +391,11 @@ struct Turns {
     shard: Rc<Shard>,
     inbox: ShardInbox,
     status: Arc<ShardStatus>,
-    malformed: prometheus_client::metrics::counter::Counter,
     drain: DrainConfig,
     sweeper: Sweeper,
     handover: Handover,
     ages: Ages,
-    /// When findings were last told of.
-    told: Option<Instant>,
+    reporter: Reporter,
     /// When the next turn is due.
     alarm: Alarm,
 }
@@ -495,45 +489,8 @@ impl Turns {
         }
         self.status.clients.store(state.roster.len() as u64, std::sync::atomic::Ordering::Relaxed);
         drop(state);
-        self.report(&findings, now.instant);
+        self.reporter.report(&findings, &self.shard.metrics, now.instant);
         self.status.pulse.beat(now.instant);
-    }
-
-    /// Tells an operator what turned out about records, now and then.
-    fn report(&mut self, findings: &Findings, now: Instant) {
-        if findings.unusable > 0 {
-            self.malformed.inc_by(findings.unusable);
-        }
-        if findings.misplaced + findings.without_cursor + findings.off_board == 0 {
-            return;
-        }
-        self.shard.metrics.misplaced(findings.misplaced);
-        self.shard.metrics.off_board(findings.off_board);
-        if self.told.is_some_and(|told| now.saturating_duration_since(told) < FINDINGS_LOG_EVERY) {
-            return;
-        }
-        self.told = Some(now);
-        if let Some(topic) = &findings.misplaced_on {
-            tracing::warn!(
-                topic = &*topic.name,
-                "records lie where the route's partitioner would not have put them, and a client of their assessment \
-                 can't resume: set the route's `partitioner` to the one of its producers, or to \"none\""
-            );
-        }
-        if findings.off_board > 0 {
-            tracing::warn!(
-                ticks = findings.off_board,
-                "the market board is full, and these ticks are not shown: it takes {MARKETS_MAX} markets, and \
-                 {BOARD_BYTES_MAX} bytes of ticks, or a quarter of the shard's share of HISTORY_BYTES"
-            );
-        }
-        if findings.without_cursor > 0 {
-            tracing::warn!(
-                messages = findings.without_cursor,
-                "messages have no cursor, for it would be over {CURSOR_CHARS_MAX} characters, and their clients can't \
-                 resume: a `partitioner` other than \"none\", or fewer partitions, make it shorter"
-            );
-        }
     }
 
     /// Waits until something is to be done.

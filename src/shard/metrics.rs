@@ -57,6 +57,7 @@ pub struct Metrics {
     resets: Family<ResetLabels, Counter>,
     refusals: Family<RefusalLabels, Counter>,
     misplaced: Counter,
+    too_large: Counter,
     off_board: Counter,
     by_shard: Family<ShardLabels, Gauge>,
     history_bytes: Family<ShardLabels, Gauge>,
@@ -103,6 +104,7 @@ impl Metrics {
             resets: Family::default(),
             refusals: Family::default(),
             misplaced: Counter::default(),
+            too_large: Counter::default(),
             off_board: Counter::default(),
             by_shard: Family::default(),
             history_bytes: Family::default(),
@@ -138,6 +140,11 @@ impl Metrics {
             "shardgate_board_refused_ticks",
             "Ticks for which a shard's market board had no room; each shard counts its own",
             m.off_board.clone(),
+        );
+        registry.register(
+            "shardgate_events_too_large",
+            "Events that were not delivered, since they or their messages take more than half of a shard's window",
+            m.too_large.clone(),
         );
         registry.register("shardgate_shard_connections", "Clients of each shard", m.by_shard.clone());
         registry.register_with_unit(
@@ -206,6 +213,10 @@ impl ShardMetrics {
         if let Some(counter) = place.and_then(|place| self.closed.get(place)) {
             counter.inc();
         }
+    }
+
+    pub(super) fn too_large(&self, events: u64) {
+        self.pod.too_large.inc_by(events);
     }
 
     pub(super) fn misplaced(&self, records: u64) {

@@ -12,6 +12,7 @@
 //! - [`nudges`]: when the executor is woken in case that it sleeps on its work;
 //! - [`sent_away`]: who is served that was sent away in vain;
 //! - [`admission`]: who is served, sent elsewhere or refused;
+//! - [`report`]: what an operator is told of records;
 //! - [`pod_limits`]: what the shards of a pod share: its bounds on connections.
 //!
 //! Edges: `event_loop.rs` (glommio: the turns, tasks), `reactor.rs` (what tasks wait for), `accept.rs` and `socket.rs`
@@ -29,6 +30,7 @@ mod nudges;
 mod outbound;
 pub mod pod_limits;
 mod reactor;
+mod report;
 mod resume;
 mod sent_away;
 mod socket;

@@ -237,7 +237,8 @@ fn plan_events<S>(
             plan.events = due.bytes;
             if let Some(due) = plan.due.take_if(|due| due.bytes == 0) {
                 // None of them could be mapped: there is nothing to wait for.
-                watch.position = source.history.progress(position, &due, 0).position;
+                position = source.history.progress(position, &due, 0).position;
+                watch.position = position;
             }
         }
     }

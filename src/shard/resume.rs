@@ -1,7 +1,10 @@
 //! How a client begins: live, or where its cursor says, and what it is told of that. What a cursor covers is the
 //! history's to judge.
 
-use super::connection::{ConnectionKey, Socket, Tail};
+use std::collections::VecDeque;
+
+use super::connection::{Connection, ConnectionKey, Socket, Tail};
+use super::metrics::Counts;
 use super::state::{Entrance, State};
 use crate::clock::{Now, whole_ms};
 use crate::ids::AssessmentId;
@@ -118,16 +121,20 @@ impl<S: Socket> State<S> {
                     let connection = &mut connections[key];
                     let cover = connection.cover.as_mut();
                     let has_them = !is_cut && cover.is_some_and(|cover| history.is_ahead(cover, place));
-                    if has_them || connection.owed.reset.is_some() || !connection.is_live() {
-                        continue;
-                    }
-                    connection.owed.reset = Some(ResetReason::Expired);
-                    counts.reset(ResetReason::Expired);
-                    if connection.is_open() {
-                        connection.pending = true;
-                        pending.push_back(key);
+                    if !has_them {
+                        owe_expired((key, connection), (pending, counts));
                     }
                 }
+            }
+        }
+    }
+
+    /// Some events are too large for the window: whoever watches their assessments lacks them.
+    pub(super) fn tell_of_too_large(&mut self) {
+        for chain in self.history.take_without_event() {
+            let Self { connections, watchers, pending, counts, .. } = self;
+            for &key in watchers.get(chain).into_iter().flatten() {
+                owe_expired((key, &mut connections[key]), (pending, counts));
             }
         }
     }
@@ -160,5 +167,21 @@ impl<S: Socket> State<S> {
             }
             false
         });
+    }
+}
+
+/// A client lacks something: it is told to fetch its state anew, unless it is told already.
+fn owe_expired<S: Socket>(
+    (key, connection): (ConnectionKey, &mut Connection<S>),
+    (pending, counts): (&mut VecDeque<ConnectionKey>, &mut Counts),
+) {
+    if connection.owed.reset.is_some() || !connection.is_live() {
+        return;
+    }
+    connection.owed.reset = Some(ResetReason::Expired);
+    counts.reset(ResetReason::Expired);
+    if connection.is_open() {
+        connection.pending = true;
+        pending.push_back(key);
     }
 }

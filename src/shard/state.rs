@@ -231,6 +231,7 @@ impl<S: Socket> State<S> {
         if !losses.is_empty() {
             self.tell_of_losses(&losses);
         }
+        self.tell_of_too_large();
         if let Some(ends) = ends {
             self.judge_those_ahead(&ends);
         }
@@ -510,6 +511,7 @@ impl<S: Socket> State<S> {
     /// history costs in bytes.
     pub(super) fn end_turn(&mut self, now: Instant) -> (Counts, Findings, usize) {
         self.history.evict(now);
+        self.tell_of_too_large();
         self.board.evict(now);
         let mut findings = self.history.take_findings();
         findings.unusable += self.board.take_unusable();

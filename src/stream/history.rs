@@ -38,7 +38,7 @@ pub use self::cursors::Apart;
 use self::held::Held;
 pub use self::positions::{Due, FrameRef, Lag, Position, Progress};
 use self::segment::{Entry, EntryRef, Frame, Segment};
-use crate::limits::GROWTH_NOTICED_MAX;
+use crate::limits::{GROWTH_NOTICED_MAX, MESSAGE_BYTES_COMMON, UNDISPATCHED_BYTES_MAX};
 use crate::routing::table::Topic;
 use crate::stream::batch::Batch;
 use crate::stream::offsets::{Offsets, PlaceId};
@@ -66,6 +66,8 @@ pub struct History {
     scratch: Vec<u8>,
     /// What partitions lost that no client was told of yet.
     losses: Vec<Loss>,
+    /// Watched chains with an event that is too large, whose watchers were not told yet.
+    without_event: Vec<ChainKey>,
     findings: Findings,
 }
 
@@ -76,6 +78,14 @@ pub struct Limits {
     pub bytes_max: usize,
     /// For how long after its arrival an entry is kept.
     pub window: Duration,
+}
+
+impl Limits {
+    /// Bytes of one event's payload, and of its frame: each may take half of the window. Over it, the event is counted, and
+    /// its watchers are told that they lack it ([`History::take_without_event`]).
+    fn event_bytes_max(&self) -> usize {
+        self.bytes_max / 2
+    }
 }
 
 /// What turned out about records when they were linked or framed.
@@ -91,6 +101,14 @@ pub struct Findings {
     pub without_cursor: u64,
     /// Ticks for which the market board had no room.
     pub off_board: u64,
+    /// Events that are too large for the window.
+    pub too_large: u64,
+    /// The topic of the last of these.
+    pub too_large_on: Option<Arc<Topic>>,
+    /// Messages over [`MESSAGE_BYTES_COMMON`].
+    pub long: u64,
+    /// The topic of the last of these.
+    pub long_on: Option<Arc<Topic>>,
 }
 
 /// A partition lost records that clients have, or should have been sent.
@@ -120,6 +138,7 @@ impl History {
             fresh: VecDeque::new(),
             scratch: Vec::new(),
             losses: Vec::new(),
+            without_event: Vec::new(),
             findings: Findings::default(),
         }
     }
@@ -133,11 +152,11 @@ impl History {
         let added = match self.segments.back_mut() {
             Some(last) if last.absorbs(&batch, now, self.limits.window) => {
                 last.note_moves(self.moved.drain(..).map(|place| (place, self.offsets.next(place))));
-                last.absorb(&batch, now)
+                last.absorb(&batch, self.limits.event_bytes_max(), now)
             }
             _ => {
                 self.moved.clear();
-                let segment = Segment::new(batch, self.offsets.all_next().into(), now);
+                let segment = Segment::new(batch, self.offsets.all_next().into(), self.limits.event_bytes_max(), now);
                 let added = 0..segment.entries.len();
                 self.bytes += segment.counted;
                 self.segments.push_back(segment);
@@ -171,11 +190,16 @@ impl History {
         }
     }
 
-    /// Drops what is over the limits at `now`.
+    /// Drops what is over the limits at `now`. What was not dispatched yet makes room by its age alone: those who are up to
+    /// date are not overtaken by what a turn takes in, however small the window and however large the events.
     pub fn evict(&mut self, now: Instant) {
+        let undispatched = self.fresh.iter().find_map(|&key| self.chains.get(key)?.fresh).map(|(_, at)| at.segment());
+        let bytes_most = 2 * self.limits.bytes_max + UNDISPATCHED_BYTES_MAX;
         while let Some(oldest) = self.segments.front() {
             let aged = now.saturating_duration_since(oldest.arrived) > self.limits.window;
-            if !aged && self.bytes <= self.limits.bytes_max {
+            let is_undispatched = undispatched.is_some_and(|number| number <= self.first_segment);
+            let is_over = self.bytes > if is_undispatched { bytes_most } else { self.limits.bytes_max };
+            if !aged && !is_over {
                 break;
             }
             self.drop_oldest();
@@ -199,6 +223,23 @@ impl History {
         std::mem::take(&mut self.losses)
     }
 
+    /// The watched chains with an event that is too large for the window, since this was last asked.
+    pub fn take_without_event(&mut self) -> Vec<ChainKey> {
+        std::mem::take(&mut self.without_event)
+    }
+
+    /// Notes that a chain's newest entries have one that is too large.
+    fn note_too_large(&mut self, key: ChainKey, at: EntryRef) {
+        let topic = self.entry(at).and_then(|(_, entry)| self.offsets.topic(entry.record.origin.topic)).cloned();
+        self.findings.too_large += 1;
+        self.findings.too_large_on = topic;
+        let Some(chain) = self.chains.get_mut(key) else { return };
+        chain.without_event = chain.end;
+        if chain.watchers > 0 && self.without_event.last() != Some(&key) {
+            self.without_event.push(key);
+        }
+    }
+
     fn drop_oldest(&mut self) {
         let Some(segment) = self.segments.pop_front() else { return };
         let number = self.first_segment;
@@ -217,7 +258,9 @@ impl History {
     /// The frame of an entry, made when it is first asked for. `None` where the entry has left the window.
     fn frame(&mut self, key: ChainKey, at: EntryRef) -> Option<Frame> {
         let number = at.segment();
-        if let (_, Entry { frame: frame @ (Frame::Ready { .. } | Frame::Unusable), .. }) = self.entry(at)? {
+        if let (_, Entry { frame: frame @ (Frame::Ready { .. } | Frame::Unusable | Frame::TooLarge), .. }) =
+            self.entry(at)?
+        {
             return Some(*frame);
         }
         self.list_anew(key);
@@ -230,6 +273,7 @@ impl History {
     /// Makes an entry's frame, with the cursor as of the entry: where its segment says that ingest stood, or, while the
     /// entry is the newest, where it stands.
     fn make_frame(&mut self, key: ChainKey, at: EntryRef, stand: Stand) -> Option<Frame> {
+        let event_bytes_max = self.limits.event_bytes_max();
         let Self { segments, offsets, chains, scratch, findings, first_segment, .. } = self;
         let segment = segments.get_mut(slot(*first_segment, at)?)?;
         let (record, chain) = (segment.entries.get(at.index())?.record, chains.get(key)?);
@@ -242,11 +286,23 @@ impl History {
                 Stand::Head => offsets.write_cursor(chain.hash, &chain.listed, |at| offsets.next(at), scratch),
             };
             findings.without_cursor += u64::from(!has_cursor);
+            if scratch.len() > MESSAGE_BYTES_COMMON {
+                findings.long += 1;
+                findings.long_on = topic.cloned();
+            }
+            if scratch.len() > event_bytes_max {
+                // As large as it may get with a large window is not what it keeps.
+                *scratch = Vec::new();
+                return Some(Frame::TooLarge);
+            }
             segment.close_frame(start, scratch)
         });
         let frame = frame.unwrap_or(Frame::Unusable);
         segment.entries[at.index()].frame = frame;
         findings.unusable += u64::from(frame == Frame::Unusable);
+        if frame == Frame::TooLarge {
+            self.note_too_large(key, at);
+        }
         Some(frame)
     }
 

@@ -25,7 +25,7 @@ pub(super) fn world() -> World {
     world
 }
 
-fn told(offset: i64) -> Batch {
+pub(super) fn told(offset: i64) -> Batch {
     Batch { starts: vec![NextOffset { topic: EVENTS, partition: 0, offset }], ..Batch::default() }
 }
 
@@ -52,7 +52,7 @@ impl World {
         key
     }
 
-    fn come_back(&mut self, cursor: &str) -> (ConnectionKey, Scripted) {
+    pub(super) fn come_back(&mut self, cursor: &str) -> (ConnectionKey, Scripted) {
         let socket = Scripted::open();
         let key = self.come_back_to(&socket, cursor);
         (key, socket)

@@ -174,3 +174,79 @@ fn what_half_written_events_take_is_bounded() {
         clients.iter().filter(|(_, (_, socket))| close_code(socket).is_some() || socket.0.borrow().got.len() > 200_000);
     assert_eq!(whole.count(), kept, "the newest are whole, and the oldest are cut");
 }
+
+// ---- events as large as a window --------------------------------------------------------------------------------------
+
+/// A world with a window that holds an event of 1 MiB and no more.
+fn narrow_world() -> World {
+    let mut world = World::with(ShardConfig { history_bytes: 2 * (1024 + 16) * 1024, ..config() });
+    world.turn([returns::told(0)]);
+    world
+}
+
+#[test]
+fn those_who_are_up_to_date_get_all_that_a_turn_takes_in_however_small_the_window() {
+    let mut world = narrow_world();
+    let (key, socket) = world.connect(Some("a"));
+    socket.texts();
+    for turn in 0..5 {
+        let numbers: Vec<u64> = (0..4).map(|index| turn * 4 + index).collect();
+        world.turn(numbers.iter().map(|&number| large_event("a", number, 1_000_000)));
+        assert_eq!(socket.numbers(), numbers);
+        let (.., history_bytes) = world.state.end_turn(world.now.instant);
+        assert!(history_bytes <= 2 * (1024 + 16) * 1024, "{history_bytes}");
+    }
+    assert_eq!(world.state.ended(key), None);
+}
+
+#[test]
+fn an_event_that_the_window_can_not_hold_is_counted_and_its_clients_are_told_what_they_lack() {
+    let mut world = narrow_world();
+    let (key, live) = world.connect(Some("a"));
+    let (_, other) = world.connect(Some("b"));
+    let start = live.texts().remove(0);
+    other.texts();
+    world.turn([events(&[("a", 1)]), large_event("a", 2, 1_200_000), events(&[("a", 3), ("b", 4)])]);
+    world.turn([]);
+    let texts = live.texts();
+    let kinds: Vec<_> = texts.iter().map(|text| text.get(..36).unwrap_or_default()).collect();
+    assert_eq!(texts.len(), 3, "{kinds:?}");
+    assert_eq!(
+        texts.iter().filter(|text| text.contains(r#""type":"reset","reason":"expired""#)).count(),
+        1,
+        "{kinds:?}"
+    );
+    assert_eq!(other.numbers(), [4]);
+    assert_eq!(world.state.ended(key), None);
+    let (_, findings, _) = world.state.end_turn(world.now.instant);
+    assert_eq!((findings.too_large, findings.unusable), (1, 0));
+    assert_eq!(
+        findings.too_large_on.map(|topic| topic.name.to_string()).as_deref(),
+        Some("assessment.balance-updated")
+    );
+
+    // Who was away meanwhile lacks it, too; who has it behind itself goes on.
+    let (_, back) = world.come_back(returns::cursor_in(&start));
+    assert!(back.texts()[1].contains(r#""reason":"expired""#));
+    let (_, after) = world.come_back(returns::cursor_in(texts.last().unwrap()));
+    world.turn([events(&[("a", 5)])]);
+    assert!(after.texts()[0].contains(r#""resumed":true"#));
+    assert_eq!(back.numbers(), [5]);
+}
+
+#[test]
+fn a_message_that_turns_out_too_large_when_somebody_comes_for_it_is_told_as_such() {
+    let mut world = narrow_world();
+    let (key, live) = world.connect(Some("a"));
+    let start = live.texts().remove(0);
+    world.state.detach(key, CloseReason::ClientGone);
+    // Its payload fits; its message does not, by some bytes.
+    world.turn([large_event("a", 1, (1024 + 16) * 1024 - 100)]);
+    let (key, back) = world.come_back(returns::cursor_in(&start));
+    world.state.end_turn(world.now.instant);
+    world.turn([events(&[("a", 2)])]);
+    let texts = back.texts();
+    assert!(texts.iter().any(|text| text.contains(r#""reason":"expired""#)), "{} texts", texts.len());
+    assert_eq!(number(texts.last().unwrap()), 2);
+    assert_eq!(world.state.ended(key), None);
+}

@@ -5,7 +5,7 @@ use std::ops::Range;
 use hashbrown::HashTable;
 use slotmap::{SlotMap, new_key_type};
 
-use super::segment::EntryRef;
+use super::segment::{EntryRef, Frame};
 use super::{History, Position, Stand};
 use crate::ids::{AssessmentHash, AssessmentId, TopicIndex};
 use crate::prefetch::{prefetch, prefetch_all};
@@ -34,6 +34,8 @@ pub(super) struct Chain {
     pub(super) fresh: Option<(u64, EntryRef)>,
     /// Connections that hold the chain's key.
     pub(super) watchers: u32,
+    /// Below this number there is an entry that is too large; 0 where there is none.
+    pub(super) without_event: u64,
     /// Where its records may lie; while it is watched.
     pub(super) listed: Listed,
 }
@@ -96,6 +98,7 @@ impl History {
             last: None,
             fresh: None,
             watchers: 0,
+            without_event: 0,
             listed: Listed::default(),
         });
         let chains = &self.chains;
@@ -187,9 +190,14 @@ impl History {
         if let Some(entry) = self.entry_mut(at) {
             entry.chain = key;
         }
+        let is_too_large = self.entry(at).is_some_and(|(_, entry)| entry.frame == Frame::TooLarge);
         if is_watched {
             self.list_anew(key);
             self.check_place(key, place, record.origin.topic);
+        }
+        if is_too_large {
+            self.note_too_large(key, at);
+        } else if is_watched {
             self.make_frame(key, at, Stand::Head);
         }
     }

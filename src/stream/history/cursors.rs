@@ -57,6 +57,9 @@ impl History {
         }
         let start = Position { number: chain.start, at: chain.first };
         let position = self.skip(key, start, &cover);
+        if position.number < chain.without_event {
+            return Err(ResetReason::Expired);
+        }
         Ok((cover, position))
     }
 

@@ -59,13 +59,15 @@ pub(super) enum Frame {
     Ready { start: u32, len: u32, cursor: u16 },
     /// The record can't be mapped: nothing is sent.
     Unusable,
+    /// The event is too large for the window: nothing is sent, and who would have got it is told.
+    TooLarge,
 }
 
 impl Frame {
     pub(super) fn len(self) -> usize {
         match self {
             Self::Ready { len, .. } => len as usize,
-            Self::NotYet | Self::Unusable => 0,
+            Self::NotYet | Self::Unusable | Self::TooLarge => 0,
         }
     }
 }
@@ -106,7 +108,8 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    pub(super) fn new(batch: Batch, base: Box<[i64]>, now: Instant) -> Self {
+    /// Of a batch whose payloads have at most so many bytes; of a longer one the payload is left out.
+    pub(super) fn new(batch: Batch, base: Box<[i64]>, payload_bytes_max: usize, now: Instant) -> Self {
         let mut segment = Self {
             arena: Vec::new(),
             entries: Vec::with_capacity(batch.records.len()),
@@ -118,12 +121,14 @@ impl Segment {
             arrived: now,
             counted: 0,
         };
+        let is_too_large = |record: &Record| record.payload.len as usize > payload_bytes_max;
+        let has_too_large = batch.arena.len() > payload_bytes_max && batch.records.iter().any(is_too_large);
         // Ticks live on the board: an arena that has some of them is not kept.
-        if batch.ticks.is_empty() && batch.arena.len() > SEGMENT_BYTES / 2 {
+        if batch.ticks.is_empty() && batch.arena.len() > SEGMENT_BYTES / 2 && !has_too_large {
             segment.entries.extend(batch.records.iter().map(|&record| Entry::new(record)));
             segment.arena = batch.arena;
         } else {
-            segment.absorb(&batch, now);
+            segment.absorb(&batch, payload_bytes_max, now);
         }
         segment.counted = segment.cost();
         segment
@@ -138,10 +143,16 @@ impl Segment {
     }
 
     /// Copies a batch in; returns the indices of its entries.
-    pub(super) fn absorb(&mut self, batch: &Batch, now: Instant) -> Range<usize> {
+    pub(super) fn absorb(&mut self, batch: &Batch, payload_bytes_max: usize, now: Instant) -> Range<usize> {
         let first = self.entries.len();
         self.arrived = now;
         for record in &batch.records {
+            if record.payload.len as usize > payload_bytes_max {
+                let (id, payload) = (self.copy(record.id.of(&batch.arena)), Span { start: 0, len: 0 });
+                let entry = Entry::new(Record { id, payload, ..*record });
+                self.entries.push(Entry { frame: Frame::TooLarge, ..entry });
+                continue;
+            }
             let payload = self.copy(record.payload.of(&batch.arena));
             // An id that is a part of the payload stays one.
             let within = record.id.start.checked_sub(record.payload.start);
