@@ -74,6 +74,9 @@ impl ProxyHeader {
     /// Looks at what was read of a connection so far.
     #[must_use]
     pub fn parse(read: &[u8]) -> Self {
+        if !may_become_one(read) {
+            return Self::Invalid;
+        }
         let config = ParseConfig { include_tlvs: false, allow_v1: true, allow_v2: true };
         match proxy_header::ProxyHeader::parse(read, config) {
             Ok((_, len)) if len > PROXY_HEADER_BYTES_MAX => Self::Invalid,
@@ -81,15 +84,14 @@ impl ProxyHeader {
                 let client = header.proxied_address().map(|proxied| proxied.source.ip().to_canonical());
                 Self::Whole { len, client }
             }
-            Err(Error::BufferTooShort) if read.len() < PROXY_HEADER_BYTES_MAX && may_become_one(read) => {
-                Self::Incomplete
-            }
+            Err(Error::BufferTooShort) if read.len() < PROXY_HEADER_BYTES_MAX => Self::Incomplete,
             Err(_) => Self::Invalid,
         }
     }
 }
 
-/// The parser waits for the shortest header before it looks; a client that speaks HTTP would wait for an answer meanwhile.
+/// The parser waits for the shortest header before it looks, and a client that speaks HTTP would wait for an answer
+/// meanwhile; nor does it look at the byte behind `PROXY`.
 fn may_become_one(read: &[u8]) -> bool {
     const STARTS: [&[u8]; 2] = [b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"];
     STARTS.iter().any(|start| {
@@ -336,6 +338,7 @@ mod tests {
         for bad in [
             &b"GET /ws HTTP/1.1\r\n"[..],
             b"G",
+            b"PROXY\xfaUNKNOWN\r\n",
             b"PROXY TCP5 1.2.3.4 1.2.3.4 1 2\r\n",
             b"PROXY TCP4 1.2.3.4 1.2.3.4 1 99999\r\n",
             b"PROXY TCP4 1.2.3 1.2.3.4 1 2\r\n    ",
