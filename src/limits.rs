@@ -169,6 +169,10 @@ pub const HTTP_CHANNEL_DEPTH: usize = HTTP_CONNECTIONS_MAX;
 /// (`config/parts.rs`): each holds a buffer and a descriptor. Further sockets wait in the kernel's queue.
 pub const HANDSHAKES_MAX: usize = 4096;
 
+/// Handshakes that one client address may have under way, where its connections are bounded and no more of them may be:
+/// room for clients behind one address that come at the same time, and are told that there are too many of them.
+pub const HANDSHAKES_PER_ADDRESS_MIN: u64 = 64;
+
 /// How long a request is left alone where others wait for its place: more than a good one takes on a slow line, and more
 /// than [`LOOK_WAIT_MAX`] and [`LINGER`].
 pub const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(3);

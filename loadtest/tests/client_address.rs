@@ -8,7 +8,7 @@ use loadtest::client::raw::Raw;
 use loadtest::client::{Ask, Client};
 use loadtest::http::Answer;
 use loadtest::pods::{Plan, Pod, World};
-use loadtest::process::{Process, TempDir, eventually, free_port, loopback, tool};
+use loadtest::process::{Process, TempDir, allow_descriptors, eventually, free_port, loopback, tool};
 use loadtest::token::signed;
 use serde_json::json;
 
@@ -53,6 +53,29 @@ fn an_address_and_a_user_have_so_many_connections_on_all_shards_together() {
     first.close();
     eventually("there is a place for the user", Duration::from_secs(10), || ask(17, "u", there).ok());
     eventually("there is a place for the address", Duration::from_secs(10), || ask(18, "x", here).ok());
+}
+
+#[test]
+fn sockets_that_say_nothing_of_one_address_take_no_more_than_its_share_of_handshakes() {
+    /// Handshakes that one address may have under way.
+    const SHARE: usize = 64;
+    allow_descriptors(20_000);
+    let world = World::without_topics();
+    let settings = [("MAX_CONNECTIONS_PER_ADDRESS", "5"), ("SHARDS", "2"), ("HANDSHAKE_TIMEOUT_MS", "60000")];
+    let pod = world.pod("pod-0").set_all(&settings).start();
+    let (here, there) = (loopback(), loopback());
+    let mut silent: Vec<_> = (0..SHARE + 40).map(|_| Raw::connect(&pod.ask().from(here))).collect();
+    eventually("those over it are refused", Duration::from_secs(20), || {
+        (pod.metrics().of("shardgate_refusals_total", &[("reason", "address")]) == 40.0).then_some(())
+    });
+    let answered = silent.iter_mut().filter_map(|raw| raw.is_answered(Duration::from_millis(1)).then(|| raw.answer()));
+    let statuses: Vec<u16> = answered.map(|answer| answer.status).collect();
+    assert_eq!(statuses, [503; 40]);
+    let _other = taken(pod.ask().from(there).try_open());
+    let said = pod.log().matches("MAX_CONNECTIONS_PER_ADDRESS").count();
+    assert!((1..=2).contains(&said), "each shard says so once: {said}");
+    drop(silent);
+    eventually("there is room again", Duration::from_secs(20), || pod.ask().from(here).try_open().ok());
 }
 
 /// A pod for which one address is the proxy's, and on which each client may have one connection.

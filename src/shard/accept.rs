@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 use glommio::timer::Timer;
 
 use super::event_loop::{Shard, TaskKey, let_all_run};
+use super::pod_limits::Arrival;
 use super::reactor::{Listener, Stream};
 use super::socket;
 use crate::limits::{ACCEPT_LOG_EVERY, HANDSHAKE_PATIENCE, SILENT_PATIENCE};
 use crate::log_throttle::LogThrottle;
+use crate::protocol::head::{Fault, Refusal, Unavailable};
 
 /// How long accepting pauses when the system refuses (descriptors, memory).
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
@@ -35,6 +37,10 @@ pub(super) struct Handshakes {
     silent: RefCell<BTreeMap<u64, Begun>>,
     /// The others.
     begun: RefCell<BTreeMap<u64, Begun>>,
+    /// For the line that an address has too many connections.
+    address_warnings: LogThrottle,
+    /// For the line that a proxy is not set up as it should be.
+    proxy_warnings: LogThrottle,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -46,7 +52,39 @@ struct Begun {
 
 impl Handshakes {
     pub(super) fn new(max: usize) -> Self {
-        Self { max, next: Cell::new(0), silent: RefCell::default(), begun: RefCell::default() }
+        Self {
+            max,
+            next: Cell::new(0),
+            silent: RefCell::default(),
+            begun: RefCell::default(),
+            address_warnings: LogThrottle::new(ACCEPT_LOG_EVERY),
+            proxy_warnings: LogThrottle::new(ACCEPT_LOG_EVERY),
+        }
+    }
+
+    /// Tells an operator of a refusal that settings may have to do with.
+    pub(super) fn warn_of(&self, refusal: Refusal, client: IpAddr) {
+        let (throttle, advice) = match refusal {
+            Refusal::Unavailable(Unavailable::Address) => (
+                &self.address_warnings,
+                "refused: as many connections as MAX_CONNECTIONS_PER_ADDRESS allows come from this address; if it is a \
+                 proxy's, name it in TRUSTED_PROXIES",
+            ),
+            Refusal::Malformed(Fault::ProxyHeader) => (
+                &self.proxy_warnings,
+                "refused: a trusted proxy's connection does not begin with the PROXY protocol's header; make it send \
+                 one, or unset PROXY_PROTOCOL",
+            ),
+            Refusal::Malformed(Fault::Forwarded) => (
+                &self.proxy_warnings,
+                "refused: X-Forwarded-For and Forwarded of a trusted proxy name different clients; make it set both, or \
+                 remove the one that it does not set",
+            ),
+            _ => return,
+        };
+        if let Some(held_back) = throttle.admit(Instant::now()) {
+            tracing::warn!(%client, held_back, "{advice}");
+        }
     }
 
     /// How many there may be.
@@ -99,6 +137,8 @@ impl Handshakes {
 pub(super) struct Handshake {
     pub(super) shard: Rc<Shard>,
     number: u64,
+    /// Counted for its address.
+    _arrival: Option<Arrival>,
 }
 
 impl Handshake {
@@ -152,9 +192,22 @@ async fn make_room(shard: &Shard) {
     }
 }
 
+/// Refuses a socket whose request is not even read.
+fn turn_away(shard: &Shard, mut stream: Stream, peer: IpAddr, why: Unavailable) {
+    let refusal = Refusal::Unavailable(why);
+    shard.metrics.refused_by_http(refusal);
+    shard.handshakes.warn_of(refusal, peer);
+    stream.write_now(&refusal.response());
+}
+
 fn welcome(shard: &Rc<Shard>, stream: Stream, peer: IpAddr) {
+    let is_proxy = shard.head_rules.trusted_proxies.contains(peer);
+    let arrival = match if is_proxy { Ok(None) } else { shard.pod.arrive(peer) } {
+        Ok(arrival) => arrival,
+        Err(why) => return turn_away(shard, stream, peer, why),
+    };
     let number = shard.handshakes.begin(Instant::now());
-    let handshake = Handshake { shard: Rc::clone(shard), number };
+    let handshake = Handshake { shard: Rc::clone(shard), number, _arrival: arrival };
     let task = shard.spawn(async move {
         socket::handshake(&handshake, stream, peer).await;
     });

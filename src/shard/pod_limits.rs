@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::config::{DoorConfig, ShardConfig};
+use crate::limits::HANDSHAKES_PER_ADDRESS_MIN;
 use crate::protocol::head::Unavailable;
 
 /// A pod's bounds on connections.
@@ -30,6 +31,8 @@ struct Counts {
     open: AtomicU64,
     open_max: u64,
     of_addresses: Option<CountsOf<AddressKey>>,
+    /// Handshakes that are under way, where the connections of an address are bounded.
+    handshakes: Option<CountsOf<AddressKey>>,
     of_users: Option<CountsOf<u64>>,
     /// Users are counted by a hash whose key nobody outside knows.
     user_hasher: RandomState,
@@ -109,6 +112,21 @@ impl Drop for Counted {
 #[derive(Debug)]
 pub struct Place(Arc<Counted>);
 
+/// A handshake that is counted for its address. Dropping it counts one less.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    counts: Arc<Counts>,
+    address: AddressKey,
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        if let Some(handshakes) = &self.counts.handshakes {
+            handshakes.give_back(&self.address);
+        }
+    }
+}
+
 /// A bucket of a second's depth (the generic cell rate algorithm, ITU-T I.371): one word holds its level and its clock.
 #[derive(Debug)]
 struct Rate {
@@ -147,6 +165,7 @@ impl PodLimits {
             open: AtomicU64::new(0),
             open_max,
             of_addresses: per_address.map(CountsOf::new),
+            handshakes: per_address.map(|max| CountsOf::new(max.max(HANDSHAKES_PER_ADDRESS_MIN))),
             of_users: per_user.map(CountsOf::new),
             user_hasher: RandomState::new(),
         });
@@ -157,6 +176,17 @@ impl PodLimits {
             accepts: Rate::new(accepts_per_second),
             refusals: Rate::new(accepts_per_second),
         }
+    }
+
+    /// Counts a socket from this address that was accepted, until its handshake is over; `None` where nobody counts.
+    ///
+    /// # Errors
+    /// Where as many handshakes of the address are under way as may be.
+    pub(super) fn arrive(&self, address: IpAddr) -> Result<Option<Arrival>, Unavailable> {
+        let Some(handshakes) = &self.counts.handshakes else { return Ok(None) };
+        let address = AddressKey::of(address);
+        let is_free = handshakes.take(address);
+        is_free.then(|| Some(Arrival { counts: Arc::clone(&self.counts), address })).ok_or(Unavailable::Address)
     }
 
     /// Whether one more client with a good token may come at `now`.
@@ -272,6 +302,18 @@ mod tests {
         drop(first);
         drop(pod.enter(ip("203.0.113.1"), "b").unwrap());
         drop(pod.enter(ip("203.0.113.1"), "a").unwrap());
+    }
+
+    #[test]
+    fn an_address_has_so_many_handshakes_under_way_whatever_the_others_have() {
+        let pod = PodLimits::with(5, 1000, Some(2), None);
+        let arrive = |address: &str| pod.arrive(ip(address));
+        let mut arrivals: Vec<_> = (0..HANDSHAKES_PER_ADDRESS_MIN).map(|_| arrive("203.0.113.1").unwrap()).collect();
+        assert_eq!(arrive("203.0.113.1").err(), Some(Unavailable::Address));
+        assert!(arrive("203.0.113.2").unwrap().is_some());
+        drop(arrivals.pop());
+        assert!(arrive("203.0.113.1").unwrap().is_some());
+        assert!(PodLimits::with(5, 1000, None, None).arrive(HERE).unwrap().is_none(), "nobody counts");
     }
 
     #[test]

@@ -233,6 +233,11 @@ impl Stream {
         self.waiter.poll(&mut self.socket, Interest::WRITABLE, cx.waker(), |socket| socket.write(bytes))
     }
 
+    /// Writes what the socket takes at once, to somebody who is not waited for.
+    pub(super) fn write_now(&mut self, bytes: &[u8]) {
+        let _ = self.socket.write(bytes);
+    }
+
     /// Says that nothing more will be written. A failure means that the peer is gone, which a read tells.
     pub(super) fn finish(&self) {
         let _ = self.socket.shutdown(Shutdown::Write);

@@ -118,7 +118,10 @@ pub(super) async fn handshake(handshake: &Handshake, mut stream: Stream, peer: I
     .await;
     match head {
         Head::Gone => {}
-        Head::Refused(refusal) => refuse(shard, stream, refusal).await,
+        Head::Refused(refusal) => {
+            shard.handshakes.warn_of(refusal, peer);
+            refuse(shard, stream, refusal).await;
+        }
         Head::Operators => {
             let passed = shard.http.try_send(HttpRequest { socket: stream.into_socket(), read });
             if let Err(TrySendError::Full(request) | TrySendError::Closed(request)) = passed {
@@ -229,7 +232,11 @@ pub(super) async fn enter(shard: &Rc<Shard>, stream: Stream, newcomer: Box<Newco
     let mut now = Now::read();
     let place = match shard.pod.enter(upgrade.client, &grant.user) {
         Ok(place) => place,
-        Err(why) => return refuse(shard, stream, Refusal::Unavailable(why)).await,
+        Err(why) => {
+            let refusal = Refusal::Unavailable(why);
+            shard.handshakes.warn_of(refusal, upgrade.client);
+            return refuse(shard, stream, refusal).await;
+        }
     };
     let judge_by = |standing: &Standing, now: Now| {
         let here = Here { node: &shard.node, standing, place_anywhere: shard.config.place_anywhere };
