@@ -13,7 +13,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use criterion::{Criterion, criterion_group, criterion_main};
 use shardgate::ids::{AssessmentHash, TopicIndex};
 use shardgate::routing::table::Table;
-use shardgate::stream::batch::NextOffset;
+use shardgate::stream::batch::{EpochStart, NextOffset, Origin};
 use shardgate::stream::cursor;
 use shardgate::stream::offsets::Offsets;
 
@@ -45,6 +45,11 @@ fn offsets() -> Offsets {
         starts.extend((0..PARTITIONS).map(start));
     }
     offsets.told(&starts, || None, Instant::now(), &mut Vec::new(), &mut Vec::new());
+    for &NextOffset { topic, partition, offset } in &starts {
+        // Leaders change topic by topic.
+        let first = Origin { topic, partition, offset: offset - 1 };
+        offsets.epoch_starts(&EpochStart { first, epoch: i32::from(topic.0) });
+    }
     offsets
 }
 
@@ -56,8 +61,8 @@ fn cursors(c: &mut Criterion) {
     let mut made = Vec::new();
     assert!(make(&mut made), "ten topics fit");
     let text = String::from_utf8(made.clone()).expect("base64url");
-    let read = cursor::decode(&text).expect("just made");
-    let cover = offsets.judge(&read, ID, &listed, |_| None).expect("nothing was evicted");
+    let read = || cursor::decode(&text, hash).expect("just made");
+    let cover = offsets.judge(read(), ID, &listed, |_| None).expect("nothing was evicted");
 
     let mut group = c.benchmark_group("cursor");
     let mut out = Vec::with_capacity(2 * made.len());
@@ -73,8 +78,8 @@ fn cursors(c: &mut Criterion) {
             cover.write_cursor(&offsets, hash, &listed, |place| offsets.next(place), black_box(&mut out))
         });
     });
-    group.bench_function("read", |b| b.iter(|| cursor::decode(black_box(&text))));
-    group.bench_function("judge", |b| b.iter(|| offsets.judge(black_box(&read), ID, &listed, |_| None)));
+    group.bench_function("read", |b| b.iter(|| cursor::decode(black_box(&text), hash)));
+    group.bench_function("read and judge", |b| b.iter(|| offsets.judge(black_box(read()), ID, &listed, |_| None)));
     let raw = BASE64_URL_SAFE_NO_PAD.decode(&text).expect("base64url");
     let mut encoded = vec![0; made.len()];
     group.bench_function("floor: base64url", |b| {

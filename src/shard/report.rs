@@ -84,8 +84,9 @@ fn log(findings: &Findings) {
     if findings.without_cursor > 0 {
         tracing::warn!(
             messages = findings.without_cursor,
-            "messages have no cursor, for it would be over {CURSOR_CHARS_MAX} characters, and their clients can't resume: \
-             a `partitioner` other than \"none\", or fewer partitions, make it shorter"
+            "cursors would be over {CURSOR_CHARS_MAX} characters: clients are given one that can't be resumed from, and are \
+             sent a reset when they come back. A cursor lists each topic that an assessment's events are on, and all \
+             partitions of those whose `partitioner` is \"none\": fewer of these make it shorter"
         );
     }
     if let Some(topic) = &findings.long_on {

@@ -113,14 +113,20 @@ impl<S: Socket> State<S> {
     pub(super) fn tell_of_losses(&mut self, losses: &[Loss]) {
         let Self { connections, watchers, history, pending, counts, .. } = self;
         for (chain, keys) in watchers.iter() {
-            for &Loss { place, is_cut } in losses {
+            for &Loss { place, cut_at } in losses {
                 if !history.lists(chain, place) {
                     continue;
                 }
                 for &key in keys {
                     let connection = &mut connections[key];
-                    let cover = connection.cover.as_mut();
-                    let has_them = !is_cut && cover.is_some_and(|cover| history.is_ahead(cover, place));
+                    let has_them = match (&mut connection.cover, cut_at) {
+                        (None, _) => false,
+                        (Some(cover), None) => history.is_ahead(cover, place),
+                        (Some(cover), Some(offset)) => {
+                            cover.cut(place, offset);
+                            false
+                        }
+                    };
                     if !has_them {
                         owe_expired((key, connection), (pending, counts));
                     }
@@ -137,6 +143,29 @@ impl<S: Socket> State<S> {
                 owe_expired((key, &mut connections[key]), (pending, counts));
             }
         }
+    }
+
+    /// More is known of the logs: a cursor that was ahead may turn out to be of another one. Its client is told, and is live
+    /// from now on.
+    pub(super) fn judge_those_ahead_again(&mut self) {
+        let Self { connections, history, pending, counts, ahead, .. } = self;
+        ahead.retain(|Ahead { key, .. }| {
+            let Some(connection) = connections.get_mut(*key).filter(|connection| connection.is_live()) else {
+                return false;
+            };
+            let (Some(cover), Some(watch)) = (&mut connection.cover, &mut connection.watch) else { return false };
+            let Some(reason) = history.refuted(cover) else { return true };
+            connection.cover = None;
+            connection.catching_up = false;
+            watch.position = history.end(watch.chain);
+            connection.owed.reset = Some(reason);
+            counts.reset(reason);
+            if connection.is_open() {
+                connection.pending = true;
+                pending.push_back(*key);
+            }
+            false
+        });
     }
 
     /// The ends of some logs are known: a cursor that was there before they were asked for, and lies past one, is none of

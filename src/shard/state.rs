@@ -226,12 +226,16 @@ impl<S: Socket> State<S> {
     pub(super) fn take(&mut self, mut batch: Batch, now: Instant) {
         self.board.apply(&batch, now);
         let ends = batch.ends.take();
+        let knows_more = !(batch.epochs.is_empty() && batch.topics.is_empty());
         self.history.append(batch, now);
         let losses = self.history.take_losses();
         if !losses.is_empty() {
             self.tell_of_losses(&losses);
         }
         self.tell_of_too_large();
+        if knows_more && !self.ahead.is_empty() {
+            self.judge_those_ahead_again();
+        }
         if let Some(ends) = ends {
             self.judge_those_ahead(&ends);
         }

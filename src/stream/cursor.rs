@@ -1,26 +1,40 @@
-//! A cursor's form: what a client is given to come back with (PROTOCOL 2). It owns the encoding; what a cursor covers
-//! is [`super::offsets`]' to judge.
+//! A cursor's form: what a client is given to come back with (PROTOCOL 2). It owns the encoding; which topics a cursor
+//! names, and what it covers, is [`super::offsets`]' to judge.
 //!
 //! ```text
-//! version u8 | assessment's hash u64 | topic* | checksum u32        little-endian, then base64url without padding
-//! topic  = name u32 | incarnation u32 | partitions varint | place+
-//! place  = partition * 2 + (1 where another of the topic follows), varint | next offset varint
+//! form u8 | check u32 | sum u24 | topic*                    little-endian, then base64url without padding
+//! topic = head u16 | mark u8 | shape? | next | epoch? | place*
+//! place = head varint | next | epoch?                       the topic's further partitions, in their order
+//! shape = partitions varint | partition varint
 //! ```
 //!
-//! The checksum tells damage, not forgery: a client that makes up a cursor asks for no more than its token allows.
+//! - A topic's *tag* stands for its name (10 bits in the head) and for which topic of that name it is (the mark, not in the
+//!   [`Form::Narrow`]). Tags are short, so they may be shared; the *sum* is taken over the long fingerprints of all topics
+//!   that the cursor lists, and tells whether the tags were understood.
+//! - A topic's head also says how long `next` is, whether an epoch follows (else it is the one before), which of the first
+//!   three shapes it has (else one follows), and whether a place follows. A place's head says the same, and how many
+//!   partitions are passed over.
+//! - `epoch` is a varint: 0 for unknown, else one more than the leader epoch of the last record before `next`.
+//! - The *check* is over everything else and the assessment's hash. It tells damage, not forgery: a client that makes up
+//!   a cursor asks for no more than its token allows.
+//! - Partitions without records are left out where the rest says as much ([`super::offsets`]).
+//!
+//! Version 1 listed each topic's whole fingerprint and no epochs; it is understood ([`mod@version_1`]), and not made any more.
 //!
 //! Before it all may stand a mark: the client was sent away by a pod that drains ([`mark_draining`]). It says nothing of
 //! what the client has.
 
+#[cfg(test)]
+mod tests;
+mod version_1;
+
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::ids::AssessmentHash;
 use crate::limits::CURSOR_CHARS_MAX;
 use crate::routing::table::Fingerprint;
-
-const VERSION: u8 = 1;
 
 /// What a pod that drains puts before the cursor: no character of base64url, and one that no URL escapes (RFC 3986
 /// section 2.3).
@@ -29,71 +43,256 @@ const DRAINING: char = '~';
 /// A cursor's bytes, before base64url makes four characters of three, with room left for the mark.
 const BYTES_MAX: usize = (CURSOR_CHARS_MAX - DRAINING.len_utf8()) / 4 * 3;
 
-const CHECKSUM_BYTES: usize = 4;
+/// The form, the check and the sum.
+const HEADER_BYTES: usize = 1 + CHECK_BYTES + SUM_BYTES;
+const CHECK_BYTES: usize = 4;
+const SUM_BYTES: usize = 3;
 
-/// The longest place, its topic's head included.
-const PLACE_BYTES_MAX: usize = 4 + 4 + 5 + 5 + 10;
+/// The longest topic with one place: head and mark, a shape of two varints, an offset, an epoch.
+const TOPIC_BYTES_MAX: usize = 3 + 2 * 5 + 8 + 5;
+
+/// How many bytes an offset takes, by its code in a head.
+const NEXT_BYTES: [usize; 4] = [2, 3, 4, 8];
+
+/// Shapes that later topics refer to.
+const SHAPES: usize = 3;
+
+/// How a cursor is written: the first that fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// With all that there is to say.
+    Full,
+    /// Without epochs: what it says of a log that lost its end is nothing.
+    WithoutEpochs,
+    /// Without epochs and topics' marks: whoever does not know all of its topics can't take it.
+    Narrow,
+}
+
+impl Form {
+    /// From the best to the shortest.
+    pub const ALL: [Self; 3] = [Self::Full, Self::WithoutEpochs, Self::Narrow];
+
+    fn is_narrow(self) -> bool {
+        self == Self::Narrow
+    }
+}
+
+/// The first byte of a cursor.
+const WIDE: u8 = 2;
+const NARROW: u8 = 3;
+/// Of one that says that none could be made.
+const NONE: u8 = 4;
+
+/// What stands for a topic in a cursor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Tag {
+    /// Of its name, [`Tag::NAME_BITS`] wide.
+    pub name: u16,
+    /// Of its incarnation; `None` in a narrow cursor.
+    pub mark: Option<u8>,
+}
+
+impl Tag {
+    const NAME_BITS: u32 = 10;
+
+    /// The tag of a topic.
+    #[must_use]
+    pub fn of(topic: Fingerprint) -> Self {
+        Self { name: topic.name as u16 & ((1 << Self::NAME_BITS) - 1), mark: Some(topic.incarnation as u8) }
+    }
+
+    /// Whether it may stand for a topic.
+    #[must_use]
+    pub fn fits(self, topic: Fingerprint) -> bool {
+        let of = Self::of(topic);
+        self.name == of.name && (self.mark.is_none() || self.mark == of.mark)
+    }
+}
+
+/// What the fingerprints of all topics of a cursor come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TopicSum(u32);
+
+impl TopicSum {
+    /// Of one topic.
+    #[must_use]
+    pub fn of(topic: Fingerprint) -> Self {
+        let both = u64::from(topic.name) << 32 | u64::from(topic.incarnation);
+        // Spread by a multiplication: the upper half depends on all bits.
+        Self((both.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32)
+    }
+
+    /// With one topic more.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self(self.0.wrapping_add(other.0) & 0xff_ffff)
+    }
+
+    /// Without one of its topics.
+    #[must_use]
+    pub fn minus(self, other: Self) -> Self {
+        Self(self.0.wrapping_sub(other.0) & 0xff_ffff)
+    }
+}
 
 /// What a cursor says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cursor {
-    /// Whose events it counts.
-    pub assessment: AssessmentHash,
-    /// Where it stands, those of one topic side by side.
+pub enum Cursor {
+    /// Where the client stands.
+    Of(Listing),
+    /// No cursor could be made: whoever has it can't go on from anywhere.
+    None,
+}
+
+/// Where a client stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// Over the topics' fingerprints.
+    pub sum: TopicSum,
+    /// In the order in which they are listed.
+    pub topics: Vec<ListedTopic>,
+}
+
+/// Where a client stands on the partitions of one topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedTopic {
+    /// What stands for the topic.
+    pub tag: Tag,
+    /// How many partitions it had, as far as was known to whoever made the cursor.
+    pub partitions: u32,
+    /// At least one, in the order of the partitions.
     pub places: Vec<Place>,
 }
 
-/// Where a cursor stands on one partition.
+/// Where a client stands on one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
-    /// Of which topic.
-    pub topic: Fingerprint,
-    /// How many partitions of the topic were known to whoever made the cursor.
-    pub partitions: u32,
     /// The partition.
     pub partition: u32,
     /// The client has all of the assessment's events below this offset, and none from it on. From 0 to `i64::MAX`.
     pub next: i64,
+    /// The leader epoch of the last record before that, where it is known: from 0.
+    pub epoch: Option<i32>,
 }
 
-/// Why a string is no cursor.
+/// Why a string is no cursor of an assessment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a cursor, or a damaged one")]
+#[error("not a cursor of this assessment, or a damaged one")]
 pub struct Damaged;
 
-/// Appends a cursor's text to `out`; `false`, and nothing appended, where it would be over [`CURSOR_CHARS_MAX`]. Places
-/// of one topic must come side by side.
-pub fn encode(assessment: AssessmentHash, places: impl Iterator<Item = Place>, out: &mut Vec<u8>) -> bool {
-    let mut raw = Raw { bytes: [0; BYTES_MAX + PLACE_BYTES_MAX], len: 0 };
-    raw.put(&[VERSION]);
-    raw.put(&assessment.0.to_le_bytes());
-    let mut before: Option<(Fingerprint, usize)> = None;
-    for place in places {
-        match before {
-            // The lowest bit of the place before says that its topic goes on.
-            Some((topic, at)) if topic == place.topic => raw.bytes[at] |= 1,
-            _ => {
-                raw.put(&place.topic.name.to_le_bytes());
-                raw.put(&place.topic.incarnation.to_le_bytes());
-                raw.put_varint(u64::from(place.partitions));
+// ---- made ---------------------------------------------------------------------------------------------------------------
+
+/// Writes a cursor, topic by topic.
+pub struct Encoder {
+    raw: Raw,
+    form: Form,
+    sum: TopicSum,
+    shapes: [(u32, u32); SHAPES],
+    shapes_known: usize,
+    epoch: Option<i32>,
+}
+
+impl Encoder {
+    /// Begins a cursor.
+    #[must_use]
+    pub fn new(form: Form) -> Self {
+        let mut raw = Raw { bytes: [0; BYTES_MAX + TOPIC_BYTES_MAX], len: HEADER_BYTES };
+        raw.bytes[0] = if form.is_narrow() { NARROW } else { WIDE };
+        Self { raw, form, sum: TopicSum::default(), shapes: [(0, 0); SHAPES], shapes_known: 0, epoch: None }
+    }
+
+    /// Whether topics' marks are left out.
+    #[must_use]
+    pub fn is_narrow(&self) -> bool {
+        self.form.is_narrow()
+    }
+
+    /// Adds a topic, with the places of its partitions in their order. `false` where the cursor is too long by now.
+    #[must_use]
+    #[inline]
+    pub fn topic(&mut self, tag: Tag, sum: TopicSum, partitions: u32, places: impl IntoIterator<Item = Place>) -> bool {
+        let mut places = places.into_iter();
+        let Some(first) = places.next() else { return true };
+        self.sum = self.sum.plus(sum);
+        let at = self.raw.len;
+        let shape = self.shape((partitions, first.partition));
+        self.raw.len += 2;
+        if !self.form.is_narrow() {
+            self.raw.bytes[self.raw.len] = tag.mark.unwrap_or(0);
+            self.raw.len += 1;
+        }
+        if shape == SHAPES {
+            self.raw.put_varint(u64::from(partitions));
+            self.raw.put_varint(u64::from(first.partition));
+        }
+        let (len, has_epoch) = self.place(&first);
+        let mut head = tag.name << 6 | len << 4 | (shape as u16) << 2 | u16::from(has_epoch) << 1;
+        let (mut before, mut more_at) = (first.partition, None);
+        for place in places {
+            match more_at {
+                None => head |= 1,
+                Some(at) => self.raw.bytes[at] |= 1,
+            }
+            more_at = Some(self.raw.len);
+            let gap = place.partition.saturating_sub(before + 1);
+            before = place.partition;
+            let start = self.raw.len;
+            self.raw.put_varint(u64::from(gap) << 4);
+            let (len, has_epoch) = self.place(&place);
+            self.raw.bytes[start] |= (len << 2) as u8 | u8::from(has_epoch) << 1;
+            if self.raw.len > BYTES_MAX {
+                return false;
             }
         }
-        before = Some((place.topic, raw.len));
-        raw.put_varint(u64::from(place.partition) << 1);
-        raw.put_varint(place.next.max(0).unsigned_abs());
-        if raw.len > BYTES_MAX - CHECKSUM_BYTES {
-            return false;
-        }
+        self.raw.bytes[at..at + 2].copy_from_slice(&head.to_le_bytes());
+        self.raw.len <= BYTES_MAX
     }
-    let checksum = checksum(&raw.bytes[..raw.len]);
-    raw.put(&checksum);
-    let start = out.len();
-    out.resize(start + raw.len.div_ceil(3) * 4, 0);
-    let written = BASE64_URL_SAFE_NO_PAD
-        .encode_slice(&raw.bytes[..raw.len], &mut out[start..])
-        .expect("four characters for each three bytes are enough");
-    out.truncate(start + written);
-    true
+
+    /// The number of a shape, [`SHAPES`] for one that is to be written out.
+    fn shape(&mut self, shape: (u32, u32)) -> usize {
+        if let Some(known) = self.shapes[..self.shapes_known].iter().position(|known| *known == shape) {
+            return known;
+        }
+        if self.shapes_known < SHAPES {
+            self.shapes[self.shapes_known] = shape;
+            self.shapes_known += 1;
+        }
+        SHAPES
+    }
+
+    /// Writes an offset, and an epoch where it is not the one before; returns the code of the offset's length.
+    fn place(&mut self, place: &Place) -> (u16, bool) {
+        let next = place.next.max(0).unsigned_abs();
+        let code = match next {
+            0..=0xffff => 0,
+            0x1_0000..=0xff_ffff => 1,
+            0x100_0000..=0xffff_ffff => 2,
+            _ => 3,
+        };
+        self.raw.bytes[self.raw.len..self.raw.len + 8].copy_from_slice(&next.to_le_bytes());
+        self.raw.len += NEXT_BYTES[usize::from(code)];
+        let epoch = place.epoch.filter(|_| self.form == Form::Full);
+        let has_epoch = epoch != self.epoch;
+        if has_epoch {
+            self.epoch = epoch;
+            self.raw.put_varint(epoch.map_or(0, |epoch| u64::from(epoch.unsigned_abs()) + 1));
+        }
+        (code, has_epoch)
+    }
+
+    /// Appends the cursor's text to `out`. `topics` are the ones that it lists besides, which this pod does not know.
+    pub fn finish(&mut self, assessment: AssessmentHash, unknown: TopicSum, out: &mut Vec<u8>) {
+        let sum = self.sum.plus(unknown).0.to_le_bytes();
+        self.raw.bytes[1 + CHECK_BYTES..HEADER_BYTES].copy_from_slice(&sum[..SUM_BYTES]);
+        self.raw.seal(assessment, out);
+    }
+}
+
+/// Appends the text that stands for a cursor that could not be made.
+pub fn encode_none(assessment: AssessmentHash, out: &mut Vec<u8>) {
+    let mut raw = Raw { bytes: [0; BYTES_MAX + TOPIC_BYTES_MAX], len: HEADER_BYTES };
+    raw.bytes[0] = NONE;
+    raw.seal(assessment, out);
 }
 
 /// Marks a cursor as handed on by a pod that drains, whatever it says. `None` where it would be over
@@ -110,68 +309,84 @@ pub fn is_from_draining(text: &str) -> bool {
     text.starts_with(DRAINING)
 }
 
-/// Reads a cursor, marked or not.
+/// How many topics a cursor has room for at least, whose partitions' offsets are below 2^32, where each has one place.
+#[must_use]
+pub const fn topics_max() -> usize {
+    // In the narrow form: a head and an offset; and the first three shapes.
+    (BYTES_MAX - HEADER_BYTES - SHAPES * 4) / (2 + 4)
+}
+
+/// How many partitions of one topic a cursor has room for at least, likewise.
+#[must_use]
+pub const fn places_max() -> usize {
+    (BYTES_MAX - HEADER_BYTES - TOPIC_BYTES_MAX) / (1 + 4)
+}
+
+// ---- read ---------------------------------------------------------------------------------------------------------------
+
+/// Reads a cursor of an assessment, marked or not.
 ///
 /// # Errors
-/// [`Damaged`], for whatever is not exactly what [`encode`] makes.
-pub fn decode(text: &str) -> Result<Cursor, Damaged> {
+/// [`Damaged`], for whatever is not what a pod makes.
+pub fn decode(text: &str, assessment: AssessmentHash) -> Result<Cursor, Damaged> {
     if text.len() > CURSOR_CHARS_MAX {
         return Err(Damaged);
     }
     let text = text.strip_prefix(DRAINING).unwrap_or(text);
     let mut raw = [0; BYTES_MAX];
     let len = BASE64_URL_SAFE_NO_PAD.decode_slice(text, &mut raw).map_err(|_| Damaged)?;
-    let (body, sum) = raw[..len].split_last_chunk::<CHECKSUM_BYTES>().ok_or(Damaged)?;
-    if *sum != checksum(body) {
+    let raw = &mut raw[..len];
+    let Some((&mut form, _)) = raw.split_first_mut() else { return Err(Damaged) };
+    if form == version_1::VERSION {
+        return version_1::decode(raw, assessment).map(Cursor::Of);
+    }
+    let header: [u8; HEADER_BYTES] = *raw.first_chunk().ok_or(Damaged)?;
+    raw[1..=CHECK_BYTES].fill(0);
+    if check(raw, assessment).to_le_bytes() != header[1..=CHECK_BYTES] {
         return Err(Damaged);
     }
-    let mut rest = Rest(body);
-    if rest.take::<1>()? != [VERSION] {
-        return Err(Damaged);
+    let [.., a, b, c] = header;
+    let sum = TopicSum(u32::from_le_bytes([a, b, c, 0]));
+    let rest = Rest(&raw[HEADER_BYTES..]);
+    match form {
+        NONE if rest.0.is_empty() => Ok(Cursor::None),
+        WIDE | NARROW => rest.topics(form == NARROW).map(|topics| Cursor::Of(Listing { sum, topics })),
+        _ => Err(Damaged),
     }
-    let assessment = AssessmentHash(u64::from_le_bytes(rest.take()?));
-    let mut places = Vec::new();
-    while !rest.0.is_empty() {
-        let topic =
-            Fingerprint { name: u32::from_le_bytes(rest.take()?), incarnation: u32::from_le_bytes(rest.take()?) };
-        let partitions = u32::try_from(rest.take_varint()?).map_err(|_| Damaged)?;
-        loop {
-            let partition = rest.take_varint()?;
-            let next = i64::try_from(rest.take_varint()?).map_err(|_| Damaged)?;
-            let number = u32::try_from(partition >> 1).map_err(|_| Damaged)?;
-            places.push(Place { topic, partitions, partition: number, next });
-            if partition & 1 == 0 {
-                break;
-            }
-        }
-    }
-    Ok(Cursor { assessment, places })
 }
 
-fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
-    let hash = xxh3_64(bytes).to_le_bytes();
-    [hash[0], hash[1], hash[2], hash[3]]
+/// Over the bytes of a cursor in which the check is left at zero.
+fn check(bytes: &[u8], assessment: AssessmentHash) -> u32 {
+    xxh3_64_with_seed(bytes, assessment.0) as u32
 }
 
-/// A cursor's bytes as they are made. There is room for one place over the bound, so that only places are counted.
+/// A cursor's bytes as they are made. There is room for one topic over the bound, so that only whole ones are counted.
 struct Raw {
-    bytes: [u8; BYTES_MAX + PLACE_BYTES_MAX],
+    bytes: [u8; BYTES_MAX + TOPIC_BYTES_MAX],
     len: usize,
 }
 
 impl Raw {
-    fn put(&mut self, bytes: &[u8]) {
-        self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
-        self.len += bytes.len();
-    }
-
     /// Seven bits a byte, the lowest first; the highest bit says that more follow.
     fn put_varint(&mut self, mut value: u64) {
         while value >= 0x80 {
-            self.put(&[value as u8 | 0x80]);
+            self.bytes[self.len] = value as u8 | 0x80;
+            self.len += 1;
             value >>= 7;
         }
-        self.put(&[value as u8]);
+        self.bytes[self.len] = value as u8;
+        self.len += 1;
+    }
+
+    fn seal(&mut self, assessment: AssessmentHash, out: &mut Vec<u8>) {
+        let check = check(&self.bytes[..self.len], assessment).to_le_bytes();
+        self.bytes[1..=CHECK_BYTES].copy_from_slice(&check);
+        let start = out.len();
+        out.resize(start + self.len.div_ceil(3) * 4, 0);
+        let written = BASE64_URL_SAFE_NO_PAD
+            .encode_slice(&self.bytes[..self.len], &mut out[start..])
+            .expect("four characters for each three bytes are enough");
+        out.truncate(start + written);
     }
 }
 
@@ -179,10 +394,66 @@ impl Raw {
 struct Rest<'a>(&'a [u8]);
 
 impl Rest<'_> {
+    fn topics(mut self, is_narrow: bool) -> Result<Vec<ListedTopic>, Damaged> {
+        let mut topics = Vec::new();
+        let mut shapes: Vec<(u32, u32)> = Vec::with_capacity(SHAPES);
+        let mut epoch = None;
+        while !self.0.is_empty() {
+            let head = u16::from_le_bytes(self.take()?);
+            let mark = if is_narrow { None } else { Some(self.take::<1>()?[0]) };
+            let shape = usize::from(head >> 2 & 3);
+            let (partitions, partition) = if shape == SHAPES {
+                let shape = (self.take_u32()?, self.take_u32()?);
+                if shapes.len() < SHAPES {
+                    shapes.push(shape);
+                }
+                shape
+            } else {
+                *shapes.get(shape).ok_or(Damaged)?
+            };
+            let next = self.take_next(head >> 4 & 3)?;
+            if head >> 1 & 1 == 1 {
+                epoch = self.take_epoch()?;
+            }
+            let mut places = vec![Place { partition, next, epoch }];
+            let (mut before, mut more) = (partition, head & 1 == 1);
+            while more {
+                let head = self.take_varint()?;
+                let gap = u32::try_from(head >> 4).map_err(|_| Damaged)?;
+                let partition = before.checked_add(1).and_then(|after| after.checked_add(gap)).ok_or(Damaged)?;
+                let next = self.take_next((head >> 2 & 3) as u16)?;
+                if head >> 1 & 1 == 1 {
+                    epoch = self.take_epoch()?;
+                }
+                places.push(Place { partition, next, epoch });
+                (before, more) = (partition, head & 1 == 1);
+            }
+            topics.push(ListedTopic { tag: Tag { name: head >> 6, mark }, partitions, places });
+        }
+        Ok(topics)
+    }
+
     fn take<const N: usize>(&mut self) -> Result<[u8; N], Damaged> {
         let (taken, rest) = self.0.split_first_chunk::<N>().ok_or(Damaged)?;
         self.0 = rest;
         Ok(*taken)
+    }
+
+    fn take_next(&mut self, code: u16) -> Result<i64, Damaged> {
+        let (taken, rest) = self.0.split_at_checked(NEXT_BYTES[usize::from(code)]).ok_or(Damaged)?;
+        self.0 = rest;
+        let mut bytes = [0; 8];
+        bytes[..taken.len()].copy_from_slice(taken);
+        i64::try_from(u64::from_le_bytes(bytes)).map_err(|_| Damaged)
+    }
+
+    fn take_epoch(&mut self) -> Result<Option<i32>, Damaged> {
+        let epoch = self.take_varint()?.checked_sub(1);
+        epoch.map(|epoch| i32::try_from(epoch).map_err(|_| Damaged)).transpose()
+    }
+
+    fn take_u32(&mut self) -> Result<u32, Damaged> {
+        u32::try_from(self.take_varint()?).map_err(|_| Damaged)
     }
 
     fn take_varint(&mut self) -> Result<u64, Damaged> {
@@ -195,108 +466,5 @@ impl Rest<'_> {
             }
         }
         Err(Damaged)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn text(cursor: &Cursor) -> Option<String> {
-        let mut out = b"before".to_vec();
-        let fits = encode(cursor.assessment, cursor.places.iter().copied(), &mut out);
-        let text = String::from_utf8(out).unwrap().strip_prefix("before").unwrap().to_owned();
-        assert!(fits || text.is_empty(), "what does not fit leaves nothing");
-        fits.then_some(text)
-    }
-
-    fn place(topic: u32, partition: u32, next: i64) -> Place {
-        Place { topic: Fingerprint { name: topic, incarnation: !topic }, partitions: 6, partition, next }
-    }
-
-    fn of_ten_topics() -> Cursor {
-        let places = (0..10).map(|topic| place(topic, topic % 6, 1_000_000 * i64::from(topic))).collect();
-        Cursor { assessment: AssessmentHash::of("a"), places }
-    }
-
-    #[test]
-    fn a_cursor_over_the_built_in_topics_is_far_below_the_bound() {
-        let text = text(&of_ten_topics()).unwrap();
-        assert!(text.len() <= 224, "{} characters: {text}", text.len());
-        assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'));
-    }
-
-    #[test]
-    fn a_change_of_any_character_is_told() {
-        let cursor = of_ten_topics();
-        let text = text(&cursor).unwrap();
-        for place in 0..text.len() {
-            let mut other = text.clone().into_bytes();
-            other[place] = if other[place] == b'A' { b'B' } else { b'A' };
-            assert_eq!(decode(std::str::from_utf8(&other).unwrap()), Err(Damaged), "character {place}");
-            assert_eq!(decode(&text[..place]), Err(Damaged), "cut after {place}");
-        }
-        assert_eq!(decode(&(text + "A")), Err(Damaged));
-    }
-
-    #[test]
-    fn what_is_over_the_bound_is_not_made() {
-        let of = |partitions| Cursor {
-            assessment: AssessmentHash(7),
-            places: (0..partitions).map(|partition| place(1, partition, i64::MAX)).collect(),
-        };
-        let most = (1..).take_while(|&partitions| text(&of(partitions)).is_some()).last().unwrap();
-        let longest = mark_draining(&text(&of(most)).unwrap()).unwrap();
-        assert_eq!(decode(&longest), Ok(of(most)));
-        assert!(longest.len() <= CURSOR_CHARS_MAX);
-        assert_eq!(text(&of(100_000)), None);
-    }
-
-    #[test]
-    fn a_mark_is_set_once_and_says_nothing_of_what_the_client_has() {
-        let text = text(&of_ten_topics()).unwrap();
-        let marked = mark_draining(&text).unwrap();
-        assert!(is_from_draining(&marked) && !is_from_draining(&text));
-        assert_eq!((mark_draining(&marked).unwrap(), decode(&marked)), (marked.clone(), Ok(of_ten_topics())));
-        assert_eq!(decode(&format!("~{marked}")), Err(Damaged));
-        assert_eq!((mark_draining(&"A".repeat(CURSOR_CHARS_MAX)), decode("~")), (None, Err(Damaged)));
-    }
-
-    fn any_place() -> impl Strategy<Value = Place> {
-        (0u32..3, any::<u32>(), any::<u32>(), 0..=i64::MAX)
-            .prop_map(|(topic, partitions, partition, next)| Place { partitions, ..place(topic, partition, next) })
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_made_is_read_again(assessment in any::<u64>(), mut places in prop::collection::vec(any_place(), 0..12)) {
-            places.sort_by_key(|place| place.topic.name);
-            // The number of partitions is the topic's.
-            for index in 1..places.len() {
-                if places[index].topic == places[index - 1].topic {
-                    places[index].partitions = places[index - 1].partitions;
-                }
-            }
-            let cursor = Cursor { assessment: AssessmentHash(assessment), places };
-            prop_assert_eq!(decode(&text(&cursor).unwrap()), Ok(cursor));
-        }
-
-        #[test]
-        fn whatever_comes_is_read_without_a_panic(text in ".{0,40}", bytes in prop::collection::vec(any::<u8>(), 0..600)) {
-            prop_assert!(decode(&text).is_err());
-            // With a good checksum, so that what comes behind it is reached.
-            let mut whole = bytes;
-            whole.truncate(BYTES_MAX - CHECKSUM_BYTES);
-            if let Some(first) = whole.first_mut() {
-                *first = VERSION;
-            }
-            let sum = checksum(&whole);
-            whole.extend_from_slice(&sum);
-            if let Ok(cursor) = decode(&BASE64_URL_SAFE_NO_PAD.encode(&whole)) {
-                prop_assert!(cursor.places.len() <= BYTES_MAX / 2);
-            }
-        }
     }
 }

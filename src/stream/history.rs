@@ -40,7 +40,7 @@ pub use self::positions::{Due, FrameRef, Lag, Position, Progress};
 use self::segment::{Entry, EntryRef, Frame, Segment};
 use crate::limits::{GROWTH_NOTICED_MAX, MESSAGE_BYTES_COMMON, UNDISPATCHED_BYTES_MAX};
 use crate::routing::table::Topic;
-use crate::stream::batch::Batch;
+use crate::stream::batch::{Batch, LogCut};
 use crate::stream::offsets::{Offsets, PlaceId};
 
 /// The window.
@@ -116,9 +116,9 @@ pub struct Findings {
 pub struct Loss {
     /// Of which partition.
     pub place: PlaceId,
-    /// The log lost its end: it concerns also those who have more than was read here. Else records were deleted before
-    /// they were read.
-    pub is_cut: bool,
+    /// Where the log goes on that lost its end: it concerns also those who have more than was read here. `None` where
+    /// records were deleted before they were read.
+    pub cut_at: Option<i64>,
 }
 
 impl History {
@@ -173,14 +173,13 @@ impl History {
     fn take_offsets(&mut self, batch: &Batch, now: Instant) {
         self.offsets.learn(&batch.topics);
         let deleted = batch.deleted.iter().filter_map(|at| self.offsets.deleted(at));
-        self.losses.extend(deleted.map(|place| Loss { place, is_cut: false }));
-        let cuts = batch.cuts.iter().filter_map(|cut| self.offsets.cut(cut));
-        self.losses.extend(cuts.map(|place| Loss { place, is_cut: true }));
+        self.losses.extend(deleted.map(|place| Loss { place, cut_at: None }));
+        batch.cuts.iter().for_each(|cut| self.cut(cut));
         let is_old = |segment: &&Segment| segment.opened + GROWTH_NOTICED_MAX <= now;
         let past = || self.segments.iter().rev().find(is_old).map(|segment| &*segment.base);
         let mut begun_late = Vec::new();
         self.offsets.told(&batch.starts, past, now, &mut self.moved, &mut begun_late);
-        self.losses.extend(begun_late.into_iter().map(|place| Loss { place, is_cut: false }));
+        self.losses.extend(begun_late.into_iter().map(|place| Loss { place, cut_at: None }));
         self.offsets.recent_from(&batch.recent);
         batch.epochs.iter().for_each(|start| self.offsets.epoch_starts(start));
         batch.whole_from.iter().for_each(|from| self.offsets.whole_from(from));
@@ -188,6 +187,22 @@ impl History {
             self.moved.sort_unstable();
             self.moved.dedup();
         }
+    }
+
+    /// A log lost its end. What was read of that does not belong to it: the window goes on as if it had never been read. It
+    /// takes as long as that is, from the newest entry back.
+    fn cut(&mut self, cut: &LogCut) {
+        let Some(place) = self.offsets.cut(cut) else { return };
+        // The lost ones are the last of the partition: back to the segment where it stood before them.
+        for number in (self.first_segment..self.first_segment + self.segments.len() as u64).rev() {
+            let Some(segment) = self.segment_mut(EntryRef::new(number, 0)) else { break };
+            let began_before = segment.cut(place, cut.next);
+            self.recount(number);
+            if began_before {
+                break;
+            }
+        }
+        self.losses.push(Loss { place, cut_at: Some(cut.next.offset) });
     }
 
     /// Drops what is over the limits at `now`. What was not dispatched yet makes room by its age alone: those who are up to
@@ -258,10 +273,9 @@ impl History {
     /// The frame of an entry, made when it is first asked for. `None` where the entry has left the window.
     fn frame(&mut self, key: ChainKey, at: EntryRef) -> Option<Frame> {
         let number = at.segment();
-        if let (_, Entry { frame: frame @ (Frame::Ready { .. } | Frame::Unusable | Frame::TooLarge), .. }) =
-            self.entry(at)?
-        {
-            return Some(*frame);
+        match self.entry(at)?.1.frame {
+            Frame::NotYet => {}
+            frame => return Some(frame),
         }
         self.list_anew(key);
         self.prepare_past(at);

@@ -7,20 +7,23 @@
 //! of it was found against expectation.
 
 mod cover;
+mod names;
 #[cfg(test)]
 mod tests;
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use self::cover::Cover;
+use self::names::Candidate;
 use crate::ids::{AssessmentHash, TopicIndex};
 use crate::limits::GROWTH_NOTICED_MAX;
 use crate::routing::partitioner::{KeyHash, Partitioner};
-use crate::routing::table::{Fingerprint, Scope, Topic};
+use crate::routing::table::{Scope, Topic};
 use crate::stream::batch::{EpochStart, LogCut, NextOffset, Origin};
-use crate::stream::cursor::{self, Place};
+use crate::stream::cursor::{self, Encoder, Form, Place, Tag, TopicSum};
 use crate::stream::epochs::{EpochTimeline, Met};
 
 /// A partition of an assessments' topic: its place in the order in which the shard heard of it.
@@ -39,8 +42,12 @@ impl PlaceId {
 #[derive(Debug, Default)]
 pub struct Offsets {
     topics: Vec<Option<Known>>,
-    /// By the hash of its name, the topic that has it now.
-    current: HashMap<u32, TopicIndex>,
+    /// By name, the topic that has it now.
+    current: HashMap<Box<str>, TopicIndex>,
+    /// By the name in their tags, the topics that have their names now, in the order of these.
+    tagged: HashMap<u16, Vec<Candidate>>,
+    /// Topics whose names others have by now, and since when that is known: the window may have records of them.
+    lately_replaced: Vec<(TopicIndex, Option<Instant>)>,
     places: Vec<Spot>,
     next: Vec<i64>,
     low: Vec<i64>,
@@ -49,6 +56,8 @@ pub struct Offsets {
     epochs: Vec<EpochTimeline>,
     /// Records below these are older than the history's time: whoever was away for longer knows it by other places.
     recent: Vec<i64>,
+    /// Offsets that were written twice: a log lost them, and went on from the first of them.
+    rewritten: Vec<(PlaceId, i64, i64)>,
     /// Where each place stood when somebody first watched.
     settled: Option<Box<[i64]>>,
     /// Grows with each change of topics or partitions.
@@ -67,6 +76,11 @@ struct Known {
     counts: Vec<Count>,
     /// Another topic has its name by now.
     replaced: bool,
+    /// Cursors list it while it is empty, too: it has the name of another one before it, of which the client of a cursor that
+    /// lists this one lacks nothing; or the fingerprint of another one, and then it must be known which is which.
+    is_always_listed: bool,
+    /// No record of it was read yet.
+    is_empty: bool,
 }
 
 /// A number of partitions that a topic has or had.
@@ -81,7 +95,8 @@ struct Count {
 /// What is asked of a place most.
 #[derive(Debug, Clone, Copy)]
 struct Spot {
-    fingerprint: Fingerprint,
+    tag: Tag,
+    sum: TopicSum,
     topic: TopicIndex,
     partition: u32,
     /// How many partitions the topic has.
@@ -131,17 +146,51 @@ impl Offsets {
                 Scope::Assessment { partitioner, .. } => Some(partitioner),
                 Scope::Market { .. } => None,
             };
+            let mut replaces = false;
             if partitioner.is_some() {
                 self.layout += 1;
-                if let Some(before) = self.current.insert(topic.fingerprint.name, topic.index)
+                if let Some(before) = self.current.insert(topic.name.clone(), topic.index)
                     && let Some(Some(before)) = self.topics.get_mut(usize::from(before.0))
                 {
                     before.replaced = true;
+                    replaces = true;
+                    self.lately_replaced.push((before.topic.index, None));
                 }
             }
             let topic = Arc::clone(topic);
-            self.topics[index] =
-                Some(Known { topic, partitioner, places: Vec::new(), counts: Vec::new(), replaced: false });
+            self.topics[index] = Some(Known {
+                topic,
+                partitioner,
+                places: Vec::new(),
+                counts: Vec::new(),
+                replaced: false,
+                is_always_listed: replaces,
+                is_empty: true,
+            });
+            if partitioner.is_some() {
+                self.tag(index);
+            }
+        }
+    }
+
+    /// Files a topic by its tag.
+    fn tag(&mut self, index: usize) {
+        let Self { topics, tagged, .. } = self;
+        let Some(Some(Known { topic, .. })) = topics.get(index) else { return };
+        let own = (topic.index, topic.fingerprint);
+        let name = |candidate: &Candidate| {
+            let known = topics.get(usize::from(candidate.0.0)).and_then(Option::as_ref);
+            known.filter(|known| !known.replaced).map(|known| &known.topic.name)
+        };
+        let tagged = tagged.entry(Tag::of(topic.fingerprint).name).or_default();
+        tagged.retain(|candidate| name(candidate).is_some());
+        tagged.push(own);
+        tagged.sort_unstable_by_key(name);
+        let twins: Vec<_> = tagged.iter().filter(|other| other.1 == own.1).map(|twin| twin.0).collect();
+        for twin in twins.iter().filter(|_| twins.len() > 1) {
+            if let Some(Some(known)) = topics.get_mut(usize::from(twin.0)) {
+                known.is_always_listed = true;
+            }
         }
     }
 
@@ -172,6 +221,11 @@ impl Offsets {
             };
             self.next[place.0 as usize] = start.offset;
             changed.push(place);
+            if start.offset > 0
+                && let Some(Some(known)) = self.topics.get_mut(usize::from(start.topic.0))
+            {
+                known.is_empty = false;
+            }
         }
         if grown.is_empty() {
             return;
@@ -187,11 +241,12 @@ impl Offsets {
         let place = PlaceId(u32::try_from(self.places.len()).expect("Kafka has far fewer partitions than 2^32"));
         let known = self.topics[usize::from(topic.0)].as_mut().expect("looked up before");
         let fingerprint = known.topic.fingerprint;
+        let (tag, sum) = (Tag::of(fingerprint), TopicSum::of(fingerprint));
         if known.places.len() <= partition as usize {
             known.places.resize(partition as usize + 1, None);
         }
         known.places[partition as usize] = Some(place);
-        self.places.push(Spot { fingerprint, topic, partition, partitions: 0 });
+        self.places.push(Spot { tag, sum, topic, partition, partitions: 0 });
         self.next.push(offset);
         self.low.push(offset);
         self.first.push(offset);
@@ -242,11 +297,17 @@ impl Offsets {
                 self.layout += 1;
             }
         }
+        self.lately_replaced.retain_mut(|(_, since)| {
+            let since = *since.get_or_insert(now);
+            now.saturating_duration_since(since) <= window + GROWTH_NOTICED_MAX
+        });
     }
 
     /// The record at an offset was read.
     pub fn advance(&mut self, origin: Origin) -> Option<PlaceId> {
-        let place = self.place(origin.topic, origin.partition)?;
+        let known = self.topics.get_mut(usize::from(origin.topic.0))?.as_mut()?;
+        let place = (*known.places.get(usize::try_from(origin.partition).ok()?)?)?;
+        known.is_empty = false;
         self.next[place.0 as usize] = origin.offset.saturating_add(1);
         Some(place)
     }
@@ -271,16 +332,25 @@ impl Offsets {
     pub fn cut(&mut self, cut: &LogCut) -> Option<PlaceId> {
         let place = self.place(cut.next.topic, cut.next.partition)?;
         let (next, low) = (self.next[place.0 as usize], &mut self.low[place.0 as usize]);
-        // It writes offsets anew that cursors already count as had: none of these is of use, and none that stands where
-        // the old log ended.
-        *low = next.saturating_add(1).max(*low);
+        let from = cut.next.offset;
         let epochs = &mut self.epochs[place.0 as usize];
         if cut.is_below_unknown {
-            epochs.clear()
+            // Cursors count offsets as had that are written anew, and nobody knows which.
+            epochs.clear();
+            *low = next.saturating_add(1).max(*low);
         } else {
-            epochs.cut(cut.next.offset)
+            epochs.cut(from);
+            // What it holds from there on is all read again.
+            *low = from.min(*low);
+            self.rewritten.push((place, from, next));
         }
+        self.next[place.0 as usize] = from.min(next);
         Some(place)
+    }
+
+    /// Whether a log lost records below this offset, and wrote others: a cursor without an epoch may count either.
+    fn is_ambiguous(&self, place: PlaceId, next: i64) -> bool {
+        self.rewritten.iter().any(|&(at, from, to)| at == place && from < next && next <= to)
     }
 
     /// Another leader began to write a partition.
@@ -370,8 +440,11 @@ impl Offsets {
             }
         }
         let strays = u32::try_from(places.len() - expected).expect("Kafka has far fewer partitions than 2^32");
-        let topic_of = |place: &PlaceId| (self.places[place.0 as usize].topic, *place);
-        places.sort_unstable_by_key(topic_of);
+        let spot = |place: &PlaceId| &self.places[place.0 as usize];
+        places.sort_unstable_by(|a, b| {
+            let (a, b) = (spot(a), spot(b));
+            self.order(a.topic, b.topic).then(a.partition.cmp(&b.partition))
+        });
         places.dedup();
         Listed { places: places.into(), layout: self.layout, strays }
     }
@@ -406,7 +479,8 @@ impl Offsets {
         self.known(topic).is_none_or(|known| known.replaced)
     }
 
-    /// Appends the cursor of an assessment, from where each of its places stands. `false` where it would be too long.
+    /// Appends the cursor of an assessment, from where each of its places stands. `false` where it would be too long, and
+    /// what stands for that is appended.
     pub fn write_cursor(
         &self,
         assessment: AssessmentHash,
@@ -414,12 +488,70 @@ impl Offsets {
         next: impl Fn(PlaceId) -> i64,
         out: &mut Vec<u8>,
     ) -> bool {
-        cursor::encode(assessment, listed.places.iter().map(|&place| self.place_at(place, next(place))), out)
+        for form in Form::ALL {
+            let mut encoder = Encoder::new(form);
+            if self.encode(&mut encoder, listed, &next) {
+                encoder.finish(assessment, TopicSum::default(), out);
+                return true;
+            }
+        }
+        cursor::encode_none(assessment, out);
+        false
+    }
+
+    fn encode(&self, encoder: &mut Encoder, listed: &Listed, next: &impl Fn(PlaceId) -> i64) -> bool {
+        let mut rest = &*listed.places;
+        while let Some((&first, behind)) = rest.split_first() {
+            let Spot { tag, sum, topic, partitions, .. } = *self.spot(first);
+            // One alone is what nearly all topics have.
+            let further = behind.iter().take_while(|&&place| self.spot(place).topic == topic).count();
+            rest = &behind[further..];
+            let place =
+                |place| Some(self.place_at(place, next(place))).filter(|at| self.is_worth_listing(topic, at.next));
+            let places = std::iter::once(first).chain(behind[..further].iter().copied()).filter_map(place);
+            if !encoder.topic(tag, sum, partitions, places) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Whether a cursor must list a place that stands there. A topic that it does not list is one that was empty: the client
+    /// lacks all of it. So is a partition where an assessment's records lie on any.
+    fn is_worth_listing(&self, topic: TopicIndex, next: i64) -> bool {
+        if next > 0 {
+            return true;
+        }
+        self.known(topic).is_some_and(|known| {
+            known.is_always_listed || !known.is_empty && known.partitioner != Some(Partitioner::None)
+        })
     }
 
     fn place_at(&self, place: PlaceId, next: i64) -> Place {
-        let Spot { fingerprint, partition, partitions, .. } = self.places[place.0 as usize];
-        Place { topic: fingerprint, partitions, partition, next }
+        let epoch = self.epochs[place.0 as usize].before(next);
+        Place { partition: self.spot(place).partition, next, epoch }
+    }
+
+    fn spot(&self, place: PlaceId) -> &Spot {
+        &self.places[place.0 as usize]
+    }
+
+    /// The order in which a cursor lists topics: those that share a tag by their names, so that every pod reads it alike.
+    fn order(&self, a: TopicIndex, b: TopicIndex) -> Ordering {
+        let key = |topic: TopicIndex| {
+            self.known(topic).map(|known| (Tag::of(known.topic.fingerprint).name, &*known.topic.name, topic))
+        };
+        key(a).cmp(&key(b))
+    }
+
+    /// Whether a cursor's offset and epoch at a place belong to the log that was read here.
+    fn is_same_log(&self, place: PlaceId, next: i64, epoch: i32) -> bool {
+        self.epochs[place.0 as usize].is_same_log(next, epoch, self.next(place))
+    }
+
+    /// The topics whose tags have this name.
+    fn tagged(&self, name: u16) -> &[Candidate] {
+        self.tagged.get(&name).map_or(&[], Vec::as_slice)
     }
 
     fn known(&self, topic: TopicIndex) -> Option<&Known> {
@@ -427,8 +559,8 @@ impl Offsets {
     }
 
     /// The topic that has a name now.
-    fn current(&self, name: u32) -> Option<&Known> {
-        self.known(*self.current.get(&name)?)
+    fn current(&self, name: &str) -> Option<TopicIndex> {
+        self.current.get(name).copied()
     }
 }
 

@@ -9,7 +9,7 @@ use loadtest::pods::{Pod, World};
 use loadtest::process::{Signal, eventually};
 use loadtest::redis::Redis;
 
-use crate::away::{cursor_at, is_reset};
+use crate::away::{cursor_at, goes_on, is_reset};
 use crate::{KIND, await_seen, expect_numbers, no_lag, numbers, pod, send, watching};
 
 /// A partition on two brokers, of which one is paused and lacks the last records.
@@ -85,5 +85,35 @@ fn a_log_that_lost_its_end_and_grew_past_what_was_read_is_a_reset_on_the_pod_tha
     assert_eq!(numbers(&client).len(), 200);
     expect_reset_between(&mut client, 0..100, 200..300);
     is_reset(&first, &cursor, "expired");
+    goes_on(&first, &cursor_at(&client, 40), (41..50).chain(200..300));
+    goes_on(&first, &cursor_at(&client, 220), 221..300);
     no_lag(&first);
+}
+
+#[test]
+fn a_cursor_of_what_a_log_lost_is_expired_on_every_pod() {
+    let mut divided = Divided::new();
+    let first = pod(&divided.world, "pod-0").start();
+    let mut client = watching(&first);
+    divided.send(50, 100);
+    expect_numbers(&mut client, 0..100);
+    let (both, lost) = (cursor_at(&client, 40), cursor_at(&client, 99));
+    drop(client);
+    drop(first);
+    divided.elect();
+    let second = pod(&divided.world, "pod-1").start();
+    let mut late = watching(&second);
+    send(&divided.world.producer(), 200..260);
+    expect_numbers(&mut late, 200..260);
+    // The new log has not come as far as the cursor yet, and then it has.
+    is_reset(&second, &lost, "expired");
+    send(&divided.world.producer(), 260..300);
+    expect_numbers(&mut late, 200..300);
+    let third = pod(&divided.world, "pod-2").start();
+    for pod in [&second, &third] {
+        is_reset(pod, &lost, "expired");
+        goes_on(pod, &both, (41..50).chain(200..300));
+        goes_on(pod, &cursor_at(&late, 250), 251..300);
+        no_lag(pod);
+    }
 }

@@ -47,11 +47,11 @@ impl History {
     /// # Errors
     /// Why it can't go on from there.
     pub fn resume(&mut self, key: ChainKey, cursor: &str) -> Result<(Cover, Position), ResetReason> {
-        let cursor = cursor::decode(cursor).map_err(|_| ResetReason::Invalid)?;
         self.list_anew(key);
         let chain = self.chains.get(key).ok_or(ResetReason::Invalid)?;
+        let cursor = cursor::decode(cursor, chain.hash).map_err(|_| ResetReason::Invalid)?;
         let newest = |place| self.places_of(chain).filter(|&(at, _)| at == place).map(|(_, offset)| offset).max();
-        let cover = self.offsets.judge(&cursor, &chain.id, &chain.listed, newest)?;
+        let cover = self.offsets.judge(cursor, &chain.id, &chain.listed, newest)?;
         if chain.listed.places().iter().all(|&place| cover.reaches(place, self.offsets.next(place))) {
             return Ok((cover, self.end(key)));
         }
@@ -61,6 +61,12 @@ impl History {
             return Err(ResetReason::Expired);
         }
         Ok((cover, position))
+    }
+
+    /// Why a client can't go on from its cursor after all, by what was read since.
+    pub fn refuted(&self, cover: &mut Cover) -> Option<ResetReason> {
+        cover.follow(&self.offsets);
+        cover.refuted(&self.offsets)
     }
 
     /// Whether a client that comes back has nothing ahead of what was read here: it is like all others when it has been
@@ -98,8 +104,9 @@ impl History {
     fn is_covered(&self, key: ChainKey, at: EntryRef, cover: &Cover) -> bool {
         let has = || {
             let (origin, chain) = (self.entry(at)?.1.record.origin, self.chains.get(key)?);
-            let place = self.offsets.place(origin.topic, origin.partition)?;
-            Some(cover.has(&self.offsets, &chain.id, place, origin.offset))
+            // What its log has lost is of no place, and nobody lacks it.
+            let place = self.offsets.place(origin.topic, origin.partition);
+            Some(place.is_none_or(|place| cover.has(&self.offsets, &chain.id, place, origin.offset)))
         };
         has().unwrap_or(false)
     }
@@ -162,12 +169,7 @@ impl History {
         } else {
             cover.write_cursor(&self.offsets, chain.hash, &chain.listed, stands, text)
         };
-        if fits {
-            text.extend_from_slice(CURSOR_CLOSE);
-        } else {
-            text.clear();
-            text.push(b'}');
-        }
+        text.extend_from_slice(CURSOR_CLOSE);
         let (header, header_len) = text_header(message.len() + text.len());
         out.bytes.extend_from_slice(&header[..header_len]);
         out.bytes.extend_from_slice(message);
@@ -175,8 +177,8 @@ impl History {
         self.findings.without_cursor += u64::from(!fits);
     }
 
-    /// Appends the cursor of a position: of a client that has all before it, and what its own cursor covers. `false`, and
-    /// nothing appended, where the position is lost, or the cursor would be too long.
+    /// Appends the cursor of a position: of a client that has all before it, and what its own cursor covers; where that
+    /// would be too long, what stands for it. `false`, and nothing appended, where the position is lost.
     pub fn write_cursor(
         &mut self,
         key: ChainKey,
@@ -199,13 +201,15 @@ impl History {
             Some((segment, index)) => stands(segment, &self.offsets, index, false)(place),
             None => self.offsets.next(place),
         };
-        match cover {
+        let fits = match cover {
             Some(cover) => {
                 cover.follow(&self.offsets);
                 cover.write_cursor(&self.offsets, chain.hash, &chain.listed, stands, out)
             }
             None => self.offsets.write_cursor(chain.hash, &chain.listed, stands, out),
-        }
+        };
+        self.findings.without_cursor += u64::from(!fits);
+        true
     }
 
     /// Readies an entry's segment for being asked where ingest stood.

@@ -9,7 +9,7 @@ use super::past::Past;
 use crate::protocol::messages::{HEADER_BYTES_MAX, text_header};
 use crate::routing::mapping;
 use crate::routing::table::Topic;
-use crate::stream::batch::{Batch, Record, Span};
+use crate::stream::batch::{Batch, NextOffset, Origin, Record, Span};
 use crate::stream::offsets::{Offsets, PlaceId};
 
 /// What stands around a message's cursor.
@@ -27,6 +27,9 @@ const SEGMENT_ENTRIES: usize = 4 * 1024;
 const WINDOW_PARTS: u32 = 32;
 
 const INDEX_BITS: u32 = 20;
+
+/// The partition of a record that its log has lost: Kafka numbers partitions from 0.
+const NOWHERE: i32 = -1;
 
 const _: () = assert!(crate::limits::BATCH_RECORDS_MAX + SEGMENT_ENTRIES < 1 << INDEX_BITS);
 
@@ -57,17 +60,19 @@ pub(super) enum Frame {
     NotYet,
     /// In the segment's `frames`; its cursor has so many characters, 0 where it has none.
     Ready { start: u32, len: u32, cursor: u16 },
-    /// The record can't be mapped: nothing is sent.
+    /// The record can't be mapped, or its log has lost it: nothing is sent.
     Unusable,
     /// The event is too large for the window: nothing is sent, and who would have got it is told.
     TooLarge,
+    /// Its log has lost it. Sockets that have a part of it are sent the rest, and nobody else anything.
+    Lost { start: u32, len: u32 },
 }
 
 impl Frame {
     pub(super) fn len(self) -> usize {
         match self {
             Self::Ready { len, .. } => len as usize,
-            Self::NotYet | Self::Unusable | Self::TooLarge => 0,
+            Self::NotYet | Self::Unusable | Self::TooLarge | Self::Lost { .. } => 0,
         }
     }
 }
@@ -179,6 +184,30 @@ impl Segment {
         self.moves.extend(moves.map(|(place, next)| (index, place, next)));
     }
 
+    /// Takes what was read of a partition from an offset on out of the log: its entries are of no partition any more.
+    /// Returns whether the partition stood there, or before, when the segment began.
+    pub(super) fn cut(&mut self, place: PlaceId, from: NextOffset) -> bool {
+        let is_lost = |origin: &Origin| {
+            (origin.topic, origin.partition) == (from.topic, from.partition) && origin.offset >= from.offset
+        };
+        for entry in self.entries.iter_mut().filter(|entry| is_lost(&entry.record.origin)) {
+            entry.record.origin.partition = NOWHERE;
+            entry.frame = match entry.frame {
+                Frame::Ready { start, len, .. } => Frame::Lost { start, len },
+                Frame::NotYet | Frame::Unusable | Frame::TooLarge => Frame::Unusable,
+                lost @ Frame::Lost { .. } => lost,
+            };
+        }
+        for (.., next) in self.moves.iter_mut().filter(|(_, at, _)| *at == place) {
+            *next = from.offset.min(*next);
+        }
+        self.past = Past::default();
+        let Some(began) = self.base.get_mut(place.index()) else { return true };
+        let is_before = *began <= from.offset;
+        *began = from.offset.min(*began);
+        is_before
+    }
+
     /// Readies [`Segment::past`] for all entries that it has.
     pub(super) fn prepare_past(&mut self, offsets: &Offsets) {
         if !self.past.is_of(self.entries.len()) {
@@ -240,7 +269,7 @@ impl Segment {
 
     /// The bytes of a frame, where it has any.
     pub(super) fn frame(&self, frame: Frame) -> Option<&[u8]> {
-        let Frame::Ready { start, len, .. } = frame else { return None };
+        let (Frame::Ready { start, len, .. } | Frame::Lost { start, len }) = frame else { return None };
         self.frames.get(start as usize..start as usize + len as usize)
     }
 

@@ -1,15 +1,25 @@
 //! What a client has that came back with a cursor, until it has been sent as much as this shard has read. Two pods
 //! interleave topics differently, and one may be behind the other: so what a client lacks is told entry by entry.
 
-use super::{Listed, Offsets, PlaceId};
-use crate::ids::AssessmentHash;
+use super::names::{self, Named};
+use super::{Listed, Offsets, PlaceId, Spot};
+use crate::ids::{AssessmentHash, TopicIndex};
 use crate::protocol::messages::ResetReason;
-use crate::stream::cursor::{self, Cursor, Place};
+use crate::stream::cursor::{self, Cursor, Encoder, Form, ListedTopic, Listing, Place, Tag, TopicSum};
 
 /// What a client's cursor covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cover {
+    /// By the place here, those that are not known at the end: looked up for each entry.
     places: Vec<Covered>,
+    /// The topics that it lists, with how many partitions each had, by index.
+    topics: Vec<(TopicIndex, u32)>,
+    /// Topics that this shard was not told of.
+    unknown: Vec<ListedTopic>,
+    /// Over the fingerprints of those.
+    unknown_sum: TopicSum,
+    /// A topic came that may be one of those, and is not for certain.
+    is_misread: bool,
     /// Places of topics whose names others have by now, each with where it ended: the client has all of them.
     over: Vec<(PlaceId, i64)>,
     /// The layout by which `known` was looked up.
@@ -18,8 +28,9 @@ pub struct Cover {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Covered {
+    topic: TopicIndex,
     place: Place,
-    /// Where that is here; `None` where this shard was not told of the partition, or of the topic.
+    /// Where that is here; `None` where this shard was not told of the partition.
     known: Option<PlaceId>,
     /// Another topic has the name of its one by now: nothing comes there any more, and yet it says what the client has.
     replaced: bool,
@@ -33,27 +44,18 @@ impl Offsets {
     /// Why it is no good, as the client is told.
     pub fn judge(
         &self,
-        cursor: &Cursor,
+        cursor: Cursor,
         id: &str,
         listed: &Listed,
         newest: impl Fn(PlaceId) -> Option<i64>,
     ) -> Result<Cover, ResetReason> {
-        if cursor.assessment != AssessmentHash::of(id) {
+        let Cursor::Of(listing) = cursor else { return Err(ResetReason::Expired) };
+        let cover = Cover::read(self, listing)?;
+        if self.lately_replaced.iter().any(|&(topic, _)| self.has_had_records(topic) && !cover.has_name_of(self, topic))
+        {
+            // Whether it is from before the topic was made anew, and lacks what the old one had, nobody knows.
             return Err(ResetReason::Invalid);
         }
-        let is_another = |place: &Place| {
-            let current = self.current(place.topic.name);
-            current.is_some_and(|known| known.topic.fingerprint != place.topic)
-        };
-        if cursor.places.iter().any(is_another) {
-            return Err(ResetReason::Invalid);
-        }
-        let mut cover = Cover {
-            places: cursor.places.iter().map(|&place| Covered { place, known: None, replaced: false }).collect(),
-            over: Vec::new(),
-            layout: self.layout.wrapping_sub(1),
-        };
-        cover.follow(self);
         let is_stray = |&place: &PlaceId| {
             // What was there before anyone watched may be placed by a number of partitions that nobody here knows of.
             // It does no harm where the cursor says how much of it the client has, or that it has nothing of the topic.
@@ -66,6 +68,9 @@ impl Offsets {
         if !listed.is_as_expected() && listed.places.iter().any(is_stray) {
             return Err(ResetReason::Misplaced);
         }
+        if let Some(reason) = cover.refuted(self) {
+            return Err(reason);
+        }
         let is_below = |covered: &Covered| covered.known.is_some_and(|place| covered.place.next < self.low(place));
         let lacks_more =
             |&place: &PlaceId| cover.is_lacking(self, id, place).is_some_and(|from| from < self.low(place));
@@ -75,13 +80,52 @@ impl Offsets {
         Ok(cover)
     }
 
+    fn has_had_records(&self, topic: TopicIndex) -> bool {
+        let places = self.known(topic).map(|known| &known.places);
+        places.into_iter().flatten().flatten().any(|&place| self.next(place) > self.low(place))
+    }
+
     /// From where on the window is whole at a place.
     fn low(&self, place: PlaceId) -> i64 {
         self.low[place.0 as usize]
     }
 }
 
+/// Those that are not known here come last.
+fn by_place(covered: &Covered) -> (bool, Option<PlaceId>) {
+    (covered.known.is_none(), covered.known)
+}
+
 impl Cover {
+    /// Finds a cursor's topics and places.
+    fn read(offsets: &Offsets, listing: Listing) -> Result<Self, ResetReason> {
+        let Named { topics, unknown } = names::name(&listing, |name| offsets.tagged(name))?;
+        let mut cover = Self {
+            places: Vec::new(),
+            topics: Vec::with_capacity(topics.len()),
+            unknown: Vec::new(),
+            unknown_sum: unknown,
+            is_misread: false,
+            over: Vec::new(),
+            layout: offsets.layout.wrapping_sub(1),
+        };
+        for (listed, topic) in listing.topics.into_iter().zip(topics) {
+            match topic {
+                Some(topic) => cover.add(topic, &listed),
+                None => cover.unknown.push(listed),
+            }
+        }
+        cover.topics.sort_unstable();
+        cover.follow(offsets);
+        Ok(cover)
+    }
+
+    fn add(&mut self, topic: TopicIndex, listed: &ListedTopic) {
+        self.topics.push((topic, listed.partitions));
+        let covered = |&place: &Place| Covered { topic, place, known: None, replaced: false };
+        self.places.extend(listed.places.iter().map(covered));
+    }
+
     /// Finds its places anew, if topics or partitions changed.
     pub fn follow(&mut self, offsets: &Offsets) {
         if self.layout == offsets.layout {
@@ -91,13 +135,61 @@ impl Cover {
         let places = (0..offsets.places.len()).filter_map(|place| u32::try_from(place).ok()).map(PlaceId);
         self.over.clear();
         self.over.extend(places.filter(|&place| offsets.is_replaced(place)).map(|place| (place, offsets.next(place))));
-        for Covered { place, known, replaced } in &mut self.places {
-            let Some(topic) = offsets.current(place.topic.name) else { continue };
-            *replaced = topic.topic.fingerprint != place.topic;
+        self.meet_unknown(offsets);
+        for Covered { topic, place, known, replaced } in &mut self.places {
+            let Some(topic) = offsets.known(*topic) else { continue };
+            *replaced = topic.replaced;
             if !*replaced {
                 let partition = usize::try_from(place.partition).ok();
                 *known = partition.and_then(|partition| *topic.places.get(partition)?);
             }
+        }
+        self.places.sort_unstable_by_key(by_place);
+    }
+
+    /// Topics that were not known may be by now. All of them, or none: one alone has too short a tag to be sure of it.
+    fn meet_unknown(&mut self, offsets: &Offsets) {
+        if self.unknown.iter().all(|topic| offsets.tagged(topic.tag.name).is_empty()) {
+            return;
+        }
+        let listing = Listing { sum: self.unknown_sum, topics: std::mem::take(&mut self.unknown) };
+        let named = names::name(&listing, |name| offsets.tagged(name)).ok();
+        match named.and_then(|named| named.topics.into_iter().collect::<Option<Vec<_>>>()) {
+            Some(topics) => {
+                topics.iter().zip(&listing.topics).for_each(|(&topic, listed)| self.add(topic, listed));
+                self.topics.sort_unstable();
+                self.unknown_sum = TopicSum::default();
+            }
+            None => {
+                self.is_misread = true;
+                self.unknown = listing.topics;
+            }
+        }
+    }
+
+    /// Why the client can't go on from it after all, by what is known now.
+    #[must_use]
+    pub fn refuted(&self, offsets: &Offsets) -> Option<ResetReason> {
+        if self.is_misread {
+            return Some(ResetReason::Invalid);
+        }
+        let is_of_another_log = |covered: &Covered| {
+            let Place { next, epoch, .. } = covered.place;
+            covered.known.filter(|_| !covered.replaced).is_some_and(|place| match epoch {
+                Some(epoch) => !offsets.is_same_log(place, next, epoch),
+                None => offsets.is_ambiguous(place, next),
+            })
+        };
+        self.places.iter().any(is_of_another_log).then_some(ResetReason::Expired)
+    }
+
+    /// The log lost its end at a place, and what the client has is of the old one from this offset on: it lacks all that
+    /// comes there.
+    pub fn cut(&mut self, place: PlaceId, offset: i64) {
+        if let Ok(at) = self.places.binary_search_by_key(&(false, Some(place)), by_place)
+            && self.places[at].place.next > offset
+        {
+            self.places[at].place = Place { next: offset, epoch: None, ..self.places[at].place };
         }
     }
 
@@ -117,7 +209,7 @@ impl Cover {
         let is_passed = |covered: &Covered| {
             covered.replaced || covered.known.is_some_and(|place| next(place) >= covered.place.next)
         };
-        self.places.iter().all(is_passed) && self.over.iter().all(is_behind)
+        self.unknown.is_empty() && self.places.iter().all(is_passed) && self.over.iter().all(is_behind)
     }
 
     /// Whether it says where the client stands at a place, at or beyond an offset.
@@ -127,7 +219,7 @@ impl Cover {
     }
 
     /// Appends the cursor of a client that has this, and all that the places had when they stood at `next`: at each, the
-    /// larger of the two. `false` where it would be too long.
+    /// larger of the two. `false` where it would be too long, and what stands for that is appended.
     pub fn write_cursor(
         &self,
         offsets: &Offsets,
@@ -136,28 +228,84 @@ impl Cover {
         next: impl Fn(PlaceId) -> i64,
         out: &mut Vec<u8>,
     ) -> bool {
-        let mut places: Vec<Place> = Vec::with_capacity(listed.places.len() + self.places.len());
+        let mut places: Vec<(TopicIndex, Place)> = Vec::with_capacity(listed.places.len() + self.places.len());
         for &place in &listed.places {
             let own = offsets.place_at(place, next(place));
-            places.push(Place { next: own.next.max(self.next(place).unwrap_or(0)), ..own });
+            let covered = self.at(place).map(|covered| covered.place).filter(|covered| covered.next > own.next);
+            places.push((offsets.spot(place).topic, covered.unwrap_or(own)));
         }
         let is_unlisted = |covered: &&Covered| !covered.known.is_some_and(|known| listed.has(known));
         for covered in self.places.iter().filter(|covered| !covered.replaced).filter(is_unlisted) {
-            let at = covered.known.map_or(0, &next);
-            places.push(Place { next: covered.place.next.max(at), ..covered.place });
+            let own = covered.known.map(|place| offsets.place_at(place, next(place)));
+            let own = own.filter(|own| own.next > covered.place.next);
+            places.push((covered.topic, own.unwrap_or(covered.place)));
         }
-        places.sort_by_key(|place| (place.topic.name, place.topic.incarnation));
-        cursor::encode(assessment, places.into_iter(), out)
+        places.sort_by(|(a, of_a), (b, of_b)| offsets.order(*a, *b).then(of_a.partition.cmp(&of_b.partition)));
+        for form in Form::ALL {
+            let mut encoder = Encoder::new(form);
+            if self.encode(offsets, &mut encoder, &places) {
+                encoder.finish(assessment, self.unknown_sum, out);
+                return true;
+            }
+        }
+        cursor::encode_none(assessment, out);
+        false
+    }
+
+    fn encode(&self, offsets: &Offsets, encoder: &mut Encoder, places: &[(TopicIndex, Place)]) -> bool {
+        for topic in places.chunk_by(|(a, _), (b, _)| a == b) {
+            let index = topic[0].0;
+            let Some(known) = offsets.known(index) else { continue };
+            let listed = self.topics.binary_search_by_key(&index, |(topic, _)| *topic);
+            // Whoever made the cursor may know of partitions that were not seen here.
+            let listed = listed.map_or(0, |at| self.topics[at].1);
+            let partitions = listed.max(u32::try_from(known.places.len()).unwrap_or(u32::MAX));
+            let fingerprint = known.topic.fingerprint;
+            let places = topic.iter().map(|(_, place)| *place).filter(|at| offsets.is_worth_listing(index, at.next));
+            if !encoder.topic(Tag::of(fingerprint), TopicSum::of(fingerprint), partitions, places) {
+                return false;
+            }
+        }
+        // Without its mark, a topic that is not known here could not be told from others elsewhere.
+        let mut unknown = self.unknown.iter();
+        (self.unknown.is_empty() || !encoder.is_narrow())
+            && unknown.all(|topic| {
+                encoder.topic(topic.tag, TopicSum::default(), topic.partitions, topic.places.iter().copied())
+            })
     }
 
     /// Whether whoever made the cursor knew of a place's topic.
     fn has_topic_of(&self, offsets: &Offsets, place: PlaceId) -> bool {
-        let name = offsets.places[place.0 as usize].fingerprint.name;
-        self.places.iter().any(|covered| covered.place.topic.name == name)
+        self.partitions_of(offsets, offsets.spot(place)).is_some()
+    }
+
+    /// Whether it lists a topic, or the one that has its name now.
+    fn has_name_of(&self, offsets: &Offsets, topic: TopicIndex) -> bool {
+        let current = offsets.known(topic).and_then(|known| offsets.current(&known.topic.name));
+        let is_listed = |topic: TopicIndex| self.topics.binary_search_by_key(&topic, |(topic, _)| *topic).is_ok();
+        is_listed(topic) || current.is_some_and(is_listed)
+    }
+
+    /// How many partitions a place's topic had for whoever made the cursor; where the topic was made anew, the one that has
+    /// its name now.
+    fn partitions_of(&self, offsets: &Offsets, spot: &Spot) -> Option<u32> {
+        let of = |topic: TopicIndex| {
+            let at = self.topics.binary_search_by_key(&topic, |(topic, _)| *topic).ok()?;
+            Some(self.topics[at].1)
+        };
+        of(spot.topic).or_else(|| {
+            let known = offsets.known(spot.topic).filter(|known| known.replaced)?;
+            of(offsets.current(&known.topic.name)?)
+        })
+    }
+
+    fn at(&self, place: PlaceId) -> Option<&Covered> {
+        let at = self.places.binary_search_by_key(&(false, Some(place)), by_place).ok()?;
+        Some(&self.places[at])
     }
 
     fn next(&self, place: PlaceId) -> Option<i64> {
-        self.places.iter().find(|covered| covered.known == Some(place)).map(|covered| covered.place.next)
+        self.at(place).map(|covered| covered.place.next)
     }
 
     /// From which offset on the client lacks what lies at a place that the cursor does not list; `None` where it lacks
@@ -166,11 +314,10 @@ impl Cover {
         if self.next(place).is_some() {
             return None;
         }
-        let spot = offsets.places[place.0 as usize];
+        let spot = offsets.spot(place);
         let known = offsets.known(spot.topic)?;
-        let of_topic = |covered: &&Covered| covered.place.topic.name == spot.fingerprint.name;
-        let Some(partitions) = self.places.iter().filter(of_topic).map(|covered| covered.place.partitions).max() else {
-            // The topic was not known to whoever made the cursor: from its beginning on.
+        let Some(partitions) = self.partitions_of(offsets, spot) else {
+            // Whoever made the cursor did not know the topic, or knew it empty: from its beginning on.
             return Some(0);
         };
         if known.replaced {

@@ -1,7 +1,8 @@
 use super::*;
 use crate::protocol::messages::ResetReason;
+use crate::routing::table::Fingerprint;
 use crate::routing::table::Table;
-use crate::stream::cursor::{Cursor, decode};
+use crate::stream::cursor::{Cursor, ListedTopic, decode};
 
 const CREATED: TopicIndex = TopicIndex(0);
 const STARTED: TopicIndex = TopicIndex(1);
@@ -10,12 +11,17 @@ const STARTED: TopicIndex = TopicIndex(1);
 struct Story {
     offsets: Offsets,
     now: Instant,
+    cluster: &'static str,
 }
 
 impl Story {
     /// Of two topics with so many partitions each, read from their beginnings.
     fn of(partitions: i32) -> Self {
-        let mut story = Self { offsets: Offsets::default(), now: Instant::now() };
+        Self::of_cluster("cluster", partitions)
+    }
+
+    fn of_cluster(cluster: &'static str, partitions: i32) -> Self {
+        let mut story = Self { offsets: Offsets::default(), now: Instant::now(), cluster };
         story.learn(CREATED, "assessment.created", "1");
         story.learn(STARTED, "assessment.started", "2");
         story.tell(
@@ -28,7 +34,7 @@ impl Story {
 
     fn learn(&mut self, index: TopicIndex, name: &str, id: &str) {
         let topic = Table::built_in().resolve(index, name).expect("a built-in route matches");
-        let fingerprint = Fingerprint::new(name, "cluster", id);
+        let fingerprint = Fingerprint::new(name, self.cluster, id);
         self.offsets.learn(&[Arc::new(Topic { fingerprint, ..topic })]);
     }
 
@@ -67,16 +73,38 @@ impl Story {
             |place| self.offsets.next(place),
             &mut text
         ));
-        decode(std::str::from_utf8(&text).unwrap()).unwrap()
+        read(&text, id)
     }
 
     fn judge(&self, id: &str, cursor: &Cursor) -> Result<Cover, ResetReason> {
-        self.offsets.judge(cursor, id, &self.offsets.list(id, []), |_| None)
+        self.offsets.judge(cursor.clone(), id, &self.offsets.list(id, []), |_| None)
     }
 
     fn has(&self, cover: &Cover, id: &str, topic: TopicIndex, partition: i32, offset: i64) -> bool {
         cover.has(&self.offsets, id, self.offsets.place(topic, partition).unwrap(), offset)
     }
+}
+
+fn read(text: &[u8], id: &str) -> Cursor {
+    decode(std::str::from_utf8(text).unwrap(), AssessmentHash::of(id)).unwrap()
+}
+
+fn topics(cursor: &Cursor) -> &[ListedTopic] {
+    match cursor {
+        Cursor::Of(listing) => &listing.topics,
+        Cursor::None => &[],
+    }
+}
+
+/// What a cursor lists: how many partitions the topic has, the partition, and the offset; the largest first.
+fn places(cursor: &Cursor) -> Vec<(u32, u32, i64)> {
+    let of = |topic: &ListedTopic| {
+        let partitions = topic.partitions;
+        topic.places.iter().map(move |place| (partitions, place.partition, place.next)).collect::<Vec<_>>()
+    };
+    let mut places: Vec<_> = topics(cursor).iter().flat_map(of).collect();
+    places.sort_by_key(|&(.., next)| std::cmp::Reverse(next));
+    places
 }
 
 /// An id whose records go to this partition where there are so many.
@@ -95,8 +123,7 @@ fn a_cursor_lists_one_partition_a_topic_and_covers_what_lies_below() {
     story.read(CREATED, 2, 6);
     story.read(CREATED, 1, 40);
     let cursor = story.cursor(&id);
-    let places: Vec<_> = cursor.places.iter().map(|place| (place.partitions, place.partition, place.next)).collect();
-    assert_eq!(places, [(3, 2, 7), (3, 2, 0)]);
+    assert_eq!(places(&cursor), [(3, 2, 7)], "and a topic that has nothing there is not listed");
     let cover = story.judge(&id, &cursor).unwrap();
     assert!(story.has(&cover, &id, CREATED, 2, 6) && !story.has(&cover, &id, CREATED, 2, 7));
     assert!(!story.has(&cover, &id, STARTED, 2, 0));
@@ -106,11 +133,11 @@ fn a_cursor_lists_one_partition_a_topic_and_covers_what_lies_below() {
 #[test]
 fn a_cursor_of_another_assessment_another_cluster_or_a_topic_made_anew_is_invalid() {
     let mut story = Story::of(1);
+    story.read(CREATED, 0, 4);
     let cursor = story.cursor("a");
-    assert_eq!(story.judge("b", &cursor), Err(ResetReason::Invalid));
-    let mut foreign = cursor.clone();
-    foreign.places[1].topic.incarnation += 1;
-    assert_eq!(story.judge("a", &foreign), Err(ResetReason::Invalid));
+    let mut foreign = Story::of_cluster("another", 1);
+    foreign.read(CREATED, 0, 4);
+    assert_eq!(foreign.judge("a", &cursor), Err(ResetReason::Invalid));
 
     assert!(story.judge("a", &cursor).is_ok());
     let anew = TopicIndex(2);
@@ -184,11 +211,9 @@ fn a_cursor_may_know_more_topics_and_be_ahead_and_both_are_kept() {
             |at| here.offsets.next(at),
             &mut text
         ));
-        let mut places = decode(std::str::from_utf8(&text).unwrap()).unwrap().places;
-        places.sort_by_key(|place| place.next);
-        places.iter().map(|place| place.next).collect::<Vec<_>>()
+        places(&read(&text, "a")).iter().map(|place| place.2).collect::<Vec<_>>()
     };
-    assert_eq!(merged(&here, &cover), [9, 30, 51], "of each the larger");
+    assert_eq!(merged(&here, &cover), [51, 30, 9], "of each the larger");
 
     // The topic is found here, too, and is read from further back.
     here.learn(TopicIndex(9), "assessment.completed", "3");
@@ -213,8 +238,7 @@ fn after_more_partitions_the_old_one_stays_covered_and_the_new_one_starts_at_its
     let cover = story.judge(&id, &before).unwrap();
     assert!(story.has(&cover, &id, CREATED, 1, 7) && !story.has(&cover, &id, CREATED, 3, 0));
     let after = story.cursor(&id);
-    let of_created: Vec<_> = after.places.iter().take(2).map(|place| (place.partition, place.next)).collect();
-    assert_eq!(of_created, [(1, 8), (3, 1)], "both, as long as the window may have records of both");
+    assert_eq!(places(&after), [(4, 1, 8), (4, 3, 1)], "both, as long as the window may have records of both");
 
     // A pod that came later knows of four alone: what it does not list was before its time.
     let mut young = Story::of(2);
@@ -228,7 +252,7 @@ fn after_more_partitions_the_old_one_stays_covered_and_the_new_one_starts_at_its
     assert!(story.has(&cover, &id, CREATED, 1, 7) && story.has(&cover, &id, CREATED, 3, 0));
 
     story.offsets.forget_old_counts(Duration::from_secs(60), story.now + Duration::from_secs(600));
-    assert_eq!(story.cursor(&id).places[0].partition, 3, "the old number is of no use any more");
+    assert_eq!(places(&story.cursor(&id)), [(4, 3, 1)], "the old number is of no use any more");
 }
 
 #[test]
@@ -256,8 +280,8 @@ fn records_where_the_partitioner_would_not_put_them_make_a_resume_misplaced() {
     let listed = story.offsets.list(&id, [stray]);
     assert_eq!(listed.places().len(), 3);
     let cursor = story.cursor(&id);
-    assert_eq!(story.offsets.judge(&cursor, &id, &listed, |_| Some(4)), Err(ResetReason::Misplaced));
-    assert!(story.offsets.judge(&cursor, &id, &listed, |_| None).is_ok(), "it has left the window");
+    assert_eq!(story.offsets.judge(cursor.clone(), &id, &listed, |_| Some(4)), Err(ResetReason::Misplaced));
+    assert!(story.offsets.judge(cursor, &id, &listed, |_| None).is_ok(), "it has left the window");
 }
 
 #[test]
@@ -270,8 +294,9 @@ fn what_was_placed_by_fewer_partitions_before_a_pods_start_is_no_stray_where_the
     let listed = story.offsets.list(&id, [place]);
     let mut text = Vec::new();
     assert!(story.offsets.write_cursor(AssessmentHash::of(&id), &listed, |at| story.offsets.next(at), &mut text));
-    let lists_it = decode(std::str::from_utf8(&text).unwrap()).unwrap();
-    let judge = |story: &Story, cursor: &Cursor, newest| story.offsets.judge(cursor, &id, &listed, |_| Some(newest));
+    let lists_it = read(&text, &id);
+    let judge =
+        |story: &Story, cursor: &Cursor, newest| story.offsets.judge(cursor.clone(), &id, &listed, |_| Some(newest));
     assert!(judge(&story, &lists_it, 4).is_ok());
     assert_eq!(judge(&story, &story.cursor(&id), 4), Err(ResetReason::Misplaced), "who knows what it has of them?");
     story.read(CREATED, 1, 5);
@@ -285,9 +310,8 @@ fn what_was_placed_by_fewer_partitions_is_no_stray_to_who_has_nothing_of_the_top
     story.read(CREATED, 1, 0);
     story.offsets.settle();
     let listed = story.offsets.list(&id, story.offsets.place(CREATED, 1));
-    let mut cursor = story.cursor(&id);
-    cursor.places.retain(|place| place.topic == Fingerprint::new("assessment.started", "cluster", "2"));
-    let cover = story.offsets.judge(&cursor, &id, &listed, |_| Some(0)).unwrap();
+    let cursor = Story::of(4).cursor(&id);
+    let cover = story.offsets.judge(cursor, &id, &listed, |_| Some(0)).unwrap();
     assert!(!story.has(&cover, &id, CREATED, 1, 0), "it lacks all of it");
 }
 
@@ -314,8 +338,7 @@ fn a_topic_that_is_made_anew_while_a_client_catches_up_comes_to_it_from_where_it
     let listed = story.offsets.list("a", []);
     let next = |place| story.offsets.next(place);
     assert!(cover.write_cursor(&story.offsets, AssessmentHash::of("a"), &listed, next, &mut text));
-    let places = decode(std::str::from_utf8(&text).unwrap()).unwrap().places;
-    assert_eq!(places.len(), 2, "what is deleted goes into no cursor");
+    assert_eq!(places(&read(&text, "a")), [(1, 0, 0)], "what is deleted goes into no cursor");
 }
 
 #[test]
@@ -340,8 +363,136 @@ fn a_record_older_than_the_historys_time_makes_nothing_misplaced_wherever_it_lie
     (0..9).for_each(|offset| story.read(CREATED, 1, offset));
     story.offsets.settle();
     let listed = story.offsets.list(&id, [story.offsets.place(CREATED, 1).unwrap()]);
-    let judge = |newest| story.offsets.judge(&story.cursor(&id), &id, &listed, |_| Some(newest));
+    let judge = |newest| story.offsets.judge(story.cursor(&id), &id, &listed, |_| Some(newest));
     let cover = judge(4).unwrap();
     assert!(story.has(&cover, &id, CREATED, 1, 4), "whoever made the cursor was past it");
     assert_eq!(judge(5), Err(ResetReason::Misplaced));
+}
+
+// ---- leader epochs ------------------------------------------------------------------------------------------------------
+
+impl Story {
+    /// Reads records of the first topic that one leader wrote.
+    fn written(&mut self, offsets: std::ops::Range<i64>, epoch: i32) {
+        let first = Origin { topic: CREATED, partition: 0, offset: offsets.start };
+        self.offsets.epoch_starts(&EpochStart { first, epoch });
+        offsets.for_each(|offset| self.read(CREATED, 0, offset));
+    }
+}
+
+#[test]
+fn a_cursor_of_a_log_that_lost_its_end_is_expired_on_a_pod_that_only_knows_the_new_one() {
+    let mut lived = Story::of(1);
+    lived.written(0..50, 0);
+    let early = lived.cursor("a");
+    lived.written(50..100, 0);
+    let lost = lived.cursor("a");
+
+    let mut young = Story::of(1);
+    young.written(0..50, 0);
+    young.written(50..150, 1);
+    assert_eq!(young.judge("a", &lost), Err(ResetReason::Expired), "the new log has grown past it");
+    assert!(young.judge("a", &early).is_ok(), "both logs have all that it counts");
+    let anew = young.cursor("a");
+    assert!(young.judge("a", &anew).is_ok());
+    assert_eq!(lived.judge("a", &anew).map(|_| ()), Ok(()), "a pod that is behind can't know yet");
+
+    // The pod that lived through it answers the same.
+    lived.cut(CREATED, 0, 50);
+    lived.written(50..150, 1);
+    assert_eq!(lived.judge("a", &lost), Err(ResetReason::Expired));
+    assert!(lived.judge("a", &anew).is_ok());
+}
+
+#[test]
+fn a_cursor_that_is_ahead_is_refuted_when_the_log_turns_out_to_be_another() {
+    let mut ahead = Story::of(1);
+    ahead.written(0..100, 0);
+    let mut story = Story::of(1);
+    story.written(0..50, 0);
+    let cover = story.judge("a", &ahead.cursor("a")).unwrap();
+    assert_eq!(cover.refuted(&story.offsets), None);
+    story.written(50..51, 1);
+    assert_eq!(cover.refuted(&story.offsets), Some(ResetReason::Expired));
+}
+
+// ---- topics' names ------------------------------------------------------------------------------------------------------
+
+/// A shard that knows topics of these names, in a cluster that gives topics no ids.
+fn named(names: &[&str]) -> Story {
+    let route = "[[route]]\ntopic = \"pl.{x}\"\nscope = \"assessment\"\ntype = \"t\"\nfields = \"*\"\n";
+    let table = Table::parse(route).unwrap();
+    let mut story = Story { offsets: Offsets::default(), now: Instant::now(), cluster: "" };
+    for (index, name) in (0..).map(TopicIndex).zip(names) {
+        story.offsets.learn(&[Arc::new(table.resolve(index, name).unwrap())]);
+        story.tell(&[(index, 0, 0)]);
+    }
+    story
+}
+
+#[test]
+fn topics_whose_names_share_a_hash_are_told_apart_in_whatever_order_pods_learn_of_them() {
+    let names = ["pl.t74753", "pl.t80385"];
+    assert_eq!(Fingerprint::new(names[0], "", ""), Fingerprint::new(names[1], "", ""));
+    for read_to in [[5, 0], [0, 9], [5, 9]] {
+        let mut maker = named(&names);
+        for (topic, next) in (0..).map(TopicIndex).zip(read_to) {
+            (0..next).for_each(|offset| maker.read(topic, 0, offset));
+        }
+        let mut judge = named(&[names[1], names[0]]);
+        let cover = judge.judge("a", &maker.cursor("a")).unwrap();
+        for (topic, next) in [(TopicIndex(1), read_to[0]), (TopicIndex(0), read_to[1])] {
+            assert!(next == 0 || judge.has(&cover, "a", topic, 0, next - 1));
+            assert!(!judge.has(&cover, "a", topic, 0, next), "what it lacks of each is told by its own offset");
+        }
+        // What the window lost of either expires it.
+        judge.read(TopicIndex(0), 0, read_to[1]);
+        judge.evict(TopicIndex(0), 0, read_to[1]);
+        assert_eq!(judge.judge("a", &maker.cursor("a")), Err(ResetReason::Expired));
+    }
+}
+
+#[test]
+fn topics_that_share_a_tag_are_told_apart_by_the_sum_where_a_cursor_lists_some_of_them() {
+    use crate::stream::cursor::Tag;
+    let of = |name: &str| Tag::of(Fingerprint::new(name, "", "")).name;
+    let name = |number: u32| format!("pl.n{number}");
+    let first = name(0);
+    let sharing: Vec<_> = (1..).map(name).filter(|name| of(name) == of(&first)).take(2).collect();
+    let names = [&*first, &*sharing[0], &*sharing[1]];
+    for listed in 0..3 {
+        let mut maker = named(&names);
+        (0..4).for_each(|offset| maker.read(TopicIndex(listed), 0, offset));
+        let judge = named(&names);
+        let cover = judge.judge("a", &maker.cursor("a")).unwrap();
+        for topic in (0..3).map(TopicIndex) {
+            assert_eq!(judge.has(&cover, "a", topic, 0, 3), topic.0 == listed);
+        }
+    }
+}
+
+#[test]
+fn a_cursor_of_version_1_is_good_for_one_release_more() {
+    let mut story = Story::of(3);
+    let id = "assessment-4711";
+    let places = |story: &Story| story.offsets.list(id, []).places().to_vec();
+    let origin = |story: &Story, place: PlaceId| {
+        let spot = story.offsets.spot(place);
+        (spot.topic, i32::try_from(spot.partition).unwrap())
+    };
+    for place in places(&story) {
+        let (topic, partition) = origin(&story, place);
+        (0..20).for_each(|offset| story.read(topic, partition, offset));
+    }
+    // As the release before made it, with 12 of the one and 7 of the other.
+    let text = "ARqAL0YuxX1Nc8wkfXirgtMDAAz4RbY4gOKcewMABzoBliU";
+    let cursor = decode(text, AssessmentHash::of(id)).unwrap();
+    let cover = story.judge(id, &cursor).unwrap();
+    for place in places(&story) {
+        let (topic, partition) = origin(&story, place);
+        let next = if topic == CREATED { 12 } else { 7 };
+        assert!(story.has(&cover, id, topic, partition, next - 1) && !story.has(&cover, id, topic, partition, next));
+    }
+    assert!(decode(text, AssessmentHash::of("b")).is_err(), "another assessment's");
+    assert!(decode(&text[1..], AssessmentHash::of(id)).is_err());
 }

@@ -5,7 +5,7 @@ use crate::ids::TopicIndex;
 use crate::protocol::messages::ResetReason;
 use crate::routing::partitioner::Partitioner;
 use crate::routing::table::Table;
-use crate::stream::batch::{NextOffset, Origin};
+use crate::stream::batch::{EpochStart, LogCut, NextOffset, Origin};
 use crate::stream::cursor::{self, Cursor};
 use crate::stream::testing::EVENTS;
 
@@ -15,8 +15,12 @@ fn cursor_in(text: &str) -> &str {
     rest.split_once('"').unwrap().0
 }
 
-fn decoded(text: &str) -> Cursor {
-    cursor::decode(cursor_in(text)).unwrap()
+/// The offsets that a cursor of an assessment lists.
+fn listed(text: &str, id: &str) -> Vec<i64> {
+    match cursor::decode(text, crate::ids::AssessmentHash::of(id)).unwrap() {
+        Cursor::Of(listing) => listing.topics.iter().flat_map(|topic| &topic.places).map(|place| place.next).collect(),
+        Cursor::None => Vec::new(),
+    }
 }
 
 fn starts(offset: i64) -> Batch {
@@ -45,18 +49,18 @@ fn a_cursor_is_as_of_its_entry_whenever_the_entry_is_framed() {
     history.append(events(&[("a", 1), ("b", 2), ("a", 3)]), now);
     history.append(starts(7), now);
     history.append(events(&[("b", 9)]), now);
-    let next = |text: &String| decoded(text).places[0].next;
-    let early: Vec<_> = due(&mut history, a, position).iter().map(next).collect();
+    let next = |text: &String, id| listed(cursor_in(text), id)[0];
+    let early: Vec<_> = due(&mut history, a, position).iter().map(|text| next(text, "a")).collect();
     assert_eq!(early, [2, 4]);
     // Nobody watched it as it came.
     let b = history.watch(&id("b"));
     let start = Position { number: 0, at: history.chains[b].first };
-    let late: Vec<_> = due(&mut history, b, start).iter().map(next).collect();
+    let late: Vec<_> = due(&mut history, b, start).iter().map(|text| next(text, "b")).collect();
     assert_eq!(late, [3, 10]);
     let mut text = Vec::new();
     assert!(history.write_cursor(b, history.after(start), None, &mut text));
-    let between = cursor::decode(std::str::from_utf8(&text).unwrap()).unwrap();
-    assert_eq!(between.places[0].next, 7, "the position's own, and neither the entry's nor where ingest stands");
+    let between = listed(std::str::from_utf8(&text).unwrap(), "b");
+    assert_eq!(between, [7], "the position's own, and neither the entry's nor where ingest stands");
 }
 
 #[test]
@@ -69,7 +73,7 @@ fn a_quiet_assessments_cursor_moves_on_with_what_ingest_reads() {
     history.append(starts(40), now);
     let mut text = Vec::new();
     assert!(history.write_cursor(quiet, history.end(quiet), None, &mut text));
-    assert_eq!(cursor::decode(std::str::from_utf8(&text).unwrap()).unwrap().places[0].next, 40);
+    assert_eq!(listed(std::str::from_utf8(&text).unwrap(), "quiet"), [40]);
 }
 
 #[test]
@@ -117,7 +121,7 @@ fn where_pods_interleave_differently_entries_that_the_cursor_covers_are_skipped_
     let (mut first, a) = pod(&[(FILLED, 0), (FILLED, 1), (UPDATED, 0), (UPDATED, 1)]);
     let order = [(UPDATED, 0), (FILLED, 0), (UPDATED, 1), (FILLED, 1), (UPDATED, 2)];
     let (mut second, b) = pod(&order);
-    let had = |text: &String| decoded(text).places.iter().map(|place| place.next).sum::<i64>();
+    let had = |text: &String| listed(cursor_in(text), "a").iter().sum::<i64>();
     let start = Position { number: 0, at: first.chains[a].first };
     let seen = due(&mut first, a, start);
     assert_eq!(seen.iter().map(had).collect::<Vec<_>>(), [1, 2, 3, 4]);
@@ -158,21 +162,26 @@ fn a_pod_that_is_behind_the_cursor_skips_up_to_it_and_keeps_it() {
 }
 
 #[test]
-fn a_partitioner_of_none_lists_all_partitions_and_where_that_is_too_long_there_is_no_cursor() {
+fn a_partitioner_of_none_lists_all_partitions_and_where_that_is_too_long_what_it_is_given_says_so() {
     let route =
         "[[route]]\ntopic = \"any\"\nscope = \"assessment\"\ntype = \"t\"\nfields = \"*\"\npartitioner = \"none\"";
     let topic = Arc::new(Table::parse(route).unwrap().resolve(TopicIndex(7), "any").unwrap());
     for (partitions, fits) in [(20, true), (400, false)] {
         let mut history = history(1 << 20);
-        let starts = (0..partitions).map(|partition| NextOffset { topic: topic.index, partition, offset: 0 }).collect();
+        let starts =
+            (0..partitions).map(|partition| NextOffset { topic: topic.index, partition, offset: 70_000 }).collect();
         history.append(Batch { topics: vec![Arc::clone(&topic)], starts, ..Batch::default() }, Instant::now());
         let a = history.watch(&id("a"));
         let position = history.end(a);
         let mut batch = events(&[("a", 1)]);
-        batch.records[0].origin.topic = topic.index;
+        batch.records[0].origin = Origin { topic: topic.index, partition: 0, offset: 70_000 };
         history.append(batch, Instant::now());
         let text = due(&mut history, a, position).remove(0);
-        assert_eq!(text.contains("cursor"), fits, "{text}");
+        let cursor = cursor_in(&text);
+        assert_eq!(listed(cursor, "a").len(), if fits { 20 } else { 0 });
+        // Whoever comes back with what stands for none is told, wherever that is.
+        let resumed = history.resume(a, cursor).map(|_| ());
+        assert_eq!(resumed, if fits { Ok(()) } else { Err(ResetReason::Expired) });
         assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok(), "{text}");
         assert_eq!(history.take_findings().without_cursor, u64::from(!fits));
     }
@@ -202,4 +211,59 @@ fn records_on_a_partition_that_is_not_theirs_are_sent_and_counted_and_no_resume_
     assert_eq!(history.resume(again, cursor_in(&seen[0])).unwrap_err(), ResetReason::Misplaced);
     history.evict(now + WINDOW * 2);
     assert!(history.resume(again, cursor_in(&seen[1])).is_ok(), "they have left the window");
+}
+
+/// Where the log goes on that lost its end.
+fn cut(offset: i64) -> Batch {
+    let next = NextOffset { topic: EVENTS, partition: 0, offset };
+    Batch { cuts: vec![LogCut { next, is_below_unknown: false }], starts: vec![next], ..Batch::default() }
+}
+
+/// Another leader writes from this offset on.
+fn elected(offset: i64, epoch: i32) -> Batch {
+    let first = Origin { topic: EVENTS, partition: 0, offset };
+    Batch { epochs: vec![EpochStart { first, epoch }], ..Batch::default() }
+}
+
+#[test]
+fn what_a_log_lost_is_sent_to_nobody_who_comes_back_and_its_cursors_are_expired() {
+    let mut history = history(1 << 20);
+    let now = Instant::now();
+    history.append(starts(1), now);
+    history.append(elected(1, 0), now);
+    let a = history.watch(&id("a"));
+    let position = history.end(a);
+    history.append(events(&[("a", 1), ("a", 2), ("a", 3), ("a", 4)]), now);
+    let old = due(&mut history, a, position);
+
+    // The log ends at 3, and another leader writes 3 anew, as event 30.
+    history.append(cut(3), now);
+    let losses: Vec<_> = history.take_losses().iter().map(|loss| loss.cut_at).collect();
+    assert_eq!(losses, [None, Some(3)], "reading began above 0, and the log was cut");
+    let mut text = Vec::new();
+    assert!(history.write_cursor(a, history.end(a), None, &mut text));
+    assert_eq!(listed(std::str::from_utf8(&text).unwrap(), "a"), [3]);
+    history.append(elected(3, 1), now);
+    let mut anew = events(&[("a", 30), ("a", 40)]);
+    anew.records[0].origin.offset = 3;
+    anew.records[1].origin.offset = 4;
+    history.append(anew, now);
+
+    for lost in [2, 3] {
+        assert_eq!(history.resume(a, cursor_in(&old[lost])).unwrap_err(), ResetReason::Expired);
+    }
+    let rest = |history: &mut History, cursor: &str| {
+        let (mut cover, position) = history.resume(a, cursor).unwrap();
+        let mut apart = Apart::default();
+        history.make_apart(a, position, &mut cover, usize::MAX, &mut apart);
+        let mut all = texts(&apart.bytes);
+        let from = apart.frames.last().map_or(apart.from, |&(_, after)| after);
+        all.extend(due(history, a, from));
+        all
+    };
+    let all = rest(&mut history, cursor_in(&old[0]));
+    assert_eq!(numbers(&all), [2, 30, 40], "from before the cut, as on a pod that never read what was lost");
+    assert_eq!(numbers(&rest(&mut history, cursor_in(&old[1]))), [30, 40]);
+    assert_eq!(numbers(&rest(&mut history, cursor_in(&all[1]))), [40]);
+    assert_eq!(numbers(&rest(&mut history, cursor_in(&all[2]))), [0; 0]);
 }

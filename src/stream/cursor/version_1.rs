@@ -1,0 +1,49 @@
+//! Cursors of version 1, which pods of the release before this one make.
+//!
+//! ```text
+//! version u8 | assessment's hash u64 | topic* | checksum u32        little-endian
+//! topic  = name u32 | incarnation u32 | partitions varint | place+
+//! place  = partition * 2 + (1 where another of the topic follows), varint | next offset varint
+//! ```
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{Damaged, ListedTopic, Listing, Place, Rest, Tag, TopicSum};
+use crate::ids::AssessmentHash;
+use crate::routing::table::Fingerprint;
+
+pub(super) const VERSION: u8 = 1;
+
+const CHECKSUM_BYTES: usize = 4;
+
+/// Reads the bytes of a cursor.
+pub(super) fn decode(raw: &[u8], assessment: AssessmentHash) -> Result<Listing, Damaged> {
+    let (body, sum) = raw.split_last_chunk::<CHECKSUM_BYTES>().ok_or(Damaged)?;
+    if *sum != (xxh3_64(body) as u32).to_le_bytes() {
+        return Err(Damaged);
+    }
+    let mut rest = Rest(body);
+    let _version = rest.take::<1>()?;
+    if AssessmentHash(u64::from_le_bytes(rest.take()?)) != assessment {
+        return Err(Damaged);
+    }
+    let mut listing = Listing { sum: TopicSum::default(), topics: Vec::new() };
+    while !rest.0.is_empty() {
+        let topic =
+            Fingerprint { name: u32::from_le_bytes(rest.take()?), incarnation: u32::from_le_bytes(rest.take()?) };
+        let partitions = rest.take_u32()?;
+        let mut places = Vec::new();
+        loop {
+            let head = rest.take_varint()?;
+            let partition = u32::try_from(head >> 1).map_err(|_| Damaged)?;
+            let next = i64::try_from(rest.take_varint()?).map_err(|_| Damaged)?;
+            places.push(Place { partition, next, epoch: None });
+            if head & 1 == 0 {
+                break;
+            }
+        }
+        listing.sum = listing.sum.plus(TopicSum::of(topic));
+        listing.topics.push(ListedTopic { tag: Tag::of(topic), partitions, places });
+    }
+    Ok(listing)
+}
