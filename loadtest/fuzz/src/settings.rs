@@ -17,7 +17,8 @@ pub fn settings(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let (lines, file) = text.split_once('\0').unwrap_or((text, ""));
     // Its properties are librdkafka's to read: some name files, programs and libraries.
-    if text.to_ascii_lowercase().contains("kafka_properties") {
+    // And a fuzzer that has seen the secret in a comparison may put it where none belongs.
+    if text.to_ascii_lowercase().contains("kafka_properties") || text.contains(SECRET) {
         return;
     }
     let mut environment: BTreeMap<OsString, OsString> = [("JWT_SECRET".into(), SECRET.into())].into();
