@@ -246,3 +246,15 @@ fn one_broker_of_three_that_is_lost_shows_nothing() {
     assert_saw(&client, "a", 0..20);
     assert_eq!(ready(&pod).1["kafka"], "connected", "the cluster serves, so the part is well");
 }
+
+#[test]
+fn what_a_pod_waits_for_is_in_its_log_each_half_a_minute() {
+    let pod = loadtest::pods::Plan::new("pod-0", "127.0.0.1:1", 1).spawn();
+    let line = eventually("it says what it waits for", Duration::from_secs(45), || {
+        pod.log().lines().find(|line| line.contains("still not ready")).map(str::to_owned)
+    });
+    assert!(
+        line.contains("WARN") && line.contains("Redis, Kafka, the history, a slot") && line.contains("lasts=30"),
+        "{line}"
+    );
+}
