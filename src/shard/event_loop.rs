@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -39,6 +40,7 @@ use crate::limits::{CATCH_UP_BYTES_A_TURN, LOOK_WAIT_MAX, TURN_EVERY};
 use crate::protocol::auth::Verifier;
 use crate::protocol::head::Rules;
 use crate::shutdown::phases::Phase;
+use crate::stream::history::IndexKey;
 
 /// Registered memory of an executor: what glommio takes by default, 10 MiB, is for files; sockets need none of it.
 const IO_MEMORY_BYTES: usize = 64 * 1024;
@@ -229,13 +231,19 @@ fn executor(core: Option<usize>) -> io::Result<LocalExecutor> {
         .map_err(|error| io::Error::other(error.to_string()))
 }
 
+/// A secret for the index of the shard's assessments.
+fn index_key() -> IndexKey {
+    let random = || RandomState::new().hash_one(std::process::id());
+    IndexKey(random(), random())
+}
+
 async fn run(parts: Parts, reactor: Rc<Reactor>, alarm: Alarm) {
     let now = Now::read();
     let shard = Rc::new(Shard {
         index: parts.index,
         verifier: Verifier::new(&parts.auth),
         metrics: parts.metrics.of_shard(parts.index),
-        state: RefCell::new(State::new(parts.config.clone(), parts.node.clone())),
+        state: RefCell::new(State::new(parts.config.clone(), parts.node.clone()).with_index_key(index_key())),
         reactor,
         scratch: RefCell::new(vec![0; READ_BYTES].into_boxed_slice()),
         tasks: RefCell::new(SlotMap::with_key()),

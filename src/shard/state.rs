@@ -23,7 +23,7 @@ use crate::protocol::close::CloseReason;
 use crate::protocol::session::Inbound;
 use crate::stream::batch::Batch;
 use crate::stream::board::{Board, BoardVersion};
-use crate::stream::history::{ChainKey, Due, Findings, History, Lag, Limits, Position, Progress};
+use crate::stream::history::{ChainKey, Due, Findings, History, IndexKey, Lag, Limits, Position, Progress};
 
 /// What a new connection begins with.
 pub(super) struct Entrance<S> {
@@ -117,6 +117,10 @@ impl<S: Socket> State<S> {
             config,
             node,
         }
+    }
+
+    pub(super) fn with_index_key(self, key: IndexKey) -> Self {
+        Self { history: self.history.with_index_key(key), ..self }
     }
 
     // ---- connections come and go ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@
 //! - `chains`: who is watched, and which entries are fresh;
 //! - `positions`: what is due from a position on, and how far a write came;
 //! - `cursors`: where a client goes on that comes back, and the cursor of a position;
+//! - `index`: from an assessment's id to its chain;
 //! - `held`: half-written frames, kept until they are written;
 //! - `segment`, `past`: a stretch of the window, and where ingest stood at each of its entries.
 //!
@@ -19,6 +20,7 @@
 mod chains;
 mod cursors;
 mod held;
+mod index;
 mod past;
 mod positions;
 mod segment;
@@ -29,13 +31,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hashbrown::HashTable;
 use slotmap::SlotMap;
 
 pub use self::chains::ChainKey;
 use self::chains::{Chain, LINKED_TOGETHER};
 pub use self::cursors::Apart;
 use self::held::Held;
+use self::index::Index;
+pub use self::index::IndexKey;
 pub use self::positions::{Due, FrameRef, Lag, Position, Progress};
 use self::segment::{Entry, EntryRef, Frame, Segment};
 use crate::limits::{GROWTH_NOTICED_MAX, MESSAGE_BYTES_COMMON, UNDISPATCHED_BYTES_MAX};
@@ -58,8 +61,7 @@ pub struct History {
     chains: SlotMap<ChainKey, Chain>,
     /// Places that moved without a record since the last segment or batch: for the next one's start.
     moved: Vec<PlaceId>,
-    /// From an assessment's hash and id to its chain.
-    index: HashTable<ChainKey>,
+    index: Index,
     /// Watched chains with entries that were not dispatched yet, in the order in which they came to it.
     fresh: VecDeque<ChainKey>,
     /// Where a message is mapped before its length is known.
@@ -134,13 +136,21 @@ impl History {
             held: Held::default(),
             chains: SlotMap::with_key(),
             moved: Vec::new(),
-            index: HashTable::new(),
+            index: Index::new(IndexKey::default()),
             fresh: VecDeque::new(),
             scratch: Vec::new(),
             losses: Vec::new(),
             without_event: Vec::new(),
             findings: Findings::default(),
         }
+    }
+
+    /// With a secret of this process in its index, so that no client can choose ids that are slow to find.
+    #[must_use]
+    pub fn with_index_key(mut self, key: IndexKey) -> Self {
+        debug_assert!(self.chains.is_empty());
+        self.index = Index::new(key);
+        self
     }
 
     /// Takes in a batch that arrived at `now`, and drops what is over the limits.

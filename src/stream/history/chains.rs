@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-use hashbrown::HashTable;
-use slotmap::{SlotMap, new_key_type};
+use slotmap::new_key_type;
 
 use super::segment::{EntryRef, Frame};
 use super::{History, Position, Stand};
@@ -46,8 +45,8 @@ impl History {
     /// The chain of an assessment, kept until [`History::unwatch`] even while it is empty.
     pub fn watch(&mut self, id: &AssessmentId) -> ChainKey {
         let hash = id.hash();
-        let key = find(&self.index, &self.chains, hash, id.as_str().as_bytes())
-            .unwrap_or_else(|| self.insert_chain(hash, id.as_str().into()));
+        let found = self.index.find(&self.chains, hash, id.as_str().as_bytes());
+        let key = found.unwrap_or_else(|| self.insert_chain(hash, id.as_str().into()));
         self.chains[key].watchers += 1;
         self.offsets.settle();
         self.list_anew(key);
@@ -101,8 +100,7 @@ impl History {
             without_event: 0,
             listed: Listed::default(),
         });
-        let chains = &self.chains;
-        self.index.insert_unique(hash.0, key, |&key| chains[key].hash.0);
+        self.index.insert(&self.chains, key);
         key
     }
 
@@ -111,9 +109,7 @@ impl History {
         if chain.watchers > 0 || chain.first.is_some() {
             return;
         }
-        if let Ok(indexed) = self.index.find_entry(chain.hash.0, |&other| other == key) {
-            indexed.remove();
-        }
+        self.index.remove(&self.chains, key);
         self.bytes -= chain_cost(&chain.id);
         self.chains.remove(key);
     }
@@ -132,7 +128,7 @@ impl History {
             let entries = self.entry(EntryRef::new(segment, first)).and_then(|(of, _)| of.entries.get(group.clone()));
             let entries = entries.unwrap_or_default();
             for (key, entry) in likely.iter_mut().zip(entries) {
-                *key = self.index.find(entry.record.hash.0, |_| true).copied().unwrap_or_default();
+                *key = self.index.likely(entry.record.hash).unwrap_or_default();
             }
             self.fetch_chains(likely[..group.len()].iter().copied());
             for (index, &key) in group.clone().zip(&likely) {
@@ -163,7 +159,7 @@ impl History {
         let (record, id) = (entry.record, segment.id(entry));
         let found = match self.chains.get(likely) {
             Some(chain) if chain.id.as_bytes() == id => Some(likely),
-            _ => find(&self.index, &self.chains, record.hash, id),
+            _ => self.index.find(&self.chains, record.hash, id),
         };
         let key = match found {
             Some(key) => key,
@@ -269,13 +265,4 @@ impl History {
 /// What a chain costs beside its entries: itself, its place in the index, and its id.
 fn chain_cost(id: &str) -> usize {
     size_of::<Chain>() + 2 * size_of::<ChainKey>() + id.len()
-}
-
-fn find(
-    index: &HashTable<ChainKey>,
-    chains: &SlotMap<ChainKey, Chain>,
-    hash: AssessmentHash,
-    id: &[u8],
-) -> Option<ChainKey> {
-    index.find(hash.0, |&key| chains[key].id.as_bytes() == id).copied()
 }

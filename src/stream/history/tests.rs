@@ -74,6 +74,36 @@ fn ids_that_share_a_hash_do_not_share_a_chain() {
 }
 
 #[test]
+fn however_many_ids_share_a_hash_each_has_its_own_chain() {
+    const IDS: u64 = 300;
+    let mut history = history(16 << 20);
+    let names: Vec<String> = (0..IDS).map(|number| format!("id-{number}")).collect();
+    let batch_of = |numbers: std::ops::Range<u64>| {
+        let mut batch = events(
+            &numbers.map(|number| (names[usize::try_from(number).unwrap()].as_str(), number)).collect::<Vec<_>>(),
+        );
+        batch.records.iter_mut().for_each(|record| record.hash = crate::ids::AssessmentHash(7));
+        batch
+    };
+    let now = Instant::now();
+    for round in 0..3 {
+        history.append(batch_of(0..IDS), now + WINDOW * 2 * round);
+        assert_eq!((history.chains.len(), history.index.len()), (300, 300));
+        for (number, name) in (0..).zip(&names) {
+            let chain = history.index.find(&history.chains, crate::ids::AssessmentHash(7), name.as_bytes()).unwrap();
+            assert_eq!(read(&mut history, chain, &mut Position { number: 0, at: None }), [number]);
+        }
+        // The first of the hash goes, and the others stay; then all go.
+        history.evict(now + WINDOW * 2 * round);
+        history.append(batch_of(IDS / 2..IDS), now + WINDOW * 2 * round + WINDOW / 2);
+        history.evict(now + WINDOW * 2 * round + WINDOW * 5 / 4);
+        assert_eq!((history.chains.len(), history.index.len()), (150, 150));
+        history.evict(now + WINDOW * 2 * (round + 1));
+        assert_eq!((history.chains.len(), history.index.len()), (0, 0));
+    }
+}
+
+#[test]
 fn a_position_that_the_window_has_overtaken_is_lost() {
     let mut history = history(1 << 20);
     let start = Instant::now();

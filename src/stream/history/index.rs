@@ -1,0 +1,106 @@
+//! From an assessment's hash and id to its chain. Clients choose ids, and the hash that comes with one has no key, since
+//! all pods must place an assessment alike: so whoever likes finds ids whose hashes are near each other, or the same.
+//! Here the hash is mixed with a key of the process, and ids that share a whole hash lie in an ordered map of their own:
+//! either costs a look-up no more than others.
+
+use std::collections::BTreeMap;
+
+use hashbrown::HashTable;
+use slotmap::SlotMap;
+
+use super::chains::{Chain, ChainKey};
+use crate::ids::AssessmentHash;
+
+/// Finds chains.
+#[derive(Debug)]
+pub(super) struct Index {
+    key: IndexKey,
+    /// One chain of each hash.
+    chains: HashTable<ChainKey>,
+    /// The others of a hash that more than one has.
+    namesakes: BTreeMap<AssessmentHash, BTreeMap<Box<[u8]>, ChainKey>>,
+}
+
+/// Random numbers of this process.
+#[derive(Debug, Clone, Copy)]
+pub struct IndexKey(pub u64, pub u64);
+
+impl Index {
+    pub(super) fn new(key: IndexKey) -> Self {
+        Self { key, chains: HashTable::new(), namesakes: BTreeMap::new() }
+    }
+
+    /// A chain that likely has this hash.
+    pub(super) fn likely(&self, hash: AssessmentHash) -> Option<ChainKey> {
+        self.chains.find(self.key.mix(hash), |_| true).copied()
+    }
+
+    pub(super) fn find(&self, all: &SlotMap<ChainKey, Chain>, hash: AssessmentHash, id: &[u8]) -> Option<ChainKey> {
+        let first = self.first(all, hash)?;
+        if all.get(first)?.id.as_bytes() == id {
+            return Some(first);
+        }
+        self.namesakes.get(&hash)?.get(id).copied()
+    }
+
+    /// Adds a chain that is not there yet.
+    pub(super) fn insert(&mut self, all: &SlotMap<ChainKey, Chain>, key: ChainKey) {
+        let Some(Chain { hash, id, .. }) = all.get(key) else { return };
+        if self.first(all, *hash).is_some() {
+            self.namesakes.entry(*hash).or_default().insert(id.as_bytes().into(), key);
+        } else {
+            self.insert_first(all, *hash, key);
+        }
+    }
+
+    /// Takes a chain out, before it goes.
+    pub(super) fn remove(&mut self, all: &SlotMap<ChainKey, Chain>, key: ChainKey) {
+        let Some(Chain { hash, id, .. }) = all.get(key) else { return };
+        let first = self.chains.find_entry(self.key.mix(*hash), |&other| other == key).map(|first| first.remove());
+        let Some(namesakes) = self.namesakes.get_mut(hash) else { return };
+        let next = match first {
+            Ok(_) => namesakes.pop_first(),
+            Err(_) => {
+                namesakes.remove(id.as_bytes());
+                None
+            }
+        };
+        if namesakes.is_empty() {
+            self.namesakes.remove(hash);
+        }
+        if let Some((_, next)) = next {
+            self.insert_first(all, *hash, next);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.chains.len() + self.namesakes.values().map(BTreeMap::len).sum::<usize>()
+    }
+
+    fn first(&self, all: &SlotMap<ChainKey, Chain>, hash: AssessmentHash) -> Option<ChainKey> {
+        self.chains.find(self.key.mix(hash), |&key| all.get(key).is_some_and(|chain| chain.hash == hash)).copied()
+    }
+
+    fn insert_first(&mut self, all: &SlotMap<ChainKey, Chain>, hash: AssessmentHash, key: ChainKey) {
+        let Self { key: mixer, chains, .. } = self;
+        let mixed = |&key: &ChainKey| all.get(key).map_or(0, |chain| mixer.mix(chain.hash));
+        chains.insert_unique(mixer.mix(hash), key, mixed);
+    }
+}
+
+impl IndexKey {
+    /// Both halves of a product: without the key nobody knows which hashes come out near each other.
+    fn mix(self, hash: AssessmentHash) -> u64 {
+        let (one, other) = (hash.0 ^ self.0, self.1 | 1);
+        let high = (u128::from(one) * u128::from(other)) >> u64::BITS;
+        one.wrapping_mul(other) ^ u64::try_from(high).expect("the upper half of a product of two has 64 bits")
+    }
+}
+
+/// For those who need no secret.
+impl Default for IndexKey {
+    fn default() -> Self {
+        Self(0x9e37_79b9_7f4a_7c15, 0xd1b5_4a32_d192_ed03)
+    }
+}
