@@ -2,7 +2,7 @@
 //! some of which are aborted. Each assessment has one producer, so that the order of numbers is Kafka's order. It writes
 //! down what became of each event.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -235,13 +235,36 @@ fn producer(bootstrap: &str, book: &Arc<Book>, transactional_id: Option<&str>) -
     config.create_with_context(deliveries).expect("good properties")
 }
 
-/// One whose brokers may forget what they have taken, which an idempotent one doesn't survive. It keeps the order.
-fn forgetful(bootstrap: &str, book: &Arc<Book>) -> ThreadedProducer<Deliveries> {
-    let mut config = client_config(bootstrap);
-    config.set("partitioner", "murmur2_random").set("linger.ms", "2").set("acks", "all");
-    config.set("max.in.flight.requests.per.connection", "1");
-    let deliveries = Deliveries { book: Arc::clone(book), is_transactional: false };
-    config.create_with_context(deliveries).expect("good properties")
+/// A producer whose brokers may forget what they have taken, which an idempotent one doesn't survive. What it tries again
+/// would come behind what it sent meanwhile: so it has one event under way at a time.
+struct OneByOne {
+    producer: ThreadedProducer<Deliveries>,
+    waiting: VecDeque<Id>,
+}
+
+impl OneByOne {
+    fn new(bootstrap: &str, book: &Arc<Book>) -> Self {
+        let mut config = client_config(bootstrap);
+        config.set("partitioner", "murmur2_random").set("acks", "all");
+        let deliveries = Deliveries { book: Arc::clone(book), is_transactional: false };
+        Self { producer: config.create_with_context(deliveries).expect("good properties"), waiting: VecDeque::new() }
+    }
+
+    /// Sends the next, where none is under way.
+    fn turn(&mut self) {
+        if self.producer.in_flight_count() == 0
+            && let Some(id) = self.waiting.pop_front()
+        {
+            send(&self.producer, &event(id.0, id.1, id.2), Some(id)).expect("an empty queue takes an event");
+        }
+    }
+
+    fn finish(&mut self) {
+        while !self.waiting.is_empty() && self.producer.flush(BROKERS_WITHIN).is_ok() {
+            self.turn();
+        }
+        let _ = self.producer.flush(BROKERS_WITHIN);
+    }
 }
 
 fn send(producer: &ThreadedProducer<Deliveries>, event: &Event, id: Option<Id>) -> Result<(), KafkaError> {
@@ -263,17 +286,22 @@ fn send(producer: &ThreadedProducer<Deliveries>, event: &Event, id: Option<Id>) 
 
 fn make_plain(bootstrap: &str, mut source: Source, rate: u32, book: &Arc<Book>, stop: &AtomicBool) {
     let producer = producer(bootstrap, book, None);
-    let forgetful = source.is_fragile.then(|| forgetful(bootstrap, book));
+    let mut one_by_one = source.is_fragile.then(|| OneByOne::new(bootstrap, book));
     let start = Instant::now();
     let (mut sent, mut ticked) = (0, 0);
     while !stop.load(Ordering::Relaxed) {
         let due = start.elapsed().as_millis() * u128::from(rate) / 1000;
         while sent < due {
             let id @ (assessment, topic, number) = source.next();
-            let of_the_topic = forgetful.as_ref().filter(|_| topic == FRAGILE).unwrap_or(&producer);
-            send(of_the_topic, &event(assessment, topic, number), Some(id)).expect("a producer takes an event");
             sent += 1;
+            if let Some(fragile) = one_by_one.as_mut().filter(|_| topic == FRAGILE) {
+                fragile.waiting.push_back(id);
+                continue;
+            }
+            send(&producer, &event(assessment, topic, number), Some(id))
+                .expect("an idempotent producer takes an event");
         }
+        one_by_one.iter_mut().for_each(OneByOne::turn);
         // A tick of each market a second.
         while ticked < start.elapsed().as_secs() {
             for market in MARKETS {
@@ -285,7 +313,7 @@ fn make_plain(bootstrap: &str, mut source: Source, rate: u32, book: &Arc<Book>, 
     }
     // What the brokers don't take in this time is told as an error to `delivery` when the producer ends.
     let _ = producer.flush(BROKERS_WITHIN);
-    let _ = forgetful.map(|producer| producer.flush(BROKERS_WITHIN));
+    one_by_one.iter_mut().for_each(OneByOne::finish);
 }
 
 // ---- transactions ---------------------------------------------------------------------------------------------------
