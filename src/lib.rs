@@ -18,7 +18,7 @@
 //!
 //! Where to read next, from the bottom up; lower layers never import higher ones (a test holds this):
 //!
-//! 1. **Vocabulary**: [`ids`], [`limits`], [`clock`], [`log_throttle`], and `prefetch`.
+//! 1. **Vocabulary**: [`ids`], [`limits`], [`clock`], [`log_throttle`], [`outage`], and `prefetch`.
 //! 2. **Rules** without I/O, clock or thread: [`routing`] (topic to message, assessment to shard and pod), [`stream`]
 //!    (history, cursors, market board), [`protocol`] (request head, session, messages, close codes, auth), and the pure parts of
 //!    [`ingest`], [`discovery`], [`shard`], [`shutdown`] (when a draining pod does what) and [`operations`] (`/ready`,
@@ -49,6 +49,7 @@ pub mod ingest;
 pub mod limits;
 pub mod log_throttle;
 pub mod operations;
+pub mod outage;
 mod prefetch;
 pub mod protocol;
 pub mod routing;

@@ -110,6 +110,9 @@ pub const REREAD_OFFSETS_MAX: i64 = 10_000;
 /// index, on a cold disk at worst.
 pub const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The same once the pod reads: while a question is open, nobody notices that the brokers are gone.
+pub const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// How often the brokers are asked for a sign of life, and for the partitions' ends.
 pub const PROBE_EVERY: Duration = Duration::from_secs(1);
 

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use parts::{is_node_name, is_public_url};
+pub use properties::client_properties;
 use reader::Reader;
 pub use settings::help;
 pub use sources::Sources;

@@ -239,6 +239,18 @@ fn window_holds_an_event(reader: &mut Reader<'_>, config: &Config) {
 }
 
 fn relations(reader: &mut Reader<'_>, config: &Config) {
+    if reader.is_good(&s::KAFKA_PROPERTIES_FILE) {
+        if !config.kafka.properties.is_empty() {
+            for fault in properties::faults_together(&config.kafka) {
+                reader.relation(&s::KAFKA_PROPERTIES_FILE, &fault);
+            }
+        }
+        if reader.is_good(&s::KAFKA_BROKERS) {
+            for fault in properties::scheme_faults(&config.kafka) {
+                reader.relation(&s::KAFKA_BROKERS, &fault);
+            }
+        }
+    }
     let shard = &config.shard;
     let in_ms = Duration::as_millis;
     if are_good(reader, &[&s::HEARTBEAT_INTERVAL, &s::CONNECTION_TIMEOUT]) && shard.silence < shard.heartbeat * 2 {

@@ -417,3 +417,54 @@ fn times_that_do_not_fit_each_other_are_warned_of() {
     assert!(config.warnings[0].starts_with("HEARTBEAT_INTERVAL is 30000 ms and HISTORY_SECONDS 29"));
     assert!(config.warnings[1].starts_with("TOPIC_REFRESH_MS is 30001"));
 }
+
+#[test]
+fn properties_of_kafka_that_can_work_only_with_others_are_faults_beside_those_of_other_settings() {
+    let faults = |text: &'static str| {
+        let world = World::new().env("KAFKA_PROPERTIES_FILE", "kafka.properties").env("PORT", "no port");
+        let faults = world.file("kafka.properties", text).faults();
+        assert!(faults.iter().any(|fault| fault.starts_with("PORT ")), "{faults:?}");
+        assert!(faults.iter().all(|fault| !fault.contains("hunter2")), "{faults:?}");
+        faults
+            .into_iter()
+            .filter(|fault| fault.starts_with("KAFKA_PROPERTIES_FILE (environment): "))
+            .collect::<Vec<_>>()
+    };
+    for (text, says) in [
+        ("security.protocol=SSL\nssl.ca.location=/nope/ca.pem", "/nope/ca.pem"),
+        ("security.protocol=SASL_SSL\nsasl.username=u\nsasl.password=hunter2", "GSSAPI"),
+        ("security.protocol=SASL_PLAINTEXT\nsasl.mechanisms=PLAIN", "sasl.username"),
+        ("receive.message.max.bytes=1000", "receive.message.max.bytes"),
+        ("security.protocol=SASL_PLAINTEXT\nsasl.mechanisms=OAUTHBEARER", "OAUTHBEARER, for which nothing"),
+        ("security.protocol=sasl_ssl\nsasl.mechanism=OAUTHBEARER", "OAUTHBEARER, for which nothing"),
+    ] {
+        let faults = faults(text);
+        assert!(faults.len() == 1 && faults[0].contains(says), "{text}: {faults:?}");
+    }
+    for text in [
+        "security.protocol=SASL_PLAINTEXT\nsasl.mechanisms=SCRAM-SHA-512\nsasl.username=u\nsasl.password=p",
+        "security.protocol=SASL_PLAINTEXT\nsasl.mechanisms=OAUTHBEARER\nenable.sasl.oauthbearer.unsecure.jwt=true",
+        "fetch.wait.max.ms=50",
+    ] {
+        assert_eq!(faults(text), Vec::<String>::new(), "{text}");
+    }
+}
+
+#[test]
+fn a_broker_has_no_scheme_but_the_security_protocols() {
+    let brokers = |brokers: &str, text: &'static str| {
+        let world = World::new().env("KAFKA_BROKERS", brokers).env("KAFKA_PROPERTIES_FILE", "kafka.properties");
+        world.file("kafka.properties", text)
+    };
+    let sasl = "security.protocol=SASL_PLAINTEXT\nsasl.mechanisms=PLAIN\nsasl.username=u\nsasl.password=p";
+    for (list, text, faults) in [
+        ("kafka://a:9092", "", 1),
+        ("SASL_SSL://a:9092,b:9092,ssl://c:9092", "", 2),
+        ("plaintext://a:9092,SASL_PLAINTEXT://b:9092", sasl, 1),
+    ] {
+        let told = brokers(list, text).faults();
+        assert!(told.len() == faults && told.iter().all(|told| told.starts_with("KAFKA_BROKERS (env")), "{told:?}");
+    }
+    assert_eq!(&*brokers("sasl_plaintext://a:9092,b", sasl).config().kafka.brokers, "sasl_plaintext://a:9092,b");
+    assert_eq!(&*brokers("PLAINTEXT://a:9092", "").config().kafka.brokers, "PLAINTEXT://a:9092");
+}

@@ -3,14 +3,12 @@
 //!
 //! - [`membership`]: what a pod asks and believes: the rules, with time as an argument. They rest on
 //! - [`lease`], the state of this pod's own slot, and [`contact`], since when Redis is reached;
-//! - [`outage`]: when the log says that it isn't;
 //! - [`wire`]: the calls and their answers;
 //! - [`redis`] (edge): connections, and the one script that changes anything, `slots.lua`.
 
 pub mod contact;
 pub mod lease;
 pub mod membership;
-pub mod outage;
 pub mod redis;
 pub mod wire;
 

@@ -16,13 +16,13 @@ use tracing::{error, info, warn};
 
 use super::contact::Times;
 use super::membership::{Identity, Member, Notice};
-use super::outage::{Line, OutageLog};
 use super::wire::{BadAnswer, Call, Snapshot};
 use super::{Cluster, Intent, Metrics, Parts};
 use crate::clock::{Now, UnixMs, whole_ms};
 use crate::config::is_node_name;
 use crate::ids::NodeId;
 use crate::limits::{ANNOUNCEMENTS_MAX, ANNOUNCEMENTS_QUIET_MAX};
+use crate::outage::{Line, OutageLog};
 
 /// The script's text.
 const SLOTS_SCRIPT: &str = include_str!("slots.lua");

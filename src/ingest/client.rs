@@ -5,7 +5,9 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicUsize, Ordering};
+#[cfg(test)]
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,12 +15,10 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientConfig;
 use rdkafka::bindings as sys;
 use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
-use rdkafka::types::RDKafkaType;
+use rdkafka::types::{RDKafkaRespErr, RDKafkaType};
 use tracing::{debug, error, warn};
 
-use crate::config::KafkaConfig;
 use crate::limits::{CLIENTS_ENDING_MAX, KAFKA_LOG_EVERY};
 
 use super::complaints::Complaints;
@@ -38,50 +38,6 @@ pub enum InvalidProperties {
     /// The process has no descriptor left for the consumer: no fault of the properties.
     #[error("no descriptor for Kafka's consumer: {0}")]
     NoDescriptor(#[from] io::Error),
-}
-
-/// What both clients go by; the operator's properties beat it.
-pub(super) fn properties(config: &KafkaConfig) -> ClientConfig {
-    let mut properties = ClientConfig::new();
-    properties
-        .set("bootstrap.servers", &*config.brokers)
-        .set("client.id", &*config.client_id)
-        .set("group.id", &*config.group_id)
-        .set("enable.auto.commit", "false")
-        .set("enable.auto.offset.store", "false")
-        // The others jump silently where offsets were deleted before they were read.
-        .set("auto.offset.reset", "error")
-        .set("isolation.level", "read_committed")
-        .set("enable.partition.eof", "true")
-        // Requests are small: none is to wait for the answer to the one before.
-        .set("socket.nagle.disable", "true")
-        // An answer that waits for records holds up what is asked next on its connection, and the news that a
-        // partition is at its end: ten empty answers a second are the price.
-        .set("fetch.wait.max.ms", "100")
-        // No broker is asked for more while what came lies untaken, and then for two milliseconds: of a stream, more comes
-        // in each answer. Without that, each record of 1,000 a second has a question and an answer of its own, which cost
-        // more than all that is done with it here. In a flood the next answer is not under way while one is read: 0.86
-        // million records a second where it was 1.09. What lies untaken is counted in the one queue of all partitions.
-        .set("queued.min.messages", "1")
-        .set("fetch.queue.backoff.ms", "2")
-        // What waits here is outside of the history's budget: compressed tenfold, and with what librdkafka adds to each
-        // record, 16 MiB of answer and 100,000 records ahead took 290 MiB beside it, while a million records were read; so
-        // bounded, and with 20,000 ahead, 70 MiB. An answer is held whole, from each broker.
-        .set("queued.max.messages.kbytes", "8192")
-        .set("fetch.max.bytes", "2097152")
-        // So that a broker that is back is found soon.
-        .set("reconnect.backoff.max.ms", "1000")
-        .set("socket.keepalive.enable", "true")
-        .set("log.thread.name", "false")
-        .set_log_level(RDKafkaLogLevel::Info);
-    for (name, value) in &config.properties {
-        if name == "debug" {
-            // Who asks for it is to hear it, at our own level of that name.
-            properties.set_log_level(RDKafkaLogLevel::Debug);
-        }
-        properties.set(name, value);
-    }
-    properties
 }
 
 /// A client whose log lines and errors come to us by callbacks, for the batch call serves callbacks, not events.
@@ -109,11 +65,28 @@ pub(super) struct Context {
     /// Whether complaints are worth a warning. Two clients of the same cluster have the same ones: one is heard.
     heard: bool,
     complaints: Mutex<Complaints<Box<str>>>,
+    /// Of late, the connections to all brokers were lost.
+    all_down: AtomicBool,
+    /// Of late, a connection was refused.
+    refused: AtomicBool,
 }
 
 impl Context {
     pub(super) fn new(heard: bool) -> Self {
-        Self { heard, complaints: Mutex::new(Complaints::new(KAFKA_LOG_EVERY)) }
+        let complaints = Mutex::new(Complaints::new(KAFKA_LOG_EVERY));
+        Self { heard, complaints, all_down: AtomicBool::new(false), refused: AtomicBool::new(false) }
+    }
+
+    /// Whether the brokers are gone, as far as this client knows, and do not hang: its connections are lost, and new ones
+    /// are refused.
+    pub(super) fn are_brokers_gone(&self) -> bool {
+        self.all_down.load(Ordering::Relaxed) && self.refused.load(Ordering::Relaxed)
+    }
+
+    /// A broker answered.
+    pub(super) fn answered(&self) {
+        self.all_down.store(false, Ordering::Relaxed);
+        self.refused.store(false, Ordering::Relaxed);
     }
 
     /// Says a line at the level that it has for us: librdkafka's errors are ones that it goes on from.
@@ -157,11 +130,25 @@ unsafe extern "C" fn on_log(
 
 /// An error of the client as a whole, such as a broker that can't be reached. Each has its log line as well, and whether
 /// the brokers answer is told from probes: so this one is for those who look closely.
-unsafe extern "C" fn on_error(_client: *mut sys::rd_kafka_t, code: c_int, reason: *const c_char, _opaque: *mut c_void) {
+unsafe extern "C" fn on_error(_client: *mut sys::rd_kafka_t, code: c_int, reason: *const c_char, opaque: *mut c_void) {
     // SAFETY: the string is librdkafka's own, ended by a NUL, and stays for the length of this call.
-    let reason = unsafe { CStr::from_ptr(reason) };
-    debug!(code, "librdkafka: {}", reason.to_string_lossy());
+    let reason = unsafe { CStr::from_ptr(reason) }.to_string_lossy();
+    // SAFETY: a client's opaque is the context of the `Client` that owns it (`Client::new`).
+    if let Some(context) = unsafe { opaque.cast::<Context>().as_ref() } {
+        if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN as c_int {
+            context.all_down.store(true, Ordering::Relaxed);
+        }
+        // It has no code of its own.
+        if reason.contains(CONNECT_FAILED) {
+            context.refused.store(true, Ordering::Relaxed);
+        }
+    }
+    debug!(code, "librdkafka: {reason}");
 }
+
+/// What librdkafka says of a connection that could not be made: it was refused, or there is no way to the host. One that
+/// is only not answered is another matter.
+const CONNECT_FAILED: &str = "Connect to ";
 
 // ---- a client's life ------------------------------------------------------------------------------------------------------
 
@@ -218,4 +205,36 @@ impl Ending {
 /// As librdkafka takes times.
 pub(super) fn millis(time: Duration) -> c_int {
     c_int::try_from(time.as_millis()).unwrap_or(c_int::MAX)
+}
+
+// ---- a fault of librdkafka's ------------------------------------------------------------------------------------------------
+
+/// Stands in for librdkafka's function of this name, by the linker's `--wrap` (`build.rs`): it takes nothing in.
+///
+/// The original takes in the leaders that the answer to a fetch names beside an error (KIP-951). At least up to 2.15, where
+/// a partition among them has no leader, the list that it is handed ends in memory that was never written, and what lies
+/// there is used as partitions, of negative numbers, too (confluentinc/librdkafka#5280, open). The names only save a
+/// question: without them a client asks for the new leader after the error, as it does of older brokers.
+// SAFETY: nothing else has a symbol of this name, and the signature is the original's.
+#[unsafe(no_mangle)]
+extern "C" fn __wrap_rd_kafka_metadata_update_op(_client: *mut sys::rd_kafka_t, _leaders: *mut c_void) -> c_int {
+    /// `RD_KAFKA_OP_RES_HANDLED`: whoever called frees the list.
+    const HANDLED: c_int = 1;
+    HANDLED
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    unsafe extern "C" {
+        fn rd_kafka_metadata_update_op(client: *mut sys::rd_kafka_t, leaders: *mut c_void) -> c_int;
+    }
+
+    #[test]
+    fn leaders_that_a_fetch_names_are_not_taken_in() {
+        type Update = unsafe extern "C" fn(*mut sys::rd_kafka_t, *mut c_void) -> c_int;
+        let (theirs, ours): (Update, Update) = (rd_kafka_metadata_update_op, __wrap_rd_kafka_metadata_update_op);
+        assert!(ptr::fn_addr_eq(theirs, ours), "the linker was not told");
+    }
 }

@@ -11,9 +11,9 @@ use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 
-use crate::config::KafkaConfig;
+use crate::config::{KafkaConfig, client_properties};
 
-use super::client::{Client, Context, InvalidProperties, client, millis, properties};
+use super::client::{Client, Context, InvalidProperties, client, millis};
 use super::kafka::Queue;
 use super::reachability::Failure;
 
@@ -47,7 +47,7 @@ impl Cluster {
     /// # Errors
     /// Where librdkafka does not take the properties.
     pub(super) fn new(config: &KafkaConfig) -> Result<Self, InvalidProperties> {
-        let mut properties = properties(config);
+        let mut properties = client_properties(config);
         // It belongs to no group: with one it would look for the group's coordinator.
         properties.remove("group.id");
         Ok(Self { client: client(&properties, Context::new(false))? })
@@ -57,6 +57,18 @@ impl Cluster {
     pub(super) fn serve(&self) {
         // SAFETY: the client is alive; nothing is waited for.
         unsafe { sys::rd_kafka_poll(self.client.native_ptr(), 0) };
+    }
+
+    /// Whether the brokers are gone, and do not hang: what the last connections came to says so.
+    pub(super) fn are_brokers_gone(&self) -> bool {
+        self.serve();
+        self.client.context().are_brokers_gone()
+    }
+
+    /// A broker answered: what was said before counts no more.
+    pub(super) fn answered(&self) {
+        self.serve();
+        self.client.context().answered();
     }
 
     /// Calls `each` with the name of every topic and its partitions, each with whether it has a leader. Comes back with

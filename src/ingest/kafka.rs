@@ -18,14 +18,14 @@ use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::{RDKafkaMessage, RDKafkaRespErr, RDKafkaTopic};
 
-use crate::config::KafkaConfig;
+use crate::config::{KafkaConfig, client_properties};
 use crate::ids::TopicIndex;
 use crate::limits::CONSUME_RECORDS_MAX;
 use crate::routing::table::Topic;
 use crate::stream::batch::Origin;
 
 use super::batcher::Incoming;
-use super::client::{Client, Context, InvalidProperties, client, millis, properties};
+use super::client::{Client, Context, InvalidProperties, client, millis};
 
 /// Reads the partitions that it is assigned. It stays on the thread that made it.
 pub(super) struct Consumer {
@@ -154,7 +154,7 @@ impl Consumer {
     /// # Errors
     /// Where librdkafka does not take the properties.
     pub(super) fn new(config: &KafkaConfig) -> Result<Self, InvalidProperties> {
-        let client = client(&properties(config), Context::new(true))?;
+        let client = client(&client_properties(config), Context::new(true))?;
         // SAFETY: the client is alive and a consumer. Its main queue, with log lines and errors, is served with the rest.
         let queue = unsafe {
             sys::rd_kafka_poll_set_consumer(client.native_ptr());

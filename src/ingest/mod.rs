@@ -449,6 +449,26 @@ mod tests {
     }
 
     #[test]
+    fn brokers_that_are_gone_show_within_five_seconds_whatever_is_being_asked_then() {
+        let mut story = Story::new(1);
+        story.kafka.create_topic("assessment.created", 3, 1).unwrap();
+        let thread = story.start();
+        story.until("the history is complete", |story| story.status.filled.load(Ordering::Acquire));
+        for round in 0..12 {
+            story.until("it is connected", |story| story.status.is_connected());
+            // Somewhere between two questions, or in one of them.
+            thread::sleep(Duration::from_millis(37 * round));
+            story.kafka.broker_down(1).unwrap();
+            let gone = Instant::now();
+            story.until("it shows", |story| !story.status.is_connected());
+            assert!(gone.elapsed() < Duration::from_secs(5), "{:?}", gone.elapsed());
+            story.kafka.broker_up(1).unwrap();
+        }
+        story.end();
+        thread.join().unwrap();
+    }
+
+    #[test]
     fn a_property_that_is_not_taken_is_named_and_its_value_is_not() {
         let mut story = Story::new(1);
         let parts = story.parts.as_mut().unwrap();

@@ -14,13 +14,15 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 use rdkafka::error::KafkaError;
 use tracing::{debug, error, info, warn};
 
-use crate::clock::{Now, whole_ms};
+use crate::clock::{Now, UnixMs, whole_ms};
 use crate::config::KafkaConfig;
 use crate::exchange::IngestStatus;
 use crate::ids::TopicIndex;
 use crate::limits::{
-    ENDS_ASKED_MAX, KAFKA_LOG_EVERY, LOOK_EVERY_MIN, PROBE_EVERY, PROBE_TIMEOUT, QUESTION_TIMEOUT, TOPICS_MAX,
+    ENDS_ASKED_MAX, KAFKA_LOG_EVERY, LOOK_EVERY_MIN, LOOK_TIMEOUT, PROBE_EVERY, PROBE_TIMEOUT, QUESTION_TIMEOUT,
+    TOPICS_MAX,
 };
+use crate::outage::{Line, OutageLog};
 use crate::routing::table::{Table, Topic};
 use crate::stream::batch::{Ends, NextOffset};
 
@@ -29,7 +31,7 @@ use super::client::Ending;
 use super::cluster::{BrokerId, Cluster, Partition, Place, failure_of};
 use super::complaints::Complaints;
 use super::metrics::Metrics;
-use super::reachability::{Reachability, Renewal};
+use super::reachability::{Failure, Reachability, Renewal};
 use super::startup::{Extent, Range, Start};
 
 /// What is to be read from now on, and what no more.
@@ -127,6 +129,8 @@ pub(super) fn start(cluster: Cluster, settings: Settings) -> io::Result<Watcher>
         cluster,
         catalogue: Catalogue::new(settings.routes),
         renewal: Renewal::new(settings.config.stall),
+        outage: OutageLog::default(),
+        last_answer: None,
         config: settings.config,
         status: settings.status,
         metrics: settings.metrics,
@@ -159,6 +163,8 @@ struct Watch {
     metrics: Metrics,
     ending: Ending,
     renewal: Renewal,
+    outage: OutageLog,
+    last_answer: Option<Instant>,
     /// How often the brokers came back.
     returns: Arc<AtomicU64>,
     found: Sender<Found>,
@@ -187,7 +193,7 @@ impl Watch {
         loop {
             let asked = Instant::now();
             if let Err(error) = self.turn(asked) {
-                self.failed(&error);
+                self.failed(&error, asked);
             }
             self.cluster.serve();
             let pause = self.config.topic_refresh.min(PROBE_EVERY).saturating_sub(asked.elapsed());
@@ -220,26 +226,54 @@ impl Watch {
             let seen = self.identify(seen, broker);
             self.refreshed = seen.is_some_and(|seen| self.take_in(&seen, leaderless)).then_some(now);
         }
-        self.ask_for_ends();
+        // Where they are gone, the next probe is to tell, and soon.
+        if !self.cluster.are_brokers_gone() {
+            self.ask_for_ends();
+        }
         Ok(())
     }
 
     /// The brokers answered, just now.
     fn answered(&mut self) {
-        self.brokers.answered(Instant::now());
+        let now = Instant::now();
+        self.cluster.answered();
+        self.brokers.answered(now);
         self.renewal.answered();
-        if !self.status.connected.swap(true, Ordering::Relaxed) {
-            info!("Kafka is connected");
+        self.last_answer = Some(now);
+        let brokers = &self.config.brokers;
+        match self.outage.handle_success(now) {
+            Some(Line::Ended(outage)) => info!(%brokers, ?outage, "Kafka is reached again"),
+            Some(_) => info!(%brokers, "Kafka is reached"),
+            None => {}
+        }
+        if !self.status.connected.swap(true, Ordering::Relaxed) && self.started {
             self.returns.fetch_add(1, Ordering::Release);
         }
     }
 
-    /// A question failed. What that means is the rules' to say.
-    fn failed(&mut self, error: &KafkaError) {
-        let (failure, now) = (failure_of(error), Instant::now());
+    /// A question failed that was asked at `asked`, or after. What that means is the rules' to say.
+    fn failed(&mut self, error: &KafkaError, asked: Instant) {
+        let now = Instant::now();
+        let failure = match failure_of(error) {
+            Failure::Silent if self.cluster.are_brokers_gone() => Failure::Unreachable,
+            failure => failure,
+        };
         self.brokers.failed(failure, now);
-        if !self.brokers.connected() && self.status.connected.swap(false, Ordering::Relaxed) {
-            warn!(%error, "Kafka is disconnected; trying on");
+        if !self.brokers.connected() {
+            if self.status.connected.swap(false, Ordering::Relaxed) && self.started {
+                // Until the reader's client has shown that it survived.
+                self.status.stuck.store(true, Ordering::Release);
+            }
+            let began = self.last_answer.unwrap_or(asked);
+            let brokers = &self.config.brokers;
+            match self.outage.handle_failure(began, now) {
+                Some(Line::GoesOn(outage)) => {
+                    let since = UnixMs(Now::read().unix.0.saturating_sub(whole_ms(outage)));
+                    warn!(%brokers, %since, ?outage, %error, "waiting for Kafka");
+                }
+                Some(_) => warn!(%brokers, %error, "Kafka is not reached: clients stay, and are caught up when it is"),
+                None => {}
+            }
         }
         if self.renewal.failed(failure, now) {
             self.renew(error);
@@ -265,10 +299,15 @@ impl Watch {
         }
     }
 
+    /// How long a large question may take.
+    fn question_timeout(&self) -> Duration {
+        if self.started { LOOK_TIMEOUT } else { QUESTION_TIMEOUT }
+    }
+
     /// All topics that a route takes, without their ids; how many of their partitions have no leader; and whom to ask more.
     fn look(&self) -> Result<(Vec<Seen>, usize, BrokerId), KafkaError> {
         let (mut seen, mut leaderless) = (Vec::new(), 0);
-        let broker = self.cluster.topics(QUESTION_TIMEOUT, |name, partitions| {
+        let broker = self.cluster.topics(self.question_timeout(), |name, partitions| {
             // One that is being made or unmade has no partitions yet, or no more.
             let mut partitions = partitions.peekable();
             if partitions.peek().is_none() || !self.catalogue.takes(name) {
@@ -413,7 +452,7 @@ impl Watch {
 
     /// Partitions that came later: all that they hold is new.
     fn extents_of_newcomers(&self, names: &[Partition<'_>]) -> Result<Vec<Extent>, KafkaError> {
-        let beginnings = self.cluster.offsets(names, Place::Beginning, QUESTION_TIMEOUT)?;
+        let beginnings = self.cluster.offsets(names, Place::Beginning, LOOK_TIMEOUT)?;
         let extent = |beginning: Option<i64>| {
             let beginning = beginning.unwrap_or(0);
             Extent { beginning, since: Some(beginning), end: beginning }

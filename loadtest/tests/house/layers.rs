@@ -5,7 +5,7 @@ use crate::source::{Path, Source};
 
 /// The layers, from the bottom up: a module imports from lower ones, and from its own.
 const LAYERS: &[&[&str]] = &[
-    &["ids", "limits", "clock", "log_throttle", "prefetch"],
+    &["ids", "limits", "clock", "log_throttle", "prefetch", "outage"],
     &["routing", "protocol", "stream"],
     &["config", "exchange"],
     &["ingest", "discovery", "shutdown", "shard", "operations"],

@@ -5,7 +5,7 @@ use std::mem;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use tracing::{info, warn};
+use tracing::{debug, warn};
 
 use super::Reader;
 use crate::ingest::kafka::Consumer;
@@ -16,9 +16,12 @@ impl Reader {
     pub(super) fn renew_where_needed(&mut self, now: Instant) {
         let desk = &mut self.desk;
         let returns = self.watcher.returns();
-        if mem::replace(&mut self.returns, returns) != returns && desk.reads_something() {
-            info!("reading by a new Kafka client, since the brokers came back");
-            return self.renew(now);
+        if mem::replace(&mut self.returns, returns) != returns {
+            if desk.reads_something() {
+                debug!("reading by a new Kafka client, since the brokers came back");
+                return self.renew(now);
+            }
+            desk.status.stuck.store(false, Ordering::Release);
         }
         let Some(stuck) = desk.progress.stuck(now) else { return };
         if stuck.is_whole && !desk.status.stuck.swap(true, Ordering::Release) {

@@ -1,5 +1,5 @@
-//! When the log says that Redis is not reached: at once, then every half a minute, and when it is over. It owns these
-//! times; the words are the edge's.
+//! When the log says that Redis or Kafka is not reached: at once, then every half a minute, and when it is over. It owns
+//! these times; the words are the edges'.
 
 use std::time::{Duration, Instant};
 
