@@ -147,6 +147,9 @@ pub const CLIENTS_ENDING_MAX: usize = 8;
 /// is most likely not the client's fault.
 pub const CLIENT_RENEWAL_PAUSE_MAX: Duration = Duration::from_secs(60);
 
+/// So long does a partition stand behind an open transaction before it is told of: most are committed far sooner.
+pub const OPEN_TRANSACTION_MIN: Duration = Duration::from_secs(5);
+
 /// Kinds of complaint about Kafka that are kept apart in the log; over it, new ones go unsaid for a while.
 pub const COMPLAINT_KINDS_MAX: usize = 1024;
 

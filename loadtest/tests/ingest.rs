@@ -296,6 +296,36 @@ fn what_a_transaction_aborts_never_arrives() {
 }
 
 #[test]
+fn what_lies_behind_an_open_transaction_is_lag_and_the_partition_is_named() {
+    let world = World::start();
+    let pod = world.pod("pod-0").start();
+    let mut client = pod.client("a");
+    let settings = [("transactional.id", "tester"), ("transaction.timeout.ms", "600000")];
+    let transactional = Producer::with(world.kafka.bootstrap(), &settings);
+    let kind = Kind::BalanceUpdated;
+    transactional.begin(true);
+    transactional.event(&kind.event("a", 0));
+    transactional.flush();
+    let producer = world.producer();
+    (1..=100).for_each(|number| producer.event(&kind.event("a", number)));
+    producer.flush();
+    let lag = || pod.metrics().of("websocket_kafka_consumer_lag", &[("topic", kind.topic())]);
+    eventually("the lag counts it", WITHIN, || (lag() == 101.0).then_some(()));
+    let held = || pod.metrics().sum("shardgate_ingest_open_transaction_offsets");
+    eventually("it shows why", WITHIN, || (held() == 101.0).then_some(()));
+    let log = pod.log();
+    let line = log.lines().find(|line| line.contains("an open transaction holds back")).expect("it is logged");
+    assert!(line.contains(kind.topic()) && line.contains("last_stable_offset=0"), "{line}");
+    assert_eq!(pod.get("/ready").status, 200, "Kafka is well, and so is the pod");
+    assert_eq!(seen(&client).count(), 0);
+
+    transactional.commit();
+    await_seen(&mut client, 101);
+    assert_eq!(seen(&client).map(number_of).collect::<Vec<_>>(), (0..=100).collect::<Vec<_>>());
+    eventually("no lag", WITHIN, || (lag() == 0.0 && held() == 0.0).then_some(()));
+}
+
+#[test]
 fn a_new_client_gets_the_board_first_and_events_from_now_on() {
     let world = World::start();
     let producer = world.producer();

@@ -122,37 +122,93 @@ impl Cluster {
         }
         let names = names.iter().map(|name| CString::new(&**name)).collect::<Result<Vec<_>, _>>()?;
         let mut names: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
-        let client = self.client.native_ptr();
-        // SAFETY: the client is alive, and a queue of its own comes of it.
-        let queue = NonNull::new(unsafe { sys::rd_kafka_queue_new(client) })
-            .map(Queue)
-            .ok_or_else(|| KafkaError::ClientCreation("no queue".into()))?;
-        // SAFETY: the names live until they are copied, as the options are; both copies are given back here. What the
-        // options don't take is left as it is, and nobody needs the text of an error.
-        let event = unsafe {
-            let options =
-                sys::rd_kafka_AdminOptions_new(client, sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS);
-            sys::rd_kafka_AdminOptions_set_request_timeout(options, millis(limit), ptr::null_mut(), 0);
+        let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
+        // SAFETY: the names live until they are copied, and the copy is given back here. What the options don't take is left
+        // as it is, and nobody needs the text of an error.
+        let event = self.ask(operation, limit, |client, options, queue| unsafe {
             sys::rd_kafka_AdminOptions_set_broker(options, broker.0, ptr::null_mut(), 0);
             let topics = sys::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len());
-            sys::rd_kafka_DescribeTopics(client, topics, options, queue.0.as_ptr());
+            sys::rd_kafka_DescribeTopics(client, topics, options, queue);
             sys::rd_kafka_TopicCollection_destroy(topics);
-            sys::rd_kafka_AdminOptions_destroy(options);
-            sys::rd_kafka_queue_poll(queue.0.as_ptr(), millis(limit))
-        };
-        let timed_out = || KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut);
-        let event = NonNull::new(event).map(Event).ok_or_else(timed_out)?;
+        })?;
         // SAFETY: the event is alive, and of the question that was asked.
         unsafe {
-            let code = sys::rd_kafka_event_error(event.0.as_ptr());
-            if code != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-                return Err(KafkaError::MetadataFetch(code.into()));
-            }
             let result = sys::rd_kafka_event_DescribeTopics_result(event.0.as_ptr());
             let mut count = 0;
             let topics = sys::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
             (0..count).filter_map(|place| id_of(*topics.add(place)).transpose()).collect()
         }
+    }
+
+    /// Sends a question of librdkafka's admin interface, and waits for the answer.
+    fn ask(
+        &self,
+        operation: sys::rd_kafka_admin_op_t,
+        limit: Duration,
+        send: impl FnOnce(*mut sys::rd_kafka_t, *mut sys::rd_kafka_AdminOptions_t, *mut sys::rd_kafka_queue_t),
+    ) -> Result<Event, KafkaError> {
+        let client = self.client.native_ptr();
+        // SAFETY: the client is alive, and a queue of its own comes of it.
+        let queue = NonNull::new(unsafe { sys::rd_kafka_queue_new(client) })
+            .map(Queue)
+            .ok_or_else(|| KafkaError::ClientCreation("no queue".into()))?;
+        // SAFETY: the client and the queue are alive; the options are given back here, and whatever is sent has copied them.
+        let event = unsafe {
+            let options = sys::rd_kafka_AdminOptions_new(client, operation);
+            sys::rd_kafka_AdminOptions_set_request_timeout(options, millis(limit), ptr::null_mut(), 0);
+            send(client, options, queue.0.as_ptr());
+            sys::rd_kafka_AdminOptions_destroy(options);
+            sys::rd_kafka_queue_poll(queue.0.as_ptr(), millis(limit))
+        };
+        let timed_out = || KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut);
+        let event = NonNull::new(event).map(Event).ok_or_else(timed_out)?;
+        // SAFETY: the event is alive.
+        match unsafe { sys::rd_kafka_event_error(event.0.as_ptr()) } {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(event),
+            code => Err(KafkaError::MetadataFetch(code.into())),
+        }
+    }
+
+    /// The partitions' high watermarks: where their logs end, for transactions that are open, too. In their order; `None`
+    /// where a leader didn't tell.
+    ///
+    /// # Errors
+    /// Where no answer comes within `limit`.
+    pub(super) fn high_watermarks(
+        &self,
+        partitions: &[Partition<'_>],
+        limit: Duration,
+    ) -> Result<Vec<Option<i64>>, KafkaError> {
+        let mut places = HashMap::with_capacity(partitions.len());
+        let mut list = TopicPartitionList::with_capacity(partitions.len());
+        for (place, &(topic, partition)) in partitions.iter().enumerate() {
+            list.add_partition_offset(topic, partition, Offset::End)?;
+            places.insert((topic, partition), place);
+        }
+        let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS;
+        let level = sys::rd_kafka_IsolationLevel_t::RD_KAFKA_ISOLATION_LEVEL_READ_UNCOMMITTED;
+        // SAFETY: the list is alive until it is copied. The options are for this question, and take the level.
+        let event = self.ask(operation, limit, |client, options, queue| unsafe {
+            sys::rd_kafka_AdminOptions_set_isolation_level(options, level);
+            sys::rd_kafka_ListOffsets(client, list.ptr(), options, queue);
+        })?;
+        let mut offsets = vec![None; partitions.len()];
+        // SAFETY: the event is alive, and of the question that was asked; all that is read belongs to it.
+        unsafe {
+            let result = sys::rd_kafka_event_ListOffsets_result(event.0.as_ptr());
+            let mut count = 0;
+            let infos = sys::rd_kafka_ListOffsets_result_infos(result, &raw mut count);
+            for place in 0..count {
+                let at = &*sys::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(place));
+                let Ok(topic) = CStr::from_ptr(at.topic).to_str() else { continue };
+                if at.err == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
+                    && let Some(&place) = places.get(&(topic, at.partition))
+                {
+                    offsets[place] = Some(at.offset);
+                }
+            }
+        }
+        Ok(offsets)
     }
 
     /// A sign of life: asks for one topic's metadata, which is a small answer.

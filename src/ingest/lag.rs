@@ -1,45 +1,91 @@
-//! How far ingest is behind each topic's end: the sum over the topic's partitions. The ends are asked for by a thread
-//! of their own, so that the lag grows while ingest waits for a shard; a partition that is read to its end has none.
+//! How far ingest is behind each topic's end: the sum over the topic's partitions, up to the high watermark. The ends are
+//! asked for by a thread of their own, so that the lag grows while ingest waits for a shard. It also tells which partitions
+//! stand behind an open transaction: what lies there is in the log, and is handed to nobody.
+
+use std::time::{Duration, Instant};
 
 use crate::ids::TopicIndex;
+use crate::limits::OPEN_TRANSACTION_MIN;
 use crate::stream::batch::NextOffset;
 
 use super::positions::Positions;
 
-/// The partitions' ends, as they were last told.
+/// The partitions' ends, as they were last told. By the partition's place in [`Positions`]; 0 where none was told.
 #[derive(Debug, Default)]
 pub(super) struct Lag {
-    /// By the partition's place in [`Positions`]; 0 where none was told.
-    ends: Vec<i64>,
+    /// The last stable offsets: behind each lies an open transaction, or nothing.
+    stable: Vec<i64>,
+    /// The high watermarks.
+    high: Vec<i64>,
+    /// The last stable offsets at which partitions stand that have more, and since when.
+    held: Vec<Option<(i64, Instant)>>,
+}
+
+/// What an open transaction holds back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Held {
+    /// The partition, and its last stable offset.
+    pub(super) at: NextOffset,
+    pub(super) high_watermark: i64,
+    /// For how long nothing has come of it.
+    pub(super) for_time: Duration,
 }
 
 impl Lag {
-    /// Takes the ends that the cluster told of. A partition that is not among them keeps its last one.
+    /// Takes the last stable offsets that the cluster told of. A partition that is not among them keeps its last one.
     pub(super) fn ends_are(&mut self, ends: &[NextOffset], positions: &Positions) {
-        self.ends.resize(positions.all().len(), 0);
+        self.stable.resize(positions.all().len(), 0);
         for end in ends {
             if let Some(place) = positions.place(end.topic, end.partition) {
-                self.ends[place] = end.offset;
+                self.stable[place] = end.offset;
             }
+        }
+    }
+
+    /// Takes the high watermarks, as of `asked` or later.
+    pub(super) fn watermarks_are(&mut self, asked: Instant, high: &[NextOffset], positions: &Positions) {
+        self.stable.resize(positions.all().len(), 0);
+        self.high.resize(positions.all().len(), 0);
+        self.held.resize(positions.all().len(), None);
+        for end in high {
+            let Some(place) = positions.place(end.topic, end.partition) else { continue };
+            self.high[place] = end.offset;
+            let stable = self.stable[place];
+            let is_held = stable < end.offset && stable <= positions.all()[place].offset;
+            let before = self.held[place].filter(|(before, _)| *before == stable);
+            self.held[place] = is_held.then(|| before.unwrap_or((stable, asked)));
         }
     }
 
     /// A partition was read to its end: here, at `end`. Without it a topic that was made anew, and is shorter now,
     /// would look as if it lagged until the ends are told again.
     pub(super) fn end_seen(&mut self, topic: TopicIndex, partition: i32, end: i64, positions: &Positions) {
-        if let Some(place) = positions.place(topic, partition).filter(|&place| place < self.ends.len()) {
-            self.ends[place] = end;
+        if let Some(place) = positions.place(topic, partition).filter(|&place| place < self.stable.len()) {
+            self.stable[place] = end;
         }
     }
 
     /// Adds up each topic's lag in records: `by_topic` has a place for each topic.
     pub(super) fn sum_up(&self, positions: &Positions, by_topic: &mut [i64]) {
         by_topic.fill(0);
-        for (at, end) in positions.all().iter().zip(&self.ends) {
+        for (place, (at, stable)) in positions.all().iter().zip(&self.stable).enumerate() {
+            let end = self.high.get(place).map_or(*stable, |high| *high.max(stable));
             if let Some(sum) = by_topic.get_mut(usize::from(at.topic.0)) {
                 *sum += (end - at.offset).max(0);
             }
         }
+    }
+
+    /// The partitions that have stood behind an open transaction for [`OPEN_TRANSACTION_MIN`]: it is more than one that is
+    /// just being committed.
+    pub(super) fn held<'a>(&'a self, positions: &'a Positions, now: Instant) -> impl Iterator<Item = Held> + 'a {
+        positions.all().iter().enumerate().filter_map(move |(place, at)| {
+            let (stable, since) = (*self.held.get(place)?)?;
+            let for_time = now.saturating_duration_since(since);
+            let at = NextOffset { offset: stable, ..*at };
+            let held = Held { at, high_watermark: self.high[place], for_time };
+            (for_time >= OPEN_TRANSACTION_MIN).then_some(held)
+        })
     }
 }
 
@@ -77,5 +123,31 @@ mod tests {
         lag.end_seen(busy, 1, 3, &positions);
         lag.sum_up(&positions, &mut by_topic);
         assert_eq!(by_topic, [0, 0]);
+    }
+
+    #[test]
+    fn what_lies_behind_an_open_transaction_is_lag_and_its_partition_is_told_after_a_while() {
+        let (topic, start) = (TopicIndex(0), Instant::now());
+        let at = |offset| [NextOffset { topic, partition: 0, offset }];
+        let mut positions = Positions::default();
+        positions.set(topic, 0, 100);
+        let mut lag = Lag::default();
+        let mut look = |read, stable, high, seconds| {
+            positions.set(topic, 0, read);
+            let now = start + Duration::from_secs(seconds);
+            lag.ends_are(&at(stable), &positions);
+            lag.watermarks_are(now, &at(high), &positions);
+            let mut by_topic = [0];
+            lag.sum_up(&positions, &mut by_topic);
+            (by_topic[0], lag.held(&positions, now).map(|held| (held.at.offset, held.high_watermark)).next())
+        };
+        assert_eq!(look(100, 100, 101, 0), (1, None), "it may be committed at once");
+        assert_eq!(look(100, 100, 1_101, 4), (1_001, None));
+        assert_eq!(look(100, 100, 1_101, 5), (1_001, Some((100, 1_101))));
+        assert_eq!(look(100, 1_102, 1_102, 6), (1_002, None), "committed");
+        assert_eq!(look(1_102, 1_102, 1_102, 7), (0, None));
+        assert_eq!(look(1_102, 1_103, 1_110, 8), (8, None), "there is something to read yet");
+        assert_eq!(look(1_103, 1_103, 1_110, 9), (7, None));
+        assert_eq!(look(1_105, 1_105, 1_110, 20), (5, None), "it goes on, if slowly");
     }
 }

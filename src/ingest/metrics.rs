@@ -14,6 +14,7 @@ use crate::routing::mapping::Malformed;
 use crate::stream::batch::NextOffset;
 
 use super::batcher::Fault;
+use super::lag::Held;
 use super::ticks::TimeFault;
 
 /// Why a record was not processed: the label of `websocket_kafka_messages_skipped_total`.
@@ -78,6 +79,7 @@ pub struct Metrics {
     unread_topics: Gauge,
     filling: Gauge,
     filling_left: Gauge,
+    open_transactions: Family<[(&'static str, String); 2], Gauge>,
     reading_client_rebuilds: Counter,
     asking_client_rebuilds: Counter,
 }
@@ -94,6 +96,7 @@ impl Metrics {
         let tick_times = Family::<[(&'static str, &'static str); 1], Counter>::default();
         let rebuilds = Family::<[(&'static str, &'static str); 1], Counter>::default();
         let metrics = Self {
+            open_transactions: Family::default(),
             reading_client_rebuilds: rebuilds.get_or_create_owned(&[("client", "reading")]),
             asking_client_rebuilds: rebuilds.get_or_create_owned(&[("client", "asking")]),
             processed: Counter::default(),
@@ -121,6 +124,12 @@ impl Metrics {
         );
         metrics.register_filling(registry);
         registry.register(
+            "shardgate_ingest_open_transaction_offsets",
+            "Offsets between the last stable offset of a partition, behind which lies an open transaction, and its high \
+             watermark; only of partitions that have stood there for some seconds",
+            metrics.open_transactions.clone(),
+        );
+        registry.register(
             "shardgate_ingest_client_rebuilds",
             "Kafka clients that were replaced: they made no progress, or the brokers came back after an outage",
             rebuilds,
@@ -142,7 +151,7 @@ impl Metrics {
         );
         registry.register(
             "websocket_kafka_consumer_lag",
-            "Offsets between what was read of a topic and its end; 0 for one that is read to its end",
+            "Offsets between what was read of a topic and its high watermark; 0 for one that is read to its end",
             self.lag.clone(),
         );
     }
@@ -279,12 +288,14 @@ pub(super) struct Publisher {
     malformed: Counter,
     /// By [`TopicIndex`]; `None` for a topic that is not read any more.
     lags: Vec<Option<Gauge>>,
+    /// The partitions that show as standing behind an open transaction.
+    open_transactions: Vec<[(&'static str, String); 2]>,
 }
 
 impl Publisher {
     pub(super) fn new(metrics: Metrics) -> Self {
         let (not_owner, malformed) = (metrics.skipped(Skipped::NotOwner), metrics.skipped(Skipped::Malformed));
-        Self { metrics, not_owner, malformed, lags: Vec::new() }
+        Self { metrics, not_owner, malformed, lags: Vec::new(), open_transactions: Vec::new() }
     }
 
     /// The next topic, in the order of their indexes.
@@ -331,6 +342,20 @@ impl Publisher {
             if let Some(gauge) = gauge {
                 gauge.set(lag);
             }
+        }
+    }
+
+    /// These partitions stand behind open transactions, by their topics' names, and no others.
+    pub(super) fn open_transactions<'a>(&mut self, held: impl Iterator<Item = (&'a str, &'a Held)>) {
+        let before = std::mem::take(&mut self.open_transactions);
+        for (topic, held) in held {
+            let labels = [("topic", topic.to_owned()), ("partition", held.at.partition.to_string())];
+            let gauge = self.metrics.open_transactions.get_or_create_owned(&labels);
+            gauge.set(held.high_watermark - held.at.offset);
+            self.open_transactions.push(labels);
+        }
+        for labels in before.iter().filter(|labels| !self.open_transactions.contains(labels)) {
+            self.metrics.open_transactions.remove(labels);
         }
     }
 

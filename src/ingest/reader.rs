@@ -21,21 +21,21 @@ use crate::limits::{
     INGEST_WAIT, KAFKA_LOG_EVERY, LOOK_WAITED_FOR_MAX, MALFORMED_LOG_EVERY, STANDSTILL_MIN, STRAY_LOOK_EVERY,
     TICK_LOG_EVERY, TURN_AGE_MAX, TURN_RECORDS_MAX,
 };
-use crate::stream::batch::{Batch, Ends, Origin};
+use crate::stream::batch::{Batch, Ends, NextOffset, Origin};
 
 use super::batcher::{Batcher, Fault, Incoming, Taken};
 use super::client::Ending;
 use super::complaints::Complaints;
 use super::continuity::{Continuity, Course, Lost, Notes};
 use super::kafka::{Consumer, FetchFailure, Message};
-use super::lag::Lag;
+use super::lag::{Held, Lag};
 use super::metrics::{Publisher, Tally};
 use super::pace::Pace;
 use super::positions::Positions;
 use super::progress::Progress;
 use super::startup::Filling;
 use super::ticks::TimeFault;
-use super::watcher::{Doubts, Watcher};
+use super::watcher::{Doubts, LogEnds, Watcher};
 
 /// How often the lag is summed up, and the progress of the filling said.
 const LAG_EVERY: Duration = Duration::from_millis(250);
@@ -94,6 +94,7 @@ struct Desk {
     leaves_messages: bool,
     /// Shards that take no batch, for the log.
     waited_for: Complaints<ShardIndex>,
+    open_transactions: Complaints<(TopicIndex, i32)>,
 }
 
 struct FillingSince {
@@ -194,6 +195,7 @@ impl Desk {
             held: None,
             leaves_messages: false,
             waited_for: Complaints::new(KAFKA_LOG_EVERY),
+            open_transactions: Complaints::new(KAFKA_LOG_EVERY),
         }
     }
 
@@ -439,16 +441,40 @@ impl Desk {
         self.publisher.publish(&mut self.tally);
         let ends = watcher.ends.try_recv().ok();
         let has_ends = ends.is_some();
-        if let Some(ends) = ends {
-            self.progress.ends_are(ends.asked, &ends.ends, &self.positions);
-            self.lag.ends_are(&ends.ends, &self.positions);
-            self.tell_ends(ends);
+        if let Some(LogEnds { stable, high }) = ends {
+            self.progress.ends_are(stable.asked, &stable.ends, &self.positions);
+            self.lag.ends_are(&stable.ends, &self.positions);
+            self.lag.watermarks_are(stable.asked, &high, &self.positions);
+            self.tell_ends(stable);
+            self.tell_open_transactions(now);
         }
         if has_ends || now.saturating_duration_since(self.lag_summed) >= LAG_EVERY {
             self.lag_summed = now;
             self.lag.sum_up(&self.positions, &mut self.lag_by_topic);
             self.publisher.lag(&self.lag_by_topic);
         }
+    }
+
+    /// Partitions that stand behind an open transaction show, and are logged now and then.
+    fn tell_open_transactions(&mut self, now: Instant) {
+        let held: Vec<Held> = self.lag.held(&self.positions, now).collect();
+        let name =
+            |held: &Held| self.batcher.topics().get(usize::from(held.at.topic.0)).map_or("", |topic| &*topic.name);
+        for held in &held {
+            let NextOffset { topic, partition, offset: last_stable_offset } = held.at;
+            if self.open_transactions.admit((topic, partition), now).is_some() {
+                let Held { high_watermark, for_time, .. } = held;
+                warn!(
+                    topic = name(held),
+                    partition,
+                    last_stable_offset,
+                    high_watermark,
+                    ?for_time,
+                    "an open transaction holds back what lies behind it: it is delivered when that is committed or aborted"
+                );
+            }
+        }
+        self.publisher.open_transactions(held.iter().map(|held| (name(held), held)));
     }
 
     /// Has the ends told to the shards that want them, with the next turn's batches.

@@ -60,6 +60,15 @@ impl Found {
     }
 }
 
+/// Where partitions' logs end.
+#[derive(Debug)]
+pub(super) struct LogEnds {
+    /// For transactions that are committed.
+    pub(super) stable: Ends,
+    /// The high watermarks, of those whose leaders told.
+    pub(super) high: Vec<NextOffset>,
+}
+
 /// What makes the reader want the topics to be looked at, soon.
 #[derive(Debug, Default)]
 pub(super) struct Doubts {
@@ -74,7 +83,7 @@ pub(super) struct Watcher {
     /// What was found. One at a time: while it waits here, nothing more is looked for.
     pub(super) found: Receiver<Found>,
     /// The partitions' ends. What is not taken is replaced by nothing newer until it is.
-    pub(super) ends: Receiver<Ends>,
+    pub(super) ends: Receiver<LogEnds>,
     /// What makes it look at the topics at once.
     pub(super) doubts: Sender<Doubts>,
     returns: Arc<AtomicU64>,
@@ -168,7 +177,7 @@ struct Watch {
     /// How often the brokers came back.
     returns: Arc<AtomicU64>,
     found: Sender<Found>,
-    ends: Sender<Ends>,
+    ends: Sender<LogEnds>,
     doubts: Receiver<Doubts>,
     brokers: Reachability,
     /// Once it was asked for.
@@ -476,8 +485,11 @@ impl Watch {
             Some(NextOffset { topic, partition, offset: offset? })
         };
         let ends = led.iter().zip(offsets).filter_map(end).collect();
+        // The others come after these: what was written in between is no open transaction's for long.
+        let high = self.cluster.high_watermarks(&names, PROBE_TIMEOUT).unwrap_or_default();
+        let high = led.iter().zip(high).filter_map(end).collect();
         // It was not full, and nobody else sends; where it is closed, all is over.
-        drop(self.ends.try_send(Ends { asked, ends }));
+        drop(self.ends.try_send(LogEnds { stable: Ends { asked, ends }, high }));
     }
 }
 
