@@ -236,6 +236,8 @@ pub struct IngestStatus {
     /// Whether the client that reads gives nothing, although the brokers say that there is something; a new one counts as
     /// such until it gives something.
     pub stuck: AtomicBool,
+    /// How many partitions the pod started without, and that can't be read yet.
+    pub missing: AtomicU64,
     /// Whether the history was filled to the partitions' ends as they were at the start. Never goes back.
     pub filled: AtomicBool,
     /// That its loop turns.

@@ -150,6 +150,9 @@ pub const CLIENT_RENEWAL_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// So long does a partition stand behind an open transaction before it is told of: most are committed far sooner.
 pub const OPEN_TRANSACTION_MIN: Duration = Duration::from_secs(5);
 
+/// Topics that one line of the log names.
+pub const TOPICS_NAMED_MAX: usize = 10;
+
 /// Kinds of complaint about Kafka that are kept apart in the log; over it, new ones go unsaid for a while.
 pub const COMPLAINT_KINDS_MAX: usize = 1024;
 

@@ -21,6 +21,7 @@ const NAMES: &[&str] = &[
     "KAFKA_GROUP_ID",
     "KAFKA_PROPERTIES_FILE",
     "KAFKA_STALL_MS",
+    "KAFKA_START_WAIT_MS",
     "TOPIC_REFRESH_MS",
     "ROUTES_FILE",
     "REDIS_HOST",

@@ -89,6 +89,8 @@ pub struct KafkaConfig {
     pub topic_refresh: Duration,
     /// `KAFKA_STALL_MS`.
     pub stall: Duration,
+    /// `KAFKA_START_WAIT_MS`.
+    pub start_wait: Duration,
     /// `MAX_EVENT_BYTES`.
     pub event_bytes_max: usize,
     /// `HISTORY_SECONDS`.

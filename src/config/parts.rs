@@ -120,6 +120,7 @@ fn kafka(reader: &mut Reader<'_>) -> KafkaConfig {
         properties: reader.file(&s::KAFKA_PROPERTIES_FILE, properties::parse).unwrap_or_default(),
         topic_refresh: reader.millis(&s::TOPIC_REFRESH_MS),
         stall: reader.millis(&s::KAFKA_STALL_MS),
+        start_wait: reader.millis(&s::KAFKA_START_WAIT_MS),
         event_bytes_max: reader.count(&s::MAX_EVENT_BYTES),
         history: Duration::from_secs(reader.count(&s::HISTORY_SECONDS)),
     }

@@ -146,6 +146,7 @@ impl Control {
         let now = Readiness {
             redis: cluster.connected,
             kafka: ingest.is_connected(),
+            missing: ingest.missing.load(Ordering::Relaxed),
             history: ingest.filled.load(Ordering::Acquire),
             slot: cluster.own,
             had_slot: before.had_slot || cluster.own.is_some(),

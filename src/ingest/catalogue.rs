@@ -21,6 +21,8 @@ pub(super) struct Seen {
     pub(super) id: Box<str>,
     /// Its partitions that have a leader.
     pub(super) led: Vec<i32>,
+    /// Those that have none.
+    pub(super) leaderless: Vec<i32>,
 }
 
 /// The topics that are read, and those that were.
@@ -70,6 +72,8 @@ pub(super) struct Changes {
     pub(super) fresh: Vec<(TopicIndex, i32)>,
     /// All partitions that have a leader.
     pub(super) led: Vec<(TopicIndex, i32)>,
+    /// Those without one that the reader does not know of.
+    pub(super) leaderless: Vec<(TopicIndex, i32)>,
     /// Whether a topic was not seen for the first time: it is to be looked for again soon.
     pub(super) doubtful: bool,
     /// Topics that are not read, for all indexes are given away.
@@ -105,14 +109,25 @@ impl Catalogue {
         for topic in seen {
             if let Some(index) = self.meet(topic, cluster_id, &mut changes) {
                 changes.led.extend(topic.led.iter().map(|&partition| (index, partition)));
-                let told = self.entries.get_mut(&topic.name).map(|entry| &mut entry.told);
-                let fresh =
-                    told.into_iter().flat_map(|told| topic.led.iter().filter(|partition| told.insert(**partition)));
+                let Some(told) = self.entries.get_mut(&topic.name).map(|entry| &mut entry.told) else { continue };
+                let fresh = topic.led.iter().filter(|partition| told.insert(**partition));
                 changes.fresh.extend(fresh.map(|&partition| (index, partition)));
+                let leaderless = topic.leaderless.iter().filter(|partition| !told.contains(partition));
+                changes.leaderless.extend(leaderless.map(|&partition| (index, partition)));
             }
         }
         self.miss(seen, &mut changes);
         changes
+    }
+
+    /// The reader is told of these partitions, although they have no leader.
+    pub(super) fn told(&mut self, partitions: &[(TopicIndex, i32)]) {
+        for &(topic, partition) in partitions {
+            let name = self.topics.get(usize::from(topic.0)).map(|topic| &topic.name);
+            if let Some(entry) = name.and_then(|name| self.entries.get_mut(name)) {
+                entry.told.insert(partition);
+            }
+        }
     }
 
     /// The index of a topic that was seen: its own, or a new one. `None` where no route takes it.
@@ -173,7 +188,7 @@ mod tests {
     const STARTED: &str = "assessment.started";
 
     fn seen(name: &str, id: &str, partitions: i32) -> Seen {
-        Seen { name: name.into(), id: id.into(), led: (0..partitions).collect() }
+        Seen { name: name.into(), id: id.into(), led: (0..partitions).collect(), leaderless: Vec::new() }
     }
 
     fn catalogue() -> Catalogue {

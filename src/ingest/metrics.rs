@@ -80,6 +80,7 @@ pub struct Metrics {
     filling: Gauge,
     filling_left: Gauge,
     open_transactions: Family<[(&'static str, String); 2], Gauge>,
+    missing: Family<[(&'static str, String); 1], Gauge>,
     reading_client_rebuilds: Counter,
     asking_client_rebuilds: Counter,
 }
@@ -97,6 +98,7 @@ impl Metrics {
         let rebuilds = Family::<[(&'static str, &'static str); 1], Counter>::default();
         let metrics = Self {
             open_transactions: Family::default(),
+            missing: Family::default(),
             reading_client_rebuilds: rebuilds.get_or_create_owned(&[("client", "reading")]),
             asking_client_rebuilds: rebuilds.get_or_create_owned(&[("client", "asking")]),
             processed: Counter::default(),
@@ -128,6 +130,12 @@ impl Metrics {
             "Offsets between the last stable offset of a partition, behind which lies an open transaction, and its high \
              watermark; only of partitions that have stood there for some seconds",
             metrics.open_transactions.clone(),
+        );
+        registry.register(
+            "shardgate_ingest_missing_partitions",
+            "Partitions that the pod started without, because they had no leader or may not be read, and that still can't be \
+             read; of topics that have some",
+            metrics.missing.clone(),
         );
         registry.register(
             "shardgate_ingest_client_rebuilds",
@@ -356,6 +364,16 @@ impl Publisher {
         }
         for labels in before.iter().filter(|labels| !self.open_transactions.contains(labels)) {
             self.metrics.open_transactions.remove(labels);
+        }
+    }
+
+    /// So many partitions of a topic can't be read.
+    pub(super) fn missing(&self, topic: &str, partitions: usize) {
+        let labels = [("topic", topic.to_owned())];
+        if partitions == 0 {
+            self.metrics.missing.remove(&labels);
+        } else {
+            self.metrics.missing.get_or_create_owned(&labels).set(i64::try_from(partitions).unwrap_or(i64::MAX));
         }
     }
 

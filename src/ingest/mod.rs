@@ -204,6 +204,7 @@ mod tests {
                 properties: vec![("fetch.wait.max.ms".to_owned(), "10".to_owned())],
                 topic_refresh: Duration::from_millis(50),
                 stall: Duration::from_secs(3),
+                start_wait: Duration::from_millis(500),
                 event_bytes_max: 1024,
                 history: Duration::from_secs(60),
             };
@@ -464,6 +465,42 @@ mod tests {
             assert!(gone.elapsed() < Duration::from_secs(5), "{:?}", gone.elapsed());
             story.kafka.broker_up(1).unwrap();
         }
+        story.end();
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_pod_starts_without_a_partition_that_has_no_leader_and_skips_to_its_end_when_it_has_one() {
+        let mut story = Story::new(1);
+        let topic = "assessment.created";
+        story.kafka.create_topic(topic, 2, 1).unwrap();
+        (0..40).for_each(|number| story.event(topic, &format!("early-{number}")));
+        story.kafka.partition_leader(topic, 1, None).unwrap();
+        let thread = story.start();
+        story.until("the history is complete", |story| story.status.filled.load(Ordering::Acquire));
+        let missing = format!(r#"shardgate_ingest_missing_partitions{{topic="{topic}"}} 1"#);
+        story.until("it shows", |story| story.shows(&missing));
+        assert_eq!(story.status.missing.load(Ordering::Relaxed), 1);
+        assert!(story.status.is_connected());
+
+        story.kafka.partition_leader(topic, 1, Some(1)).unwrap();
+        story.until("it can be read", |story| story.status.missing.load(Ordering::Relaxed) == 0);
+        assert!(!story.shows(&missing));
+        let mut batches: Vec<Batch> = std::iter::from_fn(|| story.inboxes[0].batches.try_recv().ok()).collect();
+        let is_told = |batch: &Batch| batch.deleted.iter().any(|next| next.partition == 1);
+        while !batches.iter().any(is_told) {
+            batches.push(story.inboxes[0].batches.recv_timeout(PATIENCE).unwrap());
+        }
+        let starts = batches.iter().flat_map(|batch| &batch.starts);
+        let first = starts.clone().find(|start| start.partition == 1).expect("the partition is known from the start");
+        assert_eq!(first.offset, 0);
+        let read = batches.iter().flat_map(|batch| &batch.records);
+        assert!(read.clone().count() > 0 && read.clone().all(|record| record.origin.partition == 0));
+        let read = read.count();
+        (0..40).for_each(|number| story.event(topic, &format!("late-{number}")));
+        let late = ids(&story.receive(0, 40));
+        assert!(late.iter().all(|id| id.starts_with("late-")), "{late:?}");
+        assert!(read < 40);
         story.end();
         thread.join().unwrap();
     }

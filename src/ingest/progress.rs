@@ -86,9 +86,14 @@ impl Progress {
         *self.entry(place) = Entry { next, is_owed: true, ..Entry::default() };
     }
 
-    /// Nothing is read of the partition any more.
-    pub(super) fn dropped(&mut self, place: usize) {
-        *self.entry(place) = Entry { is_exempt: true, ..Entry::default() };
+    /// Nothing is expected of the partition, which stands at this offset.
+    pub(super) fn dropped(&mut self, place: usize, next: i64) {
+        *self.entry(place) = Entry { next, is_exempt: true, ..Entry::default() };
+    }
+
+    /// Whether the client has given nothing of the partition since it was assigned, or said that it may not be read.
+    pub(super) fn is_silent(&self, place: usize) -> bool {
+        self.entries.get(place).is_none_or(|entry| entry.is_owed || entry.is_exempt)
     }
 
     /// The client said something of a partition that moves no offset: its end, or an error.
@@ -247,7 +252,7 @@ mod tests {
         story.progress.said(0, false);
         let stuck = story.ends(3_000, &[(0, 10), (1, 10)]).unwrap();
         assert_eq!((stuck.partitions, stuck.first), (1, 1), "the other one showed that it is at its end");
-        story.progress.dropped(1);
+        story.progress.dropped(1, 10);
         assert_eq!(story.progress.stuck(story.at(3_000)), None, "its topic was deleted");
     }
 

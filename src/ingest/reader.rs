@@ -2,6 +2,7 @@
 //! the order of a turn; what a record means is [`super::batcher`]'s, what is to be read [`super::watcher`]'s to find.
 
 mod assignment;
+mod missing;
 mod renewal;
 
 use std::collections::HashSet;
@@ -71,6 +72,9 @@ struct Desk {
     continuity: Continuity,
     /// Topics that are not read any more.
     retired: HashSet<TopicIndex>,
+    /// Partitions that the pod started without. What first comes of one has the watcher asked where it ends by now: what
+    /// lies below is skipped, and clients are told.
+    missing: HashSet<(TopicIndex, i32)>,
     progress: Progress,
     filling: Option<FillingSince>,
     lag: Lag,
@@ -78,6 +82,8 @@ struct Desk {
     lag_summed: Instant,
     tally: Tally,
     publisher: Publisher,
+    /// The start waits so long for partitions that can't be read.
+    start_wait: Duration,
     malformed: Complaints<TopicIndex>,
     tick_times: Complaints<(TopicIndex, TimeFault)>,
     failed: Complaints<(Option<TopicIndex>, i32)>,
@@ -179,6 +185,8 @@ impl Desk {
             positions: Positions::default(),
             continuity: Continuity::default(),
             retired: HashSet::new(),
+            missing: HashSet::new(),
+            start_wait: parts.config.start_wait,
             progress: Progress::new(parts.config.stall, now),
             filling: None,
             lag: Lag::default(),
@@ -241,6 +249,9 @@ impl Desk {
         watcher: &Watcher,
         now: Instant,
     ) -> Result<(), Over> {
+        if !self.missing.is_empty() && self.is_of_missing(&message) {
+            return Ok(());
+        }
         match message {
             Message::Record(incoming) => self.record(&incoming, standing, watcher, now)?,
             Message::End { topic, partition, offset } => self.end_seen((topic, partition), offset, watcher, now)?,
@@ -419,6 +430,11 @@ impl Desk {
     fn check_filling(&mut self, now: Instant) {
         let Some(since) = &mut self.filling else { return };
         since.filling.check(&self.positions);
+        let began = since.began;
+        if now.saturating_duration_since(began) >= self.start_wait {
+            self.give_up_the_silent();
+        }
+        let Some(since) = &mut self.filling else { return };
         let FillingSince { filling, began, partitions, offsets, said } = since;
         // With the wait for this turn's records.
         let took = began.elapsed();

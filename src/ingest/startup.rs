@@ -82,6 +82,13 @@ impl Filling {
         self.left.retain(|start| (start.topic, start.partition) != (topic, partition));
     }
 
+    /// Takes out the partitions that can't be read: nothing of them is waited for any more.
+    pub(super) fn give_up(&mut self, mut is_silent: impl FnMut(&Start) -> bool) -> Vec<Start> {
+        let (given_up, left) = self.left.iter().partition(|start| is_silent(start));
+        self.left = left;
+        given_up
+    }
+
     /// A topic is not there any more: nothing of it is waited for.
     pub(super) fn retired(&mut self, topic: TopicIndex) {
         self.left.retain(|start| start.topic != topic);

@@ -69,7 +69,12 @@ impl Feed {
     pub(crate) fn look(&mut self, topics: &[SeenTopic<'_>], offsets: impl Fn(&str, i32) -> Offsets) -> Looked {
         let seen: Vec<Seen> = topics
             .iter()
-            .map(|topic| Seen { name: topic.name.into(), id: topic.id.into(), led: (0..topic.partitions).collect() })
+            .map(|topic| Seen {
+                name: topic.name.into(),
+                id: topic.id.into(),
+                led: (0..topic.partitions).collect(),
+                leaderless: Vec::new(),
+            })
             .collect();
         let known = self.catalogue.topics().len();
         let changes = self.catalogue.look("simulated", &seen);

@@ -20,7 +20,7 @@ use crate::exchange::IngestStatus;
 use crate::ids::TopicIndex;
 use crate::limits::{
     ENDS_ASKED_MAX, KAFKA_LOG_EVERY, LOOK_EVERY_MIN, LOOK_TIMEOUT, PROBE_EVERY, PROBE_TIMEOUT, QUESTION_TIMEOUT,
-    TOPICS_MAX,
+    TOPICS_MAX, TOPICS_NAMED_MAX,
 };
 use crate::outage::{Line, OutageLog};
 use crate::routing::table::{Table, Topic};
@@ -45,6 +45,8 @@ pub(super) struct Found {
     pub(super) topics: Vec<Arc<Topic>>,
     /// Their partitions, and new ones of known topics.
     pub(super) partitions: Vec<Start>,
+    /// Partitions that the pod starts without: they have no leader.
+    pub(super) missing: Vec<(TopicIndex, i32)>,
     /// What is left of partitions that were out of range.
     pub(super) restarts: Vec<((TopicIndex, i32), Range)>,
     /// Whether these are the ones of the start, which the history is filled from.
@@ -156,6 +158,7 @@ pub(super) fn start(cluster: Cluster, settings: Settings) -> io::Result<Watcher>
         owes_answer: false,
         refreshed: None,
         started: false,
+        first_look: None,
         complaints: Complaints::new(KAFKA_LOG_EVERY),
     };
     thread::Builder::new().name("kafka-watcher".into()).spawn(move || {
@@ -194,6 +197,8 @@ struct Watch {
     owes_answer: bool,
     refreshed: Option<Instant>,
     started: bool,
+    /// When the topics were first seen.
+    first_look: Option<Instant>,
     complaints: Complaints<&'static str>,
 }
 
@@ -231,9 +236,9 @@ impl Watch {
         let due = self.refreshed.is_none_or(|last| now.saturating_duration_since(last) >= self.config.topic_refresh);
         // While the reader has not taken what was found, there is no use in looking for more.
         if due && !self.found.is_full() {
-            let (seen, leaderless, broker) = self.look()?;
+            let (seen, broker) = self.look()?;
             let seen = self.identify(seen, broker);
-            self.refreshed = seen.is_some_and(|seen| self.take_in(&seen, leaderless)).then_some(now);
+            self.refreshed = seen.is_some_and(|seen| self.take_in(&seen)).then_some(now);
         }
         // Where they are gone, the next probe is to tell, and soon.
         if !self.cluster.are_brokers_gone() {
@@ -313,26 +318,21 @@ impl Watch {
         if self.started { LOOK_TIMEOUT } else { QUESTION_TIMEOUT }
     }
 
-    /// All topics that a route takes, without their ids; how many of their partitions have no leader; and whom to ask more.
-    fn look(&self) -> Result<(Vec<Seen>, usize, BrokerId), KafkaError> {
-        let (mut seen, mut leaderless) = (Vec::new(), 0);
+    /// All topics that a route takes, without their ids, and whom to ask more.
+    fn look(&self) -> Result<(Vec<Seen>, BrokerId), KafkaError> {
+        let mut seen = Vec::new();
         let broker = self.cluster.topics(self.question_timeout(), |name, partitions| {
             // One that is being made or unmade has no partitions yet, or no more.
             let mut partitions = partitions.peekable();
             if partitions.peek().is_none() || !self.catalogue.takes(name) {
                 return;
             }
-            let mut led = Vec::new();
-            for (partition, has_leader) in partitions {
-                if has_leader {
-                    led.push(partition);
-                } else {
-                    leaderless += 1;
-                }
-            }
-            seen.push(Seen { name: name.into(), id: "".into(), led });
+            let (led, leaderless): (Vec<_>, Vec<_>) = partitions.partition(|(_, has_leader)| *has_leader);
+            let numbers =
+                |partitions: Vec<(i32, bool)>| partitions.into_iter().map(|(partition, _)| partition).collect();
+            seen.push(Seen { name: name.into(), id: "".into(), led: numbers(led), leaderless: numbers(leaderless) });
         })?;
-        Ok((seen, leaderless, broker))
+        Ok((seen, broker))
     }
 
     /// The topics that were seen, with their ids.
@@ -353,11 +353,9 @@ impl Watch {
     }
 
     /// Hands what is new to the reader. Whether all is known: else it is looked again at the next turn.
-    fn take_in(&mut self, seen: &[Seen], leaderless: usize) -> bool {
+    fn take_in(&mut self, seen: &[Seen]) -> bool {
         let initial = !self.started;
-        if initial && leaderless > 0 {
-            // A history with holes that nobody knows of would be worse than a pod that waits.
-            self.complain("partitions without a leader: the start waits for them", leaderless, None);
+        if initial && self.waits_for_leaders(seen) {
             return false;
         }
         let cluster_id = self.cluster_id.get_or_insert_with(|| self.cluster.id(PROBE_TIMEOUT));
@@ -376,8 +374,10 @@ impl Watch {
         let restarts = self.restarts(&changes.led, catalogue.topics());
         let topics = catalogue.topics()[known..].to_vec();
         let is_answer = self.owes_answer;
-        let found =
-            Found { retired: changes.retired, back: changes.back, topics, partitions, restarts, initial, is_answer };
+        let missing = if initial { changes.leaderless } else { Vec::new() };
+        catalogue.told(&missing);
+        let (retired, back) = (changes.retired, changes.back);
+        let found = Found { retired, back, topics, partitions, missing, restarts, initial, is_answer };
         if initial || is_answer || !found.is_empty() {
             let answered: Vec<_> = found.restarts.iter().map(|(partition, _)| *partition).collect();
             // Full is when the reader has not taken the last: then this is found again. It is gone when all is over.
@@ -391,6 +391,22 @@ impl Watch {
         self.catalogue = catalogue;
         self.led = changes.led;
         !changes.doubtful && self.out_of_range.is_empty()
+    }
+
+    /// Whether the start still waits for partitions to have leaders. Not for ever: one that is lost must not hold back all.
+    fn waits_for_leaders(&mut self, seen: &[Seen]) -> bool {
+        let leaderless: usize = seen.iter().map(|topic| topic.leaderless.len()).sum();
+        let since = *self.first_look.get_or_insert_with(Instant::now);
+        if leaderless == 0 || since.elapsed() >= self.config.start_wait {
+            return false;
+        }
+        let names = seen.iter().filter(|topic| !topic.leaderless.is_empty()).map(|topic| &*topic.name);
+        let topics = names.take(TOPICS_NAMED_MAX).collect::<Vec<_>>().join(", ");
+        if self.complaints.admit("leaderless", Instant::now()).is_some() {
+            let at_most = self.config.start_wait;
+            warn!(partitions = leaderless, topics, ?at_most, "partitions without a leader: the start waits for them");
+        }
+        true
     }
 
     /// Where these partitions are to be read from.

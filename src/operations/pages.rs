@@ -166,6 +166,7 @@ mod tests {
         assert_eq!(get(&pages, "/health/"), (StatusCode::NOT_FOUND, TEXT.to_owned()));
         let ready = Readiness {
             redis: true,
+            missing: 0,
             kafka: true,
             history: true,
             slot: Some(SlotNumber(0)),

@@ -18,6 +18,8 @@ pub struct Readiness {
     pub redis: bool,
     /// The brokers answer.
     pub kafka: bool,
+    /// Partitions that this pod started without, and that can't be read yet. They hold nothing back.
+    pub missing: u64,
     /// The history was filled to the partitions' ends. Never goes back.
     pub history: bool,
     /// The slot of this pod, while it holds one.
@@ -69,6 +71,7 @@ impl Readiness {
             history: if self.history { "complete" } else { "filling" },
             draining: self.draining,
             slot: self.slot.map(|slot| slot.0),
+            missing: self.missing,
         };
         json(&body)
     }
@@ -103,6 +106,14 @@ struct ReadyBody<'a> {
     history: &'static str,
     draining: bool,
     slot: Option<u32>,
+    /// Partitions that can't be read.
+    #[serde(rename = "missingPartitions", skip_serializing_if = "is_none")]
+    missing: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
+fn is_none(missing: &u64) -> bool {
+    *missing == 0
 }
 
 /// What the threads show of themselves.
@@ -162,6 +173,7 @@ mod tests {
 
     const READY: Readiness = Readiness {
         redis: true,
+        missing: 0,
         kafka: true,
         history: true,
         slot: Some(SlotNumber(2)),
@@ -219,6 +231,8 @@ mod tests {
             READY.json(&node, now()),
             r#"{"status":"ready","redis":"connected","kafka":"connected","timestamp":"1970-01-01T00:00:00.000Z","node":"pod-\"1\"","history":"complete","draining":false,"slot":2}"#
         );
+        assert!(Readiness { missing: 2, ..READY }.json(&node, now()).contains(r#""slot":2,"missingPartitions":2}"#));
+        assert!(Readiness { missing: 2, ..READY }.is_ready(), "one part that is lost holds back nothing else");
         assert_eq!(
             Readiness { draining: true, ..Readiness::default() }.json(&node, now()),
             r#"{"status":"not_ready","redis":"disconnected","kafka":"disconnected","timestamp":"1970-01-01T00:00:00.000Z","node":"pod-\"1\"","history":"filling","draining":true,"slot":null}"#

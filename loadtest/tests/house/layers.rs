@@ -41,6 +41,7 @@ const EDGES: &[&str] = &[
     "src/ingest/mod.rs",
     // Tell the client that `ingest/reader.rs` reads by what to read, and replace it; with them, that file would be too long.
     "src/ingest/reader/assignment.rs",
+    "src/ingest/reader/missing.rs",
     "src/ingest/reader/renewal.rs",
     // Asks the system for what a gateway needs of it, and for what defaults go by.
     "src/gateway/machine.rs",

@@ -59,6 +59,7 @@ impl Desk {
                 self.batcher.ended_at(NextOffset { topic, partition, offset: start.end });
             }
         }
+        self.begin_without(&found.missing, consumer);
         let partitions = found.partitions.len();
         if found.initial {
             let filling = Filling::new(&found.partitions);
@@ -82,9 +83,11 @@ impl Desk {
         }
         for at in self.positions.of(topic) {
             if let Some(place) = self.positions.place(topic, at.partition) {
-                self.progress.dropped(place);
+                self.progress.dropped(place, at.offset);
             }
         }
+        self.missing.retain(|&(missing, _)| missing != topic);
+        self.show_missing(topic);
         self.retired.insert(topic);
         self.publisher.retire_topic(topic, &name);
         if let Some(since) = &mut self.filling {
@@ -113,6 +116,9 @@ impl Desk {
 
     /// Goes on with a partition whose position was refused. Its topic is the one that it was.
     fn restart(&mut self, topic: TopicIndex, partition: i32, range: Range, consumer: &Consumer) {
+        if self.missing.contains(&(topic, partition)) {
+            return self.begin_late(topic, partition, range.end, consumer);
+        }
         self.tally.offset_resets += 1;
         let Some(next) = self.positions.next(topic, partition) else { return };
         let Some(restart) = self.continuity.restart(&self.positions, topic, partition, range) else { return };
@@ -200,7 +206,10 @@ impl Desk {
         }
         self.progress.renewed(now);
         for at in &places {
-            self.is_assigned(at.topic, at.partition);
+            match self.missing.contains(&(at.topic, at.partition)) {
+                true => self.is_not_expected(at.topic, at.partition),
+                false => self.is_assigned(at.topic, at.partition),
+            }
         }
         self.publisher.client_renewed();
         self.status.stuck.store(!places.is_empty(), Ordering::Release);
