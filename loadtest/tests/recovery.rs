@@ -1,6 +1,15 @@
-//! A broker hangs and goes on, on a busy machine: whatever state that leaves librdkafka in, records flow again soon.
+//! What is lost of Kafka, and comes back: a broker that hangs and goes on, on a busy machine, whatever state that leaves
+//! librdkafka in; brokers that are killed; a partition that nobody leads.
 
+use std::time::{Duration, Instant};
+
+use loadtest::client::WITHIN;
+use loadtest::events::{Kind, number_of, seen};
 use loadtest::hangs::{BACK_WITHIN, Options, run};
+use loadtest::kafka::Kafka;
+use loadtest::pods::World;
+use loadtest::process::eventually;
+use loadtest::redis::Redis;
 
 #[test]
 fn a_pod_reads_again_each_time_that_a_hung_broker_goes_on() {
@@ -11,6 +20,54 @@ fn a_pod_reads_again_each_time_that_a_hung_broker_goes_on() {
 
 #[test]
 fn a_pod_reads_again_after_short_hangs_and_after_the_broker_was_killed() {
-    let outcome = run(&Options { rounds: 6, longest_s: 4.0, busy: 3, until_not_ready: false, seed: 2 });
+    let outcome = run(&Options { rounds: 4, longest_s: 4.0, busy: 3, until_not_ready: false, seed: 2 });
     assert!(outcome.worst() <= BACK_WITHIN, "{outcome:?}");
+}
+
+#[test]
+fn brokers_that_are_killed_show_within_five_seconds_each_time() {
+    let mut world = World::start();
+    let pod = world.pod("pod-0").set("TOPIC_REFRESH_MS", "500").start();
+    for _ in 0..3 {
+        world.kafka.broker(0).kill();
+        let killed = Instant::now();
+        eventually("it shows", WITHIN, || (pod.get("/ready").json()["kafka"] == "disconnected").then_some(()));
+        let took = killed.elapsed();
+        assert!(took < Duration::from_secs(5 + 1), "a second is for the look: {took:?}");
+        world.kafka.broker(0).start();
+        pod.ready();
+    }
+    let log = pod.log();
+    assert_eq!(log.matches("Kafka is not reached").count(), 3, "{log}");
+    assert_eq!(log.matches("Kafka is reached again").count(), 3, "{log}");
+}
+
+#[test]
+fn a_pod_starts_without_a_partition_that_nobody_leads_and_its_clients_are_told_when_it_comes() {
+    let mut world = World { kafka: Kafka::start_with(3, &[]), redis: Redis::start() };
+    let (lost, kept) = (Kind::BalanceUpdated, Kind::Started);
+    world.kafka.create_on(lost.topic(), &[0]);
+    world.kafka.create_on(kept.topic(), &[1, 2]);
+    let send = |world: &World, kind: Kind, number| {
+        let producer = world.producer();
+        producer.event(&kind.event("a", number));
+        producer.flush();
+    };
+    send(&world, lost, 0);
+    world.kafka.broker(0).kill();
+    eventually("nobody leads it", WITHIN, || world.kafka.leader(lost.topic(), 0).is_none().then_some(()));
+    eventually("another leads the other", WITHIN, || world.kafka.leader(kept.topic(), 0));
+    let pod = world.pod("pod-0").set("KAFKA_START_WAIT_MS", "2000").start();
+    assert_eq!(pod.get("/ready").json()["missingPartitions"], 1);
+    assert_eq!(pod.metrics().of("shardgate_ingest_missing_partitions", &[("topic", lost.topic())]), 1.0);
+    let mut client = pod.client("a");
+    send(&world, kept, 1);
+    client.expect("what can be read", |message| message.kind == "assessment_update");
+
+    world.kafka.broker(0).start();
+    assert_eq!(client.expect_type("reset").json()["reason"], "expired");
+    eventually("nothing is missing", WITHIN, || pod.get("/ready").json()["missingPartitions"].is_null().then_some(()));
+    send(&world, lost, 2);
+    client.expect("what comes from now on", |message| message.kind == "pnl_update");
+    assert_eq!(seen(&client).map(number_of).collect::<Vec<_>>(), [1, 2], "nothing of what it was told to fetch anew");
 }
