@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 
 /// Changed inputs that are tried for each of the corpus.
-const CHANGES: usize = 200;
+const CHANGES: usize = 50;
 
 #[test]
 fn every_target_bears_its_corpus_and_small_changes_to_it() {

@@ -79,7 +79,7 @@ impl ProxyHeader {
         }
         let config = ParseConfig { include_tlvs: false, allow_v1: true, allow_v2: true };
         match proxy_header::ProxyHeader::parse(read, config) {
-            Ok((_, len)) if len > PROXY_HEADER_BYTES_MAX => Self::Invalid,
+            Ok((_, len)) if len > bytes_max(read) => Self::Invalid,
             Ok((header, len)) => {
                 let client = header.proxied_address().map(|proxied| proxied.source.ip().to_canonical());
                 Self::Whole { len, client }
@@ -88,6 +88,14 @@ impl ProxyHeader {
             Err(_) => Self::Invalid,
         }
     }
+}
+
+/// The longest header of the version that this one is of. The parser holds to the first version's bound only where the
+/// line's end has not come.
+fn bytes_max(read: &[u8]) -> usize {
+    /// With its CRLF (section 2.1 of the protocol).
+    const V1_BYTES_MAX: usize = 107;
+    if read.starts_with(b"PROXY") { V1_BYTES_MAX } else { PROXY_HEADER_BYTES_MAX }
 }
 
 /// The parser waits for the shortest header before it looks, and a client that speaks HTTP would wait for an answer
@@ -339,6 +347,7 @@ mod tests {
             &b"GET /ws HTTP/1.1\r\n"[..],
             b"G",
             b"PROXY\xfaUNKNOWN\r\n",
+            &[&b"PROXY UNKNOWN "[..], &[b'x'; 92], b"\r\n"].concat(),
             b"PROXY TCP5 1.2.3.4 1.2.3.4 1 2\r\n",
             b"PROXY TCP4 1.2.3.4 1.2.3.4 1 99999\r\n",
             b"PROXY TCP4 1.2.3 1.2.3.4 1 2\r\n    ",

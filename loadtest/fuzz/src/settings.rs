@@ -23,8 +23,12 @@ pub fn settings(data: &[u8]) {
     }
     let mut environment: BTreeMap<OsString, OsString> = [("JWT_SECRET".into(), SECRET.into())].into();
     for (name, value) in lines.lines().filter_map(|line| line.split_once('=')) {
-        let takes_secret = ["JWT_SECRET", "REDIS_URL", "REDIS_PASSWORD"].contains(&name);
-        let value = if takes_secret { value.replace('$', SECRET) } else { value.to_owned() };
+        let value = match name {
+            "JWT_SECRET" | "REDIS_PASSWORD" => value.replace('$', SECRET),
+            // Elsewhere in the URL it would be no password.
+            "REDIS_URL" => value.replace("$@", &format!("{SECRET}@")),
+            _ => value.to_owned(),
+        };
         environment.insert(name.into(), value.into());
     }
     let flags = [OsString::from("--config=settings.toml")];
