@@ -95,6 +95,8 @@ pub struct KafkaConfig {
     pub event_bytes_max: usize,
     /// `HISTORY_SECONDS`.
     pub history: Duration,
+    /// Whether the brokers answer questions about a topic's settings. Those of the demo do not.
+    pub has_topic_settings: bool,
 }
 
 /// Of the properties, which hold secrets, only their names print.

@@ -123,6 +123,7 @@ fn kafka(reader: &mut Reader<'_>) -> KafkaConfig {
         start_wait: reader.millis(&s::KAFKA_START_WAIT_MS),
         event_bytes_max: reader.count(&s::MAX_EVENT_BYTES),
         history: Duration::from_secs(reader.count(&s::HISTORY_SECONDS)),
+        has_topic_settings: true,
     }
 }
 

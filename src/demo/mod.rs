@@ -109,6 +109,7 @@ impl Demo {
         let brokers = cluster.bootstrap_servers();
         config.kafka.brokers = brokers.as_str().into();
         config.kafka.properties = vec![("fetch.wait.max.ms".into(), FETCH_WAIT_MS.to_string())];
+        config.kafka.has_topic_settings = false;
         let generator = Generator::start(&brokers, Now::read().unix)?;
         Ok(Self { generator, cluster })
     }

@@ -211,6 +211,36 @@ impl Cluster {
         Ok(offsets)
     }
 
+    /// Which of these topics are compacted, by their places. A topic whose settings may not be read counts as not compacted.
+    ///
+    /// # Errors
+    /// Where no broker answers within `limit`.
+    pub(super) fn compacted(&self, names: &[&str], limit: Duration) -> Result<Vec<usize>, KafkaError> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let asked = names.iter().map(|name| CString::new(*name)).collect::<Result<Vec<_>, _>>()?;
+        let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS;
+        let topic = sys::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC;
+        // SAFETY: names and resources are copied by the question, and the resources are given back here.
+        let event = self.ask(operation, limit, |client, options, queue| unsafe {
+            let mut resources: Vec<_> =
+                asked.iter().map(|name| sys::rd_kafka_ConfigResource_new(topic, name.as_ptr())).collect();
+            sys::rd_kafka_DescribeConfigs(client, resources.as_mut_ptr(), resources.len(), options, queue);
+            sys::rd_kafka_ConfigResource_destroy_array(resources.as_mut_ptr(), resources.len());
+        })?;
+        // SAFETY: the event is alive, and of the question that was asked; all that is read belongs to it.
+        let compacted: Vec<String> = unsafe {
+            let result = sys::rd_kafka_event_DescribeConfigs_result(event.0.as_ptr());
+            let mut count = 0;
+            let resources = sys::rd_kafka_DescribeConfigs_result_resources(result, &raw mut count);
+            let compacted = (0..count).map(|place| *resources.add(place)).filter(|&resource| is_compacted(resource));
+            let name = |resource| CStr::from_ptr(sys::rd_kafka_ConfigResource_name(resource)).to_string_lossy();
+            compacted.map(|resource| name(resource).into_owned()).collect()
+        };
+        Ok(compacted.iter().filter_map(|name| names.iter().position(|asked| asked == name)).collect())
+    }
+
     /// A sign of life: asks for one topic's metadata, which is a small answer.
     ///
     /// # Errors
@@ -271,6 +301,25 @@ impl Drop for Event {
     fn drop(&mut self) {
         // SAFETY: it was handed to us, once, and nothing borrows from it any more.
         unsafe { sys::rd_kafka_event_destroy(self.0.as_ptr()) }
+    }
+}
+
+/// Whether a topic's settings say that it is compacted.
+///
+/// # Safety
+/// `resource` must belong to an answer that was not given back.
+unsafe fn is_compacted(resource: *const sys::rd_kafka_ConfigResource_t) -> bool {
+    let mut count = 0;
+    // SAFETY: as the caller promised; the entries and their strings live as long as the answer.
+    unsafe {
+        let entries = sys::rd_kafka_ConfigResource_configs(resource, &raw mut count);
+        (0..count).any(|place| {
+            let entry = *entries.add(place);
+            let (name, value) = (sys::rd_kafka_ConfigEntry_name(entry), sys::rd_kafka_ConfigEntry_value(entry));
+            !value.is_null()
+                && CStr::from_ptr(name) == c"cleanup.policy"
+                && CStr::from_ptr(value).to_string_lossy().contains("compact")
+        })
     }
 }
 

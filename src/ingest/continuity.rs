@@ -84,7 +84,6 @@ pub(super) enum Lost {
 
 impl Continuity {
     /// Compaction removes records of this topic, or doesn't any more.
-    #[cfg(test)]
     pub(super) fn set_compacted(&mut self, topic: TopicIndex, is_compacted: bool) {
         let topic = usize::from(topic.0);
         if self.compacted.len() <= topic {

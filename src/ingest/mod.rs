@@ -207,6 +207,7 @@ mod tests {
                 start_wait: Duration::from_millis(500),
                 event_bytes_max: 1024,
                 history: Duration::from_secs(60),
+                has_topic_settings: false,
             };
             let parts = Parts {
                 config,

@@ -43,6 +43,8 @@ pub(super) struct Found {
     pub(super) back: Vec<TopicIndex>,
     /// Topics that were not known, in the order of their indexes.
     pub(super) topics: Vec<Arc<Topic>>,
+    /// Those of them that are compacted.
+    pub(super) compacted: Vec<TopicIndex>,
     /// Their partitions, and new ones of known topics.
     pub(super) partitions: Vec<Start>,
     /// Partitions that the pod starts without: they have no leader.
@@ -352,6 +354,22 @@ impl Watch {
         }
     }
 
+    /// Which of these topics of assessments' events are compacted.
+    fn compacted(&self, topics: &[Arc<Topic>]) -> Vec<TopicIndex> {
+        if !self.config.has_topic_settings {
+            return Vec::new();
+        }
+        let of_assessments: Vec<_> = topics.iter().filter(|topic| topic.market().is_none()).collect();
+        let names: Vec<&str> = of_assessments.iter().map(|topic| &*topic.name).collect();
+        match self.cluster.compacted(&names, PROBE_TIMEOUT) {
+            Ok(places) => places.iter().map(|&place| of_assessments[place].index).collect(),
+            Err(error) => {
+                warn!(%error, topics = names.len(), "can't learn whether the topics are compacted; taking them as not");
+                Vec::new()
+            }
+        }
+    }
+
     /// Hands what is new to the reader. Whether all is known: else it is looked again at the next turn.
     fn take_in(&mut self, seen: &[Seen]) -> bool {
         let initial = !self.started;
@@ -373,11 +391,12 @@ impl Watch {
         self.out_of_range.retain(|&(topic, _)| catalogue.is_current(topic));
         let restarts = self.restarts(&changes.led, catalogue.topics());
         let topics = catalogue.topics()[known..].to_vec();
+        let compacted = self.compacted(&topics);
         let is_answer = self.owes_answer;
         let missing = if initial { changes.leaderless } else { Vec::new() };
         catalogue.told(&missing);
         let (retired, back) = (changes.retired, changes.back);
-        let found = Found { retired, back, topics, partitions, missing, restarts, initial, is_answer };
+        let found = Found { retired, back, topics, compacted, partitions, missing, restarts, initial, is_answer };
         if initial || is_answer || !found.is_empty() {
             let answered: Vec<_> = found.restarts.iter().map(|(partition, _)| *partition).collect();
             // Full is when the reader has not taken the last: then this is found again. It is gone when all is over.

@@ -316,6 +316,12 @@ pub const fn topics_max() -> usize {
     (BYTES_MAX - HEADER_BYTES - SHAPES * 4) / (2 + 4)
 }
 
+/// Whether there is room for so many topics, with so many places besides the first one of each, likewise.
+#[must_use]
+pub const fn has_room_for(topics: usize, further_places: usize) -> bool {
+    topics * (2 + 4) + further_places * (1 + 4) <= BYTES_MAX - HEADER_BYTES - SHAPES * 4
+}
+
 /// How many partitions of one topic a cursor has room for at least, likewise.
 #[must_use]
 pub const fn places_max() -> usize {

@@ -140,3 +140,38 @@ fn open_at_the_start(end: impl Fn(&Producer), expected: impl Iterator<Item = u64
         no_lag(pod);
     }
 }
+
+#[test]
+fn what_compaction_took_behind_a_cursor_is_a_reset_and_the_start_warns_of_it() {
+    let kafka = Kafka::start_with(1, &[("log.cleaner.backoff.ms", "100")]);
+    let world = World { kafka, redis: Redis::start() };
+    world.kafka.create(KIND.topic(), 1);
+    // So that the log is compacted within seconds.
+    let quick = [
+        ("cleanup.policy", "compact"),
+        ("segment.ms", "200"),
+        ("min.cleanable.dirty.ratio", "0.001"),
+        ("min.compaction.lag.ms", "0"),
+    ];
+    world.kafka.set(KIND.topic(), &quick);
+    let first = pod(&world, "pod-0").start();
+    let log = first.log();
+    assert!(log.contains("the topic is compacted"), "{log}");
+    let mut client = watching(&first);
+    let producer = world.producer();
+    send(&producer, 0..6);
+    expect_numbers(&mut client, 0..6);
+    let cursor = cursor_at(&client, 0);
+    goes_on(&first, &cursor, 1..6);
+
+    // Another key's records roll the segment.
+    eventually("only the last of a's events is left", Duration::from_secs(90), || {
+        producer.event(&KIND.event("other", 0));
+        producer.flush();
+        (!world.kafka.records(KIND.topic(), 0).contains(&4)).then_some(())
+    });
+    let second = pod(&world, "pod-1").start();
+    is_reset(&second, &cursor, "expired");
+    goes_on(&second, &cursor_at(&client, 5), []);
+    goes_on(&first, &cursor, 1..6);
+}

@@ -13,7 +13,10 @@ use crate::ingest::continuity::{Cut, Lost, Notes};
 use crate::ingest::kafka::{Consumer, ReadFrom};
 use crate::ingest::startup::{Filling, Range};
 use crate::ingest::watcher::Found;
+use crate::limits::CURSOR_CHARS_MAX;
+use crate::routing::table::{Partitioner, Scope};
 use crate::stream::batch::{EpochStart, LogCut, NextOffset, Origin};
+use crate::stream::cursor::{has_room_for, topics_max};
 
 impl Desk {
     pub(super) fn take_in(&mut self, found: &Found, consumer: &mut Consumer, now: Instant) {
@@ -33,6 +36,44 @@ impl Desk {
         self.held.take_if(|_| found.is_answer);
     }
 
+    /// Of these topics, records may be missing that were there: which, shows as gaps.
+    fn note_compacted(&mut self, topics: &[TopicIndex]) {
+        for &topic in topics {
+            self.continuity.set_compacted(topic, true);
+            warn!(
+                topic = self.name(Some(topic)),
+                "the topic is compacted (cleanup.policy): of events with one key only the last is kept for sure. Clients that \
+                 come back for events from before a gap are sent a reset; min.compaction.lag.ms above HISTORY_SECONDS keeps \
+                 what the window needs"
+            );
+        }
+    }
+
+    /// Says so where cursors may become too long to be resumed from.
+    fn check_room_in_cursors(&self) {
+        let (mut topics, mut places) = (0, 0);
+        for topic in self.batcher.topics() {
+            match topic.route.scope {
+                Scope::Assessment { partitioner: Partitioner::None, .. } => {
+                    topics += 1;
+                    places += (self.positions.partitions(topic.index) as usize).saturating_sub(1);
+                }
+                Scope::Assessment { .. } => topics += 1,
+                Scope::Market { .. } => {}
+            }
+        }
+        if !has_room_for(topics, places) {
+            warn!(
+                topics,
+                further_partitions = places,
+                topics_max = topics_max(),
+                "an assessment's events are on more topics and partitions than a cursor of {CURSOR_CHARS_MAX} characters can \
+                 list for sure; where it can't, clients are sent a reset whenever they come back. Topics whose `partitioner` \
+                 is \"none\" are listed with all their partitions"
+            );
+        }
+    }
+
     fn begin_to_read(&mut self, found: &Found, consumer: &mut Consumer, now: Instant) {
         for topic in &found.topics {
             if let Err(error) = consumer.add_topic(topic) {
@@ -42,6 +83,7 @@ impl Desk {
             self.publisher.add_topic(&topic.name);
             self.lag_by_topic.push(0);
         }
+        self.note_compacted(&found.compacted);
         let topics = self.batcher.topics();
         let starts = found.partitions.iter().map(|start| {
             let name = topics.get(usize::from(start.topic.0)).map_or("", |topic| &topic.name);
@@ -60,6 +102,7 @@ impl Desk {
             }
         }
         self.begin_without(&found.missing, consumer);
+        self.check_room_in_cursors();
         let partitions = found.partitions.len();
         if found.initial {
             let filling = Filling::new(&found.partitions);

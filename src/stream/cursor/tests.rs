@@ -83,6 +83,7 @@ fn there_is_room_for_as_many_topics_and_partitions_as_is_said() {
     };
     assert!(text(&spread(places_max())).is_some());
     assert_eq!(text(&spread(400)), None);
+    assert!(has_room_for(topics_max(), 0) && !has_room_for(topics_max() + 1, 0) && has_room_for(10, 50));
 }
 
 #[test]
