@@ -209,7 +209,7 @@ pub(super) fn millis(time: Duration) -> c_int {
 
 // ---- a fault of librdkafka's ------------------------------------------------------------------------------------------------
 
-/// Stands in for librdkafka's function of this name, by the linker's `--wrap` (`build.rs`): it takes nothing in.
+/// Stands in for librdkafka's function of this name, by the linker's `--wrap` (`src/build.rs`): it takes nothing in.
 ///
 /// The original takes in the leaders that the answer to a fetch names beside an error (KIP-951). At least up to 2.15, where
 /// a partition among them has no leader, the list that it is handed ends in memory that was never written, and what lies

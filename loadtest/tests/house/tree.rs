@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::source::Source;
 
 /// What the top level holds, beside dotfiles.
-const TOP_LEVEL: &[&str] =
-    &["Cargo.toml", "Cargo.lock", "build.rs", "README.md", "src", "benches", "loadtest", "deploy"];
+const TOP_LEVEL: &[&str] = &["Cargo.toml", "Cargo.lock", "README.md", "src", "benches", "loadtest", "deploy"];
 
 /// What a build leaves, and what git keeps: no part of the repository.
 const NOT_OURS: &[&str] = &["target", ".git"];
