@@ -8,8 +8,8 @@ use crate::source::Source;
 /// What the top level holds, beside dotfiles.
 const TOP_LEVEL: &[&str] = &["Cargo.toml", "Cargo.lock", "README.md", "src", "benches", "loadtest", "deploy"];
 
-/// What a build leaves, and what git keeps: no part of the repository.
-const NOT_OURS: &[&str] = &["target", ".git"];
+/// What a build or a failed property test leaves, and what git keeps: no part of the repository.
+const NOT_OURS: &[&str] = &["target", "proptest-regressions", ".git"];
 
 /// Folders in which people and machines work, and which a reader doesn't have.
 const MACHINE_FOLDERS: &[&str] = &["home", "root", "work", "Users", "mnt"];
