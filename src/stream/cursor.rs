@@ -8,8 +8,8 @@
 //! shape = partitions varint | partition varint
 //! ```
 //!
-//! - A topic's *tag* stands for its name (10 bits in the head) and for which topic of that name it is (the mark, not in the
-//!   [`Form::Narrow`]). Tags are short, so they may be shared; the *sum* is taken over the long fingerprints of all topics
+//! - A topic's *tag* stands for its name (10 bits in the head) and for which topic of that name it is (the mark, not in a
+//!   narrow cursor). Tags are short, so they may be shared; the *sum* is taken over the long fingerprints of all topics
 //!   that the cursor lists, and tells whether the tags were understood.
 //! - A topic's head also says how long `next` is, whether an epoch follows (else it is the one before), which of the first
 //!   three shapes it has (else one follows), and whether a place follows. A place's head says the same, and how many
@@ -62,18 +62,24 @@ const SHAPES: usize = 3;
 pub enum Form {
     /// With all that there is to say.
     Full,
-    /// Without epochs: what it says of a log that lost its end is nothing.
+    /// Without topics' marks: a pod that does not know all of its topics sends a reset.
+    WithoutMarks,
+    /// Without epochs: it does not tell a log that lost its end.
     WithoutEpochs,
-    /// Without epochs and topics' marks: whoever does not know all of its topics can't take it.
+    /// Without both.
     Narrow,
 }
 
 impl Form {
-    /// From the best to the shortest.
-    pub const ALL: [Self; 3] = [Self::Full, Self::WithoutEpochs, Self::Narrow];
+    /// From the best on: a reset too many is better than a loss that is not told.
+    pub const ALL: [Self; 4] = [Self::Full, Self::WithoutMarks, Self::WithoutEpochs, Self::Narrow];
 
-    fn is_narrow(self) -> bool {
-        self == Self::Narrow
+    fn has_marks(self) -> bool {
+        matches!(self, Self::Full | Self::WithoutEpochs)
+    }
+
+    fn has_epochs(self) -> bool {
+        matches!(self, Self::Full | Self::WithoutMarks)
     }
 }
 
@@ -197,14 +203,14 @@ impl Encoder {
     #[must_use]
     pub fn new(form: Form) -> Self {
         let mut raw = Raw { bytes: [0; BYTES_MAX + TOPIC_BYTES_MAX], len: HEADER_BYTES };
-        raw.bytes[0] = if form.is_narrow() { NARROW } else { WIDE };
+        raw.bytes[0] = if form.has_marks() { WIDE } else { NARROW };
         Self { raw, form, sum: TopicSum::default(), shapes: [(0, 0); SHAPES], shapes_known: 0, epoch: None }
     }
 
-    /// Whether topics' marks are left out.
+    /// Whether topics have their marks.
     #[must_use]
-    pub fn is_narrow(&self) -> bool {
-        self.form.is_narrow()
+    pub fn has_marks(&self) -> bool {
+        self.form.has_marks()
     }
 
     /// Adds a topic, with the places of its partitions in their order. `false` where the cursor is too long by now.
@@ -217,7 +223,7 @@ impl Encoder {
         let at = self.raw.len;
         let shape = self.shape((partitions, first.partition));
         self.raw.len += 2;
-        if !self.form.is_narrow() {
+        if self.form.has_marks() {
             self.raw.bytes[self.raw.len] = tag.mark.unwrap_or(0);
             self.raw.len += 1;
         }
@@ -271,7 +277,7 @@ impl Encoder {
         };
         self.raw.bytes[self.raw.len..self.raw.len + 8].copy_from_slice(&next.to_le_bytes());
         self.raw.len += NEXT_BYTES[usize::from(code)];
-        let epoch = place.epoch.filter(|_| self.form == Form::Full);
+        let epoch = place.epoch.filter(|_| self.form.has_epochs());
         let has_epoch = epoch != self.epoch;
         if has_epoch {
             self.epoch = epoch;

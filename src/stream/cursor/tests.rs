@@ -59,9 +59,12 @@ fn a_cursor_over_the_ten_built_in_topics_has_at_most_120_characters() {
 }
 
 #[test]
-fn sixty_four_topics_fit_and_what_is_left_out_where_they_hardly_do_is_the_epochs_and_then_the_marks() {
+fn sixty_four_topics_fit_and_what_is_left_out_where_they_hardly_do_is_the_marks_and_then_the_epochs() {
     let small = topics(64, 5_000, |_| 0);
     assert_eq!(decode(&text_in(Form::Full, &small).unwrap(), OWN), Ok(listing(&small)));
+    let quiet = topics(64, 9_000_000, |_| 3);
+    let Ok(Cursor::Of(read)) = decode(&text(&quiet).unwrap(), OWN) else { panic!("a cursor") };
+    assert!(read.topics.iter().all(|topic| topic.tag.mark.is_none() && topic.places[0].epoch == Some(3)));
     let millions = topics(64, 9_000_000, |topic| topic.cast_signed() % 7);
     let text = text(&millions).unwrap();
     assert!(text.len() <= CURSOR_CHARS_MAX);

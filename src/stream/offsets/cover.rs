@@ -268,7 +268,7 @@ impl Cover {
         }
         // Without its mark, a topic that is not known here could not be told from others elsewhere.
         let mut unknown = self.unknown.iter();
-        (self.unknown.is_empty() || !encoder.is_narrow())
+        (self.unknown.is_empty() || encoder.has_marks())
             && unknown.all(|topic| {
                 encoder.topic(topic.tag, TopicSum::default(), topic.partitions, topic.places.iter().copied())
             })
