@@ -376,11 +376,16 @@ impl Client {
         verdict: &mut Verdict,
     ) {
         let was_away = self.absent_ms >= ms(rules.history) || were_cut_off(spans, entry.at_ms, rules);
-        let truncation =
-            truncation(spans, entry.at_ms).filter(|since| reason == "expired" && self.told_of_ms != Some(*since));
-        let is_explained = matches!(reason, "expired" | "lagged") && was_away || truncation.is_some();
+        let was_away = was_away && matches!(reason, "expired" | "lagged");
+        // Who was away for too long may be told of the election besides.
+        let truncation = truncation(spans, entry.at_ms).filter(|_| !was_away && reason == "expired");
+        let truncation = truncation.filter(|since| self.told_of_ms != Some(*since));
+        let is_explained = was_away || truncation.is_some();
         if truncation.is_some() {
-            (self.told_of_ms, self.saw_truncated) = (truncation, None);
+            self.told_of_ms = truncation;
+        }
+        if reason == "expired" {
+            self.saw_truncated = None;
         }
         let resets = if is_explained { &mut verdict.explained_resets } else { &mut verdict.unexplained_resets };
         *resets.entry(reason.to_owned()).or_default() += 1;

@@ -443,6 +443,13 @@ fn who_saw_what_a_log_lost_must_be_told_and_a_reset_is_explained_by_it_once() {
     assert!(sees_a_log_lose_its_end([What::Reset("lagged".into())]).check().is_fault());
     assert_eq!(counts(&sees_a_log_lose_its_end([reset(), reset()]).check()), [0, 0, 0, 0, 0, 1]);
 
+    let away = sees_a_log_lose_its_end([What::Absent(75_000), reset(), reset()]).check();
+    assert_eq!(
+        (away.explained_resets["expired"], counts(&away)[5]),
+        (2, 0),
+        "one for its absence, and one for the log"
+    );
+
     let mut long_after = sees_a_log_lose_its_end([reset()]);
     long_after.spans[0] = Span { from_ms: 0, to_ms: 1, ..long_after.spans[0].clone() };
     long_after.entries.iter_mut().for_each(|entry| entry.at_ms += 60_000);
