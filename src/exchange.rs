@@ -242,6 +242,8 @@ pub struct IngestStatus {
     pub filled: AtomicBool,
     /// That its loop turns.
     pub pulse: Pulse,
+    /// That the loop of its second thread turns, which asks Kafka what there is.
+    pub watcher_pulse: Pulse,
 }
 
 impl IngestStatus {

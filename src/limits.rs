@@ -197,6 +197,10 @@ pub const ACCEPT_LOG_EVERY: Duration = Duration::from_secs(30);
 /// The longest that a thread may go without a turn of its loop before `/health` says so.
 pub const TURN_AGE_MAX: Duration = Duration::from_secs(5);
 
+/// The same for the thread that asks Kafka what there is: each question of a turn may wait for its time limit, and the
+/// first turn has the most of them.
+pub const WATCHER_TURN_AGE_MAX: Duration = Duration::from_secs(60);
+
 /// How often each thread shows that it turns, where nothing else does.
 pub const TURN_EVERY: Duration = Duration::from_secs(1);
 
@@ -306,6 +310,10 @@ pub const LOG_FLUSH_MAX: Duration = Duration::from_millis(500);
 pub const THREADS_END_MAX: Duration = Duration::from_secs(5);
 
 const _: () = assert!(THREADS_END_MAX.as_millis() > LINGER.as_millis());
+const _: () = assert!(
+    WATCHER_TURN_AGE_MAX.as_millis() > 4 * QUESTION_TIMEOUT.as_millis() + 8 * PROBE_TIMEOUT.as_millis(),
+    "the first turn's questions"
+);
 const _: () = assert!(HANDSHAKE_PATIENCE.as_millis() > LINGER.as_millis());
 const _: () = assert!(HANDSHAKE_PATIENCE.as_millis() > LOOK_WAIT_MAX.as_millis());
 const _: () =

@@ -1,7 +1,11 @@
 //! How often the same line may be written to the log. It owns the rule; the caller owns the line.
 
 use std::cell::Cell;
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::time::{Duration, Instant};
+
+use crate::limits::COMPLAINT_KINDS_MAX;
 
 /// Lets one line through in each period, and counts those that it holds back.
 #[derive(Debug)]
@@ -20,18 +24,72 @@ impl LogThrottle {
 
     /// Whether to write the line now; if so, how many were held back since the last one.
     pub fn admit(&self, now: Instant) -> Option<u64> {
-        if self.last.get().is_some_and(|last| now.saturating_duration_since(last) < self.every) {
+        if !self.is_due(now) {
             self.held_back.set(self.held_back.get() + 1);
             return None;
         }
         self.last.set(Some(now));
         Some(self.held_back.take())
     }
+
+    /// Whether the next line would be let through.
+    fn is_due(&self, now: Instant) -> bool {
+        self.last.get().is_none_or(|last| now.saturating_duration_since(last) >= self.every)
+    }
+}
+
+/// A [`LogThrottle`] for each kind of line; at most [`COMPLAINT_KINDS_MAX`] kinds.
+#[derive(Debug)]
+pub struct LogThrottles<K> {
+    every: Duration,
+    kinds: HashMap<K, LogThrottle>,
+}
+
+impl<K: Eq + Hash> LogThrottles<K> {
+    /// At most one line of each kind in `every`.
+    #[must_use]
+    pub fn new(every: Duration) -> Self {
+        Self { every, kinds: HashMap::new() }
+    }
+
+    /// Whether to write a line of this kind now; if so, how many of its kind were held back since the last one. At the
+    /// limit of kinds, a new kind is held back until an old one's period is over.
+    pub fn admit(&mut self, kind: K, now: Instant) -> Option<u64> {
+        if self.kinds.len() == COMPLAINT_KINDS_MAX && !self.kinds.contains_key(&kind) {
+            self.kinds.retain(|_, throttle| !throttle.is_due(now));
+            if self.kinds.len() == COMPLAINT_KINDS_MAX {
+                return None;
+            }
+        }
+        self.kinds.entry(kind).or_insert_with(|| LogThrottle::new(self.every)).admit(now)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_kind_has_its_own_period_and_its_own_count_of_lines_held_back() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut throttles = LogThrottles::new(Duration::from_secs(1));
+        assert_eq!(throttles.admit("orders", at(0)), Some(0));
+        assert_eq!(throttles.admit("orders", at(10)), None);
+        assert_eq!(throttles.admit("ticks", at(20)), Some(0));
+        assert_eq!(throttles.admit("orders", at(999)), None);
+        assert_eq!(throttles.admit("orders", at(1_000)), Some(2));
+        assert_eq!(throttles.admit("orders", at(2_000)), Some(0));
+    }
+
+    #[test]
+    fn the_number_of_kinds_is_bounded() {
+        let start = Instant::now();
+        let mut throttles = LogThrottles::new(Duration::from_secs(1));
+        let admitted = (0..10_000).filter(|kind| throttles.admit(*kind, start).is_some()).count();
+        assert_eq!(admitted, COMPLAINT_KINDS_MAX);
+        assert_eq!(throttles.admit(10_000, start + Duration::from_secs(1)), Some(0), "old kinds make room");
+    }
 
     #[test]
     fn one_line_a_period_is_written_with_the_number_of_those_held_back() {

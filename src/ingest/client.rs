@@ -20,8 +20,7 @@ use rdkafka::types::{RDKafkaRespErr, RDKafkaType};
 use tracing::{debug, error, warn};
 
 use crate::limits::{CLIENTS_ENDING_MAX, KAFKA_LOG_EVERY};
-
-use super::complaints::Complaints;
+use crate::log_throttle::LogThrottles;
 
 // ---- settings -----------------------------------------------------------------------------------------------------------
 
@@ -64,7 +63,7 @@ pub(super) fn client(properties: &ClientConfig, context: Context) -> Result<Clie
 pub(super) struct Context {
     /// Whether complaints are worth a warning. Two clients of the same cluster have the same ones: one is heard.
     heard: bool,
-    complaints: Mutex<Complaints<Box<str>>>,
+    complaints: Mutex<LogThrottles<Box<str>>>,
     /// Of late, the connections to all brokers were lost.
     all_down: AtomicBool,
     /// Of late, a connection was refused.
@@ -73,7 +72,7 @@ pub(super) struct Context {
 
 impl Context {
     pub(super) fn new(heard: bool) -> Self {
-        let complaints = Mutex::new(Complaints::new(KAFKA_LOG_EVERY));
+        let complaints = Mutex::new(LogThrottles::new(KAFKA_LOG_EVERY));
         Self { heard, complaints, all_down: AtomicBool::new(false), refused: AtomicBool::new(false) }
     }
 

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! - Rules: `batcher`, `pace`, `positions`, `continuity`, `progress`, `startup`, `catalogue`, `lag`, `reachability`,
-//!   `complaints`, `ticks`.
+//!   `ticks`.
 //! - Edges: `kafka` and `cluster` (librdkafka; `client` is what both have in common), and the two threads' loops, `reader`
 //!   and `watcher`.
 //! - `metrics`: what is counted.
@@ -24,7 +24,6 @@ mod batcher;
 mod catalogue;
 mod client;
 mod cluster;
-mod complaints;
 mod continuity;
 mod kafka;
 mod lag;

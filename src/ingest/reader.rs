@@ -22,11 +22,11 @@ use crate::limits::{
     INGEST_WAIT, KAFKA_LOG_EVERY, LOOK_WAITED_FOR_MAX, MALFORMED_LOG_EVERY, STANDSTILL_MIN, STRAY_LOOK_EVERY,
     TICK_LOG_EVERY, TURN_AGE_MAX, TURN_RECORDS_MAX,
 };
+use crate::log_throttle::LogThrottles;
 use crate::stream::batch::{Batch, Ends, NextOffset, Origin};
 
 use super::batcher::{Batcher, Fault, Incoming, Taken};
 use super::client::Ending;
-use super::complaints::Complaints;
 use super::continuity::{Continuity, Course, Lost, Notes};
 use super::kafka::{Consumer, FetchFailure, Message};
 use super::lag::{Held, Lag};
@@ -84,11 +84,11 @@ struct Desk {
     publisher: Publisher,
     /// The start waits so long for partitions that can't be read.
     start_wait: Duration,
-    malformed: Complaints<TopicIndex>,
-    tick_times: Complaints<(TopicIndex, TimeFault)>,
-    failed: Complaints<(Option<TopicIndex>, i32)>,
+    malformed: LogThrottles<TopicIndex>,
+    tick_times: LogThrottles<(TopicIndex, TimeFault)>,
+    failed: LogThrottles<(Option<TopicIndex>, i32)>,
     /// Topics whose records make a look worth while: they may have more partitions.
-    strays: Complaints<TopicIndex>,
+    strays: LogThrottles<TopicIndex>,
     /// For the watcher, as soon as it takes them.
     doubts: Option<Doubts>,
     /// When the loop was last seen to turn.
@@ -99,8 +99,8 @@ struct Desk {
     /// Messages wait and the last turn took none of them.
     leaves_messages: bool,
     /// Shards that take no batch, for the log.
-    waited_for: Complaints<ShardIndex>,
-    open_transactions: Complaints<(TopicIndex, i32)>,
+    waited_for: LogThrottles<ShardIndex>,
+    open_transactions: LogThrottles<(TopicIndex, i32)>,
 }
 
 struct FillingSince {
@@ -194,16 +194,16 @@ impl Desk {
             lag_summed: now,
             tally: Tally::default(),
             publisher: Publisher::new(parts.metrics),
-            malformed: Complaints::new(MALFORMED_LOG_EVERY),
-            tick_times: Complaints::new(TICK_LOG_EVERY),
-            failed: Complaints::new(KAFKA_LOG_EVERY),
-            strays: Complaints::new(STRAY_LOOK_EVERY),
+            malformed: LogThrottles::new(MALFORMED_LOG_EVERY),
+            tick_times: LogThrottles::new(TICK_LOG_EVERY),
+            failed: LogThrottles::new(KAFKA_LOG_EVERY),
+            strays: LogThrottles::new(STRAY_LOOK_EVERY),
             doubts: None,
             turned: now,
             held: None,
             leaves_messages: false,
-            waited_for: Complaints::new(KAFKA_LOG_EVERY),
-            open_transactions: Complaints::new(KAFKA_LOG_EVERY),
+            waited_for: LogThrottles::new(KAFKA_LOG_EVERY),
+            open_transactions: LogThrottles::new(KAFKA_LOG_EVERY),
         }
     }
 

@@ -22,6 +22,7 @@ use crate::limits::{
     ENDS_ASKED_MAX, KAFKA_LOG_EVERY, LOOK_EVERY_MIN, LOOK_TIMEOUT, PROBE_EVERY, PROBE_TIMEOUT, QUESTION_TIMEOUT,
     TOPICS_MAX, TOPICS_NAMED_MAX,
 };
+use crate::log_throttle::LogThrottles;
 use crate::outage::{Line, OutageLog};
 use crate::routing::table::{Table, Topic};
 use crate::stream::batch::{Ends, NextOffset};
@@ -29,7 +30,6 @@ use crate::stream::batch::{Ends, NextOffset};
 use super::catalogue::{Catalogue, Seen};
 use super::client::Ending;
 use super::cluster::{BrokerId, Cluster, Partition, Place, failure_of};
-use super::complaints::Complaints;
 use super::metrics::Metrics;
 use super::reachability::{Failure, Reachability, Renewal};
 use super::startup::{Extent, Range, Start};
@@ -161,7 +161,7 @@ pub(super) fn start(cluster: Cluster, settings: Settings) -> io::Result<Watcher>
         refreshed: None,
         started: false,
         first_look: None,
-        complaints: Complaints::new(KAFKA_LOG_EVERY),
+        complaints: LogThrottles::new(KAFKA_LOG_EVERY),
     };
     thread::Builder::new().name("kafka-watcher".into()).spawn(move || {
         let _done = done_in;
@@ -201,13 +201,14 @@ struct Watch {
     started: bool,
     /// When the topics were first seen.
     first_look: Option<Instant>,
-    complaints: Complaints<&'static str>,
+    complaints: LogThrottles<&'static str>,
 }
 
 impl Watch {
     fn run(mut self, stopped: &Receiver<Infallible>) {
         loop {
             let asked = Instant::now();
+            self.status.watcher_pulse.beat(asked);
             if let Err(error) = self.turn(asked) {
                 self.failed(&error, asked);
             }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::clock::Now;
 use crate::exchange::{IngestStatus, ShardStatus};
 use crate::ids::{NodeId, SlotNumber};
-use crate::limits::TURN_AGE_MAX;
+use crate::limits::{TURN_AGE_MAX, WATCHER_TURN_AGE_MAX};
 
 /// A latch per subsystem. Each tells of its own part alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -132,14 +132,18 @@ impl Threads {
         self.shards.iter().map(|shard| shard.clients.load(Ordering::Relaxed)).sum()
     }
 
-    /// The threads whose loop has not turned for [`TURN_AGE_MAX`]. The control thread is not among them: whoever reads
-    /// an answer knows that it turns.
+    /// The threads whose loop has not turned for [`TURN_AGE_MAX`], or [`WATCHER_TURN_AGE_MAX`]. The control thread is not
+    /// among them: an answer shows that it turns.
     #[must_use]
     pub fn stalled(&self, now: Instant) -> Vec<String> {
-        let shards = self.shards.iter().enumerate().map(|(index, shard)| (format!("shard {index}"), &shard.pulse));
-        let ingest = std::iter::once(("ingest".to_owned(), &self.ingest.pulse));
-        let stalled = ingest.chain(shards).filter(|(_, pulse)| pulse.age(now) > TURN_AGE_MAX);
-        stalled.map(|(name, _)| name).collect()
+        let ingest = [
+            ("ingest".to_owned(), &self.ingest.pulse, TURN_AGE_MAX),
+            ("kafka-watcher".to_owned(), &self.ingest.watcher_pulse, WATCHER_TURN_AGE_MAX),
+        ];
+        let shards = self.shards.iter().enumerate();
+        let shards = shards.map(|(index, shard)| (format!("shard {index}"), &shard.pulse, TURN_AGE_MAX));
+        let stalled = ingest.into_iter().chain(shards).filter(|(_, pulse, age_max)| pulse.age(now) > *age_max);
+        stalled.map(|(name, ..)| name).collect()
     }
 
     /// Whether all turn their loops, and the body of `/health`.
@@ -255,6 +259,11 @@ mod tests {
         let (healthy, body) = threads.health(Now { instant: later, unix: UnixMs(0) });
         assert!(!healthy);
         assert_eq!(body, r#"{"status":"stalled","timestamp":"1970-01-01T00:00:00.000Z","stalled":["shard 1"]}"#);
+
+        let later = start.instant + WATCHER_TURN_AGE_MAX + Duration::from_secs(1);
+        threads.ingest.pulse.beat(later);
+        threads.shards.iter().for_each(|shard| shard.pulse.beat(later));
+        assert_eq!(threads.stalled(later), ["kafka-watcher"]);
     }
 
     #[test]
