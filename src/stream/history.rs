@@ -31,7 +31,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use slotmap::SlotMap;
+use slotmap::{SlotMap, SparseSecondaryMap};
 
 pub use self::chains::ChainKey;
 use self::chains::{Chain, LINKED_TOGETHER};
@@ -68,6 +68,8 @@ pub struct History {
     scratch: Vec<u8>,
     /// What partitions lost that no client was told of yet.
     losses: Vec<Loss>,
+    /// The few chains with an event that is too large: it lies below this number.
+    too_large: SparseSecondaryMap<ChainKey, u64>,
     /// Watched chains with an event that is too large, whose watchers were not told yet.
     without_event: Vec<ChainKey>,
     findings: Findings,
@@ -140,6 +142,7 @@ impl History {
             fresh: VecDeque::new(),
             scratch: Vec::new(),
             losses: Vec::new(),
+            too_large: SparseSecondaryMap::new(),
             without_event: Vec::new(),
             findings: Findings::default(),
         }
@@ -258,8 +261,8 @@ impl History {
         let topic = self.entry(at).and_then(|(_, entry)| self.offsets.topic(entry.record.origin.topic)).cloned();
         self.findings.too_large += 1;
         self.findings.too_large_on = topic;
-        let Some(chain) = self.chains.get_mut(key) else { return };
-        chain.without_event = chain.end;
+        let Some(chain) = self.chains.get(key) else { return };
+        self.too_large.insert(key, chain.end);
         if chain.watchers > 0 && self.without_event.last() != Some(&key) {
             self.without_event.push(key);
         }

@@ -18,7 +18,8 @@ new_key_type! {
     pub struct ChainKey;
 }
 
-/// The entries of one assessment that are in the window.
+/// The entries of one assessment that are in the window. Each idle connection may have one of its own: what few chains
+/// have lies elsewhere.
 #[derive(Debug)]
 pub(super) struct Chain {
     pub(super) hash: AssessmentHash,
@@ -33,11 +34,11 @@ pub(super) struct Chain {
     pub(super) fresh: Option<(u64, EntryRef)>,
     /// Connections that hold the chain's key.
     pub(super) watchers: u32,
-    /// Below this number there is an entry that is too large; 0 where there is none.
-    pub(super) without_event: u64,
     /// Where its records may lie; while it is watched.
     pub(super) listed: Listed,
 }
+
+const _: () = assert!(size_of::<Chain>() <= 104);
 
 impl History {
     // ---- watchers ---------------------------------------------------------------------------------------------------
@@ -97,7 +98,6 @@ impl History {
             last: None,
             fresh: None,
             watchers: 0,
-            without_event: 0,
             listed: Listed::default(),
         });
         self.index.insert(&self.chains, key);
@@ -112,6 +112,7 @@ impl History {
         self.index.remove(&self.chains, key);
         self.bytes -= chain_cost(&chain.id);
         self.chains.remove(key);
+        self.too_large.remove(key);
     }
 
     // ---- links ------------------------------------------------------------------------------------------------------
