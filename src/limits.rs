@@ -147,6 +147,13 @@ pub const CLIENTS_ENDING_MAX: usize = 8;
 /// is most likely not the client's fault.
 pub const CLIENT_RENEWAL_PAUSE_MAX: Duration = Duration::from_secs(60);
 
+/// By so much may the clocks of those who write records differ from the brokers', where `min.compaction.lag.ms` decides what
+/// compaction may have removed.
+pub const COMPACTION_CLOCKS_MAX: Duration = Duration::from_secs(5);
+
+/// Topics whose settings are asked for again with a look, by turns: it is not free for the broker.
+pub const SETTINGS_ASKED_MAX: usize = 50;
+
 /// So long does a partition stand behind an open transaction before it is told of: most are committed far sooner.
 pub const OPEN_TRANSACTION_MIN: Duration = Duration::from_secs(5);
 

@@ -143,7 +143,11 @@ impl Batcher {
     /// Compaction may have removed records of a partition before this offset.
     pub(super) fn whole_from(&mut self, from: NextOffset) {
         for outgoing in &mut self.shards {
-            outgoing.whole_from.push(from);
+            // A log that is filled from may have a gap before each record.
+            match outgoing.whole_from.last_mut() {
+                Some(last) if (last.topic, last.partition) == (from.topic, from.partition) => last.offset = from.offset,
+                _ => outgoing.whole_from.push(from),
+            }
         }
     }
 
@@ -211,6 +215,7 @@ impl Batcher {
             || outgoing.offsets_told.len() < positions.all().len()
             || !outgoing.deleted.is_empty()
             || !outgoing.cuts.is_empty()
+            || !outgoing.whole_from.is_empty()
             || outgoing.ends.is_some();
         if unheard || outgoing.is_outdated(positions, now) {
             outgoing.begin(&self.topics, positions);

@@ -16,6 +16,7 @@ use crate::config::{KafkaConfig, client_properties};
 use super::client::{Client, Context, InvalidProperties, client, millis};
 use super::kafka::Queue;
 use super::reachability::Failure;
+use super::retention::Retention;
 
 /// Asks the cluster questions, over connections of its own: so a question neither waits behind a fetch nor, when its
 /// time runs out, takes the fetch's connection down with it.
@@ -211,34 +212,48 @@ impl Cluster {
         Ok(offsets)
     }
 
-    /// Which of these topics are compacted, by their places. A topic whose settings may not be read counts as not compacted.
+    /// What compaction does to these topics, in their order; `None` where the settings of one may not be read. This broker
+    /// is asked, as for the ids.
     ///
     /// # Errors
     /// Where no broker answers within `limit`.
-    pub(super) fn compacted(&self, names: &[&str], limit: Duration) -> Result<Vec<usize>, KafkaError> {
+    pub(super) fn retention(
+        &self,
+        names: &[&str],
+        broker: BrokerId,
+        limit: Duration,
+    ) -> Result<Vec<Option<Retention>>, KafkaError> {
         if names.is_empty() {
             return Ok(Vec::new());
         }
         let asked = names.iter().map(|name| CString::new(*name)).collect::<Result<Vec<_>, _>>()?;
         let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS;
         let topic = sys::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC;
-        // SAFETY: names and resources are copied by the question, and the resources are given back here.
+        let resource = |name: &CString| {
+            // SAFETY: the strings are copied. A value goes with a name that is asked for, and is not sent.
+            unsafe {
+                let resource = sys::rd_kafka_ConfigResource_new(topic, name.as_ptr());
+                for setting in [CLEANUP_POLICY, MIN_COMPACTION_LAG] {
+                    sys::rd_kafka_ConfigResource_set_config(resource, setting.as_ptr(), c"".as_ptr());
+                }
+                resource
+            }
+        };
+        // SAFETY: the resources are copied by the question, and given back here.
         let event = self.ask(operation, limit, |client, options, queue| unsafe {
-            let mut resources: Vec<_> =
-                asked.iter().map(|name| sys::rd_kafka_ConfigResource_new(topic, name.as_ptr())).collect();
+            sys::rd_kafka_AdminOptions_set_broker(options, broker.0, ptr::null_mut(), 0);
+            let mut resources: Vec<_> = asked.iter().map(resource).collect();
             sys::rd_kafka_DescribeConfigs(client, resources.as_mut_ptr(), resources.len(), options, queue);
             sys::rd_kafka_ConfigResource_destroy_array(resources.as_mut_ptr(), resources.len());
         })?;
-        // SAFETY: the event is alive, and of the question that was asked; all that is read belongs to it.
-        let compacted: Vec<String> = unsafe {
+        // SAFETY: the event is alive, and of the question that was asked; all that is read belongs to it. librdkafka gives
+        // the answers the questions' order.
+        unsafe {
             let result = sys::rd_kafka_event_DescribeConfigs_result(event.0.as_ptr());
             let mut count = 0;
             let resources = sys::rd_kafka_DescribeConfigs_result_resources(result, &raw mut count);
-            let compacted = (0..count).map(|place| *resources.add(place)).filter(|&resource| is_compacted(resource));
-            let name = |resource| CStr::from_ptr(sys::rd_kafka_ConfigResource_name(resource)).to_string_lossy();
-            compacted.map(|resource| name(resource).into_owned()).collect()
-        };
-        Ok(compacted.iter().filter_map(|name| names.iter().position(|asked| asked == name)).collect())
+            Ok((0..count).map(|place| retention_in(*resources.add(place))).collect())
+        }
     }
 
     /// A sign of life: asks for one topic's metadata, which is a small answer.
@@ -304,22 +319,34 @@ impl Drop for Event {
     }
 }
 
-/// Whether a topic's settings say that it is compacted.
+const CLEANUP_POLICY: &CStr = c"cleanup.policy";
+const MIN_COMPACTION_LAG: &CStr = c"min.compaction.lag.ms";
+
+/// A topic's settings, as far as they are of compaction.
 ///
 /// # Safety
 /// `resource` must belong to an answer that was not given back.
-unsafe fn is_compacted(resource: *const sys::rd_kafka_ConfigResource_t) -> bool {
-    let mut count = 0;
+unsafe fn retention_in(resource: *const sys::rd_kafka_ConfigResource_t) -> Option<Retention> {
     // SAFETY: as the caller promised; the entries and their strings live as long as the answer.
     unsafe {
+        if sys::rd_kafka_ConfigResource_error(resource) != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return None;
+        }
+        let mut count = 0;
         let entries = sys::rd_kafka_ConfigResource_configs(resource, &raw mut count);
-        (0..count).any(|place| {
-            let entry = *entries.add(place);
-            let (name, value) = (sys::rd_kafka_ConfigEntry_name(entry), sys::rd_kafka_ConfigEntry_value(entry));
-            !value.is_null()
-                && CStr::from_ptr(name) == c"cleanup.policy"
-                && CStr::from_ptr(value).to_string_lossy().contains("compact")
-        })
+        let value = |setting: &CStr| {
+            let named = |&entry: &*const sys::rd_kafka_ConfigEntry_t| {
+                CStr::from_ptr(sys::rd_kafka_ConfigEntry_name(entry)) == setting
+            };
+            let entry = (0..count).map(|place| *entries.add(place)).find(named)?;
+            let value = sys::rd_kafka_ConfigEntry_value(entry);
+            (!value.is_null()).then(|| CStr::from_ptr(value).to_string_lossy().into_owned())
+        };
+        if !value(CLEANUP_POLICY)?.contains("compact") {
+            return Some(Retention::Plain);
+        }
+        let kept_for = value(MIN_COMPACTION_LAG).and_then(|lag| lag.parse().ok()).map(Duration::from_millis);
+        Some(Retention::Compacted { kept_for: kept_for.unwrap_or_default() })
     }
 }
 

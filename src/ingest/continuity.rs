@@ -23,8 +23,6 @@ pub(super) struct Continuity {
     timelines: Vec<EpochTimeline>,
     /// Partitions whose log may not be the one that was read, until the records that are read again tell.
     suspects: HashMap<(TopicIndex, i32), Suspect>,
-    /// Topics whose old records Kafka removes key by key, by index.
-    compacted: Vec<bool>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -51,7 +49,7 @@ pub(super) enum Course {
 pub(super) struct Notes {
     /// It is the first of a leader epoch.
     pub(super) epoch: Option<i32>,
-    /// Before it records may be missing that compaction removed: from it on the log is whole.
+    /// Nothing came of the offsets before it.
     pub(super) is_behind_gap: bool,
 }
 
@@ -83,15 +81,6 @@ pub(super) enum Lost {
 }
 
 impl Continuity {
-    /// Compaction removes records of this topic, or doesn't any more.
-    pub(super) fn set_compacted(&mut self, topic: TopicIndex, is_compacted: bool) {
-        let topic = usize::from(topic.0);
-        if self.compacted.len() <= topic {
-            self.compacted.resize(topic + 1, false);
-        }
-        self.compacted[topic] = is_compacted;
-    }
-
     /// The epoch of the last record before a partition's position.
     pub(super) fn epoch(&self, positions: &Positions, at: &NextOffset) -> Option<i32> {
         self.timelines.get(positions.place(at.topic, at.partition)?)?.before(at.offset)
@@ -125,12 +114,8 @@ impl Continuity {
                 return Course::Replaced(Cut { next, is_below_unknown: true });
             }
         }
-        notes.is_behind_gap = origin.offset > next && self.is_compacted(origin.topic);
+        notes.is_behind_gap = origin.offset > next;
         if notes == Notes::default() { Course::On } else { Course::Noted(notes) }
-    }
-
-    fn is_compacted(&self, topic: TopicIndex) -> bool {
-        self.compacted.get(usize::from(topic.0)).is_some_and(|is| *is)
     }
 
     /// A record below the position.
@@ -255,9 +240,10 @@ mod tests {
         let mut story = Story::default();
         story.positions.set(EVENTS, 0, 0);
         let epoch = |epoch| Course::Noted(Notes { epoch: Some(epoch), ..Notes::default() });
+        let behind_gap = Course::Noted(Notes { is_behind_gap: true, ..Notes::default() });
         let courses =
             [(0, 2), (1, 2), (4, 2), (5, 3), (6, -1), (7, 3)].map(|(offset, epoch)| story.record(offset, epoch));
-        assert_eq!(courses, [epoch(2), Course::On, Course::On, epoch(3), Course::On, Course::On]);
+        assert_eq!(courses, [epoch(2), Course::On, behind_gap, epoch(3), Course::On, Course::On]);
     }
 
     #[test]
@@ -328,14 +314,5 @@ mod tests {
         let mut story = Story::of(&written(0..10, 0));
         assert_eq!((story.record(9, 0), story.record(10, 0)), (Course::Again, Course::On));
         assert_eq!(story.record(10, 1), Course::Replaced(Cut { next: 10, is_below_unknown: true }));
-    }
-
-    #[test]
-    fn where_compaction_removes_records_a_gap_is_noted() {
-        let mut story = Story::of(&written(0..10, 0));
-        assert_eq!(story.record(12, 0), Course::On, "a transaction's marker");
-        story.continuity.set_compacted(EVENTS, true);
-        assert_eq!(story.record(13, 0), Course::On);
-        assert_eq!(story.record(20, 0), Course::Noted(Notes { epoch: None, is_behind_gap: true }));
     }
 }

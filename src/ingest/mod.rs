@@ -10,8 +10,8 @@
 //!                                   \-> positions -> lag
 //! ```
 //!
-//! - Rules: `batcher`, `pace`, `positions`, `continuity`, `progress`, `startup`, `catalogue`, `lag`, `reachability`,
-//!   `ticks`.
+//! - Rules: `batcher`, `pace`, `positions`, `continuity`, `compaction`, `progress`, `startup`, `catalogue`, `retention`,
+//!   `lag`, `reachability`, `ticks`.
 //! - Edges: `kafka` and `cluster` (librdkafka; `client` is what both have in common), and the two threads' loops, `reader`
 //!   and `watcher`.
 //! - `metrics`: what is counted.
@@ -24,6 +24,7 @@ mod batcher;
 mod catalogue;
 mod client;
 mod cluster;
+mod compaction;
 mod continuity;
 mod kafka;
 mod lag;
@@ -33,6 +34,7 @@ mod positions;
 mod progress;
 mod reachability;
 mod reader;
+mod retention;
 mod startup;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -2,6 +2,7 @@
 //! the order of a turn; what a record means is [`super::batcher`]'s, what is to be read [`super::watcher`]'s to find.
 
 mod assignment;
+mod compacted;
 mod missing;
 mod renewal;
 
@@ -27,6 +28,7 @@ use crate::stream::batch::{Batch, Ends, NextOffset, Origin};
 
 use super::batcher::{Batcher, Fault, Incoming, Taken};
 use super::client::Ending;
+use super::compaction::Compaction;
 use super::continuity::{Continuity, Course, Lost, Notes};
 use super::kafka::{Consumer, FetchFailure, Message};
 use super::lag::{Held, Lag};
@@ -70,6 +72,9 @@ struct Desk {
     batcher: Batcher,
     positions: Positions,
     continuity: Continuity,
+    compaction: Compaction,
+    /// How far back the shards remember.
+    window: Duration,
     /// Topics that are not read any more.
     retired: HashSet<TopicIndex>,
     /// Partitions that the pod started without. What first comes of one has the watcher asked where it ends by now: what
@@ -101,6 +106,7 @@ struct Desk {
     /// Shards that take no batch, for the log.
     waited_for: LogThrottles<ShardIndex>,
     open_transactions: LogThrottles<(TopicIndex, i32)>,
+    gaps: LogThrottles<(TopicIndex, i32)>,
 }
 
 struct FillingSince {
@@ -184,6 +190,8 @@ impl Desk {
             status: parts.status,
             positions: Positions::default(),
             continuity: Continuity::default(),
+            compaction: Compaction::default(),
+            window: parts.config.history,
             retired: HashSet::new(),
             missing: HashSet::new(),
             start_wait: parts.config.start_wait,
@@ -204,6 +212,7 @@ impl Desk {
             leaves_messages: false,
             waited_for: LogThrottles::new(KAFKA_LOG_EVERY),
             open_transactions: LogThrottles::new(KAFKA_LOG_EVERY),
+            gaps: LogThrottles::new(KAFKA_LOG_EVERY),
         }
     }
 
@@ -282,13 +291,13 @@ impl Desk {
         let origin = incoming.origin;
         match self.continuity.record(&self.positions, origin, incoming.epoch) {
             Course::On => {}
-            Course::Noted(notes) => self.note(origin, notes),
+            Course::Noted(notes) => self.note(origin, notes, now),
             Course::Again => return Ok(()),
             Course::Replaced(cut) => {
                 self.flush(watcher, now)?;
                 self.lost(origin.topic, origin.partition, Lost::Cut(cut));
                 let epoch = (incoming.epoch >= 0).then_some(incoming.epoch);
-                self.note(origin, Notes { epoch, ..Notes::default() });
+                self.note(origin, Notes { epoch, ..Notes::default() }, now);
             }
         }
         match self.batcher.push(incoming, &self.positions) {
@@ -344,6 +353,9 @@ impl Desk {
         if let Some(cut) = self.continuity.end(&self.positions, topic, partition, offset) {
             self.flush(watcher, now)?;
             self.lost(topic, partition, Lost::Cut(cut));
+        }
+        if self.positions.next(topic, partition).is_some_and(|next| next < offset) {
+            self.gap(NextOffset { topic, partition, offset }, now);
         }
         self.positions.set(topic, partition, offset);
         self.lag.end_seen(topic, partition, offset, &self.positions);
@@ -461,6 +473,7 @@ impl Desk {
             self.progress.ends_are(stable.asked, &stable.ends, &self.positions);
             self.lag.ends_are(&stable.ends, &self.positions);
             self.lag.watermarks_are(stable.asked, &high, &self.positions);
+            self.compaction.ends_are(&self.positions, stable.asked, &stable.ends, &high);
             self.tell_ends(stable);
             self.tell_open_transactions(now);
         }

@@ -32,6 +32,7 @@ use super::client::Ending;
 use super::cluster::{BrokerId, Cluster, Partition, Place, failure_of};
 use super::metrics::Metrics;
 use super::reachability::{Failure, Reachability, Renewal};
+use super::retention::{Asked, Compacted, Retentions};
 use super::startup::{Extent, Range, Start};
 
 /// What is to be read from now on, and what no more.
@@ -43,10 +44,12 @@ pub(super) struct Found {
     pub(super) back: Vec<TopicIndex>,
     /// Topics that were not known, in the order of their indexes.
     pub(super) topics: Vec<Arc<Topic>>,
-    /// Those of them that are compacted.
-    pub(super) compacted: Vec<TopicIndex>,
+    /// Topics that are compacted, as was not known.
+    pub(super) compacted: Vec<Compacted>,
     /// Their partitions, and new ones of known topics.
     pub(super) partitions: Vec<Start>,
+    /// No record that is `recent` by these was written before this; `None` where that is not known.
+    pub(super) since: Option<Instant>,
     /// Partitions that the pod starts without: they have no leader.
     pub(super) missing: Vec<(TopicIndex, i32)>,
     /// What is left of partitions that were out of range.
@@ -60,7 +63,7 @@ pub(super) struct Found {
 impl Found {
     fn is_empty(&self) -> bool {
         let topics = self.retired.is_empty() && self.back.is_empty() && self.topics.is_empty();
-        topics && self.partitions.is_empty() && self.restarts.is_empty()
+        topics && self.partitions.is_empty() && self.restarts.is_empty() && self.compacted.is_empty()
     }
 }
 
@@ -156,6 +159,8 @@ pub(super) fn start(cluster: Cluster, settings: Settings) -> io::Result<Watcher>
         cluster_id: None,
         led: Vec::new(),
         asked_until: 0,
+        retentions: Retentions::default(),
+        is_refusal_told: false,
         out_of_range: HashSet::new(),
         owes_answer: false,
         refreshed: None,
@@ -193,6 +198,9 @@ struct Watch {
     led: Vec<(TopicIndex, i32)>,
     /// The place among them from which on ends are asked for next.
     asked_until: usize,
+    retentions: Retentions,
+    /// It was said that settings may not be read.
+    is_refusal_told: bool,
     /// Partitions that the reader can't go on with before it is told where.
     out_of_range: HashSet<(TopicIndex, i32)>,
     /// The reader waits for the next look.
@@ -241,7 +249,7 @@ impl Watch {
         if due && !self.found.is_full() {
             let (seen, broker) = self.look()?;
             let seen = self.identify(seen, broker);
-            self.refreshed = seen.is_some_and(|seen| self.take_in(&seen)).then_some(now);
+            self.refreshed = seen.is_some_and(|seen| self.take_in(&seen, broker)).then_some(now);
         }
         // Where they are gone, the next probe is to tell, and soon.
         if !self.cluster.are_brokers_gone() {
@@ -355,24 +363,35 @@ impl Watch {
         }
     }
 
-    /// Which of these topics of assessments' events are compacted.
-    fn compacted(&self, topics: &[Arc<Topic>]) -> Vec<TopicIndex> {
+    /// Asks for settings of topics, of which all after the first `known` are new.
+    fn ask_for_retention(&mut self, topics: &[Arc<Topic>], known: usize, broker: BrokerId) -> Asked {
         if !self.config.has_topic_settings {
-            return Vec::new();
+            return Asked::default();
         }
-        let of_assessments: Vec<_> = topics.iter().filter(|topic| topic.market().is_none()).collect();
-        let names: Vec<&str> = of_assessments.iter().map(|topic| &*topic.name).collect();
-        match self.cluster.compacted(&names, PROBE_TIMEOUT) {
-            Ok(places) => places.iter().map(|&place| of_assessments[place].index).collect(),
+        let question = self.retentions.question(topics, known);
+        let names: Vec<&str> = question.topics.iter().map(|topic| &*topic.name).collect();
+        let asked = Instant::now();
+        match self.cluster.retention(&names, broker, PROBE_TIMEOUT) {
+            Ok(answers) => {
+                let topics = answers.iter().filter(|answer| answer.is_none()).count();
+                if topics > 0 && !std::mem::replace(&mut self.is_refusal_told, true) {
+                    warn!(
+                        topics,
+                        "the settings of topics may not be read (DESCRIBE_CONFIGS), so nobody knows whether they are compacted: \
+                         they are taken as not"
+                    );
+                }
+                question.answered(answers, asked)
+            }
             Err(error) => {
-                warn!(%error, topics = names.len(), "can't learn whether the topics are compacted; taking them as not");
-                Vec::new()
+                self.complain("can't learn whether topics are compacted; asking again", 0, Some(&error));
+                Asked::default()
             }
         }
     }
 
     /// Hands what is new to the reader. Whether all is known: else it is looked again at the next turn.
-    fn take_in(&mut self, seen: &[Seen]) -> bool {
+    fn take_in(&mut self, seen: &[Seen], broker: BrokerId) -> bool {
         let initial = !self.started;
         if initial && self.waits_for_leaders(seen) {
             return false;
@@ -382,6 +401,7 @@ impl Watch {
         let known = catalogue.topics().len();
         let changes = catalogue.look(cluster_id, seen);
         self.tell_unread(changes.unread);
+        let since = initial.then(|| Instant::now().checked_sub(self.config.history)).flatten();
         let partitions = match self.starts(initial, &changes.fresh, catalogue.topics()) {
             Ok(partitions) => partitions,
             Err(error) => {
@@ -392,12 +412,14 @@ impl Watch {
         self.out_of_range.retain(|&(topic, _)| catalogue.is_current(topic));
         let restarts = self.restarts(&changes.led, catalogue.topics());
         let topics = catalogue.topics()[known..].to_vec();
-        let compacted = self.compacted(&topics);
+        let asked = self.ask_for_retention(catalogue.topics(), known, broker);
+        let compacted = self.retentions.news(&asked);
         let is_answer = self.owes_answer;
         let missing = if initial { changes.leaderless } else { Vec::new() };
         catalogue.told(&missing);
         let (retired, back) = (changes.retired, changes.back);
-        let found = Found { retired, back, topics, compacted, partitions, missing, restarts, initial, is_answer };
+        let found =
+            Found { retired, back, topics, compacted, partitions, since, missing, restarts, initial, is_answer };
         if initial || is_answer || !found.is_empty() {
             let answered: Vec<_> = found.restarts.iter().map(|(partition, _)| *partition).collect();
             // Full is when the reader has not taken the last: then this is found again. It is gone when all is over.
@@ -408,6 +430,7 @@ impl Watch {
             self.started = true;
             self.owes_answer = false;
         }
+        self.retentions.remember(&asked);
         self.catalogue = catalogue;
         self.led = changes.led;
         !changes.doubtful && self.out_of_range.is_empty()

@@ -137,7 +137,8 @@ pub struct Batch {
     pub cuts: Vec<LogCut>,
     /// Where another leader began to write, of what was read since the shard's last batch.
     pub epochs: Vec<EpochStart>,
-    /// From these offsets on, what was read is whole: compaction may have removed records before them.
+    /// From these offsets on, which may not be read yet, nothing is known to be missing. Before them compaction may have
+    /// removed records that nobody can be sent.
     pub whole_from: Vec<NextOffset>,
     /// The ends of partitions' logs, where the shard wanted to be told of them
     /// ([`crate::exchange::ShardInbox::want_ends`]). They say nothing of the batch's records, nor these of them; all

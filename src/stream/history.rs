@@ -121,7 +121,7 @@ pub struct Loss {
     /// Of which partition.
     pub place: PlaceId,
     /// Where the log goes on that lost its end: it concerns also those who have more than was read here. `None` where
-    /// records were deleted before they were read.
+    /// records were deleted before they were read, or compaction removed them.
     pub cut_at: Option<i64>,
 }
 
@@ -185,7 +185,7 @@ impl History {
     /// Learns of topics and partitions, and where ingest stood at the batch's first record.
     fn take_offsets(&mut self, batch: &Batch, now: Instant) {
         self.offsets.learn(&batch.topics);
-        let deleted = batch.deleted.iter().filter_map(|at| self.offsets.deleted(at));
+        let deleted = batch.deleted.iter().filter_map(|at| self.offsets.missing_below(at));
         self.losses.extend(deleted.map(|place| Loss { place, cut_at: None }));
         batch.cuts.iter().for_each(|cut| self.cut(cut));
         let is_old = |segment: &&Segment| segment.opened + GROWTH_NOTICED_MAX <= now;
@@ -195,7 +195,8 @@ impl History {
         self.losses.extend(begun_late.into_iter().map(|place| Loss { place, cut_at: None }));
         self.offsets.recent_from(&batch.recent);
         batch.epochs.iter().for_each(|start| self.offsets.epoch_starts(start));
-        batch.whole_from.iter().for_each(|from| self.offsets.whole_from(from));
+        let missing = batch.whole_from.iter().filter_map(|from| self.offsets.missing_below(from));
+        self.losses.extend(missing.map(|place| Loss { place, cut_at: None }));
         if self.moved.len() > 2 * self.offsets.all_next().len() {
             self.moved.sort_unstable();
             self.moved.dedup();

@@ -320,8 +320,8 @@ impl Offsets {
         }
     }
 
-    /// What lies between where ingest stood and this offset will never be read. Before it is told to stand there.
-    pub fn deleted(&mut self, at: &NextOffset) -> Option<PlaceId> {
+    /// Records below this offset are missing that were not read: nobody can be sent them.
+    pub fn missing_below(&mut self, at: &NextOffset) -> Option<PlaceId> {
         let place = self.place(at.topic, at.partition)?;
         let low = &mut self.low[place.0 as usize];
         *low = at.offset.max(*low);
@@ -362,14 +362,6 @@ impl Offsets {
             // Ingest tells of a cut first: what it says last is so.
             epochs.clear();
             epochs.note(offset, start.epoch);
-        }
-    }
-
-    /// Records before this offset may be missing.
-    pub fn whole_from(&mut self, from: &NextOffset) {
-        if let Some(place) = self.place(from.topic, from.partition) {
-            let low = &mut self.low[place.0 as usize];
-            *low = from.offset.max(*low);
         }
     }
 

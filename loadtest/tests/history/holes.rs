@@ -1,58 +1,11 @@
-//! Offsets that no record is handed out for: compaction, transactions' markers, and what they aborted.
-
-use std::time::Duration;
+//! Offsets that no record is handed out for: transactions' markers, and what they aborted.
 
 use loadtest::client::WITHIN;
 use loadtest::events::Producer;
-use loadtest::kafka::Kafka;
-use loadtest::pods::World;
 use loadtest::process::eventually;
-use loadtest::redis::Redis;
 
 use crate::away::{comes_back, cursor_at, cursor_of, goes_on, is_reset};
 use crate::{KIND, expect_numbers, no_lag, pod, send, watching, world_of_one};
-
-#[test]
-fn what_compaction_left_fills_the_history() {
-    const SENT: u64 = 300;
-    // The cleaner looks for work each 100 ms, not each 15 s.
-    let kafka = Kafka::start_with(1, &[("log.cleaner.backoff.ms", "100")]);
-    let world = World { kafka, redis: Redis::start() };
-    let topic = KIND.topic();
-    world.kafka.create(topic, 1);
-    let rolls_at_once = ("segment.ms", "1");
-    world.kafka.set(topic, &[rolls_at_once]);
-    let first = pod(&world, "pod-0").start();
-    let mut client = watching(&first);
-    let producer = world.producer();
-    let send_with = |key: &str, number| {
-        producer.send(topic, Some(key), Some(KIND.event("a", number).payload.as_bytes()));
-        producer.flush();
-    };
-    // Of each of ten keys the last record will be kept. The very last one closes the segment before it.
-    (0..SENT).for_each(|number| send_with(&format!("key-{}", number % 10), number));
-    send_with("last", SENT);
-    expect_numbers(&mut client, 0..=SENT);
-    world.kafka.set(topic, &[rolls_at_once, ("cleanup.policy", "compact"), ("min.cleanable.dirty.ratio", "0.01")]);
-    let kept: Vec<i64> = (290..=300).collect();
-    eventually("the log is compacted", Duration::from_secs(60), || {
-        (world.kafka.records(topic, 0) == kept).then_some(())
-    });
-    world.kafka.set(topic, &[("cleanup.policy", "delete")]);
-
-    // The pod's window begins a hundred offsets before the end, in the hole: what was compacted behind that is no loss,
-    // since nobody is told of it any more; what lay before it, this pod can't know.
-    let second = pod(&world, "pod-1").start();
-    no_lag(&second);
-    let mut late = watching(&second);
-    goes_on(&first, &cursor_at(&client, 150), 151..=SENT);
-    goes_on(&second, &cursor_at(&client, 250), 290..=SENT);
-    goes_on(&second, &cursor_at(&client, 200), 290..=SENT);
-    is_reset(&second, &cursor_at(&client, 199), "expired");
-    (SENT + 1..SENT + 20).for_each(|number| send_with("more", number));
-    expect_numbers(&mut late, SENT + 1..SENT + 20);
-    expect_numbers(&mut client, 0..SENT + 20);
-}
 
 #[test]
 fn markers_alone_at_the_end_of_a_quiet_topic_hold_nothing_back() {
@@ -139,39 +92,4 @@ fn open_at_the_start(end: impl Fn(&Producer), expected: impl Iterator<Item = u64
         goes_on(pod, &cursor_at(&client, 17), from(18));
         no_lag(pod);
     }
-}
-
-#[test]
-fn what_compaction_took_behind_a_cursor_is_a_reset_and_the_start_warns_of_it() {
-    let kafka = Kafka::start_with(1, &[("log.cleaner.backoff.ms", "100")]);
-    let world = World { kafka, redis: Redis::start() };
-    world.kafka.create(KIND.topic(), 1);
-    // So that the log is compacted within seconds.
-    let quick = [
-        ("cleanup.policy", "compact"),
-        ("segment.ms", "200"),
-        ("min.cleanable.dirty.ratio", "0.001"),
-        ("min.compaction.lag.ms", "0"),
-    ];
-    world.kafka.set(KIND.topic(), &quick);
-    let first = pod(&world, "pod-0").start();
-    let log = first.log();
-    assert!(log.contains("the topic is compacted"), "{log}");
-    let mut client = watching(&first);
-    let producer = world.producer();
-    send(&producer, 0..6);
-    expect_numbers(&mut client, 0..6);
-    let cursor = cursor_at(&client, 0);
-    goes_on(&first, &cursor, 1..6);
-
-    // Another key's records roll the segment.
-    eventually("only the last of a's events is left", Duration::from_secs(90), || {
-        producer.event(&KIND.event("other", 0));
-        producer.flush();
-        (!world.kafka.records(KIND.topic(), 0).contains(&4)).then_some(())
-    });
-    let second = pod(&world, "pod-1").start();
-    is_reset(&second, &cursor, "expired");
-    goes_on(&second, &cursor_at(&client, 5), []);
-    goes_on(&first, &cursor, 1..6);
 }

@@ -3,6 +3,7 @@
 
 mod away;
 mod cluster;
+mod compaction;
 mod holes;
 mod truncation;
 

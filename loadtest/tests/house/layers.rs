@@ -40,8 +40,10 @@ const EDGES: &[&str] = &[
     "src/ingest/reader.rs",
     "src/ingest/watcher.rs",
     "src/ingest/mod.rs",
-    // Tell the client that `ingest/reader.rs` reads by what to read, and replace it; with them, that file would be too long.
+    // Tell the client that `ingest/reader.rs` reads by what to read, replace it, and note what it left out; with them, that
+    // file would be too long.
     "src/ingest/reader/assignment.rs",
+    "src/ingest/reader/compacted.rs",
     "src/ingest/reader/missing.rs",
     "src/ingest/reader/renewal.rs",
     // Asks the system for what a gateway needs of it, and for what defaults go by.

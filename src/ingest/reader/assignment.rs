@@ -32,21 +32,9 @@ impl Desk {
         if found.initial || !found.topics.is_empty() || !found.partitions.is_empty() {
             self.begin_to_read(found, consumer, now);
         }
+        self.note_compacted(&found.compacted);
         self.publisher.reading(self.positions.all());
         self.held.take_if(|_| found.is_answer);
-    }
-
-    /// Of these topics, records may be missing that were there: which, shows as gaps.
-    fn note_compacted(&mut self, topics: &[TopicIndex]) {
-        for &topic in topics {
-            self.continuity.set_compacted(topic, true);
-            warn!(
-                topic = self.name(Some(topic)),
-                "the topic is compacted (cleanup.policy): of events with one key only the last is kept for sure. Clients that \
-                 come back for events from before a gap are sent a reset; min.compaction.lag.ms above HISTORY_SECONDS keeps \
-                 what the window needs"
-            );
-        }
     }
 
     /// Says so where cursors may become too long to be resumed from.
@@ -83,7 +71,6 @@ impl Desk {
             self.publisher.add_topic(&topic.name);
             self.lag_by_topic.push(0);
         }
-        self.note_compacted(&found.compacted);
         let topics = self.batcher.topics();
         let starts = found.partitions.iter().map(|start| {
             let name = topics.get(usize::from(start.topic.0)).map_or("", |topic| &topic.name);
@@ -97,6 +84,13 @@ impl Desk {
             self.is_assigned(start.topic, start.partition);
             let (topic, partition) = (start.topic, start.partition);
             self.batcher.recent_from(NextOffset { topic, partition, offset: start.recent });
+            if let Some(since) = found.since {
+                self.compaction.younger_from(
+                    &self.positions,
+                    NextOffset { topic, partition, offset: start.recent },
+                    since,
+                );
+            }
             if start.end > start.offset {
                 self.batcher.ended_at(NextOffset { topic, partition, offset: start.end });
             }
@@ -214,13 +208,13 @@ impl Desk {
     }
 
     /// Has the shards told what is new with a record.
-    pub(super) fn note(&mut self, origin: Origin, notes: Notes) {
+    pub(super) fn note(&mut self, origin: Origin, notes: Notes, now: Instant) {
         if let Some(epoch) = notes.epoch {
             self.batcher.epoch_starts(EpochStart { first: origin, epoch });
         }
         if notes.is_behind_gap {
             let Origin { topic, partition, offset } = origin;
-            self.batcher.whole_from(NextOffset { topic, partition, offset });
+            self.gap(NextOffset { topic, partition, offset }, now);
         }
     }
 

@@ -242,6 +242,32 @@ fn who_is_sent_elsewhere_is_told_of_what_was_deleted_before_it_goes() {
 }
 
 #[test]
+fn what_compaction_took_is_told_once_to_those_who_lack_it_and_expires_cursors_from_before_it() {
+    let mut other = world();
+    let (_, there) = other.connect(Some("a"));
+    other.turn([events(&[("a", 70)]), events(&[("a", 95)])]);
+    let [below, above] = <[String; 2]>::try_from(there.texts().split_off(1)).unwrap();
+    let mut world = world();
+    let (_, live) = world.connect(Some("a"));
+    let (_, ahead) = world.come_back(cursor_in(&above));
+    let (_, not_far_ahead) = world.come_back(cursor_in(&below));
+    for socket in [&live, &ahead, &not_far_ahead] {
+        socket.texts();
+    }
+    let mut batch = events(&[("a", 40)]);
+    batch.whole_from.push(NextOffset { topic: EVENTS, partition: 0, offset: 90 });
+    world.turn([batch]);
+    let resets = |socket: &Scripted| socket.texts().iter().filter(|text| text.contains("expired")).count();
+    assert_eq!([&live, &ahead, &not_far_ahead].map(resets), [1, 0, 1]);
+    let (_, late) = world.come_back(cursor_in(&below));
+    assert_eq!(resets(&late), 1, "its pod may have had them, and this one does not");
+    world.turn([events(&[("a", 89), ("a", 94), ("a", 96)])]);
+    assert_eq!([&live, &ahead].map(Scripted::numbers), [vec![89, 94, 96], vec![96]]);
+    let (_, back) = world.come_back(cursor_in(&above));
+    assert_eq!(back.numbers(), [96]);
+}
+
+#[test]
 fn a_partition_whose_first_records_were_deleted_before_it_was_met_tells_those_whom_it_concerns() {
     let mut world = World::new();
     let (_, live) = world.connect(Some("a"));

@@ -76,11 +76,11 @@ impl History {
         cover.is_passed(|place| self.offsets.next(place))
     }
 
-    /// Whether a client's cursor says that it has all below where ingest stands at a place.
+    /// Whether a client's cursor says that it has all that is missing at a place.
     pub fn is_ahead(&self, cover: &mut Cover, place: PlaceId) -> bool {
         // The place may be new here, and known to the cursor.
         cover.follow(&self.offsets);
-        cover.reaches(place, self.offsets.next(place))
+        cover.reaches(place, self.offsets.low(place))
     }
 
     /// Whether what a client's cursor covers lies past one of the ends; `None` where they are of other partitions.

@@ -86,7 +86,7 @@ impl Offsets {
     }
 
     /// From where on the window is whole at a place.
-    fn low(&self, place: PlaceId) -> i64 {
+    pub(in crate::stream) fn low(&self, place: PlaceId) -> i64 {
         self.low[place.0 as usize]
     }
 }

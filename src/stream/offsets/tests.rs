@@ -53,7 +53,7 @@ impl Story {
     }
 
     fn delete_until(&mut self, topic: TopicIndex, partition: i32, offset: i64) {
-        self.offsets.deleted(&NextOffset { topic, partition, offset });
+        self.offsets.missing_below(&NextOffset { topic, partition, offset });
         self.tell(&[(topic, partition, offset)]);
     }
 

@@ -1,0 +1,304 @@
+//! Gaps in a partition's offsets, and which of them compaction may have made. A rule on offsets and times: what a topic's
+//! settings are is [`super::watcher`]'s to find, who is told of a loss [`super::reader`]'s.
+//!
+//! Markers of transactions leave gaps, too, and a reader can't tell them from records that compaction removed. So:
+//!
+//! - A gap on a topic that is not compacted means nothing.
+//! - On a compacted topic a gap counts as lost records, unless all that was ever in it was written less than
+//!   `min.compaction.lag.ms` ago: compaction leaves such records alone.
+//! - From a gap that counts, cursors from before it are expired, and clients that are connected are sent a reset. A pod that
+//!   has read the records before compaction removed them sees no gap, and resumes those cursors whole.
+//!
+//! So every answer is whole or a reset, on every pod. Where `min.compaction.lag.ms` is above `HISTORY_SECONDS`, no gap in the
+//! window counts, and all pods give the same answer.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crate::ids::TopicIndex;
+use crate::limits::COMPACTION_CLOCKS_MAX;
+use crate::stream::batch::NextOffset;
+
+use super::positions::Positions;
+
+/// What is known of compacted topics, and of how young the partitions' records are.
+#[derive(Debug, Default)]
+pub(super) struct Compaction {
+    /// Compacted topics, each with its `min.compaction.lag.ms`. One that was compacted once stays here: what was removed
+    /// then is still missing.
+    kept_for: HashMap<TopicIndex, Duration>,
+    /// By the partition's place in [`Positions`].
+    entries: Vec<Entry>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Entry {
+    /// The last such that the position has reached.
+    young: Option<Young>,
+    /// The first that it has not.
+    next_young: Option<Young>,
+    /// The partition's end for committed transactions, as it was last told.
+    end: i64,
+    /// From here on nothing is known to be missing: clients were told of what lies below.
+    whole_from: i64,
+    /// The last gap of a topic that was not compacted then, as far as was known.
+    unjudged: Option<Gap>,
+}
+
+/// Records from this offset on were written after this time.
+#[derive(Debug, Clone, Copy)]
+struct Young {
+    from: i64,
+    after: Instant,
+}
+
+/// Offsets that nothing came of.
+#[derive(Debug, Clone, Copy)]
+struct Gap {
+    /// Behind it.
+    end: i64,
+    met: Instant,
+    /// All that was in it was younger than this; `None` where that is not known.
+    younger_than: Option<Duration>,
+}
+
+impl Compaction {
+    /// The topic is compacted, and keeps records for this time at least. It was not yet at `unchanged`, if it was ever
+    /// asked before. Returns from where on each partition is whole that had a gap since.
+    pub(super) fn is_compacted(
+        &mut self,
+        positions: &Positions,
+        topic: TopicIndex,
+        kept_for: Duration,
+        unchanged: Option<Instant>,
+    ) -> Vec<NextOffset> {
+        self.kept_for.insert(topic, kept_for);
+        let counts = |gap: &Gap| unchanged.is_none_or(|unchanged| gap.met >= unchanged) && gap.counts(kept_for);
+        let whole_from = |at: NextOffset| {
+            let entry = self.entries.get_mut(positions.place(at.topic, at.partition)?)?;
+            let gap = entry.unjudged.take().filter(counts)?;
+            entry.whole_from = gap.end;
+            Some(NextOffset { offset: gap.end, ..at })
+        };
+        positions.of(topic).filter_map(whole_from).collect()
+    }
+
+    /// A partition was asked where it ends, at `asked` or later: what is written behind that is younger.
+    pub(super) fn ends_are(
+        &mut self,
+        positions: &Positions,
+        asked: Instant,
+        stable: &[NextOffset],
+        high: &[NextOffset],
+    ) {
+        for end in stable {
+            if let Some((entry, _)) = self.entry(positions, end) {
+                entry.end = end.offset;
+            }
+        }
+        // Not the stable ones: what an open transaction holds back was written long ago.
+        for end in high {
+            self.younger_from(positions, *end, asked);
+        }
+    }
+
+    /// Records of a partition from this offset on were written after this time.
+    pub(super) fn younger_from(&mut self, positions: &Positions, from: NextOffset, after: Instant) {
+        let Some((entry, position)) = self.entry(positions, &from) else { return };
+        entry.advance(position);
+        let young = Young { from: from.offset, after };
+        match young.from <= position {
+            true => entry.young = Some(young),
+            false => entry.next_young = entry.next_young.or(Some(young)),
+        }
+    }
+
+    /// Nothing came between a partition's position and `end`, where it goes on. Where records may be missing that clients
+    /// were not told of, this is the offset from which on it is whole. `is_watched` is whether there may be clients: then
+    /// that is where the partition ended when it was last asked, so that they are told once of what one compaction removed.
+    pub(super) fn gap(
+        &mut self,
+        positions: &Positions,
+        end: NextOffset,
+        is_watched: bool,
+        now: Instant,
+    ) -> Option<i64> {
+        let kept_for = self.kept_for.get(&end.topic).copied();
+        let (entry, position) = self.entry(positions, &end)?;
+        entry.advance(position);
+        let younger_than = entry.young.map(|young| now.saturating_duration_since(young.after));
+        let gap = Gap { end: end.offset, met: now, younger_than };
+        let Some(kept_for) = kept_for else {
+            entry.unjudged = Some(gap);
+            return None;
+        };
+        if !gap.counts(kept_for) || gap.end <= entry.whole_from {
+            return None;
+        }
+        entry.whole_from = if is_watched { gap.end.max(entry.end) } else { gap.end };
+        Some(entry.whole_from)
+    }
+
+    /// What is known of a partition, with its position.
+    fn entry(&mut self, positions: &Positions, at: &NextOffset) -> Option<(&mut Entry, i64)> {
+        let place = positions.place(at.topic, at.partition)?;
+        if self.entries.len() <= place {
+            self.entries.resize(positions.all().len(), Entry::default());
+        }
+        Some((&mut self.entries[place], positions.all()[place].offset))
+    }
+}
+
+impl Entry {
+    fn advance(&mut self, position: i64) {
+        if let Some(young) = self.next_young.take_if(|young| young.from <= position) {
+            self.young = Some(young);
+        }
+    }
+}
+
+impl Gap {
+    /// Whether compaction may have made it, where it leaves records alone for this time.
+    fn counts(&self, kept_for: Duration) -> bool {
+        self.younger_than.is_none_or(|age| age + COMPACTION_CLOCKS_MAX > kept_for)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVENTS: TopicIndex = TopicIndex(0);
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    /// One partition.
+    struct Story {
+        compaction: Compaction,
+        positions: Positions,
+        start: Instant,
+    }
+
+    fn at(offset: i64) -> NextOffset {
+        NextOffset { topic: EVENTS, partition: 0, offset }
+    }
+
+    impl Story {
+        fn read_to(next: i64) -> Self {
+            let mut positions = Positions::default();
+            positions.set(EVENTS, 0, next);
+            Self { compaction: Compaction::default(), positions, start: Instant::now() }
+        }
+
+        fn compacted(mut self, kept_for: Duration) -> Self {
+            assert_eq!(self.compaction.is_compacted(&self.positions, EVENTS, kept_for, None), []);
+            self
+        }
+
+        fn now(&self, seconds: u64) -> Instant {
+            self.start + Duration::from_secs(seconds)
+        }
+
+        /// The partition ends here.
+        fn end(&mut self, seconds: u64, stable: i64, high: i64) {
+            let asked = self.now(seconds);
+            self.compaction.ends_are(&self.positions, asked, &[at(stable)], &[at(high)]);
+        }
+
+        /// The record at an offset is read next.
+        fn record(&mut self, seconds: u64, offset: i64, is_watched: bool) -> Option<i64> {
+            let now = self.now(seconds);
+            let is_gap = self.positions.next(EVENTS, 0).unwrap() < offset;
+            let gap = is_gap.then(|| self.compaction.gap(&self.positions, at(offset), is_watched, now)).flatten();
+            self.positions.set(EVENTS, 0, offset + 1);
+            gap
+        }
+    }
+
+    #[test]
+    fn on_a_topic_that_is_not_compacted_a_gap_means_nothing() {
+        let mut story = Story::read_to(10);
+        story.end(0, 10, 10);
+        assert_eq!(story.record(1, 12, true), None);
+        assert_eq!(story.record(2, 90, true), None);
+    }
+
+    #[test]
+    fn a_gap_counts_where_compaction_may_be_as_fast_as_the_reader() {
+        let mut story = Story::read_to(10).compacted(Duration::ZERO);
+        story.end(0, 10, 10);
+        assert_eq!(story.record(1, 10, false), None, "no gap");
+        assert_eq!(story.record(1, 12, false), Some(12));
+        assert_eq!(story.record(1, 13, false), None);
+        assert_eq!(story.record(1, 15, false), Some(15));
+    }
+
+    #[test]
+    fn clients_are_told_once_of_what_lay_there_when_the_end_was_last_asked() {
+        let mut story = Story::read_to(10).compacted(Duration::ZERO);
+        story.end(0, 100, 100);
+        assert_eq!(story.record(1, 12, true), Some(100));
+        assert_eq!(story.record(1, 50, true), None, "they were told");
+        assert_eq!(story.record(1, 99, true), None);
+        assert_eq!(story.record(1, 101, true), Some(101), "another one");
+    }
+
+    #[test]
+    fn a_gap_that_is_younger_than_compaction_begins_to_act_is_a_transactions_marker() {
+        let mut story = Story::read_to(10).compacted(MINUTE);
+        story.end(0, 10, 10);
+        assert_eq!(story.record(50, 12, true), None, "written since");
+        assert_eq!(story.record(58, 14, true), Some(14), "by clocks that differ it may be older");
+        story.end(59, 15, 15);
+        assert_eq!(story.record(100, 17, true), None);
+    }
+
+    #[test]
+    fn a_reader_that_lags_goes_by_an_end_that_it_has_reached() {
+        let mut story = Story::read_to(10).compacted(MINUTE);
+        story.end(0, 20, 20);
+        story.end(100, 30, 30);
+        assert_eq!(story.record(100, 12, true), Some(30), "nothing is known of what came before the first end");
+        assert_eq!((story.record(100, 19, true), story.record(100, 20, true)), (None, None));
+        assert_eq!(story.record(100, 40, true), Some(40), "of the time between the two ends");
+        story.end(101, 41, 41);
+        assert_eq!(story.record(130, 43, true), None);
+    }
+
+    #[test]
+    fn what_an_open_transaction_held_back_is_as_old_as_it_is() {
+        let mut story = Story::read_to(10).compacted(MINUTE);
+        story.end(0, 10, 10);
+        story.end(100, 10, 50);
+        assert_eq!(story.record(101, 12, true), Some(12), "the last stable offset says nothing of its age");
+    }
+
+    #[test]
+    fn the_window_of_a_start_is_younger_than_its_time() {
+        let mut story = Story::read_to(10).compacted(10 * MINUTE);
+        story.compaction.younger_from(&story.positions, at(20), story.now(0));
+        assert_eq!(story.record(5, 15, false), Some(15), "before the window");
+        assert_eq!((story.record(5, 19, false), story.record(5, 25, false)), (Some(19), None));
+    }
+
+    #[test]
+    fn a_topic_that_is_compacted_later_counts_the_gaps_since_it_was_not() {
+        let gap = |met| {
+            let mut story = Story::read_to(10);
+            assert_eq!(story.record(met, 20, true), None);
+            story
+        };
+        let later = |mut story: Story, unchanged| {
+            let unchanged = story.now(unchanged);
+            story.compaction.is_compacted(&story.positions, EVENTS, Duration::ZERO, Some(unchanged))
+        };
+        assert_eq!(later(gap(5), 10), [], "a marker");
+        assert_eq!(later(gap(15), 10), [at(20)]);
+        let mut known = gap(15);
+        assert_eq!(known.compaction.is_compacted(&known.positions, EVENTS, Duration::ZERO, None), [at(20)]);
+        assert_eq!(known.compaction.is_compacted(&known.positions, EVENTS, MINUTE, None), [], "once");
+        let mut young = Story::read_to(10);
+        young.end(0, 10, 10);
+        young.record(5, 12, true);
+        assert_eq!(young.compaction.is_compacted(&young.positions, EVENTS, MINUTE, None), [], "it was too young");
+    }
+}
