@@ -22,6 +22,7 @@ use crate::limits::{HANDOFF_CHANNEL_DEPTH, LOOK_AGE_MAX};
 use crate::protocol::auth::Grant;
 use crate::protocol::head::Upgrade;
 use crate::routing::placement::{Pod, View};
+use crate::routing::table::Table;
 use crate::stream::batch::Batch;
 
 // ---- to a shard -----------------------------------------------------------------------------------------------------
@@ -209,6 +210,10 @@ impl Standing {
 
 /// The newest [`Standing`], read without a lock.
 pub type PublishedStanding = Arc<ArcSwap<Standing>>;
+
+/// The routes in force. The control thread replaces them whole; ingest goes by the newest from its next look at the topics
+/// on, and tells the shards what that changes, in the order of the records.
+pub type PublishedRoutes = Arc<ArcSwap<Table>>;
 
 /// Asks discovery for a look at Redis, from any thread. It keeps one wish until it is seen to, however many wish: one look
 /// is for all of them. The standing tells when it is done.

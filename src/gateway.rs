@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tokio::runtime;
@@ -27,7 +28,7 @@ use self::listeners::{ListenError, Listeners};
 use self::machine::{Cores, IoUringForbidden};
 use crate::config::{Config, InvalidConfig};
 use crate::discovery::{self, Cluster, Intent, Membership};
-use crate::exchange::{HttpRequest, LookWish, PublishedStanding, ShardDoor, ShardInbox, shard_door};
+use crate::exchange::{HttpRequest, LookWish, PublishedRoutes, PublishedStanding, ShardDoor, ShardInbox, shard_door};
 use crate::ids::ShardIndex;
 use crate::limits::{HTTP_CHANNEL_DEPTH, THREADS_END_MAX};
 use crate::operations::http;
@@ -93,7 +94,7 @@ pub fn run(config: Config, membership: Membership, process: &Process) -> Result<
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
     process.log.register(&mut registry);
-    let mut exchange = Exchange::new(config.shard.shards);
+    let mut exchange = Exchange::new(config.shard.shards, config.routes.clone());
     let (http_door, http_requests) = mpsc::channel(HTTP_CHANNEL_DEPTH);
     let mut threads = exchange.spawn_shards(&config, &metrics, listeners.shards, &cores, http_door)?;
     threads.push(exchange.spawn_ingest(&config, &metrics, &cores)?);
@@ -138,7 +139,7 @@ fn connect(
         intent,
         cluster: cluster_seen,
         readiness,
-        routes: config.routes.clone(),
+        routes: exchange.routes,
         drain: config.drain,
         started,
         said_ready: false,
@@ -198,6 +199,7 @@ impl Metrics {
 /// What the threads meet in.
 struct Exchange {
     standing: PublishedStanding,
+    routes: PublishedRoutes,
     look: LookWish,
     doors: Vec<ShardDoor>,
     inboxes: Vec<ShardInbox>,
@@ -205,10 +207,17 @@ struct Exchange {
 }
 
 impl Exchange {
-    fn new(shards: u16) -> Self {
+    fn new(shards: u16, routes: Table) -> Self {
         let (doors, inboxes) = (0..shards).map(|_| shard_door()).unzip();
         let threads = Threads { ingest: Arc::default(), shards: (0..shards).map(|_| Arc::default()).collect() };
-        Self { standing: PublishedStanding::default(), look: LookWish::default(), doors, inboxes, threads }
+        Self {
+            standing: PublishedStanding::default(),
+            routes: Arc::new(ArcSwap::from_pointee(routes)),
+            look: LookWish::default(),
+            doors,
+            inboxes,
+            threads,
+        }
     }
 
     fn spawn_shards(
@@ -256,7 +265,7 @@ impl Exchange {
     fn spawn_ingest(&self, config: &Config, metrics: &Metrics, cores: &Cores) -> Result<JoinHandle<()>, GatewayError> {
         let parts = ingest::Parts {
             config: config.kafka.clone(),
-            routes: config.routes.clone(),
+            routes: Arc::clone(&self.routes),
             shards: self.doors.clone(),
             standing: Arc::clone(&self.standing),
             place_anywhere: config.shard.place_anywhere,

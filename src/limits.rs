@@ -86,6 +86,10 @@ pub const GATHER_RECORDS_MAX: usize = 64;
 /// default: what producers placed by the new number is younger.
 pub const GROWTH_NOTICED_MAX: Duration = Duration::from_secs(30);
 
+/// Routes that a topic had before its last one and that a shard keeps, while its window may have records that were read by
+/// them. Where the routes change more often, the oldest of these records become the messages of the next route.
+pub const MAPPINGS_KEPT: usize = 16;
+
 /// How often a shard that gets no records is told how far ingest has read: so old may a quiet client's cursor be. It
 /// costs a small batch a shard.
 pub const STARTS_TOLD_EVERY: Duration = Duration::from_secs(1);

@@ -16,6 +16,7 @@ use shardgate::discovery::Membership;
 use shardgate::gateway::{self, Process, machine};
 use shardgate::operations::log::Log;
 use shardgate::routing::table::Table;
+use shardgate::shutdown::signals;
 use tracing::warn;
 
 /// A WebSocket fan-out gateway: Kafka in, many thousands of clients a pod out.
@@ -68,6 +69,9 @@ struct TokenArguments {
 
 fn main() -> ExitCode {
     let command = command_line();
+    if matches!(command, Command::Serve(_) | Command::Demo(_)) {
+        signals::hold_hang_ups();
+    }
     let log = match Log::start() {
         Ok(log) => log,
         Err(error) => {

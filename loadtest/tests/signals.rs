@@ -15,6 +15,8 @@ fn a_quit_drains_a_pod_and_a_second_one_ends_it_at_once() {
     let world = World::without_topics();
     let mut pod = world.pod("pod-0").set("DRAIN_DELAY_MS", "60000").start();
     let client = pod.client("a");
+    let counts_it = || (pod.metrics().sum("websocket_connections_total") == 1.0).then_some(());
+    eventually("the client is counted", WITHIN, counts_it);
     pod.signal(Signal::Quit);
     eventually("it drains", WITHIN, || (pod.get("/ready").json()["draining"] == true).then_some(()));
     // What ends nothing at other times ends nothing now.
@@ -52,7 +54,7 @@ fn a_hang_up_reads_the_routes_anew_and_what_is_wrong_with_them_changes_nothing()
     assert!(fault.contains("line ") && fault.contains("everyone"), "{fault}");
     dir.file("routes.toml", &built_in.replacen("type = \"market_price\"", "type = \"price\"", 1));
     pod.signal(Signal::Hup);
-    awaits_line(&pod, "they take effect when this pod is restarted");
+    awaits_line(&pod, "the new routes are in force");
 
     pod.signal(Signal::Pipe);
     client.send(r#"{"type":"ping"}"#);

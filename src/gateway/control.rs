@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 use super::Process;
 use crate::config::{DrainConfig, InvalidConfig};
 use crate::discovery::{Cluster, Intent};
-use crate::exchange::{PublishedStanding, ShardDoor, Sight, Standing};
+use crate::exchange::{PublishedRoutes, PublishedStanding, ShardDoor, Sight, Standing};
 use crate::operations::readiness::{Readiness, Threads};
 use crate::routing::table::Table;
 use crate::shutdown::phases;
@@ -41,8 +41,8 @@ pub(super) struct Control {
     pub(super) cluster: watch::Receiver<Cluster>,
     /// What the pages tell.
     pub(super) readiness: watch::Sender<Readiness>,
-    /// The routes that are in force.
-    pub(super) routes: Table,
+    /// What ingest reads by.
+    pub(super) routes: PublishedRoutes,
     /// How the pod stops.
     pub(super) drain: DrainConfig,
     /// When the process began, for the log.
@@ -85,7 +85,7 @@ impl Control {
             tokio::select! {
                 asked = signals.next() => match asked {
                     Asked::End(signal) => break self.begin_to_drain(signal),
-                    Asked::Reload => self.compare_routes((process.read_routes)()),
+                    Asked::Reload => self.go_by_routes((process.read_routes)()),
                 },
                 // Its sender lives as long as discovery, which ends after this loop.
                 Ok(()) = self.cluster.changed() => {}
@@ -105,19 +105,20 @@ impl Control {
         self.publish(|standing| standing.ended = true);
     }
 
-    /// Says what reading the routes anew came to. A pod goes on by the routes that it started with: what it has read of a
-    /// topic, and each cursor that it gave, goes by them.
-    fn compare_routes(&self, read: Result<Table, InvalidConfig>) {
+    /// Goes by the routes that were read anew, unless they are faulty or the same.
+    fn go_by_routes(&self, read: Result<Table, InvalidConfig>) {
         match read {
             Err(faults) => {
                 error!(faults = faults.0.join("; "), "SIGHUP: the routes can't be used; those in force stay")
             }
-            Ok(routes) if routes == self.routes => info!("SIGHUP: the routes are the same"),
-            Ok(routes) => warn!(
-                routes = routes.routes.len(),
-                in_force = self.routes.routes.len(),
-                "SIGHUP: the routes have changed and are good; they take effect when this pod is restarted"
-            ),
+            Ok(routes) if routes == **self.routes.load() => info!("SIGHUP: the routes are the same"),
+            Ok(routes) => {
+                info!(
+                    routes = routes.routes.len(),
+                    "SIGHUP: the routes have changed; the next look at the topics goes by them"
+                );
+                self.routes.store(Arc::new(routes));
+            }
         }
     }
 
@@ -222,6 +223,8 @@ mod tests {
     use std::sync::atomic::AtomicBool;
     use std::task::{Wake, Waker};
 
+    use arc_swap::ArcSwap;
+
     use super::*;
     use crate::exchange::{ShardInbox, shard_door};
     use crate::ids::{AssessmentHash, NodeId, SlotNumber};
@@ -248,7 +251,7 @@ mod tests {
             intent,
             cluster: cluster_seen,
             readiness,
-            routes: Table::built_in(),
+            routes: PublishedRoutes::new(ArcSwap::from_pointee(Table::built_in())),
             drain: DrainConfig { delay: Duration::ZERO, over: Duration::ZERO },
             started: Instant::now(),
             said_ready: false,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::clock::Now;
-use crate::ids::{AssessmentHash, AssessmentId, ShardIndex};
+use crate::ids::{AssessmentHash, AssessmentId, ShardIndex, TopicIndex};
 use crate::limits::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, STARTS_TOLD_EVERY};
 use crate::routing::mapping::{Malformed, assessment_of, check_object};
 use crate::routing::placement::shard_of;
@@ -72,7 +72,9 @@ struct Outgoing {
     batch: Batch,
     /// Whether the batch was begun: its topics and starts are written.
     begun: bool,
-    topics_told: usize,
+    /// To be told with the next batch.
+    dropped: Vec<TopicIndex>,
+    topics: Vec<Arc<Topic>>,
     /// The offset last told, by the partition's place in [`Positions`].
     offsets_told: Vec<i64>,
     /// When it was last looked whether these are still so.
@@ -113,7 +115,26 @@ impl Batcher {
     /// Makes a topic known, before its first record. Topics come in the order of their indexes.
     pub(super) fn add_topic(&mut self, topic: Arc<Topic>) {
         debug_assert_eq!(usize::from(topic.index.0), self.topics.len());
+        self.shards.iter_mut().for_each(|outgoing| outgoing.topics.push(Arc::clone(&topic)));
         self.topics.push(topic);
+    }
+
+    /// The records of a known topic become other messages from now on. While no batch is begun.
+    pub(super) fn remap(&mut self, topic: Arc<Topic>) {
+        let Some(known) = self.topics.get_mut(usize::from(topic.index.0)) else { return };
+        for outgoing in &mut self.shards {
+            debug_assert!(!outgoing.begun);
+            outgoing.topics.push(Arc::clone(&topic));
+        }
+        *known = topic;
+    }
+
+    /// No route takes a topic any more as it did. While no batch is begun.
+    pub(super) fn dropped(&mut self, topic: TopicIndex) {
+        for outgoing in &mut self.shards {
+            debug_assert!(!outgoing.begun);
+            outgoing.dropped.push(topic);
+        }
     }
 
     /// What was to be read next of a partition was deleted; `next` is where reading goes on. While no batch is begun:
@@ -211,14 +232,15 @@ impl Batcher {
     /// wants; and once in [`STARTS_TOLD_EVERY`], offsets that changed without a record for it.
     pub(super) fn take(&mut self, shard: ShardIndex, positions: &Positions, now: Instant) -> Option<Batch> {
         let outgoing = self.shards.get_mut(usize::from(shard.0))?;
-        let unheard = outgoing.topics_told < self.topics.len()
+        let unheard = !outgoing.topics.is_empty()
+            || !outgoing.dropped.is_empty()
             || outgoing.offsets_told.len() < positions.all().len()
             || !outgoing.deleted.is_empty()
             || !outgoing.cuts.is_empty()
             || !outgoing.whole_from.is_empty()
             || outgoing.ends.is_some();
         if unheard || outgoing.is_outdated(positions, now) {
-            outgoing.begin(&self.topics, positions);
+            outgoing.begin(positions);
         }
         if outgoing.begun {
             outgoing.told = Some(now);
@@ -231,7 +253,7 @@ impl Batcher {
         let shards = u16::try_from(self.shards.len()).unwrap_or(u16::MAX);
         let shard = shard_of(hash, shards);
         let outgoing = &mut self.shards[usize::from(shard.0)];
-        let batch = outgoing.begin(&self.topics, positions);
+        let batch = outgoing.begin(positions);
         let payload_span = batch.push_bytes(payload);
         let id = match within(payload, id.as_bytes()) {
             Some(start) => Span { start: payload_span.start + start, len: byte_count(id.len()) },
@@ -245,7 +267,7 @@ impl Batcher {
 
     fn push_tick(&mut self, origin: Origin, (made, age_ms): (TickTime, u32), payload: &[u8], positions: &Positions) {
         for (shard, outgoing) in (0u16..).map(ShardIndex).zip(&mut self.shards) {
-            let batch = outgoing.begin(&self.topics, positions);
+            let batch = outgoing.begin(positions);
             let payload = batch.push_bytes(payload);
             batch.ticks.push(Tick { origin, made, age_ms, payload });
             if outgoing.has_reached_a_limit() && !self.full.contains(&shard) {
@@ -257,14 +279,14 @@ impl Batcher {
 
 impl Outgoing {
     /// The batch, with the topics and the offsets that changed since the shard's last one at its head.
-    fn begin(&mut self, topics: &[Arc<Topic>], positions: &Positions) -> &mut Batch {
+    fn begin(&mut self, positions: &Positions) -> &mut Batch {
         if !self.begun {
             self.begun = true;
             self.batch.deleted = std::mem::take(&mut self.deleted);
             self.batch.cuts = std::mem::take(&mut self.cuts);
             self.batch.recent = std::mem::take(&mut self.recent);
-            self.batch.topics.extend_from_slice(&topics[self.topics_told..]);
-            self.topics_told = topics.len();
+            self.batch.dropped = std::mem::take(&mut self.dropped);
+            self.batch.topics = std::mem::take(&mut self.topics);
             self.offsets_told.resize(positions.all().len(), i64::MIN);
             for (at, told) in positions.all().iter().zip(&mut self.offsets_told) {
                 if at.offset != *told {

@@ -2,6 +2,16 @@
 //! from one that was made anew under its name by its fingerprint; one that comes anew gets an index of its own, so that
 //! nobody takes its offsets for the old one's. It asks nobody: what a look saw is [`super::watcher`]'s to find.
 //!
+//! It owns the routes, too. Where they change, the next look goes through all topics:
+//!
+//! ```text
+//!   the new routes read the topic...         it is
+//!   as before, to the same messages          left alone
+//!   as before, to other messages             remapped: its index stays, and so does all that is known of it
+//!   not at all                               dropped
+//!   as another scope, assessment or placing  dropped, and met anew: from its end, since nobody was sent it so before
+//! ```
+//!
 //! One thing a look can't mend: librdkafka goes on at the old offset where the new log is longer than the old one was
 //! by the time that it asks. What it hands out so before the next look comes twice. Where the pod runs, the log would
 //! have to outgrow the old one in a tenth of a second; one that was paused looks first ([`super::reader`]). Left is one
@@ -28,7 +38,9 @@ pub(super) struct Seen {
 /// The topics that are read, and those that were.
 #[derive(Debug, Clone)]
 pub(super) struct Catalogue {
-    routes: Table,
+    routes: Arc<Table>,
+    /// The routes of the last look, where they were others.
+    before: Option<Arc<Table>>,
     /// By [`TopicIndex`], those of the past included.
     topics: Vec<Arc<Topic>>,
     entries: HashMap<Box<str>, Entry>,
@@ -66,8 +78,16 @@ pub(super) struct Changes {
     pub(super) retired: Vec<TopicIndex>,
     /// Topics that were thought to be deleted, and are there: read on.
     pub(super) back: Vec<TopicIndex>,
-    /// How many of the topics, the last ones, are new.
-    pub(super) met: usize,
+    /// Whether the routes are others than at the last look.
+    pub(super) by_routes: bool,
+    /// Topics that no route takes any more, or another one takes otherwise: nothing of them is sent any more.
+    pub(super) dropped: Vec<TopicIndex>,
+    /// Topics whose records become other messages.
+    pub(super) remapped: Vec<TopicIndex>,
+    /// Topics that are new, in the order of their indexes.
+    pub(super) met: Vec<TopicIndex>,
+    /// Those of them that were there, and are read since the routes changed.
+    pub(super) met_by_routes: Vec<TopicIndex>,
     /// Partitions that the reader does not know of.
     pub(super) fresh: Vec<(TopicIndex, i32)>,
     /// All partitions that have a leader.
@@ -82,8 +102,18 @@ pub(super) struct Changes {
 
 impl Catalogue {
     /// With no topic yet.
-    pub(super) fn new(routes: Table) -> Self {
-        Self { routes, topics: Vec::new(), entries: HashMap::new() }
+    pub(super) fn new(routes: Arc<Table>) -> Self {
+        Self { routes, before: None, topics: Vec::new(), entries: HashMap::new() }
+    }
+
+    /// Has the next look go by these routes. Returns whether they are others.
+    pub(super) fn go_by(&mut self, routes: Arc<Table>) -> bool {
+        if Arc::ptr_eq(&self.routes, &routes) {
+            return false;
+        }
+        let before = std::mem::replace(&mut self.routes, routes);
+        self.before.get_or_insert(before);
+        true
     }
 
     /// Whether a topic of this name is read.
@@ -105,7 +135,8 @@ impl Catalogue {
 
     /// Takes a look in: all topics that it saw of those that are read, in the cluster of this id.
     pub(super) fn look(&mut self, cluster_id: &str, seen: &[Seen]) -> Changes {
-        let mut changes = Changes::default();
+        let mut changes = Changes { by_routes: self.before.is_some(), ..Changes::default() };
+        self.resolve_anew(&mut changes);
         for topic in seen {
             if let Some(index) = self.meet(topic, cluster_id, &mut changes) {
                 changes.led.extend(topic.led.iter().map(|&partition| (index, partition)));
@@ -117,7 +148,31 @@ impl Catalogue {
             }
         }
         self.miss(seen, &mut changes);
+        self.before = None;
         changes
+    }
+
+    /// Finds the routes of all topics anew, where the routes changed.
+    fn resolve_anew(&mut self, changes: &mut Changes) {
+        if !changes.by_routes {
+            return;
+        }
+        let Self { routes, topics, entries, .. } = self;
+        entries.retain(|name, entry| {
+            let index = entry.topic.index;
+            let Some(topic) = routes.resolve(index, name).filter(|topic| topic.is_read_alike(&entry.topic)) else {
+                changes.dropped.push(index);
+                return false;
+            };
+            if !topic.is_mapped_alike(&entry.topic) {
+                entry.topic = Arc::new(Topic { fingerprint: entry.topic.fingerprint, ..topic });
+                topics[usize::from(index.0)] = Arc::clone(&entry.topic);
+                changes.remapped.push(index);
+            }
+            true
+        });
+        changes.dropped.sort_unstable();
+        changes.remapped.sort_unstable();
     }
 
     /// The reader is told of these partitions, although they have no leader.
@@ -153,12 +208,16 @@ impl Catalogue {
             return None;
         };
         let index = TopicIndex(index);
-        let fingerprint = Fingerprint::new(name, cluster_id, id);
+        let fingerprint = Fingerprint::new(name, cluster_id, id).read_by(&resolved.route);
+        let before = self.before.as_ref().map(|before| before.resolve(index, name));
+        if before.is_some_and(|before| before.is_none_or(|before| !before.is_read_alike(&resolved))) {
+            changes.met_by_routes.push(index);
+        }
         let topic = Arc::new(Topic { index, fingerprint, ..resolved });
         self.topics.push(Arc::clone(&topic));
         let entry = Entry { topic, id: id.clone(), presence: Presence::There, told: HashSet::new() };
         self.entries.insert(name.clone(), entry);
-        changes.met += 1;
+        changes.met.push(index);
         Some(index)
     }
 
@@ -192,7 +251,7 @@ mod tests {
     }
 
     fn catalogue() -> Catalogue {
-        Catalogue::new(Table::built_in())
+        Catalogue::new(Arc::new(Table::built_in()))
     }
 
     fn partitions(index: u16, partitions: std::ops::Range<i32>) -> Vec<(TopicIndex, i32)> {
@@ -204,13 +263,13 @@ mod tests {
         let mut catalogue = catalogue();
         assert!(catalogue.takes(CREATED) && !catalogue.takes("nobodys.business"));
         let changes = catalogue.look("c", &[seen(CREATED, "1", 2), seen("nobodys.business", "2", 1)]);
-        assert_eq!((changes.met, &changes.fresh), (1, &partitions(0, 0..2)));
+        assert_eq!((&*changes.met, &changes.fresh), (&[TopicIndex(0)][..], &partitions(0, 0..2)));
         assert_eq!(catalogue.topics()[0].fingerprint, Fingerprint::new(CREATED, "c", "1"));
 
         let changes = catalogue.look("c", &[seen(STARTED, "3", 1), seen(CREATED, "1", 3)]);
         let led = [partitions(1, 0..1), partitions(0, 0..3)].concat();
         let fresh = [partitions(1, 0..1), partitions(0, 2..3)].concat();
-        assert_eq!(changes, Changes { met: 1, fresh, led: led.clone(), ..Changes::default() });
+        assert_eq!(changes, Changes { met: vec![TopicIndex(1)], fresh, led: led.clone(), ..Changes::default() });
 
         let changes = catalogue.look("c", &[seen(STARTED, "3", 1), seen(CREATED, "1", 3)]);
         assert_eq!(changes, Changes { led, ..Changes::default() });
@@ -222,8 +281,8 @@ mod tests {
         catalogue.look("c", &[seen(CREATED, "1", 3)]);
         let changes = catalogue.look("c", &[seen(CREATED, "2", 1)]);
         let fresh = partitions(1, 0..1);
-        let expected =
-            Changes { retired: vec![TopicIndex(0)], met: 1, led: fresh.clone(), fresh, ..Changes::default() };
+        let met = vec![TopicIndex(1)];
+        let expected = Changes { retired: vec![TopicIndex(0)], met, led: fresh.clone(), fresh, ..Changes::default() };
         assert_eq!(changes, expected);
         assert!(!catalogue.is_current(TopicIndex(0)) && catalogue.is_current(TopicIndex(1)));
         let names: Vec<_> = catalogue.topics().iter().map(|topic| &*topic.name).collect();
@@ -244,12 +303,12 @@ mod tests {
         assert!(!catalogue.is_current(TopicIndex(0)));
         assert_eq!(catalogue.look("c", &[]), Changes::default(), "told once");
         let back = catalogue.look("c", &[seen(CREATED, "1", 2)]);
-        assert_eq!((back.back, back.fresh, back.met), (vec![TopicIndex(0)], partitions(0, 1..2), 0));
+        assert_eq!((back.back, back.fresh, back.met), (vec![TopicIndex(0)], partitions(0, 1..2), vec![]));
 
         catalogue.look("c", &[]);
         catalogue.look("c", &[]);
         let anew = catalogue.look("c", &[seen(CREATED, "2", 1)]);
-        assert_eq!((anew.retired, anew.back, anew.met), (vec![], vec![], 1), "the old one was told of");
+        assert_eq!((anew.retired, anew.back, anew.met.len()), (vec![], vec![], 1), "the old one was told of");
         assert!(catalogue.is_current(TopicIndex(1)));
     }
 
@@ -258,12 +317,12 @@ mod tests {
         let mut catalogue = catalogue();
         for id in 0..=u16::MAX {
             let changes = catalogue.look("c", &[seen(CREATED, &id.to_string(), 1)]);
-            assert_eq!((changes.met, changes.unread), (1, 0));
+            assert_eq!((changes.met.len(), changes.unread), (1, 0));
         }
         let all = [seen(CREATED, "one more", 1), seen("nobodys.business", "another", 1)];
         for retired in [vec![TopicIndex(u16::MAX)], vec![]] {
             let changes = catalogue.look("c", &all);
-            assert_eq!((changes.met, changes.unread, changes.retired), (0, 1, retired));
+            assert_eq!((changes.met.len(), changes.unread, changes.retired), (0, 1, retired));
         }
         assert_eq!(catalogue.look("c", &[]).unread, 0);
     }
@@ -273,11 +332,77 @@ mod tests {
         let mut catalogue = catalogue();
         catalogue.look("", &[seen(CREATED, "", 1)]);
         assert_eq!(catalogue.topics()[0].fingerprint, Fingerprint::new(CREATED, "", ""));
-        assert_eq!(catalogue.look("", &[seen(CREATED, "", 1)]).met, 0);
+        assert_eq!(catalogue.look("", &[seen(CREATED, "", 1)]).met, []);
         // Brokers are upgraded, one after another: to learn of an id makes no topic another.
         for id in ["1", "", "1"] {
-            assert_eq!(catalogue.look("", &[seen(CREATED, id, 1)]).met, 0);
+            assert_eq!(catalogue.look("", &[seen(CREATED, id, 1)]).met, []);
         }
-        assert_eq!(catalogue.look("", &[seen(CREATED, "2", 1)]).met, 1);
+        assert_eq!(catalogue.look("", &[seen(CREATED, "2", 1)]).met, [TopicIndex(1)]);
+    }
+
+    /// The built-in routes, otherwise.
+    fn routes(changes: &[(&str, &str)]) -> Arc<Table> {
+        let mut text = Table::BUILT_IN.to_owned();
+        for (from, to) in changes {
+            assert!(text.contains(from), "{from}");
+            text = text.replace(from, to);
+        }
+        Arc::new(Table::parse(&text).unwrap())
+    }
+
+    fn indexes(indexes: &[u16]) -> Vec<TopicIndex> {
+        indexes.iter().copied().map(TopicIndex).collect()
+    }
+
+    #[test]
+    fn other_routes_leave_alone_what_they_read_alike_and_meet_anew_what_they_read_otherwise() {
+        let mut catalogue = catalogue();
+        let all = [seen(CREATED, "1", 1), seen(STARTED, "2", 1), seen("market-data.x-ticks", "3", 1)];
+        catalogue.look("c", &all);
+        let created = Arc::clone(&catalogue.topics()[0]);
+        let same = catalogue.routes.clone();
+        assert!(!catalogue.go_by(same) && catalogue.go_by(routes(&[])));
+        let changes = catalogue.look("c", &all);
+        assert!(
+            changes.by_routes && changes.dropped.is_empty() && changes.remapped.is_empty() && changes.met.is_empty()
+        );
+
+        assert!(catalogue.go_by(routes(&[("\"assessment_update\"", "\"changed\"")])));
+        let changes = catalogue.look("c", &all);
+        assert_eq!((changes.remapped, changes.dropped, changes.fresh), (indexes(&[0, 1]), vec![], vec![]));
+        assert_eq!(&*catalogue.topics()[0].route.message_type, "changed");
+        assert_eq!(catalogue.topics()[0].fingerprint, created.fingerprint, "cursors go on");
+        assert!(!catalogue.look("c", &all).by_routes, "said once");
+
+        // Of a market, another message is another board.
+        let by_key = routes(&[
+            ("scope = \"assessment\"", "scope = \"assessment\"\nassessment = \"key\""),
+            ("\"market_price\"", "\"price\""),
+        ]);
+        assert!(catalogue.go_by(by_key));
+        let changes = catalogue.look("c", &all);
+        assert_eq!((changes.dropped, changes.remapped), (indexes(&[0, 1, 2]), vec![]));
+        assert_eq!((&changes.met, &changes.met_by_routes), (&indexes(&[3, 4, 5]), &indexes(&[3, 4, 5])));
+        assert_eq!(changes.fresh, [partitions(3, 0..1), partitions(4, 0..1), partitions(5, 0..1)].concat());
+        assert_ne!(catalogue.topics()[3].fingerprint, created.fingerprint, "no cursor of the one is one of the other");
+        assert_eq!(catalogue.topics()[5].fingerprint, catalogue.topics()[2].fingerprint);
+    }
+
+    #[test]
+    fn a_topic_that_is_made_when_the_routes_change_is_new_and_one_that_was_there_is_met_by_them() {
+        let mut catalogue = Catalogue::new(routes(&[("assessment.created", "nothing.yet")]));
+        catalogue.look("c", &[seen(STARTED, "1", 1)]);
+        catalogue.go_by(routes(&[("assessment.created", "nothing.at-all")]));
+        // Quickly one after the other: what counts is what the last look went by.
+        catalogue.go_by(routes(&[]));
+        let completed = "assessment.completed";
+        let changes = catalogue.look("c", &[seen(STARTED, "1", 1), seen(CREATED, "2", 1), seen(completed, "3", 1)]);
+        assert_eq!((changes.met, changes.met_by_routes), (indexes(&[1, 2]), indexes(&[1])));
+
+        catalogue.go_by(routes(&[("assessment.created", "nothing.yet"), ("assessment.started", "nothing.more")]));
+        assert_eq!(catalogue.look("c", &[seen(completed, "3", 1)]).dropped, indexes(&[0, 1]));
+        assert!(catalogue.look("c", &[]).doubtful);
+        let gone = catalogue.look("c", &[]);
+        assert_eq!((gone.dropped, gone.retired), (vec![], vec![TopicIndex(2)]), "it forgot those that it dropped");
     }
 }

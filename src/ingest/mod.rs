@@ -53,8 +53,7 @@ pub use client::InvalidProperties;
 pub use metrics::{Metrics, Skipped};
 
 use crate::config::KafkaConfig;
-use crate::exchange::{IngestStatus, PublishedStanding, ShardDoor};
-use crate::routing::table::Table;
+use crate::exchange::{IngestStatus, PublishedRoutes, PublishedStanding, ShardDoor};
 
 use client::Ending;
 use cluster::Cluster;
@@ -65,8 +64,8 @@ use reader::Reader;
 pub struct Parts {
     /// Where Kafka is, and how it is read.
     pub config: KafkaConfig,
-    /// Which topics are read.
-    pub routes: Table,
+    /// Which topics are read: the newest, from the next look at the topics on.
+    pub routes: PublishedRoutes,
     /// The shards' doors, by index.
     pub shards: Vec<ShardDoor>,
     /// Which assessments are this pod's, for the counts, and when all is over.
@@ -121,11 +120,11 @@ fn start(parts: Parts) -> Result<Reader, StartError> {
     }
     let consumer = Consumer::new(&parts.config)?;
     let cluster = Cluster::new(&parts.config)?;
-    info!(brokers = %parts.config.brokers, routes = parts.routes.routes.len(), core = parts.core, "reading Kafka");
+    info!(brokers = %parts.config.brokers, routes = parts.routes.load().routes.len(), core = parts.core, "reading Kafka");
     let ending = Ending::default();
     let settings = watcher::Settings {
         config: parts.config.clone(),
-        routes: parts.routes.clone(),
+        routes: Arc::clone(&parts.routes),
         status: Arc::clone(&parts.status),
         metrics: parts.metrics.clone(),
         ending: ending.clone(),
@@ -168,7 +167,7 @@ mod tests {
     use crate::ids::{AssessmentHash, TopicIndex};
     use crate::limits::BATCH_CHANNEL_DEPTH;
     use crate::routing::placement::shard_of;
-    use crate::routing::table::Fingerprint;
+    use crate::routing::table::{Fingerprint, Table};
     use crate::stream::batch::{Batch, NextOffset};
 
     /// Far longer than anything here takes; a test that gets here has failed.
@@ -212,7 +211,7 @@ mod tests {
             };
             let parts = Parts {
                 config,
-                routes: Table::parse(Table::BUILT_IN).unwrap(),
+                routes: Arc::new(ArcSwap::from_pointee(Table::built_in())),
                 shards: doors,
                 standing: Arc::clone(&standing),
                 place_anywhere: true,

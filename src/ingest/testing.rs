@@ -56,7 +56,7 @@ pub(crate) struct Feed {
 impl Feed {
     pub(crate) fn new(routes: Table) -> Self {
         Self {
-            catalogue: Catalogue::new(routes),
+            catalogue: Catalogue::new(std::sync::Arc::new(routes)),
             batcher: Batcher::new(1, 1 << 20, Duration::from_secs(300)),
             positions: Positions::default(),
             continuity: Continuity::default(),
@@ -76,10 +76,9 @@ impl Feed {
                 leaderless: Vec::new(),
             })
             .collect();
-        let known = self.catalogue.topics().len();
         let changes = self.catalogue.look("simulated", &seen);
-        for topic in &self.catalogue.topics()[known..] {
-            self.batcher.add_topic(std::sync::Arc::clone(topic));
+        for topic in &changes.met {
+            self.batcher.add_topic(std::sync::Arc::clone(&self.catalogue.topics()[usize::from(topic.0)]));
         }
         let initial = self.filling.is_none();
         let starts: Vec<Start> = changes.fresh.iter().map(|&fresh| self.start(fresh, initial, &offsets)).collect();

@@ -2,6 +2,8 @@
 //! questions block, within limits, and so never hold up the records. It finds; what to make of it is the reader's part
 //! and the rules' ([`super::startup`], [`super::reachability`]).
 
+mod extents;
+
 use std::collections::HashSet;
 use std::convert::Infallible;
 use std::io;
@@ -16,7 +18,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::clock::{Now, UnixMs, whole_ms};
 use crate::config::KafkaConfig;
-use crate::exchange::IngestStatus;
+use crate::exchange::{IngestStatus, PublishedRoutes};
 use crate::ids::TopicIndex;
 use crate::limits::{
     ENDS_ASKED_MAX, KAFKA_LOG_EVERY, LOOK_EVERY_MIN, LOOK_TIMEOUT, PROBE_EVERY, PROBE_TIMEOUT, QUESTION_TIMEOUT,
@@ -24,16 +26,17 @@ use crate::limits::{
 };
 use crate::log_throttle::LogThrottles;
 use crate::outage::{Line, OutageLog};
-use crate::routing::table::{Table, Topic};
+use crate::routing::table::Topic;
 use crate::stream::batch::{Ends, NextOffset};
 
+use self::extents::names_of;
 use super::catalogue::{Catalogue, Seen};
 use super::client::Ending;
-use super::cluster::{BrokerId, Cluster, Partition, Place, failure_of};
+use super::cluster::{BrokerId, Cluster, Place, failure_of};
 use super::metrics::Metrics;
 use super::reachability::{Failure, Reachability, Renewal};
 use super::retention::{Asked, Compacted, Retentions};
-use super::startup::{Extent, Range, Start};
+use super::startup::{Range, Start};
 
 /// What is to be read from now on, and what no more.
 #[derive(Debug)]
@@ -42,6 +45,12 @@ pub(super) struct Found {
     pub(super) retired: Vec<TopicIndex>,
     /// Topics that were thought to be deleted: they are read on.
     pub(super) back: Vec<TopicIndex>,
+    /// Whether the routes changed.
+    pub(super) by_routes: bool,
+    /// Topics that no route takes any more, or another one takes otherwise.
+    pub(super) dropped: Vec<TopicIndex>,
+    /// Topics that are read on, to other messages.
+    pub(super) remapped: Vec<Arc<Topic>>,
     /// Topics that were not known, in the order of their indexes.
     pub(super) topics: Vec<Arc<Topic>>,
     /// Topics that are compacted, as was not known.
@@ -50,7 +59,7 @@ pub(super) struct Found {
     pub(super) partitions: Vec<Start>,
     /// No record that is `recent` by these was written before this; `None` where that is not known.
     pub(super) since: Option<Instant>,
-    /// Partitions that the pod starts without: they have no leader.
+    /// Partitions that reading begins without: they have no leader.
     pub(super) missing: Vec<(TopicIndex, i32)>,
     /// What is left of partitions that were out of range.
     pub(super) restarts: Vec<((TopicIndex, i32), Range)>,
@@ -63,7 +72,8 @@ pub(super) struct Found {
 impl Found {
     fn is_empty(&self) -> bool {
         let topics = self.retired.is_empty() && self.back.is_empty() && self.topics.is_empty();
-        topics && self.partitions.is_empty() && self.restarts.is_empty() && self.compacted.is_empty()
+        let routes = !self.by_routes && self.missing.is_empty();
+        topics && routes && self.partitions.is_empty() && self.restarts.is_empty() && self.compacted.is_empty()
     }
 }
 
@@ -123,7 +133,7 @@ const ANY_TOPIC: &str = "__consumer_offsets";
 /// What the thread goes by.
 pub(super) struct Settings {
     pub(super) config: KafkaConfig,
-    pub(super) routes: Table,
+    pub(super) routes: PublishedRoutes,
     pub(super) status: Arc<IngestStatus>,
     pub(super) metrics: Metrics,
     /// Where a client that is replaced ends.
@@ -143,7 +153,8 @@ pub(super) fn start(cluster: Cluster, settings: Settings) -> io::Result<Watcher>
     let returns = Arc::new(AtomicU64::new(0));
     let watch = Watch {
         cluster,
-        catalogue: Catalogue::new(settings.routes),
+        catalogue: Catalogue::new(settings.routes.load_full()),
+        routes: settings.routes,
         renewal: Renewal::new(settings.config.stall),
         outage: OutageLog::default(),
         last_answer: None,
@@ -194,6 +205,7 @@ struct Watch {
     cluster_id: Option<String>,
     /// As the reader was told of it.
     catalogue: Catalogue,
+    routes: PublishedRoutes,
     /// The partitions that had a leader when the topics were last looked through.
     led: Vec<(TopicIndex, i32)>,
     /// The place among them from which on ends are asked for next.
@@ -244,6 +256,9 @@ impl Watch {
         let one = self.led.first().and_then(|(topic, _)| self.catalogue.topics().get(usize::from(topic.0)));
         self.cluster.probe(one.map_or(ANY_TOPIC, |topic| &topic.name), PROBE_TIMEOUT)?;
         self.answered();
+        if self.catalogue.go_by(self.routes.load_full()) {
+            self.refreshed = None;
+        }
         let due = self.refreshed.is_none_or(|last| now.saturating_duration_since(last) >= self.config.topic_refresh);
         // While the reader has not taken what was found, there is no use in looking for more.
         if due && !self.found.is_full() {
@@ -402,7 +417,7 @@ impl Watch {
         let changes = catalogue.look(cluster_id, seen);
         self.tell_unread(changes.unread);
         let since = initial.then(|| Instant::now().checked_sub(self.config.history)).flatten();
-        let partitions = match self.starts(initial, &changes.fresh, catalogue.topics()) {
+        let partitions = match self.starts(initial, &changes, catalogue.topics()) {
             Ok(partitions) => partitions,
             Err(error) => {
                 self.complain("can't learn the partitions' offsets; trying on", changes.fresh.len(), Some(&error));
@@ -411,15 +426,30 @@ impl Watch {
         };
         self.out_of_range.retain(|&(topic, _)| catalogue.is_current(topic));
         let restarts = self.restarts(&changes.led, catalogue.topics());
-        let topics = catalogue.topics()[known..].to_vec();
+        let topics = topics_of(&changes.met, catalogue.topics());
+        let remapped = topics_of(&changes.remapped, catalogue.topics());
         let asked = self.ask_for_retention(catalogue.topics(), known, broker);
         let compacted = self.retentions.news(&asked);
         let is_answer = self.owes_answer;
-        let missing = if initial { changes.leaderless } else { Vec::new() };
+        let mut missing = changes.leaderless;
+        missing.retain(|(topic, _)| initial || changes.met_by_routes.contains(topic));
         catalogue.told(&missing);
-        let (retired, back) = (changes.retired, changes.back);
-        let found =
-            Found { retired, back, topics, compacted, partitions, since, missing, restarts, initial, is_answer };
+        let (retired, back, dropped) = (changes.retired, changes.back, changes.dropped);
+        let found = Found {
+            retired,
+            back,
+            by_routes: changes.by_routes,
+            dropped,
+            remapped,
+            topics,
+            compacted,
+            partitions,
+            since,
+            missing,
+            restarts,
+            initial,
+            is_answer,
+        };
         if initial || is_answer || !found.is_empty() {
             let answered: Vec<_> = found.restarts.iter().map(|(partition, _)| *partition).collect();
             // Full is when the reader has not taken the last: then this is found again. It is gone when all is over.
@@ -452,37 +482,6 @@ impl Watch {
         true
     }
 
-    /// Where these partitions are to be read from.
-    fn starts(
-        &self,
-        initial: bool,
-        fresh: &[(TopicIndex, i32)],
-        topics: &[Arc<Topic>],
-    ) -> Result<Vec<Start>, KafkaError> {
-        let names = names_of(fresh, topics);
-        let extents = if initial { self.extents_of_start(&names) } else { self.extents_of_newcomers(&names) }?;
-        let start = |(&(topic, partition), extent): (&(TopicIndex, i32), Extent)| Start {
-            topic,
-            partition,
-            offset: extent.start(),
-            recent: extent.recent(),
-            end: extent.end,
-        };
-        Ok(fresh.iter().zip(extents).map(start).collect())
-    }
-
-    /// What is left of the partitions that are out of range, as far as their leaders tell.
-    fn restarts(&self, led: &[(TopicIndex, i32)], topics: &[Arc<Topic>]) -> Vec<((TopicIndex, i32), Range)> {
-        let asked: Vec<_> = led.iter().copied().filter(|partition| self.out_of_range.contains(partition)).collect();
-        let names = names_of(&asked, topics);
-        let offsets = |place| self.cluster.offsets(&names, place, PROBE_TIMEOUT);
-        // Those that got no answer are asked for again at the next turn.
-        let (Ok(beginnings), Ok(ends)) = (offsets(Place::Beginning), offsets(Place::End)) else { return Vec::new() };
-        let bounds = beginnings.into_iter().zip(ends);
-        let range = |(beginning, end): (Option<i64>, Option<i64>)| Some(Range { beginning: beginning?, end: end? });
-        asked.into_iter().zip(bounds).filter_map(|(partition, bounds)| Some((partition, range(bounds)?))).collect()
-    }
-
     fn tell_unread(&mut self, topics: usize) {
         self.metrics.topics_unread(topics);
         if topics > 0 && self.complaints.admit("unread topics", Instant::now()).is_some() {
@@ -498,34 +497,6 @@ impl Watch {
         if self.complaints.admit(what, Instant::now()).is_some() {
             warn!(partitions, error = error.map(tracing::field::display), "{what}");
         }
-    }
-
-    /// The partitions of the start: what they hold of the history's time.
-    fn extents_of_start(&self, names: &[Partition<'_>]) -> Result<Vec<Extent>, KafkaError> {
-        let ends = self.cluster.offsets(names, Place::End, QUESTION_TIMEOUT)?;
-        let history_ms = whole_ms(self.config.history);
-        let since = i64::try_from(Now::read().unix.0.saturating_sub(history_ms)).unwrap_or(i64::MAX);
-        let times = self.cluster.offsets(names, Place::Since(since), QUESTION_TIMEOUT).unwrap_or_else(|error| {
-            warn!(%error, "no offsets for a time; the history starts with each partition's last hundred records");
-            vec![None; names.len()]
-        });
-        let beginnings = self.cluster.offsets(names, Place::Beginning, QUESTION_TIMEOUT)?;
-        let extent = |((end, since), beginning): ((Option<i64>, Option<i64>), Option<i64>)| Extent {
-            beginning: beginning.unwrap_or(0),
-            since,
-            end: end.unwrap_or(0),
-        };
-        Ok(ends.into_iter().zip(times).zip(beginnings).map(extent).collect())
-    }
-
-    /// Partitions that came later: all that they hold is new.
-    fn extents_of_newcomers(&self, names: &[Partition<'_>]) -> Result<Vec<Extent>, KafkaError> {
-        let beginnings = self.cluster.offsets(names, Place::Beginning, LOOK_TIMEOUT)?;
-        let extent = |beginning: Option<i64>| {
-            let beginning = beginning.unwrap_or(0);
-            Extent { beginning, since: Some(beginning), end: beginning }
-        };
-        Ok(beginnings.into_iter().map(extent).collect())
     }
 
     /// Hands partitions' ends to the reader, those of many partitions by turns. Where a leader doesn't answer, the last
@@ -552,8 +523,6 @@ impl Watch {
     }
 }
 
-/// The partitions by their topics' names.
-fn names_of<'a>(partitions: &[(TopicIndex, i32)], topics: &'a [Arc<Topic>]) -> Vec<Partition<'a>> {
-    let name = |topic: TopicIndex| topics.get(usize::from(topic.0)).map_or("", |topic| &topic.name);
-    partitions.iter().map(|&(topic, partition)| (name(topic), partition)).collect()
+fn topics_of(indexes: &[TopicIndex], topics: &[Arc<Topic>]) -> Vec<Arc<Topic>> {
+    indexes.iter().filter_map(|index| topics.get(usize::from(index.0))).cloned().collect()
 }

@@ -121,7 +121,45 @@ impl Fingerprint {
     }
 }
 
+impl Fingerprint {
+    /// The fingerprint of the topic as a route reads it. A cursor says which records its client has by whose they were taken
+    /// to be and where they were looked for: under a route that says otherwise, on this pod or another one, it means nothing.
+    #[must_use]
+    pub fn read_by(self, route: &Route) -> Self {
+        let Scope::Assessment { from, partitioner } = route.scope else { return self };
+        let from = match from {
+            AssessmentFrom::Payload => "payload",
+            AssessmentFrom::Key => "key",
+        };
+        let partitioner = match partitioner {
+            // As the built-in routes have it: the topic's own.
+            Partitioner::Murmur2 if from == "payload" => return self,
+            Partitioner::Murmur2 => "murmur2",
+            Partitioner::Crc32 => "crc32",
+            Partitioner::None => "none",
+        };
+        let reading = format!("{:08x}/{from}/{partitioner}", self.incarnation);
+        Self { incarnation: (xxh3_64(reading.as_bytes()) >> 32) as u32, ..self }
+    }
+}
+
 impl Topic {
+    /// Whether a route that reads this topic reads the same records as the same assessments' as this one does, so that its
+    /// messages alone may differ. A board is made of messages, and is filled anew with others.
+    #[must_use]
+    pub fn is_read_alike(&self, other: &Self) -> bool {
+        match (&self.route.scope, &other.route.scope) {
+            (Scope::Market { .. }, Scope::Market { .. }) => self.is_mapped_alike(other),
+            (one, other) => one == other,
+        }
+    }
+
+    /// Whether their records become the same messages, for the same clients.
+    #[must_use]
+    pub fn is_mapped_alike(&self, other: &Self) -> bool {
+        self.route == other.route && self.parts == other.parts
+    }
+
     /// What the pattern's part of this name stands for in this topic's name.
     #[must_use]
     pub fn part(&self, name: &str) -> Option<&str> {

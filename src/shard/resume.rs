@@ -145,6 +145,19 @@ impl<S: Socket> State<S> {
         }
     }
 
+    /// Events of topics that were dropped are sent to nobody any more: who was yet to get them lacks them.
+    pub(super) fn tell_of_dropped(&mut self) {
+        for (chain, end) in self.history.take_dropped_from() {
+            let Self { connections, watchers, pending, counts, .. } = self;
+            for &key in watchers.get(chain).into_iter().flatten() {
+                let connection = &mut connections[key];
+                if connection.watch.is_some_and(|watch| watch.position.is_before(end)) {
+                    owe_expired((key, connection), (pending, counts));
+                }
+            }
+        }
+    }
+
     /// More is known of the logs: a cursor that was ahead may turn out to be of another one. Its client is told, and is live
     /// from now on.
     pub(super) fn judge_those_ahead_again(&mut self) {

@@ -237,6 +237,7 @@ impl<S: Socket> State<S> {
             self.tell_of_losses(&losses);
         }
         self.tell_of_too_large();
+        self.tell_of_dropped();
         if knows_more && !self.ahead.is_empty() {
             self.judge_those_ahead_again();
         }

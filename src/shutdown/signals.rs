@@ -27,18 +27,36 @@ pub struct Signals {
     hang_up: Signal,
 }
 
+/// Keeps SIGHUP from ending a process that reads its settings: one that comes waits for [`Signals::listen`]. Before any
+/// thread is started.
+pub fn hold_hang_ups() {
+    mask_hang_ups(libc::SIG_BLOCK);
+}
+
+fn mask_hang_ups(how: libc::c_int) {
+    // SAFETY: the set is a plain value, emptied before it is used, and nothing is asked back.
+    unsafe {
+        let mut hang_up: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut hang_up);
+        libc::sigaddset(&raw mut hang_up, libc::SIGHUP);
+        libc::pthread_sigmask(how, &raw const hang_up, std::ptr::null_mut());
+    }
+}
+
 impl Signals {
     /// Begins to listen.
     ///
     /// # Errors
     /// Where the kernel refuses a handler.
     pub fn listen() -> io::Result<Self> {
-        Ok(Self {
+        let signals = Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             quit: signal(SignalKind::quit())?,
             hang_up: signal(SignalKind::hangup())?,
-        })
+        };
+        mask_hang_ups(libc::SIG_UNBLOCK);
+        Ok(signals)
     }
 
     /// What the next signal asks for. Cancelling it loses none.

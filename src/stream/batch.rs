@@ -118,9 +118,12 @@ pub struct Ends {
 /// Records for one shard, in the order consumed.
 #[derive(Debug, Default)]
 pub struct Batch {
+    /// Topics that no route takes any more as it did: what is held of their records is sent to nobody. Before `topics`,
+    /// which may have them with another index.
+    pub dropped: Vec<TopicIndex>,
     /// Topics that the shard has not heard of before: they come ahead of their first record. One that was made anew
     /// under its name is among them, with an index and a fingerprint of its own; of the one before it nothing comes
-    /// any more.
+    /// any more. One whose index and fingerprint are known has another route: its records from here on go by that.
     pub topics: Vec<Arc<Topic>>,
     /// Where the ingest stood at the batch's first record, or at its end where it has none: the offsets that changed
     /// since the shard's last batch. The first one that a shard hears of a partition is where reading began, and comes

@@ -134,6 +134,7 @@ impl Board {
 
     /// Takes a batch's ticks, which arrived at `now`.
     pub fn apply(&mut self, batch: &Batch, now: Instant) {
+        batch.dropped.iter().for_each(|&topic| self.drop_topic(topic));
         for topic in &batch.topics {
             let index = usize::from(topic.index.0);
             if self.topics.len() <= index {
@@ -196,6 +197,13 @@ impl Board {
         self.changed = true;
         self.grown = true;
         Put::Taken
+    }
+
+    /// Takes the markets off the board whose last ticks are of this topic.
+    fn drop_topic(&mut self, topic: TopicIndex) {
+        while let Some(index) = self.markets.iter().position(|market| market.topic == topic) {
+            self.remove(index);
+        }
     }
 
     /// Takes a market off the board.

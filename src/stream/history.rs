@@ -27,7 +27,7 @@ mod segment;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,7 @@ use self::index::Index;
 pub use self::index::IndexKey;
 pub use self::positions::{Due, FrameRef, Lag, Position, Progress};
 use self::segment::{Entry, EntryRef, Frame, Segment};
+use crate::ids::TopicIndex;
 use crate::limits::{GROWTH_NOTICED_MAX, MESSAGE_BYTES_COMMON, UNDISPATCHED_BYTES_MAX};
 use crate::routing::table::Topic;
 use crate::stream::batch::{Batch, LogCut};
@@ -68,10 +69,12 @@ pub struct History {
     scratch: Vec<u8>,
     /// What partitions lost that no client was told of yet.
     losses: Vec<Loss>,
-    /// The few chains with an event that is too large: it lies below this number.
-    too_large: SparseSecondaryMap<ChainKey, u64>,
+    /// The few chains with an event that is sent to nobody, being too large or of a dropped topic: it lies below this number.
+    unsent_below: SparseSecondaryMap<ChainKey, u64>,
     /// Watched chains with an event that is too large, whose watchers were not told yet.
     without_event: Vec<ChainKey>,
+    /// Watched chains that had entries of dropped topics, each with the position after the last of them.
+    dropped_from: Vec<(ChainKey, Position)>,
     findings: Findings,
 }
 
@@ -142,8 +145,9 @@ impl History {
             fresh: VecDeque::new(),
             scratch: Vec::new(),
             losses: Vec::new(),
-            too_large: SparseSecondaryMap::new(),
+            unsent_below: SparseSecondaryMap::new(),
             without_event: Vec::new(),
+            dropped_from: Vec::new(),
             findings: Findings::default(),
         }
     }
@@ -184,6 +188,7 @@ impl History {
 
     /// Learns of topics and partitions, and where ingest stood at the batch's first record.
     fn take_offsets(&mut self, batch: &Batch, now: Instant) {
+        batch.dropped.iter().for_each(|&topic| self.drop_topic(topic));
         self.offsets.learn(&batch.topics);
         let deleted = batch.deleted.iter().filter_map(|at| self.offsets.missing_below(at));
         self.losses.extend(deleted.map(|place| Loss { place, cut_at: None }));
@@ -217,6 +222,23 @@ impl History {
             }
         }
         self.losses.push(Loss { place, cut_at: Some(cut.next.offset) });
+    }
+
+    /// No route takes a topic any more as it did: what the window has of it is sent to nobody. Who lacks it is told so, now or
+    /// when it comes back. It takes as long as the window is.
+    fn drop_topic(&mut self, topic: TopicIndex) {
+        let chains: HashSet<ChainKey> =
+            self.segments.iter_mut().flat_map(|segment| segment.drop_topic(topic)).collect();
+        for key in chains {
+            let Some(after) = self.after_last_of(key, topic) else { continue };
+            if let Some(entry) = self.unsent_below.entry(key) {
+                let below = entry.or_default();
+                *below = after.number.max(*below);
+            }
+            if self.chains.get(key).is_some_and(|chain| chain.watchers > 0) {
+                self.dropped_from.push((key, after));
+            }
+        }
     }
 
     /// Drops what is over the limits at `now`. What was not dispatched yet makes room by its age alone: those who are up to
@@ -257,13 +279,19 @@ impl History {
         std::mem::take(&mut self.without_event)
     }
 
+    /// The watched chains that had entries of topics that were dropped since this was last asked. Whoever is before this
+    /// position lacks some.
+    pub fn take_dropped_from(&mut self) -> Vec<(ChainKey, Position)> {
+        std::mem::take(&mut self.dropped_from)
+    }
+
     /// Notes that a chain's newest entries have one that is too large.
     fn note_too_large(&mut self, key: ChainKey, at: EntryRef) {
         let topic = self.entry(at).and_then(|(_, entry)| self.offsets.topic(entry.record.origin.topic)).cloned();
         self.findings.too_large += 1;
         self.findings.too_large_on = topic;
         let Some(chain) = self.chains.get(key) else { return };
-        self.too_large.insert(key, chain.end);
+        self.unsent_below.insert(key, chain.end);
         if chain.watchers > 0 && self.without_event.last() != Some(&key) {
             self.without_event.push(key);
         }
@@ -305,7 +333,7 @@ impl History {
         let Self { segments, offsets, chains, scratch, findings, first_segment, .. } = self;
         let segment = segments.get_mut(slot(*first_segment, at)?)?;
         let (record, chain) = (segment.entries.get(at.index())?.record, chains.get(key)?);
-        let topic = offsets.topic(record.origin.topic);
+        let topic = offsets.topic_of(record.origin);
         let frame = topic.filter(|topic| segment.map(at.index(), topic, scratch)).and_then(|_| {
             let start = scratch.len();
             let stands = cursors::stands(segment, offsets, at.index(), true);

@@ -10,6 +10,7 @@ mod cover;
 mod names;
 #[cfg(test)]
 mod tests;
+mod topics;
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -18,10 +19,11 @@ use std::time::{Duration, Instant};
 
 pub use self::cover::Cover;
 use self::names::Candidate;
+use self::topics::Known;
 use crate::ids::{AssessmentHash, TopicIndex};
 use crate::limits::GROWTH_NOTICED_MAX;
 use crate::routing::partitioner::{KeyHash, Partitioner};
-use crate::routing::table::{Scope, Topic};
+use crate::routing::table::Topic;
 use crate::stream::batch::{EpochStart, LogCut, NextOffset, Origin};
 use crate::stream::cursor::{self, Encoder, Form, Place, Tag, TopicSum};
 use crate::stream::epochs::{EpochTimeline, Met};
@@ -62,25 +64,6 @@ pub struct Offsets {
     settled: Option<Box<[i64]>>,
     /// Grows with each change of topics or partitions.
     layout: u32,
-}
-
-/// A topic, and its partitions where it is an assessments' one.
-#[derive(Debug)]
-struct Known {
-    topic: Arc<Topic>,
-    /// `None` for a market's topic: nobody resumes on it.
-    partitioner: Option<Partitioner>,
-    /// By partition.
-    places: Vec<Option<PlaceId>>,
-    /// The numbers of partitions that it has and had of late, the present one last.
-    counts: Vec<Count>,
-    /// Another topic has its name by now.
-    replaced: bool,
-    /// Cursors list it while it is empty, too: it has the name of another one before it, of which the client of a cursor that
-    /// lists this one lacks nothing; or the fingerprint of another one, and then it must be known which is which.
-    is_always_listed: bool,
-    /// No record of it was read yet.
-    is_empty: bool,
 }
 
 /// A number of partitions that a topic has or had.
@@ -134,65 +117,6 @@ impl Listed {
 
 impl Offsets {
     // ---- what the shard is told -------------------------------------------------------------------------------------
-
-    /// Learns of topics. One that has the name of another takes its place.
-    pub fn learn(&mut self, topics: &[Arc<Topic>]) {
-        for topic in topics {
-            let index = usize::from(topic.index.0);
-            if self.topics.len() <= index {
-                self.topics.resize_with(index + 1, || None);
-            }
-            let partitioner = match topic.route.scope {
-                Scope::Assessment { partitioner, .. } => Some(partitioner),
-                Scope::Market { .. } => None,
-            };
-            let mut replaces = false;
-            if partitioner.is_some() {
-                self.layout += 1;
-                if let Some(before) = self.current.insert(topic.name.clone(), topic.index)
-                    && let Some(Some(before)) = self.topics.get_mut(usize::from(before.0))
-                {
-                    before.replaced = true;
-                    replaces = true;
-                    self.lately_replaced.push((before.topic.index, None));
-                }
-            }
-            let topic = Arc::clone(topic);
-            self.topics[index] = Some(Known {
-                topic,
-                partitioner,
-                places: Vec::new(),
-                counts: Vec::new(),
-                replaced: false,
-                is_always_listed: replaces,
-                is_empty: true,
-            });
-            if partitioner.is_some() {
-                self.tag(index);
-            }
-        }
-    }
-
-    /// Files a topic by its tag.
-    fn tag(&mut self, index: usize) {
-        let Self { topics, tagged, .. } = self;
-        let Some(Some(Known { topic, .. })) = topics.get(index) else { return };
-        let own = (topic.index, topic.fingerprint);
-        let name = |candidate: &Candidate| {
-            let known = topics.get(usize::from(candidate.0.0)).and_then(Option::as_ref);
-            known.filter(|known| !known.replaced).map(|known| &known.topic.name)
-        };
-        let tagged = tagged.entry(Tag::of(topic.fingerprint).name).or_default();
-        tagged.retain(|candidate| name(candidate).is_some());
-        tagged.push(own);
-        tagged.sort_unstable_by_key(name);
-        let twins: Vec<_> = tagged.iter().filter(|other| other.1 == own.1).map(|twin| twin.0).collect();
-        for twin in twins.iter().filter(|_| twins.len() > 1) {
-            if let Some(Some(known)) = topics.get_mut(usize::from(twin.0)) {
-                known.is_always_listed = true;
-            }
-        }
-    }
 
     /// Takes in where ingest stands; those that changed are appended to `changed`, and those that are new and begin above
     /// 0, so that something was deleted before it was read, to `cut`. `past` tells where it stood [`GROWTH_NOTICED_MAX`]
@@ -290,7 +214,11 @@ impl Offsets {
 
     /// Forgets numbers of partitions by which no record of the window was placed.
     pub fn forget_old_counts(&mut self, window: Duration, now: Instant) {
-        for known in self.topics.iter_mut().flatten().filter(|known| known.counts.len() > 1) {
+        for known in self.topics.iter_mut().flatten() {
+            known.forget_old_mappings(window, now);
+            if known.counts.len() < 2 {
+                continue;
+            }
             let old = |count: &Count| now.saturating_duration_since(count.since) > window + GROWTH_NOTICED_MAX;
             if old(&known.counts[1]) {
                 known.counts.remove(0);
@@ -378,6 +306,12 @@ impl Offsets {
     #[must_use]
     pub fn topic(&self, index: TopicIndex) -> Option<&Arc<Topic>> {
         Some(&self.topics.get(usize::from(index.0))?.as_ref()?.topic)
+    }
+
+    /// The topic of a record, with the route that it was read by.
+    #[must_use]
+    pub fn topic_of(&self, origin: Origin) -> Option<&Arc<Topic>> {
+        Some(self.topics.get(usize::from(origin.topic.0))?.as_ref()?.of(origin))
     }
 
     /// The place of a partition; `None` for a market's, and one that was not told of.

@@ -23,16 +23,26 @@ impl Desk {
         for &topic in &found.retired {
             self.retire(topic, consumer);
         }
+        for &topic in &found.dropped {
+            self.drop_topic(topic, consumer);
+        }
+        for topic in &found.remapped {
+            info!(topic = %topic.name, to = %topic.route.message_type, "goes by another route: from here on its records become other messages");
+            self.batcher.remap(Arc::clone(topic));
+        }
         for &topic in &found.back {
             self.resume(topic, consumer);
         }
         for &((topic, partition), range) in &found.restarts {
             self.restart(topic, partition, range, consumer);
         }
-        if found.initial || !found.topics.is_empty() || !found.partitions.is_empty() {
+        if found.initial || !(found.topics.is_empty() && found.partitions.is_empty() && found.missing.is_empty()) {
             self.begin_to_read(found, consumer, now);
         }
         self.note_compacted(&found.compacted);
+        if found.by_routes {
+            info!("the new routes are in force");
+        }
         self.publisher.reading(self.positions.all());
         self.held.take_if(|_| found.is_answer);
     }
@@ -113,8 +123,21 @@ impl Desk {
 
     /// A topic is deleted, or another has its name by now.
     fn retire(&mut self, topic: TopicIndex, consumer: &Consumer) {
+        warn!(topic = self.name(Some(topic)), "deleted in Kafka, or made anew: no more is read of it as it was");
+        self.stop_reading(topic, consumer);
+    }
+
+    /// No route takes a topic any more as it did.
+    fn drop_topic(&mut self, topic: TopicIndex, consumer: &Consumer) {
+        info!(topic = self.name(Some(topic)), "no route takes it any more as it did: nothing of it is sent any more");
+        if !self.retired.contains(&topic) {
+            self.stop_reading(topic, consumer);
+        }
+        self.batcher.dropped(topic);
+    }
+
+    fn stop_reading(&mut self, topic: TopicIndex, consumer: &Consumer) {
         let name = self.name(Some(topic)).to_owned();
-        warn!(topic = name, "deleted in Kafka, or made anew: no more is read of it as it was");
         if let Err(error) = consumer.drop_partitions(&name, self.positions.of(topic).map(|at| at.partition)) {
             warn!(topic = name, %error, "can't let go of the partitions");
         }

@@ -43,6 +43,19 @@ fn a_new_client_gets_the_whole_board_and_then_what_changed() {
 }
 
 #[test]
+fn the_markets_of_a_dropped_topic_leave_the_board() {
+    let now = Instant::now();
+    let mut board = board(now);
+    board.apply(&tick(BTC, 0, 1, 0, 100), now);
+    board.apply(&tick(ETH, 0, 1, 0, 200), now);
+    board.publish(now);
+    board.apply(&Batch { dropped: vec![BTC], ..Batch::default() }, now);
+    assert!(board.is_stale(now), "no newcomer is sent the image");
+    board.publish(now);
+    assert_eq!(read(&board, &mut BoardVersion::default()), [200]);
+}
+
+#[test]
 fn who_lags_gets_the_latest_value_alone() {
     let now = Instant::now();
     let mut board = board(now);

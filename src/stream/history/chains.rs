@@ -112,7 +112,7 @@ impl History {
         self.index.remove(&self.chains, key);
         self.bytes -= chain_cost(&chain.id);
         self.chains.remove(key);
-        self.too_large.remove(key);
+        self.unsent_below.remove(key);
     }
 
     // ---- links ------------------------------------------------------------------------------------------------------
@@ -254,6 +254,15 @@ impl History {
             let origin = self.entry(at)?.1.record.origin;
             Some((self.offsets.place(origin.topic, origin.partition)?, origin.offset))
         })
+    }
+
+    /// The position after a chain's last entry of a topic.
+    pub(super) fn after_last_of(&self, key: ChainKey, topic: TopicIndex) -> Option<Position> {
+        let chain = self.chains.get(key)?;
+        let entries = std::iter::successors(chain.first, |&at| self.next_entry(at));
+        let is_of = |at| self.entry(at).is_some_and(|(_, entry)| entry.record.origin.topic == topic);
+        let (number, _) = (chain.start..).zip(entries).filter(|&(_, at)| is_of(at)).last()?;
+        Some(Position { number: number + 1, at: None })
     }
 
     /// Whether a watched chain's records may lie at a place.

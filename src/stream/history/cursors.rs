@@ -57,7 +57,7 @@ impl History {
         }
         let start = Position { number: chain.start, at: chain.first };
         let position = self.skip(key, start, &cover);
-        if self.too_large.get(key).is_some_and(|&below| position.number < below) {
+        if self.unsent_below.get(key).is_some_and(|&below| position.number < below) {
             return Err(ResetReason::Expired);
         }
         Ok((cover, position))

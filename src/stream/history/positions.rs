@@ -51,6 +51,12 @@ pub struct Progress {
 pub struct FrameRef(pub(super) EntryRef);
 
 impl Position {
+    /// Whether an entry before the other one's is still to be sent.
+    #[must_use]
+    pub fn is_before(self, other: Self) -> bool {
+        self.number < other.number
+    }
+
     /// Whether both wait for the same entry.
     #[must_use]
     pub fn is_at(self, other: Self) -> bool {

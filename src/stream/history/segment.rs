@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::ChainKey;
 use super::past::Past;
+use crate::ids::TopicIndex;
 use crate::protocol::messages::{HEADER_BYTES_MAX, text_header};
 use crate::routing::mapping;
 use crate::routing::table::Topic;
@@ -60,15 +61,24 @@ pub(super) enum Frame {
     NotYet,
     /// In the segment's `frames`; its cursor has so many characters, 0 where it has none.
     Ready { start: u32, len: u32, cursor: u16 },
-    /// The record can't be mapped, or its log has lost it: nothing is sent.
+    /// The record can't be mapped, its log has lost it, or no route takes it any more: nothing is sent.
     Unusable,
     /// The event is too large for the window: nothing is sent, and who would have got it is told.
     TooLarge,
-    /// Its log has lost it. Sockets that have a part of it are sent the rest, and nobody else anything.
+    /// Its log has lost it, or no route takes it any more. Sockets that have a part of it are sent the rest, and nobody else anything.
     Lost { start: u32, len: u32 },
 }
 
 impl Frame {
+    /// What is left of it where its entry is sent to nobody any more.
+    fn withdrawn(self) -> Self {
+        match self {
+            Self::Ready { start, len, .. } => Self::Lost { start, len },
+            Self::NotYet | Self::Unusable | Self::TooLarge => Self::Unusable,
+            lost @ Self::Lost { .. } => lost,
+        }
+    }
+
     pub(super) fn len(self) -> usize {
         match self {
             Self::Ready { len, .. } => len as usize,
@@ -192,11 +202,7 @@ impl Segment {
         };
         for entry in self.entries.iter_mut().filter(|entry| is_lost(&entry.record.origin)) {
             entry.record.origin.partition = NOWHERE;
-            entry.frame = match entry.frame {
-                Frame::Ready { start, len, .. } => Frame::Lost { start, len },
-                Frame::NotYet | Frame::Unusable | Frame::TooLarge => Frame::Unusable,
-                lost @ Frame::Lost { .. } => lost,
-            };
+            entry.frame = entry.frame.withdrawn();
         }
         for (.., next) in self.moves.iter_mut().filter(|(_, at, _)| *at == place) {
             *next = from.offset.min(*next);
@@ -206,6 +212,15 @@ impl Segment {
         let is_before = *began <= from.offset;
         *began = from.offset.min(*began);
         is_before
+    }
+
+    /// Has nothing sent of a topic's entries any more. Returns the chains that they are in.
+    pub(super) fn drop_topic(&mut self, topic: TopicIndex) -> impl Iterator<Item = ChainKey> {
+        let entries = self.entries.iter_mut().filter(move |entry| entry.record.origin.topic == topic);
+        entries.map(|entry| {
+            entry.frame = entry.frame.withdrawn();
+            entry.chain
+        })
     }
 
     /// Readies [`Segment::past`] for all entries that it has.

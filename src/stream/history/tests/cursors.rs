@@ -267,3 +267,52 @@ fn what_a_log_lost_is_sent_to_nobody_who_comes_back_and_its_cursors_are_expired(
     assert_eq!(numbers(&rest(&mut history, cursor_in(&all[1]))), [40]);
     assert_eq!(numbers(&rest(&mut history, cursor_in(&all[2]))), [0; 0]);
 }
+
+#[test]
+fn what_a_dropped_topic_has_in_the_window_is_sent_to_nobody_and_who_lacks_it_is_told() {
+    let (mut history, a) = pod(&[(FILLED, 0), (UPDATED, 0), (FILLED, 1), (FILLED, 2)]);
+    let start = Position { number: 0, at: history.chains[a].first };
+    let all = due(&mut history, a, start);
+    let cursors: Vec<_> = all.iter().map(|text| cursor_in(text)).collect();
+    history.append(Batch { dropped: vec![UPDATED], ..Batch::default() }, Instant::now());
+    let after = history.take_dropped_from();
+    assert_eq!(after.iter().map(|(chain, after)| (*chain, after.number)).collect::<Vec<_>>(), [(a, 2)]);
+    assert!(start.is_before(after[0].1) && !history.after(history.after(start)).is_before(after[0].1));
+    assert_eq!(numbers(&due(&mut history, a, start)), [300, 301, 302]);
+    assert_eq!(history.resume(a, cursors[0]).unwrap_err(), ResetReason::Expired);
+    let (_, position) = history.resume(a, cursors[1]).unwrap();
+    assert_eq!(numbers(&due(&mut history, a, position)), [301, 302]);
+}
+
+#[test]
+fn a_record_becomes_the_message_of_the_route_that_it_was_read_by_whenever_it_is_framed() {
+    let (mut history, a) = pod(&[]);
+    history.unwatch(a);
+    let updated = |offset| {
+        let mut batch = events(&[("a", offset)]);
+        batch.records[0].origin = Origin { topic: UPDATED, partition: 0, offset: offset.cast_signed() };
+        batch
+    };
+    let remap = |kind: &str| {
+        let table = Table::BUILT_IN.replace("type = \"pnl_update\"", &format!("type = \"{kind}\""));
+        Batch {
+            topics: vec![Arc::new(Table::parse(&table).unwrap().resolve(UPDATED, "assessment.pnl-updated").unwrap())],
+            ..Batch::default()
+        }
+    };
+    let now = Instant::now();
+    for (number, kind) in (0..).zip(["one", "two", "three"]) {
+        history.append(updated(number), now);
+        history.append(remap(kind), now);
+    }
+    history.append(updated(3), now);
+    let a = history.watch(&id("a"));
+    let start = Position { number: 0, at: history.chains[a].first };
+    let kinds = |texts: &[String]| -> Vec<String> {
+        texts.iter().map(|text| text.split('"').nth(3).unwrap().to_owned()).collect()
+    };
+    let texts = due(&mut history, a, start);
+    assert_eq!(kinds(&texts), ["pnl_update", "one", "two", "three"]);
+    let (_, position) = history.resume(a, cursor_in(&texts[1])).unwrap();
+    assert_eq!(kinds(&due(&mut history, a, position)), ["two", "three"]);
+}

@@ -1,0 +1,111 @@
+//! From where on partitions are read that are new to the reader, or that it can't go on with: asked of the cluster, and
+//! judged by [`super::super::startup`].
+
+use std::sync::Arc;
+
+use rdkafka::error::KafkaError;
+use tracing::warn;
+
+use super::Watch;
+use crate::clock::{Now, whole_ms};
+use crate::ids::TopicIndex;
+use crate::ingest::catalogue::Changes;
+use crate::ingest::cluster::{Partition, Place};
+use crate::ingest::startup::{Extent, Range, Start};
+use crate::limits::{LOOK_TIMEOUT, PROBE_TIMEOUT, QUESTION_TIMEOUT};
+use crate::routing::table::Topic;
+
+/// From where on a partition is read that is new to the reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Beginning {
+    /// With what it holds of the history's time.
+    Window,
+    /// With what comes from now on.
+    End,
+    /// With its first record: it came after the start, and all that it holds is new.
+    First,
+}
+
+impl Watch {
+    /// Where new partitions are to be read from.
+    pub(super) fn starts(
+        &self,
+        initial: bool,
+        changes: &Changes,
+        topics: &[Arc<Topic>],
+    ) -> Result<Vec<Start>, KafkaError> {
+        let is_market =
+            |topic: TopicIndex| topics.get(usize::from(topic.0)).is_some_and(|topic| topic.market().is_some());
+        let beginning = |topic| match (initial, changes.met_by_routes.contains(&topic)) {
+            (true, _) => Beginning::Window,
+            // The board is filled as at the start. Of events, nobody was promised any so far.
+            (false, true) if is_market(topic) => Beginning::Window,
+            (false, true) => Beginning::End,
+            (false, false) => Beginning::First,
+        };
+        let mut starts = Vec::with_capacity(changes.fresh.len());
+        for kind in [Beginning::Window, Beginning::End, Beginning::First] {
+            let fresh: Vec<_> = changes.fresh.iter().copied().filter(|&(topic, _)| beginning(topic) == kind).collect();
+            let extents = self.extents(kind, &names_of(&fresh, topics))?;
+            starts.extend(fresh.iter().zip(extents).map(|(&(topic, partition), extent)| Start {
+                topic,
+                partition,
+                offset: extent.start(),
+                recent: extent.recent(),
+                end: extent.end,
+            }));
+        }
+        Ok(starts)
+    }
+
+    /// What is left of the partitions that are out of range, as far as their leaders tell.
+    pub(super) fn restarts(&self, led: &[(TopicIndex, i32)], topics: &[Arc<Topic>]) -> Vec<((TopicIndex, i32), Range)> {
+        let asked: Vec<_> = led.iter().copied().filter(|partition| self.out_of_range.contains(partition)).collect();
+        let names = names_of(&asked, topics);
+        let offsets = |place| self.cluster.offsets(&names, place, PROBE_TIMEOUT);
+        // Those that got no answer are asked for again at the next turn.
+        let (Ok(beginnings), Ok(ends)) = (offsets(Place::Beginning), offsets(Place::End)) else { return Vec::new() };
+        let bounds = beginnings.into_iter().zip(ends);
+        let range = |(beginning, end): (Option<i64>, Option<i64>)| Some(Range { beginning: beginning?, end: end? });
+        asked.into_iter().zip(bounds).filter_map(|(partition, bounds)| Some((partition, range(bounds)?))).collect()
+    }
+
+    /// What there is to be read of these partitions.
+    fn extents(&self, kind: Beginning, names: &[Partition<'_>]) -> Result<Vec<Extent>, KafkaError> {
+        let place = match kind {
+            _ if names.is_empty() => return Ok(Vec::new()),
+            Beginning::Window => return self.extents_of_window(names),
+            Beginning::End => Place::End,
+            Beginning::First => Place::Beginning,
+        };
+        let at = |offset: Option<i64>| {
+            let offset = offset.unwrap_or(0);
+            Extent { beginning: offset, since: Some(offset), end: offset }
+        };
+        Ok(self.cluster.offsets(names, place, LOOK_TIMEOUT)?.into_iter().map(at).collect())
+    }
+
+    /// What the partitions hold of the history's time.
+    fn extents_of_window(&self, names: &[Partition<'_>]) -> Result<Vec<Extent>, KafkaError> {
+        let ends = self.cluster.offsets(names, Place::End, QUESTION_TIMEOUT)?;
+        let history_ms = whole_ms(self.config.history);
+        let since = i64::try_from(Now::read().unix.0.saturating_sub(history_ms)).unwrap_or(i64::MAX);
+        let times = self.cluster.offsets(names, Place::Since(since), QUESTION_TIMEOUT).unwrap_or_else(|error| {
+            warn!(%error, "no offsets for a time; the history starts with each partition's last hundred records");
+            vec![None; names.len()]
+        });
+        let beginnings = self.cluster.offsets(names, Place::Beginning, QUESTION_TIMEOUT)?;
+        let extent = |((end, since), beginning): ((Option<i64>, Option<i64>), Option<i64>)| Extent {
+            beginning: beginning.unwrap_or(0),
+            since,
+            end: end.unwrap_or(0),
+        };
+        Ok(ends.into_iter().zip(times).zip(beginnings).map(extent).collect())
+    }
+}
+
+/// The partitions by their topics' names.
+pub(super) fn names_of<'a>(partitions: &[(TopicIndex, i32)], topics: &'a [Arc<Topic>]) -> Vec<Partition<'a>> {
+    let name = |topic: TopicIndex| topics.get(usize::from(topic.0)).map_or("", |topic| &topic.name);
+    partitions.iter().map(|&(topic, partition)| (name(topic), partition)).collect()
+}

@@ -1,0 +1,156 @@
+//! The topics that a shard knows, as ingest told of them: which of those that had a name has it now, how cursors tell them
+//! apart, and by which route a record was read.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::names::Candidate;
+use super::{Count, Offsets, PlaceId};
+use crate::limits::{GROWTH_NOTICED_MAX, MAPPINGS_KEPT};
+use crate::routing::partitioner::Partitioner;
+use crate::routing::table::{Scope, Topic};
+use crate::stream::batch::Origin;
+use crate::stream::cursor::Tag;
+
+/// A topic, and its partitions where it is an assessments' one.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) topic: Arc<Topic>,
+    /// `None` for a market's topic: nobody resumes on it.
+    pub(super) partitioner: Option<Partitioner>,
+    /// By partition.
+    pub(super) places: Vec<Option<PlaceId>>,
+    /// The numbers of partitions that it has and had of late, the present one last.
+    pub(super) counts: Vec<Count>,
+    /// Another topic has its name by now.
+    pub(super) replaced: bool,
+    /// Cursors list it while it is empty, too: it has the name of another one before it, of which the client of a cursor that
+    /// lists this one lacks nothing; or the fingerprint of another one, and then it must be known which is which.
+    pub(super) is_always_listed: bool,
+    /// No record of it was read yet.
+    pub(super) is_empty: bool,
+    /// The routes that it had before, the oldest first.
+    earlier: Vec<Mapping>,
+}
+
+/// A route that a topic had.
+#[derive(Debug)]
+struct Mapping {
+    topic: Arc<Topic>,
+    /// By partition: it goes for the records below these offsets.
+    below: Box<[i64]>,
+    /// Since when another one is known; `None` until that is asked.
+    since: Option<Instant>,
+}
+
+impl Known {
+    fn new(topic: Arc<Topic>) -> Self {
+        Self {
+            partitioner: partitioner_of(&topic),
+            topic,
+            places: Vec::new(),
+            counts: Vec::new(),
+            replaced: false,
+            is_always_listed: false,
+            is_empty: true,
+            earlier: Vec::new(),
+        }
+    }
+
+    /// The topic, by the route that a record was read by.
+    pub(super) fn of(&self, origin: Origin) -> &Arc<Topic> {
+        let partition = usize::try_from(origin.partition).unwrap_or(usize::MAX);
+        let is_of = |mapping: &&Mapping| mapping.below.get(partition).is_some_and(|&below| origin.offset < below);
+        self.earlier.iter().find(is_of).map_or(&self.topic, |mapping| &mapping.topic)
+    }
+
+    /// Whether this is the same topic, with another route.
+    fn is_remapped_by(&self, topic: &Topic) -> bool {
+        self.topic.name == topic.name
+            && self.topic.fingerprint == topic.fingerprint
+            && self.partitioner.is_some()
+            && self.partitioner == partitioner_of(topic)
+    }
+
+    /// Has another route from here on, where its places stand at `next`.
+    fn remap(&mut self, topic: &Arc<Topic>, next: &[i64]) {
+        let stands = |place: &Option<PlaceId>| place.and_then(|place| next.get(place.index())).copied().unwrap_or(0);
+        let below = self.places.iter().map(stands).collect();
+        if self.earlier.len() == MAPPINGS_KEPT {
+            self.earlier.remove(0);
+        }
+        let topic = std::mem::replace(&mut self.topic, Arc::clone(topic));
+        self.earlier.push(Mapping { topic, below, since: None });
+    }
+
+    /// Forgets routes by which no record of the window was read.
+    pub(super) fn forget_old_mappings(&mut self, window: Duration, now: Instant) {
+        if self.earlier.is_empty() {
+            return;
+        }
+        self.earlier.retain_mut(|mapping| {
+            let since = *mapping.since.get_or_insert(now);
+            now.saturating_duration_since(since) <= window + GROWTH_NOTICED_MAX
+        });
+    }
+}
+
+fn partitioner_of(topic: &Topic) -> Option<Partitioner> {
+    match topic.route.scope {
+        Scope::Assessment { partitioner, .. } => Some(partitioner),
+        Scope::Market { .. } => None,
+    }
+}
+
+impl Offsets {
+    /// Learns of topics. One that has the name of another takes its place; one that is known has another route.
+    pub fn learn(&mut self, topics: &[Arc<Topic>]) {
+        for topic in topics {
+            let index = usize::from(topic.index.0);
+            if self.topics.len() <= index {
+                self.topics.resize_with(index + 1, || None);
+            }
+            if let Some(known) = self.topics[index].as_mut().filter(|known| known.is_remapped_by(topic)) {
+                known.remap(topic, &self.next);
+                continue;
+            }
+            let mut known = Known::new(Arc::clone(topic));
+            if known.partitioner.is_some() {
+                self.layout += 1;
+                if let Some(before) = self.current.insert(topic.name.clone(), topic.index)
+                    && let Some(Some(before)) = self.topics.get_mut(usize::from(before.0))
+                {
+                    before.replaced = true;
+                    known.is_always_listed = true;
+                    self.lately_replaced.push((before.topic.index, None));
+                }
+            }
+            let is_assessments = known.partitioner.is_some();
+            self.topics[index] = Some(known);
+            if is_assessments {
+                self.tag(index);
+            }
+        }
+    }
+
+    /// Files a topic by its tag.
+    fn tag(&mut self, index: usize) {
+        let Self { topics, tagged, .. } = self;
+        let Some(Some(Known { topic, .. })) = topics.get(index) else { return };
+        let own = (topic.index, topic.fingerprint);
+        let name = |candidate: &Candidate| {
+            let known = topics.get(usize::from(candidate.0.0)).and_then(Option::as_ref);
+            known.filter(|known| !known.replaced).map(|known| &known.topic.name)
+        };
+        let tagged = tagged.entry(Tag::of(topic.fingerprint).name).or_default();
+        tagged.retain(|candidate| name(candidate).is_some());
+        tagged.push(own);
+        tagged.sort_unstable_by_key(name);
+        let twins: Vec<_> = tagged.iter().filter(|other| other.1 == own.1).map(|twin| twin.0).collect();
+        for twin in twins.iter().filter(|_| twins.len() > 1) {
+            if let Some(Some(known)) = topics.get_mut(usize::from(twin.0)) {
+                known.is_always_listed = true;
+            }
+        }
+    }
+}
