@@ -19,7 +19,7 @@ use crate::process::eventually;
 pub const MARKETS: [&str; 5] = ["btc-usd", "eth-usd", "eur-usd", "gold", "spx500"];
 
 /// The timestamp of number 0.
-pub(crate) const FIRST_TIMESTAMP: u64 = 1_790_000_000_000;
+pub const FIRST_TIMESTAMP: u64 = 1_790_000_000_000;
 
 /// Brokers take what they are sent within this time.
 const DELIVERED_WITHIN: Duration = Duration::from_secs(60);

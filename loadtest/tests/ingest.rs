@@ -313,6 +313,10 @@ fn what_lies_behind_an_open_transaction_is_lag_and_the_partition_is_named() {
     eventually("the lag counts it", WITHIN, || (lag() == 101.0).then_some(()));
     let held = || pod.metrics().sum("shardgate_ingest_open_transaction_offsets");
     eventually("it shows why", WITHIN, || (held() == 101.0).then_some(()));
+    let end = |end| {
+        pod.metrics().of("shardgate_ingest_open_transaction_end_offset", &[("end", end), ("topic", kind.topic())])
+    };
+    assert_eq!([end("last_stable_offset"), end("high_watermark")], [0.0, 101.0]);
     let log = pod.log();
     let line = log.lines().find(|line| line.contains("an open transaction holds back")).expect("it is logged");
     assert!(line.contains(kind.topic()) && line.contains("last_stable_offset=0"), "{line}");
@@ -323,6 +327,41 @@ fn what_lies_behind_an_open_transaction_is_lag_and_the_partition_is_named() {
     await_seen(&mut client, 101);
     assert_eq!(seen(&client).map(number_of).collect::<Vec<_>>(), (0..=100).collect::<Vec<_>>());
     eventually("no lag", WITHIN, || (lag() == 0.0 && held() == 0.0).then_some(()));
+}
+
+#[test]
+fn a_message_over_a_mebibyte_arrives_and_the_log_says_which_clients_can_not_take_it() {
+    const LINE: &str = "messages are over 1048576 bytes";
+    let world = World::start();
+    let pod = world.pod("pod-0").start();
+    let mut client = pod.client("a");
+    let producer = Producer::with(world.kafka.bootstrap(), &[("message.max.bytes", "4000000")]);
+    let topic = Kind::BalanceUpdated.topic();
+    let send = |bytes: usize| {
+        let payload = |fill: usize| format!(r#"{{"assessmentId":"a","currentBalance":"{}"}}"#, "x".repeat(fill));
+        let fill = bytes - payload(0).len();
+        producer.send(topic, Some("a"), Some(payload(fill).as_bytes()));
+        producer.flush();
+    };
+    let seen = |client: &Client| client.of_type("pnl_update").map(|message| message.text.len()).collect::<Vec<_>>();
+    let arrives = |client: &mut Client, count| {
+        watch(std::slice::from_mut(client), "the message", WITHIN, |clients| seen(&clients[0]).len() == count);
+    };
+    // As large as a message may be that every client takes, and as an event may be by default.
+    send(1000 * 1024);
+    arrives(&mut client, 1);
+    assert!(!pod.log().contains(LINE), "{}", pod.log());
+    send(1024 * 1024);
+    arrives(&mut client, 2);
+    let largest = seen(&client)[1];
+    assert!((1024 * 1024..=1024 * 1024 + 1024).contains(&largest), "README 2 says how large: {largest}");
+    let line =
+        eventually("it is logged", WITHIN, || pod.log().lines().find(|line| line.contains(LINE)).map(str::to_owned));
+    assert!(line.contains("WARN") && line.contains(topic) && line.contains("MAX_EVENT_BYTES"), "{line}");
+    // One more is no event.
+    send(1024 * 1024 + 1);
+    pod.await_metric("shardgate_ingest_malformed_records_total", 1.0);
+    arrives(&mut client, 2);
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! What is lost of Kafka, and comes back: a broker that hangs and goes on, on a busy machine, whatever state that leaves
 //! librdkafka in; brokers that are killed; a partition that nobody leads.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
-use loadtest::client::WITHIN;
-use loadtest::events::{Kind, number_of, seen};
+use loadtest::client::{WITHIN, read_for, watch};
+use loadtest::events::{Kind, Producer, assert_saw, event, number_of, seen};
 use loadtest::hangs::{BACK_WITHIN, Options, run};
 use loadtest::kafka::Kafka;
-use loadtest::pods::World;
+use loadtest::pods::{Pod, World};
 use loadtest::process::eventually;
 use loadtest::redis::Redis;
 
@@ -40,6 +41,52 @@ fn brokers_that_are_killed_show_within_five_seconds_each_time() {
     let log = pod.log();
     assert_eq!(log.matches("Kafka is not reached").count(), 3, "{log}");
     assert_eq!(log.matches("Kafka is reached again").count(), 3, "{log}");
+}
+
+#[test]
+fn three_brokers_that_are_killed_at_once_and_come_back_cost_no_event() {
+    let kafka = Kafka::start_with(3, &[]);
+    kafka.create_all(&Kind::ALL.map(|kind| (kind.topic(), 3)));
+    let redis = Redis::start();
+    let mut world = World { kafka, redis };
+    let pods = [world.pod("pod-0").set("PLACEMENT", "any").start(), world.pod("pod-1").set("PLACEMENT", "any").start()];
+    let mut clients = pods.each_ref().map(|pod| pod.client("a"));
+    // It waits for the brokers, and writes nothing twice.
+    let settings = [("enable.idempotence", "true"), ("message.timeout.ms", "120000")];
+    let producer = Producer::with(world.kafka.bootstrap(), &settings);
+    let mut sent = 0;
+    let mut send = |count| {
+        (sent..sent + count).for_each(|number| producer.event(&event("a", number)));
+        sent += count;
+        sent
+    };
+    for outage_ms in [0, 3_000, 8_000] {
+        send(50);
+        (0..3).for_each(|number| world.kafka.broker(number).kill());
+        let killed = Instant::now();
+        send(50);
+        if outage_ms >= 6_000 {
+            for pod in &pods {
+                eventually("it shows", WITHIN, || (pod.get("/ready").json()["kafka"] == "disconnected").then_some(()));
+            }
+            let took = killed.elapsed();
+            assert!(took < Duration::from_secs(5 + 1), "a second is for the look: {took:?}");
+        }
+        thread::sleep(Duration::from_millis(outage_ms).saturating_sub(killed.elapsed()));
+        world.kafka.start_all();
+        let sent = send(50);
+        producer.flush();
+        let count = usize::try_from(sent).unwrap();
+        watch(&mut clients, "all events", Duration::from_secs(60), |clients| {
+            clients.iter().all(|client| seen(client).count() >= count)
+        });
+        pods.iter().for_each(Pod::ready);
+    }
+    read_for(&mut clients, Duration::from_millis(500));
+    for client in &clients {
+        assert_saw(client, "a", 0..450);
+        assert_eq!((client.of_type("reset").count(), client.ended()), (0, None));
+    }
 }
 
 #[test]

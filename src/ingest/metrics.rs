@@ -80,6 +80,7 @@ pub struct Metrics {
     filling: Gauge,
     filling_left: Gauge,
     open_transactions: Family<[(&'static str, String); 2], Gauge>,
+    open_transaction_ends: Family<[(&'static str, String); 3], Gauge>,
     missing: Family<[(&'static str, String); 1], Gauge>,
     reading_client_rebuilds: Counter,
     asking_client_rebuilds: Counter,
@@ -98,6 +99,7 @@ impl Metrics {
         let rebuilds = Family::<[(&'static str, &'static str); 1], Counter>::default();
         let metrics = Self {
             open_transactions: Family::default(),
+            open_transaction_ends: Family::default(),
             missing: Family::default(),
             reading_client_rebuilds: rebuilds.get_or_create_owned(&[("client", "reading")]),
             asking_client_rebuilds: rebuilds.get_or_create_owned(&[("client", "asking")]),
@@ -130,6 +132,11 @@ impl Metrics {
             "Offsets between the last stable offset of a partition, behind which lies an open transaction, and its high \
              watermark; only of partitions that have stood there for some seconds",
             metrics.open_transactions.clone(),
+        );
+        registry.register(
+            "shardgate_ingest_open_transaction_end_offset",
+            "The last stable offset and the high watermark of these partitions",
+            metrics.open_transaction_ends.clone(),
         );
         registry.register(
             "shardgate_ingest_missing_partitions",
@@ -300,6 +307,11 @@ pub(super) struct Publisher {
     open_transactions: Vec<[(&'static str, String); 2]>,
 }
 
+/// The labels of one end of a partition that stands behind an open transaction.
+fn of_end([topic, partition]: &[(&'static str, String); 2], end: &str) -> [(&'static str, String); 3] {
+    [topic.clone(), partition.clone(), ("end", end.to_owned())]
+}
+
 impl Publisher {
     pub(super) fn new(metrics: Metrics) -> Self {
         let (not_owner, malformed) = (metrics.skipped(Skipped::NotOwner), metrics.skipped(Skipped::Malformed));
@@ -360,10 +372,17 @@ impl Publisher {
             let labels = [("topic", topic.to_owned()), ("partition", held.at.partition.to_string())];
             let gauge = self.metrics.open_transactions.get_or_create_owned(&labels);
             gauge.set(held.high_watermark - held.at.offset);
+            let ends = [("last_stable_offset", held.at.offset), ("high_watermark", held.high_watermark)];
+            for (end, offset) in ends {
+                self.metrics.open_transaction_ends.get_or_create_owned(&of_end(&labels, end)).set(offset);
+            }
             self.open_transactions.push(labels);
         }
         for labels in before.iter().filter(|labels| !self.open_transactions.contains(labels)) {
             self.metrics.open_transactions.remove(labels);
+            for end in ["last_stable_offset", "high_watermark"] {
+                self.metrics.open_transaction_ends.remove(&of_end(labels, end));
+            }
         }
     }
 

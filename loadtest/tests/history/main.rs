@@ -5,6 +5,7 @@ mod away;
 mod cluster;
 mod compaction;
 mod holes;
+mod topics;
 mod truncation;
 
 use std::ops::Range;
