@@ -266,6 +266,7 @@ impl Exchange {
         let parts = ingest::Parts {
             config: config.kafka.clone(),
             routes: Arc::clone(&self.routes),
+            indexes: ingest::IndexRules::new(config.kafka.history, config.kafka.topic_refresh),
             shards: self.doors.clone(),
             standing: Arc::clone(&self.standing),
             place_anywhere: config.shard.place_anywhere,

@@ -116,6 +116,12 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// A topic that ingest reads: its place in the order in which ingest came to know them. Dense, never reused.
+/// A topic that ingest reads. Dense; that of a topic which is read no more is given to another one when nothing in the
+/// window can be of it any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicIndex(pub u16);
+
+impl TopicIndex {
+    /// No topic's.
+    pub const NONE: Self = Self(u16::MAX);
+}

@@ -97,9 +97,13 @@ pub const STARTS_TOLD_EVERY: Duration = Duration::from_secs(1);
 /// The longest that ingest waits for a record or for room in a shard's channel before it looks at the rest of its work.
 pub const INGEST_WAIT: Duration = Duration::from_millis(100);
 
-/// Topics that a pod can tell apart in its life: those of the past keep their indexes, for cursors and histories speak of
-/// them. Beyond it, new ones are not read, which is logged as an error.
-pub const TOPICS_MAX: usize = 1 << 16;
+/// Topics that a pod can read at a time, those included that were read within the window and [`TOPIC_REST_LOOKS`]. Beyond it, new
+/// ones are not read, which is logged as an error.
+pub const TOPICS_MAX: usize = (1 << 16) - 1;
+
+/// How long a topic that is read no more keeps its index, beyond the window, in looks at the topics: so much later may all
+/// pods know of it, and the last of its records leave their windows. A shard that is further behind lets go of them.
+pub const TOPIC_REST_LOOKS: u32 = 3;
 
 /// Records at each partition's end that are read at the start, however old they are: cursors of a quiet topic, whose end
 /// may be control records alone, must not expire for that.
@@ -335,4 +339,4 @@ const _: () = assert!(WRITE_SLICES_MAX <= 1024);
 const _: () = assert!(STANDSTILL_MIN.as_millis() >= 3 * INGEST_WAIT.as_millis(), "a quiet loop is no standstill");
 const _: () = assert!(BATCH_CHANNEL_BYTES_MAX >= 8 * BATCH_BYTES_MAX, "a busy shard's turn is bridged by some batches");
 const _: () = assert!(BATCH_RECORDS_MAX >= TURN_RECORDS_MAX, "a turn's records fit into one batch");
-const _: () = assert!(TOPICS_MAX == 1 << u16::BITS, "a TopicIndex has 16 bits");
+const _: () = assert!(TOPICS_MAX < 1 << u16::BITS, "a TopicIndex has 16 bits, and one of them is no topic's");

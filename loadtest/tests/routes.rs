@@ -338,6 +338,7 @@ fn a_market_that_is_mapped_otherwise_shows_so_without_a_new_tick_and_one_that_is
     expect(&mut watching(&pod, "a"), &[("price", 1)], 0);
     send(&producer, "rates.usd", 3);
     send(&producer, "rates.eur", 4);
+    client.expect("the tick", |message| message.json()["n"] == 4);
     expect(&mut watching(&pod, "a"), &[("price", 4)], 0);
     assert_eq!(resets(&client), 0);
 }
@@ -359,6 +360,52 @@ fn a_file_with_faults_changes_nothing_and_all_of_them_are_logged() {
     send(&producer, "topic", 0);
     expect(&mut client, &[("topic", 0)], 0);
     assert_eq!(count(&pod, IN_FORCE), 0);
+}
+
+#[test]
+fn topics_that_come_and_go_are_read_whatever_their_number_and_take_no_more_room() {
+    const TURNS: u64 = 12;
+    let world = World::without_topics();
+    world.kafka.create("stays", 1);
+    let producer = world.producer();
+    let routes =
+        Routes::new(&[events("stays", "stays"), events("events-{x}", "event"), ticks("{market}-ticks", "tick")]);
+    let pod = routes.pod(&world, "pod-0").set("HISTORY_SECONDS", "3").start();
+    let mut client = watching(&pod, "a");
+    let mut expected = Vec::new();
+    let mut at_most = 0;
+    for turn in 0..TURNS {
+        // Of as many partitions as those before, of more, and of fewer.
+        let [events_topic, ticks_topic] = [format!("events-{turn}"), format!("{turn}-ticks")];
+        let partitions = i32::try_from(1 + turn % 3).unwrap();
+        world.kafka.create_all(&[(&events_topic, partitions), (&ticks_topic, partitions)]);
+        for number in [2 * turn, 2 * turn + 1] {
+            let before = last_cursor(&client);
+            let event = format!(r#"{{"assessmentId":"a","n":{number}}}"#);
+            producer.send(&events_topic, Some("a"), Some(event.as_bytes()));
+            producer.send(&ticks_topic, None, Some(format!(r#"{{"n":{number}}}"#).as_bytes()));
+            producer.flush();
+            watch(std::slice::from_mut(&mut client), "both", WITHIN, |clients| {
+                let told = told(&clients[0]);
+                ["event", "tick"].iter().all(|kind| told.contains(&((*kind).to_owned(), number)))
+            });
+            expected.push(number);
+            let (is_resumed, mut back) = back(&pod, &before);
+            assert!(is_resumed, "{:?}", back.messages());
+            back.expect("the event", |message| message.kind == "event" && message.json()["n"] == number);
+        }
+        send(&producer, "stays", turn);
+        client.expect("an event", |message| message.kind == "stays" && message.json()["n"] == turn);
+        world.kafka.delete(&events_topic);
+        world.kafka.delete(&ticks_topic);
+        eventually("they are gone", WITHIN, || (pod.metrics().sum("shardgate_ingest_topics") == 1.0).then_some(()));
+        at_most = at_most.max(pod.metrics().sum("shardgate_ingest_topic_indexes") as u64);
+    }
+    let events = client.of_type("event").map(|message| message.json()["n"].as_u64().unwrap());
+    assert_eq!(events.collect::<Vec<_>>(), expected);
+    assert_eq!(resets(&client), 0);
+    assert!(at_most < TURNS, "{at_most} indexes for {} topics", 2 * TURNS + 1);
+    assert_eq!(pod.metrics().sum("shardgate_ingest_unread_topics"), 0.0);
 }
 
 /// The type of the next message with this number.

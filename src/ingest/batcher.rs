@@ -75,7 +75,7 @@ struct Outgoing {
     /// To be told with the next batch.
     dropped: Vec<TopicIndex>,
     topics: Vec<Arc<Topic>>,
-    /// The offset last told, by the partition's place in [`Positions`].
+    /// The offset last told, by the partition's place in [`Positions`]; `i64::MAX` where that is forgotten.
     offsets_told: Vec<i64>,
     /// When it was last looked whether these are still so.
     told: Option<Instant>,
@@ -112,11 +112,28 @@ impl Batcher {
         }
     }
 
-    /// Makes a topic known, before its first record. Topics come in the order of their indexes.
+    /// Makes a topic known, before its first record. Topics come in the order of their indexes, but for those that have the
+    /// index of one that was forgotten.
     pub(super) fn add_topic(&mut self, topic: Arc<Topic>) {
-        debug_assert_eq!(usize::from(topic.index.0), self.topics.len());
+        debug_assert!(usize::from(topic.index.0) <= self.topics.len());
         self.shards.iter_mut().for_each(|outgoing| outgoing.topics.push(Arc::clone(&topic)));
-        self.topics.push(topic);
+        match self.topics.get_mut(usize::from(topic.index.0)) {
+            Some(forgotten) => *forgotten = topic,
+            None => self.topics.push(topic),
+        }
+    }
+
+    /// Forgets a topic whose partitions had these places. Its index is free for another one.
+    pub(super) fn forget(&mut self, topic: TopicIndex, places: &[usize]) {
+        self.judge.forget(topic);
+        for outgoing in &mut self.shards {
+            // What comes to these places next is news, whatever its offset.
+            for &place in places {
+                if let Some(told) = outgoing.offsets_told.get_mut(place) {
+                    *told = i64::MAX;
+                }
+            }
+        }
     }
 
     /// The records of a known topic become other messages from now on. While no batch is begun.

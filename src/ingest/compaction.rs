@@ -63,6 +63,14 @@ struct Gap {
 }
 
 impl Compaction {
+    /// The partition at this place is forgotten.
+    pub(super) fn forget(&mut self, topic: TopicIndex, place: usize) {
+        self.kept_for.remove(&topic);
+        if let Some(entry) = self.entries.get_mut(place) {
+            *entry = Entry::default();
+        }
+    }
+
     /// The topic is compacted, and keeps records for this time at least. It was not yet at `unchanged`, if it was ever
     /// asked before. Returns from where on each partition is whole that had a gap since.
     pub(super) fn is_compacted(

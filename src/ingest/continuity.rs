@@ -81,6 +81,14 @@ pub(super) enum Lost {
 }
 
 impl Continuity {
+    /// The partition at this place is forgotten.
+    pub(super) fn forget(&mut self, topic: TopicIndex, place: usize) {
+        self.suspects.retain(|&(suspect, _), _| suspect != topic);
+        if let Some(timeline) = self.timelines.get_mut(place) {
+            timeline.clear();
+        }
+    }
+
     /// The epoch of the last record before a partition's position.
     pub(super) fn epoch(&self, positions: &Positions, at: &NextOffset) -> Option<i32> {
         self.timelines.get(positions.place(at.topic, at.partition)?)?.before(at.offset)

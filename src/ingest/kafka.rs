@@ -35,6 +35,8 @@ pub(super) struct Consumer {
     handles: HashMap<Box<str>, TopicHandle>,
     /// By the number of the handle: which topic it stands for by now.
     indexes: Vec<TopicIndex>,
+    /// Numbers of handles that were given back.
+    free_numbers: Vec<usize>,
     client: Client,
 }
 
@@ -167,6 +169,7 @@ impl Consumer {
             queue,
             handles: HashMap::new(),
             indexes: Vec::new(),
+            free_numbers: Vec::new(),
             client,
         })
     }
@@ -182,7 +185,7 @@ impl Consumer {
             return Ok(());
         }
         let name = CString::new(&*topic.name)?;
-        let number = self.indexes.len();
+        let number = self.free_numbers.pop().unwrap_or(self.indexes.len());
         // SAFETY: the client is alive; the configuration is a copy that `rd_kafka_topic_new` takes over. The opaque is a
         // number that nobody follows as a pointer.
         let handle = unsafe {
@@ -192,8 +195,19 @@ impl Consumer {
         };
         let handle = NonNull::new(handle).ok_or_else(|| KafkaError::ClientCreation("no handle for a topic".into()))?;
         self.handles.insert(topic.name.clone(), TopicHandle { handle, number });
-        self.indexes.push(topic.index);
+        self.indexes.resize(self.indexes.len().max(number + 1), TopicIndex::NONE);
+        self.indexes[number] = topic.index;
         Ok(())
+    }
+
+    /// Forgets a topic that is read no more, unless another one has its name by now.
+    pub(super) fn forget_topic(&mut self, topic: &Topic) {
+        if self.handles.get(&topic.name).is_some_and(|handle| self.indexes[handle.number] == topic.index)
+            && let Some(handle) = self.handles.remove(&topic.name)
+        {
+            self.indexes[handle.number] = TopicIndex::NONE;
+            self.free_numbers.push(handle.number);
+        }
     }
 
     /// Begins to read these partitions, each from its offset, beside the others.

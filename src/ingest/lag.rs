@@ -42,6 +42,14 @@ impl Lag {
         }
     }
 
+    /// The partition at this place is forgotten.
+    pub(super) fn forget(&mut self, place: usize) {
+        self.stable.get_mut(place).into_iter().chain(self.high.get_mut(place)).for_each(|end| *end = 0);
+        if let Some(held) = self.held.get_mut(place) {
+            *held = None;
+        }
+    }
+
     /// Takes the high watermarks, as of `asked` or later.
     pub(super) fn watermarks_are(&mut self, asked: Instant, high: &[NextOffset], positions: &Positions) {
         self.stable.resize(positions.all().len(), 0);

@@ -77,6 +77,7 @@ pub struct Metrics {
     topics: Gauge,
     partitions: Gauge,
     unread_topics: Gauge,
+    topic_indexes: Gauge,
     filling: Gauge,
     filling_left: Gauge,
     open_transactions: Family<[(&'static str, String); 2], Gauge>,
@@ -116,6 +117,7 @@ impl Metrics {
             topics: Gauge::default(),
             partitions: Gauge::default(),
             unread_topics: Gauge::default(),
+            topic_indexes: Gauge::default(),
             filling: Gauge::default(),
             filling_left: Gauge::default(),
         };
@@ -206,8 +208,13 @@ impl Metrics {
         );
         registry.register(
             "shardgate_ingest_unread_topics",
-            "Topics that a route takes and that are not read: the pod has met more than it can tell apart",
+            "Topics that a route takes and that are not read, for there are more than a pod takes",
             self.unread_topics.clone(),
+        );
+        registry.register(
+            "shardgate_ingest_topic_indexes",
+            "Indexes that topics have, or had within the window and some looks: they are given to others after that",
+            self.topic_indexes.clone(),
         );
         registry.register("shardgate_ingest_topics", "Topics that are read", self.topics.clone());
         registry.register("shardgate_ingest_partitions", "Partitions that are read", self.partitions.clone());
@@ -240,9 +247,10 @@ impl Metrics {
         self.lag.remove(&[("topic", topic.to_owned())]);
     }
 
-    /// So many topics are not read, for want of an index.
-    pub(super) fn topics_unread(&self, topics: usize) {
-        self.unread_topics.set(i64::try_from(topics).unwrap_or(i64::MAX));
+    /// So many indexes are in use, and so many topics are not read, for want of one.
+    pub(super) fn topics_known(&self, indexes: usize, unread: usize) {
+        self.topic_indexes.set(i64::try_from(indexes).unwrap_or(i64::MAX));
+        self.unread_topics.set(i64::try_from(unread).unwrap_or(i64::MAX));
     }
 
     /// The gauge of a topic's lag, which shows from now on.
@@ -319,8 +327,10 @@ impl Publisher {
     }
 
     /// The next topic, in the order of their indexes.
-    pub(super) fn add_topic(&mut self, name: &str) {
-        self.lags.push(Some(self.metrics.lag_of(name)));
+    pub(super) fn add_topic(&mut self, topic: TopicIndex, name: &str) {
+        let index = usize::from(topic.0);
+        self.lags.resize(self.lags.len().max(index + 1), None);
+        self.lags[index] = Some(self.metrics.lag_of(name));
     }
 
     /// A topic is not read any more; before one of the same name is.
@@ -458,7 +468,7 @@ mod tests {
         has(&text, "shardgate_ingest_blocked_seconds_total 0.0");
 
         let mut publisher = Publisher::new(metrics.clone());
-        publisher.add_topic("orders");
+        publisher.add_topic(TopicIndex(0), "orders");
         publisher.lag(&[12]);
         let mut tally = Tally { processed: 3, not_owner: 6, blocked: Duration::from_millis(1_500), ..Tally::default() };
         tally.malformed(Fault::TooLarge);
@@ -498,12 +508,12 @@ mod tests {
         let mut registry = Registry::default();
         let mut publisher = Publisher::new(Metrics::register(&mut registry));
         let at = |topic, partition| NextOffset { topic: TopicIndex(topic), partition, offset: 0 };
-        publisher.add_topic("orders");
+        publisher.add_topic(TopicIndex(0), "orders");
         publisher.lag(&[12]);
         publisher.retire_topic(TopicIndex(0), "orders");
         publisher.lag(&[12]);
         assert!(!encoded(&registry).contains("orders"));
-        publisher.add_topic("orders");
+        publisher.add_topic(TopicIndex(1), "orders");
         publisher.lag(&[12, 3]);
         publisher.reading(&[at(0, 0), at(0, 1), at(1, 0)]);
         let text = encoded(&registry);

@@ -49,6 +49,7 @@ use std::thread::{self, JoinHandle};
 use crossbeam_channel::bounded;
 use tracing::{info, warn};
 
+pub use catalogue::IndexRules;
 pub use client::InvalidProperties;
 pub use metrics::{Metrics, Skipped};
 
@@ -66,6 +67,8 @@ pub struct Parts {
     pub config: KafkaConfig,
     /// Which topics are read: the newest, from the next look at the topics on.
     pub routes: PublishedRoutes,
+    /// How topics' indexes are given away.
+    pub indexes: IndexRules,
     /// The shards' doors, by index.
     pub shards: Vec<ShardDoor>,
     /// Which assessments are this pod's, for the counts, and when all is over.
@@ -125,6 +128,7 @@ fn start(parts: Parts) -> Result<Reader, StartError> {
     let settings = watcher::Settings {
         config: parts.config.clone(),
         routes: Arc::clone(&parts.routes),
+        indexes: parts.indexes,
         status: Arc::clone(&parts.status),
         metrics: parts.metrics.clone(),
         ending: ending.clone(),
@@ -212,6 +216,7 @@ mod tests {
             let parts = Parts {
                 config,
                 routes: Arc::new(ArcSwap::from_pointee(Table::built_in())),
+                indexes: IndexRules::new(Duration::from_secs(60), Duration::from_millis(50)),
                 shards: doors,
                 standing: Arc::clone(&standing),
                 place_anywhere: true,

@@ -11,7 +11,12 @@ pub(super) struct Positions {
     /// By topic, then by partition: the place in `entries`.
     places: Vec<Vec<Option<usize>>>,
     entries: Vec<NextOffset>,
+    /// Places of partitions that were forgotten.
+    free: Vec<usize>,
 }
+
+/// What stands at the place of a partition that was forgotten.
+const FORGOTTEN: NextOffset = NextOffset { topic: TopicIndex::NONE, partition: -1, offset: i64::MAX };
 
 impl Positions {
     /// Everything below `next` is read or will never be, whether the partition was known before or not. It may go
@@ -29,13 +34,28 @@ impl Positions {
         match places[column] {
             Some(place) => self.entries[place].offset = next,
             None => {
-                places[column] = Some(self.entries.len());
-                self.entries.push(NextOffset { topic, partition, offset: next });
+                let place = self.free.pop().unwrap_or_else(|| {
+                    self.entries.push(FORGOTTEN);
+                    self.entries.len() - 1
+                });
+                places[column] = Some(place);
+                self.entries[place] = NextOffset { topic, partition, offset: next };
             }
         }
     }
 
-    /// The partition's place in [`Self::all`], which it keeps for good.
+    /// Forgets a topic's partitions: others get their places, which are returned.
+    pub(super) fn forget(&mut self, topic: TopicIndex) -> Vec<usize> {
+        let Some(places) = self.places.get_mut(usize::from(topic.0)) else { return Vec::new() };
+        let places: Vec<usize> = std::mem::take(places).into_iter().flatten().collect();
+        for &place in &places {
+            self.entries[place] = FORGOTTEN;
+        }
+        self.free.extend_from_slice(&places);
+        places
+    }
+
+    /// The partition's place in [`Self::all`], which it keeps until it is forgotten.
     pub(super) fn place(&self, topic: TopicIndex, partition: i32) -> Option<usize> {
         *self.places.get(usize::from(topic.0))?.get(column(partition)?)?
     }
@@ -56,7 +76,8 @@ impl Positions {
         self.entries.iter().copied().filter(move |at| at.topic == topic)
     }
 
-    /// All partitions, each always in the same place; those of topics that are not read any more included.
+    /// All partitions, each always in the same place; those of topics that are not read any more included. Where one was
+    /// forgotten stands [`TopicIndex::NONE`].
     pub(super) fn all(&self) -> &[NextOffset] {
         &self.entries
     }
@@ -70,6 +91,20 @@ fn column(partition: i32) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_of_a_topic_that_is_forgotten_are_given_to_others() {
+        let (first, second) = (TopicIndex(0), TopicIndex(1));
+        let mut positions = Positions::default();
+        (0..3).for_each(|partition| positions.set(first, partition, 7));
+        positions.set(second, 0, 8);
+        assert_eq!(positions.forget(first), [0, 1, 2]);
+        assert_eq!((positions.next(first, 0), positions.partitions(first), positions.of(first).count()), (None, 0, 0));
+        positions.set(first, 1, 9);
+        assert_eq!((positions.place(first, 1), positions.next(second, 0)), (Some(2), Some(8)));
+        assert_eq!(positions.all().iter().filter(|at| at.topic == TopicIndex::NONE).count(), 2);
+        assert_eq!(positions.all().len(), 4);
+    }
 
     #[test]
     fn a_partition_keeps_its_place_while_others_come_and_its_offset_moves_both_ways() {

@@ -1,7 +1,7 @@
 //! Which topics are compacted, and whose settings are asked for next: those of new ones, and now and then those of others,
 //! for that may change. It asks nobody: that is [`super::watcher`]'s.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -60,12 +60,21 @@ impl Question<'_> {
 }
 
 impl Retentions {
-    /// Of these topics, all after the first `known` are new. Only topics of assessments' events matter.
-    pub(super) fn question<'a>(&self, topics: &'a [Arc<Topic>], known: usize) -> Question<'a> {
-        let first = if self.next < known { self.next } else { 0 };
-        let next = known.min(first + SETTINGS_ASKED_MAX);
-        let asked = topics[first..next].iter().chain(&topics[known..]);
+    /// Of these topics, the ones of the indexes `met` are new. Only topics of assessments' events matter.
+    pub(super) fn question<'a>(&self, topics: &'a [Arc<Topic>], met: &[TopicIndex]) -> Question<'a> {
+        let met: HashSet<TopicIndex> = met.iter().copied().collect();
+        let (new, known): (Vec<_>, Vec<_>) = topics.iter().partition(|topic| met.contains(&topic.index));
+        let first = if self.next < known.len() { self.next } else { 0 };
+        let next = known.len().min(first + SETTINGS_ASKED_MAX);
+        let asked = known[first..next].iter().copied().chain(new);
         Question { topics: asked.filter(|topic| topic.market().is_none()).collect(), next }
+    }
+
+    /// Others had these topics' indexes before.
+    pub(super) fn forget(&mut self, met: &[TopicIndex]) {
+        for topic in met {
+            self.known.remove(topic);
+        }
     }
 
     /// What the reader does not know.
@@ -127,7 +136,8 @@ mod tests {
             .collect();
         let mut retentions = Retentions::default();
         let mut ask = |known: usize, total: usize| {
-            let question = retentions.question(&topics[..total], known);
+            let question = retentions
+                .question(&topics[..total], &topics[known..total].iter().map(|topic| topic.index).collect::<Vec<_>>());
             let asked: Vec<_> = question.topics.iter().map(|topic| topic.index.0).collect();
             let answers = vec![Some(Retention::Plain); asked.len()];
             retentions.remember(&question.answered(answers, Instant::now()));

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::batcher::{Batcher, Incoming};
-use super::catalogue::{Catalogue, Seen};
+use super::catalogue::{Catalogue, IndexRules, Seen};
 use super::continuity::{Continuity, Course, Cut, Lost};
 use super::positions::Positions;
 use super::startup::{Extent, Filling, Range, Start};
@@ -54,9 +54,9 @@ pub(crate) struct Feed {
 }
 
 impl Feed {
-    pub(crate) fn new(routes: Table) -> Self {
+    pub(crate) fn new(routes: Table, rules: IndexRules) -> Self {
         Self {
-            catalogue: Catalogue::new(std::sync::Arc::new(routes)),
+            catalogue: Catalogue::new(std::sync::Arc::new(routes), rules),
             batcher: Batcher::new(1, 1 << 20, Duration::from_secs(300)),
             positions: Positions::default(),
             continuity: Continuity::default(),
@@ -66,7 +66,12 @@ impl Feed {
 
     /// A look at the cluster, as the watcher takes it and the reader takes it in. Partitions of the first look are read
     /// from within the history's time, those that come later from their beginning.
-    pub(crate) fn look(&mut self, topics: &[SeenTopic<'_>], offsets: impl Fn(&str, i32) -> Offsets) -> Looked {
+    pub(crate) fn look(
+        &mut self,
+        topics: &[SeenTopic<'_>],
+        now: Instant,
+        offsets: impl Fn(&str, i32) -> Offsets,
+    ) -> Looked {
         let seen: Vec<Seen> = topics
             .iter()
             .map(|topic| Seen {
@@ -76,8 +81,11 @@ impl Feed {
                 leaderless: Vec::new(),
             })
             .collect();
-        let changes = self.catalogue.look("simulated", &seen);
-        for topic in &changes.met {
+        let changes = self.catalogue.look("simulated", &seen, now);
+        for &topic in &changes.met {
+            let places = self.positions.forget(topic);
+            places.iter().for_each(|&place| self.continuity.forget(topic, place));
+            self.batcher.forget(topic, &places);
             self.batcher.add_topic(std::sync::Arc::clone(&self.catalogue.topics()[usize::from(topic.0)]));
         }
         let initial = self.filling.is_none();

@@ -87,6 +87,11 @@ impl TickJudge {
         self.ends_at_start.insert((end.topic, end.partition), end.offset);
     }
 
+    /// A topic is forgotten.
+    pub(super) fn forget(&mut self, topic: TopicIndex) {
+        self.ends_at_start.retain(|&(of, _), _| of != topic);
+    }
+
     /// Judges a tick by its record's timestamp, in Unix ms.
     pub(super) fn judge(&self, origin: Origin, timestamp_ms: i64) -> Verdict {
         if let Some(fault) = self.invalid(timestamp_ms) {

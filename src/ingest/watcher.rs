@@ -30,7 +30,7 @@ use crate::routing::table::Topic;
 use crate::stream::batch::{Ends, NextOffset};
 
 use self::extents::names_of;
-use super::catalogue::{Catalogue, Seen};
+use super::catalogue::{Catalogue, IndexRules, Seen};
 use super::client::Ending;
 use super::cluster::{BrokerId, Cluster, Place, failure_of};
 use super::metrics::Metrics;
@@ -134,6 +134,7 @@ const ANY_TOPIC: &str = "__consumer_offsets";
 pub(super) struct Settings {
     pub(super) config: KafkaConfig,
     pub(super) routes: PublishedRoutes,
+    pub(super) indexes: IndexRules,
     pub(super) status: Arc<IngestStatus>,
     pub(super) metrics: Metrics,
     /// Where a client that is replaced ends.
@@ -153,7 +154,7 @@ pub(super) fn start(cluster: Cluster, settings: Settings) -> io::Result<Watcher>
     let returns = Arc::new(AtomicU64::new(0));
     let watch = Watch {
         cluster,
-        catalogue: Catalogue::new(settings.routes.load_full()),
+        catalogue: Catalogue::new(settings.routes.load_full(), settings.indexes),
         routes: settings.routes,
         renewal: Renewal::new(settings.config.stall),
         outage: OutageLog::default(),
@@ -379,11 +380,11 @@ impl Watch {
     }
 
     /// Asks for settings of topics, of which all after the first `known` are new.
-    fn ask_for_retention(&mut self, topics: &[Arc<Topic>], known: usize, broker: BrokerId) -> Asked {
+    fn ask_for_retention(&mut self, topics: &[Arc<Topic>], met: &[TopicIndex], broker: BrokerId) -> Asked {
         if !self.config.has_topic_settings {
             return Asked::default();
         }
-        let question = self.retentions.question(topics, known);
+        let question = self.retentions.question(topics, met);
         let names: Vec<&str> = question.topics.iter().map(|topic| &*topic.name).collect();
         let asked = Instant::now();
         match self.cluster.retention(&names, broker, PROBE_TIMEOUT) {
@@ -413,8 +414,8 @@ impl Watch {
         }
         let cluster_id = self.cluster_id.get_or_insert_with(|| self.cluster.id(PROBE_TIMEOUT));
         let mut catalogue = self.catalogue.clone();
-        let known = catalogue.topics().len();
-        let changes = catalogue.look(cluster_id, seen);
+        let changes = catalogue.look(cluster_id, seen, Instant::now());
+        self.metrics.topics_known(catalogue.topics().len(), changes.unread);
         self.tell_unread(changes.unread);
         let since = initial.then(|| Instant::now().checked_sub(self.config.history)).flatten();
         let partitions = match self.starts(initial, &changes, catalogue.topics()) {
@@ -428,7 +429,9 @@ impl Watch {
         let restarts = self.restarts(&changes.led, catalogue.topics());
         let topics = topics_of(&changes.met, catalogue.topics());
         let remapped = topics_of(&changes.remapped, catalogue.topics());
-        let asked = self.ask_for_retention(catalogue.topics(), known, broker);
+        // Where this look comes to nothing, they are asked for again.
+        self.retentions.forget(&changes.met);
+        let asked = self.ask_for_retention(catalogue.topics(), &changes.met, broker);
         let compacted = self.retentions.news(&asked);
         let is_answer = self.owes_answer;
         let mut missing = changes.leaderless;
@@ -483,12 +486,10 @@ impl Watch {
     }
 
     fn tell_unread(&mut self, topics: usize) {
-        self.metrics.topics_unread(topics);
         if topics > 0 && self.complaints.admit("unread topics", Instant::now()).is_some() {
             error!(
                 topics,
-                "topics are not read: a pod takes {TOPICS_MAX} in its life, those that were deleted or made anew \
-                 included; restart it"
+                "topics are not read: a pod takes {TOPICS_MAX}, those included that were deleted or made anew of late"
             );
         }
     }

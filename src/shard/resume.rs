@@ -145,6 +145,16 @@ impl<S: Socket> State<S> {
         }
     }
 
+    /// Cursors in use forget the topics whose indexes others got.
+    pub(super) fn forget_topics(&mut self) {
+        for topic in self.history.take_reused() {
+            self.connections
+                .values_mut()
+                .filter_map(|connection| connection.cover.as_mut())
+                .for_each(|cover| cover.forget(topic));
+        }
+    }
+
     /// Events of topics that were dropped are sent to nobody any more: who was yet to get them lacks them.
     pub(super) fn tell_of_dropped(&mut self) {
         for (chain, end) in self.history.take_dropped_from() {

@@ -232,6 +232,7 @@ impl<S: Socket> State<S> {
         let ends = batch.ends.take();
         let knows_more = !(batch.epochs.is_empty() && batch.topics.is_empty());
         self.history.append(batch, now);
+        self.forget_topics();
         let losses = self.history.take_losses();
         if !losses.is_empty() {
             self.tell_of_losses(&losses);

@@ -26,6 +26,7 @@ use crate::discovery::contact::Times;
 use crate::discovery::membership::{Identity, Member};
 use crate::exchange::{Sight, Standing};
 use crate::ids::{AssessmentId, NodeId};
+use crate::ingest::IndexRules;
 use crate::ingest::testing::Feed;
 use crate::protocol::close::CloseReason;
 use crate::protocol::messages;
@@ -133,7 +134,7 @@ impl Pod {
             number,
             memory,
             standing: Standing::default(),
-            feed: Feed::new(Log::routes()),
+            feed: Feed::new(Log::routes(), IndexRules::new(shape.history, Duration::from_millis(shape.refresh_ms))),
             readings: Vec::new(),
             retired: Vec::new(),
             looked: None,

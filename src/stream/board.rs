@@ -140,6 +140,10 @@ impl Board {
             if self.topics.len() <= index {
                 self.topics.resize(index + 1, None);
             }
+            if self.topics[index].is_some() {
+                // Of the one that had its index.
+                self.drop_topic(topic.index);
+            }
             self.topics[index] = topic.market().map(|_| Arc::clone(topic));
         }
         for tick in &batch.ticks {

@@ -73,6 +73,8 @@ pub struct History {
     unsent_below: SparseSecondaryMap<ChainKey, u64>,
     /// Watched chains with an event that is too large, whose watchers were not told yet.
     without_event: Vec<ChainKey>,
+    /// Topics whose indexes others got, that no cursor in use may name any more.
+    reused: Vec<TopicIndex>,
     /// Watched chains that had entries of dropped topics, each with the position after the last of them.
     dropped_from: Vec<(ChainKey, Position)>,
     findings: Findings,
@@ -147,6 +149,7 @@ impl History {
             losses: Vec::new(),
             unsent_below: SparseSecondaryMap::new(),
             without_event: Vec::new(),
+            reused: Vec::new(),
             dropped_from: Vec::new(),
             findings: Findings::default(),
         }
@@ -189,6 +192,7 @@ impl History {
     /// Learns of topics and partitions, and where ingest stood at the batch's first record.
     fn take_offsets(&mut self, batch: &Batch, now: Instant) {
         batch.dropped.iter().for_each(|&topic| self.drop_topic(topic));
+        batch.topics.iter().for_each(|topic| self.make_way_for(topic));
         self.offsets.learn(&batch.topics);
         let deleted = batch.deleted.iter().filter_map(|at| self.offsets.missing_below(at));
         self.losses.extend(deleted.map(|place| Loss { place, cut_at: None }));
@@ -239,6 +243,28 @@ impl History {
                 self.dropped_from.push((key, after));
             }
         }
+    }
+
+    /// A topic that is told of may have the index of another one, which was read for the last time longer ago than the window
+    /// is. Where the shard is so far behind that it has records of it still, they go, and all that is older.
+    fn make_way_for(&mut self, topic: &Topic) {
+        if !self.offsets.is_reused_by(topic) {
+            return;
+        }
+        self.reused.push(topic.index);
+        if self.offsets.may_have_records(topic.index) {
+            let is_of = |entry: &Entry| entry.record.origin.topic == topic.index;
+            let last = self.segments.iter().rposition(|segment| segment.entries.iter().any(is_of));
+            (0..last.map_or(0, |last| last + 1)).for_each(|_| self.drop_oldest());
+        }
+        for place in self.offsets.places_of(topic.index) {
+            self.segments.iter_mut().for_each(|segment| segment.forget(place));
+        }
+    }
+
+    /// The topics whose indexes others got since this was last asked.
+    pub fn take_reused(&mut self) -> Vec<TopicIndex> {
+        std::mem::take(&mut self.reused)
     }
 
     /// Drops what is over the limits at `now`. What was not dispatched yet makes room by its age alone: those who are up to

@@ -40,6 +40,9 @@ impl PlaceId {
     }
 }
 
+/// What stands for the offset of a place whose topic was forgotten. Another one gets it, and had none there before.
+pub const FORGOTTEN: i64 = i64::MIN;
+
 /// All partitions' offsets, as of the newest record.
 #[derive(Debug, Default)]
 pub struct Offsets {
@@ -64,6 +67,8 @@ pub struct Offsets {
     settled: Option<Box<[i64]>>,
     /// Grows with each change of topics or partitions.
     layout: u32,
+    /// Places of topics that were forgotten.
+    free: Vec<PlaceId>,
 }
 
 /// A number of partitions that a topic has or had.
@@ -162,7 +167,7 @@ impl Offsets {
     }
 
     fn add_place(&mut self, topic: TopicIndex, partition: u32, offset: i64) -> PlaceId {
-        let place = PlaceId(u32::try_from(self.places.len()).expect("Kafka has far fewer partitions than 2^32"));
+        let place = self.free_place();
         let known = self.topics[usize::from(topic.0)].as_mut().expect("looked up before");
         let fingerprint = known.topic.fingerprint;
         let (tag, sum) = (Tag::of(fingerprint), TopicSum::of(fingerprint));
@@ -170,12 +175,9 @@ impl Offsets {
             known.places.resize(partition as usize + 1, None);
         }
         known.places[partition as usize] = Some(place);
-        self.places.push(Spot { tag, sum, topic, partition, partitions: 0 });
-        self.next.push(offset);
-        self.low.push(offset);
-        self.first.push(offset);
-        self.epochs.push(EpochTimeline::default());
-        self.recent.push(offset);
+        let at = place.index();
+        self.places[at] = Spot { tag, sum, topic, partition, partitions: 0 };
+        (self.next[at], self.low[at], self.first[at], self.recent[at]) = (offset, offset, offset, offset);
         self.layout += 1;
         place
     }
@@ -197,7 +199,8 @@ impl Offsets {
         let partitions = u32::try_from(known.places.len()).unwrap_or(u32::MAX);
         let from = |place: &Option<PlaceId>| {
             let place = place.map(|place| place.0 as usize);
-            place.map_or(0, |place| past.and_then(|past| past.get(place)).copied().unwrap_or(first[place]))
+            let past = |place: usize| past?.get(place).copied().filter(|&next| next != FORGOTTEN);
+            place.map_or(0, |place| past(place).unwrap_or(first[place]))
         };
         match known.counts.last() {
             Some(last) if last.partitions >= partitions => {}
@@ -332,7 +335,13 @@ impl Offsets {
         self.first[place.0 as usize]
     }
 
-    /// The next offset of each place.
+    /// The places of a topic.
+    pub fn places_of(&self, topic: TopicIndex) -> impl Iterator<Item = PlaceId> + '_ {
+        let known = self.topics.get(usize::from(topic.0)).and_then(Option::as_ref);
+        known.into_iter().flat_map(|known| known.places.iter().flatten().copied())
+    }
+
+    /// The next offset of each place; [`FORGOTTEN`] where it is no topic's.
     #[must_use]
     pub fn all_next(&self) -> &[i64] {
         &self.next

@@ -74,12 +74,13 @@ impl Desk {
 
     fn begin_to_read(&mut self, found: &Found, consumer: &mut Consumer, now: Instant) {
         for topic in &found.topics {
+            self.forget(topic.index, consumer);
             if let Err(error) = consumer.add_topic(topic) {
                 warn!(topic = %topic.name, %error, "can't read the topic");
             }
             self.batcher.add_topic(Arc::clone(topic));
-            self.publisher.add_topic(&topic.name);
-            self.lag_by_topic.push(0);
+            self.publisher.add_topic(topic.index, &topic.name);
+            self.lag_by_topic.resize(self.batcher.topics().len(), 0);
         }
         let topics = self.batcher.topics();
         let starts = found.partitions.iter().map(|start| {
@@ -119,6 +120,22 @@ impl Desk {
             names.dedup();
             info!(topics = names.join(", "), partitions, "reading what is new in the cluster");
         }
+    }
+
+    /// Forgets the topic that had an index before, if any. While no batch is begun.
+    fn forget(&mut self, topic: TopicIndex, consumer: &mut Consumer) {
+        let Some(known) = self.batcher.topics().get(usize::from(topic.0)) else { return };
+        consumer.forget_topic(known);
+        let places = self.positions.forget(topic);
+        for &place in &places {
+            self.continuity.forget(topic, place);
+            self.compaction.forget(topic, place);
+            self.lag.forget(place);
+            self.progress.dropped(place, 0);
+        }
+        self.batcher.forget(topic, &places);
+        self.retired.remove(&topic);
+        self.retired.insert(TopicIndex::NONE);
     }
 
     /// A topic is deleted, or another has its name by now.

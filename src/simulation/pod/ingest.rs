@@ -192,12 +192,14 @@ impl Life {
             .collect();
         let since_ms = around.now_ms.saturating_sub(whole_ms(around.shape.history));
         let of = |name: &str, partition: i32| part_of(around.log, name, partition);
-        let Looked { retired, back, fresh, doubtful } = self.feed.look(&seen, |name, partition| {
+        let Looked { retired, back, fresh, doubtful } = self.feed.look(&seen, around.now.instant, |name, partition| {
             let part = &parts[of(name, partition)];
             Offsets { beginning: part.beginning, since: part.since(since_ms), end: part.end }
         });
         self.retired.extend(self.readings.extract_if(.., |reading| retired.contains(&reading.topic)));
         self.readings.extend(self.retired.extract_if(.., |reading| back.contains(&reading.topic)));
+        // Others have their indexes by now.
+        self.retired.retain(|reading| fresh.iter().all(|(topic, ..)| *topic != reading.topic));
         if doubtful {
             self.looked = None;
         }

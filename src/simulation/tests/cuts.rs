@@ -10,6 +10,7 @@ use crate::clock::{Now, UnixMs};
 use crate::config::{DrainConfig, ShardConfig};
 use crate::exchange::Standing;
 use crate::ids::{AssessmentId, NodeId, TopicIndex};
+use crate::ingest::IndexRules;
 use crate::ingest::testing::{Feed, Offsets, SeenTopic};
 use crate::shard::admission::{Evidence, Here};
 use crate::shard::testing::{Bench, Key, Said, Wire};
@@ -63,7 +64,7 @@ impl Pod {
     fn new(log: &Log, now: Now) -> Self {
         let drain = DrainConfig { delay: Duration::ZERO, over: Duration::ZERO };
         let mut pod = Self {
-            feed: Feed::new(Log::routes()),
+            feed: Feed::new(Log::routes(), IndexRules::new(Duration::from_secs(300), Duration::from_secs(10))),
             shard: Bench::new(config(), drain, NodeId("p".into()), now),
             readings: Vec::new(),
         };
@@ -72,7 +73,8 @@ impl Pod {
             id: &topic.id,
             partitions: i32::try_from(topic.parts.len()).unwrap(),
         });
-        let looked = pod.feed.look(&seen.collect::<Vec<_>>(), |_, _| Offsets { beginning: 0, since: None, end: 0 });
+        let looked =
+            pod.feed.look(&seen.collect::<Vec<_>>(), now.instant, |_, _| Offsets { beginning: 0, since: None, end: 0 });
         pod.readings = looked.fresh.iter().map(|&(topic, partition, _)| (topic, partition)).collect();
         pod.send(now);
         pod

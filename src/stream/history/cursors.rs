@@ -121,6 +121,7 @@ impl History {
         bytes_max: usize,
         out: &mut Apart,
     ) {
+        self.list_anew(key);
         cover.follow(&self.offsets);
         out.bytes.clear();
         out.frames.clear();

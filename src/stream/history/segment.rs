@@ -11,7 +11,7 @@ use crate::protocol::messages::{HEADER_BYTES_MAX, text_header};
 use crate::routing::mapping;
 use crate::routing::table::Topic;
 use crate::stream::batch::{Batch, NextOffset, Origin, Record, Span};
-use crate::stream::offsets::{Offsets, PlaceId};
+use crate::stream::offsets::{FORGOTTEN, Offsets, PlaceId};
 
 /// What stands around a message's cursor.
 pub(super) const CURSOR_OPEN: &[u8] = br#","cursor":""#;
@@ -214,6 +214,15 @@ impl Segment {
         is_before
     }
 
+    /// Another partition gets a place, which was not known here.
+    pub(super) fn forget(&mut self, place: PlaceId) {
+        if let Some(began) = self.base.get_mut(place.index()) {
+            *began = FORGOTTEN;
+        }
+        self.moves.retain(|(_, moved, _)| *moved != place);
+        self.past = Past::default();
+    }
+
     /// Has nothing sent of a topic's entries any more. Returns the chains that they are in.
     pub(super) fn drop_topic(&mut self, topic: TopicIndex) -> impl Iterator<Item = ChainKey> {
         let entries = self.entries.iter_mut().filter(move |entry| entry.record.origin.topic == topic);
@@ -234,7 +243,8 @@ impl Segment {
 
     /// Where ingest stood on a place just before an entry, or just after it; `None` where the place was not known then.
     pub(super) fn past(&self, place: PlaceId, index: usize, after: bool) -> Option<i64> {
-        self.past.next(place, index, after).or_else(|| self.base.get(place.index()).copied())
+        let past = self.past.next(place, index, after).or_else(|| self.base.get(place.index()).copied());
+        past.filter(|&next| next != FORGOTTEN)
     }
 
     /// The assessment's id of one of its entries.

@@ -167,6 +167,12 @@ impl Cover {
         }
     }
 
+    /// Another topic gets this one's index: nothing of it comes any more, and nobody asks a cursor for it.
+    pub fn forget(&mut self, topic: TopicIndex) {
+        self.places.retain(|covered| covered.topic != topic);
+        self.topics.retain(|(listed, _)| *listed != topic);
+    }
+
     /// Why the client can't go on from it after all, by what is known now.
     #[must_use]
     pub fn refuted(&self, offsets: &Offsets) -> Option<ResetReason> {

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::names::Candidate;
-use super::{Count, Offsets, PlaceId};
+use super::{Count, FORGOTTEN, Offsets, PlaceId, Spot};
+use crate::ids::TopicIndex;
 use crate::limits::{GROWTH_NOTICED_MAX, MAPPINGS_KEPT};
 use crate::routing::partitioner::Partitioner;
 use crate::routing::table::{Scope, Topic};
 use crate::stream::batch::Origin;
-use crate::stream::cursor::Tag;
+use crate::stream::cursor::{Tag, TopicSum};
+use crate::stream::epochs::EpochTimeline;
 
 /// A topic, and its partitions where it is an assessments' one.
 #[derive(Debug)]
@@ -114,6 +116,7 @@ impl Offsets {
                 known.remap(topic, &self.next);
                 continue;
             }
+            self.forget(topic.index);
             let mut known = Known::new(Arc::clone(topic));
             if known.partitioner.is_some() {
                 self.layout += 1;
@@ -131,6 +134,54 @@ impl Offsets {
                 self.tag(index);
             }
         }
+    }
+
+    /// Whether a topic is told of that has the index of another one, which is read no more.
+    pub(in crate::stream) fn is_reused_by(&self, topic: &Topic) -> bool {
+        let known = self.topics.get(usize::from(topic.index.0)).and_then(Option::as_ref);
+        known.is_some_and(|known| !known.is_remapped_by(topic))
+    }
+
+    /// Whether the window may have records of a topic.
+    pub(in crate::stream) fn may_have_records(&self, topic: TopicIndex) -> bool {
+        self.places_of(topic).any(|place| self.low[place.index()] < self.next[place.index()])
+    }
+
+    /// Forgets the topic that has an index, which another one gets. The window has none of its records any more.
+    fn forget(&mut self, topic: TopicIndex) {
+        let Some(known) = self.topics.get_mut(usize::from(topic.0)).and_then(Option::take) else { return };
+        if self.current.get(&known.topic.name) == Some(&topic) {
+            self.current.remove(&known.topic.name);
+        }
+        self.lately_replaced.retain(|(replaced, _)| *replaced != topic);
+        if let Some(tagged) = self.tagged.get_mut(&Tag::of(known.topic.fingerprint).name) {
+            tagged.retain(|(tagged, _)| *tagged != topic);
+        }
+        for place in known.places.into_iter().flatten() {
+            self.places[place.index()].topic = TopicIndex::NONE;
+            self.next[place.index()] = FORGOTTEN;
+            self.epochs[place.index()].clear();
+            self.rewritten.retain(|(rewritten, ..)| *rewritten != place);
+            if let Some(settled) = self.settled.as_mut().and_then(|settled| settled.get_mut(place.index())) {
+                *settled = 0;
+            }
+            self.free.push(place);
+        }
+        self.layout += 1;
+    }
+
+    /// A place for a new partition.
+    pub(super) fn free_place(&mut self) -> PlaceId {
+        self.free.pop().unwrap_or_else(|| {
+            let place = PlaceId(u32::try_from(self.places.len()).expect("Kafka has far fewer partitions than 2^32"));
+            let (tag, sum) = (Tag::default(), TopicSum::default());
+            self.places.push(Spot { tag, sum, topic: TopicIndex::NONE, partition: 0, partitions: 0 });
+            for offsets in [&mut self.next, &mut self.low, &mut self.first, &mut self.recent] {
+                offsets.push(0);
+            }
+            self.epochs.push(EpochTimeline::default());
+            place
+        })
     }
 
     /// Files a topic by its tag.

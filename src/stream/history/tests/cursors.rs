@@ -316,3 +316,58 @@ fn a_record_becomes_the_message_of_the_route_that_it_was_read_by_whenever_it_is_
     let (_, position) = history.resume(a, cursor_in(&texts[1])).unwrap();
     assert_eq!(kinds(&due(&mut history, a, position)), ["two", "three"]);
 }
+
+/// The topic of an index, and where its one partition begins to be read.
+fn met(index: TopicIndex, name: &str, from: i64) -> Batch {
+    let topics = vec![Arc::new(Table::built_in().resolve(index, name).unwrap())];
+    Batch { topics, starts: vec![NextOffset { topic: index, partition: 0, offset: from }], ..Batch::default() }
+}
+
+#[test]
+fn a_topic_that_gets_the_index_of_another_has_nothing_of_it() {
+    let read = |history: &mut History, topic, offset: i64, now| {
+        let mut batch = events(&[("a", u64::from(topic == UPDATED) * 100 + offset.unsigned_abs())]);
+        batch.records[0].origin = Origin { topic, partition: 0, offset };
+        history.append(batch, now);
+    };
+    let start = Instant::now();
+    let (mut history, a) = pod(&[]);
+    read(&mut history, UPDATED, 50, start);
+    read(&mut history, FILLED, 0, start);
+    let mut text = Vec::new();
+    assert!(history.write_cursor(a, history.end(a), None, &mut text));
+    let cursor = String::from_utf8(text).unwrap();
+    // Its records have left the window, as those of a topic that is long gone have.
+    let later = start + WINDOW * 2;
+    read(&mut history, FILLED, 1, later);
+    let (mut cover, position) = history.resume(a, &cursor).unwrap();
+    history.append(met(UPDATED, "assessment.balance-updated", 0), later);
+    assert_eq!((history.take_reused(), history.take_losses()), (vec![UPDATED], vec![]));
+    cover.forget(UPDATED);
+    read(&mut history, UPDATED, 0, later);
+    read(&mut history, FILLED, 2, later);
+
+    let all = due(&mut history, a, position);
+    let at: Vec<_> = all.iter().map(|text| listed(cursor_in(text), "a")).collect();
+    assert_eq!(at, [[2, 51], [2, 1], [3, 1]], "a frame that was made before names the old one by its fingerprint");
+    let mut apart = Apart::default();
+    history.make_apart(a, position, &mut cover, usize::MAX, &mut apart);
+    assert!(apart.passed, "nobody waits for the old one");
+    let (_, position) = history.resume(a, cursor_in(&all[1])).unwrap();
+    assert_eq!(due(&mut history, a, position).len(), 1, "and cursors go on");
+    assert_eq!(history.offsets.all_next().len(), 2, "its place is the old one's");
+}
+
+#[test]
+fn a_shard_that_has_records_of_a_topic_whose_index_another_gets_lets_go_of_them() {
+    let (mut history, a) = pod(&[(FILLED, 0), (UPDATED, 0)]);
+    let start = Position { number: 0, at: history.chains[a].first };
+    history.append(met(UPDATED, "assessment.balance-updated", 0), Instant::now());
+    assert_eq!(history.lag(a, &mut { start }), Lag::Lost);
+    assert_eq!(history.lag(a, &mut history.end(a)), Lag::Current, "who is up to date notices nothing");
+    let mut batch = events(&[("a", 7)]);
+    batch.records[0].origin = Origin { topic: UPDATED, partition: 0, offset: 0 };
+    let end = history.end(a);
+    history.append(batch, Instant::now());
+    assert_eq!(due(&mut history, a, end).len(), 1);
+}
