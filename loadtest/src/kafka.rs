@@ -2,6 +2,7 @@
 //! their topics. It owns the brokers' processes and files; records are made in [`crate::events`].
 
 mod install;
+pub mod rights;
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};

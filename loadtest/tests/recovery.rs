@@ -8,6 +8,7 @@ use loadtest::client::{WITHIN, read_for, watch};
 use loadtest::events::{Kind, Producer, assert_saw, event, number_of, seen};
 use loadtest::hangs::{BACK_WITHIN, Options, run};
 use loadtest::kafka::Kafka;
+use loadtest::kafka::rights::{ASKING, Right};
 use loadtest::pods::{Pod, World};
 use loadtest::process::eventually;
 use loadtest::redis::Redis;
@@ -115,6 +116,39 @@ fn a_pod_starts_without_a_partition_that_nobody_leads_and_its_clients_are_told_w
     assert_eq!(client.expect_type("reset").json()["reason"], "expired");
     eventually("nothing is missing", WITHIN, || pod.get("/ready").json()["missingPartitions"].is_null().then_some(()));
     send(&world, lost, 2);
+    client.expect("what comes from now on", |message| message.kind == "pnl_update");
+    assert_eq!(seen(&client).map(number_of).collect::<Vec<_>>(), [1, 2], "nothing of what it was told to fetch anew");
+}
+
+#[test]
+fn a_pod_starts_without_a_topic_that_it_may_describe_and_not_read_and_its_clients_are_told_when_it_may() {
+    let world = World { kafka: Kafka::start_with(1, ASKING), redis: Redis::start() };
+    let (closed, open) = (Kind::BalanceUpdated, Kind::Started);
+    world.kafka.create_all(&[(closed.topic(), 1), (open.topic(), 1)]);
+    let send = |kind: Kind, number| {
+        let producer = world.producer();
+        producer.event(&kind.event("a", number));
+        producer.flush();
+    };
+    world.kafka.allow(closed.topic(), Right::Write);
+    send(closed, 0);
+    let began = Instant::now();
+    let pod = world.pod("pod-0").set("KAFKA_START_WAIT_MS", "2000").start();
+    assert!(began.elapsed() >= Duration::from_secs(2), "it waits for the topic first");
+    assert_eq!(pod.get("/ready").json()["missingPartitions"], 1);
+    assert_eq!(pod.metrics().of("shardgate_ingest_missing_partitions", &[("topic", closed.topic())]), 1.0);
+    let log = pod.log();
+    let named = |text: &str| log.lines().any(|line| line.contains(text) && line.contains(closed.topic()));
+    assert!(named("the pod starts without the partition") && named("reading failed"), "{log}");
+    assert!(log.contains("the settings of topics may not be read (DESCRIBE_CONFIGS)"), "{log}");
+    let mut client = pod.client("a");
+    send(open, 1);
+    client.expect("what can be read", |message| message.kind == "assessment_update");
+
+    world.kafka.allow(closed.topic(), Right::Read);
+    assert_eq!(client.expect_type("reset").json()["reason"], "expired");
+    eventually("nothing is missing", WITHIN, || pod.get("/ready").json()["missingPartitions"].is_null().then_some(()));
+    send(closed, 2);
     client.expect("what comes from now on", |message| message.kind == "pnl_update");
     assert_eq!(seen(&client).map(number_of).collect::<Vec<_>>(), [1, 2], "nothing of what it was told to fetch anew");
 }
