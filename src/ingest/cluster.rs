@@ -16,7 +16,7 @@ use crate::config::{KafkaConfig, client_properties};
 use super::client::{Client, Context, InvalidProperties, client, millis};
 use super::kafka::Queue;
 use super::reachability::Failure;
-use super::retention::Retention;
+use super::retention::{Retention, Settings};
 
 /// Asks the cluster questions, over connections of its own: so a question neither waits behind a fetch nor, when its
 /// time runs out, takes the fetch's connection down with it.
@@ -212,8 +212,8 @@ impl Cluster {
         Ok(offsets)
     }
 
-    /// What compaction does to these topics, in their order; `None` where the settings of one may not be read. This broker
-    /// is asked, as for the ids.
+    /// The settings of these topics as far as they are of compaction, in the names' order. This broker is asked, as for the
+    /// ids.
     ///
     /// # Errors
     /// Where no broker answers within `limit`.
@@ -222,7 +222,7 @@ impl Cluster {
         names: &[&str],
         broker: BrokerId,
         limit: Duration,
-    ) -> Result<Vec<Option<Retention>>, KafkaError> {
+    ) -> Result<Vec<Settings>, KafkaError> {
         if names.is_empty() {
             return Ok(Vec::new());
         }
@@ -252,7 +252,7 @@ impl Cluster {
             let result = sys::rd_kafka_event_DescribeConfigs_result(event.0.as_ptr());
             let mut count = 0;
             let resources = sys::rd_kafka_DescribeConfigs_result_resources(result, &raw mut count);
-            Ok((0..count).map(|place| retention_in(*resources.add(place))).collect())
+            Ok((0..count).map(|place| settings_in(*resources.add(place))).collect())
         }
     }
 
@@ -326,11 +326,13 @@ const MIN_COMPACTION_LAG: &CStr = c"min.compaction.lag.ms";
 ///
 /// # Safety
 /// `resource` must belong to an answer that was not given back.
-unsafe fn retention_in(resource: *const sys::rd_kafka_ConfigResource_t) -> Option<Retention> {
+unsafe fn settings_in(resource: *const sys::rd_kafka_ConfigResource_t) -> Settings {
     // SAFETY: as the caller promised; the entries and their strings live as long as the answer.
     unsafe {
-        if sys::rd_kafka_ConfigResource_error(resource) != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return None;
+        match sys::rd_kafka_ConfigResource_error(resource) {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => {}
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED => return Settings::Refused,
+            _ => return Settings::Unknown,
         }
         let mut count = 0;
         let entries = sys::rd_kafka_ConfigResource_configs(resource, &raw mut count);
@@ -342,11 +344,12 @@ unsafe fn retention_in(resource: *const sys::rd_kafka_ConfigResource_t) -> Optio
             let value = sys::rd_kafka_ConfigEntry_value(entry);
             (!value.is_null()).then(|| CStr::from_ptr(value).to_string_lossy().into_owned())
         };
-        if !value(CLEANUP_POLICY)?.contains("compact") {
-            return Some(Retention::Plain);
+        let Some(policy) = value(CLEANUP_POLICY) else { return Settings::Unknown };
+        if !policy.contains("compact") {
+            return Settings::Of(Retention::Plain);
         }
         let kept_for = value(MIN_COMPACTION_LAG).and_then(|lag| lag.parse().ok()).map(Duration::from_millis);
-        Some(Retention::Compacted { kept_for: kept_for.unwrap_or_default() })
+        Settings::Of(Retention::Compacted { kept_for: kept_for.unwrap_or_default() })
     }
 }
 

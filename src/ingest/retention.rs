@@ -18,6 +18,26 @@ pub(super) enum Retention {
     Compacted { kept_for: Duration },
 }
 
+/// What a broker says of a topic's settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Settings {
+    /// These.
+    Of(Retention),
+    /// The pod's user may not read them.
+    Refused,
+    /// Nothing now: it may have been deleted meanwhile.
+    Unknown,
+}
+
+impl Settings {
+    pub(super) fn retention(self) -> Option<Retention> {
+        match self {
+            Self::Of(retention) => Some(retention),
+            Self::Refused | Self::Unknown => None,
+        }
+    }
+}
+
 /// A topic that is compacted, as the reader did not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Compacted {
@@ -52,22 +72,29 @@ pub(super) struct Question<'a> {
 }
 
 impl Question<'_> {
-    /// What came of it, asked at this time; an answer is missing where the settings may not be read.
-    pub(super) fn answered(&self, answers: Vec<Option<Retention>>, at: Instant) -> Asked {
+    /// What came of it, asked at this time; an answer is missing where the brokers didn't give one.
+    pub(super) fn answered(&self, answers: impl IntoIterator<Item = Option<Retention>>, at: Instant) -> Asked {
         let answers = self.topics.iter().zip(answers).filter_map(|(topic, answer)| Some((topic.index, answer?)));
         Asked { answers: answers.collect(), at: Some(at), next: self.next }
     }
 }
 
 impl Retentions {
-    /// Of these topics, the ones of the indexes `met` are new. Only topics of assessments' events matter.
-    pub(super) fn question<'a>(&self, topics: &'a [Arc<Topic>], met: &[TopicIndex]) -> Question<'a> {
+    /// Of these topics, the ones of the indexes `met` are new. Only topics of assessments' events matter, and no name is asked
+    /// for twice: a topic that was made anew `is_current` in place of the old one.
+    pub(super) fn question<'a>(
+        &self,
+        topics: &'a [Arc<Topic>],
+        met: &[TopicIndex],
+        is_current: impl Fn(TopicIndex) -> bool,
+    ) -> Question<'a> {
         let met: HashSet<TopicIndex> = met.iter().copied().collect();
         let (new, known): (Vec<_>, Vec<_>) = topics.iter().partition(|topic| met.contains(&topic.index));
         let first = if self.next < known.len() { self.next } else { 0 };
         let next = known.len().min(first + SETTINGS_ASKED_MAX);
         let asked = known[first..next].iter().copied().chain(new);
-        Question { topics: asked.filter(|topic| topic.market().is_none()).collect(), next }
+        let matters = |topic: &&Arc<Topic>| topic.market().is_none() && is_current(topic.index);
+        Question { topics: asked.filter(matters).collect(), next }
     }
 
     /// Others had these topics' indexes before.
@@ -136,19 +163,20 @@ mod tests {
             .collect();
         let mut retentions = Retentions::default();
         let mut ask = |known: usize, total: usize| {
-            let question = retentions
-                .question(&topics[..total], &topics[known..total].iter().map(|topic| topic.index).collect::<Vec<_>>());
+            let met: Vec<_> = topics[known..total].iter().map(|topic| topic.index).collect();
+            let question = retentions.question(&topics[..total], &met, |topic| topic.0 != 7);
             let asked: Vec<_> = question.topics.iter().map(|topic| topic.index.0).collect();
             let answers = vec![Some(Retention::Plain); asked.len()];
             retentions.remember(&question.answered(answers, Instant::now()));
             asked
         };
-        assert_eq!(ask(0, 120), (0..120).collect::<Vec<_>>());
-        assert_eq!(ask(120, 120), (0..50).collect::<Vec<_>>());
+        let but_seven = |range: std::ops::Range<u16>| range.filter(|&index| index != 7).collect::<Vec<_>>();
+        assert_eq!(ask(0, 120), but_seven(0..120));
+        assert_eq!(ask(120, 120), but_seven(0..50));
         assert_eq!(ask(120, 121), (50..100).chain([120]).collect::<Vec<_>>());
         assert_eq!(ask(121, 200), (100..199).collect::<Vec<_>>(), "but no market's");
         assert_eq!(ask(200, 200), (121..171).collect::<Vec<_>>());
         assert_eq!(ask(200, 200), (171..199).collect::<Vec<_>>());
-        assert_eq!(ask(200, 200), (0..50).collect::<Vec<_>>());
+        assert_eq!(ask(200, 200), but_seven(0..50));
     }
 }

@@ -35,7 +35,7 @@ use super::client::Ending;
 use super::cluster::{BrokerId, Cluster, Place, failure_of};
 use super::metrics::Metrics;
 use super::reachability::{Failure, Reachability, Renewal};
-use super::retention::{Asked, Compacted, Retentions};
+use super::retention::{self, Asked, Compacted, Retentions};
 use super::startup::{Range, Start};
 
 /// What is to be read from now on, and what no more.
@@ -379,17 +379,18 @@ impl Watch {
         }
     }
 
-    /// Asks for settings of topics, of which all after the first `known` are new.
-    fn ask_for_retention(&mut self, topics: &[Arc<Topic>], met: &[TopicIndex], broker: BrokerId) -> Asked {
+    /// Asks for settings of topics, of which those of the indexes `met` are new.
+    fn ask_for_retention(&mut self, catalogue: &Catalogue, met: &[TopicIndex], broker: BrokerId) -> Asked {
         if !self.config.has_topic_settings {
             return Asked::default();
         }
-        let question = self.retentions.question(topics, met);
+        let is_current = |topic| catalogue.is_current(topic);
+        let question = self.retentions.question(catalogue.topics(), met, is_current);
         let names: Vec<&str> = question.topics.iter().map(|topic| &*topic.name).collect();
         let asked = Instant::now();
         match self.cluster.retention(&names, broker, PROBE_TIMEOUT) {
             Ok(answers) => {
-                let topics = answers.iter().filter(|answer| answer.is_none()).count();
+                let topics = answers.iter().filter(|answer| **answer == retention::Settings::Refused).count();
                 if topics > 0 && !std::mem::replace(&mut self.is_refusal_told, true) {
                     warn!(
                         topics,
@@ -397,7 +398,7 @@ impl Watch {
                          they are taken as not"
                     );
                 }
-                question.answered(answers, asked)
+                question.answered(answers.iter().map(|settings| settings.retention()), asked)
             }
             Err(error) => {
                 self.complain("can't learn whether topics are compacted; asking again", 0, Some(&error));
@@ -431,7 +432,7 @@ impl Watch {
         let remapped = topics_of(&changes.remapped, catalogue.topics());
         // Where this look comes to nothing, they are asked for again.
         self.retentions.forget(&changes.met);
-        let asked = self.ask_for_retention(catalogue.topics(), &changes.met, broker);
+        let asked = self.ask_for_retention(&catalogue, &changes.met, broker);
         let compacted = self.retentions.news(&asked);
         let is_answer = self.owes_answer;
         let mut missing = changes.leaderless;

@@ -260,6 +260,20 @@ fn each_shard_is_told_at_once_of_what_was_deleted_unread() {
 }
 
 #[test]
+fn each_shard_is_told_at_once_and_once_from_where_a_partition_is_whole() {
+    let mut story = Story::new(2);
+    (0..2).for_each(|shard| assert!(story.take(shard).unwrap().whole_from.is_empty()));
+    // A log that is compacted has a gap before many a record.
+    for offset in [50, 55, 70] {
+        story.batcher.whole_from(next(EVENTS, offset));
+    }
+    for shard in 0..2 {
+        assert_eq!(story.take(shard).unwrap().whole_from, [next(EVENTS, 70)], "the last one says it all");
+        assert!(story.take(shard).is_none(), "told once");
+    }
+}
+
+#[test]
 fn a_shard_that_wants_ends_is_told_them_once_without_waiting_for_a_record() {
     let mut story = Story::new(2);
     (0..2).for_each(|shard| assert!(story.take(shard).unwrap().ends.is_none(), "nobody wants them"));
