@@ -253,9 +253,10 @@ fn happen(options: &Options, files: &Files, findings: &Arc<Findings>) -> Result<
     let _ = pods::binary();
     let is_fragile = options.faults.0.contains(&Kind::Unclean);
     // A replica that doesn't follow counts as lost soon, so that the other leads alone.
-    let settings: &[_] = if is_fragile { &[("replica.lag.time.max.ms", "1500")] } else { &[] };
-    let (kafka, redis) = (Kafka::start_with(faults::BROKERS as usize, settings), Redis::start_with_clock());
-    create_topics(&kafka, is_fragile);
+    let mut settings = if is_fragile { vec![("replica.lag.time.max.ms", "1500")] } else { Vec::new() };
+    settings.push(("log.cleaner.backoff.ms", "500"));
+    let (kafka, redis) = (Kafka::start_with(faults::BROKERS as usize, &settings), Redis::start_with_clock());
+    create_topics(&kafka, is_fragile, options.faults.0.contains(&Kind::Compaction));
     let logs = LogReader::default();
     let mut fleet = Fleet::new(&files.dir, kafka.bootstrap(), redis.port(), &logs, findings);
     (0..PODS).for_each(|place| fleet.spawn(place));
@@ -280,14 +281,19 @@ fn happen(options: &Options, files: &Files, findings: &Arc<Findings>) -> Result<
 }
 
 /// The topics of the built-in routes; where the run has unclean elections, one of them on two brokers, either of which may
-/// lead at any time.
-fn create_topics(kafka: &Kafka, is_fragile: bool) {
+/// lead at any time; where it has compaction, another's log is compacted.
+fn create_topics(kafka: &Kafka, is_fragile: bool, is_compacted: bool) {
     let fragile = is_fragile.then(|| events::Kind::ALL[usize::from(producer::FRAGILE)].topic());
     let topics = pods::World::topics();
     let whole = topics.iter().filter(|(name, _)| Some(name.as_str()) != fragile);
     kafka.create_all(&whole.map(|(name, partitions)| (name.as_str(), *partitions)).collect::<Vec<_>>());
     if let Some(name) = fragile {
         kafka.create_on(name, &producer::FRAGILE_ON);
+    }
+    if is_compacted {
+        let lag_ms = producer::COMPACTION_LAG.as_millis().to_string();
+        let settings = [producer::COMPACTED_BY, &[("min.compaction.lag.ms", &lag_ms)]].concat();
+        kafka.set(events::Kind::ALL[usize::from(producer::COMPACTED)].topic(), &settings);
     }
 }
 
@@ -325,6 +331,7 @@ impl Story<'_> {
             assessments: self.options.clients / CLIENTS_PER_ASSESSMENT,
             rate: self.options.rate,
             is_fragile: self.options.faults.0.contains(&Kind::Unclean),
+            is_compacted: self.options.faults.0.contains(&Kind::Compaction),
         };
         let stop = Arc::new(AtomicBool::new(false));
         let producers = producer::start(&order, self.book, &stop);

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::log::{Entry, Fate, Made, Span, What};
-use super::producer::FRAGILE;
+use super::producer::{COMPACTION_LAG, FRAGILE};
 use super::schedule::{Kind, Lane};
 
 pub use recovery::{Cause, Recovery};
@@ -58,6 +58,8 @@ pub struct Verdict {
     pub unknown: u64,
     /// Events that were made, and lost with the end of their log.
     pub truncated: u64,
+    /// Events that were made, and removed from their log by compaction.
+    pub compacted: u64,
     /// Events that clients saw, all together.
     pub seen: u64,
     /// Connections that were opened.
@@ -219,6 +221,10 @@ impl Truth {
                     verdict.made = verdict.made.saturating_sub(1);
                     verdict.truncated += 1;
                 }
+                Fate::Compacted => {
+                    verdict.compacted += 1;
+                    continue;
+                }
                 Fate::Again => {
                     truth.again.insert((made.assessment, made.topic, made.number));
                     continue;
@@ -269,6 +275,9 @@ struct Client {
     /// How long it did not read by its own will, and whether it has read events since.
     absent_ms: u64,
     has_read: bool,
+    /// When its last connection ended, and how long it was away until it read again.
+    gone_ms: Option<u64>,
+    away_ms: u64,
     disturbed: Disturbed,
     done: bool,
 }
@@ -289,6 +298,7 @@ impl Client {
                 verdict.connections += 1;
                 verdict.resumed += u64::from(*resumed);
                 self.owed_a_reset = *asked && !resumed;
+                self.away_ms = self.gone_ms.map_or(0, |gone_ms| entry.at_ms.saturating_sub(gone_ms));
                 let target =
                     truth.streams(self.assessment).map(|(topic, stream)| (topic, stream.made_before(entry.at_ms)));
                 self.disturbed.connected(node, target.collect());
@@ -322,6 +332,7 @@ impl Client {
                 if self.has_read {
                     self.absent_ms = 0;
                 }
+                self.gone_ms = Some(entry.at_ms);
                 self.disturbed.gone(entry, *end);
             }
             What::Wrong(what) => {
@@ -336,6 +347,7 @@ impl Client {
     fn event(&mut self, entry: &Entry, topic: u8, number: u64, truth: &Truth, verdict: &mut Verdict) {
         verdict.seen += 1;
         self.has_read = true;
+        self.away_ms = 0;
         let empty = Stream::default();
         let stream = truth.streams.get(&(self.assessment, topic)).unwrap_or(&empty);
         if matches!(stream.fate(number), None | Some(Fate::Aborted)) {
@@ -380,7 +392,8 @@ impl Client {
         // Who was away for too long may be told of the election besides.
         let truncation = truncation(spans, entry.at_ms).filter(|_| !was_away && reason == "expired");
         let truncation = truncation.filter(|since| self.told_of_ms != Some(*since));
-        let is_explained = was_away || truncation.is_some();
+        let is_explained =
+            was_away || truncation.is_some() || reason == "expired" && self.lacks_compacted(spans, entry.at_ms);
         if truncation.is_some() {
             self.told_of_ms = truncation;
         }
@@ -404,6 +417,18 @@ impl Client {
                 place.may_come_again = place.next;
             }
         }
+    }
+
+    /// Whether compaction explains that it is too late: it was away for long enough, or its pod was.
+    fn lacks_compacted(&self, spans: &[Span], at_ms: u64) -> bool {
+        let behind_ms = ms(COMPACTION_LAG) / 2;
+        let is_late = |since_ms: u64| at_ms >= since_ms + behind_ms;
+        let held_back = |span: &&Span| {
+            let is_of_pods = span.kind.lane() == Lane::Brokers || span.kind == Kind::Stop;
+            is_of_pods && is_late(span.from_ms) && at_ms <= span.to_ms + AFTER_BROKERS_MS
+        };
+        spans.iter().any(|span| span.kind == Kind::Compaction)
+            && (self.away_ms.max(self.absent_ms) >= behind_ms || spans.iter().any(|span| held_back(&span)))
     }
 
     fn end(self, number: u32, truth: &Truth, verdict: &mut Verdict) {

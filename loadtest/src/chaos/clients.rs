@@ -44,7 +44,7 @@ pub(super) struct Order {
 fn share(kind: Kind) -> u32 {
     match kind {
         Kind::Drop => 100,
-        Kind::Stall | Kind::HalfOpen | Kind::Hasty => 20,
+        Kind::Stall | Kind::HalfOpen | Kind::Hasty | Kind::Compaction => 20,
         _ => 3,
     }
 }

@@ -13,7 +13,7 @@ use super::fleet::{Fleet, HISTORY};
 use super::log::{Span, Writer};
 use super::log_reader::LogReader;
 use super::open_transaction::OpenTransaction;
-use super::producer::{FRAGILE, FRAGILE_ON};
+use super::producer::{COMPACTION_LAG, FRAGILE, FRAGILE_ON};
 use super::schedule::{Kind, Planned};
 use crate::events;
 use crate::kafka::Kafka;
@@ -28,6 +28,9 @@ const BETWEEN_PODS: Duration = Duration::from_millis(500);
 
 /// Who was away for so much longer than the history can't be resumed.
 const BEYOND_HISTORY: Duration = Duration::from_secs(15);
+
+/// Who was away for so long lacks records that compaction took meanwhile, and none that the history's end did.
+const BEYOND_COMPACTION: Duration = Duration::from_secs(15);
 
 /// Seconds by which Redis' clock steps: by less than a lease, by more, and far.
 const CLOCK_STEPS: [i64; 6] = [-3_600, -5, -2, 2, 5, 3_600];
@@ -270,12 +273,16 @@ pub(super) fn clients(clock: Clock, plan: &[Planned], orders: &mut mpsc::SyncSen
         orders,
         |_| {},
         |orders, planned| {
-            let lasts = if planned.kind == Kind::Away { HISTORY + BEYOND_HISTORY } else { planned.lasts };
+            let lasts = match planned.kind {
+                Kind::Away => HISTORY + BEYOND_HISTORY,
+                Kind::Compaction => COMPACTION_LAG + BEYOND_COMPACTION,
+                _ => planned.lasts,
+            };
             let order = Order { kind: planned.kind, lasts, seed: planned.pick };
             // The clients end after all lanes did.
             orders.send(order).expect("the clients listen");
             // Who is away is so beside the faults that follow.
-            let lasts = if planned.kind == Kind::Away { Duration::ZERO } else { lasts };
+            let lasts = if matches!(planned.kind, Kind::Away | Kind::Compaction) { Duration::ZERO } else { lasts };
             chronicle.during(planned.kind, "", || thread::sleep(lasts));
         },
     );

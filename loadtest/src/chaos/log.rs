@@ -23,6 +23,8 @@ pub enum Fate {
     Unknown,
     /// The brokers had it, and lost it with the end of a log. It may have been seen before.
     Truncated,
+    /// Besides what else is known of it: compaction removed it from the log. Who was there got it before.
+    Compacted,
     /// Besides what else is known of it: the log holds it more than once. A producer may write an event again where the
     /// brokers went down before they answered; a gateway is to deliver what the log holds.
     Again,
@@ -128,6 +130,7 @@ impl fmt::Display for Made {
             Fate::Aborted => "aborted",
             Fate::Unknown => "unknown",
             Fate::Truncated => "truncated",
+            Fate::Compacted => "compacted",
             Fate::Again => "again",
         };
         write!(f, "{} {} {} {} {fate}", self.at_ms, self.assessment, self.topic, self.number)
@@ -150,6 +153,7 @@ impl FromStr for Made {
                 "aborted" => Fate::Aborted,
                 "unknown" => Fate::Unknown,
                 "truncated" => Fate::Truncated,
+                "compacted" => Fate::Compacted,
                 "again" => Fate::Again,
                 other => bail!("no fate: {other:?}"),
             },
@@ -284,7 +288,8 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_as_it_was() {
-        for fate in [Fate::Made, Fate::Aborted, Fate::Unknown, Fate::Truncated, Fate::Again] {
+        let besides = [Fate::Compacted, Fate::Again];
+        for fate in [Fate::Made, Fate::Aborted, Fate::Unknown, Fate::Truncated].into_iter().chain(besides) {
             let made = Made { at_ms: 5, assessment: 7, topic: 9, number: 11, fate };
             assert_eq!(made.to_string().parse::<Made>().unwrap(), made);
         }

@@ -37,6 +37,17 @@ const WEIGHTS: [u32; events::Kind::ALL.len()] = [30, 10, 10, 14, 20, 1, 1, 1, 3,
 /// The topic that loses the end of its log in an unclean election, where the run has any: its place among the ten.
 pub(super) const FRAGILE: u8 = 6;
 
+/// The topic that is compacted, where the run has compaction: its place among the ten. Its records' keys are the assessments.
+pub(super) const COMPACTED: u8 = 8;
+
+/// No record is compacted away before it is so old: less than the pods' history, so that clients come back for some that are
+/// gone.
+pub(super) const COMPACTION_LAG: Duration = Duration::from_secs(15);
+
+/// That topic's settings beside this: its log is compacted nearly at once.
+pub(super) const COMPACTED_BY: &[(&str, &str)] =
+    &[("cleanup.policy", "compact"), ("segment.ms", "1000"), ("min.cleanable.dirty.ratio", "0.01")];
+
 /// That topic's two brokers.
 pub(super) const FRAGILE_ON: [usize; 2] = [1, 2];
 
@@ -69,8 +80,8 @@ pub(super) struct Book {
     pub(super) clock: Clock,
     /// The highest number of each assessment and topic that was made.
     last: Mutex<BTreeMap<(u32, u8), u64>>,
-    /// What was made on the topic that may lose its end.
-    fragile: Mutex<BTreeSet<Id>>,
+    /// What was made on the topics whose logs may lose it.
+    losable: Mutex<BTreeSet<Id>>,
     count: AtomicU64,
 }
 
@@ -80,7 +91,7 @@ type Id = (u32, u8, u64);
 impl Book {
     /// An empty one.
     pub(super) fn new(log: Writer, clock: Clock) -> Self {
-        Self { log, clock, last: Mutex::default(), fragile: Mutex::default(), count: AtomicU64::new(0) }
+        Self { log, clock, last: Mutex::default(), losable: Mutex::default(), count: AtomicU64::new(0) }
     }
 
     /// How many events were made.
@@ -106,9 +117,10 @@ impl Book {
                 }
             }
         }
-        for &(assessment, topic, number) in &*self.fragile.lock().unwrap_or_else(PoisonError::into_inner) {
+        for &(assessment, topic, number) in &*self.losable.lock().unwrap_or_else(PoisonError::into_inner) {
             if !seen.contains(&(assessment, topic, number)) {
-                self.log.add(&Made { at_ms: self.clock.ms(), assessment, topic, number, fate: Fate::Truncated });
+                let fate = if topic == FRAGILE { Fate::Truncated } else { Fate::Compacted };
+                self.log.add(&Made { at_ms: self.clock.ms(), assessment, topic, number, fate });
             }
         }
     }
@@ -116,8 +128,8 @@ impl Book {
     fn add(&self, (assessment, topic, number): Id, fate: Fate) {
         self.log.add(&Made { at_ms: self.clock.ms(), assessment, topic, number, fate });
         if fate == Fate::Made {
-            if topic == FRAGILE {
-                self.fragile.lock().unwrap_or_else(PoisonError::into_inner).insert((assessment, topic, number));
+            if matches!(topic, FRAGILE | COMPACTED) {
+                self.losable.lock().unwrap_or_else(PoisonError::into_inner).insert((assessment, topic, number));
             }
             self.count.fetch_add(1, Ordering::Relaxed);
             let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -137,6 +149,8 @@ pub(super) struct Order {
     pub(super) rate: u32,
     /// Whether a topic may lose the end of its log.
     pub(super) is_fragile: bool,
+    /// Whether a topic is compacted.
+    pub(super) is_compacted: bool,
 }
 
 /// Makes events until `stop`. Returns the two threads that do it.
@@ -147,6 +161,7 @@ pub(super) fn start(order: &Order, book: &Arc<Book>, stop: &Arc<AtomicBool>) -> 
         assessments: order.assessments,
         is_transactional,
         is_fragile: order.is_fragile,
+        is_compacted: order.is_compacted,
     };
     let (plain, transactional) = (source(false), source(true));
     let share = order.rate / TRANSACTIONAL_IN;
@@ -171,13 +186,17 @@ struct Source {
     assessments: u32,
     is_transactional: bool,
     is_fragile: bool,
+    is_compacted: bool,
 }
 
 impl Source {
     fn next(&mut self) -> Id {
         let mut topic = self.topic();
-        // A log that loses its end can hold half of a transaction.
-        while topic == FRAGILE && self.is_fragile && self.is_transactional {
+        // A log that loses its end can hold half of a transaction; and where one that is compacted has a gap, that is to be
+        // no marker's.
+        let (is_fragile, is_compacted) = (self.is_fragile, self.is_compacted);
+        let is_of_plain = |topic| topic == FRAGILE && is_fragile || topic == COMPACTED && is_compacted;
+        while self.is_transactional && is_of_plain(topic) {
             topic = self.topic();
         }
         loop {
@@ -404,8 +423,8 @@ mod tests {
         let mut owners = BTreeMap::new();
         for is_transactional in [false, true] {
             let random = fastrand::Rng::with_seed(1);
-            let (numbers, is_fragile) = (BTreeMap::new(), false);
-            let mut source = Source { random, numbers, assessments: 40, is_transactional, is_fragile };
+            let (numbers, is_fragile, is_compacted) = (BTreeMap::new(), false, false);
+            let mut source = Source { random, numbers, assessments: 40, is_transactional, is_fragile, is_compacted };
             let mut seen: BTreeMap<(u32, u8), Vec<u64>> = BTreeMap::new();
             for _ in 0..20_000 {
                 let (assessment, topic, number) = source.next();

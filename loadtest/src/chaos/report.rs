@@ -98,8 +98,8 @@ pub fn table(title: &Title, verdict: &Verdict, spans: &[Span]) -> String {
     let Title { seed, minutes, clients, .. } = title;
     line(format!("chaos: seed {seed}, {minutes} minutes, {clients} clients"));
     line(format!(
-        "events       {} made, {} aborted, {} of unknown fate, {} lost with the end of a log; seen {} times",
-        verdict.made, verdict.aborted, verdict.unknown, verdict.truncated, verdict.seen
+        "events       {} made, {} aborted, {} of unknown fate, {} lost with the end of a log, {} compacted away; seen {} times",
+        verdict.made, verdict.aborted, verdict.unknown, verdict.truncated, verdict.compacted, verdict.seen
     ));
     line(format!("in the log   {} that came again had been written again by their producer", verdict.written_again));
     line(format!("connections  {}, of which {} went on from a cursor", verdict.connections, verdict.resumed));

@@ -67,6 +67,8 @@ pub enum Kind {
     Hasty,
     /// Some clients are away for longer than the history reaches back.
     Away,
+    /// Some clients are away while a topic's log is compacted, and come back within the history's time.
+    Compaction,
     /// A transaction stays open on every partition, and is aborted.
     OpenTransaction,
     /// Nobody reads what pods log.
@@ -77,7 +79,7 @@ pub enum Kind {
 type Row = (Kind, &'static str, Lane, u64, u64);
 
 /// Times are without what it takes a machine to end and start what was hit. Pods have a lease of 3 s here.
-const KINDS: [Row; 20] = [
+const KINDS: [Row; 21] = [
     (Kind::Kill, "kill", Lane::Pods, 0, 8),
     (Kind::Rolling, "rolling", Lane::Pods, 0, 1),
     (Kind::Stop, "stop", Lane::Pods, 5, 10),
@@ -96,14 +98,15 @@ const KINDS: [Row; 20] = [
     (Kind::HalfOpen, "half-open", Lane::Clients, 0, 1),
     (Kind::Hasty, "hasty", Lane::Clients, 2, 5),
     (Kind::Away, "away", Lane::Clients, 0, 1),
+    (Kind::Compaction, "compaction", Lane::Clients, 0, 1),
     (Kind::OpenTransaction, "open-transaction", Lane::Beside, 3, 12),
     (Kind::LogStop, "log-stop", Lane::Beside, 5, 20),
 ];
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 20] = {
-        let mut all = [Self::Kill; 20];
+    pub const ALL: [Self; 21] = {
+        let mut all = [Self::Kill; 21];
         let mut at = 0;
         while at < all.len() {
             all[at] = KINDS[at].0;

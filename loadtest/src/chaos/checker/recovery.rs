@@ -90,7 +90,7 @@ impl Disturbed {
             // It was not yet back: it is behind since the first loss, and not by one cause alone.
             Some(open) => open.is_alone = false,
             None => {
-                self.waits_for_try = end == End::Own(Kind::Away);
+                self.waits_for_try = matches!(end, End::Own(Kind::Away | Kind::Compaction));
                 self.open = Some(Recovery {
                     client: entry.client,
                     node: self.node.clone(),

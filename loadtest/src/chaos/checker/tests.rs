@@ -469,3 +469,37 @@ fn nobody_is_owed_what_a_log_lost_and_after_the_reset_it_may_come_again() {
     assert_eq!((verdict.written_again, verdict.doubled), (1, 0));
     assert_eq!(sees_a_log_lose_its_end(again).check().doubled, 1);
 }
+
+#[test]
+fn what_compaction_took_is_forgiven_behind_a_reset_alone_and_to_those_who_were_away_for_long_enough() {
+    let compaction = |from_ms| Span { kind: Kind::Compaction, target: String::new(), from_ms, to_ms: from_ms };
+    // Lacks 4 to 6 of the compacted topic, and comes back after this time.
+    let story = |away_ms: u64, facts: &[What]| {
+        let mut story = Story::good();
+        for number in 0..10 {
+            story.make(1000 * (number + 1), 8, number, Fate::Made);
+        }
+        for number in (0..4).chain(7..10) {
+            let place = story.place(7, number) + 1;
+            story.insert(place, [What::Event { topic: 8, number }]);
+        }
+        let back = story.place(7, 6) + 1;
+        story.insert(back, facts.iter().cloned());
+        let at_ms = story.entries[back].at_ms - away_ms;
+        story.insert(back, [What::Gone(End::Own(Kind::Compaction))]);
+        story.entries[back].at_ms = at_ms;
+        story.spans.push(compaction(1));
+        story.make(19_000, 8, 5, Fate::Compacted);
+        story
+    };
+    let is_back = |resumed| What::Connected { node: "pod-1".into(), asked: true, resumed };
+    let expired = || What::Reset("expired".into());
+    let told = story(7_500, &[is_back(false), expired()]).check();
+    assert!(!told.is_fault(), "{:?}", told.told);
+    assert_eq!((told.compacted, told.explained_resets["expired"]), (1, 1));
+    assert_eq!(counts(&story(7_500, &[is_back(true)]).check()), [3, 0, 0, 0, 0, 0], "not told");
+    assert_eq!(counts(&story(7_000, &[is_back(false), expired()]).check())[5], 1, "it was there just before");
+    let mut none = story(7_500, &[is_back(false), expired()]);
+    none.spans.clear();
+    assert_eq!(counts(&none.check())[5], 1, "no log is compacted");
+}

@@ -224,7 +224,7 @@ impl Life {
                 session.stalled_until = Some(now + lasts);
                 self.absent_since = Some(now);
             }
-            Kind::Away => {
+            Kind::Away | Kind::Compaction => {
                 self.lose(kind, shared);
                 self.absent_since = Some(now);
                 self.state = State::Waiting { until: now + lasts, goal: Goal::Any };
