@@ -23,6 +23,9 @@ pub(super) struct Continuity {
     timelines: Vec<EpochTimeline>,
     /// Partitions whose log may not be the one that was read, until the records that are read again tell.
     suspects: HashMap<(TopicIndex, i32), Suspect>,
+    /// By the partition's place: from where to where its end was last seen to move without a record: control records, or
+    /// aborted ones.
+    quiet: Vec<(i64, i64)>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -87,6 +90,9 @@ impl Continuity {
         if let Some(timeline) = self.timelines.get_mut(place) {
             timeline.clear();
         }
+        if let Some(quiet) = self.quiet.get_mut(place) {
+            *quiet = (0, 0);
+        }
     }
 
     /// The epoch of the last record before a partition's position.
@@ -106,10 +112,9 @@ impl Continuity {
             return self.again(place, origin, epoch);
         }
         if !self.suspects.is_empty()
-            && let Some(cut) = self.clear(origin.topic, origin.partition, next)
+            && let Some(cut) = self.clear(place, (origin.topic, origin.partition), next)
         {
-            self.timelines[place].clear();
-            self.timelines[place].note(origin.offset, epoch);
+            self.go_on_after(place, cut, origin.offset, epoch);
             return Course::Replaced(cut);
         }
         let mut notes = Notes::default();
@@ -117,9 +122,9 @@ impl Continuity {
             Met::Same => {}
             Met::Later => notes.epoch = Some(epoch),
             Met::Earlier => {
-                self.timelines[place].clear();
-                self.timelines[place].note(origin.offset, epoch);
-                return Course::Replaced(Cut { next, is_below_unknown: true });
+                let cut = Cut { next, is_below_unknown: true };
+                self.go_on_after(place, cut, origin.offset, epoch);
+                return Course::Replaced(cut);
             }
         }
         notes.is_behind_gap = origin.offset > next;
@@ -128,22 +133,32 @@ impl Continuity {
 
     /// A record below the position.
     fn again(&mut self, place: usize, origin: Origin, epoch: i32) -> Course {
-        let timeline = &mut self.timelines[place];
         let partition = (origin.topic, origin.partition);
-        let own = timeline.before(origin.offset + 1);
+        let own = self.timelines[place].before(origin.offset + 1);
         if epoch < 0 || own.is_none_or(|own| own == epoch) {
             if let Some(suspect) = self.suspects.get_mut(&partition).filter(|_| own.is_some()) {
                 suspect.same_below = Some(origin.offset + 1);
             }
             return Course::Again;
         }
-        let is_below_unknown = self.suspects.remove(&partition).is_none_or(|suspect| suspect.same_below.is_none());
-        timeline.cut(origin.offset);
-        if timeline.note(origin.offset, epoch) == Met::Earlier {
+        let same_below = self.suspects.remove(&partition).and_then(|suspect| suspect.same_below);
+        let cut = Cut { next: same_below.unwrap_or(origin.offset), is_below_unknown: same_below.is_none() };
+        self.go_on_after(place, cut, origin.offset, epoch);
+        Course::Replaced(cut)
+    }
+
+    /// A log was cut, and goes on with a record of this epoch.
+    fn go_on_after(&mut self, place: usize, cut: Cut, offset: i64, epoch: i32) {
+        let timeline = &mut self.timelines[place];
+        if cut.is_below_unknown {
             timeline.clear();
-            timeline.note(origin.offset, epoch);
+        } else {
+            timeline.cut(cut.next);
         }
-        Course::Replaced(Cut { next: origin.offset, is_below_unknown })
+        if timeline.note(offset, epoch) == Met::Earlier {
+            timeline.clear();
+            timeline.note(offset, epoch);
+        }
     }
 
     /// Judges where a partition ends that was read to its end.
@@ -151,20 +166,40 @@ impl Continuity {
         let place = positions.place(topic, partition)?;
         let next = positions.all()[place].offset;
         if end >= next {
-            return self.clear(topic, partition, next);
+            if end > next {
+                let from = self.behind_last(place, next);
+                if self.quiet.len() <= place {
+                    self.quiet.resize(positions.all().len(), (0, 0));
+                }
+                self.quiet[place] = (from, end);
+            }
+            return self.clear(place, (topic, partition), next);
         }
-        let suspect = self.suspects.remove(&(topic, partition)).unwrap_or_default();
+        let last = self.behind_last(place, next);
+        let same_below = self.suspects.remove(&(topic, partition)).and_then(|suspect| suspect.same_below);
+        let cut =
+            Cut { next: same_below.filter(|&same| same < last).unwrap_or(end), is_below_unknown: same_below.is_none() };
         if let Some(timeline) = self.timelines.get_mut(place) {
-            timeline.cut(end);
+            timeline.cut(cut.next);
         }
-        Some(Cut { next: end, is_below_unknown: suspect.same_below != Some(end) })
+        Some(cut)
+    }
+
+    /// The offset behind the last record that was read of a partition whose position is `next`, or an offset above that
+    /// which is not above the position.
+    fn behind_last(&self, place: usize, next: i64) -> i64 {
+        self.quiet.get(place).filter(|(_, to)| *to == next).map_or(next, |(from, _)| *from)
     }
 
     /// All that there is below the position was read again: nothing was replaced if its last record is the one that was
     /// read there.
-    fn clear(&mut self, topic: TopicIndex, partition: i32, next: i64) -> Option<Cut> {
-        let suspect = self.suspects.remove(&(topic, partition))?;
-        (suspect.same_below != Some(next)).then_some(Cut { next, is_below_unknown: true })
+    fn clear(&mut self, place: usize, partition: (TopicIndex, i32), next: i64) -> Option<Cut> {
+        let Suspect { same_below } = self.suspects.remove(&partition)?;
+        match same_below {
+            None => Some(Cut { next, is_below_unknown: true }),
+            Some(same) if same < self.behind_last(place, next) => Some(Cut { next: same, is_below_unknown: false }),
+            Some(_) => None,
+        }
     }
 
     /// Decides how to go on with a partition whose position was refused, and which holds this.
@@ -181,14 +216,17 @@ impl Continuity {
         if next < range.beginning {
             return Some(Restart { from: range.beginning, lost: Some(Lost::Deleted(range.beginning)) });
         }
-        let timeline = self.timelines.get(place);
-        if let Some(first) = timeline.and_then(EpochTimeline::first).filter(|&first| first < next) {
+        let timeline = self.timelines.get_mut(place);
+        let first = timeline.as_ref().and_then(|timeline| timeline.first());
+        if let Some(first) = first.filter(|&first| first < next.min(range.end)) {
             let back = first.max(next.saturating_sub(REREAD_OFFSETS_MAX));
-            let from = back.min(range.end).max(range.beginning);
             self.suspects.insert((topic, partition), Suspect::default());
-            return Some(Restart { from, lost: None });
+            return Some(Restart { from: back.min(range.end).max(range.beginning), lost: None });
         }
-        // Of no record the leader is known: whatever lies below may be another.
+        // Of no record that is there the leader is known: whatever lies below may be another.
+        if let Some(timeline) = timeline {
+            timeline.clear();
+        }
         let from = range.go_on(next);
         Some(Restart { from, lost: Some(Lost::Cut(Cut { next: from, is_below_unknown: true })) })
     }
@@ -280,8 +318,13 @@ mod tests {
         assert_eq!(story.record(10_000, 1), Course::Replaced(Cut { next: 10_000, is_below_unknown: true }));
         // All that was read is gone.
         let mut story = Story::of(&written(500..600, 0));
-        assert_eq!(story.restart(0, 90).from, 90);
-        assert_eq!(story.end(90), Some(Cut { next: 90, is_below_unknown: true }));
+        let cut = Cut { next: 90, is_below_unknown: true };
+        assert_eq!(story.restart(0, 90), Restart { from: 90, lost: Some(Lost::Cut(cut)) });
+        story.positions.set(EVENTS, 0, 90);
+        assert_eq!(
+            (story.end(90), story.record(90, 1)),
+            (None, { Course::Noted(Notes { epoch: Some(1), ..Notes::default() }) })
+        );
     }
 
     #[test]
@@ -292,8 +335,37 @@ mod tests {
         assert_eq!(story.end(100), None);
         story.restart(0, 100);
         assert!((0..99).all(|offset| story.record(offset, 0) == Course::Again));
-        let unknown = Cut { next: 100, is_below_unknown: true };
-        assert_eq!(story.record(100, 0), Course::Replaced(unknown), "the last one did not come again");
+        let last = Cut { next: 99, is_below_unknown: false };
+        assert_eq!(story.record(100, 0), Course::Replaced(last), "the last one did not come again");
+        story.restart(0, 101);
+        let unknown = Cut { next: 101, is_below_unknown: true };
+        assert_eq!(story.record(101, 0), Course::Replaced(unknown), "none did");
+    }
+
+    #[test]
+    fn control_records_at_the_end_of_a_log_are_nothing_that_it_lost() {
+        let mut story = Story::of(&written(0..100, 0));
+        assert_eq!([story.end(100), story.end(103), story.end(110)], [None; 3]);
+        for again in [true, false] {
+            assert_eq!(story.restart(0, 110).from, 0);
+            assert!((0..100).all(|offset| story.record(offset, 0) == Course::Again));
+            if again {
+                assert_eq!(story.end(110), None);
+            } else {
+                assert_eq!(story.record(110, 0), Course::On);
+            }
+        }
+        // Behind the last record that is still there the log was cut, and all that it has there is such.
+        story.end(120);
+        story.restart(0, 115);
+        assert!((0..105).all(|offset| story.record(offset, 0) == Course::Again));
+        assert_eq!(story.end(115), Some(Cut { next: 105, is_below_unknown: false }));
+        // And here the records are all there.
+        let mut story = Story::of(&written(0..100, 0));
+        story.end(120);
+        story.restart(0, 110);
+        assert!((0..100).all(|offset| story.record(offset, 0) == Course::Again));
+        assert_eq!(story.end(110), Some(Cut { next: 110, is_below_unknown: false }));
     }
 
     #[test]
