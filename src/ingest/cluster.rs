@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rdkafka::bindings as sys;
 use rdkafka::error::KafkaError;
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 
 use crate::config::{KafkaConfig, client_properties};
@@ -40,6 +40,14 @@ pub(super) enum Place {
     Since(i64),
     /// Behind the last record that no open transaction holds back.
     End,
+}
+
+/// An offset in a partition.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FoundOffset {
+    pub(super) offset: i64,
+    /// Of an end: the epoch of the leader that says so, from 0, where the broker tells it.
+    pub(super) leader_epoch: Option<i32>,
 }
 
 impl Cluster {
@@ -280,6 +288,27 @@ impl Cluster {
         place: Place,
         limit: Duration,
     ) -> Result<Vec<Option<i64>>, KafkaError> {
+        Ok(self.ask_for(partitions, place, limit)?.into_iter().map(|found| found.map(|found| found.offset)).collect())
+    }
+
+    /// The ends of the partitions' logs, with the leaders' epochs; otherwise as [`Cluster::offsets`].
+    ///
+    /// # Errors
+    /// As [`Cluster::offsets`].
+    pub(super) fn ends(
+        &self,
+        partitions: &[Partition<'_>],
+        limit: Duration,
+    ) -> Result<Vec<Option<FoundOffset>>, KafkaError> {
+        self.ask_for(partitions, Place::End, limit)
+    }
+
+    fn ask_for(
+        &self,
+        partitions: &[Partition<'_>],
+        place: Place,
+        limit: Duration,
+    ) -> Result<Vec<Option<FoundOffset>>, KafkaError> {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
@@ -298,14 +327,18 @@ impl Cluster {
         if code != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
             return Err(KafkaError::OffsetFetch(code.into()));
         }
-        let answer = |element: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| {
+        let answer = |(at, element): (usize, &TopicPartitionListElem<'_>)| {
             element.error()?;
             Ok(match element.offset() {
-                Offset::Offset(offset) => Some(offset),
+                Offset::Offset(offset) => {
+                    // SAFETY: the list is alive, and has an element at each place that it is asked for.
+                    let epoch = unsafe { sys::rd_kafka_topic_partition_get_leader_epoch((*list.ptr()).elems.add(at)) };
+                    Some(FoundOffset { offset, leader_epoch: (epoch >= 0).then_some(epoch) })
+                }
                 _ => None,
             })
         };
-        list.elements().iter().map(answer).collect()
+        list.elements().iter().enumerate().map(answer).collect()
     }
 }
 

@@ -172,7 +172,7 @@ mod tests {
     use crate::limits::BATCH_CHANNEL_DEPTH;
     use crate::routing::placement::shard_of;
     use crate::routing::table::{Fingerprint, Table};
-    use crate::stream::batch::{Batch, NextOffset};
+    use crate::stream::batch::{Batch, Ends, NextOffset};
 
     /// Far longer than anything here takes; a test that gets here has failed.
     const PATIENCE: Duration = Duration::from_secs(30);
@@ -413,8 +413,9 @@ mod tests {
             }
         };
         let log_end = |offset| [NextOffset { topic: TopicIndex(0), partition: 0, offset }];
+        let offsets = |ends: &Ends| ends.ends.iter().map(|end| end.at).collect::<Vec<_>>();
         assert!(first.asked > began);
-        assert_eq!((&first.ends[..], &told.ends[..]), (&log_end(3)[..], &log_end(4)[..]));
+        assert_eq!((offsets(&first), offsets(&told)), (log_end(3).into(), log_end(4).into()));
         let others: Vec<_> = std::iter::from_fn(|| story.inboxes[0].batches.try_recv().ok()).collect();
         assert!(!others.is_empty() && others.iter().all(|batch| batch.ends.is_none()));
         story.end();

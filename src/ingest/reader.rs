@@ -470,10 +470,11 @@ impl Desk {
         let ends = watcher.ends.try_recv().ok();
         let has_ends = ends.is_some();
         if let Some(LogEnds { stable, high }) = ends {
-            self.progress.ends_are(stable.asked, &stable.ends, &self.positions);
-            self.lag.ends_are(&stable.ends, &self.positions);
+            let offsets: Vec<_> = stable.ends.iter().map(|end| end.at).collect();
+            self.progress.ends_are(stable.asked, &offsets, &self.positions);
+            self.lag.ends_are(&offsets, &self.positions);
             self.lag.watermarks_are(stable.asked, &high, &self.positions);
-            self.compaction.ends_are(&self.positions, stable.asked, &stable.ends, &high);
+            self.compaction.ends_are(&self.positions, stable.asked, &offsets, &high);
             self.tell_ends(stable);
             self.tell_open_transactions(now);
         }
@@ -513,7 +514,7 @@ impl Desk {
             return;
         }
         // The watcher may have asked for partitions that are on their way here.
-        ends.ends.retain(|end| self.positions.place(end.topic, end.partition).is_some());
+        ends.ends.retain(|end| self.positions.place(end.at.topic, end.at.partition).is_some());
         let ends = Arc::new(ends);
         for (shard, _) in (0..).map(ShardIndex).zip(wanting).filter(|(_, wants)| *wants) {
             self.batcher.ends_are(shard, &ends);

@@ -10,7 +10,7 @@ use super::positions::Positions;
 use super::startup::{Extent, Filling, Range, Start};
 use crate::ids::{ShardIndex, TopicIndex};
 use crate::routing::table::Table;
-use crate::stream::batch::{Batch, Ends, EpochStart, LogCut, NextOffset, Origin};
+use crate::stream::batch::{Batch, Ends, EpochStart, LogCut, LogEnd, NextOffset, Origin};
 
 /// A topic of the cluster, as a look sees it.
 #[derive(Debug)]
@@ -177,7 +177,7 @@ impl Feed {
     }
 
     /// Where the logs ended when that was asked, for the shard, which wants to know.
-    pub(crate) fn ends_are(&mut self, asked: Instant, ends: Vec<NextOffset>) {
+    pub(crate) fn ends_are(&mut self, asked: Instant, ends: Vec<LogEnd>) {
         self.batcher.ends_are(ShardIndex(0), &std::sync::Arc::new(Ends { asked, ends }));
     }
 

@@ -27,12 +27,12 @@ use crate::limits::{
 use crate::log_throttle::LogThrottles;
 use crate::outage::{Line, OutageLog};
 use crate::routing::table::Topic;
-use crate::stream::batch::{Ends, NextOffset};
+use crate::stream::batch::{Ends, LogEnd, NextOffset};
 
 use self::extents::names_of;
 use super::catalogue::{Catalogue, IndexRules, Seen};
 use super::client::Ending;
-use super::cluster::{BrokerId, Cluster, Place, failure_of};
+use super::cluster::{BrokerId, Cluster, FoundOffset, failure_of};
 use super::metrics::Metrics;
 use super::reachability::{Failure, Reachability, Renewal};
 use super::retention::{self, Asked, Compacted, Retentions};
@@ -512,11 +512,15 @@ impl Watch {
         let led = &self.led[first..self.asked_until];
         let names = names_of(led, self.catalogue.topics());
         let asked = Instant::now();
-        let Ok(offsets) = self.cluster.offsets(&names, Place::End, PROBE_TIMEOUT) else { return };
+        let Ok(ends) = self.cluster.ends(&names, PROBE_TIMEOUT) else { return };
         let end = |(&(topic, partition), offset): (&(TopicIndex, i32), Option<i64>)| {
             Some(NextOffset { topic, partition, offset: offset? })
         };
-        let ends = led.iter().zip(offsets).filter_map(end).collect();
+        let log_end = |(partition, found): (&(TopicIndex, i32), Option<FoundOffset>)| {
+            let FoundOffset { offset, leader_epoch } = found?;
+            Some(LogEnd { at: end((partition, Some(offset)))?, leader_epoch })
+        };
+        let ends = led.iter().zip(ends).filter_map(log_end).collect();
         // The others come after these: what was written in between is no open transaction's for long.
         let high = self.cluster.high_watermarks(&names, PROBE_TIMEOUT).unwrap_or_default();
         let high = led.iter().zip(high).filter_map(end).collect();

@@ -2,6 +2,7 @@
 //! history's to judge.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use super::connection::{Connection, ConnectionKey, Socket, Tail};
 use super::metrics::Counts;
@@ -10,7 +11,8 @@ use crate::clock::{Now, whole_ms};
 use crate::ids::AssessmentId;
 use crate::protocol::messages::{self, Connected, ResetReason};
 use crate::stream::batch::Ends;
-use crate::stream::history::{ChainKey, Lag, Loss, Position};
+use crate::stream::epochs::AtEnd;
+use crate::stream::history::{ChainKey, History, Lag, Loss, Position};
 use crate::stream::offsets::Cover;
 use crate::stream::planted::{Mistake, is_planted};
 
@@ -28,13 +30,21 @@ pub(super) struct Beginning {
     reset: Option<ResetReason>,
 }
 
-/// A connection whose cursor was ahead of what is read here: either this pod is behind the one that made it, or it lies
-/// past the end of the log, and is no good.
+/// A connection whose cursor was ahead of what is read here, or of a newer log: either this pod is behind the one that made
+/// it, or it lies past the end of the log, and is no good.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ahead {
     key: ConnectionKey,
-    /// How often in a row the ends of the logs were below it.
+    /// How often in a row the ends of the logs spoke against it.
     beyond: u8,
+}
+
+/// What is known by now of a cursor that was ahead.
+enum Judged {
+    /// It may be good.
+    Open,
+    /// Its client can't go on from it.
+    Refuted(ResetReason),
 }
 
 /// So many that are ahead are remembered without a look whether they are still there.
@@ -113,21 +123,18 @@ impl<S: Socket> State<S> {
     pub(super) fn tell_of_losses(&mut self, losses: &[Loss]) {
         let Self { connections, watchers, history, pending, counts, .. } = self;
         for (chain, keys) in watchers.iter() {
-            for &Loss { place, cut_at } in losses {
+            for &Loss { place, end } in losses {
                 if !history.lists(chain, place) {
                     continue;
                 }
                 for &key in keys {
                     let connection = &mut connections[key];
-                    let has_them = match (&mut connection.cover, cut_at) {
+                    let lacks_nothing = match (&mut connection.cover, end) {
                         (None, _) => false,
                         (Some(cover), None) => history.is_ahead(cover, place),
-                        (Some(cover), Some(offset)) => {
-                            cover.cut(place, offset);
-                            false
-                        }
+                        (Some(cover), Some(end)) => history.outlives(cover, place, end),
                     };
-                    if !has_them {
+                    if !lacks_nothing {
                         owe_expired((key, connection), (pending, counts));
                     }
                 }
@@ -171,48 +178,47 @@ impl<S: Socket> State<S> {
     /// More is known of the logs: a cursor that was ahead may turn out to be of another one. Its client is told, and is live
     /// from now on.
     pub(super) fn judge_those_ahead_again(&mut self) {
-        let Self { connections, history, pending, counts, ahead, .. } = self;
-        ahead.retain(|Ahead { key, .. }| {
-            let Some(connection) = connections.get_mut(*key).filter(|connection| connection.is_live()) else {
-                return false;
-            };
-            let (Some(cover), Some(watch)) = (&mut connection.cover, &mut connection.watch) else { return false };
-            let Some(reason) = history.refuted(cover) else { return true };
-            connection.cover = None;
-            connection.catching_up = false;
-            watch.position = history.end(watch.chain);
-            connection.owed.reset = Some(reason);
-            counts.reset(reason);
-            if connection.is_open() {
-                connection.pending = true;
-                pending.push_back(*key);
-            }
-            false
+        self.judge_ahead(|history, _, cover, _| match history.refuted(cover) {
+            Some(reason) => Judged::Refuted(reason),
+            None => Judged::Open,
         });
     }
 
     /// The ends of some logs are known: a cursor that was there before they were asked for, and lies past one, is none of
     /// this log. Its client is told, and is live from now on.
     pub(super) fn judge_those_ahead(&mut self, ends: &Ends) {
+        self.judge_ahead(|history, opened, cover, beyond| {
+            if opened > ends.asked {
+                return Judged::Open;
+            }
+            let Some(at_end) = history.judge_ends(cover, &ends.ends) else { return Judged::Open };
+            let reason = match at_end {
+                AtEnd::Lost => return Judged::Refuted(ResetReason::Expired),
+                AtEnd::Earlier => ResetReason::Expired,
+                AtEnd::Beyond => ResetReason::Invalid,
+                AtEnd::Within => {
+                    *beyond = 0;
+                    return Judged::Open;
+                }
+            };
+            *beyond += 1;
+            if *beyond < ANSWERS_MIN { Judged::Open } else { Judged::Refuted(reason) }
+        });
+    }
+
+    fn judge_ahead(&mut self, mut judge: impl FnMut(&History, Instant, &mut Cover, &mut u8) -> Judged) {
         let Self { connections, history, pending, counts, ahead, .. } = self;
         ahead.retain_mut(|Ahead { key, beyond }| {
             let Some(connection) = connections.get_mut(*key).filter(|connection| connection.is_live()) else {
                 return false;
             };
             let (Some(cover), Some(watch)) = (&mut connection.cover, &mut connection.watch) else { return false };
-            if connection.opened > ends.asked {
-                return true;
-            }
-            let Some(is_beyond) = history.is_beyond(cover, &ends.ends) else { return true };
-            *beyond = if is_beyond { *beyond + 1 } else { 0 };
-            if *beyond < ANSWERS_MIN {
-                return true;
-            }
+            let Judged::Refuted(reason) = judge(history, connection.opened, cover, beyond) else { return true };
             connection.cover = None;
             connection.catching_up = false;
             watch.position = history.end(watch.chain);
-            connection.owed.reset = Some(ResetReason::Invalid);
-            counts.reset(ResetReason::Invalid);
+            connection.owed.reset = Some(reason);
+            counts.reset(reason);
             if connection.is_open() {
                 connection.pending = true;
                 pending.push_back(*key);

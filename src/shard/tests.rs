@@ -2,6 +2,7 @@
 
 mod ages;
 mod costs;
+mod elections;
 mod leaving;
 mod newcomers;
 mod returns;

@@ -33,7 +33,7 @@ use crate::protocol::messages;
 use crate::shard::admission::{Here, Placed, Watching};
 use crate::shard::testing::{Bench, Key, Look, Patience, Wire};
 use crate::shutdown::phases;
-use crate::stream::batch::{Batch, NextOffset};
+use crate::stream::batch::{Batch, LogEnd};
 
 /// The time of a lease.
 pub(super) const LEASE: Duration = Duration::from_secs(1);
@@ -85,7 +85,7 @@ pub(super) struct Life {
     /// Where the shard stands, by partition.
     base: Vec<i64>,
     /// What the logs' ends were, which the shard is to be told of, and when they are asked for next.
-    ends: Option<(Instant, Vec<NextOffset>)>,
+    ends: Option<(Instant, Vec<LogEnd>)>,
     ends_at_ms: u64,
     session: Session,
     told_complete: bool,

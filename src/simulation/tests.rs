@@ -1,6 +1,7 @@
 //! The simulation's runs: thousands of seeds, the seeds that failed once, and the simulation itself on trial.
 
 mod cuts;
+mod truncation;
 
 use std::time::Instant;
 

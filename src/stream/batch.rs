@@ -100,6 +100,15 @@ pub struct LogCut {
     pub is_below_unknown: bool,
 }
 
+/// Where the log of a partition ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogEnd {
+    /// Behind the last record.
+    pub at: NextOffset,
+    /// The epoch of the leader that said so, from 0; `None` where it did not say.
+    pub leader_epoch: Option<i32>,
+}
+
 /// Where the logs of some partitions ended, for transactions that are committed (the offset behind the last record,
 /// and behind no open transaction), as their leaders said when they were asked all at once.
 ///
@@ -112,7 +121,7 @@ pub struct Ends {
     pub asked: Instant,
     /// The ends. Where there are more than [`crate::limits::ENDS_ASKED_MAX`] partitions, those of some of them: others
     /// are asked for next, by turns. A partition that had no leader is not among them.
-    pub ends: Vec<NextOffset>,
+    pub ends: Vec<LogEnd>,
 }
 
 /// Records for one shard, in the order consumed.

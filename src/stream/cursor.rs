@@ -181,6 +181,18 @@ pub struct Place {
     pub epoch: Option<i32>,
 }
 
+impl Place {
+    /// Whether it is further on than another one of its partition: in one log by the offset, and in a later leader's log
+    /// whatever the offsets are.
+    #[must_use]
+    pub fn is_beyond(&self, other: &Self) -> bool {
+        match self.epoch.zip(other.epoch) {
+            Some((own, others)) if own != others => own > others,
+            _ => self.next > other.next,
+        }
+    }
+}
+
 /// Why a string is no cursor of an assessment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a cursor of this assessment, or a damaged one")]

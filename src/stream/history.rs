@@ -125,9 +125,17 @@ pub struct Findings {
 pub struct Loss {
     /// Of which partition.
     pub place: PlaceId,
-    /// Where the log goes on that lost its end: it concerns also those who have more than was read here. `None` where
-    /// records were deleted before they were read, or compaction removed them.
-    pub cut_at: Option<i64>,
+    /// How the log lost its end; `None` where records were deleted before they were read, or compaction removed them.
+    pub end: Option<LostEnd>,
+}
+
+/// What a log lost that lost its end. It concerns also those who have more than was read here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LostEnd {
+    /// Where it goes on.
+    pub from: i64,
+    /// The leader epoch of the last record that was read of it, where it is known. Who has a later leader's log lost nothing.
+    pub epoch: Option<i32>,
 }
 
 impl History {
@@ -195,17 +203,17 @@ impl History {
         batch.topics.iter().for_each(|topic| self.make_way_for(topic));
         self.offsets.learn(&batch.topics);
         let deleted = batch.deleted.iter().filter_map(|at| self.offsets.missing_below(at));
-        self.losses.extend(deleted.map(|place| Loss { place, cut_at: None }));
+        self.losses.extend(deleted.map(|place| Loss { place, end: None }));
         batch.cuts.iter().for_each(|cut| self.cut(cut));
         let is_old = |segment: &&Segment| segment.opened + GROWTH_NOTICED_MAX <= now;
         let past = || self.segments.iter().rev().find(is_old).map(|segment| &*segment.base);
         let mut begun_late = Vec::new();
         self.offsets.told(&batch.starts, past, now, &mut self.moved, &mut begun_late);
-        self.losses.extend(begun_late.into_iter().map(|place| Loss { place, cut_at: None }));
+        self.losses.extend(begun_late.into_iter().map(|place| Loss { place, end: None }));
         self.offsets.recent_from(&batch.recent);
         batch.epochs.iter().for_each(|start| self.offsets.epoch_starts(start));
         let missing = batch.whole_from.iter().filter_map(|from| self.offsets.missing_below(from));
-        self.losses.extend(missing.map(|place| Loss { place, cut_at: None }));
+        self.losses.extend(missing.map(|place| Loss { place, end: None }));
         if self.moved.len() > 2 * self.offsets.all_next().len() {
             self.moved.sort_unstable();
             self.moved.dedup();
@@ -215,7 +223,7 @@ impl History {
     /// A log lost its end. What was read of that does not belong to it: the window goes on as if it had never been read. It
     /// takes as long as that is, from the newest entry back.
     fn cut(&mut self, cut: &LogCut) {
-        let Some(place) = self.offsets.cut(cut) else { return };
+        let Some((place, epoch)) = self.offsets.cut(cut) else { return };
         // The lost ones are the last of the partition: back to the segment where it stood before them.
         for number in (self.first_segment..self.first_segment + self.segments.len() as u64).rev() {
             let Some(segment) = self.segment_mut(EntryRef::new(number, 0)) else { break };
@@ -225,7 +233,7 @@ impl History {
                 break;
             }
         }
-        self.losses.push(Loss { place, cut_at: Some(cut.next.offset) });
+        self.losses.push(Loss { place, end: Some(LostEnd { from: cut.next.offset, epoch }) });
     }
 
     /// No route takes a topic any more as it did: what the window has of it is sent to nobody. Who lacks it is told so, now or

@@ -26,7 +26,8 @@ use crate::routing::partitioner::{KeyHash, Partitioner};
 use crate::routing::table::Topic;
 use crate::stream::batch::{EpochStart, LogCut, NextOffset, Origin};
 use crate::stream::cursor::{self, Encoder, Form, Place, Tag, TopicSum};
-use crate::stream::epochs::{EpochTimeline, Met};
+use crate::stream::epochs::{Branch, EpochTimeline, Met};
+use crate::stream::planted::{Mistake, is_planted};
 
 /// A partition of an assessments' topic: its place in the order in which the shard heard of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,12 +58,10 @@ pub struct Offsets {
     next: Vec<i64>,
     low: Vec<i64>,
     first: Vec<i64>,
-    /// Which leaders wrote what was read.
+    /// Which leaders wrote what was read, and what logs lost of that.
     epochs: Vec<EpochTimeline>,
     /// Records below these are older than the history's time: whoever was away for longer knows it by other places.
     recent: Vec<i64>,
-    /// Offsets that were written twice: a log lost them, and went on from the first of them.
-    rewritten: Vec<(PlaceId, i64, i64)>,
     /// Where each place stood when somebody first watched.
     settled: Option<Box<[i64]>>,
     /// Grows with each change of topics or partitions.
@@ -259,29 +258,18 @@ impl Offsets {
         Some(place)
     }
 
-    /// The log lost its end. Before it is told to stand there.
-    pub fn cut(&mut self, cut: &LogCut) -> Option<PlaceId> {
+    /// The log lost its end. Before it is told to stand there. Comes back with the epoch of the last record that was read of
+    /// it, as far as that is known.
+    pub fn cut(&mut self, cut: &LogCut) -> Option<(PlaceId, Option<i32>)> {
         let place = self.place(cut.next.topic, cut.next.partition)?;
-        let (next, low) = (self.next[place.0 as usize], &mut self.low[place.0 as usize]);
-        let from = cut.next.offset;
-        let epochs = &mut self.epochs[place.0 as usize];
-        if cut.is_below_unknown {
-            // Cursors count offsets as had that are written anew, and nobody knows which.
-            epochs.clear();
-            *low = next.saturating_add(1).max(*low);
-        } else {
-            epochs.cut(from);
-            // What it holds from there on is all read again.
-            *low = from.min(*low);
-            self.rewritten.push((place, from, next));
-        }
-        self.next[place.0 as usize] = from.min(next);
-        Some(place)
-    }
-
-    /// Whether a log lost records below this offset, and wrote others: a cursor without an epoch may count either.
-    fn is_ambiguous(&self, place: PlaceId, next: i64) -> bool {
-        self.rewritten.iter().any(|&(at, from, to)| at == place && from < next && next <= to)
+        let index = place.index();
+        let (from, read, low, epochs) = (cut.next.offset, self.next[index], self.low[index], &mut self.epochs[index]);
+        let epoch = epochs.last();
+        epochs.lose_end(from, read, cut.is_below_unknown, low);
+        // What it holds from there on is all read again.
+        self.low[index] = if cut.is_below_unknown { from } else { from.min(low) };
+        self.next[index] = from.min(read);
+        Some((place, epoch))
     }
 
     /// Another leader began to write a partition.
@@ -479,9 +467,15 @@ impl Offsets {
         key(a).cmp(&key(b))
     }
 
-    /// Whether a cursor's offset and epoch at a place belong to the log that was read here.
-    fn is_same_log(&self, place: PlaceId, next: i64, epoch: i32) -> bool {
-        self.epochs[place.0 as usize].is_same_log(next, epoch, self.next(place))
+    /// How the log in which a client stands at a place stands to the one that was read here.
+    fn branch(&self, place: PlaceId, at: &Place) -> Branch {
+        self.epochs[place.index()].judge(at.next, at.epoch, self.next(place))
+    }
+
+    /// Whether a client has a newer log of a place than the one that was read here, which is lost: it is sent nothing of it.
+    fn is_outdated_at(&self, place: PlaceId, at: &Place) -> bool {
+        self.epochs[place.index()].is_older_than(at.next, at.epoch, self.next(place))
+            && !is_planted(Mistake::OldLogToANewerCursor)
     }
 
     /// The topics whose tags have this name.

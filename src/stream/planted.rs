@@ -12,6 +12,12 @@ pub(crate) enum Mistake {
     EntryCursorWhileCatchingUp,
     /// A heartbeat's cursor is from where ingest stands, and not the connection.
     PingFromHead,
+    /// A client of a newer log is sent what a pod that is behind has read of the one before.
+    OldLogToANewerCursor,
+    /// Where a log lost its end, clients are told so who have the one that goes on.
+    CutConcernsAll,
+    /// What a log lost is not told from what it has.
+    LostCountsAsHad,
 }
 
 #[cfg(not(test))]

@@ -4,6 +4,7 @@ use super::*;
 use crate::clock::UnixMs;
 use crate::ids::TopicIndex;
 use crate::routing::table::{Fields, Fingerprint, Partitioner, Piece, Route, TopicPattern};
+use crate::stream::batch::LogEnd;
 
 const EVENTS: TopicIndex = TopicIndex(0);
 const TICKS: TopicIndex = TopicIndex(1);
@@ -279,7 +280,7 @@ fn a_shard_that_wants_ends_is_told_them_once_without_waiting_for_a_record() {
     (0..2).for_each(|shard| assert!(story.take(shard).unwrap().ends.is_none(), "nobody wants them"));
     let ends = |seconds, offset| {
         let asked = story.now + Duration::from_secs(seconds);
-        Arc::new(Ends { asked, ends: vec![next(EVENTS, offset)] })
+        Arc::new(Ends { asked, ends: vec![LogEnd { at: next(EVENTS, offset), leader_epoch: None }] })
     };
     let (early, late) = (ends(0, 40), ends(1, 50));
     story.batcher.ends_are(ShardIndex(1), &early);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::routing::placement::Pod;
 use crate::shard::admission::Redirect;
-use crate::stream::batch::{Ends, NextOffset};
+use crate::stream::batch::{Ends, LogEnd, NextOffset};
 use crate::stream::cursor;
 use crate::stream::testing::EVENTS;
 
@@ -288,7 +288,8 @@ fn a_cursor_past_the_end_of_the_log_is_told_when_the_ends_are_known_and_one_that
     other.turn([events(&[("a", 50)])]);
     let ahead = there.texts().pop().unwrap();
     let ends = |world: &World, offset| {
-        let ends = vec![NextOffset { topic: EVENTS, partition: 0, offset }];
+        let at = NextOffset { topic: EVENTS, partition: 0, offset };
+        let ends = vec![LogEnd { at, leader_epoch: None }];
         Batch { ends: Some(Arc::new(Ends { asked: world.now.instant, ends })), ..Batch::default() }
     };
     for (end, is_invalid) in [(51, false), (50, true)] {

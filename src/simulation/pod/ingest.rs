@@ -9,7 +9,7 @@ use crate::ids::TopicIndex;
 use crate::ingest::testing::{Looked, Offsets, SeenTopic};
 use crate::simulation::log::{Log, Topic};
 use crate::simulation::plan::Shape;
-use crate::stream::batch::{Batch, NextOffset, Origin};
+use crate::stream::batch::{Batch, LogEnd, NextOffset, Origin};
 
 /// Records that a pod reads in a slot, at most, once its history is filled.
 const RECORDS_A_SLOT: usize = 6;
@@ -140,7 +140,8 @@ impl Life {
             let log = around.log;
             let end = |&Reading { topic, partition, part, .. }: &Reading| {
                 let part = *log.topics[log.parts[part].topic].parts.get(usize::try_from(partition).ok()?)?;
-                Some(NextOffset { topic, partition, offset: log.parts[part].end })
+                let at = NextOffset { topic, partition, offset: log.parts[part].end };
+                Some(LogEnd { at, leader_epoch: Some(0) })
             };
             self.ends = Some((around.now.instant, self.readings.iter().filter_map(end).collect()));
         }

@@ -110,7 +110,7 @@ impl Pod {
     }
 }
 
-fn config() -> ShardConfig {
+pub(super) fn config() -> ShardConfig {
     ShardConfig {
         shards: 1,
         history: Duration::from_secs(3_600),

@@ -3,10 +3,11 @@
 
 use super::positions::{Lag, Position};
 use super::segment::{CURSOR_CLOSE, CURSOR_OPEN, EntryRef, Frame, Segment};
-use super::{ChainKey, History, slot};
+use super::{ChainKey, History, LostEnd, slot};
 use crate::protocol::messages::{ResetReason, text_header};
-use crate::stream::batch::NextOffset;
+use crate::stream::batch::LogEnd;
 use crate::stream::cursor;
+use crate::stream::epochs::AtEnd;
 use crate::stream::offsets::{Cover, Offsets, PlaceId};
 use crate::stream::planted::{Mistake, is_planted};
 
@@ -73,7 +74,7 @@ impl History {
     /// sent what is due.
     #[must_use]
     pub fn is_past(&self, cover: &Cover) -> bool {
-        cover.is_passed(|place| self.offsets.next(place))
+        cover.is_passed(&self.offsets, |place| self.offsets.next(place))
     }
 
     /// Whether a client's cursor says that it has all that is missing at a place.
@@ -83,12 +84,14 @@ impl History {
         cover.reaches(place, self.offsets.low(place))
     }
 
-    /// Whether what a client's cursor covers lies past one of the ends; `None` where they are of other partitions.
-    pub fn is_beyond(&self, cover: &mut Cover, ends: &[NextOffset]) -> Option<bool> {
-        cover.follow(&self.offsets);
-        let places = ends.iter().filter_map(|end| Some((self.offsets.place(end.topic, end.partition)?, end.offset)));
-        let compared = places.filter(|&(place, _)| cover.reaches(place, 0));
-        compared.map(|(place, end)| cover.reaches(place, end.saturating_add(1))).reduce(|any, one| any || one)
+    /// What the ends of some logs say of a client's cursor; `None` where they are of other partitions.
+    pub fn judge_ends(&self, cover: &mut Cover, ends: &[LogEnd]) -> Option<AtEnd> {
+        cover.judge_ends(&self.offsets, ends)
+    }
+
+    /// A log lost its end: whether a client's cursor is of the log that goes on, and the client lacks nothing of that.
+    pub fn outlives(&self, cover: &mut Cover, place: PlaceId, end: LostEnd) -> bool {
+        cover.cut(&self.offsets, place, end.from, end.epoch)
     }
 
     /// The position of the next entry that a client lacks.
@@ -147,7 +150,7 @@ impl History {
             let Some(frame) = self.frame(key, at) else { return };
             self.prepare_past(at);
             let Some((segment, _)) = self.entry(at) else { return };
-            if cover.is_passed(stands(segment, &self.offsets, at.index(), true)) {
+            if cover.is_passed(&self.offsets, stands(segment, &self.offsets, at.index(), true)) {
                 out.passed = true;
                 return;
             }

@@ -5,7 +5,10 @@ use super::names::{self, Named};
 use super::{Listed, Offsets, PlaceId, Spot};
 use crate::ids::{AssessmentHash, TopicIndex};
 use crate::protocol::messages::ResetReason;
+use crate::stream::batch::LogEnd;
 use crate::stream::cursor::{self, Cursor, Encoder, Form, ListedTopic, Listing, Place, Tag, TopicSum};
+use crate::stream::epochs::{AtEnd, Branch, judge_end};
+use crate::stream::planted::{Mistake, is_planted};
 
 /// What a client's cursor covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,41 +182,58 @@ impl Cover {
         if self.is_misread {
             return Some(ResetReason::Invalid);
         }
-        let is_of_another_log = |covered: &Covered| {
-            let Place { next, epoch, .. } = covered.place;
-            covered.known.filter(|_| !covered.replaced).is_some_and(|place| match epoch {
-                Some(epoch) => !offsets.is_same_log(place, next, epoch),
-                None => offsets.is_ambiguous(place, next),
-            })
+        let is_lost = |covered: &Covered| {
+            let known = covered.known.filter(|_| !covered.replaced);
+            known.is_some_and(|place| offsets.branch(place, &covered.place) == Branch::Lost)
+                && !is_planted(Mistake::LostCountsAsHad)
         };
-        self.places.iter().any(is_of_another_log).then_some(ResetReason::Expired)
+        self.places.iter().any(is_lost).then_some(ResetReason::Expired)
     }
 
-    /// The log lost its end at a place, and what the client has is of the old one from this offset on: it lacks all that
-    /// comes there.
-    pub fn cut(&mut self, place: PlaceId, offset: i64) {
-        if let Ok(at) = self.places.binary_search_by_key(&(false, Some(place)), by_place)
-            && self.places[at].place.next > offset
-        {
-            self.places[at].place = Place { next: offset, epoch: None, ..self.places[at].place };
+    /// The log that was read here, up to records of `epoch`, lost its end at a place, from an offset on. Whether what the
+    /// client has is of a log that a later leader wrote, and this one is whole from there on; else it lacks all that comes
+    /// there.
+    pub fn cut(&mut self, offsets: &Offsets, place: PlaceId, offset: i64, epoch: Option<i32>) -> bool {
+        self.follow(offsets);
+        let Ok(at) = self.places.binary_search_by_key(&(false, Some(place)), by_place) else { return false };
+        let at = &mut self.places[at].place;
+        let is_of_later = at.epoch.zip(epoch).is_some_and(|(own, lost)| own > lost);
+        if is_of_later && at.next >= offsets.low(place) && !is_planted(Mistake::CutConcernsAll) {
+            return true;
         }
+        if at.next > offset {
+            *at = Place { next: offset, epoch: None, ..*at };
+        }
+        false
+    }
+
+    /// What the ends of some logs say of the client, at the worst; `None` where they are of other partitions.
+    pub fn judge_ends(&mut self, offsets: &Offsets, ends: &[LogEnd]) -> Option<AtEnd> {
+        self.follow(offsets);
+        let judged = ends.iter().filter_map(|end| {
+            let place = offsets.place(end.at.topic, end.at.partition)?;
+            let Place { next, epoch, .. } = self.at(place)?.place;
+            Some(judge_end(next, epoch, end.at.offset, end.leader_epoch))
+        });
+        judged.max()
     }
 
     /// Whether the client has the record at an offset of a place.
     #[must_use]
     pub fn has(&self, offsets: &Offsets, id: &str, place: PlaceId, offset: i64) -> bool {
-        match self.next(place) {
-            Some(next) => offset < next,
+        match self.at(place) {
+            Some(covered) => offset < covered.place.next || offsets.is_outdated_at(place, &covered.place),
             None => self.is_lacking(offsets, id, place).is_none(),
         }
     }
 
     /// Whether all of it has been sent or read, where the places stand at `next`: nothing that comes is covered any more.
     #[must_use]
-    pub fn is_passed(&self, next: impl Fn(PlaceId) -> i64) -> bool {
+    pub fn is_passed(&self, offsets: &Offsets, next: impl Fn(PlaceId) -> i64) -> bool {
         let is_behind = |&(place, end): &(PlaceId, i64)| next(place) >= end;
         let is_passed = |covered: &Covered| {
-            covered.replaced || covered.known.is_some_and(|place| next(place) >= covered.place.next)
+            let is_read = |place| next(place) >= covered.place.next && !offsets.is_outdated_at(place, &covered.place);
+            covered.replaced || covered.known.is_some_and(is_read)
         };
         self.unknown.is_empty() && self.places.iter().all(is_passed) && self.over.iter().all(is_behind)
     }
@@ -237,13 +257,13 @@ impl Cover {
         let mut places: Vec<(TopicIndex, Place)> = Vec::with_capacity(listed.places.len() + self.places.len());
         for &place in &listed.places {
             let own = offsets.place_at(place, next(place));
-            let covered = self.at(place).map(|covered| covered.place).filter(|covered| covered.next > own.next);
+            let covered = self.at(place).map(|covered| covered.place).filter(|covered| covered.is_beyond(&own));
             places.push((offsets.spot(place).topic, covered.unwrap_or(own)));
         }
         let is_unlisted = |covered: &&Covered| !covered.known.is_some_and(|known| listed.has(known));
         for covered in self.places.iter().filter(|covered| !covered.replaced).filter(is_unlisted) {
             let own = covered.known.map(|place| offsets.place_at(place, next(place)));
-            let own = own.filter(|own| own.next > covered.place.next);
+            let own = own.filter(|own| own.is_beyond(&covered.place));
             places.push((covered.topic, own.unwrap_or(covered.place)));
         }
         places.sort_by(|(a, of_a), (b, of_b)| offsets.order(*a, *b).then(of_a.partition.cmp(&of_b.partition)));

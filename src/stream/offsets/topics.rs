@@ -160,8 +160,7 @@ impl Offsets {
         for place in known.places.into_iter().flatten() {
             self.places[place.index()].topic = TopicIndex::NONE;
             self.next[place.index()] = FORGOTTEN;
-            self.epochs[place.index()].clear();
-            self.rewritten.retain(|(rewritten, ..)| *rewritten != place);
+            self.epochs[place.index()] = EpochTimeline::default();
             if let Some(settled) = self.settled.as_mut().and_then(|settled| settled.get_mut(place.index())) {
                 *settled = 0;
             }

@@ -238,7 +238,7 @@ fn what_a_log_lost_is_sent_to_nobody_who_comes_back_and_its_cursors_are_expired(
 
     // The log ends at 3, and another leader writes 3 anew, as event 30.
     history.append(cut(3), now);
-    let losses: Vec<_> = history.take_losses().iter().map(|loss| loss.cut_at).collect();
+    let losses: Vec<_> = history.take_losses().iter().map(|loss| loss.end.map(|end| end.from)).collect();
     assert_eq!(losses, [None, Some(3)], "reading began above 0, and the log was cut");
     let mut text = Vec::new();
     assert!(history.write_cursor(a, history.end(a), None, &mut text));

@@ -1,0 +1,111 @@
+//! Clients that come back to a pod whose log lost its end, before the pod knows and after.
+
+use std::sync::Arc;
+
+use super::returns::{cursor_in, told, world};
+use super::*;
+use crate::stream::batch::{Ends, EpochStart, LogCut, LogEnd, NextOffset, Origin};
+use crate::stream::testing::EVENTS;
+
+/// A leader wrote from this offset on.
+fn elected(offset: i64, epoch: i32) -> Batch {
+    let first = Origin { topic: EVENTS, partition: 0, offset };
+    Batch { epochs: vec![EpochStart { first, epoch }], ..Batch::default() }
+}
+
+/// The log goes on here, where it lost its end.
+fn cut(offset: i64) -> Batch {
+    let next = NextOffset { topic: EVENTS, partition: 0, offset };
+    Batch { cuts: vec![LogCut { next, is_below_unknown: false }], ..told(offset) }
+}
+
+/// A pod that has read these events of a leader.
+fn read(numbers: std::ops::Range<u64>, epoch: i32) -> World {
+    let mut world = world();
+    world.turn([elected(i64::try_from(numbers.start).unwrap(), epoch)]);
+    world.turn(numbers.map(|number| events(&[("a", number)])));
+    world
+}
+
+/// The cursor of a client that has all that a pod has read.
+fn cursor(world: &mut World) -> String {
+    let (_, client) = world.connect(Some("a"));
+    cursor_in(&client.texts()[0]).to_owned()
+}
+
+fn resets(texts: &[String]) -> Vec<&str> {
+    let reasons = ["expired", "invalid", "lagged", "misplaced"];
+    let reset = |text: &&String| text.contains(r#""type":"reset""#);
+    texts.iter().filter(reset).flat_map(|text| reasons.into_iter().filter(|&reason| text.contains(reason))).collect()
+}
+
+#[test]
+fn a_client_of_the_log_that_goes_on_is_sent_none_of_the_lost_one_and_is_not_told_of_what_it_did_not_lose() {
+    // One pod has read the log that is lost from 3 on, the other one what was written in its place.
+    for (new_end, old_end) in [(5, 5), (5, 9), (9, 5)] {
+        let mut behind = read(1..old_end, 0);
+        let mut knows = read(1..3, 0);
+        knows.turn([elected(3, 1)]);
+        knows.turn((3..new_end).map(|number| events(&[("a", number)])));
+
+        let (_, live) = behind.connect(Some("a"));
+        let (_, back) = behind.come_back(&cursor(&mut knows));
+        assert!(back.texts()[0].contains(r#""resumed":true"#));
+        // It reads on in the lost log for a while.
+        behind.turn((old_end..12).map(|number| events(&[("a", number)])));
+        assert_eq!(back.texts(), [""; 0]);
+        behind.turn([cut(3)]);
+        behind.turn([elected(3, 1)]);
+        behind.turn((3..new_end).map(|number| events(&[("a", number)])));
+        assert_eq!(back.texts(), [""; 0], "it has all of that");
+        behind.turn([events(&[("a", new_end)])]);
+        assert_eq!(back.numbers(), [new_end]);
+        let texts = live.texts();
+        assert_eq!(resets(&texts), ["expired"], "who has the lost log is told");
+        assert_eq!(number(texts.last().unwrap()), new_end);
+    }
+}
+
+#[test]
+fn the_cursor_of_a_client_of_the_log_that_goes_on_stays_its_own_on_a_pod_that_is_behind() {
+    let mut behind = read(1..9, 0);
+    let mut knows = read(1..3, 0);
+    knows.turn([elected(3, 1)]);
+    knows.turn([events(&[("a", 3)])]);
+    let own = cursor(&mut knows);
+    let (_, back) = behind.come_back(&own);
+    assert_eq!(cursor_in(&back.texts()[0]), own);
+}
+
+#[test]
+fn whoever_counts_what_is_lost_is_told_so_by_the_leaders_first_word_though_nothing_was_written_since() {
+    let mut old = read(1..9, 0);
+    let lost = cursor(&mut old);
+    let ends = |world: &World, offset, epoch| {
+        let at = NextOffset { topic: EVENTS, partition: 0, offset };
+        let ends = vec![LogEnd { at, leader_epoch: Some(epoch) }];
+        Batch { ends: Some(Arc::new(Ends { asked: world.now.instant, ends })), ..Batch::default() }
+    };
+    for (epoch, told) in [(1, [&["expired"][..], &[]]), (0, [&[], &["invalid"]])] {
+        let mut young = read(1..3, 0);
+        let (_, back) = young.come_back(&lost);
+        assert!(back.texts()[0].contains(r#""resumed":true"#) && young.state.wants_ends());
+        young.pass(Duration::from_millis(1));
+        for told in told {
+            young.turn([ends(&young, 3, epoch)]);
+            assert_eq!(resets(&back.texts()), told, "of the leader of {epoch}");
+        }
+    }
+    // Epochs that began anew, as in a cluster that was made from a backup.
+    let mut anew = read(1..20, 0);
+    let mut before = read(1..9, 4);
+    let (_, back) = anew.come_back(&cursor(&mut before));
+    assert!(back.texts()[0].contains(r#""resumed":true"#) && anew.state.wants_ends());
+    anew.pass(Duration::from_millis(1));
+    for told in [&[][..], &["expired"]] {
+        anew.turn([ends(&anew, 20, 0)]);
+        assert_eq!(resets(&back.texts()), told);
+    }
+    anew.turn([events(&[("a", 20)])]);
+    assert_eq!(back.numbers(), [20]);
+}

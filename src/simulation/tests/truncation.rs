@@ -1,0 +1,490 @@
+//! A log that loses its end, again and again. Pods hear of it late, or read on in the old log; pods start later; one client
+//! goes from pod to pod with the cursor that it has, from before or after. What it has in the end is the log; what it had
+//! of a lost end it was told of by a `reset`, and it was told of nothing else.
+
+use std::time::{Duration, Instant};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+
+use super::cuts::config;
+use crate::clock::{Now, UnixMs};
+use crate::config::DrainConfig;
+use crate::exchange::Standing;
+use crate::ids::{AssessmentId, NodeId, TopicIndex};
+use crate::ingest::IndexRules;
+use crate::ingest::testing::{Feed, Offsets, SeenTopic};
+use crate::shard::admission::{Evidence, Here};
+use crate::shard::testing::{Bench, Key, Said, Wire};
+use crate::simulation::log::Log as Routes;
+use crate::simulation::messages::{self, Message};
+use crate::stream::batch::{LogEnd, NextOffset, Origin};
+use crate::stream::cursor::{self, Cursor};
+use crate::stream::planted::{self, Mistake};
+
+const PODS: usize = 3;
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// Records of the client's assessment, or of another one.
+    Produce { count: usize, is_own: bool },
+    /// Control records.
+    Pad(i64),
+    /// A leader is elected that lacks the last so many records.
+    Elect { lacks: usize },
+    /// A pod reads of the log that it knows.
+    Read { pod: usize, records: usize },
+    /// A pod hears of the election.
+    Hear { pod: usize },
+    /// A pod is told where the log ends, by a leader, or by the one before it.
+    End { pod: usize, is_old: bool },
+    /// A pod starts anew, and finds no more than the last so many records.
+    Start { pod: usize, kept: usize },
+    /// The client comes to a pod; of what its last one sent, bytes never arrive.
+    Come { pod: usize, lost: usize },
+    /// The client's socket takes so much.
+    Take(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let pod = 0..PODS;
+    let kept = prop_oneof![3 => Just(usize::MAX), 1 => 1..30usize];
+    let lost = prop_oneof![2 => Just(0usize), 1 => 0..300usize];
+    let room = prop_oneof![Just(0usize), 1..600usize, Just(usize::MAX)];
+    prop_oneof![
+        6 => (1..6usize, prop::bool::weighted(0.7)).prop_map(|(count, is_own)| Step::Produce { count, is_own }),
+        1 => (1..4i64).prop_map(Step::Pad),
+        3 => prop_oneof![1 => Just(0usize), 3 => 1..12usize].prop_map(|lacks| Step::Elect { lacks }),
+        10 => (pod.clone(), 0..9usize).prop_map(|(pod, records)| Step::Read { pod, records }),
+        4 => pod.clone().prop_map(|pod| Step::Hear { pod }),
+        3 => (pod.clone(), prop::bool::weighted(0.2)).prop_map(|(pod, is_old)| Step::End { pod, is_old }),
+        1 => (pod.clone(), kept).prop_map(|(pod, kept)| Step::Start { pod, kept }),
+        6 => (pod, lost).prop_map(|(pod, lost)| Step::Come { pod, lost }),
+        3 => room.prop_map(Step::Take),
+    ]
+}
+
+// ---- Kafka ------------------------------------------------------------------------------------------------------------
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Record {
+    offset: i64,
+    epoch: i32,
+    number: usize,
+    is_own: bool,
+}
+
+/// The log as one leader has it.
+#[derive(Debug, Clone, Default)]
+struct Branch {
+    epoch: i32,
+    /// Where its leader began to write.
+    begin: i64,
+    records: Vec<Record>,
+    end: i64,
+}
+
+impl Branch {
+    /// Whether a client that stands at `next`, behind a record of an epoch, may count what this leader did not have.
+    fn may_lack(&self, next: i64, epoch: Option<i32>) -> bool {
+        next > self.begin && epoch.is_none_or(|epoch| epoch < self.epoch)
+    }
+
+    fn from(&self, offset: i64) -> &[Record] {
+        &self.records[self.records.partition_point(|record| record.offset < offset)..]
+    }
+
+    fn own(&self) -> impl DoubleEndedIterator<Item = usize> {
+        self.records.iter().filter(|record| record.is_own).map(|record| record.number)
+    }
+}
+
+// ---- a pod ------------------------------------------------------------------------------------------------------------
+
+struct Pod {
+    feed: Feed,
+    shard: Bench,
+    topic: TopicIndex,
+    /// The log that it knows, and the offset that it fetches next of that.
+    branch: usize,
+    fetch: i64,
+    /// Below that it may lack something; where that is, it knows no leader before.
+    low: i64,
+    /// The last record that it took in, and the latest leader's epoch of all.
+    last: Option<Record>,
+    last_epoch: Option<i32>,
+    /// It heard of an election, and has not found yet what it lost.
+    is_unsettled: bool,
+    had_old_end: bool,
+}
+
+impl Pod {
+    fn start(branches: &[Branch], kept: usize, now: Now) -> Self {
+        let drain = DrainConfig { delay: Duration::ZERO, over: Duration::ZERO };
+        let branch = branches.last().unwrap();
+        let first = branch.records.len().saturating_sub(kept);
+        let begin = branch.records.get(first).map_or(branch.end, |record| record.offset);
+        let low = if kept == usize::MAX { 0 } else { begin };
+        let mut feed = Feed::new(Routes::routes(), IndexRules::new(Duration::from_secs(300), Duration::from_secs(10)));
+        let seen = SeenTopic { name: "keyed.t0", id: "id", partitions: 1 };
+        let looked =
+            feed.look(&[seen], now.instant, |_, _| Offsets { beginning: low, since: Some(low), end: branch.end });
+        let (topic, _, fetch) = looked.fresh[0];
+        let shard = Bench::new(config(), drain, NodeId("p".into()), now);
+        let branch = branches.len() - 1;
+        let (last, last_epoch, is_unsettled, had_old_end) = (None, None, false, false);
+        let mut pod = Self { feed, shard, topic, branch, fetch, low, last, last_epoch, is_unsettled, had_old_end };
+        // It takes no clients before it has read what there is.
+        pod.read(branches, 1, now);
+        pod
+    }
+
+    fn next(&self) -> i64 {
+        self.feed.next(self.topic, 0)
+    }
+
+    /// Whether what it has read is not all in the log.
+    fn is_astray(&self, branches: &[Branch]) -> bool {
+        branches[self.branch + 1..].iter().any(|later| self.next() > later.begin)
+    }
+
+    fn read(&mut self, branches: &[Branch], records: usize, now: Now) {
+        let branch = &branches[self.branch];
+        let found = branch.from(self.fetch);
+        for &record in found.iter().take(records) {
+            let assessment = if record.is_own { "a" } else { "b" };
+            let payload = format!(r#"{{"assessmentId":"{assessment}","n":{}}}"#, record.number);
+            // What is found to be lost is told of before anything else.
+            self.send(now);
+            let before = self.next();
+            let origin = Origin { topic: self.topic, partition: 0, offset: record.offset };
+            self.feed.record(origin, record.epoch, payload.as_bytes());
+            self.fetch = record.offset + 1;
+            if self.next() != before || record.offset >= before {
+                self.last = Some(record);
+                self.last_epoch = self.last_epoch.max(Some(record.epoch));
+            }
+        }
+        if found.len() < records {
+            self.send(now);
+            self.fetch = branch.end;
+            self.feed.end_seen(self.topic, 0, branch.end);
+            self.last = branch.records.last().copied().or(self.last).filter(|last| last.offset < branch.end);
+        }
+        self.is_unsettled &= self.fetch < self.next();
+        self.send(now);
+    }
+
+    /// Goes on in the log as it is now.
+    fn hear(&mut self, branches: &[Branch], now: Now) {
+        let log = branches.last().unwrap();
+        let is_astray = self.is_astray(branches);
+        self.branch = branches.len() - 1;
+        if is_astray {
+            self.send(now);
+            self.is_unsettled = true;
+            let knew = self.next();
+            self.fetch = self.feed.restart(self.topic, 0, 0, log.end);
+            // Where nothing comes again, it does not know where the logs part.
+            let first = log.from(self.fetch).first().filter(|first| first.offset < knew);
+            let comes_again = |old: &Branch| first.is_some_and(|first| old.records.contains(first));
+            if self.last.is_none() || !branches[..self.branch].iter().any(comes_again) {
+                let from = log.from(self.fetch).first().map_or(log.end, |record| record.offset);
+                self.low = self.low.max(from);
+            }
+            self.send(now);
+        }
+    }
+
+    /// What was read becomes a batch, and is sent.
+    fn send(&mut self, now: Now) {
+        if let Some(batch) = self.feed.take(now.instant) {
+            self.shard.take(batch, now);
+        }
+        while !self.shard.dispatch(1, now) {}
+        let (node, standing) = (NodeId("p".into()), Standing::default());
+        self.shard.finish_turn(&Here { node: &node, standing: &standing, place_anywhere: true }, u64::MAX, now);
+    }
+}
+
+// ---- the client -------------------------------------------------------------------------------------------------------
+
+struct Client {
+    at: Option<(usize, Key, Wire)>,
+    cursor: Option<Box<str>>,
+    /// Bytes that were read and are no whole frame yet.
+    read: Vec<u8>,
+    /// What it has since it was last told that it lacks something, and how many records there were then.
+    has: Vec<usize>,
+    since: usize,
+    /// By its cursor when it came: where it stood, and who wrote the record before that.
+    next: i64,
+    epoch: Option<i32>,
+    /// A reset would be no mistake.
+    may_be_reset: bool,
+}
+
+/// The client and all around it.
+struct Run {
+    branches: Vec<Branch>,
+    pods: Vec<Pod>,
+    client: Client,
+    now: Now,
+    written: usize,
+    id: AssessmentId,
+}
+
+impl Run {
+    fn new() -> Self {
+        let now = Now { instant: Instant::now(), unix: UnixMs(1_790_000_000_000) };
+        let branches = vec![Branch::default()];
+        let pods = Vec::new();
+        let client = Client {
+            at: None,
+            cursor: None,
+            read: Vec::new(),
+            has: Vec::new(),
+            since: 0,
+            next: 0,
+            epoch: None,
+            may_be_reset: true,
+        };
+        let mut run = Self { branches, pods, client, now, written: 0, id: AssessmentId::parse("a").unwrap() };
+        // A record that is never lost: where no pod knows of any leader, a cursor can't say which one it has.
+        run.produce(1, false);
+        run.pods = (0..PODS).map(|_| Pod::start(&run.branches, usize::MAX, now)).collect();
+        run
+    }
+
+    fn log(&mut self) -> &mut Branch {
+        self.branches.last_mut().unwrap()
+    }
+
+    fn produce(&mut self, count: usize, is_own: bool) {
+        for _ in 0..count {
+            let number = self.written;
+            self.written += 1;
+            let log = self.log();
+            log.records.push(Record { offset: log.end, epoch: log.epoch, number, is_own });
+            log.end += 1;
+        }
+    }
+
+    fn elect(&mut self, lacks: usize) {
+        let mut next = self.log().clone();
+        next.epoch += 1;
+        if lacks > 0 {
+            next.records.truncate(next.records.len().saturating_sub(lacks).max(1));
+            next.end = next.records.last().map_or(0, |last| last.offset + 1);
+        }
+        next.begin = next.end;
+        self.client.may_be_reset |= next.may_lack(self.client.next, self.client.epoch);
+        self.branches.push(next);
+    }
+
+    /// What a pod that is astray finds out concerns all its clients but those who have a later leader's log.
+    fn note_what_a_pod_may_find(&mut self, pod: usize) {
+        let Self { client, pods, .. } = self;
+        if client.at.as_ref().is_some_and(|(at, ..)| *at == pod) {
+            let has_newer = client.epoch.zip(pods[pod].last_epoch).is_some_and(|(own, last)| own > last);
+            client.may_be_reset |= !has_newer || client.next <= pods[pod].low;
+        }
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), TestCaseError> {
+        self.now = Now { instant: self.now.instant + Duration::from_millis(150), ..self.now };
+        let now = self.now;
+        match *step {
+            Step::Produce { count, is_own } => self.produce(count, is_own),
+            Step::Pad(offsets) => {
+                // Not first: where control records alone replace what is lost, no epoch tells.
+                let log = self.log();
+                log.end += if log.end > log.begin { offsets } else { 0 };
+            }
+            Step::Elect { lacks } => self.elect(lacks),
+            Step::Read { pod, records } => self.pods[pod].read(&self.branches, records, now),
+            Step::Hear { pod } => {
+                if self.pods[pod].branch + 1 < self.branches.len() {
+                    let is_astray = self.pods[pod].is_astray(&self.branches);
+                    self.pods[pod].hear(&self.branches, now);
+                    if is_astray {
+                        self.note_what_a_pod_may_find(pod);
+                    }
+                }
+            }
+            Step::End { pod, is_old } => {
+                let Self { pods, branches, .. } = self;
+                // Not twice in a row.
+                let is_old = is_old && branches.len() > 1 && !pods[pod].had_old_end;
+                pods[pod].had_old_end = is_old;
+                let Branch { epoch, end, .. } = branches[branches.len() - 1 - usize::from(is_old)];
+                let at = NextOffset { topic: pods[pod].topic, partition: 0, offset: end };
+                pods[pod].feed.ends_are(now.instant, vec![LogEnd { at, leader_epoch: Some(epoch) }]);
+                pods[pod].send(now);
+            }
+            Step::Start { pod, kept } => {
+                if self.client.at.as_ref().is_some_and(|(at, ..)| *at == pod) {
+                    self.leave(0)?;
+                }
+                self.pods[pod] = Pod::start(&self.branches, kept, now);
+            }
+            Step::Come { pod, lost } => {
+                self.leave(lost)?;
+                self.come(pod);
+            }
+            Step::Take(room) => {
+                if let Some((_, _, wire)) = &self.client.at {
+                    wire.0.borrow_mut().room = room;
+                }
+            }
+        }
+        self.pass()
+    }
+
+    /// The client's pod does what is due, and the client reads what arrived.
+    fn pass(&mut self) -> Result<(), TestCaseError> {
+        let Some((pod, key, wire)) = &self.client.at else { return Ok(()) };
+        wire.0.borrow_mut().said.push(Said::Pong);
+        let pod = &mut self.pods[*pod];
+        pod.send(self.now);
+        pod.shard.run_task(*key, wire, self.now);
+        pod.send(self.now);
+        let sent = std::mem::take(&mut wire.0.borrow_mut().sent);
+        self.receive(&sent)
+    }
+
+    fn come(&mut self, pod: usize) {
+        let Self { client, pods, branches, written, now, id, .. } = self;
+        let wire = Wire::default();
+        wire.0.borrow_mut().room = usize::MAX;
+        let place = client.cursor.as_deref().and_then(|text| match cursor::decode(text, id.hash()).unwrap() {
+            Cursor::Of(listing) => listing.topics.first().map(|topic| topic.places[0]),
+            Cursor::None => None,
+        });
+        (client.next, client.epoch) = place.map_or((0, None), |place| (place.next, place.epoch));
+        let may_lack = branches.iter().any(|branch| branch.may_lack(client.next, client.epoch));
+        let has_newer = client.epoch.zip(pods[pod].last_epoch).is_some_and(|(own, last)| own > last);
+        let has_less = client.next <= pods[pod].low || client.next > 0 && client.epoch.is_none();
+        client.may_be_reset = client.cursor.is_none() || may_lack || has_less || pods[pod].is_unsettled && !has_newer;
+        if client.cursor.is_none() {
+            (client.has, client.since) = (Vec::new(), *written);
+        }
+        let key = pods[pod].shard.attach(&wire, id, client.cursor.clone(), Evidence::None, *now);
+        client.at = Some((pod, key, wire));
+    }
+
+    fn leave(&mut self, lost: usize) -> Result<(), TestCaseError> {
+        let Some((pod, key, wire)) = self.client.at.take() else { return Ok(()) };
+        self.pods[pod].send(self.now);
+        let mut sent = {
+            let mut ends = wire.0.borrow_mut();
+            ends.client_gone = true;
+            std::mem::take(&mut ends.sent)
+        };
+        sent.truncate(sent.len().saturating_sub(lost));
+        self.pods[pod].shard.run_task(key, &wire, self.now);
+        let received = self.receive(&sent);
+        self.client.read.clear();
+        received
+    }
+
+    fn receive(&mut self, sent: &[u8]) -> Result<(), TestCaseError> {
+        self.client.read.extend_from_slice(sent);
+        let read = std::mem::take(&mut self.client.read);
+        let mut left = &read[..];
+        while let Some((opcode, payload, rest)) = messages::frame(left) {
+            left = rest;
+            if opcode != messages::TEXT {
+                continue;
+            }
+            let text = String::from_utf8_lossy(payload).into_owned();
+            match messages::read(payload) {
+                Message::Event { number } => self.event(number)?,
+                Message::Connected { resumed } => {
+                    prop_assert!(resumed || self.client.may_be_reset, "not resumed, and nothing explains it: {}", text);
+                }
+                Message::Ping => {}
+                Message::Reset { reason } => {
+                    // Past the end of a log, a cursor without an epoch may be anything.
+                    let is_unknown = reason == "invalid" && self.client.epoch.is_none();
+                    prop_assert!(reason == "expired" || is_unknown, "{text}");
+                    prop_assert!(self.client.may_be_reset, "a reset that nothing explains: {}", text);
+                    (self.client.has, self.client.since) = (Vec::new(), self.written);
+                }
+                other => prop_assert!(false, "{:?}", other),
+            }
+            if let Some(cursor) = messages::cursor(payload) {
+                self.client.cursor = Some(cursor.into());
+            }
+        }
+        self.client.read = left.to_vec();
+        Ok(())
+    }
+
+    fn event(&mut self, number: usize) -> Result<(), TestCaseError> {
+        let has = &mut self.client.has;
+        prop_assert!(!has.contains(&number), "{number} came again: {has:?}");
+        if let Some(&last) = has.last() {
+            let follows = |branch: &Branch| {
+                let own: Vec<_> = branch.own().collect();
+                own.windows(2).any(|pair| pair == [last, number])
+            };
+            prop_assert!(self.branches.iter().any(follows), "{number} does not follow {last} in any log");
+        }
+        has.push(number);
+        Ok(())
+    }
+
+    /// All hear of everything, read all, and the client is where it belongs.
+    fn end(&mut self) -> Result<(), TestCaseError> {
+        if self.client.at.is_none() {
+            self.step(&Step::Come { pod: 0, lost: 0 })?;
+        }
+        self.step(&Step::Take(usize::MAX))?;
+        for round in 0..3 {
+            for pod in 0..PODS {
+                self.step(&Step::Hear { pod })?;
+                self.step(&Step::Read { pod, records: usize::MAX })?;
+                self.step(&Step::End { pod, is_old: false })?;
+            }
+            if round == 1 {
+                self.step(&Step::Produce { count: 2, is_own: true })?;
+            }
+        }
+        let own: Vec<usize> = self.branches.last().unwrap().own().collect();
+        let Client { has, since, .. } = &self.client;
+        prop_assert!(own.ends_with(has), "the log ends with {own:?}, the client has {has:?}");
+        let owed = own.iter().filter(|number| *number >= since).count();
+        prop_assert!(has.len() >= owed, "{own:?} since {since}: it has {has:?}");
+        Ok(())
+    }
+}
+
+fn play(steps: &[Step]) -> Result<(), TestCaseError> {
+    let mut run = Run::new();
+    for step in steps {
+        run.step(step)?;
+    }
+    run.end()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_client_of_a_log_that_loses_its_end_is_told_so_and_only_then(steps in vec(step(), 0..60)) {
+        play(&steps)?;
+    }
+}
+
+#[test]
+fn each_planted_mistake_is_found() {
+    let config =
+        ProptestConfig { failure_persistence: None, max_shrink_iters: 0, cases: 5_000, ..ProptestConfig::default() };
+    for mistake in [Mistake::OldLogToANewerCursor, Mistake::CutConcernsAll, Mistake::LostCountsAsHad] {
+        let mut runner = TestRunner::new(config.clone());
+        let found = planted::tests::with(mistake, || runner.run(&vec(step(), 0..60), |steps| play(&steps)));
+        println!("{mistake:?}: {}", found.expect_err("no story finds it"));
+    }
+}
