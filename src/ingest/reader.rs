@@ -80,6 +80,8 @@ struct Desk {
     /// Partitions that the pod started without. What first comes of one has the watcher asked where it ends by now: what
     /// lies below is skipped, and clients are told.
     missing: HashSet<(TopicIndex, i32)>,
+    /// Partitions whose positions were refused: what the watcher finds of others is of no use any more.
+    refused: HashSet<(TopicIndex, i32)>,
     progress: Progress,
     filling: Option<FillingSince>,
     lag: Lag,
@@ -112,6 +114,8 @@ struct Desk {
 struct FillingSince {
     filling: Filling,
     began: Instant,
+    /// Since when partitions that give nothing are waited for, while Kafka is reached.
+    waits_since: Instant,
     partitions: usize,
     offsets: i64,
     said: Instant,
@@ -194,6 +198,7 @@ impl Desk {
             window: parts.config.history,
             retired: HashSet::new(),
             missing: HashSet::new(),
+            refused: HashSet::new(),
             start_wait: parts.config.start_wait,
             progress: Progress::new(parts.config.stall, now),
             filling: None,
@@ -266,6 +271,7 @@ impl Desk {
             Message::End { topic, partition, offset } => self.end_seen((topic, partition), offset, watcher, now)?,
             Message::OutOfRange { topic, partition } => {
                 self.said(topic, partition, false);
+                self.refused.insert((topic, partition));
                 self.doubts.get_or_insert_default().out_of_range.push((topic, partition));
             }
             Message::Failed { topic, partition, failure, error } => {
@@ -442,12 +448,15 @@ impl Desk {
     fn check_filling(&mut self, now: Instant) {
         let Some(since) = &mut self.filling else { return };
         since.filling.check(&self.positions);
-        let began = since.began;
-        if now.saturating_duration_since(began) >= self.start_wait {
+        // While no broker answers, no partition is worse than another.
+        if !self.status.connected.load(Ordering::Relaxed) {
+            since.waits_since = now;
+        }
+        if now.saturating_duration_since(since.waits_since) >= self.start_wait {
             self.give_up_the_silent();
         }
         let Some(since) = &mut self.filling else { return };
-        let FillingSince { filling, began, partitions, offsets, said } = since;
+        let FillingSince { filling, began, partitions, offsets, said, .. } = since;
         // With the wait for this turn's records.
         let took = began.elapsed();
         if filling.is_done() {

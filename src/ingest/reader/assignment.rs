@@ -114,7 +114,7 @@ impl Desk {
             let offsets = filling.offsets_left(&self.positions);
             info!(topics = found.topics.len(), partitions, offsets, "filling the history");
             self.publisher.filling_begins(offsets);
-            self.filling = Some(FillingSince { filling, began: now, partitions, offsets, said: now });
+            self.filling = Some(FillingSince { filling, began: now, waits_since: now, partitions, offsets, said: now });
         } else {
             let mut names: Vec<_> = found.partitions.iter().map(|start| self.name(Some(start.topic))).collect();
             names.dedup();
@@ -134,6 +134,7 @@ impl Desk {
             self.progress.dropped(place, 0);
         }
         self.batcher.forget(topic, &places);
+        self.refused.retain(|&(refused, _)| refused != topic);
         self.retired.remove(&topic);
         self.retired.insert(TopicIndex::NONE);
     }
@@ -195,6 +196,9 @@ impl Desk {
     fn restart(&mut self, topic: TopicIndex, partition: i32, range: Range, consumer: &Consumer) {
         if self.missing.contains(&(topic, partition)) {
             return self.begin_late(topic, partition, range.end, consumer);
+        }
+        if !self.refused.remove(&(topic, partition)) {
+            return;
         }
         self.tally.offset_resets += 1;
         let Some(next) = self.positions.next(topic, partition) else { return };
@@ -282,6 +286,7 @@ impl Desk {
             warn!(%error, partitions = places.len(), "can't read the partitions");
         }
         self.progress.renewed(now);
+        self.refused.clear();
         for at in &places {
             match self.missing.contains(&(at.topic, at.partition)) {
                 true => self.is_not_expected(at.topic, at.partition),
