@@ -99,7 +99,8 @@ settings! {
         "a Kafka client that makes no progress for so long, although there is something to read, is replaced; longer than \
          it takes to connect";
     KAFKA_START_WAIT_MS: ms(0), Value("30000"),
-        "a pod starts without partitions that can't be read by then; when they can, clients concerned are sent a reset";
+        "while Kafka answers, a pod waits so long for partitions that can't be read, and then starts without them; when they can \
+         be read, clients concerned are sent a reset";
     TOPIC_REFRESH_MS: ms(500), Value("10000"), "new topics and partitions are seen by then";
     ROUTES_FILE: File("a file as `shardgate routes` prints it"), Computed("built in"), "which topics become what";
     REDIS_URL: Secret("redis://[[user]:password@]host[:port][/db]"), Unset,

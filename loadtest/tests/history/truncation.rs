@@ -9,7 +9,7 @@ use loadtest::pods::{Pod, World};
 use loadtest::process::{Signal, eventually};
 use loadtest::redis::Redis;
 
-use crate::away::{cursor_at, goes_on, is_reset};
+use crate::away::{comes_back, cursor_at, goes_on, is_reset};
 use crate::{KIND, await_seen, expect_numbers, no_lag, numbers, pod, send, watching};
 
 /// A partition on two brokers, of which one is paused and lacks the last records.
@@ -116,4 +116,52 @@ fn a_cursor_of_what_a_log_lost_is_expired_on_every_pod() {
         goes_on(pod, &cursor_at(&late, 250), 251..300);
         no_lag(pod);
     }
+}
+
+#[test]
+fn a_cursor_of_what_a_log_lost_is_expired_on_a_pod_that_started_before_anything_was_written_anew() {
+    let mut divided = Divided::new();
+    let first = pod(&divided.world, "pod-0").start();
+    let mut client = watching(&first);
+    divided.send(50, 100);
+    expect_numbers(&mut client, 0..100);
+    let (both, lost) = (cursor_at(&client, 40), cursor_at(&client, 99));
+    drop(client);
+    drop(first);
+    divided.elect();
+    let second = pod(&divided.world, "pod-1").start();
+    // All that it has read is what both brokers had, and the log's end alone speaks against the cursor.
+    let (_, mut told) = comes_back(&second, "a", &lost);
+    let reset = told.expect_type("reset").json();
+    assert_eq!(reset["reason"], "expired");
+    send(&divided.world.producer(), 200..220);
+    expect_numbers(&mut told, 200..220);
+    goes_on(&second, &both, (41..50).chain(200..220));
+    is_reset(&second, &lost, "expired");
+}
+
+#[test]
+fn a_client_of_the_log_that_goes_on_loses_nothing_on_a_pod_that_slept_through_the_election() {
+    let mut divided = Divided::new();
+    let (sleeper, awake) = (pod(&divided.world, "pod-0").start(), pod(&divided.world, "pod-1").start());
+    let (mut asleep, mut client) = (watching(&sleeper), watching(&awake));
+    divided.send(50, 100);
+    expect_numbers(&mut asleep, 0..100);
+    expect_numbers(&mut client, 0..100);
+    paused(&sleeper, || {
+        divided.elect();
+        send(&divided.world.producer(), 200..230);
+        await_seen(&mut client, 130);
+        expect_reset_between(&mut client, 0..100, 200..230);
+    });
+    // Whatever it has heard of by now.
+    let mut back = [210, 229].map(|number| (number, comes_back(&sleeper, "a", &cursor_at(&client, number))));
+    send(&divided.world.producer(), 230..240);
+    for (number, (is_resumed, client)) in &mut back {
+        assert!(*is_resumed, "{:?}", client.messages());
+        expect_numbers(client, *number + 1..240);
+        assert_eq!(client.of_type("reset").count(), 0);
+    }
+    await_seen(&mut asleep, 140);
+    expect_reset_between(&mut asleep, 0..100, 200..240);
 }
