@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use crate::source::Source;
 
 /// What the top level holds, beside dotfiles.
-const TOP_LEVEL: &[&str] = &["Cargo.toml", "Cargo.lock", "README.md", "src", "benches", "loadtest", "deploy"];
+const TOP_LEVEL: &[&str] =
+    &["Cargo.toml", "Cargo.lock", "LICENSE", "README.md", "src", "benches", "loadtest", "deploy"];
 
 /// What a build or a failed property test leaves, and what git keeps: no part of the repository.
 const NOT_OURS: &[&str] = &["target", "proptest-regressions", ".git"];
