@@ -1,6 +1,8 @@
 //! The history of one shard: taking batches in with the window full (so that as much goes as comes), and walking to
 //! what is due. Each beside its floor: the copy of the same bytes.
 //!
+//! And how long a client that comes back to a long window keeps the others waiting, beside one that comes without a cursor.
+//!
 //! Not measured: the hand-over from ingest (the channel, another core's caches), sending, and the cost of a window that
 //! doesn't fit in the last-level cache beyond what 64 MiB show.
 
@@ -13,6 +15,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use shardgate::ids::{AssessmentHash, AssessmentId, TopicIndex};
 use shardgate::routing::table::{Table, Topic};
 use shardgate::stream::batch::{Batch, NextOffset, Origin, Record};
+use shardgate::stream::cursor::{Encoder, Form, Place, Tag, TopicSum};
 use shardgate::stream::history::{History, Limits};
 
 const RECORDS: usize = 256;
@@ -109,7 +112,7 @@ fn due(c: &mut Criterion) {
             |batch| {
                 let position = history.end(chain);
                 history.append(batch, now);
-                let due = history.due(chain, position, usize::MAX).expect("an event is due");
+                let due = history.due(chain, position, (usize::MAX, &mut { usize::MAX })).expect("an event is due");
                 let mut slices = [IoSlice::new(&[]); 4];
                 black_box(history.slices(&due, &mut slices));
                 black_box(history.progress(position, &due, due.bytes));
@@ -121,5 +124,74 @@ fn due(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, append, due);
+const LONG: usize = 198_000;
+const BESIDES: TopicIndex = TopicIndex(1);
+
+/// A window with many events of one assessment on one topic, and none on another, which is read besides.
+fn long_history() -> History {
+    let mut history = History::new(Limits { bytes_max: 1 << 30, window: Duration::from_secs(300) });
+    let now = Instant::now();
+    let table = Table::built_in();
+    let besides = Arc::new(table.resolve(BESIDES, "trading.position-opened").expect("a built-in route matches"));
+    let start = |topic, offset| NextOffset { topic, partition: 0, offset };
+    let starts = vec![start(TopicIndex(0), 0), start(BESIDES, 0)];
+    history.append(Batch { topics: vec![topic(), besides], starts, ..Batch::default() }, now);
+    for first in (0..LONG).step_by(RECORDS) {
+        let mut batch = batch_of(first, 1);
+        batch.starts.push(start(BESIDES, i64::try_from(first).expect("small")));
+        history.append(batch, now);
+    }
+    history
+}
+
+/// A cursor that has all of the one topic, less so many events, and nothing of the other.
+fn long_cursor(lacks: i64) -> String {
+    let table = Table::built_in();
+    let mut encoder = Encoder::new(Form::Full);
+    let events = i64::try_from(LONG.next_multiple_of(RECORDS)).expect("small");
+    for (name, next) in [("trading.order-filled", events - lacks), ("trading.position-opened", 1)] {
+        let topic = table.resolve(TopicIndex(0), name).expect("a built-in route matches").fingerprint;
+        assert!(encoder.topic(Tag::of(topic), TopicSum::of(topic), 1, [Place { partition: 0, next, epoch: None }]));
+    }
+    let mut text = Vec::new();
+    encoder.finish(AssessmentHash::of("assessment-0"), TopicSum::default(), &mut text);
+    String::from_utf8(text).expect("base64url")
+}
+
+/// What the shard does for a handshake: the assessment is watched, the cursor judged, and the greeting's one made.
+fn enter(history: &mut History, id: &AssessmentId, cursor: Option<&str>) {
+    let chain = history.watch(id);
+    let mut text = Vec::new();
+    match cursor {
+        None => {
+            history.write_cursor(chain, history.end(chain), None, &mut text);
+        }
+        Some(cursor) => {
+            let (mut cover, position) = history.resume(chain, cursor, 2048).expect("it is whole");
+            history.write_cursor(chain, position, Some(&mut cover), &mut text);
+        }
+    }
+    black_box(text);
+    history.unwatch(chain);
+}
+
+fn handshakes(c: &mut Criterion) {
+    let mut group = c.benchmark_group("handshake");
+    let [long, short] = ["assessment-0", "assessment-1"].map(|id| AssessmentId::parse(id).expect("a valid id"));
+    let mut history = long_history();
+    let cases = [("one event behind", long_cursor(1)), ("all but what no event is", long_cursor(0))];
+    group.bench_function("without a cursor, an empty window", |b| b.iter(|| enter(&mut history, &short, None)));
+    group.bench_function("without a cursor, 198,000 events", |b| b.iter(|| enter(&mut history, &long, None)));
+    for (name, cursor) in &cases {
+        group.bench_function(format!("with a cursor, 198,000 events, {name}"), |b| {
+            b.iter(|| enter(&mut history, &long, Some(cursor)));
+        });
+    }
+    group.sample_size(10).bench_function("the first one with a cursor", |b| {
+        b.iter_batched_ref(long_history, |history| enter(history, &long, Some(&cases[0].1)), BatchSize::PerIteration);
+    });
+    group.finish();
+}
+
+criterion_group!(benches, append, due, handshakes);
 criterion_main!(benches);

@@ -258,6 +258,14 @@ pub const CATCH_UP_BYTES_A_TURN: u64 = 128 * 1024;
 /// Bytes that one connection is sent at a time while it is not past its cursor: such frames are its own.
 pub const APART_BYTES_MAX: usize = 64 * 1024;
 
+/// Steps along the window that a handshake has, and each turn of a connection, to find and frame what a client lacks: some
+/// 10 ns each, and as much as the rest of a handshake. Where they do not lead to the end, the connection waits for its next
+/// turn, as one does that has more due than a turn's share.
+pub const STEPS_MAX: usize = 2048;
+
+/// Steps that take as long as one send.
+pub const STEPS_A_SEND: usize = 256;
+
 /// Slices in one vectored write: Linux takes 1024 (`UIO_MAXIOV`); frames that lie side by side share one.
 pub const WRITE_SLICES_MAX: usize = 64;
 

@@ -235,7 +235,7 @@ impl Batcher {
         let Origin { topic, partition, .. } = incoming.origin;
         let expected = partitioner.hash(&id).map(|key| key.of(positions.partitions(topic)));
         let is_stray = expected.is_some_and(|expected| Ok(expected) != u32::try_from(partition));
-        self.push_event(incoming.origin, hash, &id, payload, positions);
+        self.push_event((incoming.origin, is_stray), hash, &id, payload, positions);
         Ok(Taken::Event { hash, is_stray })
     }
 
@@ -266,7 +266,14 @@ impl Batcher {
         outgoing.begun.then(|| outgoing.finish())
     }
 
-    fn push_event(&mut self, origin: Origin, hash: AssessmentHash, id: &str, payload: &[u8], positions: &Positions) {
+    fn push_event(
+        &mut self,
+        (origin, is_stray): (Origin, bool),
+        hash: AssessmentHash,
+        id: &str,
+        payload: &[u8],
+        positions: &Positions,
+    ) {
         let shards = u16::try_from(self.shards.len()).unwrap_or(u16::MAX);
         let shard = shard_of(hash, shards);
         let outgoing = &mut self.shards[usize::from(shard.0)];
@@ -276,6 +283,9 @@ impl Batcher {
             Some(start) => Span { start: payload_span.start + start, len: byte_count(id.len()) },
             None => batch.push_bytes(id.as_bytes()),
         };
+        if is_stray {
+            batch.strays.push(byte_count(batch.records.len()));
+        }
         batch.records.push(Record { hash, origin, id, payload: payload_span });
         if outgoing.has_reached_a_limit() && !self.full.contains(&shard) {
             self.full.push(shard);

@@ -7,7 +7,7 @@ use super::admission::Redirect;
 use super::connection::{Connection, End, Socket, Tail};
 use super::metrics::Counts;
 use crate::clock::Now;
-use crate::limits::{APART_BYTES_MAX, LINGER, TURN_BYTES_MAX, WRITE_SLICES_MAX};
+use crate::limits::{APART_BYTES_MAX, LINGER, STEPS_MAX, TURN_BYTES_MAX, WRITE_SLICES_MAX};
 use crate::protocol::close::CloseReason;
 use crate::protocol::messages::{self, ResetReason};
 use crate::stream::board::Board;
@@ -23,13 +23,24 @@ pub(super) struct Source<'a> {
 }
 
 /// Where frames of one connection alone are made.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Scratch {
+    /// Steps along the history that each flush has, to find what a connection lacks.
+    pub(super) steps_max: usize,
+    /// How many the one under way has left.
+    pub(super) steps: usize,
     control: Vec<u8>,
     /// Events for a client that is not past its cursor.
     apart: Apart,
     /// A cursor.
     pub(super) text: Vec<u8>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        let (control, apart, text) = (Vec::new(), Apart::default(), Vec::new());
+        Self { steps_max: STEPS_MAX, steps: STEPS_MAX, control, apart, text }
+    }
 }
 
 /// What came of a flush.
@@ -57,6 +68,8 @@ struct Plan {
     events: usize,
     board: usize,
     board_first: bool,
+    /// What comes behind its events is for the next turn to find.
+    is_unfinished: bool,
 }
 
 impl Plan {
@@ -67,6 +80,7 @@ impl Plan {
 
 /// Writes what is due to a connection.
 pub(super) fn flush<S: Socket>(connection: &mut Connection<S>, source: &mut Source<'_>, now: Now) -> Flushed {
+    source.scratch.steps = source.scratch.steps_max;
     if connection.blocked_since.is_some() {
         return Flushed::Blocked;
     }
@@ -75,6 +89,7 @@ pub(super) fn flush<S: Socket>(connection: &mut Connection<S>, source: &mut Sour
         let sent = write_once(connection, source, now, |socket, slices| socket.send(slices));
         match sent {
             Written::Nothing => return Flushed::Done,
+            Written::NotYet => return Flushed::More,
             Written::All(bytes) if bytes < budget => budget -= bytes,
             Written::All(_) => return Flushed::More,
             Written::Part => {
@@ -91,6 +106,8 @@ pub(super) fn flush<S: Socket>(connection: &mut Connection<S>, source: &mut Sour
 pub(super) enum Written {
     /// There was nothing to write, or nobody to write to.
     Nothing,
+    /// Whether there is something to write, the next turn finds out.
+    NotYet,
     /// So many bytes, all that were due.
     All(usize),
     /// Less than was due, or nothing.
@@ -110,7 +127,7 @@ pub(super) fn write_once<S: Socket>(
     };
     let len = plan.len();
     if len == 0 {
-        return Written::Nothing;
+        return if plan.is_unfinished { Written::NotYet } else { Written::Nothing };
     }
     let mut slices = [IoSlice::new(&[]); WRITE_SLICES_MAX];
     let (filled, planned) = fill(&plan, connection, source, &mut slices);
@@ -212,9 +229,10 @@ fn plan_events<S>(
 ) -> Option<Position> {
     let watch = connection.watch.as_mut()?;
     if let Some(cover) = connection.cover.as_deref_mut() {
-        let apart = &mut source.scratch.apart;
-        source.history.make_apart(chain, position, cover, APART_BYTES_MAX, apart);
+        let Scratch { apart, steps, .. } = &mut *source.scratch;
+        source.history.make_apart(chain, position, cover, (APART_BYTES_MAX, steps), apart);
         position = apart.from;
+        plan.is_unfinished = apart.is_unfinished;
         if source.history.lag(chain, &mut position) == Lag::Lost {
             return None;
         }
@@ -224,6 +242,9 @@ fn plan_events<S>(
             plan.events = apart.bytes.len();
             return Some(position);
         }
+        if apart.is_unfinished {
+            return Some(position);
+        }
         if apart.passed {
             connection.cover = None;
         }
@@ -231,14 +252,16 @@ fn plan_events<S>(
     match source.history.lag(chain, &mut position) {
         Lag::Lost => return None,
         Lag::Current => connection.catching_up = false,
+        Lag::Behind if source.scratch.steps == 0 => plan.is_unfinished = true,
         Lag::Behind => {
-            let due = source.history.due(chain, position, TURN_BYTES_MAX)?;
+            let due = source.history.due(chain, position, (TURN_BYTES_MAX, &mut source.scratch.steps))?;
             plan.due = Some(due);
             plan.events = due.bytes;
             if let Some(due) = plan.due.take_if(|due| due.bytes == 0) {
-                // None of them could be mapped: there is nothing to wait for.
+                // None of them could be mapped: there is nothing to wait for. More may be behind them.
                 position = source.history.progress(position, &due, 0).position;
                 watch.position = position;
+                plan.is_unfinished = source.history.lag(chain, &mut position) == Lag::Behind;
             }
         }
     }

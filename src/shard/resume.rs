@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::connection::{Connection, ConnectionKey, Socket, Tail};
+use super::connection::{Connection, ConnectionKey, Socket, Tail, Watch};
 use super::metrics::Counts;
 use super::state::{Entrance, State};
 use crate::clock::{Now, whole_ms};
@@ -58,7 +58,8 @@ impl<S: Socket> State<S> {
     pub(super) fn begin(&mut self, chain: Option<ChainKey>, cursor: Option<&str>) -> Beginning {
         let Some(chain) = chain else { return Beginning::default() };
         let live = Beginning { position: self.history.end(chain), ..Beginning::default() };
-        match cursor.map(|cursor| self.history.resume(chain, cursor)) {
+        let steps = self.scratch.steps_max;
+        match cursor.map(|cursor| self.history.resume(chain, cursor, steps)) {
             None => live,
             Some(Err(reason)) => {
                 self.counts.reset(reason);
@@ -83,6 +84,11 @@ impl<S: Socket> State<S> {
             self.ahead.retain(|ahead| connections.contains_key(ahead.key));
         }
         self.ahead.push(Ahead { key, beyond: 0 });
+    }
+
+    /// Whether the ends of the logs would tell something about a client's cursor.
+    pub(super) fn wants_ends(&self) -> bool {
+        !self.ahead.is_empty()
     }
 
     /// The first bytes to a client: the answer to its handshake, `connected`, and `reset` where it can't go on.
@@ -117,6 +123,16 @@ impl<S: Socket> State<S> {
             messages::reset(&mut greeting, reason, cursor);
         }
         Tail::bytes(greeting.into(), 1 + u64::from(beginning.reset.is_some()))
+    }
+
+    /// Whether events that were due to a connection have left the history.
+    pub(super) fn is_overtaken(&self, key: ConnectionKey) -> bool {
+        let connection = &self.connections[key];
+        // One that catches up is told when its socket takes it, and goes on live.
+        let Some(Watch { chain, mut position, .. }) = connection.watch.filter(|_| !connection.catching_up) else {
+            return false;
+        };
+        self.history.lag(chain, &mut position) == Lag::Lost
     }
 
     /// Has those told who might have got what these partitions lost.

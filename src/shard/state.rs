@@ -18,12 +18,14 @@ use super::sent_away::SentAway;
 use crate::clock::{Now, UnixMs};
 use crate::config::ShardConfig;
 use crate::ids::{AssessmentId, NodeId};
-use crate::limits::{BOARD_BYTES_MAX, BOARD_HISTORY_DIVISOR, LINGER, TURN_BYTES_MAX, WRITE_SLICES_MAX};
+use crate::limits::{
+    BOARD_BYTES_MAX, BOARD_HISTORY_DIVISOR, LINGER, STEPS_A_SEND, STEPS_MAX, TURN_BYTES_MAX, WRITE_SLICES_MAX,
+};
 use crate::protocol::close::CloseReason;
 use crate::protocol::session::Inbound;
 use crate::stream::batch::Batch;
 use crate::stream::board::{Board, BoardVersion};
-use crate::stream::history::{ChainKey, Due, Findings, History, IndexKey, Lag, Limits, Position, Progress};
+use crate::stream::history::{ChainKey, Due, Findings, History, IndexKey, Limits, Position, Progress};
 
 /// What a new connection begins with.
 pub(super) struct Entrance<S> {
@@ -293,7 +295,8 @@ impl<S: Socket> State<S> {
             let (is_plain, is_open) = (connection.is_plain(), connection.is_open());
             let Some(watch) = connection.watch.as_mut().filter(|watch| !watch.position.is_at(end)) else { continue };
             if is_plain && !shared.as_ref().is_some_and(|shared| shared.from.is_at(watch.position)) {
-                let due = history.due(chain, watch.position, TURN_BYTES_MAX);
+                let mut steps = STEPS_MAX;
+                let due = history.due(chain, watch.position, (TURN_BYTES_MAX, &mut steps));
                 shared = due.map(|due| Shared::of(history, due, watch.position, end));
             }
             let Some(common) = shared.as_ref().filter(|shared| is_plain && shared.is_all) else {
@@ -331,19 +334,23 @@ impl<S: Socket> State<S> {
     }
 
     /// Serves those who lag or catch up, in the order in which they came to it, for about `budget` sends. `bytes` is what
-    /// they may still be sent in this turn: it is more to do than those who are up to date are to wait for.
-    pub(super) fn catch_up(&mut self, budget: usize, bytes: &mut u64, now: Now) -> Pass {
-        for _ in 0..budget {
+    /// they may still be sent in this turn: it is more to do than those who are up to date are to wait for. A step along the
+    /// history, to find what is due, takes as long as to make a byte of it.
+    pub(super) fn catch_up(&mut self, mut budget: usize, bytes: &mut u64, now: Now) -> Pass {
+        while budget > 0 {
             if *bytes == 0 {
                 return Pass::Done;
             }
             let Some(key) = self.pending.pop_front() else { return Pass::Done };
             let before = self.counts.bytes;
+            self.scratch.steps = self.scratch.steps_max;
             if let Some(connection) = self.connections.get_mut(key) {
                 connection.pending = false;
                 self.flush(key, now);
             }
-            *bytes = bytes.saturating_sub(self.counts.bytes - before);
+            let steps = self.scratch.steps_max - self.scratch.steps;
+            *bytes = bytes.saturating_sub(self.counts.bytes - before + steps as u64);
+            budget = budget.saturating_sub(1 + steps / STEPS_A_SEND);
         }
         if self.pending.is_empty() { Pass::Done } else { Pass::More }
     }
@@ -365,6 +372,7 @@ impl<S: Socket> State<S> {
     ) {
         while self.connections.get(key).is_some_and(|connection| connection.blocked_since.is_some()) {
             let Self { connections, history, board, scratch, counts, .. } = self;
+            scratch.steps = scratch.steps_max;
             let mut source = Source { history, board, scratch, counts };
             let mut stuck = false;
             outbound::write_once(&mut connections[key], &mut source, now, |_, slices| {
@@ -493,21 +501,6 @@ impl<S: Socket> State<S> {
             connection.saw(&shared, sent, counts);
         }
         0
-    }
-
-    /// Whether events that were due to a connection have left the history.
-    pub(super) fn is_overtaken(&self, key: ConnectionKey) -> bool {
-        let connection = &self.connections[key];
-        // One that catches up is told when its socket takes it, and goes on live.
-        let Some(Watch { chain, mut position, .. }) = connection.watch.filter(|_| !connection.catching_up) else {
-            return false;
-        };
-        self.history.lag(chain, &mut position) == Lag::Lost
-    }
-
-    /// Whether the ends of the logs would tell something about a client's cursor.
-    pub(super) fn wants_ends(&self) -> bool {
-        !self.ahead.is_empty()
     }
 
     /// Whether somebody waits for the next turn.

@@ -22,6 +22,9 @@ use crate::protocol::session::Inbound;
 use crate::shutdown::phases::Phase;
 use crate::stream::batch::Batch;
 
+/// Steps that a client has to find what it lacks: so few that some entries take several turns.
+const STEPS_MAX: usize = 5;
+
 /// A connection between a client and a pod, as both ends see it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Wire(pub(crate) Rc<RefCell<Ends>>);
@@ -117,7 +120,9 @@ pub(crate) struct Bench {
 impl Bench {
     pub(crate) fn new(config: ShardConfig, drain: DrainConfig, node: NodeId, now: Now) -> Self {
         let (sweeper, handover) = (Sweeper::new(&config, now.instant), Handover::new(&config, now.instant));
-        Self { state: State::new(config, node), sweeper, handover, drain }
+        let mut state = State::new(config, node);
+        state.scratch.steps_max = STEPS_MAX;
+        Self { state, sweeper, handover, drain }
     }
 
     // ---- turns ------------------------------------------------------------------------------------------------------

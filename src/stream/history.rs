@@ -9,6 +9,8 @@
 //! where ingest stood there, whenever it is framed.
 //!
 //! - `chains`: who is watched, and which entries are fresh;
+//! - `blocks`: a long chain's entries by number, and what a cursor covers of them;
+//! - `strays`: entries that lie where their partitioner would not have put them;
 //! - `positions`: what is due from a position on, and how far a write came;
 //! - `cursors`: where a client goes on that comes back, and the cursor of a position;
 //! - `index`: from an assessment's id to its chain;
@@ -17,6 +19,7 @@
 //!
 //! Who the connections are, and what is written to them when, is left to the shard.
 
+mod blocks;
 mod chains;
 mod cursors;
 mod held;
@@ -24,6 +27,7 @@ mod index;
 mod past;
 mod positions;
 mod segment;
+mod strays;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +37,7 @@ use std::time::{Duration, Instant};
 
 use slotmap::{SlotMap, SparseSecondaryMap};
 
+use self::blocks::Blocks;
 pub use self::chains::ChainKey;
 use self::chains::{Chain, LINKED_TOGETHER};
 pub use self::cursors::Apart;
@@ -40,7 +45,8 @@ use self::held::Held;
 use self::index::Index;
 pub use self::index::IndexKey;
 pub use self::positions::{Due, FrameRef, Lag, Position, Progress};
-use self::segment::{Entry, EntryRef, Frame, Segment};
+use self::segment::{Entry, EntryRef, Frame, Segment, WINDOW_PARTS};
+use self::strays::Strays;
 use crate::ids::TopicIndex;
 use crate::limits::{GROWTH_NOTICED_MAX, MESSAGE_BYTES_COMMON, UNDISPATCHED_BYTES_MAX};
 use crate::routing::table::Topic;
@@ -63,6 +69,9 @@ pub struct History {
     /// Places that moved without a record since the last segment or batch: for the next one's start.
     moved: Vec<PlaceId>,
     index: Index,
+    strays: Strays,
+    /// Of the chains that are long.
+    blocks: SparseSecondaryMap<ChainKey, Blocks>,
     /// Watched chains with entries that were not dispatched yet, in the order in which they came to it.
     fresh: VecDeque<ChainKey>,
     /// Where a message is mapped before its length is known.
@@ -152,6 +161,8 @@ impl History {
             chains: SlotMap::with_key(),
             moved: Vec::new(),
             index: Index::new(IndexKey::default()),
+            strays: Strays::default(),
+            blocks: SparseSecondaryMap::new(),
             fresh: VecDeque::new(),
             scratch: Vec::new(),
             losses: Vec::new(),
@@ -227,8 +238,9 @@ impl History {
         // The lost ones are the last of the partition: back to the segment where it stood before them.
         for number in (self.first_segment..self.first_segment + self.segments.len() as u64).rev() {
             let Some(segment) = self.segment_mut(EntryRef::new(number, 0)) else { break };
-            let began_before = segment.cut(place, cut.next);
+            let (began_before, strays) = segment.cut(place, cut.next);
             self.recount(number);
+            self.strays_are_cut(&strays, place, cut.next.offset);
             if began_before {
                 break;
             }
@@ -289,7 +301,8 @@ impl History {
             }
             self.drop_oldest();
         }
-        self.offsets.forget_old_counts(self.limits.window, now);
+        // A segment's oldest entry may outlive the window by a part of it.
+        self.offsets.forget_old_counts(self.limits.window + self.limits.window / WINDOW_PARTS, now);
     }
 
     /// What the window costs, in bytes of memory.
@@ -337,6 +350,7 @@ impl History {
         self.first_segment += 1;
         self.bytes -= segment.counted;
         self.keep_held(number, &segment);
+        self.forget_strays(&segment);
         for group in segment.entries.chunks(LINKED_TOGETHER) {
             self.fetch_chains(group.iter().map(|entry| entry.chain));
             for entry in group {
@@ -358,6 +372,23 @@ impl History {
         let frame = self.make_frame(key, at, Stand::AsOfEntry);
         self.recount(number);
         frame
+    }
+
+    /// What it takes to frame an entry, in steps along entries; none where bytes to send come of it that are there.
+    fn steps_to_frame(&self, at: EntryRef) -> usize {
+        /// A message takes about 1 ns a byte to be made, and a step 10 ns.
+        const BYTES_A_STEP: usize = 10;
+        let Some((_, entry)) = self.entry(at) else { return 1 };
+        match entry.frame {
+            Frame::NotYet => 1 + entry.record.payload.len as usize / BYTES_A_STEP + self.steps_to_prepare(at),
+            Frame::Ready { .. } => 0,
+            Frame::Unusable | Frame::TooLarge | Frame::Lost { .. } => 1,
+        }
+    }
+
+    /// What it takes to ready an entry's segment for being asked where ingest stood.
+    fn steps_to_prepare(&self, at: EntryRef) -> usize {
+        self.entry(at).map_or(0, |(segment, _)| if segment.is_past_prepared() { 0 } else { segment.entries.len() })
     }
 
     /// Makes an entry's frame, with the cursor as of the entry: where its segment says that ingest stood, or, while the

@@ -34,6 +34,9 @@ use crate::stream::planted::{Mistake, is_planted};
 pub struct PlaceId(u32);
 
 impl PlaceId {
+    /// None is before it.
+    pub const FIRST: Self = Self(0);
+
     /// Its place in [`Offsets::all_next`].
     #[must_use]
     pub fn index(self) -> usize {
@@ -54,6 +57,8 @@ pub struct Offsets {
     tagged: HashMap<u16, Vec<Candidate>>,
     /// Topics whose names others have by now, and since when that is known: the window may have records of them.
     lately_replaced: Vec<(TopicIndex, Option<Instant>)>,
+    /// The places of topics whose names others have by now.
+    replaced: Vec<PlaceId>,
     places: Vec<Spot>,
     next: Vec<i64>,
     low: Vec<i64>,
@@ -174,6 +179,7 @@ impl Offsets {
             known.places.resize(partition as usize + 1, None);
         }
         known.places[partition as usize] = Some(place);
+        self.replaced.extend(known.replaced.then_some(place));
         let at = place.index();
         self.places[at] = Spot { tag, sum, topic, partition, partitions: 0 };
         (self.next[at], self.low[at], self.first[at], self.recent[at]) = (offset, offset, offset, offset);

@@ -323,3 +323,34 @@ fn clients_that_are_ahead_and_leave_again_are_forgotten_also_where_no_ends_come(
     }
     assert!((1..200).contains(&world.state.ahead.len()), "{} are remembered", world.state.ahead.len());
 }
+
+#[test]
+fn a_client_of_a_long_window_finds_in_turns_what_it_lacks_while_others_get_theirs_and_gets_each_event_once() {
+    const LONG: u64 = 100_000;
+    let mut world = World::with(ShardConfig { history_bytes: 256 << 20, ..config() });
+    world.turn([told(0)]);
+    for first in (0..LONG).step_by(500) {
+        world.turn([events(&(first..first + 500).map(|number| ("a", number)).collect::<Vec<_>>())]);
+    }
+    let (_, other) = world.connect(Some("b"));
+    let (_, live) = world.connect(Some("a"));
+    // The cursor of a pod that is as far, of a client that lacks the last three.
+    let mut elsewhere = self::world();
+    let (_, there) = elsewhere.connect(Some("a"));
+    elsewhere.turn([events(&[("a", LONG - 4)])]);
+    let socket = Scripted::open();
+    world.enter(&socket, Some("a"), Some(cursor_in(&there.texts()[1])), None);
+    let (mut next, mut turns) = (LONG, 0);
+    while world.state.has_pending() {
+        world.state.take(events(&[("a", next), ("b", next + 1)]), world.now.instant);
+        while world.state.dispatch(3, world.now) == Pass::More {}
+        assert_eq!((other.numbers(), live.numbers()), (vec![next + 1], vec![next]), "nobody waits for it");
+        let mut bytes = 1;
+        world.state.catch_up(1, &mut bytes, world.now);
+        (next, turns) = (next + 2, turns + 1);
+        assert!(turns < 200, "it gets nowhere");
+    }
+    let all: Vec<_> = (LONG - 3..LONG).chain((LONG..next).step_by(2)).collect();
+    assert_eq!(socket.numbers(), all);
+    assert!(turns > 20, "{turns} turns for {LONG} entries");
+}

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use slotmap::new_key_type;
 
+use super::blocks::Blocks;
 use super::segment::{EntryRef, Frame};
 use super::{History, Position, Stand};
 use crate::ids::{AssessmentHash, AssessmentId, TopicIndex};
@@ -113,6 +114,7 @@ impl History {
         self.bytes -= chain_cost(&chain.id);
         self.chains.remove(key);
         self.unsent_below.remove(key);
+        self.blocks.remove(key);
     }
 
     // ---- links ------------------------------------------------------------------------------------------------------
@@ -181,13 +183,21 @@ impl History {
             chain.fresh = Some((number, at));
             self.fresh.push_back(key);
         }
+        if Blocks::begins(number) {
+            self.begin_block(key, number, at);
+        }
         if let Some(before) = before.and_then(|before| self.entry_mut(before)) {
             before.next = Some(at);
         }
         if let Some(entry) = self.entry_mut(at) {
             entry.chain = key;
         }
-        let is_too_large = self.entry(at).is_some_and(|(_, entry)| entry.frame == Frame::TooLarge);
+        let found = self.entry(at);
+        let is_too_large = found.is_some_and(|(_, entry)| entry.frame == Frame::TooLarge);
+        let is_stray = found.is_some_and(|(segment, _)| segment.is_stray(at.index()));
+        if let Some(place) = place.filter(|_| is_stray) {
+            self.stray_comes(key, place, record.origin.offset);
+        }
         if is_watched {
             self.list_anew(key);
             self.check_place(key, place, record.origin.topic);
@@ -207,10 +217,14 @@ impl History {
         {
             chain.fresh = next.map(|next| (number + 1, next));
         }
+        let number = chain.start;
         chain.start += 1;
         chain.first = next;
+        if Blocks::begins(number) {
+            self.end_block(key);
+        }
         if next.is_none() {
-            chain.last = None;
+            self.chains[key].last = None;
             self.forget_if_unused(key);
         }
     }
@@ -223,10 +237,7 @@ impl History {
         if !self.offsets.is_outdated(&chain.listed) {
             return;
         }
-        let expected = self.offsets.list(&chain.id, []);
-        let found: Vec<PlaceId> =
-            self.places_of(chain).map(|(place, _)| place).filter(|&place| !expected.has(place)).collect();
-        let listed = if found.is_empty() { expected } else { self.offsets.list(&chain.id, found) };
+        let listed = self.offsets.list(&chain.id, self.strays.of(key));
         self.chains[key].listed = listed;
     }
 
@@ -245,15 +256,6 @@ impl History {
             let found: Vec<_> = chain.listed.places().iter().copied().chain([place]).collect();
             chain.listed = self.offsets.list(&chain.id, found);
         }
-    }
-
-    /// Where a chain's entries lie, each with its offset.
-    pub(super) fn places_of<'a>(&'a self, chain: &'a Chain) -> impl Iterator<Item = (PlaceId, i64)> + 'a {
-        let entries = std::iter::successors(chain.first, |&at| self.next_entry(at));
-        entries.filter_map(|at| {
-            let origin = self.entry(at)?.1.record.origin;
-            Some((self.offsets.place(origin.topic, origin.partition)?, origin.offset))
-        })
     }
 
     /// The position after a chain's last entry of a topic.

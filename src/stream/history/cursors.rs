@@ -1,6 +1,7 @@
 //! Cursors and positions: where a client goes on that comes back with one, what it is sent until it has passed it, and
 //! the cursor of any position.
 
+use super::chains::Chain;
 use super::positions::{Lag, Position};
 use super::segment::{CURSOR_CLOSE, CURSOR_OPEN, EntryRef, Frame, Segment};
 use super::{ChainKey, History, LostEnd, slot};
@@ -20,6 +21,8 @@ pub struct Apart {
     pub frames: Vec<(usize, Position)>,
     /// Whether the client is past its cursor when it has these: from there on it is sent what all are sent.
     pub passed: bool,
+    /// Whether the steps were used up before it was clear what comes behind these.
+    pub is_unfinished: bool,
     /// The position before the first of them: what the cursor covers is skipped.
     pub from: Position,
     /// Where a cursor is made.
@@ -43,22 +46,23 @@ pub(super) fn stands<'a>(
 }
 
 impl History {
-    /// Judges the cursor of a client that comes back to a chain that it watches: what it has, and where it goes on.
+    /// Judges the cursor of a client that comes back to a chain that it watches: what it has, and where it goes on. That is
+    /// the next entry that it lacks, or before it, where so many steps do not lead there.
     ///
     /// # Errors
     /// Why it can't go on from there.
-    pub fn resume(&mut self, key: ChainKey, cursor: &str) -> Result<(Cover, Position), ResetReason> {
+    pub fn resume(&mut self, key: ChainKey, cursor: &str, mut steps: usize) -> Result<(Cover, Position), ResetReason> {
         self.list_anew(key);
         let chain = self.chains.get(key).ok_or(ResetReason::Invalid)?;
         let cursor = cursor::decode(cursor, chain.hash).map_err(|_| ResetReason::Invalid)?;
-        let newest = |place| self.places_of(chain).filter(|&(at, _)| at == place).map(|(_, offset)| offset).max();
+        let newest = |place| self.strays.newest(key, place);
         let cover = self.offsets.judge(cursor, &chain.id, &chain.listed, newest)?;
         if chain.listed.places().iter().all(|&place| cover.reaches(place, self.offsets.next(place))) {
             return Ok((cover, self.end(key)));
         }
         let start = Position { number: chain.start, at: chain.first };
-        let position = self.skip(key, start, &cover);
-        if self.unsent_below.get(key).is_some_and(|&below| position.number < below) {
+        let position = self.skip(key, start, &cover, &mut steps);
+        if self.lacks_unsent(key, position) {
             return Err(ResetReason::Expired);
         }
         Ok((cover, position))
@@ -94,17 +98,19 @@ impl History {
         cover.cut(&self.offsets, place, end.from, end.epoch)
     }
 
-    /// The position of the next entry that a client lacks.
-    fn skip(&self, key: ChainKey, mut position: Position, cover: &Cover) -> Position {
-        while let Some(at) = position.at
-            && self.is_covered(key, at, cover)
-        {
-            position = self.after(position);
-        }
-        position
+    /// Whether a client at a position lacks an event that is sent to nobody.
+    fn lacks_unsent(&self, key: ChainKey, position: Position) -> bool {
+        self.unsent_below.get(key).is_some_and(|&below| position.number < below)
     }
 
-    fn is_covered(&self, key: ChainKey, at: EntryRef, cover: &Cover) -> bool {
+    /// The window's first entry of a chain, where a client lacks nothing of what has left the window.
+    fn behind_the_gone(&mut self, key: ChainKey, cover: &Cover) -> Option<Position> {
+        self.list_anew(key);
+        let Chain { id, listed, start, first, .. } = self.chains.get(key)?;
+        self.offsets.is_whole_for(cover, id, listed).then_some(Position { number: *start, at: *first })
+    }
+
+    pub(super) fn is_covered(&self, key: ChainKey, at: EntryRef, cover: &Cover) -> bool {
         let has = || {
             let (origin, chain) = (self.entry(at)?.1.record.origin, self.chains.get(key)?);
             // What its log has lost is of no place, and nobody lacks it.
@@ -114,14 +120,14 @@ impl History {
         has().unwrap_or(false)
     }
 
-    /// Makes the frames that are due to a client from its position on, up to a number of bytes (at least one frame), until
-    /// it is past its cursor.
+    /// Makes the frames that are due to a client from its position on, until it is past its cursor, up to a number of bytes
+    /// (at least one frame), and in so many steps, which are used up.
     pub fn make_apart(
         &mut self,
         key: ChainKey,
         mut position: Position,
         cover: &mut Cover,
-        bytes_max: usize,
+        (bytes_max, steps): (usize, &mut usize),
         out: &mut Apart,
     ) {
         self.list_anew(key);
@@ -129,24 +135,30 @@ impl History {
         out.bytes.clear();
         out.frames.clear();
         out.passed = false;
-        let lag = self.lag(key, &mut position);
+        out.is_unfinished = false;
+        if self.lag(key, &mut position) == Lag::Lost {
+            position = self.behind_the_gone(key, cover).unwrap_or(position);
+        }
         out.from = position;
-        if lag == Lag::Lost {
+        if self.lag(key, &mut position) == Lag::Lost {
             return;
         }
-        while let Some(at) = position.at {
-            if self.is_covered(key, at, cover) {
-                position = self.after(position);
-                // Whoever has the frame before is past what it need not be sent.
-                match out.frames.last_mut() {
-                    Some((_, after)) => *after = position,
-                    None => out.from = position,
-                }
-                continue;
+        loop {
+            position = self.skip(key, position, cover, steps);
+            // Whoever has the frame before is past what it need not be sent.
+            match out.frames.last_mut() {
+                Some((_, after)) => *after = position,
+                None => out.from = position,
+            }
+            let Some(at) = position.at else { break };
+            if *steps == 0 {
+                out.is_unfinished = true;
+                return;
             }
             if out.bytes.len() >= bytes_max {
                 return;
             }
+            *steps = steps.saturating_sub(self.steps_to_frame(at) + self.steps_to_prepare(at) + 1 + cover.places());
             let Some(frame) = self.frame(key, at) else { return };
             self.prepare_past(at);
             let Some((segment, _)) = self.entry(at) else { return };

@@ -77,24 +77,30 @@ impl History {
         }
         if position.at.is_none() {
             position.at = match chain.fresh {
-                Some((number, at)) if number <= position.number => self.seek((number, Some(at)), position.number),
-                _ => self.seek((chain.start, chain.first), position.number),
+                Some((number, at)) if number <= position.number => self.seek(key, (number, Some(at)), position.number),
+                _ => self.seek(key, (chain.start, chain.first), position.number),
             };
         }
         // A position without its entry can't be served: its client is told that it lacks something.
         if position.at.is_some() { Lag::Behind } else { Lag::Lost }
     }
 
-    /// Frames what is due from a position on, up to a number of bytes (at least one entry). `None` where nothing is due
-    /// or what is due is lost.
-    pub fn due(&mut self, key: ChainKey, mut position: Position, bytes_max: usize) -> Option<Due> {
+    /// Frames what is due from a position on, up to a number of bytes, and in so many steps, which are used up; at least one
+    /// entry. `None` where nothing is due or what is due is lost.
+    pub fn due(
+        &mut self,
+        key: ChainKey,
+        mut position: Position,
+        (bytes_max, steps): (usize, &mut usize),
+    ) -> Option<Due> {
         if self.lag(key, &mut position) != Lag::Behind {
             return None;
         }
         let first = position.at?;
         let mut due = Due { first, entries: 0, bytes: 0 };
         let mut next = Some(first);
-        while let Some(at) = next {
+        while let Some(at) = next.filter(|_| due.entries == 0 || *steps > 0) {
+            *steps = steps.saturating_sub(self.steps_to_frame(at));
             let Some(frame) = self.frame(key, at) else { break };
             let len = frame.len();
             if due.entries > 0 && due.bytes + len > bytes_max {
@@ -184,9 +190,10 @@ impl History {
         Position { number: position.number + 1, at: position.at.and_then(|at| self.next_entry(at)) }
     }
 
-    /// Walks a chain to an entry by its number, from an earlier one. From the chain's first, for a position that missed being
-    /// told, it costs time, not events.
-    fn seek(&self, (start, mut at): (u64, Option<EntryRef>), number: u64) -> Option<EntryRef> {
+    /// Walks a chain to an entry by its number, from an earlier one, or from the begin of the entry's block.
+    fn seek(&self, key: ChainKey, from: (u64, Option<EntryRef>), number: u64) -> Option<EntryRef> {
+        let block = self.block_before(key, number).filter(|&(start, _)| start > from.0);
+        let (start, mut at) = block.map_or(from, |(start, first)| (start, Some(first)));
         for _ in start..number {
             at = self.next_entry(at?);
         }

@@ -25,7 +25,7 @@ const SEGMENT_BYTES: usize = 64 * 1024;
 const SEGMENT_ENTRIES: usize = 4 * 1024;
 
 /// The window in parts: a segment is open for one of them, and by as much its oldest entry may outlive the window.
-const WINDOW_PARTS: u32 = 32;
+pub(super) const WINDOW_PARTS: u32 = 32;
 
 const INDEX_BITS: u32 = 20;
 
@@ -107,6 +107,8 @@ pub(super) struct Segment {
     /// Ids and payloads.
     arena: Vec<u8>,
     pub(super) entries: Vec<Entry>,
+    /// Those that are strays, by index.
+    strays: Vec<u32>,
     pub(super) frames: Vec<u8>,
     /// Where ingest stood before the first entry, by place.
     pub(super) base: Box<[i64]>,
@@ -128,6 +130,7 @@ impl Segment {
         let mut segment = Self {
             arena: Vec::new(),
             entries: Vec::with_capacity(batch.records.len()),
+            strays: Vec::new(),
             frames: Vec::new(),
             base,
             moves: Vec::new(),
@@ -142,6 +145,7 @@ impl Segment {
         if batch.ticks.is_empty() && batch.arena.len() > SEGMENT_BYTES / 2 && !has_too_large {
             segment.entries.extend(batch.records.iter().map(|&record| Entry::new(record)));
             segment.arena = batch.arena;
+            segment.strays = batch.strays;
         } else {
             segment.absorb(&batch, payload_bytes_max, now);
         }
@@ -161,6 +165,8 @@ impl Segment {
     pub(super) fn absorb(&mut self, batch: &Batch, payload_bytes_max: usize, now: Instant) -> Range<usize> {
         let first = self.entries.len();
         self.arrived = now;
+        let before = index_of(first);
+        self.strays.extend(batch.strays.iter().map(|stray| before + stray));
         for record in &batch.records {
             if record.payload.len as usize > payload_bytes_max {
                 let (id, payload) = (self.copy(record.id.of(&batch.arena)), Span { start: 0, len: 0 });
@@ -190,16 +196,19 @@ impl Segment {
 
     /// Notes places that moved without a record, before the entries that come next.
     pub(super) fn note_moves(&mut self, moves: impl Iterator<Item = (PlaceId, i64)>) {
-        let index = u32::try_from(self.entries.len()).expect("a segment's entries are bounded");
+        let index = index_of(self.entries.len());
         self.moves.extend(moves.map(|(place, next)| (index, place, next)));
     }
 
     /// Takes what was read of a partition from an offset on out of the log: its entries are of no partition any more.
-    /// Returns whether the partition stood there, or before, when the segment began.
-    pub(super) fn cut(&mut self, place: PlaceId, from: NextOffset) -> bool {
+    /// Returns whether the partition stood there, or before, when the segment began; and the chains of strays among them.
+    pub(super) fn cut(&mut self, place: PlaceId, from: NextOffset) -> (bool, Vec<ChainKey>) {
         let is_lost = |origin: &Origin| {
             (origin.topic, origin.partition) == (from.topic, from.partition) && origin.offset >= from.offset
         };
+        let Self { strays, entries, .. } = self;
+        let lost = strays.extract_if(.., |index| is_lost(&entries[*index as usize].record.origin));
+        let lost = lost.map(|index| entries[index as usize].chain).collect();
         for entry in self.entries.iter_mut().filter(|entry| is_lost(&entry.record.origin)) {
             entry.record.origin.partition = NOWHERE;
             entry.frame = entry.frame.withdrawn();
@@ -208,10 +217,15 @@ impl Segment {
             *next = from.offset.min(*next);
         }
         self.past = Past::default();
-        let Some(began) = self.base.get_mut(place.index()) else { return true };
+        let Some(began) = self.base.get_mut(place.index()) else { return (true, lost) };
         let is_before = *began <= from.offset;
         *began = from.offset.min(*began);
-        is_before
+        (is_before, lost)
+    }
+
+    /// Whether [`Segment::past`] is ready for all entries that it has.
+    pub(super) fn is_past_prepared(&self) -> bool {
+        self.past.is_of(self.entries.len())
     }
 
     /// Another partition gets a place, which was not known here.
@@ -234,7 +248,7 @@ impl Segment {
 
     /// Readies [`Segment::past`] for all entries that it has.
     pub(super) fn prepare_past(&mut self, offsets: &Offsets) {
-        if !self.past.is_of(self.entries.len()) {
+        if !self.is_past_prepared() {
             let origins = self.entries.iter().map(|entry| entry.record.origin);
             let places = origins.map(|origin| Some((offsets.place(origin.topic, origin.partition)?, origin.offset)));
             self.past = Past::new(&self.moves, places);
@@ -247,6 +261,16 @@ impl Segment {
         past.filter(|&next| next != FORGOTTEN)
     }
 
+    /// Its strays.
+    pub(super) fn strays(&self) -> impl Iterator<Item = &Entry> {
+        self.strays.iter().filter_map(|&index| self.entries.get(index as usize))
+    }
+
+    /// Whether an entry is a stray.
+    pub(super) fn is_stray(&self, index: usize) -> bool {
+        !self.strays.is_empty() && self.strays.binary_search(&index_of(index)).is_ok()
+    }
+
     /// The assessment's id of one of its entries.
     pub(super) fn id(&self, entry: &Entry) -> &[u8] {
         entry.record.id.of(&self.arena)
@@ -257,6 +281,7 @@ impl Segment {
         size_of::<Self>()
             + self.arena.capacity()
             + self.entries.capacity() * size_of::<Entry>()
+            + self.strays.capacity() * size_of::<u32>()
             + self.frames.capacity()
             + self.base.len() * size_of::<i64>()
             + self.moves.capacity() * size_of::<(u32, PlaceId, i64)>()
@@ -310,4 +335,8 @@ impl Segment {
         let tail = if cursor == 0 { 1 } else { CURSOR_OPEN.len() + usize::from(cursor) + CURSOR_CLOSE.len() };
         frame.get(header_len..frame.len() - tail)
     }
+}
+
+fn index_of(index: usize) -> u32 {
+    u32::try_from(index).expect("a segment's entries are bounded")
 }

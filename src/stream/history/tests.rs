@@ -24,7 +24,7 @@ fn id(name: &str) -> AssessmentId {
 
 /// Reads all that is due from a position on, as a socket that takes everything would.
 fn read(history: &mut History, chain: ChainKey, position: &mut Position) -> Vec<u64> {
-    let Some(due) = history.due(chain, *position, usize::MAX) else { return Vec::new() };
+    let Some(due) = history.due(chain, *position, (usize::MAX, &mut { usize::MAX })) else { return Vec::new() };
     let mut slices = [IoSlice::new(&[]); 1024];
     let (filled, bytes) = history.slices(&due, &mut slices);
     assert_eq!(bytes, due.bytes, "1024 slices suffice for these tests");
@@ -113,7 +113,7 @@ fn a_position_that_the_window_has_overtaken_is_lost() {
     assert_eq!(history.lag(a, &mut position), Lag::Behind);
     history.evict(start + WINDOW * 2);
     assert_eq!(history.lag(a, &mut position), Lag::Lost);
-    assert_eq!(history.due(a, position, usize::MAX), None);
+    assert_eq!(history.due(a, position, (usize::MAX, &mut { usize::MAX })), None);
     let mut live = history.end(a);
     history.append(events(&[("a", 2)]), start + WINDOW * 2);
     assert_eq!(read(&mut history, a, &mut live), [2], "a quiet client loses nothing by what was evicted");
@@ -138,7 +138,7 @@ fn a_half_written_frame_is_there_until_the_window_overtakes_it() {
     let a = history.watch(&id("a"));
     let position = history.end(a);
     history.append(events(&[("a", 1), ("a", 2)]), now);
-    let due = history.due(a, position, usize::MAX).unwrap();
+    let due = history.due(a, position, (usize::MAX, &mut { usize::MAX })).unwrap();
     let first = due.bytes / 2;
     let progress = history.progress(position, &due, first + 3);
     let (frame, sent) = progress.partial.unwrap();

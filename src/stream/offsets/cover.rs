@@ -74,13 +74,16 @@ impl Offsets {
         if let Some(reason) = cover.refuted(self) {
             return Err(reason);
         }
+        if self.is_whole_for(&cover, id, listed) { Ok(cover) } else { Err(ResetReason::Expired) }
+    }
+
+    /// Whether all that a client lacks is in the window still.
+    #[must_use]
+    pub fn is_whole_for(&self, cover: &Cover, id: &str, listed: &Listed) -> bool {
         let is_below = |covered: &Covered| covered.known.is_some_and(|place| covered.place.next < self.low(place));
         let lacks_more =
             |&place: &PlaceId| cover.is_lacking(self, id, place).is_some_and(|from| from < self.low(place));
-        if cover.places.iter().any(is_below) || listed.places.iter().any(lacks_more) {
-            return Err(ResetReason::Expired);
-        }
-        Ok(cover)
+        !(cover.places.iter().any(is_below) || listed.places.iter().any(lacks_more))
     }
 
     fn has_had_records(&self, topic: TopicIndex) -> bool {
@@ -123,6 +126,11 @@ impl Cover {
         Ok(cover)
     }
 
+    #[cfg(test)]
+    pub(crate) fn of(offsets: &Offsets, listing: Listing) -> Result<Self, ResetReason> {
+        Self::read(offsets, listing)
+    }
+
     fn add(&mut self, topic: TopicIndex, listed: &ListedTopic) {
         self.topics.push((topic, listed.partitions));
         let covered = |&place: &Place| Covered { topic, place, known: None, replaced: false };
@@ -135,9 +143,8 @@ impl Cover {
             return;
         }
         self.layout = offsets.layout;
-        let places = (0..offsets.places.len()).filter_map(|place| u32::try_from(place).ok()).map(PlaceId);
         self.over.clear();
-        self.over.extend(places.filter(|&place| offsets.is_replaced(place)).map(|place| (place, offsets.next(place))));
+        self.over.extend(offsets.replaced.iter().map(|&place| (place, offsets.next(place))));
         self.meet_unknown(offsets);
         for Covered { topic, place, known, replaced } in &mut self.places {
             let Some(topic) = offsets.known(*topic) else { continue };
@@ -216,6 +223,12 @@ impl Cover {
             Some(judge_end(next, epoch, end.at.offset, end.leader_epoch))
         });
         judged.max()
+    }
+
+    /// How many partitions it lists.
+    #[must_use]
+    pub fn places(&self) -> usize {
+        self.places.len()
     }
 
     /// Whether the client has the record at an offset of a place.

@@ -124,6 +124,7 @@ impl Offsets {
                     && let Some(Some(before)) = self.topics.get_mut(usize::from(before.0))
                 {
                     before.replaced = true;
+                    self.replaced.extend(before.places.iter().flatten());
                     known.is_always_listed = true;
                     self.lately_replaced.push((before.topic.index, None));
                 }
@@ -157,6 +158,7 @@ impl Offsets {
         if let Some(tagged) = self.tagged.get_mut(&Tag::of(known.topic.fingerprint).name) {
             tagged.retain(|(tagged, _)| *tagged != topic);
         }
+        self.replaced.retain(|place| !known.places.contains(&Some(*place)));
         for place in known.places.into_iter().flatten() {
             self.places[place.index()].topic = TopicIndex::NONE;
             self.next[place.index()] = FORGOTTEN;

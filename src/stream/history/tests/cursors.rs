@@ -1,12 +1,14 @@
 //! Cursors of entries and positions, and going on from one.
 
 use super::*;
-use crate::ids::TopicIndex;
+use crate::ids::{AssessmentHash, TopicIndex};
+use crate::limits::STEPS_MAX;
 use crate::protocol::messages::ResetReason;
 use crate::routing::partitioner::Partitioner;
 use crate::routing::table::Table;
 use crate::stream::batch::{EpochStart, LogCut, NextOffset, Origin};
-use crate::stream::cursor::{self, Cursor};
+use crate::stream::cursor::{self, Cursor, Encoder, Form, Place, Tag, TopicSum};
+use crate::stream::offsets::Cover;
 use crate::stream::testing::EVENTS;
 
 /// The cursor in a message.
@@ -29,7 +31,7 @@ fn starts(offset: i64) -> Batch {
 
 /// All that is due from a position, in the shared frames.
 fn due(history: &mut History, chain: ChainKey, position: Position) -> Vec<String> {
-    let Some(due) = history.due(chain, position, usize::MAX) else { return Vec::new() };
+    let Some(due) = history.due(chain, position, (usize::MAX, &mut { usize::MAX })) else { return Vec::new() };
     let mut slices = [IoSlice::new(&[]); 64];
     let (filled, _) = history.slices(&due, &mut slices);
     texts(&slices[..filled].iter().flat_map(|slice| slice.to_vec()).collect::<Vec<u8>>())
@@ -86,15 +88,15 @@ fn who_comes_back_is_sent_what_it_lacks_and_nothing_twice() {
     history.append(events(&[("a", 1), ("a", 2), ("a", 3), ("a", 4)]), now);
     let all = due(&mut history, a, position);
     for had in 0..4 {
-        let (cover, position) = history.resume(a, cursor_in(&all[had])).unwrap();
+        let (cover, position) = history.resume(a, cursor_in(&all[had]), STEPS_MAX).unwrap();
         assert!(history.is_past(&cover));
         let rest = due(&mut history, a, position);
         assert_eq!(numbers(&rest), numbers(&all[had + 1..]));
     }
-    assert_eq!(history.resume(a, "nonsense").unwrap_err(), ResetReason::Invalid);
+    assert_eq!(history.resume(a, "nonsense", STEPS_MAX).unwrap_err(), ResetReason::Invalid);
     history.evict(now + WINDOW * 2);
-    assert_eq!(history.resume(a, cursor_in(&all[0])).unwrap_err(), ResetReason::Expired);
-    assert!(history.resume(a, cursor_in(&all[3])).is_ok(), "it has all that left the window");
+    assert_eq!(history.resume(a, cursor_in(&all[0]), STEPS_MAX).unwrap_err(), ResetReason::Expired);
+    assert!(history.resume(a, cursor_in(&all[3]), STEPS_MAX).is_ok(), "it has all that left the window");
 }
 
 const FILLED: TopicIndex = TopicIndex(3);
@@ -127,9 +129,9 @@ fn where_pods_interleave_differently_entries_that_the_cursor_covers_are_skipped_
     assert_eq!(seen.iter().map(had).collect::<Vec<_>>(), [1, 2, 3, 4]);
 
     // It has all of the one topic and nothing of the other: what it lacks is the first and the third entry.
-    let (mut cover, position) = second.resume(b, cursor_in(&seen[1])).unwrap();
+    let (mut cover, position) = second.resume(b, cursor_in(&seen[1]), STEPS_MAX).unwrap();
     let mut apart = Apart::default();
-    second.make_apart(b, position, &mut cover, usize::MAX, &mut apart);
+    second.make_apart(b, position, &mut cover, (usize::MAX, &mut { usize::MAX }), &mut apart);
     assert_eq!(texts(&apart.bytes).iter().map(had).collect::<Vec<_>>(), [3, 4], "its own is never taken back");
     assert!(apart.passed);
     let (_, after) = *apart.frames.last().unwrap();
@@ -148,7 +150,7 @@ fn a_pod_that_is_behind_the_cursor_skips_up_to_it_and_keeps_it() {
     ahead.append(events(&[("a", 1), ("a", 2)]), now);
     let start = Position { number: 0, at: ahead.chains[chains[0]].first };
     let seen = due(&mut ahead, chains[0], start);
-    let (mut cover, position) = behind.resume(chains[1], cursor_in(&seen[1])).unwrap();
+    let (mut cover, position) = behind.resume(chains[1], cursor_in(&seen[1]), STEPS_MAX).unwrap();
     assert!(!behind.is_past(&cover));
     let mut text = Vec::new();
     assert!(behind.write_cursor(chains[1], position, Some(&mut cover), &mut text));
@@ -156,7 +158,7 @@ fn a_pod_that_is_behind_the_cursor_skips_up_to_it_and_keeps_it() {
 
     behind.append(events(&[("a", 1), ("a", 2), ("a", 3)]), now);
     let mut apart = Apart::default();
-    behind.make_apart(chains[1], position, &mut cover, usize::MAX, &mut apart);
+    behind.make_apart(chains[1], position, &mut cover, (usize::MAX, &mut { usize::MAX }), &mut apart);
     assert!(apart.frames.is_empty() && apart.passed, "from there on it is like all others");
     assert_eq!(numbers(&due(&mut behind, chains[1], apart.from)), [3]);
 }
@@ -180,7 +182,7 @@ fn a_partitioner_of_none_lists_all_partitions_and_where_that_is_too_long_what_it
         let cursor = cursor_in(&text);
         assert_eq!(listed(cursor, "a").len(), if fits { 20 } else { 0 });
         // Whoever comes back with what stands for none is told, wherever that is.
-        let resumed = history.resume(a, cursor).map(|_| ());
+        let resumed = history.resume(a, cursor, STEPS_MAX).map(|_| ());
         assert_eq!(resumed, if fits { Ok(()) } else { Err(ResetReason::Expired) });
         assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok(), "{text}");
         assert_eq!(history.take_findings().without_cursor, u64::from(!fits));
@@ -199,18 +201,19 @@ fn records_on_a_partition_that_is_not_theirs_are_sent_and_counted_and_no_resume_
     let mut batch = events(&[("a", 1), ("a", 2)]);
     batch.records[0].origin.partition = home;
     batch.records[1].origin.partition = (home + 1) % 3;
+    batch.strays.push(1);
     history.append(batch, now);
     let seen = due(&mut history, a, position);
     assert_eq!(numbers(&seen), [1, 2]);
     let findings = history.take_findings();
     assert_eq!((findings.misplaced, findings.misplaced_on.map(|topic| topic.index)), (1, Some(EVENTS)));
-    assert_eq!(history.resume(a, cursor_in(&seen[0])).unwrap_err(), ResetReason::Misplaced);
+    assert_eq!(history.resume(a, cursor_in(&seen[0]), STEPS_MAX).unwrap_err(), ResetReason::Misplaced);
     // Also where nobody watched when they came.
     history.unwatch(a);
     let again = history.watch(&id("a"));
-    assert_eq!(history.resume(again, cursor_in(&seen[0])).unwrap_err(), ResetReason::Misplaced);
+    assert_eq!(history.resume(again, cursor_in(&seen[0]), STEPS_MAX).unwrap_err(), ResetReason::Misplaced);
     history.evict(now + WINDOW * 2);
-    assert!(history.resume(again, cursor_in(&seen[1])).is_ok(), "they have left the window");
+    assert!(history.resume(again, cursor_in(&seen[1]), STEPS_MAX).is_ok(), "they have left the window");
 }
 
 /// Where the log goes on that lost its end.
@@ -250,12 +253,12 @@ fn what_a_log_lost_is_sent_to_nobody_who_comes_back_and_its_cursors_are_expired(
     history.append(anew, now);
 
     for lost in [2, 3] {
-        assert_eq!(history.resume(a, cursor_in(&old[lost])).unwrap_err(), ResetReason::Expired);
+        assert_eq!(history.resume(a, cursor_in(&old[lost]), STEPS_MAX).unwrap_err(), ResetReason::Expired);
     }
     let rest = |history: &mut History, cursor: &str| {
-        let (mut cover, position) = history.resume(a, cursor).unwrap();
+        let (mut cover, position) = history.resume(a, cursor, STEPS_MAX).unwrap();
         let mut apart = Apart::default();
-        history.make_apart(a, position, &mut cover, usize::MAX, &mut apart);
+        history.make_apart(a, position, &mut cover, (usize::MAX, &mut { usize::MAX }), &mut apart);
         let mut all = texts(&apart.bytes);
         let from = apart.frames.last().map_or(apart.from, |&(_, after)| after);
         all.extend(due(history, a, from));
@@ -279,8 +282,8 @@ fn what_a_dropped_topic_has_in_the_window_is_sent_to_nobody_and_who_lacks_it_is_
     assert_eq!(after.iter().map(|(chain, after)| (*chain, after.number)).collect::<Vec<_>>(), [(a, 2)]);
     assert!(start.is_before(after[0].1) && !history.after(history.after(start)).is_before(after[0].1));
     assert_eq!(numbers(&due(&mut history, a, start)), [300, 301, 302]);
-    assert_eq!(history.resume(a, cursors[0]).unwrap_err(), ResetReason::Expired);
-    let (_, position) = history.resume(a, cursors[1]).unwrap();
+    assert_eq!(history.resume(a, cursors[0], STEPS_MAX).unwrap_err(), ResetReason::Expired);
+    let (_, position) = history.resume(a, cursors[1], STEPS_MAX).unwrap();
     assert_eq!(numbers(&due(&mut history, a, position)), [301, 302]);
 }
 
@@ -313,7 +316,7 @@ fn a_record_becomes_the_message_of_the_route_that_it_was_read_by_whenever_it_is_
     };
     let texts = due(&mut history, a, start);
     assert_eq!(kinds(&texts), ["pnl_update", "one", "two", "three"]);
-    let (_, position) = history.resume(a, cursor_in(&texts[1])).unwrap();
+    let (_, position) = history.resume(a, cursor_in(&texts[1]), STEPS_MAX).unwrap();
     assert_eq!(kinds(&due(&mut history, a, position)), ["two", "three"]);
 }
 
@@ -340,7 +343,7 @@ fn a_topic_that_gets_the_index_of_another_has_nothing_of_it() {
     // Its records have left the window, as those of a topic that is long gone have.
     let later = start + WINDOW * 2;
     read(&mut history, FILLED, 1, later);
-    let (mut cover, position) = history.resume(a, &cursor).unwrap();
+    let (mut cover, position) = history.resume(a, &cursor, STEPS_MAX).unwrap();
     history.append(met(UPDATED, "assessment.balance-updated", 0), later);
     assert_eq!((history.take_reused(), history.take_losses()), (vec![UPDATED], vec![]));
     cover.forget(UPDATED);
@@ -351,9 +354,9 @@ fn a_topic_that_gets_the_index_of_another_has_nothing_of_it() {
     let at: Vec<_> = all.iter().map(|text| listed(cursor_in(text), "a")).collect();
     assert_eq!(at, [[2, 51], [2, 1], [3, 1]], "a frame that was made before names the old one by its fingerprint");
     let mut apart = Apart::default();
-    history.make_apart(a, position, &mut cover, usize::MAX, &mut apart);
+    history.make_apart(a, position, &mut cover, (usize::MAX, &mut { usize::MAX }), &mut apart);
     assert!(apart.passed, "nobody waits for the old one");
-    let (_, position) = history.resume(a, cursor_in(&all[1])).unwrap();
+    let (_, position) = history.resume(a, cursor_in(&all[1]), STEPS_MAX).unwrap();
     assert_eq!(due(&mut history, a, position).len(), 1, "and cursors go on");
     assert_eq!(history.offsets.all_next().len(), 2, "its place is the old one's");
 }
@@ -370,4 +373,141 @@ fn a_shard_that_has_records_of_a_topic_whose_index_another_gets_lets_go_of_them(
     let end = history.end(a);
     history.append(batch, Instant::now());
     assert_eq!(due(&mut history, a, end).len(), 1);
+}
+
+// ---- long windows -------------------------------------------------------------------------------------------------------
+
+/// A pod that read so many events of one assessment on one topic, in batches of some hundred, and on the other topic's
+/// partition what is of others.
+fn long(count: i64) -> (History, ChainKey) {
+    let (mut history, a) = pod(&[]);
+    history.limits.bytes_max = 1 << 30;
+    for first in (0..count).step_by(300) {
+        let numbers: Vec<_> = (first..count.min(first + 300)).map(|number| ("a", number.unsigned_abs())).collect();
+        let mut batch = events(&numbers);
+        batch.starts.push(NextOffset { topic: UPDATED, partition: 0, offset: first });
+        batch.records.iter_mut().for_each(|record| record.origin.topic = FILLED);
+        history.append(batch, Instant::now());
+    }
+    (history, a)
+}
+
+/// The cursor of a client that has so much of the topics' partitions, as anyone can make one.
+fn forged(topics: &[(&Topic, &[i64])]) -> String {
+    let mut encoder = Encoder::new(Form::Full);
+    for (topic, has) in topics {
+        let (tag, sum) = (Tag::of(topic.fingerprint), TopicSum::of(topic.fingerprint));
+        let places = (0..).zip(*has).map(|(partition, &next)| Place { partition, next, epoch: None });
+        assert!(encoder.topic(tag, sum, 1, places));
+    }
+    let mut text = Vec::new();
+    encoder.finish(AssessmentHash::of("a"), TopicSum::default(), &mut text);
+    String::from_utf8(text).unwrap()
+}
+
+#[test]
+fn whatever_a_cursor_holds_a_handshake_and_each_turn_after_it_take_a_bounded_number_of_steps() {
+    const COUNT: i64 = 200_000;
+    let (mut history, a) = long(COUNT);
+    let [filled, updated] = [FILLED, UPDATED].map(|topic| Arc::clone(history.offsets.topic(topic).unwrap()));
+    let many: Vec<i64> = std::iter::once(COUNT).chain((0..80).map(|_| i64::from(u16::MAX))).collect();
+    let cursors = [
+        ("one behind", forged(&[(&updated, &[1]), (&filled, &[COUNT - 1])]), 1),
+        ("behind by what is of others", forged(&[(&updated, &[1]), (&filled, &[COUNT])]), 0),
+        ("with many partitions that nobody knows", forged(&[(&updated, &[1]), (&filled, &many)]), 0),
+    ];
+    for (nth, (name, cursor, lacks)) in cursors.into_iter().enumerate() {
+        let (mut cover, mut position) = history.resume(a, &cursor, STEPS_MAX).unwrap();
+        let (mut turns, mut used) = (0, 0);
+        let mut apart = Apart::default();
+        loop {
+            let (before, mut steps) = (position.number, STEPS_MAX);
+            history.make_apart(a, position, &mut cover, (usize::MAX, &mut steps), &mut apart);
+            position = apart.from;
+            (turns, used) = (turns + 1, used + STEPS_MAX - steps);
+            if !apart.is_unfinished {
+                break;
+            }
+            assert!(position.number > before && turns < 1_000, "{name}: it gets nowhere");
+        }
+        assert_eq!(position.number, (COUNT - lacks).unsigned_abs(), "{name}");
+        // The first one looks at each entry. What it found out is left for the others.
+        assert!(used <= if nth == 0 { 210_000 } else { 4_000 }, "{name}: {used} steps");
+    }
+}
+
+#[test]
+fn the_places_of_an_assessment_are_listed_without_a_step_along_its_entries() {
+    let (mut history, a) = long(1_000);
+    history.unwatch(a);
+    let mut stray = events(&[("a", 7)]);
+    stray.records[0].origin = Origin { topic: FILLED, partition: 1, offset: 7 };
+    stray.starts.push(NextOffset { topic: FILLED, partition: 1, offset: 7 });
+    stray.strays.push(0);
+    history.append(stray, Instant::now());
+    // Nothing leads from one entry to the next any more.
+    history.segments.iter_mut().flat_map(|segment| &mut segment.entries).for_each(|entry| entry.next = None);
+    let a = history.watch(&id("a"));
+    let places = [(FILLED, 0), (FILLED, 1)].map(|(topic, partition)| history.offsets.place(topic, partition).unwrap());
+    assert!(places.iter().all(|&place| history.lists(a, place)));
+}
+
+#[test]
+fn an_entry_of_a_long_chain_is_found_by_its_number_also_when_much_has_left_the_window() {
+    let (mut history, a) = long(12_000);
+    history.dispatched(a);
+    let is_found = |history: &History, number: u64| {
+        let mut position = Position { number, at: None };
+        let lag = history.lag(a, &mut position);
+        let entry = position.at.and_then(|at| history.entry(at)).map(|(_, entry)| entry.record.origin.offset);
+        lag == Lag::Behind && entry == Some(number.cast_signed())
+    };
+    let mut starts = Vec::new();
+    while history.segments.len() > 1 {
+        let start = history.chains[a].start;
+        starts.push(start);
+        assert!((start..12_000).step_by(97).all(|number| is_found(&history, number)));
+        history.drop_oldest();
+    }
+    assert!(starts.len() > 2, "{starts:?}");
+    history.drop_oldest();
+    history.unwatch(a);
+    assert_eq!(history.bytes(), 0, "nothing stays counted");
+}
+
+proptest! {
+    #[test]
+    fn in_steps_and_by_blocks_a_client_comes_to_the_same_entry_as_by_looking_at_each(
+        order in prop::collection::vec((0..3usize, 1..20i64), 1..200), has in prop::collection::vec(0..2_000i64, 3),
+        gone in 0..6usize, steps in 1..700usize,
+    ) {
+        let mut history = history(1 << 24);
+        let starts = (0..3).map(|partition| NextOffset { topic: EVENTS, partition, offset: 0 }).collect();
+        history.append(Batch { starts, ..Batch::default() }, Instant::now());
+        let a = history.watch(&id("a"));
+        let mut next = [0i64; 3];
+        for (partition, count) in order {
+            let mut batch = events(&vec![("a", 0); count.unsigned_abs() as usize]);
+            for record in &mut batch.records {
+                let offset = &mut next[partition];
+                record.origin = Origin { topic: EVENTS, partition: [0, 1, 2][partition], offset: *offset };
+                *offset += 1;
+            }
+            history.append(batch, Instant::now());
+        }
+        (0..gone).for_each(|_| history.drop_oldest());
+        let text = forged(&[(&topics()[0], &has)]);
+        let Ok(Cursor::Of(listing)) = cursor::decode(&text, AssessmentHash::of("a")) else { unreachable!() };
+        let cover = Cover::of(&history.offsets, listing).unwrap();
+        let Chain { start, first, .. } = history.chains[a];
+        let mut one_by_one = Position { number: start, at: first };
+        while one_by_one.at.is_some_and(|at| history.is_covered(a, at, &cover)) {
+            one_by_one = history.after(one_by_one);
+        }
+        let mut position = Position { number: start, at: first };
+        for _ in 0..5_000 {
+            position = history.skip(a, position, &cover, &mut steps.clone());
+        }
+        prop_assert_eq!(position, one_by_one);
+    }
 }

@@ -1,0 +1,182 @@
+//! A long chain in blocks of some hundred entries: an entry is found by its number, and what a cursor covers is passed
+//! over, without a step for each entry before it. A chain that is shorter than a block has none.
+
+use std::collections::VecDeque;
+
+use super::positions::Position;
+use super::segment::EntryRef;
+use super::{ChainKey, History};
+use crate::limits::STEPS_MAX;
+use crate::stream::offsets::{Cover, PlaceId};
+
+/// Entries of one block. Its first one has a number that this divides.
+const BLOCK: u64 = 256;
+
+/// Places of which a block knows the newest record. A block with records of more is walked through.
+const PLACES_MAX: usize = 64;
+
+const _: () = assert!(STEPS_MAX > 2 * (BLOCK as usize + PLACES_MAX), "each turn leads past a block at least");
+
+/// A chain's blocks.
+#[derive(Debug, Default)]
+pub(super) struct Blocks {
+    /// Oldest first, side by side.
+    blocks: VecDeque<Block>,
+    /// The number of the first one's first entry.
+    start: u64,
+}
+
+#[derive(Debug)]
+struct Block {
+    first: EntryRef,
+    newest: Newest,
+}
+
+/// The newest record of each place that a block has records of.
+#[derive(Debug)]
+enum Newest {
+    /// Nobody has needed it yet.
+    NotYet,
+    /// The offset may be above that of the newest record, where the log lost that one.
+    Of(Box<[(PlaceId, i64)]>),
+    TooMany,
+}
+
+impl Block {
+    /// In bytes of memory.
+    fn cost(&self) -> usize {
+        let places = if let Newest::Of(newest) = &self.newest { size_of_val(&**newest) } else { 0 };
+        size_of::<Self>() + places
+    }
+}
+
+impl Blocks {
+    /// Whether an entry with this number begins a block. The first entry of all begins none: most chains stay short.
+    pub(super) fn begins(number: u64) -> bool {
+        number > 0 && number.is_multiple_of(BLOCK)
+    }
+
+    /// Adds a block that begins with the chain's newest entry. Returns its cost.
+    pub(super) fn push(&mut self, number: u64, first: EntryRef) -> usize {
+        if self.blocks.is_empty() {
+            self.start = number;
+        }
+        let block = Block { first, newest: Newest::NotYet };
+        let cost = block.cost();
+        self.blocks.push_back(block);
+        cost
+    }
+
+    /// The first entry of the oldest block has left the window. Returns what the block cost.
+    pub(super) fn pop(&mut self) -> usize {
+        self.start += BLOCK;
+        self.blocks.pop_front().map_or(0, |block| block.cost())
+    }
+
+    /// The last entry that begins a block and has this number or a lower one.
+    fn before(&self, number: u64) -> Option<(u64, EntryRef)> {
+        let place = usize::try_from(number.checked_sub(self.start)? / BLOCK).ok()?;
+        let place = place.min(self.blocks.len().checked_sub(1)?);
+        Some((self.start + place as u64 * BLOCK, self.blocks[place].first))
+    }
+}
+
+impl History {
+    /// A chain's newest entry begins a block.
+    pub(super) fn begin_block(&mut self, key: ChainKey, number: u64, first: EntryRef) {
+        if let Some(entry) = self.blocks.entry(key) {
+            self.bytes += entry.or_default().push(number, first);
+        }
+    }
+
+    /// The entry that begins a chain's oldest block leaves the window.
+    pub(super) fn end_block(&mut self, key: ChainKey) {
+        if let Some(blocks) = self.blocks.get_mut(key) {
+            self.bytes -= blocks.pop();
+        }
+    }
+
+    /// An entry of a chain at or before the one with this number, with its own, where the blocks know one.
+    pub(super) fn block_before(&self, key: ChainKey, number: u64) -> Option<(u64, EntryRef)> {
+        self.blocks.get(key)?.before(number)
+    }
+
+    /// The position of the next entry that a client lacks, or as far as `steps` lead, which are used up: where none is left,
+    /// it goes on from there another time.
+    pub(super) fn skip(&mut self, key: ChainKey, mut position: Position, cover: &Cover, steps: &mut usize) -> Position {
+        while let Some(at) = position.at
+            && *steps > 0
+        {
+            if Blocks::begins(position.number) {
+                let behind = self.skip_blocks(key, position, cover, steps);
+                if behind != position {
+                    position = behind;
+                    continue;
+                }
+            }
+            *steps = steps.saturating_sub(1);
+            if !self.is_covered(key, at, cover) {
+                break;
+            }
+            position = self.after(position);
+        }
+        position
+    }
+
+    /// The position behind the blocks, from one on that begins with this position, of which a client lacks nothing.
+    fn skip_blocks(&mut self, key: ChainKey, mut position: Position, cover: &Cover, steps: &mut usize) -> Position {
+        let Some(mut blocks) = self.blocks.remove(key) else { return position };
+        while *steps > 0
+            && let Some(next) = self.behind_block(&mut blocks, (key, position.number), cover, steps)
+        {
+            position = Position { number: position.number + BLOCK, at: Some(next) };
+        }
+        self.blocks.insert(key, blocks);
+        position
+    }
+
+    /// The first entry behind a block of which a client lacks nothing.
+    fn behind_block(
+        &mut self,
+        Blocks { blocks, start }: &mut Blocks,
+        (key, number): (ChainKey, u64),
+        cover: &Cover,
+        steps: &mut usize,
+    ) -> Option<EntryRef> {
+        let place = usize::try_from(number.checked_sub(*start)? / BLOCK).ok()?;
+        // The newest block is still growing.
+        let next = blocks.get(place + 1)?.first;
+        let block = blocks.get_mut(place)?;
+        if matches!(block.newest, Newest::NotYet) {
+            let before = block.cost();
+            block.newest = self.newest_from(block.first);
+            self.bytes += block.cost() - before;
+            *steps = steps.saturating_sub(BLOCK as usize);
+        }
+        let Newest::Of(newest) = &block.newest else { return None };
+        *steps = steps.saturating_sub(1 + newest.len());
+        let id = &self.chains.get(key)?.id;
+        newest.iter().all(|&(place, offset)| cover.has(&self.offsets, id, place, offset)).then_some(next)
+    }
+
+    fn newest_from(&self, first: EntryRef) -> Newest {
+        let mut newest: Vec<(PlaceId, i64)> = Vec::new();
+        let mut next = Some(first);
+        for _ in 0..BLOCK {
+            let Some(at) = next else { break };
+            let Some((_, entry)) = self.entry(at) else { break };
+            next = entry.next;
+            let origin = entry.record.origin;
+            let Some(place) = self.offsets.place(origin.topic, origin.partition) else { continue };
+            if let Some((_, offset)) = newest.iter_mut().find(|(known, _)| *known == place) {
+                *offset = origin.offset.max(*offset);
+                continue;
+            }
+            if newest.len() == PLACES_MAX {
+                return Newest::TooMany;
+            }
+            newest.push((place, origin.offset));
+        }
+        Newest::Of(newest.into())
+    }
+}

@@ -1,0 +1,86 @@
+//! Records that do not lie where their topic's partitioner puts them: of each chain that has such, on which places. So its
+//! places are listed without a walk along it.
+
+use std::collections::BTreeMap;
+
+use slotmap::Key;
+
+use super::segment::Segment;
+use super::{ChainKey, History};
+use crate::stream::offsets::PlaceId;
+
+/// Chains with strays in the window.
+#[derive(Debug, Default)]
+pub(super) struct Strays {
+    by_chain: BTreeMap<(u64, PlaceId), Stray>,
+}
+
+#[derive(Debug)]
+struct Stray {
+    /// How many are in the window.
+    entries: u32,
+    /// The offset of the newest one; where the log lost that, the last that it has.
+    newest: i64,
+}
+
+/// What one place of a chain costs, in bytes of memory.
+const COST: usize = size_of::<((u64, PlaceId), Stray)>();
+
+impl Strays {
+    /// The places on which a chain has strays.
+    pub(super) fn of(&self, chain: ChainKey) -> impl Iterator<Item = PlaceId> + '_ {
+        let chain = chain.data().as_ffi();
+        let all = self.by_chain.range((chain, PlaceId::FIRST)..);
+        all.take_while(move |((of, _), _)| *of == chain).map(|((_, place), _)| *place)
+    }
+
+    /// The offset of the newest stray of a chain on a place.
+    pub(super) fn newest(&self, chain: ChainKey, place: PlaceId) -> Option<i64> {
+        self.by_chain.get(&(chain.data().as_ffi(), place)).map(|stray| stray.newest)
+    }
+}
+
+impl History {
+    /// A stray came.
+    pub(super) fn stray_comes(&mut self, chain: ChainKey, place: PlaceId, offset: i64) {
+        let key = (chain.data().as_ffi(), place);
+        let bytes = &mut self.bytes;
+        let stray = self.strays.by_chain.entry(key).or_insert_with(|| {
+            *bytes += COST;
+            Stray { entries: 0, newest: offset }
+        });
+        stray.entries += 1;
+        stray.newest = offset.max(stray.newest);
+    }
+
+    /// One of a chain's strays left the window, or the log.
+    pub(super) fn stray_goes(&mut self, chain: ChainKey, place: PlaceId) {
+        let key = (chain.data().as_ffi(), place);
+        let Some(stray) = self.strays.by_chain.get_mut(&key) else { return };
+        stray.entries -= 1;
+        if stray.entries == 0 {
+            self.strays.by_chain.remove(&key);
+            self.bytes -= COST;
+        }
+    }
+
+    /// The strays of a segment leave the window with it.
+    pub(super) fn forget_strays(&mut self, segment: &Segment) {
+        for entry in segment.strays() {
+            let origin = entry.record.origin;
+            if let Some(place) = self.offsets.place(origin.topic, origin.partition) {
+                self.stray_goes(entry.chain, place);
+            }
+        }
+    }
+
+    /// The log lost what it had at a place from an offset on, of these chains an entry each.
+    pub(super) fn strays_are_cut(&mut self, lost: &[ChainKey], place: PlaceId, from: i64) {
+        for &chain in lost {
+            if let Some(stray) = self.strays.by_chain.get_mut(&(chain.data().as_ffi(), place)) {
+                stray.newest = stray.newest.min(from - 1);
+            }
+            self.stray_goes(chain, place);
+        }
+    }
+}
