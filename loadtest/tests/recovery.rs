@@ -50,7 +50,9 @@ fn three_brokers_that_are_killed_at_once_and_come_back_cost_no_event() {
     kafka.create_all(&Kind::ALL.map(|kind| (kind.topic(), 3)));
     let redis = Redis::start();
     let mut world = World { kafka, redis };
-    let pods = [world.pod("pod-0").set("PLACEMENT", "any").start(), world.pod("pod-1").set("PLACEMENT", "any").start()];
+    // Brokers may take minutes to start on a busy machine, and nobody reads the clients meanwhile.
+    let settings = [("PLACEMENT", "any"), ("CONNECTION_TIMEOUT", "600000")];
+    let pods = ["pod-0", "pod-1"].map(|name| world.pod(name).set_all(&settings).start());
     let mut clients = pods.each_ref().map(|pod| pod.client("a"));
     // It waits for the brokers, and writes nothing twice.
     let settings = [("enable.idempotence", "true"), ("message.timeout.ms", "120000")];
@@ -78,7 +80,7 @@ fn three_brokers_that_are_killed_at_once_and_come_back_cost_no_event() {
         let sent = send(50);
         producer.flush();
         let count = usize::try_from(sent).unwrap();
-        watch(&mut clients, "all events", Duration::from_secs(60), |clients| {
+        watch(&mut clients, "all events", Duration::from_secs(120), |clients| {
             clients.iter().all(|client| seen(client).count() >= count)
         });
         pods.iter().for_each(Pod::ready);
