@@ -337,7 +337,7 @@ impl Story<'_> {
         let producers = producer::start(&order, self.book, &stop);
         let clients = thread::scope(|scope| {
             let (orders, inbox) = mpsc::sync_channel(clients::ORDERS_MAX);
-            let mut of_lane = orders.clone();
+            let (of_pods, mut of_lane) = (orders.clone(), orders.clone());
             let living = scope.spawn(move || {
                 clients.live(&inbox);
                 clients
@@ -346,7 +346,7 @@ impl Story<'_> {
             let (brokers, redis, fleet, beside) = (&mut kafka, &mut redis, &mut fleet, &mut beside);
             let lanes = [
                 scope.spawn(move || {
-                    faults::pods(clock, &plan(Lane::Pods), fleet, chronicle);
+                    faults::pods(clock, &plan(Lane::Pods), fleet, &of_pods, chronicle);
                     fleet.await_ready();
                 }),
                 scope.spawn(move || faults::redis(clock, &plan(Lane::Redis), redis, chronicle)),

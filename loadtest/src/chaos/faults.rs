@@ -29,8 +29,8 @@ const BETWEEN_PODS: Duration = Duration::from_millis(500);
 /// Who was away for so much longer than the history can't be resumed.
 const BEYOND_HISTORY: Duration = Duration::from_secs(15);
 
-/// Who was away for so long lacks records that compaction took meanwhile, and none that the history's end did.
-const BEYOND_COMPACTION: Duration = Duration::from_secs(15);
+/// A pod that is started so long after clients left finds gaps where they lack records.
+const COMPACTED_WITHIN: Duration = Duration::from_secs(6);
 
 /// Seconds by which Redis' clock steps: by less than a lease, by more, and far.
 const CLOCK_STEPS: [i64; 6] = [-3_600, -5, -2, 2, 5, 3_600];
@@ -94,7 +94,13 @@ fn walk<T>(clock: Clock, plan: &[Planned], it: &mut T, idle: impl Fn(&mut T), ac
 // ---- pods -----------------------------------------------------------------------------------------------------------
 
 /// The lane of pods.
-pub(super) fn pods(clock: Clock, plan: &[Planned], fleet: &mut Fleet, chronicle: &Chronicle) {
+pub(super) fn pods(
+    clock: Clock,
+    plan: &[Planned],
+    fleet: &mut Fleet,
+    orders: &mpsc::SyncSender<Order>,
+    chronicle: &Chronicle,
+) {
     walk(clock, plan, fleet, Fleet::look, |fleet, planned| {
         let running = fleet.running();
         let hit = running[planned.pick as usize % running.len()];
@@ -109,6 +115,17 @@ pub(super) fn pods(clock: Clock, plan: &[Planned], fleet: &mut Fleet, chronicle:
                 fleet.pause(hit, Signal::Stop);
                 thread::sleep(planned.lasts);
                 fleet.pause(hit, Signal::Cont);
+            }),
+            Kind::Compaction => chronicle.during(Kind::Compaction, &Fleet::name(hit), || {
+                let Planned { kind, lasts, pick: seed, .. } = *planned;
+                let back = clock.elapsed() + lasts;
+                // The clients end after all lanes did.
+                orders.send(Order { kind, lasts, seed }).expect("the clients listen");
+                thread::sleep(COMPACTION_LAG + COMPACTED_WITHIN);
+                fleet.end(&[hit], false);
+                fleet.spawn(hit);
+                fleet.await_ready();
+                thread::sleep(back.saturating_sub(clock.elapsed()));
             }),
             Kind::Rolling => chronicle.during(Kind::Rolling, &fleet.names(), || {
                 for place in running {
@@ -273,16 +290,12 @@ pub(super) fn clients(clock: Clock, plan: &[Planned], orders: &mut mpsc::SyncSen
         orders,
         |_| {},
         |orders, planned| {
-            let lasts = match planned.kind {
-                Kind::Away => HISTORY + BEYOND_HISTORY,
-                Kind::Compaction => COMPACTION_LAG + BEYOND_COMPACTION,
-                _ => planned.lasts,
-            };
+            let lasts = if planned.kind == Kind::Away { HISTORY + BEYOND_HISTORY } else { planned.lasts };
             let order = Order { kind: planned.kind, lasts, seed: planned.pick };
             // The clients end after all lanes did.
             orders.send(order).expect("the clients listen");
             // Who is away is so beside the faults that follow.
-            let lasts = if matches!(planned.kind, Kind::Away | Kind::Compaction) { Duration::ZERO } else { lasts };
+            let lasts = if planned.kind == Kind::Away { Duration::ZERO } else { lasts };
             chronicle.during(planned.kind, "", || thread::sleep(lasts));
         },
     );

@@ -39,6 +39,9 @@ pub enum Kind {
     Stop,
     /// The fleet grows to five pods, shrinks to two, and is three again.
     Scale,
+    /// Some clients are away while a topic's log is compacted, a pod is started meanwhile, and they come back within the
+    /// history's time.
+    Compaction,
     /// Redis is killed, and comes back empty.
     RedisKill,
     /// Redis is paused for longer than a lease.
@@ -67,8 +70,6 @@ pub enum Kind {
     Hasty,
     /// Some clients are away for longer than the history reaches back.
     Away,
-    /// Some clients are away while a topic's log is compacted, and come back within the history's time.
-    Compaction,
     /// A transaction stays open on every partition, and is aborted.
     OpenTransaction,
     /// Nobody reads what pods log.
@@ -84,6 +85,7 @@ const KINDS: [Row; 21] = [
     (Kind::Rolling, "rolling", Lane::Pods, 0, 1),
     (Kind::Stop, "stop", Lane::Pods, 5, 10),
     (Kind::Scale, "scale", Lane::Pods, 3, 6),
+    (Kind::Compaction, "compaction", Lane::Pods, 26, 30),
     (Kind::RedisKill, "redis-kill", Lane::Redis, 1, 8),
     (Kind::RedisPause, "redis-pause", Lane::Redis, 2, 10),
     (Kind::RedisEmpty, "redis-empty", Lane::Redis, 0, 1),
@@ -98,7 +100,6 @@ const KINDS: [Row; 21] = [
     (Kind::HalfOpen, "half-open", Lane::Clients, 0, 1),
     (Kind::Hasty, "hasty", Lane::Clients, 2, 5),
     (Kind::Away, "away", Lane::Clients, 0, 1),
-    (Kind::Compaction, "compaction", Lane::Clients, 0, 1),
     (Kind::OpenTransaction, "open-transaction", Lane::Beside, 3, 12),
     (Kind::LogStop, "log-stop", Lane::Beside, 5, 20),
 ];
