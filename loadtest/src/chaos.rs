@@ -78,8 +78,7 @@ pub struct Options {
     /// Events a second.
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(4..=50_000))]
     pub rate: u32,
-    /// Which faults: all, none, or names by commas, such as kill,redis-pause. Of all, unclean is none: it is asked for by
-    /// its name beside, as in all,unclean.
+    /// Which faults: all, none, or names by commas, such as kill,redis-pause.
     #[arg(long, default_value = "all")]
     pub faults: Faults,
     /// Keep the run's directory also where no fault was found.
@@ -107,7 +106,7 @@ impl std::str::FromStr for Faults {
                 let mut kinds = Vec::new();
                 for name in names.split(',') {
                     match name {
-                        "all" => kinds.extend(Kind::ALL.into_iter().filter(|kind| *kind != Kind::Unclean)),
+                        "all" => kinds.extend(Kind::ALL),
                         name => kinds.push(name.parse()?),
                     }
                 }
