@@ -235,7 +235,10 @@ impl Truth {
             if stream.len() <= place {
                 stream.resize(place + 1, None);
             }
-            stream[place] = Some((made.fate, made.at_ms));
+            // That it was made was known before it was known to be lost: what followed it is no younger for that.
+            let known_ms =
+                stream[place].filter(|_| made.fate == Fate::Truncated).map_or(made.at_ms, |(_, known_ms)| known_ms);
+            stream[place] = Some((made.fate, known_ms));
         }
         Ok(truth)
     }

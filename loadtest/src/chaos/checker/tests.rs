@@ -457,6 +457,15 @@ fn who_saw_what_a_log_lost_must_be_told_and_a_reset_is_explained_by_it_once() {
 }
 
 #[test]
+fn a_reset_forgives_what_was_made_before_it_also_behind_what_the_log_lost() {
+    let mut story = sees_a_log_lose_its_end([What::Reset("expired".into())]);
+    // What is lost turns out long after the reset, and what followed it is not lost.
+    story.entries.retain(|entry| !matches!(entry.what, What::Event { number: 7.., .. }));
+    let verdict = story.check();
+    assert!(!verdict.is_fault(), "{:?}", verdict.told);
+}
+
+#[test]
 fn nobody_is_owed_what_a_log_lost_and_after_the_reset_it_may_come_again() {
     let mut unseen = sees_a_log_lose_its_end([]);
     unseen.entries.retain(|entry| !matches!(entry.what, What::Event { number: 4..7, .. }));
