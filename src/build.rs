@@ -1,9 +1,11 @@
-//! Has the linker put a function of ours in the place of one of librdkafka's, in all that links the gateway:
-//! `src/ingest/client.rs` tells why.
+//! Has the linker put functions of ours in the place of some of librdkafka's, in all that links the gateway:
+//! `src/ingest/client.rs` and `src/ingest/unpacking.rs` tell why.
 
 fn main() {
     println!("cargo::rerun-if-changed=src/build.rs");
-    println!("cargo::rustc-link-arg=-Wl,--wrap=rd_kafka_metadata_update_op");
-    // Our function is in a library that the linker comes to before it knows of the need.
-    println!("cargo::rustc-link-arg=-Wl,--undefined=__wrap_rd_kafka_metadata_update_op");
+    for name in ["rd_kafka_metadata_update_op", "rd_gz_decompress", "rd_kafka_lz4_decompress"] {
+        println!("cargo::rustc-link-arg=-Wl,--wrap={name}");
+        // Our function is in a library that the linker comes to before it knows of the need.
+        println!("cargo::rustc-link-arg=-Wl,--undefined=__wrap_{name}");
+    }
 }

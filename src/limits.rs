@@ -86,6 +86,10 @@ pub const GATHER_RECORDS_MAX: usize = 64;
 /// default: what producers placed by the new number is younger.
 pub const GROWTH_NOTICED_MAX: Duration = Duration::from_secs(30);
 
+/// What a compressed batch may come to: librdkafka's own default for zstd (`receive.message.max.bytes`). A batch of one record
+/// of the largest `MAX_EVENT_BYTES` is less.
+pub const UNPACKED_BYTES_MAX: usize = 100_000_000;
+
 /// Routes that a topic had before its last one and that a shard keeps, while its window may have records that were read by
 /// them. Where the routes change more often, the oldest of these records become the messages of the next route.
 pub const MAPPINGS_KEPT: usize = 16;

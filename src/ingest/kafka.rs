@@ -135,6 +135,8 @@ pub(super) enum FetchFailure {
     Gone,
     /// The pod's user may not read it. It is said once.
     Refused,
+    /// The batch at the position can't be unpacked, or comes to more than is taken. librdkafka fetches it again and again.
+    NotUnpacked,
     /// Anything else.
     Other,
 }
@@ -360,6 +362,8 @@ unsafe fn read<'a>(message: &'a RDKafkaMessage, indexes: &[TopicIndex]) -> Messa
                 RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED
                 | RDKafkaRespErr::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED
                 | RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED => FetchFailure::Refused,
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR__BAD_COMPRESSION
+                | RDKafkaRespErr::RD_KAFKA_RESP_ERR__NOT_IMPLEMENTED => FetchFailure::NotUnpacked,
                 _ => FetchFailure::Other,
             };
             // SAFETY: the message is alive; the string is its own, or a constant.

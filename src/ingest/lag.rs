@@ -42,6 +42,12 @@ impl Lag {
         }
     }
 
+    /// Where the partition at this place ends, as it was last told; 0 where it was not.
+    pub(super) fn end(&self, place: usize) -> i64 {
+        let of = |ends: &[i64]| ends.get(place).copied().unwrap_or(0);
+        of(&self.stable).max(of(&self.high))
+    }
+
     /// The partition at this place is forgotten.
     pub(super) fn forget(&mut self, place: usize) {
         self.stable.get_mut(place).into_iter().chain(self.high.get_mut(place)).for_each(|end| *end = 0);

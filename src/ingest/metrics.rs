@@ -73,6 +73,7 @@ pub struct Metrics {
     batch_bytes: Counter,
     blocked: Counter<f64, AtomicU64>,
     offset_resets: Counter,
+    passed_over: Counter,
     partition_errors: Counter,
     topics: Gauge,
     partitions: Gauge,
@@ -113,6 +114,7 @@ impl Metrics {
             batch_bytes: Counter::default(),
             blocked: Counter::default(),
             offset_resets: Counter::default(),
+            passed_over: Counter::default(),
             partition_errors: Counter::default(),
             topics: Gauge::default(),
             partitions: Gauge::default(),
@@ -195,6 +197,11 @@ impl Metrics {
             "Time that ingest waited for room in a shard's channel; Kafka is not read meanwhile",
             Unit::Seconds,
             self.blocked.clone(),
+        );
+        registry.register(
+            "shardgate_ingest_batches_passed_over",
+            "Times that reading went on behind a batch that can't be unpacked, or comes to too much",
+            self.passed_over.clone(),
         );
         registry.register(
             "shardgate_ingest_offset_resets",
@@ -284,6 +291,7 @@ pub(super) struct Tally {
     pub(super) batch_bytes: u64,
     pub(super) blocked: Duration,
     pub(super) offset_resets: u64,
+    pub(super) passed_over: u64,
     pub(super) partition_errors: u64,
     faults: [u64; 4],
     tick_times: [u64; TimeFault::ALL.len()],
@@ -420,6 +428,7 @@ impl Publisher {
             batch_bytes,
             blocked,
             offset_resets,
+            passed_over,
             partition_errors,
             faults,
             tick_times,
@@ -438,6 +447,7 @@ impl Publisher {
         metrics.batch_bytes.inc_by(batch_bytes);
         metrics.blocked.inc_by(blocked.as_secs_f64());
         metrics.offset_resets.inc_by(offset_resets);
+        metrics.passed_over.inc_by(passed_over);
         metrics.partition_errors.inc_by(partition_errors);
     }
 }

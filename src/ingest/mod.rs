@@ -12,7 +12,7 @@
 //!
 //! - Rules: `batcher`, `pace`, `positions`, `continuity`, `compaction`, `progress`, `startup`, `catalogue`, `retention`,
 //!   `lag`, `reachability`, `ticks`.
-//! - Edges: `kafka` and `cluster` (librdkafka; `client` is what both have in common), and the two threads' loops, `reader`
+//! - Edges: `kafka` and `cluster` (librdkafka; `client` is what both have in common, `unpacking` bounds what its batches come to), and the two threads' loops, `reader`
 //!   and `watcher`.
 //! - `metrics`: what is counted.
 //!
@@ -39,6 +39,7 @@ mod startup;
 #[cfg(test)]
 pub(crate) mod testing;
 mod ticks;
+mod unpacking;
 mod watcher;
 
 use std::io;

@@ -5,8 +5,9 @@ mod assignment;
 mod compacted;
 mod missing;
 mod renewal;
+mod unpacked;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -82,6 +83,9 @@ struct Desk {
     missing: HashSet<(TopicIndex, i32)>,
     /// Partitions whose positions were refused: what the watcher finds of others is of no use any more.
     refused: HashSet<(TopicIndex, i32)>,
+    /// Partitions whose next batch can't be unpacked, and how often in a row that came of those that are passed over.
+    not_unpacked: HashSet<(TopicIndex, i32)>,
+    passed_over: HashMap<(TopicIndex, i32), u32>,
     progress: Progress,
     filling: Option<FillingSince>,
     lag: Lag,
@@ -176,6 +180,7 @@ impl Reader {
             }
         }
         desk.flush(&self.watcher, now)?;
+        desk.pass_over(&self.consumer);
         desk.finish_turn(&self.watcher, now);
         desk.leaves_messages = taken == 0 && !desk.is_held(now) && self.consumer.waiting() > 0;
         self.renew_where_needed(Instant::now());
@@ -199,6 +204,8 @@ impl Desk {
             retired: HashSet::new(),
             missing: HashSet::new(),
             refused: HashSet::new(),
+            not_unpacked: HashSet::new(),
+            passed_over: HashMap::new(),
             start_wait: parts.config.start_wait,
             progress: Progress::new(parts.config.stall, now),
             filling: None,
@@ -281,6 +288,9 @@ impl Desk {
                 if let Some(topic) = topic {
                     self.said(topic, partition, failure == FetchFailure::Refused);
                 }
+                if let (FetchFailure::NotUnpacked, Some(topic)) = (failure, topic) {
+                    self.not_unpacked.insert((topic, partition));
+                }
                 self.fetch_failed(topic, partition, &error, now);
             }
         }
@@ -295,6 +305,7 @@ impl Desk {
         now: Instant,
     ) -> Result<(), Over> {
         let origin = incoming.origin;
+        self.is_unpacked(origin.topic, origin.partition);
         match self.continuity.record(&self.positions, origin, incoming.epoch) {
             Course::On => {}
             Course::Noted(notes) => self.note(origin, notes, now),
@@ -363,6 +374,7 @@ impl Desk {
         if self.positions.next(topic, partition).is_some_and(|next| next < offset) {
             self.gap(NextOffset { topic, partition, offset }, now);
         }
+        self.is_unpacked(topic, partition);
         self.positions.set(topic, partition, offset);
         self.lag.end_seen(topic, partition, offset, &self.positions);
         self.said(topic, partition, false);

@@ -36,6 +36,8 @@ const EDGES: &[&str] = &[
     "src/ingest/cluster.rs",
     // What the clients of both have in common.
     "src/ingest/client.rs",
+    // Called by librdkafka.
+    "src/ingest/unpacking.rs",
     // The loops of ingest's two threads, and what starts and pins the first.
     "src/ingest/reader.rs",
     "src/ingest/watcher.rs",
@@ -46,6 +48,7 @@ const EDGES: &[&str] = &[
     "src/ingest/reader/compacted.rs",
     "src/ingest/reader/missing.rs",
     "src/ingest/reader/renewal.rs",
+    "src/ingest/reader/unpacked.rs",
     // Asks for `ingest/watcher.rs` where partitions are read from; with it, that file would be too long.
     "src/ingest/watcher/extents.rs",
     // Asks the system for what a gateway needs of it, and for what defaults go by.
@@ -81,6 +84,7 @@ const WORLD: &[World] = &[
             "src/ingest/cluster.rs",
             "src/ingest/watcher.rs",
             "src/ingest/watcher/",
+            "src/ingest/unpacking.rs",
             "src/demo/",
             "src/config/properties.rs",
         ],

@@ -165,6 +165,7 @@ impl Desk {
             }
         }
         self.missing.retain(|&(missing, _)| missing != topic);
+        self.passed_over.retain(|&(passed, _), _| passed != topic);
         self.show_missing(topic);
         self.retired.insert(topic);
         self.publisher.retire_topic(topic, &name);
