@@ -23,8 +23,8 @@
 //!    (history, cursors, market board), [`protocol`] (request head, session, messages, close codes, auth), and the pure parts of
 //!    [`ingest`], [`discovery`], [`shard`], [`shutdown`] (when a draining pod does what) and [`operations`] (`/ready`,
 //!    the console page).
-//! 3. **Edges**, each named for what it touches: `ingest/kafka.rs`, `discovery/redis.rs`, `shard/event_loop.rs`,
-//!    `shard/reactor.rs`, `shard/socket.rs`, `operations/http.rs`, `operations/log.rs`, `shutdown/signals.rs`,
+//! 3. **Edges**, each named for what it touches: `ingest/kafka.rs`, `discovery/redis.rs`, `shard/executor.rs`,
+//!    `shard/reactor.rs`, `shard/socket.rs`, `shard/event_loop.rs`, `operations/http.rs`, `operations/log.rs`, `shutdown/signals.rs`,
 //!    `gateway/listeners.rs`, `gateway/machine.rs`; and the loops of ingest's two threads, `ingest/reader.rs` and `ingest/watcher.rs`. The parts
 //!    meet only in [`exchange`], the types that one thread hands another.
 //! 4. [`config`], all settings, parsed whole before anything runs; [`gateway`], which builds, connects, drains and stops

@@ -1,63 +1,36 @@
-//! A shard's thread: the glommio executor, its turns, its accepting, and the tasks that run on it.
+//! A shard's thread and its turns.
 
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::RecvTimeoutError;
-use futures_lite::future;
-use glommio::timer::Timer;
-use glommio::{Latency, LocalExecutor, LocalExecutorBuilder, Placement, Shares, TaskQueueHandle};
-use pin_project_lite::pin_project;
-use slotmap::{SlotMap, new_key_type};
-
 use super::Parts;
-use super::accept::{Handshakes, accept_from};
+use super::accept::accept_from;
 use super::admission::Here;
 use super::age::Ages;
-use super::freshness::{Freshness, Step};
+use super::context::{BREATH, Shard};
+use super::executor::{self, Executor, Tasks};
+use super::freshness::Step;
 use super::handover::Handover;
-use super::metrics::ShardMetrics;
-use super::nudges::{self, Pace};
-use super::pod_limits::PodLimits;
+use super::handshakes::Handshakes;
 use super::reactor::{Alarm, Reactor, Stream};
 use super::report::Reporter;
-use super::socket::{self, Writer};
+use super::socket;
 use super::state::{Pass, State};
 use super::sweep::Sweeper;
 use crate::clock::Now;
-use crate::config::{DoorConfig, DrainConfig, ShardConfig};
-use crate::exchange::{HttpDoor, LookWish, PublishedStanding, Pulse, ShardDoor, ShardInbox, ShardStatus, Standing};
-use crate::ids::{NodeId, ShardIndex};
-use crate::limits::{CATCH_UP_BYTES_A_TURN, LOOK_WAIT_MAX, TURN_EVERY};
+use crate::config::DrainConfig;
+use crate::exchange::{Pulse, ShardInbox, ShardStatus, Standing};
+use crate::limits::{CATCH_UP_BYTES_A_TURN, TURN_EVERY};
 use crate::protocol::auth::Verifier;
-use crate::protocol::head::Rules;
 use crate::shutdown::phases::Phase;
 use crate::stream::history::IndexKey;
-
-/// Registered memory of an executor: what glommio takes by default, 10 MiB, is for files; sockets need none of it.
-const IO_MEMORY_BYTES: usize = 64 * 1024;
-
-/// glommio's preemption timer. Its executor parks with work at hand where this timer fires between being armed and the
-/// first look at the queues: rare on a quiet machine, but on a busy one, where the thread waits for its core just there,
-/// each time costs the shard a sleep until something else wakes it (with 1 ms: stalls of up to a second, some a minute).
-/// So it is longer than any wait for a core, and tasks let others run by themselves, after [`BREATH`]. A latency for a
-/// queue would shorten the timer again: the turns have none.
-const PREEMPT_EVERY: Duration = Duration::from_secs(1);
-
-/// What the turns get of the core where other tasks could run as well: four parts of five. glommio lets the queue run that
-/// had least so far; with equal parts, turns that had sent for 40 ms waited as long for thousands of handshakes.
-const TURNS_SHARES: Shares = Shares::Static(4);
-
-/// For how long the turns send before they let other tasks run, which read and accept.
-const BREATH: Duration = Duration::from_millis(1);
 
 /// Sends between two looks at the clock.
 const SENDS_A_BREATH: usize = 64;
@@ -72,140 +45,12 @@ const DRAIN_EVERY: Duration = Duration::from_millis(20);
 /// How much is read of a socket at once. One buffer a shard: a connection that is quiet has none.
 const READ_BYTES: usize = 16 * 1024;
 
-new_key_type! {
-    /// A task of a shard. A key that outlives its task matches no other.
-    pub(super) struct TaskKey;
-}
-
-/// What the tasks of a shard share.
-pub(super) struct Shard {
-    pub(super) index: ShardIndex,
-    pub(super) config: ShardConfig,
-    pub(super) node: NodeId,
-    pub(super) head_rules: Rules,
-    pub(super) verifier: Verifier,
-    pub(super) doors: Vec<ShardDoor>,
-    pub(super) http: HttpDoor,
-    pub(super) standing: PublishedStanding,
-    look: LookWish,
-    /// Tasks that wait for another standing, each until it is woken.
-    waiting: RefCell<Vec<Waker>>,
-    pub(super) pod: Arc<PodLimits>,
-    pub(super) metrics: ShardMetrics,
-    pub(super) state: RefCell<State<Writer>>,
-    pub(super) reactor: Rc<Reactor>,
-    pub(super) scratch: RefCell<Box<[u8]>>,
-    /// Those that run, each with the handle that cancels it.
-    tasks: RefCell<SlotMap<TaskKey, Option<glommio::task::JoinHandle<()>>>>,
-    pub(super) door: DoorConfig,
-    pub(super) handshakes: Handshakes,
-    /// Refused clients whose sockets are still being drained.
-    pub(super) lingering: Cell<usize>,
-    started_ms: u64,
-    connections: Cell<u64>,
-    /// When the turns last had theirs.
-    turned: Cell<Instant>,
-    /// Wakes the turns, while they rest.
-    turns: RefCell<Option<Waker>>,
-}
-
-impl Shard {
-    /// Runs a task that is cancelled and awaited when the shard stops.
-    pub(super) fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) -> TaskKey {
-        let key = self.tasks.borrow_mut().insert(None);
-        let handle = glommio::spawn_local(Tracked { shard: Rc::clone(self), key, task }).detach();
-        // glommio runs a new task at once, up to its first wait: it may have ended.
-        if let Some(place) = self.tasks.borrow_mut().get_mut(key) {
-            *place = Some(handle);
-        }
-        key
-    }
-
-    /// Ends a task where it waits.
-    pub(super) fn cancel(&self, task: TaskKey) {
-        if let Some(handle) = self.tasks.borrow_mut().remove(task).flatten() {
-            handle.cancel();
-        }
-    }
-
-    /// The standing by which a client may be sent away: waits until its view is sure.
-    pub(super) async fn sure_standing(&self) -> Arc<Standing> {
-        let mut freshness = Freshness::default();
-        let sure = poll_fn(|cx| {
-            match freshness.ask(&self.standing.load().sight, Instant::now()) {
-                Step::Go => return Poll::Ready(()),
-                Step::AskForLook => self.look.notify_one(),
-                Step::Wait => {}
-            }
-            self.waiting.borrow_mut().push(cx.waker().clone());
-            Poll::Pending
-        });
-        future::or(sure, async {
-            Timer::new(LOOK_WAIT_MAX).await;
-        })
-        .await;
-        self.standing.load_full()
-    }
-
-    /// Wakes who waits for another standing.
-    fn tell_of_standing(&self) {
-        for task in self.waiting.take() {
-            task.wake();
-        }
-    }
-
-    /// Lets the turns have theirs, if others have run for long: a thousand clients that come at a time are not to keep
-    /// those who are there waiting. The turns are woken for it: who rings their bell from another thread is not heard before
-    /// the executor looks at its rings again, which it does when it has run out of tasks.
-    pub(super) async fn give_way(&self) {
-        if self.turned.get().elapsed() >= 2 * BREATH {
-            if let Some(turns) = self.turns.take() {
-                turns.wake();
-            }
-            let_others_run().await;
-        }
-    }
-
-    /// Wakes the turns.
-    pub(super) fn ring(&self) {
-        self.doors[usize::from(self.index.0)].ring();
-    }
-
-    /// Differs from that of every other connection of every pod that started at another millisecond or has another name.
-    pub(super) fn next_connection_id(&self) -> String {
-        let count = self.connections.get() + 1;
-        self.connections.set(count);
-        format!("{}-{:x}-{}-{count}", self.node, self.started_ms, self.index.0)
-    }
-}
-
-pin_project! {
-    /// A task that strikes itself off the shard's list at its end.
-    struct Tracked<F> {
-        shard: Rc<Shard>,
-        key: TaskKey,
-        #[pin]
-        task: F,
-    }
-}
-
-impl<F: Future<Output = ()>> Future for Tracked<F> {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let tracked = self.project();
-        ready!(tracked.task.poll(cx));
-        tracked.shard.tasks.borrow_mut().remove(*tracked.key);
-        Poll::Ready(())
-    }
-}
-
 /// Starts a shard's thread, and returns when its executor is made.
 pub(super) fn spawn(parts: Parts) -> io::Result<JoinHandle<()>> {
     let (made, is_made) = crossbeam_channel::bounded(1);
     let thread = std::thread::Builder::new().name(format!("shard-{}", parts.index.0)).spawn(move || {
         let reactor = Reactor::new().and_then(|reactor| Ok((Alarm::new(&reactor)?, reactor)));
-        match executor(parts.core).and_then(|executor| Ok((executor, reactor?))) {
+        match Executor::new(parts.core).and_then(|executor| Ok((executor, reactor?))) {
             Ok((executor, (alarm, reactor))) => {
                 let _ = made.send(Ok(()));
                 executor.run(run(parts, reactor, alarm));
@@ -220,15 +65,6 @@ pub(super) fn spawn(parts: Parts) -> io::Result<JoinHandle<()>> {
         Ok(Err(error)) => Err(error),
         Err(_) => Err(io::Error::other("the shard's thread ended before its executor was made")),
     }
-}
-
-fn executor(core: Option<usize>) -> io::Result<LocalExecutor> {
-    let placement = core.map_or(Placement::Unbound, Placement::Fixed);
-    LocalExecutorBuilder::new(placement)
-        .io_memory(IO_MEMORY_BYTES)
-        .preempt_timer(PREEMPT_EVERY)
-        .make()
-        .map_err(|error| io::Error::other(error.to_string()))
 }
 
 /// A secret for the index of the shard's assessments.
@@ -246,8 +82,8 @@ async fn run(parts: Parts, reactor: Rc<Reactor>, alarm: Alarm) {
         state: RefCell::new(State::new(parts.config.clone(), parts.node.clone()).with_index_key(index_key())),
         reactor,
         scratch: RefCell::new(vec![0; READ_BYTES].into_boxed_slice()),
-        tasks: RefCell::new(SlotMap::with_key()),
-        handshakes: Handshakes::new(parts.door.handshakes_max),
+        tasks: Tasks::default(),
+        handshakes: Rc::new(Handshakes::new(parts.door.handshakes_max)),
         door: parts.door,
         lingering: Cell::new(0),
         started_ms: now.unix.0,
@@ -264,10 +100,9 @@ async fn run(parts: Parts, reactor: Rc<Reactor>, alarm: Alarm) {
         standing: parts.standing,
         pod: parts.pod,
     });
-    let queue = glommio::executor().create_task_queue(TURNS_SHARES, Latency::NotImportant, "turns");
-    shard.spawn(Rc::clone(&shard.reactor).run());
+    shard.tasks.spawn(Rc::clone(&shard.reactor).run());
     accept_from(&shard, parts.listener);
-    keep_awake(&shard, &parts.status);
+    shard.tasks.keep_awake(Arc::clone(&parts.status));
     let turns = Turns {
         sweeper: Sweeper::new(&shard.config, now.instant),
         handover: Handover::new(&shard.config, now.instant),
@@ -279,83 +114,7 @@ async fn run(parts: Parts, reactor: Rc<Reactor>, alarm: Alarm) {
         reporter: Reporter::new(parts.malformed),
         alarm,
     };
-    run_turns(turns, queue).await;
-}
-
-/// Runs the turns in their own queue, to their end.
-async fn run_turns(turns: Turns, queue: TaskQueueHandle) {
-    match glommio::spawn_local_into(turns.run(), queue) {
-        Ok(task) => task.await,
-        Err(error) => panic!("the turns' queue was made on this executor: {error}"),
-    }
-}
-
-/// Nudges the executor from a thread of its own, for as long as the shard runs.
-///
-/// glommio (0.9) may fall asleep on tasks that could run: where its preemption timer, or a wake that was already seen to,
-/// comes between its look at the rings and its first task, it takes that for 'nothing to run' (`run_task_queues`), and
-/// then sleeps without a timer. Whatever would wake it is to be armed by those very tasks. [`PREEMPT_EVERY`] keeps the
-/// timer out of it; this is for what else may come there.
-fn keep_awake(shard: &Rc<Shard>, status: &Arc<ShardStatus>) {
-    let status = Arc::clone(status);
-    shard.spawn(async move {
-        let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
-        let _nudger = Nudger::start(waker, status);
-        future::pending::<()>().await;
-    });
-}
-
-/// A thread that wakes a task now and then, until this is dropped.
-struct Nudger {
-    running: Option<crossbeam_channel::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Nudger {
-    fn start(waker: Waker, status: Arc<ShardStatus>) -> Self {
-        let (running, ended) = crossbeam_channel::bounded(0);
-        let nudge = move || {
-            let mut pace = Pace::default();
-            let still_for = || status.pulse.age(Instant::now());
-            let mut pause = || pace.pause(status.pulse.count(), still_for());
-            while ended.recv_timeout(pause()) == Err(RecvTimeoutError::Timeout) {
-                if nudges::is_wanted(still_for()) {
-                    waker.wake_by_ref();
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name("nudger".into()).spawn(nudge);
-        let thread = thread.unwrap_or_else(|error| panic!("a shard can't do without its nudger: {error}"));
-        Self { running: Some(running), thread: Some(thread) }
-    }
-}
-
-impl Drop for Nudger {
-    fn drop(&mut self) {
-        self.running = None;
-        // It ends at once. A panic of its would have aborted the process.
-        let _ = self.thread.take().map(JoinHandle::join);
-    }
-}
-
-/// Lets the tasks that wait in other queues run.
-pub(super) async fn let_others_run() {
-    glommio::executor().yield_task_queue_now().await;
-}
-
-/// Lets all that could run do so, and then the executor look at its rings: at what other threads and the kernel have to
-/// say. A yield alone leads there only where nothing else could run.
-pub(super) async fn let_all_run() {
-    /// Longer than it takes to ask for it: a time that is over would be no wait.
-    const MOMENT: Duration = Duration::from_micros(20);
-    Timer::new(MOMENT).await;
-}
-
-/// [`let_others_run`] for a task that is polled by hand: it returns `Pending` after this, and is polled again.
-pub(super) fn let_others_run_first(cx: &mut Context<'_>) {
-    let yielding = pin!(let_others_run());
-    // It marks the queue, wakes the task, and is done with.
-    let _ = yielding.poll(cx);
+    executor::run_main(turns.run()).await;
 }
 
 /// Since when the turns have run without letting others.
@@ -375,7 +134,7 @@ impl<'a> Breath<'a> {
         let is_time = now.saturating_duration_since(self.since) >= BREATH;
         if is_time {
             self.pulse.show(now);
-            let_others_run().await;
+            executor::yield_now().await;
             self.since = Instant::now();
         }
         is_time
@@ -441,7 +200,7 @@ impl Turns {
         while let Ok(handoff) = self.inbox.handoffs.try_recv() {
             let stream = Stream::new(&self.shard.reactor, handoff.socket);
             let shard = Rc::clone(&self.shard);
-            self.shard.spawn(async move { socket::enter(&shard, stream, handoff.newcomer).await });
+            self.shard.tasks.spawn(async move { socket::enter(&shard, stream, handoff.newcomer).await });
         }
     }
 
@@ -506,7 +265,7 @@ impl Turns {
         let until = self.next_turn(standing, now.instant);
         let wait = until.saturating_duration_since(now.instant);
         if wait.is_zero() {
-            return let_others_run().await;
+            return executor::yield_now().await;
         }
         let mut looked = false;
         poll_fn(|cx| {
@@ -540,16 +299,9 @@ impl Turns {
         until
     }
 
-    /// Cancels what still runs and waits for it: glommio leaves pending tasks alone when an executor ends, and their
-    /// sockets open.
+    /// Ends all tasks, which closes their sockets.
     async fn stop(mut self) {
-        let tasks: Vec<_> = self.shard.tasks.borrow_mut().drain().filter_map(|(_, task)| task).collect();
-        for task in &tasks {
-            task.cancel();
-        }
-        for task in tasks {
-            task.await;
-        }
+        self.shard.tasks.stop().await;
         self.publish(Now::read());
     }
 }

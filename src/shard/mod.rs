@@ -15,16 +15,20 @@
 //! - [`report`]: what an operator is told of records;
 //! - [`pod_limits`]: what the shards of a pod share: its bounds on connections.
 //!
-//! Edges: `event_loop.rs` (glommio: the turns, tasks), `reactor.rs` (what tasks wait for), `accept.rs` and `socket.rs`
-//! (system calls on a socket).
+//! Edges, from the bottom up: `executor.rs` (glommio: what runs the tasks), `reactor.rs` (what tasks wait for), `writer.rs` (a
+//! connection's writes), `context.rs` (what tasks share), `socket.rs` (a client's socket, from its request to its end), `accept.rs` (new sockets),
+//! `event_loop.rs` (the turns).
 
 mod accept;
 pub mod admission;
 mod age;
 mod connection;
+mod context;
 mod event_loop;
+mod executor;
 mod freshness;
 mod handover;
+mod handshakes;
 mod metrics;
 mod nudges;
 mod outbound;
@@ -40,6 +44,7 @@ mod sweep;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod writer;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;

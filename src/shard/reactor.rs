@@ -1,26 +1,23 @@
 //! What a shard's tasks wait for that the kernel knows of: a socket that can be read or written, and the alarm. All of it
-//! lies in one epoll of the shard's own, and glommio waits for that as for one descriptor. So to fall asleep and to wake
-//! costs as much with ten thousand connections as with ten: the kernel looks for what glommio cancels then (a timer each
-//! time) among all that its ring waits for. What the bytes mean is left to others.
+//! lies in one epoll of the shard's own, and the executor waits for that as for one descriptor. So to fall asleep and to
+//! wake costs as much with ten thousand connections as with ten: the kernel looks for what io_uring cancels then (a timer
+//! each time) among all that its ring waits for. What the bytes mean is left to others.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
-use std::pin::Pin;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use futures_lite::AsyncRead;
-use glommio::timer::Timer;
 use mio::event::Source;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Registry, Token};
 use slotmap::{Key, KeyData, SlotMap, new_key_type};
 
-use super::event_loop::let_others_run;
+use super::executor;
 use crate::limits::ACCEPT_LOG_EVERY;
 use crate::log_throttle::LogThrottle;
 
@@ -71,25 +68,18 @@ impl Reactor {
         loop {
             self.ready().await;
             while self.look(&mut events) {
-                let_others_run().await;
+                executor::yield_now().await;
             }
         }
     }
 
     /// Waits until the epoll has something to tell.
-    ///
-    /// glommio has no word for that: of the descriptors that it waits for, sockets alone are to be had. But its stream begins
-    /// with the wait, before it asks whether this is a socket; the answer to that (`ENOTSOCK`) is the end of it.
     async fn ready(&self) {
         // SAFETY: the epoll owns the descriptor and is borrowed for as long as it is looked at.
         let epoll = unsafe { BorrowedFd::borrow_raw(self.registry.as_raw_fd()) };
-        let Ok(copy) = epoll.try_clone_to_owned() else {
-            Timer::new(LOOK_EVERY).await;
-            return;
-        };
-        // SAFETY: the descriptor's ownership passes on here; whether it is a socket is asked by a system call.
-        let mut stream = unsafe { glommio::net::TcpStream::from_raw_fd(copy.into_raw_fd()) };
-        let _not_a_socket = poll_fn(|cx| Pin::new(&mut stream).poll_read(cx, &mut [0])).await;
+        if executor::readable(epoll).await.is_err() {
+            executor::sleep(LOOK_EVERY).await;
+        }
     }
 
     /// Wakes whose descriptor is ready; returns whether there may be more of them.
@@ -290,7 +280,7 @@ pub(super) struct Bell {
 }
 
 impl Bell {
-    /// Wakes it, once for each time that it waits: glommio's count of wakes is 16 bits wide.
+    /// Wakes it, once for each time that it waits: the executor's count of wakes is 16 bits wide (glommio 0.9).
     pub(super) fn ring(&self) {
         self.reactor.wake(self.key);
     }
@@ -323,7 +313,7 @@ impl Listener {
 
 // ---- the alarm --------------------------------------------------------------------------------------------------------
 
-/// Wakes a task at a time. A timer of glommio's costs two more entries into the kernel for each rest while it is set; this
+/// Wakes a task at a time. A timer of the executor's costs two more entries into the kernel for each rest while it is set; this
 /// one a call, and only where it is to ring earlier than it is set for.
 pub(super) struct Alarm {
     timer: OwnedFd,
@@ -373,7 +363,6 @@ mod tests {
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
     use futures_lite::future;
-    use glommio::LocalExecutorBuilder;
 
     use super::*;
 
@@ -381,7 +370,7 @@ mod tests {
     fn run<F: Future<Output = ()> + 'static>(task: impl FnOnce(Rc<Reactor>) -> F) {
         let reactor = Reactor::new().unwrap();
         let task = task(Rc::clone(&reactor));
-        let executor = LocalExecutorBuilder::default().make().unwrap();
+        let executor = executor::Executor::new(None).unwrap();
         executor.run(future::or(task, async {
             reactor.run().await;
             unreachable!("it runs for ever");

@@ -1,34 +1,29 @@
-//! The edge to clients' sockets: the reading of request heads, the task of each connection, farewells, and the system
-//! calls that glommio has no words for. What they mean is left to the rules.
+//! The edge to clients' sockets: the reading of request heads, the task of each connection, farewells, and what a
+//! socket is written with. What they mean is left to the rules.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
-use std::io::{self, IoSlice};
-use std::mem::offset_of;
 use std::net::IpAddr;
-use std::os::fd::{BorrowedFd, RawFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use futures_lite::future;
-use glommio::timer::Timer;
-use rustix::net::{self, SendAncillaryBuffer, SendFlags};
-use slotmap::Key;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::accept::Handshake;
 use super::admission::{Admission, Evidence, Here, identify, judge};
-use super::connection::{Connection, ConnectionKey, Socket};
-use super::event_loop::{Shard, let_all_run, let_others_run_first};
+use super::connection::ConnectionKey;
+use super::context::Shard;
+use super::executor::{self, TaskKey};
+use super::handshakes::Handshake;
 use super::pod_limits::Place;
-use super::reactor::{Bell, Stream};
+use super::reactor::Stream;
 use super::state::Entrance;
+use super::writer::Writer;
 use crate::clock::Now;
 use crate::exchange::{Handoff, HttpRequest, Newcomer, Standing};
 use crate::limits::{FINISH_STALL_MAX, LINGER, LINGER_BYTES_MAX, LINGER_LOOK_EVERY};
-use crate::prefetch::prefetch;
 use crate::protocol::auth::Grant;
 use crate::protocol::client_address::ProxyHeader;
 use crate::protocol::close::CloseReason;
@@ -43,59 +38,6 @@ const READS_A_POLL: usize = 4;
 /// Refused clients may linger in one in so many of the handshakes' places: the rest is for those who come.
 const LINGERING_PART: usize = 4;
 
-// ---- a connection's socket --------------------------------------------------------------------------------------------
-
-/// The writing side of a connection. The reading side, its task, owns the stream and outlives this.
-pub(super) struct Writer {
-    fd: RawFd,
-    task: Bell,
-}
-
-impl Socket for Writer {
-    /// Nearly always it is one frame, and to pass that by itself is cheaper: the kernel has no list to copy and to check.
-    fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        const FLAGS: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
-        // SAFETY: the descriptor is open for as long as the connection is in the shard's state.
-        let socket = unsafe { BorrowedFd::borrow_raw(self.fd) };
-        let sent = match slices {
-            [one] => net::send(socket, one, FLAGS),
-            all => net::sendmsg(socket, all, &mut SendAncillaryBuffer::default(), FLAGS),
-        };
-        sent.map_err(io::Error::from)
-    }
-
-    fn wake(&self) {
-        self.task.ring();
-    }
-
-    /// The system call in between takes long enough for it. It is asked for by address, since to ask the slot map for the
-    /// other one is to look at its slot, and to wait for that. Of the list, the key behind its own is fetched, too.
-    fn fetch_ahead((key, this): (ConnectionKey, &Connection<Self>), others: &[ConnectionKey]) {
-        /// What is looked at first in a connection, whichever way it lies in lines of 64 bytes, and what the slot map checks,
-        /// right behind it.
-        const OFFSETS: [usize; 5] = [0, 64, 128, offset_of!(Connection<Writer>, seen), size_of::<Connection<Writer>>()];
-        let Some(next) = others.last() else { return };
-        let other = std::ptr::from_ref(this).cast::<u8>().wrapping_offset(slots_between(key, *next) * SLOT_BYTES);
-        for offset in OFFSETS {
-            prefetch(other.wrapping_add(offset));
-        }
-        prefetch(std::ptr::from_ref(next).wrapping_sub(KEYS_AHEAD));
-    }
-}
-
-/// What a connection takes in the slot map, with the number that says whether its slot is taken.
-const SLOT_BYTES: isize = size_of::<(Connection<Writer>, u32)>().cast_signed();
-
-/// How many keys beyond the next one the list of them is fetched: eight share a line of the cache.
-const KEYS_AHEAD: usize = 1;
-
-/// How many slots further than one connection another lies. The lower half of a key's number is its slot; were it not, what
-/// is fetched ahead would be something else.
-fn slots_between(from: ConnectionKey, to: ConnectionKey) -> isize {
-    let slot = |key: ConnectionKey| (key.data().as_ffi() & u64::from(u32::MAX)).cast_signed() as isize;
-    slot(to) - slot(from)
-}
-
 // ---- handshakes -------------------------------------------------------------------------------------------------------
 
 /// What came of reading a head.
@@ -107,19 +49,14 @@ enum Head {
 }
 
 /// Reads an accepted socket's request head and passes it on to whoever it is for.
-pub(super) async fn handshake(handshake: &Handshake, mut stream: Stream, peer: IpAddr) {
-    let shard = &handshake.shard;
+pub(super) async fn handshake(shard: &Rc<Shard>, handshake: &Handshake<TaskKey>, mut stream: Stream, peer: IpAddr) {
     let mut read = Vec::new();
-    let timeout = shard.config.handshake_timeout;
-    let head = future::or(read_head(handshake, &mut stream, peer, &mut read), async {
-        Timer::new(timeout).await;
-        Head::Refused(Refusal::Timeout)
-    })
-    .await;
-    match head {
+    let reading = read_head(shard, handshake, &mut stream, peer, &mut read);
+    let head = executor::timeout(shard.config.handshake_timeout, reading).await;
+    match head.unwrap_or(Head::Refused(Refusal::Timeout)) {
         Head::Gone => {}
         Head::Refused(refusal) => {
-            shard.handshakes.warn_of(refusal, peer);
+            shard.handshakes.warn_of(refusal, peer, Instant::now());
             refuse(shard, stream, refusal).await;
         }
         Head::Operators => {
@@ -168,20 +105,26 @@ async fn admit(shard: &Rc<Shard>, stream: Stream, upgrade: Upgrade, rest: Vec<u8
     }
 }
 
-async fn read_head(handshake: &Handshake, stream: &mut Stream, peer: IpAddr, read: &mut Vec<u8>) -> Head {
-    let client = match read_proxy_header(handshake, stream, peer, read).await {
+async fn read_head(
+    shard: &Shard,
+    handshake: &Handshake<TaskKey>,
+    stream: &mut Stream,
+    peer: IpAddr,
+    read: &mut Vec<u8>,
+) -> Head {
+    let client = match read_proxy_header(shard, handshake, stream, peer, read).await {
         Ok(client) => client,
         Err(head) => return head,
     };
     let mut scan = Scan::new(client);
     loop {
-        match scan.parse(read, &handshake.shard.head_rules) {
+        match scan.parse(read, &shard.head_rules) {
             Parsed::Incomplete => {}
             Parsed::Upgrade { upgrade, head_len } => return Head::Upgrade(Box::new(upgrade), head_len),
             Parsed::Operators => return Head::Operators,
             Parsed::Refused(refusal) => return Head::Refused(refusal),
         }
-        if !read_more(handshake, stream, read).await {
+        if !read_more(shard, handshake, stream, read).await {
             return Head::Gone;
         }
     }
@@ -189,12 +132,12 @@ async fn read_head(handshake: &Handshake, stream: &mut Stream, peer: IpAddr, rea
 
 /// Takes the PROXY protocol's header off what was read, where one is due; returns the address that it names, else the peer's.
 async fn read_proxy_header(
-    handshake: &Handshake,
+    shard: &Shard,
+    handshake: &Handshake<TaskKey>,
     stream: &mut Stream,
     peer: IpAddr,
     read: &mut Vec<u8>,
 ) -> Result<IpAddr, Head> {
-    let shard = &handshake.shard;
     if !shard.door.proxy_protocol || !shard.head_rules.trusted_proxies.contains(peer) {
         return Ok(peer);
     }
@@ -207,16 +150,16 @@ async fn read_proxy_header(
                 return Ok(client.unwrap_or(peer));
             }
         }
-        if !read_more(handshake, stream, read).await {
+        if !read_more(shard, handshake, stream, read).await {
             return Err(Head::Gone);
         }
     }
 }
 
 /// Reads what comes next; returns whether something did.
-async fn read_more(handshake: &Handshake, stream: &mut Stream, read: &mut Vec<u8>) -> bool {
+async fn read_more(shard: &Shard, handshake: &Handshake<TaskKey>, stream: &mut Stream, read: &mut Vec<u8>) -> bool {
     let got = poll_fn(|cx| {
-        let mut scratch = handshake.shard.scratch.borrow_mut();
+        let mut scratch = shard.scratch.borrow_mut();
         let got = ready!(stream.poll_read(cx, &mut scratch));
         Poll::Ready(got.inspect(|&len| read.extend_from_slice(&scratch[..len])))
     })
@@ -234,7 +177,7 @@ pub(super) async fn enter(shard: &Rc<Shard>, stream: Stream, newcomer: Box<Newco
         Ok(place) => place,
         Err(why) => {
             let refusal = Refusal::Unavailable(why);
-            shard.handshakes.warn_of(refusal, upgrade.client);
+            shard.handshakes.warn_of(refusal, upgrade.client, now.instant);
             return refuse(shard, stream, refusal).await;
         }
     };
@@ -258,7 +201,7 @@ pub(super) async fn enter(shard: &Rc<Shard>, stream: Stream, newcomer: Box<Newco
             let mut session = Session::new(shard.config.message_bytes_max);
             take_in(shard, key, &mut session, &rest);
             let (shard_of_it, stream) = (Rc::clone(shard), Some(stream));
-            shard.spawn(Client { shard: shard_of_it, key, stream, session, lingering: None, _place: place });
+            shard.tasks.spawn(Client { shard: shard_of_it, key, stream, session, lingering: None, _place: place });
         }
         answer => {
             // Its socket may linger; its place is for others.
@@ -280,7 +223,7 @@ fn attach(
     let mut accept = Vec::new();
     upgrade.accept_response(&mut accept);
     let entrance = Entrance {
-        socket: Writer { fd: stream.descriptor(), task: stream.bell() },
+        socket: Writer::of(stream),
         assessment: assessment.cloned(),
         cursor: upgrade.cursor.clone(),
         token_expires: grant.expires,
@@ -353,7 +296,7 @@ impl Client {
                 _ => return Poll::Ready(CloseReason::ClientGone),
             }
         }
-        let_others_run_first(cx);
+        executor::yield_in_poll(cx);
         Poll::Pending
     }
 
@@ -422,20 +365,17 @@ async fn turn_away(shard: &Shard, stream: Stream, upgrade: &Upgrade, answer: Adm
 /// Writes a last answer and closes, so that it arrives. Where too many others linger the socket is closed at once: the answer
 /// still arrives, unless the client has sent more than its request.
 async fn farewell(shard: &Shard, mut stream: Stream, answer: &[u8]) {
-    let written = future::or(
-        async {
-            let mut left = answer;
-            while !left.is_empty() {
-                match poll_fn(|cx| stream.poll_write(cx, left)).await {
-                    Ok(sent @ 1..) => left = &left[sent..],
-                    _ => return false,
-                }
+    let write = async {
+        let mut left = answer;
+        while !left.is_empty() {
+            match poll_fn(|cx| stream.poll_write(cx, left)).await {
+                Ok(sent @ 1..) => left = &left[sent..],
+                _ => return false,
             }
-            true
-        },
-        expire(LINGER),
-    )
-    .await;
+        }
+        true
+    };
+    let written = executor::timeout(LINGER, write).await.unwrap_or(false);
     let lingering = shard.lingering.get();
     if written && lingering < shard.handshakes.max() / LINGERING_PART {
         shard.lingering.set(lingering + 1);
@@ -461,7 +401,7 @@ impl Drop for Lingering<'_> {
 async fn linger(shard: &Shard, stream: Stream, patience: Duration) {
     stream.finish();
     let mut stream = stream;
-    let is_gone = future::or(drain(shard, &mut stream), expire(LINGER)).await;
+    let is_gone = executor::timeout(LINGER, drain(shard, &mut stream)).await.unwrap_or(false);
     if is_gone {
         return stream.abandon();
     }
@@ -472,7 +412,7 @@ async fn linger(shard: &Shard, stream: Stream, patience: Duration) {
         if now - began >= patience || now - since >= FINISH_STALL_MAX {
             return stream.abandon();
         }
-        Timer::new(LINGER_LOOK_EVERY).await;
+        executor::sleep(LINGER_LOOK_EVERY).await;
         let before = std::mem::replace(&mut left, stream.unacknowledged());
         if left < before {
             since = now;
@@ -492,12 +432,7 @@ async fn drain(shard: &Shard, stream: &mut Stream) -> bool {
                 Err(_) => return true,
             }
         }
-        let_all_run().await;
+        executor::yield_to_kernel().await;
     }
     future::pending().await
-}
-
-async fn expire(after: Duration) -> bool {
-    Timer::new(after).await;
-    false
 }

@@ -181,7 +181,7 @@ const _: () = assert!(TURN_BYTES_MAX > 10 * 1024, "ten events are within a turn"
 #[test]
 fn what_each_event_looks_at_of_a_connection_lies_together() {
     use super::super::connection::Connection;
-    use super::super::socket::Writer;
+    use super::super::writer::Writer;
     const LINE: usize = 64;
     let hot = std::mem::offset_of!(Connection<Writer>, seen);
     let all = size_of::<Connection<Writer>>();
