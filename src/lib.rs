@@ -38,6 +38,8 @@
 //! a client: `shard::socket` (its request is read), [`protocol::head`] and [`shard::admission`] (it is judged), and
 //! `shard::connection` (what it is from then on).
 
+#![doc = include_str!("GLOSSARY.md")]
+
 pub mod clock;
 pub mod config;
 pub mod demo;

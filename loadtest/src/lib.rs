@@ -13,6 +13,7 @@
 //! - [`events`]: numbered events, and what the contract makes of them.
 //! - [`client`], [`token`]: clients that keep the rules, and [`client::raw`] for those that don't; [`frames`] for those
 //!   that only count.
+//! - [`browser`]: a page in a real browser.
 //! - [`http`], [`metrics`]: what operators see, read strictly.
 //! - [`chaos`]: the run in which everything fails, and the judge of what clients saw.
 //! - [`fleet`]: many clients under a load, and what they cost, beside bare loops that do no more than they must; and the
@@ -24,6 +25,7 @@
 //! Nothing is shared between tests, nor left behind. What fails here panics with a sentence: a missing tool fails a test
 //! with one line that says how to get it, and a test that fails shows the logs of its processes.
 
+pub mod browser;
 pub mod chaos;
 pub mod client;
 pub mod events;

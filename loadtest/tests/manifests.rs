@@ -1,5 +1,5 @@
 //! What an operator is given, checked against what it is for: the manifests against Kubernetes' own schemas and against
-//! each other, and every setting that they or the README name against the binary.
+//! each other, and every setting that they or the contract name against the binary.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -264,9 +264,9 @@ fn with_the_manifests_settings_only_the_secret_is_missing() {
 }
 
 #[test]
-fn the_readme_lists_the_settings_as_they_are() {
-    let readme = fs::read_to_string(top("README.md")).unwrap();
-    let section = readme.split("\n### ").find(|section| section.contains("Settings\n")).expect("a section on settings");
+fn the_contract_lists_the_settings_as_they_are() {
+    let contract = fs::read_to_string(top("src/protocol/PROTOCOL.md")).unwrap();
+    let section = contract.split("\n## ").find(|section| section.starts_with("6. Settings\n")).expect("its section");
     let rows = section.lines().filter(|line| line.starts_with("| `"));
     let told: BTreeMap<String, String> = rows
         .map(|row| {
@@ -274,7 +274,7 @@ fn the_readme_lists_the_settings_as_they_are() {
             (cells[1].to_owned(), cells[2].to_owned())
         })
         .collect();
-    assert_eq!(told, settings_of_the_binary(), "left: the README, right: --help");
+    assert_eq!(told, settings_of_the_binary(), "left: PROTOCOL.md, right: --help");
 }
 
 /// The settings and their defaults as `shardgate serve --help` lists them:

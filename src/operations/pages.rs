@@ -130,6 +130,7 @@ fn whole(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>)
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::sync::Arc;
 
     use prometheus_client::metrics::gauge::Gauge;
@@ -189,6 +190,14 @@ mod tests {
         };
         assert_eq!(accept("text/plain;version=0.0.4"), TEXT_0_0_4);
         assert_eq!(accept("application/openmetrics-text, text/plain"), OPENMETRICS);
+    }
+
+    #[test]
+    fn the_pages_are_those_of_the_contract() {
+        let rows = crate::protocol::contract::rows(5);
+        let paths = rows.iter().map(|row| row[0].as_str()).filter(|cell| cell.starts_with('/'));
+        let (contract, pages): (BTreeSet<&str>, BTreeSet<&str>) = (paths.collect(), PAGES.into_iter().collect());
+        assert_eq!(contract, pages);
     }
 
     #[test]

@@ -7,9 +7,13 @@
 //! - [`messages`]: the gateway's own messages, and frames around JSON.
 //! - [`close`]: why a connection ends: one table of codes, texts and metric labels.
 
+#![doc = include_str!("PROTOCOL.md")]
+
 pub mod auth;
 pub mod client_address;
 pub mod close;
+#[cfg(test)]
+pub(crate) mod contract;
 pub mod head;
 pub mod messages;
 pub mod session;

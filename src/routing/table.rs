@@ -219,9 +219,29 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::contract;
 
     fn resolve(name: &str) -> Option<Topic> {
         Table::built_in().resolve(TopicIndex(7), name)
+    }
+
+    #[test]
+    fn the_built_in_routes_are_those_of_the_contract() {
+        let first_word = |text: &str| text.split([' ', '`']).next().unwrap_or_default().to_owned();
+        let rows = contract::rows(3).into_iter().filter(|row| row.len() == 3);
+        let told: Vec<_> = rows
+            .map(|row| {
+                let fields: Vec<String> = row[2].split(", ").map(first_word).collect();
+                (row[0].replace('<', "{").replace('>', "}"), first_word(&row[1]), fields)
+            })
+            .collect();
+        let table = Table::built_in();
+        let built_in = table.routes.iter().map(|route| {
+            let Fields::Listed(fields) = &route.fields else { panic!("{} lists its fields", route.topic) };
+            let fields: Vec<String> = fields.iter().map(|field| field.name.to_string()).collect();
+            (route.topic.to_string(), route.message_type.to_string(), fields)
+        });
+        assert_eq!(told, built_in.collect::<Vec<_>>(), "left: PROTOCOL.md, right: the code");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The house rules, as a test: which module may know which, where the world is touched, how long a file and a function
 //! may be, and what no file may hold. Each rule is tried on a planted file that breaks it, so that it is known to bite.
 
+mod documents;
 mod layers;
 mod source;
 mod tree;

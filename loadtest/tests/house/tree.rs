@@ -24,6 +24,11 @@ pub(crate) fn top_level() -> Vec<String> {
     names(&top())
 }
 
+/// Whether a file or folder exists, by its path from the top.
+pub(crate) fn exists(path: &str) -> bool {
+    top().join(path).exists()
+}
+
 /// The names that have no place at the top level.
 pub(crate) fn strays(names: &[String]) -> Vec<String> {
     names.iter().filter(|name| !name.starts_with('.') && !TOP_LEVEL.contains(&name.as_str())).cloned().collect()
@@ -54,8 +59,7 @@ pub(crate) fn machine_paths(path: &str, text: &str) -> Vec<String> {
     lines.map(|(at, line)| format!("{path}:{}: a path of one machine: {}", at + 1, line.trim())).collect()
 }
 
-/// Lines that cite a document which the repository doesn't hold: `PROTOCOL 4` is the README's fourth section, others are
-/// nowhere.
+/// Lines that cite a document which the repository doesn't hold.
 pub(crate) fn dangling(path: &str, text: &str) -> Vec<String> {
     let cites = |line: &str| {
         ["DESIGN ", "STYLE "].iter().any(|name| {
