@@ -63,6 +63,51 @@ fn broken_links(path: &str, text: &str, exists: impl Fn(&str) -> bool) -> Vec<St
     broken
 }
 
+/// Metrics that a document names and that no code registers. The library appends unit and `_total`.
+fn unknown_metrics(path: &str, text: &str, code: &str) -> Vec<String> {
+    let spans = text.split('`').skip(1).step_by(2);
+    let names = spans.filter(|span| span.starts_with("shardgate_") || span.starts_with("websocket_"));
+    let names = names.map(|name| name.split('{').next().unwrap_or_default()).filter(|name| !name.ends_with('_'));
+    let is_known = |name: &str| {
+        let stem = name.trim_end_matches("_total");
+        let units = ["_seconds", "_bytes", "_offsets"];
+        let stems = units.iter().filter_map(|unit| stem.strip_suffix(unit));
+        stems.chain([name, stem]).any(|stem| code.contains(&format!("\"{stem}\"")))
+    };
+    names.filter(|name| !is_known(name)).map(|name| format!("{path} names {name}")).collect()
+}
+
+/// Modules in the glossary's last column that are not there.
+fn unknown_owners(glossary: &str, exists: impl Fn(&str) -> bool) -> Vec<String> {
+    let rows = glossary.lines().filter(|line| line.starts_with("| ") && line.contains('`'));
+    let cells = rows.filter_map(|row| row.trim_end_matches([' ', '|']).rsplit('|').next());
+    let owners = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2));
+    let is_there = |owner: &str| {
+        let path = owner.replace("::", "/");
+        [format!("src/{path}.rs"), format!("src/{path}"), path].iter().any(|path| exists(path))
+    };
+    owners.filter(|owner| !is_there(owner)).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_owner_in_the_glossary_is_a_module() {
+    assert_eq!(unknown_owners(&text_of("src/GLOSSARY.md"), tree::exists), Vec::<String>::new());
+    assert_eq!(unknown_owners("| a | b. | `x::y` |", |_| false), ["x::y"]);
+}
+
+#[test]
+fn every_metric_that_a_document_names_is_registered() {
+    let texts = tree::texts();
+    let code: String =
+        texts.iter().filter(|(path, _)| path.starts_with("src/")).map(|(_, text)| text.as_str()).collect();
+    let documents = texts.iter().filter(|(path, _)| path.ends_with(".md"));
+    let unknown: Vec<String> = documents.flat_map(|(path, text)| unknown_metrics(path, text, &code)).collect();
+    assert_eq!(unknown, Vec::<String>::new());
+    let code = "\"shardgate_ingest_blocked\"";
+    let planted = unknown_metrics("x.md", "`shardgate_ingest_blocked_seconds_total{a}` `shardgate_no_such`", code);
+    assert_eq!(planted, ["x.md names shardgate_no_such"]);
+}
+
 #[test]
 fn readme_and_glossary_are_short() {
     let words = text_of("README.md").split_whitespace().count();
