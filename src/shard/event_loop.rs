@@ -229,6 +229,9 @@ impl Turns {
         while self.sweeper.sweep(&mut self.shard.state.borrow_mut(), SENDS_A_BREATH, Now::read()) == Pass::More {
             breath.take().await;
         }
+        while self.shard.state.borrow_mut().judge_those_ahead(SENDS_A_BREATH) == Pass::More {
+            breath.take().await;
+        }
         let mut bytes = CATCH_UP_BYTES_A_TURN;
         while self.shard.state.borrow_mut().catch_up(SENDS_A_BREATH, &mut bytes, Now::read()) == Pass::More {
             breath.take().await;

@@ -171,7 +171,8 @@ fn plan<S: Socket>(connection: &mut Connection<S>, source: &mut Source<'_>, now:
             connection.close(CloseReason::TooSlow, None, now.instant, LINGER);
             return self::plan(connection, source, now);
         }
-        position = Some(at.unwrap_or_else(|| fall_behind(connection, source, chain)));
+        // The window has overtaken it while it was catching up.
+        position = Some(at.unwrap_or_else(|| begin_anew(connection, source, chain, ResetReason::Lagged)));
     }
     plan.control_texts = write_owed(connection, source, position, now);
     plan.control = source.scratch.control.len();
@@ -231,6 +232,10 @@ fn plan_events<S>(
     if let Some(cover) = connection.cover.as_deref_mut() {
         let Scratch { apart, steps, .. } = &mut *source.scratch;
         source.history.make_apart(chain, position, cover, (APART_BYTES_MAX, steps), apart);
+        if let Some(reason) = apart.refuted {
+            connection.cover = None;
+            return Some(begin_anew(connection, source, chain, reason));
+        }
         position = apart.from;
         plan.is_unfinished = apart.is_unfinished;
         if source.history.lag(chain, &mut position) == Lag::Lost {
@@ -268,15 +273,20 @@ fn plan_events<S>(
     Some(position)
 }
 
-/// The window has overtaken a client while it was catching up: it is told, and goes on live.
-fn fall_behind<S>(connection: &mut Connection<S>, source: &mut Source<'_>, chain: ChainKey) -> Position {
+/// A client can't go on from where it was: it is sent a reset, and goes on live.
+fn begin_anew<S>(
+    connection: &mut Connection<S>,
+    source: &mut Source<'_>,
+    chain: ChainKey,
+    reason: ResetReason,
+) -> Position {
     let end = source.history.end(chain);
     if let Some(watch) = &mut connection.watch {
         watch.position = end;
     }
     connection.catching_up = false;
-    connection.owed.reset = Some(ResetReason::Lagged);
-    source.counts.reset(ResetReason::Lagged);
+    connection.owed.reset = Some(reason);
+    source.counts.reset(reason);
     end
 }
 

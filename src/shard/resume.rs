@@ -2,11 +2,11 @@
 //! history's to judge.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::sync::Arc;
 
 use super::connection::{Connection, ConnectionKey, Socket, Tail, Watch};
 use super::metrics::Counts;
-use super::state::{Entrance, State};
+use super::state::{Entrance, Pass, State};
 use crate::clock::{Now, whole_ms};
 use crate::ids::AssessmentId;
 use crate::protocol::messages::{self, Connected, ResetReason};
@@ -82,6 +82,7 @@ impl<S: Socket> State<S> {
         if self.ahead.len() >= 2 * self.roster.len().max(AHEAD_KEPT) {
             let connections = &self.connections;
             self.ahead.retain(|ahead| connections.contains_key(ahead.key));
+            self.judging.by_logs(self.ahead.len());
         }
         self.ahead.push(Ahead { key, beyond: 0 });
     }
@@ -191,56 +192,102 @@ impl<S: Socket> State<S> {
         }
     }
 
-    /// More is known of the logs: a cursor that was ahead may turn out to be of another one. Its client is told, and is live
-    /// from now on.
-    pub(super) fn judge_those_ahead_again(&mut self) {
-        self.judge_ahead(|history, _, cover, _| match history.refuted(cover) {
-            Some(reason) => Judged::Refuted(reason),
-            None => Judged::Open,
-        });
+    /// Judges those again whose cursors are ahead, as far as more is known since, for about `budget` sends.
+    pub(super) fn judge_those_ahead(&mut self, budget: usize) -> Pass {
+        for _ in 0..budget {
+            let Self { connections, history, pending, counts, ahead, judging, .. } = self;
+            let Some((at, ends)) = judging.next(ahead.len()) else { return Pass::Done };
+            let Ahead { key, beyond } = &mut ahead[at];
+            let connection = connections.get_mut(*key).filter(|connection| connection.is_live());
+            let Some(connection) = connection.filter(|connection| connection.cover.is_some()) else {
+                ahead.swap_remove(at);
+                continue;
+            };
+            if let Judged::Refuted(reason) = judge(connection, beyond, history, ends) {
+                begin_anew((*key, connection), history, (pending, counts), reason);
+                ahead.swap_remove(at);
+            }
+        }
+        Pass::More
+    }
+}
+
+/// The passes over those whose cursors are ahead. They go backwards, so that one that is taken out makes them miss none.
+#[derive(Debug, Default)]
+pub(super) struct Judging {
+    /// How many have yet to be judged by what else is known of the logs.
+    by_logs: usize,
+    /// The ends of some logs, and how many have yet to be judged by them. Ends that come meanwhile are dropped: they are
+    /// asked for again while somebody is ahead.
+    by_ends: Option<(Arc<Ends>, usize)>,
+}
+
+impl Judging {
+    /// More is known of the logs. Nobody may be judged by the same ends twice, and this changes the order.
+    pub(super) fn by_logs(&mut self, ahead: usize) {
+        (self.by_logs, self.by_ends) = (ahead, None);
     }
 
-    /// The ends of some logs are known: a cursor that was there before they were asked for, and lies past one, is none of
-    /// this log. Its client is told, and is live from now on.
-    pub(super) fn judge_those_ahead(&mut self, ends: &Ends) {
-        self.judge_ahead(|history, opened, cover, beyond| {
-            if opened > ends.asked {
-                return Judged::Open;
-            }
-            let Some(at_end) = history.judge_ends(cover, &ends.ends) else { return Judged::Open };
-            let reason = match at_end {
-                AtEnd::Lost => return Judged::Refuted(ResetReason::Expired),
-                AtEnd::Earlier => ResetReason::Expired,
-                AtEnd::Beyond => ResetReason::Invalid,
-                AtEnd::Within => {
-                    *beyond = 0;
-                    return Judged::Open;
-                }
-            };
-            *beyond += 1;
-            if *beyond < ANSWERS_MIN { Judged::Open } else { Judged::Refuted(reason) }
-        });
+    /// The ends of some logs are known.
+    pub(super) fn by_ends(&mut self, ends: Arc<Ends>, ahead: usize) {
+        self.by_ends.get_or_insert((ends, ahead));
     }
 
-    fn judge_ahead(&mut self, mut judge: impl FnMut(&History, Instant, &mut Cover, &mut u8) -> Judged) {
-        let Self { connections, history, pending, counts, ahead, .. } = self;
-        ahead.retain_mut(|Ahead { key, beyond }| {
-            let Some(connection) = connections.get_mut(*key).filter(|connection| connection.is_live()) else {
-                return false;
-            };
-            let (Some(cover), Some(watch)) = (&mut connection.cover, &mut connection.watch) else { return false };
-            let Judged::Refuted(reason) = judge(history, connection.opened, cover, beyond) else { return true };
-            connection.cover = None;
-            connection.catching_up = false;
-            watch.position = history.end(watch.chain);
-            connection.owed.reset = Some(reason);
-            counts.reset(reason);
-            if connection.is_open() {
-                connection.pending = true;
-                pending.push_back(*key);
-            }
-            false
-        });
+    /// Who is next, of so many, and by which ends.
+    fn next(&mut self, ahead: usize) -> Option<(usize, Option<&Ends>)> {
+        if let Some(at) = self.by_logs.min(ahead).checked_sub(1) {
+            self.by_logs = at;
+            return Some((at, None));
+        }
+        self.by_logs = 0;
+        let left = self.by_ends.as_ref().map_or(0, |(_, left)| (*left).min(ahead));
+        if left == 0 {
+            self.by_ends = None;
+        }
+        let (ends, at) = self.by_ends.as_mut()?;
+        *at = left - 1;
+        Some((*at, Some(ends)))
+    }
+}
+
+fn judge<S>(connection: &mut Connection<S>, beyond: &mut u8, history: &History, ends: Option<&Ends>) -> Judged {
+    let Some(cover) = &mut connection.cover else { return Judged::Open };
+    let Some(ends) = ends else { return history.refuted(cover).map_or(Judged::Open, Judged::Refuted) };
+    // A cursor that was there before the ends were asked for, and lies past one, is none of this log.
+    if connection.opened > ends.asked {
+        return Judged::Open;
+    }
+    let Some(at_end) = history.judge_ends(cover, &ends.ends) else { return Judged::Open };
+    let reason = match at_end {
+        AtEnd::Lost => return Judged::Refuted(ResetReason::Expired),
+        AtEnd::Earlier => ResetReason::Expired,
+        AtEnd::Beyond => ResetReason::Invalid,
+        AtEnd::Within => {
+            *beyond = 0;
+            return Judged::Open;
+        }
+    };
+    *beyond += 1;
+    if *beyond < ANSWERS_MIN { Judged::Open } else { Judged::Refuted(reason) }
+}
+
+/// A client that can't go on from its cursor after all is told, and is live from now on.
+fn begin_anew<S: Socket>(
+    (key, connection): (ConnectionKey, &mut Connection<S>),
+    history: &History,
+    (pending, counts): (&mut VecDeque<ConnectionKey>, &mut Counts),
+    reason: ResetReason,
+) {
+    connection.cover = None;
+    connection.catching_up = false;
+    if let Some(watch) = &mut connection.watch {
+        watch.position = history.end(watch.chain);
+    }
+    connection.owed.reset = Some(reason);
+    counts.reset(reason);
+    if connection.is_open() {
+        connection.pending = true;
+        pending.push_back(key);
     }
 }
 

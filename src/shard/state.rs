@@ -13,7 +13,7 @@ use super::admission::{Evidence, Redirect};
 use super::connection::{Connection, ConnectionKey, End, InboundBucket, Owed, Socket, Tail, Watch};
 use super::metrics::Counts;
 use super::outbound::{self, Flushed, Scratch, Source};
-use super::resume::{Ahead, Beginning};
+use super::resume::{Ahead, Beginning, Judging};
 use super::sent_away::SentAway;
 use crate::clock::{Now, UnixMs};
 use crate::config::ShardConfig;
@@ -85,6 +85,7 @@ pub(super) struct State<S> {
     pub(super) pending: VecDeque<ConnectionKey>,
     /// Connections whose cursor was ahead of what is read here.
     pub(super) ahead: Vec<Ahead>,
+    pub(super) judging: Judging,
     /// The walk along a fresh chain's watchers that is under way.
     walk: Option<Walk>,
     /// How many of the roster the market flush under way has left.
@@ -109,6 +110,7 @@ impl<S: Socket> State<S> {
             board: Board::new(config.history, BOARD_BYTES_MAX.min(limits.bytes_max / BOARD_HISTORY_DIVISOR)),
             pending: VecDeque::new(),
             ahead: Vec::new(),
+            judging: Judging::default(),
             walk: None,
             flushing: None,
             flushed: None,
@@ -241,11 +243,11 @@ impl<S: Socket> State<S> {
         }
         self.tell_of_too_large();
         self.tell_of_dropped();
-        if knows_more && !self.ahead.is_empty() {
-            self.judge_those_ahead_again();
+        if knows_more {
+            self.judging.by_logs(self.ahead.len());
         }
         if let Some(ends) = ends {
-            self.judge_those_ahead(&ends);
+            self.judging.by_ends(ends, self.ahead.len());
         }
     }
 

@@ -146,6 +146,7 @@ impl Bench {
     pub(crate) fn finish_turn(&mut self, here: &Here<'_>, mut bytes: u64, now: Now) -> bool {
         while self.state.flush_markets(usize::MAX, now) == Pass::More {}
         while self.sweeper.sweep(&mut self.state, usize::MAX, now) == Pass::More {}
+        while self.state.judge_those_ahead(1) == Pass::More {}
         while self.state.catch_up(1, &mut bytes, now) == Pass::More {}
         let phase = Phase::at(now.instant, here.standing.draining_since, &self.drain);
         let steps =

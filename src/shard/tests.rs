@@ -154,6 +154,7 @@ impl World {
         }
         while self.state.dispatch(3, self.now) == Pass::More {}
         while self.state.flush_markets(3, self.now) == Pass::More {}
+        while self.state.judge_those_ahead(3) == Pass::More {}
         while self.state.catch_up(3, &mut u64::MAX.clone(), self.now) == Pass::More {}
     }
 

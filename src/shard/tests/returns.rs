@@ -298,7 +298,8 @@ fn a_cursor_past_the_end_of_the_log_is_told_when_the_ends_are_known_and_one_that
         world.pass(Duration::from_millis(1));
         let (_, back) = world.come_back(cursor_in(&ahead));
         assert!(back.texts()[0].contains(r#""resumed":true"#) && world.state.wants_ends());
-        world.turn([early, ends(&world, end)]);
+        world.turn([early]);
+        world.turn([ends(&world, end)]);
         assert_eq!(back.texts(), [""; 0], "one that was asked before it came says nothing, and one answer is none");
         world.turn([ends(&world, end)]);
         let told = back.texts().iter().any(|text| text.contains(r#""reason":"invalid""#));
@@ -308,6 +309,35 @@ fn a_cursor_past_the_end_of_the_log_is_told_when_the_ends_are_known_and_one_that
         world.turn([ends(&world, end)]);
         assert!(!world.state.wants_ends());
     }
+}
+
+#[test]
+fn thousands_who_are_ahead_are_judged_in_turns_each_once_by_each_answer() {
+    const CLIENTS: usize = 3_000;
+    let mut other = world();
+    let (_, there) = other.connect(Some("a"));
+    other.turn([events(&[("a", 50)])]);
+    let ahead = there.texts().pop().unwrap();
+    let mut world = world();
+    let come = |world: &mut World| world.enter(&Scripted::open(), Some("a"), Some(cursor_in(&ahead)), None);
+    let clients: Vec<_> = (0..CLIENTS).map(|_| come(&mut world)).collect();
+    world.pass(Duration::from_millis(1));
+    let at = NextOffset { topic: EVENTS, partition: 0, offset: 50 };
+    let ends = Arc::new(Ends { asked: world.now.instant, ends: vec![LogEnd { at, leader_epoch: None }] });
+    let answer = || Batch { ends: Some(Arc::clone(&ends)), ..Batch::default() };
+    for answers in 1..=2 {
+        world.state.take(answer(), world.now.instant);
+        let mut turns = 1;
+        while world.state.judge_those_ahead(50) == Pass::More {
+            turns += 1;
+            // One leaves, and another answer comes, meanwhile.
+            world.state.detach(clients[turns], CloseReason::ClientGone);
+            world.state.take(answer(), world.now.instant);
+        }
+        assert!(turns > 10, "{turns} turns");
+        assert_eq!(world.state.counts.resets.iter().sum::<u64>() > 0, answers == 2, "after {answers} answers");
+    }
+    assert!(world.state.ahead.is_empty());
 }
 
 #[test]

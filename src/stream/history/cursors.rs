@@ -21,6 +21,9 @@ pub struct Apart {
     pub frames: Vec<(usize, Position)>,
     /// Whether the client is past its cursor when it has these: from there on it is sent what all are sent.
     pub passed: bool,
+    /// Why the client can't go on from its cursor after all: an event that it lacks is sent to nobody, or it is past its
+    /// cursor, and that is not of the log that was read.
+    pub refuted: Option<ResetReason>,
     /// Whether the steps were used up before it was clear what comes behind these.
     pub is_unfinished: bool,
     /// The position before the first of them: what the cursor covers is skipped.
@@ -56,13 +59,14 @@ impl History {
         let chain = self.chains.get(key).ok_or(ResetReason::Invalid)?;
         let cursor = cursor::decode(cursor, chain.hash).map_err(|_| ResetReason::Invalid)?;
         let newest = |place| self.strays.newest(key, place);
-        let cover = self.offsets.judge(cursor, &chain.id, &chain.listed, newest)?;
+        let mut cover = self.offsets.judge(cursor, &chain.id, &chain.listed, newest)?;
         if chain.listed.places().iter().all(|&place| cover.reaches(place, self.offsets.next(place))) {
             return Ok((cover, self.end(key)));
         }
         let start = Position { number: chain.start, at: chain.first };
         let position = self.skip(key, start, &cover, &mut steps);
-        if self.lacks_unsent(key, position) {
+        cover.is_sought = steps == 0;
+        if !cover.is_sought && self.lacks_unsent(key, position) {
             return Err(ResetReason::Expired);
         }
         Ok((cover, position))
@@ -135,7 +139,7 @@ impl History {
         out.bytes.clear();
         out.frames.clear();
         out.passed = false;
-        out.is_unfinished = false;
+        (out.refuted, out.is_unfinished) = (None, false);
         if self.lag(key, &mut position) == Lag::Lost {
             position = self.behind_the_gone(key, cover).unwrap_or(position);
         }
@@ -155,6 +159,10 @@ impl History {
                 out.is_unfinished = true;
                 return;
             }
+            if std::mem::take(&mut cover.is_sought) && self.lacks_unsent(key, position) {
+                out.refuted = Some(ResetReason::Expired);
+                return;
+            }
             if out.bytes.len() >= bytes_max {
                 return;
             }
@@ -163,7 +171,7 @@ impl History {
             self.prepare_past(at);
             let Some((segment, _)) = self.entry(at) else { return };
             if cover.is_passed(&self.offsets, stands(segment, &self.offsets, at.index(), true)) {
-                out.passed = true;
+                (out.passed, out.refuted) = (true, cover.refuted(&self.offsets));
                 return;
             }
             position = self.after(position);
@@ -171,6 +179,7 @@ impl History {
             out.frames.push((out.bytes.len(), position));
         }
         out.passed = self.is_past(cover);
+        out.refuted = out.passed.then(|| cover.refuted(&self.offsets)).flatten();
     }
 
     fn push_apart(&mut self, key: ChainKey, at: EntryRef, frame: Frame, cover: &Cover, out: &mut Apart) {

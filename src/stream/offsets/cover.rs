@@ -27,6 +27,8 @@ pub struct Cover {
     over: Vec<(PlaceId, i64)>,
     /// The layout by which `known` was looked up.
     layout: u32,
+    /// The first entry that the client lacks is yet to be found.
+    pub(in crate::stream) is_sought: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +116,7 @@ impl Cover {
             is_misread: false,
             over: Vec::new(),
             layout: offsets.layout.wrapping_sub(1),
+            is_sought: false,
         };
         for (listed, topic) in listing.topics.into_iter().zip(topics) {
             match topic {

@@ -437,6 +437,28 @@ fn whatever_a_cursor_holds_a_handshake_and_each_turn_after_it_take_a_bounded_num
 }
 
 #[test]
+fn who_lacks_an_event_that_is_sent_to_nobody_is_told_also_where_that_takes_more_steps_than_a_handshake_has() {
+    const COUNT: i64 = 20_000;
+    let (mut history, a) = long(COUNT);
+    let [filled, updated] = [FILLED, UPDATED].map(|topic| Arc::clone(history.offsets.topic(topic).unwrap()));
+    history.unsent_below.insert(a, 15_000);
+    for (has, lacks) in [(14_000, true), (16_000, false)] {
+        let cursor = forged(&[(&updated, &[1]), (&filled, &[has])]);
+        let (mut cover, mut position) = history.resume(a, &cursor, 100).unwrap();
+        let mut apart = Apart::default();
+        for _ in 0..100 {
+            history.make_apart(a, position, &mut cover, (1, &mut { STEPS_MAX }), &mut apart);
+            position = apart.from;
+            if !apart.is_unfinished {
+                break;
+            }
+        }
+        assert_eq!(apart.refuted, lacks.then_some(ResetReason::Expired), "{has}");
+        assert_eq!(history.resume(a, &cursor, usize::MAX).is_err(), lacks, "in one go");
+    }
+}
+
+#[test]
 fn the_places_of_an_assessment_are_listed_without_a_step_along_its_entries() {
     let (mut history, a) = long(1_000);
     history.unwatch(a);
