@@ -233,7 +233,11 @@ fn plan_events<S>(
         let Scratch { apart, steps, .. } = &mut *source.scratch;
         source.history.make_apart(chain, position, cover, (APART_BYTES_MAX, steps), apart);
         if let Some(reason) = apart.refuted {
-            connection.cover = None;
+            // What it has of logs that lost nothing it does not get again.
+            source.history.let_go_of_lost(cover);
+            if reason != ResetReason::Expired || source.history.is_past(cover) {
+                connection.cover = None;
+            }
             return Some(begin_anew(connection, source, chain, reason));
         }
         position = apart.from;

@@ -43,7 +43,10 @@ pub(super) struct Ahead {
 enum Judged {
     /// It may be good.
     Open,
-    /// Its client can't go on from it.
+    /// Some of what its client has is lost, which is taken out of it: the client is told so. It is still ahead with the rest,
+    /// or live.
+    Lost,
+    /// Its client can't go on from it: it is live.
     Refuted(ResetReason),
 }
 
@@ -203,8 +206,15 @@ impl<S: Socket> State<S> {
                 ahead.swap_remove(at);
                 continue;
             };
-            if let Judged::Refuted(reason) = judge(connection, beyond, history, ends) {
-                begin_anew((*key, connection), history, (pending, counts), reason);
+            let reason = match judge(connection, beyond, history, ends) {
+                Judged::Open => continue,
+                Judged::Lost => ResetReason::Expired,
+                Judged::Refuted(reason) => {
+                    connection.cover = None;
+                    reason
+                }
+            };
+            if !owe_reset((*key, connection), history, (pending, counts), reason) {
                 ahead.swap_remove(at);
             }
         }
@@ -252,14 +262,22 @@ impl Judging {
 
 fn judge<S>(connection: &mut Connection<S>, beyond: &mut u8, history: &History, ends: Option<&Ends>) -> Judged {
     let Some(cover) = &mut connection.cover else { return Judged::Open };
-    let Some(ends) = ends else { return history.refuted(cover).map_or(Judged::Open, Judged::Refuted) };
+    let Some(ends) = ends else {
+        return match history.refuted(cover) {
+            Some(ResetReason::Expired) => {
+                history.let_go_of_lost(cover);
+                Judged::Lost
+            }
+            reason => reason.map_or(Judged::Open, Judged::Refuted),
+        };
+    };
     // A cursor that was there before the ends were asked for, and lies past one, is none of this log.
     if connection.opened > ends.asked {
         return Judged::Open;
     }
     let Some(at_end) = history.judge_ends(cover, &ends.ends) else { return Judged::Open };
     let reason = match at_end {
-        AtEnd::Lost => return Judged::Refuted(ResetReason::Expired),
+        AtEnd::Lost => return Judged::Lost,
         AtEnd::Earlier => ResetReason::Expired,
         AtEnd::Beyond => ResetReason::Invalid,
         AtEnd::Within => {
@@ -271,17 +289,21 @@ fn judge<S>(connection: &mut Connection<S>, beyond: &mut u8, history: &History, 
     if *beyond < ANSWERS_MIN { Judged::Open } else { Judged::Refuted(reason) }
 }
 
-/// A client that can't go on from its cursor after all is told, and is live from now on.
-fn begin_anew<S: Socket>(
+/// A client that can't go on from its cursor after all is told, and is live from now on where it is not ahead with what is
+/// left of it: whether it is.
+fn owe_reset<S: Socket>(
     (key, connection): (ConnectionKey, &mut Connection<S>),
     history: &History,
     (pending, counts): (&mut VecDeque<ConnectionKey>, &mut Counts),
     reason: ResetReason,
-) {
-    connection.cover = None;
-    connection.catching_up = false;
-    if let Some(watch) = &mut connection.watch {
-        watch.position = history.end(watch.chain);
+) -> bool {
+    let is_ahead = connection.cover.as_ref().is_some_and(|cover| !history.is_past(cover));
+    if !is_ahead {
+        connection.cover = None;
+        connection.catching_up = false;
+        if let Some(watch) = &mut connection.watch {
+            watch.position = history.end(watch.chain);
+        }
     }
     connection.owed.reset = Some(reason);
     counts.reset(reason);
@@ -289,6 +311,7 @@ fn begin_anew<S: Socket>(
         connection.pending = true;
         pending.push_back(key);
     }
+    is_ahead
 }
 
 /// A client lacks something: it is told to fetch its state anew, unless it is told already.

@@ -96,6 +96,15 @@ fn whoever_counts_what_is_lost_is_told_so_by_the_leaders_first_word_though_nothi
             assert_eq!(resets(&back.texts()), told, "of the leader of {epoch}");
         }
     }
+    // A pod that has read what is lost tells when it finds it, and not before that, too.
+    let mut astray = read(1..6, 0);
+    let (_, back) = astray.come_back(&lost);
+    astray.pass(Duration::from_millis(1));
+    astray.turn([ends(&astray, 3, 1)]);
+    assert_eq!(resets(&back.texts()[1..]), [""; 0]);
+    astray.turn([cut(3), elected(3, 1), events(&[("a", 3)])]);
+    let texts = back.texts();
+    assert_eq!((resets(&texts), number(texts.last().unwrap())), (vec!["expired"], 3));
     // Epochs that began anew, as in a cluster that was made from a backup.
     let mut anew = read(1..20, 0);
     let mut before = read(1..9, 4);

@@ -97,6 +97,11 @@ impl History {
         cover.judge_ends(&self.offsets, ends)
     }
 
+    /// What a client has of logs that lost it, it has not from now on; what it has of others stays.
+    pub fn let_go_of_lost(&self, cover: &mut Cover) {
+        cover.let_go_of_lost(&self.offsets);
+    }
+
     /// A log lost its end: whether a client's cursor is of the log that goes on, and the client lacks nothing of that.
     pub fn outlives(&self, cover: &mut Cover, place: PlaceId, end: LostEnd) -> bool {
         cover.cut(&self.offsets, place, end.from, end.epoch)

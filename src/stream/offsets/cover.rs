@@ -99,6 +99,20 @@ impl Offsets {
     }
 }
 
+impl Covered {
+    /// Whether the log that the client has lost its end, and it has some of that.
+    fn is_lost(&self, offsets: &Offsets) -> bool {
+        let known = self.known.filter(|_| !self.replaced);
+        known.is_some_and(|place| offsets.branch(place, &self.place) == Branch::Lost)
+            && !is_planted(Mistake::LostCountsAsHad)
+    }
+
+    /// The client has nothing from this offset on.
+    fn lose(&mut self, from: i64) {
+        self.place = Place { next: from.min(self.place.next), epoch: None, ..self.place };
+    }
+}
+
 /// Those that are not known here come last.
 fn by_place(covered: &Covered) -> (bool, Option<PlaceId>) {
     (covered.known.is_none(), covered.known)
@@ -192,12 +206,7 @@ impl Cover {
         if self.is_misread {
             return Some(ResetReason::Invalid);
         }
-        let is_lost = |covered: &Covered| {
-            let known = covered.known.filter(|_| !covered.replaced);
-            known.is_some_and(|place| offsets.branch(place, &covered.place) == Branch::Lost)
-                && !is_planted(Mistake::LostCountsAsHad)
-        };
-        self.places.iter().any(is_lost).then_some(ResetReason::Expired)
+        self.places.iter().any(|covered| covered.is_lost(offsets)).then_some(ResetReason::Expired)
     }
 
     /// The log that was read here, up to records of `epoch`, lost its end at a place, from an offset on. Whether what the
@@ -205,27 +214,46 @@ impl Cover {
     /// there.
     pub fn cut(&mut self, offsets: &Offsets, place: PlaceId, offset: i64, epoch: Option<i32>) -> bool {
         self.follow(offsets);
-        let Ok(at) = self.places.binary_search_by_key(&(false, Some(place)), by_place) else { return false };
-        let at = &mut self.places[at].place;
+        let Some(covered) = self.at_mut(place) else { return false };
+        let at = covered.place;
         let is_of_later = at.epoch.zip(epoch).is_some_and(|(own, lost)| own > lost);
         if is_of_later && at.next >= offsets.low(place) && !is_planted(Mistake::CutConcernsAll) {
             return true;
         }
         if at.next > offset {
-            *at = Place { next: offset, epoch: None, ..*at };
+            covered.lose(offset);
         }
         false
     }
 
-    /// What the ends of some logs say of the client, at the worst; `None` where they are of other partitions.
+    /// What the ends of some logs say of the client, at the worst; `None` where they are of other partitions. Where the log
+    /// lost what it has, it has nothing beyond what was read here from now on. If some of what was read is lost as well, that
+    /// is left until this pod finds where.
     pub fn judge_ends(&mut self, offsets: &Offsets, ends: &[LogEnd]) -> Option<AtEnd> {
         self.follow(offsets);
-        let judged = ends.iter().filter_map(|end| {
-            let place = offsets.place(end.at.topic, end.at.partition)?;
-            let Place { next, epoch, .. } = self.at(place)?.place;
-            Some(judge_end(next, epoch, end.at.offset, end.leader_epoch))
-        });
-        judged.max()
+        let mut worst = None;
+        for end in ends {
+            let Some(place) = offsets.place(end.at.topic, end.at.partition) else { continue };
+            let Some(covered) = self.at_mut(place) else { continue };
+            let judged = judge_end(covered.place.next, covered.place.epoch, end.at.offset, end.leader_epoch);
+            if judged == AtEnd::Lost {
+                if offsets.next(place) > end.at.offset {
+                    continue;
+                }
+                covered.lose(offsets.next(place));
+            }
+            worst = worst.max(Some(judged));
+        }
+        worst
+    }
+
+    /// What the client has of logs that lost it, it has not from now on.
+    pub fn let_go_of_lost(&mut self, offsets: &Offsets) {
+        for covered in self.places.iter_mut().filter(|covered| covered.is_lost(offsets)) {
+            if let Some(place) = covered.known {
+                covered.lose(offsets.next(place));
+            }
+        }
     }
 
     /// How many partitions it lists.
@@ -339,6 +367,11 @@ impl Cover {
             let known = offsets.known(spot.topic).filter(|known| known.replaced)?;
             of(offsets.current(&known.topic.name)?)
         })
+    }
+
+    fn at_mut(&mut self, place: PlaceId) -> Option<&mut Covered> {
+        let at = self.places.binary_search_by_key(&(false, Some(place)), by_place).ok()?;
+        Some(&mut self.places[at])
     }
 
     fn at(&self, place: PlaceId) -> Option<&Covered> {

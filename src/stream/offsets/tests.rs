@@ -2,7 +2,9 @@ use super::*;
 use crate::protocol::messages::ResetReason;
 use crate::routing::table::Fingerprint;
 use crate::routing::table::Table;
+use crate::stream::batch::LogEnd;
 use crate::stream::cursor::{Cursor, ListedTopic, decode};
+use crate::stream::epochs::AtEnd;
 
 const CREATED: TopicIndex = TopicIndex(0);
 const STARTED: TopicIndex = TopicIndex(1);
@@ -417,6 +419,36 @@ fn a_cursor_that_is_ahead_is_refuted_when_the_log_turns_out_to_be_another() {
     assert_eq!(cover.refuted(&story.offsets), None);
     story.written(50..51, 1);
     assert_eq!(cover.refuted(&story.offsets), Some(ResetReason::Expired));
+}
+
+#[test]
+fn a_client_that_is_ahead_and_whose_log_lost_its_end_keeps_what_it_has_of_others() {
+    let end = |offset, epoch| {
+        let at = NextOffset { topic: CREATED, partition: 0, offset };
+        [LogEnd { at, leader_epoch: Some(epoch) }]
+    };
+    let mut ahead = Story::of(1);
+    ahead.written(0..100, 0);
+    (0..10).for_each(|offset| ahead.read(STARTED, 0, offset));
+    let cursor = ahead.cursor("a");
+    let has_other = |cover: &Cover, story: &Story| story.has(cover, "a", STARTED, 0, 9);
+    let mut behind = Story::of(1);
+    behind.written(0..50, 0);
+    (0..5).for_each(|offset| behind.read(STARTED, 0, offset));
+
+    let mut by_end = behind.judge("a", &cursor).unwrap();
+    assert_eq!(by_end.judge_ends(&behind.offsets, &end(50, 1)), Some(AtEnd::Lost));
+    assert!(!behind.has(&by_end, "a", CREATED, 0, 50) && has_other(&by_end, &behind));
+    let mut astray = behind.judge("a", &cursor).unwrap();
+    assert_eq!(astray.judge_ends(&behind.offsets, &end(49, 1)), None, "this pod's own log is the lost one");
+    assert!(behind.has(&astray, "a", CREATED, 0, 99));
+
+    let mut by_record = behind.judge("a", &cursor).unwrap();
+    behind.written(50..51, 1);
+    assert_eq!(by_record.refuted(&behind.offsets), Some(ResetReason::Expired));
+    by_record.let_go_of_lost(&behind.offsets);
+    assert_eq!(by_record.refuted(&behind.offsets), None);
+    assert!(!behind.has(&by_record, "a", CREATED, 0, 51) && has_other(&by_record, &behind));
 }
 
 // ---- topics' names ------------------------------------------------------------------------------------------------------
