@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use shardgate::ids::TopicIndex;
 use shardgate::limits::BOARD_BYTES_MAX;
-use shardgate::routing::table::Table;
+use shardgate::routing::table::RouteTable;
 use shardgate::stream::batch::{Batch, Origin, Tick, TickTime};
 use shardgate::stream::board::Board;
 
@@ -30,7 +30,7 @@ fn ticks(offset: i64) -> Batch {
 
 /// A board on which each market has a price that everybody has seen.
 fn board(now: Instant) -> Board {
-    let table = Table::built_in();
+    let table = RouteTable::built_in();
     let name = |number| format!("market-data.market-{number}-ticks");
     let topic = |number| table.resolve(TopicIndex(number), &name(number)).expect("a built-in route matches");
     let topics = (0..MARKETS).map(|number| Arc::new(topic(number))).collect();
@@ -64,7 +64,7 @@ fn boards(c: &mut Criterion) {
             BatchSize::SmallInput,
         );
     });
-    let bytes = vec![7_u8; publishing.unseen(Default::default()).bytes.len()];
+    let bytes = vec![7_u8; publishing.changes_since(Default::default()).bytes.len()];
     let mut copy = bytes.clone();
     group.bench_function("floor: copy of their frames", |b| b.iter(|| copy.copy_from_slice(black_box(&bytes))));
     group.finish();
@@ -73,8 +73,9 @@ fn boards(c: &mut Criterion) {
     let before = publishing.image_version();
     publishing.apply(&ticks(offset + 1), now);
     publishing.publish(now);
-    group.bench_function("what it has not seen", |b| b.iter(|| publishing.unseen(black_box(before)).bytes.len()));
-    let unseen = publishing.unseen(before);
+    group
+        .bench_function("what it has not seen", |b| b.iter(|| publishing.changes_since(black_box(before)).bytes.len()));
+    let unseen = publishing.changes_since(before);
     group.bench_function("how far a write came", |b| b.iter(|| unseen.progress(black_box(unseen.bytes.len()))));
     group.finish();
 }

@@ -12,7 +12,7 @@ use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use criterion::{Criterion, criterion_group, criterion_main};
 use shardgate::ids::{AssessmentHash, TopicIndex};
-use shardgate::routing::table::Table;
+use shardgate::routing::table::RouteTable;
 use shardgate::stream::batch::{EpochStart, NextOffset, Origin};
 use shardgate::stream::cursor;
 use shardgate::stream::offsets::Offsets;
@@ -35,16 +35,16 @@ const TOPICS: [&str; 10] = [
 
 /// A shard that stands millions of records into each partition.
 fn offsets() -> Offsets {
-    let table = Table::built_in();
+    let table = RouteTable::built_in();
     let mut offsets = Offsets::default();
     let mut starts = Vec::new();
     for (index, name) in (0..).map(TopicIndex).zip(TOPICS) {
-        offsets.learn(&[Arc::new(table.resolve(index, name).expect("a built-in route matches"))]);
+        offsets.add_topics(&[Arc::new(table.resolve(index, name).expect("a built-in route matches"))]);
         let start =
             |partition| NextOffset { topic: index, partition, offset: 3_000_000 + i64::from(partition) * 77_777 };
         starts.extend((0..PARTITIONS).map(start));
     }
-    offsets.told(&starts, || None, Instant::now(), &mut Vec::new(), &mut Vec::new());
+    offsets.apply_next_offsets(&starts, || None, Instant::now(), &mut Vec::new(), &mut Vec::new());
     for &NextOffset { topic, partition, offset } in &starts {
         // Leaders change topic by topic.
         let first = Origin { topic, partition, offset: offset - 1 };
@@ -55,7 +55,7 @@ fn offsets() -> Offsets {
 
 fn cursors(c: &mut Criterion) {
     let offsets = offsets();
-    let listed = offsets.list(ID, []);
+    let listed = offsets.list_partitions(ID, []);
     let hash = AssessmentHash::of(ID);
     let make = |out: &mut Vec<u8>| offsets.write_cursor(hash, &listed, |place| offsets.next(place), out);
     let mut made = Vec::new();

@@ -9,7 +9,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use shardgate::ids::TopicIndex;
 use shardgate::protocol::messages::text_header;
 use shardgate::routing::mapping::{assessment_of, map_open};
-use shardgate::routing::table::Table;
+use shardgate::routing::table::RouteTable;
 
 /// A topic of each message kind, with an event for it.
 const KINDS: [(&str, &str); 6] = [
@@ -37,7 +37,7 @@ const KINDS: [(&str, &str); 6] = [
 ];
 
 fn encode(c: &mut Criterion) {
-    let table = Table::parse(Table::BUILT_IN).expect("the built-in routes are valid");
+    let table = RouteTable::parse(RouteTable::BUILT_IN).expect("the built-in routes are valid");
     for (name, payload) in KINDS {
         let topic = table.resolve(TopicIndex(0), name).expect("a built-in route matches");
         let mut group = c.benchmark_group(name);

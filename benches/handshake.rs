@@ -50,8 +50,8 @@ fn heads(c: &mut Criterion) {
 
 fn tokens(c: &mut Criterion) {
     let text = token();
-    let verifier = Verifier::new(&auth::Config { secret: SECRET.into(), require_assessments: false });
-    let (given, now) = (head::Token(text.as_str().into()), UnixMs(1_790_000_000_000));
+    let verifier = Verifier::new(&auth::AuthConfig { secret: SECRET.into(), require_assessments: false });
+    let (given, now) = (head::BearerToken(text.as_str().into()), UnixMs(1_790_000_000_000));
     assert!(verifier.verify(Some(&given), now).is_ok());
     let mut group = c.benchmark_group("JWT");
     group.bench_function("verify", |b| b.iter(|| verifier.verify(black_box(Some(&given)), now)));

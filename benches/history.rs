@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use shardgate::ids::{AssessmentHash, AssessmentId, TopicIndex};
-use shardgate::routing::table::{Table, Topic};
+use shardgate::routing::table::{RouteTable, Topic};
 use shardgate::stream::batch::{Batch, NextOffset, Origin, Record};
-use shardgate::stream::cursor::{Encoder, Form, Place, Tag, TopicSum};
-use shardgate::stream::history::{History, Limits};
+use shardgate::stream::cursor::{Encoder, Form, PartitionOffset, Tag, TopicSum};
+use shardgate::stream::history::{History, HistoryLimits};
 
 const RECORDS: usize = 256;
 const ASSESSMENTS: usize = 1000;
@@ -24,7 +24,7 @@ const MANY_ASSESSMENTS: usize = 40 * RECORDS;
 const WINDOW_BYTES: usize = 64 << 20;
 
 fn topic() -> Arc<Topic> {
-    let table = Table::parse(Table::BUILT_IN).expect("the built-in routes are valid");
+    let table = RouteTable::parse(RouteTable::BUILT_IN).expect("the built-in routes are valid");
     Arc::new(table.resolve(TopicIndex(0), "trading.order-filled").expect("a built-in route matches"))
 }
 
@@ -58,7 +58,7 @@ fn copy_of(batch: &Batch) -> Batch {
 }
 
 fn full_history() -> History {
-    let mut history = History::new(Limits { bytes_max: WINDOW_BYTES, window: Duration::from_secs(300) });
+    let mut history = History::new(HistoryLimits { bytes_max: WINDOW_BYTES, window: Duration::from_secs(300) });
     let now = Instant::now();
     let starts = vec![NextOffset { topic: TopicIndex(0), partition: 0, offset: 0 }];
     history.append(Batch { topics: vec![topic()], starts, ..Batch::default() }, now);
@@ -105,7 +105,7 @@ fn due(c: &mut Criterion) {
         one
     };
     let mut history = full_history();
-    let chain = history.watch(&AssessmentId::parse("assessment-0").expect("a valid id"));
+    let chain = history.subscribe(&AssessmentId::parse("assessment-0").expect("a valid id"));
     group.bench_function("append, frame, find its slice, move on", |b| {
         b.iter_batched(
             || copy_of(&template),
@@ -116,7 +116,7 @@ fn due(c: &mut Criterion) {
                 let mut slices = [IoSlice::new(&[]); 4];
                 black_box(history.slices(&due, &mut slices));
                 black_box(history.progress(position, &due, due.bytes));
-                history.dispatched(chain);
+                history.mark_dispatched(chain);
             },
             BatchSize::SmallInput,
         );
@@ -129,9 +129,9 @@ const BESIDES: TopicIndex = TopicIndex(1);
 
 /// A window with many events of one assessment on one topic, and none on another, which is read besides.
 fn long_history() -> History {
-    let mut history = History::new(Limits { bytes_max: 1 << 30, window: Duration::from_secs(300) });
+    let mut history = History::new(HistoryLimits { bytes_max: 1 << 30, window: Duration::from_secs(300) });
     let now = Instant::now();
-    let table = Table::built_in();
+    let table = RouteTable::built_in();
     let besides = Arc::new(table.resolve(BESIDES, "trading.position-opened").expect("a built-in route matches"));
     let start = |topic, offset| NextOffset { topic, partition: 0, offset };
     let starts = vec![start(TopicIndex(0), 0), start(BESIDES, 0)];
@@ -146,12 +146,17 @@ fn long_history() -> History {
 
 /// A cursor that has all of the one topic, less so many events, and nothing of the other.
 fn long_cursor(lacks: i64) -> String {
-    let table = Table::built_in();
+    let table = RouteTable::built_in();
     let mut encoder = Encoder::new(Form::Full);
     let events = i64::try_from(LONG.next_multiple_of(RECORDS)).expect("small");
     for (name, next) in [("trading.order-filled", events - lacks), ("trading.position-opened", 1)] {
         let topic = table.resolve(TopicIndex(0), name).expect("a built-in route matches").fingerprint;
-        assert!(encoder.topic(Tag::of(topic), TopicSum::of(topic), 1, [Place { partition: 0, next, epoch: None }]));
+        assert!(encoder.topic(
+            Tag::of(topic),
+            TopicSum::of(topic),
+            1,
+            [PartitionOffset { partition: 0, next, epoch: None }]
+        ));
     }
     let mut text = Vec::new();
     encoder.finish(AssessmentHash::of("assessment-0"), TopicSum::default(), &mut text);
@@ -160,7 +165,7 @@ fn long_cursor(lacks: i64) -> String {
 
 /// What the shard does for a handshake: the assessment is watched, the cursor judged, and the greeting's one made.
 fn enter(history: &mut History, id: &AssessmentId, cursor: Option<&str>) {
-    let chain = history.watch(id);
+    let chain = history.subscribe(id);
     let mut text = Vec::new();
     match cursor {
         None => {
@@ -172,7 +177,7 @@ fn enter(history: &mut History, id: &AssessmentId, cursor: Option<&str>) {
         }
     }
     black_box(text);
-    history.unwatch(chain);
+    history.unsubscribe(chain);
 }
 
 fn handshakes(c: &mut Criterion) {

@@ -18,22 +18,22 @@ use batches::{BatchSender, batch_channel};
 
 use crate::clock::whole_ms;
 use crate::ids::{AssessmentHash, SlotNumber};
-use crate::limits::{HANDOFF_CHANNEL_DEPTH, LOOK_AGE_MAX};
+use crate::limits::{HANDOFF_CHANNEL_DEPTH, VIEW_AGE_MAX};
 use crate::protocol::auth::Grant;
 use crate::protocol::head::Upgrade;
 use crate::routing::placement::{Pod, View};
-use crate::routing::table::Table;
+use crate::routing::table::RouteTable;
 use crate::stream::batch::Batch;
 
 // ---- to a shard -----------------------------------------------------------------------------------------------------
 
 /// A shard's way in, for the other threads. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct ShardDoor {
+pub struct ShardHandle {
     batches: BatchSender,
     handoffs: Sender<Handoff>,
-    bell: Arc<AtomicWaker>,
-    wants_ends: Arc<AtomicBool>,
+    waker: Arc<AtomicWaker>,
+    ends_requested: Arc<AtomicBool>,
 }
 
 /// A shard's own side of its door.
@@ -44,8 +44,8 @@ pub struct ShardInbox {
     /// Sockets that another shard accepted.
     pub handoffs: Receiver<Handoff>,
     /// Registered before the channels are looked at, so that no ring is lost; one ring a registration, whoever rings.
-    pub bell: Arc<AtomicWaker>,
-    wants_ends: Arc<AtomicBool>,
+    pub waker: Arc<AtomicWaker>,
+    ends_requested: Arc<AtomicBool>,
 }
 
 /// A socket whose request was read, on its way to the shard that owns its assessment.
@@ -54,12 +54,12 @@ pub struct Handoff {
     /// The accepted socket.
     pub socket: OwnedFd,
     /// Who comes.
-    pub newcomer: Box<Newcomer>,
+    pub request: Box<AuthenticatedUpgrade>,
 }
 
 /// A client with a good token, not yet judged further.
 #[derive(Debug)]
-pub struct Newcomer {
+pub struct AuthenticatedUpgrade {
     /// What it asked for.
     pub upgrade: Upgrade,
     /// What its token grants.
@@ -70,18 +70,18 @@ pub struct Newcomer {
 
 /// Makes a shard's door and inbox.
 #[must_use]
-pub fn shard_door() -> (ShardDoor, ShardInbox) {
+pub fn shard_channel() -> (ShardHandle, ShardInbox) {
     let (batches, batches_in) = batch_channel();
     let (handoffs, handoffs_in) = bounded(HANDOFF_CHANNEL_DEPTH);
-    let bell = Arc::new(AtomicWaker::new());
-    let wants_ends = Arc::new(AtomicBool::new(false));
+    let waker = Arc::new(AtomicWaker::new());
+    let ends_requested = Arc::new(AtomicBool::new(false));
     (
-        ShardDoor { batches, handoffs, bell: Arc::clone(&bell), wants_ends: Arc::clone(&wants_ends) },
-        ShardInbox { batches: batches_in, handoffs: handoffs_in, bell, wants_ends },
+        ShardHandle { batches, handoffs, waker: Arc::clone(&waker), ends_requested: Arc::clone(&ends_requested) },
+        ShardInbox { batches: batches_in, handoffs: handoffs_in, waker, ends_requested },
     )
 }
 
-impl ShardDoor {
+impl ShardHandle {
     /// Hands over a batch and rings; waits while the channel is full, for at most about `timeout`.
     ///
     /// # Errors
@@ -89,20 +89,20 @@ impl ShardDoor {
     pub fn send_batch(&self, batch: Batch, timeout: Duration) -> Result<(), Undelivered> {
         match self.batches.try_send(batch) {
             Err(Undelivered::Full(batch)) => {
-                self.bell.wake();
+                self.waker.wake();
                 self.batches.send(*batch, timeout)?;
             }
             sent => sent?,
         }
-        self.bell.wake();
+        self.waker.wake();
         Ok(())
     }
 
     /// Whether the shard wants to be told the ends of the partitions' logs: once for each time that it said so.
     #[must_use]
-    pub fn take_wish_for_ends(&self) -> bool {
+    pub fn take_ends_request(&self) -> bool {
         // A look alone most of the time, which leaves the line of memory to the shard.
-        self.wants_ends.load(Ordering::Relaxed) && self.wants_ends.swap(false, Ordering::Relaxed)
+        self.ends_requested.load(Ordering::Relaxed) && self.ends_requested.swap(false, Ordering::Relaxed)
     }
 
     /// Hands over a socket and rings.
@@ -111,13 +111,13 @@ impl ShardDoor {
     /// The hand-off comes back where the channel is full or the shard has ended: the client is to be refused.
     pub fn try_handoff(&self, handoff: Handoff) -> Result<(), Handoff> {
         self.handoffs.try_send(handoff).map_err(TrySendError::into_inner)?;
-        self.bell.wake();
+        self.waker.wake();
         Ok(())
     }
 
     /// Rings: something that the shard looks at in each turn has changed.
-    pub fn ring(&self) {
-        self.bell.wake();
+    pub fn wake(&self) {
+        self.waker.wake();
     }
 }
 
@@ -125,8 +125,8 @@ impl ShardInbox {
     /// Makes ingest tell the shard the ends of the partitions' logs as it learns of them next, within some seconds,
     /// once: [`Batch::ends`]. Whoever needs ends that were asked for later, or those of other partitions, says so
     /// again when these have come. Without it nothing is told: an idle pod stays idle.
-    pub fn want_ends(&self) {
-        self.wants_ends.store(true, Ordering::Relaxed);
+    pub fn request_ends(&self) {
+        self.ends_requested.store(true, Ordering::Relaxed);
     }
 }
 
@@ -143,11 +143,11 @@ pub enum Undelivered {
 
 /// Where this pod stands in the cluster and in its life. The control thread publishes it; everyone reads the newest.
 #[derive(Debug, Clone, Default)]
-pub struct Standing {
+pub struct PodState {
     /// The live slots.
     pub view: Arc<View>,
     /// How sure the view is.
-    pub sight: Sight,
+    pub view_freshness: ViewFreshness,
     /// The slot of this pod, while it holds one.
     pub own: Option<SlotNumber>,
     /// Whether this pod was ready at some time, but for what `/ready` also asks of Kafka and Redis at that moment: since
@@ -161,25 +161,25 @@ pub struct Standing {
 
 /// How sure a view is: of a time, and of whether a surer one is to be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Sight {
+pub struct ViewFreshness {
     /// When the newest look at Redis that was answered had been sent: the view is the state as of then, or later. `None`
     /// before the first.
-    pub looked: Option<Instant>,
+    pub as_of: Option<Instant>,
     /// Whether Redis is reached. Where it isn't, the last view stays in force: there is no surer one.
-    pub reached: bool,
+    pub redis_up: bool,
     /// Whether each pod of the view had to show itself since Redis was last away: it is reached, and has been for a lease.
     /// Where this isn't so, a pod in the view may be long gone.
-    pub proven: bool,
+    pub confirmed: bool,
 }
 
-impl Sight {
-    /// Whether a client that is to be sent away since `wanted` may be: by a look that was at most [`LOOK_AGE_MAX`] old
+impl ViewFreshness {
+    /// Whether a client that is to be sent away since `wanted` may be: by a look that was at most [`VIEW_AGE_MAX`] old
     /// then, or else without Redis, by the last view. By the age at that time, not by that of now: where an answer takes
     /// longer than that, no look would ever be young enough.
     #[must_use]
-    pub fn is_sure(&self, wanted: Instant) -> bool {
-        let is_young = |looked| wanted.saturating_duration_since(looked) <= LOOK_AGE_MAX;
-        !self.reached || self.looked.is_some_and(is_young)
+    pub fn is_fresh_for(&self, wanted: Instant) -> bool {
+        let is_young = |as_of| wanted.saturating_duration_since(as_of) <= VIEW_AGE_MAX;
+        !self.redis_up || self.as_of.is_some_and(is_young)
     }
 }
 
@@ -187,37 +187,37 @@ impl Sight {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner<'a> {
     /// This pod.
-    Here,
+    ThisPod,
     /// Another.
-    Elsewhere(&'a Pod),
+    OtherPod(&'a Pod),
     /// No pod is known to live: the one that is asked serves, unless it drains.
-    Nobody,
+    NoPod,
 }
 
-impl Standing {
+impl PodState {
     /// Who serves an assessment.
     #[must_use]
     pub fn owner(&self, hash: AssessmentHash) -> Owner<'_> {
         let Some(slot) = self.view.owner(hash) else {
-            return Owner::Nobody;
+            return Owner::NoPod;
         };
         if Some(slot) == self.own {
-            return Owner::Here;
+            return Owner::ThisPod;
         }
-        self.view.pod(slot).map_or(Owner::Nobody, Owner::Elsewhere)
+        self.view.pod(slot).map_or(Owner::NoPod, Owner::OtherPod)
     }
 }
 
-/// The newest [`Standing`], read without a lock.
-pub type PublishedStanding = Arc<ArcSwap<Standing>>;
+/// The newest [`PodState`], read without a lock.
+pub type PublishedPodState = Arc<ArcSwap<PodState>>;
 
 /// The routes in force. The control thread replaces them whole; ingest goes by the newest from its next look at the topics
 /// on, and tells the shards what that changes, in the order of the records.
-pub type PublishedRoutes = Arc<ArcSwap<Table>>;
+pub type PublishedRoutes = Arc<ArcSwap<RouteTable>>;
 
 /// Asks discovery for a look at Redis, from any thread. It keeps one wish until it is seen to, however many wish: one look
 /// is for all of them. The standing tells when it is done.
-pub type LookWish = Arc<Notify>;
+pub type RefreshRequest = Arc<Notify>;
 
 // ---- from all to the control thread -----------------------------------------------------------------------------------
 
@@ -231,31 +231,31 @@ pub struct HttpRequest {
 }
 
 /// The control thread's way in for operators' requests.
-pub type HttpDoor = tokio::sync::mpsc::Sender<HttpRequest>;
+pub type HttpSender = tokio::sync::mpsc::Sender<HttpRequest>;
 
 /// What ingest shows of itself.
 #[derive(Debug, Default)]
 pub struct IngestStatus {
     /// Whether the brokers answer.
-    pub connected: AtomicBool,
+    pub kafka_up: AtomicBool,
     /// Whether the client that reads gives nothing, although the brokers say that there is something; a new one counts as
     /// such until it gives something.
-    pub stuck: AtomicBool,
+    pub reader_stalled: AtomicBool,
     /// How many partitions the pod started without, and that can't be read yet.
     pub missing: AtomicU64,
     /// Whether the history was filled to the partitions' ends as they were at the start. Never goes back.
     pub filled: AtomicBool,
     /// That its loop turns.
-    pub pulse: Pulse,
+    pub liveness: Liveness,
     /// That the loop of its second thread turns, which asks Kafka what there is.
-    pub watcher_pulse: Pulse,
+    pub watcher_liveness: Liveness,
 }
 
 impl IngestStatus {
     /// Whether the brokers answer, and what is there is read.
     #[must_use]
-    pub fn is_connected(&self) -> bool {
-        self.connected.load(Ordering::Acquire) && !self.stuck.load(Ordering::Acquire)
+    pub fn is_kafka_up(&self) -> bool {
+        self.kafka_up.load(Ordering::Acquire) && !self.reader_stalled.load(Ordering::Acquire)
     }
 }
 
@@ -265,46 +265,46 @@ pub struct ShardStatus {
     /// Clients that are connected, market data's included.
     pub clients: AtomicU64,
     /// That its loop turns.
-    pub pulse: Pulse,
+    pub liveness: Liveness,
 }
 
 /// Shows that a thread's loop turns.
 #[derive(Debug)]
-pub struct Pulse {
+pub struct Liveness {
     start: Instant,
-    beat_ms: AtomicU64,
-    beats: AtomicU64,
+    alive_ms: AtomicU64,
+    turns: AtomicU64,
 }
 
-impl Default for Pulse {
+impl Default for Liveness {
     fn default() -> Self {
-        Self { start: Instant::now(), beat_ms: AtomicU64::new(0), beats: AtomicU64::new(0) }
+        Self { start: Instant::now(), alive_ms: AtomicU64::new(0), turns: AtomicU64::new(0) }
     }
 }
 
-impl Pulse {
+impl Liveness {
     /// Once a turn.
-    pub fn beat(&self, now: Instant) {
-        self.show(now);
+    pub fn turn_ended(&self, now: Instant) {
+        self.refresh(now);
         // One thread beats.
-        self.beats.store(self.count() + 1, Ordering::Relaxed);
+        self.turns.store(self.turns() + 1, Ordering::Relaxed);
     }
 
     /// Within a turn that is long.
-    pub fn show(&self, now: Instant) {
-        self.beat_ms.store(self.ms(now), Ordering::Relaxed);
+    pub fn refresh(&self, now: Instant) {
+        self.alive_ms.store(self.ms(now), Ordering::Relaxed);
     }
 
     /// How many turns there were.
     #[must_use]
-    pub fn count(&self) -> u64 {
-        self.beats.load(Ordering::Relaxed)
+    pub fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
     }
 
     /// How long ago the last sign of it was.
     #[must_use]
     pub fn age(&self, now: Instant) -> Duration {
-        Duration::from_millis(self.ms(now).saturating_sub(self.beat_ms.load(Ordering::Relaxed)))
+        Duration::from_millis(self.ms(now).saturating_sub(self.alive_ms.load(Ordering::Relaxed)))
     }
 
     fn ms(&self, now: Instant) -> u64 {
@@ -330,13 +330,13 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_that_rests_is_woken_once_however_many_batches_come_and_one_at_work_not_at_all() {
-        let (door, inbox) = shard_door();
+    fn an_idle_shard_is_woken_once_per_wait_and_a_busy_one_never() {
+        let (handle, inbox) = shard_channel();
         let sleeper = Arc::new(Sleeper::default());
         let woken = || sleeper.0.load(Ordering::Relaxed);
-        let send = || door.send_batch(Batch::default(), Duration::ZERO).expect("there is room");
+        let send = || handle.send_batch(Batch::default(), Duration::ZERO).expect("there is room");
         for rests in 1..=3 {
-            inbox.bell.register(&Waker::from(Arc::clone(&sleeper)));
+            inbox.waker.register(&Waker::from(Arc::clone(&sleeper)));
             assert_eq!(woken(), rests - 1, "who lies down is not woken by what came before");
             for _ in 0..10 {
                 send();
@@ -349,15 +349,18 @@ mod tests {
     }
 
     #[test]
-    fn a_view_is_sure_by_a_look_that_was_young_when_it_was_wanted_or_without_redis() {
-        let looked = Instant::now();
-        let after = |ms| looked + Duration::from_millis(ms);
-        let sight = Sight { looked: Some(looked), reached: true, proven: true };
-        assert!(sight.is_sure(after(0)) && sight.is_sure(after(100)));
-        assert!(!sight.is_sure(after(101)));
-        let slow = Sight { looked: Some(after(500)), ..sight };
-        assert!(slow.is_sure(after(499)), "it was sent after it was wanted, whenever the answer came");
-        assert!(!Sight { looked: None, ..sight }.is_sure(looked));
-        assert!(Sight { reached: false, ..sight }.is_sure(after(1_000_000)), "the last view is in force");
+    fn a_view_is_fresh_if_it_was_fresh_when_wanted_or_redis_is_down() {
+        let as_of = Instant::now();
+        let after = |ms| as_of + Duration::from_millis(ms);
+        let view_freshness = ViewFreshness { as_of: Some(as_of), redis_up: true, confirmed: true };
+        assert!(view_freshness.is_fresh_for(after(0)) && view_freshness.is_fresh_for(after(100)));
+        assert!(!view_freshness.is_fresh_for(after(101)));
+        let slow = ViewFreshness { as_of: Some(after(500)), ..view_freshness };
+        assert!(slow.is_fresh_for(after(499)), "it was sent after it was wanted, whenever the answer came");
+        assert!(!ViewFreshness { as_of: None, ..view_freshness }.is_fresh_for(as_of));
+        assert!(
+            ViewFreshness { redis_up: false, ..view_freshness }.is_fresh_for(after(1_000_000)),
+            "the last view is in force"
+        );
     }
 }

@@ -27,8 +27,10 @@ use self::control::Control;
 use self::listeners::{ListenError, Listeners};
 use self::machine::{Cores, IoUringForbidden};
 use crate::config::{Config, InvalidConfig};
-use crate::discovery::{self, Cluster, Intent, Membership};
-use crate::exchange::{HttpRequest, LookWish, PublishedRoutes, PublishedStanding, ShardDoor, ShardInbox, shard_door};
+use crate::discovery::{self, ClusterMode, ClusterState, Intent};
+use crate::exchange::{
+    HttpRequest, PublishedPodState, PublishedRoutes, RefreshRequest, ShardHandle, ShardInbox, shard_channel,
+};
 use crate::ids::ShardIndex;
 use crate::limits::{HTTP_CHANNEL_DEPTH, THREADS_END_MAX};
 use crate::operations::http;
@@ -36,7 +38,7 @@ use crate::operations::log::Log;
 use crate::operations::pages::Pages;
 use crate::operations::readiness::{Readiness, Threads};
 use crate::protocol::head;
-use crate::routing::table::Table;
+use crate::routing::table::RouteTable;
 use crate::shutdown::signals::Signals;
 use crate::{ingest, shard};
 
@@ -67,19 +69,19 @@ pub enum GatewayError {
 }
 
 /// What a pod has of the process that it runs in.
-pub struct Process {
+pub struct ProcessHandles {
     /// Its log: the count of dropped lines is a metric, and the last lines are written before a panic or a second signal ends
     /// the process.
     pub log: Log,
     /// Reads the routes anew.
-    pub read_routes: Box<dyn Fn() -> Result<Table, InvalidConfig>>,
+    pub read_routes: Box<dyn Fn() -> Result<RouteTable, InvalidConfig>>,
 }
 
 /// Runs a pod on this thread and those that it starts, until a signal has drained it.
 ///
 /// # Errors
 /// Why it did not start, or did not end cleanly.
-pub fn run(config: Config, membership: Membership, process: &Process) -> Result<(), GatewayError> {
+pub fn run(config: Config, membership: ClusterMode, process: &ProcessHandles) -> Result<(), GatewayError> {
     let started = Instant::now();
     abort_on_panic(process.log.clone());
     machine::raise_descriptor_limit();
@@ -120,7 +122,7 @@ fn connect(
     started: Instant,
 ) -> (Control, discovery::Parts, watch::Receiver<Readiness>) {
     let (intent, intent_seen) = watch::channel(Intent::Watch);
-    let (cluster, cluster_seen) = watch::channel(Cluster::default());
+    let (cluster, cluster_seen) = watch::channel(ClusterState::default());
     let (readiness, readiness_seen) = watch::channel(Readiness::default());
     let discovery = discovery::Parts {
         config: config.redis.clone(),
@@ -129,12 +131,12 @@ fn connect(
         place_anywhere: config.shard.place_anywhere,
         intent: intent_seen,
         cluster,
-        look: exchange.look,
+        refresh: exchange.refresh,
         metrics: metrics.discovery,
     };
     let control = Control {
-        standing: exchange.standing,
-        doors: exchange.doors,
+        pod_state: exchange.pod_state,
+        shard_handles: exchange.shard_handles,
         threads: exchange.threads,
         intent,
         cluster: cluster_seen,
@@ -161,7 +163,7 @@ fn abort_on_panic(log: Log) {
     }));
 }
 
-fn say_what_starts(config: &Config, membership: Membership, listeners: &Listeners, cores: &Cores) {
+fn say_what_starts(config: &Config, membership: ClusterMode, listeners: &Listeners, cores: &Cores) {
     let pinned: Vec<usize> = cores.ingest.into_iter().chain(cores.shards.iter().copied().flatten()).collect();
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -172,7 +174,7 @@ fn say_what_starts(config: &Config, membership: Membership, listeners: &Listener
         shards = config.shard.shards,
         cores = ?pinned,
         kafka = %config.kafka.brokers,
-        redis = (membership == Membership::Redis).then_some(&*config.redis.address),
+        redis = (membership == ClusterMode::Redis).then_some(&*config.redis.address),
         "shardgate starts"
     );
 }
@@ -198,23 +200,23 @@ impl Metrics {
 
 /// What the threads meet in.
 struct Exchange {
-    standing: PublishedStanding,
+    pod_state: PublishedPodState,
     routes: PublishedRoutes,
-    look: LookWish,
-    doors: Vec<ShardDoor>,
+    refresh: RefreshRequest,
+    shard_handles: Vec<ShardHandle>,
     inboxes: Vec<ShardInbox>,
     threads: Threads,
 }
 
 impl Exchange {
-    fn new(shards: u16, routes: Table) -> Self {
-        let (doors, inboxes) = (0..shards).map(|_| shard_door()).unzip();
+    fn new(shards: u16, routes: RouteTable) -> Self {
+        let (shard_handles, inboxes) = (0..shards).map(|_| shard_channel()).unzip();
         let threads = Threads { ingest: Arc::default(), shards: (0..shards).map(|_| Arc::default()).collect() };
         Self {
-            standing: PublishedStanding::default(),
+            pod_state: PublishedPodState::default(),
             routes: Arc::new(ArcSwap::from_pointee(routes)),
-            look: LookWish::default(),
-            doors,
+            refresh: RefreshRequest::default(),
+            shard_handles,
             inboxes,
             threads,
         }
@@ -234,7 +236,7 @@ impl Exchange {
             head_bytes_max: config.head_bytes_max,
             trusted_proxies: config.trusted_proxies.clone(),
         };
-        let pod = Arc::new(shard::PodLimits::new(&config.shard, &config.door));
+        let pod = Arc::new(shard::PodLimits::new(&config.shard, &config.admission));
         let inboxes = std::mem::take(&mut self.inboxes);
         let each = (0..).zip(inboxes).zip(listeners).zip(&cores.shards).zip(&self.threads.shards);
         let spawned = each.map(|((((index, inbox), listener), core), status)| {
@@ -242,21 +244,21 @@ impl Exchange {
                 index: ShardIndex(index),
                 core: *core,
                 config: config.shard.clone(),
-                door: config.door.clone(),
+                admission: config.admission.clone(),
                 drain: config.drain,
                 auth: config.auth.clone(),
                 head_rules: head_rules.clone(),
                 node: config.node.clone(),
                 listener,
                 inbox,
-                doors: self.doors.clone(),
+                shard_handles: self.shard_handles.clone(),
                 http: http.clone(),
-                standing: Arc::clone(&self.standing),
-                look: Arc::clone(&self.look),
+                pod_state: Arc::clone(&self.pod_state),
+                refresh: Arc::clone(&self.refresh),
                 status: Arc::clone(status),
                 pod: Arc::clone(&pod),
                 metrics: metrics.shard.clone(),
-                malformed: metrics.ingest.skipped(ingest::Skipped::Malformed),
+                malformed: metrics.ingest.skipped(ingest::SkipReason::Malformed),
             })
         });
         spawned.collect::<Result<_, _>>().map_err(GatewayError::Thread)
@@ -267,8 +269,8 @@ impl Exchange {
             config: config.kafka.clone(),
             routes: Arc::clone(&self.routes),
             indexes: ingest::IndexRules::new(config.kafka.history, config.kafka.topic_refresh),
-            shards: self.doors.clone(),
-            standing: Arc::clone(&self.standing),
+            shards: self.shard_handles.clone(),
+            pod_state: Arc::clone(&self.pod_state),
             place_anywhere: config.shard.place_anywhere,
             status: Arc::clone(&self.threads.ingest),
             metrics: metrics.ingest.clone(),

@@ -77,10 +77,10 @@ pub const TURN_RECORDS_MAX: usize = 4 * CONSUME_RECORDS_MAX;
 
 /// Where records stream from several brokers, they are taken once in this time: it is what they may wait here, beyond the
 /// pause between two questions to a broker (`ingest/kafka.rs`).
-pub const GATHER: Duration = Duration::from_millis(1);
+pub const BATCHING_DELAY: Duration = Duration::from_millis(1);
 
 /// So many records at a turn are a flood, of which nothing need gather.
-pub const GATHER_RECORDS_MAX: usize = 64;
+pub const BATCHING_RECORDS_MAX: usize = 64;
 
 /// How long a topic may have more partitions before a shard hears of it, where `TOPIC_REFRESH_MS` is not far above its
 /// default: what producers placed by the new number is younger.
@@ -96,7 +96,7 @@ pub const MAPPINGS_KEPT: usize = 16;
 
 /// How often a shard that gets no records is told how far ingest has read: so old may a quiet client's cursor be. It
 /// costs a small batch a shard.
-pub const STARTS_TOLD_EVERY: Duration = Duration::from_secs(1);
+pub const OFFSETS_SENT_EVERY: Duration = Duration::from_secs(1);
 
 /// The longest that ingest waits for a record or for room in a shard's channel before it looks at the rest of its work.
 pub const INGEST_WAIT: Duration = Duration::from_millis(100);
@@ -120,10 +120,10 @@ pub const REREAD_OFFSETS_MAX: i64 = 10_000;
 
 /// How long a large question to Kafka may take: all topics, or the offsets of a time, which a broker looks up in its
 /// index, on a cold disk at worst.
-pub const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+pub const START_QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The same once the pod reads: while a question is open, nobody notices that the brokers are gone.
-pub const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
+pub const METADATA_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How often the brokers are asked for a sign of life, and for the partitions' ends.
 pub const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -132,18 +132,18 @@ pub const PROBE_EVERY: Duration = Duration::from_secs(1);
 pub const ENDS_ASKED_MAX: usize = 500;
 
 /// The least time between two looks at the cluster's topics, whatever doubts the reader has of them.
-pub const LOOK_EVERY_MIN: Duration = Duration::from_millis(100);
+pub const METADATA_REFRESH_MIN: Duration = Duration::from_millis(100);
 
 /// How often a topic is looked at because its records lie where its partitioner would not have put them: there may be
 /// more partitions, or its producers place by another rule, and then it is so with every record.
-pub const STRAY_LOOK_EVERY: Duration = Duration::from_secs(5);
+pub const MISPLACED_REFRESH_EVERY: Duration = Duration::from_secs(5);
 
 /// So long a standstill of the ingest thread makes it look at the cluster's topics before it reads on. Its loop turns
 /// each [`INGEST_WAIT`] at the latest, and a topic is not deleted, made anew and filled in less.
-pub const STANDSTILL_MIN: Duration = Duration::from_millis(300);
+pub const PAUSE_DETECTED_MIN: Duration = Duration::from_millis(300);
 
 /// The longest that reading waits for that look.
-pub const LOOK_WAITED_FOR_MAX: Duration = Duration::from_secs(5);
+pub const METADATA_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// How long a sign of life may take, and the question for the partitions' ends.
 pub const PROBE_TIMEOUT: Duration = Duration::from_millis(1_500);
@@ -157,7 +157,7 @@ pub const CLIENTS_ENDING_MAX: usize = 8;
 
 /// The longest pause between two replacements of the client that reads, where one after the other makes no progress: it
 /// is most likely not the client's fault.
-pub const CLIENT_RENEWAL_PAUSE_MAX: Duration = Duration::from_secs(60);
+pub const CLIENT_REPLACEMENT_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// By so much may the clocks of those who write records differ from the brokers', where `min.compaction.lag.ms` decides what
 /// compaction may have removed.
@@ -173,7 +173,7 @@ pub const OPEN_TRANSACTION_MIN: Duration = Duration::from_secs(5);
 pub const TOPICS_NAMED_MAX: usize = 10;
 
 /// Kinds of complaint about Kafka that are kept apart in the log; over it, new ones go unsaid for a while.
-pub const COMPLAINT_KINDS_MAX: usize = 1024;
+pub const LOG_KEYS_MAX: usize = 1024;
 
 /// How often an unusable record is told of, a topic (PROTOCOL 3: each is counted).
 pub const MALFORMED_LOG_EVERY: Duration = Duration::from_secs(1);
@@ -202,23 +202,23 @@ pub const HANDSHAKES_MAX: usize = 4096;
 pub const HANDSHAKES_PER_ADDRESS_MIN: u64 = 64;
 
 /// How long a request is left alone where others wait for its place: more than a good one takes on a slow line, and more
-/// than [`LOOK_WAIT_MAX`] and [`LINGER`].
-pub const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(3);
+/// than [`VIEW_REFRESH_WAIT_MAX`] and [`LINGER`].
+pub const HANDSHAKE_GRACE: Duration = Duration::from_secs(3);
 
 /// How long a socket that has sent nothing keeps its place where others wait for it. A client's request follows its
 /// connection at once: this leaves time for a packet that is sent again.
-pub const SILENT_PATIENCE: Duration = Duration::from_secs(1);
+pub const SILENT_SOCKET_GRACE: Duration = Duration::from_secs(1);
 
 /// How often the pod tells that it can't accept, or can't watch what it accepted: what forbids it (no descriptor left, most
 /// likely) lasts.
 pub const ACCEPT_LOG_EVERY: Duration = Duration::from_secs(30);
 
 /// The longest that a thread may go without a turn of its loop before `/health` says so.
-pub const TURN_AGE_MAX: Duration = Duration::from_secs(5);
+pub const LOOP_STALL_MAX: Duration = Duration::from_secs(5);
 
 /// The same for the thread that asks Kafka what there is: each question of a turn may wait for its time limit, and the
 /// first turn has the most of them.
-pub const WATCHER_TURN_AGE_MAX: Duration = Duration::from_secs(60);
+pub const WATCHER_STALL_MAX: Duration = Duration::from_secs(60);
 
 /// How often each thread shows that it turns, where nothing else does.
 pub const TURN_EVERY: Duration = Duration::from_secs(1);
@@ -231,7 +231,7 @@ pub const LINGER: Duration = Duration::from_secs(2);
 pub const LINGER_BYTES_MAX: usize = 1024 * 1024;
 
 /// How often it is looked whether a peer has taken its last answer.
-pub const LINGER_LOOK_EVERY: Duration = Duration::from_millis(250);
+pub const LINGER_POLL_EVERY: Duration = Duration::from_millis(250);
 
 /// What a shard's window may be over twice its budget while entries are not dispatched: so much a batch of a small
 /// window's largest events costs, with their frames.
@@ -245,7 +245,7 @@ pub const MESSAGE_BYTES_COMMON: usize = 1024 * 1024;
 
 /// How long the socket of a client that is being closed may take nothing while a frame that was begun goes before the close
 /// frame. A socket takes half of [`UNSENT_BYTES_MAX`] at a time: a client that reads 7 kB/s gets all of it.
-pub const FINISH_STALL_MAX: Duration = Duration::from_secs(10);
+pub const CLOSE_STALL_MAX: Duration = Duration::from_secs(10);
 
 /// Bytes that the kernel takes for one client beyond those that are on their way to it (TCP_NOTSENT_LOWAT). Left to
 /// itself it takes megabytes and then says nothing until a third of them are gone: who reads slowly would seem to take
@@ -257,10 +257,10 @@ pub const TURN_BYTES_MAX: usize = 256 * 1024;
 
 /// Bytes that a shard sends in a turn to those who lag or catch up, all together: two milliseconds' work where frames are
 /// made for each of them, and so long those who are up to date wait for it.
-pub const CATCH_UP_BYTES_A_TURN: u64 = 128 * 1024;
+pub const CATCH_UP_BYTES_PER_TURN: u64 = 128 * 1024;
 
 /// Bytes that one connection is sent at a time while it is not past its cursor: such frames are its own.
-pub const APART_BYTES_MAX: usize = 64 * 1024;
+pub const CATCH_UP_FRAMES_BYTES_MAX: usize = 64 * 1024;
 
 /// Steps along the window that a handshake has, and each turn of a connection, to find and frame what a client lacks: some
 /// 10 ns each, and as much as the rest of a handshake. Where they do not lead to the end, the connection waits for its next
@@ -288,7 +288,7 @@ pub const SLOT_VALUE_BYTES_MAX: usize = 8 * 1024;
 
 /// Fields of the hash that are no slots, up to which all fields are read: each second and pod, some 1 us of Redis for
 /// each. Where there are more, the slots are asked for by number.
-pub const STRAY_FIELDS_MAX: u32 = 1_000;
+pub const FOREIGN_FIELDS_MAX: u32 = 1_000;
 
 /// Announcements from Redis that wait while a call is under way. All of them together ask for one call, so those over
 /// the bound lose nothing that the call would not see.
@@ -299,21 +299,21 @@ pub const ANNOUNCEMENTS_QUIET_MAX: Duration = Duration::from_secs(5);
 
 /// The oldest look at Redis by whose view a client is sent to another pod. A pod that sends away many costs Redis one
 /// look in this time at most.
-pub const LOOK_AGE_MAX: Duration = Duration::from_millis(100);
+pub const VIEW_AGE_MAX: Duration = Duration::from_millis(100);
 
 /// How long a client that is to be sent away waits for such a look: as long as a call to Redis may take. A Redis that
 /// doesn't answer by then counts as down, and the last view is gone by.
-pub const LOOK_WAIT_MAX: Duration = Duration::from_secs(2);
+pub const VIEW_REFRESH_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// How long a client that was sent away by a view that is not proven counts as one that comes back. It follows a redirect at
-/// once, where its target may take a [`LOOK_WAIT_MAX`] to send it back; or it finds nobody there, and pauses first: for 5 s
+/// once, where its target may take a [`VIEW_REFRESH_WAIT_MAX`] to send it back; or it finds nobody there, and pauses first: for 5 s
 /// at most, where it keeps to PROTOCOL 4. One that takes longer costs a round more. Much longer must it not be: meanwhile
 /// the assessment's other clients are served beside its owner, too.
-pub const RETURN_WITHIN: Duration = Duration::from_secs(8);
+pub const REDIRECT_RETURN_MAX: Duration = Duration::from_secs(8);
 
 /// Redirects by such a view that one shard remembers, at some 60 bytes each, only then. More than a pod accepts in
-/// [`RETURN_WITHIN`] at the default `ACCEPTS_PER_SECOND`.
-pub const SENT_AWAY_MAX: usize = 64 * 1024;
+/// [`REDIRECT_RETURN_MAX`] at the default `ACCEPTS_PER_SECOND`.
+pub const RECENT_REDIRECTS_MAX: usize = 64 * 1024;
 
 /// Operators' connections at a time; beyond it the oldest is closed. A probe takes milliseconds: so many must be opened
 /// within them to keep one out, and none can by holding them.
@@ -338,17 +338,20 @@ pub const THREADS_END_MAX: Duration = Duration::from_secs(5);
 
 const _: () = assert!(THREADS_END_MAX.as_millis() > LINGER.as_millis());
 const _: () = assert!(
-    WATCHER_TURN_AGE_MAX.as_millis() > 4 * QUESTION_TIMEOUT.as_millis() + 8 * PROBE_TIMEOUT.as_millis(),
+    WATCHER_STALL_MAX.as_millis() > 4 * START_QUERY_TIMEOUT.as_millis() + 8 * PROBE_TIMEOUT.as_millis(),
     "the first turn's questions"
 );
-const _: () = assert!(HANDSHAKE_PATIENCE.as_millis() > LINGER.as_millis());
-const _: () = assert!(HANDSHAKE_PATIENCE.as_millis() > LOOK_WAIT_MAX.as_millis());
+const _: () = assert!(HANDSHAKE_GRACE.as_millis() > LINGER.as_millis());
+const _: () = assert!(HANDSHAKE_GRACE.as_millis() > VIEW_REFRESH_WAIT_MAX.as_millis());
+const _: () = assert!(
+    REDIRECT_RETURN_MAX.as_secs() > VIEW_REFRESH_WAIT_MAX.as_secs() + 5,
+    "the longest pause of PROTOCOL 4, besides"
+);
 const _: () =
-    assert!(RETURN_WITHIN.as_secs() > LOOK_WAIT_MAX.as_secs() + 5, "the longest pause of PROTOCOL 4, besides");
-const _: () = assert!(SENT_AWAY_MAX as u64 >= RETURN_WITHIN.as_secs() * 5_000, "the default ACCEPTS_PER_SECOND");
+    assert!(RECENT_REDIRECTS_MAX as u64 >= REDIRECT_RETURN_MAX.as_secs() * 5_000, "the default ACCEPTS_PER_SECOND");
 const _: () = assert!(SLOT_VALUE_BYTES_MAX > 2 * (NODE_BYTES_MAX + PUBLIC_URL_BYTES_MAX) + 512, "a pod reads its own");
 const _: () = assert!(WRITE_SLICES_MAX <= 1024);
-const _: () = assert!(STANDSTILL_MIN.as_millis() >= 3 * INGEST_WAIT.as_millis(), "a quiet loop is no standstill");
+const _: () = assert!(PAUSE_DETECTED_MIN.as_millis() >= 3 * INGEST_WAIT.as_millis(), "a quiet loop is no standstill");
 const _: () = assert!(BATCH_CHANNEL_BYTES_MAX >= 8 * BATCH_BYTES_MAX, "a busy shard's turn is bridged by some batches");
 const _: () = assert!(BATCH_RECORDS_MAX >= TURN_RECORDS_MAX, "a turn's records fit into one batch");
 const _: () = assert!(TOPICS_MAX < 1 << u16::BITS, "a TopicIndex has 16 bits, and one of them is no topic's");

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-use crate::limits::COMPLAINT_KINDS_MAX;
+use crate::limits::LOG_KEYS_MAX;
 
 /// Lets one line through in each period, and counts those that it holds back.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl LogThrottle {
     }
 }
 
-/// A [`LogThrottle`] for each kind of line; at most [`COMPLAINT_KINDS_MAX`] kinds.
+/// A [`LogThrottle`] for each kind of line; at most [`LOG_KEYS_MAX`] kinds.
 #[derive(Debug)]
 pub struct LogThrottles<K> {
     every: Duration,
@@ -55,9 +55,9 @@ impl<K: Eq + Hash> LogThrottles<K> {
     /// Whether to write a line of this kind now; if so, how many of its kind were held back since the last one. At the
     /// limit of kinds, a new kind is held back until an old one's period is over.
     pub fn admit(&mut self, kind: K, now: Instant) -> Option<u64> {
-        if self.kinds.len() == COMPLAINT_KINDS_MAX && !self.kinds.contains_key(&kind) {
+        if self.kinds.len() == LOG_KEYS_MAX && !self.kinds.contains_key(&kind) {
             self.kinds.retain(|_, throttle| !throttle.is_due(now));
-            if self.kinds.len() == COMPLAINT_KINDS_MAX {
+            if self.kinds.len() == LOG_KEYS_MAX {
                 return None;
             }
         }
@@ -87,7 +87,7 @@ mod tests {
         let start = Instant::now();
         let mut throttles = LogThrottles::new(Duration::from_secs(1));
         let admitted = (0..10_000).filter(|kind| throttles.admit(*kind, start).is_some()).count();
-        assert_eq!(admitted, COMPLAINT_KINDS_MAX);
+        assert_eq!(admitted, LOG_KEYS_MAX);
         assert_eq!(throttles.admit(10_000, start + Duration::from_secs(1)), Some(0), "old kinds make room");
     }
 

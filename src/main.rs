@@ -12,10 +12,10 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use shardgate::clock::Now;
 use shardgate::config::{self, Config, InvalidConfig, Preset, Sources};
 use shardgate::demo::{Demo, token};
-use shardgate::discovery::Membership;
-use shardgate::gateway::{self, Process, machine};
+use shardgate::discovery::ClusterMode;
+use shardgate::gateway::{self, ProcessHandles, machine};
 use shardgate::operations::log::Log;
-use shardgate::routing::table::Table;
+use shardgate::routing::table::RouteTable;
 use shardgate::shutdown::signals;
 use tracing::warn;
 
@@ -83,7 +83,7 @@ fn main() -> ExitCode {
         Command::Serve(settings) => serve(&settings, &log),
         Command::Demo(settings) => demo(&settings, &log),
         Command::Token(arguments) => mint(arguments),
-        Command::Routes => say(Table::BUILT_IN),
+        Command::Routes => say(RouteTable::BUILT_IN),
     };
     let code = done.unwrap_or_else(|error| {
         log.print(&format!("shardgate: {error:#}\n"));
@@ -101,7 +101,7 @@ fn command_line() -> Command {
 fn serve(settings: &Settings, log: &Log) -> anyhow::Result<ExitCode> {
     let Some(config) = settings.read(&[], &[])? else { return Ok(ExitCode::SUCCESS) };
     start_log(log, &config)?;
-    gateway::run(config, Membership::Redis, &settings.process(log))?;
+    gateway::run(config, ClusterMode::Redis, &settings.process(log))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -112,7 +112,7 @@ fn demo(settings: &Settings, log: &Log) -> anyhow::Result<ExitCode> {
     let demo = Demo::start(&mut config)?;
     let program = std::env::args_os().next().unwrap_or_else(|| "shardgate".into());
     say(&Demo::welcome(&config, &secret, Now::read().unix, &program.to_string_lossy()))?;
-    let done = gateway::run(config, Membership::Alone, &settings.process(log));
+    let done = gateway::run(config, ClusterMode::SinglePod, &settings.process(log));
     demo.stop();
     done?;
     Ok(ExitCode::SUCCESS)
@@ -139,9 +139,12 @@ impl Settings {
     }
 
     /// What a pod has of this process.
-    fn process(&self, log: &Log) -> Process {
+    fn process(&self, log: &Log) -> ProcessHandles {
         let flags = self.flags.clone();
-        Process { log: log.clone(), read_routes: Box::new(move || with_sources(&flags, &[], &[], config::routes)) }
+        ProcessHandles {
+            log: log.clone(),
+            read_routes: Box::new(move || with_sources(&flags, &[], &[], config::routes)),
+        }
     }
 }
 

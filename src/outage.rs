@@ -8,7 +8,7 @@ pub const LOG_EVERY: Duration = Duration::from_secs(30);
 
 /// What to log of an outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Line {
+pub enum OutageLine {
     /// It has begun.
     Began,
     /// It goes on, and has lasted this long.
@@ -38,26 +38,26 @@ pub enum OutageLog {
 
 impl OutageLog {
     /// A try that began at `began` has failed at `now`.
-    pub fn handle_failure(&mut self, began: Instant, now: Instant) -> Option<Line> {
+    pub fn handle_failure(&mut self, began: Instant, now: Instant) -> Option<OutageLine> {
         match self {
             Self::Untried | Self::Reached => {
                 *self = Self::Away { since: began, logged: now };
-                Some(Line::Began)
+                Some(OutageLine::Began)
             }
             Self::Away { since, logged } if now.saturating_duration_since(*logged) >= LOG_EVERY => {
                 *logged = now;
-                Some(Line::GoesOn(now.saturating_duration_since(*since)))
+                Some(OutageLine::GoesOn(now.saturating_duration_since(*since)))
             }
             Self::Away { .. } => None,
         }
     }
 
     /// A try has succeeded at `now`.
-    pub fn handle_success(&mut self, now: Instant) -> Option<Line> {
+    pub fn handle_success(&mut self, now: Instant) -> Option<OutageLine> {
         match std::mem::replace(self, Self::Reached) {
-            Self::Untried => Some(Line::First),
+            Self::Untried => Some(OutageLine::First),
             Self::Reached => None,
-            Self::Away { since, .. } => Some(Line::Ended(now.saturating_duration_since(since))),
+            Self::Away { since, .. } => Some(OutageLine::Ended(now.saturating_duration_since(since))),
         }
     }
 }
@@ -70,19 +70,19 @@ mod tests {
     fn an_outage_is_logged_at_once_then_every_half_a_minute_and_at_its_end() {
         let (start, mut log) = (Instant::now(), OutageLog::default());
         let after = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(log.handle_success(start), Some(Line::First));
+        assert_eq!(log.handle_success(start), Some(OutageLine::First));
         assert_eq!(log.handle_success(after(1)), None);
-        assert_eq!(log.handle_failure(after(2), after(4)), Some(Line::Began));
+        assert_eq!(log.handle_failure(after(2), after(4)), Some(OutageLine::Began));
         let lines: Vec<_> = (5..100).filter_map(|second| log.handle_failure(after(second), after(second))).collect();
-        assert_eq!(lines, [32, 62, 92].map(|seconds| Line::GoesOn(Duration::from_secs(seconds))));
-        assert_eq!(log.handle_success(after(102)), Some(Line::Ended(Duration::from_secs(100))));
-        assert_eq!(log.handle_failure(after(103), after(103)), Some(Line::Began));
+        assert_eq!(lines, [32, 62, 92].map(|seconds| OutageLine::GoesOn(Duration::from_secs(seconds))));
+        assert_eq!(log.handle_success(after(102)), Some(OutageLine::Ended(Duration::from_secs(100))));
+        assert_eq!(log.handle_failure(after(103), after(103)), Some(OutageLine::Began));
     }
 
     #[test]
     fn a_first_try_that_fails_begins_an_outage() {
         let (start, mut log) = (Instant::now(), OutageLog::default());
-        assert_eq!(log.handle_failure(start, start), Some(Line::Began));
-        assert_eq!(log.handle_success(start), Some(Line::Ended(Duration::ZERO)));
+        assert_eq!(log.handle_failure(start, start), Some(OutageLine::Began));
+        assert_eq!(log.handle_success(start), Some(OutageLine::Ended(Duration::ZERO)));
     }
 }

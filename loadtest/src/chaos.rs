@@ -38,16 +38,16 @@ use crate::kafka::Kafka;
 use crate::pods;
 use crate::process::allow_descriptors;
 use crate::redis::Redis;
-use checker::{Rules, Verdict};
-use clients::{Clients, Progress, Shared};
-use faults::Chronicle;
-use fleet::Fleet;
-use log::{Entry, Made, Span, Writer};
+use checker::{CheckerRules, Verdict};
+use clients::{Clients, RunProgress, Shared};
+use faults::FaultLog;
+use fleet::PodFleet;
+use log::{ClientLogEntry, FaultSpan, LogFile, ProducedEvent};
 use log_reader::LogReader;
 use open_transaction::OpenTransaction;
-use producer::Book;
+use producer::ProducerLedger;
 use report::Title;
-use schedule::{Kind, Lane};
+use schedule::{FaultKind, Lane};
 
 /// Pods at the start; a fault changes their number, and in the end they are as many again.
 const PODS: usize = 3;
@@ -94,7 +94,7 @@ pub struct Options {
 
 /// Kinds of faults.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Faults(pub Vec<Kind>);
+pub struct Faults(pub Vec<FaultKind>);
 
 impl std::str::FromStr for Faults {
     type Err = anyhow::Error;
@@ -106,7 +106,7 @@ impl std::str::FromStr for Faults {
                 let mut kinds = Vec::new();
                 for name in names.split(',') {
                     match name {
-                        "all" => kinds.extend(Kind::ALL),
+                        "all" => kinds.extend(FaultKind::ALL),
                         name => kinds.push(name.parse()?),
                     }
                 }
@@ -118,7 +118,7 @@ impl std::str::FromStr for Faults {
 
 /// What came of a run.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct ChaosOutcome {
     /// What the judge found.
     pub verdict: Verdict,
     /// What else went wrong: pods that ended, or were not ready; times that were too long.
@@ -127,7 +127,7 @@ pub struct Outcome {
     pub kept: Option<PathBuf>,
 }
 
-impl Outcome {
+impl ChaosOutcome {
     /// Whether all promises were kept.
     #[must_use]
     pub fn is_good(&self) -> bool {
@@ -153,9 +153,9 @@ impl Clock {
 
 /// What went wrong and is in no client's log.
 #[derive(Debug, Default)]
-struct Findings(Mutex<Vec<String>>);
+struct RunFindings(Mutex<Vec<String>>);
 
-impl Findings {
+impl RunFindings {
     fn add(&self, what: String) {
         println!("! {what}");
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(what);
@@ -201,8 +201,8 @@ impl Files {
 ///
 /// # Panics
 /// Where a broker, Redis or the system does not do what it should: then nothing is known either.
-pub fn run(options: &Options) -> Result<Outcome> {
-    let findings = Arc::new(Findings::default());
+pub fn run(options: &Options) -> Result<ChaosOutcome> {
+    let findings = Arc::new(RunFindings::default());
     let files = match &options.judge {
         Some(dir) => Files { dir: dir.clone() },
         None => {
@@ -221,7 +221,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     for sentence in report::over_limit(&title, &verdict) {
         if options.lenient { println!("slow: {sentence}") } else { findings.add(sentence) }
     }
-    let mut outcome = Outcome { verdict, findings: findings.take(), kept: None };
+    let mut outcome = ChaosOutcome { verdict, findings: findings.take(), kept: None };
     if outcome.is_good() && !options.keep && options.judge.is_none() {
         fs::remove_dir_all(&files.dir)?;
     } else {
@@ -235,44 +235,48 @@ pub fn run(options: &Options) -> Result<Outcome> {
 ///
 /// # Errors
 /// Where a log can't be read.
-pub fn judge(dir: &Path) -> Result<(Verdict, Vec<Span>)> {
+pub fn judge(dir: &Path) -> Result<(Verdict, Vec<FaultSpan>)> {
     let files = Files { dir: dir.to_owned() };
-    let mut spans: Vec<Span> = log::read(&files.faults())?.collect::<Result<_>>()?;
+    let mut spans: Vec<FaultSpan> = log::read(&files.faults())?.collect::<Result<_>>()?;
     spans.sort_by_key(|span| span.from_ms);
-    let rules = Rules { history: fleet::HISTORY };
-    let verdict =
-        checker::check(rules, &spans, log::read::<Made>(&files.made())?, log::read::<Entry>(&files.clients())?)?;
+    let rules = CheckerRules { history: fleet::HISTORY };
+    let verdict = checker::check(
+        rules,
+        &spans,
+        log::read::<ProducedEvent>(&files.made())?,
+        log::read::<ClientLogEntry>(&files.clients())?,
+    )?;
     Ok((verdict, spans))
 }
 
 /// Lets everything happen, and writes it down. Returns when all has ended.
-fn happen(options: &Options, files: &Files, findings: &Arc<Findings>) -> Result<()> {
+fn happen(options: &Options, files: &Files, findings: &Arc<RunFindings>) -> Result<()> {
     allow_descriptors(4096 + u64::from(options.clients) * 2);
     // The gateway is built before anything else runs.
     let _ = pods::binary();
-    let is_fragile = options.faults.0.contains(&Kind::Unclean);
+    let is_fragile = options.faults.0.contains(&FaultKind::Unclean);
     // A replica that doesn't follow counts as lost soon, so that the other leads alone.
     let mut settings = if is_fragile { vec![("replica.lag.time.max.ms", "1500")] } else { Vec::new() };
     settings.push(("log.cleaner.backoff.ms", "500"));
     let (kafka, redis) = (Kafka::start_with(faults::BROKERS as usize, &settings), Redis::start_with_clock());
-    create_topics(&kafka, is_fragile, options.faults.0.contains(&Kind::Compaction));
+    create_topics(&kafka, is_fragile, options.faults.0.contains(&FaultKind::Compaction));
     let logs = LogReader::default();
-    let mut fleet = Fleet::new(&files.dir, kafka.bootstrap(), redis.port(), &logs, findings);
+    let mut fleet = PodFleet::new(&files.dir, kafka.bootstrap(), redis.port(), &logs, findings);
     (0..PODS).for_each(|place| fleet.spawn(place));
     fleet.await_ready();
 
     let clock = Clock(Instant::now());
-    let progress = Arc::new(Progress::default());
-    let shared = Shared::new(Writer::create(&files.clients())?, clock, fleet.directory());
+    let progress = Arc::new(RunProgress::default());
+    let shared = Shared::new(LogFile::create(&files.clients())?, clock, fleet.directory());
     let assessments = options.clients / CLIENTS_PER_ASSESSMENT;
     let mut clients = Clients::new(options.clients, assessments, options.seed, shared, &progress);
     clients.connect(CONNECTED_WITHIN)?;
-    let book = Arc::new(Book::new(Writer::create(&files.made())?, clock));
-    let chronicle = Chronicle::new(Writer::create(&files.faults())?, clock);
+    let book = Arc::new(ProducerLedger::new(LogFile::create(&files.made())?, clock));
+    let chronicle = FaultLog::new(LogFile::create(&files.faults())?, clock);
     let beside = (OpenTransaction::new(kafka.bootstrap(), assessments), logs);
-    let world = World { kafka, redis, fleet, beside };
+    let world = ChaosWorld { kafka, redis, fleet, beside };
     let clients =
-        Story { options, clock, progress: &progress, book: &book, chronicle: &chronicle }.tell(world, clients);
+        ChaosStory { options, clock, progress: &progress, book: &book, chronicle: &chronicle }.tell(world, clients);
     book.log.flush();
     chronicle.flush();
     clients.flush();
@@ -297,26 +301,26 @@ fn create_topics(kafka: &Kafka, is_fragile: bool, is_compacted: bool) {
 }
 
 /// What faults break.
-struct World {
+struct ChaosWorld {
     kafka: Kafka,
     redis: Redis,
-    fleet: Fleet,
+    fleet: PodFleet,
     beside: (OpenTransaction, LogReader),
 }
 
 /// The run from the first event to the last.
-struct Story<'a> {
+struct ChaosStory<'a> {
     options: &'a Options,
     clock: Clock,
-    progress: &'a Progress,
-    book: &'a Arc<Book>,
-    chronicle: &'a Chronicle,
+    progress: &'a RunProgress,
+    book: &'a Arc<ProducerLedger>,
+    chronicle: &'a FaultLog,
 }
 
-impl Story<'_> {
+impl ChaosStory<'_> {
     /// Makes events, and lets the faults happen while the clients live; then lets the clients get what is left.
-    fn tell(&self, world: World, mut clients: Clients) -> Clients {
-        let World { mut kafka, mut redis, mut fleet, mut beside } = world;
+    fn tell(&self, world: ChaosWorld, mut clients: Clients) -> Clients {
+        let ChaosWorld { mut kafka, mut redis, mut fleet, mut beside } = world;
         let (begin, length) = (self.clock.elapsed(), Duration::from_secs_f64(self.options.minutes * 60.0));
         let Self { clock, chronicle, .. } = *self;
         let plan = |lane| {
@@ -329,8 +333,8 @@ impl Story<'_> {
             seed: self.options.seed,
             assessments: self.options.clients / CLIENTS_PER_ASSESSMENT,
             rate: self.options.rate,
-            is_fragile: self.options.faults.0.contains(&Kind::Unclean),
-            is_compacted: self.options.faults.0.contains(&Kind::Compaction),
+            is_fragile: self.options.faults.0.contains(&FaultKind::Unclean),
+            is_compacted: self.options.faults.0.contains(&FaultKind::Compaction),
         };
         let stop = Arc::new(AtomicBool::new(false));
         let producers = producer::start(&order, self.book, &stop);
@@ -384,7 +388,7 @@ impl Story<'_> {
 
     fn progress_line(&self) -> String {
         let seconds = self.clock.elapsed().as_secs();
-        let Progress { connected, seen } = self.progress;
+        let RunProgress { connected, seen } = self.progress;
         let (connected, seen) = (connected.load(Ordering::Relaxed), seen.load(Ordering::Relaxed));
         format!(
             "{:02}:{:02}  {connected}/{} clients  {} events made, {seen} seen  {}",

@@ -15,7 +15,7 @@ use socket2::{Domain, Socket, Type};
 use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tungstenite::{Error, WebSocket};
 
-use crate::http::Answer;
+use crate::http::HttpResponse;
 use crate::token;
 
 /// What a pod owes a client comes within this time, on a machine that does much else.
@@ -201,7 +201,7 @@ impl Ask {
     pub fn attempt(&self) -> Option<Client> {
         let mut stream = self.try_connect().ok()?;
         std::io::Write::write_all(&mut stream, self.head().as_bytes()).ok()?;
-        let answer = Answer::read(&mut stream).ok()?;
+        let answer = HttpResponse::read(&mut stream).ok()?;
         (answer.status == 101).then(|| Client::new(stream, answer))
     }
 
@@ -213,10 +213,11 @@ impl Ask {
     /// # Panics
     /// Where the answer is no HTTP, or does not come.
     #[track_caller]
-    pub fn try_open(&self) -> Result<Client, Answer> {
+    pub fn try_open(&self) -> Result<Client, HttpResponse> {
         let mut stream = self.connect();
         std::io::Write::write_all(&mut stream, self.head().as_bytes()).expect("a head fits into the socket's buffer");
-        let answer = Answer::read(&mut stream).unwrap_or_else(|error| panic!("the answer to a handshake: {error:#}"));
+        let answer =
+            HttpResponse::read(&mut stream).unwrap_or_else(|error| panic!("the answer to a handshake: {error:#}"));
         if answer.status != 101 {
             return Err(answer);
         }
@@ -247,11 +248,12 @@ impl Message {
     #[track_caller]
     fn new(text: &str) -> Self {
         #[derive(Deserialize)]
-        struct Head {
+        struct UpgradeOutcome {
             r#type: Option<String>,
             error: Option<String>,
         }
-        let head: Head = serde_json::from_str(text).unwrap_or_else(|error| panic!("no message, {error}: {text}"));
+        let head: UpgradeOutcome =
+            serde_json::from_str(text).unwrap_or_else(|error| panic!("no message, {error}: {text}"));
         let kind = head.r#type.or(head.error).unwrap_or_else(|| panic!("neither type nor error: {text}"));
         Self { at: Instant::now(), kind, text: text.to_owned() }
     }
@@ -302,7 +304,7 @@ impl Message {
 #[derive(Debug)]
 pub struct Client {
     socket: WebSocket<TcpStream>,
-    answer: Answer,
+    answer: HttpResponse,
     messages: Vec<Message>,
     /// How many of the messages `expect` has passed.
     passed: usize,
@@ -313,7 +315,7 @@ pub struct Client {
 }
 
 impl Client {
-    fn new(stream: TcpStream, mut answer: Answer) -> Self {
+    fn new(stream: TcpStream, mut answer: HttpResponse) -> Self {
         stream.set_nonblocking(true).expect("a socket");
         let config = WebSocketConfig::default().read_buffer_size(4096).write_buffer_size(0);
         let rest = std::mem::take(&mut answer.body);
@@ -324,7 +326,7 @@ impl Client {
 
     /// The answer to its handshake.
     #[must_use]
-    pub fn answer(&self) -> &Answer {
+    pub fn answer(&self) -> &HttpResponse {
         &self.answer
     }
 

@@ -36,19 +36,19 @@ pub struct Event {
     /// The record's value.
     pub payload: String,
     /// What is told.
-    pub told: Told,
+    pub told: ExpectedMessage,
 }
 
 /// A message's type and its fields in their order, each value as it was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Told {
+pub struct ExpectedMessage {
     /// The message's `type`.
     pub kind: String,
     /// All other fields but `cursor`.
     pub fields: Vec<(String, String)>,
 }
 
-impl From<&Message> for Told {
+impl From<&Message> for ExpectedMessage {
     fn from(message: &Message) -> Self {
         Self { kind: message.kind.clone(), fields: message.fields() }
     }
@@ -80,7 +80,7 @@ pub enum Kind {
 }
 
 /// Where a message's field comes from.
-enum Source {
+enum FieldOrigin {
     /// The payload's field of the same name.
     Same,
     /// The payload's field of another name.
@@ -88,7 +88,7 @@ enum Source {
     /// The route: this JSON.
     Route(&'static str),
 }
-use Source::{Other, Route, Same};
+use FieldOrigin::{Other, Route, Same};
 
 impl Kind {
     /// All ten.
@@ -112,7 +112,7 @@ impl Kind {
     }
 
     /// The topic, the message's type, and its fields after `assessmentId`.
-    fn contract(self) -> (&'static str, &'static str, &'static [(&'static str, Source)]) {
+    fn contract(self) -> (&'static str, &'static str, &'static [(&'static str, FieldOrigin)]) {
         match self {
             Self::OrderFilled => (
                 "trading.order-filled",
@@ -209,7 +209,7 @@ impl Kind {
             topic: topic.to_owned(),
             key: assessment.to_owned(),
             payload: format!("{{{}}}", payload.join(", ")),
-            told: Told { kind: kind.to_owned(), fields: told },
+            told: ExpectedMessage { kind: kind.to_owned(), fields: told },
         }
     }
 }
@@ -256,7 +256,7 @@ pub fn tick(market: &str, number: u64) -> Event {
         topic: ticks_topic(market),
         key: market.to_owned(),
         payload: format!(r#"{{"timestamp":{},"price":{price},"market":"another"}}"#, timestamp(number)),
-        told: Told { kind: "market_price".to_owned(), fields: told.to_vec() },
+        told: ExpectedMessage { kind: "market_price".to_owned(), fields: told.to_vec() },
     }
 }
 
@@ -298,7 +298,7 @@ pub fn assert_saw(client: &Client, assessment: &str, numbers: Range<u64>) {
         let number = number_of(message);
         assert!(missing.remove(&number), "{assessment}: {number} is twice or too much: {}", message.text);
         let event = event(assessment, number);
-        assert_eq!(Told::from(message), event.told, "{assessment}: as the contract says");
+        assert_eq!(ExpectedMessage::from(message), event.told, "{assessment}: as the contract says");
         let last = last_of_topic.insert(event.topic, number);
         assert!(last < Some(number), "{assessment}: {number} after {last:?}");
     }
@@ -314,7 +314,7 @@ pub fn assert_saw_ticks(client: &Client, last: u64) {
     let mut latest = BTreeMap::new();
     for message in client.of_type("market_price") {
         let (market, number) = (message.json()["market"].as_str().expect("a market").to_owned(), number_of(message));
-        assert_eq!(Told::from(message), tick(&market, number).told);
+        assert_eq!(ExpectedMessage::from(message), tick(&market, number).told);
         let before = latest.insert(market, number);
         assert!(before < Some(number), "{number} after {before:?}: {}", message.text);
     }

@@ -21,7 +21,7 @@
 //! **Memory** of a connection is the gateway's own ([`usage::memory`]) and the kernel's ([`usage::KernelMemory`]), both as
 //! the difference that connecting makes.
 //!
-//! **Noise** of the machine ([`noise`]) is told, and what was measured in too much of it is measured again.
+//! **Noise** of the machine ([`machine_noise`]) is told, and what was measured in too much of it is measured again.
 //!
 //! **Clients** are cheap: they count frames without a parse, but of a sample ([`connection`]); where they are what limits
 //! after all, the report says so.
@@ -34,8 +34,8 @@ pub(crate) mod epoll;
 pub mod floor;
 pub mod idle;
 pub mod ingest;
+pub mod machine_noise;
 pub mod measure;
-pub mod noise;
 pub mod page;
 pub mod payload;
 pub mod producer;
@@ -60,14 +60,14 @@ use serde_json::json;
 use crate::pods::{Pod, World};
 use crate::process::{own_cores, stay_on};
 use crate::token;
-use measure::{Part, Subject, measure};
-use noise::Discarded;
+use machine_noise::Discarded;
+use measure::{Measurement, Subject, measure};
 use payload::topic;
-use producer::Made;
-use report::{Report, Round};
+use producer::Produced;
+use report::{FleetReport, FleetRound};
 use rounds::Rounds;
-use schedule::{Load, What};
-use wire::{FloorPlan, FloorSays, Source, Target};
+use schedule::{DueItem, Load};
+use wire::{FloorPlan, FloorSays, LoopSource, Target};
 use workers::Worker;
 
 /// A bare loop says what it has to say within this time.
@@ -234,7 +234,7 @@ fn pairs(settings: &[String]) -> Result<Vec<(&str, &str)>> {
 ///
 /// # Errors
 /// Where the options don't fit each other, or a part ends.
-pub fn run(options: &Options) -> Result<Report> {
+pub fn run(options: &Options) -> Result<FleetReport> {
     options.check()?;
     let (rounds, discarded) =
         if options.url.is_empty() { own_rounds(options, true)? } else { foreign_rounds(options)? };
@@ -245,7 +245,7 @@ pub fn run(options: &Options) -> Result<Report> {
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_floor(options: &Options) -> Result<Report> {
+pub fn run_floor(options: &Options) -> Result<FleetReport> {
     options.check()?;
     ensure!(options.url.is_empty(), "the bare loops need no gateway: leave out --url");
     let floor = Options { with_floor: true, ..options.clone() };
@@ -253,15 +253,15 @@ pub fn run_floor(options: &Options) -> Result<Report> {
     finish(options, rounds, discarded, "floor")
 }
 
-fn finish(options: &Options, rounds: Vec<Round>, discarded: Vec<Discarded>, name: &str) -> Result<Report> {
+fn finish(options: &Options, rounds: Vec<FleetRound>, discarded: Vec<Discarded>, name: &str) -> Result<FleetReport> {
     let options_json = serde_json::to_value(options).context("options are JSON")?;
-    let report = Report::of(options_json, rounds, discarded);
+    let report = FleetReport::of(options_json, rounds, discarded);
     tell(options, &report, name)?;
     Ok(report)
 }
 
 /// Prints the table, and writes the JSON file and the page; where nothing else is said, in files of this name.
-fn tell(options: &Options, report: &Report, name: &str) -> Result<()> {
+fn tell(options: &Options, report: &FleetReport, name: &str) -> Result<()> {
     let json = options.rounds.json_file(name);
     let html = options.html.clone().unwrap_or_else(|| json.with_extension("html"));
     report.write(&json)?;
@@ -277,19 +277,19 @@ fn tell(options: &Options, report: &Report, name: &str) -> Result<()> {
 fn foreign_subject(options: &Options) -> Result<Subject> {
     let token = token_of(options.secret.as_deref().unwrap_or_default());
     let targets: Vec<Target> = options.url.iter().map(|url| target(url)).collect::<Result<_>>()?;
-    Ok(Subject { name: "gateway", targets, pids: options.pid.clone(), token, has_manners: true })
+    Ok(Subject { name: "gateway", targets, pids: options.pid.clone(), token, supports_churn: true })
 }
 
-fn foreign_rounds(options: &Options) -> Result<(Vec<Round>, Vec<Discarded>)> {
+fn foreign_rounds(options: &Options) -> Result<(Vec<FleetRound>, Vec<Discarded>)> {
     let subject = foreign_subject(options)?;
     options.rounds.measure(|_| {
         let gateway = measure(options, &subject, || {
             Ok(match options.brokers.clone() {
                 Some(brokers) => producer::start(brokers, options.load(), options.length()),
-                None => thread::spawn(Made::default),
+                None => thread::spawn(Produced::default),
             })
         })?;
-        Ok(Round { gateway: Some(gateway), ..Round::default() })
+        Ok(FleetRound { gateway: Some(gateway), ..FleetRound::default() })
     })
 }
 
@@ -300,21 +300,21 @@ fn own_world(options: &Options) -> World {
         stay_on(&options.other_cores());
     }
     let world = World::start();
-    world.kafka.set(&topic(What::Event(0)), LOG_KEPT);
+    world.kafka.set(&topic(DueItem::Event(0)), LOG_KEPT);
     for number in 0..options.markets {
         if options.market_rate > 0.0 {
-            world.kafka.create(&topic(What::Tick(number)), 1);
+            world.kafka.create(&topic(DueItem::Tick(number)), 1);
         }
     }
     world
 }
 
-fn own_rounds(options: &Options, has_gateway: bool) -> Result<(Vec<Round>, Vec<Discarded>)> {
+fn own_rounds(options: &Options, has_gateway: bool) -> Result<(Vec<FleetRound>, Vec<Discarded>)> {
     let world = own_world(options);
     options.rounds.measure(|_| {
         let gateway = has_gateway.then(|| measure_own(options, &world)).transpose()?;
         let floors = floors(options, &world, gateway.as_ref())?;
-        Ok(Round { gateway, ..floors })
+        Ok(FleetRound { gateway, ..floors })
     })
 }
 
@@ -339,12 +339,12 @@ fn own_pods(options: &Options, world: &World) -> Result<(Vec<Pod>, Subject)> {
     }
     let targets = pods.iter().map(|pod| Target { url: pod.url(), address: pod.address() }).collect();
     let pids = pods.iter().map(Pod::pid).collect();
-    let subject = Subject { name: "gateway", targets, pids, token: token_of(token::SECRET), has_manners: true };
+    let subject = Subject { name: "gateway", targets, pids, token: token_of(token::SECRET), supports_churn: true };
     Ok((pods, subject))
 }
 
 /// Measures pods that are started for it, and end with it.
-fn measure_own(options: &Options, world: &World) -> Result<Part> {
+fn measure_own(options: &Options, world: &World) -> Result<Measurement> {
     let (_pods, subject) = own_pods(options, world)?;
     let brokers = world.kafka.bootstrap().to_owned();
     measure(options, &subject, || Ok(producer::start(brokers, options.load(), options.length())))
@@ -367,7 +367,7 @@ fn target(url: &str) -> Result<Target> {
 }
 
 /// The mean length of an event's frame, as the gateway sent it.
-fn frame_bytes(gateway: &Part) -> Option<usize> {
+fn frame_bytes(gateway: &Measurement) -> Option<usize> {
     let bytes = gateway.counts.event_bytes.checked_div(gateway.counts.events)?;
     usize::try_from(bytes).ok()
 }
@@ -375,21 +375,21 @@ fn frame_bytes(gateway: &Part) -> Option<usize> {
 // ---- the floor ------------------------------------------------------------------------------------------------------
 
 /// Measures both bare loops, where they are asked for, with frames as long as the gateway's.
-fn floors(options: &Options, world: &World, gateway: Option<&Part>) -> Result<Round> {
+fn floors(options: &Options, world: &World, gateway: Option<&Measurement>) -> Result<FleetRound> {
     let frame_bytes = gateway.and_then(frame_bytes).unwrap_or(options.size as usize + FRAME_OVER_RECORD_BYTES);
     let brokers = world.kafka.bootstrap();
     let floor = |source| options.with_floor.then(|| measure_floor(options, frame_bytes, brokers, source)).transpose();
-    let send = floor(Source::Schedule(options.length().as_secs_f64()))?;
+    let send = floor(LoopSource::Schedule(options.length().as_secs_f64()))?;
     // All that the gateway reads: each fetch asks for each partition, whatever comes of it.
-    let loaded = (0..options.markets).filter(|_| options.market_rate > 0.0).map(|number| topic(What::Tick(number)));
+    let loaded = (0..options.markets).filter(|_| options.market_rate > 0.0).map(|number| topic(DueItem::Tick(number)));
     let topics = World::topics().into_iter().map(|(name, _)| name).chain(loaded).collect();
-    let kafka = floor(Source::Kafka { brokers: brokers.to_owned(), topics })?;
-    Ok(Round { gateway: None, send, kafka })
+    let kafka = floor(LoopSource::Kafka { brokers: brokers.to_owned(), topics })?;
+    Ok(FleetRound { gateway: None, send, kafka })
 }
 
-fn measure_floor(options: &Options, frame_bytes: usize, brokers: &str, source: Source) -> Result<Part> {
+fn measure_floor(options: &Options, frame_bytes: usize, brokers: &str, source: LoopSource) -> Result<Measurement> {
     let load = options.load();
-    let is_kafka = matches!(source, Source::Kafka { .. });
+    let is_kafka = matches!(source, LoopSource::Kafka { .. });
     let name = if is_kafka { "kafka loop" } else { "send loop" };
     let cores: Vec<usize> = options.floor_core().into_iter().collect();
     let count = loops(options)?;
@@ -406,7 +406,7 @@ fn measure_floor(options: &Options, frame_bytes: usize, brokers: &str, source: S
     };
     let targets = loops.iter_mut().map(target).collect::<Result<_>>()?;
     let pids = loops.iter().map(Worker::pid).collect();
-    let subject = Subject { name, targets, pids, token: "none".into(), has_manners: false };
+    let subject = Subject { name, targets, pids, token: "none".into(), supports_churn: false };
     let part = measure(options, &subject, || {
         for one in &mut loops {
             ensure!(

@@ -1,6 +1,6 @@
 //! The frames that a WebSocket server sends, found in its bytes as they come, wherever a read cuts them. Nothing is copied
 //! but what a read's end cuts, and nothing is parsed: thousands of clients must not be what is measured. Who wants to know
-//! what a message says reads its payload; [`Kind`] tells by its first bytes what it is.
+//! what a message says reads its payload; [`MessageKind`] tells by its first bytes what it is.
 
 use std::fmt;
 
@@ -31,7 +31,7 @@ pub struct Frame<'a> {
 
 /// What a message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum MessageKind {
     /// An assessment's event.
     Event,
     /// A market's price.
@@ -73,13 +73,13 @@ impl fmt::Display for Fault {
 impl std::error::Error for Fault {}
 
 /// Where a frame's payload lies.
-struct Header {
+struct FrameHeader {
     opcode: u8,
     start: usize,
     end: usize,
 }
 
-impl Header {
+impl FrameHeader {
     /// The header that bytes begin with, where it is whole.
     fn of(bytes: &[u8]) -> Result<Option<Self>, Fault> {
         let [first, second, rest @ ..] = bytes else { return Ok(None) };
@@ -125,7 +125,7 @@ impl Frames {
         if self.is_upgraded && !self.cut.is_empty() {
             rest = self.complete(rest, &mut each)?;
         }
-        while let Some(header) = Header::of(rest)?
+        while let Some(header) = FrameHeader::of(rest)?
             && rest.len() >= header.end
         {
             each(header.frame(rest));
@@ -157,7 +157,7 @@ impl Frames {
     fn complete<'a>(&mut self, bytes: &'a [u8], each: &mut impl FnMut(Frame<'_>)) -> Result<&'a [u8], Fault> {
         let mut rest = bytes;
         let header = loop {
-            if let Some(header) = Header::of(&self.cut)? {
+            if let Some(header) = FrameHeader::of(&self.cut)? {
                 break header;
             }
             let Some((byte, after)) = rest.split_first() else { return Ok(rest) };
@@ -178,19 +178,19 @@ impl Frames {
 impl Frame<'_> {
     /// What the message is, where it is a text.
     #[must_use]
-    pub fn kind(&self) -> Option<Kind> {
+    pub fn kind(&self) -> Option<MessageKind> {
         if self.opcode != opcode::TEXT {
             return None;
         }
-        let Some(name) = self.payload.strip_prefix(br#"{"type":""#) else { return Some(Kind::Refusal) };
+        let Some(name) = self.payload.strip_prefix(br#"{"type":""#) else { return Some(MessageKind::Refusal) };
         let own = [
-            (&br#"market_price""#[..], Kind::Market),
-            (br#"ping""#, Kind::Beat),
-            (br#"pong""#, Kind::Beat),
-            (br#"connected""#, Kind::Connected),
-            (br#"reset""#, Kind::Reset),
+            (&br#"market_price""#[..], MessageKind::Market),
+            (br#"ping""#, MessageKind::Beat),
+            (br#"pong""#, MessageKind::Beat),
+            (br#"connected""#, MessageKind::Connected),
+            (br#"reset""#, MessageKind::Reset),
         ];
-        Some(own.iter().find(|(own, _)| name.starts_with(own)).map_or(Kind::Event, |(_, kind)| *kind))
+        Some(own.iter().find(|(own, _)| name.starts_with(own)).map_or(MessageKind::Event, |(_, kind)| *kind))
     }
 }
 
@@ -269,13 +269,13 @@ mod tests {
     #[test]
     fn messages_are_known_by_their_first_bytes() {
         let kind = |payload: &str| Frame { opcode: opcode::TEXT, payload: payload.as_bytes() }.kind();
-        assert_eq!(kind(r#"{"type":"pnl_update","assessmentId":"a"}"#), Some(Kind::Event));
-        assert_eq!(kind(r#"{"type":"rule_status"}"#), Some(Kind::Event));
-        assert_eq!(kind(r#"{"type":"market_price","market":"gold"}"#), Some(Kind::Market));
-        assert_eq!(kind(r#"{"type":"ping","timestamp":1}"#), Some(Kind::Beat));
-        assert_eq!(kind(r#"{"type":"connected"}"#), Some(Kind::Connected));
-        assert_eq!(kind(r#"{"type":"reset","reason":"expired"}"#), Some(Kind::Reset));
-        assert_eq!(kind(r#"{"error":"Redirect"}"#), Some(Kind::Refusal));
+        assert_eq!(kind(r#"{"type":"pnl_update","assessmentId":"a"}"#), Some(MessageKind::Event));
+        assert_eq!(kind(r#"{"type":"rule_status"}"#), Some(MessageKind::Event));
+        assert_eq!(kind(r#"{"type":"market_price","market":"gold"}"#), Some(MessageKind::Market));
+        assert_eq!(kind(r#"{"type":"ping","timestamp":1}"#), Some(MessageKind::Beat));
+        assert_eq!(kind(r#"{"type":"connected"}"#), Some(MessageKind::Connected));
+        assert_eq!(kind(r#"{"type":"reset","reason":"expired"}"#), Some(MessageKind::Reset));
+        assert_eq!(kind(r#"{"error":"Redirect"}"#), Some(MessageKind::Refusal));
         assert_eq!(Frame { opcode: opcode::PING, payload: b"" }.kind(), None);
     }
 }

@@ -33,14 +33,14 @@ pub struct Options {
 
 /// What was seen.
 #[derive(Debug, Default)]
-pub struct Outcome {
+pub struct HangsOutcome {
     /// From when the broker that was back had taken all events until all clients had them, a round each.
     pub took: Vec<Duration>,
     /// Clients of librdkafka that the pod made anew.
     pub rebuilds: f64,
 }
 
-impl Outcome {
+impl HangsOutcome {
     /// The longest that it took.
     #[must_use]
     pub fn worst(&self) -> Duration {
@@ -63,12 +63,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// # Panics
 /// Where events are lost or come twice, or don't come at all.
 #[must_use]
-pub fn run(options: &Options) -> Outcome {
+pub fn run(options: &Options) -> HangsOutcome {
     let mut world = World::start();
     let pod = world.pod("pod-0").start();
     let mut clients: Vec<_> = (0..CLIENTS).map(|number| pod.client(&assessment(number))).collect();
     let mut random = fastrand::Rng::with_seed(options.seed);
-    let mut outcome = Outcome::default();
+    let mut outcome = HangsOutcome::default();
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let _stop = StopAtEnd(&stop);

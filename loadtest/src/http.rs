@@ -11,7 +11,7 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct HttpResponse {
     /// The status code.
     pub status: u16,
     /// Names, in lower case, and values.
@@ -20,7 +20,7 @@ pub struct Answer {
     pub body: Vec<u8>,
 }
 
-impl Answer {
+impl HttpResponse {
     /// A header's value.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -96,11 +96,11 @@ fn read_some(stream: &mut impl Read, bytes: &mut Vec<u8>) -> Result<usize> {
 ///
 /// # Errors
 /// Where the connection fails or the answer doesn't come `within` the time.
-pub fn get(address: SocketAddr, path: &str, within: Duration) -> Result<Answer> {
+pub fn get(address: SocketAddr, path: &str, within: Duration) -> Result<HttpResponse> {
     let mut stream = TcpStream::connect_timeout(&address, within)?;
     stream.set_read_timeout(Some(within))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-    Answer::read(&mut stream)
+    HttpResponse::read(&mut stream)
 }
 
 #[cfg(test)]
@@ -110,12 +110,12 @@ mod tests {
     #[test]
     fn an_answer_is_read_by_its_length_or_to_its_end() {
         let with_length = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 2\r\n\r\nno";
-        let answer = Answer::read(&mut &with_length[..]).unwrap();
+        let answer = HttpResponse::read(&mut &with_length[..]).unwrap();
         assert_eq!((answer.status, answer.header("retry-after"), answer.text().as_str()), (503, Some("1"), "no"));
 
         let to_the_end = b"HTTP/1.1 200 OK\r\n\r\n{\"a\":1}";
-        assert_eq!(Answer::read(&mut &to_the_end[..]).unwrap().json()["a"], 1);
-        assert!(Answer::read(&mut &with_length[..with_length.len() - 1]).is_err());
-        assert!(Answer::read(&mut &b"HTTP/1.1 200 OK\r\n"[..]).is_err());
+        assert_eq!(HttpResponse::read(&mut &to_the_end[..]).unwrap().json()["a"], 1);
+        assert!(HttpResponse::read(&mut &with_length[..with_length.len() - 1]).is_err());
+        assert!(HttpResponse::read(&mut &b"HTTP/1.1 200 OK\r\n"[..]).is_err());
     }
 }

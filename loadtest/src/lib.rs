@@ -8,7 +8,7 @@
 //! ```
 //!
 //! - [`pods`]: the [`pods::World`] of a test and its pods. Start reading here.
-//! - [`kafka`], [`redis`]: what can be stopped, killed, paused and started again; [`link`]: a pod's own way to Redis.
+//! - [`kafka`], [`redis`]: what can be stopped, killed, paused and started again; [`redis_proxy`]: a pod's own way to Redis.
 //! - [`wall_clock`]: a clock of a Redis' or a pod's own, which steps.
 //! - [`events`]: numbered events, and what the contract makes of them.
 //! - [`client`], [`token`]: clients that keep the rules, and [`client::raw`] for those that don't; [`frames`] for those
@@ -34,11 +34,11 @@ pub mod frames;
 pub mod hangs;
 pub mod http;
 pub mod kafka;
-pub mod link;
 pub mod metrics;
 pub mod pods;
 pub mod process;
 pub mod redis;
+pub mod redis_proxy;
 pub mod storm;
 pub mod token;
 pub mod wall_clock;

@@ -10,7 +10,7 @@ pub type Labels = BTreeMap<String, String>;
 
 /// What a pod's `/metrics` said at one time.
 #[derive(Debug, Clone, Default)]
-pub struct Metrics {
+pub struct Scrape {
     families: BTreeMap<String, Family>,
 }
 
@@ -33,7 +33,7 @@ struct Sample {
     value: f64,
 }
 
-impl Metrics {
+impl Scrape {
     /// Reads a whole answer.
     ///
     /// # Errors
@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn a_good_answer_is_read_with_its_labels() {
-        let metrics = Metrics::parse(GOOD).unwrap();
+        let metrics = Scrape::parse(GOOD).unwrap();
         assert_eq!(metrics.sum("up"), 3.0);
         assert_eq!(metrics.sum("sent_total"), 12.0);
         assert_eq!(metrics.of("sent_total", &[("topic", "a\"b")]), 5.0);
@@ -296,7 +296,7 @@ mod tests {
         for (good, bad) in faults {
             let text = GOOD.replace(good, bad);
             assert_ne!(text, GOOD);
-            assert!(Metrics::parse(&text).is_err(), "{bad:?} in place of {good:?}");
+            assert!(Scrape::parse(&text).is_err(), "{bad:?} in place of {good:?}");
         }
     }
 }

@@ -14,9 +14,9 @@ use serde_json::json;
 
 use crate::client::{Ask, Client};
 use crate::events::{Kind, MARKETS, Producer, ticks_topic};
-use crate::http::{self, Answer};
+use crate::http::{self, HttpResponse};
 use crate::kafka::Kafka;
-use crate::metrics::Metrics;
+use crate::metrics::Scrape;
 use crate::process::{Process, Signal, TempDir, eventually, free_port, limit_descriptors, loopback, run_on};
 use crate::redis::Redis;
 use crate::token;
@@ -371,14 +371,14 @@ impl Pod {
     /// Where no answer comes.
     #[must_use]
     #[track_caller]
-    pub fn get(&self, path: &str) -> Answer {
+    pub fn get(&self, path: &str) -> HttpResponse {
         let answer = http::get(self.address(), path, ANSWER_WITHIN);
         answer.unwrap_or_else(|error| panic!("{} of {}: {error:#}", path, self.name()))
     }
 
     /// GETs a path, where it answers.
     #[must_use]
-    pub fn try_get(&self, path: &str) -> Option<Answer> {
+    pub fn try_get(&self, path: &str) -> Option<HttpResponse> {
         http::get(self.address(), path, ANSWER_WITHIN).ok()
     }
 
@@ -388,12 +388,12 @@ impl Pod {
     /// Where they are no OpenMetrics.
     #[must_use]
     #[track_caller]
-    pub fn metrics(&self) -> Metrics {
+    pub fn metrics(&self) -> Scrape {
         let answer = self.get("/metrics");
         assert_eq!(answer.status, 200);
         let media = answer.header("content-type").unwrap_or_default();
         assert!(media.starts_with("application/openmetrics-text; version=1.0.0"), "{media}");
-        Metrics::parse(&answer.text()).unwrap_or_else(|error| panic!("{error:#}"))
+        Scrape::parse(&answer.text()).unwrap_or_else(|error| panic!("{error:#}"))
     }
 
     /// Waits until a metric's sum over all labels is this.

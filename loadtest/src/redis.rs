@@ -25,11 +25,11 @@ pub struct Redis {
 }
 
 /// What is heard on Redis' channels.
-pub struct Listener {
+pub struct ChannelListener {
     messages: mpsc::Receiver<(String, String)>,
 }
 
-impl Listener {
+impl ChannelListener {
     /// Waits for a message on a channel; passes over others.
     ///
     /// # Panics
@@ -253,7 +253,7 @@ impl Redis {
     /// # Panics
     /// Where it doesn't answer.
     #[must_use]
-    pub fn listen(&self, channels: &[&str]) -> Listener {
+    pub fn listen(&self, channels: &[&str]) -> ChannelListener {
         let mut connection = self.connection();
         let channels: Vec<_> = channels.iter().map(ToString::to_string).collect();
         let (subscribed, is_subscribed) = mpsc::channel();
@@ -271,7 +271,7 @@ impl Redis {
             }
         });
         is_subscribed.recv().expect("the thread answers").expect("Redis answers");
-        Listener { messages }
+        ChannelListener { messages }
     }
 
     fn connect(&self) -> Option<redis::Connection> {

@@ -12,7 +12,7 @@ use crate::client::raw::opcode;
 use crate::client::{Ask, Client, WITHIN, read_for, watch};
 use crate::events::{Producer, event, number_of, seen};
 use crate::fleet::epoll::Epoll;
-use crate::frames::{Frames, Kind};
+use crate::frames::{Frames, MessageKind};
 use crate::pods::{Pod, World};
 use crate::process::{allow_descriptors, loopback};
 
@@ -35,7 +35,7 @@ pub struct Options {
 
 /// What was measured.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct StormOutcome {
     /// From the first connection until the last client had all that it lacked.
     pub took: Duration,
     /// The live clients' p99 during the storm, from before a record is handed to its producer until its message is read.
@@ -59,7 +59,7 @@ const WARM_UP: Duration = Duration::from_secs(1);
 /// # Panics
 /// Where a client gets less than it lacks, or more; or a part doesn't start.
 #[must_use]
-pub fn run(options: &Options) -> Outcome {
+pub fn run(options: &Options) -> StormOutcome {
     allow_descriptors(20_000);
     let world = World::start();
     let pod = world.pod("pod-0").set("ACCEPTS_PER_SECOND", "20000").start();
@@ -100,7 +100,7 @@ pub fn run(options: &Options) -> Outcome {
         all.sort_unstable_by_key(|&(_, latency)| latency);
         all.get(all.len() * 99 / 100).map_or(Duration::ZERO, |&(_, latency)| latency)
     };
-    let outcome = Outcome { took, p99_during: latencies(true), p99_before: latencies(false) };
+    let outcome = StormOutcome { took, p99_during: latencies(true), p99_before: latencies(false) };
     let Options { clients, assessments, lacking, live } = options;
     println!(
         "{clients} clients of {assessments} assessments came back, each with {lacking} events to be sent: {:.2} s\n\
@@ -229,8 +229,10 @@ impl Counter {
                 let told = || String::from_utf8_lossy(frame.payload);
                 assert!(frame.opcode != opcode::CLOSE, "a pod closes a client that came back: {}", told());
                 match frame.kind() {
-                    Some(Kind::Event) => *events += 1,
-                    Some(Kind::Reset | Kind::Refusal) => panic!("a client that came back was told {}", told()),
+                    Some(MessageKind::Event) => *events += 1,
+                    Some(MessageKind::Reset | MessageKind::Refusal) => {
+                        panic!("a client that came back was told {}", told())
+                    }
                     _ => {}
                 }
             });

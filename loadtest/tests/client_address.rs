@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use loadtest::client::raw::Raw;
 use loadtest::client::{Ask, Client};
-use loadtest::http::Answer;
+use loadtest::http::HttpResponse;
 use loadtest::pods::{Plan, Pod, World};
 use loadtest::process::{Process, TempDir, allow_descriptors, eventually, free_port, loopback, tool};
 use loadtest::token::signed;
@@ -14,7 +14,7 @@ use serde_json::json;
 
 /// Refused with 503, with when to come again.
 #[track_caller]
-fn refused(opened: Result<Client, Answer>, why: &str) {
+fn refused(opened: Result<Client, HttpResponse>, why: &str) {
     let answer = opened.expect_err("it is refused");
     assert_eq!(answer.status, 503);
     assert!(answer.header("retry-after").is_some_and(|seconds| seconds.parse::<u32>().is_ok()));
@@ -22,7 +22,7 @@ fn refused(opened: Result<Client, Answer>, why: &str) {
 }
 
 #[track_caller]
-fn taken(opened: Result<Client, Answer>) -> Client {
+fn taken(opened: Result<Client, HttpResponse>) -> Client {
     opened.unwrap_or_else(|answer| panic!("{} {}", answer.status, answer.text()))
 }
 
@@ -86,7 +86,7 @@ fn behind_a_proxy(world: &World, proxy: Ipv4Addr) -> Plan {
 }
 
 /// Opens a connection with a header that tells of the client; whether it is taken.
-fn opens(ask: &Ask, header: &str, value: &str) -> Result<Client, Answer> {
+fn opens(ask: &Ask, header: &str, value: &str) -> Result<Client, HttpResponse> {
     ask.clone().header(header, value).try_open()
 }
 

@@ -1,13 +1,13 @@
 //! What RFC 6455 asks of an endpoint, as a table: bytes in, answers out. The groups are those of Autobahn's test suite that
 //! apply to a gateway that takes JSON texts alone (its sections 2 to 7); `frames.rs` has our own limits.
 
-use loadtest::client::raw::{Frame, Raw, Sent, opcode};
+use loadtest::client::raw::{Raw, RawFrame, Sent, opcode};
 use loadtest::pods::{Pod, World};
 use opcode::{BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT};
 
 /// What a pod answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Answer {
+enum Expected {
     /// A pong frame with this payload.
     Pong(Vec<u8>),
     /// The text `{"type":"pong"}`.
@@ -17,7 +17,7 @@ enum Answer {
     /// A close frame with this code, and the connection's end.
     Close(u16),
 }
-use Answer::{Bad, Close, Pong, TextPong};
+use Expected::{Bad, Close, Pong, TextPong};
 
 /// One line of the table.
 struct Case {
@@ -25,28 +25,28 @@ struct Case {
     /// What is sent, each part in a write of its own.
     sent: Vec<Vec<u8>>,
     /// All that is answered. Where it doesn't end, the connection is tried afterwards.
-    answers: Vec<Answer>,
+    answers: Vec<Expected>,
 }
 
 const ASKS: &str = r#"{"type":"ping"}"#;
 
-fn text(payload: &str) -> Frame {
-    Frame::new(TEXT, payload)
+fn text(payload: &str) -> RawFrame {
+    RawFrame::new(TEXT, payload)
 }
 
-fn ping(payload: &[u8]) -> Frame {
-    Frame::new(PING, payload)
+fn ping(payload: &[u8]) -> RawFrame {
+    RawFrame::new(PING, payload)
 }
 
 /// In one write.
-fn case(about: impl Into<String>, frames: &[Frame], answers: &[Answer]) -> Case {
-    let bytes = frames.iter().flat_map(Frame::bytes).collect();
+fn case(about: impl Into<String>, frames: &[RawFrame], answers: &[Expected]) -> Case {
+    let bytes = frames.iter().flat_map(RawFrame::bytes).collect();
     Case { about: about.into(), sent: vec![bytes], answers: answers.to_vec() }
 }
 
 /// A byte at a time.
-fn dribbled(about: impl Into<String>, frames: &[Frame], answers: &[Answer]) -> Case {
-    let sent = frames.iter().flat_map(Frame::bytes).map(|byte| vec![byte]).collect();
+fn dribbled(about: impl Into<String>, frames: &[RawFrame], answers: &[Expected]) -> Case {
+    let sent = frames.iter().flat_map(RawFrame::bytes).map(|byte| vec![byte]).collect();
     Case { about: about.into(), sent, answers: answers.to_vec() }
 }
 
@@ -75,7 +75,7 @@ fn check(pod: &Pod, case: &Case) {
     if !matches!(case.answers.last(), Some(Close(_))) {
         raw.send_frames(&[ping(b"still there")]);
         assert_eq!(raw.next_answer(), Sent::Pong(b"still there".to_vec()), "{about}: it is served on");
-        raw.send_frames(&[Frame::close(1000, b"")]);
+        raw.send_frames(&[RawFrame::close(1000, b"")]);
         assert_eq!(raw.next_answer(), Sent::Close(1000), "{about}: and closes well");
     }
     assert_eq!(raw.receive(), Sent::End, "{about}: nothing comes after a close");
@@ -101,9 +101,9 @@ fn pings_and_pongs() {
         case("the largest ping", &[ping(&largest)], &[Pong(largest.clone())]),
         case("a ping that is too long", &[ping(&[0xfe; 126])], &[Close(1002)]),
         dribbled("the largest ping, a byte at a time", &[ping(&largest)], &[Pong(largest.clone())]),
-        case("a pong that nobody asked for", &[Frame::new(PONG, "")], &[]),
-        case("the same with a payload", &[Frame::new(PONG, "unsolicited")], &[]),
-        case("a pong, and then a ping", &[Frame::new(PONG, "pong"), ping(b"ping")], &[Pong(b"ping".to_vec())]),
+        case("a pong that nobody asked for", &[RawFrame::new(PONG, "")], &[]),
+        case("the same with a payload", &[RawFrame::new(PONG, "unsolicited")], &[]),
+        case("a pong, and then a ping", &[RawFrame::new(PONG, "pong"), ping(b"ping")], &[Pong(b"ping".to_vec())]),
         case("ten pings at once: the newest is answered", &ten, &[Pong(vec![9])]),
     ]);
 }
@@ -112,13 +112,13 @@ fn pings_and_pongs() {
 fn reserved_bits_and_opcodes() {
     let mut cases = Vec::new();
     for rsv in 1..8 {
-        for (kind, frame) in [("text", text(ASKS)), ("ping", ping(b"")), ("close", Frame::close(1000, b""))] {
-            let frame = Frame { rsv, ..frame };
+        for (kind, frame) in [("text", text(ASKS)), ("ping", ping(b"")), ("close", RawFrame::close(1000, b""))] {
+            let frame = RawFrame { rsv, ..frame };
             cases.push(case(format!("a {kind} with the reserved bits {rsv}"), &[frame], &[Close(1002)]));
         }
-        let frames = [text(ASKS), Frame { rsv, ..text(ASKS) }, ping(b"")];
+        let frames = [text(ASKS), RawFrame { rsv, ..text(ASKS) }, ping(b"")];
         cases.push(case(format!("a good text, and then reserved bits {rsv}"), &frames, &[Close(1002)]));
-        let last = frames.iter().take(2).map(Frame::bytes).collect::<Vec<_>>().concat();
+        let last = frames.iter().take(2).map(RawFrame::bytes).collect::<Vec<_>>().concat();
         cases.push(Case {
             about: format!("the same, with bits {rsv}, and nothing behind"),
             sent: vec![last],
@@ -127,7 +127,7 @@ fn reserved_bits_and_opcodes() {
     }
     for opcode in (3..8).chain(11..16) {
         for payload in ["", "reserved"] {
-            let frame = Frame::new(opcode, payload);
+            let frame = RawFrame::new(opcode, payload);
             cases.push(case(format!("opcode {opcode} with {payload:?}"), std::slice::from_ref(&frame), &[Close(1002)]));
             cases.push(dribbled(format!("opcode {opcode}, a byte at a time"), &[frame], &[Close(1002)]));
         }
@@ -137,13 +137,17 @@ fn reserved_bits_and_opcodes() {
 
 #[test]
 fn fragments() {
-    let (begin, end) = (text(r#"{"type""#).unfinished(), Frame::new(CONTINUATION, r#":"ping"}"#));
-    let middle = Frame::new(CONTINUATION, "").unfinished();
-    let stray = Frame::new(CONTINUATION, "non-continuation");
+    let (begin, end) = (text(r#"{"type""#).unfinished(), RawFrame::new(CONTINUATION, r#":"ping"}"#));
+    let middle = RawFrame::new(CONTINUATION, "").unfinished();
+    let stray = RawFrame::new(CONTINUATION, "non-continuation");
     let pongs = &[Pong(b"between".to_vec()), TextPong];
     check_all(vec![
-        case("a ping in parts", &[ping(b"a").unfinished(), Frame::new(CONTINUATION, "b")], &[Close(1002)]),
-        case("a pong in parts", &[Frame::new(PONG, "a").unfinished(), Frame::new(CONTINUATION, "b")], &[Close(1002)]),
+        case("a ping in parts", &[ping(b"a").unfinished(), RawFrame::new(CONTINUATION, "b")], &[Close(1002)]),
+        case(
+            "a pong in parts",
+            &[RawFrame::new(PONG, "a").unfinished(), RawFrame::new(CONTINUATION, "b")],
+            &[Close(1002)],
+        ),
         case("a text in two parts", &[begin.clone(), end.clone()], &[TextPong]),
         dribbled("the same, a byte at a time", &[begin.clone(), end.clone()], &[TextPong]),
         case("a text in three, one of them empty", &[begin.clone(), middle.clone(), end.clone()], &[TextPong]),
@@ -155,7 +159,7 @@ fn fragments() {
         case("a text in parts, and one part more", &[begin.clone(), end.clone(), stray], &[Close(1002)]),
         case("a text within a text", &[begin.clone(), text(ASKS)], &[Close(1002)]),
         case("an unfinished text within a text", &[begin.clone(), begin.clone()], &[Close(1002)]),
-        case("binary data within a text", &[begin, Frame::new(BINARY, "x")], &[Close(1002)]),
+        case("binary data within a text", &[begin, RawFrame::new(BINARY, "x")], &[Close(1002)]),
     ]);
 }
 
@@ -203,29 +207,29 @@ fn texts_are_utf_8_and_fail_at_once_where_they_are_not() {
     ];
     let mut cases = vec![
         case("an empty text", &[text("")], &[Bad]),
-        case("an empty text in parts", &[text("").unfinished(), Frame::new(CONTINUATION, "")], &[Bad]),
+        case("an empty text in parts", &[text("").unfinished(), RawFrame::new(CONTINUATION, "")], &[Bad]),
     ];
     for inner in good {
         let (message, about) = (object(inner), format!("{}", inner.escape_ascii()));
-        cases.push(case(&about, &[Frame::new(TEXT, message.clone())], &[]));
-        cases.push(dribbled(format!("{about}, a byte at a time"), &[Frame::new(TEXT, message.clone())], &[]));
+        cases.push(case(&about, &[RawFrame::new(TEXT, message.clone())], &[]));
+        cases.push(dribbled(format!("{about}, a byte at a time"), &[RawFrame::new(TEXT, message.clone())], &[]));
         let last = message.len() - 1;
         let parts = message.iter().enumerate().map(|(at, byte)| {
-            let frame = Frame::new(if at == 0 { TEXT } else { CONTINUATION }, [*byte]);
+            let frame = RawFrame::new(if at == 0 { TEXT } else { CONTINUATION }, [*byte]);
             if at == last { frame } else { frame.unfinished() }
         });
         cases.push(case(format!("{about}, a part for each byte"), &parts.collect::<Vec<_>>(), &[]));
     }
     for inner in bad {
         let (message, about) = (object(inner), format!("{}", inner.escape_ascii()));
-        cases.push(case(&about, &[Frame::new(TEXT, message.clone())], &[Close(1007)]));
+        cases.push(case(&about, &[RawFrame::new(TEXT, message.clone())], &[Close(1007)]));
         cases.push(dribbled(
             format!("{about}, a byte at a time"),
-            &[Frame::new(TEXT, message.clone())],
+            &[RawFrame::new(TEXT, message.clone())],
             &[Close(1007)],
         ));
         // Nothing but this part is sent: the rest of the message is not waited for.
-        let unfinished = Frame::new(TEXT, message).unfinished();
+        let unfinished = RawFrame::new(TEXT, message).unfinished();
         cases.push(case(format!("{about}, with more to come"), &[unfinished], &[Close(1007)]));
     }
     check_all(cases);
@@ -235,28 +239,32 @@ fn texts_are_utf_8_and_fail_at_once_where_they_are_not() {
 fn closing() {
     let reason = |length: usize| vec![b'*'; length];
     let unfinished = text("{").unfinished();
-    let goodbye = Frame::close(1000, b"");
+    let goodbye = RawFrame::close(1000, b"");
     let mut cases = vec![
         case("a message, and a close", &[text("{}"), goodbye.clone()], &[Close(1000)]),
         case("two closes", &[goodbye.clone(), goodbye.clone()], &[Close(1000)]),
         case("a ping behind a close", &[goodbye.clone(), ping(b"late")], &[Close(1000)]),
         case("a text behind a close", &[goodbye.clone(), text(ASKS)], &[Close(1000)]),
-        case("a close within a text", &[unfinished.clone(), goodbye, Frame::new(CONTINUATION, "}")], &[Close(1000)]),
-        case("a close without a code", &[Frame::new(CLOSE, "")], &[Close(1000)]),
-        case("half a code", &[Frame::new(CLOSE, [0x03])], &[Close(1002)]),
-        case("a reason", &[Frame::close(1000, b"Hello World!")], &[Close(1000)]),
-        case("the longest reason", &[Frame::close(1000, &reason(123))], &[Close(1000)]),
-        case("a reason that is too long", &[Frame::close(1000, &reason(124))], &[Close(1002)]),
-        case("a reason that is no UTF-8", &[Frame::close(1000, b"\xce\xba\xe1\xbd\xb9\xed\xa0\x80")], &[Close(1007)]),
-        case("a close in parts", &[Frame::close(1000, b"").unfinished()], &[Close(1002)]),
-        case("binary data", &[Frame::new(BINARY, "x")], &[Close(1003)]),
-        case("an unmasked frame", &[Frame { masked: false, ..text(ASKS) }], &[Close(1002)]),
+        case("a close within a text", &[unfinished.clone(), goodbye, RawFrame::new(CONTINUATION, "}")], &[Close(1000)]),
+        case("a close without a code", &[RawFrame::new(CLOSE, "")], &[Close(1000)]),
+        case("half a code", &[RawFrame::new(CLOSE, [0x03])], &[Close(1002)]),
+        case("a reason", &[RawFrame::close(1000, b"Hello World!")], &[Close(1000)]),
+        case("the longest reason", &[RawFrame::close(1000, &reason(123))], &[Close(1000)]),
+        case("a reason that is too long", &[RawFrame::close(1000, &reason(124))], &[Close(1002)]),
+        case(
+            "a reason that is no UTF-8",
+            &[RawFrame::close(1000, b"\xce\xba\xe1\xbd\xb9\xed\xa0\x80")],
+            &[Close(1007)],
+        ),
+        case("a close in parts", &[RawFrame::close(1000, b"").unfinished()], &[Close(1002)]),
+        case("binary data", &[RawFrame::new(BINARY, "x")], &[Close(1003)]),
+        case("an unmasked frame", &[RawFrame { masked: false, ..text(ASKS) }], &[Close(1002)]),
     ];
     for code in [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 3000, 3999, 4000, 4999] {
-        cases.push(case(format!("the code {code}"), &[Frame::close(code, b"")], &[Close(code)]));
+        cases.push(case(format!("the code {code}"), &[RawFrame::close(code, b"")], &[Close(code)]));
     }
     for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535] {
-        cases.push(case(format!("the code {code}"), &[Frame::close(code, b"")], &[Close(1002)]));
+        cases.push(case(format!("the code {code}"), &[RawFrame::close(code, b"")], &[Close(1002)]));
     }
     check_all(cases);
 }

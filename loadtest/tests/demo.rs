@@ -9,7 +9,7 @@ use serde_json::Value;
 
 #[test]
 fn prices_move_events_arrive_and_a_drain_shows() {
-    let mut demo = Demo::start();
+    let mut demo = DemoProcess::start();
     eventually("its log begins with what starts", WITHIN, || {
         demo.process.log().contains("shardgate starts").then_some(())
     });
@@ -34,7 +34,7 @@ fn prices_move_events_arrive_and_a_drain_shows() {
 /// A shell that is set up for a real gateway, or for something else, keeps no demo from starting.
 #[test]
 fn a_demo_heeds_only_what_it_uses() {
-    let demo = Demo::start_with(&[
+    let demo = DemoProcess::start_with(&[
         ("KAFKA_BROKERS", "no broker, at all"),
         ("KAFKA_PROPERTIES_FILE", "no-such.properties"),
         ("REDIS_URL", "nonsense"),
@@ -48,13 +48,13 @@ fn a_demo_heeds_only_what_it_uses() {
 }
 
 /// `shardgate demo`, running.
-struct Demo {
+struct DemoProcess {
     process: Process,
     url: String,
     _dir: TempDir,
 }
 
-impl Demo {
+impl DemoProcess {
     fn start() -> Self {
         Self::start_with(&[])
     }

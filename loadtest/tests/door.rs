@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use loadtest::client::raw::Raw;
 use loadtest::client::{Ask, Client, WITHIN};
-use loadtest::http::{self, Answer};
+use loadtest::http::{self, HttpResponse};
 use loadtest::pods::{Pod, READY_WITHIN, World};
 use loadtest::process::{allow_descriptors, always, eventually, leave_descriptors};
 
@@ -17,7 +17,7 @@ fn intruder(pod: &Pod) -> Raw {
 }
 
 #[test]
-fn who_has_no_token_takes_nothing_of_the_accept_rate() {
+fn unauthenticated_clients_do_not_use_up_the_accept_rate() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").set("ACCEPTS_PER_SECOND", "40").start();
     let mut statuses = Vec::new();
@@ -36,7 +36,7 @@ fn who_has_no_token_takes_nothing_of_the_accept_rate() {
 }
 
 #[test]
-fn who_has_no_token_takes_no_place_however_long_the_socket_stays() {
+fn unauthenticated_clients_hold_no_connection_permit() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").set("MAX_CONNECTIONS", "20").start();
     let mut intruders = Vec::new();
@@ -53,14 +53,14 @@ fn who_has_no_token_takes_no_place_however_long_the_socket_stays() {
 }
 
 /// The answer of an operators' port, however long it takes within a minute, and how long it took.
-fn get(address: SocketAddr, path: &str) -> (Answer, Duration) {
+fn get(address: SocketAddr, path: &str) -> (HttpResponse, Duration) {
     let asked = Instant::now();
     let answer = http::get(address, path, Duration::from_secs(60)).unwrap_or_else(|error| panic!("{path}: {error:#}"));
     (answer, asked.elapsed())
 }
 
 #[test]
-fn sockets_that_say_nothing_leave_descriptors_for_probes_and_redis() {
+fn silent_sockets_leave_descriptors_for_probes_and_redis() {
     const DESCRIPTORS: u64 = 1_000;
     allow_descriptors(20_000);
     let mut world = World::without_topics();
@@ -101,7 +101,7 @@ fn sockets_that_say_nothing_leave_descriptors_for_probes_and_redis() {
 }
 
 #[test]
-fn silent_sockets_make_room_soon_where_descriptors_are_few() {
+fn silent_sockets_are_closed_soon_when_descriptors_are_few() {
     allow_descriptors(20_000);
     let world = World::without_topics();
     let plan = world.pod("pod-0").set_all(&[("SHARDS", "1"), ("HANDSHAKE_TIMEOUT_MS", "60000")]);
@@ -116,7 +116,7 @@ fn silent_sockets_make_room_soon_where_descriptors_are_few() {
 }
 
 #[test]
-fn a_pod_without_descriptors_says_so_once_on_each_port() {
+fn a_lack_of_descriptors_is_logged_once_per_port() {
     let world = World::without_topics();
     let plan = world.pod("pod-0").set("SHARDS", "1");
     let admin = SocketAddr::new(plan.address().ip(), plan.address().port() + 1);

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use loadtest::client::WITHIN;
-use loadtest::client::raw::{Frame, Raw, Sent, opcode};
+use loadtest::client::raw::{Raw, RawFrame, Sent, opcode};
 use loadtest::pods::{Pod, World};
 use loadtest::process::{always, eventually};
 
@@ -59,7 +59,7 @@ fn expect_forgotten(pod: &Pod, client: &Raw) {
 }
 
 #[test]
-fn a_connection_that_is_cut_leaves_nothing_in_the_kernel() {
+fn an_aborted_connection_leaves_no_kernel_state() {
     let (world, pod) = impatient_pod();
     let client = full_client(&world, &pod, 400_000);
     expect_forgotten(&pod, &client);
@@ -67,16 +67,16 @@ fn a_connection_that_is_cut_leaves_nothing_in_the_kernel() {
 }
 
 #[test]
-fn one_that_is_told_and_takes_nothing_leaves_nothing_in_the_kernel_either() {
+fn a_closed_connection_that_reads_nothing_leaves_no_kernel_state() {
     let (world, pod) = impatient_pod();
     // All of it lies in the kernel, and the close frame finds room behind it.
     let mut client = full_client(&world, &pod, 60_000);
-    client.send_frames(&[Frame::new(opcode::BINARY, "x")]);
+    client.send_frames(&[RawFrame::new(opcode::BINARY, "x")]);
     expect_forgotten(&pod, &client);
 }
 
 #[test]
-fn one_that_the_client_gives_up_with_all_unread_leaves_nothing_in_the_kernel() {
+fn a_connection_dropped_by_its_client_leaves_no_kernel_state() {
     let (world, pod) = impatient_pod();
     let mut client = full_client(&world, &pod, 60_000);
     client.finish();
@@ -84,10 +84,10 @@ fn one_that_the_client_gives_up_with_all_unread_leaves_nothing_in_the_kernel() {
 }
 
 #[test]
-fn one_that_is_told_and_reads_slowly_gets_all_of_it() {
+fn a_closed_connection_that_reads_slowly_gets_everything() {
     let (world, pod) = impatient_pod();
     let mut client = full_client(&world, &pod, 60_000);
-    client.send_frames(&[Frame::new(opcode::BINARY, "x")]);
+    client.send_frames(&[RawFrame::new(opcode::BINARY, "x")]);
     pod.await_metric("websocket_connections_total", 0.0);
     always("the pod waits for it", Duration::from_millis(500), || is_unread(&pod, &client));
     let Sent::Text(text) = client.next_answer() else { panic!("the event") };
@@ -96,7 +96,7 @@ fn one_that_is_told_and_reads_slowly_gets_all_of_it() {
 }
 
 #[test]
-fn what_a_client_sends_after_its_end_is_read_within_a_bound() {
+fn input_after_close_is_read_within_a_limit() {
     let (world, pod) = impatient_pod();
     let noise = vec![0; 1 << 20];
     let mut refused = Raw::connect(&pod.ask().without_token());
@@ -106,7 +106,7 @@ fn what_a_client_sends_after_its_end_is_read_within_a_bound() {
     assert!(taken < FLOOD_BYTES_MAX, "{taken} bytes of one that was refused");
     // Its close frame waits behind an event that it does not read.
     let mut broken = full_client(&world, &pod, 400_000);
-    broken.send_frames(&[Frame::new(opcode::BINARY, "x")]);
+    broken.send_frames(&[RawFrame::new(opcode::BINARY, "x")]);
     let taken = broken.flood(&noise, Duration::from_secs(1));
     assert!(taken < FLOOD_BYTES_MAX, "{taken} bytes of one that broke the rules");
 }

@@ -2,7 +2,7 @@
 //! file says what the table says. And the search for the capacity, short: by bounds that every machine keeps, or none.
 
 use loadtest::fleet::bounds::Bound;
-use loadtest::fleet::report::{Report, cell};
+use loadtest::fleet::report::{FleetReport, cell};
 use loadtest::fleet::{self, Options, capacity, idle};
 use loadtest::pods::World;
 use loadtest::process::TempDir;
@@ -61,14 +61,14 @@ fn each_delivery_is_counted_once_and_the_json_has_what_the_table_has() {
     assert!(gateway.counts.dropped > 0 && gateway.counts.resumed > 0, "{:?}", gateway.counts);
     assert_eq!(round.send.as_ref().unwrap().counts.dropped, 0, "a bare loop catches nobody up");
     // What is sent is of one length, whoever sends it; a gateway's cursors grow a byte with their offsets.
-    let mean = |part: &Option<fleet::measure::Part>| {
+    let mean = |part: &Option<fleet::measure::Measurement>| {
         let counts = &part.as_ref().unwrap().counts;
         counts.event_bytes.div_ceil(counts.events)
     };
     assert!(mean(&round.gateway).abs_diff(mean(&round.kafka)) <= 1);
     assert!(mean(&round.gateway).abs_diff(mean(&round.send)) <= 1);
 
-    let read: Report = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let read: FleetReport = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
     assert_eq!(read.rounds.len(), 1);
     let table = report.table();
     let lines: Vec<&str> = table.lines().skip(1).filter(|line| !line.starts_with("NOTE")).collect();
@@ -153,7 +153,7 @@ fn the_capacity_is_searched_with_one_gateway_and_the_same_clients() {
     assert!(report.table().ends_with(&format!("{}\n", sizing.line())));
     assert!(report.remarks.iter().any(|remark| remark.contains("--steps-max")), "{:?}", report.remarks);
 
-    let read: Report = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let read: FleetReport = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
     assert_eq!(read.capacity.as_ref().unwrap().lines, found.lines);
     let page = std::fs::read_to_string(dir.path().join("capacity.html")).unwrap();
     assert!(page.contains("<figcaption>Latency over load (gateway)</figcaption>"), "{page}");
@@ -222,7 +222,7 @@ fn an_idle_pod_is_looked_at_alone_and_then_with_clients_that_have_only_heartbeat
     let table = report.table();
     assert!(names.iter().all(|name| table.contains(name)), "{table}");
 
-    let read: idle::Report = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let read: idle::IdleReport = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
     assert_eq!((read.rows.len(), read.rounds.len()), (report.rows.len(), 2));
     let error = idle::run(&options(&["--rate=1"])).unwrap_err();
     assert_eq!(error.to_string(), "an idle pod has no load, and no floor");

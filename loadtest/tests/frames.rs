@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use loadtest::client::WITHIN;
-use loadtest::client::raw::{Frame, Raw, Sent, opcode};
+use loadtest::client::raw::{Raw, RawFrame, Sent, opcode};
 use loadtest::pods::{Pod, World};
 use loadtest::process::eventually;
 use opcode::{BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT};
@@ -15,8 +15,8 @@ fn upgraded(pod: &Pod) -> Raw {
     Raw::upgraded(&pod.ask().assessment("frames"))
 }
 
-fn text(payload: &str) -> Frame {
-    Frame::new(TEXT, payload)
+fn text(payload: &str) -> RawFrame {
+    RawFrame::new(TEXT, payload)
 }
 
 #[test]
@@ -24,42 +24,50 @@ fn each_rule_that_a_client_breaks_has_its_close_code() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").start();
     let bad_utf8: &[&[u8]] = &[b"\xff", b"\xc3\x28", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\xaf"];
-    let mut rules: Vec<(String, Vec<Frame>, u16)> = vec![
-        ("an unmasked frame".into(), vec![Frame { masked: false, ..text("{}") }], 1002),
-        ("a ping that is fragmented".into(), vec![Frame::new(PING, "").unfinished()], 1002),
-        ("a close that is fragmented".into(), vec![Frame::close(1000, b"").unfinished()], 1002),
-        ("a ping of 126 bytes".into(), vec![Frame::new(PING, vec![0; 126])], 1002),
-        ("a close of 126 bytes".into(), vec![Frame::close(1000, &[b'x'; 124])], 1002),
-        ("a continuation of nothing".into(), vec![Frame::new(CONTINUATION, "x")], 1002),
+    let mut rules: Vec<(String, Vec<RawFrame>, u16)> = vec![
+        ("an unmasked frame".into(), vec![RawFrame { masked: false, ..text("{}") }], 1002),
+        ("a ping that is fragmented".into(), vec![RawFrame::new(PING, "").unfinished()], 1002),
+        ("a close that is fragmented".into(), vec![RawFrame::close(1000, b"").unfinished()], 1002),
+        ("a ping of 126 bytes".into(), vec![RawFrame::new(PING, vec![0; 126])], 1002),
+        ("a close of 126 bytes".into(), vec![RawFrame::close(1000, &[b'x'; 124])], 1002),
+        ("a continuation of nothing".into(), vec![RawFrame::new(CONTINUATION, "x")], 1002),
         ("a text within a text".into(), vec![text("{").unfinished(), text("}")], 1002),
-        ("binary data".into(), vec![Frame::new(BINARY, "x")], 1003),
-        ("binary data in parts".into(), vec![Frame::new(BINARY, "x").unfinished(), Frame::new(CONTINUATION, "")], 1003),
-        ("a close of one byte".into(), vec![Frame::new(CLOSE, "x")], 1002),
-        ("a close with a text that is not UTF-8".into(), vec![Frame::close(1000, b"\xff")], 1007),
-        ("a text that ends within a character".into(), vec![Frame::new(TEXT, &b"\xe2\x82"[..])], 1007),
+        ("binary data".into(), vec![RawFrame::new(BINARY, "x")], 1003),
+        (
+            "binary data in parts".into(),
+            vec![RawFrame::new(BINARY, "x").unfinished(), RawFrame::new(CONTINUATION, "")],
+            1003,
+        ),
+        ("a close of one byte".into(), vec![RawFrame::new(CLOSE, "x")], 1002),
+        ("a close with a text that is not UTF-8".into(), vec![RawFrame::close(1000, b"\xff")], 1007),
+        ("a text that ends within a character".into(), vec![RawFrame::new(TEXT, &b"\xe2\x82"[..])], 1007),
         (
             "a character that a part breaks, and the next does not end".into(),
-            vec![Frame::new(TEXT, &b"\xe2\x82"[..]).unfinished(), Frame::new(CONTINUATION, "x")],
+            vec![RawFrame::new(TEXT, &b"\xe2\x82"[..]).unfinished(), RawFrame::new(CONTINUATION, "x")],
             1007,
         ),
         ("a message too large".into(), vec![text(&"x".repeat(MESSAGE_BYTES_MAX + 1))], 1009),
         (
             "parts that are too large together".into(),
-            vec![text(&"x".repeat(MESSAGE_BYTES_MAX)).unfinished(), Frame::new(CONTINUATION, "x")],
+            vec![text(&"x".repeat(MESSAGE_BYTES_MAX)).unfinished(), RawFrame::new(CONTINUATION, "x")],
             1009,
         ),
     ];
     for bytes in bad_utf8 {
-        rules.push((format!("{bytes:x?}, which is not UTF-8"), vec![Frame::new(TEXT, *bytes)], 1007));
+        rules.push((format!("{bytes:x?}, which is not UTF-8"), vec![RawFrame::new(TEXT, *bytes)], 1007));
     }
     for rsv in [1, 2, 4] {
-        rules.push((format!("the reserved bits {rsv}"), vec![Frame { rsv, ..text("{}") }], 1002));
+        rules.push((format!("the reserved bits {rsv}"), vec![RawFrame { rsv, ..text("{}") }], 1002));
     }
     for opcode in (3..8).chain(11..16) {
-        rules.push((format!("the reserved opcode {opcode}"), vec![Frame::new(opcode, "")], 1002));
+        rules.push((format!("the reserved opcode {opcode}"), vec![RawFrame::new(opcode, "")], 1002));
     }
     for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65535] {
-        rules.push((format!("the close code {code}, which no endpoint may send"), vec![Frame::close(code, b"")], 1002));
+        rules.push((
+            format!("the close code {code}, which no endpoint may send"),
+            vec![RawFrame::close(code, b"")],
+            1002,
+        ));
     }
     for (rule, frames, code) in rules {
         let mut raw = upgraded(&pod);
@@ -83,17 +91,17 @@ fn a_length_that_no_message_has_is_refused_by_its_header_alone() {
 }
 
 #[test]
-fn a_goodbye_is_answered_with_its_own_code() {
+fn a_close_frame_is_answered_with_its_own_code() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").start();
     for code in [1000, 1001, 1003, 1007, 1008, 1009, 1010, 1011, 3000, 4999] {
         let mut raw = upgraded(&pod);
-        raw.send_frames(&[Frame::close(code, "goodbye é".as_bytes())]);
+        raw.send_frames(&[RawFrame::close(code, "goodbye é".as_bytes())]);
         assert_eq!(raw.next_answer(), Sent::Close(code));
         assert_eq!(raw.receive(), Sent::End);
     }
     let mut raw = upgraded(&pod);
-    raw.send_frames(&[Frame::new(CLOSE, "")]);
+    raw.send_frames(&[RawFrame::new(CLOSE, "")]);
     let answer = raw.next_answer();
     assert!(matches!(answer, Sent::Close(1005 | 1000)), "{answer:?}");
     assert_eq!(raw.receive(), Sent::End);
@@ -107,12 +115,12 @@ fn control_frames_may_come_between_the_parts_of_a_message() {
     let largest = vec![b'p'; 125];
     raw.send_frames(&[
         text("{\"type\"").unfinished(),
-        Frame::new(PING, ""),
-        Frame::new(CONTINUATION, ":").unfinished(),
-        Frame::new(PONG, "nobody asked"),
-        Frame::new(CONTINUATION, "").unfinished(),
-        Frame::new(PING, largest.clone()),
-        Frame::new(CONTINUATION, "\"ping\"}"),
+        RawFrame::new(PING, ""),
+        RawFrame::new(CONTINUATION, ":").unfinished(),
+        RawFrame::new(PONG, "nobody asked"),
+        RawFrame::new(CONTINUATION, "").unfinished(),
+        RawFrame::new(PING, largest.clone()),
+        RawFrame::new(CONTINUATION, "\"ping\"}"),
     ]);
     assert_eq!(raw.next_answer(), Sent::Pong(largest), "the newest ping is answered");
     let Sent::Text(pong) = raw.next_answer() else { panic!("the message counts when it is whole") };
@@ -122,20 +130,21 @@ fn control_frames_may_come_between_the_parts_of_a_message() {
     let message = r#"{"type":"é"}"#.as_bytes();
     let within = message.iter().position(|byte| *byte == 0xc3).unwrap() + 1;
     let (first, rest) = message.split_at(within);
-    let frames = [Frame::new(TEXT, first).unfinished(), Frame::new(CONTINUATION, rest), Frame::new(PING, "end")];
-    for byte in frames.iter().flat_map(Frame::bytes) {
+    let frames =
+        [RawFrame::new(TEXT, first).unfinished(), RawFrame::new(CONTINUATION, rest), RawFrame::new(PING, "end")];
+    for byte in frames.iter().flat_map(RawFrame::bytes) {
         raw.send(&[byte]);
     }
     assert_eq!(raw.next_answer(), Sent::Pong(b"end".to_vec()));
     // A message of the largest size is taken.
     let fill = MESSAGE_BYTES_MAX - r#"{"type":"x","fill":""}"#.len();
-    raw.send_frames(&[text(&format!(r#"{{"type":"x","fill":"{}"}}"#, "f".repeat(fill))), Frame::new(PING, "taken")]);
+    raw.send_frames(&[text(&format!(r#"{{"type":"x","fill":"{}"}}"#, "f".repeat(fill))), RawFrame::new(PING, "taken")]);
     assert_eq!(raw.next_answer(), Sent::Pong(b"taken".to_vec()));
     pod.await_metric("websocket_messages_received_total", 3.0);
 }
 
 #[test]
-fn what_is_no_message_is_answered_once_a_second_and_what_is_of_tomorrow_is_let_pass() {
+fn bad_messages_are_answered_once_a_second_and_unknown_types_are_ignored() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").start();
     for bad in ["", "no JSON", "[]", "\"type\"", "{}", r#"{"type":1}"#, r#"{"type":null}"#, r#"{"type":"ping""#] {
@@ -154,18 +163,18 @@ fn what_is_no_message_is_answered_once_a_second_and_what_is_of_tomorrow_is_let_p
         assert!(answers[0]["message"].is_string());
     }
     let mut raw = upgraded(&pod);
-    raw.send_frames(&[text(r#"{"more":{"a":[1]},"type":"subscribe"}"#), Frame::new(PING, "x")]);
+    raw.send_frames(&[text(r#"{"more":{"a":[1]},"type":"subscribe"}"#), RawFrame::new(PING, "x")]);
     assert_eq!(raw.next_answer(), Sent::Pong(b"x".to_vec()), "ignored");
 }
 
 #[test]
-fn who_sends_too_much_is_closed() {
+fn a_client_over_the_message_rate_is_closed() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").set("INBOUND_PER_SECOND", "5").start();
     let message = text(r#"{"type":"pong"}"#);
     let mut keeps_the_burst = upgraded(&pod);
     keeps_the_burst.send_frames(&vec![message.clone(); 9]);
-    keeps_the_burst.send_frames(&[Frame::new(PING, "still here")]);
+    keeps_the_burst.send_frames(&[RawFrame::new(PING, "still here")]);
     assert_eq!(keeps_the_burst.next_answer(), Sent::Pong(b"still here".to_vec()), "a burst of twice the rate");
 
     let mut over = upgraded(&pod);
@@ -175,19 +184,19 @@ fn who_sends_too_much_is_closed() {
 }
 
 #[test]
-fn what_comes_in_one_packet_is_answered_in_one_write() {
+fn frames_of_one_packet_are_answered_in_one_write() {
     const ROUNDS: usize = 20;
     let world = World::without_topics();
     let pod = world.pod("pod-0").set("INBOUND_PER_SECOND", "1000").start();
     let mut raw = upgraded(&pod);
-    raw.send_frames(&[Frame::new(PING, "begin")]);
+    raw.send_frames(&[RawFrame::new(PING, "begin")]);
     assert_eq!(raw.next_answer(), Sent::Pong(b"begin".to_vec()));
     let writes = || pod.metrics().sum("shardgate_socket_writes_total");
     let before = writes();
     for round in 0..ROUNDS {
-        let mut frames = vec![Frame::new(PING, ""); 60];
+        let mut frames = vec![RawFrame::new(PING, ""); 60];
         frames.extend([text(r#"{"type":"ping"}"#), text("no message"), text(r#"{"type":"ping"}"#)]);
-        frames.push(Frame::new(PING, round.to_string()));
+        frames.push(RawFrame::new(PING, round.to_string()));
         raw.send_frames(&frames);
         let mut next = || loop {
             match raw.next_answer() {
@@ -206,7 +215,7 @@ fn what_comes_in_one_packet_is_answered_in_one_write() {
 }
 
 #[test]
-fn a_client_that_vanishes_is_missed() {
+fn a_vanished_client_is_closed_by_heartbeat_timeout() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").start();
     let started = Instant::now();

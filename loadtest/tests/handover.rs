@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use loadtest::client::{Ask, Client, WITHIN, read_for, watch};
 use loadtest::events::{MARKETS, assert_saw, event, seen, tick};
-use loadtest::http::Answer;
-use loadtest::link::Link;
+use loadtest::http::HttpResponse;
 use loadtest::pods::{Pod, READY_WITHIN, World};
 use loadtest::process::{Signal, eventually};
+use loadtest::redis_proxy::RedisProxy;
 use shardgate::ids::{AssessmentHash, NodeId};
 use shardgate::routing::placement::{self, View};
 
@@ -166,9 +166,9 @@ fn owner<'a>(view: &'a View, id: &str) -> &'a str {
 }
 
 #[test]
-fn a_pod_that_has_missed_the_news_sends_nobody_where_it_was_before() {
+fn a_pod_with_a_stale_view_redirects_nobody_back() {
     let world = World::without_topics();
-    let link = Link::to(world.redis.port());
+    let link = RedisProxy::to(world.redis.port());
     // It polls once a second: time enough to be asked before.
     let lease = [("LEASE_TTL_MS", "30000"), ("DRAIN_DELAY_MS", "0"), ("DRAIN_MS", "100")];
     let deaf = world.pod("deaf").set_all(&lease).set("REDIS_PORT", &link.port().to_string()).start();
@@ -202,9 +202,9 @@ fn a_pod_that_has_missed_the_news_sends_nobody_where_it_was_before() {
 }
 
 #[test]
-fn while_pods_come_and_go_and_one_hears_of_it_late_nobody_is_sent_to_and_fro() {
+fn no_client_bounces_while_pods_join_and_leave_and_one_view_lags() {
     let world = World::without_topics();
-    let link = Link::to(world.redis.port());
+    let link = RedisProxy::to(world.redis.port());
     let settings = [("LEASE_TTL_MS", "30000"), ("DRAIN_DELAY_MS", "300"), ("DRAIN_MS", "500")];
     let late = world.pod("late").set_all(&settings).set("REDIS_PORT", &link.port().to_string()).start();
     let pods = [late, world.pod("other").set_all(&settings).start()];
@@ -238,7 +238,7 @@ impl Followers {
 }
 
 #[test]
-fn clients_of_a_pod_that_leaves_while_redis_is_down_are_served_by_the_others_and_go_home_when_it_is_back() {
+fn clients_of_a_pod_that_leaves_without_redis_are_served_elsewhere_and_return_afterwards() {
     let mut world = World::without_topics();
     let mut pods = Vec::from(world.three_pods(&[("DRAIN_DELAY_MS", "300"), ("DRAIN_MS", "1500")]));
     let mut followers = Followers::open(&pods);
@@ -291,7 +291,7 @@ fn clients_of_a_pod_that_leaves_while_redis_is_down_are_served_by_the_others_and
 // ---- what a look costs ------------------------------------------------------------------------------------------------
 
 #[test]
-fn a_thousand_clients_that_are_sent_on_cost_ten_looks_a_second() {
+fn a_thousand_redirects_cost_ten_redis_calls_a_second() {
     let world = World::without_topics();
     let pods = world.three_pods(&[("LEASE_TTL_MS", "30000")]);
     let view = view(&world);
@@ -314,9 +314,9 @@ fn a_thousand_clients_that_are_sent_on_cost_ten_looks_a_second() {
 }
 
 #[test]
-fn a_redis_that_does_not_answer_holds_up_those_who_are_sent_on_once_and_nobody_else() {
+fn a_hung_redis_delays_redirects_once_and_no_other_client() {
     let world = World::without_topics();
-    let link = Link::to(world.redis.port());
+    let link = RedisProxy::to(world.redis.port());
     let first = world.pod("first").set("REDIS_PORT", &link.port().to_string()).start();
     let pods = [first, world.pod("second").start()];
     world.settled(&pods);
@@ -332,7 +332,7 @@ fn a_redis_that_does_not_answer_holds_up_those_who_are_sent_on_once_and_nobody_e
     let ask = pods[0].ask().assessment(&others);
     let mut stream = ask.connect();
     stream.write_all(ask.head().as_bytes()).unwrap();
-    let waiting = thread::spawn(move || (Answer::read(&mut stream).expect("an answer").status, Instant::now()));
+    let waiting = thread::spawn(move || (HttpResponse::read(&mut stream).expect("an answer").status, Instant::now()));
     let mut served = 0;
     while !waiting.is_finished() {
         let began = Instant::now();
@@ -356,7 +356,7 @@ fn a_redis_that_does_not_answer_holds_up_those_who_are_sent_on_once_and_nobody_e
 // ---- pods that can't be addressed ---------------------------------------------------------------------------------------
 
 #[test]
-fn placed_anywhere_clients_stay_where_they_are_whoever_comes_and_a_drain_names_nobody() {
+fn with_placement_any_clients_stay_and_a_drain_sends_no_redirect() {
     let world = World::start();
     let plan =
         |name: &str| world.pod(name).set("PLACEMENT", "any").set("DRAIN_DELAY_MS", "1000").set("DRAIN_MS", "300");

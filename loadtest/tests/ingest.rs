@@ -193,7 +193,7 @@ fn send_and_await(world: &World, ids: &[String], clients: &mut [Client], kind: K
 }
 
 #[test]
-fn a_topic_made_anew_is_read_from_its_beginning() {
+fn a_recreated_topic_is_read_from_its_beginning() {
     let world = World::start();
     let pod = world.pod("pod-0").set("TOPIC_REFRESH_MS", "1000").start();
     let mut client = pod.client("a");

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use loadtest::client::{Client, WITHIN, watch};
 use loadtest::events::{Kind, Producer, event, seen};
 use loadtest::http;
-use loadtest::metrics::Metrics;
+use loadtest::metrics::Scrape;
 use loadtest::pods::{READY_WITHIN, World, binary};
 use loadtest::process::{Process, Signal, TempDir, eventually, free_port};
 
@@ -35,8 +35,8 @@ fn be_logged(admin: SocketAddr) {
     let _ = stream.read_to_end(&mut Vec::new());
 }
 
-fn metrics(admin: SocketAddr) -> Metrics {
-    Metrics::parse(&http::get(admin, "/metrics", WITHIN).unwrap().text()).unwrap()
+fn metrics(admin: SocketAddr) -> Scrape {
+    Scrape::parse(&http::get(admin, "/metrics", WITHIN).unwrap().text()).unwrap()
 }
 
 fn delivers(producer: &Producer, client: &mut Client, number: u64) {
@@ -51,7 +51,7 @@ fn delivers(producer: &Producer, client: &mut Client, number: u64) {
 }
 
 #[test]
-fn where_nobody_reads_the_log_events_go_on_and_the_dropped_lines_are_counted_and_logged() {
+fn an_unread_log_stops_no_events_and_its_dropped_lines_are_counted() {
     let world = World::start();
     let (reader, errors) = small_pipe();
     let plan = world.pod("pod-0").set("LOG", "debug").errors_to(errors);
@@ -113,7 +113,7 @@ fn tail(log: &str) -> &str {
 }
 
 #[test]
-fn a_process_that_nobody_reads_ends_all_the_same() {
+fn a_process_with_an_unread_log_exits() {
     let dir = TempDir::new("unread");
     let start = |arguments: &[&str]| {
         let (reader, errors) = small_pipe();

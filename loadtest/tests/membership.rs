@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use loadtest::client::{Client, WITHIN, read_for, watch};
 use loadtest::events::{assert_saw, event, seen};
-use loadtest::link::Link;
 use loadtest::pods::{Pod, READY_WITHIN, World};
 use loadtest::process::{Signal, always, eventually};
 use loadtest::redis::Redis;
+use loadtest::redis_proxy::RedisProxy;
 
 /// Each pod's lease.
 const LEASE: Duration = Duration::from_millis(1500);
@@ -90,7 +90,7 @@ impl Fleet {
 }
 
 #[test]
-fn a_redis_that_is_killed_and_comes_back_empty_moves_nobody() {
+fn a_redis_restarted_empty_moves_no_client() {
     let mut world = World::start();
     let pods = world.three_pods(LEASE_SETTING);
     let mut fleet = Fleet::open(&world, &pods);
@@ -108,7 +108,7 @@ fn a_redis_that_is_killed_and_comes_back_empty_moves_nobody() {
 }
 
 #[test]
-fn a_redis_that_is_emptied_moves_nobody() {
+fn a_flushed_redis_moves_no_client() {
     let world = World::start();
     let pods = world.three_pods(LEASE_SETTING);
     let mut fleet = Fleet::open(&world, &pods);
@@ -200,7 +200,7 @@ fn a_pod_that_is_started_again_under_its_name_has_its_slot_at_once() {
 }
 
 #[test]
-fn of_two_pods_of_one_name_the_newer_has_the_slot_and_the_older_says_so() {
+fn of_two_pods_with_one_name_the_newer_gets_the_slot_and_the_older_logs_an_error() {
     let world = World::without_topics();
     let older = world.pod("twin").start();
     let slots = world.redis.live();
@@ -218,7 +218,7 @@ fn of_two_pods_of_one_name_the_newer_has_the_slot_and_the_older_says_so() {
 }
 
 #[test]
-fn one_hash_is_all_that_is_kept_and_comings_and_goings_are_told() {
+fn redis_holds_one_hash_and_changes_are_announced() {
     let world = World::without_topics();
     let listener = world.redis.listen(&["gate:node:join", "gate:node:leave"]);
     let mut pods = ["one", "two"].map(|name| {
@@ -271,9 +271,9 @@ fn with_the_shortest_lease_no_outage_moves_anybody() {
 }
 
 /// Three pods, each with a way to Redis of its own.
-fn linked(world: &World, settings: &[(&str, &str)]) -> (Vec<Link>, Vec<Pod>) {
-    let links: Vec<_> = (0..3).map(|_| Link::to(world.redis.port())).collect();
-    let pod = |(number, link): (usize, &Link)| {
+fn linked(world: &World, settings: &[(&str, &str)]) -> (Vec<RedisProxy>, Vec<Pod>) {
+    let links: Vec<_> = (0..3).map(|_| RedisProxy::to(world.redis.port())).collect();
+    let pod = |(number, link): (usize, &RedisProxy)| {
         world.pod(&format!("pod-{number}")).set_all(settings).set("REDIS_PORT", &link.port().to_string()).spawn()
     };
     let pods: Vec<_> = links.iter().enumerate().map(pod).collect();
@@ -287,7 +287,7 @@ fn a_pod_that_starts_just_after_an_outage_takes_nothing_from_those_who_have_yet_
     let world = World::start();
     let (links, pods) = linked(&world, LEASE_SETTING);
     let before = world.redis.slots();
-    links.iter().for_each(Link::pause);
+    links.iter().for_each(RedisProxy::pause);
     eventually("their leases run out", WITHIN, || world.redis.live().is_empty().then_some(()));
     let fresh = world.pod("fresh").set_all(LEASE_SETTING).start();
     let holders = || -> Vec<_> { world.redis.slots().into_values().map(|slot| (slot.node, slot.instance)).collect() };
@@ -295,7 +295,7 @@ fn a_pod_that_starts_just_after_an_outage_takes_nothing_from_those_who_have_yet_
     assert_eq!(holders()[..3], theirs, "it can't know that they are not dead");
     assert_eq!(world.redis.live().into_iter().collect::<Vec<_>>(), [(3, "fresh".to_owned())]);
 
-    links.iter().for_each(Link::resume);
+    links.iter().for_each(RedisProxy::resume);
     eventually("all are there", WITHIN, || (world.redis.live().len() == 4).then_some(()));
     assert_eq!(holders()[..3], theirs, "each where it was");
     // Of one that doesn't come back it is known a lease later.
@@ -382,7 +382,7 @@ fn a_redis_whose_clock_steps_moves_nobody() {
 }
 
 #[test]
-fn a_pod_that_died_before_redis_clock_stepped_back_is_missed_within_two_leases() {
+fn a_pod_that_died_before_a_backward_clock_step_expires_within_two_leases() {
     for seconds in [-3_600, -2] {
         let (world, mut pods, mut fleet) = world_with_clock();
         let mut dead = pods.remove(1);

@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use loadtest::client::raw::{Frame, Raw, Sent, opcode};
+use loadtest::client::raw::{Raw, RawFrame, Sent, opcode};
 use loadtest::client::{WITHIN, watch};
 use loadtest::events::{MARKETS, event, seen, tick};
 use loadtest::pods::{Pod, World};
@@ -110,7 +110,7 @@ fn the_metrics_say_what_the_clients_saw() {
 }
 
 #[test]
-fn who_shows_no_sign_of_life_is_closed_and_counted_and_any_whole_frame_is_one() {
+fn a_silent_client_is_closed_and_counted_and_any_whole_frame_counts_as_activity() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").set("HEARTBEAT_INTERVAL", "200").set("CONNECTION_TIMEOUT", "1500").start();
     // It answers the ping frames.
@@ -121,12 +121,12 @@ fn who_shows_no_sign_of_life_is_closed_and_counted_and_any_whole_frame_is_one() 
     let mut silent = Raw::upgraded(&pod.ask().assessment("silent"));
     // It sends one frame, a byte at a time: none that is whole.
     let mut trickles = Raw::upgraded(&pod.ask().assessment("trickles"));
-    let long = Frame::new(opcode::TEXT, "x".repeat(100)).bytes();
+    let long = RawFrame::new(opcode::TEXT, "x".repeat(100)).bytes();
 
     let opened = Instant::now();
     for byte in long.chunks(1).take(40) {
         trickles.send(byte);
-        texts.send_frames(&[Frame::new(opcode::TEXT, r#"{"type":"pong"}"#)]);
+        texts.send_frames(&[RawFrame::new(opcode::TEXT, r#"{"type":"pong"}"#)]);
         loadtest::client::read_for(std::slice::from_mut(&mut answers), Duration::from_millis(75));
     }
     for raw in [&mut silent, &mut trickles] {

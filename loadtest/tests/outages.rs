@@ -7,9 +7,9 @@ use std::thread;
 use std::time::Duration;
 
 use loadtest::client::WITHIN;
-use loadtest::link::Link;
 use loadtest::pods::{Pod, World};
 use loadtest::process::{always, eventually, own_cores};
+use loadtest::redis_proxy::RedisProxy;
 
 /// Pods are back within this time, whatever happened.
 const BACK_WITHIN: Duration = Duration::from_secs(10);
@@ -55,8 +55,8 @@ fn lines(pod: &Pod, text: &str) -> usize {
 }
 
 /// A pod with a way to Redis of its own.
-fn linked(world: &World) -> (Link, Pod) {
-    let link = Link::to(world.redis.port());
+fn linked(world: &World) -> (RedisProxy, Pod) {
+    let link = RedisProxy::to(world.redis.port());
     let pod = world.pod("pod-0").set("REDIS_PORT", &link.port().to_string()).start();
     (link, pod)
 }
@@ -104,7 +104,7 @@ fn a_pod_that_waits_for_redis_says_so_every_half_a_minute_and_how_long_it_took()
 }
 
 #[test]
-fn a_connection_that_nothing_comes_through_is_made_anew_where_a_fresh_one_would_do() {
+fn a_dead_redis_connection_is_replaced() {
     let world = World::without_topics();
     let (link, pod) = linked(&world);
     for _ in 0..5 {

@@ -12,7 +12,7 @@ use loadtest::client::WITHIN;
 use loadtest::http;
 use loadtest::process::{Process, Signal, TempDir, eventually, free_port};
 use shardgate::config::{Config, Sources};
-use shardgate::discovery::Membership;
+use shardgate::discovery::ClusterMode;
 use shardgate::gateway::{self, machine};
 use shardgate::operations::log::Log;
 
@@ -32,8 +32,8 @@ fn panic_on_reload(port: OsString) {
     let config = Config::from_sources(&sources).unwrap();
     let log = Log::start().unwrap();
     log.subscribe(config.log, config.log_json).unwrap();
-    let process = gateway::Process { log, read_routes: Box::new(|| panic!("as the test asks")) };
-    gateway::run(config, Membership::Alone, &process).unwrap();
+    let process = gateway::ProcessHandles { log, read_routes: Box::new(|| panic!("as the test asks")) };
+    gateway::run(config, ClusterMode::SinglePod, &process).unwrap();
 }
 
 #[test]

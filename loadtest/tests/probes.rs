@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use loadtest::http::{self, Answer};
+use loadtest::http::{self, HttpResponse};
 use loadtest::pods::{Pod, READY_WITHIN, World};
 use loadtest::process::{allow_descriptors, eventually, free_port};
 
@@ -55,7 +55,7 @@ fn ask_and_leave(stream: &mut TcpStream) -> bool {
 }
 
 /// `/ready` tells of Redis, too, which a machine that does much else may keep from answering.
-fn is_answered(path: &str, answer: &Answer) -> bool {
+fn is_answered(path: &str, answer: &HttpResponse) -> bool {
     answer.status == 200 || path == "/ready" && answer.json()["redis"] == "disconnected"
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use loadtest::client::{Client, read_for};
 use loadtest::events::{Kind, assert_saw, event, seen};
-use loadtest::http::Answer;
+use loadtest::http::HttpResponse;
 use loadtest::kafka::Kafka;
 use loadtest::pods::{Pod, World};
 use loadtest::process::{always, eventually, free_port, loopback};
@@ -215,11 +215,11 @@ fn head(pod: &Pod, path: &str) -> (u16, usize) {
     (head["HTTP/1.1 ".len()..][..3].parse().unwrap(), body.len())
 }
 
-fn request(pod: &Pod, method: &str, path: &str) -> Answer {
+fn request(pod: &Pod, method: &str, path: &str) -> HttpResponse {
     use std::io::Write as _;
     let mut stream = std::net::TcpStream::connect(pod.address()).unwrap();
     write!(stream, "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    Answer::read(&mut stream).unwrap()
+    HttpResponse::read(&mut stream).unwrap()
 }
 
 #[test]

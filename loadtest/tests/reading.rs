@@ -1,6 +1,6 @@
 //! What reading costs, short: every record is read by all, each figure is there, and the JSON file says what the table says.
 
-use loadtest::fleet::ingest::report::Report;
+use loadtest::fleet::ingest::report::IngestReport;
 use loadtest::fleet::ingest::{self, Options};
 use loadtest::fleet::rounds::Rounds;
 use loadtest::process::TempDir;
@@ -36,7 +36,7 @@ fn all_records_are_read_by_the_bare_loop_and_by_each_pod_and_each_figure_is_told
     let bounds = report.rows.iter().filter(|row| row.bound.is_some()).count();
     assert_eq!(bounds, 8, "{:?}", report.rows);
 
-    let read: Report = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    let read: IngestReport = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
     let table = report.table();
     assert_eq!(read.table(), table);
     for row in &read.rows {

@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use loadtest::client::Ask;
-use loadtest::client::raw::{Frame, Raw, Sent, opcode};
-use loadtest::http::Answer;
+use loadtest::client::raw::{Raw, RawFrame, Sent, opcode};
+use loadtest::http::HttpResponse;
 use loadtest::pods::{Pod, World, run};
 use loadtest::process::{allow_descriptors, eventually, leave_descriptors};
 use loadtest::token::{SECRET, good, in_seconds, signed, signed_with, unsigned};
@@ -31,7 +31,7 @@ fn taken(ask: &Ask) -> Value {
 
 /// Sends bytes, and reads the HTTP answer.
 #[track_caller]
-fn answer(pod: &Pod, bytes: &[u8]) -> Answer {
+fn answer(pod: &Pod, bytes: &[u8]) -> HttpResponse {
     let mut raw = Raw::connect(&pod.ask());
     raw.send(bytes);
     raw.answer()
@@ -307,7 +307,7 @@ fn good_requests_come_in_many_forms() {
     let (first, rest) = head.as_bytes().split_at(40);
     raw.send(first);
     assert!(!raw.is_answered(Duration::from_millis(100)), "half a head has no answer");
-    raw.send(&[rest, &Frame::new(opcode::PING, "at once").bytes()].concat());
+    raw.send(&[rest, &RawFrame::new(opcode::PING, "at once").bytes()].concat());
     raw.expect_upgrade();
     assert_eq!(raw.next_answer(), Sent::Pong(b"at once".to_vec()));
 }
@@ -381,7 +381,7 @@ fn a_pod_at_capacity_or_over_its_accept_rate_says_when_to_come_again() {
 }
 
 #[test]
-fn sockets_that_say_nothing_make_room_for_those_that_do() {
+fn silent_sockets_make_room_for_requests() {
     /// Heads that a shard reads at a time.
     const HEADS_MAX: usize = 4096;
     allow_descriptors(20_000);

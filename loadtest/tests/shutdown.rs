@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use loadtest::client::{Ask, Client, WITHIN, read_for, watch};
-use loadtest::events::{Kind, Told, number_of, seen};
+use loadtest::events::{ExpectedMessage, Kind, number_of, seen};
 use loadtest::pods::{Pod, World};
 use loadtest::process::{Signal, always, eventually};
 
@@ -25,7 +25,7 @@ fn assert_no_gap(client: &Client, id: &str) {
     for message in seen(client) {
         let number = number_of(message);
         assert!(next.is_none_or(|next| next == number), "{id}: {number} in place of {next:?}");
-        assert_eq!(Told::from(message), Kind::BalanceUpdated.event(id, number).told);
+        assert_eq!(ExpectedMessage::from(message), Kind::BalanceUpdated.event(id, number).told);
         next = Some(number + 1);
     }
     assert!(next.is_some(), "{id} has seen events");

@@ -7,7 +7,7 @@ use loadtest::pods::World;
 use loadtest::process::{always, eventually};
 use loadtest::redis::Redis;
 use shardgate::discovery::wire::{Action, Call, Snapshot};
-use shardgate::limits::{SLOT_VALUE_BYTES_MAX, SLOTS_MAX, STRAY_FIELDS_MAX};
+use shardgate::limits::{FOREIGN_FIELDS_MAX, SLOT_VALUE_BYTES_MAX, SLOTS_MAX};
 
 const SCRIPT: &str = include_str!("../../src/discovery/slots.lua");
 const KEY: &str = "websocket:slots";
@@ -32,7 +32,7 @@ impl<'a> Caller<'a> {
             slots: 0,
             slots_max: SLOTS_MAX,
             value_bytes_max: SLOT_VALUE_BYTES_MAX,
-            fields_max: STRAY_FIELDS_MAX,
+            fields_max: FOREIGN_FIELDS_MAX,
             sent_ms: None,
             late_ms: 2_000,
             judge: true,
@@ -184,7 +184,7 @@ fn many_slots_are_all_seen_beside_many_stray_fields() {
     let redis = Redis::start();
     redis.add_fields(KEY, 5_000);
     // More than are asked for unseen: the values say how many there are.
-    let count = STRAY_FIELDS_MAX + 200;
+    let count = FOREIGN_FIELDS_MAX + 200;
     for number in 0..count {
         let mut value = format!(r#"{{"node":"n{number}","instance":"i{number}","url":"ws://n/ws"#);
         value += r#"","expiresAtMs":99999999999999"#;

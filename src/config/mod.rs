@@ -22,7 +22,7 @@ use std::time::Duration;
 
 pub(crate) use parts::{is_node_name, is_public_url};
 pub use properties::client_properties;
-use reader::Reader;
+use reader::SettingsReader;
 pub use settings::help;
 pub use sources::Sources;
 
@@ -31,7 +31,7 @@ use crate::ids::NodeId;
 use crate::protocol::auth;
 use crate::protocol::client_address::TrustedProxies;
 use crate::protocol::head::origin::OriginPattern;
-use crate::routing::table::Table;
+use crate::routing::table::RouteTable;
 
 /// All settings, valid.
 #[derive(Debug, Clone)]
@@ -49,11 +49,11 @@ pub struct Config {
     /// Kafka.
     pub kafka: KafkaConfig,
     /// `ROUTES_FILE`, read and parsed; else the built-in table.
-    pub routes: Table,
+    pub routes: RouteTable,
     /// Redis.
     pub redis: RedisConfig,
     /// Tokens.
-    pub auth: auth::Config,
+    pub auth: auth::AuthConfig,
     /// `ALLOWED_ORIGINS`; `None` stands for `*`.
     pub allowed_origins: Option<Vec<OriginPattern>>,
     /// `MAX_HEAD_BYTES`.
@@ -63,7 +63,7 @@ pub struct Config {
     /// Shards and what they go by.
     pub shard: ShardConfig,
     /// How clients come in.
-    pub door: DoorConfig,
+    pub admission: AdmissionConfig,
     /// Start and stop.
     pub drain: DrainConfig,
     /// `LOG`.
@@ -170,7 +170,7 @@ pub struct ShardConfig {
 
 /// How clients come in.
 #[derive(Debug, Clone)]
-pub struct DoorConfig {
+pub struct AdmissionConfig {
     /// Handshakes that a shard has under way at a time: what the limit of open files leaves beside the connections.
     pub handshakes_max: usize,
     /// `MAX_CONNECTIONS_PER_ADDRESS`, of the pod.
@@ -194,7 +194,7 @@ pub struct DrainConfig {
 
 /// What the machine and the process's limits allow: some defaults go by it.
 #[derive(Debug, Clone)]
-pub struct Machine {
+pub struct MachineLimits {
     /// Cores that the process may use: affinity and cgroup quota count.
     pub cores: usize,
     /// Open files that the process may have, once it has raised its limit.
@@ -249,14 +249,14 @@ pub fn jwt_secret(sources: &Sources<'_>) -> Result<Box<[u8]>, InvalidConfig> {
 ///
 /// # Errors
 /// Every fault at once.
-pub fn routes(sources: &Sources<'_>) -> Result<Table, InvalidConfig> {
+pub fn routes(sources: &Sources<'_>) -> Result<RouteTable, InvalidConfig> {
     read(sources, parts::routes)
 }
 
-fn read<T>(sources: &Sources<'_>, part: impl FnOnce(&mut Reader<'_>) -> T) -> Result<T, InvalidConfig> {
+fn read<T>(sources: &Sources<'_>, part: impl FnOnce(&mut SettingsReader<'_>) -> T) -> Result<T, InvalidConfig> {
     let mut faults = Vec::new();
     let given = sources::gather(sources, &mut faults);
-    let mut reader = Reader::new(given, sources.read_file, faults);
+    let mut reader = SettingsReader::new(given, sources.read_file, faults);
     let part = part(&mut reader);
     let faults = reader.into_faults();
     if faults.is_empty() { Ok(part) } else { Err(InvalidConfig(faults)) }

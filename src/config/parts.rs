@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use redis::{ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 
-use super::reader::{Reader, plain_text};
+use super::reader::{SettingsReader, plain_text};
 use super::settings::{self as s, Setting};
-use super::{Config, DoorConfig, DrainConfig, KafkaConfig, Machine, RedisConfig, ShardConfig, properties};
+use super::{AdmissionConfig, Config, DrainConfig, KafkaConfig, MachineLimits, RedisConfig, ShardConfig, properties};
 use crate::ids::NodeId;
 use crate::limits::{
     EVENT_OVERHEAD_BYTES_MAX, GROWTH_NOTICED_MAX, HANDSHAKES_MAX, NODE_BYTES_MAX, PUBLIC_URL_BYTES_MAX,
@@ -16,7 +16,7 @@ use crate::limits::{
 use crate::protocol::auth;
 use crate::protocol::client_address::TrustedProxies;
 use crate::protocol::head::origin::OriginPattern;
-use crate::routing::table::Table;
+use crate::routing::table::RouteTable;
 
 /// A key of HS256 is as long as its hash, or it is the weakest part (RFC 7518 section 3.2).
 const SECRET_BYTES_GOOD: usize = 32;
@@ -27,7 +27,7 @@ pub(super) const DESCRIPTORS_RESERVED: u64 = 512;
 /// Of the other descriptors, one in so many is for handshakes at least.
 const HANDSHAKES_PART: u64 = 8;
 
-pub(super) fn config(reader: &mut Reader<'_>, machine: &Machine) -> Config {
+pub(super) fn config(reader: &mut SettingsReader<'_>, machine: &MachineLimits) -> Config {
     let port = reader.count(&s::PORT);
     let host = reader.parsed(&s::HOST, |text| text.parse().ok().filter(|host| (machine.can_listen_on)(*host)));
     let host = host.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
@@ -42,14 +42,14 @@ pub(super) fn config(reader: &mut Reader<'_>, machine: &Machine) -> Config {
         kafka: kafka(reader),
         routes: routes(reader),
         redis: redis(reader),
-        auth: auth::Config {
+        auth: auth::AuthConfig {
             secret: jwt_secret(reader),
             require_assessments: reader.switch(&s::JWT_REQUIRE_ASSESSMENTS),
         },
         allowed_origins: reader.list(&s::ALLOWED_ORIGINS, OriginPattern::parse_list).unwrap_or_default(),
         head_bytes_max: reader.count(&s::MAX_HEAD_BYTES),
         trusted_proxies: reader.list(&s::TRUSTED_PROXIES, TrustedProxies::parse_list).unwrap_or_default(),
-        door: door(reader, machine, &shard),
+        admission: door(reader, machine, &shard),
         shard,
         drain: DrainConfig { delay: reader.millis(&s::DRAIN_DELAY_MS), over: reader.millis(&s::DRAIN_MS) },
         log,
@@ -61,17 +61,17 @@ pub(super) fn config(reader: &mut Reader<'_>, machine: &Machine) -> Config {
     config
 }
 
-pub(super) fn routes(reader: &mut Reader<'_>) -> Table {
-    let given = reader.file(&s::ROUTES_FILE, |text| Table::parse(text).map_err(|faults| faults.0));
-    given.unwrap_or_else(Table::built_in)
+pub(super) fn routes(reader: &mut SettingsReader<'_>) -> RouteTable {
+    let given = reader.file(&s::ROUTES_FILE, |text| RouteTable::parse(text).map_err(|faults| faults.0));
+    given.unwrap_or_else(RouteTable::built_in)
 }
 
-pub(super) fn jwt_secret(reader: &mut Reader<'_>) -> Box<[u8]> {
+pub(super) fn jwt_secret(reader: &mut SettingsReader<'_>) -> Box<[u8]> {
     let secret = reader.parsed(&s::JWT_SECRET, |text| (!text.is_empty()).then(|| text.as_bytes().into()));
     secret.unwrap_or_default()
 }
 
-fn node(reader: &mut Reader<'_>, machine: &Machine) -> NodeId {
+fn node(reader: &mut SettingsReader<'_>, machine: &MachineLimits) -> NodeId {
     let name = |text: &str| plain_text(text).filter(|name| is_node_name(name));
     let pod_name = reader.parsed(&s::POD_NAME, name);
     let node_id = reader.parsed(&s::NODE_ID, name);
@@ -79,7 +79,7 @@ fn node(reader: &mut Reader<'_>, machine: &Machine) -> NodeId {
     NodeId(name.into())
 }
 
-fn public_url(reader: &mut Reader<'_>, machine: &Machine, port: u16) -> Arc<str> {
+fn public_url(reader: &mut SettingsReader<'_>, machine: &MachineLimits, port: u16) -> Arc<str> {
     let given = reader.parsed(&s::PUBLIC_URL, |text| is_public_url(text).then(|| text.into()));
     given.unwrap_or_else(|| format!("ws://{}:{port}/ws", machine.host_name).into())
 }
@@ -112,7 +112,7 @@ fn is_address(text: &str) -> bool {
     graphic && port.is_none_or(|port| port.parse::<u16>().is_ok())
 }
 
-fn kafka(reader: &mut Reader<'_>) -> KafkaConfig {
+fn kafka(reader: &mut SettingsReader<'_>) -> KafkaConfig {
     KafkaConfig {
         brokers: reader.parsed(&s::KAFKA_BROKERS, brokers).unwrap_or_default(),
         client_id: reader.text(&s::KAFKA_CLIENT_ID),
@@ -133,12 +133,12 @@ fn brokers(text: &str) -> Option<Box<str>> {
     brokers.iter().all(good).then(|| brokers.join(",").into())
 }
 
-fn redis(reader: &mut Reader<'_>) -> RedisConfig {
+fn redis(reader: &mut SettingsReader<'_>) -> RedisConfig {
     let url = reader.parsed(&s::REDIS_URL, |url| url.into_connection_info().ok());
     let connection = match url {
         Some(connection) => connection,
         // The URL's fault is told; the rest is not looked at, as where it is good.
-        None if reader.place(&s::REDIS_URL).is_some() => redis_at("", 0),
+        None if reader.source(&s::REDIS_URL).is_some() => redis_at("", 0),
         None => redis_by_parts(reader),
     };
     RedisConfig {
@@ -149,7 +149,7 @@ fn redis(reader: &mut Reader<'_>) -> RedisConfig {
     }
 }
 
-fn redis_by_parts(reader: &mut Reader<'_>) -> ConnectionInfo {
+fn redis_by_parts(reader: &mut SettingsReader<'_>) -> ConnectionInfo {
     let host = reader.text(&s::REDIS_HOST);
     let info = redis_at(&host, reader.count(&s::REDIS_PORT));
     match reader.parsed(&s::REDIS_PASSWORD, |text| (!text.is_empty()).then(|| text.to_owned())) {
@@ -162,7 +162,7 @@ fn redis_at(host: &str, port: u16) -> ConnectionInfo {
     (host, port).into_connection_info().expect("a host and a port are all that an address is made of")
 }
 
-fn shard(reader: &mut Reader<'_>, machine: &Machine) -> ShardConfig {
+fn shard(reader: &mut SettingsReader<'_>, machine: &MachineLimits) -> ShardConfig {
     let shards = reader.number(&s::SHARDS).and_then(|shards| u16::try_from(shards).ok());
     let history_bytes: usize = reader.count(&s::HISTORY_BYTES);
     let windows = history_bytes / window_bytes_min(reader.count(&s::MAX_EVENT_BYTES));
@@ -185,8 +185,8 @@ fn shard(reader: &mut Reader<'_>, machine: &Machine) -> ShardConfig {
     }
 }
 
-fn door(reader: &mut Reader<'_>, machine: &Machine, shard: &ShardConfig) -> DoorConfig {
-    DoorConfig {
+fn door(reader: &mut SettingsReader<'_>, machine: &MachineLimits, shard: &ShardConfig) -> AdmissionConfig {
+    AdmissionConfig {
         handshakes_max: handshakes_max(machine, shard),
         per_address_max: reader.number(&s::MAX_CONNECTIONS_PER_ADDRESS),
         per_user_max: reader.number(&s::MAX_CONNECTIONS_PER_USER),
@@ -201,30 +201,30 @@ fn window_bytes_min(event_bytes_max: usize) -> usize {
 }
 
 /// A core for ingest, the rest for shards, but no more than there is a window for.
-fn default_shards(machine: &Machine, windows: usize) -> u16 {
+fn default_shards(machine: &MachineLimits, windows: usize) -> u16 {
     let shards = machine.cores.saturating_sub(1).min(windows).clamp(1, usize::from(u8::MAX));
     u16::try_from(shards).expect("it was clamped to far less")
 }
 
 /// Descriptors for connections and handshakes: what the limit leaves; where it is tiny, half of it.
-fn sockets_max(machine: &Machine) -> u64 {
+fn sockets_max(machine: &MachineLimits) -> u64 {
     machine.descriptors.saturating_sub(DESCRIPTORS_RESERVED).max(machine.descriptors / 2).max(2)
 }
 
 /// Connections that the descriptor limit leaves beside the handshakes.
-fn connections_left(machine: &Machine, shards: u16) -> u64 {
+fn connections_left(machine: &MachineLimits, shards: u16) -> u64 {
     let handshakes = (sockets_max(machine) / HANDSHAKES_PART).min(u64::from(shards) * HANDSHAKES_MAX as u64);
     (sockets_max(machine) - handshakes).max(1)
 }
 
 /// Handshakes of one shard: what the descriptor limit leaves beside the connections, and [`HANDSHAKES_MAX`] at most.
-fn handshakes_max(machine: &Machine, shard: &ShardConfig) -> usize {
+fn handshakes_max(machine: &MachineLimits, shard: &ShardConfig) -> usize {
     let left = sockets_max(machine).saturating_sub(shard.connections_max);
     let handshakes = left.max(sockets_max(machine) / HANDSHAKES_PART) / u64::from(shard.shards.max(1));
     usize::try_from(handshakes).unwrap_or(HANDSHAKES_MAX).clamp(1, HANDSHAKES_MAX)
 }
 
-fn window_holds_an_event(reader: &mut Reader<'_>, config: &Config) {
+fn window_holds_an_event(reader: &mut SettingsReader<'_>, config: &Config) {
     let (shard, event) = (&config.shard, config.kafka.event_bytes_max);
     let needed = usize::from(shard.shards).saturating_mul(window_bytes_min(event));
     let is_good = are_good(reader, &[&s::HISTORY_BYTES, &s::SHARDS, &s::MAX_EVENT_BYTES]);
@@ -240,7 +240,7 @@ fn window_holds_an_event(reader: &mut Reader<'_>, config: &Config) {
     }
 }
 
-fn relations(reader: &mut Reader<'_>, config: &Config) {
+fn relations(reader: &mut SettingsReader<'_>, config: &Config) {
     if reader.is_good(&s::KAFKA_PROPERTIES_FILE) {
         if !config.kafka.properties.is_empty() {
             for fault in properties::faults_together(&config.kafka) {
@@ -260,7 +260,7 @@ fn relations(reader: &mut Reader<'_>, config: &Config) {
         let text = format!("got {got}; takes at least twice HEARTBEAT_INTERVAL, which is {least}");
         reader.relation(&s::CONNECTION_TIMEOUT, &text);
     }
-    if config.door.proxy_protocol && reader.place(&s::TRUSTED_PROXIES).is_none() {
+    if config.admission.proxy_protocol && reader.source(&s::TRUSTED_PROXIES).is_none() {
         reader.relation(&s::PROXY_PROTOCOL, "got true; takes TRUSTED_PROXIES besides, whose connections begin with it");
     }
     window_holds_an_event(reader, config);
@@ -277,11 +277,11 @@ fn relations(reader: &mut Reader<'_>, config: &Config) {
 }
 
 /// Whether settings had no fault of their own, so that what they are to each other is worth a look.
-fn are_good(reader: &Reader<'_>, settings: &[&Setting]) -> bool {
+fn are_good(reader: &SettingsReader<'_>, settings: &[&Setting]) -> bool {
     settings.iter().all(|setting| reader.is_good(setting))
 }
 
-fn warnings(reader: &Reader<'_>, config: &Config, machine: &Machine) -> Vec<String> {
+fn warnings(reader: &SettingsReader<'_>, config: &Config, machine: &MachineLimits) -> Vec<String> {
     let mut warnings = Vec::new();
     let secret_bytes = config.auth.secret.len();
     if secret_bytes < SECRET_BYTES_GOOD {
@@ -315,9 +315,9 @@ fn warnings(reader: &Reader<'_>, config: &Config, machine: &Machine) -> Vec<Stri
             config.shard.connections_max
         ));
     }
-    if let Some(url) = reader.place(&s::REDIS_URL) {
+    if let Some(url) = reader.source(&s::REDIS_URL) {
         for setting in [&s::REDIS_HOST, &s::REDIS_PORT, &s::REDIS_PASSWORD] {
-            if let Some(place) = reader.place(setting) {
+            if let Some(place) = reader.source(setting) {
                 warnings.push(format!("{} ({place}) is not looked at, for REDIS_URL ({url}) is set", setting.name));
             }
         }

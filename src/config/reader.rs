@@ -6,20 +6,20 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use super::settings::{Fallback, Setting, Takes, parse_bytes, parse_integer};
-use super::sources::{AllGiven, Given, Place};
+use super::settings::{Fallback, Setting, ValueKind, parse_bytes, parse_integer};
+use super::sources::{AllGiven, Given, ValueSource};
 use super::typos::is_link;
 
 /// Reads settings and gathers what is wrong. Where a method has told a fault it gives a stand-in, so that the rest is
 /// read, too; no stand-in gets out, for with a fault there is no config.
-pub(super) struct Reader<'a> {
+pub(super) struct SettingsReader<'a> {
     given: AllGiven,
     read_file: &'a dyn Fn(&Path) -> io::Result<String>,
     faults: Vec<String>,
     faulty: Vec<&'static str>,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> SettingsReader<'a> {
     pub(super) fn new(
         given: AllGiven,
         read_file: &'a dyn Fn(&Path) -> io::Result<String>,
@@ -39,8 +39,8 @@ impl<'a> Reader<'a> {
     }
 
     /// Where a setting was set, if it was.
-    pub(super) fn place(&self, setting: &Setting) -> Option<&Place> {
-        self.given.get(setting.name).map(|given| &given.place)
+    pub(super) fn source(&self, setting: &Setting) -> Option<&ValueSource> {
+        self.given.get(setting.name).map(|given| &given.source)
     }
 
     /// What was given, or the table's default; `None` where there is neither.
@@ -49,7 +49,7 @@ impl<'a> Reader<'a> {
             return Some(given.clone());
         }
         match setting.default {
-            Fallback::Value(text) => Some(Given { text: text.to_owned(), place: Place::Default }),
+            Fallback::Value(text) => Some(Given { text: text.to_owned(), source: ValueSource::Default }),
             Fallback::Required => {
                 let takes = format!("takes {}, as {} or in the environment", setting.takes.words(), setting.flag());
                 self.fault(setting, &format!("{}: is not set; {takes}", setting.name));
@@ -68,8 +68,8 @@ impl<'a> Reader<'a> {
     pub(super) fn wrong(&mut self, setting: &Setting, given: &Given, takes: &str) {
         let shown =
             if setting.is_secret() { "a value that is not shown".to_owned() } else { format!("{:?}", given.text) };
-        let mut text = format!("{} ({}): got {shown}; takes {takes}", setting.name, given.place);
-        if given.place == Place::Environment && is_link(&given.text) {
+        let mut text = format!("{} ({}): got {shown}; takes {takes}", setting.name, given.source);
+        if given.source == ValueSource::Environment && is_link(&given.text) {
             // A Service named `redis` sets REDIS_PORT so.
             text.push_str(
                 "; Kubernetes sets it so for a Service whose name this begins with: enableServiceLinks: false in the pod's \
@@ -101,7 +101,7 @@ impl<'a> Reader<'a> {
             Err(faults) => faults,
         };
         for (entry, why) in faults {
-            self.fault(setting, &format!("{} ({}): got {entry:?}, which {why}", setting.name, given.place));
+            self.fault(setting, &format!("{} ({}): got {entry:?}, which {why}", setting.name, given.source));
         }
         None
     }
@@ -114,8 +114,8 @@ impl<'a> Reader<'a> {
     /// A number, in the bounds of the table.
     pub(super) fn number(&mut self, setting: &Setting) -> Option<u64> {
         self.parsed(setting, |text| match setting.takes {
-            Takes::Bytes { min, max } => parse_bytes(text).filter(|number| (min..=max).contains(number)),
-            Takes::Integer { min, max, .. } => parse_integer(text).filter(|number| (min..=max).contains(number)),
+            ValueKind::Bytes { min, max } => parse_bytes(text).filter(|number| (min..=max).contains(number)),
+            ValueKind::Integer { min, max, .. } => parse_integer(text).filter(|number| (min..=max).contains(number)),
             _ => None,
         })
     }
@@ -132,7 +132,7 @@ impl<'a> Reader<'a> {
 
     /// One of the table's words.
     pub(super) fn word(&mut self, setting: &Setting) -> String {
-        let Takes::Word(words) = setting.takes else { return String::new() };
+        let ValueKind::Word(words) = setting.takes else { return String::new() };
         self.parsed(setting, |text| words.contains(&text).then(|| text.to_owned())).unwrap_or_default()
     }
 
@@ -156,15 +156,15 @@ impl<'a> Reader<'a> {
             Err(error) => vec![format!("can't be read: {error}; takes {}", setting.takes.words())],
         };
         for fault in faults {
-            self.fault(setting, &format!("{} ({}): {} {fault}", setting.name, given.place, given.text));
+            self.fault(setting, &format!("{} ({}): {} {fault}", setting.name, given.source, given.text));
         }
         None
     }
 
     /// A relation between settings that doesn't hold.
     pub(super) fn relation(&mut self, setting: &Setting, text: &str) {
-        let place = self.place(setting).unwrap_or(&Place::Default).to_string();
-        self.fault(setting, &format!("{} ({place}): {text}", setting.name));
+        let source = self.source(setting).unwrap_or(&ValueSource::Default).to_string();
+        self.fault(setting, &format!("{} ({source}): {text}", setting.name));
     }
 }
 

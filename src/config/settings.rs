@@ -10,14 +10,14 @@ use crate::limits::REQUEST_HEAD_BYTES_MAX;
 #[derive(Debug)]
 pub(super) struct Setting {
     pub(super) name: &'static str,
-    pub(super) takes: Takes,
+    pub(super) takes: ValueKind,
     pub(super) default: Fallback,
     pub(super) help: &'static str,
 }
 
 /// What a setting takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Takes {
+pub(super) enum ValueKind {
     /// A text of some form, which the words describe.
     Text(&'static str),
     /// The same, and its value must never be shown.
@@ -48,7 +48,7 @@ pub(super) enum Fallback {
 }
 
 use Fallback::{Computed, Required, Unset, Value};
-use Takes::{Bytes, File, Integer, Secret, Switch, Text, Word};
+use ValueKind::{Bytes, File, Integer, Secret, Switch, Text, Word};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -57,15 +57,15 @@ const GIB: u64 = 1024 * MIB;
 /// The longest time that a setting takes, in ms: 24 days. Sums of a few stay far inside of what a clock can show.
 const MILLIS_MAX: u64 = i32::MAX as u64;
 
-const fn ms(min: u64) -> Takes {
+const fn ms(min: u64) -> ValueKind {
     Integer { what: "ms", min, max: MILLIS_MAX }
 }
 
-const fn count(what: &'static str) -> Takes {
+const fn count(what: &'static str) -> ValueKind {
     Integer { what, min: 1, max: 1_000_000_000 }
 }
 
-const PORT_NUMBER: Takes = Integer { what: "port", min: 1, max: u16::MAX as u64 };
+const PORT_NUMBER: ValueKind = Integer { what: "port", min: 1, max: u16::MAX as u64 };
 
 macro_rules! settings {
     ($($name:ident: $takes:expr, $default:expr, $help:literal;)*) => {
@@ -176,7 +176,7 @@ impl Setting {
     }
 }
 
-impl Takes {
+impl ValueKind {
     /// In words, for a fault and for `--help`.
     pub(super) fn words(self) -> String {
         match self {

@@ -11,7 +11,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::settings::{self, Setting};
-use super::{Machine, Preset};
+use super::{MachineLimits, Preset};
 
 /// Names the settings file; the one flag that is no setting.
 const CONFIG_FLAG: &str = "--config";
@@ -30,19 +30,19 @@ pub struct Sources<'a> {
     /// Reads a file of text.
     pub read_file: &'a dyn Fn(&Path) -> io::Result<String>,
     /// What some defaults go by.
-    pub machine: &'a Machine,
+    pub machine: &'a MachineLimits,
 }
 
 /// Where a value was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum ValueSource {
     Flag,
     Environment,
     File { path: String, line: usize },
     Default,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ValueSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Flag => f.write_str("flag"),
@@ -57,7 +57,7 @@ impl fmt::Display for Place {
 #[derive(Debug, Clone)]
 pub(super) struct Given {
     pub(super) text: String,
-    pub(super) place: Place,
+    pub(super) source: ValueSource,
 }
 
 /// What was given, by the setting's name: of several places the one that counts.
@@ -69,7 +69,7 @@ pub(super) fn gather(sources: &Sources<'_>, faults: &mut Vec<String>) -> AllGive
     let flags = from_flags(sources.flags, &mut config_file, faults);
     let mut given = AllGiven::new();
     for preset in sources.presets {
-        given.insert(preset.name, Given { text: preset.value.clone(), place: Place::Default });
+        given.insert(preset.name, Given { text: preset.value.clone(), source: ValueSource::Default });
     }
     if let Some(path) = config_file {
         given.extend(from_file(&path, sources, faults));
@@ -84,7 +84,7 @@ pub(super) fn gather(sources: &Sources<'_>, faults: &mut Vec<String>) -> AllGive
 pub(super) fn unused(sources: &Sources<'_>) -> Vec<String> {
     let all = gather(&Sources { unused: &[], ..*sources }, &mut Vec::new());
     let unused = all.iter().filter(|(name, _)| sources.unused.contains(name));
-    unused.map(|(name, given)| format!("{name} ({}) is not used here", given.place)).collect()
+    unused.map(|(name, given)| format!("{name} ({}) is not used here", given.source)).collect()
 }
 
 fn from_flags(arguments: &[OsString], config_file: &mut Option<String>, faults: &mut Vec<String>) -> AllGiven {
@@ -115,7 +115,7 @@ fn from_flags(arguments: &[OsString], config_file: &mut Option<String>, faults: 
             continue;
         };
         let twice = match setting {
-            Some(setting) => given.insert(setting.name, Given { text, place: Place::Flag }).is_some(),
+            Some(setting) => given.insert(setting.name, Given { text, source: ValueSource::Flag }).is_some(),
             None => config_file.replace(text).is_some(),
         };
         if twice {
@@ -133,7 +133,7 @@ fn from_environment(environment: &BTreeMap<OsString, OsString>, faults: &mut Vec
             Some(value) if value.is_empty() => {}
             Some(value) => match value.to_str() {
                 Some(text) => {
-                    given.insert(setting.name, Given { text: text.to_owned(), place: Place::Environment });
+                    given.insert(setting.name, Given { text: text.to_owned(), source: ValueSource::Environment });
                 }
                 None => faults.push(format!("{} (environment): is not UTF-8", setting.name)),
             },
@@ -151,7 +151,7 @@ fn from_file(path: &str, sources: &Sources<'_>, faults: &mut Vec<String>) -> All
             return given;
         }
     };
-    let line_at = |place: usize| 1 + text.bytes().take(place).filter(|byte| *byte == b'\n').count();
+    let line_at = |source: usize| 1 + text.bytes().take(source).filter(|byte| *byte == b'\n').count();
     let (table, broken) = DeTable::parse_recoverable(&text);
     for error in &broken {
         faults.push(format!("{path} line {}: {}", line_at(error.span().unwrap_or_default().start), error.message()));
@@ -167,7 +167,7 @@ fn from_file(path: &str, sources: &Sources<'_>, faults: &mut Vec<String>) -> All
         };
         match file_value(value) {
             Some(text) => {
-                given.insert(setting.name, Given { text, place: Place::File { path: path.to_owned(), line } });
+                given.insert(setting.name, Given { text, source: ValueSource::File { path: path.to_owned(), line } });
             }
             None => {
                 let (kind, takes) = (value.get_ref().type_str(), setting.takes.words());

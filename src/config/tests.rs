@@ -66,7 +66,7 @@ impl World {
     fn read(&self) -> Result<Config, InvalidConfig> {
         let (descriptors, now) = (self.descriptors, UnixMs(1_790_000_000_007));
         let can_listen_on = |host: IpAddr| host.is_unspecified() || host.is_loopback();
-        let machine = Machine { cores: 4, descriptors, host_name: "gateway-0".into(), can_listen_on, now };
+        let machine = MachineLimits { cores: 4, descriptors, host_name: "gateway-0".into(), can_listen_on, now };
         Config::from_sources(&Sources {
             flags: &self.flags,
             environment: &self.environment,
@@ -99,7 +99,7 @@ fn with_a_secret_alone_all_settings_have_the_contracts_defaults() {
     assert_eq!((&*config.kafka.client_id, &*config.kafka.group_id), ("websocket-service", "websocket-service-group"));
     assert_eq!(config.kafka.topic_refresh, Duration::from_secs(10));
     assert_eq!((config.kafka.event_bytes_max, config.shard.message_bytes_max), (1024 * 1024, 4096));
-    assert_eq!(config.routes.routes.len(), Table::built_in().routes.len());
+    assert_eq!(config.routes.routes.len(), RouteTable::built_in().routes.len());
     assert_eq!((&*config.redis.address, &*config.redis.key_prefix), ("localhost:6379", "websocket"));
     assert_eq!(config.redis.lease, Duration::from_secs(10));
     assert!(!config.auth.require_assessments);
@@ -355,7 +355,7 @@ fn descriptors_are_shared_out_so_that_handshakes_leave_enough_for_all_else() {
     let shares = |descriptors: u64, environment: &[(&str, &str)]| {
         let world = environment.iter().fold(World::new(), |world, (name, value)| world.env(name, value));
         let config = world.with_descriptors(descriptors).config();
-        let handshakes = config.door.handshakes_max * usize::from(config.shard.shards);
+        let handshakes = config.admission.handshakes_max * usize::from(config.shard.shards);
         assert!(
             config.shard.connections_max + handshakes as u64 + DESCRIPTORS_RESERVED.min(descriptors / 2) <= descriptors
         );

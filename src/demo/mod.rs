@@ -25,7 +25,7 @@ use tracing::warn;
 
 use crate::clock::{Now, UnixMs};
 use crate::config::{Config, Preset};
-use world::{ASSESSMENT_TOPICS, MARKETS, STEP_MS, World, assessment_id, market_topic};
+use world::{ASSESSMENT_TOPICS, DemoWorld, MARKETS, STEP_MS, assessment_id, market_topic};
 
 /// Partitions of an assessments' topic: more than one, as in real life; few, since the mock keeps about 5 MB of each.
 const PARTITIONS: i32 = 2;
@@ -179,7 +179,7 @@ impl Generator {
             .set("partitioner", "murmur2_random")
             .create()?;
         let (stop, stopped) = bounded(1);
-        let world = World::new(now.0);
+        let world = DemoWorld::new(now.0);
         let thread = thread::Builder::new()
             .name("demo-generator".into())
             .spawn(move || generate(world, &producer, &stopped))
@@ -194,7 +194,7 @@ impl Generator {
     }
 }
 
-fn generate(mut world: World, producer: &BaseProducer, stopped: &Receiver<()>) {
+fn generate(mut world: DemoWorld, producer: &BaseProducer, stopped: &Receiver<()>) {
     while stopped.recv_timeout(Duration::from_millis(STEP_MS)) == Err(RecvTimeoutError::Timeout) {
         for event in world.step(Now::read().unix) {
             let payload = event.payload.to_string();
@@ -220,7 +220,7 @@ mod tests {
     use rdkafka::{Message, Offset, TopicPartitionList};
 
     use super::*;
-    use crate::config::{Machine, Sources};
+    use crate::config::{MachineLimits, Sources};
     use crate::routing::mapping::assessment_of;
 
     #[test]
@@ -252,8 +252,13 @@ mod tests {
 
     #[test]
     fn a_person_is_told_where_to_look_and_the_secret_only_where_it_was_made() {
-        let machine =
-            Machine { cores: 2, descriptors: 1024, host_name: "here".into(), can_listen_on: |_| true, now: UnixMs(0) };
+        let machine = MachineLimits {
+            cores: 2,
+            descriptors: 1024,
+            host_name: "here".into(),
+            can_listen_on: |_| true,
+            now: UnixMs(0),
+        };
         let config = Config::from_sources(&Sources {
             flags: &[],
             environment: &BTreeMap::new(),

@@ -21,14 +21,14 @@ mod tests {
     use super::*;
     use crate::limits::TOKEN_LEEWAY;
     use crate::protocol::auth::{Allowed, Grant, Verifier};
-    use crate::protocol::head::Token;
+    use crate::protocol::head::BearerToken;
 
     #[test]
     fn a_token_says_who_may_watch_what_and_until_when() {
         let now = UnixMs(4_000_000_000_999);
-        let verifier = Verifier::new(&auth::Config { secret: (*b"secret").into(), require_assessments: false });
+        let verifier = Verifier::new(&auth::AuthConfig { secret: (*b"secret").into(), require_assessments: false });
         for (assessments, allowed) in [(vec![], Allowed::Any), (vec!["a".into()], Allowed::Only(["a".into()].into()))] {
-            let token = Token(mint(b"secret", "u", &assessments, now, 60).into());
+            let token = BearerToken(mint(b"secret", "u", &assessments, now, 60).into());
             let expires = Some(UnixMs(4_000_000_060_000).plus(TOKEN_LEEWAY));
             assert_eq!(verifier.verify(Some(&token), now), Ok(Grant { user: "u".into(), expires, allowed }));
         }

@@ -53,7 +53,7 @@ const POSITIONS: u32 = 8;
 
 /// A record for Kafka.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Event {
+pub struct DemoRecord {
     /// Its topic.
     pub topic: String,
     /// Its key: the assessment, or the market.
@@ -64,7 +64,7 @@ pub struct Event {
 
 /// Markets and assessments.
 #[derive(Debug)]
-pub struct World {
+pub struct DemoWorld {
     rng: Rng,
     prices: [f64; MARKETS.len()],
     traders: Vec<Trader>,
@@ -93,11 +93,11 @@ enum Stage {
     New,
     Created,
     Flat,
-    Holding { position: Position, turns: u32 },
+    Holding { position: TradePosition, turns: u32 },
 }
 
 #[derive(Debug, Clone)]
-struct Position {
+struct TradePosition {
     id: String,
     market: usize,
     long: bool,
@@ -105,7 +105,7 @@ struct Position {
     entry: f64,
 }
 
-impl Position {
+impl TradePosition {
     fn pnl(&self, price: f64) -> f64 {
         let gain = (price - self.entry) * self.quantity;
         if self.long { gain } else { -gain }
@@ -128,7 +128,7 @@ pub fn market_topic(market: &str) -> String {
     format!("market-data.{market}-ticks")
 }
 
-impl World {
+impl DemoWorld {
     /// A world at its beginning.
     #[must_use]
     pub fn new(seed: u64) -> Self {
@@ -143,7 +143,7 @@ impl World {
     }
 
     /// One step: what happens at `now`.
-    pub fn step(&mut self, now: UnixMs) -> Vec<Event> {
+    pub fn step(&mut self, now: UnixMs) -> Vec<DemoRecord> {
         let mut events = Vec::new();
         for market in 0..MARKETS.len() {
             if self.rng.f64() < TICK_CHANCE {
@@ -158,7 +158,7 @@ impl World {
         events
     }
 
-    fn tick(&mut self, market: usize, now: UnixMs) -> Event {
+    fn tick(&mut self, market: usize, now: UnixMs) -> DemoRecord {
         let (name, usual) = MARKETS[market];
         let price = self.prices[market];
         let noise = self.rng.f64() + self.rng.f64() + self.rng.f64() - 1.5;
@@ -169,10 +169,10 @@ impl World {
             "volume": rounded(self.rng.f64() * 10.0),
             "timestamp": now.to_string(),
         });
-        Event { topic: market_topic(name), key: name.to_owned(), payload }
+        DemoRecord { topic: market_topic(name), key: name.to_owned(), payload }
     }
 
-    fn act(&mut self, trader: usize, now: UnixMs, events: &mut Vec<Event>) {
+    fn act(&mut self, trader: usize, now: UnixMs, events: &mut Vec<DemoRecord>) {
         let id = self.traders[trader].id.clone();
         let (stage, happened) = match self.traders[trader].stage.clone() {
             Stage::New => (Stage::Created, self.create(trader)),
@@ -191,7 +191,7 @@ impl World {
             payload["eventId"] = json!(format!("event-{}", self.count));
             payload["assessmentId"] = json!(id);
             payload["timestamp"] = json!(now.to_string());
-            events.push(Event { topic: topic.to_owned(), key: id.clone(), payload });
+            events.push(DemoRecord { topic: topic.to_owned(), key: id.clone(), payload });
         }
     }
 
@@ -209,7 +209,7 @@ impl World {
     fn open(&mut self, trader: usize) -> (Stage, Happened) {
         let market = self.rng.usize(..MARKETS.len());
         let entry = self.prices[market];
-        let position = Position {
+        let position = TradePosition {
             id: format!("position-{}", self.count),
             market,
             long: self.rng.bool(),
@@ -236,7 +236,7 @@ impl World {
         )
     }
 
-    fn watch(&mut self, trader: usize, position: &Position) -> Happened {
+    fn watch(&mut self, trader: usize, position: &TradePosition) -> Happened {
         let unrealized = position.pnl(self.prices[position.market]);
         let balance = self.traders[trader].balance;
         let lost = ((START_BALANCE - balance - unrealized) / START_BALANCE).max(0.0);
@@ -267,7 +267,7 @@ impl World {
         }
     }
 
-    fn close(&mut self, trader: usize, position: &Position) -> Happened {
+    fn close(&mut self, trader: usize, position: &TradePosition) -> Happened {
         let exit = self.prices[position.market];
         let realized = position.pnl(exit);
         let trader = &mut self.traders[trader];
@@ -308,10 +308,10 @@ mod tests {
     use super::*;
     use crate::ids::TopicIndex;
     use crate::routing::mapping::{assessment_of, check_object, map_open};
-    use crate::routing::table::{Fields, Source, Table};
+    use crate::routing::table::{FieldSource, MessageFields, RouteTable};
 
-    fn steps(seed: u64, count: u64) -> Vec<Event> {
-        let mut world = World::new(seed);
+    fn steps(seed: u64, count: u64) -> Vec<DemoRecord> {
+        let mut world = DemoWorld::new(seed);
         (0..count).flat_map(|step| world.step(UnixMs(1_790_000_000_000 + step * STEP_MS))).collect()
     }
 
@@ -325,7 +325,7 @@ mod tests {
     fn five_markets_tick_several_times_a_second_and_stay_near_their_prices() {
         let events = steps(1, 1000);
         for (market, usual) in MARKETS {
-            let ticks: Vec<&Event> = events.iter().filter(|event| event.topic == market_topic(market)).collect();
+            let ticks: Vec<&DemoRecord> = events.iter().filter(|event| event.topic == market_topic(market)).collect();
             assert!((300..500).contains(&ticks.len()), "{market} ticks {} times in 100 s", ticks.len());
             let prices = ticks.iter().map(|tick| tick.payload["price"].as_str().unwrap().parse::<f64>().unwrap());
             assert!(prices.into_iter().all(|price| (price / usual - 1.0).abs() < 0.1), "{market} stays near {usual}");
@@ -346,7 +346,7 @@ mod tests {
 
     #[test]
     fn the_built_in_routes_find_in_each_event_all_that_they_ask_for() {
-        let table = Table::built_in();
+        let table = RouteTable::built_in();
         for event in steps(3, 3000) {
             let topic = table.resolve(TopicIndex(0), &event.topic).expect("the topic is routed");
             let payload = event.payload.to_string();
@@ -358,10 +358,12 @@ mod tests {
             map_open(&topic, payload.as_bytes(), &mut message).unwrap();
             message.push(b'}');
             let message: Value = serde_json::from_slice(&message).unwrap();
-            let Fields::Listed(fields) = &topic.route.fields else { panic!("built-in routes list their fields") };
+            let MessageFields::Listed(fields) = &topic.route.fields else {
+                panic!("built-in routes list their fields")
+            };
             for field in fields {
                 assert!(message.get(&*field.name).is_some(), "{}: {} is there", event.topic, field.name);
-                assert!(!matches!(&field.source, Source::Payload(name) if event.payload.get(&**name).is_none()));
+                assert!(!matches!(&field.source, FieldSource::Payload(name) if event.payload.get(&**name).is_none()));
             }
         }
     }

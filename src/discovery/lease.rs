@@ -41,7 +41,7 @@ pub enum Lease {
 
 /// What happens to a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
+pub enum LeaseEvent {
     /// The history is complete.
     HistoryComplete,
     /// The pod begins to drain.
@@ -59,17 +59,17 @@ pub enum Event {
 impl Lease {
     /// The state after an event.
     #[must_use]
-    pub fn after(self, event: Event) -> Self {
+    pub fn after(self, event: LeaseEvent) -> Self {
         match (self, event) {
-            (Self::Watching, Event::HistoryComplete) => Self::Wanting { had: None, take_over: true },
-            (Self::Watching, Event::GiveUp) => Self::Left,
-            (Self::Wanting { .. } | Self::Holding { .. }, Event::GiveUp) => Self::Leaving,
-            (Self::Wanting { .. } | Self::Holding { .. }, Event::Ours(slot)) => Self::Holding { slot },
-            (Self::Holding { slot }, Event::Missing | Event::Taken | Event::Displaced) => {
+            (Self::Watching, LeaseEvent::HistoryComplete) => Self::Wanting { had: None, take_over: true },
+            (Self::Watching, LeaseEvent::GiveUp) => Self::Left,
+            (Self::Wanting { .. } | Self::Holding { .. }, LeaseEvent::GiveUp) => Self::Leaving,
+            (Self::Wanting { .. } | Self::Holding { .. }, LeaseEvent::Ours(slot)) => Self::Holding { slot },
+            (Self::Holding { slot }, LeaseEvent::Missing | LeaseEvent::Taken | LeaseEvent::Displaced) => {
                 Self::Wanting { had: Some(slot), take_over: false }
             }
-            (Self::Leaving, Event::Missing | Event::Taken | Event::Displaced) => Self::Left,
-            (Self::Left, Event::Ours(_)) => Self::Leaving,
+            (Self::Leaving, LeaseEvent::Missing | LeaseEvent::Taken | LeaseEvent::Displaced) => Self::Left,
+            (Self::Left, LeaseEvent::Ours(_)) => Self::Leaving,
             (same, _) => same,
         }
     }
@@ -103,8 +103,8 @@ mod tests {
 
     #[test]
     fn each_event_in_each_state() {
-        use Event::{Displaced, GiveUp, HistoryComplete, Missing, Ours, Taken};
         use Lease::{Holding, Leaving, Left, Wanting, Watching};
+        use LeaseEvent::{Displaced, GiveUp, HistoryComplete, Missing, Ours, Taken};
         let (two, five) = (SlotNumber(2), SlotNumber(5));
         let events = [HistoryComplete, GiveUp, Ours(five), Missing, Taken, Displaced];
         let fresh = Wanting { had: None, take_over: true };
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn a_pod_that_had_a_slot_never_takes_one_over_by_name() {
         let lease = Lease::Holding { slot: SlotNumber(1) };
-        for event in [Event::Missing, Event::Taken, Event::Displaced] {
+        for event in [LeaseEvent::Missing, LeaseEvent::Taken, LeaseEvent::Displaced] {
             assert_eq!(lease.after(event), Lease::Wanting { had: Some(SlotNumber(1)), take_over: false });
         }
     }

@@ -9,17 +9,17 @@
 //! - **No news is no news.** While Redis is not reached, the last view stays in force.
 //!
 //! A look is made each second, when something is announced, and when a client is about to be sent away: then the view has
-//! to be sure ([`Member::handle_look_wish`]).
+//! to be sure ([`Member::handle_refresh_request`]).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::contact::{Contact, Times};
-use super::lease::{Event, Lease};
+use super::lease::{Lease, LeaseEvent};
+use super::redis_health::{LeaseTimes, RedisHealth};
 use super::wire::{Action, Call, Holder, Snapshot};
 use crate::clock::whole_ms;
 use crate::ids::{NodeId, SlotNumber};
-use crate::limits::{LOOK_AGE_MAX, SLOT_VALUE_BYTES_MAX, SLOTS_MAX, STRAY_FIELDS_MAX};
+use crate::limits::{FOREIGN_FIELDS_MAX, SLOT_VALUE_BYTES_MAX, SLOTS_MAX, VIEW_AGE_MAX};
 use crate::routing::placement::{Pod, View};
 
 /// How often the same finding is logged, while it comes and goes.
@@ -70,14 +70,14 @@ pub enum Notice {
 
 /// Pods that a Redis without memory has yet to hear of again.
 #[derive(Debug)]
-struct Remembered {
+struct RetainedHolders {
     until: Instant,
     holders: Vec<Holder>,
 }
 
 /// Another pod that has this pod's URL.
 #[derive(Debug)]
-struct UrlTwin {
+struct DuplicateUrl {
     instance: Arc<str>,
     /// Its lease as it was first seen. One that is renewed is no lease of a pod that has just died.
     expires_at_ms: u64,
@@ -89,27 +89,27 @@ struct UrlTwin {
 #[derive(Debug)]
 pub struct Member {
     identity: Identity,
-    times: Times,
-    contact: Contact,
+    times: LeaseTimes,
+    redis_health: RedisHealth,
     lease: Lease,
     /// Redis' time, and when it was that: `None` before the first answer.
     clock: Option<(u64, Instant)>,
     /// Nobody is judged before.
-    judge_from: Option<Instant>,
+    expire_from: Option<Instant>,
     /// When the try began that brought the last snapshot.
-    looked: Option<Instant>,
+    as_of: Option<Instant>,
     /// Whoever is in the view had to show itself since Redis was last away.
-    proven: bool,
+    confirmed: bool,
     /// Of the last snapshot; 0 before the hash has one.
     epoch: u64,
     /// Who lives as far as this pod knows, by number, itself included.
     holders: Vec<Holder>,
     /// Names that have said goodbye since the last snapshot.
     left: Vec<NodeId>,
-    remembered: Option<Remembered>,
+    retained: Option<RetainedHolders>,
     view: Arc<View>,
-    namesake: Option<Arc<str>>,
-    url_twin: Option<UrlTwin>,
+    same_name_instance: Option<Arc<str>>,
+    duplicate_url: Option<DuplicateUrl>,
     /// Fields of the last snapshot that were ignored, and when the log said so.
     ignored: u64,
     ignored_logged: Option<Instant>,
@@ -121,23 +121,23 @@ pub struct Member {
 impl Member {
     /// A pod that has just started, whose leases last as `times` says.
     #[must_use]
-    pub fn new(identity: Identity, times: Times) -> Self {
+    pub fn new(identity: Identity, times: LeaseTimes) -> Self {
         Self {
             identity,
             times,
-            contact: Contact::new(times),
+            redis_health: RedisHealth::new(times),
             lease: Lease::Watching,
             clock: None,
-            judge_from: None,
-            looked: None,
-            proven: false,
+            expire_from: None,
+            as_of: None,
+            confirmed: false,
             epoch: 0,
             holders: Vec::new(),
             left: Vec::new(),
-            remembered: None,
+            retained: None,
             view: Arc::default(),
-            namesake: None,
-            url_twin: None,
+            same_name_instance: None,
+            duplicate_url: None,
             ignored: 0,
             ignored_logged: None,
             step_logged: None,
@@ -150,12 +150,12 @@ impl Member {
 
     /// The history is complete: the pod may have a slot.
     pub fn handle_history_complete(&mut self, now: Instant) {
-        self.apply(Event::HistoryComplete, now);
+        self.apply(LeaseEvent::HistoryComplete, now);
     }
 
     /// The pod drains: it is nobody's owner from now on, whatever Redis says.
     pub fn handle_give_up(&mut self, now: Instant) {
-        self.apply(Event::GiveUp, now);
+        self.apply(LeaseEvent::GiveUp, now);
         self.publish_view(self.view.version, self.view.slots.len());
     }
 
@@ -169,7 +169,7 @@ impl Member {
 
     /// Something changed: the slots are looked at now rather than at the next poll.
     pub fn handle_announcement(&mut self, now: Instant) {
-        if !self.contact.is_connected() {
+        if !self.redis_health.is_redis_up() {
             return;
         }
         // Many pods that come at once announce themselves in a burst: one look is enough for all.
@@ -179,18 +179,18 @@ impl Member {
 
     /// Somebody is about to be sent away, and the view is to be sure. A look that is young enough is made already; where
     /// Redis is not reached, the tries go on at their own pace.
-    pub fn handle_look_wish(&mut self, now: Instant) {
-        let is_young = |looked| now.saturating_duration_since(looked) < LOOK_AGE_MAX;
-        if self.contact.is_connected() && !self.looked.is_some_and(is_young) {
+    pub fn handle_refresh_request(&mut self, now: Instant) {
+        let is_young = |as_of| now.saturating_duration_since(as_of) < VIEW_AGE_MAX;
+        if self.redis_health.is_redis_up() && !self.as_of.is_some_and(is_young) {
             self.call_at = Some(now);
         }
     }
 
     /// A call, or the connecting before it, has failed.
     pub fn handle_failure(&mut self, now: Instant) {
-        self.contact.handle_failure();
-        self.proven = false;
-        self.call_at = Some(self.contact.next_try(now, now));
+        self.redis_health.handle_failure();
+        self.confirmed = false;
+        self.call_at = Some(self.redis_health.next_attempt(now, now));
     }
 
     /// A try that began at `began`, with connecting where that was needed, has been answered.
@@ -205,32 +205,32 @@ impl Member {
             if now.saturating_duration_since(began) > self.times.call {
                 self.handle_failure(now);
             } else {
-                self.contact.handle_step(now);
-                self.proven = false;
+                self.redis_health.handle_step(now);
+                self.confirmed = false;
                 self.call_at = Some(now + BETWEEN_CALLS);
             }
             return;
         }
-        let judged = self.may_judge(began);
-        self.contact.handle_success(began, now);
-        self.looked = Some(began);
-        self.call_at = Some(self.contact.next_try(began, now));
+        let judged = self.may_expire_leases(began);
+        self.redis_health.handle_success(began, now);
+        self.as_of = Some(began);
+        self.call_at = Some(self.redis_health.next_attempt(began, now));
         let Snapshot { now_ms, epoch, version, slots, holders, ignored, ignored_field, .. } = snapshot;
-        self.see_ignored(now, ignored, ignored_field);
+        self.check_ignored_fields(now, ignored, ignored_field);
         if is_first && self.has_missed_renewals(now_ms, &holders) {
-            self.judge_from = Some(now + self.times.lease);
+            self.expire_from = Some(now + self.times.lease);
         }
-        self.remember_the_missing(now, epoch, version);
-        self.see_self(now, &holders);
-        self.see_namesake(&holders);
-        self.see_url_twin(now, &holders);
-        self.holders = self.with_remembered(now, holders);
+        self.retain_missing(now, epoch, version);
+        self.check_own_lease(now, &holders);
+        self.check_same_name(&holders);
+        self.check_duplicate_url(now, &holders);
+        self.holders = self.with_retained(now, holders);
         // A first look that met no trouble shows leases that were all renewed of late.
-        let is_fresh = is_first && self.contact.has_seen_no_outage() && self.judge_from.is_none();
-        self.proven = (judged || is_fresh) && self.remembered.is_none();
+        let is_fresh = is_first && self.redis_health.has_seen_no_outage() && self.expire_from.is_none();
+        self.confirmed = (judged || is_fresh) && self.retained.is_none();
         self.epoch = epoch;
         self.publish_view(version, slots as usize);
-        self.hasten_for_the_next_end(now, now_ms);
+        self.schedule_next_expiry(now, now_ms);
         if is_first && matches!(self.lease, Lease::Wanting { .. }) {
             self.call_at = Some(now);
         }
@@ -251,12 +251,12 @@ impl Member {
             Lease::Watching | Lease::Left => (Action::Watch, false),
             // A pod that had no slot looks first, and after an outage leaves those who had one the time to take theirs
             // again.
-            Lease::Wanting { had: None, .. } if !self.contact.is_settled(now) => (Action::Watch, false),
+            Lease::Wanting { had: None, .. } if !self.redis_health.has_settled(now) => (Action::Watch, false),
             Lease::Wanting { take_over, .. } => (Action::Claim, take_over),
             Lease::Holding { .. } => (Action::Hold, false),
             Lease::Leaving => (Action::Leave, false),
         };
-        let expected_back = self.remembered.iter().flat_map(|remembered| &remembered.holders);
+        let expected_back = self.retained.iter().flat_map(|retained| &retained.holders);
         let prefix = &self.identity.key_prefix;
         Call {
             action,
@@ -270,10 +270,10 @@ impl Member {
             slots: u32::try_from(self.view.slots.len()).unwrap_or(SLOTS_MAX),
             slots_max: SLOTS_MAX,
             value_bytes_max: SLOT_VALUE_BYTES_MAX,
-            fields_max: STRAY_FIELDS_MAX,
+            fields_max: FOREIGN_FIELDS_MAX,
             sent_ms: self.clock.map(|(ms, at)| ms.saturating_add(whole_ms(now.saturating_duration_since(at)))),
             late_ms: whole_ms(self.times.call),
-            judge: self.may_judge(now),
+            judge: self.may_expire_leases(now),
             join_channel: format!("{prefix}:node:join").into(),
             leave_channel: format!("{prefix}:node:leave").into(),
         }
@@ -299,21 +299,21 @@ impl Member {
 
     /// As of when the view is, at least: when the newest look that was answered began.
     #[must_use]
-    pub fn looked(&self) -> Option<Instant> {
-        self.looked
+    pub fn as_of(&self) -> Option<Instant> {
+        self.as_of
     }
 
     /// Whether each pod of the view had to show itself since Redis was last away, or lost its memory: those whose lease has
     /// run out are no more in it, as of the last look.
     #[must_use]
-    pub fn is_proven(&self) -> bool {
-        self.proven
+    pub fn is_confirmed(&self) -> bool {
+        self.confirmed
     }
 
     /// Whether the last try reached Redis.
     #[must_use]
-    pub fn is_connected(&self) -> bool {
-        self.contact.is_connected()
+    pub fn is_redis_up(&self) -> bool {
+        self.redis_health.is_redis_up()
     }
 
     /// Fields of the hash that were ignored in the last snapshot.
@@ -329,7 +329,7 @@ impl Member {
 
     // ---- how --------------------------------------------------------------------------------------------------------
 
-    fn apply(&mut self, event: Event, now: Instant) {
+    fn apply(&mut self, event: LeaseEvent, now: Instant) {
         let before = self.lease;
         self.lease = before.after(event);
         if self.lease == before {
@@ -337,28 +337,28 @@ impl Member {
         }
         // A try that is due only after a back-off stays due then: a change of mind doesn't make Redis reachable.
         let to_do = matches!(self.lease, Lease::Wanting { .. } | Lease::Leaving);
-        if to_do && self.contact.is_connected() {
+        if to_do && self.redis_health.is_redis_up() {
             self.call_at = Some(now);
         }
         match (before, self.lease, event) {
             (_, Lease::Holding { slot }, _) => self.notices.push(Notice::Claimed(slot)),
-            (Lease::Holding { slot }, _, Event::Taken) => self.notices.push(Notice::Lost(slot)),
-            (Lease::Holding { slot }, _, Event::Displaced) => self.notices.push(Notice::Displaced(slot)),
+            (Lease::Holding { slot }, _, LeaseEvent::Taken) => self.notices.push(Notice::Lost(slot)),
+            (Lease::Holding { slot }, _, LeaseEvent::Displaced) => self.notices.push(Notice::Displaced(slot)),
             (Lease::Leaving, Lease::Left, _) => self.notices.push(Notice::Left),
             _ => {}
         }
     }
 
     /// Whether a lease that has run out may be judged by a call at `now`.
-    fn may_judge(&self, now: Instant) -> bool {
-        self.contact.may_judge(now) && self.judge_from.is_none_or(|from| now >= from)
+    fn may_expire_leases(&self, now: Instant) -> bool {
+        self.redis_health.may_expire_leases(now) && self.expire_from.is_none_or(|from| now >= from)
     }
 
-    fn is_me(&self, holder: &Holder) -> bool {
+    fn is_own(&self, holder: &Holder) -> bool {
         holder.instance == self.identity.instance
     }
 
-    fn has_said_goodbye(&self, holder: &Holder) -> bool {
+    fn has_left_announced(&self, holder: &Holder) -> bool {
         self.left.iter().any(|node| node.0 == holder.node)
     }
 
@@ -392,34 +392,34 @@ impl Member {
     }
 
     /// Where Redis lost its memory, whoever was known lives for one lease more.
-    fn remember_the_missing(&mut self, now: Instant, epoch: u64, version: u64) {
+    fn retain_missing(&mut self, now: Instant, epoch: u64, version: u64) {
         let lost = self.epoch != 0 && epoch != self.epoch || version < self.view.version;
         if !lost || self.holders.is_empty() {
             return;
         }
-        let others = self.holders.iter().filter(|holder| !self.is_me(holder) && !self.has_said_goodbye(holder));
+        let others = self.holders.iter().filter(|holder| !self.is_own(holder) && !self.has_left_announced(holder));
         let holders: Vec<Holder> = others.cloned().collect();
         let until = now + self.times.lease;
-        self.remembered = (!holders.is_empty()).then_some(Remembered { until, holders });
-        if !self.lease.is_given_up() || self.remembered.is_some() {
+        self.retained = (!holders.is_empty()).then_some(RetainedHolders { until, holders });
+        if !self.lease.is_given_up() || self.retained.is_some() {
             self.notices.push(Notice::MemoryLost);
         }
     }
 
     /// What a snapshot means for this pod's own lease.
-    fn see_self(&mut self, now: Instant, holders: &[Holder]) {
-        let event = if let Some(mine) = holders.iter().find(|holder| self.is_me(holder)) {
-            Event::Ours(mine.number())
+    fn check_own_lease(&mut self, now: Instant, holders: &[Holder]) {
+        let event = if let Some(mine) = holders.iter().find(|holder| self.is_own(holder)) {
+            LeaseEvent::Ours(mine.number())
         } else {
             let number = self.lease.number();
             match holders.iter().find(|holder| Some(holder.number()) == number) {
                 Some(other) if other.node == self.identity.node.0 => {
                     // That says all of it: that the name is shared is not told besides.
-                    self.namesake = Some(Arc::clone(&other.instance));
-                    Event::Displaced
+                    self.same_name_instance = Some(Arc::clone(&other.instance));
+                    LeaseEvent::Displaced
                 }
-                Some(_) => Event::Taken,
-                None => Event::Missing,
+                Some(_) => LeaseEvent::Taken,
+                None => LeaseEvent::Missing,
             }
         };
         self.apply(event, now);
@@ -427,32 +427,33 @@ impl Member {
 
     /// Tells once of each other process under this pod's name. Not before this pod has its slot: until then it may be
     /// the lease of the process that it was before a restart.
-    fn see_namesake(&mut self, holders: &[Holder]) {
+    fn check_same_name(&mut self, holders: &[Holder]) {
         if self.lease.held().is_none() {
             return;
         }
-        let namesake = holders.iter().find(|holder| holder.node == self.identity.node.0 && !self.is_me(holder));
-        match namesake {
-            Some(other) if self.namesake.as_ref() != Some(&other.instance) => {
-                self.namesake = Some(Arc::clone(&other.instance));
+        let same_name_instance =
+            holders.iter().find(|holder| holder.node == self.identity.node.0 && !self.is_own(holder));
+        match same_name_instance {
+            Some(other) if self.same_name_instance.as_ref() != Some(&other.instance) => {
+                self.same_name_instance = Some(Arc::clone(&other.instance));
                 self.notices.push(Notice::NameShared(other.number()));
             }
             Some(_) => {}
-            None => self.namesake = None,
+            None => self.same_name_instance = None,
         }
     }
 
     /// Tells again and again of another live pod with this pod's URL: clients that are sent to one of them reach either.
-    fn see_url_twin(&mut self, now: Instant, holders: &[Holder]) {
+    fn check_duplicate_url(&mut self, now: Instant, holders: &[Holder]) {
         let Identity { node, url, owns_url, .. } = &self.identity;
         let is_twin = |holder: &&Holder| holder.url == *url && holder.node != node.0;
         let twin = holders.iter().find(is_twin).filter(|_| *owns_url && self.lease.held().is_some());
         let Some(twin) = twin else {
-            self.url_twin = None;
+            self.duplicate_url = None;
             return;
         };
-        let known = self.url_twin.take().filter(|known| known.instance == twin.instance);
-        let mut known = known.unwrap_or_else(|| UrlTwin {
+        let known = self.duplicate_url.take().filter(|known| known.instance == twin.instance);
+        let mut known = known.unwrap_or_else(|| DuplicateUrl {
             instance: Arc::clone(&twin.instance),
             expires_at_ms: twin.expires_at_ms,
             logged: None,
@@ -462,11 +463,11 @@ impl Member {
             known.logged = Some(now);
             self.notices.push(Notice::UrlShared(Arc::clone(&twin.node), twin.number()));
         }
-        self.url_twin = Some(known);
+        self.duplicate_url = Some(known);
     }
 
     /// Logs ignored fields once, when the first appears.
-    fn see_ignored(&mut self, now: Instant, count: u64, field: Option<Box<str>>) {
+    fn check_ignored_fields(&mut self, now: Instant, count: u64, field: Option<Box<str>>) {
         let is_logged = |at| now.saturating_duration_since(at) < FINDING_LOG_EVERY;
         if count > 0 && self.ignored == 0 && !self.ignored_logged.is_some_and(is_logged) {
             self.ignored_logged = Some(now);
@@ -476,17 +477,17 @@ impl Member {
     }
 
     /// The holders of a snapshot, and those who are remembered beside them.
-    fn with_remembered(&mut self, now: Instant, mut holders: Vec<Holder>) -> Vec<Holder> {
+    fn with_retained(&mut self, now: Instant, mut holders: Vec<Holder>) -> Vec<Holder> {
         let left = std::mem::take(&mut self.left);
-        let Some(remembered) = &mut self.remembered else { return holders };
+        let Some(retained) = &mut self.retained else { return holders };
         let is_back = |old: &Holder| holders.iter().any(|new| new.slot == old.slot || new.instance == old.instance);
         let has_left = |old: &Holder| left.iter().any(|node| node.0 == old.node);
-        remembered.holders.retain(|old| !is_back(old) && !has_left(old));
-        if now >= remembered.until || remembered.holders.is_empty() {
-            self.remembered = None;
+        retained.holders.retain(|old| !is_back(old) && !has_left(old));
+        if now >= retained.until || retained.holders.is_empty() {
+            self.retained = None;
             return holders;
         }
-        holders.extend(remembered.holders.iter().cloned());
+        holders.extend(retained.holders.iter().cloned());
         holders.sort_by_key(|holder| holder.slot);
         holders
     }
@@ -497,7 +498,7 @@ impl Member {
         let mut pods: Vec<Option<Pod>> = vec![None; count];
         let given_up = self.lease.is_given_up();
         for holder in &self.holders {
-            if given_up && self.is_me(holder) {
+            if given_up && self.is_own(holder) {
                 continue;
             }
             if let Some(pod) = pods.get_mut(holder.slot as usize) {
@@ -514,12 +515,12 @@ impl Member {
     }
 
     /// Looks again as soon as the next lease of another runs out, rather than at the poll after it.
-    fn hasten_for_the_next_end(&mut self, now: Instant, now_ms: u64) {
-        let others = self.holders.iter().filter(|holder| !self.is_me(holder));
+    fn schedule_next_expiry(&mut self, now: Instant, now_ms: u64) {
+        let others = self.holders.iter().filter(|holder| !self.is_own(holder));
         // One that has run out and is still there is not to be judged yet: it gives no reason to hurry.
         let left = others.filter_map(|holder| holder.expires_at_ms.checked_sub(now_ms)).min();
         let lease_ends = left.map(|ms| now + Duration::from_millis(ms.saturating_add(1)));
-        let memory_ends = self.remembered.as_ref().map(|remembered| remembered.until);
+        let memory_ends = self.retained.as_ref().map(|retained| retained.until);
         self.call_at = [self.call_at, lease_ends, memory_ends].into_iter().flatten().min();
     }
 }

@@ -2,14 +2,14 @@
 //! view; what follows from a view for an assessment is [`crate::routing::placement`]'s.
 //!
 //! - [`membership`]: what a pod asks and believes: the rules, with time as an argument. They rest on
-//! - [`lease`], the state of this pod's own slot, and [`contact`], since when Redis is reached;
+//! - [`lease`], the state of this pod's own slot, and [`redis_health`], since when Redis is reached;
 //! - [`wire`]: the calls and their answers;
 //! - [`redis`] (edge): connections, and the one script that changes anything, `slots.lua`.
 
-pub mod contact;
 pub mod lease;
 pub mod membership;
 pub mod redis;
+pub mod redis_health;
 pub mod wire;
 
 use std::sync::Arc;
@@ -22,17 +22,17 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use crate::config::RedisConfig;
-use crate::exchange::LookWish;
+use crate::exchange::RefreshRequest;
 use crate::ids::{NodeId, SlotNumber};
 use crate::routing::placement::{Pod, View};
 
 /// Who the members of the cluster are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Membership {
+pub enum ClusterMode {
     /// All pods that share the Redis of the settings.
     Redis,
     /// This pod alone, without Redis: for the demo.
-    Alone,
+    SinglePod,
 }
 
 /// What the pod is to be in the cluster. It only ever moves forward.
@@ -48,15 +48,15 @@ pub enum Intent {
 
 /// The cluster as this pod sees it.
 #[derive(Debug, Clone, Default)]
-pub struct Cluster {
+pub struct ClusterState {
     /// Whether Redis is reached.
-    pub connected: bool,
+    pub redis_up: bool,
     /// The live slots.
     pub view: Arc<View>,
     /// When the newest look at Redis that was answered had been sent; `None` before the first, and for a pod alone.
-    pub looked: Option<Instant>,
+    pub as_of: Option<Instant>,
     /// Whether each pod of the view had to show itself since Redis was last away.
-    pub proven: bool,
+    pub confirmed: bool,
     /// The slot of this pod, while it holds one.
     pub own: Option<SlotNumber>,
     /// The pod drains, and holds no slot any more.
@@ -76,18 +76,18 @@ pub struct Parts {
     /// What the pod is to be.
     pub intent: watch::Receiver<Intent>,
     /// What it sees, for the owner of the standing.
-    pub cluster: watch::Sender<Cluster>,
+    pub cluster: watch::Sender<ClusterState>,
     /// Who is about to send a client away wants a look at Redis. A pod alone has nobody to send it to.
-    pub look: LookWish,
+    pub refresh: RefreshRequest,
     /// What an operator sees of it.
     pub metrics: Metrics,
 }
 
 /// Runs discovery until the intent's sender is gone.
-pub async fn run(membership: Membership, parts: Parts) {
+pub async fn run(membership: ClusterMode, parts: Parts) {
     match membership {
-        Membership::Redis => redis::run(parts).await,
-        Membership::Alone => alone(parts).await,
+        ClusterMode::Redis => redis::run(parts).await,
+        ClusterMode::SinglePod => alone(parts).await,
     }
 }
 
@@ -101,7 +101,7 @@ async fn alone(parts: Parts) {
         let pod = own.map(|_| Pod { node: node.clone(), url: Arc::clone(&url) });
         let view = Arc::new(View { version, slots: vec![pod] });
         let left = *intent.borrow() == Intent::Leave;
-        let now = Cluster { connected: true, view, looked: None, proven: true, own, left };
+        let now = ClusterState { redis_up: true, view, as_of: None, confirmed: true, own, left };
         metrics.show(&now);
         cluster.send_replace(now);
         if intent.changed().await.is_err() {
@@ -113,7 +113,7 @@ async fn alone(parts: Parts) {
 /// Discovery's metrics.
 #[derive(Debug, Clone)]
 pub struct Metrics {
-    connected: Gauge,
+    redis_up: Gauge,
     calls: Counter,
     calls_failed: Counter,
     connections: Counter,
@@ -130,7 +130,7 @@ impl Metrics {
     /// Registers the families.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
-            connected: Gauge::default(),
+            redis_up: Gauge::default(),
             calls: Counter::default(),
             calls_failed: Counter::default(),
             connections: Counter::default(),
@@ -144,7 +144,7 @@ impl Metrics {
         };
         metrics.own_slot.set(-1);
         let mut gauge = |name, help, gauge: &Gauge| registry.register(name, help, gauge.clone());
-        gauge("shardgate_redis_connected", "Whether Redis is reached: 1 or 0", &metrics.connected);
+        gauge("shardgate_redis_connected", "Whether Redis is reached: 1 or 0", &metrics.redis_up);
         gauge("shardgate_slots", "Slots of the cluster, vacant ones included", &metrics.slots);
         gauge("shardgate_pods", "Pods that hold a slot, as this one knows", &metrics.pods);
         gauge("shardgate_own_slot", "The slot of this pod; -1 while it holds none", &metrics.own_slot);
@@ -169,9 +169,9 @@ impl Metrics {
         self.fields_ignored.set(i64::try_from(fields).unwrap_or(i64::MAX));
     }
 
-    fn show(&self, now: &Cluster) {
+    fn show(&self, now: &ClusterState) {
         let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        self.connected.set(i64::from(now.connected));
+        self.redis_up.set(i64::from(now.redis_up));
         self.slots.set(count(now.view.slots.len()));
         self.pods.set(count(now.view.live().count()));
         self.own_slot.set(now.own.map_or(-1, |slot| i64::from(slot.0)));
@@ -190,7 +190,7 @@ mod tests {
 
     use super::*;
 
-    fn parts(intent: watch::Receiver<Intent>, cluster: watch::Sender<Cluster>, registry: &mut Registry) -> Parts {
+    fn parts(intent: watch::Receiver<Intent>, cluster: watch::Sender<ClusterState>, registry: &mut Registry) -> Parts {
         let config = RedisConfig {
             connection: "redis://127.0.0.1/".into_connection_info().unwrap(),
             address: "127.0.0.1:6379".into(),
@@ -198,19 +198,19 @@ mod tests {
             lease: Duration::from_secs(10),
         };
         let metrics = Metrics::register(registry);
-        let look = LookWish::default();
+        let refresh = RefreshRequest::default();
         let (node, url) = (NodeId("a".into()), "ws://a/ws".into());
-        Parts { config, node, url, place_anywhere: false, intent, cluster, look, metrics }
+        Parts { config, node, url, place_anywhere: false, intent, cluster, refresh, metrics }
     }
 
     #[tokio::test]
     async fn a_pod_alone_is_the_cluster_from_when_it_may_serve_until_it_drains() {
         let (intent, intent_seen) = watch::channel(Intent::Watch);
-        let (cluster, mut seen) = watch::channel(Cluster::default());
+        let (cluster, mut seen) = watch::channel(ClusterState::default());
         let mut registry = Registry::default();
-        let running = tokio::spawn(run(Membership::Alone, parts(intent_seen, cluster, &mut registry)));
+        let running = tokio::spawn(run(ClusterMode::SinglePod, parts(intent_seen, cluster, &mut registry)));
 
-        let watching = seen.wait_for(|cluster| cluster.connected).await.unwrap().clone();
+        let watching = seen.wait_for(|cluster| cluster.redis_up).await.unwrap().clone();
         assert_eq!((watching.own, watching.view.live().count(), watching.left), (None, 0, false));
 
         intent.send_replace(Intent::Serve);

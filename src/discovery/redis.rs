@@ -14,15 +14,15 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout};
 use tracing::{error, info, warn};
 
-use super::contact::Times;
 use super::membership::{Identity, Member, Notice};
+use super::redis_health::LeaseTimes;
 use super::wire::{BadAnswer, Call, Snapshot};
-use super::{Cluster, Intent, Metrics, Parts};
+use super::{ClusterState, Intent, Metrics, Parts};
 use crate::clock::{Now, UnixMs, whole_ms};
 use crate::config::is_node_name;
 use crate::ids::NodeId;
 use crate::limits::{ANNOUNCEMENTS_MAX, ANNOUNCEMENTS_QUIET_MAX};
-use crate::outage::{Line, OutageLog};
+use crate::outage::{OutageLine, OutageLog};
 
 /// The script's text.
 const SLOTS_SCRIPT: &str = include_str!("slots.lua");
@@ -49,7 +49,7 @@ enum CallError {
 
 /// Runs membership by Redis until the intent's sender is gone.
 pub(super) async fn run(parts: Parts) {
-    let times = Times::of(parts.config.lease);
+    let times = LeaseTimes::of(parts.config.lease);
     let client = match Client::open(parts.config.connection.clone()) {
         Ok(client) => client,
         // The settings were parsed by the same crate: it is not expected, and /ready goes on saying so.
@@ -64,8 +64,9 @@ pub(super) async fn run(parts: Parts) {
     };
     let channels = ["join", "leave"].map(|what| format!("{}:node:{what}", parts.config.key_prefix));
     let script = Script::new(SLOTS_SCRIPT);
-    let link = Link { client, times, calls: None, announcements: None, script, metrics: parts.metrics.clone() };
-    let session = Session {
+    let link =
+        RedisConnections { client, times, calls: None, announcements: None, script, metrics: parts.metrics.clone() };
+    let session = RedisSession {
         member: Member::new(identity, times),
         link,
         channels,
@@ -83,16 +84,16 @@ fn new_instance() -> Arc<str> {
     format!("{:016x}{:016x}", random(), random()).into()
 }
 
-struct Session {
+struct RedisSession {
     parts: Parts,
     member: Member,
-    link: Link,
+    link: RedisConnections,
     channels: [String; 2],
     address: Box<str>,
     outage: OutageLog,
 }
 
-impl Session {
+impl RedisSession {
     async fn run(mut self) {
         self.follow_intent();
         loop {
@@ -105,7 +106,7 @@ impl Session {
                     Err(_) => return,
                 },
                 () = sleep_until(call_at.into()) => self.call().await,
-                () = self.parts.look.notified() => self.member.handle_look_wish(Instant::now()),
+                () = self.parts.refresh.notified() => self.member.handle_refresh_request(Instant::now()),
                 announcement = next(&mut self.link.announcements) => self.handle_announcement(announcement),
             }
             self.publish();
@@ -172,39 +173,39 @@ impl Session {
         for notice in self.member.take_notices() {
             self.log(&notice);
         }
-        let now = Cluster {
-            connected: self.member.is_connected(),
+        let now = ClusterState {
+            redis_up: self.member.is_redis_up(),
             view: Arc::clone(self.member.view()),
-            looked: self.member.looked(),
-            proven: self.member.is_proven(),
+            as_of: self.member.as_of(),
+            confirmed: self.member.is_confirmed(),
             own: self.member.own(),
             left: self.member.has_left(),
         };
         self.parts.metrics.show(&now);
         self.parts.metrics.show_ignored(self.member.fields_ignored());
         self.parts.cluster.send_if_modified(|before| {
-            let changed = before.connected != now.connected
+            let changed = before.redis_up != now.redis_up
                 || before.own != now.own
                 || before.left != now.left
-                || before.looked != now.looked
-                || before.proven != now.proven
+                || before.as_of != now.as_of
+                || before.confirmed != now.confirmed
                 || !Arc::ptr_eq(&before.view, &now.view);
             *before = now;
             changed
         });
     }
 
-    fn log_reached(&self, line: Line) {
+    fn log_reached(&self, line: OutageLine) {
         match line {
-            Line::Ended(outage) => info!(address = %self.address, ?outage, "Redis is reached again"),
+            OutageLine::Ended(outage) => info!(address = %self.address, ?outage, "Redis is reached again"),
             _ => info!(address = %self.address, "Redis is reached"),
         }
     }
 
-    fn log_not_reached(&self, line: Line, error: &CallError) {
+    fn log_not_reached(&self, line: OutageLine, error: &CallError) {
         let address = &self.address;
         match line {
-            Line::GoesOn(outage) => {
+            OutageLine::GoesOn(outage) => {
                 let since = UnixMs(Now::read().unix.0.saturating_sub(whole_ms(outage)));
                 warn!(%address, %since, ?outage, %error, "waiting for Redis: the last view stays in force");
             }
@@ -261,16 +262,16 @@ async fn next(announcements: &mut Option<Announcements>) -> Option<Announcement>
 }
 
 /// The connections. After a failed call both are made anew: the state of one that answered late can't be guessed.
-struct Link {
+struct RedisConnections {
     client: Client,
-    times: Times,
+    times: LeaseTimes,
     calls: Option<MultiplexedConnection>,
     announcements: Option<Announcements>,
     script: Script,
     metrics: Metrics,
 }
 
-impl Link {
+impl RedisConnections {
     fn close(&mut self) {
         self.calls = None;
         self.announcements = None;

@@ -36,7 +36,7 @@ pub struct Call {
     pub slots_max: u32,
     /// The longest value that is read ([`crate::limits::SLOT_VALUE_BYTES_MAX`]).
     pub value_bytes_max: usize,
-    /// Fields beyond the slots, up to which all are read ([`crate::limits::STRAY_FIELDS_MAX`]).
+    /// Fields beyond the slots, up to which all are read ([`crate::limits::FOREIGN_FIELDS_MAX`]).
     pub fields_max: u32,
     /// Redis' time when the call was sent, as far as the caller can tell.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -134,7 +134,7 @@ pub enum BadAnswer {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Header {
+struct SnapshotHeader {
     now_ms: u64,
     late: bool,
     #[serde(default)]
@@ -157,7 +157,7 @@ impl Snapshot {
     /// Where the header is not what the script writes.
     pub fn parse(answer: &[Vec<u8>]) -> Result<Self, BadAnswer> {
         let (header, lines) = answer.split_first().ok_or(BadAnswer::Empty)?;
-        let Header { now_ms, late, epoch, version, slots, mut ignored, mut ignored_field } =
+        let SnapshotHeader { now_ms, late, epoch, version, slots, mut ignored, mut ignored_field } =
             serde_json::from_slice(header)?;
         let mut holders = Vec::with_capacity(lines.len());
         for line in lines {

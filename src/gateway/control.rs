@@ -9,14 +9,14 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
-use super::Process;
+use super::ProcessHandles;
 use crate::config::{DrainConfig, InvalidConfig};
-use crate::discovery::{Cluster, Intent};
-use crate::exchange::{PublishedRoutes, PublishedStanding, ShardDoor, Sight, Standing};
+use crate::discovery::{ClusterState, Intent};
+use crate::exchange::{PodState, PublishedPodState, PublishedRoutes, ShardHandle, ViewFreshness};
 use crate::operations::readiness::{Readiness, Threads};
-use crate::routing::table::Table;
+use crate::routing::table::RouteTable;
 use crate::shutdown::phases;
-use crate::shutdown::signals::{Asked, Signals};
+use crate::shutdown::signals::{SignalRequest, Signals};
 
 /// How often the parts are looked at while the pod comes up or ends: what they show of themselves has no bell.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -30,15 +30,15 @@ const WAIT_LOG_EVERY: Duration = Duration::from_secs(30);
 /// What the control thread's loop is built of.
 pub(super) struct Control {
     /// What every shard reads.
-    pub(super) standing: PublishedStanding,
+    pub(super) pod_state: PublishedPodState,
     /// The shards' bells.
-    pub(super) doors: Vec<ShardDoor>,
+    pub(super) shard_handles: Vec<ShardHandle>,
     /// What the threads show of themselves.
     pub(super) threads: Threads,
     /// What discovery is to want.
     pub(super) intent: watch::Sender<Intent>,
     /// What discovery has.
-    pub(super) cluster: watch::Receiver<Cluster>,
+    pub(super) cluster: watch::Receiver<ClusterState>,
     /// What the pages tell.
     pub(super) readiness: watch::Sender<Readiness>,
     /// What ingest reads by.
@@ -50,17 +50,17 @@ pub(super) struct Control {
     /// The log has said that it is ready.
     pub(super) said_ready: bool,
     /// While the pod is not ready.
-    pub(super) wait: Option<Wait>,
+    pub(super) wait: Option<NotReadyPeriod>,
 }
 
 /// A time in which the pod is not ready.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Wait {
+pub(super) struct NotReadyPeriod {
     since: Instant,
     logged: Instant,
 }
 
-impl Wait {
+impl NotReadyPeriod {
     fn begin(now: Instant) -> Self {
         Self { since: now, logged: now }
     }
@@ -77,15 +77,15 @@ impl Wait {
 
 impl Control {
     /// Runs until all is over, and says so to every thread.
-    pub(super) async fn run(mut self, mut signals: Signals, process: &Process) {
+    pub(super) async fn run(mut self, mut signals: Signals, process: &ProcessHandles) {
         let since = loop {
             self.look();
             self.log_wait(Instant::now());
             let pause = if self.readiness.borrow().is_ready() { LOOK_EVERY_WHEN_READY } else { LOOK_EVERY };
             tokio::select! {
                 asked = signals.next() => match asked {
-                    Asked::End(signal) => break self.begin_to_drain(signal),
-                    Asked::Reload => self.go_by_routes((process.read_routes)()),
+                    SignalRequest::End(signal) => break self.begin_to_drain(signal),
+                    SignalRequest::Reload => self.go_by_routes((process.read_routes)()),
                 },
                 // Its sender lives as long as discovery, which ends after this loop.
                 Ok(()) = self.cluster.changed() => {}
@@ -102,11 +102,11 @@ impl Control {
             self.look();
         }
         info!(took = ?since.elapsed(), clients_left = self.threads.clients(), "drained");
-        self.publish(|standing| standing.ended = true);
+        self.publish(|pod_state| pod_state.ended = true);
     }
 
     /// Goes by the routes that were read anew, unless they are faulty or the same.
-    fn go_by_routes(&self, read: Result<Table, InvalidConfig>) {
+    fn go_by_routes(&self, read: Result<RouteTable, InvalidConfig>) {
         match read {
             Err(faults) => {
                 error!(faults = faults.0.join("; "), "SIGHUP: the routes can't be used; those in force stay")
@@ -128,12 +128,12 @@ impl Control {
         info!(signal, clients = self.threads.clients(), delay = ?self.drain.delay, over = ?self.drain.over, "draining");
         self.intent.send_replace(Intent::Leave);
         self.readiness.send_modify(|readiness| readiness.draining = true);
-        self.publish(|standing| {
-            standing.draining_since = Some(since);
+        self.publish(|pod_state| {
+            pod_state.draining_since = Some(since);
             // Not only when discovery comes to it: from now on nobody is owned here.
-            let others = standing.own.take().map(|own| standing.view.without(own));
+            let others = pod_state.own.take().map(|own| pod_state.view.without(own));
             if let Some(others) = others {
-                standing.view = Arc::new(others);
+                pod_state.view = Arc::new(others);
             }
         });
         since
@@ -145,8 +145,8 @@ impl Control {
         let before = *self.readiness.borrow();
         let ingest = &self.threads.ingest;
         let now = Readiness {
-            redis: cluster.connected,
-            kafka: ingest.is_connected(),
+            redis: cluster.redis_up,
+            kafka: ingest.is_kafka_up(),
             missing: ingest.missing.load(Ordering::Relaxed),
             history: ingest.filled.load(Ordering::Acquire),
             slot: cluster.own,
@@ -166,24 +166,26 @@ impl Control {
     }
 
     /// Publishes what changed for the shards. `takes_clients`: it holds a slot, with a full history.
-    fn follow(&self, cluster: &Cluster, takes_clients: bool) {
-        let standing = self.standing.load();
-        let draining = standing.draining_since.is_some();
+    fn follow(&self, cluster: &ClusterState, takes_clients: bool) {
+        let pod_state = self.pod_state.load();
+        let draining = pod_state.draining_since.is_some();
         let own = if draining { None } else { cluster.own };
         // What discovery published before it heard of the drain still has this pod in it.
         let stale = draining && cluster.own.is_some();
-        let sight = Sight { looked: cluster.looked, reached: cluster.connected, proven: cluster.proven };
-        let same_view = stale || Arc::ptr_eq(&standing.view, &cluster.view) && standing.sight == sight;
-        if same_view && standing.own == own && (standing.was_ready || !takes_clients) {
+        let view_freshness =
+            ViewFreshness { as_of: cluster.as_of, redis_up: cluster.redis_up, confirmed: cluster.confirmed };
+        let same_view =
+            stale || Arc::ptr_eq(&pod_state.view, &cluster.view) && pod_state.view_freshness == view_freshness;
+        if same_view && pod_state.own == own && (pod_state.was_ready || !takes_clients) {
             return;
         }
-        self.publish(|standing| {
+        self.publish(|pod_state| {
             if !stale {
-                standing.view = Arc::clone(&cluster.view);
-                standing.sight = sight;
+                pod_state.view = Arc::clone(&cluster.view);
+                pod_state.view_freshness = view_freshness;
             }
-            standing.own = own;
-            standing.was_ready |= takes_clients;
+            pod_state.own = own;
+            pod_state.was_ready |= takes_clients;
         });
     }
 
@@ -203,17 +205,17 @@ impl Control {
         let readiness = *self.readiness.borrow();
         if readiness.is_ready() {
             self.wait = None;
-        } else if let Some(lasts) = self.wait.get_or_insert(Wait::begin(now)).log_due(now) {
+        } else if let Some(lasts) = self.wait.get_or_insert(NotReadyPeriod::begin(now)).log_due(now) {
             warn!(waits_for = readiness.waits_for().join(", "), ?lasts, "still not ready");
         }
     }
 
-    fn publish(&self, change: impl FnOnce(&mut Standing)) {
-        let mut standing = Standing::clone(&self.standing.load());
-        change(&mut standing);
-        self.standing.store(Arc::new(standing));
-        for door in &self.doors {
-            door.ring();
+    fn publish(&self, change: impl FnOnce(&mut PodState)) {
+        let mut pod_state = PodState::clone(&self.pod_state.load());
+        change(&mut pod_state);
+        self.pod_state.store(Arc::new(pod_state));
+        for handle in &self.shard_handles {
+            handle.wake();
         }
     }
 }
@@ -226,61 +228,61 @@ mod tests {
     use arc_swap::ArcSwap;
 
     use super::*;
-    use crate::exchange::{ShardInbox, shard_door};
+    use crate::exchange::{ShardInbox, shard_channel};
     use crate::ids::{AssessmentHash, NodeId, SlotNumber};
     use crate::operations::log::Log;
     use crate::routing::placement::{Pod, View};
 
-    struct Bench {
+    struct TestControl {
         control: Control,
-        cluster: watch::Sender<Cluster>,
+        cluster: watch::Sender<ClusterState>,
         intent: watch::Receiver<Intent>,
         readiness: watch::Receiver<Readiness>,
         inbox: ShardInbox,
     }
 
-    fn bench() -> Bench {
-        let (door, inbox) = shard_door();
+    fn bench() -> TestControl {
+        let (handle, inbox) = shard_channel();
         let (intent, intent_seen) = watch::channel(Intent::Watch);
-        let (cluster, cluster_seen) = watch::channel(Cluster::default());
+        let (cluster, cluster_seen) = watch::channel(ClusterState::default());
         let (readiness, readiness_seen) = watch::channel(Readiness::default());
         let control = Control {
-            standing: PublishedStanding::default(),
-            doors: vec![door],
+            pod_state: PublishedPodState::default(),
+            shard_handles: vec![handle],
             threads: Threads { ingest: Arc::default(), shards: vec![Arc::default()] },
             intent,
             cluster: cluster_seen,
             readiness,
-            routes: PublishedRoutes::new(ArcSwap::from_pointee(Table::built_in())),
+            routes: PublishedRoutes::new(ArcSwap::from_pointee(RouteTable::built_in())),
             drain: DrainConfig { delay: Duration::ZERO, over: Duration::ZERO },
             started: Instant::now(),
             said_ready: false,
             wait: None,
         };
-        Bench { control, cluster, intent: intent_seen, readiness: readiness_seen, inbox }
+        TestControl { control, cluster, intent: intent_seen, readiness: readiness_seen, inbox }
     }
 
-    impl Bench {
+    impl TestControl {
         fn fill(&self) {
-            self.control.threads.ingest.connected.store(true, Ordering::Release);
+            self.control.threads.ingest.kafka_up.store(true, Ordering::Release);
             self.control.threads.ingest.filled.store(true, Ordering::Release);
         }
 
         fn join(&self) {
             let pod = |name: &str| Some(Pod { node: NodeId(name.into()), url: "ws://pod/ws".into() });
             let view = Arc::new(View { version: 2, slots: vec![pod("a"), pod("b")] });
-            self.cluster.send_replace(Cluster {
-                connected: true,
+            self.cluster.send_replace(ClusterState {
+                redis_up: true,
                 view,
-                looked: None,
-                proven: true,
+                as_of: None,
+                confirmed: true,
                 own: Some(SlotNumber(0)),
                 left: false,
             });
         }
 
-        fn standing(&self) -> Arc<Standing> {
-            self.control.standing.load_full()
+        fn pod_state(&self) -> Arc<PodState> {
+            self.control.pod_state.load_full()
         }
 
         /// Looks, and tells whether the shard's bell rang.
@@ -292,7 +294,7 @@ mod tests {
                 }
             }
             let rung = Arc::new(Rung(AtomicBool::new(false)));
-            self.inbox.bell.register(&Waker::from(Arc::clone(&rung)));
+            self.inbox.waker.register(&Waker::from(Arc::clone(&rung)));
             self.control.look();
             rung.0.load(Ordering::Relaxed)
         }
@@ -303,7 +305,7 @@ mod tests {
         let mut bench = bench();
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut wait = Wait::begin(start);
+        let mut wait = NotReadyPeriod::begin(start);
         let logged = (0..=100).filter_map(|second| wait.log_due(at(second)));
         assert_eq!(logged.collect::<Vec<_>>(), [30, 60, 90].map(Duration::from_secs));
 
@@ -335,12 +337,12 @@ mod tests {
         bench.fill();
         bench.join();
         bench.control.look();
-        assert!(bench.readiness.borrow().is_ready() && bench.standing().was_ready);
-        assert_eq!(bench.standing().own, Some(SlotNumber(0)));
+        assert!(bench.readiness.borrow().is_ready() && bench.pod_state().was_ready);
+        assert_eq!(bench.pod_state().own, Some(SlotNumber(0)));
 
-        bench.control.threads.ingest.connected.store(false, Ordering::Release);
+        bench.control.threads.ingest.kafka_up.store(false, Ordering::Release);
         bench.control.look();
-        assert!(!bench.readiness.borrow().is_ready() && bench.standing().was_ready);
+        assert!(!bench.readiness.borrow().is_ready() && bench.pod_state().was_ready);
     }
 
     #[test]
@@ -349,21 +351,21 @@ mod tests {
             let mut bench = bench();
             bench.fill();
             bench.control.look();
-            assert!(!bench.standing().was_ready, "nobody is sent here yet");
+            assert!(!bench.pod_state().was_ready, "nobody is sent here yet");
             bench.join();
             match fails {
-                "kafka" => bench.control.threads.ingest.connected.store(false, Ordering::Release),
-                _ => bench.cluster.send_modify(|cluster| cluster.connected = false),
+                "kafka" => bench.control.threads.ingest.kafka_up.store(false, Ordering::Release),
+                _ => bench.cluster.send_modify(|cluster| cluster.redis_up = false),
             }
             bench.control.look();
-            assert!(!bench.readiness.borrow().is_ready() && bench.standing().was_ready, "{fails} fails");
+            assert!(!bench.readiness.borrow().is_ready() && bench.pod_state().was_ready, "{fails} fails");
         }
         let mut drains = bench();
         drains.control.begin_to_drain("SIGTERM");
         drains.fill();
         drains.join();
         drains.control.look();
-        assert!(!drains.standing().was_ready, "it has not taken anyone, and begins with nobody");
+        assert!(!drains.pod_state().was_ready, "it has not taken anyone, and begins with nobody");
     }
 
     #[test]
@@ -374,13 +376,13 @@ mod tests {
         bench.control.look();
         bench.control.begin_to_drain("SIGTERM");
         for _ in 0..2 {
-            let standing = bench.standing();
-            assert!(standing.draining_since.is_some());
-            assert_eq!(standing.own, None);
-            let live: Vec<_> = standing.view.live().map(|(slot, _)| slot).collect();
+            let pod_state = bench.pod_state();
+            assert!(pod_state.draining_since.is_some());
+            assert_eq!(pod_state.own, None);
+            let live: Vec<_> = pod_state.view.live().map(|(slot, _)| slot).collect();
             assert_eq!(live, [SlotNumber(1)]);
             assert!(
-                matches!(standing.owner(AssessmentHash(7)), crate::exchange::Owner::Elsewhere(pod) if &*pod.node.0 == "b")
+                matches!(pod_state.owner(AssessmentHash(7)), crate::exchange::Owner::OtherPod(pod) if &*pod.node.0 == "b")
             );
             // Discovery has not heard of it yet.
             bench.control.look();
@@ -399,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn shards_are_rung_for_what_changed_and_for_nothing_else() {
+    fn shards_are_woken_only_for_changes() {
         let mut bench = bench();
         bench.control.look();
         assert!(!bench.look_rings());
@@ -408,29 +410,30 @@ mod tests {
         assert!(!bench.look_rings());
         bench.fill();
         assert!(bench.look_rings(), "it is ready for the first time");
-        bench.control.threads.ingest.connected.store(false, Ordering::Release);
+        bench.control.threads.ingest.kafka_up.store(false, Ordering::Release);
         assert!(!bench.look_rings(), "which it was, whatever fails later");
 
-        let looked = Some(Instant::now());
-        bench.cluster.send_modify(|cluster| cluster.looked = looked);
+        let as_of = Some(Instant::now());
+        bench.cluster.send_modify(|cluster| cluster.as_of = as_of);
         assert!(bench.look_rings(), "somebody may wait for a look");
-        assert_eq!(bench.standing().sight, Sight { looked, reached: true, proven: true });
-        bench.cluster.send_modify(|cluster| (cluster.connected, cluster.proven) = (false, false));
+        assert_eq!(bench.pod_state().view_freshness, ViewFreshness { as_of, redis_up: true, confirmed: true });
+        bench.cluster.send_modify(|cluster| (cluster.redis_up, cluster.confirmed) = (false, false));
         assert!(bench.look_rings(), "or for there being none");
-        assert_eq!(bench.standing().sight, Sight { looked, reached: false, proven: false });
+        assert_eq!(bench.pod_state().view_freshness, ViewFreshness { as_of, redis_up: false, confirmed: false });
     }
 
     #[tokio::test]
-    async fn a_drained_pod_says_to_all_that_it_is_over() {
+    async fn a_drained_pod_publishes_its_end() {
         let bench = bench();
-        let standing = Arc::clone(&bench.control.standing);
+        let pod_state = Arc::clone(&bench.control.pod_state);
         let cluster = bench.cluster;
         let signals = Signals::listen().unwrap();
-        let process = Process { log: Log::start().unwrap(), read_routes: Box::new(|| Ok(Table::built_in())) };
+        let process =
+            ProcessHandles { log: Log::start().unwrap(), read_routes: Box::new(|| Ok(RouteTable::built_in())) };
         // SAFETY: raise takes any signal, and this one has a handler now.
         unsafe { libc::raise(libc::SIGTERM) };
         cluster.send_modify(|cluster| cluster.left = true);
         bench.control.run(signals, &process).await;
-        assert!(standing.load().ended && standing.load().draining_since.is_some());
+        assert!(pod_state.load().ended && pod_state.load().draining_since.is_some());
     }
 }

@@ -7,7 +7,7 @@ use std::thread::available_parallelism;
 use tracing::{debug, warn};
 
 use crate::clock::Now;
-use crate::config::Machine;
+use crate::config::MachineLimits;
 
 /// Locked memory that glommio asks of the limit before it makes a ring, in bytes.
 const MEMLOCK_MIN: u64 = 512 * 1024;
@@ -20,9 +20,9 @@ const DESCRIPTORS_USUAL: u64 = 1024;
 
 /// What the settings' defaults go by.
 #[must_use]
-pub fn read() -> Machine {
+pub fn read() -> MachineLimits {
     let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    Machine {
+    MachineLimits {
         cores: usable_cores(),
         descriptors: limit_of(libc::RLIMIT_NOFILE).map_or(DESCRIPTORS_USUAL, |limit| limit.rlim_max),
         host_name: Some(host_name.trim().to_owned()).filter(|name| !name.is_empty()).unwrap_or("localhost".into()),

@@ -11,18 +11,20 @@ use std::time::{Duration, Instant};
 
 use crate::clock::Now;
 use crate::ids::{AssessmentHash, AssessmentId, ShardIndex, TopicIndex};
-use crate::limits::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, STARTS_TOLD_EVERY};
+use crate::limits::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, OFFSETS_SENT_EVERY};
 use crate::routing::mapping::{Malformed, assessment_of, check_object};
 use crate::routing::placement::shard_of;
 use crate::routing::table::{AssessmentFrom, Scope, Topic};
-use crate::stream::batch::{Batch, Ends, EpochStart, LogCut, NextOffset, Origin, Record, Span, Tick, TickTime};
+use crate::stream::batch::{
+    ArenaRange, Batch, EpochStart, LogTruncation, NextOffset, Origin, PartitionEnds, Record, Tick, TickTime,
+};
 
-use super::positions::Positions;
-use super::ticks::{TickJudge, TimeFault, Verdict};
+use super::read_offsets::ReadOffsets;
+use super::ticks::{TickJudge, TickVerdict, TimeFault};
 
 /// A record as it came from Kafka, still in the consumer's memory.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Incoming<'a> {
+pub(super) struct ConsumedRecord<'a> {
     pub(super) origin: Origin,
     /// In Unix ms; -1 where the record has none.
     pub(super) timestamp_ms: i64,
@@ -35,17 +37,17 @@ pub(super) struct Incoming<'a> {
 
 /// What became of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Taken {
+pub(super) enum RecordOutcome {
     /// An event of this assessment: its shard has it. A stray lies where its topic's partitioner would not have put it by
     /// as many partitions as are known: there may be more by now.
-    Event { hash: AssessmentHash, is_stray: bool },
+    Event { hash: AssessmentHash, is_misplaced: bool },
     /// A tick: every shard has it, unless it is too old for the board. With what is wrong with its timestamp.
     Tick(Option<TimeFault>),
 }
 
 /// Why a record can't be used. Upstream's fault; it harms nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-pub(super) enum Fault {
+pub(super) enum RecordFault {
     /// Its payload is over `MAX_EVENT_BYTES`.
     #[error("the payload is over MAX_EVENT_BYTES")]
     TooLarge,
@@ -59,7 +61,7 @@ pub(super) enum Fault {
 pub(super) struct Batcher {
     /// By [`TopicIndex`].
     topics: Vec<Arc<Topic>>,
-    shards: Vec<Outgoing>,
+    shards: Vec<ShardBatch>,
     /// Shards whose batch has reached a limit.
     full: Vec<ShardIndex>,
     event_bytes_max: usize,
@@ -68,25 +70,25 @@ pub(super) struct Batcher {
 
 /// One shard's batch, and what the shard was told so far.
 #[derive(Debug, Default)]
-struct Outgoing {
+struct ShardBatch {
     batch: Batch,
     /// Whether the batch was begun: its topics and starts are written.
     begun: bool,
     /// To be told with the next batch.
     dropped: Vec<TopicIndex>,
     topics: Vec<Arc<Topic>>,
-    /// The offset last told, by the partition's place in [`Positions`]; `i64::MAX` where that is forgotten.
+    /// The offset last told, by the partition's place in [`ReadOffsets`]; `i64::MAX` where that is forgotten.
     offsets_told: Vec<i64>,
     /// When it was last looked whether these are still so.
-    told: Option<Instant>,
+    sent_offsets: Option<Instant>,
     /// To be told of with the next batch.
     deleted: Vec<NextOffset>,
-    cuts: Vec<LogCut>,
+    truncations: Vec<LogTruncation>,
     epochs: Vec<EpochStart>,
     whole_from: Vec<NextOffset>,
     /// The same, for partitions that are new.
     recent: Vec<NextOffset>,
-    ends: Option<Arc<Ends>>,
+    ends: Option<Arc<PartitionEnds>>,
     /// How large the last batch was: the next one's arena begins with as much.
     arena_len: usize,
     records_len: usize,
@@ -95,13 +97,13 @@ struct Outgoing {
 impl Batcher {
     /// For shards 0 to `shards` less one, whose boards show nothing older than `window`.
     pub(super) fn new(shards: u16, event_bytes_max: usize, window: Duration) -> Self {
-        let shards = (0..shards.max(1)).map(|_| Outgoing::default()).collect();
+        let shards = (0..shards.max(1)).map(|_| ShardBatch::default()).collect();
         Self { topics: Vec::new(), shards, full: Vec::new(), event_bytes_max, judge: TickJudge::new(window) }
     }
 
     /// The time by which ticks are judged from now on.
-    pub(super) fn set_now(&mut self, now: Now) {
-        self.judge.set_now(now);
+    pub(super) fn set_time(&mut self, now: Now) {
+        self.judge.set_time(now);
     }
 
     /// A partition that is new to the reader ended at this offset when it was found.
@@ -116,7 +118,7 @@ impl Batcher {
     /// index of one that was forgotten.
     pub(super) fn add_topic(&mut self, topic: Arc<Topic>) {
         debug_assert!(usize::from(topic.index.0) <= self.topics.len());
-        self.shards.iter_mut().for_each(|outgoing| outgoing.topics.push(Arc::clone(&topic)));
+        self.shards.iter_mut().for_each(|shard_batch| shard_batch.topics.push(Arc::clone(&topic)));
         match self.topics.get_mut(usize::from(topic.index.0)) {
             Some(forgotten) => *forgotten = topic,
             None => self.topics.push(topic),
@@ -126,11 +128,11 @@ impl Batcher {
     /// Forgets a topic whose partitions had these places. Its index is free for another one.
     pub(super) fn forget(&mut self, topic: TopicIndex, places: &[usize]) {
         self.judge.forget(topic);
-        for outgoing in &mut self.shards {
+        for shard_batch in &mut self.shards {
             // What comes to these places next is news, whatever its offset.
-            for &place in places {
-                if let Some(told) = outgoing.offsets_told.get_mut(place) {
-                    *told = i64::MAX;
+            for &index in places {
+                if let Some(sent_offsets) = shard_batch.offsets_told.get_mut(index) {
+                    *sent_offsets = i64::MAX;
                 }
             }
         }
@@ -139,67 +141,67 @@ impl Batcher {
     /// The records of a known topic become other messages from now on. While no batch is begun.
     pub(super) fn remap(&mut self, topic: Arc<Topic>) {
         let Some(known) = self.topics.get_mut(usize::from(topic.index.0)) else { return };
-        for outgoing in &mut self.shards {
-            debug_assert!(!outgoing.begun);
-            outgoing.topics.push(Arc::clone(&topic));
+        for shard_batch in &mut self.shards {
+            debug_assert!(!shard_batch.begun);
+            shard_batch.topics.push(Arc::clone(&topic));
         }
         *known = topic;
     }
 
     /// No route takes a topic any more as it did. While no batch is begun.
     pub(super) fn dropped(&mut self, topic: TopicIndex) {
-        for outgoing in &mut self.shards {
-            debug_assert!(!outgoing.begun);
-            outgoing.dropped.push(topic);
+        for shard_batch in &mut self.shards {
+            debug_assert!(!shard_batch.begun);
+            shard_batch.dropped.push(topic);
         }
     }
 
     /// What was to be read next of a partition was deleted; `next` is where reading goes on. While no batch is begun:
     /// records that came before it must not come behind it.
     pub(super) fn deleted(&mut self, next: NextOffset) {
-        for outgoing in &mut self.shards {
-            debug_assert!(!outgoing.begun);
-            outgoing.deleted.push(next);
+        for shard_batch in &mut self.shards {
+            debug_assert!(!shard_batch.begun);
+            shard_batch.deleted.push(next);
         }
     }
 
     /// The log of a partition lost its end. While no batch is begun.
-    pub(super) fn cut(&mut self, cut: LogCut) {
-        for outgoing in &mut self.shards {
-            debug_assert!(!outgoing.begun);
-            outgoing.cuts.push(cut);
+    pub(super) fn cut(&mut self, cut: LogTruncation) {
+        for shard_batch in &mut self.shards {
+            debug_assert!(!shard_batch.begun);
+            shard_batch.truncations.push(cut);
         }
     }
 
     /// Another leader began to write a partition.
     pub(super) fn epoch_starts(&mut self, start: EpochStart) {
-        for outgoing in &mut self.shards {
-            outgoing.epochs.push(start);
+        for shard_batch in &mut self.shards {
+            shard_batch.epochs.push(start);
         }
     }
 
     /// Compaction may have removed records of a partition before this offset.
     pub(super) fn whole_from(&mut self, from: NextOffset) {
-        for outgoing in &mut self.shards {
+        for shard_batch in &mut self.shards {
             // A log that is filled from may have a gap before each record.
-            match outgoing.whole_from.last_mut() {
+            match shard_batch.whole_from.last_mut() {
                 Some(last) if (last.topic, last.partition) == (from.topic, from.partition) => last.offset = from.offset,
-                _ => outgoing.whole_from.push(from),
+                _ => shard_batch.whole_from.push(from),
             }
         }
     }
 
     /// Below this offset of a new partition, records are older than the history's time.
     pub(super) fn recent_from(&mut self, from: NextOffset) {
-        for outgoing in &mut self.shards {
-            outgoing.recent.push(from);
+        for shard_batch in &mut self.shards {
+            shard_batch.recent.push(from);
         }
     }
 
     /// Has these ends told to a shard, in place of any that it was not told of yet: older ones prove less.
-    pub(super) fn ends_are(&mut self, shard: ShardIndex, ends: &Arc<Ends>) {
-        if let Some(outgoing) = self.shards.get_mut(usize::from(shard.0)) {
-            outgoing.ends = Some(Arc::clone(ends));
+    pub(super) fn update_ends(&mut self, shard: ShardIndex, ends: &Arc<PartitionEnds>) {
+        if let Some(shard_batch) = self.shards.get_mut(usize::from(shard.0)) {
+            shard_batch.ends = Some(Arc::clone(ends));
         }
     }
 
@@ -208,24 +210,28 @@ impl Batcher {
         &self.topics
     }
 
-    /// Copies a record to where it belongs. `positions` stands at the record: it is moved on after this.
+    /// Copies a record to where it belongs. `read_offsets` stands at the record: it is moved on after this.
     ///
     /// # Errors
     /// What makes the record unusable.
-    pub(super) fn push(&mut self, incoming: &Incoming<'_>, positions: &Positions) -> Result<Taken, Fault> {
+    pub(super) fn push(
+        &mut self,
+        incoming: &ConsumedRecord<'_>,
+        read_offsets: &ReadOffsets,
+    ) -> Result<RecordOutcome, RecordFault> {
         let payload = incoming.payload.ok_or(Malformed::NoPayload)?;
         if payload.len() > self.event_bytes_max {
-            return Err(Fault::TooLarge);
+            return Err(RecordFault::TooLarge);
         }
         // A record of a topic that nobody told of would be our own fault, and is nobody's event.
         let topic = self.topics.get(usize::from(incoming.origin.topic.0)).ok_or(Malformed::NoAssessment)?;
         let Scope::Assessment { from, partitioner } = &topic.route.scope else {
             check_object(payload)?;
-            let Verdict { shown, fault } = self.judge.judge(incoming.origin, incoming.timestamp_ms);
+            let TickVerdict { shown, fault } = self.judge.judge(incoming.origin, incoming.timestamp_ms);
             if let Some((made, age_ms)) = shown {
-                self.push_tick(incoming.origin, (made, age_ms), payload, positions);
+                self.push_tick(incoming.origin, (made, age_ms), payload, read_offsets);
             }
-            return Ok(Taken::Tick(fault));
+            return Ok(RecordOutcome::Tick(fault));
         };
         let id = match from {
             AssessmentFrom::Payload => assessment_of(payload)?,
@@ -233,10 +239,10 @@ impl Batcher {
         };
         let hash = AssessmentHash::of(&id);
         let Origin { topic, partition, .. } = incoming.origin;
-        let expected = partitioner.hash(&id).map(|key| key.of(positions.partitions(topic)));
-        let is_stray = expected.is_some_and(|expected| Ok(expected) != u32::try_from(partition));
-        self.push_event((incoming.origin, is_stray), hash, &id, payload, positions);
-        Ok(Taken::Event { hash, is_stray })
+        let expected = partitioner.hash(&id).map(|key| key.of(read_offsets.partitions(topic)));
+        let is_misplaced = expected.is_some_and(|expected| Ok(expected) != u32::try_from(partition));
+        self.push_event((incoming.origin, is_misplaced), hash, &id, payload, read_offsets);
+        Ok(RecordOutcome::Event { hash, is_misplaced })
     }
 
     /// A shard whose batch has reached a limit, with the batch.
@@ -246,78 +252,84 @@ impl Batcher {
     }
 
     /// What there is for a shard: records, topics and partitions that it has not heard of, what was deleted, ends that it
-    /// wants; and once in [`STARTS_TOLD_EVERY`], offsets that changed without a record for it.
-    pub(super) fn take(&mut self, shard: ShardIndex, positions: &Positions, now: Instant) -> Option<Batch> {
-        let outgoing = self.shards.get_mut(usize::from(shard.0))?;
-        let unheard = !outgoing.topics.is_empty()
-            || !outgoing.dropped.is_empty()
-            || outgoing.offsets_told.len() < positions.all().len()
-            || !outgoing.deleted.is_empty()
-            || !outgoing.cuts.is_empty()
-            || !outgoing.whole_from.is_empty()
-            || outgoing.ends.is_some();
-        if unheard || outgoing.is_outdated(positions, now) {
-            outgoing.begin(positions);
+    /// wants; and once in [`OFFSETS_SENT_EVERY`], offsets that changed without a record for it.
+    pub(super) fn take(&mut self, shard: ShardIndex, read_offsets: &ReadOffsets, now: Instant) -> Option<Batch> {
+        let shard_batch = self.shards.get_mut(usize::from(shard.0))?;
+        let unheard = !shard_batch.topics.is_empty()
+            || !shard_batch.dropped.is_empty()
+            || shard_batch.offsets_told.len() < read_offsets.all().len()
+            || !shard_batch.deleted.is_empty()
+            || !shard_batch.truncations.is_empty()
+            || !shard_batch.whole_from.is_empty()
+            || shard_batch.ends.is_some();
+        if unheard || shard_batch.is_outdated(read_offsets, now) {
+            shard_batch.begin(read_offsets);
         }
-        if outgoing.begun {
-            outgoing.told = Some(now);
+        if shard_batch.begun {
+            shard_batch.sent_offsets = Some(now);
         }
         self.full.retain(|&full| full != shard);
-        outgoing.begun.then(|| outgoing.finish())
+        shard_batch.begun.then(|| shard_batch.finish())
     }
 
     fn push_event(
         &mut self,
-        (origin, is_stray): (Origin, bool),
+        (origin, is_misplaced): (Origin, bool),
         hash: AssessmentHash,
         id: &str,
         payload: &[u8],
-        positions: &Positions,
+        read_offsets: &ReadOffsets,
     ) {
         let shards = u16::try_from(self.shards.len()).unwrap_or(u16::MAX);
         let shard = shard_of(hash, shards);
-        let outgoing = &mut self.shards[usize::from(shard.0)];
-        let batch = outgoing.begin(positions);
+        let shard_batch = &mut self.shards[usize::from(shard.0)];
+        let batch = shard_batch.begin(read_offsets);
         let payload_span = batch.push_bytes(payload);
         let id = match within(payload, id.as_bytes()) {
-            Some(start) => Span { start: payload_span.start + start, len: byte_count(id.len()) },
+            Some(start) => ArenaRange { start: payload_span.start + start, len: byte_count(id.len()) },
             None => batch.push_bytes(id.as_bytes()),
         };
-        if is_stray {
+        if is_misplaced {
             batch.strays.push(byte_count(batch.records.len()));
         }
         batch.records.push(Record { hash, origin, id, payload: payload_span });
-        if outgoing.has_reached_a_limit() && !self.full.contains(&shard) {
+        if shard_batch.has_reached_a_limit() && !self.full.contains(&shard) {
             self.full.push(shard);
         }
     }
 
-    fn push_tick(&mut self, origin: Origin, (made, age_ms): (TickTime, u32), payload: &[u8], positions: &Positions) {
-        for (shard, outgoing) in (0u16..).map(ShardIndex).zip(&mut self.shards) {
-            let batch = outgoing.begin(positions);
+    fn push_tick(
+        &mut self,
+        origin: Origin,
+        (made, age_ms): (TickTime, u32),
+        payload: &[u8],
+        read_offsets: &ReadOffsets,
+    ) {
+        for (shard, shard_batch) in (0u16..).map(ShardIndex).zip(&mut self.shards) {
+            let batch = shard_batch.begin(read_offsets);
             let payload = batch.push_bytes(payload);
             batch.ticks.push(Tick { origin, made, age_ms, payload });
-            if outgoing.has_reached_a_limit() && !self.full.contains(&shard) {
+            if shard_batch.has_reached_a_limit() && !self.full.contains(&shard) {
                 self.full.push(shard);
             }
         }
     }
 }
 
-impl Outgoing {
+impl ShardBatch {
     /// The batch, with the topics and the offsets that changed since the shard's last one at its head.
-    fn begin(&mut self, positions: &Positions) -> &mut Batch {
+    fn begin(&mut self, read_offsets: &ReadOffsets) -> &mut Batch {
         if !self.begun {
             self.begun = true;
             self.batch.deleted = std::mem::take(&mut self.deleted);
-            self.batch.cuts = std::mem::take(&mut self.cuts);
+            self.batch.truncations = std::mem::take(&mut self.truncations);
             self.batch.recent = std::mem::take(&mut self.recent);
             self.batch.dropped = std::mem::take(&mut self.dropped);
             self.batch.topics = std::mem::take(&mut self.topics);
-            self.offsets_told.resize(positions.all().len(), i64::MIN);
-            for (at, told) in positions.all().iter().zip(&mut self.offsets_told) {
-                if at.offset != *told {
-                    *told = at.offset;
+            self.offsets_told.resize(read_offsets.all().len(), i64::MIN);
+            for (at, sent_offsets) in read_offsets.all().iter().zip(&mut self.offsets_told) {
+                if at.offset != *sent_offsets {
+                    *sent_offsets = at.offset;
                     self.batch.starts.push(*at);
                 }
             }
@@ -328,12 +340,15 @@ impl Outgoing {
     }
 
     /// Whether offsets changed since they were told. It is looked at now and then.
-    fn is_outdated(&mut self, positions: &Positions, now: Instant) -> bool {
-        if self.told.is_some_and(|told| now.saturating_duration_since(told) < STARTS_TOLD_EVERY) {
+    fn is_outdated(&mut self, read_offsets: &ReadOffsets, now: Instant) -> bool {
+        if self
+            .sent_offsets
+            .is_some_and(|sent_offsets| now.saturating_duration_since(sent_offsets) < OFFSETS_SENT_EVERY)
+        {
             return false;
         }
-        self.told = Some(now);
-        positions.all().iter().zip(&self.offsets_told).any(|(at, told)| at.offset != *told)
+        self.sent_offsets = Some(now);
+        read_offsets.all().iter().zip(&self.offsets_told).any(|(at, sent_offsets)| at.offset != *sent_offsets)
     }
 
     /// The batch, in no more memory than it needs: a shard keeps it as it is.

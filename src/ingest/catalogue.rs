@@ -23,16 +23,16 @@ use std::time::{Duration, Instant};
 
 use crate::ids::TopicIndex;
 use crate::limits::{TOPIC_REST_LOOKS, TOPICS_MAX};
-use crate::routing::table::{Fingerprint, Table, Topic};
+use crate::routing::table::{Fingerprint, RouteTable, Topic};
 
 /// A topic of the cluster, as a look saw it.
 #[derive(Debug)]
-pub(super) struct Seen {
+pub(super) struct SeenTopic {
     pub(super) name: Box<str>,
     /// As Kafka writes it (KIP-516); empty where the broker has none.
     pub(super) id: Box<str>,
     /// Its partitions that have a leader.
-    pub(super) led: Vec<i32>,
+    pub(super) led_partitions: Vec<i32>,
     /// Those that have none.
     pub(super) leaderless: Vec<i32>,
 }
@@ -56,13 +56,13 @@ impl IndexRules {
 
 /// The topics that are read, and those that were.
 #[derive(Debug, Clone)]
-pub(super) struct Catalogue {
-    routes: Arc<Table>,
+pub(super) struct TopicCatalogue {
+    routes: Arc<RouteTable>,
     /// The routes of the last look, where they were others.
-    before: Option<Arc<Table>>,
+    before: Option<Arc<RouteTable>>,
     /// By [`TopicIndex`], those of the past included.
     topics: Vec<Arc<Topic>>,
-    entries: HashMap<Box<str>, Entry>,
+    entries: HashMap<Box<str>, TopicEntry>,
     rules: IndexRules,
     /// Indexes of topics that are not there any more, since when.
     resting: VecDeque<(Instant, TopicIndex)>,
@@ -72,7 +72,7 @@ pub(super) struct Catalogue {
 }
 
 #[derive(Debug, Clone)]
-struct Entry {
+struct TopicEntry {
     topic: Arc<Topic>,
     /// As far as it is known. While brokers are upgraded, some may tell it and some not.
     id: Box<str>,
@@ -116,7 +116,7 @@ pub(super) struct Changes {
     /// Partitions that the reader does not know of.
     pub(super) fresh: Vec<(TopicIndex, i32)>,
     /// All partitions that have a leader.
-    pub(super) led: Vec<(TopicIndex, i32)>,
+    pub(super) led_partitions: Vec<(TopicIndex, i32)>,
     /// Those without one that the reader does not know of.
     pub(super) leaderless: Vec<(TopicIndex, i32)>,
     /// Whether a topic was not seen for the first time: it is to be looked for again soon.
@@ -125,9 +125,9 @@ pub(super) struct Changes {
     pub(super) unread: usize,
 }
 
-impl Catalogue {
+impl TopicCatalogue {
     /// With no topic yet.
-    pub(super) fn new(routes: Arc<Table>, rules: IndexRules) -> Self {
+    pub(super) fn new(routes: Arc<RouteTable>, rules: IndexRules) -> Self {
         Self {
             routes,
             before: None,
@@ -140,7 +140,7 @@ impl Catalogue {
     }
 
     /// Has the next look go by these routes. Returns whether they are others.
-    pub(super) fn go_by(&mut self, routes: Arc<Table>) -> bool {
+    pub(super) fn go_by(&mut self, routes: Arc<RouteTable>) -> bool {
         if Arc::ptr_eq(&self.routes, &routes) {
             return false;
         }
@@ -167,20 +167,20 @@ impl Catalogue {
     }
 
     /// Takes a look in: all topics that it saw of those that are read, in the cluster of this id.
-    pub(super) fn look(&mut self, cluster_id: &str, seen: &[Seen], now: Instant) -> Changes {
+    pub(super) fn apply_metadata(&mut self, cluster_id: &str, seen: &[SeenTopic], now: Instant) -> Changes {
         let mut changes = Changes { by_routes: self.before.is_some(), ..Changes::default() };
         self.resolve_anew(&mut changes, now);
         for topic in seen {
-            if let Some(index) = self.meet(topic, (cluster_id, now), &mut changes) {
-                changes.led.extend(topic.led.iter().map(|&partition| (index, partition)));
+            if let Some(index) = self.register(topic, (cluster_id, now), &mut changes) {
+                changes.led_partitions.extend(topic.led_partitions.iter().map(|&partition| (index, partition)));
                 let Some(told) = self.entries.get_mut(&topic.name).map(|entry| &mut entry.told) else { continue };
-                let fresh = topic.led.iter().filter(|partition| told.insert(**partition));
+                let fresh = topic.led_partitions.iter().filter(|partition| told.insert(**partition));
                 changes.fresh.extend(fresh.map(|&partition| (index, partition)));
                 let leaderless = topic.leaderless.iter().filter(|partition| !told.contains(partition));
                 changes.leaderless.extend(leaderless.map(|&partition| (index, partition)));
             }
         }
-        self.miss(seen, &mut changes, now);
+        self.mark_missing(seen, &mut changes, now);
         changes.met.sort_unstable();
         self.before = None;
         changes
@@ -213,7 +213,7 @@ impl Catalogue {
     }
 
     /// The reader is told of these partitions, although they have no leader.
-    pub(super) fn told(&mut self, partitions: &[(TopicIndex, i32)]) {
+    pub(super) fn mark_announced(&mut self, partitions: &[(TopicIndex, i32)]) {
         for &(topic, partition) in partitions {
             let name = self.topics.get(usize::from(topic.0)).map(|topic| &topic.name);
             if let Some(entry) = name.and_then(|name| self.entries.get_mut(name)) {
@@ -223,8 +223,13 @@ impl Catalogue {
     }
 
     /// The index of a topic that was seen: its own, or a new one. `None` where no route takes it.
-    fn meet(&mut self, seen: &Seen, (cluster_id, now): (&str, Instant), changes: &mut Changes) -> Option<TopicIndex> {
-        let Seen { name, id, .. } = seen;
+    fn register(
+        &mut self,
+        seen: &SeenTopic,
+        (cluster_id, now): (&str, Instant),
+        changes: &mut Changes,
+    ) -> Option<TopicIndex> {
+        let SeenTopic { name, id, .. } = seen;
         if let Some(entry) = self.entries.get_mut(name) {
             let index = entry.topic.index;
             let presence = std::mem::replace(&mut entry.presence, Presence::There);
@@ -259,7 +264,7 @@ impl Catalogue {
             Some(past) => *past = Arc::clone(&topic),
             None => self.topics.push(Arc::clone(&topic)),
         }
-        let entry = Entry { topic, id: id.clone(), presence: Presence::There, told: HashSet::new() };
+        let entry = TopicEntry { topic, id: id.clone(), presence: Presence::There, told: HashSet::new() };
         self.entries.insert(name.clone(), entry);
         changes.met.push(index);
         Some(index)
@@ -287,7 +292,7 @@ impl Catalogue {
         rested(&mut self.dropped)
     }
 
-    fn miss(&mut self, seen: &[Seen], changes: &mut Changes, now: Instant) {
+    fn mark_missing(&mut self, seen: &[SeenTopic], changes: &mut Changes, now: Instant) {
         let seen: HashSet<&str> = seen.iter().map(|topic| &*topic.name).collect();
         for (_, entry) in self.entries.iter_mut().filter(|(name, _)| !seen.contains(&***name)) {
             match entry.presence {
@@ -313,19 +318,24 @@ mod tests {
     const CREATED: &str = "assessment.created";
     const STARTED: &str = "assessment.started";
 
-    fn seen(name: &str, id: &str, partitions: i32) -> Seen {
-        Seen { name: name.into(), id: id.into(), led: (0..partitions).collect(), leaderless: Vec::new() }
+    fn seen(name: &str, id: &str, partitions: i32) -> SeenTopic {
+        SeenTopic {
+            name: name.into(),
+            id: id.into(),
+            led_partitions: (0..partitions).collect(),
+            leaderless: Vec::new(),
+        }
     }
 
     const RULES: IndexRules = IndexRules { indexes_max: 8, rest: Duration::from_secs(60) };
 
     /// A look at a time when nothing has rested.
-    fn look(catalogue: &mut Catalogue, cluster_id: &str, seen: &[Seen]) -> Changes {
-        catalogue.look(cluster_id, seen, Instant::now())
+    fn apply_metadata(catalogue: &mut TopicCatalogue, cluster_id: &str, seen: &[SeenTopic]) -> Changes {
+        catalogue.apply_metadata(cluster_id, seen, Instant::now())
     }
 
-    fn catalogue() -> Catalogue {
-        Catalogue::new(Arc::new(Table::built_in()), RULES)
+    fn catalogue() -> TopicCatalogue {
+        TopicCatalogue::new(Arc::new(RouteTable::built_in()), RULES)
     }
 
     fn partitions(index: u16, partitions: std::ops::Range<i32>) -> Vec<(TopicIndex, i32)> {
@@ -336,27 +346,31 @@ mod tests {
     fn topics_and_partitions_are_new_once() {
         let mut catalogue = catalogue();
         assert!(catalogue.takes(CREATED) && !catalogue.takes("nobodys.business"));
-        let changes = look(&mut catalogue, "c", &[seen(CREATED, "1", 2), seen("nobodys.business", "2", 1)]);
+        let changes = apply_metadata(&mut catalogue, "c", &[seen(CREATED, "1", 2), seen("nobodys.business", "2", 1)]);
         assert_eq!((&*changes.met, &changes.fresh), (&[TopicIndex(0)][..], &partitions(0, 0..2)));
         assert_eq!(catalogue.topics()[0].fingerprint, Fingerprint::new(CREATED, "c", "1"));
 
-        let changes = look(&mut catalogue, "c", &[seen(STARTED, "3", 1), seen(CREATED, "1", 3)]);
-        let led = [partitions(1, 0..1), partitions(0, 0..3)].concat();
+        let changes = apply_metadata(&mut catalogue, "c", &[seen(STARTED, "3", 1), seen(CREATED, "1", 3)]);
+        let led_partitions = [partitions(1, 0..1), partitions(0, 0..3)].concat();
         let fresh = [partitions(1, 0..1), partitions(0, 2..3)].concat();
-        assert_eq!(changes, Changes { met: vec![TopicIndex(1)], fresh, led: led.clone(), ..Changes::default() });
+        assert_eq!(
+            changes,
+            Changes { met: vec![TopicIndex(1)], fresh, led_partitions: led_partitions.clone(), ..Changes::default() }
+        );
 
-        let changes = look(&mut catalogue, "c", &[seen(STARTED, "3", 1), seen(CREATED, "1", 3)]);
-        assert_eq!(changes, Changes { led, ..Changes::default() });
+        let changes = apply_metadata(&mut catalogue, "c", &[seen(STARTED, "3", 1), seen(CREATED, "1", 3)]);
+        assert_eq!(changes, Changes { led_partitions, ..Changes::default() });
     }
 
     #[test]
     fn a_topic_made_anew_has_an_index_of_its_own_and_all_its_partitions_are_new() {
         let mut catalogue = catalogue();
-        look(&mut catalogue, "c", &[seen(CREATED, "1", 3)]);
-        let changes = look(&mut catalogue, "c", &[seen(CREATED, "2", 1)]);
+        apply_metadata(&mut catalogue, "c", &[seen(CREATED, "1", 3)]);
+        let changes = apply_metadata(&mut catalogue, "c", &[seen(CREATED, "2", 1)]);
         let fresh = partitions(1, 0..1);
         let met = vec![TopicIndex(1)];
-        let expected = Changes { retired: vec![TopicIndex(0)], met, led: fresh.clone(), fresh, ..Changes::default() };
+        let expected =
+            Changes { retired: vec![TopicIndex(0)], met, led_partitions: fresh.clone(), fresh, ..Changes::default() };
         assert_eq!(changes, expected);
         assert!(!catalogue.is_current(TopicIndex(0)) && catalogue.is_current(TopicIndex(1)));
         let names: Vec<_> = catalogue.topics().iter().map(|topic| &*topic.name).collect();
@@ -367,21 +381,28 @@ mod tests {
     #[test]
     fn a_topic_is_gone_when_two_looks_miss_it_and_back_if_it_is_the_same() {
         let mut catalogue = catalogue();
-        look(&mut catalogue, "c", &[seen(CREATED, "1", 1)]);
-        assert_eq!(look(&mut catalogue, "c", &[]), Changes { doubtful: true, ..Changes::default() });
-        let there = look(&mut catalogue, "c", &[seen(CREATED, "1", 1)]);
-        assert_eq!(there, Changes { led: partitions(0, 0..1), ..Changes::default() }, "a broker that had just started");
+        apply_metadata(&mut catalogue, "c", &[seen(CREATED, "1", 1)]);
+        assert_eq!(apply_metadata(&mut catalogue, "c", &[]), Changes { doubtful: true, ..Changes::default() });
+        let there = apply_metadata(&mut catalogue, "c", &[seen(CREATED, "1", 1)]);
+        assert_eq!(
+            there,
+            Changes { led_partitions: partitions(0, 0..1), ..Changes::default() },
+            "a broker that had just started"
+        );
 
-        assert!(look(&mut catalogue, "c", &[]).doubtful);
-        assert_eq!(look(&mut catalogue, "c", &[]), Changes { retired: vec![TopicIndex(0)], ..Changes::default() });
+        assert!(apply_metadata(&mut catalogue, "c", &[]).doubtful);
+        assert_eq!(
+            apply_metadata(&mut catalogue, "c", &[]),
+            Changes { retired: vec![TopicIndex(0)], ..Changes::default() }
+        );
         assert!(!catalogue.is_current(TopicIndex(0)));
-        assert_eq!(look(&mut catalogue, "c", &[]), Changes::default(), "told once");
-        let back = look(&mut catalogue, "c", &[seen(CREATED, "1", 2)]);
+        assert_eq!(apply_metadata(&mut catalogue, "c", &[]), Changes::default(), "told once");
+        let back = apply_metadata(&mut catalogue, "c", &[seen(CREATED, "1", 2)]);
         assert_eq!((back.back, back.fresh, back.met), (vec![TopicIndex(0)], partitions(0, 1..2), vec![]));
 
-        look(&mut catalogue, "c", &[]);
-        look(&mut catalogue, "c", &[]);
-        let anew = look(&mut catalogue, "c", &[seen(CREATED, "2", 1)]);
+        apply_metadata(&mut catalogue, "c", &[]);
+        apply_metadata(&mut catalogue, "c", &[]);
+        let anew = apply_metadata(&mut catalogue, "c", &[seen(CREATED, "2", 1)]);
         assert_eq!((anew.retired, anew.back, anew.met.len()), (vec![], vec![], 1), "the old one was told of");
         assert!(catalogue.is_current(TopicIndex(1)));
     }
@@ -390,17 +411,17 @@ mod tests {
     fn topics_beyond_the_last_index_are_told_of_as_long_as_they_are_there() {
         let mut catalogue = catalogue();
         for id in 0..RULES.indexes_max {
-            let changes = look(&mut catalogue, "c", &[seen(CREATED, &id.to_string(), 1)]);
+            let changes = apply_metadata(&mut catalogue, "c", &[seen(CREATED, &id.to_string(), 1)]);
             assert_eq!((changes.met.len(), changes.unread), (1, 0));
         }
         let all = [seen(CREATED, "one more", 1), seen("nobodys.business", "another", 1)];
         for retired in [vec![TopicIndex(7)], vec![]] {
-            let changes = look(&mut catalogue, "c", &all);
+            let changes = apply_metadata(&mut catalogue, "c", &all);
             assert_eq!((changes.met.len(), changes.unread, changes.retired), (0, 1, retired));
         }
-        let changes = catalogue.look("c", &all, Instant::now() + RULES.rest);
+        let changes = catalogue.apply_metadata("c", &all, Instant::now() + RULES.rest);
         assert_eq!((&changes.met, changes.unread), (&indexes(&[0]), 0), "one has rested");
-        assert_eq!(look(&mut catalogue, "c", &[]).unread, 0);
+        assert_eq!(apply_metadata(&mut catalogue, "c", &[]).unread, 0);
     }
 
     #[test]
@@ -411,7 +432,7 @@ mod tests {
         for turn in 0..200 {
             let now = start + RULES.rest * turn / 4;
             let id = turn.to_string();
-            let one = catalogue.look("c", &[seen(CREATED, &id, 2), seen("market-data.x-ticks", "x", 1)], now);
+            let one = catalogue.apply_metadata("c", &[seen(CREATED, &id, 2), seen("market-data.x-ticks", "x", 1)], now);
             assert_eq!((one.unread, one.retired.len()), (0, usize::from(turn > 0)));
             met.push(one.met[0]);
             assert!(catalogue.is_current(one.met[0]) && one.fresh.len() >= 2);
@@ -426,40 +447,44 @@ mod tests {
     fn a_deleted_topic_that_comes_back_is_another_one_when_its_index_was_given_away() {
         let mut catalogue = catalogue();
         let start = Instant::now();
-        catalogue.look("c", &[seen(CREATED, "1", 1)], start);
-        catalogue.look("c", &[], start);
-        assert_eq!(catalogue.look("c", &[], start).retired, indexes(&[0]));
+        catalogue.apply_metadata("c", &[seen(CREATED, "1", 1)], start);
+        catalogue.apply_metadata("c", &[], start);
+        assert_eq!(catalogue.apply_metadata("c", &[], start).retired, indexes(&[0]));
         let later = start + RULES.rest;
-        assert_eq!(catalogue.look("c", &[seen(CREATED, "1", 1)], later).back, indexes(&[0]), "it did not rest on");
-        catalogue.look("c", &[], later);
-        catalogue.look("c", &[], later);
+        assert_eq!(
+            catalogue.apply_metadata("c", &[seen(CREATED, "1", 1)], later).back,
+            indexes(&[0]),
+            "it did not rest on"
+        );
+        catalogue.apply_metadata("c", &[], later);
+        catalogue.apply_metadata("c", &[], later);
         let last = later + RULES.rest;
-        assert_eq!(catalogue.look("c", &[seen(STARTED, "2", 1)], last).met, indexes(&[0]));
-        let changes = catalogue.look("c", &[seen(STARTED, "2", 1), seen(CREATED, "1", 1)], last);
+        assert_eq!(catalogue.apply_metadata("c", &[seen(STARTED, "2", 1)], last).met, indexes(&[0]));
+        let changes = catalogue.apply_metadata("c", &[seen(STARTED, "2", 1), seen(CREATED, "1", 1)], last);
         assert_eq!((changes.met, changes.back), (indexes(&[1]), vec![]));
     }
 
     #[test]
     fn without_ids_a_name_is_all_that_is_known_of_a_topic() {
         let mut catalogue = catalogue();
-        look(&mut catalogue, "", &[seen(CREATED, "", 1)]);
+        apply_metadata(&mut catalogue, "", &[seen(CREATED, "", 1)]);
         assert_eq!(catalogue.topics()[0].fingerprint, Fingerprint::new(CREATED, "", ""));
-        assert_eq!(look(&mut catalogue, "", &[seen(CREATED, "", 1)]).met, []);
+        assert_eq!(apply_metadata(&mut catalogue, "", &[seen(CREATED, "", 1)]).met, []);
         // Brokers are upgraded, one after another: to learn of an id makes no topic another.
         for id in ["1", "", "1"] {
-            assert_eq!(look(&mut catalogue, "", &[seen(CREATED, id, 1)]).met, []);
+            assert_eq!(apply_metadata(&mut catalogue, "", &[seen(CREATED, id, 1)]).met, []);
         }
-        assert_eq!(look(&mut catalogue, "", &[seen(CREATED, "2", 1)]).met, [TopicIndex(1)]);
+        assert_eq!(apply_metadata(&mut catalogue, "", &[seen(CREATED, "2", 1)]).met, [TopicIndex(1)]);
     }
 
     /// The built-in routes, otherwise.
-    fn routes(changes: &[(&str, &str)]) -> Arc<Table> {
-        let mut text = Table::BUILT_IN.to_owned();
+    fn routes(changes: &[(&str, &str)]) -> Arc<RouteTable> {
+        let mut text = RouteTable::BUILT_IN.to_owned();
         for (from, to) in changes {
             assert!(text.contains(from), "{from}");
             text = text.replace(from, to);
         }
-        Arc::new(Table::parse(&text).unwrap())
+        Arc::new(RouteTable::parse(&text).unwrap())
     }
 
     fn indexes(indexes: &[u16]) -> Vec<TopicIndex> {
@@ -470,21 +495,21 @@ mod tests {
     fn other_routes_leave_alone_what_they_read_alike_and_meet_anew_what_they_read_otherwise() {
         let mut catalogue = catalogue();
         let all = [seen(CREATED, "1", 1), seen(STARTED, "2", 1), seen("market-data.x-ticks", "3", 1)];
-        look(&mut catalogue, "c", &all);
+        apply_metadata(&mut catalogue, "c", &all);
         let created = Arc::clone(&catalogue.topics()[0]);
         let same = catalogue.routes.clone();
         assert!(!catalogue.go_by(same) && catalogue.go_by(routes(&[])));
-        let changes = look(&mut catalogue, "c", &all);
+        let changes = apply_metadata(&mut catalogue, "c", &all);
         assert!(
             changes.by_routes && changes.dropped.is_empty() && changes.remapped.is_empty() && changes.met.is_empty()
         );
 
         assert!(catalogue.go_by(routes(&[("\"assessment_update\"", "\"changed\"")])));
-        let changes = look(&mut catalogue, "c", &all);
+        let changes = apply_metadata(&mut catalogue, "c", &all);
         assert_eq!((changes.remapped, changes.dropped, changes.fresh), (indexes(&[0, 1]), vec![], vec![]));
         assert_eq!(&*catalogue.topics()[0].route.message_type, "changed");
         assert_eq!(catalogue.topics()[0].fingerprint, created.fingerprint, "cursors go on");
-        assert!(!look(&mut catalogue, "c", &all).by_routes, "said once");
+        assert!(!apply_metadata(&mut catalogue, "c", &all).by_routes, "said once");
 
         // Of a market, another message is another board.
         let by_key = routes(&[
@@ -492,7 +517,7 @@ mod tests {
             ("\"market_price\"", "\"price\""),
         ]);
         assert!(catalogue.go_by(by_key));
-        let changes = look(&mut catalogue, "c", &all);
+        let changes = apply_metadata(&mut catalogue, "c", &all);
         assert_eq!((changes.dropped, changes.remapped), (indexes(&[0, 1, 2]), vec![]));
         assert_eq!((&changes.met, &changes.met_by_routes), (&indexes(&[3, 4, 5]), &indexes(&[3, 4, 5])));
         assert_eq!(changes.fresh, [partitions(3, 0..1), partitions(4, 0..1), partitions(5, 0..1)].concat());
@@ -502,20 +527,23 @@ mod tests {
 
     #[test]
     fn a_topic_that_is_made_when_the_routes_change_is_new_and_one_that_was_there_is_met_by_them() {
-        let mut catalogue = Catalogue::new(routes(&[("assessment.created", "nothing.yet")]), RULES);
-        look(&mut catalogue, "c", &[seen(STARTED, "1", 1)]);
+        let mut catalogue = TopicCatalogue::new(routes(&[("assessment.created", "nothing.yet")]), RULES);
+        apply_metadata(&mut catalogue, "c", &[seen(STARTED, "1", 1)]);
         catalogue.go_by(routes(&[("assessment.created", "nothing.at-all")]));
         // Quickly one after the other: what counts is what the last look went by.
         catalogue.go_by(routes(&[]));
         let completed = "assessment.completed";
-        let changes =
-            look(&mut catalogue, "c", &[seen(STARTED, "1", 1), seen(CREATED, "2", 1), seen(completed, "3", 1)]);
+        let changes = apply_metadata(
+            &mut catalogue,
+            "c",
+            &[seen(STARTED, "1", 1), seen(CREATED, "2", 1), seen(completed, "3", 1)],
+        );
         assert_eq!((changes.met, changes.met_by_routes), (indexes(&[1, 2]), indexes(&[1])));
 
         catalogue.go_by(routes(&[("assessment.created", "nothing.yet"), ("assessment.started", "nothing.more")]));
-        assert_eq!(look(&mut catalogue, "c", &[seen(completed, "3", 1)]).dropped, indexes(&[0, 1]));
-        assert!(look(&mut catalogue, "c", &[]).doubtful);
-        let gone = look(&mut catalogue, "c", &[]);
+        assert_eq!(apply_metadata(&mut catalogue, "c", &[seen(completed, "3", 1)]).dropped, indexes(&[0, 1]));
+        assert!(apply_metadata(&mut catalogue, "c", &[]).doubtful);
+        let gone = apply_metadata(&mut catalogue, "c", &[]);
         assert_eq!((gone.dropped, gone.retired), (vec![], vec![TopicIndex(2)]), "it forgot those that it dropped");
     }
 }

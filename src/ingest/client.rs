@@ -1,5 +1,5 @@
 //! What all clients of librdkafka have in common here: their settings, what they say, and their end. It decides nothing:
-//! when a client is replaced is up to [`super::progress`] and [`super::reachability`].
+//! when a client is replaced is up to [`super::stall_detector`] and [`super::reachability`].
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io;
@@ -40,7 +40,7 @@ pub enum InvalidProperties {
 }
 
 /// A client whose log lines and errors come to us by callbacks, for the batch call serves callbacks, not events.
-pub(super) fn client(properties: &ClientConfig, context: Context) -> Result<Client, InvalidProperties> {
+pub(super) fn client(properties: &ClientConfig, context: Context) -> Result<KafkaClient, InvalidProperties> {
     let native = properties.create_native_config().map_err(|error| match error {
         KafkaError::ClientConfig(_, _, property, _) => InvalidProperties::Property(property.into()),
         _ => InvalidProperties::Property("a name or value with a NUL".into()),
@@ -51,7 +51,7 @@ pub(super) fn client(properties: &ClientConfig, context: Context) -> Result<Clie
         sys::rd_kafka_conf_set_error_cb(native.ptr(), Some(on_error));
     }
     rdkafka::client::Client::new(properties, native, RDKafkaType::RD_KAFKA_CONSUMER, context)
-        .map(|client| Client(ManuallyDrop::new(client)))
+        .map(|client| KafkaClient(ManuallyDrop::new(client)))
         .map_err(|error| InvalidProperties::Together(error.to_string().into()))
 }
 
@@ -63,7 +63,7 @@ pub(super) fn client(properties: &ClientConfig, context: Context) -> Result<Clie
 pub(super) struct Context {
     /// Whether complaints are worth a warning. Two clients of the same cluster have the same ones: one is heard.
     heard: bool,
-    complaints: Mutex<LogThrottles<Box<str>>>,
+    log_throttle: Mutex<LogThrottles<Box<str>>>,
     /// Of late, the connections to all brokers were lost.
     all_down: AtomicBool,
     /// Of late, a connection was refused.
@@ -72,8 +72,8 @@ pub(super) struct Context {
 
 impl Context {
     pub(super) fn new(heard: bool) -> Self {
-        let complaints = Mutex::new(LogThrottles::new(KAFKA_LOG_EVERY));
-        Self { heard, complaints, all_down: AtomicBool::new(false), refused: AtomicBool::new(false) }
+        let log_throttle = Mutex::new(LogThrottles::new(KAFKA_LOG_EVERY));
+        Self { heard, log_throttle, all_down: AtomicBool::new(false), refused: AtomicBool::new(false) }
     }
 
     /// Whether the brokers are gone, as far as this client knows, and do not hang: its connections are lost, and new ones
@@ -83,7 +83,7 @@ impl Context {
     }
 
     /// A broker answered.
-    pub(super) fn answered(&self) {
+    pub(super) fn handle_answer(&self) {
         self.all_down.store(false, Ordering::Relaxed);
         self.refused.store(false, Ordering::Relaxed);
     }
@@ -94,8 +94,8 @@ impl Context {
             // Emergency, alert and critical: it can't go on.
             ..=2 if self.heard => error!(kind, "librdkafka: {text}"),
             ..=4 => {
-                let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
-                match complaints.admit(kind.into(), Instant::now()) {
+                let mut log_throttle = self.log_throttle.lock().unwrap_or_else(PoisonError::into_inner);
+                match log_throttle.admit(kind.into(), Instant::now()) {
                     Some(held_back) if self.heard => warn!(kind, held_back, "librdkafka: {text}"),
                     _ => debug!(kind, "librdkafka: {text}"),
                 }
@@ -118,7 +118,7 @@ unsafe extern "C" fn on_log(
     if client.is_null() {
         return;
     }
-    // SAFETY: librdkafka passes a live client; its opaque is the context of the `Client` that owns it (`Client::new`).
+    // SAFETY: librdkafka passes a live client; its opaque is the context of the `KafkaClient` that owns it (`KafkaClient::new`).
     let context = unsafe { sys::rd_kafka_opaque(client).cast::<Context>().as_ref() };
     // SAFETY: both strings are librdkafka's own, ended by a NUL, and stay for the length of this call.
     let (facility, text) = unsafe { (CStr::from_ptr(facility), CStr::from_ptr(text)) };
@@ -132,7 +132,7 @@ unsafe extern "C" fn on_log(
 unsafe extern "C" fn on_error(_client: *mut sys::rd_kafka_t, code: c_int, reason: *const c_char, opaque: *mut c_void) {
     // SAFETY: the string is librdkafka's own, ended by a NUL, and stays for the length of this call.
     let reason = unsafe { CStr::from_ptr(reason) }.to_string_lossy();
-    // SAFETY: a client's opaque is the context of the `Client` that owns it (`Client::new`).
+    // SAFETY: a client's opaque is the context of the `KafkaClient` that owns it (`KafkaClient::new`).
     if let Some(context) = unsafe { opaque.cast::<Context>().as_ref() } {
         if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN as c_int {
             context.all_down.store(true, Ordering::Relaxed);
@@ -152,9 +152,9 @@ const CONNECT_FAILED: &str = "Connect to ";
 // ---- a client's life ------------------------------------------------------------------------------------------------------
 
 /// A client of librdkafka. When it is dropped it leaves no group and waits for no broker.
-pub(super) struct Client(ManuallyDrop<rdkafka::client::Client<Context>>);
+pub(super) struct KafkaClient(ManuallyDrop<rdkafka::client::Client<Context>>);
 
-impl Deref for Client {
+impl Deref for KafkaClient {
     type Target = rdkafka::client::Client<Context>;
 
     fn deref(&self) -> &Self::Target {
@@ -162,7 +162,7 @@ impl Deref for Client {
     }
 }
 
-impl Drop for Client {
+impl Drop for KafkaClient {
     fn drop(&mut self) {
         let context = Arc::clone(self.0.context());
         // SAFETY: the client is alive, and this is its end: the inner value, which would end it again and would first close
@@ -178,9 +178,9 @@ impl Drop for Client {
 /// Ends clients, each on a thread of its own: librdkafka then waits for its threads, and whatever keeps these from serving
 /// may keep them from ending.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Ending(Arc<AtomicUsize>);
+pub(super) struct ClientTerminator(Arc<AtomicUsize>);
 
-impl Ending {
+impl ClientTerminator {
     /// Whether one more client may be ended. Where so many hang at their end, more of them help nobody.
     pub(super) fn has_room(&self) -> bool {
         self.0.load(Ordering::Relaxed) < CLIENTS_ENDING_MAX

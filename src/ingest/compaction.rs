@@ -19,7 +19,7 @@ use crate::ids::TopicIndex;
 use crate::limits::COMPACTION_CLOCKS_MAX;
 use crate::stream::batch::NextOffset;
 
-use super::positions::Positions;
+use super::read_offsets::ReadOffsets;
 
 /// What is known of compacted topics, and of how young the partitions' records are.
 #[derive(Debug, Default)]
@@ -27,12 +27,12 @@ pub(super) struct Compaction {
     /// Compacted topics, each with its `min.compaction.lag.ms`. One that was compacted once stays here: what was removed
     /// then is still missing.
     kept_for: HashMap<TopicIndex, Duration>,
-    /// By the partition's place in [`Positions`].
-    entries: Vec<Entry>,
+    /// By the partition's place in [`ReadOffsets`].
+    entries: Vec<PartitionProgress>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Entry {
+struct PartitionProgress {
     /// The last such that the position has reached.
     young: Option<Young>,
     /// The first that it has not.
@@ -64,10 +64,10 @@ struct Gap {
 
 impl Compaction {
     /// The partition at this place is forgotten.
-    pub(super) fn forget(&mut self, topic: TopicIndex, place: usize) {
+    pub(super) fn forget(&mut self, topic: TopicIndex, index: usize) {
         self.kept_for.remove(&topic);
-        if let Some(entry) = self.entries.get_mut(place) {
-            *entry = Entry::default();
+        if let Some(entry) = self.entries.get_mut(index) {
+            *entry = PartitionProgress::default();
         }
     }
 
@@ -75,7 +75,7 @@ impl Compaction {
     /// asked before. Returns from where on each partition is whole that had a gap since.
     pub(super) fn is_compacted(
         &mut self,
-        positions: &Positions,
+        read_offsets: &ReadOffsets,
         topic: TopicIndex,
         kept_for: Duration,
         unchanged: Option<Instant>,
@@ -83,36 +83,36 @@ impl Compaction {
         self.kept_for.insert(topic, kept_for);
         let counts = |gap: &Gap| unchanged.is_none_or(|unchanged| gap.met >= unchanged) && gap.counts(kept_for);
         let whole_from = |at: NextOffset| {
-            let entry = self.entries.get_mut(positions.place(at.topic, at.partition)?)?;
+            let entry = self.entries.get_mut(read_offsets.index_of(at.topic, at.partition)?)?;
             let gap = entry.unjudged.take().filter(counts)?;
             entry.whole_from = gap.end;
             Some(NextOffset { offset: gap.end, ..at })
         };
-        positions.of(topic).filter_map(whole_from).collect()
+        read_offsets.of(topic).filter_map(whole_from).collect()
     }
 
     /// A partition was asked where it ends, at `asked` or later: what is written behind that is younger.
-    pub(super) fn ends_are(
+    pub(super) fn update_ends(
         &mut self,
-        positions: &Positions,
+        read_offsets: &ReadOffsets,
         asked: Instant,
         stable: &[NextOffset],
         high: &[NextOffset],
     ) {
         for end in stable {
-            if let Some((entry, _)) = self.entry(positions, end) {
+            if let Some((entry, _)) = self.entry(read_offsets, end) {
                 entry.end = end.offset;
             }
         }
         // Not the stable ones: what an open transaction holds back was written long ago.
         for end in high {
-            self.younger_from(positions, *end, asked);
+            self.younger_from(read_offsets, *end, asked);
         }
     }
 
     /// Records of a partition from this offset on were written after this time.
-    pub(super) fn younger_from(&mut self, positions: &Positions, from: NextOffset, after: Instant) {
-        let Some((entry, position)) = self.entry(positions, &from) else { return };
+    pub(super) fn younger_from(&mut self, read_offsets: &ReadOffsets, from: NextOffset, after: Instant) {
+        let Some((entry, position)) = self.entry(read_offsets, &from) else { return };
         entry.advance(position);
         let young = Young { from: from.offset, after };
         match young.from <= position {
@@ -126,13 +126,13 @@ impl Compaction {
     /// that is where the partition ended when it was last asked, so that they are told once of what one compaction removed.
     pub(super) fn gap(
         &mut self,
-        positions: &Positions,
+        read_offsets: &ReadOffsets,
         end: NextOffset,
         is_watched: bool,
         now: Instant,
     ) -> Option<i64> {
         let kept_for = self.kept_for.get(&end.topic).copied();
-        let (entry, position) = self.entry(positions, &end)?;
+        let (entry, position) = self.entry(read_offsets, &end)?;
         entry.advance(position);
         let younger_than = entry.young.map(|young| now.saturating_duration_since(young.after));
         let gap = Gap { end: end.offset, met: now, younger_than };
@@ -148,16 +148,16 @@ impl Compaction {
     }
 
     /// What is known of a partition, with its position.
-    fn entry(&mut self, positions: &Positions, at: &NextOffset) -> Option<(&mut Entry, i64)> {
-        let place = positions.place(at.topic, at.partition)?;
-        if self.entries.len() <= place {
-            self.entries.resize(positions.all().len(), Entry::default());
+    fn entry(&mut self, read_offsets: &ReadOffsets, at: &NextOffset) -> Option<(&mut PartitionProgress, i64)> {
+        let index = read_offsets.index_of(at.topic, at.partition)?;
+        if self.entries.len() <= index {
+            self.entries.resize(read_offsets.all().len(), PartitionProgress::default());
         }
-        Some((&mut self.entries[place], positions.all()[place].offset))
+        Some((&mut self.entries[index], read_offsets.all()[index].offset))
     }
 }
 
-impl Entry {
+impl PartitionProgress {
     fn advance(&mut self, position: i64) {
         if let Some(young) = self.next_young.take_if(|young| young.from <= position) {
             self.young = Some(young);
@@ -182,7 +182,7 @@ mod tests {
     /// One partition.
     struct Story {
         compaction: Compaction,
-        positions: Positions,
+        read_offsets: ReadOffsets,
         start: Instant,
     }
 
@@ -192,13 +192,13 @@ mod tests {
 
     impl Story {
         fn read_to(next: i64) -> Self {
-            let mut positions = Positions::default();
-            positions.set(EVENTS, 0, next);
-            Self { compaction: Compaction::default(), positions, start: Instant::now() }
+            let mut read_offsets = ReadOffsets::default();
+            read_offsets.set(EVENTS, 0, next);
+            Self { compaction: Compaction::default(), read_offsets, start: Instant::now() }
         }
 
         fn compacted(mut self, kept_for: Duration) -> Self {
-            assert_eq!(self.compaction.is_compacted(&self.positions, EVENTS, kept_for, None), []);
+            assert_eq!(self.compaction.is_compacted(&self.read_offsets, EVENTS, kept_for, None), []);
             self
         }
 
@@ -209,15 +209,15 @@ mod tests {
         /// The partition ends here.
         fn end(&mut self, seconds: u64, stable: i64, high: i64) {
             let asked = self.now(seconds);
-            self.compaction.ends_are(&self.positions, asked, &[at(stable)], &[at(high)]);
+            self.compaction.update_ends(&self.read_offsets, asked, &[at(stable)], &[at(high)]);
         }
 
         /// The record at an offset is read next.
         fn record(&mut self, seconds: u64, offset: i64, is_watched: bool) -> Option<i64> {
             let now = self.now(seconds);
-            let is_gap = self.positions.next(EVENTS, 0).unwrap() < offset;
-            let gap = is_gap.then(|| self.compaction.gap(&self.positions, at(offset), is_watched, now)).flatten();
-            self.positions.set(EVENTS, 0, offset + 1);
+            let is_gap = self.read_offsets.next(EVENTS, 0).unwrap() < offset;
+            let gap = is_gap.then(|| self.compaction.gap(&self.read_offsets, at(offset), is_watched, now)).flatten();
+            self.read_offsets.set(EVENTS, 0, offset + 1);
             gap
         }
     }
@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn the_window_of_a_start_is_younger_than_its_time() {
         let mut story = Story::read_to(10).compacted(10 * MINUTE);
-        story.compaction.younger_from(&story.positions, at(20), story.now(0));
+        story.compaction.younger_from(&story.read_offsets, at(20), story.now(0));
         assert_eq!(story.record(5, 15, false), Some(15), "before the window");
         assert_eq!((story.record(5, 19, false), story.record(5, 25, false)), (Some(19), None));
     }
@@ -297,16 +297,16 @@ mod tests {
         };
         let later = |mut story: Story, unchanged| {
             let unchanged = story.now(unchanged);
-            story.compaction.is_compacted(&story.positions, EVENTS, Duration::ZERO, Some(unchanged))
+            story.compaction.is_compacted(&story.read_offsets, EVENTS, Duration::ZERO, Some(unchanged))
         };
         assert_eq!(later(gap(5), 10), [], "a marker");
         assert_eq!(later(gap(15), 10), [at(20)]);
         let mut known = gap(15);
-        assert_eq!(known.compaction.is_compacted(&known.positions, EVENTS, Duration::ZERO, None), [at(20)]);
-        assert_eq!(known.compaction.is_compacted(&known.positions, EVENTS, MINUTE, None), [], "once");
+        assert_eq!(known.compaction.is_compacted(&known.read_offsets, EVENTS, Duration::ZERO, None), [at(20)]);
+        assert_eq!(known.compaction.is_compacted(&known.read_offsets, EVENTS, MINUTE, None), [], "once");
         let mut young = Story::read_to(10);
         young.end(0, 10, 10);
         young.record(5, 12, true);
-        assert_eq!(young.compaction.is_compacted(&young.positions, EVENTS, MINUTE, None), [], "it was too young");
+        assert_eq!(young.compaction.is_compacted(&young.read_offsets, EVENTS, MINUTE, None), [], "it was too young");
     }
 }

@@ -11,54 +11,54 @@ use std::collections::HashMap;
 use crate::ids::TopicIndex;
 use crate::limits::REREAD_OFFSETS_MAX;
 use crate::stream::batch::{NextOffset, Origin};
-use crate::stream::epochs::{EpochTimeline, Met};
+use crate::stream::epochs::{EpochOrder, EpochTimeline};
 
-use super::positions::Positions;
-use super::startup::Range;
+use super::read_offsets::ReadOffsets;
+use super::startup::LogRange;
 
 /// What is known of the partitions' logs besides the positions.
 #[derive(Debug, Default)]
 pub(super) struct Continuity {
-    /// By the partition's place in [`Positions`].
+    /// By the partition's place in [`ReadOffsets`].
     timelines: Vec<EpochTimeline>,
     /// Partitions whose log may not be the one that was read, until the records that are read again tell.
-    suspects: HashMap<(TopicIndex, i32), Suspect>,
+    suspects: HashMap<(TopicIndex, i32), SuspectLog>,
     /// By the partition's place: from where to where its end was last seen to move without a record: control records, or
     /// aborted ones.
     quiet: Vec<(i64, i64)>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
-struct Suspect {
+struct SuspectLog {
     /// The offset behind the last record that came again as it was.
     same_below: Option<i64>,
 }
 
 /// What a record is to those that were read before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Course {
+pub(super) enum RecordContinuity {
     /// It goes on from there.
-    On,
+    Next,
     /// It goes on, and there is something to say of it.
-    Noted(Notes),
+    Noted(RecordNotes),
     /// It was read before.
-    Again,
+    Duplicate,
     /// It does not belong to the log that was read before.
-    Replaced(Cut),
+    Replaced(Truncation),
 }
 
 /// What is new with a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Notes {
+pub(super) struct RecordNotes {
     /// It is the first of a leader epoch.
     pub(super) epoch: Option<i32>,
     /// Nothing came of the offsets before it.
     pub(super) is_behind_gap: bool,
 }
 
-/// Where the log was cut, and goes on.
+/// Where the log was truncation, and goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Cut {
+pub(super) struct Truncation {
     /// The offset to go on with: not above the position.
     pub(super) next: i64,
     /// Records below it may have been replaced as well.
@@ -71,133 +71,144 @@ pub(super) struct Restart {
     /// The offset to read from.
     pub(super) from: i64,
     /// What is lost for certain, if anything is yet.
-    pub(super) lost: Option<Lost>,
+    pub(super) lost: Option<LossKind>,
 }
 
 /// What a partition lost before it was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lost {
+pub(super) enum LossKind {
     /// Records below the offset, which were deleted.
     Deleted(i64),
     /// The end of the log.
-    Cut(Cut),
+    Truncated(Truncation),
 }
 
 impl Continuity {
     /// The partition at this place is forgotten.
-    pub(super) fn forget(&mut self, topic: TopicIndex, place: usize) {
+    pub(super) fn forget(&mut self, topic: TopicIndex, index: usize) {
         self.suspects.retain(|&(suspect, _), _| suspect != topic);
-        if let Some(timeline) = self.timelines.get_mut(place) {
+        if let Some(timeline) = self.timelines.get_mut(index) {
             timeline.clear();
         }
-        if let Some(quiet) = self.quiet.get_mut(place) {
+        if let Some(quiet) = self.quiet.get_mut(index) {
             *quiet = (0, 0);
         }
     }
 
     /// The epoch of the last record before a partition's position.
-    pub(super) fn epoch(&self, positions: &Positions, at: &NextOffset) -> Option<i32> {
-        self.timelines.get(positions.place(at.topic, at.partition)?)?.before(at.offset)
+    pub(super) fn epoch(&self, read_offsets: &ReadOffsets, at: &NextOffset) -> Option<i32> {
+        self.timelines.get(read_offsets.index_of(at.topic, at.partition)?)?.before(at.offset)
     }
 
-    /// Judges the next record of a partition. The position is to be moved behind it, unless it came [`Course::Again`].
+    /// Judges the next record of a partition. The position is to be moved behind it, unless it came [`RecordContinuity::Duplicate`].
     #[inline]
-    pub(super) fn record(&mut self, positions: &Positions, origin: Origin, epoch: i32) -> Course {
-        let Some(place) = positions.place(origin.topic, origin.partition) else { return Course::On };
-        let next = positions.all()[place].offset;
-        if self.timelines.len() <= place {
-            self.timelines.resize_with(positions.all().len(), EpochTimeline::default);
+    pub(super) fn record(&mut self, read_offsets: &ReadOffsets, origin: Origin, epoch: i32) -> RecordContinuity {
+        let Some(index) = read_offsets.index_of(origin.topic, origin.partition) else { return RecordContinuity::Next };
+        let next = read_offsets.all()[index].offset;
+        if self.timelines.len() <= index {
+            self.timelines.resize_with(read_offsets.all().len(), EpochTimeline::default);
         }
         if origin.offset < next {
-            return self.again(place, origin, epoch);
+            return self.check_duplicate(index, origin, epoch);
         }
         if !self.suspects.is_empty()
-            && let Some(cut) = self.clear(place, (origin.topic, origin.partition), next)
+            && let Some(truncation) = self.clear(index, (origin.topic, origin.partition), next)
         {
-            self.go_on_after(place, cut, origin.offset, epoch);
-            return Course::Replaced(cut);
+            self.go_on_after(index, truncation, origin.offset, epoch);
+            return RecordContinuity::Replaced(truncation);
         }
-        let mut notes = Notes::default();
-        match self.timelines[place].note(origin.offset, epoch) {
-            Met::Same => {}
-            Met::Later => notes.epoch = Some(epoch),
-            Met::Earlier => {
-                let cut = Cut { next, is_below_unknown: true };
-                self.go_on_after(place, cut, origin.offset, epoch);
-                return Course::Replaced(cut);
+        let mut notes = RecordNotes::default();
+        match self.timelines[index].record(origin.offset, epoch) {
+            EpochOrder::Same => {}
+            EpochOrder::Later => notes.epoch = Some(epoch),
+            EpochOrder::Earlier => {
+                let truncation = Truncation { next, is_below_unknown: true };
+                self.go_on_after(index, truncation, origin.offset, epoch);
+                return RecordContinuity::Replaced(truncation);
             }
         }
         notes.is_behind_gap = origin.offset > next;
-        if notes == Notes::default() { Course::On } else { Course::Noted(notes) }
+        if notes == RecordNotes::default() { RecordContinuity::Next } else { RecordContinuity::Noted(notes) }
     }
 
     /// A record below the position.
-    fn again(&mut self, place: usize, origin: Origin, epoch: i32) -> Course {
+    fn check_duplicate(&mut self, index: usize, origin: Origin, epoch: i32) -> RecordContinuity {
         let partition = (origin.topic, origin.partition);
-        let own = self.timelines[place].before(origin.offset + 1);
+        let own = self.timelines[index].before(origin.offset + 1);
         if epoch < 0 || own.is_none_or(|own| own == epoch) {
             if let Some(suspect) = self.suspects.get_mut(&partition).filter(|_| own.is_some()) {
                 suspect.same_below = Some(origin.offset + 1);
             }
-            return Course::Again;
+            return RecordContinuity::Duplicate;
         }
         let same_below = self.suspects.remove(&partition).and_then(|suspect| suspect.same_below);
-        let cut = Cut { next: same_below.unwrap_or(origin.offset), is_below_unknown: same_below.is_none() };
-        self.go_on_after(place, cut, origin.offset, epoch);
-        Course::Replaced(cut)
+        let truncation =
+            Truncation { next: same_below.unwrap_or(origin.offset), is_below_unknown: same_below.is_none() };
+        self.go_on_after(index, truncation, origin.offset, epoch);
+        RecordContinuity::Replaced(truncation)
     }
 
-    /// A log was cut, and goes on with a record of this epoch.
-    fn go_on_after(&mut self, place: usize, cut: Cut, offset: i64, epoch: i32) {
-        let timeline = &mut self.timelines[place];
-        if cut.is_below_unknown {
+    /// A log was truncation, and goes on with a record of this epoch.
+    fn go_on_after(&mut self, index: usize, truncation: Truncation, offset: i64, epoch: i32) {
+        let timeline = &mut self.timelines[index];
+        if truncation.is_below_unknown {
             timeline.clear();
         } else {
-            timeline.cut(cut.next);
+            timeline.truncate(truncation.next);
         }
-        if timeline.note(offset, epoch) == Met::Earlier {
+        if timeline.record(offset, epoch) == EpochOrder::Earlier {
             timeline.clear();
-            timeline.note(offset, epoch);
+            timeline.record(offset, epoch);
         }
     }
 
     /// Judges where a partition ends that was read to its end.
-    pub(super) fn end(&mut self, positions: &Positions, topic: TopicIndex, partition: i32, end: i64) -> Option<Cut> {
-        let place = positions.place(topic, partition)?;
-        let next = positions.all()[place].offset;
+    pub(super) fn end(
+        &mut self,
+        read_offsets: &ReadOffsets,
+        topic: TopicIndex,
+        partition: i32,
+        end: i64,
+    ) -> Option<Truncation> {
+        let index = read_offsets.index_of(topic, partition)?;
+        let next = read_offsets.all()[index].offset;
         if end >= next {
             if end > next {
-                let from = self.behind_last(place, next);
-                if self.quiet.len() <= place {
-                    self.quiet.resize(positions.all().len(), (0, 0));
+                let from = self.behind_last(index, next);
+                if self.quiet.len() <= index {
+                    self.quiet.resize(read_offsets.all().len(), (0, 0));
                 }
-                self.quiet[place] = (from, end);
+                self.quiet[index] = (from, end);
             }
-            return self.clear(place, (topic, partition), next);
+            return self.clear(index, (topic, partition), next);
         }
-        let last = self.behind_last(place, next);
+        let last = self.behind_last(index, next);
         let same_below = self.suspects.remove(&(topic, partition)).and_then(|suspect| suspect.same_below);
-        let cut =
-            Cut { next: same_below.filter(|&same| same < last).unwrap_or(end), is_below_unknown: same_below.is_none() };
-        if let Some(timeline) = self.timelines.get_mut(place) {
-            timeline.cut(cut.next);
+        let truncation = Truncation {
+            next: same_below.filter(|&same| same < last).unwrap_or(end),
+            is_below_unknown: same_below.is_none(),
+        };
+        if let Some(timeline) = self.timelines.get_mut(index) {
+            timeline.truncate(truncation.next);
         }
-        Some(cut)
+        Some(truncation)
     }
 
     /// The offset behind the last record that was read of a partition whose position is `next`, or an offset above that
     /// which is not above the position.
-    fn behind_last(&self, place: usize, next: i64) -> i64 {
-        self.quiet.get(place).filter(|(_, to)| *to == next).map_or(next, |(from, _)| *from)
+    fn behind_last(&self, index: usize, next: i64) -> i64 {
+        self.quiet.get(index).filter(|(_, to)| *to == next).map_or(next, |(from, _)| *from)
     }
 
     /// All that there is below the position was read again: nothing was replaced if its last record is the one that was
     /// read there.
-    fn clear(&mut self, place: usize, partition: (TopicIndex, i32), next: i64) -> Option<Cut> {
-        let Suspect { same_below } = self.suspects.remove(&partition)?;
+    fn clear(&mut self, index: usize, partition: (TopicIndex, i32), next: i64) -> Option<Truncation> {
+        let SuspectLog { same_below } = self.suspects.remove(&partition)?;
         match same_below {
-            None => Some(Cut { next, is_below_unknown: true }),
-            Some(same) if same < self.behind_last(place, next) => Some(Cut { next: same, is_below_unknown: false }),
+            None => Some(Truncation { next, is_below_unknown: true }),
+            Some(same) if same < self.behind_last(index, next) => {
+                Some(Truncation { next: same, is_below_unknown: false })
+            }
             Some(_) => None,
         }
     }
@@ -205,30 +216,30 @@ impl Continuity {
     /// Decides how to go on with a partition whose position was refused, and which holds this.
     pub(super) fn restart(
         &mut self,
-        positions: &Positions,
+        read_offsets: &ReadOffsets,
         topic: TopicIndex,
         partition: i32,
-        range: Range,
+        range: LogRange,
     ) -> Option<Restart> {
-        let place = positions.place(topic, partition)?;
-        let next = positions.all()[place].offset;
+        let index = read_offsets.index_of(topic, partition)?;
+        let next = read_offsets.all()[index].offset;
         self.suspects.remove(&(topic, partition));
         if next < range.beginning {
-            return Some(Restart { from: range.beginning, lost: Some(Lost::Deleted(range.beginning)) });
+            return Some(Restart { from: range.beginning, lost: Some(LossKind::Deleted(range.beginning)) });
         }
-        let timeline = self.timelines.get_mut(place);
+        let timeline = self.timelines.get_mut(index);
         let first = timeline.as_ref().and_then(|timeline| timeline.first());
         if let Some(first) = first.filter(|&first| first < next.min(range.end)) {
             let back = first.max(next.saturating_sub(REREAD_OFFSETS_MAX));
-            self.suspects.insert((topic, partition), Suspect::default());
+            self.suspects.insert((topic, partition), SuspectLog::default());
             return Some(Restart { from: back.min(range.end).max(range.beginning), lost: None });
         }
         // Of no record that is there the leader is known: whatever lies below may be another.
         if let Some(timeline) = timeline {
             timeline.clear();
         }
-        let from = range.go_on(next);
-        Some(Restart { from, lost: Some(Lost::Cut(Cut { next: from, is_below_unknown: true })) })
+        let from = range.resume_from(next);
+        Some(Restart { from, lost: Some(LossKind::Truncated(Truncation { next: from, is_below_unknown: true })) })
     }
 }
 
@@ -242,37 +253,37 @@ mod tests {
     #[derive(Default)]
     struct Story {
         continuity: Continuity,
-        positions: Positions,
+        read_offsets: ReadOffsets,
     }
 
     impl Story {
         /// Has read a log up to its end.
         fn of(log: &[(i64, i32)]) -> Self {
             let mut story = Self::default();
-            story.positions.set(EVENTS, 0, log.first().map_or(0, |&(offset, _)| offset));
+            story.read_offsets.set(EVENTS, 0, log.first().map_or(0, |&(offset, _)| offset));
             for &(offset, epoch) in log {
-                assert!(matches!(story.record(offset, epoch), Course::On | Course::Noted(_)));
+                assert!(matches!(story.record(offset, epoch), RecordContinuity::Next | RecordContinuity::Noted(_)));
             }
             story
         }
 
-        fn record(&mut self, offset: i64, epoch: i32) -> Course {
+        fn record(&mut self, offset: i64, epoch: i32) -> RecordContinuity {
             let origin = Origin { topic: EVENTS, partition: 0, offset };
-            let course = self.continuity.record(&self.positions, origin, epoch);
-            if course != Course::Again {
-                self.positions.set(EVENTS, 0, offset + 1);
+            let course = self.continuity.record(&self.read_offsets, origin, epoch);
+            if course != RecordContinuity::Duplicate {
+                self.read_offsets.set(EVENTS, 0, offset + 1);
             }
             course
         }
 
-        fn end(&mut self, end: i64) -> Option<Cut> {
-            let cut = self.continuity.end(&self.positions, EVENTS, 0, end);
-            self.positions.set(EVENTS, 0, end);
-            cut
+        fn end(&mut self, end: i64) -> Option<Truncation> {
+            let truncation = self.continuity.end(&self.read_offsets, EVENTS, 0, end);
+            self.read_offsets.set(EVENTS, 0, end);
+            truncation
         }
 
         fn restart(&mut self, beginning: i64, end: i64) -> Restart {
-            self.continuity.restart(&self.positions, EVENTS, 0, Range { beginning, end }).unwrap()
+            self.continuity.restart(&self.read_offsets, EVENTS, 0, LogRange { beginning, end }).unwrap()
         }
     }
 
@@ -284,46 +295,55 @@ mod tests {
     #[test]
     fn a_leaders_first_record_is_noted_and_no_other() {
         let mut story = Story::default();
-        story.positions.set(EVENTS, 0, 0);
-        let epoch = |epoch| Course::Noted(Notes { epoch: Some(epoch), ..Notes::default() });
-        let behind_gap = Course::Noted(Notes { is_behind_gap: true, ..Notes::default() });
+        story.read_offsets.set(EVENTS, 0, 0);
+        let epoch = |epoch| RecordContinuity::Noted(RecordNotes { epoch: Some(epoch), ..RecordNotes::default() });
+        let behind_gap = RecordContinuity::Noted(RecordNotes { is_behind_gap: true, ..RecordNotes::default() });
         let courses =
             [(0, 2), (1, 2), (4, 2), (5, 3), (6, -1), (7, 3)].map(|(offset, epoch)| story.record(offset, epoch));
-        assert_eq!(courses, [epoch(2), Course::On, behind_gap, epoch(3), Course::On, Course::On]);
+        assert_eq!(
+            courses,
+            [epoch(2), RecordContinuity::Next, behind_gap, epoch(3), RecordContinuity::Next, RecordContinuity::Next]
+        );
     }
 
     #[test]
     fn a_log_that_parts_from_what_was_read_is_found_by_reading_again() {
         let mut story = Story::of(&written(0..100, 0));
         assert_eq!(story.restart(0, 150), Restart { from: 0, lost: None });
-        assert!((0..50).all(|offset| story.record(offset, 0) == Course::Again));
-        let cut = Cut { next: 50, is_below_unknown: false };
-        assert_eq!(story.record(50, 1), Course::Replaced(cut));
-        assert_eq!(story.record(51, 1), Course::On);
+        assert!((0..50).all(|offset| story.record(offset, 0) == RecordContinuity::Duplicate));
+        let truncation = Truncation { next: 50, is_below_unknown: false };
+        assert_eq!(story.record(50, 1), RecordContinuity::Replaced(truncation));
+        assert_eq!(story.record(51, 1), RecordContinuity::Next);
     }
 
     #[test]
     fn a_log_that_ends_below_what_was_read_goes_on_there() {
         let mut story = Story::of(&written(0..100, 0));
         assert_eq!(story.restart(0, 50), Restart { from: 0, lost: None });
-        assert!((0..50).all(|offset| story.record(offset, 0) == Course::Again));
-        assert_eq!(story.end(50), Some(Cut { next: 50, is_below_unknown: false }));
-        assert_eq!(story.record(50, 1), Course::Noted(Notes { epoch: Some(1), ..Notes::default() }));
+        assert!((0..50).all(|offset| story.record(offset, 0) == RecordContinuity::Duplicate));
+        assert_eq!(story.end(50), Some(Truncation { next: 50, is_below_unknown: false }));
+        assert_eq!(
+            story.record(50, 1),
+            RecordContinuity::Noted(RecordNotes { epoch: Some(1), ..RecordNotes::default() })
+        );
     }
 
     #[test]
     fn what_lies_below_the_records_that_are_read_again_stays_unknown() {
         let mut story = Story::of(&written(0..20_000, 0));
         assert_eq!(story.restart(0, 30_000).from, 10_000);
-        assert_eq!(story.record(10_000, 1), Course::Replaced(Cut { next: 10_000, is_below_unknown: true }));
+        assert_eq!(
+            story.record(10_000, 1),
+            RecordContinuity::Replaced(Truncation { next: 10_000, is_below_unknown: true })
+        );
         // All that was read is gone.
         let mut story = Story::of(&written(500..600, 0));
-        let cut = Cut { next: 90, is_below_unknown: true };
-        assert_eq!(story.restart(0, 90), Restart { from: 90, lost: Some(Lost::Cut(cut)) });
-        story.positions.set(EVENTS, 0, 90);
+        let truncation = Truncation { next: 90, is_below_unknown: true };
+        assert_eq!(story.restart(0, 90), Restart { from: 90, lost: Some(LossKind::Truncated(truncation)) });
+        story.read_offsets.set(EVENTS, 0, 90);
         assert_eq!(
             (story.end(90), story.record(90, 1)),
-            (None, { Course::Noted(Notes { epoch: Some(1), ..Notes::default() }) })
+            (None, { RecordContinuity::Noted(RecordNotes { epoch: Some(1), ..RecordNotes::default() }) })
         );
     }
 
@@ -331,15 +351,15 @@ mod tests {
     fn a_refused_position_whose_last_record_is_still_there_lost_nothing() {
         let mut story = Story::of(&written(0..100, 0));
         story.restart(0, 100);
-        assert!((0..100).all(|offset| story.record(offset, 0) == Course::Again));
+        assert!((0..100).all(|offset| story.record(offset, 0) == RecordContinuity::Duplicate));
         assert_eq!(story.end(100), None);
         story.restart(0, 100);
-        assert!((0..99).all(|offset| story.record(offset, 0) == Course::Again));
-        let last = Cut { next: 99, is_below_unknown: false };
-        assert_eq!(story.record(100, 0), Course::Replaced(last), "the last one did not come again");
+        assert!((0..99).all(|offset| story.record(offset, 0) == RecordContinuity::Duplicate));
+        let last = Truncation { next: 99, is_below_unknown: false };
+        assert_eq!(story.record(100, 0), RecordContinuity::Replaced(last), "the last one did not come again");
         story.restart(0, 101);
-        let unknown = Cut { next: 101, is_below_unknown: true };
-        assert_eq!(story.record(101, 0), Course::Replaced(unknown), "none did");
+        let unknown = Truncation { next: 101, is_below_unknown: true };
+        assert_eq!(story.record(101, 0), RecordContinuity::Replaced(unknown), "none did");
     }
 
     #[test]
@@ -348,51 +368,51 @@ mod tests {
         assert_eq!([story.end(100), story.end(103), story.end(110)], [None; 3]);
         for again in [true, false] {
             assert_eq!(story.restart(0, 110).from, 0);
-            assert!((0..100).all(|offset| story.record(offset, 0) == Course::Again));
+            assert!((0..100).all(|offset| story.record(offset, 0) == RecordContinuity::Duplicate));
             if again {
                 assert_eq!(story.end(110), None);
             } else {
-                assert_eq!(story.record(110, 0), Course::On);
+                assert_eq!(story.record(110, 0), RecordContinuity::Next);
             }
         }
-        // Behind the last record that is still there the log was cut, and all that it has there is such.
+        // Behind the last record that is still there the log was truncation, and all that it has there is such.
         story.end(120);
         story.restart(0, 115);
-        assert!((0..105).all(|offset| story.record(offset, 0) == Course::Again));
-        assert_eq!(story.end(115), Some(Cut { next: 105, is_below_unknown: false }));
+        assert!((0..105).all(|offset| story.record(offset, 0) == RecordContinuity::Duplicate));
+        assert_eq!(story.end(115), Some(Truncation { next: 105, is_below_unknown: false }));
         // And here the records are all there.
         let mut story = Story::of(&written(0..100, 0));
         story.end(120);
         story.restart(0, 110);
-        assert!((0..100).all(|offset| story.record(offset, 0) == Course::Again));
-        assert_eq!(story.end(110), Some(Cut { next: 110, is_below_unknown: false }));
+        assert!((0..100).all(|offset| story.record(offset, 0) == RecordContinuity::Duplicate));
+        assert_eq!(story.end(110), Some(Truncation { next: 110, is_below_unknown: false }));
     }
 
     #[test]
     fn records_that_were_deleted_unread_are_passed_over() {
         let mut story = Story::of(&written(0..10, 0));
-        assert_eq!(story.restart(50, 90), Restart { from: 50, lost: Some(Lost::Deleted(50)) });
+        assert_eq!(story.restart(50, 90), Restart { from: 50, lost: Some(LossKind::Deleted(50)) });
         let mut unknown = Story::of(&written(0..10, -1));
-        let cut = |next| Some(Lost::Cut(Cut { next, is_below_unknown: true }));
+        let truncated = |next| Some(LossKind::Truncated(Truncation { next, is_below_unknown: true }));
         assert_eq!(
             unknown.restart(0, 90),
-            Restart { from: 10, lost: cut(10) },
-            "it may have been cut and have grown again"
+            Restart { from: 10, lost: truncated(10) },
+            "it may have been truncation and have grown again"
         );
-        assert_eq!(unknown.restart(0, 5), Restart { from: 5, lost: cut(5) });
+        assert_eq!(unknown.restart(0, 5), Restart { from: 5, lost: truncated(5) });
     }
 
     #[test]
     fn an_earlier_leaders_record_is_of_another_log() {
         let mut story = Story::of(&written(0..10, 7));
-        assert_eq!(story.record(10, 2), Course::Replaced(Cut { next: 10, is_below_unknown: true }));
-        assert_eq!(story.record(11, 2), Course::On, "from there on it is this one");
+        assert_eq!(story.record(10, 2), RecordContinuity::Replaced(Truncation { next: 10, is_below_unknown: true }));
+        assert_eq!(story.record(11, 2), RecordContinuity::Next, "from there on it is this one");
     }
 
     #[test]
     fn a_client_made_anew_that_begins_at_a_record_that_was_read_proves_the_log() {
         let mut story = Story::of(&written(0..10, 0));
-        assert_eq!((story.record(9, 0), story.record(10, 0)), (Course::Again, Course::On));
-        assert_eq!(story.record(10, 1), Course::Replaced(Cut { next: 10, is_below_unknown: true }));
+        assert_eq!((story.record(9, 0), story.record(10, 0)), (RecordContinuity::Duplicate, RecordContinuity::Next));
+        assert_eq!(story.record(10, 1), RecordContinuity::Replaced(Truncation { next: 10, is_below_unknown: true }));
     }
 }

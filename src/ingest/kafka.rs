@@ -1,4 +1,4 @@
-//! librdkafka's consumer, which reads by assignment; the client that asks is [`super::cluster`]'s. It decides nothing: what
+//! librdkafka's consumer, which reads by assignment; the client that asks is [`super::metadata_client`]'s. It decides nothing: what
 //! is read from where is up to the rules.
 //!
 //! Records are taken by `rd_kafka_consume_batch_queue`, which rdkafka's safe API doesn't have: 174 ns a record on this
@@ -24,20 +24,20 @@ use crate::limits::CONSUME_RECORDS_MAX;
 use crate::routing::table::Topic;
 use crate::stream::batch::Origin;
 
-use super::batcher::Incoming;
-use super::client::{Client, Context, InvalidProperties, client, millis};
+use super::batcher::ConsumedRecord;
+use super::client::{Context, InvalidProperties, KafkaClient, client, millis};
 
 /// Reads the partitions that it is assigned. It stays on the thread that made it.
 pub(super) struct Consumer {
     messages: Vec<*mut RDKafkaMessage>,
-    queue: RungQueue,
+    queue: NotifiedQueue,
     /// By name, kept for good: librdkafka has one handle for all topics that ever have this name.
     handles: HashMap<Box<str>, TopicHandle>,
     /// By the number of the handle: which topic it stands for by now.
     indexes: Vec<TopicIndex>,
     /// Numbers of handles that were given back.
     free_numbers: Vec<usize>,
-    client: Client,
+    client: KafkaClient,
 }
 
 // SAFETY: the pointers are librdkafka's, whose functions may be called from any thread; between two calls of `fetch` there
@@ -56,46 +56,46 @@ impl Drop for Queue {
 }
 
 /// A queue with a bell, an eventfd that librdkafka rings when the queue is empty no more.
-struct RungQueue {
+struct NotifiedQueue {
     queue: Queue,
-    bell: OwnedFd,
+    eventfd: OwnedFd,
 }
 
-impl RungQueue {
+impl NotifiedQueue {
     /// # Errors
     /// Where there is no descriptor for the bell.
     fn new(queue: Queue) -> io::Result<Self> {
         // SAFETY: the call takes no memory of ours.
-        let bell = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
-        if bell < 0 {
+        let eventfd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
+        if eventfd < 0 {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the descriptor is new, and nobody else has it.
-        let bell = unsafe { OwnedFd::from_raw_fd(bell) };
+        let eventfd = unsafe { OwnedFd::from_raw_fd(eventfd) };
         let one = 1_u64;
         // SAFETY: the queue is alive, and the number is copied. The descriptor is taken back before it is closed.
         unsafe {
             let payload = ptr::from_ref(&one).cast();
-            sys::rd_kafka_queue_io_event_enable(queue.0.as_ptr(), bell.as_raw_fd(), payload, size_of_val(&one));
+            sys::rd_kafka_queue_io_event_enable(queue.0.as_ptr(), eventfd.as_raw_fd(), payload, size_of_val(&one));
         }
-        Ok(Self { queue, bell })
+        Ok(Self { queue, eventfd })
     }
 
     /// Waits until it is rung; returns whether it was. It may be for something that was taken already.
     fn wait(&self, wait: Duration) -> bool {
-        let mut poll = libc::pollfd { fd: self.bell.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let mut poll = libc::pollfd { fd: self.eventfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: the pointer is of one live struct of the type that poll takes.
         let rung = unsafe { libc::poll(&raw mut poll, 1, millis(wait)) } > 0;
         if rung {
             let mut count = 0_u64;
             // SAFETY: the pointer and the length are of a live number, as long as an eventfd's count is.
-            unsafe { libc::read(self.bell.as_raw_fd(), (&raw mut count).cast(), size_of_val(&count)) };
+            unsafe { libc::read(self.eventfd.as_raw_fd(), (&raw mut count).cast(), size_of_val(&count)) };
         }
         rung
     }
 }
 
-impl Drop for RungQueue {
+impl Drop for NotifiedQueue {
     fn drop(&mut self) {
         // SAFETY: the queue is alive. Its client lives on for a while, and is to ring nothing that has this number then.
         unsafe { sys::rd_kafka_queue_io_event_enable(self.queue.0.as_ptr(), -1, ptr::null(), 0) }
@@ -117,9 +117,9 @@ impl Drop for TopicHandle {
 
 /// What the consumer's queue holds.
 #[derive(Debug)]
-pub(super) enum Message<'a> {
+pub(super) enum ConsumerEvent<'a> {
     /// A record.
-    Record(Incoming<'a>),
+    Record(ConsumedRecord<'a>),
     /// The partition is read to its end, which is at this offset; again each time that the end has moved.
     End { topic: TopicIndex, partition: i32, offset: i64 },
     /// The records that were to be read next are not there any more: reading stopped, until [`Consumer::restart`].
@@ -165,7 +165,7 @@ impl Consumer {
             sys::rd_kafka_queue_get_consumer(client.native_ptr())
         };
         let queue = Queue(NonNull::new(queue).ok_or_else(|| InvalidProperties::Property("group.id".into()))?);
-        let queue = RungQueue::new(queue)?;
+        let queue = NotifiedQueue::new(queue)?;
         Ok(Self {
             messages: Vec::with_capacity(CONSUME_RECORDS_MAX),
             queue,
@@ -312,7 +312,7 @@ impl Fetched<'_> {
     }
 
     /// In the order in which they came.
-    pub(super) fn iter(&self) -> impl Iterator<Item = Message<'_>> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = ConsumerEvent<'_>> {
         // SAFETY: each pointer is a message that librdkafka handed us, and none is given back before `self` is dropped.
         self.messages.iter().map(|&message| unsafe { read(&*message, self.indexes) })
     }
@@ -331,7 +331,7 @@ impl Drop for Fetched<'_> {
 ///
 /// # Safety
 /// `message` must be one that librdkafka handed out and that was not given back.
-unsafe fn read<'a>(message: &'a RDKafkaMessage, indexes: &[TopicIndex]) -> Message<'a> {
+unsafe fn read<'a>(message: &'a RDKafkaMessage, indexes: &[TopicIndex]) -> ConsumerEvent<'a> {
     let partition = message.partition;
     let topic = NonNull::new(message.rkt).and_then(|handle| {
         // SAFETY: a message keeps its topic's handle alive.
@@ -347,12 +347,14 @@ unsafe fn read<'a>(message: &'a RDKafkaMessage, indexes: &[TopicIndex]) -> Messa
             // SAFETY: the message is alive, and of a consumer.
             let epoch = unsafe { sys::rd_kafka_message_leader_epoch(message) };
             let origin = Origin { topic, partition, offset: message.offset };
-            Message::Record(Incoming { origin, timestamp_ms, epoch, key, payload })
+            ConsumerEvent::Record(ConsumedRecord { origin, timestamp_ms, epoch, key, payload })
         }
         (RDKafkaRespErr::RD_KAFKA_RESP_ERR__PARTITION_EOF, Some(topic)) => {
-            Message::End { topic, partition, offset: message.offset }
+            ConsumerEvent::End { topic, partition, offset: message.offset }
         }
-        (RDKafkaRespErr::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET, Some(topic)) => Message::OutOfRange { topic, partition },
+        (RDKafkaRespErr::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET, Some(topic)) => {
+            ConsumerEvent::OutOfRange { topic, partition }
+        }
         (code, _) => {
             let failure = match code {
                 RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
@@ -368,7 +370,7 @@ unsafe fn read<'a>(message: &'a RDKafkaMessage, indexes: &[TopicIndex]) -> Messa
             };
             // SAFETY: the message is alive; the string is its own, or a constant.
             let error = unsafe { CStr::from_ptr(sys::rd_kafka_message_errstr(message)) };
-            Message::Failed { topic, partition, failure, error: error.to_string_lossy().into_owned() }
+            ConsumerEvent::Failed { topic, partition, failure, error: error.to_string_lossy().into_owned() }
         }
     }
 }

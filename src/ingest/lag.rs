@@ -8,11 +8,11 @@ use crate::ids::TopicIndex;
 use crate::limits::OPEN_TRANSACTION_MIN;
 use crate::stream::batch::NextOffset;
 
-use super::positions::Positions;
+use super::read_offsets::ReadOffsets;
 
-/// The partitions' ends, as they were last told. By the partition's place in [`Positions`]; 0 where none was told.
+/// The partitions' ends, as they were last told. By the partition's place in [`ReadOffsets`]; 0 where none was told.
 #[derive(Debug, Default)]
-pub(super) struct Lag {
+pub(super) struct ConsumerLag {
     /// The last stable offsets: behind each lies an open transaction, or nothing.
     stable: Vec<i64>,
     /// The high watermarks.
@@ -23,7 +23,7 @@ pub(super) struct Lag {
 
 /// What an open transaction holds back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Held {
+pub(super) struct HeldBackPartition {
     /// The partition, and its last stable offset.
     pub(super) at: NextOffset,
     pub(super) high_watermark: i64,
@@ -31,59 +31,59 @@ pub(super) struct Held {
     pub(super) for_time: Duration,
 }
 
-impl Lag {
+impl ConsumerLag {
     /// Takes the last stable offsets that the cluster told of. A partition that is not among them keeps its last one.
-    pub(super) fn ends_are(&mut self, ends: &[NextOffset], positions: &Positions) {
-        self.stable.resize(positions.all().len(), 0);
+    pub(super) fn update_ends(&mut self, ends: &[NextOffset], read_offsets: &ReadOffsets) {
+        self.stable.resize(read_offsets.all().len(), 0);
         for end in ends {
-            if let Some(place) = positions.place(end.topic, end.partition) {
-                self.stable[place] = end.offset;
+            if let Some(index) = read_offsets.index_of(end.topic, end.partition) {
+                self.stable[index] = end.offset;
             }
         }
     }
 
     /// Where the partition at this place ends, as it was last told; 0 where it was not.
-    pub(super) fn end(&self, place: usize) -> i64 {
-        let of = |ends: &[i64]| ends.get(place).copied().unwrap_or(0);
+    pub(super) fn end(&self, index: usize) -> i64 {
+        let of = |ends: &[i64]| ends.get(index).copied().unwrap_or(0);
         of(&self.stable).max(of(&self.high))
     }
 
     /// The partition at this place is forgotten.
-    pub(super) fn forget(&mut self, place: usize) {
-        self.stable.get_mut(place).into_iter().chain(self.high.get_mut(place)).for_each(|end| *end = 0);
-        if let Some(held) = self.held.get_mut(place) {
+    pub(super) fn forget(&mut self, index: usize) {
+        self.stable.get_mut(index).into_iter().chain(self.high.get_mut(index)).for_each(|end| *end = 0);
+        if let Some(held) = self.held.get_mut(index) {
             *held = None;
         }
     }
 
     /// Takes the high watermarks, as of `asked` or later.
-    pub(super) fn watermarks_are(&mut self, asked: Instant, high: &[NextOffset], positions: &Positions) {
-        self.stable.resize(positions.all().len(), 0);
-        self.high.resize(positions.all().len(), 0);
-        self.held.resize(positions.all().len(), None);
+    pub(super) fn update_watermarks(&mut self, asked: Instant, high: &[NextOffset], read_offsets: &ReadOffsets) {
+        self.stable.resize(read_offsets.all().len(), 0);
+        self.high.resize(read_offsets.all().len(), 0);
+        self.held.resize(read_offsets.all().len(), None);
         for end in high {
-            let Some(place) = positions.place(end.topic, end.partition) else { continue };
-            self.high[place] = end.offset;
-            let stable = self.stable[place];
-            let is_held = stable < end.offset && stable <= positions.all()[place].offset;
-            let before = self.held[place].filter(|(before, _)| *before == stable);
-            self.held[place] = is_held.then(|| before.unwrap_or((stable, asked)));
+            let Some(index) = read_offsets.index_of(end.topic, end.partition) else { continue };
+            self.high[index] = end.offset;
+            let stable = self.stable[index];
+            let is_held = stable < end.offset && stable <= read_offsets.all()[index].offset;
+            let before = self.held[index].filter(|(before, _)| *before == stable);
+            self.held[index] = is_held.then(|| before.unwrap_or((stable, asked)));
         }
     }
 
     /// A partition was read to its end: here, at `end`. Without it a topic that was made anew, and is shorter now,
     /// would look as if it lagged until the ends are told again.
-    pub(super) fn end_seen(&mut self, topic: TopicIndex, partition: i32, end: i64, positions: &Positions) {
-        if let Some(place) = positions.place(topic, partition).filter(|&place| place < self.stable.len()) {
-            self.stable[place] = end;
+    pub(super) fn end_seen(&mut self, topic: TopicIndex, partition: i32, end: i64, read_offsets: &ReadOffsets) {
+        if let Some(index) = read_offsets.index_of(topic, partition).filter(|&index| index < self.stable.len()) {
+            self.stable[index] = end;
         }
     }
 
     /// Adds up each topic's lag in records: `by_topic` has a place for each topic.
-    pub(super) fn sum_up(&self, positions: &Positions, by_topic: &mut [i64]) {
+    pub(super) fn sum_up(&self, read_offsets: &ReadOffsets, by_topic: &mut [i64]) {
         by_topic.fill(0);
-        for (place, (at, stable)) in positions.all().iter().zip(&self.stable).enumerate() {
-            let end = self.high.get(place).map_or(*stable, |high| *high.max(stable));
+        for (index, (at, stable)) in read_offsets.all().iter().zip(&self.stable).enumerate() {
+            let end = self.high.get(index).map_or(*stable, |high| *high.max(stable));
             if let Some(sum) = by_topic.get_mut(usize::from(at.topic.0)) {
                 *sum += (end - at.offset).max(0);
             }
@@ -92,12 +92,16 @@ impl Lag {
 
     /// The partitions that have stood behind an open transaction for [`OPEN_TRANSACTION_MIN`]: it is more than one that is
     /// just being committed.
-    pub(super) fn held<'a>(&'a self, positions: &'a Positions, now: Instant) -> impl Iterator<Item = Held> + 'a {
-        positions.all().iter().enumerate().filter_map(move |(place, at)| {
-            let (stable, since) = (*self.held.get(place)?)?;
+    pub(super) fn held<'a>(
+        &'a self,
+        read_offsets: &'a ReadOffsets,
+        now: Instant,
+    ) -> impl Iterator<Item = HeldBackPartition> + 'a {
+        read_offsets.all().iter().enumerate().filter_map(move |(index, at)| {
+            let (stable, since) = (*self.held.get(index)?)?;
             let for_time = now.saturating_duration_since(since);
             let at = NextOffset { offset: stable, ..*at };
-            let held = Held { at, high_watermark: self.high[place], for_time };
+            let held = HeldBackPartition { at, high_watermark: self.high[index], for_time };
             (for_time >= OPEN_TRANSACTION_MIN).then_some(held)
         })
     }
@@ -110,32 +114,35 @@ mod tests {
     #[test]
     fn lag_grows_with_the_ends_shrinks_with_reading_and_is_none_at_the_end() {
         let (quiet, busy) = (TopicIndex(0), TopicIndex(1));
-        let mut positions = Positions::default();
-        positions.set(quiet, 0, 5);
-        positions.set(busy, 0, 100);
-        positions.set(busy, 1, 200);
-        let mut lag = Lag::default();
+        let mut read_offsets = ReadOffsets::default();
+        read_offsets.set(quiet, 0, 5);
+        read_offsets.set(busy, 0, 100);
+        read_offsets.set(busy, 1, 200);
+        let mut lag = ConsumerLag::default();
         let mut by_topic = [0; 2];
 
-        lag.sum_up(&positions, &mut by_topic);
+        lag.sum_up(&read_offsets, &mut by_topic);
         assert_eq!(by_topic, [0, 0], "nothing is known of the ends yet");
 
         let end = |topic, partition, offset| NextOffset { topic, partition, offset };
-        lag.ends_are(&[end(quiet, 0, 6), end(busy, 0, 150), end(busy, 1, 210), end(TopicIndex(7), 0, 9)], &positions);
-        lag.sum_up(&positions, &mut by_topic);
+        lag.update_ends(
+            &[end(quiet, 0, 6), end(busy, 0, 150), end(busy, 1, 210), end(TopicIndex(7), 0, 9)],
+            &read_offsets,
+        );
+        lag.sum_up(&read_offsets, &mut by_topic);
         assert_eq!(by_topic, [1, 60]);
 
         // The quiet topic's last offset is a transaction's marker: no record comes, but its end is told of.
-        positions.set(quiet, 0, 6);
-        lag.end_seen(quiet, 0, 6, &positions);
-        positions.set(busy, 0, 160);
-        lag.sum_up(&positions, &mut by_topic);
+        read_offsets.set(quiet, 0, 6);
+        lag.end_seen(quiet, 0, 6, &read_offsets);
+        read_offsets.set(busy, 0, 160);
+        lag.sum_up(&read_offsets, &mut by_topic);
         assert_eq!(by_topic, [0, 10], "what was read beyond the known end does not offset another partition's lag");
 
         // Made anew, and shorter.
-        positions.set(busy, 1, 3);
-        lag.end_seen(busy, 1, 3, &positions);
-        lag.sum_up(&positions, &mut by_topic);
+        read_offsets.set(busy, 1, 3);
+        lag.end_seen(busy, 1, 3, &read_offsets);
+        lag.sum_up(&read_offsets, &mut by_topic);
         assert_eq!(by_topic, [0, 0]);
     }
 
@@ -143,17 +150,17 @@ mod tests {
     fn what_lies_behind_an_open_transaction_is_lag_and_its_partition_is_told_after_a_while() {
         let (topic, start) = (TopicIndex(0), Instant::now());
         let at = |offset| [NextOffset { topic, partition: 0, offset }];
-        let mut positions = Positions::default();
-        positions.set(topic, 0, 100);
-        let mut lag = Lag::default();
+        let mut read_offsets = ReadOffsets::default();
+        read_offsets.set(topic, 0, 100);
+        let mut lag = ConsumerLag::default();
         let mut look = |read, stable, high, seconds| {
-            positions.set(topic, 0, read);
+            read_offsets.set(topic, 0, read);
             let now = start + Duration::from_secs(seconds);
-            lag.ends_are(&at(stable), &positions);
-            lag.watermarks_are(now, &at(high), &positions);
+            lag.update_ends(&at(stable), &read_offsets);
+            lag.update_watermarks(now, &at(high), &read_offsets);
             let mut by_topic = [0];
-            lag.sum_up(&positions, &mut by_topic);
-            (by_topic[0], lag.held(&positions, now).map(|held| (held.at.offset, held.high_watermark)).next())
+            lag.sum_up(&read_offsets, &mut by_topic);
+            (by_topic[0], lag.held(&read_offsets, now).map(|held| (held.at.offset, held.high_watermark)).next())
         };
         assert_eq!(look(100, 100, 101, 0), (1, None), "it may be committed at once");
         assert_eq!(look(100, 100, 1_101, 4), (1_001, None));

@@ -13,20 +13,20 @@ use crate::ids::TopicIndex;
 use crate::routing::mapping::Malformed;
 use crate::stream::batch::NextOffset;
 
-use super::batcher::Fault;
-use super::lag::Held;
+use super::batcher::RecordFault;
+use super::lag::HeldBackPartition;
 use super::ticks::TimeFault;
 
 /// Why a record was not processed: the label of `websocket_kafka_messages_skipped_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Skipped {
+pub enum SkipReason {
     /// Another pod owns its assessment, or this pod owns none yet. It is remembered all the same.
     NotOwner,
     /// It can't be used.
     Malformed,
 }
 
-impl Skipped {
+impl SkipReason {
     const ALL: [Self; 2] = [Self::NotOwner, Self::Malformed];
 
     fn label(self) -> [(&'static str, &'static str); 1] {
@@ -38,7 +38,7 @@ impl Skipped {
     }
 }
 
-impl Fault {
+impl RecordFault {
     const ALL: [Self; 4] = [
         Self::TooLarge,
         Self::Malformed(Malformed::NoPayload),
@@ -92,7 +92,7 @@ impl Metrics {
     /// Registers what ingest counts.
     pub fn register(registry: &mut Registry) -> Self {
         let skipped = Family::<[(&'static str, &'static str); 1], Counter>::default();
-        for reason in Skipped::ALL {
+        for reason in SkipReason::ALL {
             // Shown as 0 from the start: a rate over a series that appears with its first event misses that event.
             skipped.get_or_create_owned(&reason.label());
         }
@@ -108,7 +108,7 @@ impl Metrics {
             processed: Counter::default(),
             skipped,
             lag: Family::default(),
-            faults: Fault::ALL.map(|fault| faults.get_or_create_owned(&fault.label())),
+            faults: RecordFault::ALL.map(|fault| faults.get_or_create_owned(&fault.label())),
             tick_times: TimeFault::ALL.map(|fault| tick_times.get_or_create_owned(&[("fault", fault.label())])),
             batches: Counter::default(),
             batch_bytes: Counter::default(),
@@ -245,7 +245,7 @@ impl Metrics {
 
     /// The counter of a reason, for whoever finds later that a record can't be used.
     #[must_use]
-    pub fn skipped(&self, reason: Skipped) -> Counter {
+    pub fn skipped(&self, reason: SkipReason) -> Counter {
         self.skipped.get_or_create_owned(&reason.label())
     }
 
@@ -284,7 +284,7 @@ impl Metrics {
 
 /// What was counted since it was last published.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct IngestCounts {
     pub(super) processed: u64,
     pub(super) not_owner: u64,
     pub(super) batches: u64,
@@ -297,16 +297,16 @@ pub(super) struct Tally {
     tick_times: [u64; TimeFault::ALL.len()],
 }
 
-impl Tally {
+impl IngestCounts {
     /// A record can't be used.
-    pub(super) fn malformed(&mut self, fault: Fault) {
+    pub(super) fn malformed(&mut self, fault: RecordFault) {
         self.faults[fault.place()] += 1;
     }
 
     /// A tick's timestamp can't be used.
     pub(super) fn bad_tick_time(&mut self, fault: TimeFault) {
-        if let Some(place) = TimeFault::ALL.iter().position(|&other| other == fault) {
-            self.tick_times[place] += 1;
+        if let Some(index) = TimeFault::ALL.iter().position(|&other| other == fault) {
+            self.tick_times[index] += 1;
         }
     }
 }
@@ -330,7 +330,7 @@ fn of_end([topic, partition]: &[(&'static str, String); 2], end: &str) -> [(&'st
 
 impl Publisher {
     pub(super) fn new(metrics: Metrics) -> Self {
-        let (not_owner, malformed) = (metrics.skipped(Skipped::NotOwner), metrics.skipped(Skipped::Malformed));
+        let (not_owner, malformed) = (metrics.skipped(SkipReason::NotOwner), metrics.skipped(SkipReason::Malformed));
         Self { metrics, not_owner, malformed, lags: Vec::new(), open_transactions: Vec::new() }
     }
 
@@ -357,9 +357,9 @@ impl Publisher {
     }
 
     /// How much is read, of all partitions that ever were.
-    pub(super) fn reading(&self, positions: &[NextOffset]) {
+    pub(super) fn reading(&self, read_offsets: &[NextOffset]) {
         let is_read = |topic: TopicIndex| self.lags.get(usize::from(topic.0)).is_some_and(Option::is_some);
-        let partitions = positions.iter().filter(|at| is_read(at.topic)).count();
+        let partitions = read_offsets.iter().filter(|at| is_read(at.topic)).count();
         self.metrics.reading(self.lags.iter().flatten().count(), partitions);
     }
 
@@ -384,7 +384,7 @@ impl Publisher {
     }
 
     /// These partitions stand behind open transactions, by their topics' names, and no others.
-    pub(super) fn open_transactions<'a>(&mut self, held: impl Iterator<Item = (&'a str, &'a Held)>) {
+    pub(super) fn open_transactions<'a>(&mut self, held: impl Iterator<Item = (&'a str, &'a HeldBackPartition)>) {
         let before = std::mem::take(&mut self.open_transactions);
         for (topic, held) in held {
             let labels = [("topic", topic.to_owned()), ("partition", held.at.partition.to_string())];
@@ -420,8 +420,8 @@ impl Publisher {
     }
 
     /// Publishes what was counted, and begins anew.
-    pub(super) fn publish(&self, tally: &mut Tally) {
-        let Tally {
+    pub(super) fn publish(&self, counts: &mut IngestCounts) {
+        let IngestCounts {
             processed,
             not_owner,
             batches,
@@ -432,7 +432,7 @@ impl Publisher {
             partition_errors,
             faults,
             tick_times,
-        } = std::mem::take(tally);
+        } = std::mem::take(counts);
         let metrics = &self.metrics;
         metrics.processed.inc_by(processed);
         self.not_owner.inc_by(not_owner);
@@ -480,13 +480,18 @@ mod tests {
         let mut publisher = Publisher::new(metrics.clone());
         publisher.add_topic(TopicIndex(0), "orders");
         publisher.lag(&[12]);
-        let mut tally = Tally { processed: 3, not_owner: 6, blocked: Duration::from_millis(1_500), ..Tally::default() };
-        tally.malformed(Fault::TooLarge);
-        tally.malformed(Malformed::NoPayload.into());
-        tally.bad_tick_time(TimeFault::Ahead);
-        publisher.publish(&mut tally);
-        publisher.publish(&mut tally);
-        metrics.skipped(Skipped::Malformed).inc();
+        let mut counts = IngestCounts {
+            processed: 3,
+            not_owner: 6,
+            blocked: Duration::from_millis(1_500),
+            ..IngestCounts::default()
+        };
+        counts.malformed(RecordFault::TooLarge);
+        counts.malformed(Malformed::NoPayload.into());
+        counts.bad_tick_time(TimeFault::Ahead);
+        publisher.publish(&mut counts);
+        publisher.publish(&mut counts);
+        metrics.skipped(SkipReason::Malformed).inc();
 
         let text = encoded(&registry);
         has(&text, "websocket_kafka_messages_processed_total 3");
@@ -540,8 +545,8 @@ mod tests {
     #[test]
     fn each_fault_has_its_place_and_its_label() {
         let malformed = [Malformed::NoPayload, Malformed::NotAnObject, Malformed::NoAssessment];
-        let faults = malformed.into_iter().map(Fault::from).chain([Fault::TooLarge]);
+        let faults = malformed.into_iter().map(RecordFault::from).chain([RecordFault::TooLarge]);
         let places: std::collections::HashSet<_> = faults.map(|fault| (fault.place(), fault.label())).collect();
-        assert_eq!(places.len(), Fault::ALL.len());
+        assert_eq!(places.len(), RecordFault::ALL.len());
     }
 }

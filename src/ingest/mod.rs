@@ -10,9 +10,9 @@
 //!                                   \-> positions -> lag
 //! ```
 //!
-//! - Rules: `batcher`, `pace`, `positions`, `continuity`, `compaction`, `progress`, `startup`, `catalogue`, `retention`,
+//! - Rules: `batcher`, `batching_delay`, `read_offsets`, `continuity`, `compaction`, `stall_detector`, `startup`, `catalogue`, `retention`,
 //!   `lag`, `reachability`, `ticks`.
-//! - Edges: `kafka` and `cluster` (librdkafka; `client` is what both have in common, `unpacking` bounds what its batches come to), and the two threads' loops, `reader`
+//! - Edges: `kafka` and `metadata_client` (librdkafka; `client` is what both have in common, `unpacking` bounds what its batches come to), and the two threads' loops, `reader`
 //!   and `watcher`.
 //! - `metrics`: what is counted.
 //!
@@ -21,20 +21,20 @@
 //! million records a second where that core is free.
 
 mod batcher;
+mod batching_delay;
 mod catalogue;
 mod client;
-mod cluster;
 mod compaction;
 mod continuity;
 mod kafka;
 mod lag;
+mod metadata_client;
 mod metrics;
-mod pace;
-mod positions;
-mod progress;
 mod reachability;
+mod read_offsets;
 mod reader;
 mod retention;
+mod stall_detector;
 mod startup;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -52,14 +52,14 @@ use tracing::{info, warn};
 
 pub use catalogue::IndexRules;
 pub use client::InvalidProperties;
-pub use metrics::{Metrics, Skipped};
+pub use metrics::{Metrics, SkipReason};
 
 use crate::config::KafkaConfig;
-use crate::exchange::{IngestStatus, PublishedRoutes, PublishedStanding, ShardDoor};
+use crate::exchange::{IngestStatus, PublishedPodState, PublishedRoutes, ShardHandle};
 
-use client::Ending;
-use cluster::Cluster;
+use client::ClientTerminator;
 use kafka::Consumer;
+use metadata_client::MetadataClient;
 use reader::Reader;
 
 /// What ingest is built of.
@@ -71,9 +71,9 @@ pub struct Parts {
     /// How topics' indexes are given away.
     pub indexes: IndexRules,
     /// The shards' doors, by index.
-    pub shards: Vec<ShardDoor>,
+    pub shards: Vec<ShardHandle>,
     /// Which assessments are this pod's, for the counts, and when all is over.
-    pub standing: PublishedStanding,
+    pub pod_state: PublishedPodState,
     /// Whether this pod serves every assessment (`PLACEMENT` is `any`).
     pub place_anywhere: bool,
     /// Where ingest shows how it is.
@@ -123,19 +123,19 @@ fn start(parts: Parts) -> Result<Reader, StartError> {
         pin(core);
     }
     let consumer = Consumer::new(&parts.config)?;
-    let cluster = Cluster::new(&parts.config)?;
+    let cluster = MetadataClient::new(&parts.config)?;
     info!(brokers = %parts.config.brokers, routes = parts.routes.load().routes.len(), core = parts.core, "reading Kafka");
-    let ending = Ending::default();
-    let settings = watcher::Settings {
+    let terminator = ClientTerminator::default();
+    let settings = watcher::WatcherParts {
         config: parts.config.clone(),
         routes: Arc::clone(&parts.routes),
         indexes: parts.indexes,
         status: Arc::clone(&parts.status),
         metrics: parts.metrics.clone(),
-        ending: ending.clone(),
+        terminator: terminator.clone(),
     };
     let watcher = watcher::start(cluster, settings)?;
-    Ok(Reader::new(consumer, watcher, parts, ending))
+    Ok(Reader::new(consumer, watcher, parts, terminator))
 }
 
 fn pin(core: usize) {
@@ -168,12 +168,12 @@ mod tests {
     use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
 
     use super::*;
-    use crate::exchange::{ShardInbox, Standing, shard_door};
+    use crate::exchange::{PodState, ShardInbox, shard_channel};
     use crate::ids::{AssessmentHash, TopicIndex};
     use crate::limits::BATCH_CHANNEL_DEPTH;
     use crate::routing::placement::shard_of;
-    use crate::routing::table::{Fingerprint, Table};
-    use crate::stream::batch::{Batch, Ends, NextOffset};
+    use crate::routing::table::{Fingerprint, RouteTable};
+    use crate::stream::batch::{Batch, NextOffset, PartitionEnds};
 
     /// Far longer than anything here takes; a test that gets here has failed.
     const PATIENCE: Duration = Duration::from_secs(30);
@@ -182,7 +182,7 @@ mod tests {
         kafka: MockCluster<'static, DefaultProducerContext>,
         producer: BaseProducer,
         inboxes: Vec<ShardInbox>,
-        standing: PublishedStanding,
+        pod_state: PublishedPodState,
         status: Arc<IngestStatus>,
         registry: Registry,
         parts: Option<Parts>,
@@ -198,8 +198,8 @@ mod tests {
                 .set("linger.ms", "0")
                 .create()
                 .unwrap();
-            let (doors, inboxes) = (0..shards).map(|_| shard_door()).unzip();
-            let standing = Arc::new(ArcSwap::from_pointee(Standing::default()));
+            let (shard_handles, inboxes) = (0..shards).map(|_| shard_channel()).unzip();
+            let pod_state = Arc::new(ArcSwap::from_pointee(PodState::default()));
             let status = Arc::new(IngestStatus::default());
             let mut registry = Registry::default();
             let config = KafkaConfig {
@@ -216,16 +216,16 @@ mod tests {
             };
             let parts = Parts {
                 config,
-                routes: Arc::new(ArcSwap::from_pointee(Table::built_in())),
+                routes: Arc::new(ArcSwap::from_pointee(RouteTable::built_in())),
                 indexes: IndexRules::new(Duration::from_secs(60), Duration::from_millis(50)),
-                shards: doors,
-                standing: Arc::clone(&standing),
+                shards: shard_handles,
+                pod_state: Arc::clone(&pod_state),
                 place_anywhere: true,
                 status: Arc::clone(&status),
                 metrics: Metrics::register(&mut registry),
                 core: Some(0),
             };
-            Self { kafka, producer, inboxes, standing, status, registry, parts: Some(parts) }
+            Self { kafka, producer, inboxes, pod_state, status, registry, parts: Some(parts) }
         }
 
         fn start(&mut self) -> JoinHandle<()> {
@@ -271,7 +271,7 @@ mod tests {
         }
 
         fn end(&self) {
-            self.standing.store(Arc::new(Standing { ended: true, ..Standing::default() }));
+            self.pod_state.store(Arc::new(PodState { ended: true, ..PodState::default() }));
         }
     }
 
@@ -294,7 +294,7 @@ mod tests {
         let thread = story.start();
 
         story.until("the history is complete", |story| story.status.filled.load(Ordering::Acquire));
-        assert!(story.status.connected.load(Ordering::Relaxed));
+        assert!(story.status.kafka_up.load(Ordering::Relaxed));
         let home = |id: &str| usize::from(shard_of(AssessmentHash::of(id), 2).0);
         for shard in 0..2 {
             let expected = (0..20).filter(|number| home(&format!("early-{number}")) == shard).count();
@@ -401,12 +401,12 @@ mod tests {
                 break ends;
             }
         };
-        story.inboxes[1].want_ends();
+        story.inboxes[1].request_ends();
         let first = ends(&story.inboxes[1]);
         story.event("assessment.created", "a");
         let sent = Instant::now();
         let told = loop {
-            story.inboxes[1].want_ends();
+            story.inboxes[1].request_ends();
             let told = ends(&story.inboxes[1]);
             assert!(told.asked > first.asked, "as they were asked for later");
             if told.asked > sent {
@@ -414,7 +414,7 @@ mod tests {
             }
         };
         let log_end = |offset| [NextOffset { topic: TopicIndex(0), partition: 0, offset }];
-        let offsets = |ends: &Ends| ends.ends.iter().map(|end| end.at).collect::<Vec<_>>();
+        let offsets = |ends: &PartitionEnds| ends.ends.iter().map(|end| end.at).collect::<Vec<_>>();
         assert!(first.asked > began);
         assert_eq!((offsets(&first), offsets(&told)), (log_end(3).into(), log_end(4).into()));
         let others: Vec<_> = std::iter::from_fn(|| story.inboxes[0].batches.try_recv().ok()).collect();
@@ -437,7 +437,7 @@ mod tests {
         let mut received = ids(&story.receive(0, 20));
         for outage in 1..=2_u32 {
             story.kafka.broker_down(1).unwrap();
-            story.until("it shows", |story| !story.status.connected.load(Ordering::Relaxed));
+            story.until("it shows", |story| !story.status.kafka_up.load(Ordering::Relaxed));
             story.kafka.broker_up(1).unwrap();
             send(&story, 20 * outage..20 * (outage + 1));
             received.extend(ids(&story.receive(0, 20)));
@@ -445,7 +445,7 @@ mod tests {
                 // One that asks may be replaced besides.
                 story.shows(&format!(r#"shardgate_ingest_client_rebuilds_total{{client="reading"}} {outage}"#))
             });
-            story.until("it gives something", |story| story.status.is_connected());
+            story.until("it gives something", |story| story.status.is_kafka_up());
             expected.extend((20 * outage..20 * (outage + 1)).map(|number| format!("id-{number}")));
         }
         received.sort_unstable();
@@ -464,12 +464,12 @@ mod tests {
         let thread = story.start();
         story.until("the history is complete", |story| story.status.filled.load(Ordering::Acquire));
         for round in 0..12 {
-            story.until("it is connected", |story| story.status.is_connected());
+            story.until("it is connected", |story| story.status.is_kafka_up());
             // Somewhere between two questions, or in one of them.
             thread::sleep(Duration::from_millis(37 * round));
             story.kafka.broker_down(1).unwrap();
             let gone = Instant::now();
-            story.until("it shows", |story| !story.status.is_connected());
+            story.until("it shows", |story| !story.status.is_kafka_up());
             assert!(gone.elapsed() < Duration::from_secs(5), "{:?}", gone.elapsed());
             story.kafka.broker_up(1).unwrap();
         }
@@ -489,7 +489,7 @@ mod tests {
         let missing = format!(r#"shardgate_ingest_missing_partitions{{topic="{topic}"}} 1"#);
         story.until("it shows", |story| story.shows(&missing));
         assert_eq!(story.status.missing.load(Ordering::Relaxed), 1);
-        assert!(story.status.is_connected());
+        assert!(story.status.is_kafka_up());
 
         story.kafka.partition_leader(topic, 1, Some(1)).unwrap();
         story.until("it can be read", |story| story.status.missing.load(Ordering::Relaxed) == 0);
@@ -514,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn a_property_that_is_not_taken_is_named_and_its_value_is_not() {
+    fn a_rejected_property_is_named_without_its_value() {
         let mut story = Story::new(1);
         let parts = story.parts.as_mut().unwrap();
         parts.config.properties.push(("security.protocol".to_owned(), "s3cret".to_owned()));

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use crate::limits::{LOOK_TIMEOUT, PROBE_EVERY, PROBE_SILENCE_MAX, PROBE_TIMEOUT};
+use crate::limits::{METADATA_TIMEOUT, PROBE_EVERY, PROBE_SILENCE_MAX, PROBE_TIMEOUT};
 
 /// Why a probe got no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(super) enum ProbeFailure {
     /// No broker could be connected to, or the connection broke.
     Unreachable,
     /// A broker took the question and did not answer in time: it may hang, or only be slow.
@@ -28,7 +28,7 @@ pub(super) enum Failure {
 #[derive(Debug, Default)]
 pub(super) struct Reachability {
     /// While the brokers count as connected.
-    connected: Option<LastAnswer>,
+    kafka_up: Option<LastAnswer>,
 }
 
 #[derive(Debug)]
@@ -41,31 +41,31 @@ struct LastAnswer {
 
 impl Reachability {
     /// A probe was answered.
-    pub(super) fn answered(&mut self, now: Instant) {
-        self.connected = Some(LastAnswer { at: now, silent_since: false });
+    pub(super) fn handle_answer(&mut self, now: Instant) {
+        self.kafka_up = Some(LastAnswer { at: now, silent_since: false });
     }
 
     /// A probe was not answered. One that got no answer in time alone proves nothing: a broker that collects its
     /// garbage must not make every pod of the fleet unready at the same moment.
-    pub(super) fn failed(&mut self, failure: Failure, now: Instant) {
-        let Some(last) = &mut self.connected else { return };
-        last.silent_since |= failure == Failure::Silent;
+    pub(super) fn handle_failure(&mut self, failure: ProbeFailure, now: Instant) {
+        let Some(last) = &mut self.kafka_up else { return };
+        last.silent_since |= failure == ProbeFailure::Silent;
         let patient = last.silent_since && now.saturating_duration_since(last.at) < PROBE_SILENCE_MAX;
         if !patient {
-            self.connected = None;
+            self.kafka_up = None;
         }
     }
 
     /// Whether the brokers answer.
     pub(super) fn connected(&self) -> bool {
-        self.connected.is_some()
+        self.kafka_up.is_some()
     }
 }
 
 /// When the client that asks is replaced: it got no answer for some time, and a new one may, whatever state the old one
 /// is in.
 #[derive(Debug)]
-pub(super) struct Renewal {
+pub(super) struct ReplacementTimer {
     /// So long may a client go without an answer (`KAFKA_STALL_MS`).
     bound: Duration,
     /// Since when the client has had no answer.
@@ -74,23 +74,23 @@ pub(super) struct Renewal {
     renewed: u32,
 }
 
-impl Renewal {
+impl ReplacementTimer {
     /// For a client that has not been asked yet.
     pub(super) fn new(bound: Duration) -> Self {
         Self { bound, failing: None, renewed: 0 }
     }
 
     /// The client got an answer.
-    pub(super) fn answered(&mut self) {
+    pub(super) fn handle_answer(&mut self) {
         (self.failing, self.renewed) = (None, 0);
     }
 
     /// The client got none; whether to replace it. Each fourth one has three times as long as the others: so a cluster that
     /// takes its time with new connections is reached all the same.
-    pub(super) fn failed(&mut self, failure: Failure, now: Instant) -> bool {
+    pub(super) fn handle_failure(&mut self, failure: ProbeFailure, now: Instant) -> bool {
         let since = *self.failing.get_or_insert(now);
         let patience = if self.renewed % 4 == 3 { self.bound * 3 } else { self.bound };
-        let is_due = failure == Failure::NoBrokers || now.saturating_duration_since(since) >= patience;
+        let is_due = failure == ProbeFailure::NoBrokers || now.saturating_duration_since(since) >= patience;
         if is_due {
             self.failing = Some(now);
             self.renewed += 1;
@@ -103,7 +103,7 @@ impl Renewal {
 /// hangs, while it is asked for ends, and shows it at the probe after that.
 const _: () = {
     assert!(PROBE_EVERY.as_millis() <= PROBE_TIMEOUT.as_millis());
-    let question_and_probe = LOOK_TIMEOUT.as_millis() + PROBE_TIMEOUT.as_millis();
+    let question_and_probe = METADATA_TIMEOUT.as_millis() + PROBE_TIMEOUT.as_millis();
     assert!(question_and_probe < 5_000, "a stopped broker shows within 5 s");
     assert!(PROBE_SILENCE_MAX.as_millis() + question_and_probe < 15_000, "a broker that hangs shows within 15 s");
 };
@@ -118,37 +118,37 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let mut brokers = Reachability::default();
         assert!(!brokers.connected(), "nothing is known at first");
-        brokers.failed(Failure::Silent, at(100));
+        brokers.handle_failure(ProbeFailure::Silent, at(100));
         assert!(!brokers.connected());
 
-        brokers.answered(at(1_000));
+        brokers.handle_answer(at(1_000));
         assert!(brokers.connected());
-        brokers.failed(Failure::Silent, at(4_000));
+        brokers.handle_failure(ProbeFailure::Silent, at(4_000));
         assert!(brokers.connected(), "slow for 3 s: it may come");
-        brokers.answered(at(4_500));
-        brokers.failed(Failure::Silent, at(6_000));
-        brokers.failed(Failure::Unreachable, at(7_500));
+        brokers.handle_answer(at(4_500));
+        brokers.handle_failure(ProbeFailure::Silent, at(6_000));
+        brokers.handle_failure(ProbeFailure::Unreachable, at(7_500));
         assert!(brokers.connected(), "the connection was given up, which is no refusal");
-        brokers.failed(Failure::Unreachable, at(10_500));
+        brokers.handle_failure(ProbeFailure::Unreachable, at(10_500));
         assert!(!brokers.connected(), "silent for 6 s");
 
-        brokers.answered(at(20_000));
+        brokers.handle_answer(at(20_000));
         assert!(brokers.connected());
-        brokers.failed(Failure::Unreachable, at(21_000));
+        brokers.handle_failure(ProbeFailure::Unreachable, at(21_000));
         assert!(!brokers.connected());
     }
 
     #[test]
     fn a_client_without_an_answer_is_replaced_after_the_bound_and_one_that_heard_of_no_broker_at_once() {
         let start = Instant::now();
-        let mut renewal = Renewal::new(Duration::from_secs(3));
+        let mut renewal = ReplacementTimer::new(Duration::from_secs(3));
         let mut due = |failure, seconds: std::ops::Range<u64>| {
-            let is_due = |second: &u64| renewal.failed(failure, start + Duration::from_secs(*second));
+            let is_due = |second: &u64| renewal.handle_failure(failure, start + Duration::from_secs(*second));
             seconds.filter(is_due).collect::<Vec<_>>()
         };
-        assert_eq!(due(Failure::Unreachable, 0..22), [3, 6, 9, 18, 21], "the fourth has three times as long");
-        assert_eq!(due(Failure::NoBrokers, 22..24), [22, 23]);
-        renewal.answered();
-        assert!(!renewal.failed(Failure::Silent, start + Duration::from_secs(60)));
+        assert_eq!(due(ProbeFailure::Unreachable, 0..22), [3, 6, 9, 18, 21], "the fourth has three times as long");
+        assert_eq!(due(ProbeFailure::NoBrokers, 22..24), [22, 23]);
+        renewal.handle_answer();
+        assert!(!renewal.handle_failure(ProbeFailure::Silent, start + Duration::from_secs(60)));
     }
 }

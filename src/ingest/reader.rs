@@ -4,7 +4,7 @@
 mod assignment;
 mod compacted;
 mod missing;
-mod renewal;
+mod replacement;
 mod unpacked;
 
 use std::collections::{HashMap, HashSet};
@@ -18,28 +18,28 @@ use tracing::{info, warn};
 
 use crate::clock::Now;
 use crate::config::KafkaConfig;
-use crate::exchange::{IngestStatus, Owner, PublishedStanding, ShardDoor, Standing, Undelivered};
+use crate::exchange::{IngestStatus, Owner, PodState, PublishedPodState, ShardHandle, Undelivered};
 use crate::ids::{AssessmentHash, ShardIndex, TopicIndex};
 use crate::limits::{
-    INGEST_WAIT, KAFKA_LOG_EVERY, LOOK_WAITED_FOR_MAX, MALFORMED_LOG_EVERY, STANDSTILL_MIN, STRAY_LOOK_EVERY,
-    TICK_LOG_EVERY, TURN_AGE_MAX, TURN_RECORDS_MAX,
+    INGEST_WAIT, KAFKA_LOG_EVERY, LOOP_STALL_MAX, MALFORMED_LOG_EVERY, METADATA_WAIT_MAX, MISPLACED_REFRESH_EVERY,
+    PAUSE_DETECTED_MIN, TICK_LOG_EVERY, TURN_RECORDS_MAX,
 };
 use crate::log_throttle::LogThrottles;
-use crate::stream::batch::{Batch, Ends, NextOffset, Origin};
+use crate::stream::batch::{Batch, NextOffset, Origin, PartitionEnds};
 
-use super::batcher::{Batcher, Fault, Incoming, Taken};
-use super::client::Ending;
+use super::batcher::{Batcher, ConsumedRecord, RecordFault, RecordOutcome};
+use super::batching_delay::BatchingDelay;
+use super::client::ClientTerminator;
 use super::compaction::Compaction;
-use super::continuity::{Continuity, Course, Lost, Notes};
-use super::kafka::{Consumer, FetchFailure, Message};
-use super::lag::{Held, Lag};
-use super::metrics::{Publisher, Tally};
-use super::pace::Pace;
-use super::positions::Positions;
-use super::progress::Progress;
+use super::continuity::{Continuity, LossKind, RecordContinuity, RecordNotes};
+use super::kafka::{Consumer, ConsumerEvent, FetchFailure};
+use super::lag::{ConsumerLag, HeldBackPartition};
+use super::metrics::{IngestCounts, Publisher};
+use super::read_offsets::ReadOffsets;
+use super::stall_detector::StallDetector;
 use super::startup::Filling;
 use super::ticks::TimeFault;
-use super::watcher::{Doubts, LogEnds, Watcher};
+use super::watcher::{RecheckRequest, WatcherHandle, Watermarks};
 
 /// How often the lag is summed up, and the progress of the filling said.
 const LAG_EVERY: Duration = Duration::from_millis(250);
@@ -49,29 +49,29 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 const BLOCKED_MIN: Duration = Duration::from_millis(1);
 
 /// All is over: the standing says so, or a shard has ended.
-struct Over;
+struct Stopped;
 
 /// What the thread reads with.
 pub(super) struct Reader {
     config: KafkaConfig,
     consumer: Consumer,
-    watcher: Watcher,
-    desk: Desk,
-    pace: Pace,
+    watcher: WatcherHandle,
+    state: IngestState,
+    batching_delay: BatchingDelay,
     /// Where a client that is replaced ends.
-    ending: Ending,
+    terminator: ClientTerminator,
     /// How often the brokers had come back when the client was made, or judged last.
-    returns: u64,
+    recoveries: u64,
 }
 
 /// What the thread works on, whichever way records came.
-struct Desk {
-    doors: Vec<ShardDoor>,
-    standing: PublishedStanding,
+struct IngestState {
+    shard_handles: Vec<ShardHandle>,
+    pod_state: PublishedPodState,
     place_anywhere: bool,
     status: Arc<IngestStatus>,
     batcher: Batcher,
-    positions: Positions,
+    read_offsets: ReadOffsets,
     continuity: Continuity,
     compaction: Compaction,
     /// How far back the shards remember.
@@ -86,12 +86,12 @@ struct Desk {
     /// Partitions whose next batch can't be unpacked, and how often in a row that came of those that are passed over.
     not_unpacked: HashSet<(TopicIndex, i32)>,
     passed_over: HashMap<(TopicIndex, i32), u32>,
-    progress: Progress,
-    filling: Option<FillingSince>,
-    lag: Lag,
+    stall_detector: StallDetector,
+    filling: Option<FillProgress>,
+    lag: ConsumerLag,
     lag_by_topic: Vec<i64>,
     lag_summed: Instant,
-    tally: Tally,
+    counts: IngestCounts,
     publisher: Publisher,
     /// The start waits so long for partitions that can't be read.
     start_wait: Duration,
@@ -99,14 +99,14 @@ struct Desk {
     tick_times: LogThrottles<(TopicIndex, TimeFault)>,
     failed: LogThrottles<(Option<TopicIndex>, i32)>,
     /// Topics whose records make a look worth while: they may have more partitions.
-    strays: LogThrottles<TopicIndex>,
+    misplaced_topics: LogThrottles<TopicIndex>,
     /// For the watcher, as soon as it takes them.
-    doubts: Option<Doubts>,
+    recheck: Option<RecheckRequest>,
     /// When the loop was last seen to turn.
     turned: Instant,
     /// Since when nothing is read, because the process stood still: a topic may have been made anew meanwhile, and
     /// librdkafka would go on at the old log's offset in the new one.
-    held: Option<Instant>,
+    paused_since: Option<Instant>,
     /// Messages wait and the last turn took none of them.
     leaves_messages: bool,
     /// Shards that take no batch, for the log.
@@ -115,7 +115,7 @@ struct Desk {
     gaps: LogThrottles<(TopicIndex, i32)>,
 }
 
-struct FillingSince {
+struct FillProgress {
     filling: Filling,
     began: Instant,
     /// Since when partitions that give nothing are waited for, while Kafka is reached.
@@ -126,16 +126,21 @@ struct FillingSince {
 }
 
 impl Reader {
-    pub(super) fn new(consumer: Consumer, watcher: Watcher, parts: super::Parts, ending: Ending) -> Self {
+    pub(super) fn new(
+        consumer: Consumer,
+        watcher: WatcherHandle,
+        parts: super::Parts,
+        terminator: ClientTerminator,
+    ) -> Self {
         let config = parts.config.clone();
-        let desk = Desk::new(parts, Instant::now());
-        Self { config, consumer, watcher, desk, pace: Pace::default(), ending, returns: 0 }
+        let state = IngestState::new(parts, Instant::now());
+        Self { config, consumer, watcher, state, batching_delay: BatchingDelay::default(), terminator, recoveries: 0 }
     }
 
     /// Reads until all is over.
     pub(super) fn run(mut self) {
         while let Ok(records) = self.turn() {
-            let pause = self.pace.after(records, Instant::now());
+            let pause = self.batching_delay.after(records, Instant::now());
             if !pause.is_zero() {
                 thread::sleep(pause);
             }
@@ -143,61 +148,61 @@ impl Reader {
     }
 
     /// Returns how many records were taken.
-    fn turn(&mut self) -> Result<usize, Over> {
-        let desk = &mut self.desk;
+    fn turn(&mut self) -> Result<usize, Stopped> {
+        let state = &mut self.state;
         let now = Instant::now();
-        desk.turns(now);
-        let standing = desk.standing.load_full();
-        if standing.ended {
-            return Err(Over);
+        state.record_turn(now);
+        let pod_state = state.pod_state.load_full();
+        if pod_state.ended {
+            return Err(Stopped);
         }
-        let found = match desk.is_held(now) {
-            true => self.watcher.found.recv_timeout(INGEST_WAIT).ok(),
-            false => self.watcher.found.try_recv().ok(),
+        let change = match state.is_paused(now) {
+            true => self.watcher.change.recv_timeout(INGEST_WAIT).ok(),
+            false => self.watcher.change.try_recv().ok(),
         };
-        if let Some(found) = found {
-            desk.take_in(&found, &mut self.consumer, now);
+        if let Some(change) = change {
+            state.apply_change(&change, &mut self.consumer, now);
             // Before the first record: where reading begins, or goes on behind what was deleted, is what each shard goes by.
-            desk.flush(&self.watcher, now)?;
+            state.flush(&self.watcher, now)?;
         }
         let (mut taken, mut records) = (0, 0);
         // In a flood, what is handed over together wakes a shard once.
-        while !desk.is_held(now) && taken < TURN_RECORDS_MAX {
+        while !state.is_paused(now) && taken < TURN_RECORDS_MAX {
             let fetched = self.consumer.fetch(if taken == 0 { INGEST_WAIT } else { Duration::ZERO });
             let fetched_at = Now::read();
-            desk.turns(fetched_at.instant);
-            desk.batcher.set_now(fetched_at);
+            state.record_turn(fetched_at.instant);
+            state.batcher.set_time(fetched_at);
             if fetched.len() > 0 {
-                desk.took(fetched_at.instant);
+                state.record_activity(fetched_at.instant);
             }
             for message in fetched.iter() {
-                records += usize::from(matches!(message, Message::Record(_)));
-                desk.message(message, &standing, &self.watcher, now)?;
+                records += usize::from(matches!(message, ConsumerEvent::Record(_)));
+                state.message(message, &pod_state, &self.watcher, now)?;
             }
             taken += fetched.len();
             if !fetched.is_full() {
                 break;
             }
         }
-        desk.flush(&self.watcher, now)?;
-        desk.pass_over(&self.consumer);
-        desk.finish_turn(&self.watcher, now);
-        desk.leaves_messages = taken == 0 && !desk.is_held(now) && self.consumer.waiting() > 0;
-        self.renew_where_needed(Instant::now());
+        state.flush(&self.watcher, now)?;
+        state.pass_over(&self.consumer);
+        state.finish_turn(&self.watcher, now);
+        state.leaves_messages = taken == 0 && !state.is_paused(now) && self.consumer.waiting() > 0;
+        self.replace_client_if_stalled(Instant::now());
         Ok(records)
     }
 }
 
-impl Desk {
+impl IngestState {
     fn new(parts: super::Parts, now: Instant) -> Self {
         let shards = u16::try_from(parts.shards.len()).unwrap_or(u16::MAX);
         Self {
             batcher: Batcher::new(shards, parts.config.event_bytes_max, parts.config.history),
-            doors: parts.shards,
-            standing: parts.standing,
+            shard_handles: parts.shards,
+            pod_state: parts.pod_state,
             place_anywhere: parts.place_anywhere,
             status: parts.status,
-            positions: Positions::default(),
+            read_offsets: ReadOffsets::default(),
             continuity: Continuity::default(),
             compaction: Compaction::default(),
             window: parts.config.history,
@@ -207,20 +212,20 @@ impl Desk {
             not_unpacked: HashSet::new(),
             passed_over: HashMap::new(),
             start_wait: parts.config.start_wait,
-            progress: Progress::new(parts.config.stall, now),
+            stall_detector: StallDetector::new(parts.config.stall, now),
             filling: None,
-            lag: Lag::default(),
+            lag: ConsumerLag::default(),
             lag_by_topic: Vec::new(),
             lag_summed: now,
-            tally: Tally::default(),
+            counts: IngestCounts::default(),
             publisher: Publisher::new(parts.metrics),
             malformed: LogThrottles::new(MALFORMED_LOG_EVERY),
             tick_times: LogThrottles::new(TICK_LOG_EVERY),
             failed: LogThrottles::new(KAFKA_LOG_EVERY),
-            strays: LogThrottles::new(STRAY_LOOK_EVERY),
-            doubts: None,
+            misplaced_topics: LogThrottles::new(MISPLACED_REFRESH_EVERY),
+            recheck: None,
             turned: now,
-            held: None,
+            paused_since: None,
             leaves_messages: false,
             waited_for: LogThrottles::new(KAFKA_LOG_EVERY),
             open_transactions: LogThrottles::new(KAFKA_LOG_EVERY),
@@ -229,34 +234,34 @@ impl Desk {
     }
 
     /// The loop turns. Where it has not for long, the process stood still: reading waits for a look at the topics.
-    fn turns(&mut self, now: Instant) {
+    fn record_turn(&mut self, now: Instant) {
         if !self.leaves_messages {
-            self.status.pulse.beat(now);
+            self.status.liveness.turn_ended(now);
         }
-        if now.saturating_duration_since(self.turned) >= STANDSTILL_MIN {
-            self.progress.interrupted(now);
-            self.held = Some(now);
-            self.doubts.get_or_insert_default().wants_answer = true;
+        if now.saturating_duration_since(self.turned) >= PAUSE_DETECTED_MIN {
+            self.stall_detector.interrupted(now);
+            self.paused_since = Some(now);
+            self.recheck.get_or_insert_default().wants_answer = true;
         }
         self.turned = now;
     }
 
     /// Whether nothing may be read yet.
-    fn is_held(&mut self, now: Instant) -> bool {
+    fn is_paused(&mut self, now: Instant) -> bool {
         // Where Kafka doesn't say what there is, the topics are most likely what they were.
-        self.held.take_if(|since| now.saturating_duration_since(*since) >= LOOK_WAITED_FOR_MAX);
-        if self.held.is_some() {
-            self.progress.interrupted(now);
+        self.paused_since.take_if(|since| now.saturating_duration_since(*since) >= METADATA_WAIT_MAX);
+        if self.paused_since.is_some() {
+            self.stall_detector.interrupted(now);
         }
-        self.held.is_some()
+        self.paused_since.is_some()
     }
 
     /// The client gave something.
-    fn took(&mut self, now: Instant) {
-        self.progress.took(now);
+    fn record_activity(&mut self, now: Instant) {
+        self.stall_detector.record_activity(now);
         // A look alone most of the time.
-        if self.status.stuck.load(Ordering::Relaxed) {
-            self.status.stuck.store(false, Ordering::Release);
+        if self.status.reader_stalled.load(Ordering::Relaxed) {
+            self.status.reader_stalled.store(false, Ordering::Release);
             info!("reading again");
         }
     }
@@ -265,28 +270,30 @@ impl Desk {
 
     fn message(
         &mut self,
-        message: Message<'_>,
-        standing: &Standing,
-        watcher: &Watcher,
+        message: ConsumerEvent<'_>,
+        pod_state: &PodState,
+        watcher: &WatcherHandle,
         now: Instant,
-    ) -> Result<(), Over> {
-        if !self.missing.is_empty() && self.is_of_missing(&message) {
+    ) -> Result<(), Stopped> {
+        if !self.missing.is_empty() && self.handle_missing(&message) {
             return Ok(());
         }
         match message {
-            Message::Record(incoming) => self.record(&incoming, standing, watcher, now)?,
-            Message::End { topic, partition, offset } => self.end_seen((topic, partition), offset, watcher, now)?,
-            Message::OutOfRange { topic, partition } => {
-                self.said(topic, partition, false);
-                self.refused.insert((topic, partition));
-                self.doubts.get_or_insert_default().out_of_range.push((topic, partition));
+            ConsumerEvent::Record(incoming) => self.record(&incoming, pod_state, watcher, now)?,
+            ConsumerEvent::End { topic, partition, offset } => {
+                self.end_seen((topic, partition), offset, watcher, now)?
             }
-            Message::Failed { topic, partition, failure, error } => {
+            ConsumerEvent::OutOfRange { topic, partition } => {
+                self.record_event(topic, partition, false);
+                self.refused.insert((topic, partition));
+                self.recheck.get_or_insert_default().out_of_range.push((topic, partition));
+            }
+            ConsumerEvent::Failed { topic, partition, failure, error } => {
                 if failure == FetchFailure::Gone {
-                    self.doubts.get_or_insert_default();
+                    self.recheck.get_or_insert_default();
                 }
                 if let Some(topic) = topic {
-                    self.said(topic, partition, failure == FetchFailure::Refused);
+                    self.record_event(topic, partition, failure == FetchFailure::Refused);
                 }
                 if let (FetchFailure::NotUnpacked, Some(topic)) = (failure, topic) {
                     self.not_unpacked.insert((topic, partition));
@@ -299,63 +306,63 @@ impl Desk {
 
     fn record(
         &mut self,
-        incoming: &Incoming<'_>,
-        standing: &Standing,
-        watcher: &Watcher,
+        incoming: &ConsumedRecord<'_>,
+        pod_state: &PodState,
+        watcher: &WatcherHandle,
         now: Instant,
-    ) -> Result<(), Over> {
+    ) -> Result<(), Stopped> {
         let origin = incoming.origin;
         self.is_unpacked(origin.topic, origin.partition);
-        match self.continuity.record(&self.positions, origin, incoming.epoch) {
-            Course::On => {}
-            Course::Noted(notes) => self.note(origin, notes, now),
-            Course::Again => return Ok(()),
-            Course::Replaced(cut) => {
+        match self.continuity.record(&self.read_offsets, origin, incoming.epoch) {
+            RecordContinuity::Next => {}
+            RecordContinuity::Noted(notes) => self.send_notes(origin, notes, now),
+            RecordContinuity::Duplicate => return Ok(()),
+            RecordContinuity::Replaced(cut) => {
                 self.flush(watcher, now)?;
-                self.lost(origin.topic, origin.partition, Lost::Cut(cut));
+                self.send_loss(origin.topic, origin.partition, LossKind::Truncated(cut));
                 let epoch = (incoming.epoch >= 0).then_some(incoming.epoch);
-                self.note(origin, Notes { epoch, ..Notes::default() }, now);
+                self.send_notes(origin, RecordNotes { epoch, ..RecordNotes::default() }, now);
             }
         }
-        match self.batcher.push(incoming, &self.positions) {
-            Ok(Taken::Tick(fault)) => {
-                self.tally.processed += 1;
+        match self.batcher.push(incoming, &self.read_offsets) {
+            Ok(RecordOutcome::Tick(fault)) => {
+                self.counts.processed += 1;
                 if let Some(fault) = fault {
                     self.bad_tick_time(incoming, fault, now);
                 }
             }
-            Ok(Taken::Event { hash, is_stray }) => {
-                let is_own = self.place_anywhere || is_own(hash, standing);
+            Ok(RecordOutcome::Event { hash, is_misplaced }) => {
+                let is_own = self.place_anywhere || is_own(hash, pod_state);
                 // Without a branch: which it will be, no processor can guess.
-                self.tally.processed += u64::from(is_own);
-                self.tally.not_owner += u64::from(!is_own);
-                if is_stray && self.strays.admit(origin.topic, now).is_some() {
-                    self.doubts.get_or_insert_default();
+                self.counts.processed += u64::from(is_own);
+                self.counts.not_owner += u64::from(!is_own);
+                if is_misplaced && self.misplaced_topics.admit(origin.topic, now).is_some() {
+                    self.recheck.get_or_insert_default();
                 }
             }
             Err(fault) => self.malformed(origin, fault, now),
         }
-        self.positions.set(origin.topic, origin.partition, origin.offset + 1);
+        self.read_offsets.set(origin.topic, origin.partition, origin.offset + 1);
         while let Some((shard, batch)) = self.batcher.take_full() {
             self.deliver(shard, batch, watcher)?;
         }
         Ok(())
     }
 
-    fn malformed(&mut self, origin: Origin, fault: Fault, now: Instant) {
-        self.tally.malformed(fault);
+    fn malformed(&mut self, origin: Origin, fault: RecordFault, now: Instant) {
+        self.counts.malformed(fault);
         if let Some(held_back) = self.malformed.admit(origin.topic, now) {
-            let topic = self.name(Some(origin.topic));
+            let topic = self.topic_name(Some(origin.topic));
             let Origin { partition, offset, .. } = origin;
             warn!(topic, partition, offset, reason = %fault, held_back, "a record can't be used");
         }
     }
 
-    fn bad_tick_time(&mut self, incoming: &Incoming<'_>, fault: TimeFault, now: Instant) {
-        self.tally.bad_tick_time(fault);
+    fn bad_tick_time(&mut self, incoming: &ConsumedRecord<'_>, fault: TimeFault, now: Instant) {
+        self.counts.bad_tick_time(fault);
         let Origin { topic, partition, offset } = incoming.origin;
         if let Some(held_back) = self.tick_times.admit((topic, fault), now) {
-            let (topic, timestamp_ms) = (self.name(Some(topic)), incoming.timestamp_ms);
+            let (topic, timestamp_ms) = (self.topic_name(Some(topic)), incoming.timestamp_ms);
             warn!(topic, partition, offset, timestamp_ms, reason = %fault, held_back, "a tick's timestamp can't be used");
         }
     }
@@ -364,20 +371,20 @@ impl Desk {
         &mut self,
         (topic, partition): (TopicIndex, i32),
         offset: i64,
-        watcher: &Watcher,
+        watcher: &WatcherHandle,
         now: Instant,
-    ) -> Result<(), Over> {
-        if let Some(cut) = self.continuity.end(&self.positions, topic, partition, offset) {
+    ) -> Result<(), Stopped> {
+        if let Some(cut) = self.continuity.end(&self.read_offsets, topic, partition, offset) {
             self.flush(watcher, now)?;
-            self.lost(topic, partition, Lost::Cut(cut));
+            self.send_loss(topic, partition, LossKind::Truncated(cut));
         }
-        if self.positions.next(topic, partition).is_some_and(|next| next < offset) {
+        if self.read_offsets.next(topic, partition).is_some_and(|next| next < offset) {
             self.gap(NextOffset { topic, partition, offset }, now);
         }
         self.is_unpacked(topic, partition);
-        self.positions.set(topic, partition, offset);
-        self.lag.end_seen(topic, partition, offset, &self.positions);
-        self.said(topic, partition, false);
+        self.read_offsets.set(topic, partition, offset);
+        self.lag.end_seen(topic, partition, offset, &self.read_offsets);
+        self.record_event(topic, partition, false);
         if let Some(since) = &mut self.filling {
             since.filling.end_seen(topic, partition);
         }
@@ -385,29 +392,29 @@ impl Desk {
     }
 
     /// The client said something of a partition beside its records.
-    fn said(&mut self, topic: TopicIndex, partition: i32, is_refused: bool) {
-        if let Some(place) = self.positions.place(topic, partition) {
-            self.progress.said(place, is_refused);
+    fn record_event(&mut self, topic: TopicIndex, partition: i32, is_refused: bool) {
+        if let Some(index) = self.read_offsets.index_of(topic, partition) {
+            self.stall_detector.record_event(index, is_refused);
         }
     }
 
     fn fetch_failed(&mut self, topic: Option<TopicIndex>, partition: i32, error: &str, now: Instant) {
-        self.tally.partition_errors += 1;
+        self.counts.partition_errors += 1;
         if let Some(held_back) = self.failed.admit((topic, partition), now) {
-            warn!(topic = self.name(topic), partition, error, held_back, "reading failed; trying on");
+            warn!(topic = self.topic_name(topic), partition, error, held_back, "reading failed; trying on");
         }
     }
 
-    fn name(&self, topic: Option<TopicIndex>) -> &str {
+    fn topic_name(&self, topic: Option<TopicIndex>) -> &str {
         topic.and_then(|topic| self.batcher.topics().get(usize::from(topic.0))).map_or("", |topic| &topic.name)
     }
 
     // ---- what leaves ------------------------------------------------------------------------------------------------------
 
-    fn flush(&mut self, watcher: &Watcher, now: Instant) -> Result<(), Over> {
-        let shards = u16::try_from(self.doors.len()).unwrap_or(u16::MAX);
+    fn flush(&mut self, watcher: &WatcherHandle, now: Instant) -> Result<(), Stopped> {
+        let shards = u16::try_from(self.shard_handles.len()).unwrap_or(u16::MAX);
         for shard in (0..shards).map(ShardIndex) {
-            if let Some(batch) = self.batcher.take(shard, &self.positions, now) {
+            if let Some(batch) = self.batcher.take(shard, &self.read_offsets, now) {
                 self.deliver(shard, batch, watcher)?;
             }
         }
@@ -415,43 +422,43 @@ impl Desk {
     }
 
     /// Hands a batch over, however long the shard takes: nothing is dropped, and Kafka keeps what is not read yet.
-    fn deliver(&mut self, shard: ShardIndex, mut batch: Batch, watcher: &Watcher) -> Result<(), Over> {
-        self.tally.batches += 1;
-        self.tally.batch_bytes += batch.arena.len() as u64;
+    fn deliver(&mut self, shard: ShardIndex, mut batch: Batch, watcher: &WatcherHandle) -> Result<(), Stopped> {
+        self.counts.batches += 1;
+        self.counts.batch_bytes += batch.arena.len() as u64;
         let began = Instant::now();
         loop {
-            let Some(door) = self.doors.get(usize::from(shard.0)) else { return Err(Over) };
+            let Some(handle) = self.shard_handles.get(usize::from(shard.0)) else { return Err(Stopped) };
             let tried = Instant::now();
-            let sent = door.send_batch(batch, INGEST_WAIT);
+            let sent = handle.send_batch(batch, INGEST_WAIT);
             let now = Instant::now();
             let waited = now.saturating_duration_since(tried);
             if waited >= BLOCKED_MIN {
-                self.tally.blocked += waited;
+                self.counts.blocked += waited;
             }
             batch = match sent {
                 Ok(()) => return Ok(()),
-                Err(Undelivered::Ended) => return Err(Over),
+                Err(Undelivered::Ended) => return Err(Stopped),
                 Err(Undelivered::Full(batch)) => *batch,
             };
-            self.turns(now);
-            if self.standing.load().ended {
-                return Err(Over);
+            self.record_turn(now);
+            if self.pod_state.load().ended {
+                return Err(Stopped);
             }
             let waited = now.saturating_duration_since(began);
-            if waited >= TURN_AGE_MAX && self.waited_for.admit(shard, now).is_some() {
+            if waited >= LOOP_STALL_MAX && self.waited_for.admit(shard, now).is_some() {
                 warn!(shard = shard.0, ?waited, "the shard takes no batch; nothing is read from Kafka meanwhile");
             }
             self.publish(watcher, now);
-            self.progress.interrupted(now);
+            self.stall_detector.interrupted(now);
         }
     }
 
     // ---- what shows -------------------------------------------------------------------------------------------------------
 
-    fn finish_turn(&mut self, watcher: &Watcher, now: Instant) {
-        if let Some(doubts) = self.doubts.take() {
+    fn finish_turn(&mut self, watcher: &WatcherHandle, now: Instant) {
+        if let Some(recheck) = self.recheck.take() {
             // Full is where the watcher has not taken the last ones, or can't, since Kafka doesn't answer.
-            self.doubts = watcher.doubts.try_send(doubts).err().map(TrySendError::into_inner);
+            self.recheck = watcher.recheck.try_send(recheck).err().map(TrySendError::into_inner);
         }
         self.check_filling(now);
         self.publish(watcher, now);
@@ -459,16 +466,16 @@ impl Desk {
 
     fn check_filling(&mut self, now: Instant) {
         let Some(since) = &mut self.filling else { return };
-        since.filling.check(&self.positions);
+        since.filling.check(&self.read_offsets);
         // While no broker answers, no partition is worse than another.
-        if !self.status.connected.load(Ordering::Relaxed) {
+        if !self.status.kafka_up.load(Ordering::Relaxed) {
             since.waits_since = now;
         }
         if now.saturating_duration_since(since.waits_since) >= self.start_wait {
-            self.give_up_the_silent();
+            self.stop_waiting_for_missing();
         }
         let Some(since) = &mut self.filling else { return };
-        let FillingSince { filling, began, partitions, offsets, said, .. } = since;
+        let FillProgress { filling, began, partitions, offsets, said, .. } = since;
         // With the wait for this turn's records.
         let took = began.elapsed();
         if filling.is_done() {
@@ -478,7 +485,7 @@ impl Desk {
             self.filling = None;
             return;
         }
-        let left = filling.offsets_left(&self.positions);
+        let left = filling.offsets_left(&self.read_offsets);
         self.publisher.filling_left(left);
         if now.saturating_duration_since(*said) >= PROGRESS_EVERY {
             *said = now;
@@ -486,37 +493,38 @@ impl Desk {
         }
     }
 
-    fn publish(&mut self, watcher: &Watcher, now: Instant) {
-        self.publisher.publish(&mut self.tally);
+    fn publish(&mut self, watcher: &WatcherHandle, now: Instant) {
+        self.publisher.publish(&mut self.counts);
         let ends = watcher.ends.try_recv().ok();
         let has_ends = ends.is_some();
-        if let Some(LogEnds { stable, high }) = ends {
+        if let Some(Watermarks { stable, high }) = ends {
             let offsets: Vec<_> = stable.ends.iter().map(|end| end.at).collect();
-            self.progress.ends_are(stable.asked, &offsets, &self.positions);
-            self.lag.ends_are(&offsets, &self.positions);
-            self.lag.watermarks_are(stable.asked, &high, &self.positions);
-            self.compaction.ends_are(&self.positions, stable.asked, &offsets, &high);
-            self.tell_ends(stable);
-            self.tell_open_transactions(now);
+            self.stall_detector.update_ends(stable.asked, &offsets, &self.read_offsets);
+            self.lag.update_ends(&offsets, &self.read_offsets);
+            self.lag.update_watermarks(stable.asked, &high, &self.read_offsets);
+            self.compaction.update_ends(&self.read_offsets, stable.asked, &offsets, &high);
+            self.send_ends(stable);
+            self.publish_open_transactions(now);
         }
         if has_ends || now.saturating_duration_since(self.lag_summed) >= LAG_EVERY {
             self.lag_summed = now;
-            self.lag.sum_up(&self.positions, &mut self.lag_by_topic);
+            self.lag.sum_up(&self.read_offsets, &mut self.lag_by_topic);
             self.publisher.lag(&self.lag_by_topic);
         }
     }
 
     /// Partitions that stand behind an open transaction show, and are logged now and then.
-    fn tell_open_transactions(&mut self, now: Instant) {
-        let held: Vec<Held> = self.lag.held(&self.positions, now).collect();
-        let name =
-            |held: &Held| self.batcher.topics().get(usize::from(held.at.topic.0)).map_or("", |topic| &*topic.name);
+    fn publish_open_transactions(&mut self, now: Instant) {
+        let held: Vec<HeldBackPartition> = self.lag.held(&self.read_offsets, now).collect();
+        let topic_name = |held: &HeldBackPartition| {
+            self.batcher.topics().get(usize::from(held.at.topic.0)).map_or("", |topic| &*topic.name)
+        };
         for held in &held {
             let NextOffset { topic, partition, offset: last_stable_offset } = held.at;
             if self.open_transactions.admit((topic, partition), now).is_some() {
-                let Held { high_watermark, for_time, .. } = held;
+                let HeldBackPartition { high_watermark, for_time, .. } = held;
                 warn!(
-                    topic = name(held),
+                    topic = topic_name(held),
                     partition,
                     last_stable_offset,
                     high_watermark,
@@ -525,28 +533,28 @@ impl Desk {
                 );
             }
         }
-        self.publisher.open_transactions(held.iter().map(|held| (name(held), held)));
+        self.publisher.open_transactions(held.iter().map(|held| (topic_name(held), held)));
     }
 
     /// Has the ends told to the shards that want them, with the next turn's batches.
-    fn tell_ends(&mut self, mut ends: Ends) {
-        let wanting: Vec<_> = self.doors.iter().map(ShardDoor::take_wish_for_ends).collect();
+    fn send_ends(&mut self, mut ends: PartitionEnds) {
+        let wanting: Vec<_> = self.shard_handles.iter().map(ShardHandle::take_ends_request).collect();
         if !wanting.contains(&true) {
             return;
         }
         // The watcher may have asked for partitions that are on their way here.
-        ends.ends.retain(|end| self.positions.place(end.at.topic, end.at.partition).is_some());
+        ends.ends.retain(|end| self.read_offsets.index_of(end.at.topic, end.at.partition).is_some());
         let ends = Arc::new(ends);
         for (shard, _) in (0..).map(ShardIndex).zip(wanting).filter(|(_, wants)| *wants) {
-            self.batcher.ends_are(shard, &ends);
+            self.batcher.update_ends(shard, &ends);
         }
     }
 }
 
 /// Whether this pod counts an event as its own. A pod without a slot owns nothing: so the pods' counts add up to the
 /// events, however one of them comes and goes.
-fn is_own(hash: AssessmentHash, standing: &Standing) -> bool {
-    standing.own.is_some() && !matches!(standing.owner(hash), Owner::Elsewhere(_))
+fn is_own(hash: AssessmentHash, pod_state: &PodState) -> bool {
+    pod_state.own.is_some() && !matches!(pod_state.owner(hash), Owner::OtherPod(_))
 }
 
 #[cfg(test)]
@@ -560,8 +568,8 @@ mod tests {
         Arc::new(View { version: 1, slots: (0..pods).map(pod).collect() })
     }
 
-    fn holder(view: &Arc<View>, own: Option<u32>) -> Standing {
-        Standing { view: Arc::clone(view), own: own.map(SlotNumber), ..Standing::default() }
+    fn holder(view: &Arc<View>, own: Option<u32>) -> PodState {
+        PodState { view: Arc::clone(view), own: own.map(SlotNumber), ..PodState::default() }
     }
 
     #[test]
@@ -580,6 +588,6 @@ mod tests {
     fn a_pod_with_a_slot_counts_what_nobody_owns_for_it_serves_that_too() {
         let alone = holder(&Arc::default(), Some(0));
         assert!(is_own(AssessmentHash::of("a"), &alone));
-        assert!(!is_own(AssessmentHash::of("a"), &Standing::default()), "it has claimed nothing yet");
+        assert!(!is_own(AssessmentHash::of("a"), &PodState::default()), "it has claimed nothing yet");
     }
 }

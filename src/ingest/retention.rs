@@ -73,7 +73,7 @@ pub(super) struct Question<'a> {
 
 impl Question<'_> {
     /// What came of it, asked at this time; an answer is missing where the brokers didn't give one.
-    pub(super) fn answered(&self, answers: impl IntoIterator<Item = Option<Retention>>, at: Instant) -> Asked {
+    pub(super) fn handle_answer(&self, answers: impl IntoIterator<Item = Option<Retention>>, at: Instant) -> Asked {
         let answers = self.topics.iter().zip(answers).filter_map(|(topic, answer)| Some((topic.index, answer?)));
         Asked { answers: answers.collect(), at: Some(at), next: self.next }
     }
@@ -125,7 +125,7 @@ impl Retentions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::table::Table;
+    use crate::routing::table::RouteTable;
 
     #[test]
     fn a_topic_is_news_when_it_is_compacted_and_when_it_keeps_records_for_another_time() {
@@ -158,7 +158,7 @@ mod tests {
         let topics: Vec<_> = (0..200)
             .map(|index| {
                 let name = if index == 199 { "market-data.btc-ticks" } else { "assessment.created" };
-                Arc::new(Table::built_in().resolve(TopicIndex(index), name).unwrap())
+                Arc::new(RouteTable::built_in().resolve(TopicIndex(index), name).unwrap())
             })
             .collect();
         let mut retentions = Retentions::default();
@@ -167,7 +167,7 @@ mod tests {
             let question = retentions.question(&topics[..total], &met, |topic| topic.0 != 7);
             let asked: Vec<_> = question.topics.iter().map(|topic| topic.index.0).collect();
             let answers = vec![Some(Retention::Plain); asked.len()];
-            retentions.remember(&question.answered(answers, Instant::now()));
+            retentions.remember(&question.handle_answer(answers, Instant::now()));
             asked
         };
         let but_seven = |range: std::ops::Range<u16>| range.filter(|&index| index != 7).collect::<Vec<_>>();

@@ -4,11 +4,11 @@
 use crate::ids::TopicIndex;
 use crate::limits::START_RECORDS_MIN;
 
-use super::positions::Positions;
+use super::read_offsets::ReadOffsets;
 
 /// What was asked of one partition. The end is that of `read_committed`: no open transaction lies below it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Extent {
+pub(super) struct StartOffsets {
     /// The first offset that is still there.
     pub(super) beginning: i64,
     /// The first record of the time from which on the history reaches; `None` where there is none so young, or where
@@ -18,7 +18,7 @@ pub(super) struct Extent {
     pub(super) end: i64,
 }
 
-impl Extent {
+impl StartOffsets {
     /// Where to start: at the history's time, and at least the last hundred records, for a quiet topic's end may hold
     /// control records alone, and its cursors must not expire for that.
     pub(super) fn start(self) -> i64 {
@@ -35,7 +35,7 @@ impl Extent {
 
 /// A partition to be read, and from where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Start {
+pub(super) struct PartitionStart {
     pub(super) topic: TopicIndex,
     pub(super) partition: i32,
     /// The first offset to read.
@@ -48,17 +48,17 @@ pub(super) struct Start {
 
 /// What a partition holds that was found to be out of range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Range {
+pub(super) struct LogRange {
     /// The first offset that is still there.
     pub(super) beginning: i64,
     /// The offset behind the last record.
     pub(super) end: i64,
 }
 
-impl Range {
+impl LogRange {
     /// Where to go on, where `next` was to be read. Above the end is only where a leader was elected that lacked the
     /// log's last records: to begin anew would double the ones before them.
-    pub(super) fn go_on(self, next: i64) -> i64 {
+    pub(super) fn resume_from(self, next: i64) -> i64 {
         next.min(self.end).max(self.beginning)
     }
 }
@@ -67,12 +67,12 @@ impl Range {
 /// count: they hold nothing back.
 #[derive(Debug)]
 pub(super) struct Filling {
-    left: Vec<Start>,
+    left: Vec<PartitionStart>,
 }
 
 impl Filling {
     /// Over all partitions of the start.
-    pub(super) fn new(starts: &[Start]) -> Self {
+    pub(super) fn new(starts: &[PartitionStart]) -> Self {
         Self { left: starts.to_vec() }
     }
 
@@ -83,7 +83,7 @@ impl Filling {
     }
 
     /// Takes out the partitions that can't be read: nothing of them is waited for any more.
-    pub(super) fn give_up(&mut self, mut is_silent: impl FnMut(&Start) -> bool) -> Vec<Start> {
+    pub(super) fn give_up(&mut self, mut is_silent: impl FnMut(&PartitionStart) -> bool) -> Vec<PartitionStart> {
         let (given_up, left) = self.left.iter().partition(|start| is_silent(start));
         self.left = left;
         given_up
@@ -96,8 +96,8 @@ impl Filling {
 
     /// Drops what has been read as far as it reached at the start. On a partition that is written without a pause the
     /// end is never told of.
-    pub(super) fn check(&mut self, positions: &Positions) {
-        self.left.retain(|start| positions.next(start.topic, start.partition).is_none_or(|next| next < start.end));
+    pub(super) fn check(&mut self, read_offsets: &ReadOffsets) {
+        self.left.retain(|start| read_offsets.next(start.topic, start.partition).is_none_or(|next| next < start.end));
     }
 
     /// Whether all were read.
@@ -106,8 +106,10 @@ impl Filling {
     }
 
     /// Offsets still to be read, for the log: an upper bound of the records.
-    pub(super) fn offsets_left(&self, positions: &Positions) -> i64 {
-        let left = |start: &Start| start.end - positions.next(start.topic, start.partition).unwrap_or(start.offset);
+    pub(super) fn offsets_left(&self, read_offsets: &ReadOffsets) -> i64 {
+        let left = |start: &PartitionStart| {
+            start.end - read_offsets.next(start.topic, start.partition).unwrap_or(start.offset)
+        };
         self.left.iter().map(|start| left(start).max(0)).sum()
     }
 }
@@ -120,7 +122,7 @@ mod tests {
 
     #[test]
     fn reading_starts_at_the_historys_time_or_a_hundred_records_back_but_never_below_the_beginning() {
-        let start = |beginning, since, end| Extent { beginning, since, end }.start();
+        let start = |beginning, since, end| StartOffsets { beginning, since, end }.start();
         assert_eq!(start(0, Some(5_000), 9_000), 5_000, "busy: the time decides");
         assert_eq!(start(0, Some(8_990), 9_000), 8_900, "nearly quiet: at least the last hundred");
         assert_eq!(start(0, None, 9_000), 8_900, "quiet: nothing is younger");
@@ -129,7 +131,7 @@ mod tests {
         assert_eq!(start(7_000, Some(6_000), 9_000), 7_000, "retention passed the time between the questions");
         assert_eq!(start(9_000, None, 9_000), 9_000, "all was deleted");
         assert_eq!(start(0, None, 0), 0, "never written");
-        let recent = |beginning, since, end| Extent { beginning, since, end }.recent();
+        let recent = |beginning, since, end| StartOffsets { beginning, since, end }.recent();
         assert_eq!(recent(0, Some(8_990), 9_000), 8_990, "what comes before is there besides");
         assert_eq!((recent(0, None, 9_000), recent(7_000, Some(6_000), 9_000)), (9_000, 7_000));
     }
@@ -140,7 +142,7 @@ mod tests {
             beginning in 0i64..10_000, length in 0i64..10_000, since in proptest::option::of(0i64..20_000),
         ) {
             let end = beginning + length;
-            let start = Extent { beginning, since, end }.start();
+            let start = StartOffsets { beginning, since, end }.start();
             prop_assert!((beginning..=end).contains(&start));
             prop_assert!(since.is_none_or(|since| start <= since.max(beginning)));
             prop_assert!(end - start >= length.min(START_RECORDS_MIN));
@@ -150,37 +152,38 @@ mod tests {
     #[test]
     fn filled_is_when_each_partition_was_read_to_its_end_as_it_was_or_was_told_to_be_at_its_end() {
         let topic = TopicIndex(0);
-        let starts = [0, 1, 2].map(|partition| Start { topic, partition, offset: 10, recent: 10, end: 20 });
-        let mut positions = Positions::default();
+        let starts = [0, 1, 2].map(|partition| PartitionStart { topic, partition, offset: 10, recent: 10, end: 20 });
+        let mut read_offsets = ReadOffsets::default();
         for start in starts {
-            positions.set(topic, start.partition, start.offset);
+            read_offsets.set(topic, start.partition, start.offset);
         }
         let mut filling = Filling::new(&starts);
-        filling.check(&positions);
-        assert_eq!(filling.offsets_left(&positions), 30);
+        filling.check(&read_offsets);
+        assert_eq!(filling.offsets_left(&read_offsets), 30);
 
         // One is written faster than its end can be told of: its position passes the end of the start.
-        positions.set(topic, 0, 25);
+        read_offsets.set(topic, 0, 25);
         // One ends in control records: its last record is below, and Kafka tells that the end is reached.
-        positions.set(topic, 1, 18);
+        read_offsets.set(topic, 1, 18);
         filling.end_seen(topic, 1);
-        filling.check(&positions);
+        filling.check(&read_offsets);
         assert!(!filling.is_done());
-        assert_eq!(filling.offsets_left(&positions), 10);
+        assert_eq!(filling.offsets_left(&read_offsets), 10);
 
         // The last one gets there record by record; a partition that came later means nothing here.
         filling.end_seen(topic, 7);
-        positions.set(topic, 2, 19);
-        filling.check(&positions);
+        read_offsets.set(topic, 2, 19);
+        filling.check(&read_offsets);
         assert!(!filling.is_done());
-        positions.set(topic, 2, 20);
-        filling.check(&positions);
+        read_offsets.set(topic, 2, 20);
+        filling.check(&read_offsets);
         assert!(filling.is_done());
     }
 
     #[test]
     fn a_topic_that_is_deleted_meanwhile_holds_nothing_back() {
-        let start = |topic, partition| Start { topic: TopicIndex(topic), partition, offset: 10, recent: 10, end: 20 };
+        let start =
+            |topic, partition| PartitionStart { topic: TopicIndex(topic), partition, offset: 10, recent: 10, end: 20 };
         let mut filling = Filling::new(&[start(0, 0), start(0, 1), start(1, 0)]);
         filling.retired(TopicIndex(0));
         assert!(!filling.is_done());
@@ -190,7 +193,7 @@ mod tests {
 
     #[test]
     fn where_a_partition_goes_on_that_is_out_of_range() {
-        let outside = |next| Range { beginning: 100, end: 200 }.go_on(next);
+        let outside = |next| LogRange { beginning: 100, end: 200 }.resume_from(next);
         assert_eq!(outside(40), 100, "deleted before they were read");
         assert_eq!(outside(250), 200, "the log lost its end");
         assert_eq!(outside(150), 150, "by the time of the question it is within range: nothing is skipped");

@@ -3,18 +3,18 @@
 
 use std::time::{Duration, Instant};
 
-use super::batcher::{Batcher, Incoming};
-use super::catalogue::{Catalogue, IndexRules, Seen};
-use super::continuity::{Continuity, Course, Cut, Lost};
-use super::positions::Positions;
-use super::startup::{Extent, Filling, Range, Start};
+use super::batcher::{Batcher, ConsumedRecord};
+use super::catalogue::{IndexRules, SeenTopic, TopicCatalogue};
+use super::continuity::{Continuity, LossKind, RecordContinuity, Truncation};
+use super::read_offsets::ReadOffsets;
+use super::startup::{Filling, LogRange, PartitionStart, StartOffsets};
 use crate::ids::{ShardIndex, TopicIndex};
-use crate::routing::table::Table;
-use crate::stream::batch::{Batch, Ends, EpochStart, LogCut, LogEnd, NextOffset, Origin};
+use crate::routing::table::RouteTable;
+use crate::stream::batch::{Batch, EpochStart, LogEnd, LogTruncation, NextOffset, Origin, PartitionEnds};
 
 /// A topic of the cluster, as a look sees it.
 #[derive(Debug)]
-pub(crate) struct SeenTopic<'a> {
+pub(crate) struct TestTopic<'a> {
     pub(crate) name: &'a str,
     pub(crate) id: &'a str,
     pub(crate) partitions: i32,
@@ -22,7 +22,7 @@ pub(crate) struct SeenTopic<'a> {
 
 /// What a partition's leader tells of its offsets.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Offsets {
+pub(crate) struct TestOffsets {
     pub(crate) beginning: i64,
     /// Of the first record that is young enough for the history.
     pub(crate) since: Option<i64>,
@@ -31,7 +31,7 @@ pub(crate) struct Offsets {
 
 /// What a look changed.
 #[derive(Debug, Default)]
-pub(crate) struct Looked {
+pub(crate) struct MetadataChange {
     /// No more is read of these.
     pub(crate) retired: Vec<TopicIndex>,
     /// These are read on.
@@ -44,21 +44,21 @@ pub(crate) struct Looked {
 
 /// The ingest of a pod with one shard.
 #[derive(Debug)]
-pub(crate) struct Feed {
-    catalogue: Catalogue,
+pub(crate) struct TestIngest {
+    catalogue: TopicCatalogue,
     batcher: Batcher,
-    positions: Positions,
+    read_offsets: ReadOffsets,
     continuity: Continuity,
     /// `None` before the first look.
     filling: Option<Filling>,
 }
 
-impl Feed {
-    pub(crate) fn new(routes: Table, rules: IndexRules) -> Self {
+impl TestIngest {
+    pub(crate) fn new(routes: RouteTable, rules: IndexRules) -> Self {
         Self {
-            catalogue: Catalogue::new(std::sync::Arc::new(routes), rules),
+            catalogue: TopicCatalogue::new(std::sync::Arc::new(routes), rules),
             batcher: Batcher::new(1, 1 << 20, Duration::from_secs(300)),
-            positions: Positions::default(),
+            read_offsets: ReadOffsets::default(),
             continuity: Continuity::default(),
             filling: None,
         }
@@ -66,46 +66,52 @@ impl Feed {
 
     /// A look at the cluster, as the watcher takes it and the reader takes it in. Partitions of the first look are read
     /// from within the history's time, those that come later from their beginning.
-    pub(crate) fn look(
+    pub(crate) fn apply_metadata(
         &mut self,
-        topics: &[SeenTopic<'_>],
+        topics: &[TestTopic<'_>],
         now: Instant,
-        offsets: impl Fn(&str, i32) -> Offsets,
-    ) -> Looked {
-        let seen: Vec<Seen> = topics
+        offsets: impl Fn(&str, i32) -> TestOffsets,
+    ) -> MetadataChange {
+        let seen: Vec<SeenTopic> = topics
             .iter()
-            .map(|topic| Seen {
+            .map(|topic| SeenTopic {
                 name: topic.name.into(),
                 id: topic.id.into(),
-                led: (0..topic.partitions).collect(),
+                led_partitions: (0..topic.partitions).collect(),
                 leaderless: Vec::new(),
             })
             .collect();
-        let changes = self.catalogue.look("simulated", &seen, now);
+        let changes = self.catalogue.apply_metadata("simulated", &seen, now);
         for &topic in &changes.met {
-            let places = self.positions.forget(topic);
-            places.iter().for_each(|&place| self.continuity.forget(topic, place));
+            let places = self.read_offsets.forget(topic);
+            places.iter().for_each(|&index| self.continuity.forget(topic, index));
             self.batcher.forget(topic, &places);
             self.batcher.add_topic(std::sync::Arc::clone(&self.catalogue.topics()[usize::from(topic.0)]));
         }
         let initial = self.filling.is_none();
-        let starts: Vec<Start> = changes.fresh.iter().map(|&fresh| self.start(fresh, initial, &offsets)).collect();
+        let starts: Vec<PartitionStart> =
+            changes.fresh.iter().map(|&fresh| self.start(fresh, initial, &offsets)).collect();
         for start in &starts {
-            self.positions.set(start.topic, start.partition, start.offset);
+            self.read_offsets.set(start.topic, start.partition, start.offset);
         }
         let filling = self.filling.get_or_insert_with(|| Filling::new(&starts));
         changes.retired.iter().for_each(|&topic| filling.retired(topic));
         let fresh = starts.iter().map(|start| (start.topic, start.partition, start.offset)).collect();
-        Looked { retired: changes.retired, back: changes.back, fresh, doubtful: changes.doubtful }
+        MetadataChange { retired: changes.retired, back: changes.back, fresh, doubtful: changes.doubtful }
     }
 
-    fn start(&self, (topic, partition): (TopicIndex, i32), initial: bool, of: impl Fn(&str, i32) -> Offsets) -> Start {
-        let Offsets { beginning, since, end } = of(self.name(topic), partition);
+    fn start(
+        &self,
+        (topic, partition): (TopicIndex, i32),
+        initial: bool,
+        of: impl Fn(&str, i32) -> TestOffsets,
+    ) -> PartitionStart {
+        let TestOffsets { beginning, since, end } = of(self.name(topic), partition);
         let extent = match initial {
-            true => Extent { beginning, since, end },
-            false => Extent { beginning, since: Some(beginning), end: beginning },
+            true => StartOffsets { beginning, since, end },
+            false => StartOffsets { beginning, since: Some(beginning), end: beginning },
         };
-        Start { topic, partition, offset: extent.start(), recent: extent.recent(), end: extent.end }
+        PartitionStart { topic, partition, offset: extent.start(), recent: extent.recent(), end: extent.end }
     }
 
     /// The name of a topic that is or was read.
@@ -115,19 +121,19 @@ impl Feed {
 
     /// A record that came from Kafka, written under a leader epoch.
     pub(crate) fn record(&mut self, origin: Origin, epoch: i32, payload: &[u8]) {
-        match self.continuity.record(&self.positions, origin, epoch) {
-            Course::On => {}
-            Course::Noted(notes) => self.epoch_starts(origin, notes.epoch),
-            Course::Again => return,
-            Course::Replaced(cut) => {
-                self.lost(origin.topic, origin.partition, Lost::Cut(cut));
+        match self.continuity.record(&self.read_offsets, origin, epoch) {
+            RecordContinuity::Next => {}
+            RecordContinuity::Noted(notes) => self.epoch_starts(origin, notes.epoch),
+            RecordContinuity::Duplicate => return,
+            RecordContinuity::Replaced(cut) => {
+                self.lost(origin.topic, origin.partition, LossKind::Truncated(cut));
                 self.epoch_starts(origin, Some(epoch));
             }
         }
-        let incoming = Incoming { origin, timestamp_ms: 0, epoch, key: None, payload: Some(payload) };
-        let taken = self.batcher.push(&incoming, &self.positions);
+        let incoming = ConsumedRecord { origin, timestamp_ms: 0, epoch, key: None, payload: Some(payload) };
+        let taken = self.batcher.push(&incoming, &self.read_offsets);
         assert!(taken.is_ok(), "the simulation's records are good: {taken:?}");
-        self.positions.set(origin.topic, origin.partition, origin.offset + 1);
+        self.read_offsets.set(origin.topic, origin.partition, origin.offset + 1);
     }
 
     fn epoch_starts(&mut self, first: Origin, epoch: Option<i32>) {
@@ -136,25 +142,25 @@ impl Feed {
         }
     }
 
-    fn lost(&mut self, topic: TopicIndex, partition: i32, lost: Lost) {
+    fn lost(&mut self, topic: TopicIndex, partition: i32, lost: LossKind) {
         match lost {
-            Lost::Deleted(offset) => {
-                self.positions.set(topic, partition, offset);
+            LossKind::Deleted(offset) => {
+                self.read_offsets.set(topic, partition, offset);
                 self.batcher.deleted(NextOffset { topic, partition, offset });
             }
-            Lost::Cut(Cut { next: offset, is_below_unknown }) => {
-                self.positions.set(topic, partition, offset);
-                self.batcher.cut(LogCut { next: NextOffset { topic, partition, offset }, is_below_unknown });
+            LossKind::Truncated(Truncation { next: offset, is_below_unknown }) => {
+                self.read_offsets.set(topic, partition, offset);
+                self.batcher.cut(LogTruncation { next: NextOffset { topic, partition, offset }, is_below_unknown });
             }
         }
     }
 
     /// Kafka told that a partition is read to its end. While no batch is begun, where the end is below the position.
     pub(crate) fn end_seen(&mut self, topic: TopicIndex, partition: i32, offset: i64) {
-        if let Some(cut) = self.continuity.end(&self.positions, topic, partition, offset) {
-            self.lost(topic, partition, Lost::Cut(cut));
+        if let Some(cut) = self.continuity.end(&self.read_offsets, topic, partition, offset) {
+            self.lost(topic, partition, LossKind::Truncated(cut));
         }
-        self.positions.set(topic, partition, offset);
+        self.read_offsets.set(topic, partition, offset);
         if let Some(filling) = &mut self.filling {
             filling.end_seen(topic, partition);
         }
@@ -162,9 +168,9 @@ impl Feed {
 
     /// Goes on with a partition that is out of range; returns where. While no batch is begun.
     pub(crate) fn restart(&mut self, topic: TopicIndex, partition: i32, beginning: i64, end: i64) -> i64 {
-        let range = Range { beginning, end };
+        let range = LogRange { beginning, end };
         let restart =
-            self.continuity.restart(&self.positions, topic, partition, range).expect("a partition that is read");
+            self.continuity.restart(&self.read_offsets, topic, partition, range).expect("a partition that is read");
         if let Some(lost) = restart.lost {
             self.lost(topic, partition, lost);
         }
@@ -173,24 +179,24 @@ impl Feed {
 
     /// The next offset to be read of a partition that is read.
     pub(crate) fn next(&self, topic: TopicIndex, partition: i32) -> i64 {
-        self.positions.next(topic, partition).expect("it is asked for of partitions that are read")
+        self.read_offsets.next(topic, partition).expect("it is asked for of partitions that are read")
     }
 
     /// Where the logs ended when that was asked, for the shard, which wants to know.
-    pub(crate) fn ends_are(&mut self, asked: Instant, ends: Vec<LogEnd>) {
-        self.batcher.ends_are(ShardIndex(0), &std::sync::Arc::new(Ends { asked, ends }));
+    pub(crate) fn update_ends(&mut self, asked: Instant, ends: Vec<LogEnd>) {
+        self.batcher.update_ends(ShardIndex(0), &std::sync::Arc::new(PartitionEnds { asked, ends }));
     }
 
     /// What there is for the shard.
     pub(crate) fn take(&mut self, now: Instant) -> Option<Batch> {
         let full = self.batcher.take_full().map(|(_, batch)| batch);
-        full.or_else(|| self.batcher.take(ShardIndex(0), &self.positions, now))
+        full.or_else(|| self.batcher.take(ShardIndex(0), &self.read_offsets, now))
     }
 
     /// Whether the history is filled.
     pub(crate) fn is_filled(&mut self) -> bool {
         let Some(filling) = &mut self.filling else { return false };
-        filling.check(&self.positions);
+        filling.check(&self.read_offsets);
         filling.is_done()
     }
 }

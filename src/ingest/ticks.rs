@@ -42,7 +42,7 @@ impl TimeFault {
 
 /// What is to be done with a tick.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Verdict {
+pub(super) struct TickVerdict {
     /// When it was made, and its age in ms, where the board may show it.
     pub(super) shown: Option<(TickTime, u32)>,
     /// What is wrong with its timestamp.
@@ -76,7 +76,7 @@ impl TickJudge {
     }
 
     /// The time by which ticks are judged from now on.
-    pub(super) fn set_now(&mut self, now: Now) {
+    pub(super) fn set_time(&mut self, now: Now) {
         let first = self.first.get_or_insert(now);
         let steady = first.unix.plus(now.instant.saturating_duration_since(first.instant));
         (self.earlier, self.later) = (steady.min(now.unix), steady.max(now.unix));
@@ -93,19 +93,19 @@ impl TickJudge {
     }
 
     /// Judges a tick by its record's timestamp, in Unix ms.
-    pub(super) fn judge(&self, origin: Origin, timestamp_ms: i64) -> Verdict {
+    pub(super) fn judge(&self, origin: Origin, timestamp_ms: i64) -> TickVerdict {
         if let Some(fault) = self.invalid(timestamp_ms) {
             let shown = (!self.was_there_at_start(origin)).then_some((TickTime::UNKNOWN, 0));
-            return Verdict { shown, fault: Some(fault) };
+            return TickVerdict { shown, fault: Some(fault) };
         }
         let age_ms = self.earlier.0.saturating_sub(timestamp_ms.unsigned_abs());
         if age_ms > self.window_ms {
             // At the start, each partition's last records are read, however old: there it is no fault.
             let fault = (!self.was_there_at_start(origin)).then_some(TimeFault::Expired);
-            return Verdict { shown: None, fault };
+            return TickVerdict { shown: None, fault };
         }
         let age_ms = u32::try_from(age_ms).expect("an age within the window, which is capped at u32::MAX");
-        Verdict { shown: Some((TickTime(timestamp_ms), age_ms)), fault: None }
+        TickVerdict { shown: Some((TickTime(timestamp_ms), age_ms)), fault: None }
     }
 
     /// Why a timestamp says nothing of when the tick was made.
@@ -139,13 +139,13 @@ mod tests {
     /// Whose window is ten seconds; reading began where the partition ended at offset 100.
     fn judge() -> TickJudge {
         let mut judge = TickJudge::new(Duration::from_secs(10));
-        judge.set_now(at(NOW.unsigned_abs()));
+        judge.set_time(at(NOW.unsigned_abs()));
         judge.ended_at(NextOffset { topic: TOPIC, partition: 0, offset: 100 });
         judge
     }
 
     fn verdict(offset: i64, timestamp_ms: i64) -> (Option<(TickTime, u32)>, Option<TimeFault>) {
-        let Verdict { shown, fault } = judge().judge(Origin { topic: TOPIC, partition: 0, offset }, timestamp_ms);
+        let TickVerdict { shown, fault } = judge().judge(Origin { topic: TOPIC, partition: 0, offset }, timestamp_ms);
         (shown, fault)
     }
 
@@ -189,7 +189,7 @@ mod tests {
             let (mut judge, start) = (judge(), Instant::now());
             let judge_after = |judge: &mut TickJudge, seconds: u64, timestamp_ms: i64| {
                 let unix = (NOW + step_ms).unsigned_abs() + seconds * 1_000;
-                judge.set_now(Now { instant: start + Duration::from_secs(seconds), unix: UnixMs(unix) });
+                judge.set_time(Now { instant: start + Duration::from_secs(seconds), unix: UnixMs(unix) });
                 judge.judge(origin, timestamp_ms)
             };
             for seconds in 1..100 {
@@ -205,11 +205,11 @@ mod tests {
     #[test]
     fn a_window_that_is_longer_than_any_age_that_a_tick_can_tell_takes_them_all() {
         let mut judge = TickJudge::new(Duration::MAX);
-        judge.set_now(at(u64::MAX));
+        judge.set_time(at(u64::MAX));
         let origin = Origin { topic: TOPIC, partition: 0, offset: 0 };
         assert_eq!(judge.judge(origin, NOW).shown, None, "584 million years old");
         let mut judge = TickJudge::new(Duration::MAX);
-        judge.set_now(at(NOW.unsigned_abs() + u64::from(u32::MAX)));
+        judge.set_time(at(NOW.unsigned_abs() + u64::from(u32::MAX)));
         assert_eq!(judge.judge(origin, NOW).shown, Some((TickTime(NOW), u32::MAX)));
     }
 }

@@ -95,12 +95,12 @@ extern "C" fn __wrap_rd_gz_decompress(packed: *const c_void, len: c_int, unpacke
     if out.is_null() {
         return out;
     }
-    let place = |total: u64| {
+    let index = |total: u64| {
         let done = usize::try_from(total).unwrap_or(len).min(len);
         // SAFETY: not beyond the end of what was allocated.
         Some((unsafe { out.cast::<u8>().add(done) }, c_uint::try_from(len - done).unwrap_or(0)))
     };
-    let unpacked = gunzip(packed, place);
+    let unpacked = gunzip(packed, index);
     if unpacked.is_none_or(|unpacked| unpacked != len as u64) {
         // SAFETY: it was allocated here, and nobody has it.
         unsafe { libc::free(out) };
@@ -166,8 +166,8 @@ fn unpack_lz4(mut packed: &[u8], mut next_out: impl FnMut(usize) -> Option<(*mut
 /// How many bytes an LZ4 batch comes to; `None` where that is over the bound, or it is damaged.
 fn lz4_len(packed: &[u8]) -> Option<usize> {
     let mut scratch = [0_u8; SCRATCH_BYTES];
-    let place = |total| (total <= UNPACKED_BYTES_MAX).then_some((scratch.as_mut_ptr(), SCRATCH_BYTES));
-    unpack_lz4(packed, place).filter(|&len| len <= UNPACKED_BYTES_MAX)
+    let index = |total| (total <= UNPACKED_BYTES_MAX).then_some((scratch.as_mut_ptr(), SCRATCH_BYTES));
+    unpack_lz4(packed, index).filter(|&len| len <= UNPACKED_BYTES_MAX)
 }
 
 /// Stands in for librdkafka's function of this name, which unpacks into memory that grows, and mends the frames of Kafka
@@ -191,8 +191,8 @@ extern "C" fn __wrap_rd_kafka_lz4_decompress(
         return RDKafkaRespErr::RD_KAFKA_RESP_ERR__CRIT_SYS_RESOURCE;
     }
     // SAFETY: not beyond the end of what was allocated.
-    let place = |total: usize| Some((unsafe { unpacked.cast::<u8>().add(total.min(len)) }, len - total.min(len)));
-    if unpack_lz4(packed, place) != Some(len) {
+    let index = |total: usize| Some((unsafe { unpacked.cast::<u8>().add(total.min(len)) }, len - total.min(len)));
+    if unpack_lz4(packed, index) != Some(len) {
         // SAFETY: it was allocated here, and nobody has it.
         unsafe { libc::free(unpacked) };
         return RDKafkaRespErr::RD_KAFKA_RESP_ERR__BAD_COMPRESSION;

@@ -21,26 +21,26 @@ use crate::config::KafkaConfig;
 use crate::exchange::{IngestStatus, PublishedRoutes};
 use crate::ids::TopicIndex;
 use crate::limits::{
-    ENDS_ASKED_MAX, KAFKA_LOG_EVERY, LOOK_EVERY_MIN, LOOK_TIMEOUT, PROBE_EVERY, PROBE_TIMEOUT, QUESTION_TIMEOUT,
-    TOPICS_MAX, TOPICS_NAMED_MAX,
+    ENDS_ASKED_MAX, KAFKA_LOG_EVERY, METADATA_REFRESH_MIN, METADATA_TIMEOUT, PROBE_EVERY, PROBE_TIMEOUT,
+    START_QUERY_TIMEOUT, TOPICS_MAX, TOPICS_NAMED_MAX,
 };
 use crate::log_throttle::LogThrottles;
-use crate::outage::{Line, OutageLog};
+use crate::outage::{OutageLine, OutageLog};
 use crate::routing::table::Topic;
-use crate::stream::batch::{Ends, LogEnd, NextOffset};
+use crate::stream::batch::{LogEnd, NextOffset, PartitionEnds};
 
 use self::extents::names_of;
-use super::catalogue::{Catalogue, IndexRules, Seen};
-use super::client::Ending;
-use super::cluster::{BrokerId, Cluster, FoundOffset, failure_of};
+use super::catalogue::{IndexRules, SeenTopic, TopicCatalogue};
+use super::client::ClientTerminator;
+use super::metadata_client::{BrokerId, FoundOffset, MetadataClient, failure_of};
 use super::metrics::Metrics;
-use super::reachability::{Failure, Reachability, Renewal};
+use super::reachability::{ProbeFailure, Reachability, ReplacementTimer};
 use super::retention::{self, Asked, Compacted, Retentions};
-use super::startup::{Range, Start};
+use super::startup::{LogRange, PartitionStart};
 
 /// What is to be read from now on, and what no more.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct TopologyChange {
     /// Topics that are deleted, or were made anew: what was read under these indexes.
     pub(super) retired: Vec<TopicIndex>,
     /// Topics that were thought to be deleted: they are read on.
@@ -56,20 +56,20 @@ pub(super) struct Found {
     /// Topics that are compacted, as was not known.
     pub(super) compacted: Vec<Compacted>,
     /// Their partitions, and new ones of known topics.
-    pub(super) partitions: Vec<Start>,
+    pub(super) partitions: Vec<PartitionStart>,
     /// No record that is `recent` by these was written before this; `None` where that is not known.
     pub(super) since: Option<Instant>,
     /// Partitions that reading begins without: they have no leader.
     pub(super) missing: Vec<(TopicIndex, i32)>,
     /// What is left of partitions that were out of range.
-    pub(super) restarts: Vec<((TopicIndex, i32), Range)>,
+    pub(super) restarts: Vec<((TopicIndex, i32), LogRange)>,
     /// Whether these are the ones of the start, which the history is filled from.
     pub(super) initial: bool,
     /// Whether it was looked because the reader waits for the answer, which may be that nothing changed.
     pub(super) is_answer: bool,
 }
 
-impl Found {
+impl TopologyChange {
     fn is_empty(&self) -> bool {
         let topics = self.retired.is_empty() && self.back.is_empty() && self.topics.is_empty();
         let routes = !self.by_routes && self.missing.is_empty();
@@ -79,16 +79,16 @@ impl Found {
 
 /// Where partitions' logs end.
 #[derive(Debug)]
-pub(super) struct LogEnds {
+pub(super) struct Watermarks {
     /// For transactions that are committed.
-    pub(super) stable: Ends,
+    pub(super) stable: PartitionEnds,
     /// The high watermarks, of those whose leaders told.
     pub(super) high: Vec<NextOffset>,
 }
 
 /// What makes the reader want the topics to be looked at, soon.
 #[derive(Debug, Default)]
-pub(super) struct Doubts {
+pub(super) struct RecheckRequest {
     /// Partitions that are out of range, and may not be what they were.
     pub(super) out_of_range: Vec<(TopicIndex, i32)>,
     /// Whether it waits until it has been looked.
@@ -96,14 +96,14 @@ pub(super) struct Doubts {
 }
 
 /// The reader's side of the thread. The thread ends when this is dropped, after the question that it is at.
-pub(super) struct Watcher {
+pub(super) struct WatcherHandle {
     /// What was found. One at a time: while it waits here, nothing more is looked for.
-    pub(super) found: Receiver<Found>,
+    pub(super) change: Receiver<TopologyChange>,
     /// The partitions' ends. What is not taken is replaced by nothing newer until it is.
-    pub(super) ends: Receiver<LogEnds>,
+    pub(super) ends: Receiver<Watermarks>,
     /// What makes it look at the topics at once.
-    pub(super) doubts: Sender<Doubts>,
-    returns: Arc<AtomicU64>,
+    pub(super) recheck: Sender<RecheckRequest>,
+    recoveries: Arc<AtomicU64>,
     stop: Option<Sender<Infallible>>,
     done: Receiver<Infallible>,
 }
@@ -112,14 +112,14 @@ pub(super) struct Watcher {
 /// nothing that must be put in order.
 const END_WAIT: Duration = Duration::from_secs(1);
 
-impl Watcher {
+impl WatcherHandle {
     /// How often the brokers came back so far, after they had not answered.
-    pub(super) fn returns(&self) -> u64 {
-        self.returns.load(Ordering::Acquire)
+    pub(super) fn recoveries(&self) -> u64 {
+        self.recoveries.load(Ordering::Acquire)
     }
 }
 
-impl Drop for Watcher {
+impl Drop for WatcherHandle {
     fn drop(&mut self) {
         drop(self.stop.take());
         // Comes back when the thread has dropped its end, or after the wait: either way there is nothing to do.
@@ -131,45 +131,45 @@ impl Drop for Watcher {
 const ANY_TOPIC: &str = "__consumer_offsets";
 
 /// What the thread goes by.
-pub(super) struct Settings {
+pub(super) struct WatcherParts {
     pub(super) config: KafkaConfig,
     pub(super) routes: PublishedRoutes,
     pub(super) indexes: IndexRules,
     pub(super) status: Arc<IngestStatus>,
     pub(super) metrics: Metrics,
     /// Where a client that is replaced ends.
-    pub(super) ending: Ending,
+    pub(super) terminator: ClientTerminator,
 }
 
 /// Starts the thread.
 ///
 /// # Errors
 /// Where the system gives no thread.
-pub(super) fn start(cluster: Cluster, settings: Settings) -> io::Result<Watcher> {
-    let (found_in, found) = bounded(1);
+pub(super) fn start(cluster: MetadataClient, settings: WatcherParts) -> io::Result<WatcherHandle> {
+    let (found_in, change) = bounded(1);
     let (ends_in, ends) = bounded(1);
-    let (doubts, doubts_out) = bounded(1);
+    let (recheck, doubts_out) = bounded(1);
     let (stop, stopped) = bounded(0);
     let (done_in, done) = bounded(0);
-    let returns = Arc::new(AtomicU64::new(0));
-    let watch = Watch {
+    let recoveries = Arc::new(AtomicU64::new(0));
+    let watcher_thread = WatcherThread {
         cluster,
-        catalogue: Catalogue::new(settings.routes.load_full(), settings.indexes),
+        catalogue: TopicCatalogue::new(settings.routes.load_full(), settings.indexes),
         routes: settings.routes,
-        renewal: Renewal::new(settings.config.stall),
+        renewal: ReplacementTimer::new(settings.config.stall),
         outage: OutageLog::default(),
         last_answer: None,
         config: settings.config,
         status: settings.status,
         metrics: settings.metrics,
-        ending: settings.ending,
-        returns: Arc::clone(&returns),
-        found: found_in,
+        terminator: settings.terminator,
+        recoveries: Arc::clone(&recoveries),
+        change: found_in,
         ends: ends_in,
         brokers: Reachability::default(),
-        doubts: doubts_out,
+        recheck: doubts_out,
         cluster_id: None,
-        led: Vec::new(),
+        led_partitions: Vec::new(),
         asked_until: 0,
         retentions: Retentions::default(),
         is_refusal_told: false,
@@ -178,37 +178,37 @@ pub(super) fn start(cluster: Cluster, settings: Settings) -> io::Result<Watcher>
         refreshed: None,
         started: false,
         first_look: None,
-        complaints: LogThrottles::new(KAFKA_LOG_EVERY),
+        log_throttle: LogThrottles::new(KAFKA_LOG_EVERY),
     };
     thread::Builder::new().name("kafka-watcher".into()).spawn(move || {
         let _done = done_in;
-        watch.run(&stopped);
+        watcher_thread.run(&stopped);
     })?;
-    Ok(Watcher { found, ends, doubts, returns, stop: Some(stop), done })
+    Ok(WatcherHandle { change, ends, recheck, recoveries, stop: Some(stop), done })
 }
 
-struct Watch {
-    cluster: Cluster,
+struct WatcherThread {
+    cluster: MetadataClient,
     config: KafkaConfig,
     status: Arc<IngestStatus>,
     metrics: Metrics,
-    ending: Ending,
-    renewal: Renewal,
+    terminator: ClientTerminator,
+    renewal: ReplacementTimer,
     outage: OutageLog,
     last_answer: Option<Instant>,
     /// How often the brokers came back.
-    returns: Arc<AtomicU64>,
-    found: Sender<Found>,
-    ends: Sender<LogEnds>,
-    doubts: Receiver<Doubts>,
+    recoveries: Arc<AtomicU64>,
+    change: Sender<TopologyChange>,
+    ends: Sender<Watermarks>,
+    recheck: Receiver<RecheckRequest>,
     brokers: Reachability,
     /// Once it was asked for.
     cluster_id: Option<String>,
     /// As the reader was told of it.
-    catalogue: Catalogue,
+    catalogue: TopicCatalogue,
     routes: PublishedRoutes,
     /// The partitions that had a leader when the topics were last looked through.
-    led: Vec<(TopicIndex, i32)>,
+    led_partitions: Vec<(TopicIndex, i32)>,
     /// The place among them from which on ends are asked for next.
     asked_until: usize,
     retentions: Retentions,
@@ -222,29 +222,29 @@ struct Watch {
     started: bool,
     /// When the topics were first seen.
     first_look: Option<Instant>,
-    complaints: LogThrottles<&'static str>,
+    log_throttle: LogThrottles<&'static str>,
 }
 
-impl Watch {
+impl WatcherThread {
     fn run(mut self, stopped: &Receiver<Infallible>) {
         loop {
             let asked = Instant::now();
-            self.status.watcher_pulse.beat(asked);
-            if let Err(error) = self.turn(asked) {
-                self.failed(&error, asked);
+            self.status.watcher_liveness.turn_ended(asked);
+            if let Err(error) = self.poll_cluster(asked) {
+                self.handle_failure(&error, asked);
             }
             self.cluster.serve();
             let pause = self.config.topic_refresh.min(PROBE_EVERY).saturating_sub(asked.elapsed());
-            let doubts = select! {
-                recv(self.doubts) -> doubts => doubts.ok(),
+            let recheck = select! {
+                recv(self.recheck) -> recheck => recheck.ok(),
                 recv(stopped) -> _ => return,
                 default(pause) => None,
             };
-            if let Some(doubts) = doubts {
-                self.out_of_range.extend(doubts.out_of_range);
-                self.owes_answer |= doubts.wants_answer;
+            if let Some(recheck) = recheck {
+                self.out_of_range.extend(recheck.out_of_range);
+                self.owes_answer |= recheck.wants_answer;
                 self.refreshed = None;
-                let pause = LOOK_EVERY_MIN.saturating_sub(asked.elapsed());
+                let pause = METADATA_REFRESH_MIN.saturating_sub(asked.elapsed());
                 if stopped.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
                     return;
                 }
@@ -253,19 +253,19 @@ impl Watch {
     }
 
     /// Asks for what is due: first, and each time, for a sign of life.
-    fn turn(&mut self, now: Instant) -> Result<(), KafkaError> {
-        let one = self.led.first().and_then(|(topic, _)| self.catalogue.topics().get(usize::from(topic.0)));
+    fn poll_cluster(&mut self, now: Instant) -> Result<(), KafkaError> {
+        let one = self.led_partitions.first().and_then(|(topic, _)| self.catalogue.topics().get(usize::from(topic.0)));
         self.cluster.probe(one.map_or(ANY_TOPIC, |topic| &topic.name), PROBE_TIMEOUT)?;
-        self.answered();
+        self.handle_answer();
         if self.catalogue.go_by(self.routes.load_full()) {
             self.refreshed = None;
         }
         let due = self.refreshed.is_none_or(|last| now.saturating_duration_since(last) >= self.config.topic_refresh);
         // While the reader has not taken what was found, there is no use in looking for more.
-        if due && !self.found.is_full() {
-            let (seen, broker) = self.look()?;
+        if due && !self.change.is_full() {
+            let (seen, broker) = self.fetch_topics()?;
             let seen = self.identify(seen, broker);
-            self.refreshed = seen.is_some_and(|seen| self.take_in(&seen, broker)).then_some(now);
+            self.refreshed = seen.is_some_and(|seen| self.send_change(&seen, broker)).then_some(now);
         }
         // Where they are gone, the next probe is to tell, and soon.
         if !self.cluster.are_brokers_gone() {
@@ -275,40 +275,40 @@ impl Watch {
     }
 
     /// The brokers answered, just now.
-    fn answered(&mut self) {
+    fn handle_answer(&mut self) {
         let now = Instant::now();
-        self.cluster.answered();
-        self.brokers.answered(now);
-        self.renewal.answered();
+        self.cluster.handle_answer();
+        self.brokers.handle_answer(now);
+        self.renewal.handle_answer();
         self.last_answer = Some(now);
         let brokers = &self.config.brokers;
         match self.outage.handle_success(now) {
-            Some(Line::Ended(outage)) => info!(%brokers, ?outage, "Kafka is reached again"),
+            Some(OutageLine::Ended(outage)) => info!(%brokers, ?outage, "Kafka is reached again"),
             Some(_) => info!(%brokers, "Kafka is reached"),
             None => {}
         }
-        if !self.status.connected.swap(true, Ordering::Relaxed) && self.started {
-            self.returns.fetch_add(1, Ordering::Release);
+        if !self.status.kafka_up.swap(true, Ordering::Relaxed) && self.started {
+            self.recoveries.fetch_add(1, Ordering::Release);
         }
     }
 
     /// A question failed that was asked at `asked`, or after. What that means is the rules' to say.
-    fn failed(&mut self, error: &KafkaError, asked: Instant) {
+    fn handle_failure(&mut self, error: &KafkaError, asked: Instant) {
         let now = Instant::now();
         let failure = match failure_of(error) {
-            Failure::Silent if self.cluster.are_brokers_gone() => Failure::Unreachable,
+            ProbeFailure::Silent if self.cluster.are_brokers_gone() => ProbeFailure::Unreachable,
             failure => failure,
         };
-        self.brokers.failed(failure, now);
+        self.brokers.handle_failure(failure, now);
         if !self.brokers.connected() {
-            if self.status.connected.swap(false, Ordering::Relaxed) && self.started {
+            if self.status.kafka_up.swap(false, Ordering::Relaxed) && self.started {
                 // Until the reader's client has shown that it survived.
-                self.status.stuck.store(true, Ordering::Release);
+                self.status.reader_stalled.store(true, Ordering::Release);
             }
             let began = self.last_answer.unwrap_or(asked);
             let brokers = &self.config.brokers;
             match self.outage.handle_failure(began, now) {
-                Some(Line::GoesOn(outage)) => {
+                Some(OutageLine::GoesOn(outage)) => {
                     let since = UnixMs(Now::read().unix.0.saturating_sub(whole_ms(outage)));
                     warn!(%brokers, %since, ?outage, %error, "waiting for Kafka");
                 }
@@ -316,23 +316,23 @@ impl Watch {
                 None => {}
             }
         }
-        if self.renewal.failed(failure, now) {
-            self.renew(error);
+        if self.renewal.handle_failure(failure, now) {
+            self.replace_client(error);
         }
     }
 
     /// Asks by a new client from now on: the old one may be in a state that it doesn't come out of.
-    fn renew(&mut self, error: &KafkaError) {
-        if !self.ending.has_room() {
-            return self.complain(
+    fn replace_client(&mut self, error: &KafkaError) {
+        if !self.terminator.has_room() {
+            return self.log_throttled(
                 "the Kafka clients that were replaced don't end; asking on by the last one",
                 0,
                 Some(error),
             );
         }
-        match Cluster::new(&self.config) {
+        match MetadataClient::new(&self.config) {
             Ok(cluster) => {
-                self.ending.end(std::mem::replace(&mut self.cluster, cluster));
+                self.terminator.end(std::mem::replace(&mut self.cluster, cluster));
                 self.metrics.asking_client_renewed();
                 debug!(%error, "asking by a new Kafka client: the last one got no answer");
             }
@@ -341,29 +341,34 @@ impl Watch {
     }
 
     /// How long a large question may take.
-    fn question_timeout(&self) -> Duration {
-        if self.started { LOOK_TIMEOUT } else { QUESTION_TIMEOUT }
+    fn query_timeout(&self) -> Duration {
+        if self.started { METADATA_TIMEOUT } else { START_QUERY_TIMEOUT }
     }
 
     /// All topics that a route takes, without their ids, and whom to ask more.
-    fn look(&self) -> Result<(Vec<Seen>, BrokerId), KafkaError> {
+    fn fetch_topics(&self) -> Result<(Vec<SeenTopic>, BrokerId), KafkaError> {
         let mut seen = Vec::new();
-        let broker = self.cluster.topics(self.question_timeout(), |name, partitions| {
+        let broker = self.cluster.topics(self.query_timeout(), |name, partitions| {
             // One that is being made or unmade has no partitions yet, or no more.
             let mut partitions = partitions.peekable();
             if partitions.peek().is_none() || !self.catalogue.takes(name) {
                 return;
             }
-            let (led, leaderless): (Vec<_>, Vec<_>) = partitions.partition(|(_, has_leader)| *has_leader);
+            let (led_partitions, leaderless): (Vec<_>, Vec<_>) = partitions.partition(|(_, has_leader)| *has_leader);
             let numbers =
                 |partitions: Vec<(i32, bool)>| partitions.into_iter().map(|(partition, _)| partition).collect();
-            seen.push(Seen { name: name.into(), id: "".into(), led: numbers(led), leaderless: numbers(leaderless) });
+            seen.push(SeenTopic {
+                name: name.into(),
+                id: "".into(),
+                led_partitions: numbers(led_partitions),
+                leaderless: numbers(leaderless),
+            });
         })?;
         Ok((seen, broker))
     }
 
     /// The topics that were seen, with their ids.
-    fn identify(&mut self, mut seen: Vec<Seen>, broker: BrokerId) -> Option<Vec<Seen>> {
+    fn identify(&mut self, mut seen: Vec<SeenTopic>, broker: BrokerId) -> Option<Vec<SeenTopic>> {
         let names: Vec<Box<str>> = seen.iter().map(|topic| topic.name.clone()).collect();
         match self.cluster.topic_ids(&names, broker, PROBE_TIMEOUT) {
             Ok(mut ids) => {
@@ -372,15 +377,15 @@ impl Watch {
                 Some(seen)
             }
             Err(error) => {
-                let partitions = seen.iter().map(|topic| topic.led.len()).sum();
-                self.complain("can't learn the topics' ids; trying on", partitions, Some(&error));
+                let partitions = seen.iter().map(|topic| topic.led_partitions.len()).sum();
+                self.log_throttled("can't learn the topics' ids; trying on", partitions, Some(&error));
                 None
             }
         }
     }
 
     /// Asks for settings of topics, of which those of the indexes `met` are new.
-    fn ask_for_retention(&mut self, catalogue: &Catalogue, met: &[TopicIndex], broker: BrokerId) -> Asked {
+    fn ask_for_retention(&mut self, catalogue: &TopicCatalogue, met: &[TopicIndex], broker: BrokerId) -> Asked {
         if !self.config.has_topic_settings {
             return Asked::default();
         }
@@ -398,36 +403,36 @@ impl Watch {
                          they are taken as not"
                     );
                 }
-                question.answered(answers.iter().map(|settings| settings.retention()), asked)
+                question.handle_answer(answers.iter().map(|settings| settings.retention()), asked)
             }
             Err(error) => {
-                self.complain("can't learn whether topics are compacted; asking again", 0, Some(&error));
+                self.log_throttled("can't learn whether topics are compacted; asking again", 0, Some(&error));
                 Asked::default()
             }
         }
     }
 
     /// Hands what is new to the reader. Whether all is known: else it is looked again at the next turn.
-    fn take_in(&mut self, seen: &[Seen], broker: BrokerId) -> bool {
+    fn send_change(&mut self, seen: &[SeenTopic], broker: BrokerId) -> bool {
         let initial = !self.started;
         if initial && self.waits_for_leaders(seen) {
             return false;
         }
         let cluster_id = self.cluster_id.get_or_insert_with(|| self.cluster.id(PROBE_TIMEOUT));
         let mut catalogue = self.catalogue.clone();
-        let changes = catalogue.look(cluster_id, seen, Instant::now());
+        let changes = catalogue.apply_metadata(cluster_id, seen, Instant::now());
         self.metrics.topics_known(catalogue.topics().len(), changes.unread);
-        self.tell_unread(changes.unread);
+        self.log_unread_topics(changes.unread);
         let since = initial.then(|| Instant::now().checked_sub(self.config.history)).flatten();
         let partitions = match self.starts(initial, &changes, catalogue.topics()) {
             Ok(partitions) => partitions,
             Err(error) => {
-                self.complain("can't learn the partitions' offsets; trying on", changes.fresh.len(), Some(&error));
+                self.log_throttled("can't learn the partitions' offsets; trying on", changes.fresh.len(), Some(&error));
                 return false;
             }
         };
         self.out_of_range.retain(|&(topic, _)| catalogue.is_current(topic));
-        let restarts = self.restarts(&changes.led, catalogue.topics());
+        let restarts = self.restarts(&changes.led_partitions, catalogue.topics());
         let topics = topics_of(&changes.met, catalogue.topics());
         let remapped = topics_of(&changes.remapped, catalogue.topics());
         // Where this look comes to nothing, they are asked for again.
@@ -437,9 +442,9 @@ impl Watch {
         let is_answer = self.owes_answer;
         let mut missing = changes.leaderless;
         missing.retain(|(topic, _)| initial || changes.met_by_routes.contains(topic));
-        catalogue.told(&missing);
+        catalogue.mark_announced(&missing);
         let (retired, back, dropped) = (changes.retired, changes.back, changes.dropped);
-        let found = Found {
+        let change = TopologyChange {
             retired,
             back,
             by_routes: changes.by_routes,
@@ -454,10 +459,10 @@ impl Watch {
             initial,
             is_answer,
         };
-        if initial || is_answer || !found.is_empty() {
-            let answered: Vec<_> = found.restarts.iter().map(|(partition, _)| *partition).collect();
+        if initial || is_answer || !change.is_empty() {
+            let answered: Vec<_> = change.restarts.iter().map(|(partition, _)| *partition).collect();
             // Full is when the reader has not taken the last: then this is found again. It is gone when all is over.
-            if self.found.try_send(found).is_err() {
+            if self.change.try_send(change).is_err() {
                 return false;
             }
             self.out_of_range.retain(|partition| !answered.contains(partition));
@@ -466,12 +471,12 @@ impl Watch {
         }
         self.retentions.remember(&asked);
         self.catalogue = catalogue;
-        self.led = changes.led;
+        self.led_partitions = changes.led_partitions;
         !changes.doubtful && self.out_of_range.is_empty()
     }
 
     /// Whether the start still waits for partitions to have leaders. Not for ever: one that is lost must not hold back all.
-    fn waits_for_leaders(&mut self, seen: &[Seen]) -> bool {
+    fn waits_for_leaders(&mut self, seen: &[SeenTopic]) -> bool {
         let leaderless: usize = seen.iter().map(|topic| topic.leaderless.len()).sum();
         let since = *self.first_look.get_or_insert_with(Instant::now);
         if leaderless == 0 || since.elapsed() >= self.config.start_wait {
@@ -479,15 +484,15 @@ impl Watch {
         }
         let names = seen.iter().filter(|topic| !topic.leaderless.is_empty()).map(|topic| &*topic.name);
         let topics = names.take(TOPICS_NAMED_MAX).collect::<Vec<_>>().join(", ");
-        if self.complaints.admit("leaderless", Instant::now()).is_some() {
+        if self.log_throttle.admit("leaderless", Instant::now()).is_some() {
             let at_most = self.config.start_wait;
             warn!(partitions = leaderless, topics, ?at_most, "partitions without a leader: the start waits for them");
         }
         true
     }
 
-    fn tell_unread(&mut self, topics: usize) {
-        if topics > 0 && self.complaints.admit("unread topics", Instant::now()).is_some() {
+    fn log_unread_topics(&mut self, topics: usize) {
+        if topics > 0 && self.log_throttle.admit("unread topics", Instant::now()).is_some() {
             error!(
                 topics,
                 "topics are not read: a pod takes {TOPICS_MAX}, those included that were deleted or made anew of late"
@@ -495,8 +500,8 @@ impl Watch {
         }
     }
 
-    fn complain(&mut self, what: &'static str, partitions: usize, error: Option<&KafkaError>) {
-        if self.complaints.admit(what, Instant::now()).is_some() {
+    fn log_throttled(&mut self, what: &'static str, partitions: usize, error: Option<&KafkaError>) {
+        if self.log_throttle.admit(what, Instant::now()).is_some() {
             warn!(partitions, error = error.map(tracing::field::display), "{what}");
         }
     }
@@ -507,25 +512,25 @@ impl Watch {
         if self.ends.is_full() {
             return;
         }
-        let first = if self.asked_until < self.led.len() { self.asked_until } else { 0 };
-        self.asked_until = self.led.len().min(first + ENDS_ASKED_MAX);
-        let led = &self.led[first..self.asked_until];
-        let names = names_of(led, self.catalogue.topics());
+        let first = if self.asked_until < self.led_partitions.len() { self.asked_until } else { 0 };
+        self.asked_until = self.led_partitions.len().min(first + ENDS_ASKED_MAX);
+        let led_partitions = &self.led_partitions[first..self.asked_until];
+        let names = names_of(led_partitions, self.catalogue.topics());
         let asked = Instant::now();
         let Ok(ends) = self.cluster.ends(&names, PROBE_TIMEOUT) else { return };
         let end = |(&(topic, partition), offset): (&(TopicIndex, i32), Option<i64>)| {
             Some(NextOffset { topic, partition, offset: offset? })
         };
-        let log_end = |(partition, found): (&(TopicIndex, i32), Option<FoundOffset>)| {
-            let FoundOffset { offset, leader_epoch } = found?;
+        let log_end = |(partition, change): (&(TopicIndex, i32), Option<FoundOffset>)| {
+            let FoundOffset { offset, leader_epoch } = change?;
             Some(LogEnd { at: end((partition, Some(offset)))?, leader_epoch })
         };
-        let ends = led.iter().zip(ends).filter_map(log_end).collect();
+        let ends = led_partitions.iter().zip(ends).filter_map(log_end).collect();
         // The others come after these: what was written in between is no open transaction's for long.
         let high = self.cluster.high_watermarks(&names, PROBE_TIMEOUT).unwrap_or_default();
-        let high = led.iter().zip(high).filter_map(end).collect();
+        let high = led_partitions.iter().zip(high).filter_map(end).collect();
         // It was not full, and nobody else sends; where it is closed, all is over.
-        drop(self.ends.try_send(LogEnds { stable: Ends { asked, ends }, high }));
+        drop(self.ends.try_send(Watermarks { stable: PartitionEnds { asked, ends }, high }));
     }
 }
 

@@ -32,14 +32,14 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// How long a connection may take, at most.
 #[derive(Debug, Clone, Copy)]
-struct Limits {
+struct HttpLimits {
     /// Until the request's head is in.
     head: Duration,
     /// From then on, until the answer is read.
     answer: Duration,
 }
 
-const LIMITS: Limits = Limits { head: HTTP_HEAD_MAX, answer: HTTP_ANSWER_MAX };
+const LIMITS: HttpLimits = HttpLimits { head: HTTP_HEAD_MAX, answer: HTTP_ANSWER_MAX };
 
 /// Serves the requests that shards pass on, until the last shard's door is gone.
 pub async fn serve_passed_on(pages: Arc<Pages>, mut requests: mpsc::Receiver<HttpRequest>) {
@@ -86,11 +86,11 @@ struct Connections {
 #[derive(Debug, Default)]
 struct Open {
     next: u64,
-    by_age: BTreeMap<u64, Held>,
+    by_age: BTreeMap<u64, ConnectionGuard>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct ConnectionGuard {
     task: AbortHandle,
     /// Its request is in.
     asked: Arc<AtomicBool>,
@@ -112,7 +112,7 @@ impl Connections {
             exchange(&pages, &connections.scrape, socket, read, LIMITS, &has_asked).await;
             connections.lock().by_age.remove(&number);
         });
-        open.by_age.insert(number, Held { task: task.abort_handle(), asked });
+        open.by_age.insert(number, ConnectionGuard { task: task.abort_handle(), asked });
     }
 
     /// No code panics with the lock held.
@@ -136,7 +136,7 @@ async fn exchange(
     scrape: &tokio::sync::Mutex<()>,
     socket: TcpStream,
     read: Vec<u8>,
-    limits: Limits,
+    limits: HttpLimits,
     asked: &AtomicBool,
 ) {
     let (reader, writer) = socket.into_split();
@@ -270,7 +270,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_head_that_trickles_in_has_little_time_and_an_answer_that_nobody_reads_a_little_more() {
-        let limits = Limits { head: Duration::from_millis(300), answer: Duration::from_millis(500) };
+        let limits = HttpLimits { head: Duration::from_millis(300), answer: Duration::from_millis(500) };
         let (mut trickles, socket) = pair().await;
         let start = Instant::now();
         let served = tokio::spawn(async move {

@@ -23,10 +23,10 @@ const WRITE_RETRY: Duration = Duration::from_millis(20);
 
 /// The log. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Log(Arc<Shared>);
+pub struct Log(Arc<LogShared>);
 
 #[derive(Debug, Default)]
-struct Shared {
+struct LogShared {
     buffer: Mutex<Buffer>,
     /// There is something to write.
     filled: Condvar,
@@ -43,7 +43,7 @@ impl Log {
     /// # Errors
     /// Where the kernel gives no thread.
     pub fn start() -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(LogShared::default());
         let writing = Arc::clone(&shared);
         // It ends with the process, and nobody waits for it: it may stand in a write for ever.
         thread::Builder::new().name("log".to_owned()).spawn(move || write_for_ever(&writing, &mut io::stderr()))?;
@@ -163,7 +163,7 @@ impl Buffer {
     }
 }
 
-impl Shared {
+impl LogShared {
     /// No code panics with the lock held, and a buffer of lines is good whatever happened.
     fn lock(&self) -> MutexGuard<'_, Buffer> {
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
@@ -198,7 +198,7 @@ impl Shared {
 
 // ---- the writing thread ---------------------------------------------------------------------------------------------
 
-fn write_for_ever(shared: &Shared, out: &mut impl Write) {
+fn write_for_ever(shared: &LogShared, out: &mut impl Write) {
     let mut unsaid = 0;
     loop {
         let (bytes, dropped) = shared.take();
@@ -213,7 +213,7 @@ fn write_for_ever(shared: &Shared, out: &mut impl Write) {
     }
 }
 
-fn say_dropped(shared: &Shared, lines: u64) {
+fn say_dropped(shared: &LogShared, lines: u64) {
     if let Some(direct) = shared.direct.get() {
         dispatcher::with_default(direct, || warn!(lines, "log lines were dropped, for nothing read standard error"));
     }
@@ -249,7 +249,7 @@ mod tests {
 
     #[test]
     fn from_the_first_line_that_does_not_fit_on_all_are_dropped_until_the_buffer_is_taken() {
-        let shared = Shared::default();
+        let shared = LogShared::default();
         shared.add(&line(LOG_BUFFER_BYTES_MAX - 5));
         shared.add(&line(6));
         shared.add(&line(2));
@@ -261,12 +261,12 @@ mod tests {
     }
 
     /// Takes a write when it is told to.
-    struct Gate {
+    struct WriteGate {
         writes: mpsc::Sender<Vec<u8>>,
         open: mpsc::Receiver<io::Result<()>>,
     }
 
-    impl Write for Gate {
+    impl Write for WriteGate {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             // A test that is over opens no gate any more.
             self.open.recv().unwrap_or(Ok(()))?;
@@ -284,7 +284,7 @@ mod tests {
         let (writes, written) = mpsc::channel();
         let (opener, open) = mpsc::channel();
         let shared = Arc::clone(&log.0);
-        thread::spawn(move || write_for_ever(&shared, &mut Gate { writes, open }));
+        thread::spawn(move || write_for_ever(&shared, &mut WriteGate { writes, open }));
         (log, written, opener)
     }
 

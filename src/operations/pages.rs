@@ -29,7 +29,7 @@ const HTML: &str = "text/html; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// An answer, its body whole.
-pub type Answer = Response<Full<Bytes>>;
+pub type PageResponse = Response<Full<Bytes>>;
 
 /// All that the pages tell of.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl Pages {
 
     /// Answers a request. A HEAD is answered like a GET: the HTTP library leaves the body out.
     #[must_use]
-    pub fn answer<B>(&self, request: &Request<B>, now: Now) -> Answer {
+    pub fn answer<B>(&self, request: &Request<B>, now: Now) -> PageResponse {
         let (method, path) = (request.method(), request.uri().path());
         if !PAGES.contains(&path) {
             return plain(
@@ -91,7 +91,7 @@ impl Pages {
         }
     }
 
-    fn metrics(&self, as_text: bool) -> Answer {
+    fn metrics(&self, as_text: bool) -> PageResponse {
         let mut text = String::new();
         match encode(&mut text, &self.registry) {
             Ok(()) if as_text => whole(StatusCode::OK, TEXT_0_0_4, text_format::from_openmetrics(&text)),
@@ -101,7 +101,7 @@ impl Pages {
         }
     }
 
-    fn console(&self) -> Answer {
+    fn console(&self) -> PageResponse {
         let mut answer = whole(StatusCode::OK, HTML, console::PAGE);
         answer.headers_mut().insert(CONTENT_SECURITY_POLICY, self.console_policy.clone());
         answer
@@ -114,11 +114,11 @@ fn status(good: bool) -> StatusCode {
 
 /// An answer of a short text.
 #[must_use]
-pub fn plain(status: StatusCode, text: &'static str) -> Answer {
+pub fn plain(status: StatusCode, text: &'static str) -> PageResponse {
     whole(status, TEXT, text)
 }
 
-fn whole(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+fn whole(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> PageResponse {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
@@ -137,7 +137,7 @@ mod tests {
 
     use super::*;
     use crate::ids::SlotNumber;
-    use crate::limits::TURN_AGE_MAX;
+    use crate::limits::LOOP_STALL_MAX;
 
     fn pages(readiness: Readiness) -> (Pages, Gauge) {
         let mut registry = Registry::default();
@@ -204,7 +204,7 @@ mod tests {
     fn a_stalled_thread_is_no_health() {
         let (pages, _) = pages(Readiness::default());
         let mut now = Now::read();
-        now.instant += TURN_AGE_MAX * 2;
+        now.instant += LOOP_STALL_MAX * 2;
         assert_eq!(pages.answer(&request(Method::GET, "/health"), now).status(), StatusCode::SERVICE_UNAVAILABLE);
     }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::clock::Now;
 use crate::exchange::{IngestStatus, ShardStatus};
 use crate::ids::{NodeId, SlotNumber};
-use crate::limits::{TURN_AGE_MAX, WATCHER_TURN_AGE_MAX};
+use crate::limits::{LOOP_STALL_MAX, WATCHER_STALL_MAX};
 
 /// A latch per subsystem. Each tells of its own part alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -132,17 +132,17 @@ impl Threads {
         self.shards.iter().map(|shard| shard.clients.load(Ordering::Relaxed)).sum()
     }
 
-    /// The threads whose loop has not turned for [`TURN_AGE_MAX`], or [`WATCHER_TURN_AGE_MAX`]. The control thread is not
+    /// The threads whose loop has not turned for [`LOOP_STALL_MAX`], or [`WATCHER_STALL_MAX`]. The control thread is not
     /// among them: an answer shows that it turns.
     #[must_use]
     pub fn stalled(&self, now: Instant) -> Vec<String> {
         let ingest = [
-            ("ingest".to_owned(), &self.ingest.pulse, TURN_AGE_MAX),
-            ("kafka-watcher".to_owned(), &self.ingest.watcher_pulse, WATCHER_TURN_AGE_MAX),
+            ("ingest".to_owned(), &self.ingest.liveness, LOOP_STALL_MAX),
+            ("kafka-watcher".to_owned(), &self.ingest.watcher_liveness, WATCHER_STALL_MAX),
         ];
         let shards = self.shards.iter().enumerate();
-        let shards = shards.map(|(index, shard)| (format!("shard {index}"), &shard.pulse, TURN_AGE_MAX));
-        let stalled = ingest.into_iter().chain(shards).filter(|(_, pulse, age_max)| pulse.age(now) > *age_max);
+        let shards = shards.map(|(index, shard)| (format!("shard {index}"), &shard.liveness, LOOP_STALL_MAX));
+        let stalled = ingest.into_iter().chain(shards).filter(|(_, liveness, age_max)| liveness.age(now) > *age_max);
         stalled.map(|(name, ..)| name).collect()
     }
 
@@ -252,17 +252,17 @@ mod tests {
             (true, r#"{"status":"ok","timestamp":"1970-01-01T00:00:00.000Z"}"#.to_owned())
         );
 
-        let later = start.instant + TURN_AGE_MAX + Duration::from_secs(1);
-        threads.ingest.pulse.beat(later);
-        threads.shards[0].pulse.beat(later);
+        let later = start.instant + LOOP_STALL_MAX + Duration::from_secs(1);
+        threads.ingest.liveness.turn_ended(later);
+        threads.shards[0].liveness.turn_ended(later);
         assert_eq!(threads.stalled(later), ["shard 1"]);
         let (healthy, body) = threads.health(Now { instant: later, unix: UnixMs(0) });
         assert!(!healthy);
         assert_eq!(body, r#"{"status":"stalled","timestamp":"1970-01-01T00:00:00.000Z","stalled":["shard 1"]}"#);
 
-        let later = start.instant + WATCHER_TURN_AGE_MAX + Duration::from_secs(1);
-        threads.ingest.pulse.beat(later);
-        threads.shards.iter().for_each(|shard| shard.pulse.beat(later));
+        let later = start.instant + WATCHER_STALL_MAX + Duration::from_secs(1);
+        threads.ingest.liveness.turn_ended(later);
+        threads.shards.iter().for_each(|shard| shard.liveness.turn_ended(later));
         assert_eq!(threads.stalled(later), ["kafka-watcher"]);
     }
 

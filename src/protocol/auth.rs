@@ -23,11 +23,11 @@ use sha2::Sha256;
 use crate::clock::UnixMs;
 use crate::ids::AssessmentId;
 use crate::limits::TOKEN_LEEWAY;
-use crate::protocol::head::Token;
+use crate::protocol::head::BearerToken;
 
 /// The settings that auth goes by.
 #[derive(Clone)]
-pub struct Config {
+pub struct AuthConfig {
     /// `JWT_SECRET`: the HS256 key.
     pub secret: Box<[u8]>,
     /// `JWT_REQUIRE_ASSESSMENTS`: a token without the claim may watch none.
@@ -35,7 +35,7 @@ pub struct Config {
 }
 
 /// The secret never prints.
-impl std::fmt::Debug for Config {
+impl std::fmt::Debug for AuthConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Config").field("require_assessments", &self.require_assessments).finish_non_exhaustive()
     }
@@ -141,7 +141,7 @@ struct Claims<'a> {
 impl Verifier {
     /// A verifier for these settings.
     #[must_use]
-    pub fn new(config: &Config) -> Self {
+    pub fn new(config: &AuthConfig) -> Self {
         Self { hmac: keyed(&config.secret), require_assessments: config.require_assessments }
     }
 
@@ -149,7 +149,7 @@ impl Verifier {
     ///
     /// # Errors
     /// Why it grants nothing.
-    pub fn verify(&self, token: Option<&Token>, now: UnixMs) -> Result<Grant, Unauthorized> {
+    pub fn verify(&self, token: Option<&BearerToken>, now: UnixMs) -> Result<Grant, Unauthorized> {
         let token = &*token.ok_or(Unauthorized::Missing)?.0;
         let json = self.signed_claims(token)?;
         // serde would take an array for the struct, too.
@@ -253,11 +253,11 @@ mod tests {
     const NOW_SECONDS: f64 = 1_790_000_000.0;
 
     fn verify(token: &str) -> Result<Grant, Unauthorized> {
-        verifier(false).verify(Some(&Token(token.into())), NOW)
+        verifier(false).verify(Some(&BearerToken(token.into())), NOW)
     }
 
     fn verifier(require_assessments: bool) -> Verifier {
-        Verifier::new(&Config { secret: SECRET.into(), require_assessments })
+        Verifier::new(&AuthConfig { secret: SECRET.into(), require_assessments })
     }
 
     /// A token signed right, of any header and claims: of such, too, as no JSON library would write.
@@ -285,8 +285,8 @@ mod tests {
                      .eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ\
                      .dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
         let secret = BASE64_URL_SAFE_NO_PAD.decode(key).unwrap().into();
-        let verifier = Verifier::new(&Config { secret, require_assessments: false });
-        let verify_at = |seconds: u64| verifier.verify(Some(&Token(token.into())), UnixMs(seconds * 1000));
+        let verifier = Verifier::new(&AuthConfig { secret, require_assessments: false });
+        let verify_at = |seconds: u64| verifier.verify(Some(&BearerToken(token.into())), UnixMs(seconds * 1000));
         assert_eq!(verify_at(1_300_819_380), Err(Unauthorized::NoUser), "signed right, and in time");
         assert_eq!(verify_at(1_300_819_380 + 30), Err(Unauthorized::Expired));
     }
@@ -372,7 +372,7 @@ mod tests {
 
     #[test]
     fn without_the_claim_any_may_be_watched_unless_it_is_required() {
-        let token = Token(mint(SECRET, &json!({ "sub": "s" })).into());
+        let token = BearerToken(mint(SECRET, &json!({ "sub": "s" })).into());
         let a = AssessmentId::parse("a").unwrap();
         for require in [false, true] {
             let allowed = verifier(require).verify(Some(&token), NOW).unwrap().allowed;
@@ -411,8 +411,8 @@ mod tests {
 
     #[test]
     fn no_secret_and_no_token_is_ever_printed() {
-        let config = Config { secret: SECRET.into(), require_assessments: false };
-        let token = Token(mint(SECRET, &json!({ "sub": "s" })).into());
+        let config = AuthConfig { secret: SECRET.into(), require_assessments: false };
+        let token = BearerToken(mint(SECRET, &json!({ "sub": "s" })).into());
         let printed = format!("{config:?} {:?} {token:?}", Verifier::new(&config));
         for secret in ["a secret", "97, 32, 115", &*token.0] {
             assert!(!printed.contains(secret), "{printed}");

@@ -44,7 +44,7 @@ pub enum CloseReason {
 
 /// A row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Row {
+pub struct CloseReasonRow {
     /// The status code of RFC 6455 section 7.4; `None` where no close frame is sent.
     pub code: Option<u16>,
     /// The close frame's text: what happened, and what the client should do. At most 123 bytes, so that it fits into a
@@ -78,12 +78,12 @@ impl CloseReason {
     ];
 
     /// The reason's row. A client that closed with a code of its own is answered with that one
-    /// ([`super::messages::goodbye`]).
+    /// ([`super::messages::close_reply`]).
     #[must_use]
-    pub const fn row(self) -> Row {
+    pub const fn row(self) -> CloseReasonRow {
         let (code, label, text) = match self {
             Self::ClientClosed => (1000, "client_closed", "closed by the client"),
-            Self::ClientGone => return Row { code: None, text: "", label: "client_gone" },
+            Self::ClientGone => return CloseReasonRow { code: None, text: "", label: "client_gone" },
             Self::GoingAway => {
                 (1001, "going_away", "this pod goes away: reconnect with your cursor after a random 1 to 5 seconds")
             }
@@ -109,7 +109,7 @@ impl CloseReason {
             }
             Self::Silent => (4408, "silent", "no sign of life: reconnect with your cursor"),
         };
-        Row { code: Some(code), text, label }
+        CloseReasonRow { code: Some(code), text, label }
     }
 }
 

@@ -30,7 +30,7 @@ use crate::limits::REQUEST_HEADERS_MAX;
 use crate::protocol::client_address::{self, Contradiction, ForwardedFields, TrustedProxies};
 
 use self::origin::OriginPattern;
-pub use answer::{Allow, Fault, Refusal, Unavailable};
+pub use answer::{Allow, HttpRefusal, RequestFault, Unavailable};
 
 /// The subprotocol that the gateway speaks, for clients that can send a token only as one.
 const SUBPROTOCOL: &str = "shardgate.v1";
@@ -81,8 +81,8 @@ pub enum Parsed {
     },
     /// A GET or HEAD of an operators' page: for the HTTP library, with all that was read.
     Operators,
-    /// Refused: write [`Refusal::response`], read and drop what still comes, close.
-    Refused(Refusal),
+    /// Refused: write [`HttpRefusal::response`], read and drop what still comes, close.
+    Refused(HttpRefusal),
 }
 
 /// A good handshake.
@@ -95,7 +95,7 @@ pub struct Upgrade {
     /// The assessment to watch; `None` for market data only.
     pub assessment: Result<Option<AssessmentId>, BadAssessment>,
     /// The token that counts.
-    pub token: Option<Token>,
+    pub token: Option<BearerToken>,
     /// The cursor to resume from; `None` without an assessment.
     pub cursor: Option<Box<str>>,
     /// Where the client comes from.
@@ -118,9 +118,9 @@ pub enum BadAssessment {
 
 /// A token as the client sent it. It prints as nothing, so that it can't reach a log.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Token(pub Box<str>);
+pub struct BearerToken(pub Box<str>);
 
-impl std::fmt::Debug for Token {
+impl std::fmt::Debug for BearerToken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Token(…)")
     }
@@ -161,11 +161,11 @@ impl Scan {
         let end = memmem::find(&within[from..], b"\r\n\r\n").map(|at| from + at + 4);
         let head = &within[self.start..end.unwrap_or(within.len())];
         if let Some(fault) = fault_in_bytes(head, from - self.start) {
-            return Parsed::Refused(Refusal::Malformed(fault));
+            return Parsed::Refused(HttpRefusal::Malformed(fault));
         }
         match end {
             Some(head_len) => judge(head, head_len, self.peer, rules).unwrap_or_else(Parsed::Refused),
-            None if within.len() == rules.head_bytes_max => Parsed::Refused(Refusal::TooLarge),
+            None if within.len() == rules.head_bytes_max => Parsed::Refused(HttpRefusal::TooLarge),
             None => {
                 // A lone CR at the start may become an empty line.
                 self.seen = if head == b"\r" { self.start } else { within.len() };
@@ -177,83 +177,83 @@ impl Scan {
 
 /// What must not be anywhere in a head: told apart from httparse, which takes a lone LF for a line's end. It is looked for
 /// from `from` on.
-fn fault_in_bytes(head: &[u8], from: usize) -> Option<Fault> {
+fn fault_in_bytes(head: &[u8], from: usize) -> Option<RequestFault> {
     let new = &head[from..];
     let lone_lf = memchr::memchr_iter(b'\n', new).any(|at| from + at == 0 || head[from + at - 1] != b'\r');
     // A CR at the end may have its LF still to come.
     let lone_cr = memchr::memchr_iter(b'\r', new).any(|at| new.get(at + 1).is_some_and(|&next| next != b'\n'));
     if lone_lf || lone_cr {
-        return Some(Fault::LineEnding);
+        return Some(RequestFault::LineEnding);
     }
     let control = |byte: &u8| byte.is_ascii_control() && !matches!(byte, b'\r' | b'\n' | b'\t');
-    new.iter().any(control).then_some(Fault::ControlByte)
+    new.iter().any(control).then_some(RequestFault::ControlByte)
 }
 
 /// Judges a whole head.
-fn judge(head: &[u8], head_len: usize, peer: IpAddr, rules: &Rules) -> Result<Parsed, Refusal> {
+fn judge(head: &[u8], head_len: usize, peer: IpAddr, rules: &Rules) -> Result<Parsed, HttpRefusal> {
     let mut table = [EMPTY_HEADER; REQUEST_HEADERS_MAX];
     let mut request = Request::new(&mut table);
     match request.parse(head) {
         Ok(Status::Complete(len)) if len == head.len() => {}
-        Ok(_) => return Err(Refusal::Malformed(Fault::Syntax)),
-        Err(httparse::Error::TooManyHeaders) => return Err(Refusal::TooLarge),
-        Err(_) => return Err(Refusal::Malformed(Fault::Syntax)),
+        Ok(_) => return Err(HttpRefusal::Malformed(RequestFault::Syntax)),
+        Err(httparse::Error::TooManyHeaders) => return Err(HttpRefusal::TooLarge),
+        Err(_) => return Err(HttpRefusal::Malformed(RequestFault::Syntax)),
     }
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
-        return Err(Refusal::Malformed(Fault::Syntax));
+        return Err(HttpRefusal::Malformed(RequestFault::Syntax));
     };
-    let fields = Fields(request.headers);
+    let fields = HeaderFields(request.headers);
     let has_body = check_framing(&fields, version)?;
-    let target = Target::parse(target)?;
+    let target = RequestTarget::parse(target)?;
 
     if rules.operators && OPERATORS_PAGES.contains(&target.path) {
         return match method {
             "GET" | "HEAD" if !has_body => Ok(Parsed::Operators),
-            "GET" | "HEAD" => Err(Refusal::Malformed(Fault::Body)),
-            _ => Err(Refusal::Method(Allow::GetAndHead)),
+            "GET" | "HEAD" => Err(HttpRefusal::Malformed(RequestFault::Body)),
+            _ => Err(HttpRefusal::Method(Allow::GetAndHead)),
         };
     }
     if target.path != "/ws" {
-        return Err(Refusal::Path);
+        return Err(HttpRefusal::Path);
     }
     if method != "GET" {
-        return Err(Refusal::Method(Allow::Get));
+        return Err(HttpRefusal::Method(Allow::Get));
     }
     if has_body {
-        return Err(Refusal::Malformed(Fault::Body));
+        return Err(HttpRefusal::Malformed(RequestFault::Body));
     }
     if version == 0 || !asks_for_upgrade(&fields) {
-        return Err(Refusal::UpgradeRequired);
+        return Err(HttpRefusal::UpgradeRequired);
     }
-    let accept = accept_of(&fields).ok_or(Refusal::Malformed(Fault::Key))?;
+    let accept = accept_of(&fields).ok_or(HttpRefusal::Malformed(RequestFault::Key))?;
     if !origin_is_allowed(&fields, rules) {
-        return Err(Refusal::Origin);
+        return Err(HttpRefusal::Origin);
     }
-    let client = client_address(&fields, peer, rules).map_err(|_| Refusal::Malformed(Fault::Forwarded))?;
+    let client = client_address(&fields, peer, rules).map_err(|_| HttpRefusal::Malformed(RequestFault::Forwarded))?;
     let asked = query::parse(target.query);
     let offered = credentials::subprotocols(&fields);
     let token = credentials::authorization(&fields).or(offered.token).or(asked.token);
     let cursor = asked.cursor.filter(|_| matches!(asked.assessment, Ok(Some(_))));
-    let (assessment, token) = (asked.assessment, token.map(Token));
+    let (assessment, token) = (asked.assessment, token.map(BearerToken));
     let upgrade = Upgrade { accept, subprotocol: offered.ours, assessment, token, cursor, client };
     Ok(Parsed::Upgrade { upgrade, head_len })
 }
 
 /// Refuses what two servers could read differently (RFC 9112 sections 3.2 and 6.3); returns whether a body follows.
-fn check_framing(fields: &Fields<'_>, version: u8) -> Result<bool, Refusal> {
+fn check_framing(fields: &HeaderFields<'_>, version: u8) -> Result<bool, HttpRefusal> {
     let hosts = fields.all("host").count();
     let host_is_sound = fields.all("host").all(|host| host.iter().all(|byte| is_host_byte(*byte)));
     if hosts > 1 || (hosts == 0 && version > 0) || !host_is_sound {
-        return Err(Refusal::Malformed(Fault::Host));
+        return Err(HttpRefusal::Malformed(RequestFault::Host));
     }
     let lengths = fields.all("content-length").count();
     let encodings = fields.all("transfer-encoding").count();
     if lengths + encodings > 1 {
-        return Err(Refusal::Malformed(Fault::Framing));
+        return Err(HttpRefusal::Malformed(RequestFault::Framing));
     }
     match fields.only("content-length") {
         Some(length) if length.is_empty() || !length.iter().all(u8::is_ascii_digit) => {
-            Err(Refusal::Malformed(Fault::Framing))
+            Err(HttpRefusal::Malformed(RequestFault::Framing))
         }
         Some(length) => Ok(length.iter().any(|&digit| digit != b'0')),
         None => Ok(encodings > 0),
@@ -265,7 +265,7 @@ fn is_host_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(&byte)
 }
 
-fn asks_for_upgrade(fields: &Fields<'_>) -> bool {
+fn asks_for_upgrade(fields: &HeaderFields<'_>) -> bool {
     let has_token = |name, token: &str| fields.list(name).any(|item| item.eq_ignore_ascii_case(token.as_bytes()));
     has_token("connection", "upgrade")
         && has_token("upgrade", "websocket")
@@ -273,14 +273,14 @@ fn asks_for_upgrade(fields: &Fields<'_>) -> bool {
 }
 
 /// The answer to the request's one good `Sec-WebSocket-Key`.
-fn accept_of(fields: &Fields<'_>) -> Option<Box<str>> {
+fn accept_of(fields: &HeaderFields<'_>) -> Option<Box<str>> {
     let key = fields.only("sec-websocket-key")?;
     let is_good = KEY_ENCODING.decode(key).is_ok_and(|bytes| bytes.len() == KEY_BYTES);
     is_good.then(|| tungstenite::handshake::derive_accept_key(key).into())
 }
 
 /// Two origins are no origin of the list.
-fn origin_is_allowed(fields: &Fields<'_>, rules: &Rules) -> bool {
+fn origin_is_allowed(fields: &HeaderFields<'_>, rules: &Rules) -> bool {
     let Some(allowed) = &rules.allowed_origins else { return true };
     let mut origins = fields.all("origin");
     match (origins.next(), origins.next()) {
@@ -290,7 +290,7 @@ fn origin_is_allowed(fields: &Fields<'_>, rules: &Rules) -> bool {
     }
 }
 
-fn client_address(fields: &Fields<'_>, peer: IpAddr, rules: &Rules) -> Result<IpAddr, Contradiction> {
+fn client_address(fields: &HeaderFields<'_>, peer: IpAddr, rules: &Rules) -> Result<IpAddr, Contradiction> {
     let all = |name| fields.all(name).collect::<Vec<_>>();
     let (x_forwarded_for, forwarded) = (all("x-forwarded-for"), all("forwarded"));
     let fields = ForwardedFields { x_forwarded_for: &x_forwarded_for, forwarded: &forwarded };
@@ -298,20 +298,20 @@ fn client_address(fields: &Fields<'_>, peer: IpAddr, rules: &Rules) -> Result<Ip
 }
 
 /// Where a request goes to.
-struct Target<'a> {
+struct RequestTarget<'a> {
     path: &'a str,
     query: &'a str,
 }
 
-impl<'a> Target<'a> {
+impl<'a> RequestTarget<'a> {
     /// Takes apart a target in origin form or absolute form (RFC 9112 section 3.2).
-    fn parse(target: &'a str) -> Result<Self, Refusal> {
-        const MALFORMED: Refusal = Refusal::Malformed(Fault::Target);
+    fn parse(target: &'a str) -> Result<Self, HttpRefusal> {
+        const MALFORMED: HttpRefusal = HttpRefusal::Malformed(RequestFault::RequestTarget);
         if target.contains('#') {
             return Err(MALFORMED);
         }
         if target == "*" {
-            return Err(Refusal::Path);
+            return Err(HttpRefusal::Path);
         }
         let from_path = if target.starts_with('/') {
             target
@@ -330,9 +330,9 @@ impl<'a> Target<'a> {
 }
 
 /// A head's header fields. Names are given in lower case and found in any.
-struct Fields<'a>(&'a [Header<'a>]);
+struct HeaderFields<'a>(&'a [Header<'a>]);
 
-impl<'a> Fields<'a> {
+impl<'a> HeaderFields<'a> {
     /// The values of every field of this name.
     fn all(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.0.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)

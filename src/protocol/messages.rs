@@ -91,7 +91,7 @@ struct Reset<'a> {
 
 /// An error, and the redirect, which is one with more to say.
 #[derive(Serialize)]
-struct Refused<'a> {
+struct ErrorMessage<'a> {
     error: &'a str,
     message: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -151,12 +151,12 @@ pub fn reset(out: &mut Vec<u8>, reason: ResetReason, cursor: Option<&str>) {
 
 /// An error that refuses: `Unauthorized`, `BadRequest`, `Forbidden`, `BadMessage`.
 pub fn error(out: &mut Vec<u8>, error: &str, message: &str) {
-    text(out, &Refused { error, message, node: None, url: None, cursor: None });
+    text(out, &ErrorMessage { error, message, node: None, url: None, cursor: None });
 }
 
 /// The redirect to the pod that owns the assessment.
 pub fn redirect(out: &mut Vec<u8>, message: &str, to: &Pod, cursor: Option<&str>) {
-    text(out, &Refused { error: "Redirect", message, node: Some(&to.node.0), url: Some(&to.url), cursor });
+    text(out, &ErrorMessage { error: "Redirect", message, node: Some(&to.node.0), url: Some(&to.url), cursor });
 }
 
 /// A close frame; nothing for a reason that sends none.
@@ -168,7 +168,7 @@ pub fn close(out: &mut Vec<u8>, reason: CloseReason) {
 }
 
 /// The answer to a client's close frame: its own code (RFC 6455 section 5.5.1).
-pub fn goodbye(out: &mut Vec<u8>, code: u16) {
+pub fn close_reply(out: &mut Vec<u8>, code: u16) {
     control(out, CLOSE, &[&code.to_be_bytes()]);
 }
 

@@ -92,7 +92,7 @@ impl Session {
     ///
     /// # Errors
     /// Why the connection must be closed: [`CloseReason::ClientClosed`] after the client's close frame (answer it, with
-    /// [`Session::goodbye`]), or the client's fault. What comes behind is not looked at, and nothing
+    /// [`Session::close_code`]), or the client's fault. What comes behind is not looked at, and nothing
     /// may be fed after that.
     pub fn receive(&mut self, mut input: &[u8], on: &mut dyn FnMut(Inbound)) -> Result<(), CloseReason> {
         while !input.is_empty() {
@@ -116,7 +116,7 @@ impl Session {
 
     /// The code of the client's close frame, where it gave one: the answer echoes it (RFC 6455 section 5.5.1).
     #[must_use]
-    pub fn goodbye(&self) -> Option<u16> {
+    pub fn close_code(&self) -> Option<u16> {
         self.goodbye
     }
 
@@ -178,7 +178,7 @@ impl Session {
     /// Hands the frame under way to the context, its header first; tells of the frame once it is whole.
     fn feed(&mut self, payload: &[u8]) -> Result<Option<Inbound>, CloseReason> {
         let Some(context) = &mut self.context else { return Err(CloseReason::Internal) };
-        let mut wire = Wire { header: &self.header[..usize::from(self.header_len)], payload };
+        let mut wire = FrameBuffer { header: &self.header[..usize::from(self.header_len)], payload };
         self.header_len = 0;
         let whole = self.left.is_none();
         let read = context.read(&mut wire);
@@ -264,12 +264,12 @@ fn classify(text: &str) -> Inbound {
 
 /// What tungstenite takes for a socket: it reads the frame under way, up to what is here of it; what it writes (its own
 /// pongs and close frames) goes nowhere, for the shard answers.
-struct Wire<'a> {
+struct FrameBuffer<'a> {
     header: &'a [u8],
     payload: &'a [u8],
 }
 
-impl Read for Wire<'_> {
+impl Read for FrameBuffer<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let part = if self.header.is_empty() { &mut self.payload } else { &mut self.header };
         match part.read(buffer)? {
@@ -279,7 +279,7 @@ impl Read for Wire<'_> {
     }
 }
 
-impl Write for Wire<'_> {
+impl Write for FrameBuffer<'_> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         Ok(buffer.len())
     }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::table::{Field, Fields, Source, Topic};
+use super::table::{Field, FieldSource, MessageFields, Topic};
 use crate::ids::AssessmentId;
 use crate::limits::ROUTE_FIELDS_MAX;
 
@@ -77,13 +77,13 @@ pub fn check_object(payload: &[u8]) -> Result<(), Malformed> {
 /// [`Malformed::NotAnObject`] where the payload is none.
 pub fn map_open(topic: &Topic, payload: &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
     match &topic.route.fields {
-        Fields::Whole => {
+        MessageFields::Whole => {
             let data = object_text(payload)?;
             open(topic, out);
             push_name("data", out);
             out.extend_from_slice(data.as_bytes());
         }
-        Fields::Listed(fields) => {
+        MessageFields::Listed(fields) => {
             let values = values_of(fields, payload)?;
             open(topic, out);
             for (field, value) in fields.iter().zip(values) {
@@ -102,7 +102,7 @@ fn values_of<'p>(fields: &[Field], payload: &'p [u8]) -> Result<[&'p str; ROUTE_
 
 fn values_by<'p, N: Name<'p>>(fields: &[Field], payload: &'p str) -> Result<[&'p str; ROUTE_FIELDS_MAX], Malformed> {
     let mut values = [""; ROUTE_FIELDS_MAX];
-    let comes_from = |field: &Field, name: &str| matches!(&field.source, Source::Payload(from) if **from == *name);
+    let comes_from = |field: &Field, name: &str| matches!(&field.source, FieldSource::Payload(from) if **from == *name);
     for_each_wanted::<N, _>(
         payload,
         |name| fields.iter().position(|field| comes_from(field, name)),
@@ -123,16 +123,16 @@ fn open(topic: &Topic, out: &mut Vec<u8>) {
 
 fn push_field(topic: &Topic, field: &Field, value: &str, out: &mut Vec<u8>) {
     match &field.source {
-        Source::Payload(_) if value.is_empty() => {}
-        Source::Payload(_) => {
+        FieldSource::Payload(_) if value.is_empty() => {}
+        FieldSource::Payload(_) => {
             push_name(&field.name, out);
             out.extend_from_slice(value.as_bytes());
         }
-        Source::Const(json) => {
+        FieldSource::Const(json) => {
             push_name(&field.name, out);
             out.extend_from_slice(json.as_bytes());
         }
-        Source::Topic(part) => {
+        FieldSource::Topic(part) => {
             if let Some(value) = topic.part(part) {
                 push_name(&field.name, out);
                 push_string(value, out);
@@ -260,11 +260,12 @@ mod tests {
 
     use super::*;
     use crate::ids::TopicIndex;
-    use crate::routing::table::Table;
+    use crate::routing::table::RouteTable;
 
     fn topic(fields: &str) -> Topic {
         let scope = "scope = \"assessment\"\ntype = \"kind\"\ntopic = \"a.{p}\"";
-        let table = Table::parse(&format!("[[route]]\n{scope}\nfields = {fields}")).expect("the test's route is good");
+        let table =
+            RouteTable::parse(&format!("[[route]]\n{scope}\nfields = {fields}")).expect("the test's route is good");
         table.resolve(TopicIndex(0), "a.part").expect("the test's topic matches")
     }
 

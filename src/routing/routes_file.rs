@@ -7,7 +7,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::pattern::TopicPattern;
-use super::table::{AssessmentFrom, Field, Fields, InvalidRoutes, Partitioner, Route, Scope, Source};
+use super::table::{AssessmentFrom, Field, FieldSource, InvalidRoutes, MessageFields, Partitioner, Route, Scope};
 use crate::limits::ROUTE_FIELDS_MAX;
 
 /// The part of a market route's topic that names the market.
@@ -41,7 +41,7 @@ enum ScopeName {
 
 /// Reads a routes file.
 pub(super) fn parse(text: &str) -> Result<Vec<Route>, InvalidRoutes> {
-    let mut reader = Reader { text, faults: Vec::new() };
+    let mut reader = RoutesParser { text, faults: Vec::new() };
     let (document, broken) = DeTable::parse_recoverable(text);
     for error in &broken {
         reader.fault(&error.span().unwrap_or_default(), error.message().to_owned());
@@ -52,13 +52,13 @@ pub(super) fn parse(text: &str) -> Result<Vec<Route>, InvalidRoutes> {
 }
 
 /// Goes through the file's tables and gathers what is wrong. A method that gives `None` has told why.
-struct Reader<'t> {
+struct RoutesParser<'t> {
     text: &'t str,
     /// Each with its place in the text.
     faults: Vec<(usize, String)>,
 }
 
-impl Reader<'_> {
+impl RoutesParser<'_> {
     fn fault(&mut self, place: &Range<usize>, text: String) {
         self.faults.push((place.start, text));
     }
@@ -157,7 +157,12 @@ impl Reader<'_> {
         Some(text.into())
     }
 
-    fn fields(&mut self, keys: &DeTable<'_>, place: &Range<usize>, topic: Option<&TopicPattern>) -> Option<Fields> {
+    fn fields(
+        &mut self,
+        keys: &DeTable<'_>,
+        place: &Range<usize>,
+        topic: Option<&TopicPattern>,
+    ) -> Option<MessageFields> {
         let Some(value) = keys.get("fields") else {
             self.fault(
                 place,
@@ -166,7 +171,7 @@ impl Reader<'_> {
             return None;
         };
         let listed = match value.get_ref() {
-            DeValue::String(text) if text == "*" => return Some(Fields::Whole),
+            DeValue::String(text) if text == "*" => return Some(MessageFields::Whole),
             DeValue::Array(listed) if (1..=ROUTE_FIELDS_MAX).contains(&listed.len()) => listed,
             DeValue::Array(listed) => {
                 let text = format!("fields lists {}; it takes 1 to {ROUTE_FIELDS_MAX}, or \"*\"", listed.len());
@@ -189,12 +194,12 @@ impl Reader<'_> {
             }
             fields.push(field);
         }
-        (fields.len() == listed.len()).then_some(Fields::Listed(fields))
+        (fields.len() == listed.len()).then_some(MessageFields::Listed(fields))
     }
 
     fn field(&mut self, value: &Spanned<DeValue<'_>>, topic: Option<&TopicPattern>) -> Option<Field> {
         let (name, at, source) = match value.get_ref() {
-            DeValue::String(name) => (&**name, value.span(), Some(Source::Payload((&**name).into()))),
+            DeValue::String(name) => (&**name, value.span(), Some(FieldSource::Payload((&**name).into()))),
             DeValue::Table(keys) => {
                 self.unknown_keys(keys, &FIELD_KEYS, "a field");
                 let source = self.source(keys, &value.span(), topic);
@@ -216,7 +221,12 @@ impl Reader<'_> {
         Some(Field { name: name.into(), source: source? })
     }
 
-    fn source(&mut self, keys: &DeTable<'_>, place: &Range<usize>, topic: Option<&TopicPattern>) -> Option<Source> {
+    fn source(
+        &mut self,
+        keys: &DeTable<'_>,
+        place: &Range<usize>,
+        topic: Option<&TopicPattern>,
+    ) -> Option<FieldSource> {
         let sources: Vec<&str> = FIELD_KEYS[1..].iter().copied().filter(|key| keys.contains_key(*key)).collect();
         let [source] = sources[..] else {
             let got =
@@ -225,11 +235,11 @@ impl Reader<'_> {
             return None;
         };
         if source == "const" {
-            return self.constant(keys.get("const")?).map(Source::Const);
+            return self.constant(keys.get("const")?).map(FieldSource::Const);
         }
         let (text, at) = self.string(keys, source)?;
         if source == "from" {
-            return Some(Source::Payload(text.into()));
+            return Some(FieldSource::Payload(text.into()));
         }
         if let Some(topic) = topic
             && !topic.parts().any(|part| part == text)
@@ -239,7 +249,7 @@ impl Reader<'_> {
             self.fault(&at, format!("topic = \"{text}\": it takes a part of the route's topic, which has {has}"));
             return None;
         }
-        Some(Source::Topic(text.into()))
+        Some(FieldSource::Topic(text.into()))
     }
 
     /// A constant as JSON.
@@ -376,7 +386,7 @@ mod tests {
         assert_eq!(&*routes[0].message_type, "market_price");
         let key = Scope::Assessment { from: AssessmentFrom::Key, partitioner: Partitioner::Crc32 };
         assert_eq!(routes[1].scope, key);
-        let Fields::Listed(fields) = &routes[1].fields else { panic!("the fields are listed") };
+        let MessageFields::Listed(fields) = &routes[1].fields else { panic!("the fields are listed") };
         let told: Vec<String> = fields.iter().map(|field| format!("{} {:?}", field.name, field.source)).collect();
         assert_eq!(
             told,
@@ -384,7 +394,7 @@ mod tests {
         );
         let defaults = Scope::Assessment { from: AssessmentFrom::Payload, partitioner: Partitioner::Murmur2 };
         assert_eq!(routes[2].scope, defaults);
-        assert!(matches!(routes[2].fields, Fields::Whole));
+        assert!(matches!(routes[2].fields, MessageFields::Whole));
     }
 
     #[test]
@@ -512,9 +522,9 @@ partitoner = "murmur2"
             (0..).zip(constants).map(|(i, c)| format!("{{ name = \"c{i}\", const = {c} }}")).collect();
         let file =
             format!("[[route]]\ntopic = \"a\"\nscope = \"assessment\"\ntype = \"t\"\nfields = [{}]", fields.join(", "));
-        let Fields::Listed(fields) = &parse(&file).unwrap()[0].fields else { panic!("the fields are listed") };
+        let MessageFields::Listed(fields) = &parse(&file).unwrap()[0].fields else { panic!("the fields are listed") };
         for (field, expected) in fields.iter().zip(json) {
-            assert!(matches!(&field.source, Source::Const(json) if **json == *expected), "{field:?}: {expected}");
+            assert!(matches!(&field.source, FieldSource::Const(json) if **json == *expected), "{field:?}: {expected}");
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::ids::TopicIndex;
 
 /// The routes, in the order of their file. The first that matches a topic has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Table {
+pub struct RouteTable {
     /// In file order.
     pub routes: Vec<Arc<Route>>,
 }
@@ -27,7 +27,7 @@ pub struct Route {
     /// The message's `type`.
     pub message_type: Box<str>,
     /// What the message carries.
-    pub fields: Fields,
+    pub fields: MessageFields,
 }
 
 /// Who gets a route's messages.
@@ -58,7 +58,7 @@ pub enum AssessmentFrom {
 
 /// What a message carries after its `type`, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fields {
+pub enum MessageFields {
     /// `"*"`: the payload whole, as `data`.
     Whole,
     /// These.
@@ -71,12 +71,12 @@ pub struct Field {
     /// Its name in the message.
     pub name: Box<str>,
     /// Where its value comes from.
-    pub source: Source,
+    pub source: FieldSource,
 }
 
 /// Where a field's value comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum FieldSource {
     /// The payload's field of this name; left out where the payload has none.
     Payload(Box<str>),
     /// This JSON, always.
@@ -181,7 +181,7 @@ impl Topic {
 #[error("{}", .0.join("\n"))]
 pub struct InvalidRoutes(pub Vec<String>);
 
-impl Table {
+impl RouteTable {
     /// The built-in routes' file, as `shardgate routes` prints it.
     pub const BUILT_IN: &str = include_str!("routes.toml");
 
@@ -222,7 +222,7 @@ mod tests {
     use crate::protocol::contract;
 
     fn resolve(name: &str) -> Option<Topic> {
-        Table::built_in().resolve(TopicIndex(7), name)
+        RouteTable::built_in().resolve(TopicIndex(7), name)
     }
 
     #[test]
@@ -235,9 +235,9 @@ mod tests {
                 (row[0].replace('<', "{").replace('>', "}"), first_word(&row[1]), fields)
             })
             .collect();
-        let table = Table::built_in();
+        let table = RouteTable::built_in();
         let built_in = table.routes.iter().map(|route| {
-            let Fields::Listed(fields) = &route.fields else { panic!("{} lists its fields", route.topic) };
+            let MessageFields::Listed(fields) = &route.fields else { panic!("{} lists its fields", route.topic) };
             let fields: Vec<String> = fields.iter().map(|field| field.name.to_string()).collect();
             (route.topic.to_string(), route.message_type.to_string(), fields)
         });
@@ -263,7 +263,7 @@ mod tests {
             let found = resolve(topic).unwrap_or_else(|| panic!("{topic} is read"));
             assert_eq!((&*found.name, &*found.route.message_type, found.index), (topic, message_type, TopicIndex(7)));
         }
-        assert_eq!(Table::built_in().routes.len(), types.len());
+        assert_eq!(RouteTable::built_in().routes.len(), types.len());
         for other in ["market-data.-ticks", "trading.order-filled.dlq", "assessment", "__consumer_offsets", ""] {
             assert!(resolve(other).is_none(), "{other} is not read");
         }
@@ -280,7 +280,7 @@ mod tests {
         let route = |topic: &str, kind: &str| {
             format!("[[route]]\ntopic = {topic:?}\nscope = \"assessment\"\ntype = {kind:?}\nfields = \"*\"\n")
         };
-        let table = Table::parse(&(route("a.special", "special") + &route("a.{x}", "any"))).unwrap();
+        let table = RouteTable::parse(&(route("a.special", "special") + &route("a.{x}", "any"))).unwrap();
         let kind = |name: &str| table.resolve(TopicIndex(0), name).map(|topic| topic.route.message_type.to_string());
         assert_eq!(kind("a.special").as_deref(), Some("special"));
         assert_eq!(kind("a.other").as_deref(), Some("any"));

@@ -4,14 +4,14 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::context::Shard;
+use super::context::ShardContext;
 use super::executor;
 use super::handshakes::Handshake;
 use super::reactor::{Listener, Stream};
 use super::socket;
 use crate::limits::ACCEPT_LOG_EVERY;
 use crate::log_throttle::LogThrottle;
-use crate::protocol::head::{Refusal, Unavailable};
+use crate::protocol::head::{HttpRefusal, Unavailable};
 
 /// How long accepting pauses when the system refuses (descriptors, memory).
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
@@ -24,7 +24,7 @@ const ROOM_PAUSE: Duration = Duration::from_millis(2);
 const ACCEPTS_A_TURN: u32 = 16;
 
 /// Accepts from a listener for as long as the shard runs.
-pub(super) fn accept_from(shard: &Rc<Shard>, listener: std::net::TcpListener) {
+pub(super) fn accept_from(shard: &Rc<ShardContext>, listener: std::net::TcpListener) {
     let mut listener = Listener::new(&shard.reactor, listener);
     let accepting = Rc::clone(shard);
     shard.tasks.spawn(async move {
@@ -33,7 +33,7 @@ pub(super) fn accept_from(shard: &Rc<Shard>, listener: std::net::TcpListener) {
         loop {
             make_room(&accepting).await;
             match listener.accept().await {
-                Ok((stream, peer)) => welcome(&accepting, stream, peer),
+                Ok((stream, peer)) => start_handshake(&accepting, stream, peer),
                 Err(error) => {
                     if let Some(held_back) = failures.admit(Instant::now()) {
                         tracing::warn!(%error, held_back, "PORT can't accept connections; trying again until it works");
@@ -50,9 +50,9 @@ pub(super) fn accept_from(shard: &Rc<Shard>, listener: std::net::TcpListener) {
     });
 }
 
-async fn make_room(shard: &Shard) {
+async fn make_room(shard: &ShardContext) {
     while shard.handshakes.is_full() {
-        match shard.handshakes.take_oldest(Instant::now()) {
+        match shard.handshakes.evict_oldest(Instant::now()) {
             Some(task) => shard.tasks.cancel(task),
             None => {
                 executor::sleep(ROOM_PAUSE).await;
@@ -62,23 +62,23 @@ async fn make_room(shard: &Shard) {
 }
 
 /// Refuses a socket whose request is not even read.
-fn turn_away(shard: &Shard, mut stream: Stream, peer: IpAddr, why: Unavailable) {
-    let refusal = Refusal::Unavailable(why);
+fn refuse_unread(shard: &ShardContext, mut stream: Stream, peer: IpAddr, why: Unavailable) {
+    let refusal = HttpRefusal::Unavailable(why);
     shard.metrics.refused_by_http(refusal);
     shard.handshakes.warn_of(refusal, peer, Instant::now());
     stream.write_now(&refusal.response());
 }
 
-fn welcome(shard: &Rc<Shard>, stream: Stream, peer: IpAddr) {
+fn start_handshake(shard: &Rc<ShardContext>, stream: Stream, peer: IpAddr) {
     let is_proxy = shard.head_rules.trusted_proxies.contains(peer);
-    let arrival = match if is_proxy { Ok(None) } else { shard.pod.arrive(peer) } {
+    let arrival = match if is_proxy { Ok(None) } else { shard.pod.acquire_handshake(peer) } {
         Ok(arrival) => arrival,
-        Err(why) => return turn_away(shard, stream, peer, why),
+        Err(why) => return refuse_unread(shard, stream, peer, why),
     };
     let handshake = Handshake::begin(&shard.handshakes, arrival, Instant::now());
     let (number, shard_of_it) = (handshake.number(), Rc::clone(shard));
     let task = shard.tasks.spawn(async move {
-        socket::handshake(&shard_of_it, &handshake, stream, peer).await;
+        socket::run_handshake(&shard_of_it, &handshake, stream, peer).await;
     });
-    shard.handshakes.is_run_by(number, task);
+    shard.handshakes.set_task(number, task);
 }

@@ -1,19 +1,19 @@
 //! Who is served here, who is sent to another pod, and who is refused: PROTOCOL 1's order, as a rule on values. An answer
-//! that goes by where the others are ([`Admission::goes_by_view`]) is given by a view that is sure ([`super::freshness`]).
+//! that goes by where the others are ([`Admission::depends_on_view`]) is given by a view that is sure ([`super::view_gate`]).
 //!
 //! Without Redis the last view names pods that drain, or are gone. Two things tell that an owner is one of them: a client
-//! that comes from a pod that drains says so by its cursor ([`cursor::mark_draining`]), and one that was sent to the owner
-//! moments ago is back ([`super::sent_away`]). Such a client is served by the first pod that goes on serving, until the
-//! view is proven ([`Sight::proven`](crate::exchange::Sight)); then the handover takes it home.
+//! that comes from a pod that drains says so by its cursor ([`cursor::add_draining_flag`]), and one that was sent to the owner
+//! moments ago is back ([`super::recent_redirects`]). Such a client is served by the first pod that goes on serving, until the
+//! view is proven ([`ViewFreshness::proven`](crate::exchange::ViewFreshness)); then the handover takes it home.
 //!
 //! With `PLACEMENT=any` nobody is ever sent to another pod, for the pods' URLs lead nowhere: a pod that drains has 503 for
 //! who comes, and the close code 1001 for who is there.
 
 use std::sync::Arc;
 
-use super::sent_away::SentAway;
+use super::recent_redirects::RecentRedirects;
 use crate::clock::{Now, UnixMs};
-use crate::exchange::{Owner, Standing};
+use crate::exchange::{Owner, PodState};
 use crate::ids::{AssessmentHash, NodeId};
 use crate::protocol::auth::{self, Grant, Verifier};
 use crate::protocol::close::CloseReason;
@@ -28,10 +28,10 @@ pub enum Admission {
     /// It is served here.
     Serve {
         /// What speaks against the owner that the view names, where that is another.
-        against_owner: Evidence,
+        owner_doubt: OwnerDoubt,
     },
-    /// It is told why not after the upgrade: one JSON text frame (made by [`Refused::message`]), then close.
-    Refuse(Refused),
+    /// It is told why not after the upgrade: one JSON text frame (made by [`Rejection::message`]), then close.
+    Reject(Rejection),
     /// 503: this pod was never ready yet, or drains and no other lives.
     Unavailable,
 }
@@ -39,14 +39,14 @@ pub enum Admission {
 impl Admission {
     /// Whether another view would have led to another answer, of which the client would be better off.
     #[must_use]
-    pub fn goes_by_view(&self) -> bool {
-        matches!(self, Self::Refuse(Refused { redirect: Some(_), .. }))
+    pub fn depends_on_view(&self) -> bool {
+        matches!(self, Self::Reject(Rejection { redirect: Some(_), .. }))
     }
 }
 
 /// Why a client is refused after the upgrade.
 #[derive(Debug)]
-pub struct Refused {
+pub struct Rejection {
     /// What the close frame says.
     pub reason: CloseReason,
     message: String,
@@ -56,14 +56,14 @@ pub struct Refused {
 
 /// Which pod is to serve a client that comes.
 #[derive(Debug)]
-pub enum Placed {
+pub enum PlacementDecision {
     /// This one.
-    Here {
+    ThisPod {
         /// What speaks against the owner that the view names, where that is another.
-        against_owner: Evidence,
+        owner_doubt: OwnerDoubt,
     },
     /// Another.
-    Elsewhere {
+    OtherPod {
         /// That one.
         to: Pod,
         /// The client's cursor, marked, where this pod drains.
@@ -73,15 +73,15 @@ pub enum Placed {
 
 /// What a client that comes shows of the owner that a view names which is not proven.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Evidence {
+pub enum OwnerDoubt {
     /// Nothing: it is to be asked.
     #[default]
     None,
     /// A client of the assessment was sent there moments ago, and one is back: the owner doesn't serve it, or the client has
     /// asked here again for reasons of its own.
-    IsBack,
+    Returned,
     /// The client comes from a pod that drains: from the owner.
-    Drains,
+    Draining,
 }
 
 /// Where a client is to go instead.
@@ -95,11 +95,11 @@ pub struct Redirect {
 
 /// This pod and how it places.
 #[derive(Debug, Clone, Copy)]
-pub struct Here<'a> {
+pub struct Placement<'a> {
     /// Its name.
     pub node: &'a NodeId,
     /// Where it stands.
-    pub standing: &'a Standing,
+    pub pod_state: &'a PodState,
     /// `PLACEMENT=any`.
     pub place_anywhere: bool,
 }
@@ -108,8 +108,13 @@ pub struct Here<'a> {
 ///
 /// # Errors
 /// The client's answer, where it has no good token or the pod takes no clients.
-pub fn identify(upgrade: &Upgrade, here: &Here<'_>, verifier: &Verifier, now: UnixMs) -> Result<Grant, Admission> {
-    if !here.takes_clients() {
+pub fn authenticate(
+    upgrade: &Upgrade,
+    placement: &Placement<'_>,
+    verifier: &Verifier,
+    now: UnixMs,
+) -> Result<Grant, Admission> {
+    if !placement.accepts_clients() {
         return Err(Admission::Unavailable);
     }
     let fault = |fault: auth::Unauthorized| refuse(CloseReason::Unauthorized, fault.to_string());
@@ -118,8 +123,14 @@ pub fn identify(upgrade: &Upgrade, here: &Here<'_>, verifier: &Verifier, now: Un
 
 /// Judges a good handshake with a good token.
 #[must_use]
-pub fn judge(upgrade: &Upgrade, grant: &Grant, here: &Here<'_>, sent_away: &SentAway, now: Now) -> Admission {
-    if !here.takes_clients() {
+pub fn admit(
+    upgrade: &Upgrade,
+    grant: &Grant,
+    placement: &Placement<'_>,
+    recent_redirects: &RecentRedirects,
+    now: Now,
+) -> Admission {
+    if !placement.accepts_clients() {
         return Admission::Unavailable;
     }
     let assessment = match &upgrade.assessment {
@@ -129,11 +140,11 @@ pub fn judge(upgrade: &Upgrade, grant: &Grant, here: &Here<'_>, sent_away: &Sent
     if assessment.is_some_and(|id| !grant.allowed.covers(id)) {
         return refuse(CloseReason::Forbidden, "the token does not allow this assessment".into());
     }
-    let watching =
-        assessment.map_or(Watching::Market { spread: spread_of(upgrade) }, |id| Watching::Assessment(id.hash()));
-    match here.place(watching, upgrade.cursor.as_deref(), sent_away, now) {
-        Placed::Here { against_owner } => Admission::Serve { against_owner },
-        Placed::Elsewhere { to, cursor } => Admission::Refuse(Refused {
+    let placement_key = assessment
+        .map_or(PlacementKey::Market { spread: spread_of(upgrade) }, |id| PlacementKey::Assessment(id.hash()));
+    match placement.decide(placement_key, upgrade.cursor.as_deref(), recent_redirects, now) {
+        PlacementDecision::ThisPod { owner_doubt } => Admission::Serve { owner_doubt },
+        PlacementDecision::OtherPod { to, cursor } => Admission::Reject(Rejection {
             reason: CloseReason::Redirect,
             message: "another pod serves this".into(),
             redirect: Some((to, cursor)),
@@ -142,10 +153,10 @@ pub fn judge(upgrade: &Upgrade, grant: &Grant, here: &Here<'_>, sent_away: &Sent
 }
 
 fn refuse(reason: CloseReason, message: String) -> Admission {
-    Admission::Refuse(Refused { reason, message, redirect: None })
+    Admission::Reject(Rejection { reason, message, redirect: None })
 }
 
-impl Refused {
+impl Rejection {
     /// Appends the text frame that says why.
     pub fn message(&self, out: &mut Vec<u8>) {
         match (&self.redirect, self.reason) {
@@ -159,7 +170,7 @@ impl Refused {
 
 /// What a client watches, as far as placement goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Watching {
+pub enum PlacementKey {
     /// An assessment, and market data.
     Assessment(AssessmentHash),
     /// Market data alone, to be had from any pod.
@@ -174,76 +185,93 @@ fn spread_of(upgrade: &Upgrade) -> u64 {
     AssessmentHash::of(&upgrade.accept).0
 }
 
-impl Here<'_> {
+impl Placement<'_> {
     /// Which pod is to serve a client that comes with this cursor.
     #[must_use]
-    pub fn place(&self, watching: Watching, cursor: Option<&str>, sent_away: &SentAway, now: Now) -> Placed {
-        let against_owner = self.evidence(watching, cursor, sent_away, now);
-        match self.elsewhere(watching, against_owner) {
-            None => Placed::Here { against_owner },
-            Some(Redirect { to, from_draining }) => {
-                Placed::Elsewhere { to, cursor: cursor.filter(|_| from_draining).and_then(cursor::mark_draining) }
-            }
+    pub fn decide(
+        &self,
+        placement_key: PlacementKey,
+        cursor: Option<&str>,
+        recent_redirects: &RecentRedirects,
+        now: Now,
+    ) -> PlacementDecision {
+        let owner_doubt = self.owner_doubt(placement_key, cursor, recent_redirects, now);
+        match self.redirect_for(placement_key, owner_doubt) {
+            None => PlacementDecision::ThisPod { owner_doubt },
+            Some(Redirect { to, from_draining }) => PlacementDecision::OtherPod {
+                to,
+                cursor: cursor.filter(|_| from_draining).and_then(cursor::add_draining_flag),
+            },
         }
     }
 
     /// The pod that a client is to go to instead; `None` where it is served here, or nobody is to be sent anywhere. A
     /// draining pod sends everyone away, if it knows whom to. The evidence is that of when the client came.
     #[must_use]
-    pub fn elsewhere(&self, watching: Watching, against_owner: Evidence) -> Option<Redirect> {
+    pub fn redirect_for(&self, placement_key: PlacementKey, owner_doubt: OwnerDoubt) -> Option<Redirect> {
         if self.place_anywhere {
             return None;
         }
-        let against_owner = if self.standing.sight.proven { Evidence::None } else { against_owner };
-        let from_draining = self.standing.draining_since.is_some();
-        let to = match watching {
-            Watching::Assessment(hash) if from_draining => self.next_owner(hash, against_owner)?,
-            Watching::Market { spread } if from_draining => self.next_owner(AssessmentHash(spread), Evidence::None)?,
-            Watching::Assessment(hash) if against_owner == Evidence::None => match self.standing.owner(hash) {
-                Owner::Elsewhere(pod) => pod.clone(),
-                Owner::Here | Owner::Nobody => return None,
+        let owner_doubt = if self.pod_state.view_freshness.confirmed { OwnerDoubt::None } else { owner_doubt };
+        let from_draining = self.pod_state.draining_since.is_some();
+        let to = match placement_key {
+            PlacementKey::Assessment(hash) if from_draining => self.next_owner(hash, owner_doubt)?,
+            PlacementKey::Market { spread } if from_draining => {
+                self.next_owner(AssessmentHash(spread), OwnerDoubt::None)?
+            }
+            PlacementKey::Assessment(hash) if owner_doubt == OwnerDoubt::None => match self.pod_state.owner(hash) {
+                Owner::OtherPod(pod) => pod.clone(),
+                Owner::ThisPod | Owner::NoPod => return None,
             },
-            Watching::Assessment(_) | Watching::Market { .. } => return None,
+            PlacementKey::Assessment(_) | PlacementKey::Market { .. } => return None,
         };
         Some(Redirect { to, from_draining })
     }
 
     /// What a client that comes shows of the owner.
-    fn evidence(&self, watching: Watching, cursor: Option<&str>, sent_away: &SentAway, now: Now) -> Evidence {
-        let sight = &self.standing.sight;
-        match watching {
-            Watching::Assessment(hash) if !sight.proven && matches!(self.standing.owner(hash), Owner::Elsewhere(_)) => {
+    fn owner_doubt(
+        &self,
+        placement_key: PlacementKey,
+        cursor: Option<&str>,
+        recent_redirects: &RecentRedirects,
+        now: Now,
+    ) -> OwnerDoubt {
+        let view_freshness = &self.pod_state.view_freshness;
+        match placement_key {
+            PlacementKey::Assessment(hash)
+                if !view_freshness.confirmed && matches!(self.pod_state.owner(hash), Owner::OtherPod(_)) =>
+            {
                 match cursor {
-                    Some(cursor) if cursor::is_from_draining(cursor) => Evidence::Drains,
-                    _ if sent_away.is_back(hash, sight, now.instant) => Evidence::IsBack,
-                    _ => Evidence::None,
+                    Some(cursor) if cursor::has_draining_flag(cursor) => OwnerDoubt::Draining,
+                    _ if recent_redirects.has_returned(hash, view_freshness, now.instant) => OwnerDoubt::Returned,
+                    _ => OwnerDoubt::None,
                 }
             }
-            _ => Evidence::None,
+            _ => OwnerDoubt::None,
         }
     }
 
     /// The owner once this pod is gone; another than the present one, too, where that drains and a third is there. That a
     /// client is back is not enough for it: the owner may well be there.
-    fn next_owner(&self, hash: AssessmentHash, against_owner: Evidence) -> Option<Pod> {
-        let view = &self.standing.view;
+    fn next_owner(&self, hash: AssessmentHash, owner_doubt: OwnerDoubt) -> Option<Pod> {
+        let view = &self.pod_state.view;
         let own = view.live().find(|(_, pod)| pod.node == *self.node);
         let left = own.map_or_else(|| Arc::clone(view), |(own, _)| Arc::new(view.without(own)));
         let next = left.owner(hash)?;
         let third = || left.without(next).owner(hash);
-        let third = (against_owner == Evidence::Drains).then(third).flatten();
+        let third = (owner_doubt == OwnerDoubt::Draining).then(third).flatten();
         left.pod(third.unwrap_or(next)).cloned()
     }
 
     /// Whether the pod was ready once, and does not drain without another pod to send its clients to.
-    fn takes_clients(&self) -> bool {
-        let draining = self.standing.draining_since.is_some();
-        let has_nobody = || self.place_anywhere || self.any_other().is_none();
-        self.standing.was_ready && !(draining && has_nobody())
+    fn accepts_clients(&self) -> bool {
+        let draining = self.pod_state.draining_since.is_some();
+        let has_nobody = || self.place_anywhere || self.other_pod().is_none();
+        self.pod_state.was_ready && !(draining && has_nobody())
     }
 
-    fn any_other(&self) -> Option<&Pod> {
-        self.standing.view.live().map(|(_, pod)| pod).find(|pod| pod.node != *self.node)
+    fn other_pod(&self) -> Option<&Pod> {
+        self.pod_state.view.live().map(|(_, pod)| pod).find(|pod| pod.node != *self.node)
     }
 }
 
@@ -252,7 +280,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::exchange::Sight;
+    use crate::exchange::ViewFreshness;
     use crate::ids::SlotNumber;
     use crate::protocol::auth::mint;
     use crate::protocol::head::{self, Parsed};
@@ -278,15 +306,15 @@ mod tests {
     }
 
     /// A cluster of three, of which this pod is the first.
-    fn standing() -> Standing {
+    fn pod_state() -> PodState {
         let pod = |name: &str| Some(Pod { node: NodeId(name.into()), url: format!("ws://{name}/ws").into() });
         let view = View { version: 1, slots: vec![pod("p0"), pod("p1"), pod("p2")] };
-        Standing { view: Arc::new(view), own: Some(SlotNumber(0)), was_ready: true, ..Standing::default() }
+        PodState { view: Arc::new(view), own: Some(SlotNumber(0)), was_ready: true, ..PodState::default() }
     }
 
     /// The close reason's label and the first text of the answer, `served`, or `503`.
-    fn answer(query: &str, standing: &Standing, place_anywhere: bool) -> String {
-        answer_after(&SentAway::default(), query, standing, place_anywhere)
+    fn answer(query: &str, pod_state: &PodState, place_anywhere: bool) -> String {
+        answer_after(&RecentRedirects::default(), query, pod_state, place_anywhere)
     }
 
     fn now() -> Now {
@@ -294,17 +322,22 @@ mod tests {
     }
 
     /// The same, after these were sent away.
-    fn answer_after(sent_away: &SentAway, query: &str, standing: &Standing, place_anywhere: bool) -> String {
-        let verifier = Verifier::new(&auth::Config { secret: SECRET.into(), require_assessments: false });
+    fn answer_after(
+        recent_redirects: &RecentRedirects,
+        query: &str,
+        pod_state: &PodState,
+        place_anywhere: bool,
+    ) -> String {
+        let verifier = Verifier::new(&auth::AuthConfig { secret: SECRET.into(), require_assessments: false });
         let node = NodeId("p0".into());
-        let (upgrade, here) = (upgrade(query), Here { node: &node, standing, place_anywhere });
-        let grant = identify(&upgrade, &here, &verifier, now().unix);
+        let (upgrade, placement) = (upgrade(query), Placement { node: &node, pod_state, place_anywhere });
+        let grant = authenticate(&upgrade, &placement, &verifier, now().unix);
         let user = grant.as_ref().map(|grant| grant.user.clone()).unwrap_or_default();
-        match grant.map_or_else(|answer| answer, |grant| judge(&upgrade, &grant, &here, sent_away, now())) {
-            Admission::Serve { against_owner: Evidence::None } => format!("served {user}"),
+        match grant.map_or_else(|answer| answer, |grant| admit(&upgrade, &grant, &placement, recent_redirects, now())) {
+            Admission::Serve { owner_doubt: OwnerDoubt::None } => format!("served {user}"),
             Admission::Serve { .. } => "served for its owner".into(),
             Admission::Unavailable => "503".into(),
-            Admission::Refuse(refused) => {
+            Admission::Reject(refused) => {
                 let mut frame = Vec::new();
                 refused.message(&mut frame);
                 format!("{} {}", refused.reason.row().label, texts(&frame).concat())
@@ -314,18 +347,18 @@ mod tests {
 
     /// An id that a slot of three owns.
     fn id_of(slot: u32) -> String {
-        let view = standing().view;
+        let view = pod_state().view;
         let owned = |id: &String| view.owner(AssessmentHash::of(id)) == Some(SlotNumber(slot));
         (0..).map(|number| format!("id{number}")).find(owned).expect("each slot owns about a third")
     }
 
     #[test]
-    fn refusals_come_in_the_contracts_order() {
-        let standing = standing();
+    fn refusals_follow_the_order_of_the_contract() {
+        let pod_state = pod_state();
         let elsewhere = id_of(1);
         let only_x = token(&serde_json::json!({"userId": "u", "assessments": ["x"]}));
         let any = token(&serde_json::json!({"userId": "u"}));
-        let first = |query: &str| answer(query, &standing, false);
+        let first = |query: &str| answer(query, &pod_state, false);
         assert!(first("assessmentId=").contains(r#""error":"Unauthorized""#));
         assert!(first(&format!("assessmentId=&token={only_x}")).contains(r#""error":"BadRequest""#));
         assert!(first(&format!("assessmentId={elsewhere}&token={only_x}")).contains(r#""error":"Forbidden""#));
@@ -336,103 +369,105 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_was_never_ready_takes_nobody_and_one_that_was_goes_on() {
+    fn a_pod_that_was_never_ready_refuses_clients_and_one_that_was_ready_accepts_them() {
         let any = token(&serde_json::json!({"sub": "u"}));
         let query = format!("assessmentId=a&token={any}");
-        assert_eq!(answer(&query, &Standing::default(), false), "503");
-        let alone = Standing { was_ready: true, ..Standing::default() };
+        assert_eq!(answer(&query, &PodState::default(), false), "503");
+        let alone = PodState { was_ready: true, ..PodState::default() };
         assert_eq!(answer(&query, &alone, false), "served u", "an empty view sends nobody away");
     }
 
     #[test]
     fn placed_anywhere_every_pod_serves_every_assessment() {
         let any = token(&serde_json::json!({"sub": "u"}));
-        assert_eq!(answer(&format!("assessmentId={}&token={any}", id_of(2)), &standing(), true), "served u");
+        assert_eq!(answer(&format!("assessmentId={}&token={any}", id_of(2)), &pod_state(), true), "served u");
     }
 
     #[test]
-    fn placed_anywhere_nobody_is_sent_to_a_pod_that_cannot_be_addressed_not_even_by_a_drain() {
+    fn with_placement_any_no_client_is_redirected_even_while_draining() {
         let any = token(&serde_json::json!({"sub": "u"}));
-        let draining = Standing { draining_since: Some(Instant::now()), ..standing() };
+        let draining = PodState { draining_since: Some(Instant::now()), ..pod_state() };
         let query = format!("assessmentId={}&token={any}", id_of(2));
         assert_eq!(answer(&query, &draining, true), "503");
         let node = NodeId("p0".into());
-        let here = Here { node: &node, standing: &draining, place_anywhere: true };
-        for watching in [Watching::Assessment(AssessmentHash(7)), Watching::Market { spread: 7 }] {
-            assert_eq!(here.elsewhere(watching, Evidence::None), None);
+        let placement = Placement { node: &node, pod_state: &draining, place_anywhere: true };
+        for placement_key in [PlacementKey::Assessment(AssessmentHash(7)), PlacementKey::Market { spread: 7 }] {
+            assert_eq!(placement.redirect_for(placement_key, OwnerDoubt::None), None);
         }
     }
 
     #[test]
-    fn of_all_answers_the_redirect_alone_goes_by_the_view() {
-        let verifier = Verifier::new(&auth::Config { secret: SECRET.into(), require_assessments: false });
-        let (node, standing) = (NodeId("p0".into()), standing());
-        let here = Here { node: &node, standing: &standing, place_anywhere: false };
+    fn only_a_redirect_depends_on_the_view() {
+        let verifier = Verifier::new(&auth::AuthConfig { secret: SECRET.into(), require_assessments: false });
+        let (node, pod_state) = (NodeId("p0".into()), pod_state());
+        let placement = Placement { node: &node, pod_state: &pod_state, place_anywhere: false };
         let any = token(&serde_json::json!({"userId": "u"}));
-        let goes_by_view = |query: &str| {
+        let depends_on_view = |query: &str| {
             let upgrade = upgrade(query);
-            let grant = identify(&upgrade, &here, &verifier, now().unix);
-            grant.is_ok_and(|grant| judge(&upgrade, &grant, &here, &SentAway::default(), now()).goes_by_view())
+            let grant = authenticate(&upgrade, &placement, &verifier, now().unix);
+            grant.is_ok_and(|grant| {
+                admit(&upgrade, &grant, &placement, &RecentRedirects::default(), now()).depends_on_view()
+            })
         };
-        assert!(goes_by_view(&format!("assessmentId={}&token={any}", id_of(1))));
-        assert!(!goes_by_view(&format!("assessmentId={}&token={any}", id_of(0))));
-        assert!(!goes_by_view(&format!("assessmentId={}", id_of(1))), "a token that is none is none on every pod");
+        assert!(depends_on_view(&format!("assessmentId={}&token={any}", id_of(1))));
+        assert!(!depends_on_view(&format!("assessmentId={}&token={any}", id_of(0))));
+        assert!(!depends_on_view(&format!("assessmentId={}", id_of(1))), "a token that is none is none on every pod");
     }
 
     #[test]
-    fn a_draining_pod_sends_everyone_to_who_is_left() {
+    fn a_draining_pod_redirects_every_client_to_the_remaining_pods() {
         let any = token(&serde_json::json!({"sub": "u"}));
-        let draining = Standing { draining_since: Some(Instant::now()), ..standing() };
+        let draining = PodState { draining_since: Some(Instant::now()), ..pod_state() };
         for query in [format!("assessmentId={}&token={any}", id_of(0)), format!("token={any}")] {
             let redirect = answer(&query, &draining, false);
             assert!(redirect.contains(r#""error":"Redirect""#) && !redirect.contains("ws://p0"), "{redirect}");
         }
-        let mut view = (*standing().view).clone();
+        let mut view = (*pod_state().view).clone();
         view.slots.truncate(1);
-        let alone = Standing { view: Arc::new(view), ..draining };
+        let alone = PodState { view: Arc::new(view), ..draining };
         assert_eq!(answer(&format!("token={any}"), &alone, false), "503");
     }
 
     #[test]
-    fn without_redis_who_was_sent_away_in_vain_is_served_on_return_but_not_by_a_pod_that_drains() {
+    fn without_redis_a_client_that_returns_from_a_redirect_is_served_unless_this_pod_drains() {
         let any = token(&serde_json::json!({"sub": "u"}));
         let elsewhere = id_of(1);
         let query = format!("assessmentId={elsewhere}&token={any}");
-        let down = standing();
-        let mut sent_away = SentAway::default();
-        assert!(answer_after(&sent_away, &query, &down, false).contains("ws://p1/ws"));
-        sent_away.note(AssessmentHash::of(&elsewhere), &down.sight, Instant::now());
-        assert_eq!(answer_after(&sent_away, &query, &down, false), "served for its owner");
+        let down = pod_state();
+        let mut recent_redirects = RecentRedirects::default();
+        assert!(answer_after(&recent_redirects, &query, &down, false).contains("ws://p1/ws"));
+        recent_redirects.record(AssessmentHash::of(&elsewhere), &down.view_freshness, Instant::now());
+        assert_eq!(answer_after(&recent_redirects, &query, &down, false), "served for its owner");
         let own = format!("assessmentId={}&token={any}", id_of(0));
-        assert_eq!(answer_after(&sent_away, &own, &down, false), "served u");
-        let refused = answer_after(&sent_away, &format!("assessmentId={elsewhere}"), &down, false);
+        assert_eq!(answer_after(&recent_redirects, &own, &down, false), "served u");
+        let refused = answer_after(&recent_redirects, &format!("assessmentId={elsewhere}"), &down, false);
         assert!(refused.contains("Unauthorized"), "{refused}");
 
-        let draining = Standing { draining_since: Some(Instant::now()), ..standing() };
-        assert!(answer_after(&sent_away, &query, &draining, false).contains("Redirect"));
-        let proven = Sight { looked: Some(Instant::now()), reached: true, proven: true };
-        let back = Standing { sight: proven, ..standing() };
-        assert!(answer_after(&sent_away, &query, &back, false).contains("ws://p1/ws"), "it is known who lives");
+        let draining = PodState { draining_since: Some(Instant::now()), ..pod_state() };
+        assert!(answer_after(&recent_redirects, &query, &draining, false).contains("Redirect"));
+        let confirmed = ViewFreshness { as_of: Some(Instant::now()), redis_up: true, confirmed: true };
+        let back = PodState { view_freshness: confirmed, ..pod_state() };
+        assert!(answer_after(&recent_redirects, &query, &back, false).contains("ws://p1/ws"), "it is known who lives");
     }
 
     #[test]
-    fn without_redis_who_comes_from_a_pod_that_drains_is_served_at_once() {
+    fn without_redis_a_client_from_a_draining_pod_is_served_at_once() {
         let any = token(&serde_json::json!({"sub": "u"}));
-        let down = standing();
-        let ask = |standing: &Standing, slot, cursor: &str| {
-            answer(&format!("assessmentId={}&token={any}&cursor={cursor}", id_of(slot)), standing, false)
+        let down = pod_state();
+        let ask = |pod_state: &PodState, slot, cursor: &str| {
+            answer(&format!("assessmentId={}&token={any}&cursor={cursor}", id_of(slot)), pod_state, false)
         };
         assert!(ask(&down, 1, "AbC").contains("ws://p1/ws"), "the last view is in force");
         assert_eq!(ask(&down, 1, "~AbC"), "served for its owner");
         assert_eq!(ask(&down, 0, "~AbC"), "served u", "it is the owner");
-        let proven = Sight { looked: Some(Instant::now()), reached: true, proven: true };
-        let reached = Standing { sight: proven, ..standing() };
-        assert!(ask(&reached, 1, "~AbC").contains("ws://p1/ws"), "that one doesn't drain, or it wasn't in the view");
+        let confirmed = ViewFreshness { as_of: Some(Instant::now()), redis_up: true, confirmed: true };
+        let redis_up = PodState { view_freshness: confirmed, ..pod_state() };
+        assert!(ask(&redis_up, 1, "~AbC").contains("ws://p1/ws"), "that one doesn't drain, or it wasn't in the view");
 
         // One that drains, too, sends it to the third.
-        let draining = Standing { draining_since: Some(Instant::now()), ..standing() };
-        let sent_to = |standing: &Standing, cursor: &str| {
-            let answer = ask(standing, 1, cursor);
+        let draining = PodState { draining_since: Some(Instant::now()), ..pod_state() };
+        let sent_to = |pod_state: &PodState, cursor: &str| {
+            let answer = ask(pod_state, 1, cursor);
             assert!(answer.contains(r#""cursor":"~AbC"}"#), "{answer}");
             ["p1", "p2"].into_iter().find(|name| answer.contains(&format!("ws://{name}/ws"))).map(str::to_owned)
         };
@@ -440,14 +475,18 @@ mod tests {
         assert_eq!(sent_to(&draining, "~AbC").as_deref(), Some("p2"));
         let mut view = (*draining.view).clone();
         view.slots.truncate(2);
-        let of_two = Standing { view: Arc::new(view), ..draining.clone() };
+        let of_two = PodState { view: Arc::new(view), ..draining.clone() };
         assert_eq!(sent_to(&of_two, "~AbC").as_deref(), Some("p1"), "there is no third");
-        assert_eq!(sent_to(&Standing { sight: proven, ..draining.clone() }, "~AbC").as_deref(), Some("p1"));
+        assert_eq!(sent_to(&PodState { view_freshness: confirmed, ..draining.clone() }, "~AbC").as_deref(), Some("p1"));
         let node = NodeId("p0".into());
-        let here = Here { node: &node, standing: &draining, place_anywhere: false };
-        let watching = Watching::Assessment(AssessmentHash::of(&id_of(1)));
-        let to = |evidence| here.elsewhere(watching, evidence).unwrap().to.node.0.to_string();
-        assert_eq!([Evidence::None, Evidence::IsBack, Evidence::Drains].map(to), ["p1", "p1", "p2"], "p1 may be there");
+        let placement = Placement { node: &node, pod_state: &draining, place_anywhere: false };
+        let placement_key = PlacementKey::Assessment(AssessmentHash::of(&id_of(1)));
+        let to = |owner_doubt| placement.redirect_for(placement_key, owner_doubt).unwrap().to.node.0.to_string();
+        assert_eq!(
+            [OwnerDoubt::None, OwnerDoubt::Returned, OwnerDoubt::Draining].map(to),
+            ["p1", "p1", "p2"],
+            "p1 may be there"
+        );
         assert!(!ask(&draining, 1, "").contains("cursor"), "who has none is given none");
     }
 }

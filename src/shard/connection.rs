@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use slotmap::new_key_type;
 
-use super::admission::{Evidence, Redirect};
-use super::metrics::Counts;
+use super::admission::{OwnerDoubt, Redirect};
+use super::metrics::TurnCounts;
 use crate::ids::AssessmentHash;
-use crate::limits::FINISH_STALL_MAX;
+use crate::limits::CLOSE_STALL_MAX;
 use crate::protocol::close::CloseReason;
 use crate::protocol::messages::ResetReason;
-use crate::stream::board::{BoardVersion, Unseen};
-use crate::stream::history::{ChainKey, FrameRef, History, Position, Progress};
-use crate::stream::offsets::Cover;
+use crate::stream::board::{BoardChanges, BoardVersion};
+use crate::stream::history::{AssessmentLogKey, FrameRef, History, Position, WriteProgress};
+use crate::stream::offsets::ResumeFilter;
 
 new_key_type! {
     /// A connection of a shard. A key that outlives its connection matches no other.
@@ -54,68 +54,68 @@ pub(super) trait Socket {
 pub(super) struct Connection<S> {
     pub(super) socket: S,
     /// The assessment that it watches; without one it gets market data alone.
-    pub(super) watch: Option<Watch>,
+    pub(super) subscription: Option<Subscription>,
     /// The rest of what is half written: it goes before all else.
-    pub(super) tail: Option<Tail>,
+    pub(super) partial: Option<PartialFrame>,
     /// What its cursor covers, until it has passed that: so long it is served on its own.
-    pub(super) cover: Option<Box<Cover>>,
+    pub(super) resume_filter: Option<Box<ResumeFilter>>,
     /// The payload of the newest WebSocket ping that was not answered yet (RFC 6455 section 5.5.3 lets the rest go).
-    pub(super) control_ping: Option<Box<[u8]>>,
+    pub(super) ping_payload: Option<Box<[u8]>>,
     /// Since when its socket takes nothing.
     pub(super) blocked_since: Option<Instant>,
-    pub(super) end: End,
+    pub(super) end: CloseState,
     /// What else it is to be told, besides events and markets.
-    pub(super) owed: Owed,
+    pub(super) control_due: ControlDue,
     /// It has more due than one turn's share, and waits for the next.
     pub(super) pending: bool,
     /// It came back, and has not yet been sent all that it lacked.
     pub(super) catching_up: bool,
     /// What spoke against the owner that the view named when it came, where that was another pod.
-    pub(super) against_owner: Evidence,
+    pub(super) owner_doubt: OwnerDoubt,
     /// How far it has seen the board.
-    pub(super) seen: BoardVersion,
+    pub(super) board_seen: BoardVersion,
     /// The board as it was when it came. Until it has seen that much, the board goes before its events.
-    pub(super) greeted_with: BoardVersion,
+    pub(super) board_at_open: BoardVersion,
     /// Its place in the shard's roster.
-    pub(super) place: u32,
+    pub(super) index: u32,
     pub(super) opened: Instant,
     /// When it last gave a sign of life.
-    pub(super) heard: Instant,
+    pub(super) heard_at: Instant,
     /// When it was last sent a heartbeat.
-    pub(super) pinged: Instant,
+    pub(super) pinged_at: Instant,
     /// When it was last told that a message was none.
-    pub(super) complained: Option<Instant>,
+    pub(super) bad_message_at: Option<Instant>,
     /// When its token runs out. By the clock that never steps: a wall clock that does cuts nobody off.
-    pub(super) token_ends: Option<Instant>,
+    pub(super) token_expires_at: Option<Instant>,
     pub(super) inbound: InboundBucket,
 }
 
 /// A connection's part in its assessment.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Watch {
-    pub(super) chain: ChainKey,
+pub(super) struct Subscription {
+    pub(super) log_key: AssessmentLogKey,
     pub(super) hash: AssessmentHash,
     pub(super) position: Position,
     /// Its place among the chain's watchers.
-    pub(super) place: u32,
+    pub(super) index: u32,
 }
 
 /// The rest of a frame that is half written.
 #[derive(Debug)]
-pub(super) enum Tail {
+pub(super) enum PartialFrame {
     /// Bytes of its own: a control frame, a market's, or the greeting.
-    Bytes(Box<Rest>),
+    Bytes(Box<UnsentBytes>),
     /// An event's frame, of which so many bytes are written. The connection's position is behind it already, and the history
-    /// keeps it until [`Tail::release`].
+    /// keeps it until [`PartialFrame::release`].
     Event { frame: FrameRef, sent: u32 },
 }
 
 // Each connection has room for one, idle or not.
-const _: () = assert!(size_of::<Option<Tail>>() == 16);
+const _: () = assert!(size_of::<Option<PartialFrame>>() == 16);
 
 /// Bytes of a connection's own that are half written.
 #[derive(Debug)]
-pub(super) struct Rest {
+pub(super) struct UnsentBytes {
     pub(super) bytes: Box<[u8]>,
     /// How many of them are written.
     pub(super) sent: usize,
@@ -123,13 +123,13 @@ pub(super) struct Rest {
     pub(super) texts: u64,
 }
 
-impl Tail {
+impl PartialFrame {
     pub(super) fn bytes(bytes: Box<[u8]>, texts: u64) -> Self {
-        Self::Bytes(Box::new(Rest { bytes, sent: 0, texts }))
+        Self::Bytes(Box::new(UnsentBytes { bytes, sent: 0, texts }))
     }
 
     /// What a write left half written of the history's frames.
-    pub(super) fn event(progress: &Progress, history: &mut History) -> Option<Self> {
+    pub(super) fn event(progress: &WriteProgress, history: &mut History) -> Option<Self> {
         let (frame, sent) = progress.partial?;
         history.hold(frame);
         Some(Self::Event { frame, sent })
@@ -151,7 +151,7 @@ impl Tail {
     }
 }
 
-impl Rest {
+impl UnsentBytes {
     /// What is not written yet.
     pub(super) fn left(&self) -> &[u8] {
         &self.bytes[self.sent..]
@@ -160,15 +160,15 @@ impl Rest {
 
 /// What a connection is owed besides events and markets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Owed {
+pub(super) struct ControlDue {
     pub(super) heartbeat: bool,
     pub(super) pong: bool,
-    pub(super) complaint: bool,
+    pub(super) bad_message: bool,
     /// That it has to fetch its state anew, and why.
     pub(super) reset: Option<ResetReason>,
 }
 
-impl Owed {
+impl ControlDue {
     pub(super) fn is_empty(self) -> bool {
         self == Self::default()
     }
@@ -176,27 +176,27 @@ impl Owed {
 
 /// Whether and how a connection ends.
 #[derive(Debug)]
-pub(super) enum End {
+pub(super) enum CloseState {
     /// It does not.
     Live,
     /// It is still to be told why.
-    Telling(Box<Farewell>),
+    Closing(Box<PendingClose>),
     /// Its task is to let go of it.
-    Over { reason: CloseReason, told: bool },
+    Closed { reason: CloseReason, close_sent: bool },
 }
 
 /// What a connection that ends is to be told.
 #[derive(Debug)]
-pub(super) struct Farewell {
+pub(super) struct PendingClose {
     pub(super) reason: CloseReason,
     /// Where it is to go.
     pub(super) to: Option<Redirect>,
     /// The client's own code, where it was the client that closed with one.
     pub(super) echo: Option<u16>,
     /// The last bytes are under way.
-    pub(super) told: bool,
-    /// When its socket is cut, told or not, unless it still takes what goes before (see [`Connection::is_due_to_be_cut`]).
-    pub(super) cut_at: Instant,
+    pub(super) close_sent: bool,
+    /// When its socket is cut, told or not, unless it still takes what goes before (see [`Connection::is_abort_due`]).
+    pub(super) abort_at: Instant,
 }
 
 /// Token buckets for what a client sends. Control frames have one of their own: they are no messages, but a flood of
@@ -249,10 +249,10 @@ fn burst(rate: u32) -> u32 {
 impl<S> Connection<S> {
     /// Whether nothing but what is due to all who are up to date is due to it.
     pub(super) fn is_plain(&self) -> bool {
-        self.tail.is_none()
-            && self.cover.is_none()
-            && self.owed.is_empty()
-            && self.control_ping.is_none()
+        self.partial.is_none()
+            && self.resume_filter.is_none()
+            && self.control_due.is_empty()
+            && self.ping_payload.is_none()
             && self.is_open()
     }
 
@@ -262,35 +262,35 @@ impl<S> Connection<S> {
     }
 
     /// Moves it on by what was written of what it has not seen of the board.
-    pub(super) fn saw(&mut self, unseen: &Unseen<'_>, written: usize, counts: &mut Counts) {
+    pub(super) fn record_board_write(&mut self, unseen: &BoardChanges<'_>, written: usize, counts: &mut TurnCounts) {
         let progress = unseen.progress(written);
         counts.sent += progress.frames;
         if let Some(until) = progress.cut_until {
-            self.tail = Some(Tail::bytes(unseen.bytes[written..until].into(), 1));
+            self.partial = Some(PartialFrame::bytes(unseen.bytes[written..until].into(), 1));
         }
         if let Some(version) = progress.version {
-            self.seen = version;
+            self.board_seen = version;
         }
     }
 
     /// Whether it does not end.
     pub(super) fn is_live(&self) -> bool {
-        matches!(self.end, End::Live)
+        matches!(self.end, CloseState::Live)
     }
 
     /// Whether its farewell has had its time. A socket that still takes what goes before the close frame, such as the rest of
-    /// an event, is given until it takes nothing for [`FINISH_STALL_MAX`], and `stall_timeout` in all.
-    pub(super) fn is_due_to_be_cut(&self, farewell: &Farewell, stall_timeout: Duration, now: Instant) -> bool {
+    /// an event, is given until it takes nothing for [`CLOSE_STALL_MAX`], and `stall_timeout` in all.
+    pub(super) fn is_abort_due(&self, pending_close: &PendingClose, stall_timeout: Duration, now: Instant) -> bool {
         let since = |then: Instant| now.saturating_duration_since(then);
-        let takes = self.blocked_since.is_some_and(|blocked| since(blocked) < FINISH_STALL_MAX);
-        now >= farewell.cut_at && (!takes || since(farewell.cut_at) >= stall_timeout)
+        let takes = self.blocked_since.is_some_and(|blocked| since(blocked) < CLOSE_STALL_MAX);
+        now >= pending_close.abort_at && (!takes || since(pending_close.abort_at) >= stall_timeout)
     }
 
     /// Begins its end: it is told why, if the socket takes it within `linger`.
     pub(super) fn close(&mut self, reason: CloseReason, to: Option<Redirect>, now: Instant, linger: Duration) {
         if self.is_live() {
-            let farewell = Farewell { reason, to, echo: None, told: false, cut_at: now + linger };
-            self.end = End::Telling(Box::new(farewell));
+            let pending_close = PendingClose { reason, to, echo: None, close_sent: false, abort_at: now + linger };
+            self.end = CloseState::Closing(Box::new(pending_close));
         }
     }
 }
@@ -303,9 +303,9 @@ impl<S: Socket> Connection<S> {
     }
 
     /// Ends it without a word.
-    pub(super) fn cut(&mut self, reason: CloseReason) {
-        if !matches!(self.end, End::Over { .. }) {
-            self.end = End::Over { reason, told: false };
+    pub(super) fn abort(&mut self, reason: CloseReason) {
+        if !matches!(self.end, CloseState::Closed { .. }) {
+            self.end = CloseState::Closed { reason, close_sent: false };
             self.socket.wake();
         }
     }

@@ -12,32 +12,32 @@ use std::time::{Duration, Instant};
 
 use super::Parts;
 use super::accept::accept_from;
-use super::admission::Here;
-use super::age::Ages;
-use super::context::{BREATH, Shard};
+use super::admission::Placement;
+use super::age_limit::AgeLimiter;
+use super::context::{ShardContext, TIME_SLICE};
 use super::executor::{self, Executor, Tasks};
-use super::freshness::Step;
+use super::findings_log::FindingsLog;
 use super::handover::Handover;
 use super::handshakes::Handshakes;
-use super::reactor::{Alarm, Reactor, Stream};
-use super::report::Reporter;
+use super::reactor::{Reactor, Stream, WakeTimer};
 use super::socket;
-use super::state::{Pass, State};
+use super::state::{Pass, ShardState};
 use super::sweep::Sweeper;
+use super::view_gate::GateDecision;
 use crate::clock::Now;
 use crate::config::DrainConfig;
-use crate::exchange::{Pulse, ShardInbox, ShardStatus, Standing};
-use crate::limits::{CATCH_UP_BYTES_A_TURN, TURN_EVERY};
+use crate::exchange::{Liveness, PodState, ShardInbox, ShardStatus};
+use crate::limits::{CATCH_UP_BYTES_PER_TURN, TURN_EVERY};
 use crate::protocol::auth::Verifier;
-use crate::shutdown::phases::Phase;
+use crate::shutdown::phases::DrainPhase;
 use crate::stream::history::IndexKey;
 
 /// Sends between two looks at the clock.
-const SENDS_A_BREATH: usize = 64;
+const SENDS_PER_SLICE: usize = 64;
 
 /// How long a turn takes in what comes while it sends. Records that were made together come in some batches: whoever is
 /// told late in a walk along thousands of watchers is to have them in one write, and the turn is to have an end.
-const INTAKE: Duration = Duration::from_millis(20);
+const INTAKE_MAX: Duration = Duration::from_millis(20);
 
 /// How often a draining shard looks at how many clients may still be there.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
@@ -49,11 +49,11 @@ const READ_BYTES: usize = 16 * 1024;
 pub(super) fn spawn(parts: Parts) -> io::Result<JoinHandle<()>> {
     let (made, is_made) = crossbeam_channel::bounded(1);
     let thread = std::thread::Builder::new().name(format!("shard-{}", parts.index.0)).spawn(move || {
-        let reactor = Reactor::new().and_then(|reactor| Ok((Alarm::new(&reactor)?, reactor)));
+        let reactor = Reactor::new().and_then(|reactor| Ok((WakeTimer::new(&reactor)?, reactor)));
         match Executor::new(parts.core).and_then(|executor| Ok((executor, reactor?))) {
-            Ok((executor, (alarm, reactor))) => {
+            Ok((executor, (wake_timer, reactor))) => {
                 let _ = made.send(Ok(()));
-                executor.run(run(parts, reactor, alarm));
+                executor.run(run(parts, reactor, wake_timer));
             }
             Err(error) => {
                 let _ = made.send(Err(error));
@@ -73,67 +73,67 @@ fn index_key() -> IndexKey {
     IndexKey(random(), random())
 }
 
-async fn run(parts: Parts, reactor: Rc<Reactor>, alarm: Alarm) {
+async fn run(parts: Parts, reactor: Rc<Reactor>, wake_timer: WakeTimer) {
     let now = Now::read();
-    let shard = Rc::new(Shard {
+    let shard = Rc::new(ShardContext {
         index: parts.index,
         verifier: Verifier::new(&parts.auth),
         metrics: parts.metrics.of_shard(parts.index),
-        state: RefCell::new(State::new(parts.config.clone(), parts.node.clone()).with_index_key(index_key())),
+        state: RefCell::new(ShardState::new(parts.config.clone(), parts.node.clone()).with_index_key(index_key())),
         reactor,
         scratch: RefCell::new(vec![0; READ_BYTES].into_boxed_slice()),
         tasks: Tasks::default(),
-        handshakes: Rc::new(Handshakes::new(parts.door.handshakes_max)),
-        door: parts.door,
+        handshakes: Rc::new(Handshakes::new(parts.admission.handshakes_max)),
+        admission: parts.admission,
         lingering: Cell::new(0),
         started_ms: now.unix.0,
         connections: Cell::new(0),
-        turned: Cell::new(now.instant),
-        turns: RefCell::default(),
+        last_turn: Cell::new(now.instant),
+        turn_waker: RefCell::default(),
         config: parts.config,
         node: parts.node,
         head_rules: parts.head_rules,
-        doors: parts.doors,
+        shard_handles: parts.shard_handles,
         http: parts.http,
-        look: parts.look,
+        refresh: parts.refresh,
         waiting: RefCell::default(),
-        standing: parts.standing,
+        pod_state: parts.pod_state,
         pod: parts.pod,
     });
     shard.tasks.spawn(Rc::clone(&shard.reactor).run());
     accept_from(&shard, parts.listener);
-    shard.tasks.keep_awake(Arc::clone(&parts.status));
-    let turns = Turns {
+    shard.tasks.start_sleep_watchdog(Arc::clone(&parts.status));
+    let turn_waker = TurnLoop {
         sweeper: Sweeper::new(&shard.config, now.instant),
         handover: Handover::new(&shard.config, now.instant),
-        ages: Ages::new(shard.door.connection_age_max, &shard.config, now.instant),
+        age_limiter: AgeLimiter::new(shard.admission.connection_age_max, &shard.config, now.instant),
         shard,
         inbox: parts.inbox,
         status: parts.status,
         drain: parts.drain,
-        reporter: Reporter::new(parts.malformed),
-        alarm,
+        findings_log: FindingsLog::new(parts.malformed),
+        wake_timer,
     };
-    executor::run_main(turns.run()).await;
+    executor::run_main(turn_waker.run()).await;
 }
 
 /// Since when the turns have run without letting others.
-struct Breath<'a> {
+struct TimeSlice<'a> {
     since: Instant,
-    pulse: &'a Pulse,
+    liveness: &'a Liveness,
 }
 
-impl<'a> Breath<'a> {
-    fn begin(pulse: &'a Pulse) -> Self {
-        Self { since: Instant::now(), pulse }
+impl<'a> TimeSlice<'a> {
+    fn begin(liveness: &'a Liveness) -> Self {
+        Self { since: Instant::now(), liveness }
     }
 
     /// Lets others run, if it is time; returns whether they have. That it came to this shows that the thread doesn't sleep.
     async fn take(&mut self) -> bool {
         let now = Instant::now();
-        let is_time = now.saturating_duration_since(self.since) >= BREATH;
+        let is_time = now.saturating_duration_since(self.since) >= TIME_SLICE;
         if is_time {
-            self.pulse.show(now);
+            self.liveness.refresh(now);
             executor::yield_now().await;
             self.since = Instant::now();
         }
@@ -142,70 +142,70 @@ impl<'a> Breath<'a> {
 }
 
 /// What a turn may still take in.
-struct Intake {
+struct IntakeBudget {
     bytes_left: usize,
     until: Instant,
 }
 
-impl Intake {
-    fn begin(shard: &Shard) -> Self {
-        Self { bytes_left: shard.state.borrow().intake_bytes_max(), until: Instant::now() + INTAKE }
+impl IntakeBudget {
+    fn begin(shard: &ShardContext) -> Self {
+        Self { bytes_left: shard.state.borrow().intake_bytes_max(), until: Instant::now() + INTAKE_MAX }
     }
 }
 
 /// A shard's main task: a turn takes in what came, sends what is due, and rests.
-struct Turns {
-    shard: Rc<Shard>,
+struct TurnLoop {
+    shard: Rc<ShardContext>,
     inbox: ShardInbox,
     status: Arc<ShardStatus>,
     drain: DrainConfig,
     sweeper: Sweeper,
     handover: Handover,
-    ages: Ages,
-    reporter: Reporter,
+    age_limiter: AgeLimiter,
+    findings_log: FindingsLog,
     /// When the next turn is due.
-    alarm: Alarm,
+    wake_timer: WakeTimer,
 }
 
-impl Turns {
+impl TurnLoop {
     async fn run(mut self) {
         let mut last = Arc::default();
         loop {
-            let standing = self.shard.standing.load_full();
-            if standing.ended {
+            let pod_state = self.shard.pod_state.load_full();
+            if pod_state.ended {
                 break;
             }
-            if !Arc::ptr_eq(&last, &standing) {
-                self.shard.tell_of_standing();
-                last = Arc::clone(&standing);
+            if !Arc::ptr_eq(&last, &pod_state) {
+                self.shard.wake_pod_state_waiters();
+                last = Arc::clone(&pod_state);
             }
-            let mut intake = Intake::begin(&self.shard);
+            let mut intake = IntakeBudget::begin(&self.shard);
             self.take_in(&mut intake).await;
             self.send(&mut intake).await;
             let now = Now::read();
-            self.part_with_clients(&standing, now);
+            self.close_departing(&pod_state, now);
             self.publish(now);
-            self.shard.turned.set(now.instant);
-            self.rest(&standing, now).await;
+            self.shard.last_turn.set(now.instant);
+            self.wait_for_work(&pod_state, now).await;
         }
         self.stop().await;
     }
 
     /// Empties the inbox: overload shows as positions that lag, not as an ingest that stands.
-    async fn take_in(&self, intake: &mut Intake) {
-        let mut breath = Breath::begin(&self.status.pulse);
+    async fn take_in(&self, intake: &mut IntakeBudget) {
+        let mut slice = TimeSlice::begin(&self.status.liveness);
         while self.take_batch(intake) {
-            breath.take().await;
+            slice.take().await;
         }
         while let Ok(handoff) = self.inbox.handoffs.try_recv() {
             let stream = Stream::new(&self.shard.reactor, handoff.socket);
             let shard = Rc::clone(&self.shard);
-            self.shard.tasks.spawn(async move { socket::enter(&shard, stream, handoff.newcomer).await });
+            self.shard.tasks.spawn(async move { socket::admit_client(&shard, stream, handoff.request).await });
         }
     }
 
     /// Takes in the next batch, if there is one and the turn may have it.
-    fn take_batch(&self, intake: &mut Intake) -> bool {
+    fn take_batch(&self, intake: &mut IntakeBudget) -> bool {
         if intake.bytes_left == 0 {
             return false;
         }
@@ -216,37 +216,41 @@ impl Turns {
     }
 
     /// Sends what is due: events first, then markets, then heartbeats, then as much as may be to those who lag.
-    async fn send(&mut self, intake: &mut Intake) {
-        let mut breath = Breath::begin(&self.status.pulse);
-        while self.shard.state.borrow_mut().dispatch(SENDS_A_BREATH, Now::read()) == Pass::More {
-            if breath.take().await && Instant::now() < intake.until {
+    async fn send(&mut self, intake: &mut IntakeBudget) {
+        let mut slice = TimeSlice::begin(&self.status.liveness);
+        while self.shard.state.borrow_mut().dispatch(SENDS_PER_SLICE, Now::read()) == Pass::More {
+            if slice.take().await && Instant::now() < intake.until {
                 while self.take_batch(intake) {}
             }
         }
-        while self.shard.state.borrow_mut().flush_markets(SENDS_A_BREATH, Now::read()) == Pass::More {
-            breath.take().await;
+        while self.shard.state.borrow_mut().flush_markets(SENDS_PER_SLICE, Now::read()) == Pass::More {
+            slice.take().await;
         }
-        while self.sweeper.sweep(&mut self.shard.state.borrow_mut(), SENDS_A_BREATH, Now::read()) == Pass::More {
-            breath.take().await;
+        while self.sweeper.sweep(&mut self.shard.state.borrow_mut(), SENDS_PER_SLICE, Now::read()) == Pass::More {
+            slice.take().await;
         }
-        while self.shard.state.borrow_mut().judge_those_ahead(SENDS_A_BREATH) == Pass::More {
-            breath.take().await;
+        while self.shard.state.borrow_mut().recheck_ahead_ends(SENDS_PER_SLICE) == Pass::More {
+            slice.take().await;
         }
-        let mut bytes = CATCH_UP_BYTES_A_TURN;
-        while self.shard.state.borrow_mut().catch_up(SENDS_A_BREATH, &mut bytes, Now::read()) == Pass::More {
-            breath.take().await;
+        let mut bytes = CATCH_UP_BYTES_PER_TURN;
+        while self.shard.state.borrow_mut().catch_up(SENDS_PER_SLICE, &mut bytes, Now::read()) == Pass::More {
+            slice.take().await;
         }
     }
 
     /// Sends away who is to go: to its new owner, or because the pod drains.
-    fn part_with_clients(&mut self, standing: &Standing, now: Now) {
-        let phase = Phase::at(now.instant, standing.draining_since, &self.drain);
-        let here = Here { node: &self.shard.node, standing, place_anywhere: self.shard.config.place_anywhere };
+    fn close_departing(&mut self, pod_state: &PodState, now: Now) {
+        let phase = DrainPhase::at(now.instant, pod_state.draining_since, &self.drain);
+        let placement =
+            Placement { node: &self.shard.node, pod_state, place_anywhere: self.shard.config.place_anywhere };
         let mut state = self.shard.state.borrow_mut();
-        self.ages.advance(&mut state, &here, now);
-        let steps = [self.handover.advance(&mut state, &here, now), self.sweeper.drain(&mut state, phase, &here, now)];
-        if steps.contains(&Step::AskForLook) {
-            self.shard.look.notify_one();
+        self.age_limiter.advance(&mut state, &placement, now);
+        let steps = [
+            self.handover.advance(&mut state, &placement, now),
+            self.sweeper.drain(&mut state, phase, &placement, now),
+        ];
+        if steps.contains(&GateDecision::RequestRefresh) {
+            self.shard.refresh.notify_one();
         }
     }
 
@@ -254,49 +258,49 @@ impl Turns {
         let mut state = self.shard.state.borrow_mut();
         let (counts, findings, history_bytes) = state.end_turn(now.instant);
         self.shard.metrics.publish(counts, history_bytes);
-        if state.wants_ends() {
-            self.inbox.want_ends();
+        if state.needs_ends() {
+            self.inbox.request_ends();
         }
-        self.status.clients.store(state.roster.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        self.status.clients.store(state.connection_keys.len() as u64, std::sync::atomic::Ordering::Relaxed);
         drop(state);
-        self.reporter.report(&findings, &self.shard.metrics, now.instant);
-        self.status.pulse.beat(now.instant);
+        self.findings_log.report(&findings, &self.shard.metrics, now.instant);
+        self.status.liveness.turn_ended(now.instant);
     }
 
     /// Waits until something is to be done.
-    async fn rest(&self, standing: &Arc<Standing>, now: Now) {
-        let until = self.next_turn(standing, now.instant);
+    async fn wait_for_work(&self, pod_state: &Arc<PodState>, now: Now) {
+        let until = self.next_turn(pod_state, now.instant);
         let wait = until.saturating_duration_since(now.instant);
         if wait.is_zero() {
             return executor::yield_now().await;
         }
-        let mut looked = false;
+        let mut was_polled = false;
         poll_fn(|cx| {
             // Armed before the look, or what comes between the two would be missed.
-            self.inbox.bell.register(cx.waker());
-            self.shard.turns.replace(Some(cx.waker().clone()));
+            self.inbox.waker.register(cx.waker());
+            self.shard.turn_waker.replace(Some(cx.waker().clone()));
             let due = !self.inbox.batches.is_empty()
                 || !self.inbox.handoffs.is_empty()
-                || !Arc::ptr_eq(standing, &self.shard.standing.load())
+                || !Arc::ptr_eq(pod_state, &self.shard.pod_state.load())
                 || self.shard.state.borrow().has_pending();
-            if due || std::mem::replace(&mut looked, true) {
+            if due || std::mem::replace(&mut was_polled, true) {
                 return Poll::Ready(());
             }
-            self.alarm.set(until, now.instant, cx.waker());
+            self.wake_timer.set(until, now.instant, cx.waker());
             Poll::Pending
         })
         .await;
     }
 
-    fn next_turn(&self, standing: &Standing, now: Instant) -> Instant {
+    fn next_turn(&self, pod_state: &PodState, now: Instant) -> Instant {
         let mut until = self.sweeper.next().min(now + TURN_EVERY);
         if let Some(flush) = self.shard.state.borrow().next_market_flush() {
             until = until.min(flush);
         }
-        for due in [self.handover.next(now), self.ages.next(now)].into_iter().flatten() {
+        for due in [self.handover.next(now), self.age_limiter.next(now)].into_iter().flatten() {
             until = until.min(due);
         }
-        if standing.draining_since.is_some() {
+        if pod_state.draining_since.is_some() {
             until = until.min(now + DRAIN_EVERY);
         }
         until

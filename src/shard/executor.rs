@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::RecvTimeoutError;
 use futures_lite::{AsyncRead, future};
 use glommio::timer::Timer;
-use glommio::{Latency, LocalExecutor, LocalExecutorBuilder, Placement, Shares};
+use glommio::{Latency, LocalExecutor, LocalExecutorBuilder, Shares};
 use pin_project_lite::pin_project;
 use slotmap::{SlotMap, new_key_type};
 
-use super::nudges::{self, Pace};
+use super::sleep_watchdog::{self, CheckInterval};
 use crate::exchange::ShardStatus;
 
 /// Registered memory of an executor. glommio's default, 10 MiB, is for files; sockets need none of it.
@@ -32,7 +32,7 @@ const IO_MEMORY_BYTES: usize = 64 * 1024;
 /// just there, the shard then sleeps until something else wakes it (with 1 ms: stalls of up to a second, some a minute).
 /// So the timer is longer than any wait for a core, and tasks yield by themselves. A latency for a queue would shorten the
 /// timer again: the main queue has none.
-const PREEMPT_EVERY: Duration = Duration::from_secs(1);
+const PREEMPT_TIMER: Duration = Duration::from_secs(1);
 
 /// The main queue's part of the core while other tasks can run, too: four parts of five. glommio runs the queue that had
 /// least so far; with equal parts, turns that had sent for 40 ms waited as long for thousands of handshakes.
@@ -50,10 +50,10 @@ impl Executor {
     /// # Errors
     /// If the system refuses a ring, its memory or the core.
     pub(super) fn new(core: Option<usize>) -> io::Result<Self> {
-        let placement = core.map_or(Placement::Unbound, Placement::Fixed);
+        let placement = core.map_or(glommio::Placement::Unbound, glommio::Placement::Fixed);
         LocalExecutorBuilder::new(placement)
             .io_memory(IO_MEMORY_BYTES)
-            .preempt_timer(PREEMPT_EVERY)
+            .preempt_timer(PREEMPT_TIMER)
             .make()
             .map(Self)
             .map_err(|error| io::Error::other(error.to_string()))
@@ -116,16 +116,16 @@ impl Tasks {
         }
     }
 
-    /// Wakes the executor from a thread of its own, for as long as the tasks run: see [`nudges`].
+    /// Wakes the executor from a thread of its own, for as long as the tasks run: see [`sleep_watchdog`].
     ///
     /// glommio (0.9) may fall asleep on tasks that could run. If its preemption timer fires, or a wake that was already
     /// handled comes, between its look at the rings and its first task, it takes that for 'nothing to run'
     /// (`run_task_queues`), and then sleeps without a timer. What would wake it is armed by those very tasks.
-    /// [`PREEMPT_EVERY`] keeps the timer out of it; this is for what else may come there.
-    pub(super) fn keep_awake(&self, status: Arc<ShardStatus>) {
+    /// [`PREEMPT_TIMER`] keeps the timer out of it; this is for what else may come there.
+    pub(super) fn start_sleep_watchdog(&self, status: Arc<ShardStatus>) {
         self.spawn(async move {
             let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
-            let _nudger = Nudger::start(waker, status);
+            let _nudger = SleepWatchdog::start(waker, status);
             future::pending::<()>().await;
         });
     }
@@ -153,31 +153,31 @@ impl<F: Future<Output = ()>> Future for Tracked<F> {
 }
 
 /// A thread that wakes a task now and then, until this is dropped.
-struct Nudger {
+struct SleepWatchdog {
     running: Option<crossbeam_channel::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Nudger {
+impl SleepWatchdog {
     fn start(waker: Waker, status: Arc<ShardStatus>) -> Self {
         let (running, ended) = crossbeam_channel::bounded(0);
-        let nudge = move || {
-            let mut pace = Pace::default();
-            let still_for = || status.pulse.age(Instant::now());
-            let mut pause = || pace.pause(status.pulse.count(), still_for());
+        let wake_if_asleep = move || {
+            let mut check_interval = CheckInterval::default();
+            let still_for = || status.liveness.age(Instant::now());
+            let mut pause = || check_interval.pause(status.liveness.turns(), still_for());
             while ended.recv_timeout(pause()) == Err(RecvTimeoutError::Timeout) {
-                if nudges::is_wanted(still_for()) {
+                if sleep_watchdog::needs_wake(still_for()) {
                     waker.wake_by_ref();
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("nudger".into()).spawn(nudge);
+        let thread = std::thread::Builder::new().name("sleep-watchdog".into()).spawn(wake_if_asleep);
         let thread = thread.unwrap_or_else(|error| panic!("a shard can't do without its nudger: {error}"));
         Self { running: Some(running), thread: Some(thread) }
     }
 }
 
-impl Drop for Nudger {
+impl Drop for SleepWatchdog {
     fn drop(&mut self) {
         self.running = None;
         // It ends at once. If it had panicked, the process would have aborted.
@@ -279,22 +279,22 @@ mod tests {
     fn the_main_task_and_others_take_turns_as_they_yield() {
         let executor = Executor::new(None).unwrap();
         executor.run(async {
-            let (tasks, turns) = (Tasks::default(), Rc::new(Cell::new(0)));
-            let counted = Rc::clone(&turns);
+            let (tasks, turn_waker) = (Tasks::default(), Rc::new(Cell::new(0)));
+            let counted = Rc::clone(&turn_waker);
             tasks.spawn(async move {
                 loop {
                     counted.set(counted.get() + 1);
                     yield_now().await;
                 }
             });
-            let seen = Rc::clone(&turns);
+            let seen = Rc::clone(&turn_waker);
             run_main(async move {
                 while seen.get() < 10 {
                     yield_now().await;
                 }
             })
             .await;
-            assert!(turns.get() >= 10);
+            assert!(turn_waker.get() >= 10);
             tasks.stop().await;
         });
     }

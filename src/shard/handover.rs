@@ -1,6 +1,6 @@
 //! The handover: when the view changes, clients whose assessment moved to another pod are sent there, oldest first and no
 //! faster than their new owners are meant to take them. Until then they are served; who comes home meanwhile stays. The
-//! view that they go by is made sure of first ([`super::freshness`]). Those who are served since their owner is known not
+//! view that they go by is made sure of first ([`super::view_gate`]). Those who are served since their owner is known not
 //! to ([`super::admission`]) go home once the view is proven, changed or not.
 
 use std::cmp::Reverse;
@@ -8,10 +8,10 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::admission::{Here, Redirect, Watching};
+use super::admission::{Placement, PlacementKey, Redirect};
 use super::connection::{ConnectionKey, Socket};
-use super::freshness::{Freshness, Step};
-use super::state::State;
+use super::state::ShardState;
+use super::view_gate::{GateDecision, ViewGate};
 use crate::clock::Now;
 use crate::config::ShardConfig;
 use crate::ids::AssessmentHash;
@@ -23,7 +23,7 @@ const BURST: Duration = Duration::from_millis(100);
 
 /// Connections that are looked at in one turn for whether they have moved: the hash of each is placed anew, which takes
 /// some 100 ns and a cache miss, so that others wait for about half a millisecond.
-const LOOKED_AT_A_TURN: usize = 4096;
+const SCANNED_PER_TURN: usize = 4096;
 
 /// Who is still to be sent to another pod.
 #[derive(Debug)]
@@ -38,15 +38,15 @@ pub(super) struct Handover {
     waiting: BinaryHeap<Reverse<(Instant, ConnectionKey)>>,
     /// When the next may go.
     next: Instant,
-    freshness: Freshness,
+    view_gate: ViewGate,
 }
 
 impl Handover {
     pub(super) fn new(config: &ShardConfig, now: Instant) -> Self {
         let shards = u32::from(config.shards.max(1));
         let interval = Duration::from_secs(1) * shards / config.handover_per_second.max(1);
-        let (waiting, freshness) = (BinaryHeap::new(), Freshness::default());
-        Self { interval, view: None, unseen: 0, waiting, next: now, freshness }
+        let (waiting, view_gate) = (BinaryHeap::new(), ViewGate::default());
+        Self { interval, view: None, unseen: 0, waiting, next: now, view_gate }
     }
 
     /// When this has work again, unless the standing changes before; `None` where nobody waits.
@@ -54,50 +54,55 @@ impl Handover {
         if self.unseen > 0 {
             return Some(now);
         }
-        (!self.waiting.is_empty()).then(|| self.freshness.until().unwrap_or(self.next))
+        (!self.waiting.is_empty()).then(|| self.view_gate.deadline().unwrap_or(self.next))
     }
 
     /// Looks who has moved, if the view is another, and sends those on their way who may go now.
-    pub(super) fn advance<S: Socket>(&mut self, state: &mut State<S>, here: &Here<'_>, now: Now) -> Step {
+    pub(super) fn advance<S: Socket>(
+        &mut self,
+        state: &mut ShardState<S>,
+        placement: &Placement<'_>,
+        now: Now,
+    ) -> GateDecision {
         // A pod without a slot is about to claim one, or drains: neither says that its clients have moved.
-        if here.standing.own.is_none() || here.standing.draining_since.is_some() {
-            self.begin(None, 0);
+        if placement.pod_state.own.is_none() || placement.pod_state.draining_since.is_some() {
+            self.restart(None, 0);
         } else {
-            let (view, proven) = (&here.standing.view, here.standing.sight.proven);
+            let (view, confirmed) = (&placement.pod_state.view, placement.pod_state.view_freshness.confirmed);
             match &mut self.view {
                 // Where it is proven no more, whoever was chosen by it still is.
-                Some((known, was_proven)) if Arc::ptr_eq(known, view) && (*was_proven || !proven) => {
-                    *was_proven = proven;
+                Some((known, was_proven)) if Arc::ptr_eq(known, view) && (*was_proven || !confirmed) => {
+                    *was_proven = confirmed;
                 }
-                _ => self.begin(Some((Arc::clone(view), proven)), state.roster.len()),
+                _ => self.restart(Some((Arc::clone(view), confirmed)), state.connection_keys.len()),
             }
         }
-        self.look(state, here);
+        self.scan(state, placement);
         self.next = self.next.max(now.instant.checked_sub(BURST).unwrap_or(now.instant));
         if self.unseen > 0 {
-            return Step::Wait;
+            return GateDecision::Wait;
         }
         if self.waiting.is_empty() {
-            self.freshness.withdraw();
-            return Step::Go;
+            self.view_gate.reset();
+            return GateDecision::Proceed;
         }
         if self.next > now.instant {
-            return Step::Wait;
+            return GateDecision::Wait;
         }
-        let step = self.freshness.ask(&here.standing.sight, now.instant);
-        while step == Step::Go && self.next <= now.instant {
+        let step = self.view_gate.check(&placement.pod_state.view_freshness, now.instant);
+        while step == GateDecision::Proceed && self.next <= now.instant {
             let Some(Reverse((_, key))) = self.waiting.pop() else { break };
-            let Some((hash, to)) = moved_to(state, key, here) else { continue };
+            let Some((hash, to)) = redirect_if_moved(state, key, placement) else { continue };
             self.next += self.interval;
-            state.sent_away.note(hash, &here.standing.sight, now.instant);
+            state.recent_redirects.record(hash, &placement.pod_state.view_freshness, now.instant);
             state.close(key, CloseReason::Moved, Some(to), now);
         }
         step
     }
 
     /// Another view: who waited by the last one need not wait by this one.
-    fn begin(&mut self, view: Option<(Arc<View>, bool)>, connections: usize) {
-        self.freshness.withdraw();
+    fn restart(&mut self, view: Option<(Arc<View>, bool)>, connections: usize) {
+        self.view_gate.reset();
         self.view = view;
         self.unseen = connections;
         self.waiting.clear();
@@ -105,11 +110,11 @@ impl Handover {
 
     /// Goes on looking who has moved: backwards, so that those who leave meanwhile make it miss none. Who comes meanwhile
     /// was let in by the same view.
-    fn look<S: Socket>(&mut self, state: &State<S>, here: &Here<'_>) {
-        let end = self.unseen.min(state.roster.len());
-        self.unseen = end.saturating_sub(LOOKED_AT_A_TURN);
-        for &key in &state.roster[self.unseen..end] {
-            if moved_to(state, key, here).is_some() {
+    fn scan<S: Socket>(&mut self, state: &ShardState<S>, placement: &Placement<'_>) {
+        let end = self.unseen.min(state.connection_keys.len());
+        self.unseen = end.saturating_sub(SCANNED_PER_TURN);
+        for &key in &state.connection_keys[self.unseen..end] {
+            if redirect_if_moved(state, key, placement).is_some() {
                 self.waiting.push(Reverse((state.connections[key].opened, key)));
             }
         }
@@ -117,8 +122,12 @@ impl Handover {
 }
 
 /// A connection's assessment and where it is to go, if another pod serves it now.
-fn moved_to<S: Socket>(state: &State<S>, key: ConnectionKey, here: &Here<'_>) -> Option<(AssessmentHash, Redirect)> {
+fn redirect_if_moved<S: Socket>(
+    state: &ShardState<S>,
+    key: ConnectionKey,
+    placement: &Placement<'_>,
+) -> Option<(AssessmentHash, Redirect)> {
     let connection = state.connections.get(key).filter(|connection| connection.is_live())?;
-    let hash = connection.watch?.hash;
-    Some((hash, here.elsewhere(Watching::Assessment(hash), connection.against_owner)?))
+    let hash = connection.subscription?.hash;
+    Some((hash, placement.redirect_for(PlacementKey::Assessment(hash), connection.owner_doubt)?))
 }

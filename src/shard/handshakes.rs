@@ -7,10 +7,10 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
-use super::pod_limits::Arrival;
-use crate::limits::{ACCEPT_LOG_EVERY, HANDSHAKE_PATIENCE, SILENT_PATIENCE};
+use super::pod_limits::HandshakePermit;
+use crate::limits::{ACCEPT_LOG_EVERY, HANDSHAKE_GRACE, SILENT_SOCKET_GRACE};
 use crate::log_throttle::LogThrottle;
-use crate::protocol::head::{Fault, Refusal, Unavailable};
+use crate::protocol::head::{HttpRefusal, RequestFault, Unavailable};
 
 /// The requests that are being read or answered, oldest first, each with the task that does so.
 #[derive(Debug)]
@@ -18,9 +18,9 @@ pub(super) struct Handshakes<Task> {
     max: usize,
     next: Cell<u64>,
     /// Sockets of which no byte has come yet.
-    silent: RefCell<BTreeMap<u64, Begun<Task>>>,
+    silent: RefCell<BTreeMap<u64, HandshakeEntry<Task>>>,
     /// The others.
-    begun: RefCell<BTreeMap<u64, Begun<Task>>>,
+    started: RefCell<BTreeMap<u64, HandshakeEntry<Task>>>,
     /// For the line that an address has too many connections.
     address_warnings: LogThrottle,
     /// For the line that a proxy is not set up as it should be.
@@ -28,7 +28,7 @@ pub(super) struct Handshakes<Task> {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Begun<Task> {
+struct HandshakeEntry<Task> {
     at: Instant,
     /// Once it is known.
     task: Option<Task>,
@@ -40,26 +40,26 @@ impl<Task: Copy> Handshakes<Task> {
             max,
             next: Cell::new(0),
             silent: RefCell::default(),
-            begun: RefCell::default(),
+            started: RefCell::default(),
             address_warnings: LogThrottle::new(ACCEPT_LOG_EVERY),
             proxy_warnings: LogThrottle::new(ACCEPT_LOG_EVERY),
         }
     }
 
     /// Tells an operator of a refusal that settings may have to do with.
-    pub(super) fn warn_of(&self, refusal: Refusal, client: IpAddr, now: Instant) {
+    pub(super) fn warn_of(&self, refusal: HttpRefusal, client: IpAddr, now: Instant) {
         let (throttle, advice) = match refusal {
-            Refusal::Unavailable(Unavailable::Address) => (
+            HttpRefusal::Unavailable(Unavailable::Address) => (
                 &self.address_warnings,
                 "refused: as many connections as MAX_CONNECTIONS_PER_ADDRESS allows come from this address; if it is a \
                  proxy's, name it in TRUSTED_PROXIES",
             ),
-            Refusal::Malformed(Fault::ProxyHeader) => (
+            HttpRefusal::Malformed(RequestFault::ProxyHeader) => (
                 &self.proxy_warnings,
                 "refused: a trusted proxy's connection does not begin with the PROXY protocol's header; make it send \
                  one, or unset PROXY_PROTOCOL",
             ),
-            Refusal::Malformed(Fault::Forwarded) => (
+            HttpRefusal::Malformed(RequestFault::Forwarded) => (
                 &self.proxy_warnings,
                 "refused: X-Forwarded-For and Forwarded of a trusted proxy name different clients; make it set both, or \
                  remove the one that it does not set",
@@ -78,42 +78,42 @@ impl<Task: Copy> Handshakes<Task> {
 
     fn begin(&self, now: Instant) -> u64 {
         let number = self.next.replace(self.next.get() + 1);
-        self.silent.borrow_mut().insert(number, Begun { at: now, task: None });
+        self.silent.borrow_mut().insert(number, HandshakeEntry { at: now, task: None });
         number
     }
 
-    pub(super) fn is_run_by(&self, number: u64, task: Task) {
-        for handshakes in [&self.silent, &self.begun] {
-            if let Some(begun) = handshakes.borrow_mut().get_mut(&number) {
-                begun.task = Some(task);
+    pub(super) fn set_task(&self, number: u64, task: Task) {
+        for handshakes in [&self.silent, &self.started] {
+            if let Some(started) = handshakes.borrow_mut().get_mut(&number) {
+                started.task = Some(task);
             }
         }
     }
 
-    fn has_begun(&self, number: u64) {
-        if let Some(begun) = self.silent.borrow_mut().remove(&number) {
-            self.begun.borrow_mut().insert(number, begun);
+    fn mark_started(&self, number: u64) {
+        if let Some(started) = self.silent.borrow_mut().remove(&number) {
+            self.started.borrow_mut().insert(number, started);
         }
     }
 
     fn end(&self, number: u64) {
         self.silent.borrow_mut().remove(&number);
-        self.begun.borrow_mut().remove(&number);
+        self.started.borrow_mut().remove(&number);
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.silent.borrow().len() + self.begun.borrow().len() >= self.max
+        self.silent.borrow().len() + self.started.borrow().len() >= self.max
     }
 
     /// Takes out the oldest that has had its time, a silent one first.
-    pub(super) fn take_oldest(&self, now: Instant) -> Option<Task> {
-        let oldest = |handshakes: &RefCell<BTreeMap<u64, Begun<Task>>>, patience| {
+    pub(super) fn evict_oldest(&self, now: Instant) -> Option<Task> {
+        let oldest = |handshakes: &RefCell<BTreeMap<u64, HandshakeEntry<Task>>>, patience| {
             let mut handshakes = handshakes.borrow_mut();
             let oldest = handshakes.first_entry()?;
             let has_had_its_time = now.saturating_duration_since(oldest.get().at) >= patience;
             has_had_its_time.then(|| oldest.remove().task).flatten()
         };
-        oldest(&self.silent, SILENT_PATIENCE).or_else(|| oldest(&self.begun, HANDSHAKE_PATIENCE))
+        oldest(&self.silent, SILENT_SOCKET_GRACE).or_else(|| oldest(&self.started, HANDSHAKE_GRACE))
     }
 }
 
@@ -122,12 +122,12 @@ pub(super) struct Handshake<Task: Copy> {
     all: Rc<Handshakes<Task>>,
     number: u64,
     /// Counted for its address.
-    _arrival: Option<Arrival>,
+    _arrival: Option<HandshakePermit>,
 }
 
 impl<Task: Copy> Handshake<Task> {
     /// Begins one, with what its address was counted by.
-    pub(super) fn begin(all: &Rc<Handshakes<Task>>, arrival: Option<Arrival>, now: Instant) -> Self {
+    pub(super) fn begin(all: &Rc<Handshakes<Task>>, arrival: Option<HandshakePermit>, now: Instant) -> Self {
         Self { all: Rc::clone(all), number: all.begin(now), _arrival: arrival }
     }
 
@@ -137,8 +137,8 @@ impl<Task: Copy> Handshake<Task> {
     }
 
     /// The socket has sent something.
-    pub(super) fn has_begun(&self) {
-        self.all.has_begun(self.number);
+    pub(super) fn mark_started(&self) {
+        self.all.mark_started(self.number);
     }
 }
 
@@ -160,21 +160,21 @@ mod tests {
         let all = Rc::new(Handshakes::new(3));
         let begin = |task: u32, ms| {
             let handshake = Handshake::begin(&all, None, start + Duration::from_millis(ms));
-            all.is_run_by(handshake.number(), task);
+            all.set_task(handshake.number(), task);
             handshake
         };
         let (speaks, silent) = (begin(1, 0), begin(2, 1));
-        speaks.has_begun();
+        speaks.mark_started();
         let silent_late = begin(3, 2);
         assert!(all.is_full());
-        assert_eq!(all.take_oldest(start), None, "nobody has had the grace period");
+        assert_eq!(all.evict_oldest(start), None, "nobody has had the grace period");
 
         let late = start + Duration::from_secs(3_600);
-        assert_eq!([(); 4].map(|()| all.take_oldest(late)), [Some(2), Some(3), Some(1), None]);
+        assert_eq!([(); 4].map(|()| all.evict_oldest(late)), [Some(2), Some(3), Some(1), None]);
         assert!(!all.is_full());
         let next = begin(4, 3);
         drop((speaks, silent, silent_late));
-        assert_eq!(all.take_oldest(late), Some(4), "the end of one that was taken out ends no other");
+        assert_eq!(all.evict_oldest(late), Some(4), "the end of one that was taken out ends no other");
         drop(next);
     }
 }

@@ -1,4 +1,4 @@
-//! What the shards of a pod count. The rules count in plain integers ([`Counts`]); the event loop publishes them once a
+//! What the shards of a pod count. The rules count in plain integers ([`TurnCounts`]); the event loop publishes them once a
 //! turn.
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -10,12 +10,12 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::ids::ShardIndex;
 use crate::protocol::close::CloseReason;
-use crate::protocol::head::Refusal;
+use crate::protocol::head::HttpRefusal;
 use crate::protocol::messages::ResetReason;
 
 /// What a shard counted since it last published.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Counts {
+pub(super) struct TurnCounts {
     /// Text frames written whole to clients.
     pub(super) sent: u64,
     /// Text messages from clients.
@@ -32,10 +32,10 @@ pub(super) struct Counts {
     pub(super) resets: [u64; ResetReason::ALL.len()],
 }
 
-impl Counts {
+impl TurnCounts {
     pub(super) fn reset(&mut self, reason: ResetReason) {
-        let place = ResetReason::ALL.iter().position(|&other| other == reason);
-        if let Some(count) = place.and_then(|place| self.resets.get_mut(place)) {
+        let index = ResetReason::ALL.iter().position(|&other| other == reason);
+        if let Some(count) = index.and_then(|index| self.resets.get_mut(index)) {
             *count += 1;
         }
     }
@@ -204,13 +204,13 @@ impl ShardMetrics {
     }
 
     /// A request was refused without an upgrade.
-    pub(super) fn refused_by_http(&self, refusal: Refusal) {
+    pub(super) fn refused_by_http(&self, refusal: HttpRefusal) {
         self.pod.refusals.get_or_create(&RefusalLabels { reason: refusal.label() }).inc();
     }
 
     fn count(&self, reason: CloseReason) {
-        let place = CloseReason::ALL.iter().position(|&other| other == reason);
-        if let Some(counter) = place.and_then(|place| self.closed.get(place)) {
+        let index = CloseReason::ALL.iter().position(|&other| other == reason);
+        if let Some(counter) = index.and_then(|index| self.closed.get(index)) {
             counter.inc();
         }
     }
@@ -228,7 +228,7 @@ impl ShardMetrics {
     }
 
     /// At the end of a turn.
-    pub(super) fn publish(&self, counts: Counts, history_bytes: usize) {
+    pub(super) fn publish(&self, counts: TurnCounts, history_bytes: usize) {
         self.pod.turns.inc();
         self.pod.sent.inc_by(counts.sent);
         self.pod.received.inc_by(counts.received);

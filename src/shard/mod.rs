@@ -7,12 +7,12 @@
 //! - [`outbound`]: what is due to a socket, in one write, and how far the write came;
 //! - [`sweep`]: heartbeats, silence, stalls, expired tokens and the drain, by passes over all connections;
 //! - [`handover`]: clients whose assessment moved, sent to their new pod;
-//! - [`age`]: clients whose connection is as old as it may get, sent elsewhere;
-//! - [`freshness`]: how sure the view has to be for somebody to be sent away;
-//! - [`nudges`]: when the executor is woken in case that it sleeps on its work;
-//! - [`sent_away`]: who is served that was sent away in vain;
+//! - [`age_limit`]: clients whose connection is as old as it may get, sent elsewhere;
+//! - [`view_gate`]: how sure the view has to be for somebody to be sent away;
+//! - [`sleep_watchdog`]: when the executor is woken in case that it sleeps on its work;
+//! - [`recent_redirects`]: who is served that was sent away in vain;
 //! - [`admission`]: who is served, sent elsewhere or refused;
-//! - [`report`]: what an operator is told of records;
+//! - [`findings_log`]: what an operator is told of records;
 //! - [`pod_limits`]: what the shards of a pod share: its bounds on connections.
 //!
 //! Edges, from the bottom up: `executor.rs` (glommio: what runs the tasks), `reactor.rs` (what tasks wait for), `writer.rs` (a
@@ -21,22 +21,21 @@
 
 mod accept;
 pub mod admission;
-mod age;
+mod age_limit;
 mod connection;
 mod context;
 mod event_loop;
 mod executor;
-mod freshness;
+mod findings_log;
 mod handover;
 mod handshakes;
 mod metrics;
-mod nudges;
 mod outbound;
 pub mod pod_limits;
 mod reactor;
-mod report;
+mod recent_redirects;
 mod resume;
-mod sent_away;
+mod sleep_watchdog;
 mod socket;
 mod state;
 mod sweep;
@@ -44,6 +43,7 @@ mod sweep;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod view_gate;
 mod writer;
 
 use std::sync::Arc;
@@ -53,8 +53,8 @@ use prometheus_client::metrics::counter::Counter;
 
 pub use self::metrics::Metrics;
 pub use self::pod_limits::PodLimits;
-use crate::config::{DoorConfig, DrainConfig, ShardConfig};
-use crate::exchange::{HttpDoor, LookWish, PublishedStanding, ShardDoor, ShardInbox, ShardStatus};
+use crate::config::{AdmissionConfig, DrainConfig, ShardConfig};
+use crate::exchange::{HttpSender, PublishedPodState, RefreshRequest, ShardHandle, ShardInbox, ShardStatus};
 use crate::ids::{NodeId, ShardIndex};
 use crate::protocol::{auth, head};
 
@@ -68,11 +68,11 @@ pub struct Parts {
     /// Its settings.
     pub config: ShardConfig,
     /// How clients come in.
-    pub door: DoorConfig,
+    pub admission: AdmissionConfig,
     /// How the pod stops.
     pub drain: DrainConfig,
     /// How tokens are checked.
-    pub auth: auth::Config,
+    pub auth: auth::AuthConfig,
     /// How requests are judged.
     pub head_rules: head::Rules,
     /// This pod's name.
@@ -82,13 +82,13 @@ pub struct Parts {
     /// Its way in.
     pub inbox: ShardInbox,
     /// The ways in of all shards, by index.
-    pub doors: Vec<ShardDoor>,
+    pub shard_handles: Vec<ShardHandle>,
     /// The way to the control thread, for operators' requests.
-    pub http: HttpDoor,
+    pub http: HttpSender,
     /// Where the pod stands.
-    pub standing: PublishedStanding,
+    pub pod_state: PublishedPodState,
     /// Asks for a look at Redis.
-    pub look: LookWish,
+    pub refresh: RefreshRequest,
     /// What this shard shows of itself.
     pub status: Arc<ShardStatus>,
     /// The pod's bounds on connections.

@@ -4,22 +4,24 @@
 use std::io::{self, ErrorKind, IoSlice};
 
 use super::admission::Redirect;
-use super::connection::{Connection, End, Socket, Tail};
-use super::metrics::Counts;
+use super::connection::{CloseState, Connection, PartialFrame, Socket};
+use super::metrics::TurnCounts;
 use crate::clock::Now;
-use crate::limits::{APART_BYTES_MAX, LINGER, STEPS_MAX, TURN_BYTES_MAX, WRITE_SLICES_MAX};
+use crate::limits::{CATCH_UP_FRAMES_BYTES_MAX, LINGER, STEPS_MAX, TURN_BYTES_MAX, WRITE_SLICES_MAX};
 use crate::protocol::close::CloseReason;
 use crate::protocol::messages::{self, ResetReason};
 use crate::stream::board::Board;
 use crate::stream::cursor;
-use crate::stream::history::{Apart, ChainKey, Due, History, Lag, Position};
+use crate::stream::history::{
+    AssessmentLogKey, CatchUpFrames, DueFrames, History, Position, PositionStatus, WriteProgress,
+};
 
 /// What a shard has for its connections.
-pub(super) struct Source<'a> {
+pub(super) struct WriteContext<'a> {
     pub(super) history: &'a mut History,
     pub(super) board: &'a Board,
     pub(super) scratch: &'a mut Scratch,
-    pub(super) counts: &'a mut Counts,
+    pub(super) counts: &'a mut TurnCounts,
 }
 
 /// Where frames of one connection alone are made.
@@ -31,15 +33,15 @@ pub(super) struct Scratch {
     pub(super) steps: usize,
     control: Vec<u8>,
     /// Events for a client that is not past its cursor.
-    apart: Apart,
+    catch_up_frames: CatchUpFrames,
     /// A cursor.
     pub(super) text: Vec<u8>,
 }
 
 impl Default for Scratch {
     fn default() -> Self {
-        let (control, apart, text) = (Vec::new(), Apart::default(), Vec::new());
-        Self { steps_max: STEPS_MAX, steps: STEPS_MAX, control, apart, text }
+        let (control, catch_up_frames, text) = (Vec::new(), CatchUpFrames::default(), Vec::new());
+        Self { steps_max: STEPS_MAX, steps: STEPS_MAX, control, catch_up_frames, text }
     }
 }
 
@@ -57,14 +59,14 @@ pub(super) enum Flushed {
 /// What is due in one write, by parts. In this order, or with the board before the events for a client that has not
 /// seen all of it yet (PROTOCOL 2: first the board, then events).
 #[derive(Debug, Default)]
-struct Plan {
-    tail: usize,
+struct WritePlan {
+    partial: usize,
     control: usize,
     control_texts: u64,
     is_farewell: bool,
-    due: Option<Due>,
+    due: Option<DueFrames>,
     /// Its events are in the scratch, and not in the history.
-    apart: bool,
+    catch_up_frames: bool,
     events: usize,
     board: usize,
     board_first: bool,
@@ -72,14 +74,14 @@ struct Plan {
     is_unfinished: bool,
 }
 
-impl Plan {
+impl WritePlan {
     fn len(&self) -> usize {
-        self.tail + self.control + self.events + self.board
+        self.partial + self.control + self.events + self.board
     }
 }
 
 /// Writes what is due to a connection.
-pub(super) fn flush<S: Socket>(connection: &mut Connection<S>, source: &mut Source<'_>, now: Now) -> Flushed {
+pub(super) fn flush<S: Socket>(connection: &mut Connection<S>, source: &mut WriteContext<'_>, now: Now) -> Flushed {
     source.scratch.steps = source.scratch.steps_max;
     if connection.blocked_since.is_some() {
         return Flushed::Blocked;
@@ -117,12 +119,12 @@ pub(super) enum Written {
 /// Does one write of what is due.
 pub(super) fn write_once<S: Socket>(
     connection: &mut Connection<S>,
-    source: &mut Source<'_>,
+    source: &mut WriteContext<'_>,
     now: Now,
     send: impl FnOnce(&S, &[IoSlice<'_>]) -> io::Result<usize>,
 ) -> Written {
     let Some(plan) = plan(connection, source, now) else {
-        connection.cut(CloseReason::TooSlow);
+        connection.abort(CloseReason::TooSlow);
         return Written::Nothing;
     };
     let len = plan.len();
@@ -135,13 +137,13 @@ pub(super) fn write_once<S: Socket>(
         Ok(sent) => {
             source.counts.writes += 1;
             source.counts.bytes += sent as u64;
-            account(&plan, connection, source, sent, now);
+            advance(&plan, connection, source, sent, now);
             if sent == planned { Written::All(sent) } else { Written::Part }
         }
         Err(error) if error.kind() == ErrorKind::WouldBlock => Written::Part,
         Err(error) if error.kind() == ErrorKind::Interrupted => Written::All(0),
         Err(_) => {
-            connection.cut(CloseReason::ClientGone);
+            connection.abort(CloseReason::ClientGone);
             Written::Nothing
         }
     }
@@ -149,72 +151,72 @@ pub(super) fn write_once<S: Socket>(
 
 /// Finds what is due. `None` where the rest of a half-written event is gone, since more is half written than the history
 /// keeps: the socket must be cut.
-fn plan<S: Socket>(connection: &mut Connection<S>, source: &mut Source<'_>, now: Now) -> Option<Plan> {
-    let mut plan = Plan { board_first: connection.seen < connection.greeted_with, ..Plan::default() };
+fn plan<S: Socket>(connection: &mut Connection<S>, source: &mut WriteContext<'_>, now: Now) -> Option<WritePlan> {
+    let mut plan = WritePlan { board_first: connection.board_seen < connection.board_at_open, ..WritePlan::default() };
     source.scratch.control.clear();
-    let mut position = connection.watch.map(|watch| watch.position);
-    if let Some(tail) = &connection.tail {
-        plan.tail = rest(tail, source.history)?.len();
+    let mut position = connection.subscription.map(|subscription| subscription.position);
+    if let Some(partial) = &connection.partial {
+        plan.partial = wait_for_work(partial, source.history)?.len();
     }
     match &connection.end {
-        End::Over { .. } => return Some(Plan::default()),
-        End::Telling(farewell) if farewell.told => return Some(plan),
-        End::Telling(_) => {
-            plan_farewell(&mut plan, connection, source, position);
+        CloseState::Closed { .. } => return Some(WritePlan::default()),
+        CloseState::Closing(pending_close) if pending_close.close_sent => return Some(plan),
+        CloseState::Closing(_) => {
+            plan_close(&mut plan, connection, source, position);
             return Some(plan);
         }
-        End::Live => {}
+        CloseState::Live => {}
     }
-    if let Some((chain, at)) = connection.watch.map(|watch| watch.chain).zip(position) {
-        let at = plan_events(&mut plan, connection, source, (chain, at));
+    if let Some((log_key, at)) = connection.subscription.map(|subscription| subscription.log_key).zip(position) {
+        let at = plan_events(&mut plan, connection, source, (log_key, at));
         if at.is_none() && !connection.catching_up {
             connection.close(CloseReason::TooSlow, None, now.instant, LINGER);
             return self::plan(connection, source, now);
         }
         // The window has overtaken it while it was catching up.
-        position = Some(at.unwrap_or_else(|| begin_anew(connection, source, chain, ResetReason::Lagged)));
+        position = Some(at.unwrap_or_else(|| begin_anew(connection, source, log_key, ResetReason::Lagged)));
     }
-    plan.control_texts = write_owed(connection, source, position, now);
+    plan.control_texts = write_control(connection, source, position, now);
     plan.control = source.scratch.control.len();
-    plan.board = source.board.unseen(connection.seen).bytes.len();
+    plan.board = source.board.changes_since(connection.board_seen).bytes.len();
     Some(plan)
 }
 
 /// What is left of what is half written; `None` where that has left the history.
-fn rest<'a>(tail: &'a Tail, history: &'a History) -> Option<&'a [u8]> {
-    match tail {
-        Tail::Bytes(rest) => Some(rest.left()),
-        Tail::Event { frame, sent } => history.rest_of_frame(*frame, *sent),
+fn wait_for_work<'a>(partial: &'a PartialFrame, history: &'a History) -> Option<&'a [u8]> {
+    match partial {
+        PartialFrame::Bytes(rest) => Some(rest.left()),
+        PartialFrame::Event { frame, sent } => history.rest_of_frame(*frame, *sent),
     }
 }
 
-fn plan_farewell<S>(
-    plan: &mut Plan,
+fn plan_close<S>(
+    plan: &mut WritePlan,
     connection: &mut Connection<S>,
-    source: &mut Source<'_>,
+    source: &mut WriteContext<'_>,
     position: Option<Position>,
 ) {
     write_cursor(connection, source, position);
-    let End::Telling(farewell) = &connection.end else { return };
+    let CloseState::Closing(pending_close) = &connection.end else { return };
     let Scratch { control, text, .. } = &mut *source.scratch;
-    if let Some(Redirect { to, from_draining }) = &farewell.to {
+    if let Some(Redirect { to, from_draining }) = &pending_close.to {
         // Its cursor is behind what the client was to be told of: elsewhere nobody would tell it.
-        if let Some(reason) = connection.owed.reset {
+        if let Some(reason) = connection.control_due.reset {
             messages::reset(control, reason, as_cursor(text));
             plan.control_texts = 1;
         }
-        let marked = as_cursor(text).filter(|_| *from_draining).and_then(cursor::mark_draining);
+        let marked = as_cursor(text).filter(|_| *from_draining).and_then(cursor::add_draining_flag);
         let cursor = marked.as_deref().or(as_cursor(text));
-        let message = match farewell.reason {
+        let message = match pending_close.reason {
             CloseReason::TooOld => "the connection is as old as connections get here: connect anew",
             _ => "this assessment is served by another pod now",
         };
         messages::redirect(control, message, to, cursor);
         plan.control_texts += 1;
     }
-    match farewell.echo {
-        Some(code) => messages::goodbye(control, code),
-        None => messages::close(control, farewell.reason),
+    match pending_close.echo {
+        Some(code) => messages::close_reply(control, code),
+        None => messages::close(control, pending_close.reason),
     }
     plan.is_farewell = true;
     plan.control = control.len();
@@ -223,54 +225,60 @@ fn plan_farewell<S>(
 /// Finds which events are due from a position on; returns the position before them, or `None` where some have left the
 /// history.
 fn plan_events<S>(
-    plan: &mut Plan,
+    plan: &mut WritePlan,
     connection: &mut Connection<S>,
-    source: &mut Source<'_>,
-    (chain, mut position): (ChainKey, Position),
+    source: &mut WriteContext<'_>,
+    (log_key, mut position): (AssessmentLogKey, Position),
 ) -> Option<Position> {
-    let watch = connection.watch.as_mut()?;
-    if let Some(cover) = connection.cover.as_deref_mut() {
-        let Scratch { apart, steps, .. } = &mut *source.scratch;
-        source.history.make_apart(chain, position, cover, (APART_BYTES_MAX, steps), apart);
-        if let Some(reason) = apart.refuted {
+    let subscription = connection.subscription.as_mut()?;
+    if let Some(resume_filter) = connection.resume_filter.as_deref_mut() {
+        let Scratch { catch_up_frames, steps, .. } = &mut *source.scratch;
+        source.history.make_catch_up_frames(
+            log_key,
+            position,
+            resume_filter,
+            (CATCH_UP_FRAMES_BYTES_MAX, steps),
+            catch_up_frames,
+        );
+        if let Some(reason) = catch_up_frames.refuted {
             // What it has of logs that lost nothing it does not get again.
-            source.history.let_go_of_lost(cover);
-            if reason != ResetReason::Expired || source.history.is_past(cover) {
-                connection.cover = None;
+            source.history.let_go_of_lost(resume_filter);
+            if reason != ResetReason::Expired || source.history.is_caught_up(resume_filter) {
+                connection.resume_filter = None;
             }
-            return Some(begin_anew(connection, source, chain, reason));
+            return Some(begin_anew(connection, source, log_key, reason));
         }
-        position = apart.from;
-        plan.is_unfinished = apart.is_unfinished;
-        if source.history.lag(chain, &mut position) == Lag::Lost {
+        position = catch_up_frames.from;
+        plan.is_unfinished = catch_up_frames.is_unfinished;
+        if source.history.locate(log_key, &mut position) == PositionStatus::Lost {
             return None;
         }
-        watch.position = position;
-        if !apart.frames.is_empty() {
-            plan.apart = true;
-            plan.events = apart.bytes.len();
+        subscription.position = position;
+        if !catch_up_frames.frames.is_empty() {
+            plan.catch_up_frames = true;
+            plan.events = catch_up_frames.bytes.len();
             return Some(position);
         }
-        if apart.is_unfinished {
+        if catch_up_frames.is_unfinished {
             return Some(position);
         }
-        if apart.passed {
-            connection.cover = None;
+        if catch_up_frames.passed {
+            connection.resume_filter = None;
         }
     }
-    match source.history.lag(chain, &mut position) {
-        Lag::Lost => return None,
-        Lag::Current => connection.catching_up = false,
-        Lag::Behind if source.scratch.steps == 0 => plan.is_unfinished = true,
-        Lag::Behind => {
-            let due = source.history.due(chain, position, (TURN_BYTES_MAX, &mut source.scratch.steps))?;
+    match source.history.locate(log_key, &mut position) {
+        PositionStatus::Lost => return None,
+        PositionStatus::Current => connection.catching_up = false,
+        PositionStatus::Behind if source.scratch.steps == 0 => plan.is_unfinished = true,
+        PositionStatus::Behind => {
+            let due = source.history.due(log_key, position, (TURN_BYTES_MAX, &mut source.scratch.steps))?;
             plan.due = Some(due);
             plan.events = due.bytes;
             if let Some(due) = plan.due.take_if(|due| due.bytes == 0) {
                 // None of them could be mapped: there is nothing to wait for. More may be behind them.
                 position = source.history.progress(position, &due, 0).position;
-                watch.position = position;
-                plan.is_unfinished = source.history.lag(chain, &mut position) == Lag::Behind;
+                subscription.position = position;
+                plan.is_unfinished = source.history.locate(log_key, &mut position) == PositionStatus::Behind;
             }
         }
     }
@@ -280,26 +288,26 @@ fn plan_events<S>(
 /// A client can't go on from where it was: it is sent a reset, and goes on live.
 fn begin_anew<S>(
     connection: &mut Connection<S>,
-    source: &mut Source<'_>,
-    chain: ChainKey,
+    source: &mut WriteContext<'_>,
+    log_key: AssessmentLogKey,
     reason: ResetReason,
 ) -> Position {
-    let end = source.history.end(chain);
-    if let Some(watch) = &mut connection.watch {
-        watch.position = end;
+    let end = source.history.end(log_key);
+    if let Some(subscription) = &mut connection.subscription {
+        subscription.position = end;
     }
     connection.catching_up = false;
-    connection.owed.reset = Some(reason);
+    connection.control_due.reset = Some(reason);
     source.counts.reset(reason);
     end
 }
 
 /// Makes the cursor of a connection's position, which is before its next event, and behind what is half written.
-fn write_cursor<S>(connection: &mut Connection<S>, source: &mut Source<'_>, position: Option<Position>) {
+fn write_cursor<S>(connection: &mut Connection<S>, source: &mut WriteContext<'_>, position: Option<Position>) {
     source.scratch.text.clear();
-    if let Some((watch, position)) = connection.watch.zip(position) {
-        let cover = connection.cover.as_deref_mut();
-        source.history.write_cursor(watch.chain, position, cover, &mut source.scratch.text);
+    if let Some((subscription, position)) = connection.subscription.zip(position) {
+        let resume_filter = connection.resume_filter.as_deref_mut();
+        source.history.write_cursor(subscription.log_key, position, resume_filter, &mut source.scratch.text);
     }
 }
 
@@ -308,36 +316,44 @@ fn as_cursor(text: &[u8]) -> Option<&str> {
 }
 
 /// Appends what a connection is owed; returns how many text frames that is.
-fn write_owed<S>(connection: &mut Connection<S>, source: &mut Source<'_>, position: Option<Position>, now: Now) -> u64 {
-    let owed = connection.owed;
-    if owed.heartbeat || owed.reset.is_some() {
+fn write_control<S>(
+    connection: &mut Connection<S>,
+    source: &mut WriteContext<'_>,
+    position: Option<Position>,
+    now: Now,
+) -> u64 {
+    let control_due = connection.control_due;
+    if control_due.heartbeat || control_due.reset.is_some() {
         write_cursor(connection, source, position);
     }
     let Scratch { control, text, .. } = &mut *source.scratch;
-    if let Some(payload) = &connection.control_ping {
+    if let Some(payload) = &connection.ping_payload {
         messages::control_pong(control, payload);
     }
-    if let Some(reason) = owed.reset {
+    if let Some(reason) = control_due.reset {
         messages::reset(control, reason, as_cursor(text));
     }
-    if owed.pong {
+    if control_due.pong {
         messages::pong(control, now.unix);
     }
-    if owed.heartbeat {
+    if control_due.heartbeat {
         messages::heartbeat(control, now.unix, as_cursor(text));
     }
-    if owed.complaint {
+    if control_due.bad_message {
         messages::error(control, "BadMessage", "a message is a JSON object with a string \"type\"");
     }
-    u64::from(owed.pong) + u64::from(owed.heartbeat) + u64::from(owed.complaint) + u64::from(owed.reset.is_some())
+    u64::from(control_due.pong)
+        + u64::from(control_due.heartbeat)
+        + u64::from(control_due.bad_message)
+        + u64::from(control_due.reset.is_some())
 }
 
 /// Fills the slices of a plan; returns how many, and of how many bytes. Where the events need more slices than there
 /// are, what follows them waits for the next write.
 fn fill<'a, S>(
-    plan: &Plan,
+    plan: &WritePlan,
     connection: &'a Connection<S>,
-    source: &'a Source<'_>,
+    source: &'a WriteContext<'_>,
     slices: &mut [IoSlice<'a>; WRITE_SLICES_MAX],
 ) -> (usize, usize) {
     let mut filled = 0;
@@ -349,16 +365,20 @@ fn fill<'a, S>(
             bytes += slice.len();
         }
     };
-    push(connection.tail.as_ref().and_then(|tail| rest(tail, source.history)).unwrap_or_default(), slices, &mut filled);
+    push(
+        connection.partial.as_ref().and_then(|partial| wait_for_work(partial, source.history)).unwrap_or_default(),
+        slices,
+        &mut filled,
+    );
     push(&source.scratch.control[..plan.control], slices, &mut filled);
-    let board = source.board.unseen(connection.seen).bytes;
+    let board = source.board.changes_since(connection.board_seen).bytes;
     if plan.board_first {
         push(&board[..plan.board], slices, &mut filled);
     }
     let mut events_whole = true;
     let mut events = 0;
-    if plan.apart {
-        push(&source.scratch.apart.bytes, slices, &mut filled);
+    if plan.catch_up_frames {
+        push(&source.scratch.catch_up_frames.bytes, slices, &mut filled);
     }
     if let Some(due) = &plan.due {
         // One slice stays free for the board.
@@ -374,85 +394,93 @@ fn fill<'a, S>(
 }
 
 /// Moves a connection on by what was written, in the order in which it was due.
-fn account<S: Socket>(plan: &Plan, connection: &mut Connection<S>, source: &mut Source<'_>, sent: usize, now: Now) {
+fn advance<S: Socket>(
+    plan: &WritePlan,
+    connection: &mut Connection<S>,
+    source: &mut WriteContext<'_>,
+    sent: usize,
+    now: Now,
+) {
     let mut left = sent;
     if sent > 0 && connection.blocked_since.is_some() {
         connection.blocked_since = Some(now.instant);
     }
-    if plan.tail > 0 {
-        let taken = left.min(plan.tail);
-        account_tail(connection, source, taken, taken == plan.tail);
+    if plan.partial > 0 {
+        let taken = left.min(plan.partial);
+        advance_partial(connection, source, taken, taken == plan.partial);
         left -= taken;
     }
     let control = left.min(plan.control);
     left -= control;
-    if control > 0 || (plan.is_farewell && plan.control == 0 && connection.tail.is_none()) {
-        account_control(plan, connection, source, control);
+    if control > 0 || (plan.is_farewell && plan.control == 0 && connection.partial.is_none()) {
+        advance_control(plan, connection, source, control);
     }
     if plan.board_first {
-        left = account_board(plan, connection, source, left);
+        left = advance_board(plan, connection, source, left);
     }
-    if let (Some(due), Some(watch), true) = (&plan.due, &mut connection.watch, left > 0) {
+    if let (Some(due), Some(subscription), true) = (&plan.due, &mut connection.subscription, left > 0) {
         let taken = left.min(plan.events);
-        let progress = source.history.progress(watch.position, due, taken);
-        watch.position = progress.position;
+        let progress = source.history.progress(subscription.position, due, taken);
+        subscription.position = progress.position;
         source.counts.sent += progress.frames;
-        if let Some(tail) = Tail::event(&progress, source.history) {
-            connection.tail = Some(tail);
+        if let Some(partial) = PartialFrame::event(&progress, source.history) {
+            connection.partial = Some(partial);
         }
         left -= taken;
     }
-    if plan.apart {
-        left -= account_apart(connection, source, left);
+    if plan.catch_up_frames {
+        left -= advance_catch_up(connection, source, left);
     }
     if !plan.board_first {
-        account_board(plan, connection, source, left);
+        advance_board(plan, connection, source, left);
     }
-    if let End::Telling(farewell) = &connection.end
-        && farewell.told
-        && connection.tail.is_none()
+    if let CloseState::Closing(pending_close) = &connection.end
+        && pending_close.close_sent
+        && connection.partial.is_none()
     {
-        connection.end = End::Over { reason: farewell.reason, told: true };
+        connection.end = CloseState::Closed { reason: pending_close.reason, close_sent: true };
         connection.socket.wake();
     }
 }
 
-fn account_tail<S>(connection: &mut Connection<S>, source: &mut Source<'_>, taken: usize, whole: bool) {
-    match &mut connection.tail {
-        tail @ Some(_) if whole => {
-            if let Some(tail) = tail.take() {
-                source.counts.sent += tail.texts();
-                tail.release(source.history);
+fn advance_partial<S>(connection: &mut Connection<S>, source: &mut WriteContext<'_>, taken: usize, whole: bool) {
+    match &mut connection.partial {
+        partial @ Some(_) if whole => {
+            if let Some(partial) = partial.take() {
+                source.counts.sent += partial.texts();
+                partial.release(source.history);
             }
         }
-        Some(Tail::Bytes(rest)) => rest.sent += taken,
-        Some(Tail::Event { sent, .. }) => {
+        Some(PartialFrame::Bytes(rest)) => rest.sent += taken,
+        Some(PartialFrame::Event { sent, .. }) => {
             *sent += u32::try_from(taken).expect("less than a frame's length, which has 32 bits");
         }
         None => {}
     }
 }
 
-fn account_control<S>(plan: &Plan, connection: &mut Connection<S>, source: &mut Source<'_>, taken: usize) {
+fn advance_control<S>(plan: &WritePlan, connection: &mut Connection<S>, source: &mut WriteContext<'_>, taken: usize) {
     if plan.is_farewell {
-        if let End::Telling(farewell) = &mut connection.end {
-            farewell.told = true;
+        if let CloseState::Closing(pending_close) = &mut connection.end {
+            pending_close.close_sent = true;
         }
     } else {
-        connection.owed = super::connection::Owed::default();
-        connection.control_ping = None;
+        connection.control_due = super::connection::ControlDue::default();
+        connection.ping_payload = None;
     }
     if taken == plan.control {
         source.counts.sent += plan.control_texts;
     } else {
         let rest = source.scratch.control[taken..plan.control].into();
-        connection.tail = Some(Tail::bytes(rest, plan.control_texts));
+        connection.partial = Some(PartialFrame::bytes(rest, plan.control_texts));
     }
 }
 
 /// Returns how many of the bytes were of events made for this connection alone.
-fn account_apart<S>(connection: &mut Connection<S>, source: &mut Source<'_>, left: usize) -> usize {
-    let (Some(watch), Apart { bytes, frames, passed, .. }) = (&mut connection.watch, &source.scratch.apart) else {
+fn advance_catch_up<S>(connection: &mut Connection<S>, source: &mut WriteContext<'_>, left: usize) -> usize {
+    let (Some(subscription), CatchUpFrames { bytes, frames, passed, .. }) =
+        (&mut connection.subscription, &source.scratch.catch_up_frames)
+    else {
         return 0;
     };
     let taken = left.min(bytes.len());
@@ -461,27 +489,54 @@ fn account_apart<S>(connection: &mut Connection<S>, source: &mut Source<'_>, lef
         if end > taken {
             if start < taken {
                 // What is half written is the connection's own, so it is past it already.
-                connection.tail = Some(Tail::bytes(bytes[taken..end].into(), 1));
-                watch.position = after;
+                connection.partial = Some(PartialFrame::bytes(bytes[taken..end].into(), 1));
+                subscription.position = after;
             }
             return taken;
         }
-        watch.position = after;
+        subscription.position = after;
         source.counts.sent += u64::from(end > start);
         start = end;
     }
     if *passed {
-        connection.cover = None;
+        connection.resume_filter = None;
     }
     taken
 }
 
 /// Returns what is left for what comes after the board.
-fn account_board<S>(plan: &Plan, connection: &mut Connection<S>, source: &mut Source<'_>, left: usize) -> usize {
+fn advance_board<S>(
+    plan: &WritePlan,
+    connection: &mut Connection<S>,
+    source: &mut WriteContext<'_>,
+    left: usize,
+) -> usize {
     let taken = left.min(plan.board);
     if taken == 0 {
         return left;
     }
-    connection.saw(&source.board.unseen(connection.seen), taken, source.counts);
+    connection.record_board_write(&source.board.changes_since(connection.board_seen), taken, source.counts);
     left - taken
+}
+
+/// What is due to those of a chain's watchers who are at one position.
+pub(super) struct SharedWrite<'a> {
+    pub(super) from: Position,
+    pub(super) due: DueFrames,
+    /// Where they are when they have it.
+    pub(super) after: WriteProgress,
+    pub(super) slices: [IoSlice<'a>; WRITE_SLICES_MAX],
+    pub(super) filled: usize,
+    /// Whether one write holds all that the chain has.
+    pub(super) is_all: bool,
+}
+
+impl<'a> SharedWrite<'a> {
+    pub(super) fn of(history: &'a History, due: DueFrames, from: Position, end: Position) -> Self {
+        let mut slices = [IoSlice::new(&[]); WRITE_SLICES_MAX];
+        let (filled, bytes) = history.slices(&due, &mut slices);
+        let after = history.progress(from, &due, due.bytes);
+        let is_all = bytes == due.bytes && after.position.is_at(end);
+        Self { from, due, after, slices, filled, is_all }
+    }
 }

@@ -8,32 +8,32 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use crate::config::{DoorConfig, ShardConfig};
+use crate::config::{AdmissionConfig, ShardConfig};
 use crate::limits::HANDSHAKES_PER_ADDRESS_MIN;
 use crate::protocol::head::Unavailable;
 
 /// A pod's bounds on connections.
 #[derive(Debug)]
 pub struct PodLimits {
-    counts: Arc<Counts>,
+    counts: Arc<PodCounts>,
     /// The place of each connection, where none is counted for its address or user.
-    anonymous: Arc<Counted>,
+    anonymous: Arc<Charge>,
     start: Instant,
     /// Clients with a good token.
-    accepts: Rate,
+    accepts: RateLimiter,
     /// Clients without one. Their rate is their own: it takes nothing from those who may come in.
-    refusals: Rate,
+    refusals: RateLimiter,
 }
 
 /// How many connections are open.
 #[derive(Debug)]
-struct Counts {
+struct PodCounts {
     open: AtomicU64,
     open_max: u64,
-    of_addresses: Option<CountsOf<AddressKey>>,
+    of_addresses: Option<KeyedCounts<AddressKey>>,
     /// Handshakes that are under way, where the connections of an address are bounded.
-    handshakes: Option<CountsOf<AddressKey>>,
-    of_users: Option<CountsOf<u64>>,
+    handshakes: Option<KeyedCounts<AddressKey>>,
+    of_users: Option<KeyedCounts<u64>>,
     /// Users are counted by a hash whose key nobody outside knows.
     user_hasher: RandomState,
 }
@@ -59,18 +59,18 @@ impl AddressKey {
 
 /// Open connections by a key: as many entries as there are connections at most.
 #[derive(Debug)]
-struct CountsOf<K> {
+struct KeyedCounts<K> {
     max: u64,
     counts: Mutex<HashMap<K, u64>>,
 }
 
-impl<K: Eq + Hash> CountsOf<K> {
+impl<K: Eq + Hash> KeyedCounts<K> {
     fn new(max: u64) -> Self {
         Self { max, counts: Mutex::default() }
     }
 
     /// Counts one more, unless there are as many as may be.
-    fn take(&self, key: K) -> bool {
+    fn acquire(&self, key: K) -> bool {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(key).or_default();
         let is_free = *count < self.max;
@@ -78,7 +78,7 @@ impl<K: Eq + Hash> CountsOf<K> {
         is_free
     }
 
-    fn give_back(&self, key: &K) {
+    fn release(&self, key: &K) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = counts.get_mut(key) {
             *count -= 1;
@@ -91,57 +91,57 @@ impl<K: Eq + Hash> CountsOf<K> {
 
 /// What is counted for a connection besides itself.
 #[derive(Debug)]
-struct Counted {
-    counts: Arc<Counts>,
+struct Charge {
+    counts: Arc<PodCounts>,
     address: Option<AddressKey>,
     user: Option<u64>,
 }
 
-impl Drop for Counted {
+impl Drop for Charge {
     fn drop(&mut self) {
         if let (Some(counts), Some(address)) = (&self.counts.of_addresses, &self.address) {
-            counts.give_back(address);
+            counts.release(address);
         }
         if let (Some(counts), Some(user)) = (&self.counts.of_users, &self.user) {
-            counts.give_back(user);
+            counts.release(user);
         }
     }
 }
 
 /// A connection's place among those that a pod may have. Dropping it gives the place back.
 #[derive(Debug)]
-pub struct Place(Arc<Counted>);
+pub struct ConnectionPermit(Arc<Charge>);
 
 /// A handshake that is counted for its address. Dropping it counts one less.
 #[derive(Debug)]
-pub(super) struct Arrival {
-    counts: Arc<Counts>,
+pub(super) struct HandshakePermit {
+    counts: Arc<PodCounts>,
     address: AddressKey,
 }
 
-impl Drop for Arrival {
+impl Drop for HandshakePermit {
     fn drop(&mut self) {
         if let Some(handshakes) = &self.counts.handshakes {
-            handshakes.give_back(&self.address);
+            handshakes.release(&self.address);
         }
     }
 }
 
 /// A bucket of a second's depth (the generic cell rate algorithm, ITU-T I.371): one word holds its level and its clock.
 #[derive(Debug)]
-struct Rate {
+struct RateLimiter {
     /// Nanoseconds between two tokens.
     interval_ns: u64,
     /// When the next token would be taken if all were taken evenly, in nanoseconds since the pod's start.
     next_ns: AtomicU64,
 }
 
-impl Rate {
+impl RateLimiter {
     fn new(per_second: u32) -> Self {
         Self { interval_ns: 1_000_000_000 / u64::from(per_second.max(1)), next_ns: AtomicU64::new(0) }
     }
 
-    fn take(&self, now_ns: u64) -> bool {
+    fn acquire(&self, now_ns: u64) -> bool {
         const BURST_NS: u64 = 1_000_000_000;
         self.next_ns
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next_ns| {
@@ -156,25 +156,25 @@ impl PodLimits {
     /// The bounds of `MAX_CONNECTIONS`, of an address and a user, and of `ACCEPTS_PER_SECOND`, with a burst of as many; the
     /// latter once more for clients without a good token.
     #[must_use]
-    pub fn new(config: &ShardConfig, door: &DoorConfig) -> Self {
-        Self::with(config.connections_max, config.accepts_per_second, door.per_address_max, door.per_user_max)
+    pub fn new(config: &ShardConfig, admission: &AdmissionConfig) -> Self {
+        Self::with(config.connections_max, config.accepts_per_second, admission.per_address_max, admission.per_user_max)
     }
 
     fn with(open_max: u64, accepts_per_second: u32, per_address: Option<u64>, per_user: Option<u64>) -> Self {
-        let counts = Arc::new(Counts {
+        let counts = Arc::new(PodCounts {
             open: AtomicU64::new(0),
             open_max,
-            of_addresses: per_address.map(CountsOf::new),
-            handshakes: per_address.map(|max| CountsOf::new(max.max(HANDSHAKES_PER_ADDRESS_MIN))),
-            of_users: per_user.map(CountsOf::new),
+            of_addresses: per_address.map(KeyedCounts::new),
+            handshakes: per_address.map(|max| KeyedCounts::new(max.max(HANDSHAKES_PER_ADDRESS_MIN))),
+            of_users: per_user.map(KeyedCounts::new),
             user_hasher: RandomState::new(),
         });
         Self {
-            anonymous: Arc::new(Counted { counts: Arc::clone(&counts), address: None, user: None }),
+            anonymous: Arc::new(Charge { counts: Arc::clone(&counts), address: None, user: None }),
             counts,
             start: Instant::now(),
-            accepts: Rate::new(accepts_per_second),
-            refusals: Rate::new(accepts_per_second),
+            accepts: RateLimiter::new(accepts_per_second),
+            refusals: RateLimiter::new(accepts_per_second),
         }
     }
 
@@ -182,53 +182,53 @@ impl PodLimits {
     ///
     /// # Errors
     /// Where as many handshakes of the address are under way as may be.
-    pub(super) fn arrive(&self, address: IpAddr) -> Result<Option<Arrival>, Unavailable> {
+    pub(super) fn acquire_handshake(&self, address: IpAddr) -> Result<Option<HandshakePermit>, Unavailable> {
         let Some(handshakes) = &self.counts.handshakes else { return Ok(None) };
         let address = AddressKey::of(address);
-        let is_free = handshakes.take(address);
-        is_free.then(|| Some(Arrival { counts: Arc::clone(&self.counts), address })).ok_or(Unavailable::Address)
+        let is_free = handshakes.acquire(address);
+        is_free.then(|| Some(HandshakePermit { counts: Arc::clone(&self.counts), address })).ok_or(Unavailable::Address)
     }
 
     /// Whether one more client with a good token may come at `now`.
     #[must_use]
-    pub fn admit(&self, now: Instant) -> bool {
-        self.accepts.take(self.since_start(now))
+    pub fn allow_accept(&self, now: Instant) -> bool {
+        self.accepts.acquire(self.since_start(now))
     }
 
     /// Whether one more client without a good token is told so at `now`; else it gets 503.
     #[must_use]
-    pub fn refuse(&self, now: Instant) -> bool {
-        self.refusals.take(self.since_start(now))
+    pub fn allow_refusal(&self, now: Instant) -> bool {
+        self.refusals.acquire(self.since_start(now))
     }
 
     /// A place for one more connection of this user from this address.
     ///
     /// # Errors
     /// Which bound leaves no room for it.
-    pub fn enter(&self, address: IpAddr, user: &str) -> Result<Place, Unavailable> {
-        let counted = self.count(address, user)?;
+    pub fn acquire_connection(&self, address: IpAddr, user: &str) -> Result<ConnectionPermit, Unavailable> {
+        let counted = self.charge(address, user)?;
         let counts = &self.counts;
         let entered = counts
             .open
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| (open < counts.open_max).then_some(open + 1));
-        entered.map(|_| Place(counted)).map_err(|_| Unavailable::Capacity)
+        entered.map(|_| ConnectionPermit(counted)).map_err(|_| Unavailable::Capacity)
     }
 
     /// Counts a connection for its address and its user, where these are bounded.
-    fn count(&self, address: IpAddr, user: &str) -> Result<Arc<Counted>, Unavailable> {
-        let Counts { of_addresses, of_users, user_hasher, .. } = &*self.counts;
+    fn charge(&self, address: IpAddr, user: &str) -> Result<Arc<Charge>, Unavailable> {
+        let PodCounts { of_addresses, of_users, user_hasher, .. } = &*self.counts;
         if of_addresses.is_none() && of_users.is_none() {
             return Ok(Arc::clone(&self.anonymous));
         }
-        let mut counted = Counted { counts: Arc::clone(&self.counts), address: None, user: None };
+        let mut counted = Charge { counts: Arc::clone(&self.counts), address: None, user: None };
         if let Some(counts) = of_addresses {
             let key = AddressKey::of(address);
-            counted.address = counts.take(key).then_some(key);
+            counted.address = counts.acquire(key).then_some(key);
             counted.address.ok_or(Unavailable::Address)?;
         }
         if let Some(counts) = of_users {
             let key = user_hasher.hash_one(user);
-            counted.user = counts.take(key).then_some(key);
+            counted.user = counts.acquire(key).then_some(key);
             counted.user.ok_or(Unavailable::User)?;
         }
         Ok(Arc::new(counted))
@@ -239,7 +239,7 @@ impl PodLimits {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.0.counts.open.fetch_sub(1, Ordering::Relaxed);
     }
@@ -259,20 +259,20 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_is_given_back_is_there_for_the_next() {
+    fn a_released_permit_can_be_acquired_again() {
         let pod = PodLimits::with(2, 1000, None, None);
-        let first = pod.enter(HERE, "u");
-        let second = pod.enter(HERE, "u");
+        let first = pod.acquire_connection(HERE, "u");
+        let second = pod.acquire_connection(HERE, "u");
         assert!(first.is_ok() && second.is_ok());
-        assert_eq!(pod.enter(HERE, "u").err(), Some(Unavailable::Capacity));
+        assert_eq!(pod.acquire_connection(HERE, "u").err(), Some(Unavailable::Capacity));
         drop(first);
-        assert!(pod.enter(HERE, "u").is_ok());
+        assert!(pod.acquire_connection(HERE, "u").is_ok());
     }
 
     #[test]
     fn a_burst_of_a_second_is_let_in_and_then_the_rate() {
         let pod = PodLimits::with(u64::MAX, 100, None, None);
-        let entered = |at: Duration| (0..1000).filter(|_| pod.admit(pod.start + at)).count();
+        let entered = |at: Duration| (0..1000).filter(|_| pod.allow_accept(pod.start + at)).count();
         assert_eq!(entered(Duration::ZERO), 100);
         assert_eq!(entered(Duration::from_millis(500)), 50);
         assert_eq!(entered(Duration::from_millis(505)), 0);
@@ -280,57 +280,61 @@ mod tests {
     }
 
     #[test]
-    fn clients_without_a_token_take_nothing_from_those_who_have_one() {
+    fn refusals_do_not_use_up_the_accept_rate() {
         let pod = PodLimits::with(u64::MAX, 100, None, None);
-        let refused = (0..1000).filter(|_| pod.refuse(pod.start)).count();
+        let refused = (0..1000).filter(|_| pod.allow_refusal(pod.start)).count();
         assert_eq!(refused, 100);
-        assert_eq!((0..1000).filter(|_| pod.admit(pod.start)).count(), 100);
+        assert_eq!((0..1000).filter(|_| pod.allow_accept(pod.start)).count(), 100);
     }
 
     #[test]
-    fn an_address_and_a_user_have_so_many_places_whatever_the_others_have() {
+    fn permits_are_limited_per_address_and_per_user() {
         let pod = PodLimits::with(5, 1000, Some(2), Some(3));
-        let first = pod.enter(ip("203.0.113.1"), "a").unwrap();
-        let _second = pod.enter(ip("::ffff:203.0.113.1"), "a").unwrap();
-        assert_eq!(pod.enter(ip("203.0.113.1"), "b").err(), Some(Unavailable::Address), "in either form");
-        let _third = pod.enter(ip("2001:db8::1"), "a").unwrap();
-        assert_eq!(pod.enter(ip("203.0.113.9"), "a").err(), Some(Unavailable::User));
-        let _fourth = pod.enter(ip("2001:db8::ffff:1"), "b").unwrap();
-        assert_eq!(pod.enter(ip("2001:db8::2"), "b").err(), Some(Unavailable::Address), "a /64 is one address");
-        let _fifth = pod.enter(ip("2001:db8:0:1::2"), "b").unwrap();
-        assert_eq!(pod.enter(ip("203.0.113.9"), "b").err(), Some(Unavailable::Capacity));
+        let first = pod.acquire_connection(ip("203.0.113.1"), "a").unwrap();
+        let _second = pod.acquire_connection(ip("::ffff:203.0.113.1"), "a").unwrap();
+        assert_eq!(pod.acquire_connection(ip("203.0.113.1"), "b").err(), Some(Unavailable::Address), "in either form");
+        let _third = pod.acquire_connection(ip("2001:db8::1"), "a").unwrap();
+        assert_eq!(pod.acquire_connection(ip("203.0.113.9"), "a").err(), Some(Unavailable::User));
+        let _fourth = pod.acquire_connection(ip("2001:db8::ffff:1"), "b").unwrap();
+        assert_eq!(
+            pod.acquire_connection(ip("2001:db8::2"), "b").err(),
+            Some(Unavailable::Address),
+            "a /64 is one address"
+        );
+        let _fifth = pod.acquire_connection(ip("2001:db8:0:1::2"), "b").unwrap();
+        assert_eq!(pod.acquire_connection(ip("203.0.113.9"), "b").err(), Some(Unavailable::Capacity));
         drop(first);
-        drop(pod.enter(ip("203.0.113.1"), "b").unwrap());
-        drop(pod.enter(ip("203.0.113.1"), "a").unwrap());
+        drop(pod.acquire_connection(ip("203.0.113.1"), "b").unwrap());
+        drop(pod.acquire_connection(ip("203.0.113.1"), "a").unwrap());
     }
 
     #[test]
-    fn an_address_has_so_many_handshakes_under_way_whatever_the_others_have() {
+    fn handshakes_are_limited_per_address() {
         let pod = PodLimits::with(5, 1000, Some(2), None);
-        let arrive = |address: &str| pod.arrive(ip(address));
-        let mut arrivals: Vec<_> = (0..HANDSHAKES_PER_ADDRESS_MIN).map(|_| arrive("203.0.113.1").unwrap()).collect();
+        let arrive = |address: &str| pod.acquire_handshake(ip(address));
+        let mut permits: Vec<_> = (0..HANDSHAKES_PER_ADDRESS_MIN).map(|_| arrive("203.0.113.1").unwrap()).collect();
         assert_eq!(arrive("203.0.113.1").err(), Some(Unavailable::Address));
         assert!(arrive("203.0.113.2").unwrap().is_some());
-        drop(arrivals.pop());
+        drop(permits.pop());
         assert!(arrive("203.0.113.1").unwrap().is_some());
-        assert!(PodLimits::with(5, 1000, None, None).arrive(HERE).unwrap().is_none(), "nobody counts");
+        assert!(PodLimits::with(5, 1000, None, None).acquire_handshake(HERE).unwrap().is_none(), "nobody counts");
     }
 
     #[test]
-    fn who_is_refused_leaves_no_trace_in_the_counts() {
+    fn a_refused_client_changes_no_count() {
         let pod = PodLimits::with(1, 1000, Some(1), Some(1));
-        let place = pod.enter(ip("203.0.113.1"), "a").unwrap();
+        let permit = pod.acquire_connection(ip("203.0.113.1"), "a").unwrap();
         for number in 0..100 {
-            assert!(pod.enter(ip("203.0.113.1"), &number.to_string()).is_err());
-            assert!(pod.enter(ip(&format!("203.0.113.{}", 2 + number)), "a").is_err());
-            assert!(pod.enter(ip("203.0.113.250"), "b").is_err(), "the pod is full");
+            assert!(pod.acquire_connection(ip("203.0.113.1"), &number.to_string()).is_err());
+            assert!(pod.acquire_connection(ip(&format!("203.0.113.{}", 2 + number)), "a").is_err());
+            assert!(pod.acquire_connection(ip("203.0.113.250"), "b").is_err(), "the pod is full");
         }
         let entries = |pod: &PodLimits| {
             let addresses = pod.counts.of_addresses.as_ref().unwrap().counts.lock().unwrap().len();
             (addresses, pod.counts.of_users.as_ref().unwrap().counts.lock().unwrap().len())
         };
         assert_eq!(entries(&pod), (1, 1));
-        drop(place);
+        drop(permit);
         assert_eq!((entries(&pod), pod.counts.open.load(Ordering::Relaxed)), ((0, 0), 0));
     }
 }

@@ -39,17 +39,17 @@ const _: () = assert!(usize::BITS >= u64::BITS);
 pub(super) struct Reactor {
     epoll: RefCell<mio::Poll>,
     registry: Registry,
-    waiting: RefCell<SlotMap<WaitKey, Waiting>>,
+    waiting: RefCell<SlotMap<WaitKey, Registration>>,
     /// For the line that the kernel watches no more.
     refusals: LogThrottle,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct Registration {
     /// Who is woken, once.
     task: Option<Waker>,
     /// What the kernel was asked to tell of.
-    told_of: Option<Interest>,
+    registered: Option<Interest>,
 }
 
 impl Reactor {
@@ -67,7 +67,7 @@ impl Reactor {
         let mut events = Events::with_capacity(EVENTS_A_LOOK);
         loop {
             self.ready().await;
-            while self.look(&mut events) {
+            while self.poll_events(&mut events) {
                 executor::yield_now().await;
             }
         }
@@ -83,7 +83,7 @@ impl Reactor {
     }
 
     /// Wakes whose descriptor is ready; returns whether there may be more of them.
-    fn look(&self, events: &mut Events) -> bool {
+    fn poll_events(&self, events: &mut Events) -> bool {
         if self.epoll.borrow_mut().poll(events, Some(Duration::ZERO)).is_err() {
             // A signal came in between; an epoll that is open knows no other.
             return true;
@@ -97,7 +97,7 @@ impl Reactor {
     }
 
     /// Tells of a connection that ends because the kernel doesn't watch it.
-    fn tell_of_refusal(&self, error: &io::Error) {
+    fn log_registration_failure(&self, error: &io::Error) {
         if let Some(held_back) = self.refusals.admit(Instant::now()) {
             tracing::warn!(
                 %error,
@@ -117,14 +117,14 @@ impl Reactor {
 }
 
 /// A task's place among those who wait.
-struct Waiter {
+struct ReadinessWaiter {
     reactor: Rc<Reactor>,
     key: WaitKey,
 }
 
-impl Waiter {
+impl ReadinessWaiter {
     fn new(reactor: &Rc<Reactor>) -> Self {
-        let key = reactor.waiting.borrow_mut().insert(Waiting::default());
+        let key = reactor.waiting.borrow_mut().insert(Registration::default());
         Self { reactor: Rc::clone(reactor), key }
     }
 
@@ -143,17 +143,17 @@ impl Waiter {
                 result => return Poll::Ready(result),
             }
         }
-        self.wake_later(task);
+        self.register_waker(task);
         match self.register(source, interest) {
             Ok(()) => Poll::Pending,
             Err(error) => {
-                self.reactor.tell_of_refusal(&error);
+                self.reactor.log_registration_failure(&error);
                 Poll::Ready(Err(error))
             }
         }
     }
 
-    fn wake_later(&self, task: &Waker) {
+    fn register_waker(&self, task: &Waker) {
         // Whoever was to be woken is dropped last: it may be all that held its task, and that may have places here.
         let _before;
         let known = &mut self.reactor.waiting.borrow_mut()[self.key].task;
@@ -165,28 +165,28 @@ impl Waiter {
     /// Has the kernel tell when a source is ready. Where it is asked for something new, it tells whether that is so already;
     /// from then on it tells of each change (edge-triggered).
     fn register(&self, source: &mut impl Source, interest: Interest) -> io::Result<()> {
-        let told_of = &mut self.reactor.waiting.borrow_mut()[self.key].told_of;
-        let all = told_of.map_or(interest, |told_of| told_of | interest);
+        let registered = &mut self.reactor.waiting.borrow_mut()[self.key].registered;
+        let all = registered.map_or(interest, |registered| registered | interest);
         let token = Token(self.key.data().as_ffi() as usize);
-        match *told_of {
-            Some(told_of) if told_of == all => return Ok(()),
+        match *registered {
+            Some(registered) if registered == all => return Ok(()),
             Some(_) => source.reregister(&self.reactor.registry, token, all)?,
             None => source.register(&self.reactor.registry, token, all)?,
         }
-        *told_of = Some(all);
+        *registered = Some(all);
         Ok(())
     }
 
     /// Makes the kernel forget a source that lives on.
-    fn leave(self, source: &mut impl Source) {
-        if self.reactor.waiting.borrow()[self.key].told_of.is_some() {
+    fn deregister(self, source: &mut impl Source) {
+        if self.reactor.waiting.borrow()[self.key].registered.is_some() {
             // It fails where the source was never there.
             let _ = source.deregister(&self.reactor.registry);
         }
     }
 }
 
-impl Drop for Waiter {
+impl Drop for ReadinessWaiter {
     fn drop(&mut self) {
         // Dropped when the borrow has ended: see above.
         let _waiting = self.reactor.waiting.borrow_mut().remove(self.key);
@@ -198,13 +198,13 @@ impl Drop for Waiter {
 /// A client's socket, of one task.
 pub(super) struct Stream {
     socket: mio::net::TcpStream,
-    waiter: Waiter,
+    waiter: ReadinessWaiter,
 }
 
 impl Stream {
     /// Takes over a connected socket that doesn't block.
     pub(super) fn new(reactor: &Rc<Reactor>, socket: OwnedFd) -> Self {
-        Self { socket: socket.into(), waiter: Waiter::new(reactor) }
+        Self { socket: socket.into(), waiter: ReadinessWaiter::new(reactor) }
     }
 
     /// Reads what is there.
@@ -229,13 +229,13 @@ impl Stream {
     }
 
     /// Says that nothing more will be written. A failure means that the peer is gone, which a read tells.
-    pub(super) fn finish(&self) {
+    pub(super) fn shutdown_write(&self) {
         let _ = self.socket.shutdown(Shutdown::Write);
     }
 
     /// Lets its task be woken by its bell, also where it waits for nothing else.
-    pub(super) fn expect_bell(&self, cx: &Context<'_>) {
-        self.waiter.wake_later(cx.waker());
+    pub(super) fn register_task_waker(&self, cx: &Context<'_>) {
+        self.waiter.register_waker(cx.waker());
     }
 
     /// How many of the bytes written, its end among them, the peer's kernel has not acknowledged.
@@ -248,7 +248,7 @@ impl Stream {
 
     /// Closes it at once. Left to itself the kernel keeps what a peer has not taken, for as long as the peer answers its
     /// probes and outside of every bound of ours: so a connection that has some is reset.
-    pub(super) fn abandon(self) {
+    pub(super) fn close_now(self) {
         if self.unacknowledged() > 0 {
             // It fails where the connection is gone.
             let _ = rustix::net::sockopt::set_socket_linger(&self.socket, Some(Duration::ZERO));
@@ -256,9 +256,9 @@ impl Stream {
     }
 
     /// For another shard or thread.
-    pub(super) fn into_socket(self) -> OwnedFd {
+    pub(super) fn into_fd(self) -> OwnedFd {
         let Self { mut socket, waiter } = self;
-        waiter.leave(&mut socket);
+        waiter.deregister(&mut socket);
         socket.into()
     }
 
@@ -268,20 +268,20 @@ impl Stream {
     }
 
     /// What wakes its task.
-    pub(super) fn bell(&self) -> Bell {
-        Bell { reactor: Rc::clone(&self.waiter.reactor), key: self.waiter.key }
+    pub(super) fn task_waker(&self) -> TaskWaker {
+        TaskWaker { reactor: Rc::clone(&self.waiter.reactor), key: self.waiter.key }
     }
 }
 
 /// Wakes the task of a stream that waits; rings in vain once that is gone.
-pub(super) struct Bell {
+pub(super) struct TaskWaker {
     reactor: Rc<Reactor>,
     key: WaitKey,
 }
 
-impl Bell {
+impl TaskWaker {
     /// Wakes it, once for each time that it waits: the executor's count of wakes is 16 bits wide (glommio 0.9).
-    pub(super) fn ring(&self) {
+    pub(super) fn wake(&self) {
         self.reactor.wake(self.key);
     }
 }
@@ -289,13 +289,13 @@ impl Bell {
 /// A shard's listener.
 pub(super) struct Listener {
     socket: mio::net::TcpListener,
-    waiter: Waiter,
+    waiter: ReadinessWaiter,
 }
 
 impl Listener {
     /// Takes over a listener that doesn't block.
     pub(super) fn new(reactor: &Rc<Reactor>, socket: std::net::TcpListener) -> Self {
-        Self { socket: mio::net::TcpListener::from_std(socket), waiter: Waiter::new(reactor) }
+        Self { socket: mio::net::TcpListener::from_std(socket), waiter: ReadinessWaiter::new(reactor) }
     }
 
     /// Accepts the next connection, and tells from where it comes.
@@ -307,7 +307,7 @@ impl Listener {
         let accept =
             |cx: &mut Context<'_>| waiter.poll(socket, Interest::READABLE, cx.waker(), |socket| socket.accept());
         let (socket, peer) = poll_fn(accept).await?;
-        Ok((Stream { socket, waiter: Waiter::new(&self.waiter.reactor) }, peer.ip().to_canonical()))
+        Ok((Stream { socket, waiter: ReadinessWaiter::new(&self.waiter.reactor) }, peer.ip().to_canonical()))
     }
 }
 
@@ -315,13 +315,13 @@ impl Listener {
 
 /// Wakes a task at a time. A timer of the executor's costs two more entries into the kernel for each rest while it is set; this
 /// one a call, and only where it is to ring earlier than it is set for.
-pub(super) struct Alarm {
+pub(super) struct WakeTimer {
     timer: OwnedFd,
-    waiter: Waiter,
+    waiter: ReadinessWaiter,
     set_for: Cell<Option<Instant>>,
 }
 
-impl Alarm {
+impl WakeTimer {
     /// # Errors
     /// Where there is no descriptor for it, or the kernel can't watch one more.
     pub(super) fn new(reactor: &Rc<Reactor>) -> io::Result<Self> {
@@ -332,14 +332,14 @@ impl Alarm {
         }
         // SAFETY: the descriptor is new, and nobody else has it.
         let timer = unsafe { OwnedFd::from_raw_fd(timer) };
-        let waiter = Waiter::new(reactor);
+        let waiter = ReadinessWaiter::new(reactor);
         waiter.register(&mut SourceFd(&timer.as_raw_fd()), Interest::READABLE)?;
         Ok(Self { timer, waiter, set_for: Cell::new(None) })
     }
 
     /// Lets a task be woken at a time, or earlier.
     pub(super) fn set(&self, at: Instant, now: Instant, task: &Waker) {
-        self.waiter.wake_later(task);
+        self.waiter.register_waker(task);
         if self.set_for.get().is_some_and(|set_for| now < set_for && set_for <= at) {
             return;
         }
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn who_reads_is_woken_each_time_that_something_comes_and_at_the_end() {
+    fn a_reader_is_woken_by_each_arrival_and_by_end_of_input() {
         run(|reactor| async move {
             let (client, mut stream) = accepted(&reactor).await;
             let (word, words) = crossbeam_channel::bounded::<&'static [u8]>(0);
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn who_writes_is_woken_when_the_socket_takes_more() {
+    fn a_writer_is_woken_when_the_socket_is_writable_again() {
         run(|reactor| async move {
             let (mut client, mut stream) = accepted(&reactor).await;
             const LEN: usize = 32 * 1024 * 1024;
@@ -439,31 +439,31 @@ mod tests {
     }
 
     #[test]
-    fn a_bell_wakes_a_task_that_waits_and_rings_in_vain_when_the_stream_is_gone() {
+    fn a_task_waker_wakes_its_task_and_does_nothing_after_the_stream_is_dropped() {
         run(|reactor| async move {
             let (_client, mut stream) = accepted(&reactor).await;
-            let bell = stream.bell();
+            let bell = stream.task_waker();
             let mut polls = 0;
             poll_fn(|cx| {
                 polls += 1;
                 assert!(stream.poll_read(cx, &mut [0]).is_pending());
-                bell.ring();
+                bell.wake();
                 if polls < 3 { Poll::Pending } else { Poll::Ready(()) }
             })
             .await;
             drop(stream);
             assert!(reactor.waiting.borrow().is_empty());
-            bell.ring();
+            bell.wake();
         });
     }
 
     #[test]
-    fn a_socket_goes_on_to_another_reactor() {
+    fn a_socket_moves_to_another_reactor() {
         run(|reactor| async move {
             let (mut client, mut stream) = accepted(&reactor).await;
             let no_wait = poll_fn(|cx| Poll::Ready(stream.poll_read(cx, &mut [0]).is_pending()));
             assert!(no_wait.await, "nothing has come, and the kernel was asked to tell");
-            let socket = stream.into_socket();
+            let socket = stream.into_fd();
             let other = Reactor::new().unwrap();
             let mut stream = Stream::new(&other, socket);
             client.write_all(b"here").unwrap();
@@ -479,16 +479,16 @@ mod tests {
             )
             .await;
             let mut events = Events::with_capacity(1);
-            assert!(!reactor.look(&mut events) && events.is_empty(), "the first one hears nothing of it");
+            assert!(!reactor.poll_events(&mut events) && events.is_empty(), "the first one hears nothing of it");
         });
     }
 
     #[test]
-    fn what_the_kernel_does_not_watch_is_told_of_once_and_its_task_hears_why() {
+    fn a_failed_registration_is_logged_once_and_returned_as_an_error() {
         run(|reactor| async move {
             let file = std::fs::File::open("/proc/self/exe").unwrap();
             let refused = async || {
-                let waiter = Waiter::new(&reactor);
+                let waiter = ReadinessWaiter::new(&reactor);
                 let blocks = |_: &mut SourceFd<'_>| Err::<(), _>(io::ErrorKind::WouldBlock.into());
                 poll_fn(|cx| waiter.poll(&mut SourceFd(&file.as_raw_fd()), Interest::READABLE, cx.waker(), blocks))
                     .await
@@ -501,26 +501,26 @@ mod tests {
     }
 
     #[test]
-    fn the_alarm_wakes_at_the_earliest_time_that_it_was_set_for_and_can_be_set_again() {
+    fn the_wake_timer_fires_at_its_earliest_deadline_and_can_be_rearmed() {
         run(|reactor| async move {
-            let alarm = Alarm::new(&reactor).unwrap();
+            let wake_timer = WakeTimer::new(&reactor).unwrap();
             let start = Instant::now();
             let after = |ms| start + Duration::from_millis(ms);
             let mut set = vec![after(3_600_000), after(20), after(7_200_000)].into_iter();
-            let ring = async |times: &mut dyn Iterator<Item = Instant>| {
+            let wake = async |times: &mut dyn Iterator<Item = Instant>| {
                 let mut woken = false;
                 poll_fn(|cx| {
                     if std::mem::replace(&mut woken, true) {
                         return Poll::Ready(());
                     }
-                    times.for_each(|at| alarm.set(at, Instant::now(), cx.waker()));
+                    times.for_each(|at| wake_timer.set(at, Instant::now(), cx.waker()));
                     Poll::Pending
                 })
                 .await;
             };
-            ring(&mut set).await;
+            wake(&mut set).await;
             assert!(start.elapsed() >= Duration::from_millis(20));
-            ring(&mut [Instant::now() + Duration::from_millis(5), start].into_iter()).await;
+            wake(&mut [Instant::now() + Duration::from_millis(5), start].into_iter()).await;
             assert!(start.elapsed() < Duration::from_secs(3_600));
         });
     }

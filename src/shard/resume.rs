@@ -4,24 +4,24 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::connection::{Connection, ConnectionKey, Socket, Tail, Watch};
-use super::metrics::Counts;
-use super::state::{Entrance, Pass, State};
+use super::connection::{Connection, ConnectionKey, PartialFrame, Socket, Subscription};
+use super::metrics::TurnCounts;
+use super::state::{NewConnection, Pass, ShardState};
 use crate::clock::{Now, whole_ms};
 use crate::ids::AssessmentId;
 use crate::protocol::messages::{self, Connected, ResetReason};
-use crate::stream::batch::Ends;
+use crate::stream::batch::PartitionEnds;
 use crate::stream::epochs::AtEnd;
-use crate::stream::history::{ChainKey, History, Lag, Loss, Position};
-use crate::stream::offsets::Cover;
-use crate::stream::planted::{Mistake, is_planted};
+use crate::stream::fault_injection::{InjectedFault, is_injected};
+use crate::stream::history::{AssessmentLogKey, History, Loss, Position, PositionStatus};
+use crate::stream::offsets::ResumeFilter;
 
 /// Where a connection begins.
 #[derive(Debug, Default)]
-pub(super) struct Beginning {
+pub(super) struct StartPosition {
     pub(super) position: Position,
     /// What its cursor covers beyond its position.
-    pub(super) cover: Option<Box<Cover>>,
+    pub(super) resume_filter: Option<Box<ResumeFilter>>,
     /// Whether it lacks events that are there.
     pub(super) catching_up: bool,
     /// Whether its cursor is ahead of what is read here.
@@ -33,7 +33,7 @@ pub(super) struct Beginning {
 /// A connection whose cursor was ahead of what is read here, or of a newer log: either this pod is behind the one that made
 /// it, or it lies past the end of the log, and is no good.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Ahead {
+pub(super) struct AheadCursor {
     key: ConnectionKey,
     /// How often in a row the ends of the logs spoke against it.
     beyond: u8,
@@ -56,106 +56,109 @@ const AHEAD_KEPT: usize = 64;
 /// So many answers must say that a cursor lies past the end: the first may be that of a leader that is none any more.
 const ANSWERS_MIN: u8 = 2;
 
-impl<S: Socket> State<S> {
+impl<S: Socket> ShardState<S> {
     /// Finds where a client begins that watches a chain.
-    pub(super) fn begin(&mut self, chain: Option<ChainKey>, cursor: Option<&str>) -> Beginning {
-        let Some(chain) = chain else { return Beginning::default() };
-        let live = Beginning { position: self.history.end(chain), ..Beginning::default() };
+    pub(super) fn resolve_start(&mut self, log_key: Option<AssessmentLogKey>, cursor: Option<&str>) -> StartPosition {
+        let Some(log_key) = log_key else { return StartPosition::default() };
+        let live = StartPosition { position: self.history.end(log_key), ..StartPosition::default() };
         let steps = self.scratch.steps_max;
-        match cursor.map(|cursor| self.history.resume(chain, cursor, steps)) {
+        match cursor.map(|cursor| self.history.resume(log_key, cursor, steps)) {
             None => live,
             Some(Err(reason)) => {
                 self.counts.reset(reason);
-                Beginning { reset: Some(reason), ..live }
+                StartPosition { reset: Some(reason), ..live }
             }
-            Some(Ok((cover, mut position))) => {
+            Some(Ok((resume_filter, mut position))) => {
                 self.counts.resumed += 1;
-                let catching_up = self.history.lag(chain, &mut position) != Lag::Current;
-                let is_ahead = !self.history.is_past(&cover);
+                let catching_up = self.history.locate(log_key, &mut position) != PositionStatus::Current;
+                let is_ahead = !self.history.is_caught_up(&resume_filter);
                 let keep = catching_up || is_ahead;
-                let cover = keep.then(|| Box::new(cover)).filter(|_| !is_planted(Mistake::ResumeAsSuffix));
-                Beginning { position, cover, catching_up, is_ahead, resumed: true, reset: None }
+                let resume_filter =
+                    keep.then(|| Box::new(resume_filter)).filter(|_| !is_injected(InjectedFault::ResumeAsSuffix));
+                StartPosition { position, resume_filter, catching_up, is_ahead, resumed: true, reset: None }
             }
         }
     }
 
     /// Remembers a connection whose cursor is ahead. While Kafka tells no ends, those that have left are forgotten now and
     /// then: there are never more than twice as many as connections, or a few.
-    pub(super) fn remember_ahead(&mut self, key: ConnectionKey) {
-        if self.ahead.len() >= 2 * self.roster.len().max(AHEAD_KEPT) {
+    pub(super) fn track_ahead(&mut self, key: ConnectionKey) {
+        if self.ahead.len() >= 2 * self.connection_keys.len().max(AHEAD_KEPT) {
             let connections = &self.connections;
             self.ahead.retain(|ahead| connections.contains_key(ahead.key));
             self.judging.by_logs(self.ahead.len());
         }
-        self.ahead.push(Ahead { key, beyond: 0 });
+        self.ahead.push(AheadCursor { key, beyond: 0 });
     }
 
     /// Whether the ends of the logs would tell something about a client's cursor.
-    pub(super) fn wants_ends(&self) -> bool {
+    pub(super) fn needs_ends(&self) -> bool {
         !self.ahead.is_empty()
     }
 
     /// The first bytes to a client: the answer to its handshake, `connected`, and `reset` where it can't go on.
-    pub(super) fn greet(
+    pub(super) fn greeting(
         &mut self,
-        entrance: &mut Entrance<S>,
-        chain: Option<ChainKey>,
-        beginning: &mut Beginning,
+        new_connection: &mut NewConnection<S>,
+        log_key: Option<AssessmentLogKey>,
+        start: &mut StartPosition,
         now: Now,
-    ) -> Tail {
+    ) -> PartialFrame {
         let text = &mut self.scratch.text;
         text.clear();
-        if let Some(chain) = chain {
-            self.history.write_cursor(chain, beginning.position, beginning.cover.as_deref_mut(), text);
+        if let Some(log_key) = log_key {
+            self.history.write_cursor(log_key, start.position, start.resume_filter.as_deref_mut(), text);
         }
         let cursor = std::str::from_utf8(text).ok().filter(|cursor| !cursor.is_empty());
-        let mut greeting = std::mem::take(&mut entrance.accept);
+        let mut greeting = std::mem::take(&mut new_connection.accept);
         messages::connected(
             &mut greeting,
             &Connected {
-                connection_id: &entrance.id,
-                user_id: &entrance.user,
+                connection_id: &new_connection.id,
+                user_id: &new_connection.user,
                 timestamp: now.unix,
                 node: &self.node.0,
-                assessment_id: entrance.assessment.as_ref().map(AssessmentId::as_str),
+                assessment_id: new_connection.assessment.as_ref().map(AssessmentId::as_str),
                 heartbeat_interval_ms: whole_ms(self.config.heartbeat),
-                resumed: beginning.resumed,
+                resumed: start.resumed,
                 cursor,
             },
         );
-        if let Some(reason) = beginning.reset {
+        if let Some(reason) = start.reset {
             messages::reset(&mut greeting, reason, cursor);
         }
-        Tail::bytes(greeting.into(), 1 + u64::from(beginning.reset.is_some()))
+        PartialFrame::bytes(greeting.into(), 1 + u64::from(start.reset.is_some()))
     }
 
     /// Whether events that were due to a connection have left the history.
     pub(super) fn is_overtaken(&self, key: ConnectionKey) -> bool {
         let connection = &self.connections[key];
         // One that catches up is told when its socket takes it, and goes on live.
-        let Some(Watch { chain, mut position, .. }) = connection.watch.filter(|_| !connection.catching_up) else {
+        let Some(Subscription { log_key, mut position, .. }) =
+            connection.subscription.filter(|_| !connection.catching_up)
+        else {
             return false;
         };
-        self.history.lag(chain, &mut position) == Lag::Lost
+        self.history.locate(log_key, &mut position) == PositionStatus::Lost
     }
 
     /// Has those told who might have got what these partitions lost.
-    pub(super) fn tell_of_losses(&mut self, losses: &[Loss]) {
-        let Self { connections, watchers, history, pending, counts, .. } = self;
-        for (chain, keys) in watchers.iter() {
-            for &Loss { place, end } in losses {
-                if !history.lists(chain, place) {
+    pub(super) fn queue_loss_resets(&mut self, losses: &[Loss]) {
+        let Self { connections, subscribers, history, pending, counts, .. } = self;
+        for (log_key, keys) in subscribers.iter() {
+            for &Loss { partition_id, end } in losses {
+                if !history.lists_partition(log_key, partition_id) {
                     continue;
                 }
                 for &key in keys {
                     let connection = &mut connections[key];
-                    let lacks_nothing = match (&mut connection.cover, end) {
+                    let lacks_nothing = match (&mut connection.resume_filter, end) {
                         (None, _) => false,
-                        (Some(cover), None) => history.is_ahead(cover, place),
-                        (Some(cover), Some(end)) => history.outlives(cover, place, end),
+                        (Some(resume_filter), None) => history.is_ahead(resume_filter, partition_id),
+                        (Some(resume_filter), Some(end)) => history.outlives(resume_filter, partition_id, end),
                     };
                     if !lacks_nothing {
-                        owe_expired((key, connection), (pending, counts));
+                        queue_expired_reset((key, connection), (pending, counts));
                     }
                 }
             }
@@ -163,11 +166,11 @@ impl<S: Socket> State<S> {
     }
 
     /// Some events are too large for the window: whoever watches their assessments lacks them.
-    pub(super) fn tell_of_too_large(&mut self) {
-        for chain in self.history.take_without_event() {
-            let Self { connections, watchers, pending, counts, .. } = self;
-            for &key in watchers.get(chain).into_iter().flatten() {
-                owe_expired((key, &mut connections[key]), (pending, counts));
+    pub(super) fn queue_oversized_resets(&mut self) {
+        for log_key in self.history.take_oversized() {
+            let Self { connections, subscribers, pending, counts, .. } = self;
+            for &key in subscribers.get(log_key).into_iter().flatten() {
+                queue_expired_reset((key, &mut connections[key]), (pending, counts));
             }
         }
     }
@@ -177,32 +180,32 @@ impl<S: Socket> State<S> {
         for topic in self.history.take_reused() {
             self.connections
                 .values_mut()
-                .filter_map(|connection| connection.cover.as_mut())
-                .for_each(|cover| cover.forget(topic));
+                .filter_map(|connection| connection.resume_filter.as_mut())
+                .for_each(|resume_filter| resume_filter.forget(topic));
         }
     }
 
     /// Events of topics that were dropped are sent to nobody any more: who was yet to get them lacks them.
     pub(super) fn tell_of_dropped(&mut self) {
-        for (chain, end) in self.history.take_dropped_from() {
-            let Self { connections, watchers, pending, counts, .. } = self;
-            for &key in watchers.get(chain).into_iter().flatten() {
+        for (log_key, end) in self.history.take_dropped_from() {
+            let Self { connections, subscribers, pending, counts, .. } = self;
+            for &key in subscribers.get(log_key).into_iter().flatten() {
                 let connection = &mut connections[key];
-                if connection.watch.is_some_and(|watch| watch.position.is_before(end)) {
-                    owe_expired((key, connection), (pending, counts));
+                if connection.subscription.is_some_and(|subscription| subscription.position.is_before(end)) {
+                    queue_expired_reset((key, connection), (pending, counts));
                 }
             }
         }
     }
 
     /// Judges those again whose cursors are ahead, as far as more is known since, for about `budget` sends.
-    pub(super) fn judge_those_ahead(&mut self, budget: usize) -> Pass {
+    pub(super) fn recheck_ahead_ends(&mut self, budget: usize) -> Pass {
         for _ in 0..budget {
             let Self { connections, history, pending, counts, ahead, judging, .. } = self;
             let Some((at, ends)) = judging.next(ahead.len()) else { return Pass::Done };
-            let Ahead { key, beyond } = &mut ahead[at];
+            let AheadCursor { key, beyond } = &mut ahead[at];
             let connection = connections.get_mut(*key).filter(|connection| connection.is_live());
-            let Some(connection) = connection.filter(|connection| connection.cover.is_some()) else {
+            let Some(connection) = connection.filter(|connection| connection.resume_filter.is_some()) else {
                 ahead.swap_remove(at);
                 continue;
             };
@@ -210,7 +213,7 @@ impl<S: Socket> State<S> {
                 Judged::Open => continue,
                 Judged::Lost => ResetReason::Expired,
                 Judged::Refuted(reason) => {
-                    connection.cover = None;
+                    connection.resume_filter = None;
                     reason
                 }
             };
@@ -229,7 +232,7 @@ pub(super) struct Judging {
     by_logs: usize,
     /// The ends of some logs, and how many have yet to be judged by them. Ends that come meanwhile are dropped: they are
     /// asked for again while somebody is ahead.
-    by_ends: Option<(Arc<Ends>, usize)>,
+    by_ends: Option<(Arc<PartitionEnds>, usize)>,
 }
 
 impl Judging {
@@ -239,12 +242,12 @@ impl Judging {
     }
 
     /// The ends of some logs are known.
-    pub(super) fn by_ends(&mut self, ends: Arc<Ends>, ahead: usize) {
+    pub(super) fn by_ends(&mut self, ends: Arc<PartitionEnds>, ahead: usize) {
         self.by_ends.get_or_insert((ends, ahead));
     }
 
     /// Who is next, of so many, and by which ends.
-    fn next(&mut self, ahead: usize) -> Option<(usize, Option<&Ends>)> {
+    fn next(&mut self, ahead: usize) -> Option<(usize, Option<&PartitionEnds>)> {
         if let Some(at) = self.by_logs.min(ahead).checked_sub(1) {
             self.by_logs = at;
             return Some((at, None));
@@ -260,12 +263,17 @@ impl Judging {
     }
 }
 
-fn judge<S>(connection: &mut Connection<S>, beyond: &mut u8, history: &History, ends: Option<&Ends>) -> Judged {
-    let Some(cover) = &mut connection.cover else { return Judged::Open };
+fn judge<S>(
+    connection: &mut Connection<S>,
+    beyond: &mut u8,
+    history: &History,
+    ends: Option<&PartitionEnds>,
+) -> Judged {
+    let Some(resume_filter) = &mut connection.resume_filter else { return Judged::Open };
     let Some(ends) = ends else {
-        return match history.refuted(cover) {
+        return match history.contradiction(resume_filter) {
             Some(ResetReason::Expired) => {
-                history.let_go_of_lost(cover);
+                history.let_go_of_lost(resume_filter);
                 Judged::Lost
             }
             reason => reason.map_or(Judged::Open, Judged::Refuted),
@@ -275,7 +283,7 @@ fn judge<S>(connection: &mut Connection<S>, beyond: &mut u8, history: &History, 
     if connection.opened > ends.asked {
         return Judged::Open;
     }
-    let Some(at_end) = history.judge_ends(cover, &ends.ends) else { return Judged::Open };
+    let Some(at_end) = history.judge_ends(resume_filter, &ends.ends) else { return Judged::Open };
     let reason = match at_end {
         AtEnd::Lost => return Judged::Lost,
         AtEnd::Earlier => ResetReason::Expired,
@@ -294,18 +302,18 @@ fn judge<S>(connection: &mut Connection<S>, beyond: &mut u8, history: &History, 
 fn owe_reset<S: Socket>(
     (key, connection): (ConnectionKey, &mut Connection<S>),
     history: &History,
-    (pending, counts): (&mut VecDeque<ConnectionKey>, &mut Counts),
+    (pending, counts): (&mut VecDeque<ConnectionKey>, &mut TurnCounts),
     reason: ResetReason,
 ) -> bool {
-    let is_ahead = connection.cover.as_ref().is_some_and(|cover| !history.is_past(cover));
+    let is_ahead = connection.resume_filter.as_ref().is_some_and(|resume_filter| !history.is_caught_up(resume_filter));
     if !is_ahead {
-        connection.cover = None;
+        connection.resume_filter = None;
         connection.catching_up = false;
-        if let Some(watch) = &mut connection.watch {
-            watch.position = history.end(watch.chain);
+        if let Some(subscription) = &mut connection.subscription {
+            subscription.position = history.end(subscription.log_key);
         }
     }
-    connection.owed.reset = Some(reason);
+    connection.control_due.reset = Some(reason);
     counts.reset(reason);
     if connection.is_open() {
         connection.pending = true;
@@ -315,14 +323,14 @@ fn owe_reset<S: Socket>(
 }
 
 /// A client lacks something: it is told to fetch its state anew, unless it is told already.
-fn owe_expired<S: Socket>(
+fn queue_expired_reset<S: Socket>(
     (key, connection): (ConnectionKey, &mut Connection<S>),
-    (pending, counts): (&mut VecDeque<ConnectionKey>, &mut Counts),
+    (pending, counts): (&mut VecDeque<ConnectionKey>, &mut TurnCounts),
 ) {
-    if connection.owed.reset.is_some() || !connection.is_live() {
+    if connection.control_due.reset.is_some() || !connection.is_live() {
         return;
     }
-    connection.owed.reset = Some(ResetReason::Expired);
+    connection.control_due.reset = Some(ResetReason::Expired);
     counts.reset(ResetReason::Expired);
     if connection.is_open() {
         connection.pending = true;

@@ -12,22 +12,22 @@ use std::time::{Duration, Instant};
 use futures_lite::future;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::admission::{Admission, Evidence, Here, identify, judge};
+use super::admission::{Admission, OwnerDoubt, Placement, admit, authenticate};
 use super::connection::ConnectionKey;
-use super::context::Shard;
+use super::context::ShardContext;
 use super::executor::{self, TaskKey};
 use super::handshakes::Handshake;
-use super::pod_limits::Place;
+use super::pod_limits::ConnectionPermit;
 use super::reactor::Stream;
-use super::state::Entrance;
+use super::state::NewConnection;
 use super::writer::Writer;
 use crate::clock::Now;
-use crate::exchange::{Handoff, HttpRequest, Newcomer, Standing};
-use crate::limits::{FINISH_STALL_MAX, LINGER, LINGER_BYTES_MAX, LINGER_LOOK_EVERY};
+use crate::exchange::{AuthenticatedUpgrade, Handoff, HttpRequest, PodState};
+use crate::limits::{CLOSE_STALL_MAX, LINGER, LINGER_BYTES_MAX, LINGER_POLL_EVERY};
 use crate::protocol::auth::Grant;
 use crate::protocol::client_address::ProxyHeader;
 use crate::protocol::close::CloseReason;
-use crate::protocol::head::{Fault, Parsed, Refusal, Scan, Unavailable, Upgrade};
+use crate::protocol::head::{HttpRefusal, Parsed, RequestFault, Scan, Unavailable, Upgrade};
 use crate::protocol::messages;
 use crate::protocol::session::Session;
 use crate::routing::placement::shard_of;
@@ -41,77 +41,85 @@ const LINGERING_PART: usize = 4;
 // ---- handshakes -------------------------------------------------------------------------------------------------------
 
 /// What came of reading a head.
-enum Head {
+enum HeadOutcome {
     Upgrade(Box<Upgrade>, usize),
     Operators,
-    Refused(Refusal),
+    Rejection(HttpRefusal),
     Gone,
 }
 
 /// Reads an accepted socket's request head and passes it on to whoever it is for.
-pub(super) async fn handshake(shard: &Rc<Shard>, handshake: &Handshake<TaskKey>, mut stream: Stream, peer: IpAddr) {
+pub(super) async fn run_handshake(
+    shard: &Rc<ShardContext>,
+    handshake: &Handshake<TaskKey>,
+    mut stream: Stream,
+    peer: IpAddr,
+) {
     let mut read = Vec::new();
     let reading = read_head(shard, handshake, &mut stream, peer, &mut read);
     let head = executor::timeout(shard.config.handshake_timeout, reading).await;
-    match head.unwrap_or(Head::Refused(Refusal::Timeout)) {
-        Head::Gone => {}
-        Head::Refused(refusal) => {
+    match head.unwrap_or(HeadOutcome::Rejection(HttpRefusal::Timeout)) {
+        HeadOutcome::Gone => {}
+        HeadOutcome::Rejection(refusal) => {
             shard.handshakes.warn_of(refusal, peer, Instant::now());
-            refuse(shard, stream, refusal).await;
+            refuse_by_http(shard, stream, refusal).await;
         }
-        Head::Operators => {
-            let passed = shard.http.try_send(HttpRequest { socket: stream.into_socket(), read });
+        HeadOutcome::Operators => {
+            let passed = shard.http.try_send(HttpRequest { socket: stream.into_fd(), read });
             if let Err(TrySendError::Full(request) | TrySendError::Closed(request)) = passed {
-                refuse(shard, Stream::new(&shard.reactor, request.socket), BUSY).await;
+                refuse_by_http(shard, Stream::new(&shard.reactor, request.socket), BUSY).await;
             }
         }
-        Head::Upgrade(upgrade, head_len) => {
+        HeadOutcome::Upgrade(upgrade, head_len) => {
             let rest = read.split_off(head_len);
             drop(read);
-            admit(shard, stream, *upgrade, rest).await;
+            route_to_owner_shard(shard, stream, *upgrade, rest).await;
         }
     }
 }
 
 /// Lets a client with a good token in, at the pod's rate, on the shard that owns its assessment. One without is refused
 /// here: it takes none of what those with a token could want.
-async fn admit(shard: &Rc<Shard>, stream: Stream, upgrade: Upgrade, rest: Vec<u8>) {
-    shard.give_way().await;
+async fn route_to_owner_shard(shard: &Rc<ShardContext>, stream: Stream, upgrade: Upgrade, rest: Vec<u8>) {
+    shard.yield_to_turns().await;
     let now = Now::read();
     let identified = {
-        let standing = shard.standing.load();
-        let here = Here { node: &shard.node, standing: &standing, place_anywhere: shard.config.place_anywhere };
-        identify(&upgrade, &here, &shard.verifier, now.unix)
+        let pod_state = shard.pod_state.load();
+        let placement =
+            Placement { node: &shard.node, pod_state: &pod_state, place_anywhere: shard.config.place_anywhere };
+        authenticate(&upgrade, &placement, &shard.verifier, now.unix)
     };
     let grant = match identified {
         Ok(grant) => grant,
-        Err(Admission::Refuse(_)) if !shard.pod.refuse(now.instant) => return refuse(shard, stream, TOO_FAST).await,
-        Err(answer) => return turn_away(shard, stream, &upgrade, answer).await,
+        Err(Admission::Reject(_)) if !shard.pod.allow_refusal(now.instant) => {
+            return refuse_by_http(shard, stream, TOO_FAST).await;
+        }
+        Err(answer) => return refuse_after_upgrade(shard, stream, &upgrade, answer).await,
     };
-    if !shard.pod.admit(now.instant) {
-        return refuse(shard, stream, TOO_FAST).await;
+    if !shard.pod.allow_accept(now.instant) {
+        return refuse_by_http(shard, stream, TOO_FAST).await;
     }
     let owner = match &upgrade.assessment {
         Ok(Some(id)) => shard_of(id.hash(), shard.config.shards),
         _ => shard.index,
     };
-    let newcomer = Box::new(Newcomer { upgrade, grant, rest });
+    let request = Box::new(AuthenticatedUpgrade { upgrade, grant, rest });
     if owner == shard.index {
-        return enter(shard, stream, newcomer).await;
+        return admit_client(shard, stream, request).await;
     }
-    let handoff = Handoff { socket: stream.into_socket(), newcomer };
-    if let Err(handoff) = shard.doors[usize::from(owner.0)].try_handoff(handoff) {
-        refuse(shard, Stream::new(&shard.reactor, handoff.socket), BUSY).await;
+    let handoff = Handoff { socket: stream.into_fd(), request };
+    if let Err(handoff) = shard.shard_handles[usize::from(owner.0)].try_handoff(handoff) {
+        refuse_by_http(shard, Stream::new(&shard.reactor, handoff.socket), BUSY).await;
     }
 }
 
 async fn read_head(
-    shard: &Shard,
+    shard: &ShardContext,
     handshake: &Handshake<TaskKey>,
     stream: &mut Stream,
     peer: IpAddr,
     read: &mut Vec<u8>,
-) -> Head {
+) -> HeadOutcome {
     let client = match read_proxy_header(shard, handshake, stream, peer, read).await {
         Ok(client) => client,
         Err(head) => return head,
@@ -120,148 +128,162 @@ async fn read_head(
     loop {
         match scan.parse(read, &shard.head_rules) {
             Parsed::Incomplete => {}
-            Parsed::Upgrade { upgrade, head_len } => return Head::Upgrade(Box::new(upgrade), head_len),
-            Parsed::Operators => return Head::Operators,
-            Parsed::Refused(refusal) => return Head::Refused(refusal),
+            Parsed::Upgrade { upgrade, head_len } => return HeadOutcome::Upgrade(Box::new(upgrade), head_len),
+            Parsed::Operators => return HeadOutcome::Operators,
+            Parsed::Refused(refusal) => return HeadOutcome::Rejection(refusal),
         }
         if !read_more(shard, handshake, stream, read).await {
-            return Head::Gone;
+            return HeadOutcome::Gone;
         }
     }
 }
 
 /// Takes the PROXY protocol's header off what was read, where one is due; returns the address that it names, else the peer's.
 async fn read_proxy_header(
-    shard: &Shard,
+    shard: &ShardContext,
     handshake: &Handshake<TaskKey>,
     stream: &mut Stream,
     peer: IpAddr,
     read: &mut Vec<u8>,
-) -> Result<IpAddr, Head> {
-    if !shard.door.proxy_protocol || !shard.head_rules.trusted_proxies.contains(peer) {
+) -> Result<IpAddr, HeadOutcome> {
+    if !shard.admission.proxy_protocol || !shard.head_rules.trusted_proxies.contains(peer) {
         return Ok(peer);
     }
     loop {
         match ProxyHeader::parse(read) {
             ProxyHeader::Incomplete => {}
-            ProxyHeader::Invalid => return Err(Head::Refused(Refusal::Malformed(Fault::ProxyHeader))),
+            ProxyHeader::Invalid => {
+                return Err(HeadOutcome::Rejection(HttpRefusal::Malformed(RequestFault::ProxyHeader)));
+            }
             ProxyHeader::Whole { len, client } => {
                 read.drain(..len);
                 return Ok(client.unwrap_or(peer));
             }
         }
         if !read_more(shard, handshake, stream, read).await {
-            return Err(Head::Gone);
+            return Err(HeadOutcome::Gone);
         }
     }
 }
 
 /// Reads what comes next; returns whether something did.
-async fn read_more(shard: &Shard, handshake: &Handshake<TaskKey>, stream: &mut Stream, read: &mut Vec<u8>) -> bool {
+async fn read_more(
+    shard: &ShardContext,
+    handshake: &Handshake<TaskKey>,
+    stream: &mut Stream,
+    read: &mut Vec<u8>,
+) -> bool {
     let got = poll_fn(|cx| {
         let mut scratch = shard.scratch.borrow_mut();
         let got = ready!(stream.poll_read(cx, &mut scratch));
         Poll::Ready(got.inspect(|&len| read.extend_from_slice(&scratch[..len])))
     })
     .await;
-    handshake.has_begun();
+    handshake.mark_started();
     matches!(got, Ok(1..))
 }
 
 /// Serves a client on the shard that it belongs to, or refuses it.
-pub(super) async fn enter(shard: &Rc<Shard>, stream: Stream, newcomer: Box<Newcomer>) {
-    shard.give_way().await;
-    let Newcomer { upgrade, grant, rest } = *newcomer;
+pub(super) async fn admit_client(shard: &Rc<ShardContext>, stream: Stream, request: Box<AuthenticatedUpgrade>) {
+    shard.yield_to_turns().await;
+    let AuthenticatedUpgrade { upgrade, grant, rest } = *request;
     let mut now = Now::read();
-    let place = match shard.pod.enter(upgrade.client, &grant.user) {
-        Ok(place) => place,
+    let permit = match shard.pod.acquire_connection(upgrade.client, &grant.user) {
+        Ok(permit) => permit,
         Err(why) => {
-            let refusal = Refusal::Unavailable(why);
+            let refusal = HttpRefusal::Unavailable(why);
             shard.handshakes.warn_of(refusal, upgrade.client, now.instant);
-            return refuse(shard, stream, refusal).await;
+            return refuse_by_http(shard, stream, refusal).await;
         }
     };
-    let judge_by = |standing: &Standing, now: Now| {
-        let here = Here { node: &shard.node, standing, place_anywhere: shard.config.place_anywhere };
-        judge(&upgrade, &grant, &here, &shard.state.borrow().sent_away, now)
+    let judge_by = |pod_state: &PodState, now: Now| {
+        let placement = Placement { node: &shard.node, pod_state, place_anywhere: shard.config.place_anywhere };
+        admit(&upgrade, &grant, &placement, &shard.state.borrow().recent_redirects, now)
     };
-    let mut standing = shard.standing.load_full();
-    let mut admission = judge_by(&standing, now);
-    if admission.goes_by_view() {
-        standing = shard.sure_standing().await;
+    let mut pod_state = shard.pod_state.load_full();
+    let mut admission = judge_by(&pod_state, now);
+    if admission.depends_on_view() {
+        pod_state = shard.fresh_pod_state().await;
         now = Now::read();
-        admission = judge_by(&standing, now);
+        admission = judge_by(&pod_state, now);
     }
-    if let (true, Ok(Some(id))) = (admission.goes_by_view(), &upgrade.assessment) {
-        shard.state.borrow_mut().sent_away.note(id.hash(), &standing.sight, now.instant);
+    if let (true, Ok(Some(id))) = (admission.depends_on_view(), &upgrade.assessment) {
+        shard.state.borrow_mut().recent_redirects.record(id.hash(), &pod_state.view_freshness, now.instant);
     }
     match admission {
-        Admission::Serve { against_owner } => {
-            let key = attach(shard, &stream, &upgrade, grant, against_owner, now);
+        Admission::Serve { owner_doubt } => {
+            let key = attach(shard, &stream, &upgrade, grant, owner_doubt, now);
             let mut session = Session::new(shard.config.message_bytes_max);
-            take_in(shard, key, &mut session, &rest);
+            receive(shard, key, &mut session, &rest);
             let (shard_of_it, stream) = (Rc::clone(shard), Some(stream));
-            shard.tasks.spawn(Client { shard: shard_of_it, key, stream, session, lingering: None, _place: place });
+            shard.tasks.spawn(ConnectionTask {
+                shard: shard_of_it,
+                key,
+                stream,
+                session,
+                lingering: None,
+                _place: permit,
+            });
         }
         answer => {
             // Its socket may linger; its place is for others.
-            drop(place);
-            turn_away(shard, stream, &upgrade, answer).await;
+            drop(permit);
+            refuse_after_upgrade(shard, stream, &upgrade, answer).await;
         }
     }
 }
 
 fn attach(
-    shard: &Shard,
+    shard: &ShardContext,
     stream: &Stream,
     upgrade: &Upgrade,
     grant: Grant,
-    against_owner: Evidence,
+    owner_doubt: OwnerDoubt,
     now: Now,
 ) -> ConnectionKey {
     let assessment = upgrade.assessment.as_ref().ok().and_then(Option::as_ref);
     let mut accept = Vec::new();
     upgrade.accept_response(&mut accept);
-    let entrance = Entrance {
+    let new_connection = NewConnection {
         socket: Writer::of(stream),
         assessment: assessment.cloned(),
         cursor: upgrade.cursor.clone(),
         token_expires: grant.expires,
-        against_owner,
+        owner_doubt,
         accept,
         id: shard.next_connection_id().into(),
         user: grant.user,
     };
     shard.metrics.opened();
-    shard.state.borrow_mut().attach(entrance, now)
+    shard.state.borrow_mut().attach(new_connection, now)
 }
 
 // ---- a connection's task ----------------------------------------------------------------------------------------------
 
 /// A connection's task: reads what the client sends, waits for a full socket, and lets go at the end. Written by hand,
 /// for the compiler's form of it keeps each part twice, and there are as many of these as there are clients.
-struct Client {
-    shard: Rc<Shard>,
+struct ConnectionTask {
+    shard: Rc<ShardContext>,
     key: ConnectionKey,
     /// Until it lingers.
     stream: Option<Stream>,
     session: Session,
     /// Reading and dropping what a client still sends that was told its end.
     lingering: Option<Pin<Box<dyn Future<Output = ()>>>>,
-    _place: Place,
+    _place: ConnectionPermit,
 }
 
-impl Future for Client {
+impl Future for ConnectionTask {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let client = self.get_mut();
         if client.lingering.is_none() {
             let gone = ready!(client.serve(cx));
-            let told = client.detach(gone);
+            let close_sent = client.detach(gone);
             let Some(stream) = client.stream.take() else { return Poll::Ready(()) };
-            if !told {
-                stream.abandon();
+            if !close_sent {
+                stream.close_now();
                 return Poll::Ready(());
             }
             let shard = Rc::clone(&client.shard);
@@ -272,7 +294,7 @@ impl Future for Client {
     }
 }
 
-impl Client {
+impl ConnectionTask {
     /// Ready when the connection has ended; with why, where the state doesn't know better.
     fn serve(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         let Some(stream) = &mut self.stream else { return Poll::Ready(CloseReason::ClientGone) };
@@ -286,13 +308,13 @@ impl Client {
                 }
                 // What comes after its end began matters no more. It is read, within a bound, when the client is told.
                 if !state.is_live(self.key) {
-                    stream.expect_bell(cx);
+                    stream.register_task_waker(cx);
                     return Poll::Pending;
                 }
             }
             let mut scratch = self.shard.scratch.borrow_mut();
             match ready!(stream.poll_read(cx, &mut scratch)) {
-                Ok(len @ 1..) => take_in(&self.shard, self.key, &mut self.session, &scratch[..len]),
+                Ok(len @ 1..) => receive(&self.shard, self.key, &mut self.session, &scratch[..len]),
                 _ => return Poll::Ready(CloseReason::ClientGone),
             }
         }
@@ -305,66 +327,66 @@ impl Client {
         let ended = self.shard.state.borrow_mut().detach(self.key, gone);
         ended.is_some_and(|ended| {
             self.shard.metrics.closed(ended.reason, ended.opened.elapsed().as_secs_f64());
-            ended.told
+            ended.close_sent
         })
     }
 }
 
 /// Also where the task is cancelled; before the stream goes, for the state writes to its descriptor.
-impl Drop for Client {
+impl Drop for ConnectionTask {
     fn drop(&mut self) {
         self.detach(CloseReason::GoingAway);
         if let Some(stream) = self.stream.take() {
-            stream.abandon();
+            stream.close_now();
         }
     }
 }
 
 /// Takes in what a client sent, and answers.
-fn take_in(shard: &Shard, key: ConnectionKey, session: &mut Session, bytes: &[u8]) {
+fn receive(shard: &ShardContext, key: ConnectionKey, session: &mut Session, bytes: &[u8]) {
     let now = Now::read();
     let mut state = shard.state.borrow_mut();
     // After the connection's end began, what comes is read so that the answer arrives, and no more.
     if state.is_live(key) {
         match session.receive(bytes, &mut |frame| state.inbound(key, frame, now)) {
             Ok(()) => {}
-            Err(CloseReason::ClientClosed) => state.goodbye(key, session.goodbye(), now),
+            Err(CloseReason::ClientClosed) => state.close_by_client(key, session.close_code(), now),
             Err(reason) => state.close(key, reason, None, now),
         }
     }
     state.flush(key, now);
     if state.has_pending() {
-        shard.ring();
+        shard.wake();
     }
 }
 
 // ---- farewells --------------------------------------------------------------------------------------------------------
 
-const TOO_FAST: Refusal = Refusal::Unavailable(Unavailable::Rate);
-const BUSY: Refusal = Refusal::Unavailable(Unavailable::Busy);
+const TOO_FAST: HttpRefusal = HttpRefusal::Unavailable(Unavailable::Rate);
+const BUSY: HttpRefusal = HttpRefusal::Unavailable(Unavailable::Busy);
 
 /// Refuses a request without an upgrade.
-async fn refuse(shard: &Shard, stream: Stream, refusal: Refusal) {
+async fn refuse_by_http(shard: &ShardContext, stream: Stream, refusal: HttpRefusal) {
     shard.metrics.refused_by_http(refusal);
-    farewell(shard, stream, &refusal.response()).await;
+    send_final_response(shard, stream, &refusal.response()).await;
 }
 
 /// Refuses a client that is not served here.
-async fn turn_away(shard: &Shard, stream: Stream, upgrade: &Upgrade, answer: Admission) {
-    let Admission::Refuse(refused) = answer else {
-        return refuse(shard, stream, Refusal::Unavailable(Unavailable::NotServing)).await;
+async fn refuse_after_upgrade(shard: &ShardContext, stream: Stream, upgrade: &Upgrade, answer: Admission) {
+    let Admission::Reject(refused) = answer else {
+        return refuse_by_http(shard, stream, HttpRefusal::Unavailable(Unavailable::NotServing)).await;
     };
     let mut bytes = Vec::new();
     upgrade.accept_response(&mut bytes);
     refused.message(&mut bytes);
     messages::close(&mut bytes, refused.reason);
     shard.metrics.refused(refused.reason, 1);
-    farewell(shard, stream, &bytes).await;
+    send_final_response(shard, stream, &bytes).await;
 }
 
 /// Writes a last answer and closes, so that it arrives. Where too many others linger the socket is closed at once: the answer
 /// still arrives, unless the client has sent more than its request.
-async fn farewell(shard: &Shard, mut stream: Stream, answer: &[u8]) {
+async fn send_final_response(shard: &ShardContext, mut stream: Stream, answer: &[u8]) {
     let write = async {
         let mut left = answer;
         while !left.is_empty() {
@@ -382,7 +404,7 @@ async fn farewell(shard: &Shard, mut stream: Stream, answer: &[u8]) {
         let _one_less = Lingering(&shard.lingering);
         linger(shard, stream, Duration::ZERO).await;
     } else if !written {
-        stream.abandon();
+        stream.close_now();
     }
 }
 
@@ -398,21 +420,21 @@ impl Drop for Lingering<'_> {
 /// Reads and drops what a peer still sends, until it closes: a socket that is closed with input unread is reset, and a
 /// reset may overtake the last answer (RFC 1122 section 4.2.2.13). Then waits until the peer has taken all that was
 /// written, for as long as it goes on taking it and `patience` holds.
-async fn linger(shard: &Shard, stream: Stream, patience: Duration) {
-    stream.finish();
+async fn linger(shard: &ShardContext, stream: Stream, patience: Duration) {
+    stream.shutdown_write();
     let mut stream = stream;
-    let is_gone = executor::timeout(LINGER, drain(shard, &mut stream)).await.unwrap_or(false);
+    let is_gone = executor::timeout(LINGER, discard_input(shard, &mut stream)).await.unwrap_or(false);
     if is_gone {
-        return stream.abandon();
+        return stream.close_now();
     }
     let began = Instant::now();
     let (mut left, mut since) = (stream.unacknowledged(), began);
     while left > 0 {
         let now = Instant::now();
-        if now - began >= patience || now - since >= FINISH_STALL_MAX {
-            return stream.abandon();
+        if now - began >= patience || now - since >= CLOSE_STALL_MAX {
+            return stream.close_now();
         }
-        executor::sleep(LINGER_LOOK_EVERY).await;
+        executor::sleep(LINGER_POLL_EVERY).await;
         let before = std::mem::replace(&mut left, stream.unacknowledged());
         if left < before {
             since = now;
@@ -422,7 +444,7 @@ async fn linger(shard: &Shard, stream: Stream, patience: Duration) {
 
 /// Returns when the peer closes, or breaks the connection: whether it did the latter. Where it sends more than
 /// [`LINGER_BYTES_MAX`] it never returns: the rest stays in the socket, and costs nothing.
-async fn drain(shard: &Shard, stream: &mut Stream) -> bool {
+async fn discard_input(shard: &ShardContext, stream: &mut Stream) -> bool {
     let mut left = LINGER_BYTES_MAX;
     while left > 0 {
         for _ in 0..READS_A_POLL {

@@ -9,33 +9,33 @@ use std::time::Instant;
 
 use slotmap::{SecondaryMap, SlotMap};
 
-use super::admission::{Evidence, Redirect};
-use super::connection::{Connection, ConnectionKey, End, InboundBucket, Owed, Socket, Tail, Watch};
-use super::metrics::Counts;
-use super::outbound::{self, Flushed, Scratch, Source};
-use super::resume::{Ahead, Beginning, Judging};
-use super::sent_away::SentAway;
+use super::admission::{OwnerDoubt, Redirect};
+use super::connection::{
+    CloseState, Connection, ConnectionKey, ControlDue, InboundBucket, PartialFrame, Socket, Subscription,
+};
+use super::metrics::TurnCounts;
+use super::outbound::{self, Flushed, Scratch, SharedWrite, WriteContext};
+use super::recent_redirects::RecentRedirects;
+use super::resume::{AheadCursor, Judging, StartPosition};
 use crate::clock::{Now, UnixMs};
 use crate::config::ShardConfig;
 use crate::ids::{AssessmentId, NodeId};
-use crate::limits::{
-    BOARD_BYTES_MAX, BOARD_HISTORY_DIVISOR, LINGER, STEPS_A_SEND, STEPS_MAX, TURN_BYTES_MAX, WRITE_SLICES_MAX,
-};
+use crate::limits::{BOARD_BYTES_MAX, BOARD_HISTORY_DIVISOR, LINGER, STEPS_A_SEND, STEPS_MAX, TURN_BYTES_MAX};
 use crate::protocol::close::CloseReason;
 use crate::protocol::session::Inbound;
 use crate::stream::batch::Batch;
 use crate::stream::board::{Board, BoardVersion};
-use crate::stream::history::{ChainKey, Due, Findings, History, IndexKey, Limits, Position, Progress};
+use crate::stream::history::{AssessmentLogKey, History, HistoryLimits, IndexKey, Position, RecordFindings};
 
 /// What a new connection begins with.
-pub(super) struct Entrance<S> {
+pub(super) struct NewConnection<S> {
     pub(super) socket: S,
     pub(super) assessment: Option<AssessmentId>,
     /// Where it wants to go on.
     pub(super) cursor: Option<Box<str>>,
     pub(super) token_expires: Option<UnixMs>,
     /// What speaks against the owner that the view names, where that is another pod.
-    pub(super) against_owner: Evidence,
+    pub(super) owner_doubt: OwnerDoubt,
     /// The answer to the handshake: it comes before all else.
     pub(super) accept: Vec<u8>,
     /// Differs from that of every other connection.
@@ -45,10 +45,10 @@ pub(super) struct Entrance<S> {
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Ended {
+pub(super) struct ClosedConnection {
     pub(super) reason: CloseReason,
     /// The client was told: what it still sends is to be read and dropped, so that it reads the answer.
-    pub(super) told: bool,
+    pub(super) close_sent: bool,
     pub(super) opened: Instant,
 }
 
@@ -63,61 +63,63 @@ pub(super) enum Pass {
 
 /// A walk along a chain's watchers, last first, in which each is told of all that there is by then.
 #[derive(Debug, Clone, Copy)]
-struct Walk {
-    chain: ChainKey,
+struct DispatchPass {
+    log_key: AssessmentLogKey,
     /// How many watchers it has yet to come to.
     left: usize,
     /// The chain's end when it began: who was told before more came is told of that by another walk.
     began_at: Position,
 }
 
-pub(super) struct State<S> {
+pub(super) struct ShardState<S> {
     pub(super) config: ShardConfig,
     /// This pod's name.
     pub(super) node: NodeId,
     pub(super) connections: SlotMap<ConnectionKey, Connection<S>>,
     /// All connections, in no order.
-    pub(super) roster: Vec<ConnectionKey>,
-    pub(super) watchers: SecondaryMap<ChainKey, Vec<ConnectionKey>>,
+    pub(super) connection_keys: Vec<ConnectionKey>,
+    pub(super) subscribers: SecondaryMap<AssessmentLogKey, Vec<ConnectionKey>>,
     pub(super) history: History,
     board: Board,
     /// Connections with more due than one turn's share.
     pub(super) pending: VecDeque<ConnectionKey>,
     /// Connections whose cursor was ahead of what is read here.
-    pub(super) ahead: Vec<Ahead>,
+    pub(super) ahead: Vec<AheadCursor>,
     pub(super) judging: Judging,
     /// The walk along a fresh chain's watchers that is under way.
-    walk: Option<Walk>,
+    dispatch_pass: Option<DispatchPass>,
     /// How many of the roster the market flush under way has left.
     flushing: Option<usize>,
     flushed: Option<Instant>,
     /// The image that the last market flush sent.
     flushed_image: BoardVersion,
-    pub(super) sent_away: SentAway,
+    pub(super) recent_redirects: RecentRedirects,
     pub(super) scratch: Scratch,
-    pub(super) counts: Counts,
+    pub(super) counts: TurnCounts,
 }
 
-impl<S: Socket> State<S> {
+impl<S: Socket> ShardState<S> {
     pub(super) fn new(config: ShardConfig, node: NodeId) -> Self {
-        let limits =
-            Limits { bytes_max: config.history_bytes / usize::from(config.shards.max(1)), window: config.history };
+        let limits = HistoryLimits {
+            bytes_max: config.history_bytes / usize::from(config.shards.max(1)),
+            window: config.history,
+        };
         Self {
             connections: SlotMap::with_key(),
-            roster: Vec::new(),
-            watchers: SecondaryMap::new(),
+            connection_keys: Vec::new(),
+            subscribers: SecondaryMap::new(),
             history: History::new(limits),
             board: Board::new(config.history, BOARD_BYTES_MAX.min(limits.bytes_max / BOARD_HISTORY_DIVISOR)),
             pending: VecDeque::new(),
             ahead: Vec::new(),
             judging: Judging::default(),
-            walk: None,
+            dispatch_pass: None,
             flushing: None,
             flushed: None,
             flushed_image: BoardVersion::default(),
-            sent_away: SentAway::default(),
+            recent_redirects: RecentRedirects::default(),
             scratch: Scratch::default(),
-            counts: Counts::default(),
+            counts: TurnCounts::default(),
             config,
             node,
         }
@@ -130,96 +132,97 @@ impl<S: Socket> State<S> {
     // ---- connections come and go ------------------------------------------------------------------------------------
 
     /// Takes a connection in: live from now on, or from where its cursor says. The caller flushes it.
-    pub(super) fn attach(&mut self, mut entrance: Entrance<S>, now: Now) -> ConnectionKey {
+    pub(super) fn attach(&mut self, mut new_connection: NewConnection<S>, now: Now) -> ConnectionKey {
         if self.board.is_stale(now.instant) {
             self.board.publish(now.instant);
         }
-        let chain = entrance.assessment.as_ref().map(|id| self.history.watch(id));
-        let mut beginning = self.begin(chain, entrance.cursor.as_deref());
-        let greeting = self.greet(&mut entrance, chain, &mut beginning, now);
-        let Beginning { position, cover, catching_up, is_ahead, .. } = beginning;
+        let log_key = new_connection.assessment.as_ref().map(|id| self.history.subscribe(id));
+        let mut start = self.resolve_start(log_key, new_connection.cursor.as_deref());
+        let greeting = self.greeting(&mut new_connection, log_key, &mut start, now);
+        let StartPosition { position, resume_filter, catching_up, is_ahead, .. } = start;
         let key = self.connections.insert(Connection {
-            socket: entrance.socket,
-            watch: None,
-            seen: BoardVersion::default(),
-            greeted_with: self.board.image_version(),
-            cover,
-            against_owner: entrance.against_owner,
+            socket: new_connection.socket,
+            subscription: None,
+            board_seen: BoardVersion::default(),
+            board_at_open: self.board.image_version(),
+            resume_filter,
+            owner_doubt: new_connection.owner_doubt,
             catching_up,
-            tail: Some(greeting),
-            owed: Owed::default(),
+            partial: Some(greeting),
+            control_due: ControlDue::default(),
             blocked_since: None,
             pending: catching_up,
-            end: End::Live,
-            place: place(self.roster.len()),
+            end: CloseState::Live,
+            index: index_of_len(self.connection_keys.len()),
             opened: now.instant,
-            heard: now.instant,
-            pinged: now.instant,
-            complained: None,
-            token_ends: entrance.token_expires.and_then(|time| now.instant_of(time)),
+            heard_at: now.instant,
+            pinged_at: now.instant,
+            bad_message_at: None,
+            token_expires_at: new_connection.token_expires.and_then(|time| now.instant_of(time)),
             inbound: InboundBucket::full(self.config.inbound_per_second, now.instant),
-            control_ping: None,
+            ping_payload: None,
         });
-        self.roster.push(key);
+        self.connection_keys.push(key);
         if catching_up {
             self.pending.push_back(key);
         }
         if is_ahead {
-            self.remember_ahead(key);
+            self.track_ahead(key);
         }
-        let watched = chain.zip(entrance.assessment.map(|id| id.hash()));
-        if let Some((chain, hash)) = watched
-            && let Some(entry) = self.watchers.entry(chain)
+        let watched = log_key.zip(new_connection.assessment.map(|id| id.hash()));
+        if let Some((log_key, hash)) = watched
+            && let Some(entry) = self.subscribers.entry(log_key)
         {
             // Most have one watcher: room for it, not for four.
-            let watchers = entry.or_insert_with(|| Vec::with_capacity(1));
-            self.connections[key].watch = Some(Watch { chain, hash, position, place: place(watchers.len()) });
-            watchers.push(key);
+            let subscribers = entry.or_insert_with(|| Vec::with_capacity(1));
+            self.connections[key].subscription =
+                Some(Subscription { log_key, hash, position, index: index_of_len(subscribers.len()) });
+            subscribers.push(key);
         }
         key
     }
 
     /// Lets a connection go. `gone` is its reason where it has none of its own.
-    pub(super) fn detach(&mut self, key: ConnectionKey, gone: CloseReason) -> Option<Ended> {
+    pub(super) fn detach(&mut self, key: ConnectionKey, gone: CloseReason) -> Option<ClosedConnection> {
         let mut connection = self.connections.remove(key)?;
-        if let Some(tail) = connection.tail.take() {
-            tail.release(&mut self.history);
+        if let Some(partial) = connection.partial.take() {
+            partial.release(&mut self.history);
         }
-        self.roster.swap_remove(connection.place as usize);
-        if let Some(&moved) = self.roster.get(connection.place as usize) {
-            self.connections[moved].place = connection.place;
+        self.connection_keys.swap_remove(connection.index as usize);
+        if let Some(&moved) = self.connection_keys.get(connection.index as usize) {
+            self.connections[moved].index = connection.index;
         }
-        if let Some(watch) = connection.watch {
-            self.unwatch(watch);
+        if let Some(subscription) = connection.subscription {
+            self.unsubscribe(subscription);
         }
-        let (reason, told) = match connection.end {
-            End::Over { reason, told } => (reason, told),
-            End::Telling(farewell) => (farewell.reason, false),
-            End::Live => (gone, false),
+        let (reason, close_sent) = match connection.end {
+            CloseState::Closed { reason, close_sent } => (reason, close_sent),
+            CloseState::Closing(pending_close) => (pending_close.reason, false),
+            CloseState::Live => (gone, false),
         };
-        Some(Ended { reason, told, opened: connection.opened })
+        Some(ClosedConnection { reason, close_sent, opened: connection.opened })
     }
 
-    fn unwatch(&mut self, watch: Watch) {
-        if let Some(watchers) = self.watchers.get_mut(watch.chain) {
-            watchers.swap_remove(watch.place as usize);
-            if let Some(&moved) = watchers.get(watch.place as usize)
-                && let Some(other) = &mut self.connections[moved].watch
+    fn unsubscribe(&mut self, subscription: Subscription) {
+        if let Some(subscribers) = self.subscribers.get_mut(subscription.log_key) {
+            subscribers.swap_remove(subscription.index as usize);
+            if let Some(&moved) = subscribers.get(subscription.index as usize)
+                && let Some(other) = &mut self.connections[moved].subscription
             {
-                other.place = watch.place;
+                other.index = subscription.index;
             }
-            if watchers.is_empty() {
-                self.watchers.remove(watch.chain);
+            if subscribers.is_empty() {
+                self.subscribers.remove(subscription.log_key);
             }
         }
-        self.history.unwatch(watch.chain);
+        self.history.unsubscribe(subscription.log_key);
     }
 
     /// How a connection ended; `None` while it goes on.
     pub(super) fn ended(&self, key: ConnectionKey) -> Option<CloseReason> {
         match self.connections.get(key)?.end {
-            End::Over { reason, .. } => Some(reason),
-            End::Live | End::Telling(_) => None,
+            CloseState::Closed { reason, .. } => Some(reason),
+            CloseState::Live | CloseState::Closing(_) => None,
         }
     }
 
@@ -230,7 +233,7 @@ impl<S: Socket> State<S> {
 
     // ---- events -----------------------------------------------------------------------------------------------------
 
-    /// Takes a batch in. [`State::dispatch`] sends what it brought.
+    /// Takes a batch in. [`ShardState::dispatch`] sends what it brought.
     pub(super) fn take(&mut self, mut batch: Batch, now: Instant) {
         self.board.apply(&batch, now);
         let ends = batch.ends.take();
@@ -239,9 +242,9 @@ impl<S: Socket> State<S> {
         self.forget_topics();
         let losses = self.history.take_losses();
         if !losses.is_empty() {
-            self.tell_of_losses(&losses);
+            self.queue_loss_resets(&losses);
         }
-        self.tell_of_too_large();
+        self.queue_oversized_resets();
         self.tell_of_dropped();
         if knows_more {
             self.judging.by_logs(self.ahead.len());
@@ -260,20 +263,20 @@ impl<S: Socket> State<S> {
     /// Sends fresh events to their watchers, for about `budget` sends. More may be taken in between two calls: those whom
     /// a walk has yet to come to get it in the same write.
     pub(super) fn dispatch(&mut self, mut budget: usize, now: Now) -> Pass {
-        while let Some(chain) = self.history.next_fresh() {
-            let all = self.watchers.get(chain).map_or(0, Vec::len);
-            let end = self.history.end(chain);
-            let mut walk = match self.walk.take() {
-                Some(walk) if walk.chain == chain => walk,
-                _ => Walk { chain, left: all, began_at: end },
+        while let Some(log_key) = self.history.next_undispatched() {
+            let all = self.subscribers.get(log_key).map_or(0, Vec::len);
+            let end = self.history.end(log_key);
+            let mut dispatch_pass = match self.dispatch_pass.take() {
+                Some(dispatch_pass) if dispatch_pass.log_key == log_key => dispatch_pass,
+                _ => DispatchPass { log_key, left: all, began_at: end },
             };
-            walk.left = self.tell(chain, walk.left.min(all), &mut budget, now);
-            if walk.left > 0 {
-                self.walk = Some(walk);
+            dispatch_pass.left = self.dispatch_to_subscribers(log_key, dispatch_pass.left.min(all), &mut budget, now);
+            if dispatch_pass.left > 0 {
+                self.dispatch_pass = Some(dispatch_pass);
                 return Pass::More;
             }
-            if walk.began_at.is_at(end) {
-                self.history.dispatched(chain);
+            if dispatch_pass.began_at.is_at(end) {
+                self.history.mark_dispatched(log_key);
             }
         }
         Pass::Done
@@ -281,55 +284,65 @@ impl<S: Socket> State<S> {
 
     /// Sends what a chain has to the first `left` of its watchers, last first; returns how many are left. Those who are at one
     /// position, and to whom nothing else is due, are sent the same slices.
-    fn tell(&mut self, chain: ChainKey, left: usize, budget: &mut usize, now: Now) -> usize {
-        let Self { connections, watchers, history, pending, counts, .. } = self;
-        let Some(watchers) = watchers.get(chain) else { return 0 };
-        let end = history.end(chain);
-        let mut shared: Option<Shared<'_>> = None;
+    fn dispatch_to_subscribers(
+        &mut self,
+        log_key: AssessmentLogKey,
+        left: usize,
+        budget: &mut usize,
+        now: Now,
+    ) -> usize {
+        let Self { connections, subscribers, history, pending, counts, .. } = self;
+        let Some(subscribers) = subscribers.get(log_key) else { return 0 };
+        let end = history.end(log_key);
+        let mut shared: Option<SharedWrite<'_>> = None;
         for index in (0..left).rev() {
             if *budget == 0 {
                 return index + 1;
             }
             *budget -= 1;
-            let key = watchers[index];
+            let key = subscribers[index];
             let connection = &mut connections[key];
-            S::fetch_ahead((key, connection), &watchers[..index]);
+            S::fetch_ahead((key, connection), &subscribers[..index]);
             let (is_plain, is_open) = (connection.is_plain(), connection.is_open());
-            let Some(watch) = connection.watch.as_mut().filter(|watch| !watch.position.is_at(end)) else { continue };
-            if is_plain && !shared.as_ref().is_some_and(|shared| shared.from.is_at(watch.position)) {
+            let Some(subscription) =
+                connection.subscription.as_mut().filter(|subscription| !subscription.position.is_at(end))
+            else {
+                continue;
+            };
+            if is_plain && !shared.as_ref().is_some_and(|shared| shared.from.is_at(subscription.position)) {
                 let mut steps = STEPS_MAX;
-                let due = history.due(chain, watch.position, (TURN_BYTES_MAX, &mut steps));
-                shared = due.map(|due| Shared::of(history, due, watch.position, end));
+                let due = history.due(log_key, subscription.position, (TURN_BYTES_MAX, &mut steps));
+                shared = due.map(|due| SharedWrite::of(history, due, subscription.position, end));
             }
             let Some(common) = shared.as_ref().filter(|shared| is_plain && shared.is_all) else {
                 // It learns where its next entry is, and is served on its own; or when its socket takes something.
-                history.lag(chain, &mut watch.position);
+                history.locate(log_key, &mut subscription.position);
                 if is_open {
                     connection.pending = true;
                     pending.push_back(key);
                 }
                 continue;
             };
-            let Shared { due, after, .. } = common;
+            let SharedWrite { due, after, .. } = common;
             if due.bytes == 0 {
-                watch.position = after.position;
+                subscription.position = after.position;
                 continue;
             }
             let result = connection.socket.send(&common.slices[..common.filled]);
             let sent = settle((key, connection), result, due.bytes, (pending, counts), now);
-            let Some(watch) = &mut connection.watch else { continue };
+            let Some(subscription) = &mut connection.subscription else { continue };
             if sent == due.bytes {
-                watch.position = after.position;
+                subscription.position = after.position;
                 counts.sent += after.frames;
             } else if sent > 0 {
-                let progress = history.progress(watch.position, due, sent);
-                watch.position = progress.position;
+                let progress = history.progress(subscription.position, due, sent);
+                subscription.position = progress.position;
                 counts.sent += progress.frames;
                 // The slices are borrowed from the history: the next one at this position makes its own.
                 shared = None;
-                connection.tail = Tail::event(&progress, history);
+                connection.partial = PartialFrame::event(&progress, history);
             } else {
-                history.lag(chain, &mut watch.position);
+                history.locate(log_key, &mut subscription.position);
             }
         }
         0
@@ -361,7 +374,7 @@ impl<S: Socket> State<S> {
     pub(super) fn flush(&mut self, key: ConnectionKey, now: Now) {
         let Self { connections, history, board, scratch, counts, pending, .. } = self;
         let Some(connection) = connections.get_mut(key).filter(|connection| !connection.pending) else { return };
-        flush((key, connection), &mut Source { history, board, scratch, counts }, pending, now);
+        flush((key, connection), &mut WriteContext { history, board, scratch, counts }, pending, now);
     }
 
     /// Writes to a connection whose socket was full, by its own task's means: `write` answers `Pending` when the socket
@@ -375,7 +388,7 @@ impl<S: Socket> State<S> {
         while self.connections.get(key).is_some_and(|connection| connection.blocked_since.is_some()) {
             let Self { connections, history, board, scratch, counts, .. } = self;
             scratch.steps = scratch.steps_max;
-            let mut source = Source { history, board, scratch, counts };
+            let mut source = WriteContext { history, board, scratch, counts };
             let mut stuck = false;
             outbound::write_once(&mut connections[key], &mut source, now, |_, slices| {
                 match write(slices.first().map_or(&[][..], |slice| &**slice)) {
@@ -397,24 +410,24 @@ impl<S: Socket> State<S> {
 
     // ---- what a client sends ----------------------------------------------------------------------------------------
 
-    /// A whole frame came from a client. The next [`State::flush`] answers it: once for all that came in one read.
+    /// A whole frame came from a client. The next [`ShardState::flush`] answers it: once for all that came in one read.
     pub(super) fn inbound(&mut self, key: ConnectionKey, frame: Inbound, now: Now) {
         let Some(connection) = self.connections.get_mut(key).filter(|connection| connection.is_live()) else { return };
-        connection.heard = now.instant;
+        connection.heard_at = now.instant;
         self.counts.received += u64::from(frame.is_text());
         if !connection.inbound.take(frame.is_text(), self.config.inbound_per_second, now.instant) {
             return self.close(key, CloseReason::RateLimited, None, now);
         }
         match frame {
-            Inbound::Ping => connection.owed.pong = true,
+            Inbound::Ping => connection.control_due.pong = true,
             Inbound::BadMessage => {
                 let again = |last: Instant| now.instant.saturating_duration_since(last).as_secs() >= 1;
-                if connection.complained.is_none_or(again) {
-                    connection.owed.complaint = true;
-                    connection.complained = Some(now.instant);
+                if connection.bad_message_at.is_none_or(again) {
+                    connection.control_due.bad_message = true;
+                    connection.bad_message_at = Some(now.instant);
                 }
             }
-            Inbound::ControlPing(payload) => connection.control_ping = Some(payload),
+            Inbound::ControlPing(payload) => connection.ping_payload = Some(payload),
             Inbound::Pong | Inbound::Other | Inbound::ControlPong | Inbound::Fragment => {}
         }
     }
@@ -428,11 +441,11 @@ impl<S: Socket> State<S> {
     }
 
     /// The client closed: it is answered with its own code.
-    pub(super) fn goodbye(&mut self, key: ConnectionKey, code: Option<u16>, now: Now) {
+    pub(super) fn close_by_client(&mut self, key: ConnectionKey, code: Option<u16>, now: Now) {
         if let Some(connection) = self.connections.get_mut(key) {
             connection.close(CloseReason::ClientClosed, None, now.instant, LINGER);
-            if let End::Telling(farewell) = &mut connection.end {
-                farewell.echo = code;
+            if let CloseState::Closing(pending_close) = &mut connection.end {
+                pending_close.echo = code;
             }
             self.flush(key, now);
         }
@@ -443,29 +456,29 @@ impl<S: Socket> State<S> {
     /// When the next market flush is to begin; `None` where there is nothing to flush.
     pub(super) fn next_market_flush(&self) -> Option<Instant> {
         let flushed = self.flushed?;
-        (self.flushing.is_some() || self.has_market_news()).then(|| flushed + self.config.market_flush)
+        (self.flushing.is_some() || self.has_unsent_markets()).then(|| flushed + self.config.market_flush)
     }
 
     /// Whether the board has what the last flush had not.
-    fn has_market_news(&self) -> bool {
-        self.board.has_news() || self.board.image_version() > self.flushed_image
+    fn has_unsent_markets(&self) -> bool {
+        self.board.has_unpublished() || self.board.image_version() > self.flushed_image
     }
 
     /// Begins a market flush if it is time, and goes on with it for about `budget` sends.
     pub(super) fn flush_markets(&mut self, mut budget: usize, now: Now) -> Pass {
         if self.flushing.is_none() {
             let due = self.flushed.is_none_or(|last| now.instant >= last + self.config.market_flush);
-            if !due || !self.has_market_news() {
+            if !due || !self.has_unsent_markets() {
                 self.flushed.get_or_insert(now.instant);
                 return Pass::Done;
             }
             self.board.publish(now.instant);
             self.flushed_image = self.board.image_version();
             self.flushed = Some(now.instant);
-            self.flushing = Some(self.roster.len());
+            self.flushing = Some(self.connection_keys.len());
         }
-        let left = self.flushing.take().unwrap_or(0).min(self.roster.len());
-        let left = self.tell_of_markets(left, &mut budget, now);
+        let left = self.flushing.take().unwrap_or(0).min(self.connection_keys.len());
+        let left = self.send_markets(left, &mut budget, now);
         if left > 0 {
             self.flushing = Some(left);
             return Pass::More;
@@ -475,32 +488,32 @@ impl<S: Socket> State<S> {
 
     /// Sends the image's news to the first `left` of the roster, last first; returns how many are left. Where nothing else is
     /// due to a connection, that is what it has not seen of the image: the same bytes for all who have seen the same.
-    fn tell_of_markets(&mut self, left: usize, budget: &mut usize, now: Now) -> usize {
-        let Self { connections, roster, history, board, scratch, pending, counts, .. } = self;
+    fn send_markets(&mut self, left: usize, budget: &mut usize, now: Now) -> usize {
+        let Self { connections, connection_keys, history, board, scratch, pending, counts, .. } = self;
         let board = &*board;
         let mut shared_since = board.image_version();
-        let mut shared = board.unseen(shared_since);
+        let mut shared = board.changes_since(shared_since);
         for index in (0..left).rev() {
             if *budget == 0 {
                 return index + 1;
             }
-            let key = roster[index];
+            let key = connection_keys[index];
             let connection = &mut connections[key];
-            if connection.seen != shared_since {
-                (shared, shared_since) = (board.unseen(connection.seen), connection.seen);
+            if connection.board_seen != shared_since {
+                (shared, shared_since) = (board.changes_since(connection.board_seen), connection.board_seen);
             }
             if shared.is_empty() || !connection.is_open() {
                 continue;
             }
             *budget -= 1;
-            S::fetch_ahead((key, connection), &roster[..index]);
+            S::fetch_ahead((key, connection), &connection_keys[..index]);
             if !connection.is_plain() {
-                flush((key, connection), &mut Source { history, board, scratch, counts }, pending, now);
+                flush((key, connection), &mut WriteContext { history, board, scratch, counts }, pending, now);
                 continue;
             }
             let result = connection.socket.send(&[io::IoSlice::new(shared.bytes)]);
             let sent = settle((key, connection), result, shared.bytes.len(), (pending, counts), now);
-            connection.saw(&shared, sent, counts);
+            connection.record_board_write(&shared, sent, counts);
         }
         0
     }
@@ -514,9 +527,9 @@ impl<S: Socket> State<S> {
 
     /// Drops what is too old, and says what was counted since the last call, what turned out about records, and what the
     /// history costs in bytes.
-    pub(super) fn end_turn(&mut self, now: Instant) -> (Counts, Findings, usize) {
+    pub(super) fn end_turn(&mut self, now: Instant) -> (TurnCounts, RecordFindings, usize) {
         self.history.evict(now);
-        self.tell_of_too_large();
+        self.queue_oversized_resets();
         self.board.evict(now);
         let mut findings = self.history.take_findings();
         findings.unusable += self.board.take_unusable();
@@ -525,32 +538,10 @@ impl<S: Socket> State<S> {
     }
 }
 
-/// What is due to those of a chain's watchers who are at one position.
-struct Shared<'a> {
-    from: Position,
-    due: Due,
-    /// Where they are when they have it.
-    after: Progress,
-    slices: [io::IoSlice<'a>; WRITE_SLICES_MAX],
-    filled: usize,
-    /// Whether one write holds all that the chain has.
-    is_all: bool,
-}
-
-impl<'a> Shared<'a> {
-    fn of(history: &'a History, due: Due, from: Position, end: Position) -> Self {
-        let mut slices = [io::IoSlice::new(&[]); WRITE_SLICES_MAX];
-        let (filled, bytes) = history.slices(&due, &mut slices);
-        let after = history.progress(from, &due, due.bytes);
-        let is_all = bytes == due.bytes && after.position.is_at(end);
-        Self { from, due, after, slices, filled, is_all }
-    }
-}
-
 /// Writes what is due to a connection that waits for no turn.
 fn flush<S: Socket>(
     (key, connection): (ConnectionKey, &mut Connection<S>),
-    source: &mut Source<'_>,
+    source: &mut WriteContext<'_>,
     pending: &mut VecDeque<ConnectionKey>,
     now: Now,
 ) {
@@ -565,7 +556,7 @@ fn settle<S: Socket>(
     (key, connection): (ConnectionKey, &mut Connection<S>),
     result: io::Result<usize>,
     len: usize,
-    (pending, counts): (&mut VecDeque<ConnectionKey>, &mut Counts),
+    (pending, counts): (&mut VecDeque<ConnectionKey>, &mut TurnCounts),
     now: Now,
 ) -> usize {
     match result {
@@ -585,11 +576,11 @@ fn settle<S: Socket>(
             connection.pending = true;
             pending.push_back(key);
         }
-        Err(_) => connection.cut(CloseReason::ClientGone),
+        Err(_) => connection.abort(CloseReason::ClientGone),
     }
     0
 }
 
-fn place(len: usize) -> u32 {
+fn index_of_len(len: usize) -> u32 {
     u32::try_from(len).expect("a shard has fewer connections than a process has descriptors")
 }

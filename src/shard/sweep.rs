@@ -3,15 +3,15 @@
 
 use std::time::{Duration, Instant};
 
-use super::admission::{Here, Watching};
-use super::connection::{Connection, End, Socket};
-use super::freshness::{Freshness, Step};
-use super::state::{Pass, State};
+use super::admission::{Placement, PlacementKey};
+use super::connection::{CloseState, Connection, Socket};
+use super::state::{Pass, ShardState};
+use super::view_gate::{GateDecision, ViewGate};
 use crate::clock::Now;
 use crate::config::ShardConfig;
 use crate::ids::AssessmentHash;
 use crate::protocol::close::CloseReason;
-use crate::shutdown::phases::Phase;
+use crate::shutdown::phases::DrainPhase;
 
 /// How long a pass may be late before the thread counts as paused: then sockets are read before anyone is judged silent.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ pub(super) struct Sweeper {
     judge_from: Instant,
     /// Clients that were there when the drain's closing began.
     to_drain: Option<usize>,
-    freshness: Freshness,
+    view_gate: ViewGate,
 }
 
 impl Sweeper {
@@ -35,7 +35,7 @@ impl Sweeper {
         // A tenth of the shortest time that is judged keeps what is late within a tenth.
         let shortest = config.heartbeat.min(config.stall_timeout);
         let every = (shortest / 10).clamp(Duration::from_millis(10), Duration::from_secs(1));
-        Self { every, began: now, left: None, judge_from: now, to_drain: None, freshness: Freshness::default() }
+        Self { every, began: now, left: None, judge_from: now, to_drain: None, view_gate: ViewGate::default() }
     }
 
     /// When the next pass is to begin.
@@ -44,7 +44,7 @@ impl Sweeper {
     }
 
     /// Begins a pass if it is time, and goes on with it for about `budget` sends.
-    pub(super) fn sweep<S: Socket>(&mut self, state: &mut State<S>, mut budget: usize, now: Now) -> Pass {
+    pub(super) fn sweep<S: Socket>(&mut self, state: &mut ShardState<S>, mut budget: usize, now: Now) -> Pass {
         if self.left.is_none() {
             if now.instant < self.next() {
                 return Pass::Done;
@@ -53,36 +53,36 @@ impl Sweeper {
                 self.judge_from = now.instant + PAUSE;
             }
             self.began = now.instant;
-            self.left = Some(state.roster.len());
+            self.left = Some(state.connection_keys.len());
         }
         let judge_silence = now.instant >= self.judge_from;
-        let mut left = self.left.take().unwrap_or(0).min(state.roster.len());
+        let mut left = self.left.take().unwrap_or(0).min(state.connection_keys.len());
         while left > 0 {
             if budget == 0 {
                 self.left = Some(left);
                 return Pass::More;
             }
             left -= 1;
-            let key = state.roster[left];
+            let key = state.connection_keys[left];
             let connection = &state.connections[key];
             let verdict = if connection.blocked_since.is_some() && connection.is_live() && state.is_overtaken(key) {
-                Verdict::Close(CloseReason::TooSlow)
+                SweepAction::Close(CloseReason::TooSlow)
             } else {
                 judge(connection, &state.config, judge_silence, now)
             };
             match verdict {
-                Verdict::Fine => continue,
-                Verdict::Heartbeat => {
+                SweepAction::Keep => continue,
+                SweepAction::Heartbeat => {
                     let connection = &mut state.connections[key];
-                    connection.owed.heartbeat = true;
-                    connection.pinged = now.instant;
+                    connection.control_due.heartbeat = true;
+                    connection.pinged_at = now.instant;
                     state.flush(key, now);
                 }
-                Verdict::Close(reason) => state.close(key, reason, None, now),
-                Verdict::Cut => {
+                SweepAction::Close(reason) => state.close(key, reason, None, now),
+                SweepAction::Abort => {
                     let connection = &mut state.connections[key];
-                    if let End::Telling(farewell) = &connection.end {
-                        connection.cut(farewell.reason);
+                    if let CloseState::Closing(pending_close) = &connection.end {
+                        connection.abort(pending_close.reason);
                     }
                 }
             }
@@ -92,74 +92,85 @@ impl Sweeper {
     }
 
     /// Closes as many clients as the drain's phase asks for, by a view that is sure; once all is over, by any.
-    pub(super) fn drain<S: Socket>(&mut self, state: &mut State<S>, phase: Phase, here: &Here<'_>, now: Now) -> Step {
-        if matches!(phase, Phase::Serving | Phase::Announcing) {
-            return Step::Go;
+    pub(super) fn drain<S: Socket>(
+        &mut self,
+        state: &mut ShardState<S>,
+        phase: DrainPhase,
+        placement: &Placement<'_>,
+        now: Now,
+    ) -> GateDecision {
+        if matches!(phase, DrainPhase::Serving | DrainPhase::Announcing) {
+            return GateDecision::Proceed;
         }
-        let live = |state: &State<S>| state.roster.iter().filter(|&&key| state.connections[key].is_live()).count();
+        let live = |state: &ShardState<S>| {
+            state.connection_keys.iter().filter(|&&key| state.connections[key].is_live()).count()
+        };
         let open = live(state);
         let remaining = phase.remaining(*self.to_drain.get_or_insert(open));
         let mut excess = open.saturating_sub(remaining);
-        if excess == 0 || phase == Phase::Over {
-            self.freshness.withdraw();
+        if excess == 0 || phase == DrainPhase::Finished {
+            self.view_gate.reset();
         } else {
-            let step = self.freshness.ask(&here.standing.sight, now.instant);
-            if step != Step::Go {
+            let step = self.view_gate.check(&placement.pod_state.view_freshness, now.instant);
+            if step != GateDecision::Proceed {
                 return step;
             }
         }
-        for index in (0..state.roster.len()).rev() {
+        for index in (0..state.connection_keys.len()).rev() {
             if excess == 0 {
                 break;
             }
-            let key = state.roster[index];
+            let key = state.connection_keys[index];
             let connection = &state.connections[key];
             if !connection.is_live() {
                 continue;
             }
             excess -= 1;
             let spread = AssessmentHash::of(&format!("{key:?}")).0;
-            let watching =
-                connection.watch.map_or(Watching::Market { spread }, |watch| Watching::Assessment(watch.hash));
-            let to = here.elsewhere(watching, connection.against_owner);
+            let placement_key = connection
+                .subscription
+                .map_or(PlacementKey::Market { spread }, |subscription| PlacementKey::Assessment(subscription.hash));
+            let to = placement.redirect_for(placement_key, connection.owner_doubt);
             let reason = if to.is_some() { CloseReason::Moved } else { CloseReason::GoingAway };
             state.close(key, reason, to, now);
         }
-        Step::Go
+        GateDecision::Proceed
     }
 }
 
 /// What is to be done about a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Fine,
+enum SweepAction {
+    Keep,
     Heartbeat,
     Close(CloseReason),
     /// It was to be told why it is closed, and did not take it.
-    Cut,
+    Abort,
 }
 
-fn judge<S>(connection: &Connection<S>, config: &ShardConfig, judge_silence: bool, now: Now) -> Verdict {
+fn judge<S>(connection: &Connection<S>, config: &ShardConfig, judge_silence: bool, now: Now) -> SweepAction {
     let since = |then: Instant| now.instant.saturating_duration_since(then);
     match &connection.end {
-        End::Over { .. } => return Verdict::Fine,
-        End::Telling(farewell) if connection.is_due_to_be_cut(farewell, config.stall_timeout, now.instant) => {
-            return Verdict::Cut;
+        CloseState::Closed { .. } => return SweepAction::Keep,
+        CloseState::Closing(pending_close)
+            if connection.is_abort_due(pending_close, config.stall_timeout, now.instant) =>
+        {
+            return SweepAction::Abort;
         }
-        End::Telling(_) => return Verdict::Fine,
-        End::Live => {}
+        CloseState::Closing(_) => return SweepAction::Keep,
+        CloseState::Live => {}
     }
-    if judge_silence && since(connection.heard) >= config.silence {
-        return Verdict::Close(CloseReason::Silent);
+    if judge_silence && since(connection.heard_at) >= config.silence {
+        return SweepAction::Close(CloseReason::Silent);
     }
-    if connection.token_ends.is_some_and(|ends| now.instant >= ends) {
-        return Verdict::Close(CloseReason::TokenExpired);
+    if connection.token_expires_at.is_some_and(|ends| now.instant >= ends) {
+        return SweepAction::Close(CloseReason::TokenExpired);
     }
     if connection.blocked_since.is_some_and(|blocked| since(blocked) >= config.stall_timeout) {
-        return Verdict::Close(CloseReason::TooSlow);
+        return SweepAction::Close(CloseReason::TooSlow);
     }
-    if since(connection.pinged) >= config.heartbeat {
-        return Verdict::Heartbeat;
+    if since(connection.pinged_at) >= config.heartbeat {
+        return SweepAction::Heartbeat;
     }
-    Verdict::Fine
+    SweepAction::Keep
 }

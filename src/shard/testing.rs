@@ -6,20 +6,20 @@ use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::task::Poll;
 
-use super::admission::{Evidence, Here};
+use super::admission::{OwnerDoubt, Placement};
 use super::connection::{ConnectionKey, Socket};
-use super::freshness::{Freshness, Step};
 use super::handover::Handover;
-use super::sent_away::SentAway;
-use super::state::{Entrance, Pass, State};
+use super::recent_redirects::RecentRedirects;
+use super::state::{NewConnection, Pass, ShardState};
 use super::sweep::Sweeper;
+use super::view_gate::{GateDecision, ViewGate};
 use crate::clock::Now;
 use crate::config::{DrainConfig, ShardConfig};
-use crate::exchange::Sight;
+use crate::exchange::ViewFreshness;
 use crate::ids::{AssessmentId, NodeId};
 use crate::protocol::close::CloseReason;
 use crate::protocol::session::Inbound;
-use crate::shutdown::phases::Phase;
+use crate::shutdown::phases::DrainPhase;
 use crate::stream::batch::Batch;
 
 /// Steps that a client has to find what it lacks: so few that some entries take several turns.
@@ -27,17 +27,17 @@ const STEPS_MAX: usize = 5;
 
 /// A connection between a client and a pod, as both ends see it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Wire(pub(crate) Rc<RefCell<Ends>>);
+pub(crate) struct Wire(pub(crate) Rc<RefCell<WireBuffers>>);
 
 /// The two ends of a [`Wire`].
 #[derive(Debug, Default)]
-pub(crate) struct Ends {
+pub(crate) struct WireBuffers {
     /// How many bytes more the way to the client takes.
     pub(crate) room: usize,
     /// On the way to the client.
     pub(crate) sent: Vec<u8>,
     /// What the client said and the pod has not read.
-    pub(crate) said: Vec<Said>,
+    pub(crate) said: Vec<ServerOutput>,
     /// The client has let go of it.
     pub(crate) client_gone: bool,
     /// The pod has let go of it: nothing comes after `sent`.
@@ -52,7 +52,7 @@ pub(crate) struct Ends {
 
 /// What a client of the simulation says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Said {
+pub(crate) enum ServerOutput {
     /// A sign of life.
     Pong,
 }
@@ -82,11 +82,11 @@ impl Socket for Wire {
 
 /// A client's wait for a view that is sure, before it is sent to another pod.
 #[derive(Debug, Default)]
-pub(crate) struct Patience(Freshness);
+pub(crate) struct RedirectGate(ViewGate);
 
 /// What a client that is to be sent away has to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Look {
+pub(crate) enum RedirectWait {
     /// Nothing more.
     Sure,
     /// A look at Redis, which is to be asked for.
@@ -95,32 +95,32 @@ pub(crate) enum Look {
     Awaited,
 }
 
-impl Patience {
-    pub(crate) fn ask(&mut self, sight: &Sight, now: Now) -> Look {
-        match self.0.ask(sight, now.instant) {
-            Step::Go => Look::Sure,
-            Step::AskForLook => Look::Wanted,
-            Step::Wait => Look::Awaited,
+impl RedirectGate {
+    pub(crate) fn ask(&mut self, view_freshness: &ViewFreshness, now: Now) -> RedirectWait {
+        match self.0.check(view_freshness, now.instant) {
+            GateDecision::Proceed => RedirectWait::Sure,
+            GateDecision::RequestRefresh => RedirectWait::Wanted,
+            GateDecision::Wait => RedirectWait::Awaited,
         }
     }
 }
 
 /// A connection of the shard.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Key(ConnectionKey);
+pub(crate) struct ClientKey(ConnectionKey);
 
 /// A shard.
-pub(crate) struct Bench {
-    state: State<Wire>,
+pub(crate) struct TestShard {
+    state: ShardState<Wire>,
     sweeper: Sweeper,
     handover: Handover,
     drain: DrainConfig,
 }
 
-impl Bench {
+impl TestShard {
     pub(crate) fn new(config: ShardConfig, drain: DrainConfig, node: NodeId, now: Now) -> Self {
         let (sweeper, handover) = (Sweeper::new(&config, now.instant), Handover::new(&config, now.instant));
-        let mut state = State::new(config, node);
+        let mut state = ShardState::new(config, node);
         state.scratch.steps_max = STEPS_MAX;
         Self { state, sweeper, handover, drain }
     }
@@ -143,31 +143,33 @@ impl Bench {
 
     /// What a turn does after the events are sent; who catches up is sent about so many bytes. Whether a look at Redis is
     /// wanted.
-    pub(crate) fn finish_turn(&mut self, here: &Here<'_>, mut bytes: u64, now: Now) -> bool {
+    pub(crate) fn finish_turn(&mut self, placement: &Placement<'_>, mut bytes: u64, now: Now) -> bool {
         while self.state.flush_markets(usize::MAX, now) == Pass::More {}
         while self.sweeper.sweep(&mut self.state, usize::MAX, now) == Pass::More {}
-        while self.state.judge_those_ahead(1) == Pass::More {}
+        while self.state.recheck_ahead_ends(1) == Pass::More {}
         while self.state.catch_up(1, &mut bytes, now) == Pass::More {}
-        let phase = Phase::at(now.instant, here.standing.draining_since, &self.drain);
-        let steps =
-            [self.handover.advance(&mut self.state, here, now), self.sweeper.drain(&mut self.state, phase, here, now)];
+        let phase = DrainPhase::at(now.instant, placement.pod_state.draining_since, &self.drain);
+        let steps = [
+            self.handover.advance(&mut self.state, placement, now),
+            self.sweeper.drain(&mut self.state, phase, placement, now),
+        ];
         self.state.end_turn(now.instant);
-        steps.contains(&Step::AskForLook)
+        steps.contains(&GateDecision::RequestRefresh)
     }
 
     /// Whether it wants to be told of the logs' ends.
-    pub(crate) fn wants_ends(&self) -> bool {
-        self.state.wants_ends()
+    pub(crate) fn needs_ends(&self) -> bool {
+        self.state.needs_ends()
     }
 
     /// Clients that are connected.
     pub(crate) fn clients(&self) -> u64 {
-        self.state.roster.len() as u64
+        self.state.connection_keys.len() as u64
     }
 
     /// Who was sent away moments ago.
-    pub(crate) fn sent_away(&mut self) -> &mut SentAway {
-        &mut self.state.sent_away
+    pub(crate) fn recent_redirects(&mut self) -> &mut RecentRedirects {
+        &mut self.state.recent_redirects
     }
 
     // ---- connections ------------------------------------------------------------------------------------------------
@@ -178,27 +180,27 @@ impl Bench {
         wire: &Wire,
         id: &AssessmentId,
         cursor: Option<Box<str>>,
-        against_owner: Evidence,
+        owner_doubt: OwnerDoubt,
         now: Now,
-    ) -> Key {
-        let entrance = Entrance {
+    ) -> ClientKey {
+        let new_connection = NewConnection {
             socket: wire.clone(),
             assessment: Some(id.clone()),
             cursor,
             token_expires: None,
-            against_owner,
+            owner_doubt,
             accept: Vec::new(),
             id: "".into(),
             user: "".into(),
         };
-        let key = self.state.attach(entrance, now);
+        let key = self.state.attach(new_connection, now);
         self.state.flush(key, now);
-        Key(key)
+        ClientKey(key)
     }
 
     /// What a connection's own task does when it is woken: writes what the socket takes, reads what came. Whether the
     /// connection goes on; one that does not is let go of.
-    pub(crate) fn run_task(&mut self, Key(key): Key, wire: &Wire, now: Now) -> bool {
+    pub(crate) fn run_task(&mut self, ClientKey(key): ClientKey, wire: &Wire, now: Now) -> bool {
         self.state.write_blocked(key, now, |bytes| {
             if wire.0.borrow().client_gone {
                 return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
@@ -211,7 +213,7 @@ impl Bench {
         let said = std::mem::take(&mut wire.0.borrow_mut().said);
         for said in said {
             match said {
-                Said::Pong => self.state.inbound(key, Inbound::Pong, now),
+                ServerOutput::Pong => self.state.inbound(key, Inbound::Pong, now),
             }
         }
         let is_over = self.state.ended(key).is_some() || wire.0.borrow().client_gone;

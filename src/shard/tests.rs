@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::admission::Evidence;
+use super::admission::OwnerDoubt;
 use super::connection::{ConnectionKey, Socket};
-use super::state::{Ended, Entrance, Pass, State};
+use super::state::{ClosedConnection, NewConnection, Pass, ShardState};
 use super::sweep::Sweeper;
 use crate::clock::{Now, UnixMs};
 use crate::config::ShardConfig;
@@ -97,7 +97,7 @@ impl Socket for Scripted {
 }
 
 struct World {
-    state: State<Scripted>,
+    state: ShardState<Scripted>,
     now: Now,
 }
 
@@ -127,7 +127,7 @@ impl World {
 
     fn with(config: ShardConfig) -> Self {
         let now = Now { instant: Instant::now(), unix: UnixMs(1_790_000_000_000) };
-        let mut state = State::new(config, NodeId("pod".into()));
+        let mut state = ShardState::new(config, NodeId("pod".into()));
         state.take(Batch { topics: topics(), ..Batch::default() }, now.instant);
         assert_eq!(state.flush_markets(1, now), Pass::Done);
         Self { state, now }
@@ -154,7 +154,7 @@ impl World {
         }
         while self.state.dispatch(3, self.now) == Pass::More {}
         while self.state.flush_markets(3, self.now) == Pass::More {}
-        while self.state.judge_those_ahead(3) == Pass::More {}
+        while self.state.recheck_ahead_ends(3) == Pass::More {}
         while self.state.catch_up(3, &mut u64::MAX.clone(), self.now) == Pass::More {}
     }
 
@@ -190,7 +190,7 @@ fn one_event_is_one_write_and_ten_that_are_due_are_one_write_too() {
 }
 
 #[test]
-fn what_comes_while_watchers_are_told_is_in_the_same_write_for_those_who_are_yet_to_be_told() {
+fn events_taken_in_during_a_dispatch_join_the_write_of_the_remaining_subscribers() {
     let mut world = World::new();
     let clients: Vec<_> = (0..5).map(|_| world.connect(Some("a")).1).collect();
     let (_, b) = world.connect(Some("b"));
@@ -209,7 +209,7 @@ fn what_comes_while_watchers_are_told_is_in_the_same_write_for_those_who_are_yet
 }
 
 #[test]
-fn a_client_gets_what_it_watches_and_a_market_client_gets_no_events() {
+fn a_client_gets_the_events_of_its_assessment_and_a_market_client_gets_none() {
     let mut world = World::new();
     let (_, a) = world.connect(Some("a"));
     let (_, also_a) = world.connect(Some("a"));
@@ -243,7 +243,7 @@ fn connected_comes_first_then_the_board_then_events() {
 }
 
 #[test]
-fn a_full_socket_is_caught_up_from_where_it_stopped_and_keeps_nobody_waiting() {
+fn a_client_with_a_full_socket_catches_up_and_delays_no_other_client() {
     let mut world = World::new();
     let (slow_key, slow) = world.connect(Some("a"));
     let (_, fast) = world.connect(Some("a"));
@@ -282,7 +282,7 @@ fn a_control_frame_never_splits_a_frame_that_is_half_written() {
 }
 
 #[test]
-fn what_comes_in_one_read_is_answered_in_one_write() {
+fn frames_from_one_read_are_answered_in_one_write() {
     let mut world = World::new();
     let (key, socket) = world.connect(None);
     socket.texts();
@@ -300,7 +300,7 @@ fn what_comes_in_one_read_is_answered_in_one_write() {
 }
 
 #[test]
-fn who_leaves_while_others_are_served_makes_them_miss_nothing() {
+fn a_client_that_leaves_during_a_dispatch_makes_no_other_miss_an_event() {
     let mut world = World::new();
     let clients: Vec<_> = (0..10).map(|_| world.connect(Some("a"))).collect();
     world.state.take(events(&[("a", 1)]), world.now.instant);
@@ -316,7 +316,7 @@ fn who_leaves_while_others_are_served_makes_them_miss_nothing() {
 }
 
 #[test]
-fn a_client_that_the_window_overtakes_is_closed_as_too_slow() {
+fn a_client_overtaken_by_the_window_is_closed_as_too_slow() {
     let mut world = World::new();
     let (key, socket) = world.connect(Some("a"));
     let mut sweeper = Sweeper::new(&config(), world.now.instant);
@@ -334,14 +334,14 @@ fn a_client_that_the_window_overtakes_is_closed_as_too_slow() {
 }
 
 #[test]
-fn a_client_that_is_gone_is_let_go() {
+fn a_disconnected_client_is_detached() {
     let mut world = World::new();
     let (key, socket) = world.connect(Some("a"));
     socket.0.borrow_mut().broken = true;
     world.turn([events(&[("a", 1)])]);
     assert_eq!(world.state.ended(key), Some(CloseReason::ClientGone));
     let ended = world.state.detach(key, CloseReason::GoingAway);
-    assert!(matches!(ended, Some(Ended { reason: CloseReason::ClientGone, told: false, .. })));
+    assert!(matches!(ended, Some(ClosedConnection { reason: CloseReason::ClientGone, close_sent: false, .. })));
     assert_eq!(world.state.detach(key, CloseReason::GoingAway), None);
 }
 
@@ -365,7 +365,7 @@ fn prices_are_conflated_to_one_flush_an_interval() {
 }
 
 #[test]
-fn a_new_client_gets_a_market_that_no_flush_has_had_yet_and_the_others_get_it_too() {
+fn an_unflushed_market_reaches_a_new_client_and_the_others() {
     let mut world = World::new();
     let (_, early) = world.connect(None);
     early.texts();
@@ -400,7 +400,7 @@ fn heartbeats_come_each_interval_and_silence_is_closed() {
 }
 
 #[test]
-fn after_a_pause_sockets_are_read_before_anyone_is_judged_silent() {
+fn after_a_pause_sockets_are_read_before_heartbeat_timeouts_apply() {
     let mut world = World::new();
     let mut sweeper = Sweeper::new(&config(), world.now.instant);
     let (key, _) = world.connect(None);
@@ -426,7 +426,7 @@ fn a_token_that_runs_out_ends_its_connection() {
 }
 
 #[test]
-fn a_wall_clock_that_steps_ends_no_connection_before_its_time_and_none_after() {
+fn a_wall_clock_step_does_not_move_token_expiry() {
     for hours in [-1, 1] {
         let mut world = World::new();
         let mut sweeper = Sweeper::new(&config(), world.now.instant);
@@ -442,7 +442,7 @@ fn a_wall_clock_that_steps_ends_no_connection_before_its_time_and_none_after() {
 }
 
 #[test]
-fn a_socket_that_takes_nothing_is_closed_and_cut_where_it_is_stuck() {
+fn a_stalled_socket_is_closed_and_then_aborted() {
     let mut world = World::new();
     let mut sweeper = Sweeper::new(&config(), world.now.instant);
     let (key, socket) = world.connect(Some("a"));
@@ -459,7 +459,7 @@ fn a_socket_that_takes_nothing_is_closed_and_cut_where_it_is_stuck() {
         world.sweep(&mut sweeper);
     }
     assert_eq!(
-        world.state.detach(key, CloseReason::ClientGone).map(|end| (end.reason, end.told)),
+        world.state.detach(key, CloseReason::ClientGone).map(|end| (end.reason, end.close_sent)),
         Some((CloseReason::TooSlow, false))
     );
 }
@@ -467,7 +467,7 @@ fn a_socket_that_takes_nothing_is_closed_and_cut_where_it_is_stuck() {
 // ---- what clients send ------------------------------------------------------------------------------------------------
 
 #[test]
-fn a_complaint_comes_once_a_second_at_most_and_too_many_messages_end_it() {
+fn bad_messages_are_answered_once_a_second_and_over_the_rate_the_connection_is_closed() {
     let mut world = World::new();
     let (key, socket) = world.connect(None);
     socket.texts();

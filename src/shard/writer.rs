@@ -9,19 +9,19 @@ use rustix::net::{self, SendAncillaryBuffer, SendFlags};
 use slotmap::Key;
 
 use super::connection::{Connection, ConnectionKey, Socket};
-use super::reactor::{Bell, Stream};
+use super::reactor::{Stream, TaskWaker};
 use crate::prefetch::prefetch;
 
 /// The writing side of a connection. The reading side, its task, owns the stream and outlives this.
 pub(super) struct Writer {
     fd: RawFd,
-    task: Bell,
+    task: TaskWaker,
 }
 
 impl Writer {
     /// Writes to the socket of a stream that outlives this.
     pub(super) fn of(stream: &Stream) -> Self {
-        Self { fd: stream.descriptor(), task: stream.bell() }
+        Self { fd: stream.descriptor(), task: stream.task_waker() }
     }
 }
 
@@ -39,7 +39,7 @@ impl Socket for Writer {
     }
 
     fn wake(&self) {
-        self.task.ring();
+        self.task.wake();
     }
 
     /// The system call in between takes long enough for it. It is asked for by address, since to ask the slot map for the
@@ -47,7 +47,8 @@ impl Socket for Writer {
     fn fetch_ahead((key, this): (ConnectionKey, &Connection<Self>), others: &[ConnectionKey]) {
         /// What is looked at first in a connection, whichever way it lies in lines of 64 bytes, and what the slot map checks,
         /// right behind it.
-        const OFFSETS: [usize; 5] = [0, 64, 128, offset_of!(Connection<Writer>, seen), size_of::<Connection<Writer>>()];
+        const OFFSETS: [usize; 5] =
+            [0, 64, 128, offset_of!(Connection<Writer>, board_seen), size_of::<Connection<Writer>>()];
         let Some(next) = others.last() else { return };
         let other = std::ptr::from_ref(this).cast::<u8>().wrapping_offset(slots_between(key, *next) * SLOT_BYTES);
         for offset in OFFSETS {

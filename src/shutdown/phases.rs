@@ -14,7 +14,7 @@ const GIVE_UP_MAX: Duration = Duration::from_secs(3);
 /// Serving --signal--> Announcing --DRAIN_DELAY_MS--> Closing --DRAIN_MS--> Over
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
+pub enum DrainPhase {
     /// No signal came.
     Serving,
     /// The slot is given up and new clients are sent elsewhere; those who are here are served on.
@@ -27,17 +27,17 @@ pub enum Phase {
         over: Duration,
     },
     /// Whoever is still here is closed at once.
-    Over,
+    Finished,
 }
 
-impl Phase {
+impl DrainPhase {
     /// The phase at `now` of a pod that drains since `since`.
     #[must_use]
     pub fn at(now: Instant, since: Option<Instant>, config: &DrainConfig) -> Self {
         let Some(since) = since else { return Self::Serving };
         let past = now.saturating_duration_since(since);
         let Some(elapsed) = past.checked_sub(config.delay) else { return Self::Announcing };
-        if elapsed >= config.over { Self::Over } else { Self::Closing { elapsed, over: config.over } }
+        if elapsed >= config.over { Self::Finished } else { Self::Closing { elapsed, over: config.over } }
     }
 
     /// How many of the clients that were there when the closing began may still be.
@@ -45,7 +45,7 @@ impl Phase {
     pub fn remaining(self, clients: usize) -> usize {
         match self {
             Self::Serving | Self::Announcing => clients,
-            Self::Over => 0,
+            Self::Finished => 0,
             Self::Closing { elapsed, over } => {
                 let left = over.saturating_sub(elapsed).as_nanos();
                 let remaining = (clients as u128 * left).div_ceil(over.as_nanos().max(1));
@@ -72,33 +72,33 @@ mod tests {
 
     const CONFIG: DrainConfig = DrainConfig { delay: Duration::from_secs(5), over: Duration::from_secs(20) };
 
-    fn at(past_ms: u64) -> Phase {
+    fn at(past_ms: u64) -> DrainPhase {
         let since = Instant::now();
-        Phase::at(since + Duration::from_millis(past_ms), Some(since), &CONFIG)
+        DrainPhase::at(since + Duration::from_millis(past_ms), Some(since), &CONFIG)
     }
 
     #[test]
     fn a_pod_announces_then_closes_then_is_over() {
         let over = CONFIG.over;
-        assert_eq!(Phase::at(Instant::now(), None, &CONFIG), Phase::Serving);
-        assert_eq!(at(0), Phase::Announcing);
-        assert_eq!(at(4_999), Phase::Announcing);
-        assert_eq!(at(5_000), Phase::Closing { elapsed: Duration::ZERO, over });
-        assert_eq!(at(24_999), Phase::Closing { elapsed: Duration::from_millis(19_999), over });
-        assert_eq!(at(25_000), Phase::Over);
+        assert_eq!(DrainPhase::at(Instant::now(), None, &CONFIG), DrainPhase::Serving);
+        assert_eq!(at(0), DrainPhase::Announcing);
+        assert_eq!(at(4_999), DrainPhase::Announcing);
+        assert_eq!(at(5_000), DrainPhase::Closing { elapsed: Duration::ZERO, over });
+        assert_eq!(at(24_999), DrainPhase::Closing { elapsed: Duration::from_millis(19_999), over });
+        assert_eq!(at(25_000), DrainPhase::Finished);
     }
 
     #[test]
     fn a_signal_that_is_stamped_later_than_the_turn_is_announced_all_the_same() {
         let now = Instant::now();
-        assert_eq!(Phase::at(now, Some(now + Duration::from_millis(3)), &CONFIG), Phase::Announcing);
+        assert_eq!(DrainPhase::at(now, Some(now + Duration::from_millis(3)), &CONFIG), DrainPhase::Announcing);
     }
 
     #[test]
     fn without_delay_and_without_time_to_close_all_is_over_at_once() {
         let now = Instant::now();
         let at_once = DrainConfig { delay: Duration::ZERO, over: Duration::ZERO };
-        assert_eq!(Phase::at(now, Some(now), &at_once), Phase::Over);
+        assert_eq!(DrainPhase::at(now, Some(now), &at_once), DrainPhase::Finished);
     }
 
     #[test]

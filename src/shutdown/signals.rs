@@ -11,7 +11,7 @@ const EXIT_AT_ONCE: i32 = 130;
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asked {
+pub enum SignalRequest {
     /// To end, by the signal of this name.
     End(&'static str),
     /// To read the files that settings name anew.
@@ -60,19 +60,19 @@ impl Signals {
     }
 
     /// What the next signal asks for. Cancelling it loses none.
-    pub async fn next(&mut self) -> Asked {
+    pub async fn next(&mut self) -> SignalRequest {
         tokio::select! {
-            _ = self.terminate.recv() => Asked::End("SIGTERM"),
-            _ = self.interrupt.recv() => Asked::End("SIGINT"),
-            _ = self.quit.recv() => Asked::End("SIGQUIT"),
-            _ = self.hang_up.recv() => Asked::Reload,
+            _ = self.terminate.recv() => SignalRequest::End("SIGTERM"),
+            _ = self.interrupt.recv() => SignalRequest::End("SIGINT"),
+            _ = self.quit.recv() => SignalRequest::End("SIGQUIT"),
+            _ = self.hang_up.recv() => SignalRequest::Reload,
         }
     }
 
     /// Ends the process at the next signal to end, with `last` as the last that it does.
     pub async fn end_at_next(mut self, last: impl FnOnce()) {
         let signal = loop {
-            if let Asked::End(signal) = self.next().await {
+            if let SignalRequest::End(signal) = self.next().await {
                 break signal;
             }
         };

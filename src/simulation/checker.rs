@@ -2,23 +2,23 @@
 //! and no `reset` without a cause. It knows the log and what each pod has read; cursors are as opaque to it as to a
 //! client.
 
-use super::log::{Log, Topic, placed};
-use super::plan::Shape;
-use super::pod::{Known, Memory};
+use super::kafka::{SimulatedKafka, SimulatedTopic, placed};
+use super::plan::WorldShape;
+use super::pod::{KnownTopic, ReadHistory};
 
 /// What the checker found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Fault {
-    pub(super) kind: Kind,
+pub(super) struct Violation {
+    pub(super) kind: ViolationKind,
     pub(super) what: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ViolationKind {
     Gap,
     Double,
     Strange,
-    Reset,
+    ResetEvent,
     /// The pods do not come to agree, or a client does not come to its pod, or does not see all.
     Unserved,
     /// A client is sent to and fro.
@@ -29,7 +29,7 @@ pub(super) enum Kind {
 
 /// How far a client has seen a partition.
 #[derive(Debug, Clone, Copy)]
-enum Seen {
+enum SeenEvents {
     /// It began, or was reset, when the partition's list of its assessment had so many events: some of those may be
     /// missing, none behind them. The pod stood at this offset at least. Of those it has seen what is below `next`.
     From { index: usize, offset: i64, next: usize },
@@ -38,21 +38,21 @@ enum Seen {
 }
 
 /// What one client has seen.
-pub(super) struct Witness {
+pub(super) struct ClientChecker {
     assessment: usize,
     /// By partition; those that are not there yet are to be seen from their beginning.
-    seen: Vec<Seen>,
+    seen: Vec<SeenEvents>,
     /// What it had seen when it was connected without being resumed: by that its reset is judged.
-    before: Option<Vec<Seen>>,
+    before: Option<Vec<SeenEvents>>,
 }
 
 /// A reset, and what the checker needs to judge it.
-pub(super) struct Reset<'a> {
+pub(super) struct ResetEvent<'a> {
     pub(super) reason: &'a str,
     /// What the pod that sent it has read.
-    pub(super) pod: &'a Memory,
+    pub(super) pod: &'a ReadHistory,
     /// What the pod that made the cursor has read, and when the client was handed it.
-    pub(super) maker: Option<&'a Memory>,
+    pub(super) maker: Option<&'a ReadHistory>,
     pub(super) cursor_ms: u64,
     pub(super) is_damaged: bool,
     pub(super) now_ms: u64,
@@ -64,14 +64,14 @@ const WAY_MS: u64 = 4_000;
 /// How long it takes from a pod's look at the topics until a client reads what it made before, in ms.
 const JUST_MS: u64 = 1_000;
 
-impl Witness {
+impl ClientChecker {
     pub(super) fn new(assessment: usize) -> Self {
         Self { assessment, seen: Vec::new(), before: None }
     }
 
     /// The client is live from now on, without what was before.
-    pub(super) fn begin(&mut self, log: &Log, base: &[i64]) {
-        let from = |(part, of): (usize, &super::log::Part)| Seen::From {
+    pub(super) fn begin(&mut self, log: &SimulatedKafka, base: &[i64]) {
+        let from = |(part, of): (usize, &super::kafka::SimulatedPartition)| SeenEvents::From {
             index: of.lists[self.assessment].len(),
             offset: base.get(part).copied().unwrap_or(0),
             next: 0,
@@ -87,51 +87,60 @@ impl Witness {
 
     /// The client is connected and not resumed, though it had a cursor: it knows what that means, also where it never
     /// reads the reset that is to come.
-    pub(super) fn begin_again(&mut self, log: &Log, base: &[i64]) {
+    pub(super) fn begin_again(&mut self, log: &SimulatedKafka, base: &[i64]) {
         let before = std::mem::take(&mut self.seen);
         self.begin(log, base);
         self.before = Some(before);
     }
 
     /// The client reads an event.
-    pub(super) fn event(&mut self, log: &Log, number: usize) -> Result<(), Fault> {
+    pub(super) fn event(&mut self, log: &SimulatedKafka, number: usize) -> Result<(), Violation> {
         let Some(event) = log.events.get(number).filter(|event| event.assessment == self.assessment) else {
-            return Err(Fault { kind: Kind::Strange, what: format!("event {number} is none of its assessment's") });
+            return Err(Violation {
+                kind: ViolationKind::Strange,
+                what: format!("event {number} is none of its assessment's"),
+            });
         };
-        self.seen.resize(log.parts.len().max(self.seen.len()), Seen::Next(0));
+        self.seen.resize(log.parts.len().max(self.seen.len()), SeenEvents::Next(0));
         let part = &log.parts[event.part];
         let list = &part.lists[self.assessment];
         let seen = &mut self.seen[event.part];
         // What lies on a wrong partition is delivered; more is not promised of it.
         let verdict = match *seen {
             _ if part.strays[self.assessment] => Ok(()),
-            Seen::Next(next) | Seen::From { next, .. } if event.index < next => {
-                Err((Kind::Double, "comes twice, or after a later one".into()))
+            SeenEvents::Next(next) | SeenEvents::From { next, .. } if event.index < next => {
+                Err((ViolationKind::Double, "comes twice, or after a later one".into()))
             }
-            Seen::Next(next) if event.index > next => {
+            SeenEvents::Next(next) if event.index > next => {
                 let missing = &list[next..event.index];
-                Err((Kind::Gap, format!("comes where {missing:?} should")))
+                Err((ViolationKind::Gap, format!("comes where {missing:?} should")))
             }
-            Seen::From { index, .. } if event.index > index => {
+            SeenEvents::From { index, .. } if event.index > index => {
                 let missing = &list[index..event.index];
-                Err((Kind::Gap, format!("comes, yet {missing:?} came after it was connected or reset")))
+                Err((ViolationKind::Gap, format!("comes, yet {missing:?} came after it was connected or reset")))
             }
             _ => Ok(()),
         };
         *seen = match *seen {
-            Seen::From { index, offset, .. } if event.index < index => {
-                Seen::From { index, offset, next: event.index + 1 }
+            SeenEvents::From { index, offset, .. } if event.index < index => {
+                SeenEvents::From { index, offset, next: event.index + 1 }
             }
-            _ => Seen::Next(event.index + 1),
+            _ => SeenEvents::Next(event.index + 1),
         };
         verdict.map_err(|(kind, why)| {
             let (topic, partition) = (part.topic, part.number);
-            Fault { kind, what: format!("event {number} (t{topic}/{partition} at {}) {why}", event.offset) }
+            Violation { kind, what: format!("event {number} (t{topic}/{partition} at {}) {why}", event.offset) }
         })
     }
 
     /// The client was reset.
-    pub(super) fn reset(&mut self, log: &Log, shape: &Shape, reset: &Reset<'_>, base: &[i64]) -> Result<(), Fault> {
+    pub(super) fn reset(
+        &mut self,
+        log: &SimulatedKafka,
+        shape: &WorldShape,
+        reset: &ResetEvent<'_>,
+        base: &[i64],
+    ) -> Result<(), Violation> {
         let explained = match reset.reason {
             "expired" | "lagged" => self.may_be_out_of_the_window(log, shape, reset),
             "invalid" => reset.is_damaged || is_of_other_topics(log, reset),
@@ -147,12 +156,15 @@ impl Witness {
         if explained {
             return Ok(());
         }
-        Err(Fault { kind: Kind::Reset, what: format!("a reset, `{}`, that nothing explains", reset.reason) })
+        Err(Violation {
+            kind: ViolationKind::ResetEvent,
+            what: format!("a reset, `{}`, that nothing explains", reset.reason),
+        })
     }
 
     /// Whether a topic with more partitions than it had has older records of it. The maker of its cursor may have let go of
     /// them, while a pod that starts reads the last hundred, however old.
-    fn has_grown(&self, log: &Log) -> bool {
+    fn has_grown(&self, log: &SimulatedKafka) -> bool {
         let id = log.assessments[self.assessment].as_str();
         let mut keyed = log.topics.iter().filter(|topic| !topic.spread);
         keyed.any(|topic| {
@@ -162,7 +174,7 @@ impl Witness {
     }
 
     /// Whether the pod may lack something behind what the client has seen.
-    fn may_be_out_of_the_window(&self, log: &Log, shape: &Shape, reset: &Reset<'_>) -> bool {
+    fn may_be_out_of_the_window(&self, log: &SimulatedKafka, shape: &WorldShape, reset: &ResetEvent<'_>) -> bool {
         let id = log.assessments[self.assessment].as_str();
         let parts = log.parts.iter().enumerate().filter(|(_, part)| {
             let topic = &log.topics[part.topic];
@@ -176,9 +188,9 @@ impl Witness {
             let is_unlisted = !topic.spread && may_be_unlisted(reset, id, part.topic, number);
             let next = match self.before.as_ref().unwrap_or(&self.seen).get(place) {
                 _ if is_unlisted => 0,
-                Some(&Seen::From { offset, .. }) => offset,
-                Some(&Seen::Next(next @ 1..)) => log.events[part.lists[self.assessment][next - 1]].offset + 1,
-                Some(Seen::Next(0)) | None => 0,
+                Some(&SeenEvents::From { offset, .. }) => offset,
+                Some(&SeenEvents::Next(next @ 1..)) => log.events[part.lists[self.assessment][next - 1]].offset + 1,
+                Some(SeenEvents::Next(0)) | None => 0,
             };
             let low = reset.pod.low(place, shape, reset.now_ms);
             low != i64::MAX && low > next
@@ -186,11 +198,11 @@ impl Witness {
     }
 
     /// What the client has not seen yet of what it is to see.
-    pub(super) fn missing(&self, log: &Log) -> Vec<usize> {
+    pub(super) fn missing(&self, log: &SimulatedKafka) -> Vec<usize> {
         let parts = log.parts.iter().enumerate().filter(|(_, part)| !part.is_gone && !part.strays[self.assessment]);
         let missing = parts.flat_map(|(place, part)| {
             let from = match self.seen.get(place) {
-                Some(&(Seen::From { index, .. } | Seen::Next(index))) => index,
+                Some(&(SeenEvents::From { index, .. } | SeenEvents::Next(index))) => index,
                 None => 0,
             };
             part.lists[self.assessment][from..].iter().copied()
@@ -199,10 +211,10 @@ impl Witness {
     }
 
     /// Whether it has seen all.
-    pub(super) fn is_complete(&self, log: &Log) -> bool {
+    pub(super) fn is_complete(&self, log: &SimulatedKafka) -> bool {
         log.parts.iter().enumerate().all(|(place, part)| {
             let from = match self.seen.get(place) {
-                Some(&(Seen::From { index, .. } | Seen::Next(index))) => index,
+                Some(&(SeenEvents::From { index, .. } | SeenEvents::Next(index))) => index,
                 None => 0,
             };
             part.is_gone || part.strays[self.assessment] || from == part.lists[self.assessment].len()
@@ -211,11 +223,11 @@ impl Witness {
 }
 
 /// Whether the pod knows other topics by these names than the one that made the cursor.
-fn is_of_other_topics(log: &Log, reset: &Reset<'_>) -> bool {
+fn is_of_other_topics(log: &SimulatedKafka, reset: &ResetEvent<'_>) -> bool {
     let Some(maker) = reset.maker else { return false };
-    let lately = |topic: &Known| topic.remade_ms > 0 && topic.remade_ms + WAY_MS > reset.cursor_ms;
+    let lately = |topic: &KnownTopic| topic.remade_ms > 0 && topic.remade_ms + WAY_MS > reset.cursor_ms;
     // Where the maker has not seen it, the cursor may hand on what another said of it.
-    let differ = |(topic, (a, b)): (&Topic, (&Known, &Known))| {
+    let differ = |(topic, (a, b)): (&SimulatedTopic, (&KnownTopic, &KnownTopic))| {
         // And what a pod takes for the topic's end may be that of the one that was made anew.
         let is_outdated = !a.id.is_empty() && a.id != topic.id;
         is_outdated || a.id != b.id && !a.id.is_empty() && (!b.id.is_empty() || topic.is_remade)
@@ -225,7 +237,7 @@ fn is_of_other_topics(log: &Log, reset: &Reset<'_>) -> bool {
 }
 
 /// Whether a pod does not know how many partitions a topic has or had: what was placed by that number looks misplaced to it.
-fn may_not_know_its_numbers(log: &Log, reset: &Reset<'_>) -> bool {
+fn may_not_know_its_numbers(log: &SimulatedKafka, reset: &ResetEvent<'_>) -> bool {
     let mut topics = log.topics.iter().zip(&reset.pod.known).filter(|(topic, _)| !topic.spread);
     topics.any(|(topic, known)| {
         let has_just_grown = known.grown_ms > 0 && known.grown_ms + JUST_MS > reset.now_ms;
@@ -235,7 +247,7 @@ fn may_not_know_its_numbers(log: &Log, reset: &Reset<'_>) -> bool {
 
 /// Whether the maker of a cursor may not have listed a partition, since it knew of fewer: then the cursor says nothing of
 /// what lies there.
-fn may_be_unlisted(reset: &Reset<'_>, id: &str, topic: usize, number: usize) -> bool {
+fn may_be_unlisted(reset: &ResetEvent<'_>, id: &str, topic: usize, number: usize) -> bool {
     let Some(maker) = reset.maker else { return false };
     maker.known.get(topic).is_none_or(|known| {
         let (first, last) = known.partitions;

@@ -7,13 +7,13 @@ use std::rc::Rc;
 
 use fastrand::Rng;
 
-use super::checker::{Fault, Kind, Reset, Witness};
-use super::log::Log;
-use super::messages::{self, Message};
-use super::plan::Shape;
-use super::pod::{Memory, Pod, Request};
-use super::sights::{Sight, Sights};
-use crate::shard::testing::{Patience, Said, Wire};
+use super::checker::{ClientChecker, ResetEvent, Violation, ViolationKind};
+use super::kafka::SimulatedKafka;
+use super::messages::{self, ServerMessage};
+use super::outcomes::{ClientOutcome, Outcomes};
+use super::plan::WorldShape;
+use super::pod::{ReadHistory, Request, SimulatedPod};
+use crate::shard::testing::{RedirectGate, ServerOutput, Wire};
 
 /// How long a client waits for the answer to its request, and for a sign of life after that, in ms.
 const ANSWER_MS: u64 = 2_000;
@@ -22,27 +22,27 @@ const SILENCE_MS: u64 = 2_000;
 /// What the way to a client takes, in bytes: a kernel's buffers, in small.
 const ROOM_MAX: usize = 2_000;
 
-pub(super) struct Client {
+pub(super) struct SimulatedClient {
     number: usize,
     pub(super) assessment: usize,
-    state: State,
+    state: ClientPhase,
     /// The last one that it was told.
-    cursor: Option<Cursor>,
+    cursor: Option<HeldCursor>,
     /// What it read of a frame that is not whole.
     read: Vec<u8>,
     /// Bytes that it takes at a time, and until when; else it takes all.
     slow: Option<(usize, u64)>,
     /// When it last read a whole frame.
     heard_ms: u64,
-    pub(super) witness: Witness,
-    pub(super) sights: Sights,
+    pub(super) witness: ClientChecker,
+    pub(super) outcomes: Outcomes,
     /// Redirects one after another, and the most that there were.
     bounces: (u32, u32),
     dice: Rng,
 }
 
 #[derive(Clone)]
-struct Cursor {
+struct HeldCursor {
     text: Box<str>,
     /// Which process made it, and when the client read it.
     maker: (usize, u32),
@@ -50,19 +50,19 @@ struct Cursor {
     is_damaged: bool,
 }
 
-enum State {
+enum ClientPhase {
     /// It comes, to this pod or to any.
     Away { until_ms: u64, to: Option<usize> },
     /// It has a connection, or asks for one.
-    There(Box<There>),
+    ServedState(Box<ServedState>),
 }
 
-struct There {
+struct ServedState {
     wire: Wire,
     pod: usize,
     since_ms: u64,
     /// What it asked to go on from.
-    asked: Option<Cursor>,
+    asked: Option<HeldCursor>,
     is_connected: bool,
     /// A reset must come next: it was not resumed.
     is_to_be_reset: bool,
@@ -72,33 +72,33 @@ struct There {
 }
 
 /// What a client's slot goes by.
-pub(super) struct Around<'a> {
+pub(super) struct WorldContext<'a> {
     pub(super) now_ms: u64,
-    pub(super) log: &'a Log,
-    pub(super) shape: &'a Shape,
-    pub(super) pods: &'a mut [Pod],
+    pub(super) log: &'a SimulatedKafka,
+    pub(super) shape: &'a WorldShape,
+    pub(super) pods: &'a mut [SimulatedPod],
     /// What happens, in words, where somebody listens.
     pub(super) tale: &'a mut Option<Vec<String>>,
 }
 
-impl Around<'_> {
-    fn memory(&self, (pod, life): (usize, u32)) -> Ref<'_, Memory> {
+impl WorldContext<'_> {
+    fn memory(&self, (pod, life): (usize, u32)) -> Ref<'_, ReadHistory> {
         self.pods[pod].memories[life as usize].borrow()
     }
 }
 
-impl Client {
+impl SimulatedClient {
     pub(super) fn new(number: usize, assessment: usize, begins_ms: u64, seed: u64) -> Self {
         Self {
             number,
             assessment,
-            state: State::Away { until_ms: begins_ms, to: None },
+            state: ClientPhase::Away { until_ms: begins_ms, to: None },
             cursor: None,
             read: Vec::new(),
             slow: None,
             heard_ms: 0,
-            witness: Witness::new(assessment),
-            sights: Sights::default(),
+            witness: ClientChecker::new(assessment),
+            outcomes: Outcomes::default(),
             bounces: (0, 0),
             dice: Rng::with_seed(seed),
         }
@@ -108,7 +108,7 @@ impl Client {
 
     /// Its connection breaks, and it comes again after a while.
     pub(super) fn cut(&mut self, now_ms: u64, after_ms: u64, same: bool) {
-        if let State::There(there) = &self.state {
+        if let ClientPhase::ServedState(there) = &self.state {
             there.wire.0.borrow_mut().client_gone = true;
             let to = same.then_some(there.pod);
             self.leave(now_ms + after_ms, to);
@@ -117,7 +117,7 @@ impl Client {
 
     /// It is gone, and nobody tells the pod.
     pub(super) fn half_open(&mut self, now_ms: u64) {
-        if matches!(self.state, State::There { .. }) {
+        if matches!(self.state, ClientPhase::ServedState { .. }) {
             self.leave(now_ms + 300, None);
         }
     }
@@ -144,35 +144,35 @@ impl Client {
     /// The pod that it is connected to.
     pub(super) fn pod(&self) -> Option<usize> {
         match &self.state {
-            State::There(there) if there.is_connected => Some(there.pod),
-            State::There(_) | State::Away { .. } => None,
+            ClientPhase::ServedState(there) if there.is_connected => Some(there.pod),
+            ClientPhase::ServedState(_) | ClientPhase::Away { .. } => None,
         }
     }
 
     // ---- what it does -----------------------------------------------------------------------------------------------
 
     fn leave(&mut self, until_ms: u64, to: Option<usize>) {
-        self.state = State::Away { until_ms, to };
+        self.state = ClientPhase::Away { until_ms, to };
         self.read.clear();
     }
 
-    fn tell(&self, around: &mut Around<'_>, what: impl FnOnce() -> String) {
+    fn tell(&self, around: &mut WorldContext<'_>, what: impl FnOnce() -> String) {
         if let Some(tale) = around.tale {
             tale.push(format!("{:>6.3} s  c{} {}", around.now_ms as f64 / 1e3, self.number, what()));
         }
     }
 
     /// Does what it does in a while.
-    pub(super) fn slot(&mut self, around: &mut Around<'_>) -> Result<(), Fault> {
+    pub(super) fn slot(&mut self, around: &mut WorldContext<'_>) -> Result<(), Violation> {
         match &self.state {
-            State::Away { until_ms, to } => {
+            ClientPhase::Away { until_ms, to } => {
                 if around.now_ms >= *until_ms {
                     let to = *to;
                     self.ask(to, around);
                 }
                 Ok(())
             }
-            State::There(there) => {
+            ClientPhase::ServedState(there) => {
                 let wire = there.wire.clone();
                 self.receive(&wire, around)?;
                 self.look_after(around);
@@ -181,7 +181,7 @@ impl Client {
         }
     }
 
-    fn ask(&mut self, to: Option<usize>, around: &mut Around<'_>) {
+    fn ask(&mut self, to: Option<usize>, around: &mut WorldContext<'_>) {
         let ready = |pod: &usize| around.pods[*pod].is_ready();
         let pod = match to {
             Some(pod) => pod,
@@ -205,10 +205,10 @@ impl Client {
             wire: wire.clone(),
             assessment: around.log.assessments[self.assessment].clone(),
             cursor: cursor.as_ref().map(|cursor| cursor.text.clone()),
-            patience: Patience::default(),
+            patience: RedirectGate::default(),
         });
         self.heard_ms = around.now_ms;
-        self.state = State::There(Box::new(There {
+        self.state = ClientPhase::ServedState(Box::new(ServedState {
             wire,
             pod,
             since_ms: around.now_ms,
@@ -221,7 +221,7 @@ impl Client {
     }
 
     /// Reads what has come, as much as it takes now.
-    fn receive(&mut self, wire: &Wire, around: &mut Around<'_>) -> Result<(), Fault> {
+    fn receive(&mut self, wire: &Wire, around: &mut WorldContext<'_>) -> Result<(), Violation> {
         let takes = match self.slow {
             Some((bytes, until_ms)) if around.now_ms < until_ms => bytes,
             // Bytes come in parts; what is under way when a connection breaks is lost.
@@ -253,57 +253,59 @@ impl Client {
         verdict
     }
 
-    fn close(&mut self, payload: &[u8]) -> Result<(), Fault> {
+    fn close(&mut self, payload: &[u8]) -> Result<(), Violation> {
         let code = payload.first_chunk().map_or(1005, |&code| u16::from_be_bytes(code));
-        let Some(sight) = Sight::of_code(code) else { return Err(strange(&format!("it is closed with {code}"))) };
-        self.sights.count(sight);
-        if let State::There(there) = &mut self.state {
+        let Some(sight) = ClientOutcome::of_code(code) else {
+            return Err(strange(&format!("it is closed with {code}")));
+        };
+        self.outcomes.count(sight);
+        if let ClientPhase::ServedState(there) = &mut self.state {
             there.closed = Some(code);
         }
         Ok(())
     }
 
     /// A text came.
-    fn text(&mut self, text: &[u8], wire: &Wire, around: &mut Around<'_>) -> Result<(), Fault> {
-        let State::There(there) = &mut self.state else { return Ok(()) };
+    fn text(&mut self, text: &[u8], wire: &Wire, around: &mut WorldContext<'_>) -> Result<(), Violation> {
+        let ClientPhase::ServedState(there) = &mut self.state else { return Ok(()) };
         let maker = (there.pod, wire.0.borrow().life);
         if let Some(text) = messages::cursor(text) {
-            self.cursor = Some(Cursor { text: text.into(), maker, at_ms: around.now_ms, is_damaged: false });
+            self.cursor = Some(HeldCursor { text: text.into(), maker, at_ms: around.now_ms, is_damaged: false });
         }
         let message = messages::read(text);
-        if std::mem::take(&mut there.is_to_be_reset) && !matches!(message, Message::Reset { .. }) {
+        if std::mem::take(&mut there.is_to_be_reset) && !matches!(message, ServerMessage::Reset { .. }) {
             return Err(strange("it was not resumed, and not reset"));
         }
         match message {
-            Message::Event { number } => {
-                self.sights.count(Sight::Event);
+            ServerMessage::Event { number } => {
+                self.outcomes.count(ClientOutcome::Event);
                 self.tell(around, || format!("reads event {number}"));
                 self.witness.event(around.log, number)
             }
-            Message::Connected { resumed } => self.connected(resumed, wire, around),
-            Message::Ping => {
-                wire.0.borrow_mut().said.push(Said::Pong);
+            ServerMessage::Connected { resumed } => self.connected(resumed, wire, around),
+            ServerMessage::Ping => {
+                wire.0.borrow_mut().said.push(ServerOutput::Pong);
                 Ok(())
             }
-            Message::Reset { reason } => self.reset(reason, wire, maker, around),
-            Message::Redirect { to } => {
+            ServerMessage::Reset { reason } => self.reset(reason, wire, maker, around),
+            ServerMessage::Redirect { to } => {
                 there.redirect = Some(to);
                 self.bounces.0 += 1;
                 self.bounces.1 = self.bounces.1.max(self.bounces.0);
                 self.tell(around, || format!("is sent to p{to}"));
                 Ok(())
             }
-            Message::Other => Err(strange(&format!("it reads {}", String::from_utf8_lossy(text)))),
+            ServerMessage::Other => Err(strange(&format!("it reads {}", String::from_utf8_lossy(text)))),
         }
     }
 
-    fn connected(&mut self, resumed: bool, wire: &Wire, around: &mut Around<'_>) -> Result<(), Fault> {
-        let State::There(there) = &mut self.state else { return Ok(()) };
+    fn connected(&mut self, resumed: bool, wire: &Wire, around: &mut WorldContext<'_>) -> Result<(), Violation> {
+        let ClientPhase::ServedState(there) = &mut self.state else { return Ok(()) };
         let asked = there.asked.is_some();
         there.is_connected = true;
         self.bounces.0 = 0;
         there.is_to_be_reset = asked && !resumed;
-        self.sights.count(if resumed { Sight::Resumed } else { Sight::Fresh });
+        self.outcomes.count(if resumed { ClientOutcome::Resumed } else { ClientOutcome::Fresh });
         self.tell(around, || (if resumed { "is resumed" } else { "is connected" }).into());
         match (asked, resumed) {
             (false, true) => return Err(strange("it is resumed from nothing")),
@@ -314,15 +316,21 @@ impl Client {
         Ok(())
     }
 
-    fn reset(&mut self, reason: &str, wire: &Wire, pod: (usize, u32), around: &mut Around<'_>) -> Result<(), Fault> {
-        let State::There(there) = &mut self.state else { return Ok(()) };
+    fn reset(
+        &mut self,
+        reason: &str,
+        wire: &Wire,
+        pod: (usize, u32),
+        around: &mut WorldContext<'_>,
+    ) -> Result<(), Violation> {
+        let ClientPhase::ServedState(there) = &mut self.state else { return Ok(()) };
         let asked = there.asked.take();
-        let Some(sight) = Sight::of_reason(reason) else { return Err(strange("a reset without a reason")) };
-        self.sights.count(sight);
+        let Some(sight) = ClientOutcome::of_reason(reason) else { return Err(strange("a reset without a reason")) };
+        self.outcomes.count(sight);
         self.tell(around, || format!("is reset: {reason}"));
         let pod = around.memory(pod);
         let maker = asked.as_ref().map(|cursor| around.memory(cursor.maker));
-        let reset = Reset {
+        let reset = ResetEvent {
             reason,
             pod: &pod,
             maker: maker.as_deref(),
@@ -334,8 +342,8 @@ impl Client {
     }
 
     /// Goes where it is to go, where its connection is over.
-    fn look_after(&mut self, around: &mut Around<'_>) {
-        let State::There(there) = &self.state else { return };
+    fn look_after(&mut self, around: &mut WorldContext<'_>) {
+        let ClientPhase::ServedState(there) = &self.state else { return };
         let now_ms = around.now_ms;
         let is_slow = self.slow.is_some_and(|(_, until_ms)| now_ms < until_ms + SILENCE_MS);
         let waited_ms = now_ms - self.heard_ms.max(there.since_ms);
@@ -358,7 +366,7 @@ impl Client {
         };
         wire.borrow_mut().client_gone = true;
         if code.is_none() {
-            self.sights.count(if unavailable { Sight::Unavailable } else { Sight::Lost });
+            self.outcomes.count(if unavailable { ClientOutcome::Unavailable } else { ClientOutcome::Lost });
         }
         self.tell(around, || match code {
             Some(code) => format!("is closed with {code}"),
@@ -368,6 +376,6 @@ impl Client {
     }
 }
 
-fn strange(what: &str) -> Fault {
-    Fault { kind: Kind::Strange, what: what.into() }
+fn strange(what: &str) -> Violation {
+    Violation { kind: ViolationKind::Strange, what: what.into() }
 }

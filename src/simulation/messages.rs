@@ -9,7 +9,7 @@ pub(super) const CLOSE: u8 = 8;
 
 /// What a text says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Message<'a> {
+pub(super) enum ServerMessage<'a> {
     Connected {
         resumed: bool,
     },
@@ -40,24 +40,25 @@ pub(super) fn frame(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 }
 
 /// Reads a text.
-pub(super) fn read(text: &[u8]) -> Message<'_> {
+pub(super) fn read(text: &[u8]) -> ServerMessage<'_> {
     // The fields' order is the gateway's own; and a search in the whole text costs as much as all else that a client does.
     if let Some(number) = text.strip_prefix(br#"{"type":"event","n":"#) {
         let digits = number.iter().take_while(|byte| byte.is_ascii_digit());
-        return Message::Event { number: digits.fold(0, |sum, &digit| sum * 10 + usize::from(digit - b'0')) };
+        return ServerMessage::Event { number: digits.fold(0, |sum, &digit| sum * 10 + usize::from(digit - b'0')) };
     }
     if text.starts_with(br#"{"type":"ping""#) {
-        return Message::Ping;
+        return ServerMessage::Ping;
     }
     if text.starts_with(br#"{"type":"connected""#) {
-        return Message::Connected { resumed: after(text, br#""resumed":true"#).is_some() };
+        return ServerMessage::Connected { resumed: after(text, br#""resumed":true"#).is_some() };
     }
     if let Some(rest) = text.strip_prefix(br#"{"type":"reset","reason":""#) {
         let reason = rest.split(|&byte| byte == b'"').next().unwrap_or_default();
-        return Message::Reset { reason: std::str::from_utf8(reason).unwrap_or_default() };
+        return ServerMessage::Reset { reason: std::str::from_utf8(reason).unwrap_or_default() };
     }
     let url = text.starts_with(br#"{"error":"Redirect""#).then(|| after(text, br#""url":"ws://p"#)).flatten();
-    url.and_then(|url| url.first()).map_or(Message::Other, |&digit| Message::Redirect { to: usize::from(digit - b'0') })
+    url.and_then(|url| url.first())
+        .map_or(ServerMessage::Other, |&digit| ServerMessage::Redirect { to: usize::from(digit - b'0') })
 }
 
 /// The cursor that a text carries: its last field.

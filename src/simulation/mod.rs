@@ -20,13 +20,13 @@
 
 mod checker;
 mod client;
-mod log;
+mod kafka;
 mod messages;
+mod outcomes;
 mod plan;
 mod pod;
 mod redis;
-mod sights;
-mod story;
+mod shrink;
 mod world;
 
 #[cfg(test)]

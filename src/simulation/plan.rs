@@ -15,18 +15,18 @@ pub(super) const TROUBLE_MS: u64 = 8_000;
 
 /// A world and what happens in it.
 #[derive(Debug, Clone)]
-pub(super) struct Plan {
+pub(super) struct WorldPlan {
     pub(super) seed: u64,
-    pub(super) shape: Shape,
+    pub(super) shape: WorldShape,
     /// Clients that never come: a story is shorter without them.
     pub(super) absent: Vec<usize>,
     /// In the order of their times.
-    pub(super) deeds: Vec<(u64, Deed)>,
+    pub(super) events: Vec<(u64, WorldEvent)>,
 }
 
 /// What a world is made of.
 #[derive(Debug, Clone)]
-pub(super) struct Shape {
+pub(super) struct WorldShape {
     pub(super) pods: usize,
     /// The topics of the beginning: how many partitions, whether records lie anywhere, and where offsets begin.
     pub(super) topics: Vec<(i32, bool, i64)>,
@@ -45,7 +45,7 @@ pub(super) struct Shape {
 
 /// Something that is done to the world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Deed {
+pub(super) enum WorldEvent {
     /// Events of an assessment, behind offsets that nobody is handed.
     Produce {
         topic: usize,
@@ -143,7 +143,7 @@ pub(super) enum Deed {
     },
 }
 
-impl Shape {
+impl WorldShape {
     fn new(dice: &mut Rng) -> Self {
         let topics = (0..dice.usize(1..4)).map(|_| (dice.i32(1..4), dice.u8(..4) == 0, dice.i64(0..2) * 150)).collect();
         let assessments = dice.usize(1..5);
@@ -196,31 +196,34 @@ impl Shape {
     }
 }
 
-impl Plan {
+impl WorldPlan {
     /// The world of a seed.
     pub(super) fn of_seed(seed: u64) -> Self {
         let mut dice = Rng::with_seed(seed);
-        let shape = Shape::new(&mut dice);
-        let mut deeds: Vec<(u64, Deed)> = Vec::new();
+        let shape = WorldShape::new(&mut dice);
+        let mut events: Vec<(u64, WorldEvent)> = Vec::new();
         for _ in 0..dice.usize(20..60) {
-            deeds.push((dice.u64(..TROUBLE_MS), produce(&shape, &mut dice)));
+            events.push((dice.u64(..TROUBLE_MS), produce(&shape, &mut dice)));
         }
         for pod in 0..shape.pods {
             let at = if pod == 0 || dice.bool() { 0 } else { dice.u64(500..TROUBLE_MS) };
-            deeds.push((at, Deed::Start { pod }));
+            events.push((at, WorldEvent::Start { pod }));
         }
         for _ in 0..dice.usize(1..16) {
-            trouble(&shape, &mut dice, &mut deeds);
+            trouble(&shape, &mut dice, &mut events);
         }
         // With dice of its own: the other deeds of a seed are what they were before there was this one.
         let mut clock_dice = Rng::with_seed(!seed);
         if clock_dice.u8(..4) == 0 {
             for _ in 0..clock_dice.usize(1..3) {
-                deeds.push((clock_dice.u64(300..TROUBLE_MS), Deed::RedisClock { ms: clock_step(&mut clock_dice) }));
+                events.push((
+                    clock_dice.u64(300..TROUBLE_MS),
+                    WorldEvent::RedisClock { ms: clock_step(&mut clock_dice) },
+                ));
             }
         }
-        deeds.sort_by_key(|(at, _)| *at);
-        Self { seed, shape, absent: Vec::new(), deeds }
+        events.sort_by_key(|(at, _)| *at);
+        Self { seed, shape, absent: Vec::new(), events }
     }
 }
 
@@ -229,13 +232,13 @@ fn clock_step(dice: &mut Rng) -> i64 {
     if dice.bool() { ms } else { -ms }
 }
 
-fn produce(shape: &Shape, dice: &mut Rng) -> Deed {
+fn produce(shape: &WorldShape, dice: &mut Rng) -> WorldEvent {
     let hole = match dice.u8(..8) {
         0 => dice.i64(1..4),
         1 => dice.i64(40..90),
         _ => 0,
     };
-    Deed::Produce {
+    WorldEvent::Produce {
         // One more than there are at first: one may come.
         topic: dice.usize(..=shape.topics.len()),
         assessment: dice.usize(..shape.assessments),
@@ -246,59 +249,59 @@ fn produce(shape: &Shape, dice: &mut Rng) -> Deed {
 }
 
 /// Adds a trouble, which may be of several deeds.
-fn trouble(shape: &Shape, dice: &mut Rng, deeds: &mut Vec<(u64, Deed)>) {
+fn trouble(shape: &WorldShape, dice: &mut Rng, events: &mut Vec<(u64, WorldEvent)>) {
     let at = dice.u64(300..TROUBLE_MS);
     let (pod, client) = (dice.usize(..shape.pods), dice.usize(..shape.clients.len()));
     let topic = dice.usize(..=shape.topics.len());
     let mut ms = |range: Range<u64>| dice.u64(range);
     let (short, long) = (ms(50..600), ms(500..3_500));
-    let deed = match dice.u8(..100) {
-        0..5 => Deed::Pad { topic, offsets: dice.i64(1..120) },
-        5..8 => Deed::Trim { topic, kept: dice.usize(..3) },
-        8..12 => Deed::Create { partitions: dice.i32(1..3), spread: dice.u8(..4) == 0 },
-        12..17 => Deed::Widen { topic },
-        17..19 => Deed::Remake { topic },
-        19..21 => Deed::Hide { topic, ms: long },
-        21..22 => Deed::Misplace { topic, assessment: dice.usize(..shape.assessments) },
-        22..30 => Deed::Starve { pod: (dice.u8(..4) > 0).then_some(pod), ms: long },
+    let event = match dice.u8(..100) {
+        0..5 => WorldEvent::Pad { topic, offsets: dice.i64(1..120) },
+        5..8 => WorldEvent::Trim { topic, kept: dice.usize(..3) },
+        8..12 => WorldEvent::Create { partitions: dice.i32(1..3), spread: dice.u8(..4) == 0 },
+        12..17 => WorldEvent::Widen { topic },
+        17..19 => WorldEvent::Remake { topic },
+        19..21 => WorldEvent::Hide { topic, ms: long },
+        21..22 => WorldEvent::Misplace { topic, assessment: dice.usize(..shape.assessments) },
+        22..30 => WorldEvent::Starve { pod: (dice.u8(..4) > 0).then_some(pod), ms: long },
         30..38 => {
-            deeds.push((at + short, Deed::Start { pod }));
-            Deed::Crash { pod }
+            events.push((at + short, WorldEvent::Start { pod }));
+            WorldEvent::Crash { pod }
         }
         38..44 => {
             // A rolling restart.
             for pod in 0..shape.pods {
                 let at = at + pod as u64 * (1_500 + short);
-                deeds.push((at, Deed::Drain { pod }));
-                deeds.push((at + 1_400 + short, Deed::Start { pod }));
+                events.push((at, WorldEvent::Drain { pod }));
+                events.push((at + 1_400 + short, WorldEvent::Start { pod }));
             }
             return;
         }
-        44..49 => Deed::Pause { pod, ms: long },
-        49..53 => Deed::Deafen { pod, ms: long },
-        53..56 => Deed::RedisDies { ms: long, empty: dice.bool() },
-        56..59 => Deed::RedisHangs { ms: long },
-        59..61 => Deed::RedisForgets,
+        44..49 => WorldEvent::Pause { pod, ms: long },
+        49..53 => WorldEvent::Deafen { pod, ms: long },
+        53..56 => WorldEvent::RedisDies { ms: long, empty: dice.bool() },
+        56..59 => WorldEvent::RedisHangs { ms: long },
+        59..61 => WorldEvent::RedisForgets,
         61..84 => {
             // Again and again, while it catches up.
             for again in 1..dice.u64(1..6) {
-                deeds.push((at + again * short, Deed::Cut { client, ms: short / 4, same: dice.bool() }));
+                events.push((at + again * short, WorldEvent::Cut { client, ms: short / 4, same: dice.bool() }));
             }
-            Deed::Cut { client, ms: dice.u64(..600), same: dice.bool() }
+            WorldEvent::Cut { client, ms: dice.u64(..600), same: dice.bool() }
         }
-        84..87 => Deed::HalfOpen { client },
-        87..89 => Deed::CutAll,
+        84..87 => WorldEvent::HalfOpen { client },
+        87..89 => WorldEvent::CutAll,
         89..99 => {
-            Deed::Slow { client, bytes: if dice.u8(..3) == 0 { 0 } else { dice.usize(1..400) }, ms: long + short }
+            WorldEvent::Slow { client, bytes: if dice.u8(..3) == 0 { 0 } else { dice.usize(1..400) }, ms: long + short }
         }
-        _ => Deed::Damage { client },
+        _ => WorldEvent::Damage { client },
     };
-    deeds.push((at, deed));
+    events.push((at, event));
 }
 
-impl Deed {
+impl WorldEvent {
     /// Less of the same, if there is less.
-    pub(super) fn lesser(self) -> Option<Self> {
+    pub(super) fn weakened(self) -> Option<Self> {
         match self {
             Self::Produce { topic, assessment, count, hole, dice } if count > 1 || hole > 0 => {
                 Some(Self::Produce { topic, assessment, count: count.div_ceil(2), hole: hole / 2, dice })
@@ -308,7 +311,7 @@ impl Deed {
     }
 }
 
-impl fmt::Display for Deed {
+impl fmt::Display for WorldEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Produce { topic, assessment, count, hole: 0, .. } => {
@@ -353,9 +356,9 @@ impl fmt::Display for Deed {
     }
 }
 
-impl fmt::Display for Plan {
+impl fmt::Display for WorldPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Shape { pods, topics, clients, history, history_bytes, place_anywhere, refresh_ms, .. } = &self.shape;
+        let WorldShape { pods, topics, clients, history, history_bytes, place_anywhere, refresh_ms, .. } = &self.shape;
         let anywhere = if *place_anywhere { ", PLACEMENT=any" } else { "" };
         writeln!(f, "seed {}: {pods} pods{anywhere}, topics seen within {refresh_ms} ms", self.seed)?;
         writeln!(f, "  windows of {history:?} and {history_bytes} bytes")?;
@@ -367,8 +370,8 @@ impl fmt::Display for Plan {
         for (number, assessment) in clients.iter().enumerate().filter(|(number, _)| !absent(number)) {
             writeln!(f, "  c{number} watches a{assessment}")?;
         }
-        for (at, deed) in &self.deeds {
-            writeln!(f, "  {:>6.3} s  {deed}", *at as f64 / 1e3)?;
+        for (at, event) in &self.events {
+            writeln!(f, "  {:>6.3} s  {event}", *at as f64 / 1e3)?;
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
 //! A simulated pod: the gateway's own rules of ingest, shard, membership and shutdown, driven by what stands in for its
-//! threads. `Pod::slot` is a stretch of time in which the pod runs; between two of them others run.
+//! threads. `SimulatedPod::slot` is a stretch of time in which the pod runs; between two of them others run.
 //!
 //! `look` and `begin_to_drain` are `gateway/control.rs`, whose loop lives on channels and can't be driven from here; who
 //! changes the one changes the other.
@@ -15,23 +15,23 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
-use self::ingest::Reading;
-pub(super) use self::ingest::{Known, Memory};
-use self::session::Session;
-use super::log::Log;
-use super::plan::Shape;
-use super::redis::{News, Redis};
+use self::ingest::PodReader;
+pub(super) use self::ingest::{KnownTopic, ReadHistory};
+use self::session::RedisClient;
+use super::kafka::SimulatedKafka;
+use super::plan::WorldShape;
+use super::redis::{PendingAnnouncement, SimulatedRedis};
 use crate::clock::Now;
-use crate::discovery::contact::Times;
 use crate::discovery::membership::{Identity, Member};
-use crate::exchange::{Sight, Standing};
+use crate::discovery::redis_health::LeaseTimes;
+use crate::exchange::{PodState, ViewFreshness};
 use crate::ids::{AssessmentId, NodeId};
 use crate::ingest::IndexRules;
-use crate::ingest::testing::Feed;
+use crate::ingest::testing::TestIngest;
 use crate::protocol::close::CloseReason;
 use crate::protocol::messages;
-use crate::shard::admission::{Here, Placed, Watching};
-use crate::shard::testing::{Bench, Key, Look, Patience, Wire};
+use crate::shard::admission::{Placement, PlacementDecision, PlacementKey};
+use crate::shard::testing::{ClientKey, RedirectGate, RedirectWait, TestShard, Wire};
 use crate::shutdown::phases;
 use crate::stream::batch::{Batch, LogEnd};
 
@@ -39,11 +39,11 @@ use crate::stream::batch::{Batch, LogEnd};
 pub(super) const LEASE: Duration = Duration::from_secs(1);
 
 /// A pod's name and place, whether a process of it runs or not.
-pub(super) struct Pod {
+pub(super) struct SimulatedPod {
     pub(super) node: NodeId,
-    pub(super) life: Option<Life>,
+    pub(super) life: Option<RunningPod>,
     /// What each process that it had has read.
-    pub(super) memories: Vec<Rc<RefCell<Memory>>>,
+    pub(super) memories: Vec<Rc<RefCell<ReadHistory>>>,
     /// Until then the process stands still.
     pub(super) paused_until_ms: u64,
     /// Until then nothing comes from Kafka.
@@ -61,46 +61,46 @@ pub(super) struct Request {
     pub(super) wire: Wire,
     pub(super) assessment: AssessmentId,
     pub(super) cursor: Option<Box<str>>,
-    pub(super) patience: Patience,
+    pub(super) patience: RedirectGate,
 }
 
 /// A process.
-pub(super) struct Life {
-    /// Its place in [`Pod::memories`].
+pub(super) struct RunningPod {
+    /// Its place in [`SimulatedPod::memories`].
     number: u32,
-    memory: Rc<RefCell<Memory>>,
-    standing: Standing,
-    feed: Feed,
-    readings: Vec<Reading>,
+    memory: Rc<RefCell<ReadHistory>>,
+    pod_state: PodState,
+    feed: TestIngest,
+    readings: Vec<PodReader>,
     /// Of topics that are deleted, or seem to be.
-    retired: Vec<Reading>,
+    retired: Vec<PodReader>,
     /// The log's version at the last look, and when the next one is due.
-    looked: Option<u64>,
+    as_of: Option<u64>,
     look_at_ms: u64,
     inbox: VecDeque<Batch>,
-    shard: Bench,
+    shard: TestShard,
     /// A turn's sending is under way.
     sending: bool,
-    connections: Vec<(Key, Wire)>,
+    connections: Vec<(ClientKey, Wire)>,
     /// Where the shard stands, by partition.
     base: Vec<i64>,
     /// What the logs' ends were, which the shard is to be told of, and when they are asked for next.
     ends: Option<(Instant, Vec<LogEnd>)>,
     ends_at_ms: u64,
-    session: Session,
+    session: RedisClient,
     told_complete: bool,
 }
 
 /// What a pod's slot goes by.
-pub(super) struct Around<'a> {
-    pub(super) shape: &'a Shape,
+pub(super) struct PodContext<'a> {
+    pub(super) shape: &'a WorldShape,
     pub(super) now: Now,
     pub(super) now_ms: u64,
-    pub(super) log: &'a Log,
-    pub(super) redis: &'a mut Redis,
+    pub(super) log: &'a SimulatedKafka,
+    pub(super) redis: &'a mut SimulatedRedis,
 }
 
-impl Pod {
+impl SimulatedPod {
     pub(super) fn new(index: usize, seed: u64) -> Self {
         Self {
             node: NodeId(format!("p{index}").into()),
@@ -115,12 +115,12 @@ impl Pod {
     }
 
     /// A process starts, where none runs.
-    pub(super) fn start(&mut self, shape: &Shape, now: Now) {
+    pub(super) fn start(&mut self, shape: &WorldShape, now: Now) {
         if self.life.is_some() {
             return;
         }
         let number = u32::try_from(self.memories.len()).expect("few lives");
-        let memory: Rc<RefCell<Memory>> = Rc::default();
+        let memory: Rc<RefCell<ReadHistory>> = Rc::default();
         self.memories.push(Rc::clone(&memory));
         let node = &self.node;
         let identity = Identity {
@@ -130,23 +130,26 @@ impl Pod {
             owns_url: true,
             key_prefix: "simulated".into(),
         };
-        self.life = Some(Life {
+        self.life = Some(RunningPod {
             number,
             memory,
-            standing: Standing::default(),
-            feed: Feed::new(Log::routes(), IndexRules::new(shape.history, Duration::from_millis(shape.refresh_ms))),
+            pod_state: PodState::default(),
+            feed: TestIngest::new(
+                SimulatedKafka::routes(),
+                IndexRules::new(shape.history, Duration::from_millis(shape.refresh_ms)),
+            ),
             readings: Vec::new(),
             retired: Vec::new(),
-            looked: None,
+            as_of: None,
             look_at_ms: 0,
             inbox: VecDeque::new(),
-            shard: Bench::new(shape.shard_config(), shape.drain, node.clone(), now),
+            shard: TestShard::new(shape.shard_config(), shape.drain, node.clone(), now),
             sending: false,
             connections: Vec::new(),
             base: Vec::new(),
             ends: None,
             ends_at_ms: 0,
-            session: Session::new(Member::new(identity, Times::of(LEASE))),
+            session: RedisClient::new(Member::new(identity, LeaseTimes::of(LEASE))),
             told_complete: false,
         });
     }
@@ -164,13 +167,13 @@ impl Pod {
 
     /// The signal to stop came.
     pub(super) fn begin_to_drain(&mut self, now: Now) {
-        if let Some(life) = self.life.as_mut().filter(|life| life.standing.draining_since.is_none()) {
+        if let Some(life) = self.life.as_mut().filter(|life| life.pod_state.draining_since.is_none()) {
             life.begin_to_drain(now.instant);
         }
     }
 
     /// An announcement is on its way to it.
-    pub(super) fn hear(&mut self, news: &News, now_ms: u64) {
+    pub(super) fn hear(&mut self, news: &PendingAnnouncement, now_ms: u64) {
         if now_ms < self.deaf_until_ms {
             return;
         }
@@ -181,17 +184,17 @@ impl Pod {
     }
 
     /// Where it stands in the cluster; `None` where no process runs.
-    pub(super) fn standing(&self) -> Option<&Standing> {
-        self.life.as_ref().map(|life| &life.standing)
+    pub(super) fn pod_state(&self) -> Option<&PodState> {
+        self.life.as_ref().map(|life| &life.pod_state)
     }
 
     /// Whether a load balancer sends clients here.
     pub(super) fn is_ready(&self) -> bool {
-        self.life.as_ref().is_some_and(|life| life.standing.was_ready && life.standing.draining_since.is_none())
+        self.life.as_ref().is_some_and(|life| life.pod_state.was_ready && life.pod_state.draining_since.is_none())
     }
 
     /// Runs for a while.
-    pub(super) fn slot(&mut self, around: &mut Around<'_>) {
+    pub(super) fn slot(&mut self, around: &mut PodContext<'_>) {
         let now_ms = around.now_ms;
         let Some(life) = &mut self.life else {
             // Nobody listens.
@@ -226,7 +229,7 @@ impl Pod {
         let (drain, clients) = (&around.shape.drain, life.shard.clients());
         let may_end =
             |since| phases::may_end(around.now.instant, since, drain, clients, life.session.member.has_left());
-        if life.standing.draining_since.is_some_and(may_end) {
+        if life.pod_state.draining_since.is_some_and(may_end) {
             for (_, wire) in self.life.take().into_iter().flat_map(|life| life.connections) {
                 wire.0.borrow_mut().pod_gone = true;
             }
@@ -234,19 +237,19 @@ impl Pod {
     }
 }
 
-impl Life {
+impl RunningPod {
     fn begin_to_drain(&mut self, since: Instant) {
         self.session.member.handle_give_up(since);
-        self.standing.draining_since = Some(since);
-        if let Some(own) = self.standing.own.take() {
-            self.standing.view = Arc::new(self.standing.view.without(own));
+        self.pod_state.draining_since = Some(since);
+        if let Some(own) = self.pod_state.own.take() {
+            self.pod_state.view = Arc::new(self.pod_state.view.without(own));
         }
     }
 
     /// Brings together what the parts show.
     fn look(&mut self, now: Instant) {
         let is_filled = self.told_complete || self.feed.is_filled();
-        let draining = self.standing.draining_since.is_some();
+        let draining = self.pod_state.draining_since.is_some();
         if is_filled && !self.told_complete && !draining {
             self.told_complete = true;
             self.session.member.handle_history_complete(now);
@@ -254,17 +257,17 @@ impl Life {
         let member = &self.session.member;
         let takes_clients = member.own().is_some() && is_filled && !draining;
         let is_stale = draining && member.own().is_some();
-        if !is_stale && !Arc::ptr_eq(&self.standing.view, member.view()) {
-            self.standing.view = Arc::clone(member.view());
+        if !is_stale && !Arc::ptr_eq(&self.pod_state.view, member.view()) {
+            self.pod_state.view = Arc::clone(member.view());
         }
-        self.standing.sight =
-            Sight { looked: member.looked(), reached: member.is_connected(), proven: member.is_proven() };
-        self.standing.own = if draining { None } else { member.own() };
-        self.standing.was_ready |= takes_clients;
+        self.pod_state.view_freshness =
+            ViewFreshness { as_of: member.as_of(), redis_up: member.is_redis_up(), confirmed: member.is_confirmed() };
+        self.pod_state.own = if draining { None } else { member.own() };
+        self.pod_state.was_ready |= takes_clients;
     }
 
     /// A turn of the shard, or a part of it.
-    fn turn(&mut self, node: &NodeId, around: &Around<'_>, dice: &mut Rng) {
+    fn turn(&mut self, node: &NodeId, around: &PodContext<'_>, dice: &mut Rng) {
         let now = around.now;
         // Most of what comes while a turn sends waits for the next one.
         if !self.sending || dice.u8(..4) == 0 {
@@ -281,55 +284,57 @@ impl Life {
         let budget = if dice.u8(..4) == 0 { dice.usize(1..3) } else { usize::MAX };
         if self.shard.dispatch(budget, now) {
             self.sending = false;
-            let here = Here { node, standing: &self.standing, place_anywhere: around.shape.place_anywhere };
+            let placement = Placement { node, pod_state: &self.pod_state, place_anywhere: around.shape.place_anywhere };
             // The gateway's own bound is larger than all that a world has.
             let bytes = if dice.bool() { dice.u64(1..2_000) } else { u64::MAX };
-            if self.shard.finish_turn(&here, bytes, now) {
-                self.session.member.handle_look_wish(now.instant);
+            if self.shard.finish_turn(&placement, bytes, now) {
+                self.session.member.handle_refresh_request(now.instant);
             }
         }
     }
 
     /// Whether a client is to be judged now: one that is to be sent away waits until the view is sure.
     fn may_enter(&mut self, request: &mut Request, node: &NodeId, place_anywhere: bool, now: Now) -> bool {
-        let here = Here { node, standing: &self.standing, place_anywhere };
-        let watching = Watching::Assessment(request.assessment.hash());
-        if let Placed::Here { .. } = here.place(watching, request.cursor.as_deref(), self.shard.sent_away(), now) {
+        let placement = Placement { node, pod_state: &self.pod_state, place_anywhere };
+        let placement_key = PlacementKey::Assessment(request.assessment.hash());
+        if let PlacementDecision::ThisPod { .. } =
+            placement.decide(placement_key, request.cursor.as_deref(), self.shard.recent_redirects(), now)
+        {
             return true;
         }
-        let look = request.patience.ask(&self.standing.sight, now);
-        if look == Look::Wanted {
-            self.session.member.handle_look_wish(now.instant);
+        let look = request.patience.ask(&self.pod_state.view_freshness, now);
+        if look == RedirectWait::Wanted {
+            self.session.member.handle_refresh_request(now.instant);
         }
-        look == Look::Sure
+        look == RedirectWait::Sure
     }
 
     /// Judges a client, as `admission::judge` does one with a good token, and serves it or tells it where to go.
     fn enter(&mut self, request: Request, node: &NodeId, place_anywhere: bool, now: Now) {
         let Request { wire, assessment, cursor, .. } = request;
-        let here = Here { node, standing: &self.standing, place_anywhere };
-        let watching = Watching::Assessment(assessment.hash());
-        let others = !place_anywhere && self.standing.view.live().any(|(_, pod)| pod.node != *node);
-        let is_draining = self.standing.draining_since.is_some();
-        if !self.standing.was_ready || is_draining && !others {
+        let placement = Placement { node, pod_state: &self.pod_state, place_anywhere };
+        let placement_key = PlacementKey::Assessment(assessment.hash());
+        let others = !place_anywhere && self.pod_state.view.live().any(|(_, pod)| pod.node != *node);
+        let is_draining = self.pod_state.draining_since.is_some();
+        if !self.pod_state.was_ready || is_draining && !others {
             let mut ends = wire.0.borrow_mut();
             (ends.unavailable, ends.pod_gone) = (true, true);
             return;
         }
-        match here.place(watching, cursor.as_deref(), self.shard.sent_away(), now) {
-            Placed::Elsewhere { to, cursor } => {
-                self.shard.sent_away().note(assessment.hash(), &self.standing.sight, now.instant);
+        match placement.decide(placement_key, cursor.as_deref(), self.shard.recent_redirects(), now) {
+            PlacementDecision::OtherPod { to, cursor } => {
+                self.shard.recent_redirects().record(assessment.hash(), &self.pod_state.view_freshness, now.instant);
                 let mut ends = wire.0.borrow_mut();
                 messages::redirect(&mut ends.sent, "another pod serves this", &to, cursor.as_deref());
                 messages::close(&mut ends.sent, CloseReason::Redirect);
                 ends.pod_gone = true;
             }
-            Placed::Here { against_owner } => {
+            PlacementDecision::ThisPod { owner_doubt } => {
                 {
                     let mut ends = wire.0.borrow_mut();
                     (ends.base, ends.life) = (self.base.clone(), self.number);
                 }
-                let key = self.shard.attach(&wire, &assessment, cursor, against_owner, now);
+                let key = self.shard.attach(&wire, &assessment, cursor, owner_doubt, now);
                 self.connections.push((key, wire));
             }
         }

@@ -1,6 +1,6 @@
 //! The simulated Redis: the hash of slots with the one script that changes it, calls on their way, and announcements.
 //!
-//! [`Script::run`] is `discovery/slots.lua`, statement by statement and in its order; who changes the one changes the
+//! [`SlotsScript::run`] is `discovery/slots.lua`, statement by statement and in its order; who changes the one changes the
 //! other. What the model leaves out is what the simulation has none of: fields that are no slot's, values that are no
 //! pod's, and replicas.
 
@@ -10,17 +10,17 @@ use std::sync::Arc;
 use crate::discovery::wire::{Action, Call, Holder, Snapshot};
 
 /// Redis, and the way to it.
-pub(super) struct Redis {
-    pub(super) state: State,
-    script: Script,
+pub(super) struct SimulatedRedis {
+    pub(super) state: RedisState,
+    script: SlotsScript,
     /// Between the simulation's clock and Redis' own, in ms.
     skew_ms: u64,
-    calls: Vec<OnTheWay>,
+    calls: Vec<InFlightCall>,
     next_call: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum RedisState {
     Up,
     /// Connections are refused, and were broken.
     Down,
@@ -29,7 +29,7 @@ pub(super) enum State {
 }
 
 /// A call on its way to Redis and back.
-struct OnTheWay {
+struct InFlightCall {
     id: u64,
     /// When it gets there.
     at_ms: u64,
@@ -40,7 +40,7 @@ struct OnTheWay {
 }
 
 /// How a call stands.
-pub(super) enum Outcome {
+pub(super) enum CallStatus {
     Waiting,
     Answered(Box<Snapshot>),
     Broken,
@@ -48,48 +48,48 @@ pub(super) enum Outcome {
 
 /// An announcement.
 #[derive(Debug, Clone)]
-pub(super) struct News {
+pub(super) struct PendingAnnouncement {
     /// A pod has gone; else one has come.
     pub(super) left: bool,
     pub(super) node: Arc<str>,
 }
 
-impl Redis {
+impl SimulatedRedis {
     pub(super) fn new(skew_ms: u64) -> Self {
-        Self { state: State::Up, script: Script::default(), skew_ms, calls: Vec::new(), next_call: 0 }
+        Self { state: RedisState::Up, script: SlotsScript::default(), skew_ms, calls: Vec::new(), next_call: 0 }
     }
 
     /// Sends a call; `None` where there is no connection to send it on.
     pub(super) fn send(&mut self, call: Call, now_ms: u64, there_ms: u64, back_ms: u64) -> Option<u64> {
-        if self.state == State::Down {
+        if self.state == RedisState::Down {
             return None;
         }
         self.next_call += 1;
-        self.calls.push(OnTheWay { id: self.next_call, at_ms: now_ms + there_ms, back_ms, call, answer: None });
+        self.calls.push(InFlightCall { id: self.next_call, at_ms: now_ms + there_ms, back_ms, call, answer: None });
         Some(self.next_call)
     }
 
     /// How a call stands. One that does not wait any more is forgotten.
-    pub(super) fn outcome(&mut self, id: u64, now_ms: u64) -> Outcome {
-        let Some(place) = self.calls.iter().position(|call| call.id == id) else { return Outcome::Broken };
+    pub(super) fn outcome(&mut self, id: u64, now_ms: u64) -> CallStatus {
+        let Some(place) = self.calls.iter().position(|call| call.id == id) else { return CallStatus::Broken };
         if self.calls[place].answer.as_ref().is_none_or(|(at_ms, _)| *at_ms > now_ms) {
-            return Outcome::Waiting;
+            return CallStatus::Waiting;
         }
         let answer = self.calls.swap_remove(place).answer;
-        answer.map_or(Outcome::Broken, |(_, snapshot)| Outcome::Answered(Box::new(snapshot)))
+        answer.map_or(CallStatus::Broken, |(_, snapshot)| CallStatus::Answered(Box::new(snapshot)))
     }
 
     /// Runs the calls that have arrived; returns what was announced.
-    pub(super) fn step(&mut self, now_ms: u64) -> Vec<News> {
+    pub(super) fn step(&mut self, now_ms: u64) -> Vec<PendingAnnouncement> {
         let mut news = Vec::new();
-        if self.state != State::Up {
+        if self.state != RedisState::Up {
             return news;
         }
         let mut arrived: Vec<usize> = (0..self.calls.len()).collect();
         arrived.retain(|&place| self.calls[place].answer.is_none() && self.calls[place].at_ms <= now_ms);
         arrived.sort_by_key(|&place| self.calls[place].at_ms);
         for place in arrived {
-            let OnTheWay { back_ms, call, answer, .. } = &mut self.calls[place];
+            let InFlightCall { back_ms, call, answer, .. } = &mut self.calls[place];
             *answer = Some((now_ms + *back_ms, self.script.run(call, now_ms + self.skew_ms, &mut news)));
         }
         news
@@ -97,7 +97,7 @@ impl Redis {
 
     /// It dies: what is on its way is lost.
     pub(super) fn die(&mut self) {
-        self.state = State::Down;
+        self.state = RedisState::Down;
         self.calls.clear();
     }
 
@@ -108,50 +108,50 @@ impl Redis {
 
     /// It loses all that it knew.
     pub(super) fn forget(&mut self) {
-        self.script = Script::default();
+        self.script = SlotsScript::default();
     }
 }
 
 /// The hash: slot number to value.
 #[derive(Default)]
-struct Script {
-    hash: BTreeMap<u32, Value>,
+struct SlotsScript {
+    hash: BTreeMap<u32, SlotEntry>,
 }
 
 #[derive(Debug, Clone)]
-struct Value {
+struct SlotEntry {
     node: Arc<str>,
     instance: Arc<str>,
     url: Arc<str>,
     expires_at_ms: u64,
     lease_ms: u64,
-    view: Option<View>,
+    view: Option<ViewHeader>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct View {
+struct ViewHeader {
     epoch: u64,
     version: u64,
     slots: u32,
 }
 
 /// What one run of the script has found and done so far: the script's local variables.
-struct Run<'a> {
+struct ScriptRun<'a> {
     call: &'a Call,
-    hash: &'a mut BTreeMap<u32, Value>,
+    hash: &'a mut BTreeMap<u32, SlotEntry>,
     /// The slots of `holders`, as they were at the start.
     holders: Vec<u32>,
     changed: bool,
-    news: &'a mut Vec<News>,
+    news: &'a mut Vec<PendingAnnouncement>,
 }
 
-impl Script {
+impl SlotsScript {
     /// Runs it at Redis' time `now`.
-    fn run(&mut self, call: &Call, now: u64, news: &mut Vec<News>) -> Snapshot {
+    fn run(&mut self, call: &Call, now: u64, news: &mut Vec<PendingAnnouncement>) -> Snapshot {
         if call.sent_ms.is_some_and(|sent| now.saturating_sub(sent) > call.late_ms) {
             return Snapshot { now_ms: now, late: true, ..Snapshot::default() };
         }
-        let mut view = View { epoch: now, version: 0, slots: call.slots };
+        let mut view = ViewHeader { epoch: now, version: 0, slots: call.slots };
         for told in self.hash.values().filter_map(|value| value.view) {
             if told.version > view.version {
                 (view.epoch, view.version) = (told.epoch, told.version);
@@ -162,7 +162,7 @@ impl Script {
             value.expires_at_ms = value.expires_at_ms.min(now + value.lease_ms);
         }
         let holders = self.hash.keys().copied().collect();
-        let mut run = Run { call, hash: &mut self.hash, holders, changed: false, news };
+        let mut run = ScriptRun { call, hash: &mut self.hash, holders, changed: false, news };
         let is_known = run.hash.values().any(|value| value.instance == call.instance);
         let found = run.find_mine(now);
         if !is_known {
@@ -192,10 +192,10 @@ impl Script {
     }
 }
 
-impl Run<'_> {
+impl ScriptRun<'_> {
     fn announce(&mut self, left: bool, node: Arc<str>) {
         self.changed = true;
-        self.news.push(News { left, node });
+        self.news.push(PendingAnnouncement { left, node });
     }
 
     fn vacate(&mut self, slot: u32) {
@@ -208,7 +208,7 @@ impl Run<'_> {
     fn say_goodbye(&mut self) {
         let is_held = self.hash.values().any(|value| value.node == self.call.node);
         if self.call.action == Action::Leave && !is_held {
-            self.news.push(News { left: true, node: Arc::clone(&self.call.node) });
+            self.news.push(PendingAnnouncement { left: true, node: Arc::clone(&self.call.node) });
         }
     }
 
@@ -266,12 +266,13 @@ impl Run<'_> {
         let slot = mine?;
         let view = self.hash.get(&slot).and_then(|value| value.view);
         let (node, instance, url) = (Arc::clone(node), Arc::clone(instance), Arc::clone(url));
-        self.hash.insert(slot, Value { node, instance, url, expires_at_ms: now + lease_ms, lease_ms: *lease_ms, view });
+        self.hash
+            .insert(slot, SlotEntry { node, instance, url, expires_at_ms: now + lease_ms, lease_ms: *lease_ms, view });
         mine
     }
 }
 
-impl Value {
+impl SlotEntry {
     fn holder(&self, slot: u32) -> Holder {
         let Self { node, instance, url, expires_at_ms, .. } = self;
         let (node, instance, url) = (Arc::clone(node), Arc::clone(instance), Arc::clone(url));

@@ -5,12 +5,12 @@ mod truncation;
 
 use std::time::Instant;
 
-use super::checker::{Fault, Kind};
-use super::plan::Plan;
-use super::sights::Sights;
-use super::story;
-use super::world::Sum;
-use crate::stream::planted::{self, Mistake};
+use super::checker::{Violation, ViolationKind};
+use super::outcomes::Outcomes;
+use super::plan::WorldPlan;
+use super::shrink;
+use super::world::RunSummary;
+use crate::stream::fault_injection::{self, InjectedFault};
 
 /// How many seeds are tried where `SIMULATION_SEEDS` does not say.
 const SEEDS: u64 = 2_000;
@@ -22,18 +22,18 @@ fn seeds() -> std::ops::Range<u64> {
 }
 
 /// Runs a seed's world; fails with its story.
-fn run(seed: u64) -> Sum {
+fn run(seed: u64) -> RunSummary {
     let start = Instant::now();
-    let plan = Plan::of_seed(seed);
-    story::run(&plan, start).unwrap_or_else(|fault| panic!("\n{}", story::tell(&plan, &fault, start)))
+    let plan = WorldPlan::of_seed(seed);
+    shrink::run(&plan, start).unwrap_or_else(|fault| panic!("\n{}", shrink::tell(&plan, &fault, start)))
 }
 
 #[test]
 fn no_event_is_lost_and_none_doubled_in_any_of_thousands_of_worlds() {
-    let (began, mut sights, mut took_ms) = (Instant::now(), Sights::default(), Vec::new());
+    let (began, mut outcomes, mut took_ms) = (Instant::now(), Outcomes::default(), Vec::new());
     for seed in seeds() {
         let sum = run(seed);
-        sights.add(&sum.sights);
+        outcomes.add(&sum.outcomes);
         took_ms.push(sum.took_ms);
     }
     took_ms.sort_unstable();
@@ -43,7 +43,7 @@ fn no_event_is_lost_and_none_doubled_in_any_of_thousands_of_worlds() {
         took_ms.len(),
         began.elapsed()
     );
-    for (sight, count) in sights.all() {
+    for (sight, count) in outcomes.all() {
         println!("{count:>9} {sight:?}");
         assert!(count > 0 || took_ms.len() < 1_000, "what no world has is not tried: {sight:?}");
     }
@@ -68,21 +68,25 @@ fn seeds_that_failed_once() {
 
 // ---- the simulation on trial ------------------------------------------------------------------------------------------
 
-const MISTAKES: [Mistake; 4] =
-    [Mistake::CursorFromHead, Mistake::ResumeAsSuffix, Mistake::EntryCursorWhileCatchingUp, Mistake::PingFromHead];
+const MISTAKES: [InjectedFault; 4] = [
+    InjectedFault::CursorFromHead,
+    InjectedFault::ResumeAsSuffix,
+    InjectedFault::EntryCursorWhileCatchingUp,
+    InjectedFault::PingFromHead,
+];
 
 /// How many worlds it takes until one fails with a mistake planted.
-fn found_within(mistake: Mistake) -> Option<(u64, Fault)> {
-    planted::tests::with(mistake, || {
-        (0..SEEDS).find_map(|seed| Some((seed, story::run(&Plan::of_seed(seed), Instant::now()).err()?)))
+fn found_within(mistake: InjectedFault) -> Option<(u64, Violation)> {
+    fault_injection::tests::with(mistake, || {
+        (0..SEEDS).find_map(|seed| Some((seed, shrink::run(&WorldPlan::of_seed(seed), Instant::now()).err()?)))
     })
 }
 
 #[test]
-fn each_planted_mistake_is_found() {
+fn each_injected_fault_is_found() {
     for mistake in MISTAKES {
         let (seed, fault) = found_within(mistake).unwrap_or_else(|| panic!("{mistake:?}: not in {SEEDS} worlds"));
         println!("{mistake:?}: seed {seed}, {fault:?}");
-        assert!(matches!(fault.kind, Kind::Gap | Kind::Double), "{fault:?}");
+        assert!(matches!(fault.kind, ViolationKind::Gap | ViolationKind::Double), "{fault:?}");
     }
 }

@@ -10,14 +10,14 @@ use crate::routing::table::Topic;
 
 /// A range of a batch's arena.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Span {
+pub struct ArenaRange {
     /// In bytes from the arena's start.
     pub start: u32,
     /// In bytes.
     pub len: u32,
 }
 
-impl Span {
+impl ArenaRange {
     /// The bytes that it stands for.
     #[must_use]
     pub fn of(self, arena: &[u8]) -> &[u8] {
@@ -44,9 +44,9 @@ pub struct Record {
     /// Where it came from.
     pub origin: Origin,
     /// The assessment's id in the arena: UTF-8 within its rule.
-    pub id: Span,
+    pub id: ArenaRange,
     /// The payload in the arena. Known to be a JSON object where the route takes the assessment from the payload.
-    pub payload: Span,
+    pub payload: ArenaRange,
 }
 
 /// When a tick was made, in Unix ms, by its record's timestamp. It decides between partitions.
@@ -68,7 +68,7 @@ pub struct Tick {
     /// How old it was when ingest read it, in ms; 0 where its time is unknown. Never more than the window.
     pub age_ms: u32,
     /// The payload in the arena: a JSON object.
-    pub payload: Span,
+    pub payload: ArenaRange,
 }
 
 /// The next offset of a partition that ingest will read.
@@ -93,7 +93,7 @@ pub struct EpochStart {
 
 /// A log that lost its end: records that were read are not in it any more, and it goes on with others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LogCut {
+pub struct LogTruncation {
     /// Where it goes on; not above the offset that was last told of the partition.
     pub next: NextOffset,
     /// Records below that may have been replaced as well: nobody knows where the two logs part.
@@ -116,7 +116,7 @@ pub struct LogEnd {
 /// lies past the end, is none of this log. One answer is a broker's own word: a leader that was paused until another
 /// was elected may tell an old end, for the moment until it learns of it. Who must be sure asks for ends again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ends {
+pub struct PartitionEnds {
     /// Before the question was sent.
     pub asked: Instant,
     /// The ends. Where there are more than [`crate::limits::ENDS_ASKED_MAX`] partitions, those of some of them: others
@@ -137,7 +137,7 @@ pub struct Batch {
     /// Where the ingest stood at the batch's first record, or at its end where it has none: the offsets that changed
     /// since the shard's last batch. The first one that a shard hears of a partition is where reading began, and comes
     /// before any of the partition's records. A shard that gets no records still hears of what changed, in a batch
-    /// without records, within [`crate::limits::STARTS_TOLD_EVERY`].
+    /// without records, within [`crate::limits::OFFSETS_SENT_EVERY`].
     pub starts: Vec<NextOffset>,
     /// For partitions that are new, beside their `starts`: records below these offsets are older than the history's time.
     /// They are read besides, for a partition's last records are, however old.
@@ -146,16 +146,16 @@ pub struct Batch {
     /// read: nobody can be sent it. It comes before any record from behind it. The `starts` beside it begin there.
     pub deleted: Vec<NextOffset>,
     /// Logs that lost their ends, before any record of what they hold by now. The `starts` beside it begin there.
-    pub cuts: Vec<LogCut>,
+    pub truncations: Vec<LogTruncation>,
     /// Where another leader began to write, of what was read since the shard's last batch.
     pub epochs: Vec<EpochStart>,
     /// From these offsets on, which may not be read yet, nothing is known to be missing. Before them compaction may have
     /// removed records that nobody can be sent.
     pub whole_from: Vec<NextOffset>,
     /// The ends of partitions' logs, where the shard wanted to be told of them
-    /// ([`crate::exchange::ShardInbox::want_ends`]). They say nothing of the batch's records, nor these of them; all
+    /// ([`crate::exchange::ShardInbox::request_ends`]). They say nothing of the batch's records, nor these of them; all
     /// their topics and partitions were told of, here at the latest.
-    pub ends: Option<Arc<Ends>>,
+    pub ends: Option<Arc<PartitionEnds>>,
     /// Ids and payloads.
     pub arena: Vec<u8>,
     /// Assessments' events.
@@ -179,10 +179,10 @@ impl Batch {
     ///
     /// # Panics
     /// Never: a batch is bounded far below 4 GiB ([`crate::limits::BATCH_BYTES_MAX`] and `MAX_EVENT_BYTES`).
-    pub fn push_bytes(&mut self, bytes: &[u8]) -> Span {
+    pub fn push_bytes(&mut self, bytes: &[u8]) -> ArenaRange {
         let start = u32::try_from(self.arena.len()).expect("a batch's arena is bounded far below 4 GiB");
         let len = u32::try_from(bytes.len()).expect("an event is bounded by MAX_EVENT_BYTES, far below 4 GiB");
         self.arena.extend_from_slice(bytes);
-        Span { start, len }
+        ArenaRange { start, len }
     }
 }

@@ -76,7 +76,7 @@ struct Market {
 
 /// What became of a tick.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Put {
+enum TickResult {
     /// It is on the board, or older than the one there.
     Taken,
     /// Its topic is no market's.
@@ -87,7 +87,7 @@ enum Put {
 
 /// What a connection has not seen of the board's image.
 #[derive(Debug, Clone, Copy)]
-pub struct Unseen<'a> {
+pub struct BoardChanges<'a> {
     /// Whole frames.
     pub bytes: &'a [u8],
     /// Of each of the frames: the market's version, and where it ends in the image.
@@ -98,7 +98,7 @@ pub struct Unseen<'a> {
 
 /// How far a write came in what was unseen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
+pub struct BoardProgress {
     /// Of the last frame that was written whole, or cut: the rest of that one is still to be sent.
     pub version: Option<BoardVersion>,
     /// Frames that were written whole.
@@ -147,21 +147,21 @@ impl Board {
             self.topics[index] = topic.market().map(|_| Arc::clone(topic));
         }
         for tick in &batch.ticks {
-            match self.put(tick, tick.payload.of(&batch.arena), now) {
-                Put::Taken => {}
-                Put::Unusable => self.unusable += 1,
-                Put::Refused => self.refused += 1,
+            match self.apply_tick(tick, tick.payload.of(&batch.arena), now) {
+                TickResult::Taken => {}
+                TickResult::Unusable => self.unusable += 1,
+                TickResult::Refused => self.refused += 1,
             }
         }
     }
 
     /// Puts a tick on the board, unless a newer one is there. One that does not fit takes its market off the board: an
     /// older price would pass for the latest.
-    fn put(&mut self, tick: &Tick, payload: &[u8], now: Instant) -> Put {
+    fn apply_tick(&mut self, tick: &Tick, payload: &[u8], now: Instant) -> TickResult {
         let Some(topic) = self.topics.get(usize::from(tick.origin.topic.0)).and_then(Option::as_ref) else {
-            return Put::Unusable;
+            return TickResult::Unusable;
         };
-        let Some(name) = topic.market() else { return Put::Unusable };
+        let Some(name) = topic.market() else { return TickResult::Unusable };
         self.version += 1;
         let since = now.checked_sub(Duration::from_millis(tick.age_ms.into())).unwrap_or(now);
         if let Some(&index) = self.by_name.get(name) {
@@ -172,18 +172,18 @@ impl Board {
                 let others = self.bytes - market.tick.len();
                 if others + payload.len() > self.bytes_max {
                     self.remove(index);
-                    return Put::Refused;
+                    return TickResult::Refused;
                 }
                 self.bytes = others + payload.len();
                 market.take(tick, payload, since, self.version);
                 self.oldest = Some(self.oldest.map_or(since, |oldest| oldest.min(since)));
                 self.changed = true;
             }
-            return Put::Taken;
+            return TickResult::Taken;
         }
         let has_room = self.markets.len() < MARKETS_MAX && self.bytes + payload.len() <= self.bytes_max;
         if !has_room || name.len() > MARKET_NAME_BYTES_MAX {
-            return Put::Refused;
+            return TickResult::Refused;
         }
         self.bytes += payload.len();
         self.by_name.insert(name.into(), self.markets.len());
@@ -200,7 +200,7 @@ impl Board {
         self.oldest = Some(self.oldest.map_or(since, |oldest| oldest.min(since)));
         self.changed = true;
         self.grown = true;
-        Put::Taken
+        TickResult::Taken
     }
 
     /// Takes the markets off the board whose last ticks are of this topic.
@@ -241,7 +241,7 @@ impl Board {
 
     /// Whether a flush would publish anything new.
     #[must_use]
-    pub fn has_news(&self) -> bool {
+    pub fn has_unpublished(&self) -> bool {
         self.changed
     }
 
@@ -317,10 +317,10 @@ impl Board {
 
     /// What the image has that `seen` has not.
     #[must_use]
-    pub fn unseen(&self, seen: BoardVersion) -> Unseen<'_> {
+    pub fn changes_since(&self, seen: BoardVersion) -> BoardChanges<'_> {
         let first = self.marks.partition_point(|&(version, _)| version <= seen.0);
         let start = first.checked_sub(1).map_or(0, |before| self.marks[before].1);
-        Unseen { bytes: &self.image[start..], marks: &self.marks[first..], start }
+        BoardChanges { bytes: &self.image[start..], marks: &self.marks[first..], start }
     }
 
     fn forget_old(&mut self, now: Instant) {
@@ -393,7 +393,7 @@ fn give_back(buffer: &mut Vec<u8>, spare: usize) {
     }
 }
 
-impl Unseen<'_> {
+impl BoardChanges<'_> {
     /// Whether everything was seen.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -402,13 +402,13 @@ impl Unseen<'_> {
 
     /// How far `written` bytes come.
     #[must_use]
-    pub fn progress(&self, written: usize) -> Progress {
+    pub fn progress(&self, written: usize) -> BoardProgress {
         let until = self.start + written;
         let whole = self.marks.partition_point(|&(_, end)| end <= until);
         let whole_end = whole.checked_sub(1).map_or(self.start, |last| self.marks[last].1);
         let cut = (until > whole_end).then(|| self.marks.get(whole)).flatten();
         let last = cut.or_else(|| self.marks.get(whole.checked_sub(1)?));
-        Progress {
+        BoardProgress {
             version: last.map(|&(version, _)| BoardVersion(version)),
             frames: whole as u64,
             cut_until: cut.map(|&(_, end)| end - self.start),

@@ -145,14 +145,14 @@ impl TopicSum {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cursor {
     /// Where the client stands.
-    Of(Listing),
+    Of(CursorContents),
     /// No cursor could be made: whoever has it can't go on from anywhere.
     None,
 }
 
 /// Where a client stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listing {
+pub struct CursorContents {
     /// Over the topics' fingerprints.
     pub sum: TopicSum,
     /// In the order in which they are listed.
@@ -167,12 +167,12 @@ pub struct ListedTopic {
     /// How many partitions it had, as far as was known to whoever made the cursor.
     pub partitions: u32,
     /// At least one, in the order of the partitions.
-    pub places: Vec<Place>,
+    pub offsets: Vec<PartitionOffset>,
 }
 
 /// Where a client stands on one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct PartitionOffset {
     /// The partition.
     pub partition: u32,
     /// The client has all of the assessment's events below this offset, and none from it on. From 0 to `i64::MAX`.
@@ -181,11 +181,11 @@ pub struct Place {
     pub epoch: Option<i32>,
 }
 
-impl Place {
+impl PartitionOffset {
     /// Whether it is further on than another one of its partition: in one log by the offset, and in a later leader's log
     /// whatever the offsets are.
     #[must_use]
-    pub fn is_beyond(&self, other: &Self) -> bool {
+    pub fn is_past_end(&self, other: &Self) -> bool {
         match self.epoch.zip(other.epoch) {
             Some((own, others)) if own != others => own > others,
             _ => self.next > other.next,
@@ -196,13 +196,13 @@ impl Place {
 /// Why a string is no cursor of an assessment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a cursor of this assessment, or a damaged one")]
-pub struct Damaged;
+pub struct InvalidCursor;
 
 // ---- made ---------------------------------------------------------------------------------------------------------------
 
 /// Writes a cursor, topic by topic.
 pub struct Encoder {
-    raw: Raw,
+    raw: CursorBytes,
     form: Form,
     sum: TopicSum,
     shapes: [(u32, u32); SHAPES],
@@ -214,7 +214,7 @@ impl Encoder {
     /// Begins a cursor.
     #[must_use]
     pub fn new(form: Form) -> Self {
-        let mut raw = Raw { bytes: [0; BYTES_MAX + TOPIC_BYTES_MAX], len: HEADER_BYTES };
+        let mut raw = CursorBytes { bytes: [0; BYTES_MAX + TOPIC_BYTES_MAX], len: HEADER_BYTES };
         raw.bytes[0] = if form.has_marks() { WIDE } else { NARROW };
         Self { raw, form, sum: TopicSum::default(), shapes: [(0, 0); SHAPES], shapes_known: 0, epoch: None }
     }
@@ -228,9 +228,15 @@ impl Encoder {
     /// Adds a topic, with the places of its partitions in their order. `false` where the cursor is too long by now.
     #[must_use]
     #[inline]
-    pub fn topic(&mut self, tag: Tag, sum: TopicSum, partitions: u32, places: impl IntoIterator<Item = Place>) -> bool {
-        let mut places = places.into_iter();
-        let Some(first) = places.next() else { return true };
+    pub fn topic(
+        &mut self,
+        tag: Tag,
+        sum: TopicSum,
+        partitions: u32,
+        offsets: impl IntoIterator<Item = PartitionOffset>,
+    ) -> bool {
+        let mut offsets = offsets.into_iter();
+        let Some(first) = offsets.next() else { return true };
         self.sum = self.sum.plus(sum);
         let at = self.raw.len;
         let shape = self.shape((partitions, first.partition));
@@ -246,7 +252,7 @@ impl Encoder {
         let (len, has_epoch) = self.place(&first);
         let mut head = tag.name << 6 | len << 4 | (shape as u16) << 2 | u16::from(has_epoch) << 1;
         let (mut before, mut more_at) = (first.partition, None);
-        for place in places {
+        for place in offsets {
             match more_at {
                 None => head |= 1,
                 Some(at) => self.raw.bytes[at] |= 1,
@@ -279,7 +285,7 @@ impl Encoder {
     }
 
     /// Writes an offset, and an epoch where it is not the one before; returns the code of the offset's length.
-    fn place(&mut self, place: &Place) -> (u16, bool) {
+    fn place(&mut self, place: &PartitionOffset) -> (u16, bool) {
         let next = place.next.max(0).unsigned_abs();
         let code = match next {
             0..=0xffff => 0,
@@ -307,8 +313,8 @@ impl Encoder {
 }
 
 /// Appends the text that stands for a cursor that could not be made.
-pub fn encode_none(assessment: AssessmentHash, out: &mut Vec<u8>) {
-    let mut raw = Raw { bytes: [0; BYTES_MAX + TOPIC_BYTES_MAX], len: HEADER_BYTES };
+pub fn encode_unresumable(assessment: AssessmentHash, out: &mut Vec<u8>) {
+    let mut raw = CursorBytes { bytes: [0; BYTES_MAX + TOPIC_BYTES_MAX], len: HEADER_BYTES };
     raw.bytes[0] = NONE;
     raw.seal(assessment, out);
 }
@@ -316,14 +322,14 @@ pub fn encode_none(assessment: AssessmentHash, out: &mut Vec<u8>) {
 /// Marks a cursor as handed on by a pod that drains, whatever it says. `None` where it would be over
 /// [`CURSOR_CHARS_MAX`], which only what is no cursor can be.
 #[must_use]
-pub fn mark_draining(text: &str) -> Option<String> {
+pub fn add_draining_flag(text: &str) -> Option<String> {
     let text = text.trim_start_matches(DRAINING);
     (text.len() + DRAINING.len_utf8() <= CURSOR_CHARS_MAX).then(|| format!("{DRAINING}{text}"))
 }
 
 /// Whether a pod that drains handed this cursor on.
 #[must_use]
-pub fn is_from_draining(text: &str) -> bool {
+pub fn has_draining_flag(text: &str) -> bool {
     text.starts_with(DRAINING)
 }
 
@@ -351,31 +357,31 @@ pub const fn places_max() -> usize {
 /// Reads a cursor of an assessment, marked or not.
 ///
 /// # Errors
-/// [`Damaged`], for whatever is not what a pod makes.
-pub fn decode(text: &str, assessment: AssessmentHash) -> Result<Cursor, Damaged> {
+/// [`InvalidCursor`], for whatever is not what a pod makes.
+pub fn decode(text: &str, assessment: AssessmentHash) -> Result<Cursor, InvalidCursor> {
     if text.len() > CURSOR_CHARS_MAX {
-        return Err(Damaged);
+        return Err(InvalidCursor);
     }
     let text = text.strip_prefix(DRAINING).unwrap_or(text);
     let mut raw = [0; BYTES_MAX];
-    let len = BASE64_URL_SAFE_NO_PAD.decode_slice(text, &mut raw).map_err(|_| Damaged)?;
+    let len = BASE64_URL_SAFE_NO_PAD.decode_slice(text, &mut raw).map_err(|_| InvalidCursor)?;
     let raw = &mut raw[..len];
-    let Some((&mut form, _)) = raw.split_first_mut() else { return Err(Damaged) };
+    let Some((&mut form, _)) = raw.split_first_mut() else { return Err(InvalidCursor) };
     if form == version_1::VERSION {
         return version_1::decode(raw, assessment).map(Cursor::Of);
     }
-    let header: [u8; HEADER_BYTES] = *raw.first_chunk().ok_or(Damaged)?;
+    let header: [u8; HEADER_BYTES] = *raw.first_chunk().ok_or(InvalidCursor)?;
     raw[1..=CHECK_BYTES].fill(0);
     if check(raw, assessment).to_le_bytes() != header[1..=CHECK_BYTES] {
-        return Err(Damaged);
+        return Err(InvalidCursor);
     }
     let [.., a, b, c] = header;
     let sum = TopicSum(u32::from_le_bytes([a, b, c, 0]));
-    let rest = Rest(&raw[HEADER_BYTES..]);
+    let rest = ByteReader(&raw[HEADER_BYTES..]);
     match form {
         NONE if rest.0.is_empty() => Ok(Cursor::None),
-        WIDE | NARROW => rest.topics(form == NARROW).map(|topics| Cursor::Of(Listing { sum, topics })),
-        _ => Err(Damaged),
+        WIDE | NARROW => rest.topics(form == NARROW).map(|topics| Cursor::Of(CursorContents { sum, topics })),
+        _ => Err(InvalidCursor),
     }
 }
 
@@ -385,12 +391,12 @@ fn check(bytes: &[u8], assessment: AssessmentHash) -> u32 {
 }
 
 /// A cursor's bytes as they are made. There is room for one topic over the bound, so that only whole ones are counted.
-struct Raw {
+struct CursorBytes {
     bytes: [u8; BYTES_MAX + TOPIC_BYTES_MAX],
     len: usize,
 }
 
-impl Raw {
+impl CursorBytes {
     /// Seven bits a byte, the lowest first; the highest bit says that more follow.
     fn put_varint(&mut self, mut value: u64) {
         while value >= 0x80 {
@@ -415,10 +421,10 @@ impl Raw {
 }
 
 /// What is left to be read.
-struct Rest<'a>(&'a [u8]);
+struct ByteReader<'a>(&'a [u8]);
 
-impl Rest<'_> {
-    fn topics(mut self, is_narrow: bool) -> Result<Vec<ListedTopic>, Damaged> {
+impl ByteReader<'_> {
+    fn topics(mut self, is_narrow: bool) -> Result<Vec<ListedTopic>, InvalidCursor> {
         let mut topics = Vec::new();
         let mut shapes: Vec<(u32, u32)> = Vec::with_capacity(SHAPES);
         let mut epoch = None;
@@ -433,54 +439,54 @@ impl Rest<'_> {
                 }
                 shape
             } else {
-                *shapes.get(shape).ok_or(Damaged)?
+                *shapes.get(shape).ok_or(InvalidCursor)?
             };
             let next = self.take_next(head >> 4 & 3)?;
             if head >> 1 & 1 == 1 {
                 epoch = self.take_epoch()?;
             }
-            let mut places = vec![Place { partition, next, epoch }];
+            let mut offsets = vec![PartitionOffset { partition, next, epoch }];
             let (mut before, mut more) = (partition, head & 1 == 1);
             while more {
                 let head = self.take_varint()?;
-                let gap = u32::try_from(head >> 4).map_err(|_| Damaged)?;
-                let partition = before.checked_add(1).and_then(|after| after.checked_add(gap)).ok_or(Damaged)?;
+                let gap = u32::try_from(head >> 4).map_err(|_| InvalidCursor)?;
+                let partition = before.checked_add(1).and_then(|after| after.checked_add(gap)).ok_or(InvalidCursor)?;
                 let next = self.take_next((head >> 2 & 3) as u16)?;
                 if head >> 1 & 1 == 1 {
                     epoch = self.take_epoch()?;
                 }
-                places.push(Place { partition, next, epoch });
+                offsets.push(PartitionOffset { partition, next, epoch });
                 (before, more) = (partition, head & 1 == 1);
             }
-            topics.push(ListedTopic { tag: Tag { name: head >> 6, mark }, partitions, places });
+            topics.push(ListedTopic { tag: Tag { name: head >> 6, mark }, partitions, offsets });
         }
         Ok(topics)
     }
 
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], Damaged> {
-        let (taken, rest) = self.0.split_first_chunk::<N>().ok_or(Damaged)?;
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], InvalidCursor> {
+        let (taken, rest) = self.0.split_first_chunk::<N>().ok_or(InvalidCursor)?;
         self.0 = rest;
         Ok(*taken)
     }
 
-    fn take_next(&mut self, code: u16) -> Result<i64, Damaged> {
-        let (taken, rest) = self.0.split_at_checked(NEXT_BYTES[usize::from(code)]).ok_or(Damaged)?;
+    fn take_next(&mut self, code: u16) -> Result<i64, InvalidCursor> {
+        let (taken, rest) = self.0.split_at_checked(NEXT_BYTES[usize::from(code)]).ok_or(InvalidCursor)?;
         self.0 = rest;
         let mut bytes = [0; 8];
         bytes[..taken.len()].copy_from_slice(taken);
-        i64::try_from(u64::from_le_bytes(bytes)).map_err(|_| Damaged)
+        i64::try_from(u64::from_le_bytes(bytes)).map_err(|_| InvalidCursor)
     }
 
-    fn take_epoch(&mut self) -> Result<Option<i32>, Damaged> {
+    fn take_epoch(&mut self) -> Result<Option<i32>, InvalidCursor> {
         let epoch = self.take_varint()?.checked_sub(1);
-        epoch.map(|epoch| i32::try_from(epoch).map_err(|_| Damaged)).transpose()
+        epoch.map(|epoch| i32::try_from(epoch).map_err(|_| InvalidCursor)).transpose()
     }
 
-    fn take_u32(&mut self) -> Result<u32, Damaged> {
-        u32::try_from(self.take_varint()?).map_err(|_| Damaged)
+    fn take_u32(&mut self) -> Result<u32, InvalidCursor> {
+        u32::try_from(self.take_varint()?).map_err(|_| InvalidCursor)
     }
 
-    fn take_varint(&mut self) -> Result<u64, Damaged> {
+    fn take_varint(&mut self) -> Result<u64, InvalidCursor> {
         let mut value = 0;
         for shift in (0..63).step_by(7) {
             let [byte] = self.take()?;
@@ -489,6 +495,6 @@ impl Rest<'_> {
                 return Ok(value);
             }
         }
-        Err(Damaged)
+        Err(InvalidCursor)
     }
 }

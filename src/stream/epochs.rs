@@ -35,14 +35,14 @@ const LOST_MAX: usize = 32;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EpochTimeline {
     /// Ordered by offset, and by epoch.
-    runs: Vec<Run>,
+    runs: Vec<EpochRun>,
     /// In the order in which they were found.
     lost: Vec<LostEnd>,
 }
 
 /// Records of one epoch, up to where the next run begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Run {
+struct EpochRun {
     first: i64,
     epoch: i32,
 }
@@ -59,7 +59,7 @@ struct LostEnd {
 
 /// What a record's epoch says of the records before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Met {
+pub enum EpochOrder {
     /// The epoch is that of the record before, or unknown.
     Same,
     /// A later leader wrote it, or it is the first one whose epoch is known.
@@ -117,25 +117,25 @@ impl LostEnd {
 
 impl EpochTimeline {
     /// Takes in the epoch of the record at an offset, which is above all offsets before. An epoch below 0 is unknown. One
-    /// that is [`Met::Earlier`] changes nothing.
+    /// that is [`EpochOrder::Earlier`] changes nothing.
     #[inline]
-    pub fn note(&mut self, offset: i64, epoch: i32) -> Met {
+    pub fn record(&mut self, offset: i64, epoch: i32) -> EpochOrder {
         match self.runs.last() {
-            _ if epoch < 0 => Met::Same,
-            Some(last) if last.epoch == epoch => Met::Same,
-            Some(last) if last.epoch > epoch => Met::Earlier,
+            _ if epoch < 0 => EpochOrder::Same,
+            Some(last) if last.epoch == epoch => EpochOrder::Same,
+            Some(last) if last.epoch > epoch => EpochOrder::Earlier,
             _ => {
                 if self.runs.len() == RUNS_MAX {
                     self.runs.remove(0);
                 }
-                self.runs.push(Run { first: offset, epoch });
-                Met::Later
+                self.runs.push(EpochRun { first: offset, epoch });
+                EpochOrder::Later
             }
         }
     }
 
     /// Forgets all runs that begin at or past an offset: the log was cut there.
-    pub fn cut(&mut self, from: i64) {
+    pub fn truncate(&mut self, from: i64) {
         self.runs.truncate(self.runs.partition_point(|run| run.first < from));
     }
 
@@ -152,7 +152,7 @@ impl EpochTimeline {
         if is_below_unknown {
             self.clear();
         } else {
-            self.cut(from);
+            self.truncate(from);
         }
         // Who stands where the logs part counts nothing of what is lost, if that is where they part.
         let from = if is_below_unknown { from.saturating_sub(1) } else { from };
@@ -229,7 +229,7 @@ mod tests {
     fn timeline(runs: &[(i64, i32)]) -> EpochTimeline {
         let mut timeline = EpochTimeline::default();
         for &(first, epoch) in runs {
-            assert_eq!(timeline.note(first, epoch), Met::Later);
+            assert_eq!(timeline.record(first, epoch), EpochOrder::Later);
         }
         timeline
     }
@@ -238,19 +238,22 @@ mod tests {
     fn a_record_is_of_the_epoch_before_it_or_of_a_later_one() {
         let mut timeline = timeline(&[(10, 3), (20, 5)]);
         assert_eq!(
-            (timeline.note(21, 5), timeline.note(22, -1), timeline.note(23, 4)),
-            (Met::Same, Met::Same, Met::Earlier)
+            (timeline.record(21, 5), timeline.record(22, -1), timeline.record(23, 4)),
+            (EpochOrder::Same, EpochOrder::Same, EpochOrder::Earlier)
         );
         let before = [10, 11, 20, 21, 99].map(|next| timeline.before(next));
         assert_eq!(before, [None, Some(3), Some(3), Some(5), Some(5)]);
-        timeline.cut(20);
-        assert_eq!((timeline.before(99), timeline.note(20, 7), timeline.before(99)), (Some(3), Met::Later, Some(7)));
+        timeline.truncate(20);
+        assert_eq!(
+            (timeline.before(99), timeline.record(20, 7), timeline.before(99)),
+            (Some(3), EpochOrder::Later, Some(7))
+        );
     }
 
     #[test]
     fn of_many_elections_the_last_ones_are_known() {
         let mut timeline = EpochTimeline::default();
-        (0..100).for_each(|epoch| _ = timeline.note(i64::from(epoch), epoch));
+        (0..100).for_each(|epoch| _ = timeline.record(i64::from(epoch), epoch));
         assert_eq!((timeline.before(50), timeline.before(90)), (None, Some(89)));
         assert_eq!(timeline.judge(50, Some(49), 100), Branch::Lost, "it may be the same, but nobody here can tell");
         assert_eq!(timeline.judge(90, Some(89), 100), Branch::Same);
@@ -313,7 +316,7 @@ mod tests {
         }
         assert_eq!([None, Some(0)].map(|epoch| log.judge(50, epoch, 50)), [Branch::Same; 2]);
         assert_eq!(log.judge(101, Some(0), 50), Branch::Ahead, "its leader says where it ends");
-        log.note(50, 1);
+        log.record(50, 1);
         assert_eq!(log.judge(101, Some(0), 51), Branch::Lost);
         assert_eq!([None, Some(0), Some(1)].map(|epoch| log.judge(70, epoch, 150)), {
             [Branch::Lost, Branch::Lost, Branch::Same]
@@ -326,12 +329,12 @@ mod tests {
         log.lose_end(50, 100, true, 0);
         assert_eq!([None, Some(3)].map(|epoch| log.judge(50, epoch, 50)), [Branch::Lost; 2]);
         assert_eq!(log.judge(60, Some(4), 50), Branch::Ahead);
-        log.note(50, 4);
+        log.record(50, 4);
         assert_eq!([60, 120].map(|next| log.judge(next, Some(4), 150)), [Branch::Same; 2]);
         let mut unknown = EpochTimeline::default();
         unknown.lose_end(50, 100, true, 0);
         assert_eq!(unknown.judge(60, Some(4), 50), Branch::Lost, "of what epoch they were, nobody knows");
-        unknown.note(50, 4);
+        unknown.record(50, 4);
         assert_eq!(unknown.judge(60, Some(4), 70), Branch::Same, "and these are of this log, whatever was lost");
     }
 
@@ -340,7 +343,7 @@ mod tests {
         let mut log = EpochTimeline::default();
         for epoch in 0..100 {
             let at = i64::from(epoch) * 10;
-            log.note(at, epoch);
+            log.record(at, epoch);
             log.lose_end(at + 5, at + 10, false, 0);
         }
         assert_eq!(log.lost.len(), LOST_MAX);
@@ -408,7 +411,7 @@ mod tests {
 
         fn read_on(&mut self, records: &[Record]) {
             for &(offset, epoch, _) in records {
-                assert_ne!(self.timeline.note(offset, epoch), Met::Earlier);
+                assert_ne!(self.timeline.record(offset, epoch), EpochOrder::Earlier);
                 self.read = offset + 1;
             }
         }

@@ -8,23 +8,23 @@
 //! connection comes to it; what nobody watches stays raw. Each frame carries the cursor *as of its entry*: the offsets
 //! where ingest stood there, whenever it is framed.
 //!
-//! - `chains`: who is watched, and which entries are fresh;
+//! - `logs`: who is watched, and which entries are fresh;
 //! - `blocks`: a long chain's entries by number, and what a cursor covers of them;
 //! - `strays`: entries that lie where their partitioner would not have put them;
 //! - `positions`: what is due from a position on, and how far a write came;
 //! - `cursors`: where a client goes on that comes back, and the cursor of a position;
 //! - `index`: from an assessment's id to its chain;
-//! - `held`: half-written frames, kept until they are written;
-//! - `segment`, `past`: a stretch of the window, and where ingest stood at each of its entries.
+//! - `held_frames`: half-written frames, kept until they are written;
+//! - `segment`, `offset_timeline`: a stretch of the window, and where ingest stood at each of its entries.
 //!
 //! Who the connections are, and what is written to them when, is left to the shard.
 
+mod assessment_logs;
 mod blocks;
-mod chains;
 mod cursors;
-mod held;
+mod held_frames;
 mod index;
-mod past;
+mod offset_timeline;
 mod positions;
 mod segment;
 mod strays;
@@ -37,70 +37,70 @@ use std::time::{Duration, Instant};
 
 use slotmap::{SlotMap, SparseSecondaryMap};
 
+pub use self::assessment_logs::AssessmentLogKey;
+use self::assessment_logs::{AssessmentLog, LINK_GROUP};
 use self::blocks::Blocks;
-pub use self::chains::ChainKey;
-use self::chains::{Chain, LINKED_TOGETHER};
-pub use self::cursors::Apart;
-use self::held::Held;
+pub use self::cursors::CatchUpFrames;
+use self::held_frames::HeldFrames;
 use self::index::Index;
 pub use self::index::IndexKey;
-pub use self::positions::{Due, FrameRef, Lag, Position, Progress};
-use self::segment::{Entry, EntryRef, Frame, Segment, WINDOW_PARTS};
+pub use self::positions::{DueFrames, FrameRef, Position, PositionStatus, WriteProgress};
+use self::segment::{Entry, EntryFrame, EntryRef, Segment, WINDOW_PARTS};
 use self::strays::Strays;
 use crate::ids::TopicIndex;
 use crate::limits::{GROWTH_NOTICED_MAX, MESSAGE_BYTES_COMMON, UNDISPATCHED_BYTES_MAX};
 use crate::routing::table::Topic;
-use crate::stream::batch::{Batch, LogCut};
-use crate::stream::offsets::{Offsets, PlaceId};
+use crate::stream::batch::{Batch, LogTruncation};
+use crate::stream::offsets::{Offsets, PartitionId};
 
 /// The window.
 #[derive(Debug)]
 pub struct History {
-    limits: Limits,
+    limits: HistoryLimits,
     /// As of the newest record.
     offsets: Offsets,
     /// Oldest first; the number of the first is `first_segment`.
     segments: VecDeque<Segment>,
     first_segment: u64,
-    /// What `segments`, `chains` and the copies in `held` cost.
+    /// What `segments`, `logs` and the copies in `held_frames` cost.
     bytes: usize,
-    held: Held,
-    chains: SlotMap<ChainKey, Chain>,
+    held: HeldFrames,
+    logs: SlotMap<AssessmentLogKey, AssessmentLog>,
     /// Places that moved without a record since the last segment or batch: for the next one's start.
-    moved: Vec<PlaceId>,
+    moved: Vec<PartitionId>,
     index: Index,
     strays: Strays,
     /// Of the chains that are long.
-    blocks: SparseSecondaryMap<ChainKey, Blocks>,
+    blocks: SparseSecondaryMap<AssessmentLogKey, Blocks>,
     /// Watched chains with entries that were not dispatched yet, in the order in which they came to it.
-    fresh: VecDeque<ChainKey>,
+    undispatched: VecDeque<AssessmentLogKey>,
     /// Where a message is mapped before its length is known.
     scratch: Vec<u8>,
     /// What partitions lost that no client was told of yet.
     losses: Vec<Loss>,
     /// The few chains with an event that is sent to nobody, being too large or of a dropped topic: it lies below this number.
-    unsent_below: SparseSecondaryMap<ChainKey, u64>,
+    unsent_below: SparseSecondaryMap<AssessmentLogKey, u64>,
     /// Watched chains with an event that is too large, whose watchers were not told yet.
-    without_event: Vec<ChainKey>,
+    oversized: Vec<AssessmentLogKey>,
     /// Topics whose indexes others got, that no cursor in use may name any more.
     reused: Vec<TopicIndex>,
     /// Watched chains that had entries of dropped topics, each with the position after the last of them.
-    dropped_from: Vec<(ChainKey, Position)>,
-    findings: Findings,
+    dropped_from: Vec<(AssessmentLogKey, Position)>,
+    findings: RecordFindings,
 }
 
 /// The bounds of the window: what is over either of them goes, oldest first.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct HistoryLimits {
     /// Bytes of memory: arenas, entries, frames and chains.
     pub bytes_max: usize,
     /// For how long after its arrival an entry is kept.
     pub window: Duration,
 }
 
-impl Limits {
+impl HistoryLimits {
     /// Bytes of one event's payload, and of its frame: each may take half of the window. Over it, the event is counted, and
-    /// its watchers are told that they lack it ([`History::take_without_event`]).
+    /// its watchers are told that they lack it ([`History::take_oversized`]).
     fn event_bytes_max(&self) -> usize {
         self.bytes_max / 2
     }
@@ -108,7 +108,7 @@ impl Limits {
 
 /// What turned out about records when they were linked or framed.
 #[derive(Debug, Default)]
-pub struct Findings {
+pub struct RecordFindings {
     /// Records that can't be mapped.
     pub unusable: u64,
     /// Records of watched assessments that lie where their topic's partitioner would not have put them.
@@ -133,7 +133,7 @@ pub struct Findings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Loss {
     /// Of which partition.
-    pub place: PlaceId,
+    pub partition_id: PartitionId,
     /// How the log lost its end; `None` where records were deleted before they were read, or compaction removed them.
     pub end: Option<LostEnd>,
 }
@@ -150,34 +150,34 @@ pub struct LostEnd {
 impl History {
     /// An empty window.
     #[must_use]
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: HistoryLimits) -> Self {
         Self {
             limits,
             offsets: Offsets::default(),
             segments: VecDeque::new(),
             first_segment: 0,
             bytes: 0,
-            held: Held::default(),
-            chains: SlotMap::with_key(),
+            held: HeldFrames::default(),
+            logs: SlotMap::with_key(),
             moved: Vec::new(),
             index: Index::new(IndexKey::default()),
             strays: Strays::default(),
             blocks: SparseSecondaryMap::new(),
-            fresh: VecDeque::new(),
+            undispatched: VecDeque::new(),
             scratch: Vec::new(),
             losses: Vec::new(),
             unsent_below: SparseSecondaryMap::new(),
-            without_event: Vec::new(),
+            oversized: Vec::new(),
             reused: Vec::new(),
             dropped_from: Vec::new(),
-            findings: Findings::default(),
+            findings: RecordFindings::default(),
         }
     }
 
     /// With a secret of this process in its index, so that no client can choose ids that are slow to find.
     #[must_use]
     pub fn with_index_key(mut self, key: IndexKey) -> Self {
-        debug_assert!(self.chains.is_empty());
+        debug_assert!(self.logs.is_empty());
         self.index = Index::new(key);
         self
     }
@@ -189,9 +189,11 @@ impl History {
             return;
         }
         let added = match self.segments.back_mut() {
-            Some(last) if last.absorbs(&batch, now, self.limits.window) => {
-                last.note_moves(self.moved.drain(..).map(|place| (place, self.offsets.next(place))));
-                last.absorb(&batch, self.limits.event_bytes_max(), now)
+            Some(last) if last.can_take(&batch, now, self.limits.window) => {
+                last.record_moves(
+                    self.moved.drain(..).map(|partition_id| (partition_id, self.offsets.next(partition_id))),
+                );
+                last.copy_batch(&batch, self.limits.event_bytes_max(), now)
             }
             _ => {
                 self.moved.clear();
@@ -204,7 +206,7 @@ impl History {
         };
         let number = self.first_segment + self.segments.len() as u64 - 1;
         self.link_all(number, added);
-        self.recount(number);
+        self.update_cost(number);
         self.evict(now);
     }
 
@@ -212,19 +214,19 @@ impl History {
     fn take_offsets(&mut self, batch: &Batch, now: Instant) {
         batch.dropped.iter().for_each(|&topic| self.drop_topic(topic));
         batch.topics.iter().for_each(|topic| self.make_way_for(topic));
-        self.offsets.learn(&batch.topics);
+        self.offsets.add_topics(&batch.topics);
         let deleted = batch.deleted.iter().filter_map(|at| self.offsets.missing_below(at));
-        self.losses.extend(deleted.map(|place| Loss { place, end: None }));
-        batch.cuts.iter().for_each(|cut| self.cut(cut));
+        self.losses.extend(deleted.map(|partition_id| Loss { partition_id, end: None }));
+        batch.truncations.iter().for_each(|cut| self.truncate(cut));
         let is_old = |segment: &&Segment| segment.opened + GROWTH_NOTICED_MAX <= now;
-        let past = || self.segments.iter().rev().find(is_old).map(|segment| &*segment.base);
+        let timeline = || self.segments.iter().rev().find(is_old).map(|segment| &*segment.base);
         let mut begun_late = Vec::new();
-        self.offsets.told(&batch.starts, past, now, &mut self.moved, &mut begun_late);
-        self.losses.extend(begun_late.into_iter().map(|place| Loss { place, end: None }));
+        self.offsets.apply_next_offsets(&batch.starts, timeline, now, &mut self.moved, &mut begun_late);
+        self.losses.extend(begun_late.into_iter().map(|partition_id| Loss { partition_id, end: None }));
         self.offsets.recent_from(&batch.recent);
         batch.epochs.iter().for_each(|start| self.offsets.epoch_starts(start));
         let missing = batch.whole_from.iter().filter_map(|from| self.offsets.missing_below(from));
-        self.losses.extend(missing.map(|place| Loss { place, end: None }));
+        self.losses.extend(missing.map(|partition_id| Loss { partition_id, end: None }));
         if self.moved.len() > 2 * self.offsets.all_next().len() {
             self.moved.sort_unstable();
             self.moved.dedup();
@@ -233,33 +235,33 @@ impl History {
 
     /// A log lost its end. What was read of that does not belong to it: the window goes on as if it had never been read. It
     /// takes as long as that is, from the newest entry back.
-    fn cut(&mut self, cut: &LogCut) {
-        let Some((place, epoch)) = self.offsets.cut(cut) else { return };
+    fn truncate(&mut self, cut: &LogTruncation) {
+        let Some((partition_id, epoch)) = self.offsets.truncate(cut) else { return };
         // The lost ones are the last of the partition: back to the segment where it stood before them.
         for number in (self.first_segment..self.first_segment + self.segments.len() as u64).rev() {
             let Some(segment) = self.segment_mut(EntryRef::new(number, 0)) else { break };
-            let (began_before, strays) = segment.cut(place, cut.next);
-            self.recount(number);
-            self.strays_are_cut(&strays, place, cut.next.offset);
+            let (began_before, strays) = segment.truncate(partition_id, cut.next);
+            self.update_cost(number);
+            self.strays_are_cut(&strays, partition_id, cut.next.offset);
             if began_before {
                 break;
             }
         }
-        self.losses.push(Loss { place, end: Some(LostEnd { from: cut.next.offset, epoch }) });
+        self.losses.push(Loss { partition_id, end: Some(LostEnd { from: cut.next.offset, epoch }) });
     }
 
     /// No route takes a topic any more as it did: what the window has of it is sent to nobody. Who lacks it is told so, now or
     /// when it comes back. It takes as long as the window is.
     fn drop_topic(&mut self, topic: TopicIndex) {
-        let chains: HashSet<ChainKey> =
+        let logs: HashSet<AssessmentLogKey> =
             self.segments.iter_mut().flat_map(|segment| segment.drop_topic(topic)).collect();
-        for key in chains {
+        for key in logs {
             let Some(after) = self.after_last_of(key, topic) else { continue };
             if let Some(entry) = self.unsent_below.entry(key) {
                 let below = entry.or_default();
                 *below = after.number.max(*below);
             }
-            if self.chains.get(key).is_some_and(|chain| chain.watchers > 0) {
+            if self.logs.get(key).is_some_and(|log| log.subscribers > 0) {
                 self.dropped_from.push((key, after));
             }
         }
@@ -277,8 +279,8 @@ impl History {
             let last = self.segments.iter().rposition(|segment| segment.entries.iter().any(is_of));
             (0..last.map_or(0, |last| last + 1)).for_each(|_| self.drop_oldest());
         }
-        for place in self.offsets.places_of(topic.index) {
-            self.segments.iter_mut().for_each(|segment| segment.forget(place));
+        for partition_id in self.offsets.partitions_of(topic.index) {
+            self.segments.iter_mut().for_each(|segment| segment.forget(partition_id));
         }
     }
 
@@ -290,7 +292,8 @@ impl History {
     /// Drops what is over the limits at `now`. What was not dispatched yet makes room by its age alone: those who are up to
     /// date are not overtaken by what a turn takes in, however small the window and however large the events.
     pub fn evict(&mut self, now: Instant) {
-        let undispatched = self.fresh.iter().find_map(|&key| self.chains.get(key)?.fresh).map(|(_, at)| at.segment());
+        let undispatched =
+            self.undispatched.iter().find_map(|&key| self.logs.get(key)?.undispatched).map(|(_, at)| at.segment());
         let bytes_most = 2 * self.limits.bytes_max + UNDISPATCHED_BYTES_MAX;
         while let Some(oldest) = self.segments.front() {
             let aged = now.saturating_duration_since(oldest.arrived) > self.limits.window;
@@ -312,7 +315,7 @@ impl History {
     }
 
     /// What turned out since this was last asked.
-    pub fn take_findings(&mut self) -> Findings {
+    pub fn take_findings(&mut self) -> RecordFindings {
         std::mem::take(&mut self.findings)
     }
 
@@ -322,25 +325,25 @@ impl History {
     }
 
     /// The watched chains with an event that is too large for the window, since this was last asked.
-    pub fn take_without_event(&mut self) -> Vec<ChainKey> {
-        std::mem::take(&mut self.without_event)
+    pub fn take_oversized(&mut self) -> Vec<AssessmentLogKey> {
+        std::mem::take(&mut self.oversized)
     }
 
     /// The watched chains that had entries of topics that were dropped since this was last asked. Whoever is before this
     /// position lacks some.
-    pub fn take_dropped_from(&mut self) -> Vec<(ChainKey, Position)> {
+    pub fn take_dropped_from(&mut self) -> Vec<(AssessmentLogKey, Position)> {
         std::mem::take(&mut self.dropped_from)
     }
 
     /// Notes that a chain's newest entries have one that is too large.
-    fn note_too_large(&mut self, key: ChainKey, at: EntryRef) {
+    fn note_too_large(&mut self, key: AssessmentLogKey, at: EntryRef) {
         let topic = self.entry(at).and_then(|(_, entry)| self.offsets.topic(entry.record.origin.topic)).cloned();
         self.findings.too_large += 1;
         self.findings.too_large_on = topic;
-        let Some(chain) = self.chains.get(key) else { return };
-        self.unsent_below.insert(key, chain.end);
-        if chain.watchers > 0 && self.without_event.last() != Some(&key) {
-            self.without_event.push(key);
+        let Some(log) = self.logs.get(key) else { return };
+        self.unsent_below.insert(key, log.end);
+        if log.subscribers > 0 && self.oversized.last() != Some(&key) {
+            self.oversized.push(key);
         }
     }
 
@@ -351,26 +354,26 @@ impl History {
         self.bytes -= segment.counted;
         self.keep_held(number, &segment);
         self.forget_strays(&segment);
-        for group in segment.entries.chunks(LINKED_TOGETHER) {
-            self.fetch_chains(group.iter().map(|entry| entry.chain));
+        for group in segment.entries.chunks(LINK_GROUP) {
+            self.fetch_logs(group.iter().map(|entry| entry.log));
             for entry in group {
-                self.offsets.evicted(entry.record.origin);
-                self.unlink_first(entry.chain, entry.next);
+                self.offsets.record_evicted(entry.record.origin);
+                self.unlink_first(entry.log, entry.next);
             }
         }
     }
 
     /// The frame of an entry, made when it is first asked for. `None` where the entry has left the window.
-    fn frame(&mut self, key: ChainKey, at: EntryRef) -> Option<Frame> {
+    fn frame(&mut self, key: AssessmentLogKey, at: EntryRef) -> Option<EntryFrame> {
         let number = at.segment();
         match self.entry(at)?.1.frame {
-            Frame::NotYet => {}
+            EntryFrame::NotYet => {}
             frame => return Some(frame),
         }
-        self.list_anew(key);
-        self.prepare_past(at);
-        let frame = self.make_frame(key, at, Stand::AsOfEntry);
-        self.recount(number);
+        self.refresh_listed(key);
+        self.prepare_timeline(at);
+        let frame = self.make_frame(key, at, CursorPoint::AsOfEntry);
+        self.update_cost(number);
         frame
     }
 
@@ -380,9 +383,9 @@ impl History {
         const BYTES_A_STEP: usize = 10;
         let Some((_, entry)) = self.entry(at) else { return 1 };
         match entry.frame {
-            Frame::NotYet => 1 + entry.record.payload.len as usize / BYTES_A_STEP + self.steps_to_prepare(at),
-            Frame::Ready { .. } => 0,
-            Frame::Unusable | Frame::TooLarge | Frame::Lost { .. } => 1,
+            EntryFrame::NotYet => 1 + entry.record.payload.len as usize / BYTES_A_STEP + self.steps_to_prepare(at),
+            EntryFrame::Ready { .. } => 0,
+            EntryFrame::Unusable | EntryFrame::TooLarge | EntryFrame::Lost { .. } => 1,
         }
     }
 
@@ -393,18 +396,18 @@ impl History {
 
     /// Makes an entry's frame, with the cursor as of the entry: where its segment says that ingest stood, or, while the
     /// entry is the newest, where it stands.
-    fn make_frame(&mut self, key: ChainKey, at: EntryRef, stand: Stand) -> Option<Frame> {
+    fn make_frame(&mut self, key: AssessmentLogKey, at: EntryRef, cursor_point: CursorPoint) -> Option<EntryFrame> {
         let event_bytes_max = self.limits.event_bytes_max();
-        let Self { segments, offsets, chains, scratch, findings, first_segment, .. } = self;
-        let segment = segments.get_mut(slot(*first_segment, at)?)?;
-        let (record, chain) = (segment.entries.get(at.index())?.record, chains.get(key)?);
+        let Self { segments, offsets, logs, scratch, findings, first_segment, .. } = self;
+        let segment = segments.get_mut(segment_index(*first_segment, at)?)?;
+        let (record, log) = (segment.entries.get(at.index())?.record, logs.get(key)?);
         let topic = offsets.topic_of(record.origin);
         let frame = topic.filter(|topic| segment.map(at.index(), topic, scratch)).and_then(|_| {
             let start = scratch.len();
-            let stands = cursors::stands(segment, offsets, at.index(), true);
-            let has_cursor = match stand {
-                Stand::AsOfEntry => offsets.write_cursor(chain.hash, &chain.listed, stands, scratch),
-                Stand::Head => offsets.write_cursor(chain.hash, &chain.listed, |at| offsets.next(at), scratch),
+            let stands = cursors::offset_lookup(segment, offsets, at.index(), true);
+            let has_cursor = match cursor_point {
+                CursorPoint::AsOfEntry => offsets.write_cursor(log.hash, &log.listed, stands, scratch),
+                CursorPoint::Head => offsets.write_cursor(log.hash, &log.listed, |at| offsets.next(at), scratch),
             };
             findings.without_cursor += u64::from(!has_cursor);
             if scratch.len() > MESSAGE_BYTES_COMMON {
@@ -414,14 +417,14 @@ impl History {
             if scratch.len() > event_bytes_max {
                 // As large as it may get with a large window is not what it keeps.
                 *scratch = Vec::new();
-                return Some(Frame::TooLarge);
+                return Some(EntryFrame::TooLarge);
             }
             segment.close_frame(start, scratch)
         });
-        let frame = frame.unwrap_or(Frame::Unusable);
+        let frame = frame.unwrap_or(EntryFrame::Unusable);
         segment.entries[at.index()].frame = frame;
-        findings.unusable += u64::from(frame == Frame::Unusable);
-        if frame == Frame::TooLarge {
+        findings.unusable += u64::from(frame == EntryFrame::Unusable);
+        if frame == EntryFrame::TooLarge {
             self.note_too_large(key, at);
         }
         Some(frame)
@@ -434,7 +437,7 @@ impl History {
 
     /// An entry, and the segment that it is in.
     fn entry(&self, at: EntryRef) -> Option<(&Segment, &Entry)> {
-        let segment = self.segments.get(slot(self.first_segment, at)?)?;
+        let segment = self.segments.get(segment_index(self.first_segment, at)?)?;
         Some((segment, segment.entries.get(at.index())?))
     }
 
@@ -443,7 +446,7 @@ impl History {
     }
 
     fn segment_mut(&mut self, at: EntryRef) -> Option<&mut Segment> {
-        self.segments.get_mut(slot(self.first_segment, at)?)
+        self.segments.get_mut(segment_index(self.first_segment, at)?)
     }
 
     /// The entry after one in its chain.
@@ -452,7 +455,7 @@ impl History {
     }
 
     /// Brings `bytes` up to date with a segment's cost.
-    fn recount(&mut self, number: u64) {
+    fn update_cost(&mut self, number: u64) {
         let Some(segment) = self.segment_mut(EntryRef::new(number, 0)) else { return };
         let cost = segment.cost();
         let before = std::mem::replace(&mut segment.counted, cost);
@@ -462,7 +465,7 @@ impl History {
 
 /// Which offsets a frame's cursor is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stand {
+enum CursorPoint {
     /// Those of the entry, from its segment.
     AsOfEntry,
     /// Those of now: for the newest entry they are its own.
@@ -470,6 +473,6 @@ enum Stand {
 }
 
 /// Where an entry's segment is among those in the window, if it has not left it.
-fn slot(first_segment: u64, at: EntryRef) -> Option<usize> {
+fn segment_index(first_segment: u64, at: EntryRef) -> Option<usize> {
     usize::try_from(at.segment().checked_sub(first_segment)?).ok()
 }

@@ -11,8 +11,8 @@ pub mod batch;
 pub mod board;
 pub mod cursor;
 pub mod epochs;
+pub(crate) mod fault_injection;
 pub mod history;
 pub mod offsets;
-pub(crate) mod planted;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -6,8 +6,8 @@
 //! lie: by its topics' partitioners, for each number of partitions that a topic had of late, and besides where a record
 //! of it was found against expectation.
 
-mod cover;
 mod names;
+mod resume_filter;
 #[cfg(test)]
 mod tests;
 mod topics;
@@ -17,23 +17,23 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use self::cover::Cover;
 use self::names::Candidate;
-use self::topics::Known;
+pub use self::resume_filter::ResumeFilter;
+use self::topics::TopicState;
 use crate::ids::{AssessmentHash, TopicIndex};
 use crate::limits::GROWTH_NOTICED_MAX;
 use crate::routing::partitioner::{KeyHash, Partitioner};
 use crate::routing::table::Topic;
-use crate::stream::batch::{EpochStart, LogCut, NextOffset, Origin};
-use crate::stream::cursor::{self, Encoder, Form, Place, Tag, TopicSum};
-use crate::stream::epochs::{Branch, EpochTimeline, Met};
-use crate::stream::planted::{Mistake, is_planted};
+use crate::stream::batch::{EpochStart, LogTruncation, NextOffset, Origin};
+use crate::stream::cursor::{self, Encoder, Form, PartitionOffset, Tag, TopicSum};
+use crate::stream::epochs::{Branch, EpochOrder, EpochTimeline};
+use crate::stream::fault_injection::{InjectedFault, is_injected};
 
 /// A partition of an assessments' topic: its place in the order in which the shard heard of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PlaceId(u32);
+pub struct PartitionId(u32);
 
-impl PlaceId {
+impl PartitionId {
     /// None is before it.
     pub const FIRST: Self = Self(0);
 
@@ -50,7 +50,7 @@ pub const FORGOTTEN: i64 = i64::MIN;
 /// All partitions' offsets, as of the newest record.
 #[derive(Debug, Default)]
 pub struct Offsets {
-    topics: Vec<Option<Known>>,
+    topics: Vec<Option<TopicState>>,
     /// By name, the topic that has it now.
     current: HashMap<Box<str>, TopicIndex>,
     /// By the name in their tags, the topics that have their names now, in the order of these.
@@ -58,26 +58,26 @@ pub struct Offsets {
     /// Topics whose names others have by now, and since when that is known: the window may have records of them.
     lately_replaced: Vec<(TopicIndex, Option<Instant>)>,
     /// The places of topics whose names others have by now.
-    replaced: Vec<PlaceId>,
-    places: Vec<Spot>,
+    replaced: Vec<PartitionId>,
+    partition_ids: Vec<PartitionInfo>,
     next: Vec<i64>,
-    low: Vec<i64>,
+    low_watermark: Vec<i64>,
     first: Vec<i64>,
     /// Which leaders wrote what was read, and what logs lost of that.
     epochs: Vec<EpochTimeline>,
     /// Records below these are older than the history's time: whoever was away for longer knows it by other places.
     recent: Vec<i64>,
     /// Where each place stood when somebody first watched.
-    settled: Option<Box<[i64]>>,
+    first_subscribed: Option<Box<[i64]>>,
     /// Grows with each change of topics or partitions.
     layout: u32,
     /// Places of topics that were forgotten.
-    free: Vec<PlaceId>,
+    free: Vec<PartitionId>,
 }
 
 /// A number of partitions that a topic has or had.
 #[derive(Debug)]
-struct Count {
+struct PartitionCount {
     partitions: u32,
     since: Instant,
     /// By partition: the records that its producers placed by this number are not below these. Empty for the first one.
@@ -86,7 +86,7 @@ struct Count {
 
 /// What is asked of a place most.
 #[derive(Debug, Clone, Copy)]
-struct Spot {
+struct PartitionInfo {
     tag: Tag,
     sum: TopicSum,
     topic: TopicIndex,
@@ -97,14 +97,14 @@ struct Spot {
 
 /// The places of one assessment, those of one topic side by side.
 #[derive(Debug, Default)]
-pub struct Listed {
-    places: Box<[PlaceId]>,
+pub struct ListedPartitions {
+    partition_ids: Box<[PartitionId]>,
     layout: u32,
     /// How many of them are there only because a record was found there.
     strays: u32,
 }
 
-impl Listed {
+impl ListedPartitions {
     /// Whether all of them are where the topics' partitioners put the assessment: nearly always so.
     #[must_use]
     pub fn is_as_expected(&self) -> bool {
@@ -113,14 +113,14 @@ impl Listed {
 
     /// Whether the place is one of them.
     #[must_use]
-    pub fn has(&self, place: PlaceId) -> bool {
-        self.places.contains(&place)
+    pub fn contains(&self, partition_id: PartitionId) -> bool {
+        self.partition_ids.contains(&partition_id)
     }
 
     /// All of them.
     #[must_use]
-    pub fn places(&self) -> &[PlaceId] {
-        &self.places
+    pub fn partition_ids(&self) -> &[PartitionId] {
+        &self.partition_ids
     }
 }
 
@@ -128,32 +128,32 @@ impl Offsets {
     // ---- what the shard is told -------------------------------------------------------------------------------------
 
     /// Takes in where ingest stands; those that changed are appended to `changed`, and those that are new and begin above
-    /// 0, so that something was deleted before it was read, to `cut`. `past` tells where it stood [`GROWTH_NOTICED_MAX`]
+    /// 0, so that something was deleted before it was read, to `deleted_unread`. `offset_timeline` tells where it stood [`GROWTH_NOTICED_MAX`]
     /// ago, if that is known; it is asked where a partition is new.
-    pub fn told<'a>(
+    pub fn apply_next_offsets<'a>(
         &mut self,
         starts: &[NextOffset],
-        past: impl FnOnce() -> Option<&'a [i64]>,
+        before_growth: impl FnOnce() -> Option<&'a [i64]>,
         now: Instant,
-        changed: &mut Vec<PlaceId>,
-        cut: &mut Vec<PlaceId>,
+        changed: &mut Vec<PartitionId>,
+        deleted_unread: &mut Vec<PartitionId>,
     ) {
         let mut grown = Vec::new();
         for start in starts {
             let Some((topic, partition)) = self.known(start.topic).zip(u32::try_from(start.partition).ok()) else {
                 continue;
             };
-            let place = match topic.places.get(partition as usize) {
-                Some(&Some(place)) => place,
+            let partition_id = match topic.partition_ids.get(partition as usize) {
+                Some(&Some(partition_id)) => partition_id,
                 _ => {
                     grown.push(start.topic);
-                    let place = self.add_place(start.topic, partition, start.offset);
-                    cut.extend((start.offset > 0).then_some(place));
-                    place
+                    let partition_id = self.add_place(start.topic, partition, start.offset);
+                    deleted_unread.extend((start.offset > 0).then_some(partition_id));
+                    partition_id
                 }
             };
-            self.next[place.0 as usize] = start.offset;
-            changed.push(place);
+            self.next[partition_id.0 as usize] = start.offset;
+            changed.push(partition_id);
             if start.offset > 0
                 && let Some(Some(known)) = self.topics.get_mut(usize::from(start.topic.0))
             {
@@ -164,59 +164,60 @@ impl Offsets {
             return;
         }
         grown.dedup();
-        let past = past();
+        let before_growth = before_growth();
         for topic in grown {
-            self.count_partitions(topic, past, now);
+            self.count_partitions(topic, before_growth, now);
         }
     }
 
-    fn add_place(&mut self, topic: TopicIndex, partition: u32, offset: i64) -> PlaceId {
-        let place = self.free_place();
+    fn add_place(&mut self, topic: TopicIndex, partition: u32, offset: i64) -> PartitionId {
+        let partition_id = self.free_place();
         let known = self.topics[usize::from(topic.0)].as_mut().expect("looked up before");
         let fingerprint = known.topic.fingerprint;
         let (tag, sum) = (Tag::of(fingerprint), TopicSum::of(fingerprint));
-        if known.places.len() <= partition as usize {
-            known.places.resize(partition as usize + 1, None);
+        if known.partition_ids.len() <= partition as usize {
+            known.partition_ids.resize(partition as usize + 1, None);
         }
-        known.places[partition as usize] = Some(place);
-        self.replaced.extend(known.replaced.then_some(place));
-        let at = place.index();
-        self.places[at] = Spot { tag, sum, topic, partition, partitions: 0 };
-        (self.next[at], self.low[at], self.first[at], self.recent[at]) = (offset, offset, offset, offset);
+        known.partition_ids[partition as usize] = Some(partition_id);
+        self.replaced.extend(known.replaced.then_some(partition_id));
+        let at = partition_id.index();
+        self.partition_ids[at] = PartitionInfo { tag, sum, topic, partition, partitions: 0 };
+        (self.next[at], self.low_watermark[at], self.first[at], self.recent[at]) = (offset, offset, offset, offset);
         self.layout += 1;
-        place
+        partition_id
     }
 
     /// Records below these offsets are older than the history's time. After the places were told.
     pub fn recent_from(&mut self, recent: &[NextOffset]) {
         for from in recent {
-            if let Some(place) = self.place(from.topic, from.partition) {
-                self.recent[place.index()] = from.offset;
+            if let Some(partition_id) = self.partition_id(from.topic, from.partition) {
+                self.recent[partition_id.index()] = from.offset;
             }
         }
     }
 
     /// A topic has more partitions than before: its producers place by the new number from some moment on, at most
     /// [`GROWTH_NOTICED_MAX`] ago.
-    fn count_partitions(&mut self, topic: TopicIndex, past: Option<&[i64]>, now: Instant) {
-        let Self { topics, places, first, .. } = self;
+    fn count_partitions(&mut self, topic: TopicIndex, before_growth: Option<&[i64]>, now: Instant) {
+        let Self { topics, partition_ids, first, .. } = self;
         let Some(Some(known)) = topics.get_mut(usize::from(topic.0)) else { return };
-        let partitions = u32::try_from(known.places.len()).unwrap_or(u32::MAX);
-        let from = |place: &Option<PlaceId>| {
-            let place = place.map(|place| place.0 as usize);
-            let past = |place: usize| past?.get(place).copied().filter(|&next| next != FORGOTTEN);
-            place.map_or(0, |place| past(place).unwrap_or(first[place]))
+        let partitions = u32::try_from(known.partition_ids.len()).unwrap_or(u32::MAX);
+        let from = |partition_id: &Option<PartitionId>| {
+            let partition_id = partition_id.map(|partition_id| partition_id.0 as usize);
+            let before_growth =
+                |partition_id: usize| before_growth?.get(partition_id).copied().filter(|&next| next != FORGOTTEN);
+            partition_id.map_or(0, |partition_id| before_growth(partition_id).unwrap_or(first[partition_id]))
         };
         match known.counts.last() {
             Some(last) if last.partitions >= partitions => {}
             Some(_) => {
-                let from = known.places.iter().map(from).collect();
-                known.counts.push(Count { partitions, since: now, from });
+                let from = known.partition_ids.iter().map(from).collect();
+                known.counts.push(PartitionCount { partitions, since: now, from });
             }
-            None => known.counts.push(Count { partitions, since: now, from: Vec::new() }),
+            None => known.counts.push(PartitionCount { partitions, since: now, from: Vec::new() }),
         }
-        for place in known.places.iter().flatten() {
-            places[place.0 as usize].partitions = partitions;
+        for partition_id in known.partition_ids.iter().flatten() {
+            partition_ids[partition_id.0 as usize].partitions = partitions;
         }
     }
 
@@ -227,7 +228,7 @@ impl Offsets {
             if known.counts.len() < 2 {
                 continue;
             }
-            let old = |count: &Count| now.saturating_duration_since(count.since) > window + GROWTH_NOTICED_MAX;
+            let old = |count: &PartitionCount| now.saturating_duration_since(count.since) > window + GROWTH_NOTICED_MAX;
             if old(&known.counts[1]) {
                 known.counts.remove(0);
                 self.layout += 1;
@@ -240,60 +241,61 @@ impl Offsets {
     }
 
     /// The record at an offset was read.
-    pub fn advance(&mut self, origin: Origin) -> Option<PlaceId> {
+    pub fn advance(&mut self, origin: Origin) -> Option<PartitionId> {
         let known = self.topics.get_mut(usize::from(origin.topic.0))?.as_mut()?;
-        let place = (*known.places.get(usize::try_from(origin.partition).ok()?)?)?;
+        let partition_id = (*known.partition_ids.get(usize::try_from(origin.partition).ok()?)?)?;
         known.is_empty = false;
-        self.next[place.0 as usize] = origin.offset.saturating_add(1);
-        Some(place)
+        self.next[partition_id.0 as usize] = origin.offset.saturating_add(1);
+        Some(partition_id)
     }
 
     /// The record at an offset left the window: so far, it is not whole any more.
-    pub fn evicted(&mut self, origin: Origin) {
-        if let Some(place) = self.place(origin.topic, origin.partition) {
-            let low = &mut self.low[place.0 as usize];
-            *low = origin.offset.saturating_add(1).max(*low);
+    pub fn record_evicted(&mut self, origin: Origin) {
+        if let Some(partition_id) = self.partition_id(origin.topic, origin.partition) {
+            let low_watermark = &mut self.low_watermark[partition_id.0 as usize];
+            *low_watermark = origin.offset.saturating_add(1).max(*low_watermark);
         }
     }
 
     /// Records below this offset are missing that were not read: nobody can be sent them.
-    pub fn missing_below(&mut self, at: &NextOffset) -> Option<PlaceId> {
-        let place = self.place(at.topic, at.partition)?;
-        let low = &mut self.low[place.0 as usize];
-        *low = at.offset.max(*low);
-        Some(place)
+    pub fn missing_below(&mut self, at: &NextOffset) -> Option<PartitionId> {
+        let partition_id = self.partition_id(at.topic, at.partition)?;
+        let low_watermark = &mut self.low_watermark[partition_id.0 as usize];
+        *low_watermark = at.offset.max(*low_watermark);
+        Some(partition_id)
     }
 
     /// The log lost its end. Before it is told to stand there. Comes back with the epoch of the last record that was read of
     /// it, as far as that is known.
-    pub fn cut(&mut self, cut: &LogCut) -> Option<(PlaceId, Option<i32>)> {
-        let place = self.place(cut.next.topic, cut.next.partition)?;
-        let index = place.index();
-        let (from, read, low, epochs) = (cut.next.offset, self.next[index], self.low[index], &mut self.epochs[index]);
+    pub fn truncate(&mut self, deleted_unread: &LogTruncation) -> Option<(PartitionId, Option<i32>)> {
+        let partition_id = self.partition_id(deleted_unread.next.topic, deleted_unread.next.partition)?;
+        let index = partition_id.index();
+        let (from, read, low_watermark, epochs) =
+            (deleted_unread.next.offset, self.next[index], self.low_watermark[index], &mut self.epochs[index]);
         let epoch = epochs.last();
-        epochs.lose_end(from, read, cut.is_below_unknown, low);
+        epochs.lose_end(from, read, deleted_unread.is_below_unknown, low_watermark);
         // What it holds from there on is all read again.
-        self.low[index] = if cut.is_below_unknown { from } else { from.min(low) };
+        self.low_watermark[index] = if deleted_unread.is_below_unknown { from } else { from.min(low_watermark) };
         self.next[index] = from.min(read);
-        Some((place, epoch))
+        Some((partition_id, epoch))
     }
 
     /// Another leader began to write a partition.
     pub fn epoch_starts(&mut self, start: &EpochStart) {
         let Origin { topic, partition, offset } = start.first;
-        let Some(place) = self.place(topic, partition) else { return };
-        let epochs = &mut self.epochs[place.0 as usize];
-        if epochs.note(offset, start.epoch) == Met::Earlier {
+        let Some(partition_id) = self.partition_id(topic, partition) else { return };
+        let epochs = &mut self.epochs[partition_id.0 as usize];
+        if epochs.record(offset, start.epoch) == EpochOrder::Earlier {
             // Ingest tells of a cut first: what it says last is so.
             epochs.clear();
-            epochs.note(offset, start.epoch);
+            epochs.record(offset, start.epoch);
         }
     }
 
     /// Somebody watches: from now on the shard sees for itself how many partitions its topics have.
-    pub fn settle(&mut self) {
-        if self.settled.is_none() {
-            self.settled = Some(self.next.as_slice().into());
+    pub fn record_first_subscribe(&mut self) {
+        if self.first_subscribed.is_none() {
+            self.first_subscribed = Some(self.next.as_slice().into());
         }
     }
 
@@ -313,26 +315,26 @@ impl Offsets {
 
     /// The place of a partition; `None` for a market's, and one that was not told of.
     #[must_use]
-    pub fn place(&self, topic: TopicIndex, partition: i32) -> Option<PlaceId> {
-        *self.topics.get(usize::from(topic.0))?.as_ref()?.places.get(usize::try_from(partition).ok()?)?
+    pub fn partition_id(&self, topic: TopicIndex, partition: i32) -> Option<PartitionId> {
+        *self.topics.get(usize::from(topic.0))?.as_ref()?.partition_ids.get(usize::try_from(partition).ok()?)?
     }
 
     /// The next offset of a place.
     #[must_use]
-    pub fn next(&self, place: PlaceId) -> i64 {
-        self.next[place.0 as usize]
+    pub fn next(&self, partition_id: PartitionId) -> i64 {
+        self.next[partition_id.0 as usize]
     }
 
     /// The first offset that the shard was told of a place.
     #[must_use]
-    pub fn first(&self, place: PlaceId) -> i64 {
-        self.first[place.0 as usize]
+    pub fn first(&self, partition_id: PartitionId) -> i64 {
+        self.first[partition_id.0 as usize]
     }
 
     /// The places of a topic.
-    pub fn places_of(&self, topic: TopicIndex) -> impl Iterator<Item = PlaceId> + '_ {
+    pub fn partitions_of(&self, topic: TopicIndex) -> impl Iterator<Item = PartitionId> + '_ {
         let known = self.topics.get(usize::from(topic.0)).and_then(Option::as_ref);
-        known.into_iter().flat_map(|known| known.places.iter().flatten().copied())
+        known.into_iter().flat_map(|known| known.partition_ids.iter().flatten().copied())
     }
 
     /// The next offset of each place; [`FORGOTTEN`] where it is no topic's.
@@ -343,68 +345,69 @@ impl Offsets {
 
     /// Whether topics or partitions changed since the places were listed.
     #[must_use]
-    pub fn is_outdated(&self, listed: &Listed) -> bool {
+    pub fn is_outdated(&self, listed: &ListedPartitions) -> bool {
         listed.layout != self.layout
     }
 
     /// The places of an assessment: where its records are expected, and where they were `found`.
     #[must_use]
-    pub fn list(&self, id: &str, found: impl IntoIterator<Item = PlaceId>) -> Listed {
+    pub fn list_partitions(&self, id: &str, found: impl IntoIterator<Item = PartitionId>) -> ListedPartitions {
         let hashes = Hashes::of(id);
-        let mut places = Vec::new();
+        let mut partition_ids = Vec::new();
         for known in self.topics.iter().flatten().filter(|known| !known.replaced) {
             let Some(partitioner) = known.partitioner else { continue };
             match hashes.by(partitioner) {
                 Some(hash) => {
                     let expected = known.counts.iter().map(|count| hash.of(count.partitions) as usize);
-                    places.extend(expected.filter_map(|partition| *known.places.get(partition)?));
+                    partition_ids.extend(expected.filter_map(|partition| *known.partition_ids.get(partition)?));
                 }
-                None => places.extend(known.places.iter().flatten()),
+                None => partition_ids.extend(known.partition_ids.iter().flatten()),
             }
         }
-        let expected = places.len();
-        for place in found {
-            if !self.is_replaced(place) && !places.contains(&place) {
-                places.push(place);
+        let expected = partition_ids.len();
+        for partition_id in found {
+            if !self.is_replaced(partition_id) && !partition_ids.contains(&partition_id) {
+                partition_ids.push(partition_id);
             }
         }
-        let strays = u32::try_from(places.len() - expected).expect("Kafka has far fewer partitions than 2^32");
-        let spot = |place: &PlaceId| &self.places[place.0 as usize];
-        places.sort_unstable_by(|a, b| {
-            let (a, b) = (spot(a), spot(b));
-            self.order(a.topic, b.topic).then(a.partition.cmp(&b.partition))
+        let strays = u32::try_from(partition_ids.len() - expected).expect("Kafka has far fewer partitions than 2^32");
+        let info = |partition_id: &PartitionId| &self.partition_ids[partition_id.0 as usize];
+        partition_ids.sort_unstable_by(|a, b| {
+            let (a, b) = (info(a), info(b));
+            self.topic_order(a.topic, b.topic).then(a.partition.cmp(&b.partition))
         });
-        places.dedup();
-        Listed { places: places.into(), layout: self.layout, strays }
+        partition_ids.dedup();
+        ListedPartitions { partition_ids: partition_ids.into(), layout: self.layout, strays }
     }
 
     /// Whether the topic's partitioner would put the assessment's records there, by some number of partitions that the
     /// topic had of late.
     #[must_use]
-    pub fn is_expected(&self, id: &str, place: PlaceId) -> bool {
-        let spot = self.places[place.0 as usize];
-        let Some(known) = self.known(spot.topic) else { return false };
+    pub fn is_expected(&self, id: &str, partition_id: PartitionId) -> bool {
+        let info = self.partition_ids[partition_id.0 as usize];
+        let Some(known) = self.known(info.topic) else { return false };
         match known.partitioner.and_then(|partitioner| partitioner.hash(id)) {
-            Some(hash) => known.counts.iter().any(|count| hash.of(count.partitions) == spot.partition),
+            Some(hash) => known.counts.iter().any(|count| hash.of(count.partitions) == info.partition),
             None => true,
         }
     }
 
     /// Whether a record may lie there because the topic once had fewer partitions: one that was there before anyone
     /// watched.
-    fn may_be_of_old(&self, id: &str, place: PlaceId, offset: i64) -> bool {
-        let spot = self.places[place.0 as usize];
-        let was_there = |settled: &[i64]| settled.get(place.0 as usize).is_some_and(|&next| offset < next);
-        let partitioner = self.known(spot.topic).and_then(|known| known.partitioner);
+    fn may_predate_growth(&self, id: &str, partition_id: PartitionId, offset: i64) -> bool {
+        let info = self.partition_ids[partition_id.0 as usize];
+        let was_there =
+            |first_subscribed: &[i64]| first_subscribed.get(partition_id.0 as usize).is_some_and(|&next| offset < next);
+        let partitioner = self.known(info.topic).and_then(|known| known.partitioner);
         let hash = partitioner.and_then(|partitioner| partitioner.hash(id));
-        self.settled.as_deref().is_some_and(was_there)
-            && hash.is_some_and(|hash| (1..=spot.partitions).any(|partitions| hash.of(partitions) == spot.partition))
+        self.first_subscribed.as_deref().is_some_and(was_there)
+            && hash.is_some_and(|hash| (1..=info.partitions).any(|partitions| hash.of(partitions) == info.partition))
     }
 
     /// Whether another topic has the name of this place's by now.
     #[must_use]
-    pub fn is_replaced(&self, place: PlaceId) -> bool {
-        let topic = self.places[place.0 as usize].topic;
+    pub fn is_replaced(&self, partition_id: PartitionId) -> bool {
+        let topic = self.partition_ids[partition_id.0 as usize].topic;
         self.known(topic).is_none_or(|known| known.replaced)
     }
 
@@ -413,8 +416,8 @@ impl Offsets {
     pub fn write_cursor(
         &self,
         assessment: AssessmentHash,
-        listed: &Listed,
-        next: impl Fn(PlaceId) -> i64,
+        listed: &ListedPartitions,
+        next: impl Fn(PartitionId) -> i64,
         out: &mut Vec<u8>,
     ) -> bool {
         for form in Form::ALL {
@@ -424,21 +427,23 @@ impl Offsets {
                 return true;
             }
         }
-        cursor::encode_none(assessment, out);
+        cursor::encode_unresumable(assessment, out);
         false
     }
 
-    fn encode(&self, encoder: &mut Encoder, listed: &Listed, next: &impl Fn(PlaceId) -> i64) -> bool {
-        let mut rest = &*listed.places;
+    fn encode(&self, encoder: &mut Encoder, listed: &ListedPartitions, next: &impl Fn(PartitionId) -> i64) -> bool {
+        let mut rest = &*listed.partition_ids;
         while let Some((&first, behind)) = rest.split_first() {
-            let Spot { tag, sum, topic, partitions, .. } = *self.spot(first);
+            let PartitionInfo { tag, sum, topic, partitions, .. } = *self.info(first);
             // One alone is what nearly all topics have.
-            let further = behind.iter().take_while(|&&place| self.spot(place).topic == topic).count();
+            let further = behind.iter().take_while(|&&partition_id| self.info(partition_id).topic == topic).count();
             rest = &behind[further..];
-            let place =
-                |place| Some(self.place_at(place, next(place))).filter(|at| self.is_worth_listing(topic, at.next));
-            let places = std::iter::once(first).chain(behind[..further].iter().copied()).filter_map(place);
-            if !encoder.topic(tag, sum, partitions, places) {
+            let partition_id = |partition_id| {
+                Some(self.offset_at(partition_id, next(partition_id))).filter(|at| self.must_list(topic, at.next))
+            };
+            let partition_ids =
+                std::iter::once(first).chain(behind[..further].iter().copied()).filter_map(partition_id);
+            if !encoder.topic(tag, sum, partitions, partition_ids) {
                 return false;
             }
         }
@@ -447,7 +452,7 @@ impl Offsets {
 
     /// Whether a cursor must list a place that stands there. A topic that it does not list is one that was empty: the client
     /// lacks all of it. So is a partition where an assessment's records lie on any.
-    fn is_worth_listing(&self, topic: TopicIndex, next: i64) -> bool {
+    fn must_list(&self, topic: TopicIndex, next: i64) -> bool {
         if next > 0 {
             return true;
         }
@@ -456,17 +461,17 @@ impl Offsets {
         })
     }
 
-    fn place_at(&self, place: PlaceId, next: i64) -> Place {
-        let epoch = self.epochs[place.0 as usize].before(next);
-        Place { partition: self.spot(place).partition, next, epoch }
+    fn offset_at(&self, partition_id: PartitionId, next: i64) -> PartitionOffset {
+        let epoch = self.epochs[partition_id.0 as usize].before(next);
+        PartitionOffset { partition: self.info(partition_id).partition, next, epoch }
     }
 
-    fn spot(&self, place: PlaceId) -> &Spot {
-        &self.places[place.0 as usize]
+    fn info(&self, partition_id: PartitionId) -> &PartitionInfo {
+        &self.partition_ids[partition_id.0 as usize]
     }
 
     /// The order in which a cursor lists topics: those that share a tag by their names, so that every pod reads it alike.
-    fn order(&self, a: TopicIndex, b: TopicIndex) -> Ordering {
+    fn topic_order(&self, a: TopicIndex, b: TopicIndex) -> Ordering {
         let key = |topic: TopicIndex| {
             self.known(topic).map(|known| (Tag::of(known.topic.fingerprint).name, &*known.topic.name, topic))
         };
@@ -474,14 +479,14 @@ impl Offsets {
     }
 
     /// How the log in which a client stands at a place stands to the one that was read here.
-    fn branch(&self, place: PlaceId, at: &Place) -> Branch {
-        self.epochs[place.index()].judge(at.next, at.epoch, self.next(place))
+    fn branch(&self, partition_id: PartitionId, at: &PartitionOffset) -> Branch {
+        self.epochs[partition_id.index()].judge(at.next, at.epoch, self.next(partition_id))
     }
 
     /// Whether a client has a newer log of a place than the one that was read here, which is lost: it is sent nothing of it.
-    fn is_outdated_at(&self, place: PlaceId, at: &Place) -> bool {
-        self.epochs[place.index()].is_older_than(at.next, at.epoch, self.next(place))
-            && !is_planted(Mistake::OldLogToANewerCursor)
+    fn is_outdated_at(&self, partition_id: PartitionId, at: &PartitionOffset) -> bool {
+        self.epochs[partition_id.index()].is_older_than(at.next, at.epoch, self.next(partition_id))
+            && !is_injected(InjectedFault::OldLogToANewerCursor)
     }
 
     /// The topics whose tags have this name.
@@ -489,7 +494,7 @@ impl Offsets {
         self.tagged.get(&name).map_or(&[], Vec::as_slice)
     }
 
-    fn known(&self, topic: TopicIndex) -> Option<&Known> {
+    fn known(&self, topic: TopicIndex) -> Option<&TopicState> {
         self.topics.get(usize::from(topic.0))?.as_ref().filter(|known| known.partitioner.is_some())
     }
 

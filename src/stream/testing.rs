@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::batch::{Batch, Origin, Record, Tick, TickTime};
 use crate::ids::{AssessmentHash, TopicIndex};
-use crate::routing::table::{Table, Topic};
+use crate::routing::table::{RouteTable, Topic};
 
 pub(crate) const EVENTS: TopicIndex = TopicIndex(0);
 pub(crate) const BTC: TopicIndex = TopicIndex(1);
@@ -12,7 +12,7 @@ pub(crate) const ETH: TopicIndex = TopicIndex(2);
 
 /// One topic of events and two of markets.
 pub(crate) fn topics() -> Vec<Arc<Topic>> {
-    let table = Table::parse(Table::BUILT_IN).expect("the built-in routes are valid");
+    let table = RouteTable::parse(RouteTable::BUILT_IN).expect("the built-in routes are valid");
     [(EVENTS, "assessment.balance-updated"), (BTC, "market-data.btc-ticks"), (ETH, "market-data.eth-ticks")]
         .map(|(index, name)| Arc::new(table.resolve(index, name).expect("a built-in route matches")))
         .into()

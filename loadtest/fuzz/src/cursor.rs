@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use shardgate::ids::{AssessmentHash, TopicIndex};
 use shardgate::limits::CURSOR_CHARS_MAX;
-use shardgate::routing::table::Table;
+use shardgate::routing::table::RouteTable;
 use shardgate::stream::batch::NextOffset;
 use shardgate::stream::cursor::decode;
 use shardgate::stream::offsets::Offsets;
@@ -21,7 +21,7 @@ pub fn cursor(data: &[u8]) {
     }
     let [damage_at, damage, plan @ ..] = data else { return };
     let offsets = offsets(plan);
-    let listed = offsets.list(ID, []);
+    let listed = offsets.list_partitions(ID, []);
     let mut made = Vec::new();
     let fits = offsets.write_cursor(AssessmentHash::of(ID), &listed, |place| offsets.next(place), &mut made);
     let text = String::from_utf8(made).expect("a cursor is text");
@@ -43,22 +43,22 @@ pub fn cursor(data: &[u8]) {
 fn offsets(plan: &[u8]) -> Offsets {
     const TOPICS: [&str; 4] =
         ["trading.order-filled", "assessment.created", "assessment.started", "rules.drawdown-checked"];
-    let table = Table::built_in();
+    let table = RouteTable::built_in();
     let mut offsets = Offsets::default();
     let mut starts = Vec::new();
     for (index, (name, plan)) in (0..).zip(TOPICS.into_iter().zip(plan.chunks(9))) {
         let topic = TopicIndex(index);
-        offsets.learn(&[Arc::new(table.resolve(topic, name).expect("a built-in route matches"))]);
+        offsets.add_topics(&[Arc::new(table.resolve(topic, name).expect("a built-in route matches"))]);
         let [partitions, offset @ ..] = plan else { continue };
         let offset = offset.iter().fold(0_i64, |offset, byte| offset << 8 | i64::from(*byte)).max(0);
         starts.extend((0..i32::from(partitions % 8) + 1).map(|partition| NextOffset { topic, partition, offset }));
     }
-    offsets.told(&starts, || None, Instant::now(), &mut Vec::new(), &mut Vec::new());
+    offsets.apply_next_offsets(&starts, || None, Instant::now(), &mut Vec::new(), &mut Vec::new());
     offsets
 }
 
 /// Whatever a cursor says, it is judged.
 fn judge(read: shardgate::stream::cursor::Cursor) {
     let offsets = offsets(&[3, 0, 0, 0, 0, 0, 0, 1, 0, 3, 0, 0, 0, 0, 0, 0, 1, 0]);
-    drop(offsets.judge(read, ID, &offsets.list(ID, []), |_| None));
+    drop(offsets.judge(read, ID, &offsets.list_partitions(ID, []), |_| None));
 }

@@ -67,5 +67,5 @@ fn push(wire: &mut Vec<u8>, first: u8, payload: &[u8], key: [u8; 4]) {
 fn receive(message_bytes_max: usize, wire: &[u8], step: usize) -> Told {
     let (mut session, mut told) = (Session::new(message_bytes_max), Vec::new());
     let result = wire.chunks(step.max(1)).try_for_each(|read| session.receive(read, &mut |inbound| told.push(inbound)));
-    (told, result, session.goodbye())
+    (told, result, session.close_code())
 }

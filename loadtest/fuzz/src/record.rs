@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use shardgate::ids::{AssessmentId, TopicIndex};
 use shardgate::limits::BOARD_BYTES_MAX;
 use shardgate::routing::mapping::{assessment_of, check_object, map_open};
-use shardgate::routing::table::{Fields, Source, Table, Topic};
+use shardgate::routing::table::{FieldSource, MessageFields, RouteTable, Topic};
 use shardgate::stream::batch::{Batch, Origin, Tick, TickTime};
 use shardgate::stream::board::{Board, BoardVersion};
 
@@ -36,7 +36,7 @@ fields = [{ name = "market", topic = "market" }, "price", "timestamp"]
 "#;
 
 static TOPICS: LazyLock<Vec<Arc<Topic>>> = LazyLock::new(|| {
-    let table = Table::parse(ROUTES).expect("good routes");
+    let table = RouteTable::parse(ROUTES).expect("good routes");
     let names = ["all.\"quoted\\", "whole.x", "market-data.\u{e9}-ticks"];
     let topic = |(index, name)| Arc::new(table.resolve(TopicIndex(index), name).expect("a route takes it"));
     (0..).zip(names).map(topic).collect()
@@ -83,9 +83,9 @@ fn map(topic: &Topic, payload: &[u8], object: Option<&[(String, &str)]>) {
     names.sort_unstable();
     assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "a name twice: {text}");
     assert!(!names.iter().any(|name| *name == "cursor"));
-    if let (Fields::Listed(listed), Some(object)) = (&topic.route.fields, object) {
+    if let (MessageFields::Listed(listed), Some(object)) = (&topic.route.fields, object) {
         for field in listed {
-            let Source::Payload(from) = &field.source else { continue };
+            let FieldSource::Payload(from) = &field.source else { continue };
             let last = object.iter().rfind(|(name, _)| **name == **from).map(|(_, value)| *value);
             let shown = got.iter().find(|(name, _)| **name == *field.name).map(|(_, value)| *value);
             assert_eq!(shown, last, "{} passes byte for byte", field.name);
@@ -103,7 +103,7 @@ fn shows_on_the_board(topic: &Arc<Topic>, payload: &[u8]) {
     batch.ticks.push(Tick { origin, made: TickTime::UNKNOWN, age_ms: 0, payload: payload_span });
     board.apply(&batch, now);
     board.publish(now);
-    let unseen = board.unseen(BoardVersion::default());
+    let unseen = board.changes_since(BoardVersion::default());
     let mut message = Vec::new();
     map_open(topic, payload, &mut message).expect("an object");
     message.push(b'}');

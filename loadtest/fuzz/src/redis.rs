@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use shardgate::discovery::contact::Times;
 use shardgate::discovery::membership::{Identity, Member};
+use shardgate::discovery::redis_health::LeaseTimes;
 use shardgate::discovery::wire::Snapshot;
 use shardgate::ids::{AssessmentHash, NodeId};
 use shardgate::limits::SLOTS_MAX;
@@ -20,7 +20,7 @@ pub fn redis(data: &[u8]) {
         owns_url: true,
         key_prefix: "p".into(),
     };
-    let mut member = Member::new(identity, Times::of(Duration::from_secs(10)));
+    let mut member = Member::new(identity, LeaseTimes::of(Duration::from_secs(10)));
     let mut now = Instant::now();
     for answer in data.split(|&byte| byte == 0).take(ANSWERS_MAX) {
         let began = now;

@@ -2,7 +2,7 @@
 
 use shardgate::ids::TopicIndex;
 use shardgate::routing::mapping::map_open;
-use shardgate::routing::table::{Piece, Scope, Table};
+use shardgate::routing::table::{Piece, RouteTable, Scope};
 
 use super::json::fields;
 
@@ -10,7 +10,7 @@ use super::json::fields;
 pub fn routes(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let (names, file) = text.split_once('\0').unwrap_or(("", text));
-    let table = match Table::parse(file) {
+    let table = match RouteTable::parse(file) {
         Ok(table) => table,
         Err(faults) => return assert!(!faults.0.is_empty() && faults.0.iter().all(|fault| !fault.is_empty())),
     };

@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 
 use shardgate::clock::UnixMs;
-use shardgate::config::{Config, Machine, Sources};
+use shardgate::config::{Config, MachineLimits, Sources};
 
 /// Stands for whatever is secret.
 const SECRET: &str = "kept-quiet-kept-quiet-kept-quiet";
@@ -36,7 +36,7 @@ pub fn settings(data: &[u8]) {
         Some("settings.toml") => Ok(file.to_owned()),
         _ => Err(io::ErrorKind::NotFound.into()),
     };
-    let machine = Machine {
+    let machine = MachineLimits {
         cores: 4,
         descriptors: 65_536,
         host_name: "host".to_owned(),

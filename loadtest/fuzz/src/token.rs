@@ -8,25 +8,25 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde_json::Value;
 use sha2::Sha256;
 use shardgate::clock::UnixMs;
-use shardgate::protocol::auth::{Allowed, Config, Verifier};
-use shardgate::protocol::head::Token;
+use shardgate::protocol::auth::{Allowed, AuthConfig, Verifier};
+use shardgate::protocol::head::BearerToken;
 
 const SECRET: &[u8] = b"a secret for the fuzzing, 32 byte";
 const NOW: UnixMs = UnixMs(1_790_000_000_000);
 
 static VERIFIER: LazyLock<Verifier> =
-    LazyLock::new(|| Verifier::new(&Config { secret: SECRET.into(), require_assessments: false }));
+    LazyLock::new(|| Verifier::new(&AuthConfig { secret: SECRET.into(), require_assessments: false }));
 
 /// A header's JSON, a NUL, and the claims' JSON, which are signed well here; and the bytes as a token as they are.
 pub fn token(data: &[u8]) {
-    let raw = Token(String::from_utf8_lossy(data).into());
+    let raw = BearerToken(String::from_utf8_lossy(data).into());
     assert!(VERIFIER.verify(Some(&raw), NOW).is_err(), "without the secret, nobody makes a good token");
     let Some(at) = data.iter().position(|&byte| byte == 0) else { return };
     let (header, claims) = (&data[..at], &data[at + 1..]);
     let signed = [header, claims].map(|part| BASE64_URL_SAFE_NO_PAD.encode(part)).join(".");
     let mac = Hmac::<Sha256>::new_from_slice(SECRET).expect("HMAC takes keys of any length").chain_update(&signed);
     let mut signature = mac.finalize().into_bytes().to_vec();
-    let token = |signature: &[u8]| Token(format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature)).into());
+    let token = |signature: &[u8]| BearerToken(format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature)).into());
     let granted = VERIFIER.verify(Some(&token(&signature)), NOW);
     signature[usize::from(claims.first().copied().unwrap_or(0)) % 32] ^= 1;
     assert!(VERIFIER.verify(Some(&token(&signature)), NOW).is_err(), "another signature");

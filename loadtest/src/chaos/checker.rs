@@ -12,9 +12,9 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::log::{Entry, Fate, Made, Span, What};
+use super::log::{ClientFact, ClientLogEntry, Fate, FaultSpan, ProducedEvent};
 use super::producer::{COMPACTION_LAG, FRAGILE};
-use super::schedule::{Kind, Lane};
+use super::schedule::{FaultKind, Lane};
 
 pub use recovery::{Cause, Recovery};
 use recovery::{Disturbed, causes};
@@ -42,7 +42,7 @@ const AFTER_TRUNCATION_MS: u64 = 60_000;
 
 /// What the judge goes by.
 #[derive(Debug, Clone, Copy)]
-pub struct Rules {
+pub struct CheckerRules {
     /// How far back a pod remembers.
     pub history: Duration,
 }
@@ -118,7 +118,7 @@ impl Verdict {
         broken.iter().any(|count| *count > 0) || self.made == 0 || self.seen == 0
     }
 
-    fn tell(&mut self, entry: &Entry, what: &str) {
+    fn tell(&mut self, entry: &ClientLogEntry, what: &str) {
         if self.told.len() < TOLD_MAX {
             self.told.push(format!("{:>9.3} s, client {}: {what}", seconds(entry.at_ms), entry.client));
         }
@@ -135,14 +135,14 @@ pub(super) fn seconds(ms: u64) -> f64 {
 /// # Errors
 /// The first line of a log that can't be read.
 pub fn check<E>(
-    rules: Rules,
-    spans: &[Span],
-    made: impl IntoIterator<Item = Result<Made, E>>,
-    entries: impl IntoIterator<Item = Result<Entry, E>>,
+    rules: CheckerRules,
+    spans: &[FaultSpan],
+    made: impl IntoIterator<Item = Result<ProducedEvent, E>>,
+    entries: impl IntoIterator<Item = Result<ClientLogEntry, E>>,
 ) -> Result<Verdict, E> {
     let mut verdict = Verdict::default();
     let mut truth = Truth::read(made, &mut verdict)?;
-    let mut clients: BTreeMap<u32, Client> = BTreeMap::new();
+    let mut clients: BTreeMap<u32, CheckedClient> = BTreeMap::new();
     for entry in entries {
         let entry = entry?;
         clients.entry(entry.client).or_default().step(&entry, rules, spans, &mut truth, &mut verdict);
@@ -158,9 +158,9 @@ pub fn check<E>(
 
 /// A topic of an assessment: the fates of its events by their numbers, and when each was known.
 #[derive(Debug, Default)]
-struct Stream(Vec<Option<(Fate, u64)>>);
+struct TopicEvents(Vec<Option<(Fate, u64)>>);
 
-impl Stream {
+impl TopicEvents {
     fn fate(&self, number: u64) -> Option<Fate> {
         let place = usize::try_from(number).ok()?;
         self.0.get(place).copied().flatten().map(|(fate, _)| fate)
@@ -172,7 +172,7 @@ impl Stream {
 
     /// The numbers in a range that everybody is owed.
     fn owed(&self, range: std::ops::Range<u64>) -> impl Iterator<Item = u64> {
-        range.filter(|number| self.fate(*number) == Some(Fate::Made))
+        range.filter(|number| self.fate(*number) == Some(Fate::ProducedEvent))
     }
 
     /// The number that follows the last event of which is known, at a time, that it was made.
@@ -182,7 +182,7 @@ impl Stream {
         let end = self.0.partition_point(|event| !later(event));
         (0..end)
             .rev()
-            .find(|place| self.0[*place].is_some_and(|(fate, _)| fate == Fate::Made))
+            .find(|place| self.0[*place].is_some_and(|(fate, _)| fate == Fate::ProducedEvent))
             .map_or(0, |place| place as u64 + 1)
     }
 }
@@ -190,7 +190,7 @@ impl Stream {
 /// All that was made.
 #[derive(Debug, Default)]
 struct Truth {
-    streams: BTreeMap<(u32, u8), Stream>,
+    streams: BTreeMap<(u32, u8), TopicEvents>,
     /// What the log holds more than once.
     again: BTreeSet<(u32, u8, u64)>,
     /// The number that follows the last event that any client has seen so far, and when it was seen. That may be long before
@@ -202,18 +202,18 @@ impl Truth {
     /// A client has seen an event.
     fn is_seen(&mut self, assessment: u32, topic: u8, number: u64, at_ms: u64) {
         let stream = self.streams.get(&(assessment, topic));
-        if stream.is_some_and(|stream| stream.fate(number) == Some(Fate::Made)) {
+        if stream.is_some_and(|stream| stream.fate(number) == Some(Fate::ProducedEvent)) {
             let seen = self.seen.entry((assessment, topic)).or_default();
             *seen = (*seen).max((number + 1, at_ms));
         }
     }
 
-    fn read<E>(made: impl IntoIterator<Item = Result<Made, E>>, verdict: &mut Verdict) -> Result<Self, E> {
+    fn read<E>(made: impl IntoIterator<Item = Result<ProducedEvent, E>>, verdict: &mut Verdict) -> Result<Self, E> {
         let mut truth = Self::default();
         for made in made {
             let made = made?;
             match made.fate {
-                Fate::Made => verdict.made += 1,
+                Fate::ProducedEvent => verdict.made += 1,
                 Fate::Aborted => verdict.aborted += 1,
                 Fate::Unknown => verdict.unknown += 1,
                 Fate::Truncated => {
@@ -244,7 +244,7 @@ impl Truth {
     }
 
     /// The topics of an assessment.
-    fn streams(&self, assessment: u32) -> impl Iterator<Item = (u8, &Stream)> {
+    fn streams(&self, assessment: u32) -> impl Iterator<Item = (u8, &TopicEvents)> {
         self.streams.range((assessment, 0)..=(assessment, u8::MAX)).map(|((_, topic), stream)| (*topic, stream))
     }
 }
@@ -253,7 +253,7 @@ impl Truth {
 
 /// What a client has of a topic.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Place {
+pub(crate) struct TopicProgress {
     /// The number that follows the highest that it saw.
     next: u64,
     /// Lower ones that it lacks, and is owed.
@@ -266,13 +266,13 @@ pub(crate) struct Place {
 
 /// A client as its log tells of it.
 #[derive(Debug, Default)]
-struct Client {
+struct CheckedClient {
     assessment: u32,
-    places: BTreeMap<u8, Place>,
+    places: BTreeMap<u8, TopicProgress>,
     /// It gave a cursor, was not resumed, and waits for the `reset` that says so.
     owed_a_reset: bool,
     /// It saw an event that its log lost later, and was not told so yet: when.
-    saw_truncated: Option<Entry>,
+    saw_truncated: Option<ClientLogEntry>,
     /// The election that its last reset was explained by, by its begin.
     told_of_ms: Option<u64>,
     /// How long it did not read by its own will, and whether it has read events since.
@@ -285,19 +285,26 @@ struct Client {
     done: bool,
 }
 
-impl Client {
-    fn step(&mut self, entry: &Entry, rules: Rules, spans: &[Span], truth: &mut Truth, verdict: &mut Verdict) {
-        if self.owed_a_reset && !matches!(entry.what, What::Reset(_)) {
+impl CheckedClient {
+    fn step(
+        &mut self,
+        entry: &ClientLogEntry,
+        rules: CheckerRules,
+        spans: &[FaultSpan],
+        truth: &mut Truth,
+        verdict: &mut Verdict,
+    ) {
+        if self.owed_a_reset && !matches!(entry.what, ClientFact::Reset(_)) {
             self.owed_a_reset = false;
             // A connection that was cut right behind `connected` had no time to say more.
-            if matches!(entry.what, What::Event { .. }) {
+            if matches!(entry.what, ClientFact::Event { .. }) {
                 verdict.silent_losses += 1;
                 verdict.tell(entry, "it gave a cursor, was not resumed, and no reset came");
             }
         }
         match &entry.what {
-            What::Watches(assessment) => self.assessment = *assessment,
-            What::Connected { node, asked, resumed } => {
+            ClientFact::Watches(assessment) => self.assessment = *assessment,
+            ClientFact::Connected { node, asked, resumed } => {
                 verdict.connections += 1;
                 verdict.resumed += u64::from(*resumed);
                 self.owed_a_reset = *asked && !resumed;
@@ -306,19 +313,19 @@ impl Client {
                     truth.streams(self.assessment).map(|(topic, stream)| (topic, stream.made_before(entry.at_ms)));
                 self.disturbed.connected(node, target.collect());
             }
-            What::Event { topic, number } => {
+            ClientFact::Event { topic, number } => {
                 truth.is_seen(self.assessment, *topic, *number, entry.at_ms);
                 self.event(entry, *topic, *number, truth, verdict);
             }
-            What::Reset(reason) => self.reset(entry, reason, (rules, spans), truth, verdict),
-            What::Absent(ms) => {
+            ClientFact::Reset(reason) => self.reset(entry, reason, (rules, spans), truth, verdict),
+            ClientFact::Absent(ms) => {
                 self.absent_ms += ms;
                 self.has_read = false;
                 self.disturbed.reads_again(entry.at_ms);
             }
-            What::Tries => self.disturbed.tries(entry.at_ms),
-            What::Failed(_) => self.disturbed.failed(),
-            What::Redirected(to) => {
+            ClientFact::Tries => self.disturbed.tries(entry.at_ms),
+            ClientFact::Failed(_) => self.disturbed.failed(),
+            ClientFact::Redirected(to) => {
                 if let Some((rolling, redirects)) = self.disturbed.redirected(entry.at_ms, to, spans) {
                     let most = match recovery::has_redis(rolling, spans) {
                         true => &mut verdict.redirects_max,
@@ -331,27 +338,27 @@ impl Client {
                     }
                 }
             }
-            What::Gone(end) => {
+            ClientFact::Gone(end) => {
                 if self.has_read {
                     self.absent_ms = 0;
                 }
                 self.gone_ms = Some(entry.at_ms);
                 self.disturbed.gone(entry, *end);
             }
-            What::Wrong(what) => {
+            ClientFact::Wrong(what) => {
                 verdict.wrong += 1;
                 verdict.tell(entry, what);
             }
-            What::Done => self.done = true,
+            ClientFact::Done => self.done = true,
         }
         verdict.recoveries.extend(self.disturbed.caught_up(entry, &self.places));
     }
 
-    fn event(&mut self, entry: &Entry, topic: u8, number: u64, truth: &Truth, verdict: &mut Verdict) {
+    fn event(&mut self, entry: &ClientLogEntry, topic: u8, number: u64, truth: &Truth, verdict: &mut Verdict) {
         verdict.seen += 1;
         self.has_read = true;
         self.away_ms = 0;
-        let empty = Stream::default();
+        let empty = TopicEvents::default();
         let stream = truth.streams.get(&(self.assessment, topic)).unwrap_or(&empty);
         if matches!(stream.fate(number), None | Some(Fate::Aborted)) {
             verdict.ghosts += 1;
@@ -384,9 +391,9 @@ impl Client {
 
     fn reset(
         &mut self,
-        entry: &Entry,
+        entry: &ClientLogEntry,
         reason: &str,
-        (rules, spans): (Rules, &[Span]),
+        (rules, spans): (CheckerRules, &[FaultSpan]),
         truth: &Truth,
         verdict: &mut Verdict,
     ) {
@@ -423,19 +430,19 @@ impl Client {
     }
 
     /// Whether compaction explains that it is too late: it was away for long enough, or its pod was.
-    fn lacks_compacted(&self, spans: &[Span], at_ms: u64) -> bool {
+    fn lacks_compacted(&self, spans: &[FaultSpan], at_ms: u64) -> bool {
         let behind_ms = ms(COMPACTION_LAG) / 2;
         let is_late = |since_ms: u64| at_ms >= since_ms + behind_ms;
-        let held_back = |span: &&Span| {
-            let is_of_pods = span.kind.lane() == Lane::Brokers || span.kind == Kind::Stop;
+        let held_back = |span: &&FaultSpan| {
+            let is_of_pods = span.kind.lane() == Lane::Brokers || span.kind == FaultKind::Stop;
             is_of_pods && is_late(span.from_ms) && at_ms <= span.to_ms + AFTER_BROKERS_MS
         };
-        spans.iter().any(|span| span.kind == Kind::Compaction)
+        spans.iter().any(|span| span.kind == FaultKind::Compaction)
             && (self.away_ms.max(self.absent_ms) >= behind_ms || spans.iter().any(|span| held_back(&span)))
     }
 
     fn end(self, number: u32, truth: &Truth, verdict: &mut Verdict) {
-        let entry = Entry { at_ms: 0, client: number, what: What::Done };
+        let entry = ClientLogEntry { at_ms: 0, client: number, what: ClientFact::Done };
         if !self.done {
             verdict.unfinished += 1;
             verdict.tell(&entry, "its log does not reach the run's end");
@@ -457,8 +464,8 @@ impl Client {
 }
 
 /// The election, by its begin, in which a log lost its end, where one explains a reset at this time.
-fn truncation(spans: &[Span], at_ms: u64) -> Option<u64> {
-    let mut elections = spans.iter().filter(|span| span.kind == Kind::Unclean);
+fn truncation(spans: &[FaultSpan], at_ms: u64) -> Option<u64> {
+    let mut elections = spans.iter().filter(|span| span.kind == FaultKind::Unclean);
     let last = elections.rfind(|span| (span.from_ms..=span.to_ms + AFTER_TRUNCATION_MS).contains(&at_ms))?;
     Some(last.from_ms)
 }
@@ -466,8 +473,9 @@ fn truncation(spans: &[Span], at_ms: u64) -> Option<u64> {
 /// Whether brokers that were away, or a transaction that stayed open, are to blame for a cursor that is too old: its pod
 /// had read nothing of some partitions since before the window that another begins with. Outages without a pause between
 /// them are one.
-fn were_cut_off(spans: &[Span], at_ms: u64, rules: Rules) -> bool {
-    let is_of_brokers = |span: &&Span| span.kind.lane() == Lane::Brokers || span.kind == Kind::OpenTransaction;
+fn were_cut_off(spans: &[FaultSpan], at_ms: u64, rules: CheckerRules) -> bool {
+    let is_of_brokers =
+        |span: &&FaultSpan| span.kind.lane() == Lane::Brokers || span.kind == FaultKind::OpenTransaction;
     let since_ms = at_ms.saturating_sub(ms(rules.history).saturating_sub(CUT_OFF_SLACK_MS));
     let mut outages: Vec<_> = spans.iter().filter(is_of_brokers).map(|span| (span.from_ms, span.to_ms)).collect();
     outages.sort_unstable();

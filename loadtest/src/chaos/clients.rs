@@ -2,7 +2,7 @@
 
 mod connection;
 mod life;
-mod manners;
+mod reconnect_policy;
 
 use std::collections::BTreeMap;
 use std::net::TcpStream;
@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use super::Clock;
 use super::fleet::Directory;
-use super::log::Writer;
-use super::schedule::Kind;
-use life::{Abandoned, Life};
+use super::log::LogFile;
+use super::schedule::FaultKind;
+use life::{Abandoned, ChaosClient};
 
 /// Timers are this exact.
 const TURN: Duration = Duration::from_millis(10);
@@ -34,24 +34,24 @@ pub(super) const ORDERS_MAX: usize = 16;
 
 /// A fault that the clients make themselves.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Order {
-    pub(super) kind: Kind,
+pub(super) struct Misbehaviour {
+    pub(super) kind: FaultKind,
     pub(super) lasts: Duration,
     pub(super) seed: u32,
 }
 
 /// How many, of a hundred, a fault of the clients hits.
-fn share(kind: Kind) -> u32 {
+fn share(kind: FaultKind) -> u32 {
     match kind {
-        Kind::Drop => 100,
-        Kind::Stall | Kind::HalfOpen | Kind::Hasty | Kind::Compaction => 20,
+        FaultKind::Drop => 100,
+        FaultKind::Stall | FaultKind::HalfOpen | FaultKind::Hasty | FaultKind::Compaction => 20,
         _ => 3,
     }
 }
 
 /// What the clients have in common.
 pub(super) struct Shared {
-    pub(super) log: Writer,
+    pub(super) log: LogFile,
     pub(super) clock: Clock,
     pub(super) directory: Directory,
     pub(super) seen: u64,
@@ -61,7 +61,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(log: Writer, clock: Clock, directory: Directory) -> Self {
+    pub(super) fn new(log: LogFile, clock: Clock, directory: Directory) -> Self {
         Self { log, clock, directory, seen: 0, has_more: Vec::new(), abandoned: Vec::new() }
     }
 
@@ -73,22 +73,22 @@ impl Shared {
 
 /// What the progress line tells of the clients.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
+pub(super) struct RunProgress {
     pub(super) connected: AtomicU64,
     pub(super) seen: AtomicU64,
 }
 
 /// The clients.
 pub(super) struct Clients {
-    lives: Vec<Life>,
+    lives: Vec<ChaosClient>,
     shared: Shared,
-    progress: Arc<Progress>,
+    progress: Arc<RunProgress>,
 }
 
 impl Clients {
     /// So many clients; each assessment has several.
-    pub(super) fn new(count: u32, assessments: u32, seed: u64, shared: Shared, progress: &Arc<Progress>) -> Self {
-        let lives = (0..count).map(|number| Life::new(number, number % assessments, seed, &shared)).collect();
+    pub(super) fn new(count: u32, assessments: u32, seed: u64, shared: Shared, progress: &Arc<RunProgress>) -> Self {
+        let lives = (0..count).map(|number| ChaosClient::new(number, number % assessments, seed, &shared)).collect();
         Self { lives, shared, progress: Arc::clone(progress) }
     }
 
@@ -98,7 +98,7 @@ impl Clients {
     /// Where they aren't within the time.
     pub(super) fn connect(&mut self, within: Duration) -> anyhow::Result<()> {
         let deadline = Instant::now() + within;
-        while !self.lives.iter().all(Life::is_connected) {
+        while !self.lives.iter().all(ChaosClient::is_connected) {
             let connected = self.lives.iter().filter(|life| life.is_connected()).count();
             anyhow::ensure!(Instant::now() < deadline, "only {connected} clients are connected within {within:?}");
             self.turn();
@@ -107,7 +107,7 @@ impl Clients {
     }
 
     /// Lives, and misbehaves as ordered, until no more orders can come.
-    pub(super) fn live(&mut self, orders: &mpsc::Receiver<Order>) {
+    pub(super) fn live(&mut self, orders: &mpsc::Receiver<Misbehaviour>) {
         loop {
             match orders.try_recv() {
                 Ok(order) => self.obey(order),
@@ -119,7 +119,7 @@ impl Clients {
 
     /// Lives until each has all that was made, or will not get it any more; then says goodbye.
     pub(super) fn finish(&mut self, last: &BTreeMap<(u32, u8), u64>) {
-        self.lives.iter_mut().for_each(Life::hurry);
+        self.lives.iter_mut().for_each(ChaosClient::hurry);
         let deadline = Instant::now() + CAUGHT_UP_WITHIN;
         let mut last_came = (self.shared.seen, Instant::now());
         while !self.lives.iter().all(|life| life.has_all(last)) {
@@ -144,7 +144,7 @@ impl Clients {
         self.shared.log.flush();
     }
 
-    fn obey(&mut self, order: Order) {
+    fn obey(&mut self, order: Misbehaviour) {
         let mut random = fastrand::Rng::with_seed(u64::from(order.seed));
         for life in &mut self.lives {
             if random.u32(0..100) < share(order.kind) {

@@ -8,13 +8,13 @@ use std::thread;
 use std::time::Duration;
 
 use super::Clock;
-use super::clients::Order;
-use super::fleet::{Fleet, HISTORY};
-use super::log::{Span, Writer};
+use super::clients::Misbehaviour;
+use super::fleet::{HISTORY, PodFleet};
+use super::log::{FaultSpan, LogFile};
 use super::log_reader::LogReader;
 use super::open_transaction::OpenTransaction;
 use super::producer::{COMPACTION_LAG, FRAGILE, FRAGILE_ON};
-use super::schedule::{Kind, Planned};
+use super::schedule::{FaultKind, Planned};
 use crate::events;
 use crate::kafka::Kafka;
 use crate::process::{Signal, eventually, own_cores};
@@ -45,16 +45,16 @@ const ELECTED_WITHIN: Duration = Duration::from_secs(90);
 pub(super) const BROKERS: u32 = 3;
 
 /// What happens now, for the progress line, and what happened, for the checker.
-pub(super) struct Chronicle {
-    log: Writer,
+pub(super) struct FaultLog {
+    log: LogFile,
     clock: Clock,
     now: Mutex<BTreeMap<usize, String>>,
     next: AtomicUsize,
 }
 
-impl Chronicle {
+impl FaultLog {
     /// An empty one.
-    pub(super) fn new(log: Writer, clock: Clock) -> Self {
+    pub(super) fn new(log: LogFile, clock: Clock) -> Self {
         Self { log, clock, now: Mutex::default(), next: AtomicUsize::new(0) }
     }
 
@@ -69,13 +69,13 @@ impl Chronicle {
     }
 
     /// Tells of a fault while it happens.
-    fn during<T>(&self, kind: Kind, target: &str, act: impl FnOnce() -> T) -> T {
+    fn during<T>(&self, kind: FaultKind, target: &str, act: impl FnOnce() -> T) -> T {
         let (from_ms, number) = (self.clock.ms(), self.next.fetch_add(1, Ordering::Relaxed));
         let told = if target.is_empty() { kind.to_string() } else { format!("{kind} {target}") };
         self.now.lock().unwrap_or_else(PoisonError::into_inner).insert(number, told);
         let result = act();
         self.now.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
-        self.log.add(&Span { kind, target: target.to_owned(), from_ms, to_ms: self.clock.ms() });
+        self.log.add(&FaultSpan { kind, target: target.to_owned(), from_ms, to_ms: self.clock.ms() });
         result
     }
 }
@@ -97,37 +97,37 @@ fn walk<T>(clock: Clock, plan: &[Planned], it: &mut T, idle: impl Fn(&mut T), ac
 pub(super) fn pods(
     clock: Clock,
     plan: &[Planned],
-    fleet: &mut Fleet,
-    orders: &mpsc::SyncSender<Order>,
-    chronicle: &Chronicle,
+    fleet: &mut PodFleet,
+    orders: &mpsc::SyncSender<Misbehaviour>,
+    chronicle: &FaultLog,
 ) {
-    walk(clock, plan, fleet, Fleet::look, |fleet, planned| {
+    walk(clock, plan, fleet, PodFleet::look, |fleet, planned| {
         let running = fleet.running();
         let hit = running[planned.pick as usize % running.len()];
         match planned.kind {
-            Kind::Kill => chronicle.during(Kind::Kill, &Fleet::name(hit), || {
+            FaultKind::Kill => chronicle.during(FaultKind::Kill, &PodFleet::name(hit), || {
                 fleet.kill(hit);
                 thread::sleep(planned.lasts);
                 fleet.spawn(hit);
                 fleet.await_ready();
             }),
-            Kind::Stop => chronicle.during(Kind::Stop, &Fleet::name(hit), || {
+            FaultKind::Stop => chronicle.during(FaultKind::Stop, &PodFleet::name(hit), || {
                 fleet.pause(hit, Signal::Stop);
                 thread::sleep(planned.lasts);
                 fleet.pause(hit, Signal::Cont);
             }),
-            Kind::Compaction => chronicle.during(Kind::Compaction, &Fleet::name(hit), || {
+            FaultKind::Compaction => chronicle.during(FaultKind::Compaction, &PodFleet::name(hit), || {
                 let Planned { kind, lasts, pick: seed, .. } = *planned;
                 let back = clock.elapsed() + lasts;
                 // The clients end after all lanes did.
-                orders.send(Order { kind, lasts, seed }).expect("the clients listen");
+                orders.send(Misbehaviour { kind, lasts, seed }).expect("the clients listen");
                 thread::sleep(COMPACTION_LAG + COMPACTED_WITHIN);
                 fleet.end(&[hit], false);
                 fleet.spawn(hit);
                 fleet.await_ready();
                 thread::sleep(back.saturating_sub(clock.elapsed()));
             }),
-            Kind::Rolling => chronicle.during(Kind::Rolling, &fleet.names(), || {
+            FaultKind::Rolling => chronicle.during(FaultKind::Rolling, &fleet.names(), || {
                 for place in running {
                     fleet.end(&[place], false);
                     fleet.spawn(place);
@@ -135,7 +135,7 @@ pub(super) fn pods(
                     thread::sleep(BETWEEN_PODS);
                 }
             }),
-            _ => chronicle.during(Kind::Scale, "pod-0,pod-1,pod-2,pod-3,pod-4", || {
+            _ => chronicle.during(FaultKind::Scale, "pod-0,pod-1,pod-2,pod-3,pod-4", || {
                 scale(fleet, &[0, 1, 2, 3, 4], planned.lasts);
                 // Which two stay is left to chance: also those that were there first may go.
                 let stays = [0, 1 + planned.pick as usize % 4];
@@ -147,7 +147,7 @@ pub(super) fn pods(
 }
 
 /// Makes the fleet consist of these pods.
-fn scale(fleet: &mut Fleet, places: &[usize], then: Duration) {
+fn scale(fleet: &mut PodFleet, places: &[usize], then: Duration) {
     let running = fleet.running();
     for place in places.iter().filter(|place| !running.contains(place)) {
         fleet.spawn(*place);
@@ -161,7 +161,7 @@ fn scale(fleet: &mut Fleet, places: &[usize], then: Duration) {
 // ---- what pods depend on --------------------------------------------------------------------------------------------
 
 /// The lane of Redis.
-pub(super) fn redis(clock: Clock, plan: &[Planned], redis: &mut Redis, chronicle: &Chronicle) {
+pub(super) fn redis(clock: Clock, plan: &[Planned], redis: &mut Redis, chronicle: &FaultLog) {
     walk(
         clock,
         plan,
@@ -169,17 +169,17 @@ pub(super) fn redis(clock: Clock, plan: &[Planned], redis: &mut Redis, chronicle
         |_| {},
         |redis, planned| {
             chronicle.during(planned.kind, "", || match planned.kind {
-                Kind::RedisKill => {
+                FaultKind::RedisKill => {
                     redis.kill();
                     thread::sleep(planned.lasts);
                     redis.start_again();
                 }
-                Kind::RedisPause => {
+                FaultKind::RedisPause => {
                     redis.pause();
                     thread::sleep(planned.lasts);
                     redis.resume();
                 }
-                Kind::RedisClock => {
+                FaultKind::RedisClock => {
                     redis.set_clock(CLOCK_STEPS[planned.pick as usize % CLOCK_STEPS.len()]);
                     thread::sleep(planned.lasts);
                     redis.set_clock(0);
@@ -191,7 +191,7 @@ pub(super) fn redis(clock: Clock, plan: &[Planned], redis: &mut Redis, chronicle
 }
 
 /// The lane of brokers.
-pub(super) fn brokers(clock: Clock, plan: &[Planned], kafka: &mut Kafka, chronicle: &Chronicle) {
+pub(super) fn brokers(clock: Clock, plan: &[Planned], kafka: &mut Kafka, chronicle: &FaultLog) {
     walk(
         clock,
         plan,
@@ -200,17 +200,17 @@ pub(super) fn brokers(clock: Clock, plan: &[Planned], kafka: &mut Kafka, chronic
         |kafka, planned| {
             let hit = (planned.pick % BROKERS) as usize;
             match planned.kind {
-                Kind::BrokerKill => chronicle.during(Kind::BrokerKill, &format!("broker-{hit}"), || {
+                FaultKind::BrokerKill => chronicle.during(FaultKind::BrokerKill, &format!("broker-{hit}"), || {
                     kafka.broker(hit).kill();
                     thread::sleep(planned.lasts);
                     kafka.broker(hit).start();
                 }),
-                Kind::BrokerPause => chronicle.during(Kind::BrokerPause, &format!("broker-{hit}"), || {
+                FaultKind::BrokerPause => chronicle.during(FaultKind::BrokerPause, &format!("broker-{hit}"), || {
                     kafka.broker(hit).pause();
                     thread::sleep(planned.lasts);
                     kafka.broker(hit).resume();
                 }),
-                Kind::BrokerHang => chronicle.during(Kind::BrokerHang, &format!("broker-{hit}"), || {
+                FaultKind::BrokerHang => chronicle.during(FaultKind::BrokerHang, &format!("broker-{hit}"), || {
                     while_busy(|| {
                         kafka.broker(hit).pause();
                         thread::sleep(planned.lasts);
@@ -218,8 +218,8 @@ pub(super) fn brokers(clock: Clock, plan: &[Planned], kafka: &mut Kafka, chronic
                         thread::sleep(BUSY_AFTER);
                     });
                 }),
-                Kind::Unclean => chronicle.during(Kind::Unclean, "", || lose_the_end(kafka, planned.lasts)),
-                _ => chronicle.during(Kind::BrokersDown, "", || {
+                FaultKind::Unclean => chronicle.during(FaultKind::Unclean, "", || lose_the_end(kafka, planned.lasts)),
+                _ => chronicle.during(FaultKind::BrokersDown, "", || {
                     (0..BROKERS as usize).for_each(|number| kafka.broker(number).kill());
                     thread::sleep(planned.lasts);
                     kafka.start_all();
@@ -269,12 +269,12 @@ pub(super) fn beside(
     clock: Clock,
     plan: &[Planned],
     (transactions, logs): &mut (OpenTransaction, LogReader),
-    chronicle: &Chronicle,
+    chronicle: &FaultLog,
 ) {
     for planned in plan {
         thread::sleep(planned.at.saturating_sub(clock.elapsed()));
         chronicle.during(planned.kind, "", || match planned.kind {
-            Kind::OpenTransaction => transactions.stays_open_for(planned.lasts),
+            FaultKind::OpenTransaction => transactions.stays_open_for(planned.lasts),
             _ => logs.rests_for(planned.lasts),
         });
     }
@@ -283,19 +283,24 @@ pub(super) fn beside(
 // ---- clients --------------------------------------------------------------------------------------------------------
 
 /// The lane of clients: they do it themselves.
-pub(super) fn clients(clock: Clock, plan: &[Planned], orders: &mut mpsc::SyncSender<Order>, chronicle: &Chronicle) {
+pub(super) fn clients(
+    clock: Clock,
+    plan: &[Planned],
+    orders: &mut mpsc::SyncSender<Misbehaviour>,
+    chronicle: &FaultLog,
+) {
     walk(
         clock,
         plan,
         orders,
         |_| {},
         |orders, planned| {
-            let lasts = if planned.kind == Kind::Away { HISTORY + BEYOND_HISTORY } else { planned.lasts };
-            let order = Order { kind: planned.kind, lasts, seed: planned.pick };
+            let lasts = if planned.kind == FaultKind::Away { HISTORY + BEYOND_HISTORY } else { planned.lasts };
+            let order = Misbehaviour { kind: planned.kind, lasts, seed: planned.pick };
             // The clients end after all lanes did.
             orders.send(order).expect("the clients listen");
             // Who is away is so beside the faults that follow.
-            let lasts = if planned.kind == Kind::Away { Duration::ZERO } else { lasts };
+            let lasts = if planned.kind == FaultKind::Away { Duration::ZERO } else { lasts };
             chronicle.during(planned.kind, "", || thread::sleep(lasts));
         },
     );

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::Findings;
+use super::RunFindings;
 use super::log_reader::LogReader;
 use crate::pods::{Plan, Pod};
 use crate::process::Signal;
@@ -54,17 +54,17 @@ impl Directory {
 }
 
 /// The pods.
-pub(super) struct Fleet {
+pub(super) struct PodFleet {
     plans: Vec<Plan>,
     /// Those that run, by the place of their plan.
     pods: Vec<Option<Pod>>,
     directory: Directory,
-    findings: Arc<Findings>,
+    findings: Arc<RunFindings>,
 }
 
-impl Fleet {
+impl PodFleet {
     /// The plans of a fleet whose logs lie in a directory; no pod runs yet.
-    pub(super) fn new(dir: &Path, kafka: &str, redis_port: u16, logs: &LogReader, findings: &Arc<Findings>) -> Self {
+    pub(super) fn new(dir: &Path, kafka: &str, redis_port: u16, logs: &LogReader, findings: &Arc<RunFindings>) -> Self {
         let log = |name: &str| logs.pipe_to(&dir.join(format!("{name}.log"))).expect("pipes are left");
         let names = (0..PODS_MAX).map(|number| format!("pod-{number}"));
         let plans = names.map(|name| Plan::new(&name, kafka, redis_port).set_all(SETTINGS).errors_to(log(&name)));

@@ -10,13 +10,13 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::schedule::Kind;
+use super::schedule::FaultKind;
 
 /// What became of an event that was sent to the brokers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     /// The brokers have it, and its transaction, if it had one, is committed.
-    Made,
+    ProducedEvent,
     /// Its transaction is aborted: nobody may see it.
     Aborted,
     /// Nobody told: it may be seen or not.
@@ -32,7 +32,7 @@ pub enum Fate {
 
 /// An event, and when its fate was known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Made {
+pub struct ProducedEvent {
     /// When its fate was known.
     pub at_ms: u64,
     /// Whose it is.
@@ -47,18 +47,18 @@ pub struct Made {
 
 /// A fact of a client's life.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct ClientLogEntry {
     /// When it was so.
     pub at_ms: u64,
     /// Which client.
     pub client: u32,
     /// What was.
-    pub what: What,
+    pub what: ClientFact,
 }
 
 /// What a client did, or saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum What {
+pub enum ClientFact {
     /// It will watch this assessment. Its first word.
     Watches(u32),
     /// It opens a connection.
@@ -88,7 +88,7 @@ pub enum What {
     /// It did not read for so many milliseconds, by its own will; told when it reads again.
     Absent(u64),
     /// Its connection ended: how.
-    Gone(End),
+    Gone(EndCause),
     /// It was told what no pod should say.
     Wrong(String),
     /// The run is over for it.
@@ -97,7 +97,7 @@ pub enum What {
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub enum EndCause {
     /// By a close frame of this code.
     Closed(u16),
     /// Without one.
@@ -105,14 +105,14 @@ pub enum End {
     /// The client heard nothing for too long, and gave up.
     Silent,
     /// The client itself ended it, as a fault of this kind.
-    Own(Kind),
+    Own(FaultKind),
 }
 
 /// A fault, from its begin until all that it touched was up again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Span {
+pub struct FaultSpan {
     /// What it was.
-    pub kind: Kind,
+    pub kind: FaultKind,
     /// Whom it hit: names, divided by commas; empty for what has no name.
     pub target: String,
     /// Its begin.
@@ -123,10 +123,10 @@ pub struct Span {
 
 // ---- as lines -------------------------------------------------------------------------------------------------------
 
-impl fmt::Display for Made {
+impl fmt::Display for ProducedEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let fate = match self.fate {
-            Fate::Made => "made",
+            Fate::ProducedEvent => "made",
             Fate::Aborted => "aborted",
             Fate::Unknown => "unknown",
             Fate::Truncated => "truncated",
@@ -137,7 +137,7 @@ impl fmt::Display for Made {
     }
 }
 
-impl FromStr for Made {
+impl FromStr for ProducedEvent {
     type Err = anyhow::Error;
 
     fn from_str(line: &str) -> Result<Self> {
@@ -149,7 +149,7 @@ impl FromStr for Made {
             topic: word()?.parse()?,
             number: word()?.parse()?,
             fate: match word()? {
-                "made" => Fate::Made,
+                "made" => Fate::ProducedEvent,
                 "aborted" => Fate::Aborted,
                 "unknown" => Fate::Unknown,
                 "truncated" => Fate::Truncated,
@@ -161,29 +161,29 @@ impl FromStr for Made {
     }
 }
 
-impl fmt::Display for Entry {
+impl fmt::Display for ClientLogEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} ", self.at_ms, self.client)?;
         match &self.what {
-            What::Watches(assessment) => write!(f, "watches {assessment}"),
-            What::Tries => f.write_str("tries"),
-            What::Failed(why) => write!(f, "failed {}", one_line(why)),
-            What::Connected { node, asked, resumed } => write!(f, "connected {asked} {resumed} {node}"),
-            What::Event { topic, number } => write!(f, "event {topic} {number}"),
-            What::Reset(reason) => write!(f, "reset {reason}"),
-            What::Redirected(node) => write!(f, "redirected {node}"),
-            What::Absent(ms) => write!(f, "absent {ms}"),
-            What::Gone(End::Closed(code)) => write!(f, "gone closed {code}"),
-            What::Gone(End::Cut) => f.write_str("gone cut"),
-            What::Gone(End::Silent) => f.write_str("gone silent"),
-            What::Gone(End::Own(kind)) => write!(f, "gone own {kind}"),
-            What::Wrong(what) => write!(f, "wrong {}", one_line(what)),
-            What::Done => f.write_str("done"),
+            ClientFact::Watches(assessment) => write!(f, "watches {assessment}"),
+            ClientFact::Tries => f.write_str("tries"),
+            ClientFact::Failed(why) => write!(f, "failed {}", one_line(why)),
+            ClientFact::Connected { node, asked, resumed } => write!(f, "connected {asked} {resumed} {node}"),
+            ClientFact::Event { topic, number } => write!(f, "event {topic} {number}"),
+            ClientFact::Reset(reason) => write!(f, "reset {reason}"),
+            ClientFact::Redirected(node) => write!(f, "redirected {node}"),
+            ClientFact::Absent(ms) => write!(f, "absent {ms}"),
+            ClientFact::Gone(EndCause::Closed(code)) => write!(f, "gone closed {code}"),
+            ClientFact::Gone(EndCause::Cut) => f.write_str("gone cut"),
+            ClientFact::Gone(EndCause::Silent) => f.write_str("gone silent"),
+            ClientFact::Gone(EndCause::Own(kind)) => write!(f, "gone own {kind}"),
+            ClientFact::Wrong(what) => write!(f, "wrong {}", one_line(what)),
+            ClientFact::Done => f.write_str("done"),
         }
     }
 }
 
-impl FromStr for Entry {
+impl FromStr for ClientLogEntry {
     type Err = anyhow::Error;
 
     fn from_str(line: &str) -> Result<Self> {
@@ -193,45 +193,44 @@ impl FromStr for Entry {
         let rest = words.next().unwrap_or_default();
         let pair = || rest.split_once(' ').context("two words were expected");
         let what = match verb {
-            "watches" => What::Watches(rest.parse()?),
-            "tries" => What::Tries,
-            "failed" => What::Failed(rest.to_owned()),
+            "watches" => ClientFact::Watches(rest.parse()?),
+            "tries" => ClientFact::Tries,
+            "failed" => ClientFact::Failed(rest.to_owned()),
             "connected" => {
                 let (asked, (resumed, node)) = pair().and_then(|(asked, more)| {
                     Ok((asked.parse()?, more.split_once(' ').context("two words were expected")?))
                 })?;
-                What::Connected { node: node.to_owned(), asked, resumed: resumed.parse()? }
+                ClientFact::Connected { node: node.to_owned(), asked, resumed: resumed.parse()? }
             }
-            "event" => {
-                pair().and_then(|(topic, number)| Ok(What::Event { topic: topic.parse()?, number: number.parse()? }))?
-            }
-            "reset" => What::Reset(rest.to_owned()),
-            "redirected" => What::Redirected(rest.to_owned()),
-            "absent" => What::Absent(rest.parse()?),
-            "gone" => What::Gone(match rest {
-                "cut" => End::Cut,
-                "silent" => End::Silent,
+            "event" => pair()
+                .and_then(|(topic, number)| Ok(ClientFact::Event { topic: topic.parse()?, number: number.parse()? }))?,
+            "reset" => ClientFact::Reset(rest.to_owned()),
+            "redirected" => ClientFact::Redirected(rest.to_owned()),
+            "absent" => ClientFact::Absent(rest.parse()?),
+            "gone" => ClientFact::Gone(match rest {
+                "cut" => EndCause::Cut,
+                "silent" => EndCause::Silent,
                 _ => match pair()? {
-                    ("closed", code) => End::Closed(code.parse()?),
-                    ("own", kind) => End::Own(kind.parse()?),
+                    ("closed", code) => EndCause::Closed(code.parse()?),
+                    ("own", kind) => EndCause::Own(kind.parse()?),
                     _ => bail!("no end: {rest:?}"),
                 },
             }),
-            "wrong" => What::Wrong(rest.to_owned()),
-            "done" => What::Done,
+            "wrong" => ClientFact::Wrong(rest.to_owned()),
+            "done" => ClientFact::Done,
             other => bail!("no such fact: {other:?}"),
         };
         Ok(Self { at_ms, client, what })
     }
 }
 
-impl fmt::Display for Span {
+impl fmt::Display for FaultSpan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {} {}", self.from_ms, self.to_ms, self.kind, self.target)
     }
 }
 
-impl FromStr for Span {
+impl FromStr for FaultSpan {
     type Err = anyhow::Error;
 
     fn from_str(line: &str) -> Result<Self> {
@@ -249,9 +248,9 @@ fn one_line(text: &str) -> String {
 // ---- as files -------------------------------------------------------------------------------------------------------
 
 /// A file that only grows.
-pub(super) struct Writer(Mutex<BufWriter<File>>);
+pub(super) struct LogFile(Mutex<BufWriter<File>>);
 
-impl Writer {
+impl LogFile {
     /// A new file.
     pub(super) fn create(path: &Path) -> io::Result<Self> {
         Ok(Self(Mutex::new(BufWriter::new(File::create(path)?))))
@@ -289,36 +288,36 @@ mod tests {
     #[test]
     fn what_is_written_is_read_as_it_was() {
         let besides = [Fate::Compacted, Fate::Again];
-        for fate in [Fate::Made, Fate::Aborted, Fate::Unknown, Fate::Truncated].into_iter().chain(besides) {
-            let made = Made { at_ms: 5, assessment: 7, topic: 9, number: 11, fate };
-            assert_eq!(made.to_string().parse::<Made>().unwrap(), made);
+        for fate in [Fate::ProducedEvent, Fate::Aborted, Fate::Unknown, Fate::Truncated].into_iter().chain(besides) {
+            let made = ProducedEvent { at_ms: 5, assessment: 7, topic: 9, number: 11, fate };
+            assert_eq!(made.to_string().parse::<ProducedEvent>().unwrap(), made);
         }
         let facts = [
-            What::Watches(3),
-            What::Tries,
-            What::Failed("503 come back later".into()),
-            What::Connected { node: "pod-1".into(), asked: true, resumed: false },
-            What::Event { topic: 2, number: 40 },
-            What::Reset("expired".into()),
-            What::Redirected("pod-2".into()),
-            What::Absent(75_000),
-            What::Gone(End::Closed(1012)),
-            What::Gone(End::Cut),
-            What::Gone(End::Silent),
-            What::Gone(End::Own(Kind::Drop)),
-            What::Wrong("a message nobody knows".into()),
-            What::Done,
+            ClientFact::Watches(3),
+            ClientFact::Tries,
+            ClientFact::Failed("503 come back later".into()),
+            ClientFact::Connected { node: "pod-1".into(), asked: true, resumed: false },
+            ClientFact::Event { topic: 2, number: 40 },
+            ClientFact::Reset("expired".into()),
+            ClientFact::Redirected("pod-2".into()),
+            ClientFact::Absent(75_000),
+            ClientFact::Gone(EndCause::Closed(1012)),
+            ClientFact::Gone(EndCause::Cut),
+            ClientFact::Gone(EndCause::Silent),
+            ClientFact::Gone(EndCause::Own(FaultKind::Drop)),
+            ClientFact::Wrong("a message nobody knows".into()),
+            ClientFact::Done,
         ];
         for what in facts {
-            let entry = Entry { at_ms: 1, client: 2, what };
-            assert_eq!(entry.to_string().parse::<Entry>().unwrap(), entry);
+            let entry = ClientLogEntry { at_ms: 1, client: 2, what };
+            assert_eq!(entry.to_string().parse::<ClientLogEntry>().unwrap(), entry);
         }
         for target in ["pod-0,pod-1", ""] {
-            let span = Span { kind: Kind::Rolling, target: target.into(), from_ms: 1, to_ms: 9 };
-            assert_eq!(span.to_string().parse::<Span>().unwrap(), span);
+            let span = FaultSpan { kind: FaultKind::Rolling, target: target.into(), from_ms: 1, to_ms: 9 };
+            assert_eq!(span.to_string().parse::<FaultSpan>().unwrap(), span);
         }
         for bad in ["", "1 2", "1 2 event 3", "1 2 event x 3", "1 2 gone home", "1 2 sleeps"] {
-            assert!(bad.parse::<Entry>().is_err(), "{bad:?}");
+            assert!(bad.parse::<ClientLogEntry>().is_err(), "{bad:?}");
         }
     }
 }

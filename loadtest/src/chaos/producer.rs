@@ -14,7 +14,7 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 
 use super::Clock;
-use super::log::{Fate, Made, Writer};
+use super::log::{Fate, LogFile, ProducedEvent};
 use crate::events::{self, Event, FIRST_TIMESTAMP, MARKETS};
 use crate::kafka::{Kafka, client_config};
 
@@ -75,8 +75,8 @@ fn id_of(payload: &[u8]) -> Id {
 }
 
 /// What was made so far.
-pub(super) struct Book {
-    pub(super) log: Writer,
+pub(super) struct ProducerLedger {
+    pub(super) log: LogFile,
     pub(super) clock: Clock,
     /// The highest number of each assessment and topic that was made.
     last: Mutex<BTreeMap<(u32, u8), u64>>,
@@ -88,9 +88,9 @@ pub(super) struct Book {
 /// An event's assessment, topic and number.
 type Id = (u32, u8, u64);
 
-impl Book {
+impl ProducerLedger {
     /// An empty one.
-    pub(super) fn new(log: Writer, clock: Clock) -> Self {
+    pub(super) fn new(log: LogFile, clock: Clock) -> Self {
         Self { log, clock, last: Mutex::default(), losable: Mutex::default(), count: AtomicU64::new(0) }
     }
 
@@ -113,21 +113,21 @@ impl Book {
                 let id @ (assessment, topic, number) = id_of(&payload);
                 if !seen.insert(id) {
                     let at_ms = self.clock.ms();
-                    self.log.add(&Made { at_ms, assessment, topic, number, fate: Fate::Again });
+                    self.log.add(&ProducedEvent { at_ms, assessment, topic, number, fate: Fate::Again });
                 }
             }
         }
         for &(assessment, topic, number) in &*self.losable.lock().unwrap_or_else(PoisonError::into_inner) {
             if !seen.contains(&(assessment, topic, number)) {
                 let fate = if topic == FRAGILE { Fate::Truncated } else { Fate::Compacted };
-                self.log.add(&Made { at_ms: self.clock.ms(), assessment, topic, number, fate });
+                self.log.add(&ProducedEvent { at_ms: self.clock.ms(), assessment, topic, number, fate });
             }
         }
     }
 
     fn add(&self, (assessment, topic, number): Id, fate: Fate) {
-        self.log.add(&Made { at_ms: self.clock.ms(), assessment, topic, number, fate });
-        if fate == Fate::Made {
+        self.log.add(&ProducedEvent { at_ms: self.clock.ms(), assessment, topic, number, fate });
+        if fate == Fate::ProducedEvent {
             if matches!(topic, FRAGILE | COMPACTED) {
                 self.losable.lock().unwrap_or_else(PoisonError::into_inner).insert((assessment, topic, number));
             }
@@ -154,8 +154,8 @@ pub(super) struct Order {
 }
 
 /// Makes events until `stop`. Returns the two threads that do it.
-pub(super) fn start(order: &Order, book: &Arc<Book>, stop: &Arc<AtomicBool>) -> [thread::JoinHandle<()>; 2] {
-    let source = |is_transactional| Source {
+pub(super) fn start(order: &Order, book: &Arc<ProducerLedger>, stop: &Arc<AtomicBool>) -> [thread::JoinHandle<()>; 2] {
+    let source = |is_transactional| EventChooser {
         random: fastrand::Rng::with_seed(order.seed.wrapping_mul(3).wrapping_add(u64::from(is_transactional))),
         numbers: BTreeMap::new(),
         assessments: order.assessments,
@@ -180,7 +180,7 @@ pub(super) fn start(order: &Order, book: &Arc<Book>, stop: &Arc<AtomicBool>) -> 
 // ---- which event comes next -----------------------------------------------------------------------------------------
 
 /// Chooses events, and numbers them.
-struct Source {
+struct EventChooser {
     random: fastrand::Rng,
     numbers: BTreeMap<(u32, u8), u64>,
     assessments: u32,
@@ -189,7 +189,7 @@ struct Source {
     is_compacted: bool,
 }
 
-impl Source {
+impl EventChooser {
     fn next(&mut self) -> Id {
         let mut topic = self.topic();
         // A log that loses its end can hold half of a transaction; and where one that is compacted has a gap, that is to be
@@ -227,7 +227,7 @@ impl Source {
 
 /// Writes down what became of each event; for those in transactions that is known later.
 struct Deliveries {
-    book: Arc<Book>,
+    book: Arc<ProducerLedger>,
     is_transactional: bool,
 }
 
@@ -239,12 +239,16 @@ impl ProducerContext for Deliveries {
 
     fn delivery(&self, result: &DeliveryResult<'_>, id: Box<Option<Id>>) {
         if let Some(id) = id.filter(|_| !self.is_transactional) {
-            self.book.add(id, if result.is_ok() { Fate::Made } else { Fate::Unknown });
+            self.book.add(id, if result.is_ok() { Fate::ProducedEvent } else { Fate::Unknown });
         }
     }
 }
 
-fn producer(bootstrap: &str, book: &Arc<Book>, transactional_id: Option<&str>) -> ThreadedProducer<Deliveries> {
+fn producer(
+    bootstrap: &str,
+    book: &Arc<ProducerLedger>,
+    transactional_id: Option<&str>,
+) -> ThreadedProducer<Deliveries> {
     let mut config = client_config(bootstrap);
     config.set("partitioner", "murmur2_random").set("linger.ms", "2").set("enable.idempotence", "true");
     if let Some(id) = transactional_id {
@@ -262,7 +266,7 @@ struct OneByOne {
 }
 
 impl OneByOne {
-    fn new(bootstrap: &str, book: &Arc<Book>) -> Self {
+    fn new(bootstrap: &str, book: &Arc<ProducerLedger>) -> Self {
         let mut config = client_config(bootstrap);
         config.set("partitioner", "murmur2_random").set("acks", "all");
         let deliveries = Deliveries { book: Arc::clone(book), is_transactional: false };
@@ -303,7 +307,7 @@ fn send(producer: &ThreadedProducer<Deliveries>, event: &Event, id: Option<Id>) 
     Ok(())
 }
 
-fn make_plain(bootstrap: &str, mut source: Source, rate: u32, book: &Arc<Book>, stop: &AtomicBool) {
+fn make_plain(bootstrap: &str, mut source: EventChooser, rate: u32, book: &Arc<ProducerLedger>, stop: &AtomicBool) {
     let producer = producer(bootstrap, book, None);
     let mut one_by_one = source.is_fragile.then(|| OneByOne::new(bootstrap, book));
     let start = Instant::now();
@@ -343,7 +347,13 @@ struct Ended {
     is_fatal: bool,
 }
 
-fn make_transactions(bootstrap: &str, mut source: Source, rate: u32, book: &Arc<Book>, stop: &AtomicBool) {
+fn make_transactions(
+    bootstrap: &str,
+    mut source: EventChooser,
+    rate: u32,
+    book: &Arc<ProducerLedger>,
+    stop: &AtomicBool,
+) {
     while !stop.load(Ordering::Relaxed) {
         // The id is that of the one before: what that left open is ended first.
         let producer = producer(bootstrap, book, Some("chaos"));
@@ -381,7 +391,7 @@ fn transaction(producer: &ThreadedProducer<Deliveries>, ids: &[Id], random: &mut
         return abort(producer);
     }
     match repeated(|| producer.commit_transaction(BROKERS_WITHIN)) {
-        Ok(()) => Ended { fate: Fate::Made, is_fatal: false },
+        Ok(()) => Ended { fate: Fate::ProducedEvent, is_fatal: false },
         // The brokers may have it committed, and the answer got lost: then there is nothing left to abort.
         Err(KafkaError::Transaction(error)) if error.txn_requires_abort() => {
             Ended { fate: Fate::Unknown, ..abort(producer) }
@@ -424,7 +434,8 @@ mod tests {
         for is_transactional in [false, true] {
             let random = fastrand::Rng::with_seed(1);
             let (numbers, is_fragile, is_compacted) = (BTreeMap::new(), false, false);
-            let mut source = Source { random, numbers, assessments: 40, is_transactional, is_fragile, is_compacted };
+            let mut source =
+                EventChooser { random, numbers, assessments: 40, is_transactional, is_fragile, is_compacted };
             let mut seen: BTreeMap<(u32, u8), Vec<u64>> = BTreeMap::new();
             for _ in 0..20_000 {
                 let (assessment, topic, number) = source.next();

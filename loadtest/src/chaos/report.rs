@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::checker::{Cause, REDIRECTS_MAX, Recovery, Verdict};
-use super::log::Span;
-use super::schedule::Kind;
+use super::log::FaultSpan;
+use super::schedule::FaultKind;
 
 /// Within this time the clients of a pod that is restarted by a rolling update are caught up elsewhere, in 99 of 100
 /// cases.
@@ -29,12 +29,12 @@ pub struct Title {
 
 /// How long the recoveries of one cause took.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Times {
+struct RecoveryTimes {
     sorted_ms: Vec<u64>,
     never: usize,
 }
 
-impl Times {
+impl RecoveryTimes {
     fn of<'a>(recoveries: impl Iterator<Item = &'a Recovery>) -> Self {
         let (mut sorted_ms, mut never) = (Vec::new(), 0);
         for recovery in recoveries {
@@ -66,13 +66,13 @@ impl Times {
 pub fn over_limit(title: &Title, verdict: &Verdict) -> Vec<String> {
     let mut over = Vec::new();
     let mut limit = |kind, percent, limit_ms: u64| {
-        let times = Times::of(alone(verdict, Cause::Fault(kind)));
+        let times = RecoveryTimes::of(alone(verdict, Cause::Fault(kind)));
         if let Some(ms) = times.percentile(percent).filter(|ms| *ms > limit_ms) {
             over.push(format!("{kind}: p{percent} until caught up is {ms} ms, over {limit_ms}"));
         }
     };
-    limit(Kind::Kill, 100, title.lease_ms + KILL_OVER_LEASE_MS);
-    limit(Kind::Rolling, 99, ROLLING_P99_MS);
+    limit(FaultKind::Kill, 100, title.lease_ms + KILL_OVER_LEASE_MS);
+    limit(FaultKind::Rolling, 99, ROLLING_P99_MS);
     let redirects = [(verdict.redirects_max, ""), (verdict.redirects_max_without_redis, " with Redis away")];
     for (most, when) in redirects {
         if most > REDIRECTS_MAX {
@@ -92,7 +92,7 @@ fn alone(verdict: &Verdict, cause: Cause) -> impl Iterator<Item = &Recovery> {
 /// # Panics
 /// Never: a string takes all that is written.
 #[must_use]
-pub fn table(title: &Title, verdict: &Verdict, spans: &[Span]) -> String {
+pub fn table(title: &Title, verdict: &Verdict, spans: &[FaultSpan]) -> String {
     let mut text = String::new();
     let mut line = |content: String| writeln!(text, "{}", content.trim_end()).expect("a string takes all");
     let Title { seed, minutes, clients, .. } = title;
@@ -137,8 +137,8 @@ pub fn table(title: &Title, verdict: &Verdict, spans: &[Span]) -> String {
     });
     let others = [(Cause::Handover, 0), (Cause::None, 0)];
     for (cause, count) in times.into_iter().chain(others) {
-        let all = Times::of(verdict.recoveries.iter().filter(|recovery| recovery.cause == cause));
-        let alone = Times::of(alone(verdict, cause));
+        let all = RecoveryTimes::of(verdict.recoveries.iter().filter(|recovery| recovery.cause == cause));
+        let alone = RecoveryTimes::of(alone(verdict, cause));
         let name = match cause {
             Cause::Fault(kind) => kind.to_string(),
             Cause::Handover => "handover".to_owned(),
@@ -165,22 +165,22 @@ pub fn table(title: &Title, verdict: &Verdict, spans: &[Span]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chaos::log::End;
+    use crate::chaos::log::EndCause;
 
     fn recovery(cause: Cause, took_ms: u64, is_alone: bool) -> Recovery {
-        let (node, end) = ("pod-0".to_owned(), End::Cut);
+        let (node, end) = ("pod-0".to_owned(), EndCause::Cut);
         Recovery { client: 0, node, end, from_ms: 1000, to_ms: Some(1000 + took_ms), cause, is_alone }
     }
 
     #[test]
     fn limits_look_at_faults_that_happened_alone() {
         let title = Title { seed: 1, minutes: 2.0, clients: 3, lease_ms: 3_000 };
-        let kill = Cause::Fault(Kind::Kill);
+        let kill = Cause::Fault(FaultKind::Kill);
         let mut verdict = Verdict { recoveries: vec![recovery(kill, 5_000, true)], ..Verdict::default() };
         verdict.recoveries.push(recovery(kill, 9_000, false));
         assert!(over_limit(&title, &verdict).is_empty());
         verdict.recoveries.push(recovery(kill, 5_001, true));
-        verdict.recoveries.push(recovery(Cause::Fault(Kind::Rolling), 2_001, true));
+        verdict.recoveries.push(recovery(Cause::Fault(FaultKind::Rolling), 2_001, true));
         verdict.redirects_max = 4;
         assert_eq!(over_limit(&title, &verdict).len(), 3);
         verdict.redirects_max_without_redis = 3;
@@ -193,8 +193,8 @@ mod tests {
     fn the_table_names_what_is_a_fault_and_the_times_by_cause() {
         let title = Title { seed: 9, minutes: 2.0, clients: 3, lease_ms: 3_000 };
         let mut verdict = Verdict { lost: 2, told: vec!["topic 3: 4 is gone".into()], ..Verdict::default() };
-        verdict.recoveries.extend((1..=100).map(|ms| recovery(Cause::Fault(Kind::Drop), ms * 10, true)));
-        let spans = [Span { kind: Kind::Drop, target: String::new(), from_ms: 900, to_ms: 1000 }];
+        verdict.recoveries.extend((1..=100).map(|ms| recovery(Cause::Fault(FaultKind::Drop), ms * 10, true)));
+        let spans = [FaultSpan { kind: FaultKind::Drop, target: String::new(), from_ms: 900, to_ms: 1000 }];
         let table = table(&title, &verdict, &spans);
         assert!(table.contains("seed 9"));
         assert!(table.lines().any(|line| line.contains("lost") && line.ends_with("2  <-- FAULT")), "{table}");

@@ -30,7 +30,7 @@ impl Lane {
 
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
+pub enum FaultKind {
     /// A pod is killed, and starts again some seconds later.
     Kill,
     /// Each pod in turn is asked to end and starts again, as a rolling update does.
@@ -77,34 +77,34 @@ pub enum Kind {
 }
 
 /// A kind's name, its lane, and the shortest and longest time, in seconds, that it lasts.
-type Row = (Kind, &'static str, Lane, u64, u64);
+type Row = (FaultKind, &'static str, Lane, u64, u64);
 
 /// Times are without what it takes a machine to end and start what was hit. Pods have a lease of 3 s here.
 const KINDS: [Row; 21] = [
-    (Kind::Kill, "kill", Lane::Pods, 0, 8),
-    (Kind::Rolling, "rolling", Lane::Pods, 0, 1),
-    (Kind::Stop, "stop", Lane::Pods, 5, 10),
-    (Kind::Scale, "scale", Lane::Pods, 3, 6),
-    (Kind::Compaction, "compaction", Lane::Pods, 26, 30),
-    (Kind::RedisKill, "redis-kill", Lane::Redis, 1, 8),
-    (Kind::RedisPause, "redis-pause", Lane::Redis, 2, 10),
-    (Kind::RedisEmpty, "redis-empty", Lane::Redis, 0, 1),
-    (Kind::RedisClock, "redis-clock", Lane::Redis, 1, 8),
-    (Kind::BrokerKill, "broker-kill", Lane::Brokers, 1, 10),
-    (Kind::BrokerPause, "broker-pause", Lane::Brokers, 2, 12),
-    (Kind::BrokerHang, "broker-hang", Lane::Brokers, 0, 8),
-    (Kind::BrokersDown, "brokers-down", Lane::Brokers, 20, 20),
-    (Kind::Unclean, "unclean", Lane::Brokers, 1, 3),
-    (Kind::Stall, "stall", Lane::Clients, 3, 15),
-    (Kind::Drop, "drop", Lane::Clients, 0, 1),
-    (Kind::HalfOpen, "half-open", Lane::Clients, 0, 1),
-    (Kind::Hasty, "hasty", Lane::Clients, 2, 5),
-    (Kind::Away, "away", Lane::Clients, 0, 1),
-    (Kind::OpenTransaction, "open-transaction", Lane::Beside, 3, 12),
-    (Kind::LogStop, "log-stop", Lane::Beside, 5, 20),
+    (FaultKind::Kill, "kill", Lane::Pods, 0, 8),
+    (FaultKind::Rolling, "rolling", Lane::Pods, 0, 1),
+    (FaultKind::Stop, "stop", Lane::Pods, 5, 10),
+    (FaultKind::Scale, "scale", Lane::Pods, 3, 6),
+    (FaultKind::Compaction, "compaction", Lane::Pods, 26, 30),
+    (FaultKind::RedisKill, "redis-kill", Lane::Redis, 1, 8),
+    (FaultKind::RedisPause, "redis-pause", Lane::Redis, 2, 10),
+    (FaultKind::RedisEmpty, "redis-empty", Lane::Redis, 0, 1),
+    (FaultKind::RedisClock, "redis-clock", Lane::Redis, 1, 8),
+    (FaultKind::BrokerKill, "broker-kill", Lane::Brokers, 1, 10),
+    (FaultKind::BrokerPause, "broker-pause", Lane::Brokers, 2, 12),
+    (FaultKind::BrokerHang, "broker-hang", Lane::Brokers, 0, 8),
+    (FaultKind::BrokersDown, "brokers-down", Lane::Brokers, 20, 20),
+    (FaultKind::Unclean, "unclean", Lane::Brokers, 1, 3),
+    (FaultKind::Stall, "stall", Lane::Clients, 3, 15),
+    (FaultKind::Drop, "drop", Lane::Clients, 0, 1),
+    (FaultKind::HalfOpen, "half-open", Lane::Clients, 0, 1),
+    (FaultKind::Hasty, "hasty", Lane::Clients, 2, 5),
+    (FaultKind::Away, "away", Lane::Clients, 0, 1),
+    (FaultKind::OpenTransaction, "open-transaction", Lane::Beside, 3, 12),
+    (FaultKind::LogStop, "log-stop", Lane::Beside, 5, 20),
 ];
 
-impl Kind {
+impl FaultKind {
     /// All kinds.
     pub const ALL: [Self; 21] = {
         let mut all = [Self::Kill; 21];
@@ -144,13 +144,13 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for FaultKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.row().1)
     }
 }
 
-impl FromStr for Kind {
+impl FromStr for FaultKind {
     type Err = anyhow::Error;
 
     fn from_str(name: &str) -> anyhow::Result<Self> {
@@ -167,7 +167,7 @@ pub struct Planned {
     /// How long it lasts.
     pub lasts: Duration,
     /// What happens.
-    pub kind: Kind,
+    pub kind: FaultKind,
     /// Chooses whom it hits among those that are there then.
     pub pick: u32,
 }
@@ -180,10 +180,10 @@ const QUIET: Duration = Duration::from_secs(5);
 
 /// The faults of a lane in their order, from among `kinds`.
 #[must_use]
-pub fn schedule(seed: u64, length: Duration, lane: Lane, kinds: &[Kind]) -> Vec<Planned> {
+pub fn schedule(seed: u64, length: Duration, lane: Lane, kinds: &[FaultKind]) -> Vec<Planned> {
     // Lanes draw from sequences of their own: a kind left out in one changes nothing in the others.
     let mut random = fastrand::Rng::with_seed(seed.wrapping_mul(31).wrapping_add(lane as u64));
-    let mut kinds: Vec<Kind> = kinds.iter().copied().filter(|kind| kind.lane() == lane).collect();
+    let mut kinds: Vec<FaultKind> = kinds.iter().copied().filter(|kind| kind.lane() == lane).collect();
     let mut plan = Vec::new();
     let busy: Duration = kinds.iter().map(|kind| kind.takes()).sum();
     let spread = ROUND.min(length.saturating_sub(QUIET * 2));
@@ -191,10 +191,10 @@ pub fn schedule(seed: u64, length: Duration, lane: Lane, kinds: &[Kind]) -> Vec<
     while !kinds.is_empty() && round + QUIET < length {
         random.shuffle(&mut kinds);
         // Who is away for longer than the history needs the rest of a short run to come back in.
-        kinds.sort_by_key(|kind| *kind != Kind::Away);
+        kinds.sort_by_key(|kind| *kind != FaultKind::Away);
         let mut cuts: Vec<Duration> = kinds.iter().map(|_| spread.saturating_sub(busy).mul_f64(random.f64())).collect();
         cuts.sort();
-        cuts[0] = if kinds[0] == Kind::Away { Duration::ZERO } else { cuts[0] };
+        cuts[0] = if kinds[0] == FaultKind::Away { Duration::ZERO } else { cuts[0] };
         let mut taken = Duration::ZERO;
         for (kind, cut) in kinds.iter().zip(cuts) {
             let (_, _, _, shortest, longest) = kind.row();
@@ -213,15 +213,18 @@ mod tests {
     use super::*;
 
     fn all(seed: u64, minutes: u64) -> Vec<Planned> {
-        Lane::ALL.iter().flat_map(|lane| schedule(seed, Duration::from_secs(minutes * 60), *lane, &Kind::ALL)).collect()
+        Lane::ALL
+            .iter()
+            .flat_map(|lane| schedule(seed, Duration::from_secs(minutes * 60), *lane, &FaultKind::ALL))
+            .collect()
     }
 
     #[test]
     fn every_kind_has_a_name_and_is_read_by_it() {
-        for kind in Kind::ALL {
-            assert_eq!(kind.to_string().parse::<Kind>().unwrap(), kind);
+        for kind in FaultKind::ALL {
+            assert_eq!(kind.to_string().parse::<FaultKind>().unwrap(), kind);
         }
-        assert!("meteor".parse::<Kind>().is_err());
+        assert!("meteor".parse::<FaultKind>().is_err());
     }
 
     #[test]
@@ -234,7 +237,7 @@ mod tests {
     fn two_minutes_hold_every_kind_of_fault_whatever_the_seed() {
         for seed in 0..500 {
             let plan = all(seed, 2);
-            for kind in Kind::ALL {
+            for kind in FaultKind::ALL {
                 assert!(plan.iter().any(|planned| planned.kind == kind), "{kind} with seed {seed}");
             }
         }
@@ -243,21 +246,21 @@ mod tests {
     #[test]
     fn a_lane_is_in_order_within_the_run_and_a_longer_run_has_more_of_each() {
         for lane in Lane::ALL {
-            let plan = schedule(3, Duration::from_secs(1800), lane, &Kind::ALL);
+            let plan = schedule(3, Duration::from_secs(1800), lane, &FaultKind::ALL);
             assert!(plan.is_sorted_by_key(|planned| planned.at));
             assert!(plan.iter().all(|planned| planned.at >= QUIET && planned.at < Duration::from_secs(1795)));
-            for kind in Kind::ALL.into_iter().filter(|kind| kind.lane() == lane) {
+            for kind in FaultKind::ALL.into_iter().filter(|kind| kind.lane() == lane) {
                 assert!(plan.iter().filter(|planned| planned.kind == kind).count() >= 15, "{kind}");
             }
         }
-        let firsts: Vec<_> = (0..20).map(|seed| schedule(seed, ROUND, Lane::Pods, &Kind::ALL)[0].kind).collect();
+        let firsts: Vec<_> = (0..20).map(|seed| schedule(seed, ROUND, Lane::Pods, &FaultKind::ALL)[0].kind).collect();
         assert!(firsts.iter().any(|first| *first != firsts[0]), "orders differ");
     }
 
     #[test]
     fn a_short_run_has_what_fits() {
         for seed in 0..50 {
-            let plan = schedule(seed, Duration::from_secs(30), Lane::Pods, &[Kind::Kill]);
+            let plan = schedule(seed, Duration::from_secs(30), Lane::Pods, &[FaultKind::Kill]);
             assert!(plan.iter().any(|planned| planned.at < Duration::from_secs(20)), "{seed}");
         }
     }
@@ -266,7 +269,7 @@ mod tests {
     fn kinds_that_are_left_out_do_not_happen() {
         let length = Duration::from_secs(300);
         assert!(Lane::ALL.iter().all(|lane| schedule(1, length, *lane, &[]).is_empty()));
-        let kills = schedule(1, length, Lane::Pods, &[Kind::Kill]);
-        assert!(kills.len() > 1 && kills.iter().all(|planned| planned.kind == Kind::Kill));
+        let kills = schedule(1, length, Lane::Pods, &[FaultKind::Kill]);
+        assert!(kills.len() > 1 && kills.iter().all(|planned| planned.kind == FaultKind::Kill));
     }
 }

@@ -5,7 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use super::Ask;
-use crate::http::Answer;
+use crate::http::HttpResponse;
 
 /// A connection whose bytes are sent and read by hand.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub struct Raw {
 
 /// A frame to send, good unless it is made bad.
 #[derive(Debug, Clone)]
-pub struct Frame {
+pub struct RawFrame {
     /// Whether it is its message's last.
     pub fin: bool,
     /// The three reserved bits.
@@ -62,7 +62,7 @@ pub mod opcode {
     pub const PONG: u8 = 10;
 }
 
-impl Frame {
+impl RawFrame {
     /// A good frame.
     #[must_use]
     pub fn new(opcode: u8, payload: impl Into<Vec<u8>>) -> Self {
@@ -146,8 +146,8 @@ impl Raw {
     }
 
     /// Sends frames, all in one write.
-    pub fn send_frames(&mut self, frames: &[Frame]) {
-        self.send(&frames.iter().flat_map(Frame::bytes).collect::<Vec<_>>());
+    pub fn send_frames(&mut self, frames: &[RawFrame]) {
+        self.send(&frames.iter().flat_map(RawFrame::bytes).collect::<Vec<_>>());
     }
 
     /// Where it is connected from.
@@ -192,8 +192,8 @@ impl Raw {
     /// Where none comes.
     #[must_use]
     #[track_caller]
-    pub fn answer(&mut self) -> Answer {
-        Answer::read(&mut self.stream).unwrap_or_else(|error| panic!("an answer: {error:#}"))
+    pub fn answer(&mut self) -> HttpResponse {
+        HttpResponse::read(&mut self.stream).unwrap_or_else(|error| panic!("an answer: {error:#}"))
     }
 
     /// Whether the answer has come, or the end, without waiting for more than `within`.

@@ -6,7 +6,7 @@ use std::thread;
 use tungstenite::handshake::server::{Request, Response};
 use tungstenite::protocol::CloseFrame;
 
-use super::raw::{Frame, Raw, Sent, opcode};
+use super::raw::{Raw, RawFrame, Sent, opcode};
 use super::*;
 
 /// A server for one client, which it hands to `serve` with the request's query.
@@ -63,10 +63,11 @@ fn frames_by_hand_are_what_they_say() {
         assert!(socket.read().is_err(), "an unmasked frame");
     });
     let mut raw = Raw::upgraded(&Ask::to(&url));
-    let (first, rest) = (Frame::new(opcode::TEXT, "two ").unfinished(), Frame::new(opcode::CONTINUATION, "parts"));
-    raw.send_frames(&[first, rest, Frame::new(opcode::TEXT, "y".repeat(300))]);
+    let (first, rest) =
+        (RawFrame::new(opcode::TEXT, "two ").unfinished(), RawFrame::new(opcode::CONTINUATION, "parts"));
+    raw.send_frames(&[first, rest, RawFrame::new(opcode::TEXT, "y".repeat(300))]);
     assert_eq!(raw.receive(), Sent::Text("x".repeat(70_000)));
-    raw.send_frames(&[Frame { masked: false, ..Frame::new(opcode::TEXT, "no") }]);
+    raw.send_frames(&[RawFrame { masked: false, ..RawFrame::new(opcode::TEXT, "no") }]);
     server.join().unwrap();
     assert_eq!(raw.receive(), Sent::End);
 }

@@ -34,7 +34,7 @@ impl Bound {
 
 /// A row of the table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Row {
+pub struct BoundRow {
     /// What was measured, with its unit; what begins with two spaces is a part of what stands above it.
     pub name: String,
     /// The rounds' median.
@@ -47,7 +47,7 @@ pub struct Row {
     pub bound: Option<Bound>,
 }
 
-impl Row {
+impl BoundRow {
     /// Of what each round came to; `None` where none came to a number.
     #[must_use]
     pub fn of(name: &str, bound: Option<Bound>, values: impl Iterator<Item = f64>) -> Option<Self> {
@@ -69,7 +69,7 @@ impl Row {
 /// # Panics
 /// Never: a string takes all that is written.
 #[must_use]
-pub fn table(rows: &[Row], remarks: &[String]) -> String {
+pub fn table(rows: &[BoundRow], remarks: &[String]) -> String {
     let mut text = format!("{:<56}{:>10}{:>10}{:>10}{:>12}  held\n", "", "median", "least", "most", "bound");
     for row in rows {
         let [median, least, most] = [row.median, row.least, row.most].map(|value| cell(Some(value)));

@@ -9,13 +9,13 @@ pub mod sizing;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::measure::{Clients, Part, Subject};
-use super::noise::{Discarded, Noise};
+use super::machine_noise::{Discarded, Noise};
+use super::measure::{ConnectedClients, Measurement, Subject};
 use super::producer;
-use super::report::{Report, Round, cell, clients_limit};
+use super::report::{FleetReport, FleetRound, cell, clients_limit};
 use super::statistics::Percentiles;
 use super::{above_zero, not_negative};
-use search::Search;
+use search::CapacitySearch;
 use sizing::{Sizing, Wanted, grouped};
 
 /// A gateway whose busiest thread runs less than this part of the time is not what limits.
@@ -67,7 +67,7 @@ pub struct Capacity {
     /// The bound, in milliseconds.
     pub p99_ms: f64,
     /// The steps, in their order.
-    pub steps: Vec<Step>,
+    pub steps: Vec<SearchStep>,
     /// The step with the highest load that was held, by its place among the steps.
     pub held: Option<usize>,
     /// What a fleet takes; nothing, where no load was held.
@@ -78,7 +78,7 @@ pub struct Capacity {
 
 /// A load that was tried.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Step {
+pub struct SearchStep {
     /// Events a second.
     pub rate: f64,
     /// Ticks a second.
@@ -120,7 +120,7 @@ pub enum Limit {
 ///
 /// # Errors
 /// Where the options don't fit each other, or a part ends.
-pub fn run(options: &Options) -> Result<Report> {
+pub fn run(options: &Options) -> Result<FleetReport> {
     let fleet = &options.fleet;
     fleet.check()?;
     ensure!(fleet.rate > 0.0 || fleet.market_rate > 0.0, "a search begins at --rate or --market-rate: both are 0");
@@ -133,17 +133,17 @@ pub fn run(options: &Options) -> Result<Report> {
         drop(pods);
         let floors = match &found.held {
             Some((rate, part)) => super::floors(&scaled(fleet, *rate), &world, Some(part))?,
-            None => Round::default(),
+            None => FleetRound::default(),
         };
         (found, floors)
     } else {
         let brokers = fleet.brokers.as_deref().context("--url needs --brokers")?;
-        (find(options, &super::foreign_subject(fleet)?, brokers)?, Round::default())
+        (find(options, &super::foreign_subject(fleet)?, brokers)?, FleetRound::default())
     };
     let (capacity, remarks) = found.capacity(options);
-    let round = found.held.map(|(_, part)| Round { gateway: Some(part), ..floors });
+    let round = found.held.map(|(_, part)| FleetRound { gateway: Some(part), ..floors });
     let options_json = serde_json::to_value(options).context("options are JSON")?;
-    let mut report = Report::of(options_json, round.into_iter().collect(), found.discarded);
+    let mut report = FleetReport::of(options_json, round.into_iter().collect(), found.discarded);
     report.remarks.extend(remarks);
     report.capacity = Some(capacity);
     super::tell(fleet, &report, "capacity")?;
@@ -157,17 +157,17 @@ fn scaled(fleet: &super::Options, times: f64) -> super::Options {
 
 /// What the steps came to.
 struct Found {
-    steps: Vec<Step>,
+    steps: Vec<SearchStep>,
     /// The highest load that was held: how many times that of the start, and all that was measured.
-    held: Option<(f64, Part)>,
+    held: Option<(f64, Measurement)>,
     is_narrow: bool,
     discarded: Vec<Discarded>,
 }
 
 fn find(options: &Options, subject: &Subject, brokers: &str) -> Result<Found> {
     let fleet = &options.fleet;
-    let mut clients = Clients::connect(fleet, subject)?;
-    let mut search = Search::new(1.0, options.step_factor, options.precision, options.steps_max);
+    let mut clients = ConnectedClients::connect(fleet, subject)?;
+    let mut search = CapacitySearch::new(1.0, options.step_factor, options.precision, options.steps_max);
     let mut found = Found { steps: Vec::new(), held: None, is_narrow: false, discarded: Vec::new() };
     while let Some(times) = search.next() {
         let at = scaled(fleet, times);
@@ -179,7 +179,7 @@ fn find(options: &Options, subject: &Subject, brokers: &str) -> Result<Found> {
                 let (brokers, load, length) = (brokers.to_owned(), at.load(), at.length());
                 Ok(producer::start(brokers, load, length))
             })?;
-            let step = Step::of(&at, options.p99_ms, subject, &part)?;
+            let step = SearchStep::of(&at, options.p99_ms, subject, &part)?;
             let mut doubts = Noise::of(&part).faults();
             doubts.extend(step.stand_still(options.p99_ms));
             // Neither makes anything faster: what was held with them is held.
@@ -236,8 +236,8 @@ impl Found {
     }
 }
 
-impl Step {
-    fn of(options: &super::Options, p99_ms: f64, subject: &Subject, part: &Part) -> Result<Self> {
+impl SearchStep {
+    fn of(options: &super::Options, p99_ms: f64, subject: &Subject, part: &Measurement) -> Result<Self> {
         let [events, ticks] = [part.latencies, part.tick_latencies];
         let longer = events.into_iter().chain(ticks).max_by(|a, b| a.p99_ms.total_cmp(&b.p99_ms));
         let faults = faults(part, longer, p99_ms);
@@ -302,7 +302,7 @@ pub fn rate(a_second: f64) -> String {
 }
 
 /// Why a load is not held.
-fn faults(part: &Part, latencies: Option<Percentiles>, p99_ms: f64) -> Vec<String> {
+fn faults(part: &Measurement, latencies: Option<Percentiles>, p99_ms: f64) -> Vec<String> {
     let p99 = latencies.map_or(0.0, |latencies| latencies.p99_ms);
     let closed: u64 = part.counts.closed.values().sum();
     let failed: u64 = part.counts.failed.values().sum();
@@ -319,7 +319,7 @@ fn faults(part: &Part, latencies: Option<Percentiles>, p99_ms: f64) -> Vec<Strin
 impl Limit {
     /// What limited a load that was not held, by a gateway of so many processes of this machine.
     #[must_use]
-    pub fn of(part: &Part, p99_ms: f64, processes: usize) -> Self {
+    pub fn of(part: &Measurement, p99_ms: f64, processes: usize) -> Self {
         let late_ms = part.lateness.map_or(0.0, |late| late.p99_ms);
         // Threads of a name are added: of each process there is one.
         let busiest = part.usage.as_ref().and_then(|usage| usage.threads_ns.values().max());

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::connection::{Connection, Memory, Sampler, Turn};
+use super::connection::{ClientState, FleetConnection, ReadOutcome, Sampler};
 use super::epoll::{Epoll, Ready};
 use super::schedule::assessment;
 use super::usage::Usage;
-use super::wire::{ClientsPlan, Command, Counts};
+use super::wire::{ClientsPlan, Counts, WorkerCommand};
 use crate::client::Ask;
 use crate::process::{allow_descriptors, loopback};
 
@@ -36,17 +36,17 @@ const SCRATCH_BYTES: usize = 256 * 1024;
 const PIPE: u64 = u64::MAX;
 
 /// A client, with or without a connection.
-struct Client {
-    connection: Option<Connection>,
-    memory: Memory,
+struct FleetClient {
+    connection: Option<FleetConnection>,
+    memory: ClientState,
     /// Where it connects: the number of a target.
     target: usize,
 }
 
-struct Clients {
+struct ClientProcess {
     plan: ClientsPlan,
     epoll: Epoll,
-    clients: Vec<Client>,
+    clients: Vec<FleetClient>,
     sources: Vec<Ipv4Addr>,
     /// What a client asks each target for, but for its assessment and its cursor.
     asks: Vec<Ask>,
@@ -76,18 +76,18 @@ pub fn run() -> Result<()> {
     let first = pipe.wait_line()?.context("the first line is the plan")?;
     let plan: ClientsPlan = serde_json::from_str(&first).context("the first line is the plan")?;
     allow_descriptors(u64::from(plan.count) + 100);
-    let mut clients = Clients::new(plan)?;
+    let mut clients = ClientProcess::new(plan)?;
     clients.epoll.add_readable(io::stdin().as_raw_fd(), PIPE)?;
     let mut is_open = true;
     while is_open {
         // The first question may have come along with the plan.
         while let Some(line) = pipe.line() {
-            let command: Command = serde_json::from_str(&line).context("a command")?;
+            let command: WorkerCommand = serde_json::from_str(&line).context("a command")?;
             clients.tell()?;
             match command {
-                Command::Connect => clients.began = Some(Instant::now()),
-                Command::Mark => {}
-                Command::Stop => return Ok(()),
+                WorkerCommand::Connect => clients.began = Some(Instant::now()),
+                WorkerCommand::Mark => {}
+                WorkerCommand::Stop => return Ok(()),
             }
         }
         if clients.turn()? {
@@ -97,7 +97,7 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-impl Clients {
+impl ClientProcess {
     fn new(plan: ClientsPlan) -> Result<Self> {
         let (count, slow, returning) = (plan.count as usize, plan.slow as usize, plan.returning as usize);
         // With more than one pod, any may be sent to another, and go on there.
@@ -106,8 +106,8 @@ impl Clients {
         let client = |number: usize| {
             let is_slow = number >= count - slow;
             let keeps_cursor = all_keep || is_slow || number < returning;
-            let memory = Memory { keeps_cursor, is_slow, cursor: String::new() };
-            Client { connection: None, memory, target: (first + number) % plan.targets.len() }
+            let memory = ClientState { keeps_cursor, is_slow, cursor: String::new() };
+            FleetClient { connection: None, memory, target: (first + number) % plan.targets.len() }
         };
         let is_loopback = plan.targets.iter().all(|target| target.address.ip().is_loopback());
         let now = Instant::now();
@@ -183,7 +183,7 @@ impl Clients {
         let client = &mut self.clients[number];
         let source = self.sources.get(number % SOURCES).copied();
         let to = self.plan.targets[client.target].address;
-        let begun = Connection::begin(to, source, client.memory.is_slow).and_then(|connection| {
+        let begun = FleetConnection::begin(to, source, client.memory.is_slow).and_then(|connection| {
             self.epoll.await_connected(connection.fd(), number as u64)?;
             Ok(connection)
         });
@@ -211,7 +211,9 @@ impl Clients {
     }
 
     fn ask(&mut self, number: usize) -> io::Result<()> {
-        let Client { connection: Some(connection), memory, target } = &mut self.clients[number] else { return Ok(()) };
+        let FleetClient { connection: Some(connection), memory, target } = &mut self.clients[number] else {
+            return Ok(());
+        };
         let id = self.plan.first + u32::try_from(number).expect("a client's number");
         let mut ask = self.asks[*target].clone().assessment(&assessment(self.plan.load.watched_by(id)));
         if !memory.cursor.is_empty() {
@@ -245,20 +247,20 @@ impl Clients {
     }
 
     fn read(&mut self, number: usize, budget: usize) {
-        let Client { connection: Some(connection), memory, .. } = &mut self.clients[number] else { return };
+        let FleetClient { connection: Some(connection), memory, .. } = &mut self.clients[number] else { return };
         let was_open = connection.is_open();
         let turn = connection.read(&mut self.scratch, budget, memory, &mut self.counts, &mut self.sampler);
         if connection.is_open() && !was_open {
             self.handshakes -= 1;
         }
         match turn {
-            Turn::On => {}
-            Turn::Ended(code) => {
+            ReadOutcome::On => {}
+            ReadOutcome::Ended(code) => {
                 self.end(number);
                 *self.counts.closed.entry(code).or_default() += 1;
                 self.again.push_back((Instant::now() + AGAIN_AFTER, number));
             }
-            Turn::Moved(url) => {
+            ReadOutcome::Moved(url) => {
                 self.end(number);
                 match self.plan.targets.iter().position(|target| target.url == url) {
                     Some(target) => {
@@ -269,7 +271,7 @@ impl Clients {
                     None => self.fail(number, format!("a redirect to {url}, which is none of the URLs")),
                 }
             }
-            Turn::Failed(reason) => self.fail(number, reason),
+            ReadOutcome::Failed(reason) => self.fail(number, reason),
         }
     }
 
@@ -282,7 +284,7 @@ impl Clients {
         let budget = f64::from(self.plan.slow_bytes_per_second) * SLOW_EVERY.as_secs_f64();
         let count = self.clients.len();
         for number in count - self.plan.slow as usize..count {
-            if self.clients[number].connection.as_ref().is_some_and(Connection::is_open) {
+            if self.clients[number].connection.as_ref().is_some_and(FleetConnection::is_open) {
                 self.read(number, budget as usize);
             }
         }
@@ -303,7 +305,7 @@ impl Clients {
             self.next_return = Some(at + every);
             let number = self.returning;
             self.returning = (self.returning + 1) % self.plan.returning as usize;
-            if self.clients[number].connection.as_ref().is_some_and(Connection::is_open) {
+            if self.clients[number].connection.as_ref().is_some_and(FleetConnection::is_open) {
                 self.end(number);
                 self.counts.dropped += 1;
                 self.again.push_front((now, number));

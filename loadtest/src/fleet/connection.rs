@@ -12,24 +12,24 @@ use socket2::{Domain, Socket, Type};
 use super::payload::{UnixUs, cursor_of, due_of, now_us, us};
 use super::wire::Counts;
 use crate::client::raw::opcode;
-use crate::frames::{Frame, Frames, Kind};
+use crate::frames::{Frame, Frames, MessageKind};
 
 /// A slow client's kernel takes so few bytes ahead for it.
 const SLOW_RECEIVE_BUFFER_BYTES: usize = 4 * 1024;
 
 /// A connection that is, or will soon be, upgraded.
 #[derive(Debug)]
-pub struct Connection {
+pub struct FleetConnection {
     stream: TcpStream,
     frames: Frames,
     began: Instant,
     /// When it was connected, on the Unix clock: what was due before is caught up.
     since: Option<UnixUs>,
-    phase: Phase,
+    phase: ConnectionPhase,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum ConnectionPhase {
     /// The socket connects.
     Connecting,
     /// The request is sent.
@@ -38,7 +38,7 @@ enum Phase {
 
 /// What a client keeps over its connections.
 #[derive(Debug, Default)]
-pub struct Memory {
+pub struct ClientState {
     /// Whether it keeps its cursor: only those that come back need one.
     pub keeps_cursor: bool,
     /// Whether it is slow.
@@ -49,7 +49,7 @@ pub struct Memory {
 
 /// What a turn of a connection came to.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Turn {
+pub enum ReadOutcome {
     /// It goes on.
     On,
     /// It ended, by this close code.
@@ -85,7 +85,7 @@ impl Sampler {
     }
 }
 
-impl Connection {
+impl FleetConnection {
     /// Begins to connect; from this source, where there is one.
     ///
     /// # Errors
@@ -106,7 +106,7 @@ impl Connection {
             _ => {}
         }
         let (stream, frames) = (TcpStream::from(socket), Frames::default());
-        Ok(Self { stream, frames, began: Instant::now(), since: None, phase: Phase::Connecting })
+        Ok(Self { stream, frames, began: Instant::now(), since: None, phase: ConnectionPhase::Connecting })
     }
 
     /// Its socket.
@@ -118,7 +118,7 @@ impl Connection {
     /// Whether the socket still connects.
     #[must_use]
     pub fn is_connecting(&self) -> bool {
-        self.phase == Phase::Connecting
+        self.phase == ConnectionPhase::Connecting
     }
 
     /// Whether `connected` has come.
@@ -136,7 +136,7 @@ impl Connection {
             return Err(error);
         }
         self.stream.write_all(head.as_bytes())?;
-        self.phase = Phase::Open;
+        self.phase = ConnectionPhase::Open;
         Ok(())
     }
 
@@ -145,73 +145,78 @@ impl Connection {
         &mut self,
         scratch: &mut [u8],
         mut budget: usize,
-        memory: &mut Memory,
+        memory: &mut ClientState,
         counts: &mut Counts,
         sampler: &mut Sampler,
-    ) -> Turn {
+    ) -> ReadOutcome {
         while budget > 0 {
             let room = scratch.len().min(budget);
             let len = match self.stream.read(&mut scratch[..room]) {
                 Ok(0) => return self.ended(),
                 Ok(len) => len,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Turn::On,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return ReadOutcome::On,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(_) => return self.ended(),
             };
-            let mut seen = Seen { counts, memory, sampler, since: self.since, began: self.began, turn: Turn::On };
+            let mut seen =
+                FrameCounter { counts, memory, sampler, since: self.since, began: self.began, turn: ReadOutcome::On };
             let mut pong = Vec::new();
             let taken = self.frames.take(&scratch[..len], |frame| seen.frame(frame, &mut pong));
             self.since = seen.since;
             let turn = seen.turn;
             if let Err(fault) = taken {
-                return Turn::Failed(fault.to_string().lines().next().unwrap_or_default().to_owned());
+                return ReadOutcome::Failed(fault.to_string().lines().next().unwrap_or_default().to_owned());
             }
             if !pong.is_empty() {
                 // A gateway whose socket is full is not waiting for a pong.
                 let _ = self.stream.write(&pong);
             }
-            if turn != Turn::On {
+            if turn != ReadOutcome::On {
                 return turn;
             }
             // What came is read: another read would only say so.
             if len < room {
-                return Turn::On;
+                return ReadOutcome::On;
             }
             budget -= len;
         }
-        Turn::On
+        ReadOutcome::On
     }
 
-    fn ended(&self) -> Turn {
-        if self.is_open() { Turn::Ended(1006) } else { Turn::Failed("the connection ended before `connected`".into()) }
+    fn ended(&self) -> ReadOutcome {
+        if self.is_open() {
+            ReadOutcome::Ended(1006)
+        } else {
+            ReadOutcome::Failed("the connection ended before `connected`".into())
+        }
     }
 }
 
 /// What a read's frames are counted into.
-struct Seen<'a> {
+struct FrameCounter<'a> {
     counts: &'a mut Counts,
-    memory: &'a mut Memory,
+    memory: &'a mut ClientState,
     sampler: &'a mut Sampler,
     since: Option<UnixUs>,
     began: Instant,
-    turn: Turn,
+    turn: ReadOutcome,
 }
 
-impl Seen<'_> {
+impl FrameCounter<'_> {
     fn frame(&mut self, frame: Frame<'_>, pong: &mut Vec<u8>) {
         match frame.kind() {
-            Some(Kind::Event) => self.event(frame.payload),
-            Some(Kind::Market) => {
+            Some(MessageKind::Event) => self.event(frame.payload),
+            Some(MessageKind::Market) => {
                 self.counts.ticks += 1;
                 self.sample(frame.payload, true);
             }
-            Some(Kind::Connected) => self.connected(frame.payload),
-            Some(Kind::Reset) => {
+            Some(MessageKind::Connected) => self.connected(frame.payload),
+            Some(MessageKind::Reset) => {
                 self.counts.resets += 1;
                 self.keep_cursor(frame.payload);
             }
-            Some(Kind::Refusal) => self.refused(frame.payload),
-            Some(Kind::Beat) => {}
+            Some(MessageKind::Refusal) => self.refused(frame.payload),
+            Some(MessageKind::Beat) => {}
             None => self.control(frame, pong),
         }
     }
@@ -255,12 +260,12 @@ impl Seen<'_> {
 
     fn connected(&mut self, payload: &[u8]) {
         #[derive(Deserialize)]
-        struct Connected {
+        struct ConnectedMessage {
             #[serde(default)]
             resumed: bool,
             cursor: Option<String>,
         }
-        let Ok(connected) = serde_json::from_slice::<Connected>(payload) else {
+        let Ok(connected) = serde_json::from_slice::<ConnectedMessage>(payload) else {
             self.counts.strange += 1;
             return;
         };
@@ -278,23 +283,23 @@ impl Seen<'_> {
 
     fn refused(&mut self, payload: &[u8]) {
         #[derive(Deserialize)]
-        struct Refusal {
+        struct RefusalMessage {
             error: String,
             url: Option<String>,
             cursor: Option<String>,
         }
         let refusal = serde_json::from_slice(payload);
         self.turn = match refusal {
-            Ok(Refusal { url: Some(url), cursor, .. }) => {
+            Ok(RefusalMessage { url: Some(url), cursor, .. }) => {
                 if self.memory.keeps_cursor
                     && let Some(cursor) = cursor
                 {
                     self.memory.cursor = cursor;
                 }
-                Turn::Moved(url)
+                ReadOutcome::Moved(url)
             }
-            Ok(Refusal { error, .. }) => Turn::Failed(error),
-            Err(_) => Turn::Failed("neither type nor error".into()),
+            Ok(RefusalMessage { error, .. }) => ReadOutcome::Failed(error),
+            Err(_) => ReadOutcome::Failed("neither type nor error".into()),
         };
     }
 
@@ -307,9 +312,9 @@ impl Seen<'_> {
                 pong.extend([0x80 | opcode::PONG, 0x80 | length, 0, 0, 0, 0]);
                 pong.extend(&frame.payload[..usize::from(length)]);
             }
-            opcode::CLOSE if self.turn == Turn::On => {
+            opcode::CLOSE if self.turn == ReadOutcome::On => {
                 let code = frame.payload.first_chunk().map_or(1005, |code| u16::from_be_bytes(*code));
-                self.turn = Turn::Ended(code);
+                self.turn = ReadOutcome::Ended(code);
             }
             _ => {}
         }

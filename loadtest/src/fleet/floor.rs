@@ -18,8 +18,8 @@ use serde::Serialize;
 use socket2::{Domain, Socket, Type};
 
 use super::payload::{frame, now_us, record, us};
-use super::schedule::{Load, What, assessment_number};
-use super::wire::{FloorPlan, FloorSays, Source};
+use super::schedule::{DueItem, Load, assessment_number};
+use super::wire::{FloorPlan, FloorSays, LoopSource};
 use crate::process::{allow_descriptors, loopback};
 use kafka::From;
 
@@ -62,8 +62,8 @@ pub fn run() -> Result<()> {
     let mut sockets = Sockets::accept(&plan)?;
     // What costs time to begin is there before the clients are told of.
     let reader = match &plan.source {
-        Source::Schedule(_) | Source::Log { .. } => None,
-        Source::Kafka { brokers, topics } => Some(kafka::Reader::new(brokers, topics, From::Ends)?),
+        LoopSource::Schedule(_) | LoopSource::Log { .. } => None,
+        LoopSource::Kafka { brokers, topics } => Some(kafka::TopicReader::new(brokers, topics, From::Ends)?),
     };
     say(&FloorSays::Ready)?;
     line.clear();
@@ -88,9 +88,11 @@ pub fn run() -> Result<()> {
                 (false, None) => {}
             }
         }),
-        (None, Source::Schedule(seconds)) => by_schedule(&plan.load, seconds, plan.frame_bytes, &ended, &mut sockets),
-        (None, Source::Log { brokers, topics }) => read_log(&brokers, &topics, &ended)?,
-        (None, Source::Kafka { .. }) => {}
+        (None, LoopSource::Schedule(seconds)) => {
+            by_schedule(&plan.load, seconds, plan.frame_bytes, &ended, &mut sockets)
+        }
+        (None, LoopSource::Log { brokers, topics }) => read_log(&brokers, &topics, &ended)?,
+        (None, LoopSource::Kafka { .. }) => {}
     }
     // The clients still read: the sockets stay open until the harness has their counts.
     await_end(&ended);
@@ -105,7 +107,7 @@ fn await_end(ended: &AtomicBool) {
 
 /// Reads what the topics hold, and drops it.
 fn read_log(brokers: &str, topics: &[String], ended: &AtomicBool) -> Result<()> {
-    let mut reader = kafka::Reader::new(brokers, topics, From::Beginnings)?;
+    let mut reader = kafka::TopicReader::new(brokers, topics, From::Beginnings)?;
     let start = Instant::now();
     let records = reader.read_to_the_ends();
     say(&FloorSays::Read { records, us: us(start.elapsed()) })?;
@@ -126,11 +128,11 @@ fn by_schedule(load: &Load, seconds: f64, frame_bytes: usize, ended: &AtomicBool
         }
         record(&mut payload, what, start_us + us(due), load.size);
         match what {
-            What::Event(number) => {
+            DueItem::Event(number) => {
                 frame(&mut bytes, &payload, frame_bytes);
                 sockets.send_to(number, &bytes);
             }
-            What::Tick(_) => {
+            DueItem::Tick(_) => {
                 frame(&mut bytes, &payload, 0);
                 sockets.send_to_all(&bytes);
             }

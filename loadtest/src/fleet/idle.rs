@@ -16,11 +16,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::bounds::{self, Bound, Row};
-use super::measure::{Clients, PerConnection};
-use super::noise::{Discarded, Noise, Noisy};
+use super::bounds::{self, Bound, BoundRow};
+use super::machine_noise::{Discarded, Noise, Noisy};
+use super::measure::{ConnectedClients, PerConnection};
 use super::report::write_json;
-use super::usage::Stretch;
+use super::usage::UsageInterval;
 
 /// The highest share of a core for a pod without a client, in percent.
 const ALONE_PERCENT_MAX: f64 = 0.5;
@@ -92,11 +92,11 @@ impl Options {
 
 /// A pod alone, and then with its clients.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Round {
+pub struct IdleRound {
     /// Without a client.
-    pub alone: Stretch,
+    pub alone: UsageInterval,
     /// With all of them.
-    pub held: Stretch,
+    pub held: UsageInterval,
     /// How many they are.
     pub clients: u32,
     /// What a connection holds at the end.
@@ -109,15 +109,15 @@ pub struct Round {
 
 /// What it came to.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Report {
+pub struct IdleReport {
     /// What was asked for.
     pub options: serde_json::Value,
     /// The table.
-    pub rows: Vec<Row>,
+    pub rows: Vec<BoundRow>,
     /// What a reader must know of the figures.
     pub remarks: Vec<String>,
     /// The rounds.
-    pub rounds: Vec<Round>,
+    pub rounds: Vec<IdleRound>,
     /// What was measured and thrown away, for the machine was noisy.
     pub discarded: Vec<Discarded>,
 }
@@ -126,16 +126,16 @@ pub struct Report {
 ///
 /// # Errors
 /// Where the options don't fit each other, or a part ends.
-pub fn run(options: &Options) -> Result<Report> {
+pub fn run(options: &Options) -> Result<IdleReport> {
     options.check()?;
     let fleet = options.with_heartbeat();
     let world = super::own_world(&fleet);
     let (rounds, discarded) = fleet.rounds.measure(|_| {
         let (_pods, subject) = super::own_pods(&fleet, &world)?;
-        Round::measure(options, &fleet, &subject)
+        IdleRound::measure(options, &fleet, &subject)
     })?;
     let options_json = serde_json::to_value(options).context("options are JSON")?;
-    let report = Report::of(options_json, rounds, discarded);
+    let report = IdleReport::of(options_json, rounds, discarded);
     let json = fleet.rounds.json_file("idle");
     write_json(&json, &report)?;
     print!("\n{}", report.table());
@@ -143,7 +143,7 @@ pub fn run(options: &Options) -> Result<Report> {
     Ok(report)
 }
 
-impl Round {
+impl IdleRound {
     fn measure(options: &Options, fleet: &super::Options, subject: &super::Subject) -> Result<Self> {
         // Paces, not waits for something.
         let rest = |seconds: f64| {
@@ -152,11 +152,11 @@ impl Round {
         };
         let look = |what: &str, seconds: f64| {
             println!("{:<12} {what}: {seconds} s", subject.name);
-            Stretch::of(&subject.pids, || rest(seconds)).map(|(stretch, ())| stretch)
+            UsageInterval::of(&subject.pids, || rest(seconds)).map(|(stretch, ())| stretch)
         };
         rest(fleet.warm_up)?;
         let alone = look("without a client", fleet.seconds)?;
-        let mut clients = Clients::connect(fleet, subject)?;
+        let mut clients = ConnectedClients::connect(fleet, subject)?;
         rest(fleet.warm_up)?;
         let before = clients.counts()?;
         let held_seconds = f64::from(options.heartbeats) * f64::from(options.heartbeat_ms) / 1e3;
@@ -169,7 +169,7 @@ impl Round {
         Ok(Self { alone, held, clients: fleet.clients, memory, heartbeats, lost })
     }
 
-    fn parts(&self) -> [(&'static str, &Stretch); 2] {
+    fn parts(&self) -> [(&'static str, &UsageInterval); 2] {
         [("without a client", &self.alone), ("with its clients", &self.held)]
     }
 
@@ -179,7 +179,7 @@ impl Round {
     }
 }
 
-impl Noisy for Round {
+impl Noisy for IdleRound {
     fn faults(&self) -> Vec<String> {
         let faults = |(name, stretch)| {
             Noise::of_stretch(stretch).faults().into_iter().map(move |fault| format!("{name}: {fault}"))
@@ -192,10 +192,10 @@ impl Noisy for Round {
     }
 }
 
-impl Report {
+impl IdleReport {
     /// Sums up rounds, and what was thrown away for them.
     #[must_use]
-    pub fn of(options: serde_json::Value, rounds: Vec<Round>, discarded: Vec<Discarded>) -> Self {
+    pub fn of(options: serde_json::Value, rounds: Vec<IdleRound>, discarded: Vec<Discarded>) -> Self {
         let rows = rows(&rounds);
         let mut remarks = Vec::new();
         for (number, round) in rounds.iter().enumerate() {
@@ -222,21 +222,21 @@ impl Report {
     }
 }
 
-fn rows(rounds: &[Round]) -> Vec<Row> {
-    let row = |name: &str, at_most: Option<f64>, of: &dyn Fn(&Round) -> f64| {
-        Row::of(name, at_most.map(Bound::AtMost), rounds.iter().map(of))
+fn rows(rounds: &[IdleRound]) -> Vec<BoundRow> {
+    let row = |name: &str, at_most: Option<f64>, of: &dyn Fn(&IdleRound) -> f64| {
+        BoundRow::of(name, at_most.map(Bound::AtMost), rounds.iter().map(of))
     };
     let threads: BTreeSet<&String> = rounds.iter().flat_map(|round| round.held.usage.threads_ns.keys()).collect();
     // Those of the threads, the busiest first.
-    let of_threads = |of: &dyn Fn(&Round, &str) -> f64| {
+    let of_threads = |of: &dyn Fn(&IdleRound, &str) -> f64| {
         let one = |name: &&String| row(&format!("  {name}"), None, &|round| of(round, name));
-        let mut rows: Vec<Row> = threads.iter().filter_map(one).collect();
+        let mut rows: Vec<BoundRow> = threads.iter().filter_map(one).collect();
         rows.sort_by(|a, b| b.median.total_cmp(&a.median));
         rows
     };
-    let percent = |ns: u64, stretch: &Stretch| ns as f64 / 1e7 / stretch.seconds;
-    let beyond = |round: &Round| round.us_per_connection(round.held.cores() - round.alone.cores());
-    let beyond_of = |round: &Round, name: &str| {
+    let percent = |ns: u64, stretch: &UsageInterval| ns as f64 / 1e7 / stretch.seconds;
+    let beyond = |round: &IdleRound| round.us_per_connection(round.held.cores() - round.alone.cores());
+    let beyond_of = |round: &IdleRound, name: &str| {
         round.us_per_connection(round.held.cores_of_thread(name) - round.alone.cores_of_thread(name))
     };
 
@@ -249,13 +249,13 @@ fn rows(rounds: &[Round]) -> Vec<Row> {
     rows.extend(of_threads(&beyond_of));
     rows.extend(row("heartbeats a connection", None, &|round| round.heartbeats as f64 / f64::from(round.clients)));
     for (name, of) in
-        [("alone", (|round| &round.alone) as fn(&Round) -> &Stretch), ("with clients", |round| &round.held)]
+        [("alone", (|round| &round.alone) as fn(&IdleRound) -> &UsageInterval), ("with clients", |round| &round.held)]
     {
-        let waited = |round: &Round| percent(of(round).usage.waited_ns, of(round));
+        let waited = |round: &IdleRound| percent(of(round).usage.waited_ns, of(round));
         rows.extend(row(&format!("{name}: waited for a core, %"), None, &waited));
-        let machine = |round: &Round| of(round).machine.share(of(round).machine.busy) * 100.0;
+        let machine = |round: &IdleRound| of(round).machine.share(of(round).machine.busy) * 100.0;
         rows.extend(row(&format!("{name}: machine busy, %"), None, &machine));
-        let stolen = |round: &Round| of(round).machine.share(of(round).machine.steal) * 100.0;
+        let stolen = |round: &IdleRound| of(round).machine.share(of(round).machine.steal) * 100.0;
         rows.extend(row(&format!("{name}: machine stolen, %"), None, &stolen));
     }
     rows

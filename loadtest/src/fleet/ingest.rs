@@ -29,14 +29,14 @@ use super::pairs;
 use super::payload::{key, now_us, record, topic};
 use super::report::write_json;
 use super::rounds::Rounds;
-use super::schedule::{Load, What};
-use super::usage::{Machine, Usage};
-use super::wire::{FloorPlan, FloorSays, Source};
+use super::schedule::{DueItem, Load};
+use super::usage::{MachineUsage, Usage};
+use super::wire::{FloorPlan, FloorSays, LoopSource};
 use super::workers::Worker;
 use crate::events::Producer;
 use crate::pods::{self, Pod, READY_WITHIN, World};
 use crate::process::{Signal, TempDir, eventually, own_cores, stay_on};
-use report::Report;
+use report::IngestReport;
 
 /// All records are read within this time.
 const READ_WITHIN: Duration = Duration::from_secs(600);
@@ -84,7 +84,7 @@ pub struct Options {
 
 /// What it took to read all records.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Read {
+pub struct ReadResult {
     /// How many there were.
     pub records: u64,
     /// How long it took from the first fetch on, in seconds.
@@ -92,7 +92,7 @@ pub struct Read {
     /// What the process used for it, without its start.
     pub usage: Usage,
     /// What the machine did from the process' start on, or from the commit.
-    pub machine: Machine,
+    pub machine: MachineUsage,
     /// Of that, what processes of the run used, in nanoseconds.
     pub run_ns: u64,
 }
@@ -103,20 +103,20 @@ pub struct Way {
     /// What a pod's start used on topics without a record.
     pub start: Usage,
     /// A history that was filled at a pod's start.
-    pub filled: Read,
+    pub filled: ReadResult,
     /// Records that came to a pod that was there.
-    pub live: Read,
+    pub live: ReadResult,
     /// Which part of these was another pod's, from 0 to 1.
     pub elsewhere: f64,
 }
 
 /// All, once.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Round {
+pub struct IngestRound {
     /// What the bare loop's start used on topics without a record.
     pub bare_start: Usage,
     /// The bare loop.
-    pub bare: Read,
+    pub bare: ReadResult,
     /// The assessment is in the payload.
     pub payload: Way,
     /// It is the key.
@@ -127,12 +127,12 @@ pub struct Round {
 ///
 /// # Errors
 /// Where a part ends, or does not read what is there.
-pub fn run(options: &Options) -> Result<Report> {
+pub fn run(options: &Options) -> Result<IngestReport> {
     pairs(&options.settings)?;
-    let mut bench = Bench::new(options)?;
+    let mut bench = Testbed::new(options)?;
     let (rounds, discarded) = options.rounds.measure(|number| bench.round(number))?;
     let options_json = serde_json::to_value(options).context("options are JSON")?;
-    let report = Report::of(options_json, rounds, discarded);
+    let report = IngestReport::of(options_json, rounds, discarded);
     let json = options.rounds.json_file("ingest");
     write_json(&json, &report)?;
     print!("\n{}", report.table());
@@ -141,7 +141,7 @@ pub fn run(options: &Options) -> Result<Report> {
 }
 
 /// What is measured on.
-struct Bench<'a> {
+struct Testbed<'a> {
     options: &'a Options,
     world: World,
     /// The core of what is measured, and all others; both are all, where there is but one.
@@ -153,7 +153,7 @@ struct Bench<'a> {
     _dir: TempDir,
 }
 
-impl<'a> Bench<'a> {
+impl<'a> Testbed<'a> {
     fn new(options: &'a Options) -> Result<Self> {
         let all = own_cores();
         let core = options.core.or_else(|| all.last().copied()).context("a core to run on")?;
@@ -174,8 +174,8 @@ impl<'a> Bench<'a> {
         Ok(Self { options, world, core: vec![core], others, by_key, transactions: 0, _dir: dir })
     }
 
-    fn round(&mut self, number: u32) -> Result<Round> {
-        let tell = |what: &str, read: &Read| println!("round {number}: {what:<20} {}", read.line());
+    fn round(&mut self, number: u32) -> Result<IngestRound> {
+        let tell = |what: &str, read: &ReadResult| println!("round {number}: {what:<20} {}", read.line());
         self.trim();
         let bare_start = self.bare()?.usage;
         let payload = self.way("payload", None)?;
@@ -191,24 +191,24 @@ impl<'a> Bench<'a> {
         for (what, read) in [("the bare loop", &bare), ("the pod by payload", &payload.filled)] {
             ensure!(read.records == records, "{what} read {} of {records} records", read.records);
         }
-        Ok(Round { bare_start, bare, payload, key })
+        Ok(IngestRound { bare_start, bare, payload, key })
     }
 
     // ---- the bare loop --------------------------------------------------------------------------------------------
 
-    fn bare(&self) -> Result<Read> {
+    fn bare(&self) -> Result<ReadResult> {
         let topics = World::topics().into_iter().map(|(name, _)| name).collect();
-        let source = Source::Log { brokers: self.world.kafka.bootstrap().to_owned(), topics };
+        let source = LoopSource::Log { brokers: self.world.kafka.bootstrap().to_owned(), topics };
         // Nobody is sent anything.
         let load = Load { clients: 0, assessments: 1, rate: 0.0, burst: 1, markets: 1, market_rate: 0.0, size: 0 };
-        let before = Look::take(&self.world, None)?;
+        let before = UsageSnapshot::take(&self.world, None)?;
         let mut floor =
             Worker::start("fleet-floor", &FloorPlan { load, clients: 0, frame_bytes: 0, source }, &self.core)?;
         let FloorSays::Listens(_) = floor.hear(READ_WITHIN)? else { bail!("a bare loop begins with its address") };
         ensure!(floor.hear::<FloorSays>(READ_WITHIN)? == FloorSays::Ready, "a bare loop is ready when all are there");
         floor.tell(&"begin")?;
         let FloorSays::Read { records, us } = floor.hear(READ_WITHIN)? else { bail!("a bare loop tells what it read") };
-        Ok(Look::take(&self.world, Some(floor.pid()))?.since(&before, records, us as f64 / 1e6))
+        Ok(UsageSnapshot::take(&self.world, Some(floor.pid()))?.since(&before, records, us as f64 / 1e6))
     }
 
     // ---- pods -----------------------------------------------------------------------------------------------------
@@ -230,11 +230,11 @@ impl<'a> Bench<'a> {
         let (live, elsewhere) = self.live(name, &pods)?;
         pods.into_iter().for_each(end);
 
-        let before = Look::take(&self.world, None)?;
+        let before = UsageSnapshot::take(&self.world, None)?;
         let pod = measured.spawn();
         let seconds = filled_in(&pod)?;
         pod.ready();
-        let after = Look::take(&self.world, Some(pod.pid()))?;
+        let after = UsageSnapshot::take(&self.world, Some(pod.pid()))?;
         let (all, _) = counted(&pod)?;
         end(pod);
         let filled = after.since(&before, all, seconds).without(&start);
@@ -243,7 +243,7 @@ impl<'a> Bench<'a> {
 
     /// Writes all records, and lets the first pod read them while the second one is paused. Returns which part of them was
     /// the second one's, too.
-    fn live(&mut self, name: &str, [pod, second]: &[Pod; 2]) -> Result<(Read, f64)> {
+    fn live(&mut self, name: &str, [pod, second]: &[Pod; 2]) -> Result<(ReadResult, f64)> {
         self.transactions += 1;
         let id = format!("ingest-{name}-{}", self.transactions);
         let properties = [PRODUCER, &[("transactional.id", id.as_str())]].concat();
@@ -251,7 +251,7 @@ impl<'a> Bench<'a> {
         producer.begin(true);
         self.write(&producer);
         second.signal(Signal::Stop);
-        let before = Look::take(&self.world, Some(pod.pid()))?;
+        let before = UsageSnapshot::take(&self.world, Some(pod.pid()))?;
         let begin = Instant::now();
         producer.commit();
         let records = u64::from(self.options.records);
@@ -263,7 +263,8 @@ impl<'a> Bench<'a> {
             ensure!(begin.elapsed() < READ_WITHIN, "the pod read {all} of {records} records");
             thread::sleep(LOOK_EVERY);
         };
-        let read = Look::take(&self.world, Some(pod.pid()))?.since(&before, records, begin.elapsed().as_secs_f64());
+        let read =
+            UsageSnapshot::take(&self.world, Some(pod.pid()))?.since(&before, records, begin.elapsed().as_secs_f64());
         second.signal(Signal::Cont);
         Ok((read, elsewhere as f64 / records as f64))
     }
@@ -272,9 +273,9 @@ impl<'a> Bench<'a> {
 
     fn write(&self, producer: &Producer) {
         let (topic, now, mut payload) = (events(), now_us(), Vec::new());
-        let keys: Vec<String> = (0..self.options.assessments).map(|number| key(What::Event(number))).collect();
+        let keys: Vec<String> = (0..self.options.assessments).map(|number| key(DueItem::Event(number))).collect();
         for (number, turn) in (0..self.options.records).zip((0..self.options.assessments).cycle()) {
-            record(&mut payload, What::Event(turn), now + u64::from(number), self.options.size as usize);
+            record(&mut payload, DueItem::Event(turn), now + u64::from(number), self.options.size as usize);
             producer.send(&topic, Some(&keys[turn as usize]), Some(&payload));
         }
         producer.flush();
@@ -295,7 +296,7 @@ impl<'a> Bench<'a> {
 
 /// The topic of all records.
 fn events() -> String {
-    topic(What::Event(0))
+    topic(DueItem::Event(0))
 }
 
 /// Ends a pod, as an operator does.
@@ -330,13 +331,13 @@ fn counted(pod: &Pod) -> Result<(u64, u64)> {
 }
 
 /// What a process, the run and the machine had used at a time.
-struct Look {
+struct UsageSnapshot {
     usage: Usage,
     run_ns: u64,
-    machine: Machine,
+    machine: MachineUsage,
 }
 
-impl Look {
+impl UsageSnapshot {
     /// Without a process, before it begins.
     fn take(world: &World, pid: Option<u32>) -> Result<Self> {
         let usage = pid.map(Usage::of).transpose()?.unwrap_or_default();
@@ -344,11 +345,11 @@ impl Look {
         for broker in world.kafka.pids() {
             run_ns += Usage::of(broker)?.total_ns();
         }
-        Ok(Self { usage, run_ns, machine: Machine::now()? })
+        Ok(Self { usage, run_ns, machine: MachineUsage::now()? })
     }
 
-    fn since(&self, earlier: &Self, records: u64, seconds: f64) -> Read {
-        Read {
+    fn since(&self, earlier: &Self, records: u64, seconds: f64) -> ReadResult {
+        ReadResult {
             records,
             seconds,
             usage: self.usage.since(&earlier.usage),
@@ -358,7 +359,7 @@ impl Look {
     }
 }
 
-impl Read {
+impl ReadResult {
     fn without(self, start: &Usage) -> Self {
         Self { usage: self.usage.since(start), ..self }
     }
@@ -380,8 +381,11 @@ mod tests {
     #[test]
     fn a_look_is_what_came_since_an_earlier_one_and_a_start_is_no_part_of_it() {
         let usage = |user_ns| Usage { user_ns, ..Usage::default() };
-        let look =
-            |ns, run_ns, busy| Look { usage: usage(ns), run_ns, machine: Machine { total: 2 * busy, busy, steal: 0 } };
+        let look = |ns, run_ns, busy| UsageSnapshot {
+            usage: usage(ns),
+            run_ns,
+            machine: MachineUsage { total: 2 * busy, busy, steal: 0 },
+        };
         let read = look(900, 2_000, 30).since(&look(100, 500, 10), 7, 0.5);
         assert_eq!((read.usage.user_ns, read.run_ns, read.machine.busy, read.records), (800, 1_500, 20, 7));
         assert_eq!(read.without(&usage(300)).usage.user_ns, 500);

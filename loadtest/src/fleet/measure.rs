@@ -8,10 +8,10 @@ use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::Options;
-use super::producer::Made;
+use super::producer::Produced;
 use super::profile::{Profile, Samples};
 use super::statistics::{Latencies, Percentiles};
-use super::usage::{KernelMemory, Machine, Stretch, Usage, memory};
+use super::usage::{KernelMemory, MachineUsage, Usage, UsageInterval, memory};
 use super::wire::{ClientsPlan, Counts, Target};
 use super::workers::{Workers, sum};
 
@@ -42,20 +42,20 @@ pub struct Subject {
     /// What its clients show.
     pub token: String,
     /// Whether clients may be slow, and may drop their connections: a bare loop knows neither.
-    pub has_manners: bool,
+    pub supports_churn: bool,
 }
 
 /// What was measured.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Part {
+pub struct Measurement {
     /// From the first connection until all clients had `connected`, in seconds.
     pub connecting_seconds: f64,
     /// Handshakes, in milliseconds.
     pub handshakes: Option<Percentiles>,
     /// The processes at rest, just before the first connection, where they are of this machine.
-    pub at_rest: Option<Stretch>,
+    pub at_rest: Option<UsageInterval>,
     /// The same from the first connection until all clients had `connected`.
-    pub while_connecting: Option<Stretch>,
+    pub while_connecting: Option<UsageInterval>,
     /// The memory of the processes that is their own, per connection, in bytes.
     pub memory_per_connection: Option<f64>,
     /// What the kernel of this machine holds for the processes' end of a connection that is idle, in bytes: what came while
@@ -71,7 +71,7 @@ pub struct Part {
     /// What their use is split into their own and the kernel's by; without, it is by the kernel's ticks.
     pub samples: Option<Samples>,
     /// What the machine did within it.
-    pub machine: Machine,
+    pub machine: MachineUsage,
     /// The busiest process of clients: its share of a core, and the share of time that it waited for one.
     pub client_busy: f64,
     /// See `client_busy`.
@@ -85,7 +85,7 @@ pub struct Part {
     /// What came second by second.
     pub timeline: Vec<Moment>,
     /// What was made, from the first to the last.
-    pub made: Made,
+    pub made: Produced,
     /// From a record's due time until it was made.
     pub lateness: Option<Percentiles>,
     /// What all clients counted, from the first to the last.
@@ -107,7 +107,7 @@ pub struct Moment {
     pub memory: Option<u64>,
 }
 
-impl Part {
+impl Measurement {
     /// The processes' time on cores for a handshake, beyond what they use at rest, in nanoseconds.
     #[must_use]
     pub fn handshake_ns(&self) -> Option<f64> {
@@ -129,22 +129,22 @@ impl Part {
 }
 
 /// A look at all at once.
-struct Look {
+struct MeasureSnapshot {
     at: Instant,
     each: Vec<Counts>,
     all: Counts,
     usage: Option<Usage>,
     memory: Option<u64>,
-    machine: Machine,
+    machine: MachineUsage,
 }
 
-impl Look {
+impl MeasureSnapshot {
     fn take(workers: &mut Workers, pids: &[u32]) -> Result<Self> {
         let each = workers.mark()?;
         let is_here = !pids.is_empty();
         let usage = is_here.then(|| Usage::of_all(pids)).transpose()?;
         let memory = is_here.then(|| memory_of(pids)).transpose()?;
-        Ok(Self { at: Instant::now(), all: sum(&each), each, usage, memory, machine: Machine::now()? })
+        Ok(Self { at: Instant::now(), all: sum(&each), each, usage, memory, machine: MachineUsage::now()? })
     }
 }
 
@@ -156,8 +156,12 @@ fn memory_of(pids: &[u32]) -> Result<u64> {
 ///
 /// # Errors
 /// Where clients can't connect, or a process ends.
-pub fn measure(options: &Options, subject: &Subject, begin: impl FnOnce() -> Result<JoinHandle<Made>>) -> Result<Part> {
-    let mut clients = Clients::connect(options, subject)?;
+pub fn measure(
+    options: &Options,
+    subject: &Subject,
+    begin: impl FnOnce() -> Result<JoinHandle<Produced>>,
+) -> Result<Measurement> {
+    let mut clients = ConnectedClients::connect(options, subject)?;
     let part = clients.measure(options, subject, begin)?;
     clients.stop()?;
     Ok(part)
@@ -168,17 +172,17 @@ pub fn measure(options: &Options, subject: &Subject, begin: impl FnOnce() -> Res
 pub struct PerConnection {
     /// The processes' own.
     pub user: f64,
-    /// The kernel's, as [`Part::kernel_memory_per_connection`].
+    /// The kernel's, as [`Measurement::kernel_memory_per_connection`].
     pub kernel: f64,
 }
 
 /// Clients that are connected, for one load or for some, one after the other.
-pub struct Clients {
+pub struct ConnectedClients {
     workers: Workers,
     connecting: Duration,
     handshakes: Latencies,
     /// The processes at rest, and while clients connected.
-    stretches: Option<[Stretch; 2]>,
+    stretches: Option<[UsageInterval; 2]>,
     /// The memory before the first connection.
     without_any: (u64, KernelMemory),
     memory: Option<PerConnection>,
@@ -186,7 +190,7 @@ pub struct Clients {
     before: Counts,
 }
 
-impl Clients {
+impl ConnectedClients {
     /// Connects them.
     ///
     /// # Errors
@@ -197,12 +201,12 @@ impl Clients {
         workers.mark()?;
         let is_here = !subject.pids.is_empty();
         // A pace, not a wait for something.
-        let (at_rest, ()) = Stretch::of(&subject.pids, || {
+        let (at_rest, ()) = UsageInterval::of(&subject.pids, || {
             thread::sleep(if is_here { AT_REST } else { Duration::ZERO });
             Ok(())
         })?;
         let without_any = (memory_of(&subject.pids)?, KernelMemory::now()?);
-        let (while_connecting, (connecting, handshakes)) = Stretch::of(&subject.pids, || {
+        let (while_connecting, (connecting, handshakes)) = UsageInterval::of(&subject.pids, || {
             workers.connect()?;
             await_connected(options, subject, &mut workers)
         })?;
@@ -261,8 +265,8 @@ impl Clients {
         &mut self,
         options: &Options,
         subject: &Subject,
-        begin: impl FnOnce() -> Result<JoinHandle<Made>>,
-    ) -> Result<Part> {
+        begin: impl FnOnce() -> Result<JoinHandle<Produced>>,
+    ) -> Result<Measurement> {
         let maker = begin()?;
         let window = Window::run(options, subject, &mut self.workers)?;
         let made = maker.join().map_err(|_| anyhow::anyhow!("the producer failed: its message is above"))?;
@@ -279,7 +283,7 @@ impl Clients {
             let shares = pairs.map(|(first, last)| of(&last.usage.since(&first.usage)) as f64 / 1e9 / seconds);
             shares.fold(0.0, f64::max)
         };
-        Ok(Part {
+        Ok(Measurement {
             connecting_seconds: self.connecting.as_secs_f64(),
             handshakes: self.handshakes.percentiles(),
             at_rest,
@@ -328,8 +332,8 @@ impl Collected {
 
 /// The load while it runs, after its warm-up.
 struct Window {
-    first: Look,
-    last: Look,
+    first: MeasureSnapshot,
+    last: MeasureSnapshot,
     samples: Option<Samples>,
     collected: Collected,
     timeline: Vec<Moment>,
@@ -344,14 +348,14 @@ impl Window {
         sleep_until(begin);
         // Without samples the split is by ticks, and the report says so.
         let mut profile = Profile::begin(&subject.pids).ok();
-        let first = Look::take(workers, &subject.pids)?;
-        let (mut before, mut collected, mut timeline): (Option<Look>, _, Vec<Moment>) =
+        let first = MeasureSnapshot::take(workers, &subject.pids)?;
+        let (mut before, mut collected, mut timeline): (Option<MeasureSnapshot>, _, Vec<Moment>) =
             (None, Collected::default(), Vec::new());
         loop {
             let second = u32::try_from(timeline.len()).expect("a run is shorter than an age") + 1;
             let at = (begin + Duration::from_secs(1) * second).min(end);
             sleep_until(at);
-            let look = Look::take(workers, &subject.pids)?;
+            let look = MeasureSnapshot::take(workers, &subject.pids)?;
             let samples = profile.as_mut().map(Profile::read);
             let moment = Moment::between(before.as_ref().unwrap_or(&first), &look, first.at);
             println!("{}", moment.line(options, subject, &look));
@@ -366,7 +370,7 @@ impl Window {
 }
 
 impl Moment {
-    fn between(before: &Look, after: &Look, start: Instant) -> Self {
+    fn between(before: &MeasureSnapshot, after: &MeasureSnapshot, start: Instant) -> Self {
         let seconds = (after.at - before.at).as_secs_f64();
         let used = after.usage.as_ref().zip(before.usage.as_ref());
         Self {
@@ -378,7 +382,7 @@ impl Moment {
         }
     }
 
-    fn line(&self, options: &Options, subject: &Subject, look: &Look) -> String {
+    fn line(&self, options: &Options, subject: &Subject, look: &MeasureSnapshot) -> String {
         let latencies = self.latencies.map_or(String::new(), |latencies| {
             format!(", p50 {:.2} ms, p99 {:.2} ms", latencies.p50_ms, latencies.p99_ms)
         });
@@ -395,7 +399,7 @@ fn plans(options: &Options, subject: &Subject) -> Result<Vec<ClientsPlan>> {
     let per_process = descriptors_max().saturating_sub(SPARE_DESCRIPTORS).max(1);
     let needed = u32::try_from(u64::from(options.clients).div_ceil(per_process)).context("fewer processes")?;
     let processes = options.processes.unwrap_or(needed).clamp(needed, options.clients);
-    let part = |of: f64| if subject.has_manners { of } else { 0.0 };
+    let part = |of: f64| if subject.supports_churn { of } else { 0.0 };
     let load = options.load();
     let cut = |number: u32| u64::from(options.clients) * u64::from(number) / u64::from(processes);
     let plan = |number: u32| {
@@ -460,7 +464,7 @@ fn await_connected(options: &Options, subject: &Subject, workers: &mut Workers) 
 }
 
 /// Returns when all that is due has come, or nothing comes any more.
-fn drain(workers: &mut Workers, before: &Counts, made: &Made, collected: &mut Collected) -> Result<()> {
+fn drain(workers: &mut Workers, before: &Counts, made: &Produced, collected: &mut Collected) -> Result<()> {
     let (mut last, mut since) = (0, Instant::now());
     loop {
         let counts = sum(&workers.mark()?);

@@ -11,11 +11,11 @@ use serde_json::Value;
 
 use super::capacity::sizing::grouped;
 use super::capacity::{Capacity, rate};
-use super::measure::{Moment, Part};
-use super::report::{Report, Round, cell};
+use super::measure::{Measurement, Moment};
+use super::report::{FleetReport, FleetRound, cell};
 use super::statistics::Percentiles;
 use plot::{Axis, Bars, Lines, Point, Series};
-use scale::Kind;
+use scale::ScaleKind;
 
 const STYLE: &str = include_str!("page/style.css");
 
@@ -30,7 +30,7 @@ const NOTES: &str = "Latency is from when a record was due, by a schedule that g
 
 /// The page of a report; `name` is the subcommand's.
 #[must_use]
-pub fn page(report: &Report, name: &str) -> String {
+pub fn page(report: &FleetReport, name: &str) -> String {
     let mut body = format!("<h1>shardgate: {}</h1>\n", escape(name));
     for line in report.capacity.iter().flat_map(|capacity| &capacity.lines) {
         body += &format!("<p class=\"lead\">{}</p>\n", escape(line));
@@ -80,7 +80,7 @@ type OfPercentiles = (&'static str, fn(&Percentiles) -> f64);
 const PERCENTILES: [OfPercentiles; 3] =
     [("p50", |all| all.p50_ms), ("p99", |all| all.p99_ms), ("p99.9", |all| all.p999_ms)];
 
-type OfRound = (&'static str, fn(&Round) -> Option<&Part>);
+type OfRound = (&'static str, fn(&FleetRound) -> Option<&Measurement>);
 
 /// A round's parts, as the plots name them.
 const PARTS: [OfRound; 3] = [
@@ -89,7 +89,7 @@ const PARTS: [OfRound; 3] = [
     ("kafka loop", |round| round.kafka.as_ref()),
 ];
 
-fn plots(report: &Report) -> Vec<String> {
+fn plots(report: &FleetReport) -> Vec<String> {
     let mut plots = Vec::new();
     if let Some((name, part)) = shown(&report.rounds) {
         plots.push(over_time(&name, &part.timeline));
@@ -104,7 +104,8 @@ fn plots(report: &Report) -> Vec<String> {
     let row = |name: &str| report.rows.iter().find(|row| row.name == name);
     let bars = |names: [&str; 2], is_rest: bool| -> Vec<(String, Vec<f64>)> {
         let [first, second] = names.map(row);
-        let values = |row: Option<&super::report::Row>| row.map_or([None; 3], |row| [row.gateway, row.send, row.kafka]);
+        let values =
+            |row: Option<&super::report::TableRow>| row.map_or([None; 3], |row| [row.gateway, row.send, row.kafka]);
         let pairs = PARTS.iter().zip(values(first)).zip(values(second));
         let bar = |((part, first), second): ((&(&str, _), Option<f64>), Option<f64>)| {
             let (first, second) = (first?, second?);
@@ -135,9 +136,9 @@ fn plots(report: &Report) -> Vec<String> {
 }
 
 /// The part whose course is shown: the gateway's, where there is one, of the round with the middle p99.
-fn shown(rounds: &[Round]) -> Option<(String, &Part)> {
+fn shown(rounds: &[FleetRound]) -> Option<(String, &Measurement)> {
     let (name, of) = PARTS.iter().find(|(_, of)| rounds.iter().any(|round| of(round).is_some()))?;
-    let mut parts: Vec<(usize, &Part)> =
+    let mut parts: Vec<(usize, &Measurement)> =
         rounds.iter().enumerate().filter_map(|(number, round)| Some((number + 1, of(round)?))).collect();
     parts.sort_by(|(_, a), (_, b)| p99(a).total_cmp(&p99(b)));
     let (number, part) = parts[(parts.len() - 1) / 2];
@@ -145,7 +146,7 @@ fn shown(rounds: &[Round]) -> Option<(String, &Part)> {
     Some((format!("{name}{round}"), part))
 }
 
-fn p99(part: &Part) -> f64 {
+fn p99(part: &Measurement) -> f64 {
     part.latencies.or(part.tick_latencies).map_or(0.0, |latencies| latencies.p99_ms)
 }
 
@@ -161,8 +162,8 @@ fn over_time(name: &str, timeline: &[Moment]) -> String {
     let series = PERCENTILES.iter().map(series).collect();
     Lines {
         title: format!("Latency over time ({name})"),
-        x: Axis { title: "time since the window began, s", kind: Kind::Linear },
-        y: Axis { title: "latency, ms", kind: Kind::Log },
+        x: Axis { title: "time since the window began, s", kind: ScaleKind::Linear },
+        y: Axis { title: "latency, ms", kind: ScaleKind::Log },
         series,
         bound: None,
         hollow: None,
@@ -183,8 +184,8 @@ fn load_and_latency(capacity: &Capacity) -> String {
     };
     Lines {
         title: "Latency over load (gateway)".into(),
-        x: Axis { title: "deliveries due a second", kind: Kind::Log },
-        y: Axis { title: "latency, ms", kind: Kind::Log },
+        x: Axis { title: "deliveries due a second", kind: ScaleKind::Log },
+        y: Axis { title: "latency, ms", kind: ScaleKind::Log },
         series: PERCENTILES.iter().map(series).collect(),
         bound: Some((capacity.p99_ms, format!("bound of p99: {} ms", capacity.p99_ms))),
         hollow: Some("a load that was not held"),
@@ -201,8 +202,8 @@ fn cpu_over_load(capacity: &Capacity) -> String {
     points.sort_by(|a, b| a.x.total_cmp(&b.x));
     Lines {
         title: "CPU a delivery over load (gateway)".into(),
-        x: Axis { title: "deliveries due a second", kind: Kind::Log },
-        y: Axis { title: "CPU time a delivery, ns", kind: Kind::Linear },
+        x: Axis { title: "deliveries due a second", kind: ScaleKind::Log },
+        y: Axis { title: "CPU time a delivery, ns", kind: ScaleKind::Linear },
         series: vec![Series { name: "user and system".into(), points, is_line: true }],
         bound: None,
         hollow: Some("a load that was not held"),
@@ -210,9 +211,9 @@ fn cpu_over_load(capacity: &Capacity) -> String {
     .figure()
 }
 
-fn rounds_and_latency(rounds: &[Round]) -> String {
-    let series = |name: &str, of_round: fn(&Round) -> Option<&Part>, (percentile, of): &OfPercentiles| {
-        let point = |round: &Round| {
+fn rounds_and_latency(rounds: &[FleetRound]) -> String {
+    let series = |name: &str, of_round: fn(&FleetRound) -> Option<&Measurement>, (percentile, of): &OfPercentiles| {
+        let point = |round: &FleetRound| {
             let part = of_round(round)?;
             let latencies = part.latencies.or(part.tick_latencies)?;
             Some(solid(part.deliveries as f64 / part.seconds, of(&latencies)))
@@ -225,8 +226,8 @@ fn rounds_and_latency(rounds: &[Round]) -> String {
     let wanted = [(gateway, p50), (gateway, p99), (send, p99), (kafka, p99)];
     Lines {
         title: "Latency over load (a point a round)".into(),
-        x: Axis { title: "deliveries a second", kind: Kind::Log },
-        y: Axis { title: "latency, ms", kind: Kind::Log },
+        x: Axis { title: "deliveries a second", kind: ScaleKind::Log },
+        y: Axis { title: "latency, ms", kind: ScaleKind::Log },
         series: wanted.into_iter().filter_map(|((name, of), percentile)| series(name, of, percentile)).collect(),
         bound: None,
         hollow: None,
@@ -234,7 +235,7 @@ fn rounds_and_latency(rounds: &[Round]) -> String {
     .figure()
 }
 
-fn memory_over_time(rounds: &[Round]) -> String {
+fn memory_over_time(rounds: &[FleetRound]) -> String {
     let series = |(name, of): &OfRound| {
         let part = rounds.iter().rev().find_map(of)?;
         let at = |moment: &Moment| Some(solid(moment.at_seconds, moment.memory? as f64 / f64::from(1 << 20)));
@@ -244,8 +245,8 @@ fn memory_over_time(rounds: &[Round]) -> String {
     let round = if rounds.len() > 1 { ", last round" } else { "" };
     Lines {
         title: format!("Memory over time (the processes' own{round})"),
-        x: Axis { title: "time since the window began, s", kind: Kind::Linear },
-        y: Axis { title: "memory, MiB", kind: Kind::Linear },
+        x: Axis { title: "time since the window began, s", kind: ScaleKind::Linear },
+        y: Axis { title: "memory, MiB", kind: ScaleKind::Linear },
         series: PARTS.iter().filter_map(series).collect(),
         bound: None,
         hollow: None,
@@ -268,7 +269,7 @@ fn table(title: &str, head: &[&str], rows: impl Iterator<Item = Vec<String>>) ->
     text + "</tbody></table></div></section>\n"
 }
 
-fn figures(report: &Report) -> String {
+fn figures(report: &FleetReport) -> String {
     let ratio = |ratio: Option<f64>| ratio.map_or(String::new(), |ratio| format!("{ratio:.2}"));
     let rows = report.rows.iter().map(|row| {
         let [gateway, send, kafka] = [row.gateway, row.send, row.kafka].map(cell);

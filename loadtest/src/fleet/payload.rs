@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
 
-use super::schedule::{What, assessment, market};
+use super::schedule::{DueItem, assessment, market};
 use crate::client::raw::opcode;
 use crate::events::{Kind, ticks_topic};
 
@@ -33,33 +33,33 @@ pub fn us(duration: Duration) -> u64 {
 
 /// The topic of what is due.
 #[must_use]
-pub fn topic(what: What) -> String {
+pub fn topic(what: DueItem) -> String {
     match what {
-        What::Event(_) => Kind::PositionOpened.topic().to_owned(),
-        What::Tick(number) => ticks_topic(&market(number)),
+        DueItem::Event(_) => Kind::PositionOpened.topic().to_owned(),
+        DueItem::Tick(number) => ticks_topic(&market(number)),
     }
 }
 
 /// The key of what is due.
 #[must_use]
-pub fn key(what: What) -> String {
+pub fn key(what: DueItem) -> String {
     match what {
-        What::Event(number) => assessment(number),
-        What::Tick(number) => market(number),
+        DueItem::Event(number) => assessment(number),
+        DueItem::Tick(number) => market(number),
     }
 }
 
 /// Writes the record's payload: an event of `size` bytes, or as many as its fields need. Its `positionId` fills it up, for
 /// it goes to the client as it is. The payload begins as a client's message does: the gateway passes over `type`, and the
 /// bare loop sends the payload itself.
-pub fn record(out: &mut Vec<u8>, what: What, due: UnixUs, size: usize) {
+pub fn record(out: &mut Vec<u8>, what: DueItem, due: UnixUs, size: usize) {
     out.clear();
     match what {
-        What::Tick(number) => {
+        DueItem::Tick(number) => {
             let name = market(number);
             write!(out, r#"{{"type":"market_price","market":"{name}","price":101.25,"timestamp":{due}}}"#)
         }
-        What::Event(number) => {
+        DueItem::Event(number) => {
             let (id, start) = (assessment(number), r#"{"type":"position_update","assessmentId":""#);
             let end = format!(
                 r#"","market":"load","side":"buy","quantity":2,"entryPrice":101.25,"unrealizedPnl":0,"timestamp":{due}}}"#
@@ -104,10 +104,10 @@ pub fn frame(out: &mut Vec<u8>, payload: &[u8], length: usize) {
 /// Where it is no message of ours.
 pub fn due_of(message: &[u8]) -> serde_json::Result<UnixUs> {
     #[derive(Deserialize)]
-    struct Message {
+    struct SampledMessage {
         timestamp: UnixUs,
     }
-    serde_json::from_slice(message).map(|Message { timestamp }| timestamp)
+    serde_json::from_slice(message).map(|SampledMessage { timestamp }| timestamp)
 }
 
 /// The cursor of an event or a redirect: it is their last field.
@@ -122,21 +122,21 @@ pub fn cursor_of(message: &[u8]) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frames::{Frames, Kind as MessageKind};
+    use crate::frames::{Frames, MessageKind};
 
     #[test]
     fn records_are_json_of_the_length_that_was_asked_for_and_tell_when_they_were_due() {
         let mut bytes = Vec::new();
         for size in [250, 512, 5_000] {
-            record(&mut bytes, What::Event(12), 1_790_000_000_000_007, size);
+            record(&mut bytes, DueItem::Event(12), 1_790_000_000_000_007, size);
             assert_eq!(bytes.len(), size);
             let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
             assert_eq!(json["assessmentId"], "load-12");
             assert_eq!(due_of(&bytes).unwrap(), 1_790_000_000_000_007);
         }
-        record(&mut bytes, What::Event(12), 7, 0);
+        record(&mut bytes, DueItem::Event(12), 7, 0);
         assert_eq!(due_of(&bytes).unwrap(), 7, "a short one has its fields, and no filling");
-        record(&mut bytes, What::Tick(1), 8, 512);
+        record(&mut bytes, DueItem::Tick(1), 8, 512);
         assert_eq!(due_of(&bytes).unwrap(), 8);
         assert!(due_of(br#"{"type":"connected"}"#).is_err());
     }
@@ -146,7 +146,7 @@ mod tests {
         let mut frames = Frames::default();
         frames.take(b"HTTP/1.1 101 \r\n\r\n", |_| {}).unwrap();
         let (mut payload, mut bytes) = (Vec::new(), Vec::new());
-        record(&mut payload, What::Event(0), 7, 300);
+        record(&mut payload, DueItem::Event(0), 7, 300);
         for length in [304, 400, 65_539, 70_000, 0] {
             frame(&mut bytes, &payload, length);
             assert_eq!(bytes.len(), length.max(304));

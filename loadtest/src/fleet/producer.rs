@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::payload::{key, now_us, record, topic, us};
-use super::schedule::{Load, What};
+use super::schedule::{DueItem, Load};
 use super::statistics::Latencies;
 use crate::events::Producer;
 
 /// What was made.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Made {
+pub struct Produced {
     /// Events.
     pub events: u64,
     /// Ticks.
@@ -29,7 +29,7 @@ pub struct Made {
 /// # Panics
 /// Its thread does, where the brokers don't take what it makes.
 #[must_use]
-pub fn start(brokers: String, load: Load, length: Duration) -> JoinHandle<Made> {
+pub fn start(brokers: String, load: Load, length: Duration) -> JoinHandle<Produced> {
     thread::spawn(move || {
         // A record waits for no other: what batches there are come of what is due together.
         let producer = Producer::with(&brokers, &[("linger.ms", "0")]);
@@ -39,18 +39,18 @@ pub fn start(brokers: String, load: Load, length: Duration) -> JoinHandle<Made> 
     })
 }
 
-fn make(load: &Load, length: Duration, mut send: impl FnMut(&str, &str, &[u8])) -> Made {
+fn make(load: &Load, length: Duration, mut send: impl FnMut(&str, &str, &[u8])) -> Produced {
     let (start, start_us) = (Instant::now(), now_us());
     let mut names: HashMap<(bool, u32), (String, String)> = HashMap::new();
-    let (mut made, mut payload) = (Made::default(), Vec::new());
+    let (mut made, mut payload) = (Produced::default(), Vec::new());
     for (due, what) in load.schedule(length) {
         if let Some(early) = due.checked_sub(start.elapsed()) {
             // A pace, not a wait for something.
             thread::sleep(early);
         }
         let id = match what {
-            What::Event(number) => (false, number),
-            What::Tick(number) => (true, number),
+            DueItem::Event(number) => (false, number),
+            DueItem::Tick(number) => (true, number),
         };
         let (topic, key) = names.entry(id).or_insert_with(|| (topic(what), key(what)));
         record(&mut payload, what, start_us + us(due), load.size);
@@ -63,20 +63,20 @@ fn make(load: &Load, length: Duration, mut send: impl FnMut(&str, &str, &[u8])) 
 
 /// What a schedule comes to, where it is not a producer of this process that keeps it.
 #[must_use]
-pub fn of_schedule(load: &Load, length: Duration) -> Made {
-    let mut made = Made::default();
+pub fn of_schedule(load: &Load, length: Duration) -> Produced {
+    let mut made = Produced::default();
     load.schedule(length).for_each(|(_, what)| made.count(load, what));
     made
 }
 
-impl Made {
-    fn count(&mut self, load: &Load, what: What) {
+impl Produced {
+    fn count(&mut self, load: &Load, what: DueItem) {
         match what {
-            What::Event(number) => {
+            DueItem::Event(number) => {
                 self.events += 1;
                 self.event_deliveries += u64::from(load.watchers(number));
             }
-            What::Tick(_) => self.ticks += 1,
+            DueItem::Tick(_) => self.ticks += 1,
         }
     }
 }

@@ -132,7 +132,7 @@ mod tests {
         let of = |name: &str, user| (name.to_owned(), user);
         let user_by_thread = [of("shard-0", 30), of("shard-1", 10), of("ingest", 40)].into();
         let samples = Samples { all: 1_000, user: 80, user_by_thread };
-        assert_eq!((samples.part_of("shard-"), samples.part_of("nudger")), (Some(0.5), None));
+        assert_eq!((samples.part_of("shard-"), samples.part_of("sleep-watchdog")), (Some(0.5), None));
         assert_eq!(Samples::default().part_of("shard-"), None);
     }
 

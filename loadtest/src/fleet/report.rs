@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use super::capacity::Capacity;
-use super::measure::Part;
-use super::noise::{Discarded, Noise};
+use super::machine_noise::{Discarded, Noise};
+use super::measure::Measurement;
 use super::statistics::{Percentiles, median};
 
 /// A share of a core from which on a process of clients can be what limits: on it, or waiting for it.
@@ -21,26 +21,26 @@ const LATENESS_MAX_MS: f64 = 1.0;
 
 /// A gateway and the bare loops, one after the other.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Round {
+pub struct FleetRound {
     /// The gateway.
-    pub gateway: Option<Part>,
+    pub gateway: Option<Measurement>,
     /// The loop of send(2) alone.
-    pub send: Option<Part>,
+    pub send: Option<Measurement>,
     /// The loop from librdkafka to send(2).
-    pub kafka: Option<Part>,
+    pub kafka: Option<Measurement>,
 }
 
 /// All that a run came to.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Report {
+pub struct FleetReport {
     /// What was asked for.
     pub options: serde_json::Value,
     /// The table.
-    pub rows: Vec<Row>,
+    pub rows: Vec<TableRow>,
     /// What a reader must know of the figures.
     pub remarks: Vec<String>,
     /// The rounds; of a search for the capacity, the highest load that was held.
-    pub rounds: Vec<Round>,
+    pub rounds: Vec<FleetRound>,
     /// What was measured and thrown away, for the machine was noisy.
     pub discarded: Vec<Discarded>,
     /// What a search for the capacity came to.
@@ -49,7 +49,7 @@ pub struct Report {
 
 /// A row of the table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Row {
+pub struct TableRow {
     /// What was measured, with its unit.
     pub name: String,
     /// Of the gateway.
@@ -64,7 +64,7 @@ pub struct Row {
     pub to_kafka: Option<f64>,
 }
 
-type Figure = (&'static str, fn(&Part) -> Option<f64>);
+type Figure = (&'static str, fn(&Measurement) -> Option<f64>);
 
 /// What is told of each part. Those of CPU time, and those of latency, are told with their ratios.
 const FIGURES: &[Figure] = &[
@@ -106,19 +106,19 @@ const FIGURES: &[Figure] = &[
     ("machine stolen, %", |part| Some(part.machine.share(part.machine.steal) * 100.0)),
 ];
 
-fn per_delivery(part: &Part, ns: u64) -> Option<f64> {
+fn per_delivery(part: &Measurement, ns: u64) -> Option<f64> {
     (part.deliveries > 0).then(|| ns as f64 / part.deliveries as f64)
 }
 
-fn share(part: &Part, ns: u64) -> f64 {
+fn share(part: &Measurement, ns: u64) -> f64 {
     ns as f64 / 1e7 / part.seconds
 }
 
-impl Report {
+impl FleetReport {
     /// Sums up rounds, and what was thrown away for them.
     #[must_use]
-    pub fn of(options: serde_json::Value, rounds: Vec<Round>, discarded: Vec<Discarded>) -> Self {
-        let rows = FIGURES.iter().filter_map(|figure| Row::of(figure, &rounds)).collect();
+    pub fn of(options: serde_json::Value, rounds: Vec<FleetRound>, discarded: Vec<Discarded>) -> Self {
+        let rows = FIGURES.iter().filter_map(|figure| TableRow::of(figure, &rounds)).collect();
         let mut remarks: Vec<String> =
             rounds.iter().enumerate().flat_map(|(number, round)| round.remarks(number, rounds.len())).collect();
         if !discarded.is_empty() {
@@ -186,12 +186,13 @@ fn ratio_cell(ratio: f64) -> String {
     format!("{ratio:.2}")
 }
 
-impl Row {
-    fn of((name, of): &Figure, rounds: &[Round]) -> Option<Self> {
-        let column = |part: fn(&Round) -> Option<&Part>| median(rounds.iter().filter_map(|round| of(part(round)?)));
-        let ratio = |part: fn(&Round) -> Option<&Part>| {
+impl TableRow {
+    fn of((name, of): &Figure, rounds: &[FleetRound]) -> Option<Self> {
+        let column =
+            |part: fn(&FleetRound) -> Option<&Measurement>| median(rounds.iter().filter_map(|round| of(part(round)?)));
+        let ratio = |part: fn(&FleetRound) -> Option<&Measurement>| {
             let is_told = name.starts_with("CPU") || name.starts_with("latency") || name.starts_with("deliveries");
-            let of_round = |round: &Round| Some(of(round.gateway.as_ref()?)? / of(part(round)?)?);
+            let of_round = |round: &FleetRound| Some(of(round.gateway.as_ref()?)? / of(part(round)?)?);
             median(rounds.iter().filter_map(of_round).filter(|ratio| is_told && ratio.is_finite()))
         };
         let row = Self {
@@ -206,7 +207,7 @@ impl Row {
     }
 }
 
-impl Round {
+impl FleetRound {
     fn remarks(&self, number: usize, rounds: usize) -> Vec<String> {
         let parts = [("gateway", &self.gateway), ("send loop", &self.send), ("kafka loop", &self.kafka)];
         let prefix = if rounds > 1 { format!("round {}, ", number + 1) } else { String::new() };
@@ -219,11 +220,11 @@ impl Round {
 
 /// Whether the clients are what limits: on their core, or waiting for it.
 #[must_use]
-pub fn clients_limit(part: &Part) -> bool {
+pub fn clients_limit(part: &Measurement) -> bool {
     part.client_busy + part.client_waiting > CLIENT_BUSY_MAX
 }
 
-fn part_remarks(part: &Part) -> Vec<String> {
+fn part_remarks(part: &Measurement) -> Vec<String> {
     let mut remarks = Vec::new();
     let mut remark = |is: bool, text: String| {
         if is {

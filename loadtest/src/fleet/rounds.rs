@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::noise::{Discarded, Noisy, quietest};
+use super::machine_noise::{Discarded, Noisy, quietest};
 
 /// How often, and where to.
 #[derive(Debug, Clone, Serialize, clap::Args)]

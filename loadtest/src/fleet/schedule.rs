@@ -27,7 +27,7 @@ pub struct Load {
 
 /// What is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum What {
+pub enum DueItem {
     /// An event of the assessment of this number.
     Event(u32),
     /// A tick of the market of this number.
@@ -48,16 +48,16 @@ impl Load {
     }
 
     /// All that is due within a time, in the order of due times, each from the start.
-    pub fn schedule(&self, length: Duration) -> impl Iterator<Item = (Duration, What)> + use<> {
+    pub fn schedule(&self, length: Duration) -> impl Iterator<Item = (Duration, DueItem)> + use<> {
         let Self { assessments, rate, burst, markets, market_rate, .. } = *self;
         let mut events = (0_u64..).map_while(move |number| {
             let slot = number / u64::from(burst);
             let turn = u32::try_from(slot % u64::from(assessments)).expect("below a u32");
-            Some((due(slot * u64::from(burst), rate)?, What::Event(turn)))
+            Some((due(slot * u64::from(burst), rate)?, DueItem::Event(turn)))
         });
         let mut ticks = (0_u64..).map_while(move |number| {
             let turn = u32::try_from(number % u64::from(markets)).expect("below a u32");
-            Some((due(number, market_rate)?, What::Tick(turn)))
+            Some((due(number, market_rate)?, DueItem::Tick(turn)))
         });
         let (mut event, mut tick) = (events.next(), ticks.next());
         std::iter::from_fn(move || match (event, tick) {
@@ -103,13 +103,13 @@ mod tests {
     fn events_and_ticks_are_due_by_the_clock_in_order_and_in_turns() {
         let due: Vec<_> = LOAD.schedule(Duration::from_millis(500)).map(|(at, what)| (at.as_millis(), what)).collect();
         let expected = [
-            (0, What::Event(0)),
-            (0, What::Tick(0)),
-            (100, What::Event(1)),
-            (200, What::Event(2)),
-            (250, What::Tick(1)),
-            (300, What::Event(0)),
-            (400, What::Event(1)),
+            (0, DueItem::Event(0)),
+            (0, DueItem::Tick(0)),
+            (100, DueItem::Event(1)),
+            (200, DueItem::Event(2)),
+            (250, DueItem::Tick(1)),
+            (300, DueItem::Event(0)),
+            (400, DueItem::Event(1)),
         ];
         assert_eq!(due, expected, "what is due at the end itself is not within");
     }
@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(due.len(), 100, "ten a second");
         for (slot, burst) in due.chunks(5).enumerate() {
             let at = Duration::from_millis(500 * slot as u64);
-            assert!(burst.iter().all(|due| *due == (at, What::Event(slot as u32 % 3))), "{burst:?}");
+            assert!(burst.iter().all(|due| *due == (at, DueItem::Event(slot as u32 % 3))), "{burst:?}");
         }
     }
 

@@ -28,18 +28,18 @@ pub struct Usage {
 
 /// What processes used over a stretch of time, and what the machine did meanwhile.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Stretch {
+pub struct UsageInterval {
     /// Its length, in seconds.
     pub seconds: f64,
     /// Of the processes, all together.
     pub usage: Usage,
     /// Of the machine.
-    pub machine: Machine,
+    pub machine: MachineUsage,
 }
 
 /// What the whole machine did since it began, or between two looks, in ticks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Machine {
+pub struct MachineUsage {
     /// All of all cores.
     pub total: u64,
     /// Of these, what was no idling.
@@ -134,13 +134,13 @@ impl Usage {
     }
 }
 
-impl Stretch {
+impl UsageInterval {
     /// That of `meanwhile`, and what it returns.
     ///
     /// # Errors
     /// Those of `meanwhile`; and where a process has ended.
     pub fn of<T>(pids: &[u32], meanwhile: impl FnOnce() -> Result<T>) -> Result<(Self, T)> {
-        let look = || Ok::<_, anyhow::Error>((Instant::now(), Usage::of_all(pids)?, Machine::now()?));
+        let look = || Ok::<_, anyhow::Error>((Instant::now(), Usage::of_all(pids)?, MachineUsage::now()?));
         let (begin, usage, machine) = look()?;
         let done = meanwhile()?;
         let (end, usage_after, machine_after) = look()?;
@@ -172,7 +172,7 @@ impl Stretch {
     }
 }
 
-impl Machine {
+impl MachineUsage {
     /// What it has done so far.
     ///
     /// # Errors
@@ -372,7 +372,11 @@ mod tests {
     fn what_is_beyond_rest_is_told_by_the_time_that_it_took() {
         let stretch = |seconds, user_ns, shard_ns| {
             let threads_ns = [("shard".to_owned(), shard_ns)].into();
-            Stretch { seconds, usage: Usage { user_ns, threads_ns, ..Usage::default() }, machine: Machine::default() }
+            UsageInterval {
+                seconds,
+                usage: Usage { user_ns, threads_ns, ..Usage::default() },
+                machine: MachineUsage::default(),
+            }
         };
         let (rest, busy) = (stretch(2.0, 10_000_000, 4_000_000), stretch(10.0, 150_000_000, 90_000_000));
         assert!((rest.cores() - 0.005).abs() < 1e-9);
@@ -380,18 +384,18 @@ mod tests {
         assert_eq!(busy.cores_of_thread("none"), 0.0);
         assert!((busy.ns_beyond(&rest) - 100_000_000.0).abs() < 1e-3);
         assert!((rest.ns_beyond(&busy) + 20_000_000.0).abs() < 1e-3);
-        let (stretch, done) = Stretch::of(&[std::process::id()], || Ok(7)).unwrap();
+        let (stretch, done) = UsageInterval::of(&[std::process::id()], || Ok(7)).unwrap();
         assert!(done == 7 && stretch.seconds > 0.0 && !stretch.usage.threads_ns.is_empty(), "{stretch:?}");
-        assert!(Stretch::of(&[u32::MAX], || Ok(())).is_err());
+        assert!(UsageInterval::of(&[u32::MAX], || Ok(())).is_err());
     }
 
     #[test]
     fn the_machines_steal_is_a_part_of_its_time() {
-        let machine = Machine::parse("cpu  10 0 20 50 5 5 5 5 7 0\ncpu0 1\n").unwrap();
-        assert_eq!(machine, Machine { total: 100, busy: 45, steal: 5 });
+        let machine = MachineUsage::parse("cpu  10 0 20 50 5 5 5 5 7 0\ncpu0 1\n").unwrap();
+        assert_eq!(machine, MachineUsage { total: 100, busy: 45, steal: 5 });
         assert!((machine.share(machine.steal) - 0.05).abs() < 1e-9);
-        let now = Machine::now().unwrap();
+        let now = MachineUsage::now().unwrap();
         assert!(now.total >= now.busy && now.busy > now.steal, "{now:?}");
-        assert_eq!(Machine::parse("cpu 1 2"), None);
+        assert_eq!(MachineUsage::parse("cpu 1 2"), None);
     }
 }

@@ -48,7 +48,7 @@ pub struct Target {
 
 /// What the harness asks of a process of clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Command {
+pub enum WorkerCommand {
     /// Begin to connect; it is answered as `Mark`.
     Connect,
     /// Tell what was counted so far; the latencies are those since the last such question.
@@ -110,12 +110,12 @@ pub struct FloorPlan {
     /// The length of an event's frame, in bytes.
     pub frame_bytes: usize,
     /// Whence it comes: this schedule, for so many seconds; or Kafka.
-    pub source: Source,
+    pub source: LoopSource,
 }
 
 /// Where a bare loop's events come from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum Source {
+pub enum LoopSource {
     /// Its own schedule, of so many seconds.
     Schedule(f64),
     /// These topics of these brokers.

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::wire::{ClientsPlan, Command, Counts};
+use super::wire::{ClientsPlan, Counts, WorkerCommand};
 use crate::process::{run_on, spawn};
 
 /// An answer comes within this time, from a process whose core has much else to do.
@@ -116,7 +116,7 @@ impl Workers {
     /// # Errors
     /// Where one has ended.
     pub fn connect(&mut self) -> Result<()> {
-        self.ask(Command::Connect).map(|_| ())
+        self.ask(WorkerCommand::Connect).map(|_| ())
     }
 
     /// What each has counted; their latencies begin anew.
@@ -124,7 +124,7 @@ impl Workers {
     /// # Errors
     /// Where one has ended.
     pub fn mark(&mut self) -> Result<Vec<Counts>> {
-        self.ask(Command::Mark)
+        self.ask(WorkerCommand::Mark)
     }
 
     /// The same, for the last time.
@@ -132,10 +132,10 @@ impl Workers {
     /// # Errors
     /// Where one has ended.
     pub fn stop(&mut self) -> Result<Vec<Counts>> {
-        self.ask(Command::Stop)
+        self.ask(WorkerCommand::Stop)
     }
 
-    fn ask(&mut self, command: Command) -> Result<Vec<Counts>> {
+    fn ask(&mut self, command: WorkerCommand) -> Result<Vec<Counts>> {
         for worker in &mut self.0 {
             worker.tell(&command)?;
         }

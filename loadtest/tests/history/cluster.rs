@@ -56,7 +56,7 @@ fn events_that_flow_while_leaders_change_arrive_once_and_in_order() {
 }
 
 #[test]
-fn a_log_that_lost_its_end_goes_on_where_it_ends_now() {
+fn reading_continues_at_the_end_of_a_truncated_log() {
     let mut world = World { kafka: Kafka::start_with(3, &[]), redis: Redis::start() };
     let topic = KIND.topic();
     world.kafka.create_on(topic, &[0, 1]);
@@ -205,7 +205,7 @@ fn a_topic_that_was_deleted_and_made_anew_is_another_log() {
 }
 
 #[test]
-fn a_topic_made_anew_and_longer_while_the_pod_was_paused_comes_once() {
+fn a_topic_recreated_during_a_pause_is_delivered_once() {
     let world = world_of_one();
     // It does not look at the topics by chance before it reads.
     let first = pod(&world, "pod-0").set("TOPIC_REFRESH_MS", "10000").start();

@@ -53,7 +53,7 @@ fn resets(client: &Client) -> usize {
 }
 
 #[test]
-fn what_compaction_took_behind_a_cursor_is_a_reset_and_the_start_warns_of_it() {
+fn a_gap_from_compaction_is_a_reset_and_is_warned_of_at_start() {
     let world = compacting();
     world.kafka.create(KIND.topic(), 1);
     world.kafka.set(KIND.topic(), QUICK);
@@ -180,7 +180,7 @@ fn transactions(min_compaction_lag_ms: &str) -> [usize; 2] {
 }
 
 #[test]
-fn what_compaction_left_fills_the_history() {
+fn compacted_topics_fill_the_history() {
     const SENT: u64 = 300;
     let world = compacting();
     let topic = KIND.topic();

@@ -15,7 +15,7 @@ use away::{cursor_at, goes_on, is_reset};
 use loadtest::client::{Client, Message, WITHIN, read_for, watch};
 use loadtest::events::{Kind, Producer, number_of, seen};
 use loadtest::kafka::Kafka;
-use loadtest::metrics::Metrics;
+use loadtest::metrics::Scrape;
 use loadtest::pods::{Plan, Pod, World};
 use loadtest::process::{Signal, TempDir, eventually};
 
@@ -83,7 +83,7 @@ fn no_lag(pod: &Pod) {
 /// How many offsets a pod's history is still to be filled from, and how many there were; where it answers.
 fn progress(pod: &Pod) -> Option<(u64, u64)> {
     let answer = pod.try_get("/metrics").filter(|answer| answer.status == 200)?;
-    let metrics = Metrics::parse(&answer.text()).unwrap();
+    let metrics = Scrape::parse(&answer.text()).unwrap();
     let gauge = |name| metrics.sum(name) as u64;
     Some((gauge("shardgate_ingest_filling_left_offsets"), gauge("shardgate_ingest_filling_offsets")))
 }

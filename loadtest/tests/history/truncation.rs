@@ -70,7 +70,7 @@ fn paused(pod: &Pod, work: impl FnOnce()) {
 }
 
 #[test]
-fn a_log_that_lost_its_end_and_grew_past_what_was_read_is_a_reset_on_the_pod_that_lived_through_it() {
+fn a_truncated_and_regrown_log_is_a_reset_on_the_pod_that_read_it() {
     let mut divided = Divided::new();
     let first = pod(&divided.world, "pod-0").start();
     let mut client = watching(&first);
@@ -91,7 +91,7 @@ fn a_log_that_lost_its_end_and_grew_past_what_was_read_is_a_reset_on_the_pod_tha
 }
 
 #[test]
-fn a_cursor_of_what_a_log_lost_is_expired_on_every_pod() {
+fn a_cursor_of_truncated_records_is_expired_on_every_pod() {
     let mut divided = Divided::new();
     let first = pod(&divided.world, "pod-0").start();
     let mut client = watching(&first);

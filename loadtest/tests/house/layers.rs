@@ -39,7 +39,7 @@ const EDGES: &[&str] = &[
     // Accepts sockets.
     "src/shard/accept.rs",
     // The other half of `ingest/kafka.rs`: the client that asks.
-    "src/ingest/cluster.rs",
+    "src/ingest/metadata_client.rs",
     // What the clients of both have in common.
     "src/ingest/client.rs",
     // Called by librdkafka.
@@ -53,7 +53,7 @@ const EDGES: &[&str] = &[
     "src/ingest/reader/assignment.rs",
     "src/ingest/reader/compacted.rs",
     "src/ingest/reader/missing.rs",
-    "src/ingest/reader/renewal.rs",
+    "src/ingest/reader/replacement.rs",
     "src/ingest/reader/unpacked.rs",
     // Asks for `ingest/watcher.rs` where partitions are read from; with it, that file would be too long.
     "src/ingest/watcher/extents.rs",
@@ -83,7 +83,7 @@ const WORLD: &[World] = &[
         files: &[
             "src/ingest/kafka.rs",
             "src/ingest/client.rs",
-            "src/ingest/cluster.rs",
+            "src/ingest/metadata_client.rs",
             "src/ingest/watcher.rs",
             "src/ingest/watcher/",
             "src/ingest/unpacking.rs",

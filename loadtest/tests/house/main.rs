@@ -118,7 +118,7 @@ fn the_rules_tables_and_the_map_tell_of_files_that_are_there() {
 }
 
 #[test]
-fn each_rule_bites() {
+fn every_rule_finds_its_planted_violation() {
     let long_function = format!("fn long() {{\n{}}}", "    let _ = 1;\n".repeat(70));
     let planted: &[(&str, &str, &str)] = &[
         // Layers.
@@ -197,7 +197,7 @@ fn the_top_level_holds_what_it_should() {
 }
 
 #[test]
-fn no_file_tells_of_the_machine_that_it_was_written_on() {
+fn no_file_names_a_path_of_the_machine_it_was_written_on() {
     let faults: Vec<String> = tree::texts().iter().flat_map(|(path, text)| tree::machine_paths(path, text)).collect();
     assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
     let planted = format!("fine\nsee {}notes\n", ["", "root", ""].join("/"));

@@ -29,7 +29,7 @@ impl Story {
             key_prefix: "websocket".into(),
         };
         let now = Instant::now();
-        Self { start: now, now, pod: Member::new(identity, Times::of(LEASE)) }
+        Self { start: now, now, pod: Member::new(identity, LeaseTimes::of(LEASE)) }
     }
 
     /// The pod holds slot 0, `b` slot 1 and `c` slot 2.
@@ -212,7 +212,7 @@ fn a_pod_that_starts_after_an_outage_leaves_those_who_could_not_renew_the_time_t
 fn while_redis_is_away_the_last_view_stays_in_force() {
     let mut story = Story::of_three();
     story.fails_for(Duration::from_secs(600));
-    assert!(!story.pod.is_connected());
+    assert!(!story.pod.is_redis_up());
     assert_eq!((story.pods().as_str(), story.pod.own()), ("0=a 1=b 2=c", Some(SlotNumber(0))));
     assert!(story.pod.take_notices().is_empty());
 }
@@ -238,7 +238,7 @@ fn a_call_that_was_stuck_did_nothing_and_counts_as_an_outage() {
     story.now = began + Duration::from_millis(2_001);
     let late = Snapshot { now_ms: 99_000, late: true, ..Snapshot::default() };
     story.pod.handle_snapshot(began, story.now, late);
-    assert!(!story.pod.is_connected());
+    assert!(!story.pod.is_redis_up());
     assert_eq!(story.pods(), "0=a 1=b 2=c");
     assert_eq!(story.call().sent_ms, Some(99_000), "Redis' clock is known all the same");
 }
@@ -398,7 +398,7 @@ fn a_pod_that_drains_before_it_had_a_slot_has_left_already() {
 }
 
 #[test]
-fn a_burst_of_announcements_asks_for_one_look() {
+fn a_burst_of_announcements_causes_one_call() {
     let mut story = Story::of_three();
     story.pod.handle_announcement(story.now);
     assert_eq!(story.due(), BETWEEN_CALLS);
@@ -420,26 +420,26 @@ fn an_announcement_does_not_shorten_the_pause_after_a_failure() {
 }
 
 #[test]
-fn who_is_to_be_sent_away_has_a_look_at_once_unless_the_last_is_young() {
+fn a_refresh_request_calls_redis_at_once_unless_the_view_is_fresh() {
     let mut story = Story::of_three();
     let answered = story.now;
-    assert_eq!(story.pod.looked(), Some(answered));
+    assert_eq!(story.pod.as_of(), Some(answered));
     story.now += Duration::from_millis(99);
-    story.pod.handle_look_wish(story.now);
+    story.pod.handle_refresh_request(story.now);
     assert!(story.due() > Duration::from_millis(100), "it goes by the last");
     story.now += Duration::from_millis(1);
-    story.pod.handle_look_wish(story.now);
+    story.pod.handle_refresh_request(story.now);
     assert_eq!((story.due(), story.call().action), (Duration::ZERO, Action::Hold));
-    assert_eq!(story.pod.looked(), Some(answered));
+    assert_eq!(story.pod.as_of(), Some(answered));
 }
 
 #[test]
-fn a_thousand_wishes_a_second_are_ten_looks() {
+fn a_thousand_refresh_requests_a_second_are_ten_calls() {
     let mut story = Story::of_three();
     let mut looks = 0;
     for _ in 0..3_000 {
         story.now += Duration::from_millis(1);
-        story.pod.handle_look_wish(story.now);
+        story.pod.handle_refresh_request(story.now);
         if story.due() == Duration::ZERO {
             looks += 1;
             story.sees(EPOCH, 3, &[(0, "a", "a1"), (1, "b", "b1"), (2, "c", "c1")]);
@@ -449,19 +449,19 @@ fn a_thousand_wishes_a_second_are_ten_looks() {
 }
 
 #[test]
-fn a_look_is_as_old_as_its_try_and_one_that_fails_is_none() {
+fn the_age_of_a_view_counts_from_the_call_and_a_failed_call_does_not_count() {
     let mut story = Story::of_three();
-    let before = story.pod.looked();
+    let before = story.pod.as_of();
     let began = story.now + Duration::from_millis(500);
     story.now += Duration::from_millis(900);
     let snapshot = story.snapshot(EPOCH, 3, &[(0, "a", "a1")]);
     story.pod.handle_failure(story.now);
-    assert_eq!((story.pod.looked(), story.pod.is_connected()), (before, false));
+    assert_eq!((story.pod.as_of(), story.pod.is_redis_up()), (before, false));
     let due = story.due();
-    story.pod.handle_look_wish(story.now);
+    story.pod.handle_refresh_request(story.now);
     assert_eq!(story.due(), due, "where Redis is down, nobody waits for it, and it is tried at its own pace");
     story.pod.handle_snapshot(began, story.now, snapshot);
-    assert_eq!(story.pod.looked(), Some(began));
+    assert_eq!(story.pod.as_of(), Some(began));
 }
 
 #[test]
@@ -553,7 +553,7 @@ impl Story {
 
 proptest! {
     #[test]
-    fn whatever_happens_a_pod_contradicts_itself_never(happenings in prop::collection::vec(happening(), 0..60)) {
+    fn no_sequence_of_events_makes_a_pod_contradict_itself(happenings in prop::collection::vec(happening(), 0..60)) {
         let mut story = Story::begin();
         let (mut complete, mut given_up) = (false, false);
         for happening in happenings {
@@ -573,7 +573,7 @@ proptest! {
                 prop_assert!(matches!(call.action, Action::Leave | Action::Watch));
                 prop_assert_eq!(call.action == Action::Watch, pod.has_left());
             }
-            if !pod.is_connected() && pod.call_at().is_some() {
+            if !pod.is_redis_up() && pod.call_at().is_some() {
                 prop_assert!(pod.call_at() <= Some(story.now + Duration::from_secs(1)), "Redis is tried each second");
             }
         }

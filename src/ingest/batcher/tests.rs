@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::clock::UnixMs;
 use crate::ids::TopicIndex;
-use crate::routing::table::{Fields, Fingerprint, Partitioner, Piece, Route, TopicPattern};
+use crate::routing::table::{Fingerprint, MessageFields, Partitioner, Piece, Route, TopicPattern};
 use crate::stream::batch::LogEnd;
 
 const EVENTS: TopicIndex = TopicIndex(0);
@@ -15,7 +15,7 @@ const NOW_MS: i64 = 1_790_000_000_000;
 
 fn topic(index: TopicIndex, name: &str, scope: Scope) -> Arc<Topic> {
     let pattern = TopicPattern { pieces: vec![Piece::Literal(name.into())] };
-    let route = Route { topic: pattern, scope, message_type: "event".into(), fields: Fields::Whole };
+    let route = Route { topic: pattern, scope, message_type: "event".into(), fields: MessageFields::Whole };
     Arc::new(Topic {
         index,
         name: name.into(),
@@ -32,20 +32,20 @@ fn assessment(from: AssessmentFrom) -> Scope {
 /// A batcher, and the positions that the reader would keep beside it.
 struct Story {
     batcher: Batcher,
-    positions: Positions,
+    read_offsets: ReadOffsets,
     now: Instant,
 }
 
 impl Story {
     fn new(shards: u16) -> Self {
         let mut batcher = Batcher::new(shards, EVENT_BYTES_MAX, WINDOW);
-        batcher.set_now(Now { instant: Instant::now(), unix: UnixMs(NOW_MS.unsigned_abs()) });
+        batcher.set_time(Now { instant: Instant::now(), unix: UnixMs(NOW_MS.unsigned_abs()) });
         batcher.add_topic(topic(EVENTS, "events", assessment(AssessmentFrom::Payload)));
         batcher.add_topic(topic(TICKS, "ticks", Scope::Market { part: "market".into() }));
-        let mut positions = Positions::default();
-        positions.set(EVENTS, 0, 0);
-        positions.set(TICKS, 0, 70);
-        Self { batcher, positions, now: Instant::now() }
+        let mut read_offsets = ReadOffsets::default();
+        read_offsets.set(EVENTS, 0, 0);
+        read_offsets.set(TICKS, 0, 70);
+        Self { batcher, read_offsets, now: Instant::now() }
     }
 
     fn record(
@@ -54,20 +54,20 @@ impl Story {
         offset: i64,
         key: Option<&[u8]>,
         payload: Option<&[u8]>,
-    ) -> Result<Taken, Fault> {
+    ) -> Result<RecordOutcome, RecordFault> {
         let origin = Origin { topic, partition: 0, offset };
-        let incoming = Incoming { origin, timestamp_ms: NOW_MS - offset, epoch: 0, key, payload };
-        let taken = self.batcher.push(&incoming, &self.positions);
-        self.positions.set(topic, 0, offset + 1);
+        let incoming = ConsumedRecord { origin, timestamp_ms: NOW_MS - offset, epoch: 0, key, payload };
+        let taken = self.batcher.push(&incoming, &self.read_offsets);
+        self.read_offsets.set(topic, 0, offset + 1);
         taken
     }
 
-    fn event(&mut self, offset: i64, id: &str) -> Result<Taken, Fault> {
+    fn event(&mut self, offset: i64, id: &str) -> Result<RecordOutcome, RecordFault> {
         self.record(EVENTS, offset, None, Some(format!(r#"{{"assessmentId":"{id}","n":{offset}}}"#).as_bytes()))
     }
 
     fn take(&mut self, shard: u16) -> Option<Batch> {
-        self.batcher.take(ShardIndex(shard), &self.positions, self.now)
+        self.batcher.take(ShardIndex(shard), &self.read_offsets, self.now)
     }
 }
 
@@ -98,7 +98,7 @@ fn a_shard_hears_of_topics_once_and_of_offsets_as_they_stood_at_its_batchs_first
     assert_eq!(second.starts, [next(EVENTS, 8)], "the ticks' offset did not change");
 
     story.batcher.add_topic(topic(KEYED, "keyed", assessment(AssessmentFrom::Key)));
-    story.positions.set(KEYED, 0, 30);
+    story.read_offsets.set(KEYED, 0, 30);
     let third = story.take(0).expect("a new topic is told of without waiting for a record");
     assert_eq!(names(&third), ["keyed"]);
     assert_eq!(third.starts, [next(EVENTS, 9), next(KEYED, 30)]);
@@ -108,9 +108,9 @@ fn a_shard_hears_of_topics_once_and_of_offsets_as_they_stood_at_its_batchs_first
 #[test]
 fn an_event_goes_to_its_shard_alone_and_a_tick_to_every_shard() {
     let mut story = Story::new(3);
-    let Ok(Taken::Event { hash, .. }) = story.event(0, "alice") else { panic!("an event") };
+    let Ok(RecordOutcome::Event { hash, .. }) = story.event(0, "alice") else { panic!("an event") };
     assert_eq!(hash, AssessmentHash::of("alice"));
-    assert_eq!(story.record(TICKS, 70, None, Some(br#"{"price":1}"#)), Ok(Taken::Tick(None)));
+    assert_eq!(story.record(TICKS, 70, None, Some(br#"{"price":1}"#)), Ok(RecordOutcome::Tick(None)));
     let home = shard_of(hash, 3);
     for shard in 0..3 {
         let batch = story.take(shard).unwrap();
@@ -142,13 +142,13 @@ fn an_id_that_the_payload_holds_as_it_is_takes_no_second_copy() {
 }
 
 #[test]
-fn a_record_that_its_partitioner_would_have_put_elsewhere_is_a_stray() {
+fn a_record_outside_its_partitioners_partition_is_misplaced() {
     let mut story = Story::new(1);
-    let is_stray = |taken| matches!(taken, Ok(Taken::Event { is_stray: true, .. }));
-    assert!((0..10).all(|number| !is_stray(story.event(number, &number.to_string()))), "there is one partition");
-    story.positions.set(EVENTS, 1, 0);
-    let strays = (10..30).filter(|&number| is_stray(story.event(number, &number.to_string()))).count();
-    assert!((1..20).contains(&strays), "those that belong on the second: {strays} of 20");
+    let is_misplaced = |taken| matches!(taken, Ok(RecordOutcome::Event { is_misplaced: true, .. }));
+    assert!((0..10).all(|number| !is_misplaced(story.event(number, &number.to_string()))), "there is one partition");
+    story.read_offsets.set(EVENTS, 1, 0);
+    let misplaced = (10..30).filter(|&number| is_misplaced(story.event(number, &number.to_string()))).count();
+    assert!((1..20).contains(&misplaced), "those that belong on the second: {misplaced} of 20");
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn an_assessment_in_the_key_leaves_the_payload_unread_but_it_must_be_there() {
     story.batcher.add_topic(topic(KEYED, "keyed", assessment(AssessmentFrom::Key)));
     assert_eq!(
         story.record(KEYED, 0, Some(b"bob"), Some(b"not json")),
-        Ok(Taken::Event { hash: AssessmentHash::of("bob"), is_stray: false }),
+        Ok(RecordOutcome::Event { hash: AssessmentHash::of("bob"), is_misplaced: false }),
         "whoever needs it parses it"
     );
     let batch = story.take(0).unwrap();
@@ -175,11 +175,11 @@ fn a_record_that_cannot_be_used_names_its_fault_and_leaves_no_trace() {
     let mut story = Story::new(1);
     story.take(0).expect("the topics");
     let large = format!(r#"{{"assessmentId":"a","x":"{}"}}"#, "y".repeat(EVENT_BYTES_MAX));
-    let cases: [(TopicIndex, Option<&[u8]>, Fault); 6] = [
+    let cases: [(TopicIndex, Option<&[u8]>, RecordFault); 6] = [
         (EVENTS, None, Malformed::NoPayload.into()),
         (EVENTS, Some(b"[1]"), Malformed::NotAnObject.into()),
         (EVENTS, Some(br#"{"assessmentId":""}"#), Malformed::NoAssessment.into()),
-        (EVENTS, Some(large.as_bytes()), Fault::TooLarge),
+        (EVENTS, Some(large.as_bytes()), RecordFault::TooLarge),
         (TICKS, None, Malformed::NoPayload.into()),
         (TICKS, Some(b"7"), Malformed::NotAnObject.into()),
     ];
@@ -223,21 +223,21 @@ fn a_shard_without_records_hears_where_ingest_stands_once_in_a_while() {
     story.take(0).unwrap();
 
     // Another shard's records, and ends behind transaction markers.
-    story.positions.set(EVENTS, 0, 9);
+    story.read_offsets.set(EVENTS, 0, 9);
     assert!(story.take(1).is_none(), "not yet");
-    story.now += STARTS_TOLD_EVERY;
+    story.now += OFFSETS_SENT_EVERY;
     let batch = story.take(1).unwrap();
     assert_eq!(batch.starts, [next(EVENTS, 9)]);
     assert!(batch.records.is_empty() && batch.topics.is_empty());
-    story.positions.set(TICKS, 0, 71);
+    story.read_offsets.set(TICKS, 0, 71);
     assert!(story.take(1).is_none(), "one in that time");
-    story.now += STARTS_TOLD_EVERY;
+    story.now += OFFSETS_SENT_EVERY;
     assert_eq!(story.take(1).unwrap().starts, [next(TICKS, 71)]);
-    story.now += STARTS_TOLD_EVERY;
+    story.now += OFFSETS_SENT_EVERY;
     assert!(story.take(1).is_none(), "nothing changed");
 
     // A partition that is new is told of at once.
-    story.positions.set(EVENTS, 1, 30);
+    story.read_offsets.set(EVENTS, 1, 30);
     let starts = story.take(1).unwrap().starts;
     assert_eq!(starts, [NextOffset { topic: EVENTS, partition: 1, offset: 30 }]);
 }
@@ -248,7 +248,7 @@ fn each_shard_is_told_at_once_of_what_was_deleted_unread() {
     assert!(story.take(0).unwrap().deleted.is_empty(), "where reading began is no deletion");
     story.take(1).unwrap();
     story.batcher.deleted(next(EVENTS, 50));
-    story.positions.set(EVENTS, 0, 50);
+    story.read_offsets.set(EVENTS, 0, 50);
     let home = shard_of(AssessmentHash::of("alice"), 2).0;
     let other = story.take(1 - home).unwrap();
     assert_eq!((&other.deleted[..], &other.starts[..]), (&[next(EVENTS, 50)][..], &[next(EVENTS, 50)][..]));
@@ -275,23 +275,23 @@ fn each_shard_is_told_at_once_and_once_from_where_a_partition_is_whole() {
 }
 
 #[test]
-fn a_shard_that_wants_ends_is_told_them_once_without_waiting_for_a_record() {
+fn requested_ends_are_sent_once_without_waiting_for_a_record() {
     let mut story = Story::new(2);
     (0..2).for_each(|shard| assert!(story.take(shard).unwrap().ends.is_none(), "nobody wants them"));
     let ends = |seconds, offset| {
         let asked = story.now + Duration::from_secs(seconds);
-        Arc::new(Ends { asked, ends: vec![LogEnd { at: next(EVENTS, offset), leader_epoch: None }] })
+        Arc::new(PartitionEnds { asked, ends: vec![LogEnd { at: next(EVENTS, offset), leader_epoch: None }] })
     };
     let (early, late) = (ends(0, 40), ends(1, 50));
-    story.batcher.ends_are(ShardIndex(1), &early);
+    story.batcher.update_ends(ShardIndex(1), &early);
     assert!(story.take(0).is_none());
     assert_eq!(story.take(1).unwrap().ends, Some(early.clone()));
     assert!(story.take(1).is_none(), "told once");
 
     // Newer ones come before the batch leaves, which has a record by then.
-    story.batcher.ends_are(ShardIndex(0), &early);
-    story.batcher.ends_are(ShardIndex(0), &late);
-    story.batcher.ends_are(ShardIndex(1), &late);
+    story.batcher.update_ends(ShardIndex(0), &early);
+    story.batcher.update_ends(ShardIndex(0), &late);
+    story.batcher.update_ends(ShardIndex(1), &late);
     story.event(0, "alice").unwrap();
     let home = shard_of(AssessmentHash::of("alice"), 2).0;
     let batch = story.take(home).unwrap();
@@ -309,19 +309,19 @@ proptest! {
         let mut story = Story::new(shards);
         let mut expected: Vec<Vec<i64>> = vec![Vec::new(); usize::from(shards)];
         let mut got = expected.clone();
-        let mut told = vec![i64::MIN; usize::from(shards)];
+        let mut sent_offsets = vec![i64::MIN; usize::from(shards)];
         for (offset, (id, cut)) in (0i64..).zip(steps) {
             let id = format!("id-{id}");
             story.event(offset, &id).unwrap();
             expected[usize::from(shard_of(AssessmentHash::of(&id), shards).0)].push(offset);
             for shard in (0..shards).filter(|_| cut) {
                 let Some(batch) = story.take(shard) else { continue };
-                let (got, told) = (&mut got[usize::from(shard)], &mut told[usize::from(shard)]);
+                let (got, sent_offsets) = (&mut got[usize::from(shard)], &mut sent_offsets[usize::from(shard)]);
                 if let Some(start) = batch.starts.iter().find(|start| start.topic == EVENTS) {
-                    *told = start.offset;
+                    *sent_offsets = start.offset;
                 }
                 if let Some(first) = batch.records.first() {
-                    prop_assert_eq!(*told, first.origin.offset, "all below it was read before it");
+                    prop_assert_eq!(*sent_offsets, first.origin.offset, "all below it was read before it");
                 }
                 got.extend(batch.records.iter().map(|record| record.origin.offset));
             }

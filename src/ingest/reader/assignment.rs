@@ -7,44 +7,44 @@ use std::time::Instant;
 
 use tracing::{info, warn};
 
-use super::{Desk, FillingSince};
+use super::{FillProgress, IngestState};
 use crate::ids::TopicIndex;
-use crate::ingest::continuity::{Cut, Lost, Notes};
+use crate::ingest::continuity::{LossKind, RecordNotes, Truncation};
 use crate::ingest::kafka::{Consumer, ReadFrom};
-use crate::ingest::startup::{Filling, Range};
-use crate::ingest::watcher::Found;
+use crate::ingest::startup::{Filling, LogRange};
+use crate::ingest::watcher::TopologyChange;
 use crate::limits::CURSOR_CHARS_MAX;
 use crate::routing::table::{Partitioner, Scope};
-use crate::stream::batch::{EpochStart, LogCut, NextOffset, Origin};
+use crate::stream::batch::{EpochStart, LogTruncation, NextOffset, Origin};
 use crate::stream::cursor::{has_room_for, topics_max};
 
-impl Desk {
-    pub(super) fn take_in(&mut self, found: &Found, consumer: &mut Consumer, now: Instant) {
-        for &topic in &found.retired {
+impl IngestState {
+    pub(super) fn apply_change(&mut self, change: &TopologyChange, consumer: &mut Consumer, now: Instant) {
+        for &topic in &change.retired {
             self.retire(topic, consumer);
         }
-        for &topic in &found.dropped {
+        for &topic in &change.dropped {
             self.drop_topic(topic, consumer);
         }
-        for topic in &found.remapped {
+        for topic in &change.remapped {
             info!(topic = %topic.name, to = %topic.route.message_type, "goes by another route: from here on its records become other messages");
             self.batcher.remap(Arc::clone(topic));
         }
-        for &topic in &found.back {
+        for &topic in &change.back {
             self.resume(topic, consumer);
         }
-        for &((topic, partition), range) in &found.restarts {
+        for &((topic, partition), range) in &change.restarts {
             self.restart(topic, partition, range, consumer);
         }
-        if found.initial || !(found.topics.is_empty() && found.partitions.is_empty() && found.missing.is_empty()) {
-            self.begin_to_read(found, consumer, now);
+        if change.initial || !(change.topics.is_empty() && change.partitions.is_empty() && change.missing.is_empty()) {
+            self.assign_new(change, consumer, now);
         }
-        self.note_compacted(&found.compacted);
-        if found.by_routes {
+        self.note_compacted(&change.compacted);
+        if change.by_routes {
             info!("the new routes are in force");
         }
-        self.publisher.reading(self.positions.all());
-        self.held.take_if(|_| found.is_answer);
+        self.publisher.reading(self.read_offsets.all());
+        self.paused_since.take_if(|_| change.is_answer);
     }
 
     /// Says so where cursors may become too long to be resumed from.
@@ -54,7 +54,7 @@ impl Desk {
             match topic.route.scope {
                 Scope::Assessment { partitioner: Partitioner::None, .. } => {
                     topics += 1;
-                    places += (self.positions.partitions(topic.index) as usize).saturating_sub(1);
+                    places += (self.read_offsets.partitions(topic.index) as usize).saturating_sub(1);
                 }
                 Scope::Assessment { .. } => topics += 1,
                 Scope::Market { .. } => {}
@@ -72,8 +72,8 @@ impl Desk {
         }
     }
 
-    fn begin_to_read(&mut self, found: &Found, consumer: &mut Consumer, now: Instant) {
-        for topic in &found.topics {
+    fn assign_new(&mut self, change: &TopologyChange, consumer: &mut Consumer, now: Instant) {
+        for topic in &change.topics {
             self.forget(topic.index, consumer);
             if let Err(error) = consumer.add_topic(topic) {
                 warn!(topic = %topic.name, %error, "can't read the topic");
@@ -83,21 +83,21 @@ impl Desk {
             self.lag_by_topic.resize(self.batcher.topics().len(), 0);
         }
         let topics = self.batcher.topics();
-        let starts = found.partitions.iter().map(|start| {
+        let starts = change.partitions.iter().map(|start| {
             let name = topics.get(usize::from(start.topic.0)).map_or("", |topic| &topic.name);
             ReadFrom { topic: name, partition: start.partition, offset: start.offset, epoch: None }
         });
         if let Err(error) = consumer.assign(starts) {
-            warn!(%error, partitions = found.partitions.len(), "can't read the partitions");
+            warn!(%error, partitions = change.partitions.len(), "can't read the partitions");
         }
-        for start in &found.partitions {
-            self.positions.set(start.topic, start.partition, start.offset);
+        for start in &change.partitions {
+            self.read_offsets.set(start.topic, start.partition, start.offset);
             self.is_assigned(start.topic, start.partition);
             let (topic, partition) = (start.topic, start.partition);
             self.batcher.recent_from(NextOffset { topic, partition, offset: start.recent });
-            if let Some(since) = found.since {
+            if let Some(since) = change.since {
                 self.compaction.younger_from(
-                    &self.positions,
+                    &self.read_offsets,
                     NextOffset { topic, partition, offset: start.recent },
                     since,
                 );
@@ -106,17 +106,17 @@ impl Desk {
                 self.batcher.ended_at(NextOffset { topic, partition, offset: start.end });
             }
         }
-        self.begin_without(&found.missing, consumer);
+        self.register_missing(&change.missing, consumer);
         self.check_room_in_cursors();
-        let partitions = found.partitions.len();
-        if found.initial {
-            let filling = Filling::new(&found.partitions);
-            let offsets = filling.offsets_left(&self.positions);
-            info!(topics = found.topics.len(), partitions, offsets, "filling the history");
+        let partitions = change.partitions.len();
+        if change.initial {
+            let filling = Filling::new(&change.partitions);
+            let offsets = filling.offsets_left(&self.read_offsets);
+            info!(topics = change.topics.len(), partitions, offsets, "filling the history");
             self.publisher.filling_begins(offsets);
-            self.filling = Some(FillingSince { filling, began: now, waits_since: now, partitions, offsets, said: now });
+            self.filling = Some(FillProgress { filling, began: now, waits_since: now, partitions, offsets, said: now });
         } else {
-            let mut names: Vec<_> = found.partitions.iter().map(|start| self.name(Some(start.topic))).collect();
+            let mut names: Vec<_> = change.partitions.iter().map(|start| self.topic_name(Some(start.topic))).collect();
             names.dedup();
             info!(topics = names.join(", "), partitions, "reading what is new in the cluster");
         }
@@ -126,12 +126,12 @@ impl Desk {
     fn forget(&mut self, topic: TopicIndex, consumer: &mut Consumer) {
         let Some(known) = self.batcher.topics().get(usize::from(topic.0)) else { return };
         consumer.forget_topic(known);
-        let places = self.positions.forget(topic);
-        for &place in &places {
-            self.continuity.forget(topic, place);
-            self.compaction.forget(topic, place);
-            self.lag.forget(place);
-            self.progress.dropped(place, 0);
+        let places = self.read_offsets.forget(topic);
+        for &index in &places {
+            self.continuity.forget(topic, index);
+            self.compaction.forget(topic, index);
+            self.lag.forget(index);
+            self.stall_detector.dropped(index, 0);
         }
         self.batcher.forget(topic, &places);
         self.refused.retain(|&(refused, _)| refused != topic);
@@ -141,13 +141,16 @@ impl Desk {
 
     /// A topic is deleted, or another has its name by now.
     fn retire(&mut self, topic: TopicIndex, consumer: &Consumer) {
-        warn!(topic = self.name(Some(topic)), "deleted in Kafka, or made anew: no more is read of it as it was");
+        warn!(topic = self.topic_name(Some(topic)), "deleted in Kafka, or made anew: no more is read of it as it was");
         self.stop_reading(topic, consumer);
     }
 
     /// No route takes a topic any more as it did.
     fn drop_topic(&mut self, topic: TopicIndex, consumer: &Consumer) {
-        info!(topic = self.name(Some(topic)), "no route takes it any more as it did: nothing of it is sent any more");
+        info!(
+            topic = self.topic_name(Some(topic)),
+            "no route takes it any more as it did: nothing of it is sent any more"
+        );
         if !self.retired.contains(&topic) {
             self.stop_reading(topic, consumer);
         }
@@ -155,18 +158,18 @@ impl Desk {
     }
 
     fn stop_reading(&mut self, topic: TopicIndex, consumer: &Consumer) {
-        let name = self.name(Some(topic)).to_owned();
-        if let Err(error) = consumer.drop_partitions(&name, self.positions.of(topic).map(|at| at.partition)) {
+        let name = self.topic_name(Some(topic)).to_owned();
+        if let Err(error) = consumer.drop_partitions(&name, self.read_offsets.of(topic).map(|at| at.partition)) {
             warn!(topic = name, %error, "can't let go of the partitions");
         }
-        for at in self.positions.of(topic) {
-            if let Some(place) = self.positions.place(topic, at.partition) {
-                self.progress.dropped(place, at.offset);
+        for at in self.read_offsets.of(topic) {
+            if let Some(index) = self.read_offsets.index_of(topic, at.partition) {
+                self.stall_detector.dropped(index, at.offset);
             }
         }
         self.missing.retain(|&(missing, _)| missing != topic);
         self.passed_over.retain(|&(passed, _), _| passed != topic);
-        self.show_missing(topic);
+        self.publish_missing(topic);
         self.retired.insert(topic);
         self.publisher.retire_topic(topic, &name);
         if let Some(since) = &mut self.filling {
@@ -175,37 +178,37 @@ impl Desk {
     }
 
     fn resume(&mut self, topic: TopicIndex, consumer: &Consumer) {
-        let name = self.name(Some(topic)).to_owned();
+        let name = self.topic_name(Some(topic)).to_owned();
         info!(topic = name, "is still there: reading on");
-        let places = self.positions.of(topic).map(|at| ReadFrom {
+        let places = self.read_offsets.of(topic).map(|at| ReadFrom {
             topic: &name,
             partition: at.partition,
             offset: at.offset,
-            epoch: self.continuity.epoch(&self.positions, &at),
+            epoch: self.continuity.epoch(&self.read_offsets, &at),
         });
         if let Err(error) = consumer.assign(places) {
             warn!(topic = name, %error, "can't read the partitions");
         }
         self.retired.remove(&topic);
-        for partition in self.positions.of(topic).map(|at| at.partition).collect::<Vec<_>>() {
+        for partition in self.read_offsets.of(topic).map(|at| at.partition).collect::<Vec<_>>() {
             self.is_assigned(topic, partition);
         }
         self.publisher.resume_topic(topic, &name);
     }
 
     /// Goes on with a partition whose position was refused. Its topic is the one that it was.
-    fn restart(&mut self, topic: TopicIndex, partition: i32, range: Range, consumer: &Consumer) {
+    fn restart(&mut self, topic: TopicIndex, partition: i32, range: LogRange, consumer: &Consumer) {
         if self.missing.contains(&(topic, partition)) {
-            return self.begin_late(topic, partition, range.end, consumer);
+            return self.start_missing(topic, partition, range.end, consumer);
         }
         if !self.refused.remove(&(topic, partition)) {
             return;
         }
-        self.tally.offset_resets += 1;
-        let Some(next) = self.positions.next(topic, partition) else { return };
-        let Some(restart) = self.continuity.restart(&self.positions, topic, partition, range) else { return };
-        let name = self.name(Some(topic));
-        let Range { beginning, end } = range;
+        self.counts.offset_resets += 1;
+        let Some(next) = self.read_offsets.next(topic, partition) else { return };
+        let Some(restart) = self.continuity.restart(&self.read_offsets, topic, partition, range) else { return };
+        let name = self.topic_name(Some(topic));
+        let LogRange { beginning, end } = range;
         info!(
             topic = name,
             partition,
@@ -219,25 +222,25 @@ impl Desk {
             warn!(topic = name, partition, %error, "can't read the partition any more");
         }
         if let Some(lost) = restart.lost {
-            self.lost(topic, partition, lost);
+            self.send_loss(topic, partition, lost);
         }
         self.is_assigned(topic, partition);
     }
 
     /// Has the shards told what a partition lost. While no batch is begun.
-    pub(super) fn lost(&mut self, topic: TopicIndex, partition: i32, lost: Lost) {
-        let position = self.positions.next(topic, partition);
-        let name = self.name(Some(topic));
+    pub(super) fn send_loss(&mut self, topic: TopicIndex, partition: i32, lost: LossKind) {
+        let position = self.read_offsets.next(topic, partition);
+        let name = self.topic_name(Some(topic));
         match lost {
-            Lost::Deleted(offset) => {
+            LossKind::Deleted(offset) => {
                 warn!(
                     topic = name,
                     partition, position, offset, "records were deleted before they were read; going on behind them"
                 );
-                self.positions.set(topic, partition, offset);
+                self.read_offsets.set(topic, partition, offset);
                 self.batcher.deleted(NextOffset { topic, partition, offset });
             }
-            Lost::Cut(Cut { next: offset, is_below_unknown }) => {
+            LossKind::Truncated(Truncation { next: offset, is_below_unknown }) => {
                 warn!(
                     topic = name,
                     partition,
@@ -246,14 +249,14 @@ impl Desk {
                     "the log lost records that were read, as after an unclean leader election; going on where it parts from \
                      them, and clients are sent a reset"
                 );
-                self.positions.set(topic, partition, offset);
-                self.batcher.cut(LogCut { next: NextOffset { topic, partition, offset }, is_below_unknown });
+                self.read_offsets.set(topic, partition, offset);
+                self.batcher.cut(LogTruncation { next: NextOffset { topic, partition, offset }, is_below_unknown });
             }
         }
     }
 
     /// Has the shards told what is new with a record.
-    pub(super) fn note(&mut self, origin: Origin, notes: Notes, now: Instant) {
+    pub(super) fn send_notes(&mut self, origin: Origin, notes: RecordNotes, now: Instant) {
         if let Some(epoch) = notes.epoch {
             self.batcher.epoch_starts(EpochStart { first: origin, epoch });
         }
@@ -265,28 +268,28 @@ impl Desk {
 
     /// Whether there is a partition to be read.
     pub(super) fn reads_something(&self) -> bool {
-        self.positions.all().iter().any(|at| !self.retired.contains(&at.topic))
+        self.read_offsets.all().iter().any(|at| !self.retired.contains(&at.topic))
     }
 
     /// Has a new client read all that is read, from where it stands.
-    pub(super) fn read_on(&mut self, consumer: &mut Consumer, now: Instant) {
+    pub(super) fn reassign_all(&mut self, consumer: &mut Consumer, now: Instant) {
         let read = |topic: &TopicIndex| !self.retired.contains(topic);
         for topic in self.batcher.topics().iter().filter(|topic| read(&topic.index)) {
             if let Err(error) = consumer.add_topic(topic) {
                 warn!(topic = %topic.name, %error, "can't read the topic");
             }
         }
-        let places: Vec<_> = self.positions.all().iter().copied().filter(|at| read(&at.topic)).collect();
+        let places: Vec<_> = self.read_offsets.all().iter().copied().filter(|at| read(&at.topic)).collect();
         let from = places.iter().map(|at| ReadFrom {
-            topic: self.name(Some(at.topic)),
+            topic: self.topic_name(Some(at.topic)),
             partition: at.partition,
             offset: at.offset,
-            epoch: self.continuity.epoch(&self.positions, at),
+            epoch: self.continuity.epoch(&self.read_offsets, at),
         });
         if let Err(error) = consumer.assign(from) {
             warn!(%error, partitions = places.len(), "can't read the partitions");
         }
-        self.progress.renewed(now);
+        self.stall_detector.client_replaced(now);
         self.refused.clear();
         for at in &places {
             match self.missing.contains(&(at.topic, at.partition)) {
@@ -295,13 +298,13 @@ impl Desk {
             }
         }
         self.publisher.client_renewed();
-        self.status.stuck.store(!places.is_empty(), Ordering::Release);
+        self.status.reader_stalled.store(!places.is_empty(), Ordering::Release);
     }
 
     /// The client reads this partition from where it stands.
     pub(super) fn is_assigned(&mut self, topic: TopicIndex, partition: i32) {
-        if let Some(place) = self.positions.place(topic, partition) {
-            self.progress.assigned(place, self.positions.all()[place].offset);
+        if let Some(index) = self.read_offsets.index_of(topic, partition) {
+            self.stall_detector.assigned(index, self.read_offsets.all()[index].offset);
         }
     }
 }

@@ -6,18 +6,18 @@ use std::time::Instant;
 
 use tracing::{info, warn};
 
-use super::Desk;
+use super::IngestState;
 use crate::ingest::retention::Compacted;
 use crate::limits::COMPACTION_CLOCKS_MAX;
 use crate::stream::batch::NextOffset;
 
-impl Desk {
+impl IngestState {
     /// Of these topics, records may be missing that were there: which, shows as gaps.
     pub(super) fn note_compacted(&mut self, topics: &[Compacted]) {
         for &Compacted { topic, kept_for, unchanged } in topics {
-            let whole_from = self.compaction.is_compacted(&self.positions, topic, kept_for, unchanged);
+            let whole_from = self.compaction.is_compacted(&self.read_offsets, topic, kept_for, unchanged);
             whole_from.into_iter().for_each(|from| self.batcher.whole_from(from));
-            let (topic, min_compaction_lag) = (self.name(Some(topic)), kept_for);
+            let (topic, min_compaction_lag) = (self.topic_name(Some(topic)), kept_for);
             if kept_for >= self.window + COMPACTION_CLOCKS_MAX {
                 info!(
                     topic,
@@ -40,11 +40,11 @@ impl Desk {
     /// Nothing came between a partition's position and this offset.
     pub(super) fn gap(&mut self, end: NextOffset, now: Instant) {
         let is_watched = self.status.filled.load(Ordering::Relaxed);
-        let Some(offset) = self.compaction.gap(&self.positions, end, is_watched, now) else { return };
+        let Some(offset) = self.compaction.gap(&self.read_offsets, end, is_watched, now) else { return };
         self.batcher.whole_from(NextOffset { offset, ..end });
         if is_watched && self.gaps.admit((end.topic, end.partition), now).is_some() {
-            let (topic, partition) = (self.name(Some(end.topic)), end.partition);
-            let position = self.positions.next(end.topic, partition);
+            let (topic, partition) = (self.topic_name(Some(end.topic)), end.partition);
+            let position = self.read_offsets.next(end.topic, partition);
             warn!(
                 topic,
                 partition,

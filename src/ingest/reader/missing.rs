@@ -6,72 +6,73 @@ use std::sync::atomic::Ordering;
 
 use tracing::{info, warn};
 
-use super::Desk;
+use super::IngestState;
 use crate::ids::TopicIndex;
-use crate::ingest::kafka::{Consumer, Message, ReadFrom};
+use crate::ingest::kafka::{Consumer, ConsumerEvent, ReadFrom};
 use crate::stream::batch::NextOffset;
 
-impl Desk {
+impl IngestState {
     /// Begins without these: they have no leader.
-    pub(super) fn begin_without(&mut self, partitions: &[(TopicIndex, i32)], consumer: &Consumer) {
+    pub(super) fn register_missing(&mut self, partitions: &[(TopicIndex, i32)], consumer: &Consumer) {
         for &(topic, partition) in partitions {
-            let name = self.name(Some(topic));
+            let name = self.topic_name(Some(topic));
             let from = ReadFrom { topic: name, partition, offset: 0, epoch: None };
             if let Err(error) = consumer.assign([from]) {
                 warn!(topic = name, partition, %error, "can't read the partition");
             }
             // Shards have to know that there is such a partition, for the topic's partitioner counts it.
-            self.positions.set(topic, partition, 0);
+            self.read_offsets.set(topic, partition, 0);
             self.is_missing(topic, partition, "it has no leader");
         }
     }
 
     /// Waits no longer for partitions of the start of which nothing came.
-    pub(super) fn give_up_the_silent(&mut self) {
+    pub(super) fn stop_waiting_for_missing(&mut self) {
         let Some(since) = &mut self.filling else { return };
-        let (positions, progress) = (&self.positions, &self.progress);
-        let is_silent =
-            |topic, partition| positions.place(topic, partition).is_none_or(|place| progress.is_silent(place));
-        for start in since.filling.give_up(|start| is_silent(start.topic, start.partition)) {
+        let (read_offsets, stall_detector) = (&self.read_offsets, &self.stall_detector);
+        let has_no_events = |topic, partition| {
+            read_offsets.index_of(topic, partition).is_none_or(|index| stall_detector.has_no_events(index))
+        };
+        for start in since.filling.give_up(|start| has_no_events(start.topic, start.partition)) {
             self.is_missing(start.topic, start.partition, "nothing comes of it; the log may say why");
         }
     }
 
     fn is_missing(&mut self, topic: TopicIndex, partition: i32, why: &str) {
-        let name = self.name(Some(topic));
+        let name = self.topic_name(Some(topic));
         warn!(
             topic = name,
             partition, why, "the pod starts without the partition: its clients are sent a reset when it can be read"
         );
         self.missing.insert((topic, partition));
         self.is_not_expected(topic, partition);
-        self.show_missing(topic);
+        self.publish_missing(topic);
     }
 
     pub(super) fn is_not_expected(&mut self, topic: TopicIndex, partition: i32) {
-        if let Some(place) = self.positions.place(topic, partition) {
-            self.progress.dropped(place, self.positions.all()[place].offset);
+        if let Some(index) = self.read_offsets.index_of(topic, partition) {
+            self.stall_detector.dropped(index, self.read_offsets.all()[index].offset);
         }
     }
 
     /// Whether a message is of a partition that the pod started without. It is not taken in: where it says that the
     /// partition can be read, the watcher is asked where that ends.
-    pub(super) fn is_of_missing(&mut self, message: &Message<'_>) -> bool {
+    pub(super) fn handle_missing(&mut self, message: &ConsumerEvent<'_>) -> bool {
         let (partition, can_be_read) = match message {
-            Message::Record(incoming) => ((incoming.origin.topic, incoming.origin.partition), true),
-            Message::End { topic, partition, .. } | Message::OutOfRange { topic, partition } => {
+            ConsumerEvent::Record(incoming) => ((incoming.origin.topic, incoming.origin.partition), true),
+            ConsumerEvent::End { topic, partition, .. } | ConsumerEvent::OutOfRange { topic, partition } => {
                 ((*topic, *partition), true)
             }
-            Message::Failed { topic: Some(topic), partition, .. } => ((*topic, *partition), false),
-            Message::Failed { topic: None, .. } => return false,
+            ConsumerEvent::Failed { topic: Some(topic), partition, .. } => ((*topic, *partition), false),
+            ConsumerEvent::Failed { topic: None, .. } => return false,
         };
         if !self.missing.contains(&partition) {
             return false;
         }
         if can_be_read {
-            let doubts = self.doubts.get_or_insert_default();
-            if !doubts.out_of_range.contains(&partition) {
-                doubts.out_of_range.push(partition);
+            let recheck = self.recheck.get_or_insert_default();
+            if !recheck.out_of_range.contains(&partition) {
+                recheck.out_of_range.push(partition);
             }
         }
         // Why it can't be read is worth a line.
@@ -79,24 +80,24 @@ impl Desk {
     }
 
     /// Reads a partition that the pod started without, from its end.
-    pub(super) fn begin_late(&mut self, topic: TopicIndex, partition: i32, end: i64, consumer: &Consumer) {
-        let name = self.name(Some(topic));
+    pub(super) fn start_missing(&mut self, topic: TopicIndex, partition: i32, end: i64, consumer: &Consumer) {
+        let name = self.topic_name(Some(topic));
         info!(topic = name, partition, from = end, "the partition can be read now: its clients are sent a reset");
         if let Err(error) = consumer.restart(name, partition, end) {
             warn!(topic = name, partition, %error, "can't read the partition");
         }
         self.missing.remove(&(topic, partition));
-        self.show_missing(topic);
-        if self.positions.next(topic, partition) != Some(end) {
-            self.positions.set(topic, partition, end);
+        self.publish_missing(topic);
+        if self.read_offsets.next(topic, partition) != Some(end) {
+            self.read_offsets.set(topic, partition, end);
             self.batcher.deleted(NextOffset { topic, partition, offset: end });
         }
         self.is_assigned(topic, partition);
     }
 
-    pub(super) fn show_missing(&self, topic: TopicIndex) {
+    pub(super) fn publish_missing(&self, topic: TopicIndex) {
         let partitions = self.missing.iter().filter(|(missing, _)| *missing == topic).count();
-        self.publisher.missing(self.name(Some(topic)), partitions);
+        self.publisher.missing(self.topic_name(Some(topic)), partitions);
         self.status.missing.store(self.missing.len() as u64, Ordering::Relaxed);
     }
 }

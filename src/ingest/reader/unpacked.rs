@@ -7,7 +7,7 @@
 
 use tracing::warn;
 
-use super::Desk;
+use super::IngestState;
 use crate::ids::TopicIndex;
 use crate::ingest::kafka::Consumer;
 use crate::stream::batch::NextOffset;
@@ -15,7 +15,7 @@ use crate::stream::batch::NextOffset;
 /// What is longer than this is found in as many tries.
 const STEP_BITS_MAX: u32 = 40;
 
-impl Desk {
+impl IngestState {
     /// Something of a partition was unpacked.
     pub(super) fn is_unpacked(&mut self, topic: TopicIndex, partition: i32) {
         // Nearly always so.
@@ -31,14 +31,14 @@ impl Desk {
         }
         for (topic, partition) in std::mem::take(&mut self.not_unpacked) {
             let is_read = !self.retired.contains(&topic) && !self.missing.contains(&(topic, partition));
-            let Some(place) = self.positions.place(topic, partition).filter(|_| is_read) else { continue };
+            let Some(index) = self.read_offsets.index_of(topic, partition).filter(|_| is_read) else { continue };
             let times = self.passed_over.entry((topic, partition)).or_default();
             *times += 1;
             // librdkafka fetches it once more by itself: what came may have been damaged on its way.
             let Some(step) = times.checked_sub(2).map(|doubled| 1_i64 << doubled.min(STEP_BITS_MAX)) else { continue };
-            let next = self.positions.all()[place].offset;
-            let from = next.saturating_add(step).min(self.lag.end(place)).max(next.saturating_add(1));
-            let name = self.name(Some(topic));
+            let next = self.read_offsets.all()[index].offset;
+            let from = next.saturating_add(step).min(self.lag.end(index)).max(next.saturating_add(1));
+            let name = self.topic_name(Some(topic));
             warn!(
                 topic = name,
                 partition,
@@ -49,8 +49,8 @@ impl Desk {
             if let Err(error) = consumer.restart(name, partition, from) {
                 warn!(topic = name, partition, %error, "can't read the partition any more");
             }
-            self.tally.passed_over += 1;
-            self.positions.set(topic, partition, from);
+            self.counts.passed_over += 1;
+            self.read_offsets.set(topic, partition, from);
             self.batcher.deleted(NextOffset { topic, partition, offset: from });
             self.is_assigned(topic, partition);
         }

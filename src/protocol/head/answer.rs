@@ -9,10 +9,10 @@ const RETRY_AFTER_SECONDS: u32 = 5;
 
 /// A refusal that protects the pod: an HTTP answer without an upgrade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Refusal {
+pub enum HttpRefusal {
     /// 400.
     #[error("bad request: {0}")]
-    Malformed(Fault),
+    Malformed(RequestFault),
     /// 403.
     #[error("forbidden: the Origin of this page is not among those that may connect (ALLOWED_ORIGINS)")]
     Origin,
@@ -67,7 +67,7 @@ pub enum Unavailable {
 
 /// What makes a request malformed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Fault {
+pub enum RequestFault {
     /// A lone LF or CR.
     #[error("a line ends in CRLF, never in a lone LF or CR")]
     LineEnding,
@@ -79,7 +79,7 @@ pub enum Fault {
     Syntax,
     /// The request's target is neither a path nor a URL of http or ws.
     #[error("the request's target is neither a path nor an http or ws URL without a fragment")]
-    Target,
+    RequestTarget,
     /// Not just one good `Host`.
     #[error("HTTP/1.1 takes exactly one valid Host header")]
     Host,
@@ -120,7 +120,7 @@ impl Allow {
     }
 }
 
-impl Refusal {
+impl HttpRefusal {
     /// The status code and its phrase.
     #[must_use]
     pub fn status(self) -> (u16, &'static str) {
@@ -140,7 +140,7 @@ impl Refusal {
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
-            Self::Malformed(Fault::ProxyHeader) => "proxy_header",
+            Self::Malformed(RequestFault::ProxyHeader) => "proxy_header",
             Self::Malformed(_) => "malformed",
             Self::Origin => "origin",
             Self::Path => "path",

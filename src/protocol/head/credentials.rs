@@ -3,7 +3,7 @@
 //! What is there counts, good or bad: an empty token, or one of bytes that no token has, is a bad one and never gives
 //! way to the next place. Of several, the first that is a token at all counts.
 
-use super::{Fields, SUBPROTOCOL};
+use super::{HeaderFields, SUBPROTOCOL};
 
 /// How a token is named among the subprotocols.
 const BEARER_SUBPROTOCOL: &[u8] = b"bearer.";
@@ -17,7 +17,7 @@ pub(super) struct Offered {
 }
 
 /// The token of `Authorization: Bearer`, the scheme in any case; another scheme is passed over.
-pub(super) fn authorization(fields: &Fields<'_>) -> Option<Box<str>> {
+pub(super) fn authorization(fields: &HeaderFields<'_>) -> Option<Box<str>> {
     fields.all("authorization").find_map(|value| {
         let scheme_len = value.iter().position(|&byte| byte == b' ').unwrap_or(value.len());
         let (scheme, token) = value.split_at(scheme_len);
@@ -26,7 +26,7 @@ pub(super) fn authorization(fields: &Fields<'_>) -> Option<Box<str>> {
 }
 
 /// `Sec-WebSocket-Protocol: shardgate.v1, bearer.<jwt>`, in any order and over any number of headers.
-pub(super) fn subprotocols(fields: &Fields<'_>) -> Offered {
+pub(super) fn subprotocols(fields: &HeaderFields<'_>) -> Offered {
     let offered = || fields.list("sec-websocket-protocol");
     Offered {
         ours: offered().any(|name| name == SUBPROTOCOL.as_bytes()),

@@ -46,7 +46,7 @@ fn upgrade(head: &str) -> Upgrade {
     }
 }
 
-fn refusal_by(head: &str, rules: &Rules) -> Option<Refusal> {
+fn refusal_by(head: &str, rules: &Rules) -> Option<HttpRefusal> {
     match parse(head.as_bytes(), rules) {
         Parsed::Refused(refusal) => Some(refusal),
         Parsed::Incomplete => panic!("{head} is not whole"),
@@ -54,7 +54,7 @@ fn refusal_by(head: &str, rules: &Rules) -> Option<Refusal> {
     }
 }
 
-fn refusal(head: &str) -> Option<Refusal> {
+fn refusal(head: &str) -> Option<HttpRefusal> {
     refusal_by(head, &rules())
 }
 
@@ -67,7 +67,7 @@ fn a_good_handshake_is_known_when_its_last_byte_comes_and_its_first_frames_are_n
     let upgrade = upgrade(&head);
     assert_eq!(&*upgrade.accept, ACCEPT);
     assert_eq!(upgrade.assessment.unwrap().unwrap().as_str(), "a-1");
-    assert_eq!(upgrade.token, Some(Token("t".into())));
+    assert_eq!(upgrade.token, Some(BearerToken("t".into())));
     assert_eq!(upgrade.cursor.as_deref(), Some("c"));
 
     let with_frames = [head.as_bytes(), b"\x81\x80\0\n\r\n\r\n\n"].concat();
@@ -90,70 +90,70 @@ fn a_handshake_may_be_written_in_many_ways() {
 fn a_malformed_head_is_told_its_fault() {
     let key = format!("Sec-WebSocket-Key: {KEY}");
     for (head, fault) in [
-        ("GET /ws HTTP/1.1\nHost: h\n\n".into(), Fault::LineEnding),
-        ("GET /ws HTTP/1.1\r\nHost: h\n".into(), Fault::LineEnding),
-        ("GET /ws HTTP/1.1\rHost: h\r\n\r\n".into(), Fault::LineEnding),
-        ("\nGET /ws HTTP/1.1\r\n".into(), Fault::LineEnding),
-        ("GET /ws\0 HTTP/1.1".into(), Fault::ControlByte),
-        ("\u{16}\u{3}\u{1}".into(), Fault::ControlByte),
-        (handshake("/ws", &["X: a\u{0}b"]), Fault::ControlByte),
-        (handshake("/ws", &["X: a\u{7f}"]), Fault::ControlByte),
-        (handshake("/ws", &["X: a", " folded"]), Fault::Syntax),
-        (handshake("/ws", &["X : a"]), Fault::Syntax),
-        (handshake("/ws", &["no colon"]), Fault::Syntax),
-        (handshake("/ws", &[": no name"]), Fault::Syntax),
-        ("GET  /ws HTTP/1.1\r\n\r\n".into(), Fault::Syntax),
-        ("GET /ws\r\n\r\n".into(), Fault::Syntax),
-        ("PRI * HTTP/2.0\r\n\r\n".into(), Fault::Syntax),
-        (handshake("ws", &[]), Fault::Target),
-        (handshake("ftp://h/ws", &[]), Fault::Target),
-        (handshake("http:///ws", &[]), Fault::Target),
-        (handshake("/ws#fragment", &[]), Fault::Target),
-        (handshake_with("Host: h", ""), Fault::Host),
-        (handshake("/ws", &["Host: h"]), Fault::Host),
-        (handshake_with("Host: h", "Host: h/x"), Fault::Host),
-        (handshake("/ws", &["Content-Length: 0", "Content-Length: 0"]), Fault::Framing),
-        (handshake("/ws", &["Content-Length: 0", "Transfer-Encoding: chunked"]), Fault::Framing),
-        (handshake("/ws", &["Transfer-Encoding: chunked", "Transfer-Encoding: chunked"]), Fault::Framing),
-        (handshake("/ws", &["Content-Length: -1"]), Fault::Framing),
-        (handshake("/ws", &["Content-Length:"]), Fault::Framing),
-        (handshake("/ws", &["Content-Length: 1"]), Fault::Body),
-        (handshake("/ws", &["Transfer-Encoding: chunked"]), Fault::Body),
-        (head(&["GET /health HTTP/1.1", "Host: h", "Content-Length: 1"]), Fault::Body),
-        (handshake_with(&key, ""), Fault::Key),
-        (handshake("/ws", &[&key]), Fault::Key),
-        (handshake_with(&key, "Sec-WebSocket-Key:"), Fault::Key),
-        (handshake_with(&key, "Sec-WebSocket-Key: not base64"), Fault::Key),
-        (handshake_with(&key, "Sec-WebSocket-Key: c2hvcnQ="), Fault::Key),
-        (handshake_with(&key, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZSE="), Fault::Key),
+        ("GET /ws HTTP/1.1\nHost: h\n\n".into(), RequestFault::LineEnding),
+        ("GET /ws HTTP/1.1\r\nHost: h\n".into(), RequestFault::LineEnding),
+        ("GET /ws HTTP/1.1\rHost: h\r\n\r\n".into(), RequestFault::LineEnding),
+        ("\nGET /ws HTTP/1.1\r\n".into(), RequestFault::LineEnding),
+        ("GET /ws\0 HTTP/1.1".into(), RequestFault::ControlByte),
+        ("\u{16}\u{3}\u{1}".into(), RequestFault::ControlByte),
+        (handshake("/ws", &["X: a\u{0}b"]), RequestFault::ControlByte),
+        (handshake("/ws", &["X: a\u{7f}"]), RequestFault::ControlByte),
+        (handshake("/ws", &["X: a", " folded"]), RequestFault::Syntax),
+        (handshake("/ws", &["X : a"]), RequestFault::Syntax),
+        (handshake("/ws", &["no colon"]), RequestFault::Syntax),
+        (handshake("/ws", &[": no name"]), RequestFault::Syntax),
+        ("GET  /ws HTTP/1.1\r\n\r\n".into(), RequestFault::Syntax),
+        ("GET /ws\r\n\r\n".into(), RequestFault::Syntax),
+        ("PRI * HTTP/2.0\r\n\r\n".into(), RequestFault::Syntax),
+        (handshake("ws", &[]), RequestFault::RequestTarget),
+        (handshake("ftp://h/ws", &[]), RequestFault::RequestTarget),
+        (handshake("http:///ws", &[]), RequestFault::RequestTarget),
+        (handshake("/ws#fragment", &[]), RequestFault::RequestTarget),
+        (handshake_with("Host: h", ""), RequestFault::Host),
+        (handshake("/ws", &["Host: h"]), RequestFault::Host),
+        (handshake_with("Host: h", "Host: h/x"), RequestFault::Host),
+        (handshake("/ws", &["Content-Length: 0", "Content-Length: 0"]), RequestFault::Framing),
+        (handshake("/ws", &["Content-Length: 0", "Transfer-Encoding: chunked"]), RequestFault::Framing),
+        (handshake("/ws", &["Transfer-Encoding: chunked", "Transfer-Encoding: chunked"]), RequestFault::Framing),
+        (handshake("/ws", &["Content-Length: -1"]), RequestFault::Framing),
+        (handshake("/ws", &["Content-Length:"]), RequestFault::Framing),
+        (handshake("/ws", &["Content-Length: 1"]), RequestFault::Body),
+        (handshake("/ws", &["Transfer-Encoding: chunked"]), RequestFault::Body),
+        (head(&["GET /health HTTP/1.1", "Host: h", "Content-Length: 1"]), RequestFault::Body),
+        (handshake_with(&key, ""), RequestFault::Key),
+        (handshake("/ws", &[&key]), RequestFault::Key),
+        (handshake_with(&key, "Sec-WebSocket-Key:"), RequestFault::Key),
+        (handshake_with(&key, "Sec-WebSocket-Key: not base64"), RequestFault::Key),
+        (handshake_with(&key, "Sec-WebSocket-Key: c2hvcnQ="), RequestFault::Key),
+        (handshake_with(&key, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZSE="), RequestFault::Key),
     ] {
-        assert_eq!(refusal(&head), Some(Refusal::Malformed(fault)), "{head:?}");
+        assert_eq!(refusal(&head), Some(HttpRefusal::Malformed(fault)), "{head:?}");
     }
 }
 
 #[test]
 fn path_method_and_handshake_are_judged_in_this_order() {
-    let get = Refusal::Method(Allow::Get);
+    let get = HttpRefusal::Method(Allow::Get);
     for (head, expected) in [
         (handshake("/", &[]), None),
-        (handshake("/nope", &[]), Some(Refusal::Path)),
-        (handshake("/ws/", &[]), Some(Refusal::Path)),
-        (handshake("/%77s", &[]), Some(Refusal::Path)),
-        (head(&["OPTIONS * HTTP/1.1", "Host: h"]), Some(Refusal::Path)),
-        (head(&["POST /nope HTTP/1.1", "Host: h", "Content-Length: 9"]), Some(Refusal::Path)),
+        (handshake("/nope", &[]), Some(HttpRefusal::Path)),
+        (handshake("/ws/", &[]), Some(HttpRefusal::Path)),
+        (handshake("/%77s", &[]), Some(HttpRefusal::Path)),
+        (head(&["OPTIONS * HTTP/1.1", "Host: h"]), Some(HttpRefusal::Path)),
+        (head(&["POST /nope HTTP/1.1", "Host: h", "Content-Length: 9"]), Some(HttpRefusal::Path)),
         (head(&["POST /ws HTTP/1.1", "Host: h", "Content-Length: 9"]), Some(get)),
         (head(&["HEAD /ws HTTP/1.1", "Host: h"]), Some(get)),
         (head(&["get /ws HTTP/1.1", "Host: h"]), Some(get)),
-        (head(&["PUT /metrics HTTP/1.1", "Host: h"]), Some(Refusal::Method(Allow::GetAndHead))),
-        (head(&["GET /ws HTTP/1.1", "Host: h"]), Some(Refusal::UpgradeRequired)),
-        (handshake("/ws", &[]).replace("HTTP/1.1", "HTTP/1.0"), Some(Refusal::UpgradeRequired)),
-        (handshake_with("Upgrade: websocket", "Upgrade: h2c"), Some(Refusal::UpgradeRequired)),
-        (handshake_with("Upgrade: websocket", ""), Some(Refusal::UpgradeRequired)),
-        (handshake_with("Connection: Upgrade", "Connection: keep-alive"), Some(Refusal::UpgradeRequired)),
-        (handshake_with("Connection: Upgrade", ""), Some(Refusal::UpgradeRequired)),
-        (handshake_with("Sec-WebSocket-Version: 13", ""), Some(Refusal::UpgradeRequired)),
-        (handshake_with("Sec-WebSocket-Version: 13", "Sec-WebSocket-Version: 8"), Some(Refusal::UpgradeRequired)),
-        (handshake("/ws", &["Sec-WebSocket-Version: 13"]), Some(Refusal::UpgradeRequired)),
+        (head(&["PUT /metrics HTTP/1.1", "Host: h"]), Some(HttpRefusal::Method(Allow::GetAndHead))),
+        (head(&["GET /ws HTTP/1.1", "Host: h"]), Some(HttpRefusal::UpgradeRequired)),
+        (handshake("/ws", &[]).replace("HTTP/1.1", "HTTP/1.0"), Some(HttpRefusal::UpgradeRequired)),
+        (handshake_with("Upgrade: websocket", "Upgrade: h2c"), Some(HttpRefusal::UpgradeRequired)),
+        (handshake_with("Upgrade: websocket", ""), Some(HttpRefusal::UpgradeRequired)),
+        (handshake_with("Connection: Upgrade", "Connection: keep-alive"), Some(HttpRefusal::UpgradeRequired)),
+        (handshake_with("Connection: Upgrade", ""), Some(HttpRefusal::UpgradeRequired)),
+        (handshake_with("Sec-WebSocket-Version: 13", ""), Some(HttpRefusal::UpgradeRequired)),
+        (handshake_with("Sec-WebSocket-Version: 13", "Sec-WebSocket-Version: 8"), Some(HttpRefusal::UpgradeRequired)),
+        (handshake("/ws", &["Sec-WebSocket-Version: 13"]), Some(HttpRefusal::UpgradeRequired)),
     ] {
         assert_eq!(refusal(&head), expected, "{head:?}");
     }
@@ -169,7 +169,7 @@ fn operators_pages_are_there_only_where_operators_come() {
             head(&[&format!("GET {page} HTTP/1.0")]),
         ] {
             assert!(matches!(parse(head.as_bytes(), &rules()), Parsed::Operators), "{head:?}");
-            assert_eq!(refusal_by(&head, &elsewhere), Some(Refusal::Path), "{head:?}");
+            assert_eq!(refusal_by(&head, &elsewhere), Some(HttpRefusal::Path), "{head:?}");
         }
     }
 }
@@ -191,7 +191,7 @@ fn an_origin_that_is_there_must_be_allowed() {
         (&["Origin: https://a.example", "Origin: https://a.example"][..], false, false),
     ] {
         let head = handshake("/ws", lines);
-        let expected = |good: bool| (!good).then_some(Refusal::Origin);
+        let expected = |good: bool| (!good).then_some(HttpRefusal::Origin);
         assert_eq!(refusal_by(&head, &some), expected(by_some), "{lines:?}");
         assert_eq!(refusal_by(&head, &null), expected(by_null), "{lines:?}");
         assert_eq!(refusal(&head), None, "`*` stands for any: {lines:?}");
@@ -222,7 +222,7 @@ fn the_first_place_that_has_a_token_counts_good_or_bad() {
         ("/ws?token=q", &["Authorization: Bearer a", "Authorization: Bearer b"][..], Some("a")),
     ] {
         let found = upgrade(&handshake(target, lines)).token;
-        assert_eq!(found, token.map(|token| Token(token.into())), "{target} {lines:?}");
+        assert_eq!(found, token.map(|token| BearerToken(token.into())), "{target} {lines:?}");
     }
 }
 
@@ -284,38 +284,38 @@ fn a_head_may_have_8_kib_with_its_last_crlf_and_100_headers() {
         handshake("/ws", &[&format!("X: {}", "x".repeat(len - bare))])
     };
     assert_eq!(refusal(&padded(HEAD_BYTES_MAX)), None);
-    assert_eq!(refusal(&padded(HEAD_BYTES_MAX + 1)), Some(Refusal::TooLarge));
+    assert_eq!(refusal(&padded(HEAD_BYTES_MAX + 1)), Some(HttpRefusal::TooLarge));
     let endless = padded(HEAD_BYTES_MAX * 2);
     assert!(matches!(parse(&endless.as_bytes()[..HEAD_BYTES_MAX - 1], &rules()), Parsed::Incomplete));
-    assert_eq!(refusal(&endless[..HEAD_BYTES_MAX]), Some(Refusal::TooLarge));
-    assert_eq!(refusal(&"\r\n".repeat(HEAD_BYTES_MAX)), Some(Refusal::TooLarge));
+    assert_eq!(refusal(&endless[..HEAD_BYTES_MAX]), Some(HttpRefusal::TooLarge));
+    assert_eq!(refusal(&"\r\n".repeat(HEAD_BYTES_MAX)), Some(HttpRefusal::TooLarge));
     let larger = Rules { head_bytes_max: REQUEST_HEAD_BYTES_MAX, ..rules() };
     assert_eq!(refusal_by(&padded(REQUEST_HEAD_BYTES_MAX), &larger), None, "with another setting");
-    assert_eq!(refusal_by(&padded(REQUEST_HEAD_BYTES_MAX + 1), &larger), Some(Refusal::TooLarge));
+    assert_eq!(refusal_by(&padded(REQUEST_HEAD_BYTES_MAX + 1), &larger), Some(HttpRefusal::TooLarge));
 
     let with_headers = |count: usize| handshake("/ws", &vec!["X: y"; count - 5]);
     assert_eq!(refusal(&with_headers(REQUEST_HEADERS_MAX)), None);
-    assert_eq!(refusal(&with_headers(REQUEST_HEADERS_MAX + 1)), Some(Refusal::TooLarge));
+    assert_eq!(refusal(&with_headers(REQUEST_HEADERS_MAX + 1)), Some(HttpRefusal::TooLarge));
 }
 
 #[test]
 fn a_refusal_is_a_whole_answer_that_says_what_would_be_right() {
     for (refusal, code, more, says) in [
-        (Refusal::Malformed(Fault::LineEnding), 400, &[][..], "CRLF"),
-        (Refusal::Malformed(Fault::Key), 400, &[][..], "Sec-WebSocket-Key"),
-        (Refusal::Origin, 403, &[][..], "ALLOWED_ORIGINS"),
-        (Refusal::Path, 404, &[][..], "/ws"),
-        (Refusal::Method(Allow::Get), 405, &[("Allow", "GET")][..], "use GET"),
-        (Refusal::Method(Allow::GetAndHead), 405, &[("Allow", "GET, HEAD")][..], "use GET, HEAD"),
-        (Refusal::Timeout, 408, &[][..], "HANDSHAKE_TIMEOUT_MS"),
+        (HttpRefusal::Malformed(RequestFault::LineEnding), 400, &[][..], "CRLF"),
+        (HttpRefusal::Malformed(RequestFault::Key), 400, &[][..], "Sec-WebSocket-Key"),
+        (HttpRefusal::Origin, 403, &[][..], "ALLOWED_ORIGINS"),
+        (HttpRefusal::Path, 404, &[][..], "/ws"),
+        (HttpRefusal::Method(Allow::Get), 405, &[("Allow", "GET")][..], "use GET"),
+        (HttpRefusal::Method(Allow::GetAndHead), 405, &[("Allow", "GET, HEAD")][..], "use GET, HEAD"),
+        (HttpRefusal::Timeout, 408, &[][..], "HANDSHAKE_TIMEOUT_MS"),
         (
-            Refusal::UpgradeRequired,
+            HttpRefusal::UpgradeRequired,
             426,
             &[("Sec-WebSocket-Version", "13"), ("Upgrade", "websocket"), ("Connection", "close, Upgrade")][..],
             "Sec-WebSocket-Version: 13",
         ),
-        (Refusal::TooLarge, 431, &[][..], "MAX_HEAD_BYTES"),
-        (Refusal::Unavailable(Unavailable::Capacity), 503, &[("Retry-After", "5")][..], "try again"),
+        (HttpRefusal::TooLarge, 431, &[][..], "MAX_HEAD_BYTES"),
+        (HttpRefusal::Unavailable(Unavailable::Capacity), 503, &[("Retry-After", "5")][..], "try again"),
     ] {
         let answer = refusal.response();
         let mut table = [EMPTY_HEADER; 16];
@@ -437,7 +437,7 @@ proptest! {
         prop_assert_eq!(&*upgrade.accept, expected.as_str());
         prop_assert_eq!(upgrade.subprotocol, place == 1);
         prop_assert_eq!(upgrade.assessment, Ok(Some(AssessmentId::parse(&id).unwrap())));
-        prop_assert_eq!(upgrade.token, Some(Token(token.into())));
+        prop_assert_eq!(upgrade.token, Some(BearerToken(token.into())));
         prop_assert_eq!(upgrade.cursor.as_deref(), Some(&*cursor));
     }
 }

@@ -3,31 +3,31 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::exchange::{Sight, Standing};
+use crate::exchange::{PodState, ViewFreshness};
 use crate::ids::{AssessmentHash, SlotNumber};
 use crate::routing::placement::{Pod, View};
-use crate::shard::admission::Here;
-use crate::shard::age::Ages;
+use crate::shard::admission::Placement;
+use crate::shard::age_limit::AgeLimiter;
 
 const AGE: Duration = Duration::from_secs(100);
 
 /// This pod in slot 0 beside another, as Redis said a moment ago.
-fn standing() -> Standing {
+fn pod_state() -> PodState {
     let pod = |name: &str| Some(Pod { node: NodeId(name.into()), url: format!("ws://{name}/ws").into() });
     let view = View { version: 1, slots: vec![pod("this"), pod("that")] };
-    let sight = Sight { looked: Some(Instant::now()), reached: true, proven: true };
-    Standing { view: Arc::new(view), sight, own: Some(SlotNumber(0)), was_ready: true, ..Standing::default() }
+    let view_freshness = ViewFreshness { as_of: Some(Instant::now()), redis_up: true, confirmed: true };
+    PodState { view: Arc::new(view), view_freshness, own: Some(SlotNumber(0)), was_ready: true, ..PodState::default() }
 }
 
 /// An id of an assessment that a slot owns.
 fn id_of(slot: u32) -> String {
-    let view = standing().view;
+    let view = pod_state().view;
     (0..).map(|n| format!("id{n}")).find(|id| view.owner(AssessmentHash::of(id)) == Some(SlotNumber(slot))).unwrap()
 }
 
 struct Aging {
     world: World,
-    ages: Ages,
+    ages: AgeLimiter,
     place_anywhere: bool,
 }
 
@@ -35,19 +35,19 @@ impl Aging {
     fn begin(age_max: Option<Duration>, per_second: u32) -> Self {
         let config = ShardConfig { handover_per_second: per_second, ..config() };
         let world = World::with(config.clone());
-        let ages = Ages::new(age_max, &config, world.now.instant);
+        let ages = AgeLimiter::new(age_max, &config, world.now.instant);
         Self { world, ages, place_anywhere: false }
     }
 
     /// Lets time pass in steps, as turns have it.
-    fn pass(&mut self, time: Duration, standing: &Standing) {
+    fn pass(&mut self, time: Duration, pod_state: &PodState) {
         const STEP: Duration = Duration::from_millis(100);
         let until = self.world.now.instant + time;
         while self.world.now.instant < until {
             self.world.pass(STEP);
             let node = NodeId("this".into());
-            let here = Here { node: &node, standing, place_anywhere: self.place_anywhere };
-            self.ages.advance(&mut self.world.state, &here, self.world.now);
+            let placement = Placement { node: &node, pod_state, place_anywhere: self.place_anywhere };
+            self.ages.advance(&mut self.world.state, &placement, self.world.now);
             if let Some(next) = self.ages.next(self.world.now.instant) {
                 assert!(next > self.world.now.instant, "a turn that can do nothing must not be due");
             }
@@ -60,52 +60,52 @@ impl Aging {
 }
 
 #[test]
-fn who_came_at_once_leaves_over_a_quarter_of_the_age_and_no_later() {
+fn clients_that_arrived_together_leave_spread_over_a_quarter_of_the_age() {
     let mut aging = Aging::begin(Some(AGE), 1_000);
     let id = id_of(0);
     let clients: Vec<_> = (0..100).map(|_| aging.world.connect(Some(&id))).collect();
-    aging.pass(AGE * 3 / 4, &standing());
+    aging.pass(AGE * 3 / 4, &pod_state());
     assert_eq!(aging.gone(&clients), 0);
     let mut before = 0;
     for quarter in 1..=4 {
-        aging.pass(AGE / 16, &standing());
+        aging.pass(AGE / 16, &pod_state());
         let gone = aging.gone(&clients);
         assert!((15..=35).contains(&(gone - before)), "{gone} after {quarter} of four parts, {before} before");
         before = gone;
     }
-    aging.pass(AGE / 50, &standing());
+    aging.pass(AGE / 50, &pod_state());
     assert_eq!(aging.gone(&clients), 100);
     let last = clients[0].1.texts().pop().unwrap();
     assert!(last.contains(r#""error":"Redirect""#) && last.contains(r#""url":"ws://this/ws","cursor":""#), "{last}");
 }
 
 #[test]
-fn they_leave_no_faster_than_a_handover_would_send_them() {
+fn the_age_limit_keeps_to_the_handover_rate() {
     let mut aging = Aging::begin(Some(Duration::from_secs(1)), 10);
     let clients: Vec<_> = (0..100).map(|_| aging.world.connect(Some(&id_of(0)))).collect();
-    aging.pass(Duration::from_secs(3), &standing());
+    aging.pass(Duration::from_secs(3), &pod_state());
     let gone = aging.gone(&clients);
     assert!((15..=25).contains(&gone), "{gone} in some two seconds");
-    aging.pass(Duration::from_secs(9), &standing());
+    aging.pass(Duration::from_secs(9), &pod_state());
     assert_eq!(aging.gone(&clients), 100);
 }
 
 #[test]
-fn nobody_is_sent_away_without_a_bound_nor_while_it_is_not_known_where_to_nor_by_it_in_a_drain() {
-    for (age_max, standing) in [
-        (None, standing()),
-        (Some(AGE), Standing { own: None, view: Arc::default(), ..standing() }),
-        (Some(AGE), Standing { draining_since: Some(Instant::now()), ..standing() }),
+fn the_age_limit_closes_nobody_without_a_setting_without_a_target_or_during_a_drain() {
+    for (age_max, pod_state) in [
+        (None, pod_state()),
+        (Some(AGE), PodState { own: None, view: Arc::default(), ..pod_state() }),
+        (Some(AGE), PodState { draining_since: Some(Instant::now()), ..pod_state() }),
     ] {
         let mut aging = Aging::begin(age_max, 1_000);
         let clients = [aging.world.connect(Some(&id_of(0))), aging.world.connect(None)];
-        aging.pass(2 * AGE, &standing);
-        assert_eq!(aging.gone(&clients), 0, "{standing:?}");
+        aging.pass(2 * AGE, &pod_state);
+        assert_eq!(aging.gone(&clients), 0, "{pod_state:?}");
     }
     // The assessment is another pod's: the handover sees to it.
     let mut aging = Aging::begin(Some(AGE), 1_000);
     let clients = [aging.world.connect(Some(&id_of(1)))];
-    aging.pass(2 * AGE, &standing());
+    aging.pass(2 * AGE, &pod_state());
     assert_eq!(aging.gone(&clients), 0);
 }
 
@@ -113,21 +113,21 @@ fn nobody_is_sent_away_without_a_bound_nor_while_it_is_not_known_where_to_nor_by
 fn clients_of_market_data_are_spread_over_the_pods() {
     let mut aging = Aging::begin(Some(AGE), 1_000);
     let clients: Vec<_> = (0..40).map(|_| aging.world.connect(None)).collect();
-    let unproven = Sight { proven: false, ..standing().sight };
-    aging.pass(2 * AGE, &Standing { sight: unproven, ..standing() });
+    let unproven = ViewFreshness { confirmed: false, ..pod_state().view_freshness };
+    aging.pass(2 * AGE, &PodState { view_freshness: unproven, ..pod_state() });
     assert_eq!(aging.gone(&clients), 0, "the other may be gone");
-    aging.pass(AGE, &standing());
+    aging.pass(AGE, &pod_state());
     assert_eq!(aging.gone(&clients), 40);
     let to_that = clients.iter().filter(|(_, socket)| socket.texts().last().unwrap().contains("ws://that/ws")).count();
     assert!((10..=30).contains(&to_that), "{to_that} of 40");
 }
 
 #[test]
-fn where_pods_have_no_address_a_client_is_sent_its_cursor_and_no_url() {
+fn with_placement_any_an_aged_client_gets_a_cursor_and_no_url() {
     let mut aging = Aging::begin(Some(AGE), 1_000);
     aging.place_anywhere = true;
     let clients = [aging.world.connect(Some(&id_of(1)))];
-    aging.pass(2 * AGE, &standing());
+    aging.pass(2 * AGE, &pod_state());
     assert_eq!(aging.gone(&clients), 1);
     let texts = clients[0].1.texts();
     let last = texts.last().unwrap();

@@ -28,8 +28,8 @@ impl Socket for Sink {
 }
 
 /// A shard whose clients all have one kind of socket, and so share its count.
-struct Shard {
-    state: State<Sink>,
+struct CountedShard {
+    state: ShardState<Sink>,
     sink: Sink,
     now: Now,
     number: u64,
@@ -37,12 +37,12 @@ struct Shard {
 
 const WATCHERS: u64 = 100;
 
-impl Shard {
+impl CountedShard {
     /// With so many clients of an assessment each.
     fn watched_by(assessments: &[(&str, u64)]) -> Self {
         let now = Now { instant: Instant::now(), unix: UnixMs(1_790_000_000_000) };
         let mut shard =
-            Self { state: State::new(config(), NodeId("pod".into())), sink: Sink::default(), now, number: 0 };
+            Self { state: ShardState::new(config(), NodeId("pod".into())), sink: Sink::default(), now, number: 0 };
         shard.state.take(Batch { topics: topics(), ..Batch::default() }, now.instant);
         for &(id, count) in assessments {
             (0..count).for_each(|_| shard.connect(id));
@@ -52,17 +52,17 @@ impl Shard {
     }
 
     fn connect(&mut self, id: &str) {
-        let entrance = Entrance {
+        let new_connection = NewConnection {
             socket: self.sink.clone(),
             assessment: Some(AssessmentId::parse(id).unwrap()),
             cursor: None,
             token_expires: None,
-            against_owner: Evidence::None,
+            owner_doubt: OwnerDoubt::None,
             accept: Vec::new(),
             id: "".into(),
             user: "".into(),
         };
-        let key = self.state.attach(entrance, self.now);
+        let key = self.state.attach(new_connection, self.now);
         self.state.flush(key, self.now);
     }
 
@@ -96,7 +96,7 @@ impl Shard {
 
 #[test]
 fn a_delivery_is_one_system_call_and_no_allocation() {
-    let mut shard = Shard::watched_by(&[("a", WATCHERS), ("b", WATCHERS)]);
+    let mut shard = CountedShard::watched_by(&[("a", WATCHERS), ("b", WATCHERS)]);
     for _ in 0..100 {
         let batch = shard.events(&["a", "nobody's"]);
         shard.take(batch);
@@ -111,8 +111,8 @@ fn a_delivery_is_one_system_call_and_no_allocation() {
 }
 
 #[test]
-fn what_is_due_to_a_client_at_a_time_is_one_system_call_however_many_events_it_is() {
-    let mut shard = Shard::watched_by(&[("a", WATCHERS)]);
+fn all_events_due_to_a_client_leave_in_one_system_call() {
+    let mut shard = CountedShard::watched_by(&[("a", WATCHERS)]);
     let batch = shard.events(&["a"; 10]);
     shard.take(batch);
     assert_eq!(measure(|| shard.dispatch()).count_total, 0);
@@ -127,8 +127,8 @@ fn what_is_due_to_a_client_at_a_time_is_one_system_call_however_many_events_it_i
 }
 
 #[test]
-fn a_socket_that_is_full_is_asked_once_and_then_left_alone() {
-    let mut shard = Shard::watched_by(&[("a", WATCHERS)]);
+fn a_full_socket_is_tried_once() {
+    let mut shard = CountedShard::watched_by(&[("a", WATCHERS)]);
     shard.sink.is_full.set(true);
     for turn in 0..10 {
         let batch = shard.events(&["a"]);
@@ -139,8 +139,8 @@ fn a_socket_that_is_full_is_asked_once_and_then_left_alone() {
 }
 
 #[test]
-fn an_event_is_taken_in_and_framed_with_a_part_of_an_allocation_and_one_that_nobody_watches_with_no_call() {
-    let mut shard = Shard::watched_by(&[("a", WATCHERS)]);
+fn an_event_costs_a_fraction_of_an_allocation_and_no_system_call_without_subscribers() {
+    let mut shard = CountedShard::watched_by(&[("a", WATCHERS)]);
     for (id, calls) in [("a", WATCHERS), ("nobody's", 0)] {
         // One after the other, so that each has a batch of its own, as on a quiet pod.
         let spent = (0..1_000).map(|_| {
@@ -154,10 +154,10 @@ fn an_event_is_taken_in_and_framed_with_a_part_of_an_allocation_and_one_that_nob
 }
 
 #[test]
-fn with_the_history_full_a_turn_gives_back_what_it_takes() {
+fn with_a_full_history_a_turn_frees_what_it_allocates() {
     /// As much as fills the history of 4 MiB, whose entries and frames these are.
     const ROUND: u64 = 10_000;
-    let mut shard = Shard::watched_by(&[("a", 10), ("b", 10)]);
+    let mut shard = CountedShard::watched_by(&[("a", 10), ("b", 10)]);
     let mut round = || {
         // With the batches: they become the history's.
         let turn = |_| {
@@ -179,11 +179,11 @@ fn with_the_history_full_a_turn_gives_back_what_it_takes() {
 const _: () = assert!(TURN_BYTES_MAX > 10 * 1024, "ten events are within a turn");
 
 #[test]
-fn what_each_event_looks_at_of_a_connection_lies_together() {
+fn the_fields_read_per_event_share_the_first_cache_lines() {
     use super::super::connection::Connection;
     use super::super::writer::Writer;
     const LINE: usize = 64;
-    let hot = std::mem::offset_of!(Connection<Writer>, seen);
+    let hot = std::mem::offset_of!(Connection<Writer>, board_seen);
     let all = size_of::<Connection<Writer>>();
     assert!(hot <= 3 * LINE, "{hot} bytes of {all}");
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::returns::{cursor_in, told, world};
 use super::*;
-use crate::stream::batch::{Ends, EpochStart, LogCut, LogEnd, NextOffset, Origin};
+use crate::stream::batch::{EpochStart, LogEnd, LogTruncation, NextOffset, Origin, PartitionEnds};
 use crate::stream::testing::EVENTS;
 
 /// A leader wrote from this offset on.
@@ -14,9 +14,9 @@ fn elected(offset: i64, epoch: i32) -> Batch {
 }
 
 /// The log goes on here, where it lost its end.
-fn cut(offset: i64) -> Batch {
+fn abort(offset: i64) -> Batch {
     let next = NextOffset { topic: EVENTS, partition: 0, offset };
-    Batch { cuts: vec![LogCut { next, is_below_unknown: false }], ..told(offset) }
+    Batch { truncations: vec![LogTruncation { next, is_below_unknown: false }], ..told(offset) }
 }
 
 /// A pod that has read these events of a leader.
@@ -54,7 +54,7 @@ fn a_client_of_the_log_that_goes_on_is_sent_none_of_the_lost_one_and_is_not_told
         // It reads on in the lost log for a while.
         behind.turn((old_end..12).map(|number| events(&[("a", number)])));
         assert_eq!(back.texts(), [""; 0]);
-        behind.turn([cut(3)]);
+        behind.turn([abort(3)]);
         behind.turn([elected(3, 1)]);
         behind.turn((3..new_end).map(|number| events(&[("a", number)])));
         assert_eq!(back.texts(), [""; 0], "it has all of that");
@@ -84,12 +84,12 @@ fn whoever_counts_what_is_lost_is_told_so_by_the_leaders_first_word_though_nothi
     let ends = |world: &World, offset, epoch| {
         let at = NextOffset { topic: EVENTS, partition: 0, offset };
         let ends = vec![LogEnd { at, leader_epoch: Some(epoch) }];
-        Batch { ends: Some(Arc::new(Ends { asked: world.now.instant, ends })), ..Batch::default() }
+        Batch { ends: Some(Arc::new(PartitionEnds { asked: world.now.instant, ends })), ..Batch::default() }
     };
     for (epoch, told) in [(1, [&["expired"][..], &[]]), (0, [&[], &["invalid"]])] {
         let mut young = read(1..3, 0);
         let (_, back) = young.come_back(&lost);
-        assert!(back.texts()[0].contains(r#""resumed":true"#) && young.state.wants_ends());
+        assert!(back.texts()[0].contains(r#""resumed":true"#) && young.state.needs_ends());
         young.pass(Duration::from_millis(1));
         for told in told {
             young.turn([ends(&young, 3, epoch)]);
@@ -102,14 +102,14 @@ fn whoever_counts_what_is_lost_is_told_so_by_the_leaders_first_word_though_nothi
     astray.pass(Duration::from_millis(1));
     astray.turn([ends(&astray, 3, 1)]);
     assert_eq!(resets(&back.texts()[1..]), [""; 0]);
-    astray.turn([cut(3), elected(3, 1), events(&[("a", 3)])]);
+    astray.turn([abort(3), elected(3, 1), events(&[("a", 3)])]);
     let texts = back.texts();
     assert_eq!((resets(&texts), number(texts.last().unwrap())), (vec!["expired"], 3));
     // Epochs that began anew, as in a cluster that was made from a backup.
     let mut anew = read(1..20, 0);
     let mut before = read(1..9, 4);
     let (_, back) = anew.come_back(&cursor(&mut before));
-    assert!(back.texts()[0].contains(r#""resumed":true"#) && anew.state.wants_ends());
+    assert!(back.texts()[0].contains(r#""resumed":true"#) && anew.state.needs_ends());
     anew.pass(Duration::from_millis(1));
     for told in [&[][..], &["expired"]] {
         anew.turn([ends(&anew, 20, 0)]);

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use super::*;
 use crate::config::DrainConfig;
-use crate::exchange::{Sight, Standing};
+use crate::exchange::{PodState, ViewFreshness};
 use crate::ids::{AssessmentHash, SlotNumber};
 use crate::routing::placement::{Pod, View};
-use crate::shard::admission::Here;
-use crate::shard::freshness::Step;
+use crate::shard::admission::Placement;
 use crate::shard::handover::Handover;
-use crate::shutdown::phases::Phase;
+use crate::shard::view_gate::GateDecision;
+use crate::shutdown::phases::DrainPhase;
 
 const NODE: &str = "this";
 
@@ -18,16 +18,19 @@ fn pod(name: &str) -> Option<Pod> {
     Some(Pod { node: NodeId(name.into()), url: format!("ws://{name}/ws").into() })
 }
 
-/// A pod in slot 0 beside another, or alone, as Redis said at `looked`.
-fn standing(beside: bool, looked: Instant) -> Standing {
+/// A pod in slot 0 beside another, or alone, as Redis said at `as_of`.
+fn pod_state(beside: bool, as_of: Instant) -> PodState {
     let view = View { version: 1, slots: vec![pod(NODE), if beside { pod("that") } else { None }] };
-    let sight = Sight { looked: Some(looked), reached: true, proven: true };
-    Standing { view: Arc::new(view), sight, own: Some(SlotNumber(0)), ..Standing::default() }
+    let view_freshness = ViewFreshness { as_of: Some(as_of), redis_up: true, confirmed: true };
+    PodState { view: Arc::new(view), view_freshness, own: Some(SlotNumber(0)), ..PodState::default() }
 }
 
 /// As the standing, but looked at anew.
-fn looked_at(standing: &Standing, looked: Instant) -> Standing {
-    Standing { sight: Sight { looked: Some(looked), reached: true, proven: true }, ..standing.clone() }
+fn looked_at(pod_state: &PodState, as_of: Instant) -> PodState {
+    PodState {
+        view_freshness: ViewFreshness { as_of: Some(as_of), redis_up: true, confirmed: true },
+        ..pod_state.clone()
+    }
 }
 
 /// A shard whose clients all belong to the other pod, if there is one.
@@ -43,7 +46,7 @@ impl Leaving {
         let config = ShardConfig { handover_per_second, ..config() };
         let mut world = World::with(config.clone());
         let handover = Handover::new(&config, world.now.instant);
-        let both = standing(true, world.now.instant);
+        let both = pod_state(true, world.now.instant);
         let moves = |id: &String| both.view.owner(AssessmentHash::of(id)) == Some(SlotNumber(1));
         let ids = (0..).map(|number| format!("id{number}")).filter(moves).take(clients);
         let clients = ids.map(|id| world.connect(Some(&id))).collect();
@@ -60,10 +63,10 @@ impl Leaving {
         self.world.pass(Duration::from_millis(ms));
     }
 
-    fn advance(&mut self, standing: &Standing) -> Step {
+    fn advance(&mut self, pod_state: &PodState) -> GateDecision {
         let node = NodeId(NODE.into());
-        let here = Here { node: &node, standing, place_anywhere: self.place_anywhere };
-        self.handover.advance(&mut self.world.state, &here, self.world.now)
+        let placement = Placement { node: &node, pod_state, place_anywhere: self.place_anywhere };
+        self.handover.advance(&mut self.world.state, &placement, self.world.now)
     }
 
     fn gone(&self) -> usize {
@@ -79,30 +82,33 @@ impl Leaving {
 }
 
 #[test]
-fn nobody_is_sent_away_by_an_old_view_before_another_look_and_one_is_for_all() {
+fn a_stale_view_is_refreshed_once_before_any_client_is_handed_over() {
     let mut leaving = Leaving::begin(20, 1_000);
-    let old = standing(true, leaving.now() - Duration::from_millis(101));
-    assert_eq!((leaving.advance(&old), leaving.gone()), (Step::AskForLook, 0));
+    let old = pod_state(true, leaving.now() - Duration::from_millis(101));
+    assert_eq!((leaving.advance(&old), leaving.gone()), (GateDecision::RequestRefresh, 0));
     for _ in 0..5 {
         leaving.pass(10);
-        assert_eq!((leaving.advance(&old), leaving.gone()), (Step::Wait, 0), "asked for once");
+        assert_eq!((leaving.advance(&old), leaving.gone()), (GateDecision::Wait, 0), "asked for once");
         assert!(leaving.rests_until() > Duration::from_secs(1), "the standing's change wakes it");
     }
     let sure = looked_at(&old, leaving.now());
-    assert_eq!((leaving.advance(&sure), leaving.gone()), (Step::Go, 20));
+    assert_eq!((leaving.advance(&sure), leaving.gone()), (GateDecision::Proceed, 20));
     assert_eq!(leaving.handover.next(leaving.now()), None);
     let last = leaving.clients[0].1.texts().pop().unwrap();
     assert!(last.contains(r#""error":"Redirect""#) && last.contains(r#""url":"ws://that/ws""#), "{last}");
 }
 
 #[test]
-fn where_the_look_shows_that_they_are_at_home_they_are_told_nothing() {
+fn clients_stay_if_the_refreshed_view_names_this_pod() {
     let mut leaving = Leaving::begin(20, 1_000);
-    let old = standing(true, leaving.now() - Duration::from_secs(1));
-    assert_eq!(leaving.advance(&old), Step::AskForLook);
+    let old = pod_state(true, leaving.now() - Duration::from_secs(1));
+    assert_eq!(leaving.advance(&old), GateDecision::RequestRefresh);
     leaving.pass(5);
-    let alone = standing(false, leaving.now());
-    assert_eq!((leaving.advance(&alone), leaving.gone(), leaving.handover.next(leaving.now())), (Step::Go, 0, None));
+    let alone = pod_state(false, leaving.now());
+    assert_eq!(
+        (leaving.advance(&alone), leaving.gone(), leaving.handover.next(leaving.now())),
+        (GateDecision::Proceed, 0, None)
+    );
     for (_, socket) in &leaving.clients {
         let texts = socket.texts();
         assert!(texts.len() == 1 && texts[0].contains(r#""type":"connected""#), "{texts:?}");
@@ -110,18 +116,18 @@ fn where_the_look_shows_that_they_are_at_home_they_are_told_nothing() {
     // The other one comes once more: that takes a look of its own.
     leaving.pass(3_000);
     let again = looked_at(&old, leaving.now() - Duration::from_secs(1));
-    let again = Standing { view: Arc::new((*again.view).clone()), ..again };
-    assert_eq!((leaving.advance(&again), leaving.gone()), (Step::AskForLook, 0));
+    let again = PodState { view: Arc::new((*again.view).clone()), ..again };
+    assert_eq!((leaving.advance(&again), leaving.gone()), (GateDecision::RequestRefresh, 0));
 }
 
 #[test]
-fn a_long_handover_looks_again_when_its_look_is_old() {
+fn a_long_handover_refreshes_its_view() {
     let mut leaving = Leaving::begin(20, 10);
-    let mut now = standing(true, leaving.now());
+    let mut now = pod_state(true, leaving.now());
     let mut looks = 0;
     let mut seen = Vec::new();
     for _ in 0..12 {
-        if leaving.advance(&now) == Step::AskForLook {
+        if leaving.advance(&now) == GateDecision::RequestRefresh {
             looks += 1;
             now = looked_at(&now, leaving.now());
             leaving.advance(&now);
@@ -134,79 +140,91 @@ fn a_long_handover_looks_again_when_its_look_is_old() {
 }
 
 #[test]
-fn many_are_looked_at_bit_by_bit_and_the_oldest_go_first_whoever_leaves_meanwhile() {
+fn a_handover_scans_in_steps_and_moves_the_oldest_connections_first() {
     let mut leaving = Leaving::begin(10_000, 10_000);
     for (number, (key, _)) in leaving.clients.iter().enumerate() {
         let age = Duration::from_millis(u64::try_from(number * 7919 % 10_000).unwrap());
         leaving.world.state.connections[*key].opened = leaving.world.now.instant - age;
     }
-    let view = standing(true, leaving.now());
-    assert_eq!((leaving.advance(&view), leaving.gone()), (Step::Wait, 0));
+    let view = pod_state(true, leaving.now());
+    assert_eq!((leaving.advance(&view), leaving.gone()), (GateDecision::Wait, 0));
     assert_eq!(leaving.handover.next(leaving.now()), Some(leaving.now()), "the next turn comes at once");
     for place in [0, 4_000, 9_999] {
         let (key, _) = leaving.clients.swap_remove(place.min(leaving.clients.len() - 1));
         leaving.world.state.detach(key, CloseReason::ClientGone);
     }
-    assert_eq!((leaving.advance(&view), leaving.gone()), (Step::Wait, 0));
-    assert_eq!((leaving.advance(&view), leaving.gone()), (Step::Go, 1_001), "a tenth of a second's");
+    assert_eq!((leaving.advance(&view), leaving.gone()), (GateDecision::Wait, 0));
+    assert_eq!((leaving.advance(&view), leaving.gone()), (GateDecision::Proceed, 1_001), "a tenth of a second's");
     let state = &leaving.world.state;
     let opened = |key: &ConnectionKey| state.connections[*key].opened;
-    let (gone, here): (Vec<_>, Vec<_>) =
+    let (gone, placement): (Vec<_>, Vec<_>) =
         leaving.clients.iter().map(|(key, _)| *key).partition(|key| state.ended(*key).is_some());
-    assert!(gone.iter().map(opened).max() <= here.iter().map(opened).min());
+    assert!(gone.iter().map(opened).max() <= placement.iter().map(opened).min());
 }
 
 #[test]
-fn without_redis_the_last_view_is_gone_by() {
+fn without_redis_a_handover_uses_the_last_known_view() {
     let mut leaving = Leaving::begin(3, 1_000);
-    let old = standing(true, leaving.now() - Duration::from_secs(60));
-    let down = Standing { sight: Sight { reached: false, ..old.sight }, ..old.clone() };
-    assert_eq!((leaving.advance(&down), leaving.gone()), (Step::Go, 3));
+    let old = pod_state(true, leaving.now() - Duration::from_secs(60));
+    let down = PodState { view_freshness: ViewFreshness { redis_up: false, ..old.view_freshness }, ..old.clone() };
+    assert_eq!((leaving.advance(&down), leaving.gone()), (GateDecision::Proceed, 3));
 
     let mut leaving = Leaving::begin(3, 1_000);
-    assert_eq!((leaving.advance(&old), leaving.gone()), (Step::AskForLook, 0));
+    assert_eq!((leaving.advance(&old), leaving.gone()), (GateDecision::RequestRefresh, 0));
     leaving.pass(1_999);
-    assert_eq!((leaving.advance(&old), leaving.gone()), (Step::Wait, 0));
+    assert_eq!((leaving.advance(&old), leaving.gone()), (GateDecision::Wait, 0));
     leaving.pass(1);
-    assert_eq!((leaving.advance(&old), leaving.gone()), (Step::Go, 3), "one that doesn't answer is none");
+    assert_eq!((leaving.advance(&old), leaving.gone()), (GateDecision::Proceed, 3), "one that doesn't answer is none");
 }
 
 #[test]
-fn who_is_served_for_its_owner_goes_home_when_the_view_is_proven_the_same_or_not() {
+fn a_client_served_for_its_owner_is_handed_over_when_the_view_is_confirmed() {
     let mut leaving = Leaving::begin(6, 1_000);
-    let unproven = |standing: Standing| Standing { sight: Sight { proven: false, ..standing.sight }, ..standing };
+    let unproven = |pod_state: PodState| PodState {
+        view_freshness: ViewFreshness { confirmed: false, ..pod_state.view_freshness },
+        ..pod_state
+    };
     let (returned, others) = leaving.clients.split_at(4);
     for (key, _) in returned {
-        leaving.world.state.connections[*key].against_owner = Evidence::IsBack;
+        leaving.world.state.connections[*key].owner_doubt = OwnerDoubt::Returned;
     }
     let others: Vec<_> = others.iter().map(|(key, _)| *key).collect();
-    let down = Standing { sight: Sight::default(), ..standing(true, leaving.now()) };
+    let down = PodState { view_freshness: ViewFreshness::default(), ..pod_state(true, leaving.now()) };
     leaving.advance(&down);
     assert_eq!(leaving.gone(), 2);
     for key in others {
         assert_eq!(leaving.world.state.ended(key), Some(CloseReason::Moved), "the last view is gone by");
-        let hash = leaving.world.state.connections[key].watch.unwrap().hash;
-        assert!(leaving.world.state.sent_away.is_back(hash, &down.sight, leaving.now()), "and this is remembered");
+        let hash = leaving.world.state.connections[key].subscription.unwrap().hash;
+        assert!(
+            leaving.world.state.recent_redirects.has_returned(hash, &down.view_freshness, leaving.now()),
+            "and this is remembered"
+        );
     }
     leaving.pass(1_000);
     // Redis is back, and a pod that it lacks is in the view for a lease more: another view, and no better one.
     let back = unproven(looked_at(&down, leaving.now()));
-    let back = Standing { view: Arc::new((*back.view).clone()), ..back };
-    assert_eq!((leaving.advance(&back), leaving.gone(), leaving.handover.next(leaving.now())), (Step::Go, 2, None));
+    let back = PodState { view: Arc::new((*back.view).clone()), ..back };
+    assert_eq!(
+        (leaving.advance(&back), leaving.gone(), leaving.handover.next(leaving.now())),
+        (GateDecision::Proceed, 2, None)
+    );
     leaving.pass(1_000);
-    let proven = looked_at(&back, leaving.now());
-    assert_eq!((leaving.advance(&proven), leaving.gone()), (Step::Go, 6));
+    let confirmed = looked_at(&back, leaving.now());
+    assert_eq!((leaving.advance(&confirmed), leaving.gone()), (GateDecision::Proceed, 6));
 }
 
 #[test]
-fn a_pod_without_a_slot_hands_nobody_over_and_goes_on_when_it_has_one() {
+fn a_pod_without_a_slot_hands_nobody_over() {
     let mut leaving = Leaving::begin(12, 10);
-    let holds = standing(true, leaving.now());
+    let holds = pod_state(true, leaving.now());
     leaving.advance(&holds);
     assert_eq!(leaving.gone(), 2);
-    let lost = Standing { own: None, ..holds.clone() };
+    let lost = PodState { own: None, ..holds.clone() };
     leaving.pass(500);
-    assert_eq!((leaving.advance(&lost), leaving.gone(), leaving.handover.next(leaving.now())), (Step::Go, 2, None));
+    assert_eq!(
+        (leaving.advance(&lost), leaving.gone(), leaving.handover.next(leaving.now())),
+        (GateDecision::Proceed, 2, None)
+    );
     leaving.pass(500);
     let holds = looked_at(&holds, leaving.now());
     leaving.advance(&holds);
@@ -214,12 +232,15 @@ fn a_pod_without_a_slot_hands_nobody_over_and_goes_on_when_it_has_one() {
 }
 
 #[test]
-fn placed_anywhere_nobody_moves_whatever_the_view() {
+fn with_placement_any_no_client_is_handed_over() {
     let mut leaving = Leaving::begin(20, 1_000);
     leaving.place_anywhere = true;
     for beside in [true, false, true] {
-        let view = standing(beside, leaving.now() - Duration::from_secs(1));
-        assert_eq!((leaving.advance(&view), leaving.gone(), leaving.handover.next(leaving.now())), (Step::Go, 0, None));
+        let view = pod_state(beside, leaving.now() - Duration::from_secs(1));
+        assert_eq!(
+            (leaving.advance(&view), leaving.gone(), leaving.handover.next(leaving.now())),
+            (GateDecision::Proceed, 0, None)
+        );
     }
 }
 
@@ -237,36 +258,40 @@ impl Draining {
         Self { leaving, sweeper, since }
     }
 
-    fn drain(&mut self, looked: Instant) -> Step {
+    fn drain(&mut self, as_of: Instant) -> GateDecision {
         let config = DrainConfig { delay: Duration::ZERO, over: Duration::from_secs(10) };
-        let phase = Phase::at(self.leaving.now(), Some(self.since), &config);
-        let before = standing(true, looked);
-        let standing = Standing { own: None, draining_since: Some(self.since), ..before };
+        let phase = DrainPhase::at(self.leaving.now(), Some(self.since), &config);
+        let before = pod_state(true, as_of);
+        let pod_state = PodState { own: None, draining_since: Some(self.since), ..before };
         let node = NodeId(NODE.into());
-        let here = Here { node: &node, standing: &standing, place_anywhere: self.leaving.place_anywhere };
-        self.sweeper.drain(&mut self.leaving.world.state, phase, &here, self.leaving.world.now)
+        let placement = Placement { node: &node, pod_state: &pod_state, place_anywhere: self.leaving.place_anywhere };
+        self.sweeper.drain(&mut self.leaving.world.state, phase, &placement, self.leaving.world.now)
     }
 }
 
 #[test]
-fn a_drain_sends_nobody_away_by_an_old_view_unless_all_is_over() {
+fn a_drain_refreshes_a_stale_view_unless_its_time_is_up() {
     let mut draining = Draining::begin();
     let start = draining.leaving.now();
-    assert_eq!((draining.drain(start), draining.leaving.gone()), (Step::Go, 0), "nobody is to go yet");
+    assert_eq!((draining.drain(start), draining.leaving.gone()), (GateDecision::Proceed, 0), "nobody is to go yet");
     draining.leaving.pass(2_000);
-    assert_eq!((draining.drain(start), draining.leaving.gone()), (Step::AskForLook, 0));
+    assert_eq!((draining.drain(start), draining.leaving.gone()), (GateDecision::RequestRefresh, 0));
     draining.leaving.pass(20);
-    assert_eq!((draining.drain(start), draining.leaving.gone()), (Step::Wait, 0));
+    assert_eq!((draining.drain(start), draining.leaving.gone()), (GateDecision::Wait, 0));
     let now = draining.leaving.now();
-    assert_eq!((draining.drain(now), draining.leaving.gone()), (Step::Go, 2));
+    assert_eq!((draining.drain(now), draining.leaving.gone()), (GateDecision::Proceed, 2));
     draining.leaving.pass(20);
-    assert_eq!((draining.drain(now), draining.leaving.gone()), (Step::Go, 2), "nobody is to go, and no look is wanted");
+    assert_eq!(
+        (draining.drain(now), draining.leaving.gone()),
+        (GateDecision::Proceed, 2),
+        "nobody is to go, and no look is wanted"
+    );
     draining.leaving.pass(8_000);
-    assert_eq!((draining.drain(now), draining.leaving.gone()), (Step::Go, 10), "all is over");
+    assert_eq!((draining.drain(now), draining.leaving.gone()), (GateDecision::Proceed, 10), "all is over");
 }
 
 #[test]
-fn placed_anywhere_a_drain_names_no_pod() {
+fn with_placement_any_a_drain_sends_no_redirect() {
     let mut draining = Draining::begin();
     draining.leaving.place_anywhere = true;
     draining.leaving.pass(10_000);
@@ -287,17 +312,17 @@ fn a_drain_closes_evenly_and_redirects_where_another_pod_lives() {
     let clients: Vec<_> = (0..20).map(|number| world.connect((number % 2 == 0).then_some("a"))).collect();
     let since = Some(world.now.instant);
     let view = View { version: 1, slots: vec![pod("this"), pod("that")] };
-    let standing = Standing { view: Arc::new(view), draining_since: since, ..Standing::default() };
-    let here = Here { node: &NodeId("this".into()), standing: &standing, place_anywhere: false };
+    let pod_state = PodState { view: Arc::new(view), draining_since: since, ..PodState::default() };
+    let placement = Placement { node: &NodeId("this".into()), pod_state: &pod_state, place_anywhere: false };
     let mut open = Vec::new();
     for _ in 0..11 {
-        let phase = Phase::at(world.now.instant, since, &drain);
-        sweeper.drain(&mut world.state, phase, &here, world.now);
+        let phase = DrainPhase::at(world.now.instant, since, &drain);
+        sweeper.drain(&mut world.state, phase, &placement, world.now);
         open.push(clients.iter().filter(|(key, _)| world.state.ended(*key).is_none()).count());
         world.pass(Duration::from_secs(1));
     }
     assert_eq!(open, [20, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2]);
-    sweeper.drain(&mut world.state, Phase::at(world.now.instant, since, &drain), &here, world.now);
+    sweeper.drain(&mut world.state, DrainPhase::at(world.now.instant, since, &drain), &placement, world.now);
     for (key, socket) in clients {
         assert_eq!(world.state.ended(key), Some(CloseReason::Moved));
         let last = socket.texts().pop().unwrap();
@@ -306,17 +331,17 @@ fn a_drain_closes_evenly_and_redirects_where_another_pod_lives() {
 }
 
 #[test]
-fn who_moved_is_sent_on_oldest_first_at_a_pace_and_who_comes_home_meanwhile_stays() {
+fn a_handover_is_rate_limited_and_skips_clients_whose_assessment_came_back() {
     let config = ShardConfig { handover_per_second: 10, ..config() };
     let mut world = World::with(config.clone());
     let mut handover = Handover::new(&config, world.now.instant);
     let node = NodeId("this".into());
-    let standing = |slots: Vec<Option<Pod>>| Standing {
+    let pod_state = |slots: Vec<Option<Pod>>| PodState {
         view: Arc::new(View { version: 1, slots }),
         own: Some(SlotNumber(0)),
-        ..Standing::default()
+        ..PodState::default()
     };
-    let both = standing(vec![pod("this"), pod("that")]);
+    let both = pod_state(vec![pod("this"), pod("that")]);
     let moved = |id: &String| both.view.owner(AssessmentHash::of(id)) == Some(SlotNumber(1));
     let (moved, home): (Vec<_>, Vec<_>) = (0..40).map(|number| format!("id{number}")).partition(moved);
     assert!(moved.len() > 10 && home.len() > 10);
@@ -332,9 +357,9 @@ fn who_moved_is_sent_on_oldest_first_at_a_pace_and_who_comes_home_meanwhile_stay
     let gone =
         |world: &World, keys: &[ConnectionKey]| keys.iter().filter(|&&key| world.state.ended(key).is_some()).count();
 
-    let alone = standing(vec![pod("this"), None]);
-    let both = Here { node: &node, standing: &both, place_anywhere: false };
-    let alone = Here { standing: &alone, ..both };
+    let alone = pod_state(vec![pod("this"), None]);
+    let both = Placement { node: &node, pod_state: &both, place_anywhere: false };
+    let alone = Placement { pod_state: &alone, ..both };
     let mut seen = Vec::new();
     for _ in 0..5 {
         world.pass(Duration::from_millis(100));

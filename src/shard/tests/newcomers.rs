@@ -11,7 +11,7 @@ fn kinds(texts: &[String]) -> Vec<&'static str> {
 }
 
 #[test]
-fn events_wait_until_the_whole_board_is_sent_however_little_the_socket_takes() {
+fn events_follow_the_whole_board_on_a_slow_socket() {
     for part in 1..200 {
         let mut world = World::new();
         world.turn([tick(BTC, 0, 1, 0, 100), tick(ETH, 0, 1, 0, 200)]);
@@ -31,7 +31,7 @@ fn events_wait_until_the_whole_board_is_sent_however_little_the_socket_takes() {
 }
 
 #[test]
-fn ticks_that_come_meanwhile_keep_no_event_waiting() {
+fn later_ticks_do_not_delay_events() {
     let mut world = World::new();
     world.turn([tick(BTC, 0, 1, 0, 100), tick(ETH, 0, 1, 0, 200)]);
     let socket = Scripted::default();

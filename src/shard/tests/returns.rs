@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::routing::placement::Pod;
 use crate::shard::admission::Redirect;
-use crate::stream::batch::{Ends, LogEnd, NextOffset};
+use crate::stream::batch::{LogEnd, NextOffset, PartitionEnds};
 use crate::stream::cursor;
 use crate::stream::testing::EVENTS;
 
@@ -14,7 +14,7 @@ pub(super) fn cursor_in(text: &str) -> &str {
     text.split_once(r#""cursor":""#).map_or("", |(_, rest)| rest.split_once('"').map_or("", |(cursor, _)| cursor))
 }
 
-fn elsewhere(from_draining: bool) -> Redirect {
+fn redirect_for(from_draining: bool) -> Redirect {
     Redirect { to: Pod { node: NodeId("other".into()), url: "ws://other/ws".into() }, from_draining }
 }
 
@@ -37,17 +37,17 @@ impl World {
         cursor: Option<&str>,
         expires: Option<UnixMs>,
     ) -> ConnectionKey {
-        let entrance = Entrance {
+        let new_connection = NewConnection {
             socket: socket.clone(),
             assessment: assessment.map(|id| AssessmentId::parse(id).unwrap()),
             cursor: cursor.map(Into::into),
             token_expires: expires,
-            against_owner: Evidence::None,
+            owner_doubt: OwnerDoubt::None,
             accept: Vec::new(),
             id: "c".into(),
             user: "u".into(),
         };
-        let key = self.state.attach(entrance, self.now);
+        let key = self.state.attach(new_connection, self.now);
         self.state.flush(key, self.now);
         key
     }
@@ -66,7 +66,7 @@ impl World {
 }
 
 #[test]
-fn who_comes_back_gets_what_it_lacks_and_then_what_all_get() {
+fn a_resumed_client_gets_the_missed_events_and_then_live_ones() {
     let mut world = world();
     let (_, live) = world.connect(Some("a"));
     world.turn((1..5).map(|number| events(&[("a", number)])));
@@ -82,7 +82,7 @@ fn who_comes_back_gets_what_it_lacks_and_then_what_all_get() {
 }
 
 #[test]
-fn each_cursor_that_a_client_is_given_leads_to_the_same_place() {
+fn every_cursor_resumes_at_the_same_position() {
     let mut world = world();
     let mut sweeper = Sweeper::new(&world.state.config, world.now.instant);
     let (key, live) = world.connect(Some("a"));
@@ -94,13 +94,13 @@ fn each_cursor_that_a_client_is_given_leads_to_the_same_place() {
         world.sweep(&mut sweeper);
     }
     let ping = live.texts().remove(0);
-    world.state.close(key, CloseReason::Moved, Some(elsewhere(false)), world.now);
+    world.state.close(key, CloseReason::Moved, Some(redirect_for(false)), world.now);
     let redirect = live.texts().remove(0);
     assert!(ping.contains(r#""type":"ping""#) && redirect.contains(r#""error":"Redirect""#), "{ping} {redirect}");
     let (key, last) = world.connect(Some("a"));
-    world.state.close(key, CloseReason::Moved, Some(elsewhere(true)), world.now);
+    world.state.close(key, CloseReason::Moved, Some(redirect_for(true)), world.now);
     let drained = last.texts().remove(1);
-    let is_marked = |message: &str| cursor::is_from_draining(cursor_in(message));
+    let is_marked = |message: &str| cursor::has_draining_flag(cursor_in(message));
     assert!(is_marked(&drained) && !is_marked(&redirect), "{drained} {redirect}");
     world.turn([events(&[("a", 2)])]);
     let all = [(connected, vec![1, 2]), (event, vec![2]), (ping, vec![2]), (redirect, vec![2]), (drained, vec![2])];
@@ -131,7 +131,7 @@ fn a_client_that_lags_is_given_the_cursor_of_its_own_position() {
 }
 
 #[test]
-fn who_can_not_go_on_is_told_why_before_all_else_and_is_live() {
+fn a_client_that_cannot_resume_gets_a_reset_first_and_is_live() {
     let mut world = world();
     let (_, live) = world.connect(Some("a"));
     world.turn([tick(BTC, 0, 1, 0, 100), events(&[("a", 1)])]);
@@ -154,7 +154,7 @@ fn who_can_not_go_on_is_told_why_before_all_else_and_is_live() {
 }
 
 #[test]
-fn one_that_the_window_overtakes_while_it_catches_up_is_told_and_one_that_is_live_is_closed() {
+fn overtaken_while_catching_up_is_a_reset_and_overtaken_while_live_is_a_close() {
     let mut world = world();
     let (_, live) = world.connect(Some("a"));
     let start = live.texts().remove(0);
@@ -182,7 +182,7 @@ fn one_that_the_window_overtakes_while_it_catches_up_is_told_and_one_that_is_liv
 }
 
 #[test]
-fn who_might_have_got_what_was_deleted_unread_is_told_and_no_one_else() {
+fn only_subscribers_of_deleted_records_get_a_reset() {
     let mut world = world();
     let (_, watcher) = world.connect(Some("a"));
     let (_, market) = world.connect(None);
@@ -202,7 +202,7 @@ fn who_might_have_got_what_was_deleted_unread_is_told_and_no_one_else() {
 }
 
 #[test]
-fn those_who_come_back_share_a_turns_bytes_and_those_who_are_live_do_not_wait() {
+fn catching_up_is_limited_per_turn_and_does_not_delay_live_clients() {
     let mut world = world();
     let (_, live) = world.connect(Some("a"));
     let start = live.texts().remove(0);
@@ -228,12 +228,12 @@ fn those_who_come_back_share_a_turns_bytes_and_those_who_are_live_do_not_wait() 
 }
 
 #[test]
-fn who_is_sent_elsewhere_is_told_of_what_was_deleted_before_it_goes() {
+fn a_redirected_client_gets_its_pending_reset_first() {
     let mut world = world();
     let socket = Scripted::default();
     let key = world.connect_to(&socket, Some("a"), None);
     world.turn([Batch { deleted: vec![NextOffset { topic: EVENTS, partition: 0, offset: 90 }], ..told(90) }]);
-    world.state.close(key, CloseReason::Moved, Some(elsewhere(false)), world.now);
+    world.state.close(key, CloseReason::Moved, Some(redirect_for(false)), world.now);
     socket.takes(usize::MAX);
     world.run_task(key, &socket);
     let texts = socket.texts();
@@ -282,7 +282,7 @@ fn a_partition_whose_first_records_were_deleted_before_it_was_met_tells_those_wh
 }
 
 #[test]
-fn a_cursor_past_the_end_of_the_log_is_told_when_the_ends_are_known_and_one_that_is_only_ahead_is_not() {
+fn a_cursor_past_the_log_end_is_reset_and_one_ahead_of_this_pod_is_not() {
     let mut other = world();
     let (_, there) = other.connect(Some("a"));
     other.turn([events(&[("a", 50)])]);
@@ -290,14 +290,14 @@ fn a_cursor_past_the_end_of_the_log_is_told_when_the_ends_are_known_and_one_that
     let ends = |world: &World, offset| {
         let at = NextOffset { topic: EVENTS, partition: 0, offset };
         let ends = vec![LogEnd { at, leader_epoch: None }];
-        Batch { ends: Some(Arc::new(Ends { asked: world.now.instant, ends })), ..Batch::default() }
+        Batch { ends: Some(Arc::new(PartitionEnds { asked: world.now.instant, ends })), ..Batch::default() }
     };
     for (end, is_invalid) in [(51, false), (50, true)] {
         let mut world = world();
         let early = ends(&world, 0);
         world.pass(Duration::from_millis(1));
         let (_, back) = world.come_back(cursor_in(&ahead));
-        assert!(back.texts()[0].contains(r#""resumed":true"#) && world.state.wants_ends());
+        assert!(back.texts()[0].contains(r#""resumed":true"#) && world.state.needs_ends());
         world.turn([early]);
         world.turn([ends(&world, end)]);
         assert_eq!(back.texts(), [""; 0], "one that was asked before it came says nothing, and one answer is none");
@@ -307,7 +307,7 @@ fn a_cursor_past_the_end_of_the_log_is_told_when_the_ends_are_known_and_one_that
         world.turn([events(&[("a", 10)]), events(&[("a", 51)])]);
         assert_eq!(back.numbers(), if is_invalid { vec![10, 51] } else { vec![51] });
         world.turn([ends(&world, end)]);
-        assert!(!world.state.wants_ends());
+        assert!(!world.state.needs_ends());
     }
 }
 
@@ -323,12 +323,12 @@ fn thousands_who_are_ahead_are_judged_in_turns_each_once_by_each_answer() {
     let clients: Vec<_> = (0..CLIENTS).map(|_| come(&mut world)).collect();
     world.pass(Duration::from_millis(1));
     let at = NextOffset { topic: EVENTS, partition: 0, offset: 50 };
-    let ends = Arc::new(Ends { asked: world.now.instant, ends: vec![LogEnd { at, leader_epoch: None }] });
+    let ends = Arc::new(PartitionEnds { asked: world.now.instant, ends: vec![LogEnd { at, leader_epoch: None }] });
     let answer = || Batch { ends: Some(Arc::clone(&ends)), ..Batch::default() };
     for answers in 1..=2 {
         world.state.take(answer(), world.now.instant);
         let mut turns = 1;
-        while world.state.judge_those_ahead(50) == Pass::More {
+        while world.state.recheck_ahead_ends(50) == Pass::More {
             turns += 1;
             // One leaves, and another answer comes, meanwhile.
             world.state.detach(clients[turns], CloseReason::ClientGone);
@@ -341,7 +341,7 @@ fn thousands_who_are_ahead_are_judged_in_turns_each_once_by_each_answer() {
 }
 
 #[test]
-fn clients_that_are_ahead_and_leave_again_are_forgotten_also_where_no_ends_come() {
+fn disconnected_ahead_clients_are_forgotten_without_ends() {
     let mut other = world();
     let (_, there) = other.connect(Some("a"));
     other.turn([events(&[("a", 50)])]);

@@ -1,7 +1,7 @@
 //! Clients whose sockets take less than there is.
 
 use super::*;
-use crate::limits::FINISH_STALL_MAX;
+use crate::limits::CLOSE_STALL_MAX;
 use crate::limits::TURN_BYTES_MAX;
 use crate::stream::testing::{large_event, malformed};
 
@@ -81,7 +81,7 @@ fn a_live_client_that_the_window_overtakes_gets_the_rest_of_its_event_and_is_tol
     assert_eq!(world.state.ended(key), Some(CloseReason::TooSlow));
     assert_eq!(close_code(&socket), Some(1013));
     assert_eq!(socket.numbers(), [1], "it is whole, and nothing is left out before the close");
-    assert!(world.state.detach(key, CloseReason::ClientGone).is_some_and(|ended| ended.told));
+    assert!(world.state.detach(key, CloseReason::ClientGone).is_some_and(|ended| ended.close_sent));
     assert_eq!(world.state.history.held(), 0);
 }
 
@@ -116,7 +116,7 @@ fn one_that_catches_up_and_is_overtaken_gets_the_rest_of_its_event_and_goes_on_l
 }
 
 #[test]
-fn one_whose_socket_takes_nothing_more_is_cut() {
+fn a_closing_client_that_reads_nothing_is_aborted() {
     let mut world = World::new();
     let (key, socket) = world.connect(Some("a"));
     half_written(&mut world, &socket);
@@ -127,14 +127,14 @@ fn one_whose_socket_takes_nothing_more_is_cut() {
         waited += Duration::from_secs(1);
         world.pass(Duration::from_secs(1));
         world.sweep(&mut sweeper);
-        assert!(waited <= FINISH_STALL_MAX + Duration::from_secs(2), "{waited:?}");
+        assert!(waited <= CLOSE_STALL_MAX + Duration::from_secs(2), "{waited:?}");
     }
-    assert!(world.state.detach(key, CloseReason::ClientGone).is_some_and(|ended| !ended.told));
+    assert!(world.state.detach(key, CloseReason::ClientGone).is_some_and(|ended| !ended.close_sent));
     assert_eq!(world.state.history.held(), 0);
 }
 
 #[test]
-fn one_that_drips_is_cut_in_the_end() {
+fn a_client_that_reads_too_slowly_is_aborted_in_the_end() {
     let mut world = World::new();
     let (key, socket) = world.connect(Some("a"));
     half_written(&mut world, &socket);
@@ -153,7 +153,7 @@ fn one_that_drips_is_cut_in_the_end() {
 }
 
 #[test]
-fn what_half_written_events_take_is_bounded() {
+fn memory_of_partially_written_events_is_bounded() {
     let mut world = World::new();
     let clients: Vec<_> = (0..20).map(|index| (index, world.connect(Some(&format!("a-{index}"))))).collect();
     for (index, (_, socket)) in &clients {
@@ -185,7 +185,7 @@ fn narrow_world() -> World {
 }
 
 #[test]
-fn those_who_are_up_to_date_get_all_that_a_turn_takes_in_however_small_the_window() {
+fn up_to_date_clients_get_a_whole_turn_even_with_a_small_window() {
     let mut world = narrow_world();
     let (key, socket) = world.connect(Some("a"));
     socket.texts();

@@ -3,22 +3,22 @@
 
 use fastrand::Rng;
 
-use super::{Around, Life};
+use super::{PodContext, RunningPod};
 use crate::clock::whole_ms;
 use crate::ids::TopicIndex;
-use crate::ingest::testing::{Looked, Offsets, SeenTopic};
-use crate::simulation::log::{Log, Topic};
-use crate::simulation::plan::Shape;
+use crate::ingest::testing::{MetadataChange, TestOffsets, TestTopic};
+use crate::simulation::kafka::{SimulatedKafka, SimulatedTopic};
+use crate::simulation::plan::WorldShape;
 use crate::stream::batch::{Batch, LogEnd, NextOffset, Origin};
 
 /// Records that a pod reads in a slot, at most, once its history is filled.
 const RECORDS_A_SLOT: usize = 6;
 
 /// A partition that is read.
-pub(super) struct Reading {
+pub(super) struct PodReader {
     topic: TopicIndex,
     partition: i32,
-    /// Its place in [`Log::parts`].
+    /// Its place in [`SimulatedKafka::parts`].
     part: usize,
     /// When the watcher says where to go on behind what was deleted.
     restart_at_ms: Option<u64>,
@@ -26,17 +26,17 @@ pub(super) struct Reading {
 
 /// What a process has read, for the checker: from this follows what its window can't have.
 #[derive(Debug, Default)]
-pub(in crate::simulation) struct Memory {
+pub(in crate::simulation) struct ReadHistory {
     /// From where on a partition was read: at the start, and behind what was deleted.
     begun: Vec<(usize, i64)>,
-    read: Vec<Read>,
+    read: Vec<PartitionRead>,
     /// The topics as it knows them.
-    pub(in crate::simulation) known: Vec<Known>,
+    pub(in crate::simulation) known: Vec<KnownTopic>,
 }
 
 /// A topic, as a process knows it.
 #[derive(Debug, Default)]
-pub(in crate::simulation) struct Known {
+pub(in crate::simulation) struct KnownTopic {
     /// Empty before it was seen.
     pub(in crate::simulation) id: Box<str>,
     /// How many partitions it had at first, and has now.
@@ -50,7 +50,7 @@ pub(in crate::simulation) struct Known {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Read {
+struct PartitionRead {
     part: usize,
     offset: i64,
     at_ms: u64,
@@ -63,11 +63,11 @@ const RECORD_BYTES_MAX: usize = 2_000;
 /// Bytes by which a history falls short of its bound when it lets go of its oldest segment, and has just begun another.
 const SEGMENT_BYTES_MAX: usize = 256 * 1024;
 
-impl Memory {
+impl ReadHistory {
     /// A look at the topics.
-    fn see(&mut self, topics: &[Topic], now_ms: u64) {
+    fn see(&mut self, topics: &[SimulatedTopic], now_ms: u64) {
         let is_first = self.known.is_empty();
-        self.known.resize_with(topics.len(), Known::default);
+        self.known.resize_with(topics.len(), KnownTopic::default);
         for (known, topic) in self.known.iter_mut().zip(topics).filter(|(_, topic)| !topic.is_hidden) {
             let now = topic.parts.len();
             if known.id != topic.id {
@@ -84,7 +84,7 @@ impl Memory {
     }
 
     /// Below which offset of a partition the process may have nothing to send, and why.
-    pub(in crate::simulation) fn low(&self, part: usize, shape: &Shape, now_ms: u64) -> i64 {
+    pub(in crate::simulation) fn low(&self, part: usize, shape: &WorldShape, now_ms: u64) -> i64 {
         let begun = self.begun.iter().filter(|(of, _)| *of == part).map(|&(_, from)| from);
         let kept = (shape.history_bytes - SEGMENT_BYTES_MAX) / (RECORD_BYTES_MAX + 2 * shape.padding);
         let window_ms = whole_ms(shape.history);
@@ -96,9 +96,9 @@ impl Memory {
     }
 }
 
-impl Life {
+impl RunningPod {
     /// Takes from Kafka what comes in a slot.
-    pub(super) fn read(&mut self, around: &Around<'_>, dice: &mut Rng) {
+    pub(super) fn read(&mut self, around: &PodContext<'_>, dice: &mut Rng) {
         if around.now_ms >= self.look_at_ms {
             self.look_at_topics(around);
             self.look_at_ms = around.now_ms + dice.u64(100..around.shape.refresh_ms);
@@ -124,21 +124,21 @@ impl Life {
         self.hand_over(around);
     }
 
-    fn hand_over(&mut self, around: &Around<'_>) {
+    fn hand_over(&mut self, around: &PodContext<'_>) {
         self.inbox.extend(self.feed.take(around.now.instant));
     }
 
     /// Asks for the logs' ends, now and then; the answer takes a while.
-    pub(super) fn ask_for_ends(&mut self, around: &Around<'_>) {
-        if let Some((asked, ends)) = self.ends.take().filter(|_| self.shard.wants_ends()) {
-            self.feed.ends_are(asked, ends);
+    pub(super) fn ask_for_ends(&mut self, around: &PodContext<'_>) {
+        if let Some((asked, ends)) = self.ends.take().filter(|_| self.shard.needs_ends()) {
+            self.feed.update_ends(asked, ends);
             self.hand_over(around);
         }
         if around.now_ms >= self.ends_at_ms {
             self.ends_at_ms = around.now_ms + 1_000;
             // They are asked for by name: where the topic was made anew, the answer is of the new one.
             let log = around.log;
-            let end = |&Reading { topic, partition, part, .. }: &Reading| {
+            let end = |&PodReader { topic, partition, part, .. }: &PodReader| {
                 let part = *log.topics[log.parts[part].topic].parts.get(usize::try_from(partition).ok()?)?;
                 let at = NextOffset { topic, partition, offset: log.parts[part].end };
                 Some(LogEnd { at, leader_epoch: Some(0) })
@@ -148,8 +148,8 @@ impl Life {
     }
 
     /// Reads records of one partition; returns how many.
-    fn read_from(&mut self, chosen: usize, records: usize, around: &Around<'_>, dice: &mut Rng) -> usize {
-        let Reading { topic, partition, part, restart_at_ms } = self.readings[chosen];
+    fn read_from(&mut self, chosen: usize, records: usize, around: &PodContext<'_>, dice: &mut Rng) -> usize {
+        let PodReader { topic, partition, part, restart_at_ms } = self.readings[chosen];
         let log = &around.log.parts[part];
         if log.is_gone {
             return 0;
@@ -167,11 +167,11 @@ impl Life {
             return 0;
         }
         debug_assert!(restart_at_ms.is_none());
-        let first = log.place(next);
+        let first = log.decide(next);
         let found = &log.records[first..log.records.len().min(first + records)];
         for record in found {
             self.feed.record(Origin { topic, partition, offset: record.offset }, 0, record.payload.as_bytes());
-            self.memory.borrow_mut().read.push(Read { part, offset: record.offset, at_ms: around.now_ms });
+            self.memory.borrow_mut().read.push(PartitionRead { part, offset: record.offset, at_ms: around.now_ms });
         }
         if found.len() < records && self.feed.next(topic, partition) <= log.end && dice.bool() {
             self.feed.end_seen(topic, partition, log.end);
@@ -179,35 +179,36 @@ impl Life {
         found.len()
     }
 
-    fn look_at_topics(&mut self, around: &Around<'_>) {
-        if self.looked == Some(around.log.version) {
+    fn look_at_topics(&mut self, around: &PodContext<'_>) {
+        if self.as_of == Some(around.log.version) {
             return;
         }
-        self.looked = Some(around.log.version);
+        self.as_of = Some(around.log.version);
         self.hand_over(around);
-        let Log { topics, parts, .. } = around.log;
+        let SimulatedKafka { topics, parts, .. } = around.log;
         let seen: Vec<_> = topics
             .iter()
             .filter(|topic| !topic.is_hidden)
-            .map(|topic| SeenTopic { name: &topic.name, id: &topic.id, partitions: count(topic.parts.len()) })
+            .map(|topic| TestTopic { name: &topic.name, id: &topic.id, partitions: count(topic.parts.len()) })
             .collect();
         let since_ms = around.now_ms.saturating_sub(whole_ms(around.shape.history));
         let of = |name: &str, partition: i32| part_of(around.log, name, partition);
-        let Looked { retired, back, fresh, doubtful } = self.feed.look(&seen, around.now.instant, |name, partition| {
-            let part = &parts[of(name, partition)];
-            Offsets { beginning: part.beginning, since: part.since(since_ms), end: part.end }
-        });
+        let MetadataChange { retired, back, fresh, doubtful } =
+            self.feed.apply_metadata(&seen, around.now.instant, |name, partition| {
+                let part = &parts[of(name, partition)];
+                TestOffsets { beginning: part.beginning, since: part.since(since_ms), end: part.end }
+            });
         self.retired.extend(self.readings.extract_if(.., |reading| retired.contains(&reading.topic)));
         self.readings.extend(self.retired.extract_if(.., |reading| back.contains(&reading.topic)));
         // Others have their indexes by now.
         self.retired.retain(|reading| fresh.iter().all(|(topic, ..)| *topic != reading.topic));
         if doubtful {
-            self.looked = None;
+            self.as_of = None;
         }
         for (topic, partition, from) in fresh {
             let part = of(self.feed.name(topic), partition);
             self.memory.borrow_mut().begun.push((part, from));
-            self.readings.push(Reading { topic, partition, part, restart_at_ms: None });
+            self.readings.push(PodReader { topic, partition, part, restart_at_ms: None });
         }
         self.memory.borrow_mut().see(topics, around.now_ms);
         self.hand_over(around);
@@ -217,7 +218,7 @@ impl Life {
     pub(super) fn follow(&mut self, batch: &Batch) {
         let Self { readings, retired, base, .. } = self;
         let mut set = |topic: TopicIndex, partition: i32, next: i64| {
-            let is_it = |reading: &&Reading| (reading.topic, reading.partition) == (topic, partition);
+            let is_it = |reading: &&PodReader| (reading.topic, reading.partition) == (topic, partition);
             let Some(reading) = readings.iter().chain(retired.iter()).find(is_it) else { return };
             if base.len() <= reading.part {
                 base.resize(reading.part + 1, 0);
@@ -231,7 +232,7 @@ impl Life {
     }
 }
 
-fn part_of(log: &Log, name: &str, partition: i32) -> usize {
+fn part_of(log: &SimulatedKafka, name: &str, partition: i32) -> usize {
     let topic = log.topics.iter().find(|topic| *topic.name == *name).expect("it was seen just now");
     topic.parts[usize::try_from(partition).expect("Kafka numbers partitions from 0")]
 }

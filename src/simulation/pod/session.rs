@@ -4,45 +4,45 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
-use super::{Around, LEASE};
-use crate::discovery::contact::Times;
+use super::{LEASE, PodContext};
 use crate::discovery::membership::Member;
+use crate::discovery::redis_health::LeaseTimes;
 use crate::ids::NodeId;
-use crate::simulation::redis::{News, Outcome};
+use crate::simulation::redis::{CallStatus, PendingAnnouncement};
 
-pub(super) struct Session {
+pub(super) struct RedisClient {
     pub(super) member: Member,
-    call: Option<Calling>,
+    call: Option<PendingCall>,
     /// Announcements and when they arrive, while they can be heard.
-    news: Vec<(u64, News)>,
+    news: Vec<(u64, PendingAnnouncement)>,
     is_subscribed: bool,
 }
 
 /// A call under way.
-struct Calling {
+struct PendingCall {
     id: u64,
     began: Instant,
     until: Instant,
 }
 
-impl Session {
+impl RedisClient {
     pub(super) fn new(member: Member) -> Self {
         Self { member, call: None, news: Vec::new(), is_subscribed: false }
     }
 
-    pub(super) fn hear(&mut self, at_ms: u64, news: &News) {
+    pub(super) fn hear(&mut self, at_ms: u64, news: &PendingAnnouncement) {
         if self.is_subscribed {
             self.news.push((at_ms, news.clone()));
         }
     }
 
-    pub(super) fn run(&mut self, around: &mut Around<'_>, dice: &mut Rng) {
+    pub(super) fn run(&mut self, around: &mut PodContext<'_>, dice: &mut Rng) {
         let now = around.now.instant;
-        if let Some(Calling { id, began, until }) = self.call {
+        if let Some(PendingCall { id, began, until }) = self.call {
             match around.redis.outcome(id, around.now_ms) {
-                Outcome::Answered(snapshot) => self.member.handle_snapshot(began, now, *snapshot),
-                Outcome::Waiting if now < until => return,
-                Outcome::Waiting | Outcome::Broken => self.fail(now),
+                CallStatus::Answered(snapshot) => self.member.handle_snapshot(began, now, *snapshot),
+                CallStatus::Waiting if now < until => return,
+                CallStatus::Waiting | CallStatus::Broken => self.fail(now),
             }
             self.call = None;
         }
@@ -58,15 +58,15 @@ impl Session {
         }
     }
 
-    fn begin(&mut self, around: &mut Around<'_>, dice: &mut Rng) {
+    fn begin(&mut self, around: &mut PodContext<'_>, dice: &mut Rng) {
         let now = around.now.instant;
         // Now and then the way to Redis is long.
         let mut way_ms = || if dice.u8(..20) == 0 { dice.u64(20..700) } else { dice.u64(..15) };
         let (there_ms, back_ms) = (way_ms(), way_ms());
         match around.redis.send(self.member.call(now), around.now_ms, there_ms, back_ms) {
             Some(id) => {
-                let until = now + Times::of(LEASE).call;
-                self.call = Some(Calling { id, began: now, until });
+                let until = now + LeaseTimes::of(LEASE).call;
+                self.call = Some(PendingCall { id, began: now, until });
                 self.is_subscribed = true;
             }
             None => self.fail(now),

@@ -8,15 +8,15 @@ use proptest::prelude::*;
 
 use crate::clock::{Now, UnixMs};
 use crate::config::{DrainConfig, ShardConfig};
-use crate::exchange::Standing;
+use crate::exchange::PodState;
 use crate::ids::{AssessmentId, NodeId, TopicIndex};
 use crate::ingest::IndexRules;
-use crate::ingest::testing::{Feed, Offsets, SeenTopic};
-use crate::shard::admission::{Evidence, Here};
-use crate::shard::testing::{Bench, Key, Said, Wire};
-use crate::simulation::checker::Witness;
-use crate::simulation::log::Log;
-use crate::simulation::messages::{self, Message};
+use crate::ingest::testing::{TestIngest, TestOffsets, TestTopic};
+use crate::shard::admission::{OwnerDoubt, Placement};
+use crate::shard::testing::{ClientKey, ServerOutput, TestShard, Wire};
+use crate::simulation::checker::ClientChecker;
+use crate::simulation::kafka::SimulatedKafka;
+use crate::simulation::messages::{self, ServerMessage};
 use crate::stream::batch::Origin;
 
 const PODS: usize = 3;
@@ -27,12 +27,12 @@ struct Story {
     topics: Vec<(i32, bool)>,
     /// Each on a topic, of an assessment, behind a hole, anywhere.
     events: Vec<(usize, usize, i64, usize)>,
-    legs: Vec<Leg>,
+    legs: Vec<ConnectionLeg>,
 }
 
 /// A connection, from its beginning to its cut.
 #[derive(Debug, Clone)]
-struct Leg {
+struct ConnectionLeg {
     pod: usize,
     /// What each pod reads before: of one partition after another, a record each.
     reads: Vec<(usize, usize)>,
@@ -48,44 +48,50 @@ fn story() -> impl Strategy<Value = Story> {
     let step = (vec(0..6usize, 0..6), prop_oneof![Just(0usize), 1..600usize, Just(5_000)]);
     let reads = vec((0..PODS, 0..6usize), 0..12);
     let leg = (0..PODS, reads, vec(step, 0..5), prop_oneof![Just(0usize), 0..300usize]);
-    let leg = leg.prop_map(|(pod, reads, steps, lost)| Leg { pod, reads, steps, lost });
+    let leg = leg.prop_map(|(pod, reads, steps, lost)| ConnectionLeg { pod, reads, steps, lost });
     (topics, events, vec(leg, 0..8)).prop_map(|(topics, events, legs)| Story { topics, events, legs })
 }
 
 /// A pod without a cluster.
-struct Pod {
-    feed: Feed,
-    shard: Bench,
+struct LonePod {
+    feed: TestIngest,
+    shard: TestShard,
     /// By the log's partitions.
     readings: Vec<(TopicIndex, i32)>,
 }
 
-impl Pod {
-    fn new(log: &Log, now: Now) -> Self {
+impl LonePod {
+    fn new(log: &SimulatedKafka, now: Now) -> Self {
         let drain = DrainConfig { delay: Duration::ZERO, over: Duration::ZERO };
         let mut pod = Self {
-            feed: Feed::new(Log::routes(), IndexRules::new(Duration::from_secs(300), Duration::from_secs(10))),
-            shard: Bench::new(config(), drain, NodeId("p".into()), now),
+            feed: TestIngest::new(
+                SimulatedKafka::routes(),
+                IndexRules::new(Duration::from_secs(300), Duration::from_secs(10)),
+            ),
+            shard: TestShard::new(config(), drain, NodeId("p".into()), now),
             readings: Vec::new(),
         };
-        let seen = log.topics.iter().map(|topic| SeenTopic {
+        let seen = log.topics.iter().map(|topic| TestTopic {
             name: &topic.name,
             id: &topic.id,
             partitions: i32::try_from(topic.parts.len()).unwrap(),
         });
-        let looked =
-            pod.feed.look(&seen.collect::<Vec<_>>(), now.instant, |_, _| Offsets { beginning: 0, since: None, end: 0 });
+        let looked = pod.feed.apply_metadata(&seen.collect::<Vec<_>>(), now.instant, |_, _| TestOffsets {
+            beginning: 0,
+            since: None,
+            end: 0,
+        });
         pod.readings = looked.fresh.iter().map(|&(topic, partition, _)| (topic, partition)).collect();
         pod.send(now);
         pod
     }
 
     /// Reads a record of a partition, if it has one more.
-    fn read(&mut self, log: &Log, which: usize) {
+    fn read(&mut self, log: &SimulatedKafka, which: usize) {
         let place = which % self.readings.len();
         let (topic, partition) = self.readings[place];
         let part = &log.parts[place];
-        match part.records.get(part.place(self.feed.next(topic, partition))) {
+        match part.records.get(part.decide(self.feed.next(topic, partition))) {
             Some(record) => {
                 self.feed.record(Origin { topic, partition, offset: record.offset }, 0, record.payload.as_bytes());
             }
@@ -93,7 +99,7 @@ impl Pod {
         }
     }
 
-    fn read_all(&mut self, log: &Log) {
+    fn read_all(&mut self, log: &SimulatedKafka) {
         for place in 0..self.readings.len() {
             (0..=log.parts[place].records.len()).for_each(|_| self.read(log, place));
         }
@@ -105,8 +111,8 @@ impl Pod {
             self.shard.take(batch, now);
         }
         while !self.shard.dispatch(1, now) {}
-        let (node, standing) = (NodeId("p".into()), Standing::default());
-        self.shard.finish_turn(&Here { node: &node, standing: &standing, place_anywhere: true }, u64::MAX, now);
+        let (node, pod_state) = (NodeId("p".into()), PodState::default());
+        self.shard.finish_turn(&Placement { node: &node, pod_state: &pod_state, place_anywhere: true }, u64::MAX, now);
     }
 }
 
@@ -130,40 +136,45 @@ pub(super) fn config() -> ShardConfig {
 }
 
 /// The client and all around it.
-struct Run {
-    log: Log,
-    pods: Vec<Pod>,
+struct CutRun {
+    log: SimulatedKafka,
+    pods: Vec<LonePod>,
     now: Now,
-    witness: Witness,
+    witness: ClientChecker,
     cursor: Option<Box<str>>,
     sent: String,
 }
 
-impl Run {
+impl CutRun {
     fn begin(story: &Story) -> Self {
         let now = Now { instant: Instant::now(), unix: UnixMs(1_790_000_000_000) };
-        let mut log = Log::new(["a", "b"].map(|id| AssessmentId::parse(id).unwrap()).into(), 0);
+        let mut log = SimulatedKafka::new(["a", "b"].map(|id| AssessmentId::parse(id).unwrap()).into(), 0);
         story.topics.iter().for_each(|&(partitions, spread)| log.create(partitions, spread, 0, None));
-        let pods = (0..PODS).map(|_| Pod::new(&log, now)).collect();
-        let mut witness = Witness::new(0);
+        let pods = (0..PODS).map(|_| LonePod::new(&log, now)).collect();
+        let mut witness = ClientChecker::new(0);
         witness.begin(&log, &[]);
         Self { log, pods, now, witness, cursor: None, sent: String::new() }
     }
 
-    fn connect(&mut self, pod: usize) -> (Key, Wire) {
+    fn connect(&mut self, pod: usize) -> (ClientKey, Wire) {
         let wire = Wire::default();
-        let key =
-            self.pods[pod].shard.attach(&wire, &self.log.assessments[0], self.cursor.clone(), Evidence::None, self.now);
+        let key = self.pods[pod].shard.attach(
+            &wire,
+            &self.log.assessments[0],
+            self.cursor.clone(),
+            OwnerDoubt::None,
+            self.now,
+        );
         (key, wire)
     }
 
     /// The socket takes so much, the pod does what is due.
-    fn pass(&mut self, pod: usize, (key, wire): &(Key, Wire), room: usize) {
+    fn pass(&mut self, pod: usize, (key, wire): &(ClientKey, Wire), room: usize) {
         self.now = Now { instant: self.now.instant + Duration::from_millis(150), ..self.now };
         {
             let mut ends = wire.0.borrow_mut();
             ends.room = room;
-            ends.said.push(Said::Pong);
+            ends.said.push(ServerOutput::Pong);
         }
         self.pods[pod].send(self.now);
         self.pods[pod].shard.run_task(*key, wire, self.now);
@@ -171,7 +182,7 @@ impl Run {
     }
 
     /// The connection is cut, and the client reads what arrived.
-    fn cut(&mut self, pod: usize, (key, wire): (Key, Wire), lost: usize) -> Result<(), TestCaseError> {
+    fn cut(&mut self, pod: usize, (key, wire): (ClientKey, Wire), lost: usize) -> Result<(), TestCaseError> {
         wire.0.borrow_mut().client_gone = true;
         self.pods[pod].shard.run_task(key, &wire, self.now);
         let sent = std::mem::take(&mut wire.0.borrow_mut().sent);
@@ -183,12 +194,12 @@ impl Run {
                 continue;
             }
             match messages::read(payload) {
-                Message::Event { number } => {
+                ServerMessage::Event { number } => {
                     let verdict = self.witness.event(&self.log, number);
                     prop_assert!(verdict.is_ok(), "{verdict:?}");
                 }
-                Message::Connected { resumed } => prop_assert_eq!(resumed, self.cursor.is_some()),
-                Message::Ping => {}
+                ServerMessage::Connected { resumed } => prop_assert_eq!(resumed, self.cursor.is_some()),
+                ServerMessage::Ping => {}
                 other => prop_assert!(false, "{:?}", other),
             }
             if let Some(cursor) = messages::cursor(payload) {
@@ -201,7 +212,7 @@ impl Run {
 
 /// Plays a story: the client comes before the first event, and its last connection lasts.
 fn play(story: &Story) -> Result<(), TestCaseError> {
-    let mut run = Run::begin(story);
+    let mut run = CutRun::begin(story);
     let first = run.connect(0);
     run.pass(0, &first, usize::MAX);
     run.cut(0, first, 0)?;

@@ -11,17 +11,17 @@ use proptest::test_runner::TestRunner;
 use super::cuts::config;
 use crate::clock::{Now, UnixMs};
 use crate::config::DrainConfig;
-use crate::exchange::Standing;
+use crate::exchange::PodState;
 use crate::ids::{AssessmentId, NodeId, TopicIndex};
 use crate::ingest::IndexRules;
-use crate::ingest::testing::{Feed, Offsets, SeenTopic};
-use crate::shard::admission::{Evidence, Here};
-use crate::shard::testing::{Bench, Key, Said, Wire};
-use crate::simulation::log::Log as Routes;
-use crate::simulation::messages::{self, Message};
+use crate::ingest::testing::{TestIngest, TestOffsets, TestTopic};
+use crate::shard::admission::{OwnerDoubt, Placement};
+use crate::shard::testing::{ClientKey, ServerOutput, TestShard, Wire};
+use crate::simulation::kafka::SimulatedKafka as Routes;
+use crate::simulation::messages::{self, ServerMessage};
 use crate::stream::batch::{LogEnd, NextOffset, Origin};
 use crate::stream::cursor::{self, Cursor};
-use crate::stream::planted::{self, Mistake};
+use crate::stream::fault_injection::{self, InjectedFault};
 
 const PODS: usize = 3;
 
@@ -103,8 +103,8 @@ impl Branch {
 // ---- a pod ------------------------------------------------------------------------------------------------------------
 
 struct Pod {
-    feed: Feed,
-    shard: Bench,
+    feed: TestIngest,
+    shard: TestShard,
     topic: TopicIndex,
     /// The log that it knows, and the offset that it fetches next of that.
     branch: usize,
@@ -126,12 +126,16 @@ impl Pod {
         let first = branch.records.len().saturating_sub(kept);
         let begin = branch.records.get(first).map_or(branch.end, |record| record.offset);
         let low = if kept == usize::MAX { 0 } else { begin };
-        let mut feed = Feed::new(Routes::routes(), IndexRules::new(Duration::from_secs(300), Duration::from_secs(10)));
-        let seen = SeenTopic { name: "keyed.t0", id: "id", partitions: 1 };
-        let looked =
-            feed.look(&[seen], now.instant, |_, _| Offsets { beginning: low, since: Some(low), end: branch.end });
+        let mut feed =
+            TestIngest::new(Routes::routes(), IndexRules::new(Duration::from_secs(300), Duration::from_secs(10)));
+        let seen = TestTopic { name: "keyed.t0", id: "id", partitions: 1 };
+        let looked = feed.apply_metadata(&[seen], now.instant, |_, _| TestOffsets {
+            beginning: low,
+            since: Some(low),
+            end: branch.end,
+        });
         let (topic, _, fetch) = looked.fresh[0];
-        let shard = Bench::new(config(), drain, NodeId("p".into()), now);
+        let shard = TestShard::new(config(), drain, NodeId("p".into()), now);
         let branch = branches.len() - 1;
         let (last, last_epoch, is_unsettled, had_old_end) = (None, None, false, false);
         let mut pod = Self { feed, shard, topic, branch, fetch, low, last, last_epoch, is_unsettled, had_old_end };
@@ -203,15 +207,15 @@ impl Pod {
             self.shard.take(batch, now);
         }
         while !self.shard.dispatch(1, now) {}
-        let (node, standing) = (NodeId("p".into()), Standing::default());
-        self.shard.finish_turn(&Here { node: &node, standing: &standing, place_anywhere: true }, u64::MAX, now);
+        let (node, pod_state) = (NodeId("p".into()), PodState::default());
+        self.shard.finish_turn(&Placement { node: &node, pod_state: &pod_state, place_anywhere: true }, u64::MAX, now);
     }
 }
 
 // ---- the client -------------------------------------------------------------------------------------------------------
 
 struct Client {
-    at: Option<(usize, Key, Wire)>,
+    at: Option<(usize, ClientKey, Wire)>,
     cursor: Option<Box<str>>,
     /// Bytes that were read and are no whole frame yet.
     read: Vec<u8>,
@@ -320,7 +324,7 @@ impl Run {
                 pods[pod].had_old_end = is_old;
                 let Branch { epoch, end, .. } = branches[branches.len() - 1 - usize::from(is_old)];
                 let at = NextOffset { topic: pods[pod].topic, partition: 0, offset: end };
-                pods[pod].feed.ends_are(now.instant, vec![LogEnd { at, leader_epoch: Some(epoch) }]);
+                pods[pod].feed.update_ends(now.instant, vec![LogEnd { at, leader_epoch: Some(epoch) }]);
                 pods[pod].send(now);
             }
             Step::Start { pod, kept } => {
@@ -345,7 +349,7 @@ impl Run {
     /// The client's pod does what is due, and the client reads what arrived.
     fn pass(&mut self) -> Result<(), TestCaseError> {
         let Some((pod, key, wire)) = &self.client.at else { return Ok(()) };
-        wire.0.borrow_mut().said.push(Said::Pong);
+        wire.0.borrow_mut().said.push(ServerOutput::Pong);
         let pod = &mut self.pods[*pod];
         pod.send(self.now);
         pod.shard.run_task(*key, wire, self.now);
@@ -359,7 +363,7 @@ impl Run {
         let wire = Wire::default();
         wire.0.borrow_mut().room = usize::MAX;
         let place = client.cursor.as_deref().and_then(|text| match cursor::decode(text, id.hash()).unwrap() {
-            Cursor::Of(listing) => listing.topics.first().map(|topic| topic.places[0]),
+            Cursor::Of(listing) => listing.topics.first().map(|topic| topic.offsets[0]),
             Cursor::None => None,
         });
         (client.next, client.epoch) = place.map_or((0, None), |place| (place.next, place.epoch));
@@ -370,7 +374,7 @@ impl Run {
         if client.cursor.is_none() {
             (client.has, client.since) = (Vec::new(), *written);
         }
-        let key = pods[pod].shard.attach(&wire, id, client.cursor.clone(), Evidence::None, *now);
+        let key = pods[pod].shard.attach(&wire, id, client.cursor.clone(), OwnerDoubt::None, *now);
         client.at = Some((pod, key, wire));
     }
 
@@ -400,12 +404,12 @@ impl Run {
             }
             let text = String::from_utf8_lossy(payload).into_owned();
             match messages::read(payload) {
-                Message::Event { number } => self.event(number)?,
-                Message::Connected { resumed } => {
+                ServerMessage::Event { number } => self.event(number)?,
+                ServerMessage::Connected { resumed } => {
                     prop_assert!(resumed || self.client.may_be_reset, "not resumed, and nothing explains it: {}", text);
                 }
-                Message::Ping => {}
-                Message::Reset { reason } => {
+                ServerMessage::Ping => {}
+                ServerMessage::Reset { reason } => {
                     // Past the end of a log, a cursor without an epoch may be anything.
                     let is_unknown = reason == "invalid" && self.client.epoch.is_none();
                     prop_assert!(reason == "expired" || is_unknown, "{text}");
@@ -479,12 +483,13 @@ proptest! {
 }
 
 #[test]
-fn each_planted_mistake_is_found() {
+fn each_injected_fault_is_found() {
     let config =
         ProptestConfig { failure_persistence: None, max_shrink_iters: 0, cases: 5_000, ..ProptestConfig::default() };
-    for mistake in [Mistake::OldLogToANewerCursor, Mistake::CutConcernsAll, Mistake::LostCountsAsHad] {
+    for mistake in [InjectedFault::OldLogToANewerCursor, InjectedFault::CutConcernsAll, InjectedFault::LostCountsAsHad]
+    {
         let mut runner = TestRunner::new(config.clone());
-        let found = planted::tests::with(mistake, || runner.run(&vec(step(), 0..60), |steps| play(&steps)));
+        let found = fault_injection::tests::with(mistake, || runner.run(&vec(step(), 0..60), |steps| play(&steps)));
         println!("{mistake:?}: {}", found.expect_err("no story finds it"));
     }
 }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::limits::BOARD_BYTES_MAX;
-use crate::routing::table::Table;
+use crate::routing::table::RouteTable;
 use crate::stream::testing::{BTC, ETH, number, texts, tick, topics};
 
 const WINDOW: Duration = Duration::from_secs(300);
@@ -17,7 +17,7 @@ fn board(now: Instant) -> Board {
 
 /// What a connection at `seen` is sent, and where it is then.
 fn read(board: &Board, seen: &mut BoardVersion) -> Vec<u64> {
-    let unseen = board.unseen(*seen);
+    let unseen = board.changes_since(*seen);
     let progress = unseen.progress(unseen.bytes.len());
     let prices: Vec<_> = texts(unseen.bytes).iter().map(|text| number(text)).collect();
     assert_eq!((progress.frames, progress.cut_until), (prices.len() as u64, None));
@@ -34,10 +34,10 @@ fn a_new_client_gets_the_whole_board_and_then_what_changed() {
     board.publish(now);
     let mut seen = BoardVersion::default();
     assert_eq!(read(&board, &mut seen), [100, 200]);
-    assert!(board.unseen(seen).is_empty());
+    assert!(board.changes_since(seen).is_empty());
     board.apply(&tick(BTC, 0, 2, 0, 101), now);
-    assert!(board.has_news());
-    assert!(board.unseen(seen).is_empty(), "until the next flush the image stays as it is");
+    assert!(board.has_unpublished());
+    assert!(board.changes_since(seen).is_empty(), "until the next flush the image stays as it is");
     board.publish(now);
     assert_eq!(read(&board, &mut seen), [101]);
 }
@@ -56,7 +56,7 @@ fn the_markets_of_a_dropped_topic_leave_the_board() {
 }
 
 #[test]
-fn who_lags_gets_the_latest_value_alone() {
+fn a_lagging_client_gets_the_latest_value_only() {
     let now = Instant::now();
     let mut board = board(now);
     let mut seen = BoardVersion::default();
@@ -89,14 +89,14 @@ fn a_market_whose_topic_was_made_anew_goes_on_from_its_first_offset() {
     let mut board = board(now);
     let mut seen = BoardVersion::default();
     board.apply(&tick(BTC, 0, 5_000, 1_000, 1), now);
-    let table = Table::parse(Table::BUILT_IN).unwrap();
+    let table = RouteTable::parse(RouteTable::BUILT_IN).unwrap();
     let topic = Arc::new(table.resolve(ANEW, "market-data.btc-ticks").unwrap());
     board.apply(&Batch { topics: vec![topic], ..Batch::default() }, now);
     board.publish(now);
     assert_eq!(read(&board, &mut seen), [1], "until there is a newer one");
 
     board.apply(&tick(ANEW, 0, 0, 999, 2), now);
-    assert!(!board.has_news(), "one that is older by its time, as when the old topic's ticks are written anew");
+    assert!(!board.has_unpublished(), "one that is older by its time, as when the old topic's ticks are written anew");
     for (offset, timestamp_ms, price) in [(1, 1_000, 3), (2, 998, 4), (3, 1_001, 5)] {
         board.apply(&tick(ANEW, 0, offset, timestamp_ms, price), now);
         board.publish(now);
@@ -149,7 +149,7 @@ fn a_tick_of_a_known_time_holds_its_market_for_the_window_alone() {
     assert_eq!(whole(&board), [1]);
     let later = now + WINDOW + Duration::from_millis(1);
     board.apply(&undated(BTC, 1, 1, 3), later);
-    assert!(board.has_news());
+    assert!(board.has_unpublished());
     board.publish(later);
     assert_eq!(whole(&board), [3]);
 }
@@ -173,7 +173,7 @@ fn nothing_older_than_the_window_is_on_the_board_though_no_tick_comes() {
     board.evict(later + Duration::from_secs(1));
     assert_eq!(read(&board, &mut lagging.clone()), [0; 0]);
     assert_eq!(board.image_version(), BoardVersion::default());
-    assert!(!board.is_stale(later + 2 * WINDOW) && !board.has_news());
+    assert!(!board.is_stale(later + 2 * WINDOW) && !board.has_unpublished());
 
     board.apply(&tick(BTC, 0, 2, 0, 101), later + 2 * WINDOW);
     board.publish(later + 2 * WINDOW);
@@ -203,7 +203,7 @@ fn a_market_whose_producer_writes_its_name_otherwise_is_another_and_the_old_one_
     const UPPER: TopicIndex = TopicIndex(3);
     let now = Instant::now();
     let mut board = board(now);
-    let table = Table::parse(Table::BUILT_IN).unwrap();
+    let table = RouteTable::parse(RouteTable::BUILT_IN).unwrap();
     let topic = Arc::new(table.resolve(UPPER, "market-data.BTC-ticks").unwrap());
     board.apply(&Batch { topics: vec![topic], ..Batch::default() }, now);
     board.apply(&tick(BTC, 0, 1, 0, 100), now);
@@ -237,7 +237,7 @@ fn ticks_are_bounded_in_bytes_and_one_that_does_not_fit_leaves_no_older_price_in
         board.publish(now);
         assert!(board.bytes() <= 1_000 && board.image.len() == board.bytes());
         let shown = whole(&board);
-        assert!(!board.has_news() && !board.is_stale(now + WINDOW));
+        assert!(!board.has_unpublished() && !board.is_stale(now + WINDOW));
         (shown, board.take_refused())
     };
     assert_eq!(show(large(BTC, 1, 300)), (vec![1], 0));
@@ -283,14 +283,14 @@ fn a_cut_write_says_which_frame_is_half_there() {
     board.apply(&tick(BTC, 0, 1, 0, 100), now);
     board.apply(&tick(ETH, 0, 1, 0, 200), now);
     board.publish(now);
-    let unseen = board.unseen(BoardVersion::default());
+    let unseen = board.changes_since(BoardVersion::default());
     let half = unseen.bytes.len() / 2;
     let progress = unseen.progress(half + 3);
     assert_eq!((progress.frames, progress.cut_until), (1, Some(unseen.bytes.len())));
-    assert!(board.unseen(progress.version.unwrap()).is_empty(), "its rest is the connection's own business");
+    assert!(board.changes_since(progress.version.unwrap()).is_empty(), "its rest is the connection's own business");
     let progress = unseen.progress(3);
     assert_eq!((progress.frames, progress.cut_until), (0, Some(half)));
-    assert_eq!(unseen.progress(0), Progress { version: None, frames: 0, cut_until: None });
+    assert_eq!(unseen.progress(0), BoardProgress { version: None, frames: 0, cut_until: None });
 }
 
 #[test]
@@ -326,7 +326,7 @@ proptest! {
                 published = latest.clone();
             }
             let (seen, prices) = &mut clients[reads];
-            let unseen = board.unseen(*seen);
+            let unseen = board.changes_since(*seen);
             for text in texts(unseen.bytes) {
                 let market = if text.contains("btc") { "btc" } else { "eth" };
                 let before = prices.insert(market, number(&text));

@@ -9,10 +9,10 @@ fn fingerprint(topic: u32) -> Fingerprint {
 }
 
 /// A cursor's text in a form; what does not fit leaves nothing.
-fn text_in(form: Form, topics: &[(Fingerprint, u32, Vec<Place>)]) -> Option<String> {
+fn text_in(form: Form, topics: &[(Fingerprint, u32, Vec<PartitionOffset>)]) -> Option<String> {
     let mut encoder = Encoder::new(form);
-    for (topic, partitions, places) in topics {
-        if !encoder.topic(Tag::of(*topic), TopicSum::of(*topic), *partitions, places.iter().copied()) {
+    for (topic, partitions, offsets) in topics {
+        if !encoder.topic(Tag::of(*topic), TopicSum::of(*topic), *partitions, offsets.iter().copied()) {
             return None;
         }
     }
@@ -21,28 +21,28 @@ fn text_in(form: Form, topics: &[(Fingerprint, u32, Vec<Place>)]) -> Option<Stri
     Some(String::from_utf8(out).unwrap().strip_prefix("before").unwrap().to_owned())
 }
 
-fn text(topics: &[(Fingerprint, u32, Vec<Place>)]) -> Option<String> {
+fn text(topics: &[(Fingerprint, u32, Vec<PartitionOffset>)]) -> Option<String> {
     Form::ALL.into_iter().find_map(|form| text_in(form, topics))
 }
 
-fn listing(topics: &[(Fingerprint, u32, Vec<Place>)]) -> Cursor {
+fn listing(topics: &[(Fingerprint, u32, Vec<PartitionOffset>)]) -> Cursor {
     let sum = topics.iter().fold(TopicSum::default(), |sum, (topic, ..)| sum.plus(TopicSum::of(*topic)));
     let topics = topics
         .iter()
-        .map(|(topic, partitions, places)| ListedTopic {
+        .map(|(topic, partitions, offsets)| ListedTopic {
             tag: Tag::of(*topic),
             partitions: *partitions,
-            places: places.clone(),
+            offsets: offsets.clone(),
         })
         .collect();
-    Cursor::Of(Listing { sum, topics })
+    Cursor::Of(CursorContents { sum, topics })
 }
 
 /// So many topics with six partitions, one place each, whose leaders changed as often as its number says.
-fn topics(count: u32, next: i64, elections: impl Fn(u32) -> i32) -> Vec<(Fingerprint, u32, Vec<Place>)> {
+fn topics(count: u32, next: i64, elections: impl Fn(u32) -> i32) -> Vec<(Fingerprint, u32, Vec<PartitionOffset>)> {
     (0..count)
         .map(|topic| {
-            let place = Place { partition: 3, next: next + i64::from(topic), epoch: Some(elections(topic)) };
+            let place = PartitionOffset { partition: 3, next: next + i64::from(topic), epoch: Some(elections(topic)) };
             (fingerprint(topic), 6, vec![place])
         })
         .collect()
@@ -64,14 +64,14 @@ fn sixty_four_topics_fit_and_what_is_left_out_where_they_hardly_do_is_the_marks_
     assert_eq!(decode(&text_in(Form::Full, &small).unwrap(), OWN), Ok(listing(&small)));
     let quiet = topics(64, 9_000_000, |_| 3);
     let Ok(Cursor::Of(read)) = decode(&text(&quiet).unwrap(), OWN) else { panic!("a cursor") };
-    assert!(read.topics.iter().all(|topic| topic.tag.mark.is_none() && topic.places[0].epoch == Some(3)));
+    assert!(read.topics.iter().all(|topic| topic.tag.mark.is_none() && topic.offsets[0].epoch == Some(3)));
     let millions = topics(64, 9_000_000, |topic| topic.cast_signed() % 7);
     let text = text(&millions).unwrap();
     assert!(text.len() <= CURSOR_CHARS_MAX);
     let Ok(Cursor::Of(read)) = decode(&text, OWN) else { panic!("a cursor") };
     assert_eq!(read.topics.len(), 64);
-    assert!(read.topics.iter().all(|topic| topic.tag.mark.is_none() && topic.places[0].epoch.is_none()));
-    assert!(read.topics.iter().zip(&millions).all(|(read, (.., places))| read.places[0].next == places[0].next));
+    assert!(read.topics.iter().all(|topic| topic.tag.mark.is_none() && topic.offsets[0].epoch.is_none()));
+    assert!(read.topics.iter().zip(&millions).all(|(read, (.., offsets))| read.offsets[0].next == offsets[0].next));
     assert!(text_in(Form::WithoutEpochs, &topics(55, 9_000_000, |topic| topic.cast_signed())).is_some());
 }
 
@@ -81,8 +81,9 @@ fn there_is_room_for_as_many_topics_and_partitions_as_is_said() {
     let next = 4_000_000_000;
     assert!(text(&topics(u32::try_from(topics_max()).unwrap(), next, |_| 0)).is_some());
     let spread = |partitions: usize| {
-        let places = (0..partitions).map(|partition| Place { partition: partition as u32, next, epoch: None });
-        vec![(fingerprint(1), partitions as u32, places.collect())]
+        let offsets =
+            (0..partitions).map(|partition| PartitionOffset { partition: partition as u32, next, epoch: None });
+        vec![(fingerprint(1), partitions as u32, offsets.collect())]
     };
     assert!(text(&spread(places_max())).is_some());
     assert_eq!(text(&spread(400)), None);
@@ -97,31 +98,31 @@ fn a_change_of_any_character_is_told() {
     for place in 0..text.len() {
         let mut other = text.clone().into_bytes();
         other[place] = if other[place] == b'A' { b'B' } else { b'A' };
-        assert_eq!(decode(std::str::from_utf8(&other).unwrap(), OWN), Err(Damaged), "character {place}");
-        assert_eq!(decode(&text[..place], OWN), Err(Damaged), "cut after {place}");
+        assert_eq!(decode(std::str::from_utf8(&other).unwrap(), OWN), Err(InvalidCursor), "character {place}");
+        assert_eq!(decode(&text[..place], OWN), Err(InvalidCursor), "cut after {place}");
     }
-    assert_eq!(decode(&text, AssessmentHash(8)), Err(Damaged), "another assessment's");
-    assert_eq!(decode(&(text + "A"), OWN), Err(Damaged));
+    assert_eq!(decode(&text, AssessmentHash(8)), Err(InvalidCursor), "another assessment's");
+    assert_eq!(decode(&(text + "A"), OWN), Err(InvalidCursor));
 }
 
 #[test]
 fn one_that_could_not_be_made_says_so_to_its_assessment_alone() {
     let mut out = Vec::new();
-    encode_none(OWN, &mut out);
+    encode_unresumable(OWN, &mut out);
     let text = String::from_utf8(out).unwrap();
-    assert_eq!((decode(&text, OWN), decode(&text, AssessmentHash(8))), (Ok(Cursor::None), Err(Damaged)));
-    assert_eq!(decode(&mark_draining(&text).unwrap(), OWN), Ok(Cursor::None));
+    assert_eq!((decode(&text, OWN), decode(&text, AssessmentHash(8))), (Ok(Cursor::None), Err(InvalidCursor)));
+    assert_eq!(decode(&add_draining_flag(&text).unwrap(), OWN), Ok(Cursor::None));
 }
 
 #[test]
 fn a_mark_is_set_once_and_says_nothing_of_what_the_client_has() {
     let topics = topics(10, 1_000_000, |_| 0);
     let text = text(&topics).unwrap();
-    let marked = mark_draining(&text).unwrap();
-    assert!(is_from_draining(&marked) && !is_from_draining(&text));
-    assert_eq!((mark_draining(&marked).unwrap(), decode(&marked, OWN)), (marked.clone(), Ok(listing(&topics))));
-    assert_eq!(decode(&format!("~{marked}"), OWN), Err(Damaged));
-    assert_eq!((mark_draining(&"A".repeat(CURSOR_CHARS_MAX)), decode("~", OWN)), (None, Err(Damaged)));
+    let marked = add_draining_flag(&text).unwrap();
+    assert!(has_draining_flag(&marked) && !has_draining_flag(&text));
+    assert_eq!((add_draining_flag(&marked).unwrap(), decode(&marked, OWN)), (marked.clone(), Ok(listing(&topics))));
+    assert_eq!(decode(&format!("~{marked}"), OWN), Err(InvalidCursor));
+    assert_eq!((add_draining_flag(&"A".repeat(CURSOR_CHARS_MAX)), decode("~", OWN)), (None, Err(InvalidCursor)));
 }
 
 fn any_place() -> impl Strategy<Value = (u32, i64, Option<i32>)> {
@@ -129,18 +130,18 @@ fn any_place() -> impl Strategy<Value = (u32, i64, Option<i32>)> {
     (0u32..4, next, prop::option::weighted(0.8, 0..300i32))
 }
 
-fn any_topics() -> impl Strategy<Value = Vec<(Fingerprint, u32, Vec<Place>)>> {
+fn any_topics() -> impl Strategy<Value = Vec<(Fingerprint, u32, Vec<PartitionOffset>)>> {
     let topic = (any::<u32>(), any::<u32>(), 1..9u32, prop::collection::vec(any_place(), 1..4));
     prop::collection::vec(topic, 0..9).prop_map(|topics| {
         topics
             .into_iter()
-            .map(|(name, incarnation, partitions, places)| {
+            .map(|(name, incarnation, partitions, offsets)| {
                 let mut partition = 0;
-                let places = places.into_iter().map(|(gap, next, epoch)| {
+                let offsets = offsets.into_iter().map(|(gap, next, epoch)| {
                     partition += 1 + gap;
-                    Place { partition, next, epoch }
+                    PartitionOffset { partition, next, epoch }
                 });
-                (Fingerprint { name, incarnation }, partitions, places.collect())
+                (Fingerprint { name, incarnation }, partitions, offsets.collect())
             })
             .collect()
     })
@@ -165,8 +166,8 @@ proptest! {
             let sum = check(&whole, OWN).to_le_bytes();
             whole[1..=CHECK_BYTES].copy_from_slice(&sum);
             if let Ok(Cursor::Of(read)) = decode(&BASE64_URL_SAFE_NO_PAD.encode(&whole), OWN) {
-                let places: usize = read.topics.iter().map(|topic| topic.places.len()).sum();
-                prop_assert!(places <= BYTES_MAX / 3);
+                let offsets: usize = read.topics.iter().map(|topic| topic.offsets.len()).sum();
+                prop_assert!(offsets <= BYTES_MAX / 3);
             }
         }
     }

@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 
 use super::positions::Position;
 use super::segment::EntryRef;
-use super::{ChainKey, History};
+use super::{AssessmentLogKey, History};
 use crate::limits::STEPS_MAX;
-use crate::stream::offsets::{Cover, PlaceId};
+use crate::stream::offsets::{PartitionId, ResumeFilter};
 
 /// Entries of one block. Its first one has a number that this divides.
 const BLOCK: u64 = 256;
@@ -38,15 +38,15 @@ enum Newest {
     /// Nobody has needed it yet.
     NotYet,
     /// The offset may be above that of the newest record, where the log lost that one.
-    Of(Box<[(PlaceId, i64)]>),
+    Of(Box<[(PartitionId, i64)]>),
     TooMany,
 }
 
 impl Block {
     /// In bytes of memory.
     fn cost(&self) -> usize {
-        let places = if let Newest::Of(newest) = &self.newest { size_of_val(&**newest) } else { 0 };
-        size_of::<Self>() + places
+        let partition_ids = if let Newest::Of(newest) = &self.newest { size_of_val(&**newest) } else { 0 };
+        size_of::<Self>() + partition_ids
     }
 }
 
@@ -75,47 +75,53 @@ impl Blocks {
 
     /// The last entry that begins a block and has this number or a lower one.
     fn before(&self, number: u64) -> Option<(u64, EntryRef)> {
-        let place = usize::try_from(number.checked_sub(self.start)? / BLOCK).ok()?;
-        let place = place.min(self.blocks.len().checked_sub(1)?);
-        Some((self.start + place as u64 * BLOCK, self.blocks[place].first))
+        let partition_id = usize::try_from(number.checked_sub(self.start)? / BLOCK).ok()?;
+        let partition_id = partition_id.min(self.blocks.len().checked_sub(1)?);
+        Some((self.start + partition_id as u64 * BLOCK, self.blocks[partition_id].first))
     }
 }
 
 impl History {
     /// A chain's newest entry begins a block.
-    pub(super) fn begin_block(&mut self, key: ChainKey, number: u64, first: EntryRef) {
+    pub(super) fn begin_block(&mut self, key: AssessmentLogKey, number: u64, first: EntryRef) {
         if let Some(entry) = self.blocks.entry(key) {
             self.bytes += entry.or_default().push(number, first);
         }
     }
 
     /// The entry that begins a chain's oldest block leaves the window.
-    pub(super) fn end_block(&mut self, key: ChainKey) {
+    pub(super) fn end_block(&mut self, key: AssessmentLogKey) {
         if let Some(blocks) = self.blocks.get_mut(key) {
             self.bytes -= blocks.pop();
         }
     }
 
     /// An entry of a chain at or before the one with this number, with its own, where the blocks know one.
-    pub(super) fn block_before(&self, key: ChainKey, number: u64) -> Option<(u64, EntryRef)> {
+    pub(super) fn block_before(&self, key: AssessmentLogKey, number: u64) -> Option<(u64, EntryRef)> {
         self.blocks.get(key)?.before(number)
     }
 
     /// The position of the next entry that a client lacks, or as far as `steps` lead, which are used up: where none is left,
     /// it goes on from there another time.
-    pub(super) fn skip(&mut self, key: ChainKey, mut position: Position, cover: &Cover, steps: &mut usize) -> Position {
+    pub(super) fn skip(
+        &mut self,
+        key: AssessmentLogKey,
+        mut position: Position,
+        resume_filter: &ResumeFilter,
+        steps: &mut usize,
+    ) -> Position {
         while let Some(at) = position.at
             && *steps > 0
         {
             if Blocks::begins(position.number) {
-                let behind = self.skip_blocks(key, position, cover, steps);
+                let behind = self.skip_blocks(key, position, resume_filter, steps);
                 if behind != position {
                     position = behind;
                     continue;
                 }
             }
             *steps = steps.saturating_sub(1);
-            if !self.is_covered(key, at, cover) {
+            if !self.is_covered(key, at, resume_filter) {
                 break;
             }
             position = self.after(position);
@@ -124,10 +130,16 @@ impl History {
     }
 
     /// The position behind the blocks, from one on that begins with this position, of which a client lacks nothing.
-    fn skip_blocks(&mut self, key: ChainKey, mut position: Position, cover: &Cover, steps: &mut usize) -> Position {
+    fn skip_blocks(
+        &mut self,
+        key: AssessmentLogKey,
+        mut position: Position,
+        resume_filter: &ResumeFilter,
+        steps: &mut usize,
+    ) -> Position {
         let Some(mut blocks) = self.blocks.remove(key) else { return position };
         while *steps > 0
-            && let Some(next) = self.behind_block(&mut blocks, (key, position.number), cover, steps)
+            && let Some(next) = self.behind_block(&mut blocks, (key, position.number), resume_filter, steps)
         {
             position = Position { number: position.number + BLOCK, at: Some(next) };
         }
@@ -139,14 +151,14 @@ impl History {
     fn behind_block(
         &mut self,
         Blocks { blocks, start }: &mut Blocks,
-        (key, number): (ChainKey, u64),
-        cover: &Cover,
+        (key, number): (AssessmentLogKey, u64),
+        resume_filter: &ResumeFilter,
         steps: &mut usize,
     ) -> Option<EntryRef> {
-        let place = usize::try_from(number.checked_sub(*start)? / BLOCK).ok()?;
+        let partition_id = usize::try_from(number.checked_sub(*start)? / BLOCK).ok()?;
         // The newest block is still growing.
-        let next = blocks.get(place + 1)?.first;
-        let block = blocks.get_mut(place)?;
+        let next = blocks.get(partition_id + 1)?.first;
+        let block = blocks.get_mut(partition_id)?;
         if matches!(block.newest, Newest::NotYet) {
             let before = block.cost();
             block.newest = self.newest_from(block.first);
@@ -155,27 +167,30 @@ impl History {
         }
         let Newest::Of(newest) = &block.newest else { return None };
         *steps = steps.saturating_sub(1 + newest.len());
-        let id = &self.chains.get(key)?.id;
-        newest.iter().all(|&(place, offset)| cover.has(&self.offsets, id, place, offset)).then_some(next)
+        let id = &self.logs.get(key)?.id;
+        newest
+            .iter()
+            .all(|&(partition_id, offset)| resume_filter.contains(&self.offsets, id, partition_id, offset))
+            .then_some(next)
     }
 
     fn newest_from(&self, first: EntryRef) -> Newest {
-        let mut newest: Vec<(PlaceId, i64)> = Vec::new();
+        let mut newest: Vec<(PartitionId, i64)> = Vec::new();
         let mut next = Some(first);
         for _ in 0..BLOCK {
             let Some(at) = next else { break };
             let Some((_, entry)) = self.entry(at) else { break };
             next = entry.next;
             let origin = entry.record.origin;
-            let Some(place) = self.offsets.place(origin.topic, origin.partition) else { continue };
-            if let Some((_, offset)) = newest.iter_mut().find(|(known, _)| *known == place) {
+            let Some(partition_id) = self.offsets.partition_id(origin.topic, origin.partition) else { continue };
+            if let Some((_, offset)) = newest.iter_mut().find(|(known, _)| *known == partition_id) {
                 *offset = origin.offset.max(*offset);
                 continue;
             }
             if newest.len() == PLACES_MAX {
                 return Newest::TooMany;
             }
-            newest.push((place, origin.offset));
+            newest.push((partition_id, origin.offset));
         }
         Newest::Of(newest.into())
     }

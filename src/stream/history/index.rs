@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use hashbrown::HashTable;
 use slotmap::SlotMap;
 
-use super::chains::{Chain, ChainKey};
+use super::assessment_logs::{AssessmentLog, AssessmentLogKey};
 use crate::ids::AssessmentHash;
 
 /// Finds chains.
@@ -16,9 +16,9 @@ use crate::ids::AssessmentHash;
 pub(super) struct Index {
     key: IndexKey,
     /// One chain of each hash.
-    chains: HashTable<ChainKey>,
+    logs: HashTable<AssessmentLogKey>,
     /// The others of a hash that more than one has.
-    namesakes: BTreeMap<AssessmentHash, BTreeMap<Box<[u8]>, ChainKey>>,
+    namesakes: BTreeMap<AssessmentHash, BTreeMap<Box<[u8]>, AssessmentLogKey>>,
 }
 
 /// Random numbers of this process.
@@ -27,15 +27,20 @@ pub struct IndexKey(pub u64, pub u64);
 
 impl Index {
     pub(super) fn new(key: IndexKey) -> Self {
-        Self { key, chains: HashTable::new(), namesakes: BTreeMap::new() }
+        Self { key, logs: HashTable::new(), namesakes: BTreeMap::new() }
     }
 
     /// A chain that likely has this hash.
-    pub(super) fn likely(&self, hash: AssessmentHash) -> Option<ChainKey> {
-        self.chains.find(self.key.mix(hash), |_| true).copied()
+    pub(super) fn likely(&self, hash: AssessmentHash) -> Option<AssessmentLogKey> {
+        self.logs.find(self.key.mix(hash), |_| true).copied()
     }
 
-    pub(super) fn find(&self, all: &SlotMap<ChainKey, Chain>, hash: AssessmentHash, id: &[u8]) -> Option<ChainKey> {
+    pub(super) fn find(
+        &self,
+        all: &SlotMap<AssessmentLogKey, AssessmentLog>,
+        hash: AssessmentHash,
+        id: &[u8],
+    ) -> Option<AssessmentLogKey> {
         let first = self.first(all, hash)?;
         if all.get(first)?.id.as_bytes() == id {
             return Some(first);
@@ -44,8 +49,8 @@ impl Index {
     }
 
     /// Adds a chain that is not there yet.
-    pub(super) fn insert(&mut self, all: &SlotMap<ChainKey, Chain>, key: ChainKey) {
-        let Some(Chain { hash, id, .. }) = all.get(key) else { return };
+    pub(super) fn insert(&mut self, all: &SlotMap<AssessmentLogKey, AssessmentLog>, key: AssessmentLogKey) {
+        let Some(AssessmentLog { hash, id, .. }) = all.get(key) else { return };
         if self.first(all, *hash).is_some() {
             self.namesakes.entry(*hash).or_default().insert(id.as_bytes().into(), key);
         } else {
@@ -54,9 +59,9 @@ impl Index {
     }
 
     /// Takes a chain out, before it goes.
-    pub(super) fn remove(&mut self, all: &SlotMap<ChainKey, Chain>, key: ChainKey) {
-        let Some(Chain { hash, id, .. }) = all.get(key) else { return };
-        let first = self.chains.find_entry(self.key.mix(*hash), |&other| other == key).map(|first| first.remove());
+    pub(super) fn remove(&mut self, all: &SlotMap<AssessmentLogKey, AssessmentLog>, key: AssessmentLogKey) {
+        let Some(AssessmentLog { hash, id, .. }) = all.get(key) else { return };
+        let first = self.logs.find_entry(self.key.mix(*hash), |&other| other == key).map(|first| first.remove());
         let Some(namesakes) = self.namesakes.get_mut(hash) else { return };
         let next = match first {
             Ok(_) => namesakes.pop_first(),
@@ -75,17 +80,22 @@ impl Index {
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.chains.len() + self.namesakes.values().map(BTreeMap::len).sum::<usize>()
+        self.logs.len() + self.namesakes.values().map(BTreeMap::len).sum::<usize>()
     }
 
-    fn first(&self, all: &SlotMap<ChainKey, Chain>, hash: AssessmentHash) -> Option<ChainKey> {
-        self.chains.find(self.key.mix(hash), |&key| all.get(key).is_some_and(|chain| chain.hash == hash)).copied()
+    fn first(&self, all: &SlotMap<AssessmentLogKey, AssessmentLog>, hash: AssessmentHash) -> Option<AssessmentLogKey> {
+        self.logs.find(self.key.mix(hash), |&key| all.get(key).is_some_and(|log| log.hash == hash)).copied()
     }
 
-    fn insert_first(&mut self, all: &SlotMap<ChainKey, Chain>, hash: AssessmentHash, key: ChainKey) {
-        let Self { key: mixer, chains, .. } = self;
-        let mixed = |&key: &ChainKey| all.get(key).map_or(0, |chain| mixer.mix(chain.hash));
-        chains.insert_unique(mixer.mix(hash), key, mixed);
+    fn insert_first(
+        &mut self,
+        all: &SlotMap<AssessmentLogKey, AssessmentLog>,
+        hash: AssessmentHash,
+        key: AssessmentLogKey,
+    ) {
+        let Self { key: mixer, logs, .. } = self;
+        let mixed = |&key: &AssessmentLogKey| all.get(key).map_or(0, |log| mixer.mix(log.hash));
+        logs.insert_unique(mixer.mix(hash), key, mixed);
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::io::IoSlice;
 
-use super::segment::{EntryRef, Frame, Segment};
-use super::{ChainKey, History};
+use super::segment::{EntryFrame, EntryRef, Segment};
+use super::{AssessmentLogKey, History};
 
 /// How far a connection is in its assessment's chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,7 +16,7 @@ pub struct Position {
 
 /// How a position stands to the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lag {
+pub enum PositionStatus {
     /// Nothing is due.
     Current,
     /// Entries are due, and all of them are in the window.
@@ -27,7 +27,7 @@ pub enum Lag {
 
 /// Entries that are due from one position on, framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Due {
+pub struct DueFrames {
     first: EntryRef,
     /// How many entries.
     entries: u64,
@@ -37,7 +37,7 @@ pub struct Due {
 
 /// How far a write came in what was due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
+pub struct WriteProgress {
     /// After the last entry of which anything was written.
     pub position: Position,
     /// Frames that were written whole.
@@ -67,37 +67,37 @@ impl Position {
 impl History {
     /// How a position stands to the window now. It learns its entry; while the chain is fresh, whoever was up to date
     /// before has few steps to it.
-    pub fn lag(&self, key: ChainKey, position: &mut Position) -> Lag {
-        let Some(chain) = self.chains.get(key) else { return Lag::Current };
-        if position.number >= chain.end {
-            return Lag::Current;
+    pub fn locate(&self, key: AssessmentLogKey, position: &mut Position) -> PositionStatus {
+        let Some(log) = self.logs.get(key) else { return PositionStatus::Current };
+        if position.number >= log.end {
+            return PositionStatus::Current;
         }
-        if position.number < chain.start {
-            return Lag::Lost;
+        if position.number < log.start {
+            return PositionStatus::Lost;
         }
         if position.at.is_none() {
-            position.at = match chain.fresh {
+            position.at = match log.undispatched {
                 Some((number, at)) if number <= position.number => self.seek(key, (number, Some(at)), position.number),
-                _ => self.seek(key, (chain.start, chain.first), position.number),
+                _ => self.seek(key, (log.start, log.first), position.number),
             };
         }
         // A position without its entry can't be served: its client is told that it lacks something.
-        if position.at.is_some() { Lag::Behind } else { Lag::Lost }
+        if position.at.is_some() { PositionStatus::Behind } else { PositionStatus::Lost }
     }
 
     /// Frames what is due from a position on, up to a number of bytes, and in so many steps, which are used up; at least one
     /// entry. `None` where nothing is due or what is due is lost.
     pub fn due(
         &mut self,
-        key: ChainKey,
+        key: AssessmentLogKey,
         mut position: Position,
         (bytes_max, steps): (usize, &mut usize),
-    ) -> Option<Due> {
-        if self.lag(key, &mut position) != Lag::Behind {
+    ) -> Option<DueFrames> {
+        if self.locate(key, &mut position) != PositionStatus::Behind {
             return None;
         }
         let first = position.at?;
-        let mut due = Due { first, entries: 0, bytes: 0 };
+        let mut due = DueFrames { first, entries: 0, bytes: 0 };
         let mut next = Some(first);
         while let Some(at) = next.filter(|_| due.entries == 0 || *steps > 0) {
             *steps = steps.saturating_sub(self.steps_to_frame(at));
@@ -115,7 +115,7 @@ impl History {
 
     /// The slices of what is due; frames that lie side by side share one. Returns how many slices were filled and how
     /// many bytes they hold, which is less than all where the slices did not suffice.
-    pub fn slices<'a>(&'a self, due: &Due, slices: &mut [IoSlice<'a>]) -> (usize, usize) {
+    pub fn slices<'a>(&'a self, due: &DueFrames, slices: &mut [IoSlice<'a>]) -> (usize, usize) {
         let mut filled = 0;
         let mut bytes = 0;
         let mut open: Option<(&Segment, u32, u32)> = None;
@@ -124,7 +124,7 @@ impl History {
             let Some(at) = next else { break };
             let Some((segment, entry)) = self.entry(at) else { break };
             next = entry.next;
-            let Frame::Ready { start, len, .. } = entry.frame else { continue };
+            let EntryFrame::Ready { start, len, .. } = entry.frame else { continue };
             match &mut open {
                 Some((of, _, end)) if std::ptr::eq(*of, segment) && *end == start => *end = start + len,
                 _ => {
@@ -150,9 +150,9 @@ impl History {
 
     /// Where a position stands after `written` bytes of what was due.
     #[must_use]
-    pub fn progress(&self, position: Position, due: &Due, written: usize) -> Progress {
+    pub fn progress(&self, position: Position, due: &DueFrames, written: usize) -> WriteProgress {
         let mut progress =
-            Progress { position: Position { at: Some(due.first), ..position }, frames: 0, partial: None };
+            WriteProgress { position: Position { at: Some(due.first), ..position }, frames: 0, partial: None };
         let mut left = written;
         for _ in 0..due.entries {
             let Some(at) = progress.position.at else { break };
@@ -191,7 +191,7 @@ impl History {
     }
 
     /// Walks a chain to an entry by its number, from an earlier one, or from the begin of the entry's block.
-    fn seek(&self, key: ChainKey, from: (u64, Option<EntryRef>), number: u64) -> Option<EntryRef> {
+    fn seek(&self, key: AssessmentLogKey, from: (u64, Option<EntryRef>), number: u64) -> Option<EntryRef> {
         let block = self.block_before(key, number).filter(|&(start, _)| start > from.0);
         let (start, mut at) = block.map_or(from, |(start, first)| (start, Some(first)));
         for _ in start..number {

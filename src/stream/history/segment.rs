@@ -4,14 +4,14 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::ChainKey;
-use super::past::Past;
+use super::AssessmentLogKey;
+use super::offset_timeline::OffsetTimeline;
 use crate::ids::TopicIndex;
 use crate::protocol::messages::{HEADER_BYTES_MAX, text_header};
 use crate::routing::mapping;
 use crate::routing::table::Topic;
-use crate::stream::batch::{Batch, NextOffset, Origin, Record, Span};
-use crate::stream::offsets::{FORGOTTEN, Offsets, PlaceId};
+use crate::stream::batch::{ArenaRange, Batch, NextOffset, Origin, Record};
+use crate::stream::offsets::{FORGOTTEN, Offsets, PartitionId};
 
 /// What stands around a message's cursor.
 pub(super) const CURSOR_OPEN: &[u8] = br#","cursor":""#;
@@ -30,7 +30,7 @@ pub(super) const WINDOW_PARTS: u32 = 32;
 const INDEX_BITS: u32 = 20;
 
 /// The partition of a record that its log has lost: Kafka numbers partitions from 0.
-const NOWHERE: i32 = -1;
+const NO_PARTITION: i32 = -1;
 
 const _: () = assert!(crate::limits::BATCH_RECORDS_MAX + SEGMENT_ENTRIES < 1 << INDEX_BITS);
 
@@ -56,7 +56,7 @@ impl EntryRef {
 
 /// An entry's frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Frame {
+pub(super) enum EntryFrame {
     /// Nobody has needed it yet.
     NotYet,
     /// In the segment's `frames`; its cursor has so many characters, 0 where it has none.
@@ -69,7 +69,7 @@ pub(super) enum Frame {
     Lost { start: u32, len: u32 },
 }
 
-impl Frame {
+impl EntryFrame {
     /// What is left of it where its entry is sent to nobody any more.
     fn withdrawn(self) -> Self {
         match self {
@@ -91,14 +91,14 @@ impl Frame {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Entry {
     pub(super) record: Record,
-    pub(super) chain: ChainKey,
+    pub(super) log: AssessmentLogKey,
     pub(super) next: Option<EntryRef>,
-    pub(super) frame: Frame,
+    pub(super) frame: EntryFrame,
 }
 
 impl Entry {
     fn new(record: Record) -> Self {
-        Self { record, chain: ChainKey::default(), next: None, frame: Frame::NotYet }
+        Self { record, log: AssessmentLogKey::default(), next: None, frame: EntryFrame::NotYet }
     }
 }
 
@@ -113,9 +113,9 @@ pub(super) struct Segment {
     /// Where ingest stood before the first entry, by place.
     pub(super) base: Box<[i64]>,
     /// Places that moved without a record, each with the index of the entry before which it did.
-    moves: Vec<(u32, PlaceId, i64)>,
+    moves: Vec<(u32, PartitionId, i64)>,
     /// Where ingest stood at each entry, for what is asked late.
-    past: Past,
+    timeline: OffsetTimeline,
     /// When its first record arrived.
     pub(super) opened: Instant,
     /// When its newest record arrived.
@@ -134,7 +134,7 @@ impl Segment {
             frames: Vec::new(),
             base,
             moves: Vec::new(),
-            past: Past::default(),
+            timeline: OffsetTimeline::default(),
             opened: now,
             arrived: now,
             counted: 0,
@@ -147,7 +147,7 @@ impl Segment {
             segment.arena = batch.arena;
             segment.strays = batch.strays;
         } else {
-            segment.absorb(&batch, payload_bytes_max, now);
+            segment.copy_batch(&batch, payload_bytes_max, now);
         }
         segment.counted = segment.cost();
         segment
@@ -155,23 +155,23 @@ impl Segment {
 
     /// Whether a batch is so small, and this segment too, that it belongs in here. A segment ages as a whole: it takes
     /// in what comes within a small part of the window.
-    pub(super) fn absorbs(&self, batch: &Batch, now: Instant, window: Duration) -> bool {
+    pub(super) fn can_take(&self, batch: &Batch, now: Instant, window: Duration) -> bool {
         self.arena.len() + batch.arena.len() <= SEGMENT_BYTES
             && self.entries.len() + batch.records.len() <= SEGMENT_ENTRIES
             && now.saturating_duration_since(self.opened) <= window / WINDOW_PARTS
     }
 
     /// Copies a batch in; returns the indices of its entries.
-    pub(super) fn absorb(&mut self, batch: &Batch, payload_bytes_max: usize, now: Instant) -> Range<usize> {
+    pub(super) fn copy_batch(&mut self, batch: &Batch, payload_bytes_max: usize, now: Instant) -> Range<usize> {
         let first = self.entries.len();
         self.arrived = now;
         let before = index_of(first);
         self.strays.extend(batch.strays.iter().map(|stray| before + stray));
         for record in &batch.records {
             if record.payload.len as usize > payload_bytes_max {
-                let (id, payload) = (self.copy(record.id.of(&batch.arena)), Span { start: 0, len: 0 });
+                let (id, payload) = (self.copy(record.id.of(&batch.arena)), ArenaRange { start: 0, len: 0 });
                 let entry = Entry::new(Record { id, payload, ..*record });
-                self.entries.push(Entry { frame: Frame::TooLarge, ..entry });
+                self.entries.push(Entry { frame: EntryFrame::TooLarge, ..entry });
                 continue;
             }
             let payload = self.copy(record.payload.of(&batch.arena));
@@ -179,7 +179,7 @@ impl Segment {
             let within = record.id.start.checked_sub(record.payload.start);
             let id = match within {
                 Some(offset) if offset + record.id.len <= payload.len => {
-                    Span { start: payload.start + offset, len: record.id.len }
+                    ArenaRange { start: payload.start + offset, len: record.id.len }
                 }
                 _ => self.copy(record.id.of(&batch.arena)),
             };
@@ -188,77 +188,79 @@ impl Segment {
         first..self.entries.len()
     }
 
-    fn copy(&mut self, bytes: &[u8]) -> Span {
+    fn copy(&mut self, bytes: &[u8]) -> ArenaRange {
         let start = u32::try_from(self.arena.len()).expect("a segment's arena is bounded far below 4 GiB");
         self.arena.extend_from_slice(bytes);
-        Span { start, len: u32::try_from(bytes.len()).expect("a span of a batch's arena fits in 32 bits") }
+        ArenaRange { start, len: u32::try_from(bytes.len()).expect("a span of a batch's arena fits in 32 bits") }
     }
 
     /// Notes places that moved without a record, before the entries that come next.
-    pub(super) fn note_moves(&mut self, moves: impl Iterator<Item = (PlaceId, i64)>) {
+    pub(super) fn record_moves(&mut self, moves: impl Iterator<Item = (PartitionId, i64)>) {
         let index = index_of(self.entries.len());
-        self.moves.extend(moves.map(|(place, next)| (index, place, next)));
+        self.moves.extend(moves.map(|(partition_id, next)| (index, partition_id, next)));
     }
 
     /// Takes what was read of a partition from an offset on out of the log: its entries are of no partition any more.
     /// Returns whether the partition stood there, or before, when the segment began; and the chains of strays among them.
-    pub(super) fn cut(&mut self, place: PlaceId, from: NextOffset) -> (bool, Vec<ChainKey>) {
+    pub(super) fn truncate(&mut self, partition_id: PartitionId, from: NextOffset) -> (bool, Vec<AssessmentLogKey>) {
         let is_lost = |origin: &Origin| {
             (origin.topic, origin.partition) == (from.topic, from.partition) && origin.offset >= from.offset
         };
         let Self { strays, entries, .. } = self;
         let lost = strays.extract_if(.., |index| is_lost(&entries[*index as usize].record.origin));
-        let lost = lost.map(|index| entries[index as usize].chain).collect();
+        let lost = lost.map(|index| entries[index as usize].log).collect();
         for entry in self.entries.iter_mut().filter(|entry| is_lost(&entry.record.origin)) {
-            entry.record.origin.partition = NOWHERE;
+            entry.record.origin.partition = NO_PARTITION;
             entry.frame = entry.frame.withdrawn();
         }
-        for (.., next) in self.moves.iter_mut().filter(|(_, at, _)| *at == place) {
+        for (.., next) in self.moves.iter_mut().filter(|(_, at, _)| *at == partition_id) {
             *next = from.offset.min(*next);
         }
-        self.past = Past::default();
-        let Some(began) = self.base.get_mut(place.index()) else { return (true, lost) };
+        self.timeline = OffsetTimeline::default();
+        let Some(began) = self.base.get_mut(partition_id.index()) else { return (true, lost) };
         let is_before = *began <= from.offset;
         *began = from.offset.min(*began);
         (is_before, lost)
     }
 
-    /// Whether [`Segment::past`] is ready for all entries that it has.
+    /// Whether [`Segment::offset_timeline`] is ready for all entries that it has.
     pub(super) fn is_past_prepared(&self) -> bool {
-        self.past.is_of(self.entries.len())
+        self.timeline.is_of(self.entries.len())
     }
 
     /// Another partition gets a place, which was not known here.
-    pub(super) fn forget(&mut self, place: PlaceId) {
-        if let Some(began) = self.base.get_mut(place.index()) {
+    pub(super) fn forget(&mut self, partition_id: PartitionId) {
+        if let Some(began) = self.base.get_mut(partition_id.index()) {
             *began = FORGOTTEN;
         }
-        self.moves.retain(|(_, moved, _)| *moved != place);
-        self.past = Past::default();
+        self.moves.retain(|(_, moved, _)| *moved != partition_id);
+        self.timeline = OffsetTimeline::default();
     }
 
     /// Has nothing sent of a topic's entries any more. Returns the chains that they are in.
-    pub(super) fn drop_topic(&mut self, topic: TopicIndex) -> impl Iterator<Item = ChainKey> {
+    pub(super) fn drop_topic(&mut self, topic: TopicIndex) -> impl Iterator<Item = AssessmentLogKey> {
         let entries = self.entries.iter_mut().filter(move |entry| entry.record.origin.topic == topic);
         entries.map(|entry| {
             entry.frame = entry.frame.withdrawn();
-            entry.chain
+            entry.log
         })
     }
 
-    /// Readies [`Segment::past`] for all entries that it has.
-    pub(super) fn prepare_past(&mut self, offsets: &Offsets) {
+    /// Readies [`Segment::offset_timeline`] for all entries that it has.
+    pub(super) fn prepare_timeline(&mut self, offsets: &Offsets) {
         if !self.is_past_prepared() {
             let origins = self.entries.iter().map(|entry| entry.record.origin);
-            let places = origins.map(|origin| Some((offsets.place(origin.topic, origin.partition)?, origin.offset)));
-            self.past = Past::new(&self.moves, places);
+            let partition_ids =
+                origins.map(|origin| Some((offsets.partition_id(origin.topic, origin.partition)?, origin.offset)));
+            self.timeline = OffsetTimeline::new(&self.moves, partition_ids);
         }
     }
 
     /// Where ingest stood on a place just before an entry, or just after it; `None` where the place was not known then.
-    pub(super) fn past(&self, place: PlaceId, index: usize, after: bool) -> Option<i64> {
-        let past = self.past.next(place, index, after).or_else(|| self.base.get(place.index()).copied());
-        past.filter(|&next| next != FORGOTTEN)
+    pub(super) fn past(&self, partition_id: PartitionId, index: usize, after: bool) -> Option<i64> {
+        let timeline =
+            self.timeline.next(partition_id, index, after).or_else(|| self.base.get(partition_id.index()).copied());
+        timeline.filter(|&next| next != FORGOTTEN)
     }
 
     /// Its strays.
@@ -284,8 +286,8 @@ impl Segment {
             + self.strays.capacity() * size_of::<u32>()
             + self.frames.capacity()
             + self.base.len() * size_of::<i64>()
-            + self.moves.capacity() * size_of::<(u32, PlaceId, i64)>()
-            + self.past.cost()
+            + self.moves.capacity() * size_of::<(u32, PartitionId, i64)>()
+            + self.timeline.cost()
     }
 
     /// Begins an entry's frame in `out`: its message up to where the cursor goes. `false` where it can't be mapped.
@@ -299,7 +301,7 @@ impl Segment {
 
     /// Ends a frame that [`Segment::map`] began, behind the cursor, which begins at `start` unless there is none, and keeps
     /// it.
-    pub(super) fn close_frame(&mut self, start: usize, message: &mut Vec<u8>) -> Option<Frame> {
+    pub(super) fn close_frame(&mut self, start: usize, message: &mut Vec<u8>) -> Option<EntryFrame> {
         let cursor = u16::try_from(message.len() - start).ok()?;
         if cursor == 0 {
             message.truncate(start - CURSOR_OPEN.len());
@@ -314,18 +316,18 @@ impl Segment {
         start.checked_add(len)?;
         self.frames.extend_from_slice(&header[..header_len]);
         self.frames.extend_from_slice(message);
-        Some(Frame::Ready { start, len, cursor })
+        Some(EntryFrame::Ready { start, len, cursor })
     }
 
     /// The bytes of a frame, where it has any.
-    pub(super) fn frame(&self, frame: Frame) -> Option<&[u8]> {
-        let (Frame::Ready { start, len, .. } | Frame::Lost { start, len }) = frame else { return None };
+    pub(super) fn frame(&self, frame: EntryFrame) -> Option<&[u8]> {
+        let (EntryFrame::Ready { start, len, .. } | EntryFrame::Lost { start, len }) = frame else { return None };
         self.frames.get(start as usize..start as usize + len as usize)
     }
 
     /// A frame's message up to where its cursor goes, without a header: for one with another cursor.
-    pub(super) fn open_message(&self, frame: Frame) -> Option<&[u8]> {
-        let Frame::Ready { cursor, .. } = frame else { return None };
+    pub(super) fn open_message(&self, frame: EntryFrame) -> Option<&[u8]> {
+        let EntryFrame::Ready { cursor, .. } = frame else { return None };
         let frame = self.frame(frame)?;
         let header_len = match frame.get(1)? {
             126 => 4,

@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use slotmap::Key;
 
 use super::segment::Segment;
-use super::{ChainKey, History};
-use crate::stream::offsets::PlaceId;
+use super::{AssessmentLogKey, History};
+use crate::stream::offsets::PartitionId;
 
 /// Chains with strays in the window.
 #[derive(Debug, Default)]
 pub(super) struct Strays {
-    by_chain: BTreeMap<(u64, PlaceId), Stray>,
+    by_chain: BTreeMap<(u64, PartitionId), Stray>,
 }
 
 #[derive(Debug)]
@@ -24,26 +24,26 @@ struct Stray {
 }
 
 /// What one place of a chain costs, in bytes of memory.
-const COST: usize = size_of::<((u64, PlaceId), Stray)>();
+const COST: usize = size_of::<((u64, PartitionId), Stray)>();
 
 impl Strays {
     /// The places on which a chain has strays.
-    pub(super) fn of(&self, chain: ChainKey) -> impl Iterator<Item = PlaceId> + '_ {
-        let chain = chain.data().as_ffi();
-        let all = self.by_chain.range((chain, PlaceId::FIRST)..);
-        all.take_while(move |((of, _), _)| *of == chain).map(|((_, place), _)| *place)
+    pub(super) fn of(&self, log: AssessmentLogKey) -> impl Iterator<Item = PartitionId> + '_ {
+        let log = log.data().as_ffi();
+        let all = self.by_chain.range((log, PartitionId::FIRST)..);
+        all.take_while(move |((of, _), _)| *of == log).map(|((_, partition_id), _)| *partition_id)
     }
 
     /// The offset of the newest stray of a chain on a place.
-    pub(super) fn newest(&self, chain: ChainKey, place: PlaceId) -> Option<i64> {
-        self.by_chain.get(&(chain.data().as_ffi(), place)).map(|stray| stray.newest)
+    pub(super) fn newest(&self, log: AssessmentLogKey, partition_id: PartitionId) -> Option<i64> {
+        self.by_chain.get(&(log.data().as_ffi(), partition_id)).map(|stray| stray.newest)
     }
 }
 
 impl History {
     /// A stray came.
-    pub(super) fn stray_comes(&mut self, chain: ChainKey, place: PlaceId, offset: i64) {
-        let key = (chain.data().as_ffi(), place);
+    pub(super) fn stray_comes(&mut self, log: AssessmentLogKey, partition_id: PartitionId, offset: i64) {
+        let key = (log.data().as_ffi(), partition_id);
         let bytes = &mut self.bytes;
         let stray = self.strays.by_chain.entry(key).or_insert_with(|| {
             *bytes += COST;
@@ -54,8 +54,8 @@ impl History {
     }
 
     /// One of a chain's strays left the window, or the log.
-    pub(super) fn stray_goes(&mut self, chain: ChainKey, place: PlaceId) {
-        let key = (chain.data().as_ffi(), place);
+    pub(super) fn stray_goes(&mut self, log: AssessmentLogKey, partition_id: PartitionId) {
+        let key = (log.data().as_ffi(), partition_id);
         let Some(stray) = self.strays.by_chain.get_mut(&key) else { return };
         stray.entries -= 1;
         if stray.entries == 0 {
@@ -68,19 +68,19 @@ impl History {
     pub(super) fn forget_strays(&mut self, segment: &Segment) {
         for entry in segment.strays() {
             let origin = entry.record.origin;
-            if let Some(place) = self.offsets.place(origin.topic, origin.partition) {
-                self.stray_goes(entry.chain, place);
+            if let Some(partition_id) = self.offsets.partition_id(origin.topic, origin.partition) {
+                self.stray_goes(entry.log, partition_id);
             }
         }
     }
 
     /// The log lost what it had at a place from an offset on, of these chains an entry each.
-    pub(super) fn strays_are_cut(&mut self, lost: &[ChainKey], place: PlaceId, from: i64) {
-        for &chain in lost {
-            if let Some(stray) = self.strays.by_chain.get_mut(&(chain.data().as_ffi(), place)) {
+    pub(super) fn strays_are_cut(&mut self, lost: &[AssessmentLogKey], partition_id: PartitionId, from: i64) {
+        for &log in lost {
+            if let Some(stray) = self.strays.by_chain.get_mut(&(log.data().as_ffi(), partition_id)) {
                 stray.newest = stray.newest.min(from - 1);
             }
-            self.stray_goes(chain, place);
+            self.stray_goes(log, partition_id);
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::stream::testing::{events, number, texts, topics};
 const WINDOW: Duration = Duration::from_secs(300);
 
 fn history(bytes_max: usize) -> History {
-    let mut history = History::new(Limits { bytes_max, window: WINDOW });
+    let mut history = History::new(HistoryLimits { bytes_max, window: WINDOW });
     history.append(Batch { topics: topics(), ..Batch::default() }, Instant::now());
     history
 }
@@ -23,8 +23,8 @@ fn id(name: &str) -> AssessmentId {
 }
 
 /// Reads all that is due from a position on, as a socket that takes everything would.
-fn read(history: &mut History, chain: ChainKey, position: &mut Position) -> Vec<u64> {
-    let Some(due) = history.due(chain, *position, (usize::MAX, &mut { usize::MAX })) else { return Vec::new() };
+fn read(history: &mut History, log: AssessmentLogKey, position: &mut Position) -> Vec<u64> {
+    let Some(due) = history.due(log, *position, (usize::MAX, &mut { usize::MAX })) else { return Vec::new() };
     let mut slices = [IoSlice::new(&[]); 1024];
     let (filled, bytes) = history.slices(&due, &mut slices);
     assert_eq!(bytes, due.bytes, "1024 slices suffice for these tests");
@@ -40,21 +40,21 @@ fn a_watcher_gets_its_own_events_in_order_and_nothing_from_before() {
     let mut history = history(1 << 20);
     let now = Instant::now();
     history.append(events(&[("a", 1), ("b", 2)]), now);
-    let a = history.watch(&id("a"));
+    let a = history.subscribe(&id("a"));
     let mut position = history.end(a);
-    assert_eq!(history.lag(a, &mut position), Lag::Current);
+    assert_eq!(history.locate(a, &mut position), PositionStatus::Current);
     history.append(events(&[("a", 3), ("b", 4), ("a", 5)]), now);
     history.append(events(&[("a", 6)]), now);
     assert_eq!(read(&mut history, a, &mut position), [3, 5, 6]);
-    assert_eq!(history.lag(a, &mut position), Lag::Current);
+    assert_eq!(history.locate(a, &mut position), PositionStatus::Current);
 }
 
 #[test]
-fn what_nobody_watches_is_never_framed() {
+fn events_without_subscribers_are_never_framed() {
     let mut history = history(1 << 20);
     history.append(events(&[("a", 1), ("b", 2)]), Instant::now());
     let framed = |history: &History| history.segments.iter().map(|segment| segment.frames.len()).sum::<usize>();
-    let b = history.watch(&id("b"));
+    let b = history.subscribe(&id("b"));
     assert_eq!(framed(&history), 0);
     let mut from_the_start = Position { number: 0, at: None };
     assert_eq!(read(&mut history, b, &mut from_the_start), [2]);
@@ -69,7 +69,7 @@ fn ids_that_share_a_hash_do_not_share_a_chain() {
     let mut batch = events(&[("a", 1), ("b", 2)]);
     batch.records[1].hash = batch.records[0].hash;
     history.append(batch, Instant::now());
-    let a = history.watch(&id("a"));
+    let a = history.subscribe(&id("a"));
     assert_eq!(read(&mut history, a, &mut Position { number: 0, at: None }), [1]);
 }
 
@@ -88,18 +88,18 @@ fn however_many_ids_share_a_hash_each_has_its_own_chain() {
     let now = Instant::now();
     for round in 0..3 {
         history.append(batch_of(0..IDS), now + WINDOW * 2 * round);
-        assert_eq!((history.chains.len(), history.index.len()), (300, 300));
+        assert_eq!((history.logs.len(), history.index.len()), (300, 300));
         for (number, name) in (0..).zip(&names) {
-            let chain = history.index.find(&history.chains, crate::ids::AssessmentHash(7), name.as_bytes()).unwrap();
-            assert_eq!(read(&mut history, chain, &mut Position { number: 0, at: None }), [number]);
+            let log = history.index.find(&history.logs, crate::ids::AssessmentHash(7), name.as_bytes()).unwrap();
+            assert_eq!(read(&mut history, log, &mut Position { number: 0, at: None }), [number]);
         }
         // The first of the hash goes, and the others stay; then all go.
         history.evict(now + WINDOW * 2 * round);
         history.append(batch_of(IDS / 2..IDS), now + WINDOW * 2 * round + WINDOW / 2);
         history.evict(now + WINDOW * 2 * round + WINDOW * 5 / 4);
-        assert_eq!((history.chains.len(), history.index.len()), (150, 150));
+        assert_eq!((history.logs.len(), history.index.len()), (150, 150));
         history.evict(now + WINDOW * 2 * (round + 1));
-        assert_eq!((history.chains.len(), history.index.len()), (0, 0));
+        assert_eq!((history.logs.len(), history.index.len()), (0, 0));
     }
 }
 
@@ -107,12 +107,12 @@ fn however_many_ids_share_a_hash_each_has_its_own_chain() {
 fn a_position_that_the_window_has_overtaken_is_lost() {
     let mut history = history(1 << 20);
     let start = Instant::now();
-    let a = history.watch(&id("a"));
+    let a = history.subscribe(&id("a"));
     let mut position = history.end(a);
     history.append(events(&[("a", 1)]), start);
-    assert_eq!(history.lag(a, &mut position), Lag::Behind);
+    assert_eq!(history.locate(a, &mut position), PositionStatus::Behind);
     history.evict(start + WINDOW * 2);
-    assert_eq!(history.lag(a, &mut position), Lag::Lost);
+    assert_eq!(history.locate(a, &mut position), PositionStatus::Lost);
     assert_eq!(history.due(a, position, (usize::MAX, &mut { usize::MAX })), None);
     let mut live = history.end(a);
     history.append(events(&[("a", 2)]), start + WINDOW * 2);
@@ -135,7 +135,7 @@ fn entries_age_also_at_a_rate_so_low_that_segments_absorb_them() {
 fn a_half_written_frame_is_there_until_the_window_overtakes_it() {
     let mut history = history(1 << 20);
     let now = Instant::now();
-    let a = history.watch(&id("a"));
+    let a = history.subscribe(&id("a"));
     let position = history.end(a);
     history.append(events(&[("a", 1), ("a", 2)]), now);
     let due = history.due(a, position, (usize::MAX, &mut { usize::MAX })).unwrap();
@@ -154,7 +154,7 @@ fn a_record_that_can_not_be_mapped_is_passed_over_and_counted_once() {
     let mut history = history(1 << 20);
     let mut batch = events(&[("a", 1), ("a", 2), ("a", 3)]);
     batch.records[1].payload.len -= 1;
-    let a = history.watch(&id("a"));
+    let a = history.subscribe(&id("a"));
     let mut position = history.end(a);
     history.append(batch, Instant::now());
     assert_eq!(read(&mut history, a, &mut position), [1, 3]);
@@ -163,15 +163,15 @@ fn a_record_that_can_not_be_mapped_is_passed_over_and_counted_once() {
 }
 
 #[test]
-fn chains_go_when_neither_events_nor_watchers_are_left_and_nothing_stays_counted() {
+fn assessment_logs_are_freed_without_events_and_subscribers() {
     let mut history = history(1 << 20);
     let now = Instant::now();
-    let a = history.watch(&id("a"));
+    let a = history.subscribe(&id("a"));
     history.append(events(&[("a", 1), ("b", 2)]), now);
     history.evict(now + WINDOW * 2);
-    assert_eq!(history.chains.len(), 1);
-    history.unwatch(a);
-    assert_eq!((history.chains.len(), history.index.len(), history.bytes()), (0, 0, 0));
+    assert_eq!(history.logs.len(), 1);
+    history.unsubscribe(a);
+    assert_eq!((history.logs.len(), history.index.len(), history.bytes()), (0, 0, 0));
 }
 
 /// The equation: what a watcher reads is what was appended for its assessment since it came, up to what it has not read
@@ -203,7 +203,7 @@ proptest! {
         let mut history = history(bytes_max);
         let mut now = Instant::now();
         let mut next = 0;
-        let mut readers: BTreeMap<u8, (ChainKey, Position)> = BTreeMap::new();
+        let mut readers: BTreeMap<u8, (AssessmentLogKey, Position)> = BTreeMap::new();
         let mut unread: BTreeMap<u8, VecDeque<u64>> = BTreeMap::new();
         for step in steps {
             now += Duration::from_secs(1);
@@ -217,42 +217,42 @@ proptest! {
                     }
                 }
                 Step::Read(who) => {
-                    let (chain, position) = readers.entry(who).or_insert_with(|| {
-                        let chain = history.watch(&id(names[usize::from(who)]));
+                    let (log, position) = readers.entry(who).or_insert_with(|| {
+                        let log = history.subscribe(&id(names[usize::from(who)]));
                         unread.insert(who, VecDeque::new());
-                        (chain, history.end(chain))
+                        (log, history.end(log))
                     });
                     let expected = unread.get_mut(&who).unwrap();
-                    match history.lag(*chain, position) {
-                        Lag::Lost => {
+                    match history.locate(*log, position) {
+                        PositionStatus::Lost => {
                             prop_assert!(!expected.is_empty());
                             expected.clear();
-                            *position = history.end(*chain);
+                            *position = history.end(*log);
                         }
-                        Lag::Behind | Lag::Current => {
-                            let got = read(&mut history, *chain, position);
+                        PositionStatus::Behind | PositionStatus::Current => {
+                            let got = read(&mut history, *log, position);
                             prop_assert_eq!(got, expected.drain(..).collect::<Vec<_>>());
                         }
                     }
                 }
                 Step::Leave(who) => {
-                    if let Some((chain, _)) = readers.remove(&who) { history.unwatch(chain); }
+                    if let Some((log, _)) = readers.remove(&who) { history.unsubscribe(log); }
                     unread.remove(&who);
                 }
                 Step::Evict => { now += WINDOW / 3; history.evict(now); }
                 Step::Dispatch => {
-                    while let Some(chain) = history.next_fresh() {
+                    while let Some(log) = history.next_undispatched() {
                         for (watched, position) in readers.values_mut() {
-                            if *watched == chain { history.lag(chain, position); }
+                            if *watched == log { history.locate(log, position); }
                         }
-                        history.dispatched(chain);
+                        history.mark_dispatched(log);
                     }
                 }
             }
             prop_assert!(history.segments.is_empty() || history.bytes() > 0);
         }
-        for (chain, _) in readers.into_values() { history.unwatch(chain); }
+        for (log, _) in readers.into_values() { history.unsubscribe(log); }
         history.evict(now + WINDOW * 2);
-        prop_assert_eq!((history.bytes(), history.chains.len(), history.index.len()), (0, 0, 0));
+        prop_assert_eq!((history.bytes(), history.logs.len(), history.index.len()), (0, 0, 0));
     }
 }

@@ -4,7 +4,7 @@
 use crate::ids::TopicIndex;
 use crate::protocol::messages::ResetReason;
 use crate::routing::table::Fingerprint;
-use crate::stream::cursor::{Listing, Tag, TopicSum};
+use crate::stream::cursor::{CursorContents, Tag, TopicSum};
 
 /// So many ways to read the tags are tried: enough for eight pairs of topics that share a tag, with one of each listed.
 const TRIES_MAX: u32 = 256;
@@ -33,7 +33,7 @@ struct Ambiguous<'a> {
 ///
 /// # Errors
 /// Why the client can't go on from the cursor.
-pub(super) fn name<'a>(listing: &Listing, known: impl Fn(u16) -> &'a [Candidate]) -> Result<Named, ResetReason> {
+pub(super) fn name<'a>(listing: &CursorContents, known: impl Fn(u16) -> &'a [Candidate]) -> Result<Named, ResetReason> {
     let mut topics = vec![None; listing.topics.len()];
     let (mut ambiguous, mut left, mut has_unknown) = (Vec::new(), listing.sum, false);
     let mut seen: Vec<Tag> = Vec::new();
@@ -67,7 +67,7 @@ pub(super) fn name<'a>(listing: &Listing, known: impl Fn(u16) -> &'a [Candidate]
         // Nothing tells these apart before the unknown ones are known.
         return if ambiguous.is_empty() { Ok(Named { topics, unknown: left }) } else { Err(ResetReason::Expired) };
     }
-    let mut search = Search { ambiguous: &ambiguous, topics, found: None, is_doubtful: false, tries: 0 };
+    let mut search = NameSearch { ambiguous: &ambiguous, topics, found: None, is_doubtful: false, tries: 0 };
     search.choose(0, 0, 0, left);
     match search.found {
         Some(_) if search.is_doubtful => Err(ResetReason::Expired),
@@ -76,7 +76,7 @@ pub(super) fn name<'a>(listing: &Listing, known: impl Fn(u16) -> &'a [Candidate]
     }
 }
 
-struct Search<'a> {
+struct NameSearch<'a> {
     ambiguous: &'a [Ambiguous<'a>],
     topics: Vec<Option<TopicIndex>>,
     found: Option<Vec<Option<TopicIndex>>>,
@@ -85,7 +85,7 @@ struct Search<'a> {
     tries: u32,
 }
 
-impl Search<'_> {
+impl NameSearch<'_> {
     /// Tries all that an entry of a group may stand for, from a candidate on, where the rest must come to `left`.
     fn choose(&mut self, group: usize, entry: usize, from: usize, left: TopicSum) {
         let Some(Ambiguous { entries, candidates }) = self.ambiguous.get(group) else {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::names::Candidate;
-use super::{Count, FORGOTTEN, Offsets, PlaceId, Spot};
+use super::{FORGOTTEN, Offsets, PartitionCount, PartitionId, PartitionInfo};
 use crate::ids::TopicIndex;
 use crate::limits::{GROWTH_NOTICED_MAX, MAPPINGS_KEPT};
 use crate::routing::partitioner::Partitioner;
@@ -16,14 +16,14 @@ use crate::stream::epochs::EpochTimeline;
 
 /// A topic, and its partitions where it is an assessments' one.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct TopicState {
     pub(super) topic: Arc<Topic>,
     /// `None` for a market's topic: nobody resumes on it.
     pub(super) partitioner: Option<Partitioner>,
     /// By partition.
-    pub(super) places: Vec<Option<PlaceId>>,
+    pub(super) partition_ids: Vec<Option<PartitionId>>,
     /// The numbers of partitions that it has and had of late, the present one last.
-    pub(super) counts: Vec<Count>,
+    pub(super) counts: Vec<PartitionCount>,
     /// Another topic has its name by now.
     pub(super) replaced: bool,
     /// Cursors list it while it is empty, too: it has the name of another one before it, of which the client of a cursor that
@@ -45,12 +45,12 @@ struct Mapping {
     since: Option<Instant>,
 }
 
-impl Known {
+impl TopicState {
     fn new(topic: Arc<Topic>) -> Self {
         Self {
             partitioner: partitioner_of(&topic),
             topic,
-            places: Vec::new(),
+            partition_ids: Vec::new(),
             counts: Vec::new(),
             replaced: false,
             is_always_listed: false,
@@ -76,8 +76,10 @@ impl Known {
 
     /// Has another route from here on, where its places stand at `next`.
     fn remap(&mut self, topic: &Arc<Topic>, next: &[i64]) {
-        let stands = |place: &Option<PlaceId>| place.and_then(|place| next.get(place.index())).copied().unwrap_or(0);
-        let below = self.places.iter().map(stands).collect();
+        let stands = |partition_id: &Option<PartitionId>| {
+            partition_id.and_then(|partition_id| next.get(partition_id.index())).copied().unwrap_or(0)
+        };
+        let below = self.partition_ids.iter().map(stands).collect();
         if self.earlier.len() == MAPPINGS_KEPT {
             self.earlier.remove(0);
         }
@@ -106,7 +108,7 @@ fn partitioner_of(topic: &Topic) -> Option<Partitioner> {
 
 impl Offsets {
     /// Learns of topics. One that has the name of another takes its place; one that is known has another route.
-    pub fn learn(&mut self, topics: &[Arc<Topic>]) {
+    pub fn add_topics(&mut self, topics: &[Arc<Topic>]) {
         for topic in topics {
             let index = usize::from(topic.index.0);
             if self.topics.len() <= index {
@@ -117,14 +119,14 @@ impl Offsets {
                 continue;
             }
             self.forget(topic.index);
-            let mut known = Known::new(Arc::clone(topic));
+            let mut known = TopicState::new(Arc::clone(topic));
             if known.partitioner.is_some() {
                 self.layout += 1;
                 if let Some(before) = self.current.insert(topic.name.clone(), topic.index)
                     && let Some(Some(before)) = self.topics.get_mut(usize::from(before.0))
                 {
                     before.replaced = true;
-                    self.replaced.extend(before.places.iter().flatten());
+                    self.replaced.extend(before.partition_ids.iter().flatten());
                     known.is_always_listed = true;
                     self.lately_replaced.push((before.topic.index, None));
                 }
@@ -145,7 +147,8 @@ impl Offsets {
 
     /// Whether the window may have records of a topic.
     pub(in crate::stream) fn may_have_records(&self, topic: TopicIndex) -> bool {
-        self.places_of(topic).any(|place| self.low[place.index()] < self.next[place.index()])
+        self.partitions_of(topic)
+            .any(|partition_id| self.low_watermark[partition_id.index()] < self.next[partition_id.index()])
     }
 
     /// Forgets the topic that has an index, which another one gets. The window has none of its records any more.
@@ -158,37 +161,42 @@ impl Offsets {
         if let Some(tagged) = self.tagged.get_mut(&Tag::of(known.topic.fingerprint).name) {
             tagged.retain(|(tagged, _)| *tagged != topic);
         }
-        self.replaced.retain(|place| !known.places.contains(&Some(*place)));
-        for place in known.places.into_iter().flatten() {
-            self.places[place.index()].topic = TopicIndex::NONE;
-            self.next[place.index()] = FORGOTTEN;
-            self.epochs[place.index()] = EpochTimeline::default();
-            if let Some(settled) = self.settled.as_mut().and_then(|settled| settled.get_mut(place.index())) {
-                *settled = 0;
+        self.replaced.retain(|partition_id| !known.partition_ids.contains(&Some(*partition_id)));
+        for partition_id in known.partition_ids.into_iter().flatten() {
+            self.partition_ids[partition_id.index()].topic = TopicIndex::NONE;
+            self.next[partition_id.index()] = FORGOTTEN;
+            self.epochs[partition_id.index()] = EpochTimeline::default();
+            if let Some(first_subscribed) = self
+                .first_subscribed
+                .as_mut()
+                .and_then(|first_subscribed| first_subscribed.get_mut(partition_id.index()))
+            {
+                *first_subscribed = 0;
             }
-            self.free.push(place);
+            self.free.push(partition_id);
         }
         self.layout += 1;
     }
 
     /// A place for a new partition.
-    pub(super) fn free_place(&mut self) -> PlaceId {
+    pub(super) fn free_place(&mut self) -> PartitionId {
         self.free.pop().unwrap_or_else(|| {
-            let place = PlaceId(u32::try_from(self.places.len()).expect("Kafka has far fewer partitions than 2^32"));
+            let partition_id =
+                PartitionId(u32::try_from(self.partition_ids.len()).expect("Kafka has far fewer partitions than 2^32"));
             let (tag, sum) = (Tag::default(), TopicSum::default());
-            self.places.push(Spot { tag, sum, topic: TopicIndex::NONE, partition: 0, partitions: 0 });
-            for offsets in [&mut self.next, &mut self.low, &mut self.first, &mut self.recent] {
+            self.partition_ids.push(PartitionInfo { tag, sum, topic: TopicIndex::NONE, partition: 0, partitions: 0 });
+            for offsets in [&mut self.next, &mut self.low_watermark, &mut self.first, &mut self.recent] {
                 offsets.push(0);
             }
             self.epochs.push(EpochTimeline::default());
-            place
+            partition_id
         })
     }
 
     /// Files a topic by its tag.
     fn tag(&mut self, index: usize) {
         let Self { topics, tagged, .. } = self;
-        let Some(Some(Known { topic, .. })) = topics.get(index) else { return };
+        let Some(Some(TopicState { topic, .. })) = topics.get(index) else { return };
         let own = (topic.index, topic.fingerprint);
         let name = |candidate: &Candidate| {
             let known = topics.get(usize::from(candidate.0.0)).and_then(Option::as_ref);

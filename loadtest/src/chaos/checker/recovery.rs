@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Place;
-use crate::chaos::log::{End, Entry, Span};
-use crate::chaos::schedule::{Kind, Lane};
+use super::TopicProgress;
+use crate::chaos::log::{ClientLogEntry, EndCause, FaultSpan};
+use crate::chaos::schedule::{FaultKind, Lane};
 
 /// A fault is the cause of what happens up to this time after its end: pods wait for their lease, and clients come home.
 const AFTERMATH_MS: u64 = 10_000;
@@ -24,7 +24,7 @@ pub struct Recovery {
     /// The pod that it was on.
     pub node: String,
     /// How the connection ended.
-    pub end: End,
+    pub end: EndCause,
     /// When.
     pub from_ms: u64,
     /// When it had all that was made before it was connected again; none where that never came.
@@ -39,7 +39,7 @@ pub struct Recovery {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
     /// A fault.
-    Fault(Kind),
+    Fault(FaultKind),
     /// It was sent to another pod, for the view had changed.
     Handover,
     /// No fault that is known.
@@ -78,19 +78,19 @@ pub(super) struct Disturbed {
 }
 
 impl Disturbed {
-    pub(super) fn gone(&mut self, entry: &Entry, end: End) {
+    pub(super) fn gone(&mut self, entry: &ClientLogEntry, end: EndCause) {
         self.target = None;
         if !std::mem::take(&mut self.is_connected) {
             return;
         }
         // One that was told to go, goes where it was told.
-        self.calls_anyone = !matches!(end, End::Closed(_));
-        self.own_way = matches!(end, End::Own(_)).then_some(0);
+        self.calls_anyone = !matches!(end, EndCause::Closed(_));
+        self.own_way = matches!(end, EndCause::Own(_)).then_some(0);
         match &mut self.open {
             // It was not yet back: it is behind since the first loss, and not by one cause alone.
             Some(open) => open.is_alone = false,
             None => {
-                self.waits_for_try = matches!(end, End::Own(Kind::Away | Kind::Compaction));
+                self.waits_for_try = matches!(end, EndCause::Own(FaultKind::Away | FaultKind::Compaction));
                 self.open = Some(Recovery {
                     client: entry.client,
                     node: self.node.clone(),
@@ -99,7 +99,7 @@ impl Disturbed {
                     to_ms: None,
                     // A client that did not read finds, when it reads again, that its pod gave it up.
                     cause: if self.read_again_ms.is_some_and(|at_ms| entry.at_ms < at_ms + AFTER_STALL_MS) {
-                        Cause::Fault(Kind::Stall)
+                        Cause::Fault(FaultKind::Stall)
                     } else {
                         Cause::None
                     },
@@ -138,11 +138,18 @@ impl Disturbed {
     /// each way back of a client that had left by its own will for themselves. Not the restart's doing are the first answer
     /// to a client that called a pod by chance, and the first time that the client is sent to a pod that comes back from
     /// another fault.
-    pub(super) fn redirected<'a>(&mut self, at_ms: u64, to: &str, spans: &'a [Span]) -> Option<(&'a Span, u64)> {
+    pub(super) fn redirected<'a>(
+        &mut self,
+        at_ms: u64,
+        to: &str,
+        spans: &'a [FaultSpan],
+    ) -> Option<(&'a FaultSpan, u64)> {
         if !self.is_connected && std::mem::take(&mut self.calls_anyone) {
             return None;
         }
-        let is_of = |span: &Span| span.kind == Kind::Rolling && (span.from_ms..=span.to_ms + SKEW_MS).contains(&at_ms);
+        let is_of = |span: &FaultSpan| {
+            span.kind == FaultKind::Rolling && (span.from_ms..=span.to_ms + SKEW_MS).contains(&at_ms)
+        };
         let rolling = spans.iter().position(is_of)?;
         if let Some(redirects) = &mut self.own_way {
             *redirects += 1;
@@ -160,7 +167,11 @@ impl Disturbed {
     }
 
     /// The way back, where it is at its end with this entry.
-    pub(super) fn caught_up(&mut self, entry: &Entry, places: &BTreeMap<u8, Place>) -> Option<Recovery> {
+    pub(super) fn caught_up(
+        &mut self,
+        entry: &ClientLogEntry,
+        places: &BTreeMap<u8, TopicProgress>,
+    ) -> Option<Recovery> {
         let target = self.target.as_ref()?;
         let has =
             |topic: &u8, number: u64| places.get(topic).is_some_and(|place| place.next.max(place.forgiven) >= number);
@@ -180,7 +191,7 @@ impl Disturbed {
 }
 
 /// Says of each recovery which fault it was.
-pub(super) fn causes(recoveries: &mut [Recovery], spans: &[Span]) {
+pub(super) fn causes(recoveries: &mut [Recovery], spans: &[FaultSpan]) {
     for recovery in recoveries {
         let to_ms = recovery.to_ms.unwrap_or(u64::MAX);
         recovery.cause = cause(recovery, spans);
@@ -192,42 +203,43 @@ pub(super) fn causes(recoveries: &mut [Recovery], spans: &[Span]) {
 }
 
 /// Whether Redis was there, and knew what it knew, while a restart went on, and for a while before.
-pub(super) fn has_redis(rolling: &Span, spans: &[Span]) -> bool {
+pub(super) fn has_redis(rolling: &FaultSpan, spans: &[FaultSpan]) -> bool {
     let mut of_redis = spans.iter().filter(|span| span.kind.lane() == Lane::Redis);
     !of_redis.any(|span| overlaps(span, rolling.from_ms, rolling.to_ms))
 }
 
 /// Whether a pod comes back at this time from a fault other than a restart: it may have to wait for Redis.
-pub(super) fn comes_back(pod: &str, at_ms: u64, spans: &[Span]) -> bool {
-    let took_it_away = |span: &&Span| {
-        matches!(span.kind, Kind::Kill | Kind::Stop | Kind::Scale) && span.target.split(',').any(|name| name == pod)
+pub(super) fn comes_back(pod: &str, at_ms: u64, spans: &[FaultSpan]) -> bool {
+    let took_it_away = |span: &&FaultSpan| {
+        matches!(span.kind, FaultKind::Kill | FaultKind::Stop | FaultKind::Scale)
+            && span.target.split(',').any(|name| name == pod)
     };
-    let with_redis = |of: &Span| {
+    let with_redis = |of: &FaultSpan| {
         let redis = spans.iter().filter(|span| span.kind.lane() == Lane::Redis && overlaps(span, of.from_ms, of.to_ms));
         redis.map(|span| span.to_ms).fold(of.to_ms, u64::max)
     };
     spans.iter().filter(took_it_away).any(|of| (of.from_ms..=with_redis(of) + AFTERMATH_MS).contains(&at_ms))
 }
 
-fn overlaps(span: &Span, from_ms: u64, to_ms: u64) -> bool {
+fn overlaps(span: &FaultSpan, from_ms: u64, to_ms: u64) -> bool {
     span.from_ms <= to_ms && span.to_ms + AFTERMATH_MS >= from_ms
 }
 
-fn cause(recovery: &Recovery, spans: &[Span]) -> Cause {
+fn cause(recovery: &Recovery, spans: &[FaultSpan]) -> Cause {
     if recovery.cause != Cause::None {
         return recovery.cause;
     }
-    if let End::Own(kind) = recovery.end {
+    if let EndCause::Own(kind) = recovery.end {
         return Cause::Fault(kind);
     }
     let at_ms = recovery.from_ms;
-    let at = |span: &&Span| (span.from_ms.saturating_sub(SKEW_MS)..=span.to_ms + AFTERMATH_MS).contains(&at_ms);
-    let hits = |span: &&Span| span.target.split(',').any(|name| name == recovery.node);
+    let at = |span: &&FaultSpan| (span.from_ms.saturating_sub(SKEW_MS)..=span.to_ms + AFTERMATH_MS).contains(&at_ms);
+    let hits = |span: &&FaultSpan| span.target.split(',').any(|name| name == recovery.node);
     let of_its_pod = spans.iter().filter(|span| span.kind.lane() == Lane::Pods).filter(at).rfind(hits);
     if let Some(span) = of_its_pod {
         return Cause::Fault(span.kind);
     }
-    if recovery.end == End::Closed(1012) {
+    if recovery.end == EndCause::Closed(1012) {
         return Cause::Handover;
     }
     Cause::None

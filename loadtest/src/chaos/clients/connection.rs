@@ -15,7 +15,7 @@ use crate::client::Ask;
 const ANSWER_BYTES_MAX: usize = 8 * 1024;
 
 /// A connection that is being opened, or is open.
-pub(super) enum Connection {
+pub(super) enum ClientConnection {
     /// The head is on its way, or the answer.
     Opening {
         /// The socket.
@@ -31,20 +31,20 @@ pub(super) enum Connection {
 
 /// What came of it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Came {
+pub(super) enum ConnectionEvent {
     /// A text.
     Text(String),
     /// Something that shows that the pod lives.
-    Life,
+    ChaosClient,
     /// The pod said goodbye with this code.
     Close(u16),
     /// The end; before the upgrade, with what the pod said instead.
-    End(String),
+    EndCause(String),
     /// Nothing more for now.
     Nothing,
 }
 
-impl Connection {
+impl ClientConnection {
     /// Begins to open one. `receive_buffer` makes the kernel take so few bytes ahead.
     pub(super) fn begin(ask: &Ask, receive_buffer: Option<usize>) -> std::io::Result<Self> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
@@ -78,18 +78,18 @@ impl Connection {
     }
 
     /// Does what can be done now, and says what came of it.
-    pub(super) fn turn(&mut self) -> Came {
+    pub(super) fn turn(&mut self) -> ConnectionEvent {
         match self {
             Self::Opening { stream, head, answer } => match open(stream, head, answer) {
-                Ok(None) => Came::Nothing,
+                Ok(None) => ConnectionEvent::Nothing,
                 Ok(Some(rest)) => {
                     let stream = stream.try_clone().expect("a descriptor is left");
                     let config = WebSocketConfig::default().read_buffer_size(4096).write_buffer_size(0);
                     let socket = WebSocket::from_partially_read(stream, rest, Role::Client, Some(config));
                     *self = Self::Open(Box::new(socket));
-                    Came::Life
+                    ConnectionEvent::ChaosClient
                 }
-                Err(why) => Came::End(why),
+                Err(why) => ConnectionEvent::EndCause(why),
             },
             Self::Open(socket) => receive(socket),
         }
@@ -110,13 +110,13 @@ impl Connection {
     }
 }
 
-fn receive(socket: &mut WebSocket<TcpStream>) -> Came {
+fn receive(socket: &mut WebSocket<TcpStream>) -> ConnectionEvent {
     match socket.read() {
-        Ok(Message::Text(text)) => Came::Text(text.as_str().to_owned()),
-        Ok(Message::Close(frame)) => Came::Close(frame.map_or(1005, |frame| frame.code.into())),
-        Ok(_) => Came::Life,
-        Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => Came::Nothing,
-        Err(error) => Came::End(error.to_string()),
+        Ok(Message::Text(text)) => ConnectionEvent::Text(text.as_str().to_owned()),
+        Ok(Message::Close(frame)) => ConnectionEvent::Close(frame.map_or(1005, |frame| frame.code.into())),
+        Ok(_) => ConnectionEvent::ChaosClient,
+        Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => ConnectionEvent::Nothing,
+        Err(error) => ConnectionEvent::EndCause(error.to_string()),
     }
 }
 

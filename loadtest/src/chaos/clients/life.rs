@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use super::Shared;
-use super::connection::{Came, Connection};
-use super::manners::{Goal, Next, after_end, after_failure, is_half_open, is_wrong};
-use crate::chaos::log::{End, Entry, What};
+use super::connection::{ClientConnection, ConnectionEvent};
+use super::reconnect_policy::{Goal, Next, after_end, after_failure, is_half_open, is_wrong};
+use crate::chaos::log::{ClientFact, ClientLogEntry, EndCause};
 use crate::chaos::producer;
-use crate::chaos::schedule::Kind;
+use crate::chaos::schedule::FaultKind;
 use crate::client::{Ask, Message};
-use crate::events::{FIRST_TIMESTAMP, Told};
+use crate::events::{ExpectedMessage, FIRST_TIMESTAMP};
 
 /// A pod that says nothing for so long is given up: it owes a ping each second.
 const SILENCE_MAX: Duration = Duration::from_secs(4);
@@ -33,7 +33,7 @@ const SMALL_BUFFER_BYTES: usize = 4096;
 const HASTY_MS_MAX: u64 = 60;
 
 /// A client.
-pub(super) struct Life {
+pub(super) struct ChaosClient {
     number: u32,
     assessment: u32,
     random: fastrand::Rng,
@@ -53,12 +53,12 @@ pub(super) struct Life {
 
 enum State {
     Waiting { until: Instant, goal: Goal },
-    Connected(Box<Session>),
+    Connected(Box<ServedSession>),
     Done,
 }
 
-struct Session {
-    connection: Connection,
+struct ServedSession {
+    connection: ClientConnection,
     began: Instant,
     heard: Instant,
     asked: bool,
@@ -88,7 +88,7 @@ struct Text<'a> {
     resumed: Option<bool>,
 }
 
-impl Life {
+impl ChaosClient {
     /// A client that will connect at once.
     pub(super) fn new(number: u32, assessment: u32, seed: u64, shared: &Shared) -> Self {
         let random = fastrand::Rng::with_seed(seed ^ (u64::from(number) << 32));
@@ -96,12 +96,12 @@ impl Life {
         let (seen, url, cursor) = (BTreeMap::new(), None, None);
         let (hasty, absent_since) = (0, None);
         let life = Self { number, assessment, random, state, cursor, seen, url, attempts: 0, hasty, absent_since };
-        life.tell(shared, What::Watches(assessment));
+        life.tell(shared, ClientFact::Watches(assessment));
         life
     }
 
-    fn tell(&self, shared: &Shared, what: What) {
-        shared.log.add(&Entry { at_ms: shared.clock.ms(), client: self.number, what });
+    fn tell(&self, shared: &Shared, what: ClientFact) {
+        shared.log.add(&ClientLogEntry { at_ms: shared.clock.ms(), client: self.number, what });
     }
 
     /// Whether it is served.
@@ -141,11 +141,11 @@ impl Life {
                     return;
                 }
                 if session.drop_at.is_some_and(|at| at <= now) {
-                    self.lose(Kind::Hasty, shared);
+                    self.lose(FaultKind::Hasty, shared);
                 } else if !session.is_welcome && now > session.began + OPENED_WITHIN {
                     self.fail("no answer", now, shared);
                 } else if session.is_welcome && now > session.heard + SILENCE_MAX {
-                    self.ended(End::Silent, now, shared);
+                    self.ended(EndCause::Silent, now, shared);
                 }
             }
             _ => {}
@@ -159,16 +159,16 @@ impl Life {
             Goal::Any => shared.directory.any(&mut self.random),
         };
         self.is_back(now, shared);
-        self.tell(shared, What::Tries);
+        self.tell(shared, ClientFact::Tries);
         let Some(url) = url else { return self.fail("no pod is known", now, shared) };
         let mut ask = Ask::to(&url).assessment(&producer::assessment(self.assessment));
         if let Some(cursor) = &self.cursor {
             ask = ask.parameter(&format!("cursor={cursor}"));
         }
         let buffer = self.number.is_multiple_of(SMALL_BUFFER_IN).then_some(SMALL_BUFFER_BYTES);
-        match Connection::begin(&ask, buffer) {
+        match ClientConnection::begin(&ask, buffer) {
             Ok(connection) => {
-                let session = Session {
+                let session = ServedSession {
                     connection,
                     began: now,
                     heard: now,
@@ -194,18 +194,18 @@ impl Life {
     }
 
     fn fail(&mut self, why: &str, now: Instant, shared: &Shared) {
-        self.tell(shared, What::Failed(why.to_owned()));
+        self.tell(shared, ClientFact::Failed(why.to_owned()));
         let next = after_failure(self.attempts, &mut self.random);
         self.go(next, now);
     }
 
-    fn ended(&mut self, end: End, now: Instant, shared: &Shared) {
-        if let End::Closed(code) = end
+    fn ended(&mut self, end: EndCause, now: Instant, shared: &Shared) {
+        if let EndCause::Closed(code) = end
             && is_wrong(code, self.url.is_some())
         {
-            self.tell(shared, What::Wrong(format!("closed with {code}")));
+            self.tell(shared, ClientFact::Wrong(format!("closed with {code}")));
         }
-        self.tell(shared, What::Gone(end));
+        self.tell(shared, ClientFact::Gone(end));
         let next = after_end(end, self.url.take(), self.attempts, &mut self.random);
         self.go(next, now);
     }
@@ -213,23 +213,23 @@ impl Life {
     // ---- faults of its own ------------------------------------------------------------------------------------------
 
     /// Does what a fault of the clients makes it do.
-    pub(super) fn suffer(&mut self, kind: Kind, lasts: Duration, shared: &mut Shared) {
+    pub(super) fn suffer(&mut self, kind: FaultKind, lasts: Duration, shared: &mut Shared) {
         let now = Instant::now();
         let State::Connected(session) = &mut self.state else { return };
         if !session.is_welcome || session.stalled_until.is_some() {
             return;
         }
         match kind {
-            Kind::Stall => {
+            FaultKind::Stall => {
                 session.stalled_until = Some(now + lasts);
                 self.absent_since = Some(now);
             }
-            Kind::Away | Kind::Compaction => {
+            FaultKind::Away | FaultKind::Compaction => {
                 self.lose(kind, shared);
                 self.absent_since = Some(now);
                 self.state = State::Waiting { until: now + lasts, goal: Goal::Any };
             }
-            Kind::Hasty => {
+            FaultKind::Hasty => {
                 self.hasty = self.random.u32(3..=10);
                 self.lose(kind, shared);
             }
@@ -238,20 +238,20 @@ impl Life {
     }
 
     /// Loses its connection without a word, and comes back at once.
-    fn lose(&mut self, kind: Kind, shared: &mut Shared) {
+    fn lose(&mut self, kind: FaultKind, shared: &mut Shared) {
         let State::Connected(session) = std::mem::replace(&mut self.state, State::Done) else { return };
         if is_half_open(kind) {
             shared.abandon(session.connection.into_socket());
         }
-        self.hasty = if kind == Kind::Hasty { self.hasty.saturating_sub(1) } else { 0 };
-        self.ended(End::Own(kind), Instant::now(), shared);
+        self.hasty = if kind == FaultKind::Hasty { self.hasty.saturating_sub(1) } else { 0 };
+        self.ended(EndCause::Own(kind), Instant::now(), shared);
     }
 
     /// Tells how long it was absent, if it was.
     fn is_back(&mut self, now: Instant, shared: &Shared) {
         if let Some(since) = self.absent_since.take() {
             let ms = u64::try_from(now.saturating_duration_since(since).as_millis()).expect("minutes at most");
-            self.tell(shared, What::Absent(ms));
+            self.tell(shared, ClientFact::Absent(ms));
         }
     }
 
@@ -272,7 +272,7 @@ impl Life {
             session.connection.close();
         }
         self.state = State::Done;
-        self.tell(shared, What::Done);
+        self.tell(shared, ClientFact::Done);
     }
 
     // ---- what comes -------------------------------------------------------------------------------------------------
@@ -282,15 +282,15 @@ impl Life {
         for _ in 0..MESSAGES_A_TURN {
             let State::Connected(session) = &mut self.state else { return };
             let came = session.connection.turn();
-            if !matches!(came, Came::Nothing | Came::End(_)) {
+            if !matches!(came, ConnectionEvent::Nothing | ConnectionEvent::EndCause(_)) {
                 session.heard = now;
             }
             match came {
-                Came::Text(text) => self.message(&text, shared),
-                Came::Life => {}
-                Came::Close(code) => session.close = Some(code),
-                Came::End(why) => {
-                    let end = session.close.map_or(End::Cut, End::Closed);
+                ConnectionEvent::Text(text) => self.message(&text, shared),
+                ConnectionEvent::ChaosClient => {}
+                ConnectionEvent::Close(code) => session.close = Some(code),
+                ConnectionEvent::EndCause(why) => {
+                    let end = session.close.map_or(EndCause::Cut, EndCause::Closed);
                     // A refusal is a close, too; what ends before any word was no connection.
                     if session.is_welcome || session.close.is_some() {
                         self.ended(end, now, shared);
@@ -299,7 +299,7 @@ impl Life {
                     }
                     return;
                 }
-                Came::Nothing => return,
+                ConnectionEvent::Nothing => return,
             }
         }
         // There may be more that `poll` doesn't tell of: it is in the library's buffer.
@@ -309,11 +309,11 @@ impl Life {
     fn message(&mut self, text: &str, shared: &mut Shared) {
         let State::Connected(session) = &mut self.state else { return };
         let Ok(said) = serde_json::from_str::<Text<'_>>(text) else {
-            return self.tell(shared, What::Wrong(format!("no JSON: {text}")));
+            return self.tell(shared, ClientFact::Wrong(format!("no JSON: {text}")));
         };
         let kind = said.r#type.or(said.error).unwrap_or_default();
         if !session.is_welcome && !matches!(kind, "connected" | "Redirect") {
-            self.tell(shared, What::Wrong(format!("before connected: {text}")));
+            self.tell(shared, ClientFact::Wrong(format!("before connected: {text}")));
             return;
         }
         let mut event = None;
@@ -331,7 +331,7 @@ impl Life {
                     // It has lost something, and will be told so: until then it counts as not told.
                     cursor = None;
                 }
-                self.tell(shared, What::Connected { node, asked, resumed });
+                self.tell(shared, ClientFact::Connected { node, asked, resumed });
             }
             "ping" => session.connection.send(r#"{"type":"pong"}"#),
             "pong" => {}
@@ -340,20 +340,20 @@ impl Life {
                 let timestamp = said.timestamp.and_then(|timestamp| timestamp.as_u64()).unwrap_or_default();
                 let last = session.ticks.insert(market, timestamp);
                 if last > Some(timestamp) {
-                    self.tell(shared, What::Wrong(format!("a price older than the last: {text}")));
+                    self.tell(shared, ClientFact::Wrong(format!("a price older than the last: {text}")));
                 }
             }
-            "reset" => self.tell(shared, What::Reset(said.reason.unwrap_or_default())),
+            "reset" => self.tell(shared, ClientFact::Reset(said.reason.unwrap_or_default())),
             "Redirect" => {
                 self.url = said.url;
-                self.tell(shared, What::Redirected(said.node.unwrap_or_default()));
+                self.tell(shared, ClientFact::Redirected(said.node.unwrap_or_default()));
             }
             _ => event = said.timestamp.and_then(|timestamp| timestamp.as_u64()?.checked_sub(FIRST_TIMESTAMP)),
         }
         match (event, kind) {
             (Some(number), _) => self.event(number, kind.to_owned(), text, shared),
             (None, "connected" | "ping" | "pong" | "market_price" | "reset" | "Redirect") => {}
-            _ => self.tell(shared, What::Wrong(format!("no message of ours: {text}"))),
+            _ => self.tell(shared, ClientFact::Wrong(format!("no message of ours: {text}"))),
         }
         if cursor.is_some() {
             self.cursor = cursor;
@@ -362,13 +362,13 @@ impl Life {
 
     fn event(&mut self, stamp: u64, kind: String, text: &str, shared: &mut Shared) {
         let (number, topic) = (stamp / 10, u8::try_from(stamp % 10).expect("below ten"));
-        self.tell(shared, What::Event { topic, number });
+        self.tell(shared, ClientFact::Event { topic, number });
         shared.seen += 1;
         let seen = self.seen.entry(topic).or_insert(number);
         *seen = number.max(*seen);
         let message = Message { at: Instant::now(), kind, text: text.to_owned() };
-        if Told::from(&message) != producer::event(self.assessment, topic, number).told {
-            self.tell(shared, What::Wrong(format!("not as it was made: {}", message.text)));
+        if ExpectedMessage::from(&message) != producer::event(self.assessment, topic, number).told {
+            self.tell(shared, ClientFact::Wrong(format!("not as it was made: {}", message.text)));
         }
     }
 }

@@ -2,7 +2,7 @@
 
 /// Which load is tried next. What a try came to is told to it, and how one is judged is its caller's.
 #[derive(Debug, Clone)]
-pub struct Search {
+pub struct CapacitySearch {
     factor: f64,
     precision: f64,
     steps_left: u32,
@@ -11,7 +11,7 @@ pub struct Search {
     failed: Option<f64>,
 }
 
-impl Search {
+impl CapacitySearch {
     /// Begins at a load; steps are by `factor`, above one, until the highest load that is held and the lowest that is not
     /// are within `precision` of each other (0.05 is a twentieth), or `steps_max` loads have been tried.
     #[must_use]
@@ -58,7 +58,7 @@ mod tests {
 
     /// The loads that are tried, with whether p99 was within 50 ms.
     fn tried(start: f64, capacity: f64, steps_max: u32) -> (Vec<(f64, bool)>, bool) {
-        let mut search = Search::new(start, 2.0, 0.05, steps_max);
+        let mut search = CapacitySearch::new(start, 2.0, 0.05, steps_max);
         let mut tried = Vec::new();
         while let Some(load) = search.next() {
             let is_held = p99_ms(load, capacity) <= 50.0;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::measure::Part;
+use crate::fleet::measure::Measurement;
 
 /// What a fleet is sized for.
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +45,7 @@ impl Sizing {
     /// From a load that so many pods held for so many clients together, with so many deliveries a second due: what was read
     /// within the window may be more, of what a stall before it had held up. Nothing, where nothing was delivered.
     #[must_use]
-    pub fn of(part: &Part, per_second: f64, clients: u32, pods: u32, wanted: &Wanted) -> Option<Self> {
+    pub fn of(part: &Measurement, per_second: f64, clients: u32, pods: u32, wanted: &Wanted) -> Option<Self> {
         if part.deliveries == 0 {
             return None;
         }
@@ -128,7 +128,7 @@ mod tests {
     use crate::fleet::usage::Usage;
 
     /// A hundred deliveries a second, at 2 ms of CPU time each.
-    fn measured() -> Part {
+    fn measured() -> Measurement {
         part(2_000_000)
     }
 
@@ -167,15 +167,15 @@ mod tests {
     #[test]
     fn what_was_not_measured_is_not_told() {
         let foreign =
-            Part { usage: None, memory_per_connection: None, kernel_memory_per_connection: None, ..measured() };
+            Measurement { usage: None, memory_per_connection: None, kernel_memory_per_connection: None, ..measured() };
         let line = Sizing::of(&foreign, 100.0, 1_000, 1, &WANTED).unwrap().line();
         assert!(
             line.starts_with("sizing: - deliveries a second per core; a connection holds - bytes of the pod and -")
         );
         assert!(line.ends_with("800 clients a pod"), "{line}");
-        let idle = Part { usage: Some(Usage::default()), ..measured() };
+        let idle = Measurement { usage: Some(Usage::default()), ..measured() };
         assert_eq!(Sizing::of(&idle, 100.0, 1_000, 1, &WANTED).unwrap().deliveries_per_core, None);
-        assert_eq!(Sizing::of(&Part { deliveries: 0, ..measured() }, 100.0, 1_000, 1, &WANTED), None);
+        assert_eq!(Sizing::of(&Measurement { deliveries: 0, ..measured() }, 100.0, 1_000, 1, &WANTED), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::fleet::report::tests::part;
-use crate::fleet::usage::{Machine, Usage};
+use crate::fleet::usage::{MachineUsage, Usage};
 use crate::fleet::wire::Counts;
 
 /// Options as the command line makes them.
@@ -17,19 +17,19 @@ fn options(arguments: &[&str]) -> Options {
 }
 
 /// A part whose busiest thread ran this share of the ten seconds.
-fn busy(share: f64) -> Part {
+fn busy(share: f64) -> Measurement {
     let threads_ns = [("shard-0".to_owned(), (share * 1e10) as u64), ("control".to_owned(), 5)].into();
-    Part { usage: Some(Usage { threads_ns, ..Usage::default() }), ..part(1_000) }
+    Measurement { usage: Some(Usage { threads_ns, ..Usage::default() }), ..part(1_000) }
 }
 
 fn subject(pids: &[u32]) -> Subject {
-    Subject { name: "gateway", targets: Vec::new(), pids: pids.to_vec(), token: String::new(), has_manners: true }
+    Subject { name: "gateway", targets: Vec::new(), pids: pids.to_vec(), token: String::new(), supports_churn: true }
 }
 
 /// The step of a part whose p99 is 99 ms.
-fn step(arguments: &[&str], part: &Part) -> Step {
+fn step(arguments: &[&str], part: &Measurement) -> SearchStep {
     let options = options(arguments);
-    Step::of(&options.fleet, options.p99_ms, &subject(&[1]), part).unwrap()
+    SearchStep::of(&options.fleet, options.p99_ms, &subject(&[1]), part).unwrap()
 }
 
 #[test]
@@ -50,45 +50,45 @@ fn a_load_is_held_where_p99_is_within_the_bound_and_nothing_is_lost() {
     let mut counts = Counts { events: 1_199, resets: 2, ..Counts::default() };
     counts.closed = [(1013, 3), (1006, 1)].into();
     counts.failed = [("refused".to_owned(), 5)].into();
-    let lost = step(&["--p99-ms=100"], &Part { counts, ..busy(0.9) });
+    let lost = step(&["--p99-ms=100"], &Measurement { counts, ..busy(0.9) });
     let expected = ["1 events are missing", "2 resets", "4 connections were closed", "5 connections failed"];
     assert_eq!(lost.faults, expected);
 
-    let ticks_late = Part { latencies: None, tick_latencies: part(1).latencies, ..busy(0.9) };
+    let ticks_late = Measurement { latencies: None, tick_latencies: part(1).latencies, ..busy(0.9) };
     assert!(!step(&["--p99-ms=98"], &ticks_late).is_held(), "ticks have the bound too");
-    let nothing = Part { latencies: None, ..busy(0.9) };
-    assert!(Step::of(&options(&[]).fleet, 50.0, &subject(&[1]), &nothing).is_err());
+    let nothing = Measurement { latencies: None, ..busy(0.9) };
+    assert!(SearchStep::of(&options(&[]).fleet, 50.0, &subject(&[1]), &nothing).is_err());
 }
 
 #[test]
 fn a_load_that_one_stand_still_spoilt_is_in_doubt_and_one_that_piles_up_is_not() {
     let with = |p90_ms| {
         let latencies = part(1).latencies.map(|all| Percentiles { p90_ms, ..all });
-        step(&["--p99-ms=98"], &Part { latencies, ..busy(0.9) })
+        step(&["--p99-ms=98"], &Measurement { latencies, ..busy(0.9) })
     };
     let doubt = with(49.0).stand_still(98.0);
     assert_eq!(doubt.as_deref(), Some("p99 is 99.3 ms, but p90 is 49.0 ms: something stood still"));
     assert_eq!(with(49.1).stand_still(98.0), None);
     assert_eq!(with(1.0).stand_still(100.0), None, "it is held");
-    let lost = Step { faults: vec!["p99".into(), "1 events are missing".into()], ..with(1.0) };
+    let lost = SearchStep { faults: vec!["p99".into(), "1 events are missing".into()], ..with(1.0) };
     assert_eq!(lost.stand_still(98.0), None);
 }
 
 #[test]
 fn what_limits_is_the_gateway_only_where_nothing_else_is() {
     let lateness = part(1).latencies;
-    let stolen = Machine { total: 1_000, busy: 500, steal: 100 };
+    let stolen = MachineUsage { total: 1_000, busy: 500, steal: 100 };
     let cases = [
         (busy(0.7), 50.0, 1, Limit::Gateway),
-        (Part { machine: stolen, ..busy(0.7) }, 50.0, 1, Limit::Gateway),
+        (Measurement { machine: stolen, ..busy(0.7) }, 50.0, 1, Limit::Gateway),
         (busy(0.69), 50.0, 1, Limit::Elsewhere),
         (busy(1.3), 50.0, 2, Limit::Elsewhere),
         (busy(1.4), 50.0, 2, Limit::Gateway),
-        (Part { machine: stolen, ..busy(0.5) }, 50.0, 1, Limit::Machine),
-        (Part { client_busy: 0.81, ..busy(0.9) }, 50.0, 1, Limit::Clients),
-        (Part { lateness, ..busy(0.9) }, 50.0, 1, Limit::Producer),
-        (Part { lateness, ..busy(0.9) }, 500.0, 1, Limit::Gateway),
-        (Part { usage: None, ..busy(0.9) }, 50.0, 0, Limit::Unknown),
+        (Measurement { machine: stolen, ..busy(0.5) }, 50.0, 1, Limit::Machine),
+        (Measurement { client_busy: 0.81, ..busy(0.9) }, 50.0, 1, Limit::Clients),
+        (Measurement { lateness, ..busy(0.9) }, 50.0, 1, Limit::Producer),
+        (Measurement { lateness, ..busy(0.9) }, 500.0, 1, Limit::Gateway),
+        (Measurement { usage: None, ..busy(0.9) }, 50.0, 0, Limit::Unknown),
     ];
     for (part, p99_ms, processes, expected) in cases {
         assert_eq!(Limit::of(&part, p99_ms, processes), expected, "{:?}, {processes} processes", part.usage);
@@ -96,9 +96,9 @@ fn what_limits_is_the_gateway_only_where_nothing_else_is() {
 }
 
 /// A search that came to a step of each of these parts, with the bound of 98 ms; the first is held.
-fn found(is_narrow: bool, second: &Part) -> (Capacity, Vec<String>) {
+fn found(is_narrow: bool, second: &Measurement) -> (Capacity, Vec<String>) {
     let quick = Percentiles { samples: 9, p50_ms: 1.0, p90_ms: 1.5, p99_ms: 2.0, p999_ms: 3.0, max_ms: 4.0 };
-    let low = Part { latencies: Some(quick), ..busy(0.5) };
+    let low = Measurement { latencies: Some(quick), ..busy(0.5) };
     let asked = ["--p99-ms=98", "--clients=1000", "--headroom=0.2", "--rate=100", "--assessments=100"];
     let twice = asked.map(|argument| if argument == "--rate=100" { "--rate=200" } else { argument });
     let steps = vec![step(&asked, &low), step(&twice, second)];
@@ -121,7 +121,7 @@ fn the_sum_names_the_highest_load_that_was_held_the_next_and_the_sizing() {
 
 #[test]
 fn a_limit_that_is_not_the_gateways_and_a_search_that_was_cut_short_are_told() {
-    let (_, remarks) = found(true, &Part { client_busy: 0.9, ..busy(0.9) });
+    let (_, remarks) = found(true, &Measurement { client_busy: 0.9, ..busy(0.9) });
     assert!(remarks.len() == 1 && remarks[0].contains("not of the gateway"), "{remarks:?}");
     let (_, remarks) = found(false, &busy(0.9));
     assert!(remarks.len() == 1 && remarks[0].contains("--steps-max"), "{remarks:?}");

@@ -33,7 +33,7 @@ pub(super) enum From {
 }
 
 /// Reads whole topics.
-pub(super) struct Reader {
+pub(super) struct TopicReader {
     queue: NonNull<sys::rd_kafka_queue_t>,
     messages: Vec<*mut RDKafkaMessage>,
     partitions: usize,
@@ -41,7 +41,7 @@ pub(super) struct Reader {
     _client: Client<DefaultClientContext>,
 }
 
-impl Reader {
+impl TopicReader {
     /// Stands at the ends of these topics, or at their beginnings.
     pub(super) fn new(brokers: &str, topics: &[String], from: From) -> Result<Self> {
         let mut config = client_config(brokers);
@@ -148,7 +148,7 @@ impl Reader {
     }
 }
 
-impl Drop for Reader {
+impl Drop for TopicReader {
     fn drop(&mut self) {
         // SAFETY: it was handed to us, once, and its client is dropped after it.
         unsafe { sys::rd_kafka_queue_destroy(self.queue.as_ptr()) }

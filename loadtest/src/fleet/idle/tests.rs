@@ -1,18 +1,18 @@
 //! Tables from rounds that are made by hand.
 
 use super::*;
-use crate::fleet::usage::{Machine, Usage};
+use crate::fleet::usage::{MachineUsage, Usage};
 
 /// A pod whose shard used this long in so many seconds, and its reader a millisecond a second.
-fn stretch(seconds: f64, shard_ns: u64, waited_ns: u64) -> Stretch {
+fn stretch(seconds: f64, shard_ns: u64, waited_ns: u64) -> UsageInterval {
     let reader_ns = (seconds * 1e6) as u64;
     let threads_ns = [("reader".to_owned(), reader_ns), ("shard".to_owned(), shard_ns)].into();
     let usage = Usage { user_ns: shard_ns + reader_ns, waited_ns, threads_ns, ..Usage::default() };
-    Stretch { seconds, usage, machine: Machine { total: 100, busy: 20, steal: 0 } }
+    UsageInterval { seconds, usage, machine: MachineUsage { total: 100, busy: 20, steal: 0 } }
 }
 
-fn round(alone_ns: u64, held_ns: u64) -> Round {
-    Round {
+fn round(alone_ns: u64, held_ns: u64) -> IdleRound {
+    IdleRound {
         alone: stretch(10.0, alone_ns, 0),
         held: stretch(20.0, held_ns, 0),
         clients: 1_000,
@@ -22,11 +22,11 @@ fn round(alone_ns: u64, held_ns: u64) -> Round {
     }
 }
 
-fn report(rounds: Vec<Round>) -> Report {
-    Report::of(serde_json::Value::Null, rounds, Vec::new())
+fn report(rounds: Vec<IdleRound>) -> IdleReport {
+    IdleReport::of(serde_json::Value::Null, rounds, Vec::new())
 }
 
-fn values(report: &Report, name: &str) -> Vec<f64> {
+fn values(report: &IdleReport, name: &str) -> Vec<f64> {
     report.rows.iter().filter(|row| row.name == name).map(|row| (row.median * 1e6).round() / 1e6).collect()
 }
 
@@ -45,7 +45,7 @@ fn a_connections_time_is_what_the_pod_has_not_alone() {
 
 #[test]
 fn what_is_over_its_bound_is_told_and_so_is_what_spoils_it() {
-    let over = |round: Round, name: &str, cells: [&str; 6]| {
+    let over = |round: IdleRound, name: &str, cells: [&str; 6]| {
         let report = report(vec![round]);
         let table = report.table();
         let line = table.lines().find_map(|line| line.strip_prefix(name)).unwrap();
@@ -54,10 +54,10 @@ fn what_is_over_its_bound_is_told_and_so_is_what_spoils_it() {
     over(round(50_000_000, 100_000_000), "pod alone, % of a core", ["0.60", "0.60", "0.60", "<=", "0.50", "NO"]);
     over(round(30_000_000, 90_000_000), "CPU a connection, us a second", ["1.50", "1.50", "1.50", "<=", "1", "NO"]);
     let memory = PerConnection { user: 1_600.0, kernel: 0.0 };
-    let memory = Round { memory, ..round(0, 0) };
+    let memory = IdleRound { memory, ..round(0, 0) };
     over(memory, "own memory a connection, bytes", ["1600", "1600", "1600", "<=", "1536", "NO"]);
 
-    let noisy = Round { alone: stretch(10.0, 0, 1_000_000_000), lost: 3, ..round(0, 0) };
+    let noisy = IdleRound { alone: stretch(10.0, 0, 1_000_000_000), lost: 3, ..round(0, 0) };
     let remarks = report(vec![round(0, 0), noisy]).remarks;
     assert_eq!(remarks.len(), 2, "{remarks:?}");
     assert!(remarks[0].starts_with("round 2, without a client: its threads waited for a core 10 %"), "{remarks:?}");

@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Read, Round, Way};
-use crate::fleet::bounds::{self, Bound, Row};
-use crate::fleet::noise::{Discarded, Noise, Noisy};
+use super::{IngestRound, ReadResult, Way};
+use crate::fleet::bounds::{self, Bound, BoundRow};
+use crate::fleet::machine_noise::{Discarded, Noise, Noisy};
 use crate::fleet::report::cell;
 
 /// More of the machine than this, taken by processes that are none of the run's, spoils figures of CPU time: they push
@@ -13,20 +13,20 @@ const OTHERS_MAX: f64 = 0.05;
 
 /// All that a run came to.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Report {
+pub struct IngestReport {
     /// What was asked for.
     pub options: serde_json::Value,
     /// The table.
-    pub rows: Vec<Row>,
+    pub rows: Vec<BoundRow>,
     /// What a reader must know of the figures.
     pub remarks: Vec<String>,
     /// The rounds.
-    pub rounds: Vec<Round>,
+    pub rounds: Vec<IngestRound>,
     /// What was measured and thrown away, for the machine was noisy.
     pub discarded: Vec<Discarded>,
 }
 
-type Figure = (&'static str, Option<Bound>, fn(&Round) -> f64);
+type Figure = (&'static str, Option<Bound>, fn(&IngestRound) -> f64);
 
 const FIGURES: &[Figure] = &[
     ("ingest core by payload, records per second of CPU", Some(Bound::AtLeast(500_000.0)), |round| {
@@ -63,8 +63,8 @@ const FIGURES: &[Figure] = &[
     ("another pod's of what came live, by key, %", None, |round| round.key.elsewhere * 100.0),
     ("a pod's start, subtracted, ms of CPU", None, |round| round.payload.start.total_ns() as f64 / 1e6),
     ("a bare loop's start, subtracted, ms of CPU", None, |round| round.bare_start.total_ns() as f64 / 1e6),
-    ("taken by others of the machine, %", None, |round| round.most(Read::others) * 100.0),
-    ("taken by the machine's host, %", None, |round| round.most(Read::steal) * 100.0),
+    ("taken by others of the machine, %", None, |round| round.most(ReadResult::others) * 100.0),
+    ("taken by the machine's host, %", None, |round| round.most(ReadResult::steal) * 100.0),
 ];
 
 fn is_ingest(thread: &str) -> bool {
@@ -84,16 +84,16 @@ fn core(way: &Way) -> f64 {
     1e9 / way.filled.threads_ns(|thread| is_ingest(thread) || is_librdkafka(thread))
 }
 
-fn beyond(round: &Round, read: &Read) -> f64 {
+fn beyond(round: &IngestRound, read: &ReadResult) -> f64 {
     read.cpu_ns() - round.bare.cpu_ns()
 }
 
-impl Report {
+impl IngestReport {
     /// Sums up rounds, and what was thrown away for them.
     #[must_use]
-    pub fn of(options: serde_json::Value, rounds: Vec<Round>, discarded: Vec<Discarded>) -> Self {
+    pub fn of(options: serde_json::Value, rounds: Vec<IngestRound>, discarded: Vec<Discarded>) -> Self {
         let rows =
-            FIGURES.iter().filter_map(|(name, bound, of)| Row::of(name, *bound, rounds.iter().map(of))).collect();
+            FIGURES.iter().filter_map(|(name, bound, of)| BoundRow::of(name, *bound, rounds.iter().map(of))).collect();
         let numbered = rounds.iter().enumerate();
         let mut remarks: Vec<String> = numbered
             .flat_map(|(number, round)| {
@@ -113,7 +113,7 @@ impl Report {
     }
 }
 
-impl Read {
+impl ReadResult {
     /// Records a second of wall time.
     #[must_use]
     pub fn rate(&self) -> f64 {
@@ -161,8 +161,8 @@ impl Read {
     }
 }
 
-impl Round {
-    fn reads(&self) -> [(&'static str, &Read); 5] {
+impl IngestRound {
+    fn reads(&self) -> [(&'static str, &ReadResult); 5] {
         [
             ("bare loop", &self.bare),
             ("filling by payload", &self.payload.filled),
@@ -172,14 +172,14 @@ impl Round {
         ]
     }
 
-    fn most(&self, of: fn(&Read) -> f64) -> f64 {
+    fn most(&self, of: fn(&ReadResult) -> f64) -> f64 {
         self.reads().into_iter().map(|(_, read)| of(read)).fold(0.0, f64::max)
     }
 }
 
-impl Noisy for Round {
+impl Noisy for IngestRound {
     fn faults(&self) -> Vec<String> {
-        let named = |(name, read): (&str, &Read)| {
+        let named = |(name, read): (&str, &ReadResult)| {
             read.faults().into_iter().map(|fault| format!("{name}: {fault}")).collect::<Vec<_>>()
         };
         self.reads().into_iter().flat_map(named).collect()
@@ -193,30 +193,30 @@ impl Noisy for Round {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::usage::{Machine, Usage};
+    use crate::fleet::usage::{MachineUsage, Usage};
 
     /// A million records, at so many nanoseconds each: a tenth of it the shard's, the rest half and half.
-    fn read(ns: u64) -> Read {
+    fn read(ns: u64) -> ReadResult {
         let all = ns * 1_000_000;
         let threads = [("ingest", 45), ("rdk:broker1", 40), ("rdk:main", 5), ("shard-0", 10)];
         let threads_ns = threads.map(|(name, percent)| (name.to_owned(), all / 100 * percent)).into();
         let usage = Usage { user_ns: all, threads_ns, ..Usage::default() };
-        let machine = Machine { total: 400, busy: 200, steal: 0 };
-        Read { records: 1_000_000, seconds: 2.0, usage, machine, run_ns: 2_000_000_000 }
+        let machine = MachineUsage { total: 400, busy: 200, steal: 0 };
+        ReadResult { records: 1_000_000, seconds: 2.0, usage, machine, run_ns: 2_000_000_000 }
     }
 
     fn way(ns: u64) -> Way {
         Way { start: Usage::default(), filled: read(ns), live: read(ns + 50), elsewhere: 0.5 }
     }
 
-    fn round(bare: u64, payload: u64, key: u64) -> Round {
-        Round { bare_start: Usage::default(), bare: read(bare), payload: way(payload), key: way(key) }
+    fn round(bare: u64, payload: u64, key: u64) -> IngestRound {
+        IngestRound { bare_start: Usage::default(), bare: read(bare), payload: way(payload), key: way(key) }
     }
 
     #[test]
     fn each_figure_is_told_with_its_bound_and_the_median_keeps_it_or_not() {
         let rounds = vec![round(300, 1_000, 500), round(300, 800, 510), round(300, 900, 700)];
-        let report = Report::of(serde_json::Value::Null, rounds, Vec::new());
+        let report = IngestReport::of(serde_json::Value::Null, rounds, Vec::new());
         let row = |name: &str| report.rows.iter().find(|row| row.name.starts_with(name)).unwrap();
         let payload = row("watched by nobody, by payload");
         assert_eq!((payload.median, payload.least, payload.most), (600.0, 500.0, 700.0));
@@ -247,7 +247,7 @@ mod tests {
             ]
         );
         assert!(noisy.noise() > round(300, 800, 500).noise());
-        let report = Report::of(serde_json::Value::Null, vec![noisy], Vec::new());
+        let report = IngestReport::of(serde_json::Value::Null, vec![noisy], Vec::new());
         assert!(report.remarks[1].starts_with("round 1, live by key: others"), "{:?}", report.remarks);
     }
 }

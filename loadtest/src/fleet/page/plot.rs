@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::escape;
-use super::scale::{Kind, Scale, name};
+use super::scale::{Scale, ScaleKind, name};
 
 /// The drawing's size, and where its axes are, in its own units.
 const WIDTH: f64 = 640.0;
@@ -27,7 +27,7 @@ const POINTS_MAX: usize = 150;
 #[derive(Debug, Clone)]
 pub(super) struct Axis {
     pub(super) title: &'static str,
-    pub(super) kind: Kind,
+    pub(super) kind: ScaleKind,
 }
 
 /// A line's point, or one of some that are no line.
@@ -163,7 +163,7 @@ impl Bars {
     /// The figure; nothing, where there is nothing to see.
     pub(super) fn figure(&self) -> String {
         let sum = |bar: &(String, Vec<f64>)| bar.1.iter().sum::<f64>();
-        let Some(scale) = Scale::of(Kind::Linear, self.bars.iter().map(sum)) else { return String::new() };
+        let Some(scale) = Scale::of(ScaleKind::Linear, self.bars.iter().map(sum)) else { return String::new() };
         let bottom = TOP + BAR_PITCH * self.bars.len() as f64;
         let mut svg = String::new();
         for tick in scale.ticks() {
@@ -230,8 +230,8 @@ mod tests {
         let points = points.iter().map(|&(x, y)| Point { x, y, is_hollow: y > 5.0 }).collect();
         Lines {
             title: title.to_owned(),
-            x: Axis { title: "time, s", kind: Kind::Linear },
-            y: Axis { title: "latency, ms", kind: Kind::Log },
+            x: Axis { title: "time, s", kind: ScaleKind::Linear },
+            y: Axis { title: "latency, ms", kind: ScaleKind::Log },
             series: vec![Series { name: "p99 <b>".into(), points, is_line: true }],
             bound: Some((10.0, "the bound & more".into())),
             hollow: Some("not held"),

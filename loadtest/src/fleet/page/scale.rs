@@ -2,7 +2,7 @@
 
 /// How an axis goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ScaleKind {
     /// From zero on: a length is as long as its value.
     Linear,
     /// Each step is a ratio: what is small stays to be seen beside what is large.
@@ -12,7 +12,7 @@ pub(super) enum Kind {
 /// An axis' range, rounded so that it begins and ends with a value that is named.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Scale {
-    kind: Kind,
+    kind: ScaleKind,
     low: f64,
     high: f64,
 }
@@ -28,18 +28,18 @@ const LOG_TICKS_MAX: usize = 7;
 
 impl Scale {
     /// One that holds all of the values that can be shown; nothing, where there is none.
-    pub(super) fn of(kind: Kind, values: impl IntoIterator<Item = f64>) -> Option<Self> {
-        let can_be_shown = |value: &f64| value.is_finite() && (kind == Kind::Linear || *value > 0.0);
+    pub(super) fn of(kind: ScaleKind, values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let can_be_shown = |value: &f64| value.is_finite() && (kind == ScaleKind::Linear || *value > 0.0);
         let (low, high) = values.into_iter().filter(can_be_shown).fold(None, |range, value| {
             let (low, high) = range.unwrap_or((value, value));
             Some((value.min(low), value.max(high)))
         })?;
         Some(match kind {
-            Kind::Linear => {
+            ScaleKind::Linear => {
                 let step = step(high.max(0.0) / TICKS);
                 Self { kind, low: 0.0, high: ((high / step - 1e-9).ceil() * step).max(step) }
             }
-            Kind::Log => {
+            ScaleKind::Log => {
                 let (low, high) = (round_down(low), round_up(high));
                 Self { kind, low, high: if high > low { high } else { round_up(low * 1.5) } }
             }
@@ -49,8 +49,8 @@ impl Scale {
     /// Where a value is, from 0 to 1.
     pub(super) fn at(&self, value: f64) -> f64 {
         let place = match self.kind {
-            Kind::Linear => (value - self.low) / (self.high - self.low),
-            Kind::Log => (value / self.low).ln() / (self.high / self.low).ln(),
+            ScaleKind::Linear => (value - self.low) / (self.high - self.low),
+            ScaleKind::Log => (value / self.low).ln() / (self.high / self.low).ln(),
         };
         if place.is_finite() { place.clamp(0.0, 1.0) } else { 0.0 }
     }
@@ -59,11 +59,11 @@ impl Scale {
     pub(super) fn ticks(&self) -> Vec<f64> {
         let within = |value: &f64| (self.low * 0.999..=self.high * 1.001).contains(value);
         match self.kind {
-            Kind::Linear => {
+            ScaleKind::Linear => {
                 let step = step(self.high / TICKS);
                 (0..=20).map(|number| f64::from(number) * step).filter(within).collect()
             }
-            Kind::Log => {
+            ScaleKind::Log => {
                 let decades = |steps: &[f64]| -> Vec<f64> {
                     let decade = |power: i32| steps.iter().map(move |step| step * 10_f64.powi(power));
                     (-9..=12).flat_map(decade).filter(within).collect()
@@ -123,32 +123,36 @@ mod tests {
 
     #[test]
     fn a_linear_axis_begins_at_zero_and_ends_at_a_name() {
-        let scale = Scale::of(Kind::Linear, [3.0, 93.0, f64::NAN]).unwrap();
+        let scale = Scale::of(ScaleKind::Linear, [3.0, 93.0, f64::NAN]).unwrap();
         assert_eq!(names(scale), ["0", "20", "40", "60", "80", "100"]);
         assert_eq!((scale.at(0.0), scale.at(50.0), scale.at(100.0)), (0.0, 0.5, 1.0));
         assert_eq!((scale.at(-5.0), scale.at(500.0), scale.at(f64::NAN)), (0.0, 1.0, 0.0), "nothing is drawn outside");
-        assert_eq!(names(Scale::of(Kind::Linear, [10.0]).unwrap()), ["0", "2", "4", "6", "8", "10"]);
-        assert_eq!(names(Scale::of(Kind::Linear, [0.0]).unwrap()).first().unwrap(), "0");
-        assert_eq!(names(Scale::of(Kind::Linear, [1_234_567.0]).unwrap()), ["0", "500k", "1M", "1.5M"]);
+        assert_eq!(names(Scale::of(ScaleKind::Linear, [10.0]).unwrap()), ["0", "2", "4", "6", "8", "10"]);
+        assert_eq!(names(Scale::of(ScaleKind::Linear, [0.0]).unwrap()).first().unwrap(), "0");
+        assert_eq!(names(Scale::of(ScaleKind::Linear, [1_234_567.0]).unwrap()), ["0", "500k", "1M", "1.5M"]);
     }
 
     #[test]
     fn an_axis_of_ratios_has_its_values_at_equal_ratios() {
-        let scale = Scale::of(Kind::Log, [0.3, 40.0, 0.0, -1.0]).unwrap();
+        let scale = Scale::of(ScaleKind::Log, [0.3, 40.0, 0.0, -1.0]).unwrap();
         assert_eq!(names(scale), ["1", "10"], "from 0.2 to 50 the tens alone have room");
         assert!((scale.at(1.0) - scale.at(0.2) - (scale.at(5.0) - scale.at(1.0))).abs() < 1e-9);
         assert_eq!((scale.at(0.2), scale.at(50.0)), (0.0, 1.0));
         assert_eq!(scale.at(0.0), 0.0, "what an axis of ratios can't show is at its end");
-        assert_eq!(names(Scale::of(Kind::Log, [1.2, 9.0]).unwrap()), ["1", "2", "5", "10"]);
-        assert_eq!(names(Scale::of(Kind::Log, [5.0]).unwrap()), ["5", "6", "7", "8", "9", "10"], "one value has room");
-        assert_eq!(names(Scale::of(Kind::Log, [2_000.0, 4_000.0]).unwrap()), ["2k", "3k", "4k", "5k"]);
-        assert_eq!(names(Scale::of(Kind::Log, [1.1]).unwrap()), ["1", "1.5", "2"]);
+        assert_eq!(names(Scale::of(ScaleKind::Log, [1.2, 9.0]).unwrap()), ["1", "2", "5", "10"]);
+        assert_eq!(
+            names(Scale::of(ScaleKind::Log, [5.0]).unwrap()),
+            ["5", "6", "7", "8", "9", "10"],
+            "one value has room"
+        );
+        assert_eq!(names(Scale::of(ScaleKind::Log, [2_000.0, 4_000.0]).unwrap()), ["2k", "3k", "4k", "5k"]);
+        assert_eq!(names(Scale::of(ScaleKind::Log, [1.1]).unwrap()), ["1", "1.5", "2"]);
     }
 
     #[test]
     fn no_value_has_no_axis() {
-        assert_eq!(Scale::of(Kind::Linear, []), None);
-        assert_eq!(Scale::of(Kind::Log, [0.0, f64::INFINITY]), None);
+        assert_eq!(Scale::of(ScaleKind::Linear, []), None);
+        assert_eq!(Scale::of(ScaleKind::Log, [0.0, f64::INFINITY]), None);
     }
 
     #[test]
@@ -157,7 +161,7 @@ mod tests {
         for _ in 0..10_000 {
             let value = || 10_f64.powf(fastrand::f64() * 10.0 - 3.0);
             let (low, high) = (value(), value());
-            for kind in [Kind::Linear, Kind::Log] {
+            for kind in [ScaleKind::Linear, ScaleKind::Log] {
                 let scale = Scale::of(kind, [low, high]).unwrap();
                 let ticks = scale.ticks();
                 assert!(scale.high >= high.max(low) * 0.999 && scale.low <= low.min(high) * 1.001, "{scale:?}");

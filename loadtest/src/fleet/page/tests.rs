@@ -1,7 +1,7 @@
 //! Pages of reports that are made by hand.
 
 use super::*;
-use crate::fleet::capacity::{Limit, Step};
+use crate::fleet::capacity::{Limit, SearchStep};
 use crate::fleet::report::tests::part;
 
 fn at(ms: f64) -> Percentiles {
@@ -19,14 +19,14 @@ fn timeline(seconds: u32) -> Vec<Moment> {
     (1..=seconds).map(moment).collect()
 }
 
-fn round(ns: u64) -> Round {
-    let part = |ns| Some(Part { timeline: timeline(3), ..part(ns) });
-    Round { gateway: part(ns), send: part(ns / 2), kafka: part(ns) }
+fn round(ns: u64) -> FleetRound {
+    let part = |ns| Some(Measurement { timeline: timeline(3), ..part(ns) });
+    FleetRound { gateway: part(ns), send: part(ns / 2), kafka: part(ns) }
 }
 
-fn report(rounds: Vec<Round>) -> Report {
+fn report(rounds: Vec<FleetRound>) -> FleetReport {
     let options = serde_json::json!({ "settings": ["A=<b>&'\""], "url": null, "gateway_cores": [1] });
-    Report::of(options, rounds, Vec::new())
+    FleetReport::of(options, rounds, Vec::new())
 }
 
 fn titles(page: &str) -> Vec<&str> {
@@ -59,7 +59,7 @@ fn a_page_has_the_plots_the_figures_and_the_options_and_asks_nobody_for_anything
 fn remarks_are_told_above_the_plots_and_many_are_folded_up() {
     let with = |count: usize| {
         let remarks = (0..count).map(|number| format!("remark <{number}>")).collect();
-        page(&Report { remarks, ..report(vec![round(2_000)]) }, "fleet")
+        page(&FleetReport { remarks, ..report(vec![round(2_000)]) }, "fleet")
     };
     assert!(with(1).contains(" open><summary>What to know of it: 1</summary><ul><li>remark &lt;0&gt;</li>"));
     assert!(with(9).contains("<details class=\"remarks\"><summary>What to know of it: 9<"));
@@ -69,7 +69,7 @@ fn remarks_are_told_above_the_plots_and_many_are_folded_up() {
 #[test]
 fn each_tag_is_closed() {
     let remarks = vec!["a remark".to_owned()];
-    let page = page(&Report { remarks, ..report(vec![round(2_000), round(3_000)]) }, "fleet");
+    let page = page(&FleetReport { remarks, ..report(vec![round(2_000), round(3_000)]) }, "fleet");
     for tag in [
         "html", "main", "div", "section", "details", "table", "tr", "td", "th", "figure", "ul", "li", "svg", "text",
         "p",
@@ -83,21 +83,21 @@ fn each_tag_is_closed() {
 #[test]
 fn of_rounds_the_middle_one_is_shown_in_its_course() {
     let with = |ms| {
-        let gateway = Some(Part { latencies: Some(at(ms)), timeline: timeline(2), ..part(1_000) });
-        Round { gateway, ..Round::default() }
+        let gateway = Some(Measurement { latencies: Some(at(ms)), timeline: timeline(2), ..part(1_000) });
+        FleetRound { gateway, ..FleetRound::default() }
     };
     let page = page(&report(vec![with(9.0), with(1.0), with(4.0)]), "fleet");
     assert_eq!(titles(&page)[0], "Latency over time (gateway, round 3 of 3)");
     assert!(page.contains("Figures, medians of 3 rounds"));
     let none = shown(&[]);
     assert!(none.is_none());
-    let floor = Round { kafka: Some(part(1)), ..Round::default() };
+    let floor = FleetRound { kafka: Some(part(1)), ..FleetRound::default() };
     assert_eq!(shown(&[floor]).unwrap().0, "kafka loop", "without a gateway, a loop's");
 }
 
 #[test]
 fn a_search_has_its_steps_its_bound_and_its_lines() {
-    let step = |load: f64, faults: &[&str]| Step {
+    let step = |load: f64, faults: &[&str]| SearchStep {
         rate: load / 10.0,
         market_rate: 0.0,
         due_per_second: load,
@@ -111,7 +111,7 @@ fn a_search_has_its_steps_its_bound_and_its_lines() {
     let steps = vec![step(1_000.0, &[]), step(4_000.0, &["3 resets"]), step(2_000.0, &[])];
     let lines = vec!["capacity: <so much>".to_owned()];
     let capacity = Capacity { p99_ms: 9.0, steps, held: Some(2), sizing: None, lines };
-    let page = page(&Report { capacity: Some(capacity), ..report(vec![round(2_000)]) }, "capacity");
+    let page = page(&FleetReport { capacity: Some(capacity), ..report(vec![round(2_000)]) }, "capacity");
     assert_eq!(titles(&page)[1..3], ["Latency over load (gateway)", "CPU a delivery over load (gateway)"]);
     assert!(page.contains("<p class=\"lead\">capacity: &lt;so much&gt;</p>"));
     assert!(page.contains("bound of p99: 9 ms"));

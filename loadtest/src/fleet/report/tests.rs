@@ -2,25 +2,25 @@
 
 use super::*;
 use crate::fleet::measure::Moment;
-use crate::fleet::producer::Made;
+use crate::fleet::producer::Produced;
 use crate::fleet::profile::Samples;
 use crate::fleet::statistics::Latencies;
-use crate::fleet::usage::{Machine, Stretch, Usage};
+use crate::fleet::usage::{MachineUsage, Usage, UsageInterval};
 use crate::fleet::wire::Counts;
 
-fn stretch(seconds: f64, user_ns: u64) -> Stretch {
-    Stretch { seconds, usage: Usage { user_ns, ..Usage::default() }, machine: Machine::default() }
+fn stretch(seconds: f64, user_ns: u64) -> UsageInterval {
+    UsageInterval { seconds, usage: Usage { user_ns, ..Usage::default() }, machine: MachineUsage::default() }
 }
 
 /// Ten seconds of a quiet machine, with so many nanoseconds of CPU a delivery.
-pub(in crate::fleet) fn part(ns_per_delivery: u64) -> Part {
+pub(in crate::fleet) fn part(ns_per_delivery: u64) -> Measurement {
     let mut latencies = Latencies::default();
     (1..=100).for_each(|ms| latencies.record(ms * 1_000));
     let usage = Usage { user_ns: 1_000 * ns_per_delivery / 2, ..Usage::default() };
     let usage = Usage { system_ns: 1_000 * ns_per_delivery - usage.user_ns, involuntary: 20, ..usage };
     let moment =
         Moment { at_seconds: 1.0, deliveries_per_second: 100.0, latencies: None, cores: Some(0.5), memory: None };
-    Part {
+    Measurement {
         connecting_seconds: 2.0,
         handshakes: latencies.percentiles(),
         at_rest: Some(stretch(1.0, 1_000_000)),
@@ -32,30 +32,30 @@ pub(in crate::fleet) fn part(ns_per_delivery: u64) -> Part {
         deliveries: 1_000,
         usage: Some(usage),
         samples: Some(Samples { all: 1_000, user: 500, user_by_thread: [("shard-0".to_owned(), 250)].into() }),
-        machine: Machine { total: 1_000, busy: 500, steal: 0 },
+        machine: MachineUsage { total: 1_000, busy: 500, steal: 0 },
         client_busy: 0.3,
         client_waiting: 0.0,
         latencies: latencies.percentiles(),
         tick_latencies: None,
         late_latencies: None,
         timeline: vec![moment],
-        made: Made { events: 120, event_deliveries: 1_200, ..Made::default() },
+        made: Produced { events: 120, event_deliveries: 1_200, ..Produced::default() },
         lateness: None,
         counts: Counts { events: 1_200, ..Counts::default() },
     }
 }
 
-fn report(rounds: Vec<Round>) -> Report {
-    Report::of(serde_json::Value::Null, rounds, Vec::new())
+fn report(rounds: Vec<FleetRound>) -> FleetReport {
+    FleetReport::of(serde_json::Value::Null, rounds, Vec::new())
 }
 
-fn row<'a>(report: &'a Report, name: &str) -> &'a Row {
+fn row<'a>(report: &'a FleetReport, name: &str) -> &'a TableRow {
     report.rows.iter().find(|row| row.name == name).unwrap_or_else(|| panic!("{name}: {}", report.table()))
 }
 
 #[test]
 fn a_figure_is_told_with_its_ratio_to_each_floor() {
-    let round = Round { gateway: Some(part(3_000)), send: Some(part(2_000)), kafka: Some(part(2_400)) };
+    let round = FleetRound { gateway: Some(part(3_000)), send: Some(part(2_000)), kafka: Some(part(2_400)) };
     let report = report(vec![round]);
     let cpu = row(&report, "CPU a delivery, user+sys, ns");
     assert_eq!((cpu.gateway, cpu.send, cpu.kafka), (Some(3_000.0), Some(2_000.0), Some(2_400.0)));
@@ -79,7 +79,7 @@ fn a_figure_is_told_with_its_ratio_to_each_floor() {
 
 #[test]
 fn rounds_have_the_median_of_their_ratios_and_not_the_ratio_of_medians() {
-    let round = |gateway, send| Round { gateway: Some(part(gateway)), send: Some(part(send)), kafka: None };
+    let round = |gateway, send| FleetRound { gateway: Some(part(gateway)), send: Some(part(send)), kafka: None };
     // The machine was half as fast in the second round, for both alike.
     let report = report(vec![round(1_000, 1_000), round(2_400, 2_000), round(1_100, 1_000)]);
     let cpu = row(&report, "CPU a delivery, user+sys, ns");
@@ -90,17 +90,22 @@ fn rounds_have_the_median_of_their_ratios_and_not_the_ratio_of_medians() {
 #[test]
 fn what_spoils_the_figures_is_told() {
     let good = part(1_000);
-    let remarks = |part: Part| report(vec![Round { gateway: Some(part), ..Round::default() }]).remarks.join("\n");
+    let remarks = |part: Measurement| {
+        report(vec![FleetRound { gateway: Some(part), ..FleetRound::default() }]).remarks.join("\n")
+    };
     let usage = Some(Usage { waited_ns: 2_000_000_000, ..good.usage.clone().unwrap() });
     let cases = [
-        (Part { client_busy: 0.5, client_waiting: 0.4, ..good.clone() }, "the clients are the bottleneck"),
-        (Part { client_waiting: 0.2, ..good.clone() }, "a process of clients waited for a core 20 %"),
-        (Part { counts: Counts { events: 1_199, ..Counts::default() }, ..good.clone() }, "1 events that were due"),
-        (Part { counts: Counts { events: 1_201, ..Counts::default() }, ..good.clone() }, "1 events more came"),
-        (Part { machine: Machine { steal: 50, ..good.machine }, ..good.clone() }, "took 5.0 % of its time"),
-        (Part { usage, ..good.clone() }, "waited for a core 20 %"),
-        (Part { lateness: good.latencies, ..good.clone() }, "the producer was late (p99 99"),
-        (Part { samples: None, ..good.clone() }, "may not sample another"),
+        (Measurement { client_busy: 0.5, client_waiting: 0.4, ..good.clone() }, "the clients are the bottleneck"),
+        (Measurement { client_waiting: 0.2, ..good.clone() }, "a process of clients waited for a core 20 %"),
+        (
+            Measurement { counts: Counts { events: 1_199, ..Counts::default() }, ..good.clone() },
+            "1 events that were due",
+        ),
+        (Measurement { counts: Counts { events: 1_201, ..Counts::default() }, ..good.clone() }, "1 events more came"),
+        (Measurement { machine: MachineUsage { steal: 50, ..good.machine }, ..good.clone() }, "took 5.0 % of its time"),
+        (Measurement { usage, ..good.clone() }, "waited for a core 20 %"),
+        (Measurement { lateness: good.latencies, ..good.clone() }, "the producer was late (p99 99"),
+        (Measurement { samples: None, ..good.clone() }, "may not sample another"),
     ];
     for (part, expected) in cases {
         let told = remarks(part);
@@ -109,7 +114,7 @@ fn what_spoils_the_figures_is_told() {
     let mut counts = Counts { events: 1_200, resets: 2, ..Counts::default() };
     counts.closed.insert(1013, 3);
     counts.failed.insert("refused".into(), 4);
-    let told = remarks(Part { counts, ..good });
+    let told = remarks(Measurement { counts, ..good });
     for expected in ["2 clients were told", "3 connections were closed with 1013", "4 connections failed: refused"] {
         assert!(told.contains(expected), "{told}");
     }
@@ -118,7 +123,7 @@ fn what_spoils_the_figures_is_told() {
 #[test]
 fn what_was_thrown_away_is_told_with_its_reason() {
     let discarded = Discarded { what: "round 1".into(), why: vec!["a".into(), "b".into()] };
-    let report = Report::of(serde_json::Value::Null, vec![Round::default()], vec![discarded]);
+    let report = FleetReport::of(serde_json::Value::Null, vec![FleetRound::default()], vec![discarded]);
     assert_eq!(report.remarks, ["tries that were thrown away, for the machine was noisy: 1", "a try of round 1: a; b"]);
     assert!(report.table().ends_with("NOTE: a try of round 1: a; b\n"), "{}", report.table());
 }

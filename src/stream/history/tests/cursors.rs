@@ -5,10 +5,10 @@ use crate::ids::{AssessmentHash, TopicIndex};
 use crate::limits::STEPS_MAX;
 use crate::protocol::messages::ResetReason;
 use crate::routing::partitioner::Partitioner;
-use crate::routing::table::Table;
-use crate::stream::batch::{EpochStart, LogCut, NextOffset, Origin};
-use crate::stream::cursor::{self, Cursor, Encoder, Form, Place, Tag, TopicSum};
-use crate::stream::offsets::Cover;
+use crate::routing::table::RouteTable;
+use crate::stream::batch::{EpochStart, LogTruncation, NextOffset, Origin};
+use crate::stream::cursor::{self, Cursor, Encoder, Form, PartitionOffset, Tag, TopicSum};
+use crate::stream::offsets::ResumeFilter;
 use crate::stream::testing::EVENTS;
 
 /// The cursor in a message.
@@ -20,7 +20,9 @@ fn cursor_in(text: &str) -> &str {
 /// The offsets that a cursor of an assessment lists.
 fn listed(text: &str, id: &str) -> Vec<i64> {
     match cursor::decode(text, crate::ids::AssessmentHash::of(id)).unwrap() {
-        Cursor::Of(listing) => listing.topics.iter().flat_map(|topic| &topic.places).map(|place| place.next).collect(),
+        Cursor::Of(listing) => {
+            listing.topics.iter().flat_map(|topic| &topic.offsets).map(|partition_id| partition_id.next).collect()
+        }
         Cursor::None => Vec::new(),
     }
 }
@@ -30,8 +32,8 @@ fn starts(offset: i64) -> Batch {
 }
 
 /// All that is due from a position, in the shared frames.
-fn due(history: &mut History, chain: ChainKey, position: Position) -> Vec<String> {
-    let Some(due) = history.due(chain, position, (usize::MAX, &mut { usize::MAX })) else { return Vec::new() };
+fn due(history: &mut History, log: AssessmentLogKey, position: Position) -> Vec<String> {
+    let Some(due) = history.due(log, position, (usize::MAX, &mut { usize::MAX })) else { return Vec::new() };
     let mut slices = [IoSlice::new(&[]); 64];
     let (filled, _) = history.slices(&due, &mut slices);
     texts(&slices[..filled].iter().flat_map(|slice| slice.to_vec()).collect::<Vec<u8>>())
@@ -46,7 +48,7 @@ fn a_cursor_is_as_of_its_entry_whenever_the_entry_is_framed() {
     let mut history = history(1 << 20);
     let now = Instant::now();
     history.append(starts(0), now);
-    let a = history.watch(&id("a"));
+    let a = history.subscribe(&id("a"));
     let position = history.end(a);
     history.append(events(&[("a", 1), ("b", 2), ("a", 3)]), now);
     history.append(starts(7), now);
@@ -55,8 +57,8 @@ fn a_cursor_is_as_of_its_entry_whenever_the_entry_is_framed() {
     let early: Vec<_> = due(&mut history, a, position).iter().map(|text| next(text, "a")).collect();
     assert_eq!(early, [2, 4]);
     // Nobody watched it as it came.
-    let b = history.watch(&id("b"));
-    let start = Position { number: 0, at: history.chains[b].first };
+    let b = history.subscribe(&id("b"));
+    let start = Position { number: 0, at: history.logs[b].first };
     let late: Vec<_> = due(&mut history, b, start).iter().map(|text| next(text, "b")).collect();
     assert_eq!(late, [3, 10]);
     let mut text = Vec::new();
@@ -70,7 +72,7 @@ fn a_quiet_assessments_cursor_moves_on_with_what_ingest_reads() {
     let mut history = history(1 << 20);
     let now = Instant::now();
     history.append(starts(0), now);
-    let quiet = history.watch(&id("quiet"));
+    let quiet = history.subscribe(&id("quiet"));
     history.append(events(&[("b", 5)]), now);
     history.append(starts(40), now);
     let mut text = Vec::new();
@@ -79,17 +81,17 @@ fn a_quiet_assessments_cursor_moves_on_with_what_ingest_reads() {
 }
 
 #[test]
-fn who_comes_back_is_sent_what_it_lacks_and_nothing_twice() {
+fn a_resumed_client_gets_each_missed_event_once() {
     let mut history = history(1 << 20);
     let now = Instant::now();
     history.append(starts(0), now);
-    let a = history.watch(&id("a"));
+    let a = history.subscribe(&id("a"));
     let position = history.end(a);
     history.append(events(&[("a", 1), ("a", 2), ("a", 3), ("a", 4)]), now);
     let all = due(&mut history, a, position);
     for had in 0..4 {
-        let (cover, position) = history.resume(a, cursor_in(&all[had]), STEPS_MAX).unwrap();
-        assert!(history.is_past(&cover));
+        let (resume_filter, position) = history.resume(a, cursor_in(&all[had]), STEPS_MAX).unwrap();
+        assert!(history.is_caught_up(&resume_filter));
         let rest = due(&mut history, a, position);
         assert_eq!(numbers(&rest), numbers(&all[had + 1..]));
     }
@@ -103,13 +105,13 @@ const FILLED: TopicIndex = TopicIndex(3);
 const UPDATED: TopicIndex = TopicIndex(4);
 
 /// A pod that read one partition of each of two topics in this order.
-fn pod(order: &[(TopicIndex, i64)]) -> (History, ChainKey) {
+fn pod(order: &[(TopicIndex, i64)]) -> (History, AssessmentLogKey) {
     let mut history = history(1 << 20);
     let topics = [(FILLED, "trading.order-filled"), (UPDATED, "assessment.pnl-updated")]
-        .map(|(index, name)| Arc::new(Table::built_in().resolve(index, name).unwrap()));
+        .map(|(index, name)| Arc::new(RouteTable::built_in().resolve(index, name).unwrap()));
     let starts = [FILLED, UPDATED].map(|topic| NextOffset { topic, partition: 0, offset: 0 });
     history.append(Batch { topics: topics.into(), starts: starts.into(), ..Batch::default() }, Instant::now());
-    let a = history.watch(&id("a"));
+    let a = history.subscribe(&id("a"));
     for &(topic, offset) in order {
         let mut batch = events(&[("a", u64::from(topic.0) * 100 + offset.unsigned_abs())]);
         batch.records[0].origin = Origin { topic, partition: 0, offset };
@@ -124,56 +126,72 @@ fn where_pods_interleave_differently_entries_that_the_cursor_covers_are_skipped_
     let order = [(UPDATED, 0), (FILLED, 0), (UPDATED, 1), (FILLED, 1), (UPDATED, 2)];
     let (mut second, b) = pod(&order);
     let had = |text: &String| listed(cursor_in(text), "a").iter().sum::<i64>();
-    let start = Position { number: 0, at: first.chains[a].first };
+    let start = Position { number: 0, at: first.logs[a].first };
     let seen = due(&mut first, a, start);
     assert_eq!(seen.iter().map(had).collect::<Vec<_>>(), [1, 2, 3, 4]);
 
     // It has all of the one topic and nothing of the other: what it lacks is the first and the third entry.
-    let (mut cover, position) = second.resume(b, cursor_in(&seen[1]), STEPS_MAX).unwrap();
-    let mut apart = Apart::default();
-    second.make_apart(b, position, &mut cover, (usize::MAX, &mut { usize::MAX }), &mut apart);
-    assert_eq!(texts(&apart.bytes).iter().map(had).collect::<Vec<_>>(), [3, 4], "its own is never taken back");
-    assert!(apart.passed);
-    let (_, after) = *apart.frames.last().unwrap();
+    let (mut resume_filter, position) = second.resume(b, cursor_in(&seen[1]), STEPS_MAX).unwrap();
+    let mut catch_up_frames = CatchUpFrames::default();
+    second.make_catch_up_frames(
+        b,
+        position,
+        &mut resume_filter,
+        (usize::MAX, &mut { usize::MAX }),
+        &mut catch_up_frames,
+    );
+    assert_eq!(
+        texts(&catch_up_frames.bytes).iter().map(had).collect::<Vec<_>>(),
+        [3, 4],
+        "its own is never taken back"
+    );
+    assert!(catch_up_frames.passed);
+    let (_, after) = *catch_up_frames.frames.last().unwrap();
     let rest = due(&mut second, b, after);
     assert_eq!(rest.iter().map(had).collect::<Vec<_>>(), [5], "what is covered is behind it, also where it comes last");
 }
 
 #[test]
-fn a_pod_that_is_behind_the_cursor_skips_up_to_it_and_keeps_it() {
+fn a_pod_behind_the_cursor_skips_up_to_it() {
     let (mut ahead, mut behind) = (history(1 << 20), history(1 << 20));
     let now = Instant::now();
-    let chains = [&mut ahead, &mut behind].map(|history| {
+    let logs = [&mut ahead, &mut behind].map(|history| {
         history.append(starts(0), now);
-        history.watch(&id("a"))
+        history.subscribe(&id("a"))
     });
     ahead.append(events(&[("a", 1), ("a", 2)]), now);
-    let start = Position { number: 0, at: ahead.chains[chains[0]].first };
-    let seen = due(&mut ahead, chains[0], start);
-    let (mut cover, position) = behind.resume(chains[1], cursor_in(&seen[1]), STEPS_MAX).unwrap();
-    assert!(!behind.is_past(&cover));
+    let start = Position { number: 0, at: ahead.logs[logs[0]].first };
+    let seen = due(&mut ahead, logs[0], start);
+    let (mut resume_filter, position) = behind.resume(logs[1], cursor_in(&seen[1]), STEPS_MAX).unwrap();
+    assert!(!behind.is_caught_up(&resume_filter));
     let mut text = Vec::new();
-    assert!(behind.write_cursor(chains[1], position, Some(&mut cover), &mut text));
+    assert!(behind.write_cursor(logs[1], position, Some(&mut resume_filter), &mut text));
     assert_eq!(text, cursor_in(&seen[1]).as_bytes());
 
     behind.append(events(&[("a", 1), ("a", 2), ("a", 3)]), now);
-    let mut apart = Apart::default();
-    behind.make_apart(chains[1], position, &mut cover, (usize::MAX, &mut { usize::MAX }), &mut apart);
-    assert!(apart.frames.is_empty() && apart.passed, "from there on it is like all others");
-    assert_eq!(numbers(&due(&mut behind, chains[1], apart.from)), [3]);
+    let mut catch_up_frames = CatchUpFrames::default();
+    behind.make_catch_up_frames(
+        logs[1],
+        position,
+        &mut resume_filter,
+        (usize::MAX, &mut { usize::MAX }),
+        &mut catch_up_frames,
+    );
+    assert!(catch_up_frames.frames.is_empty() && catch_up_frames.passed, "from there on it is like all others");
+    assert_eq!(numbers(&due(&mut behind, logs[1], catch_up_frames.from)), [3]);
 }
 
 #[test]
 fn a_partitioner_of_none_lists_all_partitions_and_where_that_is_too_long_what_it_is_given_says_so() {
     let route =
         "[[route]]\ntopic = \"any\"\nscope = \"assessment\"\ntype = \"t\"\nfields = \"*\"\npartitioner = \"none\"";
-    let topic = Arc::new(Table::parse(route).unwrap().resolve(TopicIndex(7), "any").unwrap());
+    let topic = Arc::new(RouteTable::parse(route).unwrap().resolve(TopicIndex(7), "any").unwrap());
     for (partitions, fits) in [(20, true), (400, false)] {
         let mut history = history(1 << 20);
         let starts =
             (0..partitions).map(|partition| NextOffset { topic: topic.index, partition, offset: 70_000 }).collect();
         history.append(Batch { topics: vec![Arc::clone(&topic)], starts, ..Batch::default() }, Instant::now());
-        let a = history.watch(&id("a"));
+        let a = history.subscribe(&id("a"));
         let position = history.end(a);
         let mut batch = events(&[("a", 1)]);
         batch.records[0].origin = Origin { topic: topic.index, partition: 0, offset: 70_000 };
@@ -195,7 +213,7 @@ fn records_on_a_partition_that_is_not_theirs_are_sent_and_counted_and_no_resume_
     let now = Instant::now();
     let starts = (0..3).map(|partition| NextOffset { topic: EVENTS, partition, offset: 0 }).collect();
     history.append(Batch { starts, ..Batch::default() }, now);
-    let a = history.watch(&id("a"));
+    let a = history.subscribe(&id("a"));
     let home = Partitioner::Murmur2.hash("a").unwrap().of(3).cast_signed();
     let position = history.end(a);
     let mut batch = events(&[("a", 1), ("a", 2)]);
@@ -209,17 +227,17 @@ fn records_on_a_partition_that_is_not_theirs_are_sent_and_counted_and_no_resume_
     assert_eq!((findings.misplaced, findings.misplaced_on.map(|topic| topic.index)), (1, Some(EVENTS)));
     assert_eq!(history.resume(a, cursor_in(&seen[0]), STEPS_MAX).unwrap_err(), ResetReason::Misplaced);
     // Also where nobody watched when they came.
-    history.unwatch(a);
-    let again = history.watch(&id("a"));
+    history.unsubscribe(a);
+    let again = history.subscribe(&id("a"));
     assert_eq!(history.resume(again, cursor_in(&seen[0]), STEPS_MAX).unwrap_err(), ResetReason::Misplaced);
     history.evict(now + WINDOW * 2);
     assert!(history.resume(again, cursor_in(&seen[1]), STEPS_MAX).is_ok(), "they have left the window");
 }
 
 /// Where the log goes on that lost its end.
-fn cut(offset: i64) -> Batch {
+fn truncate(offset: i64) -> Batch {
     let next = NextOffset { topic: EVENTS, partition: 0, offset };
-    Batch { cuts: vec![LogCut { next, is_below_unknown: false }], starts: vec![next], ..Batch::default() }
+    Batch { truncations: vec![LogTruncation { next, is_below_unknown: false }], starts: vec![next], ..Batch::default() }
 }
 
 /// Another leader writes from this offset on.
@@ -229,18 +247,18 @@ fn elected(offset: i64, epoch: i32) -> Batch {
 }
 
 #[test]
-fn what_a_log_lost_is_sent_to_nobody_who_comes_back_and_its_cursors_are_expired() {
+fn truncated_events_are_not_resumed_and_their_cursors_expire() {
     let mut history = history(1 << 20);
     let now = Instant::now();
     history.append(starts(1), now);
     history.append(elected(1, 0), now);
-    let a = history.watch(&id("a"));
+    let a = history.subscribe(&id("a"));
     let position = history.end(a);
     history.append(events(&[("a", 1), ("a", 2), ("a", 3), ("a", 4)]), now);
     let old = due(&mut history, a, position);
 
     // The log ends at 3, and another leader writes 3 anew, as event 30.
-    history.append(cut(3), now);
+    history.append(truncate(3), now);
     let losses: Vec<_> = history.take_losses().iter().map(|loss| loss.end.map(|end| end.from)).collect();
     assert_eq!(losses, [None, Some(3)], "reading began above 0, and the log was cut");
     let mut text = Vec::new();
@@ -256,11 +274,17 @@ fn what_a_log_lost_is_sent_to_nobody_who_comes_back_and_its_cursors_are_expired(
         assert_eq!(history.resume(a, cursor_in(&old[lost]), STEPS_MAX).unwrap_err(), ResetReason::Expired);
     }
     let rest = |history: &mut History, cursor: &str| {
-        let (mut cover, position) = history.resume(a, cursor, STEPS_MAX).unwrap();
-        let mut apart = Apart::default();
-        history.make_apart(a, position, &mut cover, (usize::MAX, &mut { usize::MAX }), &mut apart);
-        let mut all = texts(&apart.bytes);
-        let from = apart.frames.last().map_or(apart.from, |&(_, after)| after);
+        let (mut resume_filter, position) = history.resume(a, cursor, STEPS_MAX).unwrap();
+        let mut catch_up_frames = CatchUpFrames::default();
+        history.make_catch_up_frames(
+            a,
+            position,
+            &mut resume_filter,
+            (usize::MAX, &mut { usize::MAX }),
+            &mut catch_up_frames,
+        );
+        let mut all = texts(&catch_up_frames.bytes);
+        let from = catch_up_frames.frames.last().map_or(catch_up_frames.from, |&(_, after)| after);
         all.extend(due(history, a, from));
         all
     };
@@ -274,12 +298,12 @@ fn what_a_log_lost_is_sent_to_nobody_who_comes_back_and_its_cursors_are_expired(
 #[test]
 fn what_a_dropped_topic_has_in_the_window_is_sent_to_nobody_and_who_lacks_it_is_told() {
     let (mut history, a) = pod(&[(FILLED, 0), (UPDATED, 0), (FILLED, 1), (FILLED, 2)]);
-    let start = Position { number: 0, at: history.chains[a].first };
+    let start = Position { number: 0, at: history.logs[a].first };
     let all = due(&mut history, a, start);
     let cursors: Vec<_> = all.iter().map(|text| cursor_in(text)).collect();
     history.append(Batch { dropped: vec![UPDATED], ..Batch::default() }, Instant::now());
     let after = history.take_dropped_from();
-    assert_eq!(after.iter().map(|(chain, after)| (*chain, after.number)).collect::<Vec<_>>(), [(a, 2)]);
+    assert_eq!(after.iter().map(|(log, after)| (*log, after.number)).collect::<Vec<_>>(), [(a, 2)]);
     assert!(start.is_before(after[0].1) && !history.after(history.after(start)).is_before(after[0].1));
     assert_eq!(numbers(&due(&mut history, a, start)), [300, 301, 302]);
     assert_eq!(history.resume(a, cursors[0], STEPS_MAX).unwrap_err(), ResetReason::Expired);
@@ -290,16 +314,18 @@ fn what_a_dropped_topic_has_in_the_window_is_sent_to_nobody_and_who_lacks_it_is_
 #[test]
 fn a_record_becomes_the_message_of_the_route_that_it_was_read_by_whenever_it_is_framed() {
     let (mut history, a) = pod(&[]);
-    history.unwatch(a);
+    history.unsubscribe(a);
     let updated = |offset| {
         let mut batch = events(&[("a", offset)]);
         batch.records[0].origin = Origin { topic: UPDATED, partition: 0, offset: offset.cast_signed() };
         batch
     };
     let remap = |kind: &str| {
-        let table = Table::BUILT_IN.replace("type = \"pnl_update\"", &format!("type = \"{kind}\""));
+        let table = RouteTable::BUILT_IN.replace("type = \"pnl_update\"", &format!("type = \"{kind}\""));
         Batch {
-            topics: vec![Arc::new(Table::parse(&table).unwrap().resolve(UPDATED, "assessment.pnl-updated").unwrap())],
+            topics: vec![Arc::new(
+                RouteTable::parse(&table).unwrap().resolve(UPDATED, "assessment.pnl-updated").unwrap(),
+            )],
             ..Batch::default()
         }
     };
@@ -309,8 +335,8 @@ fn a_record_becomes_the_message_of_the_route_that_it_was_read_by_whenever_it_is_
         history.append(remap(kind), now);
     }
     history.append(updated(3), now);
-    let a = history.watch(&id("a"));
-    let start = Position { number: 0, at: history.chains[a].first };
+    let a = history.subscribe(&id("a"));
+    let start = Position { number: 0, at: history.logs[a].first };
     let kinds = |texts: &[String]| -> Vec<String> {
         texts.iter().map(|text| text.split('"').nth(3).unwrap().to_owned()).collect()
     };
@@ -322,7 +348,7 @@ fn a_record_becomes_the_message_of_the_route_that_it_was_read_by_whenever_it_is_
 
 /// The topic of an index, and where its one partition begins to be read.
 fn met(index: TopicIndex, name: &str, from: i64) -> Batch {
-    let topics = vec![Arc::new(Table::built_in().resolve(index, name).unwrap())];
+    let topics = vec![Arc::new(RouteTable::built_in().resolve(index, name).unwrap())];
     Batch { topics, starts: vec![NextOffset { topic: index, partition: 0, offset: from }], ..Batch::default() }
 }
 
@@ -343,19 +369,25 @@ fn a_topic_that_gets_the_index_of_another_has_nothing_of_it() {
     // Its records have left the window, as those of a topic that is long gone have.
     let later = start + WINDOW * 2;
     read(&mut history, FILLED, 1, later);
-    let (mut cover, position) = history.resume(a, &cursor, STEPS_MAX).unwrap();
+    let (mut resume_filter, position) = history.resume(a, &cursor, STEPS_MAX).unwrap();
     history.append(met(UPDATED, "assessment.balance-updated", 0), later);
     assert_eq!((history.take_reused(), history.take_losses()), (vec![UPDATED], vec![]));
-    cover.forget(UPDATED);
+    resume_filter.forget(UPDATED);
     read(&mut history, UPDATED, 0, later);
     read(&mut history, FILLED, 2, later);
 
     let all = due(&mut history, a, position);
     let at: Vec<_> = all.iter().map(|text| listed(cursor_in(text), "a")).collect();
     assert_eq!(at, [[2, 51], [2, 1], [3, 1]], "a frame that was made before names the old one by its fingerprint");
-    let mut apart = Apart::default();
-    history.make_apart(a, position, &mut cover, (usize::MAX, &mut { usize::MAX }), &mut apart);
-    assert!(apart.passed, "nobody waits for the old one");
+    let mut catch_up_frames = CatchUpFrames::default();
+    history.make_catch_up_frames(
+        a,
+        position,
+        &mut resume_filter,
+        (usize::MAX, &mut { usize::MAX }),
+        &mut catch_up_frames,
+    );
+    assert!(catch_up_frames.passed, "nobody waits for the old one");
     let (_, position) = history.resume(a, cursor_in(&all[1]), STEPS_MAX).unwrap();
     assert_eq!(due(&mut history, a, position).len(), 1, "and cursors go on");
     assert_eq!(history.offsets.all_next().len(), 2, "its place is the old one's");
@@ -364,10 +396,10 @@ fn a_topic_that_gets_the_index_of_another_has_nothing_of_it() {
 #[test]
 fn a_shard_that_has_records_of_a_topic_whose_index_another_gets_lets_go_of_them() {
     let (mut history, a) = pod(&[(FILLED, 0), (UPDATED, 0)]);
-    let start = Position { number: 0, at: history.chains[a].first };
+    let start = Position { number: 0, at: history.logs[a].first };
     history.append(met(UPDATED, "assessment.balance-updated", 0), Instant::now());
-    assert_eq!(history.lag(a, &mut { start }), Lag::Lost);
-    assert_eq!(history.lag(a, &mut history.end(a)), Lag::Current, "who is up to date notices nothing");
+    assert_eq!(history.locate(a, &mut { start }), PositionStatus::Lost);
+    assert_eq!(history.locate(a, &mut history.end(a)), PositionStatus::Current, "who is up to date notices nothing");
     let mut batch = events(&[("a", 7)]);
     batch.records[0].origin = Origin { topic: UPDATED, partition: 0, offset: 0 };
     let end = history.end(a);
@@ -379,7 +411,7 @@ fn a_shard_that_has_records_of_a_topic_whose_index_another_gets_lets_go_of_them(
 
 /// A pod that read so many events of one assessment on one topic, in batches of some hundred, and on the other topic's
 /// partition what is of others.
-fn long(count: i64) -> (History, ChainKey) {
+fn long(count: i64) -> (History, AssessmentLogKey) {
     let (mut history, a) = pod(&[]);
     history.limits.bytes_max = 1 << 30;
     for first in (0..count).step_by(300) {
@@ -397,8 +429,8 @@ fn forged(topics: &[(&Topic, &[i64])]) -> String {
     let mut encoder = Encoder::new(Form::Full);
     for (topic, has) in topics {
         let (tag, sum) = (Tag::of(topic.fingerprint), TopicSum::of(topic.fingerprint));
-        let places = (0..).zip(*has).map(|(partition, &next)| Place { partition, next, epoch: None });
-        assert!(encoder.topic(tag, sum, 1, places));
+        let partition_ids = (0..).zip(*has).map(|(partition, &next)| PartitionOffset { partition, next, epoch: None });
+        assert!(encoder.topic(tag, sum, 1, partition_ids));
     }
     let mut text = Vec::new();
     encoder.finish(AssessmentHash::of("a"), TopicSum::default(), &mut text);
@@ -417,15 +449,21 @@ fn whatever_a_cursor_holds_a_handshake_and_each_turn_after_it_take_a_bounded_num
         ("with many partitions that nobody knows", forged(&[(&updated, &[1]), (&filled, &many)]), 0),
     ];
     for (nth, (name, cursor, lacks)) in cursors.into_iter().enumerate() {
-        let (mut cover, mut position) = history.resume(a, &cursor, STEPS_MAX).unwrap();
+        let (mut resume_filter, mut position) = history.resume(a, &cursor, STEPS_MAX).unwrap();
         let (mut turns, mut used) = (0, 0);
-        let mut apart = Apart::default();
+        let mut catch_up_frames = CatchUpFrames::default();
         loop {
             let (before, mut steps) = (position.number, STEPS_MAX);
-            history.make_apart(a, position, &mut cover, (usize::MAX, &mut steps), &mut apart);
-            position = apart.from;
+            history.make_catch_up_frames(
+                a,
+                position,
+                &mut resume_filter,
+                (usize::MAX, &mut steps),
+                &mut catch_up_frames,
+            );
+            position = catch_up_frames.from;
             (turns, used) = (turns + 1, used + STEPS_MAX - steps);
-            if !apart.is_unfinished {
+            if !catch_up_frames.is_unfinished {
                 break;
             }
             assert!(position.number > before && turns < 1_000, "{name}: it gets nowhere");
@@ -444,16 +482,22 @@ fn who_lacks_an_event_that_is_sent_to_nobody_is_told_also_where_that_takes_more_
     history.unsent_below.insert(a, 15_000);
     for (has, lacks) in [(14_000, true), (16_000, false)] {
         let cursor = forged(&[(&updated, &[1]), (&filled, &[has])]);
-        let (mut cover, mut position) = history.resume(a, &cursor, 100).unwrap();
-        let mut apart = Apart::default();
+        let (mut resume_filter, mut position) = history.resume(a, &cursor, 100).unwrap();
+        let mut catch_up_frames = CatchUpFrames::default();
         for _ in 0..100 {
-            history.make_apart(a, position, &mut cover, (1, &mut { STEPS_MAX }), &mut apart);
-            position = apart.from;
-            if !apart.is_unfinished {
+            history.make_catch_up_frames(
+                a,
+                position,
+                &mut resume_filter,
+                (1, &mut { STEPS_MAX }),
+                &mut catch_up_frames,
+            );
+            position = catch_up_frames.from;
+            if !catch_up_frames.is_unfinished {
                 break;
             }
         }
-        assert_eq!(apart.refuted, lacks.then_some(ResetReason::Expired), "{has}");
+        assert_eq!(catch_up_frames.refuted, lacks.then_some(ResetReason::Expired), "{has}");
         assert_eq!(history.resume(a, &cursor, usize::MAX).is_err(), lacks, "in one go");
     }
 }
@@ -461,7 +505,7 @@ fn who_lacks_an_event_that_is_sent_to_nobody_is_told_also_where_that_takes_more_
 #[test]
 fn the_places_of_an_assessment_are_listed_without_a_step_along_its_entries() {
     let (mut history, a) = long(1_000);
-    history.unwatch(a);
+    history.unsubscribe(a);
     let mut stray = events(&[("a", 7)]);
     stray.records[0].origin = Origin { topic: FILLED, partition: 1, offset: 7 };
     stray.starts.push(NextOffset { topic: FILLED, partition: 1, offset: 7 });
@@ -469,31 +513,32 @@ fn the_places_of_an_assessment_are_listed_without_a_step_along_its_entries() {
     history.append(stray, Instant::now());
     // Nothing leads from one entry to the next any more.
     history.segments.iter_mut().flat_map(|segment| &mut segment.entries).for_each(|entry| entry.next = None);
-    let a = history.watch(&id("a"));
-    let places = [(FILLED, 0), (FILLED, 1)].map(|(topic, partition)| history.offsets.place(topic, partition).unwrap());
-    assert!(places.iter().all(|&place| history.lists(a, place)));
+    let a = history.subscribe(&id("a"));
+    let partition_ids =
+        [(FILLED, 0), (FILLED, 1)].map(|(topic, partition)| history.offsets.partition_id(topic, partition).unwrap());
+    assert!(partition_ids.iter().all(|&partition_id| history.lists_partition(a, partition_id)));
 }
 
 #[test]
 fn an_entry_of_a_long_chain_is_found_by_its_number_also_when_much_has_left_the_window() {
     let (mut history, a) = long(12_000);
-    history.dispatched(a);
+    history.mark_dispatched(a);
     let is_found = |history: &History, number: u64| {
         let mut position = Position { number, at: None };
-        let lag = history.lag(a, &mut position);
+        let lag = history.locate(a, &mut position);
         let entry = position.at.and_then(|at| history.entry(at)).map(|(_, entry)| entry.record.origin.offset);
-        lag == Lag::Behind && entry == Some(number.cast_signed())
+        lag == PositionStatus::Behind && entry == Some(number.cast_signed())
     };
     let mut starts = Vec::new();
     while history.segments.len() > 1 {
-        let start = history.chains[a].start;
+        let start = history.logs[a].start;
         starts.push(start);
         assert!((start..12_000).step_by(97).all(|number| is_found(&history, number)));
         history.drop_oldest();
     }
     assert!(starts.len() > 2, "{starts:?}");
     history.drop_oldest();
-    history.unwatch(a);
+    history.unsubscribe(a);
     assert_eq!(history.bytes(), 0, "nothing stays counted");
 }
 
@@ -506,7 +551,7 @@ proptest! {
         let mut history = history(1 << 24);
         let starts = (0..3).map(|partition| NextOffset { topic: EVENTS, partition, offset: 0 }).collect();
         history.append(Batch { starts, ..Batch::default() }, Instant::now());
-        let a = history.watch(&id("a"));
+        let a = history.subscribe(&id("a"));
         let mut next = [0i64; 3];
         for (partition, count) in order {
             let mut batch = events(&vec![("a", 0); count.unsigned_abs() as usize]);
@@ -520,15 +565,15 @@ proptest! {
         (0..gone).for_each(|_| history.drop_oldest());
         let text = forged(&[(&topics()[0], &has)]);
         let Ok(Cursor::Of(listing)) = cursor::decode(&text, AssessmentHash::of("a")) else { unreachable!() };
-        let cover = Cover::of(&history.offsets, listing).unwrap();
-        let Chain { start, first, .. } = history.chains[a];
+        let resume_filter = ResumeFilter::of(&history.offsets, listing).unwrap();
+        let AssessmentLog { start, first, .. } = history.logs[a];
         let mut one_by_one = Position { number: start, at: first };
-        while one_by_one.at.is_some_and(|at| history.is_covered(a, at, &cover)) {
+        while one_by_one.at.is_some_and(|at| history.is_covered(a, at, &resume_filter)) {
             one_by_one = history.after(one_by_one);
         }
         let mut position = Position { number: start, at: first };
         for _ in 0..5_000 {
-            position = history.skip(a, position, &cover, &mut steps.clone());
+            position = history.skip(a, position, &resume_filter, &mut steps.clone());
         }
         prop_assert_eq!(position, one_by_one);
     }

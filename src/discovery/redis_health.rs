@@ -3,21 +3,21 @@
 
 use std::time::{Duration, Instant};
 
-use crate::limits::LOOK_WAIT_MAX;
+use crate::limits::VIEW_REFRESH_WAIT_MAX;
 
 /// How often a pod renews its lease and looks at the slots, at the longest: this catches what pub/sub lost.
 const POLL_MAX: Duration = Duration::from_secs(1);
 
 /// How long a call may take, at the longest. A Redis that hangs shows after this and a poll, and who waits for a look is
 /// told of it then.
-const CALL_MAX: Duration = LOOK_WAIT_MAX;
+const CALL_MAX: Duration = VIEW_REFRESH_WAIT_MAX;
 
 /// The pause after a first failed try; it doubles up to the time of a poll.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 
 /// The times that follow from a lease.
 #[derive(Debug, Clone, Copy)]
-pub struct Times {
+pub struct LeaseTimes {
     /// `LEASE_TTL_MS`.
     pub lease: Duration,
     /// Between the beginnings of two calls, and between two tries while Redis is away. So after an outage everyone has
@@ -30,7 +30,7 @@ pub struct Times {
     pub gap: Duration,
 }
 
-impl Times {
+impl LeaseTimes {
     /// The times for a lease.
     #[must_use]
     pub fn of(lease: Duration) -> Self {
@@ -54,7 +54,7 @@ impl Times {
 ///                          '- success after a gap, and a step of Redis' clock, begin anew
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum HealthState {
     Never,
     Broken { failures: u32 },
     Unbroken { since: Instant, last: Instant, after_outage: bool },
@@ -62,28 +62,30 @@ enum State {
 
 /// This pod's contact with Redis.
 #[derive(Debug, Clone)]
-pub struct Contact {
-    times: Times,
-    state: State,
+pub struct RedisHealth {
+    times: LeaseTimes,
+    state: HealthState,
 }
 
-impl Contact {
+impl RedisHealth {
     /// Before the first try.
     #[must_use]
-    pub fn new(times: Times) -> Self {
-        Self { times, state: State::Never }
+    pub fn new(times: LeaseTimes) -> Self {
+        Self { times, state: HealthState::Never }
     }
 
     /// A try that began at `began` has been answered at `now`.
     pub fn handle_success(&mut self, began: Instant, now: Instant) {
         let slow = now.saturating_duration_since(began) > self.times.gap;
         self.state = match self.state {
-            State::Unbroken { since, last, after_outage } if now.saturating_duration_since(last) <= self.times.gap => {
-                State::Unbroken { since, last: now, after_outage }
+            HealthState::Unbroken { since, last, after_outage }
+                if now.saturating_duration_since(last) <= self.times.gap =>
+            {
+                HealthState::Unbroken { since, last: now, after_outage }
             }
-            State::Never => State::Unbroken { since: now, last: now, after_outage: slow },
-            State::Broken { .. } | State::Unbroken { .. } => {
-                State::Unbroken { since: now, last: now, after_outage: true }
+            HealthState::Never => HealthState::Unbroken { since: now, last: now, after_outage: slow },
+            HealthState::Broken { .. } | HealthState::Unbroken { .. } => {
+                HealthState::Unbroken { since: now, last: now, after_outage: true }
             }
         };
     }
@@ -91,35 +93,35 @@ impl Contact {
     /// Redis' clock has stepped at `now`. Leases that ran out by that may be renewed before anyone judges, as after an
     /// outage; but it is reached.
     pub fn handle_step(&mut self, now: Instant) {
-        self.state = State::Unbroken { since: now, last: now, after_outage: true };
+        self.state = HealthState::Unbroken { since: now, last: now, after_outage: true };
     }
 
     /// A try has failed, or came so late that it did nothing.
     pub fn handle_failure(&mut self) {
-        let failures = if let State::Broken { failures } = self.state { failures } else { 0 };
-        self.state = State::Broken { failures: failures.saturating_add(1) };
+        let failures = if let HealthState::Broken { failures } = self.state { failures } else { 0 };
+        self.state = HealthState::Broken { failures: failures.saturating_add(1) };
     }
 
     /// Whether the last try reached Redis.
     #[must_use]
-    pub fn is_connected(&self) -> bool {
-        matches!(self.state, State::Unbroken { .. })
+    pub fn is_redis_up(&self) -> bool {
+        matches!(self.state, HealthState::Unbroken { .. })
     }
 
     /// Whether Redis has been reached from the first try on.
     #[must_use]
     pub fn has_seen_no_outage(&self) -> bool {
-        matches!(self.state, State::Unbroken { after_outage: false, .. })
+        matches!(self.state, HealthState::Unbroken { after_outage: false, .. })
     }
 
     /// Whether a lease that has run out may be judged by a call at `now`: contact has lasted for a whole lease, and so
     /// whoever lives had the time to renew. A pod that is new and met no failure judges with its second call: it has seen
     /// no outage. Not with its first, of which Redis cannot tell whether it comes late.
     #[must_use]
-    pub fn may_judge(&self, now: Instant) -> bool {
+    pub fn may_expire_leases(&self, now: Instant) -> bool {
         match self.state {
-            State::Never | State::Broken { .. } => false,
-            State::Unbroken { since, last, after_outage } => {
+            HealthState::Never | HealthState::Broken { .. } => false,
+            HealthState::Unbroken { since, last, after_outage } => {
                 now.saturating_duration_since(last) <= self.times.gap
                     && (!after_outage || now.saturating_duration_since(since) >= self.times.lease)
             }
@@ -129,10 +131,10 @@ impl Contact {
     /// Whether those who had a slot before an outage have had the time to take it again, as far as is known: before the
     /// first answer, nothing is.
     #[must_use]
-    pub fn is_settled(&self, now: Instant) -> bool {
+    pub fn has_settled(&self, now: Instant) -> bool {
         match self.state {
-            State::Never | State::Broken { .. } => false,
-            State::Unbroken { since, after_outage, .. } => {
+            HealthState::Never | HealthState::Broken { .. } => false,
+            HealthState::Unbroken { since, after_outage, .. } => {
                 !after_outage || now.saturating_duration_since(since) >= self.times.settle()
             }
         }
@@ -141,14 +143,14 @@ impl Contact {
     /// When to try next, after a try that began at `began` and ended at `now`. An answer that took long does not put the
     /// next call off: it would be late for a lease, and a gap to who judges.
     #[must_use]
-    pub fn next_try(&self, began: Instant, now: Instant) -> Instant {
+    pub fn next_attempt(&self, began: Instant, now: Instant) -> Instant {
         match self.state {
-            State::Never => now,
-            State::Broken { failures } => {
+            HealthState::Never => now,
+            HealthState::Broken { failures } => {
                 let doubled = RETRY_MIN.saturating_mul(1 << failures.saturating_sub(1).min(10));
                 now + doubled.min(self.times.poll)
             }
-            State::Unbroken { .. } => (began + self.times.poll).max(now),
+            HealthState::Unbroken { .. } => (began + self.times.poll).max(now),
         }
     }
 }
@@ -162,8 +164,8 @@ mod tests {
 
     const LEASE: Duration = Duration::from_secs(10);
 
-    fn contact() -> (Contact, Instant) {
-        (Contact::new(Times::of(LEASE)), Instant::now())
+    fn redis_health() -> (RedisHealth, Instant) {
+        (RedisHealth::new(LeaseTimes::of(LEASE)), Instant::now())
     }
 
     fn ms(ms: u64) -> Duration {
@@ -173,7 +175,7 @@ mod tests {
     #[test]
     fn a_lease_outlives_the_longest_gap_that_is_no_break() {
         for lease in [1_000, 2_000, 10_000, 60_000].map(ms) {
-            let times = Times::of(lease);
+            let times = LeaseTimes::of(lease);
             assert!(times.poll + times.gap < lease, "{lease:?}");
             assert!(times.poll * 4 <= lease, "a lease is renewed several times before it runs out");
             assert!(times.call.max(times.poll) < times.gap, "slow calls, one after another, leave no gap");
@@ -183,107 +185,119 @@ mod tests {
 
     #[test]
     fn a_new_pod_that_met_no_failure_judges_and_claims_with_its_second_call() {
-        let (mut contact, start) = contact();
-        assert!(!contact.may_judge(start) && !contact.is_settled(start) && !contact.is_connected());
-        contact.handle_success(start, start + ms(2));
-        assert!(contact.is_connected() && contact.may_judge(start + ms(3)) && contact.is_settled(start + ms(3)));
+        let (mut redis_health, start) = redis_health();
+        assert!(
+            !redis_health.may_expire_leases(start) && !redis_health.has_settled(start) && !redis_health.is_redis_up()
+        );
+        redis_health.handle_success(start, start + ms(2));
+        assert!(
+            redis_health.is_redis_up()
+                && redis_health.may_expire_leases(start + ms(3))
+                && redis_health.has_settled(start + ms(3))
+        );
     }
 
     #[test]
     fn after_an_outage_nobody_is_judged_for_a_whole_lease() {
-        let (mut contact, start) = contact();
-        contact.handle_success(start, start);
-        contact.handle_failure();
-        assert!(!contact.is_connected() && !contact.may_judge(start) && !contact.is_settled(start));
+        let (mut redis_health, start) = redis_health();
+        redis_health.handle_success(start, start);
+        redis_health.handle_failure();
+        assert!(
+            !redis_health.is_redis_up() && !redis_health.may_expire_leases(start) && !redis_health.has_settled(start)
+        );
         let mut now = start + Duration::from_secs(60);
         let back = now;
         while now < back + LEASE {
-            contact.handle_success(now, now);
-            assert!(contact.is_connected() && !contact.may_judge(now));
-            assert_eq!(contact.is_settled(now), now >= back + Duration::from_secs(3));
+            redis_health.handle_success(now, now);
+            assert!(redis_health.is_redis_up() && !redis_health.may_expire_leases(now));
+            assert_eq!(redis_health.has_settled(now), now >= back + Duration::from_secs(3));
             now += Duration::from_secs(1);
         }
-        contact.handle_success(now, now);
-        assert!(contact.may_judge(now));
+        redis_health.handle_success(now, now);
+        assert!(redis_health.may_expire_leases(now));
     }
 
     #[test]
     fn a_pod_that_was_paused_is_as_one_after_an_outage() {
-        let (mut contact, start) = contact();
-        contact.handle_success(start, start);
+        let (mut redis_health, start) = redis_health();
+        redis_health.handle_success(start, start);
         let resumed = start + Duration::from_secs(30);
-        assert!(!contact.may_judge(resumed), "what it knows is old");
-        contact.handle_success(resumed, resumed);
-        assert!(!contact.may_judge(resumed) && !contact.is_settled(resumed));
-        assert!(contact.is_connected());
+        assert!(!redis_health.may_expire_leases(resumed), "what it knows is old");
+        redis_health.handle_success(resumed, resumed);
+        assert!(!redis_health.may_expire_leases(resumed) && !redis_health.has_settled(resumed));
+        assert!(redis_health.is_redis_up());
     }
 
     #[test]
     fn after_a_step_of_redis_clock_nobody_is_judged_for_a_whole_lease_and_it_is_reached() {
-        let (mut contact, start) = contact();
-        contact.handle_success(start, start);
-        contact.handle_step(start);
+        let (mut redis_health, start) = redis_health();
+        redis_health.handle_success(start, start);
+        redis_health.handle_step(start);
         for second in 1..=10 {
             let now = start + Duration::from_secs(second);
-            contact.handle_success(now, now);
-            assert!(contact.is_connected());
-            assert_eq!(contact.may_judge(now), second == 10);
+            redis_health.handle_success(now, now);
+            assert!(redis_health.is_redis_up());
+            assert_eq!(redis_health.may_expire_leases(now), second == 10);
         }
     }
 
     #[test]
     fn a_first_answer_that_took_long_tells_of_an_outage() {
-        let (mut contact, start) = contact();
-        contact.handle_success(start, start + LEASE);
-        assert!(!contact.may_judge(start + LEASE));
+        let (mut redis_health, start) = redis_health();
+        redis_health.handle_success(start, start + LEASE);
+        assert!(!redis_health.may_expire_leases(start + LEASE));
     }
 
     #[test]
     fn a_hiccup_is_no_outage() {
-        let (mut contact, start) = contact();
-        contact.handle_success(start, start);
-        contact.handle_success(start + ms(4_000), start + ms(5_000));
-        assert!(contact.may_judge(start + ms(5_000)));
+        let (mut redis_health, start) = redis_health();
+        redis_health.handle_success(start, start);
+        redis_health.handle_success(start + ms(4_000), start + ms(5_000));
+        assert!(redis_health.may_expire_leases(start + ms(5_000)));
     }
 
     #[test]
     fn tries_follow_each_other_more_and_more_slowly_up_to_once_a_second() {
-        let (mut contact, start) = contact();
-        assert_eq!(contact.next_try(start, start), start);
+        let (mut redis_health, start) = redis_health();
+        assert_eq!(redis_health.next_attempt(start, start), start);
         let pauses: Vec<Duration> = (0..40)
             .map(|_| {
-                contact.handle_failure();
-                contact.next_try(start, start + ms(500)) - (start + ms(500))
+                redis_health.handle_failure();
+                redis_health.next_attempt(start, start + ms(500)) - (start + ms(500))
             })
             .collect();
         assert_eq!(pauses[..6], [100, 200, 400, 800, 1_000, 1_000].map(ms));
         assert_eq!(pauses[39], ms(1_000));
-        contact.handle_success(start, start + ms(300));
-        assert_eq!(contact.next_try(start, start + ms(300)), start + ms(1_000), "once a second, however long it takes");
-        assert_eq!(contact.next_try(start, start + ms(1_200)), start + ms(1_200));
+        redis_health.handle_success(start, start + ms(300));
+        assert_eq!(
+            redis_health.next_attempt(start, start + ms(300)),
+            start + ms(1_000),
+            "once a second, however long it takes"
+        );
+        assert_eq!(redis_health.next_attempt(start, start + ms(1_200)), start + ms(1_200));
     }
 
     #[test]
     fn with_the_shortest_lease_an_outage_leaves_everyone_the_time_to_call_before_anyone_judges() {
-        let times = Times::of(ms(1_000));
-        let (start, mut contact) = (Instant::now(), Contact::new(times));
+        let times = LeaseTimes::of(ms(1_000));
+        let (start, mut redis_health) = (Instant::now(), RedisHealth::new(times));
         for _ in 0..40 {
-            contact.handle_failure();
+            redis_health.handle_failure();
         }
-        assert!(contact.next_try(start, start) + times.call < start + times.lease);
+        assert!(redis_health.next_attempt(start, start) + times.call < start + times.lease);
     }
 
     #[test]
     fn a_redis_that_answers_just_in_time_is_contact_without_a_break() {
         for lease in [1_000, 3_000, 10_000].map(ms) {
-            let times = Times::of(lease);
-            let (mut began, mut contact) = (Instant::now(), Contact::new(times));
+            let times = LeaseTimes::of(lease);
+            let (mut began, mut redis_health) = (Instant::now(), RedisHealth::new(times));
             let end = began + lease * 3;
             while began < end {
                 let answered = began + times.call - ms(1);
-                contact.handle_success(began, answered);
-                began = contact.next_try(began, answered);
-                assert!(contact.may_judge(began), "{lease:?}");
+                redis_health.handle_success(began, answered);
+                began = redis_health.next_attempt(began, answered);
+                assert!(redis_health.may_expire_leases(began), "{lease:?}");
             }
         }
     }

@@ -1,31 +1,32 @@
 //! How long records may gather before they are taken: a rule on times.
 //!
 //! Each turn of the reader wakes a shard, and each wake costs two threads a sleep and a start, some forty microseconds
-//! whatever it brings. So where records stream, they are taken at most once in [`GATHER`], as network cards moderate their
+//! whatever it brings. So where records stream, they are taken at most once in [`BATCHING_DELAY`], as network cards moderate their
 //! interrupts: a record that comes after a quiet moment is handed over at once, and one of a stream waits for as long as
 //! that at most. What one broker sends gathers there, by the pause between two questions (`fetch.queue.backoff.ms`), which
 //! is longer: this is for several brokers, whose answers come between each other's.
 
 use std::time::{Duration, Instant};
 
-use crate::limits::{GATHER, GATHER_RECORDS_MAX};
+use crate::limits::{BATCHING_DELAY, BATCHING_RECORDS_MAX};
 
 /// When records were handed over.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(super) struct BatchingDelay {
     last: Option<Instant>,
 }
 
-impl Pace {
+impl BatchingDelay {
     /// A turn has handed over so many records, just now: how long others may gather before they are looked for.
     pub(super) fn after(&mut self, records: usize, now: Instant) -> Duration {
         if records == 0 {
             return Duration::ZERO;
         }
         let last = self.last.replace(now);
-        let streams = last.is_some_and(|last| now.saturating_duration_since(last) <= GATHER + GATHER / 2);
+        let streams =
+            last.is_some_and(|last| now.saturating_duration_since(last) <= BATCHING_DELAY + BATCHING_DELAY / 2);
         // Where many come at a time, a wake is shared by many already.
-        if streams && records < GATHER_RECORDS_MAX { GATHER } else { Duration::ZERO }
+        if streams && records < BATCHING_RECORDS_MAX { BATCHING_DELAY } else { Duration::ZERO }
     }
 }
 
@@ -35,14 +36,14 @@ mod tests {
 
     #[test]
     fn a_record_after_a_quiet_moment_holds_up_nothing_and_a_stream_gathers_until_it_ends_or_is_a_flood() {
-        let (mut pace, start) = (Pace::default(), Instant::now());
-        let mut after = |records, at_us| pace.after(records, start + Duration::from_micros(at_us));
+        let (mut batching_delay, start) = (BatchingDelay::default(), Instant::now());
+        let mut after = |records, at_us| batching_delay.after(records, start + Duration::from_micros(at_us));
         assert_eq!(after(1, 0), Duration::ZERO);
         assert_eq!(after(0, 400), Duration::ZERO, "nothing came: the next is waited for");
-        assert_eq!(after(1, 500), GATHER, "the second within a moment is a stream");
-        assert_eq!(after(3, 1_600), GATHER);
-        assert_eq!(after(GATHER_RECORDS_MAX, 2_700), Duration::ZERO);
-        assert_eq!(after(1, 3_000), GATHER);
+        assert_eq!(after(1, 500), BATCHING_DELAY, "the second within a moment is a stream");
+        assert_eq!(after(3, 1_600), BATCHING_DELAY);
+        assert_eq!(after(BATCHING_RECORDS_MAX, 2_700), Duration::ZERO);
+        assert_eq!(after(1, 3_000), BATCHING_DELAY);
         assert_eq!(after(1, 3_000 + 1_501), Duration::ZERO, "it has ended");
     }
 }

@@ -3,7 +3,7 @@
 
 /// What happens to a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sight {
+pub(super) enum ClientOutcome {
     /// It reads an event.
     Event,
     /// It is connected without a past.
@@ -31,7 +31,7 @@ pub(super) enum Sight {
     Misplaced,
 }
 
-impl Sight {
+impl ClientOutcome {
     pub(super) const ALL: [Self; 14] = [
         Self::Event,
         Self::Fresh,
@@ -75,10 +75,10 @@ impl Sight {
 
 /// How often what happened.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Sights([u64; Sight::ALL.len()]);
+pub(super) struct Outcomes([u64; ClientOutcome::ALL.len()]);
 
-impl Sights {
-    pub(super) fn count(&mut self, sight: Sight) {
+impl Outcomes {
+    pub(super) fn count(&mut self, sight: ClientOutcome) {
         self.0[sight as usize] += 1;
     }
 
@@ -87,7 +87,7 @@ impl Sights {
     }
 
     /// All of them with their counts.
-    pub(super) fn all(&self) -> impl Iterator<Item = (Sight, u64)> {
-        Sight::ALL.into_iter().zip(self.0)
+    pub(super) fn all(&self) -> impl Iterator<Item = (ClientOutcome, u64)> {
+        ClientOutcome::ALL.into_iter().zip(self.0)
     }
 }

@@ -3,9 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::measure::Part;
-use super::report::Round;
-use super::usage::Stretch;
+use super::measure::Measurement;
+use super::report::FleetRound;
+use super::usage::UsageInterval;
 
 /// More steal than this, as a share of the machine, spoils figures of CPU time.
 const STEAL_MAX: f64 = 0.02;
@@ -28,7 +28,7 @@ pub struct Noise {
 impl Noise {
     /// That of a part.
     #[must_use]
-    pub fn of(part: &Part) -> Self {
+    pub fn of(part: &Measurement) -> Self {
         Self {
             steal: part.machine.share(part.machine.steal),
             server_waited: part.usage.as_ref().map_or(0.0, |usage| usage.waited_ns as f64 / 1e9 / part.seconds),
@@ -38,7 +38,7 @@ impl Noise {
 
     /// That of a stretch of time.
     #[must_use]
-    pub fn of_stretch(stretch: &Stretch) -> Self {
+    pub fn of_stretch(stretch: &UsageInterval) -> Self {
         Self {
             steal: stretch.machine.share(stretch.machine.steal),
             server_waited: stretch.usage.waited_ns as f64 / 1e9 / stretch.seconds,
@@ -92,14 +92,14 @@ pub struct Discarded {
     pub why: Vec<String>,
 }
 
-impl Round {
-    fn parts(&self) -> impl Iterator<Item = (&'static str, &Part)> {
+impl FleetRound {
+    fn parts(&self) -> impl Iterator<Item = (&'static str, &Measurement)> {
         let parts = [("gateway", &self.gateway), ("send loop", &self.send), ("kafka loop", &self.kafka)];
         parts.into_iter().filter_map(|(name, part)| Some((name, part.as_ref()?)))
     }
 }
 
-impl Noisy for Round {
+impl Noisy for FleetRound {
     fn faults(&self) -> Vec<String> {
         let faults = |(name, part)| Noise::of(part).faults().into_iter().map(move |fault| format!("{name}: {fault}"));
         self.parts().flat_map(faults).collect()
@@ -138,14 +138,14 @@ pub fn quietest<T: Noisy, E>(
 mod tests {
     use super::*;
     use crate::fleet::report::tests::part;
-    use crate::fleet::usage::Machine;
+    use crate::fleet::usage::MachineUsage;
 
-    fn stolen(ticks: u64) -> Round {
-        let machine = Machine { total: 1_000, busy: 500, steal: ticks };
-        Round { gateway: Some(Part { machine, ..part(1_000) }), ..Round::default() }
+    fn stolen(ticks: u64) -> FleetRound {
+        let machine = MachineUsage { total: 1_000, busy: 500, steal: ticks };
+        FleetRound { gateway: Some(Measurement { machine, ..part(1_000) }), ..FleetRound::default() }
     }
 
-    fn steal(round: &Round) -> u64 {
+    fn steal(round: &FleetRound) -> u64 {
         round.gateway.as_ref().unwrap().machine.steal
     }
 

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use slotmap::Key;
 
-use super::admission::{Here, Redirect};
+use super::admission::{Placement, Redirect};
 use super::connection::{Connection, ConnectionKey, Socket};
-use super::state::State;
+use super::state::ShardState;
 use crate::clock::Now;
 use crate::config::ShardConfig;
 use crate::exchange::Owner;
@@ -22,11 +22,11 @@ use crate::protocol::close::CloseReason;
 const BURST: Duration = Duration::from_millis(100);
 
 /// Connections that are looked at in one turn: each takes a cache miss.
-const LOOKED_AT_A_TURN: usize = 4096;
+const SCANNED_PER_TURN: usize = 4096;
 
 /// Passes over a shard's connections for those that have reached their age.
 #[derive(Debug)]
-pub(super) struct Ages {
+pub(super) struct AgeLimiter {
     age_max: Option<Duration>,
     every: Duration,
     /// When the last pass ended.
@@ -39,7 +39,7 @@ pub(super) struct Ages {
     next: Instant,
 }
 
-impl Ages {
+impl AgeLimiter {
     pub(super) fn new(age_max: Option<Duration>, config: &ShardConfig, now: Instant) -> Self {
         // A hundredth of the age keeps what is late within a hundredth.
         let every = (age_max.unwrap_or_default() / 100).clamp(Duration::from_millis(10), Duration::from_secs(1));
@@ -54,10 +54,10 @@ impl Ages {
     }
 
     /// Sends those on their way who have reached their age and may go now.
-    pub(super) fn advance<S: Socket>(&mut self, state: &mut State<S>, here: &Here<'_>, now: Now) {
+    pub(super) fn advance<S: Socket>(&mut self, state: &mut ShardState<S>, placement: &Placement<'_>, now: Now) {
         let Some(age_max) = self.age_max else { return };
         // A drain sends everyone away by itself.
-        if here.standing.draining_since.is_some() {
+        if placement.pod_state.draining_since.is_some() {
             (self.passed, self.left) = (now.instant, 0);
             return;
         }
@@ -65,16 +65,16 @@ impl Ages {
             if now.instant < self.passed + self.every {
                 return;
             }
-            self.left = state.roster.len();
+            self.left = state.connection_keys.len();
         }
         self.next = self.next.max(now.instant.checked_sub(BURST).unwrap_or(now.instant));
         // Backwards, so that those who leave meanwhile make it miss none.
-        self.left = self.left.min(state.roster.len());
-        let end = self.left.saturating_sub(LOOKED_AT_A_TURN);
+        self.left = self.left.min(state.connection_keys.len());
+        let end = self.left.saturating_sub(SCANNED_PER_TURN);
         while self.left > end && self.next <= now.instant {
             self.left -= 1;
-            let key = state.roster[self.left];
-            if is_due(&state.connections[key], key, age_max, now.instant) && send_away(state, key, here, now) {
+            let key = state.connection_keys[self.left];
+            if is_due(&state.connections[key], key, age_max, now.instant) && close_for_age(state, key, placement, now) {
                 self.next += self.interval;
             }
         }
@@ -102,31 +102,36 @@ fn mixed(key: ConnectionKey) -> u32 {
 }
 
 /// Closes a connection with where to go; returns whether it is known where that is.
-fn send_away<S: Socket>(state: &mut State<S>, key: ConnectionKey, here: &Here<'_>, now: Now) -> bool {
-    let watch = state.connections[key].watch;
-    let to = if here.place_anywhere {
+fn close_for_age<S: Socket>(
+    state: &mut ShardState<S>,
+    key: ConnectionKey,
+    placement: &Placement<'_>,
+    now: Now,
+) -> bool {
+    let subscription = state.connections[key].subscription;
+    let to = if placement.place_anywhere {
         None
     } else {
-        let view = &here.standing.view;
-        let to = match watch {
-            Some(watch) => match here.standing.owner(watch.hash) {
-                Owner::Here => here.standing.own.and_then(|own| view.pod(own)),
+        let view = &placement.pod_state.view;
+        let to = match subscription {
+            Some(subscription) => match placement.pod_state.owner(subscription.hash) {
+                Owner::ThisPod => placement.pod_state.own.and_then(|own| view.pod(own)),
                 // A handover sees to it.
-                Owner::Elsewhere(_) | Owner::Nobody => None,
+                Owner::OtherPod(_) | Owner::NoPod => None,
             },
             // A pod of a view that is not proven may be long gone.
-            None if !here.standing.sight.proven => None,
+            None if !placement.pod_state.view_freshness.confirmed => None,
             None => {
                 let live = view.live().count();
-                let place = (mixed(key) as usize).checked_rem(live);
-                place.and_then(|place| view.live().map(|(_, pod)| pod).nth(place))
+                let index = (mixed(key) as usize).checked_rem(live);
+                index.and_then(|index| view.live().map(|(_, pod)| pod).nth(index))
             }
         };
         let Some(to) = to else { return false };
         Some(Redirect { to: to.clone(), from_draining: false })
     };
     if to.is_none() {
-        state.connections[key].owed.heartbeat = true;
+        state.connections[key].control_due.heartbeat = true;
         state.flush(key, now);
     }
     state.close(key, CloseReason::TooOld, to, now);

@@ -5,34 +5,34 @@ use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use super::checker::{Fault, Kind};
-use super::plan::Plan;
-use super::world::{Sum, World};
+use super::checker::{Violation, ViolationKind};
+use super::plan::WorldPlan;
+use super::world::{RunSummary, World};
 
 /// How often a world is run to make its story shorter, at most.
 const RUNS_MAX: usize = 2_000;
 
 /// Lets a plan's world run.
-pub(super) fn run(plan: &Plan, start: Instant) -> Result<Sum, Fault> {
+pub(super) fn run(plan: &WorldPlan, start: Instant) -> Result<RunSummary, Violation> {
     catch_unwind(AssertUnwindSafe(|| World::new(plan, start).run())).unwrap_or_else(|panic| Err(panicked(&*panic)))
 }
 
-fn panicked(panic: &(dyn Any + Send)) -> Fault {
+fn panicked(panic: &(dyn Any + Send)) -> Violation {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    Fault { kind: Kind::Panic, what: text.unwrap_or("a panic without words").into() }
+    Violation { kind: ViolationKind::Panic, what: text.unwrap_or("a panic without words").into() }
 }
 
 /// A plan that fails, with as little in it as still makes it fail in the same way.
-struct Shortening {
-    plan: Plan,
-    kind: Kind,
+struct Shrinker {
+    plan: WorldPlan,
+    kind: ViolationKind,
     start: Instant,
     runs_left: usize,
 }
 
-impl Shortening {
+impl Shrinker {
     /// Takes a shorter plan over, if it fails.
-    fn takes(&mut self, shorter: Plan) -> bool {
+    fn takes(&mut self, shorter: WorldPlan) -> bool {
         self.runs_left = self.runs_left.saturating_sub(1);
         let fails = run(&shorter, self.start).is_err_and(|fault| fault.kind == self.kind);
         if fails {
@@ -42,13 +42,13 @@ impl Shortening {
     }
 
     /// Leaves deeds out: delta debugging, whole stretches first, then ever shorter ones.
-    fn leave_deeds_out(&mut self) {
-        let mut stretch = self.plan.deeds.len().div_ceil(2);
+    fn drop_events(&mut self) {
+        let mut stretch = self.plan.events.len().div_ceil(2);
         while stretch > 0 && self.runs_left > 0 {
             let (mut from, mut some) = (0, false);
-            while from < self.plan.deeds.len() && self.runs_left > 0 {
+            while from < self.plan.events.len() && self.runs_left > 0 {
                 let mut shorter = self.plan.clone();
-                shorter.deeds.drain(from..shorter.deeds.len().min(from + stretch));
+                shorter.events.drain(from..shorter.events.len().min(from + stretch));
                 let left_out = self.takes(shorter);
                 some |= left_out;
                 from += if left_out { 0 } else { stretch };
@@ -58,7 +58,7 @@ impl Shortening {
         }
     }
 
-    fn leave_clients_out(&mut self) {
+    fn drop_clients(&mut self) {
         for client in 0..self.plan.shape.clients.len() {
             let mut shorter = self.plan.clone();
             shorter.absent.push(client);
@@ -66,11 +66,11 @@ impl Shortening {
         }
     }
 
-    fn lessen_deeds(&mut self) {
-        for place in 0..self.plan.deeds.len() {
-            while let Some(lesser) = self.plan.deeds[place].1.lesser().filter(|_| self.runs_left > 0) {
+    fn weaken_events(&mut self) {
+        for place in 0..self.plan.events.len() {
+            while let Some(lesser) = self.plan.events[place].1.weakened().filter(|_| self.runs_left > 0) {
                 let mut shorter = self.plan.clone();
-                shorter.deeds[place].1 = lesser;
+                shorter.events[place].1 = lesser;
                 if !self.takes(shorter) {
                     break;
                 }
@@ -80,18 +80,18 @@ impl Shortening {
 }
 
 /// The shortest plan that is found to fail as this one does.
-fn shorten(plan: &Plan, fault: &Fault, start: Instant) -> Plan {
-    let mut shortening = Shortening { plan: plan.clone(), kind: fault.kind, start, runs_left: RUNS_MAX };
-    shortening.leave_clients_out();
-    shortening.leave_deeds_out();
-    shortening.lessen_deeds();
-    shortening.leave_deeds_out();
+fn shrink(plan: &WorldPlan, fault: &Violation, start: Instant) -> WorldPlan {
+    let mut shortening = Shrinker { plan: plan.clone(), kind: fault.kind, start, runs_left: RUNS_MAX };
+    shortening.drop_clients();
+    shortening.drop_events();
+    shortening.weaken_events();
+    shortening.drop_events();
     shortening.plan
 }
 
 /// The story of a plan that fails, as short as it gets.
-pub(super) fn tell(plan: &Plan, fault: &Fault, start: Instant) -> String {
-    let short = shorten(plan, fault, start);
+pub(super) fn tell(plan: &WorldPlan, fault: &Violation, start: Instant) -> String {
+    let short = shrink(plan, fault, start);
     let mut world = World::new(&short, start);
     world.tale = Some(Vec::new());
     let outcome = catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| Err(panicked(&*panic)));

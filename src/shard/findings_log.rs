@@ -12,10 +12,10 @@ use crate::limits::{
     BOARD_BYTES_MAX, CURSOR_CHARS_MAX, FINDINGS_LOG_EVERY, MALFORMED_LOG_EVERY, MARKETS_MAX, MESSAGE_BYTES_COMMON,
 };
 use crate::routing::table::Topic;
-use crate::stream::history::Findings;
+use crate::stream::history::RecordFindings;
 
 /// Reports findings.
-pub(super) struct Reporter {
+pub(super) struct FindingsLog {
     /// Ingest's counter of records that can't be used.
     malformed: Counter,
     /// When findings were last logged.
@@ -24,13 +24,13 @@ pub(super) struct Reporter {
     too_large_logged: HashMap<TopicIndex, Instant>,
 }
 
-impl Reporter {
+impl FindingsLog {
     pub(super) fn new(malformed: Counter) -> Self {
         Self { malformed, logged: None, too_large_logged: HashMap::new() }
     }
 
     /// Counts what was found, and logs it where that is due.
-    pub(super) fn report(&mut self, findings: &Findings, metrics: &ShardMetrics, now: Instant) {
+    pub(super) fn report(&mut self, findings: &RecordFindings, metrics: &ShardMetrics, now: Instant) {
         if findings.unusable > 0 {
             self.malformed.inc_by(findings.unusable);
         }
@@ -66,7 +66,7 @@ fn is_due(last: Option<Instant>, every: Duration, now: Instant) -> bool {
     last.is_none_or(|last| now.saturating_duration_since(last) >= every)
 }
 
-fn log(findings: &Findings) {
+fn log(findings: &RecordFindings) {
     if let Some(topic) = &findings.misplaced_on {
         tracing::warn!(
             topic = &*topic.name,

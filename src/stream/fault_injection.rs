@@ -3,7 +3,7 @@
 
 /// A mistake in the keeping of cursors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mistake {
+pub(crate) enum InjectedFault {
     /// An entry that is framed late gets a cursor from where ingest stands by then.
     CursorFromHead,
     /// A client that comes back is taken to have all up to the first event that it lacks, and to lack all from there on.
@@ -21,45 +21,45 @@ pub(crate) enum Mistake {
 }
 
 #[cfg(not(test))]
-pub(crate) const fn is_planted(_: Mistake) -> bool {
+pub(crate) const fn is_injected(_: InjectedFault) -> bool {
     false
 }
 
 #[cfg(test)]
-pub(crate) use tests::is_planted;
+pub(crate) use tests::is_injected;
 
 #[cfg(test)]
 pub(crate) mod tests {
     use std::cell::Cell;
 
-    use super::Mistake;
+    use super::InjectedFault;
 
     thread_local! {
-        static PLANTED: Cell<Option<Mistake>> = const { Cell::new(None) };
+        static PLANTED: Cell<Option<InjectedFault>> = const { Cell::new(None) };
     }
 
-    pub(crate) fn is_planted(mistake: Mistake) -> bool {
+    pub(crate) fn is_injected(mistake: InjectedFault) -> bool {
         PLANTED.get() == Some(mistake)
     }
 
     /// Runs something with a mistake planted, on this thread alone.
-    pub(crate) fn with<T>(mistake: Mistake, run: impl FnOnce() -> T) -> T {
-        struct Taken;
-        impl Drop for Taken {
+    pub(crate) fn with<T>(mistake: InjectedFault, run: impl FnOnce() -> T) -> T {
+        struct InjectionGuard;
+        impl Drop for InjectionGuard {
             fn drop(&mut self) {
                 PLANTED.set(None);
             }
         }
         PLANTED.set(Some(mistake));
-        let _taken = Taken;
+        let _taken = InjectionGuard;
         run()
     }
 
     #[test]
     fn a_mistake_is_planted_for_as_long_as_something_runs() {
-        with(Mistake::ResumeAsSuffix, || {
-            assert!(is_planted(Mistake::ResumeAsSuffix) && !is_planted(Mistake::PingFromHead));
+        with(InjectedFault::ResumeAsSuffix, || {
+            assert!(is_injected(InjectedFault::ResumeAsSuffix) && !is_injected(InjectedFault::PingFromHead));
         });
-        assert!(!is_planted(Mistake::ResumeAsSuffix));
+        assert!(!is_injected(InjectedFault::ResumeAsSuffix));
     }
 }

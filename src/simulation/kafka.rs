@@ -2,7 +2,7 @@
 //! topics that are made anew. It is the truth that the checker goes by.
 
 use crate::ids::AssessmentId;
-use crate::routing::table::Table;
+use crate::routing::table::RouteTable;
 
 /// The routes of the simulation: topics whose producers place by key, and topics whose records lie anywhere.
 pub(super) const ROUTES: &str = r#"
@@ -25,12 +25,12 @@ fields = ["n"]
 const NOTICED_MS: u64 = 6_000;
 
 /// All topics, and every record that was ever written.
-pub(super) struct Log {
-    pub(super) topics: Vec<Topic>,
+pub(super) struct SimulatedKafka {
+    pub(super) topics: Vec<SimulatedTopic>,
     /// Of all topics, those that are gone included.
-    pub(super) parts: Vec<Part>,
+    pub(super) parts: Vec<SimulatedPartition>,
     /// By their numbers.
-    pub(super) events: Vec<Event>,
+    pub(super) events: Vec<LoggedEvent>,
     pub(super) assessments: Vec<AssessmentId>,
     /// Grows with each change that a look at the topics would show.
     pub(super) version: u64,
@@ -39,11 +39,11 @@ pub(super) struct Log {
     incarnations: u32,
 }
 
-pub(super) struct Topic {
+pub(super) struct SimulatedTopic {
     pub(super) name: Box<str>,
     /// Kafka's id of it, which another topic of the same name does not have.
     pub(super) id: Box<str>,
-    /// Its partitions' places in [`Log::parts`].
+    /// Its partitions' places in [`SimulatedKafka::parts`].
     pub(super) parts: Vec<usize>,
     /// Whether its records lie on any partition.
     pub(super) spread: bool,
@@ -56,14 +56,14 @@ pub(super) struct Topic {
 }
 
 /// A partition.
-pub(super) struct Part {
+pub(super) struct SimulatedPartition {
     pub(super) topic: usize,
     pub(super) number: i32,
     /// The first offset that is still there.
     pub(super) beginning: i64,
     /// The offset behind the last record, control records and aborted ones included.
     pub(super) end: i64,
-    pub(super) records: Vec<Record>,
+    pub(super) records: Vec<LoggedRecord>,
     /// By assessment, the numbers of its events in order, trimmed ones included.
     pub(super) lists: Vec<Vec<usize>>,
     /// Its topic was made anew: nobody reads it to its end.
@@ -72,7 +72,7 @@ pub(super) struct Part {
     pub(super) strays: Vec<bool>,
 }
 
-pub(super) struct Record {
+pub(super) struct LoggedRecord {
     pub(super) offset: i64,
     pub(super) at_ms: u64,
     pub(super) payload: Box<str>,
@@ -80,7 +80,7 @@ pub(super) struct Record {
 
 /// Where an event lies.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Event {
+pub(super) struct LoggedEvent {
     pub(super) part: usize,
     pub(super) offset: i64,
     pub(super) assessment: usize,
@@ -88,23 +88,23 @@ pub(super) struct Event {
     pub(super) index: usize,
 }
 
-impl Log {
+impl SimulatedKafka {
     pub(super) fn new(assessments: Vec<AssessmentId>, padding: usize) -> Self {
         let (topics, parts, events) = (Vec::new(), Vec::new(), Vec::new());
         Self { topics, parts, events, assessments, version: 0, padding, incarnations: 0 }
     }
 
     /// The routes, which are the same in each world.
-    pub(super) fn routes() -> Table {
-        static ROUTES_PARSED: std::sync::OnceLock<Table> = std::sync::OnceLock::new();
-        ROUTES_PARSED.get_or_init(|| Table::parse(ROUTES).expect("the simulation's routes are valid")).clone()
+    pub(super) fn routes() -> RouteTable {
+        static ROUTES_PARSED: std::sync::OnceLock<RouteTable> = std::sync::OnceLock::new();
+        ROUTES_PARSED.get_or_init(|| RouteTable::parse(ROUTES).expect("the simulation's routes are valid")).clone()
     }
 
     /// Makes a topic whose partitions begin at an offset.
     pub(super) fn create(&mut self, partitions: i32, spread: bool, beginning: i64, now_ms: Option<u64>) {
         let number = self.topics.len();
         let name = format!("{}.t{number}", if spread { "spread" } else { "keyed" }).into();
-        self.topics.push(Topic {
+        self.topics.push(SimulatedTopic {
             name,
             id: "".into(),
             parts: Vec::new(),
@@ -154,7 +154,7 @@ impl Log {
         let known = self.topics[topic].parts.len();
         let assessments = self.assessments.len();
         self.topics[topic].parts.push(self.parts.len());
-        self.parts.push(Part {
+        self.parts.push(SimulatedPartition {
             topic,
             number: i32::try_from(known).expect("few partitions"),
             beginning,
@@ -178,19 +178,19 @@ impl Log {
         stray: bool,
         now_ms: u64,
     ) {
-        let Some(Topic { parts, spread, .. }) = self.topics.get(topic) else { return };
+        let Some(SimulatedTopic { parts, spread, .. }) = self.topics.get(topic) else { return };
         let home = if *spread { dice } else { placed(self.assessments[assessment].as_str(), parts.len()) };
         let part = parts[(home + usize::from(stray)) % parts.len()];
-        let is_stray = stray && !*spread && parts.len() > 1;
+        let is_misplaced = stray && !*spread && parts.len() > 1;
         let number = self.events.len();
         let (id, padding) = (self.assessments[assessment].as_str(), self.padding);
         let payload = format!(r#"{{"assessmentId":"{id}","n":{number},"padding":"{:padding$}"}}"#, "").into();
-        let Part { end, records, lists, strays, .. } = &mut self.parts[part];
+        let SimulatedPartition { end, records, lists, strays, .. } = &mut self.parts[part];
         let offset = *end + hole;
         *end = offset + 1;
-        strays[assessment] |= is_stray;
-        self.events.push(Event { part, offset, assessment, index: lists[assessment].len() });
-        records.push(Record { offset, at_ms: now_ms, payload });
+        strays[assessment] |= is_misplaced;
+        self.events.push(LoggedEvent { part, offset, assessment, index: lists[assessment].len() });
+        records.push(LoggedRecord { offset, at_ms: now_ms, payload });
         lists[assessment].push(number);
     }
 
@@ -211,9 +211,9 @@ impl Log {
     }
 }
 
-impl Part {
+impl SimulatedPartition {
     /// The place of the first record at or behind an offset.
-    pub(super) fn place(&self, offset: i64) -> usize {
+    pub(super) fn decide(&self, offset: i64) -> usize {
         self.records.partition_point(|record| record.offset < offset)
     }
 

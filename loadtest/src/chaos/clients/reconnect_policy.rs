@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::chaos::log::End;
-use crate::chaos::schedule::Kind;
+use crate::chaos::log::EndCause;
+use crate::chaos::schedule::FaultKind;
 
 /// The first step of the back-off, and its last.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -29,14 +29,14 @@ pub(super) struct Next {
 
 /// What it does after the end of a connection, or of an attempt, on which it was sent to `url`, or not. `attempts` were
 /// in vain since it was last connected.
-pub(super) fn after_end(end: End, url: Option<String>, attempts: u32, random: &mut fastrand::Rng) -> Next {
-    if let (End::Closed(1008 | 1012), Some(url)) = (end, url) {
+pub(super) fn after_end(end: EndCause, url: Option<String>, attempts: u32, random: &mut fastrand::Rng) -> Next {
+    if let (EndCause::Closed(1008 | 1012), Some(url)) = (end, url) {
         return Next { goal: Goal::Url(url), after: Duration::ZERO };
     }
     let after = match end {
-        End::Closed(1001) => Duration::from_millis(random.u64(1_000..=5_000)),
-        End::Closed(1012 | 1013 | 4408) | End::Own(_) => Duration::ZERO,
-        End::Closed(_) | End::Cut | End::Silent => backoff(attempts, random),
+        EndCause::Closed(1001) => Duration::from_millis(random.u64(1_000..=5_000)),
+        EndCause::Closed(1012 | 1013 | 4408) | EndCause::Own(_) => Duration::ZERO,
+        EndCause::Closed(_) | EndCause::Cut | EndCause::Silent => backoff(attempts, random),
     };
     Next { goal: Goal::Any, after }
 }
@@ -56,8 +56,8 @@ pub(super) fn is_wrong(code: u16, has_url: bool) -> bool {
 }
 
 /// Whether the client's own fault leaves the pod to find out by itself.
-pub(super) fn is_half_open(kind: Kind) -> bool {
-    kind == Kind::HalfOpen
+pub(super) fn is_half_open(kind: FaultKind) -> bool {
+    kind == FaultKind::HalfOpen
 }
 
 /// Between half and all of a time that doubles with each attempt.
@@ -75,10 +75,16 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(1);
         let url = || Some("ws://127.0.0.1:1/ws".to_owned());
         for code in [1008, 1012] {
-            let next = after_end(End::Closed(code), url(), 3, &mut random);
+            let next = after_end(EndCause::Closed(code), url(), 3, &mut random);
             assert_eq!(next, Next { goal: Goal::Url(url().unwrap()), after: Duration::ZERO });
         }
-        for end in [End::Closed(1012), End::Closed(4408), End::Cut, End::Silent, End::Own(Kind::Drop)] {
+        for end in [
+            EndCause::Closed(1012),
+            EndCause::Closed(4408),
+            EndCause::Cut,
+            EndCause::Silent,
+            EndCause::Own(FaultKind::Drop),
+        ] {
             assert_eq!(after_end(end, None, 0, &mut random).goal, Goal::Any);
         }
     }
@@ -87,13 +93,13 @@ mod tests {
     fn a_client_waits_as_the_contract_says() {
         let mut random = fastrand::Rng::with_seed(2);
         for _ in 0..100 {
-            let after = after_end(End::Closed(1001), None, 0, &mut random).after;
+            let after = after_end(EndCause::Closed(1001), None, 0, &mut random).after;
             assert!((1_000..=5_000).contains(&after.as_millis()));
             assert!(after_failure(0, &mut random).after <= BACKOFF_MIN);
             let late = after_failure(40, &mut random).after;
             assert!(late >= BACKOFF_MAX / 2 && late <= BACKOFF_MAX);
         }
-        assert_eq!(after_end(End::Closed(1013), None, 5, &mut random).after, Duration::ZERO);
+        assert_eq!(after_end(EndCause::Closed(1013), None, 5, &mut random).after, Duration::ZERO);
     }
 
     #[test]

@@ -15,18 +15,18 @@
 
 use std::time::{Duration, Instant};
 
-use crate::limits::CLIENT_RENEWAL_PAUSE_MAX;
+use crate::limits::CLIENT_REPLACEMENT_PAUSE_MAX;
 use crate::stream::batch::NextOffset;
 
-use super::positions::Positions;
+use super::read_offsets::ReadOffsets;
 
 /// What is known of the progress of the client that reads.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(super) struct StallDetector {
     /// So long may a partition wait for what its leader says that there is (`KAFKA_STALL_MS`).
     bound: Duration,
-    /// By the partition's place in [`Positions`].
-    entries: Vec<Entry>,
+    /// By the partition's place in [`ReadOffsets`].
+    entries: Vec<PartitionProgress>,
     /// Whether one of them waited for too long at the last look: they are gone through at a look alone.
     some_stuck: bool,
     /// From when on waits count: before it, the client could not show what it does.
@@ -40,7 +40,7 @@ pub(super) struct Progress {
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Entry {
+struct PartitionProgress {
     /// The offset that was to be read next at the last look.
     next: i64,
     /// The client has given nothing of it since it was assigned: each partition begins with a record, its end or an error.
@@ -56,7 +56,7 @@ struct Entry {
 
 /// Partitions wait for too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stuck {
+pub(super) struct Stall {
     /// Whether the client as a whole gives nothing.
     pub(super) is_whole: bool,
     /// How many partitions wait.
@@ -67,7 +67,7 @@ pub(super) struct Stuck {
     pub(super) longest: Duration,
 }
 
-impl Progress {
+impl StallDetector {
     /// Before anything is read.
     pub(super) fn new(bound: Duration, now: Instant) -> Self {
         Self {
@@ -82,28 +82,32 @@ impl Progress {
     }
 
     /// The client was told to read a partition, from this offset on.
-    pub(super) fn assigned(&mut self, place: usize, next: i64) {
-        *self.entry(place) = Entry { next, is_owed: true, ..Entry::default() };
+    pub(super) fn assigned(&mut self, index: usize, next: i64) {
+        *self.entry(index) = PartitionProgress { next, is_owed: true, ..PartitionProgress::default() };
     }
 
     /// Nothing is expected of the partition, which stands at this offset.
-    pub(super) fn dropped(&mut self, place: usize, next: i64) {
-        *self.entry(place) = Entry { next, is_exempt: true, ..Entry::default() };
+    pub(super) fn dropped(&mut self, index: usize, next: i64) {
+        *self.entry(index) = PartitionProgress { next, is_exempt: true, ..PartitionProgress::default() };
     }
 
     /// Whether the client has given nothing of the partition since it was assigned, or said that it may not be read.
-    pub(super) fn is_silent(&self, place: usize) -> bool {
-        self.entries.get(place).is_none_or(|entry| entry.is_owed || entry.is_exempt)
+    pub(super) fn has_no_events(&self, index: usize) -> bool {
+        self.entries.get(index).is_none_or(|entry| entry.is_owed || entry.is_exempt)
     }
 
     /// The client said something of a partition that moves no offset: its end, or an error.
-    pub(super) fn said(&mut self, place: usize, is_refused: bool) {
-        let entry = self.entry(place);
-        *entry = Entry { is_exempt: entry.is_exempt || is_refused, next: entry.next, ..Entry::default() };
+    pub(super) fn record_event(&mut self, index: usize, is_refused: bool) {
+        let entry = self.entry(index);
+        *entry = PartitionProgress {
+            is_exempt: entry.is_exempt || is_refused,
+            next: entry.next,
+            ..PartitionProgress::default()
+        };
     }
 
     /// The client gave something.
-    pub(super) fn took(&mut self, now: Instant) {
+    pub(super) fn record_activity(&mut self, now: Instant) {
         self.heard = now;
     }
 
@@ -114,14 +118,14 @@ impl Progress {
     }
 
     /// The leaders of these partitions told, after `asked`, where their logs end.
-    pub(super) fn ends_are(&mut self, asked: Instant, ends: &[NextOffset], positions: &Positions) {
+    pub(super) fn update_ends(&mut self, asked: Instant, ends: &[NextOffset], read_offsets: &ReadOffsets) {
         let (bound, counts_from) = (self.bound, self.counts_from);
         for end in ends {
-            let Some(place) = positions.place(end.topic, end.partition) else { continue };
-            let next = positions.all()[place].offset;
-            let entry = self.entry(place);
+            let Some(index) = read_offsets.index_of(end.topic, end.partition) else { continue };
+            let next = read_offsets.all()[index].offset;
+            let entry = self.entry(index);
             if entry.next != next {
-                *entry = Entry { next, ..Entry::default() };
+                *entry = PartitionProgress { next, ..PartitionProgress::default() };
             }
             let waits = (entry.is_owed || next < end.offset) && !entry.is_exempt;
             let since = waits.then(|| entry.waits_since.unwrap_or(asked));
@@ -138,40 +142,40 @@ impl Progress {
 
     /// The partitions that wait for too long, if any. While others of the client's give records, one may wait for twice as
     /// long: in a flood, partitions are fetched by turns.
-    pub(super) fn stuck(&self, now: Instant) -> Option<Stuck> {
+    pub(super) fn stall(&self, now: Instant) -> Option<Stall> {
         if !self.some_stuck {
             return None;
         }
         let is_whole = now.saturating_duration_since(self.heard) >= self.bound;
         let patience = if is_whole { self.bound } else { self.bound * 2 };
-        let stuck = || self.entries.iter().enumerate().filter(|(_, entry)| entry.stuck_for >= patience);
-        let (first, _) = stuck().next()?;
-        let longest = stuck().map(|(_, entry)| entry.stuck_for).max()?;
-        Some(Stuck { is_whole, partitions: stuck().count(), first, longest })
+        let stalled = || self.entries.iter().enumerate().filter(|(_, entry)| entry.stuck_for >= patience);
+        let (first, _) = stalled().next()?;
+        let longest = stalled().map(|(_, entry)| entry.stuck_for).max()?;
+        Some(Stall { is_whole, partitions: stalled().count(), first, longest })
     }
 
     /// Whether the client is to be replaced because of that. One replacement after the other comes ever more slowly.
-    pub(super) fn may_renew(&mut self, now: Instant) -> bool {
+    pub(super) fn may_replace(&mut self, now: Instant) -> bool {
         if now < self.renewed_until {
             return false;
         }
         self.renewed_until = now + self.pause;
-        self.pause = (self.pause * 2).min(CLIENT_RENEWAL_PAUSE_MAX);
+        self.pause = (self.pause * 2).min(CLIENT_REPLACEMENT_PAUSE_MAX);
         true
     }
 
     /// A new client reads from now on. Its partitions are assigned after this.
-    pub(super) fn renewed(&mut self, now: Instant) {
-        self.entries.fill(Entry::default());
+    pub(super) fn client_replaced(&mut self, now: Instant) {
+        self.entries.fill(PartitionProgress::default());
         self.some_stuck = false;
         self.interrupted(now);
     }
 
-    fn entry(&mut self, place: usize) -> &mut Entry {
-        if self.entries.len() <= place {
-            self.entries.resize(place + 1, Entry::default());
+    fn entry(&mut self, index: usize) -> &mut PartitionProgress {
+        if self.entries.len() <= index {
+            self.entries.resize(index + 1, PartitionProgress::default());
         }
-        &mut self.entries[place]
+        &mut self.entries[index]
     }
 }
 
@@ -185,22 +189,22 @@ mod tests {
 
     /// Partitions that were read to offset 10, each of which has shown its end.
     struct Story {
-        progress: Progress,
-        positions: Positions,
+        progress: StallDetector,
+        read_offsets: ReadOffsets,
         start: Instant,
     }
 
     impl Story {
         fn new(partitions: i32) -> Self {
             let start = Instant::now();
-            let (mut progress, mut positions) = (Progress::new(BOUND, start), Positions::default());
+            let (mut progress, mut read_offsets) = (StallDetector::new(BOUND, start), ReadOffsets::default());
             for partition in 0..partitions {
-                positions.set(TOPIC, partition, 10);
-                let place = positions.place(TOPIC, partition).unwrap();
-                progress.assigned(place, 10);
-                progress.said(place, false);
+                read_offsets.set(TOPIC, partition, 10);
+                let index = read_offsets.index_of(TOPIC, partition).unwrap();
+                progress.assigned(index, 10);
+                progress.record_event(index, false);
             }
-            Self { progress, positions, start }
+            Self { progress, read_offsets, start }
         }
 
         fn at(&self, ms: u64) -> Instant {
@@ -208,24 +212,24 @@ mod tests {
         }
 
         /// A question at this time was answered at once, by these ends; what that makes of it.
-        fn ends(&mut self, ms: u64, ends: &[(i32, i64)]) -> Option<Stuck> {
+        fn ends(&mut self, ms: u64, ends: &[(i32, i64)]) -> Option<Stall> {
             let end = |&(partition, offset): &(i32, i64)| NextOffset { topic: TOPIC, partition, offset };
             let ends: Vec<_> = ends.iter().map(end).collect();
-            self.progress.ends_are(self.at(ms), &ends, &self.positions);
-            self.progress.stuck(self.at(ms))
+            self.progress.update_ends(self.at(ms), &ends, &self.read_offsets);
+            self.progress.stall(self.at(ms))
         }
     }
 
     #[test]
-    fn a_client_that_gives_nothing_of_what_is_there_is_stuck_after_the_bound() {
+    fn a_client_without_progress_is_stalled_after_the_limit() {
         let mut story = Story::new(2);
         assert_eq!(story.ends(60_000, &[(0, 10), (1, 10)]), None, "nothing is there to be read");
         assert_eq!(story.ends(61_000, &[(0, 10), (1, 12)]), None, "it has just come");
         assert_eq!(story.ends(63_900, &[(0, 10), (1, 12)]), None);
-        let stuck = story.ends(64_000, &[(0, 10), (1, 12)]).unwrap();
-        assert_eq!(stuck, Stuck { is_whole: true, partitions: 1, first: 1, longest: BOUND });
-        story.positions.set(TOPIC, 1, 11);
-        story.progress.took(story.at(64_500));
+        let reader_stalled = story.ends(64_000, &[(0, 10), (1, 12)]).unwrap();
+        assert_eq!(reader_stalled, Stall { is_whole: true, partitions: 1, first: 1, longest: BOUND });
+        story.read_offsets.set(TOPIC, 1, 11);
+        story.progress.record_activity(story.at(64_500));
         assert_eq!(story.ends(65_000, &[(0, 10), (1, 12)]), None, "it goes on");
         assert_eq!(story.ends(67_000, &[(0, 10), (1, 12)]), None, "from then on it waits anew");
     }
@@ -234,33 +238,37 @@ mod tests {
     fn a_partition_that_stands_while_others_are_read_is_given_twice_the_time() {
         let mut story = Story::new(2);
         for second in 0..6 {
-            story.positions.set(TOPIC, 0, 11 + i64::try_from(second).unwrap());
-            story.progress.took(story.at(second * 1_000));
+            story.read_offsets.set(TOPIC, 0, 11 + i64::try_from(second).unwrap());
+            story.progress.record_activity(story.at(second * 1_000));
             assert_eq!(story.ends(second * 1_000, &[(0, 100), (1, 12)]), None, "{second}");
         }
-        story.progress.took(story.at(6_000));
-        let stuck = story.ends(6_000, &[(1, 12)]).unwrap();
-        assert_eq!(stuck, Stuck { is_whole: false, partitions: 1, first: 1, longest: BOUND * 2 });
+        story.progress.record_activity(story.at(6_000));
+        let reader_stalled = story.ends(6_000, &[(1, 12)]).unwrap();
+        assert_eq!(reader_stalled, Stall { is_whole: false, partitions: 1, first: 1, longest: BOUND * 2 });
     }
 
     #[test]
     fn what_was_assigned_owes_a_sign_even_where_nothing_is_to_be_read() {
         let mut story = Story::new(2);
-        story.progress.renewed(story.at(0));
-        (0..2).for_each(|place| story.progress.assigned(place, 10));
+        story.progress.client_replaced(story.at(0));
+        (0..2).for_each(|index| story.progress.assigned(index, 10));
         assert_eq!(story.ends(0, &[(0, 10), (1, 10)]), None);
-        story.progress.said(0, false);
-        let stuck = story.ends(3_000, &[(0, 10), (1, 10)]).unwrap();
-        assert_eq!((stuck.partitions, stuck.first), (1, 1), "the other one showed that it is at its end");
+        story.progress.record_event(0, false);
+        let reader_stalled = story.ends(3_000, &[(0, 10), (1, 10)]).unwrap();
+        assert_eq!(
+            (reader_stalled.partitions, reader_stalled.first),
+            (1, 1),
+            "the other one showed that it is at its end"
+        );
         story.progress.dropped(1, 10);
-        assert_eq!(story.progress.stuck(story.at(3_000)), None, "its topic was deleted");
+        assert_eq!(story.progress.stall(story.at(3_000)), None, "its topic was deleted");
     }
 
     #[test]
     fn no_wait_counts_in_which_the_leader_did_not_answer_or_nothing_could_be_taken() {
         let mut story = Story::new(1);
         assert_eq!(story.ends(0, &[(0, 12)]), None);
-        assert_eq!(story.progress.stuck(story.at(60_000)), None, "by its leader's word alone");
+        assert_eq!(story.progress.stall(story.at(60_000)), None, "by its leader's word alone");
         story.progress.interrupted(story.at(60_000));
         assert_eq!(story.ends(62_000, &[(0, 12)]), None, "a shard took nothing until then");
         assert!(story.ends(63_000, &[(0, 12)]).is_some());
@@ -269,14 +277,14 @@ mod tests {
     #[test]
     fn what_the_user_may_not_read_is_no_fault_of_the_clients_and_any_other_error_is_a_sign_of_life() {
         let mut story = Story::new(2);
-        story.progress.said(0, true);
+        story.progress.record_event(0, true);
         assert_eq!(story.ends(0, &[(0, 12), (1, 12)]), None);
-        story.progress.said(1, false);
+        story.progress.record_event(1, false);
         assert_eq!(story.ends(4_000, &[(0, 12), (1, 12)]), None, "the error came between the looks");
-        let stuck = story.ends(7_000, &[(0, 12), (1, 12)]).unwrap();
-        assert_eq!((stuck.partitions, stuck.first), (1, 1));
-        story.progress.renewed(story.at(7_000));
-        assert_eq!(story.progress.stuck(story.at(7_000)), None);
+        let reader_stalled = story.ends(7_000, &[(0, 12), (1, 12)]).unwrap();
+        assert_eq!((reader_stalled.partitions, reader_stalled.first), (1, 1));
+        story.progress.client_replaced(story.at(7_000));
+        assert_eq!(story.progress.stall(story.at(7_000)), None);
     }
 
     #[test]
@@ -285,12 +293,12 @@ mod tests {
         story.ends(0, &[(0, 12)]);
         let renewals = |story: &mut Story, seconds: std::ops::Range<u64>| {
             let at: Vec<_> = seconds.map(|second| story.at(second * 1_000)).collect();
-            at.into_iter().filter(|&at| story.progress.may_renew(at)).count()
+            at.into_iter().filter(|&at| story.progress.may_replace(at)).count()
         };
         assert_eq!(renewals(&mut story, 0..22), 4, "at 0, 3, 9 and 21 s");
         story.ends(22_000, &[(0, 12)]);
         assert_eq!(renewals(&mut story, 22..44), 0, "it still waits");
-        story.positions.set(TOPIC, 0, 12);
+        story.read_offsets.set(TOPIC, 0, 12);
         story.ends(44_000, &[(0, 12)]);
         assert_eq!(renewals(&mut story, 45..52), 2, "at 45 and 48 s");
     }

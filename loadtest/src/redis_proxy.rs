@@ -8,19 +8,19 @@ use std::thread;
 use std::time::Duration;
 
 /// A way to Redis. It ends, with all its connections, when it is dropped.
-pub struct Link {
+pub struct RedisProxy {
     port: u16,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
 }
 
 #[derive(Default)]
-struct Shared {
-    manners: Mutex<Manners>,
+struct ProxyState {
+    manners: Mutex<ProxyBehaviour>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct Manners {
+struct ProxyBehaviour {
     paused: bool,
     deaf: bool,
     delay: Duration,
@@ -33,12 +33,12 @@ struct Manners {
     announcing: Vec<usize>,
 }
 
-impl Shared {
-    fn manners(&self) -> MutexGuard<'_, Manners> {
+impl ProxyState {
+    fn manners(&self) -> MutexGuard<'_, ProxyBehaviour> {
         self.manners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self, change: impl FnOnce(&mut Manners)) {
+    fn change(&self, change: impl FnOnce(&mut ProxyBehaviour)) {
         change(&mut self.manners());
         self.changed.notify_all();
     }
@@ -47,14 +47,14 @@ impl Shared {
     /// announcements are lost.
     fn gate(&self, connection: usize) -> (Duration, bool) {
         let is_shut =
-            |manners: &mut Manners| (manners.paused || manners.stranded.contains(&connection)) && !manners.ended;
+            |manners: &mut ProxyBehaviour| (manners.paused || manners.stranded.contains(&connection)) && !manners.ended;
         let manners = self.changed.wait_while(self.manners(), is_shut);
         let manners = manners.unwrap_or_else(PoisonError::into_inner);
         (manners.delay, manners.deaf)
     }
 }
 
-impl Link {
+impl RedisProxy {
     /// A way to the server at a port of 127.0.0.1.
     ///
     /// # Panics
@@ -63,7 +63,7 @@ impl Link {
     pub fn to(server: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is left");
         let port = listener.local_addr().expect("it is bound").port();
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(ProxyState::default());
         let link = Self { port, shared: Arc::clone(&shared) };
         thread::spawn(move || {
             for client in listener.incoming() {
@@ -114,7 +114,7 @@ impl Link {
     }
 }
 
-impl Drop for Link {
+impl Drop for RedisProxy {
     fn drop(&mut self) {
         self.shared.change(|manners| {
             manners.ended = true;
@@ -128,7 +128,7 @@ impl Drop for Link {
 }
 
 /// Joins a client with the server.
-fn join(shared: &Arc<Shared>, client: TcpStream, server: u16) -> io::Result<()> {
+fn join(shared: &Arc<ProxyState>, client: TcpStream, server: u16) -> io::Result<()> {
     let server = TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, server)), Duration::from_secs(1))?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
@@ -150,7 +150,13 @@ fn join(shared: &Arc<Shared>, client: TcpStream, server: u16) -> io::Result<()> 
     Ok(())
 }
 
-fn pass(shared: &Shared, number: usize, mut from: &TcpStream, mut to: &TcpStream, is_answer: bool) -> io::Result<()> {
+fn pass(
+    shared: &ProxyState,
+    number: usize,
+    mut from: &TcpStream,
+    mut to: &TcpStream,
+    is_answer: bool,
+) -> io::Result<()> {
     const ANNOUNCEMENT: &[u8] = b"$7\r\nmessage\r\n";
     const SUBSCRIBE: &[u8] = b"SUBSCRIBE";
     let mut buffer = vec![0; 64 * 1024];
@@ -187,7 +193,7 @@ mod tests {
     #[test]
     fn a_link_passes_what_is_said_slowly_or_not_at_all_and_loses_announcements_alone() {
         let redis = Redis::start();
-        let link = Link::to(redis.port());
+        let link = RedisProxy::to(redis.port());
         let client = redis::Client::open(("127.0.0.1", link.port())).unwrap();
         let mut connection = client.get_connection().unwrap();
         connection.set_read_timeout(Some(Duration::from_millis(200))).unwrap();

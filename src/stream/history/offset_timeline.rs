@@ -1,40 +1,40 @@
 //! Where ingest stood at each entry of a segment: looked up for what is framed late, and for the cursor of a position.
 //! Made when it is first asked for, since most segments are never asked.
 
-use crate::stream::offsets::PlaceId;
+use crate::stream::offsets::PartitionId;
 
 /// By place, how it moved along a segment's entries.
 #[derive(Debug, Default)]
-pub(super) struct Past {
+pub(super) struct OffsetTimeline {
     /// Ordered by place, then by step.
-    moves: Vec<Move>,
+    moves: Vec<OffsetStep>,
     /// Of how many entries it knows.
     entries: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Move {
-    place: PlaceId,
+struct OffsetStep {
+    partition_id: PartitionId,
     /// Twice the entry's index for what moved before the entry, and one more for the entry's own record.
     step: u32,
     next: i64,
 }
 
-impl Past {
+impl OffsetTimeline {
     /// From a segment's moves without a record, and each entry's place and offset.
     pub(super) fn new(
-        moves: &[(u32, PlaceId, i64)],
-        entries: impl ExactSizeIterator<Item = Option<(PlaceId, i64)>>,
+        moves: &[(u32, PartitionId, i64)],
+        entries: impl ExactSizeIterator<Item = Option<(PartitionId, i64)>>,
     ) -> Self {
         let count = entries.len();
         let mut all = Vec::with_capacity(moves.len() + count);
-        all.extend(moves.iter().map(|&(index, place, next)| Move { place, step: 2 * index, next }));
+        all.extend(moves.iter().map(|&(index, partition_id, next)| OffsetStep { partition_id, step: 2 * index, next }));
         all.extend((0u32..).zip(entries).filter_map(|(index, entry)| {
-            let (place, offset) = entry?;
-            Some(Move { place, step: 2 * index + 1, next: offset.saturating_add(1) })
+            let (partition_id, offset) = entry?;
+            Some(OffsetStep { partition_id, step: 2 * index + 1, next: offset.saturating_add(1) })
         }));
         // Stable: of two moves at one step the later counts.
-        all.sort_by_key(|step| (step.place, step.step));
+        all.sort_by_key(|step| (step.partition_id, step.step));
         Self { moves: all, entries: count }
     }
 
@@ -44,14 +44,14 @@ impl Past {
     }
 
     /// Where a place stood just before an entry, or just after it; `None` where it had not moved since the segment's start.
-    pub(super) fn next(&self, place: PlaceId, index: usize, after: bool) -> Option<i64> {
+    pub(super) fn next(&self, partition_id: PartitionId, index: usize, after: bool) -> Option<i64> {
         let step = 2 * u32::try_from(index).ok()? + u32::from(after);
-        let until = self.moves.partition_point(|known| (known.place, known.step) <= (place, step));
-        self.moves[..until].last().filter(|known| known.place == place).map(|known| known.next)
+        let until = self.moves.partition_point(|known| (known.partition_id, known.step) <= (partition_id, step));
+        self.moves[..until].last().filter(|known| known.partition_id == partition_id).map(|known| known.next)
     }
 
     /// In bytes of memory, beside itself.
     pub(super) fn cost(&self) -> usize {
-        self.moves.capacity() * size_of::<Move>()
+        self.moves.capacity() * size_of::<OffsetStep>()
     }
 }

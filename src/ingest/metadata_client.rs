@@ -13,15 +13,15 @@ use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 
 use crate::config::{KafkaConfig, client_properties};
 
-use super::client::{Client, Context, InvalidProperties, client, millis};
+use super::client::{Context, InvalidProperties, KafkaClient, client, millis};
 use super::kafka::Queue;
-use super::reachability::Failure;
+use super::reachability::ProbeFailure;
 use super::retention::{Retention, Settings};
 
 /// Asks the cluster questions, over connections of its own: so a question neither waits behind a fetch nor, when its
 /// time runs out, takes the fetch's connection down with it.
-pub(super) struct Cluster {
-    client: Client,
+pub(super) struct MetadataClient {
+    client: KafkaClient,
 }
 
 /// A partition that has a leader, by its topic's name.
@@ -33,7 +33,7 @@ pub(super) struct BrokerId(i32);
 
 /// Where in a partition an offset is asked for.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Place {
+pub(super) enum OffsetQuery {
     /// The first record that is there.
     Beginning,
     /// The first record with at least this timestamp, in Unix ms.
@@ -50,7 +50,7 @@ pub(super) struct FoundOffset {
     pub(super) leader_epoch: Option<i32>,
 }
 
-impl Cluster {
+impl MetadataClient {
     /// Makes the client; it connects by itself.
     ///
     /// # Errors
@@ -75,9 +75,9 @@ impl Cluster {
     }
 
     /// A broker answered: what was said before counts no more.
-    pub(super) fn answered(&self) {
+    pub(super) fn handle_answer(&self) {
         self.serve();
-        self.client.context().answered();
+        self.client.context().handle_answer();
     }
 
     /// Calls `each` with the name of every topic and its partitions, each with whether it has a leader. Comes back with
@@ -145,7 +145,7 @@ impl Cluster {
             let result = sys::rd_kafka_event_DescribeTopics_result(event.0.as_ptr());
             let mut count = 0;
             let topics = sys::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
-            (0..count).filter_map(|place| id_of(*topics.add(place)).transpose()).collect()
+            (0..count).filter_map(|index| id_of(*topics.add(index)).transpose()).collect()
         }
     }
 
@@ -155,7 +155,7 @@ impl Cluster {
         operation: sys::rd_kafka_admin_op_t,
         limit: Duration,
         send: impl FnOnce(*mut sys::rd_kafka_t, *mut sys::rd_kafka_AdminOptions_t, *mut sys::rd_kafka_queue_t),
-    ) -> Result<Event, KafkaError> {
+    ) -> Result<AdminReply, KafkaError> {
         let client = self.client.native_ptr();
         // SAFETY: the client is alive, and a queue of its own comes of it.
         let queue = NonNull::new(unsafe { sys::rd_kafka_queue_new(client) })
@@ -170,7 +170,7 @@ impl Cluster {
             sys::rd_kafka_queue_poll(queue.0.as_ptr(), millis(limit))
         };
         let timed_out = || KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut);
-        let event = NonNull::new(event).map(Event).ok_or_else(timed_out)?;
+        let event = NonNull::new(event).map(AdminReply).ok_or_else(timed_out)?;
         // SAFETY: the event is alive.
         match unsafe { sys::rd_kafka_event_error(event.0.as_ptr()) } {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(event),
@@ -190,9 +190,9 @@ impl Cluster {
     ) -> Result<Vec<Option<i64>>, KafkaError> {
         let mut places = HashMap::with_capacity(partitions.len());
         let mut list = TopicPartitionList::with_capacity(partitions.len());
-        for (place, &(topic, partition)) in partitions.iter().enumerate() {
+        for (index, &(topic, partition)) in partitions.iter().enumerate() {
             list.add_partition_offset(topic, partition, Offset::End)?;
-            places.insert((topic, partition), place);
+            places.insert((topic, partition), index);
         }
         let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS;
         let level = sys::rd_kafka_IsolationLevel_t::RD_KAFKA_ISOLATION_LEVEL_READ_UNCOMMITTED;
@@ -207,13 +207,13 @@ impl Cluster {
             let result = sys::rd_kafka_event_ListOffsets_result(event.0.as_ptr());
             let mut count = 0;
             let infos = sys::rd_kafka_ListOffsets_result_infos(result, &raw mut count);
-            for place in 0..count {
-                let at = &*sys::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(place));
+            for index in 0..count {
+                let at = &*sys::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(index));
                 let Ok(topic) = CStr::from_ptr(at.topic).to_str() else { continue };
                 if at.err == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
-                    && let Some(&place) = places.get(&(topic, at.partition))
+                    && let Some(&index) = places.get(&(topic, at.partition))
                 {
-                    offsets[place] = Some(at.offset);
+                    offsets[index] = Some(at.offset);
                 }
             }
         }
@@ -260,7 +260,7 @@ impl Cluster {
             let result = sys::rd_kafka_event_DescribeConfigs_result(event.0.as_ptr());
             let mut count = 0;
             let resources = sys::rd_kafka_DescribeConfigs_result_resources(result, &raw mut count);
-            Ok((0..count).map(|place| settings_in(*resources.add(place))).collect())
+            Ok((0..count).map(|index| settings_in(*resources.add(index))).collect())
         }
     }
 
@@ -285,38 +285,38 @@ impl Cluster {
     pub(super) fn offsets(
         &self,
         partitions: &[Partition<'_>],
-        place: Place,
+        index: OffsetQuery,
         limit: Duration,
     ) -> Result<Vec<Option<i64>>, KafkaError> {
-        Ok(self.ask_for(partitions, place, limit)?.into_iter().map(|found| found.map(|found| found.offset)).collect())
+        Ok(self.ask_for(partitions, index, limit)?.into_iter().map(|found| found.map(|found| found.offset)).collect())
     }
 
-    /// The ends of the partitions' logs, with the leaders' epochs; otherwise as [`Cluster::offsets`].
+    /// The ends of the partitions' logs, with the leaders' epochs; otherwise as [`MetadataClient::offsets`].
     ///
     /// # Errors
-    /// As [`Cluster::offsets`].
+    /// As [`MetadataClient::offsets`].
     pub(super) fn ends(
         &self,
         partitions: &[Partition<'_>],
         limit: Duration,
     ) -> Result<Vec<Option<FoundOffset>>, KafkaError> {
-        self.ask_for(partitions, Place::End, limit)
+        self.ask_for(partitions, OffsetQuery::End, limit)
     }
 
     fn ask_for(
         &self,
         partitions: &[Partition<'_>],
-        place: Place,
+        index: OffsetQuery,
         limit: Duration,
     ) -> Result<Vec<Option<FoundOffset>>, KafkaError> {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
         // The protocol's own marks for both ends go where a time goes.
-        let asked = match place {
-            Place::Beginning => Offset::Beginning,
-            Place::Since(unix_ms) => Offset::Offset(unix_ms.max(0)),
-            Place::End => Offset::End,
+        let asked = match index {
+            OffsetQuery::Beginning => Offset::Beginning,
+            OffsetQuery::Since(unix_ms) => Offset::Offset(unix_ms.max(0)),
+            OffsetQuery::End => Offset::End,
         };
         let mut list = TopicPartitionList::with_capacity(partitions.len());
         for &(topic, partition) in partitions {
@@ -343,9 +343,9 @@ impl Cluster {
 }
 
 /// An answer of librdkafka's.
-struct Event(NonNull<sys::rd_kafka_event_t>);
+struct AdminReply(NonNull<sys::rd_kafka_event_t>);
 
-impl Drop for Event {
+impl Drop for AdminReply {
     fn drop(&mut self) {
         // SAFETY: it was handed to us, once, and nothing borrows from it any more.
         unsafe { sys::rd_kafka_event_destroy(self.0.as_ptr()) }
@@ -373,7 +373,7 @@ unsafe fn settings_in(resource: *const sys::rd_kafka_ConfigResource_t) -> Settin
             let named = |&entry: &*const sys::rd_kafka_ConfigEntry_t| {
                 CStr::from_ptr(sys::rd_kafka_ConfigEntry_name(entry)) == setting
             };
-            let entry = (0..count).map(|place| *entries.add(place)).find(named)?;
+            let entry = (0..count).map(|index| *entries.add(index)).find(named)?;
             let value = sys::rd_kafka_ConfigEntry_value(entry);
             (!value.is_null()).then(|| CStr::from_ptr(value).to_string_lossy().into_owned())
         };
@@ -415,10 +415,10 @@ unsafe fn id_of(topic: *const sys::rd_kafka_TopicDescription_t) -> Result<Option
 }
 
 /// What a failed question says of the brokers.
-pub(super) fn failure_of(error: &KafkaError) -> Failure {
+pub(super) fn failure_of(error: &KafkaError) -> ProbeFailure {
     match error.rdkafka_error_code() {
-        Some(RDKafkaErrorCode::BrokerNotAvailable) => Failure::NoBrokers,
-        Some(RDKafkaErrorCode::OperationTimedOut | RDKafkaErrorCode::RequestTimedOut) => Failure::Silent,
-        _ => Failure::Unreachable,
+        Some(RDKafkaErrorCode::BrokerNotAvailable) => ProbeFailure::NoBrokers,
+        Some(RDKafkaErrorCode::OperationTimedOut | RDKafkaErrorCode::RequestTimedOut) => ProbeFailure::Silent,
+        _ => ProbeFailure::Unreachable,
     }
 }

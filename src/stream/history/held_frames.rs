@@ -12,7 +12,7 @@ const COPIES_PART: usize = 2;
 
 /// Frames that are held, by entry.
 #[derive(Debug, Default)]
-pub(super) struct Held {
+pub(super) struct HeldFrames {
     frames: BTreeMap<EntryRef, HeldFrame>,
     /// What the copies take.
     bytes: usize,
@@ -26,7 +26,7 @@ struct HeldFrame {
     copy: Option<Box<[u8]>>,
 }
 
-impl Held {
+impl HeldFrames {
     /// The copy of a frame whose entry has left the window.
     pub(super) fn copy(&self, at: EntryRef) -> Option<&[u8]> {
         self.frames.get(&at)?.copy.as_deref()

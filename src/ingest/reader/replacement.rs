@@ -1,5 +1,5 @@
 //! How the client that reads is replaced: when, and what the new one begins with. The rule is
-//! [`super::super::progress`]'s.
+//! [`super::super::stall_detector`]'s.
 
 use std::mem;
 use std::sync::atomic::Ordering;
@@ -13,24 +13,25 @@ use crate::ingest::kafka::Consumer;
 impl Reader {
     /// Replaces the client that reads, where it makes no progress although there is something to read; and after an
     /// outage, of which nobody knows in what state it has left the client.
-    pub(super) fn renew_where_needed(&mut self, now: Instant) {
-        let desk = &mut self.desk;
-        let returns = self.watcher.returns();
-        if mem::replace(&mut self.returns, returns) != returns {
-            if desk.reads_something() {
+    pub(super) fn replace_client_if_stalled(&mut self, now: Instant) {
+        let state = &mut self.state;
+        let recoveries = self.watcher.recoveries();
+        if mem::replace(&mut self.recoveries, recoveries) != recoveries {
+            if state.reads_something() {
                 debug!("reading by a new Kafka client, since the brokers came back");
-                return self.renew(now);
+                return self.replace_client(now);
             }
-            desk.status.stuck.store(false, Ordering::Release);
+            state.status.reader_stalled.store(false, Ordering::Release);
         }
-        let Some(stuck) = desk.progress.stuck(now) else { return };
-        if stuck.is_whole && !desk.status.stuck.swap(true, Ordering::Release) {
+        let Some(reader_stalled) = state.stall_detector.stall(now) else { return };
+        if reader_stalled.is_whole && !state.status.reader_stalled.swap(true, Ordering::Release) {
             warn!("nothing comes from Kafka, although there is something to read: not ready");
         }
-        if desk.progress.may_renew(now) {
-            let first = desk.positions.all()[stuck.first];
-            let (topic, partition, partitions) = (desk.name(Some(first.topic)), first.partition, stuck.partitions);
-            let (next, waited) = (first.offset, stuck.longest);
+        if state.stall_detector.may_replace(now) {
+            let first = state.read_offsets.all()[reader_stalled.first];
+            let (topic, partition, partitions) =
+                (state.topic_name(Some(first.topic)), first.partition, reader_stalled.partitions);
+            let (next, waited) = (first.offset, reader_stalled.longest);
             warn!(
                 partitions,
                 ?waited,
@@ -39,19 +40,19 @@ impl Reader {
                 next,
                 "partitions give nothing, although their logs go on: reading by a new Kafka client"
             );
-            self.renew(now);
+            self.replace_client(now);
         }
     }
 
     /// Reads on by a new client, from where the old one came to. What the old one holds besides is never taken.
-    fn renew(&mut self, now: Instant) {
-        if !self.ending.has_room() {
+    fn replace_client(&mut self, now: Instant) {
+        if !self.terminator.has_room() {
             return warn!("the Kafka clients that were replaced don't end; reading on by the last one");
         }
         match Consumer::new(&self.config) {
-            Ok(consumer) => self.ending.end(mem::replace(&mut self.consumer, consumer)),
+            Ok(consumer) => self.terminator.end(mem::replace(&mut self.consumer, consumer)),
             Err(error) => return warn!(%error, "no new Kafka client; reading on by the last one"),
         }
-        self.desk.read_on(&mut self.consumer, now);
+        self.state.reassign_all(&mut self.consumer, now);
     }
 }

@@ -1,0 +1,280 @@
+//! Chains: the entries of one assessment, who watches it, which of its entries are fresh, and where they lie.
+
+use std::ops::Range;
+
+use slotmap::new_key_type;
+
+use super::blocks::Blocks;
+use super::segment::{EntryFrame, EntryRef};
+use super::{CursorPoint, History, Position};
+use crate::ids::{AssessmentHash, AssessmentId, TopicIndex};
+use crate::prefetch::{prefetch, prefetch_all};
+use crate::stream::offsets::{ListedPartitions, PartitionId};
+
+/// How many entries are linked to their chains, or taken off them, together.
+pub(super) const LINK_GROUP: usize = 32;
+
+new_key_type! {
+    /// An assessment's chain of entries. A key that outlives its chain matches no other.
+    pub struct AssessmentLogKey;
+}
+
+/// The entries of one assessment that are in the window. Each idle connection may have one of its own: what few chains
+/// have lies elsewhere.
+#[derive(Debug)]
+pub(super) struct AssessmentLog {
+    pub(super) hash: AssessmentHash,
+    pub(super) id: Box<str>,
+    /// The number of the oldest entry in the window.
+    pub(super) start: u64,
+    /// The number that the next entry will get.
+    pub(super) end: u64,
+    pub(super) first: Option<EntryRef>,
+    pub(super) last: Option<EntryRef>,
+    /// The oldest entry that was not dispatched yet, with its number; where the chain is watched.
+    pub(super) undispatched: Option<(u64, EntryRef)>,
+    /// Connections that hold the chain's key.
+    pub(super) subscribers: u32,
+    /// Where its records may lie; while it is watched.
+    pub(super) listed: ListedPartitions,
+}
+
+const _: () = assert!(size_of::<AssessmentLog>() <= 104);
+
+impl History {
+    // ---- watchers ---------------------------------------------------------------------------------------------------
+
+    /// The chain of an assessment, kept until [`History::unsubscribe`] even while it is empty.
+    pub fn subscribe(&mut self, id: &AssessmentId) -> AssessmentLogKey {
+        let hash = id.hash();
+        let found = self.index.find(&self.logs, hash, id.as_str().as_bytes());
+        let key = found.unwrap_or_else(|| self.insert_log(hash, id.as_str().into()));
+        self.logs[key].subscribers += 1;
+        self.offsets.record_first_subscribe();
+        self.refresh_listed(key);
+        key
+    }
+
+    /// Takes back one [`History::subscribe`].
+    pub fn unsubscribe(&mut self, key: AssessmentLogKey) {
+        let Some(log) = self.logs.get_mut(key) else { return };
+        log.subscribers = log.subscribers.saturating_sub(1);
+        if log.subscribers == 0 {
+            log.undispatched = None;
+            log.listed = ListedPartitions::default();
+        }
+        self.forget_if_unused(key);
+    }
+
+    /// The position of a client that is live from now on.
+    #[must_use]
+    pub fn end(&self, key: AssessmentLogKey) -> Position {
+        Position { number: self.logs.get(key).map_or(0, |log| log.end), at: None }
+    }
+
+    /// The chain that has had entries that were not dispatched for longest. It stays fresh until [`History::mark_dispatched`].
+    #[must_use]
+    pub fn next_undispatched(&self) -> Option<AssessmentLogKey> {
+        self.undispatched.front().copied()
+    }
+
+    /// All watchers of the chain that [`History::next_undispatched`] named have been told, or know that they are behind.
+    pub fn mark_dispatched(&mut self, key: AssessmentLogKey) {
+        if let Some(log) = self.logs.get_mut(key) {
+            log.undispatched = None;
+        }
+        if self.undispatched.front() == Some(&key) {
+            self.undispatched.pop_front();
+        }
+    }
+
+    fn insert_log(&mut self, hash: AssessmentHash, id: Box<str>) -> AssessmentLogKey {
+        self.bytes += log_cost(&id);
+        let key = self.logs.insert(AssessmentLog {
+            hash,
+            id,
+            start: 0,
+            end: 0,
+            first: None,
+            last: None,
+            undispatched: None,
+            subscribers: 0,
+            listed: ListedPartitions::default(),
+        });
+        self.index.insert(&self.logs, key);
+        key
+    }
+
+    pub(super) fn forget_if_unused(&mut self, key: AssessmentLogKey) {
+        let Some(log) = self.logs.get(key) else { return };
+        if log.subscribers > 0 || log.first.is_some() {
+            return;
+        }
+        self.index.remove(&self.logs, key);
+        self.bytes -= log_cost(&log.id);
+        self.logs.remove(key);
+        self.unsent_below.remove(key);
+        self.blocks.remove(key);
+    }
+
+    // ---- links ------------------------------------------------------------------------------------------------------
+
+    /// Appends a segment's new entries to their assessments' chains.
+    ///
+    /// Of thousands of assessments few chains are in the processor's caches, and one after the other the misses were a third
+    /// of what a shard does for an entry that nobody watches. So the entries are gone through in groups, once for each
+    /// thing that is to be fetched: the misses of a group overlap.
+    pub(super) fn link_all(&mut self, segment: u64, added: Range<usize>) {
+        let mut likely = [AssessmentLogKey::default(); LINK_GROUP];
+        for first in added.clone().step_by(LINK_GROUP) {
+            let group = first..added.end.min(first + LINK_GROUP);
+            let entries = self.entry(EntryRef::new(segment, first)).and_then(|(of, _)| of.entries.get(group.clone()));
+            let entries = entries.unwrap_or_default();
+            for (key, entry) in likely.iter_mut().zip(entries) {
+                *key = self.index.likely(entry.record.hash).unwrap_or_default();
+            }
+            self.fetch_logs(likely[..group.len()].iter().copied());
+            for (index, &key) in group.clone().zip(&likely) {
+                if let Some((of, entry)) = self.entry(EntryRef::new(segment, index)) {
+                    prefetch(of.id(entry).as_ptr());
+                }
+                if let Some(log) = self.logs.get(key) {
+                    prefetch(log.id.as_ptr());
+                }
+            }
+            for (index, &key) in group.zip(&likely) {
+                self.link(EntryRef::new(segment, index), key);
+            }
+        }
+    }
+
+    /// Has the chains fetched, all at a time.
+    pub(super) fn fetch_logs(&self, keys: impl Iterator<Item = AssessmentLogKey>) {
+        for log in keys.filter_map(|key| self.logs.get(key)) {
+            prefetch_all(log);
+        }
+    }
+
+    /// Appends an entry to its assessment's chain, which is likely this one. Where somebody watches it, the entry is framed:
+    /// just now the offsets stand at it.
+    fn link(&mut self, at: EntryRef, likely: AssessmentLogKey) {
+        let Some((segment, entry)) = self.entry(at) else { return };
+        let (record, id) = (entry.record, segment.id(entry));
+        let found = match self.logs.get(likely) {
+            Some(log) if log.id.as_bytes() == id => Some(likely),
+            _ => self.index.find(&self.logs, record.hash, id),
+        };
+        let key = match found {
+            Some(key) => key,
+            None => {
+                // Ingest takes ids from text; one that isn't would be a chain that nobody can watch.
+                let id = std::str::from_utf8(id).unwrap_or_default().into();
+                self.insert_log(record.hash, id)
+            }
+        };
+        let partition_id = self.offsets.advance(record.origin);
+        let log = &mut self.logs[key];
+        let number = log.end;
+        log.end += 1;
+        let before = log.last.replace(at);
+        log.first.get_or_insert(at);
+        let is_watched = log.subscribers > 0;
+        if is_watched && log.undispatched.is_none() {
+            log.undispatched = Some((number, at));
+            self.undispatched.push_back(key);
+        }
+        if Blocks::begins(number) {
+            self.begin_block(key, number, at);
+        }
+        if let Some(before) = before.and_then(|before| self.entry_mut(before)) {
+            before.next = Some(at);
+        }
+        if let Some(entry) = self.entry_mut(at) {
+            entry.log = key;
+        }
+        let found = self.entry(at);
+        let is_too_large = found.is_some_and(|(_, entry)| entry.frame == EntryFrame::TooLarge);
+        let is_stray = found.is_some_and(|(segment, _)| segment.is_stray(at.index()));
+        if let Some(partition_id) = partition_id.filter(|_| is_stray) {
+            self.stray_comes(key, partition_id, record.origin.offset);
+        }
+        if is_watched {
+            self.refresh_listed(key);
+            self.check_partition(key, partition_id, record.origin.topic);
+        }
+        if is_too_large {
+            self.note_too_large(key, at);
+        } else if is_watched {
+            self.make_frame(key, at, CursorPoint::Head);
+        }
+    }
+
+    /// Takes the oldest entry off a chain; `next` is the one after it.
+    pub(super) fn unlink_first(&mut self, key: AssessmentLogKey, next: Option<EntryRef>) {
+        let Some(log) = self.logs.get_mut(key) else { return };
+        if let Some((number, _)) = log.undispatched
+            && number == log.start
+        {
+            log.undispatched = next.map(|next| (number + 1, next));
+        }
+        let number = log.start;
+        log.start += 1;
+        log.first = next;
+        if Blocks::begins(number) {
+            self.end_block(key);
+        }
+        if next.is_none() {
+            self.logs[key].last = None;
+            self.forget_if_unused(key);
+        }
+    }
+
+    // ---- places -----------------------------------------------------------------------------------------------------
+
+    /// Lists a watched chain's places again, if topics or partitions changed since.
+    pub(super) fn refresh_listed(&mut self, key: AssessmentLogKey) {
+        let Some(log) = self.logs.get(key) else { return };
+        if !self.offsets.is_outdated(&log.listed) {
+            return;
+        }
+        let listed = self.offsets.list_partitions(&log.id, self.strays.of(key));
+        self.logs[key].listed = listed;
+    }
+
+    /// A watched chain's new entry: is it where it should be?
+    fn check_partition(&mut self, key: AssessmentLogKey, partition_id: Option<PartitionId>, topic: TopicIndex) {
+        let (log, Some(partition_id)) = (&mut self.logs[key], partition_id) else { return };
+        if log.listed.is_as_expected() && log.listed.contains(partition_id) || self.offsets.is_replaced(partition_id) {
+            return;
+        }
+        if self.offsets.is_expected(&log.id, partition_id) {
+            return;
+        }
+        self.findings.misplaced += 1;
+        self.findings.misplaced_on = self.offsets.topic(topic).cloned();
+        if !log.listed.contains(partition_id) {
+            let found: Vec<_> = log.listed.partition_ids().iter().copied().chain([partition_id]).collect();
+            log.listed = self.offsets.list_partitions(&log.id, found);
+        }
+    }
+
+    /// The position after a chain's last entry of a topic.
+    pub(super) fn after_last_of(&self, key: AssessmentLogKey, topic: TopicIndex) -> Option<Position> {
+        let log = self.logs.get(key)?;
+        let entries = std::iter::successors(log.first, |&at| self.next_entry(at));
+        let is_of = |at| self.entry(at).is_some_and(|(_, entry)| entry.record.origin.topic == topic);
+        let (number, _) = (log.start..).zip(entries).filter(|&(_, at)| is_of(at)).last()?;
+        Some(Position { number: number + 1, at: None })
+    }
+
+    /// Whether a watched chain's records may lie at a place.
+    pub fn lists_partition(&mut self, key: AssessmentLogKey, partition_id: PartitionId) -> bool {
+        self.refresh_listed(key);
+        self.logs.get(key).is_some_and(|log| log.listed.contains(partition_id))
+    }
+}
+
+/// What a chain costs beside its entries: itself, its place in the index, and its id.
+fn log_cost(id: &str) -> usize {
+    size_of::<AssessmentLog>() + 2 * size_of::<AssessmentLogKey>() + id.len()
+}
