@@ -1,5 +1,5 @@
-//! The market board of one shard: taking ticks in, publishing what changed, and finding what a connection has not seen, once
-//! for each connection and flush. Beside them the floor: the copy of the same bytes.
+//! The market board of one shard: taking ticks in, publishing what changed, and finding what a connection has not seen,
+//! once for each connection and flush. Beside them the floor: the copy of the same bytes.
 //!
 //! Not measured: the writes to sockets, and the cache misses of a walk over many thousands of connections.
 

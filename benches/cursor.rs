@@ -1,8 +1,8 @@
-//! Cursors over the ten assessments' topics of the built-in routes: made once per event, whatever the number of clients;
-//! read and judged once per client that comes back. Beside them the floor: the base64url of as many bytes.
+//! Cursors over the ten assessments' topics of the built-in routes: made once per event, whatever the number of
+//! clients; read and judged once per client that comes back. Beside them the floor: the base64url of as many bytes.
 //!
-//! Not measured: looking up the past of an entry that is framed late, and the cache misses of a shard with many thousands
-//! of assessments, each with its own list of places.
+//! Not measured: looking up the past of an entry that is framed late, and the cache misses of a shard with many
+//! thousands of assessments, each with its own list of places.
 
 use std::hint::black_box;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! What a handshake costs beyond its system calls: its head is parsed, its token verified, its owner found. Beside the head
-//! and the token their floors: a search for the head's end, and the HMAC of as many bytes.
+//! What a handshake costs beyond its system calls: its head is parsed, its token verified, its owner found. Beside the
+//! head and the token their floors: a search for the head's end, and the HMAC of as many bytes.
 //!
 //! Not measured: accepting, reading and answering, the task of a connection, and the pod's bounds on clients.
 

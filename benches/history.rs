@@ -1,7 +1,8 @@
 //! The history of one shard: taking batches in with the window full (so that as much goes as comes), and walking to
 //! what is due. Each beside its floor: the copy of the same bytes.
 //!
-//! And how long a client that comes back to a long window keeps the others waiting, beside one that comes without a cursor.
+//! And how long a client that comes back to a long window keeps the others waiting, beside one that comes without a
+//! cursor.
 //!
 //! Not measured: the hand-over from ingest (the channel, another core's caches), sending, and the cost of a window that
 //! doesn't fit in the last-level cache beyond what 64 MiB show.

@@ -5,7 +5,7 @@ fn main() {
     println!("cargo::rerun-if-changed=src/build.rs");
     for name in ["rd_kafka_metadata_update_op", "rd_gz_decompress", "rd_kafka_lz4_decompress"] {
         println!("cargo::rustc-link-arg=-Wl,--wrap={name}");
-        // Our function is in a library that the linker comes to before it knows of the need.
+        // The symbol must be requested here, or the linker drops our library before it sees the reference.
         println!("cargo::rustc-link-arg=-Wl,--undefined=__wrap_{name}");
     }
 }

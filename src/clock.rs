@@ -1,4 +1,4 @@
-//! Time, as the rules take it: an argument. It owns the reading of both clocks and the form of a timestamp.
+//! Time, which the rules take as an argument. Owns the reading of both clocks and the format of timestamps.
 
 use std::fmt;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -48,8 +48,8 @@ impl Now {
         Self { instant: Instant::now(), unix: UnixMs(whole_ms(unix)) }
     }
 
-    /// When a Unix time is reached, as far as the clock says now: a clock that steps later doesn't move it. `None` where
-    /// that is never.
+    /// The instant at which a Unix time will be reached by the clock as it is now; a later step of the wall clock does
+    /// not move it. `None` if that is never.
     #[must_use]
     pub fn instant_of(&self, time: UnixMs) -> Option<Instant> {
         self.instant.checked_add(Duration::from_millis(time.0.saturating_sub(self.unix.0)))

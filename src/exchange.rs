@@ -1,5 +1,5 @@
-//! What the threads hand each other: bounded channels with a bell, published state, and pulses. It owns the types where
-//! `ingest`, `shard`, `discovery` and `operations` meet, so that none of them needs to know another.
+//! The types by which threads communicate: bounded channels with a wake-up, published state, and liveness counters.
+//! `ingest`, `shard`, `discovery` and `operations` meet only here, so that none of them imports another.
 
 mod batches;
 
@@ -27,7 +27,7 @@ use crate::stream::batch::Batch;
 
 // ---- to a shard -----------------------------------------------------------------------------------------------------
 
-/// A shard's way in, for the other threads. Cheap to clone.
+/// The other threads' handle to a shard. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ShardHandle {
     batches: BatchSender,
@@ -36,14 +36,15 @@ pub struct ShardHandle {
     ends_requested: Arc<AtomicBool>,
 }
 
-/// A shard's own side of its door.
+/// The shard's receiving side.
 #[derive(Debug)]
 pub struct ShardInbox {
     /// Records from ingest.
     pub batches: BatchReceiver,
     /// Sockets that another shard accepted.
     pub handoffs: Receiver<Handoff>,
-    /// Registered before the channels are looked at, so that no ring is lost; one ring a registration, whoever rings.
+    /// Registered before the channels are checked, so that no wake-up is lost. One wake-up per registration, whoever
+    /// sends it.
     pub waker: Arc<AtomicWaker>,
     ends_requested: Arc<AtomicBool>,
 }
@@ -53,11 +54,11 @@ pub struct ShardInbox {
 pub struct Handoff {
     /// The accepted socket.
     pub socket: OwnedFd,
-    /// Who comes.
+    /// The client and its request.
     pub request: Box<AuthenticatedUpgrade>,
 }
 
-/// A client with a good token, not yet judged further.
+/// A client whose token was verified; its request is not yet judged further.
 #[derive(Debug)]
 pub struct AuthenticatedUpgrade {
     /// What it asked for.
@@ -82,7 +83,7 @@ pub fn shard_channel() -> (ShardHandle, ShardInbox) {
 }
 
 impl ShardHandle {
-    /// Hands over a batch and rings; waits while the channel is full, for at most about `timeout`.
+    /// Sends a batch and wakes the shard. Waits up to about `timeout` while the channel is full.
     ///
     /// # Errors
     /// The batch comes back, where the channel stayed full or the shard has ended.
@@ -98,10 +99,10 @@ impl ShardHandle {
         Ok(())
     }
 
-    /// Whether the shard wants to be told the ends of the partitions' logs: once for each time that it said so.
+    /// Takes the shard's request for the partitions' end offsets; `true` once per request.
     #[must_use]
     pub fn take_ends_request(&self) -> bool {
-        // A look alone most of the time, which leaves the line of memory to the shard.
+        // Almost always a plain load, which leaves the cache line with the shard.
         self.ends_requested.load(Ordering::Relaxed) && self.ends_requested.swap(false, Ordering::Relaxed)
     }
 
@@ -115,16 +116,16 @@ impl ShardHandle {
         Ok(())
     }
 
-    /// Rings: something that the shard looks at in each turn has changed.
+    /// Wakes the shard: something that it checks every turn has changed.
     pub fn wake(&self) {
         self.waker.wake();
     }
 }
 
 impl ShardInbox {
-    /// Makes ingest tell the shard the ends of the partitions' logs as it learns of them next, within some seconds,
-    /// once: [`Batch::ends`]. Whoever needs ends that were asked for later, or those of other partitions, says so
-    /// again when these have come. Without it nothing is told: an idle pod stays idle.
+    /// Requests the partitions' end offsets from ingest, once, within some seconds ([`Batch::ends`]). A shard that
+    /// needs later ends, or those of other partitions, requests again after these arrive. Without a request nothing is
+    /// sent, so an idle pod stays idle.
     pub fn request_ends(&self) {
         self.ends_requested.store(true, Ordering::Relaxed);
     }
@@ -139,19 +140,20 @@ pub enum Undelivered {
     Ended,
 }
 
-// ---- from the control thread to all -----------------------------------------------------------------------------------
+// ---- from the control thread to all
+// -----------------------------------------------------------------------------------
 
-/// Where this pod stands in the cluster and in its life. The control thread publishes it; everyone reads the newest.
+/// This pod's state in the cluster and in its lifecycle. The control thread publishes it; all threads read the newest.
 #[derive(Debug, Clone, Default)]
 pub struct PodState {
     /// The live slots.
     pub view: Arc<View>,
-    /// How sure the view is.
+    /// How current the view is.
     pub view_freshness: ViewFreshness,
     /// The slot of this pod, while it holds one.
     pub own: Option<SlotNumber>,
-    /// Whether this pod was ready at some time, but for what `/ready` also asks of Kafka and Redis at that moment: since
-    /// it first held a slot, with a full history. From then on it takes clients, whatever fails later.
+    /// Whether this pod was ready at some time, but for what `/ready` also asks of Kafka and Redis at that moment:
+    /// since it first held a slot, with a full history. From then on it takes clients, whatever fails later.
     pub was_ready: bool,
     /// Since when it drains.
     pub draining_since: Option<Instant>,
@@ -159,23 +161,22 @@ pub struct PodState {
     pub ended: bool,
 }
 
-/// How sure a view is: of a time, and of whether a surer one is to be had.
+/// How current a view is, and whether a newer one can be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ViewFreshness {
-    /// When the newest look at Redis that was answered had been sent: the view is the state as of then, or later. `None`
-    /// before the first.
+    /// When the newest answered call to Redis was sent: the view is at least as recent. `None` before the first answer.
     pub as_of: Option<Instant>,
-    /// Whether Redis is reached. Where it isn't, the last view stays in force: there is no surer one.
+    /// Whether Redis answers. If it does not, the last known view stays in force.
     pub redis_up: bool,
-    /// Whether each pod of the view had to show itself since Redis was last away: it is reached, and has been for a lease.
-    /// Where this isn't so, a pod in the view may be long gone.
+    /// Whether every pod in the view has renewed its lease since the last outage of Redis: Redis has been up for a
+    /// whole lease. If not, a pod in the view may be gone.
     pub confirmed: bool,
 }
 
 impl ViewFreshness {
-    /// Whether a client that is to be sent away since `wanted` may be: by a look that was at most [`VIEW_AGE_MAX`] old
-    /// then, or else without Redis, by the last view. By the age at that time, not by that of now: where an answer takes
-    /// longer than that, no look would ever be young enough.
+    /// Whether a redirect requested at `wanted` may use this view: it was at most [`VIEW_AGE_MAX`] old at that time, or
+    /// Redis is down. The age counts at `wanted`, not now: if answers take longer than the limit, no view would ever be
+    /// fresh enough.
     #[must_use]
     pub fn is_fresh_for(&self, wanted: Instant) -> bool {
         let is_young = |as_of| wanted.saturating_duration_since(as_of) <= VIEW_AGE_MAX;
@@ -190,7 +191,7 @@ pub enum Owner<'a> {
     ThisPod,
     /// Another.
     OtherPod(&'a Pod),
-    /// No pod is known to live: the one that is asked serves, unless it drains.
+    /// The view has no live pod: the pod that was asked serves, unless it drains.
     NoPod,
 }
 
@@ -211,15 +212,16 @@ impl PodState {
 /// The newest [`PodState`], read without a lock.
 pub type PublishedPodState = Arc<ArcSwap<PodState>>;
 
-/// The routes in force. The control thread replaces them whole; ingest goes by the newest from its next look at the topics
-/// on, and tells the shards what that changes, in the order of the records.
+/// The routes in force. The control thread replaces them whole; ingest goes by the newest from its next look at the
+/// topics on, and tells the shards what that changes, in the order of the records.
 pub type PublishedRoutes = Arc<ArcSwap<RouteTable>>;
 
-/// Asks discovery for a look at Redis, from any thread. It keeps one wish until it is seen to, however many wish: one look
-/// is for all of them. The standing tells when it is done.
+/// Requests a refresh of the view from any thread. Requests are merged until discovery takes one. The published pod
+/// state shows the result.
 pub type RefreshRequest = Arc<Notify>;
 
-// ---- from all to the control thread -----------------------------------------------------------------------------------
+// ---- from all to the control thread
+// -----------------------------------------------------------------------------------
 
 /// An operator's request that a shard has accepted: the socket with what was read of it. The control thread answers.
 #[derive(Debug)]
@@ -233,13 +235,13 @@ pub struct HttpRequest {
 /// The control thread's way in for operators' requests.
 pub type HttpSender = tokio::sync::mpsc::Sender<HttpRequest>;
 
-/// What ingest shows of itself.
+/// What ingest reports to the control thread and to operators.
 #[derive(Debug, Default)]
 pub struct IngestStatus {
     /// Whether the brokers answer.
     pub kafka_up: AtomicBool,
-    /// Whether the client that reads gives nothing, although the brokers say that there is something; a new one counts as
-    /// such until it gives something.
+    /// Whether the consuming client delivers nothing although the brokers have records. Also true for a new client
+    /// until it delivers something.
     pub reader_stalled: AtomicBool,
     /// How many partitions the pod started without, and that can't be read yet.
     pub missing: AtomicU64,
@@ -268,7 +270,7 @@ pub struct ShardStatus {
     pub liveness: Liveness,
 }
 
-/// Shows that a thread's loop turns.
+/// A liveness counter: shows that a thread's loop makes turns.
 #[derive(Debug)]
 pub struct Liveness {
     start: Instant,

@@ -1,4 +1,4 @@
-//! The pod: builds the parts, connects them, drains and stops them. What each does is the part's own.
+//! The pod: builds, connects, drains and stops its parts.
 //!
 //! - [`machine`]: what the machine gives and forbids.
 //! - [`listeners`]: the ports.
@@ -70,8 +70,8 @@ pub enum GatewayError {
 
 /// What a pod has of the process that it runs in.
 pub struct ProcessHandles {
-    /// Its log: the count of dropped lines is a metric, and the last lines are written before a panic or a second signal ends
-    /// the process.
+    /// Its log: the count of dropped lines is a metric, and the last lines are written before a panic or a second
+    /// signal ends the process.
     pub log: Log,
     /// Reads the routes anew.
     pub read_routes: Box<dyn Fn() -> Result<RouteTable, InvalidConfig>>,
@@ -150,8 +150,8 @@ fn connect(
     (control, discovery, readiness_seen)
 }
 
-/// Half a gateway that keeps its lease is worse than none: a panic on any thread ends the process, with its message. Not by
-/// the standard hook, which would wait for standard error.
+/// A panic on any thread ends the process with its message: half a gateway that keeps its lease is worse than none. The
+/// standard hook would wait for standard error.
 fn abort_on_panic(log: Log) {
     std::panic::set_hook(Box::new(move |panic| {
         let thread = std::thread::current();
@@ -198,7 +198,7 @@ impl Metrics {
     }
 }
 
-/// What the threads meet in.
+/// The shared state of the threads.
 struct Exchange {
     pod_state: PublishedPodState,
     routes: PublishedRoutes,

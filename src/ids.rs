@@ -1,4 +1,4 @@
-//! The names that the gateway passes around, as types. It owns their rules; it leaves to others what they stand for.
+//! Identifiers as types. Owns their validity rules, not their meaning.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -28,7 +28,7 @@ pub enum InvalidAssessmentId {
 }
 
 impl AssessmentId {
-    /// Checks the rule without keeping the id.
+    /// Checks an id without storing it.
     ///
     /// # Errors
     /// Where `id` is outside of the rule.
@@ -60,7 +60,7 @@ impl AssessmentId {
         &self.0
     }
 
-    /// What placement goes by.
+    /// The hash that placement uses.
     #[must_use]
     pub fn hash(&self) -> AssessmentHash {
         AssessmentHash::of(&self.0)

@@ -27,16 +27,17 @@
 //!    `shard/reactor.rs`, `shard/socket.rs`, `shard/event_loop.rs`, `operations/http.rs`, `operations/log.rs`, `shutdown/signals.rs`,
 //!    `gateway/listeners.rs`, `gateway/machine.rs`; and the loops of ingest's two threads, `ingest/reader.rs` and `ingest/watcher.rs`. The parts
 //!    meet only in [`exchange`], the types that one thread hands another.
-//! 4. [`config`], all settings, parsed whole before anything runs; [`gateway`], which builds, connects, drains and stops
+//! 4. [`config`], all settings, parsed whole before anything runs; [`gateway`], which builds, connects, drains and
+//! stops
 //!    the parts; [`demo`], which embeds a Kafka besides; and the command line, `main.rs`.
 //!
-//! Beside them, for the tests alone, `simulation` plays whole clusters with these rules over a time that is only a number:
-//! thousands of worlds of pods, clients, a Kafka and a Redis, each with its troubles.
+//! Beside them, for the tests alone, `simulation` plays whole clusters with these rules over a time that is only a
+//! number: thousands of worlds of pods, clients, a Kafka and a Redis, each with its troubles.
 //!
 //! To follow an event, read `ingest::reader` (it comes from Kafka), `ingest::batcher` (its shard is found),
-//! `shard::state` (the batch is taken in, and its watchers are gone through) and `shard::outbound` (one write). To follow
-//! a client: `shard::socket` (its request is read), [`protocol::head`] and [`shard::admission`] (it is judged), and
-//! `shard::connection` (what it is from then on).
+//! `shard::state` (the batch is taken in, and its watchers are gone through) and `shard::outbound` (one write). To
+//! follow a client: `shard::socket` (its request is read), [`protocol::head`] and [`shard::admission`] (it is judged),
+//! and `shard::connection` (what it is from then on).
 
 #![doc = include_str!("GLOSSARY.md")]
 

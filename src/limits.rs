@@ -1,4 +1,4 @@
-//! Every bound that is not a setting, with its unit and its reason, and the relations between them. Bounds that an
+//! Every limit that is not a setting, with its unit and its reason, and the relations between limits. Limits that an
 //! operator sets are in [`crate::config`].
 
 use std::time::Duration;
@@ -13,32 +13,31 @@ pub const MARKET_NAME_BYTES_MAX: usize = 249;
 /// what every new client is sent.
 pub const MARKETS_MAX: usize = 10_000;
 
-/// How far a tick's timestamp may be ahead of this pod's clock and still count as a time. Clocks that NTP keeps differ by
-/// milliseconds, those of a virtual machine that was paused by a second or two; what is further ahead is a wrong unit or a
-/// wrong clock, and must not hold its market's price until its time comes.
+/// The largest lead of a tick's timestamp over this pod's clock. NTP keeps clocks within milliseconds; a virtual
+/// machine that was paused is off by a second or two. A larger lead means a wrong unit or a wrong clock, and must not
+/// pin the market's price until that time comes.
 pub const TICK_AHEAD_MAX: Duration = Duration::from_secs(5);
 
-/// The least record timestamp that can be a time in Unix ms: early in 1973, long before Kafka. Below it lie times in seconds
-/// (until the year 5138), negative ones, and -1, which stands for none.
+/// The smallest record timestamp that counts as Unix milliseconds: early 1973, long before Kafka. Smaller values are
+/// seconds, negative, or -1 for none.
 pub const TICK_TIMESTAMP_MS_MIN: i64 = 100_000_000_000;
 
-/// Ticks on the board of one shard, in bytes, and not more than a quarter of its share of `HISTORY_BYTES`: each new client
-/// is sent all of them, and they are held twice (each market's frame, and the image of all). Room for [`MARKETS_MAX`]
-/// markets at 800 bytes each. A tick beyond it is counted and not shown.
+/// Bytes of ticks on one shard's board, and at most a quarter of its share of `HISTORY_BYTES`. Every new client is sent
+/// all of them, and each is held twice (the market's frame and the image). Enough for [`MARKETS_MAX`] markets of 800
+/// bytes. A tick over the limit is counted and not shown.
 pub const BOARD_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// The share of a shard's history that its board's ticks may have besides, as a divisor.
+/// Divides a shard's history budget: the board may use one part in this many on top of it.
 pub const BOARD_HISTORY_DIVISOR: usize = 4;
 
 /// A cursor, in characters (PROTOCOL 2). Over it, a message has none.
 pub const CURSOR_CHARS_MAX: usize = 512;
 
-/// Fields of one route's message: far more than a message wants, and as many as a record's values are looked up for
-/// without an allocation.
+/// Fields of one route's message. More than any message needs, and few enough to look up without an allocation.
 pub const ROUTE_FIELDS_MAX: usize = 64;
 
-/// The largest bound of a request's head with its last CRLF that `MAX_HEAD_BYTES` may set, in bytes: what servers in front
-/// of a pod take at most, too. It is held for each head that is being read, and only as long.
+/// The largest bound of a request's head with its last CRLF that `MAX_HEAD_BYTES` may set, in bytes: what servers in
+/// front of a pod take at most, too. It is held for each head that is being read, and only as long.
 pub const REQUEST_HEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// The PROXY protocol's header, in bytes: several times what proxies send, with TLS' names and all.
@@ -71,102 +70,104 @@ pub const BATCH_RECORDS_MAX: usize = 4096;
 /// Records that ingest takes from librdkafka in one call: few enough to stay in the processor's caches meanwhile.
 pub const CONSUME_RECORDS_MAX: usize = 1024;
 
-/// Records that ingest takes in one turn, while there are more. The first of them waits until the last is judged, at half
-/// a microsecond each, unless its batch is full before: a wake of a shard costs as much as a hundred of them.
+/// Records that ingest takes in one turn. The first of them waits until the last is processed, half a microsecond each,
+/// unless its batch fills up earlier. Waking a shard costs as much as a hundred records.
 pub const TURN_RECORDS_MAX: usize = 4 * CONSUME_RECORDS_MAX;
 
-/// Where records stream from several brokers, they are taken once in this time: it is what they may wait here, beyond the
-/// pause between two questions to a broker (`ingest/kafka.rs`).
+/// How long records from several brokers are collected before they are handed over. A record waits at most this long
+/// here, in addition to librdkafka's fetch back-off (`ingest/kafka.rs`).
 pub const BATCHING_DELAY: Duration = Duration::from_millis(1);
 
-/// So many records at a turn are a flood, of which nothing need gather.
+/// A turn with at least this many records is not delayed: one wake-up already serves many records.
 pub const BATCHING_RECORDS_MAX: usize = 64;
 
-/// How long a topic may have more partitions before a shard hears of it, where `TOPIC_REFRESH_MS` is not far above its
-/// default: what producers placed by the new number is younger.
+/// How long it may take until a shard learns of new partitions, with `TOPIC_REFRESH_MS` near its default. Records
+/// placed by the new partition count are younger than this.
 pub const GROWTH_NOTICED_MAX: Duration = Duration::from_secs(30);
 
-/// What a compressed batch may come to: librdkafka's own default for zstd (`receive.message.max.bytes`). A batch of one record
-/// of the largest `MAX_EVENT_BYTES` is less.
+/// What a compressed batch may come to: librdkafka's own default for zstd (`receive.message.max.bytes`). A batch of one
+/// record of the largest `MAX_EVENT_BYTES` is less.
 pub const UNPACKED_BYTES_MAX: usize = 100_000_000;
 
-/// Routes that a topic had before its last one and that a shard keeps, while its window may have records that were read by
-/// them. Where the routes change more often, the oldest of these records become the messages of the next route.
+/// Routes that a topic had before its last one and that a shard keeps, while its window may have records that were read
+/// by them. Where the routes change more often, the oldest of these records become the messages of the next route.
 pub const MAPPINGS_KEPT: usize = 16;
 
-/// How often a shard that gets no records is told how far ingest has read: so old may a quiet client's cursor be. It
-/// costs a small batch a shard.
+/// How often an idle shard is sent ingest's read offsets. A quiet client's cursor is at most this old. Costs one small
+/// batch per shard.
 pub const OFFSETS_SENT_EVERY: Duration = Duration::from_secs(1);
 
-/// The longest that ingest waits for a record or for room in a shard's channel before it looks at the rest of its work.
+/// The longest wait for a record, or for room in a shard's channel, before ingest does its other work.
 pub const INGEST_WAIT: Duration = Duration::from_millis(100);
 
-/// Topics that a pod can read at a time, those included that were read within the window and [`TOPIC_REST_LOOKS`]. Beyond it, new
-/// ones are not read, which is logged as an error.
+/// Topics that a pod can read at a time, those included that were read within the window and [`TOPIC_REST_LOOKS`].
+/// Beyond it, new ones are not read, which is logged as an error.
 pub const TOPICS_MAX: usize = (1 << 16) - 1;
 
-/// How long a topic that is read no more keeps its index, beyond the window, in looks at the topics: so much later may all
-/// pods know of it, and the last of its records leave their windows. A shard that is further behind lets go of them.
+/// How long a topic that is read no more keeps its index, beyond the window, in looks at the topics: so much later may
+/// all pods know of it, and the last of its records leave their windows. A shard that is further behind lets go of
+/// them.
 pub const TOPIC_REST_LOOKS: u32 = 3;
 
-/// Records at each partition's end that are read at the start, however old they are: cursors of a quiet topic, whose end
-/// may be control records alone, must not expire for that.
+/// Records that are read from the end of each partition at start, however old. The end of a quiet topic may consist of
+/// control records, which must not expire its cursors.
 pub const START_RECORDS_MIN: i64 = 100;
 
-/// Offsets that are read again, at most, where a partition's log may have lost its end: so far back the place is looked for
-/// where the new log parts from the one that was read. What a follower lacks when it is elected is what its leader wrote
-/// within `replica.lag.time.max.ms`, as a rule.
+/// Offsets that are read again at most after a suspected truncation, to find where the new log diverges. A newly
+/// elected leader usually lacks what its predecessor wrote within `replica.lag.time.max.ms`.
 pub const REREAD_OFFSETS_MAX: i64 = 10_000;
 
-/// How long a large question to Kafka may take: all topics, or the offsets of a time, which a broker looks up in its
-/// index, on a cold disk at worst.
+/// Time limit of the start-up queries to Kafka: all topics, and offsets by timestamp, which a broker may have to look
+/// up on a cold disk.
 pub const START_QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The same once the pod reads: while a question is open, nobody notices that the brokers are gone.
+/// Time limit of the same queries once the pod reads. While one is open, lost brokers go unnoticed.
 pub const METADATA_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How often the brokers are asked for a sign of life, and for the partitions' ends.
 pub const PROBE_EVERY: Duration = Duration::from_secs(1);
 
-/// Partitions whose ends are asked for at a time: of 2,400, each second, the questions alone took some percent of a core.
+/// Partitions per end-offset query. Querying 2,400 partitions every second cost several percent of a core.
 pub const ENDS_ASKED_MAX: usize = 500;
 
 /// The least time between two looks at the cluster's topics, whatever doubts the reader has of them.
 pub const METADATA_REFRESH_MIN: Duration = Duration::from_millis(100);
 
-/// How often a topic is looked at because its records lie where its partitioner would not have put them: there may be
-/// more partitions, or its producers place by another rule, and then it is so with every record.
+/// How often misplaced records trigger a metadata refresh of their topic. Either the topic has more partitions, or its
+/// producers use another partitioner, and then every record is misplaced.
 pub const MISPLACED_REFRESH_EVERY: Duration = Duration::from_secs(5);
 
-/// So long a standstill of the ingest thread makes it look at the cluster's topics before it reads on. Its loop turns
-/// each [`INGEST_WAIT`] at the latest, and a topic is not deleted, made anew and filled in less.
+/// A gap of this length between two turns of the ingest thread counts as a pause of the process; topics are then
+/// refreshed before reading continues. The loop turns at least every [`INGEST_WAIT`], and deleting, recreating and
+/// filling a topic takes longer than this.
 pub const PAUSE_DETECTED_MIN: Duration = Duration::from_millis(300);
 
-/// The longest that reading waits for that look.
+/// The longest that reading waits for that refresh.
 pub const METADATA_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// How long a sign of life may take, and the question for the partitions' ends.
 pub const PROBE_TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// How long brokers that took a question and did not answer still count as connected.
+/// How long brokers that accept a query and do not answer still count as connected.
 pub const PROBE_SILENCE_MAX: Duration = Duration::from_secs(6);
 
-/// Clients of librdkafka that are being ended at a time. Each may keep its threads and connections until it has ended;
-/// where so many hang at it, no client is replaced any more.
+/// librdkafka clients that may be shutting down at the same time. Each may keep its threads and connections until then;
+/// at the limit no client is replaced.
 pub const CLIENTS_ENDING_MAX: usize = 8;
 
 /// The longest pause between two replacements of the client that reads, where one after the other makes no progress: it
 /// is most likely not the client's fault.
 pub const CLIENT_REPLACEMENT_PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// By so much may the clocks of those who write records differ from the brokers', where `min.compaction.lag.ms` decides what
-/// compaction may have removed.
+/// By so much may the clocks of those who write records differ from the brokers', where `min.compaction.lag.ms` decides
+/// what compaction may have removed.
 pub const COMPACTION_CLOCKS_MAX: Duration = Duration::from_secs(5);
 
 /// Topics whose settings are asked for again with a look, by turns: it is not free for the broker.
 pub const SETTINGS_ASKED_MAX: usize = 50;
 
-/// So long does a partition stand behind an open transaction before it is told of: most are committed far sooner.
+/// A partition must have waited this long behind an open transaction before it is reported; most transactions commit
+/// much sooner.
 pub const OPEN_TRANSACTION_MIN: Duration = Duration::from_secs(5);
 
 /// Topics that one line of the log names.
@@ -175,7 +176,7 @@ pub const TOPICS_NAMED_MAX: usize = 10;
 /// Kinds of complaint about Kafka that are kept apart in the log; over it, new ones go unsaid for a while.
 pub const LOG_KEYS_MAX: usize = 1024;
 
-/// How often an unusable record is told of, a topic (PROTOCOL 3: each is counted).
+/// How often an unusable record is logged per topic. Each is counted (PROTOCOL 3).
 pub const MALFORMED_LOG_EVERY: Duration = Duration::from_secs(1);
 
 /// How often a tick whose timestamp can't be used is logged, a topic and reason: each is counted.
@@ -197,23 +198,22 @@ pub const HTTP_CHANNEL_DEPTH: usize = HTTP_CONNECTIONS_MAX;
 /// (`config/parts.rs`): each holds a buffer and a descriptor. Further sockets wait in the kernel's queue.
 pub const HANDSHAKES_MAX: usize = 4096;
 
-/// Handshakes that one client address may have under way, where its connections are bounded and no more of them may be:
-/// room for clients behind one address that come at the same time, and are told that there are too many of them.
+/// Concurrent handshakes of one client address if its connections are limited and the limit itself is lower. Leaves
+/// room for clients that arrive together behind one address and have to be refused.
 pub const HANDSHAKES_PER_ADDRESS_MIN: u64 = 64;
 
-/// How long a request is left alone where others wait for its place: more than a good one takes on a slow line, and more
-/// than [`VIEW_REFRESH_WAIT_MAX`] and [`LINGER`].
+/// At the handshake limit, a handshake younger than this is not closed. Longer than a good request takes on a slow
+/// line, and longer than [`VIEW_REFRESH_WAIT_MAX`] and [`LINGER`].
 pub const HANDSHAKE_GRACE: Duration = Duration::from_secs(3);
 
-/// How long a socket that has sent nothing keeps its place where others wait for it. A client's request follows its
-/// connection at once: this leaves time for a packet that is sent again.
+/// At the handshake limit, a socket that has sent nothing is closed after this time. A client's request follows its
+/// connection at once; this allows for one retransmission.
 pub const SILENT_SOCKET_GRACE: Duration = Duration::from_secs(1);
 
-/// How often the pod tells that it can't accept, or can't watch what it accepted: what forbids it (no descriptor left, most
-/// likely) lasts.
+/// How often a failure to accept or to register a socket is logged. The cause, usually a lack of descriptors, lasts.
 pub const ACCEPT_LOG_EVERY: Duration = Duration::from_secs(30);
 
-/// The longest that a thread may go without a turn of its loop before `/health` says so.
+/// A thread whose loop has not turned for this long makes `/health` fail.
 pub const LOOP_STALL_MAX: Duration = Duration::from_secs(5);
 
 /// The same for the thread that asks Kafka what there is: each question of a turn may wait for its time limit, and the
@@ -223,18 +223,18 @@ pub const WATCHER_STALL_MAX: Duration = Duration::from_secs(60);
 /// How often each thread shows that it turns, where nothing else does.
 pub const TURN_EVERY: Duration = Duration::from_secs(1);
 
-/// How long a close handshake may take, and how long what a peer still sends is read and dropped before its socket is
-/// closed, so that the last answer arrives and no reset destroys it.
+/// How long a close handshake may take, and how long input from a closing peer is read and discarded so that the last
+/// answer arrives before the socket is closed.
 pub const LINGER: Duration = Duration::from_secs(2);
 
 /// Bytes that are read and dropped of what a peer still sends meanwhile. What comes beyond is left in its socket.
 pub const LINGER_BYTES_MAX: usize = 1024 * 1024;
 
-/// How often it is looked whether a peer has taken its last answer.
+/// How often the socket of a closing client is checked for unacknowledged bytes.
 pub const LINGER_POLL_EVERY: Duration = Duration::from_millis(250);
 
-/// What a shard's window may be over twice its budget while entries are not dispatched: so much a batch of a small
-/// window's largest events costs, with their frames.
+/// Bytes by which a shard's window may exceed twice its budget while it holds undispatched entries: one batch of the
+/// largest events of a small window, with their frames.
 pub const UNDISPATCHED_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// What a message has beyond its event's payload, and a record beside it: type, cursor, frame header; its id.
@@ -243,28 +243,28 @@ pub const EVENT_OVERHEAD_BYTES_MAX: usize = 16 * 1024;
 /// A message that every client library takes by its defaults, in bytes: Python's `websockets` closes over it.
 pub const MESSAGE_BYTES_COMMON: usize = 1024 * 1024;
 
-/// How long the socket of a client that is being closed may take nothing while a frame that was begun goes before the close
-/// frame. A socket takes half of [`UNSENT_BYTES_MAX`] at a time: a client that reads 7 kB/s gets all of it.
+/// How long the socket of a closing client may accept nothing while a frame that was begun precedes the close frame. A
+/// socket accepts half of [`UNSENT_BYTES_MAX`] at a time, so a client that reads 7 kB/s gets all of it.
 pub const CLOSE_STALL_MAX: Duration = Duration::from_secs(10);
 
-/// Bytes that the kernel takes for one client beyond those that are on their way to it (TCP_NOTSENT_LOWAT). Left to
-/// itself it takes megabytes and then says nothing until a third of them are gone: who reads slowly would seem to take
-/// nothing, would cost that much, and would be sent prices that are as old as the rest of it.
+/// Bytes that the kernel buffers per client beyond those in flight (TCP_NOTSENT_LOWAT). By default it buffers megabytes
+/// and reports the socket writable only after a third has drained: a slow reader would look stalled, cost that memory,
+/// and receive old prices.
 pub const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 
 /// Bytes that one connection is sent in a turn before others have theirs.
 pub const TURN_BYTES_MAX: usize = 256 * 1024;
 
-/// Bytes that a shard sends in a turn to those who lag or catch up, all together: two milliseconds' work where frames are
-/// made for each of them, and so long those who are up to date wait for it.
+/// Bytes that a shard sends per turn to all clients that lag or catch up. Two milliseconds of work if frames are made
+/// per client, which up-to-date clients have to wait for.
 pub const CATCH_UP_BYTES_PER_TURN: u64 = 128 * 1024;
 
 /// Bytes that one connection is sent at a time while it is not past its cursor: such frames are its own.
 pub const CATCH_UP_FRAMES_BYTES_MAX: usize = 64 * 1024;
 
-/// Steps along the window that a handshake has, and each turn of a connection, to find and frame what a client lacks: some
-/// 10 ns each, and as much as the rest of a handshake. Where they do not lead to the end, the connection waits for its next
-/// turn, as one does that has more due than a turn's share.
+/// Steps along the window that a handshake has, and each turn of a connection, to find and frame what a client lacks:
+/// some 10 ns each, and as much as the rest of a handshake. Where they do not lead to the end, the connection waits for
+/// its next turn, as one does that has more due than a turn's share.
 pub const STEPS_MAX: usize = 2048;
 
 /// Steps that take as long as one send.
@@ -273,8 +273,8 @@ pub const STEPS_A_SEND: usize = 256;
 /// Slices in one vectored write: Linux takes 1024 (`UIO_MAXIOV`); frames that lie side by side share one.
 pub const WRITE_SLICES_MAX: usize = 64;
 
-/// Slots of a cluster: many more than pods that one Redis and one Kafka serve, and a bound for a view that a stray field
-/// in the hash must not grow.
+/// Slots of a cluster. More than the pods that one Redis and one Kafka can serve, and a bound for the view against
+/// foreign fields in the hash.
 pub const SLOTS_MAX: u32 = 10_000;
 
 /// A pod's name, in bytes: a DNS name fits, and so does any pod's of Kubernetes.
@@ -286,37 +286,36 @@ pub const PUBLIC_URL_BYTES_MAX: usize = 2048;
 /// The value of a slot in Redis, in bytes: a name, a URL and some numbers, with each character escaped.
 pub const SLOT_VALUE_BYTES_MAX: usize = 8 * 1024;
 
-/// Fields of the hash that are no slots, up to which all fields are read: each second and pod, some 1 us of Redis for
-/// each. Where there are more, the slots are asked for by number.
+/// Foreign fields of the slots hash up to which all fields are read, at about 1 us of Redis time each, per second and
+/// pod. Beyond it, slots are read by number.
 pub const FOREIGN_FIELDS_MAX: u32 = 1_000;
 
-/// Announcements from Redis that wait while a call is under way. All of them together ask for one call, so those over
-/// the bound lose nothing that the call would not see.
+/// Announcements queued during a call. They all lead to one call, so dropping some loses nothing.
 pub const ANNOUNCEMENTS_MAX: usize = 256;
 
-/// How long the connection for announcements may be quiet before it is checked by a ping: one that is dead stays quiet.
+/// How long the announcement connection may be silent before it is checked by a ping.
 pub const ANNOUNCEMENTS_QUIET_MAX: Duration = Duration::from_secs(5);
 
-/// The oldest look at Redis by whose view a client is sent to another pod. A pod that sends away many costs Redis one
-/// look in this time at most.
+/// The maximum age of a view by which clients are redirected. A pod that redirects many clients calls Redis at most
+/// once in this time.
 pub const VIEW_AGE_MAX: Duration = Duration::from_millis(100);
 
-/// How long a client that is to be sent away waits for such a look: as long as a call to Redis may take. A Redis that
-/// doesn't answer by then counts as down, and the last view is gone by.
+/// How long a redirect waits for a fresh view: the time limit of a call to Redis. A Redis that does not answer within
+/// it counts as down, and the last known view is used.
 pub const VIEW_REFRESH_WAIT_MAX: Duration = Duration::from_secs(2);
 
-/// How long a client that was sent away by a view that is not proven counts as one that comes back. It follows a redirect at
-/// once, where its target may take a [`VIEW_REFRESH_WAIT_MAX`] to send it back; or it finds nobody there, and pauses first: for 5 s
-/// at most, where it keeps to PROTOCOL 4. One that takes longer costs a round more. Much longer must it not be: meanwhile
-/// the assessment's other clients are served beside its owner, too.
+/// A client that reconnects within this time after a redirect by an unconfirmed view counts as returned. It follows the
+/// redirect at once, and its target may hold it for a [`VIEW_REFRESH_WAIT_MAX`]; or it finds no pod and pauses for up
+/// to 5 s (PROTOCOL 4). A slower client takes another round. It must not be much longer: until then the assessment's
+/// other clients are also served beside its owner.
 pub const REDIRECT_RETURN_MAX: Duration = Duration::from_secs(8);
 
-/// Redirects by such a view that one shard remembers, at some 60 bytes each, only then. More than a pod accepts in
+/// Redirects that one shard remembers while its view is unconfirmed, about 60 bytes each. More than a pod accepts in
 /// [`REDIRECT_RETURN_MAX`] at the default `ACCEPTS_PER_SECOND`.
 pub const RECENT_REDIRECTS_MAX: usize = 64 * 1024;
 
-/// Operators' connections at a time; beyond it the oldest is closed. A probe takes milliseconds: so many must be opened
-/// within them to keep one out, and none can by holding them.
+/// Concurrent connections to operators' pages; at the limit the oldest is closed. A probe takes milliseconds, so
+/// holding connections cannot keep one out.
 pub const HTTP_CONNECTIONS_MAX: usize = 256;
 
 /// How long an operator's request may take to come in. A probe sends it in one packet.
@@ -325,12 +324,11 @@ pub const HTTP_HEAD_MAX: Duration = Duration::from_secs(2);
 /// How long its answer may take beyond that, until the last byte is read: a scrape of many topics over a slow line.
 pub const HTTP_ANSWER_MAX: Duration = Duration::from_secs(8);
 
-/// Log lines that wait to be written, in bytes; as many again may be in the writing. Beyond it lines are dropped and
-/// counted: some two thousand lines, far more than a pod logs while its log is rotated.
+/// Bytes of log lines waiting to be written; as many again may be in the current write. Lines over the limit are
+/// dropped and counted: about two thousand lines, far more than a pod logs during a log rotation.
 pub const LOG_BUFFER_BYTES_MAX: usize = 256 * 1024;
 
-/// How long the process's end waits for its last lines to be written. Whoever reads them takes milliseconds, or does not
-/// read.
+/// How long process exit waits for the last log lines. A reader takes milliseconds, or does not read at all.
 pub const LOG_FLUSH_MAX: Duration = Duration::from_millis(500);
 
 /// How long the gateway's threads may take to end once all is over: more than a shard's [`LINGER`].

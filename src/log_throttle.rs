@@ -22,7 +22,7 @@ impl LogThrottle {
         Self { every, last: Cell::new(None), held_back: Cell::new(0) }
     }
 
-    /// Whether to write the line now; if so, how many were held back since the last one.
+    /// Returns `Some` if the line may be written now, with the number of lines suppressed since the last one.
     pub fn admit(&self, now: Instant) -> Option<u64> {
         if !self.is_due(now) {
             self.held_back.set(self.held_back.get() + 1);

@@ -39,7 +39,8 @@ enum Command {
     Routes,
 }
 
-/// All that follows belongs to `config`, which tells all faults at once, and knows the other sources of settings.
+/// The rest of the line is parsed by `config`, which reports all faults at once and knows the other sources of
+/// settings.
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 struct Settings {
@@ -161,13 +162,13 @@ fn with_sources<T>(
     read(&Sources { flags, environment: &environment, presets, unused, read_file: &read_file, machine: &machine })
 }
 
-/// Prints what was asked for. Nobody who reads is an error, not a panic.
+/// Writes to standard output. A closed pipe is no failure.
 fn say(text: &str) -> anyhow::Result<ExitCode> {
     stdout().write_all(text.as_bytes()).context("can't write to standard output")?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// From here on the log says what happens, first of all what the settings had better not be.
+/// Starts the log, first with the warnings about settings.
 fn start_log(log: &Log, config: &Config) -> anyhow::Result<()> {
     log.subscribe(config.log, config.log_json)?;
     for warning in &config.warnings {

@@ -1,5 +1,5 @@
-//! When the log says that Redis or Kafka is not reached: at once, then every half a minute, and when it is over. It owns
-//! these times; the words are the edges'.
+//! Decides when an outage of Redis or Kafka is logged: at its start, every 30 seconds, and at its end. Owns the timing;
+//! the callers own the text.
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ pub enum OutageLog {
     Untried,
     /// All is well.
     Reached,
-    /// It isn't.
+    /// The last try failed.
     Away {
         /// When the first try that failed had begun.
         since: Instant,

@@ -1,6 +1,8 @@
-//! Asking the processor for memory before it is looked at: a hint, on which nothing depends. It owns the one instruction.
+//! Asking the processor for memory before it is looked at: a hint, on which nothing depends. It owns the one
+//! instruction.
 
-/// Has the line of the processor's cache fetched that has this address, where the processor is of a kind that is known here.
+/// Has the line of the processor's cache fetched that has this address, where the processor is of a kind that is known
+/// here.
 pub(crate) fn prefetch<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch reads nothing that the program could see, and takes any address (Intel SDM, PREFETCHh).

@@ -65,7 +65,8 @@ impl Page {
         page
     }
 
-    /// Waits until an expression is true on the page, evaluating it at each change of the document, and returns its value.
+    /// Waits until an expression is true on the page, evaluating it at each change of the document, and returns its
+    /// value.
     ///
     /// # Panics
     /// If it isn't within [`WITHIN`].

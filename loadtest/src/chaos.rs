@@ -283,8 +283,8 @@ fn happen(options: &Options, files: &Files, findings: &Arc<RunFindings>) -> Resu
     Ok(())
 }
 
-/// The topics of the built-in routes; where the run has unclean elections, one of them on two brokers, either of which may
-/// lead at any time; where it has compaction, another's log is compacted.
+/// The topics of the built-in routes; where the run has unclean elections, one of them on two brokers, either of which
+/// may lead at any time; where it has compaction, another's log is compacted.
 fn create_topics(kafka: &Kafka, is_fragile: bool, is_compacted: bool) {
     let fragile = is_fragile.then(|| events::Kind::ALL[usize::from(producer::FRAGILE)].topic());
     let topics = pods::World::topics();

@@ -1,5 +1,5 @@
-//! The fleet: many clients on a gateway, under a load that keeps its time, and beside it the bare loops that say what the
-//! kernel and librdkafka cost by themselves. It owns a run's order; what is measured is in [`measure`].
+//! The fleet: many clients on a gateway, under a load that keeps its time, and beside it the bare loops that say what
+//! the kernel and librdkafka cost by themselves. It owns a run's order; what is measured is in [`measure`].
 //!
 //! ```text
 //! producer ──> Kafka ──> gateway      ──> clients      processes of their own, which count
@@ -7,24 +7,24 @@
 //!            schedule ─> send loop    ──> clients      the floor: send(2)
 //! ```
 //!
-//! **Time.** The schedule is an open loop ([`schedule`]): each record carries when it was due, and a latency is from then
-//! until a client read it. A producer that is late, a broker that stands, a gateway that is behind: all of it is in the
-//! latency, of every record that it held up. How late the producer itself was is told beside.
+//! **Time.** The schedule is an open loop ([`schedule`]): each record carries when it was due, and a latency is from
+//! then until a client read it. A producer that is late, a broker that stands, a gateway that is behind: all of it is
+//! in the latency, of every record that it held up. How late the producer itself was is told beside.
 //!
 //! **CPU.** What a process used comes from its threads' clocks ([`usage`]), within a window after a warm-up, and is
-//! divided by what the clients read within it. How much of it is the process' own code is from samples ([`profile`]). The
-//! floor is measured in the same way, on the gateway's core.
+//! divided by what the clients read within it. How much of it is the process' own code is from samples ([`profile`]).
+//! The floor is measured in the same way, on the gateway's core.
 //!
-//! **A handshake's CPU** is that of the subject's processes from the first connection until all clients had `connected`,
-//! less what they used at rest, over the same time, in the second before.
+//! **A handshake's CPU** is that of the subject's processes from the first connection until all clients had
+//! `connected`, less what they used at rest, over the same time, in the second before.
 //!
-//! **Memory** of a connection is the gateway's own ([`usage::memory`]) and the kernel's ([`usage::KernelMemory`]), both as
-//! the difference that connecting makes.
+//! **Memory** of a connection is the gateway's own ([`usage::memory`]) and the kernel's ([`usage::KernelMemory`]), both
+//! as the difference that connecting makes.
 //!
 //! **Noise** of the machine ([`machine_noise`]) is told, and what was measured in too much of it is measured again.
 //!
-//! **Clients** are cheap: they count frames without a parse, but of a sample ([`connection`]); where they are what limits
-//! after all, the report says so.
+//! **Clients** are cheap: they count frames without a parse, but of a sample ([`connection`]); where they are what
+//! limits after all, the report says so.
 
 pub mod bounds;
 pub mod capacity;
@@ -148,8 +148,8 @@ pub struct Options {
     /// Processes of clients; as many as their descriptors need, at least.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub processes: Option<u32>,
-    /// Cores that the gateway has to itself, with commas between; all else runs on the others. The bare loops run on the
-    /// last of them; without them, on the last core, which is a shard's.
+    /// Cores that the gateway has to itself, with commas between; all else runs on the others. The bare loops run on
+    /// the last of them; without them, on the last core, which is a shard's.
     #[arg(long, value_delimiter = ',')]
     pub gateway_cores: Vec<usize>,
     /// Measure the bare loops too.
@@ -320,8 +320,8 @@ fn own_rounds(options: &Options, has_gateway: bool) -> Result<(Vec<FleetRound>, 
 
 /// Starts pods, and returns when they are ready.
 fn own_pods(options: &Options, world: &World) -> Result<(Vec<Pod>, Subject)> {
-    // Those of the round before were killed, and hold their slots for some seconds more: when their leases run out, clients
-    // are handed over, in the midst of what is measured.
+    // Those of the round before were killed, and hold their slots for some seconds more: when their leases run out,
+    // clients are handed over, in the midst of what is measured.
     world.redis.flush();
     let settings = options.settings()?;
     let pods: Vec<Pod> = (0..options.pods)

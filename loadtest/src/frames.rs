@@ -1,6 +1,6 @@
-//! The frames that a WebSocket server sends, found in its bytes as they come, wherever a read cuts them. Nothing is copied
-//! but what a read's end cuts, and nothing is parsed: thousands of clients must not be what is measured. Who wants to know
-//! what a message says reads its payload; [`MessageKind`] tells by its first bytes what it is.
+//! The frames that a WebSocket server sends, found in its bytes as they come, wherever a read cuts them. Nothing is
+//! copied but what a read's end cuts, and nothing is parsed: thousands of clients must not be what is measured. Who
+//! wants to know what a message says reads its payload; [`MessageKind`] tells by its first bytes what it is.
 
 use std::fmt;
 

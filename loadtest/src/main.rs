@@ -18,12 +18,13 @@ enum Command {
     Chaos(chaos::Options),
     /// Lets all clients of a pod come back at once, and measures how long it takes and what live ones notice of it.
     Storm(storm::Options),
-    /// Has a broker hang or die and come back, many times, on a busy machine, and measures how long it takes until records
-    /// flow again. Exit code 1 where it takes too long.
+    /// Has a broker hang or die and come back, many times, on a busy machine, and measures how long it takes until
+    /// records flow again. Exit code 1 where it takes too long.
     Hangs(hangs::Options),
     /// Holds many clients under a load, and tells what was delivered, how late, and at what cost.
     Fleet(fleet::Options),
-    /// Searches for the highest load at which p99 stays under a bound, and sizes a fleet by it. Exit code 1 where none is.
+    /// Searches for the highest load at which p99 stays under a bound, and sizes a fleet by it. Exit code 1 where none
+    /// is.
     Capacity(fleet::capacity::Options),
     /// Measures what an idle pod costs, and each idle client of it. Exit code 1 where a bound is not held.
     Idle(fleet::idle::Options),

@@ -1,5 +1,5 @@
-//! A strict reader of the OpenMetrics text format (version 1.0.0), as far as a gateway's metrics need it: what a lenient
-//! scraper would forgive is an error here.
+//! A strict reader of the OpenMetrics text format (version 1.0.0), as far as a gateway's metrics need it: what a
+//! lenient scraper would forgive is an error here.
 
 use std::collections::{BTreeMap, BTreeSet};
 

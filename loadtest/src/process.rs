@@ -1,5 +1,4 @@
-//! Child processes that never outlive the tests, and what each needs: a temporary directory, a free port, a log. It
-//! owns how they start and end; what they are is their modules' business.
+//! Child processes that never outlive the tests, with a temporary directory, a free port and a log each.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -126,7 +125,8 @@ impl Process {
             Signal::Cont => libc::SIGCONT,
         };
         let pid = libc::pid_t::try_from(self.pid()).expect("Linux' process numbers are small");
-        // SAFETY: kill takes plain numbers; the child is not reaped while `self` lives and says so, so the pid is its own.
+        // SAFETY: kill takes plain numbers; the child is not reaped while `self` lives and says so, so the pid is its
+        // own.
         let sent = unsafe { libc::kill(pid, number) };
         assert_eq!(sent, 0, "{signal:?} to {}: {}", self.name, io::Error::last_os_error());
     }

@@ -1,5 +1,5 @@
-//! A pod's own way to Redis, which can be made slow, hold everything back, lose what is announced, or leave connections
-//! open through which nothing comes: so two pods can know different things for a moment.
+//! A proxy between a pod and Redis that can add latency, block, drop announcements, or leave dead connections open, so
+//! that two pods have different views for a moment.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};

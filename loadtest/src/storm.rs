@@ -1,5 +1,5 @@
-//! The resume storm: all clients of a pod come back at once, each with a cursor and events that it lacks, while others are
-//! live. It measures how long that takes, and what the live ones notice of it.
+//! The resume storm: all clients of a pod reconnect at once, each with a cursor and missed events, while others are
+//! live. Measures how long it takes and how it affects the live ones.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
@@ -38,7 +38,8 @@ pub struct Options {
 pub struct StormOutcome {
     /// From the first connection until the last client had all that it lacked.
     pub took: Duration,
-    /// The live clients' p99 during the storm, from before a record is handed to its producer until its message is read.
+    /// The live clients' p99 during the storm, from before a record is handed to its producer until its message is
+    /// read.
     pub p99_during: Duration,
     /// The same for a while before the storm.
     pub p99_before: Duration,
@@ -165,7 +166,8 @@ fn latencies_of<'a>(client: &'a Client, sent: &'a [Instant]) -> impl Iterator<It
     })
 }
 
-// ---- those who come back ----------------------------------------------------------------------------------------------
+// ---- those who come back
+// ----------------------------------------------------------------------------------------------
 
 /// A client that only counts: thousands of them must not be what is measured.
 struct Counter {

@@ -42,7 +42,8 @@ impl WallClock {
     #[must_use]
     pub fn environment(&self) -> [(&'static str, String); 4] {
         [
-            // Redis' jemalloc reads the clock while libfaketime, which allocates, is not set up: libc's malloc goes before it.
+            // Redis' jemalloc reads the clock while libfaketime, which allocates, is not set up: libc's malloc goes
+            // before it.
             ("LD_PRELOAD", format!("{} libc.so.6", self.library.display())),
             ("FAKETIME_TIMESTAMP_FILE", self.file().display().to_string()),
             ("FAKETIME_NO_CACHE", "1".to_owned()),

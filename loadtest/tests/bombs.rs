@@ -1,5 +1,5 @@
-//! Batches that are small as they lie in the log and large when they are unpacked: they cost little memory, hold up nothing,
-//! and clients are told that they may lack events.
+//! Batches that are small as they lie in the log and large when they are unpacked: they cost little memory, hold up
+//! nothing, and clients are told that they may lack events.
 
 use std::fs;
 use std::time::Duration;

@@ -170,7 +170,8 @@ struct Haproxy {
 }
 
 impl Haproxy {
-    /// Listens on an address of its own and connects to the pod from `from`; `mode` and `server` are of its configuration.
+    /// Listens on an address of its own and connects to the pod from `from`; `mode` and `server` are of its
+    /// configuration.
     fn start(pod: &Pod, from: Ipv4Addr, mode: &str, server: &str) -> Self {
         let program = tool("haproxy", "haproxy");
         let host = loopback();

@@ -1,5 +1,5 @@
-//! What RFC 6455 asks of an endpoint, as a table: bytes in, answers out. The groups are those of Autobahn's test suite that
-//! apply to a gateway that takes JSON texts alone (its sections 2 to 7); `frames.rs` has our own limits.
+//! What RFC 6455 asks of an endpoint, as a table: bytes in, answers out. The groups are those of Autobahn's test suite
+//! that apply to a gateway that takes JSON texts alone (its sections 2 to 7); `frames.rs` has our own limits.
 
 use loadtest::client::raw::{Raw, RawFrame, Sent, opcode};
 use loadtest::pods::{Pod, World};

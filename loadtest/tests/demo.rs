@@ -1,4 +1,5 @@
-//! The demo as a stranger sees it: in a browser. Prices move, events arrive, and the page says when the gateway goes away.
+//! The demo as a stranger sees it: in a browser. Prices move, events arrive, and the page says when the gateway goes
+//! away.
 
 use std::process::Command;
 

@@ -1,5 +1,6 @@
-//! The fleet, short: each delivery is counted once, also by those who drop their connections and come back, and the JSON
-//! file says what the table says. And the search for the capacity, short: by bounds that every machine keeps, or none.
+//! The fleet, short: each delivery is counted once, also by those who drop their connections and come back, and the
+//! JSON file says what the table says. And the search for the capacity, short: by bounds that every machine keeps, or
+//! none.
 
 use loadtest::fleet::bounds::Bound;
 use loadtest::fleet::report::{FleetReport, cell};

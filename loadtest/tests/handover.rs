@@ -15,7 +15,8 @@ use loadtest::redis_proxy::RedisProxy;
 use shardgate::ids::{AssessmentHash, NodeId};
 use shardgate::routing::placement::{self, View};
 
-// ---- clients that follow ----------------------------------------------------------------------------------------------
+// ---- clients that follow
+// ----------------------------------------------------------------------------------------------
 
 /// Sixty clients that go where they are sent, at once; where one is sent nowhere, it asks the pods in turn.
 struct Followers {
@@ -147,7 +148,8 @@ fn while_pods_are_restarted_one_after_another_each_client_moves_twice_away_and_h
     assert!(redirects <= 60 * 3, "each pod's clients move away and home: {all:?}");
 }
 
-// ---- pods that disagree -----------------------------------------------------------------------------------------------
+// ---- pods that disagree
+// -----------------------------------------------------------------------------------------------
 
 /// The view that Redis has now.
 fn view(world: &World) -> View {
@@ -226,7 +228,8 @@ fn no_client_bounces_while_pods_join_and_leave_and_one_view_lags() {
     }
 }
 
-// ---- a pod that leaves while Redis is down ------------------------------------------------------------------------------
+// ---- a pod that leaves while Redis is down
+// ------------------------------------------------------------------------------
 
 impl Followers {
     /// Whether each is where this view says.
@@ -288,7 +291,8 @@ fn clients_of_a_pod_that_leaves_without_redis_are_served_elsewhere_and_return_af
     assert!(tally.keys().all(|redirects| *redirects <= 1), "they go home and nowhere else: {tally:?}");
 }
 
-// ---- what a look costs ------------------------------------------------------------------------------------------------
+// ---- what a look costs
+// ------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_thousand_redirects_cost_ten_redis_calls_a_second() {
@@ -353,7 +357,8 @@ fn a_hung_redis_delays_redirects_once_and_no_other_client() {
     assert!(began.elapsed() < Duration::from_millis(500), "where Redis is known to be down, nobody waits for it");
 }
 
-// ---- pods that can't be addressed ---------------------------------------------------------------------------------------
+// ---- pods that can't be addressed
+// ---------------------------------------------------------------------------------------
 
 #[test]
 fn with_placement_any_clients_stay_and_a_drain_sends_no_redirect() {

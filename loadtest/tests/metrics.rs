@@ -196,8 +196,8 @@ fn an_event_costs_a_batch_a_turn_and_a_write_for_each_who_watches() {
 
 // ---- the older text format ------------------------------------------------------------------------------------------
 
-/// What Prometheus' text format 0.0.4 allows: each family's HELP, TYPE and samples together and in this order, a type that
-/// it knows, and samples of the family's name, with a histogram's suffixes.
+/// What Prometheus' text format 0.0.4 allows: each family's HELP, TYPE and samples together and in this order, a type
+/// that it knows, and samples of the family's name, with a histogram's suffixes.
 fn read_0_0_4(text: &str) -> BTreeMap<String, (String, Vec<(String, f64)>)> {
     const TYPES: [&str; 5] = ["counter", "gauge", "histogram", "summary", "untyped"];
     assert!(text.ends_with('\n'), "the last line has an end");

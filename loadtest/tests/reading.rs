@@ -1,4 +1,5 @@
-//! What reading costs, short: every record is read by all, each figure is there, and the JSON file says what the table says.
+//! What reading costs, short: every record is read by all, each figure is there, and the JSON file says what the table
+//! says.
 
 use loadtest::fleet::ingest::report::IngestReport;
 use loadtest::fleet::ingest::{self, Options};

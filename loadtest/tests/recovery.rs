@@ -1,5 +1,5 @@
-//! What is lost of Kafka, and comes back: a broker that hangs and goes on, on a busy machine, whatever state that leaves
-//! librdkafka in; brokers that are killed; a partition that nobody leads.
+//! What is lost of Kafka, and comes back: a broker that hangs and goes on, on a busy machine, whatever state that
+//! leaves librdkafka in; brokers that are killed; a partition that nobody leads.
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! What PROTOCOL 1 refuses, and how: what a browser's script must read comes after the upgrade, what protects the pod is
-//! an HTTP answer. And the good forms beside each, which are taken.
+//! What PROTOCOL 1 refuses, and how: what a browser's script must read comes after the upgrade, what protects the pod
+//! is an HTTP answer. And the good forms beside each, which are taken.
 
 use std::time::{Duration, Instant};
 

@@ -37,8 +37,8 @@ const HISTORY_BYTES: u64 = 16 << 20;
 /// Below this, a p99 says more of the machine than of the pod.
 const NOISE: Duration = Duration::from_millis(50);
 
-/// Sends each watcher an event every 25 ms, and `stuck` as much as it can take; returns the watchers' p99, from before a
-/// record is handed to its producer to when its message was read.
+/// Sends each watcher an event every 25 ms, and `stuck` as much as it can take; returns the watchers' p99, from before
+/// a record is handed to its producer to when its message was read.
 fn p99_under_load(producer: &Producer, clients: &mut [Client], ids: &[String]) -> Duration {
     const EVERY: Duration = Duration::from_millis(25);
     let stop = AtomicBool::new(false);
@@ -152,8 +152,8 @@ fn a_client_that_falls_out_of_the_history_is_told_and_was_sent_no_gap() {
 
 /// Sends events of about 300 bytes, in turn to so many assessments, and waits until the pod has taken them all in.
 ///
-/// It waits often: what the pod could not take in yet lies in librdkafka's queue, of as much as 8 MiB, or in the channel,
-/// and would make its memory a matter of who was faster.
+/// It waits often: what the pod could not take in yet lies in librdkafka's queue, of as much as 8 MiB, or in the
+/// channel, and would make its memory a matter of who was faster.
 fn stream_events(producer: &Producer, pod: &Pod, from: u64, count: u64) {
     let note = "x".repeat(180);
     for number in from..from + count {

@@ -1,5 +1,5 @@
-//! A routes file that changes under running pods (SIGHUP): what is read and sent from then on, who is told of it, and that
-//! cursors lose nothing between pods of which one goes by the old file and one by the new.
+//! A routes file that changes under running pods (SIGHUP): what is read and sent from then on, who is told of it, and
+//! that cursors lose nothing between pods of which one goes by the old file and one by the new.
 
 use std::time::Duration;
 

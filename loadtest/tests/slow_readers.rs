@@ -77,7 +77,8 @@ fn a_malformed_record_harms_no_client_whose_socket_is_full() {
     }
 }
 
-// ---- slower than events come ------------------------------------------------------------------------------------------
+// ---- slower than events come
+// ------------------------------------------------------------------------------------------
 
 const EVENT_BYTES: usize = 4_000;
 

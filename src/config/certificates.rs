@@ -1,5 +1,5 @@
-//! Which certificates a broker's is judged by where nothing says so: the system's. The OpenSSL that is built in looks under a
-//! folder of its own, which no distribution has; librdkafka knows where they keep theirs, and looks there when it is told to.
+//! Selects the trusted certificates for brokers if no setting does: the system's. The bundled OpenSSL looks in a folder
+//! that no distribution has; librdkafka finds the system's certificates if it is told to look.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -10,8 +10,8 @@ const ANSWERS: [&str; 2] = ["ssl.ca.location", "ssl.ca.pem"];
 /// Variables that OpenSSL itself heeds, unless librdkafka is told where to look.
 const OPENSSL_VARIABLES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
 
-/// The property that makes librdkafka look for the system's certificates, where brokers are reached by TLS and neither the
-/// properties nor the environment say whose are trusted.
+/// The property that makes librdkafka look for the system's certificates, where brokers are reached by TLS and neither
+/// the properties nor the environment say whose are trusted.
 pub(super) fn of_the_system(
     properties: &[(String, String)],
     environment: &BTreeMap<OsString, OsString>,

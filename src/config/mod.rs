@@ -70,7 +70,7 @@ pub struct Config {
     pub log: tracing::Level,
     /// `LOG_FORMAT` is `json`.
     pub log_json: bool,
-    /// What is allowed and yet better changed: for the log, once it is there.
+    /// Warnings to log once the log is running.
     pub warnings: Vec<String>,
 }
 

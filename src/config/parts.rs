@@ -21,7 +21,7 @@ use crate::routing::table::RouteTable;
 /// A key of HS256 is as long as its hash, or it is the weakest part (RFC 7518 section 3.2).
 const SECRET_BYTES_GOOD: usize = 32;
 
-/// Descriptors that are neither connections nor handshakes: brokers, Redis, rings, listeners, operators.
+/// Descriptors reserved for brokers, Redis, rings, listeners and operators.
 pub(super) const DESCRIPTORS_RESERVED: u64 = 512;
 
 /// Of the other descriptors, one in so many is for handshakes at least.
@@ -200,7 +200,7 @@ fn window_bytes_min(event_bytes_max: usize) -> usize {
     2 * (event_bytes_max + EVENT_OVERHEAD_BYTES_MAX)
 }
 
-/// A core for ingest, the rest for shards, but no more than there is a window for.
+/// One core for ingest and the others for shards, but no more shards than the window allows.
 fn default_shards(machine: &MachineLimits, windows: usize) -> u16 {
     let shards = machine.cores.saturating_sub(1).min(windows).clamp(1, usize::from(u8::MAX));
     u16::try_from(shards).expect("it was clamped to far less")

@@ -63,7 +63,8 @@ fn fault_of(key: &str, value: &str) -> Option<String> {
     }
 }
 
-/// What is wrong with properties of which each is good by itself. librdkafka is asked, by a client that connects to nobody.
+/// What is wrong with properties of which each is good by itself. librdkafka is asked, by a client that connects to
+/// nobody.
 pub(super) fn faults_together(config: &KafkaConfig) -> Vec<String> {
     let mut properties = client_properties(config);
     properties.remove("bootstrap.servers");
@@ -122,15 +123,16 @@ pub fn client_properties(config: &KafkaConfig) -> ClientConfig {
         // An answer that waits for records holds up what is asked next on its connection, and the news that a
         // partition is at its end: ten empty answers a second are the price.
         .set("fetch.wait.max.ms", "100")
-        // No broker is asked for more while what came lies untaken, and then for two milliseconds: of a stream, more comes
-        // in each answer. Without that, each record of 1,000 a second has a question and an answer of its own, which cost
-        // more than all that is done with it here. In a flood the next answer is not under way while one is read: 0.86
-        // million records a second where it was 1.09. What lies untaken is counted in the one queue of all partitions.
+        // No broker is asked for more while what came lies untaken, and then for two milliseconds: of a stream, more
+        // comes in each answer. Without that, each record of 1,000 a second has a question and an answer of its own,
+        // which cost more than all that is done with it here. In a flood the next answer is not under way while one is
+        // read: 0.86 million records a second where it was 1.09. What lies untaken is counted in the one queue of all
+        // partitions.
         .set("queued.min.messages", "1")
         .set("fetch.queue.backoff.ms", "2")
         // What waits here is outside of the history's budget: compressed tenfold, and with what librdkafka adds to each
-        // record, 16 MiB of answer and 100,000 records ahead took 290 MiB beside it, while a million records were read; so
-        // bounded, and with 20,000 ahead, 70 MiB. An answer is held whole, from each broker.
+        // record, 16 MiB of answer and 100,000 records ahead took 290 MiB beside it, while a million records were read;
+        // so bounded, and with 20,000 ahead, 70 MiB. An answer is held whole, from each broker.
         .set("queued.max.messages.kbytes", "8192")
         .set("fetch.max.bytes", "2097152")
         // So that a broker that is back is found soon.

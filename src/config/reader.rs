@@ -10,8 +10,8 @@ use super::settings::{Fallback, Setting, ValueKind, parse_bytes, parse_integer};
 use super::sources::{AllGiven, Given, ValueSource};
 use super::typos::is_link;
 
-/// Reads settings and gathers what is wrong. Where a method has told a fault it gives a stand-in, so that the rest is
-/// read, too; no stand-in gets out, for with a fault there is no config.
+/// Reads settings and collects faults. A method that reports a fault returns a placeholder so that the rest is read
+/// too; no placeholder escapes, because a fault means no config.
 pub(super) struct SettingsReader<'a> {
     given: AllGiven,
     read_file: &'a dyn Fn(&Path) -> io::Result<String>,

@@ -1,13 +1,13 @@
-//! Variables of the environment that were most likely meant as settings: misspelt ones, and unknown ones of a family. The
-//! environment holds much that is others', so these are warnings, and what Kubernetes puts there is left alone.
+//! Warns of environment variables that look like misspelt settings, or like unknown members of a family of settings.
+//! The environment holds much that is not ours, so these are warnings, and Kubernetes' service variables are ignored.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use super::settings::{ALL, Setting};
 
-/// Families of settings: a variable that begins so, and is none, was meant as one. Others' variables begin as the rest of
-/// the settings do (`NODE_OPTIONS`, `POD_IP`, `MAX_OLD_SPACE`).
+/// Families of settings: a variable that begins so, and is none, was meant as one. Others' variables begin as the rest
+/// of the settings do (`NODE_OPTIONS`, `POD_IP`, `MAX_OLD_SPACE`).
 const FAMILIES: [&str; 6] = ["KAFKA_", "REDIS_", "JWT_", "HISTORY_", "DRAIN_", "LOG_"];
 
 /// What manifests often set beside the settings, and is close to one.
@@ -43,8 +43,9 @@ fn typos_max(setting: &Setting) -> usize {
     if setting.name.len() <= 5 { 1 } else { 2 }
 }
 
-/// What Kubernetes puts into a pod's environment for each Service of its namespace, unless `enableServiceLinks` is false:
-/// `REDIS_SERVICE_HOST`, `REDIS_SERVICE_PORT_CLIENTS`, `REDIS_PORT=tcp://10.0.0.1:6379`, `REDIS_PORT_6379_TCP_ADDR`.
+/// What Kubernetes puts into a pod's environment for each Service of its namespace, unless `enableServiceLinks` is
+/// false: `REDIS_SERVICE_HOST`, `REDIS_SERVICE_PORT_CLIENTS`, `REDIS_PORT=tcp://10.0.0.1:6379`,
+/// `REDIS_PORT_6379_TCP_ADDR`.
 fn is_service_link(name: &str, value: &str) -> bool {
     let is_service =
         name.ends_with("_SERVICE_HOST") || name.ends_with("_SERVICE_PORT") || name.contains("_SERVICE_PORT_");

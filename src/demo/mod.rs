@@ -36,8 +36,8 @@ const TOKEN_SECONDS: u64 = 24 * 60 * 60;
 /// How long the mock waits for records before it answers a fetch, in ms: its latency, for it never answers sooner.
 const FETCH_WAIT_MS: u32 = 10;
 
-/// The pause between two topics that are created: a request that reaches the mock right after its last answer goes unheard
-/// for a second.
+/// The pause between two topics that are created: a request that reaches the mock right after its last answer goes
+/// unheard for a second.
 const TOPIC_PAUSE: Duration = Duration::from_millis(2);
 
 /// How long the end waits for the last events to reach the mock cluster.

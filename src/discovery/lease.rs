@@ -1,4 +1,5 @@
-//! This pod's lease on a slot, as a state machine: what it wants of the cluster, and what it makes of what it sees there.
+//! This pod's lease on a slot, as a state machine: what it wants of the cluster, and what it makes of what it sees
+//! there.
 
 use crate::ids::SlotNumber;
 
@@ -24,8 +25,8 @@ pub enum Lease {
     Wanting {
         /// The number that it had: it takes this one again where it can.
         had: Option<SlotNumber>,
-        /// Whether a slot that its name holds is its own from before a restart. Not for a pod that had a slot: whoever
-        /// holds one under its name then is another process, and two must not take it from each other in turns.
+        /// Whether a slot held under its name is its own from before a restart. Never for a pod that had a slot:
+        /// another process then runs under the same name, and the two must not take the slot from each other.
         take_over: bool,
     },
     /// The slot is this pod's until the lease runs out.

@@ -1,15 +1,17 @@
-//! This pod as a member of the cluster: what it asks of Redis, and what it believes of the answers. Time is an argument.
+//! This pod's membership: what it asks of Redis and what it concludes from the answers. Time is an argument.
 //!
 //! What is believed of a snapshot:
-//! - **The hash is the truth**, also where it contradicts what this pod knew: whoever is in it lives, at the number where
+//! - **The hash is the truth**, also where it contradicts what this pod knew: whoever is in it lives, at the number
+//!   where
 //!   it is. A pod whose own number is vacant takes it again; one that finds another there claims anew.
-//! - **But for a loss of memory.** A snapshot of another epoch, or of a lower version, comes from a Redis that was emptied
+//! - **But for a loss of memory.** A snapshot of another epoch, or of a lower version, comes from a Redis that was
+//!   emptied
 //!   or set back. It is believed too, yet those whom this pod knew and who are missing in it had no chance to come back:
 //!   they stay in the view for one lease more, until they show up or their number is filled.
 //! - **No news is no news.** While Redis is not reached, the last view stays in force.
 //!
-//! A look is made each second, when something is announced, and when a client is about to be sent away: then the view has
-//! to be sure ([`Member::handle_refresh_request`]).
+//! A call is made every second, after an announcement, and before a redirect, which needs a fresh view
+//! ([`Member::handle_refresh_request`]).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,7 +45,7 @@ pub struct Identity {
     pub key_prefix: Box<str>,
 }
 
-/// What an operator is to hear of, once each time that it happens.
+/// Events to log, once each time they happen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
     /// This pod has a slot.
@@ -177,8 +179,8 @@ impl Member {
         self.call_at = Some(self.call_at.map_or(soon, |due| due.min(soon)));
     }
 
-    /// Somebody is about to be sent away, and the view is to be sure. A look that is young enough is made already; where
-    /// Redis is not reached, the tries go on at their own pace.
+    /// A redirect needs a fresh view. If the last call is recent, nothing is done; if Redis is down, tries continue at
+    /// their own pace.
     pub fn handle_refresh_request(&mut self, now: Instant) {
         let is_young = |as_of| now.saturating_duration_since(as_of) < VIEW_AGE_MAX;
         if self.redis_health.is_redis_up() && !self.as_of.is_some_and(is_young) {
@@ -303,8 +305,8 @@ impl Member {
         self.as_of
     }
 
-    /// Whether each pod of the view had to show itself since Redis was last away, or lost its memory: those whose lease has
-    /// run out are no more in it, as of the last look.
+    /// Whether each pod of the view had to show itself since Redis was last away, or lost its memory: those whose lease
+    /// has run out are no more in it, as of the last look.
     #[must_use]
     pub fn is_confirmed(&self) -> bool {
         self.confirmed
@@ -322,7 +324,7 @@ impl Member {
         self.ignored
     }
 
-    /// What an operator is to hear of since the last time this was asked.
+    /// Takes the events to log since the last call.
     pub fn take_notices(&mut self) -> Vec<Notice> {
         std::mem::take(&mut self.notices)
     }
@@ -362,8 +364,8 @@ impl Member {
         self.left.iter().any(|node| node.0 == holder.node)
     }
 
-    /// By how much Redis' clock is off from what it was to be, by the last answer: in ms, where that is more than answers
-    /// on their way explain.
+    /// By how much Redis' clock is off from what it was to be, by the last answer: in ms, where that is more than
+    /// answers on their way explain.
     fn step_of_clock(&self, began: Instant, now: Instant, now_ms: u64) -> Option<i64> {
         let (before_ms, at) = self.clock?;
         let least = before_ms.saturating_add(whole_ms(began.saturating_duration_since(at)));
@@ -384,8 +386,8 @@ impl Member {
     }
 
     /// Whether another pod has not renewed its lease for longer than it does while Redis is reached. One that has just
-    /// started can't tell its death from an outage in which nobody could: it leaves it the time to renew. Where the pod is
-    /// dead, those who were there know.
+    /// started can't tell its death from an outage in which nobody could: it leaves it the time to renew. Where the pod
+    /// is dead, those who were there know.
     fn has_missed_renewals(&self, now_ms: u64, holders: &[Holder]) -> bool {
         let renewed_by = now_ms.saturating_add(whole_ms(self.times.lease - self.times.gap));
         holders.iter().any(|holder| holder.node != self.identity.node.0 && holder.expires_at_ms < renewed_by)
@@ -443,7 +445,8 @@ impl Member {
         }
     }
 
-    /// Tells again and again of another live pod with this pod's URL: clients that are sent to one of them reach either.
+    /// Reports another live pod with this pod's URL every 30 seconds: clients redirected to either reach one of them at
+    /// random.
     fn check_duplicate_url(&mut self, now: Instant, holders: &[Holder]) {
         let Identity { node, url, owns_url, .. } = &self.identity;
         let is_twin = |holder: &&Holder| holder.url == *url && holder.node != node.0;

@@ -75,9 +75,9 @@ pub struct Parts {
     pub place_anywhere: bool,
     /// What the pod is to be.
     pub intent: watch::Receiver<Intent>,
-    /// What it sees, for the owner of the standing.
+    /// Where discovery publishes the cluster's state.
     pub cluster: watch::Sender<ClusterState>,
-    /// Who is about to send a client away wants a look at Redis. A pod alone has nobody to send it to.
+    /// Requests for a refresh of the view. A single pod redirects nobody and ignores them.
     pub refresh: RefreshRequest,
     /// What an operator sees of it.
     pub metrics: Metrics,

@@ -1,15 +1,15 @@
-//! Since when this pod reaches Redis without a break, and what it may conclude from that. Time in which nobody reached
-//! Redis counts against no lease, and nobody in the cluster can know such a time but from its own tries.
+//! How long this pod has been in contact with Redis, and what follows. Time during which no pod reached Redis counts
+//! against no lease, and a pod can only learn of it from its own calls.
 
 use std::time::{Duration, Instant};
 
 use crate::limits::VIEW_REFRESH_WAIT_MAX;
 
-/// How often a pod renews its lease and looks at the slots, at the longest: this catches what pub/sub lost.
+/// The longest time between two calls, which renew the lease and read the slots; covers lost announcements.
 const POLL_MAX: Duration = Duration::from_secs(1);
 
-/// How long a call may take, at the longest. A Redis that hangs shows after this and a poll, and who waits for a look is
-/// told of it then.
+/// The time limit of a call. A hung Redis shows after this plus one poll, and a redirect that waits for a refresh then
+/// continues.
 const CALL_MAX: Duration = VIEW_REFRESH_WAIT_MAX;
 
 /// The pause after a first failed try; it doubles up to the time of a poll.
@@ -25,8 +25,8 @@ pub struct LeaseTimes {
     pub poll: Duration,
     /// For one call.
     pub call: Duration,
-    /// Two successes with at most this between them are contact without a break, also where each call takes as long as it
-    /// may. Whoever renewed just before such a gap still has a lease after it: a lease, less a poll, less this.
+    /// Two successful calls at most this far apart count as uninterrupted contact, even if each took its full time. A
+    /// pod that renewed just before such a gap still has a valid lease after it.
     pub gap: Duration,
 }
 
@@ -114,9 +114,9 @@ impl RedisHealth {
         matches!(self.state, HealthState::Unbroken { after_outage: false, .. })
     }
 
-    /// Whether a lease that has run out may be judged by a call at `now`: contact has lasted for a whole lease, and so
-    /// whoever lives had the time to renew. A pod that is new and met no failure judges with its second call: it has seen
-    /// no outage. Not with its first, of which Redis cannot tell whether it comes late.
+    /// Whether a call at `now` may remove expired leases: contact has lasted for a whole lease, so every live pod had
+    /// time to renew. A new pod without failures may do so with its second call; the first might arrive late without
+    /// Redis noticing.
     #[must_use]
     pub fn may_expire_leases(&self, now: Instant) -> bool {
         match self.state {
@@ -140,8 +140,8 @@ impl RedisHealth {
         }
     }
 
-    /// When to try next, after a try that began at `began` and ended at `now`. An answer that took long does not put the
-    /// next call off: it would be late for a lease, and a gap to who judges.
+    /// When to try next, after a try that began at `began` and ended at `now`. An answer that took long does not put
+    /// the next call off: it would be late for a lease, and a gap to who judges.
     #[must_use]
     pub fn next_attempt(&self, began: Instant, now: Instant) -> Instant {
         match self.state {

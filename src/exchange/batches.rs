@@ -1,5 +1,5 @@
-//! The channel by which a shard gets its batches, bounded in their number and in their bytes: what waits here is
-//! outside of the history's budget, and a batch of large events is many times one of small ones.
+//! The channel that carries batches to a shard, bounded by count and by bytes: waiting batches are outside the
+//! history's budget, and a batch of large events is many times the size of one of small events.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +18,7 @@ pub(super) struct BatchSender {
     batches: Sender<Batch>,
     /// Bytes of the batches that wait.
     bytes: Arc<AtomicUsize>,
-    /// Something comes when they are few enough again; something old may lie here.
+    /// Signalled when the bytes fall below the limit; may hold a stale signal.
     room: Receiver<()>,
 }
 

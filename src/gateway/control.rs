@@ -1,5 +1,5 @@
-//! The control thread's loop. It alone changes the pod's standing: what discovery says of the cluster, what the parts show
-//! of themselves and what a signal asks for come together here, and every shard hears of the result.
+//! The control thread's loop, the only writer of the pod state: it combines discovery's view, the parts' status and
+//! signals, and wakes every shard on a change.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,7 +18,7 @@ use crate::routing::table::RouteTable;
 use crate::shutdown::phases;
 use crate::shutdown::signals::{SignalRequest, Signals};
 
-/// How often the parts are looked at while the pod comes up or ends: what they show of themselves has no bell.
+/// Poll interval of the parts' status while the pod starts or stops; the status has no wake-up.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// How often they are looked at once all is well: all that is left to see is that Kafka fails.
@@ -65,7 +65,7 @@ impl NotReadyPeriod {
         Self { since: now, logged: now }
     }
 
-    /// How long it has lasted, where that is to be logged now. When it began is logged as what it is.
+    /// How long it has lasted, if it is due to be logged.
     fn log_due(&mut self, now: Instant) -> Option<Duration> {
         let due = now.saturating_duration_since(self.logged) >= WAIT_LOG_EVERY;
         due.then(|| {
@@ -154,7 +154,7 @@ impl Control {
             draining: before.draining,
         };
         if now.history && !before.history {
-            // Never backwards: a pod that drains while it fills stays draining.
+            // Only forward: a pod that drains while it fills keeps draining.
             self.intent.send_modify(|intent| *intent = (*intent).max(Intent::Serve));
         }
         if now != before {

@@ -66,8 +66,8 @@ impl Listeners {
     }
 }
 
-/// Listens on a port that nobody shares. A process that was killed may have its port for a moment still: the kernel takes
-/// an io_uring down in the background, and its listener with it. So a port in use is tried again, for as long.
+/// Listens on a port that nobody shares. A process that was killed may have its port for a moment still: the kernel
+/// takes an io_uring down in the background, and its listener with it. So a port in use is tried again, for as long.
 fn listen_soon(address: SocketAddr, setting: &'static str) -> Result<TcpListener, ListenError> {
     let start = Instant::now();
     loop {
@@ -88,8 +88,8 @@ fn listen(address: SocketAddr, setting: &'static str, shared: bool) -> Result<Tc
         // For connections of an earlier process that are in TIME_WAIT.
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(shared)?;
-        // The sockets that it accepts have both from here: a bound on what waits unsent, and that frames leave when they are
-        // due, for to wait for more is not the kernel's to decide.
+        // The sockets that it accepts have both from here: a bound on what waits unsent, and that frames leave when
+        // they are due, for to wait for more is not the kernel's to decide.
         socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
         socket.set_tcp_nodelay(true)?;
         socket.set_nonblocking(true)?;

@@ -158,9 +158,9 @@ impl Cores {
         Self::share_of(&allowed, usable_cores(), usize::from(shards))
     }
 
-    /// Ingest has the first core and the shards have the others, in turns where they are too few. Nobody is pinned where
-    /// the process has a share of more cores than it has threads (a cgroup's quota, few shards on a large machine): the
-    /// pods of one machine would all sit on the same few.
+    /// Ingest gets the first core and the shards the others, round-robin if there are too few. Nothing is pinned if the
+    /// process has a share of more cores than threads (a cgroup quota, few shards on a large machine): all pods of the
+    /// machine would share the same few cores.
     fn share_of(allowed: &[usize], usable: usize, shards: usize) -> Self {
         if allowed.is_empty() || usable < allowed.len() || shards + 1 < allowed.len() {
             return Self { ingest: None, shards: vec![None; shards] };

@@ -1,6 +1,6 @@
 //! From records to batches: finds each record's assessment as its route says, and copies it into the batch of its
-//! shard, or, for a tick, of every shard. It owns what each shard was told of topics and offsets; when a batch is handed
-//! over is up to [`super::reader`].
+//! shard, or, for a tick, of every shard. It owns what each shard was told of topics and offsets; when a batch is
+//! handed over is up to [`super::reader`].
 
 #[cfg(test)]
 mod tests;
@@ -38,8 +38,8 @@ pub(super) struct ConsumedRecord<'a> {
 /// What became of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RecordOutcome {
-    /// An event of this assessment: its shard has it. A stray lies where its topic's partitioner would not have put it by
-    /// as many partitions as are known: there may be more by now.
+    /// An event of this assessment: its shard has it. A stray lies where its topic's partitioner would not have put it
+    /// by as many partitions as are known: there may be more by now.
     Event { hash: AssessmentHash, is_misplaced: bool },
     /// A tick: every shard has it, unless it is too old for the board. With what is wrong with its timestamp.
     Tick(Option<TimeFault>),
@@ -114,8 +114,8 @@ impl Batcher {
         }
     }
 
-    /// Makes a topic known, before its first record. Topics come in the order of their indexes, but for those that have the
-    /// index of one that was forgotten.
+    /// Makes a topic known, before its first record. Topics come in the order of their indexes, but for those that have
+    /// the index of one that was forgotten.
     pub(super) fn add_topic(&mut self, topic: Arc<Topic>) {
         debug_assert!(usize::from(topic.index.0) <= self.topics.len());
         self.shards.iter_mut().for_each(|shard_batch| shard_batch.topics.push(Arc::clone(&topic)));
@@ -156,8 +156,8 @@ impl Batcher {
         }
     }
 
-    /// What was to be read next of a partition was deleted; `next` is where reading goes on. While no batch is begun:
-    /// records that came before it must not come behind it.
+    /// Reports that the next records of a partition were deleted; reading continues at `next`. Only between batches:
+    /// earlier records must not follow it.
     pub(super) fn deleted(&mut self, next: NextOffset) {
         for shard_batch in &mut self.shards {
             debug_assert!(!shard_batch.begun);
@@ -251,8 +251,8 @@ impl Batcher {
         Some((shard, self.shards[usize::from(shard.0)].finish()))
     }
 
-    /// What there is for a shard: records, topics and partitions that it has not heard of, what was deleted, ends that it
-    /// wants; and once in [`OFFSETS_SENT_EVERY`], offsets that changed without a record for it.
+    /// What there is for a shard: records, topics and partitions that it has not heard of, what was deleted, ends that
+    /// it wants; and once in [`OFFSETS_SENT_EVERY`], offsets that changed without a record for it.
     pub(super) fn take(&mut self, shard: ShardIndex, read_offsets: &ReadOffsets, now: Instant) -> Option<Batch> {
         let shard_batch = self.shards.get_mut(usize::from(shard.0))?;
         let unheard = !shard_batch.topics.is_empty()

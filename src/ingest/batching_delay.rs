@@ -1,10 +1,10 @@
-//! How long records may gather before they are taken: a rule on times.
+//! How long records may be collected before the next fetch.
 //!
-//! Each turn of the reader wakes a shard, and each wake costs two threads a sleep and a start, some forty microseconds
-//! whatever it brings. So where records stream, they are taken at most once in [`BATCHING_DELAY`], as network cards moderate their
-//! interrupts: a record that comes after a quiet moment is handed over at once, and one of a stream waits for as long as
-//! that at most. What one broker sends gathers there, by the pause between two questions (`fetch.queue.backoff.ms`), which
-//! is longer: this is for several brokers, whose answers come between each other's.
+//! Every turn of the reader wakes a shard, and a wake-up costs two threads a sleep and a start, about forty
+//! microseconds. So a stream of records is fetched at most once per [`BATCHING_DELAY`], like interrupt moderation of a
+//! network card: a record after a quiet moment is handed over at once, one in a stream waits at most that long. Records
+//! of one broker are collected by librdkafka's longer fetch back-off (`fetch.queue.backoff.ms`); this delay is for
+//! several brokers, whose answers interleave.
 
 use std::time::{Duration, Instant};
 

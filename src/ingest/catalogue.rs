@@ -12,10 +12,10 @@
 //!   as another scope, assessment or placing  dropped, and met anew: from its end, since nobody was sent it so before
 //! ```
 //!
-//! One thing a look can't mend: librdkafka goes on at the old offset where the new log is longer than the old one was
-//! by the time that it asks. What it hands out so before the next look comes twice. Where the pod runs, the log would
-//! have to outgrow the old one in a tenth of a second; one that was paused looks first ([`super::reader`]). Left is one
-//! that was cut off from all brokers all the while.
+//! One case remains: librdkafka continues at the old offset in a recreated topic if the new log is already longer.
+//! Records delivered before the next refresh then arrive twice. On a running pod the new log would have to outgrow the
+//! old one within a tenth of a second; a pod that was paused refreshes first ([`super::reader`]); a pod cut off from
+//! all brokers meanwhile is the exception.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -66,8 +66,8 @@ pub(super) struct TopicCatalogue {
     rules: IndexRules,
     /// Indexes of topics that are not there any more, since when.
     resting: VecDeque<(Instant, TopicIndex)>,
-    /// Those of topics that were dropped, and may be there. Cursors name them for as long as may be: a pod that goes by other
-    /// routes may read them.
+    /// Those of topics that were dropped, and may be there. Cursors name them for as long as may be: a pod that goes by
+    /// other routes may read them.
     dropped: VecDeque<(Instant, TopicIndex)>,
 }
 
@@ -270,8 +270,8 @@ impl TopicCatalogue {
         Some(index)
     }
 
-    /// An index for a new topic: that of one which is long gone, else one that no topic has had. Topics that were read of late
-    /// keep theirs: cursors, batches and histories still speak of them.
+    /// An index for a new topic: that of one which is long gone, else one that no topic has had. Topics that were read
+    /// of late keep theirs: cursors, batches and histories still speak of them.
     fn free_index(&mut self, now: Instant) -> Option<TopicIndex> {
         let rest = self.rules.rest;
         let rested = |queue: &mut VecDeque<(Instant, TopicIndex)>| {

@@ -1,5 +1,5 @@
-//! What all clients of librdkafka have in common here: their settings, what they say, and their end. It decides nothing:
-//! when a client is replaced is up to [`super::stall_detector`] and [`super::reachability`].
+//! What all clients of librdkafka have in common here: their settings, what they say, and their end. It decides
+//! nothing: when a client is replaced is up to [`super::stall_detector`] and [`super::reachability`].
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io;
@@ -22,7 +22,8 @@ use tracing::{debug, error, warn};
 use crate::limits::{CLIENTS_ENDING_MAX, KAFKA_LOG_EVERY};
 use crate::log_throttle::LogThrottles;
 
-// ---- settings -----------------------------------------------------------------------------------------------------------
+// ---- settings
+// -----------------------------------------------------------------------------------------------------------
 
 /// librdkafka does not take the settings. The operator's fault, in `KAFKA_PROPERTIES_FILE` or `KAFKA_BROKERS`. It names
 /// the property and never its value, which may be a password.
@@ -55,7 +56,8 @@ pub(super) fn client(properties: &ClientConfig, context: Context) -> Result<Kafk
         .map_err(|error| InvalidProperties::Together(error.to_string().into()))
 }
 
-// ---- what librdkafka says -------------------------------------------------------------------------------------------------
+// ---- what librdkafka says
+// -------------------------------------------------------------------------------------------------
 
 /// Receives librdkafka's log lines. A broker that is down is told of each second: the same complaint is said once in
 /// [`KAFKA_LOG_EVERY`].
@@ -76,8 +78,8 @@ impl Context {
         Self { heard, log_throttle, all_down: AtomicBool::new(false), refused: AtomicBool::new(false) }
     }
 
-    /// Whether the brokers are gone, as far as this client knows, and do not hang: its connections are lost, and new ones
-    /// are refused.
+    /// Whether the brokers are gone, as far as this client knows, and do not hang: its connections are lost, and new
+    /// ones are refused.
     pub(super) fn are_brokers_gone(&self) -> bool {
         self.all_down.load(Ordering::Relaxed) && self.refused.load(Ordering::Relaxed)
     }
@@ -118,7 +120,8 @@ unsafe extern "C" fn on_log(
     if client.is_null() {
         return;
     }
-    // SAFETY: librdkafka passes a live client; its opaque is the context of the `KafkaClient` that owns it (`KafkaClient::new`).
+    // SAFETY: librdkafka passes a live client; its opaque is the context of the `KafkaClient` that owns it
+    // (`KafkaClient::new`).
     let context = unsafe { sys::rd_kafka_opaque(client).cast::<Context>().as_ref() };
     // SAFETY: both strings are librdkafka's own, ended by a NUL, and stay for the length of this call.
     let (facility, text) = unsafe { (CStr::from_ptr(facility), CStr::from_ptr(text)) };
@@ -127,8 +130,8 @@ unsafe extern "C" fn on_log(
     }
 }
 
-/// An error of the client as a whole, such as a broker that can't be reached. Each has its log line as well, and whether
-/// the brokers answer is told from probes: so this one is for those who look closely.
+/// An error of the client as a whole, such as a broker that can't be reached. Each has its log line as well, and
+/// whether the brokers answer is told from probes: so this one is for those who look closely.
 unsafe extern "C" fn on_error(_client: *mut sys::rd_kafka_t, code: c_int, reason: *const c_char, opaque: *mut c_void) {
     // SAFETY: the string is librdkafka's own, ended by a NUL, and stays for the length of this call.
     let reason = unsafe { CStr::from_ptr(reason) }.to_string_lossy();
@@ -145,13 +148,14 @@ unsafe extern "C" fn on_error(_client: *mut sys::rd_kafka_t, code: c_int, reason
     debug!(code, "librdkafka: {reason}");
 }
 
-/// What librdkafka says of a connection that could not be made: it was refused, or there is no way to the host. One that
-/// is only not answered is another matter.
+/// What librdkafka says of a connection that could not be made: it was refused, or there is no way to the host. One
+/// that is only not answered is another matter.
 const CONNECT_FAILED: &str = "Connect to ";
 
-// ---- a client's life ------------------------------------------------------------------------------------------------------
+// ---- a client's life
+// ------------------------------------------------------------------------------------------------------
 
-/// A client of librdkafka. When it is dropped it leaves no group and waits for no broker.
+/// A librdkafka client. Dropping it leaves no group and waits for no broker.
 pub(super) struct KafkaClient(ManuallyDrop<rdkafka::client::Client<Context>>);
 
 impl Deref for KafkaClient {
@@ -165,9 +169,9 @@ impl Deref for KafkaClient {
 impl Drop for KafkaClient {
     fn drop(&mut self) {
         let context = Arc::clone(self.0.context());
-        // SAFETY: the client is alive, and this is its end: the inner value, which would end it again and would first close
-        // it as a group's member, is never dropped. What that value held besides is its count of the context, which is given
-        // back here after librdkafka's last use of it.
+        // SAFETY: the client is alive, and this is its end: the inner value, which would end it again and would first
+        // close it as a group's member, is never dropped. What that value held besides is its count of the context,
+        // which is given back here after librdkafka's last use of it.
         unsafe {
             sys::rd_kafka_destroy_flags(self.0.native_ptr(), sys::RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
             Arc::decrement_strong_count(Arc::as_ptr(&context));
@@ -175,8 +179,8 @@ impl Drop for KafkaClient {
     }
 }
 
-/// Ends clients, each on a thread of its own: librdkafka then waits for its threads, and whatever keeps these from serving
-/// may keep them from ending.
+/// Ends clients, each on a thread of its own: librdkafka then waits for its threads, and whatever keeps these from
+/// serving may keep them from ending.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ClientTerminator(Arc<AtomicUsize>);
 
@@ -206,14 +210,15 @@ pub(super) fn millis(time: Duration) -> c_int {
     c_int::try_from(time.as_millis()).unwrap_or(c_int::MAX)
 }
 
-// ---- a fault of librdkafka's ------------------------------------------------------------------------------------------------
+// ---- a fault of librdkafka's
+// ------------------------------------------------------------------------------------------------
 
 /// Stands in for librdkafka's function of this name, by the linker's `--wrap` (`src/build.rs`): it takes nothing in.
 ///
-/// The original takes in the leaders that the answer to a fetch names beside an error (KIP-951). At least up to 2.15, where
-/// a partition among them has no leader, the list that it is handed ends in memory that was never written, and what lies
-/// there is used as partitions, of negative numbers, too (confluentinc/librdkafka#5280, open). The names only save a
-/// question: without them a client asks for the new leader after the error, as it does of older brokers.
+/// The original applies the leaders that a fetch response names beside an error (KIP-951). Up to at least 2.15, if one
+/// of those partitions has no leader, it reads past the initialised part of its list and uses what is there as
+/// partitions, negative ones included (confluentinc/librdkafka#5280, open). Without it, a client asks for the new
+/// leader after the error, as with older brokers.
 // SAFETY: nothing else has a symbol of this name, and the signature is the original's.
 #[unsafe(no_mangle)]
 extern "C" fn __wrap_rd_kafka_metadata_update_op(_client: *mut sys::rd_kafka_t, _leaders: *mut c_void) -> c_int {

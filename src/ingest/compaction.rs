@@ -1,16 +1,17 @@
-//! Gaps in a partition's offsets, and which of them compaction may have made. A rule on offsets and times: what a topic's
-//! settings are is [`super::watcher`]'s to find, who is told of a loss [`super::reader`]'s.
+//! Gaps in a partition's offsets, and which of them compaction may have made. A rule on offsets and times: what a
+//! topic's settings are is [`super::watcher`]'s to find, who is told of a loss [`super::reader`]'s.
 //!
 //! Markers of transactions leave gaps, too, and a reader can't tell them from records that compaction removed. So:
 //!
 //! - A gap on a topic that is not compacted means nothing.
 //! - On a compacted topic a gap counts as lost records, unless all that was ever in it was written less than
 //!   `min.compaction.lag.ms` ago: compaction leaves such records alone.
-//! - From a gap that counts, cursors from before it are expired, and clients that are connected are sent a reset. A pod that
+//! - From a gap that counts, cursors from before it are expired, and clients that are connected are sent a reset. A pod
+//!   that
 //!   has read the records before compaction removed them sees no gap, and resumes those cursors whole.
 //!
-//! So every answer is whole or a reset, on every pod. Where `min.compaction.lag.ms` is above `HISTORY_SECONDS`, no gap in the
-//! window counts, and all pods give the same answer.
+//! So every answer is whole or a reset, on every pod. Where `min.compaction.lag.ms` is above `HISTORY_SECONDS`, no gap
+//! in the window counts, and all pods give the same answer.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -24,8 +25,8 @@ use super::read_offsets::ReadOffsets;
 /// What is known of compacted topics, and of how young the partitions' records are.
 #[derive(Debug, Default)]
 pub(super) struct Compaction {
-    /// Compacted topics, each with its `min.compaction.lag.ms`. One that was compacted once stays here: what was removed
-    /// then is still missing.
+    /// Compacted topics, each with its `min.compaction.lag.ms`. One that was compacted once stays here: what was
+    /// removed then is still missing.
     kept_for: HashMap<TopicIndex, Duration>,
     /// By the partition's place in [`ReadOffsets`].
     entries: Vec<PartitionProgress>,
@@ -121,9 +122,10 @@ impl Compaction {
         }
     }
 
-    /// Nothing came between a partition's position and `end`, where it goes on. Where records may be missing that clients
-    /// were not told of, this is the offset from which on it is whole. `is_watched` is whether there may be clients: then
-    /// that is where the partition ended when it was last asked, so that they are told once of what one compaction removed.
+    /// Nothing came between a partition's position and `end`, where it goes on. Where records may be missing that
+    /// clients were not told of, this is the offset from which on it is whole. `is_watched` is whether there may be
+    /// clients: then that is where the partition ended when it was last asked, so that they are told once of what one
+    /// compaction removed.
     pub(super) fn gap(
         &mut self,
         read_offsets: &ReadOffsets,

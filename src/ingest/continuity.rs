@@ -1,10 +1,10 @@
-//! Whether what comes of a partition continues what was read of it: a record that was read already, a gap, and a log that
-//! lost its end and was written anew. It owns which leader wrote what was read ([`EpochTimeline`]); what follows from a
-//! verdict is [`super::reader`]'s.
+//! Decides whether a record continues what was read of its partition, or is a duplicate, follows a gap, or belongs to a
+//! truncated and rewritten log. Owns the leader epochs of what was read ([`EpochTimeline`]); [`super::reader`] acts on
+//! the result.
 //!
-//! librdkafka says when a position is not on the leader's log any more (KIP-320), but neither where the two part, nor
-//! always in time: a client made anew knows no epochs. So reading goes back some way then, and the records that come again
-//! are compared with what was read.
+//! librdkafka reports that an offset is not on the leader's log any more (KIP-320), but neither where the logs diverge
+//! nor always in time: a new client knows no epochs. So reading goes back some way, and the repeated records are
+//! compared with what was read.
 
 use std::collections::HashMap;
 
@@ -23,8 +23,8 @@ pub(super) struct Continuity {
     timelines: Vec<EpochTimeline>,
     /// Partitions whose log may not be the one that was read, until the records that are read again tell.
     suspects: HashMap<(TopicIndex, i32), SuspectLog>,
-    /// By the partition's place: from where to where its end was last seen to move without a record: control records, or
-    /// aborted ones.
+    /// By the partition's place: from where to where its end was last seen to move without a record: control records,
+    /// or aborted ones.
     quiet: Vec<(i64, i64)>,
 }
 
@@ -100,7 +100,8 @@ impl Continuity {
         self.timelines.get(read_offsets.index_of(at.topic, at.partition)?)?.before(at.offset)
     }
 
-    /// Judges the next record of a partition. The position is to be moved behind it, unless it came [`RecordContinuity::Duplicate`].
+    /// Judges the next record of a partition. The position is to be moved behind it, unless it came
+    /// [`RecordContinuity::Duplicate`].
     #[inline]
     pub(super) fn record(&mut self, read_offsets: &ReadOffsets, origin: Origin, epoch: i32) -> RecordContinuity {
         let Some(index) = read_offsets.index_of(origin.topic, origin.partition) else { return RecordContinuity::Next };

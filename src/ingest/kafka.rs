@@ -1,5 +1,5 @@
-//! librdkafka's consumer, which reads by assignment; the client that asks is [`super::metadata_client`]'s. It decides nothing: what
-//! is read from where is up to the rules.
+//! librdkafka's consumer, which reads by assignment; the client that asks is [`super::metadata_client`]'s. It decides
+//! nothing: what is read from where is up to the rules.
 //!
 //! Records are taken by `rd_kafka_consume_batch_queue`, which rdkafka's safe API doesn't have: 174 ns a record on this
 //! thread, instead of 334 by `poll`, as measured.
@@ -40,8 +40,8 @@ pub(super) struct Consumer {
     client: KafkaClient,
 }
 
-// SAFETY: the pointers are librdkafka's, whose functions may be called from any thread; between two calls of `fetch` there
-// is no message among them. It is moved to another thread only to be dropped there.
+// SAFETY: the pointers are librdkafka's, whose functions may be called from any thread; between two calls of `fetch`
+// there is no message among them. It is moved to another thread only to be dropped there.
 unsafe impl Send for Consumer {}
 
 /// A queue of librdkafka's: one of a question's own, or the one that all partitions' records, errors and log lines come
@@ -97,7 +97,8 @@ impl NotifiedQueue {
 
 impl Drop for NotifiedQueue {
     fn drop(&mut self) {
-        // SAFETY: the queue is alive. Its client lives on for a while, and is to ring nothing that has this number then.
+        // SAFETY: the queue is alive. Its client lives on for a while, and is to ring nothing that has this number
+        // then.
         unsafe { sys::rd_kafka_queue_io_event_enable(self.queue.0.as_ptr(), -1, ptr::null(), 0) }
     }
 }
@@ -135,7 +136,8 @@ pub(super) enum FetchFailure {
     Gone,
     /// The pod's user may not read it. It is said once.
     Refused,
-    /// The batch at the position can't be unpacked, or comes to more than is taken. librdkafka fetches it again and again.
+    /// The batch at the position can't be unpacked, or comes to more than is taken. librdkafka fetches it again and
+    /// again.
     NotUnpacked,
     /// Anything else.
     Other,
@@ -147,8 +149,8 @@ pub(super) struct ReadFrom<'a> {
     pub(super) topic: &'a str,
     pub(super) partition: i32,
     pub(super) offset: i64,
-    /// The leader epoch of the last record before it, where one is known: librdkafka looks then whether the leader still
-    /// has that record.
+    /// The leader epoch of the last record before it, where one is known: librdkafka looks then whether the leader
+    /// still has that record.
     pub(super) epoch: Option<i32>,
 }
 
@@ -159,7 +161,8 @@ impl Consumer {
     /// Where librdkafka does not take the properties.
     pub(super) fn new(config: &KafkaConfig) -> Result<Self, InvalidProperties> {
         let client = client(&client_properties(config), Context::new(true))?;
-        // SAFETY: the client is alive and a consumer. Its main queue, with log lines and errors, is served with the rest.
+        // SAFETY: the client is alive and a consumer. Its main queue, with log lines and errors, is served with the
+        // rest.
         let queue = unsafe {
             sys::rd_kafka_poll_set_consumer(client.native_ptr());
             sys::rd_kafka_queue_get_consumer(client.native_ptr())
@@ -176,8 +179,8 @@ impl Consumer {
         })
     }
 
-    /// Makes a topic known, so that its messages tell its index. Before its first partition is assigned; where there was
-    /// one of its name, after that one's partitions were dropped: none of its messages comes after that.
+    /// Makes a topic known, so that its messages tell its index. Before its first partition is assigned; where there
+    /// was one of its name, after that one's partitions were dropped: none of its messages comes after that.
     ///
     /// # Errors
     /// Where librdkafka takes no topic of this name.
@@ -188,8 +191,8 @@ impl Consumer {
         }
         let name = CString::new(&*topic.name)?;
         let number = self.free_numbers.pop().unwrap_or(self.indexes.len());
-        // SAFETY: the client is alive; the configuration is a copy that `rd_kafka_topic_new` takes over. The opaque is a
-        // number that nobody follows as a pointer.
+        // SAFETY: the client is alive; the configuration is a copy that `rd_kafka_topic_new` takes over. The opaque is
+        // a number that nobody follows as a pointer.
         let handle = unsafe {
             let settings = sys::rd_kafka_default_topic_conf_dup(self.client.native_ptr());
             sys::rd_kafka_topic_conf_set_opaque(settings, ptr::without_provenance_mut(number + 1));
@@ -274,10 +277,10 @@ impl Consumer {
     pub(super) fn fetch(&mut self, wait: Duration) -> Fetched<'_> {
         self.take_what_is_there();
         if self.messages.is_empty() && self.queue.wait(wait) {
-            // librdkafka's thread rings with the queue's lock in its hand and more of the answer to come; where it has just
-            // lost its core to us, it gets it back. Then it looks, partition by partition, whether the queue is empty, to
-            // ask for more. Emptied in between, it would ask for some of them alone, and what comes for the others would
-            // wait for the answer to that: 0.1 s (`fetch.wait.max.ms`), each few seconds, as measured.
+            // librdkafka's thread rings with the queue's lock in its hand and more of the answer to come; where it has
+            // just lost its core to us, it gets it back. Then it looks, partition by partition, whether the queue is
+            // empty, to ask for more. Emptied in between, it would ask for some of them alone, and what comes for the
+            // others would wait for the answer to that: 0.1 s (`fetch.wait.max.ms`), each few seconds, as measured.
             thread::yield_now();
             self.take_what_is_there();
         }

@@ -1,6 +1,6 @@
-//! How far ingest is behind each topic's end: the sum over the topic's partitions, up to the high watermark. The ends are
-//! asked for by a thread of their own, so that the lag grows while ingest waits for a shard. It also tells which partitions
-//! stand behind an open transaction: what lies there is in the log, and is handed to nobody.
+//! The consumer lag per topic: the sum over its partitions up to the high watermark. End offsets are queried on another
+//! thread, so that the lag grows while ingest waits for a shard. Also finds partitions held back by an open
+//! transaction.
 
 use std::time::{Duration, Instant};
 
@@ -90,8 +90,8 @@ impl ConsumerLag {
         }
     }
 
-    /// The partitions that have stood behind an open transaction for [`OPEN_TRANSACTION_MIN`]: it is more than one that is
-    /// just being committed.
+    /// The partitions that have stood behind an open transaction for [`OPEN_TRANSACTION_MIN`]: it is more than one that
+    /// is just being committed.
     pub(super) fn held<'a>(
         &'a self,
         read_offsets: &'a ReadOffsets,

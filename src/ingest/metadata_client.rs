@@ -132,8 +132,8 @@ impl MetadataClient {
         let names = names.iter().map(|name| CString::new(&**name)).collect::<Result<Vec<_>, _>>()?;
         let mut names: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
         let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
-        // SAFETY: the names live until they are copied, and the copy is given back here. What the options don't take is left
-        // as it is, and nobody needs the text of an error.
+        // SAFETY: the names live until they are copied, and the copy is given back here. What the options don't take is
+        // left as it is, and nobody needs the text of an error.
         let event = self.ask(operation, limit, |client, options, queue| unsafe {
             sys::rd_kafka_AdminOptions_set_broker(options, broker.0, ptr::null_mut(), 0);
             let topics = sys::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len());
@@ -161,7 +161,8 @@ impl MetadataClient {
         let queue = NonNull::new(unsafe { sys::rd_kafka_queue_new(client) })
             .map(Queue)
             .ok_or_else(|| KafkaError::ClientCreation("no queue".into()))?;
-        // SAFETY: the client and the queue are alive; the options are given back here, and whatever is sent has copied them.
+        // SAFETY: the client and the queue are alive; the options are given back here, and whatever is sent has copied
+        // them.
         let event = unsafe {
             let options = sys::rd_kafka_AdminOptions_new(client, operation);
             sys::rd_kafka_AdminOptions_set_request_timeout(options, millis(limit), ptr::null_mut(), 0);
@@ -178,8 +179,8 @@ impl MetadataClient {
         }
     }
 
-    /// The partitions' high watermarks: where their logs end, for transactions that are open, too. In their order; `None`
-    /// where a leader didn't tell.
+    /// The partitions' high watermarks: where their logs end, for transactions that are open, too. In their order;
+    /// `None` where a leader didn't tell.
     ///
     /// # Errors
     /// Where no answer comes within `limit`.
@@ -220,8 +221,8 @@ impl MetadataClient {
         Ok(offsets)
     }
 
-    /// The settings of these topics as far as they are of compaction, in the names' order. This broker is asked, as for the
-    /// ids.
+    /// The settings of these topics as far as they are of compaction, in the names' order. This broker is asked, as for
+    /// the ids.
     ///
     /// # Errors
     /// Where no broker answers within `limit`.
@@ -254,8 +255,8 @@ impl MetadataClient {
             sys::rd_kafka_DescribeConfigs(client, resources.as_mut_ptr(), resources.len(), options, queue);
             sys::rd_kafka_ConfigResource_destroy_array(resources.as_mut_ptr(), resources.len());
         })?;
-        // SAFETY: the event is alive, and of the question that was asked; all that is read belongs to it. librdkafka gives
-        // the answers the questions' order.
+        // SAFETY: the event is alive, and of the question that was asked; all that is read belongs to it. librdkafka
+        // gives the answers the questions' order.
         unsafe {
             let result = sys::rd_kafka_event_DescribeConfigs_result(event.0.as_ptr());
             let mut count = 0;
@@ -266,9 +267,8 @@ impl MetadataClient {
 
     /// A sign of life: asks for one topic's metadata, which is a small answer.
     ///
-    /// # Errors
-    /// Where no broker answers within `limit`, or one that knows of no broker, not even of itself: it has just started, or
-    /// was away so long that the controller has fenced it.
+    /// # Errors Where no broker answers within `limit`, or one that knows of no broker, not even of itself: it has just
+    /// started, or was away so long that the controller has fenced it.
     pub(super) fn probe(&self, topic: &str, limit: Duration) -> Result<(), KafkaError> {
         let metadata = self.client.fetch_metadata(Some(topic), limit)?;
         match metadata.brokers() {

@@ -1,6 +1,5 @@
-//! From Kafka to the shards: reads every partition of every topic that a route matches, and hands each record to the
-//! shard of its assessment, in batches. It owns where reading starts and how far it is; what a shard makes of a record
-//! is the shard's part.
+//! Reads every partition of every routed topic and hands each record to the shard of its assessment, in batches. Owns
+//! where reading starts and how far it is; a shard decides what a record means.
 //!
 //! ```text
 //!   watcher thread: what is there, does it answer, where does it end
@@ -10,9 +9,11 @@
 //!                                   \-> positions -> lag
 //! ```
 //!
-//! - Rules: `batcher`, `batching_delay`, `read_offsets`, `continuity`, `compaction`, `stall_detector`, `startup`, `catalogue`, `retention`,
+//! - Rules: `batcher`, `batching_delay`, `read_offsets`, `continuity`, `compaction`, `stall_detector`, `startup`,
+//!   `catalogue`, `retention`,
 //!   `lag`, `reachability`, `ticks`.
-//! - Edges: `kafka` and `metadata_client` (librdkafka; `client` is what both have in common, `unpacking` bounds what its batches come to), and the two threads' loops, `reader`
+//! - Edges: `kafka` and `metadata_client` (librdkafka; `client` is what both have in common, `unpacking` bounds what
+//!   its batches come to), and the two threads' loops, `reader`
 //!   and `watcher`.
 //! - `metrics`: what is counted.
 //!
@@ -344,8 +345,8 @@ mod tests {
         story.until("the history is complete", |story| story.status.filled.load(Ordering::Acquire));
         let topics = story.inboxes[0].batches.recv_timeout(PATIENCE).unwrap();
         assert!(topics.records.is_empty(), "the topic is told of ahead of its first record");
-        // A batch each, and one now and then that tells of offsets alone, until the channel is full and ingest stands with
-        // one more in its hand.
+        // A batch each, and one now and then that tells of offsets alone, until the channel is full and ingest stands
+        // with one more in its hand.
         let blocked = |story: &Story| !story.shows("shardgate_ingest_blocked_seconds_total 0.0");
         // On a busy machine a send may take long enough to count without that the channel is full.
         let full = |story: &Story| story.inboxes[0].batches.len() >= BATCH_CHANNEL_DEPTH;

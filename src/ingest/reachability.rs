@@ -85,8 +85,8 @@ impl ReplacementTimer {
         (self.failing, self.renewed) = (None, 0);
     }
 
-    /// The client got none; whether to replace it. Each fourth one has three times as long as the others: so a cluster that
-    /// takes its time with new connections is reached all the same.
+    /// The client got none; whether to replace it. Each fourth one has three times as long as the others: so a cluster
+    /// that takes its time with new connections is reached all the same.
     pub(super) fn handle_failure(&mut self, failure: ProbeFailure, now: Instant) -> bool {
         let since = *self.failing.get_or_insert(now);
         let patience = if self.renewed % 4 == 3 { self.bound * 3 } else { self.bound };

@@ -76,8 +76,8 @@ impl ReadOffsets {
         self.entries.iter().copied().filter(move |at| at.topic == topic)
     }
 
-    /// All partitions, each always in the same place; those of topics that are not read any more included. Where one was
-    /// forgotten stands [`TopicIndex::NONE`].
+    /// All partitions, each always in the same place; those of topics that are not read any more included. Where one
+    /// was forgotten stands [`TopicIndex::NONE`].
     pub(super) fn all(&self) -> &[NextOffset] {
         &self.entries
     }

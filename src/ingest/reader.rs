@@ -1,5 +1,5 @@
-//! The ingest thread's loop: takes what came from Kafka, has it batched, and hands the batches to the shards. It owns
-//! the order of a turn; what a record means is [`super::batcher`]'s, what is to be read [`super::watcher`]'s to find.
+//! The ingest thread's loop: fetches records, batches them, and sends the batches to the shards. Owns the order of a
+//! turn; [`super::batcher`] interprets records, [`super::watcher`] finds what to read.
 
 mod assignment;
 mod compacted;
@@ -78,8 +78,8 @@ struct IngestState {
     window: Duration,
     /// Topics that are not read any more.
     retired: HashSet<TopicIndex>,
-    /// Partitions that the pod started without. What first comes of one has the watcher asked where it ends by now: what
-    /// lies below is skipped, and clients are told.
+    /// Partitions that the pod started without. What first comes of one has the watcher asked where it ends by now:
+    /// what lies below is skipped, and clients are told.
     missing: HashSet<(TopicIndex, i32)>,
     /// Partitions whose positions were refused: what the watcher finds of others is of no use any more.
     refused: HashSet<(TopicIndex, i32)>,
@@ -104,8 +104,8 @@ struct IngestState {
     recheck: Option<RecheckRequest>,
     /// When the loop was last seen to turn.
     turned: Instant,
-    /// Since when nothing is read, because the process stood still: a topic may have been made anew meanwhile, and
-    /// librdkafka would go on at the old log's offset in the new one.
+    /// Since when reading is paused because the process stood still: a topic may have been recreated, and librdkafka
+    /// would continue at the old offset in the new log.
     paused_since: Option<Instant>,
     /// Messages wait and the last turn took none of them.
     leaves_messages: bool,
@@ -162,7 +162,8 @@ impl Reader {
         };
         if let Some(change) = change {
             state.apply_change(&change, &mut self.consumer, now);
-            // Before the first record: where reading begins, or goes on behind what was deleted, is what each shard goes by.
+            // Before the first record: where reading begins, or goes on behind what was deleted, is what each shard
+            // goes by.
             state.flush(&self.watcher, now)?;
         }
         let (mut taken, mut records) = (0, 0);
@@ -259,14 +260,15 @@ impl IngestState {
     /// The client gave something.
     fn record_activity(&mut self, now: Instant) {
         self.stall_detector.record_activity(now);
-        // A look alone most of the time.
+        // Almost always a plain load.
         if self.status.reader_stalled.load(Ordering::Relaxed) {
             self.status.reader_stalled.store(false, Ordering::Release);
             info!("reading again");
         }
     }
 
-    // ---- what comes -------------------------------------------------------------------------------------------------------
+    // ---- what comes
+    // -------------------------------------------------------------------------------------------------------
 
     fn message(
         &mut self,
@@ -409,7 +411,8 @@ impl IngestState {
         topic.and_then(|topic| self.batcher.topics().get(usize::from(topic.0))).map_or("", |topic| &topic.name)
     }
 
-    // ---- what leaves ------------------------------------------------------------------------------------------------------
+    // ---- what leaves
+    // ------------------------------------------------------------------------------------------------------
 
     fn flush(&mut self, watcher: &WatcherHandle, now: Instant) -> Result<(), Stopped> {
         let shards = u16::try_from(self.shard_handles.len()).unwrap_or(u16::MAX);
@@ -453,7 +456,8 @@ impl IngestState {
         }
     }
 
-    // ---- what shows -------------------------------------------------------------------------------------------------------
+    // ---- what shows
+    // -------------------------------------------------------------------------------------------------------
 
     fn finish_turn(&mut self, watcher: &WatcherHandle, now: Instant) {
         if let Some(recheck) = self.recheck.take() {
@@ -551,8 +555,8 @@ impl IngestState {
     }
 }
 
-/// Whether this pod counts an event as its own. A pod without a slot owns nothing: so the pods' counts add up to the
-/// events, however one of them comes and goes.
+/// Whether this pod counts an event as its own. A pod without a slot owns nothing, so that the pods' counts add up to
+/// the events whichever pods come and go.
 fn is_own(hash: AssessmentHash, pod_state: &PodState) -> bool {
     pod_state.own.is_some() && !matches!(pod_state.owner(hash), Owner::OtherPod(_))
 }

@@ -1,10 +1,9 @@
-//! Whether the client that reads makes progress, and when it is replaced. A rule on times: what is left to be read is told
-//! by [`super::watcher`], through another client of librdkafka; who replaces it is [`super::reader`].
+//! Detects a consuming client without progress and decides when it is replaced. [`super::watcher`] reports what is left
+//! to read, through another librdkafka client; [`super::reader`] replaces the client.
 //!
-//! No single state of librdkafka may stop a pod. One is known: since 2.10 a client drops the brokers that an answer about
-//! metadata doesn't list; a broker that has just come back may list none at all, and a client without brokers never finds
-//! one again. So a partition is judged by its leader's own word: where its log goes on behind what was read, records have
-//! to come.
+//! No state of librdkafka may stop a pod. One is known: since 2.10 a client drops the brokers that a metadata answer
+//! does not list; a broker that has just restarted may list none, and a client without brokers never finds one again.
+//! So a partition is judged by its leader: if the log goes on behind what was read, records must arrive.
 //!
 //! ```text
 //!              its end lies behind what was read,             for the bound
@@ -43,10 +42,11 @@ pub(super) struct StallDetector {
 struct PartitionProgress {
     /// The offset that was to be read next at the last look.
     next: i64,
-    /// The client has given nothing of it since it was assigned: each partition begins with a record, its end or an error.
+    /// The client has given nothing of it since it was assigned: each partition begins with a record, its end or an
+    /// error.
     is_owed: bool,
-    /// Nothing is expected of it: the client said that the pod's user may not read it, which another client would say, too;
-    /// or nobody reads it any more.
+    /// Nothing is expected of it: the client said that the pod's user may not read it, which another client would say,
+    /// too; or nobody reads it any more.
     is_exempt: bool,
     /// Since when it waits.
     waits_since: Option<Instant>,
@@ -140,8 +140,8 @@ impl StallDetector {
         }
     }
 
-    /// The partitions that wait for too long, if any. While others of the client's give records, one may wait for twice as
-    /// long: in a flood, partitions are fetched by turns.
+    /// The partitions that wait for too long, if any. While others of the client's give records, one may wait for twice
+    /// as long: in a flood, partitions are fetched by turns.
     pub(super) fn stall(&self, now: Instant) -> Option<Stall> {
         if !self.some_stuck {
             return None;

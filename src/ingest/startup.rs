@@ -1,5 +1,5 @@
-//! Where reading starts, and when the history is filled. Rules on offsets that [`super::watcher`]
-//! asked the cluster for, in this order: first the ends, then the offsets of `HISTORY_SECONDS` ago, then the beginnings.
+//! Where reading starts, and when the history is filled. Rules on offsets that [`super::watcher`] asked the cluster
+//! for, in this order: first the ends, then the offsets of `HISTORY_SECONDS` ago, then the beginnings.
 
 use crate::ids::TopicIndex;
 use crate::limits::START_RECORDS_MIN;
@@ -19,8 +19,8 @@ pub(super) struct StartOffsets {
 }
 
 impl StartOffsets {
-    /// Where to start: at the history's time, and at least the last hundred records, for a quiet topic's end may hold
-    /// control records alone, and its cursors must not expire for that.
+    /// The start offset: at the history's time, but at least the last hundred records, since the end of a quiet topic
+    /// may be control records only, which must not expire its cursors.
     pub(super) fn start(self) -> i64 {
         let records_min = self.end.saturating_sub(START_RECORDS_MIN);
         // Retention may have passed the end by now: then the beginning, which is where records will come.

@@ -1,5 +1,5 @@
-//! For the simulation: what the two threads of ingest do, without threads and without Kafka. The rules are the real ones;
-//! what is asked of a cluster comes as an argument.
+//! For the simulation: what the two threads of ingest do, without threads and without Kafka. The rules are the real
+//! ones; what is asked of a cluster comes as an argument.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! Judges a tick by its record's timestamp: whether the board may show it, how old it is, and whether its time may decide
-//! between partitions. It owns the rule and what is wrong with a timestamp; the board owns what is shown.
+//! Judges a tick by its record's timestamp: whether the board may show it, how old it is, and whether its time may
+//! decide between partitions. It owns the rule and what is wrong with a timestamp; the board owns what is shown.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -55,8 +55,8 @@ pub(super) struct TickJudge {
     window_ms: u64,
     /// The first reading of the clocks: the wall clock as it was then runs on beside the one that may step.
     first: Option<Now>,
-    /// The earlier and the later of the two. A tick is too old, or ahead, where it is so by both: a step of the wall clock
-    /// hides no market.
+    /// The earlier and the later of the two. A tick is too old, or ahead, where it is so by both: a step of the wall
+    /// clock hides no market.
     earlier: UnixMs,
     later: UnixMs,
     /// Where partitions ended when reading began: nobody knows how old a tick below is that has no time of its own.

@@ -1,7 +1,7 @@
-//! How much a compressed batch may come to. librdkafka unpacks a batch whole, and bounds what becomes of zstd alone; gzip packs
-//! a gigabyte of nothing into a megabyte. So the linker has these functions called in the place of librdkafka's own
-//! (`src/build.rs`): they count first, into no memory, and refuse what is over the bound. [`super::reader`] passes over such
-//! a batch.
+//! How much a compressed batch may come to. librdkafka unpacks a batch whole, and bounds what becomes of zstd alone;
+//! gzip packs a gigabyte of nothing into a megabyte. So the linker has these functions called in the place of
+//! librdkafka's own (`src/build.rs`): they count first, into no memory, and refuse what is over the bound.
+//! [`super::reader`] passes over such a batch.
 
 use std::ffi::{c_char, c_int, c_uint, c_ulong, c_void};
 use std::{mem, ptr};
@@ -13,7 +13,8 @@ use crate::limits::UNPACKED_BYTES_MAX;
 /// Where what is counted goes.
 const SCRATCH_BYTES: usize = 32 * 1024;
 
-// ---- gzip ---------------------------------------------------------------------------------------------------------------
+// ---- gzip
+// ---------------------------------------------------------------------------------------------------------------
 
 /// zlib's `z_stream`.
 #[repr(C)]
@@ -50,12 +51,12 @@ unsafe extern "C" {
     fn inflate_end(stream: *mut ZStream) -> c_int;
 }
 
-/// Unpacks a gzip batch into what `next_out` gives, call by call, until that is `None`. Returns how many bytes it came to;
-/// `None` where it is damaged.
+/// Unpacks a gzip batch into what `next_out` gives, call by call, until that is `None`. Returns how many bytes it came
+/// to; `None` where it is damaged.
 fn gunzip(packed: &[u8], mut next_out: impl FnMut(u64) -> Option<(*mut u8, c_uint)>) -> Option<u64> {
     let len = c_uint::try_from(packed.len()).ok()?;
-    // SAFETY: the stream is a plain struct for which zeros are what zlib wants; the input lives until the end of the block,
-    // and so does what `next_out` gives.
+    // SAFETY: the stream is a plain struct for which zeros are what zlib wants; the input lives until the end of the
+    // block, and so does what `next_out` gives.
     unsafe {
         let mut stream: ZStream = mem::zeroed();
         let size = c_int::try_from(size_of::<ZStream>()).ok()?;
@@ -83,8 +84,8 @@ fn gzip_len(packed: &[u8]) -> Option<usize> {
     usize::try_from(len).ok().filter(|&len| len <= UNPACKED_BYTES_MAX)
 }
 
-/// Stands in for librdkafka's function of this name, which counts first as well, and knows no bound. Its caller frees what
-/// it returns.
+/// Stands in for librdkafka's function of this name, which counts first as well, and knows no bound. Its caller frees
+/// what it returns.
 #[unsafe(no_mangle)]
 extern "C" fn __wrap_rd_gz_decompress(packed: *const c_void, len: c_int, unpacked_len: *mut u64) -> *mut c_void {
     // SAFETY: librdkafka hands over a batch that lives until this returns, and where the length goes.
@@ -111,7 +112,8 @@ extern "C" fn __wrap_rd_gz_decompress(packed: *const c_void, len: c_int, unpacke
     out
 }
 
-// ---- LZ4 ----------------------------------------------------------------------------------------------------------------
+// ---- LZ4
+// ----------------------------------------------------------------------------------------------------------------
 
 /// `LZ4F_VERSION`.
 const LZ4F_VERSION: c_uint = 100;
@@ -134,11 +136,12 @@ unsafe extern "C" {
     ) -> usize;
 }
 
-/// Unpacks an LZ4 batch into what `next_out` gives, call by call, until that is `None`. Returns how many bytes it came to;
-/// `None` where it is damaged.
+/// Unpacks an LZ4 batch into what `next_out` gives, call by call, until that is `None`. Returns how many bytes it came
+/// to; `None` where it is damaged.
 fn unpack_lz4(mut packed: &[u8], mut next_out: impl FnMut(usize) -> Option<(*mut u8, usize)>) -> Option<usize> {
     let (mut context, mut total, mut is_good) = (ptr::null_mut(), 0, true);
-    // SAFETY: the context is given back here; the input lives until the end of the block, and so does what `next_out` gives.
+    // SAFETY: the context is given back here; the input lives until the end of the block, and so does what `next_out`
+    // gives.
     unsafe {
         if lz4_is_error(lz4_create(&raw mut context, LZ4F_VERSION)) != 0 {
             return None;
@@ -170,8 +173,8 @@ fn lz4_len(packed: &[u8]) -> Option<usize> {
     unpack_lz4(packed, index).filter(|&len| len <= UNPACKED_BYTES_MAX)
 }
 
-/// Stands in for librdkafka's function of this name, which unpacks into memory that grows, and mends the frames of Kafka
-/// before 0.10 besides. Its caller frees what it gives.
+/// Stands in for librdkafka's function of this name, which unpacks into memory that grows, and mends the frames of
+/// Kafka before 0.10 besides. Its caller frees what it gives.
 #[unsafe(no_mangle)]
 extern "C" fn __wrap_rd_kafka_lz4_decompress(
     _broker: *mut c_void,

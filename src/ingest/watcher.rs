@@ -1,6 +1,6 @@
-//! The thread that asks: for topics and partitions as they come, for a sign of life, and for the partitions' ends. Its
-//! questions block, within limits, and so never hold up the records. It finds; what to make of it is the reader's part
-//! and the rules' ([`super::startup`], [`super::reachability`]).
+//! The metadata thread: queries topics and partitions, probes the brokers, and queries end offsets. Its queries block
+//! within time limits and so never delay records. [`super::startup`] and [`super::reachability`] judge the answers, the
+//! reader acts on them.
 
 mod extents;
 
@@ -108,8 +108,8 @@ pub(super) struct WatcherHandle {
     done: Receiver<Infallible>,
 }
 
-/// How long the thread is waited for when all is over. It may be at a question that a broker leaves open, and holds
-/// nothing that must be put in order.
+/// How long shutdown waits for the thread. It may be in a query that a broker does not answer, and holds nothing that
+/// needs cleaning up.
 const END_WAIT: Duration = Duration::from_secs(1);
 
 impl WatcherHandle {
@@ -475,7 +475,8 @@ impl WatcherThread {
         !changes.doubtful && self.out_of_range.is_empty()
     }
 
-    /// Whether the start still waits for partitions to have leaders. Not for ever: one that is lost must not hold back all.
+    /// Whether the start still waits for partitions to have leaders. Not for ever: one that is lost must not hold back
+    /// all.
     fn waits_for_leaders(&mut self, seen: &[SeenTopic]) -> bool {
         let leaderless: usize = seen.iter().map(|topic| topic.leaderless.len()).sum();
         let since = *self.first_look.get_or_insert_with(Instant::now);

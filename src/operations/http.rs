@@ -1,6 +1,6 @@
-//! The edge to operators: sockets that a shard accepted and read the head of, and those of `ADMIN_PORT`. One request a
-//! connection. However many others hold connections, a probe is answered: a request's head has little time, and at the
-//! limit the oldest connection makes room.
+//! The edge to operators: sockets passed on by shards, and those of `ADMIN_PORT`. One request per connection. A probe
+//! is answered however many connections others hold: a request head has little time, and at the limit the oldest
+//! connection is closed.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -78,8 +78,8 @@ pub async fn serve_admin(pages: Arc<Pages>, listener: TcpListener) {
 #[derive(Debug, Default)]
 struct Connections {
     open: Mutex<Open>,
-    /// One scrape at a time, and whoever else has work goes before the next: it is the one page that takes a while to make,
-    /// and a flood of scrapes must not hold a probe up.
+    /// One scrape at a time, and other requests go first: it is the only page that takes long, and a flood of scrapes
+    /// must not delay a probe.
     scrape: tokio::sync::Mutex<()>,
 }
 
@@ -97,8 +97,8 @@ struct ConnectionGuard {
 }
 
 impl Connections {
-    /// Serves one connection beside the others. At the limit one makes room: the oldest of those whose request is not in, for
-    /// a probe's is within milliseconds; or else the oldest, which reads no answer.
+    /// Serves one connection beside the others. At the limit one makes room: the oldest of those whose request is not
+    /// in, for a probe's is within milliseconds; or else the oldest, which reads no answer.
     fn serve(self: &Arc<Self>, pages: &Arc<Pages>, socket: TcpStream, read: Vec<u8>) {
         let mut open = self.lock();
         while open.by_age.len() >= HTTP_CONNECTIONS_MAX && open.close_one() {}

@@ -1,6 +1,6 @@
-//! The edge to standard error: the log. A line goes into a bounded buffer, and a thread of its own writes it, so that no
-//! other thread ever waits for whoever reads our output. Lines that don't fit are dropped and counted; the count is logged
-//! when writing goes on.
+//! The edge to standard error. A log line goes into a bounded buffer that one thread writes, so that no other thread
+//! waits for the log's reader. Lines that do not fit are dropped and counted; the count is logged when writing
+//! continues.
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -50,8 +50,8 @@ impl Log {
         Ok(Self(shared))
     }
 
-    /// Sends the process's log here: our own as `level` says, at most warnings of the libraries, which don't know what is
-    /// secret.
+    /// Sends the process's log here: our own as `level` says, at most warnings of the libraries, which don't know what
+    /// is secret.
     ///
     /// # Errors
     /// Where the process has another log already.
@@ -119,8 +119,8 @@ where
     let filter = Targets::new().with_default(libraries).with_target(env!("CARGO_CRATE_NAME"), level);
     let text = fmt::layer().with_writer(writer).with_ansi(io::stderr().is_terminal());
     let layer = if json { text.json().boxed() } else { text.boxed() };
-    // The filter is a layer of its own. As the other layer's filter it would remember that it passed over a library's line,
-    // and pass over the next line of ours on that thread as well.
+    // The filter is a layer of its own. As the other layer's filter it would remember that it passed over a library's
+    // line, and pass over the next line of ours on that thread as well.
     tracing_subscriber::registry().with(filter).with(layer)
 }
 
@@ -146,8 +146,8 @@ enum Pushed {
 }
 
 impl Buffer {
-    /// From the first line that doesn't fit on, all are dropped until the buffer is taken: the gap is one, and its place in
-    /// the log is right.
+    /// After the first line that does not fit, all lines are dropped until the buffer is taken: one gap, at its correct
+    /// place in the log.
     fn push(&mut self, line: &[u8]) -> Pushed {
         if self.dropped > 0 || self.bytes.len() + line.len() > LOG_BUFFER_BYTES_MAX {
             self.dropped += 1;

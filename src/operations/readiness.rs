@@ -1,4 +1,4 @@
-//! Whether a pod is to be sent clients, and whether it lives: from what its parts show of themselves.
+//! Readiness and liveness of a pod, from the status of its parts.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -38,14 +38,14 @@ impl Readiness {
         self.redis && self.kafka && self.history && self.had_slot && !self.draining
     }
 
-    /// Whether the pod takes clients: from when it first held a slot on, for it claims one when its history is complete, until
-    /// it drains. That Kafka or Redis fails later makes no pod worse than another.
+    /// Whether the pod accepts clients: from the first time it holds a slot, which it claims with a complete history,
+    /// until it drains. A later outage of Kafka or Redis makes no pod worse than another.
     #[must_use]
     pub fn is_accepting(&self) -> bool {
         self.history && self.had_slot && !self.draining
     }
 
-    /// What an operator is to read of it in the log.
+    /// What the pod waits for, for the log.
     #[must_use]
     pub fn waits_for(&self) -> Vec<&'static str> {
         let missing = [
@@ -132,8 +132,8 @@ impl Threads {
         self.shards.iter().map(|shard| shard.clients.load(Ordering::Relaxed)).sum()
     }
 
-    /// The threads whose loop has not turned for [`LOOP_STALL_MAX`], or [`WATCHER_STALL_MAX`]. The control thread is not
-    /// among them: an answer shows that it turns.
+    /// The threads whose loop has not turned for [`LOOP_STALL_MAX`], or [`WATCHER_STALL_MAX`]. The control thread is
+    /// not among them: an answer shows that it turns.
     #[must_use]
     pub fn stalled(&self, now: Instant) -> Vec<String> {
         let ingest = [

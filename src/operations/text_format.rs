@@ -1,5 +1,5 @@
-//! `/metrics` for scrapers that read only the Prometheus text format 0.0.4: which format a request asks for, and the way
-//! from one to the other. What is measured, and OpenMetrics, is left to the registry.
+//! `/metrics` for scrapers that read only the Prometheus text format 0.0.4: which format a request asks for, and the
+//! way from one to the other. What is measured, and OpenMetrics, is left to the registry.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -39,8 +39,8 @@ fn thousandths(text: &str) -> u32 {
     (weight.clamp(0.0, 1.0) * 1000.0) as u32
 }
 
-/// Writes an OpenMetrics text in the older format: a counter's family is named as its samples are, what the older format
-/// has no type for becomes a gauge, and units and the end's mark are left out.
+/// Writes an OpenMetrics text in the older format: a counter's family is named as its samples are, what the older
+/// format has no type for becomes a gauge, and units and the end's mark are left out.
 #[must_use]
 pub fn from_openmetrics(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -87,7 +87,8 @@ mod tests {
 
     #[test]
     fn the_older_format_is_for_who_prefers_it() {
-        // What scrapers send: Prometheus 3 by default, and where only the older format is allowed; Go's client; an agent.
+        // What scrapers send: Prometheus 3 by default, and where only the older format is allowed; Go's client; an
+        // agent.
         for older in [
             "text/plain;version=0.0.4",
             "text/plain; version=0.0.4; q=0.5, */*;q=0.1",

@@ -1,5 +1,5 @@
-//! From a token to who the client is and what it may watch (PROTOCOL 1). It owns the claims, their rules and the
-//! signature (HS256: an HMAC and no more); where a token is found in a request is [`super::head`]'s.
+//! Verifies a token and reads from it the user and the assessments it allows (PROTOCOL 1). Owns the claims, their rules
+//! and the signature (HS256); [`super::head`] finds the token in a request.
 //!
 //! What the contract leaves open is decided so:
 //! - A `userId` or `sub` that is no non-empty string and no number counts as not there: `"userId":null` or `""` gives

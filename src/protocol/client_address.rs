@@ -1,5 +1,5 @@
-//! Where a client comes from, where proxies stand in front of the pod: the PROXY protocol's header, `X-Forwarded-For` and
-//! `Forwarded` (RFC 7239). It owns what they say and whom to believe; what limits go by the address is the shard's.
+//! The client's address behind proxies: the PROXY protocol header, `X-Forwarded-For` and `Forwarded` (RFC 7239). Owns
+//! their meaning and which of them is trusted; the shard applies limits by address.
 //!
 //! Each proxy adds, on the right, the address that connected to it. So the list is read from the right, as long as the
 //! address at hand is one of `TRUSTED_PROXIES`: the first that is not is the client's. What stands to its left is the

@@ -2,7 +2,8 @@
 //! answered where it is refused before an upgrade. It owns what a request may look like; whether its token is any good
 //! is [`super::auth`]'s, and whether there is room for the client, the shard's.
 //!
-//! - [`Scan`] finds the head's end first, within `MAX_HEAD_BYTES`: a head that comes byte by byte costs a scan of those.
+//! - [`Scan`] finds the head's end first, within `MAX_HEAD_BYTES`: a head that comes byte by byte costs a scan of
+//!   those.
 //!   Faults in its bytes (a lone LF, a control byte) are told before it is whole, for it may never be.
 //! - Then it is judged in this order: syntax and framing (400), path (404), method (405), and of `/ws` a body (400),
 //!   the handshake's headers (426, 400) and the origin (403). The first fault is the answer.
@@ -175,8 +176,8 @@ impl Scan {
     }
 }
 
-/// What must not be anywhere in a head: told apart from httparse, which takes a lone LF for a line's end. It is looked for
-/// from `from` on.
+/// What must not be anywhere in a head: told apart from httparse, which takes a lone LF for a line's end. It is looked
+/// for from `from` on.
 fn fault_in_bytes(head: &[u8], from: usize) -> Option<RequestFault> {
     let new = &head[from..];
     let lone_lf = memchr::memchr_iter(b'\n', new).any(|at| from + at == 0 || head[from + at - 1] != b'\r');

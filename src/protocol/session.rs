@@ -1,5 +1,5 @@
-//! What a client's frames mean: tungstenite without I/O, fed the bytes that were read. It sends nothing itself: what is
-//! to be answered comes back as a value, so that a control frame never splits a frame that is half written.
+//! Interprets a client's frames with tungstenite, without I/O. Sends nothing: what has to be answered is returned as a
+//! value, so that a control frame never splits a partially written frame.
 //!
 //! Frames are cut here and understood there. A frame's header is read by tungstenite's parser and judged at once,
 //! before the payload comes: so a fault is told as soon as it shows, with the code of PROTOCOL 4, and what tungstenite
@@ -56,8 +56,8 @@ pub enum Inbound {
     BadMessage,
     /// A whole frame of a message that has more to come: nothing but a sign of life.
     Fragment,
-    /// A WebSocket ping frame: answer with a pong frame of the same payload. Where several came, an answer to the latest
-    /// is enough (RFC 6455 section 5.5.3).
+    /// A WebSocket ping frame: answer with a pong frame of the same payload. Where several came, an answer to the
+    /// latest is enough (RFC 6455 section 5.5.3).
     ControlPing(Box<[u8]>),
     /// A WebSocket pong frame.
     ControlPong,

@@ -180,7 +180,8 @@ impl<'p> Name<'p> for &'p RawValue {
     }
 }
 
-/// As serde_json decodes it, which makes the whole pass a quarter cheaper. It refuses payloads with a name that is no Unicode.
+/// As serde_json decodes it, which makes the whole pass a quarter cheaper. It refuses payloads with a name that is no
+/// Unicode.
 struct Decoded<'p>(Cow<'p, str>);
 
 impl<'p> Name<'p> for Decoded<'p> {

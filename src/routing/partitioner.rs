@@ -1,5 +1,5 @@
-//! Which partition of a topic an assessment's records lie on: the producers' own rule, known here so that a cursor lists
-//! one partition of a topic and not all of them. A route names the rule (PROTOCOL 3).
+//! The partition of a topic that holds an assessment's records, by the producers' own rule, so that a cursor lists one
+//! partition of a topic and not all. A route names the rule (PROTOCOL 3).
 
 /// How a topic's producers place an assessment on a partition. The key is the assessment's id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,5 @@
-//! Where an assessment lives: its shard in this pod, its slot and its pod in the cluster. A pure function of the hash
-//! and the view, and so the same answer everywhere; nothing else in the gateway second-guesses it.
+//! Where an assessment is served: its shard in a pod, its slot and its pod in the cluster. A pure function of hash and
+//! view, so every pod gives the same answer. No other module decides this.
 
 use std::sync::Arc;
 
@@ -66,14 +66,14 @@ impl View {
         (0u32..).zip(&self.slots).filter_map(|(number, pod)| Some((SlotNumber(number), pod.as_ref()?)))
     }
 
-    /// The live slot with the highest weight for this assessment (rendezvous hashing). Like a probe, it moves nothing but
-    /// what a lost slot had; not an n-th live slot, for that would move with each other one that comes or goes.
+    /// The live slot with the highest weight for this assessment (rendezvous hashing). Like a probe, it moves nothing
+    /// but what a lost slot had; not an n-th live slot, for that would move with each other one that comes or goes.
     fn heaviest_live(&self, hash: AssessmentHash) -> Option<usize> {
         let live = self.slots.iter().enumerate().filter(|(_, pod)| pod.is_some()).map(|(slot, _)| slot);
         live.max_by_key(|&slot| mix(hash.0 ^ mix(slot as u64)))
     }
 
-    /// This view without one slot: whom a draining pod sends its clients to.
+    /// The view without one slot, by which a draining pod redirects its clients.
     #[must_use]
     pub fn without(&self, slot: SlotNumber) -> Self {
         let mut view = self.clone();
@@ -84,8 +84,8 @@ impl View {
     }
 }
 
-/// The number that a probe hashes: the assessment's own at first, then well mixed with the probe's number, so that a lost
-/// slot's assessments spread evenly over the rest.
+/// The number that a probe hashes: the assessment's own at first, then well mixed with the probe's number, so that a
+/// lost slot's assessments spread evenly over the rest.
 fn probe_key(hash: AssessmentHash, probe: u64) -> u64 {
     if probe == 0 { hash.0 } else { mix(hash.0 ^ probe.wrapping_mul(0x9e37_79b9_7f4a_7c15)) }
 }

@@ -122,8 +122,9 @@ impl Fingerprint {
 }
 
 impl Fingerprint {
-    /// The fingerprint of the topic as a route reads it. A cursor says which records its client has by whose they were taken
-    /// to be and where they were looked for: under a route that says otherwise, on this pod or another one, it means nothing.
+    /// The fingerprint of the topic as a route reads it. A cursor says which records its client has by whose they were
+    /// taken to be and where they were looked for: under a route that says otherwise, on this pod or another one, it
+    /// means nothing.
     #[must_use]
     pub fn read_by(self, route: &Route) -> Self {
         let Scope::Assessment { from, partitioner } = route.scope else { return self };
@@ -144,8 +145,8 @@ impl Fingerprint {
 }
 
 impl Topic {
-    /// Whether a route that reads this topic reads the same records as the same assessments' as this one does, so that its
-    /// messages alone may differ. A board is made of messages, and is filled anew with others.
+    /// Whether a route that reads this topic reads the same records as the same assessments' as this one does, so that
+    /// its messages alone may differ. A board is made of messages, and is filled anew with others.
     #[must_use]
     pub fn is_read_alike(&self, other: &Self) -> bool {
         match (&self.route.scope, &other.route.scope) {

@@ -19,8 +19,8 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 /// How long it pauses where there is no room for a request.
 const ROOM_PAUSE: Duration = Duration::from_millis(2);
 
-/// Sockets that are accepted before the requests of others are read: while sockets wait, an accept is ready at once, and
-/// a storm of them must not be all that the shard does. With their handshakes it is about a millisecond's work.
+/// Sockets accepted in a row before other tasks run. While sockets wait, an accept is ready at once; a storm of them
+/// must not be all that the shard does. With their handshakes this is about a millisecond of work.
 const ACCEPTS_A_TURN: u32 = 16;
 
 /// Accepts from a listener for as long as the shard runs.
@@ -61,7 +61,7 @@ async fn make_room(shard: &ShardContext) {
     }
 }
 
-/// Refuses a socket whose request is not even read.
+/// Refuses a socket without reading its request.
 fn refuse_unread(shard: &ShardContext, mut stream: Stream, peer: IpAddr, why: Unavailable) {
     let refusal = HttpRefusal::Unavailable(why);
     shard.metrics.refused_by_http(refusal);

@@ -1,13 +1,13 @@
-//! Who is served here, who is sent to another pod, and who is refused: PROTOCOL 1's order, as a rule on values. An answer
-//! that goes by where the others are ([`Admission::depends_on_view`]) is given by a view that is sure ([`super::view_gate`]).
+//! Decides whether a client is served here, redirected, or refused, in the order of PROTOCOL 1. A decision that depends
+//! on the view ([`Admission::depends_on_view`]) uses a fresh view ([`super::view_gate`]).
 //!
-//! Without Redis the last view names pods that drain, or are gone. Two things tell that an owner is one of them: a client
-//! that comes from a pod that drains says so by its cursor ([`cursor::add_draining_flag`]), and one that was sent to the owner
-//! moments ago is back ([`super::recent_redirects`]). Such a client is served by the first pod that goes on serving, until the
-//! view is proven ([`ViewFreshness::proven`](crate::exchange::ViewFreshness)); then the handover takes it home.
+//! Without Redis, the last known view may name pods that drain or are gone. Two signs tell: a client from a draining
+//! pod says so in its cursor ([`cursor::add_draining_flag`]), and a client that was redirected to the owner moments ago
+//! has returned ([`super::recent_redirects`]). The first pod that keeps serving takes such a client until the view is
+//! confirmed; the handover then moves it to its owner.
 //!
-//! With `PLACEMENT=any` nobody is ever sent to another pod, for the pods' URLs lead nowhere: a pod that drains has 503 for
-//! who comes, and the close code 1001 for who is there.
+//! With `PLACEMENT=any` no client is redirected, because pods have no addresses of their own. A draining pod answers
+//! 503 to new clients and closes connected ones with 1001.
 
 use std::sync::Arc;
 
@@ -30,14 +30,14 @@ pub enum Admission {
         /// What speaks against the owner that the view names, where that is another.
         owner_doubt: OwnerDoubt,
     },
-    /// It is told why not after the upgrade: one JSON text frame (made by [`Rejection::message`]), then close.
+    /// Refused after the upgrade: one JSON text frame (written by [`Rejection::message`]), then close.
     Reject(Rejection),
     /// 503: this pod was never ready yet, or drains and no other lives.
     Unavailable,
 }
 
 impl Admission {
-    /// Whether another view would have led to another answer, of which the client would be better off.
+    /// Whether another view could lead to a better answer for the client.
     #[must_use]
     pub fn depends_on_view(&self) -> bool {
         matches!(self, Self::Reject(Rejection { redirect: Some(_), .. }))
@@ -71,14 +71,14 @@ pub enum PlacementDecision {
     },
 }
 
-/// What a client that comes shows of the owner that a view names which is not proven.
+/// Signs that the owner named by an unconfirmed view does not serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OwnerDoubt {
     /// Nothing: it is to be asked.
     #[default]
     None,
-    /// A client of the assessment was sent there moments ago, and one is back: the owner doesn't serve it, or the client has
-    /// asked here again for reasons of its own.
+    /// A client of this assessment was redirected there moments ago, and one has returned: the owner does not serve it,
+    /// or the client had its own reasons.
     Returned,
     /// The client comes from a pod that drains: from the owner.
     Draining,
@@ -104,7 +104,7 @@ pub struct Placement<'a> {
     pub place_anywhere: bool,
 }
 
-/// Who the client of a good handshake is. It is asked first, before the client takes anything that others could want.
+/// Authenticates the client of a valid handshake, before it takes any resource that others compete for.
 ///
 /// # Errors
 /// The client's answer, where it has no good token or the pod takes no clients.
@@ -175,7 +175,7 @@ pub enum PlacementKey {
     Assessment(AssessmentHash),
     /// Market data alone, to be had from any pod.
     Market {
-        /// Any number: it spreads such clients over the other pods when this one drains.
+        /// Spreads such clients over the other pods while this one drains.
         spread: u64,
     },
 }
@@ -205,8 +205,8 @@ impl Placement<'_> {
         }
     }
 
-    /// The pod that a client is to go to instead; `None` where it is served here, or nobody is to be sent anywhere. A
-    /// draining pod sends everyone away, if it knows whom to. The evidence is that of when the client came.
+    /// The pod to redirect a client to; `None` if it is served here or nobody may be redirected. A draining pod
+    /// redirects every client if it knows another pod. `owner_doubt` is as of the client's arrival.
     #[must_use]
     pub fn redirect_for(&self, placement_key: PlacementKey, owner_doubt: OwnerDoubt) -> Option<Redirect> {
         if self.place_anywhere {
@@ -251,8 +251,8 @@ impl Placement<'_> {
         }
     }
 
-    /// The owner once this pod is gone; another than the present one, too, where that drains and a third is there. That a
-    /// client is back is not enough for it: the owner may well be there.
+    /// The owner after this pod is gone. If that owner drains too, a third pod if there is one. A returned client alone
+    /// is not enough for that: the owner may well be there.
     fn next_owner(&self, hash: AssessmentHash, owner_doubt: OwnerDoubt) -> Option<Pod> {
         let view = &self.pod_state.view;
         let own = view.live().find(|(_, pod)| pod.node == *self.node);
@@ -263,7 +263,7 @@ impl Placement<'_> {
         left.pod(third.unwrap_or(next)).cloned()
     }
 
-    /// Whether the pod was ready once, and does not drain without another pod to send its clients to.
+    /// Whether the pod was ready once, and does not drain without another pod to redirect to.
     fn accepts_clients(&self) -> bool {
         let draining = self.pod_state.draining_since.is_some();
         let has_nobody = || self.place_anywhere || self.other_pod().is_none();

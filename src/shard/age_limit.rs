@@ -1,10 +1,9 @@
-//! How old connections get (`MAX_CONNECTION_AGE_MS`): one that has reached its age is sent elsewhere with its cursor, so
-//! that load evens out over pods, and over what stands in front of them, as clients come anew. A client of an assessment
-//! goes to its owner, which may be this pod; one of market data to any pod that lives. Where pods have no address of their
-//! own (`PLACEMENT=any`), the client is sent a heartbeat, whose cursor is as fresh, and connects as it did before.
+//! Closes connections at `MAX_CONNECTION_AGE_MS` so that load evens out as clients reconnect. A client of an assessment
+//! is redirected to its owner, which may be this pod; a market-data client to any live pod. With `PLACEMENT=any` the
+//! client gets a heartbeat with a fresh cursor and reconnects as before.
 //!
-//! Clients that came together don't leave together: each lives between three quarters of the age and the whole of it,
-//! by a fraction that its key gives, and they leave no faster than a handover would send them.
+//! Clients that arrived together do not leave together: each connection lives between three quarters of the age and all
+//! of it, by a fraction derived from its key, and closes keep to the handover rate.
 
 use std::time::{Duration, Instant};
 
@@ -84,7 +83,7 @@ impl AgeLimiter {
     }
 }
 
-/// Whether a connection has reached its age. One that is being caught up, or whose socket is full, has another pass' time.
+/// Whether a connection has reached its age. One that catches up or has a full socket is left to the next pass.
 fn is_due<S>(connection: &Connection<S>, key: ConnectionKey, age_max: Duration, now: Instant) -> bool {
     let age = now.saturating_duration_since(connection.opened);
     age >= lifetime(key, age_max) && connection.is_open() && !connection.catching_up
@@ -101,7 +100,7 @@ fn mixed(key: ConnectionKey) -> u32 {
     (key.data().as_ffi().wrapping_mul(GOLDEN) >> 32) as u32
 }
 
-/// Closes a connection with where to go; returns whether it is known where that is.
+/// Closes a connection with a redirect; returns `false` if no target is known.
 fn close_for_age<S: Socket>(
     state: &mut ShardState<S>,
     key: ConnectionKey,

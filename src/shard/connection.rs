@@ -1,5 +1,5 @@
-//! One connection, as the shard knows it: a position, a version of the board, what it is owed, and how it ends. It owns
-//! no queue: whatever comes for it while it can't be written to waits in the history, on the board, or as a bit here.
+//! One connection: its position, its version of the board, the control messages due to it, and how it ends. It owns no
+//! queue: events wait in the history, prices on the board, and control messages as flags here.
 
 use std::io::{self, IoSlice};
 use std::time::{Duration, Instant};
@@ -32,8 +32,7 @@ pub(super) trait Socket {
     /// Tells the connection's own task to look at it: its socket is full, or it has ended.
     fn wake(&self);
 
-    /// Asks the processor to fetch what is looked at of the last of these connections: it is written to after this one, and
-    /// would be waited for then. Nothing depends on it.
+    /// Prefetches the last of these connections, which is written next. A hint without effect on results.
     fn fetch_ahead(_this: (ConnectionKey, &Connection<Self>), _others: &[ConnectionKey])
     where
         Self: Sized,
@@ -48,8 +47,8 @@ pub(super) trait Socket {
 ///  \---------------------------------- gone (error, end of input) ---------------------------------------------^
 /// ```
 ///
-/// In the order in which they lie: what each event looks at comes first, within three lines of the processor's cache.
-/// With many thousands of connections none of it is there any more, and each further line would be waited for.
+/// Fields are in memory order: those read for every event come first, within three cache lines. With many thousands of
+/// connections none of it is cached, and each further line would add a stall.
 #[repr(C)]
 pub(super) struct Connection<S> {
     pub(super) socket: S,
@@ -57,7 +56,7 @@ pub(super) struct Connection<S> {
     pub(super) subscription: Option<Subscription>,
     /// The rest of what is half written: it goes before all else.
     pub(super) partial: Option<PartialFrame>,
-    /// What its cursor covers, until it has passed that: so long it is served on its own.
+    /// What its cursor covers. Until it has been sent everything beyond, its frames are made for it alone.
     pub(super) resume_filter: Option<Box<ResumeFilter>>,
     /// The payload of the newest WebSocket ping that was not answered yet (RFC 6455 section 5.5.3 lets the rest go).
     pub(super) ping_payload: Option<Box<[u8]>>,
@@ -68,13 +67,13 @@ pub(super) struct Connection<S> {
     pub(super) control_due: ControlDue,
     /// It has more due than one turn's share, and waits for the next.
     pub(super) pending: bool,
-    /// It came back, and has not yet been sent all that it lacked.
+    /// It resumed and has not been sent all missed events yet.
     pub(super) catching_up: bool,
-    /// What spoke against the owner that the view named when it came, where that was another pod.
+    /// Signs against the owner named by the view when the client arrived.
     pub(super) owner_doubt: OwnerDoubt,
     /// How far it has seen the board.
     pub(super) board_seen: BoardVersion,
-    /// The board as it was when it came. Until it has seen that much, the board goes before its events.
+    /// The board's version at connect. Until it has seen this version, the board precedes its events (PROTOCOL 2).
     pub(super) board_at_open: BoardVersion,
     /// Its place in the shard's roster.
     pub(super) index: u32,
@@ -85,7 +84,7 @@ pub(super) struct Connection<S> {
     pub(super) pinged_at: Instant,
     /// When it was last told that a message was none.
     pub(super) bad_message_at: Option<Instant>,
-    /// When its token runs out. By the clock that never steps: a wall clock that does cuts nobody off.
+    /// When its token expires, on the monotonic clock: a wall-clock step disconnects nobody.
     pub(super) token_expires_at: Option<Instant>,
     pub(super) inbound: InboundBucket,
 }
@@ -105,8 +104,8 @@ pub(super) struct Subscription {
 pub(super) enum PartialFrame {
     /// Bytes of its own: a control frame, a market's, or the greeting.
     Bytes(Box<UnsentBytes>),
-    /// An event's frame, of which so many bytes are written. The connection's position is behind it already, and the history
-    /// keeps it until [`PartialFrame::release`].
+    /// An event's frame, written up to `sent`. The position is past it already, and the history keeps the frame until
+    /// [`PartialFrame::release`].
     Event { frame: FrameRef, sent: u32 },
 }
 
@@ -158,7 +157,7 @@ impl UnsentBytes {
     }
 }
 
-/// What a connection is owed besides events and markets.
+/// Control messages due to a connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct ControlDue {
     pub(super) heartbeat: bool,
@@ -195,12 +194,13 @@ pub(super) struct PendingClose {
     pub(super) echo: Option<u16>,
     /// The last bytes are under way.
     pub(super) close_sent: bool,
-    /// When its socket is cut, told or not, unless it still takes what goes before (see [`Connection::is_abort_due`]).
+    /// When its socket is aborted, close frame sent or not, unless it still accepts earlier bytes (see
+    /// [`Connection::is_abort_due`]).
     pub(super) abort_at: Instant,
 }
 
-/// Token buckets for what a client sends. Control frames have one of their own: they are no messages, but a flood of
-/// them must find a bound, too.
+/// Token buckets for inbound frames. Control frames have their own: they are not messages, but a flood of them must hit
+/// a limit.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct InboundBucket {
     /// In thousandths of a text message.
@@ -247,7 +247,7 @@ fn burst(rate: u32) -> u32 {
 }
 
 impl<S> Connection<S> {
-    /// Whether nothing but what is due to all who are up to date is due to it.
+    /// Whether only shared data is due to it, as to every up-to-date connection.
     pub(super) fn is_plain(&self) -> bool {
         self.partial.is_none()
             && self.resume_filter.is_none()
@@ -278,8 +278,8 @@ impl<S> Connection<S> {
         matches!(self.end, CloseState::Live)
     }
 
-    /// Whether its farewell has had its time. A socket that still takes what goes before the close frame, such as the rest of
-    /// an event, is given until it takes nothing for [`CLOSE_STALL_MAX`], and `stall_timeout` in all.
+    /// Whether its closing time is over. A socket that still accepts earlier bytes, such as the rest of an event, is
+    /// kept until it accepts nothing for [`CLOSE_STALL_MAX`], and for `stall_timeout` at most.
     pub(super) fn is_abort_due(&self, pending_close: &PendingClose, stall_timeout: Duration, now: Instant) -> bool {
         let since = |then: Instant| now.saturating_duration_since(then);
         let takes = self.blocked_since.is_some_and(|blocked| since(blocked) < CLOSE_STALL_MAX);
@@ -302,7 +302,7 @@ impl<S: Socket> Connection<S> {
         self.socket.wake();
     }
 
-    /// Ends it without a word.
+    /// Ends it without a close frame.
     pub(super) fn abort(&mut self, reason: CloseReason) {
         if !matches!(self.end, CloseState::Closed { .. }) {
             self.end = CloseState::Closed { reason, close_sent: false };

@@ -1,5 +1,5 @@
-//! What the tasks of a shard share: its settings, its state, and the ways to other threads. What they do with it is left to
-//! the tasks.
+//! What the tasks of a shard share: its settings, its state, and the ways to other threads. What they do with it is
+//! left to the tasks.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -82,8 +82,8 @@ impl ShardContext {
     }
 
     /// Lets the turns have theirs, if others have run for long: a thousand clients that come at a time are not to keep
-    /// those who are there waiting. The turns are woken for it: who rings their bell from another thread is not heard before
-    /// the executor looks at its rings again, which it does when it has run out of tasks.
+    /// those who are there waiting. The turns are woken for it: who rings their bell from another thread is not heard
+    /// before the executor looks at its rings again, which it does when it has run out of tasks.
     pub(super) async fn yield_to_turns(&self) {
         if self.last_turn.get().elapsed() >= 2 * TIME_SLICE {
             if let Some(turn_waker) = self.turn_waker.take() {
@@ -98,7 +98,8 @@ impl ShardContext {
         self.shard_handles[usize::from(self.index.0)].wake();
     }
 
-    /// Differs from that of every other connection of every pod that started at another millisecond or has another name.
+    /// Differs from that of every other connection of every pod that started at another millisecond or has another
+    /// name.
     pub(super) fn next_connection_id(&self) -> String {
         let count = self.connections.get() + 1;
         self.connections.set(count);

@@ -35,14 +35,14 @@ use crate::stream::history::IndexKey;
 /// Sends between two looks at the clock.
 const SENDS_PER_SLICE: usize = 64;
 
-/// How long a turn takes in what comes while it sends. Records that were made together come in some batches: whoever is
-/// told late in a walk along thousands of watchers is to have them in one write, and the turn is to have an end.
+/// How long a turn keeps accepting batches while it sends. Records produced together arrive in several batches; the
+/// last subscribers of a long dispatch get them in one write, and the turn must still end.
 const INTAKE_MAX: Duration = Duration::from_millis(20);
 
 /// How often a draining shard looks at how many clients may still be there.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
 
-/// How much is read of a socket at once. One buffer a shard: a connection that is quiet has none.
+/// Bytes per read from a socket. One buffer per shard: a quiet connection holds none.
 const READ_BYTES: usize = 16 * 1024;
 
 /// Starts a shard's thread, and returns when its executor is made.
@@ -128,7 +128,8 @@ impl<'a> TimeSlice<'a> {
         Self { since: Instant::now(), liveness }
     }
 
-    /// Lets others run, if it is time; returns whether they have. That it came to this shows that the thread doesn't sleep.
+    /// Yields if the time slice is over; returns whether it did. Reaching this point shows that the thread does not
+    /// sleep.
     async fn take(&mut self) -> bool {
         let now = Instant::now();
         let is_time = now.saturating_duration_since(self.since) >= TIME_SLICE;
@@ -191,7 +192,7 @@ impl TurnLoop {
         self.stop().await;
     }
 
-    /// Empties the inbox: overload shows as positions that lag, not as an ingest that stands.
+    /// Empties the inbox, so that overload shows as lagging positions and not as blocked ingest.
     async fn take_in(&self, intake: &mut IntakeBudget) {
         let mut slice = TimeSlice::begin(&self.status.liveness);
         while self.take_batch(intake) {
@@ -215,7 +216,7 @@ impl TurnLoop {
         true
     }
 
-    /// Sends what is due: events first, then markets, then heartbeats, then as much as may be to those who lag.
+    /// Sends what is due: events, then markets, then heartbeats, then as much as the budget allows to clients that lag.
     async fn send(&mut self, intake: &mut IntakeBudget) {
         let mut slice = TimeSlice::begin(&self.status.liveness);
         while self.shard.state.borrow_mut().dispatch(SENDS_PER_SLICE, Now::read()) == Pass::More {
@@ -238,7 +239,7 @@ impl TurnLoop {
         }
     }
 
-    /// Sends away who is to go: to its new owner, or because the pod drains.
+    /// Closes the clients that have to leave: handed over, too old, or drained.
     fn close_departing(&mut self, pod_state: &PodState, now: Now) {
         let phase = DrainPhase::at(now.instant, pod_state.draining_since, &self.drain);
         let placement =
@@ -276,7 +277,7 @@ impl TurnLoop {
         }
         let mut was_polled = false;
         poll_fn(|cx| {
-            // Armed before the look, or what comes between the two would be missed.
+            // Registered before the check, or a change in between would be missed.
             self.inbox.waker.register(cx.waker());
             self.shard.turn_waker.replace(Some(cx.waker().clone()));
             let due = !self.inbox.batches.is_empty()

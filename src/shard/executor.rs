@@ -1,5 +1,5 @@
-//! A shard's executor: it runs tasks on the shard's thread, one at a time. All of glommio is here; nothing else knows what
-//! runs the tasks. What they do is left to others.
+//! A shard's executor: it runs tasks on the shard's thread, one at a time. All of glommio is here; nothing else knows
+//! what runs the tasks. What they do is left to others.
 //!
 //! A task is woken from another thread by its [`Waker`], as everywhere.
 
@@ -28,14 +28,14 @@ use crate::exchange::ShardStatus;
 const IO_MEMORY_BYTES: usize = 64 * 1024;
 
 /// glommio's preemption timer. If it fires after it was armed and before the executor first looks at its queues, the
-/// executor parks with work at hand. That is rare on a quiet machine. On a busy one, where the thread waits for its core
-/// just there, the shard then sleeps until something else wakes it (with 1 ms: stalls of up to a second, some a minute).
-/// So the timer is longer than any wait for a core, and tasks yield by themselves. A latency for a queue would shorten the
-/// timer again: the main queue has none.
+/// executor parks with work at hand. That is rare on a quiet machine. On a busy one, where the thread waits for its
+/// core just there, the shard then sleeps until something else wakes it (with 1 ms: stalls of up to a second, some a
+/// minute). So the timer is longer than any wait for a core, and tasks yield by themselves. A latency for a queue would
+/// shorten the timer again: the main queue has none.
 const PREEMPT_TIMER: Duration = Duration::from_secs(1);
 
-/// The main queue's part of the core while other tasks can run, too: four parts of five. glommio runs the queue that had
-/// least so far; with equal parts, turns that had sent for 40 ms waited as long for thousands of handshakes.
+/// The main queue's part of the core while other tasks can run, too: four parts of five. glommio runs the queue that
+/// had least so far; with equal parts, turns that had sent for 40 ms waited as long for thousands of handshakes.
 const MAIN_SHARES: Shares = Shares::Static(4);
 
 /// Longer than it takes to ask for it: a time that is over already would be no wait.
@@ -65,7 +65,8 @@ impl Executor {
     }
 }
 
-/// Runs the thread's main task to its end, in a queue of its own: it gets most of the core, however many others could run.
+/// Runs the thread's main task to its end, in a queue of its own: it gets most of the core, however many others could
+/// run.
 pub(super) async fn run_main(task: impl Future<Output = ()> + 'static) {
     let queue = glommio::executor().create_task_queue(MAIN_SHARES, Latency::NotImportant, "main");
     match glommio::spawn_local_into(task, queue) {
@@ -74,7 +75,8 @@ pub(super) async fn run_main(task: impl Future<Output = ()> + 'static) {
     }
 }
 
-// ---- tasks --------------------------------------------------------------------------------------------------------------
+// ---- tasks
+// --------------------------------------------------------------------------------------------------------------
 
 new_key_type! {
     /// A task. A key that outlives its task matches no other.
@@ -185,7 +187,8 @@ impl Drop for SleepWatchdog {
     }
 }
 
-// ---- waits --------------------------------------------------------------------------------------------------------------
+// ---- waits
+// --------------------------------------------------------------------------------------------------------------
 
 /// Waits for a time.
 pub(super) async fn sleep(duration: Duration) {
@@ -214,16 +217,16 @@ pub(super) fn yield_in_poll(cx: &mut Context<'_>) {
     let _ = yielding.poll(cx);
 }
 
-/// Lets all tasks run that can, and then the executor look at its rings: at what other threads and the kernel have for it.
-/// [`yield_now`] leads there only if nothing else can run.
+/// Lets all tasks run that can, and then the executor look at its rings: at what other threads and the kernel have for
+/// it. [`yield_now`] leads there only if nothing else can run.
 pub(super) async fn yield_to_kernel() {
     sleep(MOMENT).await;
 }
 
 /// Waits until a descriptor can be read.
 ///
-/// glommio waits for sockets only. But its stream waits before it reads, and only the read finds out that this is no socket
-/// (`ENOTSOCK`).
+/// glommio waits for sockets only. But its stream waits before it reads, and only the read finds out that this is no
+/// socket (`ENOTSOCK`).
 ///
 /// # Errors
 /// If no descriptor is left for the wait.

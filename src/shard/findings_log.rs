@@ -1,4 +1,4 @@
-//! What an operator is told of that turned out about records, now and then: counted always, logged at a bounded rate.
+//! Logs findings about records at a bounded rate, and counts all of them.
 
 use std::collections::HashMap;
 use std::sync::Arc;

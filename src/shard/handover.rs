@@ -1,7 +1,7 @@
-//! The handover: when the view changes, clients whose assessment moved to another pod are sent there, oldest first and no
-//! faster than their new owners are meant to take them. Until then they are served; who comes home meanwhile stays. The
-//! view that they go by is made sure of first ([`super::view_gate`]). Those who are served since their owner is known not
-//! to ([`super::admission`]) go home once the view is proven, changed or not.
+//! When the view changes, redirects the clients whose assessment moved to another pod, oldest first, at a limited rate.
+//! Until then they are served; a client whose assessment comes back meanwhile stays. The view is refreshed first
+//! ([`super::view_gate`]). Clients served in place of a doubted owner move to it once the view is confirmed, changed or
+//! not.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -21,8 +21,8 @@ use crate::routing::placement::View;
 /// The bucket's depth in time: what was not handed over while nobody had to move is not made up for by a burst.
 const BURST: Duration = Duration::from_millis(100);
 
-/// Connections that are looked at in one turn for whether they have moved: the hash of each is placed anew, which takes
-/// some 100 ns and a cache miss, so that others wait for about half a millisecond.
+/// Connections checked for a move per turn. Placing one hash takes about 100 ns and a cache miss, so others wait about
+/// half a millisecond.
 const SCANNED_PER_TURN: usize = 4096;
 
 /// Who is still to be sent to another pod.
@@ -108,8 +108,8 @@ impl Handover {
         self.waiting.clear();
     }
 
-    /// Goes on looking who has moved: backwards, so that those who leave meanwhile make it miss none. Who comes meanwhile
-    /// was let in by the same view.
+    /// Continues the scan for moved connections, backwards, so that a connection that closes makes it miss none. New
+    /// connections were admitted by this view.
     fn scan<S: Socket>(&mut self, state: &ShardState<S>, placement: &Placement<'_>) {
         let end = self.unseen.min(state.connection_keys.len());
         self.unseen = end.saturating_sub(SCANNED_PER_TURN);

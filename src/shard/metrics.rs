@@ -1,4 +1,4 @@
-//! What the shards of a pod count. The rules count in plain integers ([`TurnCounts`]); the event loop publishes them once a
+//! The metrics of a pod's shards. The rules count in plain integers ([`TurnCounts`]); the loop publishes them once per
 //! turn.
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -26,7 +26,7 @@ pub(super) struct TurnCounts {
     pub(super) blocked: u64,
     /// Bytes written to clients.
     pub(super) bytes: u64,
-    /// Clients that came back with a cursor and go on from it.
+    /// Clients that resumed from their cursor.
     pub(super) resumed: u64,
     /// Clients that were told to fetch their state anew, by reason.
     pub(super) resets: [u64; ResetReason::ALL.len()],

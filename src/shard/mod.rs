@@ -1,4 +1,4 @@
-//! A shard: one pinned executor that alone owns its connections, its history and its counters.
+//! A shard: one pinned thread that alone owns its connections, its history and its counters.
 //!
 //! Rules, tried with scripted sockets and plain times:
 //! - [`state`]: the connections, who watches what, and what each turn does for them;
@@ -15,9 +15,9 @@
 //! - [`findings_log`]: what an operator is told of records;
 //! - [`pod_limits`]: what the shards of a pod share: its bounds on connections.
 //!
-//! Edges, from the bottom up: `executor.rs` (glommio: what runs the tasks), `reactor.rs` (what tasks wait for), `writer.rs` (a
-//! connection's writes), `context.rs` (what tasks share), `socket.rs` (a client's socket, from its request to its end), `accept.rs` (new sockets),
-//! `event_loop.rs` (the turns).
+//! Edges, from the bottom up: `executor.rs` (glommio: what runs the tasks), `reactor.rs` (what tasks wait for),
+//! `writer.rs` (a connection's writes), `context.rs` (what tasks share), `socket.rs` (a client's socket, from its
+//! request to its end), `accept.rs` (new sockets), `event_loop.rs` (the turns).
 
 mod accept;
 pub mod admission;
@@ -99,7 +99,7 @@ pub struct Parts {
     pub malformed: Counter,
 }
 
-/// Starts a shard's thread. It ends when the standing says so.
+/// Starts a shard's thread. It ends when the pod state says so.
 ///
 /// # Errors
 /// Where the executor can't be made: the gateway checks for io_uring before, and says what forbids it.

@@ -1,5 +1,5 @@
-//! What is due to one socket, in one write: the rest of what is half written, then what the connection is owed, its
-//! events, the markets; or its farewell. And how far the write came.
+//! Composes what is due to one socket into one write (the rest of a partial frame, control messages, events, markets;
+//! or the close sequence), and applies how far the write got.
 
 use std::io::{self, ErrorKind, IoSlice};
 
@@ -149,8 +149,8 @@ pub(super) fn write_once<S: Socket>(
     }
 }
 
-/// Finds what is due. `None` where the rest of a half-written event is gone, since more is half written than the history
-/// keeps: the socket must be cut.
+/// Plans a write. `None` if the rest of a partial event is gone, because the partial events exceed what the history
+/// keeps; the socket must then be aborted.
 fn plan<S: Socket>(connection: &mut Connection<S>, source: &mut WriteContext<'_>, now: Now) -> Option<WritePlan> {
     let mut plan = WritePlan { board_first: connection.board_seen < connection.board_at_open, ..WritePlan::default() };
     source.scratch.control.clear();
@@ -200,7 +200,7 @@ fn plan_close<S>(
     let CloseState::Closing(pending_close) = &connection.end else { return };
     let Scratch { control, text, .. } = &mut *source.scratch;
     if let Some(Redirect { to, from_draining }) = &pending_close.to {
-        // Its cursor is behind what the client was to be told of: elsewhere nobody would tell it.
+        // The cursor precedes the loss that the client has to hear of; the next pod would not report it.
         if let Some(reason) = connection.control_due.reset {
             messages::reset(control, reason, as_cursor(text));
             plan.control_texts = 1;
@@ -275,7 +275,7 @@ fn plan_events<S>(
             plan.due = Some(due);
             plan.events = due.bytes;
             if let Some(due) = plan.due.take_if(|due| due.bytes == 0) {
-                // None of them could be mapped: there is nothing to wait for. More may be behind them.
+                // None of them could be mapped, so there is nothing to write.
                 position = source.history.progress(position, &due, 0).position;
                 subscription.position = position;
                 plan.is_unfinished = source.history.locate(log_key, &mut position) == PositionStatus::Behind;
@@ -348,8 +348,8 @@ fn write_control<S>(
         + u64::from(control_due.reset.is_some())
 }
 
-/// Fills the slices of a plan; returns how many, and of how many bytes. Where the events need more slices than there
-/// are, what follows them waits for the next write.
+/// Fills the slices for a plan; returns their number and their bytes. If the events need more slices than there are,
+/// the rest waits for the next write.
 fn fill<'a, S>(
     plan: &WritePlan,
     connection: &'a Connection<S>,
@@ -488,7 +488,7 @@ fn advance_catch_up<S>(connection: &mut Connection<S>, source: &mut WriteContext
     for &(end, after) in frames {
         if end > taken {
             if start < taken {
-                // What is half written is the connection's own, so it is past it already.
+                // The connection owns the partial frame, so its position is past it.
                 connection.partial = Some(PartialFrame::bytes(bytes[taken..end].into(), 1));
                 subscription.position = after;
             }

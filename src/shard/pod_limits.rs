@@ -1,5 +1,5 @@
-//! What the shards of a pod share: how many connections are open, of whom, and how fast they may come. Counters without a
-//! lock; those of an address and of a user, where they are bounded, behind one that is taken at a handshake and a close.
+//! The limits that a pod's shards share: open connections, per address and per user, and accept rates. Counters are
+//! atomic; the per-address and per-user counts, if limited, are behind a lock that is taken at handshake and close.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
@@ -21,7 +21,7 @@ pub struct PodLimits {
     start: Instant,
     /// Clients with a good token.
     accepts: RateLimiter,
-    /// Clients without one. Their rate is their own: it takes nothing from those who may come in.
+    /// Clients without a good token. Limited separately, so that they take nothing from authenticated clients.
     refusals: RateLimiter,
 }
 
@@ -38,7 +38,7 @@ struct PodCounts {
     user_hasher: RandomState,
 }
 
-/// What a client address is counted by: of IPv6 the network of 64 bits, of which a client has all addresses.
+/// The key of a client address: IPv4 whole, IPv6 by its /64 network, which one client owns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum AddressKey {
     V4(u32),
@@ -108,7 +108,7 @@ impl Drop for Charge {
     }
 }
 
-/// A connection's place among those that a pod may have. Dropping it gives the place back.
+/// A permit for one open connection. Dropping it releases the permit.
 #[derive(Debug)]
 pub struct ConnectionPermit(Arc<Charge>);
 
@@ -153,8 +153,8 @@ impl RateLimiter {
 }
 
 impl PodLimits {
-    /// The bounds of `MAX_CONNECTIONS`, of an address and a user, and of `ACCEPTS_PER_SECOND`, with a burst of as many; the
-    /// latter once more for clients without a good token.
+    /// The bounds of `MAX_CONNECTIONS`, of an address and a user, and of `ACCEPTS_PER_SECOND`, with a burst of as many;
+    /// the latter once more for clients without a good token.
     #[must_use]
     pub fn new(config: &ShardConfig, admission: &AdmissionConfig) -> Self {
         Self::with(config.connections_max, config.accepts_per_second, admission.per_address_max, admission.per_user_max)

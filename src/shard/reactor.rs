@@ -1,7 +1,6 @@
-//! What a shard's tasks wait for that the kernel knows of: a socket that can be read or written, and the alarm. All of it
-//! lies in one epoll of the shard's own, and the executor waits for that as for one descriptor. So to fall asleep and to
-//! wake costs as much with ten thousand connections as with ten: the kernel looks for what io_uring cancels then (a timer
-//! each time) among all that its ring waits for. What the bytes mean is left to others.
+//! Readiness of sockets and the wake timer, in one epoll per shard that glommio waits for as one descriptor. Sleeping
+//! and waking then costs the same with ten thousand connections as with ten: the kernel searches everything that
+//! glommio's ring waits for when a timer is cancelled, which happens on every sleep.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -24,11 +23,11 @@ use crate::log_throttle::LogThrottle;
 /// Events that are taken from the kernel at a time, before the tasks that they wake run.
 const EVENTS_A_LOOK: usize = 1024;
 
-/// How often the epoll is looked at where no descriptor is to be had to wait for it with.
+/// Poll interval of the epoll if no descriptor is left to wait on it.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 new_key_type! {
-    /// Who waits. A key that outlives its waiter matches no other.
+    /// A registered waiter. A key that outlives its waiter matches no other.
     struct WaitKey;
 }
 
@@ -96,7 +95,7 @@ impl Reactor {
         seen == EVENTS_A_LOOK
     }
 
-    /// Tells of a connection that ends because the kernel doesn't watch it.
+    /// Logs a connection that is closed because the kernel could not register it.
     fn log_registration_failure(&self, error: &io::Error) {
         if let Some(held_back) = self.refusals.admit(Instant::now()) {
             tracing::warn!(
@@ -128,7 +127,7 @@ impl ReadinessWaiter {
         Self { reactor: Rc::clone(reactor), key }
     }
 
-    /// Tries a call, and where it would block lets the task be woken, once, when the source is ready for it.
+    /// Tries a call; if it would block, arranges one wake-up of the task when the source is ready.
     fn poll<S: Source, T>(
         &self,
         source: &mut S,
@@ -154,7 +153,7 @@ impl ReadinessWaiter {
     }
 
     fn register_waker(&self, task: &Waker) {
-        // Whoever was to be woken is dropped last: it may be all that held its task, and that may have places here.
+        // The replaced waker is dropped last: it may own its task, and that task may own waiters here.
         let _before;
         let known = &mut self.reactor.waiting.borrow_mut()[self.key].task;
         if !known.as_ref().is_some_and(|known| known.will_wake(task)) {
@@ -162,8 +161,7 @@ impl ReadinessWaiter {
         }
     }
 
-    /// Has the kernel tell when a source is ready. Where it is asked for something new, it tells whether that is so already;
-    /// from then on it tells of each change (edge-triggered).
+    /// Registers a source with the kernel, edge-triggered. A new interest reports at once if it is already satisfied.
     fn register(&self, source: &mut impl Source, interest: Interest) -> io::Result<()> {
         let registered = &mut self.reactor.waiting.borrow_mut()[self.key].registered;
         let all = registered.map_or(interest, |registered| registered | interest);
@@ -193,7 +191,8 @@ impl Drop for ReadinessWaiter {
     }
 }
 
-// ---- sockets ----------------------------------------------------------------------------------------------------------
+// ---- sockets
+// ----------------------------------------------------------------------------------------------------------
 
 /// A client's socket, of one task.
 pub(super) struct Stream {
@@ -223,12 +222,12 @@ impl Stream {
         self.waiter.poll(&mut self.socket, Interest::WRITABLE, cx.waker(), |socket| socket.write(bytes))
     }
 
-    /// Writes what the socket takes at once, to somebody who is not waited for.
+    /// Writes once without waiting and ignores the outcome.
     pub(super) fn write_now(&mut self, bytes: &[u8]) {
         let _ = self.socket.write(bytes);
     }
 
-    /// Says that nothing more will be written. A failure means that the peer is gone, which a read tells.
+    /// Shuts down the writing side. A failure means that the peer is gone, which the next read reports.
     pub(super) fn shutdown_write(&self) {
         let _ = self.socket.shutdown(Shutdown::Write);
     }
@@ -246,8 +245,8 @@ impl Stream {
         if asked == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
     }
 
-    /// Closes it at once. Left to itself the kernel keeps what a peer has not taken, for as long as the peer answers its
-    /// probes and outside of every bound of ours: so a connection that has some is reset.
+    /// Closes the socket at once. By default the kernel keeps unacknowledged bytes as long as the peer answers probes,
+    /// outside every limit of ours; so a connection with such bytes is reset.
     pub(super) fn close_now(self) {
         if self.unacknowledged() > 0 {
             // It fails where the connection is gone.
@@ -280,7 +279,7 @@ pub(super) struct TaskWaker {
 }
 
 impl TaskWaker {
-    /// Wakes it, once for each time that it waits: the executor's count of wakes is 16 bits wide (glommio 0.9).
+    /// Wakes the task once per wait: glommio's wake count has 16 bits.
     pub(super) fn wake(&self) {
         self.reactor.wake(self.key);
     }
@@ -311,10 +310,11 @@ impl Listener {
     }
 }
 
-// ---- the alarm --------------------------------------------------------------------------------------------------------
+// ---- the alarm
+// --------------------------------------------------------------------------------------------------------
 
-/// Wakes a task at a time. A timer of the executor's costs two more entries into the kernel for each rest while it is set; this
-/// one a call, and only where it is to ring earlier than it is set for.
+/// Wakes a task at a given time. A glommio timer costs two more kernel entries per sleep; this one costs one call, and
+/// only if the new deadline is earlier.
 pub(super) struct WakeTimer {
     timer: OwnedFd,
     waiter: ReadinessWaiter,
@@ -350,7 +350,8 @@ impl WakeTimer {
             tv_nsec: libc::c_long::from(after.subsec_nanos()),
         };
         let setting = libc::itimerspec { it_interval: once, it_value };
-        // SAFETY: the descriptor is the timer's own, the setting lives through the call, and the old one is not asked for.
+        // SAFETY: the descriptor is the timer's own, the setting lives through the call, and the old one is not asked
+        // for.
         let set = unsafe { libc::timerfd_settime(self.timer.as_raw_fd(), 0, &raw const setting, std::ptr::null_mut()) };
         assert_eq!(set, 0, "the timer is open, and the time is one that it takes (timerfd_settime(2))");
         self.set_for.set(Some(at));

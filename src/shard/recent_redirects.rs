@@ -1,6 +1,6 @@
-//! Who was sent away moments ago by a view that is not proven: one that is back was sent in vain, as a rule: the pod that the
-//! view names is gone, or drains. Without this a client would go to a dead URL again and again until Redis tells who lives. It
-//! owns that memory; what is made of it is [`super::admission`]'s.
+//! Remembers the assessments whose clients were redirected moments ago by an unconfirmed view. A client that returns
+//! was probably redirected to a pod that is gone or drains. Without this it would try a dead URL again and again until
+//! Redis is back. [`super::admission`] decides what follows.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
@@ -18,8 +18,8 @@ pub struct RecentRedirects {
 }
 
 impl RecentRedirects {
-    /// A client of this assessment is sent to another pod by a view of this sight. Where that is proven, whoever comes back
-    /// is sent there again, and nothing is remembered.
+    /// Records a redirect of this assessment. With a confirmed view a returning client is redirected again, so nothing
+    /// is remembered.
     pub fn record(&mut self, hash: AssessmentHash, view_freshness: &ViewFreshness, now: Instant) {
         if view_freshness.confirmed {
             *self = Self::default();
@@ -37,7 +37,7 @@ impl RecentRedirects {
         self.times.push_back((now, hash));
     }
 
-    /// Whether a client of this assessment that comes now may be one that was sent away moments ago, in vain.
+    /// Whether a client of this assessment was redirected so recently that this one probably returned.
     #[must_use]
     pub fn has_returned(&self, hash: AssessmentHash, view_freshness: &ViewFreshness, now: Instant) -> bool {
         !view_freshness.confirmed && self.last.get(&hash).is_some_and(|&time| is_recent(time, now))

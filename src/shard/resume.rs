@@ -1,5 +1,4 @@
-//! How a client begins: live, or where its cursor says, and what it is told of that. What a cursor covers is the
-//! history's to judge.
+//! Where a client's stream starts: live, or at its cursor; and what its greeting reports. The history judges cursors.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,7 +21,7 @@ pub(super) struct StartPosition {
     pub(super) position: Position,
     /// What its cursor covers beyond its position.
     pub(super) resume_filter: Option<Box<ResumeFilter>>,
-    /// Whether it lacks events that are there.
+    /// Whether it missed events that the window still has.
     pub(super) catching_up: bool,
     /// Whether its cursor is ahead of what is read here.
     pub(super) is_ahead: bool,
@@ -30,8 +29,8 @@ pub(super) struct StartPosition {
     reset: Option<ResetReason>,
 }
 
-/// A connection whose cursor was ahead of what is read here, or of a newer log: either this pod is behind the one that made
-/// it, or it lies past the end of the log, and is no good.
+/// A connection whose cursor was ahead of this pod. Either this pod is behind the one that made the cursor, or the
+/// cursor lies past the end of the log and is invalid.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AheadCursor {
     key: ConnectionKey,
@@ -43,17 +42,17 @@ pub(super) struct AheadCursor {
 enum Judged {
     /// It may be good.
     Open,
-    /// Some of what its client has is lost, which is taken out of it: the client is told so. It is still ahead with the rest,
-    /// or live.
+    /// Some of what its client has is lost, which is taken out of it: the client is told so. It is still ahead with the
+    /// rest, or live.
     Lost,
     /// Its client can't go on from it: it is live.
     Refuted(ResetReason),
 }
 
-/// So many that are ahead are remembered without a look whether they are still there.
+/// Up to this many such connections are kept without checking whether they still exist.
 const AHEAD_KEPT: usize = 64;
 
-/// So many answers must say that a cursor lies past the end: the first may be that of a leader that is none any more.
+/// End-offset answers that must confirm that a cursor lies past the end; the first may come from a deposed leader.
 const ANSWERS_MIN: u8 = 2;
 
 impl<S: Socket> ShardState<S> {
@@ -80,8 +79,8 @@ impl<S: Socket> ShardState<S> {
         }
     }
 
-    /// Remembers a connection whose cursor is ahead. While Kafka tells no ends, those that have left are forgotten now and
-    /// then: there are never more than twice as many as connections, or a few.
+    /// Tracks a connection whose cursor is ahead. If Kafka reports no ends, closed connections are removed now and
+    /// then: the list holds at most twice the open connections, or a few.
     pub(super) fn track_ahead(&mut self, key: ConnectionKey) {
         if self.ahead.len() >= 2 * self.connection_keys.len().max(AHEAD_KEPT) {
             let connections = &self.connections;
@@ -142,7 +141,7 @@ impl<S: Socket> ShardState<S> {
         self.history.locate(log_key, &mut position) == PositionStatus::Lost
     }
 
-    /// Has those told who might have got what these partitions lost.
+    /// Queues a reset for every client that should have received the lost records of these partitions.
     pub(super) fn queue_loss_resets(&mut self, losses: &[Loss]) {
         let Self { connections, subscribers, history, pending, counts, .. } = self;
         for (log_key, keys) in subscribers.iter() {
@@ -165,7 +164,7 @@ impl<S: Socket> ShardState<S> {
         }
     }
 
-    /// Some events are too large for the window: whoever watches their assessments lacks them.
+    /// Queues a reset for the subscribers of assessments with an event that is too large for the window.
     pub(super) fn queue_oversized_resets(&mut self) {
         for log_key in self.history.take_oversized() {
             let Self { connections, subscribers, pending, counts, .. } = self;
@@ -225,13 +224,14 @@ impl<S: Socket> ShardState<S> {
     }
 }
 
-/// The passes over those whose cursors are ahead. They go backwards, so that one that is taken out makes them miss none.
+/// The passes over those whose cursors are ahead. They go backwards, so that one that is taken out makes them miss
+/// none.
 #[derive(Debug, Default)]
 pub(super) struct Judging {
     /// How many have yet to be judged by what else is known of the logs.
     by_logs: usize,
-    /// The ends of some logs, and how many have yet to be judged by them. Ends that come meanwhile are dropped: they are
-    /// asked for again while somebody is ahead.
+    /// The ends of some logs, and how many have yet to be judged by them. Ends that come meanwhile are dropped: they
+    /// are asked for again while somebody is ahead.
     by_ends: Option<(Arc<PartitionEnds>, usize)>,
 }
 
@@ -241,7 +241,8 @@ impl Judging {
         (self.by_logs, self.by_ends) = (ahead, None);
     }
 
-    /// The ends of some logs are known.
+    /// Rechecks ahead cursors against end offsets. A cursor that existed before the query and lies past the end belongs
+    /// to another log: its client gets a reset and is live from then on.
     pub(super) fn by_ends(&mut self, ends: Arc<PartitionEnds>, ahead: usize) {
         self.by_ends.get_or_insert((ends, ahead));
     }
@@ -297,8 +298,8 @@ fn judge<S>(
     if *beyond < ANSWERS_MIN { Judged::Open } else { Judged::Refuted(reason) }
 }
 
-/// A client that can't go on from its cursor after all is told, and is live from now on where it is not ahead with what is
-/// left of it: whether it is.
+/// A client that can't go on from its cursor after all is told, and is live from now on where it is not ahead with what
+/// is left of it: whether it is.
 fn owe_reset<S: Socket>(
     (key, connection): (ConnectionKey, &mut Connection<S>),
     history: &History,
@@ -322,7 +323,7 @@ fn owe_reset<S: Socket>(
     is_ahead
 }
 
-/// A client lacks something: it is told to fetch its state anew, unless it is told already.
+/// Queues an `expired` reset, unless one is queued already.
 fn queue_expired_reset<S: Socket>(
     (key, connection): (ConnectionKey, &mut Connection<S>),
     (pending, counts): (&mut VecDeque<ConnectionKey>, &mut TurnCounts),

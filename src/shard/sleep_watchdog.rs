@@ -1,19 +1,19 @@
-//! When a shard is looked at next for whether it sleeps on its work, and whether it is nudged: often while it is at work, and
-//! seldom while it rests. It owns the pace; who nudges, and what for, is [`super::event_loop`]'s.
+//! Decides when the watchdog next checks whether a shard sleeps although it has work, and whether it wakes it: often
+//! while the shard is active, rarely while it is idle. [`super::event_loop`] runs the watchdog.
 
 use std::time::Duration;
 
-/// How long until the next look: while the shard is at work, and while it rests. The executor may sleep on tasks that could
-/// run for as long as from one look to the next, should it do so: in a storm of clients it did each second or third second.
-/// A look costs the core some thirty microseconds, and a nudge some fifty more.
+/// Check intervals while the shard is active and while it is idle. The executor may sleep on runnable tasks for one
+/// interval; in a storm of clients it did so every two to three seconds. A check costs about thirty microseconds, a
+/// wake-up about fifty more.
 const CHECK_EVERY: Duration = Duration::from_millis(20);
 const CHECK_EVERY_IDLE: Duration = Duration::from_millis(500);
 
-/// A shard that had no turn for so long is at rest.
+/// A shard without a turn for this long is idle.
 const IDLE_AFTER: Duration = Duration::from_millis(300);
 
-/// One that rested is at work when it had so many turns since the last look. At rest it has one or two a second, and to be
-/// nudged thirty times after each was half of what an idle pod used.
+/// An idle shard becomes active with this many turns since the last check. An idle one makes one or two turns a second;
+/// waking it thirty times after each was half of an idle pod's CPU.
 const ACTIVE_TURNS_MIN: u64 = 8;
 
 /// Whether a shard is at work, as it looks from one look to the next.
@@ -24,8 +24,8 @@ pub(super) struct CheckInterval {
 }
 
 impl CheckInterval {
-    /// How long until the next look at a shard that has had so many turns in all, the last of them so long ago. Whom a nudge
-    /// has not brought to a turn had nothing to do: the pause grows with the time without one.
+    /// The time until the next check, from the total number of turns and the time since the last. A shard that stays
+    /// idle after a wake-up had no work, so the interval grows with the time without a turn.
     pub(super) fn pause(&mut self, turns: u64, since_turn: Duration) -> Duration {
         let fresh = turns.saturating_sub(self.turns);
         self.turns = turns;
@@ -34,7 +34,7 @@ impl CheckInterval {
     }
 }
 
-/// Whether a shard may sleep on its work that had its last turn so long ago.
+/// Whether a shard whose last turn was this long ago may be asleep with work to do.
 pub(super) fn needs_wake(since_turn: Duration) -> bool {
     since_turn >= CHECK_EVERY
 }
@@ -43,8 +43,8 @@ pub(super) fn needs_wake(since_turn: Duration) -> bool {
 mod tests {
     use super::*;
 
-    /// The times of the looks, each with whether it led to a nudge, of a shard that has a turn in each millisecond of which
-    /// `turns` says so.
+    /// The times of the looks, each with whether it led to a nudge, of a shard that has a turn in each millisecond of
+    /// which `turns` says so.
     fn looks(until: u64, turns: impl Fn(u64) -> bool) -> Vec<(u64, bool)> {
         let (mut check_interval, mut now, mut at) = (CheckInterval::default(), 0, Vec::new());
         while now < until {

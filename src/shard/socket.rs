@@ -1,5 +1,5 @@
-//! The edge to clients' sockets: the reading of request heads, the task of each connection, farewells, and what a
-//! socket is written with. What they mean is left to the rules.
+//! The edge to clients' sockets: reading request heads, the task of each connection, the close sequence, and the system
+//! calls that glommio lacks. The rules decide what bytes mean.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -35,10 +35,11 @@ use crate::routing::placement::shard_of;
 /// Reads in one poll of a connection's task, before others have their turn.
 const READS_A_POLL: usize = 4;
 
-/// Refused clients may linger in one in so many of the handshakes' places: the rest is for those who come.
+/// Refused clients may linger in at most one in this many handshake slots.
 const LINGERING_PART: usize = 4;
 
-// ---- handshakes -------------------------------------------------------------------------------------------------------
+// ---- handshakes
+// -------------------------------------------------------------------------------------------------------
 
 /// What came of reading a head.
 enum HeadOutcome {
@@ -78,8 +79,8 @@ pub(super) async fn run_handshake(
     }
 }
 
-/// Lets a client with a good token in, at the pod's rate, on the shard that owns its assessment. One without is refused
-/// here: it takes none of what those with a token could want.
+/// Passes an authenticated client to the shard that owns its assessment, at the pod's accept rate. A client without a
+/// good token is refused here, before it uses anything that authenticated clients need.
 async fn route_to_owner_shard(shard: &Rc<ShardContext>, stream: Stream, upgrade: Upgrade, rest: Vec<u8>) {
     shard.yield_to_turns().await;
     let now = Now::read();
@@ -138,7 +139,8 @@ async fn read_head(
     }
 }
 
-/// Takes the PROXY protocol's header off what was read, where one is due; returns the address that it names, else the peer's.
+/// Takes the PROXY protocol's header off what was read, where one is due; returns the address that it names, else the
+/// peer's.
 async fn read_proxy_header(
     shard: &ShardContext,
     handshake: &Handshake<TaskKey>,
@@ -226,7 +228,7 @@ pub(super) async fn admit_client(shard: &Rc<ShardContext>, stream: Stream, reque
             });
         }
         answer => {
-            // Its socket may linger; its place is for others.
+            // The socket may linger; the permit is free for others.
             drop(permit);
             refuse_after_upgrade(shard, stream, &upgrade, answer).await;
         }
@@ -258,10 +260,11 @@ fn attach(
     shard.state.borrow_mut().attach(new_connection, now)
 }
 
-// ---- a connection's task ----------------------------------------------------------------------------------------------
+// ---- a connection's task
+// ----------------------------------------------------------------------------------------------
 
-/// A connection's task: reads what the client sends, waits for a full socket, and lets go at the end. Written by hand,
-/// for the compiler's form of it keeps each part twice, and there are as many of these as there are clients.
+/// A connection's task: reads from the client, writes when its full socket drains, and detaches at the end. A
+/// hand-written future: the compiler's state machine would hold each part twice, and there is one task per client.
 struct ConnectionTask {
     shard: Rc<ShardContext>,
     key: ConnectionKey,
@@ -306,7 +309,7 @@ impl ConnectionTask {
                 if let Some(reason) = state.ended(self.key) {
                     return Poll::Ready(reason);
                 }
-                // What comes after its end began matters no more. It is read, within a bound, when the client is told.
+                // After closing began, input no longer matters; it is read within a bound once the close frame is sent.
                 if !state.is_live(self.key) {
                     stream.register_task_waker(cx);
                     return Poll::Pending;
@@ -332,7 +335,7 @@ impl ConnectionTask {
     }
 }
 
-/// Also where the task is cancelled; before the stream goes, for the state writes to its descriptor.
+/// Also runs if the task is cancelled, before the stream is dropped: the state writes to its descriptor.
 impl Drop for ConnectionTask {
     fn drop(&mut self) {
         self.detach(CloseReason::GoingAway);
@@ -360,7 +363,8 @@ fn receive(shard: &ShardContext, key: ConnectionKey, session: &mut Session, byte
     }
 }
 
-// ---- farewells --------------------------------------------------------------------------------------------------------
+// ---- farewells
+// --------------------------------------------------------------------------------------------------------
 
 const TOO_FAST: HttpRefusal = HttpRefusal::Unavailable(Unavailable::Rate);
 const BUSY: HttpRefusal = HttpRefusal::Unavailable(Unavailable::Busy);
@@ -384,8 +388,8 @@ async fn refuse_after_upgrade(shard: &ShardContext, stream: Stream, upgrade: &Up
     send_final_response(shard, stream, &bytes).await;
 }
 
-/// Writes a last answer and closes, so that it arrives. Where too many others linger the socket is closed at once: the answer
-/// still arrives, unless the client has sent more than its request.
+/// Writes a final response and closes gracefully. If too many sockets linger, closes at once: the response still
+/// arrives unless the client sent more than its request.
 async fn send_final_response(shard: &ShardContext, mut stream: Stream, answer: &[u8]) {
     let write = async {
         let mut left = answer;
@@ -417,9 +421,9 @@ impl Drop for Lingering<'_> {
     }
 }
 
-/// Reads and drops what a peer still sends, until it closes: a socket that is closed with input unread is reset, and a
-/// reset may overtake the last answer (RFC 1122 section 4.2.2.13). Then waits until the peer has taken all that was
-/// written, for as long as it goes on taking it and `patience` holds.
+/// Discards input until the peer closes: closing a socket with unread input resets it, and the reset may overtake the
+/// last answer (RFC 1122 section 4.2.2.13). Then waits until the peer has acknowledged everything, as long as it makes
+/// progress and `patience` lasts.
 async fn linger(shard: &ShardContext, stream: Stream, patience: Duration) {
     stream.shutdown_write();
     let mut stream = stream;
@@ -442,8 +446,8 @@ async fn linger(shard: &ShardContext, stream: Stream, patience: Duration) {
     }
 }
 
-/// Returns when the peer closes, or breaks the connection: whether it did the latter. Where it sends more than
-/// [`LINGER_BYTES_MAX`] it never returns: the rest stays in the socket, and costs nothing.
+/// Returns when the peer closes (`false`) or the connection breaks (`true`). Never returns if the peer sends more than
+/// [`LINGER_BYTES_MAX`]; the rest stays in the socket and costs nothing.
 async fn discard_input(shard: &ShardContext, stream: &mut Stream) -> bool {
     let mut left = LINGER_BYTES_MAX;
     while left > 0 {

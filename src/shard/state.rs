@@ -1,6 +1,6 @@
-//! A shard's connections, its history and its board, and what each turn does for them. A plain value: time and sockets
-//! come from outside. Each method that touches many connections takes a budget, so that the event loop can let others
-//! have their turn; such passes go backwards, for then a connection that leaves meanwhile makes them miss none.
+//! A shard's connections, history and board, and the work of a turn. A plain value: time and sockets come from outside.
+//! Methods that visit many connections take a budget so that the loop can yield; they go backwards, so that a
+//! connection that closes meanwhile makes them skip none.
 
 use std::collections::VecDeque;
 use std::io;
@@ -61,13 +61,14 @@ pub(super) enum Pass {
     More,
 }
 
-/// A walk along a chain's watchers, last first, in which each is told of all that there is by then.
+/// A pass over the subscribers of one assessment, last first; each gets everything that has arrived by then.
 #[derive(Debug, Clone, Copy)]
 struct DispatchPass {
     log_key: AssessmentLogKey,
     /// How many watchers it has yet to come to.
     left: usize,
-    /// The chain's end when it began: who was told before more came is told of that by another walk.
+    /// The log's end at the start of the pass. If more arrived since, another pass serves the subscribers visited
+    /// before.
     began_at: Position,
 }
 
@@ -173,7 +174,7 @@ impl<S: Socket> ShardState<S> {
         if let Some((log_key, hash)) = watched
             && let Some(entry) = self.subscribers.entry(log_key)
         {
-            // Most have one watcher: room for it, not for four.
+            // Most assessments have one subscriber, so reserve one place.
             let subscribers = entry.or_insert_with(|| Vec::with_capacity(1));
             self.connections[key].subscription =
                 Some(Subscription { log_key, hash, position, index: index_of_len(subscribers.len()) });
@@ -254,14 +255,14 @@ impl<S: Socket> ShardState<S> {
         }
     }
 
-    /// How many bytes of batches may be taken in before what they brought is sent: so much that the history can't
-    /// overtake those who are up to date.
+    /// Bytes of batches that may be taken in before their events are sent, so that the window cannot overtake
+    /// up-to-date clients.
     pub(super) fn intake_bytes_max(&self) -> usize {
         self.config.history_bytes / usize::from(self.config.shards.max(1)) / 4
     }
 
-    /// Sends fresh events to their watchers, for about `budget` sends. More may be taken in between two calls: those whom
-    /// a walk has yet to come to get it in the same write.
+    /// Sends undispatched events to their subscribers, for about `budget` sends. Batches taken in between two calls
+    /// reach the subscribers not yet visited in the same write.
     pub(super) fn dispatch(&mut self, mut budget: usize, now: Now) -> Pass {
         while let Some(log_key) = self.history.next_undispatched() {
             let all = self.subscribers.get(log_key).map_or(0, Vec::len);
@@ -282,8 +283,8 @@ impl<S: Socket> ShardState<S> {
         Pass::Done
     }
 
-    /// Sends what a chain has to the first `left` of its watchers, last first; returns how many are left. Those who are at one
-    /// position, and to whom nothing else is due, are sent the same slices.
+    /// Sends what is due to the first `left` subscribers of an assessment, last first; returns how many are left.
+    /// Subscribers at the same position, with nothing else due, share the same slices.
     fn dispatch_to_subscribers(
         &mut self,
         log_key: AssessmentLogKey,
@@ -348,9 +349,8 @@ impl<S: Socket> ShardState<S> {
         0
     }
 
-    /// Serves those who lag or catch up, in the order in which they came to it, for about `budget` sends. `bytes` is what
-    /// they may still be sent in this turn: it is more to do than those who are up to date are to wait for. A step along the
-    /// history, to find what is due, takes as long as to make a byte of it.
+    /// Serves clients that lag or catch up, in queue order, for about `budget` sends and `bytes` bytes; up-to-date
+    /// clients wait meanwhile.
     pub(super) fn catch_up(&mut self, mut budget: usize, bytes: &mut u64, now: Now) -> Pass {
         while budget > 0 {
             if *bytes == 0 {
@@ -402,7 +402,7 @@ impl<S: Socket> ShardState<S> {
             if stuck {
                 return;
             }
-            // It took something, or is gone: whether it takes more, an ordinary write tells.
+            // It accepted something or failed; an ordinary write tells whether it accepts more.
             self.connections[key].blocked_since = None;
             self.flush(key, now);
         }
@@ -459,7 +459,7 @@ impl<S: Socket> ShardState<S> {
         (self.flushing.is_some() || self.has_unsent_markets()).then(|| flushed + self.config.market_flush)
     }
 
-    /// Whether the board has what the last flush had not.
+    /// Whether the board has changed since the last flush.
     fn has_unsent_markets(&self) -> bool {
         self.board.has_unpublished() || self.board.image_version() > self.flushed_image
     }
@@ -486,8 +486,9 @@ impl<S: Socket> ShardState<S> {
         Pass::Done
     }
 
-    /// Sends the image's news to the first `left` of the roster, last first; returns how many are left. Where nothing else is
-    /// due to a connection, that is what it has not seen of the image: the same bytes for all who have seen the same.
+    /// Sends the image's news to the first `left` of the roster, last first; returns how many are left. Where nothing
+    /// else is due to a connection, that is what it has not seen of the image: the same bytes for all who have seen the
+    /// same.
     fn send_markets(&mut self, left: usize, budget: &mut usize, now: Now) -> usize {
         let Self { connections, connection_keys, history, board, scratch, pending, counts, .. } = self;
         let board = &*board;
@@ -525,8 +526,8 @@ impl<S: Socket> ShardState<S> {
 
     // ---- for the event loop -----------------------------------------------------------------------------------------
 
-    /// Drops what is too old, and says what was counted since the last call, what turned out about records, and what the
-    /// history costs in bytes.
+    /// Drops what is too old, and says what was counted since the last call, what turned out about records, and what
+    /// the history costs in bytes.
     pub(super) fn end_turn(&mut self, now: Instant) -> (TurnCounts, RecordFindings, usize) {
         self.history.evict(now);
         self.queue_oversized_resets();

@@ -1,5 +1,5 @@
-//! What time does to connections: heartbeats, silence, stalls, expired tokens, and the drain. One pass over all of them
-//! now and then, not a timer for each.
+//! Applies time to connections in one periodic pass instead of a timer each: heartbeats, heartbeat timeouts, stalls and
+//! expired tokens.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::ids::AssessmentHash;
 use crate::protocol::close::CloseReason;
 use crate::shutdown::phases::DrainPhase;
 
-/// How long a pass may be late before the thread counts as paused: then sockets are read before anyone is judged silent.
+/// A pass later than this means that the thread was paused; sockets are then read before heartbeat timeouts apply.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Passes over a shard's connections.
@@ -144,7 +144,7 @@ enum SweepAction {
     Keep,
     Heartbeat,
     Close(CloseReason),
-    /// It was to be told why it is closed, and did not take it.
+    /// Its close frame was not accepted in time.
     Abort,
 }
 

@@ -1,5 +1,5 @@
-//! For the simulation: a shard's turns and its connections' tasks, without an executor and without sockets. The rules are
-//! the real ones; `event_loop` and `socket` are what this stands in for.
+//! For the simulation: a shard's turns and its connections' tasks, without an executor and without sockets. The rules
+//! are the real ones; `event_loop` and `socket` are what this stands in for.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
@@ -141,8 +141,8 @@ impl TestShard {
         self.state.dispatch(budget, now) == Pass::Done
     }
 
-    /// What a turn does after the events are sent; who catches up is sent about so many bytes. Whether a look at Redis is
-    /// wanted.
+    /// What a turn does after the events are sent; who catches up is sent about so many bytes. Whether a look at Redis
+    /// is wanted.
     pub(crate) fn finish_turn(&mut self, placement: &Placement<'_>, mut bytes: u64, now: Now) -> bool {
         while self.state.flush_markets(usize::MAX, now) == Pass::More {}
         while self.sweeper.sweep(&mut self.state, usize::MAX, now) == Pass::More {}

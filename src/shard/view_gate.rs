@@ -1,12 +1,10 @@
-//! Before a client is sent to another pod, the view is made sure of: by a look at Redis that is at most
-//! [`VIEW_AGE_MAX`](crate::limits::VIEW_AGE_MAX) old, one for all who wait. So two pods that disagree for a moment can't
-//! send a client to and fro: whoever is behind looks first, and then agrees. It owns when that is needed and how long it is
-//! waited for; the look is discovery's.
+//! Delays a redirect until the view is fresh: at most [`VIEW_AGE_MAX`](crate::limits::VIEW_AGE_MAX) old, one refresh
+//! for all that wait. Two pods with different views then cannot bounce a client, because the one behind refreshes
+//! first. Owns when a refresh is needed and how long to wait; discovery refreshes.
 //!
-//! It holds for all three ways to be sent away: at admission, by the handover, and by a drain. A drain could do with the
-//! last view, for its clients have to go in any case. But where pods are replaced one after another, the next one is about
-//! to leave too, and a pod that has just left is what a view lacks that is a second old; and for a pod that goes on
-//! looking, a look costs next to nothing. Only what must end now goes by the view that there is.
+//! Applies to admission, handover and drain. A drain closes its clients in any case and could use the last known view;
+//! but in a rolling restart the next pod is about to leave too, a pod that just left may still be in the view, and a
+//! refresh costs next to nothing. Only what must end now uses the view as it is.
 
 use std::time::Instant;
 
@@ -48,7 +46,7 @@ impl ViewGate {
         if self.wanted.replace(wanted).is_none() { GateDecision::RequestRefresh } else { GateDecision::Wait }
     }
 
-    /// Nobody is to be sent away any more: who is later has to have a look of their own.
+    /// Cancels the wait; a later redirect needs its own refresh.
     pub(super) fn reset(&mut self) {
         self.wanted = None;
     }

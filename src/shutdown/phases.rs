@@ -1,4 +1,4 @@
-//! What a stopping pod does when: announce, close evenly, be over. Time is an argument.
+//! The phases of a stopping pod: announce, close evenly, finish. Time is an argument.
 
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,7 @@ impl DrainPhase {
         if elapsed >= config.over { Self::Finished } else { Self::Closing { elapsed, over: config.over } }
     }
 
-    /// How many of the clients that were there when the closing began may still be.
+    /// How many of the clients connected at the start of closing may still be connected.
     #[must_use]
     pub fn remaining(self, clients: usize) -> usize {
         match self {

@@ -1,5 +1,6 @@
-//! The edge to signals (PROTOCOL 7): the first SIGTERM, SIGINT or SIGQUIT drains the pod, a second ends it at once; SIGHUP
-//! makes it read its files anew. SIGPIPE needs nothing here: Rust's runtime ignores it from the process's start on.
+//! The edge to signals (PROTOCOL 7): the first SIGTERM, SIGINT or SIGQUIT drains the pod, a second ends it at once;
+//! SIGHUP makes it read its files anew. SIGPIPE needs nothing here: Rust's runtime ignores it from the process's start
+//! on.
 
 use std::io;
 

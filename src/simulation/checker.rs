@@ -1,6 +1,5 @@
-//! What a client may see, judged at each message that it reads: no event missing, none twice, each partition's in order;
-//! and no `reset` without a cause. It knows the log and what each pod has read; cursors are as opaque to it as to a
-//! client.
+//! Checks every message that a client reads: no event missing, none twice, each partition in order, and no `reset`
+//! without a cause. It knows the log and what each pod has read; cursors are opaque to it, as to a client.
 
 use super::kafka::{SimulatedKafka, SimulatedTopic, placed};
 use super::plan::WorldShape;
@@ -162,8 +161,8 @@ impl ClientChecker {
         })
     }
 
-    /// Whether a topic with more partitions than it had has older records of it. The maker of its cursor may have let go of
-    /// them, while a pod that starts reads the last hundred, however old.
+    /// Whether a topic with more partitions than it had has older records of it. The maker of its cursor may have let
+    /// go of them, while a pod that starts reads the last hundred, however old.
     fn has_grown(&self, log: &SimulatedKafka) -> bool {
         let id = log.assessments[self.assessment].as_str();
         let mut keyed = log.topics.iter().filter(|topic| !topic.spread);
@@ -236,7 +235,8 @@ fn is_of_other_topics(log: &SimulatedKafka, reset: &ResetEvent<'_>) -> bool {
         || reset.pod.known.iter().chain(&maker.known).any(lately)
 }
 
-/// Whether a pod does not know how many partitions a topic has or had: what was placed by that number looks misplaced to it.
+/// Whether a pod does not know how many partitions a topic has or had: what was placed by that number looks misplaced
+/// to it.
 fn may_not_know_its_numbers(log: &SimulatedKafka, reset: &ResetEvent<'_>) -> bool {
     let mut topics = log.topics.iter().zip(&reset.pod.known).filter(|(topic, _)| !topic.spread);
     topics.any(|(topic, known)| {
@@ -245,8 +245,8 @@ fn may_not_know_its_numbers(log: &SimulatedKafka, reset: &ResetEvent<'_>) -> boo
     })
 }
 
-/// Whether the maker of a cursor may not have listed a partition, since it knew of fewer: then the cursor says nothing of
-/// what lies there.
+/// Whether the maker of a cursor may not have listed a partition, since it knew of fewer: then the cursor says nothing
+/// of what lies there.
 fn may_be_unlisted(reset: &ResetEvent<'_>, id: &str, topic: usize, number: usize) -> bool {
     let Some(maker) = reset.maker else { return false };
     maker.known.get(topic).is_none_or(|known| {

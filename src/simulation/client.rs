@@ -1,6 +1,5 @@
-//! A simulated client: it behaves as the contract asks of one (PROTOCOL 1, 2, 4). It keeps the last cursor that it was
-//! told, follows redirects, waits before it comes again where it is to, and believes whatever it is sent; what it was sent
-//! is the checker's to judge.
+//! A simulated client that follows the contract (PROTOCOL 1, 2, 4): it keeps its last cursor, follows redirects, waits
+//! before it reconnects, and believes what it is sent. The checker judges what that was.
 
 use std::cell::Ref;
 use std::rc::Rc;

@@ -21,7 +21,8 @@ type = "event"
 fields = ["n"]
 "#;
 
-/// When each pod has seen that a topic has more partitions, in ms: pods that stand still and pods that are cut off included.
+/// When each pod has seen that a topic has more partitions, in ms: pods that stand still and pods that are cut off
+/// included.
 const NOTICED_MS: u64 = 6_000;
 
 /// All topics, and every record that was ever written.
@@ -140,8 +141,8 @@ impl SimulatedKafka {
         }
     }
 
-    /// Gives a topic a partition more. Not twice so soon that a pod may see both at once: of records that were placed by
-    /// the number between them it would think that they are misplaced, and say so.
+    /// Gives a topic a partition more. Not twice so soon that a pod may see both at once: of records that were placed
+    /// by the number between them it would think that they are misplaced, and say so.
     pub(super) fn widen(&mut self, topic: usize, now_ms: u64) {
         let Some(widened) = self.topics.get_mut(topic) else { return };
         if widened.widened_ms.is_none_or(|before| before + NOTICED_MS < now_ms) {

@@ -41,7 +41,8 @@ pub(super) fn frame(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 
 /// Reads a text.
 pub(super) fn read(text: &[u8]) -> ServerMessage<'_> {
-    // The fields' order is the gateway's own; and a search in the whole text costs as much as all else that a client does.
+    // The fields' order is the gateway's own; and a search in the whole text costs as much as all else that a client
+    // does.
     if let Some(number) = text.strip_prefix(br#"{"type":"event","n":"#) {
         let digits = number.iter().take_while(|byte| byte.is_ascii_digit());
         return ServerMessage::Event { number: digits.fold(0, |sum, &digit| sum * 10 + usize::from(digit - b'0')) };

@@ -1,6 +1,6 @@
-//! The simulation: many pods, clients and partitions and a Redis, over a time that is only a number. It is there for the
-//! tests alone. The gateway's rules are the real ones, and all that they need of the world is played: what comes from
-//! Kafka and when, what Redis answers, what sockets take, who dies and who comes back.
+//! The simulation: many pods, clients and partitions and a Redis over virtual time, for tests. The gateway's rules are
+//! the real ones; their environment is simulated: what arrives from Kafka and when, what Redis answers, what sockets
+//! accept, which pods crash and restart.
 //!
 //! ```text
 //!   seed -> plan: a world's shape and a list of deeds, each with its time

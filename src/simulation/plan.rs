@@ -1,6 +1,6 @@
 //! What happens in a simulated world, written down before it happens: the world's shape and a list of deeds, each with
-//! its time. All of it comes from a seed; a shorter list of the same deeds makes a world as well, which is how a story is
-//! made short.
+//! its time. All of it comes from a seed; a shorter list of the same deeds makes a world as well, which is how a story
+//! is made short.
 
 use std::fmt;
 use std::ops::Range;

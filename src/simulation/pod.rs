@@ -1,8 +1,8 @@
 //! A simulated pod: the gateway's own rules of ingest, shard, membership and shutdown, driven by what stands in for its
 //! threads. `SimulatedPod::slot` is a stretch of time in which the pod runs; between two of them others run.
 //!
-//! `look` and `begin_to_drain` are `gateway/control.rs`, whose loop lives on channels and can't be driven from here; who
-//! changes the one changes the other.
+//! `look` and `begin_to_drain` are `gateway/control.rs`, whose loop lives on channels and can't be driven from here;
+//! who changes the one changes the other.
 
 mod ingest;
 mod session;

@@ -1,8 +1,8 @@
 //! The simulated Redis: the hash of slots with the one script that changes it, calls on their way, and announcements.
 //!
-//! [`SlotsScript::run`] is `discovery/slots.lua`, statement by statement and in its order; who changes the one changes the
-//! other. What the model leaves out is what the simulation has none of: fields that are no slot's, values that are no
-//! pod's, and replicas.
+//! [`SlotsScript::run`] is `discovery/slots.lua`, statement by statement and in its order; who changes the one changes
+//! the other. What the model leaves out is what the simulation has none of: fields that are no slot's, values that are
+//! no pod's, and replicas.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What a world that fails is told as: the deeds without which it would not fail, in words, and what its clients saw.
+//! Shrinks a failing world to the events without which it would not fail, and prints it with what its clients saw.
 
 use std::any::Any;
 use std::fmt::Write as _;

@@ -66,7 +66,8 @@ fn seeds_that_failed_once() {
     }
 }
 
-// ---- the simulation on trial ------------------------------------------------------------------------------------------
+// ---- the simulation on trial
+// ------------------------------------------------------------------------------------------
 
 const MISTAKES: [InjectedFault; 4] = [
     InjectedFault::CursorFromHead,

@@ -26,8 +26,8 @@ const SERVED_WITHIN_MS: u64 = 15_000;
 /// How long the world goes on when all is seen, in ms: what comes twice may come late.
 const AFTERWARDS_MS: u64 = 500;
 
-/// Redirects that a client may be given one after another while Redis is there. Five were seen in two of 2,000 worlds, in
-/// rolling restarts and with pods that stood still.
+/// Redirects that a client may be given one after another while Redis is there. Five were seen in two of 2,000 worlds,
+/// in rolling restarts and with pods that stood still.
 const BOUNCES_MAX: u32 = 8;
 
 /// What was seen of a world in which nothing went wrong.

@@ -1,5 +1,5 @@
-//! What ingest hands a shard: records as raw bytes in one arena. The batch becomes a segment of the shard's history as
-//! it is. It owns the layout; who fills it (ingest) and who reads it (history, board) share nothing else.
+//! A batch from ingest to a shard: records as raw bytes in one arena. It becomes a segment of the shard's history
+//! unchanged. Owns the layout; ingest fills it, history and board read it.
 
 use std::mem;
 use std::sync::Arc;
@@ -54,7 +54,7 @@ pub struct Record {
 pub struct TickTime(pub i64);
 
 impl TickTime {
-    /// The record's timestamp is missing, or can't be true. Such a tick is older than every one whose time is known.
+    /// The timestamp is missing or implausible. Such a tick is older than every tick with a known time.
     pub const UNKNOWN: Self = Self(i64::MIN);
 }
 
@@ -82,7 +82,7 @@ pub struct NextOffset {
     pub offset: i64,
 }
 
-/// From a record on, a partition was written by another leader.
+/// The first record of a new leader epoch in a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EpochStart {
     /// The first record of that leader that was read.
@@ -91,7 +91,7 @@ pub struct EpochStart {
     pub epoch: i32,
 }
 
-/// A log that lost its end: records that were read are not in it any more, and it goes on with others.
+/// A truncated log: records that were read are no longer in it, and it continues with others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogTruncation {
     /// Where it goes on; not above the offset that was last told of the partition.
@@ -112,9 +112,9 @@ pub struct LogEnd {
 /// Where the logs of some partitions ended, for transactions that are committed (the offset behind the last record,
 /// and behind no open transaction), as their leaders said when they were asked all at once.
 ///
-/// An end was true at some time after `asked`. So a cursor that was in a client's hands by then, and whose next offset
-/// lies past the end, is none of this log. One answer is a broker's own word: a leader that was paused until another
-/// was elected may tell an old end, for the moment until it learns of it. Who must be sure asks for ends again.
+/// Each end was correct at some time after `asked`. A cursor that a client held by then, and whose next offset lies
+/// past the end, belongs to another log. One answer is one broker's word: a leader that was paused until another was
+/// elected may report an old end until it learns of it. A caller that needs certainty queries again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionEnds {
     /// Before the question was sent.
@@ -139,18 +139,18 @@ pub struct Batch {
     /// before any of the partition's records. A shard that gets no records still hears of what changed, in a batch
     /// without records, within [`crate::limits::OFFSETS_SENT_EVERY`].
     pub starts: Vec<NextOffset>,
-    /// For partitions that are new, beside their `starts`: records below these offsets are older than the history's time.
-    /// They are read besides, for a partition's last records are, however old.
+    /// For partitions that are new, beside their `starts`: records below these offsets are older than the history's
+    /// time. They are read besides, for a partition's last records are, however old.
     pub recent: Vec<NextOffset>,
-    /// What lies between the offsets that were last told of these partitions and these was deleted before it was
-    /// read: nobody can be sent it. It comes before any record from behind it. The `starts` beside it begin there.
+    /// Records between the previously sent offsets and these were deleted before they were read. Precedes any record
+    /// behind the gap; the `starts` of this batch begin there.
     pub deleted: Vec<NextOffset>,
     /// Logs that lost their ends, before any record of what they hold by now. The `starts` beside it begin there.
     pub truncations: Vec<LogTruncation>,
     /// Where another leader began to write, of what was read since the shard's last batch.
     pub epochs: Vec<EpochStart>,
-    /// From these offsets on, which may not be read yet, nothing is known to be missing. Before them compaction may have
-    /// removed records that nobody can be sent.
+    /// From these offsets on, which may not be read yet, nothing is known to be missing. Before them compaction may
+    /// have removed records that nobody can be sent.
     pub whole_from: Vec<NextOffset>,
     /// The ends of partitions' logs, where the shard wanted to be told of them
     /// ([`crate::exchange::ShardInbox::request_ends`]). They say nothing of the batch's records, nor these of them; all
@@ -160,8 +160,8 @@ pub struct Batch {
     pub arena: Vec<u8>,
     /// Assessments' events.
     pub records: Vec<Record>,
-    /// Those of `records` that do not lie where their topic's partitioner puts them by the present number of partitions; by
-    /// index, in order.
+    /// Those of `records` that do not lie where their topic's partitioner puts them by the present number of
+    /// partitions; by index, in order.
     pub strays: Vec<u32>,
     /// Markets' ticks.
     pub ticks: Vec<Tick>,

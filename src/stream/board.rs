@@ -1,8 +1,9 @@
-//! The market board: the latest tick of each market, with a version. It is state, not a log: who lags gets fewer and
+//! The market board: the latest tick of each market, versioned. It is state, not a log: a lagging client gets fewer and
 //! newer values, never a backlog.
 //!
-//! A flush (or a new client) has an *image* published: the frames of all markets, those that changed last at its end. What changed since a
-//! version is therefore a suffix of the image, built once and shared by all connections, wherever each of them stands.
+//! A flush (or a new client) has an *image* published: the frames of all markets, those that changed last at its end.
+//! What changed since a version is therefore a suffix of the image, built once and shared by all connections, wherever
+//! each of them stands.
 
 #[cfg(test)]
 mod tests;
@@ -18,8 +19,8 @@ use crate::routing::mapping;
 use crate::routing::table::Topic;
 use crate::stream::batch::{Batch, Origin, Tick, TickTime};
 
-/// How old the image may be that a new client is sent while ticks come. To make it anew for each would cost a burst of
-/// clients a walk over all markets each.
+/// The maximum age of the image that a new client gets while ticks arrive. Rebuilding it per client would cost a burst
+/// of clients a pass over all markets each.
 const NEWCOMERS_IMAGE_AGE: Duration = Duration::from_millis(5);
 
 /// What a market's buffer may keep free, beyond a multiple of what it holds; and so the buffers of all markets' frames.
@@ -48,7 +49,7 @@ pub struct Board {
     marks: Vec<(u64, usize)>,
     /// A change came since the image was made.
     changed: bool,
-    /// One that the image has nothing of: a market that is new to the board.
+    /// A market is missing from the image.
     grown: bool,
     /// When the image was made.
     published: Option<Instant>,
@@ -155,8 +156,8 @@ impl Board {
         }
     }
 
-    /// Puts a tick on the board, unless a newer one is there. One that does not fit takes its market off the board: an
-    /// older price would pass for the latest.
+    /// Applies a tick unless a newer one is there. If it does not fit, its market leaves the board: an older price
+    /// would pass for the latest.
     fn apply_tick(&mut self, tick: &Tick, payload: &[u8], now: Instant) -> TickResult {
         let Some(topic) = self.topics.get(usize::from(tick.origin.topic.0)).and_then(Option::as_ref) else {
             return TickResult::Unusable;
@@ -282,8 +283,8 @@ impl Board {
         give_back(&mut self.scratch, IMAGE_SPARE_BYTES);
     }
 
-    /// Makes the frames that are not made yet. A market whose tick can't be mapped, or whose frame is one too many, leaves
-    /// the board.
+    /// Makes the frames that are not made yet. A market whose tick can't be mapped, or whose frame is one too many,
+    /// leaves the board.
     fn frame_all(&mut self) {
         let Self { markets, by_name, topics, scratch, bytes, bytes_max, unusable, refused, .. } = self;
         markets.retain_mut(|market| {
@@ -338,9 +339,9 @@ impl Board {
 }
 
 impl Market {
-    /// On one partition the offset decides; between partitions the time when they were made does, and between a topic and
-    /// one that was made anew under its name, which has another index. Of two ticks without a known time, the one that came
-    /// last is the newer one.
+    /// On one partition the offset decides; between partitions the time when they were made does, and between a topic
+    /// and one that was made anew under its name, which has another index. Of two ticks without a known time, the one
+    /// that came last is the newer one.
     fn is_older_than(&self, tick: &Tick) -> bool {
         match self.shares_partition(tick.origin) {
             true => self.origin.offset < tick.origin.offset,

@@ -1,5 +1,4 @@
-//! A cursor's form: what a client is given to come back with (PROTOCOL 2). It owns the encoding; which topics a cursor
-//! names, and what it covers, is [`super::offsets`]' to judge.
+//! The encoding of cursors (PROTOCOL 2). Which topics a cursor lists, and what it covers, is up to [`super::offsets`].
 //!
 //! ```text
 //! form u8 | check u32 | sum u24 | topic*                    little-endian, then base64url without padding
@@ -8,21 +7,25 @@
 //! shape = partitions varint | partition varint
 //! ```
 //!
-//! - A topic's *tag* stands for its name (10 bits in the head) and for which topic of that name it is (the mark, not in a
+//! - A topic's *tag* stands for its name (10 bits in the head) and for which topic of that name it is (the mark, not in
+//!   a
 //!   narrow cursor). Tags are short, so they may be shared; the *sum* is taken over the long fingerprints of all topics
 //!   that the cursor lists, and tells whether the tags were understood.
-//! - A topic's head also says how long `next` is, whether an epoch follows (else it is the one before), which of the first
+//! - A topic's head also says how long `next` is, whether an epoch follows (else it is the one before), which of the
+//!   first
 //!   three shapes it has (else one follows), and whether a place follows. A place's head says the same, and how many
 //!   partitions are passed over.
 //! - `epoch` is a varint: 0 for unknown, else one more than the leader epoch of the last record before `next`.
-//! - The *check* is over everything else and the assessment's hash. It tells damage, not forgery: a client that makes up
+//! - The *check* is over everything else and the assessment's hash. It tells damage, not forgery: a client that makes
+//!   up
 //!   a cursor asks for no more than its token allows.
 //! - Partitions without records are left out where the rest says as much ([`super::offsets`]).
 //!
-//! Version 1 listed each topic's whole fingerprint and no epochs; it is understood ([`mod@version_1`]), and not made any more.
+//! Version 1 listed each topic's whole fingerprint and no epochs; it is understood ([`mod@version_1`]), and not made
+//! any more.
 //!
-//! Before it all may stand a mark: the client was sent away by a pod that drains ([`mark_draining`]). It says nothing of
-//! what the client has.
+//! Before it all may stand a mark: the client was sent away by a pod that drains ([`mark_draining`]). It says nothing
+//! of what the client has.
 
 #[cfg(test)]
 mod tests;
@@ -36,8 +39,8 @@ use crate::ids::AssessmentHash;
 use crate::limits::CURSOR_CHARS_MAX;
 use crate::routing::table::Fingerprint;
 
-/// What a pod that drains puts before the cursor: no character of base64url, and one that no URL escapes (RFC 3986
-/// section 2.3).
+/// The draining flag, in front of the cursor: not a base64url character, and not escaped in URLs (RFC 3986 section
+/// 2.3).
 const DRAINING: char = '~';
 
 /// A cursor's bytes, before base64url makes four characters of three, with room left for the mark.
@@ -71,7 +74,7 @@ pub enum Form {
 }
 
 impl Form {
-    /// From the best on: a reset too many is better than a loss that is not told.
+    /// Best first: an unnecessary reset is better than a silent loss.
     pub const ALL: [Self; 4] = [Self::Full, Self::WithoutMarks, Self::WithoutEpochs, Self::Narrow];
 
     fn has_marks(self) -> bool {
@@ -175,15 +178,15 @@ pub struct ListedTopic {
 pub struct PartitionOffset {
     /// The partition.
     pub partition: u32,
-    /// The client has all of the assessment's events below this offset, and none from it on. From 0 to `i64::MAX`.
+    /// The client has every event of the assessment below this offset and none from it on. From 0 to `i64::MAX`.
     pub next: i64,
     /// The leader epoch of the last record before that, where it is known: from 0.
     pub epoch: Option<i32>,
 }
 
 impl PartitionOffset {
-    /// Whether it is further on than another one of its partition: in one log by the offset, and in a later leader's log
-    /// whatever the offsets are.
+    /// Whether it is further on than another one of its partition: in one log by the offset, and in a later leader's
+    /// log whatever the offsets are.
     #[must_use]
     pub fn is_past_end(&self, other: &Self) -> bool {
         match self.epoch.zip(other.epoch) {
@@ -198,7 +201,8 @@ impl PartitionOffset {
 #[error("not a cursor of this assessment, or a damaged one")]
 pub struct InvalidCursor;
 
-// ---- made ---------------------------------------------------------------------------------------------------------------
+// ---- made
+// ---------------------------------------------------------------------------------------------------------------
 
 /// Writes a cursor, topic by topic.
 pub struct Encoder {
@@ -352,7 +356,8 @@ pub const fn places_max() -> usize {
     (BYTES_MAX - HEADER_BYTES - TOPIC_BYTES_MAX) / (1 + 4)
 }
 
-// ---- read ---------------------------------------------------------------------------------------------------------------
+// ---- read
+// ---------------------------------------------------------------------------------------------------------------
 
 /// Reads a cursor of an assessment, marked or not.
 ///

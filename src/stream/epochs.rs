@@ -1,13 +1,13 @@
-//! The leader epochs under which the records of a partition were written, as far as they were read; and the rule by which
-//! a cursor is judged by them.
+//! The leader epochs under which the records of a partition were written, as far as they were read; and the rule by
+//! which a cursor is judged by them.
 //!
-//! Kafka raises the epoch with each election, and stamps each record with the epoch of the leader that wrote it. A leader
-//! that is elected without having all records (an unclean election) writes other records at the same offsets, under a higher
-//! epoch. So an offset alone does not say which log it belongs to; an offset with the epoch of the last record before it
-//! does (KIP-320), since one leader writes one log.
+//! Kafka raises the epoch with each election, and stamps each record with the epoch of the leader that wrote it. A
+//! leader that is elected without having all records (an unclean election) writes other records at the same offsets,
+//! under a higher epoch. So an offset alone does not say which log it belongs to; an offset with the epoch of the last
+//! record before it does (KIP-320), since one leader writes one log.
 //!
-//! A client stands at `next`, behind a record of `epoch`. This pod has read up to `read`; `own` is the epoch of the last
-//! record that it knows before `next`, and `last` that of the last one that it knows at all.
+//! A client stands at `next`, behind a record of `epoch`. This pod has read up to `read`; `own` is the epoch of the
+//! last record that it knows before `next`, and `last` that of the last one that it knows at all.
 //!
 //! | what is known here | the client's `next` | it is | and so |
 //! |---|---|---|---|
@@ -20,9 +20,9 @@
 //! | anything else | any | [`Branch::Lost`] | `reset: expired` |
 //! | the log lost its end, and the client counts what is lost; its `epoch` is none, or not above those of what is lost | any | [`Branch::Lost`] | `reset: expired` |
 //!
-//! Where a log ends is its leader's to say ([`judge_end`]): that decides of those who are ahead, and of those who are of a
-//! newer log, as long as this pod does not know more. A pod that lived through the election and one that started later go
-//! by the same rule; what differs is what they know.
+//! Where a log ends is its leader's to say ([`judge_end`]): that decides of those who are ahead, and of those who are
+//! of a newer log, as long as this pod does not know more. A pod that lived through the election and one that started
+//! later go by the same rule; what differs is what they know.
 
 /// Runs of one epoch that are kept for a partition. A partition with more elections than that within one window has
 /// other troubles; cursors from before the oldest run are expired then.
@@ -75,15 +75,15 @@ pub enum Branch {
     Same,
     /// Nothing speaks against it, and it was not read so far here.
     Ahead,
-    /// A leader wrote it that is later than all that were read here, at offsets that were read here: what was read there is
-    /// lost, which nobody has said here yet.
+    /// A leader wrote it that is later than all that were read here, at offsets that were read here: what was read
+    /// there is lost, which nobody has said here yet.
     Newer,
     /// It lost its end, and the client has some of that.
     Lost,
 }
 
-/// What a leader's word on the end of its log says of a client that was there before the leader was asked. The worst comes
-/// last.
+/// What a leader's word on the end of its log says of a client that was there before the leader was asked. The worst
+/// comes last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AtEnd {
     /// Nothing against it.
@@ -96,8 +96,8 @@ pub enum AtEnd {
     Lost,
 }
 
-/// Judges a client, which stands at `next` behind a record of `epoch`, by the end of a log, as the leader of `leader_epoch`
-/// says it.
+/// Judges a client, which stands at `next` behind a record of `epoch`, by the end of a log, as the leader of
+/// `leader_epoch` says it.
 #[must_use]
 pub fn judge_end(next: i64, epoch: Option<i32>, end: i64, leader_epoch: Option<i32>) -> AtEnd {
     match epoch.zip(leader_epoch) {
@@ -116,8 +116,8 @@ impl LostEnd {
 }
 
 impl EpochTimeline {
-    /// Takes in the epoch of the record at an offset, which is above all offsets before. An epoch below 0 is unknown. One
-    /// that is [`EpochOrder::Earlier`] changes nothing.
+    /// Takes in the epoch of the record at an offset, which is above all offsets before. An epoch below 0 is unknown.
+    /// One that is [`EpochOrder::Earlier`] changes nothing.
     #[inline]
     pub fn record(&mut self, offset: i64, epoch: i32) -> EpochOrder {
         match self.runs.last() {
@@ -189,8 +189,8 @@ impl EpochTimeline {
         self.runs.last().map(|run| run.epoch)
     }
 
-    /// Judges a client that stands at `next`, behind a record of `epoch`, by what was read here, up to `read`: the table
-    /// above.
+    /// Judges a client that stands at `next`, behind a record of `epoch`, by what was read here, up to `read`: the
+    /// table above.
     #[must_use]
     pub fn judge(&self, next: i64, epoch: Option<i32>, read: i64) -> Branch {
         // Where of what is lost no leader was known, the same leader's record proves that a client counts none of it.
@@ -202,8 +202,8 @@ impl EpochTimeline {
         let Some((epoch, (first, last))) = epoch.zip(self.runs.first().zip(self.runs.last())) else {
             return in_this_log;
         };
-        // Where nothing before `next` was read, the first record tells: one leader writes one log. Whether another one had
-        // all of it, nobody here knows.
+        // Where nothing before `next` was read, the first record tells: one leader writes one log. Whether another one
+        // had all of it, nobody here knows.
         match self.before(next).unwrap_or(first.epoch) {
             own if own == epoch => in_this_log,
             _ if last.epoch >= epoch => Branch::Lost,
@@ -259,8 +259,8 @@ mod tests {
         assert_eq!(timeline.judge(90, Some(89), 100), Branch::Same);
     }
 
-    /// The table of this module, on fifty records of one leader, and then another one's, which had them all, or had lost
-    /// what came behind them.
+    /// The table of this module, on fifty records of one leader, and then another one's, which had them all, or had
+    /// lost what came behind them.
     #[test]
     fn a_log_that_was_cut_and_written_anew_is_told_from_one_that_was_not() {
         let log = timeline(&[(0, 0), (50, 2)]);
@@ -366,7 +366,8 @@ mod tests {
         );
     }
 
-    // ---- all cases ----------------------------------------------------------------------------------------------------
+    // ---- all cases
+    // ----------------------------------------------------------------------------------------------------
 
     /// A record is known by its number; the same number is the same record.
     type Record = (i64, i32, u32);

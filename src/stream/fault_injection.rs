@@ -1,12 +1,12 @@
-//! Mistakes that the simulation plants, to see that it would find them. A build that is no test has none of them: there,
-//! asking costs nothing.
+//! Faults that the simulation injects to prove that it finds them. Compiled out of builds that are not tests.
 
 /// A mistake in the keeping of cursors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum InjectedFault {
     /// An entry that is framed late gets a cursor from where ingest stands by then.
     CursorFromHead,
-    /// A client that comes back is taken to have all up to the first event that it lacks, and to lack all from there on.
+    /// A client that comes back is taken to have all up to the first event that it lacks, and to lack all from there
+    /// on.
     ResumeAsSuffix,
     /// A client that catches up is sent the entries' cursors as they are.
     EntryCursorWhileCatchingUp,

@@ -1,12 +1,12 @@
 //! The bounded window of the assessments' events that one shard keeps, and positions in it.
 //!
-//! A batch from ingest becomes a [`Segment`] as it is (a small one is copied into the segment before it). Through the
-//! segments run *chains*: the events of one assessment, each entry knowing the next. A connection's [`Position`] is the
-//! number of the chain's entry that it is to be sent next; that is all that a live connection owns of the stream.
+//! A batch becomes a [`Segment`] unchanged (a small one is copied into the previous segment). The entries of one
+//! assessment are linked into its *assessment log*, across segments. A connection's [`Position`] is the number of the
+//! next entry that it is sent, and all that a live connection owns of the stream.
 //!
-//! An entry is parsed, mapped and framed once: as it comes, where somebody watches its assessment, or when the first
-//! connection comes to it; what nobody watches stays raw. Each frame carries the cursor *as of its entry*: the offsets
-//! where ingest stood there, whenever it is framed.
+//! An entry is parsed, mapped and framed once: on arrival if its assessment has subscribers, else when the first
+//! connection needs it. Without subscribers it stays raw. Each frame carries the cursor *as of its entry*: ingest's
+//! read offsets at that entry, whenever it is framed.
 //!
 //! - `logs`: who is watched, and which entries are fresh;
 //! - `blocks`: a long chain's entries by number, and what a cursor covers of them;
@@ -66,7 +66,7 @@ pub struct History {
     bytes: usize,
     held: HeldFrames,
     logs: SlotMap<AssessmentLogKey, AssessmentLog>,
-    /// Places that moved without a record since the last segment or batch: for the next one's start.
+    /// Partitions whose offset moved without a record since the last segment or batch; noted at the next one's start.
     moved: Vec<PartitionId>,
     index: Index,
     strays: Strays,
@@ -76,9 +76,10 @@ pub struct History {
     undispatched: VecDeque<AssessmentLogKey>,
     /// Where a message is mapped before its length is known.
     scratch: Vec<u8>,
-    /// What partitions lost that no client was told of yet.
+    /// Partitions with a loss that no client was notified of yet.
     losses: Vec<Loss>,
-    /// The few chains with an event that is sent to nobody, being too large or of a dropped topic: it lies below this number.
+    /// The few chains with an event that is sent to nobody, being too large or of a dropped topic: it lies below this
+    /// number.
     unsent_below: SparseSecondaryMap<AssessmentLogKey, u64>,
     /// Watched chains with an event that is too large, whose watchers were not told yet.
     oversized: Vec<AssessmentLogKey>,
@@ -99,8 +100,8 @@ pub struct HistoryLimits {
 }
 
 impl HistoryLimits {
-    /// Bytes of one event's payload, and of its frame: each may take half of the window. Over it, the event is counted, and
-    /// its watchers are told that they lack it ([`History::take_oversized`]).
+    /// Bytes of one event's payload, and of its frame: each may take half of the window. Over it, the event is counted,
+    /// and its watchers are told that they lack it ([`History::take_oversized`]).
     fn event_bytes_max(&self) -> usize {
         self.bytes_max / 2
     }
@@ -143,7 +144,8 @@ pub struct Loss {
 pub struct LostEnd {
     /// Where it goes on.
     pub from: i64,
-    /// The leader epoch of the last record that was read of it, where it is known. Who has a later leader's log lost nothing.
+    /// The leader epoch of the last record that was read of it, where it is known. Who has a later leader's log lost
+    /// nothing.
     pub epoch: Option<i32>,
 }
 
@@ -233,8 +235,8 @@ impl History {
         }
     }
 
-    /// A log lost its end. What was read of that does not belong to it: the window goes on as if it had never been read. It
-    /// takes as long as that is, from the newest entry back.
+    /// A log lost its end. What was read of that does not belong to it: the window goes on as if it had never been
+    /// read. It takes as long as that is, from the newest entry back.
     fn truncate(&mut self, cut: &LogTruncation) {
         let Some((partition_id, epoch)) = self.offsets.truncate(cut) else { return };
         // The lost ones are the last of the partition: back to the segment where it stood before them.
@@ -250,8 +252,8 @@ impl History {
         self.losses.push(Loss { partition_id, end: Some(LostEnd { from: cut.next.offset, epoch }) });
     }
 
-    /// No route takes a topic any more as it did: what the window has of it is sent to nobody. Who lacks it is told so, now or
-    /// when it comes back. It takes as long as the window is.
+    /// No route takes a topic any more as it did: what the window has of it is sent to nobody. Who lacks it is told so,
+    /// now or when it comes back. It takes as long as the window is.
     fn drop_topic(&mut self, topic: TopicIndex) {
         let logs: HashSet<AssessmentLogKey> =
             self.segments.iter_mut().flat_map(|segment| segment.drop_topic(topic)).collect();
@@ -267,8 +269,8 @@ impl History {
         }
     }
 
-    /// A topic that is told of may have the index of another one, which was read for the last time longer ago than the window
-    /// is. Where the shard is so far behind that it has records of it still, they go, and all that is older.
+    /// A topic that is told of may have the index of another one, which was read for the last time longer ago than the
+    /// window is. Where the shard is so far behind that it has records of it still, they go, and all that is older.
     fn make_way_for(&mut self, topic: &Topic) {
         if !self.offsets.is_reused_by(topic) {
             return;
@@ -289,8 +291,8 @@ impl History {
         std::mem::take(&mut self.reused)
     }
 
-    /// Drops what is over the limits at `now`. What was not dispatched yet makes room by its age alone: those who are up to
-    /// date are not overtaken by what a turn takes in, however small the window and however large the events.
+    /// Drops what is over the limits at `now`. Undispatched entries are dropped by age alone: what a turn takes in
+    /// cannot overtake up-to-date clients, however small the window and however large the events.
     pub fn evict(&mut self, now: Instant) {
         let undispatched =
             self.undispatched.iter().find_map(|&key| self.logs.get(key)?.undispatched).map(|(_, at)| at.segment());
@@ -329,8 +331,8 @@ impl History {
         std::mem::take(&mut self.oversized)
     }
 
-    /// The watched chains that had entries of topics that were dropped since this was last asked. Whoever is before this
-    /// position lacks some.
+    /// The watched chains that had entries of topics that were dropped since this was last asked. Whoever is before
+    /// this position lacks some.
     pub fn take_dropped_from(&mut self) -> Vec<(AssessmentLogKey, Position)> {
         std::mem::take(&mut self.dropped_from)
     }
@@ -415,7 +417,7 @@ impl History {
                 findings.long_on = topic.cloned();
             }
             if scratch.len() > event_bytes_max {
-                // As large as it may get with a large window is not what it keeps.
+                // Releases the oversized buffer.
                 *scratch = Vec::new();
                 return Some(EntryFrame::TooLarge);
             }

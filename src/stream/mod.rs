@@ -1,4 +1,4 @@
-//! What a shard keeps of Kafka, as plain values: no I/O, no clock.
+//! The part of Kafka's logs that a shard keeps, as plain values: no I/O, no clock.
 //!
 //! - [`batch`]: what ingest hands a shard: an arena of bytes and a list of records.
 //! - [`cursor`]: what a client comes back with, and its form.

@@ -1,6 +1,5 @@
-//! Where a shard stands on each partition of the assessments' topics, from where on its window is whole, and what follows
-//! from both for a cursor: what it covers, and whether what it lacks is all here. Whose entry lies where is
-//! [`super::history`]'s part.
+//! The read offsets of a shard per partition, from where its window is complete, and what both mean for a cursor: what
+//! it covers, and whether everything it lacks is here. [`super::history`] knows which entries lie where.
 //!
 //! A *place* is a partition of a topic, numbered densely. An assessment's cursor lists the places where its records may
 //! lie: by its topics' partitioners, for each number of partitions that a topic had of late, and besides where a record
@@ -55,7 +54,7 @@ pub struct Offsets {
     current: HashMap<Box<str>, TopicIndex>,
     /// By the name in their tags, the topics that have their names now, in the order of these.
     tagged: HashMap<u16, Vec<Candidate>>,
-    /// Topics whose names others have by now, and since when that is known: the window may have records of them.
+    /// Topics whose name a recreated topic has taken, and since when; the window may hold their records.
     lately_replaced: Vec<(TopicIndex, Option<Instant>)>,
     /// The places of topics whose names others have by now.
     replaced: Vec<PartitionId>,
@@ -127,9 +126,9 @@ impl ListedPartitions {
 impl Offsets {
     // ---- what the shard is told -------------------------------------------------------------------------------------
 
-    /// Takes in where ingest stands; those that changed are appended to `changed`, and those that are new and begin above
-    /// 0, so that something was deleted before it was read, to `deleted_unread`. `offset_timeline` tells where it stood [`GROWTH_NOTICED_MAX`]
-    /// ago, if that is known; it is asked where a partition is new.
+    /// Takes in where ingest stands; those that changed are appended to `changed`, and those that are new and begin
+    /// above 0, so that something was deleted before it was read, to `deleted_unread`. `offset_timeline` tells where it
+    /// stood [`GROWTH_NOTICED_MAX`] ago, if that is known; it is asked where a partition is new.
     pub fn apply_next_offsets<'a>(
         &mut self,
         starts: &[NextOffset],
@@ -265,8 +264,8 @@ impl Offsets {
         Some(partition_id)
     }
 
-    /// The log lost its end. Before it is told to stand there. Comes back with the epoch of the last record that was read of
-    /// it, as far as that is known.
+    /// The log lost its end. Before it is told to stand there. Comes back with the epoch of the last record that was
+    /// read of it, as far as that is known.
     pub fn truncate(&mut self, deleted_unread: &LogTruncation) -> Option<(PartitionId, Option<i32>)> {
         let partition_id = self.partition_id(deleted_unread.next.topic, deleted_unread.next.partition)?;
         let index = partition_id.index();
@@ -411,8 +410,8 @@ impl Offsets {
         self.known(topic).is_none_or(|known| known.replaced)
     }
 
-    /// Appends the cursor of an assessment, from where each of its places stands. `false` where it would be too long, and
-    /// what stands for that is appended.
+    /// Appends the cursor of an assessment, from where each of its places stands. `false` where it would be too long,
+    /// and what stands for that is appended.
     pub fn write_cursor(
         &self,
         assessment: AssessmentHash,
@@ -450,8 +449,8 @@ impl Offsets {
         true
     }
 
-    /// Whether a cursor must list a place that stands there. A topic that it does not list is one that was empty: the client
-    /// lacks all of it. So is a partition where an assessment's records lie on any.
+    /// Whether a cursor must list a place that stands there. A topic that it does not list is one that was empty: the
+    /// client lacks all of it. So is a partition where an assessment's records lie on any.
     fn must_list(&self, topic: TopicIndex, next: i64) -> bool {
         if next > 0 {
             return true;
@@ -470,7 +469,8 @@ impl Offsets {
         &self.partition_ids[partition_id.0 as usize]
     }
 
-    /// The order in which a cursor lists topics: those that share a tag by their names, so that every pod reads it alike.
+    /// The order in which a cursor lists topics: those that share a tag by their names, so that every pod reads it
+    /// alike.
     fn topic_order(&self, a: TopicIndex, b: TopicIndex) -> Ordering {
         let key = |topic: TopicIndex| {
             self.known(topic).map(|known| (Tag::of(known.topic.fingerprint).name, &*known.topic.name, topic))
@@ -483,7 +483,8 @@ impl Offsets {
         self.epochs[partition_id.index()].judge(at.next, at.epoch, self.next(partition_id))
     }
 
-    /// Whether a client has a newer log of a place than the one that was read here, which is lost: it is sent nothing of it.
+    /// Whether a client has a newer log of a place than the one that was read here, which is lost: it is sent nothing
+    /// of it.
     fn is_outdated_at(&self, partition_id: PartitionId, at: &PartitionOffset) -> bool {
         self.epochs[partition_id.index()].is_older_than(at.next, at.epoch, self.next(partition_id))
             && !is_injected(InjectedFault::OldLogToANewerCursor)

@@ -7,8 +7,8 @@ use shardgate::protocol::session::{Inbound, Session};
 /// What a session tells of some bytes.
 type Told = (Vec<Inbound>, Result<(), CloseReason>, Option<u16>);
 
-/// The first byte chooses the bound of a message, the second one how the bytes are cut into reads. With the lowest bit of
-/// the first one set, the rest is not the wire's bytes but says which good frames are on the wire.
+/// The first byte chooses the bound of a message, the second one how the bytes are cut into reads. With the lowest bit
+/// of the first one set, the rest is not the wire's bytes but says which good frames are on the wire.
 pub fn frames(data: &[u8]) {
     let [mode, cut, rest @ ..] = data else { return };
     let message_bytes_max = 1 << (mode >> 4);

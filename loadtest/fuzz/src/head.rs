@@ -8,8 +8,8 @@ use shardgate::protocol::client_address::{ProxyHeader, TrustedProxies};
 use shardgate::protocol::head::origin::OriginPattern;
 use shardgate::protocol::head::{Parsed, Rules, Scan, parse};
 
-/// The first byte chooses the rules, and whether the rest is a head, a query, a header's value, or a list of origins with
-/// an origin behind a NUL; the second one, how the head is cut into reads.
+/// The first byte chooses the rules, and whether the rest is a head, a query, a header's value, or a list of origins
+/// with an origin behind a NUL; the second one, how the head is cut into reads.
 pub fn head(data: &[u8]) {
     let [mode, cut, rest @ ..] = data else { return };
     if mode >> 4 & 1 == 1 {

@@ -11,8 +11,8 @@ use shardgate::config::{Config, MachineLimits, Sources};
 /// Stands for whatever is secret.
 const SECRET: &str = "kept-quiet-kept-quiet-kept-quiet";
 
-/// Lines of the environment (`NAME=value`), then a NUL, then the settings file. `$` in a setting that takes a secret stands
-/// for one, which nothing that is logged may hold.
+/// Lines of the environment (`NAME=value`), then a NUL, then the settings file. `$` in a setting that takes a secret
+/// stands for one, which nothing that is logged may hold.
 pub fn settings(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let (lines, file) = text.split_once('\0').unwrap_or((text, ""));

@@ -1,6 +1,5 @@
-//! The judge: from what was made, what each client saw and which faults there were, it finds what was lost, doubled or
-//! out of order, resets that nothing explains, and how long clients were behind. A pure function of the logs, read after
-//! the run; it knows nothing of how they came about.
+//! Judges a chaos run from its logs: finds lost, duplicate and out-of-order events, resets without a cause, and how
+//! long clients were behind. A pure function of the logs, read after the run.
 //!
 //! Clients are there before the first event is made, so each is owed every event of its assessment. What a client lacks
 //! is forgiven after a `reset` alone, and only for what was made before it.
@@ -36,8 +35,8 @@ const CUT_OFF_SLACK_MS: u64 = 5_000;
 /// After the brokers are back, so long a pod may take until it reads all partitions again.
 const AFTER_BROKERS_MS: u64 = 30_000;
 
-/// After a log lost its end, clients hear of it for so long: pods notice at the next record, and clients that were away when
-/// they come back.
+/// After a log lost its end, clients hear of it for so long: pods notice at the next record, and clients that were away
+/// when they come back.
 const AFTER_TRUNCATION_MS: u64 = 60_000;
 
 /// What the judge goes by.
@@ -76,8 +75,8 @@ pub struct Verdict {
     pub out_of_order: u64,
     /// Events that a client saw, and that were aborted or never made.
     pub ghosts: u64,
-    /// Clients that gave a cursor, were not resumed and not told so; and those that saw what a log lost later, and were not
-    /// told of that.
+    /// Clients that gave a cursor, were not resumed and not told so; and those that saw what a log lost later, and were
+    /// not told of that.
     pub silent_losses: u64,
     /// Events that came again because the log holds them more than once.
     pub written_again: u64,
@@ -95,8 +94,8 @@ pub struct Verdict {
     pub recoveries: Vec<Recovery>,
     /// The most redirects that one client saw in one rolling restart.
     pub redirects_max: u64,
-    /// The same, for restarts in which Redis was not always there: pods then can't hear of each other, and send a client
-    /// to and fro once.
+    /// The same, for restarts in which Redis was not always there: pods then can't hear of each other, and send a
+    /// client to and fro once.
     pub redirects_max_without_redis: u64,
 }
 
@@ -193,8 +192,8 @@ struct Truth {
     streams: BTreeMap<(u32, u8), TopicEvents>,
     /// What the log holds more than once.
     again: BTreeSet<(u32, u8, u64)>,
-    /// The number that follows the last event that any client has seen so far, and when it was seen. That may be long before
-    /// its producer is told that it was made.
+    /// The number that follows the last event that any client has seen so far, and when it was seen. That may be long
+    /// before its producer is told that it was made.
     seen: BTreeMap<(u32, u8), (u64, u64)>,
 }
 
@@ -470,9 +469,9 @@ fn truncation(spans: &[FaultSpan], at_ms: u64) -> Option<u64> {
     Some(last.from_ms)
 }
 
-/// Whether brokers that were away, or a transaction that stayed open, are to blame for a cursor that is too old: its pod
-/// had read nothing of some partitions since before the window that another begins with. Outages without a pause between
-/// them are one.
+/// Whether brokers that were away, or a transaction that stayed open, are to blame for a cursor that is too old: its
+/// pod had read nothing of some partitions since before the window that another begins with. Outages without a pause
+/// between them are one.
 fn were_cut_off(spans: &[FaultSpan], at_ms: u64, rules: CheckerRules) -> bool {
     let is_of_brokers =
         |span: &&FaultSpan| span.kind.lane() == Lane::Brokers || span.kind == FaultKind::OpenTransaction;

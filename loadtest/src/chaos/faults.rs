@@ -229,7 +229,8 @@ pub(super) fn brokers(clock: Clock, plan: &[Planned], kafka: &mut Kafka, chronic
     );
 }
 
-/// The leader of the fragile topic's log takes records alone for this time, and dies; its other replica leads without them.
+/// The leader of the fragile topic's log takes records alone for this time, and dies; its other replica leads without
+/// them.
 fn lose_the_end(kafka: &mut Kafka, alone_for: Duration) {
     let topic = events::Kind::ALL[usize::from(FRAGILE)].topic();
     let both = |kafka: &Kafka| kafka.in_sync(topic, 0).is_some_and(|brokers| brokers.len() == FRAGILE_ON.len());

@@ -1,5 +1,5 @@
-//! Reads what pods log, as a machine's log collector does, into files; and rests when it is told to. Between it and a pod is
-//! the smallest pipe that the kernel makes: some ten lines fill it.
+//! Reads what pods log, as a machine's log collector does, into files; and rests when it is told to. Between it and a
+//! pod is the smallest pipe that the kernel makes: some ten lines fill it.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};

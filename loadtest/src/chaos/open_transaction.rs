@@ -1,5 +1,5 @@
-//! A transaction of somebody else's that stays open: readers of committed records wait behind it on every partition. In the
-//! end it is aborted, so nobody may see its records.
+//! A transaction of somebody else's that stays open: readers of committed records wait behind it on every partition. In
+//! the end it is aborted, so nobody may see its records.
 
 use std::time::Duration;
 

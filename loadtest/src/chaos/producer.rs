@@ -1,6 +1,6 @@
-//! Makes the run's events: numbered per assessment and topic, a steady stream of plain ones, and beside it transactions,
-//! some of which are aborted. Each assessment has one producer, so that the order of numbers is Kafka's order. It writes
-//! down what became of each event.
+//! Makes the run's events: numbered per assessment and topic, a steady stream of plain ones, and beside it
+//! transactions, some of which are aborted. Each assessment has one producer, so that the order of numbers is Kafka's
+//! order. It writes down what became of each event.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -37,11 +37,12 @@ const WEIGHTS: [u32; events::Kind::ALL.len()] = [30, 10, 10, 14, 20, 1, 1, 1, 3,
 /// The topic that loses the end of its log in an unclean election, where the run has any: its place among the ten.
 pub(super) const FRAGILE: u8 = 6;
 
-/// The topic that is compacted, where the run has compaction: its place among the ten. Its records' keys are the assessments.
+/// The topic that is compacted, where the run has compaction: its place among the ten. Its records' keys are the
+/// assessments.
 pub(super) const COMPACTED: u8 = 8;
 
-/// No record is compacted away before it is so old: less than the pods' history, so that clients come back for some that are
-/// gone.
+/// No record is compacted away before it is so old: less than the pods' history, so that clients come back for some
+/// that are gone.
 pub(super) const COMPACTION_LAG: Duration = Duration::from_secs(15);
 
 /// That topic's settings beside this: its log is compacted nearly at once.
@@ -192,8 +193,8 @@ struct EventChooser {
 impl EventChooser {
     fn next(&mut self) -> Id {
         let mut topic = self.topic();
-        // A log that loses its end can hold half of a transaction; and where one that is compacted has a gap, that is to be
-        // no marker's.
+        // A log that loses its end can hold half of a transaction; and where one that is compacted has a gap, that is
+        // to be no marker's.
         let (is_fragile, is_compacted) = (self.is_fragile, self.is_compacted);
         let is_of_plain = |topic| topic == FRAGILE && is_fragile || topic == COMPACTED && is_compacted;
         while self.is_transactional && is_of_plain(topic) {
@@ -258,8 +259,8 @@ fn producer(
     config.create_with_context(deliveries).expect("good properties")
 }
 
-/// A producer whose brokers may forget what they have taken, which an idempotent one doesn't survive. What it tries again
-/// would come behind what it sent meanwhile: so it has one event under way at a time.
+/// A producer whose brokers may forget what they have taken, which an idempotent one doesn't survive. What it tries
+/// again would come behind what it sent meanwhile: so it has one event under way at a time.
 struct OneByOne {
     producer: ThreadedProducer<Deliveries>,
     waiting: VecDeque<Id>,
@@ -400,7 +401,8 @@ fn transaction(producer: &ThreadedProducer<Deliveries>, ids: &[Id], random: &mut
     }
 }
 
-/// What is not committed stays uncommitted, also where the brokers don't answer: the next producer of this id aborts it.
+/// What is not committed stays uncommitted, also where the brokers don't answer: the next producer of this id aborts
+/// it.
 fn abort(producer: &ThreadedProducer<Deliveries>) -> Ended {
     let aborted = repeated(|| producer.abort_transaction(BROKERS_WITHIN));
     Ended { fate: Fate::Aborted, is_fatal: aborted.is_err() }

@@ -39,8 +39,8 @@ pub enum FaultKind {
     Stop,
     /// The fleet grows to five pods, shrinks to two, and is three again.
     Scale,
-    /// Some clients are away while a topic's log is compacted, a pod is started meanwhile, and they come back within the
-    /// history's time.
+    /// Some clients are away while a topic's log is compacted, a pod is started meanwhile, and they come back within
+    /// the history's time.
     Compaction,
     /// Redis is killed, and comes back empty.
     RedisKill,

@@ -1,4 +1,5 @@
-//! Figures with bounds: each is the median of its rounds, beside the least and the most of them, and beside what it is to be.
+//! Figures with bounds: each is the median of its rounds, beside the least and the most of them, and beside what it is
+//! to be.
 
 use std::fmt::Write as _;
 

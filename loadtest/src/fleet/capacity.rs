@@ -1,7 +1,7 @@
-//! The capacity: the highest load at which p99 stays under a bound, and nothing is missing, closed or reset. One gateway
-//! and the same clients take one load after the other; which, is the search's ([`search`]), and what the highest says of a
-//! fleet is the sizing's ([`sizing`]). Where a load is not held, it is told what the limit was, for it need not be the
-//! gateway.
+//! The capacity: the highest load at which p99 stays under a bound, and nothing is missing, closed or reset. One
+//! gateway and the same clients take one load after the other; which, is the search's ([`search`]), and what the
+//! highest says of a fleet is the sizing's ([`sizing`]). Where a load is not held, it is told what the limit was, for
+//! it need not be the gateway.
 
 pub mod search;
 pub mod sizing;
@@ -260,8 +260,9 @@ impl SearchStep {
         })
     }
 
-    /// Where nothing but p99 is over its bound, and p90 far from it: a load that is too high piles up, and has all wait;
-    /// where the brokers or the machine stood still for a tenth of a second, it is but one delivery in a hundred of ten seconds.
+    /// Where nothing but p99 is over its bound, and p90 far from it: a load that is too high piles up, and has all
+    /// wait; where the brokers or the machine stood still for a tenth of a second, it is but one delivery in a hundred
+    /// of ten seconds.
     fn stand_still(&self, p99_ms: f64) -> Option<String> {
         let Percentiles { p90_ms, p99_ms: p99, .. } = self.latencies;
         let is_one = self.faults.len() == 1 && p99 > p99_ms && p90_ms <= p99_ms / 2.0;

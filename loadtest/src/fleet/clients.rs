@@ -1,5 +1,5 @@
-//! A process of clients: one thread, one epoll, thousands of connections. It opens them at their pace, counts what comes,
-//! and answers the harness' questions on its pipe.
+//! A process of clients: one thread, one epoll, thousands of connections. It opens them at their pace, counts what
+//! comes, and answers the harness' questions on its pipe.
 
 use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};

@@ -1,7 +1,8 @@
 //! The bare loops that the gateway is measured against: nothing but what no gateway can do without. One sends frames by
-//! a schedule of its own, one takes records from librdkafka as the gateway does; both go through the sockets of those who
-//! watch, with one send(2) each. They keep no history, make no cursor, catch nobody up: what a full socket doesn't take is
-//! lost, and counted. Of each there are as many processes as pods; each has its share of the clients, and all of the load.
+//! a schedule of its own, one takes records from librdkafka as the gateway does; both go through the sockets of those
+//! who watch, with one send(2) each. They keep no history, make no cursor, catch nobody up: what a full socket doesn't
+//! take is lost, and counted. Of each there are as many processes as pods; each has its share of the clients, and all
+//! of the load.
 
 mod kafka;
 
@@ -147,8 +148,8 @@ fn say(what: &impl Serialize) -> Result<()> {
 }
 
 impl Sockets {
-    /// Listens, says where, and takes all clients in, one after the other: a client costs five calls of the system, and its
-    /// assessment is found in what it asks for. A client that never asks is the harness' to give up on.
+    /// Listens, says where, and takes all clients in, one after the other: a client costs five calls of the system, and
+    /// its assessment is found in what it asks for. A client that never asks is the harness' to give up on.
     fn accept(plan: &FloorPlan) -> Result<Self> {
         let clients = plan.clients as usize;
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None)?;

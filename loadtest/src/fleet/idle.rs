@@ -1,12 +1,12 @@
-//! What an idle pod costs: the share of a core that one takes without a client, and what each client adds, in memory and
-//! in time, that is sent nothing but heartbeats. Each figure stands beside its bound, where it has one.
+//! What an idle pod costs: the share of a core that one takes without a client, and what each client adds, in memory
+//! and in time, that is sent nothing but heartbeats. Each figure stands beside its bound, where it has one.
 //!
 //! ```text
 //! pod ready, warm-up │ alone: --seconds │ clients connect, warm-up │ held: --heartbeats × --heartbeat-ms │ memory
 //! ```
 //!
-//! The time of the clients' connections is what the pod used while it held them, less what it used alone. The window is of
-//! whole intervals, so that each client has as many heartbeats as any other. Memory is looked at after them: what a
+//! The time of the clients' connections is what the pod used while it held them, less what it used alone. The window is
+//! of whole intervals, so that each client has as many heartbeats as any other. Memory is looked at after them: what a
 //! heartbeat leaves behind is in it.
 
 use std::collections::BTreeSet;
@@ -31,8 +31,8 @@ const MEMORY_BYTES_MAX: f64 = 1_536.0;
 /// The most time on cores for a connection, in microseconds a second.
 const CPU_US_MAX: f64 = 1.0;
 
-/// A pod that idles, and then its clients. `--seconds` is how long it is looked at without one, and `--warm-up` how long it
-/// is left alone before each look.
+/// A pod that idles, and then its clients. `--seconds` is how long it is looked at without one, and `--warm-up` how
+/// long it is left alone before each look.
 #[derive(Debug, Clone, Serialize, clap::Args)]
 #[group(skip)]
 #[command(mut_args(for_idle))]

@@ -3,14 +3,15 @@
 //!
 //! A round, for each way to find a record's assessment (its payload, its key):
 //! 1. A pod starts on topics without a record, with a second pod on the other cores: what the start itself costs.
-//! 2. All records are written in a transaction, and are there at once when it is committed. The pod reads them as it reads
+//! 2. All records are written in a transaction, and are there at once when it is committed. The pod reads them as it
+//! reads
 //!    what is new: by its hash, about half of them are the second pod's, which is paused meanwhile (its lease is long).
 //! 3. Another pod starts, and fills its history from them. None of them is its own until it has a slot, for which the
 //!    history must be complete: to its counters all of them are another pod's.
 //!
-//! Ingest treats a record that another pod owns as any other, but for a look at who owns it, by which it is counted; and
-//! that nobody watches one is known to the shard alone, which then never looks at it again. So 3. is what an event that
-//! nobody watches costs, and 2. is the same with the look. Both hold the shard's part: the batch taken over, its
+//! Ingest treats a record that another pod owns as any other, but for a look at who owns it, by which it is counted;
+//! and that nobody watches one is known to the shard alone, which then never looks at it again. So 3. is what an event
+//! that nobody watches costs, and 2. is the same with the look. Both hold the shard's part: the batch taken over, its
 //! place in the history, and the eviction of an older one.
 //!
 //! The bare loop reads the same topics, from librdkafka at its fastest. What its process costs on topics without
@@ -241,8 +242,8 @@ impl<'a> Testbed<'a> {
         Ok(Way { start, filled, live, elsewhere })
     }
 
-    /// Writes all records, and lets the first pod read them while the second one is paused. Returns which part of them was
-    /// the second one's, too.
+    /// Writes all records, and lets the first pod read them while the second one is paused. Returns which part of them
+    /// was the second one's, too.
     fn live(&mut self, name: &str, [pod, second]: &[Pod; 2]) -> Result<(ReadResult, f64)> {
         self.transactions += 1;
         let id = format!("ingest-{name}-{}", self.transactions);

@@ -1,5 +1,4 @@
-//! How noisy the machine was while something was measured, and what of it is too much: then it is measured again, up to
-//! a bound, and the quietest of the tries is kept.
+//! Measures how much other work disturbed a measurement, repeats a disturbed one up to a limit, and keeps the quietest.
 
 use serde::{Deserialize, Serialize};
 
@@ -110,8 +109,8 @@ impl Noisy for FleetRound {
     }
 }
 
-/// Measures until the machine is quiet, at most `repeats` times more, and returns the quietest try. The others are told in
-/// `discarded`.
+/// Measures until the machine is quiet, at most `repeats` times more, and returns the quietest try. The others are told
+/// in `discarded`.
 ///
 /// # Errors
 /// Those of `try_once`.

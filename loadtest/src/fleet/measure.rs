@@ -1,5 +1,6 @@
 //! One measurement: clients connect, the load runs, and within a window the clients' counts and the processes' use of
-//! the machine are looked at together. What serves them is a gateway or a bare loop: here it is an address and a process.
+//! the machine are looked at together. What serves them is a gateway or a bare loop: here it is an address and a
+//! process.
 
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -58,9 +59,9 @@ pub struct Measurement {
     pub while_connecting: Option<UsageInterval>,
     /// The memory of the processes that is their own, per connection, in bytes.
     pub memory_per_connection: Option<f64>,
-    /// What the kernel of this machine holds for the processes' end of a connection that is idle, in bytes: what came while
-    /// the clients connected, less the clients' ends. See [`KernelMemory`]. Others' sockets and files are in it, so that it
-    /// wants thousands of connections.
+    /// What the kernel of this machine holds for the processes' end of a connection that is idle, in bytes: what came
+    /// while the clients connected, less the clients' ends. See [`KernelMemory`]. Others' sockets and files are in it,
+    /// so that it wants thousands of connections.
     pub kernel_memory_per_connection: Option<f64>,
     /// The window's length, in seconds.
     pub seconds: f64,
@@ -246,8 +247,8 @@ impl ConnectedClients {
         self.workers.stop().map(|_| ())
     }
 
-    /// Returns when all are there again: a load before may have been more than the gateway held. What comes until then is
-    /// counted to no load.
+    /// Returns when all are there again: a load before may have been more than the gateway held. What comes until then
+    /// is counted to no load.
     ///
     /// # Errors
     /// Where they can't connect, or a process ends.

@@ -1,6 +1,6 @@
-//! The page of a run: one HTML file that needs no other, with the plots, the table, the steps, the options and the remarks.
-//! The plots are made here and not by a crate: their colours are to follow the reader's light or dark, and those that there
-//! are write colours, not classes.
+//! The page of a run: one HTML file that needs no other, with the plots, the table, the steps, the options and the
+//! remarks. The plots are made here and not by a crate: their colours are to follow the reader's light or dark, and
+//! those that there are write colours, not classes.
 
 mod plot;
 mod scale;

@@ -1,5 +1,5 @@
-//! What the records say, and the frames of the bare loops: both carry their due time in `timestamp`, in microseconds of
-//! the Unix clock, and both are of the length that was asked for.
+//! Payloads of records and frames of the bare loops. Both carry their due time in `timestamp`, in Unix microseconds,
+//! and have the requested length.
 
 use std::io::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -49,9 +49,9 @@ pub fn key(what: DueItem) -> String {
     }
 }
 
-/// Writes the record's payload: an event of `size` bytes, or as many as its fields need. Its `positionId` fills it up, for
-/// it goes to the client as it is. The payload begins as a client's message does: the gateway passes over `type`, and the
-/// bare loop sends the payload itself.
+/// Writes the record's payload: an event of `size` bytes, or as many as its fields need. Its `positionId` fills it up,
+/// for it goes to the client as it is. The payload begins as a client's message does: the gateway passes over `type`,
+/// and the bare loop sends the payload itself.
 pub fn record(out: &mut Vec<u8>, what: DueItem, due: UnixUs, size: usize) {
     out.clear();
     match what {

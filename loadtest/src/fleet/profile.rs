@@ -1,6 +1,6 @@
-//! How much of what processes use is their own code, and how much the kernel's, from samples of their threads. The kernel's
-//! own split ([`super::usage`]) is from its ticks: of a process that spends a fiftieth of its time in its own code, ten
-//! seconds have twenty of them.
+//! How much of what processes use is their own code, and how much the kernel's, from samples of their threads. The
+//! kernel's own split ([`super::usage`]) is from its ticks: of a process that spends a fiftieth of its time in its own
+//! code, ten seconds have twenty of them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::usage::Usage;
 
-/// Between two samples of a thread, of its time on a core, in nanoseconds: some four a millisecond, in step with nothing.
+/// Between two samples of a thread, of its time on a core, in nanoseconds: some four a millisecond, in step with
+/// nothing.
 const SAMPLE_EVERY_NS: u64 = 249_989;
 
 /// What the kernel writes samples to, of a thread: eight bytes a sample, and they are read each second.
@@ -105,8 +106,8 @@ impl Samples {
         Usage { user_ns, system_ns: usage.total_ns() - user_ns, ..usage }
     }
 
-    /// Which part of the time in the processes' own code is that of threads whose name begins so, from 0 to 1; `None` where
-    /// there is no such thread.
+    /// Which part of the time in the processes' own code is that of threads whose name begins so, from 0 to 1; `None`
+    /// where there is no such thread.
     #[must_use]
     pub fn part_of(&self, name: &str) -> Option<f64> {
         let named = self.user_by_thread.iter().filter(|(thread, _)| thread.starts_with(name));

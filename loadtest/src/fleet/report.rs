@@ -1,5 +1,5 @@
-//! What is told at the end: a table, and the same as JSON with all that lies behind it. Where there are rounds, a cell is
-//! the median of its rounds, and a ratio is the median of the rounds' ratios.
+//! What is told at the end: a table, and the same as JSON with all that lies behind it. Where there are rounds, a cell
+//! is the median of its rounds, and a ratio is the median of the rounds' ratios.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -1,4 +1,4 @@
-//! How often something is measured, and where what came of it is written.
+//! The number of rounds of a measurement, and where its results are written.
 
 use std::path::PathBuf;
 

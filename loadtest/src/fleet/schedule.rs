@@ -1,6 +1,7 @@
 //! When each event is due, and for whom: an open-loop schedule. It goes by the clock alone. That something is late, the
-//! gateway or the producer itself, moves no due time; and latencies are told from the due time, which each record carries.
-//! So a stall shows in every event that was due during it, and not only in the one that met it (coordinated omission).
+//! gateway or the producer itself, moves no due time; and latencies are told from the due time, which each record
+//! carries. So a stall shows in every event that was due during it, and not only in the one that met it (coordinated
+//! omission).
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! What processes used of the machine, and how noisy it was meanwhile, from `/proc`.
 //!
-//! A thread's time on a core comes in nanoseconds from its `schedstat`. How much of it was the kernel's is known from `stat`
-//! alone, whose ticks are of ten milliseconds: the split is theirs, the sum is exact.
+//! A thread's time on a core comes in nanoseconds from its `schedstat`. How much of it was the kernel's is known from
+//! `stat` alone, whose ticks are of ten milliseconds: the split is theirs, the sum is exact.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -165,7 +165,8 @@ impl UsageInterval {
         ns as f64 / 1e9 / self.seconds
     }
 
-    /// The time on cores beyond what the processes use at rest, in nanoseconds; below 0, where they did less than at rest.
+    /// The time on cores beyond what the processes use at rest, in nanoseconds; below 0, where they did less than at
+    /// rest.
     #[must_use]
     pub fn ns_beyond(&self, rest: &Self) -> f64 {
         (self.cores() - rest.cores()) * self.seconds * 1e9
@@ -224,10 +225,10 @@ pub fn memory(pid: u32) -> Result<u64> {
 /// share of the pages that they lie in, and what waits in sockets of TCP (`mem` of `/proc/net/sockstat`).
 ///
 /// Who may read `/proc/slabinfo` (root) has the objects of the kinds that connections have ([`BOTH_ENDS`],
-/// [`SERVERS_ALONE`]); anybody else has all objects of the kernel (`Slab` of `/proc/meminfo`), which also come and go with
-/// files and processes that have nothing to do with it. So only the difference between two looks says anything, and that of
-/// many connections. What it does not hold: tables of descriptors (8 to 16 bytes a descriptor), small objects of no kind
-/// of their own (`kmalloc`, some tens of bytes a connection), ports' and drivers' memory.
+/// [`SERVERS_ALONE`]); anybody else has all objects of the kernel (`Slab` of `/proc/meminfo`), which also come and go
+/// with files and processes that have nothing to do with it. So only the difference between two looks says anything,
+/// and that of many connections. What it does not hold: tables of descriptors (8 to 16 bytes a descriptor), small
+/// objects of no kind of their own (`kmalloc`, some tens of bytes a connection), ports' and drivers' memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct KernelMemory {
     /// What both ends of a connection have, of both ends where both are of this machine.
@@ -236,8 +237,8 @@ pub struct KernelMemory {
     pub servers: u64,
 }
 
-/// The kinds that each end of a connection has: the socket, its inode, its file, its name, what security modules keep of
-/// them, and packets that wait.
+/// The kinds that each end of a connection has: the socket, its inode, its file, its name, what security modules keep
+/// of them, and packets that wait.
 const BOTH_ENDS: &[&str] = &[
     "TCP",
     "TCPv6",
@@ -250,8 +251,8 @@ const BOTH_ENDS: &[&str] = &[
     "skbuff_small_head",
 ];
 
-/// The kind that an operation of io_uring is, one of which waits for each client. Clients wait by epoll, and its kinds are
-/// not counted.
+/// The kind that an operation of io_uring is, one of which waits for each client. Clients wait by epoll, and its kinds
+/// are not counted.
 const SERVERS_ALONE: &[&str] = &["io_kiocb"];
 
 impl KernelMemory {
@@ -277,8 +278,8 @@ impl KernelMemory {
         Ok(Self { both_ends: objects.both_ends + waiting, ..objects })
     }
 
-    /// Of what came since an earlier look, for so many connections whose other ends are here too, what is a server's for
-    /// one connection.
+    /// Of what came since an earlier look, for so many connections whose other ends are here too, what is a server's
+    /// for one connection.
     #[must_use]
     pub fn per_connection_since(&self, earlier: &Self, connections: u32) -> f64 {
         let more = |of: fn(&Self) -> u64| of(self).saturating_sub(of(earlier)) as f64 / f64::from(connections);

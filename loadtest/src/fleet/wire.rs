@@ -200,8 +200,8 @@ impl Counts {
         self.handshakes.add(&other.handshakes);
     }
 
-    /// What came since an earlier look: what is told of a moment, as who is open, and what is told since the last question,
-    /// stays as it is.
+    /// What came since an earlier look: what is told of a moment, as who is open, and what is told since the last
+    /// question, stays as it is.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let mut rest = self.clone();

@@ -1,5 +1,6 @@
-//! The harness' own processes, as it sees them: it starts this program again with a hidden subcommand, and talks to it by
-//! lines on its pipes. What they end with, or a question that they don't answer, is an error that says which one it was.
+//! The harness' own processes, as it sees them: it starts this program again with a hidden subcommand, and talks to it
+//! by lines on its pipes. What they end with, or a question that they don't answer, is an error that says which one it
+//! was.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! The jars of Kafka and what makes a broker start in two seconds, made once per machine under the user's cache: a class
-//! data archive, and a formatted log directory that each new broker copies.
+//! The jars of Kafka and what makes a broker start in two seconds, made once per machine under the user's cache: a
+//! class data archive, and a formatted log directory that each new broker copies.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -48,8 +48,8 @@ impl Install {
         })
     }
 
-    /// The command that runs a class of Kafka's; `archive` adds the option that makes or uses the class data archive. What
-    /// the JVM unpacks (the codecs' libraries) goes into `temp`: one that is killed doesn't tidy up.
+    /// The command that runs a class of Kafka's; `archive` adds the option that makes or uses the class data archive.
+    /// What the JVM unpacks (the codecs' libraries) goes into `temp`: one that is killed doesn't tidy up.
     pub(super) fn java(&self, archive: Archive, temp: &Path, class: &str) -> Command {
         let mut command = Command::new(&self.java);
         let option = match archive {

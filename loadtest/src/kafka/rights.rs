@@ -1,5 +1,5 @@
-//! What the brokers' users may do with a topic, where the brokers ask: each test's clients are the same user, so a topic that
-//! has rights of its own has them for all.
+//! What the brokers' users may do with a topic, where the brokers ask: each test's clients are the same user, so a
+//! topic that has rights of its own has them for all.
 
 use std::ffi::CString;
 use std::ptr::{self, NonNull};
@@ -37,7 +37,8 @@ impl Kafka {
             Right::Read => sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_READ,
             Right::Write => sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_WRITE,
         };
-        // SAFETY: the client is alive until the end, the strings are copied, and all that is made here is given back here.
+        // SAFETY: the client is alive until the end, the strings are copied, and all that is made here is given back
+        // here.
         let codes = unsafe {
             let mut binding = sys::rd_kafka_AclBinding_new(
                 sys::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC,

@@ -152,7 +152,8 @@ fn more_partitions_are_noticed_at_the_first_record_that_lies_elsewhere_however_r
     let producer = world.producer();
     ids.iter().for_each(|id| producer.event(&KIND.event(id, 0)));
     producer.flush();
-    // Most belong elsewhere by the new number: on an old partition, or on the new one, of which the pod has to learn first.
+    // Most belong elsewhere by the new number: on an old partition, or on the new one, of which the pod has to learn
+    // first.
     clients.iter_mut().for_each(|client| await_seen(client, 1));
     for (client, id) in clients.iter().zip(&ids) {
         let (is_resumed, _) = comes_back(&pod, id, &cursor_at(client, 0));

@@ -1,5 +1,5 @@
-//! Compacted topics: of the events with one key Kafka keeps the last for sure, and a pod that has not read the others can
-//! send them to nobody.
+//! Compacted topics: of the events with one key Kafka keeps the last for sure, and a pod that has not read the others
+//! can send them to nobody.
 
 use std::time::Duration;
 

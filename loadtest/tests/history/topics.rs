@@ -25,8 +25,8 @@ fn send(producer: &Producer, numbers: std::ops::Range<u64>) {
     producer.flush();
 }
 
-/// Waits until a client has these events, and checks that it has no others, none twice, and those of each topic in their
-/// order.
+/// Waits until a client has these events, and checks that it has no others, none twice, and those of each topic in
+/// their order.
 #[track_caller]
 fn expect(client: &mut Client, numbers: std::ops::Range<u64>) {
     let count = usize::try_from(numbers.end - numbers.start).unwrap();
@@ -64,7 +64,8 @@ fn a_client_of_forty_topics_goes_on_with_its_cursor_on_another_pod() {
     let mut sent = SENT;
     for pod in [&first, &second] {
         assert!(!pod.log().contains("more topics and partitions than a cursor"), "{}", pod.log());
-        // One that has all of these, and one that was cut off in the middle, where each topic stood wherever it did then.
+        // One that has all of these, and one that was cut off in the middle, where each topic stood wherever it did
+        // then.
         let [(is_resumed, mut had_all), (is_resumed_too, mut had_half)] =
             [all.len() - 1, all.len() / 2].map(|at| comes_back(pod, "a", &all[at].1));
         assert!(is_resumed && is_resumed_too, "{:?}", had_half.messages());

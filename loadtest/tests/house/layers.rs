@@ -1,4 +1,4 @@
-//! Which module may know which, and where the world is touched.
+//! Which module may import which, and which files may touch the outside world.
 
 use crate::fault;
 use crate::source::{Path, Source};
@@ -48,8 +48,8 @@ const EDGES: &[&str] = &[
     "src/ingest/reader.rs",
     "src/ingest/watcher.rs",
     "src/ingest/mod.rs",
-    // Tell the client that `ingest/reader.rs` reads by what to read, replace it, and note what it left out; with them, that
-    // file would be too long.
+    // Tell the client that `ingest/reader.rs` reads by what to read, replace it, and note what it left out; with them,
+    // that file would be too long.
     "src/ingest/reader/assignment.rs",
     "src/ingest/reader/compacted.rs",
     "src/ingest/reader/missing.rs",
@@ -114,8 +114,8 @@ const WORLD: &[World] = &[
     },
     // A shard's thread is handed to the gateway, which waits for its end.
     World { paths: &["std::thread"], files: &["src/gateway", "src/demo/", "src/shard/mod.rs"], edges: true },
-    // Settings, and the files that they name, are read before anything runs; so are what the kernel allows, and the demo's
-    // secret, from the system's random source.
+    // Settings, and the files that they name, are read before anything runs; so are what the kernel allows, and the
+    // demo's secret, from the system's random source.
     World {
         paths: &["std::fs", "std::env"],
         files: &["src/main.rs", "src/gateway/machine.rs", "src/demo/"],

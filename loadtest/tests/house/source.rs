@@ -1,5 +1,5 @@
-//! A Rust file as the house rules look at it: its lines, its functions, and its tokens, flat. Tokens and not text, so that
-//! comments and strings may say what code may not.
+//! A Rust file as the house rules look at it: its lines, its functions, and its tokens, flat. Tokens and not text, so
+//! that comments and strings may say what code may not.
 
 use std::str::FromStr as _;
 
@@ -62,8 +62,8 @@ impl Source {
         path.split('/').filter(|part| !matches!(*part, "mod" | "lib")).map(str::to_owned).collect()
     }
 
-    /// Every path that the code takes, tests left out. Those within the crate come out as from its root, with `crate` in
-    /// front.
+    /// Every path that the code takes, tests left out. Those within the crate come out as from its root, with `crate`
+    /// in front.
     pub(crate) fn paths(&self) -> Vec<Path> {
         let mut paths = Vec::new();
         let mut modules = Modules::new(self.module(), &self.code);

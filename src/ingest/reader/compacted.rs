@@ -1,5 +1,5 @@
-//! Topics that are compacted: what the log says of them, and what follows from a gap in their offsets. Which gaps count is
-//! [`super::super::compaction`]'s rule.
+//! Topics that are compacted: what the log says of them, and what follows from a gap in their offsets. Which gaps count
+//! is [`super::super::compaction`]'s rule.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;

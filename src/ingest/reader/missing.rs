@@ -1,6 +1,6 @@
-//! Partitions that the pod starts without, since they have no leader, or may not be read: one that is lost must not hold back
-//! all the others. They are assigned all the same. What first comes of one shows that it can be read: then it is read
-//! from where it ends by now, and clients whose events may lie below are sent a reset.
+//! Partitions that the pod starts without, because they have no leader or may not be read: one lost partition must not
+//! hold back the others. They are assigned anyway. The first sign that one can be read starts reading at its current
+//! end, and clients with possible events below get a reset.
 
 use std::sync::atomic::Ordering;
 

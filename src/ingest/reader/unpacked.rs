@@ -1,9 +1,9 @@
-//! Batches that can't be unpacked, or come to more than is taken: librdkafka would fetch one again and again, and nothing
-//! behind it. They are passed over, and clients whose events may be in them are sent a reset.
+//! Batches that can't be unpacked, or come to more than is taken: librdkafka would fetch one again and again, and
+//! nothing behind it. They are passed over, and clients whose events may be in them are sent a reset.
 //!
-//! Nobody tells where such a batch ends. So reading goes on one offset further, then two, then four, up to the end of the log:
-//! a batch of many records takes few tries, and as many records behind it may be passed over with it. The reset is for these,
-//! too.
+//! Nobody tells where such a batch ends. So reading goes on one offset further, then two, then four, up to the end of
+//! the log: a batch of many records takes few tries, and as many records behind it may be passed over with it. The
+//! reset is for these, too.
 
 use tracing::warn;
 

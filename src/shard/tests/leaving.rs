@@ -302,7 +302,8 @@ fn with_placement_any_a_drain_sends_no_redirect() {
     }
 }
 
-// ---- evenly, and at a pace ----------------------------------------------------------------------------------------------
+// ---- evenly, and at a pace
+// ----------------------------------------------------------------------------------------------
 
 #[test]
 fn a_drain_closes_evenly_and_redirects_where_another_pod_lives() {

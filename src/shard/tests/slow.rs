@@ -175,7 +175,8 @@ fn memory_of_partially_written_events_is_bounded() {
     assert_eq!(whole.count(), kept, "the newest are whole, and the oldest are cut");
 }
 
-// ---- events as large as a window --------------------------------------------------------------------------------------
+// ---- events as large as a window
+// --------------------------------------------------------------------------------------
 
 /// A world with a window that holds an event of 1 MiB and no more.
 fn narrow_world() -> World {

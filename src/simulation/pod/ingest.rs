@@ -56,8 +56,8 @@ struct PartitionRead {
     at_ms: u64,
 }
 
-/// Bytes that a record costs a history, at most, beside its payload: its entry, its frame and its cursor, in vectors that
-/// have grown to twice their need.
+/// Bytes that a record costs a history, at most, beside its payload: its entry, its frame and its cursor, in vectors
+/// that have grown to twice their need.
 const RECORD_BYTES_MAX: usize = 2_000;
 
 /// Bytes by which a history falls short of its bound when it lets go of its oldest segment, and has just begun another.

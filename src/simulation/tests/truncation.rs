@@ -1,6 +1,6 @@
-//! A log that loses its end, again and again. Pods hear of it late, or read on in the old log; pods start later; one client
-//! goes from pod to pod with the cursor that it has, from before or after. What it has in the end is the log; what it had
-//! of a lost end it was told of by a `reset`, and it was told of nothing else.
+//! A log that loses its end, again and again. Pods hear of it late, or read on in the old log; pods start later; one
+//! client goes from pod to pod with the cursor that it has, from before or after. What it has in the end is the log;
+//! what it had of a lost end it was told of by a `reset`, and it was told of nothing else.
 
 use std::time::{Duration, Instant};
 
@@ -65,7 +65,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-// ---- Kafka ------------------------------------------------------------------------------------------------------------
+// ---- Kafka
+// ------------------------------------------------------------------------------------------------------------
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Record {
@@ -100,7 +101,8 @@ impl Branch {
     }
 }
 
-// ---- a pod ------------------------------------------------------------------------------------------------------------
+// ---- a pod
+// ------------------------------------------------------------------------------------------------------------
 
 struct Pod {
     feed: TestIngest,
@@ -212,7 +214,8 @@ impl Pod {
     }
 }
 
-// ---- the client -------------------------------------------------------------------------------------------------------
+// ---- the client
+// -------------------------------------------------------------------------------------------------------
 
 struct Client {
     at: Option<(usize, ClientKey, Wire)>,

@@ -72,13 +72,15 @@ impl History {
         Position { number: self.logs.get(key).map_or(0, |log| log.end), at: None }
     }
 
-    /// The chain that has had entries that were not dispatched for longest. It stays fresh until [`History::mark_dispatched`].
+    /// The chain that has had entries that were not dispatched for longest. It stays fresh until
+    /// [`History::mark_dispatched`].
     #[must_use]
     pub fn next_undispatched(&self) -> Option<AssessmentLogKey> {
         self.undispatched.front().copied()
     }
 
-    /// All watchers of the chain that [`History::next_undispatched`] named have been told, or know that they are behind.
+    /// All watchers of the chain that [`History::next_undispatched`] named have been told, or know that they are
+    /// behind.
     pub fn mark_dispatched(&mut self, key: AssessmentLogKey) {
         if let Some(log) = self.logs.get_mut(key) {
             log.undispatched = None;
@@ -121,9 +123,9 @@ impl History {
 
     /// Appends a segment's new entries to their assessments' chains.
     ///
-    /// Of thousands of assessments few chains are in the processor's caches, and one after the other the misses were a third
-    /// of what a shard does for an entry that nobody watches. So the entries are gone through in groups, once for each
-    /// thing that is to be fetched: the misses of a group overlap.
+    /// Of thousands of assessments few chains are in the processor's caches, and one after the other the misses were a
+    /// third of what a shard does for an entry that nobody watches. So the entries are gone through in groups, once for
+    /// each thing that is to be fetched: the misses of a group overlap.
     pub(super) fn link_all(&mut self, segment: u64, added: Range<usize>) {
         let mut likely = [AssessmentLogKey::default(); LINK_GROUP];
         for first in added.clone().step_by(LINK_GROUP) {
@@ -155,8 +157,8 @@ impl History {
         }
     }
 
-    /// Appends an entry to its assessment's chain, which is likely this one. Where somebody watches it, the entry is framed:
-    /// just now the offsets stand at it.
+    /// Appends an entry to its assessment's chain, which is likely this one. Where somebody watches it, the entry is
+    /// framed: just now the offsets stand at it.
     fn link(&mut self, at: EntryRef, likely: AssessmentLogKey) {
         let Some((segment, entry)) = self.entry(at) else { return };
         let (record, id) = (entry.record, segment.id(entry));

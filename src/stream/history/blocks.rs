@@ -101,8 +101,8 @@ impl History {
         self.blocks.get(key)?.before(number)
     }
 
-    /// The position of the next entry that a client lacks, or as far as `steps` lead, which are used up: where none is left,
-    /// it goes on from there another time.
+    /// The position of the next entry that a client lacks, or as far as `steps` lead, which are used up: where none is
+    /// left, it goes on from there another time.
     pub(super) fn skip(
         &mut self,
         key: AssessmentLogKey,

@@ -12,7 +12,8 @@ use crate::stream::epochs::AtEnd;
 use crate::stream::fault_injection::{InjectedFault, is_injected};
 use crate::stream::offsets::{Offsets, PartitionId, ResumeFilter};
 
-/// Frames for one client alone, which is not past its cursor yet: each with the larger of the entry's cursor and its own.
+/// Frames for one client that has not passed its cursor yet, each with the larger of the entry's cursor and the
+/// client's own.
 #[derive(Debug, Default)]
 pub struct CatchUpFrames {
     /// One after the other.
@@ -21,12 +22,12 @@ pub struct CatchUpFrames {
     pub frames: Vec<(usize, Position)>,
     /// Whether the client is past its cursor when it has these: from there on it is sent what all are sent.
     pub passed: bool,
-    /// Why the client can't go on from its cursor after all: an event that it lacks is sent to nobody, or it is past its
-    /// cursor, and that is not of the log that was read.
+    /// Why the client can't go on from its cursor after all: an event that it lacks is sent to nobody, or it is past
+    /// its cursor, and that is not of the log that was read.
     pub refuted: Option<ResetReason>,
     /// Whether the steps were used up before it was clear what comes behind these.
     pub is_unfinished: bool,
-    /// The position before the first of them: what the cursor covers is skipped.
+    /// The position before the first frame; entries covered by the cursor are skipped.
     pub from: Position,
     /// Where a cursor is made.
     text: Vec<u8>,
@@ -49,8 +50,7 @@ pub(super) fn offset_lookup<'a>(
 }
 
 impl History {
-    /// Judges the cursor of a client that comes back to a chain that it watches: what it has, and where it goes on. That is
-    /// the next entry that it lacks, or before it, where so many steps do not lead there.
+    /// Judges a resume cursor: returns what the client has and where it continues.
     ///
     /// # Errors
     /// Why it can't go on from there.
@@ -142,8 +142,8 @@ impl History {
         is_in().unwrap_or(false)
     }
 
-    /// Makes the frames that are due to a client from its position on, until it is past its cursor, up to a number of bytes
-    /// (at least one frame), and in so many steps, which are used up.
+    /// Makes the frames that are due to a client from its position on, until it is past its cursor, up to a number of
+    /// bytes (at least one frame), and in so many steps, which are used up.
     pub fn make_catch_up_frames(
         &mut self,
         key: AssessmentLogKey,
@@ -167,7 +167,7 @@ impl History {
         }
         loop {
             position = self.skip(key, position, resume_filter, steps);
-            // Whoever has the frame before is past what it need not be sent.
+            // The client does not need this entry, so the previous frame's position moves past it.
             match out.frames.last_mut() {
                 Some((_, after)) => *after = position,
                 None => out.from = position,

@@ -1,5 +1,5 @@
-//! Frames of which sockets have a part. Each is kept until the last of these sockets has the rest, also when its entry
-//! leaves the window: only then is it copied, once for all of them. The copies count in the history's bytes.
+//! Frames that are partially written. Each is kept until the last of its sockets has the rest, also when its entry
+//! leaves the window; only then is it copied, once for all sockets. Copies count in the history's bytes.
 
 use std::collections::BTreeMap;
 

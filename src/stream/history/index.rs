@@ -1,7 +1,6 @@
-//! From an assessment's hash and id to its chain. Clients choose ids, and the hash that comes with one has no key, since
-//! all pods must place an assessment alike: so whoever likes finds ids whose hashes are near each other, or the same.
-//! Here the hash is mixed with a key of the process, and ids that share a whole hash lie in an ordered map of their own:
-//! either costs a look-up no more than others.
+//! Finds an assessment's log by hash and id. Clients choose ids, and the hash is unkeyed because all pods must place an
+//! assessment alike; so anyone can find ids with equal or neighbouring hashes. The index mixes the hash with a secret
+//! of the process and keeps ids with equal hashes in an ordered map, so that no id is slow to find.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! Where ingest stood at each entry of a segment: looked up for what is framed late, and for the cursor of a position.
-//! Made when it is first asked for, since most segments are never asked.
+//! Ingest's read offsets at each entry of a segment, for entries framed late and for the cursor of a position. Built on
+//! first use, since most segments never need it.
 
 use crate::stream::offsets::PartitionId;
 
@@ -43,7 +43,8 @@ impl OffsetTimeline {
         self.entries == entries
     }
 
-    /// Where a place stood just before an entry, or just after it; `None` where it had not moved since the segment's start.
+    /// Where a place stood just before an entry, or just after it; `None` where it had not moved since the segment's
+    /// start.
     pub(super) fn next(&self, partition_id: PartitionId, index: usize, after: bool) -> Option<i64> {
         let step = 2 * u32::try_from(index).ok()? + u32::from(after);
         let until = self.moves.partition_point(|known| (known.partition_id, known.step) <= (partition_id, step));

@@ -14,7 +14,7 @@ pub struct Position {
     pub(super) at: Option<EntryRef>,
 }
 
-/// How a position stands to the window.
+/// The state of a position relative to the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PositionStatus {
     /// Nothing is due.
@@ -65,8 +65,8 @@ impl Position {
 }
 
 impl History {
-    /// How a position stands to the window now. It learns its entry; while the chain is fresh, whoever was up to date
-    /// before has few steps to it.
+    /// Locates a position in the window and caches its entry. While the log is undispatched, a position that was up to
+    /// date has few steps to it.
     pub fn locate(&self, key: AssessmentLogKey, position: &mut Position) -> PositionStatus {
         let Some(log) = self.logs.get(key) else { return PositionStatus::Current };
         if position.number >= log.end {
@@ -81,12 +81,12 @@ impl History {
                 _ => self.seek(key, (log.start, log.first), position.number),
             };
         }
-        // A position without its entry can't be served: its client is told that it lacks something.
+        // A position whose entry cannot be found cannot be served; its client gets a reset.
         if position.at.is_some() { PositionStatus::Behind } else { PositionStatus::Lost }
     }
 
-    /// Frames what is due from a position on, up to a number of bytes, and in so many steps, which are used up; at least one
-    /// entry. `None` where nothing is due or what is due is lost.
+    /// Frames what is due from a position on, up to a number of bytes, and in so many steps, which are used up; at
+    /// least one entry. `None` where nothing is due or what is due is lost.
     pub fn due(
         &mut self,
         key: AssessmentLogKey,
@@ -173,8 +173,8 @@ impl History {
         progress
     }
 
-    /// What is left of a frame of which `sent` bytes are written. `None` where it has left the window and nobody held it, or
-    /// too much is held.
+    /// What is left of a frame of which `sent` bytes are written. `None` where it has left the window and nobody held
+    /// it, or too much is held.
     #[must_use]
     pub fn rest_of_frame(&self, FrameRef(at): FrameRef, sent: u32) -> Option<&[u8]> {
         let frame = match self.entry(at) {

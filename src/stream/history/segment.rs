@@ -24,7 +24,7 @@ const SEGMENT_BYTES: usize = 64 * 1024;
 /// Entries in one segment, at most: [`EntryRef`] counts them with [`INDEX_BITS`] bits.
 const SEGMENT_ENTRIES: usize = 4 * 1024;
 
-/// The window in parts: a segment is open for one of them, and by as much its oldest entry may outlive the window.
+/// Segments per window: a segment accepts batches for one part of the window, by which its oldest entry may outlive it.
 pub(super) const WINDOW_PARTS: u32 = 32;
 
 const INDEX_BITS: u32 = 20;
@@ -65,7 +65,8 @@ pub(super) enum EntryFrame {
     Unusable,
     /// The event is too large for the window: nothing is sent, and who would have got it is told.
     TooLarge,
-    /// Its log has lost it, or no route takes it any more. Sockets that have a part of it are sent the rest, and nobody else anything.
+    /// Its log has lost it, or no route takes it any more. Sockets that have a part of it are sent the rest, and nobody
+    /// else anything.
     Lost { start: u32, len: u32 },
 }
 
@@ -200,8 +201,8 @@ impl Segment {
         self.moves.extend(moves.map(|(partition_id, next)| (index, partition_id, next)));
     }
 
-    /// Takes what was read of a partition from an offset on out of the log: its entries are of no partition any more.
-    /// Returns whether the partition stood there, or before, when the segment began; and the chains of strays among them.
+    /// Removes the entries of a partition from an offset on after a truncation. Returns whether the partition was at or
+    /// before that offset when the segment began.
     pub(super) fn truncate(&mut self, partition_id: PartitionId, from: NextOffset) -> (bool, Vec<AssessmentLogKey>) {
         let is_lost = |origin: &Origin| {
             (origin.topic, origin.partition) == (from.topic, from.partition) && origin.offset >= from.offset
@@ -299,8 +300,8 @@ impl Segment {
         mapped
     }
 
-    /// Ends a frame that [`Segment::map`] began, behind the cursor, which begins at `start` unless there is none, and keeps
-    /// it.
+    /// Ends a frame that [`Segment::map`] began, behind the cursor, which begins at `start` unless there is none, and
+    /// keeps it.
     pub(super) fn close_frame(&mut self, start: usize, message: &mut Vec<u8>) -> Option<EntryFrame> {
         let cursor = u16::try_from(message.len() - start).ok()?;
         if cursor == 0 {

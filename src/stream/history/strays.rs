@@ -1,5 +1,5 @@
-//! Records that do not lie where their topic's partitioner puts them: of each chain that has such, on which places. So its
-//! places are listed without a walk along it.
+//! Records that do not lie where their topic's partitioner puts them: of each chain that has such, on which places. So
+//! its places are listed without a walk along it.
 
 use std::collections::BTreeMap;
 

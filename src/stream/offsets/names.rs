@@ -1,5 +1,5 @@
-//! Which topics a cursor names: its tags are short, and several topics may share one. The sum over the topics' fingerprints
-//! says which of them are meant. However a cursor was made up, this takes a bounded number of steps.
+//! Resolves the topics that a cursor lists. Tags are short and may be shared; the sum over the topics' fingerprints
+//! tells which are meant. Takes a bounded number of steps for any input.
 
 use crate::ids::TopicIndex;
 use crate::protocol::messages::ResetReason;

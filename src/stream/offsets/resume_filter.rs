@@ -1,5 +1,5 @@
-//! What a client has that came back with a cursor, until it has been sent as much as this shard has read. Two pods
-//! interleave topics differently, and one may be behind the other: so what a client lacks is told entry by entry.
+//! What a resumed client already has, until it has been sent everything this shard has read. Pods interleave topics
+//! differently and one may be behind the other, so missed events are determined entry by entry.
 
 use super::names::{self, Named};
 use super::{ListedPartitions, Offsets, PartitionId, PartitionInfo};
@@ -42,8 +42,8 @@ struct CoveredPartition {
 }
 
 impl Offsets {
-    /// Judges a client's cursor: what it covers, where all that it lacks is to be had here. `newest` is the offset of the
-    /// newest entry of the assessment that the window has at a place.
+    /// Judges a client's cursor: what it covers, where all that it lacks is to be had here. `newest` is the offset of
+    /// the newest entry of the assessment that the window has at a place.
     ///
     /// # Errors
     /// Why it is no good, as the client is told.
@@ -61,7 +61,7 @@ impl Offsets {
             .iter()
             .any(|&(topic, _)| self.has_had_records(topic) && !resume_filter.has_name_of(self, topic))
         {
-            // Whether it is from before the topic was made anew, and lacks what the old one had, nobody knows.
+            // Unknown whether it predates the topic's recreation, and so lacks what the old topic had.
             return Err(ResetReason::Invalid);
         }
         let is_stray = |&partition_id: &PartitionId| {
@@ -223,9 +223,9 @@ impl ResumeFilter {
         self.partition_ids.iter().any(|covered| covered.is_lost(offsets)).then_some(ResetReason::Expired)
     }
 
-    /// The log that was read here, up to records of `epoch`, lost its end at a place, from an offset on. Whether what the
-    /// client has is of a log that a later leader wrote, and this one is whole from there on; else it lacks all that comes
-    /// there.
+    /// The log that was read here, up to records of `epoch`, lost its end at a place, from an offset on. Whether what
+    /// the client has is of a log that a later leader wrote, and this one is whole from there on; else it lacks all
+    /// that comes there.
     pub fn truncate(&mut self, offsets: &Offsets, partition_id: PartitionId, offset: i64, epoch: Option<i32>) -> bool {
         self.refresh(offsets);
         let Some(covered) = self.at_mut(partition_id) else { return false };
@@ -240,9 +240,9 @@ impl ResumeFilter {
         false
     }
 
-    /// What the ends of some logs say of the client, at the worst; `None` where they are of other partitions. Where the log
-    /// lost what it has, it has nothing beyond what was read here from now on. If some of what was read is lost as well, that
-    /// is left until this pod finds where.
+    /// What the ends of some logs say of the client, at the worst; `None` where they are of other partitions. Where the
+    /// log lost what it has, it has nothing beyond what was read here from now on. If some of what was read is lost as
+    /// well, that is left until this pod finds where.
     pub fn judge_ends(&mut self, offsets: &Offsets, ends: &[LogEnd]) -> Option<AtEnd> {
         self.refresh(offsets);
         let mut worst = None;
@@ -288,7 +288,8 @@ impl ResumeFilter {
         }
     }
 
-    /// Whether all of it has been sent or read, where the places stand at `next`: nothing that comes is covered any more.
+    /// Whether all of it has been sent or read, where the places stand at `next`: nothing that comes is covered any
+    /// more.
     #[must_use]
     pub fn is_exhausted(&self, offsets: &Offsets, next: impl Fn(PartitionId) -> i64) -> bool {
         let is_behind = |&(partition_id, end): &(PartitionId, i64)| next(partition_id) >= end;
@@ -308,8 +309,8 @@ impl ResumeFilter {
         self.next(partition_id).is_some_and(|next| next >= offset)
     }
 
-    /// Appends the cursor of a client that has this, and all that the places had when they stood at `next`: at each, the
-    /// larger of the two. `false` where it would be too long, and what stands for that is appended.
+    /// Appends the cursor of a client that has this, and all that the places had when they stood at `next`: at each,
+    /// the larger of the two. `false` where it would be too long, and what stands for that is appended.
     pub fn write_cursor(
         &self,
         offsets: &Offsets,
@@ -355,7 +356,7 @@ impl ResumeFilter {
             let index = topic[0].0;
             let Some(known) = offsets.known(index) else { continue };
             let listed = self.topics.binary_search_by_key(&index, |(topic, _)| *topic);
-            // Whoever made the cursor may know of partitions that were not seen here.
+            // The pod that made the cursor may know partitions that this shard has not seen.
             let listed = listed.map_or(0, |at| self.topics[at].1);
             let partitions = listed.max(u32::try_from(known.partition_ids.len()).unwrap_or(u32::MAX));
             let fingerprint = known.topic.fingerprint;
@@ -385,8 +386,8 @@ impl ResumeFilter {
         is_listed(topic) || current.is_some_and(is_listed)
     }
 
-    /// How many partitions a place's topic had for whoever made the cursor; where the topic was made anew, the one that has
-    /// its name now.
+    /// How many partitions a place's topic had for whoever made the cursor; where the topic was made anew, the one that
+    /// has its name now.
     fn partitions_of(&self, offsets: &Offsets, info: &PartitionInfo) -> Option<u32> {
         let of = |topic: TopicIndex| {
             let at = self.topics.binary_search_by_key(&topic, |(topic, _)| *topic).ok()?;

@@ -383,7 +383,8 @@ fn a_record_older_than_the_historys_time_makes_nothing_misplaced_wherever_it_lie
     assert_eq!(judge(5), Err(ResetReason::Misplaced));
 }
 
-// ---- leader epochs ------------------------------------------------------------------------------------------------------
+// ---- leader epochs
+// ------------------------------------------------------------------------------------------------------
 
 impl Story {
     /// Reads records of the first topic that one leader wrote.
@@ -460,7 +461,8 @@ fn a_client_that_is_ahead_and_whose_log_lost_its_end_keeps_what_it_has_of_others
     assert!(!behind.contains(&by_record, "a", CREATED, 0, 51) && has_other(&by_record, &behind));
 }
 
-// ---- topics' names ------------------------------------------------------------------------------------------------------
+// ---- topics' names
+// ------------------------------------------------------------------------------------------------------
 
 /// A shard that knows topics of these names, in a cluster that gives topics no ids.
 fn named(names: &[&str]) -> Story {

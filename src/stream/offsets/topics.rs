@@ -1,5 +1,5 @@
-//! The topics that a shard knows, as ingest told of them: which of those that had a name has it now, how cursors tell them
-//! apart, and by which route a record was read.
+//! The topics that a shard knows, as ingest told of them: which of those that had a name has it now, how cursors tell
+//! them apart, and by which route a record was read.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,8 +26,9 @@ pub(super) struct TopicState {
     pub(super) counts: Vec<PartitionCount>,
     /// Another topic has its name by now.
     pub(super) replaced: bool,
-    /// Cursors list it while it is empty, too: it has the name of another one before it, of which the client of a cursor that
-    /// lists this one lacks nothing; or the fingerprint of another one, and then it must be known which is which.
+    /// Cursors list it while it is empty, too: it has the name of another one before it, of which the client of a
+    /// cursor that lists this one lacks nothing; or the fingerprint of another one, and then it must be known which is
+    /// which.
     pub(super) is_always_listed: bool,
     /// No record of it was read yet.
     pub(super) is_empty: bool,

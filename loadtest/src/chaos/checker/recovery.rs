@@ -7,7 +7,8 @@ use super::TopicProgress;
 use crate::chaos::log::{ClientLogEntry, EndCause, FaultSpan};
 use crate::chaos::schedule::{FaultKind, Lane};
 
-/// A fault is the cause of what happens up to this time after its end: pods wait for their lease, and clients come home.
+/// A fault is the cause of what happens up to this time after its end: pods wait for their lease, and clients come
+/// home.
 const AFTERMATH_MS: u64 = 10_000;
 
 /// Logs of different threads tell the same moment a little differently.
@@ -73,7 +74,8 @@ pub(super) struct Disturbed {
     returned: BTreeSet<String>,
     /// It calls a pod that it chose by chance: which may send it on once, restart or not.
     calls_anyone: bool,
-    /// Redirects since it left by its own will, until it is connected: whoever calls again and again is sent on each time.
+    /// Redirects since it left by its own will, until it is connected: whoever calls again and again is sent on each
+    /// time.
     own_way: Option<u64>,
 }
 
@@ -134,10 +136,10 @@ impl Disturbed {
         self.target = Some(target);
     }
 
-    /// Counts a redirect; returns the rolling restart that is under way, if one is, and how many there were in it: those on
-    /// each way back of a client that had left by its own will for themselves. Not the restart's doing are the first answer
-    /// to a client that called a pod by chance, and the first time that the client is sent to a pod that comes back from
-    /// another fault.
+    /// Counts a redirect; returns the rolling restart that is under way, if one is, and how many there were in it:
+    /// those on each way back of a client that had left by its own will for themselves. Not the restart's doing are the
+    /// first answer to a client that called a pod by chance, and the first time that the client is sent to a pod that
+    /// comes back from another fault.
     pub(super) fn redirected<'a>(
         &mut self,
         at_ms: u64,

@@ -1,5 +1,5 @@
-//! A client's connection, from the first packet to the end, without ever waiting: it owns the socket and the frames, and
-//! leaves their meaning to [`super::life`].
+//! A client's connection, from the first packet to the end, without ever waiting: it owns the socket and the frames,
+//! and leaves their meaning to [`super::life`].
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;

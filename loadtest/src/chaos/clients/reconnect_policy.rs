@@ -1,4 +1,4 @@
-//! What a client does when a connection ends, or can't be opened (PROTOCOL 4). Plain values: no socket, no clock.
+//! What a client does when a connection ends or cannot be opened (PROTOCOL 4). Plain values: no socket, no clock.
 
 use std::time::Duration;
 

@@ -12,8 +12,8 @@ pub struct CapacitySearch {
 }
 
 impl CapacitySearch {
-    /// Begins at a load; steps are by `factor`, above one, until the highest load that is held and the lowest that is not
-    /// are within `precision` of each other (0.05 is a twentieth), or `steps_max` loads have been tried.
+    /// Begins at a load; steps are by `factor`, above one, until the highest load that is held and the lowest that is
+    /// not are within `precision` of each other (0.05 is a twentieth), or `steps_max` loads have been tried.
     #[must_use]
     pub fn new(start: f64, factor: f64, precision: f64, steps_max: u32) -> Self {
         debug_assert!(start > 0.0 && factor > 1.0 && precision > 0.0);

@@ -42,8 +42,8 @@ pub struct Sizing {
 }
 
 impl Sizing {
-    /// From a load that so many pods held for so many clients together, with so many deliveries a second due: what was read
-    /// within the window may be more, of what a stall before it had held up. Nothing, where nothing was delivered.
+    /// From a load that so many pods held for so many clients together, with so many deliveries a second due: what was
+    /// read within the window may be more, of what a stall before it had held up. Nothing, where nothing was delivered.
     #[must_use]
     pub fn of(part: &Measurement, per_second: f64, clients: u32, pods: u32, wanted: &Wanted) -> Option<Self> {
         if part.deliveries == 0 {

@@ -1,5 +1,5 @@
-//! Records as they come from librdkafka at its fastest: in batches, by the call that rdkafka's safe API doesn't have, with
-//! properties that let no broker wait for the next question. A gateway may ask less often, and so use less.
+//! Records as they come from librdkafka at its fastest: in batches, by the call that rdkafka's safe API doesn't have,
+//! with properties that let no broker wait for the next question. A gateway may ask less often, and so use less.
 
 use std::collections::BTreeSet;
 use std::ptr::NonNull;
@@ -101,8 +101,8 @@ impl TopicReader {
         }
     }
 
-    /// Takes each record up to the end of each partition, and drops it. Returns how many there were. The reader must have
-    /// begun at the beginnings.
+    /// Takes each record up to the end of each partition, and drops it. Returns how many there were. The reader must
+    /// have begun at the beginnings.
     pub(super) fn read_to_the_ends(&mut self) -> u64 {
         let (mut records, mut ended) = (0, BTreeSet::new());
         while ended.len() < self.partitions {

@@ -1,5 +1,5 @@
-//! Plots as SVG within a page. Colours and dashes are the page's, by class, so that they go with its light or dark; what
-//! is told by colour is told by dash or place too.
+//! Plots as SVG within a page. Colours and dashes are the page's, by class, so that they go with its light or dark;
+//! what is told by colour is told by dash or place too.
 
 use std::fmt::Write as _;
 

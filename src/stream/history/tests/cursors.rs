@@ -407,7 +407,8 @@ fn a_shard_that_has_records_of_a_topic_whose_index_another_gets_lets_go_of_them(
     assert_eq!(due(&mut history, a, end).len(), 1);
 }
 
-// ---- long windows -------------------------------------------------------------------------------------------------------
+// ---- long windows
+// -------------------------------------------------------------------------------------------------------
 
 /// A pod that read so many events of one assessment on one topic, in batches of some hundred, and on the other topic's
 /// partition what is of others.
