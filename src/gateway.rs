@@ -109,7 +109,7 @@ pub fn run(config: Config, membership: ClusterMode, process: &ProcessHandles) ->
         control.run(signals, process).await;
         join(threads).await
     })?;
-    info!(ran = ?started.elapsed(), "ended");
+    info!(elapsed = ?started.elapsed(), "stopped");
     Ok(())
 }
 
@@ -157,7 +157,7 @@ fn abort_on_panic(log: Log) {
         let thread = std::thread::current();
         let backtrace = Backtrace::capture();
         let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
-        error!(thread = thread.name().unwrap_or("unnamed"), %panic, backtrace, "a thread panicked: the process ends");
+        error!(thread = thread.name().unwrap_or("unnamed"), error = %panic, backtrace, "thread panicked; the process ends");
         log.flush();
         std::process::abort();
     }));

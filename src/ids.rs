@@ -116,8 +116,8 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// A topic that ingest reads. Dense; that of a topic which is read no more is given to another one when nothing in the
-/// window can be of it any more.
+/// A topic that ingest reads. Dense; the index of a topic that is no longer read is reused once nothing in the window
+/// can refer to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicIndex(pub u16);
 

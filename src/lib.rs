@@ -8,7 +8,7 @@
 //!    | ingest core           |   per shard              | shard core 1..n        |
 //!    | records -> batches    |------------------------->| history, connections   |
 //!    +-----------------------+   one wake per batch     +-----+------------^-----+
-//!    | control thread        |   standing (view, phase)       |            | hand-off: socket + head
+//!    | control thread        |   pod state (view, phase)       |            | hand-off: socket + head
 //!    | Redis, HTTP, signals  |------------------------->      +------------+
 //!    +-----------------------+
 //! ```
@@ -24,12 +24,11 @@
 //!    [`ingest`], [`discovery`], [`shard`], [`shutdown`] (when a draining pod does what) and [`operations`] (`/ready`,
 //!    the console page).
 //! 3. **Edges**, each named for what it touches: `ingest/kafka.rs`, `discovery/redis.rs`, `shard/executor.rs`,
-//!    `shard/reactor.rs`, `shard/socket.rs`, `shard/event_loop.rs`, `operations/http.rs`, `operations/log.rs`, `shutdown/signals.rs`,
+//!   `shard/reactor.rs`, `shard/socket.rs`, `shard/event_loop.rs`, `operations/http.rs`, `operations/log.rs`, `shutdown/signals.rs`,
 //!    `gateway/listeners.rs`, `gateway/machine.rs`; and the loops of ingest's two threads, `ingest/reader.rs` and `ingest/watcher.rs`. The parts
 //!    meet only in [`exchange`], the types that one thread hands another.
 //! 4. [`config`], all settings, parsed whole before anything runs; [`gateway`], which builds, connects, drains and
-//! stops
-//!    the parts; [`demo`], which embeds a Kafka besides; and the command line, `main.rs`.
+//!    stops the parts; [`demo`], which embeds a Kafka besides; and the command line, `main.rs`.
 //!
 //! Beside them, for the tests alone, `simulation` plays whole clusters with these rules over a time that is only a
 //! number: thousands of worlds of pods, clients, a Kafka and a Redis, each with its troubles.

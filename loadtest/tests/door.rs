@@ -88,7 +88,7 @@ fn silent_sockets_leave_descriptors_for_probes_and_redis() {
     eventually("Redis is back", READY_WITHIN, || (redis() == "connected").then_some(()));
     let (health, after) = get(admin, "/health");
     assert!(health.status == 200 && after < Duration::from_secs(2), "{} after {after:?}", health.status);
-    assert!(!pod.log().contains("can't accept"), "descriptors are left");
+    assert!(!pod.log().contains("cannot accept"), "descriptors are left");
 
     // A place that a client leaves is for the next one, past the sockets that wait in the kernel's queue.
     drop(clients.pop());
@@ -111,7 +111,7 @@ fn silent_sockets_are_closed_soon_when_descriptors_are_few() {
     assert_eq!(health.status, 200);
     // Some 60 are read at a time, each for a second.
     assert!(after < Duration::from_secs(12), "after {after:?}");
-    assert!(!pod.log().contains("can't accept"), "descriptors are left");
+    assert!(!pod.log().contains("cannot accept"), "descriptors are left");
     drop(silent);
 }
 
@@ -125,7 +125,7 @@ fn a_lack_of_descriptors_is_logged_once_per_port() {
     eventually("it is ready", READY_WITHIN, || is_ready().then_some(()));
     leave_descriptors(pod.pid(), 10);
     let many: Vec<_> = (0..30).map(|_| Raw::connect(&pod.ask())).collect();
-    let said = |port: &str| pod.log().matches(&format!("{port} can't accept")).count();
+    let said = |port: &str| pod.log().matches(&format!("{port} cannot accept")).count();
     eventually("PORT says so", READY_WITHIN, || (said(" PORT") > 0).then_some(()));
     let waiting: Vec<_> = (0..30).map(|_| TcpStream::connect(admin).unwrap()).collect();
     eventually("ADMIN_PORT says so", READY_WITHIN, || (said("ADMIN_PORT") > 0).then_some(()));

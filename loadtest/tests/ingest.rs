@@ -318,7 +318,7 @@ fn what_lies_behind_an_open_transaction_is_lag_and_the_partition_is_named() {
     };
     assert_eq!([end("last_stable_offset"), end("high_watermark")], [0.0, 101.0]);
     let log = pod.log();
-    let line = log.lines().find(|line| line.contains("an open transaction holds back")).expect("it is logged");
+    let line = log.lines().find(|line| line.contains("open transaction holds back")).expect("it is logged");
     assert!(line.contains(kind.topic()) && line.contains("last_stable_offset=0"), "{line}");
     assert_eq!(pod.get("/ready").status, 200, "Kafka is well, and so is the pod");
     assert_eq!(seen(&client).count(), 0);
@@ -331,7 +331,7 @@ fn what_lies_behind_an_open_transaction_is_lag_and_the_partition_is_named() {
 
 #[test]
 fn a_message_over_a_mebibyte_arrives_and_the_log_says_which_clients_can_not_take_it() {
-    const LINE: &str = "messages are over 1048576 bytes";
+    const LINE: &str = "messages over 1048576 bytes";
     let world = World::start();
     let pod = world.pod("pod-0").start();
     let mut client = pod.client("a");

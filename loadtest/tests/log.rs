@@ -80,7 +80,7 @@ fn an_unread_log_stops_no_events_and_its_dropped_lines_are_counted() {
         let mut log = String::new();
         for line in BufReader::new(reader).lines() {
             let line = line.unwrap();
-            if line.contains("log lines were dropped") {
+            if line.contains("log lines dropped") {
                 // It may be said again, when nobody waits for it any more.
                 let _ = said.send(());
             }
@@ -97,12 +97,12 @@ fn an_unread_log_stops_no_events_and_its_dropped_lines_are_counted() {
     // The plan of the pod holds the pipe, too.
     drop(pod);
     let log = reading.join().unwrap();
-    let told: f64 = log.lines().filter(|line| line.contains("log lines were dropped")).map(lines_told).sum();
+    let told: f64 = log.lines().filter(|line| line.contains("log lines dropped")).map(lines_told).sum();
     assert_eq!(told, counted, "{}", tail(&log));
-    assert!(log.lines().last().is_some_and(|line| line.contains("ended")), "{}", tail(&log));
+    assert!(log.lines().last().is_some_and(|line| line.contains("stopped")), "{}", tail(&log));
 }
 
-/// `… WARN shardgate::operations::log: log lines were dropped, … lines=17`
+/// `… WARN shardgate::operations::log: log lines dropped, … lines=17`
 fn lines_told(line: &str) -> f64 {
     let number = line.rsplit_once("lines=").unwrap_or_else(|| panic!("{line}")).1;
     number.parse().unwrap_or_else(|error| panic!("{error}: {line}"))

@@ -350,7 +350,7 @@ fn a_replica_that_takes_no_changes_is_no_redis_to_a_pod_until_it_leads() {
     read_for(&mut fleet.clients, Duration::from_millis(100));
     fleet.is_owned_as_before(&pods);
     fleet.is_served(&world);
-    let told = new.log().lines().filter(|line| line.contains("Redis is not reached")).count();
+    let told = new.log().lines().filter(|line| line.contains("Redis unreachable")).count();
     assert_eq!(told, 1, "once, and not again and again");
     assert!(new.log().contains("read only replica"), "and it says why");
     drop(new);
@@ -377,7 +377,7 @@ fn a_redis_whose_clock_steps_moves_nobody() {
         assert!(pods.iter().all(|pod| pod.get("/ready").status == 200), "they reach it");
     }
     fleet.is_as_before(&world, &pods);
-    let told = pods[0].log().lines().filter(|line| line.contains("Redis' clock has stepped")).count();
+    let told = pods[0].log().lines().filter(|line| line.contains("the clock of Redis stepped")).count();
     assert!((1..=2).contains(&told), "{told} lines");
 }
 

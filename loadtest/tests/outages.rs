@@ -85,20 +85,20 @@ fn a_pod_that_waits_for_redis_says_so_every_half_a_minute_and_how_long_it_took()
     let mut world = World::without_topics();
     let pod = world.pod("pod-0").start();
     world.redis.kill();
-    eventually("it says so", WITHIN, || (lines(&pod, "Redis is not reached") == 1).then_some(()));
+    eventually("it says so", WITHIN, || (lines(&pod, "Redis unreachable") == 1).then_some(()));
     eventually("it says so again", Duration::from_secs(40), || {
         let log = pod.log();
-        let line = log.lines().find(|line| line.contains("waiting for Redis"))?;
+        let line = log.lines().find(|line| line.contains("Redis still unreachable"))?;
         let address = format!("127.0.0.1:{}", world.redis.port());
         assert!(line.contains(&address) && line.contains("since=2") && line.contains("error="), "{line}");
         Some(())
     });
-    assert_eq!(lines(&pod, "Redis is not reached"), 1);
+    assert_eq!(lines(&pod, "Redis unreachable"), 1);
     world.redis.start_again();
     eventually("it says that it is over", BACK_WITHIN, || {
         let log = pod.log();
-        let line = log.lines().find(|line| line.contains("Redis is reached again"))?;
-        assert!(line.contains("outage=3"), "30 s and some: {line}");
+        let line = log.lines().find(|line| line.contains("Redis connection restored"))?;
+        assert!(line.contains("elapsed=3"), "30 s and some: {line}");
         Some(())
     });
 }
@@ -128,7 +128,7 @@ fn a_dead_connection_for_announcements_is_found_and_made_anew_while_calls_go_on(
         assert!(is_connected(&pod), "calls are answered");
         (pod.metrics().sum("shardgate_redis_connections_total") == made + 1.0).then_some(())
     });
-    assert_eq!(lines(&pod, "no longer answers"), 1);
+    assert_eq!(lines(&pod, "stopped answering"), 1);
     assert_eq!(pod.metrics().sum("shardgate_redis_calls_failed_total"), failed);
     always("a quiet connection that answers is kept", Duration::from_secs(8), || {
         pod.metrics().sum("shardgate_redis_connections_total") == made + 1.0

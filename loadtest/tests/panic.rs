@@ -56,7 +56,7 @@ fn a_panic_ends_the_process_also_where_nobody_reads_the_message() {
     let mut read = start(None);
     assert_eq!(read.wait_exit(WITHIN).signal(), Some(libc::SIGABRT), "{}", read.log_tail());
     let told = read.log();
-    let line = told.lines().find(|line| line.contains("a thread panicked")).unwrap_or_else(|| panic!("{told}"));
+    let line = told.lines().find(|line| line.contains("thread panicked")).unwrap_or_else(|| panic!("{told}"));
     assert!(line.contains("ERROR"), "{line}");
     assert!(told.contains("as the test asks") && told.contains("panic.rs"), "{told}");
 

@@ -254,7 +254,7 @@ fn what_a_pod_waits_for_is_in_its_log_each_half_a_minute() {
         pod.log().lines().find(|line| line.contains("still not ready")).map(str::to_owned)
     });
     assert!(
-        line.contains("WARN") && line.contains("Redis, Kafka, the history, a slot") && line.contains("lasts=30"),
+        line.contains("WARN") && line.contains("Redis, Kafka, the history, a slot") && line.contains("elapsed=30"),
         "{line}"
     );
 }

@@ -402,7 +402,7 @@ fn a_pod_without_descriptors_says_so_once_and_takes_clients_again_when_it_has_so
     let mut client = pod.client("a");
     leave_descriptors(pod.pid(), 20);
     let many: Vec<_> = (0..40).map(|_| Raw::connect(&pod.ask())).collect();
-    let told = || pod.log().matches("can't accept").count();
+    let told = || pod.log().matches("cannot accept").count();
     eventually("it says so", Duration::from_secs(10), || (told() > 0).then_some(()));
     for _ in 0..4 {
         client.expect("a heartbeat", |message| message.kind == "ping");

@@ -12,7 +12,7 @@ use loadtest::process::{Signal, TempDir, eventually};
 const QUIET: Duration = Duration::from_millis(300);
 
 /// What a pod logs when its reader goes by other routes.
-const IN_FORCE: &str = "the new routes are in force";
+const IN_FORCE: &str = "new routes in force";
 
 /// A routes file, and the pods that go by it.
 struct Routes(TempDir);
@@ -353,9 +353,9 @@ fn a_file_with_faults_changes_nothing_and_all_of_them_are_logged() {
     let mut client = watching(&pod, "a");
     routes.0.file("routes.toml", &[events("topic", "other"), events("x{", "x"), ticks("y", "y")].concat());
     pod.signal(Signal::Hup);
-    awaits_line(&pod, "the routes can't be used");
+    awaits_line(&pod, "invalid routes");
     let log = pod.log();
-    let line = log.lines().find(|line| line.contains("can't be used")).unwrap();
+    let line = log.lines().find(|line| line.contains("invalid routes")).unwrap();
     assert!(line.contains("ERROR") && line.matches("ROUTES_FILE (environment)").count() == 2, "{line}");
     send(&producer, "topic", 0);
     expect(&mut client, &[("topic", 0)], 0);

@@ -246,7 +246,7 @@ fn a_library_that_says_what_nobody_asked_for_takes_no_line_of_ours_with_it() {
     let pod = lonely("pod").set("LOG", "info").spawn();
     // The first line after the clients of librdkafka were made, which have much to say at lower levels.
     eventually("ingest says what it does", Duration::from_secs(10), || {
-        pod.log().contains("reading Kafka").then_some(())
+        pod.log().contains("ingest started").then_some(())
     });
 }
 

@@ -216,6 +216,6 @@ fn pods_stay_ready_and_new_ones_claim_whatever_stands_in_the_hash() {
         (metrics == [2.0, 2.0]).then_some(())
     });
     assert!(old.metrics().sum("shardgate_redis_fields_ignored") > 10.0);
-    let told = old.log().lines().filter(|line| line.contains("fields that no pod wrote")).count();
+    let told = old.log().lines().filter(|line| line.contains("foreign fields in the slots hash")).count();
     assert_eq!(told, 1, "once");
 }

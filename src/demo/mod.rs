@@ -200,13 +200,13 @@ fn generate(mut world: DemoWorld, producer: &BaseProducer, stopped: &Receiver<()
             let payload = event.payload.to_string();
             let record = BaseRecord::to(&event.topic).key(&event.key).payload(&payload);
             if let Err((error, _)) = producer.send(record) {
-                warn!(%error, "an event of the demo is lost");
+                warn!(%error, "demo event not produced");
             }
         }
         producer.poll(Duration::ZERO);
     }
     if let Err(error) = producer.flush(FLUSH_TIMEOUT) {
-        warn!(%error, "the last events of the demo are lost");
+        warn!(%error, "demo events not flushed at shutdown");
     }
 }
 

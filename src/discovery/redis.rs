@@ -53,7 +53,7 @@ pub(super) async fn run(parts: Parts) {
     let client = match Client::open(parts.config.connection.clone()) {
         Ok(client) => client,
         // The settings were parsed by the same crate: it is not expected, and /ready goes on saying so.
-        Err(error) => return error!(%error, "the Redis settings are not usable"),
+        Err(error) => return error!(%error, "invalid Redis settings"),
     };
     let identity = Identity {
         node: parts.node.clone(),
@@ -197,8 +197,8 @@ impl RedisSession {
 
     fn log_reached(&self, line: OutageLine) {
         match line {
-            OutageLine::Ended(outage) => info!(address = %self.address, ?outage, "Redis is reached again"),
-            _ => info!(address = %self.address, "Redis is reached"),
+            OutageLine::Ended(outage) => info!(redis = %self.address, elapsed = ?outage, "Redis connection restored"),
+            _ => info!(redis = %self.address, "connected to Redis"),
         }
     }
 
@@ -207,38 +207,36 @@ impl RedisSession {
         match line {
             OutageLine::GoesOn(outage) => {
                 let since = UnixMs(Now::read().unix.0.saturating_sub(whole_ms(outage)));
-                warn!(%address, %since, ?outage, %error, "waiting for Redis: the last view stays in force");
+                warn!(redis = %address, %since, elapsed = ?outage, %error, "Redis still unreachable; the last known view stays in force");
             }
-            _ => warn!(%address, %error, "Redis is not reached: the last view stays in force"),
+            _ => warn!(redis = %address, %error, "Redis unreachable; the last known view stays in force"),
         }
     }
 
     fn log(&self, notice: &Notice) {
         let node = &self.parts.node;
         match notice {
-            Notice::Claimed(slot) => info!(%slot, "this pod has a slot"),
-            Notice::Lost(slot) => warn!(%slot, "another pod has the slot that this one had: claiming anew"),
-            Notice::Displaced(slot) => error!(
-                %slot, %node,
-                "another process runs under this pod's name and has taken its slot over: claiming another. Give each \
-                 pod a POD_NAME of its own"
-            ),
-            Notice::NameShared(slot) => error!(
-                %slot, %node,
-                "another process runs under this pod's name, in this slot. Give each pod a POD_NAME of its own"
-            ),
-            Notice::UrlShared(other, slot) => error!(
-                %other, %slot, url = %self.parts.url,
-                "another pod has this pod's PUBLIC_URL: clients are sent to and fro between the two. Give each pod a \
-                 PUBLIC_URL of its own, or set PLACEMENT=any where a load balancer stands before them"
-            ),
-            Notice::MemoryLost => warn!("Redis came back without what it knew: the pods take their slots again"),
-            Notice::FieldsIgnored(fields, example) => warn!(
-                fields, example, key = %self.key(),
-                "the hash of slots has fields that no pod wrote: they are ignored, and can be removed"
-            ),
-            Notice::ClockStepped(ms) => warn!(ms, "Redis' clock has stepped: leases are judged again after a lease"),
-            Notice::Left => info!("this pod's slot is given up"),
+            Notice::Claimed(slot) => info!(%slot, "slot claimed"),
+            Notice::Lost(slot) => warn!(%slot, "slot lost to another pod; claiming a new one"),
+            Notice::Displaced(slot) => {
+                error!(%slot, %node, "another process with this pod's name took over its slot; claiming a new one. Give each pod its \
+                 own POD_NAME")
+            }
+            Notice::NameShared(slot) => {
+                error!(%slot, %node, "another process with this pod's name holds a slot. Give each pod its own POD_NAME")
+            }
+            Notice::UrlShared(other, slot) => {
+                error!(node = %other, %slot, url = %self.parts.url, "another pod has this pod's PUBLIC_URL, and clients bounce between the two. Give each pod its own \
+                 PUBLIC_URL, or set PLACEMENT=any behind a load balancer")
+            }
+            Notice::MemoryLost => warn!("Redis lost its data; pods claim their slots again"),
+            Notice::FieldsIgnored(fields, example) => {
+                warn!(fields, field = example, key = %self.key(), "ignoring foreign fields in the slots hash; they can be removed")
+            }
+            Notice::ClockStepped(ms) => {
+                warn!(step_ms = ms, "the clock of Redis stepped; leases are not expired for one lease")
+            }
+            Notice::Left => info!("slot released"),
             Notice::ViewChanged => {
                 let view = self.member.view();
                 let pods = view.live().count();
@@ -247,7 +245,7 @@ impl RedisSession {
                 if pods > PODS_LOGGED_MAX {
                     live.push_str(" …");
                 }
-                info!(version = view.version, slots = view.slots.len(), pods, live, "the pods that serve");
+                info!(view_version = view.version, slots = view.slots.len(), pods, nodes = live, "view changed");
             }
         }
     }
@@ -348,7 +346,7 @@ impl Announcements {
                     Ok(None) => return,
                     Err(_) if answers(&mut sink, ping_within).await => {}
                     Err(_) => {
-                        warn!("the connection for Redis' announcements no longer answers: it is made anew");
+                        warn!("announcement connection to Redis stopped answering; reconnecting");
                         return;
                     }
                 }

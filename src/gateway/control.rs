@@ -101,7 +101,7 @@ impl Control {
             }
             self.look();
         }
-        info!(took = ?since.elapsed(), clients_left = self.threads.clients(), "drained");
+        info!(elapsed = ?since.elapsed(), connections = self.threads.clients(), "drain finished");
         self.publish(|pod_state| pod_state.ended = true);
     }
 
@@ -109,13 +109,13 @@ impl Control {
     fn go_by_routes(&self, read: Result<RouteTable, InvalidConfig>) {
         match read {
             Err(faults) => {
-                error!(faults = faults.0.join("; "), "SIGHUP: the routes can't be used; those in force stay")
+                error!(error = faults.0.join("; "), "SIGHUP: invalid routes; the current ones stay in force")
             }
-            Ok(routes) if routes == **self.routes.load() => info!("SIGHUP: the routes are the same"),
+            Ok(routes) if routes == **self.routes.load() => info!("SIGHUP: routes unchanged"),
             Ok(routes) => {
                 info!(
                     routes = routes.routes.len(),
-                    "SIGHUP: the routes have changed; the next look at the topics goes by them"
+                    "SIGHUP: routes changed; they take effect with the next metadata refresh"
                 );
                 self.routes.store(Arc::new(routes));
             }
@@ -125,7 +125,7 @@ impl Control {
     /// The slot is given up and no client is sent here any more; the shards do the rest.
     fn begin_to_drain(&mut self, signal: &str) -> Instant {
         let since = Instant::now();
-        info!(signal, clients = self.threads.clients(), delay = ?self.drain.delay, over = ?self.drain.over, "draining");
+        info!(signal, connections = self.threads.clients(), drain_delay = ?self.drain.delay, drain = ?self.drain.over, "drain started");
         self.intent.send_replace(Intent::Leave);
         self.readiness.send_modify(|readiness| readiness.draining = true);
         self.publish(|pod_state| {
@@ -192,10 +192,10 @@ impl Control {
     fn say_whether_ready(&mut self, before: Readiness, now: Readiness) {
         match (before.is_ready(), now.is_ready()) {
             (false, true) if std::mem::replace(&mut self.said_ready, true) => {
-                info!(after = ?self.wait.map(|wait| wait.since.elapsed()), "ready again");
+                info!(elapsed = ?self.wait.map(|wait| wait.since.elapsed()), "ready again");
             }
-            (false, true) => info!(after = ?self.started.elapsed(), "ready"),
-            (true, false) if !now.draining => warn!(waits_for = now.waits_for().join(", "), "not ready"),
+            (false, true) => info!(elapsed = ?self.started.elapsed(), "ready"),
+            (true, false) if !now.draining => warn!(waiting_for = now.waits_for().join(", "), "not ready"),
             _ => {}
         }
     }
@@ -206,7 +206,7 @@ impl Control {
         if readiness.is_ready() {
             self.wait = None;
         } else if let Some(lasts) = self.wait.get_or_insert(NotReadyPeriod::begin(now)).log_due(now) {
-            warn!(waits_for = readiness.waits_for().join(", "), ?lasts, "still not ready");
+            warn!(waiting_for = readiness.waits_for().join(", "), elapsed = ?lasts, "still not ready");
         }
     }
 

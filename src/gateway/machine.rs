@@ -113,8 +113,8 @@ fn why_forbidden(errno: i32, sysctl: &str, memlock: u64) -> IoUringForbidden {
 /// Raises the limit of open descriptors to what the process may have.
 pub fn raise_descriptor_limit() {
     match raise(libc::RLIMIT_NOFILE, u64::MAX) {
-        Ok(limit) => debug!(limit, "descriptors"),
-        Err(error) => warn!(%error, "the limit of open descriptors stays as it is"),
+        Ok(limit) => debug!(limit, "descriptor limit"),
+        Err(error) => warn!(%error, "descriptor limit not raised"),
     }
 }
 

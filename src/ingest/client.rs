@@ -200,7 +200,7 @@ impl ClientTerminator {
         };
         // Without a thread it is dropped here and now, and its count stays: the next one has less room.
         if let Err(error) = thread::Builder::new().name("kafka-ending".into()).spawn(ends) {
-            warn!(%error, "no thread to end a Kafka client on");
+            warn!(%error, "no thread to shut down a Kafka client");
         }
     }
 }

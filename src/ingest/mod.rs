@@ -125,7 +125,7 @@ fn start(parts: Parts) -> Result<Reader, StartError> {
     }
     let consumer = Consumer::new(&parts.config)?;
     let cluster = MetadataClient::new(&parts.config)?;
-    info!(brokers = %parts.config.brokers, routes = parts.routes.load().routes.len(), core = parts.core, "reading Kafka");
+    info!(brokers = %parts.config.brokers, routes = parts.routes.load().routes.len(), core = parts.core, "ingest started");
     let terminator = ClientTerminator::default();
     let settings = watcher::WatcherParts {
         config: parts.config.clone(),
@@ -144,13 +144,13 @@ fn pin(core: usize) {
     let outcome = unsafe {
         let mut cores: libc::cpu_set_t = mem::zeroed();
         if core >= 8 * mem::size_of::<libc::cpu_set_t>() {
-            return warn!(core, "no such core to be pinned to");
+            return warn!(core, "not pinned: no such core");
         }
         libc::CPU_SET(core, &mut cores);
         libc::sched_setaffinity(0, mem::size_of::<libc::cpu_set_t>(), &raw const cores)
     };
     if outcome != 0 {
-        warn!(core, error = %io::Error::last_os_error(), "can't be pinned; going on");
+        warn!(core, error = %io::Error::last_os_error(), "not pinned");
     }
 }
 

@@ -263,7 +263,7 @@ impl IngestState {
         // Almost always a plain load.
         if self.status.reader_stalled.load(Ordering::Relaxed) {
             self.status.reader_stalled.store(false, Ordering::Release);
-            info!("reading again");
+            info!("records arrive again");
         }
     }
 
@@ -356,7 +356,7 @@ impl IngestState {
         if let Some(held_back) = self.malformed.admit(origin.topic, now) {
             let topic = self.topic_name(Some(origin.topic));
             let Origin { partition, offset, .. } = origin;
-            warn!(topic, partition, offset, reason = %fault, held_back, "a record can't be used");
+            warn!(topic, partition, offset, error = %fault, suppressed = held_back, "malformed record skipped");
         }
     }
 
@@ -365,7 +365,7 @@ impl IngestState {
         let Origin { topic, partition, offset } = incoming.origin;
         if let Some(held_back) = self.tick_times.admit((topic, fault), now) {
             let (topic, timestamp_ms) = (self.topic_name(Some(topic)), incoming.timestamp_ms);
-            warn!(topic, partition, offset, timestamp_ms, reason = %fault, held_back, "a tick's timestamp can't be used");
+            warn!(topic, partition, offset, timestamp_ms, error = %fault, suppressed = held_back, "invalid tick timestamp");
         }
     }
 
@@ -403,7 +403,7 @@ impl IngestState {
     fn fetch_failed(&mut self, topic: Option<TopicIndex>, partition: i32, error: &str, now: Instant) {
         self.counts.partition_errors += 1;
         if let Some(held_back) = self.failed.admit((topic, partition), now) {
-            warn!(topic = self.topic_name(topic), partition, error, held_back, "reading failed; trying on");
+            warn!(topic = self.topic_name(topic), partition, error, suppressed = held_back, "fetch failed; retrying");
         }
     }
 
@@ -449,7 +449,7 @@ impl IngestState {
             }
             let waited = now.saturating_duration_since(began);
             if waited >= LOOP_STALL_MAX && self.waited_for.admit(shard, now).is_some() {
-                warn!(shard = shard.0, ?waited, "the shard takes no batch; nothing is read from Kafka meanwhile");
+                warn!(shard = shard.0, elapsed = ?waited, "shard accepts no batches; reading is blocked");
             }
             self.publish(watcher, now);
             self.stall_detector.interrupted(now);
@@ -483,7 +483,7 @@ impl IngestState {
         // With the wait for this turn's records.
         let took = began.elapsed();
         if filling.is_done() {
-            info!(partitions = *partitions, offsets = *offsets, ?took, "the history is complete");
+            info!(partitions = *partitions, offsets = *offsets, elapsed = ?took, "history complete");
             self.publisher.filling_left(0);
             self.status.filled.store(true, Ordering::Release);
             self.filling = None;
@@ -493,7 +493,7 @@ impl IngestState {
         self.publisher.filling_left(left);
         if now.saturating_duration_since(*said) >= PROGRESS_EVERY {
             *said = now;
-            info!(offsets = *offsets, left, ?took, "filling the history");
+            info!(offsets = *offsets, offsets_left = left, elapsed = ?took, "filling the history");
         }
     }
 
@@ -532,8 +532,8 @@ impl IngestState {
                     partition,
                     last_stable_offset,
                     high_watermark,
-                    ?for_time,
-                    "an open transaction holds back what lies behind it: it is delivered when that is committed or aborted"
+                    elapsed = ?for_time,
+                    "open transaction holds back the records behind it; they are delivered when it is committed or aborted"
                 );
             }
         }

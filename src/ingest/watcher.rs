@@ -283,8 +283,8 @@ impl WatcherThread {
         self.last_answer = Some(now);
         let brokers = &self.config.brokers;
         match self.outage.handle_success(now) {
-            Some(OutageLine::Ended(outage)) => info!(%brokers, ?outage, "Kafka is reached again"),
-            Some(_) => info!(%brokers, "Kafka is reached"),
+            Some(OutageLine::Ended(outage)) => info!(%brokers, elapsed = ?outage, "Kafka connection restored"),
+            Some(_) => info!(%brokers, "connected to Kafka"),
             None => {}
         }
         if !self.status.kafka_up.swap(true, Ordering::Relaxed) && self.started {
@@ -310,9 +310,9 @@ impl WatcherThread {
             match self.outage.handle_failure(began, now) {
                 Some(OutageLine::GoesOn(outage)) => {
                     let since = UnixMs(Now::read().unix.0.saturating_sub(whole_ms(outage)));
-                    warn!(%brokers, %since, ?outage, %error, "waiting for Kafka");
+                    warn!(%brokers, %since, elapsed = ?outage, %error, "Kafka still unreachable");
                 }
-                Some(_) => warn!(%brokers, %error, "Kafka is not reached: clients stay, and are caught up when it is"),
+                Some(_) => warn!(%brokers, %error, "Kafka unreachable; clients stay connected and catch up later"),
                 None => {}
             }
         }
@@ -325,7 +325,7 @@ impl WatcherThread {
     fn replace_client(&mut self, error: &KafkaError) {
         if !self.terminator.has_room() {
             return self.log_throttled(
-                "the Kafka clients that were replaced don't end; asking on by the last one",
+                "replaced Kafka clients do not shut down; keeping the current metadata client",
                 0,
                 Some(error),
             );
@@ -334,9 +334,9 @@ impl WatcherThread {
             Ok(cluster) => {
                 self.terminator.end(std::mem::replace(&mut self.cluster, cluster));
                 self.metrics.asking_client_renewed();
-                debug!(%error, "asking by a new Kafka client: the last one got no answer");
+                debug!(%error, "metadata client replaced: no answer");
             }
-            Err(invalid) => warn!(error = %invalid, "no new Kafka client; asking on by the last one"),
+            Err(invalid) => warn!(error = %invalid, "no new metadata client; keeping the current one"),
         }
     }
 
@@ -378,7 +378,7 @@ impl WatcherThread {
             }
             Err(error) => {
                 let partitions = seen.iter().map(|topic| topic.led_partitions.len()).sum();
-                self.log_throttled("can't learn the topics' ids; trying on", partitions, Some(&error));
+                self.log_throttled("topic ids unknown; retrying", partitions, Some(&error));
                 None
             }
         }
@@ -399,14 +399,13 @@ impl WatcherThread {
                 if topics > 0 && !std::mem::replace(&mut self.is_refusal_told, true) {
                     warn!(
                         topics,
-                        "the settings of topics may not be read (DESCRIBE_CONFIGS), so nobody knows whether they are compacted: \
-                         they are taken as not"
+                        "no right to read the settings of topics (DESCRIBE_CONFIGS): compacted topics are treated as not compacted"
                     );
                 }
                 question.handle_answer(answers.iter().map(|settings| settings.retention()), asked)
             }
             Err(error) => {
-                self.log_throttled("can't learn whether topics are compacted; asking again", 0, Some(&error));
+                self.log_throttled("cleanup.policy unknown; retrying", 0, Some(&error));
                 Asked::default()
             }
         }
@@ -427,7 +426,7 @@ impl WatcherThread {
         let partitions = match self.starts(initial, &changes, catalogue.topics()) {
             Ok(partitions) => partitions,
             Err(error) => {
-                self.log_throttled("can't learn the partitions' offsets; trying on", changes.fresh.len(), Some(&error));
+                self.log_throttled("partition offsets unknown; retrying", changes.fresh.len(), Some(&error));
                 return false;
             }
         };
@@ -487,7 +486,7 @@ impl WatcherThread {
         let topics = names.take(TOPICS_NAMED_MAX).collect::<Vec<_>>().join(", ");
         if self.log_throttle.admit("leaderless", Instant::now()).is_some() {
             let at_most = self.config.start_wait;
-            warn!(partitions = leaderless, topics, ?at_most, "partitions without a leader: the start waits for them");
+            warn!(partitions = leaderless, topics, limit = ?at_most, "waiting at start for partitions without a leader");
         }
         true
     }
@@ -496,7 +495,8 @@ impl WatcherThread {
         if topics > 0 && self.log_throttle.admit("unread topics", Instant::now()).is_some() {
             error!(
                 topics,
-                "topics are not read: a pod takes {TOPICS_MAX}, those included that were deleted or made anew of late"
+                "too many topics: a pod can read {TOPICS_MAX} in its lifetime, deleted and recreated ones \
+                 included; restart it"
             );
         }
     }

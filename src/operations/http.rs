@@ -48,7 +48,7 @@ pub async fn serve_passed_on(pages: Arc<Pages>, mut requests: mpsc::Receiver<Htt
         // A shard's sockets don't block.
         match TcpStream::from_std(socket.into()) {
             Ok(socket) => connections.serve(&pages, socket, read),
-            Err(error) => debug!(%error, "an operator's socket is no good"),
+            Err(error) => debug!(%error, "unusable operator socket"),
         }
     }
 }
@@ -62,7 +62,7 @@ pub async fn serve_admin(pages: Arc<Pages>, listener: TcpListener) {
             Ok((socket, _)) => connections.serve(&pages, socket, Vec::new()),
             Err(error) => {
                 if let Some(held_back) = failures.admit(Instant::now()) {
-                    warn!(%error, held_back, "ADMIN_PORT can't accept connections; trying again until it works");
+                    warn!(%error, suppressed = held_back, "ADMIN_PORT cannot accept connections; retrying");
                 }
                 // One of ours may be what it lacks.
                 connections.lock().close_one();
@@ -159,8 +159,8 @@ async fn exchange(
     }
     match done {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "an operator's request came to nothing"),
-        Err(_) => debug!("an operator's request took too long"),
+        Ok(Err(error)) => debug!(%error, "operator request failed"),
+        Err(_) => debug!("operator request timed out"),
     }
 }
 

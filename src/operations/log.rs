@@ -215,7 +215,7 @@ fn write_for_ever(shared: &LogShared, out: &mut impl Write) {
 
 fn say_dropped(shared: &LogShared, lines: u64) {
     if let Some(direct) = shared.direct.get() {
-        dispatcher::with_default(direct, || warn!(lines, "log lines were dropped, for nothing read standard error"));
+        dispatcher::with_default(direct, || warn!(lines, "log lines dropped: standard error was not read"));
     }
 }
 

@@ -36,7 +36,7 @@ pub(super) fn accept_from(shard: &Rc<ShardContext>, listener: std::net::TcpListe
                 Ok((stream, peer)) => start_handshake(&accepting, stream, peer),
                 Err(error) => {
                     if let Some(held_back) = failures.admit(Instant::now()) {
-                        tracing::warn!(%error, held_back, "PORT can't accept connections; trying again until it works");
+                        tracing::warn!(%error, suppressed = held_back, "PORT cannot accept connections; retrying");
                     }
                     executor::sleep(REFUSED_PAUSE).await;
                 }

@@ -38,11 +38,11 @@ impl FindingsLog {
             metrics.too_large(findings.too_large);
             self.log_too_large(findings.too_large, topic, now);
         }
-        if findings.misplaced + findings.without_cursor + findings.off_board + findings.long == 0 {
+        if findings.misplaced + findings.without_cursor + findings.board_overflow + findings.long == 0 {
             return;
         }
         metrics.misplaced(findings.misplaced);
-        metrics.off_board(findings.off_board);
+        metrics.board_overflow(findings.board_overflow);
         if is_due(self.logged, FINDINGS_LOG_EVERY, now) {
             self.logged = Some(now);
             log(findings);
@@ -55,8 +55,8 @@ impl FindingsLog {
             tracing::warn!(
                 topic = &*topic.name,
                 events,
-                "events are too large for the window and are not delivered, which their clients are told by a reset: an \
-                 event, and its message, may take half of a shard's share of HISTORY_BYTES"
+                "events too large for the window; their clients get a reset. An event and its message may each \
+                 take half of a shard's share of HISTORY_BYTES"
             );
         }
     }
@@ -70,32 +70,32 @@ fn log(findings: &RecordFindings) {
     if let Some(topic) = &findings.misplaced_on {
         tracing::warn!(
             topic = &*topic.name,
-            "records lie where the route's partitioner would not have put them, and a client of their assessment can't \
-             resume: set the route's `partitioner` to the one of its producers, or to \"none\""
+            "misplaced records: not on the partition of the route's partitioner, so clients of their \
+                 assessment cannot resume. Set the route's `partitioner` to that of the producers, or to \"none\""
         );
     }
-    if findings.off_board > 0 {
+    if findings.board_overflow > 0 {
         tracing::warn!(
-            ticks = findings.off_board,
-            "the market board is full, and these ticks are not shown: it takes {MARKETS_MAX} markets, and \
-             {BOARD_BYTES_MAX} bytes of ticks, or a quarter of the shard's share of HISTORY_BYTES"
+            ticks = findings.board_overflow,
+            "market board full; ticks not shown. It holds {MARKETS_MAX} markets and {BOARD_BYTES_MAX} bytes \
+                 of ticks, or a quarter of the shard's share of HISTORY_BYTES"
         );
     }
     if findings.without_cursor > 0 {
         tracing::warn!(
             messages = findings.without_cursor,
-            "cursors would be over {CURSOR_CHARS_MAX} characters: clients are given one that can't be resumed from, and are \
-             sent a reset when they come back. A cursor lists each topic that an assessment's events are on, and all \
-             partitions of those whose `partitioner` is \"none\": fewer of these make it shorter"
+            "cursors over {CURSOR_CHARS_MAX} characters; these clients cannot resume and get a reset. A \
+                 cursor lists every topic of an assessment, and every partition of topics whose `partitioner` is \
+                 \"none\""
         );
     }
     if let Some(topic) = &findings.long_on {
         tracing::warn!(
             topic = &*topic.name,
             messages = findings.long,
-            "messages are over {MESSAGE_BYTES_COMMON} bytes: a client whose library takes no more by default (Python's \
-             websockets) closes at each of them, and comes back to the same one; a lower MAX_EVENT_BYTES counts such \
-             records as malformed instead"
+            "messages over {MESSAGE_BYTES_COMMON} bytes: a client library with a lower default limit \
+                 (Python's websockets) closes at each of them and again after reconnecting. A lower \
+                 MAX_EVENT_BYTES counts such records as malformed"
         );
     }
 }

@@ -67,7 +67,7 @@ impl<Task: Copy> Handshakes<Task> {
             _ => return,
         };
         if let Some(held_back) = throttle.admit(now) {
-            tracing::warn!(%client, held_back, "{advice}");
+            tracing::warn!(%client, suppressed = held_back, "{advice}");
         }
     }
 

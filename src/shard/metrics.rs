@@ -58,7 +58,7 @@ pub struct Metrics {
     refusals: Family<RefusalLabels, Counter>,
     misplaced: Counter,
     too_large: Counter,
-    off_board: Counter,
+    board_overflow: Counter,
     by_shard: Family<ShardLabels, Gauge>,
     history_bytes: Family<ShardLabels, Gauge>,
 }
@@ -105,7 +105,7 @@ impl Metrics {
             refusals: Family::default(),
             misplaced: Counter::default(),
             too_large: Counter::default(),
-            off_board: Counter::default(),
+            board_overflow: Counter::default(),
             by_shard: Family::default(),
             history_bytes: Family::default(),
         };
@@ -139,7 +139,7 @@ impl Metrics {
         registry.register(
             "shardgate_board_refused_ticks",
             "Ticks for which a shard's market board had no room; each shard counts its own",
-            m.off_board.clone(),
+            m.board_overflow.clone(),
         );
         registry.register(
             "shardgate_events_too_large",
@@ -223,8 +223,8 @@ impl ShardMetrics {
         self.pod.misplaced.inc_by(records);
     }
 
-    pub(super) fn off_board(&self, ticks: u64) {
-        self.pod.off_board.inc_by(ticks);
+    pub(super) fn board_overflow(&self, ticks: u64) {
+        self.pod.board_overflow.inc_by(ticks);
     }
 
     /// At the end of a turn.

@@ -1,6 +1,6 @@
-//! Readiness of sockets and the wake timer, in one epoll per shard that glommio waits for as one descriptor. Sleeping
-//! and waking then costs the same with ten thousand connections as with ten: the kernel searches everything that
-//! glommio's ring waits for when a timer is cancelled, which happens on every sleep.
+//! Readiness of sockets and the wake timer, in one epoll per shard that the executor waits for as one descriptor.
+//! Sleeping and waking then costs the same with ten thousand connections as with ten: io_uring searches all its
+//! requests for each one that it cancels (a timer on every sleep).
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -98,12 +98,8 @@ impl Reactor {
     /// Logs a connection that is closed because the kernel could not register it.
     fn log_registration_failure(&self, error: &io::Error) {
         if let Some(held_back) = self.refusals.admit(Instant::now()) {
-            tracing::warn!(
-                %error,
-                held_back,
-                "a connection is closed, for the kernel watches no more of them: fs.epoll.max_user_watches is to be above \
-                 the connections of all processes of this user"
-            );
+            tracing::warn!(%error, suppressed = held_back, "connection closed: the kernel cannot watch more sockets. Raise fs.epoll.max_user_watches above \
+                 the connections of all processes of this user");
         }
     }
 
@@ -279,7 +275,7 @@ pub(super) struct TaskWaker {
 }
 
 impl TaskWaker {
-    /// Wakes the task once per wait: glommio's wake count has 16 bits.
+    /// Wakes the task once per wait: the executor's wake count has 16 bits (glommio 0.9).
     pub(super) fn wake(&self) {
         self.reactor.wake(self.key);
     }
@@ -313,8 +309,8 @@ impl Listener {
 // ---- the alarm
 // --------------------------------------------------------------------------------------------------------
 
-/// Wakes a task at a given time. A glommio timer costs two more kernel entries per sleep; this one costs one call, and
-/// only if the new deadline is earlier.
+/// Wakes a task at a given time. A timer of the executor costs two more kernel entries per sleep; this one costs one
+/// call, and only if the new deadline is earlier.
 pub(super) struct WakeTimer {
     timer: OwnedFd,
     waiter: ReadinessWaiter,

@@ -29,8 +29,8 @@ pub(super) struct StartPosition {
     reset: Option<ResetReason>,
 }
 
-/// A connection whose cursor was ahead of this pod. Either this pod is behind the one that made the cursor, or the
-/// cursor lies past the end of the log and is invalid.
+/// A connection whose cursor was ahead of this pod, or of a newer log. Either this pod is behind the one that made the
+/// cursor, or the cursor lies past the end of the log and is invalid.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AheadCursor {
     key: ConnectionKey,
@@ -241,8 +241,7 @@ impl Judging {
         (self.by_logs, self.by_ends) = (ahead, None);
     }
 
-    /// Rechecks ahead cursors against end offsets. A cursor that existed before the query and lies past the end belongs
-    /// to another log: its client gets a reset and is live from then on.
+    /// Starts a pass over the ahead cursors against end offsets.
     pub(super) fn by_ends(&mut self, ends: Arc<PartitionEnds>, ahead: usize) {
         self.by_ends.get_or_insert((ends, ahead));
     }

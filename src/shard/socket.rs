@@ -1,5 +1,5 @@
-//! The edge to clients' sockets: reading request heads, the task of each connection, the close sequence, and the system
-//! calls that glommio lacks. The rules decide what bytes mean.
+//! The edge to clients' sockets: reading request heads, the task of each connection, and the close sequence. The rules
+//! decide what bytes mean.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};

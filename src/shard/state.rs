@@ -534,7 +534,7 @@ impl<S: Socket> ShardState<S> {
         self.board.evict(now);
         let mut findings = self.history.take_findings();
         findings.unusable += self.board.take_unusable();
-        findings.off_board += self.board.take_refused();
+        findings.board_overflow += self.board.take_refused();
         (std::mem::take(&mut self.counts), findings, self.history.bytes())
     }
 }

@@ -77,7 +77,7 @@ impl Signals {
                 break signal;
             }
         };
-        warn!(signal, "a second signal: ending at once");
+        warn!(signal, "second signal: exiting at once");
         last();
         // SAFETY: _exit takes any code and doesn't return. Not exit: that runs the C libraries' handlers, OpenSSL's
         // among them, under the feet of the threads that still use them.

@@ -119,7 +119,7 @@ pub struct RecordFindings {
     /// Messages without a cursor, for it would have been too long.
     pub without_cursor: u64,
     /// Ticks for which the market board had no room.
-    pub off_board: u64,
+    pub board_overflow: u64,
     /// Events that are too large for the window.
     pub too_large: u64,
     /// The topic of the last of these.

@@ -4,8 +4,7 @@
 //! A round, for each way to find a record's assessment (its payload, its key):
 //! 1. A pod starts on topics without a record, with a second pod on the other cores: what the start itself costs.
 //! 2. All records are written in a transaction, and are there at once when it is committed. The pod reads them as it
-//! reads
-//!    what is new: by its hash, about half of them are the second pod's, which is paused meanwhile (its lease is long).
+//!    reads what is new: by its hash, about half of them are the second pod's, which is paused meanwhile (its lease is long).
 //! 3. Another pod starts, and fills its history from them. None of them is its own until it has a slot, for which the
 //!    history must be complete: to its counters all of them are another pod's.
 //!
@@ -309,7 +308,7 @@ fn end(mut pod: Pod) {
 /// Waits until the pod says that its history is complete. Returns how long it took from the first fetch on, in seconds.
 fn filled_in(pod: &Pod) -> Result<f64> {
     let line = eventually("the history is complete", READY_WITHIN + READ_WITHIN, || {
-        pod.log().lines().find(|line| line.contains("the history is complete")).map(str::to_owned)
+        pod.log().lines().find(|line| line.contains("history complete")).map(str::to_owned)
     });
     took(&line).with_context(|| format!("how long it took: {line}"))
 }
@@ -317,7 +316,7 @@ fn filled_in(pod: &Pod) -> Result<f64> {
 /// The time that a line of the log tells of, in seconds.
 fn took(line: &str) -> Option<f64> {
     const UNITS: [(&str, f64); 4] = [("ns", 1e-9), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0)];
-    let text = line.split_once("took=")?.1.split_ascii_whitespace().next()?;
+    let text = line.split_once("elapsed=")?.1.split_ascii_whitespace().next()?;
     UNITS.iter().find_map(|(unit, seconds)| Some(text.strip_suffix(unit)?.parse::<f64>().ok()? * seconds))
 }
 
@@ -372,11 +371,11 @@ mod tests {
 
     #[test]
     fn the_log_tells_how_long_the_history_took() {
-        let line = "2026-01-01T00:00:00Z  INFO shardgate::ingest: the history is complete partitions=3 took=1.25s";
+        let line = "2026-01-01T00:00:00Z  INFO shardgate::ingest: history complete partitions=3 elapsed=1.25s";
         assert_eq!(took(line), Some(1.25));
-        assert_eq!(took("took=20.5ms more=1"), Some(0.0205));
-        assert_eq!(took("took=8µs"), Some(8e-6));
-        assert_eq!((took("took=long"), took("the history is complete")), (None, None));
+        assert_eq!(took("elapsed=20.5ms more=1"), Some(0.0205));
+        assert_eq!(took("elapsed=8µs"), Some(8e-6));
+        assert_eq!((took("elapsed=long"), took("history complete")), (None, None));
     }
 
     #[test]

@@ -22,7 +22,7 @@ const QUICK: &[(&str, &str)] = &[
 ];
 
 /// What the log says of such a topic.
-const COMPACTED: &str = "the topic is compacted";
+const COMPACTED: &str = "compacted topic";
 
 /// A world whose cleaner looks for work each 100 ms, not each 15 s.
 fn compacting() -> World {

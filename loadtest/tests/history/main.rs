@@ -109,7 +109,7 @@ fn the_progress_of_the_filling_shows_until_the_pod_is_ready() {
     assert!(seen.is_sorted_by(|a, b| a >= b), "it only gets less: {seen:?}");
     pod.ready();
     let log = pod.log();
-    assert!(log.contains("filling the history") && log.contains("the history is complete"), "{log}");
+    assert!(log.contains("filling the history") && log.contains("history complete"), "{log}");
     assert_eq!(pod.metrics().sum("websocket_kafka_messages_processed_total"), RECORDS as f64);
 }
 

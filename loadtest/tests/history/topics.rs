@@ -63,7 +63,7 @@ fn a_client_of_forty_topics_goes_on_with_its_cursor_on_another_pod() {
     let second = start("pod-1");
     let mut sent = SENT;
     for pod in [&first, &second] {
-        assert!(!pod.log().contains("more topics and partitions than a cursor"), "{}", pod.log());
+        assert!(!pod.log().contains("too many topics and partitions per assessment"), "{}", pod.log());
         // One that has all of these, and one that was cut off in the middle, where each topic stood wherever it did
         // then.
         let [(is_resumed, mut had_all), (is_resumed_too, mut had_half)] =

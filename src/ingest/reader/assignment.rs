@@ -27,7 +27,7 @@ impl IngestState {
             self.drop_topic(topic, consumer);
         }
         for topic in &change.remapped {
-            info!(topic = %topic.name, to = %topic.route.message_type, "goes by another route: from here on its records become other messages");
+            info!(topic = %topic.name, to = %topic.route.message_type, "topic has another route now; its next records become other messages");
             self.batcher.remap(Arc::clone(topic));
         }
         for &topic in &change.back {
@@ -41,7 +41,7 @@ impl IngestState {
         }
         self.note_compacted(&change.compacted);
         if change.by_routes {
-            info!("the new routes are in force");
+            info!("new routes in force");
         }
         self.publisher.reading(self.read_offsets.all());
         self.paused_since.take_if(|_| change.is_answer);
@@ -65,9 +65,9 @@ impl IngestState {
                 topics,
                 further_partitions = places,
                 topics_max = topics_max(),
-                "an assessment's events are on more topics and partitions than a cursor of {CURSOR_CHARS_MAX} characters can \
-                 list for sure; where it can't, clients are sent a reset whenever they come back. Topics whose `partitioner` \
-                 is \"none\" are listed with all their partitions"
+                "too many topics and partitions per assessment: a cursor of {CURSOR_CHARS_MAX} characters may not list them all, \
+                 and clients without a complete cursor get a reset when they reconnect. Topics whose `partitioner` is \"none\" are \
+                 listed with all their partitions"
             );
         }
     }
@@ -76,7 +76,7 @@ impl IngestState {
         for topic in &change.topics {
             self.forget(topic.index, consumer);
             if let Err(error) = consumer.add_topic(topic) {
-                warn!(topic = %topic.name, %error, "can't read the topic");
+                warn!(topic = %topic.name, %error, "topic not readable");
             }
             self.batcher.add_topic(Arc::clone(topic));
             self.publisher.add_topic(topic.index, &topic.name);
@@ -88,7 +88,7 @@ impl IngestState {
             ReadFrom { topic: name, partition: start.partition, offset: start.offset, epoch: None }
         });
         if let Err(error) = consumer.assign(starts) {
-            warn!(%error, partitions = change.partitions.len(), "can't read the partitions");
+            warn!(%error, partitions = change.partitions.len(), "partitions not readable");
         }
         for start in &change.partitions {
             self.read_offsets.set(start.topic, start.partition, start.offset);
@@ -118,7 +118,7 @@ impl IngestState {
         } else {
             let mut names: Vec<_> = change.partitions.iter().map(|start| self.topic_name(Some(start.topic))).collect();
             names.dedup();
-            info!(topics = names.join(", "), partitions, "reading what is new in the cluster");
+            info!(topics = names.join(", "), partitions, "reading new topics and partitions");
         }
     }
 
@@ -141,16 +141,13 @@ impl IngestState {
 
     /// A topic is deleted, or another has its name by now.
     fn retire(&mut self, topic: TopicIndex, consumer: &Consumer) {
-        warn!(topic = self.topic_name(Some(topic)), "deleted in Kafka, or made anew: no more is read of it as it was");
+        warn!(topic = self.topic_name(Some(topic)), "topic deleted or recreated; reading of the old one stopped");
         self.stop_reading(topic, consumer);
     }
 
     /// No route takes a topic any more as it did.
     fn drop_topic(&mut self, topic: TopicIndex, consumer: &Consumer) {
-        info!(
-            topic = self.topic_name(Some(topic)),
-            "no route takes it any more as it did: nothing of it is sent any more"
-        );
+        info!(topic = self.topic_name(Some(topic)), "no route for the topic any more; its records are no longer sent");
         if !self.retired.contains(&topic) {
             self.stop_reading(topic, consumer);
         }
@@ -160,7 +157,7 @@ impl IngestState {
     fn stop_reading(&mut self, topic: TopicIndex, consumer: &Consumer) {
         let name = self.topic_name(Some(topic)).to_owned();
         if let Err(error) = consumer.drop_partitions(&name, self.read_offsets.of(topic).map(|at| at.partition)) {
-            warn!(topic = name, %error, "can't let go of the partitions");
+            warn!(topic = name, %error, "partitions not unassigned");
         }
         for at in self.read_offsets.of(topic) {
             if let Some(index) = self.read_offsets.index_of(topic, at.partition) {
@@ -179,7 +176,7 @@ impl IngestState {
 
     fn resume(&mut self, topic: TopicIndex, consumer: &Consumer) {
         let name = self.topic_name(Some(topic)).to_owned();
-        info!(topic = name, "is still there: reading on");
+        info!(topic = name, "topic is back; reading continues");
         let places = self.read_offsets.of(topic).map(|at| ReadFrom {
             topic: &name,
             partition: at.partition,
@@ -187,7 +184,7 @@ impl IngestState {
             epoch: self.continuity.epoch(&self.read_offsets, &at),
         });
         if let Err(error) = consumer.assign(places) {
-            warn!(topic = name, %error, "can't read the partitions");
+            warn!(topic = name, %error, "partitions not readable");
         }
         self.retired.remove(&topic);
         for partition in self.read_offsets.of(topic).map(|at| at.partition).collect::<Vec<_>>() {
@@ -212,14 +209,14 @@ impl IngestState {
         info!(
             topic = name,
             partition,
-            next,
-            beginning,
-            end,
-            from = restart.from,
-            "the position is refused; reading again"
+            expected_offset = next,
+            log_start = beginning,
+            log_end = end,
+            offset = restart.from,
+            "offset out of range; reading restarts"
         );
         if let Err(error) = consumer.restart(name, partition, restart.from) {
-            warn!(topic = name, partition, %error, "can't read the partition any more");
+            warn!(topic = name, partition, %error, "partition not readable any more");
         }
         if let Some(lost) = restart.lost {
             self.send_loss(topic, partition, lost);
@@ -235,7 +232,10 @@ impl IngestState {
             LossKind::Deleted(offset) => {
                 warn!(
                     topic = name,
-                    partition, position, offset, "records were deleted before they were read; going on behind them"
+                    partition,
+                    expected_offset = position,
+                    offset,
+                    "records were deleted before they were read; reading continues behind them"
                 );
                 self.read_offsets.set(topic, partition, offset);
                 self.batcher.deleted(NextOffset { topic, partition, offset });
@@ -244,10 +244,10 @@ impl IngestState {
                 warn!(
                     topic = name,
                     partition,
-                    position,
+                    expected_offset = position,
                     offset,
-                    "the log lost records that were read, as after an unclean leader election; going on where it parts from \
-                     them, and clients are sent a reset"
+                    "log truncated, as after an unclean leader election; reading continues where the logs diverge, \
+                 and clients get a reset"
                 );
                 self.read_offsets.set(topic, partition, offset);
                 self.batcher.cut(LogTruncation { next: NextOffset { topic, partition, offset }, is_below_unknown });
@@ -276,7 +276,7 @@ impl IngestState {
         let read = |topic: &TopicIndex| !self.retired.contains(topic);
         for topic in self.batcher.topics().iter().filter(|topic| read(&topic.index)) {
             if let Err(error) = consumer.add_topic(topic) {
-                warn!(topic = %topic.name, %error, "can't read the topic");
+                warn!(topic = %topic.name, %error, "topic not readable");
             }
         }
         let places: Vec<_> = self.read_offsets.all().iter().copied().filter(|at| read(&at.topic)).collect();
@@ -287,7 +287,7 @@ impl IngestState {
             epoch: self.continuity.epoch(&self.read_offsets, at),
         });
         if let Err(error) = consumer.assign(from) {
-            warn!(%error, partitions = places.len(), "can't read the partitions");
+            warn!(%error, partitions = places.len(), "partitions not readable");
         }
         self.stall_detector.client_replaced(now);
         self.refused.clear();

@@ -22,17 +22,16 @@ impl IngestState {
                 info!(
                     topic,
                     ?min_compaction_lag,
-                    "the topic is compacted; what the window needs is kept for long enough"
+                    "compacted topic; min.compaction.lag.ms keeps records for longer than the window"
                 );
                 continue;
             }
             warn!(
                 topic,
                 ?min_compaction_lag,
-                "the topic is compacted (cleanup.policy): of events with one key only the last is kept for sure. Where \
-                 records are missing, clients are sent a reset that come back for them, and those that are connected to a pod \
-                 that had not read them; so they are behind each transaction's end, which looks alike. min.compaction.lag.ms \
-                 a minute above HISTORY_SECONDS keeps what the window needs"
+                "compacted topic (cleanup.policy): Kafka keeps only the last event of each key. Clients that resume across \
+                 missing records get a reset, as do those connected to a pod that had not read them. A transaction's end \
+                 looks the same and also causes resets. Set min.compaction.lag.ms a minute above HISTORY_SECONDS"
             );
         }
     }
@@ -48,9 +47,9 @@ impl IngestState {
             warn!(
                 topic,
                 partition,
-                position,
-                going_on = end.offset,
-                "compaction removed records before they were read, or a transaction ended; clients are sent a reset"
+                expected_offset = position,
+                offset = end.offset,
+                "records missing: compacted before they were read, or a transaction ended; clients get a reset"
             );
         }
     }

@@ -18,7 +18,7 @@ impl IngestState {
             let name = self.topic_name(Some(topic));
             let from = ReadFrom { topic: name, partition, offset: 0, epoch: None };
             if let Err(error) = consumer.assign([from]) {
-                warn!(topic = name, partition, %error, "can't read the partition");
+                warn!(topic = name, partition, %error, "partition not readable");
             }
             // Shards have to know that there is such a partition, for the topic's partitioner counts it.
             self.read_offsets.set(topic, partition, 0);
@@ -42,7 +42,9 @@ impl IngestState {
         let name = self.topic_name(Some(topic));
         warn!(
             topic = name,
-            partition, why, "the pod starts without the partition: its clients are sent a reset when it can be read"
+            partition,
+            error = why,
+            "starting without the partition; its clients get a reset when it can be read"
         );
         self.missing.insert((topic, partition));
         self.is_not_expected(topic, partition);
@@ -82,9 +84,9 @@ impl IngestState {
     /// Reads a partition that the pod started without, from its end.
     pub(super) fn start_missing(&mut self, topic: TopicIndex, partition: i32, end: i64, consumer: &Consumer) {
         let name = self.topic_name(Some(topic));
-        info!(topic = name, partition, from = end, "the partition can be read now: its clients are sent a reset");
+        info!(topic = name, partition, offset = end, "missing partition can be read; its clients get a reset");
         if let Err(error) = consumer.restart(name, partition, end) {
-            warn!(topic = name, partition, %error, "can't read the partition");
+            warn!(topic = name, partition, %error, "partition not readable");
         }
         self.missing.remove(&(topic, partition));
         self.publish_missing(topic);

@@ -18,28 +18,21 @@ impl Reader {
         let recoveries = self.watcher.recoveries();
         if mem::replace(&mut self.recoveries, recoveries) != recoveries {
             if state.reads_something() {
-                debug!("reading by a new Kafka client, since the brokers came back");
+                debug!("consumer replaced after an outage");
                 return self.replace_client(now);
             }
             state.status.reader_stalled.store(false, Ordering::Release);
         }
         let Some(reader_stalled) = state.stall_detector.stall(now) else { return };
         if reader_stalled.is_whole && !state.status.reader_stalled.swap(true, Ordering::Release) {
-            warn!("nothing comes from Kafka, although there is something to read: not ready");
+            warn!("no records although the brokers have some; not ready");
         }
         if state.stall_detector.may_replace(now) {
             let first = state.read_offsets.all()[reader_stalled.first];
             let (topic, partition, partitions) =
                 (state.topic_name(Some(first.topic)), first.partition, reader_stalled.partitions);
             let (next, waited) = (first.offset, reader_stalled.longest);
-            warn!(
-                partitions,
-                ?waited,
-                topic,
-                partition,
-                next,
-                "partitions give nothing, although their logs go on: reading by a new Kafka client"
-            );
+            warn!(partitions, elapsed = ?waited, topic, partition, offset = next, "partitions stalled although their logs grow; replacing the consumer");
             self.replace_client(now);
         }
     }
@@ -47,11 +40,11 @@ impl Reader {
     /// Reads on by a new client, from where the old one came to. What the old one holds besides is never taken.
     fn replace_client(&mut self, now: Instant) {
         if !self.terminator.has_room() {
-            return warn!("the Kafka clients that were replaced don't end; reading on by the last one");
+            return warn!("replaced Kafka clients do not shut down; keeping the current one");
         }
         match Consumer::new(&self.config) {
             Ok(consumer) => self.terminator.end(mem::replace(&mut self.consumer, consumer)),
-            Err(error) => return warn!(%error, "no new Kafka client; reading on by the last one"),
+            Err(error) => return warn!(%error, "no new Kafka client; keeping the current one"),
         }
         self.state.reassign_all(&mut self.consumer, now);
     }

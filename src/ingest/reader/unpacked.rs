@@ -42,12 +42,12 @@ impl IngestState {
             warn!(
                 topic = name,
                 partition,
-                next,
-                from,
-                "a batch can't be unpacked, or comes to too much: it is passed over, and clients are sent a reset"
+                expected_offset = next,
+                offset = from,
+                "batch skipped: damaged, or too large when unpacked; clients get a reset"
             );
             if let Err(error) = consumer.restart(name, partition, from) {
-                warn!(topic = name, partition, %error, "can't read the partition any more");
+                warn!(topic = name, partition, %error, "partition not readable any more");
             }
             self.counts.passed_over += 1;
             self.read_offsets.set(topic, partition, from);

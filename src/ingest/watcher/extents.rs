@@ -99,7 +99,7 @@ impl WatcherThread {
         let since = i64::try_from(Now::read().unix.0.saturating_sub(history_ms)).unwrap_or(i64::MAX);
         let times =
             self.cluster.offsets(names, OffsetQuery::Since(since), START_QUERY_TIMEOUT).unwrap_or_else(|error| {
-                warn!(%error, "no offsets for a time; the history starts with each partition's last hundred records");
+                warn!(%error, "offsets by timestamp unavailable; the history starts at the last hundred records of each partition");
                 vec![None; names.len()]
             });
         let beginnings = self.cluster.offsets(names, OffsetQuery::Beginning, START_QUERY_TIMEOUT)?;

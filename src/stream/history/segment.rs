@@ -202,7 +202,7 @@ impl Segment {
     }
 
     /// Removes the entries of a partition from an offset on after a truncation. Returns whether the partition was at or
-    /// before that offset when the segment began.
+    /// before that offset when the segment began, and the assessment logs that had misplaced records among them.
     pub(super) fn truncate(&mut self, partition_id: PartitionId, from: NextOffset) -> (bool, Vec<AssessmentLogKey>) {
         let is_lost = |origin: &Origin| {
             (origin.topic, origin.partition) == (from.topic, from.partition) && origin.offset >= from.offset
