@@ -7,16 +7,17 @@ pub mod search;
 pub mod sizing;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::machine_noise::{Discarded, Noise};
 use super::measure::{ConnectedClients, Measurement, Subject};
+use super::outcome::{Capacity, FleetRound, Limit, SearchStep, Sizing};
 use super::producer;
-use super::report::{FleetReport, FleetRound, cell, clients_limit};
+use super::report::{FleetReport, cell, clients_limit};
 use super::statistics::Percentiles;
 use super::{above_zero, not_negative};
 use search::CapacitySearch;
-use sizing::{Sizing, Wanted, grouped};
+use sizing::{Wanted, grouped};
 
 /// A gateway whose busiest thread runs less than this part of the time is not what limits.
 const GATEWAY_BUSY_MIN: f64 = 0.7;
@@ -59,61 +60,6 @@ pub struct Options {
 fn factor(text: &str) -> Result<f64, String> {
     not_negative(text)
         .and_then(|factor| if (1.05..=10.0).contains(&factor) { Ok(factor) } else { Err("from 1.05 to 10".into()) })
-}
-
-/// What the search came to.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Capacity {
-    /// The bound, in milliseconds.
-    pub p99_ms: f64,
-    /// The steps, in their order.
-    pub steps: Vec<SearchStep>,
-    /// The step with the highest load that was held, by its place among the steps.
-    pub held: Option<usize>,
-    /// What a fleet takes; nothing, where no load was held.
-    pub sizing: Option<Sizing>,
-    /// What it comes to, a sentence a line; the sizing is the last.
-    pub lines: Vec<String>,
-}
-
-/// A load that was tried.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct SearchStep {
-    /// Events a second.
-    pub rate: f64,
-    /// Ticks a second.
-    pub market_rate: f64,
-    /// Deliveries a second that were due.
-    pub due_per_second: f64,
-    /// Deliveries a second that were read.
-    pub deliveries_per_second: f64,
-    /// Latencies: those of events, or of ticks, whose p99 is the longer.
-    pub latencies: Percentiles,
-    /// Cores that the gateway used, where it is of this machine.
-    pub cores: Option<f64>,
-    /// Its CPU time for a delivery, in nanoseconds.
-    pub cpu_ns: Option<f64>,
-    /// Why it was not held; none, where it was.
-    pub faults: Vec<String>,
-    /// What limited, where it was not held.
-    pub limit: Option<Limit>,
-}
-
-/// What limits a load.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Limit {
-    /// The gateway: a thread of its is busy.
-    Gateway,
-    /// The clients.
-    Clients,
-    /// The producer.
-    Producer,
-    /// The machine, that others share.
-    Machine,
-    /// None of these: the brokers, or the way there.
-    Elsewhere,
-    /// The gateway is of another machine, and nobody knows.
-    Unknown,
 }
 
 /// Searches, prints a line a step, the table and the sizing, and writes the JSON file and the page.

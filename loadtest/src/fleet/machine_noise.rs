@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::measure::Measurement;
-use super::report::FleetRound;
+use super::outcome::FleetRound;
 use super::usage::UsageInterval;
 
 /// More steal than this, as a share of the machine, spoils figures of CPU time.
@@ -89,13 +89,6 @@ pub struct Discarded {
     pub what: String,
     /// Why.
     pub why: Vec<String>,
-}
-
-impl FleetRound {
-    fn parts(&self) -> impl Iterator<Item = (&'static str, &Measurement)> {
-        let parts = [("gateway", &self.gateway), ("send loop", &self.send), ("kafka loop", &self.kafka)];
-        parts.into_iter().filter_map(|(name, part)| Some((name, part.as_ref()?)))
-    }
 }
 
 impl Noisy for FleetRound {

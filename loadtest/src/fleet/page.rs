@@ -9,10 +9,11 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
+use super::capacity::rate;
 use super::capacity::sizing::grouped;
-use super::capacity::{Capacity, rate};
 use super::measure::{Measurement, Moment};
-use super::report::{FleetReport, FleetRound, cell};
+use super::outcome::{Capacity, FleetRound};
+use super::report::{FleetReport, cell};
 use super::statistics::Percentiles;
 use plot::{Axis, Bars, Lines, Point, Series};
 use scale::ScaleKind;

@@ -8,9 +8,9 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use super::capacity::Capacity;
 use super::machine_noise::{Discarded, Noise};
 use super::measure::Measurement;
+use super::outcome::{Capacity, FleetRound};
 use super::statistics::{Percentiles, median};
 
 /// A share of a core from which on a process of clients can be what limits: on it, or waiting for it.
@@ -18,17 +18,6 @@ pub(super) const CLIENT_BUSY_MAX: f64 = 0.8;
 
 /// A producer that is later than this adds to what latencies are of.
 const LATENESS_MAX_MS: f64 = 1.0;
-
-/// A gateway and the bare loops, one after the other.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct FleetRound {
-    /// The gateway.
-    pub gateway: Option<Measurement>,
-    /// The loop of send(2) alone.
-    pub send: Option<Measurement>,
-    /// The loop from librdkafka to send(2).
-    pub kafka: Option<Measurement>,
-}
 
 /// All that a run came to.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

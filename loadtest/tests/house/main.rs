@@ -1,10 +1,12 @@
 //! The house rules, as a test: which module may know which, where the world is touched, how long a file and a function
 //! may be, and what no file may hold. Each rule is tried on a planted file that breaks it, so that it is known to bite.
 
+mod circles;
 mod documents;
 mod layers;
 mod source;
 mod tree;
+mod words;
 
 use source::Source;
 
@@ -18,8 +20,17 @@ const FUNCTION_LINES_MAX: usize = 70;
 type Rule = fn(&Source) -> Vec<String>;
 
 /// The rules that look at one Rust file at a time.
-const RULES: &[Rule] =
-    &[layers::imports, layers::strangers, layers::edges, layers::world, lengths, panics, unfinished, unsafe_code];
+const RULES: &[Rule] = &[
+    layers::imports,
+    layers::strangers,
+    layers::edges,
+    layers::world,
+    lengths,
+    panics,
+    unfinished,
+    unsafe_code,
+    words::retired,
+];
 
 /// Files and functions that are too long to be read at one go.
 fn lengths(source: &Source) -> Vec<String> {
@@ -109,6 +120,29 @@ fn the_code_keeps_the_house_rules() {
 }
 
 #[test]
+fn no_modules_use_each_other() {
+    let found = circles::circles(&tree::rust_files());
+    assert!(found.is_empty(), "\n{}\n", found.join("\n"));
+}
+
+#[test]
+fn a_circle_is_found_also_through_what_lies_below_a_module() {
+    let tree = |files: &[(&str, &str)]| files.iter().map(|(path, text)| Source::new(path, text)).collect::<Vec<_>>();
+    let direct =
+        tree(&[("src/a/b.rs", "use super::c::C;"), ("src/a/c.rs", "use crate::a::b::B;"), ("src/a/mod.rs", "")]);
+    let found = circles::circles(&direct);
+    assert!(found.len() == 1 && found[0].contains("in `a`, b, c use each other"), "{found:?}");
+    let below =
+        tree(&[("src/b.rs", "fn f() { crate::c::g(); }"), ("src/c/d.rs", "use crate::b;"), ("src/c/mod.rs", "")]);
+    assert_eq!(circles::circles(&below).len(), 1);
+    let harness = tree(&[("loadtest/src/b.rs", "use crate::c::C;"), ("loadtest/src/c.rs", "use crate::b::B;")]);
+    assert_eq!(circles::circles(&harness).len(), 1);
+    let parent =
+        tree(&[("src/b.rs", "mod c; use c::C;"), ("src/b/c.rs", "use super::B;"), ("src/d.rs", "use crate::b::B;")]);
+    assert_eq!(circles::circles(&parent), Vec::<String>::new());
+}
+
+#[test]
 fn the_rules_tables_and_the_map_tell_of_files_that_are_there() {
     let texts = tree::texts();
     let paths: Vec<&str> = texts.iter().map(|(path, _)| path.as_str()).collect();
@@ -148,6 +182,7 @@ fn every_rule_finds_its_planted_violation() {
         ("src/stream/board.rs", "#[cfg(test)]\nmod tests { fn f() { dbg!(1); } }", "`dbg!`"),
         ("loadtest/tests/x.rs", "#[test]\n#[ignore]\nfn f() {}", "a test that is skipped"),
         ("src/stream/board.rs", "#[allow(dead_code)]\nfn f() {}", "dead code"),
+        ("src/stream/board.rs", "struct Chain;", "`Chain` is a name of the past"),
         ("src/main.rs", "mod redis;\nmod inner { use redis::Client; }", "`redis`"),
         ("src/stream/board.rs", "// SAFETY: none.\nunsafe fn f() {}", "`unsafe` outside of the edges"),
         ("src/shard/socket.rs", "fn f() {\n    unsafe { g() }\n}", "without a SAFETY comment"),

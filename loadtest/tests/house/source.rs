@@ -58,7 +58,7 @@ impl Source {
 
     /// The crate's module that the file is: `src/shard/socket.rs` is `shard::socket`, `src/shard/mod.rs` is `shard`.
     pub(crate) fn module(&self) -> Vec<String> {
-        let path = self.path.trim_start_matches("src/").trim_end_matches(".rs");
+        let path = self.path.trim_start_matches("loadtest/").trim_start_matches("src/").trim_end_matches(".rs");
         path.split('/').filter(|part| !matches!(*part, "mod" | "lib")).map(str::to_owned).collect()
     }
 
@@ -72,7 +72,8 @@ impl Source {
             let begins = is_word(&token.text)
                 && self.code.get(at + 1).is_some_and(|next| next.text == "::")
                 && !(at > 0 && matches!(self.code[at - 1].text.as_str(), "::" | "."))
-                || at > 0 && self.code[at - 1].text == "use";
+                // `impl Trait + use<'a>` imports nothing.
+                || at > 0 && self.code[at - 1].text == "use" && token.text != "<";
             if begins {
                 let mut found = Vec::new();
                 read_tree(&self.code, at, &[], &mut found);

@@ -1,8 +1,7 @@
 //! What a measured load says of a fleet: what a core delivers, what a connection costs, and how many pods it takes.
 
-use serde::{Deserialize, Serialize};
-
 use crate::fleet::measure::Measurement;
+use crate::fleet::outcome::Sizing;
 
 /// What a fleet is sized for.
 #[derive(Debug, Clone, Copy)]
@@ -12,32 +11,6 @@ pub struct Wanted {
     /// Deliveries a second to each; nothing, where it is as many as were measured.
     pub per_client: Option<f64>,
     /// Which part of a pod's capacity stays free, from 0 to below 1.
-    pub headroom: f64,
-}
-
-/// A fleet's size. Deliveries alone are what it goes by: that each pod takes all records of the topics, also those that
-/// none of its clients watch, is in it for as many records as were measured.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Sizing {
-    /// Deliveries a second for each core's worth of CPU time that all the pods' threads used.
-    pub deliveries_per_core: Option<f64>,
-    /// The pod's own memory for a connection that is idle, in bytes.
-    pub user_bytes: Option<f64>,
-    /// The kernel's, in bytes.
-    pub kernel_bytes: Option<f64>,
-    /// Deliveries a second to each client.
-    pub per_client: f64,
-    /// Deliveries a second of a pod, at its highest load that was held.
-    pub per_pod: f64,
-    /// Clients that it is for.
-    pub clients: u32,
-    /// Pods that they take, with the headroom.
-    pub pods: u64,
-    /// Clients of a pod then.
-    pub clients_per_pod: u64,
-    /// Clients of a pod that were tried.
-    pub clients_tried: f64,
-    /// Which part of a pod's capacity stays free.
     pub headroom: f64,
 }
 

@@ -1,7 +1,7 @@
 //! Pages of reports that are made by hand.
 
 use super::*;
-use crate::fleet::capacity::{Limit, SearchStep};
+use crate::fleet::outcome::{Limit, SearchStep};
 use crate::fleet::report::tests::part;
 
 fn at(ms: f64) -> Percentiles {
