@@ -74,18 +74,6 @@ const RETIRED: &[&str] = &[
     "wants_ends",
 ];
 
-/// Words that a reader stops at, in comments and texts, with what is written instead.
-const STRANGE: &[(&str, &str)] = &[
-    ("nobody", "no client, no pod, no caller"),
-    ("somebody", "a client, a pod, a caller"),
-    ("whoever", "the client that, the pod that"),
-    ("anew", "again, recreated, replaced"),
-    ("told of", "receives, is notified of"),
-    ("to be had", "available"),
-    ("sign of life", "activity"),
-    ("heeds", "follows, uses"),
-];
-
 /// Names that were given up.
 pub(crate) fn retired(source: &Source) -> Vec<String> {
     let tokens = source.all.iter().filter(|token| RETIRED.contains(&token.text.as_str()));
