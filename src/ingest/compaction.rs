@@ -42,8 +42,10 @@ struct PartitionProgress {
     end: i64,
     /// From here on nothing is known to be missing: clients were told of what lies below.
     whole_from: i64,
-    /// The last gap of a topic that was not compacted then, as far as was known.
+    /// The gaps of a topic that was not compacted then, as far as was known: all of them as one.
     unjudged: Option<Gap>,
+    /// When the log was last found truncated: what was asked before that is about another log.
+    truncated: Option<Instant>,
 }
 
 /// Records from this offset on were written after this time.
@@ -101,7 +103,9 @@ impl Compaction {
         high: &[NextOffset],
     ) {
         for end in stable {
-            if let Some((entry, _)) = self.entry(read_offsets, end) {
+            if let Some((entry, _)) = self.entry(read_offsets, end)
+                && !entry.was_truncated_since(asked)
+            {
                 entry.end = end.offset;
             }
         }
@@ -114,11 +118,26 @@ impl Compaction {
     /// Records of a partition from this offset on were written after this time.
     pub(super) fn younger_from(&mut self, read_offsets: &ReadOffsets, from: NextOffset, after: Instant) {
         let Some((entry, position)) = self.entry(read_offsets, &from) else { return };
+        if entry.was_truncated_since(after) {
+            return;
+        }
         entry.advance(position);
         let young = Young { from: from.offset, after };
         match young.from <= position {
             true => entry.young = Some(young),
             false => entry.next_young = entry.next_young.or(Some(young)),
+        }
+    }
+
+    /// A partition's log lost its end and continues at this offset with other records, as was found at `now`. Gaps
+    /// among these are new, and their age is unknown: they may have been written before those that are gone.
+    pub(super) fn truncate(&mut self, read_offsets: &ReadOffsets, at: NextOffset, now: Instant) {
+        let Some((entry, _)) = self.entry(read_offsets, &at) else { return };
+        (entry.young, entry.next_young, entry.truncated) = (None, None, Some(now));
+        entry.end = entry.end.min(at.offset);
+        entry.whole_from = entry.whole_from.min(at.offset);
+        if let Some(gap) = &mut entry.unjudged {
+            gap.end = gap.end.min(at.offset);
         }
     }
 
@@ -139,7 +158,7 @@ impl Compaction {
         let younger_than = entry.young.map(|young| now.saturating_duration_since(young.after));
         let gap = Gap { end: end.offset, met: now, younger_than };
         let Some(kept_for) = kept_for else {
-            entry.unjudged = Some(gap);
+            entry.unjudged = Some(entry.unjudged.map_or(gap, |earlier| earlier.merge(gap)));
             return None;
         };
         if !gap.counts(kept_for) || gap.end <= entry.whole_from {
@@ -165,9 +184,19 @@ impl PartitionProgress {
             self.young = Some(young);
         }
     }
+
+    fn was_truncated_since(&self, asked: Instant) -> bool {
+        self.truncated.is_some_and(|truncated| asked < truncated)
+    }
 }
 
 impl Gap {
+    /// Both as one: a later one that compaction can't have made hides no earlier one that it may have made.
+    fn merge(self, later: Gap) -> Gap {
+        let younger_than = self.younger_than.zip(later.younger_than).map(|(age, later_age)| age.max(later_age));
+        Gap { younger_than, ..later }
+    }
+
     /// Whether compaction may have made it, where it leaves records alone for this time.
     fn counts(&self, kept_for: Duration) -> bool {
         self.younger_than.is_none_or(|age| age + COMPACTION_CLOCKS_MAX > kept_for)
@@ -288,6 +317,53 @@ mod tests {
         story.compaction.younger_from(&story.read_offsets, at(20), story.now(0));
         assert_eq!(story.record(5, 15, false), Some(15), "before the window");
         assert_eq!((story.record(5, 19, false), story.record(5, 25, false)), (Some(19), None));
+    }
+
+    #[test]
+    fn a_later_gap_that_does_not_count_hides_no_earlier_one_that_does() {
+        let compacted = |mut story: Story| story.compaction.is_compacted(&story.read_offsets, EVENTS, MINUTE, None);
+        let mut story = Story::read_to(10);
+        assert_eq!(story.record(1, 20, true), None, "of unknown age");
+        story.end(2, 21, 21);
+        assert_eq!(story.record(3, 25, true), None, "young");
+        assert_eq!(compacted(story), [at(25)]);
+        let mut story = Story::read_to(10);
+        story.end(0, 10, 10);
+        assert_eq!(story.record(100, 20, true), None, "old");
+        story.end(101, 21, 21);
+        assert_eq!(story.record(102, 25, true), None, "young");
+        assert_eq!(compacted(story), [at(25)]);
+    }
+
+    #[test]
+    fn gaps_of_a_log_that_was_truncated_are_judged_anew() {
+        let truncated = |kept_for| {
+            let mut story = Story::read_to(10).compacted(kept_for);
+            story.end(0, 100, 100);
+            assert_eq!(story.record(1, 12, true), Some(100));
+            story.end(2, 80, 80);
+            story.read_offsets.set(EVENTS, 0, 100);
+            story.compaction.truncate(&story.read_offsets, at(50), story.now(3));
+            story.read_offsets.set(EVENTS, 0, 50);
+            story
+        };
+        let mut story = truncated(Duration::ZERO);
+        assert_eq!(story.record(4, 70, true), Some(70), "clients were told of a gap in the old log alone");
+        let mut story = truncated(MINUTE);
+        assert_eq!(story.record(4, 90, true), Some(90), "the age of the old log's records says nothing");
+        let mut story = truncated(MINUTE);
+        story.end(2, 85, 50);
+        assert_eq!(story.record(4, 70, true), Some(70), "these ends are the old log's, too");
+        story.end(5, 71, 71);
+        assert_eq!(story.record(6, 73, true), None, "these are not");
+    }
+
+    #[test]
+    fn a_gap_that_was_not_judged_before_a_truncation_ends_at_it() {
+        let mut story = Story::read_to(10);
+        assert_eq!(story.record(1, 90, true), None);
+        story.compaction.truncate(&story.read_offsets, at(50), story.now(2));
+        assert_eq!(story.compaction.is_compacted(&story.read_offsets, EVENTS, Duration::ZERO, None), [at(50)]);
     }
 
     #[test]

@@ -249,8 +249,10 @@ impl IngestState {
                     "log truncated, as after an unclean leader election; reading continues where the logs diverge, \
                  and clients get a reset"
                 );
+                let next = NextOffset { topic, partition, offset };
+                self.compaction.truncate(&self.read_offsets, next, Instant::now());
                 self.read_offsets.set(topic, partition, offset);
-                self.batcher.cut(LogTruncation { next: NextOffset { topic, partition, offset }, is_below_unknown });
+                self.batcher.cut(LogTruncation { next, is_below_unknown });
             }
         }
     }
