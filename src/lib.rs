@@ -35,7 +35,7 @@
 //!
 //! To follow an event, read `ingest::reader` (it comes from Kafka), `ingest::batcher` (its shard is found),
 //! `shard::state` (the batch is taken in, and its watchers are gone through) and `shard::outbound` (one write). To
-//! follow a client: `shard::socket` (its request is read), [`protocol::head`] and [`shard::admission`] (it is judged),
+//! follow a client: `shard::socket` (its request is read), [`protocol::head`] and `shard::admission` (it is judged),
 //! and `shard::connection` (what it is from then on).
 
 #![doc = include_str!("GLOSSARY.md")]

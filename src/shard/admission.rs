@@ -1,114 +1,54 @@
-//! Decides whether a client is served here, redirected, or refused, in the order of PROTOCOL 1. A decision that depends
-//! on the view ([`Admission::depends_on_view`]) uses a fresh view ([`super::view_gate`]).
-//!
-//! Without Redis, the last known view may name pods that drain or are gone. Two signs tell: a client from a draining
-//! pod says so in its cursor ([`cursor::add_draining_flag`]), and a client that was redirected to the owner moments ago
-//! has returned ([`super::recent_redirects`]). The first pod that keeps serving takes such a client until the view is
-//! confirmed; the handover then moves it to its owner.
-//!
-//! With `PLACEMENT=any` no client is redirected, because pods have no addresses of their own. A draining pod answers
-//! 503 to new clients and closes connected ones with 1001.
-
-use std::sync::Arc;
+//! Judges a client that asks to be served, in the order of PROTOCOL 1: its token, its request, its rights, and then its
+//! place ([`super::redirect`] decides that one). An answer that depends on the view ([`Admission::depends_on_view`])
+//! needs a fresh one ([`super::view_gate`]).
 
 use super::recent_redirects::RecentRedirects;
+use super::redirect::{OwnerDoubt, Placement, PlacementDecision, PlacementKey};
 use crate::clock::{Now, UnixMs};
-use crate::exchange::{Owner, PodState};
-use crate::ids::{AssessmentHash, NodeId};
+use crate::ids::AssessmentHash;
 use crate::protocol::auth::{self, Grant, Verifier};
 use crate::protocol::close::CloseReason;
 use crate::protocol::head::Upgrade;
 use crate::protocol::messages;
 use crate::routing::placement::Pod;
-use crate::stream::cursor;
 
-/// What becomes of a client that asks to be served.
+/// The answer to a client that asks to be served.
 #[derive(Debug)]
-pub enum Admission {
-    /// It is served here.
+pub(super) enum Admission {
+    /// This pod serves it.
     Serve {
-        /// What speaks against the owner that the view names, where that is another.
+        /// Signs against the owner that the view names, if that is another pod.
         owner_doubt: OwnerDoubt,
     },
     /// Refused after the upgrade: one JSON text frame (written by [`Rejection::message`]), then close.
     Reject(Rejection),
-    /// 503: this pod was never ready yet, or drains and no other lives.
+    /// 503: this pod was never ready yet, or it drains and knows no other pod.
     Unavailable,
 }
 
 impl Admission {
     /// Whether another view could lead to a better answer for the client.
     #[must_use]
-    pub fn depends_on_view(&self) -> bool {
+    pub(super) fn depends_on_view(&self) -> bool {
         matches!(self, Self::Reject(Rejection { redirect: Some(_), .. }))
     }
 }
 
 /// Why a client is refused after the upgrade.
 #[derive(Debug)]
-pub struct Rejection {
-    /// What the close frame says.
-    pub reason: CloseReason,
+pub(super) struct Rejection {
+    /// Code and text of the close frame.
+    pub(super) reason: CloseReason,
     message: String,
-    /// The pod to go to, and the cursor to go on with, where it is not the one that the client has.
+    /// The pod to connect to, and the cursor to resume with if it differs from the client's own.
     redirect: Option<(Pod, Option<String>)>,
-}
-
-/// Which pod is to serve a client that comes.
-#[derive(Debug)]
-pub enum PlacementDecision {
-    /// This one.
-    ThisPod {
-        /// What speaks against the owner that the view names, where that is another.
-        owner_doubt: OwnerDoubt,
-    },
-    /// Another.
-    OtherPod {
-        /// That one.
-        to: Pod,
-        /// The client's cursor, marked, where this pod drains.
-        cursor: Option<String>,
-    },
-}
-
-/// Signs that the owner named by an unconfirmed view does not serve.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum OwnerDoubt {
-    /// Nothing: it is to be asked.
-    #[default]
-    None,
-    /// A client of this assessment was redirected there moments ago, and one has returned: the owner does not serve it,
-    /// or the client had its own reasons.
-    Returned,
-    /// The client comes from a pod that drains: from the owner.
-    Draining,
-}
-
-/// Where a client is to go instead.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Redirect {
-    /// The pod.
-    pub to: Pod,
-    /// This pod drains: the client's cursor says so to the next one.
-    pub from_draining: bool,
-}
-
-/// This pod and how it places.
-#[derive(Debug, Clone, Copy)]
-pub struct Placement<'a> {
-    /// Its name.
-    pub node: &'a NodeId,
-    /// Where it stands.
-    pub pod_state: &'a PodState,
-    /// `PLACEMENT=any`.
-    pub place_anywhere: bool,
 }
 
 /// Authenticates the client of a valid handshake, before it takes any resource that others compete for.
 ///
 /// # Errors
-/// The client's answer, where it has no good token or the pod takes no clients.
-pub fn authenticate(
+/// The answer to the client, if its token is invalid or the pod accepts no clients.
+pub(super) fn authenticate(
     upgrade: &Upgrade,
     placement: &Placement<'_>,
     verifier: &Verifier,
@@ -121,9 +61,9 @@ pub fn authenticate(
     verifier.verify(upgrade.token.as_ref(), now).map_err(fault)
 }
 
-/// Judges a good handshake with a good token.
+/// Judges a valid handshake with a valid token.
 #[must_use]
-pub fn admit(
+pub(super) fn admit(
     upgrade: &Upgrade,
     grant: &Grant,
     placement: &Placement<'_>,
@@ -158,7 +98,7 @@ fn refuse(reason: CloseReason, message: String) -> Admission {
 
 impl Rejection {
     /// Appends the text frame that says why.
-    pub fn message(&self, out: &mut Vec<u8>) {
+    pub(super) fn message(&self, out: &mut Vec<u8>) {
         match (&self.redirect, self.reason) {
             (Some((pod, cursor)), _) => messages::redirect(out, &self.message, pod, cursor.as_deref()),
             (None, CloseReason::BadRequest) => messages::error(out, "BadRequest", &self.message),
@@ -168,123 +108,22 @@ impl Rejection {
     }
 }
 
-/// What a client watches, as far as placement goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PlacementKey {
-    /// An assessment, and market data.
-    Assessment(AssessmentHash),
-    /// Market data alone, to be had from any pod.
-    Market {
-        /// Spreads such clients over the other pods while this one drains.
-        spread: u64,
-    },
-}
-
-/// A number that differs from client to client: its handshake has one that is random.
+/// A number that differs between clients: each handshake has a random key.
 fn spread_of(upgrade: &Upgrade) -> u64 {
     AssessmentHash::of(&upgrade.accept).0
 }
 
-impl Placement<'_> {
-    /// Which pod is to serve a client that comes with this cursor.
-    #[must_use]
-    pub fn decide(
-        &self,
-        placement_key: PlacementKey,
-        cursor: Option<&str>,
-        recent_redirects: &RecentRedirects,
-        now: Now,
-    ) -> PlacementDecision {
-        let owner_doubt = self.owner_doubt(placement_key, cursor, recent_redirects, now);
-        match self.redirect_for(placement_key, owner_doubt) {
-            None => PlacementDecision::ThisPod { owner_doubt },
-            Some(Redirect { to, from_draining }) => PlacementDecision::OtherPod {
-                to,
-                cursor: cursor.filter(|_| from_draining).and_then(cursor::add_draining_flag),
-            },
-        }
-    }
-
-    /// The pod to redirect a client to; `None` if it is served here or nobody may be redirected. A draining pod
-    /// redirects every client if it knows another pod. `owner_doubt` is as of the client's arrival.
-    #[must_use]
-    pub fn redirect_for(&self, placement_key: PlacementKey, owner_doubt: OwnerDoubt) -> Option<Redirect> {
-        if self.place_anywhere {
-            return None;
-        }
-        let owner_doubt = if self.pod_state.view_freshness.confirmed { OwnerDoubt::None } else { owner_doubt };
-        let from_draining = self.pod_state.draining_since.is_some();
-        let to = match placement_key {
-            PlacementKey::Assessment(hash) if from_draining => self.next_owner(hash, owner_doubt)?,
-            PlacementKey::Market { spread } if from_draining => {
-                self.next_owner(AssessmentHash(spread), OwnerDoubt::None)?
-            }
-            PlacementKey::Assessment(hash) if owner_doubt == OwnerDoubt::None => match self.pod_state.owner(hash) {
-                Owner::OtherPod(pod) => pod.clone(),
-                Owner::ThisPod | Owner::NoPod => return None,
-            },
-            PlacementKey::Assessment(_) | PlacementKey::Market { .. } => return None,
-        };
-        Some(Redirect { to, from_draining })
-    }
-
-    /// What a client that comes shows of the owner.
-    fn owner_doubt(
-        &self,
-        placement_key: PlacementKey,
-        cursor: Option<&str>,
-        recent_redirects: &RecentRedirects,
-        now: Now,
-    ) -> OwnerDoubt {
-        let view_freshness = &self.pod_state.view_freshness;
-        match placement_key {
-            PlacementKey::Assessment(hash)
-                if !view_freshness.confirmed && matches!(self.pod_state.owner(hash), Owner::OtherPod(_)) =>
-            {
-                match cursor {
-                    Some(cursor) if cursor::has_draining_flag(cursor) => OwnerDoubt::Draining,
-                    _ if recent_redirects.has_returned(hash, view_freshness, now.instant) => OwnerDoubt::Returned,
-                    _ => OwnerDoubt::None,
-                }
-            }
-            _ => OwnerDoubt::None,
-        }
-    }
-
-    /// The owner after this pod is gone. If that owner drains too, a third pod if there is one. A returned client alone
-    /// is not enough for that: the owner may well be there.
-    fn next_owner(&self, hash: AssessmentHash, owner_doubt: OwnerDoubt) -> Option<Pod> {
-        let view = &self.pod_state.view;
-        let own = view.live().find(|(_, pod)| pod.node == *self.node);
-        let left = own.map_or_else(|| Arc::clone(view), |(own, _)| Arc::new(view.without(own)));
-        let next = left.owner(hash)?;
-        let third = || left.without(next).owner(hash);
-        let third = (owner_doubt == OwnerDoubt::Draining).then(third).flatten();
-        left.pod(third.unwrap_or(next)).cloned()
-    }
-
-    /// Whether the pod was ready once, and does not drain without another pod to redirect to.
-    fn accepts_clients(&self) -> bool {
-        let draining = self.pod_state.draining_since.is_some();
-        let has_nobody = || self.place_anywhere || self.other_pod().is_none();
-        self.pod_state.was_ready && !(draining && has_nobody())
-    }
-
-    fn other_pod(&self) -> Option<&Pod> {
-        self.pod_state.view.live().map(|(_, pod)| pod).find(|pod| pod.node != *self.node)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Instant;
 
     use super::*;
-    use crate::exchange::ViewFreshness;
-    use crate::ids::SlotNumber;
+    use crate::exchange::{PodState, ViewFreshness};
+    use crate::ids::{NodeId, SlotNumber};
     use crate::protocol::auth::mint;
     use crate::protocol::head::{self, Parsed};
-    use crate::routing::placement::View;
+    use crate::routing::placement::{Pod, View};
     use crate::stream::testing::texts;
 
     const SECRET: &[u8] = b"a secret of thirty-two bytes or so";
@@ -321,7 +160,7 @@ mod tests {
         Now { instant: Instant::now(), unix: UnixMs(1_790_000_000_000) }
     }
 
-    /// The same, after these were sent away.
+    /// The same, after these redirects.
     fn answer_after(
         recent_redirects: &RecentRedirects,
         query: &str,
@@ -374,11 +213,11 @@ mod tests {
         let query = format!("assessmentId=a&token={any}");
         assert_eq!(answer(&query, &PodState::default(), false), "503");
         let alone = PodState { was_ready: true, ..PodState::default() };
-        assert_eq!(answer(&query, &alone, false), "served u", "an empty view sends nobody away");
+        assert_eq!(answer(&query, &alone, false), "served u", "an empty view redirects no client");
     }
 
     #[test]
-    fn placed_anywhere_every_pod_serves_every_assessment() {
+    fn with_placement_any_every_pod_serves_every_assessment() {
         let any = token(&serde_json::json!({"sub": "u"}));
         assert_eq!(answer(&format!("assessmentId={}&token={any}", id_of(2)), &pod_state(), true), "served u");
     }
@@ -411,7 +250,7 @@ mod tests {
         };
         assert!(depends_on_view(&format!("assessmentId={}&token={any}", id_of(1))));
         assert!(!depends_on_view(&format!("assessmentId={}&token={any}", id_of(0))));
-        assert!(!depends_on_view(&format!("assessmentId={}", id_of(1))), "a token that is none is none on every pod");
+        assert!(!depends_on_view(&format!("assessmentId={}", id_of(1))), "an invalid token is invalid on every pod");
     }
 
     #[test]
@@ -447,7 +286,7 @@ mod tests {
         assert!(answer_after(&recent_redirects, &query, &draining, false).contains("Redirect"));
         let confirmed = ViewFreshness { as_of: Some(Instant::now()), redis_up: true, confirmed: true };
         let back = PodState { view_freshness: confirmed, ..pod_state() };
-        assert!(answer_after(&recent_redirects, &query, &back, false).contains("ws://p1/ws"), "it is known who lives");
+        assert!(answer_after(&recent_redirects, &query, &back, false).contains("ws://p1/ws"), "the view is confirmed");
     }
 
     #[test]
@@ -457,14 +296,17 @@ mod tests {
         let ask = |pod_state: &PodState, slot, cursor: &str| {
             answer(&format!("assessmentId={}&token={any}&cursor={cursor}", id_of(slot)), pod_state, false)
         };
-        assert!(ask(&down, 1, "AbC").contains("ws://p1/ws"), "the last view is in force");
+        assert!(ask(&down, 1, "AbC").contains("ws://p1/ws"), "the last view is used");
         assert_eq!(ask(&down, 1, "~AbC"), "served for its owner");
         assert_eq!(ask(&down, 0, "~AbC"), "served u", "it is the owner");
         let confirmed = ViewFreshness { as_of: Some(Instant::now()), redis_up: true, confirmed: true };
         let redis_up = PodState { view_freshness: confirmed, ..pod_state() };
-        assert!(ask(&redis_up, 1, "~AbC").contains("ws://p1/ws"), "that one doesn't drain, or it wasn't in the view");
+        assert!(
+            ask(&redis_up, 1, "~AbC").contains("ws://p1/ws"),
+            "the owner does not drain, or it would not be in the view"
+        );
 
-        // One that drains, too, sends it to the third.
+        // If this pod drains too, it redirects the client to the third.
         let draining = PodState { draining_since: Some(Instant::now()), ..pod_state() };
         let sent_to = |pod_state: &PodState, cursor: &str| {
             let answer = ask(pod_state, 1, cursor);
@@ -487,6 +329,6 @@ mod tests {
             ["p1", "p1", "p2"],
             "p1 may be there"
         );
-        assert!(!ask(&draining, 1, "").contains("cursor"), "who has none is given none");
+        assert!(!ask(&draining, 1, "").contains("cursor"), "a client without a cursor gets none");
     }
 }

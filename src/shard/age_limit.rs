@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use slotmap::Key;
 
-use super::admission::{Placement, Redirect};
 use super::connection::{Connection, ConnectionKey, Socket};
+use super::redirect::{Placement, Redirect};
 use super::state::ShardState;
 use crate::clock::Now;
 use crate::config::ShardConfig;

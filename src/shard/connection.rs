@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use slotmap::new_key_type;
 
-use super::admission::{OwnerDoubt, Redirect};
 use super::metrics::TurnCounts;
+use super::redirect::{OwnerDoubt, Redirect};
 use crate::ids::AssessmentHash;
 use crate::limits::CLOSE_STALL_MAX;
 use crate::protocol::close::CloseReason;

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use super::Parts;
 use super::accept::accept_from;
-use super::admission::Placement;
 use super::age_limit::AgeLimiter;
 use super::context::{ShardContext, TIME_SLICE};
 use super::executor::{self, Executor, Tasks};
@@ -20,6 +19,7 @@ use super::findings_log::FindingsLog;
 use super::handover::Handover;
 use super::handshakes::Handshakes;
 use super::reactor::{Reactor, Stream, WakeTimer};
+use super::redirect::Placement;
 use super::socket;
 use super::state::{Pass, ShardState};
 use super::sweep::Sweeper;

@@ -8,8 +8,8 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::admission::{Placement, PlacementKey, Redirect};
 use super::connection::{ConnectionKey, Socket};
+use super::redirect::{Placement, PlacementKey, Redirect};
 use super::state::ShardState;
 use super::view_gate::{GateDecision, ViewGate};
 use crate::clock::Now;

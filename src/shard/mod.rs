@@ -11,7 +11,8 @@
 //! - [`view_gate`]: how sure the view has to be for somebody to be sent away;
 //! - [`sleep_watchdog`]: when the executor is woken in case that it sleeps on its work;
 //! - [`recent_redirects`]: who is served that was sent away in vain;
-//! - [`admission`]: who is served, sent elsewhere or refused;
+//! - [`admission`]: the answer to a client that asks to be served;
+//! - [`redirect`]: the pod that is to serve a client, if it is another;
 //! - [`findings_log`]: what an operator is told of records;
 //! - [`pod_limits`]: what the shards of a pod share: its bounds on connections.
 //!
@@ -20,7 +21,7 @@
 //! request to its end), `accept.rs` (new sockets), `event_loop.rs` (the turns).
 
 mod accept;
-pub mod admission;
+mod admission;
 mod age_limit;
 mod connection;
 mod context;
@@ -34,6 +35,7 @@ mod outbound;
 pub mod pod_limits;
 mod reactor;
 mod recent_redirects;
+pub(crate) mod redirect;
 mod resume;
 mod sleep_watchdog;
 mod socket;

@@ -3,9 +3,9 @@
 
 use std::io::{self, ErrorKind, IoSlice};
 
-use super::admission::Redirect;
 use super::connection::{CloseState, Connection, PartialFrame, Socket};
 use super::metrics::TurnCounts;
+use super::redirect::Redirect;
 use crate::clock::Now;
 use crate::limits::{CATCH_UP_FRAMES_BYTES_MAX, LINGER, STEPS_MAX, TURN_BYTES_MAX, WRITE_SLICES_MAX};
 use crate::protocol::close::CloseReason;

@@ -1,6 +1,6 @@
 //! Remembers the assessments whose clients were redirected moments ago by an unconfirmed view. A client that returns
 //! was probably redirected to a pod that is gone or drains. Without this it would try a dead URL again and again until
-//! Redis is back. [`super::admission`] decides what follows.
+//! Redis is back. [`super::redirect`] decides what follows.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
@@ -11,7 +11,7 @@ use crate::limits::{RECENT_REDIRECTS_MAX, REDIRECT_RETURN_MAX};
 
 /// The assessments whose clients were sent away moments ago, each until [`REDIRECT_RETURN_MAX`] after the last time.
 #[derive(Debug, Default)]
-pub struct RecentRedirects {
+pub(crate) struct RecentRedirects {
     last: HashMap<AssessmentHash, Instant>,
     /// Each time that is in `last`, and some that a later one has replaced there; oldest first.
     times: VecDeque<(Instant, AssessmentHash)>,
@@ -20,7 +20,7 @@ pub struct RecentRedirects {
 impl RecentRedirects {
     /// Records a redirect of this assessment. With a confirmed view a returning client is redirected again, so nothing
     /// is remembered.
-    pub fn record(&mut self, hash: AssessmentHash, view_freshness: &ViewFreshness, now: Instant) {
+    pub(crate) fn record(&mut self, hash: AssessmentHash, view_freshness: &ViewFreshness, now: Instant) {
         if view_freshness.confirmed {
             *self = Self::default();
             return;
@@ -39,7 +39,7 @@ impl RecentRedirects {
 
     /// Whether a client of this assessment was redirected so recently that this one probably returned.
     #[must_use]
-    pub fn has_returned(&self, hash: AssessmentHash, view_freshness: &ViewFreshness, now: Instant) -> bool {
+    pub(crate) fn has_returned(&self, hash: AssessmentHash, view_freshness: &ViewFreshness, now: Instant) -> bool {
         !view_freshness.confirmed && self.last.get(&hash).is_some_and(|&time| is_recent(time, now))
     }
 }

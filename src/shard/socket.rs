@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 use futures_lite::future;
 use tokio::sync::mpsc::error::TrySendError;
 
-use super::admission::{Admission, OwnerDoubt, Placement, admit, authenticate};
+use super::admission::{Admission, admit, authenticate};
 use super::connection::ConnectionKey;
 use super::context::ShardContext;
 use super::executor::{self, TaskKey};
 use super::handshakes::Handshake;
 use super::pod_limits::ConnectionPermit;
 use super::reactor::Stream;
+use super::redirect::{OwnerDoubt, Placement};
 use super::state::NewConnection;
 use super::writer::Writer;
 use crate::clock::Now;

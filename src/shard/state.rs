@@ -9,13 +9,13 @@ use std::time::Instant;
 
 use slotmap::{SecondaryMap, SlotMap};
 
-use super::admission::{OwnerDoubt, Redirect};
 use super::connection::{
     CloseState, Connection, ConnectionKey, ControlDue, InboundBucket, PartialFrame, Socket, Subscription,
 };
 use super::metrics::TurnCounts;
 use super::outbound::{self, Flushed, Scratch, SharedWrite, WriteContext};
 use super::recent_redirects::RecentRedirects;
+use super::redirect::{OwnerDoubt, Redirect};
 use super::resume::{AheadCursor, Judging, StartPosition};
 use crate::clock::{Now, UnixMs};
 use crate::config::ShardConfig;

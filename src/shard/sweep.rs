@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::admission::{Placement, PlacementKey};
 use super::connection::{CloseState, Connection, Socket};
+use super::redirect::{Placement, PlacementKey};
 use super::state::{Pass, ShardState};
 use super::view_gate::{GateDecision, ViewGate};
 use crate::clock::Now;

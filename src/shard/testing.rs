@@ -6,10 +6,10 @@ use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::task::Poll;
 
-use super::admission::{OwnerDoubt, Placement};
 use super::connection::{ConnectionKey, Socket};
 use super::handover::Handover;
 use super::recent_redirects::RecentRedirects;
+use super::redirect::{OwnerDoubt, Placement};
 use super::state::{NewConnection, Pass, ShardState};
 use super::sweep::Sweeper;
 use super::view_gate::{GateDecision, ViewGate};

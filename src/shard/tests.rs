@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::admission::OwnerDoubt;
 use super::connection::{ConnectionKey, Socket};
+use super::redirect::OwnerDoubt;
 use super::state::{ClosedConnection, NewConnection, Pass, ShardState};
 use super::sweep::Sweeper;
 use crate::clock::{Now, UnixMs};

@@ -30,7 +30,7 @@ use crate::ingest::IndexRules;
 use crate::ingest::testing::TestIngest;
 use crate::protocol::close::CloseReason;
 use crate::protocol::messages;
-use crate::shard::admission::{Placement, PlacementDecision, PlacementKey};
+use crate::shard::redirect::{Placement, PlacementDecision, PlacementKey};
 use crate::shard::testing::{ClientKey, RedirectGate, RedirectWait, TestShard, Wire};
 use crate::shutdown::phases;
 use crate::stream::batch::{Batch, LogEnd};
@@ -309,7 +309,7 @@ impl RunningPod {
         look == RedirectWait::Sure
     }
 
-    /// Judges a client, as `admission::judge` does one with a good token, and serves it or tells it where to go.
+    /// Judges a client, as `admission::admit` does one with a valid token, and serves it or tells it where to go.
     fn enter(&mut self, request: Request, node: &NodeId, place_anywhere: bool, now: Now) {
         let Request { wire, assessment, cursor, .. } = request;
         let placement = Placement { node, pod_state: &self.pod_state, place_anywhere };

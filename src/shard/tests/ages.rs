@@ -6,8 +6,8 @@ use super::*;
 use crate::exchange::{PodState, ViewFreshness};
 use crate::ids::{AssessmentHash, SlotNumber};
 use crate::routing::placement::{Pod, View};
-use crate::shard::admission::Placement;
 use crate::shard::age_limit::AgeLimiter;
+use crate::shard::redirect::Placement;
 
 const AGE: Duration = Duration::from_secs(100);
 

@@ -7,8 +7,8 @@ use crate::config::DrainConfig;
 use crate::exchange::{PodState, ViewFreshness};
 use crate::ids::{AssessmentHash, SlotNumber};
 use crate::routing::placement::{Pod, View};
-use crate::shard::admission::Placement;
 use crate::shard::handover::Handover;
+use crate::shard::redirect::Placement;
 use crate::shard::view_gate::GateDecision;
 use crate::shutdown::phases::DrainPhase;
 

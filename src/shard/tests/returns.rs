@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::routing::placement::Pod;
-use crate::shard::admission::Redirect;
+use crate::shard::redirect::Redirect;
 use crate::stream::batch::{LogEnd, NextOffset, PartitionEnds};
 use crate::stream::cursor;
 use crate::stream::testing::EVENTS;

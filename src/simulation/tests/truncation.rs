@@ -15,7 +15,7 @@ use crate::exchange::PodState;
 use crate::ids::{AssessmentId, NodeId, TopicIndex};
 use crate::ingest::IndexRules;
 use crate::ingest::testing::{TestIngest, TestOffsets, TestTopic};
-use crate::shard::admission::{OwnerDoubt, Placement};
+use crate::shard::redirect::{OwnerDoubt, Placement};
 use crate::shard::testing::{ClientKey, ServerOutput, TestShard, Wire};
 use crate::simulation::kafka::SimulatedKafka as Routes;
 use crate::simulation::messages::{self, ServerMessage};
