@@ -14,6 +14,7 @@ use super::Parts;
 use super::accept::accept_from;
 use super::age_limit::AgeLimiter;
 use super::context::{ShardContext, TIME_SLICE};
+use super::drain::Drain;
 use super::executor::{self, Executor, Tasks};
 use super::findings_log::FindingsLog;
 use super::handover::Handover;
@@ -110,7 +111,8 @@ async fn run(parts: Parts, reactor: Rc<Reactor>, wake_timer: WakeTimer) {
         shard,
         inbox: parts.inbox,
         status: parts.status,
-        drain: parts.drain,
+        drain: Drain::default(),
+        drain_config: parts.drain,
         findings_log: FindingsLog::new(parts.malformed),
         wake_timer,
     };
@@ -159,9 +161,10 @@ struct TurnLoop {
     shard: Rc<ShardContext>,
     inbox: ShardInbox,
     status: Arc<ShardStatus>,
-    drain: DrainConfig,
     sweeper: Sweeper,
     handover: Handover,
+    drain: Drain,
+    drain_config: DrainConfig,
     age_limiter: AgeLimiter,
     findings_log: FindingsLog,
     /// When the next turn is due.
@@ -241,14 +244,14 @@ impl TurnLoop {
 
     /// Closes the clients that have to leave: handed over, too old, or drained.
     fn close_departing(&mut self, pod_state: &PodState, now: Now) {
-        let phase = DrainPhase::at(now.instant, pod_state.draining_since, &self.drain);
+        let phase = DrainPhase::at(now.instant, pod_state.draining_since, &self.drain_config);
         let placement =
             Placement { node: &self.shard.node, pod_state, place_anywhere: self.shard.config.place_anywhere };
         let mut state = self.shard.state.borrow_mut();
         self.age_limiter.advance(&mut state, &placement, now);
         let steps = [
             self.handover.advance(&mut state, &placement, now),
-            self.sweeper.drain(&mut state, phase, &placement, now),
+            self.drain.advance(&mut state, phase, &placement, now),
         ];
         if steps.contains(&GateDecision::RequestRefresh) {
             self.shard.refresh.notify_one();

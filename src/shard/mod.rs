@@ -5,7 +5,8 @@
 //! - [`connection`]: one connection: its position, what it is owed, how it ends;
 //! - [`resume`]: how a client begins that comes back;
 //! - [`outbound`]: what is due to a socket, in one write, and how far the write came;
-//! - [`sweep`]: heartbeats, silence, stalls, expired tokens and the drain, by passes over all connections;
+//! - [`sweep`]: heartbeats, heartbeat timeouts, stalls and expired tokens, by passes over all connections;
+//! - [`drain`]: the clients of a pod that stops, closed evenly;
 //! - [`handover`]: clients whose assessment moved, sent to their new pod;
 //! - [`age_limit`]: clients whose connection is as old as it may get, sent elsewhere;
 //! - [`view_gate`]: how sure the view has to be for somebody to be sent away;
@@ -25,6 +26,7 @@ mod admission;
 mod age_limit;
 mod connection;
 mod context;
+mod drain;
 mod event_loop;
 mod executor;
 mod findings_log;

@@ -4,14 +4,10 @@
 use std::time::{Duration, Instant};
 
 use super::connection::{CloseState, Connection, Socket};
-use super::redirect::{Placement, PlacementKey};
 use super::state::{Pass, ShardState};
-use super::view_gate::{GateDecision, ViewGate};
 use crate::clock::Now;
 use crate::config::ShardConfig;
-use crate::ids::AssessmentHash;
 use crate::protocol::close::CloseReason;
-use crate::shutdown::phases::DrainPhase;
 
 /// A pass later than this means that the thread was paused; sockets are then read before heartbeat timeouts apply.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -25,9 +21,6 @@ pub(super) struct Sweeper {
     left: Option<usize>,
     /// Nobody is judged silent before.
     judge_from: Instant,
-    /// Clients that were there when the drain's closing began.
-    to_drain: Option<usize>,
-    view_gate: ViewGate,
 }
 
 impl Sweeper {
@@ -35,7 +28,7 @@ impl Sweeper {
         // A tenth of the shortest time that is judged keeps what is late within a tenth.
         let shortest = config.heartbeat.min(config.stall_timeout);
         let every = (shortest / 10).clamp(Duration::from_millis(10), Duration::from_secs(1));
-        Self { every, began: now, left: None, judge_from: now, to_drain: None, view_gate: ViewGate::default() }
+        Self { every, began: now, left: None, judge_from: now }
     }
 
     /// When the next pass is to begin.
@@ -89,52 +82,6 @@ impl Sweeper {
             budget -= 1;
         }
         Pass::Done
-    }
-
-    /// Closes as many clients as the drain's phase asks for, by a view that is sure; once all is over, by any.
-    pub(super) fn drain<S: Socket>(
-        &mut self,
-        state: &mut ShardState<S>,
-        phase: DrainPhase,
-        placement: &Placement<'_>,
-        now: Now,
-    ) -> GateDecision {
-        if matches!(phase, DrainPhase::Serving | DrainPhase::Announcing) {
-            return GateDecision::Proceed;
-        }
-        let live = |state: &ShardState<S>| {
-            state.connection_keys.iter().filter(|&&key| state.connections[key].is_live()).count()
-        };
-        let open = live(state);
-        let remaining = phase.remaining(*self.to_drain.get_or_insert(open));
-        let mut excess = open.saturating_sub(remaining);
-        if excess == 0 || phase == DrainPhase::Finished {
-            self.view_gate.reset();
-        } else {
-            let step = self.view_gate.check(&placement.pod_state.view_freshness, now.instant);
-            if step != GateDecision::Proceed {
-                return step;
-            }
-        }
-        for index in (0..state.connection_keys.len()).rev() {
-            if excess == 0 {
-                break;
-            }
-            let key = state.connection_keys[index];
-            let connection = &state.connections[key];
-            if !connection.is_live() {
-                continue;
-            }
-            excess -= 1;
-            let spread = AssessmentHash::of(&format!("{key:?}")).0;
-            let placement_key = connection
-                .subscription
-                .map_or(PlacementKey::Market { spread }, |subscription| PlacementKey::Assessment(subscription.hash));
-            let to = placement.redirect_for(placement_key, connection.owner_doubt);
-            let reason = if to.is_some() { CloseReason::Moved } else { CloseReason::GoingAway };
-            state.close(key, reason, to, now);
-        }
-        GateDecision::Proceed
     }
 }
 

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use super::connection::{ConnectionKey, Socket};
+use super::drain::Drain;
 use super::handover::Handover;
 use super::recent_redirects::RecentRedirects;
 use super::redirect::{OwnerDoubt, Placement};
@@ -114,15 +115,16 @@ pub(crate) struct TestShard {
     state: ShardState<Wire>,
     sweeper: Sweeper,
     handover: Handover,
-    drain: DrainConfig,
+    drain: Drain,
+    drain_config: DrainConfig,
 }
 
 impl TestShard {
-    pub(crate) fn new(config: ShardConfig, drain: DrainConfig, node: NodeId, now: Now) -> Self {
+    pub(crate) fn new(config: ShardConfig, drain_config: DrainConfig, node: NodeId, now: Now) -> Self {
         let (sweeper, handover) = (Sweeper::new(&config, now.instant), Handover::new(&config, now.instant));
         let mut state = ShardState::new(config, node);
         state.scratch.steps_max = STEPS_MAX;
-        Self { state, sweeper, handover, drain }
+        Self { state, sweeper, handover, drain: Drain::default(), drain_config }
     }
 
     // ---- turns ------------------------------------------------------------------------------------------------------
@@ -148,10 +150,10 @@ impl TestShard {
         while self.sweeper.sweep(&mut self.state, usize::MAX, now) == Pass::More {}
         while self.state.recheck_ahead_ends(1) == Pass::More {}
         while self.state.catch_up(1, &mut bytes, now) == Pass::More {}
-        let phase = DrainPhase::at(now.instant, placement.pod_state.draining_since, &self.drain);
+        let phase = DrainPhase::at(now.instant, placement.pod_state.draining_since, &self.drain_config);
         let steps = [
             self.handover.advance(&mut self.state, placement, now),
-            self.sweeper.drain(&mut self.state, phase, placement, now),
+            self.drain.advance(&mut self.state, phase, placement, now),
         ];
         self.state.end_turn(now.instant);
         steps.contains(&GateDecision::RequestRefresh)

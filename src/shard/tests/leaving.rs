@@ -7,6 +7,7 @@ use crate::config::DrainConfig;
 use crate::exchange::{PodState, ViewFreshness};
 use crate::ids::{AssessmentHash, SlotNumber};
 use crate::routing::placement::{Pod, View};
+use crate::shard::drain::Drain;
 use crate::shard::handover::Handover;
 use crate::shard::redirect::Placement;
 use crate::shard::view_gate::GateDecision;
@@ -247,15 +248,15 @@ fn with_placement_any_no_client_is_handed_over() {
 /// A drain over ten seconds of ten clients.
 struct Draining {
     leaving: Leaving,
-    sweeper: Sweeper,
+    drain: Drain,
     since: Instant,
 }
 
 impl Draining {
     fn begin() -> Self {
         let leaving = Leaving::begin(10, 1_000);
-        let (sweeper, since) = (Sweeper::new(&config(), leaving.now()), leaving.now());
-        Self { leaving, sweeper, since }
+        let since = leaving.now();
+        Self { leaving, drain: Drain::default(), since }
     }
 
     fn drain(&mut self, as_of: Instant) -> GateDecision {
@@ -265,7 +266,7 @@ impl Draining {
         let pod_state = PodState { own: None, draining_since: Some(self.since), ..before };
         let node = NodeId(NODE.into());
         let placement = Placement { node: &node, pod_state: &pod_state, place_anywhere: self.leaving.place_anywhere };
-        self.sweeper.drain(&mut self.leaving.world.state, phase, &placement, self.leaving.world.now)
+        self.drain.advance(&mut self.leaving.world.state, phase, &placement, self.leaving.world.now)
     }
 }
 
@@ -307,9 +308,9 @@ fn with_placement_any_a_drain_sends_no_redirect() {
 
 #[test]
 fn a_drain_closes_evenly_and_redirects_where_another_pod_lives() {
-    let drain = DrainConfig { delay: Duration::from_secs(1), over: Duration::from_secs(10) };
+    let config = DrainConfig { delay: Duration::from_secs(1), over: Duration::from_secs(10) };
     let mut world = World::new();
-    let mut sweeper = Sweeper::new(&config(), world.now.instant);
+    let mut drain = Drain::default();
     let clients: Vec<_> = (0..20).map(|number| world.connect((number % 2 == 0).then_some("a"))).collect();
     let since = Some(world.now.instant);
     let view = View { version: 1, slots: vec![pod("this"), pod("that")] };
@@ -317,13 +318,13 @@ fn a_drain_closes_evenly_and_redirects_where_another_pod_lives() {
     let placement = Placement { node: &NodeId("this".into()), pod_state: &pod_state, place_anywhere: false };
     let mut open = Vec::new();
     for _ in 0..11 {
-        let phase = DrainPhase::at(world.now.instant, since, &drain);
-        sweeper.drain(&mut world.state, phase, &placement, world.now);
+        let phase = DrainPhase::at(world.now.instant, since, &config);
+        drain.advance(&mut world.state, phase, &placement, world.now);
         open.push(clients.iter().filter(|(key, _)| world.state.ended(*key).is_none()).count());
         world.pass(Duration::from_secs(1));
     }
     assert_eq!(open, [20, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2]);
-    sweeper.drain(&mut world.state, DrainPhase::at(world.now.instant, since, &drain), &placement, world.now);
+    drain.advance(&mut world.state, DrainPhase::at(world.now.instant, since, &config), &placement, world.now);
     for (key, socket) in clients {
         assert_eq!(world.state.ended(key), Some(CloseReason::Moved));
         let last = socket.texts().pop().unwrap();
