@@ -5,10 +5,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::context::ShardContext;
-use super::executor;
 use super::handshakes::Handshake;
 use super::reactor::{Listener, Stream};
-use super::socket;
+use super::{executor, operator_log, socket};
 use crate::limits::ACCEPT_LOG_EVERY;
 use crate::log_throttle::LogThrottle;
 use crate::protocol::head::{HttpRefusal, Unavailable};
@@ -35,8 +34,8 @@ pub(super) fn accept_from(shard: &Rc<ShardContext>, listener: std::net::TcpListe
             match listener.accept().await {
                 Ok((stream, peer)) => start_handshake(&accepting, stream, peer),
                 Err(error) => {
-                    if let Some(held_back) = failures.admit(Instant::now()) {
-                        tracing::warn!(%error, suppressed = held_back, "PORT cannot accept connections; retrying");
+                    if let Some(suppressed) = failures.admit(Instant::now()) {
+                        operator_log::accept_failed(&error, suppressed);
                     }
                     executor::sleep(REFUSED_PAUSE).await;
                 }
@@ -65,7 +64,7 @@ async fn make_room(shard: &ShardContext) {
 fn refuse_unread(shard: &ShardContext, mut stream: Stream, peer: IpAddr, why: Unavailable) {
     let refusal = HttpRefusal::Unavailable(why);
     shard.metrics.refused_by_http(refusal);
-    shard.handshakes.warn_of(refusal, peer, Instant::now());
+    shard.refusal_log.refused(refusal, peer, Instant::now());
     stream.write_now(&refusal.response());
 }
 

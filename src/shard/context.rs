@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::executor::{self, TaskKey, Tasks};
 use super::handshakes::Handshakes;
 use super::metrics::ShardMetrics;
+use super::operator_log::RefusalLog;
 use super::pod_limits::PodLimits;
 use super::reactor::Reactor;
 use super::state::ShardState;
@@ -47,6 +48,7 @@ pub(super) struct ShardContext {
     pub(super) tasks: Tasks,
     pub(super) admission: AdmissionConfig,
     pub(super) handshakes: Rc<Handshakes<TaskKey>>,
+    pub(super) refusal_log: RefusalLog,
     /// Refused clients whose sockets are still being drained.
     pub(super) lingering: Cell<usize>,
     pub(super) started_ms: u64,

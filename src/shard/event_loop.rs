@@ -19,6 +19,7 @@ use super::executor::{self, Executor, Tasks};
 use super::findings_log::FindingsLog;
 use super::handover::Handover;
 use super::handshakes::Handshakes;
+use super::operator_log::RefusalLog;
 use super::reactor::{Reactor, Stream, WakeTimer};
 use super::redirect::Placement;
 use super::socket;
@@ -85,6 +86,7 @@ async fn run(parts: Parts, reactor: Rc<Reactor>, wake_timer: WakeTimer) {
         scratch: RefCell::new(vec![0; READ_BYTES].into_boxed_slice()),
         tasks: Tasks::default(),
         handshakes: Rc::new(Handshakes::new(parts.admission.handshakes_max)),
+        refusal_log: RefusalLog::default(),
         admission: parts.admission,
         lingering: Cell::new(0),
         started_ms: now.unix.0,

@@ -1,4 +1,5 @@
-//! Logs findings about records at a bounded rate, and counts all of them.
+//! Counts the findings about records, such as misplaced or too large ones, and decides when they are logged.
+//! [`operator_log`] has the lines.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,20 +8,19 @@ use std::time::{Duration, Instant};
 use prometheus_client::metrics::counter::Counter;
 
 use super::metrics::ShardMetrics;
+use super::operator_log;
 use crate::ids::TopicIndex;
-use crate::limits::{
-    BOARD_BYTES_MAX, CURSOR_CHARS_MAX, FINDINGS_LOG_EVERY, MALFORMED_LOG_EVERY, MARKETS_MAX, MESSAGE_BYTES_COMMON,
-};
+use crate::limits::{FINDINGS_LOG_EVERY, MALFORMED_LOG_EVERY};
 use crate::routing::table::Topic;
 use crate::stream::history::RecordFindings;
 
-/// Reports findings.
+/// Counts findings and logs them at a bounded rate.
 pub(super) struct FindingsLog {
-    /// Ingest's counter of records that can't be used.
+    /// Ingest's counter of malformed records.
     malformed: Counter,
-    /// When findings were last logged.
+    /// Time of the last lines, if any.
     logged: Option<Instant>,
-    /// When events that are too large were last logged, by topic.
+    /// Time of the last line about too large events, by topic.
     too_large_logged: HashMap<TopicIndex, Instant>,
 }
 
@@ -29,7 +29,7 @@ impl FindingsLog {
         Self { malformed, logged: None, too_large_logged: HashMap::new() }
     }
 
-    /// Counts what was found, and logs it where that is due.
+    /// Counts the findings of a turn, and logs them if a line is due.
     pub(super) fn report(&mut self, findings: &RecordFindings, metrics: &ShardMetrics, now: Instant) {
         if findings.unusable > 0 {
             self.malformed.inc_by(findings.unusable);
@@ -52,12 +52,7 @@ impl FindingsLog {
     fn log_too_large(&mut self, events: u64, topic: &Arc<Topic>, now: Instant) {
         if is_due(self.too_large_logged.get(&topic.index).copied(), MALFORMED_LOG_EVERY, now) {
             self.too_large_logged.insert(topic.index, now);
-            tracing::warn!(
-                topic = &*topic.name,
-                events,
-                "events too large for the window; their clients get a reset. An event and its message may each \
-                 take half of a shard's share of HISTORY_BYTES"
-            );
+            operator_log::events_too_large(topic, events);
         }
     }
 }
@@ -68,34 +63,15 @@ fn is_due(last: Option<Instant>, every: Duration, now: Instant) -> bool {
 
 fn log(findings: &RecordFindings) {
     if let Some(topic) = &findings.misplaced_on {
-        tracing::warn!(
-            topic = &*topic.name,
-            "misplaced records: not on the partition of the route's partitioner, so clients of their \
-                 assessment cannot resume. Set the route's `partitioner` to that of the producers, or to \"none\""
-        );
+        operator_log::records_misplaced(topic);
     }
     if findings.board_overflow > 0 {
-        tracing::warn!(
-            ticks = findings.board_overflow,
-            "market board full; ticks not shown. It holds {MARKETS_MAX} markets and {BOARD_BYTES_MAX} bytes \
-                 of ticks, or a quarter of the shard's share of HISTORY_BYTES"
-        );
+        operator_log::board_full(findings.board_overflow);
     }
     if findings.without_cursor > 0 {
-        tracing::warn!(
-            messages = findings.without_cursor,
-            "cursors over {CURSOR_CHARS_MAX} characters; these clients cannot resume and get a reset. A \
-                 cursor lists every topic of an assessment, and every partition of topics whose `partitioner` is \
-                 \"none\""
-        );
+        operator_log::cursors_too_long(findings.without_cursor);
     }
     if let Some(topic) = &findings.long_on {
-        tracing::warn!(
-            topic = &*topic.name,
-            messages = findings.long,
-            "messages over {MESSAGE_BYTES_COMMON} bytes: a client library with a lower default limit \
-                 (Python's websockets) closes at each of them and again after reconnecting. A lower \
-                 MAX_EVENT_BYTES counts such records as malformed"
-        );
+        operator_log::messages_too_long(topic, findings.long);
     }
 }

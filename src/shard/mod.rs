@@ -14,7 +14,8 @@
 //! - [`recent_redirects`]: who is served that was sent away in vain;
 //! - [`admission`]: the answer to a client that asks to be served;
 //! - [`redirect`]: the pod that is to serve a client, if it is another;
-//! - [`findings_log`]: what an operator is told of records;
+//! - [`findings_log`]: when findings about records are logged;
+//! - [`operator_log`]: the lines that operators read;
 //! - [`pod_limits`]: what the shards of a pod share: its bounds on connections.
 //!
 //! Edges, from the bottom up: `executor.rs` (glommio: what runs the tasks), `reactor.rs` (what tasks wait for),
@@ -33,6 +34,7 @@ mod findings_log;
 mod handover;
 mod handshakes;
 mod metrics;
+mod operator_log;
 mod outbound;
 pub mod pod_limits;
 mod reactor;

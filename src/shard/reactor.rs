@@ -16,7 +16,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Registry, Token};
 use slotmap::{Key, KeyData, SlotMap, new_key_type};
 
-use super::executor;
+use super::{executor, operator_log};
 use crate::limits::ACCEPT_LOG_EVERY;
 use crate::log_throttle::LogThrottle;
 
@@ -39,8 +39,8 @@ pub(super) struct Reactor {
     epoll: RefCell<mio::Poll>,
     registry: Registry,
     waiting: RefCell<SlotMap<WaitKey, Registration>>,
-    /// For the line that the kernel watches no more.
-    refusals: LogThrottle,
+    /// Throttles the line about a failed registration.
+    registration_failures: LogThrottle,
 }
 
 #[derive(Debug, Default)]
@@ -57,8 +57,8 @@ impl Reactor {
     pub(super) fn new() -> io::Result<Rc<Self>> {
         let epoll = mio::Poll::new()?;
         let registry = epoll.registry().try_clone()?;
-        let refusals = LogThrottle::new(ACCEPT_LOG_EVERY);
-        Ok(Rc::new(Self { epoll: RefCell::new(epoll), registry, waiting: RefCell::default(), refusals }))
+        let registration_failures = LogThrottle::new(ACCEPT_LOG_EVERY);
+        Ok(Rc::new(Self { epoll: RefCell::new(epoll), registry, waiting: RefCell::default(), registration_failures }))
     }
 
     /// Wakes tasks whose descriptor is ready, for as long as the shard runs.
@@ -97,9 +97,8 @@ impl Reactor {
 
     /// Logs a connection that is closed because the kernel could not register it.
     fn log_registration_failure(&self, error: &io::Error) {
-        if let Some(held_back) = self.refusals.admit(Instant::now()) {
-            tracing::warn!(%error, suppressed = held_back, "connection closed: the kernel cannot watch more sockets. Raise fs.epoll.max_user_watches above \
-                 the connections of all processes of this user");
+        if let Some(suppressed) = self.registration_failures.admit(Instant::now()) {
+            operator_log::registration_failed(error, suppressed);
         }
     }
 
@@ -493,7 +492,7 @@ mod tests {
             // epoll_ctl(2): a regular file is never waited for.
             assert_eq!(refused().await.unwrap_err().raw_os_error(), Some(libc::EPERM));
             assert!(refused().await.is_err());
-            assert_eq!(reactor.refusals.admit(Instant::now()), None, "it was told of a moment ago");
+            assert_eq!(reactor.registration_failures.admit(Instant::now()), None, "logged a moment ago");
         });
     }
 

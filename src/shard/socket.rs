@@ -63,7 +63,7 @@ pub(super) async fn run_handshake(
     match head.unwrap_or(HeadOutcome::Rejection(HttpRefusal::Timeout)) {
         HeadOutcome::Gone => {}
         HeadOutcome::Rejection(refusal) => {
-            shard.handshakes.warn_of(refusal, peer, Instant::now());
+            shard.refusal_log.refused(refusal, peer, Instant::now());
             refuse_by_http(shard, stream, refusal).await;
         }
         HeadOutcome::Operators => {
@@ -195,7 +195,7 @@ pub(super) async fn admit_client(shard: &Rc<ShardContext>, stream: Stream, reque
         Ok(permit) => permit,
         Err(why) => {
             let refusal = HttpRefusal::Unavailable(why);
-            shard.handshakes.warn_of(refusal, upgrade.client, now.instant);
+            shard.refusal_log.refused(refusal, upgrade.client, now.instant);
             return refuse_by_http(shard, stream, refusal).await;
         }
     };

@@ -1,0 +1,113 @@
+//! The lines that a shard logs for an operator: what happened, and which setting changes it. When a line is due is left
+//! to the callers, except for refused clients ([`RefusalLog`]).
+
+use std::io;
+use std::net::IpAddr;
+use std::time::Instant;
+
+use crate::limits::{ACCEPT_LOG_EVERY, BOARD_BYTES_MAX, CURSOR_CHARS_MAX, MARKETS_MAX, MESSAGE_BYTES_COMMON};
+use crate::log_throttle::LogThrottle;
+use crate::protocol::head::{HttpRefusal, RequestFault, Unavailable};
+use crate::routing::table::Topic;
+
+/// Logs refusals whose cause may be a setting, at a bounded rate.
+#[derive(Debug)]
+pub(super) struct RefusalLog {
+    address: LogThrottle,
+    proxy: LogThrottle,
+}
+
+impl Default for RefusalLog {
+    fn default() -> Self {
+        Self { address: LogThrottle::new(ACCEPT_LOG_EVERY), proxy: LogThrottle::new(ACCEPT_LOG_EVERY) }
+    }
+}
+
+impl RefusalLog {
+    /// Logs a refusal if a setting may have caused it.
+    pub(super) fn refused(&self, refusal: HttpRefusal, client: IpAddr, now: Instant) {
+        let (throttle, advice) = match refusal {
+            HttpRefusal::Unavailable(Unavailable::Address) => (
+                &self.address,
+                "refused: as many connections as MAX_CONNECTIONS_PER_ADDRESS allows come from this address; if it is a \
+                 proxy's, name it in TRUSTED_PROXIES",
+            ),
+            HttpRefusal::Malformed(RequestFault::ProxyHeader) => (
+                &self.proxy,
+                "refused: a trusted proxy's connection does not begin with the PROXY protocol's header; make it send \
+                 one, or unset PROXY_PROTOCOL",
+            ),
+            HttpRefusal::Malformed(RequestFault::Forwarded) => (
+                &self.proxy,
+                "refused: X-Forwarded-For and Forwarded of a trusted proxy name different clients; make it set both, or \
+                 remove the one that it does not set",
+            ),
+            _ => return,
+        };
+        if let Some(suppressed) = throttle.admit(now) {
+            tracing::warn!(%client, suppressed, "{advice}");
+        }
+    }
+}
+
+/// The listener can't accept: the system is out of descriptors or memory.
+pub(super) fn accept_failed(error: &io::Error, suppressed: u64) {
+    tracing::warn!(%error, suppressed, "PORT cannot accept connections; retrying");
+}
+
+/// A connection is closed because the kernel could not register its socket.
+pub(super) fn registration_failed(error: &io::Error, suppressed: u64) {
+    tracing::warn!(
+        %error,
+        suppressed,
+        "connection closed: the kernel cannot watch more sockets. Raise fs.epoll.max_user_watches above the \
+         connections of all processes of this user"
+    );
+}
+
+/// Events of this topic do not fit into the window.
+pub(super) fn events_too_large(topic: &Topic, events: u64) {
+    tracing::warn!(
+        topic = &*topic.name,
+        events,
+        "events too large for the window; their clients get a reset. An event and its message may each take half of a \
+         shard's share of HISTORY_BYTES"
+    );
+}
+
+/// Records of this topic are on other partitions than the route's partitioner puts them on.
+pub(super) fn records_misplaced(topic: &Topic) {
+    tracing::warn!(
+        topic = &*topic.name,
+        "misplaced records: not on the partition of the route's partitioner, so clients of their assessment cannot \
+         resume. Set the route's `partitioner` to that of the producers, or to \"none\""
+    );
+}
+
+/// The market board had no room for ticks.
+pub(super) fn board_full(ticks: u64) {
+    tracing::warn!(
+        ticks,
+        "market board full; ticks not shown. It holds {MARKETS_MAX} markets and {BOARD_BYTES_MAX} bytes of ticks, or a \
+         quarter of the shard's share of HISTORY_BYTES"
+    );
+}
+
+/// Messages went out with a cursor that can't be resumed from.
+pub(super) fn cursors_too_long(messages: u64) {
+    tracing::warn!(
+        messages,
+        "cursors over {CURSOR_CHARS_MAX} characters; these clients cannot resume and get a reset. A cursor lists every \
+         topic of an assessment, and every partition of topics whose `partitioner` is \"none\""
+    );
+}
+
+/// Messages of this topic are longer than common client libraries accept.
+pub(super) fn messages_too_long(topic: &Topic, messages: u64) {
+    tracing::warn!(
+        topic = &*topic.name,
+        messages,
+        "messages over {MESSAGE_BYTES_COMMON} bytes: a client library with a lower default limit (Python's websockets) \
+         closes at each of them and again after reconnecting. A lower MAX_EVENT_BYTES counts such records as malformed"
+    );
+}
