@@ -1,5 +1,5 @@
-//! The chaos run: three brokers, a Redis, pods and some hundred clients, on a seeded schedule of faults; and afterwards
-//! the judge of what the clients saw. It owns the run's order and its directory.
+//! The chaos run: three brokers, a Redis, pods and some hundred clients under a seeded schedule of faults, and
+//! afterwards a check of everything that the clients received. It owns the order of the run and its directory.
 //!
 //! ```text
 //! schedule ──> faults ──> pods, Redis, brokers, clients       while it runs
@@ -10,7 +10,7 @@
 //!                                 └──> report
 //! ```
 //!
-//! Everything ends by itself: faults at the run's length, then each part within its own time limit.
+//! Every part ends by itself: the faults with the run, the other parts within their own time limits.
 
 pub mod checker;
 mod clients;
@@ -49,50 +49,50 @@ use producer::ProducerLedger;
 use report::Title;
 use schedule::{FaultKind, Lane};
 
-/// Pods at the start; a fault changes their number, and in the end they are as many again.
+/// Pods at the start and at the end. A fault changes their number in between.
 const PODS: usize = 3;
 
-/// Clients that watch the same assessment.
+/// Clients that subscribe to the same assessment.
 const CLIENTS_PER_ASSESSMENT: u32 = 3;
 
-/// All clients are connected within this time, before the first event.
+/// Time limit for connecting all clients, before the first event.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(60);
 
-/// The progress line comes this often.
+/// Interval of the progress line.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
-// ---- what is asked for ----------------------------------------------------------------------------------------------
+// ---- options --------------------------------------------------------------------------------------------------------
 
-/// A run.
+/// Options of a run.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// How long faults happen, in minutes. Before and after it takes about a minute more.
+    /// Duration of the faults in minutes. Start and end take about a minute more.
     #[arg(long, default_value_t = 2.0)]
     pub minutes: f64,
-    /// The schedule's seed: the same seed, the same schedule.
+    /// Seed of the schedule: the same seed gives the same schedule.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// How many clients.
+    /// Number of clients.
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(12..=5_000))]
     pub clients: u32,
-    /// Events a second.
+    /// Events per second.
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(4..=50_000))]
     pub rate: u32,
-    /// Which faults: all, none, or names by commas, such as kill,redis-pause.
+    /// Faults to inject: all, none, or names separated by commas, such as kill,redis-pause.
     #[arg(long, default_value = "all")]
     pub faults: Faults,
-    /// Keep the run's directory also where no fault was found.
+    /// Keep the directory of the run even if no fault was found.
     #[arg(long)]
     pub keep: bool,
-    /// Judge the kept logs of a run, and make none. Its seed, minutes and clients are those of the other options.
+    /// Only check the kept logs of an earlier run, with the seed, minutes and clients given by the other options.
     #[arg(long, value_name = "DIRECTORY")]
     pub judge: Option<PathBuf>,
-    /// Recoveries that take too long don't count as a fault: for machines that do much else.
+    /// Don't count slow recoveries as faults. For machines with other work.
     #[arg(long)]
     pub lenient: bool,
 }
 
-/// Kinds of faults.
+/// The kinds of faults to inject.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Faults(pub Vec<FaultKind>);
 
@@ -116,26 +116,26 @@ impl std::str::FromStr for Faults {
     }
 }
 
-/// What came of a run.
+/// Result of a run.
 #[derive(Debug)]
 pub struct ChaosOutcome {
-    /// What the judge found.
+    /// Findings of the checker.
     pub verdict: Verdict,
-    /// What else went wrong: pods that ended, or were not ready; times that were too long.
+    /// Other findings: pods that exited or were not ready, exceeded time limits.
     pub findings: Vec<String>,
-    /// Where the run's logs are, where they were kept.
+    /// Directory of the logs, if they were kept.
     pub kept: Option<PathBuf>,
 }
 
 impl ChaosOutcome {
-    /// Whether all promises were kept.
+    /// Whether nothing was found.
     #[must_use]
     pub fn is_good(&self) -> bool {
         !self.verdict.is_fault() && self.findings.is_empty()
     }
 }
 
-// ---- what the parts share -------------------------------------------------------------------------------------------
+// ---- shared by the parts --------------------------------------------------------------------------------------------
 
 /// The run's clock.
 #[derive(Debug, Clone, Copy)]
@@ -147,11 +147,11 @@ impl Clock {
     }
 
     fn ms(self) -> u64 {
-        u64::try_from(self.elapsed().as_millis()).expect("a run is shorter than an age")
+        u64::try_from(self.elapsed().as_millis()).expect("a run is shorter than u64 milliseconds")
     }
 }
 
-/// What went wrong and is in no client's log.
+/// Findings that are in no client's log.
 #[derive(Debug, Default)]
 struct RunFindings(Mutex<Vec<String>>);
 
@@ -194,13 +194,13 @@ impl Files {
 
 // ---- the run --------------------------------------------------------------------------------------------------------
 
-/// Makes a run, prints its progress and its table.
+/// Executes a run and prints its progress and its table.
 ///
 /// # Errors
-/// Where it could not be made: then nothing is known of the gateway.
+/// If the run could not be executed. That says nothing about the gateway.
 ///
 /// # Panics
-/// Where a broker, Redis or the system does not do what it should: then nothing is known either.
+/// If a broker, Redis or the system fails. That says nothing about the gateway either.
 pub fn run(options: &Options) -> Result<ChaosOutcome> {
     let findings = Arc::new(RunFindings::default());
     let files = match &options.judge {
@@ -208,7 +208,7 @@ pub fn run(options: &Options) -> Result<ChaosOutcome> {
         None => {
             let files = Files::create(options.seed)?;
             println!("chaos: the run's logs are in {}", files.dir.display());
-            happen(options, &files, &findings)?;
+            execute(options, &files, &findings)?;
             files
         }
     };
@@ -231,10 +231,10 @@ pub fn run(options: &Options) -> Result<ChaosOutcome> {
     Ok(outcome)
 }
 
-/// Reads a run's logs and judges them: the same logs, the same verdict.
+/// Reads the logs of a run and checks them. The same logs give the same verdict.
 ///
 /// # Errors
-/// Where a log can't be read.
+/// If a log can't be read.
 pub fn judge(dir: &Path) -> Result<(Verdict, Vec<FaultSpan>)> {
     let files = Files { dir: dir.to_owned() };
     let mut spans: Vec<FaultSpan> = log::read(&files.faults())?.collect::<Result<_>>()?;
@@ -249,20 +249,20 @@ pub fn judge(dir: &Path) -> Result<(Verdict, Vec<FaultSpan>)> {
     Ok((verdict, spans))
 }
 
-/// Lets everything happen, and writes it down. Returns when all has ended.
-fn happen(options: &Options, files: &Files, findings: &Arc<RunFindings>) -> Result<()> {
+/// Executes the run and writes its logs. Returns when all parts have ended.
+fn execute(options: &Options, files: &Files, findings: &Arc<RunFindings>) -> Result<()> {
     allow_descriptors(4096 + u64::from(options.clients) * 2);
     // The gateway is built before anything else runs.
     let _ = pods::binary();
     let is_fragile = options.faults.0.contains(&FaultKind::Unclean);
-    // A replica that doesn't follow counts as lost soon, so that the other leads alone.
+    // A replica that stops following leaves the in-sync set soon, so that the other one leads alone.
     let mut settings = if is_fragile { vec![("replica.lag.time.max.ms", "1500")] } else { Vec::new() };
     settings.push(("log.cleaner.backoff.ms", "500"));
     let (kafka, redis) = (Kafka::start_with(faults::BROKERS as usize, &settings), Redis::start_with_clock());
     create_topics(&kafka, is_fragile, options.faults.0.contains(&FaultKind::Compaction));
     let logs = LogReader::default();
     let mut fleet = PodFleet::new(&files.dir, kafka.bootstrap(), redis.port(), &logs, findings);
-    (0..PODS).for_each(|place| fleet.spawn(place));
+    (0..PODS).for_each(|number| fleet.spawn(number));
     fleet.await_ready();
 
     let clock = Clock(Instant::now());
@@ -271,20 +271,20 @@ fn happen(options: &Options, files: &Files, findings: &Arc<RunFindings>) -> Resu
     let assessments = options.clients / CLIENTS_PER_ASSESSMENT;
     let mut clients = Clients::new(options.clients, assessments, options.seed, shared, &progress);
     clients.connect(CONNECTED_WITHIN)?;
-    let book = Arc::new(ProducerLedger::new(LogFile::create(&files.made())?, clock));
-    let chronicle = FaultLog::new(LogFile::create(&files.faults())?, clock);
-    let beside = (OpenTransaction::new(kafka.bootstrap(), assessments), logs);
-    let world = ChaosWorld { kafka, redis, fleet, beside };
+    let ledger = Arc::new(ProducerLedger::new(LogFile::create(&files.made())?, clock));
+    let fault_log = FaultLog::new(LogFile::create(&files.faults())?, clock);
+    let environment = (OpenTransaction::new(kafka.bootstrap(), assessments), logs);
+    let world = ChaosWorld { kafka, redis, fleet, environment };
     let clients =
-        ChaosStory { options, clock, progress: &progress, book: &book, chronicle: &chronicle }.tell(world, clients);
-    book.log.flush();
-    chronicle.flush();
+        ChaosRun { options, clock, progress: &progress, ledger: &ledger, fault_log: &fault_log }.drive(world, clients);
+    ledger.log.flush();
+    fault_log.flush();
     clients.flush();
     Ok(())
 }
 
-/// The topics of the built-in routes; where the run has unclean elections, one of them on two brokers, either of which
-/// may lead at any time; where it has compaction, another's log is compacted.
+/// Creates the topics of the built-in routes. If the run has unclean elections, one topic is on two brokers, either of
+/// which may lead at any time. If it has compaction, another topic is compacted.
 fn create_topics(kafka: &Kafka, is_fragile: bool, is_compacted: bool) {
     let fragile = is_fragile.then(|| events::Kind::ALL[usize::from(producer::FRAGILE)].topic());
     let topics = pods::World::topics();
@@ -300,29 +300,29 @@ fn create_topics(kafka: &Kafka, is_fragile: bool, is_compacted: bool) {
     }
 }
 
-/// What faults break.
+/// The targets of the faults.
 struct ChaosWorld {
     kafka: Kafka,
     redis: Redis,
     fleet: PodFleet,
-    beside: (OpenTransaction, LogReader),
+    environment: (OpenTransaction, LogReader),
 }
 
 /// The run from the first event to the last.
-struct ChaosStory<'a> {
+struct ChaosRun<'a> {
     options: &'a Options,
     clock: Clock,
     progress: &'a RunProgress,
-    book: &'a Arc<ProducerLedger>,
-    chronicle: &'a FaultLog,
+    ledger: &'a Arc<ProducerLedger>,
+    fault_log: &'a FaultLog,
 }
 
-impl ChaosStory<'_> {
-    /// Makes events, and lets the faults happen while the clients live; then lets the clients get what is left.
-    fn tell(&self, world: ChaosWorld, mut clients: Clients) -> Clients {
-        let ChaosWorld { mut kafka, mut redis, mut fleet, mut beside } = world;
+impl ChaosRun<'_> {
+    /// Produces events and injects the faults while the clients run. Then the clients catch up.
+    fn drive(&self, world: ChaosWorld, mut clients: Clients) -> Clients {
+        let ChaosWorld { mut kafka, mut redis, mut fleet, mut environment } = world;
         let (begin, length) = (self.clock.elapsed(), Duration::from_secs_f64(self.options.minutes * 60.0));
-        let Self { clock, chronicle, .. } = *self;
+        let Self { clock, fault_log, .. } = *self;
         let plan = |lane| {
             let mut plan = schedule::schedule(self.options.seed, length, lane, &self.options.faults.0);
             plan.iter_mut().for_each(|planned| planned.at += begin);
@@ -337,45 +337,45 @@ impl ChaosStory<'_> {
             is_compacted: self.options.faults.0.contains(&FaultKind::Compaction),
         };
         let stop = Arc::new(AtomicBool::new(false));
-        let producers = producer::start(&order, self.book, &stop);
+        let producers = producer::start(&order, self.ledger, &stop);
         let clients = thread::scope(|scope| {
             let (orders, inbox) = mpsc::sync_channel(clients::ORDERS_MAX);
-            let (of_pods, mut of_lane) = (orders.clone(), orders.clone());
-            let living = scope.spawn(move || {
-                clients.live(&inbox);
+            let (orders_of_pods, mut orders_of_clients) = (orders.clone(), orders.clone());
+            let running = scope.spawn(move || {
+                clients.run(&inbox);
                 clients
             });
-            // They outlive their lanes.
-            let (brokers, redis, fleet, beside) = (&mut kafka, &mut redis, &mut fleet, &mut beside);
+            // Borrowed here because they outlive the lanes.
+            let (brokers, redis, fleet, environment) = (&mut kafka, &mut redis, &mut fleet, &mut environment);
             let lanes = [
                 scope.spawn(move || {
-                    faults::pods(clock, &plan(Lane::Pods), fleet, &of_pods, chronicle);
+                    faults::pods(clock, &plan(Lane::Pods), fleet, &orders_of_pods, fault_log);
                     fleet.await_ready();
                 }),
-                scope.spawn(move || faults::redis(clock, &plan(Lane::Redis), redis, chronicle)),
-                scope.spawn(move || faults::brokers(clock, &plan(Lane::Brokers), brokers, chronicle)),
-                scope.spawn(move || faults::beside(clock, &plan(Lane::Beside), beside, chronicle)),
-                scope.spawn(move || faults::clients(clock, &plan(Lane::Clients), &mut of_lane, chronicle)),
+                scope.spawn(move || faults::redis(clock, &plan(Lane::Redis), redis, fault_log)),
+                scope.spawn(move || faults::brokers(clock, &plan(Lane::Brokers), brokers, fault_log)),
+                scope.spawn(move || faults::environment(clock, &plan(Lane::Environment), environment, fault_log)),
+                scope.spawn(move || faults::clients(clock, &plan(Lane::Clients), &mut orders_of_clients, fault_log)),
             ];
-            self.watch(begin + length, || lanes.iter().all(thread::ScopedJoinHandle::is_finished));
-            lanes.into_iter().for_each(joined);
-            println!("faults and events are over; clients get what is left");
+            self.print_progress(begin + length, || lanes.iter().all(thread::ScopedJoinHandle::is_finished));
+            lanes.into_iter().for_each(join);
+            println!("faults and events are over; clients catch up");
             stop.store(true, Ordering::Relaxed);
             for producer in producers {
                 producer.join().unwrap_or_else(|panic| resume_unwind(panic));
             }
-            // They live on until nobody can order any more.
+            // The clients run until the last sender of orders is dropped.
             drop(orders);
-            let mut clients = joined(living);
-            clients.finish(&self.book.last());
+            let mut clients = join(running);
+            clients.finish(&self.ledger.last());
             clients
         });
-        self.book.look_into_the_log(&kafka);
+        self.ledger.record_log_contents(&kafka);
         clients
     }
 
-    /// Prints how it goes until this time, and until all is `done`.
-    fn watch(&self, end: Duration, done: impl Fn() -> bool) {
+    /// Prints the progress until `end` and until `done`.
+    fn print_progress(&self, end: Duration, done: impl Fn() -> bool) {
         let mut next = self.clock.elapsed();
         while self.clock.elapsed() < end || !done() {
             if self.clock.elapsed() >= next {
@@ -391,16 +391,16 @@ impl ChaosStory<'_> {
         let RunProgress { connected, seen } = self.progress;
         let (connected, seen) = (connected.load(Ordering::Relaxed), seen.load(Ordering::Relaxed));
         format!(
-            "{:02}:{:02}  {connected}/{} clients  {} events made, {seen} seen  {}",
+            "{:02}:{:02}  {connected}/{} clients  {} events produced, {seen} received  {}",
             seconds / 60,
             seconds % 60,
             self.options.clients,
-            self.book.count(),
-            self.chronicle.now().join("; ")
+            self.ledger.count(),
+            self.fault_log.now().join("; ")
         )
     }
 }
 
-fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| resume_unwind(panic))
 }

@@ -1,8 +1,8 @@
-//! Judges a chaos run from its logs: finds lost, duplicate and out-of-order events, resets without a cause, and how
-//! long clients were behind. A pure function of the logs, read after the run.
+//! Checks a chaos run from its logs: lost, duplicate and out-of-order events, unexplained resets, and the recovery
+//! times of clients. A pure function of the logs, run after the end.
 //!
-//! Clients are there before the first event is made, so each is owed every event of its assessment. What a client lacks
-//! is forgiven after a `reset` alone, and only for what was made before it.
+//! Clients connect before the first event, so each must receive every event of its assessment. Only a `reset` excuses
+//! missing events, and only those produced before it.
 
 mod recovery;
 #[cfg(test)]
@@ -16,123 +16,123 @@ use super::producer::{COMPACTION_LAG, FRAGILE};
 use super::schedule::{FaultKind, Lane};
 
 pub use recovery::{Cause, Recovery};
-use recovery::{Disturbed, causes};
+use recovery::{RecoveryTracker, causes};
 
-/// Redirects that a client may see in one rolling restart.
+/// Largest number of redirects of a client in one rolling restart.
 pub const REDIRECTS_MAX: u64 = 3;
 
-/// How many sentences of each run tell what is wrong; the counts tell of all.
-const TOLD_MAX: usize = 40;
+/// Violations that are listed per run. All are counted.
+const VIOLATIONS_LISTED_MAX: usize = 40;
 
-/// What was made up to this time after a reset may be missing: the pod may have seen it before it said so, and the
-/// producer was told of it later.
+/// Events produced up to this time after a reset may be missing: the pod may have read them before it sent the reset,
+/// and the producer gets its acknowledgement later.
 const RESET_SLACK_MS: u64 = 5_000;
 
-/// So much less than the window may have passed since the brokers went away: a pod reads its last records a while after
-/// they were made, and the window of another begins when that one starts.
-const CUT_OFF_SLACK_MS: u64 = 5_000;
+/// Slack on the length of an outage that outlasts the window: a pod reads its last records some time after they were
+/// produced, and the window of another pod begins when that pod starts.
+const OUTAGE_SLACK_MS: u64 = 5_000;
 
-/// After the brokers are back, so long a pod may take until it reads all partitions again.
+/// Time after the return of the brokers within which a pod reads all partitions again.
 const AFTER_BROKERS_MS: u64 = 30_000;
 
-/// After a log lost its end, clients hear of it for so long: pods notice at the next record, and clients that were away
-/// when they come back.
+/// Time after a truncation within which clients may get a reset: pods notice it at the next record, and clients that
+/// were away when they return.
 const AFTER_TRUNCATION_MS: u64 = 60_000;
 
-/// What the judge goes by.
+/// Parameters of the check.
 #[derive(Debug, Clone, Copy)]
 pub struct CheckerRules {
-    /// How far back a pod remembers.
+    /// The pods' `HISTORY_SECONDS`.
     pub history: Duration,
 }
 
-/// What was found.
+/// Findings of a check.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Verdict {
-    /// Events that were made, without those of aborted transactions.
+    /// Events produced, without those of aborted transactions.
     pub made: u64,
     /// Events of aborted transactions.
     pub aborted: u64,
-    /// Events of which nobody knows whether they were made.
+    /// Events whose fate the producer never learned.
     pub unknown: u64,
-    /// Events that were made, and lost with the end of their log.
+    /// Events produced, and lost by truncation of their log.
     pub truncated: u64,
-    /// Events that were made, and removed from their log by compaction.
+    /// Events produced, and removed from their log by compaction.
     pub compacted: u64,
-    /// Events that clients saw, all together.
+    /// Events received by all clients together.
     pub seen: u64,
-    /// Connections that were opened.
+    /// Connections opened.
     pub connections: u64,
-    /// Those among them that went on from a cursor.
+    /// Connections resumed from a cursor.
     pub resumed: u64,
-    /// Events that a client lacks, though it saw a later one of the same topic.
+    /// Events that a client did not receive although it received a later one of the same topic.
     pub lost: u64,
-    /// Events at a topic's end that a client lacks.
+    /// Events at the end of a topic that a client did not receive.
     pub missing_tail: u64,
-    /// Events that a client saw twice.
-    pub doubled: u64,
-    /// Events that a client saw after a later one of the same topic.
+    /// Events that a client received twice.
+    pub duplicated: u64,
+    /// Events that a client received after a later one of the same topic.
     pub out_of_order: u64,
-    /// Events that a client saw, and that were aborted or never made.
-    pub ghosts: u64,
-    /// Clients that gave a cursor, were not resumed and not told so; and those that saw what a log lost later, and were
-    /// not told of that.
+    /// Events that a client received although they were aborted or never produced.
+    pub unexpected: u64,
+    /// Losses without a `reset`: of clients whose cursor was not accepted, and of clients that received events which a
+    /// truncation removed later.
     pub silent_losses: u64,
-    /// Events that came again because the log holds them more than once.
+    /// Repeated events that the log holds more than once.
     pub written_again: u64,
-    /// Resets that nothing explains, by reason.
+    /// Unexplained resets by reason.
     pub unexplained_resets: BTreeMap<String, u64>,
-    /// Resets that a fault explains, by reason.
+    /// Resets explained by a fault, by reason.
     pub explained_resets: BTreeMap<String, u64>,
-    /// Things that no pod should say.
-    pub wrong: u64,
-    /// Clients whose logs don't reach the run's end.
+    /// Messages and close codes that break the protocol.
+    pub protocol_violations: u64,
+    /// Clients whose log ends before the run does.
     pub unfinished: u64,
-    /// The first things that were found, as sentences.
-    pub told: Vec<String>,
-    /// Each loss of a connection, and the way back.
+    /// The first violations as sentences.
+    pub violations: Vec<String>,
+    /// Each loss of a connection, with the recovery from it.
     pub recoveries: Vec<Recovery>,
-    /// The most redirects that one client saw in one rolling restart.
+    /// Largest number of redirects of one client in one rolling restart.
     pub redirects_max: u64,
-    /// The same, for restarts in which Redis was not always there: pods then can't hear of each other, and send a
-    /// client to and fro once.
+    /// The same for restarts during a fault of Redis. Pods then don't learn of each other, and redirect a client back
+    /// and forth once.
     pub redirects_max_without_redis: u64,
 }
 
 impl Verdict {
-    /// Whether a promise was broken, or nothing was tried: a run in which nothing was made, or seen, proves nothing.
+    /// Whether there is a violation, or nothing was tested: nothing produced, or nothing received.
     #[must_use]
     pub fn is_fault(&self) -> bool {
         let broken = [
             self.lost,
             self.missing_tail,
-            self.doubled,
+            self.duplicated,
             self.out_of_order,
-            self.ghosts,
+            self.unexpected,
             self.silent_losses,
             self.unexplained_resets.values().sum(),
-            self.wrong,
+            self.protocol_violations,
             self.unfinished,
         ];
         broken.iter().any(|count| *count > 0) || self.made == 0 || self.seen == 0
     }
 
-    fn tell(&mut self, entry: &ClientLogEntry, what: &str) {
-        if self.told.len() < TOLD_MAX {
-            self.told.push(format!("{:>9.3} s, client {}: {what}", seconds(entry.at_ms), entry.client));
+    fn report(&mut self, entry: &ClientLogEntry, what: &str) {
+        if self.violations.len() < VIOLATIONS_LISTED_MAX {
+            self.violations.push(format!("{:>9.3} s, client {}: {what}", seconds(entry.at_ms), entry.client));
         }
     }
 }
 
-/// Milliseconds as seconds.
+/// Converts milliseconds to seconds.
 pub(super) fn seconds(ms: u64) -> f64 {
     Duration::from_millis(ms).as_secs_f64()
 }
 
-/// Judges a run. Entries are in the order in which each client wrote them.
+/// Checks a run. The entries of each client are in the order in which it wrote them.
 ///
 /// # Errors
-/// The first line of a log that can't be read.
+/// Returns the first line of a log that can't be read.
 pub fn check<E>(
     rules: CheckerRules,
     spans: &[FaultSpan],
@@ -140,83 +140,83 @@ pub fn check<E>(
     entries: impl IntoIterator<Item = Result<ClientLogEntry, E>>,
 ) -> Result<Verdict, E> {
     let mut verdict = Verdict::default();
-    let mut truth = Truth::read(made, &mut verdict)?;
+    let mut produced = Produced::read(made, &mut verdict)?;
     let mut clients: BTreeMap<u32, CheckedClient> = BTreeMap::new();
     for entry in entries {
         let entry = entry?;
-        clients.entry(entry.client).or_default().step(&entry, rules, spans, &mut truth, &mut verdict);
+        clients.entry(entry.client).or_default().step(&entry, rules, spans, &mut produced, &mut verdict);
     }
     for (number, client) in clients {
-        client.end(number, &truth, &mut verdict);
+        client.end(number, &produced, &mut verdict);
     }
     causes(&mut verdict.recoveries, spans);
     Ok(verdict)
 }
 
-// ---- what was made --------------------------------------------------------------------------------------------------
+// ---- produced events ------------------------------------------------------------------------------------------------
 
-/// A topic of an assessment: the fates of its events by their numbers, and when each was known.
+/// One topic of an assessment: by number, the fate of each event and the time when it became known.
 #[derive(Debug, Default)]
 struct TopicEvents(Vec<Option<(Fate, u64)>>);
 
 impl TopicEvents {
     fn fate(&self, number: u64) -> Option<Fate> {
-        let place = usize::try_from(number).ok()?;
-        self.0.get(place).copied().flatten().map(|(fate, _)| fate)
+        let index = usize::try_from(number).ok()?;
+        self.0.get(index).copied().flatten().map(|(fate, _)| fate)
     }
 
     fn len(&self) -> u64 {
         self.0.len() as u64
     }
 
-    /// The numbers in a range that everybody is owed.
-    fn owed(&self, range: std::ops::Range<u64>) -> impl Iterator<Item = u64> {
-        range.filter(|number| self.fate(*number) == Some(Fate::ProducedEvent))
+    /// The numbers in a range that every client must receive.
+    fn required(&self, range: std::ops::Range<u64>) -> impl Iterator<Item = u64> {
+        range.filter(|number| self.fate(*number) == Some(Fate::Produced))
     }
 
-    /// The number that follows the last event of which is known, at a time, that it was made.
-    fn made_before(&self, at_ms: u64) -> u64 {
+    /// The number after the last event that was known to be produced at this time.
+    fn produced_before(&self, at_ms: u64) -> u64 {
         let later = |event: &Option<(Fate, u64)>| event.is_none_or(|(_, known_ms)| known_ms > at_ms);
-        // Fates become known nearly in the order of numbers, so the search from the end is short only for what is new.
+        // Fates become known almost in the order of numbers, so this search is short.
         let end = self.0.partition_point(|event| !later(event));
         (0..end)
             .rev()
-            .find(|place| self.0[*place].is_some_and(|(fate, _)| fate == Fate::ProducedEvent))
-            .map_or(0, |place| place as u64 + 1)
+            .find(|index| self.0[*index].is_some_and(|(fate, _)| fate == Fate::Produced))
+            .map_or(0, |index| index as u64 + 1)
     }
 }
 
-/// All that was made.
+/// All events produced.
 #[derive(Debug, Default)]
-struct Truth {
+struct Produced {
     streams: BTreeMap<(u32, u8), TopicEvents>,
-    /// What the log holds more than once.
-    again: BTreeSet<(u32, u8, u64)>,
-    /// The number that follows the last event that any client has seen so far, and when it was seen. That may be long
-    /// before its producer is told that it was made.
+    /// Events that the log holds more than once.
+    repeated_in_log: BTreeSet<(u32, u8, u64)>,
+    /// For each stream, the number after the last event that any client received so far, with the time. That may be
+    /// long before the producer gets its acknowledgement.
     seen: BTreeMap<(u32, u8), (u64, u64)>,
 }
 
-impl Truth {
-    /// A client has seen an event.
-    fn is_seen(&mut self, assessment: u32, topic: u8, number: u64, at_ms: u64) {
+impl Produced {
+    /// Records that a client received an event.
+    fn record_received(&mut self, assessment: u32, topic: u8, number: u64, at_ms: u64) {
         let stream = self.streams.get(&(assessment, topic));
-        if stream.is_some_and(|stream| stream.fate(number) == Some(Fate::ProducedEvent)) {
+        if stream.is_some_and(|stream| stream.fate(number) == Some(Fate::Produced)) {
             let seen = self.seen.entry((assessment, topic)).or_default();
             *seen = (*seen).max((number + 1, at_ms));
         }
     }
 
     fn read<E>(made: impl IntoIterator<Item = Result<ProducedEvent, E>>, verdict: &mut Verdict) -> Result<Self, E> {
-        let mut truth = Self::default();
+        let mut produced = Self::default();
         for made in made {
             let made = made?;
             match made.fate {
-                Fate::ProducedEvent => verdict.made += 1,
+                Fate::Produced => verdict.made += 1,
                 Fate::Aborted => verdict.aborted += 1,
                 Fate::Unknown => verdict.unknown += 1,
                 Fate::Truncated => {
-                    // It was made before.
+                    // It was counted as produced before.
                     verdict.made = verdict.made.saturating_sub(1);
                     verdict.truncated += 1;
                 }
@@ -224,22 +224,22 @@ impl Truth {
                     verdict.compacted += 1;
                     continue;
                 }
-                Fate::Again => {
-                    truth.again.insert((made.assessment, made.topic, made.number));
+                Fate::Repeated => {
+                    produced.repeated_in_log.insert((made.assessment, made.topic, made.number));
                     continue;
                 }
             }
-            let stream = &mut truth.streams.entry((made.assessment, made.topic)).or_default().0;
-            let place = usize::try_from(made.number).expect("fewer events than addresses");
-            if stream.len() <= place {
-                stream.resize(place + 1, None);
+            let stream = &mut produced.streams.entry((made.assessment, made.topic)).or_default().0;
+            let index = usize::try_from(made.number).expect("event numbers fit usize");
+            if stream.len() <= index {
+                stream.resize(index + 1, None);
             }
-            // That it was made was known before it was known to be lost: what followed it is no younger for that.
+            // Keeps the time when it became known to be produced, so that the events behind it count as no younger.
             let known_ms =
-                stream[place].filter(|_| made.fate == Fate::Truncated).map_or(made.at_ms, |(_, known_ms)| known_ms);
-            stream[place] = Some((made.fate, known_ms));
+                stream[index].filter(|_| made.fate == Fate::Truncated).map_or(made.at_ms, |(_, known_ms)| known_ms);
+            stream[index] = Some((made.fate, known_ms));
         }
-        Ok(truth)
+        Ok(produced)
     }
 
     /// The topics of an assessment.
@@ -250,37 +250,37 @@ impl Truth {
 
 // ---- a client -------------------------------------------------------------------------------------------------------
 
-/// What a client has of a topic.
+/// Progress of a client in a topic.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct TopicProgress {
-    /// The number that follows the highest that it saw.
+    /// The number after the highest that it received.
     next: u64,
-    /// Lower ones that it lacks, and is owed.
-    lacking: BTreeSet<u64>,
-    /// What lies below may be missing: a reset told so.
+    /// Lower numbers that are missing and required.
+    missing: BTreeSet<u64>,
+    /// Lower numbers may be missing, because a reset reported it.
     forgiven: u64,
-    /// What lies below may come again: a log lost its end, and its producer wrote it again.
-    may_come_again: u64,
+    /// Lower numbers may come again: the log was truncated, and the producer wrote them again.
+    may_repeat: u64,
 }
 
-/// A client as its log tells of it.
+/// State of a client, replayed from its log.
 #[derive(Debug, Default)]
 struct CheckedClient {
     assessment: u32,
-    places: BTreeMap<u8, TopicProgress>,
-    /// It gave a cursor, was not resumed, and waits for the `reset` that says so.
-    owed_a_reset: bool,
-    /// It saw an event that its log lost later, and was not told so yet: when.
-    saw_truncated: Option<ClientLogEntry>,
-    /// The election that its last reset was explained by, by its begin.
-    told_of_ms: Option<u64>,
-    /// How long it did not read by its own will, and whether it has read events since.
+    topics: BTreeMap<u8, TopicProgress>,
+    /// Its cursor was not accepted, and the `reset` that reports this has not come yet.
+    awaits_reset: bool,
+    /// The last event that it received and that was truncated later, until a reset reports it.
+    truncated_event: Option<ClientLogEntry>,
+    /// Start of the election that explained its last reset.
+    election_ms: Option<u64>,
+    /// Time in which an injected fault kept it from reading, and whether it has read events since.
     absent_ms: u64,
     has_read: bool,
-    /// When its last connection ended, and how long it was away until it read again.
+    /// End of its last connection, and the time from then until it read again.
     gone_ms: Option<u64>,
     away_ms: u64,
-    disturbed: Disturbed,
+    recovery: RecoveryTracker,
     done: bool,
 }
 
@@ -290,101 +290,102 @@ impl CheckedClient {
         entry: &ClientLogEntry,
         rules: CheckerRules,
         spans: &[FaultSpan],
-        truth: &mut Truth,
+        produced: &mut Produced,
         verdict: &mut Verdict,
     ) {
-        if self.owed_a_reset && !matches!(entry.what, ClientFact::Reset(_)) {
-            self.owed_a_reset = false;
-            // A connection that was cut right behind `connected` had no time to say more.
+        if self.awaits_reset && !matches!(entry.what, ClientFact::Reset(_)) {
+            self.awaits_reset = false;
+            // A connection aborted right after `connected` had no time to send more.
             if matches!(entry.what, ClientFact::Event { .. }) {
                 verdict.silent_losses += 1;
-                verdict.tell(entry, "it gave a cursor, was not resumed, and no reset came");
+                verdict.report(entry, "its cursor was not accepted, and no reset came");
             }
         }
         match &entry.what {
-            ClientFact::Watches(assessment) => self.assessment = *assessment,
-            ClientFact::Connected { node, asked, resumed } => {
+            ClientFact::Subscribes(assessment) => self.assessment = *assessment,
+            ClientFact::Connected { node, sent_cursor, resumed } => {
                 verdict.connections += 1;
                 verdict.resumed += u64::from(*resumed);
-                self.owed_a_reset = *asked && !resumed;
+                self.awaits_reset = *sent_cursor && !resumed;
                 self.away_ms = self.gone_ms.map_or(0, |gone_ms| entry.at_ms.saturating_sub(gone_ms));
-                let target =
-                    truth.streams(self.assessment).map(|(topic, stream)| (topic, stream.made_before(entry.at_ms)));
-                self.disturbed.connected(node, target.collect());
+                let target = produced
+                    .streams(self.assessment)
+                    .map(|(topic, stream)| (topic, stream.produced_before(entry.at_ms)));
+                self.recovery.connected(node, target.collect());
             }
             ClientFact::Event { topic, number } => {
-                truth.is_seen(self.assessment, *topic, *number, entry.at_ms);
-                self.event(entry, *topic, *number, truth, verdict);
+                produced.record_received(self.assessment, *topic, *number, entry.at_ms);
+                self.event(entry, *topic, *number, produced, verdict);
             }
-            ClientFact::Reset(reason) => self.reset(entry, reason, (rules, spans), truth, verdict),
-            ClientFact::Absent(ms) => {
+            ClientFact::Reset(reason) => self.reset(entry, reason, (rules, spans), produced, verdict),
+            ClientFact::NotReading(ms) => {
                 self.absent_ms += ms;
                 self.has_read = false;
-                self.disturbed.reads_again(entry.at_ms);
+                self.recovery.reads_again(entry.at_ms);
             }
-            ClientFact::Tries => self.disturbed.tries(entry.at_ms),
-            ClientFact::Failed(_) => self.disturbed.failed(),
+            ClientFact::Connecting => self.recovery.tries(entry.at_ms),
+            ClientFact::ConnectFailed(_) => self.recovery.failed(),
             ClientFact::Redirected(to) => {
-                if let Some((rolling, redirects)) = self.disturbed.redirected(entry.at_ms, to, spans) {
-                    let most = match recovery::has_redis(rolling, spans) {
+                if let Some((rolling, redirects)) = self.recovery.redirected(entry.at_ms, to, spans) {
+                    let max = match recovery::has_redis(rolling, spans) {
                         true => &mut verdict.redirects_max,
                         false => &mut verdict.redirects_max_without_redis,
                     };
-                    *most = redirects.max(*most);
+                    *max = redirects.max(*max);
                     if redirects > REDIRECTS_MAX {
                         let since = seconds(rolling.from_ms);
-                        verdict.tell(entry, &format!("redirect {redirects} in the rolling restart of {since:.3} s"));
+                        verdict.report(entry, &format!("redirect {redirects} in the rolling restart at {since:.3} s"));
                     }
                 }
             }
-            ClientFact::Gone(end) => {
+            ClientFact::Disconnected(end) => {
                 if self.has_read {
                     self.absent_ms = 0;
                 }
                 self.gone_ms = Some(entry.at_ms);
-                self.disturbed.gone(entry, *end);
+                self.recovery.gone(entry, *end);
             }
-            ClientFact::Wrong(what) => {
-                verdict.wrong += 1;
-                verdict.tell(entry, what);
+            ClientFact::Violation(what) => {
+                verdict.protocol_violations += 1;
+                verdict.report(entry, what);
             }
             ClientFact::Done => self.done = true,
         }
-        verdict.recoveries.extend(self.disturbed.caught_up(entry, &self.places));
+        verdict.recoveries.extend(self.recovery.caught_up(entry, &self.topics));
     }
 
-    fn event(&mut self, entry: &ClientLogEntry, topic: u8, number: u64, truth: &Truth, verdict: &mut Verdict) {
+    fn event(&mut self, entry: &ClientLogEntry, topic: u8, number: u64, produced: &Produced, verdict: &mut Verdict) {
         verdict.seen += 1;
         self.has_read = true;
         self.away_ms = 0;
         let empty = TopicEvents::default();
-        let stream = truth.streams.get(&(self.assessment, topic)).unwrap_or(&empty);
+        let stream = produced.streams.get(&(self.assessment, topic)).unwrap_or(&empty);
         if matches!(stream.fate(number), None | Some(Fate::Aborted)) {
-            verdict.ghosts += 1;
-            let what = format!("topic {topic}: {number} was never made, or its transaction was aborted");
-            return verdict.tell(entry, &what);
+            verdict.unexpected += 1;
+            let what = format!("topic {topic}: {number} was never produced, or its transaction was aborted");
+            return verdict.report(entry, &what);
         }
         if stream.fate(number) == Some(Fate::Truncated) {
-            self.saw_truncated = Some(entry.clone());
+            self.truncated_event = Some(entry.clone());
         }
-        let place = self.places.entry(topic).or_default();
-        if number >= place.next {
-            let missing: Vec<u64> = stream.owed(place.next.max(place.forgiven)..number).collect();
+        let index = self.topics.entry(topic).or_default();
+        if number >= index.next {
+            let missing: Vec<u64> = stream.required(index.next.max(index.forgiven)..number).collect();
             if let (Some(first), Some(last)) = (missing.first(), missing.last()) {
-                verdict.tell(entry, &format!("topic {topic}: {number} came, {first} to {last} did not"));
+                verdict.report(entry, &format!("topic {topic}: {number} came, {first} to {last} are missing"));
             }
             verdict.lost += missing.len() as u64;
-            place.lacking.extend(missing);
-            place.next = number + 1;
-        } else if place.lacking.remove(&number) {
+            index.missing.extend(missing);
+            index.next = number + 1;
+        } else if index.missing.remove(&number) {
             verdict.lost -= 1;
             verdict.out_of_order += 1;
-            verdict.tell(entry, &format!("topic {topic}: {number} came behind {}", place.next - 1));
-        } else if number < place.may_come_again || truth.again.contains(&(self.assessment, topic, number)) {
+            verdict.report(entry, &format!("topic {topic}: {number} came after {}", index.next - 1));
+        } else if number < index.may_repeat || produced.repeated_in_log.contains(&(self.assessment, topic, number)) {
             verdict.written_again += 1;
         } else {
-            verdict.doubled += 1;
-            verdict.tell(entry, &format!("topic {topic}: {number} came again"));
+            verdict.duplicated += 1;
+            verdict.report(entry, &format!("topic {topic}: {number} came again"));
         }
     }
 
@@ -393,43 +394,43 @@ impl CheckedClient {
         entry: &ClientLogEntry,
         reason: &str,
         (rules, spans): (CheckerRules, &[FaultSpan]),
-        truth: &Truth,
+        produced: &Produced,
         verdict: &mut Verdict,
     ) {
-        let was_away = self.absent_ms >= ms(rules.history) || were_cut_off(spans, entry.at_ms, rules);
+        let was_away = self.absent_ms >= ms(rules.history) || outlasted_window(spans, entry.at_ms, rules);
         let was_away = was_away && matches!(reason, "expired" | "lagged");
-        // Who was away for too long may be told of the election besides.
+        // A client that was away for too long may get another reset for the election.
         let truncation = truncation(spans, entry.at_ms).filter(|_| !was_away && reason == "expired");
-        let truncation = truncation.filter(|since| self.told_of_ms != Some(*since));
+        let truncation = truncation.filter(|since| self.election_ms != Some(*since));
         let is_explained =
-            was_away || truncation.is_some() || reason == "expired" && self.lacks_compacted(spans, entry.at_ms);
+            was_away || truncation.is_some() || reason == "expired" && self.missed_compacted(spans, entry.at_ms);
         if truncation.is_some() {
-            self.told_of_ms = truncation;
+            self.election_ms = truncation;
         }
         if reason == "expired" {
-            self.saw_truncated = None;
+            self.truncated_event = None;
         }
         let resets = if is_explained { &mut verdict.explained_resets } else { &mut verdict.unexplained_resets };
         *resets.entry(reason.to_owned()).or_default() += 1;
         if !is_explained {
-            verdict.tell(entry, &format!("reset: {reason}, which nothing explains"));
+            verdict.report(entry, &format!("unexplained reset: {reason}"));
         }
-        self.owed_a_reset = false;
+        self.awaits_reset = false;
         self.absent_ms = 0;
-        for (topic, stream) in truth.streams(self.assessment) {
+        for (topic, stream) in produced.streams(self.assessment) {
             let until_ms = entry.at_ms + RESET_SLACK_MS;
-            let seen = truth.seen.get(&(self.assessment, topic)).filter(|(_, at_ms)| *at_ms <= until_ms);
-            let forgiven = stream.made_before(until_ms).max(seen.map_or(0, |(next, _)| *next));
-            let place = self.places.entry(topic).or_default();
-            place.forgiven = forgiven;
+            let seen = produced.seen.get(&(self.assessment, topic)).filter(|(_, at_ms)| *at_ms <= until_ms);
+            let forgiven = stream.produced_before(until_ms).max(seen.map_or(0, |(next, _)| *next));
+            let index = self.topics.entry(topic).or_default();
+            index.forgiven = forgiven;
             if truncation.is_some() && topic == FRAGILE {
-                place.may_come_again = place.next;
+                index.may_repeat = index.next;
             }
         }
     }
 
-    /// Whether compaction explains that it is too late: it was away for long enough, or its pod was.
-    fn lacks_compacted(&self, spans: &[FaultSpan], at_ms: u64) -> bool {
+    /// Whether compaction explains the reset: the client, or its pod, was away for long enough.
+    fn missed_compacted(&self, spans: &[FaultSpan], at_ms: u64) -> bool {
         let behind_ms = ms(COMPACTION_LAG) / 2;
         let is_late = |since_ms: u64| at_ms >= since_ms + behind_ms;
         let held_back = |span: &&FaultSpan| {
@@ -440,42 +441,41 @@ impl CheckedClient {
             && (self.away_ms.max(self.absent_ms) >= behind_ms || spans.iter().any(|span| held_back(&span)))
     }
 
-    fn end(self, number: u32, truth: &Truth, verdict: &mut Verdict) {
+    fn end(self, number: u32, produced: &Produced, verdict: &mut Verdict) {
         let entry = ClientLogEntry { at_ms: 0, client: number, what: ClientFact::Done };
         if !self.done {
             verdict.unfinished += 1;
-            verdict.tell(&entry, "its log does not reach the run's end");
+            verdict.report(&entry, "its log ends before the run does");
         }
-        for (topic, stream) in truth.streams(self.assessment) {
-            let place = self.places.get(&topic).cloned().unwrap_or_default();
-            let missing: Vec<u64> = stream.owed(place.next.max(place.forgiven)..stream.len()).collect();
+        for (topic, stream) in produced.streams(self.assessment) {
+            let index = self.topics.get(&topic).cloned().unwrap_or_default();
+            let missing: Vec<u64> = stream.required(index.next.max(index.forgiven)..stream.len()).collect();
             if let (Some(first), Some(last)) = (missing.first(), missing.last()) {
                 verdict.missing_tail += missing.len() as u64;
-                verdict.tell(&entry, &format!("topic {topic}: {first} to {last} are missing at the end"));
+                verdict.report(&entry, &format!("topic {topic}: {first} to {last} are missing at the end"));
             }
         }
-        if let Some(entry) = self.saw_truncated {
+        if let Some(entry) = self.truncated_event {
             verdict.silent_losses += 1;
-            verdict.tell(&entry, "it saw an event that the log lost, and no reset came");
+            verdict.report(&entry, "it received an event that was truncated later, and no reset came");
         }
-        verdict.recoveries.extend(self.disturbed.never());
+        verdict.recoveries.extend(self.recovery.never());
     }
 }
 
-/// The election, by its begin, in which a log lost its end, where one explains a reset at this time.
+/// The start of the unclean election that explains a reset at this time, if one does.
 fn truncation(spans: &[FaultSpan], at_ms: u64) -> Option<u64> {
     let mut elections = spans.iter().filter(|span| span.kind == FaultKind::Unclean);
     let last = elections.rfind(|span| (span.from_ms..=span.to_ms + AFTER_TRUNCATION_MS).contains(&at_ms))?;
     Some(last.from_ms)
 }
 
-/// Whether brokers that were away, or a transaction that stayed open, are to blame for a cursor that is too old: its
-/// pod had read nothing of some partitions since before the window that another begins with. Outages without a pause
-/// between them are one.
-fn were_cut_off(spans: &[FaultSpan], at_ms: u64, rules: CheckerRules) -> bool {
+/// Whether an outage of brokers or an open transaction explains an expired cursor: for longer than the window, the
+/// client's pod read nothing of some partitions. Outages without a pause between them count as one.
+fn outlasted_window(spans: &[FaultSpan], at_ms: u64, rules: CheckerRules) -> bool {
     let is_of_brokers =
         |span: &&FaultSpan| span.kind.lane() == Lane::Brokers || span.kind == FaultKind::OpenTransaction;
-    let since_ms = at_ms.saturating_sub(ms(rules.history).saturating_sub(CUT_OFF_SLACK_MS));
+    let since_ms = at_ms.saturating_sub(ms(rules.history).saturating_sub(OUTAGE_SLACK_MS));
     let mut outages: Vec<_> = spans.iter().filter(is_of_brokers).map(|span| (span.from_ms, span.to_ms)).collect();
     outages.sort_unstable();
     outages.dedup_by(|next, outage| {

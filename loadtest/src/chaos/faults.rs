@@ -1,5 +1,4 @@
-//! Carries out a schedule: each lane on a thread of its own, fault after fault. What a fault broke is up again when it
-//! ends.
+//! Carries out a schedule, each lane on its own thread. Whatever a fault broke is up again when it ends.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,31 +19,31 @@ use crate::kafka::Kafka;
 use crate::process::{Signal, eventually, own_cores};
 use crate::redis::Redis;
 
-/// Between two faults a lane looks this often whether all is as it should be.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Interval of a lane's checks between two faults.
+const CHECK_EVERY: Duration = Duration::from_millis(100);
 
-/// A rolling update goes on to the next pod this long after the last one was ready.
+/// Pause of a rolling update after a pod is ready.
 const BETWEEN_PODS: Duration = Duration::from_millis(500);
 
-/// Who was away for so much longer than the history can't be resumed.
+/// Absence beyond the history after which a client can't be resumed.
 const BEYOND_HISTORY: Duration = Duration::from_secs(15);
 
-/// A pod that is started so long after clients left finds gaps where they lack records.
+/// Time after the lag of compaction within which the log is compacted, so that a pod started then finds gaps.
 const COMPACTED_WITHIN: Duration = Duration::from_secs(6);
 
-/// Seconds by which Redis' clock steps: by less than a lease, by more, and far.
+/// Steps of Redis' clock in seconds: less than a lease, more, and far.
 const CLOCK_STEPS: [i64; 6] = [-3_600, -5, -2, 2, 5, 3_600];
 
-/// A machine stays busy for so long after a broker that hung on it goes on.
+/// Time for which the machine stays busy after a hung broker resumes.
 const BUSY_AFTER: Duration = Duration::from_secs(3);
 
-/// A topic with two replicas changes its leader, or has both in sync again, within this time.
+/// Time limit for a leader election, and for both replicas to be in sync.
 const ELECTED_WITHIN: Duration = Duration::from_secs(90);
 
-/// Brokers, from 0.
+/// Number of brokers.
 pub(super) const BROKERS: u32 = 3;
 
-/// What happens now, for the progress line, and what happened, for the checker.
+/// The faults in progress, for the progress line, and those that ended, for the checker.
 pub(super) struct FaultLog {
     log: LogFile,
     clock: Clock,
@@ -53,26 +52,26 @@ pub(super) struct FaultLog {
 }
 
 impl FaultLog {
-    /// An empty one.
+    /// An empty log.
     pub(super) fn new(log: LogFile, clock: Clock) -> Self {
         Self { log, clock, now: Mutex::default(), next: AtomicUsize::new(0) }
     }
 
-    /// What happens now.
+    /// The faults in progress.
     pub(super) fn now(&self) -> Vec<String> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// Brings all to the file.
+    /// Writes buffered lines to the file.
     pub(super) fn flush(&self) {
         self.log.flush();
     }
 
-    /// Tells of a fault while it happens.
+    /// Runs `act` and logs it as a fault.
     fn during<T>(&self, kind: FaultKind, target: &str, act: impl FnOnce() -> T) -> T {
         let (from_ms, number) = (self.clock.ms(), self.next.fetch_add(1, Ordering::Relaxed));
-        let told = if target.is_empty() { kind.to_string() } else { format!("{kind} {target}") };
-        self.now.lock().unwrap_or_else(PoisonError::into_inner).insert(number, told);
+        let label = if target.is_empty() { kind.to_string() } else { format!("{kind} {target}") };
+        self.now.lock().unwrap_or_else(PoisonError::into_inner).insert(number, label);
         let result = act();
         self.now.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
         self.log.add(&FaultSpan { kind, target: target.to_owned(), from_ms, to_ms: self.clock.ms() });
@@ -80,11 +79,11 @@ impl FaultLog {
     }
 }
 
-/// Goes through a lane's plan; `idle` is called between faults, `act` for each.
+/// Carries out a lane's plan. Calls `idle` between faults and `act` for each.
 fn walk<T>(clock: Clock, plan: &[Planned], it: &mut T, idle: impl Fn(&mut T), act: impl Fn(&mut T, &Planned)) {
     for planned in plan {
         while clock.elapsed() < planned.at {
-            thread::sleep(LOOK_EVERY.min(planned.at.saturating_sub(clock.elapsed())));
+            thread::sleep(CHECK_EVERY.min(planned.at.saturating_sub(clock.elapsed())));
             idle(it);
         }
         act(it, planned);
@@ -99,45 +98,45 @@ pub(super) fn pods(
     plan: &[Planned],
     fleet: &mut PodFleet,
     orders: &mpsc::SyncSender<Misbehaviour>,
-    chronicle: &FaultLog,
+    fault_log: &FaultLog,
 ) {
-    walk(clock, plan, fleet, PodFleet::look, |fleet, planned| {
+    walk(clock, plan, fleet, PodFleet::restart_exited, |fleet, planned| {
         let running = fleet.running();
         let hit = running[planned.pick as usize % running.len()];
         match planned.kind {
-            FaultKind::Kill => chronicle.during(FaultKind::Kill, &PodFleet::name(hit), || {
+            FaultKind::Kill => fault_log.during(FaultKind::Kill, &PodFleet::name(hit), || {
                 fleet.kill(hit);
                 thread::sleep(planned.lasts);
                 fleet.spawn(hit);
                 fleet.await_ready();
             }),
-            FaultKind::Stop => chronicle.during(FaultKind::Stop, &PodFleet::name(hit), || {
+            FaultKind::Stop => fault_log.during(FaultKind::Stop, &PodFleet::name(hit), || {
                 fleet.pause(hit, Signal::Stop);
                 thread::sleep(planned.lasts);
                 fleet.pause(hit, Signal::Cont);
             }),
-            FaultKind::Compaction => chronicle.during(FaultKind::Compaction, &PodFleet::name(hit), || {
+            FaultKind::Compaction => fault_log.during(FaultKind::Compaction, &PodFleet::name(hit), || {
                 let Planned { kind, lasts, pick: seed, .. } = *planned;
                 let back = clock.elapsed() + lasts;
-                // The clients end after all lanes did.
-                orders.send(Misbehaviour { kind, lasts, seed }).expect("the clients listen");
+                // The clients end after all lanes.
+                orders.send(Misbehaviour { kind, lasts, seed }).expect("the clients receive orders");
                 thread::sleep(COMPACTION_LAG + COMPACTED_WITHIN);
                 fleet.end(&[hit], false);
                 fleet.spawn(hit);
                 fleet.await_ready();
                 thread::sleep(back.saturating_sub(clock.elapsed()));
             }),
-            FaultKind::Rolling => chronicle.during(FaultKind::Rolling, &fleet.names(), || {
-                for place in running {
-                    fleet.end(&[place], false);
-                    fleet.spawn(place);
+            FaultKind::Rolling => fault_log.during(FaultKind::Rolling, &fleet.names(), || {
+                for pod in running {
+                    fleet.end(&[pod], false);
+                    fleet.spawn(pod);
                     fleet.await_ready();
                     thread::sleep(BETWEEN_PODS);
                 }
             }),
-            _ => chronicle.during(FaultKind::Scale, "pod-0,pod-1,pod-2,pod-3,pod-4", || {
+            _ => fault_log.during(FaultKind::Scale, "pod-0,pod-1,pod-2,pod-3,pod-4", || {
                 scale(fleet, &[0, 1, 2, 3, 4], planned.lasts);
-                // Which two stay is left to chance: also those that were there first may go.
+                // Which two stay is random: the first pods may leave too.
                 let stays = [0, 1 + planned.pick as usize % 4];
                 scale(fleet, &stays, planned.lasts);
                 scale(fleet, &[0, 1, 2], Duration::ZERO);
@@ -146,29 +145,29 @@ pub(super) fn pods(
     });
 }
 
-/// Makes the fleet consist of these pods.
-fn scale(fleet: &mut PodFleet, places: &[usize], then: Duration) {
+/// Starts and stops pods until exactly these run.
+fn scale(fleet: &mut PodFleet, pods: &[usize], then: Duration) {
     let running = fleet.running();
-    for place in places.iter().filter(|place| !running.contains(place)) {
-        fleet.spawn(*place);
+    for pod in pods.iter().filter(|pod| !running.contains(pod)) {
+        fleet.spawn(*pod);
     }
     fleet.await_ready();
-    let leave: Vec<usize> = running.into_iter().filter(|place| !places.contains(place)).collect();
+    let leave: Vec<usize> = running.into_iter().filter(|pod| !pods.contains(pod)).collect();
     fleet.end(&leave, true);
     thread::sleep(then);
 }
 
-// ---- what pods depend on --------------------------------------------------------------------------------------------
+// ---- Redis and Kafka ------------------------------------------------------------------------------------------------
 
 /// The lane of Redis.
-pub(super) fn redis(clock: Clock, plan: &[Planned], redis: &mut Redis, chronicle: &FaultLog) {
+pub(super) fn redis(clock: Clock, plan: &[Planned], redis: &mut Redis, fault_log: &FaultLog) {
     walk(
         clock,
         plan,
         redis,
         |_| {},
         |redis, planned| {
-            chronicle.during(planned.kind, "", || match planned.kind {
+            fault_log.during(planned.kind, "", || match planned.kind {
                 FaultKind::RedisKill => {
                     redis.kill();
                     thread::sleep(planned.lasts);
@@ -191,7 +190,7 @@ pub(super) fn redis(clock: Clock, plan: &[Planned], redis: &mut Redis, chronicle
 }
 
 /// The lane of brokers.
-pub(super) fn brokers(clock: Clock, plan: &[Planned], kafka: &mut Kafka, chronicle: &FaultLog) {
+pub(super) fn brokers(clock: Clock, plan: &[Planned], kafka: &mut Kafka, fault_log: &FaultLog) {
     walk(
         clock,
         plan,
@@ -200,17 +199,17 @@ pub(super) fn brokers(clock: Clock, plan: &[Planned], kafka: &mut Kafka, chronic
         |kafka, planned| {
             let hit = (planned.pick % BROKERS) as usize;
             match planned.kind {
-                FaultKind::BrokerKill => chronicle.during(FaultKind::BrokerKill, &format!("broker-{hit}"), || {
+                FaultKind::BrokerKill => fault_log.during(FaultKind::BrokerKill, &format!("broker-{hit}"), || {
                     kafka.broker(hit).kill();
                     thread::sleep(planned.lasts);
                     kafka.broker(hit).start();
                 }),
-                FaultKind::BrokerPause => chronicle.during(FaultKind::BrokerPause, &format!("broker-{hit}"), || {
+                FaultKind::BrokerPause => fault_log.during(FaultKind::BrokerPause, &format!("broker-{hit}"), || {
                     kafka.broker(hit).pause();
                     thread::sleep(planned.lasts);
                     kafka.broker(hit).resume();
                 }),
-                FaultKind::BrokerHang => chronicle.during(FaultKind::BrokerHang, &format!("broker-{hit}"), || {
+                FaultKind::BrokerHang => fault_log.during(FaultKind::BrokerHang, &format!("broker-{hit}"), || {
                     while_busy(|| {
                         kafka.broker(hit).pause();
                         thread::sleep(planned.lasts);
@@ -218,8 +217,8 @@ pub(super) fn brokers(clock: Clock, plan: &[Planned], kafka: &mut Kafka, chronic
                         thread::sleep(BUSY_AFTER);
                     });
                 }),
-                FaultKind::Unclean => chronicle.during(FaultKind::Unclean, "", || lose_the_end(kafka, planned.lasts)),
-                _ => chronicle.during(FaultKind::BrokersDown, "", || {
+                FaultKind::Unclean => fault_log.during(FaultKind::Unclean, "", || truncate(kafka, planned.lasts)),
+                _ => fault_log.during(FaultKind::BrokersDown, "", || {
                     (0..BROKERS as usize).for_each(|number| kafka.broker(number).kill());
                     thread::sleep(planned.lasts);
                     kafka.start_all();
@@ -229,16 +228,16 @@ pub(super) fn brokers(clock: Clock, plan: &[Planned], kafka: &mut Kafka, chronic
     );
 }
 
-/// The leader of the fragile topic's log takes records alone for this time, and dies; its other replica leads without
+/// The leader of the fragile topic takes records alone for this time and dies. Then the other replica leads without
 /// them.
-fn lose_the_end(kafka: &mut Kafka, alone_for: Duration) {
+fn truncate(kafka: &mut Kafka, alone_for: Duration) {
     let topic = events::Kind::ALL[usize::from(FRAGILE)].topic();
     let both = |kafka: &Kafka| kafka.in_sync(topic, 0).is_some_and(|brokers| brokers.len() == FRAGILE_ON.len());
     eventually("both replicas are in sync", ELECTED_WITHIN, || both(kafka).then_some(()));
     let leader = eventually("a replica leads", ELECTED_WITHIN, || kafka.leader(topic, 0));
     let other = FRAGILE_ON.into_iter().find(|broker| *broker != leader).expect("there are two");
     kafka.broker(other).pause();
-    eventually("it is alone", ELECTED_WITHIN, || (kafka.in_sync(topic, 0)? == [leader]).then_some(()));
+    eventually("the leader is alone in sync", ELECTED_WITHIN, || (kafka.in_sync(topic, 0)? == [leader]).then_some(()));
     thread::sleep(alone_for);
     kafka.broker(leader).kill();
     kafka.broker(other).resume();
@@ -247,7 +246,7 @@ fn lose_the_end(kafka: &mut Kafka, alone_for: Duration) {
     eventually("both replicas are in sync again", ELECTED_WITHIN, || both(kafka).then_some(()));
 }
 
-/// Does something while every core of the machine has more to do than it can.
+/// Runs `act` while every core of the machine is overloaded.
 fn while_busy(act: impl FnOnce()) {
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -263,32 +262,32 @@ fn while_busy(act: impl FnOnce()) {
     });
 }
 
-// ---- beside ---------------------------------------------------------------------------------------------------------
+// ---- environment ----------------------------------------------------------------------------------------------------
 
-/// The lane of what stands beside.
-pub(super) fn beside(
+/// The lane of the environment.
+pub(super) fn environment(
     clock: Clock,
     plan: &[Planned],
     (transactions, logs): &mut (OpenTransaction, LogReader),
-    chronicle: &FaultLog,
+    fault_log: &FaultLog,
 ) {
     for planned in plan {
         thread::sleep(planned.at.saturating_sub(clock.elapsed()));
-        chronicle.during(planned.kind, "", || match planned.kind {
-            FaultKind::OpenTransaction => transactions.stays_open_for(planned.lasts),
-            _ => logs.rests_for(planned.lasts),
+        fault_log.during(planned.kind, "", || match planned.kind {
+            FaultKind::OpenTransaction => transactions.hold_open_for(planned.lasts),
+            _ => logs.pause_for(planned.lasts),
         });
     }
 }
 
 // ---- clients --------------------------------------------------------------------------------------------------------
 
-/// The lane of clients: they do it themselves.
+/// The lane of clients, which inject these faults themselves.
 pub(super) fn clients(
     clock: Clock,
     plan: &[Planned],
     orders: &mut mpsc::SyncSender<Misbehaviour>,
-    chronicle: &FaultLog,
+    fault_log: &FaultLog,
 ) {
     walk(
         clock,
@@ -298,11 +297,11 @@ pub(super) fn clients(
         |orders, planned| {
             let lasts = if planned.kind == FaultKind::Away { HISTORY + BEYOND_HISTORY } else { planned.lasts };
             let order = Misbehaviour { kind: planned.kind, lasts, seed: planned.pick };
-            // The clients end after all lanes did.
-            orders.send(order).expect("the clients listen");
-            // Who is away is so beside the faults that follow.
+            // The clients end after all lanes.
+            orders.send(order).expect("the clients receive orders");
+            // Absences overlap with the faults that follow.
             let lasts = if planned.kind == FaultKind::Away { Duration::ZERO } else { lasts };
-            chronicle.during(planned.kind, "", || thread::sleep(lasts));
+            fault_log.during(planned.kind, "", || thread::sleep(lasts));
         },
     );
 }

@@ -1,4 +1,4 @@
-//! The pods of a run: how each is started, ended and started again, and where clients look for one.
+//! The pods of a run: starts, stops and restarts them, and gives clients their URLs.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,22 +10,22 @@ use super::log_reader::LogReader;
 use crate::pods::{Plan, Pod};
 use crate::process::Signal;
 
-/// The fleet at its largest.
+/// Largest number of pods.
 pub(super) const PODS_MAX: usize = 5;
 
-/// The pods' lease.
+/// `LEASE_TTL_MS` of the pods.
 pub(super) const LEASE_MS: u64 = 3_000;
 
-/// How far back pods remember.
+/// `HISTORY_SECONDS` of the pods.
 pub(super) const HISTORY: Duration = Duration::from_secs(60);
 
-/// A pod is ready within this time, also when all brokers were down at its start.
+/// Time limit until a pod is ready, also if all brokers were down at its start.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 
-/// A pod that was asked to end has ended within this time: its drain, and what a busy machine adds.
+/// Time limit for a pod to exit after SIGTERM: its drain, and more for a busy machine.
 const ENDED_WITHIN: Duration = Duration::from_secs(20);
 
-/// What pods are set to, so that two minutes hold what else would take an hour.
+/// Settings of the pods, with which two minutes contain what would otherwise take an hour.
 const SETTINGS: &[(&str, &str)] = &[
     ("LEASE_TTL_MS", "3000"),
     ("HISTORY_SECONDS", "60"),
@@ -38,12 +38,12 @@ const SETTINGS: &[(&str, &str)] = &[
     ("SHARDS", "2"),
 ];
 
-/// Where clients look for a pod: the URLs of those that are meant to be there.
+/// The URLs of the pods that should be running, from which clients choose.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Directory(Arc<Mutex<Vec<String>>>);
 
 impl Directory {
-    /// One of them.
+    /// A random URL.
     pub(super) fn any(&self, random: &mut fastrand::Rng) -> Option<String> {
         random.choice(self.0.lock().unwrap_or_else(PoisonError::into_inner).iter()).cloned()
     }
@@ -53,17 +53,17 @@ impl Directory {
     }
 }
 
-/// The pods.
+/// The pods of a run.
 pub(super) struct PodFleet {
     plans: Vec<Plan>,
-    /// Those that run, by the place of their plan.
+    /// The running pods, by the index of their plan.
     pods: Vec<Option<Pod>>,
     directory: Directory,
     findings: Arc<RunFindings>,
 }
 
 impl PodFleet {
-    /// The plans of a fleet whose logs lie in a directory; no pod runs yet.
+    /// Creates the plans of a fleet with its logs in a directory. No pod runs yet.
     pub(super) fn new(dir: &Path, kafka: &str, redis_port: u16, logs: &LogReader, findings: &Arc<RunFindings>) -> Self {
         let log = |name: &str| logs.pipe_to(&dir.join(format!("{name}.log"))).expect("pipes are left");
         let names = (0..PODS_MAX).map(|number| format!("pod-{number}"));
@@ -72,40 +72,40 @@ impl PodFleet {
         Self { plans: plans.collect(), pods, directory: Directory::default(), findings: Arc::clone(findings) }
     }
 
-    /// Where clients look for a pod.
+    /// The directory of URLs.
     pub(super) fn directory(&self) -> Directory {
         self.directory.clone()
     }
 
-    /// The places of the pods that run.
+    /// Numbers of the running pods.
     pub(super) fn running(&self) -> Vec<usize> {
-        (0..PODS_MAX).filter(|place| self.pods[*place].is_some()).collect()
+        (0..PODS_MAX).filter(|number| self.pods[*number].is_some()).collect()
     }
 
-    /// A pod's name.
-    pub(super) fn name(place: usize) -> String {
-        format!("pod-{place}")
+    /// Name of a pod.
+    pub(super) fn name(number: usize) -> String {
+        format!("pod-{number}")
     }
 
-    /// The names of those that run.
+    /// Names of the running pods, separated by commas.
     pub(super) fn names(&self) -> String {
         self.running().into_iter().map(Self::name).collect::<Vec<_>>().join(",")
     }
 
-    /// Starts a pod; it is not ready yet. Clients look for it from now on.
-    pub(super) fn spawn(&mut self, place: usize) {
-        self.pods[place] = Some(self.plans[place].spawn());
+    /// Starts a pod without waiting until it is ready. Clients may connect to it from now on.
+    pub(super) fn spawn(&mut self, number: usize) {
+        self.pods[number] = Some(self.plans[number].spawn());
         self.publish();
     }
 
-    /// Waits until all that run are ready.
+    /// Waits until all running pods are ready.
     pub(super) fn await_ready(&mut self) {
         let deadline = Instant::now() + READY_WITHIN;
-        for place in self.running() {
-            let pod = self.pods[place].as_ref().expect("it runs");
+        for number in self.running() {
+            let pod = self.pods[number].as_ref().expect("the pod runs");
             while pod.try_get("/ready").is_none_or(|answer| answer.status != 200) {
                 if Instant::now() > deadline {
-                    self.findings.add(format!("{} was not ready within {READY_WITHIN:?}", Self::name(place)));
+                    self.findings.add(format!("{} was not ready within {READY_WITHIN:?}", Self::name(number)));
                     break;
                 }
                 if has_ended(pod) {
@@ -114,20 +114,20 @@ impl PodFleet {
                 thread::sleep(Duration::from_millis(50));
             }
         }
-        self.look();
+        self.restart_exited();
     }
 
-    /// Kills a pod. Clients go on looking for it: nobody tells them.
-    pub(super) fn kill(&mut self, place: usize) {
-        if let Some(mut pod) = self.pods[place].take() {
+    /// Kills a pod. It stays in the directory, because clients don't know of the kill.
+    pub(super) fn kill(&mut self, number: usize) {
+        if let Some(mut pod) = self.pods[number].take() {
             pod.kill();
         }
     }
 
-    /// Asks pods to end, and waits for it. `for_good` ones are no longer looked for by clients.
-    pub(super) fn end(&mut self, places: &[usize], for_good: bool) {
+    /// Sends SIGTERM to pods and waits until they exit. With `for_good` they leave the directory.
+    pub(super) fn end(&mut self, numbers: &[usize], for_good: bool) {
         let ending: Vec<(usize, Pod)> =
-            places.iter().filter_map(|place| Some((*place, self.pods[*place].take()?))).collect();
+            numbers.iter().filter_map(|number| Some((*number, self.pods[*number].take()?))).collect();
         if for_good {
             self.publish();
         }
@@ -135,7 +135,7 @@ impl PodFleet {
             pod.signal(Signal::Term);
         }
         let deadline = Instant::now() + ENDED_WITHIN;
-        for (place, mut pod) in ending {
+        for (number, mut pod) in ending {
             let status = loop {
                 match pod.exited() {
                     None if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
@@ -144,32 +144,32 @@ impl PodFleet {
             };
             match status {
                 Some(status) if status.success() => {}
-                Some(status) => self.findings.add(format!("{} ended with {status} when asked to", Self::name(place))),
-                None => self.findings.add(format!("{} did not end within {ENDED_WITHIN:?}", Self::name(place))),
+                Some(status) => self.findings.add(format!("{} exited with {status} after SIGTERM", Self::name(number))),
+                None => self.findings.add(format!("{} did not exit within {ENDED_WITHIN:?}", Self::name(number))),
             }
         }
     }
 
-    /// Pauses a pod, or lets it go on.
-    pub(super) fn pause(&self, place: usize, signal: Signal) {
-        if let Some(pod) = &self.pods[place] {
+    /// Pauses or resumes a pod.
+    pub(super) fn pause(&self, number: usize, signal: Signal) {
+        if let Some(pod) = &self.pods[number] {
             pod.signal(signal);
         }
     }
 
-    /// Looks whether a pod ended by itself. It is started again, so that the run shows what else there is.
-    pub(super) fn look(&mut self) {
-        for place in self.running() {
-            if self.pods[place].as_mut().and_then(Pod::exited).is_some() {
-                self.findings.add(format!("{} ended by itself; its log tells why", Self::name(place)));
-                self.pods[place] = None;
-                self.spawn(place);
+    /// Restarts pods that exited by themselves, and records a finding for each, so that the run continues.
+    pub(super) fn restart_exited(&mut self) {
+        for number in self.running() {
+            if self.pods[number].as_mut().and_then(Pod::exited).is_some() {
+                self.findings.add(format!("{} exited by itself; see its log", Self::name(number)));
+                self.pods[number] = None;
+                self.spawn(number);
             }
         }
     }
 
     fn publish(&self) {
-        let urls = self.running().into_iter().filter_map(|place| Some(self.pods[place].as_ref()?.url()));
+        let urls = self.running().into_iter().filter_map(|number| Some(self.pods[number].as_ref()?.url()));
         self.directory.set(urls.collect());
     }
 }

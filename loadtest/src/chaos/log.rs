@@ -1,5 +1,5 @@
-//! What a run writes down while it happens, one line a fact, and reads afterwards: what was made, what each client saw,
-//! and which faults there were. Times are milliseconds since the run's start.
+//! The log files of a run, one line per fact: produced events, what each client received, and the faults. Times are
+//! milliseconds since the start of the run.
 
 use std::fmt;
 use std::fs::File;
@@ -12,126 +12,126 @@ use anyhow::{Context as _, Result, bail};
 
 use super::schedule::FaultKind;
 
-/// What became of an event that was sent to the brokers.
+/// Fate of an event that was sent to the brokers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// The brokers have it, and its transaction, if it had one, is committed.
-    ProducedEvent,
-    /// Its transaction is aborted: nobody may see it.
+    /// The brokers acknowledged it, and its transaction, if any, is committed.
+    Produced,
+    /// Its transaction was aborted: no client may receive it.
     Aborted,
-    /// Nobody told: it may be seen or not.
+    /// The producer never learned it: clients may receive it or not.
     Unknown,
-    /// The brokers had it, and lost it with the end of a log. It may have been seen before.
+    /// The brokers had it and lost it in a truncation. Clients may have received it before.
     Truncated,
-    /// Besides what else is known of it: compaction removed it from the log. Who was there got it before.
+    /// In addition to its other fate: compaction removed it from the log. Connected clients received it before.
     Compacted,
-    /// Besides what else is known of it: the log holds it more than once. A producer may write an event again where the
-    /// brokers went down before they answered; a gateway is to deliver what the log holds.
-    Again,
+    /// In addition to its other fate: the log holds it more than once. A producer may write an event again if the
+    /// brokers went down before they answered. A gateway delivers what the log holds.
+    Repeated,
 }
 
-/// An event, and when its fate was known.
+/// An event and its fate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProducedEvent {
-    /// When its fate was known.
+    /// Time when its fate became known.
     pub at_ms: u64,
-    /// Whose it is.
+    /// Its assessment.
     pub assessment: u32,
-    /// Its topic's place among the ten.
+    /// Index of its topic among the ten.
     pub topic: u8,
-    /// Its number in this topic of this assessment, from 0, without holes.
+    /// Its number in this topic of this assessment, from 0, without gaps.
     pub number: u64,
-    /// What became of it.
+    /// Its fate.
     pub fate: Fate,
 }
 
-/// A fact of a client's life.
+/// A line in the clients' log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientLogEntry {
-    /// When it was so.
+    /// Time of the fact.
     pub at_ms: u64,
-    /// Which client.
+    /// The client's number.
     pub client: u32,
-    /// What was.
+    /// The fact.
     pub what: ClientFact,
 }
 
-/// What a client did, or saw.
+/// An action of a client, or something that it received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientFact {
-    /// It will watch this assessment. Its first word.
-    Watches(u32),
+    /// It will subscribe to this assessment. The first fact of each client.
+    Subscribes(u32),
     /// It opens a connection.
-    Tries,
-    /// It could not open one: why.
-    Failed(String),
-    /// `connected` came.
+    Connecting,
+    /// It could not open one, for this reason.
+    ConnectFailed(String),
+    /// It received `connected`.
     Connected {
         /// The pod.
         node: String,
-        /// Whether the client gave a cursor.
-        asked: bool,
-        /// Whether the pod goes on from it.
+        /// Whether the client sent a cursor.
+        sent_cursor: bool,
+        /// Whether the pod resumed from it.
         resumed: bool,
     },
-    /// An event came.
+    /// It received an event.
     Event {
-        /// Its topic's place among the ten.
+        /// Index of its topic among the ten.
         topic: u8,
-        /// Its number there.
+        /// Its number in that topic.
         number: u64,
     },
-    /// `reset` came, for this reason.
+    /// It received `reset` with this reason.
     Reset(String),
-    /// It was sent to this pod.
+    /// It was redirected to this pod.
     Redirected(String),
-    /// It did not read for so many milliseconds, by its own will; told when it reads again.
-    Absent(u64),
-    /// Its connection ended: how.
-    Gone(EndCause),
-    /// It was told what no pod should say.
-    Wrong(String),
-    /// The run is over for it.
+    /// An injected fault kept it from reading for this many milliseconds. Logged when it reads again.
+    NotReading(u64),
+    /// Its connection ended.
+    Disconnected(EndCause),
+    /// It received something that breaks the protocol.
+    Violation(String),
+    /// It ended with the run.
     Done,
 }
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndCause {
-    /// By a close frame of this code.
+    /// A close frame with this code.
     Closed(u16),
-    /// Without one.
-    Cut,
-    /// The client heard nothing for too long, and gave up.
-    Silent,
-    /// The client itself ended it, as a fault of this kind.
-    Own(FaultKind),
+    /// The connection was aborted without a close frame.
+    Aborted,
+    /// The client received nothing for too long.
+    HeartbeatTimeout,
+    /// The client ended it, as a fault of this kind.
+    Injected(FaultKind),
 }
 
-/// A fault, from its begin until all that it touched was up again.
+/// A fault, from its start until everything that it hit was up again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FaultSpan {
-    /// What it was.
+    /// Kind of the fault.
     pub kind: FaultKind,
-    /// Whom it hit: names, divided by commas; empty for what has no name.
+    /// Names of what it hit, separated by commas. Empty if the target has no name.
     pub target: String,
-    /// Its begin.
+    /// Start of the fault.
     pub from_ms: u64,
-    /// Its end.
+    /// End of the fault.
     pub to_ms: u64,
 }
 
-// ---- as lines -------------------------------------------------------------------------------------------------------
+// ---- lines ----------------------------------------------------------------------------------------------------------
 
 impl fmt::Display for ProducedEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let fate = match self.fate {
-            Fate::ProducedEvent => "made",
+            Fate::Produced => "made",
             Fate::Aborted => "aborted",
             Fate::Unknown => "unknown",
             Fate::Truncated => "truncated",
             Fate::Compacted => "compacted",
-            Fate::Again => "again",
+            Fate::Repeated => "again",
         };
         write!(f, "{} {} {} {} {fate}", self.at_ms, self.assessment, self.topic, self.number)
     }
@@ -149,13 +149,13 @@ impl FromStr for ProducedEvent {
             topic: word()?.parse()?,
             number: word()?.parse()?,
             fate: match word()? {
-                "made" => Fate::ProducedEvent,
+                "made" => Fate::Produced,
                 "aborted" => Fate::Aborted,
                 "unknown" => Fate::Unknown,
                 "truncated" => Fate::Truncated,
                 "compacted" => Fate::Compacted,
-                "again" => Fate::Again,
-                other => bail!("no fate: {other:?}"),
+                "again" => Fate::Repeated,
+                other => bail!("unknown fate: {other:?}"),
             },
         })
     }
@@ -165,19 +165,21 @@ impl fmt::Display for ClientLogEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} ", self.at_ms, self.client)?;
         match &self.what {
-            ClientFact::Watches(assessment) => write!(f, "watches {assessment}"),
-            ClientFact::Tries => f.write_str("tries"),
-            ClientFact::Failed(why) => write!(f, "failed {}", one_line(why)),
-            ClientFact::Connected { node, asked, resumed } => write!(f, "connected {asked} {resumed} {node}"),
+            ClientFact::Subscribes(assessment) => write!(f, "watches {assessment}"),
+            ClientFact::Connecting => f.write_str("tries"),
+            ClientFact::ConnectFailed(why) => write!(f, "failed {}", one_line(why)),
+            ClientFact::Connected { node, sent_cursor, resumed } => {
+                write!(f, "connected {sent_cursor} {resumed} {node}")
+            }
             ClientFact::Event { topic, number } => write!(f, "event {topic} {number}"),
             ClientFact::Reset(reason) => write!(f, "reset {reason}"),
             ClientFact::Redirected(node) => write!(f, "redirected {node}"),
-            ClientFact::Absent(ms) => write!(f, "absent {ms}"),
-            ClientFact::Gone(EndCause::Closed(code)) => write!(f, "gone closed {code}"),
-            ClientFact::Gone(EndCause::Cut) => f.write_str("gone cut"),
-            ClientFact::Gone(EndCause::Silent) => f.write_str("gone silent"),
-            ClientFact::Gone(EndCause::Own(kind)) => write!(f, "gone own {kind}"),
-            ClientFact::Wrong(what) => write!(f, "wrong {}", one_line(what)),
+            ClientFact::NotReading(ms) => write!(f, "absent {ms}"),
+            ClientFact::Disconnected(EndCause::Closed(code)) => write!(f, "gone closed {code}"),
+            ClientFact::Disconnected(EndCause::Aborted) => f.write_str("gone cut"),
+            ClientFact::Disconnected(EndCause::HeartbeatTimeout) => f.write_str("gone silent"),
+            ClientFact::Disconnected(EndCause::Injected(kind)) => write!(f, "gone own {kind}"),
+            ClientFact::Violation(what) => write!(f, "wrong {}", one_line(what)),
             ClientFact::Done => f.write_str("done"),
         }
     }
@@ -193,32 +195,32 @@ impl FromStr for ClientLogEntry {
         let rest = words.next().unwrap_or_default();
         let pair = || rest.split_once(' ').context("two words were expected");
         let what = match verb {
-            "watches" => ClientFact::Watches(rest.parse()?),
-            "tries" => ClientFact::Tries,
-            "failed" => ClientFact::Failed(rest.to_owned()),
+            "watches" => ClientFact::Subscribes(rest.parse()?),
+            "tries" => ClientFact::Connecting,
+            "failed" => ClientFact::ConnectFailed(rest.to_owned()),
             "connected" => {
-                let (asked, (resumed, node)) = pair().and_then(|(asked, more)| {
-                    Ok((asked.parse()?, more.split_once(' ').context("two words were expected")?))
+                let (sent_cursor, (resumed, node)) = pair().and_then(|(sent_cursor, more)| {
+                    Ok((sent_cursor.parse()?, more.split_once(' ').context("two words were expected")?))
                 })?;
-                ClientFact::Connected { node: node.to_owned(), asked, resumed: resumed.parse()? }
+                ClientFact::Connected { node: node.to_owned(), sent_cursor, resumed: resumed.parse()? }
             }
             "event" => pair()
                 .and_then(|(topic, number)| Ok(ClientFact::Event { topic: topic.parse()?, number: number.parse()? }))?,
             "reset" => ClientFact::Reset(rest.to_owned()),
             "redirected" => ClientFact::Redirected(rest.to_owned()),
-            "absent" => ClientFact::Absent(rest.parse()?),
-            "gone" => ClientFact::Gone(match rest {
-                "cut" => EndCause::Cut,
-                "silent" => EndCause::Silent,
+            "absent" => ClientFact::NotReading(rest.parse()?),
+            "gone" => ClientFact::Disconnected(match rest {
+                "cut" => EndCause::Aborted,
+                "silent" => EndCause::HeartbeatTimeout,
                 _ => match pair()? {
                     ("closed", code) => EndCause::Closed(code.parse()?),
-                    ("own", kind) => EndCause::Own(kind.parse()?),
-                    _ => bail!("no end: {rest:?}"),
+                    ("own", kind) => EndCause::Injected(kind.parse()?),
+                    _ => bail!("unknown end cause: {rest:?}"),
                 },
             }),
-            "wrong" => ClientFact::Wrong(rest.to_owned()),
+            "wrong" => ClientFact::Violation(rest.to_owned()),
             "done" => ClientFact::Done,
-            other => bail!("no such fact: {other:?}"),
+            other => bail!("unknown fact: {other:?}"),
         };
         Ok(Self { at_ms, client, what })
     }
@@ -245,34 +247,34 @@ fn one_line(text: &str) -> String {
     text.replace(['\n', '\r'], " ")
 }
 
-// ---- as files -------------------------------------------------------------------------------------------------------
+// ---- files ----------------------------------------------------------------------------------------------------------
 
-/// A file that only grows.
+/// An append-only log file.
 pub(super) struct LogFile(Mutex<BufWriter<File>>);
 
 impl LogFile {
-    /// A new file.
+    /// Creates the file.
     pub(super) fn create(path: &Path) -> io::Result<Self> {
         Ok(Self(Mutex::new(BufWriter::new(File::create(path)?))))
     }
 
-    /// Adds a line. A log that can't be written would make the checker's word worthless: that ends the run.
+    /// Appends a line. A log that can't be written ends the run, because the checker could not be trusted.
     pub(super) fn add(&self, line: &impl fmt::Display) {
         let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        writeln!(file, "{line}").expect("the run's directory takes its logs");
+        writeln!(file, "{line}").expect("the run's directory is writable");
     }
 
-    /// Brings all to the file.
+    /// Writes buffered lines to the file.
     pub(super) fn flush(&self) {
         let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        file.flush().expect("the run's directory takes its logs");
+        file.flush().expect("the run's directory is writable");
     }
 }
 
 /// Reads a log line by line.
 ///
 /// # Errors
-/// Where the file can't be read; each line that is none of its kind is an error of its own.
+/// If the file can't be opened. Each line that can't be parsed is an error in the iterator.
 pub fn read<T: FromStr<Err = anyhow::Error>>(path: &Path) -> Result<impl Iterator<Item = Result<T>>> {
     let file = BufReader::new(File::open(path).with_context(|| path.display().to_string())?);
     Ok(file.lines().map(|line| {
@@ -286,26 +288,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_as_it_was() {
-        let besides = [Fate::Compacted, Fate::Again];
-        for fate in [Fate::ProducedEvent, Fate::Aborted, Fate::Unknown, Fate::Truncated].into_iter().chain(besides) {
+    fn every_kind_of_line_is_read_as_it_was_written() {
+        let additional = [Fate::Compacted, Fate::Repeated];
+        for fate in [Fate::Produced, Fate::Aborted, Fate::Unknown, Fate::Truncated].into_iter().chain(additional) {
             let made = ProducedEvent { at_ms: 5, assessment: 7, topic: 9, number: 11, fate };
             assert_eq!(made.to_string().parse::<ProducedEvent>().unwrap(), made);
         }
         let facts = [
-            ClientFact::Watches(3),
-            ClientFact::Tries,
-            ClientFact::Failed("503 come back later".into()),
-            ClientFact::Connected { node: "pod-1".into(), asked: true, resumed: false },
+            ClientFact::Subscribes(3),
+            ClientFact::Connecting,
+            ClientFact::ConnectFailed("503 come back later".into()),
+            ClientFact::Connected { node: "pod-1".into(), sent_cursor: true, resumed: false },
             ClientFact::Event { topic: 2, number: 40 },
             ClientFact::Reset("expired".into()),
             ClientFact::Redirected("pod-2".into()),
-            ClientFact::Absent(75_000),
-            ClientFact::Gone(EndCause::Closed(1012)),
-            ClientFact::Gone(EndCause::Cut),
-            ClientFact::Gone(EndCause::Silent),
-            ClientFact::Gone(EndCause::Own(FaultKind::Drop)),
-            ClientFact::Wrong("a message nobody knows".into()),
+            ClientFact::NotReading(75_000),
+            ClientFact::Disconnected(EndCause::Closed(1012)),
+            ClientFact::Disconnected(EndCause::Aborted),
+            ClientFact::Disconnected(EndCause::HeartbeatTimeout),
+            ClientFact::Disconnected(EndCause::Injected(FaultKind::Drop)),
+            ClientFact::Violation("an unknown message".into()),
             ClientFact::Done,
         ];
         for what in facts {

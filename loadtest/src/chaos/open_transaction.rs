@@ -1,5 +1,5 @@
-//! A transaction of somebody else's that stays open: readers of committed records wait behind it on every partition. In
-//! the end it is aborted, so nobody may see its records.
+//! A transaction of another producer that stays open: consumers of committed records wait behind it on every partition.
+//! It is aborted in the end, so no client may receive its records.
 
 use std::time::Duration;
 
@@ -10,32 +10,32 @@ use super::producer::{COMPACTED, event};
 use crate::events;
 use crate::kafka::client_config;
 
-/// Each step of a transaction takes at most so long. Where brokers are away for longer, there is none.
+/// Time limit for each step of a transaction. If brokers are down for longer, there is no transaction.
 const STEP_WITHIN: Duration = Duration::from_secs(5);
 
-/// An abort that brokers don't answer is tried so often: until they are back.
+/// Attempts to abort until the brokers are back.
 const ABORTS_MAX: u32 = 12;
 
-/// What is not aborted by us, since the brokers were away, they abort after this time themselves.
+/// If the abort fails because brokers are down, they abort it themselves after this time.
 const TIMEOUT_MS: &str = "20000";
 
-/// A number that no event of the run reaches: whoever sees one of these sees what was aborted.
+/// A number beyond all other events of the run: a client that receives it received an aborted record.
 const NUMBER: u64 = 1_000_000_000;
 
-/// Makes such transactions.
+/// Opens and aborts transactions.
 pub(super) struct OpenTransaction {
     bootstrap: String,
     assessments: u32,
 }
 
 impl OpenTransaction {
-    /// For the events of so many assessments.
+    /// For this many assessments.
     pub(super) fn new(bootstrap: &str, assessments: u32) -> Self {
         Self { bootstrap: bootstrap.to_owned(), assessments }
     }
 
-    /// Has one open for this time.
-    pub(super) fn stays_open_for(&self, time: Duration) {
+    /// Keeps a transaction open for this time.
+    pub(super) fn hold_open_for(&self, time: Duration) {
         let mut config = client_config(&self.bootstrap);
         config.set("transactional.id", "chaos-open").set("transaction.timeout.ms", TIMEOUT_MS);
         config.set("partitioner", "murmur2_random");
@@ -45,10 +45,10 @@ impl OpenTransaction {
             return std::thread::sleep(time);
         }
         for assessment in 0..self.assessments {
-            // What it leaves in a compacted log looks like a gap.
+            // Its marker in a compacted log would look like a gap.
             for (topic, _) in (0..).zip(events::Kind::ALL).filter(|(topic, _)| *topic != COMPACTED) {
                 let event = event(assessment, topic, NUMBER);
-                // A queue that is full has records enough.
+                // A full queue holds enough records.
                 let _ = producer.send(BaseRecord::to(&event.topic).key(&event.key).payload(&event.payload));
             }
         }

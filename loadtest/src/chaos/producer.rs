@@ -1,6 +1,6 @@
-//! Makes the run's events: numbered per assessment and topic, a steady stream of plain ones, and beside it
-//! transactions, some of which are aborted. Each assessment has one producer, so that the order of numbers is Kafka's
-//! order. It writes down what became of each event.
+//! Produces the events of a run, numbered per assessment and topic: a steady stream of plain events, and transactions,
+//! some of which are aborted. Each assessment has one producer, so that the order of numbers is the order in Kafka.
+//! Logs the fate of each event.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,70 +18,68 @@ use super::log::{Fate, LogFile, ProducedEvent};
 use crate::events::{self, Event, FIRST_TIMESTAMP, MARKETS};
 use crate::kafka::{Kafka, client_config};
 
-/// Brokers may all be down for half a minute; what they don't take in this time is given up.
+/// Time limit for the brokers. All of them may be down for half a minute.
 const BROKERS_WITHIN: Duration = Duration::from_secs(60);
 
-/// What is due is sent this often.
+/// Interval at which due events are sent.
 const TICK: Duration = Duration::from_millis(10);
 
-/// One in so many assessments has all its events in transactions.
+/// One assessment in this many has all its events in transactions.
 const TRANSACTIONAL_IN: u32 = 4;
 
-/// The first few assessments get this share, in percent, of all events: their clients are the first to be slow.
+/// The first few assessments get this percentage of all events, so that their clients are the first to be slow.
 const HOT: u32 = 4;
 const HOT_PERCENT: u32 = 40;
 
-/// How often each topic's turn comes, of a hundred: some are busy, some nearly silent.
+/// Percentage of events by topic: some are busy, some nearly silent.
 const WEIGHTS: [u32; events::Kind::ALL.len()] = [30, 10, 10, 14, 20, 1, 1, 1, 3, 10];
 
-/// The topic that loses the end of its log in an unclean election, where the run has any: its place among the ten.
+/// Index of the topic whose log is truncated in an unclean election, if the run has any.
 pub(super) const FRAGILE: u8 = 6;
 
-/// The topic that is compacted, where the run has compaction: its place among the ten. Its records' keys are the
-/// assessments.
+/// Index of the topic that is compacted, if the run has compaction. Its record keys are the assessments.
 pub(super) const COMPACTED: u8 = 8;
 
-/// No record is compacted away before it is so old: less than the pods' history, so that clients come back for some
-/// that are gone.
+/// Minimum age of a compacted record: less than the pods' history, so that returning clients may find records removed.
 pub(super) const COMPACTION_LAG: Duration = Duration::from_secs(15);
 
-/// That topic's settings beside this: its log is compacted nearly at once.
+/// Other settings of the compacted topic: its log is compacted almost at once.
 pub(super) const COMPACTED_BY: &[(&str, &str)] =
     &[("cleanup.policy", "compact"), ("segment.ms", "1000"), ("min.cleanable.dirty.ratio", "0.01")];
 
-/// That topic's two brokers.
+/// The two brokers of the fragile topic.
 pub(super) const FRAGILE_ON: [usize; 2] = [1, 2];
 
 const PREFIX: &str = "chaos-";
 
-/// The assessment of this number, as the pods know it.
+/// The id of the assessment with this number.
 #[must_use]
 pub(super) fn assessment(number: u32) -> String {
     format!("{PREFIX}{number}")
 }
 
-/// The event of this number on a topic of an assessment. The kit's own numbers tell the topic by their last digit.
+/// The event with this number on a topic of an assessment. The last digit of the number in its timestamp is the topic.
 #[must_use]
 pub(super) fn event(assessment_number: u32, topic: u8, number: u64) -> Event {
     events::event(&assessment(assessment_number), number * 10 + u64::from(topic))
 }
 
-/// Which event a payload is.
+/// Identifies an event by its payload.
 fn id_of(payload: &[u8]) -> Id {
     let event: serde_json::Value = serde_json::from_slice(payload).expect("events are JSON");
     let assessment = event["assessmentId"].as_str().and_then(|id| id.strip_prefix(PREFIX)?.parse().ok());
     let stamp = event["timestamp"].as_u64().and_then(|timestamp| timestamp.checked_sub(FIRST_TIMESTAMP));
-    let (assessment, stamp) = assessment.zip(stamp).expect("an event of this run's");
+    let (assessment, stamp) = assessment.zip(stamp).expect("an event of this run");
     (assessment, u8::try_from(stamp % 10).expect("below ten"), stamp / 10)
 }
 
-/// What was made so far.
+/// The events produced so far.
 pub(super) struct ProducerLedger {
     pub(super) log: LogFile,
     pub(super) clock: Clock,
-    /// The highest number of each assessment and topic that was made.
+    /// Highest number produced, by assessment and topic.
     last: Mutex<BTreeMap<(u32, u8), u64>>,
-    /// What was made on the topics whose logs may lose it.
+    /// Events produced on topics whose logs may lose them.
     losable: Mutex<BTreeSet<Id>>,
     count: AtomicU64,
 }
@@ -90,23 +88,23 @@ pub(super) struct ProducerLedger {
 type Id = (u32, u8, u64);
 
 impl ProducerLedger {
-    /// An empty one.
+    /// An empty ledger.
     pub(super) fn new(log: LogFile, clock: Clock) -> Self {
         Self { log, clock, last: Mutex::default(), losable: Mutex::default(), count: AtomicU64::new(0) }
     }
 
-    /// How many events were made.
+    /// Number of events produced.
     pub(super) fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// The highest number of each topic of each assessment.
+    /// Highest number produced, by assessment and topic.
     pub(super) fn last(&self) -> BTreeMap<(u32, u8), u64> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Writes down which events the log holds more than once, and which it has lost.
-    pub(super) fn look_into_the_log(&self, kafka: &Kafka) {
+    /// Logs which events Kafka holds more than once, and which it has lost.
+    pub(super) fn record_log_contents(&self, kafka: &Kafka) {
         let mut seen = BTreeSet::new();
         for topic in events::Kind::ALL.map(events::Kind::topic) {
             let partitions = i32::try_from(kafka.partitions(topic)).expect("a few partitions");
@@ -114,7 +112,7 @@ impl ProducerLedger {
                 let id @ (assessment, topic, number) = id_of(&payload);
                 if !seen.insert(id) {
                     let at_ms = self.clock.ms();
-                    self.log.add(&ProducedEvent { at_ms, assessment, topic, number, fate: Fate::Again });
+                    self.log.add(&ProducedEvent { at_ms, assessment, topic, number, fate: Fate::Repeated });
                 }
             }
         }
@@ -128,7 +126,7 @@ impl ProducerLedger {
 
     fn add(&self, (assessment, topic, number): Id, fate: Fate) {
         self.log.add(&ProducedEvent { at_ms: self.clock.ms(), assessment, topic, number, fate });
-        if fate == Fate::ProducedEvent {
+        if fate == Fate::Produced {
             if matches!(topic, FRAGILE | COMPACTED) {
                 self.losable.lock().unwrap_or_else(PoisonError::into_inner).insert((assessment, topic, number));
             }
@@ -140,22 +138,26 @@ impl ProducerLedger {
     }
 }
 
-/// What the producers are told.
+/// Parameters of the producers.
 #[derive(Debug, Clone)]
 pub(super) struct Order {
     pub(super) bootstrap: String,
     pub(super) seed: u64,
     pub(super) assessments: u32,
-    /// Events a second, all together.
+    /// Events per second, both producers together.
     pub(super) rate: u32,
-    /// Whether a topic may lose the end of its log.
+    /// Whether a topic's log may be truncated.
     pub(super) is_fragile: bool,
     /// Whether a topic is compacted.
     pub(super) is_compacted: bool,
 }
 
-/// Makes events until `stop`. Returns the two threads that do it.
-pub(super) fn start(order: &Order, book: &Arc<ProducerLedger>, stop: &Arc<AtomicBool>) -> [thread::JoinHandle<()>; 2] {
+/// Produces events until `stop`. Returns the two threads.
+pub(super) fn start(
+    order: &Order,
+    ledger: &Arc<ProducerLedger>,
+    stop: &Arc<AtomicBool>,
+) -> [thread::JoinHandle<()>; 2] {
     let source = |is_transactional| EventChooser {
         random: fastrand::Rng::with_seed(order.seed.wrapping_mul(3).wrapping_add(u64::from(is_transactional))),
         numbers: BTreeMap::new(),
@@ -167,20 +169,20 @@ pub(super) fn start(order: &Order, book: &Arc<ProducerLedger>, stop: &Arc<Atomic
     let (plain, transactional) = (source(false), source(true));
     let share = order.rate / TRANSACTIONAL_IN;
     let of_plain = {
-        let (bootstrap, book, stop) = (order.bootstrap.clone(), Arc::clone(book), Arc::clone(stop));
+        let (bootstrap, ledger, stop) = (order.bootstrap.clone(), Arc::clone(ledger), Arc::clone(stop));
         let rate = order.rate - share;
-        thread::spawn(move || make_plain(&bootstrap, plain, rate, &book, &stop))
+        thread::spawn(move || produce_plain(&bootstrap, plain, rate, &ledger, &stop))
     };
     let of_transactions = {
-        let (bootstrap, book, stop) = (order.bootstrap.clone(), Arc::clone(book), Arc::clone(stop));
-        thread::spawn(move || make_transactions(&bootstrap, transactional, share.max(1), &book, &stop))
+        let (bootstrap, ledger, stop) = (order.bootstrap.clone(), Arc::clone(ledger), Arc::clone(stop));
+        thread::spawn(move || produce_transactions(&bootstrap, transactional, share.max(1), &ledger, &stop))
     };
     [of_plain, of_transactions]
 }
 
-// ---- which event comes next -----------------------------------------------------------------------------------------
+// ---- choice of events -----------------------------------------------------------------------------------------------
 
-/// Chooses events, and numbers them.
+/// Chooses and numbers events.
 struct EventChooser {
     random: fastrand::Rng,
     numbers: BTreeMap<(u32, u8), u64>,
@@ -193,17 +195,17 @@ struct EventChooser {
 impl EventChooser {
     fn next(&mut self) -> Id {
         let mut topic = self.topic();
-        // A log that loses its end can hold half of a transaction; and where one that is compacted has a gap, that is
-        // to be no marker's.
+        // A truncated log can keep half of a transaction, and a gap in a compacted log must not be a transaction
+        // marker. Both topics get plain events only.
         let (is_fragile, is_compacted) = (self.is_fragile, self.is_compacted);
-        let is_of_plain = |topic| topic == FRAGILE && is_fragile || topic == COMPACTED && is_compacted;
-        while self.is_transactional && is_of_plain(topic) {
+        let is_plain_only = |topic| topic == FRAGILE && is_fragile || topic == COMPACTED && is_compacted;
+        while self.is_transactional && is_plain_only(topic) {
             topic = self.topic();
         }
         loop {
             let is_hot = self.random.u32(0..100) < HOT_PERCENT;
             let assessment = self.random.u32(0..if is_hot { HOT.min(self.assessments) } else { self.assessments });
-            // A hundred assessments are few enough that one of the right sort comes soon.
+            // About a hundred assessments: a suitable one is drawn soon.
             if (assessment % TRANSACTIONAL_IN == TRANSACTIONAL_IN - 1) == self.is_transactional {
                 let number = self.numbers.entry((assessment, topic)).or_insert(0);
                 *number += 1;
@@ -220,34 +222,34 @@ impl EventChooser {
                 None => return topic,
             }
         }
-        unreachable!("what is drawn lies below the sum of the weights")
+        unreachable!("the drawn number is below the sum of the weights")
     }
 }
 
-// ---- plain ones -----------------------------------------------------------------------------------------------------
+// ---- plain events ---------------------------------------------------------------------------------------------------
 
-/// Writes down what became of each event; for those in transactions that is known later.
+/// Logs the fate of each event. Events of a transaction are logged when it ends.
 struct Deliveries {
-    book: Arc<ProducerLedger>,
+    ledger: Arc<ProducerLedger>,
     is_transactional: bool,
 }
 
 impl ClientContext for Deliveries {}
 
 impl ProducerContext for Deliveries {
-    /// Nothing for a market's tick.
+    /// `None` for a tick.
     type DeliveryOpaque = Box<Option<Id>>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, id: Box<Option<Id>>) {
         if let Some(id) = id.filter(|_| !self.is_transactional) {
-            self.book.add(id, if result.is_ok() { Fate::ProducedEvent } else { Fate::Unknown });
+            self.ledger.add(id, if result.is_ok() { Fate::Produced } else { Fate::Unknown });
         }
     }
 }
 
 fn producer(
     bootstrap: &str,
-    book: &Arc<ProducerLedger>,
+    ledger: &Arc<ProducerLedger>,
     transactional_id: Option<&str>,
 ) -> ThreadedProducer<Deliveries> {
     let mut config = client_config(bootstrap);
@@ -255,26 +257,26 @@ fn producer(
     if let Some(id) = transactional_id {
         config.set("transactional.id", id);
     }
-    let deliveries = Deliveries { book: Arc::clone(book), is_transactional: transactional_id.is_some() };
+    let deliveries = Deliveries { ledger: Arc::clone(ledger), is_transactional: transactional_id.is_some() };
     config.create_with_context(deliveries).expect("good properties")
 }
 
-/// A producer whose brokers may forget what they have taken, which an idempotent one doesn't survive. What it tries
-/// again would come behind what it sent meanwhile: so it has one event under way at a time.
+/// A producer for the topic that may be truncated: an idempotent producer fails if brokers lose what they acknowledged.
+/// A retry would land behind later events, so only one event is in flight at a time.
 struct OneByOne {
     producer: ThreadedProducer<Deliveries>,
     waiting: VecDeque<Id>,
 }
 
 impl OneByOne {
-    fn new(bootstrap: &str, book: &Arc<ProducerLedger>) -> Self {
+    fn new(bootstrap: &str, ledger: &Arc<ProducerLedger>) -> Self {
         let mut config = client_config(bootstrap);
         config.set("partitioner", "murmur2_random").set("acks", "all");
-        let deliveries = Deliveries { book: Arc::clone(book), is_transactional: false };
+        let deliveries = Deliveries { ledger: Arc::clone(ledger), is_transactional: false };
         Self { producer: config.create_with_context(deliveries).expect("good properties"), waiting: VecDeque::new() }
     }
 
-    /// Sends the next, where none is under way.
+    /// Sends the next event if none is in flight.
     fn turn(&mut self) {
         if self.producer.in_flight_count() == 0
             && let Some(id) = self.waiting.pop_front()
@@ -308,9 +310,15 @@ fn send(producer: &ThreadedProducer<Deliveries>, event: &Event, id: Option<Id>) 
     Ok(())
 }
 
-fn make_plain(bootstrap: &str, mut source: EventChooser, rate: u32, book: &Arc<ProducerLedger>, stop: &AtomicBool) {
-    let producer = producer(bootstrap, book, None);
-    let mut one_by_one = source.is_fragile.then(|| OneByOne::new(bootstrap, book));
+fn produce_plain(
+    bootstrap: &str,
+    mut source: EventChooser,
+    rate: u32,
+    ledger: &Arc<ProducerLedger>,
+    stop: &AtomicBool,
+) {
+    let producer = producer(bootstrap, ledger, None);
+    let mut one_by_one = source.is_fragile.then(|| OneByOne::new(bootstrap, ledger));
     let start = Instant::now();
     let (mut sent, mut ticked) = (0, 0);
     while !stop.load(Ordering::Relaxed) {
@@ -326,7 +334,7 @@ fn make_plain(bootstrap: &str, mut source: EventChooser, rate: u32, book: &Arc<P
                 .expect("an idempotent producer takes an event");
         }
         one_by_one.iter_mut().for_each(OneByOne::turn);
-        // A tick of each market a second.
+        // One tick per market and second.
         while ticked < start.elapsed().as_secs() {
             for market in MARKETS {
                 send(&producer, &events::tick(market, ticked), None).expect("an idempotent producer takes a tick");
@@ -335,29 +343,30 @@ fn make_plain(bootstrap: &str, mut source: EventChooser, rate: u32, book: &Arc<P
         }
         thread::sleep(TICK);
     }
-    // What the brokers don't take in this time is told as an error to `delivery` when the producer ends.
+    // Events that the brokers don't accept in this time reach `delivery` as errors when the producer is dropped.
     let _ = producer.flush(BROKERS_WITHIN);
     one_by_one.iter_mut().for_each(OneByOne::finish);
 }
 
 // ---- transactions ---------------------------------------------------------------------------------------------------
 
-/// How a transaction ended, and whether its producer is still of use.
+/// Fate of a transaction, and whether its producer is unusable.
 struct Ended {
     fate: Fate,
     is_fatal: bool,
 }
 
-fn make_transactions(
+fn produce_transactions(
     bootstrap: &str,
     mut source: EventChooser,
     rate: u32,
-    book: &Arc<ProducerLedger>,
+    ledger: &Arc<ProducerLedger>,
     stop: &AtomicBool,
 ) {
     while !stop.load(Ordering::Relaxed) {
-        // The id is that of the one before: what that left open is ended first.
-        let producer = producer(bootstrap, book, Some("chaos"));
+        // The new producer has the transactional id of the last one, so its initialization aborts what that one left
+        // open.
+        let producer = producer(bootstrap, ledger, Some("chaos"));
         if producer.init_transactions(BROKERS_WITHIN).is_err() {
             continue;
         }
@@ -366,7 +375,7 @@ fn make_transactions(
             let ids: Vec<Id> = (0..source.random.usize(1..=8)).map(|_| source.next()).collect();
             let ended = transaction(&producer, &ids, &mut source.random);
             for id in &ids {
-                book.add(*id, ended.fate);
+                ledger.add(*id, ended.fate);
             }
             is_fatal = ended.is_fatal;
             let pause = Duration::from_secs(1) / rate * u32::try_from(ids.len()).expect("eight at most");
@@ -380,20 +389,20 @@ fn transaction(producer: &ThreadedProducer<Deliveries>, ids: &[Id], random: &mut
         return Ended { fate: Fate::Aborted, is_fatal: true };
     }
     let all_sent = ids.iter().all(|id| send(producer, &event(id.0, id.1, id.2), Some(*id)).is_ok());
-    // Some stay open for a while: readers that skip what is aborted wait for their end.
+    // Some stay open for a while: consumers of committed records wait for their end.
     if random.u8(0..5) == 0 {
         thread::sleep(Duration::from_millis(random.u64(0..300)));
     }
     if !all_sent || random.u8(0..4) == 0 {
         if random.bool() {
-            // So that the aborted records lie in the log, and were not thrown away before they got there.
+            // Makes sure that aborted records reach the log instead of being dropped from the queue.
             let _ = producer.flush(BROKERS_WITHIN);
         }
         return abort(producer);
     }
     match repeated(|| producer.commit_transaction(BROKERS_WITHIN)) {
-        Ok(()) => Ended { fate: Fate::ProducedEvent, is_fatal: false },
-        // The brokers may have it committed, and the answer got lost: then there is nothing left to abort.
+        Ok(()) => Ended { fate: Fate::Produced, is_fatal: false },
+        // The brokers may have committed it and lost the answer. Then there is nothing left to abort.
         Err(KafkaError::Transaction(error)) if error.txn_requires_abort() => {
             Ended { fate: Fate::Unknown, ..abort(producer) }
         }
@@ -401,14 +410,13 @@ fn transaction(producer: &ThreadedProducer<Deliveries>, ids: &[Id], random: &mut
     }
 }
 
-/// What is not committed stays uncommitted, also where the brokers don't answer: the next producer of this id aborts
-/// it.
+/// Aborts. If the brokers don't answer, the next producer with this id aborts it.
 fn abort(producer: &ThreadedProducer<Deliveries>) -> Ended {
     let aborted = repeated(|| producer.abort_transaction(BROKERS_WITHIN));
     Ended { fate: Fate::Aborted, is_fatal: aborted.is_err() }
 }
 
-/// Asks again where that may help.
+/// Retries while the error is retriable.
 fn repeated(ask: impl Fn() -> Result<(), KafkaError>) -> Result<(), KafkaError> {
     let deadline = Instant::now() + BROKERS_WITHIN;
     loop {
@@ -424,14 +432,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_payload_tells_which_event_it_is() {
+    fn an_event_is_identified_by_its_payload() {
         for id in [(0, 0, 0), (77, 9, 123_456)] {
             assert_eq!(id_of(event(id.0, id.1, id.2).payload.as_bytes()), id);
         }
     }
 
     #[test]
-    fn numbers_have_no_holes_and_each_assessment_has_one_producer() {
+    fn numbers_have_no_gaps_and_each_assessment_has_one_producer() {
         let mut owners = BTreeMap::new();
         for is_transactional in [false, true] {
             let random = fastrand::Rng::with_seed(1);

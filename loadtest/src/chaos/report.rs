@@ -1,4 +1,4 @@
-//! The table at a run's end, and whether the times were within their limits.
+//! The table at the end of a run, and the check of recovery times against their limits.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -7,27 +7,26 @@ use super::checker::{Cause, REDIRECTS_MAX, Recovery, Verdict};
 use super::log::FaultSpan;
 use super::schedule::FaultKind;
 
-/// Within this time the clients of a pod that is restarted by a rolling update are caught up elsewhere, in 99 of 100
-/// cases.
+/// Limit for p99 of the recovery of clients of a pod that a rolling update restarts.
 const ROLLING_P99_MS: u64 = 2_000;
 
-/// Within this time and the lease the clients of a pod that was killed are caught up elsewhere.
+/// Limit for the recovery of clients of a killed pod, on top of the lease.
 const KILL_OVER_LEASE_MS: u64 = 2_000;
 
-/// What a run was, for its table's head.
+/// Parameters of a run, for the head of its table.
 #[derive(Debug, Clone)]
 pub struct Title {
-    /// The schedule's seed.
+    /// Seed of the schedule.
     pub seed: u64,
-    /// How long faults happened.
+    /// Duration of the faults in minutes.
     pub minutes: f64,
-    /// How many clients.
+    /// Number of clients.
     pub clients: u32,
-    /// The pods' lease.
+    /// The pods' lease in milliseconds.
     pub lease_ms: u64,
 }
 
-/// How long the recoveries of one cause took.
+/// Durations of the recoveries with one cause.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct RecoveryTimes {
     sorted_ms: Vec<u64>,
@@ -61,28 +60,28 @@ impl RecoveryTimes {
     }
 }
 
-/// What the promised times say of a run: a sentence for each that was not kept.
+/// Checks the limits for times: a sentence for each that was exceeded.
 #[must_use]
 pub fn over_limit(title: &Title, verdict: &Verdict) -> Vec<String> {
     let mut over = Vec::new();
     let mut limit = |kind, percent, limit_ms: u64| {
         let times = RecoveryTimes::of(alone(verdict, Cause::Fault(kind)));
         if let Some(ms) = times.percentile(percent).filter(|ms| *ms > limit_ms) {
-            over.push(format!("{kind}: p{percent} until caught up is {ms} ms, over {limit_ms}"));
+            over.push(format!("{kind}: p{percent} of recovery is {ms} ms, limit {limit_ms} ms"));
         }
     };
     limit(FaultKind::Kill, 100, title.lease_ms + KILL_OVER_LEASE_MS);
     limit(FaultKind::Rolling, 99, ROLLING_P99_MS);
-    let redirects = [(verdict.redirects_max, ""), (verdict.redirects_max_without_redis, " with Redis away")];
+    let redirects = [(verdict.redirects_max, ""), (verdict.redirects_max_without_redis, " while Redis was down")];
     for (most, when) in redirects {
         if most > REDIRECTS_MAX {
-            over.push(format!("a client saw {most} redirects in a rolling restart{when}, over {REDIRECTS_MAX}"));
+            over.push(format!("a client had {most} redirects in a rolling restart{when}, limit {REDIRECTS_MAX}"));
         }
     }
     over
 }
 
-/// The recoveries that nothing else was in the way of.
+/// The recoveries with this cause that no other fault overlapped.
 fn alone(verdict: &Verdict, cause: Cause) -> impl Iterator<Item = &Recovery> {
     verdict.recoveries.iter().filter(move |recovery| recovery.cause == cause && recovery.is_alone)
 }
@@ -90,7 +89,7 @@ fn alone(verdict: &Verdict, cause: Cause) -> impl Iterator<Item = &Recovery> {
 /// The whole table.
 ///
 /// # Panics
-/// Never: a string takes all that is written.
+/// Never: writing to a string does not fail.
 #[must_use]
 pub fn table(title: &Title, verdict: &Verdict, spans: &[FaultSpan]) -> String {
     let mut text = String::new();
@@ -98,21 +97,21 @@ pub fn table(title: &Title, verdict: &Verdict, spans: &[FaultSpan]) -> String {
     let Title { seed, minutes, clients, .. } = title;
     line(format!("chaos: seed {seed}, {minutes} minutes, {clients} clients"));
     line(format!(
-        "events       {} made, {} aborted, {} of unknown fate, {} lost with the end of a log, {} compacted away; seen {} times",
+        "events       {} produced, {} aborted, {} of unknown fate, {} truncated, {} compacted; {} deliveries",
         verdict.made, verdict.aborted, verdict.unknown, verdict.truncated, verdict.compacted, verdict.seen
     ));
-    line(format!("in the log   {} that came again had been written again by their producer", verdict.written_again));
-    line(format!("connections  {}, of which {} went on from a cursor", verdict.connections, verdict.resumed));
+    line(format!("repeats      {} deliveries repeated because the log holds the event twice", verdict.written_again));
+    line(format!("connections  {}, {} of them resumed from a cursor", verdict.connections, verdict.resumed));
     let faults = [
         ("lost", verdict.lost),
-        ("doubled", verdict.doubled),
+        ("duplicated", verdict.duplicated),
         ("out of order", verdict.out_of_order),
         ("missing at the end", verdict.missing_tail),
-        ("aborted, yet seen", verdict.ghosts),
-        ("losses not told", verdict.silent_losses),
+        ("aborted, yet sent", verdict.unexpected),
+        ("losses not reported", verdict.silent_losses),
         ("unexplained resets", verdict.unexplained_resets.values().sum()),
-        ("wrong messages", verdict.wrong),
-        ("logs without an end", verdict.unfinished),
+        ("protocol violations", verdict.protocol_violations),
+        ("incomplete logs", verdict.unfinished),
     ];
     for (name, count) in faults {
         line(format!("  {name:<20}{count:>8}{}", if count > 0 { "  <-- FAULT" } else { "" }));
@@ -124,9 +123,9 @@ pub fn table(title: &Title, verdict: &Verdict, spans: &[FaultSpan]) -> String {
         reasons.join(", ")
     ));
     let Verdict { redirects_max, redirects_max_without_redis: without, .. } = verdict;
-    line(format!("  most redirects of a client in a rolling restart: {redirects_max}; with Redis away: {without}"));
+    line(format!("  most redirects in a rolling restart: {redirects_max} per client; while Redis was down: {without}"));
     line(String::new());
-    line("from the loss of a connection until caught up, by cause; alone: with no other fault in the way".to_owned());
+    line("recovery: from the loss of a connection until caught up; alone: no other fault overlapped".to_owned());
     line(format!(
         "{:<18}{:>6}{:>9}{:>8}  {:>10}{:>10}{:>10}{:>9}{:>10}{:>10}{:>10}",
         "", "faults", "clients", "never", "p50", "p99", "max", "alone", "p50", "p99", "max"
@@ -156,7 +155,7 @@ pub fn table(title: &Title, verdict: &Verdict, spans: &[FaultSpan]) -> String {
             alone.cells()
         ));
     }
-    for sentence in &verdict.told {
+    for sentence in &verdict.violations {
         line(format!("! {sentence}"));
     }
     text
@@ -168,12 +167,12 @@ mod tests {
     use crate::chaos::log::EndCause;
 
     fn recovery(cause: Cause, took_ms: u64, is_alone: bool) -> Recovery {
-        let (node, end) = ("pod-0".to_owned(), EndCause::Cut);
+        let (node, end) = ("pod-0".to_owned(), EndCause::Aborted);
         Recovery { client: 0, node, end, from_ms: 1000, to_ms: Some(1000 + took_ms), cause, is_alone }
     }
 
     #[test]
-    fn limits_look_at_faults_that_happened_alone() {
+    fn limits_apply_to_faults_that_no_other_fault_overlaps() {
         let title = Title { seed: 1, minutes: 2.0, clients: 3, lease_ms: 3_000 };
         let kill = Cause::Fault(FaultKind::Kill);
         let mut verdict = Verdict { recoveries: vec![recovery(kill, 5_000, true)], ..Verdict::default() };
@@ -190,9 +189,9 @@ mod tests {
     }
 
     #[test]
-    fn the_table_names_what_is_a_fault_and_the_times_by_cause() {
+    fn the_table_marks_violations_and_lists_recovery_times_by_cause() {
         let title = Title { seed: 9, minutes: 2.0, clients: 3, lease_ms: 3_000 };
-        let mut verdict = Verdict { lost: 2, told: vec!["topic 3: 4 is gone".into()], ..Verdict::default() };
+        let mut verdict = Verdict { lost: 2, violations: vec!["topic 3: 4 is gone".into()], ..Verdict::default() };
         verdict.recoveries.extend((1..=100).map(|ms| recovery(Cause::Fault(FaultKind::Drop), ms * 10, true)));
         let spans = [FaultSpan { kind: FaultKind::Drop, target: String::new(), from_ms: 900, to_ms: 1000 }];
         let table = table(&title, &verdict, &spans);

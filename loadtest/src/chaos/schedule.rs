@@ -1,14 +1,13 @@
-//! Which fault happens when: a pure function of the seed and the run's length. What a fault does is
-//! [`super::faults`]' business.
+//! The schedule of faults: a pure function of the seed and the run's length. [`super::faults`] carries it out.
 //!
-//! Faults of one lane follow each other, those of different lanes overlap: a pod may be killed while Redis is away and
-//! clients are being dropped.
+//! Faults of one lane follow each other, faults of different lanes overlap: a pod may be killed while Redis is down and
+//! clients are disconnected.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// Who is hit. The faults of a lane never overlap.
+/// A group of targets. The faults of a lane never overlap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
     /// The gateway's pods.
@@ -19,67 +18,66 @@ pub enum Lane {
     Brokers,
     /// The clients.
     Clients,
-    /// What stands beside: others' transactions, and who reads the pods' logs.
-    Beside,
+    /// The environment: transactions of other producers, and the reader of the pods' logs.
+    Environment,
 }
 
 impl Lane {
-    /// All five.
-    pub const ALL: [Self; 5] = [Self::Pods, Self::Redis, Self::Brokers, Self::Clients, Self::Beside];
+    /// All lanes.
+    pub const ALL: [Self; 5] = [Self::Pods, Self::Redis, Self::Brokers, Self::Clients, Self::Environment];
 }
 
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FaultKind {
-    /// A pod is killed, and starts again some seconds later.
+    /// A pod is killed and restarted some seconds later.
     Kill,
-    /// Each pod in turn is asked to end and starts again, as a rolling update does.
+    /// Each pod in turn is stopped and restarted, as in a rolling update.
     Rolling,
     /// A pod is paused for longer than its lease.
     Stop,
-    /// The fleet grows to five pods, shrinks to two, and is three again.
+    /// The fleet grows to five pods, shrinks to two and returns to three.
     Scale,
-    /// Some clients are away while a topic's log is compacted, a pod is started meanwhile, and they come back within
-    /// the history's time.
+    /// Some clients are away while a topic is compacted and a pod is restarted. They return within the history's time.
     Compaction,
-    /// Redis is killed, and comes back empty.
+    /// Redis is killed and restarted empty.
     RedisKill,
     /// Redis is paused for longer than a lease.
     RedisPause,
     /// Redis is emptied.
     RedisEmpty,
-    /// Redis' clock steps, and back again.
+    /// Redis' clock steps forth and back.
     RedisClock,
-    /// A broker is killed, and starts again.
+    /// A broker is killed and restarted.
     BrokerKill,
     /// A broker is paused.
     BrokerPause,
-    /// A broker hangs, on a machine whose every core is busy.
+    /// A broker hangs on a machine without an idle core.
     BrokerHang,
     /// All brokers are down for 20 s.
     BrokersDown,
-    /// Of a topic's two replicas one is paused, the other dies, and the first leads without the end of the log.
+    /// Of a topic's two replicas, one is paused and the other dies; then the first leads without the end of the log.
     Unclean,
-    /// Some clients don't read for a while.
+    /// Some clients stop reading for a while.
     Stall,
-    /// All clients lose their connection at the same time.
+    /// All clients disconnect at the same time.
     Drop,
-    /// Some clients' connections are lost without the pod being told.
+    /// Some clients vanish and leave half-open connections.
     HalfOpen,
-    /// Some clients reconnect again and again before they have caught up.
+    /// Some clients reconnect repeatedly before they have caught up.
     Hasty,
-    /// Some clients are away for longer than the history reaches back.
+    /// Some clients are away for longer than the history.
     Away,
-    /// A transaction stays open on every partition, and is aborted.
+    /// A transaction stays open on every partition and is then aborted.
     OpenTransaction,
-    /// Nobody reads what pods log.
+    /// The pods' logs are not read.
     LogStop,
 }
 
-/// A kind's name, its lane, and the shortest and longest time, in seconds, that it lasts.
+/// A kind with its name, its lane, and its shortest and longest duration in seconds.
 type Row = (FaultKind, &'static str, Lane, u64, u64);
 
-/// Times are without what it takes a machine to end and start what was hit. Pods have a lease of 3 s here.
+/// Durations exclude stopping and starting. The pods' lease is 3 s here.
 const KINDS: [Row; 21] = [
     (FaultKind::Kill, "kill", Lane::Pods, 0, 8),
     (FaultKind::Rolling, "rolling", Lane::Pods, 0, 1),
@@ -100,8 +98,8 @@ const KINDS: [Row; 21] = [
     (FaultKind::HalfOpen, "half-open", Lane::Clients, 0, 1),
     (FaultKind::Hasty, "hasty", Lane::Clients, 2, 5),
     (FaultKind::Away, "away", Lane::Clients, 0, 1),
-    (FaultKind::OpenTransaction, "open-transaction", Lane::Beside, 3, 12),
-    (FaultKind::LogStop, "log-stop", Lane::Beside, 5, 20),
+    (FaultKind::OpenTransaction, "open-transaction", Lane::Environment, 3, 12),
+    (FaultKind::LogStop, "log-stop", Lane::Environment, 5, 20),
 ];
 
 impl FaultKind {
@@ -117,16 +115,16 @@ impl FaultKind {
     };
 
     fn row(self) -> &'static Row {
-        KINDS.iter().find(|row| row.0 == self).expect("each kind has its row: a test goes through them")
+        KINDS.iter().find(|row| row.0 == self).expect("each kind has a row, as a test checks")
     }
 
-    /// Its lane.
+    /// The lane of this kind.
     #[must_use]
     pub fn lane(self) -> Lane {
         self.row().2
     }
 
-    /// How long it takes in all, roughly: until what was hit is up again.
+    /// Rough total duration, until everything that was hit is up again.
     fn takes(self) -> Duration {
         let (_, _, _, shortest, longest) = self.row();
         // Pods take 2 to 5 s to drain and start, brokers 5.
@@ -136,7 +134,7 @@ impl FaultKind {
             Self::Kill => 3,
             Self::BrokerKill | Self::BrokersDown => 5,
             Self::BrokerHang | Self::OpenTransaction => 4,
-            // Until a replica counts as lost, another leads, and the first is in sync again.
+            // The replica leaves the in-sync set, the other leads, and the first is in sync again.
             Self::Unclean => 20,
             _ => 1,
         };
@@ -155,33 +153,33 @@ impl FromStr for FaultKind {
 
     fn from_str(name: &str) -> anyhow::Result<Self> {
         let row = KINDS.iter().find(|row| row.1 == name);
-        row.map(|row| row.0).ok_or_else(|| anyhow::anyhow!("no such fault: {name:?}"))
+        row.map(|row| row.0).ok_or_else(|| anyhow::anyhow!("unknown fault: {name:?}"))
     }
 }
 
-/// A fault that is to happen.
+/// A scheduled fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Planned {
-    /// When it begins; later where the one before it in its lane took longer than thought.
+    /// Start of the fault. Later if the one before it in its lane took longer than planned.
     pub at: Duration,
-    /// How long it lasts.
+    /// Duration of the fault.
     pub lasts: Duration,
-    /// What happens.
+    /// Kind of the fault.
     pub kind: FaultKind,
-    /// Chooses whom it hits among those that are there then.
+    /// Random number that chooses the target among those available.
     pub pick: u32,
 }
 
-/// Each kind of a lane comes once in this time, in a new order each time; in a shorter run as many as fit.
+/// Each kind of a lane happens once in this time, in a new order each time. A shorter run has as many as fit.
 const ROUND: Duration = Duration::from_secs(100);
 
-/// Nothing happens in a run's first seconds, nor in its last.
+/// Time without faults at the start and at the end of a run.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// The faults of a lane in their order, from among `kinds`.
+/// Schedules the faults of a lane, in order, from among `kinds`.
 #[must_use]
 pub fn schedule(seed: u64, length: Duration, lane: Lane, kinds: &[FaultKind]) -> Vec<Planned> {
-    // Lanes draw from sequences of their own: a kind left out in one changes nothing in the others.
+    // Each lane has its own random sequence, so that omitting a kind changes no other lane.
     let mut random = fastrand::Rng::with_seed(seed.wrapping_mul(31).wrapping_add(lane as u64));
     let mut kinds: Vec<FaultKind> = kinds.iter().copied().filter(|kind| kind.lane() == lane).collect();
     let mut plan = Vec::new();
@@ -190,7 +188,7 @@ pub fn schedule(seed: u64, length: Duration, lane: Lane, kinds: &[FaultKind]) ->
     let mut round = QUIET;
     while !kinds.is_empty() && round + QUIET < length {
         random.shuffle(&mut kinds);
-        // Who is away for longer than the history needs the rest of a short run to come back in.
+        // Clients that are away for longer than the history need the rest of a short run to return.
         kinds.sort_by_key(|kind| *kind != FaultKind::Away);
         let mut cuts: Vec<Duration> = kinds.iter().map(|_| spread.saturating_sub(busy).mul_f64(random.f64())).collect();
         cuts.sort();
@@ -220,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_has_a_name_and_is_read_by_it() {
+    fn every_kind_is_parsed_from_its_name() {
         for kind in FaultKind::ALL {
             assert_eq!(kind.to_string().parse::<FaultKind>().unwrap(), kind);
         }
@@ -228,13 +226,13 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_is_a_schedule() {
+    fn the_same_seed_gives_the_same_schedule() {
         assert_eq!(all(7, 30), all(7, 30));
         assert_ne!(all(7, 30), all(8, 30));
     }
 
     #[test]
-    fn two_minutes_hold_every_kind_of_fault_whatever_the_seed() {
+    fn two_minutes_contain_every_kind_of_fault_for_any_seed() {
         for seed in 0..500 {
             let plan = all(seed, 2);
             for kind in FaultKind::ALL {
@@ -258,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_run_has_what_fits() {
+    fn a_short_run_has_as_many_faults_as_fit() {
         for seed in 0..50 {
             let plan = schedule(seed, Duration::from_secs(30), Lane::Pods, &[FaultKind::Kill]);
             assert!(plan.iter().any(|planned| planned.at < Duration::from_secs(20)), "{seed}");
@@ -266,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_that_are_left_out_do_not_happen() {
+    fn omitted_kinds_are_not_scheduled() {
         let length = Duration::from_secs(300);
         assert!(Lane::ALL.iter().all(|lane| schedule(1, length, *lane, &[]).is_empty()));
         let kills = schedule(1, length, Lane::Pods, &[FaultKind::Kill]);

@@ -1,5 +1,5 @@
-//! How long clients were behind: from the loss of a connection until the client has all that was made before it was
-//! connected again; and which fault it was.
+//! Recovery times: from the loss of a connection until the client has everything that was produced before it was
+//! connected again. Also finds the fault that caused the loss.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,99 +7,99 @@ use super::TopicProgress;
 use crate::chaos::log::{ClientLogEntry, EndCause, FaultSpan};
 use crate::chaos::schedule::{FaultKind, Lane};
 
-/// A fault is the cause of what happens up to this time after its end: pods wait for their lease, and clients come
-/// home.
+/// Time after the end of a fault in which it still counts as a cause: pods wait for their lease, and clients return to
+/// their owner.
 const AFTERMATH_MS: u64 = 10_000;
 
-/// Logs of different threads tell the same moment a little differently.
+/// Largest difference between the times that different threads log for the same moment.
 const SKEW_MS: u64 = 200;
 
-/// What was left in a socket's buffers is read within this time.
+/// Time in which a client reads what is left in the buffers of its socket.
 const AFTER_STALL_MS: u64 = 2_000;
 
-/// A client lost its connection, and came back.
+/// The loss of a connection and the recovery from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recovery {
-    /// Which client.
+    /// The client's number.
     pub client: u32,
-    /// The pod that it was on.
+    /// The pod that served it.
     pub node: String,
     /// How the connection ended.
     pub end: EndCause,
-    /// When.
+    /// Time of the loss.
     pub from_ms: u64,
-    /// When it had all that was made before it was connected again; none where that never came.
+    /// Time when the client had caught up. `None` if it never did.
     pub to_ms: Option<u64>,
-    /// Why, as far as the faults tell.
+    /// Cause, as far as the fault log shows it.
     pub cause: Cause,
-    /// Whether no other fault was in its way.
+    /// Whether no other fault overlapped.
     pub is_alone: bool,
 }
 
-/// Why a client lost its connection.
+/// Cause of a lost connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
-    /// A fault.
+    /// An injected fault.
     Fault(FaultKind),
-    /// It was sent to another pod, for the view had changed.
+    /// A redirect to another pod after a view change.
     Handover,
-    /// No fault that is known.
+    /// No known fault.
     None,
 }
 
 impl Recovery {
-    /// How long it took.
+    /// Duration of the recovery in milliseconds.
     #[must_use]
     pub fn took_ms(&self) -> Option<u64> {
         Some(self.to_ms? - self.from_ms)
     }
 }
 
-/// A client's state between two connections, and after the second.
+/// State of a client from the loss of a connection until it has caught up.
 #[derive(Debug, Default)]
-pub(super) struct Disturbed {
+pub(super) struct RecoveryTracker {
     node: String,
     is_connected: bool,
-    /// What is to be told once it has caught up.
+    /// The recovery in progress.
     open: Option<Recovery>,
-    /// A client that left by its own will is behind from its first try to come back.
+    /// Its loss was an injected absence: the recovery starts with the first attempt to reconnect.
     waits_for_try: bool,
-    /// The number that it must reach per topic.
+    /// For each topic, the number that it must reach.
     target: Option<BTreeMap<u8, u64>>,
-    /// When it last read again after it did not.
+    /// Time when it last started to read again after a pause.
     read_again_ms: Option<u64>,
-    /// Redirects in the rolling restart at this place among the faults.
+    /// The rolling restart by its index among the faults, and the redirects in it.
     redirects: (usize, u64),
-    /// Pods that came back from other faults while that restart went on, and were sent the client by those who had it.
+    /// Pods that returned from other faults during that restart and got the client by a redirect.
     returned: BTreeSet<String>,
-    /// It calls a pod that it chose by chance: which may send it on once, restart or not.
-    calls_anyone: bool,
-    /// Redirects since it left by its own will, until it is connected: whoever calls again and again is sent on each
-    /// time.
-    own_way: Option<u64>,
+    /// It connects to a pod chosen at random, which may redirect it once at any time.
+    chose_at_random: bool,
+    /// Redirects since it disconnected as an injected fault, until it is connected again. Each such attempt may be
+    /// redirected.
+    redirects_since_injected: Option<u64>,
 }
 
-impl Disturbed {
+impl RecoveryTracker {
     pub(super) fn gone(&mut self, entry: &ClientLogEntry, end: EndCause) {
         self.target = None;
         if !std::mem::take(&mut self.is_connected) {
             return;
         }
-        // One that was told to go, goes where it was told.
-        self.calls_anyone = !matches!(end, EndCause::Closed(_));
-        self.own_way = matches!(end, EndCause::Own(_)).then_some(0);
+        // After a close frame, it goes where the redirect points.
+        self.chose_at_random = !matches!(end, EndCause::Closed(_));
+        self.redirects_since_injected = matches!(end, EndCause::Injected(_)).then_some(0);
         match &mut self.open {
-            // It was not yet back: it is behind since the first loss, and not by one cause alone.
+            // It had not caught up yet: it has been behind since the first loss, with more than one cause.
             Some(open) => open.is_alone = false,
             None => {
-                self.waits_for_try = matches!(end, EndCause::Own(FaultKind::Away | FaultKind::Compaction));
+                self.waits_for_try = matches!(end, EndCause::Injected(FaultKind::Away | FaultKind::Compaction));
                 self.open = Some(Recovery {
                     client: entry.client,
                     node: self.node.clone(),
                     end,
                     from_ms: entry.at_ms,
                     to_ms: None,
-                    // A client that did not read finds, when it reads again, that its pod gave it up.
+                    // A client that did not read finds, when it reads again, that its pod closed the connection.
                     cause: if self.read_again_ms.is_some_and(|at_ms| entry.at_ms < at_ms + AFTER_STALL_MS) {
                         Cause::Fault(FaultKind::Stall)
                     } else {
@@ -125,35 +125,35 @@ impl Disturbed {
 
     pub(super) fn failed(&mut self) {
         self.target = None;
-        self.calls_anyone = true;
+        self.chose_at_random = true;
     }
 
     pub(super) fn connected(&mut self, node: &str, target: BTreeMap<u8, u64>) {
         node.clone_into(&mut self.node);
         self.is_connected = true;
-        self.calls_anyone = false;
-        self.own_way = None;
+        self.chose_at_random = false;
+        self.redirects_since_injected = None;
         self.target = Some(target);
     }
 
-    /// Counts a redirect; returns the rolling restart that is under way, if one is, and how many there were in it:
-    /// those on each way back of a client that had left by its own will for themselves. Not the restart's doing are the
-    /// first answer to a client that called a pod by chance, and the first time that the client is sent to a pod that
-    /// comes back from another fault.
+    /// Counts a redirect. Returns the rolling restart in progress, if any, and the number of redirects in it. Redirects
+    /// after an injected disconnect are counted separately, for each attempt. Not attributed to the restart are the
+    /// first answer to a client that chose a pod at random, and the first redirect to a pod that returns from another
+    /// fault.
     pub(super) fn redirected<'a>(
         &mut self,
         at_ms: u64,
         to: &str,
         spans: &'a [FaultSpan],
     ) -> Option<(&'a FaultSpan, u64)> {
-        if !self.is_connected && std::mem::take(&mut self.calls_anyone) {
+        if !self.is_connected && std::mem::take(&mut self.chose_at_random) {
             return None;
         }
         let is_of = |span: &FaultSpan| {
             span.kind == FaultKind::Rolling && (span.from_ms..=span.to_ms + SKEW_MS).contains(&at_ms)
         };
         let rolling = spans.iter().position(is_of)?;
-        if let Some(redirects) = &mut self.own_way {
+        if let Some(redirects) = &mut self.redirects_since_injected {
             *redirects += 1;
             return Some((&spans[rolling], *redirects));
         }
@@ -161,22 +161,23 @@ impl Disturbed {
             self.redirects = (rolling, 0);
             self.returned.clear();
         }
-        if comes_back(to, at_ms, spans) && self.returned.insert(to.to_owned()) {
+        if is_returning(to, at_ms, spans) && self.returned.insert(to.to_owned()) {
             return None;
         }
         self.redirects.1 += 1;
         Some((&spans[rolling], self.redirects.1))
     }
 
-    /// The way back, where it is at its end with this entry.
+    /// Returns the recovery if this entry completes it.
     pub(super) fn caught_up(
         &mut self,
         entry: &ClientLogEntry,
-        places: &BTreeMap<u8, TopicProgress>,
+        topics: &BTreeMap<u8, TopicProgress>,
     ) -> Option<Recovery> {
         let target = self.target.as_ref()?;
-        let has =
-            |topic: &u8, number: u64| places.get(topic).is_some_and(|place| place.next.max(place.forgiven) >= number);
+        let has = |topic: &u8, number: u64| {
+            topics.get(topic).is_some_and(|progress| progress.next.max(progress.forgiven) >= number)
+        };
         if !target.iter().all(|(topic, number)| *number == 0 || has(topic, *number)) {
             return None;
         }
@@ -186,13 +187,13 @@ impl Disturbed {
         Some(open)
     }
 
-    /// The way back that never came to its end.
+    /// Returns the recovery that never completed.
     pub(super) fn never(self) -> Option<Recovery> {
         self.open
     }
 }
 
-/// Says of each recovery which fault it was.
+/// Sets the cause of each recovery.
 pub(super) fn causes(recoveries: &mut [Recovery], spans: &[FaultSpan]) {
     for recovery in recoveries {
         let to_ms = recovery.to_ms.unwrap_or(u64::MAX);
@@ -204,15 +205,15 @@ pub(super) fn causes(recoveries: &mut [Recovery], spans: &[FaultSpan]) {
     }
 }
 
-/// Whether Redis was there, and knew what it knew, while a restart went on, and for a while before.
+/// Whether Redis was up and had its data during a restart and shortly before.
 pub(super) fn has_redis(rolling: &FaultSpan, spans: &[FaultSpan]) -> bool {
     let mut of_redis = spans.iter().filter(|span| span.kind.lane() == Lane::Redis);
     !of_redis.any(|span| overlaps(span, rolling.from_ms, rolling.to_ms))
 }
 
-/// Whether a pod comes back at this time from a fault other than a restart: it may have to wait for Redis.
-pub(super) fn comes_back(pod: &str, at_ms: u64, spans: &[FaultSpan]) -> bool {
-    let took_it_away = |span: &&FaultSpan| {
+/// Whether a pod returns at this time from a fault other than a restart. It may have to wait for Redis.
+pub(super) fn is_returning(pod: &str, at_ms: u64, spans: &[FaultSpan]) -> bool {
+    let hit_the_pod = |span: &&FaultSpan| {
         matches!(span.kind, FaultKind::Kill | FaultKind::Stop | FaultKind::Scale)
             && span.target.split(',').any(|name| name == pod)
     };
@@ -220,7 +221,7 @@ pub(super) fn comes_back(pod: &str, at_ms: u64, spans: &[FaultSpan]) -> bool {
         let redis = spans.iter().filter(|span| span.kind.lane() == Lane::Redis && overlaps(span, of.from_ms, of.to_ms));
         redis.map(|span| span.to_ms).fold(of.to_ms, u64::max)
     };
-    spans.iter().filter(took_it_away).any(|of| (of.from_ms..=with_redis(of) + AFTERMATH_MS).contains(&at_ms))
+    spans.iter().filter(hit_the_pod).any(|of| (of.from_ms..=with_redis(of) + AFTERMATH_MS).contains(&at_ms))
 }
 
 fn overlaps(span: &FaultSpan, from_ms: u64, to_ms: u64) -> bool {
@@ -231,7 +232,7 @@ fn cause(recovery: &Recovery, spans: &[FaultSpan]) -> Cause {
     if recovery.cause != Cause::None {
         return recovery.cause;
     }
-    if let EndCause::Own(kind) = recovery.end {
+    if let EndCause::Injected(kind) = recovery.end {
         return Cause::Fault(kind);
     }
     let at_ms = recovery.from_ms;

@@ -1,5 +1,5 @@
-//! A client's connection, from the first packet to the end, without ever waiting: it owns the socket and the frames,
-//! and leaves their meaning to [`super::life`].
+//! A client's connection from the first packet to the end, without blocking. It owns the socket and the frames and
+//! leaves their meaning to [`super::client`].
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
@@ -11,41 +11,41 @@ use tungstenite::{Error, Message, WebSocket};
 
 use crate::client::Ask;
 
-/// The longest answer to a handshake, in bytes.
+/// Longest response to a handshake, in bytes.
 const ANSWER_BYTES_MAX: usize = 8 * 1024;
 
-/// A connection that is being opened, or is open.
+/// A connection, opening or open.
 pub(super) enum ClientConnection {
-    /// The head is on its way, or the answer.
+    /// The request head is being sent, or the response is being read.
     Opening {
         /// The socket.
         stream: TcpStream,
-        /// What is still to be sent.
+        /// Unsent bytes of the request head.
         head: Vec<u8>,
-        /// What has come of the answer.
+        /// Received bytes of the response.
         answer: Vec<u8>,
     },
-    /// The upgrade is done.
+    /// The handshake is complete.
     Open(Box<WebSocket<TcpStream>>),
 }
 
-/// What came of it.
+/// Result of a turn of the connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ConnectionEvent {
-    /// A text.
+    /// A text message.
     Text(String),
-    /// Something that shows that the pod lives.
-    ChaosClient,
-    /// The pod said goodbye with this code.
+    /// A completed handshake or a control frame: the pod is alive.
+    Activity,
+    /// A close frame with this code.
     Close(u16),
-    /// The end; before the upgrade, with what the pod said instead.
-    EndCause(String),
-    /// Nothing more for now.
+    /// The end of the connection with its reason; before the handshake is complete, the pod's response line.
+    Ended(String),
+    /// Nothing more to read.
     Nothing,
 }
 
 impl ClientConnection {
-    /// Begins to open one. `receive_buffer` makes the kernel take so few bytes ahead.
+    /// Starts to open a connection. `receive_buffer` limits the kernel's receive buffer.
     pub(super) fn begin(ask: &Ask, receive_buffer: Option<usize>) -> std::io::Result<Self> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
@@ -60,7 +60,7 @@ impl ClientConnection {
         Ok(Self::Opening { stream: socket.into(), head: ask.head().into_bytes(), answer: Vec::new() })
     }
 
-    /// What `poll` is to wait for.
+    /// Descriptor and events for `poll`.
     pub(super) fn poll(&self) -> (RawFd, libc::c_short) {
         match self {
             Self::Opening { stream, head, .. } if !head.is_empty() => (stream.as_raw_fd(), libc::POLLOUT),
@@ -69,7 +69,7 @@ impl ClientConnection {
         }
     }
 
-    /// The socket, to be kept without being read.
+    /// Returns the socket, to keep it open without reading it.
     pub(super) fn into_socket(self) -> TcpStream {
         match self {
             Self::Opening { stream, .. } => stream,
@@ -77,7 +77,7 @@ impl ClientConnection {
         }
     }
 
-    /// Does what can be done now, and says what came of it.
+    /// Makes progress without blocking and returns the result.
     pub(super) fn turn(&mut self) -> ConnectionEvent {
         match self {
             Self::Opening { stream, head, answer } => match open(stream, head, answer) {
@@ -87,22 +87,22 @@ impl ClientConnection {
                     let config = WebSocketConfig::default().read_buffer_size(4096).write_buffer_size(0);
                     let socket = WebSocket::from_partially_read(stream, rest, Role::Client, Some(config));
                     *self = Self::Open(Box::new(socket));
-                    ConnectionEvent::ChaosClient
+                    ConnectionEvent::Activity
                 }
-                Err(why) => ConnectionEvent::EndCause(why),
+                Err(why) => ConnectionEvent::Ended(why),
             },
             Self::Open(socket) => receive(socket),
         }
     }
 
-    /// Sends a text. Where the pod is gone, reading will tell.
+    /// Sends a text message. If the pod is gone, reading will report it.
     pub(super) fn send(&mut self, text: &str) {
         if let Self::Open(socket) = self {
             let _ = socket.send(Message::text(text));
         }
     }
 
-    /// Says goodbye.
+    /// Sends a close frame.
     pub(super) fn close(&mut self) {
         if let Self::Open(socket) = self {
             let _ = socket.close(Some(CloseFrame { code: 1000.into(), reason: "".into() }));
@@ -114,13 +114,13 @@ fn receive(socket: &mut WebSocket<TcpStream>) -> ConnectionEvent {
     match socket.read() {
         Ok(Message::Text(text)) => ConnectionEvent::Text(text.as_str().to_owned()),
         Ok(Message::Close(frame)) => ConnectionEvent::Close(frame.map_or(1005, |frame| frame.code.into())),
-        Ok(_) => ConnectionEvent::ChaosClient,
+        Ok(_) => ConnectionEvent::Activity,
         Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => ConnectionEvent::Nothing,
-        Err(error) => ConnectionEvent::EndCause(error.to_string()),
+        Err(error) => ConnectionEvent::Ended(error.to_string()),
     }
 }
 
-/// Sends the head and reads the answer; returns what came behind it once it is a 101.
+/// Sends the request head and reads the response. After a 101, returns the bytes behind it.
 fn open(stream: &mut TcpStream, head: &mut Vec<u8>, answer: &mut Vec<u8>) -> Result<Option<Vec<u8>>, String> {
     while !head.is_empty() {
         match stream.write(head) {
@@ -136,11 +136,11 @@ fn open(stream: &mut TcpStream, head: &mut Vec<u8>, answer: &mut Vec<u8>) -> Res
             return if line.starts_with("HTTP/1.1 101 ") { Ok(Some(rest)) } else { Err(line) };
         }
         if answer.len() > ANSWER_BYTES_MAX {
-            return Err("an answer without an end".to_owned());
+            return Err("the response head is too long".to_owned());
         }
         let mut buffer = [0; 2048];
         match stream.read(&mut buffer) {
-            Ok(0) => return Err("the end within the handshake".to_owned()),
+            Ok(0) => return Err("closed during the handshake".to_owned()),
             Ok(count) => answer.extend_from_slice(&buffer[..count]),
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
             Err(error) => return Err(error.to_string()),

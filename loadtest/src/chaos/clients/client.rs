@@ -1,5 +1,5 @@
-//! One client's life: it opens connections, reads, keeps the last cursor that it saw, and does as the contract says
-//! when a connection ends. All that it sees, it writes down.
+//! One client: it opens connections, reads, keeps the last cursor, and follows the protocol when a connection ends. It
+//! logs everything that it does and receives.
 
 use std::collections::BTreeMap;
 use std::net::TcpStream;
@@ -9,45 +9,45 @@ use serde::Deserialize;
 
 use super::Shared;
 use super::connection::{ClientConnection, ConnectionEvent};
-use super::reconnect_policy::{Goal, Next, after_end, after_failure, is_half_open, is_wrong};
+use super::reconnect_policy::{Goal, Next, after_end, after_failure, is_half_open, is_violation};
 use crate::chaos::log::{ClientFact, ClientLogEntry, EndCause};
 use crate::chaos::producer;
 use crate::chaos::schedule::FaultKind;
 use crate::client::{Ask, Message};
 use crate::events::{ExpectedMessage, FIRST_TIMESTAMP};
 
-/// A pod that says nothing for so long is given up: it owes a ping each second.
+/// A connection without any frame for this time is given up. The pod must send a ping every second.
 const SILENCE_MAX: Duration = Duration::from_secs(4);
 
-/// A pod that was asked answers within this time, or another is asked.
+/// A pod that does not answer a handshake within this time is given up for another.
 const OPENED_WITHIN: Duration = Duration::from_secs(2);
 
-/// Messages that are read at one go, before others have their turn.
+/// Messages that a client reads per turn.
 const MESSAGES_A_TURN: usize = 64;
 
-/// One client in so many has a kernel that takes only so many bytes ahead: it is slow at once when it doesn't read.
+/// One client in this many has a small receive buffer, so that it is slow as soon as it stops reading.
 const SMALL_BUFFER_IN: u32 = 4;
 const SMALL_BUFFER_BYTES: usize = 4096;
 
-/// A hasty client stays up to this long.
+/// Longest connection of a hasty client, in milliseconds.
 const HASTY_MS_MAX: u64 = 60;
 
-/// A client.
+/// A client of the chaos run.
 pub(super) struct ChaosClient {
     number: u32,
     assessment: u32,
     random: fastrand::Rng,
     state: State,
-    /// The last that it saw.
+    /// Last cursor received.
     cursor: Option<String>,
-    /// The highest number of each topic.
+    /// Highest number received, by topic.
     seen: BTreeMap<u8, u64>,
-    /// Where it was last told to go.
+    /// URL of the last redirect.
     url: Option<String>,
     attempts: u32,
-    /// It will lose its connection on purpose so often.
+    /// Number of times that it will still drop its connection.
     hasty: u32,
-    /// It doesn't read since then, by its own will.
+    /// Start of the injected pause in reading, if any.
     absent_since: Option<Instant>,
 }
 
@@ -60,19 +60,19 @@ enum State {
 struct ServedSession {
     connection: ClientConnection,
     began: Instant,
-    heard: Instant,
-    asked: bool,
-    is_welcome: bool,
+    last_frame: Instant,
+    sent_cursor: bool,
+    is_accepted: bool,
     close: Option<u16>,
-    /// It doesn't read up to then.
+    /// End of the injected stall, if any.
     stalled_until: Option<Instant>,
-    /// It loses the connection then.
+    /// Time at which it drops the connection, if set.
     drop_at: Option<Instant>,
-    /// The last tick of each market.
+    /// Timestamp of the last tick, by market.
     ticks: BTreeMap<String, u64>,
 }
 
-/// What a message may hold.
+/// The fields that a message may have.
 #[derive(Deserialize)]
 struct Text<'a> {
     #[serde(borrow)]
@@ -89,33 +89,33 @@ struct Text<'a> {
 }
 
 impl ChaosClient {
-    /// A client that will connect at once.
+    /// A client that connects at the next turn.
     pub(super) fn new(number: u32, assessment: u32, seed: u64, shared: &Shared) -> Self {
         let random = fastrand::Rng::with_seed(seed ^ (u64::from(number) << 32));
         let state = State::Waiting { until: Instant::now(), goal: Goal::Any };
         let (seen, url, cursor) = (BTreeMap::new(), None, None);
         let (hasty, absent_since) = (0, None);
-        let life = Self { number, assessment, random, state, cursor, seen, url, attempts: 0, hasty, absent_since };
-        life.tell(shared, ClientFact::Watches(assessment));
-        life
+        let client = Self { number, assessment, random, state, cursor, seen, url, attempts: 0, hasty, absent_since };
+        client.log(shared, ClientFact::Subscribes(assessment));
+        client
     }
 
-    fn tell(&self, shared: &Shared, what: ClientFact) {
+    fn log(&self, shared: &Shared, what: ClientFact) {
         shared.log.add(&ClientLogEntry { at_ms: shared.clock.ms(), client: self.number, what });
     }
 
-    /// Whether it is served.
+    /// Whether the pod has accepted it.
     pub(super) fn is_connected(&self) -> bool {
-        matches!(&self.state, State::Connected(session) if session.is_welcome)
+        matches!(&self.state, State::Connected(session) if session.is_accepted)
     }
 
-    /// Whether it has all that was made for it.
+    /// Whether it has received every event of its assessment.
     pub(super) fn has_all(&self, last: &BTreeMap<(u32, u8), u64>) -> bool {
-        let mut owed = last.range((self.assessment, 0)..=(self.assessment, u8::MAX));
-        self.is_connected() && owed.all(|((_, topic), number)| self.seen.get(topic) >= Some(number))
+        let mut required = last.range((self.assessment, 0)..=(self.assessment, u8::MAX));
+        self.is_connected() && required.all(|((_, topic), number)| self.seen.get(topic) >= Some(number))
     }
 
-    /// What `poll` is to wait for, if anything.
+    /// Descriptor and events for `poll`, if it reads.
     pub(super) fn poll(&self) -> Option<libc::pollfd> {
         let State::Connected(session) = &self.state else { return None };
         if session.stalled_until.is_some() {
@@ -127,25 +127,25 @@ impl ChaosClient {
 
     // ---- time -------------------------------------------------------------------------------------------------------
 
-    /// Does what is due.
+    /// Runs its timers.
     pub(super) fn tick(&mut self, now: Instant, shared: &mut Shared) {
         match &mut self.state {
             State::Waiting { until, .. } if *until <= now => self.open(now, shared),
             State::Connected(session) => {
                 if session.stalled_until.is_some_and(|until| until <= now) {
                     session.stalled_until = None;
-                    session.heard = now;
-                    return self.is_back(now, shared);
+                    session.last_frame = now;
+                    return self.log_pause(now, shared);
                 }
                 if session.stalled_until.is_some() {
                     return;
                 }
                 if session.drop_at.is_some_and(|at| at <= now) {
                     self.lose(FaultKind::Hasty, shared);
-                } else if !session.is_welcome && now > session.began + OPENED_WITHIN {
+                } else if !session.is_accepted && now > session.began + OPENED_WITHIN {
                     self.fail("no answer", now, shared);
-                } else if session.is_welcome && now > session.heard + SILENCE_MAX {
-                    self.ended(EndCause::Silent, now, shared);
+                } else if session.is_accepted && now > session.last_frame + SILENCE_MAX {
+                    self.ended(EndCause::HeartbeatTimeout, now, shared);
                 }
             }
             _ => {}
@@ -158,8 +158,8 @@ impl ChaosClient {
             Goal::Url(url) => Some(url),
             Goal::Any => shared.directory.any(&mut self.random),
         };
-        self.is_back(now, shared);
-        self.tell(shared, ClientFact::Tries);
+        self.log_pause(now, shared);
+        self.log(shared, ClientFact::Connecting);
         let Some(url) = url else { return self.fail("no pod is known", now, shared) };
         let mut ask = Ask::to(&url).assessment(&producer::assessment(self.assessment));
         if let Some(cursor) = &self.cursor {
@@ -171,9 +171,9 @@ impl ChaosClient {
                 let session = ServedSession {
                     connection,
                     began: now,
-                    heard: now,
-                    asked: self.cursor.is_some(),
-                    is_welcome: false,
+                    last_frame: now,
+                    sent_cursor: self.cursor.is_some(),
+                    is_accepted: false,
                     close: None,
                     stalled_until: None,
                     drop_at: None,
@@ -194,29 +194,29 @@ impl ChaosClient {
     }
 
     fn fail(&mut self, why: &str, now: Instant, shared: &Shared) {
-        self.tell(shared, ClientFact::Failed(why.to_owned()));
+        self.log(shared, ClientFact::ConnectFailed(why.to_owned()));
         let next = after_failure(self.attempts, &mut self.random);
         self.go(next, now);
     }
 
     fn ended(&mut self, end: EndCause, now: Instant, shared: &Shared) {
         if let EndCause::Closed(code) = end
-            && is_wrong(code, self.url.is_some())
+            && is_violation(code, self.url.is_some())
         {
-            self.tell(shared, ClientFact::Wrong(format!("closed with {code}")));
+            self.log(shared, ClientFact::Violation(format!("closed with {code}")));
         }
-        self.tell(shared, ClientFact::Gone(end));
+        self.log(shared, ClientFact::Disconnected(end));
         let next = after_end(end, self.url.take(), self.attempts, &mut self.random);
         self.go(next, now);
     }
 
-    // ---- faults of its own ------------------------------------------------------------------------------------------
+    // ---- injected faults --------------------------------------------------------------------------------------------
 
-    /// Does what a fault of the clients makes it do.
-    pub(super) fn suffer(&mut self, kind: FaultKind, lasts: Duration, shared: &mut Shared) {
+    /// Carries out a fault of the clients.
+    pub(super) fn misbehave(&mut self, kind: FaultKind, lasts: Duration, shared: &mut Shared) {
         let now = Instant::now();
         let State::Connected(session) = &mut self.state else { return };
-        if !session.is_welcome || session.stalled_until.is_some() {
+        if !session.is_accepted || session.stalled_until.is_some() {
             return;
         }
         match kind {
@@ -237,26 +237,26 @@ impl ChaosClient {
         }
     }
 
-    /// Loses its connection without a word, and comes back at once.
+    /// Drops its connection without a close frame, and reconnects at once.
     fn lose(&mut self, kind: FaultKind, shared: &mut Shared) {
         let State::Connected(session) = std::mem::replace(&mut self.state, State::Done) else { return };
         if is_half_open(kind) {
             shared.abandon(session.connection.into_socket());
         }
         self.hasty = if kind == FaultKind::Hasty { self.hasty.saturating_sub(1) } else { 0 };
-        self.ended(EndCause::Own(kind), Instant::now(), shared);
+        self.ended(EndCause::Injected(kind), Instant::now(), shared);
     }
 
-    /// Tells how long it was absent, if it was.
-    fn is_back(&mut self, now: Instant, shared: &Shared) {
+    /// Logs the length of the pause in reading, if there was one.
+    fn log_pause(&mut self, now: Instant, shared: &Shared) {
         if let Some(since) = self.absent_since.take() {
             let ms = u64::try_from(now.saturating_duration_since(since).as_millis()).expect("minutes at most");
-            self.tell(shared, ClientFact::Absent(ms));
+            self.log(shared, ClientFact::NotReading(ms));
         }
     }
 
-    /// Comes back from where it went by its own will: the run nears its end.
-    pub(super) fn hurry(&mut self) {
+    /// Ends its injected absence, because the run is about to end.
+    pub(super) fn return_now(&mut self) {
         match &mut self.state {
             State::Waiting { until, .. } => *until = Instant::now(),
             State::Connected(session) => {
@@ -266,33 +266,33 @@ impl ChaosClient {
         }
     }
 
-    /// Says goodbye.
+    /// Closes the connection.
     pub(super) fn finish(&mut self, shared: &Shared) {
         if let State::Connected(session) = &mut self.state {
             session.connection.close();
         }
         self.state = State::Done;
-        self.tell(shared, ClientFact::Done);
+        self.log(shared, ClientFact::Done);
     }
 
-    // ---- what comes -------------------------------------------------------------------------------------------------
+    // ---- received messages ------------------------------------------------------------------------------------------
 
-    /// Reads what has come.
+    /// Reads what has arrived.
     pub(super) fn read(&mut self, now: Instant, shared: &mut Shared) {
         for _ in 0..MESSAGES_A_TURN {
             let State::Connected(session) = &mut self.state else { return };
-            let came = session.connection.turn();
-            if !matches!(came, ConnectionEvent::Nothing | ConnectionEvent::EndCause(_)) {
-                session.heard = now;
+            let event = session.connection.turn();
+            if !matches!(event, ConnectionEvent::Nothing | ConnectionEvent::Ended(_)) {
+                session.last_frame = now;
             }
-            match came {
+            match event {
                 ConnectionEvent::Text(text) => self.message(&text, shared),
-                ConnectionEvent::ChaosClient => {}
+                ConnectionEvent::Activity => {}
                 ConnectionEvent::Close(code) => session.close = Some(code),
-                ConnectionEvent::EndCause(why) => {
-                    let end = session.close.map_or(EndCause::Cut, EndCause::Closed);
-                    // A refusal is a close, too; what ends before any word was no connection.
-                    if session.is_welcome || session.close.is_some() {
+                ConnectionEvent::Ended(why) => {
+                    let end = session.close.map_or(EndCause::Aborted, EndCause::Closed);
+                    // A refusal is a close too. An end before the first message is a failed attempt.
+                    if session.is_accepted || session.close.is_some() {
                         self.ended(end, now, shared);
                     } else {
                         self.fail(&why, now, shared);
@@ -302,58 +302,58 @@ impl ChaosClient {
                 ConnectionEvent::Nothing => return,
             }
         }
-        // There may be more that `poll` doesn't tell of: it is in the library's buffer.
+        // The library's buffer may hold more, which `poll` does not report.
         shared.has_more.push(self.number);
     }
 
     fn message(&mut self, text: &str, shared: &mut Shared) {
         let State::Connected(session) = &mut self.state else { return };
-        let Ok(said) = serde_json::from_str::<Text<'_>>(text) else {
-            return self.tell(shared, ClientFact::Wrong(format!("no JSON: {text}")));
+        let Ok(fields) = serde_json::from_str::<Text<'_>>(text) else {
+            return self.log(shared, ClientFact::Violation(format!("no JSON: {text}")));
         };
-        let kind = said.r#type.or(said.error).unwrap_or_default();
-        if !session.is_welcome && !matches!(kind, "connected" | "Redirect") {
-            self.tell(shared, ClientFact::Wrong(format!("before connected: {text}")));
+        let kind = fields.r#type.or(fields.error).unwrap_or_default();
+        if !session.is_accepted && !matches!(kind, "connected" | "Redirect") {
+            self.log(shared, ClientFact::Violation(format!("before connected: {text}")));
             return;
         }
         let mut event = None;
-        let mut cursor = said.cursor;
+        let mut cursor = fields.cursor;
         match kind {
             "connected" => {
-                session.is_welcome = true;
+                session.is_accepted = true;
                 if self.hasty > 0 {
                     session.drop_at = Some(Instant::now() + Duration::from_millis(self.random.u64(0..HASTY_MS_MAX)));
                 }
                 self.attempts = 0;
-                let (asked, node) = (session.asked, said.node.unwrap_or_default());
-                let resumed = said.resumed.unwrap_or_default();
-                if asked && !resumed {
-                    // It has lost something, and will be told so: until then it counts as not told.
+                let (sent_cursor, node) = (session.sent_cursor, fields.node.unwrap_or_default());
+                let resumed = fields.resumed.unwrap_or_default();
+                if sent_cursor && !resumed {
+                    // Events were lost, and a reset must follow. Until then the client keeps its old cursor.
                     cursor = None;
                 }
-                self.tell(shared, ClientFact::Connected { node, asked, resumed });
+                self.log(shared, ClientFact::Connected { node, sent_cursor, resumed });
             }
             "ping" => session.connection.send(r#"{"type":"pong"}"#),
             "pong" => {}
             "market_price" => {
-                let market = said.market.unwrap_or_default();
-                let timestamp = said.timestamp.and_then(|timestamp| timestamp.as_u64()).unwrap_or_default();
+                let market = fields.market.unwrap_or_default();
+                let timestamp = fields.timestamp.and_then(|timestamp| timestamp.as_u64()).unwrap_or_default();
                 let last = session.ticks.insert(market, timestamp);
                 if last > Some(timestamp) {
-                    self.tell(shared, ClientFact::Wrong(format!("a price older than the last: {text}")));
+                    self.log(shared, ClientFact::Violation(format!("a tick older than the last: {text}")));
                 }
             }
-            "reset" => self.tell(shared, ClientFact::Reset(said.reason.unwrap_or_default())),
+            "reset" => self.log(shared, ClientFact::Reset(fields.reason.unwrap_or_default())),
             "Redirect" => {
-                self.url = said.url;
-                self.tell(shared, ClientFact::Redirected(said.node.unwrap_or_default()));
+                self.url = fields.url;
+                self.log(shared, ClientFact::Redirected(fields.node.unwrap_or_default()));
             }
-            _ => event = said.timestamp.and_then(|timestamp| timestamp.as_u64()?.checked_sub(FIRST_TIMESTAMP)),
+            _ => event = fields.timestamp.and_then(|timestamp| timestamp.as_u64()?.checked_sub(FIRST_TIMESTAMP)),
         }
         match (event, kind) {
             (Some(number), _) => self.event(number, kind.to_owned(), text, shared),
             (None, "connected" | "ping" | "pong" | "market_price" | "reset" | "Redirect") => {}
-            _ => self.tell(shared, ClientFact::Wrong(format!("no message of ours: {text}"))),
+            _ => self.log(shared, ClientFact::Violation(format!("unknown message: {text}"))),
         }
         if cursor.is_some() {
             self.cursor = cursor;
@@ -362,16 +362,16 @@ impl ChaosClient {
 
     fn event(&mut self, stamp: u64, kind: String, text: &str, shared: &mut Shared) {
         let (number, topic) = (stamp / 10, u8::try_from(stamp % 10).expect("below ten"));
-        self.tell(shared, ClientFact::Event { topic, number });
+        self.log(shared, ClientFact::Event { topic, number });
         shared.seen += 1;
         let seen = self.seen.entry(topic).or_insert(number);
         *seen = number.max(*seen);
         let message = Message { at: Instant::now(), kind, text: text.to_owned() };
-        if ExpectedMessage::from(&message) != producer::event(self.assessment, topic, number).told {
-            self.tell(shared, ClientFact::Wrong(format!("not as it was made: {}", message.text)));
+        if ExpectedMessage::from(&message) != producer::event(self.assessment, topic, number).expected {
+            self.log(shared, ClientFact::Violation(format!("not the event that was produced: {}", message.text)));
         }
     }
 }
 
-/// Sockets that were abandoned, and when.
+/// Abandoned sockets, with the time.
 pub(super) type Abandoned = Vec<(Instant, TcpStream)>;
