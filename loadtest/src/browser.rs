@@ -10,7 +10,7 @@ use tungstenite::{Message, WebSocket};
 use crate::http;
 use crate::process::{Process, TempDir, eventually, tool};
 
-/// How long a page may take to show what is due. A cold browser on a busy machine needs most of it.
+/// Time limit for a page. A cold browser on a busy machine needs most of it.
 pub const WITHIN: Duration = Duration::from_secs(60);
 
 /// A page in headless Chromium, controlled by the DevTools protocol over one WebSocket.
@@ -18,7 +18,7 @@ pub struct Page {
     socket: WebSocket<TcpStream>,
     calls: u64,
     loaded: bool,
-    /// What the page's scripts threw and did not catch.
+    /// Uncaught exceptions of the page's scripts.
     errors: Vec<String>,
     _chromium: Process,
     _dir: TempDir,
@@ -28,12 +28,12 @@ impl Page {
     /// Starts Chromium and opens a page. `script` runs on the page before its own scripts.
     ///
     /// # Panics
-    /// If Chromium is missing, or doesn't do what it is asked.
+    /// If Chromium is missing or fails.
     #[must_use]
     pub fn open(url: &str, script: &str) -> Self {
         let dir = TempDir::new("chromium");
         let mut command = Command::new(tool("chromium", "chromium"));
-        // Root has no sandbox, containers a small /dev/shm, and nothing of this is to look for the internet.
+        // Root has no sandbox, containers have a small /dev/shm, and Chromium must not use the network.
         command.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic"]);
         command.args(["--no-first-run", "--disable-background-networking", "--disable-component-update"]);
         command.args(["--disable-sync", "--disable-breakpad", "--remote-debugging-port=0", "about:blank"]);
@@ -41,7 +41,7 @@ impl Page {
         command.env("XDG_CONFIG_HOME", dir.path()).env("XDG_CACHE_HOME", dir.path()).env("TMPDIR", dir.path());
         let chromium = Process::start("chromium", command, &dir.path().join("chromium.log"));
 
-        let address = eventually("Chromium takes orders", WITHIN, || {
+        let address = eventually("Chromium listens", WITHIN, || {
             let log = chromium.log();
             log.split_once("DevTools listening on ws://")?.1.split_once('/')?.0.parse().ok()
         });
@@ -69,7 +69,7 @@ impl Page {
     /// value.
     ///
     /// # Panics
-    /// If it isn't within [`WITHIN`].
+    /// If it is not true within [`WITHIN`].
     #[track_caller]
     pub fn until(&mut self, what: &str, condition: &str) -> Value {
         let limit_ms = WITHIN.as_millis();
@@ -112,15 +112,15 @@ impl Page {
         }
     }
 
-    /// What the page's scripts threw and did not catch.
+    /// Uncaught exceptions of the page's scripts.
     #[must_use]
     pub fn errors(&self) -> &[String] {
         &self.errors
     }
 
-    /// The next message: an answer, or an event, which is noted.
+    /// Reads the next message. Records events.
     fn read(&mut self) -> Value {
-        let message = self.socket.read().expect("Chromium goes on").into_text().expect("in text");
+        let message = self.socket.read().expect("Chromium sends messages").into_text().expect("in text");
         let message: Value = serde_json::from_str(&message).expect("in JSON");
         match message["method"].as_str() {
             Some("Page.loadEventFired") => self.loaded = true,

@@ -1,5 +1,5 @@
-//! WebSocket clients: what each asks for, and what it was sent, in order. Hundreds of them live on the one thread of
-//! their test. [`raw`] has the clients that break the rules.
+//! WebSocket clients: their requests, and the messages that they receive, in order. Hundreds of them run on the one
+//! thread of their test. [`raw`] has the clients that break the protocol.
 
 pub mod raw;
 
@@ -18,19 +18,19 @@ use tungstenite::{Error, WebSocket};
 use crate::http::HttpResponse;
 use crate::token;
 
-/// What a pod owes a client comes within this time, on a machine that does much else.
+/// Time limit for a message to a client, on a busy machine.
 pub const WITHIN: Duration = Duration::from_secs(20);
 
-/// How often it is asked whether all is done, where no client is sent anything.
-const ASK_EVERY: Duration = Duration::from_millis(50);
+/// Interval at which [`read_until`] evaluates its condition if no client receives anything.
+const CHECK_EVERY: Duration = Duration::from_millis(50);
 
-/// The key of RFC 6455 section 1.3, and what a server makes of it.
+/// The key of RFC 6455 section 1.3 and the server's answer to it.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-// ---- asking ---------------------------------------------------------------------------------------------------------
+// ---- requests -------------------------------------------------------------------------------------------------------
 
-/// What a client asks a pod for. Without more words, market data for [`token::USER`].
+/// A client's request. By default, market data for [`token::USER`].
 #[derive(Debug, Clone)]
 pub struct Ask {
     address: SocketAddr,
@@ -43,10 +43,10 @@ pub struct Ask {
 }
 
 impl Ask {
-    /// Asks the pod at a URL such as `ws://127.0.0.1:3003/ws`.
+    /// A request to a URL such as `ws://127.0.0.1:3003/ws`.
     ///
     /// # Panics
-    /// Where it is not of this form.
+    /// If it is not of this form.
     #[must_use]
     #[track_caller]
     pub fn to(url: &str) -> Self {
@@ -70,35 +70,35 @@ impl Ask {
         }
     }
 
-    /// Watches an assessment.
+    /// Subscribes to an assessment.
     #[must_use]
     pub fn assessment(self, id: &str) -> Self {
         let id = percent_encoded(id);
         self.parameter(&format!("assessmentId={id}"))
     }
 
-    /// Adds to the query, as it is.
+    /// Adds a parameter to the query, without encoding.
     #[must_use]
     pub fn parameter(mut self, parameter: &str) -> Self {
         self.query.push(parameter.to_owned());
         self
     }
 
-    /// Shows this token, in the query.
+    /// Sets the token in the query.
     #[must_use]
     pub fn token(mut self, token: &str) -> Self {
         self.token = Some(token.to_owned());
         self
     }
 
-    /// Shows no token.
+    /// Removes the token.
     #[must_use]
     pub fn without_token(mut self) -> Self {
         self.token = None;
         self
     }
 
-    /// Adds a header; in place of the one of that name, where there is one.
+    /// Sets a header.
     #[must_use]
     pub fn header(self, name: &str, value: &str) -> Self {
         let mut ask = self.without_header(name);
@@ -106,28 +106,28 @@ impl Ask {
         ask
     }
 
-    /// Leaves a header out.
+    /// Removes a header.
     #[must_use]
     pub fn without_header(mut self, name: &str) -> Self {
         self.headers.retain(|(found, _)| !found.eq_ignore_ascii_case(name));
         self
     }
 
-    /// Asks for another path.
+    /// Sets the path.
     #[must_use]
     pub fn path(mut self, path: &str) -> Self {
         path.clone_into(&mut self.path);
         self
     }
 
-    /// Comes from this loopback address: each has its own 28,000 ports.
+    /// Connects from this loopback address. Each has its own 28,000 ports.
     #[must_use]
     pub fn from(mut self, source: Ipv4Addr) -> Self {
         self.source = Some(source);
         self
     }
 
-    /// Has its kernel take so few bytes ahead (SO_RCVBUF).
+    /// Sets the size of the receive buffer (SO_RCVBUF).
     #[must_use]
     pub fn receive_buffer(mut self, bytes: usize) -> Self {
         self.receive_buffer = Some(bytes);
@@ -140,36 +140,36 @@ impl Ask {
         self.address
     }
 
-    /// The request's head, as it is sent.
+    /// The request head, as it is sent.
     #[must_use]
     pub fn head(&self) -> String {
         let token = self.token.iter().map(|token| format!("token={token}"));
         let query: Vec<_> = self.query.iter().cloned().chain(token).collect();
-        let mark = if query.is_empty() { "" } else { "?" };
-        let mut head = format!("GET {}{mark}{} HTTP/1.1\r\n", self.path, query.join("&"));
+        let separator = if query.is_empty() { "" } else { "?" };
+        let mut head = format!("GET {}{separator}{} HTTP/1.1\r\n", self.path, query.join("&"));
         for (name, value) in &self.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
         head + "\r\n"
     }
 
-    /// Opens a connection and says nothing yet.
+    /// Opens a connection and sends nothing yet.
     ///
     /// # Panics
-    /// Where there is nobody.
+    /// If the connection fails.
     #[must_use]
     #[track_caller]
     pub fn connect(&self) -> TcpStream {
         self.try_connect().unwrap_or_else(|error| panic!("connect to {}: {error}", self.address))
     }
 
-    /// Opens a connection where somebody listens.
+    /// Opens a connection and sends nothing yet.
     ///
     /// # Errors
-    /// Where nobody does.
+    /// If the connection fails.
     ///
     /// # Panics
-    /// Where the machine has no descriptor left.
+    /// If the machine has no descriptor left.
     #[track_caller]
     pub fn try_connect(&self) -> std::io::Result<TcpStream> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a descriptor is left");
@@ -186,17 +186,17 @@ impl Ask {
         Ok(stream)
     }
 
-    /// Becomes a client.
+    /// Completes the handshake.
     ///
     /// # Panics
-    /// Where the pod refuses with an HTTP answer.
+    /// If the pod refuses with an HTTP response.
     #[must_use]
     #[track_caller]
     pub fn open(&self) -> Client {
         self.try_open().unwrap_or_else(|answer| panic!("refused: {} {}", answer.status, answer.text()))
     }
 
-    /// Becomes a client where a pod is there and takes it.
+    /// Completes the handshake. `None` if that fails.
     #[must_use]
     pub fn attempt(&self) -> Option<Client> {
         let mut stream = self.try_connect().ok()?;
@@ -205,13 +205,13 @@ impl Ask {
         (answer.status == 101).then(|| Client::new(stream, answer))
     }
 
-    /// Becomes a client, or is refused with an HTTP answer.
+    /// Completes the handshake, or returns the pod's refusal.
     ///
     /// # Errors
-    /// The answer that refuses.
+    /// The HTTP response that refuses.
     ///
     /// # Panics
-    /// Where the answer is no HTTP, or does not come.
+    /// If the response is not HTTP, or does not come.
     #[track_caller]
     pub fn try_open(&self) -> Result<Client, HttpResponse> {
         let mut stream = self.connect();
@@ -231,16 +231,16 @@ fn percent_encoded(text: &str) -> String {
     text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
-// ---- what comes -----------------------------------------------------------------------------------------------------
+// ---- received messages ----------------------------------------------------------------------------------------------
 
-/// A text frame that a client was sent.
+/// A text message that a client received.
 #[derive(Debug, Clone)]
 pub struct Message {
-    /// When it was read.
+    /// Time when it was read.
     pub at: Instant,
-    /// Its `type`, or for a message that refuses, its `error`.
+    /// Its `type`, or its `error` if it has none.
     pub kind: String,
-    /// As it came.
+    /// Its text, as received.
     pub text: String,
 }
 
@@ -253,7 +253,7 @@ impl Message {
             error: Option<String>,
         }
         let head: UpgradeOutcome =
-            serde_json::from_str(text).unwrap_or_else(|error| panic!("no message, {error}: {text}"));
+            serde_json::from_str(text).unwrap_or_else(|error| panic!("invalid message, {error}: {text}"));
         let kind = head.r#type.or(head.error).unwrap_or_else(|| panic!("neither type nor error: {text}"));
         Self { at: Instant::now(), kind, text: text.to_owned() }
     }
@@ -261,17 +261,17 @@ impl Message {
     /// The message as JSON.
     ///
     /// # Panics
-    /// Where it is none.
+    /// If it is not JSON.
     #[must_use]
     #[track_caller]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
     }
 
-    /// Its fields but `type` and `cursor`, in their order, with the bytes of each value as they came.
+    /// Its fields except `type` and `cursor`, in order, with the original bytes of each value.
     ///
     /// # Panics
-    /// Where it is no JSON object, or has a field twice.
+    /// If it is not a JSON object, or has a field twice.
     #[must_use]
     #[track_caller]
     pub fn fields(&self) -> Vec<(String, String)> {
@@ -292,21 +292,21 @@ impl Message {
         let mut fields = serde_json::Deserializer::from_str(&self.text)
             .deserialize_map(InOrder)
             .unwrap_or_else(|error| panic!("{error}: {}", self.text));
-        for (place, (name, _)) in fields.iter().enumerate() {
-            assert!(fields[..place].iter().all(|(other, _)| other != name), "{name} twice: {}", self.text);
+        for (index, (name, _)) in fields.iter().enumerate() {
+            assert!(fields[..index].iter().all(|(other, _)| other != name), "{name} twice: {}", self.text);
         }
         fields.retain(|(name, _)| name != "type" && name != "cursor");
         fields
     }
 }
 
-/// A client that keeps the rules: it answers pings and closes, and keeps all that it is sent.
+/// A client that follows the protocol: it answers pings and closes, and keeps all messages.
 #[derive(Debug)]
 pub struct Client {
     socket: WebSocket<TcpStream>,
     answer: HttpResponse,
     messages: Vec<Message>,
-    /// How many of the messages `expect` has passed.
+    /// Number of messages that `expect` has passed.
     passed: usize,
     pings: usize,
     pongs: Vec<Vec<u8>>,
@@ -330,45 +330,45 @@ impl Client {
         &self.answer
     }
 
-    /// The text frames that it was sent so far.
+    /// The messages received so far.
     #[must_use]
     pub fn messages(&self) -> &[Message] {
         &self.messages
     }
 
-    /// The messages of a type so far.
+    /// The messages of a type received so far.
     pub fn of_type<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Message> {
         self.messages.iter().filter(move |message| message.kind == kind)
     }
 
-    /// How many WebSocket ping frames came.
+    /// Number of ping frames received.
     #[must_use]
     pub fn pings(&self) -> usize {
         self.pings
     }
 
-    /// The payloads of the WebSocket pong frames that came.
+    /// Payloads of the pong frames received.
     #[must_use]
     pub fn pongs(&self) -> &[Vec<u8>] {
         &self.pongs
     }
 
-    /// The close frame that it was sent, if any.
+    /// The close frame received, if any.
     #[must_use]
     pub fn close_frame(&self) -> Option<&(u16, String)> {
         self.close.as_ref()
     }
 
-    /// When its connection ended, if it has.
+    /// Time when its connection ended, if it has.
     #[must_use]
     pub fn ended(&self) -> Option<Instant> {
         self.ended
     }
 
-    /// Sends a text.
+    /// Sends a text message.
     ///
     /// # Panics
-    /// Where the connection has ended.
+    /// If the connection has ended.
     #[track_caller]
     pub fn send(&mut self, text: &str) {
         self.send_frame(tungstenite::Message::text(text));
@@ -377,13 +377,13 @@ impl Client {
     /// Sends a frame.
     ///
     /// # Panics
-    /// Where the connection has ended.
+    /// If the connection has ended.
     #[track_caller]
     pub fn send_frame(&mut self, frame: tungstenite::Message) {
         self.socket.send(frame).expect("the connection is open and takes a small frame");
     }
 
-    /// Reads what has come.
+    /// Reads everything that has arrived.
     pub fn turn(&mut self) {
         while self.ended.is_none() {
             match self.socket.read() {
@@ -408,23 +408,23 @@ impl Client {
         }
     }
 
-    /// Waits for the next message that `is` the one, passing over those before it.
+    /// Waits for the next message for which `is` holds, and skips those before it.
     ///
     /// # Panics
-    /// Where it does not come within [`WITHIN`].
+    /// If it does not come within [`WITHIN`].
     #[track_caller]
     pub fn expect(&mut self, what: &str, is: impl Fn(&Message) -> bool) -> Message {
         self.expect_within(what, WITHIN, is)
     }
 
-    /// Waits for the next message that `is` the one, passing over those before it.
+    /// Waits for the next message for which `is` holds, and skips those before it.
     ///
     /// # Panics
-    /// Where it does not come `within` the time.
+    /// If it does not come `within` the time.
     #[track_caller]
     pub fn expect_within(&mut self, what: &str, within: Duration, is: impl Fn(&Message) -> bool) -> Message {
         let mut found = None;
-        watch(std::slice::from_mut(self), what, within, |clients| {
+        read_until(std::slice::from_mut(self), what, within, |clients| {
             let client = &mut clients[0];
             while found.is_none() && client.passed < client.messages.len() {
                 let message = &client.messages[client.passed];
@@ -433,43 +433,43 @@ impl Client {
             }
             found.is_some()
         });
-        found.expect("watch returns when it was found")
+        found.expect("read_until returns when it was found")
     }
 
     /// Waits for the next message of a type.
     ///
     /// # Panics
-    /// Where it does not come within [`WITHIN`].
+    /// If it does not come within [`WITHIN`].
     #[track_caller]
     pub fn expect_type(&mut self, kind: &str) -> Message {
         self.expect(kind, |message| message.kind == kind)
     }
 
-    /// Waits for its end, and returns the close frame that it was sent.
+    /// Waits until the connection ends and returns the close frame.
     ///
     /// # Panics
-    /// Where the connection doesn't end within [`WITHIN`], or without a close frame.
+    /// If the connection does not end within [`WITHIN`], or ends without a close frame.
     #[track_caller]
     pub fn expect_close(&mut self) -> (u16, String) {
-        watch(std::slice::from_mut(self), "a close", WITHIN, |clients| clients[0].ended.is_some());
-        self.close.clone().unwrap_or_else(|| panic!("the connection was cut without a close frame"))
+        read_until(std::slice::from_mut(self), "a close", WITHIN, |clients| clients[0].ended.is_some());
+        self.close.clone().unwrap_or_else(|| panic!("the connection ended without a close frame"))
     }
 
-    /// Waits for the message that refuses, which must be the only one, and the close that follows.
+    /// Waits for a refusal, which must be the only message, and the close that follows.
     ///
     /// # Panics
-    /// Where anything else comes.
+    /// If anything else is received.
     #[track_caller]
     pub fn expect_refusal(&mut self) -> (Value, u16) {
         let (code, _) = self.expect_close();
-        assert_eq!(self.messages.len(), 1, "one message, which refuses: {:?}", self.messages);
+        assert_eq!(self.messages.len(), 1, "one message with a refusal: {:?}", self.messages);
         (self.messages[0].json(), code)
     }
 
-    /// Says goodbye, and waits for the pod's answer.
+    /// Closes the connection and waits for the pod's close frame.
     ///
     /// # Panics
-    /// Where the pod doesn't answer with the same code.
+    /// If the pod does not answer with the same code.
     #[track_caller]
     pub fn close(mut self) {
         let frame = CloseFrame { code: 1000.into(), reason: "".into() };
@@ -478,14 +478,14 @@ impl Client {
     }
 }
 
-// ---- many -----------------------------------------------------------------------------------------------------------
+// ---- many clients ---------------------------------------------------------------------------------------------------
 
-/// Reads for all clients until `done`, which is asked whenever something came, and now and then besides.
+/// Reads for all clients until `done`. Evaluates it whenever something was read, and at an interval.
 ///
 /// # Panics
-/// Where that is not so `within` the time: the message names `what`.
+/// If that does not happen `within` the time. The message names `what`.
 #[track_caller]
-pub fn watch(clients: &mut [Client], what: &str, within: Duration, mut done: impl FnMut(&mut [Client]) -> bool) {
+pub fn read_until(clients: &mut [Client], what: &str, within: Duration, mut done: impl FnMut(&mut [Client]) -> bool) {
     let deadline = Instant::now() + within;
     for client in clients.iter_mut() {
         client.turn();
@@ -493,11 +493,11 @@ pub fn watch(clients: &mut [Client], what: &str, within: Duration, mut done: imp
     while !done(clients) {
         let left = deadline.saturating_duration_since(Instant::now());
         assert!(!left.is_zero(), "{what}: not within {within:?}; {}", summary(clients));
-        read_ready(clients, left.min(ASK_EVERY));
+        read_ready(clients, left.min(CHECK_EVERY));
     }
 }
 
-/// Reads for all clients for some time: for what must not come.
+/// Reads for all clients for this time, to check that something does not come.
 pub fn read_for(clients: &mut [Client], time: Duration) {
     let deadline = Instant::now() + time;
     while Instant::now() < deadline {
@@ -505,24 +505,24 @@ pub fn read_for(clients: &mut [Client], time: Duration) {
     }
 }
 
-/// Waits until a client's socket has something, and reads it.
+/// Waits until a client's socket is readable, and reads it.
 fn read_ready(clients: &mut [Client], within: Duration) {
-    let (places, mut polls): (Vec<_>, Vec<_>) = clients
+    let (indices, mut polls): (Vec<_>, Vec<_>) = clients
         .iter()
         .enumerate()
         .filter(|(_, client)| client.ended.is_none())
-        .map(|(place, client)| {
+        .map(|(index, client)| {
             let fd = client.socket.get_ref().as_raw_fd();
-            (place, libc::pollfd { fd, events: libc::POLLIN, revents: 0 })
+            (index, libc::pollfd { fd, events: libc::POLLIN, revents: 0 })
         })
         .unzip();
     let timeout = i32::try_from(within.as_millis()).unwrap_or(i32::MAX).max(1);
-    let count = libc::nfds_t::try_from(polls.len()).expect("fewer than descriptors");
+    let count = libc::nfds_t::try_from(polls.len()).expect("fewer clients than descriptors");
     // SAFETY: the pointer and the count are of one live vector, whose descriptors the clients keep open.
     unsafe { libc::poll(polls.as_mut_ptr(), count, timeout) };
-    for (place, poll) in places.into_iter().zip(polls) {
+    for (index, poll) in indices.into_iter().zip(polls) {
         if poll.revents != 0 {
-            clients[place].turn();
+            clients[index].turn();
         }
     }
 }
@@ -535,7 +535,7 @@ fn summary(clients: &[Client]) -> String {
     format!("{} clients, {ended} ended, {messages} messages, the last: {last}", clients.len())
 }
 
-/// The address of a pod at a URL.
+/// The IP address in a URL.
 #[must_use]
 #[track_caller]
 pub fn address_of(url: &str) -> IpAddr {

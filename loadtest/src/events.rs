@@ -1,5 +1,5 @@
-//! Numbered events on the built-in routes' topics, and the messages that PROTOCOL 3 makes of them, told here a second
-//! time and not by the gateway's code. It owns the producer, too.
+//! Numbered events on the built-in routes' topics with the messages of PROTOCOL 3, specified independently of the
+//! gateway's code. It also owns the producer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -15,18 +15,18 @@ use crate::client::{Client, Message};
 use crate::kafka::client_config;
 use crate::process::eventually;
 
-/// The markets that tests tick.
+/// Markets that get ticks in tests.
 pub const MARKETS: [&str; 5] = ["btc-usd", "eth-usd", "eur-usd", "gold", "spx500"];
 
 /// The timestamp of number 0.
 pub const FIRST_TIMESTAMP: u64 = 1_790_000_000_000;
 
-/// Brokers take what they are sent within this time.
+/// Time limit for the delivery of records to the brokers.
 const DELIVERED_WITHIN: Duration = Duration::from_secs(60);
 
-// ---- what happens, and what is told of it ------------------------------------------------------------------------
+// ---- events and their messages --------------------------------------------------------------------------------------
 
-/// A record for a topic, and the message that its watchers are owed.
+/// A record, and the message that its subscribers must receive.
 #[derive(Debug, Clone)]
 pub struct Event {
     /// The topic.
@@ -35,16 +35,16 @@ pub struct Event {
     pub key: String,
     /// The record's value.
     pub payload: String,
-    /// What is told.
-    pub told: ExpectedMessage,
+    /// The expected message.
+    pub expected: ExpectedMessage,
 }
 
-/// A message's type and its fields in their order, each value as it was written.
+/// A message's type and its fields in order, each value with its original bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExpectedMessage {
     /// The message's `type`.
     pub kind: String,
-    /// All other fields but `cursor`.
+    /// All other fields except `cursor`.
     pub fields: Vec<(String, String)>,
 }
 
@@ -79,19 +79,19 @@ pub enum Kind {
     DrawdownChecked,
 }
 
-/// Where a message's field comes from.
+/// Source of a message's field.
 enum FieldOrigin {
     /// The payload's field of the same name.
     Same,
     /// The payload's field of another name.
     Other(&'static str),
-    /// The route: this JSON.
+    /// A constant of the route, as JSON.
     Route(&'static str),
 }
 use FieldOrigin::{Other, Route, Same};
 
 impl Kind {
-    /// All ten.
+    /// All kinds.
     pub const ALL: [Self; 10] = [
         Self::OrderFilled,
         Self::PositionOpened,
@@ -176,8 +176,8 @@ impl Kind {
         }
     }
 
-    /// The event of this kind and number for an assessment. The payload has its fields in another order than the
-    /// message, fields that no message has, and a `type` and a `cursor` of its own.
+    /// The event of this kind and number for an assessment. Compared with the message, the payload has its fields in
+    /// another order, additional fields, and its own `type` and `cursor`.
     ///
     /// # Panics
     /// Never: a string is always JSON.
@@ -186,22 +186,22 @@ impl Kind {
         let (topic, kind, fields) = self.contract();
         let id = serde_json::to_string(assessment).expect("a string is JSON");
         let mut payload = vec![r#""type":"from the payload""#.to_owned(), r#""cursor":"from the payload""#.to_owned()];
-        let mut told = vec![("assessmentId".to_owned(), id.clone())];
+        let mut message_fields = vec![("assessmentId".to_owned(), id.clone())];
         for (name, source) in fields {
             let (name, value) = match source {
                 Same => (name, value(name, number)),
                 Other(payload_name) => {
                     payload.push(format!("\"{payload_name}\": {}", value(payload_name, number)));
-                    told.push(((*name).to_owned(), value(payload_name, number)));
+                    message_fields.push(((*name).to_owned(), value(payload_name, number)));
                     continue;
                 }
                 Route(constant) => {
-                    told.push(((*name).to_owned(), (*constant).to_owned()));
+                    message_fields.push(((*name).to_owned(), (*constant).to_owned()));
                     continue;
                 }
             };
             payload.push(format!("\"{name}\" : {value}"));
-            told.push(((*name).to_owned(), value));
+            message_fields.push(((*name).to_owned(), value));
         }
         payload.push(format!("\"assessmentId\":{id}"));
         payload.reverse();
@@ -209,12 +209,12 @@ impl Kind {
             topic: topic.to_owned(),
             key: assessment.to_owned(),
             payload: format!("{{{}}}", payload.join(", ")),
-            told: ExpectedMessage { kind: kind.to_owned(), fields: told },
+            expected: ExpectedMessage { kind: kind.to_owned(), fields: message_fields },
         }
     }
 }
 
-/// A field's value, as JSON that a careless gateway would write anew: digits, escapes, nested values, a null.
+/// A field's value, in JSON that would change if a gateway re-encoded it: digits, escapes, nested values, a null.
 fn value(field: &str, number: u64) -> String {
     match field {
         "timestamp" => timestamp(number),
@@ -231,23 +231,23 @@ fn value(field: &str, number: u64) -> String {
     }
 }
 
-/// The number, as the producer's timestamp.
+/// The number as the producer's timestamp.
 fn timestamp(number: u64) -> String {
     (FIRST_TIMESTAMP + number).to_string()
 }
 
-/// The event of this number for an assessment, of the ten kinds in turn.
+/// The event with this number for an assessment. The kinds take turns.
 #[must_use]
 pub fn event(assessment: &str, number: u64) -> Event {
     let turn = usize::try_from(number % 10).expect("below ten");
     Kind::ALL[turn].event(assessment, number)
 }
 
-/// The tick of this number on a market. Its own `market` is passed over: the topic says it.
+/// The tick with this number on a market. The `market` in its payload must be ignored in favour of the topic's name.
 #[must_use]
 pub fn tick(market: &str, number: u64) -> Event {
     let price = format!("{number}.250");
-    let told = [
+    let message_fields = [
         ("market".to_owned(), format!("\"{market}\"")),
         ("price".to_owned(), price.clone()),
         ("timestamp".to_owned(), timestamp(number)),
@@ -256,7 +256,7 @@ pub fn tick(market: &str, number: u64) -> Event {
         topic: ticks_topic(market),
         key: market.to_owned(),
         payload: format!(r#"{{"timestamp":{},"price":{price},"market":"another"}}"#, timestamp(number)),
-        told: ExpectedMessage { kind: "market_price".to_owned(), fields: told.to_vec() },
+        expected: ExpectedMessage { kind: "market_price".to_owned(), fields: message_fields.to_vec() },
     }
 }
 
@@ -266,7 +266,7 @@ pub fn ticks_topic(market: &str) -> String {
     format!("market-data.{market}-ticks")
 }
 
-// ---- what a client saw ----------------------------------------------------------------------------------------------
+// ---- received events ------------------------------------------------------------------------------------------------
 
 /// The events of assessments among a client's messages.
 pub fn seen(client: &Client) -> impl Iterator<Item = &Message> {
@@ -274,10 +274,10 @@ pub fn seen(client: &Client) -> impl Iterator<Item = &Message> {
     client.messages().iter().filter(|message| !OTHERS.contains(&message.kind.as_str()))
 }
 
-/// The number of the event, or the tick, that a message tells of.
+/// The number of the event or tick in a message.
 ///
 /// # Panics
-/// Where the message is of neither.
+/// If the message is neither.
 #[must_use]
 #[track_caller]
 pub fn number_of(message: &Message) -> u64 {
@@ -285,48 +285,48 @@ pub fn number_of(message: &Message) -> u64 {
     timestamp.unwrap_or_else(|| panic!("no numbered event: {}", message.text)) - FIRST_TIMESTAMP
 }
 
-/// Checks that a client of `assessment` has seen the events of these numbers, as [`event`] makes them: all, none twice,
-/// none else, each as the contract says, and those of a topic in their order.
+/// Checks that a client of `assessment` received exactly the events with these numbers, as [`event`] makes them: each
+/// once, with the expected message, and those of a topic in order.
 ///
 /// # Panics
-/// Where that is not so.
+/// If it did not.
 #[track_caller]
 pub fn assert_saw(client: &Client, assessment: &str, numbers: Range<u64>) {
     let mut last_of_topic = BTreeMap::new();
     let mut missing: BTreeSet<u64> = numbers.collect();
     for message in seen(client) {
         let number = number_of(message);
-        assert!(missing.remove(&number), "{assessment}: {number} is twice or too much: {}", message.text);
+        assert!(missing.remove(&number), "{assessment}: {number} is a duplicate or unexpected: {}", message.text);
         let event = event(assessment, number);
-        assert_eq!(ExpectedMessage::from(message), event.told, "{assessment}: as the contract says");
+        assert_eq!(ExpectedMessage::from(message), event.expected, "{assessment}: the message of PROTOCOL 3");
         let last = last_of_topic.insert(event.topic, number);
         assert!(last < Some(number), "{assessment}: {number} after {last:?}");
     }
-    assert!(missing.is_empty(), "{assessment}: missing are {missing:?}");
+    assert!(missing.is_empty(), "{assessment}: {missing:?} are missing");
 }
 
-/// Checks that a client has seen ticks of each market in their order, and at last the one of this number.
+/// Checks that a client received ticks of each market in order, the last one with this number.
 ///
 /// # Panics
-/// Where that is not so.
+/// If it did not.
 #[track_caller]
 pub fn assert_saw_ticks(client: &Client, last: u64) {
     let mut latest = BTreeMap::new();
     for message in client.of_type("market_price") {
         let (market, number) = (message.json()["market"].as_str().expect("a market").to_owned(), number_of(message));
-        assert_eq!(ExpectedMessage::from(message), tick(&market, number).told);
+        assert_eq!(ExpectedMessage::from(message), tick(&market, number).expected);
         let before = latest.insert(market, number);
         assert!(before < Some(number), "{number} after {before:?}: {}", message.text);
     }
     assert_eq!(latest, MARKETS.map(|market| (market.to_owned(), last)).into());
 }
 
-// ---- making records -------------------------------------------------------------------------------------------------
+// ---- producing records ----------------------------------------------------------------------------------------------
 
-/// Makes records, placed as Java's producers place them: murmur2 of the key.
+/// Produces records with the partitioner of Java's producers: murmur2 of the key.
 pub struct Producer(ThreadedProducer<Deliveries>);
 
-/// Counts what was not delivered.
+/// Keeps the failed deliveries.
 #[derive(Default)]
 struct Deliveries {
     failed: Mutex<Vec<String>>,
@@ -352,10 +352,10 @@ impl Producer {
         Self::with(bootstrap, &[])
     }
 
-    /// A producer with properties of librdkafka's over those of the kit.
+    /// A producer with these properties of librdkafka on top of the kit's.
     ///
     /// # Panics
-    /// Where a property is wrong.
+    /// If a property is invalid.
     #[must_use]
     pub fn with(bootstrap: &str, properties: &[(&str, &str)]) -> Self {
         let mut config = client_config(bootstrap);
@@ -376,7 +376,7 @@ impl Producer {
         self.send(&event.topic, Some(&event.key), Some(event.payload.as_bytes()));
     }
 
-    /// Sends a record, or without a payload a tombstone.
+    /// Sends a record. Without a payload it is a tombstone.
     pub fn send(&self, topic: &str, key: Option<&str>, payload: Option<&[u8]>) {
         self.record(BaseRecord::to(topic), key, payload);
     }
@@ -396,7 +396,7 @@ impl Producer {
         record.payload = payload;
         let mut waiting = Some(record);
         eventually("the producer's queue has room", DELIVERED_WITHIN, || {
-            match self.0.send(waiting.take().expect("it came back")) {
+            match self.0.send(waiting.take().expect("a full queue returns the record")) {
                 Ok(()) => Some(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), record)) => {
                     waiting = Some(record);
@@ -407,20 +407,20 @@ impl Producer {
         });
     }
 
-    /// Returns when the brokers have all that was sent.
+    /// Waits until the brokers have acknowledged everything.
     ///
     /// # Panics
-    /// Where they didn't take all.
+    /// If they did not.
     pub fn flush(&self) {
-        self.0.flush(DELIVERED_WITHIN).expect("the brokers take all");
+        self.0.flush(DELIVERED_WITHIN).expect("the brokers acknowledge all records");
         let failed = self.0.context().failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         assert!(failed.is_empty(), "not delivered: {failed:?}");
     }
 
-    /// Begins a transaction, the first with all that it takes. The producer needs `transactional.id`.
+    /// Begins a transaction, with the initialization if it is the first. The producer needs `transactional.id`.
     ///
     /// # Panics
-    /// Where the brokers refuse.
+    /// If the brokers refuse.
     pub fn begin(&self, is_first: bool) {
         if is_first {
             self.0.init_transactions(DELIVERED_WITHIN).expect("the transaction's coordinator answers");
@@ -431,22 +431,22 @@ impl Producer {
     /// Commits it.
     ///
     /// # Panics
-    /// Where the brokers refuse.
+    /// If the brokers refuse.
     pub fn commit(&self) {
         self.0.commit_transaction(DELIVERED_WITHIN).expect("commit");
     }
 
-    /// Aborts it, with what was sent on its way to the brokers.
+    /// Aborts it after its records have reached the brokers.
     ///
     /// # Panics
-    /// Where the brokers refuse.
+    /// If the brokers refuse.
     pub fn abort(&self) {
-        self.0.flush(DELIVERED_WITHIN).expect("the brokers take all");
+        self.0.flush(DELIVERED_WITHIN).expect("the brokers acknowledge all records");
         self.0.abort_transaction(DELIVERED_WITHIN).expect("abort");
     }
 }
 
-/// What was sent is with the brokers when the producer is gone; librdkafka would throw it away.
+/// Delivers everything before the producer is dropped, because librdkafka would discard it.
 impl Drop for Producer {
     fn drop(&mut self) {
         if !std::thread::panicking() {
@@ -464,26 +464,26 @@ mod tests {
     use crate::kafka::Kafka;
 
     #[test]
-    fn payloads_are_json_and_what_is_told_is_the_contracts() {
+    fn payloads_are_json_and_expected_messages_are_those_of_the_protocol() {
         for kind in Kind::ALL {
             let event = kind.event("a\"1", 7);
             let payload: serde_json::Value = serde_json::from_str(&event.payload).unwrap();
             assert_eq!(payload["assessmentId"], "a\"1");
             assert_eq!(payload["type"], "from the payload");
-            assert_eq!(event.told.fields[0], ("assessmentId".into(), r#""a\"1""#.into()));
-            assert_eq!(event.told.fields.last().unwrap(), &("timestamp".into(), "1790000000007".into()));
+            assert_eq!(event.expected.fields[0], ("assessmentId".into(), r#""a\"1""#.into()));
+            assert_eq!(event.expected.fields.last().unwrap(), &("timestamp".into(), "1790000000007".into()));
         }
         let violation = Kind::ViolationDetected.event("a", 1);
-        let names: Vec<_> = violation.told.fields.iter().map(|(name, _)| name.as_str()).collect();
+        let names: Vec<_> = violation.expected.fields.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["assessmentId", "rule", "value", "threshold", "timestamp"]);
-        assert_eq!(violation.told.fields[1].1, r#""max\u0020\"loss\"""#);
+        assert_eq!(violation.expected.fields[1].1, r#""max\u0020\"loss\"""#);
         assert!(violation.payload.contains(r#""ruleType": "max\u0020\"loss\"""#));
         let tick = tick("gold", 3);
         assert_eq!(tick.topic, "market-data.gold-ticks");
-        assert_eq!(tick.told.fields[1], ("price".into(), "3.250".into()));
+        assert_eq!(tick.expected.fields[1], ("price".into(), "3.250".into()));
     }
     #[test]
-    fn events_of_one_assessment_lie_on_one_partition_and_what_is_aborted_is_not_read() {
+    fn events_of_one_assessment_are_on_one_partition_and_aborted_ones_are_not_read() {
         let kafka = Kafka::start();
         kafka.create("trading.order-filled", 4);
         let plain = Producer::with(kafka.bootstrap(), &[("compression.type", "zstd")]);

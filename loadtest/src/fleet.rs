@@ -235,7 +235,7 @@ fn pairs(settings: &[String]) -> Result<Vec<(&str, &str)>> {
 /// Measures a gateway, and with `--with-floor` the bare loops; prints the table, and writes the JSON file and the page.
 ///
 /// # Errors
-/// Where the options don't fit each other, or a part ends.
+/// If the options don't fit each other, or a part ends.
 pub fn run(options: &Options) -> Result<FleetReport> {
     options.check()?;
     let (rounds, discarded) =

@@ -1,61 +1,61 @@
-//! The frames that a WebSocket server sends, found in its bytes as they come, wherever a read cuts them. Nothing is
-//! copied but what a read's end cuts, and nothing is parsed: thousands of clients must not be what is measured. Who
-//! wants to know what a message says reads its payload; [`MessageKind`] tells by its first bytes what it is.
+//! Finds the frames of a WebSocket server in its bytes, wherever reads split them. It copies only frames that are split
+//! and parses no JSON, so that thousands of clients stay cheap beside what is measured. [`MessageKind`] tells messages
+//! apart by their first bytes.
 
 use std::fmt;
 
 use crate::client::raw::opcode;
 
-/// The longest payload that is taken for one: a record has a mebibyte at most.
+/// Longest accepted payload. A record has at most a mebibyte.
 const PAYLOAD_BYTES_MAX: u64 = 4 << 20;
 
-/// The longest answer to a handshake.
+/// Longest response to a handshake.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
-/// What a connection has read so far that is no whole frame yet.
+/// The incomplete frame of a connection.
 #[derive(Debug, Default)]
 pub struct Frames {
     is_upgraded: bool,
-    /// The start of the answer to the handshake, or of a frame.
-    cut: Vec<u8>,
+    /// The start of the handshake's response, or of a frame.
+    partial: Vec<u8>,
 }
 
-/// A whole frame.
+/// A complete frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame<'a> {
-    /// What it is (RFC 6455 section 5.2).
+    /// The opcode (RFC 6455 section 5.2).
     pub opcode: u8,
-    /// What it carries.
+    /// The payload.
     pub payload: &'a [u8],
 }
 
-/// What a message is.
+/// Kind of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MessageKind {
     /// An assessment's event.
     Event,
-    /// A market's price.
+    /// A market's tick.
     Market,
-    /// The first message.
+    /// `connected`.
     Connected,
-    /// The heartbeat's text, and the answer to one.
-    Beat,
-    /// Events were lost to this client, and it is told so.
+    /// A heartbeat message, or its answer.
+    Heartbeat,
+    /// A `reset`.
     Reset,
     /// An `error`: a refusal, or a redirect.
     Refusal,
 }
 
-/// Bytes that no server sends, or an answer that is no upgrade. The connection is of no more use.
+/// An invalid frame, or a response that is not an upgrade. The connection is unusable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    /// The answer to the handshake, where it is not 101.
+    /// The handshake's response, if it is not 101.
     Refused(String),
-    /// The answer to the handshake has no end.
+    /// The handshake's response exceeds the limit.
     EndlessHead,
-    /// A frame that is masked, in fragments, or has a reserved bit: its first two bytes.
+    /// The first two bytes of a frame that is masked, fragmented or has a reserved bit.
     Malformed([u8; 2]),
-    /// A payload of so many bytes.
+    /// A payload of this many bytes.
     TooLong(u64),
 }
 
@@ -63,8 +63,8 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(answer) => write!(f, "refused: {answer}"),
-            Self::EndlessHead => write!(f, "an answer of over {HEAD_BYTES_MAX} bytes to the handshake"),
-            Self::Malformed(start) => write!(f, "no server's frame begins with {start:02x?}"),
+            Self::EndlessHead => write!(f, "a handshake response of over {HEAD_BYTES_MAX} bytes"),
+            Self::Malformed(start) => write!(f, "an invalid frame header {start:02x?}"),
             Self::TooLong(bytes) => write!(f, "a frame of {bytes} bytes"),
         }
     }
@@ -72,7 +72,7 @@ impl fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
-/// Where a frame's payload lies.
+/// Opcode of a frame, and the range of its payload.
 struct FrameHeader {
     opcode: u8,
     start: usize,
@@ -80,7 +80,7 @@ struct FrameHeader {
 }
 
 impl FrameHeader {
-    /// The header that bytes begin with, where it is whole.
+    /// Parses the header at the start of `bytes`, if it is complete.
     fn of(bytes: &[u8]) -> Result<Option<Self>, Fault> {
         let [first, second, rest @ ..] = bytes else { return Ok(None) };
         if first & 0xf0 != 0x80 || second & 0x80 != 0 {
@@ -100,7 +100,7 @@ impl FrameHeader {
         if length > PAYLOAD_BYTES_MAX {
             return Err(Fault::TooLong(length));
         }
-        let length = usize::try_from(length).expect("it is below the bound");
+        let length = usize::try_from(length).expect("it is below the limit");
         Ok(Some(Self { opcode: first & 0x0f, start, end: start + length }))
     }
 
@@ -110,19 +110,19 @@ impl FrameHeader {
 }
 
 impl Frames {
-    /// Whether the server has answered with an upgrade.
+    /// Whether the handshake is complete.
     #[must_use]
     pub fn is_upgraded(&self) -> bool {
         self.is_upgraded
     }
 
-    /// Takes what was read, and hands over each frame that is whole by then, in order.
+    /// Takes bytes that were read and calls `each` for every complete frame, in order.
     ///
     /// # Errors
-    /// The first thing that no server may send; frames before it were handed over.
+    /// The first invalid frame. Frames before it were passed to `each`.
     pub fn take(&mut self, bytes: &[u8], mut each: impl FnMut(Frame<'_>)) -> Result<(), Fault> {
         let mut rest = if self.is_upgraded { bytes } else { self.take_head(bytes)? };
-        if self.is_upgraded && !self.cut.is_empty() {
+        if self.is_upgraded && !self.partial.is_empty() {
             rest = self.complete(rest, &mut each)?;
         }
         while let Some(header) = FrameHeader::of(rest)?
@@ -131,52 +131,52 @@ impl Frames {
             each(header.frame(rest));
             rest = &rest[header.end..];
         }
-        self.cut.extend_from_slice(rest);
+        self.partial.extend_from_slice(rest);
         Ok(())
     }
 
-    /// Reads the answer to the handshake, and returns what follows it.
+    /// Reads the handshake's response and returns the bytes behind it.
     fn take_head<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], Fault> {
-        for (place, byte) in bytes.iter().enumerate() {
-            self.cut.push(*byte);
-            if self.cut.ends_with(b"\r\n\r\n") {
-                if !self.cut.starts_with(b"HTTP/1.1 101 ") {
-                    // With what there is of its body, for that says why.
-                    self.cut.extend_from_slice(&bytes[place + 1..]);
-                    return Err(Fault::Refused(String::from_utf8_lossy(&self.cut).trim().to_owned()));
+        for (index, byte) in bytes.iter().enumerate() {
+            self.partial.push(*byte);
+            if self.partial.ends_with(b"\r\n\r\n") {
+                if !self.partial.starts_with(b"HTTP/1.1 101 ") {
+                    // Includes what was read of the body, which says why.
+                    self.partial.extend_from_slice(&bytes[index + 1..]);
+                    return Err(Fault::Refused(String::from_utf8_lossy(&self.partial).trim().to_owned()));
                 }
                 self.is_upgraded = true;
-                self.cut.clear();
-                return Ok(&bytes[place + 1..]);
+                self.partial.clear();
+                return Ok(&bytes[index + 1..]);
             }
         }
-        if self.cut.len() > HEAD_BYTES_MAX { Err(Fault::EndlessHead) } else { Ok(&[]) }
+        if self.partial.len() > HEAD_BYTES_MAX { Err(Fault::EndlessHead) } else { Ok(&[]) }
     }
 
-    /// Completes the frame that the last read cut, and returns what follows it.
+    /// Completes the partial frame and returns the bytes behind it.
     fn complete<'a>(&mut self, bytes: &'a [u8], each: &mut impl FnMut(Frame<'_>)) -> Result<&'a [u8], Fault> {
         let mut rest = bytes;
         let header = loop {
-            if let Some(header) = FrameHeader::of(&self.cut)? {
+            if let Some(header) = FrameHeader::of(&self.partial)? {
                 break header;
             }
             let Some((byte, after)) = rest.split_first() else { return Ok(rest) };
-            self.cut.push(*byte);
+            self.partial.push(*byte);
             rest = after;
         };
-        let missing = header.end - self.cut.len();
+        let missing = header.end - self.partial.len();
         let (part, after) = rest.split_at(missing.min(rest.len()));
-        self.cut.extend_from_slice(part);
-        if self.cut.len() == header.end {
-            each(header.frame(&self.cut));
-            self.cut.clear();
+        self.partial.extend_from_slice(part);
+        if self.partial.len() == header.end {
+            each(header.frame(&self.partial));
+            self.partial.clear();
         }
         Ok(after)
     }
 }
 
 impl Frame<'_> {
-    /// What the message is, where it is a text.
+    /// The kind of the message, if it is a text frame.
     #[must_use]
     pub fn kind(&self) -> Option<MessageKind> {
         if self.opcode != opcode::TEXT {
@@ -185,8 +185,8 @@ impl Frame<'_> {
         let Some(name) = self.payload.strip_prefix(br#"{"type":""#) else { return Some(MessageKind::Refusal) };
         let own = [
             (&br#"market_price""#[..], MessageKind::Market),
-            (br#"ping""#, MessageKind::Beat),
-            (br#"pong""#, MessageKind::Beat),
+            (br#"ping""#, MessageKind::Heartbeat),
+            (br#"pong""#, MessageKind::Heartbeat),
             (br#"connected""#, MessageKind::Connected),
             (br#"reset""#, MessageKind::Reset),
         ];
@@ -217,17 +217,17 @@ mod tests {
         bytes
     }
 
-    fn taken(parts: &[&[u8]]) -> Vec<(u8, Vec<u8>)> {
+    fn parse(parts: &[&[u8]]) -> Vec<(u8, Vec<u8>)> {
         let (mut frames, mut seen) = (Frames::default(), Vec::new());
         for part in parts {
             frames.take(part, |frame| seen.push((frame.opcode, frame.payload.to_vec()))).unwrap();
         }
-        assert!(frames.cut.is_empty(), "all was whole");
+        assert!(frames.partial.is_empty(), "all frames were complete");
         seen
     }
 
     #[test]
-    fn frames_of_every_length_are_found_wherever_a_read_cuts_them() {
+    fn frames_of_every_length_are_found_wherever_a_read_splits_them() {
         let payloads: Vec<Vec<u8>> = [0, 1, 125, 126, 300, 0].map(|len| vec![b'x'; len]).into();
         let mut bytes = ANSWER.to_vec();
         payloads.iter().for_each(|payload| bytes.extend(text(payload)));
@@ -235,23 +235,23 @@ mod tests {
         let mut expected: Vec<_> = payloads.into_iter().map(|payload| (opcode::TEXT, payload)).collect();
         expected.push((opcode::PING, b"p".to_vec()));
         for cut in 0..=bytes.len() {
-            assert_eq!(taken(&[&bytes[..cut], &bytes[cut..]]), expected, "cut at {cut}");
+            assert_eq!(parse(&[&bytes[..cut], &bytes[cut..]]), expected, "cut at {cut}");
         }
         let each_byte: Vec<&[u8]> = bytes.chunks(1).collect();
-        assert_eq!(taken(&each_byte), expected);
+        assert_eq!(parse(&each_byte), expected);
     }
 
     #[test]
-    fn a_frame_of_the_longest_form_is_found_wherever_its_header_is_cut() {
+    fn a_frame_with_a_64_bit_length_is_found_wherever_its_header_is_split() {
         let bytes = [ANSWER, &text(&vec![b'x'; 70_000]), &text(b"after")].concat();
         for cut in ANSWER.len()..ANSWER.len() + 12 {
-            let seen = taken(&[&bytes[..cut], &bytes[cut..]]);
+            let seen = parse(&[&bytes[..cut], &bytes[cut..]]);
             assert_eq!(seen.iter().map(|(_, payload)| payload.len()).collect::<Vec<_>>(), [70_000, 5], "cut at {cut}");
         }
     }
 
     #[test]
-    fn what_no_server_sends_is_told() {
+    fn invalid_frames_are_reported() {
         let fault = |bytes: &[u8]| {
             let mut frames = Frames::default();
             frames.take(bytes, |_| {}).unwrap_err()
@@ -267,12 +267,12 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_known_by_their_first_bytes() {
+    fn the_kind_of_a_message_is_known_by_its_first_bytes() {
         let kind = |payload: &str| Frame { opcode: opcode::TEXT, payload: payload.as_bytes() }.kind();
         assert_eq!(kind(r#"{"type":"pnl_update","assessmentId":"a"}"#), Some(MessageKind::Event));
         assert_eq!(kind(r#"{"type":"rule_status"}"#), Some(MessageKind::Event));
         assert_eq!(kind(r#"{"type":"market_price","market":"gold"}"#), Some(MessageKind::Market));
-        assert_eq!(kind(r#"{"type":"ping","timestamp":1}"#), Some(MessageKind::Beat));
+        assert_eq!(kind(r#"{"type":"ping","timestamp":1}"#), Some(MessageKind::Heartbeat));
         assert_eq!(kind(r#"{"type":"connected"}"#), Some(MessageKind::Connected));
         assert_eq!(kind(r#"{"type":"reset","reason":"expired"}"#), Some(MessageKind::Reset));
         assert_eq!(kind(r#"{"error":"Redirect"}"#), Some(MessageKind::Refusal));

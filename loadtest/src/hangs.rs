@@ -1,47 +1,48 @@
-//! Brokers that hang or die and come back, again and again, on a machine that has no core to spare: how long it takes
-//! until records flow again, and whether each arrives once.
+//! A broker that hangs or is killed and returns, repeatedly, on a machine without an idle core. Measures the time until
+//! records flow again and checks that each arrives once.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::client::{Client, read_for, watch};
+use crate::client::{Client, read_for, read_until};
 use crate::events::{event, number_of, seen};
 use crate::pods::{Pod, World};
 use crate::process::eventually;
 
-/// A run.
+/// Options of a run.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// How often the broker hangs or is killed.
+    /// Number of outages of the broker.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
-    /// The longest time that it is away. Most times are far shorter: their logarithms are spread evenly from 0.1 s on.
+    /// Longest outage in seconds. Most are far shorter: durations are log-uniform from 0.1 s.
     #[arg(long, default_value_t = 60.0)]
     pub longest_s: f64,
-    /// Threads that do nothing but take the cores from others.
+    /// Threads that only keep cores busy.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(..=64))]
     pub busy: u32,
-    /// The broker always hangs, until the pod says that it is not ready.
+    /// Always hang the broker, until the pod reports that it is not ready.
     #[arg(long)]
     pub until_not_ready: bool,
-    /// Decides on the times, and on what happens.
+    /// Seed of the durations and kinds of outages.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
 }
 
-/// What was seen.
+/// Measurements.
 #[derive(Debug, Default)]
 pub struct HangsOutcome {
-    /// From when the broker that was back had taken all events until all clients had them, a round each.
+    /// For each round, the time from when the returned broker had acknowledged all events until all clients had
+    /// received them.
     pub took: Vec<Duration>,
-    /// Clients of librdkafka that the pod made anew.
+    /// Kafka clients that the pod replaced.
     pub rebuilds: f64,
 }
 
 impl HangsOutcome {
-    /// The longest that it took.
+    /// The longest time.
     #[must_use]
     pub fn worst(&self) -> Duration {
         self.took.iter().max().copied().unwrap_or_default()
@@ -49,19 +50,19 @@ impl HangsOutcome {
 }
 
 const CLIENTS: u64 = 12;
-/// Events for each client, a round.
+/// Events for each client in a round.
 const EVENTS: u64 = 10;
-/// The shortest time that a broker is away.
+/// Shortest outage in seconds.
 const SHORTEST_S: f64 = 0.1;
-/// Records flow within this time after the broker that is back has taken them.
+/// Limit for the time until records flow, after the returned broker has acknowledged them.
 pub const BACK_WITHIN: Duration = Duration::from_secs(10);
-/// A round is given up after this time.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time limit of a round.
+const ROUND_MAX: Duration = Duration::from_secs(60);
 
-/// Makes a run, and prints what it measures.
+/// Executes a run and prints its measurements.
 ///
 /// # Panics
-/// Where events are lost or come twice, or don't come at all.
+/// If events are lost or duplicated, or don't arrive in time.
 #[must_use]
 pub fn run(options: &Options) -> HangsOutcome {
     let mut world = World::start();
@@ -85,7 +86,7 @@ pub fn run(options: &Options) -> HangsOutcome {
             let (what, away) = if options.until_not_ready {
                 ("hung", hang_until_not_ready(&mut world, &pod, &mut clients))
             } else if random.u8(..3) == 0 {
-                ("killed", be_killed(&mut world, &mut clients, away))
+                ("killed", kill(&mut world, &mut clients, away))
             } else {
                 ("hung", hang(&mut world, &mut clients, away))
             };
@@ -93,7 +94,7 @@ pub fn run(options: &Options) -> HangsOutcome {
             let acknowledged = deliver(&world, &pod, &mut clients, round * EVENTS..(round + 1) * EVENTS);
             let took = acknowledged.elapsed();
             println!(
-                "round {round}: {what} for {:.1} s, took events again {:.1} s after it was back, all delivered {:.1} s after that",
+                "round {round}: broker {what} for {:.1} s, acknowledged events {:.1} s after its return, all delivered {:.1} s later",
                 away.as_secs_f64(),
                 acknowledged.saturating_duration_since(back).as_secs_f64(),
                 took.as_secs_f64()
@@ -106,11 +107,11 @@ pub fn run(options: &Options) -> HangsOutcome {
     });
     let metrics = pod.metrics();
     outcome.rebuilds = metrics.sum("shardgate_ingest_client_rebuilds_total");
-    println!("worst {:.1} s, {} clients made anew", outcome.worst().as_secs_f64(), outcome.rebuilds);
+    println!("worst {:.1} s, {} Kafka clients replaced", outcome.worst().as_secs_f64(), outcome.rebuilds);
     outcome
 }
 
-/// Stops the busy threads, however the run ends.
+/// Stops the busy threads, even if the run panics.
 struct StopAtEnd<'a>(&'a AtomicBool);
 
 impl Drop for StopAtEnd<'_> {
@@ -123,9 +124,9 @@ fn assessment(number: u64) -> String {
     format!("a-{number}")
 }
 
-// Each of these returns when the broker serves again, and how long it was away.
+// Each of these returns the length of the outage once the broker serves again.
 
-fn be_killed(world: &mut World, clients: &mut [Client], away: Duration) -> Duration {
+fn kill(world: &mut World, clients: &mut [Client], away: Duration) -> Duration {
     let broker = world.kafka.broker(0);
     broker.kill();
     read_for(clients, away);
@@ -146,7 +147,7 @@ fn hang_until_not_ready(world: &mut World, pod: &Pod, clients: &mut [Client]) ->
     let broker = world.kafka.broker(0);
     broker.pause();
     let began = Instant::now();
-    eventually("it is not ready", PATIENCE, || {
+    eventually("the pod is not ready", ROUND_MAX, || {
         clients.iter_mut().for_each(Client::turn);
         (pod.get("/ready").status == 503).then_some(())
     });
@@ -156,7 +157,7 @@ fn hang_until_not_ready(world: &mut World, pod: &Pod, clients: &mut [Client]) ->
     away
 }
 
-/// Sends events and waits for them; returns when the broker had them.
+/// Produces events and waits for their delivery. Returns the time when the broker had acknowledged them.
 fn deliver(world: &World, pod: &Pod, clients: &mut [Client], numbers: Range<u64>) -> Instant {
     let producer = world.producer();
     for number in numbers.clone() {
@@ -168,7 +169,7 @@ fn deliver(world: &World, pod: &Pod, clients: &mut [Client], numbers: Range<u64>
     let acknowledged = Instant::now();
     let count = usize::try_from(numbers.end).expect("few");
     let all = |clients: &mut [Client]| clients.iter().all(|client| seen(client).count() >= count);
-    watch(clients, &format!("all events; the pod: {}", pod.get("/ready").text()), PATIENCE, all);
+    read_until(clients, &format!("all events; the pod: {}", pod.get("/ready").text()), ROUND_MAX, all);
     for client in clients.iter() {
         let mut numbers: Vec<_> = seen(client).map(number_of).collect();
         numbers.sort_unstable();

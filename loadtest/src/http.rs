@@ -1,4 +1,4 @@
-//! HTTP as the tests need it: an answer, read strictly, and a GET.
+//! The HTTP that tests need: a strict parser of responses, and GET.
 
 use std::io::{Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// The longest head of an answer that is read, in bytes.
+/// Longest response head, in bytes.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 
-/// An answer.
+/// A response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpResponse {
     /// The status code.
     pub status: u16,
-    /// Names, in lower case, and values.
+    /// Lower-case names and their values.
     pub headers: Vec<(String, String)>,
-    /// The body; for a 101 what came right behind the head.
+    /// The body, or the bytes behind the head of a 101.
     pub body: Vec<u8>,
 }
 
@@ -36,25 +36,29 @@ impl HttpResponse {
     /// The body as JSON.
     ///
     /// # Panics
-    /// Where it is none.
+    /// If it is not JSON.
     #[must_use]
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
-    /// Reads an answer: its head, and unless it is a 101, its body as Content-Length says, or else up to the end.
+    /// Reads a response: its head, and unless it is a 101, its body as given by Content-Length, or up to the end.
     ///
     /// # Errors
-    /// Where the connection fails, ends early, or what comes is not HTTP/1.1.
+    /// If the connection fails or ends early, or the response is not HTTP/1.1.
     pub fn read(stream: &mut impl Read) -> Result<Self> {
         let mut bytes = Vec::new();
         let head_end = loop {
             if let Some(at) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at;
             }
-            ensure!(bytes.len() < HEAD_BYTES_MAX, "a head without an end");
-            ensure!(read_some(stream, &mut bytes)? > 0, "the end within a head, after {} bytes", bytes.len());
+            ensure!(bytes.len() < HEAD_BYTES_MAX, "the head is too long");
+            ensure!(
+                read_some(stream, &mut bytes)? > 0,
+                "the connection ended within the head, after {} bytes",
+                bytes.len()
+            );
         };
         let body = bytes.split_off(head_end + 4);
         let head = std::str::from_utf8(&bytes[..head_end]).context("a head that is not UTF-8")?;
@@ -66,11 +70,11 @@ impl HttpResponse {
             Ok((name.to_ascii_lowercase(), value.trim().to_owned()))
         };
         let headers = lines.map(header).collect::<Result<_>>()?;
-        let mut answer = Self { status, headers, body };
+        let mut response = Self { status, headers, body };
         if status != 101 {
-            answer.read_body(stream)?;
+            response.read_body(stream)?;
         }
-        Ok(answer)
+        Ok(response)
     }
 
     fn read_body(&mut self, stream: &mut impl Read) -> Result<()> {
@@ -80,7 +84,7 @@ impl HttpResponse {
                 break;
             }
         }
-        ensure!(length.is_none_or(|length| self.body.len() == length), "another length than Content-Length says");
+        ensure!(length.is_none_or(|length| self.body.len() == length), "the length differs from Content-Length");
         Ok(())
     }
 }
@@ -92,10 +96,10 @@ fn read_some(stream: &mut impl Read, bytes: &mut Vec<u8>) -> Result<usize> {
     Ok(count)
 }
 
-/// GETs a path on a connection of its own.
+/// GETs a path on a new connection.
 ///
 /// # Errors
-/// Where the connection fails or the answer doesn't come `within` the time.
+/// If the connection fails, or the response does not come `within` the time.
 pub fn get(address: SocketAddr, path: &str, within: Duration) -> Result<HttpResponse> {
     let mut stream = TcpStream::connect_timeout(&address, within)?;
     stream.set_read_timeout(Some(within))?;
@@ -108,10 +112,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_read_by_its_length_or_to_its_end() {
+    fn a_body_ends_at_its_content_length_or_at_the_end_of_the_connection() {
         let with_length = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 2\r\n\r\nno";
-        let answer = HttpResponse::read(&mut &with_length[..]).unwrap();
-        assert_eq!((answer.status, answer.header("retry-after"), answer.text().as_str()), (503, Some("1"), "no"));
+        let response = HttpResponse::read(&mut &with_length[..]).unwrap();
+        assert_eq!((response.status, response.header("retry-after"), response.text().as_str()), (503, Some("1"), "no"));
 
         let to_the_end = b"HTTP/1.1 200 OK\r\n\r\n{\"a\":1}";
         assert_eq!(HttpResponse::read(&mut &to_the_end[..]).unwrap().json()["a"], 1);

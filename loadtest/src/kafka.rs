@@ -1,5 +1,5 @@
-//! A real Apache Kafka in KRaft mode on 127.0.0.1: brokers that can be stopped, killed, paused and started again, and
-//! their topics. It owns the brokers' processes and files; records are made in [`crate::events`].
+//! A real Apache Kafka in KRaft mode on 127.0.0.1: brokers that can be stopped, killed, paused and restarted, and their
+//! topics. It owns the brokers' processes and files. [`crate::events`] produces records.
 
 mod install;
 pub mod rights;
@@ -25,21 +25,21 @@ use rdkafka::{ClientConfig, Message as _, Offset, TopicPartitionList};
 use crate::process::{Process, Signal, TempDir, eventually, free_port};
 use install::{Archive, Install};
 
-/// A broker serves within this time of its start, on a machine that does much else.
+/// Time limit for a broker's start, on a busy machine.
 const START_WITHIN: Duration = Duration::from_secs(60);
 
-/// A request to a broker that serves is answered within this time.
+/// Time limit for a request to a running broker.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-/// A cluster of brokers. All end when it is dropped.
+/// A cluster of brokers. All are killed on drop.
 pub struct Kafka {
     bootstrap: String,
     brokers: Vec<Broker>,
-    /// Kept for its end: the brokers' files are below it.
+    /// Holds the brokers' files until the end.
     _dir: TempDir,
 }
 
-/// One broker, also while it is down: its port and its data stay.
+/// A broker, which keeps its port and its data while it is down.
 pub struct Broker {
     number: usize,
     port: u16,
@@ -49,13 +49,13 @@ pub struct Broker {
 }
 
 impl Kafka {
-    /// Starts one broker, and returns when it serves.
+    /// Starts one broker and waits until it serves.
     #[must_use]
     pub fn start() -> Self {
         Self::start_with(1, &[])
     }
 
-    /// Starts so many brokers, with settings over those of the kit, and returns when all serve.
+    /// Starts this many brokers with these settings on top of the kit's, and waits until all serve.
     #[must_use]
     pub fn start_with(brokers: usize, settings: &[(&str, &str)]) -> Self {
         Self::launch(brokers, settings, Install::get(), Archive::Use)
@@ -90,27 +90,28 @@ impl Kafka {
         kafka
     }
 
-    /// The brokers' addresses, as clients take them.
+    /// The brokers' addresses, for `bootstrap.servers`.
     #[must_use]
     pub fn bootstrap(&self) -> &str {
         &self.bootstrap
     }
 
-    /// The numbers of the brokers' processes, of those that are up.
+    /// Process ids of the running brokers.
     #[must_use]
     pub fn pids(&self) -> Vec<u32> {
         self.brokers.iter().filter_map(|broker| broker.process.as_ref()).map(Process::pid).collect()
     }
 
-    /// A broker by its number, from 0.
+    /// The broker with this number, from 0.
     ///
     /// # Panics
-    /// Where there is none of that number.
+    /// If there is no such broker.
     pub fn broker(&mut self, number: usize) -> &mut Broker {
         &mut self.brokers[number]
     }
 
-    /// Starts all brokers again after each was stopped or killed, and returns when all serve: one alone has no quorum.
+    /// Starts all brokers after each was stopped or killed, and waits until all serve. One broker alone would have no
+    /// quorum.
     pub fn start_all(&mut self) {
         for broker in &mut self.brokers {
             broker.spawn(Install::get(), Archive::Use);
@@ -127,7 +128,7 @@ impl Kafka {
         self.create_all(&[(topic, partitions)]);
     }
 
-    /// Creates topics, all in one request, and returns when a client sees their partitions.
+    /// Creates topics in one request and waits until clients see their partitions.
     pub fn create_all(&self, topics: &[(&str, i32)]) {
         let replicas = i32::try_from(self.brokers.len().min(3)).expect("three at most");
         let new: Vec<_> =
@@ -139,27 +140,28 @@ impl Kafka {
         }
     }
 
-    /// Creates a topic of one partition on these brokers, of which any may lead, also one that lacks the log's end.
+    /// Creates a topic with one partition on these brokers. Any of them may become leader, even without the end of the
+    /// log.
     pub fn create_on(&self, topic: &str, brokers: &[usize]) {
         let ids: Vec<_> = brokers.iter().map(|number| i32::try_from(number + 1).expect("few brokers")).collect();
-        let of_the_partition = [&*ids];
-        let new = NewTopic::new(topic, 1, TopicReplication::Variable(&of_the_partition));
+        let assignment = [&*ids];
+        let new = NewTopic::new(topic, 1, TopicReplication::Variable(&assignment));
         let new = new.set("min.insync.replicas", "1").set("unclean.leader.election.enable", "true");
         done("create a topic", block_on(self.admin().create_topics([&new], &options())));
         self.await_partitions(topic, 1);
     }
 
-    /// Gives a topic more partitions, so many in all.
+    /// Raises a topic's number of partitions to `partitions`.
     pub fn grow(&self, topic: &str, partitions: usize) {
         let new = NewPartitions::new(topic, partitions);
         done("grow a topic", block_on(self.admin().create_partitions([&new], &options())));
         self.await_partitions(topic, i32::try_from(partitions).expect("few partitions"));
     }
 
-    /// Deletes the records of a partition that lie before an offset.
+    /// Deletes the records of a partition before an offset.
     ///
     /// # Panics
-    /// Where the brokers refuse.
+    /// If the brokers refuse.
     pub fn trim(&self, topic: &str, partition: i32, before: i64) {
         let mut offsets = TopicPartitionList::new();
         offsets.add_partition_offset(topic, partition, Offset::Offset(before)).expect("an offset from 0");
@@ -169,11 +171,10 @@ impl Kafka {
         }
     }
 
-    /// Lets all records of a partition grow too old for its topic's retention, and returns when they are deleted.
-    /// Those that come afterwards are kept again.
+    /// Lets the retention of a topic delete all records of a partition, and waits until it has. Later records are kept.
     ///
     /// # Panics
-    /// Where the brokers refuse, or keep them.
+    /// If the brokers refuse, or don't delete them.
     pub fn expire(&self, topic: &str, partition: i32) {
         self.set(topic, &[("retention.ms", "1")]);
         eventually("the retention deletes all records", ANSWER_WITHIN, || {
@@ -183,10 +184,10 @@ impl Kafka {
         self.set(topic, &[("retention.ms", "-1")]);
     }
 
-    /// Gives a topic these settings of its own in place of those that it has, and returns when its broker goes by them.
+    /// Replaces the settings of a topic and waits until its broker reports them.
     ///
     /// # Panics
-    /// Where the brokers refuse.
+    /// If the brokers refuse.
     pub fn set(&self, topic: &str, settings: &[(&str, &str)]) {
         let (name, admin) = (ResourceSpecifier::Topic(topic), self.admin());
         let change = settings.iter().fold(AlterConfig::new(name), |change, (key, value)| change.set(key, value));
@@ -205,19 +206,19 @@ impl Kafka {
         done("delete a topic", block_on(self.admin().delete_topics(&[topic], &options())));
     }
 
-    /// A partition's first offset, and the one that its next record will have.
+    /// The first offset of a partition, and that of its next record.
     ///
     /// # Panics
-    /// Where the brokers don't answer.
+    /// If the brokers don't answer.
     #[must_use]
     pub fn offsets(&self, topic: &str, partition: i32) -> (i64, i64) {
         self.consumer().fetch_watermarks(topic, partition, ANSWER_WITHIN).expect("the partition's offsets")
     }
 
-    /// The offsets of the records that a partition holds for those who read committed ones.
+    /// The offsets of the committed records in a partition.
     ///
     /// # Panics
-    /// Where the brokers don't answer.
+    /// If the brokers don't answer.
     #[must_use]
     pub fn records(&self, topic: &str, partition: i32) -> Vec<i64> {
         let mut offsets = Vec::new();
@@ -225,10 +226,10 @@ impl Kafka {
         offsets
     }
 
-    /// The payloads of these records.
+    /// The payloads of the committed records in a partition.
     ///
     /// # Panics
-    /// Where the brokers don't answer.
+    /// If the brokers don't answer.
     #[must_use]
     pub fn payloads(&self, topic: &str, partition: i32) -> Vec<Vec<u8>> {
         let mut payloads = Vec::new();
@@ -241,8 +242,8 @@ impl Kafka {
         config.set("group.id", "loadtest").set("isolation.level", "read_committed").set("enable.partition.eof", "true");
         let consumer: BaseConsumer = config.create().expect("a consumer needs no connection");
         let mut whole = TopicPartitionList::new();
-        whole.add_partition_offset(topic, partition, Offset::Beginning).expect("a mark that it takes");
-        consumer.assign(&whole).expect("a partition that is there");
+        whole.add_partition_offset(topic, partition, Offset::Beginning).expect("the beginning is a valid offset");
+        consumer.assign(&whole).expect("the partition exists");
         loop {
             match consumer.poll(ANSWER_WITHIN).expect("records, or their end") {
                 Ok(record) => take(&record),
@@ -252,7 +253,7 @@ impl Kafka {
         }
     }
 
-    /// The number of the broker that leads a partition, from 0; none while one is elected.
+    /// The number of the broker that leads a partition, from 0. `None` during an election.
     #[must_use]
     pub fn leader(&self, topic: &str, partition: i32) -> Option<usize> {
         let metadata = self.consumer().fetch_metadata(Some(topic), ANSWER_WITHIN).ok()?;
@@ -261,7 +262,7 @@ impl Kafka {
         usize::try_from(leader - 1).ok()
     }
 
-    /// The numbers of the brokers, from 0, that have all of a partition's records.
+    /// The numbers of the brokers that are in sync for a partition, from 0.
     #[must_use]
     pub fn in_sync(&self, topic: &str, partition: i32) -> Option<Vec<usize>> {
         let metadata = self.consumer().fetch_metadata(Some(topic), ANSWER_WITHIN).ok()?;
@@ -270,10 +271,10 @@ impl Kafka {
         in_sync.iter().map(|id| usize::try_from(id - 1).ok()).collect()
     }
 
-    /// The number of partitions that each topic has.
+    /// The number of partitions of a topic.
     ///
     /// # Panics
-    /// Where the brokers don't answer.
+    /// If the brokers don't answer.
     #[must_use]
     pub fn partitions(&self, topic: &str) -> usize {
         let metadata = self.consumer().fetch_metadata(Some(topic), ANSWER_WITHIN).expect("the topic's metadata");
@@ -300,66 +301,66 @@ impl Kafka {
 }
 
 impl Broker {
-    /// Starts it again after [`Self::stop`] or [`Self::kill`], and returns when it serves.
+    /// Starts it after [`Self::stop`] or [`Self::kill`] and waits until it serves.
     pub fn start(&mut self) {
         self.spawn(Install::get(), Archive::Use);
         self.await_serving(1);
     }
 
-    /// Ends it as an operator does, and waits for its end.
+    /// Stops it with SIGTERM and waits until it exits.
     ///
     /// # Panics
-    /// Where it is down.
+    /// If it is down.
     pub fn stop(&mut self) {
         let mut process = self.process.take().expect("the broker is up");
         process.signal(Signal::Term);
         process.wait_exit(START_WITHIN);
     }
 
-    /// Ends it at once.
+    /// Kills it.
     ///
     /// # Panics
-    /// Where it is down.
+    /// If it is down.
     pub fn kill(&mut self) {
         self.process.take().expect("the broker is up").kill();
     }
 
-    /// Pauses it: connections stay open, nothing answers.
+    /// Pauses it: connections stay open, but nothing answers.
     ///
     /// # Panics
-    /// Where it is down.
+    /// If it is down.
     pub fn pause(&self) {
         self.process.as_ref().expect("the broker is up").signal(Signal::Stop);
     }
 
-    /// Lets it go on after [`Self::pause`].
+    /// Resumes it after [`Self::pause`].
     ///
     /// # Panics
-    /// Where it is down.
+    /// If it is down.
     pub fn resume(&self) {
         self.process.as_ref().expect("the broker is up").signal(Signal::Cont);
     }
 
-    /// Returns when it serves again after [`Self::resume`].
+    /// Waits until it serves again after [`Self::resume`].
     pub fn await_back(&self) {
         self.await_serving(1);
     }
 
     fn spawn(&mut self, install: &Install, archive: Archive) {
         assert!(self.process.is_none(), "the broker is down");
-        let temp = self.properties.parent().expect("it lies in the cluster's directory");
+        let temp = self.properties.parent().expect("it is in the cluster's directory");
         let mut command = install.java(archive, temp, "kafka.Kafka");
         command.arg(&self.properties);
         self.process = Some(Process::start(&format!("kafka broker {}", self.number), command, &self.log));
     }
 
-    /// Returns when it accepts, and knows of at least so many brokers.
+    /// Waits until it accepts connections and knows at least this many brokers.
     fn await_serving(&self, brokers: usize) {
         let process = self.process.as_ref().expect("the broker is up");
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
         eventually("a broker listens", START_WITHIN, || {
             let ended = !Path::new(&format!("/proc/{}/fd/1", process.pid())).exists();
-            assert!(!ended, "the broker ended at its start\n{}", process.log_tail());
+            assert!(!ended, "the broker exited at startup\n{}", process.log_tail());
             TcpStream::connect(address).ok()
         });
         let consumer: BaseConsumer =
@@ -371,7 +372,7 @@ impl Broker {
     }
 }
 
-/// What every client of these brokers is set to: to come back fast after a broker did.
+/// Properties of every client of these brokers, which make it reconnect fast.
 pub(crate) fn client_config(bootstrap: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", bootstrap);
@@ -391,17 +392,17 @@ fn done(what: &str, results: KafkaResult<Vec<Result<String, (String, RDKafkaErro
     }
 }
 
-/// 16 random bytes, in the form that Kafka writes its ids.
+/// 16 random bytes in the form in which Kafka writes ids.
 fn random_uuid() -> String {
     let mut bytes = [0; 16];
-    let mut random = fs::File::open("/dev/urandom").expect("every Linux has it");
-    std::io::Read::read_exact(&mut random, &mut bytes).expect("it never ends");
-    // Kafka's command lines take an id that begins with a dash for an option.
+    let mut random = fs::File::open("/dev/urandom").expect("/dev/urandom exists");
+    std::io::Read::read_exact(&mut random, &mut bytes).expect("/dev/urandom never ends");
+    // Kafka's command lines take an id with a leading dash for an option.
     bytes[0] &= 0x7f;
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// A new broker's log directory: the format is the same for all, `meta.properties` says whose it is.
+/// Formats a new broker's log directory. Only `meta.properties` differs between brokers.
 fn format_data(install: &Install, data: &Path, cluster: &str, id: usize) -> std::io::Result<()> {
     install.copy_format(data)?;
     let directory = random_uuid();
@@ -432,12 +433,12 @@ offsets.topic.num.partitions=1
 transaction.state.log.replication.factor={replicas}
 transaction.state.log.min.isr={in_sync}
 transaction.state.log.num.partitions=1
-# A dead broker is missed after 3 s, not 9; a stopped one ends without waiting for others.
+# A dead broker is detected after 3 s instead of 9. A stopped one exits without waiting for others.
 broker.heartbeat.interval.ms=500
 broker.session.timeout.ms=3000
-# Records of 8 MiB, for tests of what is too large for the gateway.
+# Records of 8 MiB, for tests with records that are too large for the gateway.
 message.max.bytes=8388608
-# A small broker, whose retention acts within a second.
+# A small broker whose retention acts within a second.
 num.network.threads=2
 num.io.threads=4
 log.cleaner.dedupe.buffer.size=4194304
@@ -454,7 +455,7 @@ mod tests {
     use crate::events::Producer;
 
     #[test]
-    fn a_broker_keeps_its_records_when_it_is_stopped_and_killed_and_topics_grow_and_are_trimmed() {
+    fn a_broker_keeps_its_records_when_stopped_or_killed_and_its_topics_can_grow_and_be_trimmed() {
         let mut kafka = Kafka::start();
         kafka.create("numbers", 2);
         assert_eq!(kafka.partitions("numbers"), 2);
@@ -486,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn three_brokers_make_a_cluster_whose_topics_outlive_one_of_them() {
+    fn topics_of_three_brokers_survive_the_loss_of_one() {
         let mut kafka = Kafka::start_with(3, &[]);
         kafka.create("numbers", 3);
         let producer = Producer::to(kafka.bootstrap());

@@ -1,5 +1,5 @@
-//! What the end-to-end tests need, and later the load: a real Kafka, a real Redis, pods as processes, and clients. The
-//! tests know a pod only by the contract (PROTOCOL); they lie under `tests/`, a story each.
+//! The kit of the end-to-end tests and load tests: a real Kafka, a real Redis, pods as processes, and clients. The
+//! tests in `tests/` know a pod only by its contract (PROTOCOL). Each file there has one subject.
 //!
 //! ```text
 //! events ──> kafka ──> pods ──> client, http, metrics
@@ -8,24 +8,23 @@
 //! ```
 //!
 //! - [`pods`]: the [`pods::World`] of a test and its pods. Start reading here.
-//! - [`kafka`], [`redis`]: what can be stopped, killed, paused and started again; [`redis_proxy`]: a pod's own way to
-//!   Redis.
-//! - [`wall_clock`]: a clock of a Redis' or a pod's own, which steps.
-//! - [`events`]: numbered events, and what the contract makes of them.
-//! - [`client`], [`token`]: clients that keep the rules, and [`client::raw`] for those that don't; [`frames`] for those
-//!   that only count.
+//! - [`kafka`], [`redis`]: servers that can be stopped, killed, paused and restarted; [`redis_proxy`]: a proxy between
+//!   one pod and Redis.
+//! - [`wall_clock`]: a wall clock for a Redis or a pod that can step.
+//! - [`events`]: numbered events and their messages by PROTOCOL 3.
+//! - [`client`], [`token`]: clients that follow the protocol, and [`client::raw`] for those that don't; [`frames`] for
+//!   those that only count.
 //! - [`browser`]: a page in a real browser.
-//! - [`http`], [`metrics`]: what operators see, read strictly.
-//! - [`chaos`]: the run in which everything fails, and the judge of what clients saw.
-//! - [`fleet`]: many clients under a load, and what they cost, beside bare loops that do no more than they must; and
-//!   the
-//!   search for the highest load that is borne.
-//! - [`storm`]: all clients of a pod come back at once.
-//! - [`hangs`]: a broker hangs or dies and comes back, many times, on a busy machine.
-//! - [`process`]: child processes that never outlive the tests; waiting with a deadline.
+//! - [`http`], [`metrics`]: the operators' endpoints, parsed strictly.
+//! - [`chaos`]: a run with every kind of fault, and a check of what clients received.
+//! - [`fleet`]: many clients under load, their cost compared with bare loops that do the least possible, and the search
+//!   for the highest load that is sustained.
+//! - [`storm`]: all clients of a pod reconnect at once.
+//! - [`hangs`]: a broker hangs or is killed and returns, many times, on a busy machine.
+//! - [`process`]: child processes that never outlive the tests; waiting with a time limit.
 //!
-//! Nothing is shared between tests, nor left behind. What fails here panics with a sentence: a missing tool fails a
-//! test with one line that says how to get it, and a test that fails shows the logs of its processes.
+//! Tests share nothing and leave nothing behind. A failure panics with a sentence, a missing tool with a line that says
+//! how to install it, and a failed test prints the logs of its processes.
 
 pub mod browser;
 pub mod chaos;

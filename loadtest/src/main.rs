@@ -1,11 +1,11 @@
-//! The command line of what the tests' kit can do by itself.
+//! The command line of the load and chaos tests.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use loadtest::{chaos, fleet, hangs, storm};
 
-/// Tries the gateway on real brokers, a real Redis and real sockets.
+/// Tests the gateway with real brokers, a real Redis and real sockets.
 #[derive(Debug, Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -14,29 +14,29 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Breaks everything on a seeded schedule, and judges afterwards what the clients saw. Exit code 1 on any fault.
+    /// Injects faults on a seeded schedule, then checks what every client received. Exit code 1 on any violation.
     Chaos(chaos::Options),
-    /// Lets all clients of a pod come back at once, and measures how long it takes and what live ones notice of it.
+    /// Reconnects all clients of a pod at once, and measures the duration and the effect on live clients.
     Storm(storm::Options),
-    /// Has a broker hang or die and come back, many times, on a busy machine, and measures how long it takes until
-    /// records flow again. Exit code 1 where it takes too long.
+    /// Hangs or kills a broker many times on a busy machine, and measures the time until records flow again. Exit code
+    /// 1 if it exceeds the limit.
     Hangs(hangs::Options),
-    /// Holds many clients under a load, and tells what was delivered, how late, and at what cost.
+    /// Runs many clients under load, and reports what was delivered, with which latency and at what cost.
     Fleet(fleet::Options),
-    /// Searches for the highest load at which p99 stays under a bound, and sizes a fleet by it. Exit code 1 where none
-    /// is.
+    /// Searches for the highest load with p99 latency under a limit, and sizes a fleet by it. Exit code 1 if there is
+    /// none.
     Capacity(fleet::capacity::Options),
-    /// Measures what an idle pod costs, and each idle client of it. Exit code 1 where a bound is not held.
+    /// Measures the cost of an idle pod and of its idle clients. Exit code 1 if a limit is exceeded.
     Idle(fleet::idle::Options),
-    /// Measures the bare loops alone that `fleet --with-floor` measures beside a gateway.
+    /// Measures only the bare loops that `fleet --with-floor` compares with a gateway.
     Floor(fleet::Options),
-    /// Measures what reading costs a pod: its ingest, records that it serves nobody, and the history at its start, each
+    /// Measures the cost of reading: ingest, records without subscribers, and filling the history at startup, each
     /// beside a bare loop that reads the same.
     Ingest(fleet::ingest::Options),
-    /// A process of clients.
+    /// A child process with clients.
     #[command(hide = true)]
     FleetClients,
-    /// A bare loop.
+    /// A child process with a bare loop.
     #[command(hide = true)]
     FleetFloor,
 }
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
     let done = match command {
         Command::Chaos(options) => chaos::run(&options).map(|outcome| outcome.is_good()),
         Command::Storm(options) => {
-            // It prints what it measures.
+            // It prints its measurements.
             let _ = storm::run(&options);
             Ok(true)
         }
@@ -65,7 +65,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("the run could not be made: {error:#}");
+            eprintln!("the run failed: {error:#}");
             ExitCode::FAILURE
         }
     }

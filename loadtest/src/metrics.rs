@@ -1,5 +1,5 @@
-//! A strict reader of the OpenMetrics text format (version 1.0.0), as far as a gateway's metrics need it: what a
-//! lenient scraper would forgive is an error here.
+//! A strict parser of the OpenMetrics text format (version 1.0.0), as far as the gateway's metrics need it. Errors that
+//! a lenient scraper ignores are errors here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 /// Sorted labels of a sample.
 pub type Labels = BTreeMap<String, String>;
 
-/// What a pod's `/metrics` said at one time.
+/// The metrics of a pod at one time.
 #[derive(Debug, Clone, Default)]
 pub struct Scrape {
     families: BTreeMap<String, Family>,
@@ -21,7 +21,7 @@ pub struct Family {
     pub kind: String,
     /// Its help text.
     pub help: String,
-    /// Its unit, where it says one.
+    /// Its unit, if it has one.
     pub unit: Option<String>,
     samples: Vec<Sample>,
 }
@@ -34,10 +34,10 @@ struct Sample {
 }
 
 impl Scrape {
-    /// Reads a whole answer.
+    /// Parses a whole response.
     ///
     /// # Errors
-    /// The first thing that OpenMetrics doesn't allow, with its line.
+    /// The first violation of OpenMetrics, with its line.
     pub fn parse(text: &str) -> Result<Self> {
         let body =
             text.strip_suffix("# EOF\n").or_else(|| text.strip_suffix("# EOF")).context("no # EOF at the end")?;
@@ -59,7 +59,7 @@ impl Scrape {
             let sample = Sample::parse(line)?;
             let name = current.as_ref().context("a sample before its family's TYPE")?;
             let family = self.families.get_mut(name).expect("the current family is there");
-            ensure!(family.takes(name, &sample.name), "it doesn't belong to the family {name}");
+            ensure!(family.takes(name, &sample.name), "it does not belong to the family {name}");
             family.samples.push(sample);
             return Ok(());
         };
@@ -67,22 +67,22 @@ impl Scrape {
         let (Some(what), Some(name), Some(rest)) = (words.next(), words.next(), words.next()) else {
             bail!("a descriptor of fewer than three words");
         };
-        ensure!(is_name(name), "not a metric's name");
+        ensure!(is_name(name), "not a valid metric name");
         if current.as_deref() != Some(name) {
-            ensure!(!self.families.contains_key(name), "the family's lines are not together");
+            ensure!(!self.families.contains_key(name), "the lines of the family are not contiguous");
             self.families.insert(name.to_owned(), Family::default());
             *current = Some(name.to_owned());
         }
-        let family = self.families.get_mut(name).expect("it was just there");
+        let family = self.families.get_mut(name).expect("the family was just inserted");
         ensure!(family.samples.is_empty(), "a descriptor after samples");
-        let slot = match what {
+        let field = match what {
             "TYPE" => &mut family.kind,
             "HELP" => &mut family.help,
             "UNIT" => family.unit.get_or_insert_default(),
-            other => bail!("no such descriptor: {other}"),
+            other => bail!("unknown descriptor: {other}"),
         };
-        ensure!(slot.is_empty(), "the descriptor is there twice");
-        slot.push_str(rest);
+        ensure!(field.is_empty(), "the descriptor is repeated");
+        field.push_str(rest);
         Ok(())
     }
 
@@ -92,13 +92,13 @@ impl Scrape {
         &self.families
     }
 
-    /// The sum of all samples of this name, over all labels; 0 where there is none.
+    /// The sum of all samples with this name, over all labels. 0 if there is none.
     #[must_use]
     pub fn sum(&self, name: &str) -> f64 {
         self.samples(name).map(|sample| sample.value).sum()
     }
 
-    /// The one sample of this name that has these labels, and maybe others; 0 where there is none.
+    /// The value of the sample with this name that has these labels, and possibly others. 0 if there is none.
     #[must_use]
     pub fn of(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let matches = |sample: &&Sample| {
@@ -107,7 +107,7 @@ impl Scrape {
         self.samples(name).filter(matches).map(|sample| sample.value).sum()
     }
 
-    /// The values of one label over all samples of this name, with their numbers.
+    /// The samples with this name, by the value of one label.
     #[must_use]
     pub fn by(&self, name: &str, label: &str) -> BTreeMap<String, f64> {
         let pairs = self.samples(name).filter_map(|sample| Some((sample.labels.get(label)?.clone(), sample.value)));
@@ -126,7 +126,7 @@ impl Scrape {
 }
 
 impl Family {
-    /// Whether a sample of this name may stand in the family: its type says which suffixes there are.
+    /// Whether a sample with this name belongs to the family. Its type determines the suffixes.
     fn takes(&self, family: &str, sample: &str) -> bool {
         let suffixes: &[&str] = match self.kind.as_str() {
             "counter" => &["_total", "_created"],
@@ -140,21 +140,21 @@ impl Family {
 
     fn check(&self, name: &str) -> Result<()> {
         const KINDS: &[&str] = &["gauge", "counter", "histogram", "summary", "info", "stateset", "unknown"];
-        ensure!(KINDS.contains(&self.kind.as_str()), "no such type: {:?}", self.kind);
+        ensure!(KINDS.contains(&self.kind.as_str()), "unknown type: {:?}", self.kind);
         ensure!(!self.help.is_empty(), "no help text");
         if let Some(unit) = &self.unit {
-            ensure!(name.ends_with(&format!("_{unit}")), "its name doesn't end in its unit, {unit}");
+            ensure!(name.ends_with(&format!("_{unit}")), "its name does not end with its unit, {unit}");
         }
         let mut seen = BTreeSet::new();
         for sample in &self.samples {
-            ensure!(seen.insert((&sample.name, &sample.labels)), "twice: {sample:?}");
+            ensure!(seen.insert((&sample.name, &sample.labels)), "repeated: {sample:?}");
             let counts = self.kind == "counter" || (self.kind == "histogram" && !sample.name.ends_with("_sum"));
-            ensure!(!counts || (sample.value >= 0.0 && sample.value.is_finite()), "no count: {sample:?}");
+            ensure!(!counts || (sample.value >= 0.0 && sample.value.is_finite()), "not a count: {sample:?}");
         }
         if self.kind == "histogram" { self.check_histograms(name) } else { Ok(()) }
     }
 
-    /// Buckets ascend in order and in count, the last is +Inf and is the count.
+    /// Checks that buckets ascend by bound and by count, and that the last is +Inf with the total count.
     fn check_histograms(&self, name: &str) -> Result<()> {
         let mut buckets: BTreeMap<Labels, Vec<(f64, f64)>> = BTreeMap::new();
         let mut counts: BTreeMap<Labels, f64> = BTreeMap::new();
@@ -171,8 +171,8 @@ impl Family {
         }
         for (labels, buckets) in &buckets {
             let ascend = buckets.is_sorted_by(|a, b| a.0 < b.0 && a.1 <= b.1);
-            ensure!(ascend, "its buckets don't ascend: {labels:?}");
-            let last = buckets.last().expect("a list is made with its first bucket");
+            ensure!(ascend, "the buckets don't ascend: {labels:?}");
+            let last = buckets.last().expect("no list is empty");
             ensure!(last.0 == f64::INFINITY, "no bucket +Inf: {labels:?}");
             ensure!(counts.get(labels) == Some(&last.1), "the bucket +Inf is not the count: {labels:?}");
         }
@@ -186,7 +186,7 @@ impl Sample {
     fn parse(line: &str) -> Result<Self> {
         let name_end = line.find(['{', ' ']).context("no value")?;
         let (name, mut rest) = line.split_at(name_end);
-        ensure!(is_name(name), "not a metric's name");
+        ensure!(is_name(name), "not a valid metric name");
         let mut labels = Labels::new();
         if let Some(inside) = rest.strip_prefix('{') {
             rest = parse_labels(inside, &mut labels)?;
@@ -196,33 +196,33 @@ impl Sample {
         let sample = Self { name: name.to_owned(), labels, value: number(value)? };
         let after = &rest[value.len()..];
         let tail = after.split_once(" # ").map_or(after, |(timestamp, _exemplar)| timestamp);
-        ensure!(tail.is_empty() || number(tail.trim_start()).is_ok(), "what follows the value is no timestamp");
+        ensure!(tail.is_empty() || number(tail.trim_start()).is_ok(), "the text after the value is not a timestamp");
         Ok(sample)
     }
 }
 
-/// Reads labels up to their closing brace, and returns what follows.
+/// Parses labels up to their closing brace and returns the rest.
 fn parse_labels<'a>(mut rest: &'a str, labels: &mut Labels) -> Result<&'a str> {
     if let Some(after) = rest.strip_prefix('}') {
         return Ok(after);
     }
     loop {
         let (name, after) = rest.split_once("=\"").context("a label without =\"")?;
-        ensure!(is_name(name) && !name.contains(':'), "not a label's name: {name:?}");
+        ensure!(is_name(name) && !name.contains(':'), "not a valid label name: {name:?}");
         let mut value = String::new();
         let mut chars = after.char_indices();
         let end = loop {
-            match chars.next().context("a label's value without an end")? {
+            match chars.next().context("a label value without an end")? {
                 (at, '"') => break at + 1,
                 (_, '\\') => value.push(match chars.next() {
                     Some((_, 'n')) => '\n',
                     Some((_, escaped @ ('"' | '\\'))) => escaped,
-                    other => bail!("no such escape: {other:?}"),
+                    other => bail!("unknown escape: {other:?}"),
                 }),
                 (_, plain) => value.push(plain),
             }
         };
-        ensure!(labels.insert(name.to_owned(), value).is_none(), "a label twice: {name}");
+        ensure!(labels.insert(name.to_owned(), value).is_none(), "repeated label: {name}");
         rest = &after[end..];
         if let Some(after) = rest.strip_prefix('}') {
             return Ok(after);
@@ -264,7 +264,7 @@ mod tests {
     );
 
     #[test]
-    fn a_good_answer_is_read_with_its_labels() {
+    fn a_valid_response_is_parsed_with_its_labels() {
         let metrics = Scrape::parse(GOOD).unwrap();
         assert_eq!(metrics.sum("up"), 3.0);
         assert_eq!(metrics.sum("sent_total"), 12.0);
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_lenient_scraper_would_forgive_is_an_error() {
+    fn violations_that_a_lenient_scraper_ignores_are_errors() {
         let faults = [
             ("# EOF\n", ""),
             ("up 3\n", "up 3\n\n"),

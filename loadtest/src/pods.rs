@@ -1,4 +1,4 @@
-//! Pods as processes, each on a loopback address of its own, and the world that they live in: a Kafka and a Redis.
+//! Pods as processes, each on its own loopback address, and their surroundings: a Kafka and a Redis.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,25 +21,25 @@ use crate::process::{Process, Signal, TempDir, eventually, free_port, limit_desc
 use crate::redis::Redis;
 use crate::token;
 
-/// A pod is ready within this time, on a machine that does much else.
+/// Time limit until a pod is ready, on a busy machine.
 pub const READY_WITHIN: Duration = Duration::from_secs(40);
 
-/// An operators' endpoint answers within this time.
+/// Time limit for an answer of an operators' endpoint.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 // ---- the program ----------------------------------------------------------------------------------------------------
 
-/// The gateway's program, built by the profile of this test and from the same tree.
+/// The path of the gateway's program, built from the same tree with the profile of this test.
 ///
 /// # Panics
-/// Where it doesn't build.
+/// If the build fails.
 #[must_use]
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
         // A test's program is target/<directory of the profile>/deps/<name>.
         let this = std::env::current_exe().expect("the test's own program");
-        // A program that is no test lies in the directory itself.
+        // A program that is not a test is in the directory itself.
         let deps = this.parent().filter(|parent| parent.ends_with("deps"));
         let directory = deps.unwrap_or(&this).parent().expect("a directory up");
         let profile = directory.file_name().and_then(|name| name.to_str()).expect("a profile's directory");
@@ -53,19 +53,19 @@ pub fn binary() -> &'static Path {
     })
 }
 
-/// How a run of the program ended.
+/// Result of a run of the program.
 #[derive(Debug)]
 pub struct Run {
-    /// Its exit code; `None` where a signal ended it.
+    /// Its exit code. `None` if a signal ended it.
     pub code: Option<i32>,
-    /// All that it wrote, to both outputs.
+    /// Its standard output and standard error.
     pub output: String,
 }
 
-/// Runs the program with these arguments and this environment alone, and waits for its end.
+/// Runs the program with only these arguments and this environment, and waits until it exits.
 ///
 /// # Panics
-/// Where it doesn't end.
+/// If it does not exit.
 #[must_use]
 #[track_caller]
 pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Run {
@@ -79,19 +79,19 @@ pub fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Run {
 
 // ---- the world ------------------------------------------------------------------------------------------------------
 
-/// What pods live in: a Kafka with one broker and a Redis, of one test alone.
+/// The surroundings of a test's pods: a Kafka with one broker and a Redis.
 pub struct World {
-    /// Events come from here.
+    /// The source of events.
     pub kafka: Kafka,
-    /// The cluster's slots.
+    /// Holds the cluster's slots.
     pub redis: Redis,
 }
 
 impl World {
-    /// A world in which the built-in routes' topics are there, with three partitions each; a market's ticks have one.
+    /// A world with the topics of the built-in routes: one partition for a market's ticks, three for each other topic.
     ///
     /// # Panics
-    /// Where a tool is missing: in one line that says how to get it.
+    /// If a tool is missing. The message is one line that says how to install it.
     #[must_use]
     pub fn start() -> Self {
         let world = Self::without_topics();
@@ -99,7 +99,7 @@ impl World {
         world
     }
 
-    /// The same, with this Redis.
+    /// Like [`Self::start`], with this Redis.
     #[must_use]
     pub fn with_redis(redis: Redis) -> Self {
         let _ = binary();
@@ -114,7 +114,7 @@ impl World {
         kafka.create_all(&topics.iter().map(|(name, partitions)| (name.as_str(), *partitions)).collect::<Vec<_>>());
     }
 
-    /// The topics of a world, and how many partitions each has.
+    /// The topics of a world with their numbers of partitions.
     #[must_use]
     pub fn topics() -> Vec<(String, i32)> {
         let events = Kind::ALL.map(|kind| (kind.topic().to_owned(), 3));
@@ -124,21 +124,21 @@ impl World {
     /// A world without any topic.
     ///
     /// # Panics
-    /// Where a tool is missing: in one line that says how to get it.
+    /// If a tool is missing. The message is one line that says how to install it.
     #[must_use]
     pub fn without_topics() -> Self {
-        // The gateway is built before the test's time runs.
+        // Builds the gateway before the time limits of the test start.
         let _ = binary();
         Self { kafka: Kafka::start(), redis: Redis::start() }
     }
 
-    /// A pod to be, by its name.
+    /// The plan of a pod with this name.
     #[must_use]
     pub fn pod(&self, name: &str) -> Plan {
         Plan::new(name, self.kafka.bootstrap(), self.redis.port())
     }
 
-    /// Three pods, `pod-0` to `pod-2`, that all know each other.
+    /// Starts three pods, `pod-0` to `pod-2`, and waits until all know each other.
     #[must_use]
     pub fn three_pods(&self, settings: &[(&str, &str)]) -> [Pod; 3] {
         let pods = [0, 1, 2].map(|number| self.pod(&format!("pod-{number}")).set_all(settings).spawn());
@@ -149,8 +149,7 @@ impl World {
         pods
     }
 
-    /// Returns when every pod knows of the live slots, which are as many as the pods: it sends clients to each other
-    /// pod.
+    /// Waits until as many slots are live as there are pods, and every pod redirects clients to every other pod.
     pub fn settled(&self, pods: &[Pod]) {
         eventually("each pod has a slot", READY_WITHIN, || (self.redis.live().len() == pods.len()).then_some(()));
         for pod in pods {
@@ -172,7 +171,7 @@ impl World {
 
 // ---- pods -----------------------------------------------------------------------------------------------------------
 
-/// A pod that is to be started.
+/// How to start a pod.
 #[derive(Debug, Clone)]
 pub struct Plan {
     name: String,
@@ -187,8 +186,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// A pod of this name with these neighbours, on an address of its own. Its lease and its refresh of topics are
-    /// shorter than by default, so that tests don't wait.
+    /// A pod with this name and these brokers and Redis, on its own address. Its lease and its refresh of topics are
+    /// shorter than the defaults, so that tests are fast.
     #[must_use]
     pub fn new(name: &str, kafka: &str, redis_port: u16) -> Self {
         let host = loopback();
@@ -217,69 +216,69 @@ impl Plan {
             .set("RUST_BACKTRACE", "1")
     }
 
-    /// With a setting.
+    /// Sets a setting.
     #[must_use]
     pub fn set(mut self, name: &str, value: &str) -> Self {
         self.environment.insert(name.to_owned(), value.to_owned());
         self
     }
 
-    /// Without a setting: its default holds.
+    /// Removes a setting, so that its default applies.
     #[must_use]
     pub fn unset(mut self, name: &str) -> Self {
         self.environment.remove(name);
         self
     }
 
-    /// With settings.
+    /// Sets settings.
     #[must_use]
     pub fn set_all(mut self, settings: &[(&str, &str)]) -> Self {
         self.environment.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         self
     }
 
-    /// With an argument on its command line.
+    /// Adds a command-line argument.
     #[must_use]
     pub fn argument(mut self, argument: &str) -> Self {
         self.arguments.push(argument.to_owned());
         self
     }
 
-    /// With a log that stays: what it writes is added to this file.
+    /// Appends its log to this file, which stays.
     #[must_use]
     pub fn log_to(mut self, file: &Path) -> Self {
         self.log = Some(file.to_owned());
         self
     }
 
-    /// With its standard error here, and its log with it.
+    /// Redirects its standard error, and thereby its log.
     #[must_use]
     pub fn errors_to(mut self, errors: OwnedFd) -> Self {
         self.errors = Some(Arc::new(errors));
         self
     }
 
-    /// With these cores alone; with all, where none is named.
+    /// Restricts it to these cores. An empty list allows all cores.
     #[must_use]
     pub fn on_cores(mut self, cores: &[usize]) -> Self {
         cores.clone_into(&mut self.cores);
         self
     }
 
-    /// With so many descriptors at most.
+    /// Limits its number of descriptors.
     #[must_use]
     pub fn descriptors(mut self, count: u64) -> Self {
         self.descriptors = Some(count);
         self
     }
 
-    /// Where it will listen.
+    /// The address on which it will listen.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from((self.host, self.port))
     }
 
-    /// Starts it, and returns when it is ready.
+    /// Starts it and waits until it is ready.
     #[must_use]
     #[track_caller]
     pub fn start(&self) -> Pod {
@@ -288,7 +287,7 @@ impl Plan {
         pod
     }
 
-    /// Starts it, and returns at once.
+    /// Starts it without waiting.
     #[must_use]
     #[track_caller]
     pub fn spawn(&self) -> Pod {
@@ -307,7 +306,7 @@ impl Plan {
     }
 }
 
-/// A pod that was started.
+/// A started pod.
 #[derive(Debug)]
 pub struct Pod {
     plan: Plan,
@@ -328,39 +327,39 @@ impl Pod {
         self.plan.environment["PUBLIC_URL"].clone()
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.plan.address()
     }
 
-    /// What it was started by: another of the same name can be, too.
+    /// The plan by which it was started. It can start another pod with the same name.
     #[must_use]
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// All that it has logged so far.
+    /// Its log so far.
     #[must_use]
     pub fn log(&self) -> String {
         self.process.log()
     }
 
-    /// Its process' number.
+    /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
 
-    /// Returns when `/ready` says 200.
+    /// Waits until `/ready` answers 200.
     ///
     /// # Panics
-    /// Where it ends, or is not ready within [`READY_WITHIN`].
+    /// If it exits, or is not ready within [`READY_WITHIN`].
     #[track_caller]
     pub fn ready(&self) {
         eventually(&format!("{} is ready", self.name()), READY_WITHIN, || {
             let ended = !Path::new(&format!("/proc/{}/fd/1", self.pid())).exists();
-            assert!(!ended, "{} ended at its start\n{}", self.name(), self.process.log_tail());
+            assert!(!ended, "{} exited at startup\n{}", self.name(), self.process.log_tail());
             (self.try_get("/ready")?.status == 200).then_some(())
         });
     }
@@ -368,7 +367,7 @@ impl Pod {
     /// GETs a path.
     ///
     /// # Panics
-    /// Where no answer comes.
+    /// If there is no answer.
     #[must_use]
     #[track_caller]
     pub fn get(&self, path: &str) -> HttpResponse {
@@ -376,16 +375,16 @@ impl Pod {
         answer.unwrap_or_else(|error| panic!("{} of {}: {error:#}", path, self.name()))
     }
 
-    /// GETs a path, where it answers.
+    /// GETs a path. `None` if there is no answer.
     #[must_use]
     pub fn try_get(&self, path: &str) -> Option<HttpResponse> {
         http::get(self.address(), path, ANSWER_WITHIN).ok()
     }
 
-    /// Its metrics, read strictly.
+    /// Its metrics, parsed strictly.
     ///
     /// # Panics
-    /// Where they are no OpenMetrics.
+    /// If they are not valid OpenMetrics.
     #[must_use]
     #[track_caller]
     pub fn metrics(&self) -> Scrape {
@@ -396,10 +395,10 @@ impl Pod {
         Scrape::parse(&answer.text()).unwrap_or_else(|error| panic!("{error:#}"))
     }
 
-    /// Waits until a metric's sum over all labels is this.
+    /// Waits until the sum of a metric over all labels is `value`.
     ///
     /// # Panics
-    /// Where it doesn't become so, or goes past it: counters don't go back.
+    /// If that does not happen in time, or a counter is already beyond it.
     #[track_caller]
     pub fn await_metric(&self, name: &str, value: f64) {
         let mut last = f64::NAN;
@@ -415,7 +414,7 @@ impl Pod {
         }
     }
 
-    /// A client to be, of this pod.
+    /// A request to this pod.
     #[must_use]
     pub fn ask(&self) -> Ask {
         Ask::to(&self.url())
@@ -428,23 +427,23 @@ impl Pod {
         self.ask().open()
     }
 
-    /// A client that watches an assessment.
+    /// A client that subscribes to an assessment.
     #[must_use]
     #[track_caller]
     pub fn client(&self, assessment: &str) -> Client {
         self.ask().assessment(assessment).open()
     }
 
-    /// The URL of the pod that it says serves an assessment: its own, where it serves it itself.
+    /// The URL of the pod that serves an assessment according to this pod: its own, or that of its redirect.
     ///
     /// # Panics
-    /// Where its first word is neither `connected` nor a redirect.
+    /// If the first message is neither `connected` nor a redirect.
     #[must_use]
     #[track_caller]
     pub fn owner_of(&self, assessment: &str) -> String {
         let claims = json!({ "userId": token::USER, "assessments": [assessment] });
         let mut client = self.ask().assessment(assessment).token(&token::signed(&claims)).open();
-        let first = client.expect("a first word", |_| true);
+        let first = client.expect("a first message", |_| true);
         match first.kind.as_str() {
             "connected" => self.url(),
             "Redirect" => first.json()["url"].as_str().expect("a redirect has a URL").to_owned(),
@@ -457,21 +456,21 @@ impl Pod {
         self.process.signal(signal);
     }
 
-    /// Waits for its end.
+    /// Waits until it exits.
     ///
     /// # Panics
-    /// Where it does not end `within` the time.
+    /// If it does not exit `within` the time.
     #[track_caller]
     pub fn wait_exit(&mut self, within: Duration) -> ExitStatus {
         self.process.wait_exit(within)
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has exited.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.process.exited()
     }
 
-    /// Kills it: it has no time for anything.
+    /// Kills it with SIGKILL.
     pub fn kill(&mut self) {
         self.process.kill();
     }
@@ -479,24 +478,24 @@ impl Pod {
     /// Its anonymous memory, in bytes (RssAnon: heap and stacks, no program text).
     ///
     /// # Panics
-    /// Where it has ended.
+    /// If it has exited.
     #[must_use]
     pub fn memory(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the pod is up");
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the pod is running");
         let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux since 4.5");
         let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of KiB");
         kib * 1024
     }
 }
 
-/// Every test holds what must be so of every pod.
+/// Checks in every test that the log holds no token, no secret and no panic.
 impl Drop for Pod {
     fn drop(&mut self) {
         if thread::panicking() {
             return;
         }
         let log = self.log();
-        // Base64url of a JSON object's start: each token has it, and nothing that a pod should say.
+        // The base64url form of the start of a JSON object, with which every token begins.
         assert!(!log.contains("eyJ"), "{} logged a token", self.name());
         assert!(!log.contains(token::SECRET), "{} logged the secret", self.name());
         assert!(!log.contains("panicked at"), "{} panicked: {}", self.name(), self.process.log_tail());

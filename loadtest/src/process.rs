@@ -1,4 +1,4 @@
-//! Child processes that never outlive the tests, with a temporary directory, a free port and a log each.
+//! Child processes that never outlive the tests, each with a temporary directory, a free port and a log.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -13,38 +13,38 @@ use std::sync::{LazyLock, Mutex, Once, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often a condition that nothing announces is looked at again.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Poll interval of conditions that cause no event.
+const POLL_EVERY: Duration = Duration::from_millis(10);
 
-/// Lines of a log that are shown where its process disappoints.
+/// Lines of a process's log that are shown if its test fails.
 const LOG_LINES_SHOWN: usize = 60;
 
-/// Waits for `look` to find something, and returns it.
+/// Polls `find` until it returns a value, and returns that value.
 ///
 /// # Panics
-/// Where it found nothing `within` the time: the message names `what`.
+/// If it returns nothing `within` the time. The message names `what`.
 #[track_caller]
-pub fn eventually<T>(what: &str, within: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+pub fn eventually<T>(what: &str, within: Duration, mut find: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + within;
     loop {
-        if let Some(found) = look() {
+        if let Some(found) = find() {
             return found;
         }
         assert!(Instant::now() < deadline, "{what}: not within {within:?}");
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(POLL_EVERY);
     }
 }
 
-/// Looks again and again `during` the time, and returns when it is over: for what must not happen.
+/// Polls a condition for a time, to check what must not change.
 ///
 /// # Panics
-/// As soon as `holds` is false: the message names `what`.
+/// As soon as `holds` is false. The message names `what`.
 #[track_caller]
 pub fn always(what: &str, during: Duration, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + during;
     while Instant::now() < deadline {
         assert!(holds(), "{what}: no longer");
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(POLL_EVERY);
     }
 }
 
@@ -53,21 +53,21 @@ pub fn always(what: &str, during: Duration, mut holds: impl FnMut() -> bool) {
 /// A signal that tests send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
-    /// Asks to end.
+    /// SIGTERM.
     Term,
-    /// As Ctrl-C does.
+    /// SIGINT, as Ctrl-C sends.
     Int,
-    /// Ends at once.
+    /// SIGKILL.
     Kill,
-    /// As Ctrl-\ does.
+    /// SIGQUIT, as Ctrl-\ sends.
     Quit,
-    /// As the end of a terminal does.
+    /// SIGHUP, as a closed terminal sends.
     Hup,
-    /// As a write to a closed pipe does.
+    /// SIGPIPE, as a write to a closed pipe sends.
     Pipe,
-    /// Pauses.
+    /// SIGSTOP.
     Stop,
-    /// Goes on.
+    /// SIGCONT.
     Cont,
 }
 
@@ -83,16 +83,16 @@ impl Process {
     /// Starts `command` with its output appended to the file `log`.
     ///
     /// # Panics
-    /// Where it can't be started.
+    /// If it can't be started.
     #[track_caller]
     pub fn start(name: &str, command: Command, log: &Path) -> Self {
         Self::start_with(name, command, log, None)
     }
 
-    /// The same, with standard error elsewhere.
+    /// Like [`Self::start`], with standard error redirected to `errors`.
     ///
     /// # Panics
-    /// Where it can't be started.
+    /// If it can't be started.
     #[track_caller]
     pub fn start_with(name: &str, mut command: Command, log: &Path, errors: Option<OwnedFd>) -> Self {
         let out = File::options().create(true).append(true).open(log).expect("a log in our own directory");
@@ -102,7 +102,7 @@ impl Process {
         Self { name: name.to_owned(), child, log: log.to_owned() }
     }
 
-    /// Its number.
+    /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -111,7 +111,7 @@ impl Process {
     /// Sends a signal.
     ///
     /// # Panics
-    /// Where the process has ended and was waited for.
+    /// If the process has exited and was reaped.
     #[track_caller]
     pub fn signal(&self, signal: Signal) {
         let number = match signal {
@@ -124,45 +124,45 @@ impl Process {
             Signal::Stop => libc::SIGSTOP,
             Signal::Cont => libc::SIGCONT,
         };
-        let pid = libc::pid_t::try_from(self.pid()).expect("Linux' process numbers are small");
+        let pid = libc::pid_t::try_from(self.pid()).expect("process ids fit pid_t");
         // SAFETY: kill takes plain numbers; the child is not reaped while `self` lives and says so, so the pid is its
         // own.
         let sent = unsafe { libc::kill(pid, number) };
         assert_eq!(sent, 0, "{signal:?} to {}: {}", self.name, io::Error::last_os_error());
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has exited.
     ///
     /// # Panics
-    /// Where the kernel doesn't know it.
+    /// If the kernel doesn't know it.
     pub fn exited(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("a child of ours")
     }
 
-    /// Waits for its end.
+    /// Waits until it exits.
     ///
     /// # Panics
-    /// Where it does not end `within` the time.
+    /// If it does not exit `within` the time.
     #[track_caller]
     pub fn wait_exit(&mut self, within: Duration) -> ExitStatus {
-        let what = format!("{} ends", self.name);
+        let what = format!("{} exits", self.name);
         eventually(&what, within, || self.exited())
     }
 
-    /// Kills it, and waits for its end.
+    /// Kills it and waits until it has exited.
     pub fn kill(&mut self) {
-        // It may have ended by itself: that is as good.
+        // It may have exited by itself, which is as good.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// All that it has written so far.
+    /// Its output so far.
     #[must_use]
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// The end of what it has written, for messages.
+    /// The last lines of its output, for messages.
     #[must_use]
     pub fn log_tail(&self) -> String {
         let log = self.log();
@@ -188,14 +188,14 @@ impl Drop for Process {
 
 type Job = (Command, mpsc::Sender<io::Result<Child>>);
 
-/// Starts a process from a thread that lives as long as ours does: the kernel sends PR_SET_PDEATHSIG's signal when the
-/// *thread* that forked ends, and each test has a thread of its own.
+/// Starts a process from a thread that lives as long as this process: the kernel sends the signal of PR_SET_PDEATHSIG
+/// when the *thread* that forked ends, and each test has its own thread.
 pub(crate) fn spawn(mut command: Command) -> io::Result<Child> {
     static SPAWNER: LazyLock<Mutex<mpsc::Sender<Job>>> = LazyLock::new(|| {
         let (jobs, inbox) = mpsc::channel::<Job>();
         thread::spawn(move || {
             for (mut command, answer) in inbox {
-                // The caller waits for it, and if not, the child's fate no longer matters.
+                // The caller waits for it. If it does not, the child does not matter any more.
                 let _ = answer.send(command.spawn());
             }
         });
@@ -214,7 +214,7 @@ pub(crate) fn spawn(mut command: Command) -> io::Result<Child> {
     started.recv().expect("the spawner answers")
 }
 
-/// Lets a program that is to be started run on these cores alone; on all, where none is named.
+/// Restricts a command to these cores. An empty list allows all cores.
 pub fn run_on(command: &mut Command, cores: &[usize]) {
     if cores.is_empty() {
         return;
@@ -229,7 +229,7 @@ pub fn run_on(command: &mut Command, cores: &[usize]) {
     }
 }
 
-/// Lets a program that is to be started have so many descriptors at most.
+/// Limits the number of descriptors of a command.
 pub fn limit_descriptors(command: &mut Command, count: u64) {
     let limit = libc::rlimit { rlim_cur: count, rlim_max: count };
     // SAFETY: setrlimit is a plain system call, and the limit is the closure's own.
@@ -241,10 +241,10 @@ pub fn limit_descriptors(command: &mut Command, count: u64) {
     }
 }
 
-/// Lets this thread, and what it starts from now on, run on these cores alone.
+/// Restricts this thread, and everything that it starts from now on, to these cores.
 ///
 /// # Panics
-/// Where the machine doesn't have them.
+/// If the machine does not have these cores.
 pub fn stay_on(cores: &[usize]) {
     let set = core_set(cores);
     // SAFETY: the pointer and the size are of a live set, which the kernel only reads.
@@ -255,14 +255,14 @@ pub fn stay_on(cores: &[usize]) {
 /// The cores that this thread may run on, in order.
 ///
 /// # Panics
-/// Where the kernel doesn't tell.
+/// If the kernel returns an error.
 #[must_use]
 pub fn own_cores() -> Vec<usize> {
     let mut set = core_set(&[]);
     // SAFETY: the pointer and the size are of a live set, and the kernel writes no more than that.
     let got = unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) };
     assert_eq!(got, 0, "{}", io::Error::last_os_error());
-    let count = usize::try_from(libc::CPU_SETSIZE).expect("it is small");
+    let count = usize::try_from(libc::CPU_SETSIZE).expect("CPU_SETSIZE is small");
     // SAFETY: every number below CPU_SETSIZE lies in the set.
     (0..count).filter(|&core| unsafe { libc::CPU_ISSET(core, &set) }).collect()
 }
@@ -270,7 +270,7 @@ pub fn own_cores() -> Vec<usize> {
 fn core_set(cores: &[usize]) -> libc::cpu_set_t {
     // SAFETY: a cpu_set_t is plain bits, for which zero is the empty set.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    let count = usize::try_from(libc::CPU_SETSIZE).expect("it is small");
+    let count = usize::try_from(libc::CPU_SETSIZE).expect("CPU_SETSIZE is small");
     for &core in cores.iter().filter(|core| **core < count) {
         // SAFETY: the number lies in the set.
         unsafe { libc::CPU_SET(core, &mut set) };
@@ -278,10 +278,10 @@ fn core_set(cores: &[usize]) -> libc::cpu_set_t {
     set
 }
 
-/// Lets this process, and those that it starts from now on, open so many files, sockets among them.
+/// Raises the limit of open files, sockets included, of this process and those that it starts from now on.
 ///
 /// # Panics
-/// Where the system allows fewer.
+/// If the system allows fewer.
 pub fn allow_descriptors(count: u64) {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is of a live struct of the type that getrlimit fills.
@@ -295,24 +295,24 @@ pub fn allow_descriptors(count: u64) {
     }
 }
 
-/// Leaves a process so many descriptors more than it has open: what it opens beyond fails.
+/// Limits a process to `more` descriptors beyond those that it has open.
 ///
 /// # Panics
-/// Where it has ended.
+/// If it has ended.
 pub fn leave_descriptors(pid: u32, more: u64) {
-    let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("it is up").count();
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("the process is running").count();
     let count = u64::try_from(open).expect("few") + more;
     let limit = libc::rlimit { rlim_cur: count, rlim_max: count };
-    let pid = libc::pid_t::try_from(pid).expect("Linux' process numbers are ints");
-    // SAFETY: the pointer is of a live struct, which prlimit only reads; it is asked for nothing back.
+    let pid = libc::pid_t::try_from(pid).expect("process ids fit pid_t");
+    // SAFETY: the pointer is of a live struct, which prlimit only reads. A null pointer asks for no result.
     let set = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut()) };
     assert_eq!(set, 0, "{}", io::Error::last_os_error());
 }
 
-/// The program `name` of the machine.
+/// The path of an installed program.
 ///
 /// # Panics
-/// Where it is missing: the message is one line that says how to get it.
+/// If it is missing. The message is one line that says how to install it.
 #[must_use]
 pub fn tool(name: &str, package: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -321,9 +321,9 @@ pub fn tool(name: &str, package: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("{name} is missing; on Debian: apt-get install -y --no-install-recommends {package}"))
 }
 
-// ---- places ---------------------------------------------------------------------------------------------------------
+// ---- directories and ports ------------------------------------------------------------------------------------------
 
-/// A directory that is removed when this value is dropped; one of a test process that was killed, by the next one.
+/// A directory that is removed when this value is dropped. If the test process is killed, the next one removes it.
 #[derive(Debug)]
 pub struct TempDir(PathBuf);
 
@@ -333,7 +333,7 @@ impl TempDir {
     /// A new directory.
     ///
     /// # Panics
-    /// Where the machine's temporary directory can't be written to.
+    /// If the machine's temporary directory can't be written to.
     #[must_use]
     pub fn new(label: &str) -> Self {
         static SWEEP: Once = Once::new();
@@ -341,20 +341,20 @@ impl TempDir {
         SWEEP.call_once(remove_orphans);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("{TEMP_PREFIX}{}-{number}-{label}", std::process::id()));
-        fs::create_dir(&path).unwrap_or_else(|error| panic!("{} can't be made: {error}", path.display()));
+        fs::create_dir(&path).unwrap_or_else(|error| panic!("{} can't be created: {error}", path.display()));
         Self(path)
     }
 
-    /// Where it is.
+    /// Its path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// Writes a file into it, and returns its path.
+    /// Writes a file into the directory and returns its path.
     ///
     /// # Panics
-    /// Where it can't be written.
+    /// If it can't be written.
     pub fn file(&self, name: &str, content: &str) -> PathBuf {
         let path = self.0.join(name);
         fs::write(&path, content).expect("our own directory can be written to");
@@ -364,7 +364,7 @@ impl TempDir {
 
 impl Drop for TempDir {
     fn drop(&mut self) {
-        // A process that was just killed may still hold files open; what stays, the next test process removes.
+        // A process that was just killed may still hold files open. The next test process removes the rest.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -381,7 +381,7 @@ fn remove_orphans() {
     }
 }
 
-/// A loopback address that no other test of this machine uses: 127.a.b.c, of the process' number and a counter.
+/// A loopback address that no other test on this machine uses: 127.a.b.c, from the process id and a counter.
 #[must_use]
 pub fn loopback() -> Ipv4Addr {
     static NEXT: AtomicU32 = AtomicU32::new(1);
@@ -391,11 +391,11 @@ pub fn loopback() -> Ipv4Addr {
     Ipv4Addr::new(127, high | 1, low, last)
 }
 
-/// A port of `host` that nothing listens on, outside of the range that the system hands out for outgoing connections:
-/// so a server that is down finds its port still free when it returns.
+/// A free port of `host`, outside the range that the system uses for outgoing connections, so that a server that is
+/// down finds its port still free when it returns.
 ///
 /// # Panics
-/// Where none is free.
+/// If no port is free.
 #[must_use]
 pub fn free_port(host: Ipv4Addr) -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -404,9 +404,9 @@ pub fn free_port(host: Ipv4Addr) -> u16 {
     (0..COUNT)
         .map(|_| {
             // Test binaries that run at the same time start far from each other.
-            let place =
+            let index =
                 std::process::id().wrapping_mul(7919).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
-            u16::try_from(FIRST + place).expect("below 32768")
+            u16::try_from(FIRST + index).expect("below 32768")
         })
         .find(|&port| TcpListener::bind(SocketAddr::new(IpAddr::V4(host), port)).is_ok())
         .expect("a free port among 22,000")
@@ -417,7 +417,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_outlives_the_thread_that_asked_for_it_and_is_killed_with_its_value() {
+    fn a_process_outlives_the_thread_that_started_it_and_is_killed_on_drop() {
         let dir = TempDir::new("process");
         let log = dir.path().join("log");
         let mut process = thread::spawn({
@@ -431,7 +431,7 @@ mod tests {
         .join()
         .unwrap();
         eventually("it writes its log", Duration::from_secs(5), || process.log().contains("ready").then_some(()));
-        assert!(process.exited().is_none(), "it runs on after its thread");
+        assert!(process.exited().is_none(), "it still runs after its thread has ended");
 
         let pid = process.pid();
         drop(process);
@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_tool_is_told_in_one_line_that_says_how_to_get_it() {
+    fn the_message_about_a_missing_tool_says_how_to_install_it() {
         let message = std::panic::catch_unwind(|| tool("no-such-tool", "its-package")).unwrap_err();
         let message = message.downcast_ref::<String>().unwrap();
         assert_eq!(
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_of_test_processes_that_are_gone_are_removed() {
+    fn directories_of_dead_test_processes_are_removed() {
         let orphan = std::env::temp_dir().join(format!("{TEMP_PREFIX}4999999-0-orphan"));
         fs::create_dir_all(&orphan).unwrap();
         remove_orphans();

@@ -1,5 +1,5 @@
-//! A real redis-server on 127.0.0.1 that can be stopped, killed, paused, emptied and started again, and what the pods
-//! wrote there (PROTOCOL 7).
+//! A real redis-server on 127.0.0.1 that can be killed, paused, emptied and restarted, and access to the pods' slots in
+//! it (PROTOCOL 7).
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -16,7 +16,7 @@ use crate::wall_clock::WallClock;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// A Redis. It ends when it is dropped. What it holds is in memory alone: who starts it again, starts it empty.
+/// A Redis. It is killed on drop. Its data is only in memory, so it restarts empty.
 pub struct Redis {
     port: u16,
     dir: TempDir,
@@ -24,23 +24,23 @@ pub struct Redis {
     clock: Option<WallClock>,
 }
 
-/// What is heard on Redis' channels.
+/// Receives messages of Redis channels.
 pub struct ChannelListener {
     messages: mpsc::Receiver<(String, String)>,
 }
 
 impl ChannelListener {
-    /// Waits for a message on a channel; passes over others.
+    /// Waits for a message on a channel, and skips others.
     ///
     /// # Panics
-    /// Where it does not come `within` the time.
+    /// If it does not come `within` the time.
     #[track_caller]
     pub fn expect(&self, channel: &str, message: &str, within: Duration) {
         let deadline = Instant::now() + within;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.messages.recv_timeout(left) {
-                Ok(heard) if heard == (channel.to_owned(), message.to_owned()) => return,
+                Ok(received) if received == (channel.to_owned(), message.to_owned()) => return,
                 Ok(_) => {}
                 Err(error) => panic!("{message:?} on {channel}: not within {within:?} ({error})"),
             }
@@ -48,22 +48,22 @@ impl ChannelListener {
     }
 }
 
-/// What a pod wrote into its slot.
+/// The value of a slot.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Slot {
     /// The pod's name.
     pub node: String,
-    /// Which run of the pod it is: unique.
+    /// Unique id of this run of the pod.
     pub instance: serde_json::Value,
-    /// Where clients reach it.
+    /// The pod's `PUBLIC_URL`.
     pub url: String,
-    /// When its lease runs out, on Redis' clock.
+    /// End of its lease, by Redis' clock.
     pub expires_at_ms: u64,
 }
 
 impl Redis {
-    /// Starts one, and returns when it answers.
+    /// Starts a Redis and waits until it answers.
     #[must_use]
     pub fn start() -> Self {
         let port = free_port(Ipv4Addr::LOCALHOST);
@@ -72,7 +72,7 @@ impl Redis {
         redis
     }
 
-    /// Starts one with a wall clock of its own, and returns when it answers.
+    /// Starts a Redis with its own wall clock and waits until it answers.
     #[must_use]
     pub fn start_with_clock() -> Self {
         let port = free_port(Ipv4Addr::LOCALHOST);
@@ -81,25 +81,25 @@ impl Redis {
         redis
     }
 
-    /// Its clock is off by so many seconds from now on.
+    /// Sets the offset of its clock from real time.
     ///
     /// # Panics
-    /// Where it has no clock of its own.
+    /// If it was not started with its own clock.
     pub fn set_clock(&self, seconds: i64) {
         self.clock.as_ref().expect("it was started with a clock").set(seconds);
     }
 
-    /// Starts it again after [`Self::kill`], on the same port, empty.
+    /// Restarts it after [`Self::kill`], empty, on the same port.
     ///
     /// # Panics
-    /// Where it is up.
+    /// If it is up.
     pub fn start_again(&mut self) {
         assert!(self.process.is_none(), "Redis is down");
         let mut command = Command::new(tool("redis-server", "redis-server"));
         command.arg("--port").arg(self.port.to_string()).arg("--dir").arg(self.dir.path());
         command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
         if let Some(clock) = &self.clock {
-            clock.give(&mut command);
+            clock.apply_to(&mut command);
         }
         let process = Process::start("redis-server", command, &self.dir.path().join("log"));
         let pong = || redis::cmd("PING").query::<String>(&mut self.connect()?).ok();
@@ -113,34 +113,34 @@ impl Redis {
         self.port
     }
 
-    /// Ends it at once; what it held is lost.
+    /// Kills it. Its data is lost.
     ///
     /// # Panics
-    /// Where it is down.
+    /// If it is down.
     pub fn kill(&mut self) {
         self.process.take().expect("Redis is up").kill();
     }
 
-    /// Pauses it: connections stay open, nothing answers.
+    /// Pauses it: connections stay open, but nothing answers.
     ///
     /// # Panics
-    /// Where it is down.
+    /// If it is down.
     pub fn pause(&self) {
         self.process.as_ref().expect("Redis is up").signal(Signal::Stop);
     }
 
-    /// Lets it go on after [`Self::pause`].
+    /// Resumes it after [`Self::pause`].
     ///
     /// # Panics
-    /// Where it is down.
+    /// If it is down.
     pub fn resume(&self) {
         self.process.as_ref().expect("Redis is up").signal(Signal::Cont);
     }
 
-    /// Empties it.
+    /// Deletes all keys.
     ///
     /// # Panics
-    /// Where it doesn't answer.
+    /// If it doesn't answer.
     pub fn flush(&self) {
         redis::cmd("FLUSHALL").exec(&mut self.connection()).expect("Redis answers");
     }
@@ -151,16 +151,16 @@ impl Redis {
         self.slots_of("websocket")
     }
 
-    /// The slots under a prefix, by number; also those whose lease has run out.
+    /// The slots under a prefix, by number, including those whose lease has expired.
     ///
     /// # Panics
-    /// Where Redis doesn't answer, or a slot holds what the contract doesn't say.
+    /// If Redis does not answer, or a slot's value is not as in PROTOCOL 7.
     #[must_use]
     pub fn slots_of(&self, prefix: &str) -> BTreeMap<u32, Slot> {
         let fields: BTreeMap<String, String> =
             self.connection().hgetall(format!("{prefix}:slots")).expect("Redis answers");
         let slots = fields.into_iter().filter_map(|(field, value)| {
-            // What is no slot's number is the pods' own book-keeping.
+            // Fields that are not numbers are the pods' own data.
             let number = field.parse().ok()?;
             let slot = serde_json::from_str(&value).unwrap_or_else(|error| panic!("slot {field}: {error}: {value}"));
             Some((number, slot))
@@ -168,7 +168,7 @@ impl Redis {
         slots.collect()
     }
 
-    /// The slots whose lease has not run out, as names of pods by number.
+    /// The slots with a valid lease, as pod names by number.
     #[must_use]
     pub fn live(&self) -> BTreeMap<u32, String> {
         let now = self.now_ms();
@@ -176,18 +176,18 @@ impl Redis {
         live.map(|(number, slot)| (number, slot.node)).collect()
     }
 
-    /// Sets a field of a hash, as any program could.
+    /// Sets a field of a hash, as another program could.
     ///
     /// # Panics
-    /// Where it doesn't answer.
+    /// If it doesn't answer.
     pub fn set_field(&self, key: &str, field: &[u8], value: &[u8]) {
         redis::cmd("HSET").arg(key).arg(field).arg(value).exec(&mut self.connection()).expect("Redis answers");
     }
 
-    /// Adds so many fields to a hash that are no slots.
+    /// Adds this many fields that are not slots to a hash.
     ///
     /// # Panics
-    /// Where it doesn't answer.
+    /// If it doesn't answer.
     pub fn add_fields(&self, key: &str, count: u32) {
         let script = "for n = 1, ARGV[1] do redis.call('HSET', KEYS[1], 'stray-' .. n, '{}') end";
         redis::cmd("EVAL").arg(script).arg(1).arg(key).arg(count).exec(&mut self.connection()).expect("Redis answers");
@@ -196,7 +196,7 @@ impl Redis {
     /// All keys.
     ///
     /// # Panics
-    /// Where it doesn't answer.
+    /// If it doesn't answer.
     #[must_use]
     pub fn keys(&self) -> Vec<String> {
         self.connection().keys("*").expect("Redis answers")
@@ -205,17 +205,17 @@ impl Redis {
     /// Redis' own clock, in Unix milliseconds.
     ///
     /// # Panics
-    /// Where it doesn't answer.
+    /// If it doesn't answer.
     #[must_use]
     pub fn now_ms(&self) -> u64 {
         let (seconds, micros): (u64, u64) = redis::cmd("TIME").query(&mut self.connection()).expect("Redis answers");
         seconds * 1000 + micros / 1000
     }
 
-    /// How often the pods have called it since it was started.
+    /// Number of scripts that the pods have run since its start.
     ///
     /// # Panics
-    /// Where it doesn't answer.
+    /// If it doesn't answer.
     #[must_use]
     pub fn scripts_run(&self) -> u64 {
         let stats: String =
@@ -227,45 +227,45 @@ impl Redis {
         of("evalsha") + of("eval")
     }
 
-    /// Makes it a replica of another: it takes no change any more but that one's.
+    /// Makes it a read-only replica of another Redis.
     ///
     /// # Panics
-    /// Where it doesn't answer, or doesn't follow the other.
+    /// If it does not answer, or does not replicate the other.
     pub fn follow(&self, other: &Self) {
         let mut command = redis::cmd("REPLICAOF");
         command.arg("127.0.0.1").arg(other.port).exec(&mut self.connection()).expect("Redis answers");
-        eventually("it follows", ANSWER_WITHIN, || {
+        eventually("it replicates", ANSWER_WITHIN, || {
             let info: String = redis::cmd("INFO").arg("replication").query(&mut self.connection()).ok()?;
             info.contains("master_link_status:up").then_some(())
         });
     }
 
-    /// Makes a replica one that takes changes.
+    /// Makes a replica a primary.
     ///
     /// # Panics
-    /// Where it doesn't answer.
+    /// If it doesn't answer.
     pub fn lead(&self) {
         redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec(&mut self.connection()).expect("Redis answers");
     }
 
-    /// Listens to channels from now on.
+    /// Subscribes to channels.
     ///
     /// # Panics
-    /// Where it doesn't answer.
+    /// If it doesn't answer.
     #[must_use]
     pub fn listen(&self, channels: &[&str]) -> ChannelListener {
         let mut connection = self.connection();
         let channels: Vec<_> = channels.iter().map(ToString::to_string).collect();
         let (subscribed, is_subscribed) = mpsc::channel();
-        let (heard, messages) = mpsc::channel();
-        // It ends when Redis does, or when nobody listens any more.
+        let (received, messages) = mpsc::channel();
+        // It ends when Redis does, or when the listener is dropped.
         thread::spawn(move || {
             let mut pubsub = connection.as_pubsub();
             let result: Result<(), redis::RedisError> = channels.iter().try_for_each(|name| pubsub.subscribe(name));
             let _ = subscribed.send(result);
             while let Ok(message) = pubsub.get_message() {
                 let text = message.get_payload().expect("payloads are text");
-                if heard.send((message.get_channel_name().to_owned(), text)).is_err() {
+                if received.send((message.get_channel_name().to_owned(), text)).is_err() {
                     break;
                 }
             }
@@ -279,10 +279,10 @@ impl Redis {
         client.get_connection_with_timeout(Duration::from_secs(1)).ok()
     }
 
-    /// A connection of the caller's own.
+    /// A new connection.
     ///
     /// # Panics
-    /// Where it takes none.
+    /// If it accepts none.
     #[must_use]
     pub fn connection(&self) -> redis::Connection {
         eventually("Redis takes a connection", ANSWER_WITHIN, || self.connect())
@@ -294,7 +294,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_redis_that_is_killed_comes_back_empty_and_one_that_is_paused_does_not_answer() {
+    fn a_killed_redis_restarts_empty_and_a_paused_one_does_not_answer() {
         let mut redis = Redis::start();
         let slot = r#"{"node":"a","instance":"1","url":"ws://a/ws","expiresAtMs":99999999999999,"more":1}"#;
         let _: () = redis.connection().hset("websocket:slots", "0", slot).unwrap();

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// A way to Redis. It ends, with all its connections, when it is dropped.
+/// A proxy to Redis. It closes all its connections on drop.
 pub struct RedisProxy {
     port: u16,
     shared: Arc<ProxyState>,
@@ -15,66 +15,66 @@ pub struct RedisProxy {
 
 #[derive(Default)]
 struct ProxyState {
-    manners: Mutex<ProxyBehaviour>,
+    behaviour: Mutex<ProxyBehaviour>,
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct ProxyBehaviour {
     paused: bool,
-    deaf: bool,
+    drops_announcements: bool,
     delay: Duration,
     ended: bool,
     streams: Vec<TcpStream>,
-    /// Connections made so far, and those among them through which nothing passes any more.
-    made: usize,
-    stranded: Vec<usize>,
-    /// Connections by which somebody hears announcements.
+    /// Connections so far, and the numbers of those that pass nothing any more.
+    count: usize,
+    blackholed: Vec<usize>,
+    /// Connections with a subscription to announcements.
     announcing: Vec<usize>,
 }
 
 impl ProxyState {
-    fn manners(&self) -> MutexGuard<'_, ProxyBehaviour> {
-        self.manners.lock().unwrap_or_else(PoisonError::into_inner)
+    fn behaviour(&self) -> MutexGuard<'_, ProxyBehaviour> {
+        self.behaviour.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn change(&self, change: impl FnOnce(&mut ProxyBehaviour)) {
-        change(&mut self.manners());
+        change(&mut self.behaviour());
         self.changed.notify_all();
     }
 
-    /// Waits while nothing is to pass through a connection, and tells how long what passes now is to take and whether
-    /// announcements are lost.
+    /// Waits while the connection is blocked. Returns the latency, and whether announcements are dropped.
     fn gate(&self, connection: usize) -> (Duration, bool) {
-        let is_shut =
-            |manners: &mut ProxyBehaviour| (manners.paused || manners.stranded.contains(&connection)) && !manners.ended;
-        let manners = self.changed.wait_while(self.manners(), is_shut);
-        let manners = manners.unwrap_or_else(PoisonError::into_inner);
-        (manners.delay, manners.deaf)
+        let is_blocked = |behaviour: &mut ProxyBehaviour| {
+            (behaviour.paused || behaviour.blackholed.contains(&connection)) && !behaviour.ended
+        };
+        let behaviour = self.changed.wait_while(self.behaviour(), is_blocked);
+        let behaviour = behaviour.unwrap_or_else(PoisonError::into_inner);
+        (behaviour.delay, behaviour.drops_announcements)
     }
 }
 
 impl RedisProxy {
-    /// A way to the server at a port of 127.0.0.1.
+    /// A proxy to the server on a port of 127.0.0.1.
     ///
     /// # Panics
-    /// Where no port is left.
+    /// If no port is free.
     #[must_use]
     pub fn to(server: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is left");
         let port = listener.local_addr().expect("it is bound").port();
         let shared = Arc::new(ProxyState::default());
-        let link = Self { port, shared: Arc::clone(&shared) };
+        let proxy = Self { port, shared: Arc::clone(&shared) };
         thread::spawn(move || {
             for client in listener.incoming() {
-                if shared.manners().ended {
+                if shared.behaviour().ended {
                     return;
                 }
-                // Where the server is down, the client's connection ends as it would without a link.
+                // If the server is down, the client's connection ends as it would without a proxy.
                 let _ = client.and_then(|client| join(&shared, client, server));
             }
         });
-        link
+        proxy
     }
 
     /// Its port on 127.0.0.1.
@@ -83,63 +83,63 @@ impl RedisProxy {
         self.port
     }
 
-    /// Nothing passes any more; connections stay open.
+    /// Passes nothing. Connections stay open.
     pub fn pause(&self) {
-        self.shared.change(|manners| manners.paused = true);
+        self.shared.change(|behaviour| behaviour.paused = true);
     }
 
-    /// What was held back passes.
+    /// Passes data again, held-back data first.
     pub fn resume(&self) {
-        self.shared.change(|manners| manners.paused = false);
+        self.shared.change(|behaviour| behaviour.paused = false);
     }
 
-    /// Each answer takes so long.
+    /// Delays each answer.
     pub fn delay(&self, delay: Duration) {
-        self.shared.change(|manners| manners.delay = delay);
+        self.shared.change(|behaviour| behaviour.delay = delay);
     }
 
-    /// Nothing passes any more through the connections that there are; they stay open. New ones are as good as ever.
-    pub fn strand(&self) {
-        self.shared.change(|manners| manners.stranded = (1..=manners.made).collect());
+    /// Passes nothing more through the existing connections, which stay open. New ones work.
+    pub fn blackhole(&self) {
+        self.shared.change(|behaviour| behaviour.blackholed = (1..=behaviour.count).collect());
     }
 
-    /// The same, of the connections for announcements alone.
-    pub fn strand_announcements(&self) {
-        self.shared.change(|manners| manners.stranded.clone_from(&manners.announcing));
+    /// Like [`Self::blackhole`], only for connections with a subscription to announcements.
+    pub fn blackhole_announcements(&self) {
+        self.shared.change(|behaviour| behaviour.blackholed.clone_from(&behaviour.announcing));
     }
 
-    /// Whatever is announced is lost. Calls are answered.
-    pub fn deafen(&self) {
-        self.shared.change(|manners| manners.deaf = true);
+    /// Drops announcements. Calls are still answered.
+    pub fn drop_announcements(&self) {
+        self.shared.change(|behaviour| behaviour.drops_announcements = true);
     }
 }
 
 impl Drop for RedisProxy {
     fn drop(&mut self) {
-        self.shared.change(|manners| {
-            manners.ended = true;
-            for stream in &manners.streams {
+        self.shared.change(|behaviour| {
+            behaviour.ended = true;
+            for stream in &behaviour.streams {
                 let _ = stream.shutdown(Shutdown::Both);
             }
         });
-        // The thread that accepts sees that it is over.
+        // Wakes the accepting thread so that it ends.
         let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
     }
 }
 
-/// Joins a client with the server.
+/// Connects a client with the server.
 fn join(shared: &Arc<ProxyState>, client: TcpStream, server: u16) -> io::Result<()> {
     let server = TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, server)), Duration::from_secs(1))?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let number = {
-        let mut manners = shared.manners();
-        manners.streams.extend([client.try_clone()?, server.try_clone()?]);
-        manners.made += 1;
-        manners.made
+        let mut behaviour = shared.behaviour();
+        behaviour.streams.extend([client.try_clone()?, server.try_clone()?]);
+        behaviour.count += 1;
+        behaviour.count
     };
-    let ways = [(client.try_clone()?, server.try_clone()?, false), (server, client, true)];
-    for (from, to, is_answer) in ways {
+    let directions = [(client.try_clone()?, server.try_clone()?, false), (server, client, true)];
+    for (from, to, is_answer) in directions {
         let shared = Arc::clone(shared);
         thread::spawn(move || {
             let _ = pass(&shared, number, &from, &to, is_answer);
@@ -166,12 +166,12 @@ fn pass(
             return Ok(());
         }
         if !is_answer && buffer[..len].windows(SUBSCRIBE.len()).any(|part| part == SUBSCRIBE) {
-            shared.change(|manners| manners.announcing.push(number));
+            shared.change(|behaviour| behaviour.announcing.push(number));
         }
-        let (delay, deaf) = shared.gate(number);
+        let (delay, drops_announcements) = shared.gate(number);
         let is_announced = || buffer[..len].windows(ANNOUNCEMENT.len()).any(|part| part == ANNOUNCEMENT);
         if is_answer {
-            if deaf && is_announced() {
+            if drops_announcements && is_announced() {
                 continue;
             }
             thread::sleep(delay);
@@ -191,48 +191,49 @@ mod tests {
     const WITHIN: Duration = Duration::from_secs(10);
 
     #[test]
-    fn a_link_passes_what_is_said_slowly_or_not_at_all_and_loses_announcements_alone() {
+    fn a_proxy_can_delay_block_and_drop_only_announcements() {
         let redis = Redis::start();
-        let link = RedisProxy::to(redis.port());
-        let client = redis::Client::open(("127.0.0.1", link.port())).unwrap();
+        let proxy = RedisProxy::to(redis.port());
+        let client = redis::Client::open(("127.0.0.1", proxy.port())).unwrap();
         let mut connection = client.get_connection().unwrap();
         connection.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         let ping = |connection: &mut redis::Connection| redis::cmd("PING").query::<String>(connection);
         assert_eq!(ping(&mut connection).unwrap(), "PONG");
 
-        link.delay(Duration::from_millis(100));
-        let asked = Instant::now();
+        proxy.delay(Duration::from_millis(100));
+        let called = Instant::now();
         assert_eq!(ping(&mut connection).unwrap(), "PONG");
-        assert!(asked.elapsed() >= Duration::from_millis(100));
-        link.delay(Duration::ZERO);
+        assert!(called.elapsed() >= Duration::from_millis(100));
+        proxy.delay(Duration::ZERO);
 
-        link.pause();
+        proxy.pause();
         assert!(ping(&mut connection).is_err());
-        link.resume();
-        let again = || client.get_connection().ok().and_then(|mut connection| ping(&mut connection).ok());
-        assert_eq!(eventually("it passes again", WITHIN, again), "PONG");
+        proxy.resume();
+        let ping_on_a_new_connection =
+            || client.get_connection().ok().and_then(|mut connection| ping(&mut connection).ok());
+        assert_eq!(eventually("it passes again", WITHIN, ping_on_a_new_connection), "PONG");
 
         let mut listening = client.get_connection().unwrap();
-        let mut heard = listening.as_pubsub();
-        heard.subscribe("news").unwrap();
-        heard.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let mut subscription = listening.as_pubsub();
+        subscription.subscribe("news").unwrap();
+        subscription.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         let publish = |text: &str| {
             let mut direct = redis::Client::open(("127.0.0.1", redis.port())).unwrap().get_connection().unwrap();
             redis::cmd("PUBLISH").arg("news").arg(text).exec(&mut direct).unwrap();
         };
         publish("first");
-        assert_eq!(heard.get_message().unwrap().get_payload::<String>().unwrap(), "first");
-        link.deafen();
+        assert_eq!(subscription.get_message().unwrap().get_payload::<String>().unwrap(), "first");
+        proxy.drop_announcements();
         publish("second");
-        assert!(heard.get_message().is_err());
-        assert_eq!(again().unwrap(), "PONG", "calls are answered");
+        assert!(subscription.get_message().is_err());
+        assert_eq!(ping_on_a_new_connection().unwrap(), "PONG", "calls are answered");
 
         connection = client.get_connection().unwrap();
         connection.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-        link.strand_announcements();
-        assert_eq!(ping(&mut connection).unwrap(), "PONG", "it hears no announcements");
-        link.strand();
+        proxy.blackhole_announcements();
+        assert_eq!(ping(&mut connection).unwrap(), "PONG", "it has no subscription");
+        proxy.blackhole();
         assert!(ping(&mut connection).is_err());
-        assert_eq!(again().unwrap(), "PONG", "new connections are as good as ever");
+        assert_eq!(ping_on_a_new_connection().unwrap(), "PONG", "new connections work");
     }
 }

@@ -1,4 +1,4 @@
-//! Tokens, made by hand (RFC 7515, RFC 7519) and not by the gateway's library: good ones and every kind of bad one.
+//! Valid and invalid tokens, made by RFC 7515 and RFC 7519 without the gateway's library.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,13 +8,13 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde_json::{Value, json};
 use sha2::Sha256;
 
-/// The secret of every pod that says no other.
+/// The secret of every pod, unless its test sets another.
 pub const SECRET: &str = "a secret for the tests, and long enough for HS256";
 
 /// The user of [`good`] tokens.
 pub const USER: &str = "user-1";
 
-/// A token for [`USER`] that may watch anything and does not run out.
+/// A token for [`USER`] that allows all assessments and does not expire.
 #[must_use]
 pub fn good() -> String {
     signed(&json!({ "userId": USER }))
@@ -26,10 +26,10 @@ pub fn signed(claims: &Value) -> String {
     signed_with(SECRET.as_bytes(), &json!({ "alg": "HS256", "typ": "JWT" }), claims)
 }
 
-/// A token with this header and these claims and an HMAC-SHA256 of them, whatever the header says.
+/// A token with this header, these claims and an HMAC-SHA256 signature, whatever the header says.
 ///
 /// # Panics
-/// Never: HMAC takes keys of any length.
+/// Never: HMAC accepts keys of any length.
 #[must_use]
 pub fn signed_with(secret: &[u8], header: &Value, claims: &Value) -> String {
     let signed = format!("{}.{}", part(header), part(claims));
@@ -38,16 +38,16 @@ pub fn signed_with(secret: &[u8], header: &Value, claims: &Value) -> String {
     format!("{signed}.{}", URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes()))
 }
 
-/// A token without a signature, as `alg: none` has it.
+/// A token without a signature (`alg: none`).
 #[must_use]
 pub fn unsigned(claims: &Value) -> String {
     format!("{}.{}.", part(&json!({ "alg": "none" })), part(claims))
 }
 
-/// Seconds since the Unix epoch, moved by `seconds`: for `exp` and `nbf`.
+/// Seconds since the Unix epoch plus `seconds`, for `exp` and `nbf`.
 ///
 /// # Panics
-/// Where the clock is before 1970.
+/// If the clock is before 1970.
 #[must_use]
 pub fn in_seconds(seconds: f64) -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64() + seconds

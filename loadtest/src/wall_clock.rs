@@ -1,5 +1,5 @@
-//! A wall clock of a program's own, which steps when it is told to: libfaketime, loaded before the program. Clocks that
-//! never step are left alone.
+//! A wall clock for a program, which steps on command: libfaketime, preloaded into the program. Monotonic clocks are
+//! unchanged.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::process::{TempDir, tool};
 
-/// A clock that programs are started with.
+/// A wall clock for the programs that are started with it.
 #[derive(Debug)]
 pub struct WallClock {
     dir: TempDir,
@@ -15,35 +15,35 @@ pub struct WallClock {
 }
 
 impl WallClock {
-    /// One that shows the right time.
+    /// A clock that shows the real time.
     ///
     /// # Panics
-    /// Where libfaketime is missing: in one line that says how to get it.
+    /// If libfaketime is missing. The message is one line that says how to install it.
     #[must_use]
     pub fn new() -> Self {
         let _ = tool("faketime", "faketime");
         let found = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
         let found = found.map(|entry| entry.path().join("faketime/libfaketimeMT.so.1")).find(|file| file.is_file());
-        let clock = Self { dir: TempDir::new("clock"), library: found.expect("faketime brings its library") };
+        let clock = Self { dir: TempDir::new("clock"), library: found.expect("faketime includes its library") };
         clock.set(0);
         clock
     }
 
-    /// It is off by so many seconds from now on, for those that it was given to.
+    /// Sets its offset from the real time, also for running programs.
     ///
     /// # Panics
-    /// Where its file can't be written.
+    /// If its file can't be written.
     pub fn set(&self, seconds: i64) {
         let file = self.dir.file("new", &format!("{seconds:+}s\n"));
         fs::rename(file, self.file()).expect("within one directory");
     }
 
-    /// What a program is to have in its environment for this clock.
+    /// Environment variables of a program with this clock.
     #[must_use]
     pub fn environment(&self) -> [(&'static str, String); 4] {
         [
-            // Redis' jemalloc reads the clock while libfaketime, which allocates, is not set up: libc's malloc goes
-            // before it.
+            // Redis' jemalloc reads the clock before libfaketime, which allocates, is initialized. Preloading libc
+            // makes its malloc win.
             ("LD_PRELOAD", format!("{} libc.so.6", self.library.display())),
             ("FAKETIME_TIMESTAMP_FILE", self.file().display().to_string()),
             ("FAKETIME_NO_CACHE", "1".to_owned()),
@@ -51,8 +51,8 @@ impl WallClock {
         ]
     }
 
-    /// Gives it to a program that is to be started.
-    pub fn give(&self, command: &mut Command) {
+    /// Sets the environment of a command.
+    pub fn apply_to(&self, command: &mut Command) {
         command.envs(self.environment());
     }
 
@@ -72,14 +72,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_sees_the_time_that_it_is_told() {
+    fn a_program_sees_the_time_of_its_clock() {
         let (clock, real) =
             (WallClock::new(), || Command::new("date").arg("+%s").output().expect("date is there").stdout);
         let seconds = |text: Vec<u8>| String::from_utf8(text).unwrap().trim().parse::<i64>().unwrap();
         for off in [0, 3_600, -7_200] {
             clock.set(off);
             let mut date = Command::new("date");
-            clock.give(date.arg("+%s"));
+            clock.apply_to(date.arg("+%s"));
             let seen = seconds(date.output().expect("date is there").stdout) - seconds(real());
             assert!((seen - off).abs() <= 2, "{seen} of {off}");
         }

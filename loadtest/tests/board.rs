@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use loadtest::client::{Client, WITHIN, read_for, watch};
+use loadtest::client::{Client, WITHIN, read_for, read_until};
 use loadtest::events::{Producer, ticks_topic};
 use loadtest::pods::{Pod, World};
 use loadtest::process::eventually;
@@ -38,7 +38,7 @@ fn prices(client: &Client) -> Vec<String> {
 
 #[track_caller]
 fn await_price(client: &mut Client, price: &str) {
-    watch(std::slice::from_mut(client), &format!("the price {price}"), WITHIN, |clients| {
+    read_until(std::slice::from_mut(client), &format!("the price {price}"), WITHIN, |clients| {
         prices(&clients[0]).iter().any(|seen| seen == price)
     });
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use loadtest::client::{Ask, WITHIN, read_for, watch};
+use loadtest::client::{Ask, WITHIN, read_for, read_until};
 use loadtest::events::{MARKETS, assert_saw, event, seen, tick};
 use loadtest::pods::World;
 use loadtest::token;
@@ -29,7 +29,7 @@ fn a_pod_whose_wall_clock_steps_cuts_nobody_off_and_delivers_all() {
         producer.event(&tick(MARKETS[0], number));
         producer.flush();
         let price = format!("\"price\":{number}.250");
-        watch(&mut clients, "the event and the tick arrive", WITHIN, |clients| {
+        read_until(&mut clients, "the event and the tick arrive", WITHIN, |clients| {
             let has_tick = |of: usize| clients[of].of_type("market_price").any(|tick| tick.text.contains(&price));
             seen(&clients[0]).count() as u64 == number + 1 && has_tick(0) && has_tick(1)
         });

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use loadtest::client::{Ask, Client, WITHIN, read_for, watch};
+use loadtest::client::{Ask, Client, WITHIN, read_for, read_until};
 use loadtest::events::{MARKETS, assert_saw, assert_saw_ticks, event, seen, tick};
 use loadtest::pods::{Pod, World};
 use loadtest::process::{always, eventually};
@@ -72,7 +72,7 @@ fn market_data_is_to_be_had_from_every_pod() {
     for market in MARKETS {
         producer.event(&tick(market, 0));
     }
-    watch(&mut clients, "each sees five markets", WITHIN, |clients| {
+    read_until(&mut clients, "each sees five markets", WITHIN, |clients| {
         clients.iter().all(|client| client.of_type("market_price").count() == MARKETS.len())
     });
     for client in &clients {
@@ -99,7 +99,7 @@ fn all_is_delivered(world: &World, pods: &[Pod]) {
 
     let events = usize::try_from(EVENTS_EACH).unwrap();
     let last_price = format!("\"price\":{}.250", TICKS_EACH - 1);
-    watch(&mut clients, "each has its events and the last ticks", Duration::from_secs(60), |clients| {
+    read_until(&mut clients, "each has its events and the last ticks", Duration::from_secs(60), |clients| {
         clients.iter().enumerate().all(|(place, client)| {
             let last_ticks = client.of_type("market_price").filter(|message| message.text.contains(&last_price));
             seen(client).count() >= if place < ids.len() { events } else { 0 } && last_ticks.count() == MARKETS.len()
@@ -190,7 +190,7 @@ fn when_a_pod_joins_those_who_moved_are_sent_there_and_no_one_else() {
     world.settled(&pods);
 
     let moved: Vec<_> = ids.iter().map(|id| pods[0].owner_of(id) == pods[2].url()).collect();
-    watch(&mut clients, "those who moved are closed", WITHIN, |clients| {
+    read_until(&mut clients, "those who moved are closed", WITHIN, |clients| {
         clients.iter().zip(&moved).all(|(client, moved)| client.ended().is_some() || !moved)
     });
     read_for(&mut clients, Duration::from_millis(500));

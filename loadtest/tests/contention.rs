@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use loadtest::client::{Client, WITHIN, watch};
+use loadtest::client::{Client, WITHIN, read_until};
 use loadtest::events::{MARKETS, tick};
 use loadtest::pods::World;
 
@@ -40,7 +40,7 @@ fn every_shard_keeps_its_turns_while_others_take_the_cores() {
                 thread::sleep(Duration::from_millis(2));
             }
         });
-        watch(&mut clients, "the run is over", RUN + WITHIN, |_| Instant::now() >= end);
+        read_until(&mut clients, "the run is over", RUN + WITHIN, |_| Instant::now() >= end);
         stop.store(true, Ordering::Relaxed);
     });
     for client in &clients {

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use loadtest::client::{Ask, Client, WITHIN, read_for, watch};
+use loadtest::client::{Ask, Client, WITHIN, read_for, read_until};
 use loadtest::events::{MARKETS, assert_saw, event, seen, tick};
 use loadtest::http::HttpResponse;
 use loadtest::pods::{Pod, READY_WITHIN, World};
@@ -176,7 +176,7 @@ fn a_pod_with_a_stale_view_redirects_nobody_back() {
     let deaf = world.pod("deaf").set_all(&lease).set("REDIS_PORT", &link.port().to_string()).start();
     let pods = [deaf, world.pod("other").set_all(&lease).start()];
     world.settled(&pods);
-    link.deafen();
+    link.drop_announcements();
     let [deaf, other] = &pods;
     let mut before = view(&world);
     for _ in 0..3 {
@@ -212,7 +212,7 @@ fn no_client_bounces_while_pods_join_and_leave_and_one_view_lags() {
     let pods = [late, world.pod("other").set_all(&settings).start()];
     world.settled(&pods);
     let mut followers = Followers::open(&pods);
-    link.deafen();
+    link.drop_announcements();
     link.delay(Duration::from_millis(250));
     for _ in 0..3 {
         let mut third = world.pod("third").set_all(&settings).spawn();
@@ -279,7 +279,7 @@ fn clients_of_a_pod_that_leaves_without_redis_are_served_elsewhere_and_return_af
     let mut late: Vec<_> = ids.map(come).collect();
 
     world.redis.start_again();
-    watch(&mut late, "they go home", READY_WITHIN, |late| late.iter().all(|client| client.ended().is_some()));
+    read_until(&mut late, "they go home", READY_WITHIN, |late| late.iter().all(|client| client.ended().is_some()));
     for client in &late {
         assert_eq!(client.close_frame().map(|(code, _)| *code), Some(1012));
         let last = client.messages().last().expect("it was told something").json();
@@ -305,7 +305,9 @@ fn a_thousand_redirects_cost_ten_redis_calls_a_second() {
     let mut sent_on = 0;
     while began.elapsed() < Duration::from_secs(3) {
         let mut clients: Vec<_> = asks.iter().map(Ask::open).collect();
-        watch(&mut clients, "all are sent on", WITHIN, |clients| clients.iter().all(|client| client.ended().is_some()));
+        read_until(&mut clients, "all are sent on", WITHIN, |clients| {
+            clients.iter().all(|client| client.ended().is_some())
+        });
         assert!(clients.iter().all(|client| client.messages()[0].kind == "Redirect"));
         sent_on += clients.len();
     }
@@ -374,7 +376,9 @@ fn with_placement_any_clients_stay_and_a_drain_sends_no_redirect() {
         ids.iter().for_each(|id| producer.event(&event(id, number)));
     }
     MARKETS.iter().for_each(|market| producer.event(&tick(market, 0)));
-    watch(&mut clients, "all is delivered", WITHIN, |clients| clients.iter().all(|client| seen(client).count() == 10));
+    read_until(&mut clients, "all is delivered", WITHIN, |clients| {
+        clients.iter().all(|client| seen(client).count() == 10)
+    });
     for (client, id) in clients.iter().zip(ids.iter().cycle()) {
         assert_saw(client, id, 0..10);
     }
@@ -395,7 +399,7 @@ fn with_placement_any_clients_stay_and_a_drain_sends_no_redirect() {
     let refused = pods[0].ask().assessment(&ids[0]).try_open().expect_err("a pod that drains takes nobody");
     assert_eq!(refused.status, 503);
     assert!(refused.header("retry-after").is_some());
-    watch(theirs, "all are closed", WITHIN, |clients| clients.iter().all(|client| client.ended().is_some()));
+    read_until(theirs, "all are closed", WITHIN, |clients| clients.iter().all(|client| client.ended().is_some()));
     for client in theirs {
         assert_eq!(client.close_frame().map(|(code, _)| *code), Some(1001));
         assert_eq!(client.of_type("Redirect").count(), 0, "its URL leads nowhere");

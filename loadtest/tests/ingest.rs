@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use loadtest::client::{Client, WITHIN, read_for, watch};
+use loadtest::client::{Client, WITHIN, read_for, read_until};
 use loadtest::events::{
     Kind, MARKETS, Producer, assert_saw, assert_saw_ticks, event, number_of, seen, tick, ticks_topic,
 };
@@ -13,7 +13,7 @@ use loadtest::process::{Signal, TempDir, eventually};
 /// Waits until a client has seen so many events.
 #[track_caller]
 fn await_seen(client: &mut Client, count: usize) {
-    watch(std::slice::from_mut(client), "the events", WITHIN, |clients| seen(&clients[0]).count() >= count);
+    read_until(std::slice::from_mut(client), "the events", WITHIN, |clients| seen(&clients[0]).count() >= count);
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn bad_ticks_and_markets_harm_nothing() {
         producer.event(&tick(market, 1));
     }
     let all = |client: &Client| client.messages().iter().filter(|message| message.text.contains("1.250")).count() == 5;
-    watch(std::slice::from_mut(&mut client), "the ticks", WITHIN, |clients| all(&clients[0]));
+    read_until(std::slice::from_mut(&mut client), "the ticks", WITHIN, |clients| all(&clients[0]));
     assert_saw_ticks(&client, 1);
 }
 
@@ -185,7 +185,9 @@ fn send_and_await(world: &World, ids: &[String], clients: &mut [Client], kind: K
     }
     producer.flush();
     let count = usize::try_from(number).unwrap() + 1;
-    watch(clients, "each has its event", WITHIN, |clients| clients.iter().all(|client| seen(client).count() >= count));
+    read_until(clients, "each has its event", WITHIN, |clients| {
+        clients.iter().all(|client| seen(client).count() >= count)
+    });
     for client in clients.iter() {
         let numbers: Vec<_> = seen(client).map(number_of).collect();
         assert_eq!(numbers, (0..=number).collect::<Vec<_>>());
@@ -220,7 +222,7 @@ fn a_recreated_topic_is_read_from_its_beginning() {
     await_seen(&mut client, 13);
     world.producer().event(&tick("gold", 10));
     let has_tick = |client: &Client| client.of_type("market_price").any(|message| number_of(message) == 10);
-    watch(std::slice::from_mut(&mut client), "the new topic's tick", WITHIN, |clients| has_tick(&clients[0]));
+    read_until(std::slice::from_mut(&mut client), "the new topic's tick", WITHIN, |clients| has_tick(&clients[0]));
 
     // Longer, once the pod knows that the old one is gone.
     world.kafka.delete(topic);
@@ -345,7 +347,7 @@ fn a_message_over_a_mebibyte_arrives_and_the_log_says_which_clients_can_not_take
     };
     let seen = |client: &Client| client.of_type("pnl_update").map(|message| message.text.len()).collect::<Vec<_>>();
     let arrives = |client: &mut Client, count| {
-        watch(std::slice::from_mut(client), "the message", WITHIN, |clients| seen(&clients[0]).len() == count);
+        read_until(std::slice::from_mut(client), "the message", WITHIN, |clients| seen(&clients[0]).len() == count);
     };
     // As large as a message may be that every client takes, and as an event may be by default.
     send(1000 * 1024);

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use loadtest::client::{Client, WITHIN, watch};
+use loadtest::client::{Client, WITHIN, read_until};
 use loadtest::events::{Kind, Producer, event, seen};
 use loadtest::http;
 use loadtest::metrics::Scrape;
@@ -47,7 +47,7 @@ fn delivers(producer: &Producer, client: &mut Client, number: u64) {
     producer.event(&event("a", number));
     producer.flush();
     let count = usize::try_from(number + 1).unwrap();
-    watch(std::slice::from_mut(client), "the event arrives", WITHIN, |clients| seen(&clients[0]).count() == count);
+    read_until(std::slice::from_mut(client), "the event arrives", WITHIN, |clients| seen(&clients[0]).count() == count);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use loadtest::client::{Client, WITHIN, read_for, watch};
+use loadtest::client::{Client, WITHIN, read_for, read_until};
 use loadtest::events::{assert_saw, event, seen};
 use loadtest::pods::{Pod, READY_WITHIN, World};
 use loadtest::process::{Signal, always, eventually};
@@ -44,7 +44,7 @@ impl Fleet {
         producer.flush();
         self.numbers += 1;
         let expected = usize::try_from(self.numbers).unwrap();
-        watch(&mut self.clients, "each has its event", WITHIN, |clients| {
+        read_until(&mut self.clients, "each has its event", WITHIN, |clients| {
             clients.iter().all(|client| seen(client).count() == expected || client.ended().is_some())
         });
         self.is_not_moved();

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use loadtest::client::raw::{Raw, RawFrame, Sent, opcode};
-use loadtest::client::{WITHIN, watch};
+use loadtest::client::{WITHIN, read_until};
 use loadtest::events::{MARKETS, event, seen, tick};
 use loadtest::pods::{Pod, World};
 use loadtest::process::eventually;
@@ -64,7 +64,7 @@ fn the_metrics_say_what_the_clients_saw() {
     producer.send("assessment.created", Some("a-0"), None);
     producer.send("assessment.created", Some("a-0"), Some(b"no JSON"));
     producer.flush();
-    watch(&mut clients, "events and ticks", WITHIN, |clients| {
+    read_until(&mut clients, "events and ticks", WITHIN, |clients| {
         clients.iter().enumerate().all(|(place, client)| {
             seen(client).count() == if place < 10 { 10 } else { 0 } && client.of_type("market_price").count() == 5
         })
@@ -174,7 +174,9 @@ fn an_event_costs_a_batch_a_turn_and_a_write_for_each_who_watches() {
             if (number + 1) % at_a_time == 0 {
                 producer.flush();
                 let count = usize::try_from(number + 1).unwrap();
-                watch(&mut clients, "each has it", WITHIN, |clients| clients.iter().all(|c| seen(c).count() == count));
+                read_until(&mut clients, "each has it", WITHIN, |clients| {
+                    clients.iter().all(|c| seen(c).count() == count)
+                });
             }
         }
         let after = count();

@@ -109,7 +109,7 @@ fn a_dead_redis_connection_is_replaced() {
     let (link, pod) = linked(&world);
     for _ in 0..5 {
         let before = pod.metrics().sum("shardgate_redis_connections_total");
-        link.strand();
+        link.blackhole();
         eventually("both connections are made anew", BACK_WITHIN, || {
             (pod.metrics().sum("shardgate_redis_connections_total") >= before + 2.0).then_some(())
         });
@@ -123,7 +123,7 @@ fn a_dead_connection_for_announcements_is_found_and_made_anew_while_calls_go_on(
     let (link, pod) = linked(&world);
     let made = pod.metrics().sum("shardgate_redis_connections_total");
     let failed = pod.metrics().sum("shardgate_redis_calls_failed_total");
-    link.strand_announcements();
+    link.blackhole_announcements();
     eventually("another is made", BACK_WITHIN, || {
         assert!(is_connected(&pod), "calls are answered");
         (pod.metrics().sum("shardgate_redis_connections_total") == made + 1.0).then_some(())

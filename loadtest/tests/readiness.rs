@@ -53,7 +53,9 @@ fn still_delivers(world: &World, client: &mut Client, numbers: &mut u64) {
     *numbers += 1;
     let expected = usize::try_from(*numbers).unwrap();
     let clients = std::slice::from_mut(client);
-    loadtest::client::watch(clients, "the event arrives", BACK_WITHIN, |clients| seen(&clients[0]).count() == expected);
+    loadtest::client::read_until(clients, "the event arrives", BACK_WITHIN, |clients| {
+        seen(&clients[0]).count() == expected
+    });
     assert_saw(client, "a", 0..*numbers);
 }
 
@@ -241,7 +243,7 @@ fn one_broker_of_three_that_is_lost_shows_nothing() {
     }
     producer.flush();
     let clients = std::slice::from_mut(&mut client);
-    loadtest::client::watch(clients, "all arrive", BACK_WITHIN * 2, |clients| seen(&clients[0]).count() == 20);
+    loadtest::client::read_until(clients, "all arrive", BACK_WITHIN * 2, |clients| seen(&clients[0]).count() == 20);
     read_for(clients, Duration::from_millis(200));
     assert_saw(&client, "a", 0..20);
     assert_eq!(ready(&pod).1["kafka"], "connected", "the cluster serves, so the part is well");

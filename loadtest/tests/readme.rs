@@ -6,7 +6,7 @@ use std::path::Path;
 use std::slice::from_mut;
 
 use loadtest::browser::Page;
-use loadtest::client::{WITHIN, watch};
+use loadtest::client::{WITHIN, read_until};
 use loadtest::events::{assert_saw, event, seen};
 use loadtest::pods::World;
 use loadtest::token;
@@ -50,7 +50,7 @@ fn the_browser_client_in_readme_resumes_after_its_socket_was_closed() {
         numbers.clone().for_each(|number| producer.event(&event(ASSESSMENT, number)));
         producer.flush();
         let count = usize::try_from(numbers.end).unwrap();
-        watch(from_mut(&mut other_client), "the pod has the events", WITHIN, |clients| {
+        read_until(from_mut(&mut other_client), "the pod has the events", WITHIN, |clients| {
             seen(&clients[0]).count() >= count
         });
         assert_saw(&other_client, ASSESSMENT, 0..numbers.end);

@@ -4,11 +4,11 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use loadtest::client::{WITHIN, read_for, watch};
+use loadtest::client::{WITHIN, read_for, read_until};
 use loadtest::events::{Kind, Producer, assert_saw, event, number_of, seen};
 use loadtest::hangs::{BACK_WITHIN, Options, run};
 use loadtest::kafka::Kafka;
-use loadtest::kafka::rights::{ASKING, Right};
+use loadtest::kafka::rights::{Right, WITH_ACLS};
 use loadtest::pods::{Pod, World};
 use loadtest::process::eventually;
 use loadtest::redis::Redis;
@@ -80,7 +80,7 @@ fn three_brokers_that_are_killed_at_once_and_come_back_cost_no_event() {
         let sent = send(50);
         producer.flush();
         let count = usize::try_from(sent).unwrap();
-        watch(&mut clients, "all events", Duration::from_secs(120), |clients| {
+        read_until(&mut clients, "all events", Duration::from_secs(120), |clients| {
             clients.iter().all(|client| seen(client).count() >= count)
         });
         pods.iter().for_each(Pod::ready);
@@ -124,7 +124,7 @@ fn a_pod_starts_without_a_partition_that_nobody_leads_and_its_clients_are_told_w
 
 #[test]
 fn a_pod_starts_without_a_topic_that_it_may_describe_and_not_read_and_its_clients_are_told_when_it_may() {
-    let world = World { kafka: Kafka::start_with(1, ASKING), redis: Redis::start() };
+    let world = World { kafka: Kafka::start_with(1, WITH_ACLS), redis: Redis::start() };
     let (closed, open) = (Kind::BalanceUpdated, Kind::Started);
     world.kafka.create_all(&[(closed.topic(), 1), (open.topic(), 1)]);
     let send = |kind: Kind, number| {

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use loadtest::client::raw::{Raw, Sent};
-use loadtest::client::{Client, WITHIN, watch};
+use loadtest::client::{Client, WITHIN, read_until};
 use loadtest::events::{Kind, Producer, number_of, seen};
 use loadtest::pods::{Pod, World};
 use loadtest::process::{allow_descriptors, eventually, loopback};
@@ -64,10 +64,10 @@ fn p99_under_load(producer: &Producer, clients: &mut [Client], ids: &[String]) -
             stop.store(true, Ordering::Relaxed);
             sent
         });
-        watch(clients, "the run is over", RUN + WITHIN, |_| stop.load(Ordering::Relaxed));
+        read_until(clients, "the run is over", RUN + WITHIN, |_| stop.load(Ordering::Relaxed));
         sent = sender.join().unwrap();
         let all = usize::try_from(first).unwrap() + sent.len();
-        watch(clients, "all arrive", WITHIN, |clients| clients.iter().all(|client| seen(client).count() == all));
+        read_until(clients, "all arrive", WITHIN, |clients| clients.iter().all(|client| seen(client).count() == all));
     });
     let latency = |message| {
         let number = usize::try_from(number_of(message) - first).unwrap();
@@ -146,7 +146,7 @@ fn a_client_that_falls_out_of_the_history_is_told_and_was_sent_no_gap() {
     };
     assert!(next < count, "it was overtaken");
     // A close frame never lands inside a half-written frame: where one is stuck, the socket is cut instead.
-    assert!(matches!(end, Sent::Close(1013) | Sent::End | Sent::Cut), "{end:?}");
+    assert!(matches!(end, Sent::Close(1013) | Sent::End | Sent::Truncated), "{end:?}");
     pod.await_metric("websocket_connections_total", 0.0);
 }
 
@@ -185,7 +185,7 @@ fn with_the_history_full_memory_stays_flat() {
     let stop = AtomicBool::new(false);
     let (mut full, mut later) = (0, Vec::new());
     thread::scope(|scope| {
-        scope.spawn(|| watch(&mut clients, "the run is over", 20 * WITHIN, |_| stop.load(Ordering::Relaxed)));
+        scope.spawn(|| read_until(&mut clients, "the run is over", 20 * WITHIN, |_| stop.load(Ordering::Relaxed)));
         for round in 0..6 {
             stream_events(&producer, &pod, round * ROUND, ROUND);
             let history = pod.metrics().sum("shardgate_history_bytes");

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use loadtest::client::{Client, Message, WITHIN, read_for, watch};
+use loadtest::client::{Client, Message, WITHIN, read_for, read_until};
 use loadtest::events::Producer;
 use loadtest::pods::{Plan, Pod, World};
 use loadtest::process::{Signal, TempDir, eventually};
@@ -91,7 +91,7 @@ fn resets(client: &Client) -> usize {
 /// Waits until a client was told of these events alone, in this order, and reset so often.
 #[track_caller]
 fn expect(client: &mut Client, expected: &[(&str, u64)], resets_expected: usize) {
-    watch(std::slice::from_mut(client), "what it is told", WITHIN, |clients| {
+    read_until(std::slice::from_mut(client), "what it is told", WITHIN, |clients| {
         told(&clients[0]).len() >= expected.len() && resets(&clients[0]) >= resets_expected
     });
     read_for(std::slice::from_mut(client), QUIET);
@@ -329,7 +329,7 @@ fn a_market_that_is_mapped_otherwise_shows_so_without_a_new_tick_and_one_that_is
     expect(&mut client, &[("rate", 1), ("rate", 2)], 0);
 
     routes.change(&pod, &[ticks("rates.eur{market}", "none"), ticks("rates.{market}", "price")]);
-    watch(std::slice::from_mut(&mut client), "both", WITHIN, |clients| told(&clients[0]).len() == 4);
+    read_until(std::slice::from_mut(&mut client), "both", WITHIN, |clients| told(&clients[0]).len() == 4);
     let mut shown = told(&client).split_off(2);
     shown.sort();
     assert_eq!(shown, [("price".to_owned(), 1), ("price".to_owned(), 2)]);
@@ -385,7 +385,7 @@ fn topics_that_come_and_go_are_read_whatever_their_number_and_take_no_more_room(
             producer.send(&events_topic, Some("a"), Some(event.as_bytes()));
             producer.send(&ticks_topic, None, Some(format!(r#"{{"n":{number}}}"#).as_bytes()));
             producer.flush();
-            watch(std::slice::from_mut(&mut client), "both", WITHIN, |clients| {
+            read_until(std::slice::from_mut(&mut client), "both", WITHIN, |clients| {
                 let told = told(&clients[0]);
                 ["event", "tick"].iter().all(|kind| told.contains(&((*kind).to_owned(), number)))
             });

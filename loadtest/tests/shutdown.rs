@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use loadtest::client::{Ask, Client, WITHIN, read_for, watch};
+use loadtest::client::{Ask, Client, WITHIN, read_for, read_until};
 use loadtest::events::{ExpectedMessage, Kind, number_of, seen};
 use loadtest::pods::{Pod, World};
 use loadtest::process::{Signal, always, eventually};
@@ -25,7 +25,7 @@ fn assert_no_gap(client: &Client, id: &str) {
     for message in seen(client) {
         let number = number_of(message);
         assert!(next.is_none_or(|next| next == number), "{id}: {number} in place of {next:?}");
-        assert_eq!(ExpectedMessage::from(message), Kind::BalanceUpdated.event(id, number).told);
+        assert_eq!(ExpectedMessage::from(message), Kind::BalanceUpdated.event(id, number).expected);
         next = Some(number + 1);
     }
     assert!(next.is_some(), "{id} has seen events");
@@ -57,7 +57,7 @@ fn a_pod_that_is_asked_to_end_under_load_sends_its_clients_to_the_others_bit_by_
                 thread::sleep(Duration::from_millis(10));
             }
         });
-        watch(&mut clients, "the load runs", WITHIN, |clients| {
+        read_until(&mut clients, "the load runs", WITHIN, |clients| {
             clients[..ids.len()].iter().all(|client| seen(client).count() >= 3)
         });
 
@@ -79,7 +79,7 @@ fn a_pod_that_is_asked_to_end_under_load_sends_its_clients_to_the_others_bit_by_
             assert!(seen(client).count() > before, "with their events");
         }
 
-        watch(&mut clients, "all are closed", DRAIN_DELAY + DRAIN + Duration::from_secs(3), |clients| {
+        read_until(&mut clients, "all are closed", DRAIN_DELAY + DRAIN + Duration::from_secs(3), |clients| {
             clients.iter().all(|client| client.ended().is_some())
         });
         closes_are_spread_out(&clients, asked);

@@ -113,7 +113,7 @@ fn read_slowly(mut client: Raw) -> Life {
                 }
             }
             Sent::Close(code) => life.closed = Some(code),
-            Sent::End | Sent::Cut => return life,
+            Sent::End | Sent::Truncated => return life,
             Sent::Ping(_) | Sent::Pong(_) => {}
         }
         let due = Duration::from_secs_f64(read as f64 / READ_RATE as f64);

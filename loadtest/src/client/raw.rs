@@ -1,4 +1,4 @@
-//! A client by hand: each byte that it sends is its test's, and it reads frames without a library that would help.
+//! A client that sends bytes chosen by its test and parses frames without a library.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -7,17 +7,17 @@ use std::time::Duration;
 use super::Ask;
 use crate::http::HttpResponse;
 
-/// A connection whose bytes are sent and read by hand.
+/// A connection whose bytes a test sends and reads.
 #[derive(Debug)]
 pub struct Raw {
     stream: TcpStream,
     read: Vec<u8>,
 }
 
-/// A frame to send, good unless it is made bad.
+/// A frame to send, valid unless its fields are changed.
 #[derive(Debug, Clone)]
 pub struct RawFrame {
-    /// Whether it is its message's last.
+    /// Whether it is the last of its message.
     pub fin: bool,
     /// The three reserved bits.
     pub rsv: u8,
@@ -25,45 +25,45 @@ pub struct RawFrame {
     pub opcode: u8,
     /// Whether it is masked, as a client's must be.
     pub masked: bool,
-    /// What it carries.
+    /// The payload.
     pub payload: Vec<u8>,
 }
 
-/// What a server sent.
+/// Something received from the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sent {
-    /// A text.
+    /// A text message.
     Text(String),
     /// A ping.
     Ping(Vec<u8>),
     /// A pong.
     Pong(Vec<u8>),
-    /// A close frame with its code; without one, 1005.
+    /// A close frame with its code, 1005 if it has none.
     Close(u16),
-    /// The connection's end.
+    /// The end of the connection.
     End,
-    /// The connection's end within a frame.
-    Cut,
+    /// The end of the connection within a frame.
+    Truncated,
 }
 
 /// Opcodes (RFC 6455 section 5.2).
 pub mod opcode {
-    /// More of a fragmented message.
+    /// Continuation frame (0).
     pub const CONTINUATION: u8 = 0;
-    /// Text.
+    /// Text frame (1).
     pub const TEXT: u8 = 1;
-    /// Binary data.
+    /// Binary frame (2).
     pub const BINARY: u8 = 2;
-    /// Close.
+    /// Close frame (8).
     pub const CLOSE: u8 = 8;
-    /// Ping.
+    /// Ping frame (9).
     pub const PING: u8 = 9;
-    /// Pong.
+    /// Pong frame (10).
     pub const PONG: u8 = 10;
 }
 
 impl RawFrame {
-    /// A good frame.
+    /// A valid frame.
     #[must_use]
     pub fn new(opcode: u8, payload: impl Into<Vec<u8>>) -> Self {
         Self { fin: true, rsv: 0, opcode, masked: true, payload: payload.into() }
@@ -75,17 +75,17 @@ impl RawFrame {
         Self::new(opcode::CLOSE, [&code.to_be_bytes(), text].concat())
     }
 
-    /// It, as one that is not its message's last.
+    /// Clears the final bit, so that the message continues.
     #[must_use]
     pub fn unfinished(mut self) -> Self {
         self.fin = false;
         self
     }
 
-    /// Its bytes, with a length in the shortest form.
+    /// Its encoding, with the shortest form of its length.
     ///
     /// # Panics
-    /// Where the payload is over 65,535 bytes: no test sends such.
+    /// If the payload is over 65,535 bytes, which no test needs.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
         const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
@@ -109,17 +109,17 @@ impl RawFrame {
 }
 
 impl Raw {
-    /// A connection that has said nothing yet.
+    /// Opens a connection and sends nothing yet.
     #[must_use]
     #[track_caller]
     pub fn connect(ask: &Ask) -> Self {
         Self { stream: ask.connect(), read: Vec::new() }
     }
 
-    /// A connection that is upgraded, with `connected` still to be read.
+    /// Opens a connection and completes the handshake. `connected` is still to be read.
     ///
     /// # Panics
-    /// Where the pod refuses.
+    /// If the pod refuses.
     #[must_use]
     #[track_caller]
     pub fn upgraded(ask: &Ask) -> Self {
@@ -129,10 +129,10 @@ impl Raw {
         raw
     }
 
-    /// Reads the answer to a good handshake.
+    /// Reads the response to a valid handshake.
     ///
     /// # Panics
-    /// Where the pod refuses.
+    /// If the pod refuses.
     #[track_caller]
     pub fn expect_upgrade(&mut self) {
         let answer = self.answer();
@@ -140,7 +140,7 @@ impl Raw {
         self.read = answer.body;
     }
 
-    /// Sends bytes. A pod that has closed may not take them: that is no failure.
+    /// Sends bytes. A pod that has closed may refuse them, which is no failure.
     pub fn send(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes);
     }
@@ -150,28 +150,28 @@ impl Raw {
         self.send(&frames.iter().flat_map(RawFrame::bytes).collect::<Vec<_>>());
     }
 
-    /// Where it is connected from.
+    /// The client's address.
     ///
     /// # Panics
-    /// Where the connection is broken.
+    /// If the connection is broken.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.stream.local_addr().expect("a connected socket")
     }
 
-    /// Says that it sends nothing more, as a program that ends does.
+    /// Shuts down the writing side, as a program does when it exits.
     ///
     /// # Panics
-    /// Where the connection is broken.
+    /// If the connection is broken.
     pub fn finish(&mut self) {
         self.stream.shutdown(Shutdown::Write).expect("a connected socket");
     }
 
-    /// Sends the same bytes over and over, and reads nothing; returns how many the pod took before it closed, or took
-    /// nothing for so long.
+    /// Sends the same bytes repeatedly and reads nothing. Returns the number of bytes that the pod took before it
+    /// closed, or took nothing for this time.
     ///
     /// # Panics
-    /// Where the socket is broken.
+    /// If the socket is broken.
     pub fn flood(&mut self, bytes: &[u8], until_stuck: Duration) -> usize {
         self.stream.set_write_timeout(Some(until_stuck)).expect("a timeout above 0");
         let mut taken = 0;
@@ -181,25 +181,25 @@ impl Raw {
         taken
     }
 
-    /// Whether the pod took bytes; not so, when it has closed and told so.
+    /// Sends bytes. Returns false if the pod has closed the connection.
     pub fn try_send(&mut self, bytes: &[u8]) -> bool {
         self.stream.write_all(bytes).is_ok()
     }
 
-    /// Reads an HTTP answer.
+    /// Reads an HTTP response.
     ///
     /// # Panics
-    /// Where none comes.
+    /// If none comes.
     #[must_use]
     #[track_caller]
     pub fn answer(&mut self) -> HttpResponse {
         HttpResponse::read(&mut self.stream).unwrap_or_else(|error| panic!("an answer: {error:#}"))
     }
 
-    /// Whether the answer has come, or the end, without waiting for more than `within`.
+    /// Whether a response or the end arrives `within` the time.
     ///
     /// # Panics
-    /// Where the socket is broken.
+    /// If the socket is broken.
     #[must_use]
     pub fn is_answered(&mut self, within: Duration) -> bool {
         self.stream.set_read_timeout(Some(within)).expect("a timeout above 0");
@@ -212,21 +212,23 @@ impl Raw {
     /// Reads what the pod sends next.
     ///
     /// # Panics
-    /// Where nothing comes, or a frame that a server must not send.
+    /// If nothing comes, or an invalid frame.
     #[must_use]
     #[track_caller]
     pub fn receive(&mut self) -> Sent {
         let Some(header) = self.take(2) else { return Sent::End };
         let (first, second) = (header[0], header[1]);
-        assert_eq!(first & 0xf0, 0x80, "a server's frame here is whole, and has no reserved bit");
-        assert_eq!(second & 0x80, 0, "a server's frame is not masked");
+        assert_eq!(first & 0xf0, 0x80, "the server's frame is final and has no reserved bit");
+        assert_eq!(second & 0x80, 0, "the server's frame is not masked");
         let length = match second {
             126 => self.take(2).map(|bytes| u64::from(u16::from_be_bytes(bytes.try_into().expect("two")))),
             127 => self.take(8).map(|bytes| u64::from_be_bytes(bytes.try_into().expect("eight"))),
             short => Some(u64::from(short)),
         };
-        let Some(length) = length else { return Sent::Cut };
-        let Some(payload) = self.take(usize::try_from(length).expect("a length of memory")) else { return Sent::Cut };
+        let Some(length) = length else { return Sent::Truncated };
+        let Some(payload) = self.take(usize::try_from(length).expect("a length fits usize")) else {
+            return Sent::Truncated;
+        };
         match first & 0x0f {
             opcode::TEXT => Sent::Text(String::from_utf8(payload).expect("a text is UTF-8")),
             opcode::PING => Sent::Ping(payload),
@@ -238,7 +240,7 @@ impl Raw {
         }
     }
 
-    /// Reads up to what is no heartbeat, no board and no event: the answer to what was just sent.
+    /// Reads up to the answer to what was just sent. Skips `connected`, heartbeats and ticks.
     ///
     /// # Panics
     /// As [`Self::receive`].
@@ -256,7 +258,7 @@ impl Raw {
         }
     }
 
-    /// Takes so many bytes off the connection; `None` where it ends before.
+    /// Takes `count` bytes off the connection. `None` if it ends before.
     fn take(&mut self, count: usize) -> Option<Vec<u8>> {
         while self.read.len() < count {
             let mut buffer = [0; 4096];

@@ -1,4 +1,4 @@
-//! The clients against a small server of tungstenite's.
+//! The clients against a small server made with tungstenite.
 
 use std::net::TcpListener;
 use std::thread;
@@ -9,7 +9,7 @@ use tungstenite::protocol::CloseFrame;
 use super::raw::{Raw, RawFrame, Sent, opcode};
 use super::*;
 
-/// A server for one client, which it hands to `serve` with the request's query.
+/// A server for one client. `serve` gets the connection and the request's query.
 fn server<F>(serve: F) -> (String, thread::JoinHandle<()>)
 where
     F: FnOnce(WebSocket<TcpStream>, String) + Send + 'static,
@@ -31,7 +31,7 @@ where
 }
 
 #[test]
-fn a_client_keeps_what_it_is_sent_in_order_and_answers_pings_and_closes() {
+fn a_client_keeps_messages_in_order_and_answers_pings_and_closes() {
     let (url, server) = server(|mut socket, query| {
         assert!(query.starts_with("assessmentId=a%20%C3%A9&token="), "{query}");
         socket.send(tungstenite::Message::text(r#"{"type":"connected"}"#)).unwrap();
@@ -55,7 +55,7 @@ fn a_client_keeps_what_it_is_sent_in_order_and_answers_pings_and_closes() {
 }
 
 #[test]
-fn frames_by_hand_are_what_they_say() {
+fn a_raw_client_sends_and_receives_the_frames_of_its_test() {
     let (url, server) = server(|mut socket, _| {
         assert_eq!(socket.read().unwrap().to_text().unwrap(), "two parts");
         assert_eq!(socket.read().unwrap().to_text().unwrap().len(), 300);
@@ -86,7 +86,7 @@ fn many_clients_are_read_by_one_thread() {
         })
         .unzip();
     let mut clients: Vec<_> = urls.iter().map(|url| Ask::to(url).from(Ipv4Addr::new(127, 0, 0, 9)).open()).collect();
-    watch(&mut clients, "each has its messages", WITHIN, |clients| {
+    read_until(&mut clients, "each has its messages", WITHIN, |clients| {
         clients.iter().enumerate().all(|(number, client)| client.messages().len() == number + 1)
     });
     clients.into_iter().for_each(Client::close);

@@ -65,7 +65,7 @@ fn factor(text: &str) -> Result<f64, String> {
 /// Searches, prints a line a step, the table and the sizing, and writes the JSON file and the page.
 ///
 /// # Errors
-/// Where the options don't fit each other, or a part ends.
+/// If the options don't fit each other, or a part ends.
 pub fn run(options: &Options) -> Result<FleetReport> {
     let fleet = &options.fleet;
     fleet.check()?;

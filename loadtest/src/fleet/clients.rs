@@ -70,7 +70,7 @@ struct ClientProcess {
 /// Runs the clients that the first line of the standard input tells of, until it ends.
 ///
 /// # Errors
-/// Where the system refuses what clients need.
+/// If the system refuses what clients need.
 pub fn run() -> Result<()> {
     let mut pipe = Pipe::default();
     let first = pipe.wait_line()?.context("the first line is the plan")?;
@@ -149,7 +149,7 @@ impl ClientProcess {
         Ok(is_asked)
     }
 
-    // ---- connecting ---------------------------------------------------------------------------------------------
+    // ---- connecting -------------------------------------------------------------------------------------------------
 
     /// Begins the connections that are due, and returns how long there is nothing more to begin.
     fn open_those_due(&mut self) -> Duration {
@@ -223,7 +223,7 @@ impl ClientProcess {
         self.epoll.await_readable(connection.fd(), number as u64)
     }
 
-    // ---- reading ------------------------------------------------------------------------------------------------
+    // ---- reading ----------------------------------------------------------------------------------------------------
 
     fn serve(&mut self, number: usize, to_write: bool) -> Result<()> {
         // It may have been ended by what came before in the same turn.

@@ -89,7 +89,7 @@ impl FleetConnection {
     /// Begins to connect; from this source, where there is one.
     ///
     /// # Errors
-    /// Where no descriptor or no port is left.
+    /// If no descriptor or no port is left.
     pub fn begin(to: SocketAddr, source: Option<Ipv4Addr>, is_slow: bool) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
@@ -130,7 +130,7 @@ impl FleetConnection {
     /// Sends the request, where the socket is connected.
     ///
     /// # Errors
-    /// Where nobody is there.
+    /// If nobody is there.
     pub fn ask(&mut self, head: &str) -> io::Result<()> {
         if let Some(error) = self.stream.take_error()? {
             return Err(error);
@@ -216,7 +216,7 @@ impl FrameCounter<'_> {
                 self.keep_cursor(frame.payload);
             }
             Some(MessageKind::Refusal) => self.refused(frame.payload),
-            Some(MessageKind::Beat) => {}
+            Some(MessageKind::Heartbeat) => {}
             None => self.control(frame, pong),
         }
     }

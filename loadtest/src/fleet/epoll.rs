@@ -27,7 +27,7 @@ impl Epoll {
     /// With nothing to wait for.
     ///
     /// # Errors
-    /// Where no descriptor is left.
+    /// If no descriptor is left.
     pub(crate) fn new() -> io::Result<Self> {
         // SAFETY: it takes a plain flag.
         let own = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
@@ -42,7 +42,7 @@ impl Epoll {
     /// Waits for a socket that connects: until it can be written to.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// If the kernel refuses.
     pub(crate) fn await_connected(&self, fd: RawFd, token: u64) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_ADD, fd, token, libc::EPOLLOUT)
     }
@@ -50,7 +50,7 @@ impl Epoll {
     /// Waits from now on for something to read.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// If the kernel refuses.
     pub(crate) fn await_readable(&self, fd: RawFd, token: u64) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_MOD, fd, token, libc::EPOLLIN)
     }
@@ -58,7 +58,7 @@ impl Epoll {
     /// Waits for something to read on a descriptor that is new here.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// If the kernel refuses.
     pub(crate) fn add_readable(&self, fd: RawFd, token: u64) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_ADD, fd, token, libc::EPOLLIN)
     }
@@ -66,7 +66,7 @@ impl Epoll {
     /// Waits for it no longer. A descriptor that is closed is forgotten by itself.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// If the kernel refuses.
     pub(crate) fn remove(&self, fd: RawFd) -> io::Result<()> {
         self.control(libc::EPOLL_CTL_DEL, fd, 0, 0)
     }
@@ -83,7 +83,7 @@ impl Epoll {
     /// Waits until something is ready, or the time is over; rounded up to a millisecond.
     ///
     /// # Errors
-    /// Where the kernel refuses.
+    /// If the kernel refuses.
     pub(crate) fn wait(&mut self, timeout: Duration) -> io::Result<impl Iterator<Item = Ready> + '_> {
         let ms = i32::try_from(timeout.as_micros().div_ceil(1_000)).unwrap_or(i32::MAX);
         let (room, count) = (self.events.as_mut_ptr(), i32::try_from(EVENTS_MAX).expect("it is small"));

@@ -53,7 +53,7 @@ struct Sockets {
 /// Runs the bare loop that the first line of the standard input tells of, until that ends.
 ///
 /// # Errors
-/// Where a client or the brokers don't come.
+/// If a client or the brokers don't come.
 pub fn run() -> Result<()> {
     let mut input = io::stdin().lock();
     let mut line = String::new();

@@ -125,7 +125,7 @@ pub struct IdleReport {
 /// Measures, prints the table, and writes the JSON file.
 ///
 /// # Errors
-/// Where the options don't fit each other, or a part ends.
+/// If the options don't fit each other, or a part ends.
 pub fn run(options: &Options) -> Result<IdleReport> {
     options.check()?;
     let fleet = options.with_heartbeat();

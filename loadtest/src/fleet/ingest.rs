@@ -126,7 +126,7 @@ pub struct IngestRound {
 /// Measures; prints the table, and writes the JSON file.
 ///
 /// # Errors
-/// Where a part ends, or does not read what is there.
+/// If a part ends, or does not read what is there.
 pub fn run(options: &Options) -> Result<IngestReport> {
     pairs(&options.settings)?;
     let mut bench = Testbed::new(options)?;
@@ -194,7 +194,7 @@ impl<'a> Testbed<'a> {
         Ok(IngestRound { bare_start, bare, payload, key })
     }
 
-    // ---- the bare loop --------------------------------------------------------------------------------------------
+    // ---- the bare loop ----------------------------------------------------------------------------------------------
 
     fn bare(&self) -> Result<ReadResult> {
         let topics = World::topics().into_iter().map(|(name, _)| name).collect();
@@ -211,7 +211,7 @@ impl<'a> Testbed<'a> {
         Ok(UsageSnapshot::take(&self.world, Some(floor.pid()))?.since(&before, records, us as f64 / 1e6))
     }
 
-    // ---- pods -----------------------------------------------------------------------------------------------------
+    // ---- pods -------------------------------------------------------------------------------------------------------
 
     fn way(&mut self, name: &str, routes: Option<&str>) -> Result<Way> {
         self.trim();
@@ -269,7 +269,7 @@ impl<'a> Testbed<'a> {
         Ok((read, elsewhere as f64 / records as f64))
     }
 
-    // ---- records --------------------------------------------------------------------------------------------------
+    // ---- records ----------------------------------------------------------------------------------------------------
 
     fn write(&self, producer: &Producer) {
         let (topic, now, mut payload) = (events(), now_us(), Vec::new());

@@ -156,7 +156,7 @@ fn memory_of(pids: &[u32]) -> Result<u64> {
 /// Connects the clients, lets `begin` begin the load, and measures; `begin` returns what makes the records.
 ///
 /// # Errors
-/// Where clients can't connect, or a process ends.
+/// If clients can't connect, or a process ends.
 pub fn measure(
     options: &Options,
     subject: &Subject,
@@ -195,7 +195,7 @@ impl ConnectedClients {
     /// Connects them.
     ///
     /// # Errors
-    /// Where they can't connect, or a process ends.
+    /// If they can't connect, or a process ends.
     pub fn connect(options: &Options, subject: &Subject) -> Result<Self> {
         let mut workers = Workers::start(&plans(options, subject)?, &options.other_cores())?;
         // Who answers has all that it needs: what memory grows by from now on is that of connections.
@@ -222,7 +222,7 @@ impl ConnectedClients {
     /// The memory of a connection, as it is now.
     ///
     /// # Errors
-    /// Where a process has ended.
+    /// If a process has ended.
     pub fn per_connection(&self, options: &Options, subject: &Subject) -> Result<PerConnection> {
         let (user, kernel) = self.without_any;
         Ok(PerConnection {
@@ -234,7 +234,7 @@ impl ConnectedClients {
     /// What all have counted so far.
     ///
     /// # Errors
-    /// Where a process has ended.
+    /// If a process has ended.
     pub fn counts(&mut self) -> Result<Counts> {
         Ok(sum(&self.workers.mark()?))
     }
@@ -242,7 +242,7 @@ impl ConnectedClients {
     /// Ends them.
     ///
     /// # Errors
-    /// Where a process has ended already.
+    /// If a process has ended already.
     pub fn stop(&mut self) -> Result<()> {
         self.workers.stop().map(|_| ())
     }
@@ -251,7 +251,7 @@ impl ConnectedClients {
     /// is counted to no load.
     ///
     /// # Errors
-    /// Where they can't connect, or a process ends.
+    /// If they can't connect, or a process ends.
     pub fn settle(&mut self, options: &Options, subject: &Subject) -> Result<()> {
         await_connected(options, subject, &mut self.workers)?;
         self.before = self.counts()?;
@@ -261,7 +261,7 @@ impl ConnectedClients {
     /// Lets `begin` begin a load, and measures.
     ///
     /// # Errors
-    /// Where a process ends.
+    /// If a process ends.
     pub fn measure(
         &mut self,
         options: &Options,

@@ -16,7 +16,7 @@ pub type UnixUs = u64;
 /// The Unix clock's time.
 ///
 /// # Panics
-/// Where the clock is before 1970.
+/// If the clock is before 1970.
 #[must_use]
 pub fn now_us() -> UnixUs {
     us(SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970"))
@@ -25,7 +25,7 @@ pub fn now_us() -> UnixUs {
 /// A duration in microseconds.
 ///
 /// # Panics
-/// Where it is longer than half a million years.
+/// If it is longer than half a million years.
 #[must_use]
 pub fn us(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).expect("shorter than an age")
@@ -101,7 +101,7 @@ pub fn frame(out: &mut Vec<u8>, payload: &[u8], length: usize) {
 /// When a message was due, from the few that are parsed.
 ///
 /// # Errors
-/// Where it is no message of ours.
+/// If it is no message of ours.
 pub fn due_of(message: &[u8]) -> serde_json::Result<UnixUs> {
     #[derive(Deserialize)]
     struct SampledMessage {

@@ -48,7 +48,7 @@ impl Profile {
     /// Begins to sample.
     ///
     /// # Errors
-    /// Where the kernel doesn't let this process see another's kernel side: who may is root, and whoever
+    /// If the kernel doesn't let this process see another's kernel side: who may is root, and whoever
     /// `kernel.perf_event_paranoid` lets. And where a process has ended.
     pub(super) fn begin(pids: &[u32]) -> io::Result<Self> {
         let mut threads = Vec::new();

@@ -145,7 +145,7 @@ impl FleetReport {
     /// Writes the JSON file.
     ///
     /// # Errors
-    /// Where it can't be written.
+    /// If it can't be written.
     pub fn write(&self, file: &Path) -> Result<()> {
         write_json(file, self)
     }
@@ -154,7 +154,7 @@ impl FleetReport {
 /// Writes a JSON file.
 ///
 /// # Errors
-/// Where it can't be written.
+/// If it can't be written.
 pub fn write_json(file: &Path, what: &impl Serialize) -> Result<()> {
     let json = serde_json::to_vec_pretty(what).context("plain values are JSON")?;
     fs::write(file, json).with_context(|| format!("{} can't be written", file.display()))

@@ -52,7 +52,7 @@ impl Usage {
     /// What a process has used so far: those of its threads that live.
     ///
     /// # Errors
-    /// Where it has ended.
+    /// If it has ended.
     pub fn of(pid: u32) -> Result<Self> {
         let mut all = Self::default();
         let tasks = format!("/proc/{pid}/task");
@@ -68,7 +68,7 @@ impl Usage {
     /// The same of some processes, all together.
     ///
     /// # Errors
-    /// Where one has ended.
+    /// If one has ended.
     pub fn of_all(pids: &[u32]) -> Result<Self> {
         pids.iter().try_fold(Self::default(), |sum, pid| Ok(sum.plus(&Self::of(*pid)?)))
     }
@@ -177,7 +177,7 @@ impl MachineUsage {
     /// What it has done so far.
     ///
     /// # Errors
-    /// Where `/proc/stat` isn't Linux'.
+    /// If `/proc/stat` isn't Linux'.
     pub fn now() -> Result<Self> {
         let stat = fs::read_to_string("/proc/stat").context("/proc/stat")?;
         Self::parse(&stat).context("/proc/stat begins with the sum of all cores")
@@ -212,7 +212,7 @@ impl MachineUsage {
 /// A process' memory that is its own (RssAnon: heap and stacks, no program text), in bytes.
 ///
 /// # Errors
-/// Where it has ended.
+/// If it has ended.
 pub fn memory(pid: u32) -> Result<u64> {
     let file = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&file).with_context(|| format!("{file}: the process has ended"))?;
@@ -259,7 +259,7 @@ impl KernelMemory {
     /// What it holds now.
     ///
     /// # Errors
-    /// Where `/proc` isn't Linux'.
+    /// If `/proc` isn't Linux'.
     pub fn now() -> Result<Self> {
         let sockstat = fs::read_to_string("/proc/net/sockstat").context("/proc/net/sockstat")?;
         // SAFETY: it takes a plain number.

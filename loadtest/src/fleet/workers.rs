@@ -30,7 +30,7 @@ impl Worker {
     /// Starts this program with a subcommand, on these cores where some are named, and tells it its plan.
     ///
     /// # Errors
-    /// Where it can't be started.
+    /// If it can't be started.
     pub fn start(subcommand: &'static str, plan: &impl Serialize, cores: &[usize]) -> Result<Self> {
         let mut program = Program::new(own_program()?);
         program.arg(subcommand).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -56,7 +56,7 @@ impl Worker {
     /// Sends a line.
     ///
     /// # Errors
-    /// Where it has ended.
+    /// If it has ended.
     pub fn tell(&mut self, what: &impl Serialize) -> Result<()> {
         let mut line = serde_json::to_vec(what).context("plain values are JSON")?;
         line.push(b'\n');
@@ -72,7 +72,7 @@ impl Worker {
     /// Waits for the next line.
     ///
     /// # Errors
-    /// Where none comes.
+    /// If none comes.
     pub fn hear<T: DeserializeOwned>(&mut self, within: Duration) -> Result<T> {
         let Ok(line) = self.lines.recv_timeout(within) else {
             match self.child.try_wait().ok().flatten() {
@@ -107,7 +107,7 @@ impl Workers {
     /// Starts a process for each plan. They connect when they are told to.
     ///
     /// # Errors
-    /// Where one can't be started.
+    /// If one can't be started.
     pub fn start(plans: &[ClientsPlan], cores: &[usize]) -> Result<Self> {
         plans.iter().map(|plan| Worker::start("fleet-clients", plan, cores)).collect::<Result<_>>().map(Self)
     }
@@ -115,7 +115,7 @@ impl Workers {
     /// Lets all begin to connect.
     ///
     /// # Errors
-    /// Where one has ended.
+    /// If one has ended.
     pub fn connect(&mut self) -> Result<()> {
         self.ask(WorkerCommand::Connect).map(|_| ())
     }
@@ -123,7 +123,7 @@ impl Workers {
     /// What each has counted; their latencies begin anew.
     ///
     /// # Errors
-    /// Where one has ended.
+    /// If one has ended.
     pub fn mark(&mut self) -> Result<Vec<Counts>> {
         self.ask(WorkerCommand::Mark)
     }
@@ -131,7 +131,7 @@ impl Workers {
     /// The same, for the last time.
     ///
     /// # Errors
-    /// Where one has ended.
+    /// If one has ended.
     pub fn stop(&mut self) -> Result<Vec<Counts>> {
         self.ask(WorkerCommand::Stop)
     }

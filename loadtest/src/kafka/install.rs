@@ -1,5 +1,5 @@
-//! The jars of Kafka and what makes a broker start in two seconds, made once per machine under the user's cache: a
-//! class data archive, and a formatted log directory that each new broker copies.
+//! Kafka's jars, and what lets a broker start in two seconds: a class data archive, and a formatted log directory that
+//! each new broker copies. Made once per machine, in the user's cache.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -16,8 +16,8 @@ const POM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kafka/pom.xml");
 const COPY: &str = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies";
 const PACKAGES: &str = "maven default-jdk-headless";
 
-/// SerialGC, C1 alone and the class data archive together halve the start-up time. Performance data would go to a
-/// directory outside of ours. The log is shown where a test fails: it must not drown the pods'.
+/// SerialGC, C1 only and the class data archive together halve the startup time. Performance data would go to a
+/// directory outside ours. The log is short because failed tests print it together with the pods' logs.
 const JVM: &[&str] = &[
     "-Xms64m",
     "-Xmx384m",
@@ -30,7 +30,7 @@ const JVM: &[&str] = &[
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
 ];
 
-/// A Kafka that is ready to run.
+/// An installed Kafka.
 #[derive(Debug)]
 pub(super) struct Install {
     java: PathBuf,
@@ -38,7 +38,7 @@ pub(super) struct Install {
 }
 
 impl Install {
-    /// The machine's one, made at the first call: this takes half a minute, most of it Maven's.
+    /// The installation of this machine. The first call makes it, which takes half a minute, most of it in Maven.
     pub(super) fn get() -> &'static Self {
         static INSTALL: OnceLock<Install> = OnceLock::new();
         INSTALL.get_or_init(|| {
@@ -48,8 +48,8 @@ impl Install {
         })
     }
 
-    /// The command that runs a class of Kafka's; `archive` adds the option that makes or uses the class data archive.
-    /// What the JVM unpacks (the codecs' libraries) goes into `temp`: one that is killed doesn't tidy up.
+    /// The command that runs a class of Kafka. `archive` selects whether the class data archive is made or used. The
+    /// JVM unpacks the codecs' libraries into `temp`, because a killed JVM does not delete them.
     pub(super) fn java(&self, archive: Archive, temp: &Path, class: &str) -> Command {
         let mut command = Command::new(&self.java);
         let option = match archive {
@@ -62,7 +62,7 @@ impl Install {
         command
     }
 
-    /// The formatted log directory's files but `meta.properties`, as names relative to it.
+    /// Copies the files of the formatted log directory, except `meta.properties`.
     pub(super) fn copy_format(&self, to: &Path) -> io::Result<()> {
         const CHECKPOINT: &str = "__cluster_metadata-0/00000000000000000000-0000000000.checkpoint";
         fs::create_dir_all(to.join("__cluster_metadata-0"))?;
@@ -80,7 +80,7 @@ impl Install {
             Some(Path::new(&home).join(".cache"))
         });
         let cache = cache.expect("HOME or XDG_CACHE_HOME is set");
-        // Another version of Kafka, of Java or of the options is another install.
+        // Another version of Kafka, Java or the options is another installation.
         let mut key = DefaultHasher::new();
         fs::read(POM).expect("the pom of this crate").hash(&mut key);
         JVM.hash(&mut key);
@@ -90,10 +90,10 @@ impl Install {
         Self { java, dir: cache.join(format!("shardgate-test/kafka-{:016x}", key.finish())) }
     }
 
-    /// Makes it where it isn't there. One process at a time; a directory without the file `ready` is one that was
-    /// interrupted, and is made anew.
+    /// Makes the installation if it does not exist. One process at a time; a directory without the file `ready` was
+    /// interrupted and is made again.
     fn make(&self) -> anyhow::Result<()> {
-        let parent = self.dir.parent().expect("it is below the cache");
+        let parent = self.dir.parent().expect("it is in the cache");
         fs::create_dir_all(parent)?;
         let lock = File::create(parent.join("lock"))?;
         lock.lock()?;
@@ -116,7 +116,7 @@ impl Install {
             command.arg(format!("-DoutputDirectory={}", self.dir.join("lib").display()));
             command
         };
-        // A registry may have a bad moment: once more.
+        // Retried once, because a registry may fail for a moment.
         run(&mut maven()).or_else(|_| run(&mut maven()))
     }
 
@@ -134,23 +134,24 @@ impl Install {
         run(command.args(["format", "--cluster-id", &super::random_uuid(), "--config"]).arg(config))
     }
 
-    /// Runs a broker once and archives the classes that it loaded. Without the archive all works, only slower.
+    /// Runs a broker once and archives the classes that it loaded. Brokers also work without the archive, but start
+    /// more slowly.
     fn archive_classes(&self) {
         let mut kafka = Kafka::launch(1, &[], self, Archive::Make);
         kafka.create("trained", 1);
         kafka.delete("trained");
-        let broker = kafka.broker(0).process.as_mut().expect("it was just started");
+        let broker = kafka.broker(0).process.as_mut().expect("the broker was just started");
         broker.signal(Signal::Term);
         broker.wait_exit(START_WITHIN + Duration::from_secs(30));
     }
 }
 
-/// What becomes of the class data archive.
+/// How the class data archive is handled.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Archive {
-    /// It is used.
+    /// Use the archive.
     Use,
-    /// It is written when the JVM ends.
+    /// Write the archive when the JVM exits.
     Make,
 }
 

@@ -1,5 +1,4 @@
-//! What the brokers' users may do with a topic, where the brokers ask: each test's clients are the same user, so a
-//! topic that has rights of its own has them for all.
+//! Access control lists of topics. All clients of a test are the same user, so an ACL applies to all of them.
 
 use std::ffi::CString;
 use std::ptr::{self, NonNull};
@@ -9,26 +8,26 @@ use rdkafka::types::RDKafkaRespErr;
 
 use super::{ANSWER_WITHIN, Kafka};
 
-/// Settings of brokers that ask: what no right is set for, everyone may do.
-pub const ASKING: &[(&str, &str)] = &[
+/// Settings of brokers that check ACLs. A topic without ACLs is open to every user.
+pub const WITH_ACLS: &[(&str, &str)] = &[
     ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
     ("allow.everyone.if.no.acl.found", "true"),
 ];
 
-/// What may be done with a topic. Who may write, may also describe it.
+/// An operation on a topic. The right to write includes the right to describe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Right {
-    /// Its records may be read.
+    /// Read records.
     Read,
-    /// Records may be added.
+    /// Write records.
     Write,
 }
 
 impl Kafka {
-    /// Gives everyone a right to a topic. From the first one on, nobody may do what nobody has the right to.
+    /// Allows every user an operation on a topic. From the first ACL on, operations without one are denied.
     ///
     /// # Panics
-    /// Where the brokers refuse.
+    /// If the brokers refuse.
     pub fn allow(&self, topic: &str, right: Right) {
         let admin = self.admin();
         let client = admin.inner().native_ptr();
@@ -37,8 +36,8 @@ impl Kafka {
             Right::Read => sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_READ,
             Right::Write => sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_WRITE,
         };
-        // SAFETY: the client is alive until the end, the strings are copied, and all that is made here is given back
-        // here.
+        // SAFETY: the client is alive until the end, the strings are copied, and everything that is created here is
+        // destroyed here.
         let codes = unsafe {
             let mut binding = sys::rd_kafka_AclBinding_new(
                 sys::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC,
@@ -60,7 +59,7 @@ impl Kafka {
             let (result, mut count) = (sys::rd_kafka_event_CreateAcls_result(event), 0);
             if !result.is_null() {
                 let acls = sys::rd_kafka_CreateAcls_result_acls(result, &raw mut count);
-                let error = |place| sys::rd_kafka_acl_result_error(*acls.add(place));
+                let error = |index| sys::rd_kafka_acl_result_error(*acls.add(index));
                 let failed = (0..count).map(error).filter(|error| !error.is_null());
                 codes.extend(failed.map(|error| sys::rd_kafka_error_code(error)));
             }

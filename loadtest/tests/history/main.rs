@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use away::{cursor_at, goes_on, is_reset};
-use loadtest::client::{Client, Message, WITHIN, read_for, watch};
+use loadtest::client::{Client, Message, WITHIN, read_for, read_until};
 use loadtest::events::{Kind, Producer, number_of, seen};
 use loadtest::kafka::Kafka;
 use loadtest::metrics::Scrape;
@@ -36,7 +36,7 @@ fn numbers(client: &Client) -> Vec<u64> {
 /// Waits until a client has seen so many events.
 #[track_caller]
 fn await_seen(client: &mut Client, count: usize) {
-    watch(std::slice::from_mut(client), "the events", WITHIN, |clients| seen(&clients[0]).count() >= count);
+    read_until(std::slice::from_mut(client), "the events", WITHIN, |clients| seen(&clients[0]).count() >= count);
 }
 
 /// Waits until a client has seen events of these numbers, and checks that it saw no other, none twice, and in this

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use loadtest::client::{Client, WITHIN, watch};
+use loadtest::client::{Client, WITHIN, read_until};
 use loadtest::events::{FIRST_TIMESTAMP, Producer, number_of, seen};
 use loadtest::pods::World;
 use loadtest::process::TempDir;
@@ -30,7 +30,7 @@ fn send(producer: &Producer, numbers: std::ops::Range<u64>) {
 #[track_caller]
 fn expect(client: &mut Client, numbers: std::ops::Range<u64>) {
     let count = usize::try_from(numbers.end - numbers.start).unwrap();
-    watch(std::slice::from_mut(client), "the events", WITHIN, |clients| seen(&clients[0]).count() >= count);
+    read_until(std::slice::from_mut(client), "the events", WITHIN, |clients| seen(&clients[0]).count() >= count);
     assert_eq!(client.of_type("reset").count(), 0);
     for topic in 0..TOPICS {
         let of_topic = |number: &u64| number % TOPICS == topic;
@@ -74,7 +74,9 @@ fn a_client_of_forty_topics_goes_on_with_its_cursor_on_another_pod() {
         expect(&mut had_all, SENT..sent);
         let had: Vec<u64> = all[..=all.len() / 2].iter().map(|(number, _)| *number).collect();
         let lacked = usize::try_from(sent).unwrap() - had.len();
-        watch(std::slice::from_mut(&mut had_half), "the rest", WITHIN, |clients| seen(&clients[0]).count() >= lacked);
+        read_until(std::slice::from_mut(&mut had_half), "the rest", WITHIN, |clients| {
+            seen(&clients[0]).count() >= lacked
+        });
         let mut numbers: Vec<u64> = had.into_iter().chain(seen(&had_half).map(number_of)).collect();
         numbers.sort_unstable();
         assert!(numbers.iter().copied().eq(0..sent), "{}: something is lost or doubled", pod.name());
