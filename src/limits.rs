@@ -85,9 +85,16 @@ pub const BATCHING_RECORDS_MAX: usize = 64;
 /// placed by the new partition count are younger than this.
 pub const GROWTH_NOTICED_MAX: Duration = Duration::from_secs(30);
 
-/// What a compressed batch may come to: librdkafka's own default for zstd (`receive.message.max.bytes`). A batch of one
-/// record of the largest `MAX_EVENT_BYTES` is less.
-pub const UNPACKED_BYTES_MAX: usize = 100_000_000;
+/// Bytes that a compressed batch may come to, unless a record of `MAX_EVENT_BYTES` needs more.
+pub const UNPACKED_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Records of a compressed batch. The smallest has seven bytes, and librdkafka makes a message of 330 bytes of each, as
+/// measured: so many take 42 MiB.
+pub const UNPACKED_RECORDS_MAX: usize = 1 << 17;
+
+/// Batches of the largest size that a partition's part of a fetch response may come to: all of them are in memory at
+/// once.
+pub const UNPACKED_BATCHES_MAX: usize = 2;
 
 /// Routes that a topic had before its last one and that a shard keeps, while its window may have records that were read
 /// by them. Where the routes change more often, the oldest of these records become the messages of the next route.
@@ -349,6 +356,7 @@ const _: () =
     assert!(RECENT_REDIRECTS_MAX as u64 >= REDIRECT_RETURN_MAX.as_secs() * 5_000, "the default ACCEPTS_PER_SECOND");
 const _: () = assert!(SLOT_VALUE_BYTES_MAX > 2 * (NODE_BYTES_MAX + PUBLIC_URL_BYTES_MAX) + 512, "a pod reads its own");
 const _: () = assert!(WRITE_SLICES_MAX <= 1024);
+const _: () = assert!(UNPACKED_BATCHES_MAX >= 1, "a batch within the bounds is taken in once it is the first");
 const _: () = assert!(PAUSE_DETECTED_MIN.as_millis() >= 3 * INGEST_WAIT.as_millis(), "a quiet loop is no standstill");
 const _: () = assert!(BATCH_CHANNEL_BYTES_MAX >= 8 * BATCH_BYTES_MAX, "a busy shard's turn is bridged by some batches");
 const _: () = assert!(BATCH_RECORDS_MAX >= TURN_RECORDS_MAX, "a turn's records fit into one batch");

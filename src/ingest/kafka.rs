@@ -26,6 +26,7 @@ use crate::stream::batch::Origin;
 
 use super::batcher::ConsumedRecord;
 use super::client::{Context, InvalidProperties, KafkaClient, client, millis};
+use super::unpacking::allow_records_of;
 
 /// Reads the partitions that it is assigned. It stays on the thread that made it.
 pub(super) struct Consumer {
@@ -161,6 +162,7 @@ impl Consumer {
     /// Where librdkafka does not take the properties.
     pub(super) fn new(config: &KafkaConfig) -> Result<Self, InvalidProperties> {
         let client = client(&client_properties(config), Context::new(true))?;
+        allow_records_of(config.event_bytes_max);
         // SAFETY: the client is alive and a consumer. Its main queue, with log lines and errors, is served with the
         // rest.
         let queue = unsafe {

@@ -1,17 +1,246 @@
-//! How much a compressed batch may come to. librdkafka unpacks a batch whole, and bounds what becomes of zstd alone;
-//! gzip packs a gigabyte of nothing into a megabyte. So the linker has these functions called in the place of
-//! librdkafka's own (`src/build.rs`): they count first, into no memory, and refuse what is over the bound.
-//! [`super::reader`] passes over such a batch.
+//! Bounds what a compressed batch may come to. librdkafka unpacks a batch whole and makes a message of each record,
+//! which costs several times the smallest record; gzip packs a thousand bytes into one. It bounds zstd alone, and dies
+//! of a Snappy batch that claims terabytes. So the linker has the functions below called in the place of librdkafka's
+//! own (`src/build.rs`). They refuse what is over the bounds and what is damaged or incomplete, which librdkafka would
+//! take in part. [`super::reader`] passes over such a batch.
 
+use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_uint, c_ulong, c_void};
-use std::{mem, ptr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{mem, ptr, slice};
 
 use rdkafka::types::RDKafkaRespErr;
 
-use crate::limits::UNPACKED_BYTES_MAX;
+use crate::limits::{UNPACKED_BATCHES_MAX, UNPACKED_BYTES_MAX, UNPACKED_RECORDS_MAX};
 
-/// Where what is counted goes.
-const SCRATCH_BYTES: usize = 32 * 1024;
+// ---- bounds
+// -------------------------------------------------------------------------------------------------------------
+
+/// What may be unpacked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Allowance {
+    bytes: usize,
+    records: usize,
+}
+
+/// The bytes that a batch may come to, in this process: librdkafka's functions know no client.
+static BATCH_BYTES: AtomicUsize = AtomicUsize::new(UNPACKED_BYTES_MAX);
+
+thread_local! {
+    /// What is left for the partition and the fetch response that this thread of librdkafka's is at.
+    static LEFT: Cell<Allowance> = Cell::new(Allowance::of_response());
+}
+
+/// Records of this size are to be unpacked, too, with what a batch has around them.
+pub(super) fn allow_records_of(bytes: usize) {
+    BATCH_BYTES.fetch_max(bytes.saturating_add(RECORD_OVERHEAD_MAX), Ordering::Relaxed);
+}
+
+/// Keys, headers and lengths of a large record.
+const RECORD_OVERHEAD_MAX: usize = 64 * 1024;
+
+impl Allowance {
+    fn of_batch() -> Self {
+        Self { bytes: BATCH_BYTES.load(Ordering::Relaxed), records: UNPACKED_RECORDS_MAX }
+    }
+
+    fn of_response() -> Self {
+        let Self { bytes, records } = Self::of_batch();
+        Self { bytes: bytes * UNPACKED_BATCHES_MAX, records: records * UNPACKED_BATCHES_MAX }
+    }
+
+    /// For the next batch. One that is refused because of those before it in the response is fetched again, without
+    /// them.
+    fn of_next_batch() -> Self {
+        let (batch, left) = (Self::of_batch(), LEFT.get());
+        Self { bytes: batch.bytes.min(left.bytes), records: batch.records.min(left.records) }
+    }
+}
+
+/// Whether an unpacked batch may be taken in. Then it counts.
+fn admit(unpacked: &[u8]) -> bool {
+    let allowed = Allowance::of_next_batch();
+    let Some(records) = count_records(unpacked) else { return false };
+    if unpacked.len() > allowed.bytes || records > allowed.records {
+        return false;
+    }
+    let left = LEFT.get();
+    LEFT.set(Allowance { bytes: left.bytes - unpacked.len(), records: left.records - records });
+    true
+}
+
+/// How many records an unpacked batch has; `None` where it is no list of records.
+fn count_records(mut unpacked: &[u8]) -> Option<usize> {
+    /// The smallest message of Kafka before 0.11, whose first byte is the first of an offset's eight: no record of
+    /// today has no length.
+    const OLD_MESSAGE_BYTES_MIN: usize = 26;
+    if unpacked.first() == Some(&0) {
+        return Some(unpacked.len() / OLD_MESSAGE_BYTES_MIN);
+    }
+    let mut records = 0;
+    while !unpacked.is_empty() {
+        let (len, rest) = varint(unpacked)?;
+        // Zigzag: the odd ones are negative.
+        unpacked = (len % 2 == 0).then(|| rest.get(usize::try_from(len / 2).ok()?..)).flatten()?;
+        records += 1;
+    }
+    Some(records)
+}
+
+/// A number of up to 32 bits, seven in a byte, and what lies behind it.
+fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let mut value = 0;
+    for (index, &byte) in bytes.iter().enumerate().take(5) {
+        value |= u64::from(byte & 0x7f) << (7 * index);
+        if byte < 0x80 {
+            return Some((value, &bytes[index + 1..]));
+        }
+    }
+    None
+}
+
+unsafe extern "C" {
+    fn __real_rd_kafka_msgset_parse(
+        response: *mut c_void,
+        request: *mut c_void,
+        partition: *mut c_void,
+        aborted: *mut c_void,
+        version: *const c_void,
+    ) -> RDKafkaRespErr;
+}
+
+/// Reads the batches of one partition in a fetch response, which are all in memory at once.
+#[unsafe(no_mangle)]
+extern "C" fn __wrap_rd_kafka_msgset_parse(
+    response: *mut c_void,
+    request: *mut c_void,
+    partition: *mut c_void,
+    aborted: *mut c_void,
+    version: *const c_void,
+) -> RDKafkaRespErr {
+    LEFT.set(Allowance::of_response());
+    // SAFETY: these are librdkafka's own arguments.
+    unsafe { __real_rd_kafka_msgset_parse(response, request, partition, aborted, version) }
+}
+
+// ---- unpacking
+// ----------------------------------------------------------------------------------------------------------
+
+/// Memory that librdkafka frees once it has it.
+struct Buffer {
+    start: *mut u8,
+    len: usize,
+    capacity: usize,
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: it is null or was allocated here, and nothing else has it.
+        unsafe { libc::free(self.start.cast()) }
+    }
+}
+
+impl Buffer {
+    fn new(capacity: usize) -> Option<Self> {
+        let mut buffer = Self { start: ptr::null_mut(), len: 0, capacity: 0 };
+        buffer.resize(capacity).then_some(buffer)
+    }
+
+    /// At least to its length.
+    fn resize(&mut self, capacity: usize) -> bool {
+        let capacity = capacity.max(self.len).max(1);
+        // SAFETY: it is null or was allocated here.
+        let start = unsafe { libc::realloc(self.start.cast(), capacity) };
+        if start.is_null() {
+            return false;
+        }
+        (self.start, self.capacity) = (start.cast(), capacity);
+        true
+    }
+
+    /// Where the next bytes go, and how many there is room for.
+    fn spare(&mut self) -> (*mut u8, usize) {
+        // SAFETY: the length is within what was allocated.
+        (unsafe { self.start.add(self.len) }, self.capacity - self.len)
+    }
+
+    /// The whole batch, in no more memory than it needs, if it may be taken in. The caller frees it.
+    fn admit(mut self) -> Option<(*mut c_void, usize)> {
+        // SAFETY: so many bytes were written.
+        let is_admitted = admit(unsafe { slice::from_raw_parts(self.start, self.len) });
+        if !is_admitted || !self.resize(self.len) {
+            return None;
+        }
+        let unpacked = (self.start.cast(), self.len);
+        mem::forget(self);
+        Some(unpacked)
+    }
+}
+
+/// Unpacks a stream in steps.
+trait Codec: Sized {
+    fn new() -> Option<Self>;
+
+    /// Unpacks what it can of `packed` into `len` bytes at `out`; `None` where it is damaged.
+    ///
+    /// # Safety
+    /// There must be `len` bytes at `out`.
+    unsafe fn step(&mut self, packed: &[u8], out: *mut u8, len: usize) -> Option<Step>;
+}
+
+struct Step {
+    taken: usize,
+    made: usize,
+    /// Whether the stream is at its end, and its checksum was right if it has one.
+    is_end: bool,
+}
+
+/// Unpacks a batch; `None` where it is over the bounds, damaged, or not exactly one whole stream.
+fn unpack<C: Codec>(mut packed: &[u8]) -> Option<Buffer> {
+    const FIRST_BYTES_MIN: usize = 4096;
+    let bound = Allowance::of_next_batch().bytes;
+    let mut codec = C::new()?;
+    let mut buffer = Buffer::new(packed.len().saturating_mul(4).clamp(FIRST_BYTES_MIN.min(bound), bound))?;
+    loop {
+        let (out, mut room) = buffer.spare();
+        if room == 0 && buffer.capacity < bound {
+            let capacity = buffer.capacity.saturating_mul(2).min(bound);
+            if !buffer.resize(capacity) {
+                return None;
+            }
+            continue;
+        }
+        // At the bound, a byte more is too much; none more may still be the end.
+        let mut beyond = 0;
+        let out = if room == 0 { &raw mut beyond } else { out };
+        room = room.max(1);
+        // SAFETY: there is so much room.
+        let Step { taken, made, is_end } = unsafe { codec.step(packed, out, room)? };
+        if buffer.len + made > bound {
+            return None;
+        }
+        buffer.len += made;
+        packed = packed.get(taken..)?;
+        if is_end {
+            return packed.is_empty().then_some(buffer);
+        }
+        if taken == 0 && made == 0 {
+            return None;
+        }
+    }
+}
+
+/// A batch as librdkafka hands it over.
+///
+/// # Safety
+/// It must live for as long as what is returned is used.
+unsafe fn packed_bytes<'a>(packed: *const c_void, len: usize) -> &'a [u8] {
+    if len == 0 {
+        return &[];
+    }
+    // SAFETY: as the caller promised.
+    unsafe { slice::from_raw_parts(packed.cast::<u8>(), len) }
+}
 
 // ---- gzip
 // ---------------------------------------------------------------------------------------------------------------
@@ -51,65 +280,51 @@ unsafe extern "C" {
     fn inflate_end(stream: *mut ZStream) -> c_int;
 }
 
-/// Unpacks a gzip batch into what `next_out` gives, call by call, until that is `None`. Returns how many bytes it came
-/// to; `None` where it is damaged.
-fn gunzip(packed: &[u8], mut next_out: impl FnMut(u64) -> Option<(*mut u8, c_uint)>) -> Option<u64> {
-    let len = c_uint::try_from(packed.len()).ok()?;
-    // SAFETY: the stream is a plain struct for which zeros are what zlib wants; the input lives until the end of the
-    // block, and so does what `next_out` gives.
-    unsafe {
-        let mut stream: ZStream = mem::zeroed();
-        let size = c_int::try_from(size_of::<ZStream>()).ok()?;
-        if inflate_init(&raw mut stream, WINDOW_BITS, zlibVersion(), size) != Z_OK {
-            return None;
-        }
-        (stream.next_in, stream.avail_in) = (packed.as_ptr(), len);
-        let mut outcome = Z_OK;
-        while outcome == Z_OK
-            && let Some((out, out_len)) = next_out(stream.total_out)
-        {
-            (stream.next_out, stream.avail_out) = (out, out_len);
-            outcome = inflate(&raw mut stream, Z_NO_FLUSH);
-        }
-        inflate_end(&raw mut stream);
-        matches!(outcome, Z_OK | Z_STREAM_END | Z_BUF_ERROR).then_some(stream.total_out)
+/// On the heap: zlib keeps its address.
+struct Gzip(Box<ZStream>);
+
+impl Drop for Gzip {
+    fn drop(&mut self) {
+        // SAFETY: it was made by `inflate_init`.
+        unsafe { inflate_end(&raw mut *self.0) };
     }
 }
 
-/// How many bytes a gzip batch comes to; `None` where that is over the bound, or it is damaged.
-fn gzip_len(packed: &[u8]) -> Option<usize> {
-    let mut scratch = [0_u8; SCRATCH_BYTES];
-    let bound = UNPACKED_BYTES_MAX as u64;
-    let len = gunzip(packed, |total| (total <= bound).then_some((scratch.as_mut_ptr(), SCRATCH_BYTES as c_uint)))?;
-    usize::try_from(len).ok().filter(|&len| len <= UNPACKED_BYTES_MAX)
+impl Codec for Gzip {
+    fn new() -> Option<Self> {
+        let size = c_int::try_from(size_of::<ZStream>()).ok()?;
+        // SAFETY: the stream is a plain struct for which zeros are what zlib wants.
+        let mut stream = Box::new(unsafe { mem::zeroed::<ZStream>() });
+        // SAFETY: the stream is alive, and of this size.
+        let outcome = unsafe { inflate_init(&raw mut *stream, WINDOW_BITS, zlibVersion(), size) };
+        (outcome == Z_OK).then(|| Self(stream))
+    }
+
+    unsafe fn step(&mut self, packed: &[u8], out: *mut u8, len: usize) -> Option<Step> {
+        let stream = &mut *self.0;
+        let (packed_len, len) = (c_uint::try_from(packed.len()).ok()?, c_uint::try_from(len).unwrap_or(c_uint::MAX));
+        (stream.next_in, stream.avail_in) = (packed.as_ptr(), packed_len);
+        (stream.next_out, stream.avail_out) = (out, len);
+        // SAFETY: the input lives, and there is as much room as is said.
+        let outcome = unsafe { inflate(&raw mut *stream, Z_NO_FLUSH) };
+        let step = Step {
+            taken: (packed_len - stream.avail_in) as usize,
+            made: (len - stream.avail_out) as usize,
+            is_end: outcome == Z_STREAM_END,
+        };
+        matches!(outcome, Z_OK | Z_STREAM_END | Z_BUF_ERROR).then_some(step)
+    }
 }
 
-/// Stands in for librdkafka's function of this name, which counts first as well, and knows no bound. Its caller frees
-/// what it returns.
+/// Stands in for librdkafka's function of this name. Its caller frees what it returns.
 #[unsafe(no_mangle)]
 extern "C" fn __wrap_rd_gz_decompress(packed: *const c_void, len: c_int, unpacked_len: *mut u64) -> *mut c_void {
-    // SAFETY: librdkafka hands over a batch that lives until this returns, and where the length goes.
-    let packed = unsafe { std::slice::from_raw_parts(packed.cast::<u8>(), usize::try_from(len).unwrap_or(0)) };
-    let Some(len) = gzip_len(packed) else { return ptr::null_mut() };
-    // SAFETY: it takes any length; one byte more, so that nothing is an address as well.
-    let out = unsafe { libc::malloc(len + 1) };
-    if out.is_null() {
-        return out;
-    }
-    let index = |total: u64| {
-        let done = usize::try_from(total).unwrap_or(len).min(len);
-        // SAFETY: not beyond the end of what was allocated.
-        Some((unsafe { out.cast::<u8>().add(done) }, c_uint::try_from(len - done).unwrap_or(0)))
-    };
-    let unpacked = gunzip(packed, index);
-    if unpacked.is_none_or(|unpacked| unpacked != len as u64) {
-        // SAFETY: it was allocated here, and nobody has it.
-        unsafe { libc::free(out) };
-        return ptr::null_mut();
-    }
-    // SAFETY: as above.
+    // SAFETY: librdkafka hands over a batch that lives until this returns.
+    let packed = unsafe { packed_bytes(packed, usize::try_from(len).unwrap_or(0)) };
+    let Some((unpacked, len)) = unpack::<Gzip>(packed).and_then(Buffer::admit) else { return ptr::null_mut() };
+    // SAFETY: where librdkafka wants the length.
     unsafe { *unpacked_len = len as u64 };
-    out
+    unpacked
 }
 
 // ---- LZ4
@@ -136,45 +351,36 @@ unsafe extern "C" {
     ) -> usize;
 }
 
-/// Unpacks an LZ4 batch into what `next_out` gives, call by call, until that is `None`. Returns how many bytes it came
-/// to; `None` where it is damaged.
-fn unpack_lz4(mut packed: &[u8], mut next_out: impl FnMut(usize) -> Option<(*mut u8, usize)>) -> Option<usize> {
-    let (mut context, mut total, mut is_good) = (ptr::null_mut(), 0, true);
-    // SAFETY: the context is given back here; the input lives until the end of the block, and so does what `next_out`
-    // gives.
-    unsafe {
-        if lz4_is_error(lz4_create(&raw mut context, LZ4F_VERSION)) != 0 {
-            return None;
-        }
-        while let Some((out, mut made)) = next_out(total) {
-            let mut taken = packed.len();
-            let from = packed.as_ptr().cast();
-            let code = lz4_decompress(context, out.cast(), &raw mut made, from, &raw mut taken, ptr::null());
-            is_good = lz4_is_error(code) == 0;
-            if !is_good {
-                break;
-            }
-            packed = packed.get(taken..).unwrap_or_default();
-            total += made;
-            // The end, or the input's.
-            if code == 0 || (taken == 0 && made == 0) {
-                break;
-            }
-        }
-        lz4_free(context);
+struct Lz4(*mut c_void);
+
+impl Drop for Lz4 {
+    fn drop(&mut self) {
+        // SAFETY: it was made by `lz4_create`.
+        unsafe { lz4_free(self.0) };
     }
-    is_good.then_some(total)
 }
 
-/// How many bytes an LZ4 batch comes to; `None` where that is over the bound, or it is damaged.
-fn lz4_len(packed: &[u8]) -> Option<usize> {
-    let mut scratch = [0_u8; SCRATCH_BYTES];
-    let index = |total| (total <= UNPACKED_BYTES_MAX).then_some((scratch.as_mut_ptr(), SCRATCH_BYTES));
-    unpack_lz4(packed, index).filter(|&len| len <= UNPACKED_BYTES_MAX)
+impl Codec for Lz4 {
+    fn new() -> Option<Self> {
+        let mut context = ptr::null_mut();
+        // SAFETY: the pointer to it is written where it lies.
+        let is_made = unsafe { lz4_is_error(lz4_create(&raw mut context, LZ4F_VERSION)) == 0 };
+        is_made.then_some(Self(context))
+    }
+
+    unsafe fn step(&mut self, packed: &[u8], out: *mut u8, len: usize) -> Option<Step> {
+        let (mut taken, mut made) = (packed.len(), len);
+        // SAFETY: the context is alive, the input lives, and there is as much room as is said.
+        unsafe {
+            let from = packed.as_ptr().cast();
+            let code = lz4_decompress(self.0, out.cast(), &raw mut made, from, &raw mut taken, ptr::null());
+            (lz4_is_error(code) == 0).then_some(Step { taken, made, is_end: code == 0 })
+        }
+    }
 }
 
-/// Stands in for librdkafka's function of this name, which unpacks into memory that grows, and mends the frames of
-/// Kafka before 0.10 besides. Its caller frees what it gives.
+/// Stands in for librdkafka's function of this name, which also repairs the frames of Kafka before 0.10. Its caller
+/// frees what it gives.
 #[unsafe(no_mangle)]
 extern "C" fn __wrap_rd_kafka_lz4_decompress(
     _broker: *mut c_void,
@@ -186,54 +392,166 @@ extern "C" fn __wrap_rd_kafka_lz4_decompress(
     out_len: *mut usize,
 ) -> RDKafkaRespErr {
     // SAFETY: librdkafka hands over a batch that lives until this returns.
-    let packed = unsafe { std::slice::from_raw_parts(packed.cast::<u8>(), packed_len) };
-    let Some(len) = lz4_len(packed) else { return RDKafkaRespErr::RD_KAFKA_RESP_ERR__BAD_COMPRESSION };
-    // SAFETY: it takes any length; one byte more, so that nothing is an address as well.
-    let unpacked = unsafe { libc::malloc(len + 1) };
-    if unpacked.is_null() {
-        return RDKafkaRespErr::RD_KAFKA_RESP_ERR__CRIT_SYS_RESOURCE;
-    }
-    // SAFETY: not beyond the end of what was allocated.
-    let index = |total: usize| Some((unsafe { unpacked.cast::<u8>().add(total.min(len)) }, len - total.min(len)));
-    if unpack_lz4(packed, index) != Some(len) {
-        // SAFETY: it was allocated here, and nobody has it.
-        unsafe { libc::free(unpacked) };
-        return RDKafkaRespErr::RD_KAFKA_RESP_ERR__BAD_COMPRESSION;
-    }
+    let packed = unsafe { packed_bytes(packed.cast(), packed_len) };
     // SAFETY: where librdkafka wants the answer.
+    unsafe { answer(unpack::<Lz4>(packed), out, out_len) }
+}
+
+/// Hands a batch to librdkafka.
+///
+/// # Safety
+/// The pointers must be where librdkafka wants the answer.
+unsafe fn answer(unpacked: Option<Buffer>, out: *mut *mut c_void, out_len: *mut usize) -> RDKafkaRespErr {
+    let Some((unpacked, len)) = unpacked.and_then(Buffer::admit) else {
+        return RDKafkaRespErr::RD_KAFKA_RESP_ERR__BAD_COMPRESSION;
+    };
+    // SAFETY: as the caller promised.
     unsafe { (*out, *out_len) = (unpacked, len) };
     RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+// ---- zstd
+// ---------------------------------------------------------------------------------------------------------------
 
-    unsafe extern "C" {
-        fn rd_gz_decompress(packed: *const c_void, len: c_int, unpacked_len: *mut u64) -> *mut c_void;
-        fn rd_kafka_lz4_decompress();
+unsafe extern "C" {
+    #[link_name = "ZSTD_decompressBound"]
+    fn zstd_bound(packed: *const c_void, packed_len: usize) -> u64;
+    #[link_name = "ZSTD_decompress"]
+    fn zstd_decompress(out: *mut c_void, room: usize, packed: *const c_void, packed_len: usize) -> usize;
+    #[link_name = "ZSTD_isError"]
+    fn zstd_is_error(code: usize) -> c_uint;
+}
+
+/// In one step: a stream's window may be larger than the batch.
+fn unpack_zstd(packed: &[u8]) -> Option<Buffer> {
+    let bound = Allowance::of_next_batch().bytes;
+    // SAFETY: the input lives.
+    let most = unsafe { zstd_bound(packed.as_ptr().cast(), packed.len()) };
+    // What is no zstd has no bound, and fails below.
+    let mut buffer = Buffer::new(usize::try_from(most).unwrap_or(bound).min(bound)).filter(|_| !packed.is_empty())?;
+    let (out, room) = buffer.spare();
+    // SAFETY: the input lives, and there is as much room as is said.
+    let made = unsafe { zstd_decompress(out.cast(), room, packed.as_ptr().cast(), packed.len()) };
+    // SAFETY: it looks at a number.
+    if unsafe { zstd_is_error(made) } != 0 {
+        return None;
     }
+    buffer.len = made;
+    Some(buffer)
+}
 
-    #[test]
-    fn librdkafka_calls_these_functions() {
-        let is_wrapped = rd_gz_decompress as *const () == __wrap_rd_gz_decompress as *const ();
-        let is_lz4_wrapped = rd_kafka_lz4_decompress as *const () == __wrap_rd_kafka_lz4_decompress as *const ();
-        assert!(is_wrapped && is_lz4_wrapped, "the linker was not told");
+/// Stands in for librdkafka's function of this name. Its caller frees what it gives.
+#[unsafe(no_mangle)]
+extern "C" fn __wrap_rd_kafka_zstd_decompress(
+    _broker: *mut c_void,
+    packed: *mut c_char,
+    packed_len: usize,
+    out: *mut *mut c_void,
+    out_len: *mut usize,
+) -> RDKafkaRespErr {
+    // SAFETY: librdkafka hands over a batch that lives until this returns.
+    let packed = unsafe { packed_bytes(packed.cast(), packed_len) };
+    // SAFETY: where librdkafka wants the answer.
+    unsafe { answer(unpack_zstd(packed), out, out_len) }
+}
+
+// ---- Snappy
+// -------------------------------------------------------------------------------------------------------------
+
+unsafe extern "C" {
+    fn __real_rd_kafka_snappy_uncompress(packed: *const c_char, packed_len: usize, out: *mut c_char) -> c_int;
+}
+
+/// What a Snappy block says that it comes to. librdkafka allocates that, and aborts the process where it can't.
+fn snappy_len(block: &[u8]) -> Option<usize> {
+    let (len, _) = varint(block)?;
+    usize::try_from(len).ok().filter(|&len| len <= Allowance::of_next_batch().bytes)
+}
+
+/// The blocks of a batch of Java's producers, behind its header; `None` once it is cut off.
+fn snappy_java_blocks(mut packed: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
+    std::iter::from_fn(move || {
+        let (len, rest) =
+            packed.split_first_chunk().or_else(|| (!packed.is_empty()).then_some((&[0xff; 4], packed)))?;
+        let len = usize::try_from(u32::from_be_bytes(*len)).unwrap_or(usize::MAX);
+        let (block, rest) = rest.split_at_checked(len).map_or((None, &[][..]), |(block, rest)| (Some(block), rest));
+        packed = rest;
+        Some(block)
+    })
+}
+
+fn unpack_snappy_java(packed: &[u8]) -> Option<Buffer> {
+    let bound = Allowance::of_next_batch().bytes;
+    let total = snappy_java_blocks(packed)
+        .try_fold(0, |total, block| snappy_len(block?).map(|len| total + len).filter(|&total| total <= bound))?;
+    let mut buffer = Buffer::new(total)?;
+    for block in snappy_java_blocks(packed).flatten() {
+        let (out, _) = buffer.spare();
+        // SAFETY: the input lives, and there is room for all that the blocks say that they come to.
+        if unsafe { __real_rd_kafka_snappy_uncompress(block.as_ptr().cast(), block.len(), out.cast()) } != 0 {
+            return None;
+        }
+        buffer.len += snappy_len(block)?;
     }
+    (total > 0).then_some(buffer)
+}
 
-    #[test]
-    fn what_is_no_gzip_is_refused_and_what_is_comes_out_as_it_went_in() {
-        assert_eq!(gzip_len(b"not gzip"), None);
-        assert_eq!(gzip_len(b""), Some(0));
-        // `printf hello | gzip -n`
-        let hello = b"\x1f\x8b\x08\0\0\0\0\0\0\x03\xcb\x48\xcd\xc9\xc9\x07\0\x86\xa6\x10\x36\x05\0\0\0";
-        assert_eq!(gzip_len(hello), Some(5));
-        let mut len = 0;
-        // SAFETY: the input lives, and the output is ours: it is as long as is said.
-        unsafe {
-            let out = rd_gz_decompress(hello.as_ptr().cast(), c_int::try_from(hello.len()).unwrap(), &raw mut len);
-            assert_eq!((std::slice::from_raw_parts(out.cast::<u8>(), 5), len), (&b"hello"[..], 5));
-            libc::free(out);
+/// Stands in for librdkafka's function of this name, which says how much its caller allocates.
+#[unsafe(no_mangle)]
+extern "C" fn __wrap_rd_kafka_snappy_uncompressed_length(
+    packed: *const c_char,
+    packed_len: usize,
+    out: *mut usize,
+) -> bool {
+    // SAFETY: librdkafka hands over a batch that lives until this returns.
+    let Some(len) = snappy_len(unsafe { packed_bytes(packed.cast(), packed_len) }) else { return false };
+    // SAFETY: where librdkafka wants the answer.
+    unsafe { *out = len };
+    true
+}
+
+/// Stands before librdkafka's function of this name, which unpacks into as much room as the one above said.
+#[unsafe(no_mangle)]
+extern "C" fn __wrap_rd_kafka_snappy_uncompress(packed: *const c_char, packed_len: usize, out: *mut c_char) -> c_int {
+    // SAFETY: librdkafka hands over a batch that lives until this returns.
+    let Some(len) = snappy_len(unsafe { packed_bytes(packed.cast(), packed_len) }) else { return -libc::EIO };
+    // SAFETY: these are librdkafka's own arguments.
+    let outcome = unsafe { __real_rd_kafka_snappy_uncompress(packed, packed_len, out) };
+    // SAFETY: so many bytes were written where that went well.
+    if outcome == 0 && !admit(unsafe { packed_bytes(out.cast(), len) }) {
+        return -libc::EIO;
+    }
+    outcome
+}
+
+/// Stands in for librdkafka's function of this name. Its caller frees what it returns.
+#[unsafe(no_mangle)]
+extern "C" fn __wrap_rd_kafka_snappy_java_uncompress(
+    packed: *const c_char,
+    packed_len: usize,
+    out_len: *mut usize,
+    error: *mut c_char,
+    error_len: usize,
+) -> *mut c_char {
+    // SAFETY: librdkafka hands over a batch that lives until this returns.
+    let packed = unsafe { packed_bytes(packed.cast(), packed_len) };
+    let unpacked = unpack_snappy_java(packed).and_then(Buffer::admit);
+    // SAFETY: where librdkafka wants the answer: a length, or a text.
+    unsafe {
+        match unpacked {
+            Some((unpacked, len)) => {
+                *out_len = len;
+                unpacked.cast()
+            }
+            None => {
+                if error_len > 0 {
+                    *error = 0;
+                }
+                ptr::null_mut()
+            }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
