@@ -194,6 +194,9 @@ fn an_event_costs_a_batch_a_turn_and_a_write_for_each_who_watches() {
     let (batches, turns, writes, besides) = spent(EVENTS..2 * EVENTS, 25);
     assert!(writes <= (EVENTS as usize * WATCHERS) as f64 / 2.0, "{writes} writes");
     assert!(turns <= batches + besides, "{turns} turns for {batches} batches");
+    let texts: usize = clients.iter().flat_map(|client| client.messages()).map(|message| message.text.len()).sum();
+    let written = pod.metrics().sum("shardgate_socket_written_bytes_total");
+    assert!((texts as f64..2.0 * texts as f64).contains(&written), "{written} bytes written, {texts} of texts read");
 }
 
 // ---- the older text format ------------------------------------------------------------------------------------------

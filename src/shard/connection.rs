@@ -1,10 +1,11 @@
 //! One connection: its position, its version of the board, the control messages due to it, and how it ends. It owns no
 //! queue: events wait in the history, prices on the board, and control messages as flags here.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::time::{Duration, Instant};
 
-use slotmap::new_key_type;
+use slotmap::{SlotMap, new_key_type};
 
 use super::metrics::TurnCounts;
 use super::redirect::{OwnerDoubt, Redirect};
@@ -65,8 +66,8 @@ pub(super) struct Connection<S> {
     pub(super) end: CloseState,
     /// What else it is to be told, besides events and markets.
     pub(super) control_due: ControlDue,
-    /// It has more due than one turn's share, and waits for the next.
-    pub(super) pending: bool,
+    /// Whether it waits in the [`DueQueue`].
+    pub(super) queued: QueuedFlag,
     /// It resumed and has not been sent all missed events yet.
     pub(super) catching_up: bool,
     /// Signs against the owner named by the view when the client arrived.
@@ -246,6 +247,39 @@ fn burst(rate: u32) -> u32 {
     rate.saturating_mul(2 * ONE)
 }
 
+/// The connections that have more due than one turn's share, or wait to be served on their own. In the order in which
+/// they are served, each once.
+#[derive(Debug, Default)]
+pub(super) struct DueQueue(VecDeque<ConnectionKey>);
+
+/// Set while its connection is in the [`DueQueue`], which alone writes it.
+#[derive(Debug, Default)]
+pub(super) struct QueuedFlag(bool);
+
+impl DueQueue {
+    /// Queues a connection, unless it is queued already.
+    pub(super) fn push<S>(&mut self, key: ConnectionKey, connection: &mut Connection<S>) {
+        if !std::mem::replace(&mut connection.queued.0, true) {
+            self.0.push_back(key);
+        }
+    }
+
+    /// Takes out the connection that is next, past those that are gone.
+    pub(super) fn pop<S>(&mut self, connections: &mut SlotMap<ConnectionKey, Connection<S>>) -> Option<ConnectionKey> {
+        while let Some(key) = self.0.pop_front() {
+            if let Some(connection) = connections.get_mut(key) {
+                connection.queued.0 = false;
+                return Some(key);
+            }
+        }
+        None
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 impl<S> Connection<S> {
     /// Whether only shared data is due to it, as to every up-to-date connection.
     pub(super) fn is_plain(&self) -> bool {
@@ -258,7 +292,12 @@ impl<S> Connection<S> {
 
     /// Whether it can be written to, waits for no turn, and does not end.
     pub(super) fn is_open(&self) -> bool {
-        self.blocked_since.is_none() && !self.pending && self.is_live()
+        self.blocked_since.is_none() && !self.is_queued() && self.is_live()
+    }
+
+    /// Whether it waits in the [`DueQueue`] for its turn.
+    pub(super) fn is_queued(&self) -> bool {
+        self.queued.0
     }
 
     /// Moves it on by what was written of what it has not seen of the board.

@@ -288,7 +288,7 @@ impl TurnLoop {
             let due = !self.inbox.batches.is_empty()
                 || !self.inbox.handoffs.is_empty()
                 || !Arc::ptr_eq(pod_state, &self.shard.pod_state.load())
-                || self.shard.state.borrow().has_pending();
+                || self.shard.state.borrow().has_queued();
             if due || std::mem::replace(&mut was_polled, true) {
                 return Poll::Ready(());
             }

@@ -24,7 +24,7 @@ pub(super) struct TurnCounts {
     pub(super) writes: u64,
     /// Writes that found a socket full, in whole or in part.
     pub(super) blocked: u64,
-    /// Bytes written to clients.
+    /// Bytes that sockets took.
     pub(super) bytes: u64,
     /// Clients that resumed from their cursor.
     pub(super) resumed: u64,
@@ -52,6 +52,7 @@ pub struct Metrics {
     closed: Family<ClosedLabels, Counter>,
     turns: Counter,
     writes: Counter,
+    bytes: Counter,
     blocked: Counter,
     resumed: Counter,
     resets: Family<ResetLabels, Counter>,
@@ -87,10 +88,8 @@ struct ShardLabels {
 const DURATION_BUCKETS_S: [f64; 10] = [1.0, 5.0, 15.0, 60.0, 180.0, 600.0, 1800.0, 7200.0, 28_800.0, 86_400.0];
 
 impl Metrics {
-    /// Registers them.
-    #[must_use]
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self {
+    fn new() -> Self {
+        Self {
             connections: Gauge::default(),
             sent: Counter::default(),
             received: Counter::default(),
@@ -99,6 +98,7 @@ impl Metrics {
             closed: Family::default(),
             turns: Counter::default(),
             writes: Counter::default(),
+            bytes: Counter::default(),
             blocked: Counter::default(),
             resumed: Counter::default(),
             resets: Family::default(),
@@ -108,7 +108,13 @@ impl Metrics {
             board_overflow: Counter::default(),
             by_shard: Family::default(),
             history_bytes: Family::default(),
-        };
+        }
+    }
+
+    /// Registers them.
+    #[must_use]
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::new();
         let m = &metrics;
         registry.register("websocket_connections_total", "Clients that are connected now", m.connections.clone());
         registry.register("websocket_messages_sent", "Text frames written whole to clients", m.sent.clone());
@@ -127,6 +133,12 @@ impl Metrics {
         registry.register("shardgate_connections_closed", "Connections that ended, by reason", m.closed.clone());
         registry.register("shardgate_shard_turns", "Turns of the shards' loops", m.turns.clone());
         registry.register("shardgate_socket_writes", "Writes to clients' sockets", m.writes.clone());
+        registry.register_with_unit(
+            "shardgate_socket_written",
+            "Bytes written to client sockets",
+            Unit::Bytes,
+            m.bytes.clone(),
+        );
         registry.register("shardgate_socket_blocked", "Writes that found a client's socket full", m.blocked.clone());
         registry.register("shardgate_resumes", "Clients that came back and go on from their cursor", m.resumed.clone());
         registry.register("shardgate_resets", "Clients told to fetch their state anew, by reason", m.resets.clone());
@@ -233,6 +245,7 @@ impl ShardMetrics {
         self.pod.sent.inc_by(counts.sent);
         self.pod.received.inc_by(counts.received);
         self.pod.writes.inc_by(counts.writes);
+        self.pod.bytes.inc_by(counts.bytes);
         self.pod.blocked.inc_by(counts.blocked);
         self.pod.resumed.inc_by(counts.resumed);
         for (counter, count) in self.resets.iter().zip(counts.resets) {

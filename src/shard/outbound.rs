@@ -94,11 +94,7 @@ pub(super) fn flush<S: Socket>(connection: &mut Connection<S>, source: &mut Writ
             Written::NotYet => return Flushed::More,
             Written::All(bytes) if bytes < budget => budget -= bytes,
             Written::All(_) => return Flushed::More,
-            Written::Part => {
-                source.counts.blocked += 1;
-                connection.block(now.instant);
-                return Flushed::Blocked;
-            }
+            Written::Part => return Flushed::Blocked,
         }
     }
 }
@@ -133,20 +129,56 @@ pub(super) fn write_once<S: Socket>(
     }
     let mut slices = [IoSlice::new(&[]); WRITE_SLICES_MAX];
     let (filled, planned) = fill(&plan, connection, source, &mut slices);
-    match send(&connection.socket, &slices[..filled]) {
-        Ok(sent) => {
-            source.counts.writes += 1;
-            source.counts.bytes += sent as u64;
+    let result = send(&connection.socket, &slices[..filled]);
+    match take_outcome(connection, source.counts, result, planned, now) {
+        WriteOutcome::Took(0) => Written::Part,
+        WriteOutcome::Took(sent) => {
             advance(&plan, connection, source, sent, now);
             if sent == planned { Written::All(sent) } else { Written::Part }
         }
-        Err(error) if error.kind() == ErrorKind::WouldBlock => Written::Part,
-        Err(error) if error.kind() == ErrorKind::Interrupted => Written::All(0),
+        WriteOutcome::Interrupted => Written::All(0),
+        WriteOutcome::Gone => Written::Nothing,
+    }
+}
+
+/// What a socket did with a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WriteOutcome {
+    /// It took this many bytes. If they are fewer than were due, its connection is blocked.
+    Took(usize),
+    /// A signal came first: the write can be tried again.
+    Interrupted,
+    /// The peer is gone, and the connection is aborted.
+    Gone,
+}
+
+/// Applies the result of a write of `len` bytes to its connection and to the counts. Every write to a client goes
+/// through here. A connection that is blocked already stays so: its own task is the one that writes.
+pub(super) fn take_outcome<S: Socket>(
+    connection: &mut Connection<S>,
+    counts: &mut TurnCounts,
+    result: io::Result<usize>,
+    len: usize,
+    now: Now,
+) -> WriteOutcome {
+    let sent = match result {
+        Ok(sent) => {
+            counts.writes += 1;
+            counts.bytes += sent as u64;
+            sent
+        }
+        Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+        Err(error) if error.kind() == ErrorKind::Interrupted => return WriteOutcome::Interrupted,
         Err(_) => {
             connection.abort(CloseReason::ClientGone);
-            Written::Nothing
+            return WriteOutcome::Gone;
         }
+    };
+    if sent < len && connection.blocked_since.is_none() {
+        counts.blocked += 1;
+        connection.block(now.instant);
     }
+    WriteOutcome::Took(sent)
 }
 
 /// Plans a write. `None` if the rest of a partial event is gone, because the partial events exceed what the history

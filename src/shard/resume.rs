@@ -1,9 +1,8 @@
 //! Where a client's stream starts: live, or at its cursor; and what its greeting reports. The history judges cursors.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::connection::{Connection, ConnectionKey, PartialFrame, Socket, Subscription};
+use super::connection::{Connection, ConnectionKey, DueQueue, PartialFrame, Socket, Subscription};
 use super::metrics::TurnCounts;
 use super::state::{NewConnection, Pass, ShardState};
 use crate::clock::{Now, whole_ms};
@@ -143,7 +142,7 @@ impl<S: Socket> ShardState<S> {
 
     /// Queues a reset for every client that should have received the lost records of these partitions.
     pub(super) fn queue_loss_resets(&mut self, losses: &[Loss]) {
-        let Self { connections, subscribers, history, pending, counts, .. } = self;
+        let Self { connections, subscribers, history, due_queue, counts, .. } = self;
         for (log_key, keys) in subscribers.iter() {
             for &Loss { partition_id, end } in losses {
                 if !history.lists_partition(log_key, partition_id) {
@@ -157,7 +156,7 @@ impl<S: Socket> ShardState<S> {
                         (Some(resume_filter), Some(end)) => history.outlives(resume_filter, partition_id, end),
                     };
                     if !lacks_nothing {
-                        queue_expired_reset((key, connection), (pending, counts));
+                        queue_expired_reset((key, connection), (due_queue, counts));
                     }
                 }
             }
@@ -167,9 +166,9 @@ impl<S: Socket> ShardState<S> {
     /// Queues a reset for the subscribers of assessments with an event that is too large for the window.
     pub(super) fn queue_oversized_resets(&mut self) {
         for log_key in self.history.take_oversized() {
-            let Self { connections, subscribers, pending, counts, .. } = self;
+            let Self { connections, subscribers, due_queue, counts, .. } = self;
             for &key in subscribers.get(log_key).into_iter().flatten() {
-                queue_expired_reset((key, &mut connections[key]), (pending, counts));
+                queue_expired_reset((key, &mut connections[key]), (due_queue, counts));
             }
         }
     }
@@ -187,11 +186,11 @@ impl<S: Socket> ShardState<S> {
     /// Events of topics that were dropped are sent to nobody any more: who was yet to get them lacks them.
     pub(super) fn tell_of_dropped(&mut self) {
         for (log_key, end) in self.history.take_dropped_from() {
-            let Self { connections, subscribers, pending, counts, .. } = self;
+            let Self { connections, subscribers, due_queue, counts, .. } = self;
             for &key in subscribers.get(log_key).into_iter().flatten() {
                 let connection = &mut connections[key];
                 if connection.subscription.is_some_and(|subscription| subscription.position.is_before(end)) {
-                    queue_expired_reset((key, connection), (pending, counts));
+                    queue_expired_reset((key, connection), (due_queue, counts));
                 }
             }
         }
@@ -200,7 +199,7 @@ impl<S: Socket> ShardState<S> {
     /// Judges those again whose cursors are ahead, as far as more is known since, for about `budget` sends.
     pub(super) fn recheck_ahead_ends(&mut self, budget: usize) -> Pass {
         for _ in 0..budget {
-            let Self { connections, history, pending, counts, ahead, judging, .. } = self;
+            let Self { connections, history, due_queue, counts, ahead, judging, .. } = self;
             let Some((at, ends)) = judging.next(ahead.len()) else { return Pass::Done };
             let AheadCursor { key, beyond } = &mut ahead[at];
             let connection = connections.get_mut(*key).filter(|connection| connection.is_live());
@@ -216,7 +215,7 @@ impl<S: Socket> ShardState<S> {
                     reason
                 }
             };
-            if !owe_reset((*key, connection), history, (pending, counts), reason) {
+            if !owe_reset((*key, connection), history, (due_queue, counts), reason) {
                 ahead.swap_remove(at);
             }
         }
@@ -302,7 +301,7 @@ fn judge<S>(
 fn owe_reset<S: Socket>(
     (key, connection): (ConnectionKey, &mut Connection<S>),
     history: &History,
-    (pending, counts): (&mut VecDeque<ConnectionKey>, &mut TurnCounts),
+    (due_queue, counts): (&mut DueQueue, &mut TurnCounts),
     reason: ResetReason,
 ) -> bool {
     let is_ahead = connection.resume_filter.as_ref().is_some_and(|resume_filter| !history.is_caught_up(resume_filter));
@@ -316,8 +315,7 @@ fn owe_reset<S: Socket>(
     connection.control_due.reset = Some(reason);
     counts.reset(reason);
     if connection.is_open() {
-        connection.pending = true;
-        pending.push_back(key);
+        due_queue.push(key, connection);
     }
     is_ahead
 }
@@ -325,7 +323,7 @@ fn owe_reset<S: Socket>(
 /// Queues an `expired` reset, unless one is queued already.
 fn queue_expired_reset<S: Socket>(
     (key, connection): (ConnectionKey, &mut Connection<S>),
-    (pending, counts): (&mut VecDeque<ConnectionKey>, &mut TurnCounts),
+    (due_queue, counts): (&mut DueQueue, &mut TurnCounts),
 ) {
     if connection.control_due.reset.is_some() || !connection.is_live() {
         return;
@@ -333,7 +331,6 @@ fn queue_expired_reset<S: Socket>(
     connection.control_due.reset = Some(ResetReason::Expired);
     counts.reset(ResetReason::Expired);
     if connection.is_open() {
-        connection.pending = true;
-        pending.push_back(key);
+        due_queue.push(key, connection);
     }
 }

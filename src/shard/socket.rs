@@ -359,7 +359,7 @@ fn receive(shard: &ShardContext, key: ConnectionKey, session: &mut Session, byte
         }
     }
     state.flush(key, now);
-    if state.has_pending() {
+    if state.has_queued() {
         shard.wake();
     }
 }

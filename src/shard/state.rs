@@ -2,7 +2,6 @@
 //! Methods that visit many connections take a budget so that the loop can yield; they go backwards, so that a
 //! connection that closes meanwhile makes them skip none.
 
-use std::collections::VecDeque;
 use std::io;
 use std::task::Poll;
 use std::time::Instant;
@@ -10,10 +9,11 @@ use std::time::Instant;
 use slotmap::{SecondaryMap, SlotMap};
 
 use super::connection::{
-    CloseState, Connection, ConnectionKey, ControlDue, InboundBucket, PartialFrame, Socket, Subscription,
+    CloseState, Connection, ConnectionKey, ControlDue, DueQueue, InboundBucket, PartialFrame, QueuedFlag, Socket,
+    Subscription,
 };
 use super::metrics::TurnCounts;
-use super::outbound::{self, Flushed, Scratch, SharedWrite, WriteContext};
+use super::outbound::{self, Flushed, Scratch, SharedWrite, WriteContext, WriteOutcome};
 use super::recent_redirects::RecentRedirects;
 use super::redirect::{OwnerDoubt, Redirect};
 use super::resume::{AheadCursor, Judging, StartPosition};
@@ -82,8 +82,7 @@ pub(super) struct ShardState<S> {
     pub(super) subscribers: SecondaryMap<AssessmentLogKey, Vec<ConnectionKey>>,
     pub(super) history: History,
     board: Board,
-    /// Connections with more due than one turn's share.
-    pub(super) pending: VecDeque<ConnectionKey>,
+    pub(super) due_queue: DueQueue,
     /// Connections whose cursor was ahead of what is read here.
     pub(super) ahead: Vec<AheadCursor>,
     pub(super) judging: Judging,
@@ -111,7 +110,7 @@ impl<S: Socket> ShardState<S> {
             subscribers: SecondaryMap::new(),
             history: History::new(limits),
             board: Board::new(config.history, BOARD_BYTES_MAX.min(limits.bytes_max / BOARD_HISTORY_DIVISOR)),
-            pending: VecDeque::new(),
+            due_queue: DueQueue::default(),
             ahead: Vec::new(),
             judging: Judging::default(),
             dispatch_pass: None,
@@ -152,7 +151,7 @@ impl<S: Socket> ShardState<S> {
             partial: Some(greeting),
             control_due: ControlDue::default(),
             blocked_since: None,
-            pending: catching_up,
+            queued: QueuedFlag::default(),
             end: CloseState::Live,
             index: index_of_len(self.connection_keys.len()),
             opened: now.instant,
@@ -165,7 +164,7 @@ impl<S: Socket> ShardState<S> {
         });
         self.connection_keys.push(key);
         if catching_up {
-            self.pending.push_back(key);
+            self.due_queue.push(key, &mut self.connections[key]);
         }
         if is_ahead {
             self.track_ahead(key);
@@ -292,7 +291,7 @@ impl<S: Socket> ShardState<S> {
         budget: &mut usize,
         now: Now,
     ) -> usize {
-        let Self { connections, subscribers, history, pending, counts, .. } = self;
+        let Self { connections, subscribers, history, due_queue, counts, .. } = self;
         let Some(subscribers) = subscribers.get(log_key) else { return 0 };
         let end = history.end(log_key);
         let mut shared: Option<SharedWrite<'_>> = None;
@@ -319,8 +318,7 @@ impl<S: Socket> ShardState<S> {
                 // It learns where its next entry is, and is served on its own; or when its socket takes something.
                 history.locate(log_key, &mut subscription.position);
                 if is_open {
-                    connection.pending = true;
-                    pending.push_back(key);
+                    due_queue.push(key, connection);
                 }
                 continue;
             };
@@ -330,7 +328,7 @@ impl<S: Socket> ShardState<S> {
                 continue;
             }
             let result = connection.socket.send(&common.slices[..common.filled]);
-            let sent = settle((key, connection), result, due.bytes, (pending, counts), now);
+            let sent = settle((key, connection), result, due.bytes, (due_queue, counts), now);
             let Some(subscription) = &mut connection.subscription else { continue };
             if sent == due.bytes {
                 subscription.position = after.position;
@@ -356,25 +354,21 @@ impl<S: Socket> ShardState<S> {
             if *bytes == 0 {
                 return Pass::Done;
             }
-            let Some(key) = self.pending.pop_front() else { return Pass::Done };
+            let Some(key) = self.due_queue.pop(&mut self.connections) else { return Pass::Done };
             let before = self.counts.bytes;
-            self.scratch.steps = self.scratch.steps_max;
-            if let Some(connection) = self.connections.get_mut(key) {
-                connection.pending = false;
-                self.flush(key, now);
-            }
+            self.flush(key, now);
             let steps = self.scratch.steps_max - self.scratch.steps;
             *bytes = bytes.saturating_sub(self.counts.bytes - before + steps as u64);
             budget = budget.saturating_sub(1 + steps / STEPS_A_SEND);
         }
-        if self.pending.is_empty() { Pass::Done } else { Pass::More }
+        if self.due_queue.is_empty() { Pass::Done } else { Pass::More }
     }
 
     /// Writes what is due to a connection, unless it waits for its turn.
     pub(super) fn flush(&mut self, key: ConnectionKey, now: Now) {
-        let Self { connections, history, board, scratch, counts, pending, .. } = self;
-        let Some(connection) = connections.get_mut(key).filter(|connection| !connection.pending) else { return };
-        flush((key, connection), &mut WriteContext { history, board, scratch, counts }, pending, now);
+        let Self { connections, history, board, scratch, counts, due_queue, .. } = self;
+        let Some(connection) = connections.get_mut(key).filter(|connection| !connection.is_queued()) else { return };
+        flush((key, connection), &mut WriteContext { history, board, scratch, counts }, due_queue, now);
     }
 
     /// Writes to a connection whose socket was full, by its own task's means: `write` answers `Pending` when the socket
@@ -490,7 +484,7 @@ impl<S: Socket> ShardState<S> {
     /// else is due to a connection, that is what it has not seen of the image: the same bytes for all who have seen the
     /// same.
     fn send_markets(&mut self, left: usize, budget: &mut usize, now: Now) -> usize {
-        let Self { connections, connection_keys, history, board, scratch, pending, counts, .. } = self;
+        let Self { connections, connection_keys, history, board, scratch, due_queue, counts, .. } = self;
         let board = &*board;
         let mut shared_since = board.image_version();
         let mut shared = board.changes_since(shared_since);
@@ -509,19 +503,19 @@ impl<S: Socket> ShardState<S> {
             *budget -= 1;
             S::fetch_ahead((key, connection), &connection_keys[..index]);
             if !connection.is_plain() {
-                flush((key, connection), &mut WriteContext { history, board, scratch, counts }, pending, now);
+                flush((key, connection), &mut WriteContext { history, board, scratch, counts }, due_queue, now);
                 continue;
             }
             let result = connection.socket.send(&[io::IoSlice::new(shared.bytes)]);
-            let sent = settle((key, connection), result, shared.bytes.len(), (pending, counts), now);
+            let sent = settle((key, connection), result, shared.bytes.len(), (due_queue, counts), now);
             connection.record_board_write(&shared, sent, counts);
         }
         0
     }
 
-    /// Whether somebody waits for the next turn.
-    pub(super) fn has_pending(&self) -> bool {
-        !self.pending.is_empty()
+    /// Whether a connection waits for the next turn.
+    pub(super) fn has_queued(&self) -> bool {
+        !self.due_queue.is_empty()
     }
 
     // ---- for the event loop -----------------------------------------------------------------------------------------
@@ -539,45 +533,31 @@ impl<S: Socket> ShardState<S> {
     }
 }
 
-/// Writes what is due to a connection that waits for no turn.
+/// Writes what is due to a connection that is not queued; queues it if more is due than one turn's share.
 fn flush<S: Socket>(
     (key, connection): (ConnectionKey, &mut Connection<S>),
     source: &mut WriteContext<'_>,
-    pending: &mut VecDeque<ConnectionKey>,
+    due_queue: &mut DueQueue,
     now: Now,
 ) {
     if outbound::flush(connection, source, now) == Flushed::More {
-        connection.pending = true;
-        pending.push_back(key);
+        due_queue.push(key, connection);
     }
 }
 
-/// Takes in what became of a write of `len` bytes to a plain connection; returns how many were written.
+/// Applies the result of a write of `len` shared bytes to a plain connection; returns how many were written. An
+/// interrupted write is repeated in the next turn.
 fn settle<S: Socket>(
     (key, connection): (ConnectionKey, &mut Connection<S>),
     result: io::Result<usize>,
     len: usize,
-    (pending, counts): (&mut VecDeque<ConnectionKey>, &mut TurnCounts),
+    (due_queue, counts): (&mut DueQueue, &mut TurnCounts),
     now: Now,
 ) -> usize {
-    match result {
-        Ok(sent) => {
-            counts.writes += 1;
-            if sent < len {
-                counts.blocked += 1;
-                connection.block(now.instant);
-            }
-            return sent;
-        }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            counts.blocked += 1;
-            connection.block(now.instant);
-        }
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-            connection.pending = true;
-            pending.push_back(key);
-        }
-        Err(_) => connection.abort(CloseReason::ClientGone),
+    match outbound::take_outcome(connection, counts, result, len, now) {
+        WriteOutcome::Took(sent) => return sent,
+        WriteOutcome::Interrupted => due_queue.push(key, connection),
+        WriteOutcome::Gone => {}
     }
     0
 }

@@ -220,7 +220,7 @@ fn catching_up_is_limited_per_turn_and_does_not_delay_live_clients() {
     let served = |sockets: &[Scripted]| sockets.iter().filter(|socket| !socket.0.borrow().got.is_empty()).count();
     let first = served(&sockets);
     assert!((1..20).contains(&first), "{first} of 20");
-    assert!(world.state.has_pending());
+    assert!(world.state.has_queued());
     world.turn([]);
     for socket in sockets {
         assert_eq!(socket.numbers(), (0..51).collect::<Vec<_>>());
@@ -371,7 +371,7 @@ fn a_client_of_a_long_window_finds_in_turns_what_it_lacks_while_others_get_their
     let socket = Scripted::open();
     world.enter(&socket, Some("a"), Some(cursor_in(&there.texts()[1])), None);
     let (mut next, mut turns) = (LONG, 0);
-    while world.state.has_pending() {
+    while world.state.has_queued() {
         world.state.take(events(&[("a", next), ("b", next + 1)]), world.now.instant);
         while world.state.dispatch(3, world.now) == Pass::More {}
         assert_eq!((other.numbers(), live.numbers()), (vec![next + 1], vec![next]), "nobody waits for it");

@@ -251,3 +251,42 @@ fn a_message_that_turns_out_too_large_when_somebody_comes_for_it_is_told_as_such
     assert_eq!(number(texts.last().unwrap()), 2);
     assert_eq!(world.state.ended(key), None);
 }
+
+#[test]
+fn bytes_and_writes_are_counted_for_shared_and_for_own_writes() {
+    let mut world = World::new();
+    let (slow_key, slow) = world.connect(Some("a"));
+    let others: Vec<_> = [Some("a"), Some("a"), None].map(|id| world.connect(id).1).into();
+    slow.takes(70);
+    // Shared: events to subscribers at one position, ticks to all. Its own: what the slow one lacks, and a pong.
+    world.turn((0..5).map(|number| events(&[("a", number)])).chain([tick(BTC, 0, 1, 0, 100)]));
+    world.pass(Duration::from_millis(100));
+    world.turn([]);
+    for takes in [100, usize::MAX] {
+        slow.takes(takes);
+        world.run_task(slow_key, &slow);
+    }
+    world.state.inbound(slow_key, Inbound::Ping, world.now);
+    world.state.flush(slow_key, world.now);
+    let sockets = || others.iter().chain([&slow]);
+    let taken: usize = sockets().map(|socket| socket.0.borrow().got.len()).sum();
+    let counts = world.state.end_turn(world.now.instant).0;
+    assert_eq!(counts.bytes, taken as u64);
+    assert!(counts.writes >= sockets().map(|socket| socket.writes() as u64).sum(), "with those of the slow one's task");
+    assert!(sockets().all(|socket| !socket.texts().is_empty()), "whole frames");
+    assert!(counts.blocked >= 1);
+}
+
+#[test]
+fn a_connection_is_queued_once_and_one_that_is_gone_is_skipped() {
+    let mut world = World::new();
+    let keys: Vec<_> = (0..3).map(|_| world.connect(None).0).collect();
+    let state = &mut world.state;
+    for _ in 0..2 {
+        keys.iter().for_each(|&key| state.due_queue.push(key, &mut state.connections[key]));
+    }
+    state.detach(keys[1], CloseReason::ClientGone);
+    let mut pop = || state.due_queue.pop(&mut state.connections);
+    assert_eq!([pop(), pop(), pop()], [Some(keys[0]), Some(keys[2]), None]);
+    assert!(!state.connections[keys[0]].is_queued());
+}
