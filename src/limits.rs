@@ -277,6 +277,9 @@ pub const STEPS_MAX: usize = 2048;
 /// Steps that take as long as one send.
 pub const STEPS_A_SEND: usize = 256;
 
+/// Connections that a pass visits in the time of one send: each visit takes a cache miss or two.
+pub const VISITS_A_SEND: usize = 16;
+
 /// Slices in one vectored write: Linux takes 1024 (`UIO_MAXIOV`); frames that lie side by side share one.
 pub const WRITE_SLICES_MAX: usize = 64;
 

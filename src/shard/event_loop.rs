@@ -303,7 +303,7 @@ impl TurnLoop {
         if let Some(flush) = self.shard.state.borrow().next_market_flush() {
             until = until.min(flush);
         }
-        for due in [self.handover.next(now), self.age_limiter.next(now)].into_iter().flatten() {
+        for due in [self.handover.next(now), self.age_limiter.next(now), self.drain.next(now)].into_iter().flatten() {
             until = until.min(due);
         }
         if pod_state.draining_since.is_some() {

@@ -20,7 +20,9 @@ use super::resume::{AheadCursor, Judging, StartPosition};
 use crate::clock::{Now, UnixMs};
 use crate::config::ShardConfig;
 use crate::ids::{AssessmentId, NodeId};
-use crate::limits::{BOARD_BYTES_MAX, BOARD_HISTORY_DIVISOR, LINGER, STEPS_A_SEND, STEPS_MAX, TURN_BYTES_MAX};
+use crate::limits::{
+    BOARD_BYTES_MAX, BOARD_HISTORY_DIVISOR, LINGER, STEPS_A_SEND, STEPS_MAX, TURN_BYTES_MAX, VISITS_A_SEND,
+};
 use crate::protocol::close::CloseReason;
 use crate::protocol::session::Inbound;
 use crate::stream::batch::Batch;
@@ -458,8 +460,9 @@ impl<S: Socket> ShardState<S> {
         self.board.has_unpublished() || self.board.image_version() > self.flushed_image
     }
 
-    /// Begins a market flush if it is time, and goes on with it for about `budget` sends.
-    pub(super) fn flush_markets(&mut self, mut budget: usize, now: Now) -> Pass {
+    /// Begins a market flush if it is time, and continues it for about `budget` sends: a visit without one costs a part
+    /// of it.
+    pub(super) fn flush_markets(&mut self, budget: usize, now: Now) -> Pass {
         if self.flushing.is_none() {
             let due = self.flushed.is_none_or(|last| now.instant >= last + self.config.market_flush);
             if !due || !self.has_unsent_markets() {
@@ -472,7 +475,7 @@ impl<S: Socket> ShardState<S> {
             self.flushing = Some(self.connection_keys.len());
         }
         let left = self.flushing.take().unwrap_or(0).min(self.connection_keys.len());
-        let left = self.send_markets(left, &mut budget, now);
+        let left = self.send_markets(left, budget.saturating_mul(VISITS_A_SEND), now);
         if left > 0 {
             self.flushing = Some(left);
             return Pass::More;
@@ -483,13 +486,13 @@ impl<S: Socket> ShardState<S> {
     /// Sends the image's news to the first `left` of the roster, last first; returns how many are left. Where nothing
     /// else is due to a connection, that is what it has not seen of the image: the same bytes for all who have seen the
     /// same.
-    fn send_markets(&mut self, left: usize, budget: &mut usize, now: Now) -> usize {
+    fn send_markets(&mut self, left: usize, mut visits: usize, now: Now) -> usize {
         let Self { connections, connection_keys, history, board, scratch, due_queue, counts, .. } = self;
         let board = &*board;
         let mut shared_since = board.image_version();
         let mut shared = board.changes_since(shared_since);
         for index in (0..left).rev() {
-            if *budget == 0 {
+            if visits == 0 {
                 return index + 1;
             }
             let key = connection_keys[index];
@@ -498,9 +501,10 @@ impl<S: Socket> ShardState<S> {
                 (shared, shared_since) = (board.changes_since(connection.board_seen), connection.board_seen);
             }
             if shared.is_empty() || !connection.is_open() {
+                visits -= 1;
                 continue;
             }
-            *budget -= 1;
+            visits = visits.saturating_sub(VISITS_A_SEND);
             S::fetch_ahead((key, connection), &connection_keys[..index]);
             if !connection.is_plain() {
                 flush((key, connection), &mut WriteContext { history, board, scratch, counts }, due_queue, now);

@@ -7,6 +7,7 @@ use super::connection::{CloseState, Connection, Socket};
 use super::state::{Pass, ShardState};
 use crate::clock::Now;
 use crate::config::ShardConfig;
+use crate::limits::VISITS_A_SEND;
 use crate::protocol::close::CloseReason;
 
 /// A pass later than this means that the thread was paused; sockets are then read before heartbeat timeouts apply.
@@ -36,8 +37,8 @@ impl Sweeper {
         self.began + self.every
     }
 
-    /// Begins a pass if it is time, and goes on with it for about `budget` sends.
-    pub(super) fn sweep<S: Socket>(&mut self, state: &mut ShardState<S>, mut budget: usize, now: Now) -> Pass {
+    /// Begins a pass if it is time, and continues it for about `budget` sends: a visit without one costs a part of it.
+    pub(super) fn sweep<S: Socket>(&mut self, state: &mut ShardState<S>, budget: usize, now: Now) -> Pass {
         if self.left.is_none() {
             if now.instant < self.next() {
                 return Pass::Done;
@@ -49,9 +50,10 @@ impl Sweeper {
             self.left = Some(state.connection_keys.len());
         }
         let judge_silence = now.instant >= self.judge_from;
+        let mut visits = budget.saturating_mul(VISITS_A_SEND);
         let mut left = self.left.take().unwrap_or(0).min(state.connection_keys.len());
         while left > 0 {
-            if budget == 0 {
+            if visits == 0 {
                 self.left = Some(left);
                 return Pass::More;
             }
@@ -64,7 +66,10 @@ impl Sweeper {
                 judge(connection, &state.config, judge_silence, now)
             };
             match verdict {
-                SweepAction::Keep => continue,
+                SweepAction::Keep => {
+                    visits -= 1;
+                    continue;
+                }
                 SweepAction::Heartbeat => {
                     let connection = &mut state.connections[key];
                     connection.control_due.heartbeat = true;
@@ -79,7 +84,7 @@ impl Sweeper {
                     }
                 }
             }
-            budget -= 1;
+            visits = visits.saturating_sub(VISITS_A_SEND);
         }
         Pass::Done
     }

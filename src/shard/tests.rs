@@ -5,6 +5,7 @@ mod costs;
 mod elections;
 mod leaving;
 mod newcomers;
+mod passes;
 mod returns;
 mod slow;
 
