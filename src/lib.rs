@@ -24,7 +24,7 @@
 //!    [`ingest`], [`discovery`], [`shard`], [`shutdown`] (when a draining pod does what) and [`operations`] (`/ready`,
 //!    the console page).
 //! 3. **Edges**, each named for what it touches: `ingest/kafka.rs`, `discovery/redis.rs`, `shard/executor.rs`,
-//!   `shard/reactor.rs`, `shard/socket.rs`, `shard/event_loop.rs`, `operations/http.rs`, `operations/log.rs`, `shutdown/signals.rs`,
+//!   `shard/reactor.rs`, `shard/handshake.rs`, `shard/event_loop.rs`, `operations/http.rs`, `operations/log.rs`, `shutdown/signals.rs`,
 //!    `gateway/listeners.rs`, `gateway/machine.rs`; and the loops of ingest's two threads, `ingest/reader.rs` and `ingest/watcher.rs`. The parts
 //!    meet only in [`exchange`], the types that one thread hands another.
 //! 4. [`config`], all settings, parsed whole before anything runs; [`gateway`], which builds, connects, drains and
@@ -35,7 +35,7 @@
 //!
 //! To follow an event, read `ingest::reader` (it comes from Kafka), `ingest::batcher` (its shard is found),
 //! `shard::state` (the batch is taken in, and its watchers are gone through) and `shard::outbound` (one write). To
-//! follow a client: `shard::socket` (its request is read), [`protocol::head`] and `shard::admission` (it is judged),
+//! follow a client: `shard::handshake` (its request is read), [`protocol::head`] and `shard::admission` (it is judged),
 //! and `shard::connection` (what it is from then on).
 
 #![doc = include_str!("GLOSSARY.md")]

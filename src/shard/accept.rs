@@ -5,9 +5,10 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::context::ShardContext;
+use super::handshake::run_handshake;
 use super::handshakes::Handshake;
 use super::reactor::{Listener, Stream};
-use super::{executor, operator_log, socket};
+use super::{executor, operator_log};
 use crate::limits::ACCEPT_LOG_EVERY;
 use crate::log_throttle::LogThrottle;
 use crate::protocol::head::{HttpRefusal, Unavailable};
@@ -77,7 +78,7 @@ fn start_handshake(shard: &Rc<ShardContext>, stream: Stream, peer: IpAddr) {
     let handshake = Handshake::begin(&shard.handshakes, arrival, Instant::now());
     let (number, shard_of_it) = (handshake.number(), Rc::clone(shard));
     let task = shard.tasks.spawn(async move {
-        socket::run_handshake(&shard_of_it, &handshake, stream, peer).await;
+        run_handshake(&shard_of_it, &handshake, stream, peer).await;
     });
     shard.handshakes.set_task(number, task);
 }

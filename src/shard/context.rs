@@ -1,5 +1,5 @@
-//! What the tasks of a shard share: its settings, its state, and the ways to other threads. What they do with it is
-//! left to the tasks.
+//! What the tasks of a shard share: its settings, its state, and its handles to other threads. What the tasks do with
+//! them is left to the tasks.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -8,84 +8,164 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc::error::TrySendError;
+
+use super::Parts;
 use super::executor::{self, TaskKey, Tasks};
 use super::handshakes::Handshakes;
 use super::metrics::ShardMetrics;
 use super::operator_log::RefusalLog;
 use super::pod_limits::PodLimits;
 use super::reactor::Reactor;
+use super::redirect::Placement;
 use super::state::ShardState;
 use super::view_gate::{GateDecision, ViewGate};
 use super::writer::Writer;
+use crate::clock::Now;
 use crate::config::{AdmissionConfig, ShardConfig};
-use crate::exchange::{HttpSender, PodState, PublishedPodState, RefreshRequest, ShardHandle};
+use crate::exchange::{Handoff, HttpRequest, HttpSender, PodState, PublishedPodState, RefreshRequest, ShardHandle};
 use crate::ids::{NodeId, ShardIndex};
 use crate::limits::VIEW_REFRESH_WAIT_MAX;
 use crate::protocol::auth::Verifier;
 use crate::protocol::head::Rules;
+use crate::stream::history::IndexKey;
 
-/// For how long the turns send before they let other tasks run, which read and accept.
+/// How long the turn loop sends before other tasks run, which read and accept.
 pub(super) const TIME_SLICE: Duration = Duration::from_millis(1);
+
+/// Reads from one socket in a row before other tasks run.
+pub(super) const READS_A_POLL: usize = 4;
+
+/// Refused clients may linger in at most one in this many handshake slots.
+const LINGERING_PART: usize = 4;
+
+/// Bytes per read from a socket. One buffer per shard: a quiet connection holds none.
+const READ_BYTES: usize = 16 * 1024;
 
 /// What the tasks of a shard share.
 pub(super) struct ShardContext {
     pub(super) index: ShardIndex,
     pub(super) config: ShardConfig,
-    pub(super) node: NodeId,
+    pub(super) admission: AdmissionConfig,
     pub(super) head_rules: Rules,
     pub(super) verifier: Verifier,
-    pub(super) shard_handles: Vec<ShardHandle>,
-    pub(super) http: HttpSender,
+    node: NodeId,
+    /// The handles of all shards, by index.
+    shard_handles: Vec<ShardHandle>,
+    http: HttpSender,
     pub(super) pod_state: PublishedPodState,
-    pub(super) refresh: RefreshRequest,
-    /// Tasks that wait for another standing, each until it is woken.
-    pub(super) waiting: RefCell<Vec<Waker>>,
+    refresh: RefreshRequest,
+    /// Tasks that wait for a change of the pod state. All are woken at each.
+    pod_state_waiters: RefCell<Vec<Waker>>,
     pub(super) pod: Arc<PodLimits>,
     pub(super) metrics: ShardMetrics,
     pub(super) state: RefCell<ShardState<Writer>>,
     pub(super) reactor: Rc<Reactor>,
+    /// Where every task reads to.
     pub(super) scratch: RefCell<Box<[u8]>>,
     pub(super) tasks: Tasks,
-    pub(super) admission: AdmissionConfig,
     pub(super) handshakes: Rc<Handshakes<TaskKey>>,
     pub(super) refusal_log: RefusalLog,
-    /// Refused clients whose sockets are still being drained.
-    pub(super) lingering: Cell<usize>,
-    pub(super) started_ms: u64,
-    pub(super) connections: Cell<u64>,
-    /// When the turns last had theirs.
-    pub(super) last_turn: Cell<Instant>,
-    /// Wakes the turns, while they rest.
-    pub(super) turn_waker: RefCell<Option<Waker>>,
+    /// Refused clients whose sockets linger.
+    lingering: Cell<usize>,
+    started_ms: u64,
+    /// Number of connections so far.
+    connections: Cell<u64>,
+    /// End of the last turn.
+    last_turn: Cell<Instant>,
+    /// Wakes the turn loop while it waits.
+    turn_waker: RefCell<Option<Waker>>,
 }
 
 impl ShardContext {
-    /// The standing by which a client may be sent away: waits until its view is sure.
+    pub(super) fn new(parts: &Parts, reactor: Rc<Reactor>, index_key: IndexKey, now: Now) -> Rc<Self> {
+        let state = ShardState::new(parts.config.clone(), parts.node.clone()).with_index_key(index_key);
+        Rc::new(Self {
+            index: parts.index,
+            config: parts.config.clone(),
+            admission: parts.admission.clone(),
+            head_rules: parts.head_rules.clone(),
+            verifier: Verifier::new(&parts.auth),
+            node: parts.node.clone(),
+            shard_handles: parts.shard_handles.clone(),
+            http: parts.http.clone(),
+            pod_state: Arc::clone(&parts.pod_state),
+            refresh: Arc::clone(&parts.refresh),
+            pod_state_waiters: RefCell::default(),
+            pod: Arc::clone(&parts.pod),
+            metrics: parts.metrics.of_shard(parts.index),
+            state: RefCell::new(state),
+            reactor,
+            scratch: RefCell::new(vec![0; READ_BYTES].into_boxed_slice()),
+            tasks: Tasks::default(),
+            handshakes: Rc::new(Handshakes::new(parts.admission.handshakes_max)),
+            refusal_log: RefusalLog::default(),
+            lingering: Cell::new(0),
+            started_ms: now.unix.0,
+            connections: Cell::new(0),
+            last_turn: Cell::new(now.instant),
+            turn_waker: RefCell::default(),
+        })
+    }
+
+    // ---- the pod and its view ---------------------------------------------------------------------------------------
+
+    /// Where clients are served by this pod state.
+    pub(super) fn placement<'a>(&'a self, pod_state: &'a PodState) -> Placement<'a> {
+        Placement { node: &self.node, pod_state, place_anywhere: self.config.place_anywhere }
+    }
+
+    /// Asks discovery for a refresh of the view.
+    pub(super) fn request_refresh(&self) {
+        self.refresh.notify_one();
+    }
+
+    /// The pod state to redirect a client by: waits until its view is fresh.
     pub(super) async fn fresh_pod_state(&self) -> Arc<PodState> {
         let mut view_gate = ViewGate::default();
-        let sure = poll_fn(|cx| {
+        let fresh = poll_fn(|cx| {
             match view_gate.check(&self.pod_state.load().view_freshness, Instant::now()) {
                 GateDecision::Proceed => return Poll::Ready(()),
-                GateDecision::RequestRefresh => self.refresh.notify_one(),
+                GateDecision::RequestRefresh => self.request_refresh(),
                 GateDecision::Wait => {}
             }
-            self.waiting.borrow_mut().push(cx.waker().clone());
+            self.pod_state_waiters.borrow_mut().push(cx.waker().clone());
             Poll::Pending
         });
-        executor::timeout(VIEW_REFRESH_WAIT_MAX, sure).await;
+        executor::timeout(VIEW_REFRESH_WAIT_MAX, fresh).await;
         self.pod_state.load_full()
     }
 
-    /// Wakes who waits for another standing.
+    /// Wakes the tasks that wait for a change of the pod state.
     pub(super) fn wake_pod_state_waiters(&self) {
-        for task in self.waiting.take() {
+        for task in self.pod_state_waiters.take() {
             task.wake();
         }
     }
 
-    /// Lets the turns have theirs, if others have run for long: a thousand clients that come at a time are not to keep
-    /// those who are there waiting. The turns are woken for it: who rings their bell from another thread is not heard
-    /// before the executor looks at its rings again, which it does when it has run out of tasks.
+    // ---- other threads ----------------------------------------------------------------------------------------------
+
+    /// Passes a socket to the shard that owns its assessment.
+    ///
+    /// # Errors
+    /// If its queue is full.
+    pub(super) fn hand_off(&self, owner: ShardIndex, handoff: Handoff) -> Result<(), Handoff> {
+        self.shard_handles[usize::from(owner.0)].try_handoff(handoff)
+    }
+
+    /// Passes an operator's request to the control thread.
+    ///
+    /// # Errors
+    /// If its queue is full, or the thread has ended.
+    pub(super) fn pass_to_operators(&self, request: HttpRequest) -> Result<(), HttpRequest> {
+        self.http.try_send(request).map_err(TrySendError::into_inner)
+    }
+
+    // ---- turns ------------------------------------------------------------------------------------------------------
+
+    /// Lets the turn loop run if other tasks have run for long: a thousand clients that connect at once must not delay
+    /// those that are connected. It is woken for that, because the executor handles wakes of other threads only when it
+    /// has run out of tasks.
     pub(super) async fn yield_to_turns(&self) {
         if self.last_turn.get().elapsed() >= 2 * TIME_SLICE {
             if let Some(turn_waker) = self.turn_waker.take() {
@@ -95,16 +175,45 @@ impl ShardContext {
         }
     }
 
-    /// Wakes the turns.
+    /// Records the end of a turn.
+    pub(super) fn turn_ended(&self, now: Instant) {
+        self.last_turn.set(now);
+    }
+
+    /// Sets what wakes the turn loop while it waits.
+    pub(super) fn set_turn_waker(&self, waker: &Waker) {
+        self.turn_waker.replace(Some(waker.clone()));
+    }
+
+    /// Wakes the turn loop, as other threads do.
     pub(super) fn wake(&self) {
         self.shard_handles[usize::from(self.index.0)].wake();
     }
 
-    /// Differs from that of every other connection of every pod that started at another millisecond or has another
-    /// name.
+    // ---- clients ----------------------------------------------------------------------------------------------------
+
+    /// A connection id that no other connection has, of any pod with another name or another start time.
     pub(super) fn next_connection_id(&self) -> String {
         let count = self.connections.get() + 1;
         self.connections.set(count);
         format!("{}-{:x}-{}-{count}", self.node, self.started_ms, self.index.0)
+    }
+
+    /// Lets one more refused client linger, unless too many do.
+    pub(super) fn try_linger(&self) -> Option<LingerGuard<'_>> {
+        let lingering = self.lingering.get();
+        (lingering < self.handshakes.max() / LINGERING_PART).then(|| {
+            self.lingering.set(lingering + 1);
+            LingerGuard(&self.lingering)
+        })
+    }
+}
+
+/// Counts a refused client that lingers, until it is dropped.
+pub(super) struct LingerGuard<'a>(&'a Cell<usize>);
+
+impl Drop for LingerGuard<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }

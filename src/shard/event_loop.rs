@@ -1,6 +1,5 @@
 //! A shard's thread and its turns.
 
-use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -13,24 +12,20 @@ use std::time::{Duration, Instant};
 use super::Parts;
 use super::accept::accept_from;
 use super::age_limit::AgeLimiter;
+use super::client_task::admit_client;
 use super::context::{ShardContext, TIME_SLICE};
 use super::drain::Drain;
-use super::executor::{self, Executor, Tasks};
+use super::executor::{self, Executor};
 use super::findings_log::FindingsLog;
 use super::handover::Handover;
-use super::handshakes::Handshakes;
-use super::operator_log::RefusalLog;
 use super::reactor::{Reactor, Stream, WakeTimer};
-use super::redirect::Placement;
-use super::socket;
-use super::state::{Pass, ShardState};
+use super::state::Pass;
 use super::sweep::Sweeper;
 use super::view_gate::GateDecision;
 use crate::clock::Now;
 use crate::config::DrainConfig;
 use crate::exchange::{Liveness, PodState, ShardInbox, ShardStatus};
 use crate::limits::{CATCH_UP_BYTES_PER_TURN, TURN_EVERY};
-use crate::protocol::auth::Verifier;
 use crate::shutdown::phases::DrainPhase;
 use crate::stream::history::IndexKey;
 
@@ -43,9 +38,6 @@ const INTAKE_MAX: Duration = Duration::from_millis(20);
 
 /// How often a draining shard looks at how many clients may still be there.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
-
-/// Bytes per read from a socket. One buffer per shard: a quiet connection holds none.
-const READ_BYTES: usize = 16 * 1024;
 
 /// Starts a shard's thread, and returns when its executor is made.
 pub(super) fn spawn(parts: Parts) -> io::Result<JoinHandle<()>> {
@@ -77,36 +69,11 @@ fn index_key() -> IndexKey {
 
 async fn run(parts: Parts, reactor: Rc<Reactor>, wake_timer: WakeTimer) {
     let now = Now::read();
-    let shard = Rc::new(ShardContext {
-        index: parts.index,
-        verifier: Verifier::new(&parts.auth),
-        metrics: parts.metrics.of_shard(parts.index),
-        state: RefCell::new(ShardState::new(parts.config.clone(), parts.node.clone()).with_index_key(index_key())),
-        reactor,
-        scratch: RefCell::new(vec![0; READ_BYTES].into_boxed_slice()),
-        tasks: Tasks::default(),
-        handshakes: Rc::new(Handshakes::new(parts.admission.handshakes_max)),
-        refusal_log: RefusalLog::default(),
-        admission: parts.admission,
-        lingering: Cell::new(0),
-        started_ms: now.unix.0,
-        connections: Cell::new(0),
-        last_turn: Cell::new(now.instant),
-        turn_waker: RefCell::default(),
-        config: parts.config,
-        node: parts.node,
-        head_rules: parts.head_rules,
-        shard_handles: parts.shard_handles,
-        http: parts.http,
-        refresh: parts.refresh,
-        waiting: RefCell::default(),
-        pod_state: parts.pod_state,
-        pod: parts.pod,
-    });
+    let shard = ShardContext::new(&parts, reactor, index_key(), now);
     shard.tasks.spawn(Rc::clone(&shard.reactor).run());
     accept_from(&shard, parts.listener);
     shard.tasks.start_sleep_watchdog(Arc::clone(&parts.status));
-    let turn_waker = TurnLoop {
+    let turn_loop = TurnLoop {
         sweeper: Sweeper::new(&shard.config, now.instant),
         handover: Handover::new(&shard.config, now.instant),
         age_limiter: AgeLimiter::new(shard.admission.connection_age_max, &shard.config, now.instant),
@@ -118,7 +85,7 @@ async fn run(parts: Parts, reactor: Rc<Reactor>, wake_timer: WakeTimer) {
         findings_log: FindingsLog::new(parts.malformed),
         wake_timer,
     };
-    executor::run_main(turn_waker.run()).await;
+    executor::run_main(turn_loop.run()).await;
 }
 
 /// Since when the turns have run without letting others.
@@ -191,7 +158,7 @@ impl TurnLoop {
             let now = Now::read();
             self.close_departing(&pod_state, now);
             self.publish(now);
-            self.shard.last_turn.set(now.instant);
+            self.shard.turn_ended(now.instant);
             self.wait_for_work(&pod_state, now).await;
         }
         self.stop().await;
@@ -206,7 +173,7 @@ impl TurnLoop {
         while let Ok(handoff) = self.inbox.handoffs.try_recv() {
             let stream = Stream::new(&self.shard.reactor, handoff.socket);
             let shard = Rc::clone(&self.shard);
-            self.shard.tasks.spawn(async move { socket::admit_client(&shard, stream, handoff.request).await });
+            self.shard.tasks.spawn(async move { admit_client(&shard, stream, handoff.request).await });
         }
     }
 
@@ -247,8 +214,7 @@ impl TurnLoop {
     /// Closes the clients that have to leave: handed over, too old, or drained.
     fn close_departing(&mut self, pod_state: &PodState, now: Now) {
         let phase = DrainPhase::at(now.instant, pod_state.draining_since, &self.drain_config);
-        let placement =
-            Placement { node: &self.shard.node, pod_state, place_anywhere: self.shard.config.place_anywhere };
+        let placement = self.shard.placement(pod_state);
         let mut state = self.shard.state.borrow_mut();
         self.age_limiter.advance(&mut state, &placement, now);
         let steps = [
@@ -256,7 +222,7 @@ impl TurnLoop {
             self.drain.advance(&mut state, phase, &placement, now),
         ];
         if steps.contains(&GateDecision::RequestRefresh) {
-            self.shard.refresh.notify_one();
+            self.shard.request_refresh();
         }
     }
 
@@ -284,7 +250,7 @@ impl TurnLoop {
         poll_fn(|cx| {
             // Registered before the check, or a change in between would be missed.
             self.inbox.waker.register(cx.waker());
-            self.shard.turn_waker.replace(Some(cx.waker().clone()));
+            self.shard.set_turn_waker(cx.waker());
             let due = !self.inbox.batches.is_empty()
                 || !self.inbox.handoffs.is_empty()
                 || !Arc::ptr_eq(pod_state, &self.shard.pod_state.load())

@@ -18,20 +18,24 @@
 //! - [`operator_log`]: the lines that operators read;
 //! - [`pod_limits`]: what the shards of a pod share: its bounds on connections.
 //!
-//! Edges, from the bottom up: `executor.rs` (glommio: what runs the tasks), `reactor.rs` (what tasks wait for),
-//! `writer.rs` (a connection's writes), `context.rs` (what tasks share), `socket.rs` (a client's socket, from its
-//! request to its end), `accept.rs` (new sockets), `event_loop.rs` (the turns).
+//! Edges, from the bottom up: `executor.rs` (runs the tasks), `reactor.rs` (readiness of sockets), `writer.rs` (a
+//! connection's writes), `context.rs` (what tasks share), `final_response.rs` (refusals and the end of a socket),
+//! `client_task.rs` (a client that is served), `handshake.rs` (its request before that), `accept.rs` (new sockets),
+//! `event_loop.rs` (the turns).
 
 mod accept;
 mod admission;
 mod age_limit;
+mod client_task;
 mod connection;
 mod context;
 mod drain;
 mod event_loop;
 mod executor;
+mod final_response;
 mod findings_log;
 mod handover;
+mod handshake;
 mod handshakes;
 mod metrics;
 mod operator_log;
@@ -42,7 +46,6 @@ mod recent_redirects;
 pub(crate) mod redirect;
 mod resume;
 mod sleep_watchdog;
-mod socket;
 mod state;
 mod sweep;
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! For the simulation: a shard's turns and its connections' tasks, without an executor and without sockets. The rules
-//! are the real ones; `event_loop` and `socket` are what this stands in for.
+//! are the real ones; this stands in for `event_loop` and `client_task`.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};

@@ -23,7 +23,10 @@ const EDGES: &[&str] = &[
     "src/ingest/kafka.rs",
     "src/discovery/redis.rs",
     "src/shard/event_loop.rs",
-    "src/shard/socket.rs",
+    "src/shard/handshake.rs",
+    // A client that is served, and the last bytes of every socket.
+    "src/shard/client_task.rs",
+    "src/shard/final_response.rs",
     "src/operations/http.rs",
     // Writes the log.
     "src/operations/log.rs",

@@ -170,7 +170,7 @@ fn every_rule_finds_its_planted_violation() {
         ("src/shutdown/phases.rs", "fn f() { let _ = Instant::now(); }", "`Instant::now`"),
         ("src/shutdown/phases.rs", "fn f() { let _ = std::time::SystemTime::now(); }", "`SystemTime::now`"),
         ("src/protocol/session.rs", "use glommio::net::TcpStream;", "`glommio`"),
-        ("src/shard/socket.rs", "use glommio::timer::Timer;", "`glommio`"),
+        ("src/shard/handshake.rs", "use glommio::timer::Timer;", "`glommio`"),
         ("src/discovery/view.rs", "use redis::aio::Connection;", "`redis`"),
         // Lengths.
         ("src/long.rs", &long_function, "`long` has 72 lines"),
@@ -185,7 +185,7 @@ fn every_rule_finds_its_planted_violation() {
         ("src/stream/board.rs", "struct Chain;", "`Chain` is a name of the past"),
         ("src/main.rs", "mod redis;\nmod inner { use redis::Client; }", "`redis`"),
         ("src/stream/board.rs", "// SAFETY: none.\nunsafe fn f() {}", "`unsafe` outside of the edges"),
-        ("src/shard/socket.rs", "fn f() {\n    unsafe { g() }\n}", "without a SAFETY comment"),
+        ("src/shard/handshake.rs", "fn f() {\n    unsafe { g() }\n}", "without a SAFETY comment"),
     ];
     for (path, text, expected) in planted {
         let faults = check(&Source::new(path, text));
@@ -212,7 +212,7 @@ fn what_is_allowed_passes() {
             "#[cfg(test)]\nuse std::fs::{self, File};\nfn f() -> &'static str { \"std::fs, .unwrap()\" }",
         ),
         (
-            "src/shard/socket.rs",
+            "src/shard/handshake.rs",
             "fn f() {\n    // SAFETY: the descriptor is owned\n    // by the caller.\n    let a =\n        unsafe { g() };\n}",
         ),
         ("src/gateway.rs", "use crate::{ingest, shard::event_loop, discovery};"),

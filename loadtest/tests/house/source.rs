@@ -56,7 +56,7 @@ impl Source {
         Self { path: path.to_owned(), text: text.to_owned(), code, all, functions: functions.0 }
     }
 
-    /// The crate's module that the file is: `src/shard/socket.rs` is `shard::socket`, `src/shard/mod.rs` is `shard`.
+    /// The crate's module that the file is: `src/shard/accept.rs` is `shard::accept`, `src/shard/mod.rs` is `shard`.
     pub(crate) fn module(&self) -> Vec<String> {
         let path = self.path.trim_start_matches("loadtest/").trim_start_matches("src/").trim_end_matches(".rs");
         path.split('/').filter(|part| !matches!(*part, "mod" | "lib")).map(str::to_owned).collect()

@@ -1,0 +1,198 @@
+//! A client that is served: its admission by the shard that owns its assessment, and the task that reads from its socket
+//! until its end. What it is sent is left to [`super::state`].
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use super::admission::{Admission, admit};
+use super::connection::ConnectionKey;
+use super::context::{READS_A_POLL, ShardContext};
+use super::executor;
+use super::final_response::{linger, refuse_after_upgrade, refuse_by_http};
+use super::pod_limits::ConnectionPermit;
+use super::reactor::Stream;
+use super::redirect::OwnerDoubt;
+use super::state::NewConnection;
+use super::writer::Writer;
+use crate::clock::Now;
+use crate::exchange::{AuthenticatedUpgrade, PodState};
+use crate::protocol::auth::Grant;
+use crate::protocol::close::CloseReason;
+use crate::protocol::head::{HttpRefusal, Upgrade};
+use crate::protocol::session::Session;
+
+/// Serves an authenticated client on the shard that owns its assessment, or refuses it.
+pub(super) async fn admit_client(shard: &Rc<ShardContext>, stream: Stream, request: Box<AuthenticatedUpgrade>) {
+    shard.yield_to_turns().await;
+    let AuthenticatedUpgrade { upgrade, grant, rest } = *request;
+    let mut now = Now::read();
+    let permit = match shard.pod.acquire_connection(upgrade.client, &grant.user) {
+        Ok(permit) => permit,
+        Err(why) => {
+            let refusal = HttpRefusal::Unavailable(why);
+            shard.refusal_log.refused(refusal, upgrade.client, now.instant);
+            return refuse_by_http(shard, stream, refusal).await;
+        }
+    };
+    let admit_by = |pod_state: &PodState, now: Now| {
+        admit(&upgrade, &grant, &shard.placement(pod_state), &shard.state.borrow().recent_redirects, now)
+    };
+    let mut pod_state = shard.pod_state.load_full();
+    let mut admission = admit_by(&pod_state, now);
+    if admission.depends_on_view() {
+        pod_state = shard.fresh_pod_state().await;
+        now = Now::read();
+        admission = admit_by(&pod_state, now);
+    }
+    if let (true, Ok(Some(id))) = (admission.depends_on_view(), &upgrade.assessment) {
+        shard.state.borrow_mut().recent_redirects.record(id.hash(), &pod_state.view_freshness, now.instant);
+    }
+    match admission {
+        Admission::Serve { owner_doubt } => {
+            let key = attach(shard, &stream, &upgrade, grant, owner_doubt, now);
+            let mut session = Session::new(shard.config.message_bytes_max);
+            receive(shard, key, &mut session, &rest);
+            let (own_shard, stream) = (Rc::clone(shard), Some(stream));
+            shard.tasks.spawn(ConnectionTask {
+                shard: own_shard,
+                key,
+                stream,
+                session,
+                lingering: None,
+                _permit: permit,
+            });
+        }
+        answer => {
+            // The socket may linger; the permit is free for others.
+            drop(permit);
+            refuse_after_upgrade(shard, stream, &upgrade, answer).await;
+        }
+    }
+}
+
+fn attach(
+    shard: &ShardContext,
+    stream: &Stream,
+    upgrade: &Upgrade,
+    grant: Grant,
+    owner_doubt: OwnerDoubt,
+    now: Now,
+) -> ConnectionKey {
+    let assessment = upgrade.assessment.as_ref().ok().and_then(Option::as_ref);
+    let mut accept = Vec::new();
+    upgrade.accept_response(&mut accept);
+    let new_connection = NewConnection {
+        socket: Writer::of(stream),
+        assessment: assessment.cloned(),
+        cursor: upgrade.cursor.clone(),
+        token_expires: grant.expires,
+        owner_doubt,
+        accept,
+        id: shard.next_connection_id().into(),
+        user: grant.user,
+    };
+    shard.metrics.opened();
+    shard.state.borrow_mut().attach(new_connection, now)
+}
+
+/// A connection's task: reads from the client, writes when its full socket drains, and detaches at the end. A
+/// hand-written future: the compiler's state machine would hold each part twice, and there is one task per client.
+struct ConnectionTask {
+    shard: Rc<ShardContext>,
+    key: ConnectionKey,
+    /// Taken when it lingers.
+    stream: Option<Stream>,
+    session: Session,
+    /// Discards input after the close frame was sent.
+    lingering: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    _permit: ConnectionPermit,
+}
+
+impl Future for ConnectionTask {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let task = self.get_mut();
+        if task.lingering.is_none() {
+            let gone = ready!(task.serve(cx));
+            let close_sent = task.detach(gone);
+            let Some(stream) = task.stream.take() else { return Poll::Ready(()) };
+            if !close_sent {
+                stream.close_now();
+                return Poll::Ready(());
+            }
+            let shard = Rc::clone(&task.shard);
+            let linger_max = shard.config.stall_timeout;
+            task.lingering = Some(Box::pin(async move { linger(&shard, stream, linger_max).await }));
+        }
+        task.lingering.as_mut().map_or(Poll::Ready(()), |lingering| lingering.as_mut().poll(cx))
+    }
+}
+
+impl ConnectionTask {
+    /// Ready when the connection has ended, with the reason for the case that the state has none.
+    fn serve(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
+        let Some(stream) = &mut self.stream else { return Poll::Ready(CloseReason::ClientGone) };
+        let now = Now::read();
+        for _ in 0..READS_A_POLL {
+            {
+                let mut state = self.shard.state.borrow_mut();
+                state.write_blocked(self.key, now, |bytes| stream.poll_write(cx, bytes));
+                if let Some(reason) = state.ended(self.key) {
+                    return Poll::Ready(reason);
+                }
+                // After closing began, input no longer matters; it is read within a bound once the close frame is sent.
+                if !state.is_live(self.key) {
+                    stream.register_task_waker(cx);
+                    return Poll::Pending;
+                }
+            }
+            let mut scratch = self.shard.scratch.borrow_mut();
+            match ready!(stream.poll_read(cx, &mut scratch)) {
+                Ok(len @ 1..) => receive(&self.shard, self.key, &mut self.session, &scratch[..len]),
+                _ => return Poll::Ready(CloseReason::ClientGone),
+            }
+        }
+        executor::yield_in_poll(cx);
+        Poll::Pending
+    }
+
+    /// Takes the connection out of the shard's state; returns whether the close frame was sent.
+    fn detach(&self, gone: CloseReason) -> bool {
+        let ended = self.shard.state.borrow_mut().detach(self.key, gone);
+        ended.is_some_and(|ended| {
+            self.shard.metrics.closed(ended.reason, ended.opened.elapsed().as_secs_f64());
+            ended.close_sent
+        })
+    }
+}
+
+/// Also runs if the task is cancelled, before the stream is dropped: the state writes to its descriptor.
+impl Drop for ConnectionTask {
+    fn drop(&mut self) {
+        self.detach(CloseReason::GoingAway);
+        if let Some(stream) = self.stream.take() {
+            stream.close_now();
+        }
+    }
+}
+
+/// Handles input of a client, and answers it.
+fn receive(shard: &ShardContext, key: ConnectionKey, session: &mut Session, bytes: &[u8]) {
+    let now = Now::read();
+    let mut state = shard.state.borrow_mut();
+    // After closing began, input is read only so that the close frame arrives.
+    if state.is_live(key) {
+        match session.receive(bytes, &mut |frame| state.inbound(key, frame, now)) {
+            Ok(()) => {}
+            Err(CloseReason::ClientClosed) => state.close_by_client(key, session.close_code(), now),
+            Err(reason) => state.close(key, reason, None, now),
+        }
+    }
+    state.flush(key, now);
+    if state.has_queued() {
+        shard.wake();
+    }
+}

@@ -1,0 +1,169 @@
+//! Reads the request head of an accepted socket, and passes the socket on: a client to the shard that owns its
+//! assessment, an operator's request to the control thread. What a head means is left to [`crate::protocol::head`].
+
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::task::{Poll, ready};
+use std::time::Instant;
+
+use super::admission::{Admission, authenticate};
+use super::client_task::admit_client;
+use super::context::ShardContext;
+use super::executor::{self, TaskKey};
+use super::final_response::{refuse_after_upgrade, refuse_by_http};
+use super::handshakes::Handshake;
+use super::reactor::Stream;
+use crate::clock::Now;
+use crate::exchange::{AuthenticatedUpgrade, Handoff, HttpRequest};
+use crate::protocol::client_address::ProxyHeader;
+use crate::protocol::head::{HttpRefusal, Parsed, RequestFault, Scan, Unavailable, Upgrade};
+use crate::routing::placement::shard_of;
+
+/// The pod accepts no more clients this second.
+const TOO_FAST: HttpRefusal = HttpRefusal::Unavailable(Unavailable::Rate);
+/// The queue to the thread that is to take the socket is full.
+const BUSY: HttpRefusal = HttpRefusal::Unavailable(Unavailable::Busy);
+
+/// The result of reading a request head.
+enum HeadOutcome {
+    /// A client's request, and its length.
+    Upgrade(Box<Upgrade>, usize),
+    Operators,
+    Rejection(HttpRefusal),
+    /// The socket closed first.
+    Gone,
+}
+
+/// Reads an accepted socket's request head, within the time limit, and passes the socket on.
+pub(super) async fn run_handshake(
+    shard: &Rc<ShardContext>,
+    handshake: &Handshake<TaskKey>,
+    mut stream: Stream,
+    peer: IpAddr,
+) {
+    let mut read = Vec::new();
+    let reading = read_head(shard, handshake, &mut stream, peer, &mut read);
+    let head = executor::timeout(shard.config.handshake_timeout, reading).await;
+    match head.unwrap_or(HeadOutcome::Rejection(HttpRefusal::Timeout)) {
+        HeadOutcome::Gone => {}
+        HeadOutcome::Rejection(refusal) => {
+            shard.refusal_log.refused(refusal, peer, Instant::now());
+            refuse_by_http(shard, stream, refusal).await;
+        }
+        HeadOutcome::Operators => {
+            if let Err(request) = shard.pass_to_operators(HttpRequest { socket: stream.into_fd(), read }) {
+                refuse_by_http(shard, Stream::new(&shard.reactor, request.socket), BUSY).await;
+            }
+        }
+        HeadOutcome::Upgrade(upgrade, head_len) => {
+            let rest = read.split_off(head_len);
+            drop(read);
+            route_to_owner_shard(shard, stream, *upgrade, rest).await;
+        }
+    }
+}
+
+/// Passes an authenticated client to the shard that owns its assessment, at the pod's accept rate. A client without a
+/// good token is refused here, before it uses anything that authenticated clients need.
+async fn route_to_owner_shard(shard: &Rc<ShardContext>, stream: Stream, upgrade: Upgrade, rest: Vec<u8>) {
+    shard.yield_to_turns().await;
+    let now = Now::read();
+    let authenticated = {
+        let pod_state = shard.pod_state.load();
+        authenticate(&upgrade, &shard.placement(&pod_state), &shard.verifier, now.unix)
+    };
+    let grant = match authenticated {
+        Ok(grant) => grant,
+        Err(Admission::Reject(_)) if !shard.pod.allow_refusal(now.instant) => {
+            return refuse_by_http(shard, stream, TOO_FAST).await;
+        }
+        Err(answer) => return refuse_after_upgrade(shard, stream, &upgrade, answer).await,
+    };
+    if !shard.pod.allow_accept(now.instant) {
+        return refuse_by_http(shard, stream, TOO_FAST).await;
+    }
+    let owner = match &upgrade.assessment {
+        Ok(Some(id)) => shard_of(id.hash(), shard.config.shards),
+        _ => shard.index,
+    };
+    let request = Box::new(AuthenticatedUpgrade { upgrade, grant, rest });
+    if owner == shard.index {
+        return admit_client(shard, stream, request).await;
+    }
+    let handoff = Handoff { socket: stream.into_fd(), request };
+    if let Err(handoff) = shard.hand_off(owner, handoff) {
+        refuse_by_http(shard, Stream::new(&shard.reactor, handoff.socket), BUSY).await;
+    }
+}
+
+async fn read_head(
+    shard: &ShardContext,
+    handshake: &Handshake<TaskKey>,
+    stream: &mut Stream,
+    peer: IpAddr,
+    read: &mut Vec<u8>,
+) -> HeadOutcome {
+    let client = match read_proxy_header(shard, handshake, stream, peer, read).await {
+        Ok(client) => client,
+        Err(head) => return head,
+    };
+    let mut scan = Scan::new(client);
+    loop {
+        match scan.parse(read, &shard.head_rules) {
+            Parsed::Incomplete => {}
+            Parsed::Upgrade { upgrade, head_len } => return HeadOutcome::Upgrade(Box::new(upgrade), head_len),
+            Parsed::Operators => return HeadOutcome::Operators,
+            Parsed::Refused(refusal) => return HeadOutcome::Rejection(refusal),
+        }
+        if !read_more(shard, handshake, stream, read).await {
+            return HeadOutcome::Gone;
+        }
+    }
+}
+
+/// Removes the PROXY protocol's header from what was read, if the peer has to send one; returns the address that it
+/// names, else the peer's.
+async fn read_proxy_header(
+    shard: &ShardContext,
+    handshake: &Handshake<TaskKey>,
+    stream: &mut Stream,
+    peer: IpAddr,
+    read: &mut Vec<u8>,
+) -> Result<IpAddr, HeadOutcome> {
+    if !shard.admission.proxy_protocol || !shard.head_rules.trusted_proxies.contains(peer) {
+        return Ok(peer);
+    }
+    loop {
+        match ProxyHeader::parse(read) {
+            ProxyHeader::Incomplete => {}
+            ProxyHeader::Invalid => {
+                return Err(HeadOutcome::Rejection(HttpRefusal::Malformed(RequestFault::ProxyHeader)));
+            }
+            ProxyHeader::Whole { len, client } => {
+                read.drain(..len);
+                return Ok(client.unwrap_or(peer));
+            }
+        }
+        if !read_more(shard, handshake, stream, read).await {
+            return Err(HeadOutcome::Gone);
+        }
+    }
+}
+
+/// Waits for more input; returns `false` if the socket closed.
+async fn read_more(
+    shard: &ShardContext,
+    handshake: &Handshake<TaskKey>,
+    stream: &mut Stream,
+    read: &mut Vec<u8>,
+) -> bool {
+    let got = poll_fn(|cx| {
+        let mut scratch = shard.scratch.borrow_mut();
+        let got = ready!(stream.poll_read(cx, &mut scratch));
+        Poll::Ready(got.inspect(|&len| read.extend_from_slice(&scratch[..len])))
+    })
+    .await;
+    handshake.mark_started();
+    matches!(got, Ok(1..))
+}
