@@ -16,7 +16,7 @@ use crate::protocol::head::{HttpRefusal, Unavailable};
 /// How long accepting pauses when the system refuses (descriptors, memory).
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long it pauses where there is no room for a request.
+/// How long accepting pauses when all handshakes are within their grace period.
 const ROOM_PAUSE: Duration = Duration::from_millis(2);
 
 /// Sockets accepted in a row before other tasks run. While sockets wait, an accept is ready at once; a storm of them
@@ -26,14 +26,14 @@ const ACCEPTS_A_TURN: u32 = 16;
 /// Accepts from a listener for as long as the shard runs.
 pub(super) fn accept_from(shard: &Rc<ShardContext>, listener: std::net::TcpListener) {
     let mut listener = Listener::new(&shard.reactor, listener);
-    let accepting = Rc::clone(shard);
+    let own_shard = Rc::clone(shard);
     shard.tasks.spawn(async move {
         let failures = LogThrottle::new(ACCEPT_LOG_EVERY);
         let mut accepted = 0;
         loop {
-            make_room(&accepting).await;
+            make_room(&own_shard).await;
             match listener.accept().await {
-                Ok((stream, peer)) => start_handshake(&accepting, stream, peer),
+                Ok((stream, peer)) => start_handshake(&own_shard, stream, peer),
                 Err(error) => {
                     if let Some(suppressed) = failures.admit(Instant::now()) {
                         operator_log::accept_failed(&error, suppressed);
@@ -50,6 +50,7 @@ pub(super) fn accept_from(shard: &Rc<ShardContext>, listener: std::net::TcpListe
     });
 }
 
+/// Waits until the table of handshakes has room; past its grace period, the oldest handshake is cancelled.
 async fn make_room(shard: &ShardContext) {
     while shard.handshakes.is_full() {
         match shard.handshakes.evict_oldest(Instant::now()) {
@@ -71,14 +72,14 @@ fn refuse_unread(shard: &ShardContext, mut stream: Stream, peer: IpAddr, why: Un
 
 fn start_handshake(shard: &Rc<ShardContext>, stream: Stream, peer: IpAddr) {
     let is_proxy = shard.head_rules.trusted_proxies.contains(peer);
-    let arrival = match if is_proxy { Ok(None) } else { shard.pod.acquire_handshake(peer) } {
-        Ok(arrival) => arrival,
+    let permit = match if is_proxy { Ok(None) } else { shard.pod.acquire_handshake(peer) } {
+        Ok(permit) => permit,
         Err(why) => return refuse_unread(shard, stream, peer, why),
     };
-    let handshake = Handshake::begin(&shard.handshakes, arrival, Instant::now());
-    let (number, shard_of_it) = (handshake.number(), Rc::clone(shard));
+    let handshake = Handshake::begin(&shard.handshakes, permit, Instant::now());
+    let (number, own_shard) = (handshake.number(), Rc::clone(shard));
     let task = shard.tasks.spawn(async move {
-        run_handshake(&shard_of_it, &handshake, stream, peer).await;
+        run_handshake(&own_shard, &handshake, stream, peer).await;
     });
     shard.handshakes.set_task(number, task);
 }

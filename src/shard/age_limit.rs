@@ -17,10 +17,10 @@ use crate::config::ShardConfig;
 use crate::exchange::Owner;
 use crate::protocol::close::CloseReason;
 
-/// The bucket's depth in time, as a handover's.
+/// Depth of the bucket in time, as of a handover's.
 const BURST: Duration = Duration::from_millis(100);
 
-/// Connections that are looked at in one turn: each takes a cache miss.
+/// Connections checked per turn: each takes a cache miss.
 const SCANNED_PER_TURN: usize = 4096;
 
 /// Passes over a shard's connections for those that have reached their age.
@@ -28,34 +28,34 @@ const SCANNED_PER_TURN: usize = 4096;
 pub(super) struct AgeLimiter {
     age_max: Option<Duration>,
     every: Duration,
-    /// When the last pass ended.
+    /// End of the last pass.
     passed: Instant,
-    /// How many of the roster the pass under way has left.
+    /// Number of connections that the pass under way has not visited.
     left: usize,
-    /// Between two clients, at this shard's part of `HANDOVER_PER_SECOND`.
+    /// Time between two closes, at this shard's part of `HANDOVER_PER_SECOND`.
     interval: Duration,
-    /// When the next client may go.
+    /// Earliest time of the next close.
     next: Instant,
 }
 
 impl AgeLimiter {
     pub(super) fn new(age_max: Option<Duration>, config: &ShardConfig, now: Instant) -> Self {
-        // A hundredth of the age keeps what is late within a hundredth.
+        // A pass each hundredth of the age: no close is later than that.
         let every = (age_max.unwrap_or_default() / 100).clamp(Duration::from_millis(10), Duration::from_secs(1));
         let interval = Duration::from_secs(1) * u32::from(config.shards.max(1)) / config.handover_per_second.max(1);
         Self { age_max, every, passed: now, left: 0, interval, next: now }
     }
 
-    /// When this has work again; `None` where connections may get as old as they like.
+    /// When there is work again; `None` without an age limit.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
         self.age_max?;
         Some(if self.left > 0 { self.next.max(now) } else { self.passed + self.every })
     }
 
-    /// Sends those on their way who have reached their age and may go now.
+    /// Closes connections that have reached their age, as far as the rate allows.
     pub(super) fn advance<S: Socket>(&mut self, state: &mut ShardState<S>, placement: &Placement<'_>, now: Now) {
         let Some(age_max) = self.age_max else { return };
-        // A drain sends everyone away by itself.
+        // A drain closes every connection.
         if placement.pod_state.draining_since.is_some() {
             (self.passed, self.left) = (now.instant, 0);
             return;
@@ -67,7 +67,7 @@ impl AgeLimiter {
             self.left = state.connection_keys.len();
         }
         self.next = self.next.max(now.instant.checked_sub(BURST).unwrap_or(now.instant));
-        // Backwards, so that those who leave meanwhile make it miss none.
+        // Backwards, so that a connection that closes meanwhile makes it miss none.
         self.left = self.left.min(state.connection_keys.len());
         let end = self.left.saturating_sub(SCANNED_PER_TURN);
         while self.left > end && self.next <= now.instant {
@@ -89,12 +89,12 @@ fn is_due<S>(connection: &Connection<S>, key: ConnectionKey, age_max: Duration, 
     age >= lifetime(key, age_max) && connection.is_open() && !connection.catching_up
 }
 
-/// Between three quarters of the age and the whole of it.
+/// The age at which a connection is closed: between three quarters of the maximum and all of it.
 fn lifetime(key: ConnectionKey, age_max: Duration) -> Duration {
     age_max - (age_max / 4).mul_f64(f64::from(mixed(key)) / f64::from(u32::MAX))
 }
 
-/// A number that differs from that of the keys beside it: neighbours came at about the same time.
+/// A number that differs between neighbouring keys, whose connections opened at about the same time.
 fn mixed(key: ConnectionKey) -> u32 {
     const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
     (key.data().as_ffi().wrapping_mul(GOLDEN) >> 32) as u32
@@ -115,10 +115,10 @@ fn close_for_age<S: Socket>(
         let to = match subscription {
             Some(subscription) => match placement.pod_state.owner(subscription.hash) {
                 Owner::ThisPod => placement.pod_state.own.and_then(|own| view.pod(own)),
-                // A handover sees to it.
+                // The handover redirects it.
                 Owner::OtherPod(_) | Owner::NoPod => None,
             },
-            // A pod of a view that is not proven may be long gone.
+            // A pod of an unconfirmed view may be gone.
             None if !placement.pod_state.view_freshness.confirmed => None,
             None => {
                 let live = view.live().count();

@@ -22,15 +22,15 @@ new_key_type! {
     pub(super) struct ConnectionKey;
 }
 
-/// What a connection is written to. The edge's is a socket, the tests' a script.
+/// Where a connection writes to. The edge's is a socket, the tests' a script.
 pub(super) trait Socket {
     /// Writes what the socket takes now, without waiting.
     ///
     /// # Errors
-    /// `WouldBlock` where it takes nothing; anything else where the connection is gone.
+    /// `WouldBlock` if it takes nothing now; any other kind if the connection is gone.
     fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
 
-    /// Tells the connection's own task to look at it: its socket is full, or it has ended.
+    /// Wakes the connection's task, because the socket is full or the connection has ended.
     fn wake(&self);
 
     /// Prefetches the last of these connections, which is written next. A hint without effect on results.
@@ -44,8 +44,8 @@ pub(super) trait Socket {
 /// A connection.
 ///
 /// ```text
-/// live --close(reason)--> ending: what is half written, a redirect if any, the close frame --written or cut--> over
-///  \---------------------------------- gone (error, end of input) ---------------------------------------------^
+/// Live --close(reason)--> Closing: the partial frame, a redirect if any, the close frame --written or aborted--> Closed
+///  \----------------------------------- gone (error, end of input) -------------------------------------------------^
 /// ```
 ///
 /// Fields are in memory order: those read for every event come first, within three cache lines. With many thousands of
@@ -53,57 +53,57 @@ pub(super) trait Socket {
 #[repr(C)]
 pub(super) struct Connection<S> {
     pub(super) socket: S,
-    /// The assessment that it watches; without one it gets market data alone.
+    /// Its assessment; without one it gets market data alone.
     pub(super) subscription: Option<Subscription>,
-    /// The rest of what is half written: it goes before all else.
+    /// The rest of a frame that is half written. It goes before anything else.
     pub(super) partial: Option<PartialFrame>,
-    /// What its cursor covers. Until it has been sent everything beyond, its frames are made for it alone.
+    /// What the client has by its cursor. Until it has been sent everything beyond, its frames are made for it alone.
     pub(super) resume_filter: Option<Box<ResumeFilter>>,
-    /// The payload of the newest WebSocket ping that was not answered yet (RFC 6455 section 5.5.3 lets the rest go).
+    /// The payload of the newest unanswered WebSocket ping (RFC 6455 section 5.5.3 requires no more).
     pub(super) ping_payload: Option<Box<[u8]>>,
-    /// Since when its socket takes nothing.
+    /// When its socket last took something, if it is full.
     pub(super) blocked_since: Option<Instant>,
     pub(super) end: CloseState,
-    /// What else it is to be told, besides events and markets.
+    /// Control messages due to it.
     pub(super) control_due: ControlDue,
     /// Whether it waits in the [`DueQueue`].
     pub(super) queued: QueuedFlag,
-    /// It resumed and has not been sent all missed events yet.
+    /// Whether it resumed and has not been sent all missed events yet.
     pub(super) catching_up: bool,
-    /// Signs against the owner named by the view when the client arrived.
+    /// Sign against the owner named by the view when the client arrived.
     pub(super) owner_doubt: OwnerDoubt,
-    /// How far it has seen the board.
+    /// The version of the board that it was sent.
     pub(super) board_seen: BoardVersion,
     /// The board's version at connect. Until it has seen this version, the board precedes its events (PROTOCOL 2).
     pub(super) board_at_open: BoardVersion,
-    /// Its place in the shard's roster.
+    /// Its index in the list of all connections.
     pub(super) index: u32,
     pub(super) opened: Instant,
-    /// When it last gave a sign of life.
+    /// Time of the client's last frame.
     pub(super) heard_at: Instant,
-    /// When it was last sent a heartbeat.
+    /// Time of the last heartbeat.
     pub(super) pinged_at: Instant,
-    /// When it was last told that a message was none.
+    /// Time of the last complaint about a bad message.
     pub(super) bad_message_at: Option<Instant>,
-    /// When its token expires, on the monotonic clock: a wall-clock step disconnects nobody.
+    /// Expiry of its token on the monotonic clock: a step of the wall clock disconnects no client.
     pub(super) token_expires_at: Option<Instant>,
     pub(super) inbound: InboundBucket,
 }
 
-/// A connection's part in its assessment.
+/// A connection's subscription to its assessment.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Subscription {
     pub(super) log_key: AssessmentLogKey,
     pub(super) hash: AssessmentHash,
     pub(super) position: Position,
-    /// Its place among the chain's watchers.
+    /// Its index in the list of subscribers.
     pub(super) index: u32,
 }
 
-/// The rest of a frame that is half written.
+/// The rest of a frame of which the socket took a part.
 #[derive(Debug)]
 pub(super) enum PartialFrame {
-    /// Bytes of its own: a control frame, a market's, or the greeting.
+    /// Bytes of this connection alone: a control frame, a tick, or the greeting.
     Bytes(Box<UnsentBytes>),
     /// An event's frame, written up to `sent`. The position is past it already, and the history keeps the frame until
     /// [`PartialFrame::release`].
@@ -113,13 +113,13 @@ pub(super) enum PartialFrame {
 // Each connection has room for one, idle or not.
 const _: () = assert!(size_of::<Option<PartialFrame>>() == 16);
 
-/// Bytes of a connection's own that are half written.
+/// Bytes of one connection alone, written in part.
 #[derive(Debug)]
 pub(super) struct UnsentBytes {
     pub(super) bytes: Box<[u8]>,
-    /// How many of them are written.
+    /// Number of bytes written.
     pub(super) sent: usize,
-    /// Text frames that are written when all of them are.
+    /// Number of text frames that they hold.
     pub(super) texts: u64,
 }
 
@@ -128,31 +128,31 @@ impl PartialFrame {
         Self::Bytes(Box::new(UnsentBytes { bytes, sent: 0, texts }))
     }
 
-    /// What a write left half written of the history's frames.
+    /// The frame of the history that a write left half written, if any.
     pub(super) fn event(progress: &WriteProgress, history: &mut History) -> Option<Self> {
         let (frame, sent) = progress.partial?;
         history.hold(frame);
         Some(Self::Event { frame, sent })
     }
 
-    /// It is written, or its connection is over.
+    /// Releases the history's frame, once it is written or the connection is gone.
     pub(super) fn release(self, history: &mut History) {
         if let Self::Event { frame, .. } = self {
             history.release(frame);
         }
     }
 
-    /// Text frames that are written when all of it is.
+    /// Number of text frames that are complete once this is written.
     pub(super) fn texts(&self) -> u64 {
         match self {
-            Self::Bytes(rest) => rest.texts,
+            Self::Bytes(unsent) => unsent.texts,
             Self::Event { .. } => 1,
         }
     }
 }
 
 impl UnsentBytes {
-    /// What is not written yet.
+    /// The bytes not written yet.
     pub(super) fn left(&self) -> &[u8] {
         &self.bytes[self.sent..]
     }
@@ -164,7 +164,7 @@ pub(super) struct ControlDue {
     pub(super) heartbeat: bool,
     pub(super) pong: bool,
     pub(super) bad_message: bool,
-    /// That it has to fetch its state anew, and why.
+    /// The reason for which it has to fetch its state again.
     pub(super) reset: Option<ResetReason>,
 }
 
@@ -177,23 +177,23 @@ impl ControlDue {
 /// Whether and how a connection ends.
 #[derive(Debug)]
 pub(super) enum CloseState {
-    /// It does not.
+    /// It is served.
     Live,
-    /// It is still to be told why.
+    /// The close frame is not sent completely.
     Closing(Box<PendingClose>),
-    /// Its task is to let go of it.
+    /// Nothing more is sent. Its task detaches it.
     Closed { reason: CloseReason, close_sent: bool },
 }
 
-/// What a connection that ends is to be told.
+/// The close sequence of a connection.
 #[derive(Debug)]
 pub(super) struct PendingClose {
     pub(super) reason: CloseReason,
-    /// Where it is to go.
+    /// Target of a redirect, if any.
     pub(super) to: Option<Redirect>,
-    /// The client's own code, where it was the client that closed with one.
+    /// The client's close code, if the client closed with one.
     pub(super) echo: Option<u16>,
-    /// The last bytes are under way.
+    /// Whether the close frame is written, at least in part.
     pub(super) close_sent: bool,
     /// When its socket is aborted, close frame sent or not, unless it still accepts earlier bytes (see
     /// [`Connection::is_abort_due`]).
@@ -204,17 +204,17 @@ pub(super) struct PendingClose {
 /// a limit.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct InboundBucket {
-    /// In thousandths of a text message.
+    /// Level in thousandths of a text message.
     texts: u32,
-    /// In thousandths of a control frame.
+    /// Level in thousandths of a control frame.
     controls: u32,
     filled: Instant,
 }
 
-/// A text, or a control frame, in thousandths.
+/// One text message or control frame, in thousandths.
 const ONE: u32 = 1000;
 
-/// Control frames that are let pass for each text: far more than a client has reason to send.
+/// Control frames allowed for each text message: far more than a client has reason to send.
 const CONTROLS_PER_TEXT: u32 = 10;
 
 impl InboundBucket {
@@ -223,7 +223,7 @@ impl InboundBucket {
         Self { texts: burst(per_second), controls: burst(controls(per_second)), filled: now }
     }
 
-    /// Takes a frame's token; `false` where the client is over its rate.
+    /// Takes a frame's token; returns `false` if the client is over its rate.
     pub(super) fn take(&mut self, is_text: bool, per_second: u32, now: Instant) -> bool {
         let passed_ms = u32::try_from(now.saturating_duration_since(self.filled).as_millis()).unwrap_or(u32::MAX);
         if passed_ms > 0 {
@@ -290,7 +290,7 @@ impl<S> Connection<S> {
             && self.is_open()
     }
 
-    /// Whether it can be written to, waits for no turn, and does not end.
+    /// Whether it is live, not queued, and its socket not full.
     pub(super) fn is_open(&self) -> bool {
         self.blocked_since.is_none() && !self.is_queued() && self.is_live()
     }
@@ -300,7 +300,7 @@ impl<S> Connection<S> {
         self.queued.0
     }
 
-    /// Moves it on by what was written of what it has not seen of the board.
+    /// Applies a write of board changes.
     pub(super) fn record_board_write(&mut self, unseen: &BoardChanges<'_>, written: usize, counts: &mut TurnCounts) {
         let progress = unseen.progress(written);
         counts.sent += progress.frames;
@@ -312,7 +312,7 @@ impl<S> Connection<S> {
         }
     }
 
-    /// Whether it does not end.
+    /// Whether its end has not begun.
     pub(super) fn is_live(&self) -> bool {
         matches!(self.end, CloseState::Live)
     }
@@ -325,7 +325,7 @@ impl<S> Connection<S> {
         now >= pending_close.abort_at && (!takes || since(pending_close.abort_at) >= stall_timeout)
     }
 
-    /// Begins its end: it is told why, if the socket takes it within `linger`.
+    /// Begins its end: a close frame is sent, if the socket takes it within `linger`.
     pub(super) fn close(&mut self, reason: CloseReason, to: Option<Redirect>, now: Instant, linger: Duration) {
         if self.is_live() {
             let pending_close = PendingClose { reason, to, echo: None, close_sent: false, abort_at: now + linger };
@@ -335,7 +335,7 @@ impl<S> Connection<S> {
 }
 
 impl<S: Socket> Connection<S> {
-    /// Notes that its socket is full.
+    /// Marks its socket as full; its own task writes from now on.
     pub(super) fn block(&mut self, now: Instant) {
         self.blocked_since = Some(now);
         self.socket.wake();

@@ -1,4 +1,5 @@
-//! A shard's thread and its turns.
+//! A shard's thread and its turns: each takes in batches and sockets, sends what is due, and waits for more. What is
+//! sent is left to [`super::state`].
 
 use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
@@ -29,17 +30,17 @@ use crate::limits::{CATCH_UP_BYTES_PER_TURN, TURN_EVERY};
 use crate::shutdown::phases::DrainPhase;
 use crate::stream::history::IndexKey;
 
-/// Sends between two looks at the clock.
+/// Sends between two checks of the clock.
 const SENDS_PER_SLICE: usize = 64;
 
 /// How long a turn keeps accepting batches while it sends. Records produced together arrive in several batches; the
 /// last subscribers of a long dispatch get them in one write, and the turn must still end.
 const INTAKE_MAX: Duration = Duration::from_millis(20);
 
-/// How often a draining shard looks at how many clients may still be there.
+/// Time between two steps of a drain.
 const DRAIN_EVERY: Duration = Duration::from_millis(20);
 
-/// Starts a shard's thread, and returns when its executor is made.
+/// Starts a shard's thread; returns once its executor is made.
 pub(super) fn spawn(parts: Parts) -> io::Result<JoinHandle<()>> {
     let (made, is_made) = crossbeam_channel::bounded(1);
     let thread = std::thread::Builder::new().name(format!("shard-{}", parts.index.0)).spawn(move || {
@@ -88,7 +89,7 @@ async fn run(parts: Parts, reactor: Rc<Reactor>, wake_timer: WakeTimer) {
     executor::run_main(turn_loop.run()).await;
 }
 
-/// Since when the turns have run without letting others.
+/// The time for which the turn loop runs before other tasks do.
 struct TimeSlice<'a> {
     since: Instant,
     liveness: &'a Liveness,
@@ -103,17 +104,17 @@ impl<'a> TimeSlice<'a> {
     /// sleep.
     async fn take(&mut self) -> bool {
         let now = Instant::now();
-        let is_time = now.saturating_duration_since(self.since) >= TIME_SLICE;
-        if is_time {
+        let is_over = now.saturating_duration_since(self.since) >= TIME_SLICE;
+        if is_over {
             self.liveness.refresh(now);
             executor::yield_now().await;
             self.since = Instant::now();
         }
-        is_time
+        is_over
     }
 }
 
-/// What a turn may still take in.
+/// How much a turn may still take in.
 struct IntakeBudget {
     bytes_left: usize,
     until: Instant,
@@ -125,7 +126,7 @@ impl IntakeBudget {
     }
 }
 
-/// A shard's main task: a turn takes in what came, sends what is due, and rests.
+/// A shard's main task.
 struct TurnLoop {
     shard: Rc<ShardContext>,
     inbox: ShardInbox,
@@ -136,7 +137,7 @@ struct TurnLoop {
     drain_config: DrainConfig,
     age_limiter: AgeLimiter,
     findings_log: FindingsLog,
-    /// When the next turn is due.
+    /// Wakes the loop when the next turn is due.
     wake_timer: WakeTimer,
 }
 
@@ -164,7 +165,7 @@ impl TurnLoop {
         self.stop().await;
     }
 
-    /// Empties the inbox, so that overload shows as lagging positions and not as blocked ingest.
+    /// Empties the inbox, so that overload appears as lagging positions and not as blocked ingest.
     async fn take_in(&self, intake: &mut IntakeBudget) {
         let mut slice = TimeSlice::begin(&self.status.liveness);
         while self.take_batch(intake) {
@@ -177,7 +178,7 @@ impl TurnLoop {
         }
     }
 
-    /// Takes in the next batch, if there is one and the turn may have it.
+    /// Takes in the next batch, if there is one and the budget allows it.
     fn take_batch(&self, intake: &mut IntakeBudget) -> bool {
         if intake.bytes_left == 0 {
             return false;
@@ -188,7 +189,7 @@ impl TurnLoop {
         true
     }
 
-    /// Sends what is due: events, then markets, then heartbeats, then as much as the budget allows to clients that lag.
+    /// Sends what is due: events, then markets, then heartbeats, then up to the budget to clients that catch up.
     async fn send(&mut self, intake: &mut IntakeBudget) {
         let mut slice = TimeSlice::begin(&self.status.liveness);
         while self.shard.state.borrow_mut().dispatch(SENDS_PER_SLICE, Now::read()) == Pass::More {
@@ -211,7 +212,7 @@ impl TurnLoop {
         }
     }
 
-    /// Closes the clients that have to leave: handed over, too old, or drained.
+    /// Closes clients by the handover, the age limit and the drain.
     fn close_departing(&mut self, pod_state: &PodState, now: Now) {
         let phase = DrainPhase::at(now.instant, pod_state.draining_since, &self.drain_config);
         let placement = self.shard.placement(pod_state);
@@ -239,7 +240,7 @@ impl TurnLoop {
         self.status.liveness.turn_ended(now.instant);
     }
 
-    /// Waits until something is to be done.
+    /// Waits until there is work.
     async fn wait_for_work(&self, pod_state: &Arc<PodState>, now: Now) {
         let until = self.next_turn(pod_state, now.instant);
         let wait = until.saturating_duration_since(now.instant);
@@ -248,14 +249,14 @@ impl TurnLoop {
         }
         let mut was_polled = false;
         poll_fn(|cx| {
-            // Registered before the check, or a change in between would be missed.
+            // Registered before the check: a change between the two would be missed otherwise.
             self.inbox.waker.register(cx.waker());
             self.shard.set_turn_waker(cx.waker());
-            let due = !self.inbox.batches.is_empty()
+            let has_work = !self.inbox.batches.is_empty()
                 || !self.inbox.handoffs.is_empty()
                 || !Arc::ptr_eq(pod_state, &self.shard.pod_state.load())
                 || self.shard.state.borrow().has_queued();
-            if due || std::mem::replace(&mut was_polled, true) {
+            if has_work || std::mem::replace(&mut was_polled, true) {
                 return Poll::Ready(());
             }
             self.wake_timer.set(until, now.instant, cx.waker());

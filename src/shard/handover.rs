@@ -18,25 +18,25 @@ use crate::ids::AssessmentHash;
 use crate::protocol::close::CloseReason;
 use crate::routing::placement::View;
 
-/// The bucket's depth in time: what was not handed over while nobody had to move is not made up for by a burst.
+/// Depth of the bucket in time: time without a handover allows no large burst later.
 const BURST: Duration = Duration::from_millis(100);
 
 /// Connections checked for a move per turn. Placing one hash takes about 100 ns and a cache miss, so others wait about
 /// half a millisecond.
 const SCANNED_PER_TURN: usize = 4096;
 
-/// Who is still to be sent to another pod.
+/// The clients to be redirected.
 #[derive(Debug)]
 pub(super) struct Handover {
-    /// Between two clients, at this shard's part of `HANDOVER_PER_SECOND`.
+    /// Time between two redirects, at this shard's part of `HANDOVER_PER_SECOND`.
     interval: Duration,
-    /// The view by which those who wait were chosen, and whether it was proven; `None` where nobody is to be.
+    /// The view by which `waiting` was filled, and whether it was confirmed. `None` while no client is handed over.
     view: Option<(Arc<View>, bool)>,
-    /// How many of the roster are still to be looked at for who has moved.
-    unseen: usize,
-    /// Oldest first.
+    /// Number of connections that the scan has not visited.
+    unscanned: usize,
+    /// Clients whose assessment moved, oldest first.
     waiting: BinaryHeap<Reverse<(Instant, ConnectionKey)>>,
-    /// When the next may go.
+    /// Earliest time of the next redirect.
     next: Instant,
     view_gate: ViewGate,
 }
@@ -46,40 +46,40 @@ impl Handover {
         let shards = u32::from(config.shards.max(1));
         let interval = Duration::from_secs(1) * shards / config.handover_per_second.max(1);
         let (waiting, view_gate) = (BinaryHeap::new(), ViewGate::default());
-        Self { interval, view: None, unseen: 0, waiting, next: now, view_gate }
+        Self { interval, view: None, unscanned: 0, waiting, next: now, view_gate }
     }
 
-    /// When this has work again, unless the standing changes before; `None` where nobody waits.
+    /// When there is work again, unless the pod state changes earlier; `None` if no client waits.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
-        if self.unseen > 0 {
+        if self.unscanned > 0 {
             return Some(now);
         }
         (!self.waiting.is_empty()).then(|| self.view_gate.deadline().unwrap_or(self.next))
     }
 
-    /// Looks who has moved, if the view is another, and sends those on their way who may go now.
+    /// Scans for moved clients if the view has changed, and redirects them as far as the rate allows.
     pub(super) fn advance<S: Socket>(
         &mut self,
         state: &mut ShardState<S>,
         placement: &Placement<'_>,
         now: Now,
     ) -> GateDecision {
-        // A pod without a slot is about to claim one, or drains: neither says that its clients have moved.
+        // A pod without a slot is about to claim one, or drains. Neither means that its clients have moved.
         if placement.pod_state.own.is_none() || placement.pod_state.draining_since.is_some() {
             self.restart(None, 0);
         } else {
             let (view, confirmed) = (&placement.pod_state.view, placement.pod_state.view_freshness.confirmed);
             match &mut self.view {
-                // Where it is proven no more, whoever was chosen by it still is.
-                Some((known, was_proven)) if Arc::ptr_eq(known, view) && (*was_proven || !confirmed) => {
-                    *was_proven = confirmed;
+                // A view that is confirmed no more keeps the clients that wait.
+                Some((known, was_confirmed)) if Arc::ptr_eq(known, view) && (*was_confirmed || !confirmed) => {
+                    *was_confirmed = confirmed;
                 }
                 _ => self.restart(Some((Arc::clone(view), confirmed)), state.connection_keys.len()),
             }
         }
         self.scan(state, placement);
         self.next = self.next.max(now.instant.checked_sub(BURST).unwrap_or(now.instant));
-        if self.unseen > 0 {
+        if self.unscanned > 0 {
             return GateDecision::Wait;
         }
         if self.waiting.is_empty() {
@@ -100,20 +100,20 @@ impl Handover {
         step
     }
 
-    /// Another view: who waited by the last one need not wait by this one.
+    /// Starts again with another view: clients that waited by the last one may stay by this one.
     fn restart(&mut self, view: Option<(Arc<View>, bool)>, connections: usize) {
         self.view_gate.reset();
         self.view = view;
-        self.unseen = connections;
+        self.unscanned = connections;
         self.waiting.clear();
     }
 
     /// Continues the scan for moved connections, backwards, so that a connection that closes makes it miss none. New
     /// connections were admitted by this view.
     fn scan<S: Socket>(&mut self, state: &ShardState<S>, placement: &Placement<'_>) {
-        let end = self.unseen.min(state.connection_keys.len());
-        self.unseen = end.saturating_sub(SCANNED_PER_TURN);
-        for &key in &state.connection_keys[self.unseen..end] {
+        let end = self.unscanned.min(state.connection_keys.len());
+        self.unscanned = end.saturating_sub(SCANNED_PER_TURN);
+        for &key in &state.connection_keys[self.unscanned..end] {
             if redirect_if_moved(state, key, placement).is_some() {
                 self.waiting.push(Reverse((state.connections[key].opened, key)));
             }
@@ -121,7 +121,7 @@ impl Handover {
     }
 }
 
-/// A connection's assessment and where it is to go, if another pod serves it now.
+/// A connection's assessment and its redirect, if another pod serves it now.
 fn redirect_if_moved<S: Socket>(
     state: &ShardState<S>,
     key: ConnectionKey,

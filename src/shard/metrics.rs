@@ -13,10 +13,10 @@ use crate::protocol::close::CloseReason;
 use crate::protocol::head::HttpRefusal;
 use crate::protocol::messages::ResetReason;
 
-/// What a shard counted since it last published.
+/// Counts of a shard since it last published them.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TurnCounts {
-    /// Text frames written whole to clients.
+    /// Text frames sent completely.
     pub(super) sent: u64,
     /// Text messages from clients.
     pub(super) received: u64,
@@ -28,7 +28,7 @@ pub(super) struct TurnCounts {
     pub(super) bytes: u64,
     /// Clients that resumed from their cursor.
     pub(super) resumed: u64,
-    /// Clients that were told to fetch their state anew, by reason.
+    /// Resets sent, by reason.
     pub(super) resets: [u64; ResetReason::ALL.len()],
 }
 
@@ -111,57 +111,57 @@ impl Metrics {
         }
     }
 
-    /// Registers them.
+    /// Registers the metrics of all shards.
     #[must_use]
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::new();
         let m = &metrics;
-        registry.register("websocket_connections_total", "Clients that are connected now", m.connections.clone());
-        registry.register("websocket_messages_sent", "Text frames written whole to clients", m.sent.clone());
-        registry.register("websocket_messages_received", "Text messages from clients", m.received.clone());
+        registry.register("websocket_connections_total", "Open connections", m.connections.clone());
+        registry.register("websocket_messages_sent", "Text frames sent completely", m.sent.clone());
+        registry.register("websocket_messages_received", "Text messages received", m.received.clone());
         registry.register(
             "websocket_heartbeat_failures",
-            "Clients closed for they gave no sign of life",
+            "Connections closed by heartbeat timeout",
             m.heartbeat_failures.clone(),
         );
         registry.register_with_unit(
             "websocket_connection_duration",
-            "How long clients were connected",
+            "Connection lifetime",
             Unit::Seconds,
             m.duration.clone(),
         );
-        registry.register("shardgate_connections_closed", "Connections that ended, by reason", m.closed.clone());
+        registry.register("shardgate_connections_closed", "Connections closed, by reason", m.closed.clone());
         registry.register("shardgate_shard_turns", "Turns of the shards' loops", m.turns.clone());
-        registry.register("shardgate_socket_writes", "Writes to clients' sockets", m.writes.clone());
+        registry.register("shardgate_socket_writes", "Writes to client sockets", m.writes.clone());
         registry.register_with_unit(
             "shardgate_socket_written",
             "Bytes written to client sockets",
             Unit::Bytes,
             m.bytes.clone(),
         );
-        registry.register("shardgate_socket_blocked", "Writes that found a client's socket full", m.blocked.clone());
-        registry.register("shardgate_resumes", "Clients that came back and go on from their cursor", m.resumed.clone());
-        registry.register("shardgate_resets", "Clients told to fetch their state anew, by reason", m.resets.clone());
-        registry.register("shardgate_refusals", "Requests refused without an upgrade, by reason", m.refusals.clone());
+        registry.register("shardgate_socket_blocked", "Writes that found a client socket full", m.blocked.clone());
+        registry.register("shardgate_resumes", "Clients resumed from a cursor", m.resumed.clone());
+        registry.register("shardgate_resets", "Resets sent, by reason", m.resets.clone());
+        registry.register("shardgate_refusals", "Requests refused by HTTP, by reason", m.refusals.clone());
         registry.register(
             "shardgate_misplaced_records",
-            "Records of watched assessments on partitions where their route's partitioner would not put them",
+            "Records of subscribed assessments on partitions where the route's partitioner would not place them",
             m.misplaced.clone(),
         );
         registry.register(
             "shardgate_board_refused_ticks",
-            "Ticks for which a shard's market board had no room; each shard counts its own",
+            "Ticks dropped because a shard's board was full; each shard counts its own",
             m.board_overflow.clone(),
         );
         registry.register(
             "shardgate_events_too_large",
-            "Events that were not delivered, since they or their messages take more than half of a shard's window",
+            "Events not delivered because they, or their messages, exceed half of a shard's window",
             m.too_large.clone(),
         );
-        registry.register("shardgate_shard_connections", "Clients of each shard", m.by_shard.clone());
+        registry.register("shardgate_shard_connections", "Open connections by shard", m.by_shard.clone());
         registry.register_with_unit(
             "shardgate_history",
-            "Memory of each shard's history",
+            "Memory of the history by shard",
             Unit::Bytes,
             m.history_bytes.clone(),
         );
@@ -184,7 +184,7 @@ impl Metrics {
     }
 }
 
-/// The handles that one shard counts with.
+/// The metrics of one shard.
 pub(super) struct ShardMetrics {
     pod: Metrics,
     connections: Gauge,

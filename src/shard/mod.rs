@@ -1,22 +1,23 @@
 //! A shard: one pinned thread that alone owns its connections, its history and its counters.
 //!
-//! Rules, tried with scripted sockets and plain times:
-//! - [`state`]: the connections, who watches what, and what each turn does for them;
-//! - [`connection`]: one connection: its position, what it is owed, how it ends;
-//! - [`resume`]: how a client begins that comes back;
-//! - [`outbound`]: what is due to a socket, in one write, and how far the write came;
+//! Rules, tested with scripted sockets and with time as an argument:
+//! - [`state`]: the connections with their subscriptions, and the work of a turn for them;
+//! - [`connection`]: one connection: its position, the control messages due to it, its end;
+//! - [`resume`]: where a client's stream starts, live or at its cursor;
+//! - [`outbound`]: what is due to a socket, in one write, and how far the write got;
 //! - [`sweep`]: heartbeats, heartbeat timeouts, stalls and expired tokens, by passes over all connections;
 //! - [`drain`]: the clients of a pod that stops, closed evenly;
-//! - [`handover`]: clients whose assessment moved, sent to their new pod;
-//! - [`age_limit`]: clients whose connection is as old as it may get, sent elsewhere;
-//! - [`view_gate`]: how sure the view has to be for somebody to be sent away;
-//! - [`sleep_watchdog`]: when the executor is woken in case that it sleeps on its work;
-//! - [`recent_redirects`]: who is served that was sent away in vain;
+//! - [`handover`]: redirects of clients whose assessment moved to another pod;
+//! - [`age_limit`]: the end of connections that reach their maximum age;
+//! - [`view_gate`]: how fresh the view has to be before a redirect;
+//! - [`recent_redirects`]: clients that were redirected moments ago, and may return;
 //! - [`admission`]: the answer to a client that asks to be served;
 //! - [`redirect`]: the pod that is to serve a client, if it is another;
 //! - [`findings_log`]: when findings about records are logged;
 //! - [`operator_log`]: the lines that operators read;
-//! - [`pod_limits`]: what the shards of a pod share: its bounds on connections.
+//! - [`pod_limits`]: the limits on connections, which the shards of a pod share;
+//! - [`handshakes`]: the table of handshakes, and which makes room at the limit;
+//! - [`sleep_watchdog`]: when an executor that may have fallen asleep is woken.
 //!
 //! Edges, from the bottom up: `executor.rs` (runs the tasks), `reactor.rs` (readiness of sockets), `writer.rs` (a
 //! connection's writes), `context.rs` (what tasks share), `final_response.rs` (refusals and the end of a socket),
@@ -67,51 +68,51 @@ use crate::exchange::{HttpSender, PublishedPodState, RefreshRequest, ShardHandle
 use crate::ids::{NodeId, ShardIndex};
 use crate::protocol::{auth, head};
 
-/// What a shard is made of.
+/// Everything that a shard starts with.
 #[derive(Debug)]
 pub struct Parts {
-    /// Which shard of the pod it is.
+    /// Number of the shard within its pod.
     pub index: ShardIndex,
-    /// The core that it is pinned to.
+    /// The core that its thread is pinned to, if any.
     pub core: Option<usize>,
-    /// Its settings.
+    /// Settings of connections and history.
     pub config: ShardConfig,
-    /// How clients come in.
+    /// Settings of accepting and of handshakes.
     pub admission: AdmissionConfig,
-    /// How the pod stops.
+    /// Settings of the drain.
     pub drain: DrainConfig,
-    /// How tokens are checked.
+    /// Settings of token verification.
     pub auth: auth::AuthConfig,
-    /// How requests are judged.
+    /// What a request head must satisfy.
     pub head_rules: head::Rules,
-    /// This pod's name.
+    /// Name of this pod.
     pub node: NodeId,
-    /// Its own listener on the pod's port (SO_REUSEPORT).
+    /// The shard's listener on the pod's port (SO_REUSEPORT).
     pub listener: std::net::TcpListener,
-    /// Its way in.
+    /// Receives batches and sockets from other threads.
     pub inbox: ShardInbox,
-    /// The ways in of all shards, by index.
+    /// The handles of all shards, by index.
     pub shard_handles: Vec<ShardHandle>,
-    /// The way to the control thread, for operators' requests.
+    /// Sends operators' requests to the control thread.
     pub http: HttpSender,
-    /// Where the pod stands.
+    /// The pod's newest state.
     pub pod_state: PublishedPodState,
-    /// Asks for a look at Redis.
+    /// Requests a refresh of the view.
     pub refresh: RefreshRequest,
-    /// What this shard shows of itself.
+    /// Status that the shard publishes.
     pub status: Arc<ShardStatus>,
-    /// The pod's bounds on connections.
+    /// The pod's limits on connections.
     pub pod: Arc<PodLimits>,
     /// The pod's metrics.
     pub metrics: Metrics,
-    /// Ingest's counter of records that can't be used: some are found out here.
+    /// Ingest's counter of malformed records: some are found when a frame is made.
     pub malformed: Counter,
 }
 
 /// Starts a shard's thread. It ends when the pod state says so.
 ///
 /// # Errors
-/// Where the executor can't be made: the gateway checks for io_uring before, and says what forbids it.
+/// If the executor can't be made. The gateway checks for io_uring before, and reports what forbids it.
 pub fn spawn(parts: Parts) -> std::io::Result<JoinHandle<()>> {
     event_loop::spawn(parts)
 }

@@ -16,7 +16,7 @@ use crate::stream::history::{
     AssessmentLogKey, CatchUpFrames, DueFrames, History, Position, PositionStatus, WriteProgress,
 };
 
-/// What a shard has for its connections.
+/// What a write of any connection needs of its shard.
 pub(super) struct WriteContext<'a> {
     pub(super) history: &'a mut History,
     pub(super) board: &'a Board,
@@ -24,15 +24,15 @@ pub(super) struct WriteContext<'a> {
     pub(super) counts: &'a mut TurnCounts,
 }
 
-/// Where frames of one connection alone are made.
+/// Buffers for the frames of one connection alone, reused by every write.
 #[derive(Debug)]
 pub(super) struct Scratch {
-    /// Steps along the history that each flush has, to find what a connection lacks.
+    /// Steps along the history that a flush has to find what a connection lacks.
     pub(super) steps_max: usize,
-    /// How many the one under way has left.
+    /// Steps that the flush under way has left.
     pub(super) steps: usize,
     control: Vec<u8>,
-    /// Events for a client that is not past its cursor.
+    /// Events for a client that has not been sent everything beyond its cursor.
     catch_up_frames: CatchUpFrames,
     /// A cursor.
     pub(super) text: Vec<u8>,
@@ -45,12 +45,12 @@ impl Default for Scratch {
     }
 }
 
-/// What came of a flush.
+/// The result of a flush.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Flushed {
     /// Nothing more is due.
     Done,
-    /// More is due than one turn's share.
+    /// More is due than one turn's share: it waits for the next.
     More,
     /// The socket takes no more: the connection's task waits for it.
     Blocked,
@@ -63,14 +63,14 @@ struct WritePlan {
     partial: usize,
     control: usize,
     control_texts: u64,
-    is_farewell: bool,
+    is_close: bool,
     due: Option<DueFrames>,
-    /// Its events are in the scratch, and not in the history.
+    /// Whether its events are in the scratch, not in the history.
     catch_up_frames: bool,
     events: usize,
     board: usize,
     board_first: bool,
-    /// What comes behind its events is for the next turn to find.
+    /// Whether the next turn has to find what follows its events.
     is_unfinished: bool,
 }
 
@@ -99,16 +99,16 @@ pub(super) fn flush<S: Socket>(connection: &mut Connection<S>, source: &mut Writ
     }
 }
 
-/// What became of one write.
+/// The result of one write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Written {
-    /// There was nothing to write, or nobody to write to.
+    /// Nothing was due, or the connection is gone.
     Nothing,
-    /// Whether there is something to write, the next turn finds out.
+    /// The next turn has to find whether something is due.
     NotYet,
-    /// So many bytes, all that were due.
+    /// All that was due: this many bytes.
     All(usize),
-    /// Less than was due, or nothing.
+    /// Less than was due, or nothing. The connection is blocked.
     Part,
 }
 
@@ -188,7 +188,7 @@ fn plan<S: Socket>(connection: &mut Connection<S>, source: &mut WriteContext<'_>
     source.scratch.control.clear();
     let mut position = connection.subscription.map(|subscription| subscription.position);
     if let Some(partial) = &connection.partial {
-        plan.partial = wait_for_work(partial, source.history)?.len();
+        plan.partial = unsent(partial, source.history)?.len();
     }
     match &connection.end {
         CloseState::Closed { .. } => return Some(WritePlan::default()),
@@ -206,7 +206,7 @@ fn plan<S: Socket>(connection: &mut Connection<S>, source: &mut WriteContext<'_>
             return self::plan(connection, source, now);
         }
         // The window has overtaken it while it was catching up.
-        position = Some(at.unwrap_or_else(|| begin_anew(connection, source, log_key, ResetReason::Lagged)));
+        position = Some(at.unwrap_or_else(|| continue_live(connection, source, log_key, ResetReason::Lagged)));
     }
     plan.control_texts = write_control(connection, source, position, now);
     plan.control = source.scratch.control.len();
@@ -214,10 +214,10 @@ fn plan<S: Socket>(connection: &mut Connection<S>, source: &mut WriteContext<'_>
     Some(plan)
 }
 
-/// What is left of what is half written; `None` where that has left the history.
-fn wait_for_work<'a>(partial: &'a PartialFrame, history: &'a History) -> Option<&'a [u8]> {
+/// The unsent bytes of a partial frame; `None` if they have left the history.
+fn unsent<'a>(partial: &'a PartialFrame, history: &'a History) -> Option<&'a [u8]> {
     match partial {
-        PartialFrame::Bytes(rest) => Some(rest.left()),
+        PartialFrame::Bytes(unsent) => Some(unsent.left()),
         PartialFrame::Event { frame, sent } => history.rest_of_frame(*frame, *sent),
     }
 }
@@ -232,7 +232,7 @@ fn plan_close<S>(
     let CloseState::Closing(pending_close) = &connection.end else { return };
     let Scratch { control, text, .. } = &mut *source.scratch;
     if let Some(Redirect { to, from_draining }) = &pending_close.to {
-        // The cursor precedes the loss that the client has to hear of; the next pod would not report it.
+        // The cursor precedes the loss, which the next pod would not report.
         if let Some(reason) = connection.control_due.reset {
             messages::reset(control, reason, as_cursor(text));
             plan.control_texts = 1;
@@ -250,11 +250,11 @@ fn plan_close<S>(
         Some(code) => messages::close_reply(control, code),
         None => messages::close(control, pending_close.reason),
     }
-    plan.is_farewell = true;
+    plan.is_close = true;
     plan.control = control.len();
 }
 
-/// Finds which events are due from a position on; returns the position before them, or `None` where some have left the
+/// Finds the events that are due from a position on; returns the position before them, or `None` if some have left the
 /// history.
 fn plan_events<S>(
     plan: &mut WritePlan,
@@ -273,12 +273,12 @@ fn plan_events<S>(
             catch_up_frames,
         );
         if let Some(reason) = catch_up_frames.refuted {
-            // What it has of logs that lost nothing it does not get again.
+            // It does not get again what it has of logs that lost nothing.
             source.history.let_go_of_lost(resume_filter);
             if reason != ResetReason::Expired || source.history.is_caught_up(resume_filter) {
                 connection.resume_filter = None;
             }
-            return Some(begin_anew(connection, source, log_key, reason));
+            return Some(continue_live(connection, source, log_key, reason));
         }
         position = catch_up_frames.from;
         plan.is_unfinished = catch_up_frames.is_unfinished;
@@ -317,8 +317,8 @@ fn plan_events<S>(
     Some(position)
 }
 
-/// A client can't go on from where it was: it is sent a reset, and goes on live.
-fn begin_anew<S>(
+/// Continues live for a client that can't continue from its position; queues a reset.
+fn continue_live<S>(
     connection: &mut Connection<S>,
     source: &mut WriteContext<'_>,
     log_key: AssessmentLogKey,
@@ -334,7 +334,7 @@ fn begin_anew<S>(
     end
 }
 
-/// Makes the cursor of a connection's position, which is before its next event, and behind what is half written.
+/// Makes the cursor of a connection's position: before its next event, and past its partial frame.
 fn write_cursor<S>(connection: &mut Connection<S>, source: &mut WriteContext<'_>, position: Option<Position>) {
     source.scratch.text.clear();
     if let Some((subscription, position)) = connection.subscription.zip(position) {
@@ -347,7 +347,7 @@ fn as_cursor(text: &[u8]) -> Option<&str> {
     std::str::from_utf8(text).ok().filter(|cursor| !cursor.is_empty())
 }
 
-/// Appends what a connection is owed; returns how many text frames that is.
+/// Appends the control messages due to a connection; returns their number of text frames.
 fn write_control<S>(
     connection: &mut Connection<S>,
     source: &mut WriteContext<'_>,
@@ -398,7 +398,7 @@ fn fill<'a, S>(
         }
     };
     push(
-        connection.partial.as_ref().and_then(|partial| wait_for_work(partial, source.history)).unwrap_or_default(),
+        connection.partial.as_ref().and_then(|partial| unsent(partial, source.history)).unwrap_or_default(),
         slices,
         &mut filled,
     );
@@ -425,7 +425,7 @@ fn fill<'a, S>(
     (filled, bytes + events)
 }
 
-/// Moves a connection on by what was written, in the order in which it was due.
+/// Applies a write to its connection, in the order of the plan.
 fn advance<S: Socket>(
     plan: &WritePlan,
     connection: &mut Connection<S>,
@@ -444,7 +444,7 @@ fn advance<S: Socket>(
     }
     let control = left.min(plan.control);
     left -= control;
-    if control > 0 || (plan.is_farewell && plan.control == 0 && connection.partial.is_none()) {
+    if control > 0 || (plan.is_close && plan.control == 0 && connection.partial.is_none()) {
         advance_control(plan, connection, source, control);
     }
     if plan.board_first {
@@ -483,7 +483,7 @@ fn advance_partial<S>(connection: &mut Connection<S>, source: &mut WriteContext<
                 partial.release(source.history);
             }
         }
-        Some(PartialFrame::Bytes(rest)) => rest.sent += taken,
+        Some(PartialFrame::Bytes(unsent)) => unsent.sent += taken,
         Some(PartialFrame::Event { sent, .. }) => {
             *sent += u32::try_from(taken).expect("less than a frame's length, which has 32 bits");
         }
@@ -492,7 +492,7 @@ fn advance_partial<S>(connection: &mut Connection<S>, source: &mut WriteContext<
 }
 
 fn advance_control<S>(plan: &WritePlan, connection: &mut Connection<S>, source: &mut WriteContext<'_>, taken: usize) {
-    if plan.is_farewell {
+    if plan.is_close {
         if let CloseState::Closing(pending_close) = &mut connection.end {
             pending_close.close_sent = true;
         }
@@ -508,7 +508,7 @@ fn advance_control<S>(plan: &WritePlan, connection: &mut Connection<S>, source: 
     }
 }
 
-/// Returns how many of the bytes were of events made for this connection alone.
+/// Applies a write of events made for this connection alone; returns how many of the bytes were theirs.
 fn advance_catch_up<S>(connection: &mut Connection<S>, source: &mut WriteContext<'_>, left: usize) -> usize {
     let (Some(subscription), CatchUpFrames { bytes, frames, passed, .. }) =
         (&mut connection.subscription, &source.scratch.catch_up_frames)
@@ -536,7 +536,7 @@ fn advance_catch_up<S>(connection: &mut Connection<S>, source: &mut WriteContext
     taken
 }
 
-/// Returns what is left for what comes after the board.
+/// Applies a write of board changes; returns the number of bytes that belong to what follows.
 fn advance_board<S>(
     plan: &WritePlan,
     connection: &mut Connection<S>,
@@ -551,15 +551,15 @@ fn advance_board<S>(
     left - taken
 }
 
-/// What is due to those of a chain's watchers who are at one position.
+/// What is due to the subscribers of an assessment that are at one position.
 pub(super) struct SharedWrite<'a> {
     pub(super) from: Position,
     pub(super) due: DueFrames,
-    /// Where they are when they have it.
+    /// Their progress once they have it.
     pub(super) after: WriteProgress,
     pub(super) slices: [IoSlice<'a>; WRITE_SLICES_MAX],
     pub(super) filled: usize,
-    /// Whether one write holds all that the chain has.
+    /// Whether one write holds all entries up to the end of the log.
     pub(super) is_all: bool,
 }
 

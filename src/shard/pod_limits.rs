@@ -12,11 +12,11 @@ use crate::config::{AdmissionConfig, ShardConfig};
 use crate::limits::HANDSHAKES_PER_ADDRESS_MIN;
 use crate::protocol::head::Unavailable;
 
-/// A pod's bounds on connections.
+/// A pod's limits on connections.
 #[derive(Debug)]
 pub struct PodLimits {
     counts: Arc<PodCounts>,
-    /// The place of each connection, where none is counted for its address or user.
+    /// The charge of every connection, if neither addresses nor users are limited.
     anonymous: Arc<Charge>,
     start: Instant,
     /// Clients with a good token.
@@ -25,16 +25,16 @@ pub struct PodLimits {
     refusals: RateLimiter,
 }
 
-/// How many connections are open.
+/// The counts of open connections.
 #[derive(Debug)]
 struct PodCounts {
     open: AtomicU64,
     open_max: u64,
     of_addresses: Option<KeyedCounts<AddressKey>>,
-    /// Handshakes that are under way, where the connections of an address are bounded.
+    /// Handshakes under way, if connections per address are limited.
     handshakes: Option<KeyedCounts<AddressKey>>,
     of_users: Option<KeyedCounts<u64>>,
-    /// Users are counted by a hash whose key nobody outside knows.
+    /// Users are counted by a hash with a random key.
     user_hasher: RandomState,
 }
 
@@ -57,7 +57,7 @@ impl AddressKey {
     }
 }
 
-/// Open connections by a key: as many entries as there are connections at most.
+/// Counts by a key: at most one entry for each open connection.
 #[derive(Debug)]
 struct KeyedCounts<K> {
     max: u64,
@@ -69,7 +69,7 @@ impl<K: Eq + Hash> KeyedCounts<K> {
         Self { max, counts: Mutex::default() }
     }
 
-    /// Counts one more, unless there are as many as may be.
+    /// Counts one more, unless the limit is reached.
     fn acquire(&self, key: K) -> bool {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(key).or_default();
@@ -89,7 +89,7 @@ impl<K: Eq + Hash> KeyedCounts<K> {
     }
 }
 
-/// What is counted for a connection besides itself.
+/// The address and the user that a connection is counted for.
 #[derive(Debug)]
 struct Charge {
     counts: Arc<PodCounts>,
@@ -112,7 +112,7 @@ impl Drop for Charge {
 #[derive(Debug)]
 pub struct ConnectionPermit(Arc<Charge>);
 
-/// A handshake that is counted for its address. Dropping it counts one less.
+/// A permit for one handshake of an address. Dropping it releases the permit.
 #[derive(Debug)]
 pub(super) struct HandshakePermit {
     counts: Arc<PodCounts>,
@@ -127,12 +127,13 @@ impl Drop for HandshakePermit {
     }
 }
 
-/// A bucket of a second's depth (the generic cell rate algorithm, ITU-T I.371): one word holds its level and its clock.
+/// A token bucket with a depth of one second (the generic cell rate algorithm, ITU-T I.371): one word holds level and
+/// clock.
 #[derive(Debug)]
 struct RateLimiter {
     /// Nanoseconds between two tokens.
     interval_ns: u64,
-    /// When the next token would be taken if all were taken evenly, in nanoseconds since the pod's start.
+    /// Time of the next token if all were taken evenly, in nanoseconds since the pod's start.
     next_ns: AtomicU64,
 }
 
@@ -153,7 +154,7 @@ impl RateLimiter {
 }
 
 impl PodLimits {
-    /// The bounds of `MAX_CONNECTIONS`, of an address and a user, and of `ACCEPTS_PER_SECOND`, with a burst of as many;
+    /// The limits of `MAX_CONNECTIONS`, per address and per user, and of `ACCEPTS_PER_SECOND` with a burst of one second;
     /// the latter once more for clients without a good token.
     #[must_use]
     pub fn new(config: &ShardConfig, admission: &AdmissionConfig) -> Self {
@@ -178,10 +179,10 @@ impl PodLimits {
         }
     }
 
-    /// Counts a socket from this address that was accepted, until its handshake is over; `None` where nobody counts.
+    /// Counts an accepted socket for its address until its handshake ends; `None` if addresses are not limited.
     ///
     /// # Errors
-    /// Where as many handshakes of the address are under way as may be.
+    /// If the address has too many handshakes under way.
     pub(super) fn acquire_handshake(&self, address: IpAddr) -> Result<Option<HandshakePermit>, Unavailable> {
         let Some(handshakes) = &self.counts.handshakes else { return Ok(None) };
         let address = AddressKey::of(address);
@@ -189,49 +190,49 @@ impl PodLimits {
         is_free.then(|| Some(HandshakePermit { counts: Arc::clone(&self.counts), address })).ok_or(Unavailable::Address)
     }
 
-    /// Whether one more client with a good token may come at `now`.
+    /// Whether one more client with a good token may connect at `now`.
     #[must_use]
     pub fn allow_accept(&self, now: Instant) -> bool {
         self.accepts.acquire(self.since_start(now))
     }
 
-    /// Whether one more client without a good token is told so at `now`; else it gets 503.
+    /// Whether one more client without a good token gets an error message at `now`; else it gets 503.
     #[must_use]
     pub fn allow_refusal(&self, now: Instant) -> bool {
         self.refusals.acquire(self.since_start(now))
     }
 
-    /// A place for one more connection of this user from this address.
+    /// Takes a permit for one more connection of this user from this address.
     ///
     /// # Errors
-    /// Which bound leaves no room for it.
+    /// The limit that is reached.
     pub fn acquire_connection(&self, address: IpAddr, user: &str) -> Result<ConnectionPermit, Unavailable> {
-        let counted = self.charge(address, user)?;
+        let charge = self.charge(address, user)?;
         let counts = &self.counts;
-        let entered = counts
+        let opened = counts
             .open
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| (open < counts.open_max).then_some(open + 1));
-        entered.map(|_| ConnectionPermit(counted)).map_err(|_| Unavailable::Capacity)
+        opened.map(|_| ConnectionPermit(charge)).map_err(|_| Unavailable::Capacity)
     }
 
-    /// Counts a connection for its address and its user, where these are bounded.
+    /// Counts a connection for its address and its user, if these are limited.
     fn charge(&self, address: IpAddr, user: &str) -> Result<Arc<Charge>, Unavailable> {
         let PodCounts { of_addresses, of_users, user_hasher, .. } = &*self.counts;
         if of_addresses.is_none() && of_users.is_none() {
             return Ok(Arc::clone(&self.anonymous));
         }
-        let mut counted = Charge { counts: Arc::clone(&self.counts), address: None, user: None };
+        let mut charge = Charge { counts: Arc::clone(&self.counts), address: None, user: None };
         if let Some(counts) = of_addresses {
             let key = AddressKey::of(address);
-            counted.address = counts.acquire(key).then_some(key);
-            counted.address.ok_or(Unavailable::Address)?;
+            charge.address = counts.acquire(key).then_some(key);
+            charge.address.ok_or(Unavailable::Address)?;
         }
         if let Some(counts) = of_users {
             let key = user_hasher.hash_one(user);
-            counted.user = counts.acquire(key).then_some(key);
-            counted.user.ok_or(Unavailable::User)?;
+            charge.user = counts.acquire(key).then_some(key);
+            charge.user.ok_or(Unavailable::User)?;
         }
-        Ok(Arc::new(counted))
+        Ok(Arc::new(charge))
     }
 
     fn since_start(&self, now: Instant) -> u64 {
@@ -270,13 +271,13 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_of_a_second_is_let_in_and_then_the_rate() {
+    fn a_burst_of_one_second_is_accepted_and_then_the_rate() {
         let pod = PodLimits::with(u64::MAX, 100, None, None);
-        let entered = |at: Duration| (0..1000).filter(|_| pod.allow_accept(pod.start + at)).count();
-        assert_eq!(entered(Duration::ZERO), 100);
-        assert_eq!(entered(Duration::from_millis(500)), 50);
-        assert_eq!(entered(Duration::from_millis(505)), 0);
-        assert_eq!(entered(Duration::from_secs(60)), 100, "a long rest earns no more than the burst");
+        let accepted = |at: Duration| (0..1000).filter(|_| pod.allow_accept(pod.start + at)).count();
+        assert_eq!(accepted(Duration::ZERO), 100);
+        assert_eq!(accepted(Duration::from_millis(500)), 50);
+        assert_eq!(accepted(Duration::from_millis(505)), 0);
+        assert_eq!(accepted(Duration::from_secs(60)), 100, "a long pause allows no more than the burst");
     }
 
     #[test]
@@ -317,7 +318,7 @@ mod tests {
         assert!(arrive("203.0.113.2").unwrap().is_some());
         drop(permits.pop());
         assert!(arrive("203.0.113.1").unwrap().is_some());
-        assert!(PodLimits::with(5, 1000, None, None).acquire_handshake(HERE).unwrap().is_none(), "nobody counts");
+        assert!(PodLimits::with(5, 1000, None, None).acquire_handshake(HERE).unwrap().is_none(), "no limit");
     }
 
     #[test]

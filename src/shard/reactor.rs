@@ -20,11 +20,11 @@ use super::{executor, operator_log};
 use crate::limits::ACCEPT_LOG_EVERY;
 use crate::log_throttle::LogThrottle;
 
-/// Events that are taken from the kernel at a time, before the tasks that they wake run.
-const EVENTS_A_LOOK: usize = 1024;
+/// Events taken from the kernel in one call, before the tasks that they wake run.
+const EVENTS_PER_POLL: usize = 1024;
 
 /// Poll interval of the epoll if no descriptor is left to wait on it.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+const POLL_EVERY: Duration = Duration::from_millis(5);
 
 new_key_type! {
     /// A registered waiter. A key that outlives its waiter matches no other.
@@ -34,7 +34,7 @@ new_key_type! {
 // A key is a token.
 const _: () = assert!(usize::BITS >= u64::BITS);
 
-/// A shard's epoll, and who waits for what in it.
+/// A shard's epoll, and the tasks that wait for its descriptors.
 pub(super) struct Reactor {
     epoll: RefCell<mio::Poll>,
     registry: Registry,
@@ -45,15 +45,15 @@ pub(super) struct Reactor {
 
 #[derive(Debug, Default)]
 struct Registration {
-    /// Who is woken, once.
+    /// The task to wake, once.
     task: Option<Waker>,
-    /// What the kernel was asked to tell of.
+    /// The interest that the kernel knows.
     registered: Option<Interest>,
 }
 
 impl Reactor {
     /// # Errors
-    /// Where there is no descriptor for it.
+    /// If no descriptor is left for it.
     pub(super) fn new() -> io::Result<Rc<Self>> {
         let epoll = mio::Poll::new()?;
         let registry = epoll.registry().try_clone()?;
@@ -63,7 +63,7 @@ impl Reactor {
 
     /// Wakes tasks whose descriptor is ready, for as long as the shard runs.
     pub(super) async fn run(self: Rc<Self>) {
-        let mut events = Events::with_capacity(EVENTS_A_LOOK);
+        let mut events = Events::with_capacity(EVENTS_PER_POLL);
         loop {
             self.ready().await;
             while self.poll_events(&mut events) {
@@ -72,19 +72,19 @@ impl Reactor {
         }
     }
 
-    /// Waits until the epoll has something to tell.
+    /// Waits until the epoll has events.
     async fn ready(&self) {
-        // SAFETY: the epoll owns the descriptor and is borrowed for as long as it is looked at.
+        // SAFETY: the epoll owns the descriptor and is borrowed while the call waits for it.
         let epoll = unsafe { BorrowedFd::borrow_raw(self.registry.as_raw_fd()) };
         if executor::readable(epoll).await.is_err() {
-            executor::sleep(LOOK_EVERY).await;
+            executor::sleep(POLL_EVERY).await;
         }
     }
 
-    /// Wakes whose descriptor is ready; returns whether there may be more of them.
+    /// Wakes the tasks whose descriptor is ready; returns whether there may be more.
     fn poll_events(&self, events: &mut Events) -> bool {
         if self.epoll.borrow_mut().poll(events, Some(Duration::ZERO)).is_err() {
-            // A signal came in between; an epoll that is open knows no other.
+            // Interrupted by a signal: an open epoll has no other error.
             return true;
         }
         let mut seen = 0;
@@ -92,7 +92,7 @@ impl Reactor {
             seen += 1;
             self.wake(KeyData::from_ffi(event.token().0 as u64).into());
         }
-        seen == EVENTS_A_LOOK
+        seen == EVENTS_PER_POLL
     }
 
     /// Logs a connection that is closed because the kernel could not register it.
@@ -110,7 +110,7 @@ impl Reactor {
     }
 }
 
-/// A task's place among those who wait.
+/// A task's entry among the waiters, removed when it is dropped.
 struct ReadinessWaiter {
     reactor: Rc<Reactor>,
     key: WaitKey,
@@ -173,7 +173,7 @@ impl ReadinessWaiter {
     /// Makes the kernel forget a source that lives on.
     fn deregister(self, source: &mut impl Source) {
         if self.reactor.waiting.borrow()[self.key].registered.is_some() {
-            // It fails where the source was never there.
+            // It fails if the source was never registered.
             let _ = source.deregister(&self.reactor.registry);
         }
     }
@@ -181,38 +181,38 @@ impl ReadinessWaiter {
 
 impl Drop for ReadinessWaiter {
     fn drop(&mut self) {
-        // Dropped when the borrow has ended: see above.
-        let _waiting = self.reactor.waiting.borrow_mut().remove(self.key);
+        // Dropped after the borrow has ended: see `register_waker`.
+        let _removed = self.reactor.waiting.borrow_mut().remove(self.key);
     }
 }
 
 // ---- sockets
 // ----------------------------------------------------------------------------------------------------------
 
-/// A client's socket, of one task.
+/// A client's socket, owned by one task.
 pub(super) struct Stream {
     socket: mio::net::TcpStream,
     waiter: ReadinessWaiter,
 }
 
 impl Stream {
-    /// Takes over a connected socket that doesn't block.
+    /// Takes over a connected, non-blocking socket.
     pub(super) fn new(reactor: &Rc<Reactor>, socket: OwnedFd) -> Self {
         Self { socket: socket.into(), waiter: ReadinessWaiter::new(reactor) }
     }
 
-    /// Reads what is there.
+    /// Reads what has arrived, or waits for more.
     ///
     /// # Errors
-    /// Where the connection is gone.
+    /// If the connection is gone.
     pub(super) fn poll_read(&mut self, cx: &Context<'_>, bytes: &mut [u8]) -> Poll<io::Result<usize>> {
         self.waiter.poll(&mut self.socket, Interest::READABLE, cx.waker(), |socket| socket.read(bytes))
     }
 
-    /// Writes what the socket takes.
+    /// Writes what the socket takes, or waits until it takes something.
     ///
     /// # Errors
-    /// Where the connection is gone.
+    /// If the connection is gone.
     pub(super) fn poll_write(&mut self, cx: &Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.waiter.poll(&mut self.socket, Interest::WRITABLE, cx.waker(), |socket| socket.write(bytes))
     }
@@ -227,12 +227,12 @@ impl Stream {
         let _ = self.socket.shutdown(Shutdown::Write);
     }
 
-    /// Lets its task be woken by its bell, also where it waits for nothing else.
+    /// Lets [`TaskWaker::wake`] wake its task, even if the task waits for nothing else.
     pub(super) fn register_task_waker(&self, cx: &Context<'_>) {
         self.waiter.register_waker(cx.waker());
     }
 
-    /// How many of the bytes written, its end among them, the peer's kernel has not acknowledged.
+    /// Number of written bytes, the end of the stream included, that the peer's kernel has not acknowledged.
     pub(super) fn unacknowledged(&self) -> usize {
         let mut bytes: libc::c_int = 0;
         // SAFETY: the descriptor is the stream's own, and the call (tcp(7), SIOCOUTQ) writes one int.
@@ -244,30 +244,30 @@ impl Stream {
     /// outside every limit of ours; so a connection with such bytes is reset.
     pub(super) fn close_now(self) {
         if self.unacknowledged() > 0 {
-            // It fails where the connection is gone.
+            // It fails if the connection is gone.
             let _ = rustix::net::sockopt::set_socket_linger(&self.socket, Some(Duration::ZERO));
         }
     }
 
-    /// For another shard or thread.
+    /// The socket, to be passed to another shard or thread.
     pub(super) fn into_fd(self) -> OwnedFd {
         let Self { mut socket, waiter } = self;
         waiter.deregister(&mut socket);
         socket.into()
     }
 
-    /// The descriptor, for as long as the stream lives.
+    /// The descriptor, which is valid until the stream is dropped.
     pub(super) fn descriptor(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
 
-    /// What wakes its task.
+    /// A handle that wakes its task.
     pub(super) fn task_waker(&self) -> TaskWaker {
         TaskWaker { reactor: Rc::clone(&self.waiter.reactor), key: self.waiter.key }
     }
 }
 
-/// Wakes the task of a stream that waits; rings in vain once that is gone.
+/// Wakes the task of a stream. Does nothing once the stream is dropped.
 pub(super) struct TaskWaker {
     reactor: Rc<Reactor>,
     key: WaitKey,
@@ -287,15 +287,15 @@ pub(super) struct Listener {
 }
 
 impl Listener {
-    /// Takes over a listener that doesn't block.
+    /// Takes over a non-blocking listener.
     pub(super) fn new(reactor: &Rc<Reactor>, socket: std::net::TcpListener) -> Self {
         Self { socket: mio::net::TcpListener::from_std(socket), waiter: ReadinessWaiter::new(reactor) }
     }
 
-    /// Accepts the next connection, and tells from where it comes.
+    /// Accepts the next connection; returns it with the peer's address.
     ///
     /// # Errors
-    /// What the kernel says: that there is no descriptor for it, or no memory.
+    /// The kernel's error: no descriptor or no memory is left.
     pub(super) async fn accept(&mut self) -> io::Result<(Stream, IpAddr)> {
         let Self { socket, waiter } = self;
         let accept =
@@ -305,7 +305,7 @@ impl Listener {
     }
 }
 
-// ---- the alarm
+// ---- the wake timer
 // --------------------------------------------------------------------------------------------------------
 
 /// Wakes a task at a given time. A timer of the executor costs two more kernel entries per sleep; this one costs one
@@ -318,21 +318,21 @@ pub(super) struct WakeTimer {
 
 impl WakeTimer {
     /// # Errors
-    /// Where there is no descriptor for it, or the kernel can't watch one more.
+    /// If no descriptor is left for it, or the kernel can't watch one more.
     pub(super) fn new(reactor: &Rc<Reactor>) -> io::Result<Self> {
         // SAFETY: the call takes no memory of ours.
         let timer = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC) };
         if timer < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the descriptor is new, and nobody else has it.
+        // SAFETY: the descriptor is new, and has no other owner.
         let timer = unsafe { OwnedFd::from_raw_fd(timer) };
         let waiter = ReadinessWaiter::new(reactor);
         waiter.register(&mut SourceFd(&timer.as_raw_fd()), Interest::READABLE)?;
         Ok(Self { timer, waiter, set_for: Cell::new(None) })
     }
 
-    /// Lets a task be woken at a time, or earlier.
+    /// Wakes the task at this time, or earlier.
     pub(super) fn set(&self, at: Instant, now: Instant, task: &Waker) {
         self.waiter.register_waker(task);
         if self.set_for.get().is_some_and(|set_for| now < set_for && set_for <= at) {
@@ -345,10 +345,10 @@ impl WakeTimer {
             tv_nsec: libc::c_long::from(after.subsec_nanos()),
         };
         let setting = libc::itimerspec { it_interval: once, it_value };
-        // SAFETY: the descriptor is the timer's own, the setting lives through the call, and the old one is not asked
-        // for.
+        // SAFETY: the descriptor is the timer's own, the setting outlives the call, and the old one is not
+        // returned.
         let set = unsafe { libc::timerfd_settime(self.timer.as_raw_fd(), 0, &raw const setting, std::ptr::null_mut()) };
-        assert_eq!(set, 0, "the timer is open, and the time is one that it takes (timerfd_settime(2))");
+        assert_eq!(set, 0, "the timer is open, and the time is valid (timerfd_settime(2))");
         self.set_for.set(Some(at));
     }
 }
@@ -423,7 +423,7 @@ mod tests {
                 let written = poll_fn(|cx| {
                     let written = stream.poll_write(cx, left);
                     if written.is_pending() {
-                        let _told_already = full.try_send(());
+                        let _already_full = full.try_send(());
                     }
                     written
                 });
@@ -438,18 +438,18 @@ mod tests {
     fn a_task_waker_wakes_its_task_and_does_nothing_after_the_stream_is_dropped() {
         run(|reactor| async move {
             let (_client, mut stream) = accepted(&reactor).await;
-            let bell = stream.task_waker();
+            let task_waker = stream.task_waker();
             let mut polls = 0;
             poll_fn(|cx| {
                 polls += 1;
                 assert!(stream.poll_read(cx, &mut [0]).is_pending());
-                bell.wake();
+                task_waker.wake();
                 if polls < 3 { Poll::Pending } else { Poll::Ready(()) }
             })
             .await;
             drop(stream);
             assert!(reactor.waiting.borrow().is_empty());
-            bell.wake();
+            task_waker.wake();
         });
     }
 
@@ -458,7 +458,7 @@ mod tests {
         run(|reactor| async move {
             let (mut client, mut stream) = accepted(&reactor).await;
             let no_wait = poll_fn(|cx| Poll::Ready(stream.poll_read(cx, &mut [0]).is_pending()));
-            assert!(no_wait.await, "nothing has come, and the kernel was asked to tell");
+            assert!(no_wait.await, "nothing has arrived, and the interest is registered");
             let socket = stream.into_fd();
             let other = Reactor::new().unwrap();
             let mut stream = Stream::new(&other, socket);
@@ -475,7 +475,7 @@ mod tests {
             )
             .await;
             let mut events = Events::with_capacity(1);
-            assert!(!reactor.poll_events(&mut events) && events.is_empty(), "the first one hears nothing of it");
+            assert!(!reactor.poll_events(&mut events) && events.is_empty(), "the first one gets no event");
         });
     }
 

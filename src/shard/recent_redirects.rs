@@ -9,11 +9,11 @@ use crate::exchange::ViewFreshness;
 use crate::ids::AssessmentHash;
 use crate::limits::{RECENT_REDIRECTS_MAX, REDIRECT_RETURN_MAX};
 
-/// The assessments whose clients were sent away moments ago, each until [`REDIRECT_RETURN_MAX`] after the last time.
+/// The assessments whose clients were redirected moments ago, each until [`REDIRECT_RETURN_MAX`] after the last time.
 #[derive(Debug, Default)]
 pub(crate) struct RecentRedirects {
     last: HashMap<AssessmentHash, Instant>,
-    /// Each time that is in `last`, and some that a later one has replaced there; oldest first.
+    /// All times in `last`, and some that a later one replaced there; oldest first.
     times: VecDeque<(Instant, AssessmentHash)>,
 }
 
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     const DOWN: ViewFreshness = ViewFreshness { as_of: None, redis_up: false, confirmed: false };
-    const PROVEN: ViewFreshness = ViewFreshness { as_of: None, redis_up: true, confirmed: true };
+    const CONFIRMED: ViewFreshness = ViewFreshness { as_of: None, redis_up: true, confirmed: true };
     const A: AssessmentHash = AssessmentHash(1);
     const B: AssessmentHash = AssessmentHash(2);
 
@@ -81,14 +81,14 @@ mod tests {
     fn a_confirmed_view_remembers_no_redirects() {
         let now = Instant::now();
         let mut recent_redirects = RecentRedirects::default();
-        recent_redirects.record(A, &PROVEN, now);
-        assert!(!recent_redirects.has_returned(A, &DOWN, now), "by the view that sent it away, the other pod lived");
+        recent_redirects.record(A, &CONFIRMED, now);
+        assert!(!recent_redirects.has_returned(A, &DOWN, now), "by the view that redirected it, the other pod lived");
         recent_redirects.record(A, &DOWN, now);
-        assert!(!recent_redirects.has_returned(A, &PROVEN, now), "it is known now who lives");
-        recent_redirects.record(B, &PROVEN, now);
+        assert!(!recent_redirects.has_returned(A, &CONFIRMED, now), "the view is confirmed now");
+        recent_redirects.record(B, &CONFIRMED, now);
         assert!(
             !recent_redirects.has_returned(A, &DOWN, now) && recent_redirects.times.is_empty(),
-            "another outage begins anew"
+            "another outage starts empty"
         );
     }
 

@@ -29,18 +29,18 @@ use crate::stream::batch::Batch;
 use crate::stream::board::{Board, BoardVersion};
 use crate::stream::history::{AssessmentLogKey, History, HistoryLimits, IndexKey, Position, RecordFindings};
 
-/// What a new connection begins with.
+/// What a connection starts with.
 pub(super) struct NewConnection<S> {
     pub(super) socket: S,
     pub(super) assessment: Option<AssessmentId>,
-    /// Where it wants to go on.
+    /// Where the client wants to resume.
     pub(super) cursor: Option<Box<str>>,
     pub(super) token_expires: Option<UnixMs>,
-    /// What speaks against the owner that the view names, where that is another pod.
+    /// Sign against the owner that the view names, if that is another pod.
     pub(super) owner_doubt: OwnerDoubt,
-    /// The answer to the handshake: it comes before all else.
+    /// The answer to the handshake. It is sent first.
     pub(super) accept: Vec<u8>,
-    /// Differs from that of every other connection.
+    /// Unique among all connections.
     pub(super) id: Box<str>,
     pub(super) user: Box<str>,
 }
@@ -49,17 +49,17 @@ pub(super) struct NewConnection<S> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ClosedConnection {
     pub(super) reason: CloseReason,
-    /// The client was told: what it still sends is to be read and dropped, so that it reads the answer.
+    /// Whether the close frame was sent: the client's input is then discarded until it has read that frame.
     pub(super) close_sent: bool,
     pub(super) opened: Instant,
 }
 
-/// Whether a pass came to its end within its budget.
+/// Whether a pass ended within its budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pass {
-    /// Nothing is left to do.
+    /// It has ended.
     Done,
-    /// Call again.
+    /// Call again to continue it.
     More,
 }
 
@@ -67,7 +67,7 @@ pub(super) enum Pass {
 #[derive(Debug, Clone, Copy)]
 struct DispatchPass {
     log_key: AssessmentLogKey,
-    /// How many watchers it has yet to come to.
+    /// Number of subscribers not visited yet.
     left: usize,
     /// The log's end at the start of the pass. If more arrived since, another pass serves the subscribers visited
     /// before.
@@ -76,7 +76,7 @@ struct DispatchPass {
 
 pub(super) struct ShardState<S> {
     pub(super) config: ShardConfig,
-    /// This pod's name.
+    /// Name of this pod.
     pub(super) node: NodeId,
     pub(super) connections: SlotMap<ConnectionKey, Connection<S>>,
     /// All connections, in no order.
@@ -85,13 +85,14 @@ pub(super) struct ShardState<S> {
     pub(super) history: History,
     board: Board,
     pub(super) due_queue: DueQueue,
-    /// Connections whose cursor was ahead of what is read here.
+    /// Connections whose cursor is ahead of this pod.
     pub(super) ahead: Vec<AheadCursor>,
     pub(super) judging: Judging,
-    /// The walk along a fresh chain's watchers that is under way.
+    /// The pass over an assessment's subscribers that is under way.
     dispatch_pass: Option<DispatchPass>,
-    /// How many of the roster the market flush under way has left.
+    /// Number of connections that the market flush under way has not visited.
     flushing: Option<usize>,
+    /// Start of the last market flush.
     flushed: Option<Instant>,
     /// The image that the last market flush sent.
     flushed_image: BoardVersion,
@@ -131,9 +132,9 @@ impl<S: Socket> ShardState<S> {
         Self { history: self.history.with_index_key(key), ..self }
     }
 
-    // ---- connections come and go ------------------------------------------------------------------------------------
+    // ---- connections open and close ---------------------------------------------------------------------------------
 
-    /// Takes a connection in: live from now on, or from where its cursor says. The caller flushes it.
+    /// Adds a connection: live, or from its cursor on. The caller flushes it.
     pub(super) fn attach(&mut self, mut new_connection: NewConnection<S>, now: Now) -> ConnectionKey {
         if self.board.is_stale(now.instant) {
             self.board.publish(now.instant);
@@ -171,11 +172,11 @@ impl<S: Socket> ShardState<S> {
         if is_ahead {
             self.track_ahead(key);
         }
-        let watched = log_key.zip(new_connection.assessment.map(|id| id.hash()));
-        if let Some((log_key, hash)) = watched
+        let subscribed = log_key.zip(new_connection.assessment.map(|id| id.hash()));
+        if let Some((log_key, hash)) = subscribed
             && let Some(entry) = self.subscribers.entry(log_key)
         {
-            // Most assessments have one subscriber, so reserve one place.
+            // Most assessments have one subscriber.
             let subscribers = entry.or_insert_with(|| Vec::with_capacity(1));
             self.connections[key].subscription =
                 Some(Subscription { log_key, hash, position, index: index_of_len(subscribers.len()) });
@@ -184,7 +185,7 @@ impl<S: Socket> ShardState<S> {
         key
     }
 
-    /// Lets a connection go. `gone` is its reason where it has none of its own.
+    /// Removes a connection. `gone` is the reason if it has none yet.
     pub(super) fn detach(&mut self, key: ConnectionKey, gone: CloseReason) -> Option<ClosedConnection> {
         let mut connection = self.connections.remove(key)?;
         if let Some(partial) = connection.partial.take() {
@@ -220,7 +221,7 @@ impl<S: Socket> ShardState<S> {
         self.history.unsubscribe(subscription.log_key);
     }
 
-    /// How a connection ended; `None` while it goes on.
+    /// Why a connection ended; `None` if it has not.
     pub(super) fn ended(&self, key: ConnectionKey) -> Option<CloseReason> {
         match self.connections.get(key)?.end {
             CloseState::Closed { reason, .. } => Some(reason),
@@ -228,14 +229,14 @@ impl<S: Socket> ShardState<S> {
         }
     }
 
-    /// Whether what the client sends still matters.
+    /// Whether the client's input still matters.
     pub(super) fn is_live(&self, key: ConnectionKey) -> bool {
         self.connections.get(key).is_some_and(Connection::is_live)
     }
 
     // ---- events -----------------------------------------------------------------------------------------------------
 
-    /// Takes a batch in. [`ShardState::dispatch`] sends what it brought.
+    /// Appends a batch to history and board. [`ShardState::dispatch`] sends its events.
     pub(super) fn take(&mut self, mut batch: Batch, now: Instant) {
         self.board.apply(&batch, now);
         let ends = batch.ends.take();
@@ -317,7 +318,7 @@ impl<S: Socket> ShardState<S> {
                 shared = due.map(|due| SharedWrite::of(history, due, subscription.position, end));
             }
             let Some(common) = shared.as_ref().filter(|shared| is_plain && shared.is_all) else {
-                // It learns where its next entry is, and is served on its own; or when its socket takes something.
+                // Its next entry is located. It is served on its own, or once its socket takes something.
                 history.locate(log_key, &mut subscription.position);
                 if is_open {
                     due_queue.push(key, connection);
@@ -339,7 +340,7 @@ impl<S: Socket> ShardState<S> {
                 let progress = history.progress(subscription.position, due, sent);
                 subscription.position = progress.position;
                 counts.sent += progress.frames;
-                // The slices are borrowed from the history: the next one at this position makes its own.
+                // The slices borrow from the history, so the next subscriber at this position makes new ones.
                 shared = None;
                 connection.partial = PartialFrame::event(&progress, history);
             } else {
@@ -366,15 +367,15 @@ impl<S: Socket> ShardState<S> {
         if self.due_queue.is_empty() { Pass::Done } else { Pass::More }
     }
 
-    /// Writes what is due to a connection, unless it waits for its turn.
+    /// Writes what is due to a connection, unless it is queued.
     pub(super) fn flush(&mut self, key: ConnectionKey, now: Now) {
         let Self { connections, history, board, scratch, counts, due_queue, .. } = self;
         let Some(connection) = connections.get_mut(key).filter(|connection| !connection.is_queued()) else { return };
         flush((key, connection), &mut WriteContext { history, board, scratch, counts }, due_queue, now);
     }
 
-    /// Writes to a connection whose socket was full, by its own task's means: `write` answers `Pending` when the socket
-    /// still takes nothing, and then wakes the task when it does.
+    /// Writes to a connection whose socket was full, from its own task: `write` returns `Pending` if the socket still
+    /// takes nothing, and wakes the task when it does.
     pub(super) fn write_blocked(
         &mut self,
         key: ConnectionKey,
@@ -385,17 +386,17 @@ impl<S: Socket> ShardState<S> {
             let Self { connections, history, board, scratch, counts, .. } = self;
             scratch.steps = scratch.steps_max;
             let mut source = WriteContext { history, board, scratch, counts };
-            let mut stuck = false;
+            let mut is_full = false;
             outbound::write_once(&mut connections[key], &mut source, now, |_, slices| {
                 match write(slices.first().map_or(&[][..], |slice| &**slice)) {
                     Poll::Ready(result) => result,
                     Poll::Pending => {
-                        stuck = true;
+                        is_full = true;
                         Err(io::ErrorKind::WouldBlock.into())
                     }
                 }
             });
-            if stuck {
+            if is_full {
                 return;
             }
             // It accepted something or failed; an ordinary write tells whether it accepts more.
@@ -406,7 +407,7 @@ impl<S: Socket> ShardState<S> {
 
     // ---- what a client sends ----------------------------------------------------------------------------------------
 
-    /// A whole frame came from a client. The next [`ShardState::flush`] answers it: once for all that came in one read.
+    /// Handles a whole frame from a client. The next [`ShardState::flush`] answers it, together with others of one read.
     pub(super) fn inbound(&mut self, key: ConnectionKey, frame: Inbound, now: Now) {
         let Some(connection) = self.connections.get_mut(key).filter(|connection| connection.is_live()) else { return };
         connection.heard_at = now.instant;
@@ -428,7 +429,7 @@ impl<S: Socket> ShardState<S> {
         }
     }
 
-    /// Begins a connection's end. It is told why, unless its socket is stuck for too long.
+    /// Begins a connection's end with a close frame, which is dropped if the socket takes nothing for too long.
     pub(super) fn close(&mut self, key: ConnectionKey, reason: CloseReason, to: Option<Redirect>, now: Now) {
         if let Some(connection) = self.connections.get_mut(key) {
             connection.close(reason, to, now.instant, LINGER);
@@ -436,7 +437,7 @@ impl<S: Socket> ShardState<S> {
         }
     }
 
-    /// The client closed: it is answered with its own code.
+    /// The client closed: the close frame echoes its code.
     pub(super) fn close_by_client(&mut self, key: ConnectionKey, code: Option<u16>, now: Now) {
         if let Some(connection) = self.connections.get_mut(key) {
             connection.close(CloseReason::ClientClosed, None, now.instant, LINGER);
@@ -449,7 +450,7 @@ impl<S: Socket> ShardState<S> {
 
     // ---- markets ----------------------------------------------------------------------------------------------------
 
-    /// When the next market flush is to begin; `None` where there is nothing to flush.
+    /// When the next market flush is due; `None` if there is nothing to flush.
     pub(super) fn next_market_flush(&self) -> Option<Instant> {
         let flushed = self.flushed?;
         (self.flushing.is_some() || self.has_unsent_markets()).then(|| flushed + self.config.market_flush)
@@ -483,9 +484,8 @@ impl<S: Socket> ShardState<S> {
         Pass::Done
     }
 
-    /// Sends the image's news to the first `left` of the roster, last first; returns how many are left. Where nothing
-    /// else is due to a connection, that is what it has not seen of the image: the same bytes for all who have seen the
-    /// same.
+    /// Sends the image's changes to the first `left` connections, last first; returns how many are left. Connections that
+    /// were sent the same version share the same bytes, if nothing else is due to them.
     fn send_markets(&mut self, left: usize, mut visits: usize, now: Now) -> usize {
         let Self { connections, connection_keys, history, board, scratch, due_queue, counts, .. } = self;
         let board = &*board;
@@ -524,8 +524,7 @@ impl<S: Socket> ShardState<S> {
 
     // ---- for the event loop -----------------------------------------------------------------------------------------
 
-    /// Drops what is too old, and says what was counted since the last call, what turned out about records, and what
-    /// the history costs in bytes.
+    /// Evicts what is too old. Returns the counts and the findings since the last call, and the history's size in bytes.
     pub(super) fn end_turn(&mut self, now: Instant) -> (TurnCounts, RecordFindings, usize) {
         self.history.evict(now);
         self.queue_oversized_resets();

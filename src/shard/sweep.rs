@@ -13,20 +13,20 @@ use crate::protocol::close::CloseReason;
 /// A pass later than this means that the thread was paused; sockets are then read before heartbeat timeouts apply.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Passes over a shard's connections.
+/// Runs the passes over a shard's connections.
 #[derive(Debug)]
 pub(super) struct Sweeper {
     every: Duration,
     began: Instant,
-    /// How many of the roster the pass under way has left.
+    /// Number of connections that the pass under way has not visited.
     left: Option<usize>,
-    /// Nobody is judged silent before.
+    /// Heartbeat timeouts apply from this time on.
     judge_from: Instant,
 }
 
 impl Sweeper {
     pub(super) fn new(config: &ShardConfig, now: Instant) -> Self {
-        // A tenth of the shortest time that is judged keeps what is late within a tenth.
+        // A pass each tenth of the shortest limit: none is applied later than that.
         let shortest = config.heartbeat.min(config.stall_timeout);
         let every = (shortest / 10).clamp(Duration::from_millis(10), Duration::from_secs(1));
         Self { every, began: now, left: None, judge_from: now }
@@ -60,12 +60,12 @@ impl Sweeper {
             left -= 1;
             let key = state.connection_keys[left];
             let connection = &state.connections[key];
-            let verdict = if connection.blocked_since.is_some() && connection.is_live() && state.is_overtaken(key) {
+            let action = if connection.blocked_since.is_some() && connection.is_live() && state.is_overtaken(key) {
                 SweepAction::Close(CloseReason::TooSlow)
             } else {
                 judge(connection, &state.config, judge_silence, now)
             };
-            match verdict {
+            match action {
                 SweepAction::Keep => {
                     visits -= 1;
                     continue;
@@ -90,7 +90,7 @@ impl Sweeper {
     }
 }
 
-/// What is to be done about a connection.
+/// What the sweep does with a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SweepAction {
     Keep,
@@ -100,6 +100,7 @@ enum SweepAction {
     Abort,
 }
 
+/// Applies the limits to one connection.
 fn judge<S>(connection: &Connection<S>, config: &ShardConfig, judge_silence: bool, now: Now) -> SweepAction {
     let since = |then: Instant| now.instant.saturating_duration_since(then);
     match &connection.end {

@@ -23,7 +23,7 @@ use crate::protocol::session::Inbound;
 use crate::shutdown::phases::DrainPhase;
 use crate::stream::batch::Batch;
 
-/// Steps that a client has to find what it lacks: so few that some entries take several turns.
+/// Steps that a client has to find what it lacks: few, so that some entries take several turns.
 const STEPS_MAX: usize = 5;
 
 /// A connection between a client and a pod, as both ends see it.
@@ -33,28 +33,28 @@ pub(crate) struct Wire(pub(crate) Rc<RefCell<WireBuffers>>);
 /// The two ends of a [`Wire`].
 #[derive(Debug, Default)]
 pub(crate) struct WireBuffers {
-    /// How many bytes more the way to the client takes.
+    /// Number of bytes that the way to the client still takes.
     pub(crate) room: usize,
-    /// On the way to the client.
+    /// Bytes on the way to the client.
     pub(crate) sent: Vec<u8>,
-    /// What the client said and the pod has not read.
+    /// Frames of the client that the pod has not read.
     pub(crate) said: Vec<ServerOutput>,
-    /// The client has let go of it.
+    /// The client has closed it.
     pub(crate) client_gone: bool,
-    /// The pod has let go of it: nothing comes after `sent`.
+    /// The pod has closed it: nothing follows `sent`.
     pub(crate) pod_gone: bool,
     /// The pod answered 503.
     pub(crate) unavailable: bool,
-    /// Which of the pod's processes it is connected to.
+    /// Number of the pod's process that it is connected to.
     pub(crate) life: u32,
-    /// Where the pod's shard stood, at least, when the client came: the next offset of each partition.
+    /// What the pod's shard had read, at least, when the client connected: the next offset of each partition.
     pub(crate) base: Vec<i64>,
 }
 
-/// What a client of the simulation says.
+/// A frame of a simulated client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ServerOutput {
-    /// A sign of life.
+    /// Answer to a heartbeat.
     Pong,
 }
 
@@ -77,29 +77,29 @@ impl Socket for Wire {
         if sent == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(sent) }
     }
 
-    /// The simulation looks at each connection's task by itself.
+    /// The simulation polls each connection's task by itself.
     fn wake(&self) {}
 }
 
-/// A client's wait for a view that is sure, before it is sent to another pod.
+/// A client's wait for a fresh view before it is redirected.
 #[derive(Debug, Default)]
 pub(crate) struct RedirectGate(ViewGate);
 
-/// What a client that is to be sent away has to wait for.
+/// What a redirect waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RedirectWait {
-    /// Nothing more.
-    Sure,
-    /// A look at Redis, which is to be asked for.
+    /// Nothing: the view is fresh.
+    Fresh,
+    /// A refresh that has to be requested.
     Wanted,
-    /// The look that was asked for.
+    /// The refresh that was requested.
     Awaited,
 }
 
 impl RedirectGate {
     pub(crate) fn ask(&mut self, view_freshness: &ViewFreshness, now: Now) -> RedirectWait {
         match self.0.check(view_freshness, now.instant) {
-            GateDecision::Proceed => RedirectWait::Sure,
+            GateDecision::Proceed => RedirectWait::Fresh,
             GateDecision::RequestRefresh => RedirectWait::Wanted,
             GateDecision::Wait => RedirectWait::Awaited,
         }
@@ -129,7 +129,7 @@ impl TestShard {
 
     // ---- turns ------------------------------------------------------------------------------------------------------
 
-    /// How many bytes of batches one turn takes in, at most.
+    /// Bytes of batches that one turn takes in, at most.
     pub(crate) fn intake_bytes_max(&self) -> usize {
         self.state.intake_bytes_max()
     }
@@ -138,13 +138,13 @@ impl TestShard {
         self.state.take(batch, now.instant);
     }
 
-    /// A part of the sending; whether all is sent.
+    /// Sends a part of what is due; returns whether all is sent.
     pub(crate) fn dispatch(&mut self, budget: usize, now: Now) -> bool {
         self.state.dispatch(budget, now) == Pass::Done
     }
 
-    /// What a turn does after the events are sent; who catches up is sent about so many bytes. Whether a look at Redis
-    /// is wanted.
+    /// The rest of a turn, after the events are sent; clients that catch up are sent about this many bytes. Returns
+    /// whether a refresh of the view is wanted.
     pub(crate) fn finish_turn(&mut self, placement: &Placement<'_>, mut bytes: u64, now: Now) -> bool {
         while self.state.flush_markets(usize::MAX, now) == Pass::More {}
         while self.sweeper.sweep(&mut self.state, usize::MAX, now) == Pass::More {}
@@ -159,24 +159,24 @@ impl TestShard {
         steps.contains(&GateDecision::RequestRefresh)
     }
 
-    /// Whether it wants to be told of the logs' ends.
+    /// Whether it needs the end offsets of the logs.
     pub(crate) fn needs_ends(&self) -> bool {
         self.state.needs_ends()
     }
 
-    /// Clients that are connected.
+    /// Number of connected clients.
     pub(crate) fn clients(&self) -> u64 {
         self.state.connection_keys.len() as u64
     }
 
-    /// Who was sent away moments ago.
+    /// Assessments whose clients were redirected moments ago.
     pub(crate) fn recent_redirects(&mut self) -> &mut RecentRedirects {
         &mut self.state.recent_redirects
     }
 
     // ---- connections ------------------------------------------------------------------------------------------------
 
-    /// Takes a client in.
+    /// Adds a client.
     pub(crate) fn attach(
         &mut self,
         wire: &Wire,
@@ -200,8 +200,8 @@ impl TestShard {
         ClientKey(key)
     }
 
-    /// What a connection's own task does when it is woken: writes what the socket takes, reads what came. Whether the
-    /// connection goes on; one that does not is let go of.
+    /// What a connection's own task does when it is woken: writes what the socket takes, and reads. Returns whether the
+    /// connection goes on; one that has ended is removed.
     pub(crate) fn run_task(&mut self, ClientKey(key): ClientKey, wire: &Wire, now: Now) -> bool {
         self.state.write_blocked(key, now, |bytes| {
             if wire.0.borrow().client_gone {

@@ -11,32 +11,31 @@ use std::time::Instant;
 use crate::exchange::ViewFreshness;
 use crate::limits::VIEW_REFRESH_WAIT_MAX;
 
-/// What is to be done about clients who are to be sent away.
+/// What a caller that wants to redirect has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum GateDecision {
-    /// They may go: the view is as sure as it gets.
+    /// Redirect: the view is as fresh as it gets.
     Proceed,
-    /// A look is to be asked for, and then waited for as below.
+    /// Request a refresh, and wait.
     RequestRefresh,
-    /// Another standing is to be waited for, until [`ViewGate::deadline`].
+    /// Wait for a newer pod state, until [`ViewGate::deadline`].
     Wait,
 }
 
-/// A wait for a view that is sure.
+/// A wait for a fresh view.
 ///
 /// ```text
-/// nobody is to go <--withdraw-- wanted since
-///       |     ^                   ^    |
-///       |     '---Go: it is sure, or has taken too long
-///       '-----AskForLook----------'
+/// idle --RequestRefresh--> waiting --Proceed: fresh, or waited too long--> idle
+///                             '------------reset-------------------------> idle
 /// ```
 #[derive(Debug, Default)]
 pub(super) struct ViewGate {
+    /// Start of the wait, if waiting.
     wanted: Option<Instant>,
 }
 
 impl ViewGate {
-    /// Somebody is to be sent away by a view of this sight.
+    /// Decides about a redirect by a view of this freshness.
     pub(super) fn check(&mut self, view_freshness: &ViewFreshness, now: Instant) -> GateDecision {
         let wanted = self.wanted.unwrap_or(now);
         if view_freshness.is_fresh_for(wanted) || now >= wanted + VIEW_REFRESH_WAIT_MAX {
@@ -51,7 +50,7 @@ impl ViewGate {
         self.wanted = None;
     }
 
-    /// Until when a surer view is waited for; `None` where none is.
+    /// End of the wait; `None` if not waiting.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.wanted.map(|wanted| wanted + VIEW_REFRESH_WAIT_MAX)
     }
@@ -76,7 +75,11 @@ mod tests {
         assert_eq!(view_gate.check(&view_freshness(at(0)), at(150)), GateDecision::RequestRefresh);
         assert_eq!(view_gate.check(&view_freshness(at(0)), at(160)), GateDecision::Wait);
         assert_eq!(view_gate.deadline(), Some(at(2_150)));
-        assert_eq!(view_gate.check(&view_freshness(at(49)), at(170)), GateDecision::Wait, "this one is as old");
+        assert_eq!(
+            view_gate.check(&view_freshness(at(49)), at(170)),
+            GateDecision::Wait,
+            "this one was read before the wait"
+        );
         assert_eq!(
             view_gate.check(&view_freshness(at(155)), at(900)),
             GateDecision::Proceed,
@@ -86,7 +89,7 @@ mod tests {
         assert_eq!(
             view_gate.check(&view_freshness(at(155)), at(900)),
             GateDecision::RequestRefresh,
-            "who comes later has another"
+            "a later redirect has its own wait"
         );
     }
 
@@ -98,11 +101,7 @@ mod tests {
         let down = ViewFreshness { redis_up: false, confirmed: false, ..view_freshness(start) };
         assert_eq!(view_gate.check(&down, at(60_000)), GateDecision::Proceed);
         assert_eq!(view_gate.check(&view_freshness(start), at(60_000)), GateDecision::RequestRefresh);
-        assert_eq!(
-            view_gate.check(&down, at(60_400)),
-            GateDecision::Proceed,
-            "that it is down was found out meanwhile"
-        );
+        assert_eq!(view_gate.check(&down, at(60_400)), GateDecision::Proceed, "Redis was found down meanwhile");
         assert_eq!(view_gate.check(&view_freshness(start), at(61_000)), GateDecision::RequestRefresh);
         assert_eq!(view_gate.check(&view_freshness(start), at(62_999)), GateDecision::Wait);
         assert_eq!(view_gate.check(&view_freshness(start), at(63_000)), GateDecision::Proceed);
@@ -119,7 +118,7 @@ mod tests {
         assert_eq!(
             view_gate.check(&view_freshness(at(600)), at(9_000)),
             GateDecision::RequestRefresh,
-            "by the age of now, not of then"
+            "the age counts now"
         );
     }
 }

@@ -1,5 +1,5 @@
-//! The writing side of a connection: it sends to the socket whose stream its task reads, and fetches ahead what the
-//! next connection needs.
+//! The writing side of a connection: it sends to the socket whose stream its task reads, and prefetches the memory of the
+//! connection that is written next.
 
 use std::io::{self, IoSlice};
 use std::mem::offset_of;
@@ -26,11 +26,10 @@ impl Writer {
 }
 
 impl Socket for Writer {
-    /// Nearly always it is one frame, and to pass that by itself is cheaper: the kernel has no list to copy and to
-    /// check.
+    /// Nearly always there is one frame. Passing it without a list is cheaper: the kernel has no list to copy and check.
     fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         const FLAGS: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
-        // SAFETY: the descriptor is open for as long as the connection is in the shard's state.
+        // SAFETY: the descriptor is open while the connection is in the shard's state.
         let socket = unsafe { BorrowedFd::borrow_raw(self.fd) };
         let sent = match slices {
             [one] => net::send(socket, one, FLAGS),
@@ -43,10 +42,10 @@ impl Socket for Writer {
         self.task.wake();
     }
 
-    /// The system call in between takes long enough for it. It is asked for by address, since to ask the slot map for
-    /// the other one is to look at its slot, and to wait for that. Of the list, the key behind its own is fetched, too.
+    /// The system call before that write takes long enough for it. The address is computed: asking the slot map would
+    /// read the slot, and wait for it. The key after the next one is prefetched as well.
     fn fetch_ahead((key, this): (ConnectionKey, &Connection<Self>), others: &[ConnectionKey]) {
-        /// What is looked at first in a connection, whichever way it lies in lines of 64 bytes, and what the slot map
+        /// What is read first in a connection, however it is aligned to cache lines of 64 bytes, and what the slot map
         /// checks, right behind it.
         const OFFSETS: [usize; 5] =
             [0, 64, 128, offset_of!(Connection<Writer>, board_seen), size_of::<Connection<Writer>>()];
@@ -59,14 +58,14 @@ impl Socket for Writer {
     }
 }
 
-/// What a connection takes in the slot map, with the number that says whether its slot is taken.
+/// Size of a slot in the slot map: a connection and its version number.
 const SLOT_BYTES: isize = size_of::<(Connection<Writer>, u32)>().cast_signed();
 
-/// How many keys beyond the next one the list of them is fetched: eight share a line of the cache.
+/// Keys prefetched beyond the next one: eight share a cache line.
 const KEYS_AHEAD: usize = 1;
 
-/// How many slots further than one connection another lies. The lower half of a key's number is its slot; were it not,
-/// what is fetched ahead would be something else.
+/// Distance between two connections in slots. The lower half of a key's number is its slot; if it were not, other memory
+/// would be prefetched, with no other effect.
 fn slots_between(from: ConnectionKey, to: ConnectionKey) -> isize {
     let slot = |key: ConnectionKey| (key.data().as_ffi() & u64::from(u32::MAX)).cast_signed() as isize;
     slot(to) - slot(from)

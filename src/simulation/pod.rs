@@ -306,7 +306,7 @@ impl RunningPod {
         if look == RedirectWait::Wanted {
             self.session.member.handle_refresh_request(now.instant);
         }
-        look == RedirectWait::Sure
+        look == RedirectWait::Fresh
     }
 
     /// Judges a client, as `admission::admit` does one with a valid token, and serves it or tells it where to go.
