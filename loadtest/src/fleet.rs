@@ -1,5 +1,5 @@
-//! The fleet: many clients on a gateway, under a load that keeps its time, and beside it the bare loops that say what
-//! the kernel and librdkafka cost by themselves. It owns a run's order; what is measured is in [`measure`].
+//! The fleet: many clients on a gateway under an open-loop load, and bare loops that show the cost of the kernel and of
+//! librdkafka alone. It owns the order of a run; [`measure`] has the measurement.
 //!
 //! ```text
 //! producer ──> Kafka ──> gateway      ──> clients      processes of their own, which count
@@ -7,24 +7,24 @@
 //!            schedule ─> send loop    ──> clients      the floor: send(2)
 //! ```
 //!
-//! **Time.** The schedule is an open loop ([`schedule`]): each record carries when it was due, and a latency is from
-//! then until a client read it. A producer that is late, a broker that stands, a gateway that is behind: all of it is
-//! in the latency, of every record that it held up. How late the producer itself was is told beside.
+//! **Time.** The schedule is an open loop ([`schedule`]): each record carries its due time, and its latency is from
+//! then until a client read it. A late producer, a slow broker and a busy gateway all count, for every record that they
+//! delayed. The producer's own lateness is reported separately.
 //!
-//! **CPU.** What a process used comes from its threads' clocks ([`usage`]), within a window after a warm-up, and is
-//! divided by what the clients read within it. How much of it is the process' own code is from samples ([`profile`]).
-//! The floor is measured in the same way, on the gateway's core.
+//! **CPU.** The CPU time of a process comes from its threads' clocks ([`usage`]), within a window after a warm-up,
+//! divided by what the clients read in it. Samples show the share of the process's own code ([`profile`]). The floor is
+//! measured in the same way, on the gateway's core.
 //!
-//! **A handshake's CPU** is that of the subject's processes from the first connection until all clients had
-//! `connected`, less what they used at rest, over the same time, in the second before.
+//! **CPU per handshake** is that of the measured processes from the first connection until all clients had `connected`,
+//! less what they used idle for as long, from the second before.
 //!
-//! **Memory** of a connection is the gateway's own ([`usage::memory`]) and the kernel's ([`usage::KernelMemory`]), both
-//! as the difference that connecting makes.
+//! **Memory** per connection is the gateway's own ([`usage::memory`]) and the kernel's ([`usage::KernelMemory`]), both
+//! as the difference made by connecting.
 //!
-//! **Noise** of the machine ([`machine_noise`]) is told, and what was measured in too much of it is measured again.
+//! **Noise** of the machine ([`machine_noise`]) is reported, and a measurement with too much of it is repeated.
 //!
-//! **Clients** are cheap: they count frames without a parse, but of a sample ([`connection`]); where they are what
-//! limits after all, the report says so.
+//! **Clients** are cheap: they count frames and parse only a sample ([`connection`]). If they limit the result, the
+//! report says so.
 
 pub mod bounds;
 pub mod capacity;
@@ -69,99 +69,99 @@ use producer::Produced;
 use report::FleetReport;
 use rounds::Rounds;
 use schedule::{DueItem, Load};
-use wire::{FloorPlan, FloorSays, LoopSource, Target};
+use wire::{FloorMessage, FloorPlan, LoopSource, Target};
 use workers::Worker;
 
-/// A bare loop says what it has to say within this time.
+/// Time limit for a message from a bare loop.
 const FLOOR_WITHIN: Duration = Duration::from_secs(60);
 
-/// How much of the events Kafka keeps: a run of hours doesn't fill the disk.
+/// Retention of the events' topic, so that a long run does not fill the disk.
 const LOG_KEPT: &[(&str, &str)] = &[("retention.bytes", "1073741824"), ("segment.bytes", "134217728")];
 
-/// What a gateway's frame has over its record, where no frame was seen to go by: its cursor, and a header.
+/// Difference in length between a gateway's frame and its record, its cursor and a header, if no frame was measured.
 const FRAME_OVER_RECORD_BYTES: usize = 64;
 
-/// A fleet, and its load.
+/// Options of a fleet and its load.
 #[derive(Debug, Clone, Serialize, clap::Args)]
 pub struct Options {
-    /// A gateway that runs, such as ws://127.0.0.1:3003/ws; each of its pods, with commas between. Without it, one is
-    /// started, with a Kafka and a Redis.
+    /// URL of a running gateway, such as ws://127.0.0.1:3003/ws; for several pods, separated by commas. Without it, a
+    /// gateway is started, with a Kafka and a Redis.
     #[arg(long, value_delimiter = ',')]
     pub url: Vec<String>,
-    /// The running gateway's JWT_SECRET, to make a token with.
+    /// JWT_SECRET of the running gateway, to make a token.
     #[arg(long)]
     #[serde(skip)]
     pub secret: Option<String>,
-    /// The running gateway's brokers. Its topics must be there: trading.position-opened, and for N markets
+    /// Brokers of the running gateway. The topics must exist: trading.position-opened, and for N markets
     /// market-data.load-<0 to N-1>-ticks.
     #[arg(long)]
     pub brokers: Option<String>,
-    /// The running gateway's process numbers, where it is on this machine: for figures of CPU and memory.
+    /// Process ids of the running gateway if it is on this machine, to measure CPU and memory.
     #[arg(long, value_delimiter = ',')]
     pub pid: Vec<u32>,
-    /// Pods to start.
+    /// Number of pods to start.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub pods: u32,
-    /// A setting for the pods to start, such as HISTORY_SECONDS=60; may be given again.
+    /// A setting for the started pods, such as HISTORY_SECONDS=60. Can be repeated.
     #[arg(long = "set", value_name = "NAME=VALUE")]
     pub settings: Vec<String>,
-    /// How many clients.
+    /// Number of clients.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub clients: u32,
-    /// How many assessments they watch, in turns.
+    /// Number of assessments that they subscribe to, in turn.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub assessments: u32,
-    /// Events a second, of all assessments together.
+    /// Events per second, all assessments together.
     #[arg(long, default_value_t = 100.0, value_parser = not_negative)]
     pub rate: f64,
-    /// How many events of one assessment are due at a time.
+    /// Number of events of one assessment that are due at once.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub burst: u32,
-    /// The length of a record's payload, in bytes; about 190 are its fields, and it is filled up.
+    /// Length of a record's payload in bytes. Its fields take about 190; the rest is padding.
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub size: u32,
-    /// How many markets.
+    /// Number of markets.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub markets: u32,
-    /// Ticks a second, of all markets together.
+    /// Ticks per second, all markets together.
     #[arg(long, default_value_t = 0.0, value_parser = not_negative)]
     pub market_rate: f64,
-    /// How long is measured, in seconds.
+    /// Length of the measurement in seconds.
     #[arg(long, default_value_t = 10.0, value_parser = above_zero)]
     pub seconds: f64,
-    /// How long the load runs before, in seconds.
+    /// Length of the warm-up under load in seconds.
     #[arg(long, default_value_t = 2.0, value_parser = not_negative)]
     pub warm_up: f64,
-    /// Connections that are opened a second.
+    /// Connections opened per second.
     #[arg(long, default_value_t = 2_000.0, value_parser = above_zero)]
     pub connects_per_second: f64,
-    /// Which part of the clients is slow, from 0 to 1.
+    /// Share of slow clients, from 0 to 1.
     #[arg(long, default_value_t = 0.0, value_parser = not_negative)]
     pub slow_share: f64,
-    /// How many bytes a slow client reads a second.
+    /// Bytes per second that a slow client reads.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(10..))]
     pub slow_bytes_per_second: u32,
-    /// Clients that drop their connection a second, and come back with their cursor.
+    /// Clients per second that drop their connection and reconnect with their cursor.
     #[arg(long, default_value_t = 0.0, value_parser = not_negative)]
     pub reconnects_per_second: f64,
-    /// Of how many messages one is parsed, and its latency taken.
+    /// One message in this many is parsed to take its latency.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub sample: u32,
-    /// Processes of clients; as many as their descriptors need, at least.
+    /// Number of client processes; by default as many as their descriptors need.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub processes: Option<u32>,
-    /// Cores that the gateway has to itself, with commas between; all else runs on the others. The bare loops run on
-    /// the last of them; without them, on the last core, which is a shard's.
+    /// Cores reserved for the gateway, separated by commas; everything else runs on the others. The bare loops run on
+    /// the last of them. By default they run on the last core of the machine, which is a shard's.
     #[arg(long, value_delimiter = ',')]
     pub gateway_cores: Vec<usize>,
-    /// Measure the bare loops too.
+    /// Also measure the bare loops.
     #[arg(long)]
     pub with_floor: bool,
-    /// How often all is measured.
+    /// Rounds of the measurement.
     #[command(flatten)]
     #[serde(flatten)]
     pub rounds: Rounds,
-    /// The page with the plots; without it, beside the JSON file.
+    /// The page with plots; by default beside the JSON file.
     #[arg(long)]
     pub html: Option<PathBuf>,
 }
@@ -176,7 +176,7 @@ fn above_zero(text: &str) -> Result<f64, String> {
 }
 
 impl Options {
-    /// What is sent.
+    /// The load.
     #[must_use]
     pub fn load(&self) -> Load {
         Load {
@@ -190,12 +190,12 @@ impl Options {
         }
     }
 
-    /// How long the load runs.
+    /// Duration of the load.
     fn length(&self) -> Duration {
         Duration::from_secs_f64(self.warm_up + self.seconds)
     }
 
-    /// The cores of all but the gateway, where they are told apart.
+    /// The cores for everything but the gateway, if they are reserved.
     #[must_use]
     pub fn other_cores(&self) -> Vec<usize> {
         if self.gateway_cores.is_empty() {
@@ -204,7 +204,7 @@ impl Options {
         own_cores().into_iter().filter(|core| !self.gateway_cores.contains(core)).collect()
     }
 
-    /// The bare loops' core: a shard's.
+    /// The bare loops' core, which is a shard's.
     fn floor_core(&self) -> Option<usize> {
         self.gateway_cores.last().copied().or_else(|| own_cores().last().copied())
     }
@@ -218,38 +218,38 @@ impl Options {
         ensure!(is_own || self.secret.is_some(), "--url needs --secret, the gateway's JWT_SECRET");
         let is_loaded = self.rate > 0.0 || self.market_rate > 0.0;
         ensure!(is_own || !is_loaded || self.brokers.is_some(), "--url needs --brokers, or --rate 0");
-        ensure!(is_own || !self.with_floor, "--with-floor needs the machine to itself: leave out --url");
-        ensure!(is_own || self.settings.is_empty(), "--set is for pods that are started: leave out --url");
+        ensure!(is_own || !self.with_floor, "--with-floor can't be combined with --url");
+        ensure!(is_own || self.settings.is_empty(), "--set can't be combined with --url");
         ensure!(self.slow_share <= 1.0, "--slow-share is from 0 to 1");
         let has_others = self.gateway_cores.is_empty() || !self.other_cores().is_empty();
-        ensure!(has_others, "--gateway-cores leaves no core to the others");
+        ensure!(has_others, "--gateway-cores leaves no core for the rest");
         self.settings().map(|_| ())
     }
 }
 
-/// Settings as the command line has them.
+/// Parses settings of the command line.
 fn pairs(settings: &[String]) -> Result<Vec<(&str, &str)>> {
     settings.iter().map(|pair| pair.split_once('=').with_context(|| format!("{pair}: not NAME=VALUE"))).collect()
 }
 
-/// Measures a gateway, and with `--with-floor` the bare loops; prints the table, and writes the JSON file and the page.
+/// Measures a gateway, and with `--with-floor` the bare loops. Prints the table and writes the JSON file and the page.
 ///
 /// # Errors
-/// If the options don't fit each other, or a part ends.
+/// If the options contradict each other, or a process exits.
 pub fn run(options: &Options) -> Result<FleetReport> {
     options.check()?;
     let (rounds, discarded) =
-        if options.url.is_empty() { own_rounds(options, true)? } else { foreign_rounds(options)? };
+        if options.url.is_empty() { own_rounds(options, true)? } else { external_rounds(options)? };
     finish(options, rounds, discarded, "fleet")
 }
 
-/// Measures the bare loops alone.
+/// Measures only the bare loops.
 ///
 /// # Errors
 /// As [`run`].
 pub fn run_floor(options: &Options) -> Result<FleetReport> {
     options.check()?;
-    ensure!(options.url.is_empty(), "the bare loops need no gateway: leave out --url");
+    ensure!(options.url.is_empty(), "floor can't be combined with --url");
     let floor = Options { with_floor: true, ..options.clone() };
     let (rounds, discarded) = own_rounds(&floor, false)?;
     finish(options, rounds, discarded, "floor")
@@ -258,32 +258,32 @@ pub fn run_floor(options: &Options) -> Result<FleetReport> {
 fn finish(options: &Options, rounds: Vec<FleetRound>, discarded: Vec<Discarded>, name: &str) -> Result<FleetReport> {
     let options_json = serde_json::to_value(options).context("options are JSON")?;
     let report = FleetReport::of(options_json, rounds, discarded);
-    tell(options, &report, name)?;
+    publish(options, &report, name)?;
     Ok(report)
 }
 
-/// Prints the table, and writes the JSON file and the page; where nothing else is said, in files of this name.
-fn tell(options: &Options, report: &FleetReport, name: &str) -> Result<()> {
+/// Prints the table and writes the JSON file and the page. `name` is the default of the files' names.
+fn publish(options: &Options, report: &FleetReport, name: &str) -> Result<()> {
     let json = options.rounds.json_file(name);
     let html = options.html.clone().unwrap_or_else(|| json.with_extension("html"));
     report.write(&json)?;
     fs::write(&html, page::page(report, name)).with_context(|| format!("{} can't be written", html.display()))?;
     print!("\n{}", report.table());
-    println!("all of it: {}, and with plots: {}", json.display(), html.display());
+    println!("JSON: {}, plots: {}", json.display(), html.display());
     Ok(())
 }
 
 // ---- gateways -------------------------------------------------------------------------------------------------------
 
-/// A gateway that runs.
-fn foreign_subject(options: &Options) -> Result<Subject> {
+/// A running gateway.
+fn external_subject(options: &Options) -> Result<Subject> {
     let token = token_of(options.secret.as_deref().unwrap_or_default());
     let targets: Vec<Target> = options.url.iter().map(|url| target(url)).collect::<Result<_>>()?;
     Ok(Subject { name: "gateway", targets, pids: options.pid.clone(), token, supports_churn: true })
 }
 
-fn foreign_rounds(options: &Options) -> Result<(Vec<FleetRound>, Vec<Discarded>)> {
-    let subject = foreign_subject(options)?;
+fn external_rounds(options: &Options) -> Result<(Vec<FleetRound>, Vec<Discarded>)> {
+    let subject = external_subject(options)?;
     options.rounds.measure(|_| {
         let gateway = measure(options, &subject, || {
             Ok(match options.brokers.clone() {
@@ -295,10 +295,10 @@ fn foreign_rounds(options: &Options) -> Result<(Vec<FleetRound>, Vec<Discarded>)
     })
 }
 
-/// A Kafka and a Redis, with the load's topics.
-fn own_world(options: &Options) -> World {
+/// Starts a Kafka and a Redis with the topics of the load.
+fn start_world(options: &Options) -> World {
     if !options.gateway_cores.is_empty() {
-        // What is started from now on is a child of this thread, or of one that it starts.
+        // All processes started from now on inherit this thread's cores.
         stay_on(&options.other_cores());
     }
     let world = World::start();
@@ -312,7 +312,7 @@ fn own_world(options: &Options) -> World {
 }
 
 fn own_rounds(options: &Options, has_gateway: bool) -> Result<(Vec<FleetRound>, Vec<Discarded>)> {
-    let world = own_world(options);
+    let world = start_world(options);
     options.rounds.measure(|_| {
         let gateway = has_gateway.then(|| measure_own(options, &world)).transpose()?;
         let floors = floors(options, &world, gateway.as_ref())?;
@@ -320,17 +320,17 @@ fn own_rounds(options: &Options, has_gateway: bool) -> Result<(Vec<FleetRound>, 
     })
 }
 
-/// Starts pods, and returns when they are ready.
-fn own_pods(options: &Options, world: &World) -> Result<(Vec<Pod>, Subject)> {
-    // Those of the round before were killed, and hold their slots for some seconds more: when their leases run out,
-    // clients are handed over, in the midst of what is measured.
+/// Starts pods and waits until they are ready.
+fn start_pods(options: &Options, world: &World) -> Result<(Vec<Pod>, Subject)> {
+    // Pods of the last round were killed and still hold their slots. When those leases expired, clients would be
+    // redirected during the measurement.
     world.redis.flush();
     let settings = options.settings()?;
     let pods: Vec<Pod> = (0..options.pods)
         .map(|number| {
-            // A fleet that connects at its own pace is not to be held to the gateway's.
+            // The gateway must not limit the rate at which the fleet connects.
             let plan = world.pod(&format!("pod-{number}")).set("ACCEPTS_PER_SECOND", "100000");
-            // What is measured keeps the time that it keeps by default, and not the tests'.
+            // Measured pods use the default times, not the tests'.
             let plan = plan.unset("LEASE_TTL_MS").unset("TOPIC_REFRESH_MS");
             plan.set_all(&settings).on_cores(&options.gateway_cores).spawn()
         })
@@ -345,14 +345,14 @@ fn own_pods(options: &Options, world: &World) -> Result<(Vec<Pod>, Subject)> {
     Ok((pods, subject))
 }
 
-/// Measures pods that are started for it, and end with it.
+/// Starts pods, measures them and stops them.
 fn measure_own(options: &Options, world: &World) -> Result<Measurement> {
-    let (_pods, subject) = own_pods(options, world)?;
+    let (_pods, subject) = start_pods(options, world)?;
     let brokers = world.kafka.bootstrap().to_owned();
     measure(options, &subject, || Ok(producer::start(brokers, options.load(), options.length())))
 }
 
-/// A token that may watch anything.
+/// A token that allows all assessments.
 fn token_of(secret: &str) -> String {
     let header = json!({ "alg": "HS256", "typ": "JWT" });
     token::signed_with(secret.as_bytes(), &header, &json!({ "userId": "fleet" }))
@@ -368,7 +368,7 @@ fn target(url: &str) -> Result<Target> {
     Ok(Target { url: url.to_owned(), address })
 }
 
-/// The mean length of an event's frame, as the gateway sent it.
+/// Mean length of an event's frame, as the gateway sent it.
 fn frame_bytes(gateway: &Measurement) -> Option<usize> {
     let bytes = gateway.counts.event_bytes.checked_div(gateway.counts.events)?;
     usize::try_from(bytes).ok()
@@ -376,13 +376,13 @@ fn frame_bytes(gateway: &Measurement) -> Option<usize> {
 
 // ---- the floor ------------------------------------------------------------------------------------------------------
 
-/// Measures both bare loops, where they are asked for, with frames as long as the gateway's.
+/// Measures both bare loops if requested, with frames as long as the gateway's.
 fn floors(options: &Options, world: &World, gateway: Option<&Measurement>) -> Result<FleetRound> {
     let frame_bytes = gateway.and_then(frame_bytes).unwrap_or(options.size as usize + FRAME_OVER_RECORD_BYTES);
     let brokers = world.kafka.bootstrap();
     let floor = |source| options.with_floor.then(|| measure_floor(options, frame_bytes, brokers, source)).transpose();
     let send = floor(LoopSource::Schedule(options.length().as_secs_f64()))?;
-    // All that the gateway reads: each fetch asks for each partition, whatever comes of it.
+    // The loop reads all topics that the gateway reads, because each fetch asks for every partition.
     let loaded = (0..options.markets).filter(|_| options.market_rate > 0.0).map(|number| topic(DueItem::Tick(number)));
     let topics = World::topics().into_iter().map(|(name, _)| name).chain(loaded).collect();
     let kafka = floor(LoopSource::Kafka { brokers: brokers.to_owned(), topics })?;
@@ -396,14 +396,16 @@ fn measure_floor(options: &Options, frame_bytes: usize, brokers: &str, source: L
     let cores: Vec<usize> = options.floor_core().into_iter().collect();
     let count = loops(options)?;
     let plan = |number: u32| {
-        // Clients come in turns.
+        // Clients connect to the loops in turn.
         let clients = load.clients.saturating_sub(number).div_ceil(count);
         FloorPlan { load, clients, frame_bytes, source: source.clone() }
     };
     let mut loops: Vec<Worker> =
         (0..count).map(|number| Worker::start("fleet-floor", &plan(number), &cores)).collect::<Result<_>>()?;
     let target = |one: &mut Worker| {
-        let FloorSays::Listens(address) = one.hear(FLOOR_WITHIN)? else { bail!("a bare loop begins with its address") };
+        let FloorMessage::Listens(address) = one.receive(FLOOR_WITHIN)? else {
+            bail!("a bare loop sends its address first")
+        };
         Ok(Target { url: format!("ws://{address}/ws"), address })
     };
     let targets = loops.iter_mut().map(target).collect::<Result<_>>()?;
@@ -412,12 +414,12 @@ fn measure_floor(options: &Options, frame_bytes: usize, brokers: &str, source: L
     let part = measure(options, &subject, || {
         for one in &mut loops {
             ensure!(
-                one.hear::<FloorSays>(FLOOR_WITHIN)? == FloorSays::Ready,
-                "a bare loop is ready when all are there"
+                one.receive::<FloorMessage>(FLOOR_WITHIN)? == FloorMessage::Ready,
+                "a bare loop is ready when all clients are connected"
             );
         }
         for one in &mut loops {
-            one.tell(&"begin")?;
+            one.send(&"begin")?;
         }
         let length = options.length();
         Ok(if is_kafka {
@@ -429,17 +431,17 @@ fn measure_floor(options: &Options, frame_bytes: usize, brokers: &str, source: L
     loops.iter_mut().for_each(Worker::close);
     let (mut all_sent, mut all_refused) = (0, 0);
     for one in &mut loops {
-        let FloorSays::Sent { frames, refused } = one.hear(FLOOR_WITHIN)? else {
-            bail!("a bare loop tells what it sent")
+        let FloorMessage::Sent { frames, refused } = one.receive(FLOOR_WITHIN)? else {
+            bail!("a bare loop reports the frames sent")
         };
         all_sent += frames;
         all_refused += refused;
     }
-    println!("{name:<12} {all_sent} frames sent, {all_refused} refused by sockets that were full");
+    println!("{name:<12} {all_sent} frames sent, {all_refused} not accepted by full sockets");
     Ok(part)
 }
 
-/// How many processes a bare loop is: as many as the pods, and as its sockets need.
+/// Number of processes of a bare loop: as many as pods, or as its sockets need.
 fn loops(options: &Options) -> Result<u32> {
     let per_process = measure::descriptors_max().saturating_sub(floor::SPARE_DESCRIPTORS).max(1);
     let needed = u64::from(options.clients).div_ceil(per_process);

@@ -56,7 +56,7 @@ fn each_delivery_is_counted_once_and_the_json_has_what_the_table_has() {
         let connecting = part.while_connecting.as_ref().unwrap_or_else(|| panic!("{name} is of this machine"));
         assert!(connecting.usage.total_ns() > 0 && part.at_rest.is_some() && part.handshake_ns().is_some(), "{name}");
     }
-    let handshake = report.rows.iter().find(|row| row.name == "CPU a handshake, user+sys, us").unwrap();
+    let handshake = report.rows.iter().find(|row| row.name == "CPU per handshake, user+sys, us").unwrap();
     assert!(handshake.to_send.is_some() && handshake.to_kafka.is_some(), "{handshake:?}");
     let gateway = round.gateway.as_ref().unwrap();
     assert!(gateway.counts.dropped > 0 && gateway.counts.resumed > 0, "{:?}", gateway.counts);
@@ -83,7 +83,7 @@ fn each_delivery_is_counted_once_and_the_json_has_what_the_table_has() {
     }
     assert_eq!(read.remarks, report.remarks);
     let page = std::fs::read_to_string(dir.path().join("fleet.html")).unwrap();
-    for plot in ["Latency over time (gateway)", "CPU a delivery", "Memory of an idle connection"] {
+    for plot in ["Latency over time (gateway)", "CPU per delivery", "Memory of an idle connection"] {
         assert!(page.contains(&format!("<figcaption>{plot}</figcaption>")), "{plot}: {page}");
     }
 }
@@ -187,7 +187,7 @@ fn a_gateway_that_runs_is_searched_too_and_a_bound_that_none_keeps_has_no_capaci
     assert_eq!(rates, [100.0, 50.0], "the next is lower");
     assert!(found.steps.iter().all(|step| !step.is_held() && step.limit.is_some()), "{found:?}");
     assert_eq!((found.held, &found.sizing, report.rounds.len()), (None, &None, 0));
-    assert_eq!(found.lines[0], "capacity: no load was held");
+    assert_eq!(found.lines[0], "capacity: no load was sustained");
 }
 
 #[test]

@@ -1,5 +1,4 @@
-//! Figures with bounds: each is the median of its rounds, beside the least and the most of them, and beside what it is
-//! to be.
+//! Figures with bounds: the median, minimum and maximum of the rounds beside the bound.
 
 use std::fmt::Write as _;
 
@@ -8,12 +7,12 @@ use serde::{Deserialize, Serialize};
 use super::report::cell;
 use super::statistics::median;
 
-/// What a figure is to be.
+/// A bound of a figure.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Bound {
-    /// This, or more.
+    /// Lower bound.
     AtLeast(f64),
-    /// This, or less.
+    /// Upper bound.
     AtMost(f64),
 }
 
@@ -36,20 +35,20 @@ impl Bound {
 /// A row of the table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BoundRow {
-    /// What was measured, with its unit; what begins with two spaces is a part of what stands above it.
+    /// What was measured, with its unit. Two leading spaces mark a part of the row above.
     pub name: String,
-    /// The rounds' median.
+    /// Median of the rounds.
     pub median: f64,
-    /// Their least.
+    /// Minimum of the rounds.
     pub least: f64,
-    /// Their most.
+    /// Maximum of the rounds.
     pub most: f64,
-    /// What the median is to keep, where there is such a bound.
+    /// Bound of the median, if it has one.
     pub bound: Option<Bound>,
 }
 
 impl BoundRow {
-    /// Of what each round came to; `None` where none came to a number.
+    /// A row of the rounds' values; `None` if none is finite.
     #[must_use]
     pub fn of(name: &str, bound: Option<Bound>, values: impl Iterator<Item = f64>) -> Option<Self> {
         let values: Vec<f64> = values.filter(|value| value.is_finite()).collect();
@@ -58,20 +57,20 @@ impl BoundRow {
         Some(Self { name: name.to_owned(), median: median(values)?, least, most, bound })
     }
 
-    /// Whether the median keeps its bound, where there is one.
+    /// Whether the median is within its bound, if it has one.
     #[must_use]
     pub fn is_held(&self) -> Option<bool> {
         self.bound.map(|bound| bound.is_held(self.median))
     }
 }
 
-/// The rows, with the remarks below them.
+/// The table of the rows, with the remarks below.
 ///
 /// # Panics
-/// Never: a string takes all that is written.
+/// Never: writing to a string does not fail.
 #[must_use]
 pub fn table(rows: &[BoundRow], remarks: &[String]) -> String {
-    let mut text = format!("{:<56}{:>10}{:>10}{:>10}{:>12}  held\n", "", "median", "least", "most", "bound");
+    let mut text = format!("{:<56}{:>10}{:>10}{:>10}{:>12}  met\n", "", "median", "min", "max", "bound");
     for row in rows {
         let [median, least, most] = [row.median, row.least, row.most].map(|value| cell(Some(value)));
         let bound = row.bound.map_or(String::new(), Bound::text);

@@ -1,5 +1,5 @@
-//! A process of clients: one thread, one epoll, thousands of connections. It opens them at their pace, counts what
-//! comes, and answers the harness' questions on its pipe.
+//! A client process: one thread, one epoll, thousands of connections. It opens them at a given rate, counts what they
+//! receive, and answers the harness on its pipe.
 
 use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
@@ -17,29 +17,29 @@ use super::wire::{ClientsPlan, Counts, WorkerCommand};
 use crate::client::Ask;
 use crate::process::{allow_descriptors, loopback};
 
-/// Handshakes that are on their way at a time: more only wait in the gateway's backlog.
+/// Handshakes in progress at a time. More would only wait in the gateway's backlog.
 const HANDSHAKES_MAX: u64 = 512;
 
-/// A client that was ended, or could not connect, tries again after this time; one that was redirected at once.
-const AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// Delay before a client reconnects after a close or a failure. After a redirect there is none.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
 
-/// Slow clients read this often.
+/// Interval at which slow clients read.
 const SLOW_EVERY: Duration = Duration::from_millis(100);
 
-/// Source addresses of a process: a connection that was dropped keeps its port for a while.
+/// Source addresses of a process. There are several because a dropped connection keeps its port for a while.
 const SOURCES: usize = 4;
 
-/// What a read takes at most.
+/// Largest read in bytes.
 const SCRATCH_BYTES: usize = 256 * 1024;
 
-/// The token of the pipe among the clients' numbers.
+/// The epoll token of the pipe.
 const PIPE: u64 = u64::MAX;
 
 /// A client, with or without a connection.
 struct FleetClient {
     connection: Option<FleetConnection>,
     memory: ClientState,
-    /// Where it connects: the number of a target.
+    /// Index of the target to which it connects.
     target: usize,
 }
 
@@ -48,29 +48,29 @@ struct ClientProcess {
     epoll: Epoll,
     clients: Vec<FleetClient>,
     sources: Vec<Ipv4Addr>,
-    /// What a client asks each target for, but for its assessment and its cursor.
+    /// The request to each target, without assessment and cursor.
     asks: Vec<Ask>,
     counts: Counts,
     sampler: Sampler,
     scratch: Vec<u8>,
-    /// Who connects again, and when at the earliest.
-    again: VecDeque<(Instant, usize)>,
-    /// Handshakes on their way.
+    /// Clients that will reconnect, with the earliest time.
+    retries: VecDeque<(Instant, usize)>,
+    /// Handshakes in progress.
     handshakes: u64,
-    /// Clients that have begun their first connection.
+    /// Clients that have started their first connection.
     begun: usize,
-    /// When the first connection was due, once the harness has asked for connections.
+    /// Time at which the first connection was due, once the harness has requested connections.
     began: Option<Instant>,
-    /// Who drops its connection next, and when.
+    /// The client that drops its connection next, and the time of that.
     returning: usize,
     next_return: Option<Instant>,
     next_slow: Instant,
 }
 
-/// Runs the clients that the first line of the standard input tells of, until it ends.
+/// Runs the clients of the plan in the first line of standard input, until that input ends.
 ///
 /// # Errors
-/// If the system refuses what clients need.
+/// If the system lacks resources for the clients.
 pub fn run() -> Result<()> {
     let mut pipe = Pipe::default();
     let first = pipe.wait_line()?.context("the first line is the plan")?;
@@ -80,10 +80,10 @@ pub fn run() -> Result<()> {
     clients.epoll.add_readable(io::stdin().as_raw_fd(), PIPE)?;
     let mut is_open = true;
     while is_open {
-        // The first question may have come along with the plan.
+        // The first command may have arrived together with the plan.
         while let Some(line) = pipe.line() {
             let command: WorkerCommand = serde_json::from_str(&line).context("a command")?;
-            clients.tell()?;
+            clients.report()?;
             match command {
                 WorkerCommand::Connect => clients.began = Some(Instant::now()),
                 WorkerCommand::Mark => {}
@@ -100,7 +100,7 @@ pub fn run() -> Result<()> {
 impl ClientProcess {
     fn new(plan: ClientsPlan) -> Result<Self> {
         let (count, slow, returning) = (plan.count as usize, plan.slow as usize, plan.returning as usize);
-        // With more than one pod, any may be sent to another, and go on there.
+        // With several pods, any client may be redirected and then resumes there.
         let all_keep = plan.targets.len() > 1;
         let first = plan.first as usize;
         let client = |number: usize| {
@@ -119,7 +119,7 @@ impl ClientProcess {
             counts: Counts::default(),
             sampler: Sampler::new(plan.sample),
             scratch: vec![0; SCRATCH_BYTES],
-            again: VecDeque::new(),
+            retries: VecDeque::new(),
             handshakes: 0,
             begun: 0,
             began: None,
@@ -130,36 +130,36 @@ impl ClientProcess {
         })
     }
 
-    /// Waits for something to do, and does it; returns whether the harness asks for something.
+    /// Waits for events and handles them. Returns whether the harness sent something.
     fn turn(&mut self) -> Result<bool> {
-        let wait = self.open_those_due();
-        self.return_those_due();
-        self.read_slow_ones();
+        let wait = self.open_due();
+        self.drop_due();
+        self.read_slow();
         let mut ready: Vec<Ready> = Vec::new();
         ready.extend(self.epoll.wait(wait).context("epoll")?);
-        let mut is_asked = false;
+        let mut has_command = false;
         for Ready { token, to_write } in ready {
             if token == PIPE {
-                is_asked = true;
+                has_command = true;
                 continue;
             }
             let number = usize::try_from(token).expect("a client's number");
             self.serve(number, to_write)?;
         }
-        Ok(is_asked)
+        Ok(has_command)
     }
 
     // ---- connecting -------------------------------------------------------------------------------------------------
 
-    /// Begins the connections that are due, and returns how long there is nothing more to begin.
-    fn open_those_due(&mut self) -> Duration {
+    /// Starts the connections that are due. Returns the time until the next one.
+    fn open_due(&mut self) -> Duration {
         let now = Instant::now();
         let mut wait = SLOW_EVERY;
         while self.handshakes < HANDSHAKES_MAX {
-            if let Some(&(at, number)) = self.again.front()
+            if let Some(&(at, number)) = self.retries.front()
                 && at <= now
             {
-                self.again.pop_front();
+                self.retries.pop_front();
                 self.begin(number);
             } else if let Some(began) = self.began
                 && self.begun < self.clients.len()
@@ -175,7 +175,7 @@ impl ClientProcess {
                 break;
             }
         }
-        let others = [self.again.front().map(|(at, _)| *at), self.next_return, Some(self.next_slow)];
+        let others = [self.retries.front().map(|(at, _)| *at), self.next_return, Some(self.next_slow)];
         others.into_iter().flatten().fold(wait, |wait, at| wait.min(at.saturating_duration_since(now)))
     }
 
@@ -199,10 +199,10 @@ impl ClientProcess {
     fn fail(&mut self, number: usize, reason: String) {
         self.end(number);
         *self.counts.failed.entry(reason).or_default() += 1;
-        self.again.push_back((Instant::now() + AGAIN_AFTER, number));
+        self.retries.push_back((Instant::now() + RETRY_AFTER, number));
     }
 
-    /// Ends a connection from this side.
+    /// Closes a connection from this side.
     fn end(&mut self, number: usize) {
         if let Some(connection) = self.clients[number].connection.take() {
             let of = if connection.is_open() { &mut self.counts.open } else { &mut self.handshakes };
@@ -215,7 +215,7 @@ impl ClientProcess {
             return Ok(());
         };
         let id = self.plan.first + u32::try_from(number).expect("a client's number");
-        let mut ask = self.asks[*target].clone().assessment(&assessment(self.plan.load.watched_by(id)));
+        let mut ask = self.asks[*target].clone().assessment(&assessment(self.plan.load.assessment_of_client(id)));
         if !memory.cursor.is_empty() {
             ask = ask.parameter(&format!("cursor={}", memory.cursor));
         }
@@ -226,7 +226,7 @@ impl ClientProcess {
     // ---- reading ----------------------------------------------------------------------------------------------------
 
     fn serve(&mut self, number: usize, to_write: bool) -> Result<()> {
-        // It may have been ended by what came before in the same turn.
+        // An earlier event of this turn may have closed it.
         let Some(connection) = &self.clients[number].connection else { return Ok(()) };
         if connection.is_connecting() {
             if to_write && let Err(error) = self.ask(number) {
@@ -240,7 +240,7 @@ impl ClientProcess {
             && client.memory.is_slow
             && connection.is_open()
         {
-            // From now on its own pace says when it reads.
+            // From now on the timer of slow clients decides when it reads.
             self.epoll.remove(connection.fd()).context("epoll")?;
         }
         Ok(())
@@ -258,7 +258,7 @@ impl ClientProcess {
             ReadOutcome::Ended(code) => {
                 self.end(number);
                 *self.counts.closed.entry(code).or_default() += 1;
-                self.again.push_back((Instant::now() + AGAIN_AFTER, number));
+                self.retries.push_back((Instant::now() + RETRY_AFTER, number));
             }
             ReadOutcome::Moved(url) => {
                 self.end(number);
@@ -266,16 +266,16 @@ impl ClientProcess {
                     Some(target) => {
                         self.clients[number].target = target;
                         self.counts.redirects += 1;
-                        self.again.push_front((Instant::now(), number));
+                        self.retries.push_front((Instant::now(), number));
                     }
-                    None => self.fail(number, format!("a redirect to {url}, which is none of the URLs")),
+                    None => self.fail(number, format!("a redirect to {url}, which is not one of the URLs")),
                 }
             }
             ReadOutcome::Failed(reason) => self.fail(number, reason),
         }
     }
 
-    fn read_slow_ones(&mut self) {
+    fn read_slow(&mut self) {
         let now = Instant::now();
         if now < self.next_slow {
             return;
@@ -290,8 +290,8 @@ impl ClientProcess {
         }
     }
 
-    /// Drops the connections whose turn it is, once all are there; they come back at once.
-    fn return_those_due(&mut self) {
+    /// Drops the connections that are due, once all clients are connected. They reconnect at once.
+    fn drop_due(&mut self) {
         let Some(every) = (self.plan.returning > 0 && self.plan.returns_per_second > 0.0)
             .then(|| Duration::from_secs_f64(1.0 / self.plan.returns_per_second))
         else {
@@ -308,38 +308,38 @@ impl ClientProcess {
             if self.clients[number].connection.as_ref().is_some_and(FleetConnection::is_open) {
                 self.end(number);
                 self.counts.dropped += 1;
-                self.again.push_front((now, number));
+                self.retries.push_front((now, number));
             }
         }
     }
 
-    /// Tells the harness what was counted.
-    fn tell(&mut self) -> Result<()> {
+    /// Sends the counts to the harness.
+    fn report(&mut self) -> Result<()> {
         self.counts.usage = Usage::of(std::process::id())?;
         let mut line = serde_json::to_vec(&self.counts).context("counts are JSON")?;
         line.push(b'\n');
         io::stdout().write_all(&line).and_then(|()| io::stdout().flush()).context("the harness is gone")?;
-        for told in [
+        for histogram in [
             &mut self.counts.latencies,
             &mut self.counts.tick_latencies,
             &mut self.counts.late_latencies,
             &mut self.counts.handshakes,
         ] {
-            *told = Default::default();
+            *histogram = Default::default();
         }
         Ok(())
     }
 }
 
-/// The lines of the standard input, read as they come.
+/// The lines of standard input, read without blocking on a whole line.
 #[derive(Default)]
 struct Pipe(VecDeque<u8>);
 
 impl Pipe {
-    /// Reads once; returns whether it is still open.
+    /// Reads once. Returns whether the input is still open.
     fn read(&mut self) -> Result<bool> {
         let mut buffer = [0; 64 * 1024];
-        let len = io::stdin().lock().read(&mut buffer).context("the harness' pipe")?;
+        let len = io::stdin().lock().read(&mut buffer).context("the harness's pipe")?;
         self.0.extend(&buffer[..len]);
         Ok(len > 0)
     }

@@ -1,5 +1,5 @@
-//! One client's connection: how it begins, what is counted of what comes, and what is kept of it. It reads without
-//! waiting, and parses only the messages that are sampled.
+//! One client's connection: it connects, counts what it receives, and keeps the cursor. It reads without blocking and
+//! parses only sampled messages.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -14,53 +14,53 @@ use super::wire::Counts;
 use crate::client::raw::opcode;
 use crate::frames::{Frame, Frames, MessageKind};
 
-/// A slow client's kernel takes so few bytes ahead for it.
+/// Receive buffer of a slow client.
 const SLOW_RECEIVE_BUFFER_BYTES: usize = 4 * 1024;
 
-/// A connection that is, or will soon be, upgraded.
+/// A connection, possibly still in its handshake.
 #[derive(Debug)]
 pub struct FleetConnection {
     stream: TcpStream,
     frames: Frames,
     began: Instant,
-    /// When it was connected, on the Unix clock: what was due before is caught up.
+    /// Unix time at which it was accepted. Events due before that are caught up.
     since: Option<UnixUs>,
     phase: ConnectionPhase,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ConnectionPhase {
-    /// The socket connects.
+    /// The socket is connecting.
     Connecting,
-    /// The request is sent.
+    /// The request was sent.
     Open,
 }
 
-/// What a client keeps over its connections.
+/// State of a client that survives its connections.
 #[derive(Debug, Default)]
 pub struct ClientState {
-    /// Whether it keeps its cursor: only those that come back need one.
+    /// Whether it keeps its cursor, which only clients that reconnect need.
     pub keeps_cursor: bool,
     /// Whether it is slow.
     pub is_slow: bool,
-    /// The last cursor that it saw, where it keeps one.
+    /// The last cursor received, if it keeps one.
     pub cursor: String,
 }
 
-/// What a turn of a connection came to.
+/// Result of a read.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ReadOutcome {
-    /// It goes on.
+    /// The connection stays open.
     On,
-    /// It ended, by this close code.
+    /// The connection ended with this close code.
     Ended(u16),
-    /// It is to go to this URL.
+    /// A redirect to this URL.
     Moved(String),
-    /// It could not be made, for this reason.
+    /// The connection failed, for this reason.
     Failed(String),
 }
 
-/// Of how many messages one is parsed: the gaps are random, so that no rhythm of the load is met again and again.
+/// Chooses the messages to parse. The gaps are random, so that they don't match a rhythm of the load.
 #[derive(Debug)]
 pub struct Sampler {
     every: u32,
@@ -68,13 +68,13 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// One of so many, on average.
+    /// Samples one in `every` messages, on average.
     #[must_use]
     pub fn new(every: u32) -> Self {
         Self { every, left: 0 }
     }
 
-    /// Whether it is this one's turn.
+    /// Whether to sample this message.
     fn is_due(&mut self) -> bool {
         if let Some(left) = self.left.checked_sub(1) {
             self.left = left;
@@ -86,7 +86,7 @@ impl Sampler {
 }
 
 impl FleetConnection {
-    /// Begins to connect; from this source, where there is one.
+    /// Starts to connect, from this source address if given.
     ///
     /// # Errors
     /// If no descriptor or no port is left.
@@ -109,28 +109,28 @@ impl FleetConnection {
         Ok(Self { stream, frames, began: Instant::now(), since: None, phase: ConnectionPhase::Connecting })
     }
 
-    /// Its socket.
+    /// Its socket's descriptor.
     #[must_use]
     pub fn fd(&self) -> RawFd {
         self.stream.as_raw_fd()
     }
 
-    /// Whether the socket still connects.
+    /// Whether the socket is still connecting.
     #[must_use]
     pub fn is_connecting(&self) -> bool {
         self.phase == ConnectionPhase::Connecting
     }
 
-    /// Whether `connected` has come.
+    /// Whether it has received `connected`.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.since.is_some()
     }
 
-    /// Sends the request, where the socket is connected.
+    /// Sends the request once the socket is connected.
     ///
     /// # Errors
-    /// If nobody is there.
+    /// If the connection was refused.
     pub fn ask(&mut self, head: &str) -> io::Result<()> {
         if let Some(error) = self.stream.take_error()? {
             return Err(error);
@@ -140,7 +140,7 @@ impl FleetConnection {
         Ok(())
     }
 
-    /// Reads what has come, up to `budget` bytes, and counts it.
+    /// Reads what has arrived, up to `budget` bytes, and counts it.
     pub fn read(
         &mut self,
         scratch: &mut [u8],
@@ -168,13 +168,13 @@ impl FleetConnection {
                 return ReadOutcome::Failed(fault.to_string().lines().next().unwrap_or_default().to_owned());
             }
             if !pong.is_empty() {
-                // A gateway whose socket is full is not waiting for a pong.
+                // A gateway with a full socket is not waiting for a pong.
                 let _ = self.stream.write(&pong);
             }
             if turn != ReadOutcome::On {
                 return turn;
             }
-            // What came is read: another read would only say so.
+            // Everything that has arrived is read, so another read would only return `WouldBlock`.
             if len < room {
                 return ReadOutcome::On;
             }
@@ -192,7 +192,7 @@ impl FleetConnection {
     }
 }
 
-/// What a read's frames are counted into.
+/// Counts the frames of a read.
 struct FrameCounter<'a> {
     counts: &'a mut Counts,
     memory: &'a mut ClientState,
@@ -253,7 +253,7 @@ impl FrameCounter<'_> {
             (false, false) => self.counts.latencies.record(latency),
             (false, true) => self.counts.late_latencies.record(latency),
             (true, false) => self.counts.tick_latencies.record(latency),
-            // The board as a new client gets it: its ticks are as old as they are.
+            // The image that a new client gets: its ticks may be old.
             (true, true) => {}
         }
     }
@@ -307,7 +307,7 @@ impl FrameCounter<'_> {
         match frame.opcode {
             opcode::PING => {
                 self.counts.pings += 1;
-                // A control frame carries 125 bytes at most; a mask of zeros leaves them as they are.
+                // A control frame has at most 125 bytes. A zero mask leaves them unchanged.
                 let length = u8::try_from(frame.payload.len().min(125)).expect("up to 125");
                 pong.extend([0x80 | opcode::PONG, 0x80 | length, 0, 0, 0, 0]);
                 pong.extend(&frame.payload[..usize::from(length)]);
@@ -321,11 +321,11 @@ impl FrameCounter<'_> {
     }
 }
 
-/// Binding chooses the address alone, and connecting the port: so one address has its 28,000 ports for each gateway
+/// Lets bind choose only the address, and connect the port, so that one address has 28,000 ports for each gateway
 /// (IP_BIND_ADDRESS_NO_PORT).
 fn bind_address_alone(socket: &Socket) -> io::Result<()> {
     let on: libc::c_int = 1;
-    let len = libc::socklen_t::try_from(size_of_val(&on)).expect("it is four");
+    let len = libc::socklen_t::try_from(size_of_val(&on)).expect("an int has four bytes");
     // SAFETY: the pointer and the length are of a live int, which the kernel only reads.
     let set = unsafe {
         libc::setsockopt(
@@ -344,7 +344,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_of_so_many_is_sampled_on_average_and_each_where_it_is_one() {
+    fn one_in_n_messages_is_sampled_on_average_and_every_one_for_n_of_one() {
         let mut all = Sampler::new(1);
         assert!((0..100).all(|_| all.is_due()));
         let mut some = Sampler::new(16);

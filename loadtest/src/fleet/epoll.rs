@@ -1,30 +1,30 @@
-//! Readiness of many sockets, told by the kernel (epoll, level-triggered): no crate lies between the clients and it.
+//! Readiness of many sockets by epoll, level-triggered, without a crate in between.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::time::Duration;
 
-/// How much is told at a time.
+/// Events per wait.
 const EVENTS_MAX: usize = 1024;
 
-/// What is waited for.
+/// An epoll instance.
 #[derive(Debug)]
 pub(crate) struct Epoll {
     own: OwnedFd,
     events: Vec<libc::epoll_event>,
 }
 
-/// What a socket is ready for.
+/// Readiness of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ready {
-    /// Whose it is, as it was added.
+    /// The token with which it was added.
     pub(crate) token: u64,
-    /// Whether it can be written to.
+    /// Whether it is writable.
     pub(crate) to_write: bool,
 }
 
 impl Epoll {
-    /// With nothing to wait for.
+    /// An empty instance.
     ///
     /// # Errors
     /// If no descriptor is left.
@@ -34,12 +34,12 @@ impl Epoll {
         if own < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the descriptor is new, and nobody else's.
+        // SAFETY: the descriptor is new and has no other owner.
         let own = unsafe { OwnedFd::from_raw_fd(own) };
         Ok(Self { own, events: Vec::with_capacity(EVENTS_MAX) })
     }
 
-    /// Waits for a socket that connects: until it can be written to.
+    /// Adds a connecting socket, to wait until it is writable.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -47,7 +47,7 @@ impl Epoll {
         self.control(libc::EPOLL_CTL_ADD, fd, token, libc::EPOLLOUT)
     }
 
-    /// Waits from now on for something to read.
+    /// Waits from now on until a socket is readable.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -55,7 +55,7 @@ impl Epoll {
         self.control(libc::EPOLL_CTL_MOD, fd, token, libc::EPOLLIN)
     }
 
-    /// Waits for something to read on a descriptor that is new here.
+    /// Adds a descriptor, to wait until it is readable.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -63,7 +63,7 @@ impl Epoll {
         self.control(libc::EPOLL_CTL_ADD, fd, token, libc::EPOLLIN)
     }
 
-    /// Waits for it no longer. A descriptor that is closed is forgotten by itself.
+    /// Removes a descriptor. Closing one removes it as well.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -80,22 +80,22 @@ impl Epoll {
         }
     }
 
-    /// Waits until something is ready, or the time is over; rounded up to a millisecond.
+    /// Waits until something is ready, or for the timeout rounded up to a millisecond.
     ///
     /// # Errors
     /// If the kernel refuses.
     pub(crate) fn wait(&mut self, timeout: Duration) -> io::Result<impl Iterator<Item = Ready> + '_> {
         let ms = i32::try_from(timeout.as_micros().div_ceil(1_000)).unwrap_or(i32::MAX);
         let (room, count) = (self.events.as_mut_ptr(), i32::try_from(EVENTS_MAX).expect("it is small"));
-        // SAFETY: the vector has room for as many as the kernel is asked for.
-        let told = unsafe { libc::epoll_wait(self.own.as_raw_fd(), room, count, ms) };
-        let told = match usize::try_from(told) {
-            Ok(told) => told,
+        // SAFETY: the vector has room for as many events as the kernel may write.
+        let count_or_error = unsafe { libc::epoll_wait(self.own.as_raw_fd(), room, count, ms) };
+        let count_or_error = match usize::try_from(count_or_error) {
+            Ok(count_or_error) => count_or_error,
             Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => 0,
             Err(_) => return Err(io::Error::last_os_error()),
         };
-        // SAFETY: the kernel wrote so many.
-        unsafe { self.events.set_len(told) };
+        // SAFETY: the kernel wrote this many.
+        unsafe { self.events.set_len(count_or_error) };
         let wants_write = (libc::EPOLLOUT | libc::EPOLLERR | libc::EPOLLHUP).cast_unsigned();
         Ok(self.events.iter().map(move |event| Ready { token: event.u64, to_write: event.events & wants_write != 0 }))
     }

@@ -1,8 +1,7 @@
-//! The bare loops that the gateway is measured against: nothing but what no gateway can do without. One sends frames by
-//! a schedule of its own, one takes records from librdkafka as the gateway does; both go through the sockets of those
-//! who watch, with one send(2) each. They keep no history, make no cursor, catch nobody up: what a full socket doesn't
-//! take is lost, and counted. Of each there are as many processes as pods; each has its share of the clients, and all
-//! of the load.
+//! The bare loops that the gateway is compared with. One sends frames by its own schedule, the other takes records from
+//! librdkafka as the gateway does. Both write to each subscriber's socket with one send(2). They keep no history, make
+//! no cursors and don't let clients catch up: a frame that a full socket does not accept is lost and counted. Each loop
+//! has as many processes as there are pods; each process has its share of the clients and the whole load.
 
 mod kafka;
 
@@ -20,40 +19,40 @@ use socket2::{Domain, Socket, Type};
 
 use super::payload::{frame, now_us, record, us};
 use super::schedule::{DueItem, Load, assessment_number};
-use super::wire::{FloorPlan, FloorSays, LoopSource};
+use super::wire::{FloorMessage, FloorPlan, LoopSource};
 use crate::process::{allow_descriptors, loopback};
 use kafka::From;
 
-/// Connections that wait to be accepted.
+/// Listen backlog.
 const BACKLOG: i32 = 4096;
 
-/// What every client is answered: all of ours send the same key (RFC 6455 section 1.3).
+/// The response to every client. All our clients send the same key (RFC 6455 section 1.3).
 const ANSWER: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-/// The first message, and the length of its frame: a gateway's, with its cursor.
+/// The first message and the length of its frame, which is that of a gateway's with a cursor.
 const CONNECTED: &[u8] = br#"{"type":"connected","connectionId":"bare","resumed":false}"#;
 const CONNECTED_BYTES: usize = 270;
 
-/// Descriptors of a bare loop that no client takes.
+/// Descriptors of a bare loop besides its clients'.
 pub(super) const SPARE_DESCRIPTORS: u64 = 200;
 
-/// A request is no longer than this.
+/// Longest request.
 const HEAD_BYTES: usize = 4096;
 
 /// The sockets of all clients.
 struct Sockets {
     streams: Vec<TcpStream>,
-    /// Those that watch each assessment: places among the streams.
-    watchers: Vec<Vec<usize>>,
+    /// Indices of the subscribers' streams, by assessment.
+    subscribers: Vec<Vec<usize>>,
     sent: u64,
     refused: u64,
 }
 
-/// Runs the bare loop that the first line of the standard input tells of, until that ends.
+/// Runs the bare loop of the plan in the first line of standard input, until that input ends.
 ///
 /// # Errors
-/// If a client or the brokers don't come.
+/// If a client or the brokers fail.
 pub fn run() -> Result<()> {
     let mut input = io::stdin().lock();
     let mut line = String::new();
@@ -61,12 +60,12 @@ pub fn run() -> Result<()> {
     let plan: FloorPlan = serde_json::from_str(&line).context("the first line is the plan")?;
     allow_descriptors(u64::from(plan.clients) + SPARE_DESCRIPTORS);
     let mut sockets = Sockets::accept(&plan)?;
-    // What costs time to begin is there before the clients are told of.
+    // The slow start of the consumer happens before the loop reports that it is ready.
     let reader = match &plan.source {
         LoopSource::Schedule(_) | LoopSource::Log { .. } => None,
         LoopSource::Kafka { brokers, topics } => Some(kafka::TopicReader::new(brokers, topics, From::Ends)?),
     };
-    say(&FloorSays::Ready)?;
+    send_message(&FloorMessage::Ready)?;
     line.clear();
     input.read_line(&mut line)?;
     drop(input);
@@ -74,7 +73,7 @@ pub fn run() -> Result<()> {
     thread::spawn({
         let ended = Arc::clone(&ended);
         move || {
-            // Blocked until the harness closes the pipe: it costs nothing meanwhile.
+            // Blocks without CPU time until the harness closes the pipe.
             let _ = io::stdin().read_to_end(&mut Vec::new());
             ended.store(true, Ordering::Relaxed);
         }
@@ -95,9 +94,9 @@ pub fn run() -> Result<()> {
         (None, LoopSource::Log { brokers, topics }) => read_log(&brokers, &topics, &ended)?,
         (None, LoopSource::Kafka { .. }) => {}
     }
-    // The clients still read: the sockets stay open until the harness has their counts.
+    // The sockets stay open until the harness has the clients' counts, because the clients still read.
     await_end(&ended);
-    say(&FloorSays::Sent { frames: sockets.sent, refused: sockets.refused })
+    send_message(&FloorMessage::Sent { frames: sockets.sent, refused: sockets.refused })
 }
 
 fn await_end(ended: &AtomicBool) {
@@ -106,13 +105,13 @@ fn await_end(ended: &AtomicBool) {
     }
 }
 
-/// Reads what the topics hold, and drops it.
+/// Reads everything in the topics and discards it.
 fn read_log(brokers: &str, topics: &[String], ended: &AtomicBool) -> Result<()> {
     let mut reader = kafka::TopicReader::new(brokers, topics, From::Beginnings)?;
     let start = Instant::now();
     let records = reader.read_to_the_ends();
-    say(&FloorSays::Read { records, us: us(start.elapsed()) })?;
-    // librdkafka's threads end with the reader, and with them what they tell of their time.
+    send_message(&FloorMessage::Read { records, us: us(start.elapsed()) })?;
+    // librdkafka's threads, and their CPU time in /proc, end with the reader.
     await_end(ended);
     Ok(())
 }
@@ -141,25 +140,25 @@ fn by_schedule(load: &Load, seconds: f64, frame_bytes: usize, ended: &AtomicBool
     }
 }
 
-fn say(what: &impl Serialize) -> Result<()> {
+fn send_message(what: &impl Serialize) -> Result<()> {
     let mut line = serde_json::to_vec(what).context("plain values are JSON")?;
     line.push(b'\n');
     io::stdout().write_all(&line).and_then(|()| io::stdout().flush()).context("the harness is gone")
 }
 
 impl Sockets {
-    /// Listens, says where, and takes all clients in, one after the other: a client costs five calls of the system, and
-    /// its assessment is found in what it asks for. A client that never asks is the harness' to give up on.
+    /// Listens, reports the address, and accepts all clients one after the other, with five system calls for each.
+    /// Their requests name the assessment. The harness gives up on a client that never sends its request.
     fn accept(plan: &FloorPlan) -> Result<Self> {
         let clients = plan.clients as usize;
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         listener.bind(&SocketAddr::from((loopback(), 0)).into()).context("a loopback address")?;
         listener.listen(BACKLOG)?;
         let address = listener.local_addr()?.as_socket().context("an address of IPv4")?;
-        say(&FloorSays::Listens(address))?;
+        send_message(&FloorMessage::Listens(address))?;
         let mut sockets = Self {
             streams: Vec::with_capacity(clients),
-            watchers: vec![Vec::new(); plan.load.assessments as usize],
+            subscribers: vec![Vec::new(); plan.load.assessments as usize],
             sent: 0,
             refused: 0,
         };
@@ -171,8 +170,8 @@ impl Sockets {
             let mut stream = TcpStream::from(socket);
             stream.set_nodelay(true)?;
             let number = read_assessment(&mut stream)?;
-            let watchers = sockets.watchers.get_mut(number as usize).context("an assessment of the load")?;
-            watchers.push(sockets.streams.len());
+            let subscribers = sockets.subscribers.get_mut(number as usize).context("an assessment of the load")?;
+            subscribers.push(sockets.streams.len());
             stream.write_all(&answer)?;
             stream.set_nonblocking(true)?;
             sockets.streams.push(stream);
@@ -181,8 +180,8 @@ impl Sockets {
     }
 
     fn send_to(&mut self, assessment: u32, frame: &[u8]) {
-        for &place in &self.watchers[assessment as usize] {
-            let is_sent = send(&self.streams[place], frame);
+        for &index in &self.subscribers[assessment as usize] {
+            let is_sent = send(&self.streams[index], frame);
             self.sent += u64::from(is_sent);
             self.refused += u64::from(!is_sent);
         }
@@ -197,7 +196,7 @@ impl Sockets {
     }
 }
 
-/// One send(2), that waits for nothing; whether the socket took all.
+/// One non-blocking send(2). Returns whether the socket accepted the whole frame.
 fn send(stream: &TcpStream, frame: &[u8]) -> bool {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: the pointer and the length are of a live slice, which the kernel only reads.
@@ -205,7 +204,7 @@ fn send(stream: &TcpStream, frame: &[u8]) -> bool {
     usize::try_from(sent) == Ok(frame.len())
 }
 
-/// Reads a request, and returns the number of the assessment that it asks for.
+/// Reads a request and returns the number of its assessment.
 fn read_assessment(stream: &mut TcpStream) -> Result<u32> {
     let (mut buffer, mut len) = ([0; HEAD_BYTES], 0);
     while !buffer[..len].ends_with(b"\r\n\r\n") {
@@ -216,7 +215,7 @@ fn read_assessment(stream: &mut TcpStream) -> Result<u32> {
     assessment_of(&buffer[..len]).context("a client's request names its assessment")
 }
 
-/// The number of the assessment that a request asks for.
+/// The number of the assessment in a request.
 fn assessment_of(head: &[u8]) -> Option<u32> {
     let name = b"assessmentId=";
     let start = head.windows(name.len()).position(|window| window == name)? + name.len();

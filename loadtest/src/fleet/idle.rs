@@ -1,13 +1,13 @@
-//! What an idle pod costs: the share of a core that one takes without a client, and what each client adds, in memory
-//! and in time, that is sent nothing but heartbeats. Each figure stands beside its bound, where it has one.
+//! The cost of an idle pod: its share of a core without a client, and the memory and CPU time that each client adds if
+//! it gets nothing but heartbeats. Figures with a bound are shown beside it.
 //!
 //! ```text
 //! pod ready, warm-up │ alone: --seconds │ clients connect, warm-up │ held: --heartbeats × --heartbeat-ms │ memory
 //! ```
 //!
-//! The time of the clients' connections is what the pod used while it held them, less what it used alone. The window is
-//! of whole intervals, so that each client has as many heartbeats as any other. Memory is looked at after them: what a
-//! heartbeat leaves behind is in it.
+//! The CPU time of connections is what the pod uses with them, less what it uses alone. The window has whole heartbeat
+//! intervals, so that every client has the same number of heartbeats. Memory is read after the heartbeats, so it
+//! includes what they leave behind.
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -22,39 +22,39 @@ use super::measure::{ConnectedClients, PerConnection};
 use super::report::write_json;
 use super::usage::UsageInterval;
 
-/// The highest share of a core for a pod without a client, in percent.
+/// Bound of the CPU time of a pod without a client, in percent of a core.
 const ALONE_PERCENT_MAX: f64 = 0.5;
 
-/// The most memory for a connection that is the pod's own, in bytes.
+/// Bound of the pod's own memory per connection, in bytes.
 const MEMORY_BYTES_MAX: f64 = 1_536.0;
 
-/// The most time on cores for a connection, in microseconds a second.
+/// Bound of the CPU time per connection, in microseconds per second.
 const CPU_US_MAX: f64 = 1.0;
 
-/// A pod that idles, and then its clients. `--seconds` is how long it is looked at without one, and `--warm-up` how
-/// long it is left alone before each look.
+/// Options of a measurement of an idle pod and its clients. `--seconds` is the time without a client, and `--warm-up`
+/// the pause before each measurement.
 #[derive(Debug, Clone, Serialize, clap::Args)]
 #[group(skip)]
 #[command(mut_args(for_idle))]
 pub struct Options {
-    /// The pod, and its clients.
+    /// The pod and its clients.
     #[command(flatten)]
     #[serde(flatten)]
     pub fleet: super::Options,
-    /// The pod's HEARTBEAT_INTERVAL, in milliseconds.
+    /// HEARTBEAT_INTERVAL of the pod, in milliseconds.
     #[arg(long, default_value_t = 30_000, value_parser = clap::value_parser!(u32).range(100..))]
     pub heartbeat_ms: u32,
-    /// How many heartbeats of each client the look at them takes.
+    /// Number of heartbeat intervals in the measurement with clients.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub heartbeats: u32,
 }
 
-/// The fleet's arguments, as an idle one has them: what makes a load is not shown.
+/// Changes the fleet's arguments: hides those of the load.
 fn for_idle(argument: clap::Arg) -> clap::Arg {
     match argument.get_id().as_str() {
         "clients" => argument.default_value("15000"),
-        "seconds" => argument.default_value("30").help("How long the pod is looked at without a client, in seconds"),
-        "warm_up" => argument.default_value("5").help("How long the pod is left alone before each look, in seconds"),
+        "seconds" => argument.default_value("30").help("Length of the measurement without a client, in seconds"),
+        "warm_up" => argument.default_value("5").help("Pause before each measurement, in seconds"),
         "rate" => argument.default_value("0").hide(true),
         "settings"
         | "connects_per_second"
@@ -75,14 +75,14 @@ impl Options {
         fleet.check()?;
         ensure!(
             fleet.url.is_empty() && fleet.pods == 1,
-            "idle is of one pod, that it starts: leave out --url and --pods"
+            "idle measures one pod that it starts: leave out --url and --pods"
         );
         let is_loaded = [fleet.rate, fleet.market_rate, fleet.reconnects_per_second, fleet.slow_share];
         ensure!(is_loaded == [0.0; 4] && !fleet.with_floor, "an idle pod has no load, and no floor");
         Ok(())
     }
 
-    /// The fleet's options, with the heartbeat's setting, which another that is given for it overrides.
+    /// The fleet's options with the heartbeat interval, which an explicit setting overrides.
     fn with_heartbeat(&self) -> super::Options {
         let mut fleet = self.fleet.clone();
         fleet.settings.insert(0, format!("HEARTBEAT_INTERVAL={}", self.heartbeat_ms));
@@ -90,48 +90,48 @@ impl Options {
     }
 }
 
-/// A pod alone, and then with its clients.
+/// A measurement of a pod alone and with its clients.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct IdleRound {
-    /// Without a client.
+    /// Usage without a client.
     pub alone: UsageInterval,
-    /// With all of them.
+    /// Usage with all clients.
     pub held: UsageInterval,
-    /// How many they are.
+    /// Number of clients.
     pub clients: u32,
-    /// What a connection holds at the end.
+    /// Memory per connection at the end.
     pub memory: PerConnection,
-    /// Heartbeats that clients read while they were held.
+    /// Heartbeats that clients read during the measurement.
     pub heartbeats: u64,
-    /// Connections that were not held to the end.
+    /// Connections that were lost.
     pub lost: u64,
 }
 
-/// What it came to.
+/// The report.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct IdleReport {
-    /// What was asked for.
+    /// The options.
     pub options: serde_json::Value,
     /// The table.
     pub rows: Vec<BoundRow>,
-    /// What a reader must know of the figures.
+    /// Remarks about the figures.
     pub remarks: Vec<String>,
     /// The rounds.
     pub rounds: Vec<IdleRound>,
-    /// What was measured and thrown away, for the machine was noisy.
+    /// Discarded measurements, because the machine was noisy.
     pub discarded: Vec<Discarded>,
 }
 
-/// Measures, prints the table, and writes the JSON file.
+/// Measures, prints the table and writes the JSON file.
 ///
 /// # Errors
-/// If the options don't fit each other, or a part ends.
+/// If the options contradict each other, or a process exits.
 pub fn run(options: &Options) -> Result<IdleReport> {
     options.check()?;
     let fleet = options.with_heartbeat();
-    let world = super::own_world(&fleet);
+    let world = super::start_world(&fleet);
     let (rounds, discarded) = fleet.rounds.measure(|_| {
-        let (_pods, subject) = super::own_pods(&fleet, &world)?;
+        let (_pods, subject) = super::start_pods(&fleet, &world)?;
         IdleRound::measure(options, &fleet, &subject)
     })?;
     let options_json = serde_json::to_value(options).context("options are JSON")?;
@@ -139,28 +139,28 @@ pub fn run(options: &Options) -> Result<IdleReport> {
     let json = fleet.rounds.json_file("idle");
     write_json(&json, &report)?;
     print!("\n{}", report.table());
-    println!("all of it: {}", json.display());
+    println!("JSON: {}", json.display());
     Ok(report)
 }
 
 impl IdleRound {
     fn measure(options: &Options, fleet: &super::Options, subject: &super::Subject) -> Result<Self> {
-        // Paces, not waits for something.
-        let rest = |seconds: f64| {
+        // Fixed times. They don't wait for an event.
+        let pause = |seconds: f64| {
             thread::sleep(Duration::from_secs_f64(seconds));
             Ok(())
         };
-        let look = |what: &str, seconds: f64| {
+        let measure = |what: &str, seconds: f64| {
             println!("{:<12} {what}: {seconds} s", subject.name);
-            UsageInterval::of(&subject.pids, || rest(seconds)).map(|(stretch, ())| stretch)
+            UsageInterval::of(&subject.pids, || pause(seconds)).map(|(interval, ())| interval)
         };
-        rest(fleet.warm_up)?;
-        let alone = look("without a client", fleet.seconds)?;
+        pause(fleet.warm_up)?;
+        let alone = measure("without a client", fleet.seconds)?;
         let mut clients = ConnectedClients::connect(fleet, subject)?;
-        rest(fleet.warm_up)?;
+        pause(fleet.warm_up)?;
         let before = clients.counts()?;
         let held_seconds = f64::from(options.heartbeats) * f64::from(options.heartbeat_ms) / 1e3;
-        let held = look(&format!("with {} idle clients", fleet.clients), held_seconds)?;
+        let held = measure(&format!("with {} idle clients", fleet.clients), held_seconds)?;
         let after = clients.counts()?;
         let memory = clients.per_connection(fleet, subject)?;
         clients.stop()?;
@@ -173,7 +173,7 @@ impl IdleRound {
         [("without a client", &self.alone), ("with its clients", &self.held)]
     }
 
-    /// Microseconds a second for each connection, beyond what there is alone.
+    /// Converts cores above those of the pod alone to microseconds per second and connection.
     fn us_per_connection(&self, cores_beyond: f64) -> f64 {
         cores_beyond * 1e6 / f64::from(self.clients)
     }
@@ -181,19 +181,19 @@ impl IdleRound {
 
 impl Noisy for IdleRound {
     fn faults(&self) -> Vec<String> {
-        let faults = |(name, stretch)| {
-            Noise::of_stretch(stretch).faults().into_iter().map(move |fault| format!("{name}: {fault}"))
+        let faults = |(name, interval)| {
+            Noise::of_interval(interval).faults().into_iter().map(move |fault| format!("{name}: {fault}"))
         };
         self.parts().into_iter().flat_map(faults).collect()
     }
 
     fn noise(&self) -> f64 {
-        self.parts().into_iter().map(|(_, stretch)| Noise::of_stretch(stretch).total()).sum()
+        self.parts().into_iter().map(|(_, interval)| Noise::of_interval(interval).total()).sum()
     }
 }
 
 impl IdleReport {
-    /// Sums up rounds, and what was thrown away for them.
+    /// Summarizes rounds and discarded measurements.
     #[must_use]
     pub fn of(options: serde_json::Value, rounds: Vec<IdleRound>, discarded: Vec<Discarded>) -> Self {
         let rows = rows(&rounds);
@@ -205,17 +205,21 @@ impl IdleReport {
                 remarks.push(format!("{prefix}{} connections were closed", round.lost));
             }
         }
-        remarks.extend(discarded.iter().map(|Discarded { what, why }| format!("a try of {what}: {}", why.join("; "))));
+        remarks.extend(
+            discarded
+                .iter()
+                .map(|Discarded { what, why }| format!("discarded measurement of {what}: {}", why.join("; "))),
+        );
         Self { options, rows, remarks, rounds, discarded }
     }
 
-    /// Whether each bound is held.
+    /// Whether every bound is met.
     #[must_use]
     pub fn is_held(&self) -> bool {
         self.rows.iter().all(|row| row.is_held() != Some(false))
     }
 
-    /// The table, with the remarks below it.
+    /// The table with the remarks below.
     #[must_use]
     pub fn table(&self) -> String {
         bounds::table(&self.rows, &self.remarks)
@@ -227,14 +231,14 @@ fn rows(rounds: &[IdleRound]) -> Vec<BoundRow> {
         BoundRow::of(name, at_most.map(Bound::AtMost), rounds.iter().map(of))
     };
     let threads: BTreeSet<&String> = rounds.iter().flat_map(|round| round.held.usage.threads_ns.keys()).collect();
-    // Those of the threads, the busiest first.
+    // Rows of the threads, the busiest first.
     let of_threads = |of: &dyn Fn(&IdleRound, &str) -> f64| {
         let one = |name: &&String| row(&format!("  {name}"), None, &|round| of(round, name));
         let mut rows: Vec<BoundRow> = threads.iter().filter_map(one).collect();
         rows.sort_by(|a, b| b.median.total_cmp(&a.median));
         rows
     };
-    let percent = |ns: u64, stretch: &UsageInterval| ns as f64 / 1e7 / stretch.seconds;
+    let percent = |ns: u64, interval: &UsageInterval| ns as f64 / 1e7 / interval.seconds;
     let beyond = |round: &IdleRound| round.us_per_connection(round.held.cores() - round.alone.cores());
     let beyond_of = |round: &IdleRound, name: &str| {
         round.us_per_connection(round.held.cores_of_thread(name) - round.alone.cores_of_thread(name))
@@ -243,16 +247,16 @@ fn rows(rounds: &[IdleRound]) -> Vec<BoundRow> {
     let mut rows = Vec::new();
     rows.extend(row("pod alone, % of a core", Some(ALONE_PERCENT_MAX), &|round| round.alone.cores() * 100.0));
     rows.extend(of_threads(&|round, name| round.alone.cores_of_thread(name) * 100.0));
-    rows.extend(row("own memory a connection, bytes", Some(MEMORY_BYTES_MAX), &|round| round.memory.user));
-    rows.extend(row("kernel memory a connection, bytes", None, &|round| round.memory.kernel));
-    rows.extend(row("CPU a connection, us a second", Some(CPU_US_MAX), &beyond));
+    rows.extend(row("own memory per connection, bytes", Some(MEMORY_BYTES_MAX), &|round| round.memory.user));
+    rows.extend(row("kernel memory per connection, bytes", None, &|round| round.memory.kernel));
+    rows.extend(row("CPU per connection, us per second", Some(CPU_US_MAX), &beyond));
     rows.extend(of_threads(&beyond_of));
-    rows.extend(row("heartbeats a connection", None, &|round| round.heartbeats as f64 / f64::from(round.clients)));
+    rows.extend(row("heartbeats per connection", None, &|round| round.heartbeats as f64 / f64::from(round.clients)));
     for (name, of) in
         [("alone", (|round| &round.alone) as fn(&IdleRound) -> &UsageInterval), ("with clients", |round| &round.held)]
     {
         let waited = |round: &IdleRound| percent(of(round).usage.waited_ns, of(round));
-        rows.extend(row(&format!("{name}: waited for a core, %"), None, &waited));
+        rows.extend(row(&format!("{name}: waiting for a core, %"), None, &waited));
         let machine = |round: &IdleRound| of(round).machine.share(of(round).machine.busy) * 100.0;
         rows.extend(row(&format!("{name}: machine busy, %"), None, &machine));
         let stolen = |round: &IdleRound| of(round).machine.share(of(round).machine.steal) * 100.0;

@@ -1,20 +1,21 @@
-//! What reading costs a pod that serves nobody: each record's CPU time beside that of a bare loop, which takes the same
-//! records from librdkafka and drops them, on the same core; and how fast a history is filled at the start.
+//! The cost of reading for a pod without clients: the CPU time per record compared with a bare loop, which reads the
+//! same records with librdkafka on the same core and discards them; and the speed at which the history is filled at
+//! startup.
 //!
-//! A round, for each way to find a record's assessment (its payload, its key):
-//! 1. A pod starts on topics without a record, with a second pod on the other cores: what the start itself costs.
-//! 2. All records are written in a transaction, and are there at once when it is committed. The pod reads them as it
-//!    reads what is new: by its hash, about half of them are the second pod's, which is paused meanwhile (its lease is long).
-//! 3. Another pod starts, and fills its history from them. None of them is its own until it has a slot, for which the
-//!    history must be complete: to its counters all of them are another pod's.
+//! A round, for each source of a record's assessment (payload or key):
+//! 1. A pod starts with empty topics, beside a second pod on the other cores. This measures the startup itself.
+//! 2. All records are written in one transaction and become visible at once when it commits. The pod reads them as live
+//!    records. By their hash, the second pod owns about half of them. It is paused meanwhile, with a long lease.
+//! 3. Another pod starts and fills its history from them. It gets its slot only when the history is complete, so it
+//!    counts all of these records as another pod's.
 //!
-//! Ingest treats a record that another pod owns as any other, but for a look at who owns it, by which it is counted;
-//! and that nobody watches one is known to the shard alone, which then never looks at it again. So 3. is what an event
-//! that nobody watches costs, and 2. is the same with the look. Both hold the shard's part: the batch taken over, its
-//! place in the history, and the eviction of an older one.
+//! Ingest treats records of another pod like its own, except for the lookup of the owner, which it counts. Only the
+//! shard knows whether a record has a subscriber, and it does not touch a record without one again. So 3. is the cost
+//! of an event without a subscriber, and 2. is the same with the lookup. Both include the shard's work: to take over
+//! the batch, store it in the history and evict an older one.
 //!
-//! The bare loop reads the same topics, from librdkafka at its fastest. What its process costs on topics without
-//! a record is subtracted too.
+//! The bare loop reads the same topics with librdkafka at its fastest. The cost of its process with empty topics is
+//! subtracted as well.
 
 pub mod report;
 
@@ -31,102 +32,101 @@ use super::report::write_json;
 use super::rounds::Rounds;
 use super::schedule::{DueItem, Load};
 use super::usage::{MachineUsage, Usage};
-use super::wire::{FloorPlan, FloorSays, LoopSource};
+use super::wire::{FloorMessage, FloorPlan, LoopSource};
 use super::workers::Worker;
 use crate::events::Producer;
 use crate::pods::{self, Pod, READY_WITHIN, World};
 use crate::process::{Signal, TempDir, eventually, own_cores, stay_on};
 use report::IngestReport;
 
-/// All records are read within this time.
+/// Time limit for reading all records.
 const READ_WITHIN: Duration = Duration::from_secs(600);
 
-/// Between two looks at a pod's counters: each look costs it a request.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Interval at which a pod's counters are read. Each read costs the pod a request.
+const SCRAPE_EVERY: Duration = Duration::from_millis(250);
 
-/// A pod ends within this time.
+/// Time limit for a pod to exit.
 const ENDED_WITHIN: Duration = Duration::from_secs(60);
 
-/// What a pod is started with: all records are of its history's time, and a pod that is paused keeps its slot.
+/// Settings of the pods: the history covers all records, and a paused pod keeps its slot.
 const SETTINGS: &[(&str, &str)] = &[("HISTORY_SECONDS", "86400"), ("LEASE_TTL_MS", "600000")];
 
-/// What the producer is set to: large batches, and time for a transaction of all records.
+/// Properties of the producer: large batches, and a long transaction.
 const PRODUCER: &[(&str, &str)] = &[("linger.ms", "20"), ("transaction.timeout.ms", "900000")];
 
-/// Kafka drops records by whole segments: those of a round are to go before the next one's come.
+/// Kafka deletes whole segments. Those of a round must be deletable before the next.
 const SEGMENTS: &[(&str, &str)] = &[("segment.bytes", "67108864")];
 
-/// What is read, and how often.
+/// Options of a measurement of ingest.
 #[derive(Debug, Clone, Serialize, clap::Args)]
 pub struct Options {
-    /// How many records are read at a time. A history of the default size takes in some 600,000 of 300 bytes in memory
-    /// that is new to the process, and gives the kernel work; those that come after have the memory of older ones.
+    /// Number of records to read at a time. A default history stores about the first 600,000 of 300 bytes in memory
+    /// that is new to the process, which costs kernel time. Later ones reuse that memory.
     #[arg(long, default_value_t = 3_000_000, value_parser = clap::value_parser!(u32).range(1_000..=100_000_000))]
     pub records: u32,
-    /// The length of a record's payload, in bytes; about 190 are its fields, and it is filled up.
+    /// Length of a record's payload in bytes. Its fields take about 190; the rest is padding.
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub size: u32,
-    /// How many assessments the records are of, in turns.
+    /// Number of assessments, whose records take turns.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub assessments: u32,
-    /// The core that a pod, and the bare loop, has to itself; all else runs on the others. The last one, where none is
-    /// named.
+    /// The core of the pod and of the bare loop; everything else runs on the others. By default the last one.
     #[arg(long)]
     pub core: Option<usize>,
-    /// A setting for the pods, such as HISTORY_BYTES=16MiB; may be given again.
+    /// A setting for the pods, such as HISTORY_BYTES=16MiB. Can be repeated.
     #[arg(long = "set", value_name = "NAME=VALUE")]
     pub settings: Vec<String>,
-    /// How often all is measured.
+    /// Rounds of the measurement.
     #[command(flatten)]
     #[serde(flatten)]
     pub rounds: Rounds,
 }
 
-/// What it took to read all records.
+/// Cost of reading all records.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ReadResult {
-    /// How many there were.
+    /// Number of records.
     pub records: u64,
-    /// How long it took from the first fetch on, in seconds.
+    /// Seconds from the first fetch on.
     pub seconds: f64,
-    /// What the process used for it, without its start.
+    /// Usage of the process, without its startup.
     pub usage: Usage,
-    /// What the machine did from the process' start on, or from the commit.
+    /// Usage of the machine since the process was started, or since the commit.
     pub machine: MachineUsage,
-    /// Of that, what processes of the run used, in nanoseconds.
+    /// Part of it by processes of this run, in nanoseconds.
     pub run_ns: u64,
 }
 
-/// What was measured of one way to find a record's assessment.
+/// Measurements for one source of the assessment.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Way {
-    /// What a pod's start used on topics without a record.
+pub struct SourceResult {
+    /// Usage of a pod's startup with empty topics.
     pub start: Usage,
-    /// A history that was filled at a pod's start.
+    /// Filling the history at startup.
     pub filled: ReadResult,
-    /// Records that came to a pod that was there.
+    /// Reading live records.
     pub live: ReadResult,
-    /// Which part of these was another pod's, from 0 to 1.
+    /// Share of these that another pod owned, from 0 to 1.
     pub elsewhere: f64,
 }
 
-/// All, once.
+/// A round.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct IngestRound {
-    /// What the bare loop's start used on topics without a record.
+    /// Usage of the bare loop's startup with empty topics.
     pub bare_start: Usage,
     /// The bare loop.
     pub bare: ReadResult,
-    /// The assessment is in the payload.
-    pub payload: Way,
-    /// It is the key.
-    pub key: Way,
+    /// The assessment comes from the payload.
+    pub payload: SourceResult,
+    /// The assessment is the key.
+    pub key: SourceResult,
 }
 
-/// Measures; prints the table, and writes the JSON file.
+/// Measures, prints the table and writes the JSON file.
 ///
 /// # Errors
-/// If a part ends, or does not read what is there.
+/// If a process exits, or does not read all records.
 pub fn run(options: &Options) -> Result<IngestReport> {
     pairs(&options.settings)?;
     let mut bench = Testbed::new(options)?;
@@ -136,15 +136,15 @@ pub fn run(options: &Options) -> Result<IngestReport> {
     let json = options.rounds.json_file("ingest");
     write_json(&json, &report)?;
     print!("\n{}", report.table());
-    println!("all of it: {}", json.display());
+    println!("JSON: {}", json.display());
     Ok(report)
 }
 
-/// What is measured on.
+/// The environment of the measurement.
 struct Testbed<'a> {
     options: &'a Options,
     world: World,
-    /// The core of what is measured, and all others; both are all, where there is but one.
+    /// The core of the measured process, and the others. With a single core, both are that one.
     core: Vec<usize>,
     others: Vec<usize>,
     /// Routes that take the assessment from the key.
@@ -162,7 +162,7 @@ impl<'a> Testbed<'a> {
         if others.is_empty() {
             others = all;
         }
-        // What is started from now on is a child of this thread, or of one that it starts.
+        // All processes started from now on inherit this thread's cores.
         stay_on(&others);
         let world = World::start();
         world.kafka.set(&events(), SEGMENTS);
@@ -175,18 +175,18 @@ impl<'a> Testbed<'a> {
     }
 
     fn round(&mut self, number: u32) -> Result<IngestRound> {
-        let tell = |what: &str, read: &ReadResult| println!("round {number}: {what:<20} {}", read.line());
+        let print = |what: &str, read: &ReadResult| println!("round {number}: {what:<20} {}", read.line());
         self.trim();
         let bare_start = self.bare()?.usage;
-        let payload = self.way("payload", None)?;
-        tell("payload, live", &payload.live);
-        tell("payload, filling", &payload.filled);
+        let payload = self.measure_source("payload", None)?;
+        print("payload, live", &payload.live);
+        print("payload, filling", &payload.filled);
         let bare = self.bare()?.without(&bare_start);
-        tell("bare loop", &bare);
+        print("bare loop", &bare);
         let by_key = self.by_key.to_str().context("a path that is text")?.to_owned();
-        let key = self.way("key", Some(&by_key))?;
-        tell("key, live", &key.live);
-        tell("key, filling", &key.filled);
+        let key = self.measure_source("key", Some(&by_key))?;
+        print("key, live", &key.live);
+        print("key, filling", &key.filled);
         let records = u64::from(self.options.records);
         for (what, read) in [("the bare loop", &bare), ("the pod by payload", &payload.filled)] {
             ensure!(read.records == records, "{what} read {} of {records} records", read.records);
@@ -199,21 +199,28 @@ impl<'a> Testbed<'a> {
     fn bare(&self) -> Result<ReadResult> {
         let topics = World::topics().into_iter().map(|(name, _)| name).collect();
         let source = LoopSource::Log { brokers: self.world.kafka.bootstrap().to_owned(), topics };
-        // Nobody is sent anything.
+        // No client gets anything.
         let load = Load { clients: 0, assessments: 1, rate: 0.0, burst: 1, markets: 1, market_rate: 0.0, size: 0 };
         let before = UsageSnapshot::take(&self.world, None)?;
         let mut floor =
             Worker::start("fleet-floor", &FloorPlan { load, clients: 0, frame_bytes: 0, source }, &self.core)?;
-        let FloorSays::Listens(_) = floor.hear(READ_WITHIN)? else { bail!("a bare loop begins with its address") };
-        ensure!(floor.hear::<FloorSays>(READ_WITHIN)? == FloorSays::Ready, "a bare loop is ready when all are there");
-        floor.tell(&"begin")?;
-        let FloorSays::Read { records, us } = floor.hear(READ_WITHIN)? else { bail!("a bare loop tells what it read") };
+        let FloorMessage::Listens(_) = floor.receive(READ_WITHIN)? else {
+            bail!("a bare loop sends its address first")
+        };
+        ensure!(
+            floor.receive::<FloorMessage>(READ_WITHIN)? == FloorMessage::Ready,
+            "a bare loop reports that it is ready"
+        );
+        floor.send(&"begin")?;
+        let FloorMessage::Read { records, us } = floor.receive(READ_WITHIN)? else {
+            bail!("a bare loop reports the records read")
+        };
         Ok(UsageSnapshot::take(&self.world, Some(floor.pid()))?.since(&before, records, us as f64 / 1e6))
     }
 
     // ---- pods -------------------------------------------------------------------------------------------------------
 
-    fn way(&mut self, name: &str, routes: Option<&str>) -> Result<Way> {
+    fn measure_source(&mut self, name: &str, routes: Option<&str>) -> Result<SourceResult> {
         self.trim();
         let settings = [SETTINGS, &pairs(&self.options.settings)?].concat();
         let plan = |pod: &str, cores: &[usize]| {
@@ -222,27 +229,27 @@ impl<'a> Testbed<'a> {
         };
         let (measured, second) = (plan("pod-0", &self.core), plan("pod-1", &self.others));
         let pod = measured.spawn();
-        filled_in(&pod)?;
+        await_history(&pod)?;
         pod.ready();
         let start = Usage::of(pod.pid())?;
         let pods = [pod, second.start()];
         self.world.settled(&pods);
         let (live, elsewhere) = self.live(name, &pods)?;
-        pods.into_iter().for_each(end);
+        pods.into_iter().for_each(stop);
 
         let before = UsageSnapshot::take(&self.world, None)?;
         let pod = measured.spawn();
-        let seconds = filled_in(&pod)?;
+        let seconds = await_history(&pod)?;
         pod.ready();
         let after = UsageSnapshot::take(&self.world, Some(pod.pid()))?;
         let (all, _) = counted(&pod)?;
-        end(pod);
+        stop(pod);
         let filled = after.since(&before, all, seconds).without(&start);
-        Ok(Way { start, filled, live, elsewhere })
+        Ok(SourceResult { start, filled, live, elsewhere })
     }
 
-    /// Writes all records, and lets the first pod read them while the second one is paused. Returns which part of them
-    /// was the second one's, too.
+    /// Writes all records and lets the first pod read them while the second is paused. Also returns the share of
+    /// records that the second owned.
     fn live(&mut self, name: &str, [pod, second]: &[Pod; 2]) -> Result<(ReadResult, f64)> {
         self.transactions += 1;
         let id = format!("ingest-{name}-{}", self.transactions);
@@ -261,7 +268,7 @@ impl<'a> Testbed<'a> {
                 break elsewhere;
             }
             ensure!(begin.elapsed() < READ_WITHIN, "the pod read {all} of {records} records");
-            thread::sleep(LOOK_EVERY);
+            thread::sleep(SCRAPE_EVERY);
         };
         let read =
             UsageSnapshot::take(&self.world, Some(pod.pid()))?.since(&before, records, begin.elapsed().as_secs_f64());
@@ -281,7 +288,7 @@ impl<'a> Testbed<'a> {
         producer.flush();
     }
 
-    /// Deletes what was written.
+    /// Deletes all records.
     fn trim(&self) {
         let (name, kafka) = (events(), &self.world.kafka);
         let partitions = i32::try_from(kafka.partitions(&name)).expect("few partitions");
@@ -299,28 +306,28 @@ fn events() -> String {
     topic(DueItem::Event(0))
 }
 
-/// Ends a pod, as an operator does.
-fn end(mut pod: Pod) {
+/// Stops a pod with SIGTERM.
+fn stop(mut pod: Pod) {
     pod.signal(Signal::Term);
     pod.wait_exit(ENDED_WITHIN);
 }
 
-/// Waits until the pod says that its history is complete. Returns how long it took from the first fetch on, in seconds.
-fn filled_in(pod: &Pod) -> Result<f64> {
+/// Waits until the pod logs that its history is complete. Returns the time from the first fetch on, in seconds.
+fn await_history(pod: &Pod) -> Result<f64> {
     let line = eventually("the history is complete", READY_WITHIN + READ_WITHIN, || {
         pod.log().lines().find(|line| line.contains("history complete")).map(str::to_owned)
     });
-    took(&line).with_context(|| format!("how long it took: {line}"))
+    elapsed(&line).with_context(|| format!("no elapsed time in {line}"))
 }
 
-/// The time that a line of the log tells of, in seconds.
-fn took(line: &str) -> Option<f64> {
+/// The elapsed time in a log line, in seconds.
+fn elapsed(line: &str) -> Option<f64> {
     const UNITS: [(&str, f64); 4] = [("ns", 1e-9), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0)];
     let text = line.split_once("elapsed=")?.1.split_ascii_whitespace().next()?;
     UNITS.iter().find_map(|(unit, seconds)| Some(text.strip_suffix(unit)?.parse::<f64>().ok()? * seconds))
 }
 
-/// How many records a pod has counted, and how many of them were another pod's.
+/// The records that a pod has counted, and those of them that another pod owns.
 fn counted(pod: &Pod) -> Result<(u64, u64)> {
     const SKIPPED: &str = "websocket_kafka_messages_skipped_total";
     let metrics = pod.metrics();
@@ -330,7 +337,7 @@ fn counted(pod: &Pod) -> Result<(u64, u64)> {
     Ok(((metrics.sum("websocket_kafka_messages_processed_total") + elsewhere) as u64, elsewhere as u64))
 }
 
-/// What a process, the run and the machine had used at a time.
+/// Usage of a process, the run and the machine at one time.
 struct UsageSnapshot {
     usage: Usage,
     run_ns: u64,
@@ -338,7 +345,7 @@ struct UsageSnapshot {
 }
 
 impl UsageSnapshot {
-    /// Without a process, before it begins.
+    /// Takes a snapshot; without a process before it starts.
     fn take(world: &World, pid: Option<u32>) -> Result<Self> {
         let usage = pid.map(Usage::of).transpose()?.unwrap_or_default();
         let mut run_ns = usage.total_ns() + Usage::of(std::process::id())?.total_ns();
@@ -370,23 +377,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_log_tells_how_long_the_history_took() {
+    fn the_elapsed_time_is_read_from_the_log() {
         let line = "2026-01-01T00:00:00Z  INFO shardgate::ingest: history complete partitions=3 elapsed=1.25s";
-        assert_eq!(took(line), Some(1.25));
-        assert_eq!(took("elapsed=20.5ms more=1"), Some(0.0205));
-        assert_eq!(took("elapsed=8µs"), Some(8e-6));
-        assert_eq!((took("elapsed=long"), took("history complete")), (None, None));
+        assert_eq!(elapsed(line), Some(1.25));
+        assert_eq!(elapsed("elapsed=20.5ms more=1"), Some(0.0205));
+        assert_eq!(elapsed("elapsed=8µs"), Some(8e-6));
+        assert_eq!((elapsed("elapsed=long"), elapsed("history complete")), (None, None));
     }
 
     #[test]
-    fn a_look_is_what_came_since_an_earlier_one_and_a_start_is_no_part_of_it() {
+    fn usage_since_a_snapshot_excludes_earlier_usage_and_the_startup() {
         let usage = |user_ns| Usage { user_ns, ..Usage::default() };
-        let look = |ns, run_ns, busy| UsageSnapshot {
+        let snapshot = |ns, run_ns, busy| UsageSnapshot {
             usage: usage(ns),
             run_ns,
             machine: MachineUsage { total: 2 * busy, busy, steal: 0 },
         };
-        let read = look(900, 2_000, 30).since(&look(100, 500, 10), 7, 0.5);
+        let read = snapshot(900, 2_000, 30).since(&snapshot(100, 500, 10), 7, 0.5);
         assert_eq!((read.usage.user_ns, read.run_ns, read.machine.busy, read.records), (800, 1_500, 20, 7));
         assert_eq!(read.without(&usage(300)).usage.user_ns, 500);
     }

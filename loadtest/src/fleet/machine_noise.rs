@@ -6,26 +6,26 @@ use super::measure::Measurement;
 use super::outcome::FleetRound;
 use super::usage::UsageInterval;
 
-/// More steal than this, as a share of the machine, spoils figures of CPU time.
+/// Share of steal time above which CPU figures are unreliable.
 const STEAL_MAX: f64 = 0.02;
 
-/// More waiting for a core than this, as a share of the window, spoils latencies.
+/// Share of the window spent waiting for a core above which latencies are unreliable.
 const WAITING_MAX: f64 = 0.05;
 
-/// What others took of the machine while a part was measured, as shares from 0 to 1. Others may be of the run itself,
-/// such as its Kafka, where cores are not told apart.
+/// What other work took of the machine during a measurement, as shares from 0 to 1. It includes other processes of the
+/// run, such as Kafka, if cores are not reserved.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Noise {
-    /// What the machine's host gave to others.
+    /// Steal time.
     pub steal: f64,
-    /// How long the server's threads waited for a core, all together.
+    /// Time that the server's threads waited for a core, all together.
     pub server_waited: f64,
-    /// How long the process of clients waited for one that waited the longest.
+    /// Longest time that a client process waited for a core.
     pub clients_waited: f64,
 }
 
 impl Noise {
-    /// That of a part.
+    /// The noise of a measurement.
     #[must_use]
     pub fn of(part: &Measurement) -> Self {
         Self {
@@ -35,27 +35,27 @@ impl Noise {
         }
     }
 
-    /// That of a stretch of time.
+    /// The noise of an interval.
     #[must_use]
-    pub fn of_stretch(stretch: &UsageInterval) -> Self {
+    pub fn of_interval(interval: &UsageInterval) -> Self {
         Self {
-            steal: stretch.machine.share(stretch.machine.steal),
-            server_waited: stretch.usage.waited_ns as f64 / 1e9 / stretch.seconds,
+            steal: interval.machine.share(interval.machine.steal),
+            server_waited: interval.usage.waited_ns as f64 / 1e9 / interval.seconds,
             clients_waited: 0.0,
         }
     }
 
-    /// What of it is too much, a sentence each; nothing, where the machine was quiet.
+    /// A sentence for each kind of noise over its limit; empty if the machine was quiet.
     #[must_use]
     pub fn faults(&self) -> Vec<String> {
         let percent = |share: f64| share * 100.0;
-        let steal = format!("the machine's host took {:.1} % of its time", percent(self.steal));
+        let steal = format!("the host stole {:.1} % of the machine's time", percent(self.steal));
         let server = format!(
-            "its threads waited for a core {:.0} % of the time: others share the machine",
+            "its threads waited for a core {:.0} % of the time: the machine has other work",
             percent(self.server_waited)
         );
         let clients = format!(
-            "a process of clients waited for a core {:.0} % of the time: latencies hold this",
+            "a client process waited for a core {:.0} % of the time, which adds to latencies",
             percent(self.clients_waited)
         );
         let all = [
@@ -66,28 +66,28 @@ impl Noise {
         all.into_iter().filter_map(|(is_too_much, text)| is_too_much.then_some(text)).collect()
     }
 
-    /// All together, for which of two tries was the quieter.
+    /// The sum, to choose the quieter of two measurements.
     #[must_use]
     pub fn total(&self) -> f64 {
         self.steal + self.server_waited + self.clients_waited
     }
 }
 
-/// What is measured again where the machine was noisy.
+/// A measurement that is repeated if the machine was noisy.
 pub trait Noisy {
-    /// What of its noise is too much, a sentence each.
+    /// A sentence for each kind of noise over its limit.
     fn faults(&self) -> Vec<String>;
 
-    /// All of its noise, for which of two tries was the quieter.
+    /// The sum of its noise, to choose the quieter of two measurements.
     fn noise(&self) -> f64;
 }
 
-/// What was measured and thrown away.
+/// A discarded measurement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Discarded {
-    /// What it was a try of: a round, or a step.
+    /// What it measured: a round or a step.
     pub what: String,
-    /// Why.
+    /// Reasons for discarding it.
     pub why: Vec<String>,
 }
 
@@ -102,8 +102,8 @@ impl Noisy for FleetRound {
     }
 }
 
-/// Measures until the machine is quiet, at most `repeats` times more, and returns the quietest try. The others are told
-/// in `discarded`.
+/// Measures until the machine is quiet, with at most `repeats` repetitions, and returns the quietest measurement. The
+/// others go to `discarded`.
 ///
 /// # Errors
 /// Those of `try_once`.
@@ -118,7 +118,7 @@ pub fn quietest<T: Noisy, E>(
         if best.faults().is_empty() {
             break;
         }
-        println!("{what}: the machine was noisy, and it is measured again: {}", best.faults().join("; "));
+        println!("{what}: measured again because the machine was noisy: {}", best.faults().join("; "));
         let next = try_once()?;
         let worse = if next.noise() < best.noise() { std::mem::replace(&mut best, next) } else { next };
         discarded.push(Discarded { what: what.to_owned(), why: worse.faults() });
@@ -148,15 +148,15 @@ mod tests {
     }
 
     #[test]
-    fn a_quiet_try_is_kept_and_a_noisy_one_is_made_again_up_to_the_bound() {
+    fn a_quiet_measurement_is_kept_and_a_noisy_one_is_repeated_up_to_the_limit() {
         assert_eq!(run(2, &[0, 0]), (0, Vec::new(), 1));
-        assert_eq!(run(2, &[20]), (20, Vec::new(), 1), "up to the bound is not too much");
+        assert_eq!(run(2, &[20]), (20, Vec::new(), 1), "the limit itself is allowed");
         let (kept, discarded, tries) = run(2, &[100, 0, 0]);
         assert_eq!((kept, tries), (0, 2));
-        let why = vec!["gateway: the machine's host took 10.0 % of its time".to_owned()];
+        let why = vec!["gateway: the host stole 10.0 % of the machine's time".to_owned()];
         assert_eq!(discarded, [Discarded { what: "round 1".into(), why }]);
         let (kept, discarded, tries) = run(2, &[100, 50, 70, 0]);
-        assert_eq!((kept, discarded.len(), tries), (50, 2, 3), "the quietest, where none was quiet");
+        assert_eq!((kept, discarded.len(), tries), (50, 2, 3), "the quietest if none was quiet");
         assert_eq!(run(0, &[100, 0]).0, 100);
     }
 }

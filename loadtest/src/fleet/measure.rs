@@ -1,6 +1,5 @@
-//! One measurement: clients connect, the load runs, and within a window the clients' counts and the processes' use of
-//! the machine are looked at together. What serves them is a gateway or a bare loop: here it is an address and a
-//! process.
+//! One measurement: clients connect, the load runs, and the clients' counts and the processes' usage are read together
+//! at the ends of a window. The server may be a gateway or a bare loop: here it is an address and a process.
 
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -16,120 +15,120 @@ use super::usage::{KernelMemory, MachineUsage, Usage, UsageInterval, memory};
 use super::wire::{ClientsPlan, Counts, Target};
 use super::workers::{Workers, sum};
 
-/// Clients are connected within this time beyond what their pace takes.
+/// Time limit for connecting, in addition to the time that the connection rate takes.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(60);
 
-/// How long the processes are looked at before the first connection, for what they use at rest.
+/// Length of the idle measurement before the first connection.
 const AT_REST: Duration = Duration::from_secs(1);
 
-/// What is due is waited for as long as more comes, and then so long.
+/// Time without a delivery after which missing events are given up.
 const DRAINED_AFTER: Duration = Duration::from_secs(3);
 
-/// Between two looks at how far it is, while clients connect and while the rest comes in.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Poll interval while clients connect and while the last events arrive.
+const POLL_EVERY: Duration = Duration::from_millis(100);
 
-/// Descriptors of a process that no client takes.
+/// Descriptors of a client process besides its connections.
 const SPARE_DESCRIPTORS: u64 = 500;
 
-/// What serves the clients.
+/// The server under test.
 #[derive(Debug, Clone)]
 pub struct Subject {
-    /// For the progress.
+    /// Its name in progress lines.
     pub name: &'static str,
-    /// Where it listens.
+    /// Its addresses.
     pub targets: Vec<Target>,
-    /// Its processes, where they are of this machine.
+    /// Its process ids, if it is on this machine.
     pub pids: Vec<u32>,
-    /// What its clients show.
+    /// Its clients' token.
     pub token: String,
-    /// Whether clients may be slow, and may drop their connections: a bare loop knows neither.
+    /// Whether clients may be slow and reconnect. The bare loops don't support either.
     pub supports_churn: bool,
 }
 
-/// What was measured.
+/// The result of a measurement.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Measurement {
-    /// From the first connection until all clients had `connected`, in seconds.
+    /// Seconds from the first connection until all clients had `connected`.
     pub connecting_seconds: f64,
-    /// Handshakes, in milliseconds.
+    /// Durations of handshakes.
     pub handshakes: Option<Percentiles>,
-    /// The processes at rest, just before the first connection, where they are of this machine.
+    /// Usage of the idle processes just before the first connection, if they are on this machine.
     pub at_rest: Option<UsageInterval>,
     /// The same from the first connection until all clients had `connected`.
     pub while_connecting: Option<UsageInterval>,
-    /// The memory of the processes that is their own, per connection, in bytes.
+    /// The processes' own memory per connection, in bytes.
     pub memory_per_connection: Option<f64>,
-    /// What the kernel of this machine holds for the processes' end of a connection that is idle, in bytes: what came
-    /// while the clients connected, less the clients' ends. See [`KernelMemory`]. Others' sockets and files are in it,
-    /// so that it wants thousands of connections.
+    /// Kernel memory per idle connection for the server's end, in bytes: the growth while clients connected, less the
+    /// clients' ends. See [`KernelMemory`]. It includes sockets and files of other programs, so that it needs thousands
+    /// of connections.
     pub kernel_memory_per_connection: Option<f64>,
-    /// The window's length, in seconds.
+    /// Length of the window in seconds.
     pub seconds: f64,
-    /// Events and ticks that were read within it.
+    /// Events and ticks read in the window.
     pub deliveries: u64,
-    /// What the processes used within it, where they are of this machine.
+    /// Usage of the processes in the window, if they are on this machine.
     pub usage: Option<Usage>,
-    /// What their use is split into their own and the kernel's by; without, it is by the kernel's ticks.
+    /// Samples that split usage into user and kernel time. Without them the split is by the kernel's ticks.
     pub samples: Option<Samples>,
-    /// What the machine did within it.
+    /// Usage of the machine in the window.
     pub machine: MachineUsage,
-    /// The busiest process of clients: its share of a core, and the share of time that it waited for one.
+    /// The busiest client process: its share of a core, and its share of time waiting for one.
     pub client_busy: f64,
     /// See `client_busy`.
     pub client_waiting: f64,
-    /// From an event's due time until it was read.
+    /// Latencies of events, from the due time until they were read.
     pub latencies: Option<Percentiles>,
-    /// The same for ticks.
+    /// Latencies of ticks.
     pub tick_latencies: Option<Percentiles>,
-    /// The same for slow clients, and for what was due while a client was away.
+    /// Latencies of slow clients, and of events that were due while a client was disconnected.
     pub late_latencies: Option<Percentiles>,
-    /// What came second by second.
+    /// Progress by second.
     pub timeline: Vec<Moment>,
-    /// What was made, from the first to the last.
+    /// Everything that was produced.
     pub made: Produced,
-    /// From a record's due time until it was made.
+    /// Lateness of the producer, from a record's due time until it was produced.
     pub lateness: Option<Percentiles>,
-    /// What all clients counted, from the first to the last.
+    /// The counts of all clients, from the first event to the last.
     pub counts: Counts,
 }
 
 /// A second of the window.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Moment {
-    /// Its end, since the window's begin.
+    /// Its end, in seconds since the start of the window.
     pub at_seconds: f64,
-    /// Deliveries a second.
+    /// Deliveries per second.
     pub deliveries_per_second: f64,
     /// Latencies of what was read in it.
     pub latencies: Option<Percentiles>,
     /// Cores that the processes used.
     pub cores: Option<f64>,
-    /// The memory at its end that is the processes' own, in bytes.
+    /// The processes' own memory at its end, in bytes.
     pub memory: Option<u64>,
 }
 
 impl Measurement {
-    /// The processes' time on cores for a handshake, beyond what they use at rest, in nanoseconds.
+    /// CPU time of the processes per handshake, beyond idle usage, in nanoseconds.
     #[must_use]
     pub fn handshake_ns(&self) -> Option<f64> {
         let used = self.while_connecting.as_ref()?.ns_beyond(self.at_rest.as_ref()?);
         Some(used / self.handshakes?.samples as f64)
     }
 
-    /// Events that are due to clients and did not come.
+    /// Events that were due to clients and did not arrive.
     #[must_use]
     pub fn missing(&self) -> u64 {
         self.made.event_deliveries.saturating_sub(self.counts.events)
     }
 
-    /// Events that came and are due to nobody.
+    /// Events that arrived and were not due.
     #[must_use]
-    pub fn doubled(&self) -> u64 {
+    pub fn duplicates(&self) -> u64 {
         self.counts.events.saturating_sub(self.made.event_deliveries)
     }
 }
 
-/// A look at all at once.
+/// Counts and usage at one time.
 struct MeasureSnapshot {
     at: Instant,
     each: Vec<Counts>,
@@ -153,10 +152,10 @@ fn memory_of(pids: &[u32]) -> Result<u64> {
     pids.iter().map(|pid| memory(*pid)).sum()
 }
 
-/// Connects the clients, lets `begin` begin the load, and measures; `begin` returns what makes the records.
+/// Connects the clients, starts the load with `begin`, and measures. `begin` returns the producer's thread.
 ///
 /// # Errors
-/// If clients can't connect, or a process ends.
+/// If clients can't connect, or a process exits.
 pub fn measure(
     options: &Options,
     subject: &Subject,
@@ -168,40 +167,40 @@ pub fn measure(
     Ok(part)
 }
 
-/// Memory that is held for connections, per connection, in bytes.
+/// Memory per connection, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct PerConnection {
-    /// The processes' own.
+    /// The processes' own memory.
     pub user: f64,
-    /// The kernel's, as [`Measurement::kernel_memory_per_connection`].
+    /// Kernel memory, as in [`Measurement::kernel_memory_per_connection`].
     pub kernel: f64,
 }
 
-/// Clients that are connected, for one load or for some, one after the other.
+/// Connected clients, for one load or for several in sequence.
 pub struct ConnectedClients {
     workers: Workers,
     connecting: Duration,
     handshakes: Latencies,
-    /// The processes at rest, and while clients connected.
-    stretches: Option<[UsageInterval; 2]>,
-    /// The memory before the first connection.
+    /// Usage of the idle processes, and while clients connected.
+    intervals: Option<[UsageInterval; 2]>,
+    /// Memory before the first connection.
     without_any: (u64, KernelMemory),
     memory: Option<PerConnection>,
-    /// What was counted before the load that is measured next.
+    /// Counts before the next measured load.
     before: Counts,
 }
 
 impl ConnectedClients {
-    /// Connects them.
+    /// Connects the clients.
     ///
     /// # Errors
-    /// If they can't connect, or a process ends.
+    /// If they can't connect, or a process exits.
     pub fn connect(options: &Options, subject: &Subject) -> Result<Self> {
         let mut workers = Workers::start(&plans(options, subject)?, &options.other_cores())?;
-        // Who answers has all that it needs: what memory grows by from now on is that of connections.
+        // A process that answers has allocated its buffers, so later growth of memory is that of connections.
         workers.mark()?;
         let is_here = !subject.pids.is_empty();
-        // A pace, not a wait for something.
+        // A fixed time. It does not wait for an event.
         let (at_rest, ()) = UsageInterval::of(&subject.pids, || {
             thread::sleep(if is_here { AT_REST } else { Duration::ZERO });
             Ok(())
@@ -212,17 +211,17 @@ impl ConnectedClients {
             await_connected(options, subject, &mut workers)
         })?;
         println!("{:<12} {} clients connected in {:.2} s", subject.name, options.clients, connecting.as_secs_f64());
-        let stretches = is_here.then_some([at_rest, while_connecting]);
+        let intervals = is_here.then_some([at_rest, while_connecting]);
         let before = Counts::default();
-        let mut clients = Self { workers, connecting, handshakes, stretches, without_any, memory: None, before };
+        let mut clients = Self { workers, connecting, handshakes, intervals, without_any, memory: None, before };
         clients.memory = is_here.then(|| clients.per_connection(options, subject)).transpose()?;
         Ok(clients)
     }
 
-    /// The memory of a connection, as it is now.
+    /// The current memory per connection.
     ///
     /// # Errors
-    /// If a process has ended.
+    /// If a process has exited.
     pub fn per_connection(&self, options: &Options, subject: &Subject) -> Result<PerConnection> {
         let (user, kernel) = self.without_any;
         Ok(PerConnection {
@@ -231,52 +230,52 @@ impl ConnectedClients {
         })
     }
 
-    /// What all have counted so far.
+    /// The counts of all clients so far.
     ///
     /// # Errors
-    /// If a process has ended.
+    /// If a process has exited.
     pub fn counts(&mut self) -> Result<Counts> {
         Ok(sum(&self.workers.mark()?))
     }
 
-    /// Ends them.
+    /// Stops the clients.
     ///
     /// # Errors
-    /// If a process has ended already.
+    /// If a process has already exited.
     pub fn stop(&mut self) -> Result<()> {
         self.workers.stop().map(|_| ())
     }
 
-    /// Returns when all are there again: a load before may have been more than the gateway held. What comes until then
-    /// is counted to no load.
+    /// Waits until all clients are connected again, because the last load may have exceeded what the gateway sustains.
+    /// Events until then count for no load.
     ///
     /// # Errors
-    /// If they can't connect, or a process ends.
+    /// If they can't connect, or a process exits.
     pub fn settle(&mut self, options: &Options, subject: &Subject) -> Result<()> {
         await_connected(options, subject, &mut self.workers)?;
         self.before = self.counts()?;
         Ok(())
     }
 
-    /// Lets `begin` begin a load, and measures.
+    /// Starts a load with `begin`, and measures.
     ///
     /// # Errors
-    /// If a process ends.
+    /// If a process exits.
     pub fn measure(
         &mut self,
         options: &Options,
         subject: &Subject,
         begin: impl FnOnce() -> Result<JoinHandle<Produced>>,
     ) -> Result<Measurement> {
-        let maker = begin()?;
+        let producer = begin()?;
         let window = Window::run(options, subject, &mut self.workers)?;
-        let made = maker.join().map_err(|_| anyhow::anyhow!("the producer failed: its message is above"))?;
+        let made = producer.join().map_err(|_| anyhow::anyhow!("the producer failed; see its message above"))?;
         let Window { first, last, samples, mut collected, timeline } = window;
         drain(&mut self.workers, &self.before, &made, &mut collected)?;
         let counts = self.counts()?;
         collected.add(&counts);
         let counts = counts.since(&self.before);
-        let [at_rest, while_connecting] = self.stretches.clone().map_or([None, None], |both| both.map(Some));
+        let [at_rest, while_connecting] = self.intervals.clone().map_or([None, None], |both| both.map(Some));
 
         let seconds = (last.at - first.at).as_secs_f64();
         let busiest = |of: fn(&Usage) -> u64| {
@@ -315,7 +314,7 @@ impl ConnectedClients {
     }
 }
 
-/// The latencies of a window, of all its looks: also of those after its end, for what was due in it and came late.
+/// Latencies of a window, including events that were due in it and arrived after its end.
 #[derive(Default)]
 struct Collected {
     events: Latencies,
@@ -331,7 +330,7 @@ impl Collected {
     }
 }
 
-/// The load while it runs, after its warm-up.
+/// The load after its warm-up.
 struct Window {
     first: MeasureSnapshot,
     last: MeasureSnapshot,
@@ -344,7 +343,7 @@ impl Window {
     fn run(options: &Options, subject: &Subject, workers: &mut Workers) -> Result<Self> {
         let begin = Instant::now() + Duration::from_secs_f64(options.warm_up);
         let end = begin + Duration::from_secs_f64(options.seconds);
-        // A pace, not a wait for something.
+        // A fixed time. It does not wait for an event.
         let sleep_until = |at: Instant| thread::sleep(at.saturating_duration_since(Instant::now()));
         sleep_until(begin);
         // Without samples the split is by ticks, and the report says so.
@@ -353,19 +352,19 @@ impl Window {
         let (mut before, mut collected, mut timeline): (Option<MeasureSnapshot>, _, Vec<Moment>) =
             (None, Collected::default(), Vec::new());
         loop {
-            let second = u32::try_from(timeline.len()).expect("a run is shorter than an age") + 1;
+            let second = u32::try_from(timeline.len()).expect("a run has fewer seconds than a u32") + 1;
             let at = (begin + Duration::from_secs(1) * second).min(end);
             sleep_until(at);
-            let look = MeasureSnapshot::take(workers, &subject.pids)?;
+            let snapshot = MeasureSnapshot::take(workers, &subject.pids)?;
             let samples = profile.as_mut().map(Profile::read);
-            let moment = Moment::between(before.as_ref().unwrap_or(&first), &look, first.at);
-            println!("{}", moment.line(options, subject, &look));
-            collected.add(&look.all);
+            let moment = Moment::between(before.as_ref().unwrap_or(&first), &snapshot, first.at);
+            println!("{}", moment.line(options, subject, &snapshot));
+            collected.add(&snapshot.all);
             timeline.push(moment);
             if at == end {
-                return Ok(Self { first, last: look, samples, collected, timeline });
+                return Ok(Self { first, last: snapshot, samples, collected, timeline });
             }
-            before = Some(look);
+            before = Some(snapshot);
         }
     }
 }
@@ -383,19 +382,19 @@ impl Moment {
         }
     }
 
-    fn line(&self, options: &Options, subject: &Subject, look: &MeasureSnapshot) -> String {
+    fn line(&self, options: &Options, subject: &Subject, snapshot: &MeasureSnapshot) -> String {
         let latencies = self.latencies.map_or(String::new(), |latencies| {
             format!(", p50 {:.2} ms, p99 {:.2} ms", latencies.p50_ms, latencies.p99_ms)
         });
         let cores = self.cores.map_or(String::new(), |cores| format!(", {:.0} % of a core", cores * 100.0));
         format!(
             "{:<12} {:>5.1} of {} s: {} open, {:.0} deliveries/s{latencies}{cores}",
-            subject.name, self.at_seconds, options.seconds, look.all.open, self.deliveries_per_second
+            subject.name, self.at_seconds, options.seconds, snapshot.all.open, self.deliveries_per_second
         )
     }
 }
 
-/// Shares the clients out to as many processes as their descriptors need.
+/// Distributes the clients over as many processes as their descriptors need.
 fn plans(options: &Options, subject: &Subject) -> Result<Vec<ClientsPlan>> {
     let per_process = descriptors_max().saturating_sub(SPARE_DESCRIPTORS).max(1);
     let needed = u32::try_from(u64::from(options.clients).div_ceil(per_process)).context("fewer processes")?;
@@ -405,17 +404,17 @@ fn plans(options: &Options, subject: &Subject) -> Result<Vec<ClientsPlan>> {
     let cut = |number: u32| u64::from(options.clients) * u64::from(number) / u64::from(processes);
     let plan = |number: u32| {
         let (first, next) = (cut(number), cut(number + 1));
-        let count = u32::try_from(next - first).expect("a part of a u32");
+        let count = u32::try_from(next - first).expect("at most a u32");
         let share = f64::from(count) / f64::from(options.clients);
         let slow = (part(options.slow_share) * f64::from(count)).round() as u32;
-        // Each of those who come back does so every ten seconds, or oftener where these are all.
+        // Each reconnecting client reconnects every ten seconds, or more often if there are fewer of them.
         let returns_per_second = part(options.reconnects_per_second) * share;
         let returning = ((returns_per_second * 10.0).ceil() as u32).min(count - slow);
         ClientsPlan {
             targets: subject.targets.clone(),
             token: subject.token.clone(),
             load,
-            first: u32::try_from(first).expect("a part of a u32"),
+            first: u32::try_from(first).expect("at most a u32"),
             count,
             connects_per_second: options.connects_per_second * share,
             slow,
@@ -428,7 +427,7 @@ fn plans(options: &Options, subject: &Subject) -> Result<Vec<ClientsPlan>> {
     Ok((0..processes).map(plan).collect())
 }
 
-/// How many descriptors a process may have.
+/// Limit of descriptors per process.
 pub(super) fn descriptors_max() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is of a live struct of the type that getrlimit fills.
@@ -440,7 +439,7 @@ pub(super) fn descriptors_max() -> u64 {
 fn await_connected(options: &Options, subject: &Subject, workers: &mut Workers) -> Result<(Duration, Latencies)> {
     let (start, clients) = (Instant::now(), u64::from(options.clients));
     let pace = Duration::from_secs_f64(f64::from(options.clients) / options.connects_per_second);
-    let (mut handshakes, mut told) = (Latencies::default(), Instant::now());
+    let (mut handshakes, mut reported) = (Latencies::default(), Instant::now());
     loop {
         let counts = sum(&workers.mark()?);
         handshakes.add(&counts.handshakes);
@@ -456,15 +455,15 @@ fn await_connected(options: &Options, subject: &Subject, workers: &mut Workers) 
                 counts.closed
             );
         }
-        if told.elapsed() > Duration::from_secs(1) {
-            told = Instant::now();
+        if reported.elapsed() > Duration::from_secs(1) {
+            reported = Instant::now();
             println!("{:<12} {} of {clients} clients connected", subject.name, counts.open);
         }
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(POLL_EVERY);
     }
 }
 
-/// Returns when all that is due has come, or nothing comes any more.
+/// Waits until everything due has arrived, or nothing arrives any more.
 fn drain(workers: &mut Workers, before: &Counts, made: &Produced, collected: &mut Collected) -> Result<()> {
     let (mut last, mut since) = (0, Instant::now());
     loop {
@@ -476,6 +475,6 @@ fn drain(workers: &mut Workers, before: &Counts, made: &Produced, collected: &mu
         if counts.events - before.events >= made.event_deliveries || since.elapsed() > DRAINED_AFTER {
             return Ok(());
         }
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(POLL_EVERY);
     }
 }

@@ -1,6 +1,6 @@
-//! The page of a run: one HTML file that needs no other, with the plots, the table, the steps, the options and the
-//! remarks. The plots are made here and not by a crate: their colours are to follow the reader's light or dark, and
-//! those that there are write colours, not classes.
+//! The page of a run: one self-contained HTML file with the plots, the table, the steps, the options and the remarks.
+//! The plots are drawn here because their colours must follow the reader's light or dark mode: plotting crates write
+//! colours instead of classes.
 
 mod plot;
 mod scale;
@@ -20,16 +20,17 @@ use scale::ScaleKind;
 
 const STYLE: &str = include_str!("page/style.css");
 
-/// More remarks than these are folded up.
+/// More remarks than this are collapsed.
 const REMARKS_OPEN_MAX: usize = 8;
 
-/// What is told below the plots, for who reads the page alone.
-const NOTES: &str = "Latency is from when a record was due, by a schedule that goes by the clock, until a client read it: \
-    what is late anywhere on the way is in it. CPU is of the processes' threads, within the window after the warm-up, for \
-    each message that was read in it. A connection's memory is what connecting makes come: to the processes' own pages, and \
-    to the kernel's sockets with their inodes, files, names and buffers, less those of the clients' ends. The send loop is a bare loop of send(2), the kafka loop one from librdkafka to send(2).";
+/// Notes below the plots, for readers of the page alone.
+const NOTES: &str = "Latency is from a record's due time, by an open-loop schedule, until a client read it: \
+    every delay on the way counts. CPU is that of the processes' threads in the window after the warm-up, per message \
+    read in it. Memory per connection is the growth while clients connect: of the processes' own pages, and of the \
+    kernel's sockets with their inodes, files, names and buffers, less the clients' ends. The send loop is a bare loop \
+    of send(2), the kafka loop one from librdkafka to send(2).";
 
-/// The page of a report; `name` is the subcommand's.
+/// The page of a report. `name` is the subcommand.
 #[must_use]
 pub fn page(report: &FleetReport, name: &str) -> String {
     let mut body = format!("<h1>shardgate: {}</h1>\n", escape(name));
@@ -39,10 +40,10 @@ pub fn page(report: &FleetReport, name: &str) -> String {
     if !report.remarks.is_empty() {
         let items: String = report.remarks.iter().map(|remark| format!("<li>{}</li>", escape(remark))).collect();
         let count = report.remarks.len();
-        // Many are not to hide the plots.
+        // Many remarks must not hide the plots.
         let open = if count <= REMARKS_OPEN_MAX { " open" } else { "" };
         body += &format!(
-            "<details class=\"remarks\"{open}><summary>What to know of it: {count}</summary><ul>{items}</ul></details>\n"
+            "<details class=\"remarks\"{open}><summary>Remarks: {count}</summary><ul>{items}</ul></details>\n"
         );
     }
     body += &format!("<div class=\"plots\">\n{}</div>\n", plots(report).concat());
@@ -58,7 +59,7 @@ pub fn page(report: &FleetReport, name: &str) -> String {
     )
 }
 
-/// Text as HTML has it, also within an attribute.
+/// Escapes text for HTML, also within attributes.
 fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for letter in text.chars() {
@@ -83,7 +84,7 @@ const PERCENTILES: [OfPercentiles; 3] =
 
 type OfRound = (&'static str, fn(&FleetRound) -> Option<&Measurement>);
 
-/// A round's parts, as the plots name them.
+/// The measurements of a round, with their names in the plots.
 const PARTS: [OfRound; 3] = [
     ("gateway", |round| round.gateway.as_ref()),
     ("send loop", |round| round.send.as_ref()),
@@ -116,19 +117,19 @@ fn plots(report: &FleetReport) -> Vec<String> {
     };
     plots.push(
         Bars {
-            title: "CPU a delivery".into(),
-            axis: "CPU time a delivery, ns",
-            parts: vec!["in its own code", "in the kernel"],
-            bars: bars(["CPU a delivery, user, ns", "CPU a delivery, user+sys, ns"], true),
+            title: "CPU per delivery".into(),
+            axis: "CPU time per delivery, ns",
+            parts: vec!["user", "kernel"],
+            bars: bars(["CPU per delivery, user, ns", "CPU per delivery, user+sys, ns"], true),
         }
         .figure(),
     );
     plots.push(
         Bars {
             title: "Memory of an idle connection".into(),
-            axis: "memory a connection, bytes",
-            parts: vec!["the process' own", "the kernel's"],
-            bars: bars(["own memory a connection, bytes", "kernel memory a connection, bytes"], false),
+            axis: "memory per connection, bytes",
+            parts: vec!["user", "kernel"],
+            bars: bars(["own memory per connection, bytes", "kernel memory per connection, bytes"], false),
         }
         .figure(),
     );
@@ -136,7 +137,7 @@ fn plots(report: &FleetReport) -> Vec<String> {
     plots
 }
 
-/// The part whose course is shown: the gateway's, where there is one, of the round with the middle p99.
+/// The measurement to plot over time: the gateway's if there is one, of the round with the median p99.
 fn shown(rounds: &[FleetRound]) -> Option<(String, &Measurement)> {
     let (name, of) = PARTS.iter().find(|(_, of)| rounds.iter().any(|round| of(round).is_some()))?;
     let mut parts: Vec<(usize, &Measurement)> =
@@ -163,7 +164,7 @@ fn over_time(name: &str, timeline: &[Moment]) -> String {
     let series = PERCENTILES.iter().map(series).collect();
     Lines {
         title: format!("Latency over time ({name})"),
-        x: Axis { title: "time since the window began, s", kind: ScaleKind::Linear },
+        x: Axis { title: "time in the window, s", kind: ScaleKind::Linear },
         y: Axis { title: "latency, ms", kind: ScaleKind::Log },
         series,
         bound: None,
@@ -185,11 +186,11 @@ fn load_and_latency(capacity: &Capacity) -> String {
     };
     Lines {
         title: "Latency over load (gateway)".into(),
-        x: Axis { title: "deliveries due a second", kind: ScaleKind::Log },
+        x: Axis { title: "deliveries due per second", kind: ScaleKind::Log },
         y: Axis { title: "latency, ms", kind: ScaleKind::Log },
         series: PERCENTILES.iter().map(series).collect(),
-        bound: Some((capacity.p99_ms, format!("bound of p99: {} ms", capacity.p99_ms))),
-        hollow: Some("a load that was not held"),
+        bound: Some((capacity.p99_ms, format!("p99 bound: {} ms", capacity.p99_ms))),
+        hollow: Some("load not sustained"),
     }
     .figure()
 }
@@ -202,12 +203,12 @@ fn cpu_over_load(capacity: &Capacity) -> String {
         .collect();
     points.sort_by(|a, b| a.x.total_cmp(&b.x));
     Lines {
-        title: "CPU a delivery over load (gateway)".into(),
-        x: Axis { title: "deliveries due a second", kind: ScaleKind::Log },
-        y: Axis { title: "CPU time a delivery, ns", kind: ScaleKind::Linear },
+        title: "CPU per delivery over load (gateway)".into(),
+        x: Axis { title: "deliveries due per second", kind: ScaleKind::Log },
+        y: Axis { title: "CPU time per delivery, ns", kind: ScaleKind::Linear },
         series: vec![Series { name: "user and system".into(), points, is_line: true }],
         bound: None,
-        hollow: Some("a load that was not held"),
+        hollow: Some("load not sustained"),
     }
     .figure()
 }
@@ -226,8 +227,8 @@ fn rounds_and_latency(rounds: &[FleetRound]) -> String {
     let [gateway, send, kafka] = PARTS;
     let wanted = [(gateway, p50), (gateway, p99), (send, p99), (kafka, p99)];
     Lines {
-        title: "Latency over load (a point a round)".into(),
-        x: Axis { title: "deliveries a second", kind: ScaleKind::Log },
+        title: "Latency over load (one point per round)".into(),
+        x: Axis { title: "deliveries per second", kind: ScaleKind::Log },
         y: Axis { title: "latency, ms", kind: ScaleKind::Log },
         series: wanted.into_iter().filter_map(|((name, of), percentile)| series(name, of, percentile)).collect(),
         bound: None,
@@ -243,10 +244,10 @@ fn memory_over_time(rounds: &[FleetRound]) -> String {
         let points: Vec<Point> = part.timeline.iter().filter_map(at).collect();
         (!points.is_empty()).then(|| Series { name: (*name).to_owned(), points, is_line: true })
     };
-    let round = if rounds.len() > 1 { ", last round" } else { "" };
+    let round = if rounds.len() > 1 { " (last round)" } else { "" };
     Lines {
-        title: format!("Memory over time (the processes' own{round})"),
-        x: Axis { title: "time since the window began, s", kind: ScaleKind::Linear },
+        title: format!("Process memory over time{round}"),
+        x: Axis { title: "time in the window, s", kind: ScaleKind::Linear },
         y: Axis { title: "memory, MiB", kind: ScaleKind::Linear },
         series: PARTS.iter().filter_map(series).collect(),
         bound: None,
@@ -257,7 +258,7 @@ fn memory_over_time(rounds: &[FleetRound]) -> String {
 
 // ---- tables ---------------------------------------------------------------------------------------------------------
 
-/// A table with a heading; the first column is text, the others are numbers.
+/// A table with a heading. The first column is text, the others are numbers.
 fn table(title: &str, head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let line = |tag: &str, cells: &[String]| -> String {
         let cells: String = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect();
@@ -265,7 +266,7 @@ fn table(title: &str, head: &[&str], rows: impl Iterator<Item = Vec<String>>) ->
     };
     let head: Vec<String> = head.iter().map(|name| (*name).to_owned()).collect();
     let mut text = format!("<section><h2>{}</h2><div class=\"wide\"><table>\n<thead>", escape(title));
-    write!(text, "{}</thead>\n<tbody>", line("th", &head)).expect("a string takes all");
+    write!(text, "{}</thead>\n<tbody>", line("th", &head)).expect("writing to a string does not fail");
     rows.for_each(|row| text += &line("td", &row));
     text + "</tbody></table></div></section>\n"
 }
@@ -283,9 +284,9 @@ fn figures(report: &FleetReport) -> String {
 
 fn steps(capacity: &Capacity) -> String {
     let head = [
-        "events a second",
-        "deliveries due a second",
-        "read a second",
+        "events per second",
+        "deliveries due per second",
+        "read per second",
         "p50, ms",
         "p99, ms",
         "p99.9, ms",
@@ -295,7 +296,7 @@ fn steps(capacity: &Capacity) -> String {
     ];
     let rows = capacity.steps.iter().map(|step| {
         let verdict = match step.limit {
-            None => "held".to_owned(),
+            None => "sustained".to_owned(),
             Some(limit) => format!("{}; {}", step.faults.join("; "), limit.text()),
         };
         let latencies = [step.latencies.p50_ms, step.latencies.p99_ms, step.latencies.p999_ms];

@@ -10,10 +10,10 @@ use super::schedule::{DueItem, assessment, market};
 use crate::client::raw::opcode;
 use crate::events::{Kind, ticks_topic};
 
-/// A time on the Unix clock, in microseconds.
+/// Unix time in microseconds.
 pub type UnixUs = u64;
 
-/// The Unix clock's time.
+/// The current Unix time.
 ///
 /// # Panics
 /// If the clock is before 1970.
@@ -28,10 +28,10 @@ pub fn now_us() -> UnixUs {
 /// If it is longer than half a million years.
 #[must_use]
 pub fn us(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).expect("shorter than an age")
+    u64::try_from(duration.as_micros()).expect("microseconds fit u64")
 }
 
-/// The topic of what is due.
+/// The topic of an item.
 #[must_use]
 pub fn topic(what: DueItem) -> String {
     match what {
@@ -40,7 +40,7 @@ pub fn topic(what: DueItem) -> String {
     }
 }
 
-/// The key of what is due.
+/// The key of an item.
 #[must_use]
 pub fn key(what: DueItem) -> String {
     match what {
@@ -49,9 +49,9 @@ pub fn key(what: DueItem) -> String {
     }
 }
 
-/// Writes the record's payload: an event of `size` bytes, or as many as its fields need. Its `positionId` fills it up,
-/// for it goes to the client as it is. The payload begins as a client's message does: the gateway passes over `type`,
-/// and the bare loop sends the payload itself.
+/// Writes a record's payload: an event of `size` bytes, or as long as its fields. The padding is in `positionId`, which
+/// the gateway passes on unchanged. The payload begins like a client's message: the gateway ignores `type`, and the
+/// bare loop sends the payload itself.
 pub fn record(out: &mut Vec<u8>, what: DueItem, due: UnixUs, size: usize) {
     out.clear();
     match what {
@@ -69,10 +69,10 @@ pub fn record(out: &mut Vec<u8>, what: DueItem, due: UnixUs, size: usize) {
             write!(out, "{before}{:x<fill$}{end}", "")
         }
     }
-    .expect("memory takes all");
+    .expect("writing to memory does not fail");
 }
 
-/// Writes a text frame of `payload`, filled up with spaces at its end to `length` bytes in all.
+/// Writes a text frame with `payload`, padded with spaces to `length` bytes in all.
 pub fn frame(out: &mut Vec<u8>, payload: &[u8], length: usize) {
     let wanted = |header: usize| length.saturating_sub(header).max(payload.len());
     out.clear();
@@ -98,10 +98,10 @@ pub fn frame(out: &mut Vec<u8>, payload: &[u8], length: usize) {
     out.resize(out.len() + filled - payload.len(), b' ');
 }
 
-/// When a message was due, from the few that are parsed.
+/// The due time in a message. Only sampled messages are parsed.
 ///
 /// # Errors
-/// If it is no message of ours.
+/// If it is not a message of this load.
 pub fn due_of(message: &[u8]) -> serde_json::Result<UnixUs> {
     #[derive(Deserialize)]
     struct SampledMessage {
@@ -110,7 +110,7 @@ pub fn due_of(message: &[u8]) -> serde_json::Result<UnixUs> {
     serde_json::from_slice(message).map(|SampledMessage { timestamp }| timestamp)
 }
 
-/// The cursor of an event or a redirect: it is their last field.
+/// The cursor of an event or a redirect, which is the last field.
 #[must_use]
 pub fn cursor_of(message: &[u8]) -> Option<&str> {
     let name = br#","cursor":""#;
@@ -125,7 +125,7 @@ mod tests {
     use crate::frames::{Frames, MessageKind};
 
     #[test]
-    fn records_are_json_of_the_length_that_was_asked_for_and_tell_when_they_were_due() {
+    fn records_are_json_of_the_requested_length_with_their_due_time() {
         let mut bytes = Vec::new();
         for size in [250, 512, 5_000] {
             record(&mut bytes, DueItem::Event(12), 1_790_000_000_000_007, size);
@@ -135,14 +135,14 @@ mod tests {
             assert_eq!(due_of(&bytes).unwrap(), 1_790_000_000_000_007);
         }
         record(&mut bytes, DueItem::Event(12), 7, 0);
-        assert_eq!(due_of(&bytes).unwrap(), 7, "a short one has its fields, and no filling");
+        assert_eq!(due_of(&bytes).unwrap(), 7, "a short record has its fields and no padding");
         record(&mut bytes, DueItem::Tick(1), 8, 512);
         assert_eq!(due_of(&bytes).unwrap(), 8);
         assert!(due_of(br#"{"type":"connected"}"#).is_err());
     }
 
     #[test]
-    fn frames_are_of_the_length_that_was_asked_for_and_still_json() {
+    fn frames_have_the_requested_length_and_remain_json() {
         let mut frames = Frames::default();
         frames.take(b"HTTP/1.1 101 \r\n\r\n", |_| {}).unwrap();
         let (mut payload, mut bytes) = (Vec::new(), Vec::new());

@@ -1,4 +1,4 @@
-//! The producer: a thread that makes each record when it is due, whatever became of those before.
+//! The producer: a thread that sends each record when it is due, whatever happened to earlier ones.
 
 use std::collections::HashMap;
 use std::thread::{self, JoinHandle};
@@ -11,27 +11,27 @@ use super::schedule::{DueItem, Load};
 use super::statistics::Latencies;
 use crate::events::Producer;
 
-/// What was made.
+/// What was produced.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Produced {
     /// Events.
     pub events: u64,
     /// Ticks.
     pub ticks: u64,
-    /// The events that are due to clients: of each as many as watch it.
+    /// Deliveries due: for each event, one per subscriber.
     pub event_deliveries: u64,
-    /// From a record's due time until it was handed to librdkafka. The due time is what latencies begin at.
+    /// Time from a record's due time until it was passed to librdkafka. Latencies begin at the due time.
     pub lateness: Latencies,
 }
 
-/// Makes what the load says for so long, in a thread of its own.
+/// Produces the load for this time, in a new thread.
 ///
 /// # Panics
-/// Its thread does, where the brokers don't take what it makes.
+/// The thread panics if the brokers don't accept the records.
 #[must_use]
 pub fn start(brokers: String, load: Load, length: Duration) -> JoinHandle<Produced> {
     thread::spawn(move || {
-        // A record waits for no other: what batches there are come of what is due together.
+        // No record waits for another. Only records due at the same time form a batch.
         let producer = Producer::with(&brokers, &[("linger.ms", "0")]);
         let made = make(&load, length, |topic, key, payload| producer.send(topic, Some(key), Some(payload)));
         producer.flush();
@@ -45,7 +45,7 @@ fn make(load: &Load, length: Duration, mut send: impl FnMut(&str, &str, &[u8])) 
     let (mut made, mut payload) = (Produced::default(), Vec::new());
     for (due, what) in load.schedule(length) {
         if let Some(early) = due.checked_sub(start.elapsed()) {
-            // A pace, not a wait for something.
+            // A fixed time. It does not wait for an event.
             thread::sleep(early);
         }
         let id = match what {
@@ -61,7 +61,7 @@ fn make(load: &Load, length: Duration, mut send: impl FnMut(&str, &str, &[u8])) 
     made
 }
 
-/// What a schedule comes to, where it is not a producer of this process that keeps it.
+/// What a schedule produces, for a loop in another process.
 #[must_use]
 pub fn of_schedule(load: &Load, length: Duration) -> Produced {
     let mut made = Produced::default();
@@ -74,7 +74,7 @@ impl Produced {
         match what {
             DueItem::Event(number) => {
                 self.events += 1;
-                self.event_deliveries += u64::from(load.watchers(number));
+                self.event_deliveries += u64::from(load.subscribers(number));
             }
             DueItem::Tick(_) => self.ticks += 1,
         }
@@ -87,20 +87,20 @@ mod tests {
     use crate::fleet::payload::due_of;
 
     #[test]
-    fn a_producer_that_was_held_up_says_so_and_moves_no_due_time() {
+    fn a_delayed_producer_reports_its_lateness_and_keeps_due_times() {
         let load = Load { clients: 10, assessments: 4, rate: 100.0, burst: 1, markets: 1, market_rate: 0.0, size: 300 };
-        let (mut due, hold_up) = (Vec::new(), Duration::from_millis(50));
+        let (mut due, delay) = (Vec::new(), Duration::from_millis(50));
         let made = make(&load, Duration::from_millis(100), |_, _, payload| {
             if due.is_empty() {
                 let held = Instant::now();
-                while held.elapsed() < hold_up {
+                while held.elapsed() < delay {
                     std::hint::spin_loop();
                 }
             }
             due.push(due_of(payload).unwrap());
         });
         assert_eq!((made.events, made.ticks), (10, 0));
-        // Ten events of four assessments in turn, of which two have three watchers and two have two.
+        // Ten events of four assessments in turn, of which two have three subscribers and two have two.
         assert_eq!(made.event_deliveries, 3 * 3 + 3 * 3 + 2 * 2 + 2 * 2);
         let steps: Vec<_> = due.windows(2).map(|pair| pair[1] - pair[0]).collect();
         assert!(steps.iter().all(|step| *step == 10_000), "{steps:?}");

@@ -1,6 +1,6 @@
-//! How much of what processes use is their own code, and how much the kernel's, from samples of their threads. The
-//! kernel's own split ([`super::usage`]) is from its ticks: of a process that spends a fiftieth of its time in its own
-//! code, ten seconds have twenty of them.
+//! Splits the CPU time of processes into their own code and the kernel's, by sampling their threads. The kernel's split
+//! ([`super::usage`]) is by ticks: for a process that spends a fiftieth of its time in its own code, ten seconds have
+//! twenty of them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,51 +12,50 @@ use serde::{Deserialize, Serialize};
 
 use super::usage::Usage;
 
-/// Between two samples of a thread, of its time on a core, in nanoseconds: some four a millisecond, in step with
-/// nothing.
+/// Sampling period in nanoseconds of a thread's CPU time: about four samples per millisecond, in step with nothing.
 const SAMPLE_EVERY_NS: u64 = 249_989;
 
-/// What the kernel writes samples to, of a thread: eight bytes a sample, and they are read each second.
+/// Size of a thread's sample ring. A sample has eight bytes, and the rings are read each second.
 const RING_BYTES: usize = 128 * 1024;
 
-/// Of a sample's header: whose code it met (perf_event_open(2), `PERF_RECORD_MISC_CPUMODE_MASK`).
+/// Bits of a sample's header that tell whose code it hit (perf_event_open(2), `PERF_RECORD_MISC_CPUMODE_MASK`).
 const MODE: u16 = 7;
 const MODE_USER: u16 = 2;
 
-/// The kind of record that a sample is (perf_event_open(2), `PERF_RECORD_SAMPLE`).
+/// The record type of a sample (perf_event_open(2), `PERF_RECORD_SAMPLE`).
 const SAMPLE: u32 = 9;
 
-/// Samples of the threads that some processes had when it began.
+/// Samples of the threads that some processes had at the start.
 pub(super) struct Profile {
-    /// With the thread's name.
+    /// Samplers with the names of their threads.
     threads: Vec<(String, Sampler)>,
     seen: Samples,
 }
 
-/// How many samples there are.
+/// Numbers of samples.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Samples {
-    /// All of them.
+    /// All samples.
     pub all: u64,
-    /// Of these, those that met the processes' own code.
+    /// Samples in the processes' own code.
     pub user: u64,
-    /// The same of each thread, by its name; those of one name are added.
+    /// The same by thread name; threads with the same name are added up.
     pub user_by_thread: BTreeMap<String, u64>,
 }
 
 impl Profile {
-    /// Begins to sample.
+    /// Starts sampling.
     ///
     /// # Errors
-    /// If the kernel doesn't let this process see another's kernel side: who may is root, and whoever
-    /// `kernel.perf_event_paranoid` lets. And where a process has ended.
+    /// If a process has exited, or the kernel does not let this process sample another's kernel side. Root may, and
+    /// other users as `kernel.perf_event_paranoid` allows.
     pub(super) fn begin(pids: &[u32]) -> io::Result<Self> {
         let mut threads = Vec::new();
         for pid in pids {
             for task in fs::read_dir(format!("/proc/{pid}/task"))? {
                 let task = task?;
                 let id = task.file_name().to_str().and_then(|id| id.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
-                // It may have ended since.
+                // The thread may have ended since.
                 let Ok(name) = fs::read_to_string(task.path().join("comm")) else { continue };
                 match sampler(id) {
                     Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
@@ -70,7 +69,7 @@ impl Profile {
         Ok(Self { threads, seen: Samples::default() })
     }
 
-    /// What was sampled so far. To be asked often enough for the rings: what has no room is lost, whatever it met.
+    /// The samples so far. Must be called often enough for the rings: samples without room are lost, of either kind.
     pub(super) fn read(&mut self) -> Samples {
         for (name, thread) in &mut self.threads {
             let (mut all, mut user) = (0, 0);
@@ -95,7 +94,7 @@ fn sampler(thread: libc::pid_t) -> io::Result<Sampler> {
 }
 
 impl Samples {
-    /// The same time, split as these are; as it was, where there are none.
+    /// Splits a usage in the ratio of the samples; returns it unchanged without samples.
     #[must_use]
     pub fn split(&self, usage: Usage) -> Usage {
         let Some(user_ns) = (u128::from(usage.total_ns()) * u128::from(self.user)).checked_div(u128::from(self.all))
@@ -106,8 +105,7 @@ impl Samples {
         Usage { user_ns, system_ns: usage.total_ns() - user_ns, ..usage }
     }
 
-    /// Which part of the time in the processes' own code is that of threads whose name begins so, from 0 to 1; `None`
-    /// where there is no such thread.
+    /// Share of user time in threads whose name begins with `name`, from 0 to 1. `None` if there is no such thread.
     #[must_use]
     pub fn part_of(&self, name: &str) -> Option<f64> {
         let named = self.user_by_thread.iter().filter(|(thread, _)| thread.starts_with(name));
@@ -121,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_is_split_as_its_samples_are() {
+    fn time_is_split_in_the_ratio_of_the_samples() {
         let usage = Usage { user_ns: 600, system_ns: 400, waited_ns: 7, ..Usage::default() };
         let split = Samples { all: 50, user: 1, ..Samples::default() }.split(usage.clone());
         assert_eq!(split, Usage { user_ns: 20, system_ns: 980, ..usage.clone() });
@@ -129,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_of_one_kind_have_their_part() {
+    fn threads_with_the_same_prefix_are_added_up() {
         let of = |name: &str, user| (name.to_owned(), user);
         let user_by_thread = [of("shard-0", 30), of("shard-1", 10), of("ingest", 40)].into();
         let samples = Samples { all: 1_000, user: 80, user_by_thread };
@@ -138,11 +136,11 @@ mod tests {
     }
 
     #[test]
-    fn who_counts_is_seen_in_his_own_code_and_who_asks_the_kernel_in_the_kernels() {
+    fn computation_is_sampled_as_user_code_and_system_calls_as_the_kernels() {
         let share_of = |work: fn()| {
             let mut profile = match Profile::begin(&[std::process::id()]) {
                 Ok(profile) => profile,
-                // What the harness does then is told: it goes by ticks.
+                // Without permission the harness falls back to ticks.
                 Err(error) => {
                     assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
                     return None;
@@ -155,22 +153,22 @@ mod tests {
             assert_eq!(user_by_thread.values().sum::<u64>(), user);
             Some(user as f64 / all as f64)
         };
-        let counts = share_of(|| {
+        let computing = share_of(|| {
             std::hint::black_box(
                 (0..100_000_u64).fold(0, |sum: u64, number| sum.wrapping_mul(31).wrapping_add(number)),
             );
         });
-        let asks = share_of(|| {
+        let calling = share_of(|| {
             std::hint::black_box(fs::read("/proc/self/maps").map_or(0, |maps| maps.len()));
         });
-        assert_eq!(counts.is_some(), asks.is_some());
-        if let Some((counts, asks)) = counts.zip(asks) {
-            assert!(counts > asks + 0.2, "{counts} and {asks}");
+        assert_eq!(computing.is_some(), calling.is_some());
+        if let Some((computing, calling)) = computing.zip(calling) {
+            assert!(computing > calling + 0.2, "{computing} and {calling}");
         }
     }
 
     #[test]
-    fn who_has_ended_has_no_samples() {
+    fn a_process_that_has_exited_can_not_be_sampled() {
         assert!(Profile::begin(&[u32::MAX]).is_err());
     }
 }

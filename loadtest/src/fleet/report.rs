@@ -1,5 +1,5 @@
-//! What is told at the end: a table, and the same as JSON with all that lies behind it. Where there are rounds, a cell
-//! is the median of its rounds, and a ratio is the median of the rounds' ratios.
+//! The report: a table, and all data as JSON. With several rounds, a cell is the median of the rounds, and a ratio is
+//! the median of the rounds' ratios.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,26 +13,26 @@ use super::measure::Measurement;
 use super::outcome::{Capacity, FleetRound};
 use super::statistics::{Percentiles, median};
 
-/// A share of a core from which on a process of clients can be what limits: on it, or waiting for it.
+/// Share of time on a core, or waiting for it, above which a client process may limit the result.
 pub(super) const CLIENT_BUSY_MAX: f64 = 0.8;
 
-/// A producer that is later than this adds to what latencies are of.
+/// Lateness of the producer above which it adds noticeably to latencies.
 const LATENESS_MAX_MS: f64 = 1.0;
 
-/// All that a run came to.
+/// The report of a run.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct FleetReport {
-    /// What was asked for.
+    /// The options.
     pub options: serde_json::Value,
     /// The table.
     pub rows: Vec<TableRow>,
-    /// What a reader must know of the figures.
+    /// Remarks about the figures.
     pub remarks: Vec<String>,
-    /// The rounds; of a search for the capacity, the highest load that was held.
+    /// The rounds. A search for the capacity has one, with the highest load sustained.
     pub rounds: Vec<FleetRound>,
-    /// What was measured and thrown away, for the machine was noisy.
+    /// Discarded measurements, because the machine was noisy.
     pub discarded: Vec<Discarded>,
-    /// What a search for the capacity came to.
+    /// Result of a search for the capacity.
     pub capacity: Option<Capacity>,
 }
 
@@ -41,30 +41,30 @@ pub struct FleetReport {
 pub struct TableRow {
     /// What was measured, with its unit.
     pub name: String,
-    /// Of the gateway.
+    /// The gateway's value.
     pub gateway: Option<f64>,
-    /// Of the loop of send(2) alone.
+    /// The send loop's value.
     pub send: Option<f64>,
-    /// Of the loop from librdkafka to send(2).
+    /// The kafka loop's value.
     pub kafka: Option<f64>,
-    /// The gateway's to the send loop's.
+    /// Ratio of the gateway to the send loop.
     pub to_send: Option<f64>,
-    /// The gateway's to that of the loop from librdkafka.
+    /// Ratio of the gateway to the kafka loop.
     pub to_kafka: Option<f64>,
 }
 
 type Figure = (&'static str, fn(&Measurement) -> Option<f64>);
 
-/// What is told of each part. Those of CPU time, and those of latency, are told with their ratios.
+/// The figures of each measurement. Those of CPU time, latency and deliveries have ratios.
 const FIGURES: &[Figure] = &[
-    ("deliveries a second", |part| Some(part.deliveries as f64 / part.seconds)),
-    ("CPU a delivery, user, ns", |part| per_delivery(part, part.usage.as_ref()?.user_ns)),
-    ("  of it the shards' threads, ns", |part| {
+    ("deliveries per second", |part| Some(part.deliveries as f64 / part.seconds)),
+    ("CPU per delivery, user, ns", |part| per_delivery(part, part.usage.as_ref()?.user_ns)),
+    ("  of it in shards' threads, ns", |part| {
         per_delivery(part, part.usage.as_ref()?.user_ns)
             .zip(part.samples.as_ref()?.part_of("shard-"))
             .map(|(all, part)| all * part)
     }),
-    ("CPU a delivery, user+sys, ns", |part| per_delivery(part, part.usage.as_ref()?.total_ns())),
+    ("CPU per delivery, user+sys, ns", |part| per_delivery(part, part.usage.as_ref()?.total_ns())),
     ("CPU, % of a core", |part| Some(share(part, part.usage.as_ref()?.total_ns()))),
     ("latency p50, ms", |part| Some(part.latencies?.p50_ms)),
     ("latency p90, ms", |part| Some(part.latencies?.p90_ms)),
@@ -73,24 +73,24 @@ const FIGURES: &[Figure] = &[
     ("latency max, ms", |part| Some(part.latencies?.max_ms)),
     ("tick latency p50, ms", |part| Some(part.tick_latencies?.p50_ms)),
     ("tick latency p99, ms", |part| Some(part.tick_latencies?.p99_ms)),
-    ("slow or caught up p99, ms", |part| Some(part.late_latencies?.p99_ms)),
-    ("producer late p99, ms", |part| Some(part.lateness?.p99_ms)),
-    ("connects a second", |part| Some(part.handshakes?.samples as f64 / part.connecting_seconds)),
+    ("slow or catching up p99, ms", |part| Some(part.late_latencies?.p99_ms)),
+    ("producer lateness p99, ms", |part| Some(part.lateness?.p99_ms)),
+    ("connects per second", |part| Some(part.handshakes?.samples as f64 / part.connecting_seconds)),
     ("handshake p99, ms", |part| Some(part.handshakes?.p99_ms)),
-    ("CPU a handshake, user+sys, us", |part| Some(part.handshake_ns()? / 1e3)),
-    ("own memory a connection, bytes", |part| part.memory_per_connection),
-    ("kernel memory a connection, bytes", |part| part.kernel_memory_per_connection),
+    ("CPU per handshake, user+sys, us", |part| Some(part.handshake_ns()? / 1e3)),
+    ("own memory per connection, bytes", |part| part.memory_per_connection),
+    ("kernel memory per connection, bytes", |part| part.kernel_memory_per_connection),
     ("events due", |part| Some(part.made.event_deliveries as f64)),
     ("events delivered", |part| Some(part.counts.events as f64)),
     ("events missing", |part| Some(part.missing() as f64)),
-    ("events too many", |part| Some(part.doubled() as f64)),
+    ("events duplicated", |part| Some(part.duplicates() as f64)),
     ("ticks delivered", |part| Some(part.counts.ticks as f64)),
     ("resumed", |part| Some(part.counts.resumed as f64)),
     ("resets", |part| Some(part.counts.resets as f64)),
-    ("clients' process, % of a core", |part| Some(part.client_busy * 100.0)),
-    ("clients waited for a core, %", |part| Some(part.client_waiting * 100.0)),
-    ("server waited for a core, %", |part| Some(share(part, part.usage.as_ref()?.waited_ns))),
-    ("server put off its core, a second", |part| Some(part.usage.as_ref()?.involuntary as f64 / part.seconds)),
+    ("client process, % of a core", |part| Some(part.client_busy * 100.0)),
+    ("client process waiting, %", |part| Some(part.client_waiting * 100.0)),
+    ("server waiting for a core, %", |part| Some(share(part, part.usage.as_ref()?.waited_ns))),
+    ("server preempted, per second", |part| Some(part.usage.as_ref()?.involuntary as f64 / part.seconds)),
     ("machine busy, %", |part| Some(part.machine.share(part.machine.busy) * 100.0)),
     ("machine stolen, %", |part| Some(part.machine.share(part.machine.steal) * 100.0)),
 ];
@@ -104,40 +104,44 @@ fn share(part: &Measurement, ns: u64) -> f64 {
 }
 
 impl FleetReport {
-    /// Sums up rounds, and what was thrown away for them.
+    /// Summarizes rounds and discarded measurements.
     #[must_use]
     pub fn of(options: serde_json::Value, rounds: Vec<FleetRound>, discarded: Vec<Discarded>) -> Self {
         let rows = FIGURES.iter().filter_map(|figure| TableRow::of(figure, &rounds)).collect();
         let mut remarks: Vec<String> =
             rounds.iter().enumerate().flat_map(|(number, round)| round.remarks(number, rounds.len())).collect();
         if !discarded.is_empty() {
-            remarks.push(format!("tries that were thrown away, for the machine was noisy: {}", discarded.len()));
+            remarks.push(format!("measurements discarded because the machine was noisy: {}", discarded.len()));
         }
-        remarks.extend(discarded.iter().map(|Discarded { what, why }| format!("a try of {what}: {}", why.join("; "))));
+        remarks.extend(
+            discarded
+                .iter()
+                .map(|Discarded { what, why }| format!("discarded measurement of {what}: {}", why.join("; "))),
+        );
         Self { options, rows, remarks, rounds, discarded, capacity: None }
     }
 
-    /// The table, with the remarks below it.
+    /// The table with the remarks below.
     ///
     /// # Panics
-    /// Never: a string takes all that is written.
+    /// Never: writing to a string does not fail.
     #[must_use]
     pub fn table(&self) -> String {
         let mut text = format!(
-            "{:<34}{:>14}{:>14}{:>14}{:>9}{:>9}\n",
+            "{:<36}{:>14}{:>14}{:>14}{:>9}{:>9}\n",
             "", "gateway", "send loop", "kafka loop", "/ send", "/ kafka"
         );
         for row in &self.rows {
             let [gateway, send, kafka] = [row.gateway, row.send, row.kafka].map(cell);
             let [to_send, to_kafka] = [row.to_send, row.to_kafka].map(|ratio| ratio.map_or("".into(), ratio_cell));
-            let line = format!("{:<34}{gateway:>14}{send:>14}{kafka:>14}{to_send:>9}{to_kafka:>9}", row.name);
-            writeln!(text, "{}", line.trim_end()).expect("a string takes all");
+            let line = format!("{:<36}{gateway:>14}{send:>14}{kafka:>14}{to_send:>9}{to_kafka:>9}", row.name);
+            writeln!(text, "{}", line.trim_end()).expect("writing to a string does not fail");
         }
         for remark in &self.remarks {
-            writeln!(text, "NOTE: {remark}").expect("a string takes all");
+            writeln!(text, "NOTE: {remark}").expect("writing to a string does not fail");
         }
         for line in self.capacity.iter().flat_map(|capacity| &capacity.lines) {
-            writeln!(text, "{line}").expect("a string takes all");
+            writeln!(text, "{line}").expect("writing to a string does not fail");
         }
         text
     }
@@ -160,7 +164,7 @@ pub fn write_json(file: &Path, what: &impl Serialize) -> Result<()> {
     fs::write(file, json).with_context(|| format!("{} can't be written", file.display()))
 }
 
-/// A value as the table has it: three digits at least, none that says nothing.
+/// Formats a value for the table: at least three significant digits, and no meaningless ones.
 #[must_use]
 pub fn cell(value: Option<f64>) -> String {
     match value {
@@ -180,9 +184,9 @@ impl TableRow {
         let column =
             |part: fn(&FleetRound) -> Option<&Measurement>| median(rounds.iter().filter_map(|round| of(part(round)?)));
         let ratio = |part: fn(&FleetRound) -> Option<&Measurement>| {
-            let is_told = name.starts_with("CPU") || name.starts_with("latency") || name.starts_with("deliveries");
+            let has_ratio = name.starts_with("CPU") || name.starts_with("latency") || name.starts_with("deliveries");
             let of_round = |round: &FleetRound| Some(of(round.gateway.as_ref()?)? / of(part(round)?)?);
-            median(rounds.iter().filter_map(of_round).filter(|ratio| is_told && ratio.is_finite()))
+            median(rounds.iter().filter_map(of_round).filter(|ratio| has_ratio && ratio.is_finite()))
         };
         let row = Self {
             name: (*name).to_owned(),
@@ -207,7 +211,7 @@ impl FleetRound {
     }
 }
 
-/// Whether the clients are what limits: on their core, or waiting for it.
+/// Whether the clients limit the result: on their core, or waiting for it.
 #[must_use]
 pub fn clients_limit(part: &Measurement) -> bool {
     part.client_busy + part.client_waiting > CLIENT_BUSY_MAX
@@ -224,17 +228,17 @@ fn part_remarks(part: &Measurement) -> Vec<String> {
     remark(
         are_clients_the_limit,
         format!(
-            "the clients are the bottleneck: a process of theirs ran {:.0} % of the time and waited {:.0} % for a core",
+            "the clients are the bottleneck: a client process ran {:.0} % of the time and waited {:.0} % for a core",
             part.client_busy * 100.0,
             part.client_waiting * 100.0
         ),
     );
-    remark(part.missing() > 0, format!("{} events that were due did not come", part.missing()));
-    remark(part.doubled() > 0, format!("{} events more came than were due", part.doubled()));
-    remark(part.counts.resets > 0, format!("{} clients were told that events are lost to them", part.counts.resets));
+    remark(part.missing() > 0, format!("{} events due did not arrive", part.missing()));
+    remark(part.duplicates() > 0, format!("{} events arrived in excess of those due", part.duplicates()));
+    remark(part.counts.resets > 0, format!("{} resets were sent to clients", part.counts.resets));
     remark(
         part.counts.strange > 0,
-        format!("{} messages that were parsed had no due time: others make records too", part.counts.strange),
+        format!("{} sampled messages had no due time: there are other producers", part.counts.strange),
     );
     for (reason, count) in &part.counts.failed {
         remark(true, format!("{count} connections failed: {reason}"));
@@ -246,20 +250,19 @@ fn part_remarks(part: &Measurement) -> Vec<String> {
     remark(
         late.is_some(),
         format!(
-            "the producer was late (p99 {:.1} ms): latencies begin at the due time and hold this",
+            "the producer was late (p99 {:.1} ms), which adds to latencies, because they begin at the due time",
             late.map_or(0.0, |late| late.p99_ms)
         ),
     );
     remark(
         part.usage.is_some() && part.samples.is_none(),
-        "this process may not sample another (perf_event_open(2)): what is user CPU is by the kernel's ticks, of 10 ms"
-            .into(),
+        "no permission to sample the server (perf_event_open(2)): user CPU is by the kernel's ticks of 10 ms".into(),
     );
-    for fault in part.while_connecting.iter().flat_map(|stretch| Noise::of_stretch(stretch).faults()) {
+    for fault in part.while_connecting.iter().flat_map(|interval| Noise::of_interval(interval).faults()) {
         remark(true, format!("while the clients connected, {fault}"));
     }
     let noise = Noise::of(part);
-    // That they waited is told already where it makes them the bottleneck.
+    // The remark about the bottleneck has already reported the waiting.
     let clients_waited = if are_clients_the_limit { 0.0 } else { noise.clients_waited };
     for fault in (Noise { clients_waited, ..noise }).faults() {
         remark(true, fault);

@@ -1,60 +1,59 @@
-//! When each event is due, and for whom: an open-loop schedule. It goes by the clock alone. That something is late, the
-//! gateway or the producer itself, moves no due time; and latencies are told from the due time, which each record
-//! carries. So a stall shows in every event that was due during it, and not only in the one that met it (coordinated
-//! omission).
+//! The open-loop schedule: the due time of each event. It depends on the clock only: a late gateway or producer moves
+//! no due time. Latencies are measured from the due time, which each record carries. So a stall shows in every event
+//! that was due during it, not only in the first (coordinated omission).
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// What is to be sent.
+/// The load to send.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Load {
-    /// Clients; each watches one assessment.
+    /// Number of clients. Each subscribes to one assessment.
     pub clients: u32,
-    /// Assessments, which have events in turn.
+    /// Number of assessments, which have events in turn.
     pub assessments: u32,
-    /// Events a second, of all assessments together.
+    /// Events per second, all assessments together.
     pub rate: f64,
-    /// How many events of one assessment are due at a time.
+    /// Number of events of one assessment that are due at once.
     pub burst: u32,
-    /// Markets, which have ticks in turn.
+    /// Number of markets, which have ticks in turn.
     pub markets: u32,
-    /// Ticks a second, of all markets together; each is due to every client.
+    /// Ticks per second, all markets together. Each is due to every client.
     pub market_rate: f64,
-    /// The length of an event's payload, in bytes.
+    /// Length of an event's payload in bytes.
     pub size: usize,
 }
 
-/// What is due.
+/// An item that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DueItem {
-    /// An event of the assessment of this number.
+    /// An event of the assessment with this number.
     Event(u32),
-    /// A tick of the market of this number.
+    /// A tick of the market with this number.
     Tick(u32),
 }
 
 impl Load {
-    /// The assessment that a client watches.
+    /// The assessment that a client subscribes to.
     #[must_use]
-    pub fn watched_by(&self, client: u32) -> u32 {
+    pub fn assessment_of_client(&self, client: u32) -> u32 {
         client % self.assessments
     }
 
-    /// How many clients watch an assessment.
+    /// Number of subscribers of an assessment.
     #[must_use]
-    pub fn watchers(&self, assessment: u32) -> u32 {
+    pub fn subscribers(&self, assessment: u32) -> u32 {
         self.clients / self.assessments + u32::from(assessment < self.clients % self.assessments)
     }
 
-    /// All that is due within a time, in the order of due times, each from the start.
+    /// The items due within a time, in order, with due times from the start.
     pub fn schedule(&self, length: Duration) -> impl Iterator<Item = (Duration, DueItem)> + use<> {
         let Self { assessments, rate, burst, markets, market_rate, .. } = *self;
         let mut events = (0_u64..).map_while(move |number| {
-            let slot = number / u64::from(burst);
-            let turn = u32::try_from(slot % u64::from(assessments)).expect("below a u32");
-            Some((due(slot * u64::from(burst), rate)?, DueItem::Event(turn)))
+            let burst_number = number / u64::from(burst);
+            let turn = u32::try_from(burst_number % u64::from(assessments)).expect("below a u32");
+            Some((due(burst_number * u64::from(burst), rate)?, DueItem::Event(turn)))
         });
         let mut ticks = (0_u64..).map_while(move |number| {
             let turn = u32::try_from(number % u64::from(markets)).expect("below a u32");
@@ -70,24 +69,24 @@ impl Load {
     }
 }
 
-/// When the one of this number is due; nothing ever is where there is no rate.
+/// Due time of the item with this number; `None` if the rate is zero.
 fn due(number: u64, rate: f64) -> Option<Duration> {
     (rate > 0.0).then(|| Duration::from_secs_f64(number as f64 / rate))
 }
 
-/// The assessment of this number.
+/// The id of the assessment with this number.
 #[must_use]
 pub fn assessment(number: u32) -> String {
     format!("load-{number}")
 }
 
-/// The number of an assessment, where it is one of these.
+/// The number of an assessment, if it belongs to the load.
 #[must_use]
 pub fn assessment_number(name: &[u8]) -> Option<u32> {
     std::str::from_utf8(name.strip_prefix(b"load-")?).ok()?.parse().ok()
 }
 
-/// The market of this number.
+/// The name of the market with this number.
 #[must_use]
 pub fn market(number: u32) -> String {
     format!("load-{number}")
@@ -112,22 +111,22 @@ mod tests {
             (300, DueItem::Event(0)),
             (400, DueItem::Event(1)),
         ];
-        assert_eq!(due, expected, "what is due at the end itself is not within");
+        assert_eq!(due, expected, "an item due exactly at the end is excluded");
     }
 
     #[test]
-    fn a_burst_is_due_at_once_and_the_rate_stays() {
+    fn a_burst_is_due_at_once_and_the_rate_is_unchanged() {
         let load = Load { burst: 5, market_rate: 0.0, ..LOAD };
         let due: Vec<_> = load.schedule(Duration::from_secs(10)).collect();
-        assert_eq!(due.len(), 100, "ten a second");
-        for (slot, burst) in due.chunks(5).enumerate() {
-            let at = Duration::from_millis(500 * slot as u64);
-            assert!(burst.iter().all(|due| *due == (at, DueItem::Event(slot as u32 % 3))), "{burst:?}");
+        assert_eq!(due.len(), 100, "ten per second");
+        for (burst_number, burst) in due.chunks(5).enumerate() {
+            let at = Duration::from_millis(500 * burst_number as u64);
+            assert!(burst.iter().all(|due| *due == (at, DueItem::Event(burst_number as u32 % 3))), "{burst:?}");
         }
     }
 
     #[test]
-    fn no_rate_is_no_schedule() {
+    fn a_rate_of_zero_has_no_schedule() {
         let idle = Load { rate: 0.0, market_rate: 0.0, ..LOAD };
         assert_eq!(idle.schedule(Duration::from_secs(1_000_000)).count(), 0);
         let ticks = Load { rate: 0.0, ..LOAD };
@@ -135,14 +134,14 @@ mod tests {
     }
 
     #[test]
-    fn each_client_watches_one_assessment_and_the_watchers_add_up() {
-        let watched: Vec<u32> = (0..LOAD.clients).map(|client| LOAD.watched_by(client)).collect();
+    fn each_client_subscribes_to_one_assessment() {
+        let subscriptions: Vec<u32> = (0..LOAD.clients).map(|client| LOAD.assessment_of_client(client)).collect();
         for number in 0..LOAD.assessments {
-            let watchers = watched.iter().filter(|watched| **watched == number).count();
-            assert_eq!(watchers, LOAD.watchers(number) as usize, "{watched:?}");
+            let subscribers = subscriptions.iter().filter(|subscriptions| **subscriptions == number).count();
+            assert_eq!(subscribers, LOAD.subscribers(number) as usize, "{subscriptions:?}");
         }
         let more = Load { clients: 2, assessments: 5, ..LOAD };
-        assert_eq!((0..5).map(|number| more.watchers(number)).collect::<Vec<_>>(), [1, 1, 0, 0, 0]);
+        assert_eq!((0..5).map(|number| more.subscribers(number)).collect::<Vec<_>>(), [1, 1, 0, 0, 0]);
         assert_eq!(assessment_number(assessment(12).as_bytes()), Some(12));
         assert_eq!(assessment_number(b"another"), None);
     }

@@ -3,7 +3,7 @@
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// A histogram of microseconds. It travels as JSON: the values that there are, with their counts.
+/// A histogram of microseconds. Its JSON form has the recorded values with their counts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(from = "Sparse", into = "Sparse")]
 pub struct Latencies(Histogram<u64>);
@@ -11,23 +11,23 @@ pub struct Latencies(Histogram<u64>);
 #[derive(Serialize, Deserialize)]
 struct Sparse(Vec<(u64, u64)>);
 
-/// The longest that is told apart.
+/// Longest latency that is distinguished.
 const US_MAX: u64 = 3_600_000_000;
 
-/// What a histogram says, in milliseconds.
+/// Percentiles of a histogram, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Percentiles {
-    /// How many were measured.
+    /// Number of samples.
     pub samples: u64,
     /// The median.
     pub p50_ms: f64,
-    /// Of ten, nine are no longer.
+    /// 90th percentile.
     pub p90_ms: f64,
-    /// Of a hundred, ninety-nine.
+    /// 99th percentile.
     pub p99_ms: f64,
-    /// Of a thousand, all but one.
+    /// 99.9th percentile.
     pub p999_ms: f64,
-    /// The longest.
+    /// The maximum.
     pub max_ms: f64,
 }
 
@@ -38,12 +38,12 @@ impl Default for Latencies {
 }
 
 impl Latencies {
-    /// Takes one, in microseconds.
+    /// Records a latency in microseconds.
     pub fn record(&mut self, us: u64) {
         self.0.saturating_record(us);
     }
 
-    /// Takes all of another.
+    /// Adds all samples of another histogram.
     ///
     /// # Panics
     /// Never: all have the same bounds.
@@ -51,19 +51,19 @@ impl Latencies {
         self.0.add(&other.0).expect("the same bounds");
     }
 
-    /// How many there are.
+    /// Number of samples.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no samples.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// What they say; nothing, where there is none.
+    /// The percentiles; `None` without samples.
     #[must_use]
     pub fn percentiles(&self) -> Option<Percentiles> {
         let at = |percent| self.0.value_at_percentile(percent) as f64 / 1e3;
@@ -95,7 +95,7 @@ impl From<Latencies> for Sparse {
     }
 }
 
-/// The middle one; of an even count, the mean of both in the middle; of none, nothing.
+/// The median: for an even count, the mean of the two middle values; `None` without values.
 #[must_use]
 pub fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     let mut sorted: Vec<f64> = values.into_iter().collect();
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn histograms_travel_without_loss_and_add_up() {
+    fn histograms_survive_json_and_add_up() {
         let (mut all, mut parts) = (Latencies::default(), Latencies::default());
         for part in 0..3_u64 {
             let mut one = Latencies::default();
@@ -122,8 +122,8 @@ mod tests {
                 one.record(us);
                 all.record(us);
             }
-            let travelled: Latencies = serde_json::from_str(&serde_json::to_string(&one).unwrap()).unwrap();
-            parts.add(&travelled);
+            let parsed: Latencies = serde_json::from_str(&serde_json::to_string(&one).unwrap()).unwrap();
+            parts.add(&parsed);
         }
         assert_eq!(parts.len(), 3_000);
         let (parts, all) = (parts.percentiles().unwrap(), all.percentiles().unwrap());
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn none_has_no_percentiles_and_what_is_out_of_bounds_counts_as_the_bound() {
+    fn no_samples_have_no_percentiles_and_values_out_of_bounds_are_clamped() {
         let mut latencies = Latencies::default();
         assert_eq!(latencies.percentiles(), None);
         latencies.record(0);
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_median_is_the_middle() {
+    fn the_median_is_the_middle_value() {
         assert_eq!(median([]), None);
         assert_eq!(median([3.0]), Some(3.0));
         assert_eq!(median([9.0, 1.0, 2.0]), Some(2.0));

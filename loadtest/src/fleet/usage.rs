@@ -1,7 +1,7 @@
-//! What processes used of the machine, and how noisy it was meanwhile, from `/proc`.
+//! Usage of the machine by processes, and by others meanwhile, from `/proc`.
 //!
-//! A thread's time on a core comes in nanoseconds from its `schedstat`. How much of it was the kernel's is known from
-//! `stat` alone, whose ticks are of ten milliseconds: the split is theirs, the sum is exact.
+//! A thread's CPU time comes from its `schedstat`, in nanoseconds. Only `stat` splits it into user and kernel time, in
+//! ticks of ten milliseconds: so the split is approximate, and the sum is exact.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,53 +11,53 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-/// What a process used since it began, or between two looks.
+/// Usage of a process since its start, or between two snapshots.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Nanoseconds on a core in its own code.
+    /// User CPU time in nanoseconds.
     pub user_ns: u64,
-    /// Nanoseconds on a core in the kernel.
+    /// Kernel CPU time in nanoseconds.
     pub system_ns: u64,
-    /// Nanoseconds that its threads waited for a core that another had.
+    /// Nanoseconds in which its threads waited for a busy core.
     pub waited_ns: u64,
-    /// How often a thread was put off its core while it had work.
+    /// Involuntary context switches.
     pub involuntary: u64,
-    /// Nanoseconds on a core of each thread, by its name; those of one name are added.
+    /// CPU time by thread name in nanoseconds; threads with the same name are added up.
     pub threads_ns: BTreeMap<String, u64>,
 }
 
-/// What processes used over a stretch of time, and what the machine did meanwhile.
+/// Usage of processes and of the machine over an interval.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct UsageInterval {
-    /// Its length, in seconds.
+    /// Length of the interval in seconds.
     pub seconds: f64,
-    /// Of the processes, all together.
+    /// Usage of all the processes together.
     pub usage: Usage,
-    /// Of the machine.
+    /// Usage of the machine.
     pub machine: MachineUsage,
 }
 
-/// What the whole machine did since it began, or between two looks, in ticks.
+/// Usage of the whole machine since its start, or between two snapshots, in ticks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct MachineUsage {
-    /// All of all cores.
+    /// All time of all cores.
     pub total: u64,
-    /// Of these, what was no idling.
+    /// Time that was not idle.
     pub busy: u64,
-    /// Of these, what the machine's host gave to others.
+    /// Time that the host gave to other machines.
     pub steal: u64,
 }
 
 impl Usage {
-    /// What a process has used so far: those of its threads that live.
+    /// Usage of a process so far, in its threads that still exist.
     ///
     /// # Errors
-    /// If it has ended.
+    /// If it has exited.
     pub fn of(pid: u32) -> Result<Self> {
         let mut all = Self::default();
         let tasks = format!("/proc/{pid}/task");
-        for task in fs::read_dir(&tasks).with_context(|| format!("{tasks}: the process has ended"))? {
-            // A thread may end while it is looked at.
+        for task in fs::read_dir(&tasks).with_context(|| format!("{tasks}: the process has exited"))? {
+            // A thread may end meanwhile.
             if let Some(one) = task.ok().and_then(|task| Self::of_thread(&task.path())) {
                 all = all.plus(&one);
             }
@@ -65,10 +65,10 @@ impl Usage {
         Ok(all)
     }
 
-    /// The same of some processes, all together.
+    /// Usage of some processes together.
     ///
     /// # Errors
-    /// If one has ended.
+    /// If one has exited.
     pub fn of_all(pids: &[u32]) -> Result<Self> {
         pids.iter().try_fold(Self::default(), |sum, pid| Ok(sum.plus(&Self::of(*pid)?)))
     }
@@ -79,7 +79,7 @@ impl Usage {
     }
 
     fn parse(stat: &str, schedstat: &str, status: &str) -> Option<Self> {
-        // The name is in brackets, and may have brackets and spaces itself.
+        // The name is in brackets, and may itself contain brackets and spaces.
         let (start, rest) = stat.rsplit_once(')')?;
         let name = start.split_once('(')?.1;
         let field = |number: usize| rest.split_ascii_whitespace().nth(number)?.parse::<u64>().ok();
@@ -88,7 +88,7 @@ impl Usage {
         let (ran_ns, waited_ns) = (times.next()?, times.next()?);
         let involuntary = status.lines().find_map(|line| line.strip_prefix("nonvoluntary_ctxt_switches:"))?;
         let of_all = |ticks: u64| u128::from(ran_ns) * u128::from(ticks) / u128::from((user + system).max(1));
-        // One that is too young for a tick is taken to have run in its own code.
+        // The time of a thread without ticks counts as user time.
         let system_ns = u64::try_from(of_all(system)).expect("a part of a u64");
         Some(Self {
             user_ns: ran_ns - system_ns,
@@ -99,16 +99,16 @@ impl Usage {
         })
     }
 
-    /// Both together.
+    /// The sum of two usages.
     #[must_use]
     pub fn plus(&self, other: &Self) -> Self {
         self.with(other, u64::saturating_add)
     }
 
-    /// What came since an earlier look.
+    /// The difference from an earlier snapshot.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
-        // The split by ticks may move a few nanoseconds back.
+        // The approximate split may decrease by a few nanoseconds.
         self.with(earlier, u64::saturating_sub)
     }
 
@@ -127,7 +127,7 @@ impl Usage {
         }
     }
 
-    /// Nanoseconds on a core.
+    /// Total CPU time in nanoseconds.
     #[must_use]
     pub fn total_ns(&self) -> u64 {
         self.user_ns + self.system_ns
@@ -135,27 +135,27 @@ impl Usage {
 }
 
 impl UsageInterval {
-    /// That of `meanwhile`, and what it returns.
+    /// Usage during `meanwhile`, and its result.
     ///
     /// # Errors
-    /// Those of `meanwhile`; and where a process has ended.
+    /// Those of `meanwhile`, or if a process has exited.
     pub fn of<T>(pids: &[u32], meanwhile: impl FnOnce() -> Result<T>) -> Result<(Self, T)> {
-        let look = || Ok::<_, anyhow::Error>((Instant::now(), Usage::of_all(pids)?, MachineUsage::now()?));
-        let (begin, usage, machine) = look()?;
+        let snapshot = || Ok::<_, anyhow::Error>((Instant::now(), Usage::of_all(pids)?, MachineUsage::now()?));
+        let (begin, usage, machine) = snapshot()?;
         let done = meanwhile()?;
-        let (end, usage_after, machine_after) = look()?;
+        let (end, usage_after, machine_after) = snapshot()?;
         let seconds = (end - begin).as_secs_f64();
         let (usage, machine) = (usage_after.since(&usage), machine_after.since(&machine));
         Ok((Self { seconds, usage, machine }, done))
     }
 
-    /// The cores that the processes used: 0.01 is a hundredth of one.
+    /// Cores that the processes used: 0.01 is a hundredth of a core.
     #[must_use]
     pub fn cores(&self) -> f64 {
         self.cores_of(self.usage.total_ns())
     }
 
-    /// The same of a thread, by its name.
+    /// Cores that a thread used, by its name.
     #[must_use]
     pub fn cores_of_thread(&self, name: &str) -> f64 {
         self.cores_of(self.usage.threads_ns.get(name).copied().unwrap_or(0))
@@ -165,8 +165,7 @@ impl UsageInterval {
         ns as f64 / 1e9 / self.seconds
     }
 
-    /// The time on cores beyond what the processes use at rest, in nanoseconds; below 0, where they did less than at
-    /// rest.
+    /// CPU time in nanoseconds beyond that of an idle interval. Negative if it is less.
     #[must_use]
     pub fn ns_beyond(&self, rest: &Self) -> f64 {
         (self.cores() - rest.cores()) * self.seconds * 1e9
@@ -174,10 +173,10 @@ impl UsageInterval {
 }
 
 impl MachineUsage {
-    /// What it has done so far.
+    /// Usage of the machine so far.
     ///
     /// # Errors
-    /// If `/proc/stat` isn't Linux'.
+    /// If `/proc/stat` is not as on Linux.
     pub fn now() -> Result<Self> {
         let stat = fs::read_to_string("/proc/stat").context("/proc/stat")?;
         Self::parse(&stat).context("/proc/stat begins with the sum of all cores")
@@ -186,13 +185,13 @@ impl MachineUsage {
     fn parse(stat: &str) -> Option<Self> {
         let first = stat.lines().next()?.strip_prefix("cpu ")?;
         let ticks: Vec<u64> = first.split_ascii_whitespace().map_while(|field| field.parse().ok()).collect();
-        // user, nice, system, idle, iowait, irq, softirq, steal; guests' time is in user's already.
+        // user, nice, system, idle, iowait, irq, softirq, steal. Guest time is already included in user.
         let [user, nice, system, idle, iowait, irq, softirq, steal, ..] = ticks[..] else { return None };
         let busy = user + nice + system + irq + softirq + steal;
         Some(Self { total: busy + idle + iowait, busy, steal })
     }
 
-    /// What came since an earlier look.
+    /// The difference from an earlier snapshot.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         Self {
@@ -202,43 +201,43 @@ impl MachineUsage {
         }
     }
 
-    /// A part of all, from 0 to 1.
+    /// The share of all time, from 0 to 1.
     #[must_use]
     pub fn share(&self, ticks: u64) -> f64 {
         ticks as f64 / self.total.max(1) as f64
     }
 }
 
-/// A process' memory that is its own (RssAnon: heap and stacks, no program text), in bytes.
+/// A process's own memory (RssAnon: heap and stacks, no program text), in bytes.
 ///
 /// # Errors
-/// If it has ended.
+/// If it has exited.
 pub fn memory(pid: u32) -> Result<u64> {
     let file = format!("/proc/{pid}/status");
-    let status = fs::read_to_string(&file).with_context(|| format!("{file}: the process has ended"))?;
+    let status = fs::read_to_string(&file).with_context(|| format!("{file}: the process has exited"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("Linux since 4.5")?;
     let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("a number of KiB")?;
     Ok(kib * 1024)
 }
 
-/// What the kernel of this machine holds, of what connections are made of, in bytes: objects of the kernel, with their
-/// share of the pages that they lie in, and what waits in sockets of TCP (`mem` of `/proc/net/sockstat`).
+/// Kernel memory of this machine for connections, in bytes: kernel objects with their share of the pages they are on,
+/// and data waiting in TCP sockets (`mem` of `/proc/net/sockstat`).
 ///
-/// Who may read `/proc/slabinfo` (root) has the objects of the kinds that connections have ([`BOTH_ENDS`],
-/// [`SERVERS_ALONE`]); anybody else has all objects of the kernel (`Slab` of `/proc/meminfo`), which also come and go
-/// with files and processes that have nothing to do with it. So only the difference between two looks says anything,
-/// and that of many connections. What it does not hold: tables of descriptors (8 to 16 bytes a descriptor), small
-/// objects of no kind of their own (`kmalloc`, some tens of bytes a connection), ports' and drivers' memory.
+/// Root can read `/proc/slabinfo`, which has the objects of the kinds that connections use ([`BOTH_ENDS`],
+/// [`SERVERS_ALONE`]). Other users get all kernel objects (`Slab` of `/proc/meminfo`), which also change with unrelated
+/// files and processes. So only the difference between two snapshots is meaningful, and only for many connections. Not
+/// included are descriptor tables (8 to 16 bytes per descriptor), small objects without their own kind (`kmalloc`, some
+/// tens of bytes per connection), and memory of ports and drivers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct KernelMemory {
-    /// What both ends of a connection have, of both ends where both are of this machine.
+    /// Objects that both ends of a connection have. Both are included if both are on this machine.
     pub both_ends: u64,
-    /// What servers alone have.
+    /// Objects that only servers have.
     pub servers: u64,
 }
 
-/// The kinds that each end of a connection has: the socket, its inode, its file, its name, what security modules keep
-/// of them, and packets that wait.
+/// Kinds of objects of each end of a connection: the socket, its inode, its file, its name, data of security modules,
+/// and waiting packets.
 const BOTH_ENDS: &[&str] = &[
     "TCP",
     "TCPv6",
@@ -251,18 +250,18 @@ const BOTH_ENDS: &[&str] = &[
     "skbuff_small_head",
 ];
 
-/// The kind that an operation of io_uring is, one of which waits for each client. Clients wait by epoll, and its kinds
-/// are not counted.
+/// The kind of an io_uring operation, one of which waits for each client. Clients use epoll, whose objects are not
+/// counted.
 const SERVERS_ALONE: &[&str] = &["io_kiocb"];
 
 impl KernelMemory {
-    /// What it holds now.
+    /// The current memory.
     ///
     /// # Errors
-    /// If `/proc` isn't Linux'.
+    /// If `/proc` is not as on Linux.
     pub fn now() -> Result<Self> {
         let sockstat = fs::read_to_string("/proc/net/sockstat").context("/proc/net/sockstat")?;
-        // SAFETY: it takes a plain number.
+        // SAFETY: sysconf takes a plain number.
         let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).context("the size of a page")?;
         let waiting = waiting_in_tcp(&sockstat, page).context("/proc/net/sockstat has the memory of TCP")?;
         let objects = match fs::read_to_string("/proc/slabinfo") {
@@ -278,8 +277,8 @@ impl KernelMemory {
         Ok(Self { both_ends: objects.both_ends + waiting, ..objects })
     }
 
-    /// Of what came since an earlier look, for so many connections whose other ends are here too, what is a server's
-    /// for one connection.
+    /// The growth since an earlier snapshot for the server's end of one connection, if both ends of all `connections`
+    /// are on this machine.
     #[must_use]
     pub fn per_connection_since(&self, earlier: &Self, connections: u32) -> f64 {
         let more = |of: fn(&Self) -> u64| of(self).saturating_sub(of(earlier)) as f64 / f64::from(connections);
@@ -287,13 +286,13 @@ impl KernelMemory {
     }
 }
 
-/// The objects of these kinds that are in use, each with its share of the pages that it lies in.
+/// Memory of the objects of these kinds in use, each with its share of the pages it is on.
 fn objects_of(slabinfo: &str, kinds: &[&str], page: u64) -> u64 {
     let bytes = |line: &str| {
         let mut words = line.split_ascii_whitespace();
         let name = words.next()?;
         let numbers: Vec<u64> = words.map_while(|word| word.parse().ok()).collect();
-        // Objects in use, all objects, their size, objects and pages of a slab.
+        // Objects in use, all objects, size of an object, objects per slab, pages per slab.
         let [used, _, _, per_slab, pages] = numbers[..] else { return None };
         kinds.contains(&name).then(|| used * pages * page / per_slab.max(1))
     };
@@ -316,7 +315,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_memory_is_that_of_the_kinds_that_connections_have() {
+    fn kernel_memory_counts_the_kinds_of_objects_of_connections() {
         let slabinfo = "slabinfo - version: 2.1\n\
             # name            <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab> : tunables\n\
             tw_sock_TCP  9 16 256 16 1 : tunables 0 0 0 : slabdata 1 1 0\n\
@@ -334,18 +333,18 @@ mod tests {
     }
 
     #[test]
-    fn of_both_ends_a_server_has_one() {
+    fn a_server_has_one_of_both_ends() {
         let before = KernelMemory { both_ends: 1_000, servers: 500 };
         let after = KernelMemory { both_ends: 9_000, servers: 900 };
         assert_eq!(after.per_connection_since(&before, 4), 1_000.0 + 100.0);
-        assert_eq!(before.per_connection_since(&after, 4), 0.0, "others may have let go of more");
+        assert_eq!(before.per_connection_since(&after, 4), 0.0, "other processes may have freed more");
     }
 
     const STAT: &str = "77 (a (b) c) S 1 77 77 0 -1 4194304 10 0 0 0 30 10 0 0 20 0 3 0 5 0 0";
     const STATUS: &str = "Name:\tx\nvoluntary_ctxt_switches:\t5\nnonvoluntary_ctxt_switches:\t9\n";
 
     #[test]
-    fn a_threads_time_is_split_as_its_ticks_are() {
+    fn the_time_of_a_thread_is_split_in_the_ratio_of_its_ticks() {
         let usage = Usage::parse(STAT, "400000001 77 5\n", STATUS).unwrap();
         let threads_ns = [("a (b) c".to_owned(), 400_000_001)].into();
         let expected =
@@ -358,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_seen_to_work() {
+    fn the_usage_of_a_running_process_grows() {
         let before = Usage::of(std::process::id()).unwrap();
         let mut sum = 0_u64;
         while Usage::of(std::process::id()).unwrap().since(&before).total_ns() < 1_000_000 {
@@ -370,8 +369,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_beyond_rest_is_told_by_the_time_that_it_took() {
-        let stretch = |seconds, user_ns, shard_ns| {
+    fn usage_beyond_idle_is_scaled_to_the_length_of_the_interval() {
+        let interval = |seconds, user_ns, shard_ns| {
             let threads_ns = [("shard".to_owned(), shard_ns)].into();
             UsageInterval {
                 seconds,
@@ -379,19 +378,19 @@ mod tests {
                 machine: MachineUsage::default(),
             }
         };
-        let (rest, busy) = (stretch(2.0, 10_000_000, 4_000_000), stretch(10.0, 150_000_000, 90_000_000));
+        let (rest, busy) = (interval(2.0, 10_000_000, 4_000_000), interval(10.0, 150_000_000, 90_000_000));
         assert!((rest.cores() - 0.005).abs() < 1e-9);
         assert!((busy.cores_of_thread("shard") - 0.009).abs() < 1e-9);
         assert_eq!(busy.cores_of_thread("none"), 0.0);
         assert!((busy.ns_beyond(&rest) - 100_000_000.0).abs() < 1e-3);
         assert!((rest.ns_beyond(&busy) + 20_000_000.0).abs() < 1e-3);
-        let (stretch, done) = UsageInterval::of(&[std::process::id()], || Ok(7)).unwrap();
-        assert!(done == 7 && stretch.seconds > 0.0 && !stretch.usage.threads_ns.is_empty(), "{stretch:?}");
+        let (interval, done) = UsageInterval::of(&[std::process::id()], || Ok(7)).unwrap();
+        assert!(done == 7 && interval.seconds > 0.0 && !interval.usage.threads_ns.is_empty(), "{interval:?}");
         assert!(UsageInterval::of(&[u32::MAX], || Ok(())).is_err());
     }
 
     #[test]
-    fn the_machines_steal_is_a_part_of_its_time() {
+    fn steal_is_a_share_of_the_machines_time() {
         let machine = MachineUsage::parse("cpu  10 0 20 50 5 5 5 5 7 0\ncpu0 1\n").unwrap();
         assert_eq!(machine, MachineUsage { total: 100, busy: 45, steal: 5 });
         assert!((machine.share(machine.steal) - 0.05).abs() < 1e-9);

@@ -1,4 +1,4 @@
-//! What the harness and its processes tell each other: JSON, a line each, on their pipes.
+//! Messages between the harness and its processes: lines of JSON on their pipes.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,155 +10,155 @@ use super::statistics::Latencies;
 use super::usage::Usage;
 use crate::client::Ask;
 
-/// The clients of one process. It is its first line.
+/// The plan of a client process, which is its first line.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ClientsPlan {
-    /// Where they connect, in turns: a client of the run by its number.
+    /// The targets, to which the clients of the run connect in turn, by number.
     pub targets: Vec<Target>,
-    /// Shown by all.
+    /// The token of all clients.
     pub token: String,
-    /// What all clients of the run watch.
+    /// The load of the run.
     pub load: Load,
-    /// The number of its first client, and how many it has.
+    /// The number of its first client.
     pub first: u32,
-    /// How many it has.
+    /// Number of clients.
     pub count: u32,
-    /// Connections that it opens a second.
+    /// Connections opened per second.
     pub connects_per_second: f64,
-    /// How many of its clients are slow: the last ones.
+    /// Number of slow clients, the last ones.
     pub slow: u32,
-    /// How many bytes a slow one reads a second.
+    /// Bytes per second that a slow client reads.
     pub slow_bytes_per_second: u32,
-    /// How many of its clients drop their connection now and then, and come back with their cursor: the first ones.
+    /// Number of clients that sometimes drop their connection and reconnect with their cursor, the first ones.
     pub returning: u32,
-    /// How many of these do so a second.
+    /// Number of these reconnects per second.
     pub returns_per_second: f64,
-    /// Of how many messages one is parsed, on average.
+    /// One message in this many is parsed, on average.
     pub sample: u32,
 }
 
 /// A gateway, or a bare loop.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
-    /// Its URL, as redirects name it.
+    /// Its URL, as in redirects.
     pub url: String,
-    /// Where it listens.
+    /// Its address.
     pub address: SocketAddr,
 }
 
-/// What the harness asks of a process of clients.
+/// A command of the harness to a client process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WorkerCommand {
-    /// Begin to connect; it is answered as `Mark`.
+    /// Start to connect. The answer is that of `Mark`.
     Connect,
-    /// Tell what was counted so far; the latencies are those since the last such question.
+    /// Send the counts so far. Latencies are those since the last command.
     Mark,
-    /// The same, and end.
+    /// Send the counts and exit.
     Stop,
 }
 
-/// What a process of clients has counted since its start; what is `Latencies` since the last question.
+/// Counts of a client process since its start; histograms are since the last command.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Counts {
-    /// Connections that are open, and past `connected`.
+    /// Open connections that have received `connected`.
     pub open: u64,
-    /// Handshakes that came to `connected`.
+    /// Completed handshakes.
     pub connected: u64,
-    /// Of these, those that went on from a cursor.
+    /// Connections resumed from a cursor.
     pub resumed: u64,
-    /// Connections that were dropped by their clients, to come back.
+    /// Connections that clients dropped to reconnect.
     pub dropped: u64,
-    /// Connections that could not be made, by the reason.
+    /// Failed connections, by reason.
     pub failed: BTreeMap<String, u64>,
-    /// Connections that the gateway ended, by its close code; 1006 without one.
+    /// Connections that the gateway closed, by close code; 1006 without one.
     pub closed: BTreeMap<u16, u64>,
-    /// Events, of all clients.
+    /// Events of all clients.
     pub events: u64,
-    /// Of these, those of slow clients.
+    /// Events of slow clients.
     pub slow_events: u64,
-    /// The events' frames, in bytes.
+    /// Bytes of the events' frames.
     pub event_bytes: u64,
-    /// Messages of markets.
+    /// Ticks.
     pub ticks: u64,
-    /// Pings of WebSocket: heartbeats.
+    /// Ping frames: heartbeats.
     pub pings: u64,
-    /// `reset`: events are lost, and it is told so.
+    /// Resets.
     pub resets: u64,
-    /// Redirects that were followed.
+    /// Redirects followed.
     pub redirects: u64,
-    /// Messages that were parsed and had no timestamp of ours.
+    /// Sampled messages without a timestamp of this load.
     pub strange: u64,
-    /// What this process used.
+    /// Usage of this process.
     pub usage: Usage,
-    /// From an event's due time until it was read, by clients that are neither slow nor catching up.
+    /// Latencies of events, from the due time until they were read, for clients that are neither slow nor catching up.
     pub latencies: Latencies,
-    /// The same for ticks.
+    /// Latencies of ticks.
     pub tick_latencies: Latencies,
-    /// The same for events that slow clients read, and for those that were due while their client was away.
+    /// Latencies of slow clients, and of events that were due while their client was disconnected.
     pub late_latencies: Latencies,
-    /// From the connection's begin until `connected`.
+    /// Durations from the start of a connection until `connected`.
     pub handshakes: Latencies,
 }
 
-/// A bare loop. It is its process' first line.
+/// The plan of a bare loop, which is its first line.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FloorPlan {
-    /// What is sent.
+    /// The load.
     pub load: Load,
-    /// How many of the load's clients come to it.
+    /// Number of the load's clients that connect to it.
     pub clients: u32,
-    /// The length of an event's frame, in bytes.
+    /// Length of an event's frame in bytes.
     pub frame_bytes: usize,
-    /// Whence it comes: this schedule, for so many seconds; or Kafka.
+    /// Source of the events.
     pub source: LoopSource,
 }
 
-/// Where a bare loop's events come from.
+/// Source of a bare loop's events.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum LoopSource {
-    /// Its own schedule, of so many seconds.
+    /// Its own schedule, for this many seconds.
     Schedule(f64),
-    /// These topics of these brokers.
+    /// Topics in Kafka.
     Kafka {
-        /// The brokers to begin with.
+        /// Bootstrap brokers.
         brokers: String,
         /// The topics.
         topics: Vec<String>,
     },
-    /// What these topics hold already, from their beginnings to their ends. It is read, and sent to nobody.
+    /// The existing records of these topics, from beginning to end. They are read and discarded.
     Log {
-        /// The brokers to begin with.
+        /// Bootstrap brokers.
         brokers: String,
         /// The topics.
         topics: Vec<String>,
     },
 }
 
-/// What a bare loop says.
+/// A message of a bare loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum FloorSays {
-    /// It listens here.
+pub enum FloorMessage {
+    /// It listens on this address.
     Listens(SocketAddr),
-    /// All clients are there, and so is Kafka: it begins at the next line that it gets, and ends with its input.
+    /// All clients and Kafka are connected. It starts at the next line of input and ends with the input.
     Ready,
-    /// What it sent, in frames, and what sockets that were full did not take.
+    /// Frames sent, and frames that full sockets did not accept.
     Sent {
-        /// Frames.
+        /// Frames sent.
         frames: u64,
-        /// Frames that a full socket did not take, whole or in part.
+        /// Frames that a full socket did not accept completely.
         refused: u64,
     },
-    /// It has read what the topics hold, and ends with its input.
+    /// It has read the topics to their ends. It ends with its input.
     Read {
-        /// Records.
+        /// Records read.
         records: u64,
-        /// How long it took from the first fetch on, in microseconds.
+        /// Microseconds from the first fetch on.
         us: u64,
     },
 }
 
 impl Target {
-    /// What a client asks it for: the address is this one, the host and the path are the URL's.
+    /// A client's request to it. The address is this one, host and path are those of the URL.
     #[must_use]
     pub fn ask(&self) -> Ask {
         let rest = self.url.split_once("://").map_or(&*self.url, |(_, rest)| rest);
@@ -168,7 +168,7 @@ impl Target {
 }
 
 impl Counts {
-    /// Both together.
+    /// Adds the counts of another process.
     pub fn add(&mut self, other: &Self) {
         let pairs = [
             (&mut self.open, other.open),
@@ -200,40 +200,40 @@ impl Counts {
         self.handshakes.add(&other.handshakes);
     }
 
-    /// What came since an earlier look: what is told of a moment, as who is open, and what is told since the last
-    /// question, stays as it is.
+    /// The difference from an earlier snapshot. Values of a moment, such as open connections, and histograms stay as
+    /// they are.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
-        let mut rest = self.clone();
+        let mut difference = self.clone();
         let pairs = [
-            (&mut rest.connected, earlier.connected),
-            (&mut rest.resumed, earlier.resumed),
-            (&mut rest.dropped, earlier.dropped),
-            (&mut rest.events, earlier.events),
-            (&mut rest.slow_events, earlier.slow_events),
-            (&mut rest.event_bytes, earlier.event_bytes),
-            (&mut rest.ticks, earlier.ticks),
-            (&mut rest.pings, earlier.pings),
-            (&mut rest.resets, earlier.resets),
-            (&mut rest.redirects, earlier.redirects),
-            (&mut rest.strange, earlier.strange),
+            (&mut difference.connected, earlier.connected),
+            (&mut difference.resumed, earlier.resumed),
+            (&mut difference.dropped, earlier.dropped),
+            (&mut difference.events, earlier.events),
+            (&mut difference.slow_events, earlier.slow_events),
+            (&mut difference.event_bytes, earlier.event_bytes),
+            (&mut difference.ticks, earlier.ticks),
+            (&mut difference.pings, earlier.pings),
+            (&mut difference.resets, earlier.resets),
+            (&mut difference.redirects, earlier.redirects),
+            (&mut difference.strange, earlier.strange),
         ];
         for (own, earlier) in pairs {
             *own = own.saturating_sub(earlier);
         }
-        for (reason, count) in &mut rest.failed {
+        for (reason, count) in &mut difference.failed {
             *count -= earlier.failed.get(reason).copied().unwrap_or(0).min(*count);
         }
-        for (code, count) in &mut rest.closed {
+        for (code, count) in &mut difference.closed {
             *count -= earlier.closed.get(code).copied().unwrap_or(0).min(*count);
         }
-        rest.failed.retain(|_, count| *count > 0);
-        rest.closed.retain(|_, count| *count > 0);
-        rest.usage = self.usage.since(&earlier.usage);
-        rest
+        difference.failed.retain(|_, count| *count > 0);
+        difference.closed.retain(|_, count| *count > 0);
+        difference.usage = self.usage.since(&earlier.usage);
+        difference
     }
 
-    /// Events and ticks: what was delivered.
+    /// Events and ticks delivered.
     #[must_use]
     pub fn deliveries(&self) -> u64 {
         self.events + self.ticks
@@ -245,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_since_a_look_leave_out_what_was_before_it_and_keep_who_is_open() {
+    fn counts_since_a_snapshot_exclude_earlier_ones_and_keep_open_connections() {
         let mut earlier = Counts { open: 5, connected: 5, events: 10, ticks: 1, ..Counts::default() };
         earlier.closed.insert(1013, 2);
         earlier.failed.insert("refused".into(), 1);
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_is_asked_at_its_address_by_its_name() {
+    fn a_request_goes_to_the_targets_address_with_its_host() {
         let target = Target { url: "ws://gateway.example:3003/ws".into(), address: ([127, 0, 0, 1], 3003).into() };
         let head = target.ask().token("t").head();
         assert!(head.starts_with("GET /ws?token=t HTTP/1.1\r\n"), "{head}");

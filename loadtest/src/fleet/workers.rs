@@ -1,6 +1,5 @@
-//! The harness' own processes, as it sees them: it starts this program again with a hidden subcommand, and talks to it
-//! by lines on its pipes. What they end with, or a question that they don't answer, is an error that says which one it
-//! was.
+//! The harness's child processes: it starts this program with a hidden subcommand and exchanges lines on its pipes. An
+//! early exit or a missing answer is an error that names the process.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
@@ -16,10 +15,10 @@ use serde::de::DeserializeOwned;
 use super::wire::{ClientsPlan, Counts, WorkerCommand};
 use crate::process::{run_on, spawn};
 
-/// An answer comes within this time, from a process whose core has much else to do.
+/// Time limit for an answer, from a process on a busy core.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
-/// A process of the harness. It is killed when this value is dropped.
+/// A child process of the harness. It is killed on drop.
 pub struct Worker {
     name: &'static str,
     child: Child,
@@ -27,7 +26,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts this program with a subcommand, on these cores where some are named, and tells it its plan.
+    /// Starts this program with a subcommand, on these cores if any, and sends it its plan.
     ///
     /// # Errors
     /// If it can't be started.
@@ -36,18 +35,18 @@ impl Worker {
         program.arg(subcommand).stdin(Stdio::piped()).stdout(Stdio::piped());
         run_on(&mut program, cores);
         let mut child = spawn(program).with_context(|| format!("{subcommand} can't be started"))?;
-        let output = BufReader::new(child.stdout.take().expect("it is piped"));
+        let output = BufReader::new(child.stdout.take().expect("its output is piped"));
         let (sender, lines) = mpsc::channel();
         thread::spawn(move || {
-            // Whoever no longer listens needs no more lines.
+            // Ends when the receiver is dropped.
             output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
         });
         let mut worker = Self { name: subcommand, child, lines };
-        worker.tell(plan)?;
+        worker.send(plan)?;
         Ok(worker)
     }
 
-    /// Its process' number.
+    /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -56,43 +55,43 @@ impl Worker {
     /// Sends a line.
     ///
     /// # Errors
-    /// If it has ended.
-    pub fn tell(&mut self, what: &impl Serialize) -> Result<()> {
+    /// If it has exited.
+    pub fn send(&mut self, what: &impl Serialize) -> Result<()> {
         let mut line = serde_json::to_vec(what).context("plain values are JSON")?;
         line.push(b'\n');
-        let input = self.child.stdin.as_mut().with_context(|| format!("{} was told to end", self.name))?;
-        input.write_all(&line).with_context(|| format!("{} has ended", self.name))
+        let input = self.child.stdin.as_mut().with_context(|| format!("the input of {} is closed", self.name))?;
+        input.write_all(&line).with_context(|| format!("{} has exited", self.name))
     }
 
-    /// Closes its input: it ends by itself.
+    /// Closes its input, after which it exits by itself.
     pub fn close(&mut self) {
         self.child.stdin = None;
     }
 
-    /// Waits for the next line.
+    /// Waits for its next line.
     ///
     /// # Errors
     /// If none comes.
-    pub fn hear<T: DeserializeOwned>(&mut self, within: Duration) -> Result<T> {
+    pub fn receive<T: DeserializeOwned>(&mut self, within: Duration) -> Result<T> {
         let Ok(line) = self.lines.recv_timeout(within) else {
             match self.child.try_wait().ok().flatten() {
-                Some(status) => bail!("{} ended: {status}", self.name),
-                None => bail!("{} says nothing for {within:?}", self.name),
+                Some(status) => bail!("{} exited: {status}", self.name),
+                None => bail!("{} sent nothing for {within:?}", self.name),
             }
         };
-        serde_json::from_str(&line).with_context(|| format!("{} said {line}", self.name))
+        serde_json::from_str(&line).with_context(|| format!("{} sent {line}", self.name))
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // It may have ended by itself: that is as good.
+        // It may have exited by itself, which is as good.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// This program, also where a test of it runs: that lies in a directory beside.
+/// The path of this program. A test of it runs in a subdirectory.
 fn own_program() -> Result<PathBuf> {
     let this = std::env::current_exe().context("the program's own path")?;
     let directory = this.parent().context("a directory up")?;
@@ -100,11 +99,11 @@ fn own_program() -> Result<PathBuf> {
     Ok(directory.join("loadtest"))
 }
 
-/// All processes of clients.
+/// The client processes.
 pub struct Workers(Vec<Worker>);
 
 impl Workers {
-    /// Starts a process for each plan. They connect when they are told to.
+    /// Starts a process for each plan. They connect on command.
     ///
     /// # Errors
     /// If one can't be started.
@@ -112,35 +111,35 @@ impl Workers {
         plans.iter().map(|plan| Worker::start("fleet-clients", plan, cores)).collect::<Result<_>>().map(Self)
     }
 
-    /// Lets all begin to connect.
+    /// Commands all to connect.
     ///
     /// # Errors
-    /// If one has ended.
+    /// If one has exited.
     pub fn connect(&mut self) -> Result<()> {
-        self.ask(WorkerCommand::Connect).map(|_| ())
+        self.command(WorkerCommand::Connect).map(|_| ())
     }
 
-    /// What each has counted; their latencies begin anew.
+    /// The counts of each process. This resets their latencies.
     ///
     /// # Errors
-    /// If one has ended.
+    /// If one has exited.
     pub fn mark(&mut self) -> Result<Vec<Counts>> {
-        self.ask(WorkerCommand::Mark)
+        self.command(WorkerCommand::Mark)
     }
 
-    /// The same, for the last time.
+    /// The final counts of each process, which then exits.
     ///
     /// # Errors
-    /// If one has ended.
+    /// If one has exited.
     pub fn stop(&mut self) -> Result<Vec<Counts>> {
-        self.ask(WorkerCommand::Stop)
+        self.command(WorkerCommand::Stop)
     }
 
-    fn ask(&mut self, command: WorkerCommand) -> Result<Vec<Counts>> {
+    fn command(&mut self, command: WorkerCommand) -> Result<Vec<Counts>> {
         for worker in &mut self.0 {
-            worker.tell(&command)?;
+            worker.send(&command)?;
         }
-        self.0.iter_mut().map(|worker| worker.hear(ANSWER_WITHIN)).collect()
+        self.0.iter_mut().map(|worker| worker.receive(ANSWER_WITHIN)).collect()
     }
 }
 

@@ -1,5 +1,5 @@
-//! Records as they come from librdkafka at its fastest: in batches, by the call that rdkafka's safe API doesn't have,
-//! with properties that let no broker wait for the next question. A gateway may ask less often, and so use less.
+//! Consumes with librdkafka at its fastest: in batches, by the call that rdkafka's safe API lacks, with properties that
+//! avoid idle time between fetches. A gateway may fetch less often and use less CPU.
 
 use std::collections::BTreeSet;
 use std::ptr::NonNull;
@@ -14,21 +14,21 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::kafka::client_config;
 
-/// Records that are taken at a time.
+/// Records per batch.
 const BATCH: usize = 1024;
 
-/// The brokers answer within this time.
+/// Time limit for an answer of the brokers.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-/// Between two looks at whether it is to end, where nothing comes, in ms.
-const LOOK_EVERY_MS: i32 = 100;
+/// Interval in ms at which an idle reader checks whether to end.
+const POLL_MS: i32 = 100;
 
-/// Where reading begins.
+/// Start position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum From {
-    /// At what comes next.
+    /// The end of each partition.
     Ends,
-    /// At all that there is; the ends are told of.
+    /// The beginning of each partition, with events at the ends.
     Beginnings,
 }
 
@@ -37,12 +37,12 @@ pub(super) struct TopicReader {
     queue: NonNull<sys::rd_kafka_queue_t>,
     messages: Vec<*mut RDKafkaMessage>,
     partitions: usize,
-    /// Kept for its end, after the queue's.
+    /// Dropped after the queue.
     _client: Client<DefaultClientContext>,
 }
 
 impl TopicReader {
-    /// Stands at the ends of these topics, or at their beginnings.
+    /// Assigns all partitions of these topics.
     pub(super) fn new(brokers: &str, topics: &[String], from: From) -> Result<Self> {
         let mut config = client_config(brokers);
         config
@@ -76,18 +76,18 @@ impl TopicReader {
         // SAFETY: the client and the list are alive.
         let assigned = unsafe { sys::rd_kafka_assign(client.native_ptr(), starts.ptr()) };
         if assigned != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-            bail!("librdkafka takes no assignment: {assigned:?}");
+            bail!("librdkafka refused the assignment: {assigned:?}");
         }
         let partitions = starts.count();
         Ok(Self { queue, messages: Vec::with_capacity(BATCH), partitions, _client: client })
     }
 
-    /// Hands over each record that comes until it is to end: whether it is a tick, its key and its payload.
+    /// Calls `each` for every record until `ended`, with whether it is a tick, its key and its payload.
     pub(super) fn each_until(&mut self, ended: &AtomicBool, mut each: impl FnMut(bool, &[u8], &[u8])) {
         while !ended.load(Ordering::Relaxed) {
             self.fetch();
             for message in self.messages.drain(..) {
-                // SAFETY: librdkafka handed it to us, and it is given back below.
+                // SAFETY: librdkafka returned the message, and it is destroyed below.
                 let (error, key, payload) = unsafe {
                     let message = &*message;
                     (message.err, bytes(message.key, message.key_len), bytes(message.payload, message.len))
@@ -95,70 +95,70 @@ impl TopicReader {
                 if error == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
                     each(payload.starts_with(br#"{"type":"market_price""#), key, payload);
                 }
-                // SAFETY: it was handed to us, once, and nothing borrows from it any more.
+                // SAFETY: the message was returned once, and nothing borrows from it any more.
                 unsafe { sys::rd_kafka_message_destroy(message) }
             }
         }
     }
 
-    /// Takes each record up to the end of each partition, and drops it. Returns how many there were. The reader must
-    /// have begun at the beginnings.
+    /// Reads every partition to its end and discards the records. Returns their number. The reader must have started at
+    /// the beginnings.
     pub(super) fn read_to_the_ends(&mut self) -> u64 {
         let (mut records, mut ended) = (0, BTreeSet::new());
         while ended.len() < self.partitions {
             self.fetch();
             for message in self.messages.drain(..) {
-                // SAFETY: librdkafka handed it to us, and it is given back below.
+                // SAFETY: librdkafka returned the message, and it is destroyed below.
                 let (error, topic, partition) = unsafe { ((*message).err, (*message).rkt, (*message).partition) };
                 match error {
                     RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => records += 1,
                     RDKafkaRespErr::RD_KAFKA_RESP_ERR__PARTITION_EOF => {
                         ended.insert((topic, partition));
                     }
-                    // It goes on trying.
+                    // librdkafka retries.
                     _ => {}
                 }
-                // SAFETY: it was handed to us, once.
+                // SAFETY: the message was returned once.
                 unsafe { sys::rd_kafka_message_destroy(message) }
             }
         }
         records
     }
 
-    /// Takes what is there; where nothing is, waits for one.
+    /// Takes the available records. If there are none, waits for one.
     fn fetch(&mut self) {
-        self.take_what_is_there();
+        self.take_available();
         if self.messages.is_empty() {
             // SAFETY: the queue is alive.
-            let first = unsafe { sys::rd_kafka_consume_queue(self.queue.as_ptr(), LOOK_EVERY_MS) };
+            let first = unsafe { sys::rd_kafka_consume_queue(self.queue.as_ptr(), POLL_MS) };
             if !first.is_null() {
                 self.messages.push(first);
-                self.take_what_is_there();
+                self.take_available();
             }
         }
     }
 
-    fn take_what_is_there(&mut self) {
+    fn take_available(&mut self) {
         let room = self.messages.spare_capacity_mut();
-        // SAFETY: the queue is alive, and there is room for as many pointers as are asked for.
+        // SAFETY: the queue is alive, and there is room for as many pointers as requested.
         let count =
             unsafe { sys::rd_kafka_consume_batch_queue(self.queue.as_ptr(), 0, room.as_mut_ptr().cast(), room.len()) };
-        // SAFETY: librdkafka wrote this many; a negative count is an error, and then it wrote none.
+        // SAFETY: librdkafka wrote this many. A negative count is an error, after which it wrote none.
         unsafe { self.messages.set_len(self.messages.len() + usize::try_from(count).unwrap_or(0)) }
     }
 }
 
 impl Drop for TopicReader {
     fn drop(&mut self) {
-        // SAFETY: it was handed to us, once, and its client is dropped after it.
+        // SAFETY: the queue was returned once, and its client is dropped after it.
         unsafe { sys::rd_kafka_queue_destroy(self.queue.as_ptr()) }
     }
 }
 
-/// The bytes of a record's key or payload; of a null, none.
+/// The bytes of a record's key or payload; empty for null.
 ///
 /// # Safety
-/// The pointer must be null, or of so many bytes that stay for the caller's use of them.
+/// The pointer must be null, or point to `len` bytes that stay valid while the caller uses them.
 unsafe fn bytes<'a>(start: *const std::ffi::c_void, len: usize) -> &'a [u8] {
     if start.is_null() {
         return &[];

@@ -1,10 +1,10 @@
-//! Tables from rounds that are made by hand.
+//! Tables from constructed rounds.
 
 use super::*;
 use crate::fleet::usage::{MachineUsage, Usage};
 
-/// A pod whose shard used this long in so many seconds, and its reader a millisecond a second.
-fn stretch(seconds: f64, shard_ns: u64, waited_ns: u64) -> UsageInterval {
+/// Usage of a pod whose shard used this time and whose reader a millisecond per second.
+fn interval(seconds: f64, shard_ns: u64, waited_ns: u64) -> UsageInterval {
     let reader_ns = (seconds * 1e6) as u64;
     let threads_ns = [("reader".to_owned(), reader_ns), ("shard".to_owned(), shard_ns)].into();
     let usage = Usage { user_ns: shard_ns + reader_ns, waited_ns, threads_ns, ..Usage::default() };
@@ -13,8 +13,8 @@ fn stretch(seconds: f64, shard_ns: u64, waited_ns: u64) -> UsageInterval {
 
 fn round(alone_ns: u64, held_ns: u64) -> IdleRound {
     IdleRound {
-        alone: stretch(10.0, alone_ns, 0),
-        held: stretch(20.0, held_ns, 0),
+        alone: interval(10.0, alone_ns, 0),
+        held: interval(20.0, held_ns, 0),
         clients: 1_000,
         memory: PerConnection { user: 1_024.0, kernel: 3_000.0 },
         heartbeats: 2_000,
@@ -31,20 +31,20 @@ fn values(report: &IdleReport, name: &str) -> Vec<f64> {
 }
 
 #[test]
-fn a_connections_time_is_what_the_pod_has_not_alone() {
-    // The shard takes 3 ms a second alone, and 3.8 with a thousand clients.
+fn the_time_of_connections_excludes_that_of_the_pod_alone() {
+    // The shard uses 3 ms per second alone, and 3.8 ms with a thousand clients.
     let report = report(vec![round(30_000_000, 76_000_000)]);
     assert_eq!(values(&report, "pod alone, % of a core"), [0.4]);
-    assert_eq!(values(&report, "CPU a connection, us a second"), [0.8]);
-    assert_eq!(values(&report, "  shard"), [0.3, 0.8], "of the one, and of the other");
+    assert_eq!(values(&report, "CPU per connection, us per second"), [0.8]);
+    assert_eq!(values(&report, "  shard"), [0.3, 0.8], "alone, and per connection");
     assert_eq!(values(&report, "  reader"), [0.1, 0.0]);
-    assert_eq!(values(&report, "heartbeats a connection"), [2.0]);
+    assert_eq!(values(&report, "heartbeats per connection"), [2.0]);
     assert!(report.is_held() && report.remarks.is_empty(), "{}", report.table());
     assert_eq!(report.table().matches("  yes").count(), 3, "{}", report.table());
 }
 
 #[test]
-fn what_is_over_its_bound_is_told_and_so_is_what_spoils_it() {
+fn exceeded_bounds_and_noise_are_reported() {
     let over = |round: IdleRound, name: &str, cells: [&str; 6]| {
         let report = report(vec![round]);
         let table = report.table();
@@ -52,12 +52,12 @@ fn what_is_over_its_bound_is_told_and_so_is_what_spoils_it() {
         assert!(!report.is_held() && line.split_ascii_whitespace().eq(cells), "{table}");
     };
     over(round(50_000_000, 100_000_000), "pod alone, % of a core", ["0.60", "0.60", "0.60", "<=", "0.50", "NO"]);
-    over(round(30_000_000, 90_000_000), "CPU a connection, us a second", ["1.50", "1.50", "1.50", "<=", "1", "NO"]);
+    over(round(30_000_000, 90_000_000), "CPU per connection, us per second", ["1.50", "1.50", "1.50", "<=", "1", "NO"]);
     let memory = PerConnection { user: 1_600.0, kernel: 0.0 };
     let memory = IdleRound { memory, ..round(0, 0) };
-    over(memory, "own memory a connection, bytes", ["1600", "1600", "1600", "<=", "1536", "NO"]);
+    over(memory, "own memory per connection, bytes", ["1600", "1600", "1600", "<=", "1536", "NO"]);
 
-    let noisy = IdleRound { alone: stretch(10.0, 0, 1_000_000_000), lost: 3, ..round(0, 0) };
+    let noisy = IdleRound { alone: interval(10.0, 0, 1_000_000_000), lost: 3, ..round(0, 0) };
     let remarks = report(vec![round(0, 0), noisy]).remarks;
     assert_eq!(remarks.len(), 2, "{remarks:?}");
     assert!(remarks[0].starts_with("round 2, without a client: its threads waited for a core 10 %"), "{remarks:?}");
@@ -65,9 +65,9 @@ fn what_is_over_its_bound_is_told_and_so_is_what_spoils_it() {
 }
 
 #[test]
-fn rounds_have_their_median() {
+fn figures_are_the_median_of_the_rounds() {
     let report =
         report(vec![round(30_000_000, 70_000_000), round(10_000_000, 400_000_000), round(20_000_000, 60_000_000)]);
     assert_eq!(values(&report, "pod alone, % of a core"), [0.3]);
-    assert_eq!(values(&report, "CPU a connection, us a second"), [1.0]);
+    assert_eq!(values(&report, "CPU per connection, us per second"), [1.0]);
 }

@@ -1,28 +1,28 @@
-//! What is told of the rounds: a table, each figure with its bound, and the same as JSON.
+//! The report: a table of figures with their bounds, and the same as JSON.
 
 use serde::{Deserialize, Serialize};
 
-use super::{IngestRound, ReadResult, Way};
+use super::{IngestRound, ReadResult, SourceResult};
 use crate::fleet::bounds::{self, Bound, BoundRow};
 use crate::fleet::machine_noise::{Discarded, Noise, Noisy};
 use crate::fleet::report::cell;
 
-/// More of the machine than this, taken by processes that are none of the run's, spoils figures of CPU time: they push
-/// what is measured off its core, and its data out of the caches.
+/// Share of the machine that other processes may use before CPU figures are unreliable: they push the measured process
+/// off its core, and its data out of the caches.
 const OTHERS_MAX: f64 = 0.05;
 
-/// All that a run came to.
+/// The report of a run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct IngestReport {
-    /// What was asked for.
+    /// The options.
     pub options: serde_json::Value,
     /// The table.
     pub rows: Vec<BoundRow>,
-    /// What a reader must know of the figures.
+    /// Remarks about the figures.
     pub remarks: Vec<String>,
     /// The rounds.
     pub rounds: Vec<IngestRound>,
-    /// What was measured and thrown away, for the machine was noisy.
+    /// Discarded measurements, because the machine was noisy.
     pub discarded: Vec<Discarded>,
 }
 
@@ -33,38 +33,38 @@ const FIGURES: &[Figure] = &[
         core(&round.payload)
     }),
     ("ingest core by key, records per second of CPU", Some(Bound::AtLeast(800_000.0)), |round| core(&round.key)),
-    ("watched by nobody, by payload, beyond librdkafka, ns", Some(Bound::AtMost(600.0)), |round| {
+    ("no subscriber, by payload, above the bare loop, ns", Some(Bound::AtMost(600.0)), |round| {
         beyond(round, &round.payload.filled)
     }),
-    ("watched by nobody, by key, beyond librdkafka, ns", Some(Bound::AtMost(250.0)), |round| {
+    ("no subscriber, by key, above the bare loop, ns", Some(Bound::AtMost(250.0)), |round| {
         beyond(round, &round.key.filled)
     }),
-    ("half another pod's, by payload, beyond librdkafka, ns", Some(Bound::AtMost(600.0)), |round| {
+    ("half another pod's, by payload, above the bare loop, ns", Some(Bound::AtMost(600.0)), |round| {
         beyond(round, &round.payload.live)
     }),
-    ("half another pod's, by key, beyond librdkafka, ns", Some(Bound::AtMost(250.0)), |round| {
+    ("half another pod's, by key, above the bare loop, ns", Some(Bound::AtMost(250.0)), |round| {
         beyond(round, &round.key.live)
     }),
-    ("filling by payload, records a second", Some(Bound::AtLeast(300_000.0)), |round| round.payload.filled.rate()),
-    ("filling by key, records a second", Some(Bound::AtLeast(300_000.0)), |round| round.key.filled.rate()),
-    ("bare loop, records a second", None, |round| round.bare.rate()),
-    ("bare loop, CPU a record, ns", None, |round| round.bare.cpu_ns()),
-    ("pod by payload, CPU a record, ns", None, |round| round.payload.filled.cpu_ns()),
+    ("filling by payload, records per second", Some(Bound::AtLeast(300_000.0)), |round| round.payload.filled.rate()),
+    ("filling by key, records per second", Some(Bound::AtLeast(300_000.0)), |round| round.key.filled.rate()),
+    ("bare loop, records per second", None, |round| round.bare.rate()),
+    ("bare loop, CPU per record, ns", None, |round| round.bare.cpu_ns()),
+    ("pod by payload, CPU per record, ns", None, |round| round.payload.filled.cpu_ns()),
     ("  by payload, ingest's thread", None, |round| round.payload.filled.threads_ns(is_ingest)),
     ("  by payload, librdkafka's threads", None, |round| round.payload.filled.threads_ns(is_librdkafka)),
     ("  by payload, the shard's thread", None, |round| round.payload.filled.threads_ns(is_shard)),
-    ("pod by key, CPU a record, ns", None, |round| round.key.filled.cpu_ns()),
+    ("pod by key, CPU per record, ns", None, |round| round.key.filled.cpu_ns()),
     ("  by key, ingest's thread", None, |round| round.key.filled.threads_ns(is_ingest)),
     ("  by key, librdkafka's threads", None, |round| round.key.filled.threads_ns(is_librdkafka)),
     ("  by key, the shard's thread", None, |round| round.key.filled.threads_ns(is_shard)),
-    ("live pod by payload, CPU a record, ns", None, |round| round.payload.live.cpu_ns()),
-    ("live pod by key, CPU a record, ns", None, |round| round.key.live.cpu_ns()),
-    ("another pod's of what came live, by payload, %", None, |round| round.payload.elsewhere * 100.0),
-    ("another pod's of what came live, by key, %", None, |round| round.key.elsewhere * 100.0),
-    ("a pod's start, subtracted, ms of CPU", None, |round| round.payload.start.total_ns() as f64 / 1e6),
-    ("a bare loop's start, subtracted, ms of CPU", None, |round| round.bare_start.total_ns() as f64 / 1e6),
-    ("taken by others of the machine, %", None, |round| round.most(ReadResult::others) * 100.0),
-    ("taken by the machine's host, %", None, |round| round.most(ReadResult::steal) * 100.0),
+    ("live pod by payload, CPU per record, ns", None, |round| round.payload.live.cpu_ns()),
+    ("live pod by key, CPU per record, ns", None, |round| round.key.live.cpu_ns()),
+    ("live records owned by another pod, by payload, %", None, |round| round.payload.elsewhere * 100.0),
+    ("live records owned by another pod, by key, %", None, |round| round.key.elsewhere * 100.0),
+    ("startup of a pod, subtracted, ms of CPU", None, |round| round.payload.start.total_ns() as f64 / 1e6),
+    ("startup of a bare loop, subtracted, ms of CPU", None, |round| round.bare_start.total_ns() as f64 / 1e6),
+    ("used by other processes of the machine, %", None, |round| round.max(ReadResult::others) * 100.0),
+    ("stolen by the host, %", None, |round| round.max(ReadResult::steal) * 100.0),
 ];
 
 fn is_ingest(thread: &str) -> bool {
@@ -79,8 +79,8 @@ fn is_shard(thread: &str) -> bool {
     thread.starts_with("shard-")
 }
 
-/// Records that the ingest core's threads read in a second on it: its own, and librdkafka's.
-fn core(way: &Way) -> f64 {
+/// Records per second of CPU time of the ingest core's threads: its own and librdkafka's.
+fn core(way: &SourceResult) -> f64 {
     1e9 / way.filled.threads_ns(|thread| is_ingest(thread) || is_librdkafka(thread))
 }
 
@@ -89,7 +89,7 @@ fn beyond(round: &IngestRound, read: &ReadResult) -> f64 {
 }
 
 impl IngestReport {
-    /// Sums up rounds, and what was thrown away for them.
+    /// Summarizes rounds and discarded measurements.
     #[must_use]
     pub fn of(options: serde_json::Value, rounds: Vec<IngestRound>, discarded: Vec<Discarded>) -> Self {
         let rows =
@@ -101,12 +101,12 @@ impl IngestReport {
             })
             .collect();
         remarks.extend(
-            discarded.iter().map(|one| format!("a try of {} was thrown away: {}", one.what, one.why.join("; "))),
+            discarded.iter().map(|one| format!("discarded measurement of {}: {}", one.what, one.why.join("; "))),
         );
         Self { options, rows, remarks, rounds, discarded }
     }
 
-    /// The table, with the remarks below it.
+    /// The table with the remarks below.
     #[must_use]
     pub fn table(&self) -> String {
         bounds::table(&self.rows, &self.remarks)
@@ -114,29 +114,29 @@ impl IngestReport {
 }
 
 impl ReadResult {
-    /// Records a second of wall time.
+    /// Records per second of wall time.
     #[must_use]
     pub fn rate(&self) -> f64 {
         self.records as f64 / self.seconds
     }
 
-    /// Nanoseconds of CPU time a record, of the whole process.
+    /// Nanoseconds of CPU time per record, of the whole process.
     #[must_use]
     pub fn cpu_ns(&self) -> f64 {
         self.usage.total_ns() as f64 / self.records as f64
     }
 
-    /// The same of the threads whose names are wanted.
+    /// Nanoseconds of CPU time per record, of the threads with these names.
     #[must_use]
     pub fn threads_ns(&self, is_wanted: impl Fn(&str) -> bool) -> f64 {
         let wanted = self.usage.threads_ns.iter().filter(|(name, _)| is_wanted(name));
         wanted.map(|(_, ns)| *ns).sum::<u64>() as f64 / self.records as f64
     }
 
-    /// Which part of the machine's time went to processes that are none of the run's.
+    /// Share of the machine that other processes used.
     #[must_use]
     pub fn others(&self) -> f64 {
-        // A tick is of ten milliseconds.
+        // A tick is ten milliseconds.
         let busy = (self.machine.busy - self.machine.steal) as f64 * 1e7;
         ((busy - self.run_ns as f64) / (self.machine.total.max(1) as f64 * 1e7)).max(0.0)
     }
@@ -147,17 +147,17 @@ impl ReadResult {
 
     fn faults(&self) -> Vec<String> {
         let others = (self.others() > OTHERS_MAX)
-            .then(|| format!("others took {:.0} % of the machine's time", self.others() * 100.0));
-        // A pod's own threads wait for each other's core: that is no noise.
+            .then(|| format!("other processes used {:.0} % of the machine", self.others() * 100.0));
+        // The pod's threads wait for each other on the same core, which is not noise.
         let noise = Noise { steal: self.steal(), server_waited: 0.0, clients_waited: 0.0 };
         noise.faults().into_iter().chain(others).collect()
     }
 
-    /// What is told when it is done.
+    /// The line printed for it.
     #[must_use]
     pub fn line(&self) -> String {
         let (rate, cpu) = (cell(Some(self.rate())), cell(Some(self.cpu_ns())));
-        format!("{} records in {:.2} s, {rate} a second, {cpu} ns of CPU each", self.records, self.seconds)
+        format!("{} records in {:.2} s, {rate} per second, {cpu} ns of CPU each", self.records, self.seconds)
     }
 }
 
@@ -172,7 +172,7 @@ impl IngestRound {
         ]
     }
 
-    fn most(&self, of: fn(&ReadResult) -> f64) -> f64 {
+    fn max(&self, of: fn(&ReadResult) -> f64) -> f64 {
         self.reads().into_iter().map(|(_, read)| of(read)).fold(0.0, f64::max)
     }
 }
@@ -195,7 +195,7 @@ mod tests {
     use super::*;
     use crate::fleet::usage::{MachineUsage, Usage};
 
-    /// A million records, at so many nanoseconds each: a tenth of it the shard's, the rest half and half.
+    /// A million records with this CPU time each: a tenth in the shard, the rest in ingest and librdkafka by halves.
     fn read(ns: u64) -> ReadResult {
         let all = ns * 1_000_000;
         let threads = [("ingest", 45), ("rdk:broker1", 40), ("rdk:main", 5), ("shard-0", 10)];
@@ -205,8 +205,8 @@ mod tests {
         ReadResult { records: 1_000_000, seconds: 2.0, usage, machine, run_ns: 2_000_000_000 }
     }
 
-    fn way(ns: u64) -> Way {
-        Way { start: Usage::default(), filled: read(ns), live: read(ns + 50), elsewhere: 0.5 }
+    fn way(ns: u64) -> SourceResult {
+        SourceResult { start: Usage::default(), filled: read(ns), live: read(ns + 50), elsewhere: 0.5 }
     }
 
     fn round(bare: u64, payload: u64, key: u64) -> IngestRound {
@@ -214,17 +214,17 @@ mod tests {
     }
 
     #[test]
-    fn each_figure_is_told_with_its_bound_and_the_median_keeps_it_or_not() {
+    fn the_median_of_each_figure_is_compared_with_its_bound() {
         let rounds = vec![round(300, 1_000, 500), round(300, 800, 510), round(300, 900, 700)];
         let report = IngestReport::of(serde_json::Value::Null, rounds, Vec::new());
         let row = |name: &str| report.rows.iter().find(|row| row.name.starts_with(name)).unwrap();
-        let payload = row("watched by nobody, by payload");
+        let payload = row("no subscriber, by payload");
         assert_eq!((payload.median, payload.least, payload.most), (600.0, 500.0, 700.0));
-        assert_eq!(payload.is_held(), Some(true), "at most is with it");
+        assert_eq!(payload.is_held(), Some(true), "the bound itself is allowed");
         let key = row("half another pod's, by key");
         assert_eq!((key.median, key.is_held()), (260.0, Some(false)));
         let core = row("ingest core by payload");
-        assert!((core.median - 1e9 / 810.0).abs() < 1e-3, "the shard's part is not the ingest core's: {core:?}");
+        assert!((core.median - 1e9 / 810.0).abs() < 1e-3, "the shard's time is not the ingest core's: {core:?}");
         assert_eq!(row("bare loop, CPU").is_held(), None);
         assert_eq!(row("filling by key").median, 500_000.0);
         let table = report.table();
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_took_is_noise_and_so_is_steal() {
+    fn other_processes_and_steal_are_noise() {
         let mut noisy = round(300, 800, 500);
         noisy.key.live.run_ns = 1_760_000_000;
         noisy.bare.machine.steal = 40;
@@ -242,12 +242,12 @@ mod tests {
         assert_eq!(
             faults,
             [
-                "bare loop: the machine's host took 10.0 % of its time",
-                "live by key: others took 6 % of the machine's time"
+                "bare loop: the host stole 10.0 % of the machine's time",
+                "live by key: other processes used 6 % of the machine"
             ]
         );
         assert!(noisy.noise() > round(300, 800, 500).noise());
         let report = IngestReport::of(serde_json::Value::Null, vec![noisy], Vec::new());
-        assert!(report.remarks[1].starts_with("round 1, live by key: others"), "{:?}", report.remarks);
+        assert!(report.remarks[1].starts_with("round 1, live by key: other"), "{:?}", report.remarks);
     }
 }

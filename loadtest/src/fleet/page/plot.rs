@@ -1,12 +1,12 @@
-//! Plots as SVG within a page. Colours and dashes are the page's, by class, so that they go with its light or dark;
-//! what is told by colour is told by dash or place too.
+//! Plots as inline SVG. Colours and dashes come from the page's classes, so that they follow its light or dark mode.
+//! Everything shown by colour is also shown by dash or position.
 
 use std::fmt::Write as _;
 
 use super::escape;
 use super::scale::{Scale, ScaleKind, name};
 
-/// The drawing's size, and where its axes are, in its own units.
+/// Size of the drawing and position of its axes.
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 300.0;
 const LEFT: f64 = 66.0;
@@ -14,23 +14,23 @@ const RIGHT: f64 = 622.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 252.0;
 
-/// The place of a bar's name, where bars begin, and the room for what they say at their ends.
+/// Position of bars, with room for their names and values.
 const BAR_LEFT: f64 = 96.0;
 const BAR_RIGHT: f64 = 540.0;
 const BAR_PITCH: f64 = 46.0;
 const BAR_THICK: f64 = 26.0;
 
-/// Points beyond so many are a line alone.
+/// More points than this are drawn as a line only.
 const POINTS_MAX: usize = 150;
 
-/// What an axis is of, with its unit.
+/// An axis' title, with its unit, and its scale.
 #[derive(Debug, Clone)]
 pub(super) struct Axis {
     pub(super) title: &'static str,
     pub(super) kind: ScaleKind,
 }
 
-/// A line's point, or one of some that are no line.
+/// A point of a series.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Point {
     pub(super) x: f64,
@@ -43,36 +43,36 @@ pub(super) struct Point {
 pub(super) struct Series {
     pub(super) name: String,
     pub(super) points: Vec<Point>,
-    /// Whether the points lie on a line.
+    /// Whether a line connects the points.
     pub(super) is_line: bool,
 }
 
-/// Values over values.
+/// A plot of series.
 #[derive(Debug, Clone)]
 pub(super) struct Lines {
     pub(super) title: String,
     pub(super) x: Axis,
     pub(super) y: Axis,
     pub(super) series: Vec<Series>,
-    /// A value of y that is drawn as a line of its own, with its name.
+    /// A labelled horizontal line at this y, if any.
     pub(super) bound: Option<(f64, String)>,
-    /// What hollow points are, where there are some.
+    /// Legend of hollow points, if there are any.
     pub(super) hollow: Option<&'static str>,
 }
 
-/// Bars, each of parts that lie on each other.
+/// Stacked bars.
 #[derive(Debug, Clone)]
 pub(super) struct Bars {
     pub(super) title: String,
     pub(super) axis: &'static str,
-    /// The parts' names.
+    /// Names of the parts.
     pub(super) parts: Vec<&'static str>,
-    /// The bars' names and their parts.
+    /// Names of the bars, with their parts.
     pub(super) bars: Vec<(String, Vec<f64>)>,
 }
 
 impl Lines {
-    /// The figure; nothing, where there is nothing to see.
+    /// The figure; empty without data.
     pub(super) fn figure(&self) -> String {
         let points = || self.series.iter().flat_map(|series| &series.points);
         let x = Scale::of(self.x.kind, points().map(|point| point.x));
@@ -126,11 +126,11 @@ impl Series {
     }
 
     fn draw(&self, svg: &mut String, number: usize, (x, x_axis): (&Scale, &Axis), (y, y_axis): (&Scale, &Axis)) {
-        let place = |point: &Point| (LEFT + (RIGHT - LEFT) * x.at(point.x), BOTTOM - (BOTTOM - TOP) * y.at(point.y));
+        let position = |point: &Point| (LEFT + (RIGHT - LEFT) * x.at(point.x), BOTTOM - (BOTTOM - TOP) * y.at(point.y));
         if self.is_line && self.points.len() > 1 {
             let mut path = String::new();
             for (number, point) in self.points.iter().enumerate() {
-                let (x, y) = place(point);
+                let (x, y) = position(point);
                 push(&mut path, format_args!("{}{x:.1} {y:.1}", if number == 0 { 'M' } else { 'L' }));
             }
             push(svg, format_args!(r#"<path class="line s{number}" d="{path}"/>"#));
@@ -139,15 +139,15 @@ impl Series {
             return;
         }
         for point in &self.points {
-            let told =
+            let label =
                 format!("{}: {} ({}), {} ({})", self.name, name(point.y), y_axis.title, name(point.x), x_axis.title);
-            let told = format!("<title>{}</title>", escape(&told));
-            svg.push_str(&marker(number, point.is_hollow, place(point), &told));
+            let label = format!("<title>{}</title>", escape(&label));
+            svg.push_str(&marker(number, point.is_hollow, position(point), &label));
         }
     }
 }
 
-/// A point's sign: each series has its shape, for who doesn't tell its colour from another.
+/// A point's marker. Each series has its own shape, for readers who can't tell its colour.
 fn marker(series: usize, is_hollow: bool, (x, y): (f64, f64), inner: &str) -> String {
     let class = if is_hollow { format!("point s{series} hollow") } else { format!("point s{series}") };
     let path = match series % 4 {
@@ -160,7 +160,7 @@ fn marker(series: usize, is_hollow: bool, (x, y): (f64, f64), inner: &str) -> St
 }
 
 impl Bars {
-    /// The figure; nothing, where there is nothing to see.
+    /// The figure; empty without data.
     pub(super) fn figure(&self) -> String {
         let sum = |bar: &(String, Vec<f64>)| bar.1.iter().sum::<f64>();
         let Some(scale) = Scale::of(ScaleKind::Linear, self.bars.iter().map(sum)) else { return String::new() };
@@ -179,39 +179,39 @@ impl Bars {
             let mut from = 0.0;
             for (part, value) in bar.1.iter().enumerate() {
                 let [start, end] = [from, from + value].map(|at| BAR_LEFT + (BAR_RIGHT - BAR_LEFT) * scale.at(at));
-                let (told, wide) = (escape(&format!("{}: {}", self.parts[part], name(*value))), end - start);
+                let (label, wide) = (escape(&format!("{}: {}", self.parts[part], name(*value))), end - start);
                 push(
                     &mut svg,
                     format_args!(
-                        r#"<rect class="bar s{part}" x="{start:.1}" y="{top}" width="{wide:.1}" height="{BAR_THICK}"><title>{told}</title></rect>"#
+                        r#"<rect class="bar s{part}" x="{start:.1}" y="{top}" width="{wide:.1}" height="{BAR_THICK}"><title>{label}</title></rect>"#
                     ),
                 );
                 from += value;
             }
             let each: Vec<String> = bar.1.iter().map(|value| name(*value)).collect();
-            let told = if each.len() > 1 { format!("{} = {}", each.join(" + "), name(from)) } else { name(from) };
-            // Beside the bar where there is room, else within its end.
+            let label = if each.len() > 1 { format!("{} = {}", each.join(" + "), name(from)) } else { name(from) };
+            // Beside the bar if there is room, otherwise inside its end.
             let end = BAR_LEFT + (BAR_RIGHT - BAR_LEFT) * scale.at(from) + 6.0;
-            let fits = end + told.len() as f64 * 7.0 < WIDTH;
+            let fits = end + label.len() as f64 * 7.0 < WIDTH;
             let (at, class) = if fits { (end, "") } else { (end - 12.0, r#" class="end within""#) };
-            push(&mut svg, format_args!(r#"<text{class} x="{at:.1}" y="{base}">{told}</text>"#));
+            push(&mut svg, format_args!(r#"<text{class} x="{at:.1}" y="{base}">{label}</text>"#));
         }
         push(&mut svg, format_args!(r#"<path class="axis" d="M{BAR_LEFT} {TOP}V{bottom}"/>"#));
         let (middle, base) = (f64::midpoint(BAR_LEFT, BAR_RIGHT), bottom + 38.0);
         push(&mut svg, format_args!(r#"<text class="middle" x="{middle}" y="{base}">{}</text>"#, escape(self.axis)));
-        let sign = |part: usize| format!(r#"<rect class="bar s{part}" x="2" y="0" width="24" height="12"/>"#);
-        let items: Vec<String> = self.parts.iter().enumerate().map(|(part, name)| item(&sign(part), name)).collect();
+        let swatch = |part: usize| format!(r#"<rect class="bar s{part}" x="2" y="0" width="24" height="12"/>"#);
+        let items: Vec<String> = self.parts.iter().enumerate().map(|(part, name)| item(&swatch(part), name)).collect();
         figure(&self.title, &items, bottom + 46.0, &svg)
     }
 }
 
 fn push(text: &mut String, what: std::fmt::Arguments<'_>) {
-    text.write_fmt(what).expect("a string takes all");
+    text.write_fmt(what).expect("writing to a string does not fail");
 }
 
-/// An item of a legend: a sign of 28 by 12, and what it is of.
-fn item(sign: &str, name: &str) -> String {
-    format!(r#"<li><svg width="28" height="12" aria-hidden="true">{sign}</svg>{}</li>"#, escape(name))
+/// A legend item: a swatch of 28 by 12 and its name.
+fn item(swatch: &str, name: &str) -> String {
+    format!(r#"<li><svg width="28" height="12" aria-hidden="true">{swatch}</svg>{}</li>"#, escape(name))
 }
 
 fn figure(title: &str, legend: &[String], height: f64, svg: &str) -> String {
@@ -234,18 +234,18 @@ mod tests {
             y: Axis { title: "latency, ms", kind: ScaleKind::Log },
             series: vec![Series { name: "p99 <b>".into(), points, is_line: true }],
             bound: Some((10.0, "the bound & more".into())),
-            hollow: Some("not held"),
+            hollow: Some("not sustained"),
         }
     }
 
     #[test]
-    fn a_point_is_drawn_where_its_value_is() {
+    fn a_point_is_drawn_at_the_position_of_its_value() {
         let figure = lines(&[(0.0, 1.0), (10.0, 10.0)], "a title").figure();
         // From the lower left to the upper right of the axes.
         assert!(figure.contains(r#"<path class="line s0" d="M66.0 252.0L622.0 12.0"/>"#), "{figure}");
         assert_eq!(figure.matches("<circle class=\"point s0\" cx=\"66.0\" cy=\"252.0\"").count(), 1);
         assert_eq!(figure.matches("<circle class=\"point s0 hollow\" cx=\"622.0\" cy=\"12.0\"").count(), 1);
-        for named in ["time, s", "latency, ms", ">0</text>", ">10</text>", ">2</text>", "a title", "not held"] {
+        for named in ["time, s", "latency, ms", ">0</text>", ">10</text>", ">2</text>", "a title", "not sustained"] {
             assert!(figure.contains(named), "{named}: {figure}");
         }
     }
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_from_outside_is_text_and_never_markup() {
+    fn text_from_outside_is_escaped() {
         let figure = lines(&[(0.0, 1.0)], "<script>alert('1')</script>").figure();
         assert!(!figure.contains("<script") && !figure.contains("<b>") && !figure.contains("& more"), "{figure}");
         assert!(figure.contains("p99 &lt;b&gt;") && figure.contains("the bound &amp; more"), "{figure}");
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn bars_are_as_long_as_their_values_and_lie_on_each_other() {
+    fn bars_are_proportional_to_their_values_and_stacked() {
         let bars = vec![("gateway".to_owned(), vec![100.0, 300.0]), ("send loop".to_owned(), vec![50.0, 50.0])];
         let figure = Bars { title: "CPU".into(), axis: "ns", parts: vec!["user", "system"], bars }.figure();
         // 444 units are 400 ns.
@@ -285,10 +285,10 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_see_is_no_figure() {
+    fn without_data_there_is_no_figure() {
         assert_eq!(lines(&[], "t").figure(), "");
         assert_eq!(Bars { title: "t".into(), axis: "ns", parts: vec!["user"], bars: Vec::new() }.figure(), "");
         let many: Vec<(f64, f64)> = (0..1_000).map(|number| (f64::from(number), 2.0)).collect();
-        assert_eq!(lines(&many, "t").figure().matches("<title>").count(), 0, "many points are a line alone");
+        assert_eq!(lines(&many, "t").figure().matches("<title>").count(), 0, "many points are drawn as a line only");
     }
 }

@@ -1,15 +1,15 @@
-//! From a value to a place on an axis, and which values the axis names.
+//! Maps values to positions on an axis, and chooses the labelled ones.
 
-/// How an axis goes.
+/// Kind of an axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ScaleKind {
-    /// From zero on: a length is as long as its value.
+    /// Linear, from zero.
     Linear,
-    /// Each step is a ratio: what is small stays to be seen beside what is large.
+    /// Logarithmic: small values stay visible beside large ones.
     Log,
 }
 
-/// An axis' range, rounded so that it begins and ends with a value that is named.
+/// Range of an axis, rounded to labelled values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Scale {
     kind: ScaleKind,
@@ -17,17 +17,17 @@ pub(super) struct Scale {
     high: f64,
 }
 
-/// Values that an axis names, about.
+/// Approximate number of labels.
 const TICKS: f64 = 5.0;
 
-/// Fewer names than these on an axis of ratios say too little, and all digits are named.
+/// With fewer labels than this on a logarithmic axis, all digits are labelled.
 const LOG_TICKS_MIN: usize = 4;
 
-/// More names than these on an axis of ratios are those of tens alone.
+/// With more labels than this on a logarithmic axis, only powers of ten are labelled.
 const LOG_TICKS_MAX: usize = 7;
 
 impl Scale {
-    /// One that holds all of the values that can be shown; nothing, where there is none.
+    /// The scale for all values that can be drawn; `None` if there are none.
     pub(super) fn of(kind: ScaleKind, values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let can_be_shown = |value: &f64| value.is_finite() && (kind == ScaleKind::Linear || *value > 0.0);
         let (low, high) = values.into_iter().filter(can_be_shown).fold(None, |range, value| {
@@ -46,16 +46,16 @@ impl Scale {
         })
     }
 
-    /// Where a value is, from 0 to 1.
+    /// Position of a value, from 0 to 1.
     pub(super) fn at(&self, value: f64) -> f64 {
-        let place = match self.kind {
+        let position = match self.kind {
             ScaleKind::Linear => (value - self.low) / (self.high - self.low),
             ScaleKind::Log => (value / self.low).ln() / (self.high / self.low).ln(),
         };
-        if place.is_finite() { place.clamp(0.0, 1.0) } else { 0.0 }
+        if position.is_finite() { position.clamp(0.0, 1.0) } else { 0.0 }
     }
 
-    /// The values that are named, in order.
+    /// The labelled values, in order.
     pub(super) fn ticks(&self) -> Vec<f64> {
         let within = |value: &f64| (self.low * 0.999..=self.high * 1.001).contains(value);
         match self.kind {
@@ -79,7 +79,7 @@ impl Scale {
     }
 }
 
-/// The next of 1, 2, 5, 10, … that is no smaller; of nothing, 1/5.
+/// The next of 1, 2, 5, 10, … that is not smaller; for zero, 1/5.
 fn step(least: f64) -> f64 {
     if least > 0.0 { round_up(least) } else { 1.0 / TICKS }
 }
@@ -96,7 +96,7 @@ fn round_down(value: f64) -> f64 {
     steps.into_iter().find(|step| *step <= value * (1.0 + 1e-9)).unwrap_or(decade)
 }
 
-/// A value as an axis names it: thousands and millions by their letters.
+/// Formats a label, with k for thousands and M for millions.
 pub(super) fn name(value: f64) -> String {
     let (scaled, unit) = match value.abs() {
         millions if millions >= 1e6 => (value / 1e6, "M"),
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_linear_axis_begins_at_zero_and_ends_at_a_name() {
+    fn a_linear_axis_begins_at_zero_and_ends_at_a_label() {
         let scale = Scale::of(ScaleKind::Linear, [3.0, 93.0, f64::NAN]).unwrap();
         assert_eq!(names(scale), ["0", "20", "40", "60", "80", "100"]);
         assert_eq!((scale.at(0.0), scale.at(50.0), scale.at(100.0)), (0.0, 0.5, 1.0));
@@ -133,12 +133,12 @@ mod tests {
     }
 
     #[test]
-    fn an_axis_of_ratios_has_its_values_at_equal_ratios() {
+    fn a_logarithmic_axis_places_equal_ratios_at_equal_distances() {
         let scale = Scale::of(ScaleKind::Log, [0.3, 40.0, 0.0, -1.0]).unwrap();
-        assert_eq!(names(scale), ["1", "10"], "from 0.2 to 50 the tens alone have room");
+        assert_eq!(names(scale), ["1", "10"], "from 0.2 to 50 there is room for powers of ten only");
         assert!((scale.at(1.0) - scale.at(0.2) - (scale.at(5.0) - scale.at(1.0))).abs() < 1e-9);
         assert_eq!((scale.at(0.2), scale.at(50.0)), (0.0, 1.0));
-        assert_eq!(scale.at(0.0), 0.0, "what an axis of ratios can't show is at its end");
+        assert_eq!(scale.at(0.0), 0.0, "values that a logarithmic axis can't show are at its end");
         assert_eq!(names(Scale::of(ScaleKind::Log, [1.2, 9.0]).unwrap()), ["1", "2", "5", "10"]);
         assert_eq!(
             names(Scale::of(ScaleKind::Log, [5.0]).unwrap()),
@@ -150,13 +150,13 @@ mod tests {
     }
 
     #[test]
-    fn no_value_has_no_axis() {
+    fn without_values_there_is_no_scale() {
         assert_eq!(Scale::of(ScaleKind::Linear, []), None);
         assert_eq!(Scale::of(ScaleKind::Log, [0.0, f64::INFINITY]), None);
     }
 
     #[test]
-    fn every_axis_holds_its_values_and_names_a_few() {
+    fn every_axis_covers_its_values_and_has_a_few_labels() {
         fastrand::seed(7);
         for _ in 0..10_000 {
             let value = || 10_f64.powf(fastrand::f64() * 10.0 - 3.0);

@@ -1,4 +1,4 @@
-//! Pages of reports that are made by hand.
+//! Pages of constructed reports.
 
 use super::*;
 use crate::fleet::outcome::{Limit, SearchStep};
@@ -34,15 +34,15 @@ fn titles(page: &str) -> Vec<&str> {
 }
 
 #[test]
-fn a_page_has_the_plots_the_figures_and_the_options_and_asks_nobody_for_anything() {
+fn a_page_is_self_contained_and_has_the_plots_the_figures_and_the_options() {
     let report = report(vec![round(2_000)]);
     let page = page(&report, "fleet");
     let expected = [
         "Latency over time (gateway)",
-        "Latency over load (a point a round)",
-        "CPU a delivery",
+        "Latency over load (one point per round)",
+        "CPU per delivery",
         "Memory of an idle connection",
-        "Memory over time (the processes&#39; own)",
+        "Process memory over time",
     ];
     assert_eq!(titles(&page), expected);
     for row in &report.rows {
@@ -56,13 +56,13 @@ fn a_page_has_the_plots_the_figures_and_the_options_and_asks_nobody_for_anything
 }
 
 #[test]
-fn remarks_are_told_above_the_plots_and_many_are_folded_up() {
+fn remarks_are_above_the_plots_and_many_are_collapsed() {
     let with = |count: usize| {
         let remarks = (0..count).map(|number| format!("remark <{number}>")).collect();
         page(&FleetReport { remarks, ..report(vec![round(2_000)]) }, "fleet")
     };
-    assert!(with(1).contains(" open><summary>What to know of it: 1</summary><ul><li>remark &lt;0&gt;</li>"));
-    assert!(with(9).contains("<details class=\"remarks\"><summary>What to know of it: 9<"));
+    assert!(with(1).contains(" open><summary>Remarks: 1</summary><ul><li>remark &lt;0&gt;</li>"));
+    assert!(with(9).contains("<details class=\"remarks\"><summary>Remarks: 9<"));
     assert!(!with(0).contains("<details"));
 }
 
@@ -81,7 +81,7 @@ fn each_tag_is_closed() {
 }
 
 #[test]
-fn of_rounds_the_middle_one_is_shown_in_its_course() {
+fn the_round_with_the_median_p99_is_plotted_over_time() {
     let with = |ms| {
         let gateway = Some(Measurement { latencies: Some(at(ms)), timeline: timeline(2), ..part(1_000) });
         FleetRound { gateway, ..FleetRound::default() }
@@ -92,7 +92,7 @@ fn of_rounds_the_middle_one_is_shown_in_its_course() {
     let none = shown(&[]);
     assert!(none.is_none());
     let floor = FleetRound { kafka: Some(part(1)), ..FleetRound::default() };
-    assert_eq!(shown(&[floor]).unwrap().0, "kafka loop", "without a gateway, a loop's");
+    assert_eq!(shown(&[floor]).unwrap().0, "kafka loop", "without a gateway, that of a loop");
 }
 
 #[test]
@@ -109,13 +109,13 @@ fn a_search_has_its_steps_its_bound_and_its_lines() {
         limit: (!faults.is_empty()).then_some(Limit::Gateway),
     };
     let steps = vec![step(1_000.0, &[]), step(4_000.0, &["3 resets"]), step(2_000.0, &[])];
-    let lines = vec!["capacity: <so much>".to_owned()];
+    let lines = vec!["capacity: <number>".to_owned()];
     let capacity = Capacity { p99_ms: 9.0, steps, held: Some(2), sizing: None, lines };
     let page = page(&FleetReport { capacity: Some(capacity), ..report(vec![round(2_000)]) }, "capacity");
-    assert_eq!(titles(&page)[1..3], ["Latency over load (gateway)", "CPU a delivery over load (gateway)"]);
-    assert!(page.contains("<p class=\"lead\">capacity: &lt;so much&gt;</p>"));
-    assert!(page.contains("bound of p99: 9 ms"));
+    assert_eq!(titles(&page)[1..3], ["Latency over load (gateway)", "CPU per delivery over load (gateway)"]);
+    assert!(page.contains("<p class=\"lead\">capacity: &lt;number&gt;</p>"));
+    assert!(page.contains("p99 bound: 9 ms"));
     assert!(page.contains("<td>3 resets; the gateway is the limit</td>"));
-    // Three percentiles and the CPU; and the sign in both legends.
+    // Three percentiles and the CPU, and the marker in both legends.
     assert_eq!(page.matches("hollow\"").count(), 4 + 2);
 }
