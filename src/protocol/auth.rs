@@ -1,14 +1,14 @@
 //! Verifies a token and reads from it the user and the assessments it allows (PROTOCOL 1). Owns the claims, their rules
 //! and the signature (HS256); [`super::head`] finds the token in a request.
 //!
-//! What the contract leaves open is decided so:
-//! - A `userId` or `sub` that is no non-empty string and no number counts as not there: `"userId":null` or `""` gives
-//!   way to `sub`. The signature says that one issuer wrote both.
-//! - `exp` or `nbf` that is there and no number (null, too) makes the token malformed: a time that can't be read must
-//!   not stand for 'no limit'. So does a claim that is given twice, and a `crit` in the header (RFC 7515 section 4.1.11:
-//!   we understand none of what it could ask for).
-//! - An item of `assessments` that is no string allows nothing by itself; the others count.
-//! - A number as the user is taken as it is written, digit by digit: `42`, `1.0`, a hundred digits.
+//! The contract leaves these open:
+//! - A `userId` or `sub` that is neither a non-empty string nor a number counts as missing: `"userId":null` or `""`
+//!   falls back to `sub`.
+//! - A present `exp` or `nbf` that is not a number (null, too) makes the token malformed: a time that can't be read
+//!   must not mean 'no limit'. The same holds for a claim that is given twice, and for `crit` in the header (RFC 7515
+//!   section 4.1.11), since we understand no extension.
+//! - An item of `assessments` that is not a string is ignored; the others count.
+//! - A numeric user is kept as written, digit by digit: `42`, `1.0`, a hundred digits.
 
 use std::borrow::Cow;
 
@@ -25,25 +25,25 @@ use crate::ids::AssessmentId;
 use crate::limits::TOKEN_LEEWAY;
 use crate::protocol::head::BearerToken;
 
-/// The settings that auth goes by.
+/// Settings of token verification.
 #[derive(Clone)]
 pub struct AuthConfig {
     /// `JWT_SECRET`: the HS256 key.
     pub secret: Box<[u8]>,
-    /// `JWT_REQUIRE_ASSESSMENTS`: a token without the claim may watch none.
+    /// `JWT_REQUIRE_ASSESSMENTS`: a token without the claim allows no assessment.
     pub require_assessments: bool,
 }
 
 /// The secret never prints.
 impl std::fmt::Debug for AuthConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Config").field("require_assessments", &self.require_assessments).finish_non_exhaustive()
+        f.debug_struct("AuthConfig").field("require_assessments", &self.require_assessments).finish_non_exhaustive()
     }
 }
 
-/// Checks tokens. One a shard.
+/// Checks tokens. Each shard has one.
 pub struct Verifier {
-    /// Keyed, and fed with nothing yet.
+    /// Keyed with the secret; each check starts from a copy.
     hmac: Hmac<Sha256>,
     require_assessments: bool,
 }
@@ -55,28 +55,28 @@ impl std::fmt::Debug for Verifier {
     }
 }
 
-/// What a good token grants.
+/// What a valid token grants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
     /// The user, from `userId`, else `sub`.
     pub user: Box<str>,
-    /// When the token has run out, its leeway included.
+    /// Expiry of the token, with the leeway added.
     pub expires: Option<UnixMs>,
-    /// What it may watch.
+    /// The assessments that it allows.
     pub allowed: Allowed,
 }
 
-/// What a token's holder may watch, beside market data.
+/// Assessments that a token allows. Market data is allowed with any token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Allowed {
     /// Any assessment.
     Any,
-    /// These.
+    /// The listed assessments.
     Only(Box<[Box<str>]>),
 }
 
 impl Allowed {
-    /// Whether it covers an assessment.
+    /// Whether an assessment is allowed.
     #[must_use]
     pub fn covers(&self, assessment: &AssessmentId) -> bool {
         match self {
@@ -86,10 +86,10 @@ impl Allowed {
     }
 }
 
-/// Why a token is no good. The text is meant for the client and never holds any of the token.
+/// Why a token is rejected. The text is meant for the client and never holds any part of the token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Unauthorized {
-    /// None was given.
+    /// The request has no token.
     #[error("no token: send Authorization: Bearer, the subprotocol bearer.<jwt>, or token= in the query")]
     Missing,
     /// Not three parts of base64url JSON, or a claim of a wrong type.
@@ -101,10 +101,10 @@ pub enum Unauthorized {
     /// The signature doesn't match.
     #[error("the token's signature does not match")]
     Signature,
-    /// `exp` and its leeway have passed.
+    /// `exp` has passed, and the leeway too.
     #[error("the token has expired")]
     Expired,
-    /// `nbf` has not come yet.
+    /// `nbf` lies in the future.
     #[error("the token is not valid yet")]
     NotYet,
     /// Neither `userId` nor `sub`.
@@ -112,7 +112,7 @@ pub enum Unauthorized {
     NoUser,
 }
 
-/// The part of a token's header that we go by.
+/// The fields of a token's header that verification reads.
 #[derive(Deserialize)]
 struct JoseHeader<'a> {
     #[serde(borrow)]
@@ -121,17 +121,17 @@ struct JoseHeader<'a> {
     crit: Option<Value>,
 }
 
-/// The claims that we go by. A claim that is there is `Some`, also where it is null.
+/// The claims that verification reads. A claim that is present is `Some`, even if it is null.
 #[derive(Deserialize)]
 struct Claims<'a> {
     #[serde(borrow, default, rename = "userId", deserialize_with = "present")]
     user_id: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
     sub: Option<&'a RawValue>,
-    /// In seconds of Unix time.
+    /// Unix time in seconds.
     #[serde(default, deserialize_with = "present")]
     exp: Option<f64>,
-    /// In seconds of Unix time.
+    /// Unix time in seconds.
     #[serde(default, deserialize_with = "present")]
     nbf: Option<f64>,
     #[serde(default, deserialize_with = "present")]
@@ -139,16 +139,16 @@ struct Claims<'a> {
 }
 
 impl Verifier {
-    /// A verifier for these settings.
+    /// Makes a verifier for these settings.
     #[must_use]
     pub fn new(config: &AuthConfig) -> Self {
         Self { hmac: keyed(&config.secret), require_assessments: config.require_assessments }
     }
 
-    /// What a token grants at `now`.
+    /// Returns what a token grants at `now`.
     ///
     /// # Errors
-    /// Why it grants nothing.
+    /// Why the token is rejected.
     pub fn verify(&self, token: Option<&BearerToken>, now: UnixMs) -> Result<Grant, Unauthorized> {
         let token = &*token.ok_or(Unauthorized::Missing)?.0;
         let json = self.signed_claims(token)?;
@@ -174,7 +174,7 @@ impl Verifier {
         Ok(Grant { user: user.ok_or(Unauthorized::NoUser)?, expires, allowed })
     }
 
-    /// The claims' JSON, once the algorithm and the signature are known to be right.
+    /// Returns the claims' JSON after checking the algorithm and the signature.
     fn signed_claims(&self, token: &str) -> Result<Vec<u8>, Unauthorized> {
         let (signed, signature) = token.rsplit_once('.').ok_or(Unauthorized::Malformed)?;
         let (header, claims) = signed.split_once('.').ok_or(Unauthorized::Malformed)?;
@@ -184,15 +184,15 @@ impl Verifier {
             return Err(Unauthorized::Algorithm);
         }
         let (claims, signature) = (decode(claims)?, decode(signature)?);
-        // It takes the same time wherever they differ.
+        // This comparison takes constant time.
         let verdict = self.hmac.clone().chain_update(signed).verify_slice(&signature);
         verdict.map_err(|_| Unauthorized::Signature)?;
-        // It asks for what we don't understand.
+        // `crit` demands extensions, and we understand none.
         if header.crit.is_some() { Err(Unauthorized::Malformed) } else { Ok(claims) }
     }
 }
 
-/// A token with these claims, signed.
+/// Signs a token with these claims.
 #[must_use]
 pub fn mint(secret: &[u8], claims: &Value) -> String {
     sign(secret, r#"{"alg":"HS256","typ":"JWT"}"#, &claims.to_string())
@@ -212,18 +212,18 @@ fn decode(part: &str) -> Result<Vec<u8>, Unauthorized> {
     BASE64_URL_SAFE_NO_PAD.decode(part).map_err(|_| Unauthorized::Malformed)
 }
 
-/// Tells a null from nothing: serde's `Option` takes both for `None`.
+/// Keeps null apart from a missing claim: serde's `Option` reads both as `None`.
 fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
-/// The nearest moment that there is: a claim may lie before 1970, or beyond the end of time. A cast of a float
-/// saturates, which is what is meant.
+/// Converts to the nearest time that `UnixMs` holds: a claim may lie before 1970, or beyond the last `u64`. The cast of
+/// a float saturates, which is what we want.
 fn unix_ms(ms: f64) -> UnixMs {
     UnixMs(ms as u64)
 }
 
-/// A non-empty string, or a number as it is written.
+/// Reads a non-empty string, or a number as written.
 fn user_of(claim: &RawValue) -> Option<Box<str>> {
     let json = claim.get();
     let user: Box<str> = match json.bytes().next()? {
@@ -260,7 +260,7 @@ mod tests {
         Verifier::new(&AuthConfig { secret: SECRET.into(), require_assessments })
     }
 
-    /// A token signed right, of any header and claims: of such, too, as no JSON library would write.
+    /// Signs any header and claims, also such as no JSON library writes.
     fn signed(header: &str, claims: &str) -> String {
         sign(SECRET, header, claims)
     }
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_another_library_made_is_understood() {
+    fn a_token_of_another_library_is_accepted() {
         // The example of RFC 7515, appendix A.1: its header has line breaks, its claims a URL for a name.
         let key = "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow";
         let token = "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9\
@@ -287,7 +287,7 @@ mod tests {
         let secret = BASE64_URL_SAFE_NO_PAD.decode(key).unwrap().into();
         let verifier = Verifier::new(&AuthConfig { secret, require_assessments: false });
         let verify_at = |seconds: u64| verifier.verify(Some(&BearerToken(token.into())), UnixMs(seconds * 1000));
-        assert_eq!(verify_at(1_300_819_380), Err(Unauthorized::NoUser), "signed right, and in time");
+        assert_eq!(verify_at(1_300_819_380), Err(Unauthorized::NoUser), "the signature and the time are good");
         assert_eq!(verify_at(1_300_819_380 + 30), Err(Unauthorized::Expired));
     }
 
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn absurd_times_have_an_answer() {
+    fn absurd_times_do_not_panic() {
         for (claims, verdict) in [
             (r#"{"sub":"s","exp":1e300}"#, Ok(Some(UnixMs(u64::MAX)))),
             (r#"{"sub":"s","exp":-1e300}"#, Err(Unauthorized::Expired)),
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn without_the_claim_any_may_be_watched_unless_it_is_required() {
+    fn without_the_claim_any_assessment_is_allowed_unless_the_claim_is_required() {
         let token = BearerToken(mint(SECRET, &json!({ "sub": "s" })).into());
         let a = AssessmentId::parse("a").unwrap();
         for require in [false, true] {

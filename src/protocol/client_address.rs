@@ -1,10 +1,10 @@
 //! The client's address behind proxies: the PROXY protocol header, `X-Forwarded-For` and `Forwarded` (RFC 7239). Owns
 //! their meaning and which of them is trusted; the shard applies limits by address.
 //!
-//! Each proxy adds, on the right, the address that connected to it. So the list is read from the right, as long as the
-//! address at hand is one of `TRUSTED_PROXIES`: the first that is not is the client's. What stands to its left is the
-//! client's own invention. An entry that is no address (`unknown`, an obfuscated name) ends the walk: the last address
-//! before it counts.
+//! Each proxy appends the address that connected to it. So the list is read from the right while the addresses belong
+//! to `TRUSTED_PROXIES`; the first address that is not trusted is the client's. Everything to its left was written by
+//! the client. An entry that is no address (`unknown`, an obfuscated name) ends the search: the last address before it
+//! counts.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -14,7 +14,7 @@ use proxy_header::{Error, ParseConfig};
 
 use crate::limits::PROXY_HEADER_BYTES_MAX;
 
-/// The proxies that are believed: `TRUSTED_PROXIES`.
+/// The trusted proxies: `TRUSTED_PROXIES`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustedProxies(Vec<IpNet>);
 
@@ -27,7 +27,7 @@ impl TrustedProxies {
     /// Reads a comma list of addresses and networks.
     ///
     /// # Errors
-    /// Each entry that is neither.
+    /// Each entry that is neither an address nor a network.
     pub fn parse_list(text: &str) -> Result<Self, Vec<(String, InvalidNetwork)>> {
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         for entry in text.split(',').map(str::trim) {
@@ -46,7 +46,7 @@ impl TrustedProxies {
     }
 }
 
-/// A network whose address has no bit set behind its prefix: `10.1.2.3/8` is a slip of one kind or another.
+/// Reads a network whose address has no bit set behind its prefix: `10.1.2.3/8` is most likely a typing error.
 fn network(entry: &str) -> Option<IpNet> {
     match entry.parse::<IpAddr>() {
         Ok(address) => Some(address.to_canonical().into()),
@@ -54,24 +54,24 @@ fn network(entry: &str) -> Option<IpNet> {
     }
 }
 
-/// What was read of a PROXY protocol's header.
+/// State of reading a PROXY protocol header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProxyHeader {
-    /// More has to come.
+    /// The header's end has not arrived.
     Incomplete,
-    /// It is none, or longer than a proxy needs.
+    /// The bytes are no such header, or the header is longer than a proxy needs.
     Invalid,
-    /// It is `len` bytes long.
+    /// A complete header.
     Whole {
-        /// What comes behind them is the client's.
+        /// Length of the header in bytes; the client's bytes follow.
         len: usize,
-        /// The client's address; `None` where the proxy itself connects, for a health check.
+        /// Address of the client; `None` if the proxy itself connects, for a health check.
         client: Option<IpAddr>,
     },
 }
 
 impl ProxyHeader {
-    /// Looks at what was read of a connection so far.
+    /// Parses the bytes read from a connection so far.
     #[must_use]
     pub fn parse(read: &[u8]) -> Self {
         if !may_become_one(read) {
@@ -90,16 +90,16 @@ impl ProxyHeader {
     }
 }
 
-/// The longest header of the version that this one is of. The parser holds to the first version's bound only where the
-/// line's end has not come.
+/// The longest header of the version in use. The parser applies the bound of version 1 only before the line's end has
+/// arrived.
 fn bytes_max(read: &[u8]) -> usize {
     /// With its CRLF (section 2.1 of the protocol).
     const V1_BYTES_MAX: usize = 107;
     if read.starts_with(b"PROXY") { V1_BYTES_MAX } else { PROXY_HEADER_BYTES_MAX }
 }
 
-/// The parser waits for the shortest header before it looks, and a client that speaks HTTP would wait for an answer
-/// meanwhile; nor does it look at the byte behind `PROXY`.
+/// The parser waits for the shortest header before it decides, and a client that speaks HTTP would wait for an answer
+/// meanwhile. The parser also skips the byte behind `PROXY`.
 fn may_become_one(read: &[u8]) -> bool {
     const STARTS: [&[u8]; 2] = [b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"];
     STARTS.iter().any(|start| {
@@ -108,7 +108,7 @@ fn may_become_one(read: &[u8]) -> bool {
     })
 }
 
-/// The values of the headers that proxies add to, each field's in the order in which they came.
+/// The values of the headers that proxies extend, in the order of the fields.
 #[derive(Debug, Clone, Copy)]
 pub struct ForwardedFields<'a> {
     /// `X-Forwarded-For`.
@@ -117,14 +117,14 @@ pub struct ForwardedFields<'a> {
     pub forwarded: &'a [&'a [u8]],
 }
 
-/// Both headers are there and tell of different clients: a proxy passes one of them on as the client wrote it.
+/// Both headers are present and name different clients, so a proxy passes one of them on as the client wrote it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Contradiction;
 
-/// The address of the client whose request came from `peer`.
+/// Returns the address of the client whose request came from `peer`.
 ///
 /// # Errors
-/// Where nobody can tell which header to believe.
+/// If the two headers contradict each other.
 pub fn client_of(peer: IpAddr, trusted: &TrustedProxies, fields: ForwardedFields<'_>) -> Result<IpAddr, Contradiction> {
     if !trusted.contains(peer) {
         return Ok(peer);
@@ -133,7 +133,7 @@ pub fn client_of(peer: IpAddr, trusted: &TrustedProxies, fields: ForwardedFields
         walk(peer, trusted, elements.into_iter().rev().map(String::from_utf8_lossy), read)
     };
     let (x_forwarded_for, forwarded) = (fields.x_forwarded_for, fields.forwarded);
-    // It knows no quotes.
+    // This header has no quoted strings.
     let plain = || x_forwarded_for.iter().flat_map(|value| value.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii);
     let by_x_forwarded_for = || by_list(plain().collect(), address_of);
     let by_forwarded = || by_list(forwarded.iter().flat_map(|value| elements_of(value, b',')).collect(), for_of);
@@ -148,7 +148,7 @@ pub fn client_of(peer: IpAddr, trusted: &TrustedProxies, fields: ForwardedFields
     }
 }
 
-/// From the nearest hop on to the first that is not trusted.
+/// Follows the list from the nearest hop to the first address that is not trusted.
 fn walk<'a>(
     peer: IpAddr,
     trusted: &TrustedProxies,
@@ -166,8 +166,8 @@ fn walk<'a>(
     client
 }
 
-/// The parts between separators that stand outside of quotes, without white space at their ends. A client that leaves a
-/// quote open must not hide what proxies add behind it: then quotes count for nothing.
+/// Splits at separators outside of quotes, and trims white space. A quote that a client leaves open must not hide what
+/// proxies append behind it: in that case quotes are ignored.
 fn elements_of(value: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
     let mut quotes = Quotes::default();
     value.iter().for_each(|&byte| quotes.pass(byte));
@@ -180,7 +180,7 @@ fn elements_of(value: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
         .map(<[u8]>::trim_ascii)
 }
 
-/// Whether a place in a value is within a quoted string (RFC 9110 section 5.6.4).
+/// Tracks whether the current byte lies within a quoted string (RFC 9110 section 5.6.4).
 #[derive(Debug, Default)]
 struct Quotes {
     open: bool,
@@ -198,14 +198,14 @@ impl Quotes {
     }
 }
 
-/// An address, with or without a port; one of IPv6 with or without brackets.
+/// Reads an address, with or without a port; an IPv6 address with or without brackets.
 fn address_of(text: &str) -> Option<IpAddr> {
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
     let address = bare.parse().or_else(|_| text.parse::<SocketAddr>().map(|address| address.ip()));
     address.ok().map(|address: IpAddr| address.to_canonical())
 }
 
-/// The address of an element's `for`: `for="[2001:db8::1]:4711";proto=https`.
+/// Reads the address of an element's `for`: `for="[2001:db8::1]:4711";proto=https`.
 fn for_of(element: &str) -> Option<IpAddr> {
     let pairs = elements_of(element.as_bytes(), b';').filter_map(|pair| std::str::from_utf8(pair).ok());
     let mut values = pairs.filter_map(|pair| {
@@ -232,7 +232,7 @@ mod tests {
         TrustedProxies::parse_list("10.0.0.0/8, 192.0.2.7, 2001:db8:f::/48").unwrap()
     }
 
-    /// By `X-Forwarded-For` and `Forwarded`, each of one field where it is there.
+    /// The client by `X-Forwarded-For` and `Forwarded`, each with at most one field.
     fn client(peer: &str, x_forwarded_for: Option<&str>, forwarded: Option<&str>) -> Result<IpAddr, Contradiction> {
         let x_forwarded_for: Vec<&[u8]> = x_forwarded_for.into_iter().map(str::as_bytes).collect();
         let forwarded: Vec<&[u8]> = forwarded.into_iter().map(str::as_bytes).collect();
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rightmost_address_that_is_not_trusted_is_the_clients() {
+    fn the_rightmost_untrusted_address_is_the_clients() {
         for (list, expected) in [
             ("203.0.113.9", "203.0.113.9"),
             ("203.0.113.9, 10.1.2.3", "203.0.113.9"),
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quote_that_a_client_leaves_open_hides_nothing_that_proxies_add_behind_it() {
+    fn an_open_quote_of_a_client_hides_nothing_that_proxies_append() {
         for by_client in ["for=\"6.6.6.6", "\"", "for=\"6.6.6.6\\", "for=\"6.6.6.6\\\"", "for=\"a\", \""] {
             for by_proxy in
                 ["for=203.0.113.9", "for=\"203.0.113.9:4711\";by=\"_x\"", "for=203.0.113.9, for=\"10.1.2.3:1\""]
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn forwarded_is_read_as_its_rfc_writes_it() {
+    fn forwarded_is_parsed_by_its_rfc() {
         for (list, expected) in [
             ("for=203.0.113.9", "203.0.113.9"),
             ("For=\"203.0.113.9:4711\"", "203.0.113.9"),
@@ -305,20 +305,20 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_tell_of_different_clients_are_not_believed() {
+    fn contradicting_headers_are_an_error() {
         assert_eq!(client(PEER, Some("203.0.113.9"), Some("for=203.0.113.9;proto=https")), Ok(ip("203.0.113.9")));
         assert_eq!(client(PEER, Some("203.0.113.9, 10.1.1.1"), Some("for=203.0.113.9")), Ok(ip("203.0.113.9")));
         assert_eq!(client(PEER, Some("203.0.113.9"), Some("for=6.6.6.6")), Err(Contradiction));
     }
 
     #[test]
-    fn networks_are_told_from_slips() {
+    fn a_network_with_bits_behind_its_prefix_is_an_error() {
         for good in ["10.0.0.0/8", "10.1.2.3", "10.1.2.3/32", "::1", "2001:db8::/32", "0.0.0.0/0", "::/0"] {
             assert!(TrustedProxies::parse_list(good).is_ok(), "{good}");
         }
         let faults = TrustedProxies::parse_list("10.0.0.0/8, 10.1.2.3/8,10.0.0.0/33, proxy.local,").unwrap_err();
-        let told: Vec<&str> = faults.iter().map(|(entry, _)| &**entry).collect();
-        assert_eq!(told, ["10.1.2.3/8", "10.0.0.0/33", "proxy.local", ""]);
+        let entries: Vec<&str> = faults.iter().map(|(entry, _)| &**entry).collect();
+        assert_eq!(entries, ["10.1.2.3/8", "10.0.0.0/33", "proxy.local", ""]);
     }
 
     #[test]
@@ -362,7 +362,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_some_header(
+        fn no_bytes_make_the_header_parser_panic(
             start in prop_oneof![Just(&b""[..]), Just(&b"PROXY TCP4 "[..]), Just(&b"PROXY "[..]), Just(&b"\r\n\r\n\0\r\nQUIT\n"[..])],
             more in proptest::collection::vec(any::<u8>(), 0..200),
         ) {
@@ -373,7 +373,7 @@ mod tests {
         }
 
         #[test]
-        fn any_lists_give_some_address(x_forwarded_for in "[ -~]{0,60}", forwarded in "(for=)?[ -~]{0,60}") {
+        fn no_header_list_makes_the_parser_panic(x_forwarded_for in "[ -~]{0,60}", forwarded in "(for=)?[ -~]{0,60}") {
             let _ = client(PEER, Some(&x_forwarded_for), Some(&forwarded));
             prop_assert!(client(PEER, Some(&x_forwarded_for), None).is_ok());
             prop_assert!(client(PEER, None, Some(&forwarded)).is_ok());

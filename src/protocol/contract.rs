@@ -1,6 +1,6 @@
 //! The tables of PROTOCOL.md, for the tests that compare them with the code.
 
-/// The cells of the tables' rows in a section, without the tables' heads. Code spans lose their backticks.
+/// Returns the cells of the tables' rows in a section, without the heads. Code spans lose their backticks.
 pub(crate) fn rows(section: u32) -> Vec<Vec<String>> {
     let document = include_str!("PROTOCOL.md");
     let start = document.find(&format!("\n## {section}. ")).expect("the section exists") + 1;

@@ -1,17 +1,16 @@
-//! The head of a client's request (PROTOCOL 1; RFC 9112, RFC 6455 section 4.2): read with limits, judged by rules, and
-//! answered where it is refused before an upgrade. It owns what a request may look like; whether its token is any good
-//! is [`super::auth`]'s, and whether there is room for the client, the shard's.
+//! The head of a client's request (PROTOCOL 1; RFC 9112, RFC 6455 section 4.2): parsed within limits, checked by rules,
+//! and answered if it is refused before an upgrade. It owns the form of a request; [`super::auth`] verifies the token,
+//! and the shard decides whether there is room for the client.
 //!
-//! - [`Scan`] finds the head's end first, within `MAX_HEAD_BYTES`: a head that comes byte by byte costs a scan of
-//!   those.
-//!   Faults in its bytes (a lone LF, a control byte) are told before it is whole, for it may never be.
-//! - Then it is judged in this order: syntax and framing (400), path (404), method (405), and of `/ws` a body (400),
-//!   the handshake's headers (426, 400) and the origin (403). The first fault is the answer.
-//! - `head/query.rs` and `head/credentials.rs` take apart what is asked for; `head/answer.rs` says the answer.
+//! - [`Scan`] first finds the head's end, within `MAX_HEAD_BYTES`, and scans each byte once however the head is split.
+//!   It reports bad bytes (a lone LF, a control byte) before the head is complete, since its end may never arrive.
+//! - A complete head is checked in this order: syntax and framing (400), path (404), method (405), and for `/ws` a body
+//!   (400), the handshake's headers (426, 400) and the origin (403). The first fault is the answer.
+//! - `head/query.rs` and `head/credentials.rs` parse what the client asks for; `head/answer.rs` writes the answer.
 //!
-//! What the contract leaves open is decided so: HTTP/1.0 can't upgrade (RFC 9110 section 7.8), so it gets 426; an
-//! operator's probe may speak it. `Sec-WebSocket-Version` given twice is another version. Empty lines ahead of the
-//! request are passed over (RFC 9112 section 2.2) and count as part of the head. The path is compared as it is written.
+//! The contract leaves these open: HTTP/1.0 can't upgrade (RFC 9110 section 7.8), so it gets 426; an operator's probe
+//! may use it. A repeated `Sec-WebSocket-Version` counts as an unsupported version. Empty lines before the request are
+//! skipped (RFC 9112 section 2.2) and count as part of the head. The path is compared as written.
 
 mod answer;
 mod credentials;
@@ -33,28 +32,28 @@ use crate::protocol::client_address::{self, Contradiction, ForwardedFields, Trus
 use self::origin::OriginPattern;
 pub use answer::{Allow, HttpRefusal, RequestFault, Unavailable};
 
-/// The subprotocol that the gateway speaks, for clients that can send a token only as one.
+/// The gateway's subprotocol, for clients that can send a token only as a subprotocol.
 const SUBPROTOCOL: &str = "shardgate.v1";
 
 /// The pages that an operators' port serves (PROTOCOL 5).
 const OPERATORS_PAGES: [&str; 5] = ["/", "/health", "/ready", "/accepting", "/metrics"];
 
-/// Base64 as clients write it: a key's last two characters may carry bits that mean nothing, as those of a key that was
-/// made up by hand do.
+/// Base64 as clients write it: the last two characters of a key may carry unused bits, as in keys that were made up by
+/// hand.
 const KEY_ENCODING: GeneralPurpose =
     GeneralPurpose::new(&alphabet::STANDARD, GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true));
 
-/// The bytes that a `Sec-WebSocket-Key` stands for (RFC 6455 section 4.1).
+/// Bytes of a decoded `Sec-WebSocket-Key` (RFC 6455 section 4.1).
 const KEY_BYTES: usize = 16;
 
-/// What the head's rules need to know of the pod.
+/// Settings and facts of the pod that the rules use.
 #[derive(Debug, Clone)]
 pub struct Rules {
-    /// Origins that browsers may come from; `None` stands for `*`, any.
+    /// Allowed origins of browsers; `None` stands for `*`, any origin.
     pub allowed_origins: Option<Vec<OriginPattern>>,
     /// The longest head with its last CRLF, in bytes.
     pub head_bytes_max: usize,
-    /// The proxies whose `X-Forwarded-For` and `Forwarded` are believed.
+    /// Proxies whose `X-Forwarded-For` and `Forwarded` are trusted.
     pub trusted_proxies: TrustedProxies,
     /// Whether the operators' pages are served on this port.
     pub operators: bool,
@@ -68,21 +67,21 @@ impl Default for Rules {
     }
 }
 
-/// What was read so far.
+/// Result of parsing the bytes read so far.
 #[derive(Debug)]
 pub enum Parsed {
-    /// The head's end has not come yet.
+    /// The head's end has not arrived.
     Incomplete,
-    /// A good WebSocket handshake; what was read past `head_len` is the client's first frames.
+    /// A good WebSocket handshake; bytes past `head_len` are the client's first frames.
     Upgrade {
-        /// What it asks for.
+        /// The client's request.
         upgrade: Upgrade,
         /// The head's bytes, its last CRLF included.
         head_len: usize,
     },
-    /// A GET or HEAD of an operators' page: for the HTTP library, with all that was read.
+    /// A GET or HEAD of an operators' page; the HTTP library gets all bytes read so far.
     Operators,
-    /// Refused: write [`HttpRefusal::response`], read and drop what still comes, close.
+    /// Refused: write [`HttpRefusal::response`], discard further input, close.
     Refused(HttpRefusal),
 }
 
@@ -91,33 +90,33 @@ pub enum Parsed {
 pub struct Upgrade {
     /// The answer's `Sec-WebSocket-Accept`.
     pub accept: Box<str>,
-    /// Whether the client offered `shardgate.v1`: then the answer names it.
+    /// Whether the client offered `shardgate.v1`; if so, the answer names it.
     pub subprotocol: bool,
-    /// The assessment to watch; `None` for market data only.
+    /// The assessment to subscribe to; `None` for market data only.
     pub assessment: Result<Option<AssessmentId>, BadAssessment>,
-    /// The token that counts.
+    /// The first token that the request gives.
     pub token: Option<BearerToken>,
     /// The cursor to resume from; `None` without an assessment.
     pub cursor: Option<Box<str>>,
-    /// Where the client comes from.
+    /// The client's address.
     pub client: IpAddr,
 }
 
-/// Why the request's `assessmentId` is outside of its rule: `BadRequest`, after the upgrade.
+/// Why the request's `assessmentId` is invalid: `BadRequest`, after the upgrade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadAssessment {
-    /// As the id's rule says.
+    /// The id breaks its rule.
     #[error(transparent)]
     Invalid(#[from] InvalidAssessmentId),
-    /// The parameter is there twice.
+    /// The parameter is given twice.
     #[error("assessmentId is given twice; it takes one")]
     Twice,
-    /// A percent sign without two hex digits, or bytes that are not UTF-8.
+    /// A percent sign lacks its two hex digits, or the bytes are not UTF-8.
     #[error("assessmentId is not percent-encoded UTF-8")]
     BrokenEscape,
 }
 
-/// A token as the client sent it. It prints as nothing, so that it can't reach a log.
+/// A token as the client sent it. `Debug` hides it, so that it can't reach a log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BearerToken(pub Box<str>);
 
@@ -127,37 +126,37 @@ impl std::fmt::Debug for BearerToken {
     }
 }
 
-/// Looks at what was read of a request, whoever sent it.
+/// Parses a request from an unknown address.
 #[must_use]
 pub fn parse(read: &[u8], rules: &Rules) -> Parsed {
     Scan::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED)).parse(read, rules)
 }
 
-/// How far a head was looked at that comes in pieces: each byte is looked at once, however small the pieces are.
+/// Parsing state of a head that arrives in pieces: each byte is scanned once, however small the pieces are.
 #[derive(Debug, Clone, Copy)]
 pub struct Scan {
-    /// Who connected, or whom a proxy's header names.
+    /// The address that connected, or the one in a proxy's header.
     peer: IpAddr,
-    /// Behind the empty lines ahead of the request.
+    /// Start of the request, behind leading empty lines.
     start: usize,
-    /// No fault and no end lies before.
+    /// Bytes before this index hold neither a fault nor the head's end.
     seen: usize,
 }
 
 impl Scan {
-    /// Nothing is read yet of what `peer` sends.
+    /// Starts a head from `peer`.
     #[must_use]
     pub fn new(peer: IpAddr) -> Self {
         Self { peer, start: 0, seen: 0 }
     }
 
-    /// Looks at what was read of a request so far; what an earlier call was given comes first in it.
+    /// Parses all bytes read of a request so far; they begin with the bytes of the previous call.
     pub fn parse(&mut self, read: &[u8], rules: &Rules) -> Parsed {
         let within = &read[..read.len().min(rules.head_bytes_max)];
         while self.seen <= self.start && within[self.start..].starts_with(b"\r\n") {
             self.start += 2;
         }
-        // An end, or a CRLF, may lie across what was seen and what was not.
+        // A CRLF, or the head's end, may begin in bytes that were scanned before.
         let from = self.seen.saturating_sub(3).max(self.start);
         let end = memmem::find(&within[from..], b"\r\n\r\n").map(|at| from + at + 4);
         let head = &within[self.start..end.unwrap_or(within.len())];
@@ -168,7 +167,7 @@ impl Scan {
             Some(head_len) => judge(head, head_len, self.peer, rules).unwrap_or_else(Parsed::Refused),
             None if within.len() == rules.head_bytes_max => Parsed::Refused(HttpRefusal::TooLarge),
             None => {
-                // A lone CR at the start may become an empty line.
+                // A lone CR at the start may begin an empty line.
                 self.seen = if head == b"\r" { self.start } else { within.len() };
                 Parsed::Incomplete
             }
@@ -176,12 +175,12 @@ impl Scan {
     }
 }
 
-/// What must not be anywhere in a head: told apart from httparse, which takes a lone LF for a line's end. It is looked
-/// for from `from` on.
+/// Finds bytes that no head may contain, at `from` or behind. httparse alone is not enough: it accepts a lone LF as a
+/// line's end.
 fn fault_in_bytes(head: &[u8], from: usize) -> Option<RequestFault> {
     let new = &head[from..];
     let lone_lf = memchr::memchr_iter(b'\n', new).any(|at| from + at == 0 || head[from + at - 1] != b'\r');
-    // A CR at the end may have its LF still to come.
+    // The LF of a CR at the end may still arrive.
     let lone_cr = memchr::memchr_iter(b'\r', new).any(|at| new.get(at + 1).is_some_and(|&next| next != b'\n'));
     if lone_lf || lone_cr {
         return Some(RequestFault::LineEnding);
@@ -190,7 +189,7 @@ fn fault_in_bytes(head: &[u8], from: usize) -> Option<RequestFault> {
     new.iter().any(control).then_some(RequestFault::ControlByte)
 }
 
-/// Judges a whole head.
+/// Checks a complete head.
 fn judge(head: &[u8], head_len: usize, peer: IpAddr, rules: &Rules) -> Result<Parsed, HttpRefusal> {
     let mut table = [EMPTY_HEADER; REQUEST_HEADERS_MAX];
     let mut request = Request::new(&mut table);
@@ -240,7 +239,8 @@ fn judge(head: &[u8], head_len: usize, peer: IpAddr, rules: &Rules) -> Result<Pa
     Ok(Parsed::Upgrade { upgrade, head_len })
 }
 
-/// Refuses what two servers could read differently (RFC 9112 sections 3.2 and 6.3); returns whether a body follows.
+/// Refuses a head that two servers could read differently (RFC 9112 sections 3.2 and 6.3); returns whether a body
+/// follows.
 fn check_framing(fields: &HeaderFields<'_>, version: u8) -> Result<bool, HttpRefusal> {
     let hosts = fields.all("host").count();
     let host_is_sound = fields.all("host").all(|host| host.iter().all(|byte| is_host_byte(*byte)));
@@ -261,7 +261,7 @@ fn check_framing(fields: &HeaderFields<'_>, version: u8) -> Result<bool, HttpRef
     }
 }
 
-/// What RFC 3986's host and port are made of.
+/// Whether a host or port may contain this byte (RFC 3986).
 fn is_host_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(&byte)
 }
@@ -273,14 +273,14 @@ fn asks_for_upgrade(fields: &HeaderFields<'_>) -> bool {
         && fields.only("sec-websocket-version") == Some(b"13")
 }
 
-/// The answer to the request's one good `Sec-WebSocket-Key`.
+/// Returns the answer to the request's `Sec-WebSocket-Key`, if there is exactly one and it is valid.
 fn accept_of(fields: &HeaderFields<'_>) -> Option<Box<str>> {
     let key = fields.only("sec-websocket-key")?;
     let is_good = KEY_ENCODING.decode(key).is_ok_and(|bytes| bytes.len() == KEY_BYTES);
     is_good.then(|| tungstenite::handshake::derive_accept_key(key).into())
 }
 
-/// Two origins are no origin of the list.
+/// Whether the origin is missing or allowed. Two `Origin` headers are not allowed.
 fn origin_is_allowed(fields: &HeaderFields<'_>, rules: &Rules) -> bool {
     let Some(allowed) = &rules.allowed_origins else { return true };
     let mut origins = fields.all("origin");
@@ -298,14 +298,14 @@ fn client_address(fields: &HeaderFields<'_>, peer: IpAddr, rules: &Rules) -> Res
     client_address::client_of(peer, &rules.trusted_proxies, fields)
 }
 
-/// Where a request goes to.
+/// A request's target.
 struct RequestTarget<'a> {
     path: &'a str,
     query: &'a str,
 }
 
 impl<'a> RequestTarget<'a> {
-    /// Takes apart a target in origin form or absolute form (RFC 9112 section 3.2).
+    /// Parses a target in origin form or absolute form (RFC 9112 section 3.2).
     fn parse(target: &'a str) -> Result<Self, HttpRefusal> {
         const MALFORMED: HttpRefusal = HttpRefusal::Malformed(RequestFault::RequestTarget);
         if target.contains('#') {
@@ -330,7 +330,7 @@ impl<'a> RequestTarget<'a> {
     }
 }
 
-/// A head's header fields. Names are given in lower case and found in any.
+/// A head's header fields. Names are given in lower case and match in any.
 struct HeaderFields<'a>(&'a [Header<'a>]);
 
 impl<'a> HeaderFields<'a> {
@@ -339,7 +339,7 @@ impl<'a> HeaderFields<'a> {
         self.0.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
     }
 
-    /// The value of the field of this name, if there is just one.
+    /// The value of the field of this name, if there is exactly one.
     fn only(&self, name: &str) -> Option<&'a [u8]> {
         let mut all = self.all(name);
         all.next().filter(|_| all.next().is_none())

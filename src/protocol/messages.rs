@@ -1,5 +1,5 @@
-//! The gateway's own messages (PROTOCOL 2) and the frames around them. Each function appends one whole frame of a
-//! server, unmasked, to `out`. It owns their form; when they are sent is the shard's business.
+//! The gateway's own messages (PROTOCOL 2) and the frames around them. Each function appends one whole, unmasked frame
+//! to `out`. Owns their form; the shard decides when to send them.
 
 use serde::{Serialize, Serializer};
 
@@ -11,55 +11,55 @@ use crate::routing::placement::Pod;
 /// The longest header of a server's frame, in bytes (RFC 6455 section 5.2).
 pub const HEADER_BYTES_MAX: usize = 10;
 
-/// FIN and the opcodes that we send (RFC 6455 section 5.2): we never fragment.
+/// FIN and the opcodes that the gateway sends (RFC 6455 section 5.2). It never fragments.
 const TEXT: u8 = 0x81;
 const CLOSE: u8 = 0x88;
 const PING: u8 = 0x89;
 const PONG: u8 = 0x8a;
 
-/// What `connected` says.
+/// Fields of `connected`.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename = "connected", rename_all = "camelCase")]
 pub struct Connected<'a> {
-    /// Of this connection, unique in the cluster for practical purposes.
+    /// Id of this connection, unique in the cluster for practical purposes.
     pub connection_id: &'a str,
-    /// From the token.
+    /// User that the token names.
     pub user_id: &'a str,
-    /// Now.
+    /// Time of the greeting.
     #[serde(serialize_with = "iso_8601")]
     pub timestamp: UnixMs,
-    /// This pod.
+    /// Name of this pod.
     pub node: &'a str,
-    /// The assessment that is watched.
+    /// The subscribed assessment.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub assessment_id: Option<&'a str>,
-    /// `HEARTBEAT_INTERVAL`.
+    /// `HEARTBEAT_INTERVAL` in milliseconds.
     pub heartbeat_interval_ms: u64,
-    /// Whether it goes on from the client's cursor.
+    /// Whether the stream continues from the client's cursor.
     pub resumed: bool,
     /// The position to resume from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<&'a str>,
 }
 
-/// Why a client has to fetch its state anew.
+/// Why a client must fetch its state again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ResetReason {
-    /// The window no longer reaches back so far, or records were deleted before they were read.
+    /// The window no longer reaches back to the cursor, or records were deleted before they were read.
     Expired,
-    /// The cursor is no good here.
+    /// The cursor is not valid here.
     Invalid,
-    /// Overtaken by the window while catching up.
+    /// The window passed the client's position while it was catching up.
     Lagged,
     /// Records lie on partitions where the route's partitioner would not have put them.
     Misplaced,
 }
 
 impl ResetReason {
-    /// All of them.
+    /// Every reason, in the order of the metric's labels.
     pub const ALL: [Self; 4] = [Self::Expired, Self::Invalid, Self::Lagged, Self::Misplaced];
 
-    /// As in the message.
+    /// The reason in the message, and the metric's label.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -71,7 +71,7 @@ impl ResetReason {
     }
 }
 
-/// `ping` and `pong`.
+/// The messages `ping` and `pong`.
 #[derive(Serialize)]
 struct Beat<'a> {
     r#type: &'static str,
@@ -89,7 +89,7 @@ struct Reset<'a> {
     cursor: Option<&'a str>,
 }
 
-/// An error, and the redirect, which is one with more to say.
+/// An error. A redirect is an error with more fields.
 #[derive(Serialize)]
 struct ErrorMessage<'a> {
     error: &'a str,
@@ -102,8 +102,7 @@ struct ErrorMessage<'a> {
     cursor: Option<&'a str>,
 }
 
-/// Makes the header of a text frame for `len` bytes of payload: the buffer's first bytes, as many as are returned with
-/// it.
+/// Makes the header of a text frame for `len` bytes of payload. The second value is the header's length in the buffer.
 #[must_use]
 pub const fn text_header(len: usize) -> ([u8; HEADER_BYTES_MAX], usize) {
     let mut header = [0; HEADER_BYTES_MAX];
@@ -128,38 +127,38 @@ pub const fn text_header(len: usize) -> ([u8; HEADER_BYTES_MAX], usize) {
     }
 }
 
-/// `connected`.
+/// Appends the greeting `connected`.
 pub fn connected(out: &mut Vec<u8>, message: &Connected<'_>) {
     text(out, message);
 }
 
-/// The heartbeat: a WebSocket ping frame, then the text `ping`.
+/// Appends the heartbeat: a WebSocket ping frame, then the text `ping`.
 pub fn heartbeat(out: &mut Vec<u8>, timestamp: UnixMs, cursor: Option<&str>) {
     control(out, PING, &[]);
     text(out, &Beat { r#type: "ping", timestamp, cursor });
 }
 
-/// The answer to the client's text `ping`.
+/// Appends the answer to the client's text `ping`.
 pub fn pong(out: &mut Vec<u8>, timestamp: UnixMs) {
     text(out, &Beat { r#type: "pong", timestamp, cursor: None });
 }
 
-/// `reset`.
+/// Appends `reset`.
 pub fn reset(out: &mut Vec<u8>, reason: ResetReason, cursor: Option<&str>) {
     text(out, &Reset { reason: reason.label(), cursor });
 }
 
-/// An error that refuses: `Unauthorized`, `BadRequest`, `Forbidden`, `BadMessage`.
+/// Appends an error: `Unauthorized`, `BadRequest`, `Forbidden` or `BadMessage`.
 pub fn error(out: &mut Vec<u8>, error: &str, message: &str) {
     text(out, &ErrorMessage { error, message, node: None, url: None, cursor: None });
 }
 
-/// The redirect to the pod that owns the assessment.
+/// Appends the redirect to the pod that owns the assessment.
 pub fn redirect(out: &mut Vec<u8>, message: &str, to: &Pod, cursor: Option<&str>) {
     text(out, &ErrorMessage { error: "Redirect", message, node: Some(&to.node.0), url: Some(&to.url), cursor });
 }
 
-/// A close frame; nothing for a reason that sends none.
+/// Appends a close frame, unless the reason sends none.
 pub fn close(out: &mut Vec<u8>, reason: CloseReason) {
     let row = reason.row();
     if let Some(code) = row.code {
@@ -167,15 +166,15 @@ pub fn close(out: &mut Vec<u8>, reason: CloseReason) {
     }
 }
 
-/// The answer to a client's close frame: its own code (RFC 6455 section 5.5.1).
+/// Appends the answer to a client's close frame: its own code (RFC 6455 section 5.5.1).
 pub fn close_reply(out: &mut Vec<u8>, code: u16) {
     control(out, CLOSE, &[&code.to_be_bytes()]);
 }
 
-/// A WebSocket pong frame with the ping's payload (RFC 6455 section 5.5.3).
+/// Appends a WebSocket pong frame with the ping's payload (RFC 6455 section 5.5.3).
 ///
 /// # Panics
-/// Where the payload is longer than a control frame's; [`super::session::Session`] hands on none that is.
+/// If the payload is longer than a control frame's; [`super::session::Session`] passes on none that is.
 pub fn control_pong(out: &mut Vec<u8>, payload: &[u8]) {
     control(out, PONG, &[payload]);
 }
@@ -184,7 +183,8 @@ pub fn control_pong(out: &mut Vec<u8>, payload: &[u8]) {
 fn text(out: &mut Vec<u8>, message: &impl Serialize) {
     let start = out.len();
     serde_json::to_writer(&mut *out, message).expect("strings, numbers and booleans always go into a Vec as JSON");
-    // The payload's length decides the header's; these messages are short, and moving them is cheaper than two passes.
+    // The header's length depends on the payload's. These messages are short, and moving them is cheaper than two
+    // passes.
     let (header, header_len) = text_header(out.len() - start);
     out.splice(start..start, header.into_iter().take(header_len));
 }
@@ -215,25 +215,25 @@ mod tests {
 
     const NOW: UnixMs = UnixMs(1_790_000_000_007);
 
-    /// What a client makes of the bytes: each message, until there are no more.
-    fn as_a_client(bytes: Vec<u8>) -> Vec<Message> {
+    /// Reads the bytes as a client does: each message, until there are no more.
+    fn read_as_client(bytes: Vec<u8>) -> Vec<Message> {
         let mut client = WebSocket::from_raw_socket(Cursor::new(bytes), Role::Client, None);
         std::iter::from_fn(|| client.read().ok()).collect()
     }
 
-    /// The one text in the bytes.
-    fn the_text(write: impl FnOnce(&mut Vec<u8>)) -> String {
-        let mut out = b"what was there stays".to_vec();
+    /// Returns the single text that `write` appends.
+    fn single_text(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = b"earlier bytes stay".to_vec();
         let before = out.len();
         write(&mut out);
-        match as_a_client(out.split_off(before)).as_slice() {
+        match read_as_client(out.split_off(before)).as_slice() {
             [Message::Text(text)] => text.to_string(),
             other => panic!("one text expected, got {other:?}"),
         }
     }
 
     #[test]
-    fn connected_leaves_out_what_there_is_not() {
+    fn connected_leaves_out_missing_fields() {
         let mut message = Connected {
             connection_id: "c-1",
             user_id: "u \"quoted\" \u{1} ü",
@@ -245,7 +245,7 @@ mod tests {
             cursor: None,
         };
         assert_eq!(
-            the_text(|out| connected(out, &message)),
+            single_text(|out| connected(out, &message)),
             r#"{"type":"connected","connectionId":"c-1","userId":"u \"quoted\" \u0001 ü","#.to_owned()
                 + r#""timestamp":"2026-09-21T14:13:20.007Z","node":"pod-0","heartbeatIntervalMs":30000,"resumed":false}"#
         );
@@ -254,7 +254,7 @@ mod tests {
         message.resumed = true;
         message.cursor = Some("AbC");
         assert_eq!(
-            the_text(|out| connected(out, &message)),
+            single_text(|out| connected(out, &message)),
             r#"{"type":"connected","connectionId":"c-1","userId":"u","timestamp":"2026-09-21T14:13:20.007Z","#
                 .to_owned()
                 + r#""node":"pod-0","assessmentId":"a-1","heartbeatIntervalMs":30000,"resumed":true,"cursor":"AbC"}"#
@@ -266,12 +266,12 @@ mod tests {
         let mut out = Vec::new();
         heartbeat(&mut out, NOW, Some("AbC"));
         let text = r#"{"type":"ping","timestamp":"2026-09-21T14:13:20.007Z","cursor":"AbC"}"#;
-        assert_eq!(as_a_client(out), [Message::Ping(Vec::new().into()), Message::text(text)]);
+        assert_eq!(read_as_client(out), [Message::Ping(Vec::new().into()), Message::text(text)]);
     }
 
     #[test]
-    fn the_other_messages_are_as_the_contract_says() {
-        assert_eq!(the_text(|out| pong(out, NOW)), r#"{"type":"pong","timestamp":"2026-09-21T14:13:20.007Z"}"#);
+    fn the_other_messages_match_the_contract() {
+        assert_eq!(single_text(|out| pong(out, NOW)), r#"{"type":"pong","timestamp":"2026-09-21T14:13:20.007Z"}"#);
         for (reason, name) in [
             (ResetReason::Expired, "expired"),
             (ResetReason::Invalid, "invalid"),
@@ -279,29 +279,29 @@ mod tests {
             (ResetReason::Misplaced, "misplaced"),
         ] {
             let expected = format!(r#"{{"type":"reset","reason":"{name}","cursor":"AbC"}}"#);
-            assert_eq!(the_text(|out| reset(out, reason, Some("AbC"))), expected);
+            assert_eq!(single_text(|out| reset(out, reason, Some("AbC"))), expected);
         }
         assert_eq!(
-            the_text(|out| error(out, "BadRequest", "assessmentId is empty")),
+            single_text(|out| error(out, "BadRequest", "assessmentId is empty")),
             r#"{"error":"BadRequest","message":"assessmentId is empty"}"#
         );
         let pod = Pod { node: NodeId(Arc::from("pod-1")), url: Arc::from("ws://pod-1:3003/ws") };
         assert_eq!(
-            the_text(|out| redirect(out, "moved", &pod, None)),
+            single_text(|out| redirect(out, "moved", &pod, None)),
             r#"{"error":"Redirect","message":"moved","node":"pod-1","url":"ws://pod-1:3003/ws"}"#
         );
         assert_eq!(
-            the_text(|out| redirect(out, "moved", &pod, Some("AbC"))),
+            single_text(|out| redirect(out, "moved", &pod, Some("AbC"))),
             r#"{"error":"Redirect","message":"moved","node":"pod-1","url":"ws://pod-1:3003/ws","cursor":"AbC"}"#
         );
     }
 
     #[test]
-    fn a_close_frame_carries_its_row() {
+    fn a_close_frame_carries_its_code_and_text() {
         for reason in CloseReason::ALL {
             let mut out = Vec::new();
             close(&mut out, reason);
-            match (as_a_client(out).as_slice(), reason.row().code) {
+            match (read_as_client(out).as_slice(), reason.row().code) {
                 ([], None) => {}
                 ([Message::Close(Some(frame))], Some(code)) => {
                     assert_eq!((u16::from(frame.code), frame.reason.as_str()), (code, reason.row().text));
@@ -312,23 +312,23 @@ mod tests {
     }
 
     #[test]
-    fn a_pong_frame_carries_its_pings_payload_up_to_the_longest() {
+    fn a_pong_frame_carries_the_payload_of_its_ping() {
         for len in [0, 1, CONTROL_PAYLOAD_BYTES_MAX] {
             let payload = vec![7; len];
             let mut out = Vec::new();
             control_pong(&mut out, &payload);
-            assert_eq!(as_a_client(out), [Message::Pong(payload.into())]);
+            assert_eq!(read_as_client(out), [Message::Pong(payload.into())]);
         }
     }
 
     #[test]
-    fn a_text_header_has_the_length_in_its_shortest_form() {
+    fn a_text_header_holds_the_length_in_its_shortest_form() {
         for (len, header_len) in [(0, 2), (125, 2), (126, 4), (65_535, 4), (65_536, 10), (1 << 20, 10)] {
             let (header, used) = text_header(len);
             assert_eq!(used, header_len, "for {len}");
             let mut frame = header[..used].to_vec();
             frame.resize(used + len, b'x');
-            assert_eq!(as_a_client(frame), [Message::text("x".repeat(len))]);
+            assert_eq!(read_as_client(frame), [Message::text("x".repeat(len))]);
         }
     }
 }

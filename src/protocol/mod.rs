@@ -1,9 +1,9 @@
 //! The contract with clients, as rules on bytes: no socket, no clock.
 //!
 //! - [`head`]: the request's head, and the HTTP answers that refuse it.
-//! - [`auth`]: from a token to who the client is and what it may watch.
-//! - [`client_address`]: where a client comes from, behind proxies.
-//! - [`session`]: what a client's frames mean (tungstenite, sans-io).
+//! - [`auth`]: verifies a token; returns the user and the assessments it allows.
+//! - [`client_address`]: the client's address behind proxies.
+//! - [`session`]: reads a client's frames (tungstenite, sans-io).
 //! - [`messages`]: the gateway's own messages, and frames around JSON.
 //! - [`close`]: why a connection ends: one table of codes, texts and metric labels.
 

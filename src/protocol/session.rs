@@ -1,13 +1,14 @@
-//! Interprets a client's frames with tungstenite, without I/O. Sends nothing: what has to be answered is returned as a
-//! value, so that a control frame never splits a partially written frame.
+//! Interprets a client's frames with tungstenite, without I/O. Sends nothing: it returns what to answer as a value, so
+//! that a control frame never splits a partially written frame.
 //!
-//! Frames are cut here and understood there. A frame's header is read by tungstenite's parser and judged at once,
-//! before the payload comes: so a fault is told as soon as it shows, with the code of PROTOCOL 4, and what tungstenite
-//! lets pass or tells late (an unmasked frame, a long ping, a binary message, a length that isn't in its shortest form)
-//! is refused too. Unmasking, reassembly, UTF-8 and close frames are tungstenite's [`WebSocketContext`]'s.
+//! This module splits the input into frames; tungstenite interprets them. A frame's header is parsed by tungstenite and
+//! checked here at once, before the payload arrives. So a fault is reported as early as possible, with the code of
+//! PROTOCOL 4, and faults that tungstenite accepts or reports late are refused too: an unmasked frame, a long ping, a
+//! binary message, a length that is not in its shortest form. Unmasking, reassembly, UTF-8 and close frames are left to
+//! tungstenite's [`WebSocketContext`].
 //!
-//! A context lives only while a frame or a fragmented message is under way, since between messages it remembers nothing
-//! that matters: so an idle session has no heap at all, and what a large message took is given back.
+//! A context lives only while a frame or a fragmented message is incomplete, because between messages it holds nothing
+//! that matters. So an idle session uses no heap, and the memory of a large message is freed.
 
 use std::borrow::Cow;
 use std::io::{self, Cursor, Read, Write};
@@ -24,26 +25,26 @@ use crate::protocol::close::CloseReason;
 /// The longest header of a client's frame, in bytes: two, eight of length, four of mask (RFC 6455 section 5.2).
 const HEADER_BYTES_MAX: usize = 14;
 
-/// One connection's reading side.
+/// Reading side of one connection.
 pub struct Session {
     /// `MAX_MESSAGE_BYTES`.
     message_bytes_max: u32,
-    /// The bytes of the fragments so far of the message that is under way.
+    /// Bytes of the fragments received so far of an incomplete message.
     message_bytes: u32,
-    /// Whether a fragmented message is under way: the next data frame must continue it.
+    /// Whether a fragmented message is incomplete: the next data frame must continue it.
     fragmented: bool,
-    /// How many bytes of `header` are here and not yet handed to the context.
+    /// Bytes in `header` that the context has not read yet.
     header_len: u8,
     header: [u8; HEADER_BYTES_MAX],
-    /// Bytes of payload still to come, once the frame's header is judged.
+    /// Bytes of payload still to arrive, once the frame's header is accepted.
     left: Option<u32>,
-    /// The code of the client's close frame, once it came with one.
-    goodbye: Option<u16>,
-    /// While a frame or a fragmented message is under way.
+    /// Code of the client's close frame, if it had one.
+    close_code: Option<u16>,
+    /// Present while a frame or a fragmented message is incomplete.
     context: Option<Box<WebSocketContext>>,
 }
 
-/// What a client did.
+/// What a client sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Inbound {
     /// The text `{"type":"ping"}`: answer with `pong`.
@@ -54,9 +55,9 @@ pub enum Inbound {
     Other,
     /// A text that is not a JSON object with a string `type`.
     BadMessage,
-    /// A whole frame of a message that has more to come: nothing but a sign of life.
+    /// A whole frame of an incomplete message. It only shows that the client is alive.
     Fragment,
-    /// A WebSocket ping frame: answer with a pong frame of the same payload. Where several came, an answer to the
+    /// A WebSocket ping frame: answer with a pong frame of the same payload. After several pings, an answer to the
     /// latest is enough (RFC 6455 section 5.5.3).
     ControlPing(Box<[u8]>),
     /// A WebSocket pong frame.
@@ -72,7 +73,7 @@ impl Inbound {
 }
 
 impl Session {
-    /// A session for messages of at most this size (`MAX_MESSAGE_BYTES`; what is over 4 GiB counts as 4 GiB).
+    /// A session for messages up to this size (`MAX_MESSAGE_BYTES`; more than 4 GiB counts as 4 GiB).
     #[must_use]
     pub fn new(message_bytes_max: usize) -> Self {
         Self {
@@ -82,18 +83,17 @@ impl Session {
             header_len: 0,
             header: [0; HEADER_BYTES_MAX],
             left: None,
-            goodbye: None,
+            close_code: None,
             context: None,
         }
     }
 
-    /// Takes bytes as they were read and tells `on` of each whole frame: each is a sign of life. A frame that only
-    /// trickles in is none, and is not told of before it is whole.
+    /// Takes bytes as they were read and calls `on` for each whole frame. A frame that only trickles in does not show
+    /// that the client is alive until it is complete.
     ///
     /// # Errors
-    /// Why the connection must be closed: [`CloseReason::ClientClosed`] after the client's close frame (answer it, with
-    /// [`Session::close_code`]), or the client's fault. What comes behind is not looked at, and nothing
-    /// may be fed after that.
+    /// Why the connection must be closed: [`CloseReason::ClientClosed`] after the client's close frame (answer it with
+    /// [`Session::close_code`]), or the client's fault. Input behind it is ignored; do not call this again.
     pub fn receive(&mut self, mut input: &[u8], on: &mut dyn FnMut(Inbound)) -> Result<(), CloseReason> {
         while !input.is_empty() {
             let left = match self.left {
@@ -114,14 +114,14 @@ impl Session {
         Ok(())
     }
 
-    /// The code of the client's close frame, where it gave one: the answer echoes it (RFC 6455 section 5.5.1).
+    /// Code of the client's close frame, if it had one: the answer repeats it (RFC 6455 section 5.5.1).
     #[must_use]
     pub fn close_code(&self) -> Option<u16> {
-        self.goodbye
+        self.close_code
     }
 
-    /// Reads a frame's header from the input's front and judges it; returns how long the payload will be, or `None`
-    /// where the header isn't whole yet.
+    /// Reads a frame's header from the front of the input and checks it. Returns the payload's length, or `None` while
+    /// the header is incomplete.
     fn read_header(&mut self, input: &mut &[u8]) -> Result<Option<u32>, CloseReason> {
         let had = usize::from(self.header_len);
         let taken = input.len().min(HEADER_BYTES_MAX - had);
@@ -133,7 +133,7 @@ impl Session {
             self.header_len = byte_count(had + taken);
             return Ok(None);
         };
-        // What was taken beyond the header stays in the input. A header that was not whole before ends in this input.
+        // Bytes beyond the header stay in the input. A header that was incomplete before ends in this input.
         let header_len = usize::try_from(cursor.position()).unwrap_or(HEADER_BYTES_MAX);
         *input = &input[header_len.saturating_sub(had)..];
         self.header_len = byte_count(header_len);
@@ -144,10 +144,10 @@ impl Session {
         Ok(Some(payload_bytes))
     }
 
-    /// Whether a frame may come, by its header alone; notes what it means for the message under way.
+    /// Checks a frame by its header alone, and updates the state of the incomplete message.
     fn judge(&mut self, header: &FrameHeader, header_len: usize, payload_bytes: u64) -> Result<u32, CloseReason> {
         let reserved = header.rsv1 || header.rsv2 || header.rsv3;
-        // The mask's four bytes count in both lengths, and RFC 6455 section 5.2 wants the shortest form.
+        // Both lengths include the mask's four bytes. RFC 6455 section 5.2 requires the shortest form.
         if reserved || header.mask.is_none() || header_len != header.len(payload_bytes) {
             return Err(CloseReason::ProtocolError);
         }
@@ -155,7 +155,7 @@ impl Session {
             OpCode::Control(_) if !header.is_final || payload_bytes > CONTROL_PAYLOAD_BYTES_MAX as u64 => {
                 return Err(CloseReason::ProtocolError);
             }
-            // Small by the arm above.
+            // The arm above has bounded it.
             OpCode::Control(_) => return u32::try_from(payload_bytes).map_err(|_| CloseReason::ProtocolError),
             OpCode::Data(data) => data,
         };
@@ -175,7 +175,7 @@ impl Session {
         Ok(payload_bytes)
     }
 
-    /// Hands the frame under way to the context, its header first; tells of the frame once it is whole.
+    /// Passes the incomplete frame to the context, its header first; returns the frame once it is complete.
     fn feed(&mut self, payload: &[u8]) -> Result<Option<Inbound>, CloseReason> {
         let Some(context) = &mut self.context else { return Err(CloseReason::Internal) };
         let mut wire = FrameBuffer { header: &self.header[..usize::from(self.header_len)], payload };
@@ -186,8 +186,8 @@ impl Session {
             self.context = None;
         }
         match read {
-            Ok(Message::Close(Some(frame))) if !stands_for_a_bad_code(&frame) => {
-                self.goodbye = Some(frame.code.into());
+            Ok(Message::Close(Some(frame))) if !replaces_a_bad_code(&frame) => {
+                self.close_code = Some(frame.code.into());
                 Err(CloseReason::ClientClosed)
             }
             Ok(message) => inbound_of(message).map(Some),
@@ -203,7 +203,7 @@ fn byte_count(len: usize) -> u8 {
     u8::try_from(len).expect("a header has at most 14 bytes")
 }
 
-/// The read buffer takes the first frame whole: the default is 128 KiB for each connection.
+/// Sizes the read buffer for the first frame; the default is 128 KiB for each connection.
 fn config(message_bytes_max: u32, payload_bytes: u32) -> WebSocketConfig {
     let message_bytes_max = message_bytes_max as usize;
     WebSocketConfig::default()
@@ -213,7 +213,7 @@ fn config(message_bytes_max: u32, payload_bytes: u32) -> WebSocketConfig {
         .max_frame_size(Some(message_bytes_max.max(CONTROL_PAYLOAD_BYTES_MAX)))
 }
 
-/// What a whole message means.
+/// Classifies a whole message.
 fn inbound_of(message: Message) -> Result<Inbound, CloseReason> {
     match message {
         Message::Text(text) => Ok(classify(&text)),
@@ -227,9 +227,9 @@ fn inbound_of(message: Message) -> Result<Inbound, CloseReason> {
     }
 }
 
-/// tungstenite answers a code that must not be on the wire (RFC 6455 section 7.4) with this frame, and hands on its
-/// answer instead of what came. A client that says the very same is answered with the very same.
-fn stands_for_a_bad_code(frame: &CloseFrame) -> bool {
+/// tungstenite answers a close code that must not be sent (RFC 6455 section 7.4) with this frame, and returns its
+/// answer instead of the client's frame. A client that sends exactly this frame gets the same answer.
+fn replaces_a_bad_code(frame: &CloseFrame) -> bool {
     frame.code == CloseCode::Protocol && frame.reason.as_str() == "Protocol violation"
 }
 
@@ -242,7 +242,7 @@ fn reason_of(error: &Error) -> CloseReason {
     }
 }
 
-/// What all messages from a client have (PROTOCOL 2). `type` given twice is no type.
+/// The part that all messages from a client have (PROTOCOL 2). A repeated `type` is an error.
 #[derive(Deserialize)]
 struct Typed<'a> {
     #[serde(borrow)]
@@ -262,8 +262,8 @@ fn classify(text: &str) -> Inbound {
     }
 }
 
-/// What tungstenite takes for a socket: it reads the frame under way, up to what is here of it; what it writes (its own
-/// pongs and close frames) goes nowhere, for the shard answers.
+/// The socket that tungstenite sees. It reads the part of the current frame that has arrived. What it writes (its own
+/// pongs and close frames) is discarded, because the shard answers.
 struct FrameBuffer<'a> {
     header: &'a [u8],
     payload: &'a [u8],

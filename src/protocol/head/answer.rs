@@ -4,40 +4,40 @@
 use super::{SUBPROTOCOL, Upgrade};
 use crate::limits::REQUEST_HEADERS_MAX;
 
-/// When a client that found no room may come again, in seconds: long enough that those who wait are a trickle.
+/// `Retry-After` of a refused client, in seconds: long enough that retries stay a trickle.
 const RETRY_AFTER_SECONDS: u32 = 5;
 
 /// A refusal that protects the pod: an HTTP answer without an upgrade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum HttpRefusal {
-    /// 400.
+    /// 400: the head breaks a rule.
     #[error("bad request: {0}")]
     Malformed(RequestFault),
-    /// 403.
+    /// 403: the page's origin is not allowed.
     #[error("forbidden: the Origin of this page is not among those that may connect (ALLOWED_ORIGINS)")]
     Origin,
-    /// 404.
+    /// 404: no such path.
     #[error("not found: WebSocket clients connect to /ws")]
     Path,
-    /// 405.
+    /// 405: the path takes other methods.
     #[error("method not allowed: use {}", .0.methods())]
     Method(Allow),
-    /// 408.
+    /// 408: the head did not arrive in time.
     #[error("request timeout: the request's head did not come in whole in time (HANDSHAKE_TIMEOUT_MS)")]
     Timeout,
-    /// 426.
+    /// 426: the request is no WebSocket handshake.
     #[error(
         "upgrade required: this is a WebSocket endpoint (RFC 6455); it takes HTTP/1.1 with Connection: Upgrade, \
          Upgrade: websocket and Sec-WebSocket-Version: 13"
     )]
     UpgradeRequired,
-    /// 431.
+    /// 431: the head has too many bytes or headers.
     #[error(
         "request header fields too large: the request's head has more bytes than this pod takes (MAX_HEAD_BYTES), or more than \
          {REQUEST_HEADERS_MAX} headers"
     )]
     TooLarge,
-    /// 503.
+    /// 503: the pod takes no client now.
     #[error("service unavailable: {0}; try again in a few seconds")]
     Unavailable(Unavailable),
 }
@@ -45,22 +45,22 @@ pub enum HttpRefusal {
 /// Why a pod takes no client now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Unavailable {
-    /// It was never yet ready, or it drains and no other pod lives.
+    /// It has not been ready yet, or it drains and no other pod lives.
     #[error("this pod takes no clients at the moment")]
     NotServing,
-    /// It has as many as it may have (MAX_CONNECTIONS).
+    /// The limit of the pod is reached (`MAX_CONNECTIONS`).
     #[error("this pod has as many clients as it may have")]
     Capacity,
-    /// As many as may be come from the client's address (MAX_CONNECTIONS_PER_ADDRESS).
+    /// The limit of the client's address is reached (`MAX_CONNECTIONS_PER_ADDRESS`).
     #[error("as many connections as may be come from this address")]
     Address,
-    /// The user has as many as may be (MAX_CONNECTIONS_PER_USER).
+    /// The limit of the user is reached (`MAX_CONNECTIONS_PER_USER`).
     #[error("this user has as many connections as may be")]
     User,
-    /// They come faster than they may (ACCEPTS_PER_SECOND).
+    /// Clients arrive faster than `ACCEPTS_PER_SECOND`.
     #[error("clients come too fast at the moment")]
     Rate,
-    /// A thread of the pod is too far behind to take it.
+    /// A thread of the pod is too far behind.
     #[error("this pod is busy")]
     Busy,
 }
@@ -68,34 +68,34 @@ pub enum Unavailable {
 /// What makes a request malformed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum RequestFault {
-    /// A lone LF or CR.
+    /// A lone LF or CR is in the head.
     #[error("a line ends in CRLF, never in a lone LF or CR")]
     LineEnding,
-    /// NUL or another control byte: not HTTP, or an attempt at something.
+    /// NUL or another control byte: not HTTP, or an attack.
     #[error("a control byte in the request's head (is this TLS? this port speaks plain HTTP)")]
     ControlByte,
-    /// Not a request line and header fields as RFC 9112 has them; a folded header, for one.
+    /// The head is not a request line and header fields by RFC 9112; a folded header, for example.
     #[error("the head is no HTTP/1.1 request line and header fields (a folded header is none)")]
     Syntax,
     /// The request's target is neither a path nor a URL of http or ws.
     #[error("the request's target is neither a path nor an http or ws URL without a fragment")]
     RequestTarget,
-    /// Not just one good `Host`.
+    /// `Host` is missing, repeated or invalid.
     #[error("HTTP/1.1 takes exactly one valid Host header")]
     Host,
     /// `Content-Length` or `Transfer-Encoding` twice, or both, or no number.
     #[error("at most one Content-Length, a number, or one Transfer-Encoding is taken")]
     Framing,
-    /// A body.
+    /// The request has a body.
     #[error("a body is not taken here")]
     Body,
     /// A connection of a trusted proxy that doesn't begin with the PROXY protocol's header.
     #[error("a connection from a trusted proxy begins with the PROXY protocol's header (PROXY_PROTOCOL)")]
     ProxyHeader,
-    /// `X-Forwarded-For` and `Forwarded` tell of different clients.
+    /// `X-Forwarded-For` and `Forwarded` name different clients.
     #[error("X-Forwarded-For and Forwarded tell of different clients: a proxy has to set both, or to remove the other")]
     Forwarded,
-    /// No, or more than one, or a wrong `Sec-WebSocket-Key`.
+    /// `Sec-WebSocket-Key` is missing, repeated or invalid.
     #[error("a handshake takes exactly one Sec-WebSocket-Key, the base64 of 16 bytes")]
     Key,
 }
@@ -103,14 +103,14 @@ pub enum RequestFault {
 /// The methods that a path takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Allow {
-    /// `/ws`.
+    /// GET: `/ws`.
     Get,
-    /// Operators' pages.
+    /// GET and HEAD: operators' pages.
     GetAndHead,
 }
 
 impl Allow {
-    /// As the header `Allow` has them.
+    /// The value of the `Allow` header.
     #[must_use]
     pub fn methods(self) -> &'static str {
         match self {
@@ -136,7 +136,7 @@ impl HttpRefusal {
         }
     }
 
-    /// What the metrics call it.
+    /// The label in metrics.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -157,11 +157,11 @@ impl HttpRefusal {
         }
     }
 
-    /// The whole answer: status line, headers, a short text, `Connection: close`.
+    /// Writes the whole answer: status line, headers, a short text, `Connection: close`.
     #[must_use]
     pub fn response(self) -> Vec<u8> {
         let (code, phrase) = self.status();
-        // RFC 9110 section 7.8 wants Upgrade named in Connection, too.
+        // RFC 9110 section 7.8 requires `Upgrade` in `Connection`, too.
         let (connection, more) = match self {
             Self::Method(allow) => ("close", format!("Allow: {}\r\n", allow.methods())),
             Self::UpgradeRequired => {

@@ -1,22 +1,22 @@
-//! Where a request's headers may carry a token, and in which the gateway's subprotocol is offered (PROTOCOL 1).
+//! Finds the token in a request's headers, and whether the client offers the gateway's subprotocol (PROTOCOL 1).
 //!
-//! What is there counts, good or bad: an empty token, or one of bytes that no token has, is a bad one and never gives
-//! way to the next place. Of several, the first that is a token at all counts.
+//! The first token found counts, good or bad: an empty token, or one of bytes that no token has, is a bad token. It
+//! does not give way to another header or to the query.
 
 use super::{HeaderFields, SUBPROTOCOL};
 
-/// How a token is named among the subprotocols.
+/// Prefix of a token among the subprotocols.
 const BEARER_SUBPROTOCOL: &[u8] = b"bearer.";
 
-/// What the client offers as subprotocols.
+/// Subprotocols that the client offers.
 pub(super) struct Offered {
-    /// Whether `shardgate.v1` is among them.
+    /// Whether `shardgate.v1` is offered.
     pub(super) ours: bool,
-    /// The token among them.
+    /// The token, if one is offered.
     pub(super) token: Option<Box<str>>,
 }
 
-/// The token of `Authorization: Bearer`, the scheme in any case; another scheme is passed over.
+/// Returns the token of `Authorization: Bearer`, the scheme in any case. Other schemes are ignored.
 pub(super) fn authorization(fields: &HeaderFields<'_>) -> Option<Box<str>> {
     fields.all("authorization").find_map(|value| {
         let scheme_len = value.iter().position(|&byte| byte == b' ').unwrap_or(value.len());
@@ -25,7 +25,7 @@ pub(super) fn authorization(fields: &HeaderFields<'_>) -> Option<Box<str>> {
     })
 }
 
-/// `Sec-WebSocket-Protocol: shardgate.v1, bearer.<jwt>`, in any order and over any number of headers.
+/// Parses `Sec-WebSocket-Protocol: shardgate.v1, bearer.<jwt>`, in any order and over any number of headers.
 pub(super) fn subprotocols(fields: &HeaderFields<'_>) -> Offered {
     let offered = || fields.list("sec-websocket-protocol");
     Offered {
@@ -34,7 +34,7 @@ pub(super) fn subprotocols(fields: &HeaderFields<'_>) -> Offered {
     }
 }
 
-/// Bytes that are not UTF-8 are in no good token: they become a character that is in none, either.
+/// Replaces bytes that are not UTF-8, which no valid token has, by a character that no valid token has.
 fn as_text(token: &[u8]) -> Box<str> {
     String::from_utf8_lossy(token).into()
 }

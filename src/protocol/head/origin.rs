@@ -1,26 +1,26 @@
-//! The origins that browsers may come from, as `ALLOWED_ORIGINS` lists them: an origin as browsers write it, `null`,
-//! `file://`, or a pattern such as `https://*.example.com`, which stands for every host below `example.com` and not for
-//! `example.com` itself. Scheme, host and port are compared in any case; a scheme's default port is the same as none.
+//! The allowed origins of browsers (`ALLOWED_ORIGINS`). An entry is an origin as browsers write it, `null`, `file://`,
+//! or a pattern such as `https://*.example.com`, which matches every host below `example.com` but not `example.com`
+//! itself. Scheme, host and port are compared in any case; a scheme's default port equals no port.
 
 use std::net::IpAddr;
 
 /// An entry of the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OriginPattern {
-    /// This origin, in lower case.
+    /// Exactly this origin, in lower case.
     Exactly(Box<str>),
-    /// Every host with one or more labels in front of a suffix.
+    /// Every host with at least one label before a suffix.
     Below {
-        /// With its colon and slashes: `https://`.
+        /// Scheme with its colon and slashes: `https://`.
         scheme: Box<str>,
-        /// With its dot: `.example.com`.
+        /// Suffix with its dot: `.example.com`.
         suffix: Box<str>,
-        /// With its colon, where it is not the scheme's default: `:8443`.
+        /// Port with its colon, unless it is the scheme's default: `:8443`.
         port: Box<str>,
     },
 }
 
-/// Why an entry makes no sense.
+/// Why an entry is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidOrigin {
     /// Neither `null`, `file://` nor a scheme and a host.
@@ -29,10 +29,10 @@ pub enum InvalidOrigin {
     /// A slash, a query or a fragment behind the host, or a user in front of it.
     #[error("has more than a scheme, a host and a port: an origin ends there, without a slash")]
     More,
-    /// The port is no port.
+    /// The port is no valid port.
     #[error("has a port that is none")]
     Port,
-    /// `*` beside other entries.
+    /// `*` stands beside other entries.
     #[error("stands for all origins: it takes no others beside it")]
     AnyAmongOthers,
     /// A wildcard that is not the first label.
@@ -52,7 +52,7 @@ impl OriginPattern {
     /// Reads the list; `None` stands for `*`, any origin.
     ///
     /// # Errors
-    /// Each entry that makes no sense, with why.
+    /// Each invalid entry, with the reason.
     pub fn parse_list(text: &str) -> Result<Option<Vec<Self>>, Vec<(String, InvalidOrigin)>> {
         if text.trim() == "*" {
             return Ok(None);
@@ -112,7 +112,7 @@ impl OriginPattern {
         Ok(Self::Below { scheme: scheme.into(), suffix: suffix.into(), port: port.into() })
     }
 
-    /// Whether an `Origin` header's value is one of those.
+    /// Whether the value of an `Origin` header matches.
     #[must_use]
     pub fn matches(&self, origin: &[u8]) -> bool {
         match self {
@@ -130,7 +130,8 @@ impl OriginPattern {
     }
 }
 
-/// The host, and the port with its colon: empty where there is none, or the scheme's default, which browsers leave out.
+/// Splits into host and port. The port keeps its colon; it is empty if missing or the scheme's default, which browsers
+/// leave out.
 fn split_port<'a>(scheme: &str, authority: &'a str) -> Result<(&'a str, &'a str), InvalidOrigin> {
     let at = authority.rfind(':').filter(|at| !authority[*at..].contains(']'));
     let Some(at) = at else { return Ok((authority, "")) };
@@ -144,7 +145,7 @@ fn split_port<'a>(scheme: &str, authority: &'a str) -> Result<(&'a str, &'a str)
     Ok((host, if is_default { "" } else { port }))
 }
 
-/// What a host is made of; an IPv6 address stands in brackets.
+/// Whether a host may contain this byte; an IPv6 address stands in brackets.
 fn is_host_byte(byte: u8) -> bool {
     is_label_byte(byte) || b".:[]".contains(&byte)
 }
@@ -162,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_stands_for_the_hosts_below_a_domain_and_for_nothing_else() {
+    fn a_pattern_matches_only_hosts_below_its_domain() {
         let pattern = one("https://*.Example.com");
         for origin in ["https://a.example.com", "https://a.b.example.com", "HTTPS://A-1.EXAMPLE.COM"] {
             assert!(pattern.matches(origin.as_bytes()), "{origin}");
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_stands_for_itself_and_a_default_port_for_none() {
+    fn an_origin_matches_itself_and_a_default_port_equals_none() {
         assert!(one("https://a.example:443").matches(b"https://a.example"));
         assert!(one("http://a.example:80").matches(b"http://a.example"));
         assert!(one("http://a.example:443").matches(b"http://a.example:443"));
@@ -203,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_told_entry_by_entry() {
+    fn each_invalid_entry_is_reported_with_its_reason() {
         use InvalidOrigin::{Address, AnyAmongOthers, Form, More, Port, TooWide, Wildcard};
         for (entry, fault) in [
             ("", Form),

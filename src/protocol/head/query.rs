@@ -1,8 +1,9 @@
-//! A request's query (PROTOCOL 1): `assessmentId`, `token` and `cursor`; others are passed over.
+//! A request's query (PROTOCOL 1): `assessmentId`, `token` and `cursor`; others are ignored.
 //!
-//! Names are percent-decoded before they are compared, as values are: a client's library may encode what it likes, and
-//! an id that is given twice can't hide behind an escape. `+` stays a plus. Of `token` and `cursor` the first counts,
-//! good or bad; a broken escape in one makes it a bad one, which is told where it is judged.
+//! Names are percent-decoded before they are compared, like values, because a client's library may encode any
+//! character; so a repeated id can't hide behind an escape. `+` stays a plus. Of several `token` or `cursor` parameters
+//! the first counts, good or bad. A broken escape makes a token or cursor invalid, which is reported when it is
+//! verified.
 
 use std::borrow::Cow;
 
@@ -11,15 +12,15 @@ use percent_encoding::percent_decode_str;
 use super::BadAssessment;
 use crate::ids::AssessmentId;
 
-/// What a query asks for.
+/// The parameters of a query.
 pub(super) struct Query {
     pub(super) assessment: Result<Option<AssessmentId>, BadAssessment>,
     pub(super) token: Option<Box<str>>,
-    /// `None` where it is empty, too.
+    /// `None` also if the parameter is empty.
     pub(super) cursor: Option<Box<str>>,
 }
 
-/// Takes a query apart.
+/// Parses a query.
 pub(super) fn parse(query: &str) -> Query {
     let parameters = || query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     let values = |wanted: &'static [u8]| {
@@ -46,7 +47,7 @@ fn assessment_of<'a>(mut values: impl Iterator<Item = &'a str>) -> Result<Option
     Ok(Some(AssessmentId::parse(&id)?))
 }
 
-/// Whether each percent sign has its two hex digits: the decoder leaves one that doesn't as it is.
+/// Whether each percent sign has its two hex digits; the decoder would keep a broken escape as it is.
 fn escapes_are_whole(value: &str) -> bool {
     value
         .split('%')

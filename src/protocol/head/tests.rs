@@ -1,4 +1,4 @@
-//! A request's head, good and bad, and what holds for any bytes.
+//! Good and bad request heads, and properties that hold for any bytes.
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use proptest::prelude::*;
@@ -16,12 +16,12 @@ fn rules() -> Rules {
     Rules::default()
 }
 
-/// A head of these lines.
+/// Joins lines into a head.
 fn head(lines: &[&str]) -> String {
     lines.iter().flat_map(|line| [line, "\r\n"]).chain(["\r\n"]).collect()
 }
 
-/// A good handshake's head for a target, with more lines.
+/// The head of a good handshake for a target, with more lines.
 fn handshake(target: &str, more: &[&str]) -> String {
     let request_line = format!("GET {target} HTTP/1.1");
     let key = format!("Sec-WebSocket-Key: {KEY}");
@@ -29,7 +29,7 @@ fn handshake(target: &str, more: &[&str]) -> String {
     head(&[&lines[..], &["Sec-WebSocket-Version: 13"], more].concat())
 }
 
-/// The handshake's head with one line instead of another; without it, where the other is empty.
+/// A good handshake with one line replaced, or removed if `instead` is empty.
 fn handshake_with(line: &str, instead: &str) -> String {
     let good = handshake("/ws", &[]);
     assert!(good.contains(line));
@@ -49,7 +49,7 @@ fn upgrade(head: &str) -> Upgrade {
 fn refusal_by(head: &str, rules: &Rules) -> Option<HttpRefusal> {
     match parse(head.as_bytes(), rules) {
         Parsed::Refused(refusal) => Some(refusal),
-        Parsed::Incomplete => panic!("{head} is not whole"),
+        Parsed::Incomplete => panic!("{head} is not complete"),
         Parsed::Upgrade { .. } | Parsed::Operators => None,
     }
 }
@@ -59,7 +59,7 @@ fn refusal(head: &str) -> Option<HttpRefusal> {
 }
 
 #[test]
-fn a_good_handshake_is_known_when_its_last_byte_comes_and_its_first_frames_are_not_touched() {
+fn a_good_handshake_ends_at_its_last_byte_and_leaves_the_first_frames_unread() {
     let head = handshake("/ws?assessmentId=a-1&token=t&cursor=c", &[]);
     for len in 0..head.len() {
         assert!(matches!(parse(&head.as_bytes()[..len], &rules()), Parsed::Incomplete), "at {len}");
@@ -87,7 +87,7 @@ fn a_handshake_may_be_written_in_many_ways() {
 }
 
 #[test]
-fn a_malformed_head_is_told_its_fault() {
+fn a_malformed_head_is_refused_with_its_fault() {
     let key = format!("Sec-WebSocket-Key: {KEY}");
     for (head, fault) in [
         ("GET /ws HTTP/1.1\nHost: h\n\n".into(), RequestFault::LineEnding),
@@ -160,7 +160,7 @@ fn path_method_and_handshake_are_judged_in_this_order() {
 }
 
 #[test]
-fn operators_pages_are_there_only_where_operators_come() {
+fn operators_pages_are_served_only_on_operators_ports() {
     let elsewhere = Rules { operators: false, ..rules() };
     for page in OPERATORS_PAGES {
         for head in [
@@ -175,7 +175,7 @@ fn operators_pages_are_there_only_where_operators_come() {
 }
 
 #[test]
-fn an_origin_that_is_there_must_be_allowed() {
+fn a_present_origin_must_be_allowed() {
     let listed = |list| Rules { allowed_origins: OriginPattern::parse_list(list).unwrap(), ..rules() };
     let some = listed("https://a.example, http://b:8080");
     let null = listed("null");
@@ -199,7 +199,7 @@ fn an_origin_that_is_there_must_be_allowed() {
 }
 
 #[test]
-fn the_first_place_that_has_a_token_counts_good_or_bad() {
+fn the_first_token_counts_good_or_bad() {
     for (target, lines, token) in [
         ("/ws", &[][..], None),
         ("/ws?token=q", &[][..], Some("q")),
@@ -227,7 +227,7 @@ fn the_first_place_that_has_a_token_counts_good_or_bad() {
 }
 
 #[test]
-fn an_assessment_id_is_taken_by_its_rule() {
+fn an_assessment_id_is_parsed_by_its_rule() {
     let invalid = |fault| Err(BadAssessment::Invalid(fault));
     let longest = "x".repeat(128);
     for (query, assessment) in [
@@ -263,7 +263,7 @@ fn an_assessment_id_is_taken_by_its_rule() {
 }
 
 #[test]
-fn a_cursor_counts_with_an_assessment_only_and_empty_as_none() {
+fn a_cursor_needs_an_assessment_and_an_empty_one_is_none() {
     for (query, cursor) in [
         ("assessmentId=a&cursor=c", Some("c")),
         ("cursor=c%2Dd&assessmentId=a", Some("c-d")),
@@ -299,7 +299,7 @@ fn a_head_may_have_8_kib_with_its_last_crlf_and_100_headers() {
 }
 
 #[test]
-fn a_refusal_is_a_whole_answer_that_says_what_would_be_right() {
+fn a_refusal_is_a_complete_answer_that_says_what_would_be_right() {
     for (refusal, code, more, says) in [
         (HttpRefusal::Malformed(RequestFault::LineEnding), 400, &[][..], "CRLF"),
         (HttpRefusal::Malformed(RequestFault::Key), 400, &[][..], "Sec-WebSocket-Key"),
@@ -358,7 +358,7 @@ fn no_token_is_ever_printed() {
     assert!(!format!("{:?}", parse(head.as_bytes(), &rules())).contains("hidden"));
 }
 
-/// What the shard would do, to be compared.
+/// The outcome for a shard, as text to compare.
 fn outcome(read: &[u8]) -> String {
     outcome_of(parse(read, &rules()))
 }
@@ -370,7 +370,7 @@ fn outcome_of(parsed: Parsed) -> String {
     }
 }
 
-/// Heads with something wrong in them, now and then.
+/// Heads of which some are malformed.
 fn a_head_and_more() -> impl Strategy<Value = Vec<u8>> {
     let line = prop_oneof![
         "[A-Za-z-]{1,12}: ?[ -~]{0,40}",
@@ -388,28 +388,28 @@ fn a_head_and_more() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn any_bytes_have_an_answer(read in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn no_bytes_make_the_head_parser_panic(read in proptest::collection::vec(any::<u8>(), 0..300)) {
         prop_assert!(!outcome(&read).is_empty());
     }
 
     #[test]
-    fn a_head_in_pieces_is_judged_as_the_same_head_at_once(
+    fn a_head_in_pieces_has_the_outcome_of_the_whole_head(
         read in a_head_and_more(),
         pieces in proptest::collection::vec(1..20_usize, 1..400),
     ) {
-        let (mut scan, mut len, mut said) = (Scan::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), 0, "Incomplete".to_owned());
+        let (mut scan, mut len, mut outcome_so_far) = (Scan::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), 0, "Incomplete".to_owned());
         for piece in pieces {
             len = (len + piece).min(read.len());
-            said = outcome_of(scan.parse(&read[..len], &rules()));
-            if said != "Incomplete" {
+            outcome_so_far = outcome_of(scan.parse(&read[..len], &rules()));
+            if outcome_so_far != "Incomplete" {
                 break;
             }
         }
-        prop_assert_eq!(said, outcome(&read[..len]));
+        prop_assert_eq!(outcome_so_far, outcome(&read[..len]));
     }
 
     #[test]
-    fn what_is_decided_early_is_decided_the_same_later(read in a_head_and_more(), cut in any::<prop::sample::Index>()) {
+    fn an_early_outcome_does_not_change_with_more_bytes(read in a_head_and_more(), cut in any::<prop::sample::Index>()) {
         let early = outcome(&read[..cut.index(read.len() + 1)]);
         prop_assert!(early == "Incomplete" || early == outcome(&read), "{} then {}", early, outcome(&read));
     }

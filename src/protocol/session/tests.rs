@@ -1,4 +1,4 @@
-//! RFC 6455's rules as a table, and what holds for any bytes.
+//! RFC 6455's rules as a table, and properties that hold for any bytes.
 
 use proptest::prelude::*;
 
@@ -7,7 +7,7 @@ use super::*;
 const MESSAGE_BYTES_MAX: usize = 1024;
 const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
-/// The first byte of frames.
+/// First bytes of frames.
 const TEXT: u8 = 0x81;
 const TEXT_MORE: u8 = 0x01;
 const CONTINUE: u8 = 0x80;
@@ -41,26 +41,26 @@ fn close(code: u16, text: &[u8]) -> Vec<u8> {
     frame(CLOSE, &[&code.to_be_bytes(), text].concat())
 }
 
-/// Everything a session tells of, fed in these pieces.
+/// Feeds a session these pieces; returns what it reports.
 fn receive<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Inbound>, Result<(), CloseReason>) {
     let mut session = Session::new(MESSAGE_BYTES_MAX);
-    let mut told = Vec::new();
+    let mut events = Vec::new();
     for piece in pieces {
-        if let Err(reason) = session.receive(piece, &mut |inbound| told.push(inbound)) {
-            return (told, Err(reason));
+        if let Err(reason) = session.receive(piece, &mut |inbound| events.push(inbound)) {
+            return (events, Err(reason));
         }
     }
-    (told, Ok(()))
+    (events, Ok(()))
 }
 
-/// The same, checked to be the same whole and byte by byte.
+/// The same, and checks that the result does not change if fed byte by byte.
 fn receive_both_ways(bytes: &[u8]) -> (Vec<Inbound>, Result<(), CloseReason>) {
     let whole = receive([bytes]);
-    assert_eq!(receive(bytes.chunks(1)), whole, "byte by byte it is as when whole");
+    assert_eq!(receive(bytes.chunks(1)), whole, "byte by byte the result is the same");
     whole
 }
 
-/// A row: what comes, what is told, how it ends.
+/// A row: name, input, events, result.
 type Row = (&'static str, Vec<Vec<u8>>, Vec<Inbound>, Result<(), CloseReason>);
 
 fn rows_of_good_frames() -> Vec<Row> {
@@ -75,7 +75,7 @@ fn rows_of_good_frames() -> Vec<Row> {
             vec![Pong, Other],
             Ok(()),
         ),
-        ("a text as long as may be", vec![frame(TEXT, big.as_bytes())], vec![Other], Ok(())),
+        ("a text of the largest size", vec![frame(TEXT, big.as_bytes())], vec![Other], Ok(())),
         (
             "a text in fragments with control frames between",
             vec![
@@ -90,7 +90,7 @@ fn rows_of_good_frames() -> Vec<Row> {
             Ok(()),
         ),
         (
-            "a character cut by fragments",
+            "a character split by fragments",
             vec![frame(TEXT_MORE, b"{\"type\":\"\xe2"), frame(CONTINUE_MORE, b"\x82"), frame(CONTINUE, b"\xac\"}")],
             vec![Fragment, Fragment, Other],
             Ok(()),
@@ -101,7 +101,7 @@ fn rows_of_good_frames() -> Vec<Row> {
             vec![ControlPing([b'p'; CONTROL_PAYLOAD_BYTES_MAX].into())],
             Ok(()),
         ),
-        ("a pong that nobody asked for", vec![frame(PONG, b"hello")], vec![ControlPong], Ok(())),
+        ("an unsolicited pong", vec![frame(PONG, b"hello")], vec![ControlPong], Ok(())),
         ("an empty ping", vec![frame(PING, b"")], vec![ControlPing([].into())], Ok(())),
     ]
 }
@@ -129,14 +129,9 @@ fn rows_of_bad_frames() -> Vec<Row> {
             vec![Ping],
             Err(ProtocolError),
         ),
+        ("a text within a text", vec![frame(TEXT_MORE, b"{"), frame(TEXT, b"{}")], vec![Fragment], Err(ProtocolError)),
         (
-            "a text inside of a text",
-            vec![frame(TEXT_MORE, b"{"), frame(TEXT, b"{}")],
-            vec![Fragment],
-            Err(ProtocolError),
-        ),
-        (
-            "binary inside of a text",
+            "binary within a text",
             vec![frame(TEXT_MORE, b"{"), frame(BINARY, b"{}")],
             vec![Fragment],
             Err(ProtocolError),
@@ -158,7 +153,7 @@ fn rows_of_bad_messages() -> Vec<Row> {
         ("an overlong encoding", vec![frame(TEXT, b"\xc0\xaf")], vec![], Err(InvalidText)),
         ("a surrogate", vec![frame(TEXT, b"\xed\xa0\x80")], vec![], Err(InvalidText)),
         (
-            "fragments that are not UTF-8: told at the first",
+            "fragments that are not UTF-8: refused at the first",
             vec![frame(TEXT_MORE, b"\xff"), frame(CONTINUE, b"")],
             vec![],
             Err(InvalidText),
@@ -171,14 +166,14 @@ fn rows_of_bad_messages() -> Vec<Row> {
         ),
         ("a text too long", vec![frame(TEXT, &[b'x'; MESSAGE_BYTES_MAX + 1])], vec![], Err(MessageTooBig)),
         (
-            "a text too long: told by its header",
+            "a text too long: refused by its header",
             vec![frame(TEXT, &[b'x'; MESSAGE_BYTES_MAX + 1])[..8].to_vec()],
             vec![],
             Err(MessageTooBig),
         ),
         ("a length with its top bit set", vec![top_bit], vec![], Err(MessageTooBig)),
         (
-            "fragments too long: told by the last one's header",
+            "fragments too long: refused by the last one's header",
             vec![frame(TEXT_MORE, &[b'x'; MESSAGE_BYTES_MAX]), frame(CONTINUE, b"x")[..6].to_vec()],
             vec![Fragment],
             Err(MessageTooBig),
@@ -195,15 +190,15 @@ fn rows_of_closes() -> Vec<Row> {
         ("a close with a text", vec![close(1000, "schön".as_bytes())], vec![], Err(ClientClosed)),
         ("the longest close", vec![close(1000, &[b'c'; 123])], vec![], Err(ClientClosed)),
         ("a close with a text that is not UTF-8", vec![close(1000, b"\xff")], vec![], Err(InvalidText)),
-        ("a client that found us in the wrong", vec![close(1002, b"unmask!")], vec![], Err(ClientClosed)),
+        ("a client that reports our protocol error", vec![close(1002, b"unmask!")], vec![], Err(ClientClosed)),
         (
-            "what comes behind a close is not looked at",
+            "bytes behind a close are ignored",
             vec![frame(TEXT, br#"{"type":"ping"}"#), frame(CLOSE, b""), frame(TEXT, br#"{"type":"ping"}"#)],
             vec![Ping],
             Err(ClientClosed),
         ),
         (
-            "a close inside of a fragmented text",
+            "a close within a fragmented text",
             vec![frame(TEXT_MORE, b"{"), frame(CLOSE, b"")],
             vec![Fragment],
             Err(ClientClosed),
@@ -214,8 +209,8 @@ fn rows_of_closes() -> Vec<Row> {
 #[test]
 fn frames_mean_what_rfc_6455_says() {
     let rows = [rows_of_good_frames(), rows_of_bad_frames(), rows_of_bad_messages(), rows_of_closes()];
-    for (name, frames, told, end) in rows.concat() {
-        assert_eq!(receive_both_ways(&frames.concat()), (told, end), "{name}");
+    for (name, frames, events, end) in rows.concat() {
+        assert_eq!(receive_both_ways(&frames.concat()), (events, end), "{name}");
     }
 }
 
@@ -228,7 +223,7 @@ fn every_reserved_opcode_is_refused() {
 }
 
 #[test]
-fn a_close_code_that_must_not_be_on_the_wire_is_refused() {
+fn a_close_code_that_must_not_be_sent_is_refused() {
     for code in [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 3000, 3999, 4000, 4999] {
         assert_eq!(receive_both_ways(&close(code, b"")).1, Err(CloseReason::ClientClosed), "code {code}");
     }
@@ -240,13 +235,13 @@ fn a_close_code_that_must_not_be_on_the_wire_is_refused() {
 #[test]
 fn a_control_frame_may_be_longer_than_a_message() {
     let mut session = Session::new(1);
-    let mut told = Vec::new();
-    let end = session.receive(&frame(PING, b"longer"), &mut |inbound| told.push(inbound));
-    assert_eq!((told, end), (vec![Inbound::ControlPing((*b"longer").into())], Ok(())));
+    let mut events = Vec::new();
+    let end = session.receive(&frame(PING, b"longer"), &mut |inbound| events.push(inbound));
+    assert_eq!((events, end), (vec![Inbound::ControlPing((*b"longer").into())], Ok(())));
 }
 
 #[test]
-fn a_text_is_what_its_type_says() {
+fn a_text_is_classified_by_its_type() {
     for (text, meaning) in [
         (r#"{"type":"ping"}"#, Inbound::Ping),
         (r#" {"type":"pong", "more": [1, {"type": 2}]} "#, Inbound::Pong),
@@ -272,7 +267,7 @@ fn a_text_is_what_its_type_says() {
 }
 
 #[test]
-fn a_frame_that_trickles_in_is_no_sign_of_life_until_it_is_whole() {
+fn a_frame_that_trickles_in_is_not_reported_until_it_is_complete() {
     let bytes = frame(TEXT_MORE, b"trickle");
     let (last, first) = bytes.split_last().unwrap();
     assert_eq!(receive(first.chunks(1)), (vec![], Ok(())));
@@ -280,18 +275,18 @@ fn a_frame_that_trickles_in_is_no_sign_of_life_until_it_is_whole() {
 }
 
 #[test]
-fn an_idle_session_is_small_and_gives_back_what_a_message_took() {
+fn an_idle_session_is_small_and_frees_the_memory_of_a_message() {
     assert!(size_of::<Session>() <= 48, "{} bytes", size_of::<Session>());
     let mut session = Session::new(1 << 20);
     let bytes = frame(TEXT, &vec![b' '; 1 << 20]);
     let (first, rest) = bytes.split_at(1000);
     assert_eq!(session.receive(first, &mut |_| ()), Ok(()));
-    assert!(session.context.is_some(), "a message is under way");
+    assert!(session.context.is_some(), "a message is incomplete");
     assert_eq!(session.receive(rest, &mut |_| ()), Ok(()));
-    assert!(session.context.is_none(), "between messages there is nothing on the heap");
+    assert!(session.context.is_none(), "between messages the session uses no heap");
 }
 
-/// Frames of any kind, most of them good, and some noise.
+/// Frames of any kind, most of them valid, and some noise.
 fn some_bytes() -> impl Strategy<Value = Vec<u8>> {
     let first = prop_oneof![
         4 => proptest::sample::select(vec![TEXT, TEXT_MORE, CONTINUE, CONTINUE_MORE, PING, PONG]),
@@ -307,8 +302,8 @@ fn some_bytes() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![(frames, noise.clone()).prop_map(|(frames, noise)| [frames.concat(), noise].concat()), noise]
 }
 
-/// A text, and where it is cut.
-fn a_cut_text() -> impl Strategy<Value = (String, Vec<prop::sample::Index>)> {
+/// A text, and where it is split.
+fn a_split_text() -> impl Strategy<Value = (String, Vec<prop::sample::Index>)> {
     ("\\PC{0,100}", proptest::collection::vec(any::<prop::sample::Index>(), 0..6))
 }
 
@@ -326,7 +321,7 @@ proptest! {
     }
 
     #[test]
-    fn a_fragmented_text_means_what_it_means_whole((pad, cuts) in a_cut_text()) {
+    fn a_fragmented_text_means_what_it_means_whole((pad, cuts) in a_split_text()) {
         let text = serde_json::json!({ "pad": pad, "type": "pong" }).to_string().into_bytes();
         let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(text.len() + 1)).collect();
         cuts.sort_unstable();
@@ -337,8 +332,8 @@ proptest! {
             start = cut;
         }
         bytes.extend(frame(if cuts.is_empty() { TEXT } else { CONTINUE }, &text[start..]));
-        let mut told = vec![Inbound::Fragment; cuts.len()];
-        told.push(Inbound::Pong);
-        prop_assert_eq!(receive([&*bytes]), (told, Ok(())));
+        let mut events = vec![Inbound::Fragment; cuts.len()];
+        events.push(Inbound::Pong);
+        prop_assert_eq!(receive([&*bytes]), (events, Ok(())));
     }
 }
