@@ -151,7 +151,7 @@ pub struct PodState {
     /// How current the view is.
     pub view_freshness: ViewFreshness,
     /// The slot of this pod, while it holds one.
-    pub own: Option<SlotNumber>,
+    pub own_slot: Option<SlotNumber>,
     /// Whether this pod was ready at some time, but for what `/ready` also asks of Kafka and Redis at that moment:
     /// since it first held a slot, with a full history. From then on it takes clients, whatever fails later.
     pub was_ready: bool,
@@ -202,7 +202,7 @@ impl PodState {
         let Some(slot) = self.view.owner(hash) else {
             return Owner::NoPod;
         };
-        if Some(slot) == self.own {
+        if Some(slot) == self.own_slot {
             return Owner::ThisPod;
         }
         self.view.pod(slot).map_or(Owner::NoPod, Owner::OtherPod)
@@ -246,7 +246,7 @@ pub struct IngestStatus {
     /// How many partitions the pod started without, and that can't be read yet.
     pub missing: AtomicU64,
     /// Whether the history was filled to the partitions' ends as they were at the start. Never goes back.
-    pub filled: AtomicBool,
+    pub history_complete: AtomicBool,
     /// That its loop turns.
     pub liveness: Liveness,
     /// That the loop of its second thread turns, which asks Kafka what there is.

@@ -1,9 +1,8 @@
-//! This pod's lease on a slot, as a state machine: what it wants of the cluster, and what it makes of what it sees
-//! there.
+//! This pod's lease on a slot, as a state machine: what the pod asks of the cluster, and what the answers change.
 
 use crate::ids::SlotNumber;
 
-/// Where this pod stands with its slot.
+/// State of this pod's lease.
 ///
 /// ```text
 ///            history is complete           ours
@@ -11,7 +10,7 @@ use crate::ids::SlotNumber;
 ///     |                            |  ^              |  |
 ///     |                            |  '--------------'  |
 ///     |                            |   missing, taken,  |
-///     | give up            give up |   displaced        | give up
+///     | drain                drain |   displaced        | drain
 ///     v                            v                    v
 ///   Left <---------------------- Leaving <--------------'
 ///        ---------------------->
@@ -19,22 +18,22 @@ use crate::ids::SlotNumber;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lease {
-    /// The history is not complete: the pod looks on, and claims nothing.
+    /// The history is not complete: the pod reads the slots and claims none.
     Watching,
-    /// The pod is to have a slot.
+    /// The pod claims a slot.
     Wanting {
-        /// The number that it had: it takes this one again where it can.
+        /// The slot that it had, which it takes again if it can.
         had: Option<SlotNumber>,
-        /// Whether a slot held under its name is its own from before a restart. Never for a pod that had a slot:
-        /// another process then runs under the same name, and the two must not take the slot from each other.
+        /// Whether a slot under the pod's name is its own from before a restart. Never for a pod that had a slot: then
+        /// another process runs under the same name, and the two must not take the slot from each other.
         take_over: bool,
     },
     /// The slot is this pod's until the lease runs out.
     Holding {
-        /// Its number.
+        /// Number of the slot.
         slot: SlotNumber,
     },
-    /// The pod drains; that its slot is given up has not been confirmed.
+    /// The pod drains; Redis has not yet confirmed that it holds no slot.
     Leaving,
     /// The pod drains and has no slot.
     Left,
@@ -45,15 +44,15 @@ pub enum Lease {
 pub enum LeaseEvent {
     /// The history is complete.
     HistoryComplete,
-    /// The pod begins to drain.
-    GiveUp,
-    /// Redis says that this process holds this slot.
+    /// The pod starts to drain.
+    DrainStarted,
+    /// Redis reports that this process holds this slot.
     Ours(SlotNumber),
-    /// Redis says that this process holds none, and its number is vacant, or it had none.
+    /// Redis reports that this process holds no slot; the slot that it had, if any, is vacant.
     Missing,
-    /// Another pod holds the number that this one had: its lease ran out while it could not renew it.
+    /// Another pod holds the slot that this pod had: its lease ran out before it could renew it.
     Taken,
-    /// Another process under the same name holds the number that this one had.
+    /// Another process under the same name holds the slot that this process had.
     Displaced,
 }
 
@@ -63,8 +62,8 @@ impl Lease {
     pub fn after(self, event: LeaseEvent) -> Self {
         match (self, event) {
             (Self::Watching, LeaseEvent::HistoryComplete) => Self::Wanting { had: None, take_over: true },
-            (Self::Watching, LeaseEvent::GiveUp) => Self::Left,
-            (Self::Wanting { .. } | Self::Holding { .. }, LeaseEvent::GiveUp) => Self::Leaving,
+            (Self::Watching, LeaseEvent::DrainStarted) => Self::Left,
+            (Self::Wanting { .. } | Self::Holding { .. }, LeaseEvent::DrainStarted) => Self::Leaving,
             (Self::Wanting { .. } | Self::Holding { .. }, LeaseEvent::Ours(slot)) => Self::Holding { slot },
             (Self::Holding { slot }, LeaseEvent::Missing | LeaseEvent::Taken | LeaseEvent::Displaced) => {
                 Self::Wanting { had: Some(slot), take_over: false }
@@ -75,7 +74,7 @@ impl Lease {
         }
     }
 
-    /// The number that this pod has, or had and wants again.
+    /// The slot that this pod holds, or held and claims again.
     #[must_use]
     pub fn number(self) -> Option<SlotNumber> {
         match self {
@@ -85,7 +84,7 @@ impl Lease {
         }
     }
 
-    /// The slot that this pod owns its share of the assessments by.
+    /// The slot by which this pod owns its share of the assessments.
     #[must_use]
     pub fn held(self) -> Option<SlotNumber> {
         if let Self::Holding { slot } = self { Some(slot) } else { None }
@@ -93,7 +92,7 @@ impl Lease {
 
     /// Whether the pod drains.
     #[must_use]
-    pub fn is_given_up(self) -> bool {
+    pub fn is_draining(self) -> bool {
         matches!(self, Self::Leaving | Self::Left)
     }
 }
@@ -103,11 +102,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_event_in_each_state() {
+    fn every_event_is_tried_in_every_state() {
         use Lease::{Holding, Leaving, Left, Wanting, Watching};
-        use LeaseEvent::{Displaced, GiveUp, HistoryComplete, Missing, Ours, Taken};
+        use LeaseEvent::{Displaced, DrainStarted, HistoryComplete, Missing, Ours, Taken};
         let (two, five) = (SlotNumber(2), SlotNumber(5));
-        let events = [HistoryComplete, GiveUp, Ours(five), Missing, Taken, Displaced];
+        let events = [HistoryComplete, DrainStarted, Ours(five), Missing, Taken, Displaced];
         let fresh = Wanting { had: None, take_over: true };
         let again = Wanting { had: Some(two), take_over: false };
         let (held, moved) = (Holding { slot: two }, Holding { slot: five });
@@ -127,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_is_owned_by_who_holds_it_alone() {
+    fn only_the_holder_owns_a_slot() {
         let states = [
             Lease::Watching,
             Lease::Wanting { had: Some(SlotNumber(1)), take_over: false },

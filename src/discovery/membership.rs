@@ -1,14 +1,14 @@
-//! This pod's membership: what it asks of Redis and what it concludes from the answers. Time is an argument.
+//! This pod's membership: the calls that it makes to Redis, and what it concludes from the answers. Time is an
+//! argument.
 //!
-//! What is believed of a snapshot:
-//! - **The hash is the truth**, also where it contradicts what this pod knew: whoever is in it lives, at the number
-//!   where
-//!   it is. A pod whose own number is vacant takes it again; one that finds another there claims anew.
-//! - **But for a loss of memory.** A snapshot of another epoch, or of a lower version, comes from a Redis that was
-//!   emptied
-//!   or set back. It is believed too, yet those whom this pod knew and who are missing in it had no chance to come back:
-//!   they stay in the view for one lease more, until they show up or their number is filled.
-//! - **No news is no news.** While Redis is not reached, the last view stays in force.
+//! How a snapshot is read:
+//! - **The hash is the truth**, even if it contradicts what this pod knew: every holder in it lives, at the slot where
+//!   it is. A pod whose own slot is vacant takes it again; a pod that finds another holder there claims a new one.
+//! - **Unless Redis lost its data.** A snapshot of another epoch, or of a lower version, comes from a Redis that was
+//!   emptied or restored from an old state. Its holders are accepted too. But the holders that this pod knew and that
+//!   are missing in it had no chance to register again: they stay in the view for one more lease, until they appear or
+//!   their slot is filled.
+//! - **No answer changes nothing.** While Redis is unreachable, the last view stays in force.
 //!
 //! A call is made every second, after an announcement, and before a redirect, which needs a fresh view
 //! ([`Member::handle_refresh_request`]).
@@ -24,22 +24,22 @@ use crate::ids::{NodeId, SlotNumber};
 use crate::limits::{FOREIGN_FIELDS_MAX, SLOT_VALUE_BYTES_MAX, SLOTS_MAX, VIEW_AGE_MAX};
 use crate::routing::placement::{Pod, View};
 
-/// How often the same finding is logged, while it comes and goes.
+/// How often the same finding is logged while it comes and goes.
 const FINDING_LOG_EVERY: Duration = Duration::from_secs(30);
 
-/// Between an answer and a call that an announcement asks for.
+/// Pause between an answer and a call that an announcement triggers.
 const BETWEEN_CALLS: Duration = Duration::from_millis(20);
 
-/// Who this pod is.
+/// Identity of this pod.
 #[derive(Debug, Clone)]
 pub struct Identity {
-    /// Its name.
+    /// Name of the pod.
     pub node: NodeId,
-    /// This process: unlike the name, never the same twice.
+    /// Id of this process. Unlike the name, it is never reused.
     pub instance: Arc<str>,
-    /// Where clients reach it.
+    /// URL by which clients reach the pod.
     pub url: Arc<str>,
-    /// Whether clients are sent to this URL because they belong here: then no other pod may have it.
+    /// Whether clients are redirected to this URL because they belong to this pod; then no other pod may have it.
     pub owns_url: bool,
     /// `REDIS_KEY_PREFIX`.
     pub key_prefix: Box<str>,
@@ -48,29 +48,29 @@ pub struct Identity {
 /// Events to log, once each time they happen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
-    /// This pod has a slot.
+    /// This pod claimed a slot.
     Claimed(SlotNumber),
-    /// Another pod has the slot that this one had, whose lease ran out; it claims anew.
+    /// Another pod holds the slot that this pod had, because its lease ran out; this pod claims a new one.
     Lost(SlotNumber),
-    /// Another process under this pod's name has taken its slot over; it claims another.
+    /// Another process under this pod's name took over its slot; this pod claims a new one.
     Displaced(SlotNumber),
-    /// Another process lives under this pod's name, in this slot.
+    /// Another process under this pod's name holds this slot.
     NameShared(SlotNumber),
-    /// Another pod, of this name and in this slot, has this pod's URL.
+    /// Another pod, with this name and slot, has this pod's URL.
     UrlShared(Arc<str>, SlotNumber),
-    /// Redis came back without what it knew.
+    /// Redis lost its data.
     MemoryLost,
-    /// This pod has given its slot up.
+    /// This pod released its slot.
     Left,
-    /// Another view is in force.
+    /// A new view is in force.
     ViewChanged,
-    /// Redis' clock is ahead of (or behind) what it was to be, by so many ms.
+    /// The clock of Redis is ahead of the expected time (or behind it) by this many ms.
     ClockStepped(i64),
-    /// The hash has fields that no pod wrote; one of them, where its name is known.
+    /// The hash has this many foreign fields, and the name of one of them, if known.
     FieldsIgnored(u64, Option<Box<str>>),
 }
 
-/// Pods that a Redis without memory has yet to hear of again.
+/// Holders that a Redis without its data does not list yet.
 #[derive(Debug)]
 struct RetainedHolders {
     until: Instant,
@@ -81,38 +81,37 @@ struct RetainedHolders {
 #[derive(Debug)]
 struct DuplicateUrl {
     instance: Arc<str>,
-    /// Its lease as it was first seen. One that is renewed is no lease of a pod that has just died.
+    /// Its lease when it was first seen. A lease that is renewed later does not belong to a pod that has just died.
     expires_at_ms: u64,
     logged: Option<Instant>,
 }
 
-/// The rules of membership for one pod. It is told what happens by the `handle_` functions, and asked what to do by the
-/// others.
+/// The rules of membership for one pod. The `handle_` functions take events; the others return what to do.
 #[derive(Debug)]
 pub struct Member {
     identity: Identity,
     times: LeaseTimes,
     redis_health: RedisHealth,
     lease: Lease,
-    /// Redis' time, and when it was that: `None` before the first answer.
+    /// Redis' time, and when it was read: `None` before the first answer.
     clock: Option<(u64, Instant)>,
-    /// Nobody is judged before.
+    /// No lease is expired before this time.
     expire_from: Option<Instant>,
-    /// When the try began that brought the last snapshot.
+    /// When the attempt began that returned the last snapshot.
     as_of: Option<Instant>,
-    /// Whoever is in the view had to show itself since Redis was last away.
+    /// Whether each pod in the view had to renew its lease since Redis was last down.
     confirmed: bool,
-    /// Of the last snapshot; 0 before the hash has one.
+    /// Epoch of the last snapshot; 0 before the hash has one.
     epoch: u64,
-    /// Who lives as far as this pod knows, by number, itself included.
+    /// Live holders that this pod knows, by slot, itself included.
     holders: Vec<Holder>,
-    /// Names that have said goodbye since the last snapshot.
+    /// Pods that announced their leave since the last snapshot.
     left: Vec<NodeId>,
     retained: Option<RetainedHolders>,
     view: Arc<View>,
     same_name_instance: Option<Arc<str>>,
     duplicate_url: Option<DuplicateUrl>,
-    /// Fields of the last snapshot that were ignored, and when the log said so.
+    /// Ignored fields of the last snapshot, and when they were last logged.
     ignored: u64,
     ignored_logged: Option<Instant>,
     step_logged: Option<Instant>,
@@ -121,7 +120,7 @@ pub struct Member {
 }
 
 impl Member {
-    /// A pod that has just started, whose leases last as `times` says.
+    /// A pod that has just started, with these lease times.
     #[must_use]
     pub fn new(identity: Identity, times: LeaseTimes) -> Self {
         Self {
@@ -148,20 +147,20 @@ impl Member {
         }
     }
 
-    // ---- what happens -----------------------------------------------------------------------------------------------
+    // ---- events -----------------------------------------------------------------------------------------------------
 
-    /// The history is complete: the pod may have a slot.
+    /// The history is complete: the pod claims a slot.
     pub fn handle_history_complete(&mut self, now: Instant) {
         self.apply(LeaseEvent::HistoryComplete, now);
     }
 
-    /// The pod drains: it is nobody's owner from now on, whatever Redis says.
-    pub fn handle_give_up(&mut self, now: Instant) {
-        self.apply(LeaseEvent::GiveUp, now);
+    /// The pod starts to drain: it owns no assessment from now on, whatever Redis holds.
+    pub fn handle_drain(&mut self, now: Instant) {
+        self.apply(LeaseEvent::DrainStarted, now);
         self.publish_view(self.view.version, self.view.slots.len());
     }
 
-    /// A pod has announced that it goes, or that another's lease ran out.
+    /// A pod announced that it leaves, or that another pod's lease ran out.
     pub fn handle_leave(&mut self, node: NodeId, now: Instant) {
         if self.holders.iter().any(|holder| holder.node == node.0) && !self.left.contains(&node) {
             self.left.push(node);
@@ -169,18 +168,18 @@ impl Member {
         self.handle_announcement(now);
     }
 
-    /// Something changed: the slots are looked at now rather than at the next poll.
+    /// The slots have changed: the next call is made now instead of at the next poll.
     pub fn handle_announcement(&mut self, now: Instant) {
         if !self.redis_health.is_redis_up() {
             return;
         }
-        // Many pods that come at once announce themselves in a burst: one look is enough for all.
+        // Many pods that start at once announce themselves in a burst: one call covers all of them.
         let soon = self.clock.map_or(now, |(_, answered)| now.max(answered + BETWEEN_CALLS));
         self.call_at = Some(self.call_at.map_or(soon, |due| due.min(soon)));
     }
 
-    /// A redirect needs a fresh view. If the last call is recent, nothing is done; if Redis is down, tries continue at
-    /// their own pace.
+    /// A redirect needs a fresh view. If the last call is recent, nothing is done; if Redis is down, the attempts
+    /// continue at their own rate.
     pub fn handle_refresh_request(&mut self, now: Instant) {
         let is_young = |as_of| now.saturating_duration_since(as_of) < VIEW_AGE_MAX;
         if self.redis_health.is_redis_up() && !self.as_of.is_some_and(is_young) {
@@ -188,14 +187,14 @@ impl Member {
         }
     }
 
-    /// A call, or the connecting before it, has failed.
+    /// A call failed, or connecting before it.
     pub fn handle_failure(&mut self, now: Instant) {
         self.redis_health.handle_failure();
         self.confirmed = false;
         self.call_at = Some(self.redis_health.next_attempt(now, now));
     }
 
-    /// A try that began at `began`, with connecting where that was needed, has been answered.
+    /// An attempt that began at `began`, with connecting if needed, has been answered.
     pub fn handle_snapshot(&mut self, began: Instant, now: Instant, snapshot: Snapshot) {
         let stepped = self.step_of_clock(began, now, snapshot.now_ms);
         let is_first = self.clock.replace((snapshot.now_ms, now)).is_none();
@@ -203,7 +202,7 @@ impl Member {
             self.notice_step(now, ms);
         }
         if snapshot.late {
-            // A call that was stuck has taken long, by our clock too. One that has not shows that Redis' clock stepped.
+            // If the call was stuck, it took long by our clock, too. If it did not take long, Redis' clock has stepped.
             if now.saturating_duration_since(began) > self.times.call {
                 self.handle_failure(now);
             } else {
@@ -227,7 +226,7 @@ impl Member {
         self.check_same_name(&holders);
         self.check_duplicate_url(now, &holders);
         self.holders = self.with_retained(now, holders);
-        // A first look that met no trouble shows leases that were all renewed of late.
+        // If the first call succeeds and nothing failed before, all leases in its answer were renewed recently.
         let is_fresh = is_first && self.redis_health.has_seen_no_outage() && self.expire_from.is_none();
         self.confirmed = (judged || is_fresh) && self.retained.is_none();
         self.epoch = epoch;
@@ -238,9 +237,9 @@ impl Member {
         }
     }
 
-    // ---- what to do -------------------------------------------------------------------------------------------------
+    // ---- outputs -----------------------------------------------------------------------------------------------------
 
-    /// When Redis is to be called next; `None` for at once.
+    /// Time of the next call to Redis; `None` for at once.
     #[must_use]
     pub fn call_at(&self) -> Option<Instant> {
         self.call_at
@@ -251,8 +250,8 @@ impl Member {
     pub fn call(&self, now: Instant) -> Call {
         let (action, take_over) = match self.lease {
             Lease::Watching | Lease::Left => (Action::Watch, false),
-            // A pod that had no slot looks first, and after an outage leaves those who had one the time to take theirs
-            // again.
+            // A pod that had no slot first reads the slots, and after an outage gives earlier holders the time to take
+            // theirs again.
             Lease::Wanting { had: None, .. } if !self.redis_health.has_settled(now) => (Action::Watch, false),
             Lease::Wanting { take_over, .. } => (Action::Claim, take_over),
             Lease::Holding { .. } => (Action::Hold, false),
@@ -289,7 +288,7 @@ impl Member {
 
     /// The slot of this pod, while it holds one.
     #[must_use]
-    pub fn own(&self) -> Option<SlotNumber> {
+    pub fn own_slot(&self) -> Option<SlotNumber> {
         self.lease.held()
     }
 
@@ -299,26 +298,26 @@ impl Member {
         self.lease == Lease::Left
     }
 
-    /// As of when the view is, at least: when the newest look that was answered began.
+    /// The time that the view reflects, at least: when the newest answered call began.
     #[must_use]
     pub fn as_of(&self) -> Option<Instant> {
         self.as_of
     }
 
-    /// Whether each pod of the view had to show itself since Redis was last away, or lost its memory: those whose lease
-    /// has run out are no more in it, as of the last look.
+    /// Whether each pod in the view had to renew its lease since Redis was last down or lost its data. As of the last
+    /// call, the view then has no pod whose lease has run out.
     #[must_use]
     pub fn is_confirmed(&self) -> bool {
         self.confirmed
     }
 
-    /// Whether the last try reached Redis.
+    /// Whether the last attempt reached Redis.
     #[must_use]
     pub fn is_redis_up(&self) -> bool {
         self.redis_health.is_redis_up()
     }
 
-    /// Fields of the hash that were ignored in the last snapshot.
+    /// Foreign fields in the last snapshot.
     #[must_use]
     pub fn fields_ignored(&self) -> u64 {
         self.ignored
@@ -329,7 +328,7 @@ impl Member {
         std::mem::take(&mut self.notices)
     }
 
-    // ---- how --------------------------------------------------------------------------------------------------------
+    // ---- internals ---------------------------------------------------------------------------------------------------
 
     fn apply(&mut self, event: LeaseEvent, now: Instant) {
         let before = self.lease;
@@ -337,9 +336,9 @@ impl Member {
         if self.lease == before {
             return;
         }
-        // A try that is due only after a back-off stays due then: a change of mind doesn't make Redis reachable.
-        let to_do = matches!(self.lease, Lease::Wanting { .. } | Lease::Leaving);
-        if to_do && self.redis_health.is_redis_up() {
+        // An attempt that waits for its back-off keeps waiting: a new state doesn't make Redis reachable.
+        let needs_call = matches!(self.lease, Lease::Wanting { .. } | Lease::Leaving);
+        if needs_call && self.redis_health.is_redis_up() {
             self.call_at = Some(now);
         }
         match (before, self.lease, event) {
@@ -351,7 +350,7 @@ impl Member {
         }
     }
 
-    /// Whether a lease that has run out may be judged by a call at `now`.
+    /// Whether a call at `now` may expire leases.
     fn may_expire_leases(&self, now: Instant) -> bool {
         self.redis_health.may_expire_leases(now) && self.expire_from.is_none_or(|from| now >= from)
     }
@@ -364,8 +363,8 @@ impl Member {
         self.left.iter().any(|node| node.0 == holder.node)
     }
 
-    /// By how much Redis' clock is off from what it was to be, by the last answer: in ms, where that is more than
-    /// answers on their way explain.
+    /// How far Redis' clock is off from the expected time by the last answer, in ms; `None` if the delay of answers
+    /// explains it.
     fn step_of_clock(&self, began: Instant, now: Instant, now_ms: u64) -> Option<i64> {
         let (before_ms, at) = self.clock?;
         let least = before_ms.saturating_add(whole_ms(began.saturating_duration_since(at)));
@@ -385,15 +384,15 @@ impl Member {
         }
     }
 
-    /// Whether another pod has not renewed its lease for longer than it does while Redis is reached. One that has just
-    /// started can't tell its death from an outage in which nobody could: it leaves it the time to renew. Where the pod
-    /// is dead, those who were there know.
+    /// Whether another pod's last renewal is older than it can be while Redis is up. A pod that has just started can't
+    /// tell a dead pod from an outage in which none could renew, so it leaves the others the time to renew. If the pod
+    /// is dead, the pods that were running know.
     fn has_missed_renewals(&self, now_ms: u64, holders: &[Holder]) -> bool {
         let renewed_by = now_ms.saturating_add(whole_ms(self.times.lease - self.times.gap));
         holders.iter().any(|holder| holder.node != self.identity.node.0 && holder.expires_at_ms < renewed_by)
     }
 
-    /// Where Redis lost its memory, whoever was known lives for one lease more.
+    /// If Redis lost its data, keeps the known holders for one more lease.
     fn retain_missing(&mut self, now: Instant, epoch: u64, version: u64) {
         let lost = self.epoch != 0 && epoch != self.epoch || version < self.view.version;
         if !lost || self.holders.is_empty() {
@@ -403,12 +402,12 @@ impl Member {
         let holders: Vec<Holder> = others.cloned().collect();
         let until = now + self.times.lease;
         self.retained = (!holders.is_empty()).then_some(RetainedHolders { until, holders });
-        if !self.lease.is_given_up() || self.retained.is_some() {
+        if !self.lease.is_draining() || self.retained.is_some() {
             self.notices.push(Notice::MemoryLost);
         }
     }
 
-    /// What a snapshot means for this pod's own lease.
+    /// Applies a snapshot to this pod's own lease.
     fn check_own_lease(&mut self, now: Instant, holders: &[Holder]) {
         let event = if let Some(mine) = holders.iter().find(|holder| self.is_own(holder)) {
             LeaseEvent::Ours(mine.number())
@@ -416,7 +415,7 @@ impl Member {
             let number = self.lease.number();
             match holders.iter().find(|holder| Some(holder.number()) == number) {
                 Some(other) if other.node == self.identity.node.0 => {
-                    // That says all of it: that the name is shared is not told besides.
+                    // This event covers the shared name; no second notice is needed.
                     self.same_name_instance = Some(Arc::clone(&other.instance));
                     LeaseEvent::Displaced
                 }
@@ -427,8 +426,8 @@ impl Member {
         self.apply(event, now);
     }
 
-    /// Tells once of each other process under this pod's name. Not before this pod has its slot: until then it may be
-    /// the lease of the process that it was before a restart.
+    /// Reports each other process under this pod's name once. Only while this pod holds a slot: before, the lease may
+    /// be its own from before a restart.
     fn check_same_name(&mut self, holders: &[Holder]) {
         if self.lease.held().is_none() {
             return;
@@ -479,7 +478,7 @@ impl Member {
         self.ignored = count;
     }
 
-    /// The holders of a snapshot, and those who are remembered beside them.
+    /// The holders of a snapshot, plus the retained ones that are still missing.
     fn with_retained(&mut self, now: Instant, mut holders: Vec<Holder>) -> Vec<Holder> {
         let left = std::mem::take(&mut self.left);
         let Some(retained) = &mut self.retained else { return holders };
@@ -499,9 +498,9 @@ impl Member {
         let numbers = self.holders.iter().map(|holder| holder.slot as usize + 1);
         let count = numbers.max().unwrap_or(0).max(slots).min(SLOTS_MAX as usize);
         let mut pods: Vec<Option<Pod>> = vec![None; count];
-        let given_up = self.lease.is_given_up();
+        let is_draining = self.lease.is_draining();
         for holder in &self.holders {
-            if given_up && self.is_own(holder) {
+            if is_draining && self.is_own(holder) {
                 continue;
             }
             if let Some(pod) = pods.get_mut(holder.slot as usize) {
@@ -517,14 +516,14 @@ impl Member {
         }
     }
 
-    /// Looks again as soon as the next lease of another runs out, rather than at the poll after it.
+    /// Schedules a call for when the next lease of another pod runs out, if that is before the next poll.
     fn schedule_next_expiry(&mut self, now: Instant, now_ms: u64) {
         let others = self.holders.iter().filter(|holder| !self.is_own(holder));
-        // One that has run out and is still there is not to be judged yet: it gives no reason to hurry.
+        // A lease that has run out and is still listed may not be expired yet, so it is no reason to call earlier.
         let left = others.filter_map(|holder| holder.expires_at_ms.checked_sub(now_ms)).min();
         let lease_ends = left.map(|ms| now + Duration::from_millis(ms.saturating_add(1)));
-        let memory_ends = self.retained.as_ref().map(|retained| retained.until);
-        self.call_at = [self.call_at, lease_ends, memory_ends].into_iter().flatten().min();
+        let retained_until = self.retained.as_ref().map(|retained| retained.until);
+        self.call_at = [self.call_at, lease_ends, retained_until].into_iter().flatten().min();
     }
 }
 

@@ -1,8 +1,8 @@
-//! Which pods there are, and which slot of the cluster is this pod's (PROTOCOL 7). It owns the lease and the
-//! view; what follows from a view for an assessment is [`crate::routing::placement`]'s.
+//! Which pods serve, and which slot of the cluster is this pod's (PROTOCOL 7). Owns the lease and the view;
+//! [`crate::routing::placement`] derives owners from a view.
 //!
-//! - [`membership`]: what a pod asks and believes: the rules, with time as an argument. They rest on
-//! - [`lease`], the state of this pod's own slot, and [`redis_health`], since when Redis is reached;
+//! - [`membership`]: a pod's calls and conclusions: the rules, with time as an argument. They build on
+//! - [`lease`], the state of this pod's own slot, and [`redis_health`], how long Redis has been reachable;
 //! - [`wire`]: the calls and their answers;
 //! - [`redis`] (edge): connections, and the one script that changes anything, `slots.lua`.
 
@@ -26,60 +26,60 @@ use crate::exchange::RefreshRequest;
 use crate::ids::{NodeId, SlotNumber};
 use crate::routing::placement::{Pod, View};
 
-/// Who the members of the cluster are.
+/// Which pods belong to the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClusterMode {
-    /// All pods that share the Redis of the settings.
+    /// All pods that share the configured Redis.
     Redis,
-    /// This pod alone, without Redis: for the demo.
+    /// This pod only, without Redis: for the demo.
     SinglePod,
 }
 
-/// What the pod is to be in the cluster. It only ever moves forward.
+/// The role that the pod wants in the cluster. It only moves forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Intent {
-    /// The history is not complete: look on.
+    /// The history is not complete: read the slots only.
     Watch,
-    /// Have a slot.
+    /// Hold a slot.
     Serve,
-    /// The pod drains: give the slot up.
-    Leave,
+    /// The pod drains: release the slot.
+    Drain,
 }
 
 /// The cluster as this pod sees it.
 #[derive(Debug, Clone, Default)]
 pub struct ClusterState {
-    /// Whether Redis is reached.
+    /// Whether the last call to Redis was answered.
     pub redis_up: bool,
     /// The live slots.
     pub view: Arc<View>,
-    /// When the newest look at Redis that was answered had been sent; `None` before the first, and for a pod alone.
+    /// When the newest answered call to Redis was sent; `None` before the first, and for a single pod.
     pub as_of: Option<Instant>,
-    /// Whether each pod of the view had to show itself since Redis was last away.
+    /// Whether each pod in the view had to renew its lease since Redis was last down.
     pub confirmed: bool,
     /// The slot of this pod, while it holds one.
-    pub own: Option<SlotNumber>,
-    /// The pod drains, and holds no slot any more.
+    pub own_slot: Option<SlotNumber>,
+    /// The pod drains, and holds no slot.
     pub left: bool,
 }
 
-/// What discovery is built of.
+/// Parts that discovery is built from.
 pub struct Parts {
-    /// Where Redis is, and how long a lease lasts.
+    /// Connection to Redis, and the lease.
     pub config: RedisConfig,
     /// This pod's name.
     pub node: NodeId,
-    /// Where clients reach it.
+    /// URL by which clients reach the pod.
     pub url: Arc<str>,
-    /// `PLACEMENT=any`: clients are not sent to the pod by its URL.
+    /// `PLACEMENT=any`: clients are not redirected to the pod by its URL.
     pub place_anywhere: bool,
-    /// What the pod is to be.
+    /// The role that the pod wants.
     pub intent: watch::Receiver<Intent>,
     /// Where discovery publishes the cluster's state.
     pub cluster: watch::Sender<ClusterState>,
     /// Requests for a refresh of the view. A single pod redirects nobody and ignores them.
     pub refresh: RefreshRequest,
-    /// What an operator sees of it.
+    /// Metrics of discovery.
     pub metrics: Metrics,
 }
 
@@ -87,22 +87,22 @@ pub struct Parts {
 pub async fn run(membership: ClusterMode, parts: Parts) {
     match membership {
         ClusterMode::Redis => redis::run(parts).await,
-        ClusterMode::SinglePod => alone(parts).await,
+        ClusterMode::SinglePod => run_single_pod(parts).await,
     }
 }
 
-/// The cluster of one pod: slot 0 is its own as soon as it may have one.
-async fn alone(parts: Parts) {
+/// The cluster of one pod, which owns slot 0 once it may serve.
+async fn run_single_pod(parts: Parts) {
     let Parts { node, url, mut intent, cluster, metrics, .. } = parts;
     let mut version = 0;
     loop {
-        let own = (*intent.borrow_and_update() == Intent::Serve).then_some(SlotNumber(0));
+        let own_slot = (*intent.borrow_and_update() == Intent::Serve).then_some(SlotNumber(0));
         version += 1;
-        let pod = own.map(|_| Pod { node: node.clone(), url: Arc::clone(&url) });
+        let pod = own_slot.map(|_| Pod { node: node.clone(), url: Arc::clone(&url) });
         let view = Arc::new(View { version, slots: vec![pod] });
-        let left = *intent.borrow() == Intent::Leave;
-        let now = ClusterState { redis_up: true, view, as_of: None, confirmed: true, own, left };
-        metrics.show(&now);
+        let left = *intent.borrow() == Intent::Drain;
+        let now = ClusterState { redis_up: true, view, as_of: None, confirmed: true, own_slot, left };
+        metrics.publish(&now);
         cluster.send_replace(now);
         if intent.changed().await.is_err() {
             return;
@@ -144,37 +144,37 @@ impl Metrics {
         };
         metrics.own_slot.set(-1);
         let mut gauge = |name, help, gauge: &Gauge| registry.register(name, help, gauge.clone());
-        gauge("shardgate_redis_connected", "Whether Redis is reached: 1 or 0", &metrics.redis_up);
+        gauge("shardgate_redis_connected", "1 if Redis answers, else 0", &metrics.redis_up);
         gauge("shardgate_slots", "Slots of the cluster, vacant ones included", &metrics.slots);
-        gauge("shardgate_pods", "Pods that hold a slot, as this one knows", &metrics.pods);
-        gauge("shardgate_own_slot", "The slot of this pod; -1 while it holds none", &metrics.own_slot);
-        let ignored = "Fields of the hash of slots that no pod wrote: they are ignored";
+        gauge("shardgate_pods", "Pods that hold a slot", &metrics.pods);
+        gauge("shardgate_own_slot", "Slot of this pod; -1 without one", &metrics.own_slot);
+        let ignored = "Foreign fields in the slots hash, which are ignored";
         gauge("shardgate_redis_fields_ignored", ignored, &metrics.fields_ignored);
-        let version = "The view in force: equal on pods that agree, lower after Redis was emptied";
+        let version = "Version of the view; equal on pods that agree, lower after Redis lost its data";
         registry.register("shardgate_view_version", version, metrics.view_version.clone());
         let changes = "Views that came into force";
         registry.register("shardgate_view_changes", changes, metrics.view_changes.clone());
-        let calls = "Calls to Redis: renewals, and looks before clients are sent away";
+        let calls = "Calls to Redis";
         registry.register("shardgate_redis_calls", calls, metrics.calls.clone());
-        let failed = "Calls to Redis that failed or took too long";
+        let failed = "Calls to Redis that failed or timed out";
         registry.register("shardgate_redis_calls_failed", failed, metrics.calls_failed.clone());
-        let made = "Connections made to Redis: two at the start, and others where one broke or stopped answering";
+        let made = "Connections opened to Redis";
         registry.register("shardgate_redis_connections", made, metrics.connections.clone());
-        let dropped = "Announcements from Redis over the bound of those that wait: the next call sees what they told";
+        let dropped = "Announcements dropped at the queue's limit; the next call covers them";
         registry.register("shardgate_redis_announcements_dropped", dropped, metrics.announcements_dropped.clone());
         metrics
     }
 
-    fn show_ignored(&self, fields: u64) {
+    fn publish_ignored(&self, fields: u64) {
         self.fields_ignored.set(i64::try_from(fields).unwrap_or(i64::MAX));
     }
 
-    fn show(&self, now: &ClusterState) {
+    fn publish(&self, now: &ClusterState) {
         let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.redis_up.set(i64::from(now.redis_up));
         self.slots.set(count(now.view.slots.len()));
         self.pods.set(count(now.view.live().count()));
-        self.own_slot.set(now.own.map_or(-1, |slot| i64::from(slot.0)));
+        self.own_slot.set(now.own_slot.map_or(-1, |slot| i64::from(slot.0)));
         if self.view_version.set(now.view.version) != now.view.version {
             self.view_changes.inc();
         }
@@ -204,17 +204,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pod_alone_is_the_cluster_from_when_it_may_serve_until_it_drains() {
+    async fn a_single_pod_owns_everything_from_intent_serve_until_it_drains() {
         let (intent, intent_seen) = watch::channel(Intent::Watch);
         let (cluster, mut seen) = watch::channel(ClusterState::default());
         let mut registry = Registry::default();
         let running = tokio::spawn(run(ClusterMode::SinglePod, parts(intent_seen, cluster, &mut registry)));
 
         let watching = seen.wait_for(|cluster| cluster.redis_up).await.unwrap().clone();
-        assert_eq!((watching.own, watching.view.live().count(), watching.left), (None, 0, false));
+        assert_eq!((watching.own_slot, watching.view.live().count(), watching.left), (None, 0, false));
 
         intent.send_replace(Intent::Serve);
-        let serving = seen.wait_for(|cluster| cluster.own.is_some()).await.unwrap().clone();
+        let serving = seen.wait_for(|cluster| cluster.own_slot.is_some()).await.unwrap().clone();
         assert_eq!(serving.view.live().map(|(slot, pod)| (slot.0, &*pod.node.0)).collect::<Vec<_>>(), [(0, "a")]);
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
@@ -222,9 +222,9 @@ mod tests {
             assert!(text.contains(&format!("{line}\n")), "{text}");
         }
 
-        intent.send_replace(Intent::Leave);
+        intent.send_replace(Intent::Drain);
         let left = seen.wait_for(|cluster| cluster.left).await.unwrap().clone();
-        assert_eq!((left.own, left.view.live().count()), (None, 0));
+        assert_eq!((left.own_slot, left.view.live().count()), (None, 0));
         drop(intent);
         running.await.unwrap();
     }

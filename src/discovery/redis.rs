@@ -1,5 +1,5 @@
-//! The edge to Redis: one connection for calls, one for announcements, every step with a time limit. What is asked and
-//! what is believed is [`super::membership`]'s.
+//! The edge to Redis: one connection for calls, one for announcements, a time limit on every step.
+//! [`super::membership`] decides what to call and what the answers mean.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -27,32 +27,32 @@ use crate::outage::{OutageLine, OutageLog};
 /// The script's text.
 const SLOTS_SCRIPT: &str = include_str!("slots.lua");
 
-/// Pods that a log line names; of more it tells the number.
+/// Pods that a log line names. If there are more, it gives their number.
 const PODS_LOGGED_MAX: usize = 16;
 
-/// Why a call came to nothing.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 enum CallError {
     /// Redis refused, or the connection broke.
     #[error("{0}")]
     Redis(#[from] RedisError),
-    /// No answer came in time.
+    /// No answer arrived in time.
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
-    /// What came is no answer of the script.
+    /// The answer is not the script's.
     #[error("{0}")]
     Answer(#[from] BadAnswer),
-    /// The call cannot be written: a bug of ours.
+    /// The call cannot be serialized: a bug of ours.
     #[error("the call is no JSON: {0}")]
     Call(serde_json::Error),
 }
 
-/// Runs membership by Redis until the intent's sender is gone.
+/// Runs membership over Redis until the intent's sender is gone.
 pub(super) async fn run(parts: Parts) {
     let times = LeaseTimes::of(parts.config.lease);
     let client = match Client::open(parts.config.connection.clone()) {
         Ok(client) => client,
-        // The settings were parsed by the same crate: it is not expected, and /ready goes on saying so.
+        // The same crate has parsed the settings, so this is not expected; `/ready` keeps reporting it.
         Err(error) => return error!(%error, "invalid Redis settings"),
     };
     let identity = Identity {
@@ -64,11 +64,11 @@ pub(super) async fn run(parts: Parts) {
     };
     let channels = ["join", "leave"].map(|what| format!("{}:node:{what}", parts.config.key_prefix));
     let script = Script::new(SLOTS_SCRIPT);
-    let link =
+    let connections =
         RedisConnections { client, times, calls: None, announcements: None, script, metrics: parts.metrics.clone() };
     let session = RedisSession {
         member: Member::new(identity, times),
-        link,
+        connections,
         channels,
         address: parts.config.address.clone(),
         outage: OutageLog::default(),
@@ -77,8 +77,8 @@ pub(super) async fn run(parts: Parts) {
     session.run().await;
 }
 
-/// A name for this process that no other has. It needs to differ, not to be secret: the standard library's hasher seeds
-/// are random enough.
+/// Makes a name for this process that no other has. It must be unique, not secret: the seeds of the standard library's
+/// hasher are random enough.
 fn new_instance() -> Arc<str> {
     let random = || RandomState::new().hash_one(std::process::id());
     format!("{:016x}{:016x}", random(), random()).into()
@@ -87,7 +87,7 @@ fn new_instance() -> Arc<str> {
 struct RedisSession {
     parts: Parts,
     member: Member,
-    link: RedisConnections,
+    connections: RedisConnections,
     channels: [String; 2],
     address: Box<str>,
     outage: OutageLog,
@@ -99,7 +99,7 @@ impl RedisSession {
         loop {
             let call_at = self.member.call_at().unwrap_or_else(Instant::now);
             tokio::select! {
-                // The intent first: a slot that is to be given up is not renewed before.
+                // The intent comes first, so that a slot to release is not renewed before.
                 biased;
                 changed = self.parts.intent.changed() => match changed {
                     Ok(()) => self.follow_intent(),
@@ -107,7 +107,7 @@ impl RedisSession {
                 },
                 () = sleep_until(call_at.into()) => self.call().await,
                 () = self.parts.refresh.notified() => self.member.handle_refresh_request(Instant::now()),
-                announcement = next(&mut self.link.announcements) => self.handle_announcement(announcement),
+                announcement = next(&mut self.connections.announcements) => self.handle_announcement(announcement),
             }
             self.publish();
         }
@@ -118,18 +118,18 @@ impl RedisSession {
         match *self.parts.intent.borrow_and_update() {
             Intent::Watch => {}
             Intent::Serve => self.member.handle_history_complete(now),
-            Intent::Leave => self.member.handle_give_up(now),
+            Intent::Drain => self.member.handle_drain(now),
         }
     }
 
     async fn call(&mut self) {
         let began = Instant::now();
         self.parts.metrics.calls.inc();
-        let answer = match self.link.connect(&self.channels).await {
-            // Connecting may have taken a while: the call says when it is sent.
+        let answer = match self.connections.connect(&self.channels).await {
+            // Connecting may have taken a while, and the call carries the time when it is sent.
             Ok(()) => {
                 let sent = Instant::now();
-                self.link.call(&self.member.call(sent), &self.key()).await
+                self.connections.call(&self.member.call(sent), &self.key()).await
             }
             Err(error) => Err(error),
         };
@@ -142,7 +142,7 @@ impl RedisSession {
                 }
             }
             Err(error) => {
-                self.link.close();
+                self.connections.close();
                 self.parts.metrics.calls_failed.inc();
                 self.member.handle_failure(now);
                 if let Some(line) = self.outage.handle_failure(began, now) {
@@ -158,8 +158,8 @@ impl RedisSession {
             Some(Announcement::Left(node)) => self.member.handle_leave(node, now),
             Some(Announcement::Other) => self.member.handle_announcement(now),
             None => {
-                // The connection is gone: the call that follows makes it anew, and tells whether Redis is reached.
-                self.link.announcements = None;
+                // The connection is gone: the next call opens a new one, and shows whether Redis is up.
+                self.connections.announcements = None;
                 self.member.handle_announcement(now);
             }
         }
@@ -178,14 +178,14 @@ impl RedisSession {
             view: Arc::clone(self.member.view()),
             as_of: self.member.as_of(),
             confirmed: self.member.is_confirmed(),
-            own: self.member.own(),
+            own_slot: self.member.own_slot(),
             left: self.member.has_left(),
         };
-        self.parts.metrics.show(&now);
-        self.parts.metrics.show_ignored(self.member.fields_ignored());
+        self.parts.metrics.publish(&now);
+        self.parts.metrics.publish_ignored(self.member.fields_ignored());
         self.parts.cluster.send_if_modified(|before| {
             let changed = before.redis_up != now.redis_up
-                || before.own != now.own
+                || before.own_slot != now.own_slot
                 || before.left != now.left
                 || before.as_of != now.as_of
                 || before.confirmed != now.confirmed
@@ -251,7 +251,7 @@ impl RedisSession {
     }
 }
 
-/// The next announcement; never where there is no connection for them.
+/// Returns the next announcement; waits forever without a connection.
 async fn next(announcements: &mut Option<Announcements>) -> Option<Announcement> {
     match announcements {
         Some(announcements) => announcements.heard.recv().await,
@@ -259,7 +259,8 @@ async fn next(announcements: &mut Option<Announcements>) -> Option<Announcement>
     }
 }
 
-/// The connections. After a failed call both are made anew: the state of one that answered late can't be guessed.
+/// The connections. After a failed call both are replaced, because the state of a connection that answered late is
+/// unknown.
 struct RedisConnections {
     client: Client,
     times: LeaseTimes,
@@ -275,7 +276,7 @@ impl RedisConnections {
         self.announcements = None;
     }
 
-    /// Makes the connections that are missing.
+    /// Opens the missing connections.
     async fn connect(&mut self, channels: &[String; 2]) -> Result<(), CallError> {
         let limit = self.times.call;
         if self.calls.is_none() {
@@ -316,16 +317,16 @@ async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, RedisEr
     timeout(limit, work).await.map_err(|_| CallError::TimedOut(limit))?.map_err(CallError::Redis)
 }
 
-/// What was announced, as far as it matters.
+/// An announcement.
 enum Announcement {
-    /// A pod gave its slot up, or lost it.
+    /// A pod released its slot, or lost it.
     Left(NodeId),
     /// Anything else: the slots may have changed.
     Other,
 }
 
-/// The connection for announcements. A task of its own reads it, into a queue with a bound: the crate's has none, and a
-/// call may be under way for seconds. The queue ends where the connection does, or where it no longer answers.
+/// The connection for announcements. A separate task reads it into a bounded queue: the crate's own queue has no bound,
+/// and a call may take seconds. The queue ends when the connection breaks or stops answering.
 struct Announcements {
     heard: mpsc::Receiver<Announcement>,
     task: JoinHandle<()>,
@@ -370,7 +371,7 @@ fn announcement(message: &Msg, leave_channel: &str) -> Announcement {
     }
 }
 
-/// Whether a connection answers a ping in time. An error that Redis sends (it may forbid pings) is an answer.
+/// Whether a connection answers a ping in time. An error from Redis (it may forbid pings) counts as an answer.
 async fn answers(sink: &mut PubSubSink, limit: Duration) -> bool {
     match timeout(limit, sink.ping::<Value>()).await {
         Ok(Ok(_)) => true,

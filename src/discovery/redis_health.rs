@@ -1,29 +1,30 @@
-//! How long this pod has been in contact with Redis, and what follows. Time during which no pod reached Redis counts
+//! How long this pod has reached Redis without a break, and what follows. Time during which no pod reached Redis counts
 //! against no lease, and a pod can only learn of it from its own calls.
 
 use std::time::{Duration, Instant};
 
 use crate::limits::VIEW_REFRESH_WAIT_MAX;
 
-/// The longest time between two calls, which renew the lease and read the slots; covers lost announcements.
+/// The longest time between two calls, which renew the lease and read the slots; it bounds the effect of lost
+/// announcements.
 const POLL_MAX: Duration = Duration::from_secs(1);
 
-/// The time limit of a call. A hung Redis shows after this plus one poll, and a redirect that waits for a refresh then
-/// continues.
+/// The time limit of a call. A hung Redis is detected after this plus one poll, and a redirect that waits for a refresh
+/// then continues.
 const CALL_MAX: Duration = VIEW_REFRESH_WAIT_MAX;
 
-/// The pause after a first failed try; it doubles up to the time of a poll.
+/// The pause after the first failed attempt; it doubles up to the time of a poll.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 
 /// The times that follow from a lease.
 #[derive(Debug, Clone, Copy)]
 pub struct LeaseTimes {
-    /// `LEASE_TTL_MS`.
+    /// `LEASE_TTL_MS`: length of a lease.
     pub lease: Duration,
-    /// Between the beginnings of two calls, and between two tries while Redis is away. So after an outage everyone has
+    /// Time between the starts of two calls, or of two attempts while Redis is down. So after an outage each pod has
     /// called well within a lease.
     pub poll: Duration,
-    /// For one call.
+    /// Time limit of a call.
     pub call: Duration,
     /// Two successful calls at most this far apart count as uninterrupted contact, even if each took its full time. A
     /// pod that renewed just before such a gap still has a valid lease after it.
@@ -37,21 +38,21 @@ impl LeaseTimes {
         Self { lease, poll: (lease / 5).min(POLL_MAX), call: (lease * 2 / 5).min(CALL_MAX), gap: lease / 2 }
     }
 
-    /// After an outage, how long a pod that had no slot leaves those who had one the time to take theirs again: each of
-    /// them has called again by then.
+    /// After an outage, how long a pod without a slot leaves earlier holders the time to take theirs again: each of
+    /// them has called by then.
     fn settle(&self) -> Duration {
         self.poll + self.call
     }
 }
 
-/// Whether Redis is reached.
+/// Contact with Redis.
 ///
 /// ```text
 /// Never --success--> Unbroken <--success-- Broken
 ///   |                 |    ^                 ^
 ///   '-----failure-----|----|-----------------|
 ///                     '----|-----failure-----'
-///                          '- success after a gap, and a step of Redis' clock, begin anew
+///                          '- a success after a gap, and a step of Redis' clock, start over
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum HealthState {
@@ -60,7 +61,7 @@ enum HealthState {
     Unbroken { since: Instant, last: Instant, after_outage: bool },
 }
 
-/// This pod's contact with Redis.
+/// Tracks this pod's contact with Redis.
 #[derive(Debug, Clone)]
 pub struct RedisHealth {
     times: LeaseTimes,
@@ -68,13 +69,13 @@ pub struct RedisHealth {
 }
 
 impl RedisHealth {
-    /// Before the first try.
+    /// The state before the first attempt.
     #[must_use]
     pub fn new(times: LeaseTimes) -> Self {
         Self { times, state: HealthState::Never }
     }
 
-    /// A try that began at `began` has been answered at `now`.
+    /// An attempt that began at `began` has been answered at `now`.
     pub fn handle_success(&mut self, began: Instant, now: Instant) {
         let slow = now.saturating_duration_since(began) > self.times.gap;
         self.state = match self.state {
@@ -90,25 +91,25 @@ impl RedisHealth {
         };
     }
 
-    /// Redis' clock has stepped at `now`. Leases that ran out by that may be renewed before anyone judges, as after an
-    /// outage; but it is reached.
+    /// Redis' clock has stepped at `now`. Redis is up, but leases that ran out by the step may be renewed before any
+    /// pod expires them, as after an outage.
     pub fn handle_step(&mut self, now: Instant) {
         self.state = HealthState::Unbroken { since: now, last: now, after_outage: true };
     }
 
-    /// A try has failed, or came so late that it did nothing.
+    /// An attempt failed, or arrived so late that it did nothing.
     pub fn handle_failure(&mut self) {
         let failures = if let HealthState::Broken { failures } = self.state { failures } else { 0 };
         self.state = HealthState::Broken { failures: failures.saturating_add(1) };
     }
 
-    /// Whether the last try reached Redis.
+    /// Whether the last attempt reached Redis.
     #[must_use]
     pub fn is_redis_up(&self) -> bool {
         matches!(self.state, HealthState::Unbroken { .. })
     }
 
-    /// Whether Redis has been reached from the first try on.
+    /// Whether every attempt so far reached Redis without a break.
     #[must_use]
     pub fn has_seen_no_outage(&self) -> bool {
         matches!(self.state, HealthState::Unbroken { after_outage: false, .. })
@@ -128,8 +129,8 @@ impl RedisHealth {
         }
     }
 
-    /// Whether those who had a slot before an outage have had the time to take it again, as far as is known: before the
-    /// first answer, nothing is.
+    /// Whether pods that held a slot before an outage have had the time to take it again. False before the first
+    /// answer.
     #[must_use]
     pub fn has_settled(&self, now: Instant) -> bool {
         match self.state {
@@ -140,8 +141,8 @@ impl RedisHealth {
         }
     }
 
-    /// When to try next, after a try that began at `began` and ended at `now`. An answer that took long does not put
-    /// the next call off: it would be late for a lease, and a gap to who judges.
+    /// Time of the next attempt, after one that began at `began` and ended at `now`. A slow answer does not delay the
+    /// next call: it would be late for the lease, and look like a gap.
     #[must_use]
     pub fn next_attempt(&self, began: Instant, now: Instant) -> Instant {
         match self.state {
@@ -155,8 +156,8 @@ impl RedisHealth {
     }
 }
 
-const _: () = assert!(CALL_MAX.as_millis() + POLL_MAX.as_millis() < 15_000, "a hanging Redis shows within 15 s");
-const _: () = assert!(POLL_MAX.as_millis() < 5_000, "a stopped Redis shows within 5 s");
+const _: () = assert!(CALL_MAX.as_millis() + POLL_MAX.as_millis() < 15_000, "a hung Redis is detected within 15 s");
+const _: () = assert!(POLL_MAX.as_millis() < 5_000, "a stopped Redis is detected within 5 s");
 
 #[cfg(test)]
 mod tests {
@@ -179,12 +180,12 @@ mod tests {
             assert!(times.poll + times.gap < lease, "{lease:?}");
             assert!(times.poll * 4 <= lease, "a lease is renewed several times before it runs out");
             assert!(times.call.max(times.poll) < times.gap, "slow calls, one after another, leave no gap");
-            assert!(times.settle() < lease, "and after an outage everyone has called within a lease");
+            assert!(times.settle() < lease, "after an outage each pod has called within a lease");
         }
     }
 
     #[test]
-    fn a_new_pod_that_met_no_failure_judges_and_claims_with_its_second_call() {
+    fn a_new_pod_without_failures_expires_leases_and_claims_with_its_second_call() {
         let (mut redis_health, start) = redis_health();
         assert!(
             !redis_health.may_expire_leases(start) && !redis_health.has_settled(start) && !redis_health.is_redis_up()
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn after_an_outage_nobody_is_judged_for_a_whole_lease() {
+    fn after_an_outage_no_lease_is_expired_for_a_whole_lease() {
         let (mut redis_health, start) = redis_health();
         redis_health.handle_success(start, start);
         redis_health.handle_failure();
@@ -218,18 +219,18 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_was_paused_is_as_one_after_an_outage() {
+    fn a_pause_of_the_pod_counts_as_an_outage() {
         let (mut redis_health, start) = redis_health();
         redis_health.handle_success(start, start);
         let resumed = start + Duration::from_secs(30);
-        assert!(!redis_health.may_expire_leases(resumed), "what it knows is old");
+        assert!(!redis_health.may_expire_leases(resumed), "its view is old");
         redis_health.handle_success(resumed, resumed);
         assert!(!redis_health.may_expire_leases(resumed) && !redis_health.has_settled(resumed));
         assert!(redis_health.is_redis_up());
     }
 
     #[test]
-    fn after_a_step_of_redis_clock_nobody_is_judged_for_a_whole_lease_and_it_is_reached() {
+    fn a_step_of_redis_clock_delays_expiry_for_a_whole_lease_but_is_no_outage() {
         let (mut redis_health, start) = redis_health();
         redis_health.handle_success(start, start);
         redis_health.handle_step(start);
@@ -242,14 +243,14 @@ mod tests {
     }
 
     #[test]
-    fn a_first_answer_that_took_long_tells_of_an_outage() {
+    fn a_slow_first_answer_counts_as_an_outage() {
         let (mut redis_health, start) = redis_health();
         redis_health.handle_success(start, start + LEASE);
         assert!(!redis_health.may_expire_leases(start + LEASE));
     }
 
     #[test]
-    fn a_hiccup_is_no_outage() {
+    fn a_short_gap_is_no_outage() {
         let (mut redis_health, start) = redis_health();
         redis_health.handle_success(start, start);
         redis_health.handle_success(start + ms(4_000), start + ms(5_000));
@@ -257,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn tries_follow_each_other_more_and_more_slowly_up_to_once_a_second() {
+    fn attempts_back_off_to_one_a_second() {
         let (mut redis_health, start) = redis_health();
         assert_eq!(redis_health.next_attempt(start, start), start);
         let pauses: Vec<Duration> = (0..40)
@@ -278,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn with_the_shortest_lease_an_outage_leaves_everyone_the_time_to_call_before_anyone_judges() {
+    fn with_the_shortest_lease_every_pod_calls_after_an_outage_before_leases_expire() {
         let times = LeaseTimes::of(ms(1_000));
         let (start, mut redis_health) = (Instant::now(), RedisHealth::new(times));
         for _ in 0..40 {

@@ -4,34 +4,35 @@
 -- ARGV[1]  the call, JSON: discovery/wire.rs, Call
 -- Returns  JSON texts: a header, then one for each slot that is held: discovery/wire.rs, Snapshot
 --
--- There is no other key and no reserved field, so what belongs to the cluster as a whole travels in the values: "view"
--- says {"epoch", "version", "slots"}, and the one with the highest version counts. It is written into the caller's value,
--- or else into that of the lowest slot. When the last pod leaves, nobody is left to whom it would matter.
+-- There is no other key and no reserved field, so the state of the whole cluster is part of the values: "view" holds
+-- {"epoch", "version", "slots"}, and the view with the highest version counts. It is written into the caller's value, or
+-- else into the value of the lowest slot. When the last pod leaves, the view is lost, and no pod needs it.
 --
--- Redis' clock may step. Forward: a call then seems to come late, and does nothing; each pod's next call is right again
--- before anyone judges a lease (discovery/membership.rs). Back: each lease is cut to its length from now.
+-- Redis' clock may step. After a forward step a call seems to arrive late and does nothing; each pod's next call is right
+-- again before any lease is expired (discovery/membership.rs). After a backward step each lease is cut to its length from
+-- now.
 --
--- Anything may stand in the hash. A field that is no slot's, or whose value is no pod's, is ignored and counted: one
--- bad field must cost no pod its slot, and many must not cost Redis its time.
+-- The hash may hold anything. A foreign field (its name is no slot, or its value was not written by a pod) is ignored and
+-- counted: one bad field must cost no pod its slot, and many must not cost Redis its time.
 
 local hash, call = KEYS[1], cjson.decode(ARGV[1])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- A call that was stuck on its way (a Redis that hung) comes from a pod that has given it up, and may have left since.
+-- The sender of a late call (Redis hung, for example) has given it up, and may have left since.
 if call.sentMs and now - call.sentMs > call.lateMs then
   return { string.format('{"nowMs":%d,"late":true}', now) }
 end
 
--- A replica would answer who only looks, with what it last heard of. It refuses every change, also one of nothing.
+-- A replica would answer a call that only reads, with old data. It refuses every write, even this one without effect.
 redis.call('HDEL', hash, '')
 
--- Whole numbers of at most 14 digits: so many cjson writes exactly. It writes longer ones as fractions.
+-- Whole numbers of at most 14 digits, which cjson writes exactly. It writes longer ones as fractions.
 local function is_count(number)
   return type(number) == 'number' and number >= 0 and number < 1e14 and number == math.floor(number)
 end
 
--- What a field says, or nil where it is no slot's, or no pod's: such a field is ignored, and its number may be claimed.
+-- Returns the holder in a field, or nil for a foreign field, whose slot may be claimed.
 local function read(field)
   local slot = string.match(field, '^%d%d?%d?%d?%d?%d?$') and tonumber(field)
   if not slot or slot >= call.slotsMax or string.format('%d', slot) ~= field then return nil end
@@ -47,7 +48,7 @@ end
 local holders, at, ignored_field = {}, {}, nil
 local view = { epoch = now, version = 0, slots = call.slots }
 
-local function look_at(field)
+local function add_field(field)
   local holder = read(field)
   if not holder then
     ignored_field = ignored_field or field
@@ -55,30 +56,30 @@ local function look_at(field)
   end
   table.insert(holders, holder)
   at[holder.slot] = holder
-  -- Versions before this one write no length: theirs is taken for the caller's.
+  -- Earlier versions write no length: the caller's is used.
   local lease = is_count(holder.value.leaseMs) and holder.value.leaseMs or call.leaseMs
   if holder.value.expiresAtMs > now + lease then
     holder.value.expiresAtMs = now + lease
     holder.renewed = true
   end
-  local told = holder.value.view
-  if type(told) ~= 'table' or not (is_count(told.epoch) and is_count(told.version) and is_count(told.slots)) then return end
-  holder.view = { epoch = told.epoch, version = told.version, slots = told.slots }
-  if told.version > view.version then view.epoch, view.version = told.epoch, told.version end
-  if told.slots <= call.slotsMax then view.slots = math.max(view.slots, told.slots) end
+  local stored = holder.value.view
+  if type(stored) ~= 'table' or not (is_count(stored.epoch) and is_count(stored.version) and is_count(stored.slots)) then return end
+  holder.view = { epoch = stored.epoch, version = stored.version, slots = stored.slots }
+  if stored.version > view.version then view.epoch, view.version = stored.epoch, stored.version end
+  if stored.slots <= call.slotsMax then view.slots = math.max(view.slots, stored.slots) end
 end
 
--- Where many fields are no slots, the slots are asked for by number instead: as many as the values say that there are.
+-- If many fields are foreign, slots are read by number instead, up to the number of slots in the values.
 local fields = redis.call('HLEN', hash)
-local looked_to = call.slotsMax
+local scanned_to = call.slotsMax
 if fields <= call.slots + call.fieldsMax then
-  for _, field in ipairs(redis.call('HKEYS', hash)) do look_at(field) end
+  for _, field in ipairs(redis.call('HKEYS', hash)) do add_field(field) end
 else
-  looked_to = 0
-  while looked_to < math.min(call.slotsMax, math.max(call.fieldsMax, view.slots)) do
-    local field = string.format('%d', looked_to)
-    if redis.call('HEXISTS', hash, field) == 1 then look_at(field) end
-    looked_to = looked_to + 1
+  scanned_to = 0
+  while scanned_to < math.min(call.slotsMax, math.max(call.fieldsMax, view.slots)) do
+    local field = string.format('%d', scanned_to)
+    if redis.call('HEXISTS', hash, field) == 1 then add_field(field) end
+    scanned_to = scanned_to + 1
   end
 end
 table.sort(holders, function(a, b) return a.slot < b.slot end)
@@ -101,7 +102,7 @@ local mine
 local is_known = false
 for _, holder in ipairs(holders) do
   if holder.value.instance == call.instance then
-    -- An instance has one slot at most: a claim whose answer was lost may have given it one already.
+    -- An instance holds one slot at most. It may hold one already, from a claim whose answer was lost.
     is_known = true
     if call.action == 'leave' or mine then vacate(holder) else mine = holder end
   elseif call.judge and holder.value.expiresAtMs < now then
@@ -113,7 +114,7 @@ local function lowest_vacant()
   local reserved = {}
   for _, slot in ipairs(call.reserved) do reserved[slot] = true end
   for slot = 0, call.slotsMax - 1 do
-    local is_unknown = slot >= looked_to and redis.call('HEXISTS', hash, string.format('%d', slot)) == 1
+    local is_unknown = slot >= scanned_to and redis.call('HEXISTS', hash, string.format('%d', slot)) == 1
     if not at[slot] and not reserved[slot] and not is_unknown then return slot end
   end
 end
@@ -124,7 +125,8 @@ local function held_by_name()
   end
 end
 
--- One that was forgotten with the hash says goodbye all the same: the others remember it, and would send clients to it.
+-- A pod that an emptied Redis does not list also announces its leave: the others retain it, and would redirect clients to
+-- it.
 if call.action == 'leave' and not is_known and not held_by_name() then
   table.insert(announcements, { call.leaveChannel, call.node })
 end
@@ -154,7 +156,7 @@ if call.action == 'hold' or call.action == 'claim' then
   end
 end
 
--- By slot number: a hash's own order is Redis' business.
+-- Sorted by slot: the order within a hash is not defined.
 local live = {}
 for _, holder in pairs(at) do
   table.insert(live, holder)
@@ -172,8 +174,8 @@ if changed then
   end
 end
 
--- With all that the value had, also what this version doesn't know; without, where that can't be written (cjson reads an
--- infinite number, and refuses to write it).
+-- Keeps all that the value held, also keys that this version does not know, unless they cannot be written: cjson reads an
+-- infinite number, but refuses to write it.
 local function written(holder)
   local value = holder.value
   local ok, text = pcall(cjson.encode, value)
@@ -192,7 +194,7 @@ for _, holder in ipairs(live) do
 end
 for _, announcement in ipairs(announcements) do redis.call('PUBLISH', announcement[1], announcement[2]) end
 
--- A hash that was empty and stays so has no life yet, and so no epoch.
+-- A hash that was empty and stays empty has no epoch yet.
 local epoch = view.version > 0 and view.epoch or 0
 local header = '{"nowMs":%d,"late":false,"epoch":%d,"version":%d,"slots":%d,"ignored":%d,"ignoredField":%s}'
 local example = ignored_field and string.gsub(string.sub(ignored_field, 1, 64), '[^%w%p ]', '?')

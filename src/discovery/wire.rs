@@ -1,4 +1,4 @@
-//! What a pod and the script in Redis (`slots.lua`) tell each other: a call and the snapshot that answers it, as JSON.
+//! The JSON between a pod and the script in Redis (`slots.lua`): a call, and the snapshot that answers it.
 
 use std::sync::Arc;
 
@@ -9,84 +9,84 @@ use crate::ids::{NodeId, SlotNumber};
 use crate::limits::SLOTS_MAX;
 use crate::routing::placement::Pod;
 
-/// One run of the script. Each run also removes the leases that have run out, where the caller may judge that.
+/// One run of the script. Each run also removes expired leases if the caller may expire them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Call {
-    /// What to do beside looking.
+    /// The change to make, if any.
     pub action: Action,
     /// The caller's name.
     pub node: Arc<str>,
-    /// The caller's process: a name may come again, an instance doesn't.
+    /// Id of the caller's process: unlike a name, it is never reused.
     pub instance: Arc<str>,
-    /// Where clients reach the caller.
+    /// URL by which clients reach the caller.
     pub url: Arc<str>,
-    /// How long a lease lasts that the call takes or renews.
+    /// Length of the lease that the call takes or renews.
     pub lease_ms: u64,
-    /// The number that the caller has or had: it gets this one where it can.
+    /// The slot that the caller holds or held: it gets this one if it can.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slot: Option<u32>,
-    /// Whether a slot that the caller's name holds is to be taken over: a restart.
+    /// Whether to take over a slot under the caller's name: a restart.
     pub take_over: bool,
-    /// Numbers that the caller must not take although they are vacant: their pods are expected back.
+    /// Slots that the caller must not take although they are vacant: their pods are expected back.
     pub reserved: Vec<u32>,
-    /// How many slots the caller knows of: what an emptied Redis is to learn again.
+    /// Number of slots that the caller knows, for an emptied Redis.
     pub slots: u32,
-    /// The bound of slot numbers ([`SLOTS_MAX`]).
+    /// The limit of slot numbers ([`SLOTS_MAX`]).
     pub slots_max: u32,
     /// The longest value that is read ([`crate::limits::SLOT_VALUE_BYTES_MAX`]).
     pub value_bytes_max: usize,
-    /// Fields beyond the slots, up to which all are read ([`crate::limits::FOREIGN_FIELDS_MAX`]).
+    /// Number of foreign fields up to which all fields are read ([`crate::limits::FOREIGN_FIELDS_MAX`]).
     pub fields_max: u32,
-    /// Redis' time when the call was sent, as far as the caller can tell.
+    /// Redis' time when the call was sent, by the caller's estimate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sent_ms: Option<u64>,
-    /// How long after that the caller has given the call up: then it must do nothing.
+    /// Time after `sent_ms` at which the caller gives the call up; a later call must do nothing.
     pub late_ms: u64,
-    /// Whether leases that have run out are to be removed.
+    /// Whether the script removes expired leases.
     pub judge: bool,
-    /// Where to announce a pod that came.
+    /// Channel for pods that join.
     pub join_channel: Arc<str>,
-    /// Where to announce a pod that went.
+    /// Channel for pods that leave.
     pub leave_channel: Arc<str>,
 }
 
-/// What a [`Call`] does beside looking.
+/// The change that a [`Call`] makes, beside reading the slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// Nothing.
+    /// Reads the slots only.
     Watch,
-    /// Takes a slot: the own number, one that the own name holds, the lowest that is free.
+    /// Takes a slot: the caller's number, one under its name, or the lowest vacant one.
     Claim,
-    /// Renews the lease, or takes the own number again where it is vacant.
+    /// Renews the lease, or takes the caller's number again if it is vacant.
     Hold,
-    /// Gives the slot up.
+    /// Releases the slot.
     Leave,
 }
 
-/// What the hash held when a call had done its work.
+/// The hash after a call.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Snapshot {
-    /// Redis' time.
+    /// Time of Redis.
     pub now_ms: u64,
-    /// The call came too late and did nothing; all else here is empty.
+    /// The call arrived too late and did nothing; all other fields are empty.
     pub late: bool,
-    /// When this life of the hash began, in Redis' time: an emptied Redis begins another.
+    /// When this epoch of the hash began, in Redis' time: an emptied Redis starts another.
     pub epoch: u64,
-    /// Grows by one with each change in an epoch.
+    /// Grows by one with each change within an epoch.
     pub version: u64,
-    /// How many slots there are, vacant ones included.
+    /// Number of slots, vacant ones included.
     pub slots: u32,
-    /// The slots that are held, by number.
+    /// The holders, by slot number.
     pub holders: Vec<Holder>,
-    /// Fields of the hash that are no slots, or whose value no pod wrote.
+    /// Number of foreign fields in the hash.
     pub ignored: u64,
-    /// One of these fields, for the log.
+    /// Name of one of these fields, for the log.
     pub ignored_field: Option<Box<str>>,
 }
 
-/// Who holds a slot.
+/// A pod that holds a slot.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Holder {
@@ -94,11 +94,11 @@ pub struct Holder {
     pub slot: u32,
     /// The pod's name.
     pub node: Arc<str>,
-    /// The pod's process.
+    /// Id of the pod's process.
     pub instance: Arc<str>,
-    /// Where clients reach it.
+    /// URL by which clients reach the pod.
     pub url: Arc<str>,
-    /// When its lease runs out, in Redis' time.
+    /// End of its lease, in Redis' time.
     pub expires_at_ms: u64,
 }
 
@@ -109,26 +109,26 @@ impl Holder {
         SlotNumber(self.slot)
     }
 
-    /// Whether it can be in a view: its name and its URL are what the settings of a pod allow.
+    /// Whether it can be in a view: name and URL obey the rules of the settings.
     fn is_usable(&self) -> bool {
         self.slot < SLOTS_MAX && is_node_name(&self.node) && is_public_url(&self.url)
     }
 
-    /// The pod, as placement knows it.
+    /// The pod, as placement uses it.
     #[must_use]
     pub fn pod(&self) -> Pod {
         Pod { node: NodeId(Arc::clone(&self.node)), url: Arc::clone(&self.url) }
     }
 }
 
-/// Why the script's answer cannot be read: something that is not our script answered.
+/// Why an answer can't be read: something other than our script answered.
 #[derive(Debug, thiserror::Error)]
 pub enum BadAnswer {
-    /// No header came.
-    #[error("the slots script answered nothing")]
+    /// The header is missing.
+    #[error("the slots script returned no answer")]
     Empty,
-    /// A part is not the JSON that it should be.
-    #[error("the slots script's answer is not understood: {0}")]
+    /// A part is not the expected JSON.
+    #[error("the slots script's answer is not valid: {0}")]
     Json(#[from] serde_json::Error),
 }
 
@@ -150,11 +150,11 @@ struct SnapshotHeader {
 }
 
 impl Snapshot {
-    /// Reads the script's answer: a header, then the holders. A holder that can't be read, or to whom no client can be
-    /// sent, is ignored: it must not hide the others.
+    /// Reads the script's answer: a header, then the holders. A holder that can't be read, or that no client can be
+    /// redirected to, is ignored: it must not hide the others.
     ///
     /// # Errors
-    /// Where the header is not what the script writes.
+    /// If the header is not what the script writes.
     pub fn parse(answer: &[Vec<u8>]) -> Result<Self, BadAnswer> {
         let (header, lines) = answer.split_first().ok_or(BadAnswer::Empty)?;
         let SnapshotHeader { now_ms, late, epoch, version, slots, mut ignored, mut ignored_field } =
@@ -173,7 +173,7 @@ impl Snapshot {
     }
 }
 
-/// The slot's number in a line that is no holder: it comes first, as the script writes it.
+/// Reads the slot's number from a line that is no valid holder; the script writes it first.
 fn slot_of(line: &[u8]) -> Option<Box<str>> {
     let rest = line.strip_prefix(br#"{"slot":"#)?;
     let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_a_header_and_the_holders() {
+    fn an_answer_is_a_header_and_holders() {
         let answer = [
             br#"{"nowMs":1790000000007,"late":false,"epoch":1789999999000,"version":7,"slots":3}"#.to_vec(),
             br#"{"slot":2,"node":"pod-c","instance":"i","url":"ws://c/ws","expiresAtMs":1790000010007}"#.to_vec(),
@@ -199,19 +199,19 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_came_late_is_answered_with_the_time_alone() {
+    fn a_late_call_is_answered_with_the_time_only() {
         let snapshot = Snapshot::parse(&[br#"{"nowMs":5,"late":true}"#.to_vec()]).unwrap();
         assert_eq!(snapshot, Snapshot { now_ms: 5, late: true, ..Snapshot::default() });
     }
 
     #[test]
-    fn another_answer_is_an_error_and_no_panic() {
+    fn any_other_answer_is_an_error_and_does_not_panic() {
         assert!(matches!(Snapshot::parse(&[]), Err(BadAnswer::Empty)));
         assert!(matches!(Snapshot::parse(&[b"OK".to_vec()]), Err(BadAnswer::Json(_))));
     }
 
     #[test]
-    fn a_holder_that_cannot_be_read_is_ignored_and_hides_no_other() {
+    fn an_unreadable_holder_is_ignored_and_hides_no_other() {
         let holder = |node: &[u8], url: &str, expires: &str| {
             let rest = format!(r#"","instance":"i","url":"{url}","expiresAtMs":{expires}}}"#);
             [br#"{"slot":2,"node":""#, node, rest.as_bytes()].concat()
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_leaves_out_what_it_does_not_know() {
+    fn a_call_leaves_out_unknown_fields() {
         let call = Call {
             action: Action::Watch,
             node: "a".into(),

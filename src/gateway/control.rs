@@ -126,12 +126,12 @@ impl Control {
     fn begin_to_drain(&mut self, signal: &str) -> Instant {
         let since = Instant::now();
         info!(signal, connections = self.threads.clients(), drain_delay = ?self.drain.delay, drain = ?self.drain.over, "drain started");
-        self.intent.send_replace(Intent::Leave);
+        self.intent.send_replace(Intent::Drain);
         self.readiness.send_modify(|readiness| readiness.draining = true);
         self.publish(|pod_state| {
             pod_state.draining_since = Some(since);
             // Not only when discovery comes to it: from now on nobody is owned here.
-            let others = pod_state.own.take().map(|own| pod_state.view.without(own));
+            let others = pod_state.own_slot.take().map(|own| pod_state.view.without(own));
             if let Some(others) = others {
                 pod_state.view = Arc::new(others);
             }
@@ -145,15 +145,15 @@ impl Control {
         let before = *self.readiness.borrow();
         let ingest = &self.threads.ingest;
         let now = Readiness {
-            redis: cluster.redis_up,
-            kafka: ingest.is_kafka_up(),
+            redis_up: cluster.redis_up,
+            kafka_up: ingest.is_kafka_up(),
             missing: ingest.missing.load(Ordering::Relaxed),
-            history: ingest.filled.load(Ordering::Acquire),
-            slot: cluster.own,
-            had_slot: before.had_slot || cluster.own.is_some(),
+            history_complete: ingest.history_complete.load(Ordering::Acquire),
+            own_slot: cluster.own_slot,
+            had_slot: before.had_slot || cluster.own_slot.is_some(),
             draining: before.draining,
         };
-        if now.history && !before.history {
+        if now.history_complete && !before.history_complete {
             // Only forward: a pod that drains while it fills keeps draining.
             self.intent.send_modify(|intent| *intent = (*intent).max(Intent::Serve));
         }
@@ -162,21 +162,21 @@ impl Control {
             self.readiness.send_replace(now);
         }
         // Others send clients here from the claim on, whether Kafka and Redis answer in this moment or not.
-        self.follow(&cluster, now.history && now.slot.is_some() && !now.draining);
+        self.follow(&cluster, now.history_complete && now.own_slot.is_some() && !now.draining);
     }
 
     /// Publishes what changed for the shards. `takes_clients`: it holds a slot, with a full history.
     fn follow(&self, cluster: &ClusterState, takes_clients: bool) {
         let pod_state = self.pod_state.load();
         let draining = pod_state.draining_since.is_some();
-        let own = if draining { None } else { cluster.own };
+        let own_slot = if draining { None } else { cluster.own_slot };
         // What discovery published before it heard of the drain still has this pod in it.
-        let stale = draining && cluster.own.is_some();
+        let stale = draining && cluster.own_slot.is_some();
         let view_freshness =
             ViewFreshness { as_of: cluster.as_of, redis_up: cluster.redis_up, confirmed: cluster.confirmed };
         let same_view =
             stale || Arc::ptr_eq(&pod_state.view, &cluster.view) && pod_state.view_freshness == view_freshness;
-        if same_view && pod_state.own == own && (pod_state.was_ready || !takes_clients) {
+        if same_view && pod_state.own_slot == own_slot && (pod_state.was_ready || !takes_clients) {
             return;
         }
         self.publish(|pod_state| {
@@ -184,7 +184,7 @@ impl Control {
                 pod_state.view = Arc::clone(&cluster.view);
                 pod_state.view_freshness = view_freshness;
             }
-            pod_state.own = own;
+            pod_state.own_slot = own_slot;
             pod_state.was_ready |= takes_clients;
         });
     }
@@ -265,7 +265,7 @@ mod tests {
     impl TestControl {
         fn fill(&self) {
             self.control.threads.ingest.kafka_up.store(true, Ordering::Release);
-            self.control.threads.ingest.filled.store(true, Ordering::Release);
+            self.control.threads.ingest.history_complete.store(true, Ordering::Release);
         }
 
         fn join(&self) {
@@ -276,7 +276,7 @@ mod tests {
                 view,
                 as_of: None,
                 confirmed: true,
-                own: Some(SlotNumber(0)),
+                own_slot: Some(SlotNumber(0)),
                 left: false,
             });
         }
@@ -338,7 +338,7 @@ mod tests {
         bench.join();
         bench.control.look();
         assert!(bench.readiness.borrow().is_ready() && bench.pod_state().was_ready);
-        assert_eq!(bench.pod_state().own, Some(SlotNumber(0)));
+        assert_eq!(bench.pod_state().own_slot, Some(SlotNumber(0)));
 
         bench.control.threads.ingest.kafka_up.store(false, Ordering::Release);
         bench.control.look();
@@ -378,7 +378,7 @@ mod tests {
         for _ in 0..2 {
             let pod_state = bench.pod_state();
             assert!(pod_state.draining_since.is_some());
-            assert_eq!(pod_state.own, None);
+            assert_eq!(pod_state.own_slot, None);
             let live: Vec<_> = pod_state.view.live().map(|(slot, _)| slot).collect();
             assert_eq!(live, [SlotNumber(1)]);
             assert!(
@@ -387,7 +387,7 @@ mod tests {
             // Discovery has not heard of it yet.
             bench.control.look();
         }
-        assert_eq!(*bench.intent.borrow(), Intent::Leave);
+        assert_eq!(*bench.intent.borrow(), Intent::Drain);
         assert!(bench.readiness.borrow().draining);
     }
 
@@ -397,7 +397,7 @@ mod tests {
         bench.control.begin_to_drain("SIGINT");
         bench.fill();
         bench.control.look();
-        assert_eq!(*bench.intent.borrow(), Intent::Leave);
+        assert_eq!(*bench.intent.borrow(), Intent::Drain);
     }
 
     #[test]

@@ -294,7 +294,7 @@ mod tests {
         story.produce("assessment.created", "early-0", "not json");
         let thread = story.start();
 
-        story.until("the history is complete", |story| story.status.filled.load(Ordering::Acquire));
+        story.until("the history is complete", |story| story.status.history_complete.load(Ordering::Acquire));
         assert!(story.status.kafka_up.load(Ordering::Relaxed));
         let home = |id: &str| usize::from(shard_of(AssessmentHash::of(id), 2).0);
         for shard in 0..2 {
@@ -342,7 +342,7 @@ mod tests {
         let mut story = Story::new(1);
         story.kafka.create_topic("assessment.created", 1, 1).unwrap();
         let thread = story.start();
-        story.until("the history is complete", |story| story.status.filled.load(Ordering::Acquire));
+        story.until("the history is complete", |story| story.status.history_complete.load(Ordering::Acquire));
         let topics = story.inboxes[0].batches.recv_timeout(PATIENCE).unwrap();
         assert!(topics.records.is_empty(), "the topic is told of ahead of its first record");
         // A batch each, and one now and then that tells of offsets alone, until the channel is full and ingest stands
@@ -396,7 +396,7 @@ mod tests {
         (0..3).for_each(|_| story.event("assessment.created", "a"));
         let began = Instant::now();
         let thread = story.start();
-        story.until("the history is complete", |story| story.status.filled.load(Ordering::Acquire));
+        story.until("the history is complete", |story| story.status.history_complete.load(Ordering::Acquire));
         let ends = |inbox: &ShardInbox| loop {
             if let Some(ends) = inbox.batches.recv_timeout(PATIENCE).unwrap().ends {
                 break ends;
@@ -429,7 +429,7 @@ mod tests {
         let mut story = Story::new(1);
         story.kafka.create_topic("assessment.created", 3, 1).unwrap();
         let thread = story.start();
-        story.until("the history is complete", |story| story.status.filled.load(Ordering::Acquire));
+        story.until("the history is complete", |story| story.status.history_complete.load(Ordering::Acquire));
         let send = |story: &Story, numbers: std::ops::Range<u32>| {
             numbers.for_each(|number| story.event("assessment.created", &format!("id-{number}")));
         };
@@ -463,7 +463,7 @@ mod tests {
         let mut story = Story::new(1);
         story.kafka.create_topic("assessment.created", 3, 1).unwrap();
         let thread = story.start();
-        story.until("the history is complete", |story| story.status.filled.load(Ordering::Acquire));
+        story.until("the history is complete", |story| story.status.history_complete.load(Ordering::Acquire));
         for round in 0..12 {
             story.until("it is connected", |story| story.status.is_kafka_up());
             // Somewhere between two questions, or in one of them.
@@ -486,7 +486,7 @@ mod tests {
         (0..40).for_each(|number| story.event(topic, &format!("early-{number}")));
         story.kafka.partition_leader(topic, 1, None).unwrap();
         let thread = story.start();
-        story.until("the history is complete", |story| story.status.filled.load(Ordering::Acquire));
+        story.until("the history is complete", |story| story.status.history_complete.load(Ordering::Acquire));
         let missing = format!(r#"shardgate_ingest_missing_partitions{{topic="{topic}"}} 1"#);
         story.until("it shows", |story| story.shows(&missing));
         assert_eq!(story.status.missing.load(Ordering::Relaxed), 1);

@@ -485,7 +485,7 @@ impl IngestState {
         if filling.is_done() {
             info!(partitions = *partitions, offsets = *offsets, elapsed = ?took, "history complete");
             self.publisher.filling_left(0);
-            self.status.filled.store(true, Ordering::Release);
+            self.status.history_complete.store(true, Ordering::Release);
             self.filling = None;
             return;
         }
@@ -558,7 +558,7 @@ impl IngestState {
 /// Whether this pod counts an event as its own. A pod without a slot owns nothing, so that the pods' counts add up to
 /// the events whichever pods come and go.
 fn is_own(hash: AssessmentHash, pod_state: &PodState) -> bool {
-    pod_state.own.is_some() && !matches!(pod_state.owner(hash), Owner::OtherPod(_))
+    pod_state.own_slot.is_some() && !matches!(pod_state.owner(hash), Owner::OtherPod(_))
 }
 
 #[cfg(test)]
@@ -573,7 +573,7 @@ mod tests {
     }
 
     fn holder(view: &Arc<View>, own: Option<u32>) -> PodState {
-        PodState { view: Arc::clone(view), own: own.map(SlotNumber), ..PodState::default() }
+        PodState { view: Arc::clone(view), own_slot: own.map(SlotNumber), ..PodState::default() }
     }
 
     #[test]

@@ -166,16 +166,16 @@ mod tests {
         assert_eq!(get(&pages, "/metrics"), (StatusCode::OK, OPENMETRICS.to_owned()));
         assert_eq!(get(&pages, "/health/"), (StatusCode::NOT_FOUND, TEXT.to_owned()));
         let ready = Readiness {
-            redis: true,
+            redis_up: true,
             missing: 0,
-            kafka: true,
-            history: true,
-            slot: Some(SlotNumber(0)),
+            kafka_up: true,
+            history_complete: true,
+            own_slot: Some(SlotNumber(0)),
             had_slot: true,
             draining: false,
         };
         assert_eq!(get(&super::tests::pages(ready).0, "/ready").0, StatusCode::OK);
-        let without_redis = super::tests::pages(Readiness { redis: false, ..ready }).0;
+        let without_redis = super::tests::pages(Readiness { redis_up: false, ..ready }).0;
         assert_eq!(get(&without_redis, "/ready").0, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(get(&without_redis, "/accepting").0, StatusCode::OK);
     }

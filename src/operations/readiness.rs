@@ -15,15 +15,15 @@ use crate::limits::{LOOP_STALL_MAX, WATCHER_STALL_MAX};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Readiness {
     /// Redis is reached.
-    pub redis: bool,
+    pub redis_up: bool,
     /// The brokers answer.
-    pub kafka: bool,
+    pub kafka_up: bool,
     /// Partitions that this pod started without, and that can't be read yet. They hold nothing back.
     pub missing: u64,
     /// The history was filled to the partitions' ends. Never goes back.
-    pub history: bool,
+    pub history_complete: bool,
     /// The slot of this pod, while it holds one.
-    pub slot: Option<SlotNumber>,
+    pub own_slot: Option<SlotNumber>,
     /// This pod had a slot at some time. Until then it owns nothing, and clients sent here would be sent on. Never goes
     /// back: a slot that is lost is claimed anew while clients are served.
     pub had_slot: bool,
@@ -35,23 +35,23 @@ impl Readiness {
     /// Whether clients are to be sent here: only when all of it is ready.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.redis && self.kafka && self.history && self.had_slot && !self.draining
+        self.redis_up && self.kafka_up && self.history_complete && self.had_slot && !self.draining
     }
 
     /// Whether the pod accepts clients: from the first time it holds a slot, which it claims with a complete history,
     /// until it drains. A later outage of Kafka or Redis makes no pod worse than another.
     #[must_use]
     pub fn is_accepting(&self) -> bool {
-        self.history && self.had_slot && !self.draining
+        self.history_complete && self.had_slot && !self.draining
     }
 
     /// What the pod waits for, for the log.
     #[must_use]
     pub fn waits_for(&self) -> Vec<&'static str> {
         let missing = [
-            (!self.redis, "Redis"),
-            (!self.kafka, "Kafka"),
-            (!self.history, "the history"),
+            (!self.redis_up, "Redis"),
+            (!self.kafka_up, "Kafka"),
+            (!self.history_complete, "the history"),
             (!self.had_slot, "a slot"),
             (self.draining, "nothing: it drains"),
         ];
@@ -64,13 +64,13 @@ impl Readiness {
         let connected = |connected| if connected { "connected" } else { "disconnected" };
         let body = ReadyBody {
             status: if self.is_ready() { "ready" } else { "not_ready" },
-            redis: connected(self.redis),
-            kafka: connected(self.kafka),
+            redis: connected(self.redis_up),
+            kafka: connected(self.kafka_up),
             timestamp: now.unix.to_string(),
             node: &node.0,
-            history: if self.history { "complete" } else { "filling" },
+            history: if self.history_complete { "complete" } else { "filling" },
             draining: self.draining,
-            slot: self.slot.map(|slot| slot.0),
+            slot: self.own_slot.map(|slot| slot.0),
             missing: self.missing,
         };
         json(&body)
@@ -176,11 +176,11 @@ mod tests {
     use crate::clock::UnixMs;
 
     const READY: Readiness = Readiness {
-        redis: true,
+        redis_up: true,
         missing: 0,
-        kafka: true,
-        history: true,
-        slot: Some(SlotNumber(2)),
+        kafka_up: true,
+        history_complete: true,
+        own_slot: Some(SlotNumber(2)),
         had_slot: true,
         draining: false,
     };
@@ -193,10 +193,10 @@ mod tests {
     fn a_pod_is_ready_only_when_all_of_it_is() {
         assert!(READY.is_ready() && READY.waits_for().is_empty());
         let lacking = [
-            Readiness { redis: false, ..READY },
-            Readiness { kafka: false, ..READY },
-            Readiness { history: false, ..READY },
-            Readiness { had_slot: false, slot: None, ..READY },
+            Readiness { redis_up: false, ..READY },
+            Readiness { kafka_up: false, ..READY },
+            Readiness { history_complete: false, ..READY },
+            Readiness { had_slot: false, own_slot: None, ..READY },
             Readiness { draining: true, ..READY },
         ];
         for readiness in lacking {
@@ -207,12 +207,12 @@ mod tests {
 
     #[test]
     fn a_pod_that_was_ready_once_takes_clients_until_it_drains() {
-        for fails in [Readiness { redis: false, ..READY }, Readiness { kafka: false, slot: None, ..READY }] {
+        for fails in [Readiness { redis_up: false, ..READY }, Readiness { kafka_up: false, own_slot: None, ..READY }] {
             assert!(!fails.is_ready() && fails.is_accepting(), "{fails:?}");
         }
         for lacks in [
-            Readiness { history: false, ..READY },
-            Readiness { had_slot: false, slot: None, ..READY },
+            Readiness { history_complete: false, ..READY },
+            Readiness { had_slot: false, own_slot: None, ..READY },
             Readiness { draining: true, ..READY },
         ] {
             assert!(!lacks.is_accepting(), "{lacks:?}");
@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_slot_that_is_lost_later_is_claimed_anew_while_the_pod_is_ready() {
-        assert!(Readiness { slot: None, ..READY }.is_ready());
+        assert!(Readiness { own_slot: None, ..READY }.is_ready());
     }
 
     #[test]

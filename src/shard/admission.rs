@@ -148,7 +148,7 @@ mod tests {
     fn pod_state() -> PodState {
         let pod = |name: &str| Some(Pod { node: NodeId(name.into()), url: format!("ws://{name}/ws").into() });
         let view = View { version: 1, slots: vec![pod("p0"), pod("p1"), pod("p2")] };
-        PodState { view: Arc::new(view), own: Some(SlotNumber(0)), was_ready: true, ..PodState::default() }
+        PodState { view: Arc::new(view), own_slot: Some(SlotNumber(0)), was_ready: true, ..PodState::default() }
     }
 
     /// The close reason's label and the first text of the answer, `served`, or `503`.

@@ -114,7 +114,7 @@ fn close_for_age<S: Socket>(
         let view = &placement.pod_state.view;
         let to = match subscription {
             Some(subscription) => match placement.pod_state.owner(subscription.hash) {
-                Owner::ThisPod => placement.pod_state.own.and_then(|own| view.pod(own)),
+                Owner::ThisPod => placement.pod_state.own_slot.and_then(|own| view.pod(own)),
                 // The handover redirects it.
                 Owner::OtherPod(_) | Owner::NoPod => None,
             },

@@ -65,7 +65,7 @@ impl Handover {
         now: Now,
     ) -> GateDecision {
         // A pod without a slot is about to claim one, or drains. Neither means that its clients have moved.
-        if placement.pod_state.own.is_none() || placement.pod_state.draining_since.is_some() {
+        if placement.pod_state.own_slot.is_none() || placement.pod_state.draining_since.is_some() {
             self.restart(None, 0);
         } else {
             let (view, confirmed) = (&placement.pod_state.view, placement.pod_state.view_freshness.confirmed);

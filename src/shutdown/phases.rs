@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_ends_as_soon_as_no_client_is_left_and_its_slot_is_given_up() {
+    fn a_pod_ends_once_no_client_is_left_and_its_slot_is_released() {
         let since = Instant::now();
         let may_end = |past_ms, clients, slot_given_up| {
             super::may_end(since + Duration::from_millis(past_ms), since, &CONFIG, clients, slot_given_up)

@@ -1,10 +1,11 @@
-//! The simulated Kafka: topics with partitions, records with offsets that have holes, retention, topics that grow and
-//! topics that are made anew. It is the truth that the checker goes by.
+//! The simulated Kafka: topics with partitions, records with holes between offsets, retention, topics that grow and
+//! topics that are recreated. The checker takes it as the truth.
 
 use crate::ids::AssessmentId;
 use crate::routing::table::RouteTable;
 
-/// The routes of the simulation: topics whose producers place by key, and topics whose records lie anywhere.
+/// The routes of the simulation: topics whose producers partition by key, and topics whose records lie on any
+/// partition.
 pub(super) const ROUTES: &str = r#"
 [[route]]
 topic = "keyed.{x}"
@@ -21,38 +22,37 @@ type = "event"
 fields = ["n"]
 "#;
 
-/// When each pod has seen that a topic has more partitions, in ms: pods that stand still and pods that are cut off
-/// included.
+/// Time after which every pod has seen that a topic has more partitions, in ms; covers pods that are paused or cut off.
 const NOTICED_MS: u64 = 6_000;
 
 /// All topics, and every record that was ever written.
 pub(super) struct SimulatedKafka {
     pub(super) topics: Vec<SimulatedTopic>,
-    /// Of all topics, those that are gone included.
+    /// Partitions of all topics, deleted ones included.
     pub(super) parts: Vec<SimulatedPartition>,
-    /// By their numbers.
+    /// Every event, by number.
     pub(super) events: Vec<LoggedEvent>,
     pub(super) assessments: Vec<AssessmentId>,
-    /// Grows with each change that a look at the topics would show.
+    /// Grows with each change that a metadata refresh would show.
     pub(super) version: u64,
-    /// Bytes by which each payload is longer than it need be.
+    /// Bytes of padding in each payload.
     padding: usize,
     incarnations: u32,
 }
 
 pub(super) struct SimulatedTopic {
     pub(super) name: Box<str>,
-    /// Kafka's id of it, which another topic of the same name does not have.
+    /// Kafka's topic id, which another topic of the same name does not have.
     pub(super) id: Box<str>,
-    /// Its partitions' places in [`SimulatedKafka::parts`].
+    /// Indexes of its partitions in [`SimulatedKafka::parts`].
     pub(super) parts: Vec<usize>,
     /// Whether its records lie on any partition.
     pub(super) spread: bool,
-    /// Another of its name was there before it.
-    pub(super) is_remade: bool,
-    /// When it was last made or given a partition more; `None` where that was before all pods.
+    /// Whether it replaced an earlier topic of its name.
+    pub(super) is_recreated: bool,
+    /// When it was created, or last got a partition; `None` if that was before all pods.
     widened_ms: Option<u64>,
-    /// Looks don't see it.
+    /// Metadata refreshes don't show it.
     pub(super) is_hidden: bool,
 }
 
@@ -60,17 +60,17 @@ pub(super) struct SimulatedTopic {
 pub(super) struct SimulatedPartition {
     pub(super) topic: usize,
     pub(super) number: i32,
-    /// The first offset that is still there.
+    /// The first offset that still exists.
     pub(super) beginning: i64,
     /// The offset behind the last record, control records and aborted ones included.
     pub(super) end: i64,
     pub(super) records: Vec<LoggedRecord>,
-    /// By assessment, the numbers of its events in order, trimmed ones included.
+    /// By assessment: numbers of its events, in order, trimmed ones included.
     pub(super) lists: Vec<Vec<usize>>,
-    /// Its topic was made anew: nobody reads it to its end.
+    /// Its topic was recreated, so no pod must read it to its end.
     pub(super) is_gone: bool,
-    /// Assessments of which records lie here that have no place here.
-    pub(super) strays: Vec<bool>,
+    /// By assessment: whether misplaced records lie here.
+    pub(super) misplaced: Vec<bool>,
 }
 
 pub(super) struct LoggedRecord {
@@ -79,13 +79,13 @@ pub(super) struct LoggedRecord {
     pub(super) payload: Box<str>,
 }
 
-/// Where an event lies.
+/// Location of an event.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LoggedEvent {
     pub(super) part: usize,
     pub(super) offset: i64,
     pub(super) assessment: usize,
-    /// Its place in the partition's list of its assessment.
+    /// Index in the partition's list of its assessment.
     pub(super) index: usize,
 }
 
@@ -101,7 +101,7 @@ impl SimulatedKafka {
         ROUTES_PARSED.get_or_init(|| RouteTable::parse(ROUTES).expect("the simulation's routes are valid")).clone()
     }
 
-    /// Makes a topic whose partitions begin at an offset.
+    /// Creates a topic whose partitions start at an offset.
     pub(super) fn create(&mut self, partitions: i32, spread: bool, beginning: i64, now_ms: Option<u64>) {
         let number = self.topics.len();
         let name = format!("{}.t{number}", if spread { "spread" } else { "keyed" }).into();
@@ -110,18 +110,18 @@ impl SimulatedKafka {
             id: "".into(),
             parts: Vec::new(),
             spread,
-            is_remade: false,
+            is_recreated: false,
             widened_ms: None,
             is_hidden: false,
         });
         self.fill_topic(number, partitions, beginning, now_ms);
     }
 
-    /// Deletes a topic and makes another of its name.
-    pub(super) fn remake(&mut self, topic: usize, now_ms: u64) {
+    /// Deletes a topic and creates another of its name.
+    pub(super) fn recreate(&mut self, topic: usize, now_ms: u64) {
         let Some(old) = self.topics.get_mut(topic) else { return };
         let parts = std::mem::take(&mut old.parts);
-        old.is_remade = true;
+        old.is_recreated = true;
         parts.iter().for_each(|&part| self.parts[part].is_gone = true);
         self.fill_topic(topic, i32::try_from(parts.len()).expect("few partitions"), 0, Some(now_ms));
     }
@@ -133,7 +133,7 @@ impl SimulatedKafka {
         (0..partitions).for_each(|_| self.add_partition(topic, beginning));
     }
 
-    /// Hides a topic from those who look, or shows it again.
+    /// Hides a topic from metadata refreshes, or shows it again.
     pub(super) fn hide(&mut self, topic: usize, is_hidden: bool) {
         if let Some(topic) = self.topics.get_mut(topic) {
             topic.is_hidden = is_hidden;
@@ -141,8 +141,8 @@ impl SimulatedKafka {
         }
     }
 
-    /// Gives a topic a partition more. Not twice so soon that a pod may see both at once: of records that were placed
-    /// by the number between them it would think that they are misplaced, and say so.
+    /// Adds a partition to a topic. Does nothing if it grew so recently that a pod may see both steps at once: records
+    /// placed by the count in between would look misplaced to it.
     pub(super) fn widen(&mut self, topic: usize, now_ms: u64) {
         let Some(widened) = self.topics.get_mut(topic) else { return };
         if widened.widened_ms.is_none_or(|before| before + NOTICED_MS < now_ms) {
@@ -163,39 +163,40 @@ impl SimulatedKafka {
             records: Vec::new(),
             lists: vec![Vec::new(); assessments],
             is_gone: false,
-            strays: vec![false; assessments],
+            misplaced: vec![false; assessments],
         });
         self.version += 1;
     }
 
-    /// Writes an event of an assessment behind `hole` offsets that nobody is handed: control records, aborted records.
-    /// `dice` says where it goes that may go anywhere; `stray` puts it where its partitioner would not.
+    /// Writes an event of an assessment behind `hole` offsets without records: control records, aborted records.
+    /// `choice` selects the partition in a topic without a partitioner; `misplace` selects one where the partitioner
+    /// would not put the event.
     pub(super) fn produce(
         &mut self,
         topic: usize,
         assessment: usize,
         hole: i64,
-        dice: usize,
-        stray: bool,
+        choice: usize,
+        misplace: bool,
         now_ms: u64,
     ) {
         let Some(SimulatedTopic { parts, spread, .. }) = self.topics.get(topic) else { return };
-        let home = if *spread { dice } else { placed(self.assessments[assessment].as_str(), parts.len()) };
-        let part = parts[(home + usize::from(stray)) % parts.len()];
-        let is_misplaced = stray && !*spread && parts.len() > 1;
+        let home = if *spread { choice } else { placed(self.assessments[assessment].as_str(), parts.len()) };
+        let part = parts[(home + usize::from(misplace)) % parts.len()];
+        let is_misplaced = misplace && !*spread && parts.len() > 1;
         let number = self.events.len();
         let (id, padding) = (self.assessments[assessment].as_str(), self.padding);
         let payload = format!(r#"{{"assessmentId":"{id}","n":{number},"padding":"{:padding$}"}}"#, "").into();
-        let SimulatedPartition { end, records, lists, strays, .. } = &mut self.parts[part];
+        let SimulatedPartition { end, records, lists, misplaced, .. } = &mut self.parts[part];
         let offset = *end + hole;
         *end = offset + 1;
-        strays[assessment] |= is_misplaced;
+        misplaced[assessment] |= is_misplaced;
         self.events.push(LoggedEvent { part, offset, assessment, index: lists[assessment].len() });
         records.push(LoggedRecord { offset, at_ms: now_ms, payload });
         lists[assessment].push(number);
     }
 
-    /// Writes control records, or aborted ones, to the ends of a topic's partitions.
+    /// Appends control records, or aborted ones, to a topic's partitions.
     pub(super) fn pad(&mut self, topic: usize, offsets: i64) {
         let Some(topic) = self.topics.get(topic) else { return };
         topic.parts.iter().for_each(|&part| self.parts[part].end += offsets);
@@ -213,20 +214,20 @@ impl SimulatedKafka {
 }
 
 impl SimulatedPartition {
-    /// The place of the first record at or behind an offset.
-    pub(super) fn decide(&self, offset: i64) -> usize {
+    /// Index of the first record at or behind an offset.
+    pub(super) fn index_of(&self, offset: i64) -> usize {
         self.records.partition_point(|record| record.offset < offset)
     }
 
-    /// The offset of the first record that is as young as `since_ms`.
+    /// Offset of the first record that is not older than `since_ms`.
     pub(super) fn since(&self, since_ms: u64) -> Option<i64> {
         let place = self.records.partition_point(|record| record.at_ms < since_ms);
         self.records.get(place).map(|record| record.offset)
     }
 }
 
-/// The partition of a key, as Kafka's Java client has it (`Utils.toPositive(Utils.murmur2(key)) % partitions`). Written
-/// here a second time, so that the gateway's is not tried by itself.
+/// The partition of a key by Kafka's Java client (`Utils.toPositive(Utils.murmur2(key)) % partitions`). Written a
+/// second time here, so that the gateway's version is not tested by itself.
 pub(super) fn placed(key: &str, partitions: usize) -> usize {
     const M: u32 = 0x5bd1_e995;
     let mut hash: u32 = 0x9747_b28c ^ u32::try_from(key.len()).expect("a short key");

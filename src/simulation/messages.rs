@@ -1,13 +1,13 @@
-//! What a pod sends, as a client reads it. Picked out by hand: there are thousands of worlds, and a JSON value for each
-//! message would cost more than all the rest.
+//! A pod's messages, as a client reads them. Parsed by hand: there are thousands of worlds, and a JSON value for each
+//! message would cost more than everything else.
 
 use memchr::memrchr;
 
-/// A frame's opcode.
+/// Opcodes of frames.
 pub(super) const TEXT: u8 = 1;
 pub(super) const CLOSE: u8 = 8;
 
-/// What a text says.
+/// A text message.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ServerMessage<'a> {
     Connected {
@@ -20,15 +20,15 @@ pub(super) enum ServerMessage<'a> {
     Reset {
         reason: &'a str,
     },
-    /// To this pod.
+    /// Redirect to this pod.
     Redirect {
         to: usize,
     },
-    /// What no client of the simulation is to get.
+    /// A message that no client of the simulation may get.
     Other,
 }
 
-/// The first frame's opcode and payload, and what comes behind it; `None` while it is not whole.
+/// Returns opcode and payload of the first frame, and the bytes behind it; `None` if it is incomplete.
 pub(super) fn frame(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&[first, len], rest) = bytes.split_first_chunk()?;
     let (len, rest) = match len {
@@ -41,8 +41,8 @@ pub(super) fn frame(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 
 /// Reads a text.
 pub(super) fn read(text: &[u8]) -> ServerMessage<'_> {
-    // The fields' order is the gateway's own; and a search in the whole text costs as much as all else that a client
-    // does.
+    // This relies on the gateway's order of fields. A search in the whole text would cost as much as everything else
+    // that a client does.
     if let Some(number) = text.strip_prefix(br#"{"type":"event","n":"#) {
         let digits = number.iter().take_while(|byte| byte.is_ascii_digit());
         return ServerMessage::Event { number: digits.fold(0, |sum, &digit| sum * 10 + usize::from(digit - b'0')) };
@@ -62,7 +62,7 @@ pub(super) fn read(text: &[u8]) -> ServerMessage<'_> {
         .map_or(ServerMessage::Other, |&digit| ServerMessage::Redirect { to: usize::from(digit - b'0') })
 }
 
-/// The cursor that a text carries: its last field.
+/// Returns the cursor in a text: its last field.
 pub(super) fn cursor(text: &[u8]) -> Option<&str> {
     let value = text.strip_suffix(br#""}"#)?;
     let begins = memrchr(b'"', value)? + 1;
@@ -70,7 +70,7 @@ pub(super) fn cursor(text: &[u8]) -> Option<&str> {
     std::str::from_utf8(&value[begins..]).ok().filter(|_| is_cursor)
 }
 
-/// What follows the first place of a pattern.
+/// Returns the bytes behind the first occurrence of a pattern.
 fn after<'a>(text: &'a [u8], pattern: &[u8]) -> Option<&'a [u8]> {
     let at = text.windows(pattern.len()).position(|window| window == pattern)?;
     Some(&text[at + pattern.len()..])

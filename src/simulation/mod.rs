@@ -3,20 +3,20 @@
 //! accept, which pods crash and restart.
 //!
 //! ```text
-//!   seed -> plan: a world's shape and a list of deeds, each with its time
+//!   seed -> plan: a world's shape and a list of events, each with its time
 //!             |
 //!             v          log (Kafka)      redis (slots.lua as a model)
-//!           world: ------- pods: batcher, positions, catalogue | membership, lease | state, handover, sweep, drain
-//!             |            clients: PROTOCOL 4's manners, slow sockets, cuts
+//!           world: ------- pods: batcher, offsets, catalogue | membership, lease | state, handover, sweep, drain
+//!             |            clients: the reconnect rules of PROTOCOL 4, slow sockets, disconnects
 //!             v
 //!          checker, at each message that a client reads: no gap, no double, order, resets only with a cause; at the
 //!             |     end: each client is served
 //!             v
-//!          story: the deeds of a world that fails, as few as still make it fail, in words
+//!          shrink: the report of a failing world with as few events as possible
 //! ```
 //!
-//! The same seed makes the same world: whatever is left to chance while it runs comes from dice of each pod and each
-//! client, made of the seed.
+//! The same seed makes the same world: every random choice at run time comes from a generator of each pod and each
+//! client, seeded from the world's seed.
 
 mod checker;
 mod client;

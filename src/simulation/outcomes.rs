@@ -1,28 +1,27 @@
-//! What happened to the clients of a world, counted: for the test that the worlds are as rich in trouble as they are
-//! meant to be.
+//! Counts what happened to the clients of a world, for the test that the worlds have every kind of trouble.
 
-/// What happens to a client.
+/// A thing that happens to a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ClientOutcome {
     /// It reads an event.
     Event,
-    /// It is connected without a past.
+    /// It connects without a cursor.
     Fresh,
     /// It is resumed.
     Resumed,
-    /// It is sent to another pod before it is connected.
+    /// It is redirected before it is connected.
     Redirected,
-    /// 1012.
+    /// Closed with 1012.
     Moved,
-    /// 1001.
+    /// Closed with 1001.
     GoingAway,
-    /// 1013.
+    /// Closed with 1013.
     TooSlow,
-    /// 4408.
+    /// Closed with 4408.
     Silent,
-    /// 503.
+    /// Refused with 503.
     Unavailable,
-    /// Its connection is over without a word, or nothing comes on it.
+    /// Its connection ends without a close frame, or delivers nothing.
     Lost,
     /// A reset, by its reason.
     Expired,
@@ -49,7 +48,7 @@ impl ClientOutcome {
         Self::Misplaced,
     ];
 
-    /// What a close code means; `None` for one that no client of the simulation is to get.
+    /// The outcome of a close code; `None` for a code that no client of the simulation may get.
     pub(super) fn of_code(code: u16) -> Option<Self> {
         Some(match code {
             1001 => Self::GoingAway,
@@ -61,7 +60,7 @@ impl ClientOutcome {
         })
     }
 
-    /// What a reset's reason means.
+    /// The outcome of a reset's reason.
     pub(super) fn of_reason(reason: &str) -> Option<Self> {
         Some(match reason {
             "expired" => Self::Expired,
@@ -73,7 +72,7 @@ impl ClientOutcome {
     }
 }
 
-/// How often what happened.
+/// Count of each outcome.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Outcomes([u64; ClientOutcome::ALL.len()]);
 
@@ -86,7 +85,7 @@ impl Outcomes {
         self.0.iter_mut().zip(other.0).for_each(|(sum, count)| *sum += count);
     }
 
-    /// All of them with their counts.
+    /// Every outcome with its count.
     pub(super) fn all(&self) -> impl Iterator<Item = (ClientOutcome, u64)> {
         ClientOutcome::ALL.into_iter().zip(self.0)
     }

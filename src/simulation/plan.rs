@@ -1,6 +1,5 @@
-//! What happens in a simulated world, written down before it happens: the world's shape and a list of deeds, each with
-//! its time. All of it comes from a seed; a shorter list of the same deeds makes a world as well, which is how a story
-//! is made short.
+//! The plan of a simulated world: its shape and a list of events, each with its time. All of it comes from a seed. A
+//! shorter list of the same events is a plan too, which lets a failing plan be shrunk.
 
 use std::fmt;
 use std::ops::Range;
@@ -10,56 +9,57 @@ use fastrand::Rng;
 
 use crate::config::{DrainConfig, ShardConfig};
 
-/// Until then deeds are done, in ms. After it all that is broken is mended, and each client is to be served in the end.
+/// Time of the last events of a plan, in ms. After it everything is repaired, and each client must be served in the
+/// end.
 pub(super) const TROUBLE_MS: u64 = 8_000;
 
-/// A world and what happens in it.
+/// A world and its events.
 #[derive(Debug, Clone)]
 pub(super) struct WorldPlan {
     pub(super) seed: u64,
     pub(super) shape: WorldShape,
-    /// Clients that never come: a story is shorter without them.
+    /// Clients that are left out when a plan is shrunk.
     pub(super) absent: Vec<usize>,
-    /// In the order of their times.
+    /// Events in order of time.
     pub(super) events: Vec<(u64, WorldEvent)>,
 }
 
-/// What a world is made of.
+/// The shape of a world.
 #[derive(Debug, Clone)]
 pub(super) struct WorldShape {
     pub(super) pods: usize,
-    /// The topics of the beginning: how many partitions, whether records lie anywhere, and where offsets begin.
+    /// The first topics: partition count, whether records lie on any partition, first offset.
     pub(super) topics: Vec<(i32, bool, i64)>,
     pub(super) assessments: usize,
-    /// Which assessment each client watches.
+    /// The assessment of each client.
     pub(super) clients: Vec<usize>,
     pub(super) history: Duration,
     pub(super) history_bytes: usize,
-    /// Bytes by which each payload is longer than it need be.
+    /// Bytes of padding in each payload.
     pub(super) padding: usize,
     pub(super) place_anywhere: bool,
-    /// Between two looks of a pod at the topics, at most.
+    /// The longest time between two metadata refreshes of a pod.
     pub(super) refresh_ms: u64,
     pub(super) drain: DrainConfig,
 }
 
-/// Something that is done to the world.
+/// An event in a world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WorldEvent {
-    /// Events of an assessment, behind offsets that nobody is handed.
+    /// Events of an assessment, behind a hole of offsets without records.
     Produce {
         topic: usize,
         assessment: usize,
         count: usize,
         hole: i64,
-        dice: usize,
+        choice: usize,
     },
-    /// Control records alone, or aborted ones.
+    /// Control records or aborted records only.
     Pad {
         topic: usize,
         offsets: i64,
     },
-    /// Retention: only so many records of each partition are kept.
+    /// Retention: only this many records of each partition are kept.
     Trim {
         topic: usize,
         kept: usize,
@@ -71,20 +71,20 @@ pub(super) enum WorldEvent {
     Widen {
         topic: usize,
     },
-    Remake {
+    Recreate {
         topic: usize,
     },
-    /// Looks at the topics don't see it, and it is there: a broker that has just started.
+    /// Metadata refreshes don't show the topic although it exists: a broker that has just started.
     Hide {
         topic: usize,
         ms: u64,
     },
-    /// A producer with another partitioner than the route says.
+    /// A producer uses another partitioner than the route's.
     Misplace {
         topic: usize,
         assessment: usize,
     },
-    /// Nothing comes from Kafka, to a pod or to any.
+    /// Kafka delivers nothing, to one pod or to all.
     Starve {
         pod: Option<usize>,
         ms: u64,
@@ -119,23 +119,23 @@ pub(super) enum WorldEvent {
     RedisClock {
         ms: i64,
     },
-    /// A client's connection breaks, and it comes again after a while, to the same pod or to any.
+    /// A client's connection breaks, and it reconnects later, to the same pod or to any.
     Cut {
         client: usize,
         ms: u64,
         same: bool,
     },
-    /// The same, and nobody tells the pod.
+    /// The same, without notice to the pod.
     HalfOpen {
         client: usize,
     },
-    /// A client takes so many bytes at a time.
+    /// A client reads this many bytes at a time.
     Slow {
         client: usize,
         bytes: usize,
         ms: u64,
     },
-    /// All connections break, and all come again at once.
+    /// All connections break, and all clients reconnect at once.
     CutAll,
     /// A client's cursor is damaged.
     Damage {
@@ -144,34 +144,34 @@ pub(super) enum WorldEvent {
 }
 
 impl WorldShape {
-    fn new(dice: &mut Rng) -> Self {
-        let topics = (0..dice.usize(1..4)).map(|_| (dice.i32(1..4), dice.u8(..4) == 0, dice.i64(0..2) * 150)).collect();
-        let assessments = dice.usize(1..5);
-        let clients = (0..dice.usize(3..7)).map(|_| dice.usize(..assessments)).collect();
+    fn new(rng: &mut Rng) -> Self {
+        let topics = (0..rng.usize(1..4)).map(|_| (rng.i32(1..4), rng.u8(..4) == 0, rng.i64(0..2) * 150)).collect();
+        let assessments = rng.usize(1..5);
+        let clients = (0..rng.usize(3..7)).map(|_| rng.usize(..assessments)).collect();
         let (hour, much) = (Duration::from_secs(3_600), 64 << 20);
-        let (history, history_bytes, padding) = match dice.u8(..16) {
-            0..3 => (Duration::from_millis(dice.u64(800..3_000)), much, 0),
-            3 => (hour, dice.usize(350..600) * 1024, 6_000),
+        let (history, history_bytes, padding) = match rng.u8(..16) {
+            0..3 => (Duration::from_millis(rng.u64(800..3_000)), much, 0),
+            3 => (hour, rng.usize(350..600) * 1024, 6_000),
             _ => (hour, much, 0),
         };
         Self {
-            pods: dice.usize(2..4),
+            pods: rng.usize(2..4),
             topics,
             assessments,
             clients,
             history,
             history_bytes,
             padding,
-            place_anywhere: dice.u8(..8) == 0,
-            refresh_ms: dice.u64(300..2_000),
+            place_anywhere: rng.u8(..8) == 0,
+            refresh_ms: rng.u64(300..2_000),
             drain: DrainConfig {
-                delay: Duration::from_millis(dice.u64(50..400)),
-                over: Duration::from_millis(dice.u64(100..1_000)),
+                delay: Duration::from_millis(rng.u64(50..400)),
+                over: Duration::from_millis(rng.u64(100..1_000)),
             },
         }
     }
 
-    /// Whether the windows are so large that nothing leaves them.
+    /// Whether the windows are large enough to keep everything.
     pub(super) fn is_roomy(&self) -> bool {
         self.history > Duration::from_secs(60) && self.padding == 0
     }
@@ -199,27 +199,25 @@ impl WorldShape {
 impl WorldPlan {
     /// The world of a seed.
     pub(super) fn of_seed(seed: u64) -> Self {
-        let mut dice = Rng::with_seed(seed);
-        let shape = WorldShape::new(&mut dice);
+        let mut rng = Rng::with_seed(seed);
+        let shape = WorldShape::new(&mut rng);
         let mut events: Vec<(u64, WorldEvent)> = Vec::new();
-        for _ in 0..dice.usize(20..60) {
-            events.push((dice.u64(..TROUBLE_MS), produce(&shape, &mut dice)));
+        for _ in 0..rng.usize(20..60) {
+            events.push((rng.u64(..TROUBLE_MS), produce(&shape, &mut rng)));
         }
         for pod in 0..shape.pods {
-            let at = if pod == 0 || dice.bool() { 0 } else { dice.u64(500..TROUBLE_MS) };
+            let at = if pod == 0 || rng.bool() { 0 } else { rng.u64(500..TROUBLE_MS) };
             events.push((at, WorldEvent::Start { pod }));
         }
-        for _ in 0..dice.usize(1..16) {
-            trouble(&shape, &mut dice, &mut events);
+        for _ in 0..rng.usize(1..16) {
+            trouble(&shape, &mut rng, &mut events);
         }
-        // With dice of its own: the other deeds of a seed are what they were before there was this one.
-        let mut clock_dice = Rng::with_seed(!seed);
-        if clock_dice.u8(..4) == 0 {
-            for _ in 0..clock_dice.usize(1..3) {
-                events.push((
-                    clock_dice.u64(300..TROUBLE_MS),
-                    WorldEvent::RedisClock { ms: clock_step(&mut clock_dice) },
-                ));
+        // A separate generator, so that the other events of a seed stay the same as before this one existed.
+        let mut clock_rng = Rng::with_seed(!seed);
+        if clock_rng.u8(..4) == 0 {
+            for _ in 0..clock_rng.usize(1..3) {
+                events
+                    .push((clock_rng.u64(300..TROUBLE_MS), WorldEvent::RedisClock { ms: clock_step(&mut clock_rng) }));
             }
         }
         events.sort_by_key(|(at, _)| *at);
@@ -227,43 +225,43 @@ impl WorldPlan {
     }
 }
 
-fn clock_step(dice: &mut Rng) -> i64 {
-    let ms = [400, 3_000, 3_600_000][dice.usize(..3)] + dice.i64(..400);
-    if dice.bool() { ms } else { -ms }
+fn clock_step(rng: &mut Rng) -> i64 {
+    let ms = [400, 3_000, 3_600_000][rng.usize(..3)] + rng.i64(..400);
+    if rng.bool() { ms } else { -ms }
 }
 
-fn produce(shape: &WorldShape, dice: &mut Rng) -> WorldEvent {
-    let hole = match dice.u8(..8) {
-        0 => dice.i64(1..4),
-        1 => dice.i64(40..90),
+fn produce(shape: &WorldShape, rng: &mut Rng) -> WorldEvent {
+    let hole = match rng.u8(..8) {
+        0 => rng.i64(1..4),
+        1 => rng.i64(40..90),
         _ => 0,
     };
     WorldEvent::Produce {
-        // One more than there are at first: one may come.
-        topic: dice.usize(..=shape.topics.len()),
-        assessment: dice.usize(..shape.assessments),
-        count: dice.usize(1..5),
+        // One more than the first topics: one may be created.
+        topic: rng.usize(..=shape.topics.len()),
+        assessment: rng.usize(..shape.assessments),
+        count: rng.usize(1..5),
         hole,
-        dice: dice.usize(..6),
+        choice: rng.usize(..6),
     }
 }
 
-/// Adds a trouble, which may be of several deeds.
-fn trouble(shape: &WorldShape, dice: &mut Rng, events: &mut Vec<(u64, WorldEvent)>) {
-    let at = dice.u64(300..TROUBLE_MS);
-    let (pod, client) = (dice.usize(..shape.pods), dice.usize(..shape.clients.len()));
-    let topic = dice.usize(..=shape.topics.len());
-    let mut ms = |range: Range<u64>| dice.u64(range);
+/// Adds a disturbance, which may consist of several events.
+fn trouble(shape: &WorldShape, rng: &mut Rng, events: &mut Vec<(u64, WorldEvent)>) {
+    let at = rng.u64(300..TROUBLE_MS);
+    let (pod, client) = (rng.usize(..shape.pods), rng.usize(..shape.clients.len()));
+    let topic = rng.usize(..=shape.topics.len());
+    let mut ms = |range: Range<u64>| rng.u64(range);
     let (short, long) = (ms(50..600), ms(500..3_500));
-    let event = match dice.u8(..100) {
-        0..5 => WorldEvent::Pad { topic, offsets: dice.i64(1..120) },
-        5..8 => WorldEvent::Trim { topic, kept: dice.usize(..3) },
-        8..12 => WorldEvent::Create { partitions: dice.i32(1..3), spread: dice.u8(..4) == 0 },
+    let event = match rng.u8(..100) {
+        0..5 => WorldEvent::Pad { topic, offsets: rng.i64(1..120) },
+        5..8 => WorldEvent::Trim { topic, kept: rng.usize(..3) },
+        8..12 => WorldEvent::Create { partitions: rng.i32(1..3), spread: rng.u8(..4) == 0 },
         12..17 => WorldEvent::Widen { topic },
-        17..19 => WorldEvent::Remake { topic },
+        17..19 => WorldEvent::Recreate { topic },
         19..21 => WorldEvent::Hide { topic, ms: long },
-        21..22 => WorldEvent::Misplace { topic, assessment: dice.usize(..shape.assessments) },
-        22..30 => WorldEvent::Starve { pod: (dice.u8(..4) > 0).then_some(pod), ms: long },
+        21..22 => WorldEvent::Misplace { topic, assessment: rng.usize(..shape.assessments) },
+        22..30 => WorldEvent::Starve { pod: (rng.u8(..4) > 0).then_some(pod), ms: long },
         30..38 => {
             events.push((at + short, WorldEvent::Start { pod }));
             WorldEvent::Crash { pod }
@@ -279,20 +277,20 @@ fn trouble(shape: &WorldShape, dice: &mut Rng, events: &mut Vec<(u64, WorldEvent
         }
         44..49 => WorldEvent::Pause { pod, ms: long },
         49..53 => WorldEvent::Deafen { pod, ms: long },
-        53..56 => WorldEvent::RedisDies { ms: long, empty: dice.bool() },
+        53..56 => WorldEvent::RedisDies { ms: long, empty: rng.bool() },
         56..59 => WorldEvent::RedisHangs { ms: long },
         59..61 => WorldEvent::RedisForgets,
         61..84 => {
-            // Again and again, while it catches up.
-            for again in 1..dice.u64(1..6) {
-                events.push((at + again * short, WorldEvent::Cut { client, ms: short / 4, same: dice.bool() }));
+            // Several times, while the client catches up.
+            for again in 1..rng.u64(1..6) {
+                events.push((at + again * short, WorldEvent::Cut { client, ms: short / 4, same: rng.bool() }));
             }
-            WorldEvent::Cut { client, ms: dice.u64(..600), same: dice.bool() }
+            WorldEvent::Cut { client, ms: rng.u64(..600), same: rng.bool() }
         }
         84..87 => WorldEvent::HalfOpen { client },
         87..89 => WorldEvent::CutAll,
         89..99 => {
-            WorldEvent::Slow { client, bytes: if dice.u8(..3) == 0 { 0 } else { dice.usize(1..400) }, ms: long + short }
+            WorldEvent::Slow { client, bytes: if rng.u8(..3) == 0 { 0 } else { rng.usize(1..400) }, ms: long + short }
         }
         _ => WorldEvent::Damage { client },
     };
@@ -300,11 +298,11 @@ fn trouble(shape: &WorldShape, dice: &mut Rng, events: &mut Vec<(u64, WorldEvent
 }
 
 impl WorldEvent {
-    /// Less of the same, if there is less.
+    /// A weaker version of the event, if there is one.
     pub(super) fn weakened(self) -> Option<Self> {
         match self {
-            Self::Produce { topic, assessment, count, hole, dice } if count > 1 || hole > 0 => {
-                Some(Self::Produce { topic, assessment, count: count.div_ceil(2), hole: hole / 2, dice })
+            Self::Produce { topic, assessment, count, hole, choice } if count > 1 || hole > 0 => {
+                Some(Self::Produce { topic, assessment, count: count.div_ceil(2), hole: hole / 2, choice })
             }
             _ => None,
         }
@@ -323,12 +321,12 @@ impl fmt::Display for WorldEvent {
             Self::Pad { topic, offsets } => write!(f, "{offsets} control records on t{topic}"),
             Self::Trim { topic, kept } => write!(f, "retention leaves {kept} records of each partition of t{topic}"),
             Self::Create { partitions, spread } => {
-                let how = if spread { ", records lie anywhere" } else { "" };
+                let how = if spread { ", records lie on any partition" } else { "" };
                 write!(f, "a topic more, of {partitions} partition(s){how}")
             }
-            Self::Widen { topic } => write!(f, "t{topic} gets a partition more"),
-            Self::Remake { topic } => write!(f, "t{topic} is deleted and made anew"),
-            Self::Hide { topic, ms } => write!(f, "nobody can see t{topic} for {ms} ms"),
+            Self::Widen { topic } => write!(f, "t{topic} gets another partition"),
+            Self::Recreate { topic } => write!(f, "t{topic} is deleted and recreated"),
+            Self::Hide { topic, ms } => write!(f, "no pod sees t{topic} for {ms} ms"),
             Self::CutAll => write!(f, "all clients lose their connections"),
             Self::Misplace { topic, assessment } => {
                 write!(f, "an event of a{assessment} on a wrong partition of t{topic}")
@@ -337,9 +335,9 @@ impl fmt::Display for WorldEvent {
             Self::Starve { pod: None, ms } => write!(f, "Kafka is silent for {ms} ms"),
             Self::Start { pod } => write!(f, "p{pod} starts"),
             Self::Crash { pod } => write!(f, "p{pod} is killed"),
-            Self::Drain { pod } => write!(f, "p{pod} is told to stop"),
-            Self::Pause { pod, ms } => write!(f, "p{pod} stands still for {ms} ms"),
-            Self::Deafen { pod, ms } => write!(f, "p{pod} hears no announcement for {ms} ms"),
+            Self::Drain { pod } => write!(f, "p{pod} gets SIGTERM"),
+            Self::Pause { pod, ms } => write!(f, "p{pod} is paused for {ms} ms"),
+            Self::Deafen { pod, ms } => write!(f, "p{pod} receives no announcements for {ms} ms"),
             Self::RedisDies { ms, empty: false } => write!(f, "Redis is down for {ms} ms"),
             Self::RedisDies { ms, empty: true } => write!(f, "Redis is down for {ms} ms and comes back empty"),
             Self::RedisHangs { ms } => write!(f, "Redis hangs for {ms} ms"),
@@ -347,10 +345,10 @@ impl fmt::Display for WorldEvent {
             Self::RedisClock { ms } => write!(f, "Redis' clock steps by {ms} ms"),
             Self::Cut { client, ms, same } => {
                 let to = if same { "the same pod" } else { "any pod" };
-                write!(f, "c{client} loses its connection, and comes to {to} after {ms} ms")
+                write!(f, "c{client} loses its connection, and reconnects to {to} after {ms} ms")
             }
-            Self::HalfOpen { client } => write!(f, "c{client} is gone without a word, and comes again"),
-            Self::Slow { client, bytes, ms } => write!(f, "c{client} takes {bytes} bytes at a time for {ms} ms"),
+            Self::HalfOpen { client } => write!(f, "c{client} disappears without notice, and reconnects"),
+            Self::Slow { client, bytes, ms } => write!(f, "c{client} reads {bytes} bytes at a time for {ms} ms"),
             Self::Damage { client } => write!(f, "c{client}'s cursor is damaged"),
         }
     }
@@ -363,7 +361,7 @@ impl fmt::Display for WorldPlan {
         writeln!(f, "seed {}: {pods} pods{anywhere}, topics seen within {refresh_ms} ms", self.seed)?;
         writeln!(f, "  windows of {history:?} and {history_bytes} bytes")?;
         for (number, (partitions, spread, beginning)) in topics.iter().enumerate() {
-            let how = if *spread { ", records lie anywhere" } else { "" };
+            let how = if *spread { ", records lie on any partition" } else { "" };
             writeln!(f, "  t{number}: {partitions} partition(s) from offset {beginning} on{how}")?;
         }
         let absent = |number: &usize| self.absent.contains(number);

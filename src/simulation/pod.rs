@@ -1,8 +1,8 @@
-//! A simulated pod: the gateway's own rules of ingest, shard, membership and shutdown, driven by what stands in for its
-//! threads. `SimulatedPod::slot` is a stretch of time in which the pod runs; between two of them others run.
+//! A simulated pod: the gateway's own rules of ingest, shard, membership and shutdown, driven by stand-ins for its
+//! threads. `SimulatedPod::advance` runs the pod for a while; other pods run between two calls.
 //!
-//! `look` and `begin_to_drain` are `gateway/control.rs`, whose loop lives on channels and can't be driven from here;
-//! who changes the one changes the other.
+//! `update_state` and `start_drain` copy `gateway/control.rs`, whose loop lives on channels and can't be driven from
+//! here. A change to one must be made to the other.
 
 mod ingest;
 mod session;
@@ -35,63 +35,63 @@ use crate::shard::testing::{ClientKey, RedirectGate, RedirectWait, TestShard, Wi
 use crate::shutdown::phases;
 use crate::stream::batch::{Batch, LogEnd};
 
-/// The time of a lease.
+/// Length of a lease.
 pub(super) const LEASE: Duration = Duration::from_secs(1);
 
-/// A pod's name and place, whether a process of it runs or not.
+/// A pod of the cluster, running or not.
 pub(super) struct SimulatedPod {
     pub(super) node: NodeId,
     pub(super) life: Option<RunningPod>,
-    /// What each process that it had has read.
-    pub(super) memories: Vec<Rc<RefCell<ReadHistory>>>,
-    /// Until then the process stands still.
+    /// What each of its processes has read.
+    pub(super) histories: Vec<Rc<RefCell<ReadHistory>>>,
+    /// The process is paused until then.
     pub(super) paused_until_ms: u64,
-    /// Until then nothing comes from Kafka.
+    /// Kafka delivers nothing until then.
     pub(super) starved_until_ms: u64,
-    /// Until then announcements are lost on their way.
+    /// Announcements are lost until then.
     pub(super) deaf_until_ms: u64,
-    /// Clients that ask to be served.
+    /// Requests of clients.
     pub(super) requests: Vec<Request>,
-    dice: Rng,
+    rng: Rng,
 }
 
-/// A client that asks to be served.
+/// A client's request.
 pub(super) struct Request {
     pub(super) at_ms: u64,
     pub(super) wire: Wire,
     pub(super) assessment: AssessmentId,
     pub(super) cursor: Option<Box<str>>,
-    pub(super) patience: RedirectGate,
+    pub(super) redirect_gate: RedirectGate,
 }
 
-/// A process.
+/// A running process of a pod.
 pub(super) struct RunningPod {
-    /// Its place in [`SimulatedPod::memories`].
+    /// Index in [`SimulatedPod::histories`].
     number: u32,
-    memory: Rc<RefCell<ReadHistory>>,
+    history: Rc<RefCell<ReadHistory>>,
     pod_state: PodState,
     feed: TestIngest,
     readings: Vec<PodReader>,
-    /// Of topics that are deleted, or seem to be.
+    /// Readers of topics that are deleted, or seem to be.
     retired: Vec<PodReader>,
-    /// The log's version at the last look, and when the next one is due.
+    /// The log's version at the last metadata refresh, and when the next one is due.
     as_of: Option<u64>,
-    look_at_ms: u64,
+    refresh_at_ms: u64,
     inbox: VecDeque<Batch>,
     shard: TestShard,
-    /// A turn's sending is under way.
+    /// A turn has not sent everything yet.
     sending: bool,
     connections: Vec<(ClientKey, Wire)>,
-    /// Where the shard stands, by partition.
+    /// The shard's next offset, by partition.
     base: Vec<i64>,
-    /// What the logs' ends were, which the shard is to be told of, and when they are asked for next.
+    /// Log ends that the shard has not got yet, and when they are queried next.
     ends: Option<(Instant, Vec<LogEnd>)>,
     ends_at_ms: u64,
     session: RedisClient,
-    told_complete: bool,
+    reported_complete: bool,
 }
 
-/// What a pod's slot goes by.
+/// The world around a pod in a step.
 pub(super) struct PodContext<'a> {
     pub(super) shape: &'a WorldShape,
     pub(super) now: Now,
@@ -105,34 +105,34 @@ impl SimulatedPod {
         Self {
             node: NodeId(format!("p{index}").into()),
             life: None,
-            memories: Vec::new(),
+            histories: Vec::new(),
             paused_until_ms: 0,
             starved_until_ms: 0,
             deaf_until_ms: 0,
             requests: Vec::new(),
-            dice: Rng::with_seed(seed),
+            rng: Rng::with_seed(seed),
         }
     }
 
-    /// A process starts, where none runs.
+    /// Starts a process, unless one runs.
     pub(super) fn start(&mut self, shape: &WorldShape, now: Now) {
         if self.life.is_some() {
             return;
         }
-        let number = u32::try_from(self.memories.len()).expect("few lives");
-        let memory: Rc<RefCell<ReadHistory>> = Rc::default();
-        self.memories.push(Rc::clone(&memory));
+        let number = u32::try_from(self.histories.len()).expect("few lives");
+        let history: Rc<RefCell<ReadHistory>> = Rc::default();
+        self.histories.push(Rc::clone(&history));
         let node = &self.node;
         let identity = Identity {
             node: node.clone(),
-            instance: format!("{node}#{}", self.memories.len()).into(),
+            instance: format!("{node}#{}", self.histories.len()).into(),
             url: format!("ws://{node}/ws").into(),
             owns_url: true,
             key_prefix: "simulated".into(),
         };
         self.life = Some(RunningPod {
             number,
-            memory,
+            history,
             pod_state: PodState::default(),
             feed: TestIngest::new(
                 SimulatedKafka::routes(),
@@ -141,7 +141,7 @@ impl SimulatedPod {
             readings: Vec::new(),
             retired: Vec::new(),
             as_of: None,
-            look_at_ms: 0,
+            refresh_at_ms: 0,
             inbox: VecDeque::new(),
             shard: TestShard::new(shape.shard_config(), shape.drain, node.clone(), now),
             sending: false,
@@ -150,40 +150,40 @@ impl SimulatedPod {
             ends: None,
             ends_at_ms: 0,
             session: RedisClient::new(Member::new(identity, LeaseTimes::of(LEASE))),
-            told_complete: false,
+            reported_complete: false,
         });
     }
 
-    /// The process dies. Of what was on its way to clients, a part is lost.
+    /// Kills the process. A part of the bytes on their way to clients is lost.
     pub(super) fn crash(&mut self) {
         let Some(life) = self.life.take() else { return };
         for (_, wire) in life.connections {
             let mut ends = wire.0.borrow_mut();
-            let arrived = self.dice.usize(..=ends.sent.len());
+            let arrived = self.rng.usize(..=ends.sent.len());
             ends.sent.truncate(arrived);
             ends.pod_gone = true;
         }
     }
 
-    /// The signal to stop came.
-    pub(super) fn begin_to_drain(&mut self, now: Now) {
+    /// Handles the signal to stop.
+    pub(super) fn start_drain(&mut self, now: Now) {
         if let Some(life) = self.life.as_mut().filter(|life| life.pod_state.draining_since.is_none()) {
-            life.begin_to_drain(now.instant);
+            life.start_drain(now.instant);
         }
     }
 
-    /// An announcement is on its way to it.
-    pub(super) fn hear(&mut self, news: &PendingAnnouncement, now_ms: u64) {
+    /// Sends an announcement to the pod.
+    pub(super) fn receive_announcement(&mut self, announcement: &PendingAnnouncement, now_ms: u64) {
         if now_ms < self.deaf_until_ms {
             return;
         }
-        let delay_ms = if self.dice.u8(..10) == 0 { self.dice.u64(100..1_500) } else { self.dice.u64(..20) };
+        let delay_ms = if self.rng.u8(..10) == 0 { self.rng.u64(100..1_500) } else { self.rng.u64(..20) };
         if let Some(life) = &mut self.life {
-            life.session.hear(now_ms + delay_ms, news);
+            life.session.receive_announcement(now_ms + delay_ms, announcement);
         }
     }
 
-    /// Where it stands in the cluster; `None` where no process runs.
+    /// The published pod state; `None` if no process runs.
     pub(super) fn pod_state(&self) -> Option<&PodState> {
         self.life.as_ref().map(|life| &life.pod_state)
     }
@@ -193,42 +193,42 @@ impl SimulatedPod {
         self.life.as_ref().is_some_and(|life| life.pod_state.was_ready && life.pod_state.draining_since.is_none())
     }
 
-    /// Runs for a while.
-    pub(super) fn slot(&mut self, around: &mut PodContext<'_>) {
-        let now_ms = around.now_ms;
+    /// Runs the pod for a while.
+    pub(super) fn advance(&mut self, context: &mut PodContext<'_>) {
+        let now_ms = context.now_ms;
         let Some(life) = &mut self.life else {
-            // Nobody listens.
+            // No process listens.
             self.requests.drain(..).for_each(|request| request.wire.0.borrow_mut().pod_gone = true);
             return;
         };
         if now_ms < self.paused_until_ms {
             return;
         }
-        let dice = &mut self.dice;
+        let rng = &mut self.rng;
         if now_ms >= self.starved_until_ms {
-            life.read(around, dice);
-            life.ask_for_ends(around);
+            life.read(context, rng);
+            life.request_ends(context);
         }
-        life.session.run(around, dice);
-        life.look(around.now.instant);
-        let tasks_first = dice.bool();
+        life.session.run(context, rng);
+        life.update_state(context.now.instant);
+        let tasks_first = rng.bool();
         if tasks_first {
-            life.run_tasks(around.now);
+            life.run_tasks(context.now);
         }
-        let (node, anywhere) = (&self.node, around.shape.place_anywhere);
+        let (node, anywhere) = (&self.node, context.shape.place_anywhere);
         let may_enter =
-            |request: &mut Request| request.at_ms <= now_ms && life.may_enter(request, node, anywhere, around.now);
+            |request: &mut Request| request.at_ms <= now_ms && life.may_enter(request, node, anywhere, context.now);
         let entering: Vec<Request> = self.requests.extract_if(.., may_enter).collect();
         for request in entering {
-            life.enter(request, &self.node, anywhere, around.now);
+            life.enter(request, &self.node, anywhere, context.now);
         }
-        life.turn(&self.node, around, dice);
+        life.turn(&self.node, context, rng);
         if !tasks_first {
-            life.run_tasks(around.now);
+            life.run_tasks(context.now);
         }
-        let (drain, clients) = (&around.shape.drain, life.shard.clients());
+        let (drain, clients) = (&context.shape.drain, life.shard.clients());
         let may_end =
-            |since| phases::may_end(around.now.instant, since, drain, clients, life.session.member.has_left());
+            |since| phases::may_end(context.now.instant, since, drain, clients, life.session.member.has_left());
         if life.pod_state.draining_since.is_some_and(may_end) {
             for (_, wire) in self.life.take().into_iter().flat_map(|life| life.connections) {
                 wire.0.borrow_mut().pod_gone = true;
@@ -238,62 +238,63 @@ impl SimulatedPod {
 }
 
 impl RunningPod {
-    fn begin_to_drain(&mut self, since: Instant) {
-        self.session.member.handle_give_up(since);
+    fn start_drain(&mut self, since: Instant) {
+        self.session.member.handle_drain(since);
         self.pod_state.draining_since = Some(since);
-        if let Some(own) = self.pod_state.own.take() {
+        if let Some(own) = self.pod_state.own_slot.take() {
             self.pod_state.view = Arc::new(self.pod_state.view.without(own));
         }
     }
 
-    /// Brings together what the parts show.
-    fn look(&mut self, now: Instant) {
-        let is_filled = self.told_complete || self.feed.is_filled();
+    /// Updates the pod state from the state of the parts.
+    fn update_state(&mut self, now: Instant) {
+        let is_filled = self.reported_complete || self.feed.is_filled();
         let draining = self.pod_state.draining_since.is_some();
-        if is_filled && !self.told_complete && !draining {
-            self.told_complete = true;
+        if is_filled && !self.reported_complete && !draining {
+            self.reported_complete = true;
             self.session.member.handle_history_complete(now);
         }
         let member = &self.session.member;
-        let takes_clients = member.own().is_some() && is_filled && !draining;
-        let is_stale = draining && member.own().is_some();
+        let takes_clients = member.own_slot().is_some() && is_filled && !draining;
+        let is_stale = draining && member.own_slot().is_some();
         if !is_stale && !Arc::ptr_eq(&self.pod_state.view, member.view()) {
             self.pod_state.view = Arc::clone(member.view());
         }
         self.pod_state.view_freshness =
             ViewFreshness { as_of: member.as_of(), redis_up: member.is_redis_up(), confirmed: member.is_confirmed() };
-        self.pod_state.own = if draining { None } else { member.own() };
+        self.pod_state.own_slot = if draining { None } else { member.own_slot() };
         self.pod_state.was_ready |= takes_clients;
     }
 
     /// A turn of the shard, or a part of it.
-    fn turn(&mut self, node: &NodeId, around: &PodContext<'_>, dice: &mut Rng) {
-        let now = around.now;
-        // Most of what comes while a turn sends waits for the next one.
-        if !self.sending || dice.u8(..4) == 0 {
+    fn turn(&mut self, node: &NodeId, context: &PodContext<'_>, rng: &mut Rng) {
+        let now = context.now;
+        // Most batches that arrive during a turn wait for the next one.
+        if !self.sending || rng.u8(..4) == 0 {
             let mut bytes = 0;
             while bytes < self.shard.intake_bytes_max() {
                 let Some(batch) = self.inbox.pop_front() else { break };
-                self.follow(&batch);
+                self.track_offsets(&batch);
                 bytes += batch.arena.len();
                 self.shard.take(batch, now);
             }
             self.sending = true;
         }
-        // Mostly in one go; now and then others have their turn in between.
-        let budget = if dice.u8(..4) == 0 { dice.usize(1..3) } else { usize::MAX };
+        // Usually in one call; sometimes other work comes in between.
+        let budget = if rng.u8(..4) == 0 { rng.usize(1..3) } else { usize::MAX };
         if self.shard.dispatch(budget, now) {
             self.sending = false;
-            let placement = Placement { node, pod_state: &self.pod_state, place_anywhere: around.shape.place_anywhere };
-            // The gateway's own bound is larger than all that a world has.
-            let bytes = if dice.bool() { dice.u64(1..2_000) } else { u64::MAX };
+            let placement =
+                Placement { node, pod_state: &self.pod_state, place_anywhere: context.shape.place_anywhere };
+            // The gateway's own limit is larger than everything in a world.
+            let bytes = if rng.bool() { rng.u64(1..2_000) } else { u64::MAX };
             if self.shard.finish_turn(&placement, bytes, now) {
                 self.session.member.handle_refresh_request(now.instant);
             }
         }
     }
 
-    /// Whether a client is to be judged now: one that is to be sent away waits until the view is sure.
+    /// Whether a client can be admitted or redirected now: a redirect waits until the view is fresh.
     fn may_enter(&mut self, request: &mut Request, node: &NodeId, place_anywhere: bool, now: Now) -> bool {
         let placement = Placement { node, pod_state: &self.pod_state, place_anywhere };
         let placement_key = PlacementKey::Assessment(request.assessment.hash());
@@ -302,14 +303,14 @@ impl RunningPod {
         {
             return true;
         }
-        let look = request.patience.ask(&self.pod_state.view_freshness, now);
-        if look == RedirectWait::Wanted {
+        let freshness = request.redirect_gate.ask(&self.pod_state.view_freshness, now);
+        if freshness == RedirectWait::Wanted {
             self.session.member.handle_refresh_request(now.instant);
         }
-        look == RedirectWait::Fresh
+        freshness == RedirectWait::Fresh
     }
 
-    /// Judges a client, as `admission::admit` does one with a valid token, and serves it or tells it where to go.
+    /// Admits a client as `admission::admit` does for one with a valid token: serves it or redirects it.
     fn enter(&mut self, request: Request, node: &NodeId, place_anywhere: bool, now: Now) {
         let Request { wire, assessment, cursor, .. } = request;
         let placement = Placement { node, pod_state: &self.pod_state, place_anywhere };
@@ -340,7 +341,7 @@ impl RunningPod {
         }
     }
 
-    /// Runs the connections' own tasks.
+    /// Runs the tasks of the connections.
     fn run_tasks(&mut self, now: Now) {
         let Self { connections, shard, .. } = self;
         connections.retain(|(key, wire)| shard.run_task(*key, wire, now));

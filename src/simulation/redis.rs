@@ -1,19 +1,18 @@
 //! The simulated Redis: the hash of slots with the one script that changes it, calls on their way, and announcements.
 //!
-//! [`SlotsScript::run`] is `discovery/slots.lua`, statement by statement and in its order; who changes the one changes
-//! the other. What the model leaves out is what the simulation has none of: fields that are no slot's, values that are
-//! no pod's, and replicas.
+//! [`SlotsScript::run`] is `discovery/slots.lua`, statement by statement, in its order. A change to one must be made to
+//! the other. The model leaves out what the simulation does not have: foreign fields in the hash, and replicas.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::discovery::wire::{Action, Call, Holder, Snapshot};
 
-/// Redis, and the way to it.
+/// Redis, and the connections to it.
 pub(super) struct SimulatedRedis {
     pub(super) state: RedisState,
     script: SlotsScript,
-    /// Between the simulation's clock and Redis' own, in ms.
+    /// Difference between Redis' clock and the simulation's, in ms.
     skew_ms: u64,
     calls: Vec<InFlightCall>,
     next_call: u64,
@@ -22,24 +21,24 @@ pub(super) struct SimulatedRedis {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RedisState {
     Up,
-    /// Connections are refused, and were broken.
+    /// Connections are refused; existing ones broke.
     Down,
-    /// Connections are taken, and nothing is answered.
+    /// Connections are accepted, but nothing is answered.
     Hanging,
 }
 
-/// A call on its way to Redis and back.
+/// A call on its way to Redis or back.
 struct InFlightCall {
     id: u64,
-    /// When it gets there.
+    /// When it reaches Redis.
     at_ms: u64,
-    /// How long the answer takes.
+    /// Travel time of the answer.
     back_ms: u64,
     call: Call,
     answer: Option<(u64, Snapshot)>,
 }
 
-/// How a call stands.
+/// State of a call.
 pub(super) enum CallStatus {
     Waiting,
     Answered(Box<Snapshot>),
@@ -49,7 +48,7 @@ pub(super) enum CallStatus {
 /// An announcement.
 #[derive(Debug, Clone)]
 pub(super) struct PendingAnnouncement {
-    /// A pod has gone; else one has come.
+    /// Whether a pod left; otherwise one joined.
     pub(super) left: bool,
     pub(super) node: Arc<str>,
 }
@@ -59,7 +58,7 @@ impl SimulatedRedis {
         Self { state: RedisState::Up, script: SlotsScript::default(), skew_ms, calls: Vec::new(), next_call: 0 }
     }
 
-    /// Sends a call; `None` where there is no connection to send it on.
+    /// Sends a call; `None` without a connection.
     pub(super) fn send(&mut self, call: Call, now_ms: u64, there_ms: u64, back_ms: u64) -> Option<u64> {
         if self.state == RedisState::Down {
             return None;
@@ -69,7 +68,7 @@ impl SimulatedRedis {
         Some(self.next_call)
     }
 
-    /// How a call stands. One that does not wait any more is forgotten.
+    /// Returns the state of a call, and forgets it unless it is still waiting.
     pub(super) fn outcome(&mut self, id: u64, now_ms: u64) -> CallStatus {
         let Some(place) = self.calls.iter().position(|call| call.id == id) else { return CallStatus::Broken };
         if self.calls[place].answer.as_ref().is_none_or(|(at_ms, _)| *at_ms > now_ms) {
@@ -79,34 +78,34 @@ impl SimulatedRedis {
         answer.map_or(CallStatus::Broken, |(_, snapshot)| CallStatus::Answered(Box::new(snapshot)))
     }
 
-    /// Runs the calls that have arrived; returns what was announced.
+    /// Runs the calls that have arrived; returns the announcements.
     pub(super) fn step(&mut self, now_ms: u64) -> Vec<PendingAnnouncement> {
-        let mut news = Vec::new();
+        let mut announcements = Vec::new();
         if self.state != RedisState::Up {
-            return news;
+            return announcements;
         }
         let mut arrived: Vec<usize> = (0..self.calls.len()).collect();
         arrived.retain(|&place| self.calls[place].answer.is_none() && self.calls[place].at_ms <= now_ms);
         arrived.sort_by_key(|&place| self.calls[place].at_ms);
         for place in arrived {
             let InFlightCall { back_ms, call, answer, .. } = &mut self.calls[place];
-            *answer = Some((now_ms + *back_ms, self.script.run(call, now_ms + self.skew_ms, &mut news)));
+            *answer = Some((now_ms + *back_ms, self.script.run(call, now_ms + self.skew_ms, &mut announcements)));
         }
-        news
+        announcements
     }
 
-    /// It dies: what is on its way is lost.
+    /// Stops Redis: calls on their way are lost.
     pub(super) fn die(&mut self) {
         self.state = RedisState::Down;
         self.calls.clear();
     }
 
-    /// Its clock steps.
+    /// Steps its clock.
     pub(super) fn step_clock(&mut self, ms: i64) {
         self.skew_ms = self.skew_ms.saturating_add_signed(ms);
     }
 
-    /// It loses all that it knew.
+    /// Deletes all its data.
     pub(super) fn forget(&mut self) {
         self.script = SlotsScript::default();
     }
@@ -135,19 +134,19 @@ struct ViewHeader {
     slots: u32,
 }
 
-/// What one run of the script has found and done so far: the script's local variables.
+/// State of one run of the script: its local variables.
 struct ScriptRun<'a> {
     call: &'a Call,
     hash: &'a mut BTreeMap<u32, SlotEntry>,
-    /// The slots of `holders`, as they were at the start.
+    /// The slots that were held at the start.
     holders: Vec<u32>,
     changed: bool,
-    news: &'a mut Vec<PendingAnnouncement>,
+    announcements: &'a mut Vec<PendingAnnouncement>,
 }
 
 impl SlotsScript {
-    /// Runs it at Redis' time `now`.
-    fn run(&mut self, call: &Call, now: u64, news: &mut Vec<PendingAnnouncement>) -> Snapshot {
+    /// Runs the script at Redis' time `now`.
+    fn run(&mut self, call: &Call, now: u64, announcements: &mut Vec<PendingAnnouncement>) -> Snapshot {
         if call.sent_ms.is_some_and(|sent| now.saturating_sub(sent) > call.late_ms) {
             return Snapshot { now_ms: now, late: true, ..Snapshot::default() };
         }
@@ -162,11 +161,11 @@ impl SlotsScript {
             value.expires_at_ms = value.expires_at_ms.min(now + value.lease_ms);
         }
         let holders = self.hash.keys().copied().collect();
-        let mut run = ScriptRun { call, hash: &mut self.hash, holders, changed: false, news };
+        let mut run = ScriptRun { call, hash: &mut self.hash, holders, changed: false, announcements };
         let is_known = run.hash.values().any(|value| value.instance == call.instance);
         let found = run.find_mine(now);
         if !is_known {
-            run.say_goodbye();
+            run.announce_leave();
         }
         let mine = run.renew(found, now);
         let changed = run.changed;
@@ -195,7 +194,7 @@ impl SlotsScript {
 impl ScriptRun<'_> {
     fn announce(&mut self, left: bool, node: Arc<str>) {
         self.changed = true;
-        self.news.push(PendingAnnouncement { left, node });
+        self.announcements.push(PendingAnnouncement { left, node });
     }
 
     fn vacate(&mut self, slot: u32) {
@@ -204,15 +203,15 @@ impl ScriptRun<'_> {
         }
     }
 
-    /// One that was forgotten with the hash says goodbye all the same.
-    fn say_goodbye(&mut self) {
+    /// Announces the leave of a pod that an emptied Redis does not list.
+    fn announce_leave(&mut self) {
         let is_held = self.hash.values().any(|value| value.node == self.call.node);
         if self.call.action == Action::Leave && !is_held {
-            self.news.push(PendingAnnouncement { left: true, node: Arc::clone(&self.call.node) });
+            self.announcements.push(PendingAnnouncement { left: true, node: Arc::clone(&self.call.node) });
         }
     }
 
-    /// The caller's slot, once those whose lease has run out are gone, and its own where it leaves.
+    /// Removes expired leases, and the caller's own slot if it leaves; returns the caller's slot.
     fn find_mine(&mut self, now: u64) -> Option<u32> {
         let mut mine = None;
         for slot in self.holders.clone() {
@@ -249,7 +248,7 @@ impl ScriptRun<'_> {
         self.held_by_name().filter(|_| self.call.take_over).or_else(|| self.lowest_vacant())
     }
 
-    /// Holds or claims, where that is asked for.
+    /// Holds or claims a slot, if the action says so.
     fn renew(&mut self, mut mine: Option<u32>, now: u64) -> Option<u32> {
         if !matches!(self.call.action, Action::Hold | Action::Claim) {
             return mine;

@@ -1,4 +1,4 @@
-//! Shrinks a failing world to the events without which it would not fail, and prints it with what its clients saw.
+//! Shrinks a failing plan to the events that make it fail, and prints it with what its clients read.
 
 use std::any::Any;
 use std::fmt::Write as _;
@@ -9,20 +9,20 @@ use super::checker::{Violation, ViolationKind};
 use super::plan::WorldPlan;
 use super::world::{RunSummary, World};
 
-/// How often a world is run to make its story shorter, at most.
+/// How many runs of a world shrinking may take.
 const RUNS_MAX: usize = 2_000;
 
-/// Lets a plan's world run.
+/// Runs a plan's world.
 pub(super) fn run(plan: &WorldPlan, start: Instant) -> Result<RunSummary, Violation> {
     catch_unwind(AssertUnwindSafe(|| World::new(plan, start).run())).unwrap_or_else(|panic| Err(panicked(&*panic)))
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Violation {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    Violation { kind: ViolationKind::Panic, what: text.unwrap_or("a panic without words").into() }
+    Violation { kind: ViolationKind::Panic, what: text.unwrap_or("a panic without a message").into() }
 }
 
-/// A plan that fails, with as little in it as still makes it fail in the same way.
+/// A failing plan, and the kind of failure that a shorter plan must keep.
 struct Shrinker {
     plan: WorldPlan,
     kind: ViolationKind,
@@ -31,7 +31,7 @@ struct Shrinker {
 }
 
 impl Shrinker {
-    /// Takes a shorter plan over, if it fails.
+    /// Keeps a shorter plan if it fails in the same way.
     fn takes(&mut self, shorter: WorldPlan) -> bool {
         self.runs_left = self.runs_left.saturating_sub(1);
         let fails = run(&shorter, self.start).is_err_and(|fault| fault.kind == self.kind);
@@ -41,7 +41,7 @@ impl Shrinker {
         fails
     }
 
-    /// Leaves deeds out: delta debugging, whole stretches first, then ever shorter ones.
+    /// Removes events by delta debugging: large ranges first, then smaller ones.
     fn drop_events(&mut self) {
         let mut stretch = self.plan.events.len().div_ceil(2);
         while stretch > 0 && self.runs_left > 0 {
@@ -53,7 +53,7 @@ impl Shrinker {
                 some |= left_out;
                 from += if left_out { 0 } else { stretch };
             }
-            // Single ones as often as that helps.
+            // Repeats single events while that helps.
             stretch = if stretch == 1 { usize::from(some) } else { stretch.div_ceil(2) };
         }
     }
@@ -67,10 +67,10 @@ impl Shrinker {
     }
 
     fn weaken_events(&mut self) {
-        for place in 0..self.plan.events.len() {
-            while let Some(lesser) = self.plan.events[place].1.weakened().filter(|_| self.runs_left > 0) {
+        for index in 0..self.plan.events.len() {
+            while let Some(lesser) = self.plan.events[index].1.weakened().filter(|_| self.runs_left > 0) {
                 let mut shorter = self.plan.clone();
-                shorter.events[place].1 = lesser;
+                shorter.events[index].1 = lesser;
                 if !self.takes(shorter) {
                     break;
                 }
@@ -79,7 +79,7 @@ impl Shrinker {
     }
 }
 
-/// The shortest plan that is found to fail as this one does.
+/// Returns the shortest plan found that fails in the same way.
 fn shrink(plan: &WorldPlan, fault: &Violation, start: Instant) -> WorldPlan {
     let mut shortening = Shrinker { plan: plan.clone(), kind: fault.kind, start, runs_left: RUNS_MAX };
     shortening.drop_clients();
@@ -89,21 +89,23 @@ fn shrink(plan: &WorldPlan, fault: &Violation, start: Instant) -> WorldPlan {
     shortening.plan
 }
 
-/// The story of a plan that fails, as short as it gets.
-pub(super) fn tell(plan: &WorldPlan, fault: &Violation, start: Instant) -> String {
+/// Returns a report of a failing plan, shrunk.
+pub(super) fn report(plan: &WorldPlan, fault: &Violation, start: Instant) -> String {
     let short = shrink(plan, fault, start);
     let mut world = World::new(&short, start);
-    world.tale = Some(Vec::new());
+    world.trace = Some(Vec::new());
     let outcome = catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| Err(panicked(&*panic)));
-    let mut story = format!("{short}and so:\n");
-    for line in world.tale.iter().flatten() {
+    let mut story = format!("{short}what happens:\n");
+    for line in world.trace.iter().flatten() {
         let _ = writeln!(story, "  {line}");
     }
     match outcome {
         Err(fault) => {
             let _ = writeln!(story, "{:?}: {}", fault.kind, fault.what);
         }
-        Ok(_) => story.push_str("and it does not fail when it is told: the world depends on more than its plan\n"),
+        Ok(_) => {
+            story.push_str("the shrunk plan did not fail in the last run: the world depends on more than its plan\n")
+        }
     }
     story
 }

@@ -38,7 +38,7 @@ impl IngestState {
 
     /// Nothing came between a partition's position and this offset.
     pub(super) fn gap(&mut self, end: NextOffset, now: Instant) {
-        let is_watched = self.status.filled.load(Ordering::Relaxed);
+        let is_watched = self.status.history_complete.load(Ordering::Relaxed);
         let Some(offset) = self.compaction.gap(&self.read_offsets, end, is_watched, now) else { return };
         self.batcher.whole_from(NextOffset { offset, ..end });
         if is_watched && self.gaps.admit((end.topic, end.partition), now).is_some() {

@@ -16,7 +16,13 @@ fn pod_state() -> PodState {
     let pod = |name: &str| Some(Pod { node: NodeId(name.into()), url: format!("ws://{name}/ws").into() });
     let view = View { version: 1, slots: vec![pod("this"), pod("that")] };
     let view_freshness = ViewFreshness { as_of: Some(Instant::now()), redis_up: true, confirmed: true };
-    PodState { view: Arc::new(view), view_freshness, own: Some(SlotNumber(0)), was_ready: true, ..PodState::default() }
+    PodState {
+        view: Arc::new(view),
+        view_freshness,
+        own_slot: Some(SlotNumber(0)),
+        was_ready: true,
+        ..PodState::default()
+    }
 }
 
 /// An id of an assessment that a slot owns.
@@ -94,7 +100,7 @@ fn the_age_limit_keeps_to_the_handover_rate() {
 fn the_age_limit_closes_nobody_without_a_setting_without_a_target_or_during_a_drain() {
     for (age_max, pod_state) in [
         (None, pod_state()),
-        (Some(AGE), PodState { own: None, view: Arc::default(), ..pod_state() }),
+        (Some(AGE), PodState { own_slot: None, view: Arc::default(), ..pod_state() }),
         (Some(AGE), PodState { draining_since: Some(Instant::now()), ..pod_state() }),
     ] {
         let mut aging = Aging::begin(age_max, 1_000);

@@ -23,7 +23,7 @@ fn pod(name: &str) -> Option<Pod> {
 fn pod_state(beside: bool, as_of: Instant) -> PodState {
     let view = View { version: 1, slots: vec![pod(NODE), if beside { pod("that") } else { None }] };
     let view_freshness = ViewFreshness { as_of: Some(as_of), redis_up: true, confirmed: true };
-    PodState { view: Arc::new(view), view_freshness, own: Some(SlotNumber(0)), ..PodState::default() }
+    PodState { view: Arc::new(view), view_freshness, own_slot: Some(SlotNumber(0)), ..PodState::default() }
 }
 
 /// As the standing, but looked at anew.
@@ -220,7 +220,7 @@ fn a_pod_without_a_slot_hands_nobody_over() {
     let holds = pod_state(true, leaving.now());
     leaving.advance(&holds);
     assert_eq!(leaving.gone(), 2);
-    let lost = PodState { own: None, ..holds.clone() };
+    let lost = PodState { own_slot: None, ..holds.clone() };
     leaving.pass(500);
     assert_eq!(
         (leaving.advance(&lost), leaving.gone(), leaving.handover.next(leaving.now())),
@@ -263,7 +263,7 @@ impl Draining {
         let config = DrainConfig { delay: Duration::ZERO, over: Duration::from_secs(10) };
         let phase = DrainPhase::at(self.leaving.now(), Some(self.since), &config);
         let before = pod_state(true, as_of);
-        let pod_state = PodState { own: None, draining_since: Some(self.since), ..before };
+        let pod_state = PodState { own_slot: None, draining_since: Some(self.since), ..before };
         let node = NodeId(NODE.into());
         let placement = Placement { node: &node, pod_state: &pod_state, place_anywhere: self.leaving.place_anywhere };
         self.drain.advance(&mut self.leaving.world.state, phase, &placement, self.leaving.world.now)
@@ -340,7 +340,7 @@ fn a_handover_is_rate_limited_and_skips_clients_whose_assessment_came_back() {
     let node = NodeId("this".into());
     let pod_state = |slots: Vec<Option<Pod>>| PodState {
         view: Arc::new(View { version: 1, slots }),
-        own: Some(SlotNumber(0)),
+        own_slot: Some(SlotNumber(0)),
         ..PodState::default()
     };
     let both = pod_state(vec![pod("this"), pod("that")]);

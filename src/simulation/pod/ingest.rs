@@ -1,5 +1,5 @@
-//! A pod's reading: what the reader's and the watcher's threads do with the rules of ingest. Each pod reads the
-//! partitions in an order of its own.
+//! A pod's ingest: the work of the reader and watcher threads, with ingest's rules. Each pod reads the partitions in
+//! its own order.
 
 use fastrand::Rng;
 
@@ -11,42 +11,42 @@ use crate::simulation::kafka::{SimulatedKafka, SimulatedTopic};
 use crate::simulation::plan::WorldShape;
 use crate::stream::batch::{Batch, LogEnd, NextOffset, Origin};
 
-/// Records that a pod reads in a slot, at most, once its history is filled.
+/// Records that a pod reads in a step, at most, once its history is complete.
 const RECORDS_A_SLOT: usize = 6;
 
-/// A partition that is read.
+/// A partition that the pod reads.
 pub(super) struct PodReader {
     topic: TopicIndex,
     partition: i32,
-    /// Its place in [`SimulatedKafka::parts`].
+    /// Index in [`SimulatedKafka::parts`].
     part: usize,
-    /// When the watcher says where to go on behind what was deleted.
+    /// When the watcher returns the offset to continue at behind deleted records.
     restart_at_ms: Option<u64>,
 }
 
-/// What a process has read, for the checker: from this follows what its window can't have.
+/// What a process has read, for the checker, which derives from it what the window can't hold.
 #[derive(Debug, Default)]
 pub(in crate::simulation) struct ReadHistory {
-    /// From where on a partition was read: at the start, and behind what was deleted.
+    /// Offsets where reading of a partition started: at the start, and behind deleted records.
     begun: Vec<(usize, i64)>,
     read: Vec<PartitionRead>,
-    /// The topics as it knows them.
+    /// The topics, as the process knows them.
     pub(in crate::simulation) known: Vec<KnownTopic>,
 }
 
 /// A topic, as a process knows it.
 #[derive(Debug, Default)]
 pub(in crate::simulation) struct KnownTopic {
-    /// Empty before it was seen.
+    /// Topic id; empty before the topic was seen.
     pub(in crate::simulation) id: Box<str>,
-    /// How many partitions it had at first, and has now.
+    /// Partition count: first and now.
     pub(in crate::simulation) partitions: (usize, usize),
-    /// When it learned that the topic is another one than it or others knew; 0 for never.
-    pub(in crate::simulation) remade_ms: u64,
-    /// When it learned that the topic has more partitions; 0 for never.
+    /// When the process learned that the topic is not the one that it, or other pods, knew; 0 for never.
+    pub(in crate::simulation) recreated_ms: u64,
+    /// When the process learned that the topic has more partitions; 0 for never.
     pub(in crate::simulation) grown_ms: u64,
-    /// It began to read other topics before it saw this one.
-    pub(in crate::simulation) is_met_late: bool,
+    /// Whether the process read other topics before it saw this one.
+    pub(in crate::simulation) is_late_topic: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -56,24 +56,24 @@ struct PartitionRead {
     at_ms: u64,
 }
 
-/// Bytes that a record costs a history, at most, beside its payload: its entry, its frame and its cursor, in vectors
-/// that have grown to twice their need.
+/// The most bytes that a record takes in a history, beside its payload: entry, frame and cursor, in vectors that have
+/// grown to twice their need.
 const RECORD_BYTES_MAX: usize = 2_000;
 
-/// Bytes by which a history falls short of its bound when it lets go of its oldest segment, and has just begun another.
+/// Bytes by which a history can be below its limit when it has evicted its oldest segment and just started a new one.
 const SEGMENT_BYTES_MAX: usize = 256 * 1024;
 
 impl ReadHistory {
-    /// A look at the topics.
+    /// Applies a metadata refresh.
     fn see(&mut self, topics: &[SimulatedTopic], now_ms: u64) {
         let is_first = self.known.is_empty();
         self.known.resize_with(topics.len(), KnownTopic::default);
         for (known, topic) in self.known.iter_mut().zip(topics).filter(|(_, topic)| !topic.is_hidden) {
             let now = topic.parts.len();
             if known.id != topic.id {
-                let is_new = known.id.is_empty() && (is_first || !topic.is_remade);
-                known.remade_ms = if is_new { 0 } else { now_ms };
-                known.is_met_late = !is_first;
+                let is_new = known.id.is_empty() && (is_first || !topic.is_recreated);
+                known.recreated_ms = if is_new { 0 } else { now_ms };
+                known.is_late_topic = !is_first;
                 known.id.clone_from(&topic.id);
                 known.partitions = (now, now);
             } else if known.partitions.1 != now {
@@ -83,139 +83,139 @@ impl ReadHistory {
         }
     }
 
-    /// Below which offset of a partition the process may have nothing to send, and why.
+    /// The offset of a partition below which the process may have nothing to send.
     pub(in crate::simulation) fn low(&self, part: usize, shape: &WorldShape, now_ms: u64) -> i64 {
         let begun = self.begun.iter().filter(|(of, _)| *of == part).map(|&(_, from)| from);
         let kept = (shape.history_bytes - SEGMENT_BYTES_MAX) / (RECORD_BYTES_MAX + 2 * shape.padding);
         let window_ms = whole_ms(shape.history);
-        let evicted = self.read.iter().enumerate().filter(|(place, read)| {
+        let evicted = self.read.iter().enumerate().filter(|(index, read)| {
             let is_old = now_ms.saturating_sub(read.at_ms) >= window_ms;
-            read.part == part && (is_old || self.read.len() - place > kept)
+            read.part == part && (is_old || self.read.len() - index > kept)
         });
         begun.chain(evicted.map(|(_, read)| read.offset + 1)).max().unwrap_or(i64::MAX)
     }
 }
 
 impl RunningPod {
-    /// Takes from Kafka what comes in a slot.
-    pub(super) fn read(&mut self, around: &PodContext<'_>, dice: &mut Rng) {
-        if around.now_ms >= self.look_at_ms {
-            self.look_at_topics(around);
-            self.look_at_ms = around.now_ms + dice.u64(100..around.shape.refresh_ms);
+    /// Reads from Kafka for one step.
+    pub(super) fn read(&mut self, context: &PodContext<'_>, rng: &mut Rng) {
+        if context.now_ms >= self.refresh_at_ms {
+            self.refresh_topics(context);
+            self.refresh_at_ms = context.now_ms + rng.u64(100..context.shape.refresh_ms);
         }
         let is_full = self.inbox.len() >= 3;
         if self.readings.is_empty() || is_full {
             return;
         }
-        let mut left = if self.told_complete { dice.usize(..=RECORDS_A_SLOT) } else { 200 };
-        // Whoever has nothing to read is passed over, so often that all have had their turn.
+        let mut left = if self.reported_complete { rng.usize(..=RECORDS_A_SLOT) } else { 200 };
+        // Partitions without records are skipped, until every partition had its chance.
         let mut idle = 0;
         while left > 0 && idle < 2 * self.readings.len() {
-            let chosen = dice.usize(..self.readings.len());
-            let records = dice.usize(1..4).min(left);
-            let read = self.read_from(chosen, records, around, dice);
+            let chosen = rng.usize(..self.readings.len());
+            let records = rng.usize(1..4).min(left);
+            let read = self.read_from(chosen, records, context, rng);
             left -= read;
             idle = if read == 0 { idle + 1 } else { 0 };
-            // A batch ends wherever the consumer has no more at hand.
-            if dice.u8(..6) == 0 {
-                self.hand_over(around);
+            // A batch ends whenever the consumer has no more records.
+            if rng.u8(..6) == 0 {
+                self.hand_over(context);
             }
         }
-        self.hand_over(around);
+        self.hand_over(context);
     }
 
-    fn hand_over(&mut self, around: &PodContext<'_>) {
-        self.inbox.extend(self.feed.take(around.now.instant));
+    fn hand_over(&mut self, context: &PodContext<'_>) {
+        self.inbox.extend(self.feed.take(context.now.instant));
     }
 
-    /// Asks for the logs' ends, now and then; the answer takes a while.
-    pub(super) fn ask_for_ends(&mut self, around: &PodContext<'_>) {
+    /// Queries the log ends now and then; the answer takes a while.
+    pub(super) fn request_ends(&mut self, context: &PodContext<'_>) {
         if let Some((asked, ends)) = self.ends.take().filter(|_| self.shard.needs_ends()) {
             self.feed.update_ends(asked, ends);
-            self.hand_over(around);
+            self.hand_over(context);
         }
-        if around.now_ms >= self.ends_at_ms {
-            self.ends_at_ms = around.now_ms + 1_000;
-            // They are asked for by name: where the topic was made anew, the answer is of the new one.
-            let log = around.log;
+        if context.now_ms >= self.ends_at_ms {
+            self.ends_at_ms = context.now_ms + 1_000;
+            // The query goes by topic name: for a recreated topic the answer is about the new one.
+            let log = context.log;
             let end = |&PodReader { topic, partition, part, .. }: &PodReader| {
                 let part = *log.topics[log.parts[part].topic].parts.get(usize::try_from(partition).ok()?)?;
                 let at = NextOffset { topic, partition, offset: log.parts[part].end };
                 Some(LogEnd { at, leader_epoch: Some(0) })
             };
-            self.ends = Some((around.now.instant, self.readings.iter().filter_map(end).collect()));
+            self.ends = Some((context.now.instant, self.readings.iter().filter_map(end).collect()));
         }
     }
 
     /// Reads records of one partition; returns how many.
-    fn read_from(&mut self, chosen: usize, records: usize, around: &PodContext<'_>, dice: &mut Rng) -> usize {
+    fn read_from(&mut self, chosen: usize, records: usize, context: &PodContext<'_>, rng: &mut Rng) -> usize {
         let PodReader { topic, partition, part, restart_at_ms } = self.readings[chosen];
-        let log = &around.log.parts[part];
+        let log = &context.log.parts[part];
         if log.is_gone {
             return 0;
         }
         let next = self.feed.next(topic, partition);
         if next < log.beginning {
-            let at_ms = *self.readings[chosen].restart_at_ms.get_or_insert(around.now_ms + dice.u64(..400));
-            if around.now_ms >= at_ms {
-                self.hand_over(around);
+            let at_ms = *self.readings[chosen].restart_at_ms.get_or_insert(context.now_ms + rng.u64(..400));
+            if context.now_ms >= at_ms {
+                self.hand_over(context);
                 let from = self.feed.restart(topic, partition, log.beginning, log.end);
-                self.memory.borrow_mut().begun.push((part, from));
+                self.history.borrow_mut().begun.push((part, from));
                 self.readings[chosen].restart_at_ms = None;
-                self.hand_over(around);
+                self.hand_over(context);
             }
             return 0;
         }
         debug_assert!(restart_at_ms.is_none());
-        let first = log.decide(next);
+        let first = log.index_of(next);
         let found = &log.records[first..log.records.len().min(first + records)];
         for record in found {
             self.feed.record(Origin { topic, partition, offset: record.offset }, 0, record.payload.as_bytes());
-            self.memory.borrow_mut().read.push(PartitionRead { part, offset: record.offset, at_ms: around.now_ms });
+            self.history.borrow_mut().read.push(PartitionRead { part, offset: record.offset, at_ms: context.now_ms });
         }
-        if found.len() < records && self.feed.next(topic, partition) <= log.end && dice.bool() {
+        if found.len() < records && self.feed.next(topic, partition) <= log.end && rng.bool() {
             self.feed.end_seen(topic, partition, log.end);
         }
         found.len()
     }
 
-    fn look_at_topics(&mut self, around: &PodContext<'_>) {
-        if self.as_of == Some(around.log.version) {
+    fn refresh_topics(&mut self, context: &PodContext<'_>) {
+        if self.as_of == Some(context.log.version) {
             return;
         }
-        self.as_of = Some(around.log.version);
-        self.hand_over(around);
-        let SimulatedKafka { topics, parts, .. } = around.log;
+        self.as_of = Some(context.log.version);
+        self.hand_over(context);
+        let SimulatedKafka { topics, parts, .. } = context.log;
         let seen: Vec<_> = topics
             .iter()
             .filter(|topic| !topic.is_hidden)
             .map(|topic| TestTopic { name: &topic.name, id: &topic.id, partitions: count(topic.parts.len()) })
             .collect();
-        let since_ms = around.now_ms.saturating_sub(whole_ms(around.shape.history));
-        let of = |name: &str, partition: i32| part_of(around.log, name, partition);
+        let since_ms = context.now_ms.saturating_sub(whole_ms(context.shape.history));
+        let of = |name: &str, partition: i32| part_of(context.log, name, partition);
         let MetadataChange { retired, back, fresh, doubtful } =
-            self.feed.apply_metadata(&seen, around.now.instant, |name, partition| {
+            self.feed.apply_metadata(&seen, context.now.instant, |name, partition| {
                 let part = &parts[of(name, partition)];
                 TestOffsets { beginning: part.beginning, since: part.since(since_ms), end: part.end }
             });
         self.retired.extend(self.readings.extract_if(.., |reading| retired.contains(&reading.topic)));
         self.readings.extend(self.retired.extract_if(.., |reading| back.contains(&reading.topic)));
-        // Others have their indexes by now.
+        // Other topics use their indexes already.
         self.retired.retain(|reading| fresh.iter().all(|(topic, ..)| *topic != reading.topic));
         if doubtful {
             self.as_of = None;
         }
         for (topic, partition, from) in fresh {
             let part = of(self.feed.name(topic), partition);
-            self.memory.borrow_mut().begun.push((part, from));
+            self.history.borrow_mut().begun.push((part, from));
             self.readings.push(PodReader { topic, partition, part, restart_at_ms: None });
         }
-        self.memory.borrow_mut().see(topics, around.now_ms);
-        self.hand_over(around);
+        self.history.borrow_mut().see(topics, context.now_ms);
+        self.hand_over(context);
     }
 
-    /// Notes where the shard stands when it has taken a batch.
-    pub(super) fn follow(&mut self, batch: &Batch) {
+    /// Records the shard's next offsets after a batch.
+    pub(super) fn track_offsets(&mut self, batch: &Batch) {
         let Self { readings, retired, base, .. } = self;
         let mut set = |topic: TopicIndex, partition: i32, next: i64| {
             let is_it = |reading: &&PodReader| (reading.topic, reading.partition) == (topic, partition);

@@ -1,4 +1,4 @@
-//! A pod's talk with Redis: what `discovery/redis.rs` does with the rules of membership.
+//! A pod's session with Redis: the work of `discovery/redis.rs`, with the rules of membership.
 
 use std::time::{Duration, Instant};
 
@@ -13,12 +13,12 @@ use crate::simulation::redis::{CallStatus, PendingAnnouncement};
 pub(super) struct RedisClient {
     pub(super) member: Member,
     call: Option<PendingCall>,
-    /// Announcements and when they arrive, while they can be heard.
-    news: Vec<(u64, PendingAnnouncement)>,
+    /// Announcements and when they arrive, while subscribed.
+    announcements: Vec<(u64, PendingAnnouncement)>,
     is_subscribed: bool,
 }
 
-/// A call under way.
+/// An open call.
 struct PendingCall {
     id: u64,
     began: Instant,
@@ -27,43 +27,43 @@ struct PendingCall {
 
 impl RedisClient {
     pub(super) fn new(member: Member) -> Self {
-        Self { member, call: None, news: Vec::new(), is_subscribed: false }
+        Self { member, call: None, announcements: Vec::new(), is_subscribed: false }
     }
 
-    pub(super) fn hear(&mut self, at_ms: u64, news: &PendingAnnouncement) {
+    pub(super) fn receive_announcement(&mut self, at_ms: u64, announcement: &PendingAnnouncement) {
         if self.is_subscribed {
-            self.news.push((at_ms, news.clone()));
+            self.announcements.push((at_ms, announcement.clone()));
         }
     }
 
-    pub(super) fn run(&mut self, around: &mut PodContext<'_>, dice: &mut Rng) {
-        let now = around.now.instant;
+    pub(super) fn run(&mut self, context: &mut PodContext<'_>, rng: &mut Rng) {
+        let now = context.now.instant;
         if let Some(PendingCall { id, began, until }) = self.call {
-            match around.redis.outcome(id, around.now_ms) {
+            match context.redis.outcome(id, context.now_ms) {
                 CallStatus::Answered(snapshot) => self.member.handle_snapshot(began, now, *snapshot),
                 CallStatus::Waiting if now < until => return,
                 CallStatus::Waiting | CallStatus::Broken => self.fail(now),
             }
             self.call = None;
         }
-        for (_, news) in self.news.extract_if(.., |(at_ms, _)| *at_ms <= around.now_ms) {
-            if news.left {
-                self.member.handle_leave(NodeId(news.node), now);
+        for (_, announcement) in self.announcements.extract_if(.., |(at_ms, _)| *at_ms <= context.now_ms) {
+            if announcement.left {
+                self.member.handle_leave(NodeId(announcement.node), now);
             } else {
                 self.member.handle_announcement(now);
             }
         }
         if self.member.call_at().is_none_or(|due| due <= now) {
-            self.begin(around, dice);
+            self.begin(context, rng);
         }
     }
 
-    fn begin(&mut self, around: &mut PodContext<'_>, dice: &mut Rng) {
-        let now = around.now.instant;
-        // Now and then the way to Redis is long.
-        let mut way_ms = || if dice.u8(..20) == 0 { dice.u64(20..700) } else { dice.u64(..15) };
-        let (there_ms, back_ms) = (way_ms(), way_ms());
-        match around.redis.send(self.member.call(now), around.now_ms, there_ms, back_ms) {
+    fn begin(&mut self, context: &mut PodContext<'_>, rng: &mut Rng) {
+        let now = context.now.instant;
+        // Sometimes the way to Redis is long.
+        let mut travel_ms = || if rng.u8(..20) == 0 { rng.u64(20..700) } else { rng.u64(..15) };
+        let (there_ms, back_ms) = (travel_ms(), travel_ms());
+        match context.redis.send(self.member.call(now), context.now_ms, there_ms, back_ms) {
             Some(id) => {
                 let until = now + LeaseTimes::of(LEASE).call;
                 self.call = Some(PendingCall { id, began: now, until });
@@ -76,7 +76,7 @@ impl RedisClient {
     fn fail(&mut self, now: Instant) {
         self.member.handle_failure(now);
         self.is_subscribed = false;
-        self.news.clear();
+        self.announcements.clear();
     }
 }
 

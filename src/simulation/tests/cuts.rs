@@ -1,5 +1,6 @@
-//! One client, sent from pod to pod: whatever order each pod reads the partitions in, wherever its connections are cut,
-//! what it saw before each cut and what it is resumed with make up the log. No cluster here, no faults: rules alone.
+//! One client that moves from pod to pod. In whatever order each pod reads the partitions, and wherever connections
+//! break, the events read before each break and after each resume are the log. No cluster and no faults here, only
+//! rules.
 
 use std::time::{Duration, Instant};
 
@@ -23,22 +24,22 @@ const PODS: usize = 3;
 
 #[derive(Debug, Clone)]
 struct Story {
-    /// How many partitions each topic has, and whether records lie anywhere.
+    /// Of each topic: partition count, and whether records lie on any partition.
     topics: Vec<(i32, bool)>,
-    /// Each on a topic, of an assessment, behind a hole, anywhere.
+    /// Topic, assessment, hole and partition choice of each event.
     events: Vec<(usize, usize, i64, usize)>,
     legs: Vec<ConnectionLeg>,
 }
 
-/// A connection, from its beginning to its cut.
+/// A connection, from its start to its break.
 #[derive(Debug, Clone)]
 struct ConnectionLeg {
     pod: usize,
-    /// What each pod reads before: of one partition after another, a record each.
+    /// Reads before the connection: a pod, and the partition of which it reads a record.
     reads: Vec<(usize, usize)>,
-    /// What the pod reads then, and what the socket takes.
+    /// Reads of the pod, then the bytes that the socket takes.
     steps: Vec<(Vec<usize>, usize)>,
-    /// Of what the socket took, bytes that never arrive.
+    /// Bytes that the socket took and that never arrive.
     lost: usize,
 }
 
@@ -56,7 +57,7 @@ fn story() -> impl Strategy<Value = Story> {
 struct LonePod {
     feed: TestIngest,
     shard: TestShard,
-    /// By the log's partitions.
+    /// Topic and partition of each partition of the log.
     readings: Vec<(TopicIndex, i32)>,
 }
 
@@ -76,22 +77,22 @@ impl LonePod {
             id: &topic.id,
             partitions: i32::try_from(topic.parts.len()).unwrap(),
         });
-        let looked = pod.feed.apply_metadata(&seen.collect::<Vec<_>>(), now.instant, |_, _| TestOffsets {
+        let change = pod.feed.apply_metadata(&seen.collect::<Vec<_>>(), now.instant, |_, _| TestOffsets {
             beginning: 0,
             since: None,
             end: 0,
         });
-        pod.readings = looked.fresh.iter().map(|&(topic, partition, _)| (topic, partition)).collect();
+        pod.readings = change.fresh.iter().map(|&(topic, partition, _)| (topic, partition)).collect();
         pod.send(now);
         pod
     }
 
-    /// Reads a record of a partition, if it has one more.
+    /// Reads the next record of a partition, if there is one.
     fn read(&mut self, log: &SimulatedKafka, which: usize) {
-        let place = which % self.readings.len();
-        let (topic, partition) = self.readings[place];
-        let part = &log.parts[place];
-        match part.records.get(part.decide(self.feed.next(topic, partition))) {
+        let index = which % self.readings.len();
+        let (topic, partition) = self.readings[index];
+        let part = &log.parts[index];
+        match part.records.get(part.index_of(self.feed.next(topic, partition))) {
             Some(record) => {
                 self.feed.record(Origin { topic, partition, offset: record.offset }, 0, record.payload.as_bytes());
             }
@@ -100,12 +101,12 @@ impl LonePod {
     }
 
     fn read_all(&mut self, log: &SimulatedKafka) {
-        for place in 0..self.readings.len() {
-            (0..=log.parts[place].records.len()).for_each(|_| self.read(log, place));
+        for index in 0..self.readings.len() {
+            (0..=log.parts[index].records.len()).for_each(|_| self.read(log, index));
         }
     }
 
-    /// What was read becomes a batch, and is sent.
+    /// Sends the records read so far as a batch.
     fn send(&mut self, now: Now) {
         if let Some(batch) = self.feed.take(now.instant) {
             self.shard.take(batch, now);
@@ -135,25 +136,25 @@ pub(super) fn config() -> ShardConfig {
     }
 }
 
-/// The client and all around it.
-struct CutRun {
+/// The client, the log and the pods.
+struct DisconnectRun {
     log: SimulatedKafka,
     pods: Vec<LonePod>,
     now: Now,
-    witness: ClientChecker,
+    checker: ClientChecker,
     cursor: Option<Box<str>>,
     sent: String,
 }
 
-impl CutRun {
+impl DisconnectRun {
     fn begin(story: &Story) -> Self {
         let now = Now { instant: Instant::now(), unix: UnixMs(1_790_000_000_000) };
         let mut log = SimulatedKafka::new(["a", "b"].map(|id| AssessmentId::parse(id).unwrap()).into(), 0);
         story.topics.iter().for_each(|&(partitions, spread)| log.create(partitions, spread, 0, None));
         let pods = (0..PODS).map(|_| LonePod::new(&log, now)).collect();
-        let mut witness = ClientChecker::new(0);
-        witness.begin(&log, &[]);
-        Self { log, pods, now, witness, cursor: None, sent: String::new() }
+        let mut checker = ClientChecker::new(0);
+        checker.started(&log, &[]);
+        Self { log, pods, now, checker, cursor: None, sent: String::new() }
     }
 
     fn connect(&mut self, pod: usize) -> (ClientKey, Wire) {
@@ -168,7 +169,7 @@ impl CutRun {
         (key, wire)
     }
 
-    /// The socket takes so much, the pod does what is due.
+    /// Lets the socket take `room` bytes and runs the pod.
     fn pass(&mut self, pod: usize, (key, wire): &(ClientKey, Wire), room: usize) {
         self.now = Now { instant: self.now.instant + Duration::from_millis(150), ..self.now };
         {
@@ -181,7 +182,7 @@ impl CutRun {
         self.pods[pod].send(self.now);
     }
 
-    /// The connection is cut, and the client reads what arrived.
+    /// Breaks the connection; the client reads what arrived.
     fn cut(&mut self, pod: usize, (key, wire): (ClientKey, Wire), lost: usize) -> Result<(), TestCaseError> {
         wire.0.borrow_mut().client_gone = true;
         self.pods[pod].shard.run_task(key, &wire, self.now);
@@ -195,7 +196,7 @@ impl CutRun {
             }
             match messages::read(payload) {
                 ServerMessage::Event { number } => {
-                    let verdict = self.witness.event(&self.log, number);
+                    let verdict = self.checker.event(&self.log, number);
                     prop_assert!(verdict.is_ok(), "{verdict:?}");
                 }
                 ServerMessage::Connected { resumed } => prop_assert_eq!(resumed, self.cursor.is_some()),
@@ -210,14 +211,14 @@ impl CutRun {
     }
 }
 
-/// Plays a story: the client comes before the first event, and its last connection lasts.
+/// Plays a story. The client connects before the first event, and its last connection lasts.
 fn play(story: &Story) -> Result<(), TestCaseError> {
-    let mut run = CutRun::begin(story);
+    let mut run = DisconnectRun::begin(story);
     let first = run.connect(0);
     run.pass(0, &first, usize::MAX);
     run.cut(0, first, 0)?;
-    for &(topic, assessment, hole, dice) in &story.events {
-        run.log.produce(topic % story.topics.len(), assessment, hole, dice, false, 0);
+    for &(topic, assessment, hole, choice) in &story.events {
+        run.log.produce(topic % story.topics.len(), assessment, hole, choice, false, 0);
     }
     for leg in &story.legs {
         for &(pod, which) in &leg.reads {
@@ -237,10 +238,10 @@ fn play(story: &Story) -> Result<(), TestCaseError> {
     run.pods[0].read_all(&run.log);
     run.pass(0, &last, usize::MAX);
     run.cut(0, last, 0)?;
-    if !run.witness.is_complete(&run.log) {
+    if !run.checker.is_complete(&run.log) {
         println!("{:?}", run.sent);
     }
-    prop_assert_eq!(run.witness.missing(&run.log), Vec::<usize>::new());
+    prop_assert_eq!(run.checker.missing(&run.log), Vec::<usize>::new());
     Ok(())
 }
 
@@ -248,7 +249,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_was_seen_before_each_cut_and_what_is_resumed_make_up_the_log(story in story()) {
+    fn events_before_each_break_and_after_each_resume_are_the_log(story in story()) {
         play(&story)?;
     }
 }

@@ -1,6 +1,6 @@
-//! A log that loses its end, again and again. Pods hear of it late, or read on in the old log; pods start later; one
-//! client goes from pod to pod with the cursor that it has, from before or after. What it has in the end is the log;
-//! what it had of a lost end it was told of by a `reset`, and it was told of nothing else.
+//! A log that loses its end, several times. Pods learn of it late or keep reading the old log; pods restart; one client
+//! moves from pod to pod with its cursor, from before or after. In the end the client has the log. A `reset` reports
+//! each lost record that it had, and nothing else causes one.
 
 use std::time::{Duration, Instant};
 
@@ -31,19 +31,19 @@ enum Step {
     Produce { count: usize, is_own: bool },
     /// Control records.
     Pad(i64),
-    /// A leader is elected that lacks the last so many records.
+    /// A leader is elected that lacks this many of the last records.
     Elect { lacks: usize },
-    /// A pod reads of the log that it knows.
+    /// A pod reads the log that it knows.
     Read { pod: usize, records: usize },
-    /// A pod hears of the election.
-    Hear { pod: usize },
-    /// A pod is told where the log ends, by a leader, or by the one before it.
+    /// A pod learns of the election.
+    LearnOfElection { pod: usize },
+    /// A pod receives the log's end from a leader, or from the leader before it.
     End { pod: usize, is_old: bool },
-    /// A pod starts anew, and finds no more than the last so many records.
+    /// A pod restarts, and finds only this many of the last records.
     Start { pod: usize, kept: usize },
-    /// The client comes to a pod; of what its last one sent, bytes never arrive.
-    Come { pod: usize, lost: usize },
-    /// The client's socket takes so much.
+    /// The client connects to a pod; the last `lost` bytes from its previous pod never arrive.
+    Connect { pod: usize, lost: usize },
+    /// The client's socket takes this many bytes.
     Take(usize),
 }
 
@@ -57,10 +57,10 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (1..4i64).prop_map(Step::Pad),
         3 => prop_oneof![1 => Just(0usize), 3 => 1..12usize].prop_map(|lacks| Step::Elect { lacks }),
         10 => (pod.clone(), 0..9usize).prop_map(|(pod, records)| Step::Read { pod, records }),
-        4 => pod.clone().prop_map(|pod| Step::Hear { pod }),
+        4 => pod.clone().prop_map(|pod| Step::LearnOfElection { pod }),
         3 => (pod.clone(), prop::bool::weighted(0.2)).prop_map(|(pod, is_old)| Step::End { pod, is_old }),
         1 => (pod.clone(), kept).prop_map(|(pod, kept)| Step::Start { pod, kept }),
-        6 => (pod, lost).prop_map(|(pod, lost)| Step::Come { pod, lost }),
+        6 => (pod, lost).prop_map(|(pod, lost)| Step::Connect { pod, lost }),
         3 => room.prop_map(Step::Take),
     ]
 }
@@ -76,18 +76,18 @@ struct Record {
     is_own: bool,
 }
 
-/// The log as one leader has it.
+/// The log of one leader.
 #[derive(Debug, Clone, Default)]
 struct Branch {
     epoch: i32,
-    /// Where its leader began to write.
+    /// The first offset that its leader wrote.
     begin: i64,
     records: Vec<Record>,
     end: i64,
 }
 
 impl Branch {
-    /// Whether a client that stands at `next`, behind a record of an epoch, may count what this leader did not have.
+    /// Whether a client at `next`, behind a record of `epoch`, may have records that this leader lacks.
     fn may_lack(&self, next: i64, epoch: Option<i32>) -> bool {
         next > self.begin && epoch.is_none_or(|epoch| epoch < self.epoch)
     }
@@ -108,16 +108,16 @@ struct Pod {
     feed: TestIngest,
     shard: TestShard,
     topic: TopicIndex,
-    /// The log that it knows, and the offset that it fetches next of that.
+    /// The log that it knows, and the offset that it fetches next.
     branch: usize,
     fetch: i64,
-    /// Below that it may lack something; where that is, it knows no leader before.
+    /// It may lack records below this offset; if so, it knows no earlier leader.
     low: i64,
-    /// The last record that it took in, and the latest leader's epoch of all.
+    /// The last record that it read, and the highest leader epoch so far.
     last: Option<Record>,
     last_epoch: Option<i32>,
-    /// It heard of an election, and has not found yet what it lost.
-    is_unsettled: bool,
+    /// It learned of an election, and has not found out yet what it lost.
+    is_rereading: bool,
     had_old_end: bool,
 }
 
@@ -131,17 +131,17 @@ impl Pod {
         let mut feed =
             TestIngest::new(Routes::routes(), IndexRules::new(Duration::from_secs(300), Duration::from_secs(10)));
         let seen = TestTopic { name: "keyed.t0", id: "id", partitions: 1 };
-        let looked = feed.apply_metadata(&[seen], now.instant, |_, _| TestOffsets {
+        let change = feed.apply_metadata(&[seen], now.instant, |_, _| TestOffsets {
             beginning: low,
             since: Some(low),
             end: branch.end,
         });
-        let (topic, _, fetch) = looked.fresh[0];
+        let (topic, _, fetch) = change.fresh[0];
         let shard = TestShard::new(config(), drain, NodeId("p".into()), now);
         let branch = branches.len() - 1;
-        let (last, last_epoch, is_unsettled, had_old_end) = (None, None, false, false);
-        let mut pod = Self { feed, shard, topic, branch, fetch, low, last, last_epoch, is_unsettled, had_old_end };
-        // It takes no clients before it has read what there is.
+        let (last, last_epoch, is_rereading, had_old_end) = (None, None, false, false);
+        let mut pod = Self { feed, shard, topic, branch, fetch, low, last, last_epoch, is_rereading, had_old_end };
+        // It accepts no clients before it has read the existing records.
         pod.read(branches, 1, now);
         pod
     }
@@ -150,8 +150,8 @@ impl Pod {
         self.feed.next(self.topic, 0)
     }
 
-    /// Whether what it has read is not all in the log.
-    fn is_astray(&self, branches: &[Branch]) -> bool {
+    /// Whether it has read records that are no longer in the log.
+    fn has_lost_records(&self, branches: &[Branch]) -> bool {
         branches[self.branch + 1..].iter().any(|later| self.next() > later.begin)
     }
 
@@ -161,7 +161,7 @@ impl Pod {
         for &record in found.iter().take(records) {
             let assessment = if record.is_own { "a" } else { "b" };
             let payload = format!(r#"{{"assessmentId":"{assessment}","n":{}}}"#, record.number);
-            // What is found to be lost is told of before anything else.
+            // Losses that were found are reported before anything else.
             self.send(now);
             let before = self.next();
             let origin = Origin { topic: self.topic, partition: 0, offset: record.offset };
@@ -178,22 +178,22 @@ impl Pod {
             self.feed.end_seen(self.topic, 0, branch.end);
             self.last = branch.records.last().copied().or(self.last).filter(|last| last.offset < branch.end);
         }
-        self.is_unsettled &= self.fetch < self.next();
+        self.is_rereading &= self.fetch < self.next();
         self.send(now);
     }
 
-    /// Goes on in the log as it is now.
-    fn hear(&mut self, branches: &[Branch], now: Now) {
+    /// Continues in the current log.
+    fn learn_of_election(&mut self, branches: &[Branch], now: Now) {
         let log = branches.last().unwrap();
-        let is_astray = self.is_astray(branches);
+        let has_lost_records = self.has_lost_records(branches);
         self.branch = branches.len() - 1;
-        if is_astray {
+        if has_lost_records {
             self.send(now);
-            self.is_unsettled = true;
-            let knew = self.next();
+            self.is_rereading = true;
+            let old_next = self.next();
             self.fetch = self.feed.restart(self.topic, 0, 0, log.end);
-            // Where nothing comes again, it does not know where the logs part.
-            let first = log.from(self.fetch).first().filter(|first| first.offset < knew);
+            // If no record comes again, the pod does not know where the logs diverge.
+            let first = log.from(self.fetch).first().filter(|first| first.offset < old_next);
             let comes_again = |old: &Branch| first.is_some_and(|first| old.records.contains(first));
             if self.last.is_none() || !branches[..self.branch].iter().any(comes_again) {
                 let from = log.from(self.fetch).first().map_or(log.end, |record| record.offset);
@@ -220,15 +220,15 @@ impl Pod {
 struct Client {
     at: Option<(usize, ClientKey, Wire)>,
     cursor: Option<Box<str>>,
-    /// Bytes that were read and are no whole frame yet.
+    /// Bytes of an incomplete frame.
     read: Vec<u8>,
-    /// What it has since it was last told that it lacks something, and how many records there were then.
+    /// Events since the last reset, and the number of records written at that time.
     has: Vec<usize>,
     since: usize,
-    /// By its cursor when it came: where it stood, and who wrote the record before that.
+    /// From its cursor when it connected: its next offset, and the leader epoch of the record before.
     next: i64,
     epoch: Option<i32>,
-    /// A reset would be no mistake.
+    /// Whether a reset would be correct.
     may_be_reset: bool,
 }
 
@@ -258,7 +258,7 @@ impl Run {
             may_be_reset: true,
         };
         let mut run = Self { branches, pods, client, now, written: 0, id: AssessmentId::parse("a").unwrap() };
-        // A record that is never lost: where no pod knows of any leader, a cursor can't say which one it has.
+        // A record that is never lost: if no pod knows a leader, a cursor can't tell which one wrote the log.
         run.produce(1, false);
         run.pods = (0..PODS).map(|_| Pod::start(&run.branches, usize::MAX, now)).collect();
         run
@@ -290,8 +290,8 @@ impl Run {
         self.branches.push(next);
     }
 
-    /// What a pod that is astray finds out concerns all its clients but those who have a later leader's log.
-    fn note_what_a_pod_may_find(&mut self, pod: usize) {
+    /// A pod that has lost records resets all its clients, except those with the log of a later leader.
+    fn note_possible_reset(&mut self, pod: usize) {
         let Self { client, pods, .. } = self;
         if client.at.as_ref().is_some_and(|(at, ..)| *at == pod) {
             let has_newer = client.epoch.zip(pods[pod].last_epoch).is_some_and(|(own, last)| own > last);
@@ -305,18 +305,18 @@ impl Run {
         match *step {
             Step::Produce { count, is_own } => self.produce(count, is_own),
             Step::Pad(offsets) => {
-                // Not first: where control records alone replace what is lost, no epoch tells.
+                // Not as the first records of a leader: if only control records replace lost ones, no epoch shows it.
                 let log = self.log();
                 log.end += if log.end > log.begin { offsets } else { 0 };
             }
             Step::Elect { lacks } => self.elect(lacks),
             Step::Read { pod, records } => self.pods[pod].read(&self.branches, records, now),
-            Step::Hear { pod } => {
+            Step::LearnOfElection { pod } => {
                 if self.pods[pod].branch + 1 < self.branches.len() {
-                    let is_astray = self.pods[pod].is_astray(&self.branches);
-                    self.pods[pod].hear(&self.branches, now);
-                    if is_astray {
-                        self.note_what_a_pod_may_find(pod);
+                    let has_lost_records = self.pods[pod].has_lost_records(&self.branches);
+                    self.pods[pod].learn_of_election(&self.branches, now);
+                    if has_lost_records {
+                        self.note_possible_reset(pod);
                     }
                 }
             }
@@ -336,9 +336,9 @@ impl Run {
                 }
                 self.pods[pod] = Pod::start(&self.branches, kept, now);
             }
-            Step::Come { pod, lost } => {
+            Step::Connect { pod, lost } => {
                 self.leave(lost)?;
-                self.come(pod);
+                self.connect(pod);
             }
             Step::Take(room) => {
                 if let Some((_, _, wire)) = &self.client.at {
@@ -349,7 +349,7 @@ impl Run {
         self.pass()
     }
 
-    /// The client's pod does what is due, and the client reads what arrived.
+    /// Runs the client's pod; the client reads what arrived.
     fn pass(&mut self) -> Result<(), TestCaseError> {
         let Some((pod, key, wire)) = &self.client.at else { return Ok(()) };
         wire.0.borrow_mut().said.push(ServerOutput::Pong);
@@ -361,19 +361,19 @@ impl Run {
         self.receive(&sent)
     }
 
-    fn come(&mut self, pod: usize) {
+    fn connect(&mut self, pod: usize) {
         let Self { client, pods, branches, written, now, id, .. } = self;
         let wire = Wire::default();
         wire.0.borrow_mut().room = usize::MAX;
-        let place = client.cursor.as_deref().and_then(|text| match cursor::decode(text, id.hash()).unwrap() {
+        let known = client.cursor.as_deref().and_then(|text| match cursor::decode(text, id.hash()).unwrap() {
             Cursor::Of(listing) => listing.topics.first().map(|topic| topic.offsets[0]),
             Cursor::None => None,
         });
-        (client.next, client.epoch) = place.map_or((0, None), |place| (place.next, place.epoch));
+        (client.next, client.epoch) = known.map_or((0, None), |known| (known.next, known.epoch));
         let may_lack = branches.iter().any(|branch| branch.may_lack(client.next, client.epoch));
         let has_newer = client.epoch.zip(pods[pod].last_epoch).is_some_and(|(own, last)| own > last);
         let has_less = client.next <= pods[pod].low || client.next > 0 && client.epoch.is_none();
-        client.may_be_reset = client.cursor.is_none() || may_lack || has_less || pods[pod].is_unsettled && !has_newer;
+        client.may_be_reset = client.cursor.is_none() || may_lack || has_less || pods[pod].is_rereading && !has_newer;
         if client.cursor.is_none() {
             (client.has, client.since) = (Vec::new(), *written);
         }
@@ -409,14 +409,14 @@ impl Run {
             match messages::read(payload) {
                 ServerMessage::Event { number } => self.event(number)?,
                 ServerMessage::Connected { resumed } => {
-                    prop_assert!(resumed || self.client.may_be_reset, "not resumed, and nothing explains it: {}", text);
+                    prop_assert!(resumed || self.client.may_be_reset, "not resumed without a cause: {}", text);
                 }
                 ServerMessage::Ping => {}
                 ServerMessage::Reset { reason } => {
-                    // Past the end of a log, a cursor without an epoch may be anything.
+                    // Beyond the end of a log, a cursor without an epoch can mean anything.
                     let is_unknown = reason == "invalid" && self.client.epoch.is_none();
                     prop_assert!(reason == "expired" || is_unknown, "{text}");
-                    prop_assert!(self.client.may_be_reset, "a reset that nothing explains: {}", text);
+                    prop_assert!(self.client.may_be_reset, "a reset without a cause: {}", text);
                     (self.client.has, self.client.since) = (Vec::new(), self.written);
                 }
                 other => prop_assert!(false, "{:?}", other),
@@ -443,15 +443,15 @@ impl Run {
         Ok(())
     }
 
-    /// All hear of everything, read all, and the client is where it belongs.
+    /// Every pod learns of the elections and reads everything; then checks what the client has.
     fn end(&mut self) -> Result<(), TestCaseError> {
         if self.client.at.is_none() {
-            self.step(&Step::Come { pod: 0, lost: 0 })?;
+            self.step(&Step::Connect { pod: 0, lost: 0 })?;
         }
         self.step(&Step::Take(usize::MAX))?;
         for round in 0..3 {
             for pod in 0..PODS {
-                self.step(&Step::Hear { pod })?;
+                self.step(&Step::LearnOfElection { pod })?;
                 self.step(&Step::Read { pod, records: usize::MAX })?;
                 self.step(&Step::End { pod, is_old: false })?;
             }
@@ -462,8 +462,8 @@ impl Run {
         let own: Vec<usize> = self.branches.last().unwrap().own().collect();
         let Client { has, since, .. } = &self.client;
         prop_assert!(own.ends_with(has), "the log ends with {own:?}, the client has {has:?}");
-        let owed = own.iter().filter(|number| *number >= since).count();
-        prop_assert!(has.len() >= owed, "{own:?} since {since}: it has {has:?}");
+        let expected = own.iter().filter(|number| *number >= since).count();
+        prop_assert!(has.len() >= expected, "{own:?} since {since}: it has {has:?}");
         Ok(())
     }
 }
@@ -480,7 +480,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_client_of_a_log_that_loses_its_end_is_told_so_and_only_then(steps in vec(step(), 0..60)) {
+    fn a_client_is_reset_exactly_if_its_log_loses_its_end(steps in vec(step(), 0..60)) {
         play(&steps)?;
     }
 }
@@ -489,10 +489,10 @@ proptest! {
 fn each_injected_fault_is_found() {
     let config =
         ProptestConfig { failure_persistence: None, max_shrink_iters: 0, cases: 5_000, ..ProptestConfig::default() };
-    for mistake in [InjectedFault::OldLogToANewerCursor, InjectedFault::CutConcernsAll, InjectedFault::LostCountsAsHad]
+    for injected in [InjectedFault::OldLogToANewerCursor, InjectedFault::CutConcernsAll, InjectedFault::LostCountsAsHad]
     {
         let mut runner = TestRunner::new(config.clone());
-        let found = fault_injection::tests::with(mistake, || runner.run(&vec(step(), 0..60), |steps| play(&steps)));
-        println!("{mistake:?}: {}", found.expect_err("no story finds it"));
+        let found = fault_injection::tests::with(injected, || runner.run(&vec(step(), 0..60), |steps| play(&steps)));
+        println!("{injected:?}: {}", found.expect_err("no run finds it"));
     }
 }

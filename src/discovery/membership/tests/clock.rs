@@ -1,10 +1,10 @@
-//! Redis' clock steps.
+//! Steps of Redis' clock.
 
 use super::*;
 
 const HOUR_MS: u64 = 3_600_000;
 
-/// An answer of a Redis whose clock is off by so many ms, a second after the last one.
+/// An answer, a second after the last one, of a Redis whose clock is off by this many ms.
 fn sees_with_clock(story: &mut Story, off_ms: i64, late: bool) -> Vec<Notice> {
     story.now += Duration::from_secs(1);
     let mut snapshot = story.snapshot(EPOCH, 3, &[(0, "a", "a1"), (1, "b", "b1"), (2, "c", "c1")]);
@@ -19,17 +19,17 @@ fn sees_with_clock(story: &mut Story, off_ms: i64, late: bool) -> Vec<Notice> {
 }
 
 #[test]
-fn a_clock_that_steps_forward_is_no_outage_and_nobody_is_judged_before_all_had_the_time_to_renew() {
+fn a_forward_step_is_no_outage_and_delays_expiry_until_all_could_renew() {
     let mut story = Story::of_three();
     assert!(story.call().judge);
     let step = sees_with_clock(&mut story, HOUR_MS.cast_signed(), true);
     assert_eq!(step.len(), 1);
     assert!(matches!(step[0], Notice::ClockStepped(ms) if ms.unsigned_abs() == HOUR_MS), "{step:?}");
-    assert!(story.pod.is_redis_up(), "it has answered at once");
+    assert!(story.pod.is_redis_up(), "Redis answered at once");
     assert_eq!((story.due(), story.pods().as_str()), (BETWEEN_CALLS, "0=a 1=b 2=c"));
     let call = story.call();
     assert_eq!((call.action, call.judge), (Action::Hold, false));
-    assert_eq!(call.sent_ms, Some(story.redis_ms() + HOUR_MS), "the next call is by the clock as it is");
+    assert_eq!(call.sent_ms, Some(story.redis_ms() + HOUR_MS), "the next call uses the stepped clock");
     for second in 1..=11 {
         assert_eq!(sees_with_clock(&mut story, HOUR_MS.cast_signed(), false), []);
         assert_eq!(story.call().judge, second >= 10, "after {second} s");
@@ -37,7 +37,7 @@ fn a_clock_that_steps_forward_is_no_outage_and_nobody_is_judged_before_all_had_t
 }
 
 #[test]
-fn a_clock_that_steps_back_is_noticed_and_changes_nothing_else() {
+fn a_backward_step_is_reported_and_changes_nothing_else() {
     let mut story = Story::of_three();
     story.now += Duration::from_secs(2 * HOUR_MS / 1_000);
     story.sees(EPOCH, 3, &[(0, "a", "a1"), (1, "b", "b1"), (2, "c", "c1")]);
@@ -50,7 +50,7 @@ fn a_clock_that_steps_back_is_noticed_and_changes_nothing_else() {
 }
 
 #[test]
-fn a_clock_that_steps_all_the_time_is_logged_each_half_a_minute() {
+fn a_clock_that_keeps_stepping_is_logged_every_half_minute() {
     let mut story = Story::of_three();
     let notices: usize = (0..60).map(|second| sees_with_clock(&mut story, second % 2 * 5_000, false).len()).sum();
     assert_eq!(notices, 2);

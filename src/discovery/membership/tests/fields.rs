@@ -1,9 +1,9 @@
-//! Fields of the hash that no pod wrote.
+//! Foreign fields in the hash.
 
 use super::*;
 
 #[test]
-fn ignored_fields_are_counted_and_logged_once_while_they_stay_and_rarely_while_they_come_and_go() {
+fn ignored_fields_are_counted_and_logged_once_or_rarely_if_they_come_and_go() {
     let mut story = Story::of_three();
     let sees = |story: &mut Story, ignored: u64| {
         story.now += Duration::from_secs(1);

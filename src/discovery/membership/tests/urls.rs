@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// A second later, `b` has the URL of `a`, and has renewed its lease.
-fn sees_twin(story: &mut Story) -> Vec<Notice> {
+/// One second later, `b` has renewed its lease with the URL of `a`.
+fn sees_duplicate(story: &mut Story) -> Vec<Notice> {
     story.now += Duration::from_secs(1);
     let mut snapshot = story.snapshot(EPOCH, 3, &[(0, "a", "a1"), (1, "b", "b1"), (2, "c", "c1")]);
     snapshot.holders[1].url = "ws://a/ws".into();
@@ -14,19 +14,19 @@ fn sees_twin(story: &mut Story) -> Vec<Notice> {
 }
 
 #[test]
-fn a_live_pod_with_the_same_url_is_told_of_each_half_a_minute_until_it_has_another() {
+fn a_live_pod_with_the_same_url_is_reported_every_half_minute() {
     let mut story = Story::of_three();
     let told = Notice::UrlShared("b".into(), SlotNumber(1));
-    assert_eq!(sees_twin(&mut story), []);
-    assert_eq!(sees_twin(&mut story), std::slice::from_ref(&told));
-    let notices: Vec<_> = (0..60).flat_map(|_| sees_twin(&mut story)).collect();
+    assert_eq!(sees_duplicate(&mut story), []);
+    assert_eq!(sees_duplicate(&mut story), std::slice::from_ref(&told));
+    let notices: Vec<_> = (0..60).flat_map(|_| sees_duplicate(&mut story)).collect();
     assert_eq!(notices, [told.clone(), told]);
     story.sees_for(Duration::from_secs(60), EPOCH, 3, &[(0, "a", "a1"), (1, "b", "b1"), (2, "c", "c1")]);
     assert!(!story.pod.take_notices().iter().any(|notice| matches!(notice, Notice::UrlShared(..))));
 }
 
 #[test]
-fn the_lease_of_a_pod_that_died_and_came_back_under_another_name_is_no_twin() {
+fn the_old_lease_of_a_renamed_pod_is_no_duplicate_url() {
     let mut story = Story::of_three();
     let mut snapshot = story.snapshot(EPOCH, 3, &[(0, "a", "a1"), (1, "old", "b1")]);
     snapshot.holders[1].url = "ws://a/ws".into();
@@ -39,8 +39,8 @@ fn the_lease_of_a_pod_that_died_and_came_back_under_another_name_is_no_twin() {
 }
 
 #[test]
-fn behind_a_balancer_pods_may_share_a_url() {
+fn behind_a_load_balancer_pods_may_share_a_url() {
     let mut story = Story::of_three();
     story.pod.identity.owns_url = false;
-    assert!((0..60).all(|_| sees_twin(&mut story).is_empty()));
+    assert!((0..60).all(|_| sees_duplicate(&mut story).is_empty()));
 }

@@ -1,12 +1,12 @@
-//! When a pod knows of each pod in its view that it lives, or died a moment ago.
+//! When a view is confirmed.
 
 use super::*;
 
 #[test]
-fn a_view_is_proven_when_each_pod_had_a_lease_long_to_show_itself_since_redis_was_away() {
+fn a_view_is_confirmed_once_each_pod_had_a_lease_to_renew_since_redis_was_down() {
     let three = [(0, "a", "a1"), (1, "b", "b1"), (2, "c", "c1")];
     let mut story = Story::of_three();
-    assert!(story.pod.is_confirmed(), "a first look shows leases that were renewed of late");
+    assert!(story.pod.is_confirmed(), "the first call shows recently renewed leases");
     story.sees_for(Duration::from_secs(3), EPOCH, 3, &three);
     assert!(story.pod.is_confirmed());
 
@@ -14,11 +14,11 @@ fn a_view_is_proven_when_each_pod_had_a_lease_long_to_show_itself_since_redis_wa
     assert!(!story.pod.is_confirmed());
     story.sees(EPOCH, 3, &three);
     story.sees_for(LEASE - Duration::from_secs(1), EPOCH, 3, &three);
-    assert!(!story.call().judge && !story.pod.is_confirmed(), "any of them may have died meanwhile");
+    assert!(!story.call().judge && !story.pod.is_confirmed(), "any of them may have died since");
     story.sees_for(Duration::from_secs(1), EPOCH, 3, &three);
     assert!(story.pod.is_confirmed());
 
-    // It comes back empty at once: `c` is remembered.
+    // Redis comes back empty at once; `c` is retained.
     story.sees(EPOCH + 7, 2, &three[..2]);
     assert_eq!(story.pods(), "0=a 1=b 2=c");
     story.sees_for(LEASE - Duration::from_secs(1), EPOCH + 7, 2, &three[..2]);
@@ -28,7 +28,7 @@ fn a_view_is_proven_when_each_pod_had_a_lease_long_to_show_itself_since_redis_wa
 }
 
 #[test]
-fn a_first_look_after_trouble_or_with_a_lease_that_nobody_renews_proves_nothing() {
+fn a_first_call_after_a_failure_or_with_an_overdue_lease_confirms_nothing() {
     let mut story = Story::begin();
     story.fails_for(Duration::from_secs(2));
     story.sees(EPOCH, 3, &[(0, "b", "b1")]);
