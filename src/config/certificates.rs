@@ -1,17 +1,17 @@
-//! Selects the trusted certificates for brokers if no setting does: the system's. The bundled OpenSSL looks in a folder
-//! that no distribution has; librdkafka finds the system's certificates if it is told to look.
+//! Selects the system's certificates for brokers if no setting does. The bundled OpenSSL looks in a folder that no
+//! distribution has; librdkafka finds the system's certificates if asked to.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
-/// Properties that say whose certificates are trusted.
+/// Properties that set the trusted certificates.
 const ANSWERS: [&str; 2] = ["ssl.ca.location", "ssl.ca.pem"];
 
-/// Variables that OpenSSL itself heeds, unless librdkafka is told where to look.
+/// Variables that OpenSSL itself reads, unless librdkafka gets a path.
 const OPENSSL_VARIABLES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
 
-/// The property that makes librdkafka look for the system's certificates, where brokers are reached by TLS and neither
-/// the properties nor the environment say whose are trusted.
+/// Returns the property that makes librdkafka search for the system's certificates, if brokers are reached by TLS and
+/// neither the properties nor the environment set any.
 pub(super) fn of_the_system(
     properties: &[(String, String)],
     environment: &BTreeMap<OsString, OsString>,
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_systems_certificates_are_looked_for_where_nobody_says_whose_are_trusted() {
+    fn the_systems_certificates_are_used_if_no_setting_names_others() {
         let probes = |properties: &[(&str, &str)], environment: &[(&str, &str)]| {
             let properties: Vec<_> =
                 properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();

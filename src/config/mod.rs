@@ -1,12 +1,12 @@
-//! The settings (PROTOCOL 6), parsed whole before anything is bound: flags beat environment beats file, every fault is
-//! told at once. It owns which setting becomes what; what the settings mean is for the modules that are handed a part.
+//! The settings (PROTOCOL 6), parsed completely before a port is bound: flags beat environment beats file, and all
+//! faults are reported at once. Owns how a setting is read; each module owns the meaning of its part.
 //!
-//! - `settings`: the table: names, what each takes, defaults, help.
-//! - `sources`: flags, environment and file, and which of them counts.
-//! - `reader`: from a text to a type, and a fault's wording.
-//! - `parts`: the parts that are made of several settings.
-//! - `typos`: variables of the environment that were most likely meant as settings.
-//! - `properties`: the file of librdkafka's properties; `certificates`: whose certificates brokers are judged by.
+//! - `settings`: the table: names, values, defaults, help.
+//! - `sources`: flags, environment and file, and which of them wins.
+//! - `reader`: converts a text to a type, and words a fault.
+//! - `parts`: builds the parts of the config, and checks relations between settings.
+//! - `typos`: environment variables that are most likely misspelt settings.
+//! - `properties`: the file of librdkafka's properties; `certificates`: the certificates trusted for brokers.
 
 mod certificates;
 mod parts;
@@ -33,7 +33,7 @@ use crate::protocol::client_address::TrustedProxies;
 use crate::protocol::head::origin::OriginPattern;
 use crate::routing::table::RouteTable;
 
-/// All settings, valid.
+/// All settings, validated.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// `HOST`.
@@ -42,17 +42,17 @@ pub struct Config {
     pub port: u16,
     /// `ADMIN_PORT`.
     pub admin_port: Option<u16>,
-    /// `POD_NAME`, else `NODE_ID`, else made up.
+    /// `POD_NAME`, else `NODE_ID`, else generated.
     pub node: NodeId,
     /// `PUBLIC_URL`.
     pub public_url: Arc<str>,
-    /// Kafka.
+    /// Kafka connection and topics.
     pub kafka: KafkaConfig,
     /// `ROUTES_FILE`, read and parsed; else the built-in table.
     pub routes: RouteTable,
-    /// Redis.
+    /// Redis connection and lease.
     pub redis: RedisConfig,
-    /// Tokens.
+    /// Token verification.
     pub auth: auth::AuthConfig,
     /// `ALLOWED_ORIGINS`; `None` stands for `*`.
     pub allowed_origins: Option<Vec<OriginPattern>>,
@@ -60,11 +60,11 @@ pub struct Config {
     pub head_bytes_max: usize,
     /// `TRUSTED_PROXIES`.
     pub trusted_proxies: TrustedProxies,
-    /// Shards and what they go by.
+    /// Settings of the shards.
     pub shard: ShardConfig,
-    /// How clients come in.
+    /// Settings of admission.
     pub admission: AdmissionConfig,
-    /// Start and stop.
+    /// Times of the drain.
     pub drain: DrainConfig,
     /// `LOG`.
     pub log: tracing::Level,
@@ -74,7 +74,7 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
-/// What ingest goes by.
+/// Settings of ingest.
 #[derive(Clone)]
 pub struct KafkaConfig {
     /// `KAFKA_BROKERS`.
@@ -83,7 +83,8 @@ pub struct KafkaConfig {
     pub client_id: Box<str>,
     /// `KAFKA_GROUP_ID`.
     pub group_id: Box<str>,
-    /// `KAFKA_PROPERTIES_FILE`, read: librdkafka's properties, which beat the others. Hold secrets: never to be logged.
+    /// `KAFKA_PROPERTIES_FILE`, parsed: librdkafka's properties, which override the other settings. They hold secrets
+    /// and must not be logged.
     pub properties: Vec<(String, String)>,
     /// `TOPIC_REFRESH_MS`.
     pub topic_refresh: Duration,
@@ -95,11 +96,11 @@ pub struct KafkaConfig {
     pub event_bytes_max: usize,
     /// `HISTORY_SECONDS`.
     pub history: Duration,
-    /// Whether the brokers answer questions about a topic's settings. Those of the demo do not.
+    /// Whether the brokers answer queries of a topic's settings. The demo's do not.
     pub has_topic_settings: bool,
 }
 
-/// Of the properties, which hold secrets, only their names print.
+/// The properties hold secrets: only their names print.
 impl std::fmt::Debug for KafkaConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let names: Vec<&str> = self.properties.iter().map(|(name, _)| name.as_str()).collect();
@@ -112,10 +113,11 @@ impl std::fmt::Debug for KafkaConfig {
     }
 }
 
-/// Where Redis is.
+/// Settings of Redis.
 #[derive(Clone)]
 pub struct RedisConfig {
-    /// `REDIS_URL`, or made of `REDIS_HOST`, `REDIS_PORT` and `REDIS_PASSWORD`. Holds a secret: never to be logged.
+    /// `REDIS_URL`, or built from `REDIS_HOST`, `REDIS_PORT` and `REDIS_PASSWORD`. Holds a secret and must not be
+    /// logged.
     pub connection: redis::ConnectionInfo,
     /// Host and port, for the log.
     pub address: Box<str>,
@@ -135,14 +137,14 @@ impl std::fmt::Debug for RedisConfig {
     }
 }
 
-/// What a shard goes by.
+/// Settings of a shard.
 #[derive(Debug, Clone)]
 pub struct ShardConfig {
     /// `SHARDS`.
     pub shards: u16,
     /// `HISTORY_SECONDS`.
     pub history: Duration,
-    /// `HISTORY_BYTES`, of the pod: each shard has its part.
+    /// `HISTORY_BYTES` of the pod; each shard has a share.
     pub history_bytes: usize,
     /// `MARKET_FLUSH_MS`.
     pub market_flush: Duration,
@@ -150,11 +152,11 @@ pub struct ShardConfig {
     pub heartbeat: Duration,
     /// `CONNECTION_TIMEOUT`.
     pub silence: Duration,
-    /// `MAX_CONNECTIONS`, of the pod.
+    /// `MAX_CONNECTIONS` of the pod.
     pub connections_max: u64,
-    /// `ACCEPTS_PER_SECOND`, of the pod.
+    /// `ACCEPTS_PER_SECOND` of the pod.
     pub accepts_per_second: u32,
-    /// `INBOUND_PER_SECOND`, a connection.
+    /// `INBOUND_PER_SECOND` of a connection.
     pub inbound_per_second: u32,
     /// `MAX_MESSAGE_BYTES`.
     pub message_bytes_max: usize,
@@ -162,28 +164,28 @@ pub struct ShardConfig {
     pub handshake_timeout: Duration,
     /// `STALL_TIMEOUT_MS`.
     pub stall_timeout: Duration,
-    /// `HANDOVER_PER_SECOND`, of the pod.
+    /// `HANDOVER_PER_SECOND` of the pod.
     pub handover_per_second: u32,
     /// `PLACEMENT` is `any`.
     pub place_anywhere: bool,
 }
 
-/// How clients come in.
+/// Settings of admission.
 #[derive(Debug, Clone)]
 pub struct AdmissionConfig {
-    /// Handshakes that a shard has under way at a time: what the limit of open files leaves beside the connections.
+    /// Concurrent handshakes of a shard: what the limit of open files leaves beside the connections.
     pub handshakes_max: usize,
-    /// `MAX_CONNECTIONS_PER_ADDRESS`, of the pod.
+    /// `MAX_CONNECTIONS_PER_ADDRESS` of the pod.
     pub per_address_max: Option<u64>,
-    /// `MAX_CONNECTIONS_PER_USER`, of the pod.
+    /// `MAX_CONNECTIONS_PER_USER` of the pod.
     pub per_user_max: Option<u64>,
-    /// `PROXY_PROTOCOL`: trusted proxies' connections begin with its header.
+    /// `PROXY_PROTOCOL`: connections of trusted proxies begin with its header.
     pub proxy_protocol: bool,
     /// `MAX_CONNECTION_AGE_MS`.
     pub connection_age_max: Option<Duration>,
 }
 
-/// How a pod stops.
+/// Times of the drain.
 #[derive(Debug, Clone, Copy)]
 pub struct DrainConfig {
     /// `DRAIN_DELAY_MS`.
@@ -192,32 +194,32 @@ pub struct DrainConfig {
     pub over: Duration,
 }
 
-/// What the machine and the process's limits allow: some defaults go by it.
+/// Limits of the machine and the process, on which some defaults depend.
 #[derive(Debug, Clone)]
 pub struct MachineLimits {
-    /// Cores that the process may use: affinity and cgroup quota count.
+    /// Cores that the process may use, by affinity and cgroup quota.
     pub cores: usize,
     /// Open files that the process may have, once it has raised its limit.
     pub descriptors: u64,
     /// The host's name.
     pub host_name: String,
-    /// Whether it can be listened on an address.
+    /// Whether an address belongs to this machine.
     pub can_listen_on: fn(IpAddr) -> bool,
-    /// When the process was started, about.
+    /// Start of the process, approximately.
     pub now: UnixMs,
 }
 
-/// What holds where nothing is set, in place of a setting's own default: for `demo`.
+/// A default that replaces a setting's own: for `demo`.
 #[derive(Debug, Clone)]
 pub struct Preset {
     /// The setting's name, such as `KAFKA_BROKERS`.
     pub name: &'static str,
-    /// Its value, as a flag would have it.
+    /// Its value, as for a flag.
     pub value: String,
 }
 
-/// Settings that cannot be used: each fault in a line, with its setting, where it was set, what it got and what it
-/// takes. Secrets are not shown.
+/// Invalid settings: one fault per line, with the setting, its source, the value and the accepted values. Secrets are
+/// not shown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the settings can't be used:\n  {}", .0.join("\n  "))]
 pub struct InvalidConfig(pub Vec<String>);
@@ -226,7 +228,7 @@ impl Config {
     /// Reads all settings.
     ///
     /// # Errors
-    /// Every fault at once.
+    /// All faults at once.
     pub fn from_sources(sources: &Sources<'_>) -> Result<Self, InvalidConfig> {
         let mut config = read(sources, |reader| parts::config(reader, sources.machine))?;
         let kafka = &mut config.kafka.properties;
@@ -237,18 +239,18 @@ impl Config {
     }
 }
 
-/// Reads `JWT_SECRET` alone, for `token`.
+/// Reads only `JWT_SECRET`, for `token`.
 ///
 /// # Errors
-/// Every fault at once.
+/// All faults at once.
 pub fn jwt_secret(sources: &Sources<'_>) -> Result<Box<[u8]>, InvalidConfig> {
     read(sources, parts::jwt_secret)
 }
 
-/// Reads `ROUTES_FILE` alone, for a pod that is asked to read it anew.
+/// Reads only `ROUTES_FILE`, to reload it.
 ///
 /// # Errors
-/// Every fault at once.
+/// All faults at once.
 pub fn routes(sources: &Sources<'_>) -> Result<RouteTable, InvalidConfig> {
     read(sources, parts::routes)
 }

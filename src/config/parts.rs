@@ -1,4 +1,4 @@
-//! Which setting becomes which field, and the relations between settings.
+//! Builds the parts of the config from the settings, and checks relations between settings.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use crate::protocol::client_address::TrustedProxies;
 use crate::protocol::head::origin::OriginPattern;
 use crate::routing::table::RouteTable;
 
-/// A key of HS256 is as long as its hash, or it is the weakest part (RFC 7518 section 3.2).
+/// A key of HS256 should be as long as its hash, or it is the weakest part (RFC 7518 section 3.2).
 const SECRET_BYTES_GOOD: usize = 32;
 
 /// Descriptors reserved for brokers, Redis, rings, listeners and operators.
 pub(super) const DESCRIPTORS_RESERVED: u64 = 512;
 
-/// Of the other descriptors, one in so many is for handshakes at least.
+/// At least one in this many of the other descriptors is for handshakes.
 const HANDSHAKES_PART: u64 = 8;
 
 pub(super) fn config(reader: &mut SettingsReader<'_>, machine: &MachineLimits) -> Config {
@@ -84,12 +84,13 @@ fn public_url(reader: &mut SettingsReader<'_>, machine: &MachineLimits, port: u1
     given.unwrap_or_else(|| format!("ws://{}:{port}/ws", machine.host_name).into())
 }
 
-/// A pod's name is shown in logs and pages, and sent in redirects.
+/// Whether a text can be a pod's name, which appears in logs, pages and redirects.
 pub(crate) fn is_node_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= NODE_BYTES_MAX && !text.chars().any(char::is_control)
 }
 
-/// Clients add their query to it (PROTOCOL 1), so it has none, nor a fragment.
+/// Whether a text can be a public URL. Clients add their query to it (PROTOCOL 1), so it has neither query nor
+/// fragment.
 pub(crate) fn is_public_url(text: &str) -> bool {
     if text.len() > PUBLIC_URL_BYTES_MAX {
         return false;
@@ -101,8 +102,8 @@ pub(crate) fn is_public_url(text: &str) -> bool {
     })
 }
 
-/// A host, and a port where it has one. An IPv6 address stands in brackets, so that its last colon is not taken for the
-/// port's.
+/// Whether a text is a host with an optional port. An IPv6 address needs brackets, so that its last group is not taken
+/// for the port.
 fn is_address(text: &str) -> bool {
     let (host, port) = match text.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')) {
         Some((host, port)) => (host, Some(port)),
@@ -137,7 +138,7 @@ fn redis(reader: &mut SettingsReader<'_>) -> RedisConfig {
     let url = reader.parsed(&s::REDIS_URL, |url| url.into_connection_info().ok());
     let connection = match url {
         Some(connection) => connection,
-        // The URL's fault is told; the rest is not looked at, as where it is good.
+        // The URL's fault is reported; the other settings are ignored as for a valid URL.
         None if reader.source(&s::REDIS_URL).is_some() => redis_at("", 0),
         None => redis_by_parts(reader),
     };
@@ -159,7 +160,7 @@ fn redis_by_parts(reader: &mut SettingsReader<'_>) -> ConnectionInfo {
 }
 
 fn redis_at(host: &str, port: u16) -> ConnectionInfo {
-    (host, port).into_connection_info().expect("a host and a port are all that an address is made of")
+    (host, port).into_connection_info().expect("an address consists of a host and a port")
 }
 
 fn shard(reader: &mut SettingsReader<'_>, machine: &MachineLimits) -> ShardConfig {
@@ -195,18 +196,18 @@ fn door(reader: &mut SettingsReader<'_>, machine: &MachineLimits, shard: &ShardC
     }
 }
 
-/// The least that a shard's part of the window may be: an event of the largest size, and its message.
+/// The smallest share of the window for a shard: an event of the largest size, and its message.
 fn window_bytes_min(event_bytes_max: usize) -> usize {
     2 * (event_bytes_max + EVENT_OVERHEAD_BYTES_MAX)
 }
 
-/// One core for ingest and the others for shards, but no more shards than the window allows.
+/// One core for ingest and the others for shards, but no more shards than the window has room for.
 fn default_shards(machine: &MachineLimits, windows: usize) -> u16 {
     let shards = machine.cores.saturating_sub(1).min(windows).clamp(1, usize::from(u8::MAX));
-    u16::try_from(shards).expect("it was clamped to far less")
+    u16::try_from(shards).expect("the value was clamped to far less")
 }
 
-/// Descriptors for connections and handshakes: what the limit leaves; where it is tiny, half of it.
+/// Descriptors for connections and handshakes: what the limit leaves, or half of it if it is tiny.
 fn sockets_max(machine: &MachineLimits) -> u64 {
     machine.descriptors.saturating_sub(DESCRIPTORS_RESERVED).max(machine.descriptors / 2).max(2)
 }
@@ -217,7 +218,8 @@ fn connections_left(machine: &MachineLimits, shards: u16) -> u64 {
     (sockets_max(machine) - handshakes).max(1)
 }
 
-/// Handshakes of one shard: what the descriptor limit leaves beside the connections, and [`HANDSHAKES_MAX`] at most.
+/// Concurrent handshakes of one shard: what the descriptor limit leaves beside the connections, and at most
+/// [`HANDSHAKES_MAX`].
 fn handshakes_max(machine: &MachineLimits, shard: &ShardConfig) -> usize {
     let left = sockets_max(machine).saturating_sub(shard.connections_max);
     let handshakes = left.max(sockets_max(machine) / HANDSHAKES_PART) / u64::from(shard.shards.max(1));
@@ -261,14 +263,14 @@ fn relations(reader: &mut SettingsReader<'_>, config: &Config) {
         reader.relation(&s::CONNECTION_TIMEOUT, &text);
     }
     if config.admission.proxy_protocol && reader.source(&s::TRUSTED_PROXIES).is_none() {
-        reader.relation(&s::PROXY_PROTOCOL, "got true; takes TRUSTED_PROXIES besides, whose connections begin with it");
+        reader.relation(&s::PROXY_PROTOCOL, "got true; also needs TRUSTED_PROXIES, whose connections begin with it");
     }
     window_holds_an_event(reader, config);
     if are_good(reader, &[&s::ADMIN_PORT]) && config.admin_port == Some(config.port) {
         let text = format!("got {}; takes another port than PORT, or none", config.port);
         reader.relation(&s::ADMIN_PORT, &text);
     }
-    // A price that left the board before it was due would never be sent.
+    // A price that leaves the board before it is flushed would never be sent.
     if are_good(reader, &[&s::MARKET_FLUSH_MS, &s::HISTORY_SECONDS]) && shard.market_flush > shard.history {
         let (got, most) = (in_ms(&shard.market_flush), shard.history.as_secs());
         let text = format!("got {got}; takes at most the time of HISTORY_SECONDS, which is {most} s");
@@ -276,7 +278,7 @@ fn relations(reader: &mut SettingsReader<'_>, config: &Config) {
     }
 }
 
-/// Whether settings had no fault of their own, so that what they are to each other is worth a look.
+/// Whether all these settings are valid, so that their relation can be checked.
 fn are_good(reader: &SettingsReader<'_>, settings: &[&Setting]) -> bool {
     settings.iter().all(|setting| reader.is_good(setting))
 }
@@ -290,7 +292,8 @@ fn warnings(reader: &SettingsReader<'_>, config: &Config, machine: &MachineLimit
         ));
     }
     if config.auth.secret.last().is_some_and(u8::is_ascii_whitespace) {
-        warnings.push("JWT_SECRET ends in white space, which counts: was a line's end taken along?".to_owned());
+        warnings
+            .push("JWT_SECRET ends in white space, which is part of the key: is it a line end from a file?".to_owned());
     }
     let (heartbeat, history) = (config.shard.heartbeat, config.shard.history);
     if heartbeat > history {
@@ -303,7 +306,7 @@ fn warnings(reader: &SettingsReader<'_>, config: &Config, machine: &MachineLimit
     }
     if config.kafka.topic_refresh > GROWTH_NOTICED_MAX {
         warnings.push(format!(
-            "TOPIC_REFRESH_MS is {}; where a topic gets more partitions, cursors are judged as if that were known within {} ms",
+            "TOPIC_REFRESH_MS is {}; if a topic gets more partitions, cursors are judged as if every pod knew of it within {} ms",
             config.kafka.topic_refresh.as_millis(),
             GROWTH_NOTICED_MAX.as_millis()
         ));
@@ -318,7 +321,7 @@ fn warnings(reader: &SettingsReader<'_>, config: &Config, machine: &MachineLimit
     if let Some(url) = reader.source(&s::REDIS_URL) {
         for setting in [&s::REDIS_HOST, &s::REDIS_PORT, &s::REDIS_PASSWORD] {
             if let Some(place) = reader.source(setting) {
-                warnings.push(format!("{} ({place}) is not looked at, for REDIS_URL ({url}) is set", setting.name));
+                warnings.push(format!("{} ({place}) is ignored because REDIS_URL ({url}) is set", setting.name));
             }
         }
     }

@@ -1,5 +1,5 @@
-//! `KAFKA_PROPERTIES_FILE`: librdkafka's properties, `key=value` a line. Each is tried on librdkafka itself, so that a
-//! wrong one is told with its line before anything starts. Values may be secrets and are never shown.
+//! `KAFKA_PROPERTIES_FILE`: librdkafka's properties, one `key=value` per line. Each is checked by librdkafka itself, so
+//! that a wrong one is reported with its line before anything starts. Values may be secrets and are never shown.
 
 use rdkafka::client::{Client, DefaultClientContext};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -8,7 +8,7 @@ use rdkafka::types::{RDKafkaConfRes, RDKafkaType};
 
 use super::KafkaConfig;
 
-/// Properties that another setting is for.
+/// Properties that have a setting of their own.
 const SET_OTHERWISE: [(&str, &str); 4] = [
     ("bootstrap.servers", "KAFKA_BROKERS"),
     ("metadata.broker.list", "KAFKA_BROKERS"),
@@ -16,7 +16,8 @@ const SET_OTHERWISE: [(&str, &str); 4] = [
     ("group.id", "KAFKA_GROUP_ID"),
 ];
 
-/// Properties that the gateway's promises rest on: what is read, from where, and how the end of a partition shows.
+/// Properties that the gateway's promises depend on: what is read, from where, and how the end of a partition is
+/// reported.
 const SET_BY_THE_GATEWAY: [&str; 6] = [
     "auto.offset.reset",
     "enable.auto.commit",
@@ -26,7 +27,7 @@ const SET_BY_THE_GATEWAY: [&str; 6] = [
     "isolation.level",
 ];
 
-/// Reads a properties file: empty lines and those that begin with `#` or `!` are passed over.
+/// Parses a properties file. Empty lines and lines that begin with `#` or `!` are ignored.
 pub(super) fn parse(text: &str) -> Result<Vec<(String, String)>, Vec<String>> {
     let mut properties: Vec<(String, String)> = Vec::new();
     let mut faults = Vec::new();
@@ -49,22 +50,22 @@ pub(super) fn parse(text: &str) -> Result<Vec<(String, String)>, Vec<String>> {
 
 fn fault_of(key: &str, value: &str) -> Option<String> {
     if let Some((_, setting)) = SET_OTHERWISE.iter().find(|(other, _)| *other == key) {
-        return Some(format!("is what {setting} is for"));
+        return Some(format!("belongs to {setting}"));
     }
     if SET_BY_THE_GATEWAY.contains(&key) {
-        return Some("is the gateway's to set; drop the line".to_owned());
+        return Some("is set by the gateway; remove the line".to_owned());
     }
     match ClientConfig::new().set(key, value).create_native_config() {
         Ok(_) => None,
         Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => {
-            Some("is no property of librdkafka's".to_owned())
+            Some("is not a property of librdkafka".to_owned())
         }
-        Err(_) => Some("has a value that librdkafka doesn't take".to_owned()),
+        Err(_) => Some("has a value that librdkafka rejects".to_owned()),
     }
 }
 
-/// What is wrong with properties of which each is good by itself. librdkafka is asked, by a client that connects to
-/// nobody.
+/// Faults of properties that are valid alone but not together. A client of librdkafka that connects to no broker finds
+/// them.
 pub(super) fn faults_together(config: &KafkaConfig) -> Vec<String> {
     let mut properties = client_properties(config);
     properties.remove("bootstrap.servers");
@@ -91,20 +92,20 @@ pub(super) fn faults_together(config: &KafkaConfig) -> Vec<String> {
     faults
 }
 
-/// What is wrong with the schemes of brokers. librdkafka passes over a broker whose scheme is not that of
-/// `security.protocol`, and then waits for ever.
+/// Faults in the schemes of brokers. librdkafka skips a broker whose scheme is not that of `security.protocol`, and
+/// then waits forever.
 pub(super) fn scheme_faults(config: &KafkaConfig) -> Vec<String> {
     let given = config.properties.iter().find(|(name, _)| name == "security.protocol");
     let protocol = given.map_or("PLAINTEXT", |(_, value)| value).to_ascii_uppercase();
     let is_other =
         |broker: &&str| broker.split_once("://").is_some_and(|(scheme, _)| !scheme.eq_ignore_ascii_case(&protocol));
     let fault = |broker: &str| {
-        format!("got {broker:?}; takes host[:port] alone, or with the scheme of security.protocol, which is {protocol}")
+        format!("got {broker:?}; takes host[:port], or with the scheme of security.protocol, which is {protocol}")
     };
     config.brokers.split(',').filter(is_other).map(fault).collect()
 }
 
-/// The properties that librdkafka's clients here go by; the operator's beat ours.
+/// The properties of librdkafka's clients; the operator's override ours.
 #[must_use]
 pub fn client_properties(config: &KafkaConfig) -> ClientConfig {
     let mut properties = ClientConfig::new();
@@ -114,35 +115,36 @@ pub fn client_properties(config: &KafkaConfig) -> ClientConfig {
         .set("group.id", &*config.group_id)
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
-        // The others jump silently where offsets were deleted before they were read.
+        // The other values silently skip ahead if records were deleted before they were read.
         .set("auto.offset.reset", "error")
         .set("isolation.level", "read_committed")
         .set("enable.partition.eof", "true")
-        // Requests are small: none is to wait for the answer to the one before.
+        // Requests are small, and none should wait for the answer to the previous one.
         .set("socket.nagle.disable", "true")
-        // An answer that waits for records holds up what is asked next on its connection, and the news that a
-        // partition is at its end: ten empty answers a second are the price.
+        // A fetch that waits for records delays the next request on its connection, and the news that a partition is at
+        // its end. The price of this value is ten empty answers a second.
         .set("fetch.wait.max.ms", "100")
-        // No broker is asked for more while what came lies untaken, and then for two milliseconds: of a stream, more
-        // comes in each answer. Without that, each record of 1,000 a second has a question and an answer of its own,
-        // which cost more than all that is done with it here. In a flood the next answer is not under way while one is
-        // read: 0.86 million records a second where it was 1.09. What lies untaken is counted in the one queue of all
+        // A broker gets no further fetch while earlier records wait in the queue, and then for two milliseconds, so in
+        // a stream each answer carries more records. Without this, each of 1,000 records a second has its own request
+        // and answer, which cost more than everything else done with it. In a flood, no answer is on its way while the
+        // last one is read: 0.86 million records a second instead of 1.09. The count covers the one queue of all
         // partitions.
         .set("queued.min.messages", "1")
         .set("fetch.queue.backoff.ms", "2")
-        // What waits here is outside of the history's budget: compressed tenfold, and with what librdkafka adds to each
-        // record, 16 MiB of answer and 100,000 records ahead took 290 MiB beside it, while a million records were read;
-        // so bounded, and with 20,000 ahead, 70 MiB. An answer is held whole, from each broker.
+        // Records that wait here are outside of the history's budget. With tenfold compression, and with what
+        // librdkafka adds to each record, 16 MiB of answers and 100,000 queued records took 290 MiB while a million
+        // records were read; with this bound and 20,000 queued records, 70 MiB. Each broker's answer is held as a
+        // whole.
         .set("queued.max.messages.kbytes", "8192")
         .set("fetch.max.bytes", "2097152")
-        // So that a broker that is back is found soon.
+        // A broker that is back is found soon.
         .set("reconnect.backoff.max.ms", "1000")
         .set("socket.keepalive.enable", "true")
         .set("log.thread.name", "false")
         .set_log_level(RDKafkaLogLevel::Info);
     for (name, value) in &config.properties {
         if name == "debug" {
-            // Who asks for it is to hear it, at our own level of that name.
+            // librdkafka's debug lines are logged at our own level of that name.
             properties.set_log_level(RDKafkaLogLevel::Debug);
         }
         properties.set(name, value);
@@ -155,26 +157,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn properties_are_read_and_comments_passed_over() {
+    fn properties_are_parsed_and_comments_ignored() {
         let text = "# TLS\n\nsecurity.protocol = SASL_SSL\n  sasl.password=a=b \n! more\nfetch.wait.max.ms=10\n";
         let expected = [("security.protocol", "SASL_SSL"), ("sasl.password", "a=b"), ("fetch.wait.max.ms", "10")];
         assert_eq!(parse(text).unwrap(), expected.map(|(key, value)| (key.to_owned(), value.to_owned())));
     }
 
     #[test]
-    fn each_wrong_line_is_told_and_no_value_is_shown() {
+    fn each_wrong_line_is_reported_and_no_value_is_shown() {
         let text = "nonsense\nno.such.property=hunter2\nsecurity.protocol=hunter2\ngroup.id=hunter2\n\
                     isolation.level=hunter2\nfetch.wait.max.ms=10\nfetch.wait.max.ms=11\n=hunter2";
         assert_eq!(
             parse(text).unwrap_err(),
             [
                 "line 1: has no '='; takes key=value",
-                "line 2: no.such.property is no property of librdkafka's",
-                "line 3: security.protocol has a value that librdkafka doesn't take",
-                "line 4: group.id is what KAFKA_GROUP_ID is for",
-                "line 5: isolation.level is the gateway's to set; drop the line",
+                "line 2: no.such.property is not a property of librdkafka",
+                "line 3: security.protocol has a value that librdkafka rejects",
+                "line 4: group.id belongs to KAFKA_GROUP_ID",
+                "line 5: isolation.level is set by the gateway; remove the line",
                 "line 7: fetch.wait.max.ms is given twice",
-                "line 8:  is no property of librdkafka's",
+                "line 8:  is not a property of librdkafka",
             ]
         );
     }

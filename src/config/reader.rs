@@ -1,4 +1,4 @@
-//! From what was given to values of the right type. It owns the wording of a fault; `parts` says which setting becomes
+//! Converts given texts to values of the right type. Owns the wording of faults; `parts` decides which setting becomes
 //! what.
 
 use std::fmt::Display;
@@ -28,22 +28,22 @@ impl<'a> SettingsReader<'a> {
         Self { given, read_file, faults, faulty: Vec::new() }
     }
 
-    /// All faults, each a line.
+    /// All faults, one per line.
     pub(super) fn into_faults(self) -> Vec<String> {
         self.faults
     }
 
-    /// Whether a setting had no fault of its own, so that its relation to others is worth a look.
+    /// Whether a setting is valid, so that its relation to others can be checked.
     pub(super) fn is_good(&self, setting: &Setting) -> bool {
         !self.faulty.contains(&setting.name)
     }
 
-    /// Where a setting was set, if it was.
+    /// The source of a setting, if it was set.
     pub(super) fn source(&self, setting: &Setting) -> Option<&ValueSource> {
         self.given.get(setting.name).map(|given| &given.source)
     }
 
-    /// What was given, or the table's default; `None` where there is neither.
+    /// The given value, or the table's default; `None` without either.
     fn value(&mut self, setting: &Setting) -> Option<Given> {
         if let Some(given) = self.given.get(setting.name) {
             return Some(given.clone());
@@ -64,22 +64,22 @@ impl<'a> SettingsReader<'a> {
         self.faulty.push(setting.name);
     }
 
-    /// Tells that a setting's value is wrong: `PORT (environment): got "x"; takes a port, 1 to 65535`.
+    /// Reports an invalid value: `PORT (environment): got "x"; takes a port, 1 to 65535`.
     pub(super) fn wrong(&mut self, setting: &Setting, given: &Given, takes: &str) {
         let shown =
             if setting.is_secret() { "a value that is not shown".to_owned() } else { format!("{:?}", given.text) };
         let mut text = format!("{} ({}): got {shown}; takes {takes}", setting.name, given.source);
         if given.source == ValueSource::Environment && is_link(&given.text) {
-            // A Service named `redis` sets REDIS_PORT so.
+            // For example, a Service named `redis` sets REDIS_PORT.
             text.push_str(
-                "; Kubernetes sets it so for a Service whose name this begins with: enableServiceLinks: false in the pod's \
-                 spec leaves it out",
+                "; Kubernetes sets this for a Service with that prefix as its name: enableServiceLinks: false in the pod's \
+                 spec prevents it",
             );
         }
         self.fault(setting, &text);
     }
 
-    /// A value of a form of its own: `None` where it is unset, or was told to be wrong.
+    /// A value that `parse` understands; `None` if it is unset, or was reported as invalid.
     pub(super) fn parsed<T>(&mut self, setting: &Setting, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
         let given = self.value(setting)?;
         let parsed = parse(&given.text);
@@ -89,7 +89,7 @@ impl<'a> SettingsReader<'a> {
         parsed
     }
 
-    /// A list, of which each entry that makes no sense is a fault of its own, with why.
+    /// A list; each invalid entry is a fault of its own, with the reason.
     pub(super) fn list<T, E: Display>(
         &mut self,
         setting: &Setting,
@@ -111,7 +111,7 @@ impl<'a> SettingsReader<'a> {
         self.parsed(setting, plain_text).unwrap_or_default()
     }
 
-    /// A number, in the bounds of the table.
+    /// A number within the bounds of the table.
     pub(super) fn number(&mut self, setting: &Setting) -> Option<u64> {
         self.parsed(setting, |text| match setting.takes {
             ValueKind::Bytes { min, max } => parse_bytes(text).filter(|number| (min..=max).contains(number)),
@@ -120,7 +120,7 @@ impl<'a> SettingsReader<'a> {
         })
     }
 
-    /// The same as another type, in whose range the table's bounds must lie; a stand-in of 0 where it is wrong.
+    /// The same as another type, whose range must include the table's bounds; 0 if it is invalid.
     pub(super) fn count<T: TryFrom<u64> + Default>(&mut self, setting: &Setting) -> T {
         self.number(setting).and_then(|number| T::try_from(number).ok()).unwrap_or_default()
     }
@@ -130,18 +130,18 @@ impl<'a> SettingsReader<'a> {
         Duration::from_millis(self.count(setting))
     }
 
-    /// One of the table's words.
+    /// One of the words that the table lists.
     pub(super) fn word(&mut self, setting: &Setting) -> String {
         let ValueKind::Word(words) = setting.takes else { return String::new() };
         self.parsed(setting, |text| words.contains(&text).then(|| text.to_owned())).unwrap_or_default()
     }
 
-    /// True or false.
+    /// A switch: true or false.
     pub(super) fn switch(&mut self, setting: &Setting) -> bool {
         self.parsed(setting, |text| text.parse().ok()).unwrap_or_default()
     }
 
-    /// The contents of a file that is named, as `parse` reads them; `parse` tells each fault with its line.
+    /// The contents of a named file, as `parse` reads them; `parse` reports each fault with its line.
     pub(super) fn file<T>(
         &mut self,
         setting: &Setting,
@@ -161,14 +161,14 @@ impl<'a> SettingsReader<'a> {
         None
     }
 
-    /// A relation between settings that doesn't hold.
+    /// Reports a relation between settings that does not hold.
     pub(super) fn relation(&mut self, setting: &Setting, text: &str) {
         let source = self.source(setting).unwrap_or(&ValueSource::Default).to_string();
         self.fault(setting, &format!("{} ({source}): {text}", setting.name));
     }
 }
 
-/// A text that is not empty, has no white space at its ends, and no control character.
+/// Accepts a text that is not empty, has no white space at its ends, and no control character.
 pub(super) fn plain_text(text: &str) -> Option<Box<str>> {
     let plain = !text.is_empty() && text.trim() == text && !text.contains(char::is_control);
     plain.then(|| text.into())

@@ -1,6 +1,5 @@
-//! The table of settings (PROTOCOL 6): each one's name, what it takes, its default and what it is for. Flags,
-//! environment, file, the defaults and `--help` all go by it, so that a setting is a row here and one line where it is
-//! read.
+//! The table of settings (PROTOCOL 6): each one's name, accepted values, default and help. Flags, environment, file,
+//! defaults and `--help` are derived from it, so that a setting is one row here and one line where it is read.
 
 use std::fmt::Write;
 
@@ -15,12 +14,12 @@ pub(super) struct Setting {
     pub(super) help: &'static str,
 }
 
-/// What a setting takes.
+/// The values that a setting accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ValueKind {
-    /// A text of some form, which the words describe.
+    /// A text; the words describe its form.
     Text(&'static str),
-    /// The same, and its value must never be shown.
+    /// A text that must never be shown.
     Secret(&'static str),
     /// The path of a file to read.
     File(&'static str),
@@ -28,22 +27,22 @@ pub(super) enum ValueKind {
     Integer { what: &'static str, min: u64, max: u64 },
     /// A size.
     Bytes { min: u64, max: u64 },
-    /// True or false.
+    /// A switch: true or false.
     Switch,
-    /// One of these.
+    /// One of the listed words.
     Word(&'static [&'static str]),
 }
 
-/// What holds where nothing is set.
+/// The value of a setting that is not set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fallback {
-    /// This, read as if somebody had set it.
+    /// A text, parsed like a set value.
     Value(&'static str),
-    /// What the words describe.
+    /// A computed value; the words describe it.
     Computed(&'static str),
-    /// Nothing.
+    /// No value.
     Unset,
-    /// It must be set.
+    /// The setting must be set.
     Required,
 }
 
@@ -54,7 +53,7 @@ const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
 
-/// The longest time that a setting takes, in ms: 24 days. Sums of a few stay far inside of what a clock can show.
+/// The longest time that a setting accepts, in ms: 24 days. Sums of a few stay far within the range of clocks.
 const MILLIS_MAX: u64 = i32::MAX as u64;
 
 const fn ms(min: u64) -> ValueKind {
@@ -82,83 +81,86 @@ macro_rules! settings {
 
 settings! {
     HOST: Text("an IP address of this machine; 0.0.0.0 and :: stand for all"), Value("0.0.0.0"), "the address to listen on";
-    PORT: PORT_NUMBER, Value("3003"), "the port for clients, and for operators where ADMIN_PORT is unset";
-    ADMIN_PORT: PORT_NUMBER, Unset, "a port for operators' endpoints alone";
+    PORT: PORT_NUMBER, Value("3003"), "the port for clients, and for operators if ADMIN_PORT is unset";
+    ADMIN_PORT: PORT_NUMBER, Unset, "the port for operators' endpoints only";
     POD_NAME: Text("a name of up to 253 bytes without control characters"), Computed("NODE_ID"),
         "this pod's name in the cluster";
     NODE_ID: Text("a name of up to 253 bytes without control characters"), Computed("websocket-<unix ms>"),
-        "the same, where POD_NAME is unset";
+        "the same, if POD_NAME is unset";
     PUBLIC_URL: Text("ws://host[:port][/path] or wss://…, without query, up to 2048 bytes"), Computed("ws://<host name>:<PORT>/ws"),
         "where clients reach this pod";
-    KAFKA_BROKERS: Text("host[:port], several with commas"), Value("localhost:9092"), "the brokers to begin with";
-    KAFKA_CLIENT_ID: Text("a name"), Value("websocket-service"), "what brokers' logs and quotas know the pod by";
-    KAFKA_GROUP_ID: Text("a name"), Value("websocket-service-group"), "for ACLs and quotas only: no group is joined";
-    KAFKA_PROPERTIES_FILE: File("a file of librdkafka's properties, key=value a line"), Unset,
+    KAFKA_BROKERS: Text("host[:port], several with commas"), Value("localhost:9092"), "the brokers to start from";
+    KAFKA_CLIENT_ID: Text("a name"), Value("websocket-service"), "this pod's name in brokers' logs and quotas";
+    KAFKA_GROUP_ID: Text("a name"), Value("websocket-service-group"),
+        "for ACLs and quotas only: the pod joins no group";
+    KAFKA_PROPERTIES_FILE: File("a file of librdkafka's properties, one key=value per line"), Unset,
         "TLS, SASL and the like";
     KAFKA_STALL_MS: ms(1000), Value("3000"),
-        "a Kafka client that makes no progress for so long, although there is something to read, is replaced; longer than \
-         it takes to connect";
+        "a Kafka client without progress for this long, although records are available, is replaced; longer than \
+         connecting takes";
     KAFKA_START_WAIT_MS: ms(0), Value("30000"),
-        "while Kafka answers, a pod waits so long for partitions that can't be read, and then starts without them; when they can \
-         be read, clients concerned are sent a reset";
-    TOPIC_REFRESH_MS: ms(500), Value("10000"), "new topics and partitions are seen by then";
+        "while Kafka answers, a pod waits this long at start for partitions that it can't read, then starts without \
+         them; when it can read them, their clients get a reset";
+    TOPIC_REFRESH_MS: ms(500), Value("10000"), "new topics and partitions are found within this time";
     ROUTES_FILE: File("a file as `shardgate routes` prints it"), Computed("built in"), "which topics become what";
     REDIS_URL: Secret("redis://[[user]:password@]host[:port][/db]"), Unset,
-        "Redis; where it is set, the next three are not looked at";
+        "Redis; if set, the next three are ignored";
     REDIS_HOST: Text("a host name or address"), Value("localhost"), "Redis' host";
     REDIS_PORT: PORT_NUMBER, Value("6379"), "Redis' port";
     REDIS_PASSWORD: Secret("a password"), Unset, "Redis' password";
-    REDIS_KEY_PREFIX: Text("a name"), Value("websocket"), "what the names of the key and the channels begin with";
-    LEASE_TTL_MS: ms(1000), Value("10000"), "a pod that died is nobody's owner any more after this";
-    JWT_SECRET: Secret("the key of HS256, best 32 bytes or more"), Required,
+    REDIS_KEY_PREFIX: Text("a name"), Value("websocket"), "prefix of the key and the channels";
+    LEASE_TTL_MS: ms(1000), Value("10000"), "a crashed pod loses its slot after this time";
+    JWT_SECRET: Secret("the key of HS256, preferably 32 bytes or more"), Required,
         "the key that clients' tokens are signed with";
-    JWT_REQUIRE_ASSESSMENTS: Switch, Value("false"), "a token without the claim `assessments` may watch none";
+    JWT_REQUIRE_ASSESSMENTS: Switch, Value("false"), "a token without the claim `assessments` allows none";
     ALLOWED_ORIGINS: Text("*, or scheme://host[:port], scheme://*.host[:port], null, file://, several with commas"),
-        Value("*"), "the origins that browsers may come from; *. stands for every host below a domain, not for itself";
-    HEARTBEAT_INTERVAL: ms(100), Value("30000"), "each client is pinged this often";
+        Value("*"), "allowed origins of browsers; *. matches every host below a domain, not the domain itself";
+    HEARTBEAT_INTERVAL: ms(100), Value("30000"), "time between two pings to a client";
     CONNECTION_TIMEOUT: ms(200), Value("60000"),
-        "a client that shows no sign of life for so long is closed; at least twice HEARTBEAT_INTERVAL";
+        "a client without any frame for this long is closed; at least twice HEARTBEAT_INTERVAL";
     SHARDS: Integer { what: "threads", min: 1, max: 256 }, Computed("cores less one, at least 1"),
-        "threads that serve clients, each on a core of its own";
+        "threads that serve clients, each on its own core";
     HISTORY_SECONDS: Integer { what: "s", min: 1, max: MILLIS_MAX / 1000 }, Value("300"),
         "how far back the window of events reaches";
-    HISTORY_BYTES: Bytes { min: 4 * MIB, max: 1024 * GIB }, Value("256MiB"), "how much the window holds, a pod";
-    MARKET_FLUSH_MS: ms(1), Value("100"), "the least time between two writes of market data to a client";
-    MAX_CONNECTIONS: count("connections"), Computed("what the descriptor limit leaves"), "over it: 503";
+    HISTORY_BYTES: Bytes { min: 4 * MIB, max: 1024 * GIB }, Value("256MiB"), "memory of the window, per pod";
+    MARKET_FLUSH_MS: ms(1), Value("100"), "shortest time between two writes of market data to a client";
+    MAX_CONNECTIONS: count("connections"), Computed("what the descriptor limit leaves"), "per pod; over it: 503";
     ACCEPTS_PER_SECOND: count("connections"), Value("5000"),
-        "clients with a good token, with a burst of as many; over it: 503; those without have a rate of their own";
+        "clients with a good token, with a burst of as many; over it: 503; clients without one have a separate limit";
     MAX_CONNECTIONS_PER_ADDRESS: count("connections"), Unset,
-        "a client address (IPv6: a network of 64 bits), on this pod; over it: 503";
-    MAX_CONNECTIONS_PER_USER: count("connections"), Unset, "a user, on this pod; over it: 503";
+        "per client address (IPv6: per /64) on this pod; over it: 503";
+    MAX_CONNECTIONS_PER_USER: count("connections"), Unset, "per user on this pod; over it: 503";
     MAX_CONNECTION_AGE_MS: ms(1000), Unset,
-        "a connection lives for three quarters of it to the whole; then its client is sent 1012, to connect anew";
+        "a connection lives for three quarters of this time to all of it; then its client gets 1012 and reconnects";
     TRUSTED_PROXIES: Text("IP addresses and networks such as 10.0.0.0/8, several with commas"), Unset,
-        "proxies in front of the pod: whom their X-Forwarded-For or Forwarded names is the client";
+        "proxies in front of the pod, whose X-Forwarded-For or Forwarded names the client";
     PROXY_PROTOCOL: Switch, Value("false"),
         "connections of trusted proxies begin with the PROXY protocol's header, version 1 or 2";
-    INBOUND_PER_SECOND: count("messages"), Value("20"), "a connection, with a burst of twice that; over it: 1008";
+    INBOUND_PER_SECOND: count("messages"), Value("20"),
+        "messages per connection, with a burst of twice that; over it: 1008";
     MAX_MESSAGE_BYTES: Bytes { min: 128, max: 16 * MIB }, Value("4KiB"), "the largest message from a client";
     MAX_EVENT_BYTES: Bytes { min: 128, max: 64 * MIB }, Value("1MiB"), "the largest record from Kafka";
     MAX_HEAD_BYTES: Bytes { min: KIB, max: REQUEST_HEAD_BYTES_MAX as u64 }, Value("8KiB"),
-        "the largest head of a client's request, cookies and all; over it: 431";
-    HANDSHAKE_TIMEOUT_MS: ms(100), Value("10000"), "a request's head must be in by then";
-    STALL_TIMEOUT_MS: ms(100), Value("60000"), "a client that takes nothing for so long is closed";
-    DRAIN_DELAY_MS: ms(0), Value("5000"), "a stopping pod serves its clients on for so long";
-    DRAIN_MS: ms(0), Value("20000"), "and then closes them, evenly over this time";
-    HANDOVER_PER_SECOND: count("connections"), Value("1000"), "sent to their new owner when assessments move";
+        "the largest head of a client's request, cookies included; over it: 431";
+    HANDSHAKE_TIMEOUT_MS: ms(100), Value("10000"), "a request head must arrive within this time";
+    STALL_TIMEOUT_MS: ms(100), Value("60000"), "a client whose socket accepts nothing for this long is closed";
+    DRAIN_DELAY_MS: ms(0), Value("5000"), "a stopping pod keeps serving its clients for this time";
+    DRAIN_MS: ms(0), Value("20000"), "then closes them evenly over this time";
+    HANDOVER_PER_SECOND: count("connections"), Value("1000"),
+        "redirected per second to their new owner when assessments move";
     PLACEMENT: Word(&["owner", "any"]), Value("owner"),
-        "any: a pod serves every assessment, behind a load balancer that can't address pods";
-    LOG: Word(&["error", "warn", "info", "debug", "trace"]), Value("info"), "how much is logged";
-    LOG_FORMAT: Word(&["text", "json"]), Value("text"), "how it is written, to standard error";
+        "any: every pod serves every assessment, for load balancers that can't address pods";
+    LOG: Word(&["error", "warn", "info", "debug", "trace"]), Value("info"), "log level";
+    LOG_FORMAT: Word(&["text", "json"]), Value("text"), "log format, on standard error";
 }
 
 impl Setting {
-    /// Its flag: `--kafka-brokers`.
+    /// Its flag, such as `--kafka-brokers`.
     pub(super) fn flag(&self) -> String {
         format!("--{}", self.name.to_ascii_lowercase().replace('_', "-"))
     }
 
-    /// Its key in the settings file: `kafka_brokers`.
+    /// Its key in the settings file, such as `kafka_brokers`.
     pub(super) fn key(&self) -> String {
         self.name.to_ascii_lowercase()
     }
@@ -177,7 +179,7 @@ impl Setting {
 }
 
 impl ValueKind {
-    /// In words, for a fault and for `--help`.
+    /// Describes the values in words, for a fault and for `--help`.
     pub(super) fn words(self) -> String {
         match self {
             Text(words) | Secret(words) | File(words) => words.to_owned(),
@@ -190,7 +192,7 @@ impl ValueKind {
     }
 }
 
-/// A number of bytes, as people write it.
+/// A number of bytes, printed with its unit.
 struct Size(u64);
 
 impl std::fmt::Display for Size {
@@ -204,7 +206,7 @@ impl std::fmt::Display for Size {
     }
 }
 
-/// A size as settings take it.
+/// Parses a size.
 pub(super) fn parse_bytes(text: &str) -> Option<u64> {
     let units = [("KiB", KIB), ("MiB", MIB), ("GiB", GIB)];
     let (digits, unit) =
@@ -212,16 +214,16 @@ pub(super) fn parse_bytes(text: &str) -> Option<u64> {
     parse_integer(digits)?.checked_mul(unit)
 }
 
-/// Decimal digits alone: no sign, no white space.
+/// Parses decimal digits: no sign, no white space.
 pub(super) fn parse_integer(text: &str) -> Option<u64> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
-/// All settings, with what they take and their defaults.
+/// All settings, with the values they accept and their defaults.
 #[must_use]
 pub fn help() -> String {
     let mut help = String::from(
-        "Settings: flags beat environment variables, these beat the file of --config FILE (TOML, keys as in \
+        "Settings: flags beat environment variables, which beat the file of --config FILE (TOML, keys as in \
          `kafka_brokers`).\nAn empty variable counts as unset.\n",
     );
     for setting in ALL {

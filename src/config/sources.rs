@@ -1,5 +1,5 @@
-//! Where settings come from: flags beat environment beats file. It owns the three forms and the faults in them; what a
-//! value means is for [`super::reader`].
+//! The sources of settings: flags beat environment beats file. Owns the three forms and faults in them;
+//! [`super::reader`] interprets the values.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -13,27 +13,27 @@ use toml::de::{DeTable, DeValue};
 use super::settings::{self, Setting};
 use super::{MachineLimits, Preset};
 
-/// Names the settings file; the one flag that is no setting.
+/// Names the settings file; the only flag that is not a setting.
 const CONFIG_FLAG: &str = "--config";
 
-/// The world that the settings are read from, as arguments: nothing here looks at the process.
+/// Everything that the settings are read from, as arguments: nothing here looks at the process.
 #[derive(Clone, Copy)]
 pub struct Sources<'a> {
-    /// The command line behind the subcommand.
+    /// The arguments behind the subcommand.
     pub flags: &'a [OsString],
     /// The environment.
     pub environment: &'a BTreeMap<OsString, OsString>,
-    /// What holds before the table's own defaults do.
+    /// Defaults that replace the table's.
     pub presets: &'a [Preset],
-    /// Settings that are not used, so that nothing is wrong with them: for `demo`.
+    /// Settings that are not used and therefore not checked: for `demo`.
     pub unused: &'a [&'static str],
     /// Reads a file of text.
     pub read_file: &'a dyn Fn(&Path) -> io::Result<String>,
-    /// What some defaults go by.
+    /// Limits that some defaults depend on.
     pub machine: &'a MachineLimits,
 }
 
-/// Where a value was found.
+/// The source of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ValueSource {
     Flag,
@@ -53,17 +53,17 @@ impl fmt::Display for ValueSource {
     }
 }
 
-/// A value as it was given.
+/// A value as given.
 #[derive(Debug, Clone)]
 pub(super) struct Given {
     pub(super) text: String,
     pub(super) source: ValueSource,
 }
 
-/// What was given, by the setting's name: of several places the one that counts.
+/// The given value of each setting, by name; from several sources the winner.
 pub(super) type AllGiven = BTreeMap<&'static str, Given>;
 
-/// Gathers what all sources give, and tells what is wrong with their form.
+/// Collects the values of all sources, and reports faults in their form.
 pub(super) fn gather(sources: &Sources<'_>, faults: &mut Vec<String>) -> AllGiven {
     let mut config_file = None;
     let flags = from_flags(sources.flags, &mut config_file, faults);
@@ -80,7 +80,7 @@ pub(super) fn gather(sources: &Sources<'_>, faults: &mut Vec<String>) -> AllGive
     given
 }
 
-/// A warning for each setting that is set and not used.
+/// Returns a warning for each setting that is set but not used.
 pub(super) fn unused(sources: &Sources<'_>) -> Vec<String> {
     let all = gather(&Sources { unused: &[], ..*sources }, &mut Vec::new());
     let unused = all.iter().filter(|(name, _)| sources.unused.contains(name));
@@ -91,7 +91,7 @@ fn from_flags(arguments: &[OsString], config_file: &mut Option<String>, faults: 
     let mut given = AllGiven::new();
     let mut arguments = (1..).zip(arguments).peekable();
     while let Some((number, argument)) = arguments.next() {
-        // What an argument says is not repeated where it may be a value, for it may be a secret.
+        // The text of an argument is not repeated if it may be a value, since that may be a secret.
         let Some(argument) = argument.to_str() else {
             faults.push(format!("argument {number}: is not UTF-8"));
             continue;
@@ -178,7 +178,7 @@ fn from_file(path: &str, sources: &Sources<'_>, faults: &mut Vec<String>) -> All
     given
 }
 
-/// A file's value as the text that a flag would have; a list of texts as their comma list.
+/// A file's value as the text of a flag; a list of texts as their comma list.
 fn file_value(value: &Spanned<DeValue<'_>>) -> Option<String> {
     match value.get_ref() {
         DeValue::String(text) => Some(text.to_string()),

@@ -1,4 +1,4 @@
-//! The settings as people give them.
+//! Settings from all sources.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -11,7 +11,7 @@ use super::*;
 use crate::clock::UnixMs;
 use crate::limits::HANDSHAKES_MAX;
 
-/// What somebody gives, on a machine that allows so many open files.
+/// Given settings, on a machine with this limit of open files.
 struct World {
     descriptors: u64,
     flags: Vec<OsString>,
@@ -38,7 +38,7 @@ impl Default for World {
 }
 
 impl World {
-    /// With a secret, and nothing else.
+    /// A secret, and nothing else.
     fn new() -> Self {
         Self::default().env("JWT_SECRET", SECRET)
     }
@@ -81,7 +81,7 @@ impl World {
     }
 
     fn config(&self) -> Config {
-        self.read().unwrap_or_else(|faults| panic!("the settings are good: {faults}"))
+        self.read().unwrap_or_else(|faults| panic!("the settings are valid: {faults}"))
     }
 
     fn faults(&self) -> Vec<String> {
@@ -90,7 +90,7 @@ impl World {
 }
 
 #[test]
-fn with_a_secret_alone_all_settings_have_the_contracts_defaults() {
+fn with_only_a_secret_all_settings_have_the_contracts_defaults() {
     let config = World::new().config();
     assert_eq!((config.host.to_string().as_str(), config.port, config.admin_port), ("0.0.0.0", 3003, None));
     assert_eq!(&*config.node.0, "websocket-1790000000007");
@@ -140,15 +140,15 @@ fn every_setting_has_a_flag_a_variable_and_a_key_and_its_default_is_good() {
         if let settings::Fallback::Value(default) = setting.default {
             World::new().env(setting.name, default).config();
         }
-        // What no setting takes is told with the setting's name, wherever it is read; so each one is read.
-        let told = World::new().env(setting.name, "\u{1}").read();
+        // An invalid value is reported with the setting's name when the setting is read; so each setting is read.
+        let read = World::new().env(setting.name, "\u{1}").read();
         let secret = matches!(setting.name, "JWT_SECRET" | "REDIS_PASSWORD");
-        assert!(secret || told.unwrap_err().0[0].starts_with(setting.name), "{}", setting.name);
+        assert!(secret || read.unwrap_err().0[0].starts_with(setting.name), "{}", setting.name);
     }
 }
 
 #[test]
-fn all_faults_are_told_at_once_each_with_its_setting_its_source_and_what_it_takes() {
+fn all_faults_are_reported_at_once_with_setting_source_and_accepted_values() {
     let world = World::default()
         .file("gateway.toml", "prot = 80\nshards = true\nallowed_origins = [\"a.example\"]\ndrain_ms = 1.5")
         .flags(&["--config", "gateway.toml", "--kafka-broker", "b:1", "--port", "x", "stray", "--log", "--port=4"])
@@ -167,7 +167,7 @@ fn all_faults_are_told_at_once_each_with_its_setting_its_source_and_what_it_take
             "SHARDS (gateway.toml line 2): got \"true\"; takes an integer of threads, 1 to 256",
             "HISTORY_BYTES (environment): got \"4mb\"; takes bytes, or such as 64KiB, 256MiB, 1GiB; 4MiB to 1024GiB",
             "TOPIC_REFRESH_MS (environment): got \"499\"; takes an integer of ms, 500 to 2147483647",
-            "JWT_SECRET: is not set; takes the key of HS256, best 32 bytes or more, as --jwt-secret or in the \
+            "JWT_SECRET: is not set; takes the key of HS256, preferably 32 bytes or more, as --jwt-secret or in the \
              environment",
             "ALLOWED_ORIGINS (gateway.toml line 3): got \"a.example\", which is no origin: write scheme://host, \
              scheme://host:port, null or file://",
@@ -215,7 +215,7 @@ fn sizes_and_times_are_read_in_their_units() {
 }
 
 #[test]
-fn the_nodes_name_is_the_pods_else_the_nodes() {
+fn the_nodes_name_is_pod_name_else_node_id() {
     assert_eq!(&*World::new().env("POD_NAME", "p").env("NODE_ID", "n").config().node.0, "p");
     assert_eq!(&*World::new().env("NODE_ID", "n").config().node.0, "n");
     assert_eq!(World::new().env("NODE_ID", &"n".repeat(254)).faults().len(), 1);
@@ -256,35 +256,35 @@ fn brokers_and_origins_are_comma_lists() {
     for wrong in ["https://a.example/", "a.example", "*,https://a.example", "https://*.example"] {
         assert!(origins(wrong).is_err(), "{wrong}");
     }
-    let told = origins("null, *, https://*.com").unwrap_err().0;
+    let faults = origins("null, *, https://*.com").unwrap_err().0;
     assert!(
-        told.len() == 2 && told[0].starts_with("ALLOWED_ORIGINS (environment): got \"*\", which stands for all"),
-        "{told:?}"
+        faults.len() == 2 && faults[0].starts_with("ALLOWED_ORIGINS (environment): got \"*\", which stands for all"),
+        "{faults:?}"
     );
 }
 
 #[test]
-fn redis_is_named_by_its_url_or_by_its_parts() {
+fn redis_is_set_by_its_url_or_by_its_parts() {
     let parts = World::new().env("REDIS_HOST", "r").env("REDIS_PORT", "1").env("REDIS_PASSWORD", "p").config();
     assert_eq!(&*parts.redis.address, "r:1");
     assert_eq!(parts.redis.connection.redis_settings().password(), Some("p"));
     let url = World::new().env("REDIS_URL", "redis://:p@r:2/3");
     assert_eq!(&*url.config().redis.address, "r:2");
     assert_eq!(url.config().redis.connection.redis_settings().db(), 3);
-    // Kubernetes sets REDIS_PORT itself for a service named redis, in a form of its own.
+    // Kubernetes sets REDIS_PORT for a Service named redis, in its own form.
     let both = url.env("REDIS_PORT", "tcp://10.0.0.1:6379").config();
     assert_eq!(&*both.redis.address, "r:2");
-    assert_eq!(both.warnings, ["REDIS_PORT (environment) is not looked at, for REDIS_URL (environment) is set"]);
+    assert_eq!(both.warnings, ["REDIS_PORT (environment) is ignored because REDIS_URL (environment) is set"]);
 }
 
 #[test]
-fn what_is_allowed_and_yet_better_changed_is_a_warning() {
+fn risky_values_cause_warnings() {
     let config = World::default().env("JWT_SECRET", "short\n").env("MAX_CONNECTIONS", "20001").config();
     assert_eq!(
         config.warnings,
         [
             "JWT_SECRET has 6 bytes; HS256 is only as strong as its key: use 32 or more",
-            "JWT_SECRET ends in white space, which counts: was a line's end taken along?",
+            "JWT_SECRET ends in white space, which is part of the key: is it a line end from a file?",
             "MAX_CONNECTIONS is 20001; the limit of open files leaves about 17500",
         ]
     );
@@ -305,13 +305,13 @@ fn the_window_holds_an_event_of_the_largest_size_in_each_shard() {
     assert_eq!(world("4", "8519680").config().shard.shards, 4);
     assert_eq!(world("4", "4MiB").env("MAX_EVENT_BYTES", "64KiB").config().shard.shards, 4);
     assert_eq!(world("1", "4MiB").env("MAX_EVENT_BYTES", "4MiB").faults().len(), 1);
-    // Where SHARDS is not set, there are no more than have a window each.
+    // Without SHARDS, there are only as many shards as have room for a window.
     assert_eq!(World::new().env("HISTORY_BYTES", "4MiB").config().shard.shards, 1);
     assert_eq!(World::new().env("HISTORY_BYTES", "5MiB").config().shard.shards, 2);
 }
 
 #[test]
-fn relations_between_settings_hold() {
+fn relations_between_settings_are_checked() {
     let world = || World::new().env("HEARTBEAT_INTERVAL", "100");
     assert_eq!(world().env("CONNECTION_TIMEOUT", "200").config().shard.silence, Duration::from_millis(200));
     assert_eq!(World::new().env("CONNECTION_TIMEOUT", "59999").faults().len(), 1);
@@ -322,18 +322,18 @@ fn relations_between_settings_hold() {
         ["MARKET_FLUSH_MS (environment): got 5001; takes at most the time of HISTORY_SECONDS, which is 5 s"]
     );
     let one = World::new().env("HEARTBEAT_INTERVAL", "99").env("CONNECTION_TIMEOUT", "200").faults();
-    assert_eq!(one.len(), 1, "a setting with a fault of its own is not compared: {one:?}");
+    assert_eq!(one.len(), 1, "an invalid setting is not compared: {one:?}");
 }
 
 #[test]
-fn files_that_settings_name_are_read_and_their_faults_told_with_their_lines() {
+fn named_files_are_read_and_their_faults_reported_with_lines() {
     let world = World::new()
         .file("routes.toml", "[[route]]\ntopic = \"a\"\nscope = \"assessment\"\ntype = \"ping\"")
         .file("kafka.properties", "security.protocol=SSL\n\nno.such=1")
         .flags(&["--routes-file=routes.toml", "--kafka-properties-file=kafka.properties"]);
     let faults = world.faults();
     assert!(
-        faults[0].starts_with("KAFKA_PROPERTIES_FILE (flag): kafka.properties line 3: no.such is no"),
+        faults[0].starts_with("KAFKA_PROPERTIES_FILE (flag): kafka.properties line 3: no.such is not"),
         "{faults:?}"
     );
     assert!(faults[1].starts_with("ROUTES_FILE (flag): routes.toml line 1: the route has no fields"), "{faults:?}");
@@ -343,7 +343,7 @@ fn files_that_settings_name_are_read_and_their_faults_told_with_their_lines() {
 }
 
 #[test]
-fn a_preset_holds_where_nothing_is_set() {
+fn a_preset_applies_if_nothing_is_set() {
     let preset = |name, value: &str| Preset { name, value: value.into() };
     let world = World { presets: vec![preset("JWT_SECRET", SECRET), preset("DRAIN_MS", "500")], ..World::default() };
     assert_eq!(world.config().drain.over, Duration::from_millis(500));
@@ -351,7 +351,7 @@ fn a_preset_holds_where_nothing_is_set() {
 }
 
 #[test]
-fn descriptors_are_shared_out_so_that_handshakes_leave_enough_for_all_else() {
+fn descriptors_are_split_between_connections_and_handshakes() {
     let shares = |descriptors: u64, environment: &[(&str, &str)]| {
         let world = environment.iter().fold(World::new(), |world, (name, value)| world.env(name, value));
         let config = world.with_descriptors(descriptors).config();
@@ -370,7 +370,7 @@ fn descriptors_are_shared_out_so_that_handshakes_leave_enough_for_all_else() {
 }
 
 #[test]
-fn an_address_that_is_not_this_machines_is_a_fault_among_the_others() {
+fn an_address_of_another_machine_is_a_fault() {
     assert_eq!(World::new().env("HOST", "::1").config().host.to_string(), "::1");
     assert_eq!(
         World::new().env("HOST", "192.0.2.1").env("PORT", "0").faults(),
@@ -382,27 +382,25 @@ fn an_address_that_is_not_this_machines_is_a_fault_among_the_others() {
 }
 
 #[test]
-fn a_port_that_kubernetes_set_for_a_service_is_told_as_what_it_is() {
+fn a_port_that_kubernetes_set_for_a_service_is_explained() {
     let faults = World::new().env("REDIS_PORT", "tcp://10.0.0.1:6379").faults();
     assert_eq!(
         faults,
-        [
-            "REDIS_PORT (environment): got \"tcp://10.0.0.1:6379\"; takes a port, 1 to 65535; Kubernetes sets it so for a \
-          Service whose name this begins with: enableServiceLinks: false in the pod's spec leaves it out"
-        ]
+        ["REDIS_PORT (environment): got \"tcp://10.0.0.1:6379\"; takes a port, 1 to 65535; Kubernetes sets \
+             this for a Service with that prefix as its name: enableServiceLinks: false in the pod's spec prevents it"]
     );
     let flag = World::new().flags(&["--redis-port", "tcp://10.0.0.1:6379"]).faults();
     assert!(!flag[0].contains("Kubernetes"), "{flag:?}");
 }
 
 #[test]
-fn typos_in_the_environment_are_warnings_and_no_faults() {
+fn typos_in_the_environment_cause_warnings() {
     let config = World::new().env("REDIS_HSOT", "r").env("REDIS_SERVICE_HOST", "10.0.0.1").config();
     assert_eq!(config.warnings, ["REDIS_HSOT (environment) is not a setting; did you mean REDIS_HOST?"]);
 }
 
 #[test]
-fn what_is_not_used_may_be_wrong_and_is_said() {
+fn unused_settings_are_not_checked_but_cause_a_warning() {
     let world = World { unused: &["KAFKA_BROKERS", "REDIS_URL"], ..World::new() };
     let config = world.env("KAFKA_BROKERS", ",").env("REDIS_URL", "nonsense").env("PORT", "1").config();
     assert_eq!(&*config.kafka.brokers, "localhost:9092");
@@ -411,7 +409,7 @@ fn what_is_not_used_may_be_wrong_and_is_said() {
 }
 
 #[test]
-fn times_that_do_not_fit_each_other_are_warned_of() {
+fn mismatched_times_cause_a_warning() {
     let config = World::new().env("HISTORY_SECONDS", "29").env("TOPIC_REFRESH_MS", "30001").config();
     assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
     assert!(config.warnings[0].starts_with("HEARTBEAT_INTERVAL is 30000 ms and HISTORY_SECONDS 29"));
@@ -419,7 +417,7 @@ fn times_that_do_not_fit_each_other_are_warned_of() {
 }
 
 #[test]
-fn properties_of_kafka_that_can_work_only_with_others_are_faults_beside_those_of_other_settings() {
+fn inconsistent_kafka_properties_are_reported_with_the_other_faults() {
     let faults = |text: &'static str| {
         let world = World::new().env("KAFKA_PROPERTIES_FILE", "kafka.properties").env("PORT", "no port");
         let faults = world.file("kafka.properties", text).faults();
@@ -451,19 +449,22 @@ fn properties_of_kafka_that_can_work_only_with_others_are_faults_beside_those_of
 }
 
 #[test]
-fn a_broker_has_no_scheme_but_the_security_protocols() {
+fn a_brokers_scheme_must_match_the_security_protocol() {
     let brokers = |brokers: &str, text: &'static str| {
         let world = World::new().env("KAFKA_BROKERS", brokers).env("KAFKA_PROPERTIES_FILE", "kafka.properties");
         world.file("kafka.properties", text)
     };
     let sasl = "security.protocol=SASL_PLAINTEXT\nsasl.mechanisms=PLAIN\nsasl.username=u\nsasl.password=p";
-    for (list, text, faults) in [
+    for (list, text, count) in [
         ("kafka://a:9092", "", 1),
         ("SASL_SSL://a:9092,b:9092,ssl://c:9092", "", 2),
         ("plaintext://a:9092,SASL_PLAINTEXT://b:9092", sasl, 1),
     ] {
-        let told = brokers(list, text).faults();
-        assert!(told.len() == faults && told.iter().all(|told| told.starts_with("KAFKA_BROKERS (env")), "{told:?}");
+        let faults = brokers(list, text).faults();
+        assert!(
+            faults.len() == count && faults.iter().all(|fault| fault.starts_with("KAFKA_BROKERS (env")),
+            "{faults:?}"
+        );
     }
     assert_eq!(&*brokers("sasl_plaintext://a:9092,b", sasl).config().kafka.brokers, "sasl_plaintext://a:9092,b");
     assert_eq!(&*brokers("PLAINTEXT://a:9092", "").config().kafka.brokers, "PLAINTEXT://a:9092");

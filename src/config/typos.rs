@@ -1,19 +1,20 @@
 //! Warns of environment variables that look like misspelt settings, or like unknown members of a family of settings.
-//! The environment holds much that is not ours, so these are warnings, and Kubernetes' service variables are ignored.
+//! The environment holds many other variables, so these are only warnings, and Kubernetes' service variables are
+//! ignored.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use super::settings::{ALL, Setting};
 
-/// Families of settings: a variable that begins so, and is none, was meant as one. Others' variables begin as the rest
-/// of the settings do (`NODE_OPTIONS`, `POD_IP`, `MAX_OLD_SPACE`).
+/// Families of settings: a variable with such a prefix that is no setting was most likely meant as one. The prefixes of
+/// other settings are also used by other programs (`NODE_OPTIONS`, `POD_IP`, `MAX_OLD_SPACE`).
 const FAMILIES: [&str; 6] = ["KAFKA_", "REDIS_", "JWT_", "HISTORY_", "DRAIN_", "LOG_"];
 
-/// What manifests often set beside the settings, and is close to one.
+/// Variables that manifests often set, and that are close to a setting.
 const OTHERS: [&str; 2] = ["NODE_IP", "NODE_NAME"];
 
-/// A warning for each.
+/// Returns a warning for each such variable.
 pub(super) fn warnings(environment: &BTreeMap<OsString, OsString>) -> Vec<String> {
     let set = environment.iter().filter(|(_, value)| !value.is_empty());
     let texts = set.filter_map(|(name, value)| Some((name.to_str()?, value.to_string_lossy())));
@@ -35,15 +36,16 @@ fn warning(name: &str) -> Option<String> {
     let family = FAMILIES.into_iter().find(|family| name.starts_with(family))?;
     let is_member = |member: &&str| member.starts_with(family) || *member == family.trim_end_matches('_');
     let members: Vec<&str> = ALL.iter().map(|setting| setting.name).filter(is_member).collect();
-    Some(format!("{name} (environment) is not a setting; of {family} there are {}", members.join(", ")))
+    Some(format!("{name} (environment) is not a setting; the settings of {family} are {}", members.join(", ")))
 }
 
-/// How many slips a name may have and still be taken for this setting's. Among short names two make another word of it.
+/// Number of typing errors up to which a name is taken for this setting's. Among short names, two errors make another
+/// word.
 fn typos_max(setting: &Setting) -> usize {
     if setting.name.len() <= 5 { 1 } else { 2 }
 }
 
-/// What Kubernetes puts into a pod's environment for each Service of its namespace, unless `enableServiceLinks` is
+/// Whether Kubernetes sets the variable for a Service of the pod's namespace, as it does unless `enableServiceLinks` is
 /// false: `REDIS_SERVICE_HOST`, `REDIS_SERVICE_PORT_CLIENTS`, `REDIS_PORT=tcp://10.0.0.1:6379`,
 /// `REDIS_PORT_6379_TCP_ADDR`.
 fn is_service_link(name: &str, value: &str) -> bool {
@@ -57,15 +59,15 @@ fn is_service_link(name: &str, value: &str) -> bool {
     is_service || is_port || name.ends_with("_PORT") && is_link(value)
 }
 
-/// A port as Kubernetes writes it into a Service's variable.
+/// Whether a value is a port as Kubernetes writes it into a Service's variable.
 pub(super) fn is_link(value: &str) -> bool {
     ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme))
 }
 
-/// How many letters must be changed, left out, put in, or swapped with the next (optimal string alignment).
+/// Number of letters that must be changed, removed, inserted, or swapped with the next (optimal string alignment).
 fn distance(from: &str, to: &str) -> usize {
     let (from, to) = (from.as_bytes(), to.as_bytes());
-    // No setting's name is as long; what is much longer is none's typo.
+    // Much longer names are no typo of any setting.
     if from.len().abs_diff(to.len()) > 2 {
         return usize::MAX;
     }
@@ -93,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_setting_is_warned_of_with_the_one_that_is_meant() {
+    fn a_misspelt_setting_causes_a_warning_with_the_right_name() {
         for (typo, meant) in [
             ("REDIS_HSOT", "REDIS_HOST"),
             ("REDIS_HOTS", "REDIS_HOST"),
@@ -113,16 +115,16 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_one_of_a_family_is_warned_of_with_those_that_there_are() {
+    fn an_unknown_variable_of_a_family_causes_a_warning_with_the_known_ones() {
         let warnings = warnings_of(&[("LOG_LEVEL", "debug"), ("KAFKA_BROKRS_X", "b:1"), ("JWT_PUBLIC_KEY", "k")]);
         assert_eq!(warnings.len(), 3);
         assert!(warnings[0].contains("JWT_PUBLIC_KEY") && warnings[0].contains("JWT_SECRET"), "{warnings:?}");
         assert!(warnings[1].contains("KAFKA_BROKRS_X") && warnings[1].contains("KAFKA_BROKERS, "), "{warnings:?}");
-        assert_eq!(warnings[2], "LOG_LEVEL (environment) is not a setting; of LOG_ there are LOG, LOG_FORMAT");
+        assert_eq!(warnings[2], "LOG_LEVEL (environment) is not a setting; the settings of LOG_ are LOG, LOG_FORMAT");
     }
 
     #[test]
-    fn what_is_others_is_left_alone() {
+    fn other_variables_are_ignored() {
         let variables = [
             ("PATH", "/bin"),
             ("HOME", "/"),
@@ -160,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn letters_that_changed_places_are_one_slip() {
+    fn swapped_letters_are_one_typo() {
         for (from, to, slips) in [
             ("", "", 0),
             ("AB", "AB", 0),
