@@ -1,6 +1,6 @@
 //! The pod: builds, connects, drains and stops its parts.
 //!
-//! - [`machine`]: what the machine gives and forbids.
+//! - [`machine`]: limits and abilities of the machine.
 //! - [`listeners`]: the ports.
 //! - `control`: the loop of the control thread, which is the thread that calls [`run`].
 
@@ -42,42 +42,42 @@ use crate::routing::table::RouteTable;
 use crate::shutdown::signals::Signals;
 use crate::{ingest, shard};
 
-/// How often it is looked whether the threads have ended.
+/// Poll interval for the end of the threads.
 const JOIN_POLL: Duration = Duration::from_millis(5);
 
-/// Why a pod does not start, or does not end as it should. Exit code 1.
+/// Why a pod does not start, or does not end cleanly. Exit code 1.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
-    /// A port cannot be had.
+    /// A port cannot be bound.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The machine forbids what the shards are built on.
+    /// The machine forbids io_uring, which the shards need.
     #[error(transparent)]
     Machine(#[from] IoUringForbidden),
     /// Ingest cannot start.
     #[error("ingest cannot start: {0}")]
     Ingest(#[from] ingest::StartError),
-    /// The kernel gives no thread.
+    /// The kernel refuses a thread.
     #[error("a thread cannot be started: {0}")]
     Thread(io::Error),
     /// The control thread has no event loop or no signals.
     #[error("the control thread cannot start: {0}")]
     Control(io::Error),
-    /// All was over, but not for some thread.
+    /// Some thread did not end.
     #[error("some threads did not end within {THREADS_END_MAX:?}")]
     Stuck,
 }
 
-/// What a pod has of the process that it runs in.
+/// Parts of the process that a pod uses.
 pub struct ProcessHandles {
-    /// Its log: the count of dropped lines is a metric, and the last lines are written before a panic or a second
+    /// The log: its count of dropped lines is a metric, and the last lines are written before a panic or a second
     /// signal ends the process.
     pub log: Log,
-    /// Reads the routes anew.
+    /// Reads the routes again.
     pub read_routes: Box<dyn Fn() -> Result<RouteTable, InvalidConfig>>,
 }
 
-/// Runs a pod on this thread and those that it starts, until a signal has drained it.
+/// Runs a pod on this thread and the threads that it starts, until a signal has drained it.
 ///
 /// # Errors
 /// Why it did not start, or did not end cleanly.
@@ -88,17 +88,17 @@ pub fn run(config: Config, membership: ClusterMode, process: &ProcessHandles) ->
     machine::check_io_uring()?;
     let listeners = Listeners::bind(config.host, config.port, config.admin_port, config.shard.shards)?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(GatewayError::Control)?;
-    // Before anything starts: a pod that is asked to end while it does must end as one.
+    // Before anything starts, so that a signal during the start drains the pod, too.
     let signals = runtime.block_on(async { Signals::listen() }).map_err(GatewayError::Control)?;
     let cores = Cores::share(config.shard.shards);
-    say_what_starts(&config, membership, &listeners, &cores);
+    log_start(&config, membership, &listeners, &cores);
 
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
     process.log.register(&mut registry);
     let mut exchange = Exchange::new(config.shard.shards, config.routes.clone());
-    let (http_door, http_requests) = mpsc::channel(HTTP_CHANNEL_DEPTH);
-    let mut threads = exchange.spawn_shards(&config, &metrics, listeners.shards, &cores, http_door)?;
+    let (http_sender, http_requests) = mpsc::channel(HTTP_CHANNEL_DEPTH);
+    let mut threads = exchange.spawn_shards(&config, &metrics, listeners.shards, &cores, http_sender)?;
     threads.push(exchange.spawn_ingest(&config, &metrics, &cores)?);
 
     let (control, discovery, readiness) = connect(&config, exchange, metrics, started);
@@ -113,8 +113,7 @@ pub fn run(config: Config, membership: ClusterMode, process: &ProcessHandles) ->
     Ok(())
 }
 
-/// What the control thread runs: its loop and discovery, which tell each other what they want and have, and what the
-/// pages are to show of it.
+/// Builds what the control thread runs, its loop and discovery, and the channels between them and to the pages.
 fn connect(
     config: &Config,
     exchange: Exchange,
@@ -144,14 +143,14 @@ fn connect(
         routes: exchange.routes,
         drain: config.drain,
         started,
-        said_ready: false,
+        was_ready_logged: false,
         wait: None,
     };
     (control, discovery, readiness_seen)
 }
 
-/// A panic on any thread ends the process with its message: half a gateway that keeps its lease is worse than none. The
-/// standard hook would wait for standard error.
+/// A panic on any thread logs its message and ends the process: half a gateway that keeps its lease is worse than none.
+/// The standard hook could block on standard error.
 fn abort_on_panic(log: Log) {
     std::panic::set_hook(Box::new(move |panic| {
         let thread = std::thread::current();
@@ -163,7 +162,7 @@ fn abort_on_panic(log: Log) {
     }));
 }
 
-fn say_what_starts(config: &Config, membership: ClusterMode, listeners: &Listeners, cores: &Cores) {
+fn log_start(config: &Config, membership: ClusterMode, listeners: &Listeners, cores: &Cores) {
     let pinned: Vec<usize> = cores.ingest.into_iter().chain(cores.shards.iter().copied().flatten()).collect();
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -179,7 +178,7 @@ fn say_what_starts(config: &Config, membership: ClusterMode, listeners: &Listene
     );
 }
 
-/// The metrics of the parts, registered.
+/// The registered metrics of the parts.
 struct Metrics {
     shard: shard::Metrics,
     ingest: ingest::Metrics,
@@ -280,7 +279,7 @@ impl Exchange {
     }
 }
 
-/// Answers operators, beside the control loop.
+/// Starts the tasks that answer operators.
 fn serve_operators(
     pages: Pages,
     requests: mpsc::Receiver<HttpRequest>,
@@ -294,7 +293,7 @@ fn serve_operators(
     Ok(())
 }
 
-/// Waits for the threads, which end by themselves now. A panic of one has ended the process already.
+/// Waits for the threads, which have been told to end. A panic of one has ended the process already.
 async fn join(threads: Vec<JoinHandle<()>>) -> Result<(), GatewayError> {
     let all_ended = async {
         while !threads.iter().all(JoinHandle::is_finished) {

@@ -1,8 +1,8 @@
-//! All that a gateway needs, in its own process: librdkafka's mock cluster and a generator of events. It owns the edges
-//! that differ from `serve`; the gateway's code is the same.
+//! Everything that a gateway needs, in its own process: librdkafka's mock cluster and a generator of events. Owns the
+//! edges that differ from `serve`; the gateway's code is the same.
 //!
-//! - [`world`]: what happens, as a rule on a seed and the time.
-//! - [`token`]: tokens for trying things out.
+//! - [`world`]: the events, as a rule on a seed and the time.
+//! - [`token`]: tokens for trials.
 
 pub mod token;
 pub mod world;
@@ -27,42 +27,44 @@ use crate::clock::{Now, UnixMs};
 use crate::config::{Config, Preset};
 use world::{ASSESSMENT_TOPICS, DemoWorld, MARKETS, STEP_MS, assessment_id, market_topic};
 
-/// Partitions of an assessments' topic: more than one, as in real life; few, since the mock keeps about 5 MB of each.
+/// Partitions of a topic of assessments: more than one, as in production; few, because each takes about 5 MB in the
+/// mock.
 const PARTITIONS: i32 = 2;
 
-/// How long the demo's own token holds: a day of looking on.
+/// Lifetime of the demo's own token: a day.
 const TOKEN_SECONDS: u64 = 24 * 60 * 60;
 
-/// How long the mock waits for records before it answers a fetch, in ms: its latency, for it never answers sooner.
+/// How long the mock waits for records before it answers a fetch, in ms. This is its latency, because it never answers
+/// earlier.
 const FETCH_WAIT_MS: u32 = 10;
 
-/// The pause between two topics that are created: a request that reaches the mock right after its last answer goes
-/// unheard for a second.
+/// Pause between two created topics: the mock ignores a request for a second if it arrives right after its last answer.
 const TOPIC_PAUSE: Duration = Duration::from_millis(2);
 
-/// How long the end waits for the last events to reach the mock cluster.
+/// How long `stop` waits for the last events to reach the mock cluster.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Why there is no demo.
+/// Why the demo does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The mock cluster or its client didn't start.
     #[error("the mock of Kafka can't start: {0}")]
     Mock(#[from] KafkaError),
-    /// No thread was to be had.
+    /// The kernel refuses a thread.
     #[error("the generator's thread can't start: {0}")]
     Thread(#[source] io::Error),
 }
 
-/// A running mock of Kafka, and who fills it.
+/// A running mock of Kafka, and the generator that fills it.
 pub struct Demo {
-    // Before the cluster: it is stopped first.
+    // Declared before the cluster, because it is stopped first.
     generator: Generator,
     cluster: MockCluster<'static, DefaultProducerContext>,
 }
 
 impl Demo {
-    /// Settings of what a demo has in itself or does without. Whatever the environment says of them, it starts.
+    /// Settings of parts that a demo brings along or does without. It ignores them, so that it starts in any
+    /// environment.
     pub const UNUSED: [&str; 11] = [
         "KAFKA_BROKERS",
         "KAFKA_CLIENT_ID",
@@ -77,18 +79,17 @@ impl Demo {
         "PLACEMENT",
     ];
 
-    /// A key for tokens, of this run alone, from the system's random source.
+    /// Makes a key for the tokens of this run from the system's random source.
     ///
     /// # Errors
-    /// Where the system has none.
+    /// If the system has no random source.
     pub fn make_secret() -> io::Result<String> {
         let mut bytes = [0; 32];
         File::open("/dev/urandom")?.read_exact(&mut bytes)?;
         Ok(URL_SAFE_NO_PAD.encode(bytes))
     }
 
-    /// What holds in a demo where nothing is set: this machine alone can reach it, it has a secret, and it stops
-    /// quickly.
+    /// Defaults of the demo: only this machine can reach it, it has a secret, and it stops quickly.
     #[must_use]
     pub fn presets(secret: &str) -> [Preset; 4] {
         [("HOST", "127.0.0.1"), ("JWT_SECRET", secret), ("DRAIN_DELAY_MS", "200"), ("DRAIN_MS", "500")]
@@ -98,7 +99,7 @@ impl Demo {
     /// Starts the mock cluster and the generator, and points the config there, whatever Kafka it named.
     ///
     /// # Errors
-    /// Where something didn't start.
+    /// If a part does not start.
     pub fn start(config: &mut Config) -> Result<Self, Error> {
         let cluster = MockCluster::new(1)?;
         let topics = ASSESSMENT_TOPICS.iter().map(|&topic| (topic.to_owned(), PARTITIONS));
@@ -114,8 +115,8 @@ impl Demo {
         Ok(Self { generator, cluster })
     }
 
-    /// What a person is told: the page's address, a client's command line, and the secret where it was made for this
-    /// run, with how to use it: `program` is how this one was called.
+    /// The text for the user: the page's address, a command line of a client, and the secret if it was made for this
+    /// run, with its use. `program` is how this program was called.
     #[must_use]
     pub fn welcome(config: &Config, made_secret: &str, now: UnixMs, program: &str) -> String {
         let assessment = assessment_id(1);
@@ -125,7 +126,7 @@ impl Demo {
         let gateway = format!("ws://{host}/ws");
         let query = format!("assessmentId={assessment}&token={token}");
         let page = match config.admin_port {
-            // The page finds the gateway at its own address, unless it is told of another.
+            // The page connects to its own address unless the URL names another.
             None => format!("http://{host}/#{query}"),
             Some(port) => format!("http://{}/#url={gateway}&{query}", Authority(config.host, port)),
         };
@@ -152,7 +153,7 @@ impl Demo {
     }
 }
 
-/// Where a browser on this machine finds a listener.
+/// The address at which a browser on this machine reaches a listener.
 struct Authority(IpAddr, u16);
 
 impl std::fmt::Display for Authority {
@@ -165,7 +166,7 @@ impl std::fmt::Display for Authority {
     }
 }
 
-/// The thread that lets things happen.
+/// The thread that produces events.
 struct Generator {
     stop: Sender<()>,
     thread: JoinHandle<()>,
@@ -175,7 +176,7 @@ impl Generator {
     fn start(brokers: &str, now: UnixMs) -> Result<Self, Error> {
         let producer: BaseProducer = ClientConfig::new()
             .set("bootstrap.servers", brokers)
-            // As the built-in routes say of assessments' topics.
+            // The partitioner of the built-in routes.
             .set("partitioner", "murmur2_random")
             .create()?;
         let (stop, stopped) = bounded(1);
@@ -189,7 +190,7 @@ impl Generator {
 
     fn stop(self) {
         drop(self.stop);
-        // A panic there has ended the process.
+        // A panic of the thread has ended the process already.
         let _ = self.thread.join();
     }
 }
@@ -240,7 +241,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(30);
         let mut seen = [false; PARTITIONS as usize];
         while seen.contains(&false) {
-            assert!(Instant::now() < deadline, "the generator's events come");
+            assert!(Instant::now() < deadline, "the generator's events arrive");
             let Some(record) = consumer.poll(Duration::from_secs(1)) else { continue };
             let record = record.unwrap();
             let key = std::str::from_utf8(record.key().unwrap()).unwrap();
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_person_is_told_where_to_look_and_the_secret_only_where_it_was_made() {
+    fn the_welcome_names_the_page_and_shows_only_a_secret_of_this_run() {
         let machine = MachineLimits {
             cores: 2,
             descriptors: 1024,
@@ -268,10 +269,10 @@ mod tests {
             machine: &machine,
         })
         .unwrap();
-        let told = Demo::welcome(&config, "made", UnixMs(0), "./shardgate");
-        assert!(told.contains("http://127.0.0.1:3003/#assessmentId=assessment-001&token="), "{told}");
-        assert!(told.contains("'ws://127.0.0.1:3003/ws?assessmentId=assessment-001&token="), "{told}");
-        assert!(told.contains("JWT_SECRET=made ./shardgate token "), "{told}");
+        let welcome = Demo::welcome(&config, "made", UnixMs(0), "./shardgate");
+        assert!(welcome.contains("http://127.0.0.1:3003/#assessmentId=assessment-001&token="), "{welcome}");
+        assert!(welcome.contains("'ws://127.0.0.1:3003/ws?assessmentId=assessment-001&token="), "{welcome}");
+        assert!(welcome.contains("JWT_SECRET=made ./shardgate token "), "{welcome}");
         assert!(!Demo::welcome(&config, "other", UnixMs(0), "./shardgate").contains("JWT_SECRET"));
     }
 }

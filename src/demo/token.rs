@@ -1,11 +1,11 @@
-//! Tokens for trying things out: the demo's own, and those of `shardgate token`.
+//! Tokens for trials: the demo's own, and those of `shardgate token`.
 
 use serde_json::json;
 
 use crate::clock::UnixMs;
 use crate::protocol::auth;
 
-/// A token of `user`, who may watch `assessments`, or any where there are none. It holds for `seconds` from `now` on.
+/// Makes a token of `user` that allows `assessments`, or any if that is empty, for `seconds` from `now` on.
 #[must_use]
 pub fn mint(secret: &[u8], user: &str, assessments: &[String], now: UnixMs, seconds: u64) -> String {
     let issued = now.0 / 1000;
@@ -24,7 +24,7 @@ mod tests {
     use crate::protocol::head::BearerToken;
 
     #[test]
-    fn a_token_says_who_may_watch_what_and_until_when() {
+    fn a_token_holds_user_assessments_and_expiry() {
         let now = UnixMs(4_000_000_000_999);
         let verifier = Verifier::new(&auth::AuthConfig { secret: (*b"secret").into(), require_assessments: false });
         for (assessments, allowed) in [(vec![], Allowed::Any), (vec!["a".into()], Allowed::Only(["a".into()].into()))] {

@@ -1,20 +1,20 @@
-//! The demo's world: five markets on a random walk, and a hundred traders who are assessed. Rules only: a seed makes it
+//! The demo's world: five markets on a random walk, and a hundred assessed traders. Rules only: a seed makes it
 //! repeatable, time is an argument. Its events have the topics and fields that the built-in routes read (PROTOCOL 3),
-//! and some more, as a real producer's would.
+//! and some more, like a real producer's.
 
 use fastrand::Rng;
 use serde_json::{Value, json};
 
 use crate::clock::UnixMs;
 
-/// How often the world moves.
+/// Time of one step.
 pub const STEP_MS: u64 = 100;
 
-/// Markets, and about where their prices stay.
+/// Markets and their usual prices.
 pub const MARKETS: [(&str, f64); 5] =
     [("BTC-USD", 64_000.0), ("ETH-USD", 3_200.0), ("SOL-USD", 150.0), ("XRP-USD", 0.6), ("EUR-USD", 1.08)];
 
-/// Assessments.
+/// Number of assessments.
 pub const ASSESSMENTS: usize = 100;
 
 /// The topics of assessments' events.
@@ -31,16 +31,16 @@ pub const ASSESSMENT_TOPICS: [&str; 10] = [
     "rules.drawdown-checked",
 ];
 
-/// A market moves in this part of the steps: four times a second.
+/// The share of steps in which a market moves: four times a second.
 const TICK_CHANCE: f64 = 0.4;
 
-/// An assessment does something in this part of the steps: about once in two seconds.
+/// The share of steps in which an assessment does something: about every two seconds.
 const ACT_CHANCE: f64 = 0.05;
 
 /// How far a price moves in a tick, relative.
 const VOLATILITY: f64 = 0.0004;
 
-/// How much of the way back to its usual price a price makes in a tick.
+/// The part of the way back to its usual price that a price moves in a tick.
 const REVERSION: f64 = 0.002;
 
 const START_BALANCE: f64 = 100_000.0;
@@ -48,7 +48,7 @@ const START_BALANCE: f64 = 100_000.0;
 /// The share of the start balance that may be lost.
 const DRAWDOWN_THRESHOLD: f64 = 0.05;
 
-/// Positions after which an assessment is over.
+/// Number of positions after which an assessment ends.
 const POSITIONS: u32 = 8;
 
 /// A record for Kafka.
@@ -72,7 +72,7 @@ pub struct DemoWorld {
     count: u64,
 }
 
-/// Who is assessed.
+/// An assessed trader.
 #[derive(Debug)]
 struct Trader {
     id: String,
@@ -81,7 +81,7 @@ struct Trader {
     positions: u32,
 }
 
-/// What an assessment does next.
+/// Stage of an assessment.
 ///
 /// ```text
 /// New -> Created -> Flat <-> Holding
@@ -116,7 +116,7 @@ impl TradePosition {
     }
 }
 
-/// The name of an assessment, from 1 on.
+/// The id of an assessment, counted from 1.
 #[must_use]
 pub fn assessment_id(number: usize) -> String {
     format!("assessment-{number:03}")
@@ -129,7 +129,7 @@ pub fn market_topic(market: &str) -> String {
 }
 
 impl DemoWorld {
-    /// A world at its beginning.
+    /// A world at its start.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let trader =
@@ -142,7 +142,7 @@ impl DemoWorld {
         }
     }
 
-    /// One step: what happens at `now`.
+    /// Makes one step; returns the events at `now`.
     pub fn step(&mut self, now: UnixMs) -> Vec<DemoRecord> {
         let mut events = Vec::new();
         for market in 0..MARKETS.len() {
@@ -195,18 +195,18 @@ impl DemoWorld {
         }
     }
 
-    fn create(&mut self, trader: usize) -> Happened {
+    fn create(&mut self, trader: usize) -> StepEvents {
         let trader = &mut self.traders[trader];
         (trader.balance, trader.positions) = (START_BALANCE, 0);
         vec![("assessment.created", json!({"status": "created", "initialBalance": START_BALANCE}))]
     }
 
-    fn complete(&self, trader: usize) -> Happened {
+    fn complete(&self, trader: usize) -> StepEvents {
         let status = if self.traders[trader].balance > START_BALANCE { "passed" } else { "failed" };
         vec![("assessment.completed", json!({"status": status}))]
     }
 
-    fn open(&mut self, trader: usize) -> (Stage, Happened) {
+    fn open(&mut self, trader: usize) -> (Stage, StepEvents) {
         let market = self.rng.usize(..MARKETS.len());
         let entry = self.prices[market];
         let position = TradePosition {
@@ -236,7 +236,7 @@ impl DemoWorld {
         )
     }
 
-    fn watch(&mut self, trader: usize, position: &TradePosition) -> Happened {
+    fn watch(&mut self, trader: usize, position: &TradePosition) -> StepEvents {
         let unrealized = position.pnl(self.prices[position.market]);
         let balance = self.traders[trader].balance;
         let lost = ((START_BALANCE - balance - unrealized) / START_BALANCE).max(0.0);
@@ -267,7 +267,7 @@ impl DemoWorld {
         }
     }
 
-    fn close(&mut self, trader: usize, position: &TradePosition) -> Happened {
+    fn close(&mut self, trader: usize, position: &TradePosition) -> StepEvents {
         let exit = self.prices[position.market];
         let realized = position.pnl(exit);
         let trader = &mut self.traders[trader];
@@ -289,14 +289,14 @@ impl DemoWorld {
     }
 }
 
-/// Topics, and what the events say beside who and when.
-type Happened = Vec<(&'static str, Value)>;
+/// Topics, and the fields of their events beside assessment and time.
+type StepEvents = Vec<(&'static str, Value)>;
 
 fn rounded(number: f64) -> f64 {
     (number * 100.0).round() / 100.0
 }
 
-/// A price as exchanges write it: a text with as many decimals as its size wants.
+/// A price as exchanges write it: a text with as many decimals as its size needs.
 fn price_form(price: f64) -> String {
     if price < 10.0 { format!("{price:.5}") } else { format!("{price:.2}") }
 }
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn the_built_in_routes_find_in_each_event_all_that_they_ask_for() {
+    fn each_event_has_all_fields_of_its_built_in_route() {
         let table = RouteTable::built_in();
         for event in steps(3, 3000) {
             let topic = table.resolve(TopicIndex(0), &event.topic).expect("the topic is routed");

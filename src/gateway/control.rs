@@ -19,41 +19,41 @@ use crate::shutdown::phases;
 use crate::shutdown::signals::{SignalRequest, Signals};
 
 /// Poll interval of the parts' status while the pod starts or stops; the status has no wake-up.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const POLL_EVERY: Duration = Duration::from_millis(50);
 
-/// How often they are looked at once all is well: all that is left to see is that Kafka fails.
-const LOOK_EVERY_WHEN_READY: Duration = Duration::from_millis(500);
+/// Poll interval once the pod is ready: the only change left to see is that Kafka fails.
+const POLL_EVERY_WHEN_READY: Duration = Duration::from_millis(500);
 
 /// How often the log says what a pod that is not ready waits for.
 const WAIT_LOG_EVERY: Duration = Duration::from_secs(30);
 
-/// What the control thread's loop is built of.
+/// The control thread's loop.
 pub(super) struct Control {
-    /// What every shard reads.
+    /// The pod state that every shard reads.
     pub(super) pod_state: PublishedPodState,
-    /// The shards' bells.
+    /// Handles that wake the shards.
     pub(super) shard_handles: Vec<ShardHandle>,
-    /// What the threads show of themselves.
+    /// Status of the threads.
     pub(super) threads: Threads,
-    /// What discovery is to want.
+    /// The role that discovery aims for.
     pub(super) intent: watch::Sender<Intent>,
-    /// What discovery has.
+    /// The cluster as discovery sees it.
     pub(super) cluster: watch::Receiver<ClusterState>,
-    /// What the pages tell.
+    /// Readiness for the pages.
     pub(super) readiness: watch::Sender<Readiness>,
-    /// What ingest reads by.
+    /// Routes that ingest uses.
     pub(super) routes: PublishedRoutes,
-    /// How the pod stops.
+    /// Times of the drain.
     pub(super) drain: DrainConfig,
-    /// When the process began, for the log.
+    /// Start of the process, for the log.
     pub(super) started: Instant,
-    /// The log has said that it is ready.
-    pub(super) said_ready: bool,
-    /// While the pod is not ready.
+    /// Whether "ready" was logged before.
+    pub(super) was_ready_logged: bool,
+    /// Present while the pod is not ready.
     pub(super) wait: Option<NotReadyPeriod>,
 }
 
-/// A time in which the pod is not ready.
+/// A period in which the pod is not ready.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct NotReadyPeriod {
     since: Instant,
@@ -65,7 +65,7 @@ impl NotReadyPeriod {
         Self { since: now, logged: now }
     }
 
-    /// How long it has lasted, if it is due to be logged.
+    /// The length of the period so far, if it is due to be logged.
     fn log_due(&mut self, now: Instant) -> Option<Duration> {
         let due = now.saturating_duration_since(self.logged) >= WAIT_LOG_EVERY;
         due.then(|| {
@@ -76,16 +76,16 @@ impl NotReadyPeriod {
 }
 
 impl Control {
-    /// Runs until all is over, and says so to every thread.
+    /// Runs until the drain is over, then tells every thread to end.
     pub(super) async fn run(mut self, mut signals: Signals, process: &ProcessHandles) {
         let since = loop {
-            self.look();
+            self.update_state();
             self.log_wait(Instant::now());
-            let pause = if self.readiness.borrow().is_ready() { LOOK_EVERY_WHEN_READY } else { LOOK_EVERY };
+            let pause = if self.readiness.borrow().is_ready() { POLL_EVERY_WHEN_READY } else { POLL_EVERY };
             tokio::select! {
                 asked = signals.next() => match asked {
-                    SignalRequest::End(signal) => break self.begin_to_drain(signal),
-                    SignalRequest::Reload => self.go_by_routes((process.read_routes)()),
+                    SignalRequest::End(signal) => break self.start_drain(signal),
+                    SignalRequest::Reload => self.replace_routes((process.read_routes)()),
                 },
                 // Its sender lives as long as discovery, which ends after this loop.
                 Ok(()) = self.cluster.changed() => {}
@@ -97,16 +97,16 @@ impl Control {
         while !phases::may_end(Instant::now(), since, &self.drain, self.threads.clients(), self.cluster.borrow().left) {
             tokio::select! {
                 Ok(()) = self.cluster.changed() => {}
-                () = sleep(LOOK_EVERY) => {}
+                () = sleep(POLL_EVERY) => {}
             }
-            self.look();
+            self.update_state();
         }
         info!(elapsed = ?since.elapsed(), connections = self.threads.clients(), "drain finished");
         self.publish(|pod_state| pod_state.ended = true);
     }
 
-    /// Goes by the routes that were read anew, unless they are faulty or the same.
-    fn go_by_routes(&self, read: Result<RouteTable, InvalidConfig>) {
+    /// Puts new routes in force, unless they are invalid or unchanged.
+    fn replace_routes(&self, read: Result<RouteTable, InvalidConfig>) {
         match read {
             Err(faults) => {
                 error!(error = faults.0.join("; "), "SIGHUP: invalid routes; the current ones stay in force")
@@ -122,15 +122,15 @@ impl Control {
         }
     }
 
-    /// The slot is given up and no client is sent here any more; the shards do the rest.
-    fn begin_to_drain(&mut self, signal: &str) -> Instant {
+    /// Starts the drain: releases the slot, so that no more clients are sent here; the shards do the rest.
+    fn start_drain(&mut self, signal: &str) -> Instant {
         let since = Instant::now();
         info!(signal, connections = self.threads.clients(), drain_delay = ?self.drain.delay, drain = ?self.drain.over, "drain started");
         self.intent.send_replace(Intent::Drain);
         self.readiness.send_modify(|readiness| readiness.draining = true);
         self.publish(|pod_state| {
             pod_state.draining_since = Some(since);
-            // Not only when discovery comes to it: from now on nobody is owned here.
+            // At once, not when discovery has released the slot: from now on this pod owns nothing.
             let others = pod_state.own_slot.take().map(|own| pod_state.view.without(own));
             if let Some(others) = others {
                 pod_state.view = Arc::new(others);
@@ -139,8 +139,8 @@ impl Control {
         since
     }
 
-    /// Brings together what the parts show.
-    fn look(&mut self) {
+    /// Combines the status of the parts, and publishes it on a change.
+    fn update_state(&mut self) {
         let cluster = self.cluster.borrow_and_update().clone();
         let before = *self.readiness.borrow();
         let ingest = &self.threads.ingest;
@@ -158,19 +158,19 @@ impl Control {
             self.intent.send_modify(|intent| *intent = (*intent).max(Intent::Serve));
         }
         if now != before {
-            self.say_whether_ready(before, now);
+            self.log_readiness_change(before, now);
             self.readiness.send_replace(now);
         }
-        // Others send clients here from the claim on, whether Kafka and Redis answer in this moment or not.
-        self.follow(&cluster, now.history_complete && now.own_slot.is_some() && !now.draining);
+        // Other pods redirect clients here from the claim on, whether or not Kafka and Redis answer at this moment.
+        self.publish_cluster(&cluster, now.history_complete && now.own_slot.is_some() && !now.draining);
     }
 
-    /// Publishes what changed for the shards. `takes_clients`: it holds a slot, with a full history.
-    fn follow(&self, cluster: &ClusterState, takes_clients: bool) {
+    /// Publishes changes for the shards. `takes_clients`: the pod holds a slot and its history is complete.
+    fn publish_cluster(&self, cluster: &ClusterState, takes_clients: bool) {
         let pod_state = self.pod_state.load();
         let draining = pod_state.draining_since.is_some();
         let own_slot = if draining { None } else { cluster.own_slot };
-        // What discovery published before it heard of the drain still has this pod in it.
+        // A view from before the drain still has this pod in it.
         let stale = draining && cluster.own_slot.is_some();
         let view_freshness =
             ViewFreshness { as_of: cluster.as_of, redis_up: cluster.redis_up, confirmed: cluster.confirmed };
@@ -189,9 +189,9 @@ impl Control {
         });
     }
 
-    fn say_whether_ready(&mut self, before: Readiness, now: Readiness) {
+    fn log_readiness_change(&mut self, before: Readiness, now: Readiness) {
         match (before.is_ready(), now.is_ready()) {
-            (false, true) if std::mem::replace(&mut self.said_ready, true) => {
+            (false, true) if std::mem::replace(&mut self.was_ready_logged, true) => {
                 info!(elapsed = ?self.wait.map(|wait| wait.since.elapsed()), "ready again");
             }
             (false, true) => info!(elapsed = ?self.started.elapsed(), "ready"),
@@ -200,7 +200,7 @@ impl Control {
         }
     }
 
-    /// Each half a minute: an outage is seen in any part of the log.
+    /// Logs every half minute what the pod waits for, so that an outage is visible in any part of the log.
     fn log_wait(&mut self, now: Instant) {
         let readiness = *self.readiness.borrow();
         if readiness.is_ready() {
@@ -256,7 +256,7 @@ mod tests {
             routes: PublishedRoutes::new(ArcSwap::from_pointee(RouteTable::built_in())),
             drain: DrainConfig { delay: Duration::ZERO, over: Duration::ZERO },
             started: Instant::now(),
-            said_ready: false,
+            was_ready_logged: false,
             wait: None,
         };
         TestControl { control, cluster, intent: intent_seen, readiness: readiness_seen, inbox }
@@ -285,23 +285,23 @@ mod tests {
             self.control.pod_state.load_full()
         }
 
-        /// Looks, and tells whether the shard's bell rang.
-        fn look_rings(&mut self) -> bool {
-            struct Rung(AtomicBool);
-            impl Wake for Rung {
+        /// Updates the state; returns whether the shard was woken.
+        fn update_wakes(&mut self) -> bool {
+            struct Woken(AtomicBool);
+            impl Wake for Woken {
                 fn wake(self: Arc<Self>) {
                     self.0.store(true, Ordering::Relaxed);
                 }
             }
-            let rung = Arc::new(Rung(AtomicBool::new(false)));
-            self.inbox.waker.register(&Waker::from(Arc::clone(&rung)));
-            self.control.look();
-            rung.0.load(Ordering::Relaxed)
+            let woken = Arc::new(Woken(AtomicBool::new(false)));
+            self.inbox.waker.register(&Waker::from(Arc::clone(&woken)));
+            self.control.update_state();
+            woken.0.load(Ordering::Relaxed)
         }
     }
 
     #[test]
-    fn what_a_pod_waits_for_is_logged_each_half_a_minute_until_it_is_ready() {
+    fn a_pod_that_is_not_ready_logs_every_half_minute_what_it_waits_for() {
         let mut bench = bench();
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
@@ -309,72 +309,72 @@ mod tests {
         let logged = (0..=100).filter_map(|second| wait.log_due(at(second)));
         assert_eq!(logged.collect::<Vec<_>>(), [30, 60, 90].map(Duration::from_secs));
 
-        bench.control.look();
+        bench.control.update_state();
         bench.control.log_wait(at(1));
         bench.control.log_wait(at(50));
         assert!(bench.control.wait.is_some_and(|wait| (wait.since, wait.logged) == (at(1), at(50))));
         bench.fill();
         bench.join();
-        bench.control.look();
+        bench.control.update_state();
         bench.control.log_wait(at(51));
         assert!(bench.control.wait.is_none());
     }
 
     #[test]
-    fn a_slot_is_wanted_once_the_history_is_complete() {
+    fn a_slot_is_claimed_once_the_history_is_complete() {
         let mut bench = bench();
-        bench.control.look();
+        bench.control.update_state();
         assert_eq!(*bench.intent.borrow(), Intent::Watch);
         bench.fill();
-        bench.control.look();
+        bench.control.update_state();
         assert_eq!(*bench.intent.borrow(), Intent::Serve);
-        assert!(!bench.readiness.borrow().is_ready(), "it has no slot yet");
+        assert!(!bench.readiness.borrow().is_ready(), "the pod has no slot yet");
     }
 
     #[test]
-    fn a_pod_that_was_ready_stays_one_that_was() {
+    fn a_pod_stays_marked_as_once_ready() {
         let mut bench = bench();
         bench.fill();
         bench.join();
-        bench.control.look();
+        bench.control.update_state();
         assert!(bench.readiness.borrow().is_ready() && bench.pod_state().was_ready);
         assert_eq!(bench.pod_state().own_slot, Some(SlotNumber(0)));
 
         bench.control.threads.ingest.kafka_up.store(false, Ordering::Release);
-        bench.control.look();
+        bench.control.update_state();
         assert!(!bench.readiness.borrow().is_ready() && bench.pod_state().was_ready);
     }
 
     #[test]
-    fn a_pod_takes_clients_from_when_it_holds_a_slot_whatever_else_ready_waits_for() {
+    fn a_pod_accepts_clients_once_it_holds_a_slot_even_without_kafka_or_redis() {
         for fails in ["kafka", "redis"] {
             let mut bench = bench();
             bench.fill();
-            bench.control.look();
-            assert!(!bench.pod_state().was_ready, "nobody is sent here yet");
+            bench.control.update_state();
+            assert!(!bench.pod_state().was_ready, "no client is sent here yet");
             bench.join();
             match fails {
                 "kafka" => bench.control.threads.ingest.kafka_up.store(false, Ordering::Release),
                 _ => bench.cluster.send_modify(|cluster| cluster.redis_up = false),
             }
-            bench.control.look();
+            bench.control.update_state();
             assert!(!bench.readiness.borrow().is_ready() && bench.pod_state().was_ready, "{fails} fails");
         }
         let mut drains = bench();
-        drains.control.begin_to_drain("SIGTERM");
+        drains.control.start_drain("SIGTERM");
         drains.fill();
         drains.join();
-        drains.control.look();
-        assert!(!drains.pod_state().was_ready, "it has not taken anyone, and begins with nobody");
+        drains.control.update_state();
+        assert!(!drains.pod_state().was_ready, "a pod that drains before it was ready accepts no client");
     }
 
     #[test]
-    fn a_draining_pod_owns_nothing_from_the_signal_on_whatever_discovery_still_says() {
+    fn a_draining_pod_owns_nothing_from_the_signal_on() {
         let mut bench = bench();
         bench.fill();
         bench.join();
-        bench.control.look();
-        bench.control.begin_to_drain("SIGTERM");
+        bench.control.update_state();
+        bench.control.start_drain("SIGTERM");
         for _ in 0..2 {
             let pod_state = bench.pod_state();
             assert!(pod_state.draining_since.is_some());
@@ -384,41 +384,41 @@ mod tests {
             assert!(
                 matches!(pod_state.owner(AssessmentHash(7)), crate::exchange::Owner::OtherPod(pod) if &*pod.node.0 == "b")
             );
-            // Discovery has not heard of it yet.
-            bench.control.look();
+            // Discovery does not know of the drain yet.
+            bench.control.update_state();
         }
         assert_eq!(*bench.intent.borrow(), Intent::Drain);
         assert!(bench.readiness.borrow().draining);
     }
 
     #[test]
-    fn a_pod_that_drains_while_it_fills_wants_no_slot_after() {
+    fn a_pod_that_drains_while_it_fills_claims_no_slot() {
         let mut bench = bench();
-        bench.control.begin_to_drain("SIGINT");
+        bench.control.start_drain("SIGINT");
         bench.fill();
-        bench.control.look();
+        bench.control.update_state();
         assert_eq!(*bench.intent.borrow(), Intent::Drain);
     }
 
     #[test]
     fn shards_are_woken_only_for_changes() {
         let mut bench = bench();
-        bench.control.look();
-        assert!(!bench.look_rings());
+        bench.control.update_state();
+        assert!(!bench.update_wakes());
         bench.join();
-        assert!(bench.look_rings(), "there is a view");
-        assert!(!bench.look_rings());
+        assert!(bench.update_wakes(), "there is a view");
+        assert!(!bench.update_wakes());
         bench.fill();
-        assert!(bench.look_rings(), "it is ready for the first time");
+        assert!(bench.update_wakes(), "the pod is ready for the first time");
         bench.control.threads.ingest.kafka_up.store(false, Ordering::Release);
-        assert!(!bench.look_rings(), "which it was, whatever fails later");
+        assert!(!bench.update_wakes(), "it has been ready, whatever fails later");
 
         let as_of = Some(Instant::now());
         bench.cluster.send_modify(|cluster| cluster.as_of = as_of);
-        assert!(bench.look_rings(), "somebody may wait for a look");
+        assert!(bench.update_wakes(), "a redirect may wait for a fresh view");
         assert_eq!(bench.pod_state().view_freshness, ViewFreshness { as_of, redis_up: true, confirmed: true });
         bench.cluster.send_modify(|cluster| (cluster.redis_up, cluster.confirmed) = (false, false));
-        assert!(bench.look_rings(), "or for there being none");
+        assert!(bench.update_wakes(), "or for Redis to be down");
         assert_eq!(bench.pod_state().view_freshness, ViewFreshness { as_of, redis_up: false, confirmed: false });
     }
 

@@ -1,4 +1,4 @@
-//! The ports: one listener a shard on `PORT`, by SO_REUSEPORT, and `ADMIN_PORT`'s.
+//! The ports: on `PORT` one listener per shard (SO_REUSEPORT), and the listener of `ADMIN_PORT`.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -9,31 +9,31 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::limits::UNSENT_BYTES_MAX;
 
-/// Connections that wait for an accept, a listener: a burst of clients that a pod's end sends here. The kernel's own
-/// bound (`net.core.somaxconn`, 4096 by default) is in force besides.
+/// Connections per listener that wait for an accept: a burst of clients when another pod ends. The kernel's own bound
+/// (`net.core.somaxconn`, 4096 by default) also applies.
 const BACKLOG: i32 = 4096;
 
-/// How long a port may be in use before it counts as somebody else's, and how often that is looked at.
+/// How long a port may stay in use before it counts as taken, and how often it is tried again.
 const IN_USE_WAIT: Duration = Duration::from_millis(500);
 const IN_USE_RETRY: Duration = Duration::from_millis(20);
 
-/// Why a port cannot be had.
+/// Why a port cannot be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Somebody listens there.
+    /// Another process listens there.
     #[error("port {port} ({setting}) is in use")]
     PortInUse {
-        /// Which.
+        /// Port number.
         port: u16,
-        /// The setting that asks for it.
+        /// The setting that names the port.
         setting: &'static str,
     },
-    /// Something else.
+    /// Another error of the kernel.
     #[error("cannot listen on {address}: {source}")]
     Refused {
-        /// Where.
+        /// Requested address.
         address: SocketAddr,
-        /// As the kernel says.
+        /// The kernel's error.
         source: io::Error,
     },
 }
@@ -41,21 +41,21 @@ pub enum ListenError {
 /// The pod's listeners, non-blocking.
 #[derive(Debug)]
 pub struct Listeners {
-    /// The port of the clients: another than was asked for only where 0 was.
+    /// The clients' port; differs from the setting only if that is 0.
     pub port: u16,
-    /// On `PORT`, one a shard.
+    /// Listeners of `PORT`, one per shard.
     pub shards: Vec<TcpListener>,
-    /// On `ADMIN_PORT`.
+    /// Listener of `ADMIN_PORT`.
     pub admin: Option<TcpListener>,
 }
 
 impl Listeners {
-    /// Binds them all.
+    /// Binds all listeners.
     ///
     /// # Errors
-    /// Where a port is in use, or the address is not this machine's.
+    /// If a port is in use, or the address is not this machine's.
     pub fn bind(host: IpAddr, port: u16, admin_port: Option<u16>, shards: u16) -> Result<Self, ListenError> {
-        // With SO_REUSEPORT, another pod's port would be shared without a word: so it is tried without first.
+        // With SO_REUSEPORT, the kernel would silently share another pod's port, so the port is tried without it first.
         let probe = listen_soon(SocketAddr::new(host, port), "PORT")?;
         let address =
             probe.local_addr().map_err(|source| ListenError::Refused { address: (host, port).into(), source })?;
@@ -66,8 +66,8 @@ impl Listeners {
     }
 }
 
-/// Listens on a port that nobody shares. A process that was killed may have its port for a moment still: the kernel
-/// takes an io_uring down in the background, and its listener with it. So a port in use is tried again, for as long.
+/// Listens on a port without sharing it. A killed process may still hold its port for a moment, because the kernel
+/// closes an io_uring, and its listener, in the background. So a port in use is tried again for a while.
 fn listen_soon(address: SocketAddr, setting: &'static str) -> Result<TcpListener, ListenError> {
     let start = Instant::now();
     loop {
@@ -82,14 +82,14 @@ fn listen(address: SocketAddr, setting: &'static str, shared: bool) -> Result<Tc
     let try_listen = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         if address.is_ipv6() {
-            // `::` is both families, whatever net.ipv6.bindv6only says.
+            // `::` accepts both families, whatever `net.ipv6.bindv6only` says.
             socket.set_only_v6(false)?;
         }
-        // For connections of an earlier process that are in TIME_WAIT.
+        // Needed if connections of an earlier process are in TIME_WAIT.
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(shared)?;
-        // The sockets that it accepts have both from here: a bound on what waits unsent, and that frames leave when
-        // they are due, for to wait for more is not the kernel's to decide.
+        // Accepted sockets inherit both: a bound on unsent bytes, and TCP_NODELAY, since the gateway decides when a
+        // frame is sent.
         socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
         socket.set_tcp_nodelay(true)?;
         socket.set_nonblocking(true)?;
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn an_accepted_socket_has_what_its_listener_was_given() {
+    fn an_accepted_socket_inherits_the_options_of_its_listener() {
         let listeners = Listeners::bind(HERE, 0, None, 1).unwrap();
         let _client = TcpStream::connect((HERE, listeners.port)).unwrap();
         let accepted = loop {
@@ -135,14 +135,14 @@ mod tests {
     }
 
     #[test]
-    fn a_port_in_use_is_told_also_where_so_reuseport_would_hide_it() {
+    fn a_port_in_use_is_an_error_even_if_so_reuseport_would_hide_it() {
         let first = Listeners::bind(HERE, 0, None, 2).unwrap();
         let second = Listeners::bind(HERE, first.port, None, 1).unwrap_err();
         assert_eq!(second.to_string(), format!("port {} (PORT) is in use", first.port));
     }
 
     #[test]
-    fn an_admin_port_in_use_is_told_by_its_number() {
+    fn the_error_of_an_admin_port_in_use_has_its_number() {
         let other = TcpListener::bind((HERE, 0)).unwrap();
         let port = other.local_addr().unwrap().port();
         let refused = Listeners::bind(HERE, 0, Some(port), 1).unwrap_err();

@@ -1,4 +1,4 @@
-//! What the machine gives and forbids: descriptors, io_uring, cores. It owns the system calls that ask.
+//! Limits and abilities of the machine: descriptors, io_uring, cores. Owns the system calls that query them.
 
 use std::io;
 use std::net::{IpAddr, TcpListener};
@@ -9,16 +9,16 @@ use tracing::{debug, warn};
 use crate::clock::Now;
 use crate::config::MachineLimits;
 
-/// Locked memory that glommio asks of the limit before it makes a ring, in bytes.
+/// The limit of locked memory that glommio requires before it makes a ring, in bytes.
 const MEMLOCK_MIN: u64 = 512 * 1024;
 
-/// `struct io_uring_params` is this long, in bytes, and has been since the first version.
+/// Size of `struct io_uring_params` in bytes, unchanged since the first version.
 const IO_URING_PARAMS_BYTES: usize = 120;
 
-/// What Linux gives a process where nobody set a limit.
+/// Linux' default limit of descriptors.
 const DESCRIPTORS_USUAL: u64 = 1024;
 
-/// What the settings' defaults go by.
+/// Reads the limits that the settings' defaults depend on.
 #[must_use]
 pub fn read() -> MachineLimits {
     let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -31,7 +31,7 @@ pub fn read() -> MachineLimits {
     }
 }
 
-/// Whether an address is one of this machine's. Another failure than that it isn't shows when the ports are bound.
+/// Whether an address belongs to this machine. Any other failure shows when the ports are bound.
 fn can_listen_on(host: IpAddr) -> bool {
     match TcpListener::bind((host, 0)) {
         Ok(_) => true,
@@ -39,47 +39,47 @@ fn can_listen_on(host: IpAddr) -> bool {
     }
 }
 
-/// What forbids io_uring, and how to allow it, in one line.
+/// Why io_uring is forbidden, and how to allow it, in one line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum IoUringForbidden {
-    /// The sysctl, for all.
+    /// The sysctl forbids it to all processes.
     #[error(
         "io_uring is forbidden by the sysctl kernel.io_uring_disabled = 2: allow it by `sysctl -w kernel.io_uring_disabled=0`"
     )]
     SysctlForAll,
-    /// The sysctl, for those outside of a group.
+    /// The sysctl forbids it to processes outside of a group.
     #[error(
         "io_uring is forbidden by the sysctl kernel.io_uring_disabled = 1 to processes outside of kernel.io_uring_group: \
          run as a member of that group, or `sysctl -w kernel.io_uring_disabled=0`"
     )]
     SysctlForOthers,
-    /// A seccomp profile, most likely a container runtime's default.
+    /// A seccomp profile forbids it, most likely a container runtime's default.
     #[error(
         "io_uring is forbidden by a seccomp profile, as container runtimes' default ones do: allow io_uring_setup, \
          io_uring_enter and io_uring_register in it (deploy/ has one), or run with seccomp=unconfined"
     )]
     Seccomp,
-    /// There is none, or a seccomp profile pretends so.
+    /// The kernel has none, or a seccomp profile makes it look so.
     #[error(
         "io_uring is not there: shardgate needs Linux 5.8 or newer and, in a container, a seccomp profile that allows \
          io_uring_setup, io_uring_enter and io_uring_register"
     )]
     Absent,
-    /// RLIMIT_MEMLOCK.
+    /// RLIMIT_MEMLOCK is too low, in bytes.
     #[error(
         "io_uring is forbidden by RLIMIT_MEMLOCK = {0} bytes, and takes 524288: `ulimit -l 512`, LimitMEMLOCK=512K in a \
          systemd unit, or --ulimit memlock=524288 of a container runtime"
     )]
     LockedMemory(u64),
-    /// Something else, by its number.
+    /// Any other error number.
     #[error("io_uring cannot be used: io_uring_setup fails with errno {0}")]
     Other(i32),
 }
 
-/// Asks for a ring, as glommio will, which panics where there is none.
+/// Creates and closes a ring. glommio would panic if that fails.
 ///
 /// # Errors
-/// What forbids it.
+/// Why io_uring cannot be used.
 pub fn check_io_uring() -> Result<(), IoUringForbidden> {
     let memlock = raise(libc::RLIMIT_MEMLOCK, MEMLOCK_MIN).map_or(u64::MAX, |limit| limit);
     if memlock < MEMLOCK_MIN {
@@ -90,7 +90,7 @@ pub fn check_io_uring() -> Result<(), IoUringForbidden> {
     let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1u32, params.as_mut_ptr()) };
     if ring >= 0 {
         let ring = libc::c_int::try_from(ring).expect("a descriptor is an int");
-        // SAFETY: the descriptor was just made, and nobody else has it.
+        // SAFETY: the descriptor was just made, and nothing else uses it.
         unsafe { libc::close(ring) };
         return Ok(());
     }
@@ -110,7 +110,7 @@ fn why_forbidden(errno: i32, sysctl: &str, memlock: u64) -> IoUringForbidden {
     }
 }
 
-/// Raises the limit of open descriptors to what the process may have.
+/// Raises the soft limit of open descriptors to the hard limit.
 pub fn raise_descriptor_limit() {
     match raise(libc::RLIMIT_NOFILE, u64::MAX) {
         Ok(limit) => debug!(limit, "descriptor limit"),
@@ -118,7 +118,7 @@ pub fn raise_descriptor_limit() {
     }
 }
 
-/// Raises a soft limit to `wanted`, or as far as the hard limit allows, and tells the soft limit then in force.
+/// Raises a soft limit to `wanted`, or to the hard limit if that is lower; returns the soft limit now in force.
 fn raise(resource: libc::__rlimit_resource_t, wanted: u64) -> io::Result<u64> {
     let mut limit = limit_of(resource)?;
     let wanted = wanted.min(limit.rlim_max);
@@ -141,17 +141,17 @@ fn limit_of(resource: libc::__rlimit_resource_t) -> io::Result<libc::rlimit> {
     }
 }
 
-/// Which core each thread is pinned to; `None` leaves it to the scheduler.
+/// The core that each thread is pinned to; `None` leaves it to the scheduler.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cores {
-    /// Ingest's.
+    /// Core of the ingest thread.
     pub ingest: Option<usize>,
-    /// The shards', by index.
+    /// Cores of the shards, by index.
     pub shards: Vec<Option<usize>>,
 }
 
 impl Cores {
-    /// Shares out the cores that the process may use.
+    /// Assigns the cores that the process may use.
     #[must_use]
     pub fn share(shards: u16) -> Self {
         let allowed = allowed_cores();
@@ -170,16 +170,16 @@ impl Cores {
     }
 }
 
-/// How many cores the process may use: its affinity and its cgroup's quota count.
+/// Number of cores that the process may use, by its affinity and its cgroup's quota.
 fn usable_cores() -> usize {
     available_parallelism().map_or(1, usize::from)
 }
 
-/// The cores of the process' affinity, in order.
+/// Cores in the process' affinity, in order.
 fn allowed_cores() -> Vec<usize> {
     // SAFETY: a cpu_set_t is plain bits, for which zero is the empty set.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the kernel writes at most the size that it is told.
+    // SAFETY: the kernel writes at most the given size.
     let got = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) };
     if got != 0 {
         return Vec::new();
@@ -205,20 +205,20 @@ mod tests {
     }
 
     #[test]
-    fn where_cores_are_too_few_they_are_shared_in_turns() {
+    fn too_few_cores_are_shared_round_robin() {
         assert_eq!(share(&[0], 1, 1), (Some(0), vec![Some(0)]));
         assert_eq!(share(&[0, 1], 2, 3), (Some(0), vec![Some(1), Some(0), Some(1)]));
     }
 
     #[test]
-    fn a_pod_with_a_part_of_the_machine_is_left_to_the_scheduler() {
+    fn a_pod_with_a_part_of_the_machine_is_not_pinned() {
         assert_eq!(share(&[0, 1, 2, 3], 2, 1), (None, vec![None]), "a quota of two cores");
         assert_eq!(share(&[0, 1, 2, 3], 4, 1), (None, vec![None]), "one shard where three would fit");
-        assert_eq!(share(&[], 1, 2), (None, vec![None, None]), "an affinity that is not known");
+        assert_eq!(share(&[], 1, 2), (None, vec![None, None]), "an unknown affinity");
     }
 
     #[test]
-    fn what_forbids_io_uring_is_said_with_how_to_allow_it() {
+    fn the_error_says_why_io_uring_is_forbidden_and_how_to_allow_it() {
         let why = |errno, sysctl| why_forbidden(errno, sysctl, 65_536);
         assert_eq!(why(libc::EPERM, "2"), IoUringForbidden::SysctlForAll);
         assert_eq!(why(libc::EPERM, "1"), IoUringForbidden::SysctlForOthers);
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_may_use_some_core() {
+    fn this_process_may_use_at_least_one_core() {
         assert!(!allowed_cores().is_empty());
     }
 }

@@ -27,25 +27,25 @@ use crate::exchange::HttpRequest;
 use crate::limits::{ACCEPT_LOG_EVERY, HTTP_ANSWER_MAX, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX, REQUEST_HEAD_BYTES_MAX};
 use crate::log_throttle::LogThrottle;
 
-/// The pause after an accept that failed: out of descriptors, most likely, which passes.
+/// Pause after a failed accept, most likely for lack of descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// How long a connection may take, at most.
+/// Time limits of a connection.
 #[derive(Debug, Clone, Copy)]
 struct HttpLimits {
-    /// Until the request's head is in.
+    /// Until the request's head has arrived.
     head: Duration,
-    /// From then on, until the answer is read.
+    /// From then until the answer is read.
     answer: Duration,
 }
 
 const LIMITS: HttpLimits = HttpLimits { head: HTTP_HEAD_MAX, answer: HTTP_ANSWER_MAX };
 
-/// Serves the requests that shards pass on, until the last shard's door is gone.
+/// Serves requests that shards pass on, until the last shard has ended.
 pub async fn serve_passed_on(pages: Arc<Pages>, mut requests: mpsc::Receiver<HttpRequest>) {
     let connections = Arc::new(Connections::default());
     while let Some(HttpRequest { socket, read }) = requests.recv().await {
-        // A shard's sockets don't block.
+        // Sockets from shards are non-blocking.
         match TcpStream::from_std(socket.into()) {
             Ok(socket) => connections.serve(&pages, socket, read),
             Err(error) => debug!(%error, "unusable operator socket"),
@@ -53,7 +53,7 @@ pub async fn serve_passed_on(pages: Arc<Pages>, mut requests: mpsc::Receiver<Htt
     }
 }
 
-/// Serves `ADMIN_PORT`, for ever.
+/// Serves `ADMIN_PORT` until the process ends.
 pub async fn serve_admin(pages: Arc<Pages>, listener: TcpListener) {
     let connections = Arc::new(Connections::default());
     let failures = LogThrottle::new(ACCEPT_LOG_EVERY);
@@ -64,7 +64,7 @@ pub async fn serve_admin(pages: Arc<Pages>, listener: TcpListener) {
                 if let Some(held_back) = failures.admit(Instant::now()) {
                     warn!(%error, suppressed = held_back, "ADMIN_PORT cannot accept connections; retrying");
                 }
-                // One of ours may be what it lacks.
+                // Closing one of our own connections frees a descriptor.
                 connections.lock().close_one();
                 sleep(ACCEPT_RETRY).await;
             }
@@ -74,12 +74,12 @@ pub async fn serve_admin(pages: Arc<Pages>, listener: TcpListener) {
 
 // ---- connections ----------------------------------------------------------------------------------------------------
 
-/// The connections that are open.
+/// The open connections.
 #[derive(Debug, Default)]
 struct Connections {
     open: Mutex<Open>,
-    /// One scrape at a time, and other requests go first: it is the only page that takes long, and a flood of scrapes
-    /// must not delay a probe.
+    /// Only one scrape at a time, and other requests go first: no other page takes long, and a flood of scrapes must
+    /// not delay a probe.
     scrape: tokio::sync::Mutex<()>,
 }
 
@@ -92,13 +92,13 @@ struct Open {
 #[derive(Debug)]
 struct ConnectionGuard {
     task: AbortHandle,
-    /// Its request is in.
+    /// Whether its request has arrived.
     asked: Arc<AtomicBool>,
 }
 
 impl Connections {
-    /// Serves one connection beside the others. At the limit one makes room: the oldest of those whose request is not
-    /// in, for a probe's is within milliseconds; or else the oldest, which reads no answer.
+    /// Serves one connection in its own task. At the limit another is closed: the oldest whose request has not arrived,
+    /// since a probe's arrives within milliseconds; or else the oldest, whose client does not read the answer.
     fn serve(self: &Arc<Self>, pages: &Arc<Pages>, socket: TcpStream, read: Vec<u8>) {
         let mut open = self.lock();
         while open.by_age.len() >= HTTP_CONNECTIONS_MAX && open.close_one() {}
@@ -107,7 +107,7 @@ impl Connections {
         let (connections, pages) = (Arc::clone(self), Arc::clone(pages));
         let asked = Arc::new(AtomicBool::new(false));
         let has_asked = Arc::clone(&asked);
-        // It begins when this thread comes to it, and so after its entry is made.
+        // The task starts when this thread runs it, so after its entry is made.
         let task = tokio::spawn(async move {
             exchange(&pages, &connections.scrape, socket, read, LIMITS, &has_asked).await;
             connections.lock().by_age.remove(&number);
@@ -115,14 +115,14 @@ impl Connections {
         open.by_age.insert(number, ConnectionGuard { task: task.abort_handle(), asked });
     }
 
-    /// No code panics with the lock held.
+    /// No code panics while it holds the lock.
     fn lock(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Open {
-    /// Returns whether there was one.
+    /// Closes one connection; returns whether there was one.
     fn close_one(&mut self) -> bool {
         let idle = self.by_age.iter().find(|(_, held)| !held.asked.load(Ordering::Relaxed));
         let Some(number) = idle.or(self.by_age.first_key_value()).map(|(number, _)| *number) else { return false };
@@ -130,7 +130,7 @@ impl Open {
     }
 }
 
-/// One request and its answer. `asked` is set when the request is in.
+/// One request and its answer. `asked` is set once the request has arrived.
 async fn exchange(
     pages: &Pages,
     scrape: &tokio::sync::Mutex<()>,
@@ -140,7 +140,7 @@ async fn exchange(
     asked: &AtomicBool,
 ) {
     let (reader, writer) = socket.into_split();
-    // What the shard has read comes first.
+    // The bytes that the shard has read come first.
     let io = TokioIo::new(tokio::io::join(Cursor::new(read).chain(reader), writer));
     let service = service_fn(|request: Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
@@ -184,7 +184,7 @@ mod tests {
         Arc::new(Pages::new(NodeId("a".into()), readiness, threads, Registry::default()))
     }
 
-    /// A connection of which both ends are ours.
+    /// Both ends of a connection.
     async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap());
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_shard_has_read_counts_as_read() {
+    async fn bytes_read_by_a_shard_are_part_of_the_request() {
         for (read, rest) in [
             ("GET /ready HTTP/1.1\r\nHost: a\r\n\r\n", ""),
             ("GET /ready HTTP/1.1\r\nHo", "st: a\r\n\r\n"),
@@ -229,12 +229,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_http_is_refused() {
+    async fn bytes_that_are_no_http_are_refused() {
         let answer = answer_to("SSH-2.0-OpenSSH_9.2\r\n\r\n", "").await;
         assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{answer}");
     }
 
-    /// Serves a port as `ADMIN_PORT`, until the test ends.
+    /// Serves a port like `ADMIN_PORT`, until the test ends.
     async fn admin() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn over_the_limit_the_oldest_makes_room_and_a_probe_is_answered() {
+    async fn over_the_limit_the_oldest_connection_is_closed_and_a_probe_is_answered() {
         let address = admin().await;
         let mut idle = Vec::new();
         for _ in 0..HTTP_CONNECTIONS_MAX + 10 {
@@ -259,7 +259,7 @@ mod tests {
         }
         let answer = answer_of_health(address).await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-        // The first are closed, and the last are not.
+        // The oldest are closed, the newest are not.
         assert!(matches!(idle[0].read(&mut [0; 1]).await, Ok(0) | Err(_)));
         let mut last = idle.pop().unwrap();
         last.write_all(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_head_that_trickles_in_has_little_time_and_an_answer_that_nobody_reads_a_little_more() {
+    async fn a_slow_head_is_closed_early_and_an_unread_answer_a_little_later() {
         let limits = HttpLimits { head: Duration::from_millis(300), answer: Duration::from_millis(500) };
         let (mut trickles, socket) = pair().await;
         let start = Instant::now();
@@ -282,7 +282,7 @@ mod tests {
         }
         assert!(start.elapsed() >= limits.head);
 
-        // A text that is more than a socket takes.
+        // A text that is larger than a socket accepts.
         let mut registry = Registry::default();
         let help = "x".repeat(16 << 20);
         registry.register("shardgate_test", help, Gauge::<i64>::default());
@@ -293,6 +293,6 @@ mod tests {
         let start = Instant::now();
         exchange(&long, &Default::default(), socket, Vec::new(), limits, &AtomicBool::new(false)).await;
         assert!(start.elapsed() >= limits.head + limits.answer);
-        assert_eq!(unread.read(&mut [0; 8]).await.unwrap(), 8, "what was sent before is there");
+        assert_eq!(unread.read(&mut [0; 8]).await.unwrap(), 8, "the bytes sent before have arrived");
     }
 }

@@ -18,7 +18,7 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 
 use crate::limits::{LOG_BUFFER_BYTES_MAX, LOG_FLUSH_MAX};
 
-/// The pause before standard error is tried again where it is non-blocking and full.
+/// Pause before a write is retried if standard error is non-blocking and full.
 const WRITE_RETRY: Duration = Duration::from_millis(20);
 
 /// The log. Cheap to clone.
@@ -28,12 +28,12 @@ pub struct Log(Arc<LogShared>);
 #[derive(Debug, Default)]
 struct LogShared {
     buffer: Mutex<Buffer>,
-    /// There is something to write.
-    filled: Condvar,
-    /// All that was in the buffer is written.
+    /// Signalled when the buffer gets a first line.
+    lines_waiting: Condvar,
+    /// Signalled when everything in the buffer is written.
     written: Condvar,
     dropped: Counter,
-    /// Writes to standard error itself: for the writing thread alone, which may wait for it.
+    /// Writes to standard error itself. Only the writing thread uses it, since it may block there.
     direct: OnceLock<Dispatch>,
 }
 
@@ -41,20 +41,20 @@ impl Log {
     /// Starts the writing thread.
     ///
     /// # Errors
-    /// Where the kernel gives no thread.
+    /// If the kernel refuses a thread.
     pub fn start() -> io::Result<Self> {
         let shared = Arc::new(LogShared::default());
         let writing = Arc::clone(&shared);
-        // It ends with the process, and nobody waits for it: it may stand in a write for ever.
-        thread::Builder::new().name("log".to_owned()).spawn(move || write_for_ever(&writing, &mut io::stderr()))?;
+        // It ends with the process and is never joined, since it may block in a write forever.
+        thread::Builder::new().name("log".to_owned()).spawn(move || write_forever(&writing, &mut io::stderr()))?;
         Ok(Self(shared))
     }
 
-    /// Sends the process's log here: our own as `level` says, at most warnings of the libraries, which don't know what
-    /// is secret.
+    /// Directs the process's log here: our own lines by `level`, those of libraries from warnings on, because libraries
+    /// don't know what is secret.
     ///
     /// # Errors
-    /// Where the process has another log already.
+    /// If the process already has a log.
     pub fn subscribe(&self, level: Level, json: bool) -> Result<(), SetGlobalDefaultError> {
         tracing::subscriber::set_global_default(subscriber(level, json, self.clone()))?;
         // The count of dropped lines is logged at every level.
@@ -66,16 +66,16 @@ impl Log {
 
     /// Registers the count of dropped lines.
     pub fn register(&self, registry: &mut Registry) {
-        let help = "Log lines dropped because nothing read standard error, or it could not be written";
+        let help = "Log lines dropped because standard error was not read or could not be written";
         registry.register("shardgate_log_lines_dropped", help, self.0.dropped.clone());
     }
 
-    /// Writes a text as it is, with the same bound.
+    /// Writes a text as it is, within the same bound.
     pub fn print(&self, text: &str) {
         self.0.add(text.as_bytes());
     }
 
-    /// Waits until all is written, for at most [`LOG_FLUSH_MAX`]: before the process ends.
+    /// Waits until everything is written, for at most [`LOG_FLUSH_MAX`]. Call it before the process ends.
     pub fn flush(&self) {
         let deadline = Instant::now() + LOG_FLUSH_MAX;
         let mut buffer = self.0.lock();
@@ -90,7 +90,7 @@ impl Log {
     }
 }
 
-/// The formatter writes a line in one call.
+/// The formatter writes each line in one call.
 impl Write for &Log {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.0.add(line);
@@ -110,7 +110,7 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
-/// A log that goes to `writer`.
+/// A subscriber that logs to `writer`.
 fn subscriber<W>(level: Level, json: bool, writer: W) -> impl Subscriber + Send + Sync
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
@@ -119,28 +119,28 @@ where
     let filter = Targets::new().with_default(libraries).with_target(env!("CARGO_CRATE_NAME"), level);
     let text = fmt::layer().with_writer(writer).with_ansi(io::stderr().is_terminal());
     let layer = if json { text.json().boxed() } else { text.boxed() };
-    // The filter is a layer of its own. As the other layer's filter it would remember that it passed over a library's
-    // line, and pass over the next line of ours on that thread as well.
+    // The filter is a separate layer. As a filter of the other layer it would remember that it skipped a library's
+    // line, and also skip our next line on that thread.
     tracing_subscriber::registry().with(filter).with(layer)
 }
 
 // ---- the buffer -----------------------------------------------------------------------------------------------------
 
-/// Lines that wait for the writing thread.
+/// Lines waiting for the writing thread.
 #[derive(Debug, Default)]
 struct Buffer {
     bytes: Vec<u8>,
-    /// Lines that were dropped behind those, and not logged yet.
+    /// Lines dropped behind them that are not logged yet.
     dropped: u64,
-    /// The writing thread has taken some, and is not done.
+    /// Whether the writing thread is writing lines that it took.
     writing: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Pushed {
-    /// The writing thread sleeps.
+    /// The first line: the writing thread sleeps.
     First,
-    /// It is awake, or is woken already.
+    /// A further line: the thread is awake, or being woken.
     More,
     Dropped,
 }
@@ -164,16 +164,16 @@ impl Buffer {
 }
 
 impl LogShared {
-    /// No code panics with the lock held, and a buffer of lines is good whatever happened.
+    /// No code panics while it holds the lock, and a buffer of lines is valid in any case.
     fn lock(&self) -> MutexGuard<'_, Buffer> {
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn add(&self, line: &[u8]) {
-        // Not a match on the call itself: that would hold the lock through the wake-up.
+        // A match on the call itself would hold the lock during the wake-up.
         let pushed = self.lock().push(line);
         match pushed {
-            Pushed::First => self.filled.notify_one(),
+            Pushed::First => self.lines_waiting.notify_one(),
             Pushed::More => {}
             Pushed::Dropped => {
                 self.dropped.inc();
@@ -181,7 +181,7 @@ impl LogShared {
         }
     }
 
-    /// Waits for lines; returns them, and how many were dropped behind them.
+    /// Waits for lines; returns them, and the number of lines dropped behind them.
     fn take(&self) -> (Vec<u8>, u64) {
         let mut buffer = self.lock();
         buffer.writing = false;
@@ -189,7 +189,7 @@ impl LogShared {
             self.written.notify_all();
         }
         while buffer.bytes.is_empty() {
-            buffer = self.filled.wait(buffer).unwrap_or_else(PoisonError::into_inner);
+            buffer = self.lines_waiting.wait(buffer).unwrap_or_else(PoisonError::into_inner);
         }
         buffer.writing = true;
         (std::mem::take(&mut buffer.bytes), std::mem::take(&mut buffer.dropped))
@@ -198,12 +198,12 @@ impl LogShared {
 
 // ---- the writing thread ---------------------------------------------------------------------------------------------
 
-fn write_for_ever(shared: &LogShared, out: &mut impl Write) {
+fn write_forever(shared: &LogShared, out: &mut impl Write) {
     let mut unsaid = 0;
     loop {
         let (bytes, dropped) = shared.take();
         let left = write(out, &bytes);
-        // A reader that is gone, or a full disk: the next lines are tried all the same.
+        // The reader is gone or the disk is full; the next lines are tried anyway.
         let lost = left.iter().filter(|&&byte| byte == b'\n').count() as u64;
         shared.dropped.inc_by(lost);
         unsaid += dropped + lost;
@@ -219,14 +219,14 @@ fn say_dropped(shared: &LogShared, lines: u64) {
     }
 }
 
-/// Writes all; returns what could not be written.
+/// Writes all bytes; returns those that could not be written.
 fn write<'a>(out: &mut impl Write, mut bytes: &'a [u8]) -> &'a [u8] {
     while !bytes.is_empty() {
         match out.write(bytes) {
             Ok(0) => break,
             Ok(written) => bytes = &bytes[written..],
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            // Somebody who shares our standard error made it non-blocking.
+            // Another process that shares our standard error made it non-blocking.
             Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(WRITE_RETRY),
             Err(_) => break,
         }
@@ -240,7 +240,7 @@ mod tests {
 
     use super::*;
 
-    /// A line of so many bytes, its end among them.
+    /// A line of this length, its end included.
     fn line(bytes: usize) -> Vec<u8> {
         let mut line = vec![b'x'; bytes - 1];
         line.push(b'\n');
@@ -248,19 +248,19 @@ mod tests {
     }
 
     #[test]
-    fn from_the_first_line_that_does_not_fit_on_all_are_dropped_until_the_buffer_is_taken() {
+    fn after_the_first_line_that_does_not_fit_all_are_dropped_until_the_buffer_is_taken() {
         let shared = LogShared::default();
         shared.add(&line(LOG_BUFFER_BYTES_MAX - 5));
         shared.add(&line(6));
         shared.add(&line(2));
-        assert_eq!(shared.dropped.get(), 2, "the second would fit, and would hide the gap");
+        assert_eq!(shared.dropped.get(), 2, "the second would fit, but would hide the gap");
         let (bytes, dropped) = shared.take();
         assert_eq!((bytes.len(), dropped), (LOG_BUFFER_BYTES_MAX - 5, 2));
         shared.add(&line(2));
         assert_eq!(shared.take().1, 0, "each is counted once");
     }
 
-    /// Takes a write when it is told to.
+    /// A writer that completes a write when the test says so.
     struct WriteGate {
         writes: mpsc::Sender<Vec<u8>>,
         open: mpsc::Receiver<io::Result<()>>,
@@ -268,7 +268,7 @@ mod tests {
 
     impl Write for WriteGate {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            // A test that is over opens no gate any more.
+            // When the test is over, the gate stays open.
             self.open.recv().unwrap_or(Ok(()))?;
             let _ = self.writes.send(bytes.to_vec());
             Ok(bytes.len())
@@ -284,12 +284,12 @@ mod tests {
         let (writes, written) = mpsc::channel();
         let (opener, open) = mpsc::channel();
         let shared = Arc::clone(&log.0);
-        thread::spawn(move || write_for_ever(&shared, &mut WriteGate { writes, open }));
+        thread::spawn(move || write_forever(&shared, &mut WriteGate { writes, open }));
         (log, written, opener)
     }
 
     #[test]
-    fn nobody_waits_for_a_reader_that_does_not_read() {
+    fn no_thread_waits_for_a_reader_that_does_not_read() {
         let (log, written, opener) = gated();
         let long = "x".repeat(1023) + "\n";
         let start = Instant::now();
@@ -298,7 +298,7 @@ mod tests {
         }
         assert!(log.0.dropped.get() > 0);
         log.flush();
-        assert!(start.elapsed() >= LOG_FLUSH_MAX, "it is given its time before the process ends, and no more");
+        assert!(start.elapsed() >= LOG_FLUSH_MAX, "flush waits for its time limit and not longer");
 
         drop(opener);
         let lines = |bytes: Vec<u8>| bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_process_waits_until_all_is_written() {
+    fn flush_waits_until_everything_is_written() {
         let (log, written, opener) = gated();
         log.print("a\n");
         log.print("b\n");
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_counted_and_the_next_line_is_tried() {
+    fn lines_that_cannot_be_written_are_counted_and_the_next_is_tried() {
         let (log, written, opener) = gated();
         opener.send(Err(ErrorKind::StorageFull.into())).unwrap();
         log.print("lost\n");
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_the_formatter_is_one_line_here() {
+    fn a_line_of_the_formatter_is_written_as_one() {
         let (log, written, opener) = gated();
         let subscriber = subscriber(Level::INFO, true, log);
         opener.send(Ok(())).unwrap();

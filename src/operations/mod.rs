@@ -1,12 +1,12 @@
-//! What operators see of a pod: its log, and its pages over HTTP (PROTOCOL 5). It owns the pages and who may be told
-//! "ready"; what is measured belongs to the module that measures it.
+//! Operators' view of a pod: its log, and its pages over HTTP (PROTOCOL 5). Owns the pages, and when a pod is ready;
+//! each module owns its metrics.
 //!
-//! - [`readiness`]: from what the parts show of themselves to `/ready` and `/health`.
+//! - [`readiness`]: `/ready`, `/accepting` and `/health`, from the status of the parts.
 //! - [`console`]: the page at `/`, and the policy that lets its script, and no other, run.
-//! - [`pages`]: which path is what.
+//! - [`pages`]: the answer for each path.
 //! - [`text_format`]: the metrics for scrapers that read no OpenMetrics.
 //! - [`http`] (edge): the sockets, from the shards and from `ADMIN_PORT`.
-//! - [`log`] (edge): standard error, for which no other thread waits.
+//! - [`log`] (edge): standard error, which no other thread waits for.
 
 pub mod console;
 pub mod http;

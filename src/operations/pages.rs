@@ -1,4 +1,4 @@
-//! Which path is what: from a method and a path to an answer. No socket.
+//! The answer for each path and method. No socket.
 
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -21,17 +21,17 @@ pub(super) const METRICS: &str = "/metrics";
 
 const PAGES: [&str; 5] = ["/", "/health", "/ready", "/accepting", METRICS];
 
-/// The type of `/metrics`, unless the older format is asked for.
+/// Content type of `/metrics`, unless the older format is requested.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 const JSON: &str = "application/json";
 const HTML: &str = "text/html; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// An answer, its body whole.
+/// An answer with its whole body.
 pub type PageResponse = Response<Full<Bytes>>;
 
-/// All that the pages tell of.
+/// The parts that the pages report.
 #[derive(Debug)]
 pub struct Pages {
     /// This pod's name.
@@ -47,7 +47,7 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// The pages of a pod.
+    /// Makes the pages of a pod.
     #[must_use]
     pub fn new(node: NodeId, readiness: watch::Receiver<Readiness>, threads: Threads, registry: Registry) -> Self {
         let policy = HeaderValue::from_str(&console::policy());
@@ -55,7 +55,7 @@ impl Pages {
         Self { node, readiness, threads, registry, console_policy }
     }
 
-    /// Answers a request. A HEAD is answered like a GET: the HTTP library leaves the body out.
+    /// Answers a request. A HEAD is answered like a GET; the HTTP library omits the body.
     #[must_use]
     pub fn answer<B>(&self, request: &Request<B>, now: Now) -> PageResponse {
         let (method, path) = (request.method(), request.uri().path());
@@ -96,7 +96,7 @@ impl Pages {
         match encode(&mut text, &self.registry) {
             Ok(()) if as_text => whole(StatusCode::OK, TEXT_0_0_4, text_format::from_openmetrics(&text)),
             Ok(()) => whole(StatusCode::OK, OPENMETRICS, text),
-            // Writing to a string fails only where a metric says so.
+            // Writing to a string fails only if a metric reports an error.
             Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "a metric could not be written\n"),
         }
     }
@@ -112,7 +112,7 @@ fn status(good: bool) -> StatusCode {
     if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
-/// An answer of a short text.
+/// An answer with a short text.
 #[must_use]
 pub fn plain(status: StatusCode, text: &'static str) -> PageResponse {
     whole(status, TEXT, text)
@@ -142,7 +142,7 @@ mod tests {
     fn pages(readiness: Readiness) -> (Pages, Gauge) {
         let mut registry = Registry::default();
         let connections = Gauge::default();
-        registry.register("websocket_connections_total", "Connections open now", connections.clone());
+        registry.register("websocket_connections_total", "Open connections", connections.clone());
         let threads = Threads { ingest: Arc::default(), shards: vec![Arc::default()] };
         (Pages::new(NodeId("a".into()), watch::channel(readiness).1, threads, registry), connections)
     }
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scraper_that_asks_for_the_older_format_alone_gets_it() {
+    fn a_scraper_that_accepts_only_the_older_format_gets_it() {
         let (pages, _) = pages(Readiness::default());
         let accept = |types: &str| {
             let mut request = request(Method::GET, "/metrics");
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pages_are_those_of_the_contract() {
+    fn the_pages_match_the_contract() {
         let rows = crate::protocol::contract::rows(5);
         let paths = rows.iter().map(|row| row[0].as_str()).filter(|cell| cell.starts_with('/'));
         let (contract, pages): (BTreeSet<&str>, BTreeSet<&str>) = (paths.collect(), PAGES.into_iter().collect());
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stalled_thread_is_no_health() {
+    fn a_stalled_thread_fails_health() {
         let (pages, _) = pages(Readiness::default());
         let mut now = Now::read();
         now.instant += LOOP_STALL_MAX * 2;
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn other_methods_are_told_which_there_are() {
+    fn other_methods_get_the_list_of_allowed_ones() {
         let (pages, _) = pages(Readiness::default());
         for path in PAGES {
             let answer = pages.answer(&request(Method::POST, path), Now::read());
@@ -231,14 +231,14 @@ mod tests {
     }
 
     #[test]
-    fn the_gauge_whose_name_is_given_is_written_as_a_gauge() {
+    fn a_gauge_named_like_a_counter_is_written_as_a_gauge() {
         let (pages, connections) = pages(Readiness::default());
         connections.set(3);
         let mut text = String::new();
         encode(&mut text, &pages.registry).unwrap();
         assert_eq!(
             text,
-            "# HELP websocket_connections_total Connections open now.\n\
+            "# HELP websocket_connections_total Open connections.\n\
              # TYPE websocket_connections_total gauge\n\
              websocket_connections_total 3\n\
              # EOF\n"

@@ -11,28 +11,28 @@ use crate::exchange::{IngestStatus, ShardStatus};
 use crate::ids::{NodeId, SlotNumber};
 use crate::limits::{LOOP_STALL_MAX, WATCHER_STALL_MAX};
 
-/// A latch per subsystem. Each tells of its own part alone.
+/// One latch per subsystem. Each reports only its own part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Readiness {
-    /// Redis is reached.
+    /// Whether Redis answers.
     pub redis_up: bool,
-    /// The brokers answer.
+    /// Whether the brokers answer, and records that they have are read.
     pub kafka_up: bool,
-    /// Partitions that this pod started without, and that can't be read yet. They hold nothing back.
+    /// Partitions that this pod started without and still can't read. They delay nothing.
     pub missing: u64,
-    /// The history was filled to the partitions' ends. Never goes back.
+    /// Whether the history was filled to the partitions' ends. Never goes back to false.
     pub history_complete: bool,
-    /// The slot of this pod, while it holds one.
+    /// Slot of this pod, while it holds one.
     pub own_slot: Option<SlotNumber>,
-    /// This pod had a slot at some time. Until then it owns nothing, and clients sent here would be sent on. Never goes
-    /// back: a slot that is lost is claimed anew while clients are served.
+    /// Whether this pod ever held a slot. Before, it owns nothing and would redirect every client. Never goes back to
+    /// false: a lost slot is claimed again while clients are served.
     pub had_slot: bool,
-    /// A signal came. Never goes back.
+    /// Whether the pod drains. Never goes back to false.
     pub draining: bool,
 }
 
 impl Readiness {
-    /// Whether clients are to be sent here: only when all of it is ready.
+    /// Whether clients should be sent here: every part is ready.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.redis_up && self.kafka_up && self.history_complete && self.had_slot && !self.draining
@@ -45,7 +45,7 @@ impl Readiness {
         self.history_complete && self.had_slot && !self.draining
     }
 
-    /// What the pod waits for, for the log.
+    /// What the pod waits for, as text for the log.
     #[must_use]
     pub fn waits_for(&self) -> Vec<&'static str> {
         let missing = [
@@ -106,34 +106,34 @@ struct ReadyBody<'a> {
     history: &'static str,
     draining: bool,
     slot: Option<u32>,
-    /// Partitions that can't be read.
+    /// Partitions that can't be read, if any.
     #[serde(rename = "missingPartitions", skip_serializing_if = "is_none")]
     missing: u64,
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde requires this signature")]
 fn is_none(missing: &u64) -> bool {
     *missing == 0
 }
 
-/// What the threads show of themselves.
+/// Status of the threads.
 #[derive(Debug, Clone)]
 pub struct Threads {
-    /// Ingest.
+    /// Status of the ingest threads.
     pub ingest: Arc<IngestStatus>,
-    /// The shards, by index.
+    /// Status of the shards, by index.
     pub shards: Vec<Arc<ShardStatus>>,
 }
 
 impl Threads {
-    /// Clients of all shards.
+    /// Number of clients of all shards.
     #[must_use]
     pub fn clients(&self) -> u64 {
         self.shards.iter().map(|shard| shard.clients.load(Ordering::Relaxed)).sum()
     }
 
-    /// The threads whose loop has not turned for [`LOOP_STALL_MAX`], or [`WATCHER_STALL_MAX`]. The control thread is
-    /// not among them: an answer shows that it turns.
+    /// Names of threads whose loop has not turned for [`LOOP_STALL_MAX`], or [`WATCHER_STALL_MAX`]. The control thread
+    /// is not among them: an answer shows that it turns.
     #[must_use]
     pub fn stalled(&self, now: Instant) -> Vec<String> {
         let ingest = [
@@ -146,7 +146,7 @@ impl Threads {
         stalled.map(|(name, ..)| name).collect()
     }
 
-    /// Whether all turn their loops, and the body of `/health`.
+    /// Whether all threads turn their loops, and the body of `/health`.
     #[must_use]
     pub fn health(&self, now: Now) -> (bool, String) {
         let stalled = self.stalled(now.instant);
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_ready_only_when_all_of_it_is() {
+    fn a_pod_is_ready_only_if_every_part_is() {
         assert!(READY.is_ready() && READY.waits_for().is_empty());
         let lacking = [
             Readiness { redis_up: false, ..READY },
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_was_ready_once_takes_clients_until_it_drains() {
+    fn a_pod_that_was_ready_once_accepts_clients_until_it_drains() {
         for fails in [Readiness { redis_up: false, ..READY }, Readiness { kafka_up: false, own_slot: None, ..READY }] {
             assert!(!fails.is_ready() && fails.is_accepting(), "{fails:?}");
         }
@@ -224,19 +224,19 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_is_lost_later_is_claimed_anew_while_the_pod_is_ready() {
+    fn a_pod_stays_ready_while_it_claims_a_lost_slot_again() {
         assert!(Readiness { own_slot: None, ..READY }.is_ready());
     }
 
     #[test]
-    fn the_body_of_ready_is_the_contracts() {
+    fn the_body_of_ready_matches_the_contract() {
         let node = NodeId("pod-\"1\"".into());
         assert_eq!(
             READY.json(&node, now()),
             r#"{"status":"ready","redis":"connected","kafka":"connected","timestamp":"1970-01-01T00:00:00.000Z","node":"pod-\"1\"","history":"complete","draining":false,"slot":2}"#
         );
         assert!(Readiness { missing: 2, ..READY }.json(&node, now()).contains(r#""slot":2,"missingPartitions":2}"#));
-        assert!(Readiness { missing: 2, ..READY }.is_ready(), "one part that is lost holds back nothing else");
+        assert!(Readiness { missing: 2, ..READY }.is_ready(), "a missing partition delays nothing else");
         assert_eq!(
             Readiness { draining: true, ..Readiness::default() }.json(&node, now()),
             r#"{"status":"not_ready","redis":"disconnected","kafka":"disconnected","timestamp":"1970-01-01T00:00:00.000Z","node":"pod-\"1\"","history":"filling","draining":true,"slot":null}"#
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_does_not_turn_is_named() {
+    fn a_stalled_thread_is_named() {
         let threads = Threads { ingest: Arc::default(), shards: vec![Arc::default(), Arc::default()] };
         let start = now();
         assert_eq!(
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_are_those_of_all_shards() {
+    fn clients_of_all_shards_are_counted() {
         let threads = Threads { ingest: Arc::default(), shards: vec![Arc::default(), Arc::default()] };
         threads.shards[0].clients.store(3, Ordering::Relaxed);
         threads.shards[1].clients.store(4, Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! `/metrics` for scrapers that read only the Prometheus text format 0.0.4: which format a request asks for, and the
-//! way from one to the other. What is measured, and OpenMetrics, is left to the registry.
+//! `/metrics` for scrapers that read only the Prometheus text format 0.0.4: decides which format a request prefers, and
+//! converts from OpenMetrics, which the registry writes.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -7,14 +7,15 @@ use std::fmt::Write;
 /// The media type of the older format.
 pub const TEXT_0_0_4: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Whether a request with these `Accept` headers prefers the older format. Without a preference it is OpenMetrics.
+/// Whether a request with these `Accept` headers prefers the older format. Without a preference the answer is
+/// OpenMetrics.
 #[must_use]
 pub fn is_preferred(accept: &[&str]) -> bool {
     quality(accept, "text", "plain") > quality(accept, "application", "openmetrics-text")
 }
 
-/// How much a media type is wanted, in thousandths (RFC 9110 section 12.5.1): the most specific range that it matches
-/// counts, whatever the versions.
+/// The preference for a media type, in thousandths (RFC 9110 section 12.5.1): the most specific matching range counts,
+/// whatever its version parameter.
 fn quality(accept: &[&str], kind: &str, subtype: &str) -> u32 {
     let ranges = accept.iter().flat_map(|header| header.split(','));
     let matching = ranges.filter_map(|range| {
@@ -32,15 +33,15 @@ fn quality(accept: &[&str], kind: &str, subtype: &str) -> u32 {
     matching.max().map_or(0, |(_, quality)| quality)
 }
 
-/// A weight, 0 to 1 with three digits at most; one that is none counts as 0.
+/// Parses a weight, 0 to 1 with at most three digits; an invalid one counts as 0.
 fn thousandths(text: &str) -> u32 {
     let weight: f32 = text.parse().unwrap_or(0.0);
-    // The cast saturates, and takes what is no number for 0.
+    // The cast saturates, and converts NaN to 0.
     (weight.clamp(0.0, 1.0) * 1000.0) as u32
 }
 
-/// Writes an OpenMetrics text in the older format: a counter's family is named as its samples are, what the older
-/// format has no type for becomes a gauge, and units and the end's mark are left out.
+/// Converts an OpenMetrics text to the older format: a counter's family gets the name of its samples, types that the
+/// older format lacks become gauges, and units and the end mark are left out.
 #[must_use]
 pub fn from_openmetrics(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -53,11 +54,11 @@ pub fn from_openmetrics(text: &str) -> String {
             }
             continue;
         };
-        // The registry writes both, one after the other.
+        // The registry writes both lines together.
         let family = lines.next_if(|next| next.starts_with("# TYPE ")).and_then(|next| next[7..].split_once(' '));
         let (Some((family, kind)), Some((_, help))) = (family, help.split_once(' ')) else { continue };
         let (name, kind) = in_text(family, kind);
-        // Writing to a string doesn't fail.
+        // Writing to a string can't fail.
         let _ = write!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
     }
     out
@@ -86,9 +87,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_older_format_is_for_who_prefers_it() {
-        // What scrapers send: Prometheus 3 by default, and where only the older format is allowed; Go's client; an
-        // agent.
+    fn the_older_format_is_used_only_if_preferred() {
+        // Headers of scrapers: Prometheus 3 by default, and with only the older format allowed; Go's client; an agent.
         for older in [
             "text/plain;version=0.0.4",
             "text/plain; version=0.0.4; q=0.5, */*;q=0.1",
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn each_type_is_written_as_the_older_format_has_it() {
+    fn each_type_is_written_in_the_older_format() {
         let mut registry = Registry::default();
         registry.register("build", "The version", Info::new([("version", "1.2")]));
         let requests = Family::<Vec<(&str, &str)>, Counter>::default();

@@ -1,7 +1,7 @@
 //! How a pod stops (PROTOCOL 7).
 //!
-//! - [`phases`]: what is done when, as a rule on times.
-//! - [`signals`] (edge): what begins it.
+//! - [`phases`]: the phases of a drain, as a rule on times.
+//! - [`signals`] (edge): the signals that start it.
 
 pub mod phases;
 pub mod signals;

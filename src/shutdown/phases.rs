@@ -5,33 +5,34 @@ use std::time::{Duration, Instant};
 use crate::config::DrainConfig;
 use crate::limits::LINGER;
 
-/// How long a pod without clients waits for Redis to confirm that its slot is given up. After it, the lease runs out.
-const GIVE_UP_MAX: Duration = Duration::from_secs(3);
+/// How long a pod without clients waits for Redis to confirm that its slot is released. After that, the lease runs out
+/// by itself.
+const RELEASE_WAIT_MAX: Duration = Duration::from_secs(3);
 
-/// What a pod does.
+/// Phase of a pod.
 ///
 /// ```text
 /// Serving --signal--> Announcing --DRAIN_DELAY_MS--> Closing --DRAIN_MS--> Over
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DrainPhase {
-    /// No signal came.
+    /// No signal has arrived.
     Serving,
-    /// The slot is given up and new clients are sent elsewhere; those who are here are served on.
+    /// The slot is released, and new clients are redirected. Connected clients are still served.
     Announcing,
-    /// Clients are closed, evenly.
+    /// Clients are closed, evenly over time.
     Closing {
-        /// Since the closing began.
+        /// Time since closing started.
         elapsed: Duration,
-        /// How long it is to take.
+        /// Time over which clients are closed.
         over: Duration,
     },
-    /// Whoever is still here is closed at once.
+    /// The remaining clients are closed at once.
     Finished,
 }
 
 impl DrainPhase {
-    /// The phase at `now` of a pod that drains since `since`.
+    /// The phase, at `now`, of a pod that drains since `since`.
     #[must_use]
     pub fn at(now: Instant, since: Option<Instant>, config: &DrainConfig) -> Self {
         let Some(since) = since else { return Self::Serving };
@@ -55,14 +56,14 @@ impl DrainPhase {
     }
 }
 
-/// Whether a pod that drains since `since` may end: no client is left, and its slot is given up, so that nobody is sent
-/// here any more. Once all is over it ends whoever is left, after the time that their close handshakes may take.
+/// Whether a pod that drains since `since` may end: no client is left, and its slot is released, so that no client is
+/// redirected here. After the last phase it ends in any case, once the time for close handshakes is over.
 #[must_use]
-pub fn may_end(now: Instant, since: Instant, config: &DrainConfig, clients: u64, slot_given_up: bool) -> bool {
+pub fn may_end(now: Instant, since: Instant, config: &DrainConfig, clients: u64, slot_released: bool) -> bool {
     let past = now.saturating_duration_since(since);
     let over = config.delay + config.over;
-    let announced = slot_given_up || past >= GIVE_UP_MAX;
-    (clients == 0 && announced) || past >= over + LINGER.max(GIVE_UP_MAX)
+    let announced = slot_released || past >= RELEASE_WAIT_MAX;
+    (clients == 0 && announced) || past >= over + LINGER.max(RELEASE_WAIT_MAX)
 }
 
 #[cfg(test)]
@@ -78,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_announces_then_closes_then_is_over() {
+    fn a_pod_announces_then_closes_then_finishes() {
         let over = CONFIG.over;
         assert_eq!(DrainPhase::at(Instant::now(), None, &CONFIG), DrainPhase::Serving);
         assert_eq!(at(0), DrainPhase::Announcing);
@@ -89,27 +90,27 @@ mod tests {
     }
 
     #[test]
-    fn a_signal_that_is_stamped_later_than_the_turn_is_announced_all_the_same() {
+    fn a_signal_stamped_later_than_the_turn_starts_announcing() {
         let now = Instant::now();
         assert_eq!(DrainPhase::at(now, Some(now + Duration::from_millis(3)), &CONFIG), DrainPhase::Announcing);
     }
 
     #[test]
-    fn without_delay_and_without_time_to_close_all_is_over_at_once() {
+    fn without_delay_and_closing_time_the_drain_finishes_at_once() {
         let now = Instant::now();
         let at_once = DrainConfig { delay: Duration::ZERO, over: Duration::ZERO };
         assert_eq!(DrainPhase::at(now, Some(now), &at_once), DrainPhase::Finished);
     }
 
     #[test]
-    fn clients_leave_evenly_over_the_closing() {
+    fn clients_are_closed_evenly() {
         let still_here: Vec<usize> = (0..=20).map(|second| at(5_000 + second * 1_000).remaining(1_000)).collect();
         let evenly: Vec<usize> = (0..=20).map(|second| 1_000 - second * 50).collect();
         assert_eq!(still_here, evenly);
     }
 
     #[test]
-    fn a_lone_client_has_the_whole_time() {
+    fn a_single_client_has_the_whole_time() {
         assert_eq!(at(24_999).remaining(1), 1);
         assert_eq!(at(25_000).remaining(1), 0);
     }
@@ -117,14 +118,14 @@ mod tests {
     #[test]
     fn a_pod_ends_once_no_client_is_left_and_its_slot_is_released() {
         let since = Instant::now();
-        let may_end = |past_ms, clients, slot_given_up| {
-            super::may_end(since + Duration::from_millis(past_ms), since, &CONFIG, clients, slot_given_up)
+        let may_end = |past_ms, clients, slot_released| {
+            super::may_end(since + Duration::from_millis(past_ms), since, &CONFIG, clients, slot_released)
         };
         assert!(may_end(0, 0, true));
-        assert!(!may_end(0, 0, false), "Redis still sends clients here");
-        assert!(may_end(3_000, 0, false), "but a Redis that is away is not waited for");
+        assert!(!may_end(0, 0, false), "other pods still redirect clients here");
+        assert!(may_end(3_000, 0, false), "the pod does not wait for a Redis that is down");
         assert!(!may_end(24_999, 1, true));
-        assert!(!may_end(25_000, 1, true), "its close handshake has its time");
+        assert!(!may_end(25_000, 1, true), "a close handshake may still be open");
         assert!(may_end(28_000, 1, true) && may_end(28_000, 1, false));
     }
 

@@ -1,25 +1,25 @@
 //! The edge to signals (PROTOCOL 7): the first SIGTERM, SIGINT or SIGQUIT drains the pod, a second ends it at once;
-//! SIGHUP makes it read its files anew. SIGPIPE needs nothing here: Rust's runtime ignores it from the process's start
-//! on.
+//! SIGHUP makes it read its files again. SIGPIPE needs no handler: Rust's runtime ignores it from the start of the
+//! process.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::warn;
 
-/// The exit code of a pod that a second signal ended: 128 and SIGINT's number, as shells have it.
+/// Exit code after a second signal: 128 and the number of SIGINT, as in shells.
 const EXIT_AT_ONCE: i32 = 130;
 
-/// What a signal asks for.
+/// The request of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignalRequest {
-    /// To end, by the signal of this name.
+    /// End; the name of the signal.
     End(&'static str),
-    /// To read the files that settings name anew.
+    /// Read the files that settings name again.
     Reload,
 }
 
-/// The signals that a pod heeds. From its making on they don't end the process by themselves.
+/// The signals that a pod handles. While this exists, they no longer end the process by themselves.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
@@ -28,8 +28,8 @@ pub struct Signals {
     hang_up: Signal,
 }
 
-/// Keeps SIGHUP from ending a process that reads its settings: one that comes waits for [`Signals::listen`]. Before any
-/// thread is started.
+/// Blocks SIGHUP, so that it does not end a process that still reads its settings; one that arrives waits for
+/// [`Signals::listen`]. Call it before any thread starts.
 pub fn hold_hang_ups() {
     mask_hang_ups(libc::SIG_BLOCK);
 }
@@ -45,10 +45,10 @@ fn mask_hang_ups(how: libc::c_int) {
 }
 
 impl Signals {
-    /// Begins to listen.
+    /// Starts to listen.
     ///
     /// # Errors
-    /// Where the kernel refuses a handler.
+    /// If the kernel refuses a handler.
     pub fn listen() -> io::Result<Self> {
         let signals = Self {
             terminate: signal(SignalKind::terminate())?,
@@ -60,7 +60,7 @@ impl Signals {
         Ok(signals)
     }
 
-    /// What the next signal asks for. Cancelling it loses none.
+    /// Waits for the next signal. Cancelling loses none.
     pub async fn next(&mut self) -> SignalRequest {
         tokio::select! {
             _ = self.terminate.recv() => SignalRequest::End("SIGTERM"),
@@ -70,7 +70,7 @@ impl Signals {
         }
     }
 
-    /// Ends the process at the next signal to end, with `last` as the last that it does.
+    /// Ends the process at the next signal that asks for the end, after calling `last`.
     pub async fn end_at_next(mut self, last: impl FnOnce()) {
         let signal = loop {
             if let SignalRequest::End(signal) = self.next().await {
