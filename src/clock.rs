@@ -3,12 +3,12 @@
 use std::fmt;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Milliseconds since the Unix epoch, for what leaves the process (timestamps, token times).
+/// Milliseconds since the Unix epoch, for values that leave the process (timestamps, token times).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct UnixMs(pub u64);
 
 impl UnixMs {
-    /// Later by `duration`, or the end of time.
+    /// The time `duration` later, or the last one that fits.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(whole_ms(duration)))
@@ -18,7 +18,7 @@ impl UnixMs {
 /// ISO 8601, UTC, with milliseconds (PROTOCOL 2): `2026-11-24T05:31:13.123Z`.
 impl fmt::Display for UnixMs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Beyond the year 9999 the format has no form; clocks from outside must not panic us.
+        // The format ends with the year 9999, and a clock from outside must not make us panic.
         const LAST: u64 = 253_402_300_799_999;
         let time = UNIX_EPOCH + Duration::from_millis(self.0.min(LAST));
         humantime::format_rfc3339_millis(time).fmt(f)
@@ -34,14 +34,14 @@ pub fn whole_ms(duration: Duration) -> u64 {
 /// One reading of both clocks.
 #[derive(Debug, Clone, Copy)]
 pub struct Now {
-    /// For intervals: never goes back.
+    /// Monotonic, for intervals.
     pub instant: Instant,
-    /// For what leaves the process.
+    /// For values that leave the process.
     pub unix: UnixMs,
 }
 
 impl Now {
-    /// Reads the clocks. For the edges; the rules are handed the result.
+    /// Reads the clocks. Only edges call this; rules take the result as an argument.
     #[must_use]
     pub fn read() -> Self {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -61,11 +61,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_unix_time_is_reached_after_what_is_left_until_then() {
+    fn a_unix_time_is_reached_after_the_time_left() {
         let now = Now { instant: Instant::now(), unix: UnixMs(1_000) };
         assert_eq!(now.instant_of(UnixMs(3_500)), Some(now.instant + Duration::from_millis(2_500)));
-        assert_eq!(now.instant_of(UnixMs(0)), Some(now.instant), "what is past is reached");
-        // Far beyond any clock, which is no panic.
+        assert_eq!(now.instant_of(UnixMs(0)), Some(now.instant), "a past time is reached now");
+        // Far beyond any clock: must not panic.
         let _ = now.instant_of(UnixMs(u64::MAX));
     }
 

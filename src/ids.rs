@@ -13,10 +13,10 @@ use crate::limits::ASSESSMENT_ID_BYTES_MAX;
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AssessmentId(Box<str>);
 
-/// Why a string is no [`AssessmentId`].
+/// Why a string is not a valid [`AssessmentId`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidAssessmentId {
-    /// It has no byte at all.
+    /// It is empty.
     #[error("assessmentId is empty; it takes 1 to {ASSESSMENT_ID_BYTES_MAX} bytes")]
     Empty,
     /// It is longer than [`ASSESSMENT_ID_BYTES_MAX`].
@@ -31,7 +31,7 @@ impl AssessmentId {
     /// Checks an id without storing it.
     ///
     /// # Errors
-    /// Where `id` is outside of the rule.
+    /// If `id` breaks the rule.
     pub fn check(id: &str) -> Result<(), InvalidAssessmentId> {
         if id.is_empty() {
             return Err(InvalidAssessmentId::Empty);
@@ -45,16 +45,16 @@ impl AssessmentId {
         Ok(())
     }
 
-    /// Takes an id that is within the rule.
+    /// Parses an id.
     ///
     /// # Errors
-    /// Where `id` is outside of the rule.
+    /// If `id` breaks the rule.
     pub fn parse(id: &str) -> Result<Self, InvalidAssessmentId> {
         Self::check(id)?;
         Ok(Self(id.into()))
     }
 
-    /// The id as it was given.
+    /// The id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -79,8 +79,8 @@ impl fmt::Debug for AssessmentId {
     }
 }
 
-/// The hash that decides which shard and which pod an assessment lives on: xxh3-64 of the id's bytes, the same on every
-/// pod and in every version of the gateway. Not proof of identity: two ids may share one.
+/// The hash that decides which shard and which pod serve an assessment: xxh3-64 of the id's bytes, the same on every
+/// pod and in every version of the gateway. It does not identify an assessment, because two ids may have the same hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AssessmentHash(pub u64);
 
@@ -92,7 +92,7 @@ impl AssessmentHash {
     }
 }
 
-/// A shard of this pod: 0 to `SHARDS` less one.
+/// Index of a shard of this pod: 0 to `SHARDS` less one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardIndex(pub u16);
 
@@ -116,12 +116,12 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// A topic that ingest reads. Dense; the index of a topic that is no longer read is reused once nothing in the window
-/// can refer to it.
+/// Index of a topic that ingest reads. Dense; the index of a topic that is no longer read is reused once nothing in the
+/// window can refer to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicIndex(pub u16);
 
 impl TopicIndex {
-    /// No topic's.
+    /// Stands for no topic.
     pub const NONE: Self = Self(u16::MAX);
 }

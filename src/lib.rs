@@ -1,5 +1,5 @@
-//! shardgate: a WebSocket fan-out gateway. Events come from Kafka; each reaches every client that watches its
-//! assessment, in order, none lost, none doubled.
+//! shardgate: a WebSocket fan-out gateway. It delivers events from Kafka to every client that subscribed to their
+//! assessment: in order, without loss and without duplicates.
 //!
 //! ```text
 //!              Kafka                                       clients
@@ -13,30 +13,31 @@
 //!    +-----------------------+
 //! ```
 //!
-//! Kafka is a log, and the gateway never stops treating it as one: each shard keeps a bounded window of the latest
-//! events ([`stream::history`]), and a connection owns a *position* in it, not a queue. Sending is moving a position.
+//! Kafka is a log, and the gateway treats it as one throughout: each shard keeps a bounded window of the latest events
+//! ([`stream::history`]), and a connection owns a *position* in it, not a queue. Sending moves the position.
 //!
-//! Where to read next, from the bottom up; lower layers never import higher ones (a test holds this):
+//! Where to read next, from the bottom up. Lower layers never import higher ones; a test enforces this:
 //!
 //! 1. **Vocabulary**: [`ids`], [`limits`], [`clock`], [`log_throttle`], [`outage`], and `prefetch`.
 //! 2. **Rules** without I/O, clock or thread: [`routing`] (topic to message, assessment to shard and pod), [`stream`]
-//!    (history, cursors, market board), [`protocol`] (request head, session, messages, close codes, auth), and the pure parts of
-//!    [`ingest`], [`discovery`], [`shard`], [`shutdown`] (when a draining pod does what) and [`operations`] (`/ready`,
+//!    (history, cursors, market board), [`protocol`] (request head, session, messages, close codes, auth), and the pure
+//!    parts of [`ingest`], [`discovery`], [`shard`], [`shutdown`] (the phases of a drain) and [`operations`] (`/ready`,
 //!    the console page).
 //! 3. **Edges**, each named for what it touches: `ingest/kafka.rs`, `discovery/redis.rs`, `shard/executor.rs`,
-//!   `shard/reactor.rs`, `shard/handshake.rs`, `shard/event_loop.rs`, `operations/http.rs`, `operations/log.rs`, `shutdown/signals.rs`,
-//!    `gateway/listeners.rs`, `gateway/machine.rs`; and the loops of ingest's two threads, `ingest/reader.rs` and `ingest/watcher.rs`. The parts
-//!    meet only in [`exchange`], the types that one thread hands another.
-//! 4. [`config`], all settings, parsed whole before anything runs; [`gateway`], which builds, connects, drains and
-//!    stops the parts; [`demo`], which embeds a Kafka besides; and the command line, `main.rs`.
+//!    `shard/reactor.rs`, `shard/handshake.rs`, `shard/event_loop.rs`, `operations/http.rs`, `operations/log.rs`,
+//!    `shutdown/signals.rs`, `gateway/listeners.rs`, `gateway/machine.rs`; and the loops of ingest's two threads,
+//!    `ingest/reader.rs` and `ingest/watcher.rs`. They meet only in [`exchange`], the types that threads pass to each
+//!    other.
+//! 4. [`config`], all settings, parsed completely before anything runs; [`gateway`], which builds, connects, drains and
+//!    stops the parts; [`demo`], which also embeds a Kafka; and the command line, `main.rs`.
 //!
-//! Beside them, for the tests alone, `simulation` plays whole clusters with these rules over a time that is only a
-//! number: thousands of worlds of pods, clients, a Kafka and a Redis, each with its troubles.
+//! `simulation`, for tests only, runs whole clusters with these rules over virtual time: thousands of worlds of pods
+//! and clients with a Kafka and a Redis, each with its own faults.
 //!
-//! To follow an event, read `ingest::reader` (it comes from Kafka), `ingest::batcher` (its shard is found),
-//! `shard::state` (the batch is taken in, and its watchers are gone through) and `shard::outbound` (one write). To
-//! follow a client: `shard::handshake` (its request is read), [`protocol::head`] and `shard::admission` (it is judged),
-//! and `shard::connection` (what it is from then on).
+//! To follow an event, read `ingest::reader` (reads it from Kafka), `ingest::batcher` (finds its shard), `shard::state`
+//! (appends the batch and visits its subscribers) and `shard::outbound` (writes). To follow a client:
+//! `shard::handshake` (reads its request), [`protocol::head`] and `shard::admission` (check it), and
+//! `shard::connection` (its state from then on).
 
 #![doc = include_str!("GLOSSARY.md")]
 

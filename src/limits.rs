@@ -9,8 +9,8 @@ pub const ASSESSMENT_ID_BYTES_MAX: usize = 128;
 /// The longest market name, in bytes: it comes from a topic's name, and those have at most 249 characters (Kafka).
 pub const MARKET_NAME_BYTES_MAX: usize = 249;
 
-/// Markets on the board of one shard. A name over it is counted and passed over: a producer's mistake must not grow
-/// what every new client is sent.
+/// Markets on the board of one shard. Ticks of further markets are counted and ignored: a producer's mistake must not
+/// grow what every new client is sent.
 pub const MARKETS_MAX: usize = 10_000;
 
 /// The largest lead of a tick's timestamp over this pod's clock. NTP keeps clocks within milliseconds; a virtual
@@ -30,20 +30,20 @@ pub const BOARD_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Divides a shard's history budget: the board may use one part in this many on top of it.
 pub const BOARD_HISTORY_DIVISOR: usize = 4;
 
-/// A cursor, in characters (PROTOCOL 2). Over it, a message has none.
+/// A cursor, in characters (PROTOCOL 2). A message whose cursor would be longer carries one that can't be resumed from.
 pub const CURSOR_CHARS_MAX: usize = 512;
 
 /// Fields of one route's message. More than any message needs, and few enough to look up without an allocation.
 pub const ROUTE_FIELDS_MAX: usize = 64;
 
-/// The largest bound of a request's head with its last CRLF that `MAX_HEAD_BYTES` may set, in bytes: what servers in
-/// front of a pod take at most, too. It is held for each head that is being read, and only as long.
+/// The largest `MAX_HEAD_BYTES`, in bytes, last CRLF included: as much as servers in front of a pod accept. It is
+/// allocated for each head, only while that is read.
 pub const REQUEST_HEAD_BYTES_MAX: usize = 64 * 1024;
 
-/// The PROXY protocol's header, in bytes: several times what proxies send, with TLS' names and all.
+/// The PROXY protocol's header, in bytes: several times what proxies send, TLS names included.
 pub const PROXY_HEADER_BYTES_MAX: usize = 4 * 1024;
 
-/// Headers in a request's head: as many as fit in practice, and a bound for the parser's table.
+/// Headers in a request's head: more than clients send, and a bound for the parser's table.
 pub const REQUEST_HEADERS_MAX: usize = 100;
 
 /// The payload of a WebSocket control frame, in bytes (RFC 6455 section 5.5).
@@ -52,22 +52,23 @@ pub const CONTROL_PAYLOAD_BYTES_MAX: usize = 125;
 /// Leeway for `exp` and `nbf` (PROTOCOL 1).
 pub const TOKEN_LEEWAY: Duration = Duration::from_secs(30);
 
-/// Batches on their way from ingest to one shard. Enough to bridge a turn of a busy shard; small, since what waits here
-/// is outside of the history's budget.
+/// Batches on their way from ingest to one shard. Enough to bridge a turn of a busy shard; small, because what waits
+/// here is outside of the history's budget.
 pub const BATCH_CHANNEL_DEPTH: usize = 64;
 
-/// Bytes of batches on their way from ingest to one shard, over which the next one waits: a channel full of events of
+/// Bytes of batches on their way from ingest to one shard. Over this, the next batch waits: a channel full of events of
 /// 1 MiB would hold 64. At 500,000 records of 300 bytes a second it bridges 30 ms.
 pub const BATCH_CHANNEL_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// Bytes of records in one batch to one shard, after which it is handed over even if ingest has more: small events
+/// Bytes of records in one batch to one shard, after which it is handed over even if ingest has more. Small events
 /// leave in batches of this size.
 pub const BATCH_BYTES_MAX: usize = 512 * 1024;
 
 /// Records in one batch to one shard.
 pub const BATCH_RECORDS_MAX: usize = 4096;
 
-/// Records that ingest takes from librdkafka in one call: few enough to stay in the processor's caches meanwhile.
+/// Records that ingest takes from librdkafka in one call: few enough to stay in the processor's caches until they are
+/// processed.
 pub const CONSUME_RECORDS_MAX: usize = 1024;
 
 /// Records that ingest takes in one turn. The first of them waits until the last is processed, half a microsecond each,
@@ -85,19 +86,18 @@ pub const BATCHING_RECORDS_MAX: usize = 64;
 /// placed by the new partition count are younger than this.
 pub const GROWTH_NOTICED_MAX: Duration = Duration::from_secs(30);
 
-/// Bytes that a compressed batch may come to, unless a record of `MAX_EVENT_BYTES` needs more.
+/// Bytes of a decompressed batch, unless a record of `MAX_EVENT_BYTES` needs more.
 pub const UNPACKED_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// Records of a compressed batch. The smallest has seven bytes, and librdkafka makes a message of 330 bytes of each, as
-/// measured: so many take 42 MiB.
+/// measured: this many take 42 MiB.
 pub const UNPACKED_RECORDS_MAX: usize = 1 << 17;
 
-/// Batches of the largest size that a partition's part of a fetch response may come to: all of them are in memory at
-/// once.
+/// Batches of the largest size in a partition's part of a fetch response: all of them are in memory at once.
 pub const UNPACKED_BATCHES_MAX: usize = 2;
 
-/// Routes that a topic had before its last one and that a shard keeps, while its window may have records that were read
-/// by them. Where the routes change more often, the oldest of these records become the messages of the next route.
+/// Earlier routes of a topic that a shard keeps while its window may hold records that were read by them. If the routes
+/// change more often, the oldest of these records become messages of the next route.
 pub const MAPPINGS_KEPT: usize = 16;
 
 /// How often an idle shard is sent ingest's read offsets. A quiet client's cursor is at most this old. Costs one small
@@ -107,13 +107,12 @@ pub const OFFSETS_SENT_EVERY: Duration = Duration::from_secs(1);
 /// The longest wait for a record, or for room in a shard's channel, before ingest does its other work.
 pub const INGEST_WAIT: Duration = Duration::from_millis(100);
 
-/// Topics that a pod can read at a time, those included that were read within the window and [`TOPIC_REST_LOOKS`].
-/// Beyond it, new ones are not read, which is logged as an error.
+/// Topics that a pod can read at a time, including those that it read within the window and [`TOPIC_REST_LOOKS`].
+/// Beyond this, new topics are not read, which is logged as an error.
 pub const TOPICS_MAX: usize = (1 << 16) - 1;
 
-/// How long a topic that is read no more keeps its index, beyond the window, in looks at the topics: so much later may
-/// all pods know of it, and the last of its records leave their windows. A shard that is further behind lets go of
-/// them.
+/// Metadata refreshes, after the window's time, until the index of a topic that is no longer read is reused. By then
+/// all pods know of its end, and its last records have left their windows. A shard that is further behind evicts them.
 pub const TOPIC_REST_LOOKS: u32 = 3;
 
 /// Records that are read from the end of each partition at start, however old. The end of a quiet topic may consist of
@@ -131,13 +130,13 @@ pub const START_QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time limit of the same queries once the pod reads. While one is open, lost brokers go unnoticed.
 pub const METADATA_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How often the brokers are asked for a sign of life, and for the partitions' ends.
+/// How often the brokers are probed, and queried for the partitions' ends.
 pub const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// Partitions per end-offset query. Querying 2,400 partitions every second cost several percent of a core.
 pub const ENDS_ASKED_MAX: usize = 500;
 
-/// The least time between two looks at the cluster's topics, whatever doubts the reader has of them.
+/// The shortest time between two metadata refreshes, however many the reader requests.
 pub const METADATA_REFRESH_MIN: Duration = Duration::from_millis(100);
 
 /// How often misplaced records trigger a metadata refresh of their topic. Either the topic has more partitions, or its
@@ -152,7 +151,7 @@ pub const PAUSE_DETECTED_MIN: Duration = Duration::from_millis(300);
 /// The longest that reading waits for that refresh.
 pub const METADATA_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// How long a sign of life may take, and the question for the partitions' ends.
+/// Time limit of a probe, and of a query for the partitions' ends.
 pub const PROBE_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// How long brokers that accept a query and do not answer still count as connected.
@@ -162,47 +161,47 @@ pub const PROBE_SILENCE_MAX: Duration = Duration::from_secs(6);
 /// at the limit no client is replaced.
 pub const CLIENTS_ENDING_MAX: usize = 8;
 
-/// The longest pause between two replacements of the client that reads, where one after the other makes no progress: it
-/// is most likely not the client's fault.
+/// The longest pause between two replacements of the consumer, if one after the other makes no progress: most likely
+/// the client is not the cause.
 pub const CLIENT_REPLACEMENT_PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// By so much may the clocks of those who write records differ from the brokers', where `min.compaction.lag.ms` decides
-/// what compaction may have removed.
+/// The largest difference between the clocks of producers and of brokers. It matters where `min.compaction.lag.ms`
+/// decides what compaction may have removed.
 pub const COMPACTION_CLOCKS_MAX: Duration = Duration::from_secs(5);
 
-/// Topics whose settings are asked for again with a look, by turns: it is not free for the broker.
+/// Topics whose settings are queried again with a metadata refresh, in turn: a query has a cost for the broker.
 pub const SETTINGS_ASKED_MAX: usize = 50;
 
 /// A partition must have waited this long behind an open transaction before it is reported; most transactions commit
 /// much sooner.
 pub const OPEN_TRANSACTION_MIN: Duration = Duration::from_secs(5);
 
-/// Topics that one line of the log names.
+/// Topics that one log line names.
 pub const TOPICS_NAMED_MAX: usize = 10;
 
-/// Kinds of complaint about Kafka that are kept apart in the log; over it, new ones go unsaid for a while.
+/// Kinds of throttled log lines that are tracked; over this, new kinds are suppressed for a while.
 pub const LOG_KEYS_MAX: usize = 1024;
 
 /// How often an unusable record is logged per topic. Each is counted (PROTOCOL 3).
 pub const MALFORMED_LOG_EVERY: Duration = Duration::from_secs(1);
 
-/// How often a tick whose timestamp can't be used is logged, a topic and reason: each is counted.
+/// How often a tick with an invalid timestamp is logged, per topic and reason. Each is counted.
 pub const TICK_LOG_EVERY: Duration = Duration::from_secs(1);
 
-/// How often a shard tells of records that lie where they should not, and of cursors that are too long.
+/// How often a shard logs misplaced records, and cursors that are too long.
 pub const FINDINGS_LOG_EVERY: Duration = Duration::from_secs(10);
 
-/// How often the same complaint of librdkafka is told of: a broker that is down makes it repeat itself each second.
+/// How often the same line of librdkafka is logged: while a broker is down, it repeats itself each second.
 pub const KAFKA_LOG_EVERY: Duration = Duration::from_secs(30);
 
-/// Sockets on their way from one shard to another. A shard that is so far behind refuses with 503.
+/// Sockets on their way from one shard to another. A shard that is further behind refuses with 503.
 pub const HANDOFF_CHANNEL_DEPTH: usize = 1024;
 
-/// Operators' requests on their way to the control thread; over it, 503. It takes all of them each time that it turns.
+/// Operators' requests on their way to the control thread; over it, 503. Each turn of that thread takes all of them.
 pub const HTTP_CHANNEL_DEPTH: usize = HTTP_CONNECTIONS_MAX;
 
-/// Request heads that one shard reads at a time, where the limit of open files leaves room for so many
-/// (`config/parts.rs`): each holds a buffer and a descriptor. Further sockets wait in the kernel's queue.
+/// Request heads that one shard reads at a time, if the limit of open files leaves room for so many
+/// (`config/parts.rs`). Each holds a buffer and a descriptor. Further sockets wait in the kernel's queue.
 pub const HANDSHAKES_MAX: usize = 4096;
 
 /// Concurrent handshakes of one client address if its connections are limited and the limit itself is lower. Leaves
@@ -223,18 +222,18 @@ pub const ACCEPT_LOG_EVERY: Duration = Duration::from_secs(30);
 /// A thread whose loop has not turned for this long makes `/health` fail.
 pub const LOOP_STALL_MAX: Duration = Duration::from_secs(5);
 
-/// The same for the thread that asks Kafka what there is: each question of a turn may wait for its time limit, and the
-/// first turn has the most of them.
+/// The same for the thread that queries Kafka: each query of a turn may take its time limit, and the first turn has the
+/// most queries.
 pub const WATCHER_STALL_MAX: Duration = Duration::from_secs(60);
 
-/// How often each thread shows that it turns, where nothing else does.
+/// How often each thread turns its loop, at least.
 pub const TURN_EVERY: Duration = Duration::from_secs(1);
 
 /// How long a close handshake may take, and how long input from a closing peer is read and discarded so that the last
 /// answer arrives before the socket is closed.
 pub const LINGER: Duration = Duration::from_secs(2);
 
-/// Bytes that are read and dropped of what a peer still sends meanwhile. What comes beyond is left in its socket.
+/// Bytes of further input that are read and discarded during that time. More is left in the socket.
 pub const LINGER_BYTES_MAX: usize = 1024 * 1024;
 
 /// How often the socket of a closing client is checked for unacknowledged bytes.
@@ -244,10 +243,11 @@ pub const LINGER_POLL_EVERY: Duration = Duration::from_millis(250);
 /// largest events of a small window, with their frames.
 pub const UNDISPATCHED_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// What a message has beyond its event's payload, and a record beside it: type, cursor, frame header; its id.
+/// Bytes of a message beyond its event's payload (type, cursor, frame header), and of a record beside it (its id).
 pub const EVENT_OVERHEAD_BYTES_MAX: usize = 16 * 1024;
 
-/// A message that every client library takes by its defaults, in bytes: Python's `websockets` closes over it.
+/// The largest message that every client library accepts by default, in bytes: Python's `websockets` closes on larger
+/// ones.
 pub const MESSAGE_BYTES_COMMON: usize = 1024 * 1024;
 
 /// How long the socket of a closing client may accept nothing while a frame that was begun precedes the close frame. A
@@ -259,41 +259,42 @@ pub const CLOSE_STALL_MAX: Duration = Duration::from_secs(10);
 /// and receive old prices.
 pub const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 
-/// Bytes that one connection is sent in a turn before others have theirs.
+/// Bytes that one connection is sent in a turn before other connections get theirs.
 pub const TURN_BYTES_MAX: usize = 256 * 1024;
 
 /// Bytes that a shard sends per turn to all clients that lag or catch up. Two milliseconds of work if frames are made
 /// per client, which up-to-date clients have to wait for.
 pub const CATCH_UP_BYTES_PER_TURN: u64 = 128 * 1024;
 
-/// Bytes that one connection is sent at a time while it is not past its cursor: such frames are its own.
+/// Bytes of frames made for one connection at a time while it catches up with its cursor. No other connection shares
+/// them.
 pub const CATCH_UP_FRAMES_BYTES_MAX: usize = 64 * 1024;
 
-/// Steps along the window that a handshake has, and each turn of a connection, to find and frame what a client lacks:
-/// some 10 ns each, and as much as the rest of a handshake. Where they do not lead to the end, the connection waits for
-/// its next turn, as one does that has more due than a turn's share.
+/// Steps along the window to find and frame the events that a client lacks, per handshake and per turn of a connection:
+/// about 10 ns each, together as much as the rest of a handshake. If more are needed, the connection continues in its
+/// next turn.
 pub const STEPS_MAX: usize = 2048;
 
-/// Steps that take as long as one send.
+/// Number of steps that take as long as one send.
 pub const STEPS_A_SEND: usize = 256;
 
-/// Connections that a pass visits in the time of one send: each visit takes a cache miss or two.
+/// Connections that a pass visits in the time of one send: each visit costs one or two cache misses.
 pub const VISITS_A_SEND: usize = 16;
 
-/// Slices in one vectored write: Linux takes 1024 (`UIO_MAXIOV`); frames that lie side by side share one.
+/// Slices in one vectored write: Linux accepts 1024 (`UIO_MAXIOV`); adjacent frames share one.
 pub const WRITE_SLICES_MAX: usize = 64;
 
 /// Slots of a cluster. More than the pods that one Redis and one Kafka can serve, and a bound for the view against
 /// foreign fields in the hash.
 pub const SLOTS_MAX: u32 = 10_000;
 
-/// A pod's name, in bytes: a DNS name fits, and so does any pod's of Kubernetes.
+/// A pod's name, in bytes: enough for a DNS name, and for any pod of Kubernetes.
 pub const NODE_BYTES_MAX: usize = 253;
 
 /// `PUBLIC_URL`, in bytes. It is in each redirect, and other pods ignore a slot with a longer one.
 pub const PUBLIC_URL_BYTES_MAX: usize = 2048;
 
-/// The value of a slot in Redis, in bytes: a name, a URL and some numbers, with each character escaped.
+/// The value of a slot in Redis, in bytes: a name, a URL and some numbers, with every character escaped.
 pub const SLOT_VALUE_BYTES_MAX: usize = 8 * 1024;
 
 /// Foreign fields of the slots hash up to which all fields are read, at about 1 us of Redis time each, per second and
@@ -328,10 +329,10 @@ pub const RECENT_REDIRECTS_MAX: usize = 64 * 1024;
 /// holding connections cannot keep one out.
 pub const HTTP_CONNECTIONS_MAX: usize = 256;
 
-/// How long an operator's request may take to come in. A probe sends it in one packet.
+/// How long an operator's request may take to arrive. A probe sends it in one packet.
 pub const HTTP_HEAD_MAX: Duration = Duration::from_secs(2);
 
-/// How long its answer may take beyond that, until the last byte is read: a scrape of many topics over a slow line.
+/// How long the answer may take after that, until its last byte is read: a scrape of many topics over a slow line.
 pub const HTTP_ANSWER_MAX: Duration = Duration::from_secs(8);
 
 /// Bytes of log lines waiting to be written; as many again may be in the current write. Lines over the limit are
@@ -341,26 +342,27 @@ pub const LOG_BUFFER_BYTES_MAX: usize = 256 * 1024;
 /// How long process exit waits for the last log lines. A reader takes milliseconds, or does not read at all.
 pub const LOG_FLUSH_MAX: Duration = Duration::from_millis(500);
 
-/// How long the gateway's threads may take to end once all is over: more than a shard's [`LINGER`].
+/// How long the gateway's threads may take to end after the drain: more than a shard's [`LINGER`].
 pub const THREADS_END_MAX: Duration = Duration::from_secs(5);
 
 const _: () = assert!(THREADS_END_MAX.as_millis() > LINGER.as_millis());
 const _: () = assert!(
     WATCHER_STALL_MAX.as_millis() > 4 * START_QUERY_TIMEOUT.as_millis() + 8 * PROBE_TIMEOUT.as_millis(),
-    "the first turn's questions"
+    "the queries of the first turn"
 );
 const _: () = assert!(HANDSHAKE_GRACE.as_millis() > LINGER.as_millis());
 const _: () = assert!(HANDSHAKE_GRACE.as_millis() > VIEW_REFRESH_WAIT_MAX.as_millis());
 const _: () = assert!(
     REDIRECT_RETURN_MAX.as_secs() > VIEW_REFRESH_WAIT_MAX.as_secs() + 5,
-    "the longest pause of PROTOCOL 4, besides"
+    "plus the longest pause of PROTOCOL 4"
 );
 const _: () =
     assert!(RECENT_REDIRECTS_MAX as u64 >= REDIRECT_RETURN_MAX.as_secs() * 5_000, "the default ACCEPTS_PER_SECOND");
-const _: () = assert!(SLOT_VALUE_BYTES_MAX > 2 * (NODE_BYTES_MAX + PUBLIC_URL_BYTES_MAX) + 512, "a pod reads its own");
+const _: () =
+    assert!(SLOT_VALUE_BYTES_MAX > 2 * (NODE_BYTES_MAX + PUBLIC_URL_BYTES_MAX) + 512, "a pod can read its own value");
 const _: () = assert!(WRITE_SLICES_MAX <= 1024);
-const _: () = assert!(UNPACKED_BATCHES_MAX >= 1, "a batch within the bounds is taken in once it is the first");
-const _: () = assert!(PAUSE_DETECTED_MIN.as_millis() >= 3 * INGEST_WAIT.as_millis(), "a quiet loop is no standstill");
-const _: () = assert!(BATCH_CHANNEL_BYTES_MAX >= 8 * BATCH_BYTES_MAX, "a busy shard's turn is bridged by some batches");
+const _: () = assert!(UNPACKED_BATCHES_MAX >= 1, "a batch within the bounds is accepted once it is the first");
+const _: () = assert!(PAUSE_DETECTED_MIN.as_millis() >= 3 * INGEST_WAIT.as_millis(), "a quiet loop is no pause");
+const _: () = assert!(BATCH_CHANNEL_BYTES_MAX >= 8 * BATCH_BYTES_MAX, "several batches bridge a busy shard's turn");
 const _: () = assert!(BATCH_RECORDS_MAX >= TURN_RECORDS_MAX, "a turn's records fit into one batch");
-const _: () = assert!(TOPICS_MAX < 1 << u16::BITS, "a TopicIndex has 16 bits, and one of them is no topic's");
+const _: () = assert!(TOPICS_MAX < 1 << u16::BITS, "a TopicIndex has 16 bits, and one value stands for no topic");

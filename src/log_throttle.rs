@@ -1,4 +1,4 @@
-//! How often the same line may be written to the log. It owns the rule; the caller owns the line.
+//! Limits how often the same line is logged. Owns the rule; the caller owns the line.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -7,32 +7,32 @@ use std::time::{Duration, Instant};
 
 use crate::limits::LOG_KEYS_MAX;
 
-/// Lets one line through in each period, and counts those that it holds back.
+/// Admits one line in each period, and counts the lines that it suppresses.
 #[derive(Debug)]
 pub struct LogThrottle {
     every: Duration,
     last: Cell<Option<Instant>>,
-    held_back: Cell<u64>,
+    suppressed: Cell<u64>,
 }
 
 impl LogThrottle {
-    /// At most one line in `every`.
+    /// Admits at most one line per `every`.
     #[must_use]
     pub const fn new(every: Duration) -> Self {
-        Self { every, last: Cell::new(None), held_back: Cell::new(0) }
+        Self { every, last: Cell::new(None), suppressed: Cell::new(0) }
     }
 
     /// Returns `Some` if the line may be written now, with the number of lines suppressed since the last one.
     pub fn admit(&self, now: Instant) -> Option<u64> {
         if !self.is_due(now) {
-            self.held_back.set(self.held_back.get() + 1);
+            self.suppressed.set(self.suppressed.get() + 1);
             return None;
         }
         self.last.set(Some(now));
-        Some(self.held_back.take())
+        Some(self.suppressed.take())
     }
 
-    /// Whether the next line would be let through.
+    /// Whether the next line would be admitted.
     fn is_due(&self, now: Instant) -> bool {
         self.last.get().is_none_or(|last| now.saturating_duration_since(last) >= self.every)
     }
@@ -46,14 +46,14 @@ pub struct LogThrottles<K> {
 }
 
 impl<K: Eq + Hash> LogThrottles<K> {
-    /// At most one line of each kind in `every`.
+    /// Admits at most one line of each kind per `every`.
     #[must_use]
     pub fn new(every: Duration) -> Self {
         Self { every, kinds: HashMap::new() }
     }
 
-    /// Whether to write a line of this kind now; if so, how many of its kind were held back since the last one. At the
-    /// limit of kinds, a new kind is held back until an old one's period is over.
+    /// Returns `Some` if a line of this kind may be written now, with the number of its kind suppressed since the last
+    /// one. At the limit of kinds, a new kind is suppressed until the period of an old one is over.
     pub fn admit(&mut self, kind: K, now: Instant) -> Option<u64> {
         if self.kinds.len() == LOG_KEYS_MAX && !self.kinds.contains_key(&kind) {
             self.kinds.retain(|_, throttle| !throttle.is_due(now));
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_has_its_own_period_and_its_own_count_of_lines_held_back() {
+    fn each_kind_has_its_own_period_and_count() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let mut throttles = LogThrottles::new(Duration::from_secs(1));
@@ -88,11 +88,11 @@ mod tests {
         let mut throttles = LogThrottles::new(Duration::from_secs(1));
         let admitted = (0..10_000).filter(|kind| throttles.admit(*kind, start).is_some()).count();
         assert_eq!(admitted, LOG_KEYS_MAX);
-        assert_eq!(throttles.admit(10_000, start + Duration::from_secs(1)), Some(0), "old kinds make room");
+        assert_eq!(throttles.admit(10_000, start + Duration::from_secs(1)), Some(0), "expired kinds make room");
     }
 
     #[test]
-    fn one_line_a_period_is_written_with_the_number_of_those_held_back() {
+    fn one_line_per_period_is_written_with_the_number_of_suppressed_ones() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
         let throttle = LogThrottle::new(Duration::from_secs(30));

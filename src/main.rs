@@ -1,5 +1,5 @@
-//! The command line: `serve`, `demo`, `token`, `routes`. Standard output is for what a command is asked for; the log
-//! goes to standard error. Exit code 2: the command line or a setting is wrong; 1: something failed.
+//! The command line: `serve`, `demo`, `token`, `routes`. Standard output gets a command's result, standard error the
+//! log. Exit code 2: the command line or a setting is wrong; 1: anything else failed.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -19,7 +19,7 @@ use shardgate::routing::table::RouteTable;
 use shardgate::shutdown::signals;
 use tracing::warn;
 
-/// A WebSocket fan-out gateway: Kafka in, many thousands of clients a pod out.
+/// A WebSocket fan-out gateway: from Kafka to many thousands of clients per pod.
 #[derive(Parser)]
 #[command(name = "shardgate", version)]
 struct CommandLine {
@@ -31,16 +31,15 @@ struct CommandLine {
 enum Command {
     /// Run a gateway pod
     Serve(Settings),
-    /// Run a gateway with all that it needs in this one process: events, a page to watch them, no Kafka, no Redis
+    /// Run a gateway with everything that it needs in one process: events, a page to watch them, no Kafka, no Redis
     Demo(Settings),
-    /// Print a token for trying things out, signed with JWT_SECRET
+    /// Print a token for trials, signed with JWT_SECRET
     Token(TokenArguments),
-    /// Print the built-in routes, in the form that ROUTES_FILE takes
+    /// Print the built-in routes, in the format of ROUTES_FILE
     Routes,
 }
 
-/// The rest of the line is parsed by `config`, which reports all faults at once and knows the other sources of
-/// settings.
+/// `config` parses the rest of the line: it reports all faults at once and knows the other sources of settings.
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 struct Settings {
@@ -54,10 +53,10 @@ struct TokenArguments {
     /// The user that the token is for
     #[arg(long, default_value = "demo")]
     user: String,
-    /// An assessment that it may watch, several by several flags; without one, any
+    /// An assessment that the token allows; repeat the flag for several; without it, any
     #[arg(long = "assessment", value_name = "ID")]
     assessments: Vec<String>,
-    /// How long it holds
+    /// Lifetime of the token
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     expires_in: u64,
     /// The key to sign with; otherwise JWT_SECRET from the environment or the settings file
@@ -84,7 +83,7 @@ fn main() -> ExitCode {
         Command::Serve(settings) => serve(&settings, &log),
         Command::Demo(settings) => demo(&settings, &log),
         Command::Token(arguments) => mint(arguments),
-        Command::Routes => say(RouteTable::BUILT_IN),
+        Command::Routes => print(RouteTable::BUILT_IN),
     };
     let code = done.unwrap_or_else(|error| {
         log.print(&format!("shardgate: {error:#}\n"));
@@ -112,7 +111,7 @@ fn demo(settings: &Settings, log: &Log) -> anyhow::Result<ExitCode> {
     start_log(log, &config)?;
     let demo = Demo::start(&mut config)?;
     let program = std::env::args_os().next().unwrap_or_else(|| "shardgate".into());
-    say(&Demo::welcome(&config, &secret, Now::read().unix, &program.to_string_lossy()))?;
+    print(&Demo::welcome(&config, &secret, Now::read().unix, &program.to_string_lossy()))?;
     let done = gateway::run(config, ClusterMode::SinglePod, &settings.process(log));
     demo.stop();
     done?;
@@ -126,20 +125,20 @@ fn mint(arguments: TokenArguments) -> anyhow::Result<ExitCode> {
     let file = arguments.config.map(|file| flag("--config", file.into()));
     let flags: Vec<OsString> = secret.into_iter().chain(file).flatten().collect();
     let secret = with_sources(&flags, &[], &[], config::jwt_secret)?;
-    say(&format!("{}\n", token::mint(&secret, &user, &assessments, Now::read().unix, expires_in)))
+    print(&format!("{}\n", token::mint(&secret, &user, &assessments, Now::read().unix, expires_in)))
 }
 
 impl Settings {
-    /// The config, or `None` where help was asked for and given.
+    /// Reads the config; `None` if the user asked for help, which is printed.
     fn read(&self, presets: &[Preset], unused: &[&'static str]) -> anyhow::Result<Option<Config>> {
         if self.flags.iter().any(|flag| flag == "--help" || flag == "-h") {
-            say(&format!("Usage: shardgate serve|demo [--config FILE] [--NAME VALUE]...\n\n{}", config::help()))?;
+            print(&format!("Usage: shardgate serve|demo [--config FILE] [--NAME VALUE]...\n\n{}", config::help()))?;
             return Ok(None);
         }
         Ok(Some(with_sources(&self.flags, presets, unused, Config::from_sources)?))
     }
 
-    /// What a pod has of this process.
+    /// The parts of this process that a pod uses.
     fn process(&self, log: &Log) -> ProcessHandles {
         let flags = self.flags.clone();
         ProcessHandles {
@@ -149,7 +148,7 @@ impl Settings {
     }
 }
 
-/// Calls `read` with the process's own environment, files and machine.
+/// Calls `read` with the process's environment, files and machine.
 fn with_sources<T>(
     flags: &[OsString],
     presets: &[Preset],
@@ -163,12 +162,12 @@ fn with_sources<T>(
 }
 
 /// Writes to standard output. A closed pipe is no failure.
-fn say(text: &str) -> anyhow::Result<ExitCode> {
+fn print(text: &str) -> anyhow::Result<ExitCode> {
     stdout().write_all(text.as_bytes()).context("can't write to standard output")?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Starts the log, first with the warnings about settings.
+/// Starts the log and writes the warnings about settings.
 fn start_log(log: &Log, config: &Config) -> anyhow::Result<()> {
     log.subscribe(config.log, config.log_json)?;
     for warning in &config.warnings {
@@ -182,23 +181,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_behind_serve_and_demo_is_left_to_the_settings() {
+    fn arguments_behind_serve_and_demo_are_left_to_the_settings() {
         CommandLine::command().debug_assert();
         let flags = ["--help", "--port", "1", "-h", "--config=x", "--", "stray", "--version"];
         for name in ["serve", "demo"] {
             let line = ["shardgate", name].into_iter().chain(flags);
             let parsed = CommandLine::try_parse_from(line).unwrap_or_else(|error| panic!("{name}: {error}")).command;
-            let (Command::Serve(settings) | Command::Demo(settings)) = parsed else { panic!("{name} is itself") };
+            let (Command::Serve(settings) | Command::Demo(settings)) = parsed else { panic!("{name} is a command") };
             assert_eq!(settings.flags, flags);
         }
     }
 
     #[test]
-    fn a_token_is_for_all_the_assessments_that_are_named() {
+    fn a_token_allows_every_named_assessment() {
         let line = ["shardgate", "token", "--user", "u", "--assessment", "a", "--assessment", "b", "--expires-in", "5"];
         let Command::Token(arguments) = CommandLine::try_parse_from(line).unwrap_or_else(|e| panic!("{e}")).command
         else {
-            panic!("it is a token's line")
+            panic!("a line of token")
         };
         assert_eq!((arguments.user.as_str(), arguments.expires_in), ("u", 5));
         assert_eq!(arguments.assessments, ["a", "b"]);

@@ -1,8 +1,7 @@
-//! Asking the processor for memory before it is looked at: a hint, on which nothing depends. It owns the one
+//! Prefetch: asks the processor to load memory ahead of its use. A hint, on which nothing depends. Owns the one
 //! instruction.
 
-/// Has the line of the processor's cache fetched that has this address, where the processor is of a kind that is known
-/// here.
+/// Prefetches the cache line at this address, on processors that this module supports.
 pub(crate) fn prefetch<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch reads nothing that the program could see, and takes any address (Intel SDM, PREFETCHh).
@@ -14,7 +13,7 @@ pub(crate) fn prefetch<T>(address: *const T) {
     let _ = address;
 }
 
-/// The same for each line of a value.
+/// Prefetches each cache line of a value.
 pub(crate) fn prefetch_all<T>(value: &T) {
     const LINE: usize = 64;
     let start = std::ptr::from_ref(value).cast::<u8>();

@@ -205,7 +205,7 @@ impl RedisSession {
     fn log_not_reached(&self, line: OutageLine, error: &CallError) {
         let address = &self.address;
         match line {
-            OutageLine::GoesOn(outage) => {
+            OutageLine::Continues(outage) => {
                 let since = UnixMs(Now::read().unix.0.saturating_sub(whole_ms(outage)));
                 warn!(redis = %address, %since, elapsed = ?outage, %error, "Redis still unreachable; the last known view stays in force");
             }

@@ -5,15 +5,15 @@
 -- Returns  JSON texts: a header, then one for each slot that is held: discovery/wire.rs, Snapshot
 --
 -- There is no other key and no reserved field, so the state of the whole cluster is part of the values: "view" holds
--- {"epoch", "version", "slots"}, and the view with the highest version counts. It is written into the caller's value, or
--- else into the value of the lowest slot. When the last pod leaves, the view is lost, and no pod needs it.
+-- {"epoch", "version", "slots"}, and the view with the highest version counts. It is written into the caller's value,
+-- or else into the value of the lowest slot. When the last pod leaves, the view is lost, and no pod needs it.
 --
--- Redis' clock may step. After a forward step a call seems to arrive late and does nothing; each pod's next call is right
--- again before any lease is expired (discovery/membership.rs). After a backward step each lease is cut to its length from
--- now.
+-- Redis' clock may step. After a forward step a call seems to arrive late and does nothing; each pod's next call is
+-- right again before any lease is expired (discovery/membership.rs). After a backward step each lease is cut to its
+-- length from now.
 --
--- The hash may hold anything. A foreign field (its name is no slot, or its value was not written by a pod) is ignored and
--- counted: one bad field must cost no pod its slot, and many must not cost Redis its time.
+-- The hash may hold anything. A foreign field (its name is no slot, or its value was not written by a pod) is ignored
+-- and counted: one bad field must cost no pod its slot, and many must not cost Redis its time.
 
 local hash, call = KEYS[1], cjson.decode(ARGV[1])
 local time = redis.call('TIME')
@@ -63,7 +63,8 @@ local function add_field(field)
     holder.renewed = true
   end
   local stored = holder.value.view
-  if type(stored) ~= 'table' or not (is_count(stored.epoch) and is_count(stored.version) and is_count(stored.slots)) then return end
+  if type(stored) ~= 'table' then return end
+  if not (is_count(stored.epoch) and is_count(stored.version) and is_count(stored.slots)) then return end
   holder.view = { epoch = stored.epoch, version = stored.version, slots = stored.slots }
   if stored.version > view.version then view.epoch, view.version = stored.epoch, stored.version end
   if stored.slots <= call.slotsMax then view.slots = math.max(view.slots, stored.slots) end
@@ -125,8 +126,7 @@ local function held_by_name()
   end
 end
 
--- A pod that an emptied Redis does not list also announces its leave: the others retain it, and would redirect clients to
--- it.
+-- A pod that an emptied Redis does not list also announces its leave: the others retain it and would redirect to it.
 if call.action == 'leave' and not is_known and not held_by_name() then
   table.insert(announcements, { call.leaveChannel, call.node })
 end
@@ -174,8 +174,8 @@ if changed then
   end
 end
 
--- Keeps all that the value held, also keys that this version does not know, unless they cannot be written: cjson reads an
--- infinite number, but refuses to write it.
+-- Keeps all that the value held, also keys that this version does not know, unless they cannot be written: cjson reads
+-- an infinite number, but refuses to write it.
 local function written(holder)
   local value = holder.value
   local ok, text = pcall(cjson.encode, value)

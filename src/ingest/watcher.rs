@@ -308,7 +308,7 @@ impl WatcherThread {
             let began = self.last_answer.unwrap_or(asked);
             let brokers = &self.config.brokers;
             match self.outage.handle_failure(began, now) {
-                Some(OutageLine::GoesOn(outage)) => {
+                Some(OutageLine::Continues(outage)) => {
                     let since = UnixMs(Now::read().unix.0.saturating_sub(whole_ms(outage)));
                     warn!(%brokers, %since, elapsed = ?outage, %error, "Kafka still unreachable");
                 }
