@@ -21,11 +21,12 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-use super::pages::{METRICS, Pages};
+use super::pages::Pages;
 use crate::clock::Now;
 use crate::exchange::HttpRequest;
 use crate::limits::{ACCEPT_LOG_EVERY, HTTP_ANSWER_MAX, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX, REQUEST_HEAD_BYTES_MAX};
 use crate::log_throttle::LogThrottle;
+use crate::protocol::pages::Page;
 
 /// Pause after a failed accept, most likely for lack of descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -145,7 +146,7 @@ async fn exchange(
     let service = service_fn(|request: Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
         async move {
-            let is_scrape = request.uri().path() == METRICS;
+            let is_scrape = Page::of(request.uri().path()) == Some(Page::Metrics);
             let _one_at_a_time = if is_scrape { Some(scrape.lock().await) } else { None };
             Ok::<_, Infallible>(pages.answer(&request, Now::read()))
         }

@@ -15,11 +15,7 @@ use super::readiness::{Readiness, Threads};
 use super::text_format::{self, TEXT_0_0_4};
 use crate::clock::Now;
 use crate::ids::NodeId;
-
-/// The path of the metrics.
-pub(super) const METRICS: &str = "/metrics";
-
-const PAGES: [&str; 5] = ["/", "/health", "/ready", "/accepting", METRICS];
+use crate::protocol::pages::Page;
 
 /// Content type of `/metrics`, unless the older format is requested.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -58,36 +54,34 @@ impl Pages {
     /// Answers a request. A HEAD is answered like a GET; the HTTP library omits the body.
     #[must_use]
     pub fn answer<B>(&self, request: &Request<B>, now: Now) -> PageResponse {
-        let (method, path) = (request.method(), request.uri().path());
-        if !PAGES.contains(&path) {
-            return plain(
-                StatusCode::NOT_FOUND,
-                "no such page: there are /, /health, /ready, /accepting and /metrics\n",
-            );
-        }
+        let method = request.method();
+        let Some(page) = Page::of(request.uri().path()) else {
+            let paths = Page::ALL.map(Page::path).join(", ");
+            return plain(StatusCode::NOT_FOUND, format!("no such page; the pages are {paths}\n"));
+        };
         if method != Method::GET && method != Method::HEAD {
             let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD\n");
             answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return answer;
         }
-        match path {
-            "/health" => {
+        match page {
+            Page::Health => {
                 let (healthy, body) = self.threads.health(now);
                 whole(status(healthy), JSON, body)
             }
-            "/ready" => {
+            Page::Ready => {
                 let readiness = *self.readiness.borrow();
                 whole(status(readiness.is_ready()), JSON, readiness.json(&self.node, now))
             }
-            "/accepting" => {
+            Page::Accepting => {
                 let readiness = *self.readiness.borrow();
                 whole(status(readiness.is_accepting()), JSON, readiness.accepting_json(&self.node, now))
             }
-            METRICS => {
+            Page::Metrics => {
                 let accept = request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
                 self.metrics(text_format::is_preferred(&accept.collect::<Vec<_>>()))
             }
-            _ => self.console(),
+            Page::Console => self.console(),
         }
     }
 
@@ -114,7 +108,7 @@ fn status(good: bool) -> StatusCode {
 
 /// An answer with a short text.
 #[must_use]
-pub fn plain(status: StatusCode, text: &'static str) -> PageResponse {
+pub fn plain(status: StatusCode, text: impl Into<Bytes>) -> PageResponse {
     whole(status, TEXT, text)
 }
 
@@ -130,7 +124,6 @@ fn whole(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>)
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
     use std::sync::Arc;
 
     use prometheus_client::metrics::gauge::Gauge;
@@ -193,14 +186,6 @@ mod tests {
     }
 
     #[test]
-    fn the_pages_match_the_contract() {
-        let rows = crate::protocol::contract::rows(5);
-        let paths = rows.iter().map(|row| row[0].as_str()).filter(|cell| cell.starts_with('/'));
-        let (contract, pages): (BTreeSet<&str>, BTreeSet<&str>) = (paths.collect(), PAGES.into_iter().collect());
-        assert_eq!(contract, pages);
-    }
-
-    #[test]
     fn a_stalled_thread_fails_health() {
         let (pages, _) = pages(Readiness::default());
         let mut now = Now::read();
@@ -211,7 +196,7 @@ mod tests {
     #[test]
     fn other_methods_get_the_list_of_allowed_ones() {
         let (pages, _) = pages(Readiness::default());
-        for path in PAGES {
+        for path in Page::ALL.map(Page::path) {
             let answer = pages.answer(&request(Method::POST, path), Now::read());
             assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
             assert_eq!(answer.headers()[ALLOW], "GET, HEAD");

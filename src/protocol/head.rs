@@ -28,15 +28,13 @@ use memchr::memmem;
 use crate::ids::{AssessmentId, InvalidAssessmentId};
 use crate::limits::REQUEST_HEADERS_MAX;
 use crate::protocol::client_address::{self, Contradiction, ForwardedFields, TrustedProxies};
+use crate::protocol::pages::Page;
 
 use self::origin::OriginPattern;
 pub use answer::{Allow, HttpRefusal, RequestFault, Unavailable};
 
 /// The gateway's subprotocol, for clients that can send a token only as a subprotocol.
 const SUBPROTOCOL: &str = "shardgate.v1";
-
-/// The pages that an operators' port serves (PROTOCOL 5).
-const OPERATORS_PAGES: [&str; 5] = ["/", "/health", "/ready", "/accepting", "/metrics"];
 
 /// Base64 as clients write it: the last two characters of a key may carry unused bits, as in keys that were made up by
 /// hand.
@@ -206,7 +204,7 @@ fn judge(head: &[u8], head_len: usize, peer: IpAddr, rules: &Rules) -> Result<Pa
     let has_body = check_framing(&fields, version)?;
     let target = RequestTarget::parse(target)?;
 
-    if rules.operators && OPERATORS_PAGES.contains(&target.path) {
+    if rules.operators && Page::of(target.path).is_some() {
         return match method {
             "GET" | "HEAD" if !has_body => Ok(Parsed::Operators),
             "GET" | "HEAD" => Err(HttpRefusal::Malformed(RequestFault::Body)),

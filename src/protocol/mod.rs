@@ -4,6 +4,7 @@
 //! - [`auth`]: verifies a token; returns the user and the assessments it allows.
 //! - [`client_address`]: the client's address behind proxies.
 //! - [`session`]: reads a client's frames (tungstenite, sans-io).
+//! - [`pages`]: the paths of the operators' pages.
 //! - [`messages`]: the gateway's own messages, and frames around JSON.
 //! - [`close`]: why a connection ends: one table of codes, texts and metric labels.
 
@@ -16,4 +17,5 @@ pub mod close;
 pub(crate) mod contract;
 pub mod head;
 pub mod messages;
+pub mod pages;
 pub mod session;

@@ -162,7 +162,7 @@ fn path_method_and_handshake_are_judged_in_this_order() {
 #[test]
 fn operators_pages_are_served_only_on_operators_ports() {
     let elsewhere = Rules { operators: false, ..rules() };
-    for page in OPERATORS_PAGES {
+    for page in Page::ALL.map(Page::path) {
         for head in [
             head(&[&format!("GET {page} HTTP/1.1"), "Host: h"]),
             head(&[&format!("HEAD {page}?x=y HTTP/1.1"), "Host: h"]),
@@ -419,13 +419,13 @@ proptest! {
         id in "\\PC{1,30}",
         token in "[A-Za-z0-9_.-]{1,60}",
         cursor in "[A-Za-z0-9_-]{1,60}",
-        place in 0..3,
+        location in 0..3,
         key in any::<[u8; KEY_BYTES]>(),
     ) {
         let encoded = utf8_percent_encode(&id, NON_ALPHANUMERIC);
         let mut target = format!("/ws?cursor={cursor}&assessmentId={encoded}");
         let mut lines = Vec::new();
-        match place {
+        match location {
             0 => lines.push(format!("Authorization: Bearer {token}")),
             1 => lines.push(format!("Sec-WebSocket-Protocol: shardgate.v1, bearer.{token}")),
             _ => target.push_str(&format!("&token={}", utf8_percent_encode(&token, NON_ALPHANUMERIC))),
@@ -435,7 +435,7 @@ proptest! {
         let upgrade = upgrade(&handshake(&target, &lines).replace(KEY, &key));
         let expected = tungstenite::handshake::derive_accept_key(key.as_bytes());
         prop_assert_eq!(&*upgrade.accept, expected.as_str());
-        prop_assert_eq!(upgrade.subprotocol, place == 1);
+        prop_assert_eq!(upgrade.subprotocol, location == 1);
         prop_assert_eq!(upgrade.assessment, Ok(Some(AssessmentId::parse(&id).unwrap())));
         prop_assert_eq!(upgrade.token, Some(BearerToken(token.into())));
         prop_assert_eq!(upgrade.cursor.as_deref(), Some(&*cursor));
