@@ -127,32 +127,26 @@ impl Metrics {
         metrics.register_own(registry, faults);
         registry.register(
             "shardgate_ingest_tick_timestamp_faults",
-            "Ticks whose record timestamp is ahead of now, no time in milliseconds, or older than HISTORY_SECONDS",
+            "Ticks with an invalid record timestamp, by fault",
             tick_times,
         );
         metrics.register_filling(registry);
         registry.register(
             "shardgate_ingest_open_transaction_offsets",
-            "Offsets between the last stable offset of a partition, behind which lies an open transaction, and its high \
-             watermark; only of partitions that have stood there for some seconds",
+            "Offsets held back by an open transaction for some seconds, by partition",
             metrics.open_transactions.clone(),
         );
         registry.register(
             "shardgate_ingest_open_transaction_end_offset",
-            "The last stable offset and the high watermark of these partitions",
+            "Last stable offset and high watermark of partitions held back by an open transaction",
             metrics.open_transaction_ends.clone(),
         );
         registry.register(
             "shardgate_ingest_missing_partitions",
-            "Partitions that the pod started without, because they had no leader or may not be read, and that still can't be \
-             read; of topics that have some",
+            "Partitions that the pod started without and still cannot read, by topic",
             metrics.missing.clone(),
         );
-        registry.register(
-            "shardgate_ingest_client_rebuilds",
-            "Kafka clients that were replaced: they made no progress, or the brokers came back after an outage",
-            rebuilds,
-        );
+        registry.register("shardgate_ingest_client_rebuilds", "Kafka clients replaced, by role", rebuilds);
         metrics
     }
 
@@ -160,30 +154,26 @@ impl Metrics {
     fn register_contract(&self, registry: &mut Registry) {
         registry.register(
             "websocket_kafka_messages_processed",
-            "Records from Kafka of assessments that this pod owns, and market data",
+            "Records of owned assessments, and market data",
             self.processed.clone(),
         );
         registry.register(
             "websocket_kafka_messages_skipped",
-            "Records from Kafka that this pod does not serve, by reason",
+            "Records not served by this pod, by reason",
             self.skipped.clone(),
         );
         registry.register(
             "websocket_kafka_consumer_lag",
-            "Offsets between what was read of a topic and its high watermark; 0 for one that is read to its end",
+            "Offsets between the read offset and the high watermark, by topic",
             self.lag.clone(),
         );
     }
 
     fn register_own(&self, registry: &mut Registry, faults: Family<[(&'static str, &'static str); 1], Counter>) {
-        registry.register(
-            "shardgate_ingest_malformed_records",
-            "Records that ingest could not use, by what is wrong with them",
-            faults,
-        );
+        registry.register("shardgate_ingest_malformed_records", "Malformed records, by fault", faults);
         registry.register(
             "shardgate_ingest_batches",
-            "Batches handed to shards; each rings its shard's bell once",
+            "Batches handed to shards; each wakes its shard once",
             self.batches.clone(),
         );
         registry.register_with_unit(
@@ -200,44 +190,44 @@ impl Metrics {
         );
         registry.register(
             "shardgate_ingest_batches_passed_over",
-            "Times that reading went on behind a batch that can't be unpacked, or comes to too much",
+            "Compressed batches skipped because they cannot be decompressed or are too large",
             self.passed_over.clone(),
         );
         registry.register(
             "shardgate_ingest_offset_resets",
-            "Partitions whose next records were deleted before they were read: reading went on at the earliest left",
+            "Partitions whose next records were deleted before they were read; reading continued at the first offset left",
             self.offset_resets.clone(),
         );
         registry.register(
             "shardgate_ingest_partition_errors",
-            "Errors that a partition's fetch came back with; it is retried",
+            "Failed fetches of partitions, which are retried",
             self.partition_errors.clone(),
         );
         registry.register(
             "shardgate_ingest_unread_topics",
-            "Topics that a route takes and that are not read, for there are more than a pod takes",
+            "Topics with a route that are not read because the pod's limit of topics is reached",
             self.unread_topics.clone(),
         );
         registry.register(
             "shardgate_ingest_topic_indexes",
-            "Indexes that topics have, or had within the window and some looks: they are given to others after that",
+            "Topic indexes in use, including those of topics read within the window",
             self.topic_indexes.clone(),
         );
-        registry.register("shardgate_ingest_topics", "Topics that are read", self.topics.clone());
-        registry.register("shardgate_ingest_partitions", "Partitions that are read", self.partitions.clone());
+        registry.register("shardgate_ingest_topics", "Topics being read", self.topics.clone());
+        registry.register("shardgate_ingest_partitions", "Partitions being read", self.partitions.clone());
     }
 
     fn register_filling(&self, registry: &mut Registry) {
         let unit = || Unit::Other("offsets".to_owned());
         registry.register_with_unit(
             "shardgate_ingest_filling",
-            "Offsets that the history is filled from before the pod is ready: an upper bound of the records",
+            "Offsets to read before the history is complete: an upper bound of the records",
             unit(),
             self.filling.clone(),
         );
         registry.register_with_unit(
             "shardgate_ingest_filling_left",
-            "Those of them that were not yet read; 0 once the history is complete",
+            "Offsets still to read; 0 once the history is complete",
             unit(),
             self.filling_left.clone(),
         );
