@@ -320,8 +320,8 @@ fn warnings(reader: &SettingsReader<'_>, config: &Config, machine: &MachineLimit
     }
     if let Some(url) = reader.source(&s::REDIS_URL) {
         for setting in [&s::REDIS_HOST, &s::REDIS_PORT, &s::REDIS_PASSWORD] {
-            if let Some(place) = reader.source(setting) {
-                warnings.push(format!("{} ({place}) is ignored because REDIS_URL ({url}) is set", setting.name));
+            if let Some(source) = reader.source(setting) {
+                warnings.push(format!("{} ({source}) is ignored because REDIS_URL ({url}) is set", setting.name));
             }
         }
     }

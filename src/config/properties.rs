@@ -121,7 +121,7 @@ pub fn client_properties(config: &KafkaConfig) -> ClientConfig {
         .set("enable.partition.eof", "true")
         // Requests are small, and none should wait for the answer to the previous one.
         .set("socket.nagle.disable", "true")
-        // A fetch that waits for records delays the next request on its connection, and the news that a partition is at
+        // A fetch that waits for records delays the next request on its connection, and the report that a partition is at
         // its end. The price of this value is ten empty answers a second.
         .set("fetch.wait.max.ms", "100")
         // A broker gets no further fetch while earlier records wait in the queue, and then for two milliseconds, so in

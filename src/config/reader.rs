@@ -89,7 +89,7 @@ impl<'a> SettingsReader<'a> {
         parsed
     }
 
-    /// A list; each invalid entry is a fault of its own, with the reason.
+    /// A list; each invalid entry is a separate fault, with the reason.
     pub(super) fn list<T, E: Display>(
         &mut self,
         setting: &Setting,

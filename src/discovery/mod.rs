@@ -75,9 +75,9 @@ pub struct Parts {
     pub place_anywhere: bool,
     /// The role that the pod wants.
     pub intent: watch::Receiver<Intent>,
-    /// Where discovery publishes the cluster's state.
+    /// Publishes the cluster's state.
     pub cluster: watch::Sender<ClusterState>,
-    /// Requests for a refresh of the view. A single pod redirects nobody and ignores them.
+    /// Requests for a refresh of the view. A single pod never redirects and ignores them.
     pub refresh: RefreshRequest,
     /// Metrics of discovery.
     pub metrics: Metrics,

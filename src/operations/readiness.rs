@@ -45,7 +45,7 @@ impl Readiness {
         self.history_complete && self.had_slot && !self.draining
     }
 
-    /// What the pod waits for, as text for the log.
+    /// Names of the parts that the pod waits for, for the log.
     #[must_use]
     pub fn waits_for(&self) -> Vec<&'static str> {
         let missing = [

@@ -55,7 +55,7 @@ impl std::fmt::Debug for Verifier {
     }
 }
 
-/// What a valid token grants.
+/// The grant of a valid token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
     /// The user, from `userId`, else `sub`.

@@ -1,16 +1,16 @@
-//! Why a connection ends: one table of codes, texts, metric labels and advice (PROTOCOL 4). It owns the table; who
-//! closes, and when, is the shard's business.
+//! Why a connection ends: one table of codes, texts, metric labels and advice (PROTOCOL 4). The shard decides when to
+//! close.
 
 /// Why a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CloseReason {
-    /// The client closed, with a close frame.
+    /// The client sent a close frame.
     ClientClosed,
-    /// The client's connection is gone without a close frame.
+    /// The connection broke without a close frame.
     ClientGone,
-    /// 1001: this pod goes away and knows no other.
+    /// 1001: this pod stops, and no other pod lives.
     GoingAway,
-    /// 1002.
+    /// 1002: not a valid WebSocket frame.
     ProtocolError,
     /// 1003: binary data.
     Unsupported,
@@ -18,9 +18,9 @@ pub enum CloseReason {
     InvalidText,
     /// 1009: a message over `MAX_MESSAGE_BYTES`.
     MessageTooBig,
-    /// 1008: no good token.
+    /// 1008: no valid token.
     Unauthorized,
-    /// 1008: an assessmentId outside its rule.
+    /// 1008: an invalid assessmentId.
     BadRequest,
     /// 1008: the token doesn't allow this assessment.
     Forbidden,
@@ -28,34 +28,34 @@ pub enum CloseReason {
     Redirect,
     /// 1008: over the inbound message rate.
     RateLimited,
-    /// 1011: our fault.
+    /// 1011: a fault of the gateway.
     Internal,
-    /// 1012: moved to another pod, or drained.
+    /// 1012: the assessment moved to another pod, or the pod drains.
     Moved,
-    /// 1012: as old as connections may get (`MAX_CONNECTION_AGE_MS`).
+    /// 1012: the connection reached its age limit (`MAX_CONNECTION_AGE_MS`).
     TooOld,
-    /// 1013: a live client fell out of the history, or took nothing for `STALL_TIMEOUT_MS`.
+    /// 1013: a live client fell out of the window, or its socket accepted nothing for `STALL_TIMEOUT_MS`.
     TooSlow,
-    /// 4401: the token ran out.
+    /// 4401: the token expired.
     TokenExpired,
-    /// 4408: no sign of life.
+    /// 4408: heartbeat timeout.
     Silent,
 }
 
 /// A row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CloseReasonRow {
-    /// The status code of RFC 6455 section 7.4; `None` where no close frame is sent.
+    /// The status code (RFC 6455 section 7.4); `None` if no close frame is sent.
     pub code: Option<u16>,
-    /// The close frame's text: what happened, and what the client should do. At most 123 bytes, so that it fits into a
-    /// control frame with its code.
+    /// The close frame's text: what happened, and what the client should do. At most 123 bytes, to fit into a control
+    /// frame with the code.
     pub text: &'static str,
-    /// The metric's label.
+    /// Label in the metric.
     pub label: &'static str,
 }
 
 impl CloseReason {
-    /// Every reason, in the order of the table: what the metric's family is made of.
+    /// Every reason, in the order of the table: the labels of the metric.
     pub const ALL: [Self; 18] = [
         Self::ClientClosed,
         Self::ClientGone,
@@ -77,7 +77,7 @@ impl CloseReason {
         Self::Silent,
     ];
 
-    /// The reason's row. A client that closed with a code of its own is answered with that one
+    /// Returns the reason's row. The close frame of a client is answered with the client's own code
     /// ([`super::messages::close_reply`]).
     #[must_use]
     pub const fn row(self) -> CloseReasonRow {
@@ -129,17 +129,17 @@ mod tests {
     }
 
     #[test]
-    fn each_reason_is_listed_once_and_has_a_label_of_its_own() {
+    fn each_reason_is_listed_once_with_its_own_label() {
         let reasons: HashSet<CloseReason> = CloseReason::ALL.into_iter().collect();
         let labels: HashSet<&str> = CloseReason::ALL.iter().map(|reason| reason.row().label).collect();
         assert_eq!(reasons.len(), CloseReason::ALL.len());
         assert_eq!(labels.len(), CloseReason::ALL.len());
-        // The last variant's place tells how many there are: one that is added and not listed fails here.
+        // The last variant's number shows how many there are: a variant that is not listed fails here.
         assert_eq!(CloseReason::Silent as usize + 1, CloseReason::ALL.len());
     }
 
     #[test]
-    fn a_text_fits_into_a_control_frame_behind_its_code() {
+    fn a_text_fits_into_a_control_frame_with_its_code() {
         for reason in CloseReason::ALL {
             assert!(reason.row().text.len() + 2 <= CONTROL_PAYLOAD_BYTES_MAX, "{reason:?}");
         }

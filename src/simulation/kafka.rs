@@ -221,8 +221,8 @@ impl SimulatedPartition {
 
     /// Offset of the first record that is not older than `since_ms`.
     pub(super) fn since(&self, since_ms: u64) -> Option<i64> {
-        let place = self.records.partition_point(|record| record.at_ms < since_ms);
-        self.records.get(place).map(|record| record.offset)
+        let index = self.records.partition_point(|record| record.at_ms < since_ms);
+        self.records.get(index).map(|record| record.offset)
     }
 }
 

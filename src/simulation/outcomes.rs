@@ -77,8 +77,8 @@ impl ClientOutcome {
 pub(super) struct Outcomes([u64; ClientOutcome::ALL.len()]);
 
 impl Outcomes {
-    pub(super) fn count(&mut self, sight: ClientOutcome) {
-        self.0[sight as usize] += 1;
+    pub(super) fn count(&mut self, outcome: ClientOutcome) {
+        self.0[outcome as usize] += 1;
     }
 
     pub(super) fn add(&mut self, other: &Self) {

@@ -70,11 +70,11 @@ impl SimulatedRedis {
 
     /// Returns the state of a call, and forgets it unless it is still waiting.
     pub(super) fn outcome(&mut self, id: u64, now_ms: u64) -> CallStatus {
-        let Some(place) = self.calls.iter().position(|call| call.id == id) else { return CallStatus::Broken };
-        if self.calls[place].answer.as_ref().is_none_or(|(at_ms, _)| *at_ms > now_ms) {
+        let Some(index) = self.calls.iter().position(|call| call.id == id) else { return CallStatus::Broken };
+        if self.calls[index].answer.as_ref().is_none_or(|(at_ms, _)| *at_ms > now_ms) {
             return CallStatus::Waiting;
         }
-        let answer = self.calls.swap_remove(place).answer;
+        let answer = self.calls.swap_remove(index).answer;
         answer.map_or(CallStatus::Broken, |(_, snapshot)| CallStatus::Answered(Box::new(snapshot)))
     }
 
@@ -85,10 +85,10 @@ impl SimulatedRedis {
             return announcements;
         }
         let mut arrived: Vec<usize> = (0..self.calls.len()).collect();
-        arrived.retain(|&place| self.calls[place].answer.is_none() && self.calls[place].at_ms <= now_ms);
-        arrived.sort_by_key(|&place| self.calls[place].at_ms);
-        for place in arrived {
-            let InFlightCall { back_ms, call, answer, .. } = &mut self.calls[place];
+        arrived.retain(|&index| self.calls[index].answer.is_none() && self.calls[index].at_ms <= now_ms);
+        arrived.sort_by_key(|&index| self.calls[index].at_ms);
+        for index in arrived {
+            let InFlightCall { back_ms, call, answer, .. } = &mut self.calls[index];
             *answer = Some((now_ms + *back_ms, self.script.run(call, now_ms + self.skew_ms, &mut announcements)));
         }
         announcements
@@ -151,11 +151,11 @@ impl SlotsScript {
             return Snapshot { now_ms: now, late: true, ..Snapshot::default() };
         }
         let mut view = ViewHeader { epoch: now, version: 0, slots: call.slots };
-        for told in self.hash.values().filter_map(|value| value.view) {
-            if told.version > view.version {
-                (view.epoch, view.version) = (told.epoch, told.version);
+        for stored in self.hash.values().filter_map(|value| value.view) {
+            if stored.version > view.version {
+                (view.epoch, view.version) = (stored.epoch, stored.version);
             }
-            view.slots = view.slots.max(told.slots);
+            view.slots = view.slots.max(stored.slots);
         }
         for value in self.hash.values_mut() {
             value.expires_at_ms = value.expires_at_ms.min(now + value.lease_ms);

@@ -437,16 +437,16 @@ fn a_refresh_request_calls_redis_at_once_unless_the_view_is_fresh() {
 #[test]
 fn a_thousand_refresh_requests_a_second_cause_ten_calls() {
     let mut story = Story::of_three();
-    let mut looks = 0;
+    let mut calls = 0;
     for _ in 0..3_000 {
         story.now += Duration::from_millis(1);
         story.pod.handle_refresh_request(story.now);
         if story.due() == Duration::ZERO {
-            looks += 1;
+            calls += 1;
             story.sees(EPOCH, 3, &[(0, "a", "a1"), (1, "b", "b1"), (2, "c", "c1")]);
         }
     }
-    assert_eq!(looks, 30);
+    assert_eq!(calls, 30);
 }
 
 #[test]

@@ -65,7 +65,7 @@ pub enum Unavailable {
     Busy,
 }
 
-/// What makes a request malformed.
+/// Why a request is malformed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum RequestFault {
     /// A lone LF or CR is in the head.

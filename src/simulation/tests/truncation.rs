@@ -203,7 +203,7 @@ impl Pod {
         }
     }
 
-    /// What was read becomes a batch, and is sent.
+    /// Sends the records read so far as a batch.
     fn send(&mut self, now: Now) {
         if let Some(batch) = self.feed.take(now.instant) {
             self.shard.take(batch, now);
@@ -232,7 +232,7 @@ struct Client {
     may_be_reset: bool,
 }
 
-/// The client and all around it.
+/// The client, the pods and the log.
 struct Run {
     branches: Vec<Branch>,
     pods: Vec<Pod>,

@@ -16,11 +16,11 @@ fn sees_duplicate(story: &mut Story) -> Vec<Notice> {
 #[test]
 fn a_live_pod_with_the_same_url_is_reported_every_half_minute() {
     let mut story = Story::of_three();
-    let told = Notice::UrlShared("b".into(), SlotNumber(1));
+    let shared = Notice::UrlShared("b".into(), SlotNumber(1));
     assert_eq!(sees_duplicate(&mut story), []);
-    assert_eq!(sees_duplicate(&mut story), std::slice::from_ref(&told));
+    assert_eq!(sees_duplicate(&mut story), std::slice::from_ref(&shared));
     let notices: Vec<_> = (0..60).flat_map(|_| sees_duplicate(&mut story)).collect();
-    assert_eq!(notices, [told.clone(), told]);
+    assert_eq!(notices, [shared.clone(), shared]);
     story.sees_for(Duration::from_secs(60), EPOCH, 3, &[(0, "a", "a1"), (1, "b", "b1"), (2, "c", "c1")]);
     assert!(!story.pod.take_notices().iter().any(|notice| matches!(notice, Notice::UrlShared(..))));
 }
