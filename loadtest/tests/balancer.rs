@@ -1,4 +1,4 @@
-//! Three pods behind a real load balancer: an outage that all of them share takes none of them out.
+//! Three pods behind a real load balancer: an outage that hits all of them takes none out of rotation.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,13 +11,13 @@ use loadtest::http;
 use loadtest::pods::{Pod, READY_WITHIN, World};
 use loadtest::process::{Process, Signal, TempDir, eventually, free_port, tool};
 
-/// How often the balancer asks each pod.
+/// The balancer's check interval.
 const CHECK_EVERY: Duration = Duration::from_millis(200);
 
-/// Checks that the balancer takes a pod out after; and as many again, for a busy machine.
+/// Twice the number of failed checks after which the balancer takes a pod out.
 const CHECKS: u32 = 10;
 
-/// HAProxy with the pods twice: behind one port by what `/accepting` says, behind the other by `/ready`.
+/// HAProxy with the pods behind two ports: one checks `/accepting`, the other `/ready`.
 struct Balancer {
     by_accepting: SocketAddr,
     by_ready: SocketAddr,
@@ -52,25 +52,25 @@ impl Balancer {
         Self { by_accepting, by_ready, _process: process, _dir: dir }
     }
 
-    /// The pods that take so many clients, who come one after the other; none where one is refused.
+    /// The pods that accept this many clients, one after the other; `None` if one is refused.
     fn pods_of(&self, clients: usize) -> Option<BTreeSet<String>> {
         let ask = Ask::to(&format!("ws://{}/ws", self.by_accepting));
         let nodes = (0..clients).map(|_| {
             let mut client = ask.try_open().ok()?;
-            let first = client.expect("a first word", |_| true);
+            let first = client.expect("a first message", |_| true);
             (first.kind == "connected").then(|| first.json()["node"].as_str().map(str::to_owned))?
         });
         nodes.collect()
     }
 
-    /// The balancer itself says 503 where it has no pod left.
+    /// Without a healthy pod, the balancer itself answers 503.
     fn has_a_ready_pod(&self) -> bool {
         http::get(self.by_ready, "/health", READY_WITHIN).is_ok_and(|answer| answer.status == 200)
     }
 }
 
 #[test]
-fn pods_whose_redis_is_gone_all_go_on_taking_clients_behind_a_balancer() {
+fn without_redis_all_pods_behind_a_balancer_keep_accepting_clients() {
     let mut world = World::without_topics();
     let mut pods = world.three_pods(&[("DRAIN_DELAY_MS", "60000")]);
     let balancer = Balancer::start(&pods);
@@ -81,21 +81,21 @@ fn pods_whose_redis_is_gone_all_go_on_taking_clients_behind_a_balancer() {
     eventually("no pod is ready", READY_WITHIN, || (!balancer.has_a_ready_pod()).then_some(()));
     let since = Instant::now();
     while since.elapsed() < CHECK_EVERY * CHECKS {
-        assert_eq!(balancer.pods_of(3).as_ref(), Some(&names), "and each takes clients");
+        assert_eq!(balancer.pods_of(3).as_ref(), Some(&names), "each pod accepts clients");
     }
 
-    // One that drains is taken out, and refuses nobody's client: whoever is there stays for the delay.
+    // A draining pod is taken out of rotation before it refuses clients. Connected clients stay for the delay.
     let mut stays = pods[0].market_client();
     stays.expect_type("connected");
     pods[0].signal(Signal::Term);
-    eventually("it takes no more", READY_WITHIN, || (pods[0].get("/accepting").status == 503).then_some(()));
-    eventually("the balancer has seen it", READY_WITHIN, || {
+    eventually("it accepts no more clients", READY_WITHIN, || (pods[0].get("/accepting").status == 503).then_some(()));
+    eventually("the balancer has taken it out", READY_WITHIN, || {
         balancer.pods_of(6).filter(|nodes| nodes.len() == 2 && !nodes.contains(pods[0].name()))
     });
     drop(stays);
     assert!(pods[0].wait_exit(READY_WITHIN).success());
 
-    // A pod that never was ready takes nobody.
+    // A pod that was never ready accepts no client.
     let fresh = world.pod("pod-3").spawn();
     eventually("it answers", READY_WITHIN, || fresh.try_get("/health"));
     assert_eq!(fresh.get("/accepting").status, 503);

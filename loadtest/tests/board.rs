@@ -1,4 +1,4 @@
-//! The market board: which ticks it shows, by whose time, and for how long.
+//! The market board: which ticks it shows, by which clock, and for how long.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,17 +7,17 @@ use loadtest::events::{Producer, ticks_topic};
 use loadtest::pods::{Pod, World};
 use loadtest::process::eventually;
 
-/// For what must not come.
+/// Time in which something must not come.
 const QUIET: Duration = Duration::from_millis(300);
 
 const HOUR_MS: i64 = 3_600_000;
 
 fn now_ms() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
-    i64::try_from(now.as_millis()).expect("a clock of this age")
+    i64::try_from(now.as_millis()).expect("Unix milliseconds fit i64")
 }
 
-/// A world with one market on two partitions, whose broker takes every timestamp.
+/// A world with one market on two partitions, whose broker accepts every timestamp.
 fn world_of(market: &str) -> (World, String) {
     let world = World::without_topics();
     let topic = ticks_topic(market);
@@ -31,7 +31,7 @@ fn send(producer: &Producer, (topic, partition): (&str, i32), timestamp_ms: i64,
     producer.flush();
 }
 
-/// The prices that a client saw, in order.
+/// The prices that a client received, in order.
 fn prices(client: &Client) -> Vec<String> {
     client.of_type("market_price").map(|message| message.json()["price"].to_string()).collect()
 }
@@ -43,7 +43,7 @@ fn await_price(client: &mut Client, price: &str) {
     });
 }
 
-/// What a new client is sent of the board.
+/// The prices that a new client is sent from the board.
 fn board(pod: &Pod) -> Vec<String> {
     let mut client = pod.market_client();
     client.expect_type("connected");
@@ -56,7 +56,7 @@ fn faults(pod: &Pod, fault: &str) -> f64 {
 }
 
 #[test]
-fn a_tick_from_the_future_on_another_partition_holds_no_market_not_even_after_a_restart() {
+fn a_future_tick_on_another_partition_does_not_pin_a_market_even_after_a_restart() {
     let (world, topic) = world_of("pin");
     let producer = world.producer();
     let first = world.pod("pod-0").set("HISTORY_SECONDS", "10").start();
@@ -68,7 +68,7 @@ fn a_tick_from_the_future_on_another_partition_holds_no_market_not_even_after_a_
         await_price(&mut client, price);
     }
     send(&producer, (&topic, 0), now_ms() + HOUR_MS, "-2");
-    eventually("it is counted", WITHIN, || (faults(&first, "ahead") == 2.0).then_some(()));
+    eventually("the fault is counted", WITHIN, || (faults(&first, "ahead") == 2.0).then_some(()));
     send(&producer, (&topic, 1), now_ms(), "2");
     await_price(&mut client, "2");
     assert_eq!(prices(&client), ["-1", "0", "1", "2"]);
@@ -86,7 +86,7 @@ fn a_tick_from_the_future_on_another_partition_holds_no_market_not_even_after_a_
 }
 
 #[test]
-fn timestamps_in_other_units_decide_nothing_between_partitions() {
+fn timestamps_in_wrong_units_are_not_compared_across_partitions() {
     let (world, topic) = world_of("units");
     let producer = world.producer();
     let pod = world.pod("pod-0").start();
@@ -97,11 +97,11 @@ fn timestamps_in_other_units_decide_nothing_between_partitions() {
     for timestamp_ms in [now_ms() * 1_000, now_ms() * 1_000_000].into_iter().chain(no_time) {
         send(&producer, (&topic, 0), timestamp_ms, "-1");
     }
-    eventually("they are counted", WITHIN, || {
+    eventually("the faults are counted", WITHIN, || {
         ((faults(&pod, "ahead"), faults(&pod, "no_time")) == (2.0, no_time.len() as f64)).then_some(())
     });
     assert_eq!(board(&pod), ["0"]);
-    // A producer that keeps to one partition is shown in its order, whatever its unit.
+    // Ticks of one partition are shown in their order, whatever their unit.
     send(&producer, (&topic, 1), now_ms() * 1_000, "1");
     await_price(&mut client, "1");
     send(&producer, (&topic, 1), now_ms() / 1_000, "2");
@@ -111,22 +111,22 @@ fn timestamps_in_other_units_decide_nothing_between_partitions() {
 }
 
 #[test]
-fn a_price_older_than_the_window_is_on_no_board_at_the_start_and_when_nothing_comes() {
+fn a_price_older_than_the_window_is_not_on_the_board_at_startup_or_later() {
     let (world, topic) = world_of("quiet");
     let producer = world.producer();
     send(&producer, (&topic, 0), now_ms() - 60_000, "-1");
     let pod = world.pod("pod-0").set("HISTORY_SECONDS", "5").start();
-    assert_eq!(board(&pod), [""; 0], "it is a minute old");
-    assert_eq!(faults(&pod, "expired"), 0.0, "which is nobody's fault");
+    assert_eq!(board(&pod), [""; 0], "the price is a minute old");
+    assert_eq!(faults(&pod, "expired"), 0.0, "not a fault of the producer");
 
     send(&producer, (&topic, 1), now_ms() - 60_000, "-2");
-    eventually("one that comes so old is counted", WITHIN, || (faults(&pod, "expired") == 1.0).then_some(()));
+    eventually("a live tick that is too old is counted", WITHIN, || (faults(&pod, "expired") == 1.0).then_some(()));
     assert_eq!(board(&pod), [""; 0]);
 
     let mut client = pod.market_client();
     send(&producer, (&topic, 0), now_ms(), "1");
     await_price(&mut client, "1");
-    eventually("it leaves the board, though nothing comes after it", WITHIN, || board(&pod).is_empty().then_some(()));
+    eventually("it leaves the board without a newer tick", WITHIN, || board(&pod).is_empty().then_some(()));
     send(&producer, (&topic, 0), now_ms(), "2");
     await_price(&mut client, "2");
     assert_eq!(prices(&client), ["1", "2"]);

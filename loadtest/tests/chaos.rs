@@ -1,4 +1,4 @@
-//! The chaos run, short: every kind of fault, and nothing lost, doubled, out of order, or reset for no reason.
+//! A short chaos run: every kind of fault, and nothing lost, duplicated, out of order, or reset without a cause.
 
 use std::time::Duration;
 
@@ -6,20 +6,20 @@ use loadtest::chaos::{self, Faults, Options};
 use loadtest::storm;
 
 #[test]
-fn two_minutes_of_every_kind_of_fault_lose_nothing_and_double_nothing() {
-    let faults = "all".parse::<Faults>().expect("all is a word");
-    // How long recoveries take is a measure for a machine that does nothing else: a test runs beside others.
+fn two_minutes_of_every_kind_of_fault_lose_and_duplicate_no_event() {
+    let faults = "all".parse::<Faults>().expect("all is valid");
+    // Recovery times are not checked, because other tests run beside this one.
     let options =
         Options { minutes: 2.0, seed: 1, clients: 300, rate: 300, faults, keep: false, judge: None, lenient: true };
-    let outcome = chaos::run(&options).expect("the run can be made");
+    let outcome = chaos::run(&options).expect("the run succeeds");
     assert!(outcome.is_good(), "{:?}: see the table above", outcome.findings);
 }
 
 #[test]
-fn a_storm_of_clients_that_come_back_are_sent_just_what_they_lack() {
-    // The numbers of a small machine's debug build; each client's count is asserted on the way.
+fn clients_of_a_reconnect_storm_are_sent_exactly_what_they_missed() {
+    // Numbers for a debug build on a small machine. The run asserts each client's count.
     let options = storm::Options { clients: 2_000, assessments: 200, lacking: 20, live: 20 };
     let outcome = storm::run(&options);
-    // A storm that starved the live ones would show as its own length, in a debug build on a busy machine too.
+    // If the storm starved live clients, their latency would be its duration, in a debug build on a busy machine too.
     assert!(outcome.p99_during < outcome.took.max(Duration::from_secs(1)), "{outcome:?}");
 }

@@ -1,4 +1,4 @@
-//! Whose a connection is: limits for each address and each user, and where a client comes from behind proxies.
+//! Limits per address and per user, and a client's address behind proxies.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Command;
@@ -12,52 +12,52 @@ use loadtest::process::{Process, TempDir, allow_descriptors, eventually, free_po
 use loadtest::token::signed;
 use serde_json::json;
 
-/// Refused with 503, with when to come again.
+/// Refused with 503 and Retry-After.
 #[track_caller]
 fn refused(opened: Result<Client, HttpResponse>, why: &str) {
-    let answer = opened.expect_err("it is refused");
+    let answer = opened.expect_err("the request is refused");
     assert_eq!(answer.status, 503);
     assert!(answer.header("retry-after").is_some_and(|seconds| seconds.parse::<u32>().is_ok()));
     assert!(answer.text().contains(why), "{}", answer.text());
 }
 
 #[track_caller]
-fn taken(opened: Result<Client, HttpResponse>) -> Client {
+fn accepted(opened: Result<Client, HttpResponse>) -> Client {
     opened.unwrap_or_else(|answer| panic!("{} {}", answer.status, answer.text()))
 }
 
 #[test]
-fn an_address_and_a_user_have_so_many_connections_on_all_shards_together() {
+fn limits_per_address_and_user_apply_to_all_shards_together() {
     let world = World::without_topics();
     let settings = [("MAX_CONNECTIONS_PER_ADDRESS", "3"), ("MAX_CONNECTIONS_PER_USER", "2"), ("SHARDS", "2")];
     let pod = world.pod("pod-0").set_all(&settings).start();
     let (here, there) = (loopback(), loopback());
-    // Assessments of both shards.
+    // Assessments on both shards.
     let ask = |number: u32, user: &str, from: Ipv4Addr| {
         let token = signed(&json!({ "userId": user }));
         pod.ask().assessment(&format!("a-{number}")).token(&token).from(from).try_open()
     };
-    let first = taken(ask(1, "u", here));
-    let _second = taken(ask(2, "u", here));
+    let first = accepted(ask(1, "u", here));
+    let _second = accepted(ask(2, "u", here));
     for number in 3..9 {
         refused(ask(number, "u", there), "user");
     }
-    let _third = taken(ask(9, "v", here));
+    let _third = accepted(ask(9, "v", here));
     for number in 10..16 {
         refused(ask(number, "w", here), "address");
     }
-    let _elsewhere = taken(ask(16, "w", there));
+    let _elsewhere = accepted(ask(16, "w", there));
     let refusals = pod.metrics();
     assert_eq!(refusals.sum("shardgate_refusals_total"), 12.0);
-    // A place is free again as soon as its connection is over.
+    // A permit is free as soon as its connection is closed.
     first.close();
-    eventually("there is a place for the user", Duration::from_secs(10), || ask(17, "u", there).ok());
-    eventually("there is a place for the address", Duration::from_secs(10), || ask(18, "x", here).ok());
+    eventually("the user may connect again", Duration::from_secs(10), || ask(17, "u", there).ok());
+    eventually("the address may connect again", Duration::from_secs(10), || ask(18, "x", here).ok());
 }
 
 #[test]
-fn sockets_that_say_nothing_of_one_address_take_no_more_than_its_share_of_handshakes() {
-    /// Handshakes that one address may have under way.
+fn silent_sockets_of_one_address_get_no_more_than_its_share_of_handshakes() {
+    /// Handshakes that one address may have in progress.
     const SHARE: usize = 64;
     allow_descriptors(20_000);
     let world = World::without_topics();
@@ -65,52 +65,52 @@ fn sockets_that_say_nothing_of_one_address_take_no_more_than_its_share_of_handsh
     let pod = world.pod("pod-0").set_all(&settings).start();
     let (here, there) = (loopback(), loopback());
     let mut silent: Vec<_> = (0..SHARE + 40).map(|_| Raw::connect(&pod.ask().from(here))).collect();
-    eventually("those over it are refused", Duration::from_secs(20), || {
+    eventually("sockets over the limit are refused", Duration::from_secs(20), || {
         (pod.metrics().of("shardgate_refusals_total", &[("reason", "address")]) == 40.0).then_some(())
     });
     let answered = silent.iter_mut().filter_map(|raw| raw.is_answered(Duration::from_millis(1)).then(|| raw.answer()));
     let statuses: Vec<u16> = answered.map(|answer| answer.status).collect();
     assert_eq!(statuses, [503; 40]);
-    let _other = taken(pod.ask().from(there).try_open());
-    let said = pod.log().matches("MAX_CONNECTIONS_PER_ADDRESS").count();
-    assert!((1..=2).contains(&said), "each shard says so once: {said}");
+    let _other = accepted(pod.ask().from(there).try_open());
+    let logged = pod.log().matches("MAX_CONNECTIONS_PER_ADDRESS").count();
+    assert!((1..=2).contains(&logged), "each shard logs it once: {logged}");
     drop(silent);
     eventually("there is room again", Duration::from_secs(20), || pod.ask().from(here).try_open().ok());
 }
 
-/// A pod for which one address is the proxy's, and on which each client may have one connection.
+/// A pod that trusts one address as a proxy and allows each client one connection.
 fn behind_a_proxy(world: &World, proxy: Ipv4Addr) -> Plan {
     world
         .pod("pod-0")
         .set_all(&[("MAX_CONNECTIONS_PER_ADDRESS", "1"), ("TRUSTED_PROXIES", &format!("{proxy}, 10.0.0.0/8"))])
 }
 
-/// Opens a connection with a header that tells of the client; whether it is taken.
+/// Opens a connection with a header that names the client's address.
 fn opens(ask: &Ask, header: &str, value: &str) -> Result<Client, HttpResponse> {
     ask.clone().header(header, value).try_open()
 }
 
 #[test]
-fn what_a_trusted_proxy_forwards_is_the_clients_address_and_nobody_elses_word_is() {
+fn only_a_trusted_proxy_may_forward_the_clients_address() {
     let world = World::without_topics();
     let (proxy, stranger) = (loopback(), loopback());
     let pod = behind_a_proxy(&world, proxy).start();
     let by_proxy = pod.ask().from(proxy);
-    let _first = taken(opens(&by_proxy, "X-Forwarded-For", "203.0.113.1"));
+    let _first = accepted(opens(&by_proxy, "X-Forwarded-For", "203.0.113.1"));
     refused(opens(&by_proxy, "X-Forwarded-For", "6.6.6.6, 203.0.113.1, 10.1.2.3"), "address");
     refused(opens(&by_proxy, "Forwarded", "for=6.6.6.6, for=\"203.0.113.1:4711\";proto=https"), "address");
-    let _second = taken(opens(&by_proxy, "Forwarded", "for=\"[2001:db8::1]\""));
+    let _second = accepted(opens(&by_proxy, "Forwarded", "for=\"[2001:db8::1]\""));
     refused(opens(&by_proxy, "X-Forwarded-For", "2001:db8::2"), "address");
     let both = by_proxy.clone().header("Forwarded", "for=203.0.113.8");
     assert_eq!(opens(&both, "X-Forwarded-For", "203.0.113.9").err().map(|answer| answer.status), Some(400));
 
     let by_stranger = pod.ask().from(stranger);
-    let _third = taken(opens(&by_stranger, "X-Forwarded-For", "203.0.113.2"));
+    let _third = accepted(opens(&by_stranger, "X-Forwarded-For", "203.0.113.2"));
     refused(opens(&by_stranger, "X-Forwarded-For", "203.0.113.3"), "address");
-    let _fourth = taken(opens(&by_proxy, "X-Forwarded-For", "203.0.113.2"));
+    let _fourth = accepted(opens(&by_proxy, "X-Forwarded-For", "203.0.113.2"));
 }
 
-/// Sends a PROXY protocol's header, then the request; returns the answer's status.
+/// Sends a PROXY protocol header and the request. Returns the response's status.
 fn status_behind(ask: &Ask, header: &[u8]) -> (u16, Raw) {
     let mut raw = Raw::connect(ask);
     raw.send(header);
@@ -119,7 +119,7 @@ fn status_behind(ask: &Ask, header: &[u8]) -> (u16, Raw) {
 }
 
 #[test]
-fn the_proxy_protocol_is_spoken_by_trusted_proxies_and_by_nobody_else() {
+fn only_trusted_proxies_may_use_the_proxy_protocol() {
     let world = World::without_topics();
     let (proxy, stranger) = (loopback(), loopback());
     let plan = behind_a_proxy(&world, proxy).set("PROXY_PROTOCOL", "true");
@@ -130,14 +130,14 @@ fn the_proxy_protocol_is_spoken_by_trusted_proxies_and_by_nobody_else() {
         |last: u8| [b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", &[203, 0, 113, last, 10, 0, 0, 1, 1, 2, 3, 4][..]].concat();
     let (status, _first) = status_behind(&by_proxy, &v1("203.0.113.1"));
     assert_eq!(status, 101);
-    assert_eq!(status_behind(&by_proxy, &v2(1)).0, 503, "of the same client");
+    assert_eq!(status_behind(&by_proxy, &v2(1)).0, 503, "from the same client");
     let (status, _second) = status_behind(&by_proxy, &v2(2));
     assert_eq!(status, 101);
-    // The proxy's own look at the pod's health.
+    // The proxy's own health check.
     for local in [&b"PROXY UNKNOWN\r\n"[..], b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"] {
         assert_eq!(status_behind(&by_proxy.clone().path("/health"), local).0, 200);
     }
-    // One proxy behind another: the header names a trusted one, whose word on the client counts.
+    // A proxy behind another: the header names a trusted proxy, whose forwarded address counts.
     let chained = by_proxy.clone().header("X-Forwarded-For", "203.0.113.2");
     assert_eq!(status_behind(&chained, &v1("10.9.9.9")).0, 503);
 
@@ -147,7 +147,7 @@ fn the_proxy_protocol_is_spoken_by_trusted_proxies_and_by_nobody_else() {
         assert_eq!(status_behind(&by_proxy, header).0, 400, "{header:?}");
     }
     assert_eq!(pod.metrics().of("shardgate_refusals_total", &[("reason", "proxy_header")]), 4.0);
-    // In pieces, as any bytes may come.
+    // Headers may arrive in pieces.
     let mut raw = Raw::connect(&by_proxy);
     for byte in v2(9).chunks(5) {
         raw.send(byte);
@@ -157,9 +157,9 @@ fn the_proxy_protocol_is_spoken_by_trusted_proxies_and_by_nobody_else() {
     raw.expect_upgrade();
 
     let by_stranger = pod.ask().from(stranger);
-    assert_eq!(status_behind(&by_stranger, &v1("203.0.113.4")).0, 400, "a stranger's header is none");
+    assert_eq!(status_behind(&by_stranger, &v1("203.0.113.4")).0, 400, "a stranger's header is not accepted");
     assert_eq!(status_behind(&by_stranger, &v2(4)).0, 400);
-    taken(by_stranger.try_open());
+    accepted(by_stranger.try_open());
 }
 
 /// A real proxy in front of a pod.
@@ -170,7 +170,7 @@ struct Haproxy {
 }
 
 impl Haproxy {
-    /// Listens on an address of its own and connects to the pod from `from`; `mode` and `server` are of its
+    /// Listens on its own address and connects to the pod from `from`. `mode` and `server` are parts of its
     /// configuration.
     fn start(pod: &Pod, from: Ipv4Addr, mode: &str, server: &str) -> Self {
         let program = tool("haproxy", "haproxy");
@@ -200,7 +200,7 @@ impl Haproxy {
 }
 
 #[test]
-fn a_real_proxy_is_understood_in_each_of_its_ways() {
+fn every_mode_of_a_real_proxy_is_understood() {
     let world = World::without_topics();
     for (mode, server, setting) in [
         ("mode tcp", "send-proxy", "true"),
@@ -210,11 +210,11 @@ fn a_real_proxy_is_understood_in_each_of_its_ways() {
         let (proxy, one, other) = (loopback(), loopback(), loopback());
         let pod = behind_a_proxy(&world, proxy).set("PROXY_PROTOCOL", setting).start();
         let haproxy = Haproxy::start(&pod, proxy, mode, server);
-        let mut first = taken(haproxy.ask(one).assessment("a").try_open());
+        let mut first = accepted(haproxy.ask(one).assessment("a").try_open());
         first.expect_type("connected");
         refused(haproxy.ask(one).try_open(), "address");
-        let _second = taken(haproxy.ask(other).try_open());
+        let _second = accepted(haproxy.ask(other).try_open());
         first.close();
-        eventually("the client's place is free again", Duration::from_secs(10), || haproxy.ask(one).try_open().ok());
+        eventually("the client may connect again", Duration::from_secs(10), || haproxy.ask(one).try_open().ok());
     }
 }

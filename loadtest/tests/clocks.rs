@@ -1,4 +1,4 @@
-//! A pod whose wall clock steps: its clients stay, and get what they are owed.
+//! A pod whose wall clock steps: its clients stay connected and miss nothing.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use loadtest::wall_clock::WallClock;
 use serde_json::json;
 
 #[test]
-fn a_pod_whose_wall_clock_steps_cuts_nobody_off_and_delivers_all() {
+fn a_pod_whose_wall_clock_steps_keeps_its_clients_and_delivers_everything() {
     let world = World::start();
     let clock = WallClock::new();
     let mut plan = world.pod("pod-0");
@@ -18,7 +18,7 @@ fn a_pod_whose_wall_clock_steps_cuts_nobody_off_and_delivers_all() {
         plan = plan.set(name, &value);
     }
     let pod = plan.start();
-    // Half an hour is left to their token; the clock steps by more.
+    // Their token expires in half an hour. The clock steps by more.
     let claims = json!({ "userId": token::USER, "exp": token::in_seconds(1_800.0) });
     let ask = || Ask::to(&pod.url()).token(&token::signed(&claims));
     let mut clients = vec![ask().assessment("a").open(), ask().open()];
@@ -33,7 +33,7 @@ fn a_pod_whose_wall_clock_steps_cuts_nobody_off_and_delivers_all() {
             let has_tick = |of: usize| clients[of].of_type("market_price").any(|tick| tick.text.contains(&price));
             seen(&clients[0]).count() as u64 == number + 1 && has_tick(0) && has_tick(1)
         });
-        // Long enough for connections to be judged by the new time.
+        // Long enough for the sweep to apply the new time.
         read_for(&mut clients, Duration::from_secs(2));
         assert!(clients.iter().all(|client| client.ended().is_none()));
         assert_eq!(pod.get("/ready").status, 200);

@@ -1,4 +1,4 @@
-//! Who serves whom, and that each event reaches every one of its watchers: over three pods, and over three shards.
+//! Placement, and delivery of each event to all its subscribers: with three pods, and with three shards.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,30 +18,30 @@ fn ids() -> Vec<String> {
     (0..ASSESSMENTS).map(|number| format!("assessment {number} é")).collect()
 }
 
-/// Opens a client of each id, asking `first` and going where it sends.
-fn open_where_they_belong(first: &Pod, ids: &[String]) -> Vec<Client> {
-    ids.iter().map(|id| open_where_it_belongs(first, id)).collect()
+/// Opens a client for each id, following the redirect of the pod `first`.
+fn open_at_their_owners(first: &Pod, ids: &[String]) -> Vec<Client> {
+    ids.iter().map(|id| open_at_its_owner(first, id)).collect()
 }
 
-fn open_where_it_belongs(first: &Pod, id: &str) -> Client {
+fn open_at_its_owner(first: &Pod, id: &str) -> Client {
     let url = first.owner_of(id);
     let mut client = Ask::to(&url).assessment(id).open();
-    let connected = client.expect("a first word", |_| true);
-    assert_eq!(connected.kind, "connected", "the redirect to {url} is right: {}", connected.text);
+    let connected = client.expect("a first message", |_| true);
+    assert_eq!(connected.kind, "connected", "the redirect to {url} is correct: {}", connected.text);
     client
 }
 
 #[test]
-fn each_assessment_is_served_by_one_pod_and_the_others_send_there() {
+fn each_assessment_is_served_by_one_pod_and_the_others_redirect_to_it() {
     let world = World::without_topics();
     let pods = world.three_pods(&[]);
     let mut served: BTreeMap<&str, usize> = BTreeMap::new();
     for id in ids() {
         let mut owners = Vec::new();
-        let mut sent_to = Vec::new();
+        let mut redirects = Vec::new();
         for pod in &pods {
             let mut client = pod.client(&id);
-            let first = client.expect("a first word", |_| true);
+            let first = client.expect("a first message", |_| true);
             if first.kind == "connected" {
                 owners.push(pod);
                 client.close();
@@ -50,10 +50,10 @@ fn each_assessment_is_served_by_one_pod_and_the_others_send_there() {
             let (refusal, code) = client.expect_refusal();
             assert_eq!((refusal["error"].as_str(), code), (Some("Redirect"), 1008));
             assert!(refusal["message"].is_string());
-            sent_to.push((refusal["node"].clone(), refusal["url"].clone()));
+            redirects.push((refusal["node"].clone(), refusal["url"].clone()));
         }
         let [owner] = owners[..] else { panic!("{id} is served by {} pods", owners.len()) };
-        assert_eq!(sent_to, vec![(owner.name().into(), owner.url().into()); 2], "both others send to the owner");
+        assert_eq!(redirects, vec![(owner.name().into(), owner.url().into()); 2], "both others redirect to the owner");
         *served.entry(owner.name()).or_default() += 1;
     }
     assert_eq!(served.len(), 3);
@@ -64,7 +64,7 @@ fn each_assessment_is_served_by_one_pod_and_the_others_send_there() {
 }
 
 #[test]
-fn market_data_is_to_be_had_from_every_pod() {
+fn every_pod_serves_market_data() {
     let world = World::start();
     let pods = world.three_pods(&[]);
     let mut clients: Vec<_> = pods.iter().map(Pod::market_client).collect();
@@ -80,10 +80,11 @@ fn market_data_is_to_be_had_from_every_pod() {
     }
 }
 
-/// Events of all ids on all ten topics, and ticks on all markets, at the same time; then everyone has what it is owed.
+/// Sends events of all ids on all ten topics and ticks on all markets, and checks that every client receives exactly
+/// its own.
 fn all_is_delivered(world: &World, pods: &[Pod]) {
     let ids = ids();
-    let mut clients = open_where_they_belong(&pods[0], &ids);
+    let mut clients = open_at_their_owners(&pods[0], &ids);
     clients.extend(pods.iter().map(Pod::market_client));
 
     let producer = world.producer();
@@ -100,12 +101,12 @@ fn all_is_delivered(world: &World, pods: &[Pod]) {
     let events = usize::try_from(EVENTS_EACH).unwrap();
     let last_price = format!("\"price\":{}.250", TICKS_EACH - 1);
     read_until(&mut clients, "each has its events and the last ticks", Duration::from_secs(60), |clients| {
-        clients.iter().enumerate().all(|(place, client)| {
+        clients.iter().enumerate().all(|(index, client)| {
             let last_ticks = client.of_type("market_price").filter(|message| message.text.contains(&last_price));
-            seen(client).count() >= if place < ids.len() { events } else { 0 } && last_ticks.count() == MARKETS.len()
+            seen(client).count() >= if index < ids.len() { events } else { 0 } && last_ticks.count() == MARKETS.len()
         })
     });
-    // What must not come has time to come.
+    // Unexpected messages have time to arrive.
     read_for(&mut clients, Duration::from_millis(300));
     for (client, id) in clients.iter().zip(&ids) {
         assert_saw(client, id, 0..EVENTS_EACH);
@@ -118,7 +119,7 @@ fn all_is_delivered(world: &World, pods: &[Pod]) {
     counters_add_up(pods);
 }
 
-/// Each event is processed by one pod and passed over by the others; each tick is processed by all.
+/// Each event is processed by one pod and skipped by the others. Each tick is processed by all.
 fn counters_add_up(pods: &[Pod]) {
     let others = (pods.len() - 1) as f64;
     let events = ASSESSMENTS as f64 * EVENTS_EACH as f64;
@@ -133,7 +134,7 @@ fn counters_add_up(pods: &[Pod]) {
         ((processed, skipped, all_skipped) == right).then_some(())
     });
     for pod in pods {
-        eventually("no topic lags", WITHIN, || {
+        eventually("no topic has lag", WITHIN, || {
             let lags = pod.metrics().by("websocket_kafka_consumer_lag", "topic");
             (lags.len() == 10 + MARKETS.len() && lags.values().all(|lag| *lag == 0.0)).then_some(())
         });
@@ -141,14 +142,14 @@ fn counters_add_up(pods: &[Pod]) {
 }
 
 #[test]
-fn every_client_of_three_pods_gets_its_own_events_all_and_in_order() {
+fn every_client_of_three_pods_gets_all_its_events_in_order() {
     let world = World::start();
     let pods = world.three_pods(&[]);
     all_is_delivered(&world, &pods);
 }
 
 #[test]
-fn every_client_of_three_shards_gets_its_own_events_all_and_in_order() {
+fn every_client_of_three_shards_gets_all_its_events_in_order() {
     let world = World::start();
     let pods = [world.pod("pod-0").set("SHARDS", "3").start()];
     all_is_delivered(&world, &pods);
@@ -165,9 +166,9 @@ fn a_connections_shard_is_the_hash_of_its_assessment() {
     let mut clients = Vec::new();
     let mut expected: BTreeMap<String, f64> = BTreeMap::new();
     for (number, id) in ids().iter().enumerate() {
-        clients.push(open_where_it_belongs(&pod, id));
+        clients.push(open_at_its_owner(&pod, id));
         *expected.entry(shard_of(AssessmentHash::of(id), 3).0.to_string()).or_default() += 1.0;
-        // One by one at first: so none is where another should be.
+        // Checked one by one at first, so that none is on a wrong shard.
         if number < 20 || number == ASSESSMENTS - 1 {
             eventually(&format!("{id} is on its shard"), WITHIN, || (on_shards() == expected).then_some(()));
         }
@@ -178,19 +179,19 @@ fn a_connections_shard_is_the_hash_of_its_assessment() {
 }
 
 #[test]
-fn when_a_pod_joins_those_who_moved_are_sent_there_and_no_one_else() {
+fn when_a_pod_joins_only_clients_of_moved_assessments_are_redirected_to_it() {
     let world = World::start();
     let pods = [world.pod("pod-0").start(), world.pod("pod-1").start()];
     world.settled(&pods);
     let ids = ids();
-    let mut clients = open_where_they_belong(&pods[0], &ids);
+    let mut clients = open_at_their_owners(&pods[0], &ids);
     let joined = world.pod("pod-2").start();
     let [first, second] = pods;
     let pods = [first, second, joined];
     world.settled(&pods);
 
     let moved: Vec<_> = ids.iter().map(|id| pods[0].owner_of(id) == pods[2].url()).collect();
-    read_until(&mut clients, "those who moved are closed", WITHIN, |clients| {
+    read_until(&mut clients, "clients of moved assessments are closed", WITHIN, |clients| {
         clients.iter().zip(&moved).all(|(client, moved)| client.ended().is_some() || !moved)
     });
     read_for(&mut clients, Duration::from_millis(500));
@@ -208,7 +209,7 @@ fn when_a_pod_joins_those_who_moved_are_sent_there_and_no_one_else() {
 }
 
 #[test]
-fn two_pods_with_one_public_url_say_so_both_unless_a_balancer_places_clients() {
+fn two_pods_with_the_same_public_url_log_an_error_unless_a_balancer_places_clients() {
     for (placement, expected) in [("owner", 1), ("any", 0)] {
         let world = World::without_topics();
         let first = world.pod("first").set("PLACEMENT", placement).start();
@@ -219,9 +220,9 @@ fn two_pods_with_one_public_url_say_so_both_unless_a_balancer_places_clients() {
             lines.inspect(|line| assert!(line.contains(&first.url()), "{line}")).count()
         };
         for pod in [&first, &second] {
-            eventually("it says so", WITHIN, || (count(pod) == expected).then_some(()));
+            eventually("the error is logged", WITHIN, || (count(pod) == expected).then_some(()));
         }
-        // Longer than a lease: it is not said with each look.
-        always("it is said rarely", Duration::from_secs(4), || [&first, &second].map(count) == [expected; 2]);
+        // Longer than a lease: it is not logged with each call to Redis.
+        always("it is logged rarely", Duration::from_secs(4), || [&first, &second].map(count) == [expected; 2]);
     }
 }

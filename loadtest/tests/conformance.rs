@@ -1,20 +1,20 @@
-//! What RFC 6455 asks of an endpoint, as a table: bytes in, answers out. The groups are those of Autobahn's test suite
-//! that apply to a gateway that takes JSON texts alone (its sections 2 to 7); `frames.rs` has our own limits.
+//! RFC 6455 conformance as a table: bytes in, answers out. The groups are those of Autobahn's test suite that apply to
+//! a gateway that accepts only JSON texts (its sections 2 to 7). `frames.rs` tests our own limits.
 
 use loadtest::client::raw::{Raw, RawFrame, Sent, opcode};
 use loadtest::pods::{Pod, World};
 use opcode::{BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT};
 
-/// What a pod answers.
+/// An answer of the pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Expected {
     /// A pong frame with this payload.
     Pong(Vec<u8>),
     /// The text `{"type":"pong"}`.
     TextPong,
-    /// The text that says `BadMessage`.
+    /// The text with `BadMessage`.
     Bad,
-    /// A close frame with this code, and the connection's end.
+    /// A close frame with this code and the end of the connection.
     Close(u16),
 }
 use Expected::{Bad, Close, Pong, TextPong};
@@ -22,13 +22,13 @@ use Expected::{Bad, Close, Pong, TextPong};
 /// One line of the table.
 struct Case {
     about: String,
-    /// What is sent, each part in a write of its own.
+    /// What is sent, each part in its own write.
     sent: Vec<Vec<u8>>,
-    /// All that is answered. Where it doesn't end, the connection is tried afterwards.
+    /// All answers. If they don't end with a close, the connection must still work.
     answers: Vec<Expected>,
 }
 
-const ASKS: &str = r#"{"type":"ping"}"#;
+const PING_TEXT: &str = r#"{"type":"ping"}"#;
 
 fn text(payload: &str) -> RawFrame {
     RawFrame::new(TEXT, payload)
@@ -50,7 +50,7 @@ fn dribbled(about: impl Into<String>, frames: &[RawFrame], answers: &[Expected])
     Case { about: about.into(), sent, answers: answers.to_vec() }
 }
 
-/// A text that is no message, in a JSON object or not: what counts is whether it is UTF-8.
+/// A JSON object with these bytes as its type. It is valid if they are UTF-8.
 fn object(inner: &[u8]) -> Vec<u8> {
     [br#"{"type":""#, inner, br#""}"#].concat()
 }
@@ -68,17 +68,17 @@ fn check(pod: &Pod, case: &Case) {
             Sent::Close(code) => Close(code),
             Sent::Text(text) if text.contains("BadMessage") => Bad,
             Sent::Text(text) if text.contains(r#""type":"pong""#) => TextPong,
-            other => panic!("{about}: {other:?} where {answer:?} is due"),
+            other => panic!("{about}: {other:?} instead of {answer:?}"),
         };
         assert_eq!(got, *answer, "{about}");
     }
     if !matches!(case.answers.last(), Some(Close(_))) {
         raw.send_frames(&[ping(b"still there")]);
-        assert_eq!(raw.next_answer(), Sent::Pong(b"still there".to_vec()), "{about}: it is served on");
+        assert_eq!(raw.next_answer(), Sent::Pong(b"still there".to_vec()), "{about}: the connection still works");
         raw.send_frames(&[RawFrame::close(1000, b"")]);
-        assert_eq!(raw.next_answer(), Sent::Close(1000), "{about}: and closes well");
+        assert_eq!(raw.next_answer(), Sent::Close(1000), "{about}: and closes normally");
     }
-    assert_eq!(raw.receive(), Sent::End, "{about}: nothing comes after a close");
+    assert_eq!(raw.receive(), Sent::End, "{about}: nothing follows a close");
 }
 
 fn check_all(cases: Vec<Case>) {
@@ -97,12 +97,12 @@ fn pings_and_pongs() {
     check_all(vec![
         case("an empty ping", &[ping(b"")], &[Pong(Vec::new())]),
         case("a ping with a text", &[ping(b"Hello, world!")], &[Pong(b"Hello, world!".to_vec())]),
-        case("a ping whose payload is no text", &[ping(b"\x00\xff\xfe\xfd")], &[Pong(b"\x00\xff\xfe\xfd".to_vec())]),
+        case("a ping whose payload is not a text", &[ping(b"\x00\xff\xfe\xfd")], &[Pong(b"\x00\xff\xfe\xfd".to_vec())]),
         case("the largest ping", &[ping(&largest)], &[Pong(largest.clone())]),
         case("a ping that is too long", &[ping(&[0xfe; 126])], &[Close(1002)]),
         dribbled("the largest ping, a byte at a time", &[ping(&largest)], &[Pong(largest.clone())]),
-        case("a pong that nobody asked for", &[RawFrame::new(PONG, "")], &[]),
-        case("the same with a payload", &[RawFrame::new(PONG, "unsolicited")], &[]),
+        case("an unsolicited pong", &[RawFrame::new(PONG, "")], &[]),
+        case("an unsolicited pong with a payload", &[RawFrame::new(PONG, "unsolicited")], &[]),
         case("a pong, and then a ping", &[RawFrame::new(PONG, "pong"), ping(b"ping")], &[Pong(b"ping".to_vec())]),
         case("ten pings at once: the newest is answered", &ten, &[Pong(vec![9])]),
     ]);
@@ -112,15 +112,15 @@ fn pings_and_pongs() {
 fn reserved_bits_and_opcodes() {
     let mut cases = Vec::new();
     for rsv in 1..8 {
-        for (kind, frame) in [("text", text(ASKS)), ("ping", ping(b"")), ("close", RawFrame::close(1000, b""))] {
+        for (kind, frame) in [("text", text(PING_TEXT)), ("ping", ping(b"")), ("close", RawFrame::close(1000, b""))] {
             let frame = RawFrame { rsv, ..frame };
             cases.push(case(format!("a {kind} with the reserved bits {rsv}"), &[frame], &[Close(1002)]));
         }
-        let frames = [text(ASKS), RawFrame { rsv, ..text(ASKS) }, ping(b"")];
-        cases.push(case(format!("a good text, and then reserved bits {rsv}"), &frames, &[Close(1002)]));
+        let frames = [text(PING_TEXT), RawFrame { rsv, ..text(PING_TEXT) }, ping(b"")];
+        cases.push(case(format!("a valid text, then reserved bits {rsv}"), &frames, &[Close(1002)]));
         let last = frames.iter().take(2).map(RawFrame::bytes).collect::<Vec<_>>().concat();
         cases.push(Case {
-            about: format!("the same, with bits {rsv}, and nothing behind"),
+            about: format!("the same with bits {rsv} and nothing behind"),
             sent: vec![last],
             answers: vec![Close(1002)],
         });
@@ -139,7 +139,7 @@ fn reserved_bits_and_opcodes() {
 fn fragments() {
     let (begin, end) = (text(r#"{"type""#).unfinished(), RawFrame::new(CONTINUATION, r#":"ping"}"#));
     let middle = RawFrame::new(CONTINUATION, "").unfinished();
-    let stray = RawFrame::new(CONTINUATION, "non-continuation");
+    let lone = RawFrame::new(CONTINUATION, "non-continuation");
     let pongs = &[Pong(b"between".to_vec()), TextPong];
     check_all(vec![
         case("a ping in parts", &[ping(b"a").unfinished(), RawFrame::new(CONTINUATION, "b")], &[Close(1002)]),
@@ -153,18 +153,22 @@ fn fragments() {
         case("a text in three, one of them empty", &[begin.clone(), middle.clone(), end.clone()], &[TextPong]),
         case("a ping between two parts", &[begin.clone(), ping(b"between"), end.clone()], pongs),
         dribbled("the same, a byte at a time", &[begin.clone(), ping(b"between"), end.clone()], pongs),
-        case("a continuation of nothing", &[stray.clone(), text(ASKS)], &[Close(1002)]),
-        case("one of nothing that has more to come", &[stray.clone().unfinished(), text(ASKS)], &[Close(1002)]),
-        case("a text, and a continuation of nothing", &[text("{}"), stray.clone()], &[Close(1002)]),
-        case("a text in parts, and one part more", &[begin.clone(), end.clone(), stray], &[Close(1002)]),
-        case("a text within a text", &[begin.clone(), text(ASKS)], &[Close(1002)]),
+        case("a continuation without a message", &[lone.clone(), text(PING_TEXT)], &[Close(1002)]),
+        case(
+            "an unfinished continuation without a message",
+            &[lone.clone().unfinished(), text(PING_TEXT)],
+            &[Close(1002)],
+        ),
+        case("a text, then a continuation without a message", &[text("{}"), lone.clone()], &[Close(1002)]),
+        case("a text in parts, then one more part", &[begin.clone(), end.clone(), lone], &[Close(1002)]),
+        case("a text within a text", &[begin.clone(), text(PING_TEXT)], &[Close(1002)]),
         case("an unfinished text within a text", &[begin.clone(), begin.clone()], &[Close(1002)]),
         case("binary data within a text", &[begin, RawFrame::new(BINARY, "x")], &[Close(1002)]),
     ]);
 }
 
 #[test]
-fn texts_are_utf_8_and_fail_at_once_where_they_are_not() {
+fn a_text_that_is_not_utf_8_fails_at_once() {
     let good: [&[u8]; 14] = [
         b"plain",
         "Hello-µ@ßöäüàá-UTF-8!!".as_bytes(),
@@ -228,7 +232,7 @@ fn texts_are_utf_8_and_fail_at_once_where_they_are_not() {
             &[RawFrame::new(TEXT, message.clone())],
             &[Close(1007)],
         ));
-        // Nothing but this part is sent: the rest of the message is not waited for.
+        // Only this part is sent: the pod must not wait for the rest of the message.
         let unfinished = RawFrame::new(TEXT, message).unfinished();
         cases.push(case(format!("{about}, with more to come"), &[unfinished], &[Close(1007)]));
     }
@@ -239,26 +243,26 @@ fn texts_are_utf_8_and_fail_at_once_where_they_are_not() {
 fn closing() {
     let reason = |length: usize| vec![b'*'; length];
     let unfinished = text("{").unfinished();
-    let goodbye = RawFrame::close(1000, b"");
+    let close = RawFrame::close(1000, b"");
     let mut cases = vec![
-        case("a message, and a close", &[text("{}"), goodbye.clone()], &[Close(1000)]),
-        case("two closes", &[goodbye.clone(), goodbye.clone()], &[Close(1000)]),
-        case("a ping behind a close", &[goodbye.clone(), ping(b"late")], &[Close(1000)]),
-        case("a text behind a close", &[goodbye.clone(), text(ASKS)], &[Close(1000)]),
-        case("a close within a text", &[unfinished.clone(), goodbye, RawFrame::new(CONTINUATION, "}")], &[Close(1000)]),
+        case("a message, then a close", &[text("{}"), close.clone()], &[Close(1000)]),
+        case("two closes", &[close.clone(), close.clone()], &[Close(1000)]),
+        case("a ping behind a close", &[close.clone(), ping(b"late")], &[Close(1000)]),
+        case("a text behind a close", &[close.clone(), text(PING_TEXT)], &[Close(1000)]),
+        case("a close within a text", &[unfinished.clone(), close, RawFrame::new(CONTINUATION, "}")], &[Close(1000)]),
         case("a close without a code", &[RawFrame::new(CLOSE, "")], &[Close(1000)]),
         case("half a code", &[RawFrame::new(CLOSE, [0x03])], &[Close(1002)]),
         case("a reason", &[RawFrame::close(1000, b"Hello World!")], &[Close(1000)]),
         case("the longest reason", &[RawFrame::close(1000, &reason(123))], &[Close(1000)]),
         case("a reason that is too long", &[RawFrame::close(1000, &reason(124))], &[Close(1002)]),
         case(
-            "a reason that is no UTF-8",
+            "a reason that is not UTF-8",
             &[RawFrame::close(1000, b"\xce\xba\xe1\xbd\xb9\xed\xa0\x80")],
             &[Close(1007)],
         ),
         case("a close in parts", &[RawFrame::close(1000, b"").unfinished()], &[Close(1002)]),
         case("binary data", &[RawFrame::new(BINARY, "x")], &[Close(1003)]),
-        case("an unmasked frame", &[RawFrame { masked: false, ..text(ASKS) }], &[Close(1002)]),
+        case("an unmasked frame", &[RawFrame { masked: false, ..text(PING_TEXT) }], &[Close(1002)]),
     ];
     for code in [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 3000, 3999, 4000, 4999] {
         cases.push(case(format!("the code {code}"), &[RawFrame::close(code, b"")], &[Close(code)]));

@@ -1,4 +1,4 @@
-//! A pod that is short of CPU: it may be slow, but no shard stands still.
+//! A pod that is short of CPU may be slow, but none of its shards stalls.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -9,7 +9,7 @@ use loadtest::events::{MARKETS, tick};
 use loadtest::pods::World;
 
 const RUN: Duration = Duration::from_secs(10);
-/// Heartbeats come each 100 ms: who had none for so long waits for more than a core.
+/// Heartbeats come every 100 ms. A client without one for this long waits for more than a core.
 const LATE: Duration = Duration::from_secs(4);
 
 #[test]
@@ -36,7 +36,7 @@ fn every_shard_keeps_its_turns_while_others_take_the_cores() {
                     return;
                 }
                 producer.event(&tick(MARKETS[0], number));
-                // A pace, not a wait for something.
+                // This sets the rate. It does not wait for an event.
                 thread::sleep(Duration::from_millis(2));
             }
         });
@@ -47,6 +47,6 @@ fn every_shard_keeps_its_turns_while_others_take_the_cores() {
         let at = |client: &Client| client.messages().iter().map(|message| message.at).collect::<Vec<_>>();
         let times = [at(client), vec![end]].concat();
         let longest = times.windows(2).map(|pair| pair[1].saturating_duration_since(pair[0])).max();
-        assert!(longest.is_some_and(|longest| longest < LATE), "{longest:?} without a word");
+        assert!(longest.is_some_and(|longest| longest < LATE), "{longest:?} without a message");
     }
 }

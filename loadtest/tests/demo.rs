@@ -1,5 +1,4 @@
-//! The demo as a stranger sees it: in a browser. Prices move, events arrive, and the page says when the gateway goes
-//! away.
+//! The demo in a browser: prices move, events arrive, and the page shows when the gateway goes away.
 
 use std::process::Command;
 
@@ -11,9 +10,7 @@ use serde_json::Value;
 #[test]
 fn prices_move_events_arrive_and_a_drain_shows() {
     let mut demo = DemoProcess::start();
-    eventually("its log begins with what starts", WITHIN, || {
-        demo.process.log().contains("shardgate starts").then_some(())
-    });
+    eventually("it logs its start", WITHIN, || demo.process.log().contains("shardgate starts").then_some(()));
     let mut page = Page::open(&demo.url, HOOKS);
     page.until("it is connected", "state() === 'live'");
 
@@ -28,13 +25,13 @@ fn prices_move_events_arrive_and_a_drain_shows() {
     demo.process.signal(Signal::Term);
     let state = page.until("the drain shows", "state() !== 'live' && state()");
     assert!(["connecting", "reconnecting", "closed"].map(Value::from).contains(&state), "{state}");
-    assert!(demo.process.wait_exit(WITHIN).success(), "it drains and ends well");
+    assert!(demo.process.wait_exit(WITHIN).success(), "it drains and exits successfully");
     assert_eq!(page.errors(), [""; 0], "the page's script throws nothing");
 }
 
-/// A shell that is set up for a real gateway, or for something else, keeps no demo from starting.
+/// Environment variables for a real gateway, or for something else, must not keep the demo from starting.
 #[test]
-fn a_demo_heeds_only_what_it_uses() {
+fn a_demo_ignores_settings_that_it_does_not_use() {
     let demo = DemoProcess::start_with(&[
         ("KAFKA_BROKERS", "no broker, at all"),
         ("KAFKA_PROPERTIES_FILE", "no-such.properties"),
@@ -74,7 +71,7 @@ impl DemoProcess {
     }
 }
 
-/// What the page promises to whoever looks at it from outside.
+/// The elements of the page that tests rely on.
 const HOOKS: &str = "
     window.state = () => document.querySelector('#state')?.dataset.state;
     window.prices = () => Object.fromEntries([...document.querySelectorAll('#prices [data-market]')]

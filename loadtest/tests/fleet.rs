@@ -1,6 +1,5 @@
-//! The fleet, short: each delivery is counted once, also by those who drop their connections and come back, and the
-//! JSON file says what the table says. And the search for the capacity, short: by bounds that every machine keeps, or
-//! none.
+//! Short fleet runs: each delivery is counted once, also with reconnecting clients, and the JSON file agrees with the
+//! table. Short searches for the capacity, with bounds that every machine meets, or none.
 
 use loadtest::fleet::bounds::Bound;
 use loadtest::fleet::report::{FleetReport, cell};
@@ -9,7 +8,7 @@ use loadtest::pods::World;
 use loadtest::process::TempDir;
 use loadtest::token;
 
-/// Options as the command line makes them.
+/// Options parsed as on the command line.
 fn options<O: clap::Args>(arguments: &[&str]) -> O {
     #[derive(clap::Parser)]
     struct Arguments<O: clap::Args> {
@@ -24,7 +23,7 @@ fn options<O: clap::Args>(arguments: &[&str]) -> O {
 fn each_delivery_is_counted_once_and_the_json_has_what_the_table_has() {
     let dir = TempDir::new("fleet");
     let json = dir.path().join("fleet.json");
-    let mut asked: Options = options(&[
+    let mut requested: Options = options(&[
         "--clients=200",
         "--assessments=30",
         "--rate=160",
@@ -38,30 +37,31 @@ fn each_delivery_is_counted_once_and_the_json_has_what_the_table_has() {
         "--with-floor",
         "--repeats=0",
     ]);
-    asked.rounds.json = Some(json.clone());
-    let report = fleet::run(&asked).unwrap();
+    requested.rounds.json = Some(json.clone());
+    let report = fleet::run(&requested).unwrap();
 
     let round = &report.rounds[0];
     let parts = [("gateway", &round.gateway), ("send loop", &round.send), ("kafka loop", &round.kafka)];
     for (name, part) in parts {
         let part = part.as_ref().unwrap_or_else(|| panic!("{name} was measured"));
-        assert_eq!(part.made.events, 400, "{name}: 2.5 s at 160 a second");
-        // 400 events of 30 assessments in turn, in bursts of two; the first twenty have seven watchers, the rest six.
+        assert_eq!(part.made.events, 400, "{name}: 2.5 s at 160 per second");
+        // 400 events of 30 assessments in turn, in bursts of two; the first twenty have seven subscribers, the rest
+        // six.
         assert_eq!(part.counts.events, part.made.event_deliveries, "{name}: {:?}", part.counts);
         assert!((400 * 6..400 * 7).contains(&part.made.event_deliveries));
         assert_eq!((part.counts.resets, part.counts.strange), (0, 0), "{name}: {:?}", part.counts);
         assert!(part.counts.ticks > 0, "{name}");
         assert!(part.usage.as_ref().is_some_and(|usage| usage.total_ns() > 0), "{name}");
         assert!(part.latencies.is_some_and(|latencies| latencies.samples > 0), "{name}");
-        let connecting = part.while_connecting.as_ref().unwrap_or_else(|| panic!("{name} is of this machine"));
+        let connecting = part.while_connecting.as_ref().unwrap_or_else(|| panic!("{name} is on this machine"));
         assert!(connecting.usage.total_ns() > 0 && part.at_rest.is_some() && part.handshake_ns().is_some(), "{name}");
     }
     let handshake = report.rows.iter().find(|row| row.name == "CPU per handshake, user+sys, us").unwrap();
     assert!(handshake.to_send.is_some() && handshake.to_kafka.is_some(), "{handshake:?}");
     let gateway = round.gateway.as_ref().unwrap();
     assert!(gateway.counts.dropped > 0 && gateway.counts.resumed > 0, "{:?}", gateway.counts);
-    assert_eq!(round.send.as_ref().unwrap().counts.dropped, 0, "a bare loop catches nobody up");
-    // What is sent is of one length, whoever sends it; a gateway's cursors grow a byte with their offsets.
+    assert_eq!(round.send.as_ref().unwrap().counts.dropped, 0, "a bare loop does not support reconnects");
+    // All servers send frames of the same length, except that a gateway's cursors grow by a byte with their offsets.
     let mean = |part: &Option<fleet::measure::Measurement>| {
         let counts = &part.as_ref().unwrap().counts;
         counts.event_bytes.div_ceil(counts.events)
@@ -89,9 +89,9 @@ fn each_delivery_is_counted_once_and_the_json_has_what_the_table_has() {
 }
 
 #[test]
-fn beside_several_pods_a_bare_loop_is_as_many_processes_and_all_of_them_together_send_what_is_due() {
+fn a_bare_loop_has_as_many_processes_as_there_are_pods_and_together_they_send_everything() {
     let dir = TempDir::new("loops");
-    let mut asked: Options = options(&[
+    let mut requested: Options = options(&[
         "--pods=3",
         "--clients=100",
         "--assessments=30",
@@ -101,8 +101,8 @@ fn beside_several_pods_a_bare_loop_is_as_many_processes_and_all_of_them_together
         "--sample=1",
         "--repeats=0",
     ]);
-    asked.rounds.json = Some(dir.path().join("loops.json"));
-    let report = fleet::run_floor(&asked).unwrap();
+    requested.rounds.json = Some(dir.path().join("loops.json"));
+    let report = fleet::run_floor(&requested).unwrap();
     let round = &report.rounds[0];
     assert!(round.gateway.is_none());
     for part in [&round.send, &round.kafka] {
@@ -116,7 +116,7 @@ fn beside_several_pods_a_bare_loop_is_as_many_processes_and_all_of_them_together
 fn the_capacity_is_searched_with_one_gateway_and_the_same_clients() {
     let dir = TempDir::new("capacity");
     let json = dir.path().join("capacity.json");
-    let mut asked: capacity::Options = options(&[
+    let mut requested: capacity::Options = options(&[
         "--clients=100",
         "--assessments=20",
         "--rate=40",
@@ -125,29 +125,33 @@ fn the_capacity_is_searched_with_one_gateway_and_the_same_clients() {
         "--sample=1",
         "--repeats=0",
         "--steps-max=3",
-        // Beyond what a machine of any speed needs, so that each load is held.
+        // Longer than any machine needs, so that every load is sustained.
         "--p99-ms=30000",
         "--with-floor",
         "--fleet-clients=1000",
         "--headroom=0",
     ]);
-    asked.fleet.rounds.json = Some(json.clone());
-    let report = capacity::run(&asked).unwrap();
+    requested.fleet.rounds.json = Some(json.clone());
+    let report = capacity::run(&requested).unwrap();
 
     let found = report.capacity.as_ref().unwrap();
     let rates: Vec<f64> = found.steps.iter().map(|step| step.rate).collect();
     assert_eq!((rates, found.held), (vec![40.0, 80.0, 160.0], Some(2)), "{:?}", found.lines);
     let due: Vec<f64> = found.steps.iter().map(|step| step.due_per_second).collect();
-    assert_eq!(due, [200.0, 400.0, 800.0], "each event has five watchers");
-    // What the report has is the last step's, all of it, and of nothing else.
+    assert_eq!(due, [200.0, 400.0, 800.0], "each event has five subscribers");
+    // The report has all data of the last step, and nothing else.
     let gateway = report.rounds[0].gateway.as_ref().unwrap();
-    assert_eq!((gateway.made.events, gateway.made.event_deliveries), (200, 1_000), "1.25 s at 160 a second");
+    assert_eq!((gateway.made.events, gateway.made.event_deliveries), (200, 1_000), "1.25 s at 160 per second");
     assert_eq!(gateway.counts.events, 1_000);
-    assert_eq!((gateway.counts.open, gateway.counts.connected), (100, 0), "they were there from the first step on");
+    assert_eq!(
+        (gateway.counts.open, gateway.counts.connected),
+        (100, 0),
+        "they stayed connected from the first step on"
+    );
     assert!(report.rounds[0].send.is_some() && report.rounds[0].kafka.is_some());
 
     let sizing = found.sizing.as_ref().unwrap();
-    assert_eq!((sizing.pods, sizing.clients_per_pod), (10, 100), "as many as were tried, without headroom");
+    assert_eq!((sizing.pods, sizing.clients_per_pod), (10, 100), "as many as were measured, without headroom");
     assert!(sizing.deliveries_per_core.is_some_and(|rate| rate > 0.0), "{sizing:?}");
     assert!(sizing.user_bytes.is_some() && sizing.kernel_bytes.is_some(), "{sizing:?}");
     assert_eq!(found.lines.last(), Some(&sizing.line()));
@@ -161,10 +165,10 @@ fn the_capacity_is_searched_with_one_gateway_and_the_same_clients() {
 }
 
 #[test]
-fn a_gateway_that_runs_is_searched_too_and_a_bound_that_none_keeps_has_no_capacity() {
+fn a_running_gateway_is_measured_and_an_impossible_bound_has_no_capacity() {
     let (world, dir) = (World::start(), TempDir::new("capacity"));
     let pod = world.pod("pod-0").start();
-    let mut asked: capacity::Options = options(&[
+    let mut requested: capacity::Options = options(&[
         &format!("--url={}", pod.url()),
         &format!("--secret={}", token::SECRET),
         &format!("--brokers={}", world.kafka.bootstrap()),
@@ -180,8 +184,8 @@ fn a_gateway_that_runs_is_searched_too_and_a_bound_that_none_keeps_has_no_capaci
         // A nanosecond.
         "--p99-ms=0.000001",
     ]);
-    asked.fleet.rounds.json = Some(dir.path().join("capacity.json"));
-    let report = capacity::run(&asked).unwrap();
+    requested.fleet.rounds.json = Some(dir.path().join("capacity.json"));
+    let report = capacity::run(&requested).unwrap();
     let found = report.capacity.as_ref().unwrap();
     let rates: Vec<f64> = found.steps.iter().map(|step| step.rate).collect();
     assert_eq!(rates, [100.0, 50.0], "the next is lower");
@@ -191,10 +195,10 @@ fn a_gateway_that_runs_is_searched_too_and_a_bound_that_none_keeps_has_no_capaci
 }
 
 #[test]
-fn an_idle_pod_is_looked_at_alone_and_then_with_clients_that_have_only_heartbeats() {
+fn an_idle_pod_is_measured_alone_and_then_with_idle_clients() {
     let dir = TempDir::new("idle");
     let json = dir.path().join("idle.json");
-    let mut asked: idle::Options = options(&[
+    let mut requested: idle::Options = options(&[
         "--clients=100",
         "--seconds=1",
         "--warm-up=0",
@@ -203,16 +207,16 @@ fn an_idle_pod_is_looked_at_alone_and_then_with_clients_that_have_only_heartbeat
         "--rounds=2",
         "--repeats=0",
     ]);
-    asked.fleet.rounds.json = Some(json.clone());
-    let report = idle::run(&asked).unwrap();
+    requested.fleet.rounds.json = Some(json.clone());
+    let report = idle::run(&requested).unwrap();
 
     assert_eq!(report.rounds.len(), 2);
     for round in &report.rounds {
         assert_eq!((round.clients, round.lost), (100, 0));
-        // Each has four within the time, and it may end a moment late; a machine that stands may keep some back.
+        // Each has four in this time, and the measurement may end slightly late. A stalled machine may delay some.
         assert!((200..=600).contains(&round.heartbeats), "{round:?}");
-        for stretch in [&round.alone, &round.held] {
-            assert!(stretch.usage.total_ns() > 0 && stretch.usage.threads_ns.len() > 2, "{stretch:?}");
+        for interval in [&round.alone, &round.held] {
+            assert!(interval.usage.total_ns() > 0 && interval.usage.threads_ns.len() > 2, "{interval:?}");
         }
     }
     let names: Vec<&str> = report.rows.iter().map(|row| &*row.name).collect();

@@ -1,4 +1,4 @@
-//! RFC 6455's rules, each broken once, and the limits on what a client sends.
+//! Violations of RFC 6455, and the limits on what a client sends.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ fn text(payload: &str) -> RawFrame {
 }
 
 #[test]
-fn each_rule_that_a_client_breaks_has_its_close_code() {
+fn each_violation_has_its_close_code() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").start();
     let bad_utf8: &[&[u8]] = &[b"\xff", b"\xc3\x28", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\xaf"];
@@ -30,7 +30,7 @@ fn each_rule_that_a_client_breaks_has_its_close_code() {
         ("a close that is fragmented".into(), vec![RawFrame::close(1000, b"").unfinished()], 1002),
         ("a ping of 126 bytes".into(), vec![RawFrame::new(PING, vec![0; 126])], 1002),
         ("a close of 126 bytes".into(), vec![RawFrame::close(1000, &[b'x'; 124])], 1002),
-        ("a continuation of nothing".into(), vec![RawFrame::new(CONTINUATION, "x")], 1002),
+        ("a continuation without a message".into(), vec![RawFrame::new(CONTINUATION, "x")], 1002),
         ("a text within a text".into(), vec![text("{").unfinished(), text("}")], 1002),
         ("binary data".into(), vec![RawFrame::new(BINARY, "x")], 1003),
         (
@@ -42,7 +42,7 @@ fn each_rule_that_a_client_breaks_has_its_close_code() {
         ("a close with a text that is not UTF-8".into(), vec![RawFrame::close(1000, b"\xff")], 1007),
         ("a text that ends within a character".into(), vec![RawFrame::new(TEXT, &b"\xe2\x82"[..])], 1007),
         (
-            "a character that a part breaks, and the next does not end".into(),
+            "a split character that the next part does not complete".into(),
             vec![RawFrame::new(TEXT, &b"\xe2\x82"[..]).unfinished(), RawFrame::new(CONTINUATION, "x")],
             1007,
         ),
@@ -54,7 +54,7 @@ fn each_rule_that_a_client_breaks_has_its_close_code() {
         ),
     ];
     for bytes in bad_utf8 {
-        rules.push((format!("{bytes:x?}, which is not UTF-8"), vec![RawFrame::new(TEXT, *bytes)], 1007));
+        rules.push((format!("{bytes:x?}, invalid UTF-8"), vec![RawFrame::new(TEXT, *bytes)], 1007));
     }
     for rsv in [1, 2, 4] {
         rules.push((format!("the reserved bits {rsv}"), vec![RawFrame { rsv, ..text("{}") }], 1002));
@@ -63,23 +63,19 @@ fn each_rule_that_a_client_breaks_has_its_close_code() {
         rules.push((format!("the reserved opcode {opcode}"), vec![RawFrame::new(opcode, "")], 1002));
     }
     for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65535] {
-        rules.push((
-            format!("the close code {code}, which no endpoint may send"),
-            vec![RawFrame::close(code, b"")],
-            1002,
-        ));
+        rules.push((format!("the close code {code}, which must not be sent"), vec![RawFrame::close(code, b"")], 1002));
     }
     for (rule, frames, code) in rules {
         let mut raw = upgraded(&pod);
         raw.send_frames(&frames);
         assert_eq!(raw.next_answer(), Sent::Close(code), "{rule}");
-        assert_eq!(raw.receive(), Sent::End, "{rule}: nothing comes after a close");
+        assert_eq!(raw.receive(), Sent::End, "{rule}: nothing follows a close");
     }
     pod.await_metric("websocket_connections_total", 0.0);
 }
 
 #[test]
-fn a_length_that_no_message_has_is_refused_by_its_header_alone() {
+fn an_excessive_length_is_refused_by_the_frame_header_alone() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").start();
     for (length, codes) in [(u64::MAX, &[1002, 1009]), (1 << 40, &[1009, 1009]), (65_536, &[1009, 1009])] {
@@ -117,16 +113,16 @@ fn control_frames_may_come_between_the_parts_of_a_message() {
         text("{\"type\"").unfinished(),
         RawFrame::new(PING, ""),
         RawFrame::new(CONTINUATION, ":").unfinished(),
-        RawFrame::new(PONG, "nobody asked"),
+        RawFrame::new(PONG, "unsolicited"),
         RawFrame::new(CONTINUATION, "").unfinished(),
         RawFrame::new(PING, largest.clone()),
         RawFrame::new(CONTINUATION, "\"ping\"}"),
     ]);
     assert_eq!(raw.next_answer(), Sent::Pong(largest), "the newest ping is answered");
-    let Sent::Text(pong) = raw.next_answer() else { panic!("the message counts when it is whole") };
+    let Sent::Text(pong) = raw.next_answer() else { panic!("the message counts when it is complete") };
     assert!(pong.contains(r#""type":"pong""#), "{pong}");
 
-    // A character may be broken by a part's end, and everything may come a byte at a time.
+    // A fragment may end within a character, and everything may arrive a byte at a time.
     let message = r#"{"type":"é"}"#.as_bytes();
     let within = message.iter().position(|byte| *byte == 0xc3).unwrap() + 1;
     let (first, rest) = message.split_at(within);
@@ -136,10 +132,13 @@ fn control_frames_may_come_between_the_parts_of_a_message() {
         raw.send(&[byte]);
     }
     assert_eq!(raw.next_answer(), Sent::Pong(b"end".to_vec()));
-    // A message of the largest size is taken.
+    // A message of the maximum size is accepted.
     let fill = MESSAGE_BYTES_MAX - r#"{"type":"x","fill":""}"#.len();
-    raw.send_frames(&[text(&format!(r#"{{"type":"x","fill":"{}"}}"#, "f".repeat(fill))), RawFrame::new(PING, "taken")]);
-    assert_eq!(raw.next_answer(), Sent::Pong(b"taken".to_vec()));
+    raw.send_frames(&[
+        text(&format!(r#"{{"type":"x","fill":"{}"}}"#, "f".repeat(fill))),
+        RawFrame::new(PING, "accepted"),
+    ]);
+    assert_eq!(raw.next_answer(), Sent::Pong(b"accepted".to_vec()));
     pod.await_metric("websocket_messages_received_total", 3.0);
 }
 
@@ -152,7 +151,7 @@ fn bad_messages_are_answered_once_a_second_and_unknown_types_are_ignored() {
         raw.send_frames(&[text(bad), text(bad), text(bad), text(r#"{"type":"ping"}"#)]);
         let mut answers = [raw.next_answer(), raw.next_answer()].map(|answer| match answer {
             Sent::Text(text) => serde_json::from_str::<serde_json::Value>(&text).unwrap(),
-            other => panic!("{bad:?} is answered, and it is served on: {other:?}"),
+            other => panic!("{bad:?} is answered, and the connection stays open: {other:?}"),
         });
         answers.sort_by_key(|answer| answer["type"] == "pong");
         assert_eq!(
@@ -200,7 +199,7 @@ fn frames_of_one_packet_are_answered_in_one_write() {
         raw.send_frames(&frames);
         let mut next = || loop {
             match raw.next_answer() {
-                // Once a second.
+                // Sent once per second.
                 Sent::Text(text) if text.contains("BadMessage") => {}
                 answer => return answer,
             }
@@ -223,5 +222,5 @@ fn a_vanished_client_is_closed_by_heartbeat_timeout() {
     pod.await_metric("websocket_connections_total", 20.0);
     drop(clients);
     pod.await_metric("websocket_connections_total", 0.0);
-    assert!(started.elapsed() < Duration::from_secs(10), "by its socket, not by its silence");
+    assert!(started.elapsed() < Duration::from_secs(10), "by its socket, not by the heartbeat");
 }

@@ -1,5 +1,5 @@
-//! The fuzz targets over their corpus, and over small changes to it: what a fuzzer once found stays found. The fuzzer
-//! itself is run by hand (`loadtest/fuzz`).
+//! Runs the fuzz targets over their corpus and over small mutations of it, so that earlier findings stay fixed. The
+//! fuzzer itself is run by hand (`loadtest/fuzz`).
 
 #[path = "../fuzz/src/lib.rs"]
 #[expect(unreachable_pub, reason = "it is a crate of its own for the fuzzer")]
@@ -8,11 +8,11 @@ mod targets;
 use std::fs;
 use std::path::Path;
 
-/// Changed inputs that are tried for each of the corpus.
+/// Mutations of each input of the corpus.
 const CHANGES: usize = 50;
 
 #[test]
-fn every_target_bears_its_corpus_and_small_changes_to_it() {
+fn every_target_accepts_its_corpus_and_small_mutations_of_it() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     for (name, target) in targets::TARGETS {
         let inputs = inputs(&corpus.join(name));
@@ -43,7 +43,7 @@ fn inputs(folder: &Path) -> Vec<(String, Vec<u8>)> {
     inputs
 }
 
-/// The input with some bytes changed, cut out, doubled, or taken from another one.
+/// The input with some bytes changed, removed, duplicated, or taken from another input.
 fn changed(input: &[u8], inputs: &[(String, Vec<u8>)], random: &mut fastrand::Rng) -> Vec<u8> {
     let mut input = input.to_vec();
     for _ in 0..random.usize(1..4) {

@@ -1,5 +1,5 @@
-//! Who is sent where, and how often: pods restarted one after another, pods that know different things for a moment, a
-//! Redis that doesn't answer, and pods that can't be addressed.
+//! Redirects: rolling restarts, pods with different views for a moment, a Redis that does not answer, and pods that
+//! can't be addressed.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -15,31 +15,31 @@ use loadtest::redis_proxy::RedisProxy;
 use shardgate::ids::{AssessmentHash, NodeId};
 use shardgate::routing::placement::{self, View};
 
-// ---- clients that follow
+// ---- clients that follow redirects ----------------------------------------------------------------------------------
 // ----------------------------------------------------------------------------------------------
 
-/// Sixty clients that go where they are sent, at once; where one is sent nowhere, it asks the pods in turn.
+/// Sixty clients that follow redirects at once. Without a redirect, a client tries the pods in turn.
 struct Followers {
     clients: Vec<Client>,
-    lives: Vec<Life>,
+    states: Vec<FollowerState>,
     urls: Vec<String>,
 }
 
-struct Life {
+struct FollowerState {
     id: String,
-    /// The last that it saw.
+    /// The last cursor received.
     cursor: Option<String>,
     redirects: usize,
-    /// Since when it is not connected.
+    /// Start of its current disconnection, if any.
     away: Option<Instant>,
     longest_away: Duration,
-    asked: usize,
+    attempts: usize,
 }
 
-impl Life {
-    /// Looks what has come, and what becomes of a connection that has ended.
-    fn go_on(&mut self, client: &mut Client, urls: &[String]) {
-        // What came with the answer to its handshake waits for nothing more to come.
+impl FollowerState {
+    /// Reads its messages, and reconnects if its connection has ended.
+    fn turn_client(&mut self, client: &mut Client, urls: &[String]) {
+        // Messages that arrived together with the response cause no further event.
         client.turn();
         if let (Some(away), Some(_)) = (self.away, client.of_type("connected").next()) {
             self.longest_away = self.longest_away.max(away.elapsed());
@@ -50,17 +50,17 @@ impl Life {
             client.messages().iter().rev().find_map(|message| Some(message.json()["cursor"].as_str()?.to_owned()));
         self.cursor = last.or(self.cursor.take());
         self.away.get_or_insert(ended);
-        let mut sent_to = client.messages().last().filter(|last| last.kind == "Redirect").map(|last| {
+        let mut redirect = client.messages().last().filter(|last| last.kind == "Redirect").map(|last| {
             let code = client.close_frame().map(|(code, _)| *code);
             assert!(matches!(code, Some(1008 | 1012)), "a redirect is followed by its close frame: {code:?}");
             last.json()["url"].as_str().expect("a redirect has a URL").to_owned()
         });
-        self.redirects += usize::from(sent_to.is_some());
-        // Whoever it is sent to may be gone by now: then any other.
+        self.redirects += usize::from(redirect.is_some());
+        // The target of the redirect may be gone. Then any other pod is tried.
         *client = eventually(&format!("{} finds a pod", self.id), WITHIN, || {
-            let url = sent_to.take().unwrap_or_else(|| {
-                self.asked += 1;
-                urls[self.asked % urls.len()].clone()
+            let url = redirect.take().unwrap_or_else(|| {
+                self.attempts += 1;
+                urls[self.attempts % urls.len()].clone()
             });
             let ask = Ask::to(&url).assessment(&self.id);
             let cursor = self.cursor.as_ref().map(|cursor| format!("cursor={cursor}"));
@@ -72,56 +72,64 @@ impl Life {
 impl Followers {
     fn open(pods: &[Pod]) -> Self {
         let urls: Vec<_> = pods.iter().map(Pod::url).collect();
-        let life = |number| {
+        let state = |number| {
             let id = format!("follower-{number}");
-            Life { id, cursor: None, redirects: 0, away: Some(Instant::now()), longest_away: Duration::ZERO, asked: 0 }
+            FollowerState {
+                id,
+                cursor: None,
+                redirects: 0,
+                away: Some(Instant::now()),
+                longest_away: Duration::ZERO,
+                attempts: 0,
+            }
         };
-        let lives: Vec<_> = (0..60).map(life).collect();
-        let clients = lives.iter().zip(urls.iter().cycle()).map(|(life, url)| Ask::to(url).assessment(&life.id).open());
-        let mut followers = Self { clients: clients.collect(), lives, urls };
+        let states: Vec<_> = (0..60).map(state).collect();
+        let clients =
+            states.iter().zip(urls.iter().cycle()).map(|(state, url)| Ask::to(url).assessment(&state.id).open());
+        let mut followers = Self { clients: clients.collect(), states, urls };
         followers.until("all are served", || true);
-        assert!(followers.lives.iter().all(|life| life.redirects <= 1), "whoever they ask first knows who serves them");
+        assert!(followers.states.iter().all(|state| state.redirects <= 1), "the first pod knows the owner");
         followers.take_tally();
         followers
     }
 
     fn turn(&mut self) {
         read_for(&mut self.clients, Duration::from_millis(2));
-        for (life, client) in self.lives.iter_mut().zip(&mut self.clients) {
-            life.go_on(client, &self.urls);
+        for (state, client) in self.states.iter_mut().zip(&mut self.clients) {
+            state.turn_client(client, &self.urls);
         }
     }
 
-    /// Goes on until this holds, and everyone is served.
+    /// Runs until the condition holds and every client is connected.
     fn until(&mut self, what: &str, mut holds: impl FnMut() -> bool) {
         let deadline = Instant::now() + READY_WITHIN;
-        while !(holds() && self.lives.iter().all(|life| life.away.is_none())) {
+        while !(holds() && self.states.iter().all(|state| state.away.is_none())) {
             assert!(Instant::now() < deadline, "{what}: not within {READY_WITHIN:?}");
             self.turn();
         }
     }
 
-    fn go_on_for(&mut self, time: Duration) {
+    fn run_for(&mut self, time: Duration) {
         let until = Instant::now() + time;
         while Instant::now() < until {
             self.turn();
         }
     }
 
-    /// How many saw how many redirects since the last time, and how long anyone was away.
+    /// Number of clients by number of redirects since the last call, and the longest disconnection.
     fn take_tally(&mut self) -> (BTreeMap<usize, usize>, Duration) {
         let mut tally = BTreeMap::new();
         let mut longest = Duration::ZERO;
-        for life in &mut self.lives {
-            *tally.entry(std::mem::take(&mut life.redirects)).or_default() += 1;
-            longest = longest.max(std::mem::take(&mut life.longest_away));
+        for state in &mut self.states {
+            *tally.entry(std::mem::take(&mut state.redirects)).or_default() += 1;
+            longest = longest.max(std::mem::take(&mut state.longest_away));
         }
         (tally, longest)
     }
 }
 
 #[test]
-fn while_pods_are_restarted_one_after_another_each_client_moves_twice_away_and_home() {
+fn in_a_rolling_restart_each_client_moves_once_away_and_once_back() {
     let world = World::start();
     let settings = [("LEASE_TTL_MS", "10000"), ("DRAIN_DELAY_MS", "300"), ("DRAIN_MS", "1000")];
     let mut pods = Vec::from(world.three_pods(&settings));
@@ -130,28 +138,28 @@ fn while_pods_are_restarted_one_after_another_each_client_moves_twice_away_and_h
     for _ in 0..pods.len() {
         let mut leaving = pods.remove(0);
         leaving.signal(Signal::Term);
-        followers.until("the pod ends", || leaving.exited().is_some());
+        followers.until("the pod exits", || leaving.exited().is_some());
         let back = leaving.plan().spawn();
         followers.until("it is back", || world.redis.live().len() == 3);
         followers.until("it is ready", || back.try_get("/ready").is_some_and(|answer| answer.status == 200));
-        // Whoever is to come home has come by then.
-        followers.go_on_for(Duration::from_secs(1));
+        // Time for all clients to return to their owner.
+        followers.run_for(Duration::from_secs(1));
         let (tally, longest) = followers.take_tally();
-        println!("{} restarted: clients by redirects {tally:?}, away for {longest:?} at most", back.name());
+        println!("{} restarted: clients by redirects {tally:?}, disconnected for at most {longest:?}", back.name());
         pods.push(back);
         assert!(tally.keys().all(|redirects| *redirects <= 3), "in one restart: {tally:?}");
-        assert!(tally.get(&0).is_some_and(|stayed| *stayed >= 20), "who is not concerned stays: {tally:?}");
+        assert!(tally.get(&0).is_some_and(|stayed| *stayed >= 20), "clients of other pods stay: {tally:?}");
         assert!(longest < Duration::from_secs(2), "a client was away for {longest:?}");
         all.push(tally);
     }
     let redirects: usize = all.iter().flatten().map(|(redirects, clients)| redirects * clients).sum();
-    assert!(redirects <= 60 * 3, "each pod's clients move away and home: {all:?}");
+    assert!(redirects <= 60 * 3, "each pod's clients move away and back: {all:?}");
 }
 
 // ---- pods that disagree
 // -----------------------------------------------------------------------------------------------
 
-/// The view that Redis has now.
+/// The current view in Redis.
 fn view(world: &World) -> View {
     let slots = world.redis.slots();
     let count = slots.last_key_value().map_or(0, |(number, _)| number + 1);
@@ -164,20 +172,20 @@ fn view(world: &World) -> View {
 
 fn owner<'a>(view: &'a View, id: &str) -> &'a str {
     let slot = view.owner(AssessmentHash::of(id)).expect("a slot is live");
-    &view.pod(slot).expect("it is live").node.0
+    &view.pod(slot).expect("its slot is live").node.0
 }
 
 #[test]
-fn a_pod_with_a_stale_view_redirects_nobody_back() {
+fn a_pod_with_a_stale_view_redirects_no_client_back() {
     let world = World::without_topics();
-    let link = RedisProxy::to(world.redis.port());
-    // It polls once a second: time enough to be asked before.
+    let proxy = RedisProxy::to(world.redis.port());
+    // It polls once per second, so requests can come before it polls.
     let lease = [("LEASE_TTL_MS", "30000"), ("DRAIN_DELAY_MS", "0"), ("DRAIN_MS", "100")];
-    let deaf = world.pod("deaf").set_all(&lease).set("REDIS_PORT", &link.port().to_string()).start();
-    let pods = [deaf, world.pod("other").set_all(&lease).start()];
+    let stale = world.pod("stale").set_all(&lease).set("REDIS_PORT", &proxy.port().to_string()).start();
+    let pods = [stale, world.pod("other").set_all(&lease).start()];
     world.settled(&pods);
-    link.drop_announcements();
-    let [deaf, other] = &pods;
+    proxy.drop_announcements();
+    let [stale, other] = &pods;
     let mut before = view(&world);
     for _ in 0..3 {
         let mut third = world.pod("third").set_all(&lease).spawn();
@@ -189,15 +197,15 @@ fn a_pod_with_a_stale_view_redirects_nobody_back() {
         let ids = (0..).map(|number| format!("id-{number}"));
         let ids: Vec<_> = ids.filter(|id| owners(id) == ["other", "third", "other"]).take(5).collect();
         for id in &ids {
-            assert_eq!(deaf.owner_of(id), third.url(), "it would have said {}", other.url());
+            assert_eq!(stale.owner_of(id), third.url(), "its stale view names {}", other.url());
         }
         third.ready();
         third.signal(Signal::Term);
-        eventually("it has left", READY_WITHIN, || (world.redis.live().len() == 2).then_some(()));
-        // It may go by its last look for a tenth of a second.
-        let sends_back = || (deaf.owner_of(&ids[0]) == other.url()).then_some(());
-        eventually("it looks again before it sends there", Duration::from_millis(250), sends_back);
-        assert!(ids.iter().all(|id| deaf.owner_of(id) == other.url()));
+        eventually("the third has left", READY_WITHIN, || (world.redis.live().len() == 2).then_some(()));
+        // It may use its last view for a tenth of a second.
+        let redirects_to_other = || (stale.owner_of(&ids[0]) == other.url()).then_some(());
+        eventually("it refreshes its view before it redirects", Duration::from_millis(250), redirects_to_other);
+        assert!(ids.iter().all(|id| stale.owner_of(id) == other.url()));
         assert!(third.wait_exit(WITHIN).success());
         before = after;
     }
@@ -206,23 +214,23 @@ fn a_pod_with_a_stale_view_redirects_nobody_back() {
 #[test]
 fn no_client_bounces_while_pods_join_and_leave_and_one_view_lags() {
     let world = World::without_topics();
-    let link = RedisProxy::to(world.redis.port());
+    let proxy = RedisProxy::to(world.redis.port());
     let settings = [("LEASE_TTL_MS", "30000"), ("DRAIN_DELAY_MS", "300"), ("DRAIN_MS", "500")];
-    let late = world.pod("late").set_all(&settings).set("REDIS_PORT", &link.port().to_string()).start();
+    let late = world.pod("late").set_all(&settings).set("REDIS_PORT", &proxy.port().to_string()).start();
     let pods = [late, world.pod("other").set_all(&settings).start()];
     world.settled(&pods);
     let mut followers = Followers::open(&pods);
-    link.drop_announcements();
-    link.delay(Duration::from_millis(250));
+    proxy.drop_announcements();
+    proxy.delay(Duration::from_millis(250));
     for _ in 0..3 {
         let mut third = world.pod("third").set_all(&settings).spawn();
         followers.until("the third has a slot", || world.redis.live().len() == 3);
-        followers.go_on_for(Duration::from_millis(2_500));
+        followers.run_for(Duration::from_millis(2_500));
         third.signal(Signal::Term);
         followers.until("the third has ended", || third.exited().is_some());
-        followers.go_on_for(Duration::from_millis(1_500));
+        followers.run_for(Duration::from_millis(1_500));
         let (tally, longest) = followers.take_tally();
-        println!("a pod came and went: clients by redirects {tally:?}, away for {longest:?} at most");
+        println!("a pod joined and left: clients by redirects {tally:?}, disconnected for at most {longest:?}");
         assert!(tally.keys().all(|redirects| *redirects <= 3), "{tally:?}");
         assert!(tally.iter().any(|(redirects, clients)| *redirects >= 2 && *clients >= 5), "some moved: {tally:?}");
     }
@@ -232,11 +240,11 @@ fn no_client_bounces_while_pods_join_and_leave_and_one_view_lags() {
 // ------------------------------------------------------------------------------
 
 impl Followers {
-    /// Whether each is where this view says.
-    fn are_home(&self, view: &View) -> bool {
+    /// Whether every client is connected to its owner by this view.
+    fn are_at_their_owners(&self, view: &View) -> bool {
         let node = |client: &Client| client.of_type("connected").next().map(|message| message.json()["node"].clone());
-        let mut all = self.lives.iter().zip(&self.clients);
-        all.all(|(life, client)| node(client).is_some_and(|node| node == owner(view, &life.id)))
+        let mut all = self.states.iter().zip(&self.clients);
+        all.all(|(state, client)| node(client).is_some_and(|node| node == owner(view, &state.id)))
     }
 }
 
@@ -246,26 +254,26 @@ fn clients_of_a_pod_that_leaves_without_redis_are_served_elsewhere_and_return_af
     let mut pods = Vec::from(world.three_pods(&[("DRAIN_DELAY_MS", "300"), ("DRAIN_MS", "1500")]));
     let mut followers = Followers::open(&pods);
     let before = view(&world);
-    let theirs = followers.lives.iter().filter(|life| owner(&before, &life.id) == "pod-1").count();
+    let theirs = followers.states.iter().filter(|state| owner(&before, &state.id) == "pod-1").count();
     assert!(theirs >= 10);
     world.redis.kill();
     for pod in &pods {
         let shows = || (pod.get("/ready").json()["redis"] == "disconnected").then_some(());
-        eventually("it shows", WITHIN, shows);
+        eventually("the outage is reported", WITHIN, shows);
     }
     let mut leaving = pods.remove(1);
     leaving.signal(Signal::Term);
-    followers.until("the pod ends", || leaving.exited().is_some());
+    followers.until("the pod exits", || leaving.exited().is_some());
     followers.until("all are served", || true);
-    // Whoever is to be sent on again would be by then.
-    followers.go_on_for(Duration::from_secs(2));
+    // Time for further redirects, if there were any.
+    followers.run_for(Duration::from_secs(2));
     let (tally, longest) = followers.take_tally();
-    println!("a pod left without Redis: clients by redirects {tally:?}, away for {longest:?} at most");
+    println!("a pod left without Redis: clients by redirects {tally:?}, disconnected for at most {longest:?}");
     let once = BTreeMap::from([(0, 60 - theirs), (1, theirs)]);
-    assert_eq!(tally, once, "who is concerned moves once, and is not sent back by the last view");
+    assert_eq!(tally, once, "the pod's clients move once and are not redirected back");
     assert!(longest < Duration::from_secs(2), "a client was away for {longest:?}");
 
-    // Those who come when it has ended are sent to it in vain, once.
+    // Clients that connect after its exit are redirected to it in vain, once.
     let (slot, _) = before.live().find(|(_, pod)| &*pod.node.0 == "pod-1").expect("it had a slot");
     let after = before.without(slot);
     let owners = |id: &String| [&before, &after].map(|view| owner(view, id));
@@ -273,25 +281,27 @@ fn clients_of_a_pod_that_leaves_without_redis_are_served_elsewhere_and_return_af
     let come = |id: String| {
         assert_eq!(pods[0].owner_of(&id), leaving.url(), "the last view is in force");
         let mut late = pods[0].client(&id);
-        assert_eq!(late.expect_type("connected").json()["node"], "pod-0", "whoever comes back is served");
+        assert_eq!(late.expect_type("connected").json()["node"], "pod-0", "a client that returns is served");
         late
     };
     let mut late: Vec<_> = ids.map(come).collect();
 
     world.redis.start_again();
-    read_until(&mut late, "they go home", READY_WITHIN, |late| late.iter().all(|client| client.ended().is_some()));
+    read_until(&mut late, "they move to their owner", READY_WITHIN, |late| {
+        late.iter().all(|client| client.ended().is_some())
+    });
     for client in &late {
         assert_eq!(client.close_frame().map(|(code, _)| *code), Some(1012));
-        let last = client.messages().last().expect("it was told something").json();
-        assert_eq!(last["url"], pods[1].url(), "to their owner, and not to the pod that has ended");
+        let last = client.messages().last().expect("a message").json();
+        assert_eq!(last["url"], pods[1].url(), "to their owner, not to the pod that has exited");
     }
     followers.until("all are at their owners", || true);
-    assert!(followers.are_home(&after));
+    assert!(followers.are_at_their_owners(&after));
     let (tally, _) = followers.take_tally();
-    assert!(tally.keys().all(|redirects| *redirects <= 1), "they go home and nowhere else: {tally:?}");
+    assert!(tally.keys().all(|redirects| *redirects <= 1), "they move only to their owner: {tally:?}");
 }
 
-// ---- what a look costs
+// ---- cost of view refreshes -----------------------------------------------------------------------------------------
 // ------------------------------------------------------------------------------------------------
 
 #[test]
@@ -302,39 +312,42 @@ fn a_thousand_redirects_cost_ten_redis_calls_a_second() {
     let ids = (0..).map(|number| format!("id-{number}")).filter(|id| owner(&view, id) != "pod-0");
     let asks: Vec<_> = ids.take(50).map(|id| pods[0].ask().assessment(&id)).collect();
     let (calls, began) = (world.redis.scripts_run(), Instant::now());
-    let mut sent_on = 0;
+    let mut redirected = 0;
     while began.elapsed() < Duration::from_secs(3) {
         let mut clients: Vec<_> = asks.iter().map(Ask::open).collect();
-        read_until(&mut clients, "all are sent on", WITHIN, |clients| {
+        read_until(&mut clients, "all are redirected", WITHIN, |clients| {
             clients.iter().all(|client| client.ended().is_some())
         });
         assert!(clients.iter().all(|client| client.messages()[0].kind == "Redirect"));
-        sent_on += clients.len();
+        redirected += clients.len();
     }
-    let (looks, took) = (world.redis.scripts_run() - calls, began.elapsed().as_secs_f64());
-    println!("{sent_on} redirects and {looks} calls to Redis in {took:.1} s");
-    // Ten a second; and three pods poll once a second.
+    let (calls_made, took) = (world.redis.scripts_run() - calls, began.elapsed().as_secs_f64());
+    println!("{redirected} redirects and {calls_made} calls to Redis in {took:.1} s");
+    // Ten per second, and three pods poll once per second.
     let most = (13.0 * took).ceil() as u64 + 3;
-    assert!(looks <= most && sent_on as u64 > looks * 5, "{looks} calls for {sent_on} redirects in {took} s");
-    assert!(looks as f64 >= 5.0 * took, "they are made, at this rate of redirects");
+    assert!(
+        calls_made <= most && redirected as u64 > calls_made * 5,
+        "{calls_made} calls for {redirected} redirects in {took} s"
+    );
+    assert!(calls_made as f64 >= 5.0 * took, "the view is refreshed at this rate of redirects");
 }
 
 #[test]
 fn a_hung_redis_delays_redirects_once_and_no_other_client() {
     let world = World::without_topics();
-    let link = RedisProxy::to(world.redis.port());
-    let first = world.pod("first").set("REDIS_PORT", &link.port().to_string()).start();
+    let proxy = RedisProxy::to(world.redis.port());
+    let first = world.pod("first").set("REDIS_PORT", &proxy.port().to_string()).start();
     let pods = [first, world.pod("second").start()];
     world.settled(&pods);
     let view = view(&world);
     let mut ids = (0..).map(|number| format!("id-{number}"));
     let mut id_of = |pod: &str| ids.find(|id| owner(&view, id) == pod).unwrap();
     let (own, others, another) = (id_of("first"), id_of("second"), id_of("second"));
-    // Until its last look is an old one.
+    // Its last view becomes older than its limit.
     read_for(&mut [], Duration::from_millis(150));
-    link.pause();
+    proxy.pause();
 
-    let asked = Instant::now();
+    let attempts = Instant::now();
     let ask = pods[0].ask().assessment(&others);
     let mut stream = ask.connect();
     stream.write_all(ask.head().as_bytes()).unwrap();
@@ -343,20 +356,20 @@ fn a_hung_redis_delays_redirects_once_and_no_other_client() {
     while !waiting.is_finished() {
         let began = Instant::now();
         assert_eq!(pods[0].owner_of(&own), pods[0].url());
-        assert!(began.elapsed() < Duration::from_millis(500), "who is served here waits for nothing");
+        assert!(began.elapsed() < Duration::from_millis(500), "clients of this pod don't wait");
         served += 1;
     }
     let (status, answered) = waiting.join().unwrap();
-    let waited = answered - asked;
-    println!("the one that was sent on waited {waited:?}; {served} were served meanwhile");
+    let waited = answered - attempts;
+    println!("the redirected client waited {waited:?}; {served} clients were served meanwhile");
     assert_eq!(status, 101);
     // A call may take two fifths of a lease.
     assert!((1_000..2_200).contains(&waited.as_millis()), "{waited:?}");
 
     let began = Instant::now();
     assert_eq!(pods[0].owner_of(&another), pods[1].url(), "by the last view");
-    assert_eq!(pods[0].owner_of(&another), pods[0].url(), "whoever comes back is served");
-    assert!(began.elapsed() < Duration::from_millis(500), "where Redis is known to be down, nobody waits for it");
+    assert_eq!(pods[0].owner_of(&another), pods[0].url(), "a client that returns is served");
+    assert!(began.elapsed() < Duration::from_millis(500), "with Redis known to be down, no client waits for it");
 }
 
 // ---- pods that can't be addressed
@@ -382,27 +395,27 @@ fn with_placement_any_clients_stay_and_a_drain_sends_no_redirect() {
     for (client, id) in clients.iter().zip(ids.iter().cycle()) {
         assert_saw(client, id, 0..10);
     }
-    // All records, on every pod, also on one without a client.
+    // Every pod processes all records, also without a client.
     let records = (ids.len() * 10 + MARKETS.len()) as f64;
     for pod in &pods {
         pod.await_metric("websocket_kafka_messages_processed_total", records);
         assert_eq!(pod.metrics().sum("websocket_kafka_messages_skipped_total"), 0.0);
     }
 
-    // The third's slot is news for the first two: nobody is handed over.
+    // The third pod's slot changes the view of the first two, but no client is redirected.
     read_for(&mut clients, Duration::from_millis(500));
-    assert!(clients.iter().all(|client| client.ended().is_none()), "nobody moves");
+    assert!(clients.iter().all(|client| client.ended().is_none()), "all clients stay");
 
     let (theirs, others) = clients.split_at_mut(ids.len());
     pods[0].signal(Signal::Term);
-    eventually("it drains", WITHIN, || (pods[0].get("/ready").json()["draining"] == true).then_some(()));
-    let refused = pods[0].ask().assessment(&ids[0]).try_open().expect_err("a pod that drains takes nobody");
+    eventually("the pod drains", WITHIN, || (pods[0].get("/ready").json()["draining"] == true).then_some(()));
+    let refused = pods[0].ask().assessment(&ids[0]).try_open().expect_err("a draining pod accepts no client");
     assert_eq!(refused.status, 503);
     assert!(refused.header("retry-after").is_some());
     read_until(theirs, "all are closed", WITHIN, |clients| clients.iter().all(|client| client.ended().is_some()));
     for client in theirs {
         assert_eq!(client.close_frame().map(|(code, _)| *code), Some(1001));
-        assert_eq!(client.of_type("Redirect").count(), 0, "its URL leads nowhere");
+        assert_eq!(client.of_type("Redirect").count(), 0, "its URL is of no use to clients");
     }
     read_for(others, Duration::from_millis(100));
     assert!(others.iter().all(|client| client.ended().is_none()));

@@ -1,4 +1,4 @@
-//! A log that nobody reads: no client, no probe and no signal waits for it.
+//! An unread log must not delay clients, probes or signals.
 
 use std::io::{BufRead as _, BufReader, PipeReader, Read as _, Write as _, pipe};
 use std::net::{SocketAddr, TcpStream};
@@ -15,7 +15,7 @@ use loadtest::metrics::Scrape;
 use loadtest::pods::{READY_WITHIN, World, binary};
 use loadtest::process::{Process, Signal, TempDir, eventually, free_port};
 
-/// Longer than a thread may stand before `/health` says so.
+/// Longer than a thread may stall before `/health` reports it.
 const UNREAD_FOR: Duration = Duration::from_secs(8);
 
 /// A pipe of one page, which a few lines fill.
@@ -27,9 +27,9 @@ fn small_pipe() -> (PipeReader, OwnedFd) {
     (reader, writer.into())
 }
 
-/// Makes the pod log a line, at the level debug.
-fn be_logged(admin: SocketAddr) {
-    // It may close before it has read all.
+/// Makes the pod log a line at level debug.
+fn cause_a_log_line(admin: SocketAddr) {
+    // The pod may close the connection before it has read everything.
     let mut stream = TcpStream::connect(admin).unwrap();
     let _ = stream.write_all(b"no HTTP\r\n\r\n");
     let _ = stream.read_to_end(&mut Vec::new());
@@ -41,7 +41,7 @@ fn metrics(admin: SocketAddr) -> Scrape {
 
 fn delivers(producer: &Producer, client: &mut Client, number: u64) {
     for kind in [Kind::OrderFilled, Kind::BalanceUpdated] {
-        // Each topic's complaint is logged once a second.
+        // Logged once per second and topic.
         producer.send(kind.topic(), Some("a"), Some(b"no JSON"));
     }
     producer.event(&event("a", number));
@@ -60,7 +60,7 @@ fn an_unread_log_stops_no_events_and_its_dropped_lines_are_counted() {
     let mut pod = plan.spawn();
     drop(plan);
     let status = |path| http::get(admin, path, WITHIN).map(|answer| answer.status).ok();
-    eventually("it is ready", READY_WITHIN, || (status("/ready") == Some(200)).then_some(()));
+    eventually("the pod is ready", READY_WITHIN, || (status("/ready") == Some(200)).then_some(()));
     let mut client = pod.client("a");
 
     let dropped = || metrics(admin).sum("shardgate_log_lines_dropped_total");
@@ -68,21 +68,21 @@ fn an_unread_log_stops_no_events_and_its_dropped_lines_are_counted() {
     let unread_since = Instant::now();
     let mut number = 0;
     while unread_since.elapsed() < UNREAD_FOR || dropped() == 0.0 {
-        (0..100).for_each(|_| be_logged(admin));
+        (0..100).for_each(|_| cause_a_log_line(admin));
         delivers(&producer, &mut client, number);
         assert_eq!((status("/health"), status("/ready")), (Some(200), Some(200)));
         number += 1;
     }
 
-    // From now on somebody reads: what was dropped is logged, and then what happens next.
-    let (said, count_is_logged) = mpsc::channel();
+    // From now on the log is read: the count of dropped lines is logged, then new lines.
+    let (count_sent, count_is_logged) = mpsc::channel();
     let reading = thread::spawn(move || {
         let mut log = String::new();
         for line in BufReader::new(reader).lines() {
             let line = line.unwrap();
             if line.contains("log lines dropped") {
-                // It may be said again, when nobody waits for it any more.
-                let _ = said.send(());
+                // It may be logged again after the receiver is gone.
+                let _ = count_sent.send(());
             }
             log.push_str(&line);
             log.push('\n');
@@ -94,16 +94,16 @@ fn an_unread_log_stops_no_events_and_its_dropped_lines_are_counted() {
     client.close();
     pod.signal(Signal::Term);
     assert_eq!(pod.wait_exit(READY_WITHIN).code(), Some(0));
-    // The plan of the pod holds the pipe, too.
+    // The pod's plan holds the pipe too.
     drop(pod);
     let log = reading.join().unwrap();
-    let told: f64 = log.lines().filter(|line| line.contains("log lines dropped")).map(lines_told).sum();
-    assert_eq!(told, counted, "{}", tail(&log));
+    let logged: f64 = log.lines().filter(|line| line.contains("log lines dropped")).map(dropped_lines).sum();
+    assert_eq!(logged, counted, "{}", tail(&log));
     assert!(log.lines().last().is_some_and(|line| line.contains("stopped")), "{}", tail(&log));
 }
 
 /// `… WARN shardgate::operations::log: log lines dropped, … lines=17`
-fn lines_told(line: &str) -> f64 {
+fn dropped_lines(line: &str) -> f64 {
     let number = line.rsplit_once("lines=").unwrap_or_else(|| panic!("{line}")).1;
     number.parse().unwrap_or_else(|error| panic!("{error}: {line}"))
 }
@@ -124,7 +124,7 @@ fn a_process_with_an_unread_log_exits() {
         (Process::start_with("shardgate", command, &dir.path().join("log"), Some(filled.into())), reader)
     };
     let (mut refused, _unread) = start(&["serve", "--port=none"]);
-    assert_eq!(refused.wait_exit(WITHIN).code(), Some(2), "its settings can't be used, and nobody is told");
+    assert_eq!(refused.wait_exit(WITHIN).code(), Some(2), "its settings are invalid, and the message is not read");
 
     let port = format!("--port={}", free_port([127, 0, 0, 1].into()));
     let (mut demo, _unread) = start(&["demo", &port]);

@@ -1,5 +1,5 @@
-//! What an operator is given, checked against what it is for: the manifests against Kubernetes' own schemas and against
-//! each other, and every setting that they or the contract name against the binary.
+//! The files for operators: the manifests are checked against Kubernetes' schemas and each other, and all settings
+//! named in them or in PROTOCOL against the binary.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +17,7 @@ use serde_json::Value;
 // ---- schemas --------------------------------------------------------------------------------------------------------
 
 #[test]
-fn the_manifests_keep_kubernetes_schemas() {
+fn the_manifests_conform_to_kubernetes_schemas() {
     let manifests = Manifests::read();
     assert_eq!(manifests.pods.spec.replicas, Some(3));
     assert_eq!(manifests.services.len(), 2);
@@ -63,7 +63,7 @@ impl Manifests {
             (Some("v1"), Some("Service")) => self.services.push(typed(value)?),
             (Some("v1"), Some("ConfigMap")) => self.settings = typed(value)?,
             (Some("policy/v1"), Some("PodDisruptionBudget")) => self.budget = typed(value)?,
-            kind => return Err(format!("{kind:?} is new to this test")),
+            kind => return Err(format!("{kind:?} is unknown to this test")),
         }
         Ok(())
     }
@@ -85,7 +85,7 @@ impl Manifests {
         self.settings.data.as_ref().unwrap().get(name).map(String::as_str)
     }
 
-    /// Every variable of the container's environment; secrets and fields of the pod without their values.
+    /// All environment variables of the container, with the values that are literals.
     fn environment(&self) -> BTreeMap<&str, Option<&str>> {
         let shared = self.settings.data.iter().flatten().map(|(name, value)| (name.as_str(), Some(value.as_str())));
         let own =
@@ -94,8 +94,8 @@ impl Manifests {
     }
 }
 
-/// A manifest as Kubernetes' own type. Its fields are optional and unknown ones are passed over, so what was read is
-/// written again: a field that is lost on the way is none.
+/// A manifest as Kubernetes' own type. Its fields are optional and unknown ones are ignored, so the value is serialized
+/// again: a field that gets lost is unknown.
 fn typed<T: DeserializeOwned + Serialize>(value: &Value) -> Result<T, String> {
     let typed: T = serde_json::from_value(value.clone()).map_err(|fault| fault.to_string())?;
     let again = serde_json::to_value(&typed).map_err(|fault| fault.to_string())?;
@@ -105,7 +105,7 @@ fn typed<T: DeserializeOwned + Serialize>(value: &Value) -> Result<T, String> {
     }
 }
 
-/// The first path that `again` lacks or has otherwise.
+/// The first path that is missing or different in `again`.
 fn lost(value: &Value, again: &Value, path: &str) -> Option<String> {
     match (value, again) {
         (Value::Object(fields), Value::Object(kept)) => fields
@@ -118,7 +118,7 @@ fn lost(value: &Value, again: &Value, path: &str) -> Option<String> {
     }
 }
 
-// ---- how they belong together ---------------------------------------------------------------------------------------
+// ---- consistency ----------------------------------------------------------------------------------------------------
 
 #[test]
 fn services_and_budget_select_the_pods_and_their_ports() {
@@ -139,11 +139,11 @@ fn services_and_budget_select_the_pods_and_their_ports() {
     }
     let headless =
         manifests.services.iter().find(|service| service.spec.as_ref().unwrap().cluster_ip.as_deref() == Some("None"));
-    assert_eq!(headless.unwrap().metadata.name, spec.service_name, "it gives the pods their names");
+    assert_eq!(headless.unwrap().metadata.name, spec.service_name, "it names the pods");
 }
 
 #[test]
-fn probes_ask_the_endpoints_on_the_port_that_answers() {
+fn probes_use_the_port_of_the_operators_endpoints() {
     let manifests = Manifests::read();
     let container = manifests.container();
     let probe = |probe: &Option<Probe>| {
@@ -163,12 +163,12 @@ fn probes_ask_the_endpoints_on_the_port_that_answers() {
 }
 
 #[test]
-fn a_pod_is_given_the_time_to_drain() {
+fn the_grace_period_covers_the_drain() {
     let manifests = Manifests::read();
     let defaults = settings_of_the_binary();
     let ms = |name: &str| manifests.setting(name).unwrap_or(&defaults[name]).parse::<i64>().unwrap();
     let grace_ms = manifests.pod().termination_grace_period_seconds.unwrap() * 1000;
-    assert!(grace_ms >= ms("DRAIN_DELAY_MS") + ms("DRAIN_MS") + 5000, "with some seconds for the end itself");
+    assert!(grace_ms >= ms("DRAIN_DELAY_MS") + ms("DRAIN_MS") + 5000, "with some seconds for the exit");
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn each_pod_is_addressed_by_its_own_name() {
             let name = reference.split(')').next().unwrap();
             assert!(
                 known.contains(&name),
-                "{}: Kubernetes fills in only what stands before it, not {name}",
+                "{}: Kubernetes expands only variables defined before it, not {name}",
                 variable.name
             );
         }
@@ -193,7 +193,7 @@ fn each_pod_is_addressed_by_its_own_name() {
 }
 
 #[test]
-fn a_pod_may_do_what_it_must_and_little_else() {
+fn pods_have_minimal_privileges() {
     let manifests = Manifests::read();
     let (pod, container) = (manifests.pod(), manifests.container());
     let security = pod.security_context.as_ref().unwrap();
@@ -216,8 +216,8 @@ fn a_pod_may_do_what_it_must_and_little_else() {
     assert!(!refused.iter().any(|name| name.starts_with("io_uring")), "the shards run on it");
 
     let resources = container.resources.as_ref().unwrap();
-    assert_eq!(resources.requests, resources.limits, "cores of its own want the Guaranteed class");
-    assert!(resources.limits.as_ref().unwrap()["cpu"].0.parse::<u16>().is_ok(), "and whole ones");
+    assert_eq!(resources.requests, resources.limits, "exclusive cores need the Guaranteed class");
+    assert!(resources.limits.as_ref().unwrap()["cpu"].0.parse::<u16>().is_ok(), "and whole cores");
 }
 
 #[test]
@@ -244,13 +244,13 @@ fn port_number(container: &Container, port: &IntOrString) -> i32 {
 fn every_variable_of_a_pod_is_a_setting_of_the_binary() {
     let (manifests, settings) = (Manifests::read(), settings_of_the_binary());
     let unknown: Vec<&str> = manifests.environment().into_keys().filter(|name| !settings.contains_key(*name)).collect();
-    assert_eq!(unknown, ["POD_NAMESPACE"], "which only PUBLIC_URL is made of");
+    assert_eq!(unknown, ["POD_NAMESPACE"], "used only in PUBLIC_URL");
 }
 
 #[test]
 fn with_the_manifests_settings_only_the_secret_is_missing() {
     let manifests = Manifests::read();
-    // As Kubernetes fills it in.
+    // As Kubernetes expands it.
     let url = manifests.environment()["PUBLIC_URL"].unwrap();
     let url = url.replace("$(POD_NAME)", "shardgate-0").replace("$(POD_NAMESPACE)", "default");
     let mut environment = manifests.environment();
@@ -259,22 +259,22 @@ fn with_the_manifests_settings_only_the_secret_is_missing() {
 
     let run = run(&["serve"], &environment);
     assert_eq!(run.code, Some(2), "{}", run.output);
-    let told = settings_of_the_binary().into_keys().filter(|name| words(&run.output).any(|word| word == name));
-    assert_eq!(told.collect::<Vec<_>>(), ["JWT_SECRET"], "{}", run.output);
+    let listed = settings_of_the_binary().into_keys().filter(|name| words(&run.output).any(|word| word == name));
+    assert_eq!(listed.collect::<Vec<_>>(), ["JWT_SECRET"], "{}", run.output);
 }
 
 #[test]
-fn the_contract_lists_the_settings_as_they_are() {
+fn the_protocol_lists_all_settings_with_their_defaults() {
     let contract = fs::read_to_string(top("src/protocol/PROTOCOL.md")).unwrap();
     let section = contract.split("\n## ").find(|section| section.starts_with("6. Settings\n")).expect("its section");
     let rows = section.lines().filter(|line| line.starts_with("| `"));
-    let told: BTreeMap<String, String> = rows
+    let listed: BTreeMap<String, String> = rows
         .map(|row| {
             let cells: Vec<&str> = row.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
             (cells[1].to_owned(), cells[2].to_owned())
         })
         .collect();
-    assert_eq!(told, settings_of_the_binary(), "left: PROTOCOL.md, right: --help");
+    assert_eq!(listed, settings_of_the_binary(), "left: PROTOCOL.md, right: --help");
 }
 
 /// The settings and their defaults as `shardgate serve --help` lists them:
@@ -290,8 +290,8 @@ fn settings_of_the_binary() -> BTreeMap<String, String> {
     let mut lines = help.lines().map(str::trim);
     while let Some(line) = lines.next() {
         let Some((_, name)) = line.split_once(", ").filter(|(flag, _)| flag.starts_with("--")) else { continue };
-        let said = lines.find(|line| line.starts_with("takes ")).expect("what a setting takes");
-        let (_, default) = said.rsplit_once("; ").expect("what it is by default");
+        let takes = lines.find(|line| line.starts_with("takes ")).expect("what a setting takes");
+        let (_, default) = takes.rsplit_once("; ").expect("what it is by default");
         let default = default.trim_start_matches("default").trim_start_matches(':').trim_end_matches(" by default");
         settings.insert(name.to_owned(), default.trim().to_owned());
     }

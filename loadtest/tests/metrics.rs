@@ -1,4 +1,4 @@
-//! Every metric of the contract moves exactly as far as the clients saw.
+//! Every metric of the contract changes exactly as much as clients observe.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
@@ -11,7 +11,7 @@ use loadtest::events::{MARKETS, event, seen, tick};
 use loadtest::pods::{Pod, World};
 use loadtest::process::eventually;
 
-/// The fixed names with their types and, where they are given, labels (PROTOCOL 5).
+/// The fixed names with their types (PROTOCOL 5).
 const CONTRACT: &[(&str, &str)] = &[
     ("websocket_connections_total", "gauge"),
     ("websocket_messages_sent", "counter"),
@@ -23,11 +23,11 @@ const CONTRACT: &[(&str, &str)] = &[
     ("websocket_connection_duration_seconds", "histogram"),
 ];
 
-/// From the start, of the right types, at 0, and under no third prefix.
+/// Checks that they exist from the start with the right types at 0, and that no metric has another prefix.
 fn the_contracts_families_are_there(pod: &Pod) {
     let metrics = pod.metrics();
     for (name, kind) in CONTRACT {
-        let family = metrics.families().get(*name).unwrap_or_else(|| panic!("{name} is there from the start"));
+        let family = metrics.families().get(*name).unwrap_or_else(|| panic!("{name} exists from the start"));
         assert_eq!(family.kind, *kind, "{name}");
     }
     for name in metrics.families().keys() {
@@ -38,13 +38,13 @@ fn the_contracts_families_are_there(pod: &Pod) {
 }
 
 #[test]
-fn the_metrics_say_what_the_clients_saw() {
+fn the_metrics_agree_with_what_clients_observed() {
     let world = World::start();
     // No heartbeat comes between the counts.
     let pod = world.pod("pod-0").set("HEARTBEAT_INTERVAL", "600000").set("CONNECTION_TIMEOUT", "1200000").start();
     the_contracts_families_are_there(&pod);
 
-    // Ten watch assessments, two market data only.
+    // Ten subscribe to assessments, two get market data only.
     let mut clients: Vec<_> = (0..10).map(|number| pod.client(&format!("a-{number}"))).collect();
     clients.extend([pod.market_client(), pod.market_client()]);
     pod.await_metric("websocket_connections_total", 12.0);
@@ -55,8 +55,8 @@ fn the_metrics_say_what_the_clients_saw() {
         for client in 0..10 {
             producer.event(&event(&format!("a-{client}"), number));
         }
-        // Owned by this pod, watched by nobody: processed, not sent.
-        producer.event(&event("unwatched", number));
+        // Owned by this pod, without a subscriber: processed, not sent.
+        producer.event(&event("unsubscribed", number));
     }
     for market in MARKETS {
         producer.event(&tick(market, 0));
@@ -65,8 +65,8 @@ fn the_metrics_say_what_the_clients_saw() {
     producer.send("assessment.created", Some("a-0"), Some(b"no JSON"));
     producer.flush();
     read_until(&mut clients, "events and ticks", WITHIN, |clients| {
-        clients.iter().enumerate().all(|(place, client)| {
-            seen(client).count() == if place < 10 { 10 } else { 0 } && client.of_type("market_price").count() == 5
+        clients.iter().enumerate().all(|(index, client)| {
+            seen(client).count() == if index < 10 { 10 } else { 0 } && client.of_type("market_price").count() == 5
         })
     });
     pod.await_metric("websocket_kafka_messages_processed_total", 110.0 + 5.0);
@@ -74,7 +74,7 @@ fn the_metrics_say_what_the_clients_saw() {
     assert_eq!(pod.metrics().of("websocket_kafka_messages_skipped_total", &[("reason", "malformed")]), 2.0);
     eventually("no lag", WITHIN, || (pod.metrics().sum("websocket_kafka_consumer_lag") == 0.0).then_some(()));
 
-    // Three kinds of texts are received; a control frame is none.
+    // Three kinds of texts count as received messages; a control frame does not.
     for client in &mut clients[..4] {
         client.send(r#"{"type":"ping"}"#);
         client.send(r#"{"type":"pong"}"#);
@@ -88,7 +88,7 @@ fn the_metrics_say_what_the_clients_saw() {
     pod.await_metric("websocket_messages_sent_total", texts as f64);
     assert_eq!(texts, 12 + 100 + 12 * 5 + 4, "connected, events, ticks, pongs");
 
-    // Five leave: two with a goodbye, three without.
+    // Five leave: two with a close frame, three without.
     let open_s = opened.elapsed().as_secs_f64();
     clients.drain(..2).for_each(loadtest::client::Client::close);
     drop(clients.drain(..3));
@@ -102,7 +102,7 @@ fn the_metrics_say_what_the_clients_saw() {
     );
     assert_eq!(metrics.sum("websocket_heartbeat_failures_total"), 0.0);
 
-    // A refusal is a text, too.
+    // A refusal is a text message too.
     let before = metrics.sum("websocket_messages_sent_total");
     pod.ask().without_token().open().expect_refusal();
     pod.await_metric("websocket_messages_sent_total", before + 1.0);
@@ -110,7 +110,7 @@ fn the_metrics_say_what_the_clients_saw() {
 }
 
 #[test]
-fn a_silent_client_is_closed_and_counted_and_any_whole_frame_counts_as_activity() {
+fn a_silent_client_is_closed_and_counted_and_any_complete_frame_counts_as_activity() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").set("HEARTBEAT_INTERVAL", "200").set("CONNECTION_TIMEOUT", "1500").start();
     // It answers the ping frames.
@@ -119,7 +119,7 @@ fn a_silent_client_is_closed_and_counted_and_any_whole_frame_counts_as_activity(
     let mut texts = Raw::upgraded(&pod.ask().assessment("texts"));
     // It sends nothing.
     let mut silent = Raw::upgraded(&pod.ask().assessment("silent"));
-    // It sends one frame, a byte at a time: none that is whole.
+    // It sends an incomplete frame, a byte at a time.
     let mut trickles = Raw::upgraded(&pod.ask().assessment("trickles"));
     let long = RawFrame::new(opcode::TEXT, "x".repeat(100)).bytes();
 
@@ -153,17 +153,17 @@ fn a_silent_client_is_closed_and_counted_and_any_whole_frame_counts_as_activity(
     answers.close();
 }
 
-/// Counts of work, not of time: they are the same on a machine that does much else, or less.
+/// Counts of work instead of times: they don't depend on the load of the machine.
 #[test]
-fn an_event_costs_a_batch_a_turn_and_a_write_for_each_who_watches() {
+fn an_event_costs_a_batch_a_turn_and_a_write_per_subscriber() {
     const EVENTS: u64 = 50;
-    const WATCHERS: usize = 10;
+    const SUBSCRIBERS: usize = 10;
     let world = World::start();
     let settings = [("HEARTBEAT_INTERVAL", "600000"), ("CONNECTION_TIMEOUT", "1200000"), ("SHARDS", "1")];
     let pod = world.pod("pod-0").set_all(&settings).start();
-    let mut clients: Vec<_> = (0..WATCHERS).map(|_| pod.client("a")).collect();
+    let mut clients: Vec<_> = (0..SUBSCRIBERS).map(|_| pod.client("a")).collect();
     // Their greetings.
-    pod.await_metric("shardgate_socket_writes_total", WATCHERS as f64);
+    pod.await_metric("shardgate_socket_writes_total", SUBSCRIBERS as f64);
     let producer = world.producer();
     let mut spent = |numbers: std::ops::Range<u64>, at_a_time: u64| {
         let names = ["shardgate_ingest_batches_total", "shardgate_shard_turns_total", "shardgate_socket_writes_total"];
@@ -180,20 +180,20 @@ fn an_event_costs_a_batch_a_turn_and_a_write_for_each_who_watches() {
             }
         }
         let after = count();
-        // Each second a shard turns, and is told how far ingest has read, whatever comes; a scrape costs a turn or two.
-        let besides = 3.0 * began.elapsed().as_secs_f64() + 10.0;
-        let [batches, turns, writes] = [0, 1, 2].map(|place| after[place] - before[place]);
-        (batches, turns, writes, besides)
+        // Each second a shard makes a turn and gets ingest's offsets. A scrape costs a turn or two.
+        let overhead = 3.0 * began.elapsed().as_secs_f64() + 10.0;
+        let [batches, turns, writes] = [0, 1, 2].map(|index| after[index] - before[index]);
+        (batches, turns, writes, overhead)
     };
-    let (batches, turns, writes, besides) = spent(0..EVENTS, 1);
-    assert_eq!(writes, (EVENTS as usize * WATCHERS) as f64, "one for each delivery");
-    assert!(batches <= EVENTS as f64 + besides, "{batches} batches");
-    assert!(turns <= batches + besides, "{turns} turns for {batches} batches");
+    let (batches, turns, writes, overhead) = spent(0..EVENTS, 1);
+    assert_eq!(writes, (EVENTS as usize * SUBSCRIBERS) as f64, "one per delivery");
+    assert!(batches <= EVENTS as f64 + overhead, "{batches} batches");
+    assert!(turns <= batches + overhead, "{turns} turns for {batches} batches");
 
-    // What comes at a time leaves together.
-    let (batches, turns, writes, besides) = spent(EVENTS..2 * EVENTS, 25);
-    assert!(writes <= (EVENTS as usize * WATCHERS) as f64 / 2.0, "{writes} writes");
-    assert!(turns <= batches + besides, "{turns} turns for {batches} batches");
+    // Events that arrive together are sent together.
+    let (batches, turns, writes, overhead) = spent(EVENTS..2 * EVENTS, 25);
+    assert!(writes <= (EVENTS as usize * SUBSCRIBERS) as f64 / 2.0, "{writes} writes");
+    assert!(turns <= batches + overhead, "{turns} turns for {batches} batches");
     let texts: usize = clients.iter().flat_map(|client| client.messages()).map(|message| message.text.len()).sum();
     let written = pod.metrics().sum("shardgate_socket_written_bytes_total");
     assert!((texts as f64..2.0 * texts as f64).contains(&written), "{written} bytes written, {texts} of texts read");
@@ -201,11 +201,11 @@ fn an_event_costs_a_batch_a_turn_and_a_write_for_each_who_watches() {
 
 // ---- the older text format ------------------------------------------------------------------------------------------
 
-/// What Prometheus' text format 0.0.4 allows: each family's HELP, TYPE and samples together and in this order, a type
-/// that it knows, and samples of the family's name, with a histogram's suffixes.
+/// Parses Prometheus' text format 0.0.4: each family's HELP, TYPE and samples together and in this order, a known type,
+/// and samples with the family's name and the suffixes of a histogram.
 fn read_0_0_4(text: &str) -> BTreeMap<String, (String, Vec<(String, f64)>)> {
     const TYPES: [&str; 5] = ["counter", "gauge", "histogram", "summary", "untyped"];
-    assert!(text.ends_with('\n'), "the last line has an end");
+    assert!(text.ends_with('\n'), "the last line ends with a newline");
     let mut families: BTreeMap<String, (String, Vec<(String, f64)>)> = BTreeMap::new();
     let (mut helped, mut current) = (None, None);
     for line in text.lines() {
@@ -215,8 +215,8 @@ fn read_0_0_4(text: &str) -> BTreeMap<String, (String, Vec<(String, f64)>)> {
             let (name, kind) = family.split_once(' ').unwrap_or_else(|| panic!("{line}"));
             assert_eq!(helped.take().as_deref(), Some(name), "{line}");
             assert!(TYPES.contains(&kind), "{line}");
-            let twice = families.insert(name.to_owned(), (kind.to_owned(), Vec::new()));
-            assert!(twice.is_none(), "{line}");
+            let duplicate = families.insert(name.to_owned(), (kind.to_owned(), Vec::new()));
+            assert!(duplicate.is_none(), "{line}");
             current = Some(name.to_owned());
         } else {
             assert!(!line.starts_with('#'), "{line}");
@@ -265,7 +265,11 @@ fn a_scraper_of_the_older_text_format_can_read_every_metric() {
         "info" => format!("{name}_info"),
         _ => name.clone(),
     });
-    assert_eq!(families.into_keys().collect::<BTreeSet<_>>(), in_newer.collect(), "both have the same families");
+    assert_eq!(
+        families.into_keys().collect::<BTreeSet<_>>(),
+        in_newer.collect(),
+        "both formats have the same families"
+    );
 
     let (head, body) = ask("HEAD", "Accept: text/plain\r\n");
     assert!(head.contains(OLDER) && body.is_empty(), "{head}");

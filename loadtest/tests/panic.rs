@@ -1,4 +1,4 @@
-//! A panic ends the process with its message, and without delay where nobody reads the message.
+//! A panic ends the process with its message, without delay if the message is not read.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -16,12 +16,12 @@ use shardgate::discovery::ClusterMode;
 use shardgate::gateway::{self, machine};
 use shardgate::operations::log::Log;
 
-/// Set for the process that is to panic: the port that it listens on.
+/// Environment variable of the process that panics: the port that it listens on.
 const PORT_OF_CHILD: &str = "PANIC_TEST_PORT";
 
-const NAME: &str = "a_panic_ends_the_process_also_where_nobody_reads_the_message";
+const NAME: &str = "a_panic_ends_the_process_even_if_the_log_is_not_read";
 
-/// A pod that panics on its control thread where it is asked to read its routes anew.
+/// A pod whose control thread panics when it reloads its routes.
 fn panic_on_reload(port: OsString) {
     let flags =
         ["--host".into(), "127.0.0.1".into(), "--port".into(), port, "--kafka-brokers".into(), "127.0.0.1:1".into()];
@@ -37,7 +37,7 @@ fn panic_on_reload(port: OsString) {
 }
 
 #[test]
-fn a_panic_ends_the_process_also_where_nobody_reads_the_message() {
+fn a_panic_ends_the_process_even_if_the_log_is_not_read() {
     if let Some(port) = std::env::var_os(PORT_OF_CHILD) {
         return panic_on_reload(port);
     }
@@ -49,18 +49,18 @@ fn a_panic_ends_the_process_also_where_nobody_reads_the_message() {
         command.args(["--exact", NAME, "--nocapture"]).env(PORT_OF_CHILD, port.to_string());
         let process = Process::start_with("pod", command, &log, errors);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        eventually("it answers", WITHIN, || http::get(address, "/health", WITHIN).ok());
+        eventually("the pod answers", WITHIN, || http::get(address, "/health", WITHIN).ok());
         process.signal(Signal::Hup);
         process
     };
     let mut read = start(None);
     assert_eq!(read.wait_exit(WITHIN).signal(), Some(libc::SIGABRT), "{}", read.log_tail());
-    let told = read.log();
-    let line = told.lines().find(|line| line.contains("thread panicked")).unwrap_or_else(|| panic!("{told}"));
+    let log_text = read.log();
+    let line = log_text.lines().find(|line| line.contains("thread panicked")).unwrap_or_else(|| panic!("{log_text}"));
     assert!(line.contains("ERROR"), "{line}");
-    assert!(told.contains("as the test asks") && told.contains("panic.rs"), "{told}");
+    assert!(log_text.contains("as the test asks") && log_text.contains("panic.rs"), "{log_text}");
 
-    // The unread pipe is full: who waits for it, waits for ever.
+    // The unread pipe is full, so a blocking write would wait for ever.
     let (_unread, errors) = pipe().unwrap();
     let mut errors = OwnedFd::from(errors);
     fill(&mut errors);
@@ -68,7 +68,7 @@ fn a_panic_ends_the_process_also_where_nobody_reads_the_message() {
     assert_eq!(unread.wait_exit(WITHIN).signal(), Some(libc::SIGABRT));
 }
 
-/// Writes into a pipe until it takes no more.
+/// Fills a pipe.
 fn fill(pipe: &mut OwnedFd) {
     use std::os::fd::AsRawFd as _;
     let nonblocking = |on: libc::c_int| {

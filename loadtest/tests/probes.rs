@@ -1,4 +1,4 @@
-//! Probes are answered however many others hold connections: idle ones, slow ones, and those that read no answer.
+//! Probes are answered however many other connections there are: idle, slow, or without reading responses.
 
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
@@ -10,28 +10,29 @@ use loadtest::http::{self, HttpResponse};
 use loadtest::pods::{Pod, READY_WITHIN, World};
 use loadtest::process::{allow_descriptors, eventually, free_port};
 
-/// A probe of the manifests waits so long.
+/// Timeout of the manifests' probes.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Longer than three probes of the manifests, after which a pod would be restarted, and than a request's head has.
+/// Longer than three of the manifests' probes, after which a pod would be restarted, and longer than the timeout of a
+/// request head.
 const HELD_FOR: Duration = Duration::from_secs(6);
 
 const PATHS: &[&str] = &["/health", "/ready", "/accepting", "/metrics"];
 
 const SCRAPE: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// A pod with its operators' endpoints on a port of their own, and where that is.
+/// A pod with its operators' endpoints on a separate port, and that address.
 fn with_admin_port(world: &World) -> (Pod, SocketAddr) {
     let plan = world.pod("pod-0");
     let admin = SocketAddr::new(plan.address().ip(), free_port([127, 0, 0, 1].into()));
     let pod = plan.set("ADMIN_PORT", &admin.port().to_string()).spawn();
-    eventually("it is ready", READY_WITHIN, || {
+    eventually("the pod is ready", READY_WITHIN, || {
         http::get(admin, "/ready", PROBE_TIMEOUT).is_ok_and(|answer| answer.status == 200).then_some(())
     });
     (pod, admin)
 }
 
-/// What somebody does to a connection, each 100 ms; false where it is closed.
+/// What is done to a connection every 100 ms. Returns false if it is closed.
 type Hold = fn(&mut TcpStream) -> bool;
 
 fn is_open(stream: &mut TcpStream) -> bool {
@@ -43,7 +44,7 @@ fn trickle(stream: &mut TcpStream) -> bool {
     is_open(stream) && stream.write_all(b"G").is_ok()
 }
 
-/// An answer comes, and lies there unread.
+/// A response arrives and is not read.
 fn ask_and_do_not_read(stream: &mut TcpStream) -> bool {
     let is_unanswered = is_open(stream);
     !is_unanswered || stream.write_all(SCRAPE).is_ok()
@@ -54,12 +55,12 @@ fn ask_and_leave(stream: &mut TcpStream) -> bool {
     is_open(stream) && stream.write_all(SCRAPE).is_ok()
 }
 
-/// `/ready` tells of Redis, too, which a machine that does much else may keep from answering.
+/// `/ready` also depends on Redis, which may not answer on a busy machine.
 fn is_answered(path: &str, answer: &HttpResponse) -> bool {
     answer.status == 200 || path == "/ready" && answer.json()["redis"] == "disconnected"
 }
 
-/// Holds so many connections, and opens anew those that are closed; meanwhile every probe is answered.
+/// Holds this many connections and replaces closed ones. Meanwhile every probe must be answered.
 fn all_are_answered(paths: &[&str], address: SocketAddr, held: usize, hold: Hold, what: &str) {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -70,12 +71,12 @@ fn all_are_answered(paths: &[&str], address: SocketAddr, held: usize, hold: Hold
             while !stop.load(Ordering::Relaxed) {
                 connections.retain_mut(&hold);
                 let lacking = held - connections.len();
-                // A thousand a second, after the first.
+                // A thousand per second after the first.
                 let opens = if begun { lacking.min(100) } else { lacking };
                 begun = true;
                 connections.extend((0..opens).map(|_| TcpStream::connect(address).unwrap()));
                 let _ = opened.send(());
-                // A pace, not a wait for something.
+                // This sets the rate. It does not wait for an event.
                 thread::sleep(Duration::from_millis(100));
             }
         });
@@ -95,7 +96,7 @@ fn all_are_answered(paths: &[&str], address: SocketAddr, held: usize, hold: Hold
 }
 
 fn on_both_ports(paths: &[&str], held: usize, hold: Hold, what: &str) {
-    // Both ends of each are in processes of this machine.
+    // Both ends of each connection are on this machine.
     allow_descriptors(4096);
     let world = World::without_topics();
     let (_pod, admin) = with_admin_port(&world);
@@ -105,22 +106,22 @@ fn on_both_ports(paths: &[&str], held: usize, hold: Hold, what: &str) {
 }
 
 #[test]
-fn probes_are_answered_beside_connections_that_say_nothing() {
-    on_both_ports(PATHS, 64, is_open, "say nothing");
-    on_both_ports(PATHS, 1000, is_open, "say nothing");
+fn probes_are_answered_beside_silent_connections() {
+    on_both_ports(PATHS, 64, is_open, "silent connections");
+    on_both_ports(PATHS, 1000, is_open, "silent connections");
 }
 
 #[test]
 fn probes_are_answered_beside_requests_that_trickle_in() {
-    on_both_ports(PATHS, 1000, trickle, "trickle");
+    on_both_ports(PATHS, 1000, trickle, "trickling requests");
 }
 
 #[test]
-fn probes_are_answered_beside_answers_that_nobody_reads() {
-    on_both_ports(PATHS, 300, ask_and_do_not_read, "read no answer");
+fn probes_are_answered_beside_unread_responses() {
+    on_both_ports(PATHS, 300, ask_and_do_not_read, "unread responses");
 }
 
 #[test]
 fn probes_are_answered_beside_a_flood_of_scrapes() {
-    on_both_ports(&["/health", "/ready", "/accepting"], 200, ask_and_leave, "scrape");
+    on_both_ports(&["/health", "/ready", "/accepting"], 200, ask_and_leave, "scrapes");
 }

@@ -1,5 +1,5 @@
-//! What `/ready` says without a broker and without a Redis, after one stopped, and after one was paused: within the
-//! contract's times, of its own part alone, and no longer once all is well again.
+//! `/ready` without a broker or a Redis, after one stopped, and after one was paused: it reports the outage in the
+//! contract's time, only for the part concerned, and no longer than it lasts.
 
 use std::time::{Duration, Instant};
 
@@ -11,13 +11,14 @@ use loadtest::pods::{Pod, World};
 use loadtest::process::{always, eventually, free_port, loopback};
 use serde_json::Value;
 
-/// A broker or a Redis that stopped shows within 5 s, one that hangs within 15 (PROTOCOL 5); a second is for the look.
+/// A stopped broker or Redis is reported within 5 s, a hung one within 15 s (PROTOCOL 5). A second is added for
+/// polling.
 const STOPPED_WITHIN: Duration = Duration::from_secs(5 + 1);
 const HUNG_WITHIN: Duration = Duration::from_secs(15 + 1);
-/// What comes back is seen within this time. The contract names none; librdkafka backs off for 10 s at most.
+/// Time limit for a return to be reported. The contract has none; librdkafka backs off for at most 10 s.
 const BACK_WITHIN: Duration = Duration::from_secs(20);
 
-/// Checks what holds of every answer of `/ready`, and returns it.
+/// Checks the invariants of every answer of `/ready` and returns it.
 fn ready(pod: &Pod) -> (u16, Value) {
     let answer = pod.get("/ready");
     let body = answer.json();
@@ -45,7 +46,7 @@ fn await_part(pod: &Pod, part: &str, value: &str, within: Duration) -> Value {
     })
 }
 
-/// An event that is sent now reaches the client, after all those before.
+/// Sends an event and checks that it reaches the client after all earlier ones.
 fn still_delivers(world: &World, client: &mut Client, numbers: &mut u64) {
     let producer = world.producer();
     producer.event(&event("a", *numbers));
@@ -60,32 +61,32 @@ fn still_delivers(world: &World, client: &mut Client, numbers: &mut u64) {
 }
 
 #[test]
-fn a_pod_without_a_broker_waits_for_it_and_takes_no_client_and_no_slot() {
+fn a_pod_without_a_broker_waits_for_it_without_clients_and_without_a_slot() {
     let mut world = World::start();
     world.kafka.broker(0).stop();
     let pod = world.pod("pod-0").spawn();
-    eventually("it answers", Duration::from_secs(10), || pod.try_get("/health"));
-    always("it is not ready", Duration::from_secs(2), || {
+    eventually("the pod answers", Duration::from_secs(10), || pod.try_get("/health"));
+    always("the pod is not ready", Duration::from_secs(2), || {
         let (status, body) = ready(&pod);
         status == 503 && body["kafka"] == "disconnected" && body["history"] == "filling"
     });
     let body = await_part(&pod, "redis", "connected", STOPPED_WITHIN);
     assert_eq!((&body["kafka"], &body["draining"]), (&"disconnected".into(), &false.into()));
     assert!(world.redis.live().is_empty(), "no slot before the history is complete");
-    let refusal = pod.ask().try_open().expect_err("a pod that was never ready takes no client");
+    let refusal = pod.ask().try_open().expect_err("a pod that was never ready accepts no client");
     assert_eq!(refusal.status, 503);
     assert!(refusal.header("retry-after").is_some());
     assert_eq!(pod.get("/health").status, 200);
 
     world.kafka.broker(0).start();
     pod.ready();
-    eventually("it has a slot", STOPPED_WITHIN, || (world.redis.live().len() == 1).then_some(()));
+    eventually("the pod has a slot", STOPPED_WITHIN, || (world.redis.live().len() == 1).then_some(()));
     let mut client = pod.client("a");
     still_delivers(&world, &mut client, &mut 0);
 }
 
 #[test]
-fn a_broker_that_stops_and_one_that_hangs_show_and_clients_stay_and_are_caught_up() {
+fn a_stopped_or_hung_broker_is_reported_and_clients_stay_and_catch_up() {
     let mut world = World::start();
     let pod = world.pod("pod-0").start();
     let mut client = pod.client("a");
@@ -94,8 +95,12 @@ fn a_broker_that_stops_and_one_that_hangs_show_and_clients_stay_and_are_caught_u
 
     world.kafka.broker(0).stop();
     let body = await_part(&pod, "kafka", "disconnected", STOPPED_WITHIN);
-    assert_eq!((&body["redis"], &body["history"]), (&"connected".into(), &"complete".into()), "of its own part alone");
-    drop(pod.client("taken all the same: it was ready once"));
+    assert_eq!(
+        (&body["redis"], &body["history"]),
+        (&"connected".into(), &"complete".into()),
+        "only this part is reported"
+    );
+    drop(pod.client("accepted because the pod was ready before"));
     world.kafka.broker(0).start();
     await_part(&pod, "kafka", "connected", BACK_WITHIN);
     still_delivers(&world, &mut client, &mut numbers);
@@ -115,17 +120,17 @@ fn a_pod_without_a_redis_waits_for_it() {
     let mut world = World::start();
     world.redis.kill();
     let pod = world.pod("pod-0").spawn();
-    eventually("it answers", Duration::from_secs(10), || pod.try_get("/health"));
+    eventually("the pod answers", Duration::from_secs(10), || pod.try_get("/health"));
     let body = await_part(&pod, "history", "complete", BACK_WITHIN);
     assert_eq!((&body["redis"], &body["kafka"]), (&"disconnected".into(), &"connected".into()));
-    assert_eq!(pod.ask().try_open().expect_err("it was never ready").status, 503);
+    assert_eq!(pod.ask().try_open().expect_err("a pod that was never ready accepts no client").status, 503);
     world.redis.start_again();
     pod.ready();
     assert_eq!(world.redis.live().len(), 1);
 }
 
 #[test]
-fn a_redis_that_stops_and_one_that_hangs_show_and_clients_are_served_on() {
+fn a_stopped_or_hung_redis_is_reported_and_clients_are_still_served() {
     let mut world = World::start();
     let pod = world.pod("pod-0").start();
     let mut client = pod.client("a");
@@ -135,7 +140,7 @@ fn a_redis_that_stops_and_one_that_hangs_show_and_clients_are_served_on() {
     let body = await_part(&pod, "redis", "disconnected", STOPPED_WITHIN);
     assert_eq!((&body["kafka"], &body["history"]), (&"connected".into(), &"complete".into()));
     still_delivers(&world, &mut client, &mut numbers);
-    drop(pod.client("taken all the same"));
+    drop(pod.client("accepted"));
     world.redis.start_again();
     await_part(&pod, "redis", "connected", BACK_WITHIN);
     pod.ready();
@@ -151,14 +156,14 @@ fn a_redis_that_stops_and_one_that_hangs_show_and_clients_are_served_on() {
 }
 
 #[test]
-fn topics_that_do_not_exist_hold_nothing_back_and_a_pod_is_up_in_a_second() {
+fn missing_topics_delay_nothing_and_a_pod_starts_within_seconds() {
     let world = World::without_topics();
-    // The best of three: the machine does other things, too.
+    // The best of three, because of other work on the machine.
     let (mut listens, mut ready) = (Duration::MAX, Duration::MAX);
     for _ in 0..3 {
         let start = Instant::now();
         let pod = world.pod("pod-0").spawn();
-        eventually("it answers", Duration::from_secs(10), || pod.try_get("/health"));
+        eventually("the pod answers", Duration::from_secs(10), || pod.try_get("/health"));
         listens = listens.min(start.elapsed());
         pod.ready();
         ready = ready.min(start.elapsed());
@@ -166,12 +171,12 @@ fn topics_that_do_not_exist_hold_nothing_back_and_a_pod_is_up_in_a_second() {
         assert!((1..=25).contains(&log.lines().count()), "a few readable lines:\n{log}");
     }
     assert!(listens < Duration::from_secs(1), "it listens after {listens:?}");
-    // The history is empty; filling it takes a few answers of the broker's.
+    // The history is empty. Filling it takes a few responses of the broker.
     assert!(ready < Duration::from_secs(3), "it is ready after {ready:?}");
 }
 
 #[test]
-fn operators_have_their_endpoints_on_the_port_or_on_one_of_their_own() {
+fn operators_endpoints_are_on_the_port_or_on_admin_port() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").start();
     let health = pod.get("/health");
@@ -196,17 +201,17 @@ fn operators_have_their_endpoints_on_the_port_or_on_one_of_their_own() {
     let port = free_port(host);
     let pod = plan.set("PORT", &port.to_string()).set("ADMIN_PORT", &admin.to_string()).spawn();
     let get = |port: u16, path: &str| loadtest::http::get((host, port).into(), path, Duration::from_secs(5));
-    eventually("it is ready", BACK_WITHIN, || {
+    eventually("the pod is ready", BACK_WITHIN, || {
         get(admin, "/ready").is_ok_and(|answer| answer.status == 200).then_some(())
     });
     for path in ["/health", "/ready", "/accepting", "/metrics", "/"] {
         assert_eq!(get(admin, path).unwrap().status, 200, "{path} on ADMIN_PORT");
         assert_eq!(get(port, path).unwrap().status, 404, "{path} on PORT");
     }
-    assert!(pod.log().contains(&admin.to_string()), "it says where");
+    assert!(pod.log().contains(&admin.to_string()), "the log names the port");
 }
 
-/// The status of a HEAD, and how many bytes of body came.
+/// The status of a HEAD request and the length of its body.
 fn head(pod: &Pod, path: &str) -> (u16, usize) {
     use std::io::{Read as _, Write as _};
     let mut stream = std::net::TcpStream::connect(pod.address()).unwrap();
@@ -225,7 +230,7 @@ fn request(pod: &Pod, method: &str, path: &str) -> HttpResponse {
 }
 
 #[test]
-fn one_broker_of_three_that_is_lost_shows_nothing() {
+fn the_loss_of_one_broker_of_three_is_not_reported() {
     let mut kafka = Kafka::start_with(3, &[]);
     let topics = Kind::ALL.map(|kind| (kind.topic(), 3));
     kafka.create_all(&topics);
@@ -246,13 +251,13 @@ fn one_broker_of_three_that_is_lost_shows_nothing() {
     loadtest::client::read_until(clients, "all arrive", BACK_WITHIN * 2, |clients| seen(&clients[0]).count() == 20);
     read_for(clients, Duration::from_millis(200));
     assert_saw(&client, "a", 0..20);
-    assert_eq!(ready(&pod).1["kafka"], "connected", "the cluster serves, so the part is well");
+    assert_eq!(ready(&pod).1["kafka"], "connected", "the cluster still serves");
 }
 
 #[test]
-fn what_a_pod_waits_for_is_in_its_log_each_half_a_minute() {
+fn a_pod_that_is_not_ready_logs_what_it_waits_for_every_half_minute() {
     let pod = loadtest::pods::Plan::new("pod-0", "127.0.0.1:1", 1).spawn();
-    let line = eventually("it says what it waits for", Duration::from_secs(45), || {
+    let line = eventually("it logs what it waits for", Duration::from_secs(45), || {
         pod.log().lines().find(|line| line.contains("still not ready")).map(str::to_owned)
     });
     assert!(

@@ -17,7 +17,8 @@ const ASSESSMENT: &str = "a b&c";
 /// The address in README, which the test replaces.
 const ADDRESS: &str = "ws://localhost:3003/ws";
 
-/// What the client calls, and its sockets, so that the test can close one. A new title tells the page's observer.
+/// Functions that the client calls, and its sockets, so that the test can close one. A new title triggers the page's
+/// observer.
 const HOOKS: &str = "
     window.sockets = [];
     window.shown = [];

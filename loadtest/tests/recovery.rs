@@ -1,5 +1,5 @@
-//! What is lost of Kafka, and comes back: a broker that hangs and goes on, on a busy machine, whatever state that
-//! leaves librdkafka in; brokers that are killed; a partition that nobody leads.
+//! Outages of Kafka: a broker that hangs and resumes on a busy machine, whatever state that leaves librdkafka in;
+//! killed brokers; a partition without a leader.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,8 +14,9 @@ use loadtest::process::eventually;
 use loadtest::redis::Redis;
 
 #[test]
-fn a_pod_reads_again_each_time_that_a_hung_broker_goes_on() {
-    // Of one time in five on a busy machine, librdkafka alone would never read again: `loadtest hangs` has many rounds.
+fn a_pod_reads_again_each_time_a_hung_broker_resumes() {
+    // In one of five cases on a busy machine, librdkafka alone would never read again. `loadtest hangs` runs many
+    // rounds.
     let outcome = run(&Options { rounds: 3, longest_s: 0.0, busy: 3, until_not_ready: true, seed: 1 });
     assert!(outcome.worst() <= BACK_WITHIN, "{outcome:?}");
 }
@@ -27,15 +28,17 @@ fn a_pod_reads_again_after_short_hangs_and_after_the_broker_was_killed() {
 }
 
 #[test]
-fn brokers_that_are_killed_show_within_five_seconds_each_time() {
+fn a_killed_broker_is_reported_within_five_seconds_each_time() {
     let mut world = World::start();
     let pod = world.pod("pod-0").set("TOPIC_REFRESH_MS", "500").start();
     for _ in 0..3 {
         world.kafka.broker(0).kill();
         let killed = Instant::now();
-        eventually("it shows", WITHIN, || (pod.get("/ready").json()["kafka"] == "disconnected").then_some(()));
+        eventually("the outage is reported", WITHIN, || {
+            (pod.get("/ready").json()["kafka"] == "disconnected").then_some(())
+        });
         let took = killed.elapsed();
-        assert!(took < Duration::from_secs(5 + 1), "a second is for the look: {took:?}");
+        assert!(took < Duration::from_secs(5 + 1), "a second is for polling: {took:?}");
         world.kafka.broker(0).start();
         pod.ready();
     }
@@ -45,16 +48,16 @@ fn brokers_that_are_killed_show_within_five_seconds_each_time() {
 }
 
 #[test]
-fn three_brokers_that_are_killed_at_once_and_come_back_cost_no_event() {
+fn no_event_is_lost_if_three_brokers_are_killed_at_once_and_return() {
     let kafka = Kafka::start_with(3, &[]);
     kafka.create_all(&Kind::ALL.map(|kind| (kind.topic(), 3)));
     let redis = Redis::start();
     let mut world = World { kafka, redis };
-    // Brokers may take minutes to start on a busy machine, and nobody reads the clients meanwhile.
+    // Brokers may take minutes to start on a busy machine, and the clients are not read meanwhile.
     let settings = [("PLACEMENT", "any"), ("CONNECTION_TIMEOUT", "600000")];
     let pods = ["pod-0", "pod-1"].map(|name| world.pod(name).set_all(&settings).start());
     let mut clients = pods.each_ref().map(|pod| pod.client("a"));
-    // It waits for the brokers, and writes nothing twice.
+    // It waits for the brokers and writes no duplicates.
     let settings = [("enable.idempotence", "true"), ("message.timeout.ms", "120000")];
     let producer = Producer::with(world.kafka.bootstrap(), &settings);
     let mut sent = 0;
@@ -70,10 +73,12 @@ fn three_brokers_that_are_killed_at_once_and_come_back_cost_no_event() {
         send(50);
         if outage_ms >= 6_000 {
             for pod in &pods {
-                eventually("it shows", WITHIN, || (pod.get("/ready").json()["kafka"] == "disconnected").then_some(()));
+                eventually("the outage is reported", WITHIN, || {
+                    (pod.get("/ready").json()["kafka"] == "disconnected").then_some(())
+                });
             }
             let took = killed.elapsed();
-            assert!(took < Duration::from_secs(5 + 1), "a second is for the look: {took:?}");
+            assert!(took < Duration::from_secs(5 + 1), "a second is for polling: {took:?}");
         }
         thread::sleep(Duration::from_millis(outage_ms).saturating_sub(killed.elapsed()));
         world.kafka.start_all();
@@ -93,7 +98,7 @@ fn three_brokers_that_are_killed_at_once_and_come_back_cost_no_event() {
 }
 
 #[test]
-fn a_pod_starts_without_a_partition_that_nobody_leads_and_its_clients_are_told_when_it_comes() {
+fn a_pod_starts_without_a_leaderless_partition_and_resets_clients_when_it_returns() {
     let mut world = World { kafka: Kafka::start_with(3, &[]), redis: Redis::start() };
     let (lost, kept) = (Kind::BalanceUpdated, Kind::Started);
     world.kafka.create_on(lost.topic(), &[0]);
@@ -105,25 +110,27 @@ fn a_pod_starts_without_a_partition_that_nobody_leads_and_its_clients_are_told_w
     };
     send(&world, lost, 0);
     world.kafka.broker(0).kill();
-    eventually("nobody leads it", WITHIN, || world.kafka.leader(lost.topic(), 0).is_none().then_some(()));
-    eventually("another leads the other", WITHIN, || world.kafka.leader(kept.topic(), 0));
+    eventually("it has no leader", WITHIN, || world.kafka.leader(lost.topic(), 0).is_none().then_some(()));
+    eventually("the other has a leader", WITHIN, || world.kafka.leader(kept.topic(), 0));
     let pod = world.pod("pod-0").set("KAFKA_START_WAIT_MS", "2000").start();
     assert_eq!(pod.get("/ready").json()["missingPartitions"], 1);
     assert_eq!(pod.metrics().of("shardgate_ingest_missing_partitions", &[("topic", lost.topic())]), 1.0);
     let mut client = pod.client("a");
     send(&world, kept, 1);
-    client.expect("what can be read", |message| message.kind == "assessment_update");
+    client.expect("an event of the readable topic", |message| message.kind == "assessment_update");
 
     world.kafka.broker(0).start();
     assert_eq!(client.expect_type("reset").json()["reason"], "expired");
-    eventually("nothing is missing", WITHIN, || pod.get("/ready").json()["missingPartitions"].is_null().then_some(()));
+    eventually("no partition is missing", WITHIN, || {
+        pod.get("/ready").json()["missingPartitions"].is_null().then_some(())
+    });
     send(&world, lost, 2);
-    client.expect("what comes from now on", |message| message.kind == "pnl_update");
-    assert_eq!(seen(&client).map(number_of).collect::<Vec<_>>(), [1, 2], "nothing of what it was told to fetch anew");
+    client.expect("a later event", |message| message.kind == "pnl_update");
+    assert_eq!(seen(&client).map(number_of).collect::<Vec<_>>(), [1, 2], "no event from before the reset");
 }
 
 #[test]
-fn a_pod_starts_without_a_topic_that_it_may_describe_and_not_read_and_its_clients_are_told_when_it_may() {
+fn a_pod_starts_without_a_topic_it_may_not_read_and_resets_clients_when_it_may() {
     let world = World { kafka: Kafka::start_with(1, WITH_ACLS), redis: Redis::start() };
     let (closed, open) = (Kind::BalanceUpdated, Kind::Started);
     world.kafka.create_all(&[(closed.topic(), 1), (open.topic(), 1)]);
@@ -136,7 +143,7 @@ fn a_pod_starts_without_a_topic_that_it_may_describe_and_not_read_and_its_client
     send(closed, 0);
     let began = Instant::now();
     let pod = world.pod("pod-0").set("KAFKA_START_WAIT_MS", "2000").start();
-    assert!(began.elapsed() >= Duration::from_secs(2), "it waits for the topic first");
+    assert!(began.elapsed() >= Duration::from_secs(2), "the pod waits for the topic first");
     assert_eq!(pod.get("/ready").json()["missingPartitions"], 1);
     assert_eq!(pod.metrics().of("shardgate_ingest_missing_partitions", &[("topic", closed.topic())]), 1.0);
     let log = pod.log();
@@ -145,12 +152,14 @@ fn a_pod_starts_without_a_topic_that_it_may_describe_and_not_read_and_its_client
     assert!(log.contains("no right to read the settings of topics (DESCRIBE_CONFIGS)"), "{log}");
     let mut client = pod.client("a");
     send(open, 1);
-    client.expect("what can be read", |message| message.kind == "assessment_update");
+    client.expect("an event of the readable topic", |message| message.kind == "assessment_update");
 
     world.kafka.allow(closed.topic(), Right::Read);
     assert_eq!(client.expect_type("reset").json()["reason"], "expired");
-    eventually("nothing is missing", WITHIN, || pod.get("/ready").json()["missingPartitions"].is_null().then_some(()));
+    eventually("no partition is missing", WITHIN, || {
+        pod.get("/ready").json()["missingPartitions"].is_null().then_some(())
+    });
     send(closed, 2);
-    client.expect("what comes from now on", |message| message.kind == "pnl_update");
-    assert_eq!(seen(&client).map(number_of).collect::<Vec<_>>(), [1, 2], "nothing of what it was told to fetch anew");
+    client.expect("a later event", |message| message.kind == "pnl_update");
+    assert_eq!(seen(&client).map(number_of).collect::<Vec<_>>(), [1, 2], "no event from before the reset");
 }

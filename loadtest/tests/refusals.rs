@@ -1,5 +1,5 @@
-//! What PROTOCOL 1 refuses, and how: what a browser's script must read comes after the upgrade, what protects the pod
-//! is an HTTP answer. And the good forms beside each, which are taken.
+//! The refusals of PROTOCOL 1: those that a browser's script must read come after the upgrade, those that protect the
+//! pod are HTTP responses. Beside each are the valid forms.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use loadtest::process::{allow_descriptors, eventually, leave_descriptors};
 use loadtest::token::{SECRET, good, in_seconds, signed, signed_with, unsigned};
 use serde_json::{Value, json};
 
-/// Asks, and expects to be refused after the upgrade.
+/// Sends a request and expects a refusal after the upgrade.
 #[track_caller]
 fn refused(ask: &Ask, error: &str) {
     let (refusal, code) = ask.open().expect_refusal();
@@ -20,16 +20,16 @@ fn refused(ask: &Ask, error: &str) {
     assert!(!message.contains("eyJ"), "no token in an error's text: {message}");
 }
 
-/// Asks, and expects to be taken; returns `connected`.
+/// Sends a request and expects to be accepted. Returns `connected`.
 #[track_caller]
-fn taken(ask: &Ask) -> Value {
+fn accepted(ask: &Ask) -> Value {
     let mut client = ask.open();
-    let first = client.expect("a first word", |_| true);
+    let first = client.expect("a first message", |_| true);
     assert_eq!(first.kind, "connected", "{}: {}", ask.head(), first.text);
     first.json()
 }
 
-/// Sends bytes, and reads the HTTP answer.
+/// Sends bytes and reads the HTTP response.
 #[track_caller]
 fn answer(pod: &Pod, bytes: &[u8]) -> HttpResponse {
     let mut raw = Raw::connect(&pod.ask());
@@ -40,7 +40,7 @@ fn answer(pod: &Pod, bytes: &[u8]) -> HttpResponse {
 // ---- after the upgrade ----------------------------------------------------------------------------------------------
 
 #[test]
-fn a_token_that_is_missing_bad_or_out_of_its_time_is_unauthorized() {
+fn a_missing_invalid_or_expired_token_is_unauthorized() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").start();
     let ask = pod.ask();
@@ -74,7 +74,7 @@ fn a_token_that_is_missing_bad_or_out_of_its_time_is_unauthorized() {
         let protocols = format!("shardgate.v1, bearer.{token}");
         refused(&ask.clone().without_token().header("Sec-WebSocket-Protocol", &protocols), "Unauthorized");
     }
-    // A bad one never falls through to the next.
+    // An invalid token never falls through to the next place.
     refused(&ask.clone().token(&good()).header("Authorization", "Bearer rubbish"), "Unauthorized");
     let protocols = "shardgate.v1, bearer.rubbish";
     refused(&ask.clone().token(&good()).header("Sec-WebSocket-Protocol", protocols), "Unauthorized");
@@ -90,7 +90,7 @@ fn no_token_reaches_a_log_at_any_level() {
         drop(ask.clone().token(token).open());
         drop(ask.clone().header("Authorization", &format!("Bearer {token}")).open());
         drop(ask.clone().header("Sec-WebSocket-Protocol", &format!("bearer.{token}")).open());
-        // Heads that are refused, too, hold tokens.
+        // Refused heads contain tokens too.
         let ask = ask.token(token);
         for head in [ask.clone().path("/nothing").head(), ask.head().replace("\r\n", "\n")] {
             let _ = answer(&pod, head.as_bytes());
@@ -102,18 +102,22 @@ fn no_token_reaches_a_log_at_any_level() {
 }
 
 #[test]
-fn a_good_token_is_taken_from_each_of_its_places() {
+fn a_valid_token_is_accepted_in_each_of_its_places() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").start();
     let ask = pod.ask().without_token();
     let bearer = format!("Bearer {}", good());
-    assert_eq!(taken(&ask.clone().header("Authorization", &bearer))["userId"], "user-1");
-    taken(&ask.clone().header("authorization", &bearer).token("rubbish"));
-    taken(&ask.clone().header("Authorization", "Basic dTpw").token(&good()));
+    assert_eq!(accepted(&ask.clone().header("Authorization", &bearer))["userId"], "user-1");
+    accepted(&ask.clone().header("authorization", &bearer).token("rubbish"));
+    accepted(&ask.clone().header("Authorization", "Basic dTpw").token(&good()));
 
     let protocols = format!("shardgate.v1, bearer.{}", good());
     let client = ask.clone().header("Sec-WebSocket-Protocol", &protocols).open();
-    assert_eq!(client.answer().header("sec-websocket-protocol"), Some("shardgate.v1"), "it names that one only");
+    assert_eq!(
+        client.answer().header("sec-websocket-protocol"),
+        Some("shardgate.v1"),
+        "the response names only that protocol"
+    );
     assert_eq!(pod.ask().open().answer().header("sec-websocket-protocol"), None);
 
     let users = [
@@ -124,14 +128,14 @@ fn a_good_token_is_taken_from_each_of_its_places() {
         (json!({ "userId": "u", "exp": in_seconds(600.5), "nbf": in_seconds(10.5) }), "u"),
     ];
     for (claims, user) in users {
-        assert_eq!(taken(&ask.clone().token(&signed(&claims)))["userId"], user, "{claims}");
+        assert_eq!(accepted(&ask.clone().token(&signed(&claims)))["userId"], user, "{claims}");
     }
 
-    // The subcommand makes one for trying things out.
+    // The subcommand makes a token for experiments.
     let made = run(&["token"], &[("JWT_SECRET", SECRET)]);
     assert_eq!(made.code, Some(0), "{}", made.output);
     let token = made.output.split_whitespace().find(|word| word.starts_with("eyJ")).expect("a token").to_owned();
-    taken(&ask.token(&token));
+    accepted(&ask.token(&token));
 }
 
 #[test]
@@ -158,11 +162,11 @@ fn an_assessment_outside_its_rule_is_a_bad_request() {
         refused(&pod.ask().parameter(bad), "BadRequest");
     }
     for good in ["a", "a b", "a+b", "a&b=c", "100%", "é", &"x".repeat(128), &longest, "\u{2028}", "🦀"] {
-        assert_eq!(taken(&pod.ask().assessment(good))["assessmentId"], good);
+        assert_eq!(accepted(&pod.ask().assessment(good))["assessmentId"], good);
     }
-    assert_eq!(taken(&pod.ask().parameter("assessmentId=a+b"))["assessmentId"], "a+b", "a plus stays a plus");
-    assert_eq!(taken(&pod.ask().parameter("%61ssessmentId=x&other=1&other=2")).get("resumed"), Some(&false.into()));
-    let market_only = taken(&pod.ask());
+    assert_eq!(accepted(&pod.ask().parameter("assessmentId=a+b"))["assessmentId"], "a+b", "a plus stays a plus");
+    assert_eq!(accepted(&pod.ask().parameter("%61ssessmentId=x&other=1&other=2")).get("resumed"), Some(&false.into()));
+    let market_only = accepted(&pod.ask());
     assert_eq!(market_only.get("assessmentId"), None);
     for field in ["connectionId", "timestamp", "node", "userId"] {
         assert!(market_only[field].is_string(), "{field}: {market_only}");
@@ -171,25 +175,25 @@ fn an_assessment_outside_its_rule_is_a_bad_request() {
 }
 
 #[test]
-fn a_token_allows_what_its_claim_says_and_refusals_have_an_order() {
+fn the_assessments_claim_is_enforced_and_refusals_have_an_order() {
     let world = World::without_topics();
     let pods = [world.pod("pod-0").start(), world.pod("pod-1").set("JWT_REQUIRE_ASSESSMENTS", "true").start()];
     world.settled(&pods);
     let [pod, strict] = &pods;
     let here = |pod: &Pod| (0..).map(|n| format!("id-{n}")).find(|id| pod.owner_of(id) == pod.url()).unwrap();
-    // A pod that asks for the claim refuses those without one before it looks for the owner: ask the other.
+    // A pod that requires the claim refuses clients without it before it looks up the owner, so ask the other pod.
     let owned = here(pod);
     let elsewhere = (0..).map(|n| format!("id-{n}")).find(|id| pod.owner_of(id) == strict.url()).unwrap();
     let claims = |assessments: Value| signed(&json!({ "userId": "u", "assessments": assessments }));
 
-    taken(&pod.ask().assessment(&owned).token(&claims(json!(["x", owned]))));
+    accepted(&pod.ask().assessment(&owned).token(&claims(json!(["x", owned]))));
     for none in [json!(["x"]), json!([]), json!(owned), json!(null), json!({ &owned: true }), json!([[owned]])] {
         refused(&pod.ask().assessment(&owned).token(&claims(none.clone())), "Forbidden");
-        taken(&pod.ask().token(&claims(none)));
+        accepted(&pod.ask().token(&claims(none)));
     }
     refused(&strict.ask().assessment(&elsewhere), "Forbidden");
-    taken(&strict.ask().assessment(&elsewhere).token(&claims(json!([elsewhere]))));
-    taken(&strict.ask());
+    accepted(&strict.ask().assessment(&elsewhere).token(&claims(json!([elsewhere]))));
+    accepted(&strict.ask());
 
     // Unauthorized, BadRequest, Forbidden, Redirect.
     refused(&pod.ask().parameter("assessmentId=").token("rubbish"), "Unauthorized");
@@ -199,7 +203,7 @@ fn a_token_allows_what_its_claim_says_and_refusals_have_an_order() {
 }
 
 #[test]
-fn a_token_that_runs_out_ends_the_connection() {
+fn an_expiring_token_ends_the_connection() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").start();
     let started = Instant::now();
@@ -247,7 +251,7 @@ fn a_malformed_request_is_a_400() {
 }
 
 #[test]
-fn origins_paths_methods_and_versions_have_their_answers() {
+fn wrong_origins_paths_methods_and_versions_have_their_status() {
     let world = World::without_topics();
     let origins = "https://good.example, https://better.example:8443";
     let pod = world.pod("pod-0").set("ALLOWED_ORIGINS", origins).start();
@@ -263,7 +267,7 @@ fn origins_paths_methods_and_versions_have_their_answers() {
     ] {
         assert_eq!(status(pod.ask().header("Origin", origin)), expected, "{origin}");
     }
-    assert_eq!(status(pod.ask()), 101, "absent: let pass");
+    assert_eq!(status(pod.ask()), 101, "absent: allowed");
     for path in ["/nothing", "/ws2", "/w", "//ws"] {
         assert_eq!(status(pod.ask().path(path)), 404, "{path}");
     }
@@ -283,7 +287,7 @@ fn origins_paths_methods_and_versions_have_their_answers() {
 }
 
 #[test]
-fn good_requests_come_in_many_forms() {
+fn all_valid_forms_of_a_request_are_accepted() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").start();
     let head = pod.ask().head();
@@ -302,18 +306,18 @@ fn good_requests_come_in_many_forms() {
         assert_eq!(answer(&pod, bytes.as_bytes()).status, 101, "{what}: {bytes}");
     }
 
-    // Frames right behind the head are not lost, and a head may come in pieces.
+    // Frames right behind the head are not lost, and a head may arrive in pieces.
     let mut raw = Raw::connect(&pod.ask());
     let (first, rest) = head.as_bytes().split_at(40);
     raw.send(first);
-    assert!(!raw.is_answered(Duration::from_millis(100)), "half a head has no answer");
+    assert!(!raw.is_answered(Duration::from_millis(100)), "half a head has no response");
     raw.send(&[rest, &RawFrame::new(opcode::PING, "at once").bytes()].concat());
     raw.expect_upgrade();
     assert_eq!(raw.next_answer(), Sent::Pong(b"at once".to_vec()));
 }
 
 #[test]
-fn a_head_may_have_8_kib_and_what_is_larger_has_its_answer_whatever_still_comes() {
+fn a_head_over_8_kib_is_refused_whatever_follows_it() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").start();
     let sized = |bytes: usize| {
@@ -323,26 +327,26 @@ fn a_head_may_have_8_kib_and_what_is_larger_has_its_answer_whatever_still_comes(
     assert_eq!(sized(8192).len(), 8192);
     assert_eq!(answer(&pod, sized(8192).as_bytes()).status, 101, "its last CRLF included");
     assert_eq!(answer(&pod, sized(8193).as_bytes()).status, 431);
-    assert_eq!(answer(&pod, sized(200_000).as_bytes()).status, 431, "unread input is drained, so the answer arrives");
+    assert_eq!(answer(&pod, sized(200_000).as_bytes()).status, 431, "unread input is drained, so the response arrives");
     let endless = "x".repeat(9000);
-    assert_eq!(answer(&pod, endless.as_bytes()).status, 431, "without an end, too");
+    assert_eq!(answer(&pod, endless.as_bytes()).status, 431, "also without an end");
 }
 
 #[test]
-fn a_head_that_does_not_come_in_time_is_a_408_and_costs_the_others_nothing() {
+fn a_head_that_is_too_slow_is_a_408_and_delays_no_other_client() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").set("HANDSHAKE_TIMEOUT_MS", "2500").start();
     let mut slow: Vec<_> = (0..20).map(|_| Raw::connect(&pod.ask())).collect();
     let started = Instant::now();
     let head = pod.ask().head();
     let mut others = Vec::new();
-    // A byte a second, each; in between, others come and go as always.
+    // A byte per second on each. In between, other clients connect as usual.
     for byte in head.as_bytes().chunks(1).take(2) {
         slow.iter_mut().for_each(|raw| raw.send(byte));
         let second = Instant::now();
         while second.elapsed() < Duration::from_secs(1) {
             let asked = Instant::now();
-            taken(&pod.ask().assessment("others"));
+            accepted(&pod.ask().assessment("others"));
             others.push(asked.elapsed());
         }
     }
@@ -351,14 +355,14 @@ fn a_head_that_does_not_come_in_time_is_a_408_and_costs_the_others_nothing() {
     }
     let after = started.elapsed();
     assert!((Duration::from_millis(2400)..Duration::from_secs(6)).contains(&after), "after {after:?}");
-    // Nine in ten: the machine does other things, too.
+    // Nine in ten, because of other work on the machine.
     others.sort_unstable();
-    let most = others[others.len() * 9 / 10];
-    assert!(most < Duration::from_millis(200), "others wait for nothing: {most:?}");
+    let p90 = others[others.len() * 9 / 10];
+    assert!(p90 < Duration::from_millis(200), "other clients are not delayed: {p90:?}");
 }
 
 #[test]
-fn a_pod_at_capacity_or_over_its_accept_rate_says_when_to_come_again() {
+fn a_pod_at_capacity_or_over_its_accept_rate_sends_retry_after() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").set("MAX_CONNECTIONS", "2").start();
     let first = pod.client("a");
@@ -368,21 +372,21 @@ fn a_pod_at_capacity_or_over_its_accept_rate_says_when_to_come_again() {
     assert_eq!(refusal.status, 503);
     let seconds: u32 = refusal.header("retry-after").expect("when").parse().expect("seconds");
     assert!(seconds >= 1);
-    assert_eq!(pod.get("/ready").status, 200, "operators are let in");
+    assert_eq!(pod.get("/ready").status, 200, "operators can connect");
     first.close();
-    eventually("there is room again", Duration::from_secs(5), || pod.ask().try_open().ok());
+    eventually("a client is accepted again", Duration::from_secs(5), || pod.ask().try_open().ok());
 
     let slow = world.pod("pod-1").set("ACCEPTS_PER_SECOND", "5").start();
     let answers: Vec<_> = (0..40).map(|_| slow.ask().try_open().err().map(|refusal| refusal.status)).collect();
     assert!(answers.iter().filter(|status| status.is_none()).count() <= 30, "{answers:?}");
     assert!(answers.contains(&Some(503)), "{answers:?}");
     assert!(answers.iter().all(|status| matches!(status, None | Some(503))), "{answers:?}");
-    eventually("a second later all is well", Duration::from_secs(5), || slow.ask().try_open().ok());
+    eventually("a client is accepted a second later", Duration::from_secs(5), || slow.ask().try_open().ok());
 }
 
 #[test]
 fn silent_sockets_make_room_for_requests() {
-    /// Heads that a shard reads at a time.
+    /// Handshakes that a shard reads at a time.
     const HEADS_MAX: usize = 4096;
     allow_descriptors(20_000);
     let world = World::without_topics();
@@ -396,18 +400,18 @@ fn silent_sockets_make_room_for_requests() {
 }
 
 #[test]
-fn a_pod_without_descriptors_says_so_once_and_takes_clients_again_when_it_has_some() {
+fn a_lack_of_descriptors_is_logged_once_and_clients_are_accepted_again_afterwards() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").set_all(&[("SHARDS", "1"), ("HEARTBEAT_INTERVAL", "250")]).start();
     let mut client = pod.client("a");
     leave_descriptors(pod.pid(), 20);
     let many: Vec<_> = (0..40).map(|_| Raw::connect(&pod.ask())).collect();
-    let told = || pod.log().matches("cannot accept").count();
-    eventually("it says so", Duration::from_secs(10), || (told() > 0).then_some(()));
+    let logged = || pod.log().matches("cannot accept").count();
+    eventually("it is logged", Duration::from_secs(10), || (logged() > 0).then_some(()));
     for _ in 0..4 {
         client.expect("a heartbeat", |message| message.kind == "ping");
     }
-    assert_eq!(told(), 1, "it tries ten times a second, and doesn't say so each time");
+    assert_eq!(logged(), 1, "it tries ten times per second and logs it once");
     drop(many);
-    eventually("there is room again", Duration::from_secs(10), || pod.ask().try_open().ok());
+    eventually("a client is accepted again", Duration::from_secs(10), || pod.ask().try_open().ok());
 }

@@ -1,4 +1,4 @@
-//! What a pod may cost: memory for an idle client, and what one client that never reads may cost the others.
+//! Resource limits: memory per idle client, and the cost to other clients of one that never reads.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -11,7 +11,7 @@ use loadtest::pods::{Pod, World};
 use loadtest::process::{allow_descriptors, eventually, loopback};
 
 const IDLE_CLIENTS: usize = 5_000;
-/// What an idle client may cost in user memory, in bytes.
+/// User memory of an idle client, in bytes.
 const IDLE_BYTES_MAX: u64 = 1536;
 
 #[test]
@@ -27,18 +27,18 @@ fn an_idle_client_costs_no_more_than_one_and_a_half_kib() {
     pod.await_metric("websocket_connections_total", clients.len() as f64);
     let after = pod.memory();
     let each = after.saturating_sub(before) / u64::try_from(clients.len()).unwrap();
-    println!("{each} bytes a client");
-    assert!(each <= IDLE_BYTES_MAX, "{each} bytes a client, from {before} to {after}");
+    println!("{each} bytes per client");
+    assert!(each <= IDLE_BYTES_MAX, "{each} bytes per client, from {before} to {after}");
 }
 
-const WATCHERS: usize = 50;
+const SUBSCRIBERS: usize = 50;
 const RUN: Duration = Duration::from_secs(4);
 const HISTORY_BYTES: u64 = 16 << 20;
-/// Below this, a p99 says more of the machine than of the pod.
+/// Below this, p99 depends more on the machine than on the pod.
 const NOISE: Duration = Duration::from_millis(50);
 
-/// Sends each watcher an event every 25 ms, and `stuck` as much as it can take; returns the watchers' p99, from before
-/// a record is handed to its producer to when its message was read.
+/// Sends each subscriber an event every 25 ms, and `stuck` as much as it can take. Returns the subscribers' p99
+/// latency, from before a record is passed to its producer until its message is read.
 fn p99_under_load(producer: &Producer, clients: &mut [Client], ids: &[String]) -> Duration {
     const EVERY: Duration = Duration::from_millis(25);
     let stop = AtomicBool::new(false);
@@ -57,7 +57,7 @@ fn p99_under_load(producer: &Producer, clients: &mut [Client], ids: &[String]) -
                 }
                 let stuck = format!(r#"{{"assessmentId":"stuck","currentBalance":"{fill}","timestamp":{number}}}"#);
                 producer.send(Kind::BalanceUpdated.topic(), Some("stuck"), Some(stuck.as_bytes()));
-                // A pace, not a wait for something.
+                // This sets the rate. It does not wait for an event.
                 thread::sleep((start + EVERY * sent.len() as u32).saturating_duration_since(Instant::now()));
             }
             producer.flush();
@@ -80,11 +80,11 @@ fn p99_under_load(producer: &Producer, clients: &mut [Client], ids: &[String]) -
 }
 
 #[test]
-fn a_client_that_never_reads_costs_the_others_nothing() {
+fn a_client_that_never_reads_does_not_delay_the_others() {
     let world = World::start();
     let settings = [("HISTORY_BYTES", "16MiB"), ("STALL_TIMEOUT_MS", "6000"), ("SHARDS", "1")];
     let pod = world.pod("pod-0").set_all(&settings).start();
-    let ids: Vec<_> = (0..WATCHERS).map(|number| format!("watcher-{number}")).collect();
+    let ids: Vec<_> = (0..SUBSCRIBERS).map(|number| format!("subscriber-{number}")).collect();
     let mut clients: Vec<_> = ids.iter().map(|id| pod.client(id)).collect();
     let producer = world.producer();
     // A first run warms everything up, the producer's connections too.
@@ -94,24 +94,24 @@ fn a_client_that_never_reads_costs_the_others_nothing() {
 
     let stuck = pod.ask().assessment("stuck").receive_buffer(4096);
     let never_reads = Raw::upgraded(&stuck);
-    pod.await_metric("websocket_connections_total", WATCHERS as f64 + 1.0);
+    pod.await_metric("websocket_connections_total", SUBSCRIBERS as f64 + 1.0);
     let with = p99_under_load(&producer, &mut clients, &ids);
     println!("p99 {without:?} without, {with:?} with a client that never reads");
     assert!(with <= (without * 3 / 2).max(NOISE), "p99 {without:?} without, {with:?} with");
     let grown = pod.memory().saturating_sub(before);
     assert!(grown <= HISTORY_BYTES, "{grown} bytes more");
 
-    // It took nothing for STALL_TIMEOUT_MS: it is let go, and nobody else is.
-    eventually("it is let go", Duration::from_secs(20), || {
-        (pod.metrics().sum("websocket_connections_total") == WATCHERS as f64).then_some(())
+    // It accepted nothing for STALL_TIMEOUT_MS, so it is closed, and no other client is.
+    eventually("it is closed", Duration::from_secs(20), || {
+        (pod.metrics().sum("websocket_connections_total") == SUBSCRIBERS as f64).then_some(())
     });
     clients.iter_mut().for_each(Client::turn);
     assert!(clients.iter().all(|client| client.ended().is_none()));
     drop(never_reads);
 }
 
-/// Fills the history over and over while a client doesn't read.
-fn overtake(world: &World, pod: &Pod, id: &str) -> u64 {
+/// Fills the history several times while a client does not read.
+fn overrun(world: &World, pod: &Pod, id: &str) -> u64 {
     let producer = world.producer();
     let fill = "x".repeat(50 * 1024);
     // Three times the history, and more than kernels buffer.
@@ -127,11 +127,11 @@ fn overtake(world: &World, pod: &Pod, id: &str) -> u64 {
 }
 
 #[test]
-fn a_client_that_falls_out_of_the_history_is_told_and_was_sent_no_gap() {
+fn a_client_that_falls_out_of_the_history_is_closed_and_was_sent_no_gap() {
     let world = World::start();
     let pod = world.pod("pod-0").set_all(&[("HISTORY_BYTES", "4MiB"), ("SHARDS", "1")]).start();
     let mut slow = Raw::upgraded(&pod.ask().assessment("slow").receive_buffer(4096));
-    let count = overtake(&world, &pod, "slow");
+    let count = overrun(&world, &pod, "slow");
     let mut next = 0;
     let end = loop {
         match slow.receive() {
@@ -144,16 +144,16 @@ fn a_client_that_falls_out_of_the_history_is_told_and_was_sent_no_gap() {
             other => break other,
         }
     };
-    assert!(next < count, "it was overtaken");
-    // A close frame never lands inside a half-written frame: where one is stuck, the socket is cut instead.
+    assert!(next < count, "the history overran it");
+    // A close frame is never written inside a partial frame: then the socket is aborted instead.
     assert!(matches!(end, Sent::Close(1013) | Sent::End | Sent::Truncated), "{end:?}");
     pod.await_metric("websocket_connections_total", 0.0);
 }
 
-/// Sends events of about 300 bytes, in turn to so many assessments, and waits until the pod has taken them all in.
+/// Sends events of about 300 bytes to the assessments in turn, and waits until the pod has processed them.
 ///
-/// It waits often: what the pod could not take in yet lies in librdkafka's queue, of as much as 8 MiB, or in the
-/// channel, and would make its memory a matter of who was faster.
+/// It waits often, because records that wait in librdkafka's queue (up to 8 MiB) or in the channel would make memory
+/// depend on timing.
 fn stream_events(producer: &Producer, pod: &Pod, from: u64, count: u64) {
     let note = "x".repeat(180);
     for number in from..from + count {
@@ -175,11 +175,11 @@ const ASSESSMENTS: u64 = 500;
 
 #[test]
 fn with_the_history_full_memory_stays_flat() {
-    /// As much as fills the history twice, with its entries and frames.
+    /// Fills the history twice, with its entries and frames.
     const ROUND: u64 = 40_000;
     let world = World::start();
     let pod = world.pod("pod-0").set_all(&[("HISTORY_BYTES", "8MiB"), ("SHARDS", "1")]).start();
-    // Of every fifth assessment's events frames are made.
+    // Frames are made for the events of every fifth assessment.
     let mut clients: Vec<_> = (0..ASSESSMENTS).step_by(5).map(|id| pod.client(&format!("flat-{id}"))).collect();
     let producer = world.producer();
     let stop = AtomicBool::new(false);
@@ -190,7 +190,7 @@ fn with_the_history_full_memory_stays_flat() {
             stream_events(&producer, &pod, round * ROUND, ROUND);
             let history = pod.metrics().sum("shardgate_history_bytes");
             assert!(history <= f64::from(8 << 20), "the history holds {history} bytes");
-            // The first rounds fill what fills: the history, librdkafka's queues, the allocator's own lists.
+            // The first rounds fill the history, librdkafka's queues and the allocator's free lists.
             if round == 2 {
                 full = pod.memory();
             } else if round > 2 {
@@ -200,7 +200,7 @@ fn with_the_history_full_memory_stays_flat() {
         stop.store(true, Ordering::Relaxed);
     });
     println!("{full} bytes when full, then {later:?}");
-    let most = later.into_iter().max().unwrap();
-    // Two answers of librdkafka to a fetch may lie there at one look and not at the other.
-    assert!(most <= full + full / 20 + (4 << 20), "{full} bytes when full, {most} later");
+    let max = later.into_iter().max().unwrap();
+    // Up to two fetch responses of librdkafka may be in memory at one time and not at the other.
+    assert!(max <= full + full / 20 + (4 << 20), "{full} bytes when full, {max} later");
 }

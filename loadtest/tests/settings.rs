@@ -1,4 +1,4 @@
-//! Settings: where they come from, that every fault is told at once, and that a port in use is told.
+//! Settings: their sources, the report of all faults at once, and ports in use.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -60,27 +60,27 @@ const NAMES: &[&str] = &[
     "LOG_FORMAT",
 ];
 
-/// A pod without neighbours: enough to see what it was set to.
+/// A pod without Kafka and Redis, to see its settings.
 fn lonely(name: &str) -> Plan {
     Plan::new(name, "127.0.0.1:1", 1)
 }
 
 fn node_of(pod: &Pod) -> String {
-    let answer = eventually("it answers", Duration::from_secs(10), || pod.try_get("/ready"));
+    let answer = eventually("the pod answers", Duration::from_secs(10), || pod.try_get("/ready"));
     answer.json()["node"].as_str().unwrap().to_owned()
 }
 
-fn assert_tells(run: &Run, words: &[&str]) {
+fn assert_reports(run: &Run, words: &[&str]) {
     assert_eq!(run.code, Some(2), "{}", run.output);
     for word in words {
-        assert!(run.output.contains(word), "{word} is told:\n{}", run.output);
+        assert!(run.output.contains(word), "{word} is reported:\n{}", run.output);
     }
     assert!(!run.output.contains("panicked"), "{}", run.output);
 }
 
 #[test]
-fn every_fault_is_told_at_once_with_its_name_and_what_it_got() {
-    // In use: were a port bound before the settings are right, it would be another fault.
+fn all_faults_are_reported_at_once_with_their_names_and_values() {
+    // In use: if a port were bound before the settings are valid, that would be another fault.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let faults = [
@@ -104,41 +104,41 @@ fn every_fault_is_told_at_once_with_its_name_and_what_it_got() {
     let mut environment = faults.to_vec();
     environment.extend([("HOST", "127.0.0.1"), ("PORT", &port)]);
     let run = run(&["serve"], &environment);
-    assert_tells(&run, &["JWT_SECRET"]);
+    assert_reports(&run, &["JWT_SECRET"]);
     for (name, got) in faults {
-        assert_tells(&run, &[name, got]);
+        assert_reports(&run, &[name, got]);
     }
 }
 
 #[test]
-fn what_one_setting_asks_of_another_is_told_too() {
+fn violated_relations_between_settings_are_reported() {
     let secret = ("JWT_SECRET", SECRET);
-    let told = run(&["serve"], &[secret, ("HEARTBEAT_INTERVAL", "1000"), ("CONNECTION_TIMEOUT", "1999")]);
-    assert_tells(&told, &["CONNECTION_TIMEOUT", "1999"]);
-    assert!(!told.output.contains(SECRET), "the secret is never told");
-    assert_tells(&run(&["serve"], &[secret, ("PUBLIC_URL", "http://host/ws?x=1")]), &["PUBLIC_URL"]);
-    assert_tells(&run(&["serve"], &[secret, ("REDIS_URL", "nonsense")]), &["REDIS_URL"]);
-    assert_tells(&run(&["serve", "--kafka-brokerz", "x"], &[secret]), &["--kafka-brokerz"]);
-    assert_tells(&run(&["serve", "--config", "no-such-file.toml"], &[secret]), &["no-such-file.toml"]);
-    let told = run(&["serve", "--shards=-1"], &[secret]);
-    assert_tells(&Run { code: told.code, output: told.output.to_lowercase() }, &["shards", "-1"]);
+    let output = run(&["serve"], &[secret, ("HEARTBEAT_INTERVAL", "1000"), ("CONNECTION_TIMEOUT", "1999")]);
+    assert_reports(&output, &["CONNECTION_TIMEOUT", "1999"]);
+    assert!(!output.output.contains(SECRET), "the secret is never printed");
+    assert_reports(&run(&["serve"], &[secret, ("PUBLIC_URL", "http://host/ws?x=1")]), &["PUBLIC_URL"]);
+    assert_reports(&run(&["serve"], &[secret, ("REDIS_URL", "nonsense")]), &["REDIS_URL"]);
+    assert_reports(&run(&["serve", "--kafka-brokerz", "x"], &[secret]), &["--kafka-brokerz"]);
+    assert_reports(&run(&["serve", "--config", "no-such-file.toml"], &[secret]), &["no-such-file.toml"]);
+    let output = run(&["serve", "--shards=-1"], &[secret]);
+    assert_reports(&Run { code: output.code, output: output.output.to_lowercase() }, &["shards", "-1"]);
 }
 
 #[test]
-fn an_address_of_another_machine_is_told_with_the_other_faults_before_anything_starts() {
-    let told = run(&["serve"], &[("JWT_SECRET", SECRET), ("HOST", "192.0.2.1"), ("SHARDS", "0"), ("LOG", "debug")]);
-    assert_tells(&told, &["HOST (environment)", "192.0.2.1", "SHARDS"]);
-    assert!(!told.output.contains("shardgate starts"), "{}", told.output);
+fn a_foreign_address_is_reported_with_the_other_faults_before_anything_starts() {
+    let output = run(&["serve"], &[("JWT_SECRET", SECRET), ("HOST", "192.0.2.1"), ("SHARDS", "0"), ("LOG", "debug")]);
+    assert_reports(&output, &["HOST (environment)", "192.0.2.1", "SHARDS"]);
+    assert!(!output.output.contains("shardgate starts"), "{}", output.output);
 }
 
 #[test]
-fn what_kubernetes_sets_for_services_is_told_where_it_harms_and_left_alone_elsewhere() {
-    let told = run(&["serve"], &[("JWT_SECRET", SECRET), ("REDIS_PORT", "tcp://10.0.0.1:6379")]);
-    assert_tells(&told, &["REDIS_PORT (environment)", "tcp://10.0.0.1:6379", "enableServiceLinks"]);
+fn kubernetes_service_variables_are_reported_only_if_they_collide_with_a_setting() {
+    let output = run(&["serve"], &[("JWT_SECRET", SECRET), ("REDIS_PORT", "tcp://10.0.0.1:6379")]);
+    assert_reports(&output, &["REDIS_PORT (environment)", "tcp://10.0.0.1:6379", "enableServiceLinks"]);
     let links =
         [("REDIS_SERVICE_HOST", "10.0.0.1"), ("KAFKA_PORT", "tcp://10.0.0.1:9092"), ("KAFKA_PORT_9092_TCP", "x")];
     let pod = lonely("pod").set_all(&links).set("REDIS_HSOT", "redis").set("LOG_LEVEL", "debug").spawn();
-    eventually("it answers", Duration::from_secs(10), || pod.try_get("/health"));
+    eventually("the pod answers", Duration::from_secs(10), || pod.try_get("/health"));
     let log = pod.log();
     let warnings: Vec<&str> = log.lines().filter(|line| line.contains("is not a setting")).collect();
     assert_eq!(warnings.len(), 2, "{log}");
@@ -147,19 +147,19 @@ fn what_kubernetes_sets_for_services_is_told_where_it_harms_and_left_alone_elsew
 }
 
 #[test]
-fn a_files_faults_are_told_with_the_others() {
+fn the_faults_of_a_file_are_reported_with_the_others() {
     let dir = TempDir::new("settings");
     let file = dir.file("shardgate.toml", "kafka_brokerz = 'x'\nhistory_bytes = '1KiB'\nport = 'http'\n");
-    let told = run(&["serve", "--config", file.to_str().unwrap()], &[("SHARDS", "none")]);
-    let lower = Run { code: told.code, output: told.output.to_lowercase() };
-    assert_tells(&lower, &["kafka_brokerz", "history_bytes", "port", "shards", "jwt_secret"]);
+    let output = run(&["serve", "--config", file.to_str().unwrap()], &[("SHARDS", "none")]);
+    let lower = Run { code: output.code, output: output.output.to_lowercase() };
+    assert_reports(&lower, &["kafka_brokerz", "history_bytes", "port", "shards", "jwt_secret"]);
     let broken = dir.file("broken.toml", "port = \n");
-    let told = run(&["serve", "--config", broken.to_str().unwrap()], &[("JWT_SECRET", SECRET)]);
-    assert_tells(&told, &["broken.toml", "line 1"]);
+    let output = run(&["serve", "--config", broken.to_str().unwrap()], &[("JWT_SECRET", SECRET)]);
+    assert_reports(&output, &["broken.toml", "line 1"]);
 }
 
 #[test]
-fn flags_beat_environment_beats_file_and_what_is_empty_counts_as_unset() {
+fn flags_override_environment_overrides_file_and_empty_values_count_as_unset() {
     let dir = TempDir::new("settings");
     let file = dir.file("shardgate.toml", "pod_name = 'of-the-file'\nhistory_bytes = '8MiB'\ndrain_ms = 100\n");
     let config = format!("--config={}", file.display());
@@ -193,7 +193,7 @@ fn help_lists_every_setting() {
 }
 
 #[test]
-fn a_port_in_use_is_told_also_where_it_could_be_shared() {
+fn a_port_in_use_is_reported_even_if_it_could_be_shared() {
     let plan = lonely("pod");
     let plain = TcpListener::bind(plan.address()).unwrap();
     in_use(&plan, plan.address().port());
@@ -201,21 +201,22 @@ fn a_port_in_use_is_told_also_where_it_could_be_shared() {
 
     let shared = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     shared.set_reuse_port(true).unwrap();
-    shared.bind(&plan.address().into()).unwrap();
+    // A process that another test is just starting may hold the dropped socket for a moment.
+    eventually("the port is free", Duration::from_secs(10), || shared.bind(&plan.address().into()).ok());
     shared.listen(8).unwrap();
     in_use(&plan, plan.address().port());
     drop(shared);
 
     let first = plan.spawn();
-    eventually("it answers", Duration::from_secs(10), || first.try_get("/health"));
+    eventually("the pod answers", Duration::from_secs(10), || first.try_get("/health"));
     in_use(&plan, plan.address().port());
-    assert_eq!(first.get("/health").status, 200, "the first is not disturbed");
+    assert_eq!(first.get("/health").status, 200, "the first pod still answers");
 
     let other = lonely("other").set("HOST", &plan.address().ip().to_string());
     in_use(&other.set("ADMIN_PORT", &plan.address().port().to_string()), plan.address().port());
 }
 
-/// A pod that finds its port, or that for operators, in use ends with 1 and tells the number.
+/// Checks that a pod whose port or admin port is in use exits with 1 and logs the port.
 fn in_use(plan: &Plan, port: u16) {
     let mut pod = plan.spawn();
     assert_eq!(pod.wait_exit(Duration::from_secs(10)).code(), Some(1), "{}", pod.log());
@@ -223,9 +224,9 @@ fn in_use(plan: &Plan, port: u16) {
 }
 
 #[test]
-fn a_short_secret_is_warned_of_and_never_told() {
+fn a_short_secret_causes_a_warning_and_is_never_printed() {
     let pod = lonely("pod").set("JWT_SECRET", "hush-hush").spawn();
-    eventually("it warns", Duration::from_secs(10), || pod.log().contains("JWT_SECRET").then_some(()));
+    eventually("the warning is logged", Duration::from_secs(10), || pod.log().contains("JWT_SECRET").then_some(()));
     assert!(pod.log().contains("WARN"));
     assert!(!pod.log().contains("hush"));
 }
@@ -233,7 +234,7 @@ fn a_short_secret_is_warned_of_and_never_told() {
 #[test]
 fn a_log_is_text_or_json_lines() {
     let pod = lonely("pod").set("LOG_FORMAT", "json").spawn();
-    eventually("it answers", Duration::from_secs(10), || pod.try_get("/health"));
+    eventually("the pod answers", Duration::from_secs(10), || pod.try_get("/health"));
     for line in pod.log().lines() {
         let line: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
         assert!(line["level"].is_string(), "{line}");
@@ -242,28 +243,26 @@ fn a_log_is_text_or_json_lines() {
 }
 
 #[test]
-fn a_library_that_says_what_nobody_asked_for_takes_no_line_of_ours_with_it() {
+fn suppressed_lines_of_a_library_displace_no_line_of_ours() {
     let pod = lonely("pod").set("LOG", "info").spawn();
-    // The first line after the clients of librdkafka were made, which have much to say at lower levels.
-    eventually("ingest says what it does", Duration::from_secs(10), || {
-        pod.log().contains("ingest started").then_some(())
-    });
+    // The first line after the start of librdkafka's clients, which log much at lower levels.
+    eventually("ingest logs its start", Duration::from_secs(10), || pod.log().contains("ingest started").then_some(()));
 }
 
 #[test]
-fn a_wrong_routes_file_is_refused_with_its_line_and_what_would_be_right() {
+fn an_invalid_routes_file_is_refused_with_the_line_and_the_valid_values() {
     let dir = TempDir::new("routes");
     let good = "[[route]]\ntopic = \"a.b\"\nscope = \"assessment\"\nassessment = \"payload\"\n\
                 partitioner = \"murmur2\"\ntype = \"x\"\nfields = [\"assessmentId\"]\n";
     let wrong = [
-        ("no TOML", good.replace("\"a.b\"", "a.b"), "line 2", ""),
-        ("a scope that isn't", good.replace("\"assessment\"\na", "\"everyone\"\na"), "line 3", "market"),
-        ("no source of the id", good.replace("\"payload\"", "\"header\""), "line 4", "key"),
-        ("a partitioner that isn't", good.replace("murmur2", "random"), "line 5", "murmur2"),
-        ("a key that isn't", good.replace("type =", "typ ="), "line 6", "type"),
-        ("a field that isn't", good.replace("[\"assessmentId\"]", "[{ nam = \"x\" }]"), "line 7", "name"),
+        ("invalid TOML", good.replace("\"a.b\"", "a.b"), "line 2", ""),
+        ("an unknown scope", good.replace("\"assessment\"\na", "\"everyone\"\na"), "line 3", "market"),
+        ("an unknown source of the id", good.replace("\"payload\"", "\"header\""), "line 4", "key"),
+        ("an unknown partitioner", good.replace("murmur2", "random"), "line 5", "murmur2"),
+        ("an unknown key", good.replace("type =", "typ ="), "line 6", "type"),
+        ("an invalid field", good.replace("[\"assessmentId\"]", "[{ nam = \"x\" }]"), "line 7", "name"),
         (
-            "a placeholder that the topic lacks",
+            "a placeholder missing in the topic",
             good.replace("[\"assessmentId\"]", "[{ name = \"m\", topic = \"m\" }]"),
             "line 7",
             "m",
@@ -271,15 +270,15 @@ fn a_wrong_routes_file_is_refused_with_its_line_and_what_would_be_right() {
     ];
     for (what, routes, line, right) in wrong {
         let file = dir.file("routes.toml", &routes);
-        let told =
+        let output =
             run(&["serve"], &[("JWT_SECRET", SECRET), ("ROUTES_FILE", file.to_str().unwrap()), ("SHARDS", "none")]);
         println!("{what}");
-        assert_tells(&told, &["ROUTES_FILE", line, right, "SHARDS"]);
+        assert_reports(&output, &["ROUTES_FILE", line, right, "SHARDS"]);
     }
 }
 
 #[test]
-fn the_built_in_routes_are_printed_and_may_be_given_back() {
+fn the_printed_built_in_routes_are_a_valid_routes_file() {
     let printed = run(&["routes"], &[]);
     assert_eq!(printed.code, Some(0));
     for topic in ["market-data.{market}-ticks", "trading.order-filled", "rules.drawdown-checked"] {

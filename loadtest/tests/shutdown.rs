@@ -1,4 +1,4 @@
-//! How pods end: SIGTERM under load, with other pods and alone, a second signal, and SIGKILL.
+//! How pods end: SIGTERM under load with other pods and alone, a second signal, and SIGKILL.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -13,26 +13,26 @@ const DRAIN_DELAY: Duration = Duration::from_millis(1500);
 const DRAIN: Duration = Duration::from_millis(3000);
 const DRAIN_SETTINGS: &[(&str, &str)] = &[("DRAIN_DELAY_MS", "1500"), ("DRAIN_MS", "3000")];
 
-/// Ids that this pod serves, so many.
+/// Ids that this pod owns.
 fn ids_of(pod: &Pod, count: usize) -> Vec<String> {
     let ids = (0..).map(|number| format!("assessment-{number}"));
     ids.filter(|id| pod.owner_of(id) == pod.url()).take(count).collect()
 }
 
-/// The client has seen the balance events without a gap from its first, all as they should be.
+/// Checks that the client received the balance events without a gap from its first, all as expected.
 fn assert_no_gap(client: &Client, id: &str) {
     let mut next = None;
     for message in seen(client) {
         let number = number_of(message);
-        assert!(next.is_none_or(|next| next == number), "{id}: {number} in place of {next:?}");
+        assert!(next.is_none_or(|next| next == number), "{id}: {number} instead of {next:?}");
         assert_eq!(ExpectedMessage::from(message), Kind::BalanceUpdated.event(id, number).expected);
         next = Some(number + 1);
     }
-    assert!(next.is_some(), "{id} has seen events");
+    assert!(next.is_some(), "{id} received events");
 }
 
 #[test]
-fn a_pod_that_is_asked_to_end_under_load_sends_its_clients_to_the_others_bit_by_bit() {
+fn a_pod_stopped_under_load_redirects_its_clients_evenly_over_the_drain() {
     let world = World::start();
     let mut pods = world.three_pods(DRAIN_SETTINGS);
     let ids = ids_of(&pods[0], 60);
@@ -53,7 +53,7 @@ fn a_pod_that_is_asked_to_end_under_load_sends_its_clients_to_the_others_bit_by_
                     producer.event(&Kind::BalanceUpdated.event(id, number));
                 }
                 producer.flush();
-                // A pace, not a wait for something.
+                // This sets the rate. It does not wait for an event.
                 thread::sleep(Duration::from_millis(10));
             }
         });
@@ -62,65 +62,65 @@ fn a_pod_that_is_asked_to_end_under_load_sends_its_clients_to_the_others_bit_by_
         });
 
         pods[0].signal(Signal::Term);
-        let asked = Instant::now();
+        let signalled = Instant::now();
         eventually("the slot is gone at once", Duration::from_secs(1), || {
             (!world.redis.live().values().any(|node| node == "pod-0")).then_some(())
         });
         listener.expect("websocket:node:leave", "pod-0", Duration::from_secs(1));
         let ready = pods[0].get("/ready");
         assert_eq!((ready.status, &ready.json()["draining"]), (503, &true.into()));
-        new_clients_are_sent_away(&pods[0], &ids[0], &urls);
+        new_clients_are_redirected(&pods[0], &ids[0], &urls);
 
         let before: Vec<_> = clients[..ids.len()].iter().map(|client| seen(client).count()).collect();
-        let left = (DRAIN_DELAY - Duration::from_millis(200)).saturating_sub(asked.elapsed());
+        let left = (DRAIN_DELAY - Duration::from_millis(200)).saturating_sub(signalled.elapsed());
         read_for(&mut clients, left);
-        assert!(clients.iter().all(|client| client.ended().is_none()), "all are served on for DRAIN_DELAY_MS");
+        assert!(clients.iter().all(|client| client.ended().is_none()), "all stay connected for DRAIN_DELAY_MS");
         for (client, before) in clients.iter().zip(before) {
-            assert!(seen(client).count() > before, "with their events");
+            assert!(seen(client).count() > before, "and receive events");
         }
 
         read_until(&mut clients, "all are closed", DRAIN_DELAY + DRAIN + Duration::from_secs(3), |clients| {
             clients.iter().all(|client| client.ended().is_some())
         });
-        closes_are_spread_out(&clients, asked);
+        closes_are_spread_out(&clients, signalled);
         assert_eq!(pods[0].wait_exit(Duration::from_secs(2)).code(), Some(0));
         stop.store(true, Ordering::Relaxed);
     });
 
     for (client, id) in clients.iter().zip(&ids) {
         assert_no_gap(client, id);
-        goes_on_elsewhere(client, Some(id), &urls);
+        can_continue_at_the_redirect(client, Some(id), &urls);
     }
-    goes_on_elsewhere(&clients[ids.len()], None, &urls);
+    can_continue_at_the_redirect(&clients[ids.len()], None, &urls);
 }
 
-fn new_clients_are_sent_away(pod: &Pod, id: &str, urls: &[String]) {
+fn new_clients_are_redirected(pod: &Pod, id: &str, urls: &[String]) {
     let (refusal, code) = pod.client(id).expect_refusal();
     assert_eq!((refusal["error"].as_str(), code), (Some("Redirect"), 1008));
     assert!(urls.iter().any(|url| refusal["url"] == url.as_str()), "{refusal}");
     let (refusal, code) = pod.market_client().expect_refusal();
-    assert_eq!((refusal["error"].as_str(), code), (Some("Redirect"), 1008), "also who wants market data only");
+    assert_eq!((refusal["error"].as_str(), code), (Some("Redirect"), 1008), "also clients of market data only");
 }
 
-/// In each third of the drain about a third of the clients is closed; none before, none after.
-fn closes_are_spread_out(clients: &[Client], asked: Instant) {
+/// In each third of the drain about a third of the clients is closed, and none before or after.
+fn closes_are_spread_out(clients: &[Client], signalled: Instant) {
     let mut thirds = [0_usize; 3];
     for client in clients {
-        let after = client.ended().expect("all have ended").duration_since(asked);
-        let place = after.saturating_sub(DRAIN_DELAY).as_secs_f64() / DRAIN.as_secs_f64() * 3.0;
+        let after = client.ended().expect("all have ended").duration_since(signalled);
+        let third = after.saturating_sub(DRAIN_DELAY).as_secs_f64() / DRAIN.as_secs_f64() * 3.0;
         assert!(after + Duration::from_millis(100) > DRAIN_DELAY, "closed after {after:?}");
-        assert!(place < 3.5, "closed after {after:?}");
-        thirds[(place as usize).min(2)] += 1;
+        assert!(third < 3.5, "closed after {after:?}");
+        thirds[(third as usize).min(2)] += 1;
     }
     let even = clients.len() / 3;
     assert!(
-        thirds.iter().all(|third| (even / 2..=even * 2).contains(third)),
+        thirds.iter().all(|count| (even / 2..=even * 2).contains(count)),
         "closes in thirds of the time: {thirds:?}"
     );
 }
 
-/// The last word was a redirect and a 1012, and its URL is right.
-fn goes_on_elsewhere(client: &Client, id: Option<&str>, urls: &[String]) {
+/// Checks that the last message was a redirect with close code 1012, and that its URL is correct.
+fn can_continue_at_the_redirect(client: &Client, id: Option<&str>, urls: &[String]) {
     assert_eq!(client.close_frame().map(|(code, _)| *code), Some(1012));
     let last = client.messages().last().expect("a redirect").json();
     assert_eq!(last["error"], "Redirect", "{last}");
@@ -128,11 +128,11 @@ fn goes_on_elsewhere(client: &Client, id: Option<&str>, urls: &[String]) {
     assert!(urls.iter().any(|live| live == url), "{last}");
     let ask = Ask::to(url);
     let mut client = id.map_or(ask.clone(), |id| ask.assessment(id)).open();
-    assert_eq!(client.expect("a first word", |_| true).kind, "connected", "the redirect is right");
+    assert_eq!(client.expect("a first message", |_| true).kind, "connected", "the redirect is correct");
 }
 
 #[test]
-fn a_pod_that_ends_alone_says_so_and_takes_no_new_client() {
+fn a_stopped_pod_without_others_closes_its_clients_and_accepts_no_new_one() {
     let world = World::without_topics();
     let mut pod = world.pod("pod-0").set_all(&[("DRAIN_DELAY_MS", "1000"), ("DRAIN_MS", "1000")]).start();
     let mut clients: Vec<_> = (0..10).map(|number| pod.client(&format!("a-{number}"))).collect();
@@ -149,24 +149,24 @@ fn a_pod_that_ends_alone_says_so_and_takes_no_new_client() {
 }
 
 #[test]
-fn a_pod_without_clients_ends_at_once() {
+fn a_stopped_pod_without_clients_exits_at_once() {
     let world = World::without_topics();
     let mut pod = world.pod("pod-0").set("DRAIN_DELAY_MS", "60000").start();
     let leaves_meanwhile = pod.client("a");
     pod.signal(Signal::Term);
-    eventually("it drains", WITHIN, || (pod.get("/ready").json()["draining"] == true).then_some(()));
+    eventually("the pod drains", WITHIN, || (pod.get("/ready").json()["draining"] == true).then_some(()));
     leaves_meanwhile.close();
-    assert_eq!(pod.wait_exit(Duration::from_secs(3)).code(), Some(0), "as soon as no client is left");
+    assert_eq!(pod.wait_exit(Duration::from_secs(3)).code(), Some(0), "as soon as the last client has left");
 }
 
 #[test]
-fn a_pod_whose_kafka_and_redis_hang_ends_well_too_also_while_it_starts() {
+fn a_pod_exits_cleanly_even_if_kafka_and_redis_hang_also_during_startup() {
     let mut world = World::without_topics();
     let mut serves = world.pod("pod-0").start();
     world.kafka.broker(0).pause();
     world.redis.pause();
     let mut starts = world.pod("pod-1").spawn();
-    eventually("it answers", WITHIN, || starts.try_get("/health"));
+    eventually("the pod answers", WITHIN, || starts.try_get("/health"));
     for pod in [&mut serves, &mut starts] {
         pod.signal(Signal::Term);
         assert_eq!(pod.wait_exit(Duration::from_secs(6)).code(), Some(0), "{}", pod.log());
@@ -176,18 +176,18 @@ fn a_pod_whose_kafka_and_redis_hang_ends_well_too_also_while_it_starts() {
 }
 
 #[test]
-fn a_second_signal_ends_a_pod_at_once() {
+fn a_second_signal_makes_a_pod_exit_at_once() {
     let world = World::without_topics();
     let mut pod = world.pod("pod-0").set("DRAIN_DELAY_MS", "60000").start();
     let _client = pod.client("a");
     pod.signal(Signal::Term);
-    eventually("it drains", WITHIN, || (pod.get("/ready").json()["draining"] == true).then_some(()));
+    eventually("the pod drains", WITHIN, || (pod.get("/ready").json()["draining"] == true).then_some(()));
     pod.signal(Signal::Term);
     assert_ne!(pod.wait_exit(Duration::from_secs(1)).code(), Some(0));
 }
 
 #[test]
-fn a_pod_that_is_killed_is_nobodys_owner_when_its_lease_has_run_out_and_others_are_not_moved() {
+fn a_killed_pod_owns_nothing_after_its_lease_and_no_client_of_others_is_moved() {
     const LEASE: Duration = Duration::from_millis(2000);
     let world = World::start();
     let mut pods = world.three_pods(&[("LEASE_TTL_MS", "2000")]);
@@ -201,21 +201,21 @@ fn a_pod_that_is_killed_is_nobodys_owner_when_its_lease_has_run_out_and_others_a
     let killed = Instant::now();
     let alive = || world.redis.live().values().any(|node| node == "pod-0");
     always("its lease holds", LEASE / 4, alive);
-    eventually("its lease runs out", LEASE, || (!alive()).then_some(()));
+    eventually("its lease expires", LEASE, || (!alive()).then_some(()));
     listener.expect("websocket:node:leave", "pod-0", Duration::from_secs(2));
 
     let [_, one, two] = &pods;
     for id in &lost {
-        let owner = eventually("the id comes up elsewhere", LEASE + Duration::from_secs(3), || {
+        let owner = eventually("the id has another owner", LEASE + Duration::from_secs(3), || {
             let urls = [one.owner_of(id), two.owner_of(id)];
             (urls[0] == urls[1] && urls[0] != pods[0].url()).then(|| urls[0].clone())
         });
         let mut client = Ask::to(&owner).assessment(id).open();
-        assert_eq!(client.expect("a first word", |_| true).kind, "connected");
+        assert_eq!(client.expect("a first message", |_| true).kind, "connected");
     }
     assert!(killed.elapsed() < LEASE + Duration::from_secs(6), "{:?}", killed.elapsed());
 
-    // The others keep their numbers, their assessments and their clients.
+    // The others keep their slots, their assessments and their clients.
     let others = world.redis.live();
     assert_eq!(others.len(), 2);
     assert!(others.iter().all(|(number, node)| slots.get(number) == Some(node)), "{slots:?}, then {others:?}");

@@ -1,4 +1,4 @@
-//! What each signal does: SIGQUIT drains as SIGTERM does, SIGHUP reads the routes anew, SIGPIPE ends nothing.
+//! The effect of each signal: SIGQUIT drains as SIGTERM does, SIGHUP reloads the routes, SIGPIPE does nothing.
 
 use std::time::Duration;
 
@@ -11,31 +11,31 @@ fn awaits_line(pod: &Pod, text: &str) {
 }
 
 #[test]
-fn a_quit_drains_a_pod_and_a_second_one_ends_it_at_once() {
+fn sigquit_drains_a_pod_and_a_second_one_makes_it_exit_at_once() {
     let world = World::without_topics();
     let mut pod = world.pod("pod-0").set("DRAIN_DELAY_MS", "60000").start();
     let client = pod.client("a");
     let counts_it = || (pod.metrics().sum("websocket_connections_total") == 1.0).then_some(());
     eventually("the client is counted", WITHIN, counts_it);
     pod.signal(Signal::Quit);
-    eventually("it drains", WITHIN, || (pod.get("/ready").json()["draining"] == true).then_some(()));
-    // What ends nothing at other times ends nothing now.
+    eventually("the pod drains", WITHIN, || (pod.get("/ready").json()["draining"] == true).then_some(()));
+    // Signals that don't end a pod at other times don't end it now.
     pod.signal(Signal::Hup);
     pod.signal(Signal::Pipe);
     client.close();
-    assert_eq!(pod.wait_exit(WITHIN).code(), Some(0), "as soon as no client is left");
+    assert_eq!(pod.wait_exit(WITHIN).code(), Some(0), "as soon as the last client has left");
 
     let mut pod = world.pod("pod-0").set("DRAIN_DELAY_MS", "60000").start();
     let _client = pod.client("a");
     pod.signal(Signal::Quit);
-    eventually("it drains", WITHIN, || (pod.get("/ready").json()["draining"] == true).then_some(()));
+    eventually("the pod drains", WITHIN, || (pod.get("/ready").json()["draining"] == true).then_some(()));
     pod.signal(Signal::Quit);
     assert_eq!(pod.wait_exit(Duration::from_secs(2)).code(), Some(130));
     assert!(pod.log().trim_end().ends_with("second signal: exiting at once signal=\"SIGQUIT\""), "{}", pod.log());
 }
 
 #[test]
-fn a_hang_up_reads_the_routes_anew_and_what_is_wrong_with_them_changes_nothing() {
+fn sighup_reloads_the_routes_and_invalid_ones_change_nothing() {
     let world = World::without_topics();
     let dir = TempDir::new("routes");
     let built_in = run(&["routes"], &[]).output;

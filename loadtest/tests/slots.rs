@@ -1,4 +1,4 @@
-//! The script that changes the hash of slots, on a real Redis: what else may stand in the hash, and how long it takes.
+//! The script that changes the slots hash, on a real Redis: foreign fields in the hash, and its run time.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use shardgate::limits::{FOREIGN_FIELDS_MAX, SLOT_VALUE_BYTES_MAX, SLOTS_MAX};
 const SCRIPT: &str = include_str!("../../src/discovery/slots.lua");
 const KEY: &str = "websocket:slots";
 
-/// A caller of the script, as a pod is.
+/// A caller of the script, like a pod.
 struct Caller<'a> {
     redis: &'a Redis,
     call: Call,
@@ -52,10 +52,10 @@ impl<'a> Caller<'a> {
             .arg(call)
             .query(&mut self.redis.connection())
             .expect("the script runs");
-        Snapshot::parse(&answer).expect("it answers what a pod reads")
+        Snapshot::parse(&answer).expect("the answer is valid")
     }
 
-    /// Claims or renews, and tells who is live.
+    /// Claims or renews, and returns the live pods.
     fn holds(&mut self) -> String {
         let action = if self.call.slot.is_none() { Action::Claim } else { Action::Hold };
         let snapshot = self.runs(action);
@@ -71,7 +71,7 @@ fn pods(snapshot: &Snapshot) -> String {
     pods.collect::<Vec<_>>().join(" ")
 }
 
-/// A value that a pod could have written, but for what `change` replaces.
+/// A value as a pod writes it, with a part replaced.
 fn value(part: &str, by: &str) -> Vec<u8> {
     let good =
         r#"{"node":"x","instance":"y","url":"ws://x/ws","expiresAtMs":1,"view":{"epoch":1,"version":1,"slots":1}}"#;
@@ -79,7 +79,7 @@ fn value(part: &str, by: &str) -> Vec<u8> {
     good.replacen(part, by, 1).into_bytes()
 }
 
-/// Fields that no pod writes, each of which has failed a snapshot or could.
+/// Fields that no pod writes, each of which has broken a snapshot or could.
 fn bad_fields() -> Vec<(&'static str, Vec<u8>)> {
     let mut not_text = value("x", "@");
     not_text.iter_mut().filter(|byte| **byte == b'@').for_each(|byte| *byte = 0xff);
@@ -122,7 +122,7 @@ fn bad_fields() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 #[test]
-fn whatever_a_field_holds_no_other_slot_is_hidden_by_it() {
+fn no_content_of_a_field_hides_another_slot() {
     let redis = Redis::start();
     for (field, bad) in bad_fields() {
         redis.flush();
@@ -130,7 +130,7 @@ fn whatever_a_field_holds_no_other_slot_is_hidden_by_it() {
         first.holds();
         redis.set_field(KEY, field.as_bytes(), &bad);
         let shown = format!("{field:?} {}", String::from_utf8_lossy(&bad[..bad.len().min(120)]));
-        // A view that claims more slots than there can be, or a version that nobody counted to, is not believed.
+        // A view with more slots than possible, or an implausible version, is not trusted.
         let holders = first.holds();
         let seen = holders.split_once(" 7=").map_or(&*holders, |(pods, _)| pods);
         assert_eq!(seen, "0=first", "{shown}");
@@ -138,7 +138,7 @@ fn whatever_a_field_holds_no_other_slot_is_hidden_by_it() {
         let mut second = Caller::new(&redis, "second");
         assert!(second.holds().starts_with("0=first 1=second"), "{shown}");
         assert!(second.runs(Action::Watch).version < 100, "{shown}");
-        // Also where its value is the one that takes the view on.
+        // Also if its value is the one that continues the view.
         first.runs(Action::Leave);
         second.runs(Action::Leave);
         assert_eq!(pods(&Caller::new(&redis, "third").runs(Action::Watch)), "", "{shown}");
@@ -158,12 +158,12 @@ fn ignored_fields_are_counted_with_one_of_them() {
 }
 
 #[test]
-fn stray_fields_cost_redis_no_time_and_no_pod_its_slot() {
+fn foreign_fields_cost_redis_no_time_and_no_pod_its_slot() {
     let redis = Redis::start();
     let mut pods: Vec<_> = (0..12).map(|number| Caller::new(&redis, &format!("p{number}"))).collect();
     let holders = pods.iter_mut().map(Caller::holds).last().expect("there are pods");
     redis.add_fields(KEY, 300_000);
-    // The best of some: other work on the machine is not the script's.
+    // The best of several, because of other work on the machine.
     let took = (0..5).map(|_| {
         let began = Instant::now();
         assert_eq!(pods[0].holds(), holders);
@@ -173,17 +173,17 @@ fn stray_fields_cost_redis_no_time_and_no_pod_its_slot() {
     assert!(took < Duration::from_millis(100), "a call takes {took:?}");
     let snapshot = pods[0].runs(Action::Watch);
     assert_eq!((snapshot.ignored, snapshot.slots), (300_000, 12));
-    // One that knows nothing yet sees all of them, and claims the number after theirs.
+    // A new caller sees all of them and claims the next number.
     assert_eq!(Caller::new(&redis, "new").holds(), format!("{holders} 12=new"));
     pods[3].runs(Action::Leave);
     assert!(Caller::new(&redis, "next").holds().contains(" 3=next "));
 }
 
 #[test]
-fn many_slots_are_all_seen_beside_many_stray_fields() {
+fn all_slots_are_seen_beside_many_foreign_fields() {
     let redis = Redis::start();
     redis.add_fields(KEY, 5_000);
-    // More than are asked for unseen: the values say how many there are.
+    // More than are queried without knowing their number: the values contain it.
     let count = FOREIGN_FIELDS_MAX + 200;
     for number in 0..count {
         let mut value = format!(r#"{{"node":"n{number}","instance":"i{number}","url":"ws://n/ws"#);
@@ -199,23 +199,23 @@ fn many_slots_are_all_seen_beside_many_stray_fields() {
 }
 
 #[test]
-fn pods_stay_ready_and_new_ones_claim_whatever_stands_in_the_hash() {
+fn pods_stay_ready_and_new_ones_claim_a_slot_whatever_the_hash_contains() {
     let world = World::without_topics();
     let old = world.pod("old").start();
     let mut names = Vec::new();
     for (number, (field, bad)) in bad_fields().into_iter().enumerate() {
-        // Each beside the others, in fields of their own.
+        // All at once, each in its own field.
         let field = if field == "7" { (number + 7).to_string() } else { field.to_owned() };
         world.redis.set_field(KEY, field.as_bytes(), &bad);
         names.push(field);
     }
-    always("it is ready", Duration::from_secs(3), || old.get("/ready").status == 200);
+    always("the pod is ready", Duration::from_secs(3), || old.get("/ready").status == 200);
     let new = world.pod("new").start();
     eventually("both are live", WITHIN, || {
         let metrics = [&old, &new].map(|pod| pod.metrics().sum("shardgate_pods"));
         (metrics == [2.0, 2.0]).then_some(())
     });
     assert!(old.metrics().sum("shardgate_redis_fields_ignored") > 10.0);
-    let told = old.log().lines().filter(|line| line.contains("foreign fields in the slots hash")).count();
-    assert_eq!(told, 1, "once");
+    let logged = old.log().lines().filter(|line| line.contains("foreign fields in the slots hash")).count();
+    assert_eq!(logged, 1, "once");
 }

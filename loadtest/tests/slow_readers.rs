@@ -1,4 +1,4 @@
-//! Clients that read less than there is for them, on real sockets.
+//! Clients that read more slowly than they are sent to, on real sockets.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use loadtest::events::Producer;
 use loadtest::pods::{Pod, World};
 use loadtest::process::{TempDir, eventually};
 
-/// A topic whose records' keys are their assessments, and whose payloads pass whole.
+/// A topic whose record keys are assessments and whose payloads are sent unchanged.
 const TOPIC: &str = "orders";
 
 fn routes(dir: &TempDir) -> PathBuf {
@@ -29,12 +29,12 @@ fields = "*"
     )
 }
 
-/// A payload with its number, of about so many bytes.
+/// A payload with a number and about this many bytes of padding.
 fn payload(number: u64, bytes: usize) -> String {
     format!(r#"{{"number":{number},"fill":"{}"}}"#, "f".repeat(bytes))
 }
 
-/// The number of an event that came whole.
+/// The number of a complete event.
 #[track_caller]
 fn number_of(sent: &Sent) -> u64 {
     let Sent::Text(text) = sent else { panic!("an event, not {sent:?}") };
@@ -42,13 +42,13 @@ fn number_of(sent: &Sent) -> u64 {
     message["data"]["number"].as_u64().expect("an event has its number")
 }
 
-/// A client of this assessment that has read nothing yet, and whose kernel takes little.
+/// A client of this assessment with a small receive buffer that has read nothing yet.
 fn slow_client(pod: &Pod, assessment: &str) -> Raw {
     Raw::upgraded(&pod.ask().assessment(assessment).receive_buffer(4096))
 }
 
 #[test]
-fn a_malformed_record_harms_no_client_whose_socket_is_full() {
+fn a_malformed_record_does_not_harm_clients_with_full_sockets() {
     let world = World::without_topics();
     world.kafka.create(TOPIC, 1);
     let dir = TempDir::new("routes");
@@ -62,7 +62,7 @@ fn a_malformed_record_harms_no_client_whose_socket_is_full() {
     producer.flush();
     let blocked = || (pod.metrics().sum("shardgate_socket_blocked_total") >= 2.0).then_some(());
     eventually("both sockets are full", WITHIN, blocked);
-    // Behind b's there is one more that is larger than what a client is sent in a turn.
+    // Client b gets another event larger than the limit per turn.
     for (assessment, _) in &clients {
         send(assessment, "not json");
     }
@@ -73,47 +73,47 @@ fn a_malformed_record_harms_no_client_whose_socket_is_full() {
         let expected: &[u64] = if *assessment == "a" { &[1, 3] } else { &[1, 2, 3] };
         send(assessment, &payload(3, 10));
         let numbers: Vec<_> = expected.iter().map(|_| number_of(&client.next_answer())).collect();
-        assert_eq!(numbers, expected, "what {assessment} was sent");
+        assert_eq!(numbers, expected, "the events of {assessment}");
     }
 }
 
-// ---- slower than events come
+// ---- slower than the event rate -------------------------------------------------------------------------------------
 // ------------------------------------------------------------------------------------------
 
 const EVENT_BYTES: usize = 4_000;
 
-/// Bytes a second: what comes, and what a client reads.
+/// Bytes per second that are sent, and that a client reads.
 const SENT_RATE: usize = 3_000_000;
 const READ_RATE: usize = 500_000;
 
-/// How a client that reads without a pause was served.
+/// What a client received that reads without a pause.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Life {
-    /// The reasons of its resets.
+struct ReadResult {
+    /// Reasons of its resets.
     resets: Vec<String>,
-    /// The numbers of its events since the last of them.
+    /// Numbers of the events since the last reset.
     numbers: Vec<u64>,
-    /// Its end: a close code; `None` where it was cut.
+    /// Its close code; `None` if it was aborted.
     closed: Option<u16>,
 }
 
-/// Reads without a pause, and no faster than [`READ_RATE`], until the connection ends.
-fn read_slowly(mut client: Raw) -> Life {
-    let (began, mut read, mut life) = (Instant::now(), 0, Life::default());
+/// Reads without a pause at [`READ_RATE`] until the connection ends.
+fn read_slowly(mut client: Raw) -> ReadResult {
+    let (began, mut read, mut result) = (Instant::now(), 0, ReadResult::default());
     loop {
         match client.receive() {
             Sent::Text(text) => {
                 read += text.len();
                 let message: serde_json::Value = serde_json::from_str(&text).expect("a message is JSON");
                 if let Some(number) = message["data"]["number"].as_u64() {
-                    life.numbers.push(number);
+                    result.numbers.push(number);
                 } else if message["type"] == "reset" {
-                    life.resets.push(message["reason"].as_str().expect("a reason").to_owned());
-                    life.numbers.clear();
+                    result.resets.push(message["reason"].as_str().expect("a reason").to_owned());
+                    result.numbers.clear();
                 }
             }
-            Sent::Close(code) => life.closed = Some(code),
-            Sent::End | Sent::Truncated => return life,
+            Sent::Close(code) => result.closed = Some(code),
+            Sent::End | Sent::Truncated => return result,
             Sent::Ping(_) | Sent::Pong(_) => {}
         }
         let due = Duration::from_secs_f64(read as f64 / READ_RATE as f64);
@@ -121,7 +121,7 @@ fn read_slowly(mut client: Raw) -> Life {
     }
 }
 
-/// Sends events of `a` at [`SENT_RATE`], `first` at once, until it is told to stop.
+/// Sends events of `a` at [`SENT_RATE`], the first `first` at once, until `stop`.
 fn send_events(producer: &Producer, first: u64, stop: &AtomicBool) {
     let began = Instant::now();
     for number in 0.. {
@@ -135,7 +135,7 @@ fn send_events(producer: &Producer, first: u64, stop: &AtomicBool) {
 }
 
 #[test]
-fn who_reads_more_slowly_than_events_come_is_told_and_never_cut_within_a_frame() {
+fn a_client_slower_than_the_event_rate_gets_a_close_frame_and_never_a_partial_frame() {
     const EACH: usize = 4;
     let world = World::without_topics();
     world.kafka.create(TOPIC, 1);
@@ -154,18 +154,18 @@ fn who_reads_more_slowly_than_events_come_is_told_and_never_cut_within_a_frame()
         eventually("there is something to catch up with", WITHIN, processed);
         let back = ask.clone().parameter(&format!("cursor={cursor}"));
         let back: Vec<_> = (0..EACH).map(|_| Raw::upgraded(&back)).collect();
-        let lives: Vec<_> = live.into_iter().chain(back).map(|client| scope.spawn(|| read_slowly(client))).collect();
-        let lives: Vec<_> = lives.into_iter().map(|life| life.join().expect("it reads good frames")).collect();
+        let results: Vec<_> = live.into_iter().chain(back).map(|client| scope.spawn(|| read_slowly(client))).collect();
+        let results: Vec<_> = results.into_iter().map(|result| result.join().expect("it reads good frames")).collect();
         stop.store(true, Ordering::Relaxed);
-        for (index, life) in lives.iter().enumerate() {
+        for (index, result) in results.iter().enumerate() {
             let resets: &[&str] = if index < EACH { &[] } else { &["lagged"] };
             assert_eq!(
-                (&life.resets[..], life.closed),
+                (&result.resets[..], result.closed),
                 (&resets.iter().map(|&reset| reset.to_owned()).collect::<Vec<_>>()[..], Some(1013)),
                 "client {index}"
             );
-            assert!(life.numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "client {index} misses some");
-            assert!(!life.numbers.is_empty(), "client {index} goes on live");
+            assert!(result.numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "client {index} has a gap");
+            assert!(!result.numbers.is_empty(), "client {index} received events");
         }
     });
 }

@@ -1,4 +1,4 @@
-//! A broker behind TLS whose certificate the system trusts: it is accepted without a word on whose certificates count.
+//! A broker with TLS whose certificate the system trusts: it is accepted without configuration of certificates.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpStream};
@@ -10,10 +10,10 @@ use loadtest::pods::{READY_WITHIN, binary};
 use loadtest::process::{Process, TempDir, eventually, free_port, loopback, tool};
 use loadtest::token;
 
-/// Where Debian's package of certificates keeps them.
+/// The certificate bundle on Debian.
 const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-/// A certificate for 127.0.0.1 that nobody else vouches for, and its key.
+/// Makes a self-signed certificate for 127.0.0.1 and its key.
 fn make_certificate(dir: &Path) {
     let mut command = Command::new(tool("openssl", "openssl"));
     command.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]);
@@ -22,15 +22,15 @@ fn make_certificate(dir: &Path) {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
-/// A pod to whom the system's certificates are this file, in a file system view of its own, or as `SSL_CERT_FILE` says.
+/// A pod for which this file is the system's bundle, in its own mount namespace, or set by `SSL_CERT_FILE`.
 fn start_pod(dir: &TempDir, broker: u16, certificates: Option<&Path>) -> Process {
     let properties = dir.file("kafka.properties", "security.protocol=SSL\ndebug=security\n");
     let mut command = Command::new(tool("unshare", "util-linux"));
     let script = format!("mount --bind \"$1\" {BUNDLE} && exec \"$2\" serve");
     command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh"]);
-    // An empty bundle is one that trusts nobody: it is the pod's environment that must say who is.
-    let nobody = dir.file("nobody.pem", &fs::read_to_string(dir.path().join("other.pem")).unwrap_or_default());
-    let bundle = if certificates.is_some() { nobody } else { dir.path().join("cert.pem") };
+    // With `SSL_CERT_FILE` the system's bundle trusts no broker.
+    let untrusting = dir.file("untrusting.pem", &fs::read_to_string(dir.path().join("other.pem")).unwrap_or_default());
+    let bundle = if certificates.is_some() { untrusting } else { dir.path().join("cert.pem") };
     command.arg(bundle).arg(binary()).env_clear().env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
     let host = loopback();
     let settings = [
@@ -73,7 +73,7 @@ fn a_broker_whose_certificate_the_system_trusts_is_accepted() {
     eventually("the server listens", WITHIN, || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok());
 
     let accepts = |pod: &Process| {
-        eventually("the handshake has ended", READY_WITHIN, || {
+        eventually("the handshake is complete", READY_WITHIN, || {
             let log = pod.log();
             assert!(!log.contains("certificate verify failed"), "{}", pod.log_tail());
             log.contains("Broker SSL certificate verified").then_some(())
@@ -81,11 +81,13 @@ fn a_broker_whose_certificate_the_system_trusts_is_accepted() {
     };
     accepts(&start_pod(&dir, port, None));
 
-    // Who says whose certificates count is heeded, and the system's are not looked at.
+    // `SSL_CERT_FILE` overrides the system's bundle.
     let other = TempDir::new("tls");
     make_certificate(other.path());
     fs::copy(other.path().join("cert.pem"), dir.path().join("other.pem")).unwrap();
     accepts(&start_pod(&dir, port, Some(&dir.path().join("cert.pem"))));
     let refuses = start_pod(&dir, port, Some(&dir.path().join("other.pem")));
-    eventually("it is refused", READY_WITHIN, || refuses.log().contains("certificate verify failed").then_some(()));
+    eventually("the certificate is refused", READY_WITHIN, || {
+        refuses.log().contains("certificate verify failed").then_some(())
+    });
 }

@@ -1,5 +1,4 @@
-//! What reading costs, short: every record is read by all, each figure is there, and the JSON file says what the table
-//! says.
+//! A short measurement of ingest: every record is read, every figure exists, and the JSON file agrees with the table.
 
 use loadtest::fleet::ingest::report::IngestReport;
 use loadtest::fleet::ingest::{self, Options};
@@ -9,7 +8,7 @@ use loadtest::process::TempDir;
 const RECORDS: u64 = 30_000;
 
 #[test]
-fn all_records_are_read_by_the_bare_loop_and_by_each_pod_and_each_figure_is_told() {
+fn the_bare_loop_and_each_pod_read_all_records_and_every_figure_is_reported() {
     let dir = TempDir::new("reading");
     let json = dir.path().join("ingest.json");
     let options = Options {
@@ -23,16 +22,16 @@ fn all_records_are_read_by_the_bare_loop_and_by_each_pod_and_each_figure_is_told
     let report = ingest::run(&options).unwrap();
 
     let [round] = &report.rounds[..] else { panic!("one round: {:?}", report.rounds) };
-    let ways = [("payload", &round.payload), ("key", &round.key)];
-    for (name, way) in ways {
-        for (what, read) in [("at the start", &way.filled), ("live", &way.live), ("bare", &round.bare)] {
+    let results = [("payload", &round.payload), ("key", &round.key)];
+    for (name, result) in results {
+        for (what, read) in [("at the start", &result.filled), ("live", &result.live), ("bare", &round.bare)] {
             assert_eq!(read.records, RECORDS, "{name}, {what}");
             assert!(read.seconds > 0.0 && read.machine.total > 0, "{name}, {what}: {read:?}");
         }
-        assert!(way.live.threads_ns(|thread| thread == "ingest") > 0.0, "{name}: {:?}", way.live);
-        assert!(way.live.threads_ns(|thread| thread.starts_with("rdk:")) > 0.0, "{name}: {:?}", way.live);
-        // A thousand assessments on two pods, by their hashes.
-        assert!((0.4..0.6).contains(&way.elsewhere), "{name}: {}", way.elsewhere);
+        assert!(result.live.threads_ns(|thread| thread == "ingest") > 0.0, "{name}: {:?}", result.live);
+        assert!(result.live.threads_ns(|thread| thread.starts_with("rdk:")) > 0.0, "{name}: {:?}", result.live);
+        // A thousand assessments on two pods, by their hash.
+        assert!((0.4..0.6).contains(&result.elsewhere), "{name}: {}", result.elsewhere);
     }
     let bounds = report.rows.iter().filter(|row| row.bound.is_some()).count();
     assert_eq!(bounds, 8, "{:?}", report.rows);

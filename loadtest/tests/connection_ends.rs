@@ -1,4 +1,4 @@
-//! How connections end on the wire, where the other side does nothing for it.
+//! How connections end on the wire if the other side does not cooperate.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -12,10 +12,10 @@ use loadtest::process::{always, eventually};
 /// A topic of the built-in routes.
 const TOPIC: &str = "assessment.balance-updated";
 
-/// What a client may make a pod read of what does not matter: its bound for that, and what the two kernels take.
+/// Input after a close that a pod reads at most: its own limit and the buffers of both kernels.
 const FLOOD_BYTES_MAX: usize = 64 << 20;
 
-/// A world, and a pod that cuts who takes nothing after a second.
+/// A world and a pod that aborts a connection after one stalled second.
 fn impatient_pod() -> (World, Pod) {
     let world = World::without_topics();
     world.kafka.create(TOPIC, 1);
@@ -23,39 +23,39 @@ fn impatient_pod() -> (World, Pod) {
     (world, pod)
 }
 
-/// A client whose kernel takes little, and that is sent one event of about so many bytes, of which it reads nothing.
+/// A client with a small receive buffer. It gets one event of about this many bytes and reads none of it.
 fn full_client(world: &World, pod: &Pod, bytes: usize) -> Raw {
     let client = Raw::upgraded(&pod.ask().assessment("a").receive_buffer(4096));
     let payload = format!(r#"{{"assessmentId":"a","currentBalance":1,"timestamp":"{}"}}"#, "f".repeat(bytes));
     let producer = world.producer();
     producer.send(TOPIC, Some("a"), Some(payload.as_bytes()));
     producer.flush();
-    eventually("it is sent what its socket takes", WITHIN, || is_unread(pod, &client).then_some(()));
+    eventually("its socket is full", WITHIN, || is_unread(pod, &client).then_some(()));
     client
 }
 
-/// The lines of the kernel's table of TCP sockets for a pod's end of a connection, by their columns (proc_pid_net(5)).
+/// Lines of the kernel's table of TCP sockets for a pod's end of a connection, by column (proc_pid_net(5)).
 fn sockets_to(pod: &Pod, client: SocketAddr) -> Vec<Vec<String>> {
     let hex = |address: SocketAddr| match address.ip() {
         std::net::IpAddr::V4(ip) => format!("{:08X}:{:04X}", u32::from_le_bytes(ip.octets()), address.port()),
         std::net::IpAddr::V6(_) => panic!("the tests use IPv4"),
     };
     let (local, remote) = (hex(pod.address()), hex(client));
-    let table = fs::read_to_string("/proc/net/tcp").expect("Linux has it");
+    let table = fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp exists");
     let lines = table.lines().map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
     lines.filter(|columns| columns.get(1) == Some(&local) && columns.get(2) == Some(&remote)).collect()
 }
 
-/// Whether the pod's kernel has bytes that a client's kernel has not taken.
+/// Whether the pod's kernel holds bytes that the client's kernel has not accepted.
 fn is_unread(pod: &Pod, client: &Raw) -> bool {
     sockets_to(pod, client.address()).iter().any(|columns| !columns[4].starts_with("00000000:"))
 }
 
-/// Waits until the kernel has nothing more of a connection whose other end is still open.
+/// Waits until the kernel has no state of a connection whose other end is still open.
 #[track_caller]
 fn expect_forgotten(pod: &Pod, client: &Raw) {
     pod.await_metric("websocket_connections_total", 0.0);
-    eventually("the kernel has forgotten it", WITHIN, || sockets_to(pod, client.address()).is_empty().then_some(()));
+    eventually("the kernel has no state of it", WITHIN, || sockets_to(pod, client.address()).is_empty().then_some(()));
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn an_aborted_connection_leaves_no_kernel_state() {
 #[test]
 fn a_closed_connection_that_reads_nothing_leaves_no_kernel_state() {
     let (world, pod) = impatient_pod();
-    // All of it lies in the kernel, and the close frame finds room behind it.
+    // All of it fits the kernel's buffers, with room for the close frame.
     let mut client = full_client(&world, &pod, 60_000);
     client.send_frames(&[RawFrame::new(opcode::BINARY, "x")]);
     expect_forgotten(&pod, &client);
@@ -103,10 +103,10 @@ fn input_after_close_is_read_within_a_limit() {
     refused.send(pod.ask().without_token().head().as_bytes());
     refused.expect_upgrade();
     let taken = refused.flood(&noise, Duration::from_secs(1));
-    assert!(taken < FLOOD_BYTES_MAX, "{taken} bytes of one that was refused");
-    // Its close frame waits behind an event that it does not read.
+    assert!(taken < FLOOD_BYTES_MAX, "{taken} bytes of a refused client");
+    // Its close frame waits behind an event that the client does not read.
     let mut broken = full_client(&world, &pod, 400_000);
     broken.send_frames(&[RawFrame::new(opcode::BINARY, "x")]);
     let taken = broken.flood(&noise, Duration::from_secs(1));
-    assert!(taken < FLOOD_BYTES_MAX, "{taken} bytes of one that broke the rules");
+    assert!(taken < FLOOD_BYTES_MAX, "{taken} bytes of a client that broke the protocol");
 }

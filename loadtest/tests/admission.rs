@@ -1,4 +1,5 @@
-//! Who may come in: what those without a token, and sockets that say nothing, may take of those who have one.
+//! Admission: how much of a pod's resources unauthenticated clients and silent sockets can take from authenticated
+//! clients.
 
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use loadtest::http::{self, HttpResponse};
 use loadtest::pods::{Pod, READY_WITHIN, World};
 use loadtest::process::{allow_descriptors, always, eventually, leave_descriptors};
 
-/// Sends a request with a bad token, and leaves its socket open, whatever the answer.
+/// Sends a request with an invalid token and leaves the socket open, whatever the response.
 fn intruder(pod: &Pod) -> Raw {
     let mut raw = Raw::connect(&pod.ask());
     raw.send(pod.ask().token("rubbish").head().as_bytes());
@@ -28,8 +29,8 @@ fn unauthenticated_clients_do_not_use_up_the_accept_rate() {
             clients.push(pod.ask().try_open().unwrap_or_else(|answer| panic!("{number}: {}", answer.text())));
         }
     }
-    assert!(statuses.contains(&101), "those at their own rate are told why: {statuses:?}");
-    assert!(statuses.contains(&503), "those over it are not: {statuses:?}");
+    assert!(statuses.contains(&101), "within their own rate they get a refusal after the upgrade: {statuses:?}");
+    assert!(statuses.contains(&503), "over it they get a 503: {statuses:?}");
     let metrics = pod.metrics();
     let refused = metrics.sum("shardgate_refusals_total") + metrics.sum("shardgate_connections_closed_total");
     assert_eq!(refused, 400.0, "each is counted");
@@ -46,17 +47,17 @@ fn unauthenticated_clients_hold_no_connection_permit() {
         assert_eq!(intruders.last_mut().map(|raw| raw.answer().status), Some(101));
         clients.push(pod.ask().try_open().unwrap_or_else(|answer| panic!("{number}: {}", answer.text())));
     }
-    // Nor does one with a token that asks for what it may not have.
+    // The same holds for a valid token without the required claim.
     let forbidden = pod.ask().assessment("").open();
-    drop(pod.ask().try_open().unwrap_or_else(|answer| panic!("the last place: {}", answer.text())));
+    drop(pod.ask().try_open().unwrap_or_else(|answer| panic!("the last permit: {}", answer.text())));
     drop((intruders, forbidden));
 }
 
-/// The answer of an operators' port, however long it takes within a minute, and how long it took.
+/// The response of an operators' port, with a time limit of a minute, and its duration.
 fn get(address: SocketAddr, path: &str) -> (HttpResponse, Duration) {
-    let asked = Instant::now();
+    let started = Instant::now();
     let answer = http::get(address, path, Duration::from_secs(60)).unwrap_or_else(|error| panic!("{path}: {error:#}"));
-    (answer, asked.elapsed())
+    (answer, started.elapsed())
 }
 
 #[test]
@@ -68,7 +69,7 @@ fn silent_sockets_leave_descriptors_for_probes_and_redis() {
     let admin = SocketAddr::new(plan.address().ip(), plan.address().port() + 1);
     let pod = plan.set("ADMIN_PORT", &admin.port().to_string()).descriptors(DESCRIPTORS).spawn();
     let is_ready = || http::get(admin, "/ready", WITHIN).is_ok_and(|answer| answer.status == 200);
-    eventually("it is ready", READY_WITHIN, || is_ready().then_some(()));
+    eventually("the pod is ready", READY_WITHIN, || is_ready().then_some(()));
     let mut clients: Vec<Client> = Vec::new();
     let refusal = loop {
         match pod.ask().try_open() {
@@ -77,31 +78,31 @@ fn silent_sockets_leave_descriptors_for_probes_and_redis() {
         }
     };
     assert_eq!(refusal.status, 503, "{}", refusal.text());
-    assert!(clients.len() > 400, "{} of {DESCRIPTORS} are for clients", clients.len());
+    assert!(clients.len() > 400, "{} of {DESCRIPTORS} descriptors are for clients", clients.len());
     let silent: Vec<Raw> = (0..600).map(|_| Raw::connect(&pod.ask())).collect();
 
-    // What is lost meanwhile can be had again.
+    // A connection lost meanwhile can be reopened.
     world.redis.kill();
     let redis = || get(admin, "/ready").0.json()["redis"].clone();
-    eventually("Redis is away", READY_WITHIN, || (redis() == "disconnected").then_some(()));
+    eventually("Redis is down", READY_WITHIN, || (redis() == "disconnected").then_some(()));
     world.redis.start_again();
-    eventually("Redis is back", READY_WITHIN, || (redis() == "connected").then_some(()));
+    eventually("Redis is up again", READY_WITHIN, || (redis() == "connected").then_some(()));
     let (health, after) = get(admin, "/health");
     assert!(health.status == 200 && after < Duration::from_secs(2), "{} after {after:?}", health.status);
     assert!(!pod.log().contains("cannot accept"), "descriptors are left");
 
-    // A place that a client leaves is for the next one, past the sockets that wait in the kernel's queue.
+    // A freed permit goes to the next client, ahead of the sockets in the kernel's queue.
     drop(clients.pop());
-    let (answer, after) = eventually("there is room for one", READY_WITHIN, || {
-        let asked = Instant::now();
-        pod.ask().try_open().ok().map(|client| (client, asked.elapsed()))
+    let (answer, after) = eventually("one client is accepted", READY_WITHIN, || {
+        let started = Instant::now();
+        pod.ask().try_open().ok().map(|client| (client, started.elapsed()))
     });
     println!("{} clients; a new one is served after {after:?}", clients.len());
     drop((answer, silent));
 }
 
 #[test]
-fn silent_sockets_are_closed_soon_when_descriptors_are_few() {
+fn silent_sockets_are_closed_soon_when_descriptors_are_scarce() {
     allow_descriptors(20_000);
     let world = World::without_topics();
     let plan = world.pod("pod-0").set_all(&[("SHARDS", "1"), ("HANDSHAKE_TIMEOUT_MS", "60000")]);
@@ -109,7 +110,7 @@ fn silent_sockets_are_closed_soon_when_descriptors_are_few() {
     let silent: Vec<Raw> = (0..300).map(|_| Raw::connect(&pod.ask())).collect();
     let (health, after) = get(pod.address(), "/health");
     assert_eq!(health.status, 200);
-    // Some 60 are read at a time, each for a second.
+    // About 60 handshakes are read at a time, each for a second.
     assert!(after < Duration::from_secs(12), "after {after:?}");
     assert!(!pod.log().contains("cannot accept"), "descriptors are left");
     drop(silent);
@@ -122,20 +123,20 @@ fn a_lack_of_descriptors_is_logged_once_per_port() {
     let admin = SocketAddr::new(plan.address().ip(), plan.address().port() + 1);
     let pod = plan.set("ADMIN_PORT", &admin.port().to_string()).spawn();
     let is_ready = || http::get(admin, "/ready", WITHIN).is_ok_and(|answer| answer.status == 200);
-    eventually("it is ready", READY_WITHIN, || is_ready().then_some(()));
+    eventually("the pod is ready", READY_WITHIN, || is_ready().then_some(()));
     leave_descriptors(pod.pid(), 10);
     let many: Vec<_> = (0..30).map(|_| Raw::connect(&pod.ask())).collect();
-    let said = |port: &str| pod.log().matches(&format!("{port} cannot accept")).count();
-    eventually("PORT says so", READY_WITHIN, || (said(" PORT") > 0).then_some(()));
+    let logged = |port: &str| pod.log().matches(&format!("{port} cannot accept")).count();
+    eventually("PORT logs it", READY_WITHIN, || (logged(" PORT") > 0).then_some(()));
     let waiting: Vec<_> = (0..30).map(|_| TcpStream::connect(admin).unwrap()).collect();
-    eventually("ADMIN_PORT says so", READY_WITHIN, || (said("ADMIN_PORT") > 0).then_some(()));
-    always("each says so once", Duration::from_secs(2), || (said(" PORT"), said("ADMIN_PORT")) == (1, 1));
+    eventually("ADMIN_PORT logs it", READY_WITHIN, || (logged("ADMIN_PORT") > 0).then_some(()));
+    always("each logs it once", Duration::from_secs(2), || (logged(" PORT"), logged("ADMIN_PORT")) == (1, 1));
     drop((many, waiting));
-    eventually("operators are let in again", READY_WITHIN, || is_ready().then_some(()));
+    eventually("operators can connect again", READY_WITHIN, || is_ready().then_some(()));
 }
 
 #[test]
-fn origins_that_a_browser_sends_without_a_host_or_below_a_domain_can_be_let_in() {
+fn null_origins_file_origins_and_subdomains_can_be_allowed() {
     let world = World::without_topics();
     let origins = "https://*.example.com, null, file://";
     let pod = world.pod("pod-0").set("ALLOWED_ORIGINS", origins).start();
@@ -155,7 +156,7 @@ fn origins_that_a_browser_sends_without_a_host_or_below_a_domain_can_be_let_in()
 }
 
 #[test]
-fn a_head_may_be_as_large_as_the_setting_says() {
+fn max_head_bytes_limits_the_request_head() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").set("MAX_HEAD_BYTES", "64KiB").start();
     let sized = |ask: Ask, bytes: usize| {
@@ -169,6 +170,6 @@ fn a_head_may_be_as_large_as_the_setting_says() {
     };
     assert_eq!(status(&sized(pod.ask(), 65_536)), 101);
     assert_eq!(status(&sized(pod.ask(), 65_537)), 431);
-    // A probe's head is another library's to read.
+    // The head of a probe is read by another library.
     assert_eq!(status(&sized(pod.ask().path("/health").without_token(), 65_000)), 200);
 }
