@@ -1,4 +1,4 @@
-//! Connections that are as old as they may get: who is sent where, when, and how many at a time.
+//! Connections at their maximum age: when they are closed, at which rate, and where their clients are redirected.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::shard::redirect::Placement;
 
 const AGE: Duration = Duration::from_secs(100);
 
-/// This pod in slot 0 beside another, as Redis said a moment ago.
+/// This pod in slot 0 beside another, with a fresh view.
 fn pod_state() -> PodState {
     let pod = |name: &str| Some(Pod { node: NodeId(name.into()), url: format!("ws://{name}/ws").into() });
     let view = View { version: 1, slots: vec![pod("this"), pod("that")] };
@@ -33,7 +33,7 @@ fn id_of(slot: u32) -> String {
 
 struct Aging {
     world: World,
-    ages: AgeLimiter,
+    age_limiter: AgeLimiter,
     place_anywhere: bool,
 }
 
@@ -41,11 +41,11 @@ impl Aging {
     fn begin(age_max: Option<Duration>, per_second: u32) -> Self {
         let config = ShardConfig { handover_per_second: per_second, ..config() };
         let world = World::with(config.clone());
-        let ages = AgeLimiter::new(age_max, &config, world.now.instant);
-        Self { world, ages, place_anywhere: false }
+        let age_limiter = AgeLimiter::new(age_max, &config, world.now.instant);
+        Self { world, age_limiter, place_anywhere: false }
     }
 
-    /// Lets time pass in steps, as turns have it.
+    /// Lets time pass, with a turn each 100 ms.
     fn pass(&mut self, time: Duration, pod_state: &PodState) {
         const STEP: Duration = Duration::from_millis(100);
         let until = self.world.now.instant + time;
@@ -53,9 +53,9 @@ impl Aging {
             self.world.pass(STEP);
             let node = NodeId("this".into());
             let placement = Placement { node: &node, pod_state, place_anywhere: self.place_anywhere };
-            self.ages.advance(&mut self.world.state, &placement, self.world.now);
-            if let Some(next) = self.ages.next(self.world.now.instant) {
-                assert!(next > self.world.now.instant, "a turn that can do nothing must not be due");
+            self.age_limiter.advance(&mut self.world.state, &placement, self.world.now);
+            if let Some(next) = self.age_limiter.next(self.world.now.instant) {
+                assert!(next > self.world.now.instant, "a turn without work must not be due");
             }
         }
     }
@@ -97,7 +97,7 @@ fn the_age_limit_keeps_to_the_handover_rate() {
 }
 
 #[test]
-fn the_age_limit_closes_nobody_without_a_setting_without_a_target_or_during_a_drain() {
+fn the_age_limit_closes_no_client_without_a_setting_without_a_target_or_during_a_drain() {
     for (age_max, pod_state) in [
         (None, pod_state()),
         (Some(AGE), PodState { own_slot: None, view: Arc::default(), ..pod_state() }),
@@ -108,7 +108,7 @@ fn the_age_limit_closes_nobody_without_a_setting_without_a_target_or_during_a_dr
         aging.pass(2 * AGE, &pod_state);
         assert_eq!(aging.gone(&clients), 0, "{pod_state:?}");
     }
-    // The assessment is another pod's: the handover sees to it.
+    // Another pod serves the assessment: the handover redirects its clients.
     let mut aging = Aging::begin(Some(AGE), 1_000);
     let clients = [aging.world.connect(Some(&id_of(1)))];
     aging.pass(2 * AGE, &pod_state());
@@ -119,9 +119,9 @@ fn the_age_limit_closes_nobody_without_a_setting_without_a_target_or_during_a_dr
 fn clients_of_market_data_are_spread_over_the_pods() {
     let mut aging = Aging::begin(Some(AGE), 1_000);
     let clients: Vec<_> = (0..40).map(|_| aging.world.connect(None)).collect();
-    let unproven = ViewFreshness { confirmed: false, ..pod_state().view_freshness };
-    aging.pass(2 * AGE, &PodState { view_freshness: unproven, ..pod_state() });
-    assert_eq!(aging.gone(&clients), 0, "the other may be gone");
+    let unconfirmed = ViewFreshness { confirmed: false, ..pod_state().view_freshness };
+    aging.pass(2 * AGE, &PodState { view_freshness: unconfirmed, ..pod_state() });
+    assert_eq!(aging.gone(&clients), 0, "the other pod may be gone");
     aging.pass(AGE, &pod_state());
     assert_eq!(aging.gone(&clients), 40);
     let to_that = clients.iter().filter(|(_, socket)| socket.texts().last().unwrap().contains("ws://that/ws")).count();

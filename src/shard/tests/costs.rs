@@ -1,4 +1,4 @@
-//! What a delivery costs, in counts: of allocations, and of system calls. Times are for the benches.
+//! The cost of a delivery in allocations and system calls. Times are for the benches.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -8,7 +8,7 @@ use allocation_counter::measure;
 use super::*;
 use crate::limits::TURN_BYTES_MAX;
 
-/// A socket that takes all and keeps nothing, so that whatever allocates is the shard's.
+/// A socket that takes everything and keeps nothing, so that all allocations are the shard's.
 #[derive(Clone, Default)]
 struct Sink {
     calls: Rc<Cell<u64>>,
@@ -27,7 +27,7 @@ impl Socket for Sink {
     fn wake(&self) {}
 }
 
-/// A shard whose clients all have one kind of socket, and so share its count.
+/// A shard whose clients share one sink, and its count of calls.
 struct CountedShard {
     state: ShardState<Sink>,
     sink: Sink,
@@ -35,11 +35,11 @@ struct CountedShard {
     number: u64,
 }
 
-const WATCHERS: u64 = 100;
+const SUBSCRIBERS: u64 = 100;
 
 impl CountedShard {
-    /// With so many clients of an assessment each.
-    fn watched_by(assessments: &[(&str, u64)]) -> Self {
+    /// With this many clients of each assessment.
+    fn with_subscribers(assessments: &[(&str, u64)]) -> Self {
         let now = Now { instant: Instant::now(), unix: UnixMs(1_790_000_000_000) };
         let mut shard =
             Self { state: ShardState::new(config(), NodeId("pod".into())), sink: Sink::default(), now, number: 0 };
@@ -66,7 +66,7 @@ impl CountedShard {
         self.state.flush(key, self.now);
     }
 
-    /// The next events, one for each of these.
+    /// A batch with one event for each of these assessments.
     fn events(&mut self, ids: &[&str]) -> Batch {
         let ids: Vec<_> = ids.iter().zip(self.number..).map(|(&id, number)| (id, number)).collect();
         self.number += ids.len() as u64;
@@ -88,7 +88,7 @@ impl CountedShard {
         self.state.end_turn(self.now.instant);
     }
 
-    /// System calls since this was last asked.
+    /// System calls since the last call of this.
     fn calls(&self) -> u64 {
         self.sink.calls.take()
     }
@@ -96,53 +96,53 @@ impl CountedShard {
 
 #[test]
 fn a_delivery_is_one_system_call_and_no_allocation() {
-    let mut shard = CountedShard::watched_by(&[("a", WATCHERS), ("b", WATCHERS)]);
+    let mut shard = CountedShard::with_subscribers(&[("a", SUBSCRIBERS), ("b", SUBSCRIBERS)]);
     for _ in 0..100 {
-        let batch = shard.events(&["a", "nobody's"]);
+        let batch = shard.events(&["a", "unsubscribed"]);
         shard.take(batch);
         let spent = measure(|| shard.dispatch());
-        assert_eq!((shard.calls(), spent.count_total), (WATCHERS, 0));
+        assert_eq!((shard.calls(), spent.count_total), (SUBSCRIBERS, 0));
     }
-    // Of two assessments, each watcher gets its own.
+    // With two assessments, each subscriber gets the events of its own.
     let batch = shard.events(&["a", "b"]);
     shard.take(batch);
     assert_eq!(measure(|| shard.dispatch()).count_total, 0);
-    assert_eq!(shard.calls(), 2 * WATCHERS);
+    assert_eq!(shard.calls(), 2 * SUBSCRIBERS);
 }
 
 #[test]
 fn all_events_due_to_a_client_leave_in_one_system_call() {
-    let mut shard = CountedShard::watched_by(&[("a", WATCHERS)]);
+    let mut shard = CountedShard::with_subscribers(&[("a", SUBSCRIBERS)]);
     let batch = shard.events(&["a"; 10]);
     shard.take(batch);
     assert_eq!(measure(|| shard.dispatch()).count_total, 0);
-    assert_eq!(shard.calls(), WATCHERS);
-    // Also where they came in ten batches.
+    assert_eq!(shard.calls(), SUBSCRIBERS);
+    // Also if they came in ten batches.
     for _ in 0..10 {
         let batch = shard.events(&["a"]);
         shard.take(batch);
     }
     shard.dispatch();
-    assert_eq!(shard.calls(), WATCHERS);
+    assert_eq!(shard.calls(), SUBSCRIBERS);
 }
 
 #[test]
 fn a_full_socket_is_tried_once() {
-    let mut shard = CountedShard::watched_by(&[("a", WATCHERS)]);
+    let mut shard = CountedShard::with_subscribers(&[("a", SUBSCRIBERS)]);
     shard.sink.is_full.set(true);
     for turn in 0..10 {
         let batch = shard.events(&["a"]);
         shard.take(batch);
         let spent = measure(|| shard.dispatch());
-        assert_eq!((shard.calls(), spent.count_total), (if turn == 0 { WATCHERS } else { 0 }, 0));
+        assert_eq!((shard.calls(), spent.count_total), (if turn == 0 { SUBSCRIBERS } else { 0 }, 0));
     }
 }
 
 #[test]
 fn an_event_costs_a_fraction_of_an_allocation_and_no_system_call_without_subscribers() {
-    let mut shard = CountedShard::watched_by(&[("a", WATCHERS)]);
-    for (id, calls) in [("a", WATCHERS), ("nobody's", 0)] {
-        // One after the other, so that each has a batch of its own, as on a quiet pod.
+    let mut shard = CountedShard::with_subscribers(&[("a", SUBSCRIBERS)]);
+    for (id, calls) in [("a", SUBSCRIBERS), ("unsubscribed", 0)] {
+        // One event a batch, as on a quiet pod.
         let spent = (0..1_000).map(|_| {
             let batch = shard.events(&[id]);
             measure(|| shard.turn(batch)).count_total
@@ -155,25 +155,25 @@ fn an_event_costs_a_fraction_of_an_allocation_and_no_system_call_without_subscri
 
 #[test]
 fn with_a_full_history_a_turn_frees_what_it_allocates() {
-    /// As much as fills the history of 4 MiB, whose entries and frames these are.
+    /// Turns that fill the history of 4 MiB with entries and frames.
     const ROUND: u64 = 10_000;
-    let mut shard = CountedShard::watched_by(&[("a", 10), ("b", 10)]);
+    let mut shard = CountedShard::with_subscribers(&[("a", 10), ("b", 10)]);
     let mut round = || {
-        // With the batches: they become the history's.
+        // Batches included: the history takes them over.
         let turn = |_| {
             measure(|| {
-                let batch = shard.events(&["a", "b", "nobody's"]);
+                let batch = shard.events(&["a", "b", "unsubscribed"]);
                 shard.turn(batch);
             })
         };
         (0..ROUND).map(turn).map(|spent| spent.bytes_current).sum::<i64>()
     };
-    // A segment more or less may be open at a round's end.
+    // The number of open segments may differ by one at a round's end.
     let filling: Vec<_> = (0..3).map(|_| round()).collect();
     let rounds: Vec<_> = (0..5).map(|_| round()).collect();
     assert!(filling[0] >= 3 << 20, "the first round fills the history: {filling:?}");
     assert!(rounds.iter().all(|net| net.abs() <= 256 << 10), "{rounds:?}");
-    assert!(rounds.iter().sum::<i64>() <= 256 << 10, "they don't add up: {rounds:?}");
+    assert!(rounds.iter().sum::<i64>() <= 256 << 10, "no growth over the rounds: {rounds:?}");
 }
 
 const _: () = assert!(TURN_BYTES_MAX > 10 * 1024, "ten events are within a turn");

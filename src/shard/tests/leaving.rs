@@ -1,4 +1,4 @@
-//! Who is sent to another pod, and when: the handover and the drain, by views that are sure and by views that are not.
+//! Redirects of connected clients by handover and drain, with fresh, stale and unconfirmed views.
 
 use std::sync::Arc;
 
@@ -19,15 +19,15 @@ fn pod(name: &str) -> Option<Pod> {
     Some(Pod { node: NodeId(name.into()), url: format!("ws://{name}/ws").into() })
 }
 
-/// A pod in slot 0 beside another, or alone, as Redis said at `as_of`.
+/// A pod in slot 0, beside another or alone, with a view read at `as_of`.
 fn pod_state(beside: bool, as_of: Instant) -> PodState {
     let view = View { version: 1, slots: vec![pod(NODE), if beside { pod("that") } else { None }] };
     let view_freshness = ViewFreshness { as_of: Some(as_of), redis_up: true, confirmed: true };
     PodState { view: Arc::new(view), view_freshness, own_slot: Some(SlotNumber(0)), ..PodState::default() }
 }
 
-/// As the standing, but looked at anew.
-fn looked_at(pod_state: &PodState, as_of: Instant) -> PodState {
+/// The same pod state with a view read at `as_of`.
+fn refreshed(pod_state: &PodState, as_of: Instant) -> PodState {
     PodState {
         view_freshness: ViewFreshness { as_of: Some(as_of), redis_up: true, confirmed: true },
         ..pod_state.clone()
@@ -74,10 +74,10 @@ impl Leaving {
         self.clients.iter().filter(|(key, _)| self.world.state.ended(*key).is_some()).count()
     }
 
-    /// That it waits for something, and not in a circle.
-    fn rests_until(&self) -> Duration {
-        let next = self.handover.next(self.now()).expect("somebody waits");
-        assert!(next > self.now(), "a turn that can do nothing must not be due");
+    /// How long it waits: a turn without work must not be due at once.
+    fn wait(&self) -> Duration {
+        let next = self.handover.next(self.now()).expect("clients wait");
+        assert!(next > self.now(), "a turn without work must not be due");
         next - self.now()
     }
 }
@@ -89,11 +89,11 @@ fn a_stale_view_is_refreshed_once_before_any_client_is_handed_over() {
     assert_eq!((leaving.advance(&old), leaving.gone()), (GateDecision::RequestRefresh, 0));
     for _ in 0..5 {
         leaving.pass(10);
-        assert_eq!((leaving.advance(&old), leaving.gone()), (GateDecision::Wait, 0), "asked for once");
-        assert!(leaving.rests_until() > Duration::from_secs(1), "the standing's change wakes it");
+        assert_eq!((leaving.advance(&old), leaving.gone()), (GateDecision::Wait, 0), "one refresh is requested");
+        assert!(leaving.wait() > Duration::from_secs(1), "a change of the pod state wakes it");
     }
-    let sure = looked_at(&old, leaving.now());
-    assert_eq!((leaving.advance(&sure), leaving.gone()), (GateDecision::Proceed, 20));
+    let fresh = refreshed(&old, leaving.now());
+    assert_eq!((leaving.advance(&fresh), leaving.gone()), (GateDecision::Proceed, 20));
     assert_eq!(leaving.handover.next(leaving.now()), None);
     let last = leaving.clients[0].1.texts().pop().unwrap();
     assert!(last.contains(r#""error":"Redirect""#) && last.contains(r#""url":"ws://that/ws""#), "{last}");
@@ -114,9 +114,9 @@ fn clients_stay_if_the_refreshed_view_names_this_pod() {
         let texts = socket.texts();
         assert!(texts.len() == 1 && texts[0].contains(r#""type":"connected""#), "{texts:?}");
     }
-    // The other one comes once more: that takes a look of its own.
+    // The other pod appears again, which takes another refresh.
     leaving.pass(3_000);
-    let again = looked_at(&old, leaving.now() - Duration::from_secs(1));
+    let again = refreshed(&old, leaving.now() - Duration::from_secs(1));
     let again = PodState { view: Arc::new((*again.view).clone()), ..again };
     assert_eq!((leaving.advance(&again), leaving.gone()), (GateDecision::RequestRefresh, 0));
 }
@@ -125,19 +125,19 @@ fn clients_stay_if_the_refreshed_view_names_this_pod() {
 fn a_long_handover_refreshes_its_view() {
     let mut leaving = Leaving::begin(20, 10);
     let mut now = pod_state(true, leaving.now());
-    let mut looks = 0;
+    let mut refreshes = 0;
     let mut seen = Vec::new();
     for _ in 0..12 {
         if leaving.advance(&now) == GateDecision::RequestRefresh {
-            looks += 1;
-            now = looked_at(&now, leaving.now());
+            refreshes += 1;
+            now = refreshed(&now, leaving.now());
             leaving.advance(&now);
         }
         seen.push(leaving.gone());
         leaving.pass(100);
     }
-    assert_eq!(seen, [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], "ten a second, whatever it takes to be sure");
-    assert!((5..=6).contains(&looks), "{looks} looks in 1.2 s, none while the last was young");
+    assert_eq!(seen, [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], "ten a second, however long a refresh takes");
+    assert!((5..=6).contains(&refreshes), "{refreshes} refreshes in 1.2 s, none while the view was fresh");
 }
 
 #[test]
@@ -150,17 +150,21 @@ fn a_handover_scans_in_steps_and_moves_the_oldest_connections_first() {
     let view = pod_state(true, leaving.now());
     assert_eq!((leaving.advance(&view), leaving.gone()), (GateDecision::Wait, 0));
     assert_eq!(leaving.handover.next(leaving.now()), Some(leaving.now()), "the next turn comes at once");
-    for place in [0, 4_000, 9_999] {
-        let (key, _) = leaving.clients.swap_remove(place.min(leaving.clients.len() - 1));
+    for index in [0, 4_000, 9_999] {
+        let (key, _) = leaving.clients.swap_remove(index.min(leaving.clients.len() - 1));
         leaving.world.state.detach(key, CloseReason::ClientGone);
     }
     assert_eq!((leaving.advance(&view), leaving.gone()), (GateDecision::Wait, 0));
-    assert_eq!((leaving.advance(&view), leaving.gone()), (GateDecision::Proceed, 1_001), "a tenth of a second's");
+    assert_eq!(
+        (leaving.advance(&view), leaving.gone()),
+        (GateDecision::Proceed, 1_001),
+        "those of a tenth of a second"
+    );
     let state = &leaving.world.state;
     let opened = |key: &ConnectionKey| state.connections[*key].opened;
-    let (gone, placement): (Vec<_>, Vec<_>) =
+    let (gone, kept): (Vec<_>, Vec<_>) =
         leaving.clients.iter().map(|(key, _)| *key).partition(|key| state.ended(*key).is_some());
-    assert!(gone.iter().map(opened).max() <= placement.iter().map(opened).min());
+    assert!(gone.iter().map(opened).max() <= kept.iter().map(opened).min());
 }
 
 #[test]
@@ -175,13 +179,17 @@ fn without_redis_a_handover_uses_the_last_known_view() {
     leaving.pass(1_999);
     assert_eq!((leaving.advance(&old), leaving.gone()), (GateDecision::Wait, 0));
     leaving.pass(1);
-    assert_eq!((leaving.advance(&old), leaving.gone()), (GateDecision::Proceed, 3), "one that doesn't answer is none");
+    assert_eq!(
+        (leaving.advance(&old), leaving.gone()),
+        (GateDecision::Proceed, 3),
+        "a Redis that does not answer counts as down"
+    );
 }
 
 #[test]
 fn a_client_served_for_its_owner_is_handed_over_when_the_view_is_confirmed() {
     let mut leaving = Leaving::begin(6, 1_000);
-    let unproven = |pod_state: PodState| PodState {
+    let unconfirmed = |pod_state: PodState| PodState {
         view_freshness: ViewFreshness { confirmed: false, ..pod_state.view_freshness },
         ..pod_state
     };
@@ -194,7 +202,7 @@ fn a_client_served_for_its_owner_is_handed_over_when_the_view_is_confirmed() {
     leaving.advance(&down);
     assert_eq!(leaving.gone(), 2);
     for key in others {
-        assert_eq!(leaving.world.state.ended(key), Some(CloseReason::Moved), "the last view is gone by");
+        assert_eq!(leaving.world.state.ended(key), Some(CloseReason::Moved), "the last known view is used");
         let hash = leaving.world.state.connections[key].subscription.unwrap().hash;
         assert!(
             leaving.world.state.recent_redirects.has_returned(hash, &down.view_freshness, leaving.now()),
@@ -202,20 +210,20 @@ fn a_client_served_for_its_owner_is_handed_over_when_the_view_is_confirmed() {
         );
     }
     leaving.pass(1_000);
-    // Redis is back, and a pod that it lacks is in the view for a lease more: another view, and no better one.
-    let back = unproven(looked_at(&down, leaving.now()));
+    // Redis is back. Pods that it lacks stay in the view for a lease's time: a new view, still unconfirmed.
+    let back = unconfirmed(refreshed(&down, leaving.now()));
     let back = PodState { view: Arc::new((*back.view).clone()), ..back };
     assert_eq!(
         (leaving.advance(&back), leaving.gone(), leaving.handover.next(leaving.now())),
         (GateDecision::Proceed, 2, None)
     );
     leaving.pass(1_000);
-    let confirmed = looked_at(&back, leaving.now());
+    let confirmed = refreshed(&back, leaving.now());
     assert_eq!((leaving.advance(&confirmed), leaving.gone()), (GateDecision::Proceed, 6));
 }
 
 #[test]
-fn a_pod_without_a_slot_hands_nobody_over() {
+fn a_pod_without_a_slot_hands_no_client_over() {
     let mut leaving = Leaving::begin(12, 10);
     let holds = pod_state(true, leaving.now());
     leaving.advance(&holds);
@@ -227,9 +235,9 @@ fn a_pod_without_a_slot_hands_nobody_over() {
         (GateDecision::Proceed, 2, None)
     );
     leaving.pass(500);
-    let holds = looked_at(&holds, leaving.now());
+    let holds = refreshed(&holds, leaving.now());
     leaving.advance(&holds);
-    assert_eq!(leaving.gone(), 4, "also where the view is the same as before");
+    assert_eq!(leaving.gone(), 4, "also by the same view as before");
 }
 
 #[test]
@@ -274,7 +282,7 @@ impl Draining {
 fn a_drain_refreshes_a_stale_view_unless_its_time_is_up() {
     let mut draining = Draining::begin();
     let start = draining.leaving.now();
-    assert_eq!((draining.drain(start), draining.leaving.gone()), (GateDecision::Proceed, 0), "nobody is to go yet");
+    assert_eq!((draining.drain(start), draining.leaving.gone()), (GateDecision::Proceed, 0), "no client has to go yet");
     draining.leaving.pass(2_000);
     assert_eq!((draining.drain(start), draining.leaving.gone()), (GateDecision::RequestRefresh, 0));
     draining.leaving.pass(20);
@@ -285,10 +293,10 @@ fn a_drain_refreshes_a_stale_view_unless_its_time_is_up() {
     assert_eq!(
         (draining.drain(now), draining.leaving.gone()),
         (GateDecision::Proceed, 2),
-        "nobody is to go, and no look is wanted"
+        "no client has to go, so no refresh is wanted"
     );
     draining.leaving.pass(8_000);
-    assert_eq!((draining.drain(now), draining.leaving.gone()), (GateDecision::Proceed, 10), "all is over");
+    assert_eq!((draining.drain(now), draining.leaving.gone()), (GateDecision::Proceed, 10), "its time is up");
 }
 
 #[test]
@@ -303,11 +311,11 @@ fn with_placement_any_a_drain_sends_no_redirect() {
     }
 }
 
-// ---- evenly, and at a pace
+// ---- evenness and rates
 // ----------------------------------------------------------------------------------------------
 
 #[test]
-fn a_drain_closes_evenly_and_redirects_where_another_pod_lives() {
+fn a_drain_closes_evenly_and_redirects_to_another_live_pod() {
     let config = DrainConfig { delay: Duration::from_secs(1), over: Duration::from_secs(10) };
     let mut world = World::new();
     let mut drain = Drain::default();
@@ -368,11 +376,15 @@ fn a_handover_is_rate_limited_and_skips_clients_whose_assessment_came_back() {
         handover.advance(&mut world.state, &both, world.now);
         seen.push(gone(&world, &moved));
     }
-    assert_eq!(seen, [2, 3, 4, 5, 6], "ten a second, after a tenth of a second's burst");
+    assert_eq!(seen, [2, 3, 4, 5, 6], "ten a second, after a burst of a tenth of a second");
     assert!(moved[..6].iter().all(|&key| world.state.ended(key) == Some(CloseReason::Moved)), "the oldest");
 
     world.pass(Duration::from_millis(100));
     handover.advance(&mut world.state, &alone, world.now);
-    assert_eq!((handover.next(world.now.instant), gone(&world, &moved)), (None, 6), "the others have come home");
+    assert_eq!(
+        (handover.next(world.now.instant), gone(&world, &moved)),
+        (None, 6),
+        "the assessments of the others came back"
+    );
     assert_eq!((gone(&world, &home), gone(&world, &[market])), (0, 0));
 }

@@ -1,12 +1,12 @@
-//! What a client is sent first, on a socket that takes it in small parts.
+//! The first messages to a client, on a socket that takes small parts.
 
 use super::*;
 use crate::stream::testing::ETH;
 
-/// What kind of message each text is, by a word that only that kind has.
+/// The kind of each message, by a word that only this kind has.
 fn kinds(texts: &[String]) -> Vec<&'static str> {
     let words = ["connected", "btc", "eth", "currentBalance"];
-    let kind = |text: &String| words.into_iter().find(|word| text.contains(word)).expect("a kind that is known");
+    let kind = |text: &String| words.into_iter().find(|word| text.contains(word)).expect("a known kind");
     texts.iter().map(kind).collect()
 }
 
@@ -36,7 +36,7 @@ fn later_ticks_do_not_delay_events() {
     world.turn([tick(BTC, 0, 1, 0, 100), tick(ETH, 0, 1, 0, 200)]);
     let socket = Scripted::default();
     let key = world.connect_to(&socket, Some("a"), None);
-    // As much as the greeting (its header has four bytes), and a part of the first market.
+    // The greeting, whose header has four bytes, and a part of the first tick.
     let (_, other) = world.connect(Some("a"));
     socket.takes(4 + other.texts()[0].len() + 10);
     world.run_task(key, &socket);

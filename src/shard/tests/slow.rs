@@ -1,4 +1,4 @@
-//! Clients whose sockets take less than there is.
+//! Clients whose sockets take less than is due.
 
 use super::*;
 use crate::limits::CLOSE_STALL_MAX;
@@ -41,14 +41,14 @@ fn an_event_behind_a_malformed_record_does_not_end_one_that_is_half_written() {
     assert!(texts[0].len() > 400_000 && texts[1].len() > TURN_BYTES_MAX);
 }
 
-/// Lets the window move on by more than it holds, so that all before is gone.
+/// Fills the window with other events, so that all earlier ones are gone.
 fn overtake(world: &mut World) {
     for number in 0..8 {
         world.turn([large_event("other", number, 1_000_000)]);
     }
 }
 
-/// Half writes an event of a's, and lets the window overtake it and one more.
+/// Half writes an event of `a`, and lets the window overtake it and the next one.
 fn half_written(world: &mut World, socket: &Scripted) {
     socket.texts();
     socket.takes(100_000);
@@ -57,17 +57,17 @@ fn half_written(world: &mut World, socket: &Scripted) {
     overtake(world);
 }
 
-/// The close code at the end of what a socket was sent, which is taken off.
+/// Takes the close frame off the end of what a socket was sent; returns its code.
 fn close_code(socket: &Scripted) -> Option<u16> {
     let got = &mut socket.0.borrow_mut().got;
     let at = got.windows(2).rposition(|pair| pair[0] == 0x88 && usize::from(pair[1]) >= 2)?;
     let frame = got.split_off(at);
-    assert_eq!(frame.len(), 2 + usize::from(frame[1]), "nothing comes behind it");
+    assert_eq!(frame.len(), 2 + usize::from(frame[1]), "nothing follows it");
     Some(u16::from_be_bytes([frame[2], frame[3]]))
 }
 
 #[test]
-fn a_live_client_that_the_window_overtakes_gets_the_rest_of_its_event_and_is_told() {
+fn a_live_client_that_the_window_overtakes_gets_the_rest_of_its_event_and_a_close_frame() {
     let mut world = World::new();
     let (key, socket) = world.connect(Some("a"));
     half_written(&mut world, &socket);
@@ -80,13 +80,13 @@ fn a_live_client_that_the_window_overtakes_gets_the_rest_of_its_event_and_is_tol
     }
     assert_eq!(world.state.ended(key), Some(CloseReason::TooSlow));
     assert_eq!(close_code(&socket), Some(1013));
-    assert_eq!(socket.numbers(), [1], "it is whole, and nothing is left out before the close");
+    assert_eq!(socket.numbers(), [1], "it is complete, and nothing is skipped before the close");
     assert!(world.state.detach(key, CloseReason::ClientGone).is_some_and(|ended| ended.close_sent));
     assert_eq!(world.state.history.held(), 0);
 }
 
 #[test]
-fn one_that_catches_up_and_is_overtaken_gets_the_rest_of_its_event_and_goes_on_live() {
+fn a_client_overtaken_while_catching_up_gets_the_rest_of_its_event_and_continues_live() {
     let mut world = returns::world();
     let (_, live) = world.connect(Some("a"));
     let start = live.texts().remove(0);
@@ -103,14 +103,14 @@ fn one_that_catches_up_and_is_overtaken_gets_the_rest_of_its_event_and_goes_on_l
     world.run_task(key, &socket);
     world.turn([events(&[("a", 9)])]);
     let texts = socket.texts();
-    let told: Vec<_> = texts.iter().map(|text| text.get(..30).unwrap_or_default()).collect();
+    let kinds: Vec<_> = texts.iter().map(|text| text.get(..30).unwrap_or_default()).collect();
     let reset = texts
         .iter()
         .position(|text| text.contains(r#""reason":"lagged""#))
-        .unwrap_or_else(|| panic!("a reset: {told:?}"));
+        .unwrap_or_else(|| panic!("a reset: {kinds:?}"));
     let number_at = |at: usize| number(&texts[at]);
-    assert!((1..8).contains(&number_at(reset - 1)), "{told:?}");
-    assert_eq!((number_at(reset + 1), texts.len()), (9, reset + 2), "{told:?}");
+    assert!((1..8).contains(&number_at(reset - 1)), "{kinds:?}");
+    assert_eq!((number_at(reset + 1), texts.len()), (9, reset + 2), "{kinds:?}");
     assert_eq!(world.state.ended(key), None);
     assert_eq!(world.state.history.held(), 0);
 }
@@ -172,13 +172,13 @@ fn memory_of_partially_written_events_is_bounded() {
     }
     let whole =
         clients.iter().filter(|(_, (_, socket))| close_code(socket).is_some() || socket.0.borrow().got.len() > 200_000);
-    assert_eq!(whole.count(), kept, "the newest are whole, and the oldest are cut");
+    assert_eq!(whole.count(), kept, "the newest are complete, the oldest are aborted");
 }
 
 // ---- events as large as a window
 // --------------------------------------------------------------------------------------
 
-/// A world with a window that holds an event of 1 MiB and no more.
+/// A world whose window holds one event of 1 MiB.
 fn narrow_world() -> World {
     let mut world = World::with(ShardConfig { history_bytes: 2 * (1024 + 16) * 1024, ..config() });
     world.turn([returns::told(0)]);
@@ -201,7 +201,7 @@ fn up_to_date_clients_get_a_whole_turn_even_with_a_small_window() {
 }
 
 #[test]
-fn an_event_that_the_window_can_not_hold_is_counted_and_its_clients_are_told_what_they_lack() {
+fn an_event_too_large_for_the_window_is_counted_and_its_clients_get_a_reset() {
     let mut world = narrow_world();
     let (key, live) = world.connect(Some("a"));
     let (_, other) = world.connect(Some("b"));
@@ -226,7 +226,7 @@ fn an_event_that_the_window_can_not_hold_is_counted_and_its_clients_are_told_wha
         Some("assessment.balance-updated")
     );
 
-    // Who was away meanwhile lacks it, too; who has it behind itself goes on.
+    // A client that was away lacks it, too. One with a later cursor resumes.
     let (_, back) = world.come_back(returns::cursor_in(&start));
     assert!(back.texts()[1].contains(r#""reason":"expired""#));
     let (_, after) = world.come_back(returns::cursor_in(texts.last().unwrap()));
@@ -236,12 +236,12 @@ fn an_event_that_the_window_can_not_hold_is_counted_and_its_clients_are_told_wha
 }
 
 #[test]
-fn a_message_that_turns_out_too_large_when_somebody_comes_for_it_is_told_as_such() {
+fn a_message_found_too_large_when_a_client_resumes_is_a_reset() {
     let mut world = narrow_world();
     let (key, live) = world.connect(Some("a"));
     let start = live.texts().remove(0);
     world.state.detach(key, CloseReason::ClientGone);
-    // Its payload fits; its message does not, by some bytes.
+    // Its payload fits. Its message is a few bytes too large.
     world.turn([large_event("a", 1, (1024 + 16) * 1024 - 100)]);
     let (key, back) = world.come_back(returns::cursor_in(&start));
     world.state.end_turn(world.now.instant);
