@@ -1,5 +1,5 @@
-//! The market board of one shard: taking ticks in, publishing what changed, and finding what a connection has not seen,
-//! once for each connection and flush. Beside them the floor: the copy of the same bytes.
+//! The market board of one shard: applying ticks, publishing the changes, and finding the changes for a connection,
+//! once per connection and flush. The floor is a copy of the same bytes.
 //!
 //! Not measured: the writes to sockets, and the cache misses of a walk over many thousands of connections.
 
@@ -28,7 +28,7 @@ fn ticks(offset: i64) -> Batch {
     batch
 }
 
-/// A board on which each market has a price that everybody has seen.
+/// A board on which each market has a tick that all connections have received.
 fn board(now: Instant) -> Board {
     let table = RouteTable::built_in();
     let name = |number| format!("market-data.market-{number}-ticks");
@@ -45,9 +45,9 @@ fn boards(c: &mut Criterion) {
     let mut group = c.benchmark_group("board");
     group.throughput(Throughput::Elements(u64::from(MARKETS)));
     let batches: Vec<_> = (1..1_000).map(ticks).collect();
-    let (mut taking, mut next) = (board(now), batches.iter().cycle());
-    group.bench_function("take in a tick of each market", |b| {
-        b.iter(|| taking.apply(next.next().expect("it goes round"), now));
+    let (mut applying, mut next) = (board(now), batches.iter().cycle());
+    group.bench_function("apply a tick of each market", |b| {
+        b.iter(|| applying.apply(next.next().expect("a cycle never ends"), now));
     });
     let mut offset = 0;
     let mut publishing = board(now);
@@ -73,10 +73,9 @@ fn boards(c: &mut Criterion) {
     let before = publishing.image_version();
     publishing.apply(&ticks(offset + 1), now);
     publishing.publish(now);
-    group
-        .bench_function("what it has not seen", |b| b.iter(|| publishing.changes_since(black_box(before)).bytes.len()));
+    group.bench_function("find its changes", |b| b.iter(|| publishing.changes_since(black_box(before)).bytes.len()));
     let unseen = publishing.changes_since(before);
-    group.bench_function("how far a write came", |b| b.iter(|| unseen.progress(black_box(unseen.bytes.len()))));
+    group.bench_function("progress after a write", |b| b.iter(|| unseen.progress(black_box(unseen.bytes.len()))));
     group.finish();
 }
 

@@ -1,8 +1,8 @@
-//! Cursors over the ten assessments' topics of the built-in routes: made once per event, whatever the number of
-//! clients; read and judged once per client that comes back. Beside them the floor: the base64url of as many bytes.
+//! Cursors over the ten assessment topics of the built-in routes: made once per event, whatever the number of clients;
+//! parsed and checked once per resuming client. The floor is the base64url of as many bytes.
 //!
-//! Not measured: looking up the past of an entry that is framed late, and the cache misses of a shard with many
-//! thousands of assessments, each with its own list of places.
+//! Not measured: looking up older offsets for an entry that is framed late, and the cache misses of a shard with many
+//! thousands of assessments, each with its own list of partitions.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ const TOPICS: [&str; 10] = [
     "rules.drawdown-checked",
 ];
 
-/// A shard that stands millions of records into each partition.
+/// Offsets of a shard that has read millions of records of each partition.
 fn offsets() -> Offsets {
     let table = RouteTable::built_in();
     let mut offsets = Offsets::default();
@@ -57,12 +57,12 @@ fn cursors(c: &mut Criterion) {
     let offsets = offsets();
     let listed = offsets.list_partitions(ID, []);
     let hash = AssessmentHash::of(ID);
-    let make = |out: &mut Vec<u8>| offsets.write_cursor(hash, &listed, |place| offsets.next(place), out);
+    let make = |out: &mut Vec<u8>| offsets.write_cursor(hash, &listed, |partition| offsets.next(partition), out);
     let mut made = Vec::new();
     assert!(make(&mut made), "ten topics fit");
     let text = String::from_utf8(made.clone()).expect("base64url");
     let read = || cursor::decode(&text, hash).expect("just made");
-    let cover = offsets.judge(read(), ID, &listed, |_| None).expect("nothing was evicted");
+    let filter = offsets.judge(read(), ID, &listed, |_| None).expect("nothing was evicted");
 
     let mut group = c.benchmark_group("cursor");
     let mut out = Vec::with_capacity(2 * made.len());
@@ -72,14 +72,14 @@ fn cursors(c: &mut Criterion) {
             make(black_box(&mut out))
         });
     });
-    group.bench_function("make for one that is catching up", |b| {
+    group.bench_function("make for a client that is catching up", |b| {
         b.iter(|| {
             out.clear();
-            cover.write_cursor(&offsets, hash, &listed, |place| offsets.next(place), black_box(&mut out))
+            filter.write_cursor(&offsets, hash, &listed, |partition| offsets.next(partition), black_box(&mut out))
         });
     });
-    group.bench_function("read", |b| b.iter(|| cursor::decode(black_box(&text), hash)));
-    group.bench_function("read and judge", |b| b.iter(|| offsets.judge(black_box(read()), ID, &listed, |_| None)));
+    group.bench_function("parse", |b| b.iter(|| cursor::decode(black_box(&text), hash)));
+    group.bench_function("parse and check", |b| b.iter(|| offsets.judge(black_box(read()), ID, &listed, |_| None)));
     let raw = BASE64_URL_SAFE_NO_PAD.decode(&text).expect("base64url");
     let mut encoded = vec![0; made.len()];
     group.bench_function("floor: base64url", |b| {

@@ -1,7 +1,7 @@
-//! From a record's payload to a message: finding its assessment (ingest, for each record) and mapping it (a shard, once
-//! for each event that somebody watches). Each beside its floor: the copy of the same bytes.
+//! From a record's payload to a message: finding its assessment (ingest, once per record) and mapping it (a shard, once
+//! per event with a subscriber). The floor is a copy of the same bytes.
 //!
-//! Not measured: what the caches of another core cost, and payloads of other shapes than the contract's.
+//! Not measured: cache misses on another core, and payloads of other shapes than the contract's.
 
 use std::hint::black_box;
 

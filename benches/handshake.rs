@@ -1,7 +1,7 @@
-//! What a handshake costs beyond its system calls: its head is parsed, its token verified, its owner found. Beside the
-//! head and the token their floors: a search for the head's end, and the HMAC of as many bytes.
+//! The cost of a handshake besides its system calls: parsing the head, verifying the token, finding the owner. The
+//! floors are a search for the end of the head, and the HMAC of as many bytes.
 //!
-//! Not measured: accepting, reading and answering, the task of a connection, and the pod's bounds on clients.
+//! Not measured: accepting, reading and answering, the task of a connection, and limits per client.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ fn token() -> String {
     )
 }
 
-/// As a browser sends it.
+/// A request as a browser sends it.
 fn request(token: &str) -> String {
     format!(
         "GET /ws?token={token}&assessmentId=assessment-1 HTTP/1.1\r\nHost: gateway.example:3003\r\n\
@@ -43,7 +43,7 @@ fn heads(c: &mut Criterion) {
     assert!(matches!(head::parse(request.as_bytes(), &rules), Parsed::Upgrade { .. }));
     let mut group = c.benchmark_group("request head");
     group.throughput(Throughput::Bytes(request.len() as u64));
-    group.bench_function("parse and judge", |b| b.iter(|| head::parse(black_box(request.as_bytes()), &rules)));
+    group.bench_function("parse and check", |b| b.iter(|| head::parse(black_box(request.as_bytes()), &rules)));
     group.bench_function("floor: find its end", |b| b.iter(|| black_box(&request).find("\r\n\r\n")));
     group.finish();
 }
@@ -56,7 +56,7 @@ fn tokens(c: &mut Criterion) {
     let mut group = c.benchmark_group("JWT");
     group.bench_function("verify", |b| b.iter(|| verifier.verify(black_box(Some(&given)), now)));
     let signed = text.rsplit_once('.').expect("a token has three parts").0;
-    let keyed = Hmac::<Sha256>::new_from_slice(SECRET).expect("any length will do");
+    let keyed = Hmac::<Sha256>::new_from_slice(SECRET).expect("HMAC accepts keys of any length");
     group.bench_function("floor: HMAC", |b| {
         b.iter(|| keyed.clone().chain_update(black_box(signed.as_bytes())).finalize());
     });
@@ -78,7 +78,7 @@ fn placements(c: &mut Criterion) {
     };
     group.bench_function("hash of an id", |b| b.iter(|| AssessmentHash::of(black_box("assessment-4711"))));
     group.bench_function("owner among 16 pods", |b| b.iter(|| whole.owner(next())));
-    group.bench_function("owner where half the slots are vacant", |b| b.iter(|| half.owner(next())));
+    group.bench_function("owner with half of the slots vacant", |b| b.iter(|| half.owner(next())));
     group.bench_function("shard of 8", |b| b.iter(|| shard_of(next(), 8)));
     group.finish();
 }

@@ -1,11 +1,11 @@
-//! The history of one shard: taking batches in with the window full (so that as much goes as comes), and walking to
-//! what is due. Each beside its floor: the copy of the same bytes.
+//! The history of one shard: appending batches with a full window (so that as much is evicted as is appended), and
+//! finding what is due. The floors are copies of the same bytes.
 //!
-//! And how long a client that comes back to a long window keeps the others waiting, beside one that comes without a
+//! Also the time for which a client that resumes in a long window blocks its shard, compared with a client without a
 //! cursor.
 //!
-//! Not measured: the hand-over from ingest (the channel, another core's caches), sending, and the cost of a window that
-//! doesn't fit in the last-level cache beyond what 64 MiB show.
+//! Not measured: the channel from ingest, cache misses on another core, sending, and a window larger than the
+//! last-level cache beyond what 64 MiB show.
 
 use std::hint::black_box;
 use std::io::IoSlice;
@@ -88,7 +88,7 @@ fn append(c: &mut Criterion) {
         history.append(copy_of(template), now);
     }
     group.bench_function("history, window full, 10,240 assessments", |b| {
-        let next = || copy_of(templates.next().expect("it goes round"));
+        let next = || copy_of(templates.next().expect("a cycle never ends"));
         b.iter_batched(next, |batch| history.append(batch, now), BatchSize::SmallInput);
     });
     group.bench_function("floor: copy of the bytes", |b| {
@@ -98,7 +98,7 @@ fn append(c: &mut Criterion) {
 }
 
 fn due(c: &mut Criterion) {
-    let mut group = c.benchmark_group("one watcher's event of 300 B");
+    let mut group = c.benchmark_group("an event of 300 B for one subscriber");
     let now = Instant::now();
     let template = {
         let mut one = batch(0);
@@ -106,18 +106,18 @@ fn due(c: &mut Criterion) {
         one
     };
     let mut history = full_history();
-    let chain = history.subscribe(&AssessmentId::parse("assessment-0").expect("a valid id"));
-    group.bench_function("append, frame, find its slice, move on", |b| {
+    let log = history.subscribe(&AssessmentId::parse("assessment-0").expect("a valid id"));
+    group.bench_function("append, frame, find its slice, advance", |b| {
         b.iter_batched(
             || copy_of(&template),
             |batch| {
-                let position = history.end(chain);
+                let position = history.end(log);
                 history.append(batch, now);
-                let due = history.due(chain, position, (usize::MAX, &mut { usize::MAX })).expect("an event is due");
+                let due = history.due(log, position, (usize::MAX, &mut { usize::MAX })).expect("an event is due");
                 let mut slices = [IoSlice::new(&[]); 4];
                 black_box(history.slices(&due, &mut slices));
                 black_box(history.progress(position, &due, due.bytes));
-                history.mark_dispatched(chain);
+                history.mark_dispatched(log);
             },
             BatchSize::SmallInput,
         );
@@ -126,31 +126,32 @@ fn due(c: &mut Criterion) {
 }
 
 const LONG: usize = 198_000;
-const BESIDES: TopicIndex = TopicIndex(1);
+const OTHER_TOPIC: TopicIndex = TopicIndex(1);
 
-/// A window with many events of one assessment on one topic, and none on another, which is read besides.
+/// A window with many events of one assessment on one topic, and none on another topic that is also read.
 fn long_history() -> History {
     let mut history = History::new(HistoryLimits { bytes_max: 1 << 30, window: Duration::from_secs(300) });
     let now = Instant::now();
     let table = RouteTable::built_in();
-    let besides = Arc::new(table.resolve(BESIDES, "trading.position-opened").expect("a built-in route matches"));
+    let other_topic =
+        Arc::new(table.resolve(OTHER_TOPIC, "trading.position-opened").expect("a built-in route matches"));
     let start = |topic, offset| NextOffset { topic, partition: 0, offset };
-    let starts = vec![start(TopicIndex(0), 0), start(BESIDES, 0)];
-    history.append(Batch { topics: vec![topic(), besides], starts, ..Batch::default() }, now);
+    let starts = vec![start(TopicIndex(0), 0), start(OTHER_TOPIC, 0)];
+    history.append(Batch { topics: vec![topic(), other_topic], starts, ..Batch::default() }, now);
     for first in (0..LONG).step_by(RECORDS) {
         let mut batch = batch_of(first, 1);
-        batch.starts.push(start(BESIDES, i64::try_from(first).expect("small")));
+        batch.starts.push(start(OTHER_TOPIC, i64::try_from(first).expect("small")));
         history.append(batch, now);
     }
     history
 }
 
-/// A cursor that has all of the one topic, less so many events, and nothing of the other.
-fn long_cursor(lacks: i64) -> String {
+/// A cursor with all but `missed` events of one topic and nothing of the other.
+fn long_cursor(missed: i64) -> String {
     let table = RouteTable::built_in();
     let mut encoder = Encoder::new(Form::Full);
     let events = i64::try_from(LONG.next_multiple_of(RECORDS)).expect("small");
-    for (name, next) in [("trading.order-filled", events - lacks), ("trading.position-opened", 1)] {
+    for (name, next) in [("trading.order-filled", events - missed), ("trading.position-opened", 1)] {
         let topic = table.resolve(TopicIndex(0), name).expect("a built-in route matches").fingerprint;
         assert!(encoder.topic(
             Tag::of(topic),
@@ -164,28 +165,28 @@ fn long_cursor(lacks: i64) -> String {
     String::from_utf8(text).expect("base64url")
 }
 
-/// What the shard does for a handshake: the assessment is watched, the cursor judged, and the greeting's one made.
+/// The shard's work for a handshake: it subscribes, checks the cursor, and makes that of the greeting.
 fn enter(history: &mut History, id: &AssessmentId, cursor: Option<&str>) {
-    let chain = history.subscribe(id);
+    let log = history.subscribe(id);
     let mut text = Vec::new();
     match cursor {
         None => {
-            history.write_cursor(chain, history.end(chain), None, &mut text);
+            history.write_cursor(log, history.end(log), None, &mut text);
         }
         Some(cursor) => {
-            let (mut cover, position) = history.resume(chain, cursor, 2048).expect("it is whole");
-            history.write_cursor(chain, position, Some(&mut cover), &mut text);
+            let (mut filter, position) = history.resume(log, cursor, 2048).expect("the window is complete");
+            history.write_cursor(log, position, Some(&mut filter), &mut text);
         }
     }
     black_box(text);
-    history.unsubscribe(chain);
+    history.unsubscribe(log);
 }
 
 fn handshakes(c: &mut Criterion) {
     let mut group = c.benchmark_group("handshake");
     let [long, short] = ["assessment-0", "assessment-1"].map(|id| AssessmentId::parse(id).expect("a valid id"));
     let mut history = long_history();
-    let cases = [("one event behind", long_cursor(1)), ("all but what no event is", long_cursor(0))];
+    let cases = [("one event behind", long_cursor(1)), ("nothing missed", long_cursor(0))];
     group.bench_function("without a cursor, an empty window", |b| b.iter(|| enter(&mut history, &short, None)));
     group.bench_function("without a cursor, 198,000 events", |b| b.iter(|| enter(&mut history, &long, None)));
     for (name, cursor) in &cases {
@@ -193,7 +194,7 @@ fn handshakes(c: &mut Criterion) {
             b.iter(|| enter(&mut history, &long, Some(cursor)));
         });
     }
-    group.sample_size(10).bench_function("the first one with a cursor", |b| {
+    group.sample_size(10).bench_function("the first client with a cursor", |b| {
         b.iter_batched_ref(long_history, |history| enter(history, &long, Some(&cases[0].1)), BatchSize::PerIteration);
     });
     group.finish();

@@ -1,4 +1,4 @@
-//! Cursors: made, read again, damaged and judged.
+//! Cursors: made, parsed, damaged and resumed from.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +12,7 @@ use shardgate::stream::offsets::Offsets;
 
 const ID: &str = "a";
 
-/// The bytes as a cursor as they are; and as a plan of where a shard stands, whose cursor is then damaged.
+/// Parses the bytes as a cursor. Also takes them as the offsets of a shard, makes its cursor, and damages it.
 pub fn cursor(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data)
         && let Ok(read) = decode(text, AssessmentHash::of(ID))
@@ -23,11 +23,11 @@ pub fn cursor(data: &[u8]) {
     let offsets = offsets(plan);
     let listed = offsets.list_partitions(ID, []);
     let mut made = Vec::new();
-    let fits = offsets.write_cursor(AssessmentHash::of(ID), &listed, |place| offsets.next(place), &mut made);
+    let fits = offsets.write_cursor(AssessmentHash::of(ID), &listed, |partition| offsets.next(partition), &mut made);
     let text = String::from_utf8(made).expect("a cursor is text");
     assert!(text.len() <= CURSOR_CHARS_MAX);
     let read = decode(&text, AssessmentHash::of(ID)).unwrap_or_else(|error| panic!("{text}: {error}"));
-    assert_eq!(offsets.judge(read, ID, &listed, |_| None).is_ok(), fits, "a cursor of now is good now");
+    assert_eq!(offsets.judge(read, ID, &listed, |_| None).is_ok(), fits, "a current cursor is valid");
     assert!(decode(&text, AssessmentHash::of("b")).is_err(), "another assessment's");
     let mut damaged = text.clone().into_bytes();
     let at = usize::from(*damage_at) % damaged.len();
@@ -39,7 +39,7 @@ pub fn cursor(data: &[u8]) {
     }
 }
 
-/// A shard that read these topics to where the plan says.
+/// Offsets of a shard as given by `plan`.
 fn offsets(plan: &[u8]) -> Offsets {
     const TOPICS: [&str; 4] =
         ["trading.order-filled", "assessment.created", "assessment.started", "rules.drawdown-checked"];
@@ -57,7 +57,7 @@ fn offsets(plan: &[u8]) -> Offsets {
     offsets
 }
 
-/// Whatever a cursor says, it is judged.
+/// Any valid cursor can be checked without a panic.
 fn judge(read: shardgate::stream::cursor::Cursor) {
     let offsets = offsets(&[3, 0, 0, 0, 0, 0, 0, 1, 0, 3, 0, 0, 0, 0, 0, 0, 1, 0]);
     drop(offsets.judge(read, ID, &offsets.list_partitions(ID, []), |_| None));

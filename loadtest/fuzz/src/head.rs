@@ -1,4 +1,4 @@
-//! A request's head and query, and the origins that it may come from.
+//! A request's head and query, and the check of its origin.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -9,7 +9,7 @@ use shardgate::protocol::head::origin::OriginPattern;
 use shardgate::protocol::head::{Parsed, Rules, Scan, parse};
 
 /// The first byte chooses the rules, and whether the rest is a head, a query, a header's value, or a list of origins
-/// with an origin behind a NUL; the second one, how the head is cut into reads.
+/// with an origin behind a NUL. The second byte chooses how the head is split into reads.
 pub fn head(data: &[u8]) {
     let [mode, cut, rest @ ..] = data else { return };
     if mode >> 4 & 1 == 1 {
@@ -17,8 +17,8 @@ pub fn head(data: &[u8]) {
     }
     let allowed_origins = (mode & 1 == 1).then(|| patterns("https://example.com,https://*.example.org"));
     let head_bytes_max = if mode >> 5 == 0 { 256 } else { 8 * 1024 };
-    // Every request comes from a trusted proxy: what it says of the client is read.
-    let trusted_proxies = TrustedProxies::parse_list("0.0.0.0,10.0.0.0/8").expect("good networks");
+    // Every request comes from a trusted proxy, so that forwarding headers are read.
+    let trusted_proxies = TrustedProxies::parse_list("0.0.0.0,10.0.0.0/8").expect("valid networks");
     let rules = Rules { allowed_origins, head_bytes_max, trusted_proxies, operators: mode & 2 == 2 };
     proxy_header(rest);
     let request = match mode >> 2 & 3 {
@@ -28,7 +28,7 @@ pub fn head(data: &[u8]) {
     };
     let whole = parse(&request, &rules);
     check(&request, &whole, &rules);
-    // However it is cut into reads, it comes to the same.
+    // The split into reads does not change the outcome.
     let mut scan = Scan::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let step = usize::from(*cut).max(1 + request.len() / 256);
     for end in (1..request.len()).step_by(step).chain([request.len()]) {
@@ -37,10 +37,10 @@ pub fn head(data: &[u8]) {
             return assert_eq!(outcome(&part), outcome(&whole), "after {end} of {} bytes", request.len());
         }
     }
-    assert!(matches!(whole, Parsed::Incomplete), "{whole:?} at once, and not in reads");
+    assert!(matches!(whole, Parsed::Incomplete), "{whole:?} at once, but incomplete in reads");
 }
 
-/// A header ends within what was read, and stays what it is whatever comes behind it.
+/// A header ends within the bytes read, and bytes behind it don't change it.
 fn proxy_header(read: &[u8]) {
     match ProxyHeader::parse(read) {
         ProxyHeader::Incomplete => assert!(read.len() < PROXY_HEADER_BYTES_MAX),
@@ -53,10 +53,10 @@ fn proxy_header(read: &[u8]) {
 }
 
 fn patterns(list: &str) -> Vec<OriginPattern> {
-    OriginPattern::parse_list(list).ok().flatten().expect("good origins")
+    OriginPattern::parse_list(list).ok().flatten().expect("valid origins")
 }
 
-/// A pattern lets in what it names, and hosts below what it names, and nothing else.
+/// A pattern matches exactly its origin, or the hosts below its domain.
 fn origins(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let Some((list, origin)) = text.split_once('\0') else { return };
@@ -95,7 +95,7 @@ fn around(before: &[u8], middle: &[u8], behind: &[u8]) -> Vec<u8> {
 
 fn check(request: &[u8], parsed: &Parsed, rules: &Rules) {
     match parsed {
-        Parsed::Incomplete => assert!(request.len() < rules.head_bytes_max, "a bound ends the waiting"),
+        Parsed::Incomplete => assert!(request.len() < rules.head_bytes_max, "the head has a limit"),
         Parsed::Operators => assert!(rules.operators),
         Parsed::Refused(refusal) => {
             let (status, _) = refusal.status();
@@ -104,7 +104,11 @@ fn check(request: &[u8], parsed: &Parsed, rules: &Rules) {
         }
         Parsed::Upgrade { upgrade, head_len } => {
             assert!(*head_len <= rules.head_bytes_max && request[..*head_len].ends_with(b"\r\n\r\n"));
-            assert_eq!(outcome(&parse(&request[..*head_len], rules)), outcome(parsed), "what lies behind is not read");
+            assert_eq!(
+                outcome(&parse(&request[..*head_len], rules)),
+                outcome(parsed),
+                "bytes behind the head are not read"
+            );
             if let Ok(Some(id)) = &upgrade.assessment {
                 assert_eq!(AssessmentId::check(id.as_str()), Ok(()));
             }
@@ -116,18 +120,18 @@ fn check(request: &[u8], parsed: &Parsed, rules: &Rules) {
     }
 }
 
-/// An answer is one head, whatever the client sent: nothing of the request can end it early.
+/// A response is a single head whatever the client sent: nothing of the request can end it early.
 fn check_answer(answer: &[u8], status: u16) {
-    let text = std::str::from_utf8(answer).expect("an answer is text");
+    let text = std::str::from_utf8(answer).expect("a response is text");
     assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{text}");
     let (head, _) = text.split_once("\r\n\r\n").expect("a head has an end");
     assert!(head.split("\r\n").all(|line| !line.contains(['\r', '\n'])), "{text}");
 }
 
-/// What a parse comes to.
+/// The outcome of a parse, for comparison.
 fn outcome(parsed: &Parsed) -> String {
     match parsed {
-        // Which of several faults is told first may depend on how much has come.
+        // Which of several faults is reported first may depend on the bytes read so far.
         Parsed::Refused(refusal) => format!("refused with {}", refusal.status().0),
         other => format!("{other:?}"),
     }

@@ -1,9 +1,9 @@
-//! An object's fields as they are written, those with the same name included: serde_json's own map keeps one of each.
+//! The fields of a JSON object as written, including repeated names, of which serde_json's own map keeps only one.
 
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// The fields of a JSON object, in order; `None` where the text is none.
+/// The fields of a JSON object, in order; `None` if the text is not one.
 pub fn fields(text: &str) -> Option<Vec<(String, &str)>> {
     struct Fields;
     impl<'t> Visitor<'t> for Fields {

@@ -1,6 +1,6 @@
-//! The bodies of the fuzz targets: each takes bytes from outside, hands them to the gateway's parser, and asserts what
-//! must hold of every outcome. libFuzzer calls them by way of `fuzz_targets/`; `loadtest/tests/fuzz.rs` runs them over
-//! the corpus as an ordinary test.
+//! The bodies of the fuzz targets: each passes bytes from outside to a parser of the gateway and asserts the invariants
+//! of every outcome. libFuzzer calls them through `fuzz_targets/`. `loadtest/tests/fuzz.rs` runs them over the corpus
+//! as an ordinary test.
 //!
 //! To fuzz a target (in `loadtest`; the compiler's instrumentation is not stable yet):
 //!
@@ -9,7 +9,7 @@
 //! RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none head -- -max_total_time=3600
 //! ```
 //!
-//! An input that failed stays in `corpus/<target>`, named for what it showed.
+//! An input that failed stays in `corpus/<target>`, named after the fault.
 
 mod cursor;
 mod frames;
@@ -32,7 +32,7 @@ pub use routes::routes;
 pub use settings::settings;
 pub use token::token;
 
-/// A target's name, and its body.
+/// A target's name and body.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.

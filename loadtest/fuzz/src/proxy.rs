@@ -1,4 +1,4 @@
-//! What stands in front of a request behind proxies: the PROXY protocol's header, and the headers that name the client.
+//! The address of a client behind proxies: the PROXY protocol header, and forwarding headers.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::LazyLock;
@@ -7,29 +7,29 @@ use shardgate::limits::PROXY_HEADER_BYTES_MAX;
 use shardgate::protocol::client_address::{ForwardedFields, ProxyHeader, TrustedProxies, client_of};
 
 static TRUSTED: LazyLock<TrustedProxies> =
-    LazyLock::new(|| TrustedProxies::parse_list("10.0.0.0/8,2001:db8::/32").expect("good networks"));
+    LazyLock::new(|| TrustedProxies::parse_list("10.0.0.0/8,2001:db8::/32").expect("valid networks"));
 
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 
-/// The first byte chooses: a PROXY protocol's header, or what the client wrote into `X-Forwarded-For` or `Forwarded`.
+/// The first byte chooses between a PROXY protocol header and a client's own `X-Forwarded-For` or `Forwarded`.
 pub fn proxy(data: &[u8]) {
     let [mode, rest @ ..] = data else { return };
     match mode % 3 {
         0 => header(rest),
-        1 => invented(rest, false),
-        _ => invented(rest, true),
+        1 => forged(rest, false),
+        _ => forged(rest, true),
     }
 }
 
-/// However it is cut into reads, it comes to the same, and it ends within what was read.
+/// The split into reads does not change the outcome, and the header ends within the bytes read.
 fn header(data: &[u8]) {
     let whole = ProxyHeader::parse(data);
     match whole {
-        ProxyHeader::Incomplete => assert!(data.len() < PROXY_HEADER_BYTES_MAX, "a bound ends the waiting"),
+        ProxyHeader::Incomplete => assert!(data.len() < PROXY_HEADER_BYTES_MAX, "the header has a limit"),
         ProxyHeader::Invalid => {}
         ProxyHeader::Whole { len, .. } => {
             assert!(len <= data.len().min(PROXY_HEADER_BYTES_MAX));
-            assert_eq!(ProxyHeader::parse(&data[..len]), whole, "what lies behind is not read");
+            assert_eq!(ProxyHeader::parse(&data[..len]), whole, "bytes behind the header are not read");
         }
     }
     for end in 0..data.len().min(PROXY_HEADER_BYTES_MAX) {
@@ -38,9 +38,8 @@ fn header(data: &[u8]) {
     }
 }
 
-/// Whatever a client writes, what the proxies in front of the pod add on its right decides: in the same field or in one
-/// of its own.
-fn invented(by_client: &[u8], is_forwarded: bool) {
+/// Whatever a client sends, the values that proxies append decide, in the same field or in a separate one.
+fn forged(by_client: &[u8], is_forwarded: bool) {
     let added: [(&[u8], &str); 3] = match is_forwarded {
         false => [
             (b"203.0.113.9", "203.0.113.9"),
@@ -59,7 +58,7 @@ fn invented(by_client: &[u8], is_forwarded: bool) {
     };
     for (added, expected) in added {
         let expected: IpAddr = expected.parse().expect("an address");
-        assert_eq!(client(&[by_client, added]), Ok(expected), "{added:?} in a field of its own");
+        assert_eq!(client(&[by_client, added]), Ok(expected), "{added:?} in a separate field");
         let joined = [by_client, b", ", added].concat();
         assert_eq!(client(&[&joined]), Ok(expected), "{}", String::from_utf8_lossy(&joined));
     }

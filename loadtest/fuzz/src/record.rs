@@ -1,4 +1,4 @@
-//! Records from Kafka: whose they are, and the messages that become of them, by each kind of route.
+//! Records from Kafka: their assessments, and their messages for each kind of route.
 
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -36,20 +36,20 @@ fields = [{ name = "market", topic = "market" }, "price", "timestamp"]
 "#;
 
 static TOPICS: LazyLock<Vec<Arc<Topic>>> = LazyLock::new(|| {
-    let table = RouteTable::parse(ROUTES).expect("good routes");
+    let table = RouteTable::parse(ROUTES).expect("valid routes");
     let names = ["all.\"quoted\\", "whole.x", "market-data.\u{e9}-ticks"];
-    let topic = |(index, name)| Arc::new(table.resolve(TopicIndex(index), name).expect("a route takes it"));
+    let topic = |(index, name)| Arc::new(table.resolve(TopicIndex(index), name).expect("a route matches"));
     (0..).zip(names).map(topic).collect()
 });
 
-/// A payload.
+/// Parses a payload.
 pub fn record(payload: &[u8]) {
     let object = std::str::from_utf8(payload).ok().and_then(fields);
     let id = assessment_of(payload);
     if let Ok(id) = &id {
         assert_eq!(AssessmentId::check(id), Ok(()));
     }
-    // A name that is no Unicode (half of a surrogate pair) is fine for the gateway, and an error to the model.
+    // A name with half of a surrogate pair is valid for the gateway and an error for the model.
     if let Some(object) = &object {
         let ids: Vec<_> = object.iter().filter(|(name, _)| name == "assessmentId").collect();
         let only = ids.first().filter(|_| ids.len() == 1).and_then(|(_, id)| serde_json::from_str::<String>(id).ok());
@@ -61,40 +61,40 @@ pub fn record(payload: &[u8]) {
         map(topic, payload, object.as_deref());
     }
     if check_object(payload).is_ok() {
-        shows_on_the_board(&TOPICS[2], payload);
+        check_board(&TOPICS[2], payload);
     }
 }
 
-/// A message is one JSON object with one type, the route's, and no cursor of the payload's.
+/// A message is one JSON object with one type, that of the route, and without the payload's cursor.
 fn map(topic: &Topic, payload: &[u8], object: Option<&[(String, &str)]>) {
     let mut message = b"before".to_vec();
     let mapped = map_open(topic, payload, &mut message);
     assert!(message.starts_with(b"before"));
-    assert_eq!(mapped.is_ok(), check_object(payload).is_ok(), "one rule says what an object is");
+    assert_eq!(mapped.is_ok(), check_object(payload).is_ok(), "both apply the same rule for objects");
     if mapped.is_err() {
         return assert_eq!(message, b"before", "an error leaves the output as it was");
     }
     message.push(b'}');
     let text = std::str::from_utf8(&message["before".len()..]).expect("a message is UTF-8");
-    let got = fields(text).unwrap_or_else(|| panic!("{text} is no JSON object"));
+    let got = fields(text).unwrap_or_else(|| panic!("{text} is not a JSON object"));
     let kind = serde_json::to_string(&topic.route.message_type).expect("a string has a form in JSON");
     assert_eq!(got.first().map(|(name, value)| (&**name, *value)), Some(("type", &*kind)));
     let mut names: Vec<_> = got.iter().map(|(name, _)| name).collect();
     names.sort_unstable();
-    assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "a name twice: {text}");
+    assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "a repeated name: {text}");
     assert!(!names.iter().any(|name| *name == "cursor"));
     if let (MessageFields::Listed(listed), Some(object)) = (&topic.route.fields, object) {
         for field in listed {
             let FieldSource::Payload(from) = &field.source else { continue };
             let last = object.iter().rfind(|(name, _)| **name == **from).map(|(_, value)| *value);
             let shown = got.iter().find(|(name, _)| **name == *field.name).map(|(_, value)| *value);
-            assert_eq!(shown, last, "{} passes byte for byte", field.name);
+            assert_eq!(shown, last, "{} is copied byte for byte", field.name);
         }
     }
 }
 
-/// A tick is one whole frame, which holds the mapped message.
-fn shows_on_the_board(topic: &Arc<Topic>, payload: &[u8]) {
+/// A tick is one complete frame that holds the mapped message.
+fn check_board(topic: &Arc<Topic>, payload: &[u8]) {
     let now = Instant::now();
     let mut board = Board::new(Duration::from_secs(60), BOARD_BYTES_MAX);
     let mut batch = Batch { topics: vec![Arc::clone(topic)], ..Batch::default() };

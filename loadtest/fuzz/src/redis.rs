@@ -1,4 +1,4 @@
-//! What Redis answers to the slots script, and what a pod makes of one answer after another.
+//! Answers of Redis to the slots script, and the state of a member after a sequence of them.
 
 use std::time::{Duration, Instant};
 
@@ -8,10 +8,10 @@ use shardgate::discovery::wire::Snapshot;
 use shardgate::ids::{AssessmentHash, NodeId};
 use shardgate::limits::SLOTS_MAX;
 
-/// Answers that a pod is handed, at most.
+/// Largest number of answers in a sequence.
 const ANSWERS_MAX: usize = 16;
 
-/// Answers with a NUL between them, each of lines: a header, then the holders.
+/// Answers separated by NUL. Each has lines: a header, then the holders.
 pub fn redis(data: &[u8]) {
     let identity = Identity {
         node: NodeId("a".into()),
@@ -44,13 +44,13 @@ fn check(snapshot: &Snapshot, lines: usize) {
     for holder in &snapshot.holders {
         assert!(holder.slot < SLOTS_MAX);
         let pod = holder.pod();
-        assert!(!pod.node.0.is_empty() && !pod.node.0.chars().any(char::is_control), "a client is told it");
-        assert!(pod.url.starts_with("ws://") || pod.url.starts_with("wss://"), "a client is sent there");
+        assert!(!pod.node.0.is_empty() && !pod.node.0.chars().any(char::is_control), "it is sent to clients");
+        assert!(pod.url.starts_with("ws://") || pod.url.starts_with("wss://"), "clients are redirected to it");
         assert!(!pod.url.contains(|c: char| c.is_control() || c.is_whitespace()));
     }
 }
 
-/// Whatever it was answered: its view is bounded, an owner is a pod of the view, and its next call can be made.
+/// After any answers its view is bounded, an owner is a pod of the view, and its next call can be made.
 fn check_member(member: &mut Member, now: Instant) {
     let view = member.view();
     assert!(view.slots.len() <= SLOTS_MAX as usize);

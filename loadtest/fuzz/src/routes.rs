@@ -1,4 +1,4 @@
-//! Routes files, and the names of topics that they take.
+//! Routes files, and the topic names that they match.
 
 use shardgate::ids::TopicIndex;
 use shardgate::routing::mapping::map_open;
@@ -6,7 +6,7 @@ use shardgate::routing::table::{Piece, RouteTable, Scope};
 
 use super::json::fields;
 
-/// The names of topics in lines, then a NUL, then a routes file.
+/// Lines with topic names, then a NUL, then a routes file.
 pub fn routes(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let (names, file) = text.split_once('\0').unwrap_or(("", text));
@@ -14,7 +14,7 @@ pub fn routes(data: &[u8]) {
         Ok(table) => table,
         Err(faults) => return assert!(!faults.0.is_empty() && faults.0.iter().all(|fault| !fault.is_empty())),
     };
-    assert!(!table.routes.is_empty(), "a gateway that reads nothing");
+    assert!(!table.routes.is_empty(), "there is at least one route");
     let own = table.routes.iter().map(|route| {
         let pieces = route.topic.pieces.iter();
         pieces.map(|piece| if let Piece::Literal(literal) = piece { literal } else { "x" }).collect::<String>()
@@ -28,16 +28,16 @@ pub fn routes(data: &[u8]) {
         map_open(&topic, br#"{"type":1,"cursor":2,"a":3,"price":4}"#, &mut message).expect("an object");
         message.push(b'}');
         let message = String::from_utf8(message).expect("a message is UTF-8");
-        let got = fields(&message).unwrap_or_else(|| panic!("{message} is no JSON object"));
+        let got = fields(&message).unwrap_or_else(|| panic!("{message} is not a JSON object"));
         assert_eq!(got.iter().filter(|(name, _)| name == "type").count(), 1, "{message}");
         assert!(got.iter().all(|(name, _)| name != "cursor"), "{message}");
         let mut names: Vec<_> = got.iter().map(|(name, _)| name).collect();
         names.sort_unstable();
-        assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "a name twice: {message}");
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "a repeated name: {message}");
     }
 }
 
-/// A name is its pattern's literals with the parts between them, none of which is empty.
+/// A name consists of its pattern's literals and the parts between them, none of which is empty.
 fn check_parts(name: &str, pieces: &[Piece], parts: &[(Box<str>, Box<str>)]) {
     assert!(parts.iter().all(|(_, value)| !value.is_empty()));
     let mut values = parts.iter();

@@ -8,16 +8,16 @@ use std::path::Path;
 use shardgate::clock::UnixMs;
 use shardgate::config::{Config, MachineLimits, Sources};
 
-/// Stands for whatever is secret.
+/// The secret in all secret settings.
 const SECRET: &str = "kept-quiet-kept-quiet-kept-quiet";
 
-/// Lines of the environment (`NAME=value`), then a NUL, then the settings file. `$` in a setting that takes a secret
-/// stands for one, which nothing that is logged may hold.
+/// Lines of the environment (`NAME=value`), then a NUL, then the settings file. In secret settings, `$` stands for the
+/// secret, which must not appear in any message.
 pub fn settings(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let (lines, file) = text.split_once('\0').unwrap_or((text, ""));
-    // Its properties are librdkafka's to read: some name files, programs and libraries.
-    // And a fuzzer that has seen the secret in a comparison may put it where none belongs.
+    // Skips librdkafka's properties, some of which name files, programs and libraries. Skips inputs with the secret
+    // itself, which a fuzzer may learn from a comparison and put anywhere.
     if text.to_ascii_lowercase().contains("kafka_properties") || text.contains(SECRET) {
         return;
     }
@@ -25,7 +25,7 @@ pub fn settings(data: &[u8]) {
     for (name, value) in lines.lines().filter_map(|line| line.split_once('=')) {
         let value = match name {
             "JWT_SECRET" | "REDIS_PASSWORD" => value.replace('$', SECRET),
-            // Elsewhere in the URL it would be no password.
+            // Elsewhere in the URL it would not be a password.
             "REDIS_URL" => value.replace("$@", &format!("{SECRET}@")),
             _ => value.to_owned(),
         };
@@ -54,7 +54,7 @@ pub fn settings(data: &[u8]) {
     match Config::from_sources(&sources) {
         Ok(config) => {
             assert!(config.shard.shards > 0 && config.shard.history_bytes > 0 && !config.shard.history.is_zero());
-            assert!(!format!("{config:?}").contains(SECRET), "what prints is logged one day");
+            assert!(!format!("{config:?}").contains(SECRET), "a secret is never printed");
             assert!(config.shard.silence >= 2 * config.shard.heartbeat);
         }
         Err(faults) => {

@@ -17,14 +17,15 @@ const NOW: UnixMs = UnixMs(1_790_000_000_000);
 static VERIFIER: LazyLock<Verifier> =
     LazyLock::new(|| Verifier::new(&AuthConfig { secret: SECRET.into(), require_assessments: false }));
 
-/// A header's JSON, a NUL, and the claims' JSON, which are signed well here; and the bytes as a token as they are.
+/// The JSON of a header, a NUL, and the JSON of claims, which get a valid signature here. Also parses the bytes as a
+/// token.
 pub fn token(data: &[u8]) {
     let raw = BearerToken(String::from_utf8_lossy(data).into());
-    assert!(VERIFIER.verify(Some(&raw), NOW).is_err(), "without the secret, nobody makes a good token");
+    assert!(VERIFIER.verify(Some(&raw), NOW).is_err(), "no token is valid without the secret");
     let Some(at) = data.iter().position(|&byte| byte == 0) else { return };
     let (header, claims) = (&data[..at], &data[at + 1..]);
     let signed = [header, claims].map(|part| BASE64_URL_SAFE_NO_PAD.encode(part)).join(".");
-    let mac = Hmac::<Sha256>::new_from_slice(SECRET).expect("HMAC takes keys of any length").chain_update(&signed);
+    let mac = Hmac::<Sha256>::new_from_slice(SECRET).expect("HMAC accepts keys of any length").chain_update(&signed);
     let mut signature = mac.finalize().into_bytes().to_vec();
     let token = |signature: &[u8]| BearerToken(format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature)).into());
     let granted = VERIFIER.verify(Some(&token(&signature)), NOW);
@@ -35,14 +36,14 @@ pub fn token(data: &[u8]) {
     assert!(grant.expires.is_none_or(|expires| expires > NOW));
     let (Ok(header), Ok(claims)) = (serde_json::from_slice::<Value>(header), serde_json::from_slice::<Value>(claims))
     else {
-        // Nested too deep for the model alone.
+        // Nested too deeply for the model only.
         return;
     };
     assert_eq!(header["alg"], "HS256");
     assert!(header.get("crit").is_none());
     let named = [&claims["userId"], &claims["sub"]].into_iter().find_map(|claim| match claim {
         Value::String(user) if !user.is_empty() => Some(user.clone()),
-        // As it is written, which the model does not keep.
+        // As written, which the model does not keep.
         Value::Number(_) => Some(grant.user.to_string()),
         _ => None,
     });
@@ -53,7 +54,7 @@ pub fn token(data: &[u8]) {
             let strings: Vec<_> = items.iter().filter_map(Value::as_str).collect();
             assert_eq!(strings, ids.iter().map(|id| &**id).collect::<Vec<_>>());
         }
-        (Some(_), Allowed::Only(ids)) => assert!(ids.is_empty(), "a claim that is no array allows none"),
+        (Some(_), Allowed::Only(ids)) => assert!(ids.is_empty(), "a claim that is not an array allows none"),
         (claim, allowed) => panic!("{claim:?} grants {allowed:?}"),
     }
 }
