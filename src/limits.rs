@@ -107,13 +107,13 @@ pub const OFFSETS_SENT_EVERY: Duration = Duration::from_secs(1);
 /// The longest wait for a record, or for room in a shard's channel, before ingest does its other work.
 pub const INGEST_WAIT: Duration = Duration::from_millis(100);
 
-/// Topics that a pod can read at a time, including those that it read within the window and [`TOPIC_REST_LOOKS`].
+/// Topics that a pod can read at a time, including those that it read within the window and [`TOPIC_REST_REFRESHES`].
 /// Beyond this, new topics are not read, which is logged as an error.
 pub const TOPICS_MAX: usize = (1 << 16) - 1;
 
 /// Metadata refreshes, after the window's time, until the index of a topic that is no longer read is reused. By then
 /// all pods know of its end, and its last records have left their windows. A shard that is further behind evicts them.
-pub const TOPIC_REST_LOOKS: u32 = 3;
+pub const TOPIC_REST_REFRESHES: u32 = 3;
 
 /// Records that are read from the end of each partition at start, however old. The end of a quiet topic may consist of
 /// control records, which must not expire its cursors.

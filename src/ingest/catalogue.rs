@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::ids::TopicIndex;
-use crate::limits::{TOPIC_REST_LOOKS, TOPICS_MAX};
+use crate::limits::{TOPIC_REST_REFRESHES, TOPICS_MAX};
 use crate::routing::table::{Fingerprint, RouteTable, Topic};
 
 /// A topic of the cluster, as a look saw it.
@@ -50,7 +50,7 @@ impl IndexRules {
     /// For a window of this length, and as much time between two looks at the topics.
     #[must_use]
     pub fn new(window: Duration, refresh: Duration) -> Self {
-        Self { indexes_max: TOPICS_MAX, rest: window + refresh * TOPIC_REST_LOOKS }
+        Self { indexes_max: TOPICS_MAX, rest: window + refresh * TOPIC_REST_REFRESHES }
     }
 }
 
