@@ -2,7 +2,7 @@
 //! times of clients. A pure function of the logs, run after the end.
 //!
 //! Clients connect before the first event, so each must receive every event of its assessment. Only a `reset` excuses
-//! missing events, and only those produced before it.
+//! missing events, and only those sent to the brokers before it.
 
 mod recovery;
 #[cfg(test)]
@@ -23,10 +23,6 @@ pub const REDIRECTS_MAX: u64 = 3;
 
 /// Violations that are listed per run. All are counted.
 const VIOLATIONS_LISTED_MAX: usize = 40;
-
-/// Events produced up to this time after a reset may be missing: the pod may have read them before it sent the reset,
-/// and the producer gets its acknowledgement later.
-const RESET_SLACK_MS: u64 = 5_000;
 
 /// Slack on the length of an outage that outlasts the window: a pod reads its last records some time after they were
 /// produced, and the window of another pod begins when that pod starts.
@@ -140,11 +136,11 @@ pub fn check<E>(
     entries: impl IntoIterator<Item = Result<ClientLogEntry, E>>,
 ) -> Result<Verdict, E> {
     let mut verdict = Verdict::default();
-    let mut produced = Produced::read(made, &mut verdict)?;
+    let produced = Produced::read(made, &mut verdict)?;
     let mut clients: BTreeMap<u32, CheckedClient> = BTreeMap::new();
     for entry in entries {
         let entry = entry?;
-        clients.entry(entry.client).or_default().step(&entry, rules, spans, &mut produced, &mut verdict);
+        clients.entry(entry.client).or_default().step(&entry, rules, spans, &produced, &mut verdict);
     }
     for (number, client) in clients {
         client.end(number, &produced, &mut verdict);
@@ -155,14 +151,22 @@ pub fn check<E>(
 
 // ---- produced events ------------------------------------------------------------------------------------------------
 
-/// One topic of an assessment: by number, the fate of each event and the time when it became known.
+/// The fate of an event, the time when it was sent and the time when its fate became known.
+#[derive(Debug, Clone, Copy)]
+struct Outcome {
+    fate: Fate,
+    sent_ms: u64,
+    known_ms: u64,
+}
+
+/// One topic of an assessment: the outcome of each event, by number.
 #[derive(Debug, Default)]
-struct TopicEvents(Vec<Option<(Fate, u64)>>);
+struct TopicEvents(Vec<Option<Outcome>>);
 
 impl TopicEvents {
     fn fate(&self, number: u64) -> Option<Fate> {
         let index = usize::try_from(number).ok()?;
-        self.0.get(index).copied().flatten().map(|(fate, _)| fate)
+        self.0.get(index).copied().flatten().map(|event| event.fate)
     }
 
     fn len(&self) -> u64 {
@@ -176,13 +180,18 @@ impl TopicEvents {
 
     /// The number after the last event that was known to be produced at this time.
     fn produced_before(&self, at_ms: u64) -> u64 {
-        let later = |event: &Option<(Fate, u64)>| event.is_none_or(|(_, known_ms)| known_ms > at_ms);
         // Fates become known almost in the order of numbers, so this search is short.
-        let end = self.0.partition_point(|event| !later(event));
+        let end = self.0.partition_point(|event| event.is_some_and(|event| event.known_ms <= at_ms));
         (0..end)
             .rev()
-            .find(|index| self.0[*index].is_some_and(|(fate, _)| fate == Fate::Produced))
+            .find(|index| self.0[*index].is_some_and(|event| event.fate == Fate::Produced))
             .map_or(0, |index| index as u64 + 1)
+    }
+
+    /// The number after the last event that was sent by this time.
+    fn sent_before(&self, at_ms: u64) -> u64 {
+        let last = self.0.iter().rposition(|event| event.is_some_and(|event| event.sent_ms <= at_ms));
+        last.map_or(0, |index| index as u64 + 1)
     }
 }
 
@@ -192,21 +201,9 @@ struct Produced {
     streams: BTreeMap<(u32, u8), TopicEvents>,
     /// Events that the log holds more than once.
     repeated_in_log: BTreeSet<(u32, u8, u64)>,
-    /// For each stream, the number after the last event that any client received so far, with the time. That may be
-    /// long before the producer gets its acknowledgement.
-    seen: BTreeMap<(u32, u8), (u64, u64)>,
 }
 
 impl Produced {
-    /// Records that a client received an event.
-    fn record_received(&mut self, assessment: u32, topic: u8, number: u64, at_ms: u64) {
-        let stream = self.streams.get(&(assessment, topic));
-        if stream.is_some_and(|stream| stream.fate(number) == Some(Fate::Produced)) {
-            let seen = self.seen.entry((assessment, topic)).or_default();
-            *seen = (*seen).max((number + 1, at_ms));
-        }
-    }
-
     fn read<E>(made: impl IntoIterator<Item = Result<ProducedEvent, E>>, verdict: &mut Verdict) -> Result<Self, E> {
         let mut produced = Self::default();
         for made in made {
@@ -235,9 +232,10 @@ impl Produced {
                 stream.resize(index + 1, None);
             }
             // Keeps the time when it became known to be produced, so that the events behind it count as no younger.
-            let known_ms =
-                stream[index].filter(|_| made.fate == Fate::Truncated).map_or(made.at_ms, |(_, known_ms)| known_ms);
-            stream[index] = Some((made.fate, known_ms));
+            let before = stream[index].filter(|_| made.fate == Fate::Truncated);
+            let (sent_ms, known_ms) =
+                before.map_or((made.sent_ms, made.at_ms), |before| (before.sent_ms, before.known_ms));
+            stream[index] = Some(Outcome { fate: made.fate, sent_ms, known_ms });
         }
         Ok(produced)
     }
@@ -290,7 +288,7 @@ impl CheckedClient {
         entry: &ClientLogEntry,
         rules: CheckerRules,
         spans: &[FaultSpan],
-        produced: &mut Produced,
+        produced: &Produced,
         verdict: &mut Verdict,
     ) {
         if self.awaits_reset && !matches!(entry.what, ClientFact::Reset(_)) {
@@ -314,7 +312,6 @@ impl CheckedClient {
                 self.recovery.connected(node, target.collect());
             }
             ClientFact::Event { topic, number } => {
-                produced.record_received(self.assessment, *topic, *number, entry.at_ms);
                 self.event(entry, *topic, *number, produced, verdict);
             }
             ClientFact::Reset(reason) => self.reset(entry, reason, (rules, spans), produced, verdict),
@@ -418,11 +415,9 @@ impl CheckedClient {
         self.awaits_reset = false;
         self.absent_ms = 0;
         for (topic, stream) in produced.streams(self.assessment) {
-            let until_ms = entry.at_ms + RESET_SLACK_MS;
-            let seen = produced.seen.get(&(self.assessment, topic)).filter(|(_, at_ms)| *at_ms <= until_ms);
-            let forgiven = stream.produced_before(until_ms).max(seen.map_or(0, |(next, _)| *next));
             let index = self.topics.entry(topic).or_default();
-            index.forgiven = forgiven;
+            // The pod may have read these long before the producer gets its acknowledgement.
+            index.forgiven = stream.sent_before(entry.at_ms);
             if truncation.is_some() && topic == FRAGILE {
                 index.may_repeat = index.next;
             }

@@ -35,6 +35,9 @@ pub enum Fate {
 pub struct ProducedEvent {
     /// Time when its fate became known.
     pub at_ms: u64,
+    /// Time when it was sent, or its transaction began: no pod has read it before. Equal to `at_ms` for a fate that the
+    /// log's contents show.
+    pub sent_ms: u64,
     /// Its assessment.
     pub assessment: u32,
     /// Index of its topic among the ten.
@@ -133,7 +136,7 @@ impl fmt::Display for ProducedEvent {
             Fate::Compacted => "compacted",
             Fate::Repeated => "again",
         };
-        write!(f, "{} {} {} {} {fate}", self.at_ms, self.assessment, self.topic, self.number)
+        write!(f, "{} {} {} {} {} {fate}", self.at_ms, self.sent_ms, self.assessment, self.topic, self.number)
     }
 }
 
@@ -145,6 +148,7 @@ impl FromStr for ProducedEvent {
         let mut word = || words.next().context("a word is missing");
         Ok(Self {
             at_ms: word()?.parse()?,
+            sent_ms: word()?.parse()?,
             assessment: word()?.parse()?,
             topic: word()?.parse()?,
             number: word()?.parse()?,
@@ -291,7 +295,7 @@ mod tests {
     fn every_kind_of_line_is_read_as_it_was_written() {
         let additional = [Fate::Compacted, Fate::Repeated];
         for fate in [Fate::Produced, Fate::Aborted, Fate::Unknown, Fate::Truncated].into_iter().chain(additional) {
-            let made = ProducedEvent { at_ms: 5, assessment: 7, topic: 9, number: 11, fate };
+            let made = ProducedEvent { at_ms: 5, sent_ms: 3, assessment: 7, topic: 9, number: 11, fate };
             assert_eq!(made.to_string().parse::<ProducedEvent>().unwrap(), made);
         }
         let facts = [

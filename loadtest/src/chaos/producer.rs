@@ -109,23 +109,26 @@ impl ProducerLedger {
         for topic in events::Kind::ALL.map(events::Kind::topic) {
             let partitions = i32::try_from(kafka.partitions(topic)).expect("a few partitions");
             for payload in (0..partitions).flat_map(|partition| kafka.payloads(topic, partition)) {
-                let id @ (assessment, topic, number) = id_of(&payload);
+                let id = id_of(&payload);
                 if !seen.insert(id) {
-                    let at_ms = self.clock.ms();
-                    self.log.add(&ProducedEvent { at_ms, assessment, topic, number, fate: Fate::Repeated });
+                    self.write(id, self.clock.ms(), Fate::Repeated);
                 }
             }
         }
-        for &(assessment, topic, number) in &*self.losable.lock().unwrap_or_else(PoisonError::into_inner) {
-            if !seen.contains(&(assessment, topic, number)) {
-                let fate = if topic == FRAGILE { Fate::Truncated } else { Fate::Compacted };
-                self.log.add(&ProducedEvent { at_ms: self.clock.ms(), assessment, topic, number, fate });
+        for id in &*self.losable.lock().unwrap_or_else(PoisonError::into_inner) {
+            if !seen.contains(id) {
+                let fate = if id.1 == FRAGILE { Fate::Truncated } else { Fate::Compacted };
+                self.write(*id, self.clock.ms(), fate);
             }
         }
     }
 
-    fn add(&self, (assessment, topic, number): Id, fate: Fate) {
-        self.log.add(&ProducedEvent { at_ms: self.clock.ms(), assessment, topic, number, fate });
+    fn write(&self, (assessment, topic, number): Id, sent_ms: u64, fate: Fate) {
+        self.log.add(&ProducedEvent { at_ms: self.clock.ms(), sent_ms, assessment, topic, number, fate });
+    }
+
+    fn add(&self, id @ (assessment, topic, number): Id, sent_ms: u64, fate: Fate) {
+        self.write(id, sent_ms, fate);
         if fate == Fate::Produced {
             if matches!(topic, FRAGILE | COMPACTED) {
                 self.losable.lock().unwrap_or_else(PoisonError::into_inner).insert((assessment, topic, number));
@@ -237,12 +240,12 @@ struct Deliveries {
 impl ClientContext for Deliveries {}
 
 impl ProducerContext for Deliveries {
-    /// `None` for a tick.
-    type DeliveryOpaque = Box<Option<Id>>;
+    /// The event and the time when it was sent. `None` for a tick.
+    type DeliveryOpaque = Box<Option<(Id, u64)>>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, id: Box<Option<Id>>) {
-        if let Some(id) = id.filter(|_| !self.is_transactional) {
-            self.ledger.add(id, if result.is_ok() { Fate::Produced } else { Fate::Unknown });
+    fn delivery(&self, result: &DeliveryResult<'_>, event: Box<Option<(Id, u64)>>) {
+        if let Some((id, sent_ms)) = event.filter(|_| !self.is_transactional) {
+            self.ledger.add(id, sent_ms, if result.is_ok() { Fate::Produced } else { Fate::Unknown });
         }
     }
 }
@@ -294,7 +297,9 @@ impl OneByOne {
 }
 
 fn send(producer: &ThreadedProducer<Deliveries>, event: &Event, id: Option<Id>) -> Result<(), KafkaError> {
-    let record = BaseRecord::with_opaque_to(&event.topic, Box::new(id)).key(&event.key).payload(&event.payload);
+    let sent_ms = producer.context().ledger.clock.ms();
+    let opaque = Box::new(id.map(|id| (id, sent_ms)));
+    let record = BaseRecord::with_opaque_to(&event.topic, opaque).key(&event.key).payload(&event.payload);
     let mut waiting = Some(record);
     let deadline = Instant::now() + BROKERS_WITHIN;
     while let Some(record) = waiting.take() {
@@ -373,9 +378,10 @@ fn produce_transactions(
         let mut is_fatal = false;
         while !stop.load(Ordering::Relaxed) && !is_fatal {
             let ids: Vec<Id> = (0..source.random.usize(1..=8)).map(|_| source.next()).collect();
+            let sent_ms = ledger.clock.ms();
             let ended = transaction(&producer, &ids, &mut source.random);
             for id in &ids {
-                ledger.add(*id, ended.fate);
+                ledger.add(*id, sent_ms, ended.fate);
             }
             is_fatal = ended.is_fatal;
             let pause = Duration::from_secs(1) / rate * u32::try_from(ids.len()).expect("eight at most");

@@ -211,10 +211,10 @@ pub(super) fn has_redis(rolling: &FaultSpan, spans: &[FaultSpan]) -> bool {
     !of_redis.any(|span| overlaps(span, rolling.from_ms, rolling.to_ms))
 }
 
-/// Whether a pod returns at this time from a fault other than a restart. It may have to wait for Redis.
+/// Whether a pod returns at this time from a fault other than a rolling restart. It may have to wait for Redis.
 pub(super) fn is_returning(pod: &str, at_ms: u64, spans: &[FaultSpan]) -> bool {
     let hit_the_pod = |span: &&FaultSpan| {
-        matches!(span.kind, FaultKind::Kill | FaultKind::Stop | FaultKind::Scale)
+        matches!(span.kind, FaultKind::Kill | FaultKind::Stop | FaultKind::Scale | FaultKind::Compaction)
             && span.target.split(',').any(|name| name == pod)
     };
     let with_redis = |of: &FaultSpan| {
