@@ -12,7 +12,7 @@ use shardgate::ids::TopicIndex;
 use shardgate::limits::BOARD_BYTES_MAX;
 use shardgate::routing::table::RouteTable;
 use shardgate::stream::batch::{Batch, Origin, Tick, TickTime};
-use shardgate::stream::board::Board;
+use shardgate::stream::board::{Board, BoardVersion};
 
 const MARKETS: u16 = 200;
 
@@ -64,7 +64,7 @@ fn boards(c: &mut Criterion) {
             BatchSize::SmallInput,
         );
     });
-    let bytes = vec![7_u8; publishing.changes_since(Default::default()).bytes.len()];
+    let bytes = vec![7_u8; publishing.changes_since(BoardVersion::default()).bytes.len()];
     let mut copy = bytes.clone();
     group.bench_function("floor: copy of their frames", |b| b.iter(|| copy.copy_from_slice(black_box(&bytes))));
     group.finish();

@@ -38,7 +38,20 @@
 //! (appends the batch and visits its subscribers) and `shard::outbound` (writes). To follow a client:
 //! `shard::handshake` (reads its request), [`protocol::head`] and `shard::admission` (check it), and
 //! `shard::connection` (its state from then on).
-
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::decimal_bitwise_operands,
+        clippy::format_collect,
+        clippy::format_push_string,
+        clippy::naive_bytecount,
+        clippy::unchecked_time_subtraction,
+        clippy::unnecessary_wraps,
+        reason = "a test knows the numbers that it counts with"
+    )
+)]
 #![doc = include_str!("GLOSSARY.md")]
 
 pub mod clock;

@@ -44,8 +44,8 @@ impl Follower {
     fn collect(&mut self) {
         assert_eq!(self.client.of_type("reset").count(), 0, "nothing is lost");
         self.numbers.extend(seen(&self.client).map(number_of));
-        let cursors = self.client.messages().iter().rev();
-        let last = cursors.filter_map(|message| Some(message.json()["cursor"].as_str()?.to_owned())).next();
+        let mut cursors = self.client.messages().iter().rev();
+        let last = cursors.find_map(|message| Some(message.json()["cursor"].as_str()?.to_owned()));
         self.cursor = last.or(self.cursor.take());
     }
 }

@@ -72,7 +72,7 @@ fn a_pod_stopped_under_load_redirects_its_clients_evenly_over_the_drain() {
         new_clients_are_redirected(&pods[0], &ids[0], &urls);
 
         let before: Vec<_> = clients[..ids.len()].iter().map(|client| seen(client).count()).collect();
-        let left = (DRAIN_DELAY - Duration::from_millis(200)).saturating_sub(signalled.elapsed());
+        let left = DRAIN_DELAY.saturating_sub(Duration::from_millis(200)).saturating_sub(signalled.elapsed());
         read_for(&mut clients, left);
         assert!(clients.iter().all(|client| client.ended().is_none()), "all stay connected for DRAIN_DELAY_MS");
         for (client, before) in clients.iter().zip(before) {

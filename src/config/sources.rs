@@ -159,7 +159,7 @@ fn from_file(path: &str, sources: &Sources<'_>, faults: &mut Vec<String>) -> All
     if !broken.is_empty() {
         return given;
     }
-    for (key, value) in table.get_ref().iter() {
+    for (key, value) in table.get_ref() {
         let line = line_at(key.span().start);
         let Some(setting) = Setting::of_key(key.get_ref()) else {
             faults.push(format!("{path} line {line}: unknown key {:?}; see --help", key.get_ref()));

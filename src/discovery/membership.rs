@@ -388,7 +388,7 @@ impl Member {
     /// tell a dead pod from an outage in which none could renew, so it leaves the others the time to renew. If the pod
     /// is dead, the pods that were running know.
     fn has_missed_renewals(&self, now_ms: u64, holders: &[Holder]) -> bool {
-        let renewed_by = now_ms.saturating_add(whole_ms(self.times.lease - self.times.gap));
+        let renewed_by = now_ms.saturating_add(whole_ms(self.times.lease.saturating_sub(self.times.gap)));
         holders.iter().any(|holder| holder.node != self.identity.node.0 && holder.expires_at_ms < renewed_by)
     }
 

@@ -220,21 +220,21 @@ impl RedisSession {
             Notice::Lost(slot) => warn!(%slot, "slot lost to another pod; claiming a new one"),
             Notice::Displaced(slot) => {
                 error!(%slot, %node, "another process with this pod's name took over its slot; claiming a new one. Give each pod its \
-                 own POD_NAME")
+                 own POD_NAME");
             }
             Notice::NameShared(slot) => {
-                error!(%slot, %node, "another process with this pod's name holds a slot. Give each pod its own POD_NAME")
+                error!(%slot, %node, "another process with this pod's name holds a slot. Give each pod its own POD_NAME");
             }
             Notice::UrlShared(other, slot) => {
                 error!(node = %other, %slot, url = %self.parts.url, "another pod has this pod's PUBLIC_URL, and clients bounce between the two. Give each pod its own \
-                 PUBLIC_URL, or set PLACEMENT=any behind a load balancer")
+                 PUBLIC_URL, or set PLACEMENT=any behind a load balancer");
             }
             Notice::MemoryLost => warn!("Redis lost its data; pods claim their slots again"),
             Notice::FieldsIgnored(fields, example) => {
-                warn!(fields, field = example, key = %self.key(), "ignoring foreign fields in the slots hash; they can be removed")
+                warn!(fields, field = example, key = %self.key(), "ignoring foreign fields in the slots hash; they can be removed");
             }
             Notice::ClockStepped(ms) => {
-                warn!(step_ms = ms, "the clock of Redis stepped; leases are not expired for one lease")
+                warn!(step_ms = ms, "the clock of Redis stepped; leases are not expired for one lease");
             }
             Notice::Left => info!("slot released"),
             Notice::ViewChanged => {

@@ -109,7 +109,7 @@ impl Control {
     fn replace_routes(&self, read: Result<RouteTable, InvalidConfig>) {
         match read {
             Err(faults) => {
-                error!(error = faults.0.join("; "), "SIGHUP: invalid routes; the current ones stay in force")
+                error!(error = faults.0.join("; "), "SIGHUP: invalid routes; the current ones stay in force");
             }
             Ok(routes) if routes == **self.routes.load() => info!("SIGHUP: routes unchanged"),
             Ok(routes) => {

@@ -283,7 +283,7 @@ impl IngestState {
         match message {
             ConsumerEvent::Record(incoming) => self.record(&incoming, pod_state, watcher, now)?,
             ConsumerEvent::End { topic, partition, offset } => {
-                self.end_seen((topic, partition), offset, watcher, now)?
+                self.end_seen((topic, partition), offset, watcher, now)?;
             }
             ConsumerEvent::OutOfRange { topic, partition } => {
                 self.record_event(topic, partition, false);

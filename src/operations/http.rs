@@ -275,7 +275,8 @@ mod tests {
         let (mut trickles, socket) = pair().await;
         let start = Instant::now();
         let served = tokio::spawn(async move {
-            exchange(&pages(), &Default::default(), socket, Vec::new(), limits, &AtomicBool::new(false)).await
+            exchange(&pages(), &tokio::sync::Mutex::default(), socket, Vec::new(), limits, &AtomicBool::new(false))
+                .await;
         });
         while !served.is_finished() {
             let _ = trickles.write_all(b"G").await;
@@ -292,7 +293,7 @@ mod tests {
         let (mut unread, socket) = pair().await;
         unread.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
         let start = Instant::now();
-        exchange(&long, &Default::default(), socket, Vec::new(), limits, &AtomicBool::new(false)).await;
+        exchange(&long, &tokio::sync::Mutex::default(), socket, Vec::new(), limits, &AtomicBool::new(false)).await;
         assert!(start.elapsed() >= limits.head + limits.answer);
         assert_eq!(unread.read(&mut [0; 8]).await.unwrap(), 8, "the bytes sent before have arrived");
     }

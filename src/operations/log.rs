@@ -198,6 +198,7 @@ impl LogShared {
 
 // ---- the writing thread ---------------------------------------------------------------------------------------------
 
+#[cfg_attr(not(test), expect(clippy::naive_bytecount, reason = "a few lines, when they are lost"))]
 fn write_forever(shared: &LogShared, out: &mut impl Write) {
     let mut unsaid = 0;
     loop {

@@ -13,6 +13,7 @@ use crate::limits::{LOOP_STALL_MAX, WATCHER_STALL_MAX};
 
 /// One latch per subsystem. Each reports only its own part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each latch is of another subsystem")]
 pub struct Readiness {
     /// Whether Redis answers.
     pub redis_up: bool,

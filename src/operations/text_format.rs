@@ -34,6 +34,7 @@ fn quality(accept: &[&str], kind: &str, subtype: &str) -> u32 {
 }
 
 /// Parses a weight, 0 to 1 with at most three digits; an invalid one counts as 0.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is from 0 to 1000")]
 fn thousandths(text: &str) -> u32 {
     let weight: f32 = text.parse().unwrap_or(0.0);
     // The cast saturates, and converts NaN to 0.

@@ -219,6 +219,7 @@ fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> R
 
 /// Converts to the nearest time that `UnixMs` holds: a claim may lie before 1970, or beyond the last `u64`. The cast of
 /// a float saturates, which is what we want.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a cast of a float saturates")]
 fn unix_ms(ms: f64) -> UnixMs {
     UnixMs(ms as u64)
 }

@@ -104,6 +104,7 @@ struct ErrorMessage<'a> {
 
 /// Makes the header of a text frame for `len` bytes of payload. The second value is the header's length in the buffer.
 #[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "each range fits its type")]
 pub const fn text_header(len: usize) -> ([u8; HEADER_BYTES_MAX], usize) {
     let mut header = [0; HEADER_BYTES_MAX];
     header[0] = TEXT;
@@ -198,6 +199,7 @@ fn control(out: &mut Vec<u8>, first: u8, payload: &[&[u8]]) {
     payload.iter().for_each(|part| out.extend_from_slice(part));
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn iso_8601<S: Serializer>(timestamp: &UnixMs, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(timestamp)
 }

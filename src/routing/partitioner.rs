@@ -38,6 +38,7 @@ impl KeyHash {
 }
 
 /// MurmurHash2 with Kafka's seed (`org.apache.kafka.common.utils.Utils.murmur2`).
+#[expect(clippy::cast_possible_truncation, reason = "a key is far below 4 GiB")]
 fn murmur2(bytes: &[u8]) -> u32 {
     const SEED: u32 = 0x9747_b28c;
     const MIX: u32 = 0x5bd1_e995;

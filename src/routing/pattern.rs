@@ -231,7 +231,7 @@ mod tests {
         let fault = |text: &str| TopicPattern::parse(text).unwrap_err();
         assert_eq!(fault(""), InvalidPattern::Empty);
         assert_eq!(fault("a{b"), InvalidPattern::Unclosed("b".into()));
-        assert_eq!(fault("a{}"), InvalidPattern::PartName("".into()));
+        assert_eq!(fault("a{}"), InvalidPattern::PartName(String::new()));
         assert_eq!(fault("a{b c}"), InvalidPattern::PartName("b c".into()));
         assert_eq!(fault("{a}.{a}"), InvalidPattern::PartTwice("a".into()));
         assert_eq!(fault("{a}{b}"), InvalidPattern::Adjacent("a".into(), "b".into()));

@@ -86,7 +86,7 @@ impl RoutesParser<'_> {
             self.fault(&listed.span(), "there are no routes; it takes at least one [[route]]".into());
         }
         let mut routes: Vec<(Range<usize>, Route)> = Vec::new();
-        for table in tables.iter() {
+        for table in tables {
             let Some(route) = self.route(table) else { continue };
             if let Some((_, earlier)) = routes.iter().find(|(_, earlier)| earlier.topic.covers(&route.topic)) {
                 let text = format!(
@@ -184,7 +184,7 @@ impl RoutesParser<'_> {
             }
         };
         let mut fields: Vec<Field> = Vec::new();
-        for value in listed.iter() {
+        for value in listed {
             let Some(field) = self.field(value, topic) else { continue };
             if fields.iter().any(|other| other.name == field.name) {
                 self.fault(

@@ -91,7 +91,7 @@ fn is_due<S>(connection: &Connection<S>, key: ConnectionKey, age_max: Duration, 
 
 /// The age at which a connection is closed: between three quarters of the maximum and all of it.
 fn lifetime(key: ConnectionKey, age_max: Duration) -> Duration {
-    age_max - (age_max / 4).mul_f64(f64::from(mixed(key)) / f64::from(u32::MAX))
+    age_max.saturating_sub((age_max / 4).mul_f64(f64::from(mixed(key)) / f64::from(u32::MAX)))
 }
 
 /// A number that differs between neighbouring keys, whose connections opened at about the same time.

@@ -59,6 +59,7 @@ pub(super) enum Flushed {
 /// What is due in one write, by parts. In this order, or with the board before the events for a client that has not
 /// seen all of it yet (PROTOCOL 2: first the board, then events).
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each part is there or not")]
 struct WritePlan {
     partial: usize,
     control: usize,

@@ -157,6 +157,7 @@ impl ReadinessWaiter {
     }
 
     /// Registers a source with the kernel, edge-triggered. A new interest reports at once if it is already satisfied.
+    #[expect(clippy::cast_possible_truncation, reason = "a usize has 64 bits here")]
     fn register(&self, source: &mut impl Source, interest: Interest) -> io::Result<()> {
         let registered = &mut self.reactor.waiting.borrow_mut()[self.key].registered;
         let all = registered.map_or(interest, |registered| registered | interest);

@@ -66,6 +66,7 @@ const KEYS_AHEAD: usize = 1;
 
 /// Distance between two connections in slots. The lower half of a key's number is its slot; if it were not, other memory
 /// would be prefetched, with no other effect.
+#[expect(clippy::cast_possible_truncation, reason = "the lower half of a number")]
 fn slots_between(from: ConnectionKey, to: ConnectionKey) -> isize {
     let slot = |key: ConnectionKey| (key.data().as_ffi() & u64::from(u32::MAX)).cast_signed() as isize;
     slot(to) - slot(from)

@@ -104,7 +104,7 @@ pub(super) fn report(plan: &WorldPlan, fault: &Violation, start: Instant) -> Str
             let _ = writeln!(story, "{:?}: {}", fault.kind, fault.what);
         }
         Ok(_) => {
-            story.push_str("the shrunk plan did not fail in the last run: the world depends on more than its plan\n")
+            story.push_str("the shrunk plan did not fail in the last run: the world depends on more than its plan\n");
         }
     }
     story

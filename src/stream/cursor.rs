@@ -27,6 +27,8 @@
 //! Before it all may stand a mark: the client was sent away by a pod that drains ([`mark_draining`]). It says nothing
 //! of what the client has.
 
+#![cfg_attr(not(test), expect(clippy::cast_possible_truncation, reason = "the wire form takes the low bits"))]
+
 #[cfg(test)]
 mod tests;
 mod version_1;

@@ -51,7 +51,7 @@ fn offsets(plan: &[u8]) -> Offsets {
         offsets.add_topics(&[Arc::new(table.resolve(topic, name).expect("a built-in route matches"))]);
         let [partitions, offset @ ..] = plan else { continue };
         let offset = offset.iter().fold(0_i64, |offset, byte| offset << 8 | i64::from(*byte)).max(0);
-        starts.extend((0..i32::from(partitions % 8) + 1).map(|partition| NextOffset { topic, partition, offset }));
+        starts.extend((0..=i32::from(partitions % 8)).map(|partition| NextOffset { topic, partition, offset }));
     }
     offsets.apply_next_offsets(&starts, || None, Instant::now(), &mut Vec::new(), &mut Vec::new());
     offsets

@@ -94,7 +94,7 @@ impl RawFrame {
         match u8::try_from(self.payload.len()) {
             Ok(short @ 0..=125) => bytes.push(mask_bit | short),
             _ => {
-                bytes.push(mask_bit | 126);
+                bytes.push(mask_bit | 0x7e);
                 bytes.extend(u16::try_from(self.payload.len()).expect("a small payload").to_be_bytes());
             }
         }

@@ -325,7 +325,7 @@ impl ClientProcess {
             &mut self.counts.late_latencies,
             &mut self.counts.handshakes,
         ] {
-            *histogram = Default::default();
+            *histogram = crate::fleet::statistics::Latencies::default();
         }
         Ok(())
     }

@@ -89,7 +89,7 @@ pub fn run() -> Result<()> {
             }
         }),
         (None, LoopSource::Schedule(seconds)) => {
-            by_schedule(&plan.load, seconds, plan.frame_bytes, &ended, &mut sockets)
+            by_schedule(&plan.load, seconds, plan.frame_bytes, &ended, &mut sockets);
         }
         (None, LoopSource::Log { brokers, topics }) => read_log(&brokers, &topics, &ended)?,
         (None, LoopSource::Kafka { .. }) => {}

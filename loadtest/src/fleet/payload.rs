@@ -82,7 +82,7 @@ pub fn frame(out: &mut Vec<u8>, payload: &[u8], length: usize) {
             out.push(u8::try_from(short).expect("up to 125"));
             short
         }
-        _ if wanted(4) <= usize::from(u16::MAX) => {
+        _ if u16::try_from(wanted(4)).is_ok() => {
             let middle = u16::try_from(wanted(4).max(126)).expect("it fits");
             out.push(126);
             out.extend(middle.to_be_bytes());

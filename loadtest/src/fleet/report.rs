@@ -133,7 +133,7 @@ impl FleetReport {
         );
         for row in &self.rows {
             let [gateway, send, kafka] = [row.gateway, row.send, row.kafka].map(cell);
-            let [to_send, to_kafka] = [row.to_send, row.to_kafka].map(|ratio| ratio.map_or("".into(), ratio_cell));
+            let [to_send, to_kafka] = [row.to_send, row.to_kafka].map(|ratio| ratio.map_or(String::new(), ratio_cell));
             let line = format!("{:<36}{gateway:>14}{send:>14}{kafka:>14}{to_send:>9}{to_kafka:>9}", row.name);
             writeln!(text, "{}", line.trim_end()).expect("writing to a string does not fail");
         }

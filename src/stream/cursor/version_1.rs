@@ -6,6 +6,8 @@
 //! place  = partition * 2 + (1 where another of the topic follows), varint | next offset varint
 //! ```
 
+#![cfg_attr(not(test), expect(clippy::cast_possible_truncation, reason = "the wire form takes the low bits"))]
+
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{ByteReader, CursorContents, InvalidCursor, ListedTopic, PartitionOffset, Tag, TopicSum};

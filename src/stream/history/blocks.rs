@@ -1,6 +1,8 @@
 //! A long chain in blocks of some hundred entries: an entry is found by its number, and what a cursor covers is passed
 //! over, without a step for each entry before it. A chain that is shorter than a block has none.
 
+#![cfg_attr(not(test), expect(clippy::cast_possible_truncation, reason = "a block is 256"))]
+
 use std::collections::VecDeque;
 
 use super::positions::Position;
