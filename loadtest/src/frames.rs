@@ -100,7 +100,7 @@ impl FrameHeader {
         if length > PAYLOAD_BYTES_MAX {
             return Err(Fault::TooLong(length));
         }
-        let length = usize::try_from(length).expect("it is below the limit");
+        let length = usize::try_from(length).expect("the length is below the limit");
         Ok(Some(Self { opcode: first & 0x0f, start, end: start + length }))
     }
 

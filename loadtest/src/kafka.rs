@@ -348,7 +348,7 @@ impl Broker {
 
     fn spawn(&mut self, install: &Install, archive: Archive) {
         assert!(self.process.is_none(), "the broker is down");
-        let temp = self.properties.parent().expect("it is in the cluster's directory");
+        let temp = self.properties.parent().expect("the file is in the cluster's directory");
         let mut command = install.java(archive, temp, "kafka.Kafka");
         command.arg(&self.properties);
         self.process = Some(Process::start(&format!("kafka broker {}", self.number), command, &self.log));

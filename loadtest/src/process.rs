@@ -125,8 +125,8 @@ impl Process {
             Signal::Cont => libc::SIGCONT,
         };
         let pid = libc::pid_t::try_from(self.pid()).expect("process ids fit pid_t");
-        // SAFETY: kill takes plain numbers; the child is not reaped while `self` lives and says so, so the pid is its
-        // own.
+        // SAFETY: kill takes plain numbers. The child is not reaped before `exited` or `drop` reports it, so the pid is
+        // its own.
         let sent = unsafe { libc::kill(pid, number) };
         assert_eq!(sent, 0, "{signal:?} to {}: {}", self.name, io::Error::last_os_error());
     }
@@ -430,8 +430,10 @@ mod tests {
         })
         .join()
         .unwrap();
-        eventually("it writes its log", Duration::from_secs(5), || process.log().contains("ready").then_some(()));
-        assert!(process.exited().is_none(), "it still runs after its thread has ended");
+        eventually("the process writes its log", Duration::from_secs(5), || {
+            process.log().contains("ready").then_some(())
+        });
+        assert!(process.exited().is_none(), "the process still runs after the thread has ended");
 
         let pid = process.pid();
         drop(process);

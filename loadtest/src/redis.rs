@@ -86,7 +86,7 @@ impl Redis {
     /// # Panics
     /// If it was not started with its own clock.
     pub fn set_clock(&self, seconds: i64) {
-        self.clock.as_ref().expect("it was started with a clock").set(seconds);
+        self.clock.as_ref().expect("Redis was started with a clock").set(seconds);
     }
 
     /// Restarts it after [`Self::kill`], empty, on the same port.
@@ -189,7 +189,7 @@ impl Redis {
     /// # Panics
     /// If it doesn't answer.
     pub fn add_fields(&self, key: &str, count: u32) {
-        let script = "for n = 1, ARGV[1] do redis.call('HSET', KEYS[1], 'stray-' .. n, '{}') end";
+        let script = "for n = 1, ARGV[1] do redis.call('HSET', KEYS[1], 'foreign-' .. n, '{}') end";
         redis::cmd("EVAL").arg(script).arg(1).arg(key).arg(count).exec(&mut self.connection()).expect("Redis answers");
     }
 
@@ -234,7 +234,7 @@ impl Redis {
     pub fn follow(&self, other: &Self) {
         let mut command = redis::cmd("REPLICAOF");
         command.arg("127.0.0.1").arg(other.port).exec(&mut self.connection()).expect("Redis answers");
-        eventually("it replicates", ANSWER_WITHIN, || {
+        eventually("the replica has synchronized", ANSWER_WITHIN, || {
             let info: String = redis::cmd("INFO").arg("replication").query(&mut self.connection()).ok()?;
             info.contains("master_link_status:up").then_some(())
         });

@@ -62,7 +62,7 @@ impl RedisProxy {
     #[must_use]
     pub fn to(server: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is left");
-        let port = listener.local_addr().expect("it is bound").port();
+        let port = listener.local_addr().expect("the listener is bound").port();
         let shared = Arc::new(ProxyState::default());
         let proxy = Self { port, shared: Arc::clone(&shared) };
         thread::spawn(move || {
@@ -211,7 +211,7 @@ mod tests {
         proxy.resume();
         let ping_on_a_new_connection =
             || client.get_connection().ok().and_then(|mut connection| ping(&mut connection).ok());
-        assert_eq!(eventually("it passes again", WITHIN, ping_on_a_new_connection), "PONG");
+        assert_eq!(eventually("the proxy passes data again", WITHIN, ping_on_a_new_connection), "PONG");
 
         let mut listening = client.get_connection().unwrap();
         let mut subscription = listening.as_pubsub();
@@ -231,7 +231,7 @@ mod tests {
         connection = client.get_connection().unwrap();
         connection.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         proxy.blackhole_announcements();
-        assert_eq!(ping(&mut connection).unwrap(), "PONG", "it has no subscription");
+        assert_eq!(ping(&mut connection).unwrap(), "PONG", "the connection has no subscription");
         proxy.blackhole();
         assert!(ping(&mut connection).is_err());
         assert_eq!(ping_on_a_new_connection().unwrap(), "PONG", "new connections work");

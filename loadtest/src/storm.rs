@@ -104,7 +104,7 @@ pub fn run(options: &Options) -> StormOutcome {
     let outcome = StormOutcome { took, p99_during: latencies(true), p99_before: latencies(false) };
     let Options { clients, assessments, lacking, live } = options;
     println!(
-        "{clients} clients of {assessments} assessments resumed, each with {lacking} lacking events, within {:.2} s\n\
+        "{clients} clients of {assessments} assessments resumed, each with {lacking} missed events, within {:.2} s\n\
          p99 latency of {live} live clients: {:.1} ms during, {:.1} ms before",
         took.as_secs_f64(),
         outcome.p99_during.as_secs_f64() * 1e3,

@@ -88,7 +88,9 @@ fn without_redis_all_pods_behind_a_balancer_keep_accepting_clients() {
     let mut stays = pods[0].market_client();
     stays.expect_type("connected");
     pods[0].signal(Signal::Term);
-    eventually("it accepts no more clients", READY_WITHIN, || (pods[0].get("/accepting").status == 503).then_some(()));
+    eventually("the draining pod accepts no more clients", READY_WITHIN, || {
+        (pods[0].get("/accepting").status == 503).then_some(())
+    });
     eventually("the balancer has taken it out", READY_WITHIN, || {
         balancer.pods_of(6).filter(|nodes| nodes.len() == 2 && !nodes.contains(pods[0].name()))
     });
@@ -96,7 +98,7 @@ fn without_redis_all_pods_behind_a_balancer_keep_accepting_clients() {
     assert!(pods[0].wait_exit(READY_WITHIN).success());
 
     // A pod that was never ready accepts no client.
-    let fresh = world.pod("pod-3").spawn();
-    eventually("it answers", READY_WITHIN, || fresh.try_get("/health"));
-    assert_eq!(fresh.get("/accepting").status, 503);
+    let never_ready = world.pod("pod-3").spawn();
+    eventually("the pod answers", READY_WITHIN, || never_ready.try_get("/health"));
+    assert_eq!(never_ready.get("/accepting").status, 503);
 }

@@ -126,7 +126,7 @@ fn a_price_older_than_the_window_is_not_on_the_board_at_startup_or_later() {
     let mut client = pod.market_client();
     send(&producer, (&topic, 0), now_ms(), "1");
     await_price(&mut client, "1");
-    eventually("it leaves the board without a newer tick", WITHIN, || board(&pod).is_empty().then_some(()));
+    eventually("the tick leaves the board without a newer one", WITHIN, || board(&pod).is_empty().then_some(()));
     send(&producer, (&topic, 0), now_ms(), "2");
     await_price(&mut client, "2");
     assert_eq!(prices(&client), ["1", "2"]);

@@ -223,6 +223,6 @@ fn two_pods_with_the_same_public_url_log_an_error_unless_a_balancer_places_clien
             eventually("the error is logged", WITHIN, || (count(pod) == expected).then_some(()));
         }
         // Longer than a lease: it is not logged with each call to Redis.
-        always("it is logged rarely", Duration::from_secs(4), || [&first, &second].map(count) == [expected; 2]);
+        always("the error is logged rarely", Duration::from_secs(4), || [&first, &second].map(count) == [expected; 2]);
     }
 }

@@ -22,7 +22,7 @@ use Expected::{Bad, Close, Pong, TextPong};
 /// One line of the table.
 struct Case {
     about: String,
-    /// What is sent, each part in its own write.
+    /// The bytes to send, each part in its own write.
     sent: Vec<Vec<u8>>,
     /// All answers. If they don't end with a close, the connection must still work.
     answers: Vec<Expected>,

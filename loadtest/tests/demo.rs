@@ -10,7 +10,7 @@ use serde_json::Value;
 #[test]
 fn prices_move_events_arrive_and_a_drain_shows() {
     let mut demo = DemoProcess::start();
-    eventually("it logs its start", WITHIN, || demo.process.log().contains("shardgate starts").then_some(()));
+    eventually("the demo logs its start", WITHIN, || demo.process.log().contains("shardgate starts").then_some(()));
     let mut page = Page::open(&demo.url, HOOKS);
     page.until("it is connected", "state() === 'live'");
 
@@ -25,7 +25,7 @@ fn prices_move_events_arrive_and_a_drain_shows() {
     demo.process.signal(Signal::Term);
     let state = page.until("the drain shows", "state() !== 'live' && state()");
     assert!(["connecting", "reconnecting", "closed"].map(Value::from).contains(&state), "{state}");
-    assert!(demo.process.wait_exit(WITHIN).success(), "it drains and exits successfully");
+    assert!(demo.process.wait_exit(WITHIN).success(), "the demo drains and exits successfully");
     assert_eq!(page.errors(), [""; 0], "the page's script throws nothing");
 }
 

@@ -2,7 +2,7 @@
 //! fuzzer itself is run by hand (`loadtest/fuzz`).
 
 #[path = "../fuzz/src/lib.rs"]
-#[expect(unreachable_pub, reason = "it is a crate of its own for the fuzzer")]
+#[expect(unreachable_pub, reason = "it is a separate crate for the fuzzer")]
 mod targets;
 
 use std::fs;

@@ -191,7 +191,7 @@ fn a_pod_with_a_stale_view_redirects_no_client_back() {
         let mut third = world.pod("third").set_all(&lease).spawn();
         eventually("the third has a slot", READY_WITHIN, || (world.redis.live().len() == 3).then_some(()));
         let with = view(&world);
-        let (slot, _) = with.live().find(|(_, pod)| &*pod.node.0 == "third").expect("it has a slot");
+        let (slot, _) = with.live().find(|(_, pod)| &*pod.node.0 == "third").expect("the third has a slot");
         let after = with.without(slot);
         let owners = |id: &String| [&before, &with, &after].map(|view| owner(view, id));
         let ids = (0..).map(|number| format!("id-{number}"));
@@ -204,7 +204,7 @@ fn a_pod_with_a_stale_view_redirects_no_client_back() {
         eventually("the third has left", READY_WITHIN, || (world.redis.live().len() == 2).then_some(()));
         // It may use its last view for a tenth of a second.
         let redirects_to_other = || (stale.owner_of(&ids[0]) == other.url()).then_some(());
-        eventually("it refreshes its view before it redirects", Duration::from_millis(250), redirects_to_other);
+        eventually("the pod refreshes its view before it redirects", Duration::from_millis(250), redirects_to_other);
         assert!(ids.iter().all(|id| stale.owner_of(id) == other.url()));
         assert!(third.wait_exit(WITHIN).success());
         before = after;
@@ -274,7 +274,7 @@ fn clients_of_a_pod_that_leaves_without_redis_are_served_elsewhere_and_return_af
     assert!(longest < Duration::from_secs(2), "a client was away for {longest:?}");
 
     // Clients that connect after its exit are redirected to it in vain, once.
-    let (slot, _) = before.live().find(|(_, pod)| &*pod.node.0 == "pod-1").expect("it had a slot");
+    let (slot, _) = before.live().find(|(_, pod)| &*pod.node.0 == "pod-1").expect("pod-1 had a slot");
     let after = before.without(slot);
     let owners = |id: &String| [&before, &after].map(|view| owner(view, id));
     let ids = (0..).map(|number| format!("late-{number}")).filter(|id| owners(id) == ["pod-1", "pod-2"]).take(5);

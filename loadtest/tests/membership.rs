@@ -251,7 +251,7 @@ fn a_lease_is_renewed_in_time() {
     let started = Instant::now();
     while started.elapsed() < LEASE * 3 {
         let slots = world.redis.slots();
-        let slot = slots.values().next().expect("it keeps its slot");
+        let slot = slots.values().next().expect("the pod keeps its slot");
         assert!(slot.expires_at_ms > world.redis.now_ms(), "its lease expired");
     }
 }
@@ -291,10 +291,10 @@ fn a_pod_that_starts_just_after_an_outage_takes_no_slot_of_pods_that_have_yet_to
     let before = world.redis.slots();
     proxies.iter().for_each(RedisProxy::pause);
     eventually("their leases expire", WITHIN, || world.redis.live().is_empty().then_some(()));
-    let fresh = world.pod("fresh").set_all(LEASE_SETTING).start();
+    let newcomer = world.pod("fresh").set_all(LEASE_SETTING).start();
     let holders = || -> Vec<_> { world.redis.slots().into_values().map(|slot| (slot.node, slot.instance)).collect() };
     let theirs: Vec<_> = before.values().map(|slot| (slot.node.clone(), slot.instance.clone())).collect();
-    assert_eq!(holders()[..3], theirs, "it can't know whether they are dead");
+    assert_eq!(holders()[..3], theirs, "the new pod can't know whether they are dead");
     assert_eq!(world.redis.live().into_iter().collect::<Vec<_>>(), [(3, "fresh".to_owned())]);
 
     proxies.iter().for_each(RedisProxy::resume);
@@ -306,7 +306,7 @@ fn a_pod_that_starts_just_after_an_outage_takes_no_slot_of_pods_that_have_yet_to
         (world.redis.slots().len() == 1).then_some(())
     });
     assert_eq!(world.redis.live().len(), 1);
-    fresh.ready();
+    newcomer.ready();
 }
 
 #[test]

@@ -86,7 +86,7 @@ fn an_outage_of_redis_is_logged_at_its_start_every_half_minute_and_at_its_end() 
     let pod = world.pod("pod-0").start();
     world.redis.kill();
     eventually("the outage is logged", WITHIN, || (lines(&pod, "Redis unreachable") == 1).then_some(()));
-    eventually("it is logged again", Duration::from_secs(40), || {
+    eventually("the outage is logged again", Duration::from_secs(40), || {
         let log = pod.log();
         let line = log.lines().find(|line| line.contains("Redis still unreachable"))?;
         let address = format!("127.0.0.1:{}", world.redis.port());
@@ -113,7 +113,7 @@ fn a_dead_redis_connection_is_replaced() {
         eventually("both connections are replaced", BACK_WITHIN, || {
             (pod.metrics().sum("shardgate_redis_connections_total") >= before + 2.0).then_some(())
         });
-        eventually("it reaches Redis", BACK_WITHIN, || is_connected(&pod).then_some(()));
+        eventually("the pod reaches Redis", BACK_WITHIN, || is_connected(&pod).then_some(()));
     }
 }
 

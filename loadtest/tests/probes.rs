@@ -32,7 +32,7 @@ fn with_admin_port(world: &World) -> (Pod, SocketAddr) {
     (pod, admin)
 }
 
-/// What is done to a connection every 100 ms. Returns false if it is closed.
+/// An action on a connection every 100 ms. Returns false if it is closed.
 type Hold = fn(&mut TcpStream) -> bool;
 
 fn is_open(stream: &mut TcpStream) -> bool {

@@ -257,7 +257,7 @@ fn the_loss_of_one_broker_of_three_is_not_reported() {
 #[test]
 fn a_pod_that_is_not_ready_logs_what_it_waits_for_every_half_minute() {
     let pod = loadtest::pods::Plan::new("pod-0", "127.0.0.1:1", 1).spawn();
-    let line = eventually("it logs what it waits for", Duration::from_secs(45), || {
+    let line = eventually("the pod logs what it waits for", Duration::from_secs(45), || {
         pod.log().lines().find(|line| line.contains("still not ready")).map(str::to_owned)
     });
     assert!(

@@ -110,7 +110,7 @@ fn a_pod_starts_without_a_leaderless_partition_and_resets_clients_when_it_return
     };
     send(&world, lost, 0);
     world.kafka.broker(0).kill();
-    eventually("it has no leader", WITHIN, || world.kafka.leader(lost.topic(), 0).is_none().then_some(()));
+    eventually("the partition has no leader", WITHIN, || world.kafka.leader(lost.topic(), 0).is_none().then_some(()));
     eventually("the other has a leader", WITHIN, || world.kafka.leader(kept.topic(), 0));
     let pod = world.pod("pod-0").set("KAFKA_START_WAIT_MS", "2000").start();
     assert_eq!(pod.get("/ready").json()["missingPartitions"], 1);

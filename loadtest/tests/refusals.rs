@@ -407,7 +407,7 @@ fn a_lack_of_descriptors_is_logged_once_and_clients_are_accepted_again_afterward
     leave_descriptors(pod.pid(), 20);
     let many: Vec<_> = (0..40).map(|_| Raw::connect(&pod.ask())).collect();
     let logged = || pod.log().matches("cannot accept").count();
-    eventually("it is logged", Duration::from_secs(10), || (logged() > 0).then_some(()));
+    eventually("the lack is logged", Duration::from_secs(10), || (logged() > 0).then_some(()));
     for _ in 0..4 {
         client.expect("a heartbeat", |message| message.kind == "ping");
     }

@@ -102,7 +102,7 @@ fn a_client_that_never_reads_does_not_delay_the_others() {
     assert!(grown <= HISTORY_BYTES, "{grown} bytes more");
 
     // It accepted nothing for STALL_TIMEOUT_MS, so it is closed, and no other client is.
-    eventually("it is closed", Duration::from_secs(20), || {
+    eventually("the stuck client is closed", Duration::from_secs(20), || {
         (pod.metrics().sum("websocket_connections_total") == SUBSCRIBERS as f64).then_some(())
     });
     clients.iter_mut().for_each(Client::turn);

@@ -60,7 +60,7 @@ impl<'a> Caller<'a> {
         let action = if self.call.slot.is_none() { Action::Claim } else { Action::Hold };
         let snapshot = self.runs(action);
         let mine = snapshot.holders.iter().find(|holder| holder.instance == self.call.instance);
-        self.call.slot = Some(mine.expect("it has a slot").slot);
+        self.call.slot = Some(mine.expect("the caller has a slot").slot);
         self.call.slots = snapshot.slots;
         pods(&snapshot)
     }

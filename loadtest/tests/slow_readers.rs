@@ -86,7 +86,7 @@ const EVENT_BYTES: usize = 4_000;
 const SENT_RATE: usize = 3_000_000;
 const READ_RATE: usize = 500_000;
 
-/// What a client received that reads without a pause.
+/// Everything that a client received that reads without a pause.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct ReadResult {
     /// Reasons of its resets.
@@ -155,7 +155,8 @@ fn a_client_slower_than_the_event_rate_gets_a_close_frame_and_never_a_partial_fr
         let back = ask.clone().parameter(&format!("cursor={cursor}"));
         let back: Vec<_> = (0..EACH).map(|_| Raw::upgraded(&back)).collect();
         let results: Vec<_> = live.into_iter().chain(back).map(|client| scope.spawn(|| read_slowly(client))).collect();
-        let results: Vec<_> = results.into_iter().map(|result| result.join().expect("it reads good frames")).collect();
+        let results: Vec<_> =
+            results.into_iter().map(|result| result.join().expect("the client reads valid frames")).collect();
         stop.store(true, Ordering::Relaxed);
         for (index, result) in results.iter().enumerate() {
             let resets: &[&str] = if index < EACH { &[] } else { &["lagged"] };

@@ -35,7 +35,7 @@ impl Bound {
 /// A row of the table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BoundRow {
-    /// What was measured, with its unit. Two leading spaces mark a part of the row above.
+    /// Name of the figure, with its unit. Two leading spaces mark a part of the row above.
     pub name: String,
     /// Median of the rounds.
     pub median: f64,

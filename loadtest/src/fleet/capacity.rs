@@ -266,7 +266,8 @@ fn faults(part: &Measurement, latencies: Option<Percentiles>, p99_ms: f64) -> Ve
 }
 
 impl Limit {
-    /// What limited a load that was not sustained. `processes` is the gateway's number of processes on this machine.
+    /// The part that limited a load that was not sustained. `processes` is the gateway's number of processes on this
+    /// machine.
     #[must_use]
     pub fn of(part: &Measurement, p99_ms: f64, processes: usize) -> Self {
         let late_ms = part.lateness.map_or(0.0, |late| late.p99_ms);

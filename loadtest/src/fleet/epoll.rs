@@ -86,7 +86,7 @@ impl Epoll {
     /// If the kernel refuses.
     pub(crate) fn wait(&mut self, timeout: Duration) -> io::Result<impl Iterator<Item = Ready> + '_> {
         let ms = i32::try_from(timeout.as_micros().div_ceil(1_000)).unwrap_or(i32::MAX);
-        let (room, count) = (self.events.as_mut_ptr(), i32::try_from(EVENTS_MAX).expect("it is small"));
+        let (room, count) = (self.events.as_mut_ptr(), i32::try_from(EVENTS_MAX).expect("EVENTS_MAX is small"));
         // SAFETY: the vector has room for as many events as the kernel may write.
         let count_or_error = unsafe { libc::epoll_wait(self.own.as_raw_fd(), room, count, ms) };
         let count_or_error = match usize::try_from(count_or_error) {

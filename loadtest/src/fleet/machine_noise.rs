@@ -12,8 +12,8 @@ const STEAL_MAX: f64 = 0.02;
 /// Share of the window spent waiting for a core above which latencies are unreliable.
 const WAITING_MAX: f64 = 0.05;
 
-/// What other work took of the machine during a measurement, as shares from 0 to 1. It includes other processes of the
-/// run, such as Kafka, if cores are not reserved.
+/// Time that other work took of the machine during a measurement, as shares from 0 to 1. It includes other processes of
+/// the run, such as Kafka, if cores are not reserved.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Noise {
     /// Steal time.
@@ -85,7 +85,7 @@ pub trait Noisy {
 /// A discarded measurement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Discarded {
-    /// What it measured: a round or a step.
+    /// The round or step that it measured.
     pub what: String,
     /// Reasons for discarding it.
     pub why: Vec<String>,

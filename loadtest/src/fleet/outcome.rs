@@ -58,11 +58,11 @@ pub struct SearchStep {
     pub cpu_ns: Option<f64>,
     /// Reasons why the load was not sustained; empty if it was.
     pub faults: Vec<String>,
-    /// What limited the load, if it was not sustained.
+    /// The limit, if the load was not sustained.
     pub limit: Option<Limit>,
 }
 
-/// What limits a load.
+/// The part that limits a load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Limit {
     /// The gateway: one of its threads is busy.

@@ -74,28 +74,28 @@ pub fn record(out: &mut Vec<u8>, what: DueItem, due: UnixUs, size: usize) {
 
 /// Writes a text frame with `payload`, padded with spaces to `length` bytes in all.
 pub fn frame(out: &mut Vec<u8>, payload: &[u8], length: usize) {
-    let wanted = |header: usize| length.saturating_sub(header).max(payload.len());
+    let padded_length = |header: usize| length.saturating_sub(header).max(payload.len());
     out.clear();
     out.push(0x80 | opcode::TEXT);
-    let filled = match wanted(2) {
+    let padded = match padded_length(2) {
         short @ 0..=125 => {
             out.push(u8::try_from(short).expect("up to 125"));
             short
         }
-        _ if u16::try_from(wanted(4)).is_ok() => {
-            let middle = u16::try_from(wanted(4).max(126)).expect("it fits");
+        _ if u16::try_from(padded_length(4)).is_ok() => {
+            let middle = u16::try_from(padded_length(4).max(126)).expect("checked to fit");
             out.push(126);
             out.extend(middle.to_be_bytes());
             usize::from(middle)
         }
         _ => {
             out.push(127);
-            out.extend((wanted(10) as u64).to_be_bytes());
-            wanted(10)
+            out.extend((padded_length(10) as u64).to_be_bytes());
+            padded_length(10)
         }
     };
     out.extend_from_slice(payload);
-    out.resize(out.len() + filled - payload.len(), b' ');
+    out.resize(out.len() + padded - payload.len(), b' ');
 }
 
 /// The due time in a message. Only sampled messages are parsed.

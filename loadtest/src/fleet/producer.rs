@@ -11,7 +11,7 @@ use super::schedule::{DueItem, Load};
 use super::statistics::Latencies;
 use crate::events::Producer;
 
-/// What was produced.
+/// Numbers of a producer.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Produced {
     /// Events.
@@ -61,7 +61,7 @@ fn make(load: &Load, length: Duration, mut send: impl FnMut(&str, &str, &[u8])) 
     made
 }
 
-/// What a schedule produces, for a loop in another process.
+/// Numbers of a schedule that a loop in another process carries out.
 #[must_use]
 pub fn of_schedule(load: &Load, length: Duration) -> Produced {
     let mut made = Produced::default();

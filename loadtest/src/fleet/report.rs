@@ -39,7 +39,7 @@ pub struct FleetReport {
 /// A row of the table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TableRow {
-    /// What was measured, with its unit.
+    /// Name of the figure, with its unit.
     pub name: String,
     /// The gateway's value.
     pub gateway: Option<f64>,

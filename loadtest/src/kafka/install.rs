@@ -93,7 +93,7 @@ impl Install {
     /// Makes the installation if it does not exist. One process at a time; a directory without the file `ready` was
     /// interrupted and is made again.
     fn make(&self) -> anyhow::Result<()> {
-        let parent = self.dir.parent().expect("it is in the cache");
+        let parent = self.dir.parent().expect("the installation is in the cache");
         fs::create_dir_all(parent)?;
         let lock = File::create(parent.join("lock"))?;
         lock.lock()?;

@@ -80,8 +80,8 @@ fn is_shard(thread: &str) -> bool {
 }
 
 /// Records per second of CPU time of the ingest core's threads: its own and librdkafka's.
-fn core(way: &SourceResult) -> f64 {
-    1e9 / way.filled.threads_ns(|thread| is_ingest(thread) || is_librdkafka(thread))
+fn core(source_result: &SourceResult) -> f64 {
+    1e9 / source_result.filled.threads_ns(|thread| is_ingest(thread) || is_librdkafka(thread))
 }
 
 fn beyond(round: &IngestRound, read: &ReadResult) -> f64 {
@@ -205,12 +205,17 @@ mod tests {
         ReadResult { records: 1_000_000, seconds: 2.0, usage, machine, run_ns: 2_000_000_000 }
     }
 
-    fn way(ns: u64) -> SourceResult {
+    fn source_result(ns: u64) -> SourceResult {
         SourceResult { start: Usage::default(), filled: read(ns), live: read(ns + 50), elsewhere: 0.5 }
     }
 
     fn round(bare: u64, payload: u64, key: u64) -> IngestRound {
-        IngestRound { bare_start: Usage::default(), bare: read(bare), payload: way(payload), key: way(key) }
+        IngestRound {
+            bare_start: Usage::default(),
+            bare: read(bare),
+            payload: source_result(payload),
+            key: source_result(key),
+        }
     }
 
     #[test]
