@@ -20,6 +20,8 @@ fn clients_of_a_reconnect_storm_are_sent_exactly_what_they_missed() {
     // Numbers for a debug build on a small machine. The run asserts each client's count.
     let options = storm::Options { clients: 2_000, assessments: 200, lacking: 20, live: 20 };
     let outcome = storm::run(&options);
-    // If the storm starved live clients, their latency would be its duration, in a debug build on a busy machine too.
-    assert!(outcome.p99_during < outcome.took.max(Duration::from_secs(1)), "{outcome:?}");
+    // If the storm starved live clients, their latency would be its duration. On an overloaded machine they are as slow
+    // before it.
+    let limit = outcome.took.max(outcome.p99_before).max(Duration::from_secs(1));
+    assert!(outcome.p99_during < limit, "{outcome:?}");
 }
