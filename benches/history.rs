@@ -171,11 +171,11 @@ fn enter(history: &mut History, id: &AssessmentId, cursor: Option<&str>) {
     let mut text = Vec::new();
     match cursor {
         None => {
-            history.write_cursor(log, history.end(log), None, &mut text);
+            history.write_cursor(log, history.end(log), None, &mut 0, &mut text);
         }
         Some(cursor) => {
             let (mut filter, position) = history.resume(log, cursor, 2048).expect("the window is complete");
-            history.write_cursor(log, position, Some(&mut filter), &mut text);
+            history.write_cursor(log, position, Some(&mut filter), &mut 0, &mut text);
         }
     }
     black_box(text);

@@ -6,6 +6,7 @@
 mod tests;
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -64,6 +65,8 @@ pub(super) struct Batcher {
     shards: Vec<ShardBatch>,
     /// Shards whose batch has reached a limit.
     full: Vec<ShardIndex>,
+    /// Batches that precede a truncation.
+    ready: VecDeque<(ShardIndex, Batch)>,
     event_bytes_max: usize,
     judge: TickJudge,
 }
@@ -76,6 +79,7 @@ struct ShardBatch {
     begun: bool,
     /// To be told with the next batch.
     dropped: Vec<TopicIndex>,
+    reading: Vec<(TopicIndex, bool)>,
     topics: Vec<Arc<Topic>>,
     /// The offset last told, by the partition's place in [`ReadOffsets`]; `i64::MAX` where that is forgotten.
     offsets_told: Vec<i64>,
@@ -98,7 +102,14 @@ impl Batcher {
     /// For shards 0 to `shards` less one, whose boards show nothing older than `window`.
     pub(super) fn new(shards: u16, event_bytes_max: usize, window: Duration) -> Self {
         let shards = (0..shards.max(1)).map(|_| ShardBatch::default()).collect();
-        Self { topics: Vec::new(), shards, full: Vec::new(), event_bytes_max, judge: TickJudge::new(window) }
+        Self {
+            topics: Vec::new(),
+            shards,
+            full: Vec::new(),
+            ready: VecDeque::new(),
+            event_bytes_max,
+            judge: TickJudge::new(window),
+        }
     }
 
     /// The time by which ticks are judged from now on.
@@ -156,6 +167,11 @@ impl Batcher {
         }
     }
 
+    /// A topic is not read any more, or is read again.
+    pub(super) fn set_reading(&mut self, topic: TopicIndex, is_read: bool) {
+        self.shards.iter_mut().for_each(|shard_batch| shard_batch.reading.push((topic, is_read)));
+    }
+
     /// Reports that the next records of a partition were deleted; reading continues at `next`. Only between batches:
     /// earlier records must not follow it.
     pub(super) fn deleted(&mut self, next: NextOffset) {
@@ -165,10 +181,16 @@ impl Batcher {
         }
     }
 
-    /// The log of a partition lost its end. While no batch is begun.
-    pub(super) fn cut(&mut self, cut: LogTruncation) {
-        for shard_batch in &mut self.shards {
+    /// The log of a partition lost its end; `read_offsets` are still those from before that. While no batch is begun.
+    /// Each shard first gets what it has not been sent of that log: how far it was read, and by which leaders it was
+    /// written. Only then does the shard know what is lost.
+    pub(super) fn cut(&mut self, cut: LogTruncation, read_offsets: &ReadOffsets) {
+        for (shard, shard_batch) in (0..).map(ShardIndex).zip(&mut self.shards) {
             debug_assert!(!shard_batch.begun);
+            if !shard_batch.epochs.is_empty() || shard_batch.has_unsent_offsets(read_offsets) {
+                shard_batch.begin(read_offsets);
+                self.ready.push_back((shard, shard_batch.finish()));
+            }
             shard_batch.truncations.push(cut);
         }
     }
@@ -247,16 +269,24 @@ impl Batcher {
 
     /// A shard whose batch has reached a limit, with the batch.
     pub(super) fn take_full(&mut self) -> Option<(ShardIndex, Batch)> {
+        if let Some(ready) = self.ready.pop_front() {
+            return Some(ready);
+        }
         let shard = self.full.pop()?;
         Some((shard, self.shards[usize::from(shard.0)].finish()))
     }
 
     /// What there is for a shard: records, topics and partitions that it has not heard of, what was deleted, ends that
-    /// it wants; and once in [`OFFSETS_SENT_EVERY`], offsets that changed without a record for it.
+    /// it wants; and once in [`OFFSETS_SENT_EVERY`], offsets that changed without a record for it. `None` when there is
+    /// nothing more.
     pub(super) fn take(&mut self, shard: ShardIndex, read_offsets: &ReadOffsets, now: Instant) -> Option<Batch> {
+        if let Some(at) = self.ready.iter().position(|(ready, _)| *ready == shard) {
+            return self.ready.remove(at).map(|(_, batch)| batch);
+        }
         let shard_batch = self.shards.get_mut(usize::from(shard.0))?;
         let unheard = !shard_batch.topics.is_empty()
             || !shard_batch.dropped.is_empty()
+            || !shard_batch.reading.is_empty()
             || shard_batch.offsets_told.len() < read_offsets.all().len()
             || !shard_batch.deleted.is_empty()
             || !shard_batch.truncations.is_empty()
@@ -325,6 +355,7 @@ impl ShardBatch {
             self.batch.truncations = std::mem::take(&mut self.truncations);
             self.batch.recent = std::mem::take(&mut self.recent);
             self.batch.dropped = std::mem::take(&mut self.dropped);
+            self.batch.reading = std::mem::take(&mut self.reading);
             self.batch.topics = std::mem::take(&mut self.topics);
             self.offsets_told.resize(read_offsets.all().len(), i64::MIN);
             for (at, sent_offsets) in read_offsets.all().iter().zip(&mut self.offsets_told) {
@@ -348,7 +379,12 @@ impl ShardBatch {
             return false;
         }
         self.sent_offsets = Some(now);
-        read_offsets.all().iter().zip(&self.offsets_told).any(|(at, sent_offsets)| at.offset != *sent_offsets)
+        self.has_unsent_offsets(read_offsets)
+    }
+
+    fn has_unsent_offsets(&self, read_offsets: &ReadOffsets) -> bool {
+        self.offsets_told.len() < read_offsets.all().len()
+            || read_offsets.all().iter().zip(&self.offsets_told).any(|(at, sent_offsets)| at.offset != *sent_offsets)
     }
 
     /// The batch, in no more memory than it needs: a shard keeps it as it is.

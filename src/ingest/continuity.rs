@@ -158,8 +158,7 @@ impl Continuity {
             timeline.truncate(truncation.next);
         }
         if timeline.record(offset, epoch) == EpochOrder::Earlier {
-            timeline.clear();
-            timeline.record(offset, epoch);
+            timeline.begin_at(offset, epoch);
         }
     }
 

@@ -417,7 +417,7 @@ impl IngestState {
     fn flush(&mut self, watcher: &WatcherHandle, now: Instant) -> Result<(), Stopped> {
         let shards = u16::try_from(self.shard_handles.len()).unwrap_or(u16::MAX);
         for shard in (0..shards).map(ShardIndex) {
-            if let Some(batch) = self.batcher.take(shard, &self.read_offsets, now) {
+            while let Some(batch) = self.batcher.take(shard, &self.read_offsets, now) {
                 self.deliver(shard, batch, watcher)?;
             }
         }

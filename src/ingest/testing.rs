@@ -82,6 +82,8 @@ impl TestIngest {
             })
             .collect();
         let changes = self.catalogue.apply_metadata("simulated", &seen, now);
+        changes.retired.iter().for_each(|&topic| self.batcher.set_reading(topic, false));
+        changes.back.iter().for_each(|&topic| self.batcher.set_reading(topic, true));
         for &topic in &changes.met {
             let places = self.read_offsets.forget(topic);
             places.iter().for_each(|&index| self.continuity.forget(topic, index));
@@ -149,8 +151,9 @@ impl TestIngest {
                 self.batcher.deleted(NextOffset { topic, partition, offset });
             }
             LossKind::Truncated(Truncation { next: offset, is_below_unknown }) => {
+                let next = NextOffset { topic, partition, offset };
+                self.batcher.cut(LogTruncation { next, is_below_unknown }, &self.read_offsets);
                 self.read_offsets.set(topic, partition, offset);
-                self.batcher.cut(LogTruncation { next: NextOffset { topic, partition, offset }, is_below_unknown });
             }
         }
     }
@@ -187,7 +190,7 @@ impl TestIngest {
         self.batcher.update_ends(ShardIndex(0), &std::sync::Arc::new(PartitionEnds { asked, ends }));
     }
 
-    /// What there is for the shard.
+    /// What there is for the shard; `None` when there is nothing more.
     pub(crate) fn take(&mut self, now: Instant) -> Option<Batch> {
         let full = self.batcher.take_full().map(|(_, batch)| batch);
         full.or_else(|| self.batcher.take(ShardIndex(0), &self.read_offsets, now))

@@ -7,14 +7,13 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use super::admission::{Admission, admit};
-use super::connection::ConnectionKey;
+use super::connection::{ConnectionKey, NewConnection};
 use super::context::{READS_A_POLL, ShardContext};
 use super::executor;
 use super::final_response::{linger, refuse_after_upgrade, refuse_by_http};
 use super::pod_limits::ConnectionPermit;
 use super::reactor::Stream;
 use super::redirect::OwnerDoubt;
-use super::state::NewConnection;
 use super::writer::Writer;
 use crate::clock::Now;
 use crate::exchange::{AuthenticatedUpgrade, PodState};

@@ -9,7 +9,8 @@ use slotmap::{SlotMap, new_key_type};
 
 use super::metrics::TurnCounts;
 use super::redirect::{OwnerDoubt, Redirect};
-use crate::ids::AssessmentHash;
+use crate::clock::UnixMs;
+use crate::ids::{AssessmentHash, AssessmentId};
 use crate::limits::CLOSE_STALL_MAX;
 use crate::protocol::close::CloseReason;
 use crate::protocol::messages::ResetReason;
@@ -90,6 +91,22 @@ pub(super) struct Connection<S> {
     pub(super) inbound: InboundBucket,
 }
 
+/// What a connection starts with.
+pub(super) struct NewConnection<S> {
+    pub(super) socket: S,
+    pub(super) assessment: Option<AssessmentId>,
+    /// Where the client wants to resume.
+    pub(super) cursor: Option<Box<str>>,
+    pub(super) token_expires: Option<UnixMs>,
+    /// Sign against the owner that the view names, if that is another pod.
+    pub(super) owner_doubt: OwnerDoubt,
+    /// The answer to the handshake. It is sent first.
+    pub(super) accept: Vec<u8>,
+    /// Unique among all connections.
+    pub(super) id: Box<str>,
+    pub(super) user: Box<str>,
+}
+
 /// A connection's subscription to its assessment.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Subscription {
@@ -98,6 +115,15 @@ pub(super) struct Subscription {
     pub(super) position: Position,
     /// Its index in the list of subscribers.
     pub(super) index: u32,
+}
+
+/// Whether a pass ended within its budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pass {
+    /// It has ended.
+    Done,
+    /// Call again to continue it.
+    More,
 }
 
 /// The rest of a frame of which the socket took a part.

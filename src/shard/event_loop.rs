@@ -14,13 +14,13 @@ use super::Parts;
 use super::accept::accept_from;
 use super::age_limit::AgeLimiter;
 use super::client_task::admit_client;
+use super::connection::Pass;
 use super::context::{ShardContext, TIME_SLICE};
 use super::drain::Drain;
 use super::executor::{self, Executor};
 use super::findings_log::FindingsLog;
 use super::handover::Handover;
 use super::reactor::{Reactor, Stream, WakeTimer};
-use super::state::Pass;
 use super::sweep::Sweeper;
 use super::view_gate::GateDecision;
 use crate::clock::Now;
@@ -203,7 +203,7 @@ impl TurnLoop {
         while self.sweeper.sweep(&mut self.shard.state.borrow_mut(), SENDS_PER_SLICE, Now::read()) == Pass::More {
             slice.take().await;
         }
-        while self.shard.state.borrow_mut().recheck_ahead_ends(SENDS_PER_SLICE) == Pass::More {
+        while self.shard.state.borrow_mut().recheck_ahead(SENDS_PER_SLICE) == Pass::More {
             slice.take().await;
         }
         let mut bytes = CATCH_UP_BYTES_PER_TURN;

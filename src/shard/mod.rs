@@ -4,6 +4,7 @@
 //! - [`state`]: the connections with their subscriptions, and the work of a turn for them;
 //! - [`connection`]: one connection: its position, the control messages due to it, its end;
 //! - [`resume`]: where a client's stream starts, live or at its cursor;
+//! - [`loss_notices`]: resets for clients that lack events which they can't be sent;
 //! - [`outbound`]: what is due to a socket, in one write, and how far the write got;
 //! - [`sweep`]: heartbeats, heartbeat timeouts, stalls and expired tokens, by passes over all connections;
 //! - [`drain`]: the clients of a pod that stops, closed evenly;
@@ -38,6 +39,7 @@ mod findings_log;
 mod handover;
 mod handshake;
 mod handshakes;
+mod loss_notices;
 mod metrics;
 mod operator_log;
 mod outbound;

@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind, IoSlice};
 use super::connection::{CloseState, Connection, PartialFrame, Socket};
 use super::metrics::TurnCounts;
 use super::redirect::Redirect;
+use super::resume::{reset_reason, reset_to_live};
 use crate::clock::Now;
 use crate::limits::{CATCH_UP_FRAMES_BYTES_MAX, LINGER, STEPS_MAX, TURN_BYTES_MAX, WRITE_SLICES_MAX};
 use crate::protocol::close::CloseReason;
@@ -207,7 +208,8 @@ fn plan<S: Socket>(connection: &mut Connection<S>, source: &mut WriteContext<'_>
             return self::plan(connection, source, now);
         }
         // The window has overtaken it while it was catching up.
-        position = Some(at.unwrap_or_else(|| continue_live(connection, source, log_key, ResetReason::Lagged)));
+        position =
+            Some(at.unwrap_or_else(|| reset_to_live(connection, source.history, source.counts, ResetReason::Lagged)));
     }
     plan.control_texts = write_control(connection, source, position, now);
     plan.control = source.scratch.control.len();
@@ -273,13 +275,8 @@ fn plan_events<S>(
             (CATCH_UP_FRAMES_BYTES_MAX, steps),
             catch_up_frames,
         );
-        if let Some(reason) = catch_up_frames.refuted {
-            // It does not get again what it has of logs that lost nothing.
-            source.history.let_go_of_lost(resume_filter);
-            if reason != ResetReason::Expired || source.history.is_caught_up(resume_filter) {
-                connection.resume_filter = None;
-            }
-            return Some(continue_live(connection, source, log_key, reason));
+        if let Some(reason) = reset_reason(catch_up_frames.verdict, &mut connection.resume_filter) {
+            return Some(reset_to_live(connection, source.history, source.counts, reason));
         }
         position = catch_up_frames.from;
         plan.is_unfinished = catch_up_frames.is_unfinished;
@@ -318,29 +315,13 @@ fn plan_events<S>(
     Some(position)
 }
 
-/// Continues live for a client that can't continue from its position; queues a reset.
-fn continue_live<S>(
-    connection: &mut Connection<S>,
-    source: &mut WriteContext<'_>,
-    log_key: AssessmentLogKey,
-    reason: ResetReason,
-) -> Position {
-    let end = source.history.end(log_key);
-    if let Some(subscription) = &mut connection.subscription {
-        subscription.position = end;
-    }
-    connection.catching_up = false;
-    connection.control_due.reset = Some(reason);
-    source.counts.reset(reason);
-    end
-}
-
 /// Makes the cursor of a connection's position: before its next event, and past its partial frame.
 fn write_cursor<S>(connection: &mut Connection<S>, source: &mut WriteContext<'_>, position: Option<Position>) {
     source.scratch.text.clear();
     if let Some((subscription, position)) = connection.subscription.zip(position) {
         let resume_filter = connection.resume_filter.as_deref_mut();
-        source.history.write_cursor(subscription.log_key, position, resume_filter, &mut source.scratch.text);
+        let Scratch { steps, text, .. } = &mut *source.scratch;
+        source.history.write_cursor(subscription.log_key, position, resume_filter, steps, text);
     }
 }
 

@@ -1,18 +1,18 @@
 //! Where a client's stream starts: live, or at its cursor; and what its greeting reports. The history judges cursors.
 
-use std::sync::Arc;
+use slotmap::SlotMap;
 
-use super::connection::{Connection, ConnectionKey, DueQueue, PartialFrame, Socket, Subscription};
+use super::connection::{Connection, ConnectionKey, DueQueue, NewConnection, PartialFrame, Pass, Subscription};
 use super::metrics::TurnCounts;
-use super::state::{NewConnection, Pass, ShardState};
 use crate::clock::{Now, whole_ms};
-use crate::ids::AssessmentId;
+use crate::config::ShardConfig;
+use crate::ids::{AssessmentId, NodeId};
+use crate::limits::GROWTH_NOTICED_MAX;
 use crate::protocol::messages::{self, Connected, ResetReason};
 use crate::stream::batch::PartitionEnds;
-use crate::stream::epochs::AtEnd;
 use crate::stream::fault_injection::{InjectedFault, is_injected};
-use crate::stream::history::{AssessmentLogKey, History, Loss, Position, PositionStatus};
-use crate::stream::offsets::ResumeFilter;
+use crate::stream::history::{AssessmentLogKey, History, Position, PositionStatus};
+use crate::stream::offsets::{CursorVerdict, LogEnds, ResumeFilter};
 
 /// Where a connection begins.
 #[derive(Debug, Default)]
@@ -28,309 +28,189 @@ pub(super) struct StartPosition {
     reset: Option<ResetReason>,
 }
 
-/// A connection whose cursor was ahead of this pod, or of a newer log. Either this pod is behind the one that made the
-/// cursor, or the cursor lies past the end of the log and is invalid.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct AheadCursor {
-    key: ConnectionKey,
-    /// How often in a row the ends of the logs spoke against it.
-    beyond: u8,
+/// Finds where a client's stream starts. Takes `steps` at most along the window.
+pub(super) fn resolve_start(
+    log_key: Option<AssessmentLogKey>,
+    cursor: Option<&str>,
+    history: &mut History,
+    steps: usize,
+    counts: &mut TurnCounts,
+) -> StartPosition {
+    let Some(log_key) = log_key else { return StartPosition::default() };
+    let live = StartPosition { position: history.end(log_key), ..StartPosition::default() };
+    match cursor.map(|cursor| history.resume(log_key, cursor, steps)) {
+        None => live,
+        Some(Err(reason)) => {
+            counts.reset(reason);
+            StartPosition { reset: Some(reason), ..live }
+        }
+        Some(Ok((resume_filter, mut position))) => {
+            counts.resumed += 1;
+            let catching_up = history.locate(log_key, &mut position) != PositionStatus::Current;
+            let is_ahead = !history.is_caught_up(&resume_filter);
+            let keep = (catching_up || is_ahead) && !is_injected(InjectedFault::ResumeAsSuffix);
+            let resume_filter = keep.then(|| Box::new(resume_filter));
+            StartPosition { position, resume_filter, catching_up, is_ahead, resumed: true, reset: None }
+        }
+    }
 }
 
-/// What is known by now of a cursor that was ahead.
-enum Judged {
-    /// It may be good.
-    Open,
-    /// Some of what its client has is lost, which is taken out of it: the client is told so. It is still ahead with the
-    /// rest, or live.
-    Lost,
-    /// Its client can't go on from it: it is live.
-    Refuted(ResetReason),
+/// The first bytes to a client: the answer to its handshake, `connected`, and `reset` if it can't continue from its
+/// cursor. `text` is where the cursor is made.
+pub(super) fn greeting<S>(
+    new_connection: &mut NewConnection<S>,
+    (log_key, start): (Option<AssessmentLogKey>, &mut StartPosition),
+    history: &mut History,
+    (text, steps): (&mut Vec<u8>, &mut usize),
+    (node, config): (&NodeId, &ShardConfig),
+    now: Now,
+) -> PartialFrame {
+    text.clear();
+    if let Some(log_key) = log_key {
+        history.write_cursor(log_key, start.position, start.resume_filter.as_deref_mut(), steps, text);
+    }
+    let cursor = std::str::from_utf8(text).ok().filter(|cursor| !cursor.is_empty());
+    let mut greeting = std::mem::take(&mut new_connection.accept);
+    messages::connected(
+        &mut greeting,
+        &Connected {
+            connection_id: &new_connection.id,
+            user_id: &new_connection.user,
+            timestamp: now.unix,
+            node: &node.0,
+            assessment_id: new_connection.assessment.as_ref().map(AssessmentId::as_str),
+            heartbeat_interval_ms: whole_ms(config.heartbeat),
+            resumed: start.resumed,
+            cursor,
+        },
+    );
+    if let Some(reason) = start.reset {
+        messages::reset(&mut greeting, reason, cursor);
+    }
+    PartialFrame::bytes(greeting.into(), 1 + u64::from(start.reset.is_some()))
 }
 
-/// Up to this many such connections are kept without checking whether they still exist.
+/// Up to this many connections are kept without checking whether they still exist.
 const AHEAD_KEPT: usize = 64;
 
-/// End-offset answers that must confirm that a cursor lies past the end; the first may come from a deposed leader.
-const ANSWERS_MIN: u8 = 2;
+/// Connections whose cursor was ahead of this pod, or of a newer log. Either this pod is behind the one that made the
+/// cursor, or the cursor lies past the end of the log and is invalid. Passes over them judge them again; they go
+/// backwards, so that a connection that is removed makes them skip none.
+#[derive(Debug, Default)]
+pub(super) struct AheadCursors {
+    pub(super) keys: Vec<ConnectionKey>,
+    /// How many the pass under way has yet to judge.
+    left: usize,
+    /// By which ends it judges, besides what is known of the logs. Ends that arrive during a pass are dropped: the next
+    /// ones are asked for while a cursor is ahead.
+    ends: Option<LogEnds>,
+}
 
-impl<S: Socket> ShardState<S> {
-    /// Finds where a client begins that watches a chain.
-    pub(super) fn resolve_start(&mut self, log_key: Option<AssessmentLogKey>, cursor: Option<&str>) -> StartPosition {
-        let Some(log_key) = log_key else { return StartPosition::default() };
-        let live = StartPosition { position: self.history.end(log_key), ..StartPosition::default() };
-        let steps = self.scratch.steps_max;
-        match cursor.map(|cursor| self.history.resume(log_key, cursor, steps)) {
-            None => live,
-            Some(Err(reason)) => {
-                self.counts.reset(reason);
-                StartPosition { reset: Some(reason), ..live }
-            }
-            Some(Ok((resume_filter, mut position))) => {
-                self.counts.resumed += 1;
-                let catching_up = self.history.locate(log_key, &mut position) != PositionStatus::Current;
-                let is_ahead = !self.history.is_caught_up(&resume_filter);
-                let keep = catching_up || is_ahead;
-                let resume_filter =
-                    keep.then(|| Box::new(resume_filter)).filter(|_| !is_injected(InjectedFault::ResumeAsSuffix));
-                StartPosition { position, resume_filter, catching_up, is_ahead, resumed: true, reset: None }
-            }
+impl AheadCursors {
+    /// Adds a connection. If Kafka reports no ends, closed connections are removed now and then: the list holds at most
+    /// twice the open connections, or a few.
+    pub(super) fn track<S>(&mut self, key: ConnectionKey, connections: &SlotMap<ConnectionKey, Connection<S>>) {
+        if self.keys.len() >= 2 * connections.len().max(AHEAD_KEPT) {
+            self.keys.retain(|key| connections.contains_key(*key));
+            (self.left, self.ends) = (self.keys.len(), None);
         }
+        self.keys.push(key);
     }
 
-    /// Tracks a connection whose cursor is ahead. If Kafka reports no ends, closed connections are removed now and
-    /// then: the list holds at most twice the open connections, or a few.
-    pub(super) fn track_ahead(&mut self, key: ConnectionKey) {
-        if self.ahead.len() >= 2 * self.connection_keys.len().max(AHEAD_KEPT) {
-            let connections = &self.connections;
-            self.ahead.retain(|ahead| connections.contains_key(ahead.key));
-            self.judging.by_logs(self.ahead.len());
-        }
-        self.ahead.push(AheadCursor { key, beyond: 0 });
-    }
-
-    /// Whether the ends of the logs would tell something about a client's cursor.
+    /// Whether the ends of the logs would decide about a client's cursor.
     pub(super) fn needs_ends(&self) -> bool {
-        !self.ahead.is_empty()
+        !self.keys.is_empty()
     }
 
-    /// The first bytes to a client: the answer to its handshake, `connected`, and `reset` where it can't go on.
-    pub(super) fn greeting(
+    /// More is known of the logs, or where some of them end: all are judged again.
+    pub(super) fn restart(&mut self, logs_changed: bool, ends: Option<&PartitionEnds>, history: &History) {
+        if logs_changed || ends.is_some() && self.left == 0 {
+            let ends = ends.filter(|_| !self.keys.is_empty()).map(|ends| history.index_ends(ends));
+            (self.left, self.ends) = (self.keys.len(), ends);
+        }
+    }
+
+    /// Continues the pass, for about `budget` sends.
+    pub(super) fn recheck<S>(
         &mut self,
-        new_connection: &mut NewConnection<S>,
-        log_key: Option<AssessmentLogKey>,
-        start: &mut StartPosition,
-        now: Now,
-    ) -> PartialFrame {
-        let text = &mut self.scratch.text;
-        text.clear();
-        if let Some(log_key) = log_key {
-            self.history.write_cursor(log_key, start.position, start.resume_filter.as_deref_mut(), text);
-        }
-        let cursor = std::str::from_utf8(text).ok().filter(|cursor| !cursor.is_empty());
-        let mut greeting = std::mem::take(&mut new_connection.accept);
-        messages::connected(
-            &mut greeting,
-            &Connected {
-                connection_id: &new_connection.id,
-                user_id: &new_connection.user,
-                timestamp: now.unix,
-                node: &self.node.0,
-                assessment_id: new_connection.assessment.as_ref().map(AssessmentId::as_str),
-                heartbeat_interval_ms: whole_ms(self.config.heartbeat),
-                resumed: start.resumed,
-                cursor,
-            },
-        );
-        if let Some(reason) = start.reset {
-            messages::reset(&mut greeting, reason, cursor);
-        }
-        PartialFrame::bytes(greeting.into(), 1 + u64::from(start.reset.is_some()))
-    }
-
-    /// Whether events that were due to a connection have left the history.
-    pub(super) fn is_overtaken(&self, key: ConnectionKey) -> bool {
-        let connection = &self.connections[key];
-        // One that catches up is told when its socket takes it, and goes on live.
-        let Some(Subscription { log_key, mut position, .. }) =
-            connection.subscription.filter(|_| !connection.catching_up)
-        else {
-            return false;
-        };
-        self.history.locate(log_key, &mut position) == PositionStatus::Lost
-    }
-
-    /// Queues a reset for every client that should have received the lost records of these partitions.
-    pub(super) fn queue_loss_resets(&mut self, losses: &[Loss]) {
-        let Self { connections, subscribers, history, due_queue, counts, .. } = self;
-        for (log_key, keys) in subscribers.iter() {
-            for &Loss { partition_id, end } in losses {
-                if !history.lists_partition(log_key, partition_id) {
-                    continue;
-                }
-                for &key in keys {
-                    let connection = &mut connections[key];
-                    let lacks_nothing = match (&mut connection.resume_filter, end) {
-                        (None, _) => false,
-                        (Some(resume_filter), None) => history.is_ahead(resume_filter, partition_id),
-                        (Some(resume_filter), Some(end)) => history.outlives(resume_filter, partition_id, end),
-                    };
-                    if !lacks_nothing {
-                        queue_expired_reset((key, connection), (due_queue, counts));
-                    }
-                }
-            }
-        }
-    }
-
-    /// Queues a reset for the subscribers of assessments with an event that is too large for the window.
-    pub(super) fn queue_oversized_resets(&mut self) {
-        for log_key in self.history.take_oversized() {
-            let Self { connections, subscribers, due_queue, counts, .. } = self;
-            for &key in subscribers.get(log_key).into_iter().flatten() {
-                queue_expired_reset((key, &mut connections[key]), (due_queue, counts));
-            }
-        }
-    }
-
-    /// Cursors in use forget the topics whose indexes others got.
-    pub(super) fn forget_topics(&mut self) {
-        for topic in self.history.take_reused() {
-            self.connections
-                .values_mut()
-                .filter_map(|connection| connection.resume_filter.as_mut())
-                .for_each(|resume_filter| resume_filter.forget(topic));
-        }
-    }
-
-    /// Events of topics that were dropped are sent to nobody any more: who was yet to get them lacks them.
-    pub(super) fn tell_of_dropped(&mut self) {
-        for (log_key, end) in self.history.take_dropped_from() {
-            let Self { connections, subscribers, due_queue, counts, .. } = self;
-            for &key in subscribers.get(log_key).into_iter().flatten() {
-                let connection = &mut connections[key];
-                if connection.subscription.is_some_and(|subscription| subscription.position.is_before(end)) {
-                    queue_expired_reset((key, connection), (due_queue, counts));
-                }
-            }
-        }
-    }
-
-    /// Judges those again whose cursors are ahead, as far as more is known since, for about `budget` sends.
-    pub(super) fn recheck_ahead_ends(&mut self, budget: usize) -> Pass {
+        budget: usize,
+        config: &ShardConfig,
+        (connections, history): (&mut SlotMap<ConnectionKey, Connection<S>>, &History),
+        (due_queue, counts): (&mut DueQueue, &mut TurnCounts),
+    ) -> Pass {
+        let topics_rest = config.history + GROWTH_NOTICED_MAX;
         for _ in 0..budget {
-            let Self { connections, history, due_queue, counts, ahead, judging, .. } = self;
-            let Some((at, ends)) = judging.next(ahead.len()) else { return Pass::Done };
-            let AheadCursor { key, beyond } = &mut ahead[at];
-            let connection = connections.get_mut(*key).filter(|connection| connection.is_live());
+            let Some(at) = self.left.min(self.keys.len()).checked_sub(1) else { return Pass::Done };
+            self.left = at;
+            let key = self.keys[at];
+            let connection = connections.get_mut(key).filter(|connection| connection.is_live());
             let Some(connection) = connection.filter(|connection| connection.resume_filter.is_some()) else {
-                ahead.swap_remove(at);
+                self.keys.swap_remove(at);
                 continue;
             };
-            let reason = match judge(connection, beyond, history, ends) {
-                Judged::Open => continue,
-                Judged::Lost => ResetReason::Expired,
-                Judged::Refuted(reason) => {
-                    connection.resume_filter = None;
-                    reason
+            // Ends that were asked for before the client came prove nothing about its cursor.
+            let ends = self.ends.as_ref().filter(|ends| ends.asked >= connection.opened);
+            if ends.is_some_and(|ends| ends.asked >= connection.opened + topics_rest)
+                && let Some(resume_filter) = &mut connection.resume_filter
+            {
+                history.forget_unread_topics(resume_filter);
+            }
+            if let Some(reason) = recheck(connection, history, ends) {
+                reset_to_live(connection, history, counts, reason);
+                if connection.is_open() {
+                    due_queue.push(key, connection);
                 }
-            };
-            if !owe_reset((*key, connection), history, (due_queue, counts), reason) {
-                ahead.swap_remove(at);
+            }
+            if connection.resume_filter.is_none() {
+                self.keys.swap_remove(at);
             }
         }
-        Pass::More
+        if self.left == 0 { Pass::Done } else { Pass::More }
     }
 }
 
-/// The passes over those whose cursors are ahead. They go backwards, so that one that is taken out makes them miss
-/// none.
-#[derive(Debug, Default)]
-pub(super) struct Judging {
-    /// How many have yet to be judged by what else is known of the logs.
-    by_logs: usize,
-    /// The ends of some logs, and how many have yet to be judged by them. Ends that come meanwhile are dropped: they
-    /// are asked for again while somebody is ahead.
-    by_ends: Option<(Arc<PartitionEnds>, usize)>,
+/// Judges a connection's cursor again. Returns why it needs a reset, if it does. A connection that has everything needs
+/// its filter no longer.
+fn recheck<S>(connection: &mut Connection<S>, history: &History, ends: Option<&LogEnds>) -> Option<ResetReason> {
+    let resume_filter = connection.resume_filter.as_mut()?;
+    let reason = reset_reason(history.recheck(resume_filter, ends), &mut connection.resume_filter);
+    let is_current = |Subscription { log_key, mut position, .. }: Subscription| {
+        history.locate(log_key, &mut position) == PositionStatus::Current
+    };
+    if connection.subscription.is_some_and(is_current) {
+        connection.resume_filter.take_if(|resume_filter| history.is_caught_up(resume_filter));
+    }
+    reason
 }
 
-impl Judging {
-    /// More is known of the logs. Nobody may be judged by the same ends twice, and this changes the order.
-    pub(super) fn by_logs(&mut self, ahead: usize) {
-        (self.by_logs, self.by_ends) = (ahead, None);
-    }
-
-    /// Starts a pass over the ahead cursors against end offsets.
-    pub(super) fn by_ends(&mut self, ends: Arc<PartitionEnds>, ahead: usize) {
-        self.by_ends.get_or_insert((ends, ahead));
-    }
-
-    /// Who is next, of so many, and by which ends.
-    fn next(&mut self, ahead: usize) -> Option<(usize, Option<&PartitionEnds>)> {
-        if let Some(at) = self.by_logs.min(ahead).checked_sub(1) {
-            self.by_logs = at;
-            return Some((at, None));
+/// Why a client needs a reset after a verdict on its cursor. A refuted cursor covers nothing.
+pub(super) fn reset_reason(
+    verdict: CursorVerdict,
+    resume_filter: &mut Option<Box<ResumeFilter>>,
+) -> Option<ResetReason> {
+    match verdict {
+        CursorVerdict::Open => None,
+        CursorVerdict::Lost => Some(ResetReason::Expired),
+        CursorVerdict::Refuted(reason) => {
+            *resume_filter = None;
+            Some(reason)
         }
-        self.by_logs = 0;
-        let left = self.by_ends.as_ref().map_or(0, |(_, left)| (*left).min(ahead));
-        if left == 0 {
-            self.by_ends = None;
-        }
-        let (ends, at) = self.by_ends.as_mut()?;
-        *at = left - 1;
-        Some((*at, Some(ends)))
     }
 }
 
-fn judge<S>(
+/// A client can't continue from where it was: it is sent a reset and is live from now on, but for what its cursor has
+/// ahead of this pod. Returns its position.
+pub(super) fn reset_to_live<S>(
     connection: &mut Connection<S>,
-    beyond: &mut u8,
     history: &History,
-    ends: Option<&PartitionEnds>,
-) -> Judged {
-    let Some(resume_filter) = &mut connection.resume_filter else { return Judged::Open };
-    let Some(ends) = ends else {
-        return match history.contradiction(resume_filter) {
-            Some(ResetReason::Expired) => {
-                history.let_go_of_lost(resume_filter);
-                Judged::Lost
-            }
-            reason => reason.map_or(Judged::Open, Judged::Refuted),
-        };
-    };
-    // A cursor that was there before the ends were asked for, and lies past one, is none of this log.
-    if connection.opened > ends.asked {
-        return Judged::Open;
-    }
-    let Some(at_end) = history.judge_ends(resume_filter, &ends.ends) else { return Judged::Open };
-    let reason = match at_end {
-        AtEnd::Lost => return Judged::Lost,
-        AtEnd::Earlier => ResetReason::Expired,
-        AtEnd::Beyond => ResetReason::Invalid,
-        AtEnd::Within => {
-            *beyond = 0;
-            return Judged::Open;
-        }
-    };
-    *beyond += 1;
-    if *beyond < ANSWERS_MIN { Judged::Open } else { Judged::Refuted(reason) }
-}
-
-/// A client that can't go on from its cursor after all is told, and is live from now on where it is not ahead with what
-/// is left of it: whether it is.
-fn owe_reset<S: Socket>(
-    (key, connection): (ConnectionKey, &mut Connection<S>),
-    history: &History,
-    (due_queue, counts): (&mut DueQueue, &mut TurnCounts),
+    counts: &mut TurnCounts,
     reason: ResetReason,
-) -> bool {
-    let is_ahead = connection.resume_filter.as_ref().is_some_and(|resume_filter| !history.is_caught_up(resume_filter));
-    if !is_ahead {
-        connection.resume_filter = None;
-        connection.catching_up = false;
-        if let Some(subscription) = &mut connection.subscription {
-            subscription.position = history.end(subscription.log_key);
-        }
-    }
+) -> Position {
+    connection.resume_filter.take_if(|resume_filter| history.is_caught_up(resume_filter));
+    connection.catching_up = false;
     connection.control_due.reset = Some(reason);
     counts.reset(reason);
-    if connection.is_open() {
-        due_queue.push(key, connection);
-    }
-    is_ahead
-}
-
-/// Queues an `expired` reset, unless one is queued already.
-fn queue_expired_reset<S: Socket>(
-    (key, connection): (ConnectionKey, &mut Connection<S>),
-    (due_queue, counts): (&mut DueQueue, &mut TurnCounts),
-) {
-    if connection.control_due.reset.is_some() || !connection.is_live() {
-        return;
-    }
-    connection.control_due.reset = Some(ResetReason::Expired);
-    counts.reset(ResetReason::Expired);
-    if connection.is_open() {
-        due_queue.push(key, connection);
-    }
+    let Some(subscription) = &mut connection.subscription else { return Position::default() };
+    subscription.position = history.end(subscription.log_key);
+    subscription.position
 }

@@ -9,17 +9,18 @@ use std::time::Instant;
 use slotmap::{SecondaryMap, SlotMap};
 
 use super::connection::{
-    CloseState, Connection, ConnectionKey, ControlDue, DueQueue, InboundBucket, PartialFrame, QueuedFlag, Socket,
-    Subscription,
+    CloseState, Connection, ConnectionKey, ControlDue, DueQueue, InboundBucket, NewConnection, PartialFrame, Pass,
+    QueuedFlag, Socket, Subscription,
 };
+use super::loss_notices::{LossNotices, Recipients};
 use super::metrics::TurnCounts;
 use super::outbound::{self, Flushed, Scratch, SharedWrite, WriteContext, WriteOutcome};
 use super::recent_redirects::RecentRedirects;
-use super::redirect::{OwnerDoubt, Redirect};
-use super::resume::{AheadCursor, Judging, StartPosition};
-use crate::clock::{Now, UnixMs};
+use super::redirect::Redirect;
+use super::resume::{self, AheadCursors, StartPosition};
+use crate::clock::Now;
 use crate::config::ShardConfig;
-use crate::ids::{AssessmentId, NodeId};
+use crate::ids::NodeId;
 use crate::limits::{
     BOARD_BYTES_MAX, BOARD_HISTORY_DIVISOR, LINGER, STEPS_A_SEND, STEPS_MAX, TURN_BYTES_MAX, VISITS_A_SEND,
 };
@@ -27,23 +28,9 @@ use crate::protocol::close::CloseReason;
 use crate::protocol::session::Inbound;
 use crate::stream::batch::Batch;
 use crate::stream::board::{Board, BoardVersion};
-use crate::stream::history::{AssessmentLogKey, History, HistoryLimits, IndexKey, Position, RecordFindings};
-
-/// What a connection starts with.
-pub(super) struct NewConnection<S> {
-    pub(super) socket: S,
-    pub(super) assessment: Option<AssessmentId>,
-    /// Where the client wants to resume.
-    pub(super) cursor: Option<Box<str>>,
-    pub(super) token_expires: Option<UnixMs>,
-    /// Sign against the owner that the view names, if that is another pod.
-    pub(super) owner_doubt: OwnerDoubt,
-    /// The answer to the handshake. It is sent first.
-    pub(super) accept: Vec<u8>,
-    /// Unique among all connections.
-    pub(super) id: Box<str>,
-    pub(super) user: Box<str>,
-}
+use crate::stream::history::{
+    AssessmentLogKey, History, HistoryLimits, IndexKey, Position, PositionStatus, RecordFindings,
+};
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,15 +39,6 @@ pub(super) struct ClosedConnection {
     /// Whether the close frame was sent: the client's input is then discarded until it has read that frame.
     pub(super) close_sent: bool,
     pub(super) opened: Instant,
-}
-
-/// Whether a pass ended within its budget.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Pass {
-    /// It has ended.
-    Done,
-    /// Call again to continue it.
-    More,
 }
 
 /// A pass over the subscribers of one assessment, last first; each gets everything that has arrived by then.
@@ -85,9 +63,8 @@ pub(super) struct ShardState<S> {
     pub(super) history: History,
     board: Board,
     pub(super) due_queue: DueQueue,
-    /// Connections whose cursor is ahead of this pod.
-    pub(super) ahead: Vec<AheadCursor>,
-    pub(super) judging: Judging,
+    pub(super) ahead: AheadCursors,
+    loss_notices: LossNotices,
     /// The pass over an assessment's subscribers that is under way.
     dispatch_pass: Option<DispatchPass>,
     /// Number of connections that the market flush under way has not visited.
@@ -114,8 +91,8 @@ impl<S: Socket> ShardState<S> {
             history: History::new(limits),
             board: Board::new(config.history, BOARD_BYTES_MAX.min(limits.bytes_max / BOARD_HISTORY_DIVISOR)),
             due_queue: DueQueue::default(),
-            ahead: Vec::new(),
-            judging: Judging::default(),
+            ahead: AheadCursors::default(),
+            loss_notices: LossNotices::default(),
             dispatch_pass: None,
             flushing: None,
             flushed: None,
@@ -140,8 +117,12 @@ impl<S: Socket> ShardState<S> {
             self.board.publish(now.instant);
         }
         let log_key = new_connection.assessment.as_ref().map(|id| self.history.subscribe(id));
-        let mut start = self.resolve_start(log_key, new_connection.cursor.as_deref());
-        let greeting = self.greeting(&mut new_connection, log_key, &mut start, now);
+        let Self { history, scratch, counts, node, config, .. } = self;
+        let (cursor, mut steps) = (new_connection.cursor.as_deref(), scratch.steps_max);
+        let mut start = resume::resolve_start(log_key, cursor, history, steps, counts);
+        let made_in = (&mut scratch.text, &mut steps);
+        let (start_at, of) = ((log_key, &mut start), (&*node, &*config));
+        let greeting = resume::greeting(&mut new_connection, start_at, history, made_in, of, now);
         let StartPosition { position, resume_filter, catching_up, is_ahead, .. } = start;
         let key = self.connections.insert(Connection {
             socket: new_connection.socket,
@@ -170,7 +151,7 @@ impl<S: Socket> ShardState<S> {
             self.due_queue.push(key, &mut self.connections[key]);
         }
         if is_ahead {
-            self.track_ahead(key);
+            self.ahead.track(key, &self.connections);
         }
         let subscribed = log_key.zip(new_connection.assessment.map(|id| id.hash()));
         if let Some((log_key, hash)) = subscribed
@@ -240,21 +221,41 @@ impl<S: Socket> ShardState<S> {
     pub(super) fn take(&mut self, mut batch: Batch, now: Instant) {
         self.board.apply(&batch, now);
         let ends = batch.ends.take();
-        let knows_more = !(batch.epochs.is_empty() && batch.topics.is_empty());
+        let logs_changed = !(batch.epochs.is_empty() && batch.topics.is_empty());
         self.history.append(batch, now);
         self.forget_topics();
-        let losses = self.history.take_losses();
-        if !losses.is_empty() {
-            self.queue_loss_resets(&losses);
+        self.loss_notices.collect(&mut self.history);
+        self.ahead.restart(logs_changed, ends.as_deref(), &self.history);
+    }
+
+    /// Filters in use forget the topics whose indexes other topics got.
+    fn forget_topics(&mut self) {
+        let reused = self.history.take_reused();
+        if !reused.is_empty() {
+            let filters = self.connections.values_mut().filter_map(|connection| connection.resume_filter.as_mut());
+            filters.for_each(|resume_filter| reused.iter().for_each(|&topic| resume_filter.forget(topic)));
         }
-        self.queue_oversized_resets();
-        self.tell_of_dropped();
-        if knows_more {
-            self.judging.by_logs(self.ahead.len());
-        }
-        if let Some(ends) = ends {
-            self.judging.by_ends(ends, self.ahead.len());
-        }
+    }
+
+    /// Continues to judge cursors that are ahead, for about `budget` sends.
+    pub(super) fn recheck_ahead(&mut self, budget: usize) -> Pass {
+        let Self { connections, history, due_queue, counts, ahead, config, .. } = self;
+        ahead.recheck(budget, config, (connections, history), (due_queue, counts))
+    }
+
+    /// Whether the ends of the logs would decide about a client's cursor.
+    pub(super) fn needs_ends(&self) -> bool {
+        self.ahead.needs_ends()
+    }
+
+    /// Whether events that were due to a connection have left the history.
+    pub(super) fn is_overtaken(&self, key: ConnectionKey) -> bool {
+        let connection = &self.connections[key];
+        // One that catches up is sent a reset when its socket takes it, and is live from then on.
+        let subscription = connection.subscription.filter(|_| !connection.catching_up);
+        subscription.is_some_and(|Subscription { log_key, mut position, .. }| {
+            self.history.locate(log_key, &mut position) == PositionStatus::Lost
+        })
     }
 
     /// Bytes of batches that may be taken in before their events are sent, so that the window cannot overtake
@@ -263,9 +264,14 @@ impl<S: Socket> ShardState<S> {
         self.config.history_bytes / usize::from(self.config.shards.max(1)) / 4
     }
 
-    /// Sends undispatched events to their subscribers, for about `budget` sends. Batches taken in between two calls
+    /// Queues the resets that are due, then sends undispatched events to their subscribers, for about `budget` sends. Batches taken in between two calls
     /// reach the subscribers not yet visited in the same write.
     pub(super) fn dispatch(&mut self, mut budget: usize, now: Now) -> Pass {
+        let Self { connections, connection_keys: keys, subscribers, due_queue, counts, history, .. } = self;
+        let mut recipients = Recipients { connections, keys, subscribers, due_queue, counts };
+        if self.loss_notices.queue_resets(&mut budget, &mut recipients, history) == Pass::More {
+            return Pass::More;
+        }
         while let Some(log_key) = self.history.next_undispatched() {
             let all = self.subscribers.get(log_key).map_or(0, Vec::len);
             let end = self.history.end(log_key);
@@ -367,10 +373,13 @@ impl<S: Socket> ShardState<S> {
         if self.due_queue.is_empty() { Pass::Done } else { Pass::More }
     }
 
-    /// Writes what is due to a connection, unless it is queued.
+    /// Writes what is due to a connection, unless it is queued. While resets for losses are due, it is queued.
     pub(super) fn flush(&mut self, key: ConnectionKey, now: Now) {
         let Self { connections, history, board, scratch, counts, due_queue, .. } = self;
         let Some(connection) = connections.get_mut(key).filter(|connection| !connection.is_queued()) else { return };
+        if !self.loss_notices.is_empty() {
+            return due_queue.push(key, connection);
+        }
         flush((key, connection), &mut WriteContext { history, board, scratch, counts }, due_queue, now);
     }
 
@@ -383,6 +392,10 @@ impl<S: Socket> ShardState<S> {
         mut write: impl FnMut(&[u8]) -> Poll<io::Result<usize>>,
     ) {
         while self.connections.get(key).is_some_and(|connection| connection.blocked_since.is_some()) {
+            if !self.loss_notices.is_empty() {
+                self.connections[key].blocked_since = None;
+                return self.flush(key, now);
+            }
             let Self { connections, history, board, scratch, counts, .. } = self;
             scratch.steps = scratch.steps_max;
             let mut source = WriteContext { history, board, scratch, counts };
@@ -517,9 +530,9 @@ impl<S: Socket> ShardState<S> {
         0
     }
 
-    /// Whether a connection waits for the next turn.
+    /// Whether work waits for the next turn.
     pub(super) fn has_queued(&self) -> bool {
-        !self.due_queue.is_empty()
+        !self.due_queue.is_empty() || !self.loss_notices.is_empty()
     }
 
     // ---- for the event loop -----------------------------------------------------------------------------------------
@@ -527,7 +540,7 @@ impl<S: Socket> ShardState<S> {
     /// Evicts what is too old. Returns the counts and the findings since the last call, and the history's size in bytes.
     pub(super) fn end_turn(&mut self, now: Instant) -> (TurnCounts, RecordFindings, usize) {
         self.history.evict(now);
-        self.queue_oversized_resets();
+        self.loss_notices.collect(&mut self.history);
         self.board.evict(now);
         let mut findings = self.history.take_findings();
         findings.unusable += self.board.take_unusable();

@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::connection::{CloseState, Connection, Socket};
-use super::state::{Pass, ShardState};
+use super::connection::{CloseState, Connection, Pass, Socket};
+use super::state::ShardState;
 use crate::clock::Now;
 use crate::config::ShardConfig;
 use crate::limits::VISITS_A_SEND;

@@ -6,12 +6,12 @@ use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::task::Poll;
 
-use super::connection::{ConnectionKey, Socket};
+use super::connection::{ConnectionKey, NewConnection, Pass, Socket};
 use super::drain::Drain;
 use super::handover::Handover;
 use super::recent_redirects::RecentRedirects;
 use super::redirect::{OwnerDoubt, Placement};
-use super::state::{NewConnection, Pass, ShardState};
+use super::state::ShardState;
 use super::sweep::Sweeper;
 use super::view_gate::{GateDecision, ViewGate};
 use crate::clock::Now;
@@ -148,7 +148,7 @@ impl TestShard {
     pub(crate) fn finish_turn(&mut self, placement: &Placement<'_>, mut bytes: u64, now: Now) -> bool {
         while self.state.flush_markets(usize::MAX, now) == Pass::More {}
         while self.sweeper.sweep(&mut self.state, usize::MAX, now) == Pass::More {}
-        while self.state.recheck_ahead_ends(1) == Pass::More {}
+        while self.state.recheck_ahead(1) == Pass::More {}
         while self.state.catch_up(1, &mut bytes, now) == Pass::More {}
         let phase = DrainPhase::at(now.instant, placement.pod_state.draining_since, &self.drain_config);
         let steps = [

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::connection::{ConnectionKey, Socket};
+use super::connection::{ConnectionKey, NewConnection, Pass, Socket};
 use super::redirect::OwnerDoubt;
-use super::state::{ClosedConnection, NewConnection, Pass, ShardState};
+use super::state::{ClosedConnection, ShardState};
 use super::sweep::Sweeper;
 use crate::clock::{Now, UnixMs};
 use crate::config::ShardConfig;
@@ -156,7 +156,7 @@ impl World {
         }
         while self.state.dispatch(3, self.now) == Pass::More {}
         while self.state.flush_markets(3, self.now) == Pass::More {}
-        while self.state.recheck_ahead_ends(3) == Pass::More {}
+        while self.state.recheck_ahead(3) == Pass::More {}
         while self.state.catch_up(3, &mut u64::MAX.clone(), self.now) == Pass::More {}
     }
 

@@ -130,6 +130,9 @@ pub struct Batch {
     /// Topics that no route takes any more as it did: what is held of their records is sent to nobody. Before `topics`,
     /// which may have them with another index.
     pub dropped: Vec<TopicIndex>,
+    /// Topics that are not read any more (deleted, recreated, or without a route), and those of them that are read
+    /// again, with `true`. Topics in `topics` are read.
+    pub reading: Vec<(TopicIndex, bool)>,
     /// Topics that the shard has not heard of before: they come ahead of their first record. One that was made anew
     /// under its name is among them, with an index and a fingerprint of its own; of the one before it nothing comes
     /// any more. One whose index and fingerprint are known has another route: its records from here on go by that.

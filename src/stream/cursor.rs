@@ -190,7 +190,7 @@ impl PartitionOffset {
     /// Whether it is further on than another one of its partition: in one log by the offset, and in a later leader's
     /// log whatever the offsets are.
     #[must_use]
-    pub fn is_past_end(&self, other: &Self) -> bool {
+    pub fn is_beyond(&self, other: &Self) -> bool {
         match self.epoch.zip(other.epoch) {
             Some((own, others)) if own != others => own > others,
             _ => self.next > other.next,

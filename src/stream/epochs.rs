@@ -125,6 +125,11 @@ impl EpochTimeline {
             Some(last) if last.epoch == epoch => EpochOrder::Same,
             Some(last) if last.epoch > epoch => EpochOrder::Earlier,
             _ => {
+                debug_assert!(
+                    self.runs.last().is_none_or(|last| last.first < offset),
+                    "{offset} after {:?}: a truncation precedes what follows it",
+                    self.runs
+                );
                 if self.runs.len() == RUNS_MAX {
                     self.runs.remove(0);
                 }
@@ -134,7 +139,14 @@ impl EpochTimeline {
         }
     }
 
-    /// Forgets all runs that begin at or past an offset: the log was cut there.
+    /// Begins anew with the record at an offset: its epoch is lower than those of the records before it, which are
+    /// therefore of another log.
+    pub fn begin_at(&mut self, offset: i64, epoch: i32) {
+        self.runs.clear();
+        self.record(offset, epoch);
+    }
+
+    /// Forgets all runs that begin at or after an offset: the log was truncated there.
     pub fn truncate(&mut self, from: i64) {
         self.runs.truncate(self.runs.partition_point(|run| run.first < from));
     }

@@ -45,12 +45,12 @@ use self::held_frames::HeldFrames;
 use self::index::Index;
 pub use self::index::IndexKey;
 pub use self::positions::{DueFrames, FrameRef, Position, PositionStatus, WriteProgress};
-use self::segment::{Entry, EntryFrame, EntryRef, Segment, WINDOW_PARTS};
+use self::segment::{Entry, EntryFrame, EntryRef, LostEntries, Segment, WINDOW_PARTS};
 use self::strays::Strays;
 use crate::ids::TopicIndex;
 use crate::limits::{GROWTH_NOTICED_MAX, MESSAGE_BYTES_COMMON, UNDISPATCHED_BYTES_MAX};
 use crate::routing::table::Topic;
-use crate::stream::batch::{Batch, LogTruncation};
+use crate::stream::batch::{Batch, LogTruncation, NextOffset};
 use crate::stream::offsets::{Offsets, PartitionId};
 
 /// The window.
@@ -81,12 +81,10 @@ pub struct History {
     /// The few chains with an event that is sent to nobody, being too large or of a dropped topic: it lies below this
     /// number.
     unsent_below: SparseSecondaryMap<AssessmentLogKey, u64>,
-    /// Watched chains with an event that is too large, whose watchers were not told yet.
-    oversized: Vec<AssessmentLogKey>,
+    /// Subscribed assessments with an event that can't be sent, each with the position after it.
+    unsent: Vec<(AssessmentLogKey, Position)>,
     /// Topics whose indexes others got, that no cursor in use may name any more.
     reused: Vec<TopicIndex>,
-    /// Watched chains that had entries of dropped topics, each with the position after the last of them.
-    dropped_from: Vec<(AssessmentLogKey, Position)>,
     findings: RecordFindings,
 }
 
@@ -101,7 +99,7 @@ pub struct HistoryLimits {
 
 impl HistoryLimits {
     /// Bytes of one event's payload, and of its frame: each may take half of the window. Over it, the event is counted,
-    /// and its watchers are told that they lack it ([`History::take_oversized`]).
+    /// and its watchers are told that they lack it ([`History::take_unsent`]).
     fn event_bytes_max(&self) -> usize {
         self.bytes_max / 2
     }
@@ -169,9 +167,8 @@ impl History {
             scratch: Vec::new(),
             losses: Vec::new(),
             unsent_below: SparseSecondaryMap::new(),
-            oversized: Vec::new(),
+            unsent: Vec::new(),
             reused: Vec::new(),
-            dropped_from: Vec::new(),
             findings: RecordFindings::default(),
         }
     }
@@ -214,12 +211,13 @@ impl History {
 
     /// Learns of topics and partitions, and where ingest stood at the batch's first record.
     fn take_offsets(&mut self, batch: &Batch, now: Instant) {
-        batch.dropped.iter().for_each(|&topic| self.drop_topic(topic));
-        batch.topics.iter().for_each(|topic| self.make_way_for(topic));
+        self.drop_topics(&batch.dropped);
+        self.make_way_for(&batch.topics);
+        batch.reading.iter().for_each(|&(topic, is_read)| self.offsets.set_reading(topic, is_read, now));
         self.offsets.add_topics(&batch.topics);
         let deleted = batch.deleted.iter().filter_map(|at| self.offsets.missing_below(at));
         self.losses.extend(deleted.map(|partition_id| Loss { partition_id, end: None }));
-        batch.truncations.iter().for_each(|cut| self.truncate(cut));
+        self.truncate(&batch.truncations);
         let is_old = |segment: &&Segment| segment.opened + GROWTH_NOTICED_MAX <= now;
         let timeline = || self.segments.iter().rev().find(is_old).map(|segment| &*segment.base);
         let mut begun_late = Vec::new();
@@ -235,55 +233,65 @@ impl History {
         }
     }
 
-    /// A log lost its end. What was read of that does not belong to it: the window goes on as if it had never been
-    /// read. It takes as long as that is, from the newest entry back.
-    fn truncate(&mut self, cut: &LogTruncation) {
-        let Some((partition_id, epoch)) = self.offsets.truncate(cut) else { return };
-        // The lost ones are the last of the partition: back to the segment where it stood before them.
-        for number in (self.first_segment..self.first_segment + self.segments.len() as u64).rev() {
-            let Some(segment) = self.segment_mut(EntryRef::new(number, 0)) else { break };
-            let (began_before, strays) = segment.truncate(partition_id, cut.next);
-            self.update_cost(number);
-            self.strays_are_cut(&strays, partition_id, cut.next.offset);
-            if began_before {
-                break;
-            }
+    /// Logs lost their ends. The window goes on as if these had never been read. One pass, from the newest entry back to
+    /// the segment in which the last of these ends began.
+    fn truncate(&mut self, truncations: &[LogTruncation]) {
+        let mut lost = LostEntries::new();
+        for truncation in truncations {
+            let Some((partition_id, epoch)) = self.offsets.truncate(truncation) else { continue };
+            let NextOffset { topic, partition, offset: from } = truncation.next;
+            lost.entry((topic, partition))
+                .and_modify(|(_, first)| *first = from.min(*first))
+                .or_insert((partition_id, from));
+            self.losses.push(Loss { partition_id, end: Some(LostEnd { from, epoch }) });
         }
-        self.losses.push(Loss { partition_id, end: Some(LostEnd { from: cut.next.offset, epoch }) });
+        let mut number = self.first_segment + self.segments.len() as u64;
+        while !lost.is_empty() && number > self.first_segment {
+            number -= 1;
+            let Some(segment) = self.segment_mut(EntryRef::new(number, 0)) else { break };
+            let strays = segment.truncate(&mut lost);
+            self.update_cost(number);
+            self.strays_are_cut(&strays);
+        }
     }
 
-    /// No route takes a topic any more as it did: what the window has of it is sent to nobody. Who lacks it is told so,
-    /// now or when it comes back. It takes as long as the window is.
-    fn drop_topic(&mut self, topic: TopicIndex) {
+    /// No route takes these topics any more as it did: what the window has of them is sent to no client, and clients that
+    /// lack it are sent a reset, now or when they return. Takes as long as the window is.
+    fn drop_topics(&mut self, topics: &[TopicIndex]) {
+        if topics.is_empty() {
+            return;
+        }
+        let topics: HashSet<TopicIndex> = topics.iter().copied().collect();
         let logs: HashSet<AssessmentLogKey> =
-            self.segments.iter_mut().flat_map(|segment| segment.drop_topic(topic)).collect();
+            self.segments.iter_mut().flat_map(|segment| segment.drop_topics(&topics)).collect();
         for key in logs {
-            let Some(after) = self.after_last_of(key, topic) else { continue };
+            let Some(after) = self.after_last_of(key, &topics) else { continue };
             if let Some(entry) = self.unsent_below.entry(key) {
                 let below = entry.or_default();
                 *below = after.number.max(*below);
             }
             if self.logs.get(key).is_some_and(|log| log.subscribers > 0) {
-                self.dropped_from.push((key, after));
+                self.unsent.push((key, after));
             }
         }
     }
 
-    /// A topic that is told of may have the index of another one, which was read for the last time longer ago than the
-    /// window is. Where the shard is so far behind that it has records of it still, they go, and all that is older.
-    fn make_way_for(&mut self, topic: &Topic) {
-        if !self.offsets.is_reused_by(topic) {
+    /// New topics may have the indexes of others, which were last read longer ago than the window is. If the shard is so
+    /// far behind that it still has records of them, it drops these and everything older. Takes as long as the window
+    /// is.
+    fn make_way_for(&mut self, topics: &[Arc<Topic>]) {
+        let reused: HashSet<TopicIndex> =
+            topics.iter().filter(|topic| self.offsets.is_reused_by(topic)).map(|topic| topic.index).collect();
+        if reused.is_empty() {
             return;
         }
-        self.reused.push(topic.index);
-        if self.offsets.may_have_records(topic.index) {
-            let is_of = |entry: &Entry| entry.record.origin.topic == topic.index;
-            let last = self.segments.iter().rposition(|segment| segment.entries.iter().any(is_of));
-            (0..last.map_or(0, |last| last + 1)).for_each(|_| self.drop_oldest());
-        }
-        for partition_id in self.offsets.partitions_of(topic.index) {
-            self.segments.iter_mut().for_each(|segment| segment.forget(partition_id));
-        }
+        let is_of = |entry: &Entry| reused.contains(&entry.record.origin.topic);
+        let last = self.segments.iter().rposition(|segment| segment.entries.iter().any(is_of));
+        (0..last.map_or(0, |last| last + 1)).for_each(|_| self.drop_oldest());
+        let partition_ids: HashSet<PartitionId> =
+            reused.iter().flat_map(|&topic| self.offsets.partitions_of(topic)).collect();
+        self.segments.iter_mut().for_each(|segment| segment.forget(&partition_ids));
+        self.reused.extend(reused);
     }
 
     /// The topics whose indexes others got since this was last asked.
@@ -326,26 +334,22 @@ impl History {
         std::mem::take(&mut self.losses)
     }
 
-    /// The watched chains with an event that is too large for the window, since this was last asked.
-    pub fn take_oversized(&mut self) -> Vec<AssessmentLogKey> {
-        std::mem::take(&mut self.oversized)
+    /// The subscribed assessments with an event that can't be sent, found since the last call: it is too large for the
+    /// window, or its topic was dropped. Clients before the position lack it.
+    pub fn take_unsent(&mut self) -> Vec<(AssessmentLogKey, Position)> {
+        std::mem::take(&mut self.unsent)
     }
 
-    /// The watched chains that had entries of topics that were dropped since this was last asked. Whoever is before
-    /// this position lacks some.
-    pub fn take_dropped_from(&mut self) -> Vec<(AssessmentLogKey, Position)> {
-        std::mem::take(&mut self.dropped_from)
-    }
-
-    /// Notes that a chain's newest entries have one that is too large.
+    /// Notes that an entry of a log is too large.
     fn note_too_large(&mut self, key: AssessmentLogKey, at: EntryRef) {
         let topic = self.entry(at).and_then(|(_, entry)| self.offsets.topic(entry.record.origin.topic)).cloned();
         self.findings.too_large += 1;
         self.findings.too_large_on = topic;
         let Some(log) = self.logs.get(key) else { return };
         self.unsent_below.insert(key, log.end);
-        if log.subscribers > 0 && self.oversized.last() != Some(&key) {
-            self.oversized.push(key);
+        if log.subscribers > 0 && self.unsent.last().is_none_or(|(last, _)| *last != key) {
+            // Whoever has passed the entry was sent nothing for it.
+            self.unsent.push((key, Position { number: u64::MAX, at: None }));
         }
     }
 

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::names::Candidate;
-pub use self::resume_filter::ResumeFilter;
+pub use self::resume_filter::{CursorVerdict, LogEnds, ResumeFilter};
 use self::topics::TopicState;
 use crate::ids::{AssessmentHash, TopicIndex};
 use crate::limits::GROWTH_NOTICED_MAX;
@@ -285,9 +285,7 @@ impl Offsets {
         let Some(partition_id) = self.partition_id(topic, partition) else { return };
         let epochs = &mut self.epochs[partition_id.0 as usize];
         if epochs.record(offset, start.epoch) == EpochOrder::Earlier {
-            // Ingest tells of a cut first: what it says last is so.
-            epochs.clear();
-            epochs.record(offset, start.epoch);
+            epochs.begin_at(offset, start.epoch);
         }
     }
 
@@ -505,7 +503,8 @@ impl Offsets {
     }
 }
 
-/// What an assessment's id comes to for each partitioner: hashed once, whatever the number of topics.
+/// The hashes of an assessment's id for each partitioner, computed once for all topics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Hashes {
     murmur2: Option<KeyHash>,
     crc32: Option<KeyHash>,

@@ -94,5 +94,8 @@ pub(crate) fn texts(mut frames: &[u8]) -> Vec<String> {
 /// The number of an event, or the price of a tick, in a message.
 pub(crate) fn number(text: &str) -> u64 {
     let message: serde_json::Value = serde_json::from_str(text).expect("a message is JSON");
-    message["currentBalance"].as_u64().or(message["price"].as_u64()).expect("an event has a number, a tick a price")
+    message["currentBalance"]
+        .as_u64()
+        .or(message["price"].as_u64())
+        .unwrap_or_else(|| panic!("an event has a number, a tick a price: {text}"))
 }

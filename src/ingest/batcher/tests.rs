@@ -106,6 +106,28 @@ fn a_shard_hears_of_topics_once_and_of_offsets_as_they_stood_at_its_batchs_first
 }
 
 #[test]
+fn before_a_truncation_a_quiet_shard_gets_what_was_read_of_the_log() {
+    let mut story = Story::new(2);
+    let quiet = (0..2).find(|&shard| shard != shard_of(AssessmentHash::of("a"), 2).0).unwrap();
+    story.event(0, "a").unwrap();
+    story.take(quiet).unwrap();
+    // Another leader's records come, none of which is this shard's.
+    let start = EpochStart { first: Origin { topic: EVENTS, partition: 0, offset: 1 }, epoch: 3 };
+    story.batcher.epoch_starts(start);
+    (1..8).for_each(|offset| _ = story.event(offset, "a").unwrap());
+    assert!(story.take(quiet).is_none(), "that waits until it is time for offsets");
+    story.take(1 - quiet).unwrap();
+    let truncation = LogTruncation { next: next(EVENTS, 5), is_below_unknown: false };
+    story.batcher.cut(truncation, &story.read_offsets);
+    story.read_offsets.set(EVENTS, 0, 5);
+    let before = story.take(quiet).unwrap();
+    assert_eq!((before.epochs, before.starts, before.truncations), (vec![start], vec![next(EVENTS, 8)], vec![]));
+    let after = story.take(quiet).unwrap();
+    assert_eq!((after.epochs, after.starts, after.truncations), (vec![], vec![next(EVENTS, 5)], vec![truncation]));
+    assert!(story.take(quiet).is_none());
+}
+
+#[test]
 fn an_event_goes_to_its_shard_alone_and_a_tick_to_every_shard() {
     let mut story = Story::new(3);
     let Ok(RecordOutcome::Event { hash, .. }) = story.event(0, "alice") else { panic!("an event") };

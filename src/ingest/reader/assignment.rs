@@ -164,6 +164,7 @@ impl IngestState {
                 self.stall_detector.dropped(index, at.offset);
             }
         }
+        self.batcher.set_reading(topic, false);
         self.missing.retain(|&(missing, _)| missing != topic);
         self.passed_over.retain(|&(passed, _), _| passed != topic);
         self.publish_missing(topic);
@@ -187,6 +188,7 @@ impl IngestState {
             warn!(topic = name, %error, "partitions not readable");
         }
         self.retired.remove(&topic);
+        self.batcher.set_reading(topic, true);
         for partition in self.read_offsets.of(topic).map(|at| at.partition).collect::<Vec<_>>() {
             self.is_assigned(topic, partition);
         }
@@ -251,8 +253,8 @@ impl IngestState {
                 );
                 let next = NextOffset { topic, partition, offset };
                 self.compaction.truncate(&self.read_offsets, next, Instant::now());
+                self.batcher.cut(LogTruncation { next, is_below_unknown }, &self.read_offsets);
                 self.read_offsets.set(topic, partition, offset);
-                self.batcher.cut(LogTruncation { next, is_below_unknown });
             }
         }
     }

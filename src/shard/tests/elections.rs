@@ -19,6 +19,19 @@ fn abort(offset: i64) -> Batch {
     Batch { truncations: vec![LogTruncation { next, is_below_unknown: false }], ..told(offset) }
 }
 
+/// The log goes on here, and records below may have been replaced as well.
+fn abort_somewhere_below(offset: i64) -> Batch {
+    let next = NextOffset { topic: EVENTS, partition: 0, offset };
+    Batch { truncations: vec![LogTruncation { next, is_below_unknown: true }], ..told(offset) }
+}
+
+/// The log ended here, as the leader of an epoch reports.
+fn ends(world: &World, offset: i64, epoch: i32) -> Batch {
+    let at = NextOffset { topic: EVENTS, partition: 0, offset };
+    let ends = vec![LogEnd { at, leader_epoch: Some(epoch) }];
+    Batch { ends: Some(Arc::new(PartitionEnds { asked: world.now.instant, ends })), ..Batch::default() }
+}
+
 /// A pod that has read these events of a leader.
 fn read(numbers: std::ops::Range<u64>, epoch: i32) -> World {
     let mut world = world();
@@ -67,6 +80,36 @@ fn a_client_of_the_log_that_goes_on_is_sent_none_of_the_lost_one_and_is_not_told
 }
 
 #[test]
+fn where_the_logs_diverge_at_an_unknown_offset_a_client_that_is_ahead_is_reset_once_and_gets_what_follows() {
+    let lost = cursor(&mut read(1..9, 0));
+    // Of the client's log, this pod has read the records up to 5.
+    let mut world = read(1..6, 0);
+    let (key, back) = world.come_back(&lost);
+    back.texts();
+    world.turn([abort_somewhere_below(3)]);
+    world.turn([elected(3, 1), events(&[("a", 3)])]);
+    world.turn([events(&[("a", 4)])]);
+    world.turn([elected(5, 2), events(&[("a", 5)])]);
+    let texts = back.texts();
+    assert_eq!(resets(&texts), ["expired"], "{texts:?}");
+    assert_eq!(texts[1..].iter().map(|text| number(text)).collect::<Vec<_>>(), [3, 4, 5]);
+    assert!(world.state.connections[key].is_plain());
+
+    // It comes after the truncation, of which no record tells yet.
+    let mut world = read(1..6, 0);
+    world.turn([abort_somewhere_below(3)]);
+    let (key, back) = world.come_back(&lost);
+    assert!(back.texts()[0].contains(r#""resumed":true"#));
+    world.pass(Duration::from_millis(1));
+    world.turn([ends(&world, 3, 1)]);
+    world.turn([ends(&world, 3, 1)]);
+    world.turn([elected(3, 1), events(&[("a", 3)])]);
+    let texts = back.texts();
+    assert_eq!((resets(&texts), number(texts.last().unwrap())), (vec!["expired"], 3), "{texts:?}");
+    assert!(world.state.connections[key].is_plain());
+}
+
+#[test]
 fn the_cursor_of_a_client_of_the_log_that_goes_on_stays_its_own_on_a_pod_that_is_behind() {
     let mut behind = read(1..9, 0);
     let mut knows = read(1..3, 0);
@@ -81,11 +124,6 @@ fn the_cursor_of_a_client_of_the_log_that_goes_on_stays_its_own_on_a_pod_that_is
 fn whoever_counts_what_is_lost_is_told_so_by_the_leaders_first_word_though_nothing_was_written_since() {
     let mut old = read(1..9, 0);
     let lost = cursor(&mut old);
-    let ends = |world: &World, offset, epoch| {
-        let at = NextOffset { topic: EVENTS, partition: 0, offset };
-        let ends = vec![LogEnd { at, leader_epoch: Some(epoch) }];
-        Batch { ends: Some(Arc::new(PartitionEnds { asked: world.now.instant, ends })), ..Batch::default() }
-    };
     for (epoch, told) in [(1, [&["expired"][..], &[]]), (0, [&[], &["invalid"]])] {
         let mut young = read(1..3, 0);
         let (_, back) = young.come_back(&lost);

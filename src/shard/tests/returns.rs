@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::ids::TopicIndex;
 use crate::routing::placement::Pod;
+use crate::routing::table::RouteTable;
 use crate::shard::redirect::Redirect;
 use crate::stream::batch::{LogEnd, NextOffset, PartitionEnds};
 use crate::stream::cursor;
@@ -328,7 +330,7 @@ fn thousands_who_are_ahead_are_judged_in_turns_each_once_by_each_answer() {
     for answers in 1..=2 {
         world.state.take(answer(), world.now.instant);
         let mut turns = 1;
-        while world.state.recheck_ahead_ends(50) == Pass::More {
+        while world.state.recheck_ahead(50) == Pass::More {
             turns += 1;
             // One leaves, and another answer comes, meanwhile.
             world.state.detach(clients[turns], CloseReason::ClientGone);
@@ -337,7 +339,83 @@ fn thousands_who_are_ahead_are_judged_in_turns_each_once_by_each_answer() {
         assert!(turns > 10, "{turns} turns");
         assert_eq!(world.state.counts.resets.iter().sum::<u64>() > 0, answers == 2, "after {answers} answers");
     }
-    assert!(world.state.ahead.is_empty());
+    assert!(world.state.ahead.keys.is_empty());
+}
+
+#[test]
+fn a_client_whose_cursor_lists_a_topic_that_is_not_read_here_is_soon_served_like_all_others() {
+    let topic = RouteTable::built_in().resolve(TopicIndex(3), "assessment.completed").unwrap();
+    let mut other = world();
+    let starts = vec![NextOffset { topic: topic.index, partition: 0, offset: 30 }];
+    other.turn([Batch { topics: vec![Arc::new(topic)], starts, ..Batch::default() }, events(&[("a", 1)])]);
+    let (_, there) = other.connect(Some("a"));
+    let listing = there.texts().remove(0);
+    let mut world = world();
+    world.turn([events(&[("a", 1)])]);
+    let (key, back) = world.come_back(cursor_in(&listing));
+    assert!(back.texts()[0].contains(r#""resumed":true"#));
+    let at = NextOffset { topic: EVENTS, partition: 0, offset: 2 };
+    let ends = |world: &World| {
+        let ends = PartitionEnds { asked: world.now.instant, ends: vec![LogEnd { at, leader_epoch: None }] };
+        Batch { ends: Some(Arc::new(ends)), ..Batch::default() }
+    };
+    world.pass(Duration::from_secs(300));
+    world.turn([ends(&world), events(&[("a", 2)])]);
+    let own = back.texts().remove(0);
+    assert_eq!(number(&own), 2);
+    assert!(world.state.needs_ends() && !world.state.connections[key].is_plain(), "another pod may read the topic");
+    world.pass(Duration::from_secs(31));
+    world.turn([ends(&world)]);
+    assert!(!world.state.needs_ends() && world.state.connections[key].is_plain());
+    let (_, live) = world.connect(Some("a"));
+    live.texts();
+    world.turn([events(&[("a", 3)])]);
+    let shared = back.texts();
+    assert_eq!(shared, live.texts());
+    let (_, resumed) = other.come_back(cursor_in(&own));
+    let (_, reset) = other.come_back(cursor_in(&shared[0]));
+    assert!(resumed.texts()[0].contains(r#""resumed":true"#));
+    assert!(reset.texts()[1].contains("expired"), "a pod that reads the topic nevertheless does not pass over it");
+}
+
+#[test]
+fn thousands_who_lack_lost_records_get_their_resets_in_turns_and_nothing_before() {
+    const CLIENTS: usize = 3_000;
+    let deleted = || vec![NextOffset { topic: EVENTS, partition: 0, offset: 90 }];
+    let dropped = || Batch { dropped: vec![EVENTS], ..Batch::default() };
+    for loss in [Batch { deleted: deleted(), ..told(90) }, dropped()] {
+        let mut world = world();
+        let is_drop = !loss.dropped.is_empty();
+        let clients: Vec<_> = (0..CLIENTS).map(|_| world.connect(Some("a"))).collect();
+        clients.iter().for_each(|(_, client)| drop(client.texts()));
+        if is_drop {
+            world.state.take(events(&[("a", 1)]), world.now.instant);
+        }
+        world.state.take(loss, world.now.instant);
+        if !is_drop {
+            world.state.take(events(&[("a", 90)]), world.now.instant);
+        }
+        let mut turns = 0;
+        while world.state.dispatch(50, world.now) == Pass::More {
+            turns += 1;
+            if turns < CLIENTS / 50 {
+                // Whatever happens meanwhile, no client gets anything before its reset. One leaves, one asks.
+                world.state.inbound(clients[CLIENTS - turns].0, Inbound::Ping, world.now);
+                world.state.flush(clients[CLIENTS - turns].0, world.now);
+                world.state.detach(clients[turns].0, CloseReason::ClientGone);
+                assert!(clients.iter().all(|(_, client)| client.0.borrow().got.is_empty()), "{turns} turns");
+            }
+        }
+        assert!(turns >= CLIENTS / 50, "{turns} turns");
+        world.turn([]);
+        let left = clients.iter().filter(|(key, _)| world.state.connections.contains_key(*key));
+        let texts: Vec<_> = left.map(|(_, client)| client.texts()).collect();
+        assert_eq!(texts.len(), CLIENTS - (CLIENTS / 50 - 1));
+        for texts in texts {
+            let resets = texts.iter().filter(|text| text.contains("expired")).count();
+            assert!(resets == 1 && texts[0].contains("expired"), "{texts:?}");
+        }
+    }
 }
 
 #[test]
@@ -351,7 +429,7 @@ fn disconnected_ahead_clients_are_forgotten_without_ends() {
         let (key, _) = world.come_back(cursor_in(&ahead));
         world.state.detach(key, CloseReason::ClientGone);
     }
-    assert!((1..200).contains(&world.state.ahead.len()), "{} are remembered", world.state.ahead.len());
+    assert!((1..200).contains(&world.state.ahead.keys.len()), "{} are remembered", world.state.ahead.keys.len());
 }
 
 #[test]

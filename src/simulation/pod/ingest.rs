@@ -125,7 +125,9 @@ impl RunningPod {
     }
 
     fn hand_over(&mut self, context: &PodContext<'_>) {
-        self.inbox.extend(self.feed.take(context.now.instant));
+        while let Some(batch) = self.feed.take(context.now.instant) {
+            self.inbox.push_back(batch);
+        }
     }
 
     /// Queries the log ends now and then; the answer takes a while.

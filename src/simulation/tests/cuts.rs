@@ -108,7 +108,7 @@ impl LonePod {
 
     /// Sends the records read so far as a batch.
     fn send(&mut self, now: Now) {
-        if let Some(batch) = self.feed.take(now.instant) {
+        while let Some(batch) = self.feed.take(now.instant) {
             self.shard.take(batch, now);
         }
         while !self.shard.dispatch(1, now) {}

@@ -1,5 +1,6 @@
 //! Chains: the entries of one assessment, who watches it, which of its entries are fresh, and where they lie.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use slotmap::new_key_type;
@@ -233,8 +234,8 @@ impl History {
 
     // ---- places -----------------------------------------------------------------------------------------------------
 
-    /// Lists a watched chain's places again, if topics or partitions changed since.
-    pub(super) fn refresh_listed(&mut self, key: AssessmentLogKey) {
+    /// Lists the partitions of a subscribed assessment again, if topics or partitions changed since.
+    pub fn refresh_listed(&mut self, key: AssessmentLogKey) {
         let Some(log) = self.logs.get(key) else { return };
         if !self.offsets.is_outdated(&log.listed) {
             return;
@@ -260,19 +261,19 @@ impl History {
         }
     }
 
-    /// The position after a chain's last entry of a topic.
-    pub(super) fn after_last_of(&self, key: AssessmentLogKey, topic: TopicIndex) -> Option<Position> {
+    /// The position after a log's last entry of these topics.
+    pub(super) fn after_last_of(&self, key: AssessmentLogKey, topics: &HashSet<TopicIndex>) -> Option<Position> {
         let log = self.logs.get(key)?;
         let entries = std::iter::successors(log.first, |&at| self.next_entry(at));
-        let is_of = |at| self.entry(at).is_some_and(|(_, entry)| entry.record.origin.topic == topic);
+        let is_of = |at| self.entry(at).is_some_and(|(_, entry)| topics.contains(&entry.record.origin.topic));
         let (number, _) = (log.start..).zip(entries).filter(|&(_, at)| is_of(at)).last()?;
         Some(Position { number: number + 1, at: None })
     }
 
-    /// Whether a watched chain's records may lie at a place.
-    pub fn lists_partition(&mut self, key: AssessmentLogKey, partition_id: PartitionId) -> bool {
-        self.refresh_listed(key);
-        self.logs.get(key).is_some_and(|log| log.listed.contains(partition_id))
+    /// The partitions where records of a subscribed assessment may lie, as of [`History::refresh_listed`].
+    #[must_use]
+    pub fn listed_partitions(&self, key: AssessmentLogKey) -> &[PartitionId] {
+        self.logs.get(key).map_or(&[], |log| log.listed.partition_ids())
     }
 }
 

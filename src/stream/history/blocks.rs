@@ -123,7 +123,7 @@ impl History {
                 }
             }
             *steps = steps.saturating_sub(1);
-            if !self.is_covered(key, at, resume_filter) {
+            if !self.is_covered(at, resume_filter) {
                 break;
             }
             position = self.after(position);
@@ -141,7 +141,7 @@ impl History {
     ) -> Position {
         let Some(mut blocks) = self.blocks.remove(key) else { return position };
         while *steps > 0
-            && let Some(next) = self.behind_block(&mut blocks, (key, position.number), resume_filter, steps)
+            && let Some(next) = self.behind_block(&mut blocks, position.number, resume_filter, steps)
         {
             position = Position { number: position.number + BLOCK, at: Some(next) };
         }
@@ -153,7 +153,7 @@ impl History {
     fn behind_block(
         &mut self,
         Blocks { blocks, start }: &mut Blocks,
-        (key, number): (AssessmentLogKey, u64),
+        number: u64,
         resume_filter: &ResumeFilter,
         steps: &mut usize,
     ) -> Option<EntryRef> {
@@ -169,10 +169,9 @@ impl History {
         }
         let Newest::Of(newest) = &block.newest else { return None };
         *steps = steps.saturating_sub(1 + newest.len());
-        let id = &self.logs.get(key)?.id;
         newest
             .iter()
-            .all(|&(partition_id, offset)| resume_filter.contains(&self.offsets, id, partition_id, offset))
+            .all(|&(partition_id, offset)| resume_filter.contains(&self.offsets, partition_id, offset))
             .then_some(next)
     }
 

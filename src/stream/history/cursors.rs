@@ -6,11 +6,10 @@ use super::positions::{Position, PositionStatus};
 use super::segment::{CURSOR_CLOSE, CURSOR_OPEN, EntryFrame, EntryRef, Segment};
 use super::{AssessmentLogKey, History, LostEnd, segment_index};
 use crate::protocol::messages::{ResetReason, text_header};
-use crate::stream::batch::LogEnd;
+use crate::stream::batch::PartitionEnds;
 use crate::stream::cursor;
-use crate::stream::epochs::AtEnd;
 use crate::stream::fault_injection::{InjectedFault, is_injected};
-use crate::stream::offsets::{Offsets, PartitionId, ResumeFilter};
+use crate::stream::offsets::{CursorVerdict, LogEnds, Offsets, PartitionId, ResumeFilter};
 
 /// Frames for one client that has not passed its cursor yet, each with the larger of the entry's cursor and the
 /// client's own.
@@ -22,9 +21,9 @@ pub struct CatchUpFrames {
     pub frames: Vec<(usize, Position)>,
     /// Whether the client is past its cursor when it has these: from there on it is sent what all are sent.
     pub passed: bool,
-    /// Why the client can't go on from its cursor after all: an event that it lacks is sent to nobody, or it is past
+    /// What speaks against the client's cursor after all: an event that it lacks can't be sent, or the client has passed
     /// its cursor, and that is not of the log that was read.
-    pub refuted: Option<ResetReason>,
+    pub verdict: CursorVerdict,
     /// Whether the steps were used up before it was clear what comes behind these.
     pub is_unfinished: bool,
     /// The position before the first frame; entries covered by the cursor are skipped.
@@ -82,10 +81,20 @@ impl History {
         Ok((resume_filter, position))
     }
 
-    /// Why a client can't go on from its cursor after all, by what was read since.
-    pub fn contradiction(&self, resume_filter: &mut ResumeFilter) -> Option<ResetReason> {
-        resume_filter.refresh(&self.offsets);
-        resume_filter.contradiction(&self.offsets)
+    /// Judges a client's cursor again by what was read since, and by the ends of some logs.
+    pub fn recheck(&self, resume_filter: &mut ResumeFilter, ends: Option<&LogEnds>) -> CursorVerdict {
+        resume_filter.recheck(&self.offsets, ends)
+    }
+
+    /// Looks up the partitions of reported ends.
+    #[must_use]
+    pub fn index_ends(&self, reported: &PartitionEnds) -> LogEnds {
+        self.offsets.index_ends(reported)
+    }
+
+    /// A client's cursor waits no longer for topics that this pod does not read.
+    pub fn forget_unread_topics(&self, resume_filter: &mut ResumeFilter) {
+        resume_filter.forget_unread_topics(&self.offsets);
     }
 
     /// Whether a client that comes back has nothing ahead of what was read here: it is like all others when it has been
@@ -102,16 +111,6 @@ impl History {
         resume_filter.reaches(partition_id, self.offsets.low(partition_id))
     }
 
-    /// What the ends of some logs say of a client's cursor; `None` where they are of other partitions.
-    pub fn judge_ends(&self, resume_filter: &mut ResumeFilter, ends: &[LogEnd]) -> Option<AtEnd> {
-        resume_filter.judge_ends(&self.offsets, ends)
-    }
-
-    /// What a client has of logs that lost it, it has not from now on; what it has of others stays.
-    pub fn let_go_of_lost(&self, resume_filter: &mut ResumeFilter) {
-        resume_filter.let_go_of_lost(&self.offsets);
-    }
-
     /// A log lost its end: whether a client's cursor is of the log that goes on, and the client lacks nothing of that.
     pub fn outlives(&self, resume_filter: &mut ResumeFilter, partition_id: PartitionId, end: LostEnd) -> bool {
         resume_filter.truncate(&self.offsets, partition_id, end.from, end.epoch)
@@ -125,21 +124,16 @@ impl History {
     /// The window's first entry of a chain, where a client lacks nothing of what has left the window.
     fn behind_the_gone(&mut self, key: AssessmentLogKey, resume_filter: &ResumeFilter) -> Option<Position> {
         self.refresh_listed(key);
-        let AssessmentLog { id, listed, start, first, .. } = self.logs.get(key)?;
-        self.offsets.is_whole_for(resume_filter, id, listed).then_some(Position { number: *start, at: *first })
+        let AssessmentLog { listed, start, first, .. } = self.logs.get(key)?;
+        self.offsets.is_whole_for(resume_filter, listed).then_some(Position { number: *start, at: *first })
     }
 
-    pub(super) fn is_covered(&self, key: AssessmentLogKey, at: EntryRef, resume_filter: &ResumeFilter) -> bool {
-        let is_in =
-            || {
-                let (origin, log) = (self.entry(at)?.1.record.origin, self.logs.get(key)?);
-                // What its log has lost is of no place, and nobody lacks it.
-                let partition_id = self.offsets.partition_id(origin.topic, origin.partition);
-                Some(partition_id.is_none_or(|partition_id| {
-                    resume_filter.contains(&self.offsets, &log.id, partition_id, origin.offset)
-                }))
-            };
-        is_in().unwrap_or(false)
+    pub(super) fn is_covered(&self, at: EntryRef, resume_filter: &ResumeFilter) -> bool {
+        let Some((_, entry)) = self.entry(at) else { return false };
+        let origin = entry.record.origin;
+        // A record that its log lost has no partition; no client lacks it.
+        let partition_id = self.offsets.partition_id(origin.topic, origin.partition);
+        partition_id.is_none_or(|partition_id| resume_filter.contains(&self.offsets, partition_id, origin.offset))
     }
 
     /// Makes the frames that are due to a client from its position on, until it is past its cursor, up to a number of
@@ -157,7 +151,7 @@ impl History {
         out.bytes.clear();
         out.frames.clear();
         out.passed = false;
-        (out.refuted, out.is_unfinished) = (None, false);
+        (out.verdict, out.is_unfinished) = (CursorVerdict::Open, false);
         if self.locate(key, &mut position) == PositionStatus::Lost {
             position = self.behind_the_gone(key, resume_filter).unwrap_or(position);
         }
@@ -178,28 +172,28 @@ impl History {
                 return;
             }
             if std::mem::take(&mut resume_filter.is_sought) && self.lacks_unsent(key, position) {
-                out.refuted = Some(ResetReason::Expired);
+                out.verdict = CursorVerdict::Lost;
                 return;
             }
             if out.bytes.len() >= bytes_max {
                 return;
             }
-            *steps = steps.saturating_sub(
-                self.steps_to_frame(at) + self.steps_to_prepare(at) + 1 + resume_filter.partition_ids(),
-            );
+            *steps = steps
+                .saturating_sub(self.steps_to_frame(at) + self.steps_to_prepare(at) + 1 + resume_filter.listed_count());
             let Some(frame) = self.frame(key, at) else { return };
             self.prepare_timeline(at);
             let Some((segment, _)) = self.entry(at) else { return };
             if resume_filter.is_exhausted(&self.offsets, offset_lookup(segment, &self.offsets, at.index(), true)) {
-                (out.passed, out.refuted) = (true, resume_filter.contradiction(&self.offsets));
+                (out.passed, out.verdict) = (true, resume_filter.recheck(&self.offsets, None));
                 return;
             }
             position = self.after(position);
             self.push_catch_up_frame(key, at, frame, resume_filter, out);
             out.frames.push((out.bytes.len(), position));
         }
-        out.passed = self.is_caught_up(resume_filter);
-        out.refuted = out.passed.then(|| resume_filter.contradiction(&self.offsets)).flatten();
+        if self.is_caught_up(resume_filter) {
+            (out.passed, out.verdict) = (true, resume_filter.recheck(&self.offsets, None));
+        }
     }
 
     fn push_catch_up_frame(
@@ -230,12 +224,14 @@ impl History {
     }
 
     /// Appends the cursor of a position: of a client that has all before it, and what its own cursor covers; where that
-    /// would be too long, what stands for it. `false`, and nothing appended, where the position is lost.
+    /// would be too long, what stands for it. `false`, and nothing appended, where the position is lost. Uses up the
+    /// steps that it takes, though it takes them in any case.
     pub fn write_cursor(
         &mut self,
         key: AssessmentLogKey,
         mut position: Position,
         resume_filter: Option<&mut ResumeFilter>,
+        steps: &mut usize,
         out: &mut Vec<u8>,
     ) -> bool {
         let at = match self.locate(key, &mut position) {
@@ -245,6 +241,7 @@ impl History {
         };
         self.refresh_listed(key);
         if let Some(at) = at {
+            *steps = steps.saturating_sub(self.steps_to_prepare(at));
             self.prepare_timeline(at);
         }
         let Some(log) = self.logs.get(key) else { return false };

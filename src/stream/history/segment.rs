@@ -1,5 +1,6 @@
 //! A stretch of the history: the records of one batch or of several small ones, and the frames made of them.
 
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use crate::ids::TopicIndex;
 use crate::protocol::messages::{HEADER_BYTES_MAX, text_header};
 use crate::routing::mapping;
 use crate::routing::table::Topic;
-use crate::stream::batch::{ArenaRange, Batch, NextOffset, Origin, Record};
+use crate::stream::batch::{ArenaRange, Batch, Origin, Record};
 use crate::stream::offsets::{FORGOTTEN, Offsets, PartitionId};
 
 /// What stands around a message's cursor.
@@ -33,6 +34,9 @@ const INDEX_BITS: u32 = 20;
 const NO_PARTITION: i32 = -1;
 
 const _: () = assert!(crate::limits::BATCH_RECORDS_MAX + SEGMENT_ENTRIES < 1 << INDEX_BITS);
+
+/// By topic and partition: what truncated logs lost, from which offset on.
+pub(super) type LostEntries = HashMap<(TopicIndex, i32), (PartitionId, i64)>;
 
 /// Where an entry is: the number of its segment, ever growing, and its index in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -201,27 +205,37 @@ impl Segment {
         self.moves.extend(moves.map(|(partition_id, next)| (index, partition_id, next)));
     }
 
-    /// Removes the entries of a partition from an offset on after a truncation. Returns whether the partition was at or
-    /// before that offset when the segment began, and the assessment logs that had misplaced records among them.
-    pub(super) fn truncate(&mut self, partition_id: PartitionId, from: NextOffset) -> (bool, Vec<AssessmentLogKey>) {
-        let is_lost = |origin: &Origin| {
-            (origin.topic, origin.partition) == (from.topic, from.partition) && origin.offset >= from.offset
+    /// Withdraws the entries that truncated logs lost, and forgets each log that stood at or before its truncation when
+    /// the segment began. Returns the misplaced ones among the entries: their assessment logs, and what the log lost.
+    pub(super) fn truncate(&mut self, lost: &mut LostEntries) -> Vec<(AssessmentLogKey, (PartitionId, i64))> {
+        let Self { strays, entries, moves, base, .. } = self;
+        let lost_end = |origin: &Origin| {
+            lost.get(&(origin.topic, origin.partition)).copied().filter(|&(_, from)| origin.offset >= from)
         };
-        let Self { strays, entries, .. } = self;
-        let lost = strays.extract_if(.., |index| is_lost(&entries[*index as usize].record.origin));
-        let lost = lost.map(|index| entries[index as usize].log).collect();
-        for entry in self.entries.iter_mut().filter(|entry| is_lost(&entry.record.origin)) {
+        let mut lost_strays = Vec::new();
+        strays.retain(|&index| {
+            let entry = &entries[index as usize];
+            let end = lost_end(&entry.record.origin);
+            lost_strays.extend(end.map(|end| (entry.log, end)));
+            end.is_none()
+        });
+        for entry in entries.iter_mut().filter(|entry| lost_end(&entry.record.origin).is_some()) {
             entry.record.origin.partition = NO_PARTITION;
             entry.frame = entry.frame.withdrawn();
         }
-        for (.., next) in self.moves.iter_mut().filter(|(_, at, _)| *at == partition_id) {
-            *next = from.offset.min(*next);
+        for (_, at, next) in moves {
+            if let Some((_, from)) = lost.values().find(|(partition_id, _)| partition_id == at) {
+                *next = (*from).min(*next);
+            }
         }
         self.timeline = OffsetTimeline::default();
-        let Some(began) = self.base.get_mut(partition_id.index()) else { return (true, lost) };
-        let is_before = *began <= from.offset;
-        *began = from.offset.min(*began);
-        (is_before, lost)
+        lost.retain(|_, (partition_id, from)| {
+            let Some(began) = base.get_mut(partition_id.index()) else { return false };
+            let is_before = *began <= *from;
+            *began = (*from).min(*began);
+            !is_before
+        });
+        lost_strays
     }
 
     /// Whether [`Segment::offset_timeline`] is ready for all entries that it has.
@@ -229,18 +243,20 @@ impl Segment {
         self.timeline.is_of(self.entries.len())
     }
 
-    /// Another partition gets a place, which was not known here.
-    pub(super) fn forget(&mut self, partition_id: PartitionId) {
-        if let Some(began) = self.base.get_mut(partition_id.index()) {
-            *began = FORGOTTEN;
+    /// Other partitions get these ids. The segment has no entries of the earlier ones.
+    pub(super) fn forget(&mut self, partition_ids: &HashSet<PartitionId>) {
+        for partition_id in partition_ids {
+            if let Some(began) = self.base.get_mut(partition_id.index()) {
+                *began = FORGOTTEN;
+            }
         }
-        self.moves.retain(|(_, moved, _)| *moved != partition_id);
+        self.moves.retain(|(_, moved, _)| !partition_ids.contains(moved));
         self.timeline = OffsetTimeline::default();
     }
 
-    /// Has nothing sent of a topic's entries any more. Returns the chains that they are in.
-    pub(super) fn drop_topic(&mut self, topic: TopicIndex) -> impl Iterator<Item = AssessmentLogKey> {
-        let entries = self.entries.iter_mut().filter(move |entry| entry.record.origin.topic == topic);
+    /// Withdraws all entries of these topics. Returns the assessment logs that they are in.
+    pub(super) fn drop_topics(&mut self, topics: &HashSet<TopicIndex>) -> impl Iterator<Item = AssessmentLogKey> {
+        let entries = self.entries.iter_mut().filter(|entry| topics.contains(&entry.record.origin.topic));
         entries.map(|entry| {
             entry.frame = entry.frame.withdrawn();
             entry.log

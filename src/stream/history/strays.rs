@@ -74,9 +74,9 @@ impl History {
         }
     }
 
-    /// The log lost what it had at a place from an offset on, of these chains an entry each.
-    pub(super) fn strays_are_cut(&mut self, lost: &[AssessmentLogKey], partition_id: PartitionId, from: i64) {
-        for &log in lost {
+    /// Truncated logs lost these, each of an assessment log, with what the truncated log lost.
+    pub(super) fn strays_are_cut(&mut self, lost: &[(AssessmentLogKey, (PartitionId, i64))]) {
+        for &(log, (partition_id, from)) in lost {
             if let Some(stray) = self.strays.by_chain.get_mut(&(log.data().as_ffi(), partition_id)) {
                 stray.newest = stray.newest.min(from - 1);
             }

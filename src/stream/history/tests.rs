@@ -1,4 +1,5 @@
 mod cursors;
+mod long_windows;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::IoSlice;

@@ -1,10 +1,11 @@
+mod names;
+
 use super::*;
 use crate::protocol::messages::ResetReason;
 use crate::routing::table::Fingerprint;
 use crate::routing::table::RouteTable;
-use crate::stream::batch::LogEnd;
+use crate::stream::batch::{LogEnd, PartitionEnds};
 use crate::stream::cursor::{Cursor, ListedTopic, decode};
-use crate::stream::epochs::AtEnd;
 
 const CREATED: TopicIndex = TopicIndex(0);
 const STARTED: TopicIndex = TopicIndex(1);
@@ -82,8 +83,8 @@ impl Story {
         self.offsets.judge(cursor.clone(), id, &self.offsets.list_partitions(id, []), |_| None)
     }
 
-    fn contains(&self, resume_filter: &ResumeFilter, id: &str, topic: TopicIndex, partition: i32, offset: i64) -> bool {
-        resume_filter.contains(&self.offsets, id, self.offsets.partition_id(topic, partition).unwrap(), offset)
+    fn contains(&self, resume_filter: &ResumeFilter, topic: TopicIndex, partition: i32, offset: i64) -> bool {
+        resume_filter.contains(&self.offsets, self.offsets.partition_id(topic, partition).unwrap(), offset)
     }
 }
 
@@ -131,8 +132,8 @@ fn a_cursor_lists_one_partition_a_topic_and_covers_what_lies_below() {
     let cursor = story.cursor(&id);
     assert_eq!(partition_ids(&cursor), [(3, 2, 7)], "and a topic that has nothing there is not listed");
     let resume_filter = story.judge(&id, &cursor).unwrap();
-    assert!(story.contains(&resume_filter, &id, CREATED, 2, 6) && !story.contains(&resume_filter, &id, CREATED, 2, 7));
-    assert!(!story.contains(&resume_filter, &id, STARTED, 2, 0));
+    assert!(story.contains(&resume_filter, CREATED, 2, 6) && !story.contains(&resume_filter, CREATED, 2, 7));
+    assert!(!story.contains(&resume_filter, STARTED, 2, 0));
     assert!(resume_filter.is_exhausted(&story.offsets, |partition_id| story.offsets.next(partition_id)));
 }
 
@@ -193,7 +194,7 @@ fn a_topic_that_the_cursor_does_not_know_starts_at_its_beginning_if_that_is_here
     story.tell(&[(later, 0, 0)]);
     story.read(later, 0, 0);
     let resume_filter = story.judge("a", &cursor).unwrap();
-    assert!(!story.contains(&resume_filter, "a", later, 0, 0));
+    assert!(!story.contains(&resume_filter, later, 0, 0));
     story.evict(later, 0, 0);
     assert_eq!(story.judge("a", &cursor), Err(ResetReason::Expired));
 }
@@ -226,13 +227,62 @@ fn a_cursor_may_know_more_topics_and_be_ahead_and_both_are_kept() {
     here.tell(&[(TopicIndex(9), 0, 10)]);
     resume_filter.refresh(&here.offsets);
     assert!(
-        here.contains(&resume_filter, "a", TopicIndex(9), 0, 29)
-            && !here.contains(&resume_filter, "a", TopicIndex(9), 0, 30)
+        here.contains(&resume_filter, TopicIndex(9), 0, 29) && !here.contains(&resume_filter, TopicIndex(9), 0, 30)
     );
     assert!(!resume_filter.is_exhausted(&here.offsets, |partition_id| here.offsets.next(partition_id)));
     here.read(CREATED, 0, 50);
     here.read(TopicIndex(9), 0, 29);
     assert!(resume_filter.is_exhausted(&here.offsets, |partition_id| here.offsets.next(partition_id)));
+}
+
+#[test]
+fn a_cursor_waits_for_a_topic_that_is_not_read_here_only_until_all_pods_have_looked() {
+    let window = Duration::from_secs(60);
+    let (mut here, mut there) = (Story::of(1), Story::of(1));
+    let unknown = TopicIndex(2);
+    there.add_topics(unknown, "assessment.completed", "3");
+    there.tell(&[(unknown, 0, 30)]);
+    (0..6).for_each(|offset| there.read(STARTED, 0, offset));
+    (0..5).for_each(|offset| here.read(STARTED, 0, offset));
+    let is_exhausted = |here: &Story, resume_filter: &ResumeFilter| {
+        resume_filter.is_exhausted(&here.offsets, |partition_id| here.offsets.next(partition_id))
+    };
+    let mut resume_filter = here.judge("a", &there.cursor("a")).unwrap();
+    resume_filter.forget_unread_topics(&here.offsets);
+    assert!(!is_exhausted(&here, &resume_filter), "STARTED is read, and the client is ahead");
+
+    // It is deleted, or its route is removed: the other pod had read one record more.
+    here.offsets.set_reading(STARTED, false, here.now);
+    let mut early = resume_filter.clone();
+    early.forget_unread_topics(&here.offsets);
+    assert!(!is_exhausted(&here, &early), "other pods may still read it");
+    here.offsets.forget_old_counts(window, here.now + window + GROWTH_NOTICED_MAX + Duration::from_millis(1));
+    assert!(!is_exhausted(&here, &resume_filter), "the client has not been here for as long");
+    resume_filter.forget_unread_topics(&here.offsets);
+    assert!(is_exhausted(&here, &resume_filter));
+    here.offsets.set_reading(STARTED, true, here.now);
+    resume_filter.forget_unread_topics(&here.offsets);
+    assert!(!is_exhausted(&here, &resume_filter), "it is back");
+}
+
+#[test]
+fn each_log_is_judged_by_its_own_answers_however_they_are_split() {
+    let mut there = Story::of(2);
+    let id = ids_where(|id| Partitioner::Murmur2.hash(id).is_some_and(|hash| hash.of(2) == 0));
+    (0..10).for_each(|offset| there.read(CREATED, 0, offset));
+    (0..10).for_each(|offset| there.read(STARTED, 0, offset));
+    let here = Story::of(2);
+    let mut resume_filter = here.judge(&id, &there.cursor(&id)).unwrap();
+    let mut answer = |topic, offset| {
+        let at = NextOffset { topic, partition: 0, offset };
+        let ends = PartitionEnds { asked: here.now, ends: vec![LogEnd { at, leader_epoch: None }] };
+        resume_filter.recheck(&here.offsets, Some(&here.offsets.index_ends(&ends)))
+    };
+    assert_eq!(answer(CREATED, 9), CursorVerdict::Open, "one answer proves nothing");
+    assert_eq!(answer(STARTED, 10), CursorVerdict::Open, "and this one is of another log");
+    assert_eq!(answer(CREATED, 10), CursorVerdict::Open, "the first may come from a deposed leader");
+    assert_eq!([answer(CREATED, 9), answer(STARTED, 10)], [CursorVerdict::Open; 2]);
+    assert_eq!(answer(CREATED, 9), CursorVerdict::Refuted(ResetReason::Invalid));
 }
 
 #[test]
@@ -245,7 +295,7 @@ fn after_more_partitions_the_old_one_stays_covered_and_the_new_one_starts_at_its
     story.tell(&[(CREATED, 2, 0), (CREATED, 3, 0)]);
     story.read(CREATED, 3, 0);
     let resume_filter = story.judge(&id, &before).unwrap();
-    assert!(story.contains(&resume_filter, &id, CREATED, 1, 7) && !story.contains(&resume_filter, &id, CREATED, 3, 0));
+    assert!(story.contains(&resume_filter, CREATED, 1, 7) && !story.contains(&resume_filter, CREATED, 3, 0));
     let after = story.cursor(&id);
     assert_eq!(partition_ids(&after), [(4, 1, 8), (4, 3, 1)], "both, as long as the window may have records of both");
 
@@ -258,7 +308,7 @@ fn after_more_partitions_the_old_one_stays_covered_and_the_new_one_starts_at_its
     young.tell(&[(STARTED, 0, 0), (STARTED, 1, 0)]);
     young.read(CREATED, 3, 0);
     let resume_filter = story.judge(&id, &young.cursor(&id)).unwrap();
-    assert!(story.contains(&resume_filter, &id, CREATED, 1, 7) && story.contains(&resume_filter, &id, CREATED, 3, 0));
+    assert!(story.contains(&resume_filter, CREATED, 1, 7) && story.contains(&resume_filter, CREATED, 3, 0));
 
     story.offsets.forget_old_counts(Duration::from_secs(60), story.now + Duration::from_secs(600));
     assert_eq!(partition_ids(&story.cursor(&id)), [(4, 3, 1)], "the old number is of no use any more");
@@ -321,7 +371,7 @@ fn records_placed_by_fewer_partitions_are_not_misplaced_for_a_client_without_the
     let listed = story.offsets.list_partitions(&id, story.offsets.partition_id(CREATED, 1));
     let cursor = Story::of(4).cursor(&id);
     let resume_filter = story.offsets.judge(cursor, &id, &listed, |_| Some(0)).unwrap();
-    assert!(!story.contains(&resume_filter, &id, CREATED, 1, 0), "it lacks all of it");
+    assert!(!story.contains(&resume_filter, CREATED, 1, 0), "it lacks all of it");
 }
 
 /// The topic of the index is deleted, and another of its name is read from its beginning.
@@ -341,13 +391,26 @@ fn a_topic_that_is_made_anew_while_a_client_catches_up_comes_to_it_from_where_it
     let mut resume_filter = story.judge("a", &cursor).unwrap();
     let anew = remake(&mut story);
     resume_filter.refresh(&story.offsets);
-    assert!(story.contains(&resume_filter, "a", CREATED, 0, 4) && !story.contains(&resume_filter, "a", CREATED, 0, 5));
-    assert!(!story.contains(&resume_filter, "a", anew, 0, 0));
+    assert!(story.contains(&resume_filter, CREATED, 0, 4) && !story.contains(&resume_filter, CREATED, 0, 5));
+    assert!(!story.contains(&resume_filter, anew, 0, 0));
     let mut text = Vec::new();
     let listed = story.offsets.list_partitions("a", []);
     let next = |partition_id| story.offsets.next(partition_id);
     assert!(resume_filter.write_cursor(&story.offsets, AssessmentHash::of("a"), &listed, next, &mut text));
     assert_eq!(partition_ids(&read(&text, "a")), [(1, 0, 0)], "what is deleted goes into no cursor");
+}
+
+#[test]
+fn a_cursor_that_may_lack_records_of_a_replaced_topic_is_invalid_wherever_its_low_watermark_is() {
+    for low in [0, 10] {
+        let mut story = Story::of(1);
+        story.read(STARTED, 0, 0);
+        let without = story.cursor("a");
+        (0..3).for_each(|offset| story.read(CREATED, 0, offset));
+        story.offsets.missing_below(&NextOffset { topic: CREATED, partition: 0, offset: low });
+        remake(&mut story);
+        assert_eq!(story.judge("a", &without), Err(ResetReason::Invalid), "low watermark {low}");
+    }
 }
 
 #[test]
@@ -357,7 +420,7 @@ fn a_cursor_of_a_recreated_topic_holds_until_the_old_topic_ends() {
     remake(&mut story);
     let mut resume_filter = story.judge("a", &story.cursor("a")).unwrap();
     resume_filter.refresh(&story.offsets);
-    assert!((0..3).all(|offset| story.contains(&resume_filter, "a", CREATED, 0, offset)));
+    assert!((0..3).all(|offset| story.contains(&resume_filter, CREATED, 0, offset)));
     let old = story.offsets.partition_id(CREATED, 0).unwrap();
     let at = |end| {
         move |story: &Story, partition_id| if partition_id == old { end } else { story.offsets.next(partition_id) }
@@ -379,7 +442,7 @@ fn a_record_older_than_the_historys_time_makes_nothing_misplaced_wherever_it_lie
     let listed = story.offsets.list_partitions(&id, [story.offsets.partition_id(CREATED, 1).unwrap()]);
     let judge = |newest| story.offsets.judge(story.cursor(&id), &id, &listed, |_| Some(newest));
     let resume_filter = judge(4).unwrap();
-    assert!(story.contains(&resume_filter, &id, CREATED, 1, 4), "whoever made the cursor was past it");
+    assert!(story.contains(&resume_filter, CREATED, 1, 4), "whoever made the cursor was past it");
     assert_eq!(judge(5), Err(ResetReason::Misplaced));
 }
 
@@ -435,116 +498,30 @@ fn a_cursor_that_is_ahead_is_refuted_when_the_log_turns_out_to_be_another() {
 fn a_client_that_is_ahead_and_whose_log_lost_its_end_keeps_what_it_has_of_others() {
     let end = |offset, epoch| {
         let at = NextOffset { topic: CREATED, partition: 0, offset };
-        [LogEnd { at, leader_epoch: Some(epoch) }]
+        PartitionEnds { asked: Instant::now(), ends: vec![LogEnd { at, leader_epoch: Some(epoch) }] }
+    };
+    let judge_ends = |resume_filter: &mut ResumeFilter, story: &Story, ends: PartitionEnds| {
+        resume_filter.recheck(&story.offsets, Some(&story.offsets.index_ends(&ends)))
     };
     let mut ahead = Story::of(1);
     ahead.written(0..100, 0);
     (0..10).for_each(|offset| ahead.read(STARTED, 0, offset));
     let cursor = ahead.cursor("a");
-    let has_other = |resume_filter: &ResumeFilter, story: &Story| story.contains(resume_filter, "a", STARTED, 0, 9);
+    let has_other = |resume_filter: &ResumeFilter, story: &Story| story.contains(resume_filter, STARTED, 0, 9);
     let mut behind = Story::of(1);
     behind.written(0..50, 0);
     (0..5).for_each(|offset| behind.read(STARTED, 0, offset));
 
     let mut by_end = behind.judge("a", &cursor).unwrap();
-    assert_eq!(by_end.judge_ends(&behind.offsets, &end(50, 1)), Some(AtEnd::Lost));
-    assert!(!behind.contains(&by_end, "a", CREATED, 0, 50) && has_other(&by_end, &behind));
+    assert_eq!(judge_ends(&mut by_end, &behind, end(50, 1)), CursorVerdict::Lost);
+    assert!(!behind.contains(&by_end, CREATED, 0, 50) && has_other(&by_end, &behind));
     let mut astray = behind.judge("a", &cursor).unwrap();
-    assert_eq!(astray.judge_ends(&behind.offsets, &end(49, 1)), None, "this pod's own log is the lost one");
-    assert!(behind.contains(&astray, "a", CREATED, 0, 99));
+    assert_eq!(judge_ends(&mut astray, &behind, end(49, 1)), CursorVerdict::Open, "this pod's own log is the lost one");
+    assert!(behind.contains(&astray, CREATED, 0, 99));
 
     let mut by_record = behind.judge("a", &cursor).unwrap();
     behind.written(50..51, 1);
-    assert_eq!(by_record.contradiction(&behind.offsets), Some(ResetReason::Expired));
-    by_record.let_go_of_lost(&behind.offsets);
-    assert_eq!(by_record.contradiction(&behind.offsets), None);
-    assert!(!behind.contains(&by_record, "a", CREATED, 0, 51) && has_other(&by_record, &behind));
-}
-
-// ---- topics' names
-// ------------------------------------------------------------------------------------------------------
-
-/// A shard that knows topics of these names, in a cluster that gives topics no ids.
-fn named(names: &[&str]) -> Story {
-    let route = "[[route]]\ntopic = \"pl.{x}\"\nscope = \"assessment\"\ntype = \"t\"\nfields = \"*\"\n";
-    let table = RouteTable::parse(route).unwrap();
-    let mut story = Story { offsets: Offsets::default(), now: Instant::now(), cluster: "" };
-    for (index, name) in (0..).map(TopicIndex).zip(names) {
-        story.offsets.add_topics(&[Arc::new(table.resolve(index, name).unwrap())]);
-        story.tell(&[(index, 0, 0)]);
-    }
-    story
-}
-
-#[test]
-fn topics_whose_names_share_a_hash_are_told_apart_in_whatever_order_pods_learn_of_them() {
-    let names = ["pl.t74753", "pl.t80385"];
-    assert_eq!(Fingerprint::new(names[0], "", ""), Fingerprint::new(names[1], "", ""));
-    for read_to in [[5, 0], [0, 9], [5, 9]] {
-        let mut maker = named(&names);
-        for (topic, next) in (0..).map(TopicIndex).zip(read_to) {
-            (0..next).for_each(|offset| maker.read(topic, 0, offset));
-        }
-        let mut judge = named(&[names[1], names[0]]);
-        let resume_filter = judge.judge("a", &maker.cursor("a")).unwrap();
-        for (topic, next) in [(TopicIndex(1), read_to[0]), (TopicIndex(0), read_to[1])] {
-            assert!(next == 0 || judge.contains(&resume_filter, "a", topic, 0, next - 1));
-            assert!(
-                !judge.contains(&resume_filter, "a", topic, 0, next),
-                "what it lacks of each is told by its own offset"
-            );
-        }
-        // What the window lost of either expires it.
-        judge.read(TopicIndex(0), 0, read_to[1]);
-        judge.evict(TopicIndex(0), 0, read_to[1]);
-        assert_eq!(judge.judge("a", &maker.cursor("a")), Err(ResetReason::Expired));
-    }
-}
-
-#[test]
-fn topics_that_share_a_tag_are_told_apart_by_the_sum_where_a_cursor_lists_some_of_them() {
-    use crate::stream::cursor::Tag;
-    let of = |name: &str| Tag::of(Fingerprint::new(name, "", "")).name;
-    let name = |number: u32| format!("pl.n{number}");
-    let first = name(0);
-    let sharing: Vec<_> = (1..).map(name).filter(|name| of(name) == of(&first)).take(2).collect();
-    let names = [&*first, &*sharing[0], &*sharing[1]];
-    for listed in 0..3 {
-        let mut maker = named(&names);
-        (0..4).for_each(|offset| maker.read(TopicIndex(listed), 0, offset));
-        let judge = named(&names);
-        let resume_filter = judge.judge("a", &maker.cursor("a")).unwrap();
-        for topic in (0..3).map(TopicIndex) {
-            assert_eq!(judge.contains(&resume_filter, "a", topic, 0, 3), topic.0 == listed);
-        }
-    }
-}
-
-#[test]
-fn a_cursor_of_version_1_is_good_for_one_release_more() {
-    let mut story = Story::of(3);
-    let id = "assessment-4711";
-    let partition_ids = |story: &Story| story.offsets.list_partitions(id, []).partition_ids().to_vec();
-    let origin = |story: &Story, partition_id: PartitionId| {
-        let info = story.offsets.info(partition_id);
-        (info.topic, i32::try_from(info.partition).unwrap())
-    };
-    for partition_id in partition_ids(&story) {
-        let (topic, partition) = origin(&story, partition_id);
-        (0..20).for_each(|offset| story.read(topic, partition, offset));
-    }
-    // As the release before made it, with 12 of the one and 7 of the other.
-    let text = "ARqAL0YuxX1Nc8wkfXirgtMDAAz4RbY4gOKcewMABzoBliU";
-    let cursor = decode(text, AssessmentHash::of(id)).unwrap();
-    let resume_filter = story.judge(id, &cursor).unwrap();
-    for partition_id in partition_ids(&story) {
-        let (topic, partition) = origin(&story, partition_id);
-        let next = if topic == CREATED { 12 } else { 7 };
-        assert!(
-            story.contains(&resume_filter, id, topic, partition, next - 1)
-                && !story.contains(&resume_filter, id, topic, partition, next)
-        );
-    }
-    assert!(decode(text, AssessmentHash::of("b")).is_err(), "another assessment's");
-    assert!(decode(&text[1..], AssessmentHash::of(id)).is_err());
+    assert_eq!(by_record.recheck(&behind.offsets, None), CursorVerdict::Lost);
+    assert_eq!(by_record.recheck(&behind.offsets, None), CursorVerdict::Open);
+    assert!(!behind.contains(&by_record, CREATED, 0, 51) && has_other(&by_record, &behind));
 }

@@ -32,8 +32,19 @@ pub(super) struct TopicState {
     pub(super) is_always_listed: bool,
     /// No record of it was read yet.
     pub(super) is_empty: bool,
+    pub(super) reading: Reading,
     /// The routes that it had before, the oldest first.
     earlier: Vec<Mapping>,
+}
+
+/// Whether ingest reads a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reading {
+    Active,
+    /// It was deleted, or no route takes it.
+    Stopped(Instant),
+    /// It has not been read for longer than the window: no record of it is left, and none comes.
+    Over,
 }
 
 /// A route that a topic had.
@@ -56,6 +67,7 @@ impl TopicState {
             replaced: false,
             is_always_listed: false,
             is_empty: true,
+            reading: Reading::Active,
             earlier: Vec::new(),
         }
     }
@@ -88,15 +100,16 @@ impl TopicState {
         self.earlier.push(Mapping { topic, below, since: None });
     }
 
-    /// Forgets routes by which no record of the window was read.
+    /// Forgets routes by which no record of the window was read, and notices that the window has none of a topic that
+    /// is not read any more.
     pub(super) fn forget_old_mappings(&mut self, window: Duration, now: Instant) {
-        if self.earlier.is_empty() {
-            return;
+        let is_old = |since: Instant| now.saturating_duration_since(since) > window + GROWTH_NOTICED_MAX;
+        if let Reading::Stopped(since) = self.reading
+            && is_old(since)
+        {
+            self.reading = Reading::Over;
         }
-        self.earlier.retain_mut(|mapping| {
-            let since = *mapping.since.get_or_insert(now);
-            now.saturating_duration_since(since) <= window + GROWTH_NOTICED_MAX
-        });
+        self.earlier.retain_mut(|mapping| !is_old(*mapping.since.get_or_insert(now)));
     }
 }
 
@@ -140,16 +153,17 @@ impl Offsets {
         }
     }
 
+    /// Ingest stopped reading a topic, or continues to read it.
+    pub fn set_reading(&mut self, topic: TopicIndex, is_read: bool, now: Instant) {
+        if let Some(Some(known)) = self.topics.get_mut(usize::from(topic.0)) {
+            known.reading = if is_read { Reading::Active } else { Reading::Stopped(now) };
+        }
+    }
+
     /// Whether a topic is told of that has the index of another one, which is read no more.
     pub(in crate::stream) fn is_reused_by(&self, topic: &Topic) -> bool {
         let known = self.topics.get(usize::from(topic.index.0)).and_then(Option::as_ref);
         known.is_some_and(|known| !known.is_remapped_by(topic))
-    }
-
-    /// Whether the window may have records of a topic.
-    pub(in crate::stream) fn may_have_records(&self, topic: TopicIndex) -> bool {
-        self.partitions_of(topic)
-            .any(|partition_id| self.low_watermark[partition_id.index()] < self.next[partition_id.index()])
     }
 
     /// Forgets the topic that has an index, which another one gets. The window has none of its records any more.

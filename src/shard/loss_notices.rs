@@ -1,0 +1,143 @@
+//! Resets for clients that lack events which they can't be sent any more: partitions lost records, an event is too large
+//! for the window, or its topic was dropped. Finding these clients takes a pass over many connections, in steps. Until a
+//! pass is done nothing is written to any connection: no client gets a cursor that lies behind a loss before the reset.
+
+use std::collections::VecDeque;
+
+use slotmap::{SecondaryMap, SlotMap};
+
+use super::connection::{Connection, ConnectionKey, DueQueue, Pass, Subscription};
+use super::metrics::TurnCounts;
+use crate::protocol::messages::ResetReason;
+use crate::stream::history::{AssessmentLogKey, History, Loss, Position};
+
+/// Passes that are due, in the order in which the losses were found.
+#[derive(Debug, Default)]
+pub(super) struct LossNotices(VecDeque<LossPass>);
+
+/// A pass over connections. It goes backwards, so that a connection that closes meanwhile makes it skip none.
+#[derive(Debug)]
+struct LossPass {
+    loss: FoundLoss,
+    /// How many connections it has yet to visit; `None` before it begins.
+    left: Option<usize>,
+}
+
+#[derive(Debug)]
+enum FoundLoss {
+    /// Partitions lost records: sorted by partition, and those of one in the order in which they were found. Concerns
+    /// all connections.
+    Partitions(Vec<Loss>),
+    /// An event that can't be sent to the assessment's subscribers before this position.
+    Event(AssessmentLogKey, Position),
+}
+
+impl LossNotices {
+    /// Whether all resets are queued.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn push_partitions(&mut self, losses: Vec<Loss>) {
+        if losses.is_empty() {
+            return;
+        }
+        match self.0.back_mut() {
+            Some(LossPass { loss: FoundLoss::Partitions(all), left: None }) => all.extend(losses),
+            _ => self.0.push_back(LossPass { loss: FoundLoss::Partitions(losses), left: None }),
+        }
+        if let Some(LossPass { loss: FoundLoss::Partitions(all), .. }) = self.0.back_mut() {
+            all.sort_by_key(|loss| loss.partition_id);
+        }
+    }
+}
+
+/// The connections of a shard, as a pass visits them.
+pub(super) struct Recipients<'a, S> {
+    pub(super) connections: &'a mut SlotMap<ConnectionKey, Connection<S>>,
+    /// All of them.
+    pub(super) keys: &'a [ConnectionKey],
+    pub(super) subscribers: &'a SecondaryMap<AssessmentLogKey, Vec<ConnectionKey>>,
+    pub(super) due_queue: &'a mut DueQueue,
+    pub(super) counts: &'a mut TurnCounts,
+}
+
+impl LossNotices {
+    /// Takes in what the history found to be lost.
+    pub(super) fn collect(&mut self, history: &mut History) {
+        self.push_partitions(history.take_losses());
+        for (log_key, position) in history.take_unsent() {
+            self.0.push_back(LossPass { loss: FoundLoss::Event(log_key, position), left: None });
+        }
+    }
+
+    /// Queues resets, for about `budget` sends.
+    pub(super) fn queue_resets<S>(
+        &mut self,
+        budget: &mut usize,
+        recipients: &mut Recipients<'_, S>,
+        history: &mut History,
+    ) -> Pass {
+        while let Some(LossPass { loss, left }) = self.0.front_mut() {
+            let keys: &[ConnectionKey] = match loss {
+                FoundLoss::Partitions(_) => recipients.keys,
+                FoundLoss::Event(log_key, _) => recipients.subscribers.get(*log_key).map_or(&[], Vec::as_slice),
+            };
+            let left = left.insert(left.unwrap_or(keys.len()).min(keys.len()));
+            while let Some(next) = left.checked_sub(1) {
+                if *budget == 0 {
+                    return Pass::More;
+                }
+                (*budget, *left) = (*budget - 1, next);
+                let Some(connection) = recipients.connections.get_mut(keys[next]) else { continue };
+                if is_concerned(connection, loss, history) {
+                    queue_expired_reset((keys[next], connection), (recipients.due_queue, recipients.counts));
+                }
+            }
+            self.0.pop_front();
+        }
+        Pass::Done
+    }
+}
+
+/// Whether a client should have received something that is lost.
+fn is_concerned<S>(connection: &mut Connection<S>, loss: &FoundLoss, history: &mut History) -> bool {
+    let Some(Subscription { log_key, position, .. }) = connection.subscription else { return false };
+    let losses = match loss {
+        FoundLoss::Event(_, end) => return position.is_before(*end),
+        FoundLoss::Partitions(losses) => losses,
+    };
+    history.refresh_listed(log_key);
+    let mut lacks_some = false;
+    for &partition_id in history.listed_partitions(log_key) {
+        let from = losses.partition_point(|loss| loss.partition_id < partition_id);
+        let of_it = losses[from..].iter().take_while(|loss| loss.partition_id == partition_id);
+        // All of them: the filter stops covering what a log lost.
+        of_it.for_each(|loss| lacks_some |= lacks(connection, history, loss));
+    }
+    lacks_some
+}
+
+/// Queues an `expired` reset, unless one is queued already. The client keeps its position.
+fn queue_expired_reset<S>(
+    (key, connection): (ConnectionKey, &mut Connection<S>),
+    (due_queue, counts): (&mut DueQueue, &mut TurnCounts),
+) {
+    if connection.control_due.reset.is_some() || !connection.is_live() {
+        return;
+    }
+    connection.control_due.reset = Some(ResetReason::Expired);
+    counts.reset(ResetReason::Expired);
+    if connection.is_open() {
+        due_queue.push(key, connection);
+    }
+}
+
+/// Whether a client lacks some of what a partition lost.
+fn lacks<S>(connection: &mut Connection<S>, history: &History, loss: &Loss) -> bool {
+    let Some(resume_filter) = &mut connection.resume_filter else { return true };
+    !match loss.end {
+        None => history.is_ahead(resume_filter, loss.partition_id),
+        Some(end) => history.outlives(resume_filter, loss.partition_id, end),
+    }
+}
