@@ -8,12 +8,12 @@
 //! connection needs it. Without subscribers it stays raw. Each frame carries the cursor *as of its entry*: ingest's
 //! read offsets at that entry, whenever it is framed.
 //!
-//! - `logs`: who is watched, and which entries are fresh;
-//! - `blocks`: a long chain's entries by number, and what a cursor covers of them;
+//! - `assessment_logs`: the entries of each assessment, its subscribers, and which entries are undispatched;
+//! - `blocks`: a long log's entries by number, and which of them a cursor covers;
 //! - `strays`: entries that lie where their partitioner would not have put them;
 //! - `positions`: what is due from a position on, and how far a write came;
 //! - `cursors`: where a client goes on that comes back, and the cursor of a position;
-//! - `index`: from an assessment's id to its chain;
+//! - `index`: from an assessment's id to its log;
 //! - `held_frames`: half-written frames, kept until they are written;
 //! - `segment`, `offset_timeline`: a stretch of the window, and where ingest stood at each of its entries.
 //!
@@ -70,9 +70,9 @@ pub struct History {
     moved: Vec<PartitionId>,
     index: Index,
     strays: Strays,
-    /// Of the chains that are long.
+    /// Of long logs.
     blocks: SparseSecondaryMap<AssessmentLogKey, Blocks>,
-    /// Watched chains with entries that were not dispatched yet, in the order in which they came to it.
+    /// Subscribed logs with undispatched entries, oldest first.
     undispatched: VecDeque<AssessmentLogKey>,
     /// Where a message is mapped before its length is known.
     scratch: Vec<u8>,
@@ -91,7 +91,7 @@ pub struct History {
 /// The bounds of the window: what is over either of them goes, oldest first.
 #[derive(Debug, Clone, Copy)]
 pub struct HistoryLimits {
-    /// Bytes of memory: arenas, entries, frames and chains.
+    /// Bytes of memory: arenas, entries, frames and assessment logs.
     pub bytes_max: usize,
     /// For how long after its arrival an entry is kept.
     pub window: Duration,
@@ -99,7 +99,7 @@ pub struct HistoryLimits {
 
 impl HistoryLimits {
     /// Bytes of one event's payload, and of its frame: each may take half of the window. Over it, the event is counted,
-    /// and its watchers are told that they lack it ([`History::take_unsent`]).
+    /// and its subscribers get a reset ([`History::take_unsent`]).
     fn event_bytes_max(&self) -> usize {
         self.bytes_max / 2
     }
@@ -110,7 +110,7 @@ impl HistoryLimits {
 pub struct RecordFindings {
     /// Records that can't be mapped.
     pub unusable: u64,
-    /// Records of watched assessments that lie where their topic's partitioner would not have put them.
+    /// Misplaced records of subscribed assessments.
     pub misplaced: u64,
     /// The topic of the last of these.
     pub misplaced_on: Option<Arc<Topic>>,
@@ -348,7 +348,7 @@ impl History {
         let Some(log) = self.logs.get(key) else { return };
         self.unsent_below.insert(key, log.end);
         if log.subscribers > 0 && self.unsent.last().is_none_or(|(last, _)| *last != key) {
-            // Whoever has passed the entry was sent nothing for it.
+            // Clients past the entry were sent nothing for it.
             self.unsent.push((key, Position { number: u64::MAX, at: None }));
         }
     }
@@ -455,7 +455,7 @@ impl History {
         self.segments.get_mut(segment_index(self.first_segment, at)?)
     }
 
-    /// The entry after one in its chain.
+    /// The next entry of the same log.
     fn next_entry(&self, at: EntryRef) -> Option<EntryRef> {
         self.entry(at)?.1.next
     }

@@ -28,7 +28,7 @@ use crate::stream::cursor::{self, Encoder, Form, PartitionOffset, Tag, TopicSum}
 use crate::stream::epochs::{Branch, EpochOrder, EpochTimeline};
 use crate::stream::fault_injection::{InjectedFault, is_injected};
 
-/// A partition of an assessments' topic: its place in the order in which the shard heard of it.
+/// A partition of an assessments' topic, numbered in the order in which the shard learned of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PartitionId(u32);
 
@@ -36,14 +36,14 @@ impl PartitionId {
     /// None is before it.
     pub const FIRST: Self = Self(0);
 
-    /// Its place in [`Offsets::all_next`].
+    /// Its index in [`Offsets::all_next`].
     #[must_use]
     pub fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// What stands for the offset of a place whose topic was forgotten. Another one gets it, and had none there before.
+/// The offset of an unused id: its topic was forgotten, and another partition may get it.
 pub const FORGOTTEN: i64 = i64::MIN;
 
 /// All partitions' offsets, as of the newest record.
@@ -56,7 +56,7 @@ pub struct Offsets {
     tagged: HashMap<u16, Vec<Candidate>>,
     /// Topics whose name a recreated topic has taken, and since when; the window may hold their records.
     lately_replaced: Vec<(TopicIndex, Option<Instant>)>,
-    /// The places of topics whose names others have by now.
+    /// The partitions of replaced topics.
     replaced: Vec<PartitionId>,
     partition_ids: Vec<PartitionInfo>,
     next: Vec<i64>,
@@ -66,7 +66,7 @@ pub struct Offsets {
     epochs: Vec<EpochTimeline>,
     /// Records below these are older than the history's time: whoever was away for longer knows it by other places.
     recent: Vec<i64>,
-    /// Where each place stood when somebody first watched.
+    /// The read offsets when the first client subscribed.
     first_subscribed: Option<Box<[i64]>>,
     /// Grows with each change of topics or partitions.
     layout: u32,
@@ -83,7 +83,7 @@ struct PartitionCount {
     from: Vec<i64>,
 }
 
-/// What is asked of a place most.
+/// What is needed of a partition most.
 #[derive(Debug, Clone, Copy)]
 struct PartitionInfo {
     tag: Tag,
@@ -94,7 +94,7 @@ struct PartitionInfo {
     partitions: u32,
 }
 
-/// The places of one assessment, those of one topic side by side.
+/// The partitions of one assessment, those of one topic side by side.
 #[derive(Debug, Default)]
 pub struct ListedPartitions {
     partition_ids: Box<[PartitionId]>,
@@ -110,7 +110,7 @@ impl ListedPartitions {
         self.strays == 0
     }
 
-    /// Whether the place is one of them.
+    /// Whether the partition is one of them.
     #[must_use]
     pub fn contains(&self, partition_id: PartitionId) -> bool {
         self.partition_ids.contains(&partition_id)
@@ -124,7 +124,7 @@ impl ListedPartitions {
 }
 
 impl Offsets {
-    // ---- what the shard is told -------------------------------------------------------------------------------------
+    // ---- updates ----------------------------------------------------------------------------------------------------
 
     /// Takes in where ingest stands; those that changed are appended to `changed`, and those that are new and begin
     /// above 0, so that something was deleted before it was read, to `deleted_unread`. `offset_timeline` tells where it
@@ -256,7 +256,7 @@ impl Offsets {
         }
     }
 
-    /// Records below this offset are missing that were not read: nobody can be sent them.
+    /// Records below this offset are missing: they were not read, and no client can be sent them.
     pub fn missing_below(&mut self, at: &NextOffset) -> Option<PartitionId> {
         let partition_id = self.partition_id(at.topic, at.partition)?;
         let low_watermark = &mut self.low_watermark[partition_id.0 as usize];
@@ -289,7 +289,7 @@ impl Offsets {
         }
     }
 
-    /// Somebody watches: from now on the shard sees for itself how many partitions its topics have.
+    /// The first client subscribes: from now on the shard sees for itself how many partitions its topics have.
     pub fn record_first_subscribe(&mut self) {
         if self.first_subscribed.is_none() {
             self.first_subscribed = Some(self.next.as_slice().into());
@@ -310,43 +310,43 @@ impl Offsets {
         Some(self.topics.get(usize::from(origin.topic.0))?.as_ref()?.of(origin))
     }
 
-    /// The place of a partition; `None` for a market's, and one that was not told of.
+    /// The id of a partition; `None` for a market's, and for one that is not known.
     #[must_use]
     pub fn partition_id(&self, topic: TopicIndex, partition: i32) -> Option<PartitionId> {
         *self.topics.get(usize::from(topic.0))?.as_ref()?.partition_ids.get(usize::try_from(partition).ok()?)?
     }
 
-    /// The next offset of a place.
+    /// The next offset of a partition.
     #[must_use]
     pub fn next(&self, partition_id: PartitionId) -> i64 {
         self.next[partition_id.0 as usize]
     }
 
-    /// The first offset that the shard was told of a place.
+    /// The first offset that the shard learned of a partition.
     #[must_use]
     pub fn first(&self, partition_id: PartitionId) -> i64 {
         self.first[partition_id.0 as usize]
     }
 
-    /// The places of a topic.
+    /// The partitions of a topic.
     pub fn partitions_of(&self, topic: TopicIndex) -> impl Iterator<Item = PartitionId> + '_ {
         let known = self.topics.get(usize::from(topic.0)).and_then(Option::as_ref);
         known.into_iter().flat_map(|known| known.partition_ids.iter().flatten().copied())
     }
 
-    /// The next offset of each place; [`FORGOTTEN`] where it is no topic's.
+    /// The next offset of each partition; [`FORGOTTEN`] for an unused id.
     #[must_use]
     pub fn all_next(&self) -> &[i64] {
         &self.next
     }
 
-    /// Whether topics or partitions changed since the places were listed.
+    /// Whether topics or partitions changed since they were listed.
     #[must_use]
     pub fn is_outdated(&self, listed: &ListedPartitions) -> bool {
         listed.layout != self.layout
     }
 
-    /// The places of an assessment: where its records are expected, and where they were `found`.
+    /// The partitions of an assessment: where its records are expected, and where they were `found`.
     #[must_use]
     pub fn list_partitions(&self, id: &str, found: impl IntoIterator<Item = PartitionId>) -> ListedPartitions {
         let hashes = Hashes::of(id);
@@ -401,7 +401,7 @@ impl Offsets {
             && hash.is_some_and(|hash| (1..=info.partitions).any(|partitions| hash.of(partitions) == info.partition))
     }
 
-    /// Whether another topic has the name of this place's by now.
+    /// Whether a recreated topic has taken the name of a partition's topic.
     #[must_use]
     pub fn is_replaced(&self, partition_id: PartitionId) -> bool {
         let topic = self.partition_ids[partition_id.0 as usize].topic;
@@ -476,7 +476,7 @@ impl Offsets {
         key(a).cmp(&key(b))
     }
 
-    /// How the log in which a client stands at a place stands to the one that was read here.
+    /// Compares the log of a client's cursor with the one that was read here.
     fn branch(&self, partition_id: PartitionId, at: &PartitionOffset) -> Branch {
         self.epochs[partition_id.index()].judge(at.next, at.epoch, self.next(partition_id))
     }

@@ -1,4 +1,4 @@
-//! Chains: the entries of one assessment, who watches it, which of its entries are fresh, and where they lie.
+//! Assessment logs: the entries of one assessment, its subscribers, its undispatched entries and its partitions.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -12,11 +12,11 @@ use crate::ids::{AssessmentHash, AssessmentId, TopicIndex};
 use crate::prefetch::{prefetch, prefetch_all};
 use crate::stream::offsets::{ListedPartitions, PartitionId};
 
-/// How many entries are linked to their chains, or taken off them, together.
+/// Entries that are linked to their logs, or taken off them, together.
 pub(super) const LINK_GROUP: usize = 32;
 
 new_key_type! {
-    /// An assessment's chain of entries. A key that outlives its chain matches no other.
+    /// An assessment's log. A key that outlives its log matches no other.
     pub struct AssessmentLogKey;
 }
 
@@ -32,20 +32,20 @@ pub(super) struct AssessmentLog {
     pub(super) end: u64,
     pub(super) first: Option<EntryRef>,
     pub(super) last: Option<EntryRef>,
-    /// The oldest entry that was not dispatched yet, with its number; where the chain is watched.
+    /// The oldest undispatched entry with its number, if the log has subscribers.
     pub(super) undispatched: Option<(u64, EntryRef)>,
-    /// Connections that hold the chain's key.
+    /// Connections that hold the log's key.
     pub(super) subscribers: u32,
-    /// Where its records may lie; while it is watched.
+    /// Where its records may lie, while it has subscribers.
     pub(super) listed: ListedPartitions,
 }
 
 const _: () = assert!(size_of::<AssessmentLog>() <= 104);
 
 impl History {
-    // ---- watchers ---------------------------------------------------------------------------------------------------
+    // ---- subscribers ------------------------------------------------------------------------------------------------
 
-    /// The chain of an assessment, kept until [`History::unsubscribe`] even while it is empty.
+    /// The log of an assessment, kept until [`History::unsubscribe`] even while it is empty.
     pub fn subscribe(&mut self, id: &AssessmentId) -> AssessmentLogKey {
         let hash = id.hash();
         let found = self.index.find(&self.logs, hash, id.as_str().as_bytes());
@@ -73,7 +73,7 @@ impl History {
         Position { number: self.logs.get(key).map_or(0, |log| log.end), at: None }
     }
 
-    /// The chain that has had entries that were not dispatched for longest. It stays fresh until
+    /// The log that has had undispatched entries for longest. They stay undispatched until
     /// [`History::mark_dispatched`].
     #[must_use]
     pub fn next_undispatched(&self) -> Option<AssessmentLogKey> {
@@ -122,7 +122,7 @@ impl History {
 
     // ---- links ------------------------------------------------------------------------------------------------------
 
-    /// Appends a segment's new entries to their assessments' chains.
+    /// Appends a segment's new entries to their assessment logs.
     ///
     /// Of thousands of assessments few chains are in the processor's caches, and one after the other the misses were a
     /// third of what a shard does for an entry that nobody watches. So the entries are gone through in groups, once for
@@ -151,7 +151,7 @@ impl History {
         }
     }
 
-    /// Has the chains fetched, all at a time.
+    /// Prefetches all of these logs.
     pub(super) fn fetch_logs(&self, keys: impl Iterator<Item = AssessmentLogKey>) {
         for log in keys.filter_map(|key| self.logs.get(key)) {
             prefetch_all(log);
@@ -170,7 +170,7 @@ impl History {
         let key = match found {
             Some(key) => key,
             None => {
-                // Ingest takes ids from text; one that isn't would be a chain that nobody can watch.
+                // Ingest takes ids from text; no client can subscribe to one that is no text.
                 let id = std::str::from_utf8(id).unwrap_or_default().into();
                 self.insert_log(record.hash, id)
             }
@@ -212,7 +212,7 @@ impl History {
         }
     }
 
-    /// Takes the oldest entry off a chain; `next` is the one after it.
+    /// Takes the oldest entry off a log; `next` is the one after it.
     pub(super) fn unlink_first(&mut self, key: AssessmentLogKey, next: Option<EntryRef>) {
         let Some(log) = self.logs.get_mut(key) else { return };
         if let Some((number, _)) = log.undispatched
@@ -232,7 +232,7 @@ impl History {
         }
     }
 
-    // ---- places -----------------------------------------------------------------------------------------------------
+    // ---- partitions -------------------------------------------------------------------------------------------------
 
     /// Lists the partitions of a subscribed assessment again, if topics or partitions changed since.
     pub fn refresh_listed(&mut self, key: AssessmentLogKey) {
@@ -244,7 +244,7 @@ impl History {
         self.logs[key].listed = listed;
     }
 
-    /// A watched chain's new entry: is it where it should be?
+    /// Checks that a subscribed log's new entry is on an expected partition.
     fn check_partition(&mut self, key: AssessmentLogKey, partition_id: Option<PartitionId>, topic: TopicIndex) {
         let (log, Some(partition_id)) = (&mut self.logs[key], partition_id) else { return };
         if log.listed.is_as_expected() && log.listed.contains(partition_id) || self.offsets.is_replaced(partition_id) {
@@ -277,7 +277,7 @@ impl History {
     }
 }
 
-/// What a chain costs beside its entries: itself, its place in the index, and its id.
+/// What a log costs besides its entries: itself, its slot in the index, and its id.
 fn log_cost(id: &str) -> usize {
     size_of::<AssessmentLog>() + 2 * size_of::<AssessmentLogKey>() + id.len()
 }

@@ -1,5 +1,5 @@
-//! A long chain in blocks of some hundred entries: an entry is found by its number, and what a cursor covers is passed
-//! over, without a step for each entry before it. A chain that is shorter than a block has none.
+//! A long log in blocks of some hundred entries: an entry is found by its number, and what a cursor covers is skipped,
+//! without a step for each entry before it. A log that is shorter than a block has none.
 
 #![cfg_attr(not(test), expect(clippy::cast_possible_truncation, reason = "a block is 256"))]
 
@@ -14,12 +14,12 @@ use crate::stream::offsets::{PartitionId, ResumeFilter};
 /// Entries of one block. Its first one has a number that this divides.
 const BLOCK: u64 = 256;
 
-/// Places of which a block knows the newest record. A block with records of more is walked through.
+/// Partitions of which a block knows the newest record. A block with records of more is visited entry by entry.
 const PLACES_MAX: usize = 64;
 
 const _: () = assert!(STEPS_MAX > 2 * (BLOCK as usize + PLACES_MAX), "each turn leads past a block at least");
 
-/// A chain's blocks.
+/// A log's blocks.
 #[derive(Debug, Default)]
 pub(super) struct Blocks {
     /// Oldest first, side by side.
@@ -34,10 +34,10 @@ struct Block {
     newest: Newest,
 }
 
-/// The newest record of each place that a block has records of.
+/// The newest record of each partition of which a block has records.
 #[derive(Debug)]
 enum Newest {
-    /// Nobody has needed it yet.
+    /// It was not needed yet.
     NotYet,
     /// The offset may be above that of the newest record, where the log lost that one.
     Of(Box<[(PartitionId, i64)]>),
@@ -53,12 +53,12 @@ impl Block {
 }
 
 impl Blocks {
-    /// Whether an entry with this number begins a block. The first entry of all begins none: most chains stay short.
+    /// Whether an entry with this number begins a block. The very first entry begins none: most logs stay short.
     pub(super) fn begins(number: u64) -> bool {
         number > 0 && number.is_multiple_of(BLOCK)
     }
 
-    /// Adds a block that begins with the chain's newest entry. Returns its cost.
+    /// Adds a block that begins with the log's newest entry. Returns its cost.
     pub(super) fn push(&mut self, number: u64, first: EntryRef) -> usize {
         if self.blocks.is_empty() {
             self.start = number;
@@ -84,21 +84,21 @@ impl Blocks {
 }
 
 impl History {
-    /// A chain's newest entry begins a block.
+    /// A log's newest entry begins a block.
     pub(super) fn begin_block(&mut self, key: AssessmentLogKey, number: u64, first: EntryRef) {
         if let Some(entry) = self.blocks.entry(key) {
             self.bytes += entry.or_default().push(number, first);
         }
     }
 
-    /// The entry that begins a chain's oldest block leaves the window.
+    /// The entry that begins a log's oldest block leaves the window.
     pub(super) fn end_block(&mut self, key: AssessmentLogKey) {
         if let Some(blocks) = self.blocks.get_mut(key) {
             self.bytes -= blocks.pop();
         }
     }
 
-    /// An entry of a chain at or before the one with this number, with its own, where the blocks know one.
+    /// An entry of a log at or before this number, with its own number, if the blocks know one.
     pub(super) fn block_before(&self, key: AssessmentLogKey, number: u64) -> Option<(u64, EntryRef)> {
         self.blocks.get(key)?.before(number)
     }

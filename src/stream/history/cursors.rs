@@ -104,9 +104,9 @@ impl History {
         resume_filter.is_exhausted(&self.offsets, |partition_id| self.offsets.next(partition_id))
     }
 
-    /// Whether a client's cursor says that it has all that is missing at a place.
+    /// Whether a client's cursor says that it has everything that a partition lacks.
     pub fn is_ahead(&self, resume_filter: &mut ResumeFilter, partition_id: PartitionId) -> bool {
-        // The place may be new here, and known to the cursor.
+        // The partition may be new here, and known to the cursor.
         resume_filter.refresh(&self.offsets);
         resume_filter.reaches(partition_id, self.offsets.low(partition_id))
     }
@@ -116,12 +116,12 @@ impl History {
         resume_filter.truncate(&self.offsets, partition_id, end.from, end.epoch)
     }
 
-    /// Whether a client at a position lacks an event that is sent to nobody.
+    /// Whether a client at a position lacks an event that can't be sent.
     fn lacks_unsent(&self, key: AssessmentLogKey, position: Position) -> bool {
         self.unsent_below.get(key).is_some_and(|&below| position.number < below)
     }
 
-    /// The window's first entry of a chain, where a client lacks nothing of what has left the window.
+    /// A log's first entry in the window, if a client lacks nothing of what has left the window.
     fn behind_the_gone(&mut self, key: AssessmentLogKey, resume_filter: &ResumeFilter) -> Option<Position> {
         self.refresh_listed(key);
         let AssessmentLog { listed, start, first, .. } = self.logs.get(key)?;

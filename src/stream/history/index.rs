@@ -10,11 +10,11 @@ use slotmap::SlotMap;
 use super::assessment_logs::{AssessmentLog, AssessmentLogKey};
 use crate::ids::AssessmentHash;
 
-/// Finds chains.
+/// Finds assessment logs.
 #[derive(Debug)]
 pub(super) struct Index {
     key: IndexKey,
-    /// One chain of each hash.
+    /// One log of each hash.
     logs: HashTable<AssessmentLogKey>,
     /// The others of a hash that more than one has.
     namesakes: BTreeMap<AssessmentHash, BTreeMap<Box<[u8]>, AssessmentLogKey>>,
@@ -29,7 +29,7 @@ impl Index {
         Self { key, logs: HashTable::new(), namesakes: BTreeMap::new() }
     }
 
-    /// A chain that likely has this hash.
+    /// A log that likely has this hash.
     pub(super) fn likely(&self, hash: AssessmentHash) -> Option<AssessmentLogKey> {
         self.logs.find(self.key.mix(hash), |_| true).copied()
     }
@@ -47,7 +47,7 @@ impl Index {
         self.namesakes.get(&hash)?.get(id).copied()
     }
 
-    /// Adds a chain that is not there yet.
+    /// Adds a log that is not in it yet.
     pub(super) fn insert(&mut self, all: &SlotMap<AssessmentLogKey, AssessmentLog>, key: AssessmentLogKey) {
         let Some(AssessmentLog { hash, id, .. }) = all.get(key) else { return };
         if self.first(all, *hash).is_some() {
@@ -57,7 +57,7 @@ impl Index {
         }
     }
 
-    /// Takes a chain out, before it goes.
+    /// Removes a log, before it is dropped.
     pub(super) fn remove(&mut self, all: &SlotMap<AssessmentLogKey, AssessmentLog>, key: AssessmentLogKey) {
         let Some(AssessmentLog { hash, id, .. }) = all.get(key) else { return };
         let first = self.logs.find_entry(self.key.mix(*hash), |&other| other == key).map(|first| first.remove());
@@ -99,7 +99,7 @@ impl Index {
 }
 
 impl IndexKey {
-    /// Both halves of a product: without the key nobody knows which hashes come out near each other.
+    /// Both halves of a product: without the key no client knows which hashes come out near each other.
     fn mix(self, hash: AssessmentHash) -> u64 {
         let (one, other) = (hash.0 ^ self.0, self.1 | 1);
         let high = (u128::from(one) * u128::from(other)) >> u64::BITS;

@@ -5,10 +5,10 @@ use std::io::IoSlice;
 use super::segment::{EntryFrame, EntryRef, Segment};
 use super::{AssessmentLogKey, History};
 
-/// How far a connection is in its assessment's chain.
+/// How far a connection is in its assessment log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Position {
-    /// The chain's entry that comes next.
+    /// The number of the next entry.
     pub(super) number: u64,
     /// That entry, once it is known to be there.
     pub(super) at: Option<EntryRef>,
@@ -190,7 +190,7 @@ impl History {
         Position { number: position.number + 1, at: position.at.and_then(|at| self.next_entry(at)) }
     }
 
-    /// Walks a chain to an entry by its number, from an earlier one, or from the begin of the entry's block.
+    /// Finds a log's entry by its number, from an earlier entry or from the first one of its block.
     fn seek(&self, key: AssessmentLogKey, from: (u64, Option<EntryRef>), number: u64) -> Option<EntryRef> {
         let block = self.block_before(key, number).filter(|&(start, _)| start > from.0);
         let (start, mut at) = block.map_or(from, |(start, first)| (start, Some(first)));

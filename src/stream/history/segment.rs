@@ -61,13 +61,13 @@ impl EntryRef {
 /// An entry's frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EntryFrame {
-    /// Nobody has needed it yet.
+    /// It was not needed yet.
     NotYet,
     /// In the segment's `frames`; its cursor has so many characters, 0 where it has none.
     Ready { start: u32, len: u32, cursor: u16 },
     /// The record can't be mapped, its log has lost it, or no route takes it any more: nothing is sent.
     Unusable,
-    /// The event is too large for the window: nothing is sent, and who would have got it is told.
+    /// The event is too large for the window: nothing is sent, and its subscribers get a reset.
     TooLarge,
     /// Its log has lost it, or no route takes it any more. Sockets that have a part of it are sent the rest, and nobody
     /// else anything.
@@ -75,7 +75,7 @@ pub(super) enum EntryFrame {
 }
 
 impl EntryFrame {
-    /// What is left of it where its entry is sent to nobody any more.
+    /// What is left of it when its entry is withdrawn.
     fn withdrawn(self) -> Self {
         match self {
             Self::Ready { start, len, .. } => Self::Lost { start, len },
@@ -92,7 +92,7 @@ impl EntryFrame {
     }
 }
 
-/// A record in its chain.
+/// A record in its assessment log.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Entry {
     pub(super) record: Record,
@@ -115,7 +115,7 @@ pub(super) struct Segment {
     /// Those that are strays, by index.
     strays: Vec<u32>,
     pub(super) frames: Vec<u8>,
-    /// Where ingest stood before the first entry, by place.
+    /// The read offsets before the first entry, by partition.
     pub(super) base: Box<[i64]>,
     /// Places that moved without a record, each with the index of the entry before which it did.
     moves: Vec<(u32, PartitionId, i64)>,
@@ -199,7 +199,7 @@ impl Segment {
         ArenaRange { start, len: u32::try_from(bytes.len()).expect("a span of a batch's arena fits in 32 bits") }
     }
 
-    /// Notes places that moved without a record, before the entries that come next.
+    /// Notes partitions whose offset moved without a record, before the next entries.
     pub(super) fn record_moves(&mut self, moves: impl Iterator<Item = (PartitionId, i64)>) {
         let index = index_of(self.entries.len());
         self.moves.extend(moves.map(|(partition_id, next)| (index, partition_id, next)));
@@ -273,7 +273,7 @@ impl Segment {
         }
     }
 
-    /// Where ingest stood on a place just before an entry, or just after it; `None` where the place was not known then.
+    /// The read offset of a partition just before an entry, or just after it; `None` if it was not known then.
     pub(super) fn past(&self, partition_id: PartitionId, index: usize, after: bool) -> Option<i64> {
         let timeline =
             self.timeline.next(partition_id, index, after).or_else(|| self.base.get(partition_id.index()).copied());

@@ -1,5 +1,5 @@
-//! Records that do not lie where their topic's partitioner puts them: of each chain that has such, on which places. So
-//! its places are listed without a walk along it.
+//! Misplaced records: of each log that has some, on which partitions. So the partitions of a log are listed without
+//! visiting its entries.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::segment::Segment;
 use super::{AssessmentLogKey, History};
 use crate::stream::offsets::PartitionId;
 
-/// Chains with strays in the window.
+/// Logs with misplaced records in the window.
 #[derive(Debug, Default)]
 pub(super) struct Strays {
     by_chain: BTreeMap<(u64, PartitionId), Stray>,
@@ -23,25 +23,25 @@ struct Stray {
     newest: i64,
 }
 
-/// What one place of a chain costs, in bytes of memory.
+/// What one partition of a log costs, in bytes of memory.
 const COST: usize = size_of::<((u64, PartitionId), Stray)>();
 
 impl Strays {
-    /// The places on which a chain has strays.
+    /// The partitions on which a log has misplaced records.
     pub(super) fn of(&self, log: AssessmentLogKey) -> impl Iterator<Item = PartitionId> + '_ {
         let log = log.data().as_ffi();
         let all = self.by_chain.range((log, PartitionId::FIRST)..);
         all.take_while(move |((of, _), _)| *of == log).map(|((_, partition_id), _)| *partition_id)
     }
 
-    /// The offset of the newest stray of a chain on a place.
+    /// The offset of a log's newest misplaced record on a partition.
     pub(super) fn newest(&self, log: AssessmentLogKey, partition_id: PartitionId) -> Option<i64> {
         self.by_chain.get(&(log.data().as_ffi(), partition_id)).map(|stray| stray.newest)
     }
 }
 
 impl History {
-    /// A stray came.
+    /// A misplaced record came.
     pub(super) fn stray_comes(&mut self, log: AssessmentLogKey, partition_id: PartitionId, offset: i64) {
         let key = (log.data().as_ffi(), partition_id);
         let bytes = &mut self.bytes;
@@ -53,7 +53,7 @@ impl History {
         stray.newest = offset.max(stray.newest);
     }
 
-    /// One of a chain's strays left the window, or the log.
+    /// One of a log's misplaced records left the window, or the Kafka log.
     pub(super) fn stray_goes(&mut self, log: AssessmentLogKey, partition_id: PartitionId) {
         let key = (log.data().as_ffi(), partition_id);
         let Some(stray) = self.strays.by_chain.get_mut(&key) else { return };
@@ -64,7 +64,7 @@ impl History {
         }
     }
 
-    /// The strays of a segment leave the window with it.
+    /// The misplaced records of a segment leave the window with it.
     pub(super) fn forget_strays(&mut self, segment: &Segment) {
         for entry in segment.strays() {
             let origin = entry.record.origin;

@@ -18,7 +18,7 @@ use crate::stream::epochs::EpochTimeline;
 #[derive(Debug)]
 pub(super) struct TopicState {
     pub(super) topic: Arc<Topic>,
-    /// `None` for a market's topic: nobody resumes on it.
+    /// `None` for a market's topic: no client resumes on it.
     pub(super) partitioner: Option<Partitioner>,
     /// By partition.
     pub(super) partition_ids: Vec<Option<PartitionId>>,
@@ -87,7 +87,7 @@ impl TopicState {
             && self.partitioner == partitioner_of(topic)
     }
 
-    /// Has another route from here on, where its places stand at `next`.
+    /// Has another route from the offsets `next` on.
     fn remap(&mut self, topic: &Arc<Topic>, next: &[i64]) {
         let stands = |partition_id: &Option<PartitionId>| {
             partition_id.and_then(|partition_id| next.get(partition_id.index())).copied().unwrap_or(0)
@@ -193,7 +193,7 @@ impl Offsets {
         self.layout += 1;
     }
 
-    /// A place for a new partition.
+    /// An id for a new partition.
     pub(super) fn free_place(&mut self) -> PartitionId {
         self.free.pop().unwrap_or_else(|| {
             let partition_id =
