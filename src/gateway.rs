@@ -1,10 +1,12 @@
 //! The pod: builds, connects, drains and stops its parts.
 //!
-//! - [`machine`]: limits and abilities of the machine.
+//! - [`engine`]: what the shards run on.
+//! - [`machine`]: limits of the machine.
 //! - [`listeners`]: the ports.
 //! - `control`: the loop of the control thread, which is the thread that calls [`run`].
 
 mod control;
+pub mod engine;
 pub mod listeners;
 pub mod machine;
 
@@ -24,9 +26,10 @@ use tokio::time::{sleep, timeout};
 use tracing::{error, info};
 
 use self::control::Control;
+use self::engine::{Choice, IoUringForbidden};
 use self::listeners::{ListenError, Listeners};
-use self::machine::{Cores, IoUringForbidden};
-use crate::config::{Config, InvalidConfig};
+use self::machine::Cores;
+use crate::config::{Config, Engine, InvalidConfig};
 use crate::discovery::{self, ClusterMode, ClusterState, Intent};
 use crate::exchange::{
     HttpRequest, PublishedPodState, PublishedRoutes, RefreshRequest, ShardHandle, ShardInbox, shard_channel,
@@ -85,20 +88,20 @@ pub fn run(config: Config, membership: ClusterMode, process: &ProcessHandles) ->
     let started = Instant::now();
     abort_on_panic(process.log.clone());
     machine::raise_descriptor_limit();
-    machine::check_io_uring()?;
+    let engine = engine::choose(config.engine)?;
     let listeners = Listeners::bind(config.host, config.port, config.admin_port, config.shard.shards)?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(GatewayError::Control)?;
     // Before anything starts, so that a signal during the start drains the pod, too.
     let signals = runtime.block_on(async { Signals::listen() }).map_err(GatewayError::Control)?;
     let cores = Cores::share(config.shard.shards);
-    log_start(&config, membership, &listeners, &cores);
+    log_start(&config, membership, &listeners, &cores, engine);
 
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
     process.log.register(&mut registry);
     let mut exchange = Exchange::new(config.shard.shards, config.routes.clone());
     let (http_sender, http_requests) = mpsc::channel(HTTP_CHANNEL_DEPTH);
-    let mut threads = exchange.spawn_shards(&config, &metrics, listeners.shards, &cores, http_sender)?;
+    let mut threads = exchange.spawn_shards(&config, &metrics, listeners.shards, &cores, engine.engine, http_sender)?;
     threads.push(exchange.spawn_ingest(&config, &metrics, &cores)?);
 
     let (control, discovery, readiness) = connect(&config, exchange, metrics, started);
@@ -162,7 +165,7 @@ fn abort_on_panic(log: Log) {
     }));
 }
 
-fn log_start(config: &Config, membership: ClusterMode, listeners: &Listeners, cores: &Cores) {
+fn log_start(config: &Config, membership: ClusterMode, listeners: &Listeners, cores: &Cores, engine: Choice) {
     let pinned: Vec<usize> = cores.ingest.into_iter().chain(cores.shards.iter().copied().flatten()).collect();
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -176,6 +179,7 @@ fn log_start(config: &Config, membership: ClusterMode, listeners: &Listeners, co
         redis = (membership == ClusterMode::Redis).then_some(&*config.redis.address),
         "shardgate starts"
     );
+    info!(engine = engine.engine.name(), reason = %engine.why, "engine chosen");
 }
 
 /// The registered metrics of the parts.
@@ -227,6 +231,7 @@ impl Exchange {
         metrics: &Metrics,
         listeners: Vec<std::net::TcpListener>,
         cores: &Cores,
+        engine: Engine,
         http: mpsc::Sender<HttpRequest>,
     ) -> Result<Vec<JoinHandle<()>>, GatewayError> {
         let head_rules = head::Rules {
@@ -242,6 +247,7 @@ impl Exchange {
             shard::spawn(shard::Parts {
                 index: ShardIndex(index),
                 core: *core,
+                engine,
                 config: config.shard.clone(),
                 admission: config.admission.clone(),
                 drain: config.drain,

@@ -23,9 +23,9 @@
 //!    (history, cursors, market board), [`protocol`] (request head, session, messages, close codes, auth), and the pure
 //!    parts of [`ingest`], [`discovery`], [`shard`], [`shutdown`] (the phases of a drain) and [`operations`] (`/ready`,
 //!    the console page).
-//! 3. **Edges**, each named for what it touches: `ingest/kafka.rs`, `discovery/redis.rs`, `shard/executor.rs`,
+//! 3. **Edges**, each named for what it touches: `ingest/kafka.rs`, `discovery/redis.rs`, `shard/executor.rs` and its two engines,
 //!    `shard/reactor.rs`, `shard/handshake.rs`, `shard/event_loop.rs`, `operations/http.rs`, `operations/log.rs`,
-//!    `shutdown/signals.rs`, `gateway/listeners.rs`, `gateway/machine.rs`; and the loops of ingest's two threads,
+//!    `shutdown/signals.rs`, `gateway/listeners.rs`, `gateway/machine.rs`, `gateway/engine.rs`; and the loops of ingest's two threads,
 //!    `ingest/reader.rs` and `ingest/watcher.rs`. They meet only in [`exchange`], the types that threads pass to each
 //!    other.
 //! 4. [`config`], all settings, parsed completely before anything runs; [`gateway`], which builds, connects, drains and

@@ -21,7 +21,8 @@
 //!   for the highest load that is sustained.
 //! - [`storm`]: all clients of a pod reconnect at once.
 //! - [`hangs`]: a broker hangs or is killed and returns, many times, on a busy machine.
-//! - [`process`]: child processes that never outlive the tests; waiting with a time limit.
+//! - [`process`]: child processes that never outlive the tests; waiting with a time limit. [`confinement`]: limits of
+//!   such a process, and system calls that are refused to it.
 //!
 //! Tests share nothing and leave nothing behind. A failure panics with a sentence, a missing tool with a line that says
 //! how to install it, and a failed test prints the logs of its processes.
@@ -29,6 +30,7 @@
 pub mod browser;
 pub mod chaos;
 pub mod client;
+pub mod confinement;
 pub mod events;
 pub mod fleet;
 pub mod frames;

@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::client::{Ask, Client};
+use crate::confinement::{Refusal, limit_descriptors, limit_locked_memory, refuse};
 use crate::events::{Kind, MARKETS, Producer, ticks_topic};
 use crate::http::{self, HttpResponse};
 use crate::kafka::Kafka;
 use crate::metrics::Scrape;
-use crate::process::{Process, Signal, TempDir, eventually, free_port, limit_descriptors, loopback, run_on};
+use crate::process::{Process, Signal, TempDir, eventually, free_port, loopback, run_on};
 use crate::redis::Redis;
 use crate::token;
 
@@ -183,6 +184,8 @@ pub struct Plan {
     errors: Option<Arc<OwnedFd>>,
     cores: Vec<usize>,
     descriptors: Option<u64>,
+    locked_memory: Option<u64>,
+    refusal: Option<Refusal>,
 }
 
 impl Plan {
@@ -202,6 +205,8 @@ impl Plan {
             errors: None,
             cores: Vec::new(),
             descriptors: None,
+            locked_memory: None,
+            refusal: None,
         };
         plan.set("POD_NAME", name)
             .set("HOST", &host.to_string())
@@ -214,6 +219,15 @@ impl Plan {
             .set("LEASE_TTL_MS", "3000")
             .set("TOPIC_REFRESH_MS", "500")
             .set("RUST_BACKTRACE", "1")
+            .on_engine(std::env::var("TEST_ENGINE").ok().as_deref())
+    }
+
+    /// `TEST_ENGINE`, where it is set for the tests, is every pod's `ENGINE`.
+    fn on_engine(self, engine: Option<&str>) -> Self {
+        match engine {
+            Some(engine) => self.set("ENGINE", engine),
+            None => self,
+        }
     }
 
     /// Sets a setting.
@@ -272,6 +286,20 @@ impl Plan {
         self
     }
 
+    /// With so much memory that it may lock, in bytes.
+    #[must_use]
+    pub fn locked_memory(mut self, bytes: u64) -> Self {
+        self.locked_memory = Some(bytes);
+        self
+    }
+
+    /// Without some system calls.
+    #[must_use]
+    pub fn refused(mut self, refusal: Refusal) -> Self {
+        self.refusal = Some(refusal);
+        self
+    }
+
     /// The address on which it will listen.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
@@ -298,6 +326,12 @@ impl Plan {
         run_on(&mut command, &self.cores);
         if let Some(count) = self.descriptors {
             limit_descriptors(&mut command, count);
+        }
+        if let Some(bytes) = self.locked_memory {
+            limit_locked_memory(&mut command, bytes);
+        }
+        if let Some(refusal) = &self.refusal {
+            refuse(&mut command, refusal);
         }
         let log = self.log.clone().unwrap_or_else(|| dir.path().join("log"));
         let errors = self.errors.as_ref().map(|errors| errors.try_clone().expect("a second handle of an open file"));

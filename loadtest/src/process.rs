@@ -229,18 +229,6 @@ pub fn run_on(command: &mut Command, cores: &[usize]) {
     }
 }
 
-/// Limits the number of descriptors of a command.
-pub fn limit_descriptors(command: &mut Command, count: u64) {
-    let limit = libc::rlimit { rlim_cur: count, rlim_max: count };
-    // SAFETY: setrlimit is a plain system call, and the limit is the closure's own.
-    unsafe {
-        command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        });
-    }
-}
-
 /// Restricts this thread, and everything that it starts from now on, to these cores.
 ///
 /// # Panics

@@ -60,6 +60,8 @@ pub struct Config {
     pub head_bytes_max: usize,
     /// `TRUSTED_PROXIES`.
     pub trusted_proxies: TrustedProxies,
+    /// `ENGINE`; none for `auto`.
+    pub engine: Option<Engine>,
     /// Settings of the shards.
     pub shard: ShardConfig,
     /// Settings of admission.
@@ -134,6 +136,29 @@ impl std::fmt::Debug for RedisConfig {
             .field("key_prefix", &self.key_prefix)
             .field("lease", &self.lease)
             .finish_non_exhaustive()
+    }
+}
+
+/// What runs a shard's tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// glommio. The system must allow io_uring.
+    IoUring,
+    /// smol's executor, over tokio's epoll.
+    Epoll,
+}
+
+impl Engine {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::IoUring, Self::Epoll];
+
+    /// As `ENGINE` names it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::IoUring => "io_uring",
+            Self::Epoll => "epoll",
+        }
     }
 }
 

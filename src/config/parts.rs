@@ -8,7 +8,9 @@ use redis::{ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 
 use super::reader::{SettingsReader, plain_text};
 use super::settings::{self as s, Setting};
-use super::{AdmissionConfig, Config, DrainConfig, KafkaConfig, MachineLimits, RedisConfig, ShardConfig, properties};
+use super::{
+    AdmissionConfig, Config, DrainConfig, Engine, KafkaConfig, MachineLimits, RedisConfig, ShardConfig, properties,
+};
 use crate::ids::NodeId;
 use crate::limits::{
     EVENT_OVERHEAD_BYTES_MAX, GROWTH_NOTICED_MAX, HANDSHAKES_MAX, NODE_BYTES_MAX, PUBLIC_URL_BYTES_MAX,
@@ -50,6 +52,7 @@ pub(super) fn config(reader: &mut SettingsReader<'_>, machine: &MachineLimits) -
         head_bytes_max: reader.count(&s::MAX_HEAD_BYTES),
         trusted_proxies: reader.list(&s::TRUSTED_PROXIES, TrustedProxies::parse_list).unwrap_or_default(),
         admission: door(reader, machine, &shard),
+        engine: engine(&reader.word(&s::ENGINE)),
         shard,
         drain: DrainConfig { delay: reader.millis(&s::DRAIN_DELAY_MS), over: reader.millis(&s::DRAIN_MS) },
         log,
@@ -59,6 +62,11 @@ pub(super) fn config(reader: &mut SettingsReader<'_>, machine: &MachineLimits) -
     relations(reader, &config);
     config.warnings = warnings(reader, &config, machine);
     config
+}
+
+/// `auto` is none of them.
+fn engine(name: &str) -> Option<Engine> {
+    Engine::ALL.into_iter().find(|engine| engine.name() == name)
 }
 
 pub(super) fn routes(reader: &mut SettingsReader<'_>) -> RouteTable {

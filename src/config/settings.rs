@@ -120,6 +120,8 @@ settings! {
         "a client without any frame for this long is closed; at least twice HEARTBEAT_INTERVAL";
     SHARDS: Integer { what: "threads", min: 1, max: 256 }, Computed("cores less one, at least 1"),
         "threads that serve clients, each on its own core";
+    ENGINE: Word(&["auto", "io_uring", "epoll"]), Value("auto"),
+        "what the shards run on; auto: io_uring if the system allows it and Linux is older than 6.5, else epoll";
     HISTORY_SECONDS: Integer { what: "s", min: 1, max: MILLIS_MAX / 1000 }, Value("300"),
         "how far back the window of events reaches";
     HISTORY_BYTES: Bytes { min: 4 * MIB, max: 1024 * GIB }, Value("256MiB"), "memory of the window, per pod";

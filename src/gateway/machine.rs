@@ -1,4 +1,4 @@
-//! Limits and abilities of the machine: descriptors, io_uring, cores. Owns the system calls that query them.
+//! Limits of the machine: descriptors, cores. Owns the system calls that query them.
 
 use std::io;
 use std::net::{IpAddr, TcpListener};
@@ -8,12 +8,6 @@ use tracing::{debug, warn};
 
 use crate::clock::Now;
 use crate::config::MachineLimits;
-
-/// The limit of locked memory that glommio requires before it makes a ring, in bytes.
-const MEMLOCK_MIN: u64 = 512 * 1024;
-
-/// Size of `struct io_uring_params` in bytes, unchanged since the first version.
-const IO_URING_PARAMS_BYTES: usize = 120;
 
 /// Linux' default limit of descriptors.
 const DESCRIPTORS_USUAL: u64 = 1024;
@@ -39,77 +33,6 @@ fn can_listen_on(host: IpAddr) -> bool {
     }
 }
 
-/// Why io_uring is forbidden, and how to allow it, in one line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum IoUringForbidden {
-    /// The sysctl forbids it to all processes.
-    #[error(
-        "io_uring is forbidden by the sysctl kernel.io_uring_disabled = 2: allow it by `sysctl -w kernel.io_uring_disabled=0`"
-    )]
-    SysctlForAll,
-    /// The sysctl forbids it to processes outside of a group.
-    #[error(
-        "io_uring is forbidden by the sysctl kernel.io_uring_disabled = 1 to processes outside of kernel.io_uring_group: \
-         run as a member of that group, or `sysctl -w kernel.io_uring_disabled=0`"
-    )]
-    SysctlForOthers,
-    /// A seccomp profile forbids it, most likely a container runtime's default.
-    #[error(
-        "io_uring is forbidden by a seccomp profile, as container runtimes' default ones do: allow io_uring_setup, \
-         io_uring_enter and io_uring_register in it (deploy/ has one), or run with seccomp=unconfined"
-    )]
-    Seccomp,
-    /// The kernel has none, or a seccomp profile makes it look so.
-    #[error(
-        "io_uring is not there: shardgate needs Linux 5.8 or newer and, in a container, a seccomp profile that allows \
-         io_uring_setup, io_uring_enter and io_uring_register"
-    )]
-    Absent,
-    /// RLIMIT_MEMLOCK is too low, in bytes.
-    #[error(
-        "io_uring is forbidden by RLIMIT_MEMLOCK = {0} bytes, and takes 524288: `ulimit -l 512`, LimitMEMLOCK=512K in a \
-         systemd unit, or --ulimit memlock=524288 of a container runtime"
-    )]
-    LockedMemory(u64),
-    /// Any other error number.
-    #[error("io_uring cannot be used: io_uring_setup fails with errno {0}")]
-    Other(i32),
-}
-
-/// Creates and closes a ring. glommio would panic if that fails.
-///
-/// # Errors
-/// Why io_uring cannot be used.
-pub fn check_io_uring() -> Result<(), IoUringForbidden> {
-    let memlock = raise(libc::RLIMIT_MEMLOCK, MEMLOCK_MIN).map_or(u64::MAX, |limit| limit);
-    if memlock < MEMLOCK_MIN {
-        return Err(IoUringForbidden::LockedMemory(memlock));
-    }
-    let mut params = [0u64; IO_URING_PARAMS_BYTES / 8];
-    // SAFETY: the kernel reads and writes one io_uring_params, whose size and alignment the array has.
-    let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1u32, params.as_mut_ptr()) };
-    if ring >= 0 {
-        let ring = libc::c_int::try_from(ring).expect("a descriptor is an int");
-        // SAFETY: the descriptor was just made, and nothing else uses it.
-        unsafe { libc::close(ring) };
-        return Ok(());
-    }
-    let errno = io::Error::last_os_error().raw_os_error().unwrap_or(0);
-    let sysctl = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
-    Err(why_forbidden(errno, sysctl.trim(), memlock))
-}
-
-fn why_forbidden(errno: i32, sysctl: &str, memlock: u64) -> IoUringForbidden {
-    match (errno, sysctl) {
-        (libc::EPERM, "2") => IoUringForbidden::SysctlForAll,
-        (libc::EPERM, "1") => IoUringForbidden::SysctlForOthers,
-        (libc::EPERM | libc::EACCES, _) => IoUringForbidden::Seccomp,
-        (libc::ENOSYS, _) => IoUringForbidden::Absent,
-        (libc::ENOMEM, _) => IoUringForbidden::LockedMemory(memlock),
-        (other, _) => IoUringForbidden::Other(other),
-    }
-}
-
 /// Raises the soft limit of open descriptors to the hard limit.
 pub fn raise_descriptor_limit() {
     match raise(libc::RLIMIT_NOFILE, u64::MAX) {
@@ -119,7 +42,7 @@ pub fn raise_descriptor_limit() {
 }
 
 /// Raises a soft limit to `wanted`, or to the hard limit if that is lower; returns the soft limit now in force.
-fn raise(resource: libc::__rlimit_resource_t, wanted: u64) -> io::Result<u64> {
+pub(super) fn raise(resource: libc::__rlimit_resource_t, wanted: u64) -> io::Result<u64> {
     let mut limit = limit_of(resource)?;
     let wanted = wanted.min(limit.rlim_max);
     if limit.rlim_cur < wanted {
@@ -215,21 +138,6 @@ mod tests {
         assert_eq!(share(&[0, 1, 2, 3], 2, 1), (None, vec![None]), "a quota of two cores");
         assert_eq!(share(&[0, 1, 2, 3], 4, 1), (None, vec![None]), "one shard where three would fit");
         assert_eq!(share(&[], 1, 2), (None, vec![None, None]), "an unknown affinity");
-    }
-
-    #[test]
-    fn the_error_says_why_io_uring_is_forbidden_and_how_to_allow_it() {
-        let why = |errno, sysctl| why_forbidden(errno, sysctl, 65_536);
-        assert_eq!(why(libc::EPERM, "2"), IoUringForbidden::SysctlForAll);
-        assert_eq!(why(libc::EPERM, "1"), IoUringForbidden::SysctlForOthers);
-        assert_eq!(why(libc::EPERM, "0"), IoUringForbidden::Seccomp);
-        assert_eq!(why(libc::EPERM, ""), IoUringForbidden::Seccomp, "a kernel without the sysctl");
-        assert_eq!(why(libc::ENOSYS, "0"), IoUringForbidden::Absent);
-        assert_eq!(why(libc::ENOMEM, "0"), IoUringForbidden::LockedMemory(65_536));
-        assert_eq!(why(libc::EMFILE, "0"), IoUringForbidden::Other(libc::EMFILE));
-        for errno in [libc::EPERM, libc::ENOSYS, libc::ENOMEM] {
-            assert_eq!(why(errno, "0").to_string().lines().count(), 1);
-        }
     }
 
     #[test]

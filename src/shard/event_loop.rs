@@ -45,7 +45,7 @@ pub(super) fn spawn(parts: Parts) -> io::Result<JoinHandle<()>> {
     let (made, is_made) = crossbeam_channel::bounded(1);
     let thread = std::thread::Builder::new().name(format!("shard-{}", parts.index.0)).spawn(move || {
         let reactor = Reactor::new().and_then(|reactor| Ok((WakeTimer::new(&reactor)?, reactor)));
-        match Executor::new(parts.core).and_then(|executor| Ok((executor, reactor?))) {
+        match Executor::new(parts.engine, parts.core).and_then(|executor| Ok((executor, reactor?))) {
             Ok((executor, (wake_timer, reactor))) => {
                 let _ = made.send(Ok(()));
                 executor.run(run(parts, reactor, wake_timer));
@@ -86,7 +86,7 @@ async fn run(parts: Parts, reactor: Rc<Reactor>, wake_timer: WakeTimer) {
         findings_log: FindingsLog::new(parts.malformed),
         wake_timer,
     };
-    executor::run_main(turn_loop.run()).await;
+    turn_loop.run().await;
 }
 
 /// The time for which the turn loop runs before other tasks do.

@@ -17,11 +17,10 @@
 //! - [`findings_log`]: when findings about records are logged;
 //! - [`operator_log`]: the lines that operators read;
 //! - [`pod_limits`]: the limits on connections, which the shards of a pod share;
-//! - [`handshakes`]: the table of handshakes, and which makes room at the limit;
-//! - [`sleep_watchdog`]: when an executor that may have fallen asleep is woken.
+//! - [`handshakes`]: the table of handshakes, and which makes room at the limit.
 //!
-//! Edges, from the bottom up: `executor.rs` (runs the tasks), `reactor.rs` (readiness of sockets), `writer.rs` (a
-//! connection's writes), `context.rs` (what tasks share), `final_response.rs` (refusals and the end of a socket),
+//! Edges, from the bottom up: `executor.rs` (runs the tasks, on one of two engines), `reactor.rs` (readiness of
+//! sockets), `writer.rs` (a connection's writes), `context.rs` (what tasks share), `final_response.rs` (refusals and the end of a socket),
 //! `client_task.rs` (a client that is served), `handshake.rs` (its request before that), `accept.rs` (new sockets),
 //! `event_loop.rs` (the turns).
 
@@ -48,7 +47,6 @@ mod reactor;
 mod recent_redirects;
 pub(crate) mod redirect;
 mod resume;
-mod sleep_watchdog;
 mod state;
 mod sweep;
 #[cfg(test)]
@@ -65,7 +63,7 @@ use prometheus_client::metrics::counter::Counter;
 
 pub use self::metrics::Metrics;
 pub use self::pod_limits::PodLimits;
-use crate::config::{AdmissionConfig, DrainConfig, ShardConfig};
+use crate::config::{AdmissionConfig, DrainConfig, Engine, ShardConfig};
 use crate::exchange::{HttpSender, PublishedPodState, RefreshRequest, ShardHandle, ShardInbox, ShardStatus};
 use crate::ids::{NodeId, ShardIndex};
 use crate::protocol::{auth, head};
@@ -77,6 +75,8 @@ pub struct Parts {
     pub index: ShardIndex,
     /// The core that its thread is pinned to, if any.
     pub core: Option<usize>,
+    /// What runs its tasks.
+    pub engine: Engine,
     /// Settings of connections and history.
     pub config: ShardConfig,
     /// Settings of accepting and of handshakes.
@@ -114,7 +114,7 @@ pub struct Parts {
 /// Starts a shard's thread. It ends when the pod state says so.
 ///
 /// # Errors
-/// If the executor can't be made. The gateway checks for io_uring before, and reports what forbids it.
+/// If the executor can't be made. The gateway chooses an engine that the system allows.
 pub fn spawn(parts: Parts) -> std::io::Result<JoinHandle<()>> {
     event_loop::spawn(parts)
 }

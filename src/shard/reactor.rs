@@ -16,7 +16,8 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Registry, Token};
 use slotmap::{Key, KeyData, SlotMap, new_key_type};
 
-use super::{executor, operator_log};
+use super::executor::{self, Watch};
+use super::operator_log;
 use crate::limits::ACCEPT_LOG_EVERY;
 use crate::log_throttle::LogThrottle;
 
@@ -64,20 +65,15 @@ impl Reactor {
     /// Wakes tasks whose descriptor is ready, for as long as the shard runs.
     pub(super) async fn run(self: Rc<Self>) {
         let mut events = Events::with_capacity(EVENTS_PER_POLL);
+        // SAFETY: the epoll owns the descriptor and is borrowed for as long as it is watched.
+        let mut epoll = Watch::new(unsafe { BorrowedFd::borrow_raw(self.registry.as_raw_fd()) });
         loop {
-            self.ready().await;
+            if epoll.readable().await.is_err() {
+                executor::sleep(POLL_EVERY).await;
+            }
             while self.poll_events(&mut events) {
                 executor::yield_now().await;
             }
-        }
-    }
-
-    /// Waits until the epoll has events.
-    async fn ready(&self) {
-        // SAFETY: the epoll owns the descriptor and is borrowed while the call waits for it.
-        let epoll = unsafe { BorrowedFd::borrow_raw(self.registry.as_raw_fd()) };
-        if executor::readable(epoll).await.is_err() {
-            executor::sleep(POLL_EVERY).await;
         }
     }
 
@@ -309,7 +305,7 @@ impl Listener {
 // ---- the wake timer
 // --------------------------------------------------------------------------------------------------------
 
-/// Wakes a task at a given time. A timer of the executor costs two more kernel entries per sleep; this one costs one
+/// Wakes a task at a given time. A timer of the executor may cost two more kernel entries per sleep; this one costs one
 /// call, and only if the new deadline is earlier.
 pub(super) struct WakeTimer {
     timer: OwnedFd,
@@ -361,17 +357,20 @@ mod tests {
 
     use futures_lite::future;
 
+    use super::super::executor::Executor;
     use super::*;
+    use crate::config::Engine;
 
-    /// Runs a task beside a reactor, on an executor as a shard has it.
-    fn run<F: Future<Output = ()> + 'static>(task: impl FnOnce(Rc<Reactor>) -> F) {
-        let reactor = Reactor::new().unwrap();
-        let task = task(Rc::clone(&reactor));
-        let executor = executor::Executor::new(None).unwrap();
-        executor.run(future::or(task, async {
-            reactor.run().await;
-            unreachable!("it runs for ever");
-        }));
+    /// Runs a task beside a reactor, on each engine.
+    fn run<F: Future<Output = ()> + 'static>(task: impl Fn(Rc<Reactor>) -> F) {
+        for engine in Engine::ALL {
+            let reactor = Reactor::new().unwrap();
+            let task = task(Rc::clone(&reactor));
+            Executor::new(engine, None).unwrap().run(future::or(task, async {
+                reactor.run().await;
+                unreachable!("it runs for ever");
+            }));
+        }
     }
 
     /// A client's end, and a shard's.

@@ -33,6 +33,8 @@ const EDGES: &[&str] = &[
     "src/shutdown/signals.rs",
     // Runs the tasks of a shard.
     "src/shard/executor.rs",
+    "src/shard/executor/epoll.rs",
+    "src/shard/executor/io_uring.rs",
     // What these tasks wait for.
     "src/shard/reactor.rs",
     // What they share; it reads the clock for those that wait for the view, or yield.
@@ -60,8 +62,9 @@ const EDGES: &[&str] = &[
     "src/ingest/reader/unpacked.rs",
     // Asks for `ingest/watcher.rs` where partitions are read from; with it, that file would be too long.
     "src/ingest/watcher/extents.rs",
-    // Asks the system for what a gateway needs of it, and for what defaults go by.
+    // Asks the system what defaults go by, and whether it allows io_uring.
     "src/gateway/machine.rs",
+    "src/gateway/engine.rs",
     // Binds the ports.
     "src/gateway/listeners.rs",
     // Touches nothing but the processor, by an instruction that safe Rust has no word for.
@@ -78,7 +81,19 @@ struct World {
 
 /// Who may touch what. A file that is no edge stands here with its reason.
 const WORLD: &[World] = &[
-    World { paths: &["glommio"], files: &["src/shard/executor.rs"], edges: false },
+    World { paths: &["glommio"], files: &["src/shard/executor/io_uring.rs"], edges: false },
+    // What runs tasks: the control thread's loop, and a shard's executor.
+    World {
+        paths: &["tokio::runtime", "tokio::task", "tokio::time", "tokio::spawn"],
+        files: &[
+            "src/shard/executor/epoll.rs",
+            "src/gateway",
+            "src/discovery/mod.rs",
+            "src/discovery/redis.rs",
+            "src/operations/http.rs",
+        ],
+        edges: false,
+    },
     World { paths: &["mio"], files: &["src/shard/reactor.rs"], edges: false },
     // The demo's broker is librdkafka's mock, and librdkafka itself says which of an operator's properties are wrong.
     World {
@@ -121,7 +136,7 @@ const WORLD: &[World] = &[
     // demo's secret, from the system's random source.
     World {
         paths: &["std::fs", "std::env"],
-        files: &["src/main.rs", "src/gateway/machine.rs", "src/demo/"],
+        files: &["src/main.rs", "src/gateway/engine.rs", "src/gateway/machine.rs", "src/demo/"],
         edges: false,
     },
 ];

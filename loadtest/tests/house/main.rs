@@ -170,7 +170,8 @@ fn every_rule_finds_its_planted_violation() {
         ("src/shutdown/phases.rs", "fn f() { let _ = Instant::now(); }", "`Instant::now`"),
         ("src/shutdown/phases.rs", "fn f() { let _ = std::time::SystemTime::now(); }", "`SystemTime::now`"),
         ("src/protocol/session.rs", "use glommio::net::TcpStream;", "`glommio`"),
-        ("src/shard/handshake.rs", "use glommio::timer::Timer;", "`glommio`"),
+        ("src/shard/executor.rs", "use glommio::timer::Timer;", "`glommio`"),
+        ("src/shard/handshake.rs", "fn f() { tokio::task::spawn_local(g()) }", "`tokio::task`"),
         ("src/discovery/view.rs", "use redis::aio::Connection;", "`redis`"),
         // Lengths.
         ("src/long.rs", &long_function, "`long` has 72 lines"),
@@ -217,7 +218,7 @@ fn what_is_allowed_passes() {
         ),
         ("src/gateway.rs", "use crate::{ingest, shard::event_loop, discovery};"),
         ("src/discovery/mod.rs", "mod redis;\nuse redis::Contact;"),
-        ("src/shard/executor.rs", "use crate::shard::event_loop::Source;\nuse glommio::net::TcpStream;"),
+        ("src/shard/executor/io_uring.rs", "use crate::shard::event_loop::Source;\nuse glommio::net::TcpStream;"),
     ];
     for (path, text) in planted {
         let faults = check(&Source::new(path, text));

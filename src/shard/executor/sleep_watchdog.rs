@@ -1,5 +1,5 @@
 //! Decides when the watchdog next checks whether a shard sleeps although it has work, and whether it wakes it: often
-//! while the shard is active, rarely while it is idle. [`super::event_loop`] runs the watchdog.
+//! while the shard is active, rarely while it is idle. [`super::io_uring`] runs the watchdog.
 
 use std::time::Duration;
 
