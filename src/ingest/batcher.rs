@@ -65,8 +65,8 @@ pub(super) struct Batcher {
     shards: Vec<ShardBatch>,
     /// Shards whose batch has reached a limit.
     full: Vec<ShardIndex>,
-    /// Batches that precede a truncation.
-    ready: VecDeque<(ShardIndex, Batch)>,
+    /// Batches that precede a loss, or a change of routes.
+    closed: VecDeque<(ShardIndex, Batch)>,
     event_bytes_max: usize,
     judge: TickJudge,
 }
@@ -106,7 +106,7 @@ impl Batcher {
             topics: Vec::new(),
             shards,
             full: Vec::new(),
-            ready: VecDeque::new(),
+            closed: VecDeque::new(),
             event_bytes_max,
             judge: TickJudge::new(window),
         }
@@ -149,22 +149,26 @@ impl Batcher {
         }
     }
 
-    /// The records of a known topic become other messages from now on. While no batch is begun.
-    pub(super) fn remap(&mut self, topic: Arc<Topic>) {
-        let Some(known) = self.topics.get_mut(usize::from(topic.index.0)) else { return };
-        for shard_batch in &mut self.shards {
-            debug_assert!(!shard_batch.begun);
-            shard_batch.topics.push(Arc::clone(&topic));
+    /// Closes the batches that are begun: what a shard is sent next must not come before their records.
+    fn close(&mut self) {
+        for (shard, shard_batch) in (0..).map(ShardIndex).zip(&mut self.shards).filter(|(_, batch)| batch.begun) {
+            self.closed.push_back((shard, shard_batch.finish()));
         }
+        self.full.clear();
+    }
+
+    /// The records of a known topic become other messages from now on.
+    pub(super) fn remap(&mut self, topic: Arc<Topic>) {
+        self.close();
+        let Some(known) = self.topics.get_mut(usize::from(topic.index.0)) else { return };
+        self.shards.iter_mut().for_each(|shard_batch| shard_batch.topics.push(Arc::clone(&topic)));
         *known = topic;
     }
 
-    /// No route takes a topic any more as it did. While no batch is begun.
+    /// No route takes a topic any more as it did.
     pub(super) fn dropped(&mut self, topic: TopicIndex) {
-        for shard_batch in &mut self.shards {
-            debug_assert!(!shard_batch.begun);
-            shard_batch.dropped.push(topic);
-        }
+        self.close();
+        self.shards.iter_mut().for_each(|shard_batch| shard_batch.dropped.push(topic));
     }
 
     /// A topic is not read any more, or is read again.
@@ -172,27 +176,23 @@ impl Batcher {
         self.shards.iter_mut().for_each(|shard_batch| shard_batch.reading.push((topic, is_read)));
     }
 
-    /// Reports that the next records of a partition were deleted; reading continues at `next`. Only between batches:
-    /// earlier records must not follow it.
+    /// Reports that the next records of a partition were deleted; reading continues at `next`.
     pub(super) fn deleted(&mut self, next: NextOffset) {
-        for shard_batch in &mut self.shards {
-            debug_assert!(!shard_batch.begun);
-            shard_batch.deleted.push(next);
-        }
+        self.close();
+        self.shards.iter_mut().for_each(|shard_batch| shard_batch.deleted.push(next));
     }
 
-    /// The log of a partition lost its end; `read_offsets` are still those from before that. While no batch is begun.
-    /// Each shard first gets what it has not been sent of that log: how far it was read, and by which leaders it was
-    /// written. Only then does the shard know what is lost.
+    /// The log of a partition lost its end; `read_offsets` are still those from before that. Each shard first gets what
+    /// it has not been sent of that log: its records, how far it was read, and by which leaders it was written. Only
+    /// then does the shard know what is lost.
     pub(super) fn cut(&mut self, cut: LogTruncation, read_offsets: &ReadOffsets) {
-        for (shard, shard_batch) in (0..).map(ShardIndex).zip(&mut self.shards) {
-            debug_assert!(!shard_batch.begun);
+        for shard_batch in &mut self.shards {
             if !shard_batch.epochs.is_empty() || shard_batch.has_unsent_offsets(read_offsets) {
                 shard_batch.begin(read_offsets);
-                self.ready.push_back((shard, shard_batch.finish()));
             }
-            shard_batch.truncations.push(cut);
         }
+        self.close();
+        self.shards.iter_mut().for_each(|shard_batch| shard_batch.truncations.push(cut));
     }
 
     /// Another leader began to write a partition.
@@ -267,10 +267,10 @@ impl Batcher {
         Ok(RecordOutcome::Event { hash, is_misplaced })
     }
 
-    /// A shard whose batch has reached a limit, with the batch.
+    /// A batch that is closed or has reached a limit, with its shard.
     pub(super) fn take_full(&mut self) -> Option<(ShardIndex, Batch)> {
-        if let Some(ready) = self.ready.pop_front() {
-            return Some(ready);
+        if let Some(closed) = self.closed.pop_front() {
+            return Some(closed);
         }
         let shard = self.full.pop()?;
         Some((shard, self.shards[usize::from(shard.0)].finish()))
@@ -280,8 +280,8 @@ impl Batcher {
     /// it wants; and once in [`OFFSETS_SENT_EVERY`], offsets that changed without a record for it. `None` when there is
     /// nothing more.
     pub(super) fn take(&mut self, shard: ShardIndex, read_offsets: &ReadOffsets, now: Instant) -> Option<Batch> {
-        if let Some(at) = self.ready.iter().position(|(ready, _)| *ready == shard) {
-            return self.ready.remove(at).map(|(_, batch)| batch);
+        if let Some(index) = self.closed.iter().position(|(closed, _)| *closed == shard) {
+            return self.closed.remove(index).map(|(_, batch)| batch);
         }
         let shard_batch = self.shards.get_mut(usize::from(shard.0))?;
         let unheard = !shard_batch.topics.is_empty()

@@ -23,8 +23,8 @@ pub(super) struct Continuity {
     timelines: Vec<EpochTimeline>,
     /// Partitions whose log may not be the one that was read, until the records that are read again tell.
     suspects: HashMap<(TopicIndex, i32), SuspectLog>,
-    /// By the partition's place: from where to where its end was last seen to move without a record: control records,
-    /// or aborted ones.
+    /// By the partition's place: from where to where its position last moved without a record: control records, aborted
+    /// ones, or a batch that was skipped.
     quiet: Vec<(i64, i64)>,
 }
 
@@ -32,6 +32,15 @@ pub(super) struct Continuity {
 struct SuspectLog {
     /// The offset behind the last record that came again as it was.
     same_below: Option<i64>,
+    /// Behind that, a batch was skipped: where the logs diverge may lie in it.
+    is_skipped: bool,
+}
+
+impl SuspectLog {
+    /// Up to where the log is known to be the one that was read, where it is not all of it.
+    fn diverges_at(self) -> Option<i64> {
+        self.same_below.filter(|_| !self.is_skipped)
+    }
 }
 
 /// What a record is to those that were read before it.
@@ -138,11 +147,11 @@ impl Continuity {
         let own = self.timelines[index].before(origin.offset + 1);
         if epoch < 0 || own.is_none_or(|own| own == epoch) {
             if let Some(suspect) = self.suspects.get_mut(&partition).filter(|_| own.is_some()) {
-                suspect.same_below = Some(origin.offset + 1);
+                *suspect = SuspectLog { same_below: Some(origin.offset + 1), is_skipped: false };
             }
             return RecordContinuity::Duplicate;
         }
-        let same_below = self.suspects.remove(&partition).and_then(|suspect| suspect.same_below);
+        let same_below = self.suspects.remove(&partition).and_then(SuspectLog::diverges_at);
         let truncation =
             Truncation { next: same_below.unwrap_or(origin.offset), is_below_unknown: same_below.is_none() };
         self.go_on_after(index, truncation, origin.offset, epoch);
@@ -174,16 +183,12 @@ impl Continuity {
         let next = read_offsets.all()[index].offset;
         if end >= next {
             if end > next {
-                let from = self.behind_last(index, next);
-                if self.quiet.len() <= index {
-                    self.quiet.resize(read_offsets.all().len(), (0, 0));
-                }
-                self.quiet[index] = (from, end);
+                self.note_quiet(read_offsets, index, end);
             }
             return self.clear(index, (topic, partition), next);
         }
         let last = self.behind_last(index, next);
-        let same_below = self.suspects.remove(&(topic, partition)).and_then(|suspect| suspect.same_below);
+        let same_below = self.suspects.remove(&(topic, partition)).and_then(SuspectLog::diverges_at);
         let truncation = Truncation {
             next: same_below.filter(|&same| same < last).unwrap_or(end),
             is_below_unknown: same_below.is_none(),
@@ -203,14 +208,39 @@ impl Continuity {
     /// All that there is below the position was read again: nothing was replaced if its last record is the one that was
     /// read there.
     fn clear(&mut self, index: usize, partition: (TopicIndex, i32), next: i64) -> Option<Truncation> {
-        let SuspectLog { same_below } = self.suspects.remove(&partition)?;
-        match same_below {
-            None => Some(Truncation { next, is_below_unknown: true }),
-            Some(same) if same < self.behind_last(index, next) => {
-                Some(Truncation { next: same, is_below_unknown: false })
-            }
-            Some(_) => None,
+        let suspect = self.suspects.remove(&partition)?;
+        if suspect.same_below.is_some_and(|same| same >= self.behind_last(index, next)) {
+            return None;
         }
+        let diverges_at = suspect.diverges_at();
+        Some(Truncation { next: diverges_at.unwrap_or(next), is_below_unknown: diverges_at.is_none() })
+    }
+
+    /// Whether records below a partition's position are read again.
+    pub(super) fn is_rereading(&self, topic: TopicIndex, partition: i32) -> bool {
+        self.suspects.contains_key(&(topic, partition))
+    }
+
+    /// A batch among the records that are read again was skipped.
+    pub(super) fn skipped_below(&mut self, topic: TopicIndex, partition: i32) {
+        if let Some(suspect) = self.suspects.get_mut(&(topic, partition)) {
+            suspect.is_skipped = true;
+        }
+    }
+
+    /// A partition's position moves to this offset without a record.
+    pub(super) fn skipped(&mut self, read_offsets: &ReadOffsets, topic: TopicIndex, partition: i32, to: i64) {
+        if let Some(index) = read_offsets.index_of(topic, partition) {
+            self.note_quiet(read_offsets, index, to);
+        }
+    }
+
+    fn note_quiet(&mut self, read_offsets: &ReadOffsets, index: usize, to: i64) {
+        let from = self.behind_last(index, read_offsets.all()[index].offset);
+        if self.quiet.len() <= index {
+            self.quiet.resize(read_offsets.all().len(), (0, 0));
+        }
+        self.quiet[index] = (from, to);
     }
 
     /// Decides how to go on with a partition whose position was refused, and which holds this.

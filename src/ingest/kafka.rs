@@ -126,8 +126,9 @@ pub(super) enum ConsumerEvent<'a> {
     End { topic: TopicIndex, partition: i32, offset: i64 },
     /// The records that were to be read next are not there any more: reading stopped, until [`Consumer::restart`].
     OutOfRange { topic: TopicIndex, partition: i32 },
-    /// A fetch came back with an error. librdkafka goes on trying.
-    Failed { topic: Option<TopicIndex>, partition: i32, failure: FetchFailure, error: String },
+    /// A fetch came back with an error. librdkafka goes on trying. The offset is where the batch begins that could not
+    /// be unpacked, if that is it.
+    Failed { topic: Option<TopicIndex>, partition: i32, offset: i64, failure: FetchFailure, error: String },
 }
 
 /// What a failed fetch means.
@@ -137,8 +138,7 @@ pub(super) enum FetchFailure {
     Gone,
     /// The pod's user may not read it. It is said once.
     Refused,
-    /// The batch at the position can't be unpacked, or comes to more than is taken. librdkafka fetches it again and
-    /// again.
+    /// A batch can't be unpacked, or comes to more than is taken. librdkafka fetches it again and again.
     NotUnpacked,
     /// Anything else.
     Other,
@@ -375,7 +375,8 @@ unsafe fn read<'a>(message: &'a RDKafkaMessage, indexes: &[TopicIndex]) -> Consu
             };
             // SAFETY: the message is alive; the string is its own, or a constant.
             let error = unsafe { CStr::from_ptr(sys::rd_kafka_message_errstr(message)) };
-            ConsumerEvent::Failed { topic, partition, failure, error: error.to_string_lossy().into_owned() }
+            let error = error.to_string_lossy().into_owned();
+            ConsumerEvent::Failed { topic, partition, offset: message.offset, failure, error }
         }
     }
 }

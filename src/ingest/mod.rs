@@ -9,9 +9,8 @@
 //!                                   \-> positions -> lag
 //! ```
 //!
-//! - Rules: `batcher`, `batching_delay`, `read_offsets`, `continuity`, `compaction`, `stall_detector`, `startup`,
-//!   `catalogue`, `retention`,
-//!   `lag`, `reachability`, `ticks`.
+//! - Rules: `read_progress`, with `batcher`, `read_offsets`, `continuity` and `compaction`; `batching_delay`,
+//!   `stall_detector`, `startup`, `catalogue`, `retention`, `lag`, `reachability`, `ticks`.
 //! - Edges: `kafka` and `metadata_client` (librdkafka; `client` is what both have in common, `unpacking` bounds what
 //!   its batches come to), and the two threads' loops, `reader`
 //!   and `watcher`.
@@ -33,6 +32,7 @@ mod metadata_client;
 mod metrics;
 mod reachability;
 mod read_offsets;
+mod read_progress;
 mod reader;
 mod retention;
 mod stall_detector;

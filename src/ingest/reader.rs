@@ -27,15 +27,13 @@ use crate::limits::{
 use crate::log_throttle::LogThrottles;
 use crate::stream::batch::{Batch, NextOffset, Origin, PartitionEnds};
 
-use super::batcher::{Batcher, ConsumedRecord, RecordFault, RecordOutcome};
+use super::batcher::{ConsumedRecord, RecordFault, RecordOutcome};
 use super::batching_delay::BatchingDelay;
 use super::client::ClientTerminator;
-use super::compaction::Compaction;
-use super::continuity::{Continuity, LossKind, RecordContinuity, RecordNotes};
 use super::kafka::{Consumer, ConsumerEvent, FetchFailure};
 use super::lag::{ConsumerLag, HeldBackPartition};
 use super::metrics::{IngestCounts, Publisher};
-use super::read_offsets::ReadOffsets;
+use super::read_progress::ReadProgress;
 use super::stall_detector::StallDetector;
 use super::startup::Filling;
 use super::ticks::TimeFault;
@@ -70,10 +68,7 @@ struct IngestState {
     pod_state: PublishedPodState,
     place_anywhere: bool,
     status: Arc<IngestStatus>,
-    batcher: Batcher,
-    read_offsets: ReadOffsets,
-    continuity: Continuity,
-    compaction: Compaction,
+    progress: ReadProgress,
     /// How far back the shards remember.
     window: Duration,
     /// Topics that are not read any more.
@@ -83,9 +78,8 @@ struct IngestState {
     missing: HashSet<(TopicIndex, i32)>,
     /// Partitions whose positions were refused: what the watcher finds of others is of no use any more.
     refused: HashSet<(TopicIndex, i32)>,
-    /// Partitions whose next batch can't be unpacked, and how often in a row that came of those that are passed over.
-    not_unpacked: HashSet<(TopicIndex, i32)>,
-    passed_over: HashMap<(TopicIndex, i32), u32>,
+    /// Partitions of which a batch can't be unpacked, with the offset where it begins.
+    not_unpacked: HashMap<(TopicIndex, i32), i64>,
     stall_detector: StallDetector,
     filling: Option<FillProgress>,
     lag: ConsumerLag,
@@ -172,13 +166,13 @@ impl Reader {
             let fetched = self.consumer.fetch(if taken == 0 { INGEST_WAIT } else { Duration::ZERO });
             let fetched_at = Now::read();
             state.record_turn(fetched_at.instant);
-            state.batcher.set_time(fetched_at);
+            state.progress.set_fetched(fetched_at);
             if fetched.len() > 0 {
                 state.record_activity(fetched_at.instant);
             }
             for message in fetched.iter() {
                 records += usize::from(matches!(message, ConsumerEvent::Record(_)));
-                state.message(message, &pod_state, &self.watcher, now)?;
+                state.message(message, &pod_state, &self.watcher, fetched_at.instant)?;
             }
             taken += fetched.len();
             if !fetched.is_full() {
@@ -186,7 +180,7 @@ impl Reader {
             }
         }
         state.flush(&self.watcher, now)?;
-        state.pass_over(&self.consumer);
+        state.skip_batches(&self.consumer);
         state.finish_turn(&self.watcher, now);
         state.leaves_messages = taken == 0 && !state.is_paused(now) && self.consumer.waiting() > 0;
         self.replace_client_if_stalled(Instant::now());
@@ -198,20 +192,16 @@ impl IngestState {
     fn new(parts: super::Parts, now: Instant) -> Self {
         let shards = u16::try_from(parts.shards.len()).unwrap_or(u16::MAX);
         Self {
-            batcher: Batcher::new(shards, parts.config.event_bytes_max, parts.config.history),
+            progress: ReadProgress::new(shards, parts.config.event_bytes_max, parts.config.history, now),
             shard_handles: parts.shards,
             pod_state: parts.pod_state,
             place_anywhere: parts.place_anywhere,
             status: parts.status,
-            read_offsets: ReadOffsets::default(),
-            continuity: Continuity::default(),
-            compaction: Compaction::default(),
             window: parts.config.history,
             retired: HashSet::new(),
             missing: HashSet::new(),
             refused: HashSet::new(),
-            not_unpacked: HashSet::new(),
-            passed_over: HashMap::new(),
+            not_unpacked: HashMap::new(),
             start_wait: parts.config.start_wait,
             stall_detector: StallDetector::new(parts.config.stall, now),
             filling: None,
@@ -281,16 +271,14 @@ impl IngestState {
             return Ok(());
         }
         match message {
-            ConsumerEvent::Record(incoming) => self.record(&incoming, pod_state, watcher, now)?,
-            ConsumerEvent::End { topic, partition, offset } => {
-                self.end_seen((topic, partition), offset, watcher, now)?;
-            }
+            ConsumerEvent::Record(incoming) => self.record(&incoming, pod_state, now),
+            ConsumerEvent::End { topic, partition, offset } => self.end_seen(topic, partition, offset, now),
             ConsumerEvent::OutOfRange { topic, partition } => {
                 self.record_event(topic, partition, false);
                 self.refused.insert((topic, partition));
                 self.recheck.get_or_insert_default().out_of_range.push((topic, partition));
             }
-            ConsumerEvent::Failed { topic, partition, failure, error } => {
+            ConsumerEvent::Failed { topic, partition, offset, failure, error } => {
                 if failure == FetchFailure::Gone {
                     self.recheck.get_or_insert_default();
                 }
@@ -298,57 +286,40 @@ impl IngestState {
                     self.record_event(topic, partition, failure == FetchFailure::Refused);
                 }
                 if let (FetchFailure::NotUnpacked, Some(topic)) = (failure, topic) {
-                    self.not_unpacked.insert((topic, partition));
+                    self.not_unpacked.insert((topic, partition), offset);
                 }
                 self.fetch_failed(topic, partition, &error, now);
             }
         }
+        while let Some((shard, batch)) = self.progress.batcher.take_full() {
+            self.deliver(shard, batch, watcher)?;
+        }
         Ok(())
     }
 
-    fn record(
-        &mut self,
-        incoming: &ConsumedRecord<'_>,
-        pod_state: &PodState,
-        watcher: &WatcherHandle,
-        now: Instant,
-    ) -> Result<(), Stopped> {
-        let origin = incoming.origin;
-        self.is_unpacked(origin.topic, origin.partition);
-        match self.continuity.record(&self.read_offsets, origin, incoming.epoch) {
-            RecordContinuity::Next => {}
-            RecordContinuity::Noted(notes) => self.send_notes(origin, notes, now),
-            RecordContinuity::Duplicate => return Ok(()),
-            RecordContinuity::Replaced(cut) => {
-                self.flush(watcher, now)?;
-                self.send_loss(origin.topic, origin.partition, LossKind::Truncated(cut));
-                let epoch = (incoming.epoch >= 0).then_some(incoming.epoch);
-                self.send_notes(origin, RecordNotes { epoch, ..RecordNotes::default() }, now);
-            }
-        }
-        match self.batcher.push(incoming, &self.read_offsets) {
-            Ok(RecordOutcome::Tick(fault)) => {
+    fn record(&mut self, incoming: &ConsumedRecord<'_>, pod_state: &PodState, now: Instant) {
+        let outcome = self.progress.record(incoming);
+        let topic = incoming.origin.topic;
+        match outcome {
+            None => {}
+            Some(Ok(RecordOutcome::Tick(fault))) => {
                 self.counts.processed += 1;
                 if let Some(fault) = fault {
                     self.bad_tick_time(incoming, fault, now);
                 }
             }
-            Ok(RecordOutcome::Event { hash, is_misplaced }) => {
+            Some(Ok(RecordOutcome::Event { hash, is_misplaced })) => {
                 let is_own = self.place_anywhere || is_own(hash, pod_state);
                 // Without a branch: which it will be, no processor can guess.
                 self.counts.processed += u64::from(is_own);
                 self.counts.not_owner += u64::from(!is_own);
-                if is_misplaced && self.misplaced_topics.admit(origin.topic, now).is_some() {
+                if is_misplaced && self.misplaced_topics.admit(topic, now).is_some() {
                     self.recheck.get_or_insert_default();
                 }
             }
-            Err(fault) => self.malformed(origin, fault, now),
+            Some(Err(fault)) => self.malformed(incoming.origin, fault, now),
         }
-        self.read_offsets.set(origin.topic, origin.partition, origin.offset + 1);
-        while let Some((shard, batch)) = self.batcher.take_full() {
-            self.deliver(shard, batch, watcher)?;
-        }
-        Ok(())
+        self.log_notices(now);
     }
 
     fn malformed(&mut self, origin: Origin, fault: RecordFault, now: Instant) {
@@ -369,33 +340,19 @@ impl IngestState {
         }
     }
 
-    fn end_seen(
-        &mut self,
-        (topic, partition): (TopicIndex, i32),
-        offset: i64,
-        watcher: &WatcherHandle,
-        now: Instant,
-    ) -> Result<(), Stopped> {
-        if let Some(cut) = self.continuity.end(&self.read_offsets, topic, partition, offset) {
-            self.flush(watcher, now)?;
-            self.send_loss(topic, partition, LossKind::Truncated(cut));
-        }
-        if self.read_offsets.next(topic, partition).is_some_and(|next| next < offset) {
-            self.gap(NextOffset { topic, partition, offset }, now);
-        }
-        self.is_unpacked(topic, partition);
-        self.read_offsets.set(topic, partition, offset);
-        self.lag.end_seen(topic, partition, offset, &self.read_offsets);
+    fn end_seen(&mut self, topic: TopicIndex, partition: i32, offset: i64, now: Instant) {
+        self.progress.end(topic, partition, offset);
+        self.lag.end_seen(topic, partition, offset, &self.progress.read_offsets);
         self.record_event(topic, partition, false);
         if let Some(since) = &mut self.filling {
             since.filling.end_seen(topic, partition);
         }
-        Ok(())
+        self.log_notices(now);
     }
 
     /// The client said something of a partition beside its records.
     fn record_event(&mut self, topic: TopicIndex, partition: i32, is_refused: bool) {
-        if let Some(index) = self.read_offsets.index_of(topic, partition) {
+        if let Some(index) = self.progress.read_offsets.index_of(topic, partition) {
             self.stall_detector.record_event(index, is_refused);
         }
     }
@@ -408,7 +365,7 @@ impl IngestState {
     }
 
     fn topic_name(&self, topic: Option<TopicIndex>) -> &str {
-        topic.and_then(|topic| self.batcher.topics().get(usize::from(topic.0))).map_or("", |topic| &topic.name)
+        topic.and_then(|topic| self.progress.batcher.topics().get(usize::from(topic.0))).map_or("", |topic| &topic.name)
     }
 
     // ---- what leaves
@@ -417,7 +374,7 @@ impl IngestState {
     fn flush(&mut self, watcher: &WatcherHandle, now: Instant) -> Result<(), Stopped> {
         let shards = u16::try_from(self.shard_handles.len()).unwrap_or(u16::MAX);
         for shard in (0..shards).map(ShardIndex) {
-            while let Some(batch) = self.batcher.take(shard, &self.read_offsets, now) {
+            while let Some(batch) = self.progress.batcher.take(shard, &self.progress.read_offsets, now) {
                 self.deliver(shard, batch, watcher)?;
             }
         }
@@ -470,7 +427,7 @@ impl IngestState {
 
     fn check_filling(&mut self, now: Instant) {
         let Some(since) = &mut self.filling else { return };
-        since.filling.check(&self.read_offsets);
+        since.filling.check(&self.progress.read_offsets);
         // While no broker answers, no partition is worse than another.
         if !self.status.kafka_up.load(Ordering::Relaxed) {
             since.waits_since = now;
@@ -485,11 +442,12 @@ impl IngestState {
         if filling.is_done() {
             info!(partitions = *partitions, offsets = *offsets, elapsed = ?took, "history complete");
             self.publisher.filling_left(0);
+            self.progress.set_filled();
             self.status.history_complete.store(true, Ordering::Release);
             self.filling = None;
             return;
         }
-        let left = filling.offsets_left(&self.read_offsets);
+        let left = filling.offsets_left(&self.progress.read_offsets);
         self.publisher.filling_left(left);
         if now.saturating_duration_since(*said) >= PROGRESS_EVERY {
             *said = now;
@@ -503,25 +461,25 @@ impl IngestState {
         let has_ends = ends.is_some();
         if let Some(Watermarks { stable, high }) = ends {
             let offsets: Vec<_> = stable.ends.iter().map(|end| end.at).collect();
-            self.stall_detector.update_ends(stable.asked, &offsets, &self.read_offsets);
-            self.lag.update_ends(&offsets, &self.read_offsets);
-            self.lag.update_watermarks(stable.asked, &high, &self.read_offsets);
-            self.compaction.update_ends(&self.read_offsets, stable.asked, &offsets, &high);
+            self.stall_detector.update_ends(stable.asked, &offsets, &self.progress.read_offsets);
+            self.lag.update_ends(&offsets, &self.progress.read_offsets);
+            self.lag.update_watermarks(stable.asked, &high, &self.progress.read_offsets);
+            self.progress.update_ends(stable.asked, &offsets, &high);
             self.send_ends(stable);
             self.publish_open_transactions(now);
         }
         if has_ends || now.saturating_duration_since(self.lag_summed) >= LAG_EVERY {
             self.lag_summed = now;
-            self.lag.sum_up(&self.read_offsets, &mut self.lag_by_topic);
+            self.lag.sum_up(&self.progress.read_offsets, &mut self.lag_by_topic);
             self.publisher.lag(&self.lag_by_topic);
         }
     }
 
     /// Partitions that stand behind an open transaction show, and are logged now and then.
     fn publish_open_transactions(&mut self, now: Instant) {
-        let held: Vec<HeldBackPartition> = self.lag.held(&self.read_offsets, now).collect();
+        let held: Vec<HeldBackPartition> = self.lag.held(&self.progress.read_offsets, now).collect();
         let topic_name = |held: &HeldBackPartition| {
-            self.batcher.topics().get(usize::from(held.at.topic.0)).map_or("", |topic| &*topic.name)
+            self.progress.batcher.topics().get(usize::from(held.at.topic.0)).map_or("", |topic| &*topic.name)
         };
         for held in &held {
             let NextOffset { topic, partition, offset: last_stable_offset } = held.at;
@@ -547,10 +505,10 @@ impl IngestState {
             return;
         }
         // The watcher may have asked for partitions that are on their way here.
-        ends.ends.retain(|end| self.read_offsets.index_of(end.at.topic, end.at.partition).is_some());
+        ends.ends.retain(|end| self.progress.read_offsets.index_of(end.at.topic, end.at.partition).is_some());
         let ends = Arc::new(ends);
         for (shard, _) in (0..).map(ShardIndex).zip(wanting).filter(|(_, wants)| *wants) {
-            self.batcher.update_ends(shard, &ends);
+            self.progress.batcher.update_ends(shard, &ends);
         }
     }
 }

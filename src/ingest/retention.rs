@@ -40,7 +40,7 @@ impl Settings {
 
 /// A topic that is compacted, as the reader did not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Compacted {
+pub(super) struct CompactedTopic {
     pub(super) topic: TopicIndex,
     /// No record is removed before it is so old.
     pub(super) kept_for: Duration,
@@ -105,12 +105,12 @@ impl Retentions {
     }
 
     /// What the reader does not know.
-    pub(super) fn news(&self, asked: &Asked) -> Vec<Compacted> {
+    pub(super) fn news(&self, asked: &Asked) -> Vec<CompactedTopic> {
         let news = |&(topic, retention): &(TopicIndex, Retention)| {
             let Retention::Compacted { kept_for } = retention else { return None };
             let known = self.known.get(&topic);
             let unchanged = known.filter(|(known, _)| *known == Retention::Plain).map(|(_, at)| *at);
-            known.is_none_or(|(known, _)| *known != retention).then_some(Compacted { topic, kept_for, unchanged })
+            known.is_none_or(|(known, _)| *known != retention).then_some(CompactedTopic { topic, kept_for, unchanged })
         };
         asked.answers.iter().filter_map(news).collect()
     }

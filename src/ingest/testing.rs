@@ -3,14 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::batcher::{Batcher, ConsumedRecord};
+use super::batcher::ConsumedRecord;
 use super::catalogue::{IndexRules, SeenTopic, TopicCatalogue};
-use super::continuity::{Continuity, LossKind, RecordContinuity, Truncation};
-use super::read_offsets::ReadOffsets;
+use super::read_progress::ReadProgress;
 use super::startup::{Filling, LogRange, PartitionStart, StartOffsets};
 use crate::ids::{ShardIndex, TopicIndex};
 use crate::routing::table::RouteTable;
-use crate::stream::batch::{Batch, EpochStart, LogEnd, LogTruncation, NextOffset, Origin, PartitionEnds};
+use crate::stream::batch::{Batch, LogEnd, Origin, PartitionEnds};
 
 /// A topic of the cluster, as a look sees it.
 #[derive(Debug)]
@@ -46,20 +45,16 @@ pub(crate) struct MetadataChange {
 #[derive(Debug)]
 pub(crate) struct TestIngest {
     catalogue: TopicCatalogue,
-    batcher: Batcher,
-    read_offsets: ReadOffsets,
-    continuity: Continuity,
+    progress: ReadProgress,
     /// `None` before the first look.
     filling: Option<Filling>,
 }
 
 impl TestIngest {
-    pub(crate) fn new(routes: RouteTable, rules: IndexRules) -> Self {
+    pub(crate) fn new(routes: RouteTable, rules: IndexRules, now: Instant) -> Self {
         Self {
             catalogue: TopicCatalogue::new(std::sync::Arc::new(routes), rules),
-            batcher: Batcher::new(1, 1 << 20, Duration::from_secs(300)),
-            read_offsets: ReadOffsets::default(),
-            continuity: Continuity::default(),
+            progress: ReadProgress::new(1, 1 << 20, Duration::from_secs(300), now),
             filling: None,
         }
     }
@@ -82,19 +77,17 @@ impl TestIngest {
             })
             .collect();
         let changes = self.catalogue.apply_metadata("simulated", &seen, now);
-        changes.retired.iter().for_each(|&topic| self.batcher.set_reading(topic, false));
-        changes.back.iter().for_each(|&topic| self.batcher.set_reading(topic, true));
+        changes.retired.iter().for_each(|&topic| self.progress.batcher.set_reading(topic, false));
+        changes.back.iter().for_each(|&topic| self.progress.batcher.set_reading(topic, true));
         for &topic in &changes.met {
-            let places = self.read_offsets.forget(topic);
-            places.iter().for_each(|&index| self.continuity.forget(topic, index));
-            self.batcher.forget(topic, &places);
-            self.batcher.add_topic(std::sync::Arc::clone(&self.catalogue.topics()[usize::from(topic.0)]));
+            self.progress.forget(topic);
+            self.progress.add_topic(std::sync::Arc::clone(&self.catalogue.topics()[usize::from(topic.0)]));
         }
         let initial = self.filling.is_none();
         let starts: Vec<PartitionStart> =
             changes.fresh.iter().map(|&fresh| self.start(fresh, initial, &offsets)).collect();
         for start in &starts {
-            self.read_offsets.set(start.topic, start.partition, start.offset);
+            self.progress.read_offsets.set(start.topic, start.partition, start.offset);
         }
         let filling = self.filling.get_or_insert_with(|| Filling::new(&starts));
         changes.retired.iter().for_each(|&topic| filling.retired(topic));
@@ -123,83 +116,45 @@ impl TestIngest {
 
     /// A record that came from Kafka, written under a leader epoch.
     pub(crate) fn record(&mut self, origin: Origin, epoch: i32, payload: &[u8]) {
-        match self.continuity.record(&self.read_offsets, origin, epoch) {
-            RecordContinuity::Next => {}
-            RecordContinuity::Noted(notes) => self.epoch_starts(origin, notes.epoch),
-            RecordContinuity::Duplicate => return,
-            RecordContinuity::Replaced(cut) => {
-                self.lost(origin.topic, origin.partition, LossKind::Truncated(cut));
-                self.epoch_starts(origin, Some(epoch));
-            }
-        }
         let incoming = ConsumedRecord { origin, timestamp_ms: 0, epoch, key: None, payload: Some(payload) };
-        let taken = self.batcher.push(&incoming, &self.read_offsets);
-        assert!(taken.is_ok(), "the simulation's records are good: {taken:?}");
-        self.read_offsets.set(origin.topic, origin.partition, origin.offset + 1);
+        let outcome = self.progress.record(&incoming);
+        assert!(outcome.is_none_or(|outcome| outcome.is_ok()), "the simulation's records are good: {outcome:?}");
     }
 
-    fn epoch_starts(&mut self, first: Origin, epoch: Option<i32>) {
-        if let Some(epoch) = epoch {
-            self.batcher.epoch_starts(EpochStart { first, epoch });
-        }
-    }
-
-    fn lost(&mut self, topic: TopicIndex, partition: i32, lost: LossKind) {
-        match lost {
-            LossKind::Deleted(offset) => {
-                self.read_offsets.set(topic, partition, offset);
-                self.batcher.deleted(NextOffset { topic, partition, offset });
-            }
-            LossKind::Truncated(Truncation { next: offset, is_below_unknown }) => {
-                let next = NextOffset { topic, partition, offset };
-                self.batcher.cut(LogTruncation { next, is_below_unknown }, &self.read_offsets);
-                self.read_offsets.set(topic, partition, offset);
-            }
-        }
-    }
-
-    /// Kafka told that a partition is read to its end. While no batch is begun, where the end is below the position.
+    /// Kafka told that a partition is read to its end.
     pub(crate) fn end_seen(&mut self, topic: TopicIndex, partition: i32, offset: i64) {
-        if let Some(cut) = self.continuity.end(&self.read_offsets, topic, partition, offset) {
-            self.lost(topic, partition, LossKind::Truncated(cut));
-        }
-        self.read_offsets.set(topic, partition, offset);
+        self.progress.end(topic, partition, offset);
         if let Some(filling) = &mut self.filling {
             filling.end_seen(topic, partition);
         }
     }
 
-    /// Goes on with a partition that is out of range; returns where. While no batch is begun.
+    /// Continues with a partition that is out of range; returns where.
     pub(crate) fn restart(&mut self, topic: TopicIndex, partition: i32, beginning: i64, end: i64) -> i64 {
         let range = LogRange { beginning, end };
-        let restart =
-            self.continuity.restart(&self.read_offsets, topic, partition, range).expect("a partition that is read");
-        if let Some(lost) = restart.lost {
-            self.lost(topic, partition, lost);
-        }
-        restart.from
+        self.progress.restart(topic, partition, range).expect("a partition that is read").from
     }
 
     /// The next offset to be read of a partition that is read.
     pub(crate) fn next(&self, topic: TopicIndex, partition: i32) -> i64 {
-        self.read_offsets.next(topic, partition).expect("it is asked for of partitions that are read")
+        self.progress.read_offsets.next(topic, partition).expect("it is asked for of partitions that are read")
     }
 
     /// Where the logs ended when that was asked, for the shard, which wants to know.
     pub(crate) fn update_ends(&mut self, asked: Instant, ends: Vec<LogEnd>) {
-        self.batcher.update_ends(ShardIndex(0), &std::sync::Arc::new(PartitionEnds { asked, ends }));
+        self.progress.batcher.update_ends(ShardIndex(0), &std::sync::Arc::new(PartitionEnds { asked, ends }));
     }
 
     /// What there is for the shard; `None` when there is nothing more.
     pub(crate) fn take(&mut self, now: Instant) -> Option<Batch> {
-        let full = self.batcher.take_full().map(|(_, batch)| batch);
-        full.or_else(|| self.batcher.take(ShardIndex(0), &self.read_offsets, now))
+        let full = self.progress.batcher.take_full().map(|(_, batch)| batch);
+        full.or_else(|| self.progress.batcher.take(ShardIndex(0), &self.progress.read_offsets, now))
     }
 
     /// Whether the history is filled.
     pub(crate) fn is_filled(&mut self) -> bool {
         let Some(filling) = &mut self.filling else { return false };
-        filling.check(&self.read_offsets);
+        filling.check(&self.progress.read_offsets);
         filling.is_done()
     }
 }

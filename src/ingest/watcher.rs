@@ -35,7 +35,7 @@ use super::client::ClientTerminator;
 use super::metadata_client::{BrokerId, FoundOffset, MetadataClient, failure_of};
 use super::metrics::Metrics;
 use super::reachability::{ProbeFailure, Reachability, ReplacementTimer};
-use super::retention::{self, Asked, Compacted, Retentions};
+use super::retention::{self, Asked, CompactedTopic, Retentions};
 use super::startup::{LogRange, PartitionStart};
 
 /// What is to be read from now on, and what no more.
@@ -54,7 +54,7 @@ pub(super) struct TopologyChange {
     /// Topics that were not known, in the order of their indexes.
     pub(super) topics: Vec<Arc<Topic>>,
     /// Topics that are compacted, as was not known.
-    pub(super) compacted: Vec<Compacted>,
+    pub(super) compacted: Vec<CompactedTopic>,
     /// Their partitions, and new ones of known topics.
     pub(super) partitions: Vec<PartitionStart>,
     /// No record that is `recent` by these was written before this; `None` where that is not known.

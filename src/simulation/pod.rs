@@ -137,6 +137,7 @@ impl SimulatedPod {
             feed: TestIngest::new(
                 SimulatedKafka::routes(),
                 IndexRules::new(shape.history, Duration::from_millis(shape.refresh_ms)),
+                now.instant,
             ),
             readings: Vec::new(),
             retired: Vec::new(),

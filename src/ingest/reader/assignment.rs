@@ -9,13 +9,13 @@ use tracing::{info, warn};
 
 use super::{FillProgress, IngestState};
 use crate::ids::TopicIndex;
-use crate::ingest::continuity::{LossKind, RecordNotes, Truncation};
 use crate::ingest::kafka::{Consumer, ReadFrom};
+use crate::ingest::read_progress::{Notice, NoticeKind};
 use crate::ingest::startup::{Filling, LogRange};
 use crate::ingest::watcher::TopologyChange;
 use crate::limits::CURSOR_CHARS_MAX;
 use crate::routing::table::{Partitioner, Scope};
-use crate::stream::batch::{EpochStart, LogTruncation, NextOffset, Origin};
+use crate::stream::batch::NextOffset;
 use crate::stream::cursor::{has_room_for, topics_max};
 
 impl IngestState {
@@ -28,13 +28,13 @@ impl IngestState {
         }
         for topic in &change.remapped {
             info!(topic = %topic.name, to = %topic.route.message_type, "topic has another route now; its next records become other messages");
-            self.batcher.remap(Arc::clone(topic));
+            self.progress.batcher.remap(Arc::clone(topic));
         }
         for &topic in &change.back {
             self.resume(topic, consumer);
         }
         for &((topic, partition), range) in &change.restarts {
-            self.restart(topic, partition, range, consumer);
+            self.restart((topic, partition), range, consumer, now);
         }
         if change.initial || !(change.topics.is_empty() && change.partitions.is_empty() && change.missing.is_empty()) {
             self.assign_new(change, consumer, now);
@@ -43,18 +43,18 @@ impl IngestState {
         if change.by_routes {
             info!("new routes in force");
         }
-        self.publisher.reading(self.read_offsets.all());
+        self.publisher.reading(self.progress.read_offsets.all());
         self.paused_since.take_if(|_| change.is_answer);
     }
 
     /// Says so where cursors may become too long to be resumed from.
     fn check_room_in_cursors(&self) {
         let (mut topics, mut places) = (0, 0);
-        for topic in self.batcher.topics() {
+        for topic in self.progress.batcher.topics() {
             match topic.route.scope {
                 Scope::Assessment { partitioner: Partitioner::None, .. } => {
                     topics += 1;
-                    places += (self.read_offsets.partitions(topic.index) as usize).saturating_sub(1);
+                    places += (self.progress.read_offsets.partitions(topic.index) as usize).saturating_sub(1);
                 }
                 Scope::Assessment { .. } => topics += 1,
                 Scope::Market { .. } => {}
@@ -78,11 +78,11 @@ impl IngestState {
             if let Err(error) = consumer.add_topic(topic) {
                 warn!(topic = %topic.name, %error, "topic not readable");
             }
-            self.batcher.add_topic(Arc::clone(topic));
+            self.progress.add_topic(Arc::clone(topic));
             self.publisher.add_topic(topic.index, &topic.name);
-            self.lag_by_topic.resize(self.batcher.topics().len(), 0);
+            self.lag_by_topic.resize(self.progress.batcher.topics().len(), 0);
         }
-        let topics = self.batcher.topics();
+        let topics = self.progress.batcher.topics();
         let starts = change.partitions.iter().map(|start| {
             let name = topics.get(usize::from(start.topic.0)).map_or("", |topic| &topic.name);
             ReadFrom { topic: name, partition: start.partition, offset: start.offset, epoch: None }
@@ -91,19 +91,15 @@ impl IngestState {
             warn!(%error, partitions = change.partitions.len(), "partitions not readable");
         }
         for start in &change.partitions {
-            self.read_offsets.set(start.topic, start.partition, start.offset);
+            self.progress.read_offsets.set(start.topic, start.partition, start.offset);
             self.is_assigned(start.topic, start.partition);
             let (topic, partition) = (start.topic, start.partition);
-            self.batcher.recent_from(NextOffset { topic, partition, offset: start.recent });
+            self.progress.batcher.recent_from(NextOffset { topic, partition, offset: start.recent });
             if let Some(since) = change.since {
-                self.compaction.younger_from(
-                    &self.read_offsets,
-                    NextOffset { topic, partition, offset: start.recent },
-                    since,
-                );
+                self.progress.younger_from(NextOffset { topic, partition, offset: start.recent }, since);
             }
             if start.end > start.offset {
-                self.batcher.ended_at(NextOffset { topic, partition, offset: start.end });
+                self.progress.batcher.ended_at(NextOffset { topic, partition, offset: start.end });
             }
         }
         self.register_missing(&change.missing, consumer);
@@ -111,7 +107,7 @@ impl IngestState {
         let partitions = change.partitions.len();
         if change.initial {
             let filling = Filling::new(&change.partitions);
-            let offsets = filling.offsets_left(&self.read_offsets);
+            let offsets = filling.offsets_left(&self.progress.read_offsets);
             info!(topics = change.topics.len(), partitions, offsets, "filling the history");
             self.publisher.filling_begins(offsets);
             self.filling = Some(FillProgress { filling, began: now, waits_since: now, partitions, offsets, said: now });
@@ -124,16 +120,12 @@ impl IngestState {
 
     /// Forgets the topic that had an index before, if any. While no batch is begun.
     fn forget(&mut self, topic: TopicIndex, consumer: &mut Consumer) {
-        let Some(known) = self.batcher.topics().get(usize::from(topic.0)) else { return };
+        let Some(known) = self.progress.batcher.topics().get(usize::from(topic.0)) else { return };
         consumer.forget_topic(known);
-        let places = self.read_offsets.forget(topic);
-        for &index in &places {
-            self.continuity.forget(topic, index);
-            self.compaction.forget(topic, index);
+        for index in self.progress.forget(topic) {
             self.lag.forget(index);
             self.stall_detector.dropped(index, 0);
         }
-        self.batcher.forget(topic, &places);
         self.refused.retain(|&(refused, _)| refused != topic);
         self.retired.remove(&topic);
         self.retired.insert(TopicIndex::NONE);
@@ -151,22 +143,23 @@ impl IngestState {
         if !self.retired.contains(&topic) {
             self.stop_reading(topic, consumer);
         }
-        self.batcher.dropped(topic);
+        self.progress.batcher.dropped(topic);
     }
 
     fn stop_reading(&mut self, topic: TopicIndex, consumer: &Consumer) {
         let name = self.topic_name(Some(topic)).to_owned();
-        if let Err(error) = consumer.drop_partitions(&name, self.read_offsets.of(topic).map(|at| at.partition)) {
+        if let Err(error) = consumer.drop_partitions(&name, self.progress.read_offsets.of(topic).map(|at| at.partition))
+        {
             warn!(topic = name, %error, "partitions not unassigned");
         }
-        for at in self.read_offsets.of(topic) {
-            if let Some(index) = self.read_offsets.index_of(topic, at.partition) {
+        for at in self.progress.read_offsets.of(topic) {
+            if let Some(index) = self.progress.read_offsets.index_of(topic, at.partition) {
                 self.stall_detector.dropped(index, at.offset);
             }
         }
-        self.batcher.set_reading(topic, false);
+        self.progress.batcher.set_reading(topic, false);
         self.missing.retain(|&(missing, _)| missing != topic);
-        self.passed_over.retain(|&(passed, _), _| passed != topic);
+        self.progress.stop_reading(topic);
         self.publish_missing(topic);
         self.retired.insert(topic);
         self.publisher.retire_topic(topic, &name);
@@ -178,25 +171,25 @@ impl IngestState {
     fn resume(&mut self, topic: TopicIndex, consumer: &Consumer) {
         let name = self.topic_name(Some(topic)).to_owned();
         info!(topic = name, "topic is back; reading continues");
-        let places = self.read_offsets.of(topic).map(|at| ReadFrom {
+        let places = self.progress.read_offsets.of(topic).map(|at| ReadFrom {
             topic: &name,
             partition: at.partition,
             offset: at.offset,
-            epoch: self.continuity.epoch(&self.read_offsets, &at),
+            epoch: self.progress.epoch(&at),
         });
         if let Err(error) = consumer.assign(places) {
             warn!(topic = name, %error, "partitions not readable");
         }
         self.retired.remove(&topic);
-        self.batcher.set_reading(topic, true);
-        for partition in self.read_offsets.of(topic).map(|at| at.partition).collect::<Vec<_>>() {
+        self.progress.batcher.set_reading(topic, true);
+        for partition in self.progress.read_offsets.of(topic).map(|at| at.partition).collect::<Vec<_>>() {
             self.is_assigned(topic, partition);
         }
         self.publisher.resume_topic(topic, &name);
     }
 
     /// Goes on with a partition whose position was refused. Its topic is the one that it was.
-    fn restart(&mut self, topic: TopicIndex, partition: i32, range: LogRange, consumer: &Consumer) {
+    fn restart(&mut self, (topic, partition): (TopicIndex, i32), range: LogRange, consumer: &Consumer, now: Instant) {
         if self.missing.contains(&(topic, partition)) {
             return self.start_missing(topic, partition, range.end, consumer);
         }
@@ -204,8 +197,8 @@ impl IngestState {
             return;
         }
         self.counts.offset_resets += 1;
-        let Some(next) = self.read_offsets.next(topic, partition) else { return };
-        let Some(restart) = self.continuity.restart(&self.read_offsets, topic, partition, range) else { return };
+        let Some(next) = self.progress.read_offsets.next(topic, partition) else { return };
+        let Some(restart) = self.progress.restart(topic, partition, range) else { return };
         let name = self.topic_name(Some(topic));
         let LogRange { beginning, end } = range;
         info!(
@@ -220,75 +213,66 @@ impl IngestState {
         if let Err(error) = consumer.restart(name, partition, restart.from) {
             warn!(topic = name, partition, %error, "partition not readable any more");
         }
-        if let Some(lost) = restart.lost {
-            self.send_loss(topic, partition, lost);
-        }
+        self.log_notices(now);
         self.is_assigned(topic, partition);
     }
 
-    /// Has the shards told what a partition lost. While no batch is begun.
-    pub(super) fn send_loss(&mut self, topic: TopicIndex, partition: i32, lost: LossKind) {
-        let position = self.read_offsets.next(topic, partition);
-        let name = self.topic_name(Some(topic));
-        match lost {
-            LossKind::Deleted(offset) => {
-                warn!(
-                    topic = name,
+    /// Logs what came up with the last record, end or refused position.
+    pub(super) fn log_notices(&mut self, now: Instant) {
+        if !self.progress.has_notices() {
+            return;
+        }
+        for Notice { kind, expected, at } in self.progress.take_notices() {
+            let NextOffset { topic, partition, offset } = at;
+            let is_due = kind != NoticeKind::Gap || self.gaps.admit((topic, partition), now).is_some();
+            let topic = self.topic_name(Some(topic));
+            match kind {
+                NoticeKind::Deleted => warn!(
+                    topic,
                     partition,
-                    expected_offset = position,
+                    expected_offset = expected,
                     offset,
                     "records were deleted before they were read; reading continues behind them"
-                );
-                self.read_offsets.set(topic, partition, offset);
-                self.batcher.deleted(NextOffset { topic, partition, offset });
-            }
-            LossKind::Truncated(Truncation { next: offset, is_below_unknown }) => {
-                warn!(
-                    topic = name,
+                ),
+                NoticeKind::Truncated => warn!(
+                    topic,
                     partition,
-                    expected_offset = position,
+                    expected_offset = expected,
                     offset,
                     "log truncated, as after an unclean leader election; reading continues where the logs diverge, \
-                 and clients get a reset"
-                );
-                let next = NextOffset { topic, partition, offset };
-                self.compaction.truncate(&self.read_offsets, next, Instant::now());
-                self.batcher.cut(LogTruncation { next, is_below_unknown }, &self.read_offsets);
-                self.read_offsets.set(topic, partition, offset);
+                     and clients get a reset"
+                ),
+                NoticeKind::Gap if is_due => warn!(
+                    topic,
+                    partition,
+                    expected_offset = expected,
+                    offset,
+                    "records missing: compacted before they were read, or a transaction ended; clients get a reset"
+                ),
+                NoticeKind::Gap => {}
             }
-        }
-    }
-
-    /// Has the shards told what is new with a record.
-    pub(super) fn send_notes(&mut self, origin: Origin, notes: RecordNotes, now: Instant) {
-        if let Some(epoch) = notes.epoch {
-            self.batcher.epoch_starts(EpochStart { first: origin, epoch });
-        }
-        if notes.is_behind_gap {
-            let Origin { topic, partition, offset } = origin;
-            self.gap(NextOffset { topic, partition, offset }, now);
         }
     }
 
     /// Whether there is a partition to be read.
     pub(super) fn reads_something(&self) -> bool {
-        self.read_offsets.all().iter().any(|at| !self.retired.contains(&at.topic))
+        self.progress.read_offsets.all().iter().any(|at| !self.retired.contains(&at.topic))
     }
 
     /// Has a new client read all that is read, from where it stands.
     pub(super) fn reassign_all(&mut self, consumer: &mut Consumer, now: Instant) {
         let read = |topic: &TopicIndex| !self.retired.contains(topic);
-        for topic in self.batcher.topics().iter().filter(|topic| read(&topic.index)) {
+        for topic in self.progress.batcher.topics().iter().filter(|topic| read(&topic.index)) {
             if let Err(error) = consumer.add_topic(topic) {
                 warn!(topic = %topic.name, %error, "topic not readable");
             }
         }
-        let places: Vec<_> = self.read_offsets.all().iter().copied().filter(|at| read(&at.topic)).collect();
+        let places: Vec<_> = self.progress.read_offsets.all().iter().copied().filter(|at| read(&at.topic)).collect();
         let from = places.iter().map(|at| ReadFrom {
             topic: self.topic_name(Some(at.topic)),
             partition: at.partition,
             offset: at.offset,
-            epoch: self.continuity.epoch(&self.read_offsets, at),
+            epoch: self.progress.epoch(at),
         });
         if let Err(error) = consumer.assign(from) {
             warn!(%error, partitions = places.len(), "partitions not readable");
@@ -307,8 +291,8 @@ impl IngestState {
 
     /// The client reads this partition from where it stands.
     pub(super) fn is_assigned(&mut self, topic: TopicIndex, partition: i32) {
-        if let Some(index) = self.read_offsets.index_of(topic, partition) {
-            self.stall_detector.assigned(index, self.read_offsets.all()[index].offset);
+        if let Some(index) = self.progress.read_offsets.index_of(topic, partition) {
+            self.stall_detector.assigned(index, self.progress.read_offsets.all()[index].offset);
         }
     }
 }

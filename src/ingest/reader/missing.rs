@@ -9,7 +9,6 @@ use tracing::{info, warn};
 use super::IngestState;
 use crate::ids::TopicIndex;
 use crate::ingest::kafka::{Consumer, ConsumerEvent, ReadFrom};
-use crate::stream::batch::NextOffset;
 
 impl IngestState {
     /// Begins without these: they have no leader.
@@ -21,7 +20,7 @@ impl IngestState {
                 warn!(topic = name, partition, %error, "partition not readable");
             }
             // Shards have to know that there is such a partition, for the topic's partitioner counts it.
-            self.read_offsets.set(topic, partition, 0);
+            self.progress.read_offsets.set(topic, partition, 0);
             self.is_missing(topic, partition, "it has no leader");
         }
     }
@@ -29,7 +28,7 @@ impl IngestState {
     /// Waits no longer for partitions of the start of which nothing came.
     pub(super) fn stop_waiting_for_missing(&mut self) {
         let Some(since) = &mut self.filling else { return };
-        let (read_offsets, stall_detector) = (&self.read_offsets, &self.stall_detector);
+        let (read_offsets, stall_detector) = (&self.progress.read_offsets, &self.stall_detector);
         let has_no_events = |topic, partition| {
             read_offsets.index_of(topic, partition).is_none_or(|index| stall_detector.has_no_events(index))
         };
@@ -52,8 +51,8 @@ impl IngestState {
     }
 
     pub(super) fn is_not_expected(&mut self, topic: TopicIndex, partition: i32) {
-        if let Some(index) = self.read_offsets.index_of(topic, partition) {
-            self.stall_detector.dropped(index, self.read_offsets.all()[index].offset);
+        if let Some(index) = self.progress.read_offsets.index_of(topic, partition) {
+            self.stall_detector.dropped(index, self.progress.read_offsets.all()[index].offset);
         }
     }
 
@@ -90,9 +89,8 @@ impl IngestState {
         }
         self.missing.remove(&(topic, partition));
         self.publish_missing(topic);
-        if self.read_offsets.next(topic, partition) != Some(end) {
-            self.read_offsets.set(topic, partition, end);
-            self.batcher.deleted(NextOffset { topic, partition, offset: end });
+        if self.progress.read_offsets.next(topic, partition) != Some(end) {
+            self.progress.skip_to(topic, partition, end);
         }
         self.is_assigned(topic, partition);
     }

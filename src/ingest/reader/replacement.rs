@@ -28,7 +28,7 @@ impl Reader {
             warn!("no records although the brokers have some; not ready");
         }
         if state.stall_detector.may_replace(now) {
-            let first = state.read_offsets.all()[reader_stalled.first];
+            let first = state.progress.read_offsets.all()[reader_stalled.first];
             let (topic, partition, partitions) =
                 (state.topic_name(Some(first.topic)), first.partition, reader_stalled.partitions);
             let (next, waited) = (first.offset, reader_stalled.longest);

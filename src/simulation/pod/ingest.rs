@@ -160,7 +160,6 @@ impl RunningPod {
         if next < log.beginning {
             let at_ms = *self.readings[chosen].restart_at_ms.get_or_insert(context.now_ms + rng.u64(..400));
             if context.now_ms >= at_ms {
-                self.hand_over(context);
                 let from = self.feed.restart(topic, partition, log.beginning, log.end);
                 self.history.borrow_mut().begun.push((part, from));
                 self.readings[chosen].restart_at_ms = None;

@@ -68,6 +68,7 @@ impl LonePod {
             feed: TestIngest::new(
                 SimulatedKafka::routes(),
                 IndexRules::new(Duration::from_secs(300), Duration::from_secs(10)),
+                now.instant,
             ),
             shard: TestShard::new(config(), drain, NodeId("p".into()), now),
             readings: Vec::new(),

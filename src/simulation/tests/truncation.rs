@@ -143,8 +143,8 @@ impl Pod {
             let begin = branch(log).records.get(first).map_or(branch(log).end, |record| record.offset);
             if kept == usize::MAX { 0 } else { begin }
         });
-        let mut feed =
-            TestIngest::new(Routes::routes(), IndexRules::new(Duration::from_secs(300), Duration::from_secs(10)));
+        let indexes = IndexRules::new(Duration::from_secs(300), Duration::from_secs(10));
+        let mut feed = TestIngest::new(Routes::routes(), indexes, now.instant);
         let names: [String; LOGS] = std::array::from_fn(|log| format!("keyed.t{log}"));
         let seen: Vec<_> = names.iter().map(|name| TestTopic { name, id: name, partitions: 1 }).collect();
         let change = feed.apply_metadata(&seen, now.instant, |name, _| {
