@@ -2,12 +2,15 @@
 //! right. It owns the format, which `routes.toml` beside it explains; [`super::table`] owns what the routes mean.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::pattern::TopicPattern;
-use super::table::{AssessmentFrom, Field, FieldSource, InvalidRoutes, MessageFields, Partitioner, Route, Scope};
+use super::table::{
+    AssessmentFrom, Field, FieldSource, InvalidRoutes, MessageFields, Partitioner, Route, RouteTable, Scope,
+};
 use crate::limits::ROUTE_FIELDS_MAX;
 
 /// The part of a market route's topic that names the market.
@@ -39,8 +42,30 @@ enum ScopeName {
     Assessment,
 }
 
-/// Reads a routes file.
-pub(super) fn parse(text: &str) -> Result<Vec<Route>, InvalidRoutes> {
+impl RouteTable {
+    /// The built-in routes' file, as `shardgate routes` prints it.
+    pub const BUILT_IN: &str = include_str!("routes.toml");
+
+    /// The built-in routes.
+    ///
+    /// # Panics
+    /// Never: a test reads the same text.
+    #[must_use]
+    pub fn built_in() -> Self {
+        Self::parse(Self::BUILT_IN).expect("the built-in routes are valid, as a test holds")
+    }
+
+    /// Reads a routes file.
+    ///
+    /// # Errors
+    /// Every fault at once, each with its line and what would be right.
+    pub fn parse(toml: &str) -> Result<Self, InvalidRoutes> {
+        let routes = parse_routes(toml)?;
+        Ok(Self { routes: routes.into_iter().map(Arc::new).collect() })
+    }
+}
+
+fn parse_routes(text: &str) -> Result<Vec<Route>, InvalidRoutes> {
     let mut reader = RoutesParser { text, faults: Vec::new() };
     let (document, broken) = DeTable::parse_recoverable(text);
     for error in &broken {
@@ -340,7 +365,7 @@ mod tests {
     use super::*;
 
     fn faults(text: &str) -> Vec<String> {
-        parse(text).expect_err("the file has a fault").0
+        parse_routes(text).expect_err("the file has a fault").0
     }
 
     /// The faults of a route that has good keys but for those given; its `[[route]]` is line 1.
@@ -359,7 +384,7 @@ mod tests {
 
     #[test]
     fn the_contracts_example_is_read_as_it_says() {
-        let routes = parse(
+        let routes = parse_routes(
             r#"
             [[route]]
             topic = "market-data.{market}-ticks"
@@ -455,7 +480,7 @@ partitoner = "murmur2"
             ["line 11: the route of \"a.{y}\" never has a topic: an earlier one, \"a.{x}\", takes them all; \
               put this one first, or drop it"]
         );
-        assert!(parse(&(route("a.b") + &route("a.{y}"))).is_ok());
+        assert!(parse_routes(&(route("a.b") + &route("a.{y}"))).is_ok());
     }
 
     #[test]
@@ -522,7 +547,9 @@ partitoner = "murmur2"
             (0..).zip(constants).map(|(i, c)| format!("{{ name = \"c{i}\", const = {c} }}")).collect();
         let file =
             format!("[[route]]\ntopic = \"a\"\nscope = \"assessment\"\ntype = \"t\"\nfields = [{}]", fields.join(", "));
-        let MessageFields::Listed(fields) = &parse(&file).unwrap()[0].fields else { panic!("the fields are listed") };
+        let MessageFields::Listed(fields) = &parse_routes(&file).unwrap()[0].fields else {
+            panic!("the fields are listed")
+        };
         for (field, expected) in fields.iter().zip(json) {
             assert!(matches!(&field.source, FieldSource::Const(json) if **json == *expected), "{field:?}: {expected}");
         }

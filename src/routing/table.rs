@@ -7,7 +7,6 @@ use xxhash_rust::xxh3::xxh3_64;
 
 pub use super::partitioner::Partitioner;
 pub use super::pattern::{Piece, TopicPattern};
-use super::routes_file;
 use crate::ids::TopicIndex;
 
 /// The routes, in the order of their file. The first that matches a topic has it.
@@ -183,27 +182,6 @@ impl Topic {
 pub struct InvalidRoutes(pub Vec<String>);
 
 impl RouteTable {
-    /// The built-in routes' file, as `shardgate routes` prints it.
-    pub const BUILT_IN: &str = include_str!("routes.toml");
-
-    /// The built-in routes.
-    ///
-    /// # Panics
-    /// Never: a test reads the same text.
-    #[must_use]
-    pub fn built_in() -> Self {
-        Self::parse(Self::BUILT_IN).expect("the built-in routes are valid, as a test holds")
-    }
-
-    /// Reads a routes file.
-    ///
-    /// # Errors
-    /// Every fault at once, each with its line and what would be right.
-    pub fn parse(toml: &str) -> Result<Self, InvalidRoutes> {
-        let routes = routes_file::parse(toml)?;
-        Ok(Self { routes: routes.into_iter().map(Arc::new).collect() })
-    }
-
     /// The route of a topic and what its pattern's parts stand for, or `None` for a topic that is not read. Who knows
     /// the topic's id sets a better fingerprint.
     #[must_use]
