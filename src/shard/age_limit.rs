@@ -64,15 +64,15 @@ impl AgeLimiter {
             if now.instant < self.passed + self.every {
                 return;
             }
-            self.left = state.connection_keys.len();
+            self.left = state.connections.len();
         }
         self.next = self.next.max(now.instant.checked_sub(BURST).unwrap_or(now.instant));
         // Backwards, so that a connection that closes meanwhile makes it miss none.
-        self.left = self.left.min(state.connection_keys.len());
+        self.left = self.left.min(state.connections.len());
         let end = self.left.saturating_sub(SCANNED_PER_TURN);
         while self.left > end && self.next <= now.instant {
             self.left -= 1;
-            let key = state.connection_keys[self.left];
+            let key = state.connections.keys()[self.left];
             if is_due(&state.connections[key], key, age_max, now.instant) && close_for_age(state, key, placement, now) {
                 self.next += self.interval;
             }

@@ -44,7 +44,7 @@ impl Drain {
         if matches!(phase, DrainPhase::Serving | DrainPhase::Announcing) {
             return GateDecision::Proceed;
         }
-        let all = state.connection_keys.len();
+        let all = state.connections.len();
         let remaining = phase.remaining(*self.started_with.get_or_insert(all));
         let mut may_close = phase == DrainPhase::Finished;
         if may_close {
@@ -57,7 +57,7 @@ impl Drain {
                 self.left = Some(left);
                 return GateDecision::Wait;
             }
-            let key = state.connection_keys[left - 1];
+            let key = state.connections.keys()[left - 1];
             if state.connections[key].is_live() {
                 if !may_close {
                     let decision = self.view_gate.check(&placement.pod_state.view_freshness, now.instant);

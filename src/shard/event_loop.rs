@@ -234,7 +234,7 @@ impl TurnLoop {
         if state.needs_ends() {
             self.inbox.request_ends();
         }
-        self.status.clients.store(state.connection_keys.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        self.status.clients.store(state.connections.len() as u64, std::sync::atomic::Ordering::Relaxed);
         drop(state);
         self.findings_log.report(&findings, &self.shard.metrics, now.instant);
         self.status.liveness.turn_ended(now.instant);

@@ -74,7 +74,7 @@ impl Handover {
                 Some((known, was_confirmed)) if Arc::ptr_eq(known, view) && (*was_confirmed || !confirmed) => {
                     *was_confirmed = confirmed;
                 }
-                _ => self.restart(Some((Arc::clone(view), confirmed)), state.connection_keys.len()),
+                _ => self.restart(Some((Arc::clone(view), confirmed)), state.connections.len()),
             }
         }
         self.scan(state, placement);
@@ -111,9 +111,9 @@ impl Handover {
     /// Continues the scan for moved connections, backwards, so that a connection that closes makes it miss none. New
     /// connections were admitted by this view.
     fn scan<S: Socket>(&mut self, state: &ShardState<S>, placement: &Placement<'_>) {
-        let end = self.unscanned.min(state.connection_keys.len());
+        let end = self.unscanned.min(state.connections.len());
         self.unscanned = end.saturating_sub(SCANNED_PER_TURN);
-        for &key in &state.connection_keys[self.unscanned..end] {
+        for &key in &state.connections.keys()[self.unscanned..end] {
             if redirect_if_moved(state, key, placement).is_some() {
                 self.waiting.push(Reverse((state.connections[key].opened, key)));
             }

@@ -4,9 +4,8 @@
 
 use std::collections::VecDeque;
 
-use slotmap::{SecondaryMap, SlotMap};
-
 use super::connection::{Connection, ConnectionKey, DueQueue, Pass, Subscription};
+use super::connections::{Connections, Visit};
 use super::metrics::TurnCounts;
 use crate::protocol::messages::ResetReason;
 use crate::stream::history::{AssessmentLogKey, History, Loss, Position};
@@ -52,16 +51,6 @@ impl LossNotices {
     }
 }
 
-/// The connections of a shard, as a pass visits them.
-pub(super) struct Recipients<'a, S> {
-    pub(super) connections: &'a mut SlotMap<ConnectionKey, Connection<S>>,
-    /// All of them.
-    pub(super) keys: &'a [ConnectionKey],
-    pub(super) subscribers: &'a SecondaryMap<AssessmentLogKey, Vec<ConnectionKey>>,
-    pub(super) due_queue: &'a mut DueQueue,
-    pub(super) counts: &'a mut TurnCounts,
-}
-
 impl LossNotices {
     /// Takes in what the history found to be lost.
     pub(super) fn collect(&mut self, history: &mut History) {
@@ -75,13 +64,13 @@ impl LossNotices {
     pub(super) fn queue_resets<S>(
         &mut self,
         budget: &mut usize,
-        recipients: &mut Recipients<'_, S>,
+        (connections, counts): (&mut Connections<S>, &mut TurnCounts),
         history: &mut History,
     ) -> Pass {
         while let Some(LossPass { loss, left }) = self.0.front_mut() {
-            let keys: &[ConnectionKey] = match loss {
-                FoundLoss::Partitions(_) => recipients.keys,
-                FoundLoss::Event(log_key, _) => recipients.subscribers.get(*log_key).map_or(&[], Vec::as_slice),
+            let Visit { keys, slots, due_queue } = match loss {
+                FoundLoss::Partitions(_) => connections.visit_all(),
+                FoundLoss::Event(log_key, _) => connections.visit_subscribers(*log_key),
             };
             let left = left.insert(left.unwrap_or(keys.len()).min(keys.len()));
             while let Some(next) = left.checked_sub(1) {
@@ -89,9 +78,9 @@ impl LossNotices {
                     return Pass::More;
                 }
                 (*budget, *left) = (*budget - 1, next);
-                let Some(connection) = recipients.connections.get_mut(keys[next]) else { continue };
+                let Some(connection) = slots.get_mut(keys[next]) else { continue };
                 if is_concerned(connection, loss, history) {
-                    queue_expired_reset((keys[next], connection), (recipients.due_queue, recipients.counts));
+                    queue_expired_reset((keys[next], connection), (due_queue, counts));
                 }
             }
             self.0.pop_front();

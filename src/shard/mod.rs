@@ -2,6 +2,7 @@
 //!
 //! Rules, tested with scripted sockets and with time as an argument:
 //! - [`state`]: the connections with their subscriptions, and the work of a turn for them;
+//! - [`connections`]: all connections, the subscribers of each assessment, and the queue for the next turn;
 //! - [`connection`]: one connection: its position, the control messages due to it, its end;
 //! - [`resume`]: where a client's stream starts, live or at its cursor;
 //! - [`loss_notices`]: resets for clients that lack events which they can't be sent;
@@ -29,6 +30,7 @@ mod admission;
 mod age_limit;
 mod client_task;
 mod connection;
+mod connections;
 mod context;
 mod drain;
 mod event_loop;

@@ -1,8 +1,7 @@
 //! Where a client's stream starts: live, or at its cursor; and what its greeting reports. The history judges cursors.
 
-use slotmap::SlotMap;
-
-use super::connection::{Connection, ConnectionKey, DueQueue, NewConnection, PartialFrame, Pass, Subscription};
+use super::connection::{Connection, ConnectionKey, NewConnection, PartialFrame, Pass, Subscription};
+use super::connections::{Connections, Visit};
 use super::metrics::TurnCounts;
 use crate::clock::{Now, whole_ms};
 use crate::config::ShardConfig;
@@ -109,7 +108,7 @@ pub(super) struct AheadCursors {
 impl AheadCursors {
     /// Adds a connection. If Kafka reports no ends, closed connections are removed now and then: the list holds at most
     /// twice the open connections, or a few.
-    pub(super) fn track<S>(&mut self, key: ConnectionKey, connections: &SlotMap<ConnectionKey, Connection<S>>) {
+    pub(super) fn track<S>(&mut self, key: ConnectionKey, connections: &Connections<S>) {
         if self.keys.len() >= 2 * connections.len().max(AHEAD_KEPT) {
             self.keys.retain(|key| connections.contains_key(*key));
             (self.left, self.ends) = (self.keys.len(), None);
@@ -135,15 +134,16 @@ impl AheadCursors {
         &mut self,
         budget: usize,
         config: &ShardConfig,
-        (connections, history): (&mut SlotMap<ConnectionKey, Connection<S>>, &History),
-        (due_queue, counts): (&mut DueQueue, &mut TurnCounts),
+        (connections, history): (&mut Connections<S>, &History),
+        counts: &mut TurnCounts,
     ) -> Pass {
+        let Visit { slots, due_queue, .. } = connections.visit_all();
         let topics_rest = config.history + GROWTH_NOTICED_MAX;
         for _ in 0..budget {
             let Some(at) = self.left.min(self.keys.len()).checked_sub(1) else { return Pass::Done };
             self.left = at;
             let key = self.keys[at];
-            let connection = connections.get_mut(key).filter(|connection| connection.is_live());
+            let connection = slots.get_mut(key).filter(|connection| connection.is_live());
             let Some(connection) = connection.filter(|connection| connection.resume_filter.is_some()) else {
                 self.keys.swap_remove(at);
                 continue;

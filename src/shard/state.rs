@@ -6,13 +6,12 @@ use std::io;
 use std::task::Poll;
 use std::time::Instant;
 
-use slotmap::{SecondaryMap, SlotMap};
-
 use super::connection::{
     CloseState, Connection, ConnectionKey, ControlDue, DueQueue, InboundBucket, NewConnection, PartialFrame, Pass,
     QueuedFlag, Socket, Subscription,
 };
-use super::loss_notices::{LossNotices, Recipients};
+use super::connections::{Connections, Visit};
+use super::loss_notices::LossNotices;
 use super::metrics::TurnCounts;
 use super::outbound::{self, Flushed, Scratch, SharedWrite, WriteContext, WriteOutcome};
 use super::recent_redirects::RecentRedirects;
@@ -56,13 +55,9 @@ pub(super) struct ShardState<S> {
     pub(super) config: ShardConfig,
     /// Name of this pod.
     pub(super) node: NodeId,
-    pub(super) connections: SlotMap<ConnectionKey, Connection<S>>,
-    /// All connections, in no order.
-    pub(super) connection_keys: Vec<ConnectionKey>,
-    pub(super) subscribers: SecondaryMap<AssessmentLogKey, Vec<ConnectionKey>>,
+    pub(super) connections: Connections<S>,
     pub(super) history: History,
     board: Board,
-    pub(super) due_queue: DueQueue,
     pub(super) ahead: AheadCursors,
     loss_notices: LossNotices,
     /// The pass over an assessment's subscribers that is under way.
@@ -85,12 +80,9 @@ impl<S: Socket> ShardState<S> {
             window: config.history,
         };
         Self {
-            connections: SlotMap::with_key(),
-            connection_keys: Vec::new(),
-            subscribers: SecondaryMap::new(),
+            connections: Connections::default(),
             history: History::new(limits),
             board: Board::new(config.history, BOARD_BYTES_MAX.min(limits.bytes_max / BOARD_HISTORY_DIVISOR)),
-            due_queue: DueQueue::default(),
             ahead: AheadCursors::default(),
             loss_notices: LossNotices::default(),
             dispatch_pass: None,
@@ -137,7 +129,7 @@ impl<S: Socket> ShardState<S> {
             blocked_since: None,
             queued: QueuedFlag::default(),
             end: CloseState::Live,
-            index: index_of_len(self.connection_keys.len()),
+            index: 0,
             opened: now.instant,
             heard_at: now.instant,
             pinged_at: now.instant,
@@ -146,22 +138,14 @@ impl<S: Socket> ShardState<S> {
             inbound: InboundBucket::full(self.config.inbound_per_second, now.instant),
             ping_payload: None,
         });
-        self.connection_keys.push(key);
         if catching_up {
-            self.due_queue.push(key, &mut self.connections[key]);
+            self.connections.push_due(key);
         }
         if is_ahead {
             self.ahead.track(key, &self.connections);
         }
-        let subscribed = log_key.zip(new_connection.assessment.map(|id| id.hash()));
-        if let Some((log_key, hash)) = subscribed
-            && let Some(entry) = self.subscribers.entry(log_key)
-        {
-            // Most assessments have one subscriber.
-            let subscribers = entry.or_insert_with(|| Vec::with_capacity(1));
-            self.connections[key].subscription =
-                Some(Subscription { log_key, hash, position, index: index_of_len(subscribers.len()) });
-            subscribers.push(key);
+        if let Some((log_key, id)) = log_key.zip(new_connection.assessment) {
+            self.connections.subscribe(key, log_key, (id.hash(), position));
         }
         key
     }
@@ -172,12 +156,8 @@ impl<S: Socket> ShardState<S> {
         if let Some(partial) = connection.partial.take() {
             partial.release(&mut self.history);
         }
-        self.connection_keys.swap_remove(connection.index as usize);
-        if let Some(&moved) = self.connection_keys.get(connection.index as usize) {
-            self.connections[moved].index = connection.index;
-        }
         if let Some(subscription) = connection.subscription {
-            self.unsubscribe(subscription);
+            self.history.unsubscribe(subscription.log_key);
         }
         let (reason, close_sent) = match connection.end {
             CloseState::Closed { reason, close_sent } => (reason, close_sent),
@@ -185,21 +165,6 @@ impl<S: Socket> ShardState<S> {
             CloseState::Live => (gone, false),
         };
         Some(ClosedConnection { reason, close_sent, opened: connection.opened })
-    }
-
-    fn unsubscribe(&mut self, subscription: Subscription) {
-        if let Some(subscribers) = self.subscribers.get_mut(subscription.log_key) {
-            subscribers.swap_remove(subscription.index as usize);
-            if let Some(&moved) = subscribers.get(subscription.index as usize)
-                && let Some(other) = &mut self.connections[moved].subscription
-            {
-                other.index = subscription.index;
-            }
-            if subscribers.is_empty() {
-                self.subscribers.remove(subscription.log_key);
-            }
-        }
-        self.history.unsubscribe(subscription.log_key);
     }
 
     /// Why a connection ended; `None` if it has not.
@@ -239,8 +204,7 @@ impl<S: Socket> ShardState<S> {
 
     /// Continues to judge cursors that are ahead, for about `budget` sends.
     pub(super) fn recheck_ahead(&mut self, budget: usize) -> Pass {
-        let Self { connections, history, due_queue, counts, ahead, config, .. } = self;
-        ahead.recheck(budget, config, (connections, history), (due_queue, counts))
+        self.ahead.recheck(budget, &self.config, (&mut self.connections, &self.history), &mut self.counts)
     }
 
     /// Whether the ends of the logs would decide about a client's cursor.
@@ -267,13 +231,12 @@ impl<S: Socket> ShardState<S> {
     /// Queues the resets that are due, then sends undispatched events to their subscribers, for about `budget` sends. Batches taken in between two calls
     /// reach the subscribers not yet visited in the same write.
     pub(super) fn dispatch(&mut self, mut budget: usize, now: Now) -> Pass {
-        let Self { connections, connection_keys: keys, subscribers, due_queue, counts, history, .. } = self;
-        let mut recipients = Recipients { connections, keys, subscribers, due_queue, counts };
-        if self.loss_notices.queue_resets(&mut budget, &mut recipients, history) == Pass::More {
+        let Self { connections, counts, history, loss_notices, .. } = self;
+        if loss_notices.queue_resets(&mut budget, (connections, counts), history) == Pass::More {
             return Pass::More;
         }
         while let Some(log_key) = self.history.next_undispatched() {
-            let all = self.subscribers.get(log_key).map_or(0, Vec::len);
+            let all = self.connections.subscribers(log_key).len();
             let end = self.history.end(log_key);
             let mut dispatch_pass = match self.dispatch_pass.take() {
                 Some(dispatch_pass) if dispatch_pass.log_key == log_key => dispatch_pass,
@@ -300,8 +263,8 @@ impl<S: Socket> ShardState<S> {
         budget: &mut usize,
         now: Now,
     ) -> usize {
-        let Self { connections, subscribers, history, due_queue, counts, .. } = self;
-        let Some(subscribers) = subscribers.get(log_key) else { return 0 };
+        let Self { connections, history, counts, .. } = self;
+        let Visit { keys, slots, due_queue } = connections.visit_subscribers(log_key);
         let end = history.end(log_key);
         let mut shared: Option<SharedWrite<'_>> = None;
         for index in (0..left).rev() {
@@ -309,9 +272,9 @@ impl<S: Socket> ShardState<S> {
                 return index + 1;
             }
             *budget -= 1;
-            let key = subscribers[index];
-            let connection = &mut connections[key];
-            S::fetch_ahead((key, connection), &subscribers[..index]);
+            let key = keys[index];
+            let connection = &mut slots[key];
+            S::fetch_ahead((key, connection), &keys[..index]);
             let (is_plain, is_open) = (connection.is_plain(), connection.is_open());
             let Some(subscription) =
                 connection.subscription.as_mut().filter(|subscription| !subscription.position.is_at(end))
@@ -363,20 +326,22 @@ impl<S: Socket> ShardState<S> {
             if *bytes == 0 {
                 return Pass::Done;
             }
-            let Some(key) = self.due_queue.pop(&mut self.connections) else { return Pass::Done };
+            let Some(key) = self.connections.pop_due() else { return Pass::Done };
             let before = self.counts.bytes;
             self.flush(key, now);
             let steps = self.scratch.steps_max - self.scratch.steps;
             *bytes = bytes.saturating_sub(self.counts.bytes - before + steps as u64);
             budget = budget.saturating_sub(1 + steps / STEPS_A_SEND);
         }
-        if self.due_queue.is_empty() { Pass::Done } else { Pass::More }
+        if self.connections.has_due() { Pass::More } else { Pass::Done }
     }
 
     /// Writes what is due to a connection, unless it is queued. While resets for losses are due, it is queued.
     pub(super) fn flush(&mut self, key: ConnectionKey, now: Now) {
-        let Self { connections, history, board, scratch, counts, due_queue, .. } = self;
-        let Some(connection) = connections.get_mut(key).filter(|connection| !connection.is_queued()) else { return };
+        let Self { connections, history, board, scratch, counts, .. } = self;
+        let Some((connection, due_queue)) = connections.with_queue(key).filter(|(it, _)| !it.is_queued()) else {
+            return;
+        };
         if !self.loss_notices.is_empty() {
             return due_queue.push(key, connection);
         }
@@ -486,9 +451,9 @@ impl<S: Socket> ShardState<S> {
             self.board.publish(now.instant);
             self.flushed_image = self.board.image_version();
             self.flushed = Some(now.instant);
-            self.flushing = Some(self.connection_keys.len());
+            self.flushing = Some(self.connections.len());
         }
-        let left = self.flushing.take().unwrap_or(0).min(self.connection_keys.len());
+        let left = self.flushing.take().unwrap_or(0).min(self.connections.len());
         let left = self.send_markets(left, budget.saturating_mul(VISITS_A_SEND), now);
         if left > 0 {
             self.flushing = Some(left);
@@ -500,7 +465,8 @@ impl<S: Socket> ShardState<S> {
     /// Sends the image's changes to the first `left` connections, last first; returns how many are left. Connections that
     /// were sent the same version share the same bytes, if nothing else is due to them.
     fn send_markets(&mut self, left: usize, mut visits: usize, now: Now) -> usize {
-        let Self { connections, connection_keys, history, board, scratch, due_queue, counts, .. } = self;
+        let Self { connections, history, board, scratch, counts, .. } = self;
+        let Visit { keys, slots, due_queue } = connections.visit_all();
         let board = &*board;
         let mut shared_since = board.image_version();
         let mut shared = board.changes_since(shared_since);
@@ -508,8 +474,8 @@ impl<S: Socket> ShardState<S> {
             if visits == 0 {
                 return index + 1;
             }
-            let key = connection_keys[index];
-            let connection = &mut connections[key];
+            let key = keys[index];
+            let connection = &mut slots[key];
             if connection.board_seen != shared_since {
                 (shared, shared_since) = (board.changes_since(connection.board_seen), connection.board_seen);
             }
@@ -518,7 +484,7 @@ impl<S: Socket> ShardState<S> {
                 continue;
             }
             visits = visits.saturating_sub(VISITS_A_SEND);
-            S::fetch_ahead((key, connection), &connection_keys[..index]);
+            S::fetch_ahead((key, connection), &keys[..index]);
             if !connection.is_plain() {
                 flush((key, connection), &mut WriteContext { history, board, scratch, counts }, due_queue, now);
                 continue;
@@ -532,7 +498,7 @@ impl<S: Socket> ShardState<S> {
 
     /// Whether work waits for the next turn.
     pub(super) fn has_queued(&self) -> bool {
-        !self.due_queue.is_empty() || !self.loss_notices.is_empty()
+        self.connections.has_due() || !self.loss_notices.is_empty()
     }
 
     // ---- for the event loop -----------------------------------------------------------------------------------------
@@ -576,8 +542,4 @@ fn settle<S: Socket>(
         WriteOutcome::Gone => {}
     }
     0
-}
-
-fn index_of_len(len: usize) -> u32 {
-    u32::try_from(len).expect("a shard has fewer connections than a process has descriptors")
 }

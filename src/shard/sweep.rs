@@ -47,18 +47,18 @@ impl Sweeper {
                 self.judge_from = now.instant + PAUSE;
             }
             self.began = now.instant;
-            self.left = Some(state.connection_keys.len());
+            self.left = Some(state.connections.len());
         }
         let judge_silence = now.instant >= self.judge_from;
         let mut visits = budget.saturating_mul(VISITS_A_SEND);
-        let mut left = self.left.take().unwrap_or(0).min(state.connection_keys.len());
+        let mut left = self.left.take().unwrap_or(0).min(state.connections.len());
         while left > 0 {
             if visits == 0 {
                 self.left = Some(left);
                 return Pass::More;
             }
             left -= 1;
-            let key = state.connection_keys[left];
+            let key = state.connections.keys()[left];
             let connection = &state.connections[key];
             let action = if connection.blocked_since.is_some() && connection.is_live() && state.is_overtaken(key) {
                 SweepAction::Close(CloseReason::TooSlow)

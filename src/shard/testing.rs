@@ -166,7 +166,7 @@ impl TestShard {
 
     /// Number of connected clients.
     pub(crate) fn clients(&self) -> u64 {
-        self.state.connection_keys.len() as u64
+        self.state.connections.len() as u64
     }
 
     /// Assessments whose clients were redirected moments ago.

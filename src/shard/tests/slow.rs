@@ -283,10 +283,10 @@ fn a_connection_is_queued_once_and_one_that_is_gone_is_skipped() {
     let keys: Vec<_> = (0..3).map(|_| world.connect(None).0).collect();
     let state = &mut world.state;
     for _ in 0..2 {
-        keys.iter().for_each(|&key| state.due_queue.push(key, &mut state.connections[key]));
+        keys.iter().for_each(|&key| state.connections.push_due(key));
     }
     state.detach(keys[1], CloseReason::ClientGone);
-    let mut pop = || state.due_queue.pop(&mut state.connections);
+    let mut pop = || state.connections.pop_due();
     assert_eq!([pop(), pop(), pop()], [Some(keys[0]), Some(keys[2]), None]);
     assert!(!state.connections[keys[0]].is_queued());
 }
