@@ -43,8 +43,8 @@ pub struct ShardInbox {
     pub batches: BatchReceiver,
     /// Sockets that another shard accepted.
     pub handoffs: Receiver<Handoff>,
-    /// Registered before the channels are checked, so that no wake-up is lost. One wake-up per registration, whoever
-    /// sends it.
+    /// Registered before the channels are checked, so that no wake-up is lost. One wake-up per registration, whichever
+    /// thread sends it.
     pub waker: Arc<AtomicWaker>,
     ends_requested: Arc<AtomicBool>,
 }
@@ -155,13 +155,13 @@ pub struct PodState {
     /// Whether this pod was ready at some time, but for what `/ready` also asks of Kafka and Redis at that moment:
     /// since it first held a slot, with a full history. From then on it takes clients, whatever fails later.
     pub was_ready: bool,
-    /// Since when it drains.
+    /// The start of the drain, if it drains.
     pub draining_since: Option<Instant>,
-    /// All is over: whoever reads this ends.
+    /// The pod has ended: each thread that reads this ends, too.
     pub ended: bool,
 }
 
-/// How current a view is, and whether a newer one can be had.
+/// How current a view is, and whether a newer one is available.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ViewFreshness {
     /// When the newest answered call to Redis was sent: the view is at least as recent. `None` before the first answer.
@@ -189,7 +189,7 @@ impl ViewFreshness {
 pub enum Owner<'a> {
     /// This pod.
     ThisPod,
-    /// Another.
+    /// Another pod.
     OtherPod(&'a Pod),
     /// The view has no live pod: the pod that was asked serves, unless it drains.
     NoPod,

@@ -31,7 +31,7 @@ pub struct Options {
     pub seed: u64,
 }
 
-/// Measurements.
+/// What a run of hangs measured.
 #[derive(Debug, Default)]
 pub struct HangsOutcome {
     /// For each round, the time from when the returned broker had acknowledged all events until all clients had

@@ -33,7 +33,7 @@ pub struct Options {
     pub live: u32,
 }
 
-/// Measurements.
+/// What a storm measured.
 #[derive(Debug)]
 pub struct StormOutcome {
     /// Time from the first connection until the last client had received everything that it missed.

@@ -96,7 +96,7 @@ fn is_passed_over(bomb: &Bomb) {
     assert!(numbers.is_sorted_by(|a, b| a < b), "in order, and none twice: {numbers:?}");
     assert!(pod.metrics().sum("shardgate_ingest_batches_passed_over_total") >= 1.0);
 
-    // Whoever comes back from before it is told, and so it is on a pod that starts with it in its log.
+    // A client that resumes from before it gets a reset, also on a pod that starts with it in its log.
     let other = world.pod("pod-1").set("PLACEMENT", "any").start();
     for pod in [&pod, &other] {
         let mut late = pod.ask().assessment("a").parameter(&format!("cursor={begin}")).open();

@@ -1,5 +1,5 @@
-//! A routes file that changes under running pods (SIGHUP): what is read and sent from then on, who is told of it, and
-//! that cursors lose nothing between pods of which one goes by the old file and one by the new.
+//! A routes file that changes under running pods (SIGHUP): what is read and sent from then on, which clients get a reset,
+//! and that cursors lose nothing between a pod with the old file and one with the new.
 
 use std::time::Duration;
 
@@ -75,8 +75,8 @@ fn send(producer: &Producer, topic: &str, number: u64) {
     producer.flush();
 }
 
-/// What a client was told of events and ticks: each type, and number.
-fn told(client: &Client) -> Vec<(String, u64)> {
+/// The events and ticks that a client received: type and number of each.
+fn received(client: &Client) -> Vec<(String, u64)> {
     let numbered = |message: &Message| {
         let message = message.json();
         Some((message["type"].as_str()?.to_owned(), message["n"].as_u64()?))
@@ -88,14 +88,14 @@ fn resets(client: &Client) -> usize {
     client.of_type("reset").count()
 }
 
-/// Waits until a client was told of these events alone, in this order, and reset so often.
+/// Waits until a client has received these events alone, in this order, and this many resets.
 #[track_caller]
 fn expect(client: &mut Client, expected: &[(&str, u64)], resets_expected: usize) {
-    read_until(std::slice::from_mut(client), "what it is told", WITHIN, |clients| {
-        told(&clients[0]).len() >= expected.len() && resets(&clients[0]) >= resets_expected
+    read_until(std::slice::from_mut(client), "its events and resets", WITHIN, |clients| {
+        received(&clients[0]).len() >= expected.len() && resets(&clients[0]) >= resets_expected
     });
     read_for(std::slice::from_mut(client), QUIET);
-    let told = told(client);
+    let told = received(client);
     let told: Vec<_> = told.iter().map(|(kind, number)| (kind.as_str(), *number)).collect();
     assert_eq!((&*told, resets(client)), (expected, resets_expected), "{:?}", client.messages());
 }
@@ -202,7 +202,7 @@ fn a_route_that_is_removed_is_sent_no_more_and_nobody_else_notices() {
     send(&producer, "kept", 3);
     let all = [("kept", 0), ("gone", 1), ("kept", 3)];
     expect(&mut client, &all, 0);
-    // What was read before is sent to nobody: who lacks it is told.
+    // What was read before is no longer sent: a client that lacks it gets a reset.
     is_reset(&pod, &behind, "expired");
     goes_on(&pod, &at, &[("kept", 3)]);
     // A pod that goes by the old file has the rest, once, and back here nothing is lost.
@@ -237,7 +237,7 @@ fn other_messages_of_a_topic_begin_at_one_record_and_nobody_is_told_of_more() {
     let begin = last_cursor(&client);
     send(&producer, "topic", 0);
     expect(&mut client, &[("one", 0)], 0);
-    // Nobody has watched this one.
+    // No client has subscribed to this one.
     producer.send("topic", Some("b"), Some(br#"{"assessmentId":"b","n":9}"#));
     send(&producer, "topic", 1);
     expect(&mut client, &[("one", 0), ("one", 1)], 0);
@@ -329,8 +329,8 @@ fn a_market_that_is_mapped_otherwise_shows_so_without_a_new_tick_and_one_that_is
     expect(&mut client, &[("rate", 1), ("rate", 2)], 0);
 
     routes.change(&pod, &[ticks("rates.eur{market}", "none"), ticks("rates.{market}", "price")]);
-    read_until(std::slice::from_mut(&mut client), "both", WITHIN, |clients| told(&clients[0]).len() == 4);
-    let mut shown = told(&client).split_off(2);
+    read_until(std::slice::from_mut(&mut client), "both", WITHIN, |clients| received(&clients[0]).len() == 4);
+    let mut shown = received(&client).split_off(2);
     shown.sort();
     assert_eq!(shown, [("price".to_owned(), 1), ("price".to_owned(), 2)]);
 
@@ -386,7 +386,7 @@ fn topics_that_come_and_go_are_read_whatever_their_number_and_take_no_more_room(
             producer.send(&ticks_topic, None, Some(format!(r#"{{"n":{number}}}"#).as_bytes()));
             producer.flush();
             read_until(std::slice::from_mut(&mut client), "both", WITHIN, |clients| {
-                let told = told(&clients[0]);
+                let told = received(&clients[0]);
                 ["event", "tick"].iter().all(|kind| told.contains(&((*kind).to_owned(), number)))
             });
             expected.push(number);

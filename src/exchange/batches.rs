@@ -72,7 +72,7 @@ impl BatchSender {
             if waited == Err(RecvTimeoutError::Disconnected) {
                 return Err(Undelivered::Ended);
             }
-            // What came may have been for an earlier wait: then whoever sends tries again.
+            // The wake-up may belong to an earlier wait: the sender then tries again.
             if self.bytes.load(Ordering::Relaxed) > BATCH_CHANNEL_BYTES_MAX {
                 return Err(Undelivered::Full(Box::new(batch)));
             }

@@ -24,7 +24,7 @@ const WAITS_COUNT_AS_IO_FROM: (u32, u32) = (6, 5);
 pub struct Choice {
     /// What the shards run on.
     pub engine: Engine,
-    /// Why.
+    /// The reason for that choice.
     pub why: Why,
 }
 
@@ -146,7 +146,7 @@ fn try_ring() -> io::Result<()> {
     // SAFETY: the kernel reads and writes one io_uring_params, whose size and alignment the array has.
     let ring = answer(unsafe { libc::syscall(libc::SYS_io_uring_setup, 1u32, params.as_mut_ptr()) })?;
     let ring = libc::c_int::try_from(ring).expect("a descriptor is an int");
-    // SAFETY: the descriptor was just made, and nobody else has it.
+    // SAFETY: the descriptor was just made, and has no other owner.
     let ring = unsafe { OwnedFd::from_raw_fd(ring) };
     let no_memory = std::ptr::null::<libc::c_void>();
     // SAFETY: it submits nothing, waits for nothing, and reads no signal mask.

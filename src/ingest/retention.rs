@@ -21,7 +21,7 @@ pub(super) enum Retention {
 /// What a broker says of a topic's settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Settings {
-    /// These.
+    /// These settings.
     Of(Retention),
     /// The pod's user may not read them.
     Refused,

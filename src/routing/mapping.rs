@@ -418,7 +418,7 @@ mod tests {
         "[ \t\r\n]{0,2}"
     }
 
-    /// JSON values as somebody may write them.
+    /// JSON values in any legal spelling.
     fn value() -> impl Strategy<Value = String> {
         let leaf = prop_oneof![
             Just("null".to_owned()),

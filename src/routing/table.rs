@@ -60,7 +60,7 @@ pub enum AssessmentFrom {
 pub enum MessageFields {
     /// `"*"`: the payload whole, as `data`.
     Whole,
-    /// These.
+    /// These fields, in order.
     Listed(Vec<Field>),
 }
 
@@ -100,7 +100,7 @@ pub struct Topic {
     pub parts: Vec<(Box<str>, Box<str>)>,
 }
 
-/// Tells a topic from others, and from one that was made anew under its name or lives in another cluster. Hashes: for
+/// Tells a topic from others, and from one that was recreated under its name or is in another cluster. Hashes: for
 /// telling apart what is there, not for security.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Fingerprint {

@@ -226,7 +226,7 @@ impl<'a> Watch<'a> {
         Self { descriptor, epoll: None }
     }
 
-    /// Waits until the descriptor can be read. The caller then reads all that is there, or may not be told of it again.
+    /// Waits until the descriptor can be read. The caller then reads all that is there, or it may not be reported again.
     ///
     /// # Errors
     /// If the system has no memory, or no descriptor, for the wait.

@@ -94,9 +94,9 @@ pub struct EpochStart {
 /// A truncated log: records that were read are no longer in it, and it continues with others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogTruncation {
-    /// Where it goes on; not above the offset that was last told of the partition.
+    /// Where it goes on; not above the offset that was last sent for the partition.
     pub next: NextOffset,
-    /// Records below that may have been replaced as well: nobody knows where the two logs part.
+    /// Records below that may have been replaced as well: it is unknown where the two logs diverge.
     pub is_below_unknown: bool,
 }
 
@@ -127,13 +127,13 @@ pub struct PartitionEnds {
 /// Records for one shard, in the order consumed.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Topics that no route takes any more as it did: what is held of their records is sent to nobody. Before `topics`,
+    /// Topics without a route now, or with a different one: their records in the window are no longer sent. Before `topics`,
     /// which may have them with another index.
     pub dropped: Vec<TopicIndex>,
     /// Topics that are not read any more (deleted, recreated, or without a route), and those of them that are read
     /// again, with `true`. Topics in `topics` are read.
     pub reading: Vec<(TopicIndex, bool)>,
-    /// Topics that the shard has not heard of before: they come ahead of their first record. One that was made anew
+    /// Topics that the shard has not heard of before: they come ahead of their first record. One that was recreated
     /// under its name is among them, with an index and a fingerprint of its own; of the one before it nothing comes
     /// any more. One whose index and fingerprint are known has another route: its records from here on go by that.
     pub topics: Vec<Arc<Topic>>,
@@ -153,11 +153,11 @@ pub struct Batch {
     /// Where another leader began to write, of what was read since the shard's last batch.
     pub epochs: Vec<EpochStart>,
     /// From these offsets on, which may not be read yet, nothing is known to be missing. Before them compaction may
-    /// have removed records that nobody can be sent.
+    /// have removed records.
     pub whole_from: Vec<NextOffset>,
-    /// The ends of partitions' logs, where the shard wanted to be told of them
+    /// The ends of partitions' logs, if the shard requested them
     /// ([`crate::exchange::ShardInbox::request_ends`]). They say nothing of the batch's records, nor these of them; all
-    /// their topics and partitions were told of, here at the latest.
+    /// their topics and partitions are known to the shard, from this batch at the latest.
     pub ends: Option<Arc<PartitionEnds>>,
     /// Ids and payloads.
     pub arena: Vec<u8>,

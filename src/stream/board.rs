@@ -340,7 +340,7 @@ impl Board {
 
 impl Market {
     /// On one partition the offset decides; between partitions the time when they were made does, and between a topic
-    /// and one that was made anew under its name, which has another index. Of two ticks without a known time, the one
+    /// and its recreated successor, which has another index. Of two ticks without a known time, the one
     /// that came last is the newer one.
     fn is_older_than(&self, tick: &Tick) -> bool {
         match self.shares_partition(tick.origin) {

@@ -151,7 +151,7 @@ impl TopicSum {
 pub enum Cursor {
     /// Where the client stands.
     Of(CursorContents),
-    /// No cursor could be made: whoever has it can't go on from anywhere.
+    /// Stands for a cursor that could not be made: a client that resumes with it gets a reset.
     None,
 }
 
@@ -169,7 +169,7 @@ pub struct CursorContents {
 pub struct ListedTopic {
     /// What stands for the topic.
     pub tag: Tag,
-    /// How many partitions it had, as far as was known to whoever made the cursor.
+    /// How many partitions it had, as far as the pod knew that made the cursor.
     pub partitions: u32,
     /// At least one, in the order of the partitions.
     pub offsets: Vec<PartitionOffset>,

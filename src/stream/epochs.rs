@@ -50,7 +50,7 @@ struct EpochRun {
 /// Offsets that were written twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct LostEnd {
-    /// Whoever stands above `from`, and not above `to`, counts some of them.
+    /// A client whose next offset is above `from`, and not above `to`, has some of them.
     from: i64,
     to: i64,
     /// Those that are lost are of this epoch or lower ones; `None` where that is not known.
@@ -76,7 +76,7 @@ pub enum Branch {
     /// Nothing speaks against it, and it was not read so far here.
     Ahead,
     /// A leader wrote it that is later than all that were read here, at offsets that were read here: what was read
-    /// there is lost, which nobody has said here yet.
+    /// there is lost, which this pod has not learned yet.
     Newer,
     /// It lost its end, and the client has some of that.
     Lost,
@@ -88,7 +88,7 @@ pub enum Branch {
 pub enum AtEnd {
     /// Nothing against it.
     Within,
-    /// The log ends below what the client has, of the same leader, or of one that nobody knows.
+    /// The log ends below what the client has, of the same leader epoch, or of an unknown one.
     Beyond,
     /// It is an earlier leader's word: it has not heard of the election yet; or epochs began anew.
     Earlier,
@@ -215,7 +215,7 @@ impl EpochTimeline {
             return in_this_log;
         };
         // Where nothing before `next` was read, the first record tells: one leader writes one log. Whether another one
-        // had all of it, nobody here knows.
+        // had all of it is unknown here.
         match self.before(next).unwrap_or(first.epoch) {
             own if own == epoch => in_this_log,
             _ if last.epoch >= epoch => Branch::Lost,
@@ -267,7 +267,7 @@ mod tests {
         let mut timeline = EpochTimeline::default();
         (0..100).for_each(|epoch| _ = timeline.record(i64::from(epoch), epoch));
         assert_eq!((timeline.before(50), timeline.before(90)), (None, Some(89)));
-        assert_eq!(timeline.judge(50, Some(49), 100), Branch::Lost, "it may be the same, but nobody here can tell");
+        assert_eq!(timeline.judge(50, Some(49), 100), Branch::Lost, "it may be the same log, but this pod cannot tell");
         assert_eq!(timeline.judge(90, Some(89), 100), Branch::Same);
     }
 
@@ -345,7 +345,7 @@ mod tests {
         assert_eq!([60, 120].map(|next| log.judge(next, Some(4), 150)), [Branch::Same; 2]);
         let mut unknown = EpochTimeline::default();
         unknown.lose_end(50, 100, true, 0);
-        assert_eq!(unknown.judge(60, Some(4), 50), Branch::Lost, "of what epoch they were, nobody knows");
+        assert_eq!(unknown.judge(60, Some(4), 50), Branch::Lost, "their epoch is unknown");
         unknown.record(50, 4);
         assert_eq!(unknown.judge(60, Some(4), 70), Branch::Same, "and these are of this log, whatever was lost");
     }

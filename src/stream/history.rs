@@ -78,8 +78,8 @@ pub struct History {
     scratch: Vec<u8>,
     /// Partitions with a loss that no client was notified of yet.
     losses: Vec<Loss>,
-    /// The few chains with an event that is sent to nobody, being too large or of a dropped topic: it lies below this
-    /// number.
+    /// The few assessment logs with an event that is never sent, because it is too large or of a dropped topic: it is
+    /// below this number.
     unsent_below: SparseSecondaryMap<AssessmentLogKey, u64>,
     /// Subscribed assessments with an event that can't be sent, each with the position after it.
     unsent: Vec<(AssessmentLogKey, Position)>,

@@ -64,7 +64,7 @@ pub struct Offsets {
     first: Vec<i64>,
     /// Which leaders wrote what was read, and what logs lost of that.
     epochs: Vec<EpochTimeline>,
-    /// Records below these are older than the history's time: whoever was away for longer knows it by other places.
+    /// Records below these are older than the history's time: a client that was away for longer shows it by other partitions.
     recent: Vec<i64>,
     /// The read offsets when the first client subscribed.
     first_subscribed: Option<Box<[i64]>>,

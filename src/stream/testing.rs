@@ -1,4 +1,4 @@
-//! For the tests of whoever reads batches: batches with numbered events and ticks.
+//! Batches with numbered events and ticks, for tests.
 
 use std::sync::Arc;
 

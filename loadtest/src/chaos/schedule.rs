@@ -12,7 +12,7 @@ use std::time::Duration;
 pub enum Lane {
     /// The gateway's pods.
     Pods,
-    /// Redis.
+    /// Faults of Redis.
     Redis,
     /// Kafka's brokers.
     Brokers,

@@ -14,9 +14,9 @@ use crate::events::Producer;
 /// Numbers of a producer.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Produced {
-    /// Events.
+    /// Events produced.
     pub events: u64,
-    /// Ticks.
+    /// Ticks produced.
     pub ticks: u64,
     /// Deliveries due: for each event, one per subscriber.
     pub event_deliveries: u64,

@@ -78,11 +78,11 @@ pub struct Counts {
     pub slow_events: u64,
     /// Bytes of the events' frames.
     pub event_bytes: u64,
-    /// Ticks.
+    /// Ticks received.
     pub ticks: u64,
     /// Ping frames: heartbeats.
     pub pings: u64,
-    /// Resets.
+    /// Resets received.
     pub resets: u64,
     /// Redirects followed.
     pub redirects: u64,

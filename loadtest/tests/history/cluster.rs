@@ -28,7 +28,7 @@ fn events_that_flow_while_leaders_change_arrive_once_and_in_order() {
     };
     flow(100);
 
-    // One leader dies, the next one leaves in good order; events flow while nobody leads, and after.
+    // One leader dies, the next one leaves in good order; events are produced while there is no leader, and after.
     for dies in [true, false] {
         let leader = world.kafka.leader(KIND.topic(), 0).expect("a leader");
         if dies {

@@ -1,5 +1,5 @@
 //! Compacted topics: of the events with one key Kafka keeps the last for sure, and a pod that has not read the others
-//! can send them to nobody.
+//! can no longer send them.
 
 use std::time::Duration;
 
@@ -102,7 +102,7 @@ fn a_pod_that_is_behind_tells_those_whom_it_concerns_once_of_what_compaction_too
 
     first.signal(Signal::Stop);
     // Answers the question for more that the pod has left at the broker; it asks no other.
-    producer.event(&Kind::Started.event("nobody", 0));
+    producer.event(&Kind::Started.event("unwatched", 0));
     producer.flush();
     send(&producer, 3..9);
     compact(&world, &producer, partition, 7);
@@ -206,8 +206,8 @@ fn compacted_topics_fill_the_history() {
     eventually("it is noticed", WITHIN, || first.log().contains(COMPACTED).then_some(()));
     world.kafka.set(topic, &[("cleanup.policy", "delete")]);
 
-    // The pod's window begins a hundred offsets before the end, in the hole: what was compacted behind that is no loss,
-    // since nobody is told of it any more; what lay before it, this pod can't know.
+    // The pod's window begins a hundred offsets before the end, within the gap. What compaction removed behind that is no
+    // loss, since no client receives it any more; what was removed before it, this pod can't know.
     let second = pod(&world, "pod-1").start();
     no_lag(&second);
     let mut late = watching(&second);

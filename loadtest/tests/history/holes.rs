@@ -15,7 +15,7 @@ fn markers_alone_at_the_end_of_a_quiet_topic_hold_nothing_back() {
     let plain = world.producer();
     send(&plain, 0..5);
     let transactional = Producer::with(world.kafka.bootstrap(), &[("transactional.id", "tester")]);
-    // Each leaves a record that nobody is handed, and its marker.
+    // Each leaves a record that no consumer receives, and its marker.
     for turn in 0..110 {
         transactional.begin(turn == 0);
         send(&transactional, [1_000]);

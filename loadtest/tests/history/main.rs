@@ -1,5 +1,5 @@
 //! The history at a pod's start, and what Kafka may do to a log before a pod has read it: retention, deleted records,
-//! compaction, transactions, a new leader, a leader that lacks records, more partitions, a topic made anew.
+//! compaction, transactions, a new leader, a leader that lacks records, more partitions, a recreated topic.
 
 mod away;
 mod cluster;
@@ -22,7 +22,7 @@ use loadtest::process::{Signal, TempDir, eventually};
 /// The kind of all events here: their number is their offset, where a topic has one partition and nothing else.
 const KIND: Kind = Kind::BalanceUpdated;
 
-/// What is told of them.
+/// The type of their messages.
 const KIND_TOLD: &str = "pnl_update";
 
 /// For what must not come.

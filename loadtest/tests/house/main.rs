@@ -30,6 +30,7 @@ const RULES: &[Rule] = &[
     unfinished,
     unsafe_code,
     words::retired,
+    words::short_docs,
 ];
 
 /// Files and functions that are too long to be read at one go.
@@ -184,6 +185,8 @@ fn every_rule_finds_its_planted_violation() {
         ("loadtest/tests/x.rs", "#[test]\n#[ignore]\nfn f() {}", "a test that is skipped"),
         ("src/stream/board.rs", "#[allow(dead_code)]\nfn f() {}", "dead code"),
         ("src/stream/board.rs", "struct Chain;", "`Chain` is a name of the past"),
+        ("src/stream/board.rs", "/// Which.\npub struct A;", "the doc \"Which.\""),
+        ("src/stream/board.rs", "pub struct A {\n    /// Where.\n    b: u8,\n}", "src/stream/board.rs:2"),
         ("src/main.rs", "mod redis;\nmod inner { use redis::Client; }", "`redis`"),
         ("src/stream/board.rs", "// SAFETY: none.\nunsafe fn f() {}", "`unsafe` outside of the edges"),
         ("src/shard/handshake.rs", "fn f() {\n    unsafe { g() }\n}", "without a SAFETY comment"),
@@ -230,6 +233,15 @@ fn what_is_allowed_passes() {
 fn the_top_level_holds_what_it_should() {
     assert_eq!(tree::strays(&tree::top_level()), Vec::<String>::new());
     assert_eq!(tree::strays(&[".ci", "src", "notes.md", "README.md"].map(str::to_owned)), ["notes.md"]);
+}
+
+#[test]
+fn no_file_has_a_word_that_a_reader_stops_at() {
+    let texts = tree::texts();
+    let read = texts.iter().filter(|(path, _)| words::is_read(path));
+    let faults: Vec<String> = read.flat_map(|(path, text)| words::strange(path, text)).collect();
+    assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+    assert_eq!(words::strange("src/x.rs", "// Nobody is told of it.\nlet nobodys = 1;").len(), 2);
 }
 
 #[test]

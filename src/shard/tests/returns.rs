@@ -452,7 +452,7 @@ fn a_client_of_a_long_window_finds_in_turns_what_it_lacks_while_others_get_their
     while world.state.has_queued() {
         world.state.take(events(&[("a", next), ("b", next + 1)]), world.now.instant);
         while world.state.dispatch(3, world.now) == Pass::More {}
-        assert_eq!((other.numbers(), live.numbers()), (vec![next + 1], vec![next]), "nobody waits for it");
+        assert_eq!((other.numbers(), live.numbers()), (vec![next + 1], vec![next]), "no client waits for it");
         let mut bytes = 1;
         world.state.catch_up(1, &mut bytes, world.now);
         (next, turns) = (next + 2, turns + 1);

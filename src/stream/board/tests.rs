@@ -167,7 +167,7 @@ fn nothing_older_than_the_window_is_on_the_board_though_no_tick_comes() {
     assert_eq!(read(&board, &mut lagging.clone()), [100, 200]);
 
     let later = now + WINDOW + Duration::from_millis(1);
-    assert!(board.is_stale(later), "a newcomer has it made anew");
+    assert!(board.is_stale(later), "a new client gets a rebuilt image");
     board.evict(later);
     assert_eq!(read(&board, &mut lagging.clone()), [200], "one that lags is sent nothing old either");
     board.evict(later + Duration::from_secs(1));

@@ -124,9 +124,9 @@ impl History {
 
     /// Appends a segment's new entries to their assessment logs.
     ///
-    /// Of thousands of assessments few chains are in the processor's caches, and one after the other the misses were a
-    /// third of what a shard does for an entry that nobody watches. So the entries are gone through in groups, once for
-    /// each thing that is to be fetched: the misses of a group overlap.
+    /// Of thousands of assessment logs few are in the processor's caches. One after the other, the misses were a
+    /// third of a shard's work for an entry without a subscriber. So the entries are visited in groups, once
+    /// for each thing to fetch: the misses of a group overlap.
     pub(super) fn link_all(&mut self, segment: u64, added: Range<usize>) {
         let mut likely = [AssessmentLogKey::default(); LINK_GROUP];
         for first in added.clone().step_by(LINK_GROUP) {
@@ -158,8 +158,8 @@ impl History {
         }
     }
 
-    /// Appends an entry to its assessment's chain, which is likely this one. Where somebody watches it, the entry is
-    /// framed: just now the offsets stand at it.
+    /// Appends an entry to its assessment log, which is likely this one. If the log has a subscriber, the entry is
+    /// framed now, because the offsets are at this entry.
     fn link(&mut self, at: EntryRef, likely: AssessmentLogKey) {
         let Some((segment, entry)) = self.entry(at) else { return };
         let (record, id) = (entry.record, segment.id(entry));

@@ -173,7 +173,7 @@ impl History {
         progress
     }
 
-    /// What is left of a frame of which `sent` bytes are written. `None` where it has left the window and nobody held
+    /// What is left of a frame of which `sent` bytes are written. `None` if it has left the window and was not held
     /// it, or too much is held.
     #[must_use]
     pub fn rest_of_frame(&self, FrameRef(at): FrameRef, sent: u32) -> Option<&[u8]> {

@@ -69,8 +69,8 @@ pub(super) enum EntryFrame {
     Unusable,
     /// The event is too large for the window: nothing is sent, and its subscribers get a reset.
     TooLarge,
-    /// Its log has lost it, or no route takes it any more. Sockets that have a part of it are sent the rest, and nobody
-    /// else anything.
+    /// Its log has lost it, or its topic has no route any more. Sockets that have a part of it are sent the rest; it is
+    /// sent to no other client.
     Lost { start: u32, len: u32 },
 }
 

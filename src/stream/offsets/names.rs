@@ -52,7 +52,7 @@ pub(super) fn name<'a>(listing: &CursorContents, known: impl Fn(u16) -> &'a [Can
         }
         let candidates: Vec<&Candidate> = named.iter().filter(|(_, topic)| tag.fits(*topic)).collect();
         match entries.len().cmp(&candidates.len()) {
-            // A topic that was made anew, or whose name has the tag of another one's.
+            // A recreated topic, or one whose name has the tag of another one.
             std::cmp::Ordering::Greater => return Err(ResetReason::Invalid),
             std::cmp::Ordering::Less => ambiguous.push(Ambiguous { entries, candidates }),
             std::cmp::Ordering::Equal => {

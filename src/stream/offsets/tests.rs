@@ -179,7 +179,7 @@ fn a_log_that_lost_its_end_expires_the_cursors_that_may_count_what_was_lost() {
     assert_eq!(
         story.judge("a", &cursor),
         Err(ResetReason::Expired),
-        "whether it has the old 60 to 99 or the new, nobody knows"
+        "whether it has the old 60 to 99 or the new is unknown"
     );
     story.read(CREATED, 0, 100);
     assert!(story.judge("a", &story.cursor("a")).is_ok());
@@ -442,7 +442,7 @@ fn a_record_older_than_the_historys_time_makes_nothing_misplaced_wherever_it_lie
     let listed = story.offsets.list_partitions(&id, [story.offsets.partition_id(CREATED, 1).unwrap()]);
     let judge = |newest| story.offsets.judge(story.cursor(&id), &id, &listed, |_| Some(newest));
     let resume_filter = judge(4).unwrap();
-    assert!(story.contains(&resume_filter, CREATED, 1, 4), "whoever made the cursor was past it");
+    assert!(story.contains(&resume_filter, CREATED, 1, 4), "the pod that made the cursor was past it");
     assert_eq!(judge(5), Err(ResetReason::Misplaced));
 }
 

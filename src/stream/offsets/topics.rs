@@ -1,5 +1,5 @@
-//! The topics that a shard knows, as ingest told of them: which of those that had a name has it now, how cursors tell
-//! them apart, and by which route a record was read.
+//! The topics that a shard knows from ingest: which of those that had a name has it now, how cursors tell them apart,
+//! and by which route a record was read.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -160,7 +160,7 @@ impl Offsets {
         }
     }
 
-    /// Whether a topic is told of that has the index of another one, which is read no more.
+    /// Whether a new topic has the index of one that is no longer read.
     pub(in crate::stream) fn is_reused_by(&self, topic: &Topic) -> bool {
         let known = self.topics.get(usize::from(topic.index.0)).and_then(Option::as_ref);
         known.is_some_and(|known| !known.is_remapped_by(topic))

@@ -22,7 +22,7 @@ pub(super) enum Goal {
 /// The next attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Next {
-    /// Destination.
+    /// Where it connects next.
     pub(super) goal: Goal,
     /// Delay before the attempt.
     pub(super) after: Duration,

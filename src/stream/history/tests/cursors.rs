@@ -55,7 +55,7 @@ fn a_cursor_is_as_of_its_entry_whenever_the_entry_is_framed() {
     let next = |text: &String, id| listed(cursor_in(text), id)[0];
     let early: Vec<_> = due(&mut history, a, position).iter().map(|text| next(text, "a")).collect();
     assert_eq!(early, [2, 4]);
-    // Nobody watched it as it came.
+    // It had no subscriber when it came.
     let b = history.subscribe(&id("b"));
     let start = Position { number: 0, at: history.logs[b].first };
     let late: Vec<_> = due(&mut history, b, start).iter().map(|text| next(text, "b")).collect();
@@ -198,7 +198,7 @@ fn a_partitioner_of_none_lists_all_partitions_and_where_that_is_too_long_what_it
         let text = due(&mut history, a, position).remove(0);
         let cursor = cursor_in(&text);
         assert_eq!(listed(cursor, "a").len(), if fits { 20 } else { 0 });
-        // Whoever comes back with what stands for none is told, wherever that is.
+        // A client that resumes with the cursor that stands for none gets a reset, on any pod.
         let resumed = history.resume(a, cursor, STEPS_MAX).map(|_| ());
         assert_eq!(resumed, if fits { Ok(()) } else { Err(ResetReason::Expired) });
         assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok(), "{text}");
@@ -225,7 +225,7 @@ fn records_on_a_partition_that_is_not_theirs_are_sent_and_counted_and_no_resume_
     let findings = history.take_findings();
     assert_eq!((findings.misplaced, findings.misplaced_on.map(|topic| topic.index)), (1, Some(EVENTS)));
     assert_eq!(history.resume(a, cursor_in(&seen[0]), STEPS_MAX).unwrap_err(), ResetReason::Misplaced);
-    // Also where nobody watched when they came.
+    // Also if they had no subscriber when they came.
     history.unsubscribe(a);
     let again = history.subscribe(&id("a"));
     assert_eq!(history.resume(again, cursor_in(&seen[0]), STEPS_MAX).unwrap_err(), ResetReason::Misplaced);
@@ -386,7 +386,7 @@ fn a_topic_that_gets_the_index_of_another_has_nothing_of_it() {
         (usize::MAX, &mut { usize::MAX }),
         &mut catch_up_frames,
     );
-    assert!(catch_up_frames.passed, "nobody waits for the old one");
+    assert!(catch_up_frames.passed, "the old one is not waited for");
     let (_, position) = history.resume(a, cursor_in(&all[1]), STEPS_MAX).unwrap();
     assert_eq!(due(&mut history, a, position).len(), 1, "and cursors go on");
     assert_eq!(history.offsets.all_next().len(), 2, "its place is the old one's");

@@ -52,7 +52,7 @@ fn whatever_a_cursor_holds_a_handshake_and_each_turn_after_it_take_a_bounded_num
     let cursors = [
         ("one behind", forged(&[(&updated, &[1]), (&filled, &[COUNT - 1])]), 1),
         ("behind by what is of others", forged(&[(&updated, &[1]), (&filled, &[COUNT])]), 0),
-        ("with many partitions that nobody knows", forged(&[(&updated, &[1]), (&filled, &many)]), 0),
+        ("with many unknown partitions", forged(&[(&updated, &[1]), (&filled, &many)]), 0),
     ];
     for (nth, (name, cursor, lacks)) in cursors.into_iter().enumerate() {
         let (mut resume_filter, mut position) = history.resume(a, &cursor, STEPS_MAX).unwrap();
