@@ -86,8 +86,7 @@ fn where_the_logs_diverge_at_an_unknown_offset_a_client_that_is_ahead_is_reset_o
     let mut world = read(1..6, 0);
     let (key, back) = world.come_back(&lost);
     back.texts();
-    world.turn([abort_somewhere_below(3)]);
-    world.turn([elected(3, 1), events(&[("a", 3)])]);
+    world.turn([abort_somewhere_below(3), elected(3, 1), events(&[("a", 3)])]);
     world.turn([events(&[("a", 4)])]);
     world.turn([elected(5, 2), events(&[("a", 5)])]);
     let texts = back.texts();

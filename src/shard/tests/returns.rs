@@ -400,8 +400,9 @@ fn thousands_who_lack_lost_records_get_their_resets_in_turns_and_nothing_before(
             turns += 1;
             if turns < CLIENTS / 50 {
                 // Whatever happens meanwhile, no client gets anything before its reset. One leaves, one asks.
-                world.state.inbound(clients[CLIENTS - turns].0, Inbound::Ping, world.now);
-                world.state.flush(clients[CLIENTS - turns].0, world.now);
+                let (asks, _) = clients[CLIENTS / 50 + turns];
+                world.state.inbound(asks, Inbound::Ping, world.now);
+                world.state.flush(asks, world.now);
                 world.state.detach(clients[turns].0, CloseReason::ClientGone);
                 assert!(clients.iter().all(|(_, client)| client.0.borrow().got.is_empty()), "{turns} turns");
             }
