@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use super::connection::{Connection, ConnectionKey, DueQueue, Pass, Subscription};
+use super::connection::{CloseState, Connection, ConnectionKey, DueQueue, Pass, Subscription};
 use super::connections::{Connections, Visit};
 use super::metrics::TurnCounts;
 use crate::protocol::messages::ResetReason;
@@ -107,12 +107,18 @@ fn is_concerned<S>(connection: &mut Connection<S>, loss: &FoundLoss, history: &m
     lacks_some
 }
 
-/// Queues an `expired` reset, unless one is queued already. The client keeps its position.
+/// Queues an `expired` reset, unless one is queued already. The client keeps its position. A client that is being closed
+/// gets it before its redirect, whose cursor lies behind the loss.
 fn queue_expired_reset<S>(
     (key, connection): (ConnectionKey, &mut Connection<S>),
     (due_queue, counts): (&mut DueQueue, &mut TurnCounts),
 ) {
-    if connection.control_due.reset.is_some() || !connection.is_live() {
+    let is_over = match &connection.end {
+        CloseState::Live => false,
+        CloseState::Closing(pending_close) => pending_close.close_sent,
+        CloseState::Closed { .. } => true,
+    };
+    if connection.control_due.reset.is_some() || is_over {
         return;
     }
     connection.control_due.reset = Some(ResetReason::Expired);

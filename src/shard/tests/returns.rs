@@ -231,16 +231,26 @@ fn catching_up_is_limited_per_turn_and_does_not_delay_live_clients() {
 
 #[test]
 fn a_redirected_client_gets_its_pending_reset_first() {
-    let mut world = world();
-    let socket = Scripted::default();
-    let key = world.connect_to(&socket, Some("a"), None);
-    world.turn([Batch { deleted: vec![NextOffset { topic: EVENTS, partition: 0, offset: 90 }], ..told(90) }]);
-    world.state.close(key, CloseReason::Moved, Some(redirect_for(false)), world.now);
-    socket.takes(usize::MAX);
-    world.run_task(key, &socket);
-    let texts = socket.texts();
-    assert!(texts[1].contains("expired") && texts[2].contains("Redirect"), "{texts:?}");
-    assert_eq!(cursor_in(&texts[1]), cursor_in(&texts[2]));
+    for is_closing in [false, true] {
+        let mut world = self::world();
+        let socket = Scripted::default();
+        let key = world.connect_to(&socket, Some("a"), None);
+        let close = |world: &mut World| {
+            world.state.close(key, CloseReason::Moved, Some(redirect_for(false)), world.now);
+        };
+        if is_closing {
+            close(&mut world);
+        }
+        world.turn([Batch { deleted: vec![NextOffset { topic: EVENTS, partition: 0, offset: 90 }], ..told(90) }]);
+        if !is_closing {
+            close(&mut world);
+        }
+        socket.takes(usize::MAX);
+        world.run_task(key, &socket);
+        let texts = socket.texts();
+        assert!(texts[1].contains("expired") && texts[2].contains("Redirect"), "{is_closing}: {texts:?}");
+        assert_eq!(cursor_in(&texts[1]), cursor_in(&texts[2]));
+    }
 }
 
 #[test]
