@@ -148,7 +148,7 @@ fn a_pod_starts_without_a_topic_it_may_not_read_and_resets_clients_when_it_may()
     assert_eq!(pod.metrics().of("shardgate_ingest_missing_partitions", &[("topic", closed.topic())]), 1.0);
     let log = pod.log();
     let named = |text: &str| log.lines().any(|line| line.contains(text) && line.contains(closed.topic()));
-    assert!(named("the pod starts without the partition") && named("reading failed"), "{log}");
+    assert!(named("starting without the partition") && named("fetch failed"), "{log}");
     assert!(log.contains("no right to read the settings of topics (DESCRIBE_CONFIGS)"), "{log}");
     let mut client = pod.client("a");
     send(open, 1);
