@@ -140,8 +140,7 @@ pub enum Undelivered {
     Ended,
 }
 
-// ---- from the control thread to all
-// -----------------------------------------------------------------------------------
+// ---- from the control thread to all -------------------------------------------------------------------------------
 
 /// This pod's state in the cluster and in its lifecycle. The control thread publishes it; all threads read the newest.
 #[derive(Debug, Clone, Default)]
@@ -220,8 +219,7 @@ pub type PublishedRoutes = Arc<ArcSwap<RouteTable>>;
 /// state shows the result.
 pub type RefreshRequest = Arc<Notify>;
 
-// ---- from all to the control thread
-// -----------------------------------------------------------------------------------
+// ---- from all to the control thread -------------------------------------------------------------------------------
 
 /// An operator's request that a shard has accepted: the socket with what was read of it. The control thread answers.
 #[derive(Debug)]

@@ -28,8 +28,8 @@ use tracing::{error, info};
 use self::control::Control;
 use self::engine::{Choice, IoUringForbidden};
 use self::listeners::{ListenError, Listeners};
-use self::machine::Cores;
 use crate::config::{Config, Engine, InvalidConfig};
+use crate::cores::Cores;
 use crate::discovery::{self, ClusterMode, ClusterState, Intent};
 use crate::exchange::{
     HttpRequest, PublishedPodState, PublishedRoutes, RefreshRequest, ShardHandle, ShardInbox, shard_channel,

@@ -167,7 +167,6 @@ fn latencies_of<'a>(client: &'a Client, sent: &'a [Instant]) -> impl Iterator<It
 }
 
 // ---- reconnecting clients -------------------------------------------------------------------------------------------
-// ----------------------------------------------------------------------------------------------
 
 /// A client that only counts, because thousands of them must be cheap beside what is measured.
 struct Counter {

@@ -16,7 +16,6 @@ use shardgate::ids::{AssessmentHash, NodeId};
 use shardgate::routing::placement::{self, View};
 
 // ---- clients that follow redirects ----------------------------------------------------------------------------------
-// ----------------------------------------------------------------------------------------------
 
 /// Sixty clients that follow redirects at once. Without a redirect, a client tries the pods in turn.
 struct Followers {
@@ -156,8 +155,7 @@ fn in_a_rolling_restart_each_client_moves_once_away_and_once_back() {
     assert!(redirects <= 60 * 3, "each pod's clients move away and back: {all:?}");
 }
 
-// ---- pods that disagree
-// -----------------------------------------------------------------------------------------------
+// ---- pods that disagree -------------------------------------------------------------------------------------------
 
 /// The current view in Redis.
 fn view(world: &World) -> View {
@@ -236,8 +234,7 @@ fn no_client_bounces_while_pods_join_and_leave_and_one_view_lags() {
     }
 }
 
-// ---- a pod that leaves while Redis is down
-// ------------------------------------------------------------------------------
+// ---- a pod that leaves while Redis is down ------------------------------------------------------------------------
 
 impl Followers {
     /// Whether every client is connected to its owner by this view.
@@ -302,7 +299,6 @@ fn clients_of_a_pod_that_leaves_without_redis_are_served_elsewhere_and_return_af
 }
 
 // ---- cost of view refreshes -----------------------------------------------------------------------------------------
-// ------------------------------------------------------------------------------------------------
 
 #[test]
 fn a_thousand_redirects_cost_ten_redis_calls_a_second() {
@@ -372,8 +368,7 @@ fn a_hung_redis_delays_redirects_once_and_no_other_client() {
     assert!(began.elapsed() < Duration::from_millis(500), "with Redis known to be down, no client waits for it");
 }
 
-// ---- pods that can't be addressed
-// ---------------------------------------------------------------------------------------
+// ---- pods that can't be addressed ---------------------------------------------------------------------------------
 
 #[test]
 fn with_placement_any_clients_stay_and_a_drain_sends_no_redirect() {

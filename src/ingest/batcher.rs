@@ -1,6 +1,6 @@
 //! From records to batches: finds each record's assessment as its route says, and copies it into the batch of its
-//! shard, or, for a tick, of every shard. It owns what each shard was told of topics and offsets; when a batch is
-//! handed over is up to [`super::reader`].
+//! shard, or, for a tick, of every shard. Owns what each shard knows of topics and offsets; [`super::reader`]
+//! decides when a batch is handed over.
 
 #[cfg(test)]
 mod tests;
@@ -85,7 +85,7 @@ struct ShardBatch {
     offsets_told: Vec<i64>,
     /// When it was last looked whether these are still so.
     sent_offsets: Option<Instant>,
-    /// To be told of with the next batch.
+    /// For the next batch.
     deleted: Vec<NextOffset>,
     truncations: Vec<LogTruncation>,
     epochs: Vec<EpochStart>,
@@ -220,7 +220,7 @@ impl Batcher {
         }
     }
 
-    /// Has these ends told to a shard, in place of any that it was not told of yet: older ones prove less.
+    /// Sends these ends to a shard with its next batch, in place of older ones that were not sent yet: those prove less.
     pub(super) fn update_ends(&mut self, shard: ShardIndex, ends: &Arc<PartitionEnds>) {
         if let Some(shard_batch) = self.shards.get_mut(usize::from(shard.0)) {
             shard_batch.ends = Some(Arc::clone(ends));
@@ -245,7 +245,7 @@ impl Batcher {
         if payload.len() > self.event_bytes_max {
             return Err(RecordFault::TooLarge);
         }
-        // A record of a topic that nobody told of would be our own fault, and is nobody's event.
+        // A record of an unknown topic would be our own fault, and belongs to no assessment.
         let topic = self.topics.get(usize::from(incoming.origin.topic.0)).ok_or(Malformed::NoAssessment)?;
         let Scope::Assessment { from, partitioner } = &topic.route.scope else {
             check_object(payload)?;

@@ -1,6 +1,6 @@
-//! Which topics of the cluster are read: their indexes, and what changed from one look to the next. A topic is told
-//! from one that was made anew under its name by its fingerprint; one that comes anew gets an index of its own, so that
-//! nobody takes its offsets for the old one's. It asks nobody: what a look saw is [`super::watcher`]'s to find.
+//! Which topics of the cluster are read: their indexes, and what changed from one metadata refresh to the next. A topic
+//! and its recreated successor have different fingerprints; the successor gets its own index, so that its offsets are not
+//! taken for those of the old one. This is a rule without I/O: [`super::watcher`] asks the brokers.
 //!
 //! It owns the routes, too. Where they change, the next look goes through all topics:
 //!
@@ -9,7 +9,7 @@
 //!   as before, to the same messages          left alone
 //!   as before, to other messages             remapped: its index stays, and so does all that is known of it
 //!   not at all                               dropped
-//!   as another scope, assessment or placing  dropped, and met anew: from its end, since nobody was sent it so before
+//!   as another scope, assessment or placing  dropped, and met again: from its end, since no client was sent it so before
 //! ```
 //!
 //! One case remains: librdkafka continues at the old offset in a recreated topic if the new log is already longer.
@@ -77,7 +77,7 @@ struct TopicEntry {
     /// As far as it is known. While brokers are upgraded, some may tell it and some not.
     id: Box<str>,
     presence: Presence,
-    /// Partitions that the reader was told of.
+    /// Partitions that were announced to the reader.
     told: HashSet<i32>,
 }
 
@@ -212,7 +212,7 @@ impl TopicCatalogue {
         changes.remapped.sort_unstable();
     }
 
-    /// The reader is told of these partitions, although they have no leader.
+    /// These partitions are announced to the reader, although they have no leader.
     pub(super) fn mark_announced(&mut self, partitions: &[(TopicIndex, i32)]) {
         for &(topic, partition) in partitions {
             let name = self.topics.get(usize::from(topic.0)).map(|topic| &topic.name);
@@ -403,7 +403,7 @@ mod tests {
         apply_metadata(&mut catalogue, "c", &[]);
         apply_metadata(&mut catalogue, "c", &[]);
         let anew = apply_metadata(&mut catalogue, "c", &[seen(CREATED, "2", 1)]);
-        assert_eq!((anew.retired, anew.back, anew.met.len()), (vec![], vec![], 1), "the old one was told of");
+        assert_eq!((anew.retired, anew.back, anew.met.len()), (vec![], vec![], 1), "the old one is retired already");
         assert!(catalogue.is_current(TopicIndex(1)));
     }
 

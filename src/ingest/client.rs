@@ -22,8 +22,7 @@ use tracing::{debug, error, warn};
 use crate::limits::{CLIENTS_ENDING_MAX, KAFKA_LOG_EVERY};
 use crate::log_throttle::LogThrottles;
 
-// ---- settings
-// -----------------------------------------------------------------------------------------------------------
+// ---- settings -----------------------------------------------------------------------------------------------------
 
 /// librdkafka does not take the settings. The operator's fault, in `KAFKA_PROPERTIES_FILE` or `KAFKA_BROKERS`. It names
 /// the property and never its value, which may be a password.
@@ -56,10 +55,9 @@ pub(super) fn client(properties: &ClientConfig, context: Context) -> Result<Kafk
         .map_err(|error| InvalidProperties::Together(error.to_string().into()))
 }
 
-// ---- what librdkafka says
-// -------------------------------------------------------------------------------------------------
+// ---- what librdkafka says -----------------------------------------------------------------------------------------
 
-/// Receives librdkafka's log lines. A broker that is down is told of each second: the same complaint is said once in
+/// Receives librdkafka's log lines. It reports a broker that is down each second: the same line is logged once in
 /// [`KAFKA_LOG_EVERY`].
 #[derive(Debug)]
 pub(super) struct Context {
@@ -152,8 +150,7 @@ unsafe extern "C" fn on_error(_client: *mut sys::rd_kafka_t, code: c_int, reason
 /// that is only not answered is another matter.
 const CONNECT_FAILED: &str = "Connect to ";
 
-// ---- a client's life
-// ------------------------------------------------------------------------------------------------------
+// ---- a client's life ----------------------------------------------------------------------------------------------
 
 /// A librdkafka client. Dropping it leaves no group and waits for no broker.
 pub(super) struct KafkaClient(ManuallyDrop<rdkafka::client::Client<Context>>);
@@ -185,7 +182,7 @@ impl Drop for KafkaClient {
 pub(super) struct ClientTerminator(Arc<AtomicUsize>);
 
 impl ClientTerminator {
-    /// Whether one more client may be ended. Where so many hang at their end, more of them help nobody.
+    /// Whether one more client may be ended. If this many hang at their end, another one would hang, too.
     pub(super) fn has_room(&self) -> bool {
         self.0.load(Ordering::Relaxed) < CLIENTS_ENDING_MAX
     }
@@ -210,8 +207,7 @@ pub(super) fn millis(time: Duration) -> c_int {
     c_int::try_from(time.as_millis()).unwrap_or(c_int::MAX)
 }
 
-// ---- a fault of librdkafka's
-// ------------------------------------------------------------------------------------------------
+// ---- a fault of librdkafka's --------------------------------------------------------------------------------------
 
 /// Stands in for librdkafka's function of this name, by the linker's `--wrap` (`src/build.rs`): it takes nothing in.
 ///
@@ -222,7 +218,7 @@ pub(super) fn millis(time: Duration) -> c_int {
 // SAFETY: nothing else has a symbol of this name, and the signature is the original's.
 #[unsafe(no_mangle)]
 extern "C" fn __wrap_rd_kafka_metadata_update_op(_client: *mut sys::rd_kafka_t, _leaders: *mut c_void) -> c_int {
-    /// `RD_KAFKA_OP_RES_HANDLED`: whoever called frees the list.
+    /// `RD_KAFKA_OP_RES_HANDLED`: the caller frees the list.
     const HANDLED: c_int = 1;
     HANDLED
 }

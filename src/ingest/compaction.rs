@@ -1,5 +1,5 @@
-//! Gaps in a partition's offsets, and which of them compaction may have made. A rule on offsets and times: what a
-//! topic's settings are is [`super::watcher`]'s to find, who is told of a loss [`super::reader`]'s.
+//! Gaps in a partition's offsets, and which of them compaction may have made. A rule on offsets and times:
+//! [`super::watcher`] reads the topics' settings, and [`super::reader`] reports the losses.
 //!
 //! Markers of transactions leave gaps, too, and a reader can't tell them from records that compaction removed. So:
 //!
@@ -40,7 +40,7 @@ struct PartitionProgress {
     next_young: Option<Young>,
     /// The partition's end for committed transactions, as it was last told.
     end: i64,
-    /// From here on nothing is known to be missing: clients were told of what lies below.
+    /// From here on nothing is known to be missing; clients got a reset for what is missing below.
     whole_from: i64,
     /// The gaps of a topic that was not compacted then, as far as was known: all of them as one.
     unjudged: Option<Gap>,
@@ -142,7 +142,7 @@ impl Compaction {
     }
 
     /// Nothing came between a partition's position and `end`, where it goes on. Where records may be missing that
-    /// clients were not told of, this is the offset from which on it is whole. `is_watched` is whether there may be
+    /// clients got no reset for, this is the offset from which on it is whole. `is_watched` is whether there may be
     /// clients: then that is where the partition ended when it was last asked, so that they are told once of what one
     /// compaction removed.
     pub(super) fn gap(
@@ -348,7 +348,7 @@ mod tests {
             story
         };
         let mut story = truncated(Duration::ZERO);
-        assert_eq!(story.record(4, 70, true), Some(70), "clients were told of a gap in the old log alone");
+        assert_eq!(story.record(4, 70, true), Some(70), "clients got a reset for a gap in the old log alone");
         let mut story = truncated(MINUTE);
         assert_eq!(story.record(4, 90, true), Some(90), "the age of the old log's records says nothing");
         let mut story = truncated(MINUTE);

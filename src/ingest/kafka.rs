@@ -71,7 +71,7 @@ impl NotifiedQueue {
         if eventfd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the descriptor is new, and nobody else has it.
+        // SAFETY: the descriptor is new, and has no other owner.
         let eventfd = unsafe { OwnedFd::from_raw_fd(eventfd) };
         let one = 1_u64;
         // SAFETY: the queue is alive, and the number is copied. The descriptor is taken back before it is closed.
@@ -194,7 +194,7 @@ impl Consumer {
         let name = CString::new(&*topic.name)?;
         let number = self.free_numbers.pop().unwrap_or(self.indexes.len());
         // SAFETY: the client is alive; the configuration is a copy that `rd_kafka_topic_new` takes over. The opaque is
-        // a number that nobody follows as a pointer.
+        // a number that is never followed as a pointer.
         let handle = unsafe {
             let settings = sys::rd_kafka_default_topic_conf_dup(self.client.native_ptr());
             sys::rd_kafka_topic_conf_set_opaque(settings, ptr::without_provenance_mut(number + 1));

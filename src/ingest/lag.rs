@@ -32,7 +32,7 @@ pub(super) struct HeldBackPartition {
 }
 
 impl ConsumerLag {
-    /// Takes the last stable offsets that the cluster told of. A partition that is not among them keeps its last one.
+    /// Takes in the last stable offsets that the brokers reported. A partition that is not among them keeps its last one.
     pub(super) fn update_ends(&mut self, ends: &[NextOffset], read_offsets: &ReadOffsets) {
         self.stable.resize(read_offsets.all().len(), 0);
         for end in ends {
@@ -71,8 +71,8 @@ impl ConsumerLag {
         }
     }
 
-    /// A partition was read to its end: here, at `end`. Without it a topic that was made anew, and is shorter now,
-    /// would look as if it lagged until the ends are told again.
+    /// A partition was read to its end: here, at `end`. Without it a recreated topic that is shorter now would
+    /// seem to lag until the ends are reported again.
     pub(super) fn end_seen(&mut self, topic: TopicIndex, partition: i32, end: i64, read_offsets: &ReadOffsets) {
         if let Some(index) = read_offsets.index_of(topic, partition).filter(|&index| index < self.stable.len()) {
             self.stable[index] = end;
@@ -132,14 +132,14 @@ mod tests {
         lag.sum_up(&read_offsets, &mut by_topic);
         assert_eq!(by_topic, [1, 60]);
 
-        // The quiet topic's last offset is a transaction's marker: no record comes, but its end is told of.
+        // The quiet topic's last offset is a transaction's marker: no record comes, but its end is reported.
         read_offsets.set(quiet, 0, 6);
         lag.end_seen(quiet, 0, 6, &read_offsets);
         read_offsets.set(busy, 0, 160);
         lag.sum_up(&read_offsets, &mut by_topic);
         assert_eq!(by_topic, [0, 10], "what was read beyond the known end does not offset another partition's lag");
 
-        // Made anew, and shorter.
+        // Recreated, and shorter.
         read_offsets.set(busy, 1, 3);
         lag.end_seen(busy, 1, 3, &read_offsets);
         lag.sum_up(&read_offsets, &mut by_topic);

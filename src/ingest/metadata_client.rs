@@ -133,7 +133,7 @@ impl MetadataClient {
         let mut names: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
         let operation = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
         // SAFETY: the names live until they are copied, and the copy is given back here. What the options don't take is
-        // left as it is, and nobody needs the text of an error.
+        // left as it is, and the text of an error is not needed.
         let event = self.ask(operation, limit, |client, options, queue| unsafe {
             sys::rd_kafka_AdminOptions_set_broker(options, broker.0, ptr::null_mut(), 0);
             let topics = sys::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len());

@@ -233,7 +233,7 @@ impl Metrics {
         );
     }
 
-    /// The counter of a reason, for whoever finds later that a record can't be used.
+    /// The counter of a reason, for the threads that find later that a record can't be used.
     #[must_use]
     pub fn skipped(&self, reason: SkipReason) -> Counter {
         self.skipped.get_or_create_owned(&reason.label())

@@ -3,17 +3,16 @@
 //!
 //! ```text
 //!   watcher thread: what is there, does it answer, where does it end
-//!      | found, ends (bounded, one each)      topics -> catalogue -> which are new, made anew, gone
-//!      v   ^ doubts                           offsets -> startup -> where to start, when the history is filled
-//!   reader, pinned thread: consumer -> batcher -> a batch for each shard -> its door
-//!                                   \-> positions -> lag
+//!      | changes, ends (bounded, one each)    topics -> catalogue -> which are new, recreated, gone
+//!      v   ^ recheck requests                 offsets -> startup -> where to start, when the history is filled
+//!   reader, pinned thread: consumer -> batcher -> a batch for each shard -> its channel
+//!                                   \-> read offsets -> lag
 //! ```
 //!
 //! - Rules: `read_progress`, with `batcher`, `read_offsets`, `continuity` and `compaction`; `batching_delay`,
 //!   `stall_detector`, `startup`, `catalogue`, `retention`, `lag`, `reachability`, `ticks`.
 //! - Edges: `kafka` and `metadata_client` (librdkafka; `client` is what both have in common, `unpacking` bounds what
-//!   its batches come to), and the two threads' loops, `reader`
-//!   and `watcher`.
+//!   its batches come to), and the two threads' loops, `reader` and `watcher`.
 //! - `metrics`: what is counted.
 //!
 //! Measured with all threads pinned to one core, 2 million records of 295 bytes whose route takes the assessment from
@@ -44,7 +43,6 @@ mod unpacking;
 mod watcher;
 
 use std::io;
-use std::mem;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -56,6 +54,7 @@ pub use client::InvalidProperties;
 pub use metrics::{Metrics, SkipReason};
 
 use crate::config::KafkaConfig;
+use crate::cores::pin_thread;
 use crate::exchange::{IngestStatus, PublishedPodState, PublishedRoutes, ShardHandle};
 
 use client::ClientTerminator;
@@ -108,7 +107,7 @@ pub fn spawn(parts: Parts) -> Result<JoinHandle<()>, StartError> {
             Ok(reader) => reader,
             Err(error) => return drop(started_in.send(Err(error))),
         };
-        // Whoever waits for it may have gone; then the standing will say that all is over.
+        // The waiting thread may have gone; then the pod state will say that the pod ended.
         drop(started_in.send(Ok(())));
         reader.run();
     })?;
@@ -121,7 +120,7 @@ pub fn spawn(parts: Parts) -> Result<JoinHandle<()>, StartError> {
 /// On the thread itself: pinned first, since librdkafka's threads inherit it.
 fn start(parts: Parts) -> Result<Reader, StartError> {
     if let Some(core) = parts.core {
-        pin(core);
+        pin_thread(core).unwrap_or_else(|error| warn!(core, %error, "not pinned"));
     }
     let consumer = Consumer::new(&parts.config)?;
     let cluster = MetadataClient::new(&parts.config)?;
@@ -137,21 +136,6 @@ fn start(parts: Parts) -> Result<Reader, StartError> {
     };
     let watcher = watcher::start(cluster, settings)?;
     Ok(Reader::new(consumer, watcher, parts, terminator))
-}
-
-fn pin(core: usize) {
-    // SAFETY: the set is a plain value, zeroed; `CPU_SET` checks nothing, so the number is checked before.
-    let outcome = unsafe {
-        let mut cores: libc::cpu_set_t = mem::zeroed();
-        if core >= 8 * mem::size_of::<libc::cpu_set_t>() {
-            return warn!(core, "not pinned: no such core");
-        }
-        libc::CPU_SET(core, &mut cores);
-        libc::sched_setaffinity(0, mem::size_of::<libc::cpu_set_t>(), &raw const cores)
-    };
-    if outcome != 0 {
-        warn!(core, error = %io::Error::last_os_error(), "not pinned");
-    }
 }
 
 #[cfg(test)]
@@ -344,7 +328,7 @@ mod tests {
         let thread = story.start();
         story.until("the history is complete", |story| story.status.history_complete.load(Ordering::Acquire));
         let topics = story.inboxes[0].batches.recv_timeout(PATIENCE).unwrap();
-        assert!(topics.records.is_empty(), "the topic is told of ahead of its first record");
+        assert!(topics.records.is_empty(), "the topic is announced ahead of its first record");
         // A batch each, and one now and then that tells of offsets alone, until the channel is full and ingest stands
         // with one more in its hand.
         let blocked = |story: &Story| !story.shows("shardgate_ingest_blocked_seconds_total 0.0");

@@ -110,8 +110,7 @@ impl ReadProgress {
         std::mem::take(&mut self.notices)
     }
 
-    // ---- topics and partitions
-    // --------------------------------------------------------------------------------------------
+    // ---- topics and partitions ------------------------------------------------------------------------------------
 
     /// Forgets the topic that had an index; returns the places of its partitions.
     pub(super) fn forget(&mut self, topic: TopicIndex) -> Vec<usize> {
@@ -156,8 +155,7 @@ impl ReadProgress {
         self.continuity.epoch(&self.read_offsets, at)
     }
 
-    // ---- what comes
-    // -------------------------------------------------------------------------------------------------------
+    // ---- what comes -----------------------------------------------------------------------------------------------
 
     /// Takes in a record; `None` where it was read before.
     #[inline]
@@ -247,8 +245,7 @@ impl ReadProgress {
         self.notices.push(Notice { kind, expected, at });
     }
 
-    // ---- batches that can't be unpacked
-    // -----------------------------------------------------------------------------------
+    // ---- batches that can't be unpacked ---------------------------------------------------------------------------
 
     /// Something of a partition was unpacked.
     fn is_unpacked(&mut self, topic: TopicIndex, partition: i32) {

@@ -257,8 +257,7 @@ impl IngestState {
         }
     }
 
-    // ---- what comes
-    // -------------------------------------------------------------------------------------------------------
+    // ---- what comes -----------------------------------------------------------------------------------------------
 
     fn message(
         &mut self,
@@ -368,8 +367,7 @@ impl IngestState {
         topic.and_then(|topic| self.progress.batcher.topics().get(usize::from(topic.0))).map_or("", |topic| &topic.name)
     }
 
-    // ---- what leaves
-    // ------------------------------------------------------------------------------------------------------
+    // ---- what leaves ----------------------------------------------------------------------------------------------
 
     fn flush(&mut self, watcher: &WatcherHandle, now: Instant) -> Result<(), Stopped> {
         let shards = u16::try_from(self.shard_handles.len()).unwrap_or(u16::MAX);
@@ -413,8 +411,7 @@ impl IngestState {
         }
     }
 
-    // ---- what shows
-    // -------------------------------------------------------------------------------------------------------
+    // ---- what shows -----------------------------------------------------------------------------------------------
 
     fn finish_turn(&mut self, watcher: &WatcherHandle, now: Instant) {
         if let Some(recheck) = self.recheck.take() {

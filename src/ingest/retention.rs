@@ -1,5 +1,5 @@
 //! Which topics are compacted, and whose settings are asked for next: those of new ones, and now and then those of
-//! others, for that may change. It asks nobody: that is [`super::watcher`]'s.
+//! others, because they may change. This is a rule without I/O: [`super::watcher`] asks the brokers.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -81,7 +81,7 @@ impl Question<'_> {
 
 impl Retentions {
     /// Of these topics, the ones of the indexes `met` are new. Only topics of assessments' events matter, and no name
-    /// is asked for twice: a topic that was made anew `is_current` in place of the old one.
+    /// is asked for twice: a recreated topic `is_current` in place of the old one.
     pub(super) fn question<'a>(
         &self,
         topics: &'a [Arc<Topic>],

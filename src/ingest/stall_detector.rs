@@ -46,7 +46,7 @@ struct PartitionProgress {
     /// error.
     is_owed: bool,
     /// Nothing is expected of it: the client said that the pod's user may not read it, which another client would say,
-    /// too; or nobody reads it any more.
+    /// too; or it is no longer read.
     is_exempt: bool,
     /// Since when it waits.
     waits_since: Option<Instant>,

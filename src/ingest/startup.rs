@@ -95,7 +95,7 @@ impl Filling {
     }
 
     /// Drops what has been read as far as it reached at the start. On a partition that is written without a pause the
-    /// end is never told of.
+    /// end is never reported.
     pub(super) fn check(&mut self, read_offsets: &ReadOffsets) {
         self.left.retain(|start| read_offsets.next(start.topic, start.partition).is_none_or(|next| next < start.end));
     }
@@ -161,7 +161,7 @@ mod tests {
         filling.check(&read_offsets);
         assert_eq!(filling.offsets_left(&read_offsets), 30);
 
-        // One is written faster than its end can be told of: its position passes the end of the start.
+        // One is written faster than its end can be reported: its position passes the end of the start.
         read_offsets.set(topic, 0, 25);
         // One ends in control records: its last record is below, and Kafka tells that the end is reached.
         read_offsets.set(topic, 1, 18);

@@ -59,7 +59,7 @@ pub(super) struct TickJudge {
     /// clock hides no market.
     earlier: UnixMs,
     later: UnixMs,
-    /// Where partitions ended when reading began: nobody knows how old a tick below is that has no time of its own.
+    /// Where partitions ended when reading began: the age of a tick below is unknown if it has no time of its own.
     ends_at_start: HashMap<(TopicIndex, i32), i64>,
 }
 

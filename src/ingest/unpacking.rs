@@ -13,8 +13,7 @@ use rdkafka::types::RDKafkaRespErr;
 
 use crate::limits::{UNPACKED_BATCHES_MAX, UNPACKED_BYTES_MAX, UNPACKED_RECORDS_MAX};
 
-// ---- bounds
-// -------------------------------------------------------------------------------------------------------------
+// ---- bounds -------------------------------------------------------------------------------------------------------
 
 /// What may be unpacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,8 +122,7 @@ extern "C" fn __wrap_rd_kafka_msgset_parse(
     unsafe { __real_rd_kafka_msgset_parse(response, request, partition, aborted, version) }
 }
 
-// ---- unpacking
-// ----------------------------------------------------------------------------------------------------------
+// ---- unpacking ----------------------------------------------------------------------------------------------------
 
 /// Memory that librdkafka frees once it has it.
 struct Buffer {
@@ -242,8 +240,7 @@ unsafe fn packed_bytes<'a>(packed: *const c_void, len: usize) -> &'a [u8] {
     unsafe { slice::from_raw_parts(packed.cast::<u8>(), len) }
 }
 
-// ---- gzip
-// ---------------------------------------------------------------------------------------------------------------
+// ---- gzip ---------------------------------------------------------------------------------------------------------
 
 /// zlib's `z_stream`.
 #[repr(C)]
@@ -327,8 +324,7 @@ extern "C" fn __wrap_rd_gz_decompress(packed: *const c_void, len: c_int, unpacke
     unpacked
 }
 
-// ---- LZ4
-// ----------------------------------------------------------------------------------------------------------------
+// ---- LZ4 ----------------------------------------------------------------------------------------------------------
 
 /// `LZ4F_VERSION`.
 const LZ4F_VERSION: c_uint = 100;
@@ -410,8 +406,7 @@ unsafe fn answer(unpacked: Option<Buffer>, out: *mut *mut c_void, out_len: *mut 
     RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
 }
 
-// ---- zstd
-// ---------------------------------------------------------------------------------------------------------------
+// ---- zstd ---------------------------------------------------------------------------------------------------------
 
 unsafe extern "C" {
     #[link_name = "ZSTD_decompressBound"]
@@ -455,8 +450,7 @@ extern "C" fn __wrap_rd_kafka_zstd_decompress(
     unsafe { answer(unpack_zstd(packed), out, out_len) }
 }
 
-// ---- Snappy
-// -------------------------------------------------------------------------------------------------------------
+// ---- Snappy -------------------------------------------------------------------------------------------------------
 
 unsafe extern "C" {
     fn __real_rd_kafka_snappy_uncompress(packed: *const c_char, packed_len: usize, out: *mut c_char) -> c_int;

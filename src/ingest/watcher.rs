@@ -41,7 +41,7 @@ use super::startup::{LogRange, PartitionStart};
 /// What is to be read from now on, and what no more.
 #[derive(Debug)]
 pub(super) struct TopologyChange {
-    /// Topics that are deleted, or were made anew: what was read under these indexes.
+    /// Topics that were deleted or recreated, by the indexes under which they were read.
     pub(super) retired: Vec<TopicIndex>,
     /// Topics that were thought to be deleted: they are read on.
     pub(super) back: Vec<TopicIndex>,
@@ -204,7 +204,7 @@ struct WatcherThread {
     brokers: Reachability,
     /// Once it was asked for.
     cluster_id: Option<String>,
-    /// As the reader was told of it.
+    /// As it was announced to the reader.
     catalogue: TopicCatalogue,
     routes: PublishedRoutes,
     /// The partitions that had a leader when the topics were last looked through.
@@ -530,7 +530,7 @@ impl WatcherThread {
         // The others come after these: what was written in between is no open transaction's for long.
         let high = self.cluster.high_watermarks(&names, PROBE_TIMEOUT).unwrap_or_default();
         let high = led_partitions.iter().zip(high).filter_map(end).collect();
-        // It was not full, and nobody else sends; where it is closed, all is over.
+        // It was not full, and has no other sender; if it is closed, the pod has ended.
         drop(self.ends.try_send(Watermarks { stable: PartitionEnds { asked, ends }, high }));
     }
 }

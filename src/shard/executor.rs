@@ -1,5 +1,5 @@
 //! A shard's executor: it runs tasks on the shard's thread, one at a time. Two engines can: `io_uring.rs` (glommio) and
-//! `epoll.rs` (tokio). Nothing else knows which one does. What the tasks do is left to others.
+//! `epoll.rs` (smol's executor, parked in tokio's epoll). Nothing else knows which one does. What the tasks do is left to others.
 //!
 //! A task is woken from another thread by its [`std::task::Waker`], as everywhere.
 
@@ -22,6 +22,7 @@ use pin_project_lite::pin_project;
 use slotmap::{SlotMap, new_key_type};
 
 use crate::config::Engine;
+use crate::cores::pin_thread;
 use crate::exchange::ShardStatus;
 
 thread_local! {
@@ -43,9 +44,10 @@ impl Executor {
     /// # Errors
     /// If the system refuses a ring and its memory, an epoll, or the core.
     pub(super) fn new(engine: Engine, core: Option<usize>) -> io::Result<Self> {
+        core.map_or(Ok(()), pin_thread)?;
         let kind = match engine {
-            Engine::IoUring => Kind::IoUring(io_uring::Executor::new(core)?),
-            Engine::Epoll => Kind::Epoll(epoll::Executor::new(core)?),
+            Engine::IoUring => Kind::IoUring(io_uring::Executor::new()?),
+            Engine::Epoll => Kind::Epoll(epoll::Executor::new()?),
         };
         Ok(Self(kind))
     }

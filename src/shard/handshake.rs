@@ -30,7 +30,7 @@ enum HeadOutcome {
     /// A client's request, and its length.
     Upgrade(Box<Upgrade>, usize),
     Operators,
-    Rejection(HttpRefusal),
+    Refused(HttpRefusal),
     /// The socket closed first.
     Gone,
 }
@@ -45,9 +45,9 @@ pub(super) async fn run_handshake(
     let mut read = Vec::new();
     let reading = read_head(shard, handshake, &mut stream, peer, &mut read);
     let head = executor::timeout(shard.config.handshake_timeout, reading).await;
-    match head.unwrap_or(HeadOutcome::Rejection(HttpRefusal::Timeout)) {
+    match head.unwrap_or(HeadOutcome::Refused(HttpRefusal::Timeout)) {
         HeadOutcome::Gone => {}
-        HeadOutcome::Rejection(refusal) => {
+        HeadOutcome::Refused(refusal) => {
             shard.refusal_log.refused(refusal, peer, Instant::now());
             refuse_by_http(shard, stream, refusal).await;
         }
@@ -114,7 +114,7 @@ async fn read_head(
             Parsed::Incomplete => {}
             Parsed::Upgrade { upgrade, head_len } => return HeadOutcome::Upgrade(Box::new(upgrade), head_len),
             Parsed::Operators => return HeadOutcome::Operators,
-            Parsed::Refused(refusal) => return HeadOutcome::Rejection(refusal),
+            Parsed::Refused(refusal) => return HeadOutcome::Refused(refusal),
         }
         if !read_more(shard, handshake, stream, read).await {
             return HeadOutcome::Gone;
@@ -138,7 +138,7 @@ async fn read_proxy_header(
         match ProxyHeader::parse(read) {
             ProxyHeader::Incomplete => {}
             ProxyHeader::Invalid => {
-                return Err(HeadOutcome::Rejection(HttpRefusal::Malformed(RequestFault::ProxyHeader)));
+                return Err(HeadOutcome::Refused(HttpRefusal::Malformed(RequestFault::ProxyHeader)));
             }
             ProxyHeader::Whole { len, client } => {
                 read.drain(..len);

@@ -49,9 +49,7 @@ impl LossNotices {
             all.sort_by_key(|loss| loss.partition_id);
         }
     }
-}
 
-impl LossNotices {
     /// Takes in what the history found to be lost.
     pub(super) fn collect(&mut self, history: &mut History) {
         self.push_partitions(history.take_losses());

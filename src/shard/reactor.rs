@@ -183,8 +183,7 @@ impl Drop for ReadinessWaiter {
     }
 }
 
-// ---- sockets
-// ----------------------------------------------------------------------------------------------------------
+// ---- sockets ------------------------------------------------------------------------------------------------------
 
 /// A client's socket, owned by one task.
 pub(super) struct Stream {
@@ -302,8 +301,7 @@ impl Listener {
     }
 }
 
-// ---- the wake timer
-// --------------------------------------------------------------------------------------------------------
+// ---- the wake timer -----------------------------------------------------------------------------------------------
 
 /// Wakes a task at a given time. A timer of the executor may cost two more kernel entries per sleep; this one costs one
 /// call, and only if the new deadline is earlier.

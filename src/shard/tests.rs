@@ -29,8 +29,7 @@ use crate::protocol::session::Inbound;
 use crate::stream::batch::Batch;
 use crate::stream::testing::{BTC, events, malformed, number, texts, tick, topics};
 
-// ---- the world
-// --------------------------------------------------------------------------------------------------------
+// ---- the world ----------------------------------------------------------------------------------------------------
 
 /// A socket that takes as many bytes as its script says.
 #[derive(Clone, Default)]
@@ -177,8 +176,7 @@ impl World {
     }
 }
 
-// ---- events
-// -----------------------------------------------------------------------------------------------------------
+// ---- events -------------------------------------------------------------------------------------------------------
 
 #[test]
 fn one_event_is_one_write_and_ten_that_are_due_are_one_write_too() {
@@ -348,8 +346,7 @@ fn a_disconnected_client_is_detached() {
     assert_eq!(world.state.detach(key, CloseReason::GoingAway), None);
 }
 
-// ---- markets
-// ----------------------------------------------------------------------------------------------------------
+// ---- markets ------------------------------------------------------------------------------------------------------
 
 #[test]
 fn prices_are_conflated_to_one_flush_an_interval() {
@@ -382,8 +379,7 @@ fn an_unflushed_market_reaches_a_new_client_and_the_others() {
     assert_eq!((early.texts().len(), late.texts().len()), (1, 0));
 }
 
-// ---- time
-// -------------------------------------------------------------------------------------------------------------
+// ---- time ---------------------------------------------------------------------------------------------------------
 
 #[test]
 fn heartbeats_come_each_interval_and_silence_is_closed() {
@@ -469,8 +465,7 @@ fn a_stalled_socket_is_closed_and_then_aborted() {
     );
 }
 
-// ---- what clients send
-// ------------------------------------------------------------------------------------------------
+// ---- what clients send --------------------------------------------------------------------------------------------
 
 #[test]
 fn bad_messages_are_answered_once_a_second_and_over_the_rate_the_connection_is_closed() {
@@ -494,8 +489,7 @@ fn bad_messages_are_answered_once_a_second_and_over_the_rate_the_connection_is_c
     assert_eq!(world.state.end_turn(world.now.instant).0.received, 61);
 }
 
-// ---- the equation
-// -----------------------------------------------------------------------------------------------------
+// ---- the equation -------------------------------------------------------------------------------------------------
 
 #[derive(Debug, Clone)]
 enum Step {

@@ -66,8 +66,7 @@ fn seeds_that_failed_once() {
     }
 }
 
-// ---- tests of the simulation
-// ------------------------------------------------------------------------------------------
+// ---- tests of the simulation --------------------------------------------------------------------------------------
 
 const FAULTS: [InjectedFault; 4] = [
     InjectedFault::CursorFromHead,

@@ -203,8 +203,7 @@ impl PartitionOffset {
 #[error("not a cursor of this assessment, or a damaged one")]
 pub struct InvalidCursor;
 
-// ---- made
-// ---------------------------------------------------------------------------------------------------------------
+// ---- made ---------------------------------------------------------------------------------------------------------
 
 /// Writes a cursor, topic by topic.
 pub struct Encoder {
@@ -358,8 +357,7 @@ pub const fn places_max() -> usize {
     (BYTES_MAX - HEADER_BYTES - TOPIC_BYTES_MAX) / (1 + 4)
 }
 
-// ---- read
-// ---------------------------------------------------------------------------------------------------------------
+// ---- read ---------------------------------------------------------------------------------------------------------
 
 /// Reads a cursor of an assessment, marked or not.
 ///

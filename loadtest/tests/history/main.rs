@@ -113,8 +113,7 @@ fn the_progress_of_the_filling_shows_until_the_pod_is_ready() {
     assert_eq!(pod.metrics().sum("websocket_kafka_messages_processed_total"), RECORDS as f64);
 }
 
-// ---- deleted records
-// --------------------------------------------------------------------------------------------------
+// ---- deleted records ----------------------------------------------------------------------------------------------
 
 #[test]
 fn a_pod_starts_behind_what_was_deleted() {

@@ -11,16 +11,12 @@ use crate::source::Source;
 /// The crates whose modules are looked at.
 const CRATES: &[&str] = &["src/", "loadtest/src/"];
 
-/// Circles that are still there, each with its folder.
-const KNOWN: &[&str] = &[];
-
 /// An arrow from one module to another: where the first line is that draws it.
 type Arrows = BTreeMap<String, BTreeMap<String, (usize, usize)>>;
 
 /// One fault for each circle, with a line for each of its arrows.
 pub(crate) fn circles(sources: &[Source]) -> Vec<String> {
-    let found = CRATES.iter().flat_map(|root| circles_of(root, sources));
-    found.filter(|circle| !KNOWN.iter().any(|known| circle.starts_with(known))).collect()
+    CRATES.iter().flat_map(|root| circles_of(root, sources)).collect()
 }
 
 fn circles_of(root: &str, sources: &[Source]) -> Vec<String> {

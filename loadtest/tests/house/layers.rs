@@ -5,7 +5,7 @@ use crate::source::{Path, Source};
 
 /// The layers, from the bottom up: a module imports from lower ones, and from its own.
 const LAYERS: &[&[&str]] = &[
-    &["ids", "limits", "clock", "log_throttle", "prefetch", "outage"],
+    &["ids", "limits", "clock", "log_throttle", "prefetch", "outage", "cores"],
     &["routing", "protocol", "stream"],
     &["config", "exchange"],
     &["ingest", "discovery", "shutdown", "shard", "operations"],
@@ -67,6 +67,8 @@ const EDGES: &[&str] = &[
     "src/gateway/engine.rs",
     // Binds the ports.
     "src/gateway/listeners.rs",
+    // Asks which cores there are, and pins threads.
+    "src/cores.rs",
     // Touches nothing but the processor, by an instruction that safe Rust has no word for.
     "src/prefetch.rs",
 ];

@@ -99,7 +99,7 @@ fn a_shard_hears_of_topics_once_and_of_offsets_as_they_stood_at_its_batchs_first
 
     story.batcher.add_topic(topic(KEYED, "keyed", assessment(AssessmentFrom::Key)));
     story.read_offsets.set(KEYED, 0, 30);
-    let third = story.take(0).expect("a new topic is told of without waiting for a record");
+    let third = story.take(0).expect("a new topic is announced without waiting for a record");
     assert_eq!(names(&third), ["keyed"]);
     assert_eq!(third.starts, [next(EVENTS, 9), next(KEYED, 30)]);
     assert!(third.records.is_empty());
@@ -180,7 +180,7 @@ fn an_assessment_in_the_key_leaves_the_payload_unread_but_it_must_be_there() {
     assert_eq!(
         story.record(KEYED, 0, Some(b"bob"), Some(b"not json")),
         Ok(RecordOutcome::Event { hash: AssessmentHash::of("bob"), is_misplaced: false }),
-        "whoever needs it parses it"
+        "it is parsed where it is needed"
     );
     let batch = story.take(0).unwrap();
     assert_eq!(batch.records[0].id.of(&batch.arena), b"bob");
@@ -258,7 +258,7 @@ fn a_shard_without_records_hears_where_ingest_stands_once_in_a_while() {
     story.now += OFFSETS_SENT_EVERY;
     assert!(story.take(1).is_none(), "nothing changed");
 
-    // A partition that is new is told of at once.
+    // A new partition is announced at once.
     story.read_offsets.set(EVENTS, 1, 30);
     let starts = story.take(1).unwrap().starts;
     assert_eq!(starts, [NextOffset { topic: EVENTS, partition: 1, offset: 30 }]);
@@ -299,7 +299,7 @@ fn each_shard_is_told_at_once_and_once_from_where_a_partition_is_whole() {
 #[test]
 fn requested_ends_are_sent_once_without_waiting_for_a_record() {
     let mut story = Story::new(2);
-    (0..2).for_each(|shard| assert!(story.take(shard).unwrap().ends.is_none(), "nobody wants them"));
+    (0..2).for_each(|shard| assert!(story.take(shard).unwrap().ends.is_none(), "no shard requested them"));
     let ends = |seconds, offset| {
         let asked = story.now + Duration::from_secs(seconds);
         Arc::new(PartitionEnds { asked, ends: vec![LogEnd { at: next(EVENTS, offset), leader_epoch: None }] })

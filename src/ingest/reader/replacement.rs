@@ -11,8 +11,8 @@ use super::Reader;
 use crate::ingest::kafka::Consumer;
 
 impl Reader {
-    /// Replaces the client that reads, where it makes no progress although there is something to read; and after an
-    /// outage, of which nobody knows in what state it has left the client.
+    /// Replaces the consumer if it makes no progress although there is something to read; and after an outage, which may
+    /// have left it in any state.
     pub(super) fn replace_client_if_stalled(&mut self, now: Instant) {
         let state = &mut self.state;
         let recoveries = self.watcher.recoveries();

@@ -38,7 +38,7 @@ impl WatcherThread {
             |topic: TopicIndex| topics.get(usize::from(topic.0)).is_some_and(|topic| topic.market().is_some());
         let beginning = |topic| match (initial, changes.met_by_routes.contains(&topic)) {
             (true, _) => Beginning::Window,
-            // The board is filled as at the start. Of events, nobody was promised any so far.
+            // The board is filled as at the start. Of events, no client was promised any so far.
             (false, true) if is_market(topic) => Beginning::Window,
             (false, true) => Beginning::End,
             (false, false) => Beginning::First,

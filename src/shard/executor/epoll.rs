@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 pub(super) use async_executor::Task;
 use async_executor::{LocalExecutor, StaticLocalExecutor};
 use futures_lite::future;
-use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Builder, Runtime};
@@ -50,12 +49,7 @@ struct Queues {
 }
 
 impl Executor {
-    pub(super) fn new(core: Option<usize>) -> io::Result<Self> {
-        if let Some(core) = core {
-            let mut cores = CpuSet::new();
-            cores.set(core);
-            sched_setaffinity(None, &cores)?;
-        }
+    pub(super) fn new() -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
         let queues = Queues { main: LocalExecutor::new().leak(), others: LocalExecutor::new().leak() };
         Ok(Self { runtime, queues })

@@ -44,9 +44,8 @@ thread_local! {
 pub(super) struct Executor(LocalExecutor);
 
 impl Executor {
-    pub(super) fn new(core: Option<usize>) -> io::Result<Self> {
-        let placement = core.map_or(Placement::Unbound, Placement::Fixed);
-        LocalExecutorBuilder::new(placement)
+    pub(super) fn new() -> io::Result<Self> {
+        LocalExecutorBuilder::new(Placement::Unbound)
             .io_memory(IO_MEMORY_BYTES)
             .preempt_timer(PREEMPT_TIMER)
             .make()

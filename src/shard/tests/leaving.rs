@@ -311,8 +311,7 @@ fn with_placement_any_a_drain_sends_no_redirect() {
     }
 }
 
-// ---- evenness and rates
-// ----------------------------------------------------------------------------------------------
+// ---- evenness and rates -------------------------------------------------------------------------------------------
 
 #[test]
 fn a_drain_closes_evenly_and_redirects_to_another_live_pod() {

@@ -175,8 +175,7 @@ fn memory_of_partially_written_events_is_bounded() {
     assert_eq!(whole.count(), kept, "the newest are complete, the oldest are aborted");
 }
 
-// ---- events as large as a window
-// --------------------------------------------------------------------------------------
+// ---- events as large as a window ----------------------------------------------------------------------------------
 
 /// A world whose window holds one event of 1 MiB.
 fn narrow_world() -> World {

@@ -446,8 +446,7 @@ fn a_record_older_than_the_historys_time_makes_nothing_misplaced_wherever_it_lie
     assert_eq!(judge(5), Err(ResetReason::Misplaced));
 }
 
-// ---- leader epochs
-// ------------------------------------------------------------------------------------------------------
+// ---- leader epochs ------------------------------------------------------------------------------------------------
 
 impl Story {
     /// Reads records of the first topic that one leader wrote.

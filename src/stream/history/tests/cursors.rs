@@ -8,6 +8,7 @@ use crate::routing::partitioner::Partitioner;
 use crate::routing::table::RouteTable;
 use crate::stream::batch::{EpochStart, LogTruncation, NextOffset, Origin};
 use crate::stream::cursor::{self, Cursor};
+use crate::stream::offsets::ResumeFilter;
 use crate::stream::testing::EVENTS;
 
 /// The cursor in a message.
@@ -40,6 +41,13 @@ pub(super) fn due(history: &mut History, log: AssessmentLogKey, position: Positi
 
 pub(super) fn numbers(texts: &[String]) -> Vec<u64> {
     texts.iter().map(|text| number(text)).collect()
+}
+
+/// All frames that a client with this filter lacks from a position on.
+fn catch_up(history: &mut History, log: AssessmentLogKey, from: Position, filter: &mut ResumeFilter) -> CatchUpFrames {
+    let mut frames = CatchUpFrames::default();
+    history.make_catch_up_frames(log, from, filter, (usize::MAX, &mut { usize::MAX }), &mut frames);
+    frames
 }
 
 #[test]
@@ -131,14 +139,7 @@ fn where_pods_interleave_differently_entries_that_the_cursor_covers_are_skipped_
 
     // It has all of the one topic and nothing of the other: what it lacks is the first and the third entry.
     let (mut resume_filter, position) = second.resume(b, cursor_in(&seen[1]), STEPS_MAX).unwrap();
-    let mut catch_up_frames = CatchUpFrames::default();
-    second.make_catch_up_frames(
-        b,
-        position,
-        &mut resume_filter,
-        (usize::MAX, &mut { usize::MAX }),
-        &mut catch_up_frames,
-    );
+    let catch_up_frames = catch_up(&mut second, b, position, &mut resume_filter);
     assert_eq!(
         texts(&catch_up_frames.bytes).iter().map(had).collect::<Vec<_>>(),
         [3, 4],
@@ -168,14 +169,7 @@ fn a_pod_behind_the_cursor_skips_up_to_it() {
     assert_eq!(text, cursor_in(&seen[1]).as_bytes());
 
     behind.append(events(&[("a", 1), ("a", 2), ("a", 3)]), now);
-    let mut catch_up_frames = CatchUpFrames::default();
-    behind.make_catch_up_frames(
-        logs[1],
-        position,
-        &mut resume_filter,
-        (usize::MAX, &mut { usize::MAX }),
-        &mut catch_up_frames,
-    );
+    let catch_up_frames = catch_up(&mut behind, logs[1], position, &mut resume_filter);
     assert!(catch_up_frames.frames.is_empty() && catch_up_frames.passed, "from there on it is like all others");
     assert_eq!(numbers(&due(&mut behind, logs[1], catch_up_frames.from)), [3]);
 }
@@ -274,14 +268,7 @@ fn truncated_events_are_not_resumed_and_their_cursors_expire() {
     }
     let rest = |history: &mut History, cursor: &str| {
         let (mut resume_filter, position) = history.resume(a, cursor, STEPS_MAX).unwrap();
-        let mut catch_up_frames = CatchUpFrames::default();
-        history.make_catch_up_frames(
-            a,
-            position,
-            &mut resume_filter,
-            (usize::MAX, &mut { usize::MAX }),
-            &mut catch_up_frames,
-        );
+        let catch_up_frames = catch_up(history, a, position, &mut resume_filter);
         let mut all = texts(&catch_up_frames.bytes);
         let from = catch_up_frames.frames.last().map_or(catch_up_frames.from, |&(_, after)| after);
         all.extend(due(history, a, from));
@@ -378,14 +365,7 @@ fn a_topic_that_gets_the_index_of_another_has_nothing_of_it() {
     let all = due(&mut history, a, position);
     let at: Vec<_> = all.iter().map(|text| listed(cursor_in(text), "a")).collect();
     assert_eq!(at, [[2, 51], [2, 1], [3, 1]], "a frame that was made before names the old one by its fingerprint");
-    let mut catch_up_frames = CatchUpFrames::default();
-    history.make_catch_up_frames(
-        a,
-        position,
-        &mut resume_filter,
-        (usize::MAX, &mut { usize::MAX }),
-        &mut catch_up_frames,
-    );
+    let catch_up_frames = catch_up(&mut history, a, position, &mut resume_filter);
     assert!(catch_up_frames.passed, "the old one is not waited for");
     let (_, position) = history.resume(a, cursor_in(&all[1]), STEPS_MAX).unwrap();
     assert_eq!(due(&mut history, a, position).len(), 1, "and cursors go on");
