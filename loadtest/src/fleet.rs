@@ -1,5 +1,5 @@
 //! The fleet: many clients on a gateway under an open-loop load, and bare loops that show the cost of the kernel and of
-//! librdkafka alone. It owns the order of a run; [`measure`] has the measurement.
+//! librdkafka alone. It owns the order of a run; [`mod@measure`] has the measurement.
 //!
 //! ```text
 //! producer ──> Kafka ──> gateway      ──> clients      processes of their own, which count

@@ -24,7 +24,7 @@
 //! Version 1 listed each topic's whole fingerprint and no epochs; it is understood ([`mod@version_1`]), and not made
 //! any more.
 //!
-//! Before it all may stand a mark: the client was sent away by a pod that drains ([`mark_draining`]). It says nothing
+//! Before it all may stand a mark: the client was sent away by a pod that drains ([`add_draining_flag`]). It says nothing
 //! of what the client has.
 
 #![cfg_attr(not(test), expect(clippy::cast_possible_truncation, reason = "the wire form takes the low bits"))]

@@ -238,7 +238,7 @@ impl Segment {
         lost_strays
     }
 
-    /// Whether [`Segment::offset_timeline`] is ready for all entries that it has.
+    /// Whether [`Segment::timeline`] is ready for all entries that it has.
     pub(super) fn is_past_prepared(&self) -> bool {
         self.timeline.is_of(self.entries.len())
     }
@@ -263,7 +263,7 @@ impl Segment {
         })
     }
 
-    /// Readies [`Segment::offset_timeline`] for all entries that it has.
+    /// Readies [`Segment::timeline`] for all entries that it has.
     pub(super) fn prepare_timeline(&mut self, offsets: &Offsets) {
         if !self.is_past_prepared() {
             let origins = self.entries.iter().map(|entry| entry.record.origin);
