@@ -34,6 +34,7 @@ pub(crate) mod epoll;
 pub mod floor;
 pub mod idle;
 pub mod ingest;
+pub mod io_wait;
 pub mod machine_noise;
 pub mod measure;
 pub mod outcome;

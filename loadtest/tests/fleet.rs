@@ -221,7 +221,7 @@ fn an_idle_pod_is_measured_alone_and_then_with_idle_clients() {
     }
     let names: Vec<&str> = report.rows.iter().map(|row| &*row.name).collect();
     let bounds: Vec<Bound> = report.rows.iter().filter_map(|row| row.bound).collect();
-    assert_eq!(bounds, [0.5, 1_536.0, 1.0].map(Bound::AtMost), "{names:?}");
+    assert_eq!(bounds, [0.5, 0.5, 600.0, 1.0, 2.0, 2.0, 2.0, 2.0].map(Bound::AtMost), "{names:?}");
     let shards = names.iter().filter(|name| name.starts_with("  shard")).count();
     assert!(shards >= 2, "each shard alone, and with clients: {names:?}");
     let table = report.table();

@@ -1,7 +1,9 @@
-//! The cost of an idle pod: its share of a core without a client, and the memory and CPU time that each client adds if
-//! it gets nothing but heartbeats. Figures with a bound are shown beside it.
+//! The cost of an idle pod: its share of a core without a client, the memory and CPU time that each client adds if it
+//! gets nothing but heartbeats, and how much more the machine seems to wait for I/O than before the pod. Figures with a
+//! bound are shown beside it.
 //!
 //! ```text
+//! without the pod: --seconds
 //! pod ready, warm-up │ alone: --seconds │ clients connect, warm-up │ held: --heartbeats × --heartbeat-ms │ memory
 //! ```
 //!
@@ -17,16 +19,20 @@ use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::bounds::{self, Bound, BoundRow};
+use super::io_wait::IoWait;
 use super::machine_noise::{Discarded, Noise, Noisy};
 use super::measure::{ConnectedClients, PerConnection};
 use super::report::write_json;
 use super::usage::UsageInterval;
 
-/// Bound of the CPU time of a pod without a client, in percent of a core.
-const ALONE_PERCENT_MAX: f64 = 0.5;
+/// Bound of the CPU time of a pod without a client, and of one with 10,000, in percent of a core.
+const IDLE_PERCENT_MAX: f64 = 0.5;
+
+/// Bound of what the pod adds to waits for I/O, in percent. It adds nothing; others' waits differ by less than this.
+const IO_WAIT_PERCENT_MAX: f64 = 2.0;
 
 /// Bound of the pod's own memory per connection, in bytes.
-const MEMORY_BYTES_MAX: f64 = 1_536.0;
+const MEMORY_BYTES_MAX: f64 = 600.0;
 
 /// Bound of the CPU time per connection, in microseconds per second.
 const CPU_US_MAX: f64 = 1.0;
@@ -52,7 +58,7 @@ pub struct Options {
 /// Changes the fleet's arguments: hides those of the load.
 fn for_idle(argument: clap::Arg) -> clap::Arg {
     match argument.get_id().as_str() {
-        "clients" => argument.default_value("15000"),
+        "clients" => argument.default_value("10000"),
         "seconds" => argument.default_value("30").help("Length of the measurement without a client, in seconds"),
         "warm_up" => argument.default_value("5").help("Pause before each measurement, in seconds"),
         "rate" => argument.default_value("0").hide(true),
@@ -93,6 +99,12 @@ impl Options {
 /// A measurement of a pod alone and with its clients.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct IdleRound {
+    /// Waits for I/O without the pod.
+    pub without_pod: IoWait,
+    /// Waits for I/O without a client.
+    pub alone_io: IoWait,
+    /// Waits for I/O with all clients.
+    pub held_io: IoWait,
     /// Usage without a client.
     pub alone: UsageInterval,
     /// Usage with all clients.
@@ -131,8 +143,10 @@ pub fn run(options: &Options) -> Result<IdleReport> {
     let fleet = options.with_heartbeat();
     let world = super::start_world(&fleet);
     let (rounds, discarded) = fleet.rounds.measure(|_| {
+        println!("{:<12} without the pod: {} s", "machine", fleet.seconds);
+        let (without_pod, ()) = IoWait::of(|| pause(fleet.seconds))?;
         let (_pods, subject) = super::start_pods(&fleet, &world)?;
-        IdleRound::measure(options, &fleet, &subject)
+        IdleRound::measure(options, &fleet, &subject, without_pod)
     })?;
     let options_json = serde_json::to_value(options).context("options are JSON")?;
     let report = IdleReport::of(options_json, rounds, discarded);
@@ -143,30 +157,41 @@ pub fn run(options: &Options) -> Result<IdleReport> {
     Ok(report)
 }
 
+/// A fixed time. It does not wait for an event.
+fn pause(seconds: f64) {
+    thread::sleep(Duration::from_secs_f64(seconds));
+}
+
 impl IdleRound {
-    fn measure(options: &Options, fleet: &super::Options, subject: &super::Subject) -> Result<Self> {
-        // Fixed times. They don't wait for an event.
-        let pause = |seconds: f64| {
-            thread::sleep(Duration::from_secs_f64(seconds));
-            Ok(())
-        };
+    fn measure(
+        options: &Options,
+        fleet: &super::Options,
+        subject: &super::Subject,
+        without_pod: IoWait,
+    ) -> Result<Self> {
         let measure = |what: &str, seconds: f64| {
             println!("{:<12} {what}: {seconds} s", subject.name);
-            UsageInterval::of(&subject.pids, || pause(seconds)).map(|(interval, ())| interval)
+            let (io, usage) = IoWait::of(|| {
+                UsageInterval::of(&subject.pids, || {
+                    pause(seconds);
+                    Ok(())
+                })
+            })?;
+            Ok::<_, anyhow::Error>((usage?.0, io))
         };
-        pause(fleet.warm_up)?;
-        let alone = measure("without a client", fleet.seconds)?;
+        pause(fleet.warm_up);
+        let (alone, alone_io) = measure("without a client", fleet.seconds)?;
         let mut clients = ConnectedClients::connect(fleet, subject)?;
-        pause(fleet.warm_up)?;
+        pause(fleet.warm_up);
         let before = clients.counts()?;
         let held_seconds = f64::from(options.heartbeats) * f64::from(options.heartbeat_ms) / 1e3;
-        let held = measure(&format!("with {} idle clients", fleet.clients), held_seconds)?;
+        let (held, held_io) = measure(&format!("with {} idle clients", fleet.clients), held_seconds)?;
         let after = clients.counts()?;
         let memory = clients.per_connection(fleet, subject)?;
         clients.stop()?;
         let heartbeats = after.since(&before).pings;
         let lost = after.closed.values().sum();
-        Ok(Self { alone, held, clients: fleet.clients, memory, heartbeats, lost })
+        Ok(Self { without_pod, alone_io, held_io, alone, held, clients: fleet.clients, memory, heartbeats, lost })
     }
 
     fn parts(&self) -> [(&'static str, &UsageInterval); 2] {
@@ -245,12 +270,25 @@ fn rows(rounds: &[IdleRound]) -> Vec<BoundRow> {
     };
 
     let mut rows = Vec::new();
-    rows.extend(row("pod alone, % of a core", Some(ALONE_PERCENT_MAX), &|round| round.alone.cores() * 100.0));
+    rows.extend(row("pod alone, % of a core", Some(IDLE_PERCENT_MAX), &|round| round.alone.cores() * 100.0));
     rows.extend(of_threads(&|round, name| round.alone.cores_of_thread(name) * 100.0));
+    rows.extend(row("pod with its clients, % of a core", Some(IDLE_PERCENT_MAX), &|round| round.held.cores() * 100.0));
     rows.extend(row("own memory per connection, bytes", Some(MEMORY_BYTES_MAX), &|round| round.memory.user));
     rows.extend(row("kernel memory per connection, bytes", None, &|round| round.memory.kernel));
     rows.extend(row("CPU per connection, us per second", Some(CPU_US_MAX), &beyond));
     rows.extend(of_threads(&beyond_of));
+    for (name, of) in
+        [("alone", (|round| &round.alone_io) as fn(&IdleRound) -> &IoWait), ("with clients", |round| &round.held_io)]
+    {
+        let bound = Some(IO_WAIT_PERCENT_MAX);
+        let iowait = |round: &IdleRound| of(round).iowait - round.without_pod.iowait;
+        rows.extend(row(&format!("{name}: iowait above that without the pod, %"), bound, &iowait));
+        let pressure = |round: &IdleRound| {
+            let both = of(round).pressure.zip(round.without_pod.pressure);
+            both.map_or(f64::NAN, |(with, without)| with - without)
+        };
+        rows.extend(row(&format!("{name}: I/O pressure above that without the pod, %"), bound, &pressure));
+    }
     rows.extend(row("heartbeats per connection", None, &|round| round.heartbeats as f64 / f64::from(round.clients)));
     for (name, of) in
         [("alone", (|round| &round.alone) as fn(&IdleRound) -> &UsageInterval), ("with clients", |round| &round.held)]

@@ -13,10 +13,13 @@ fn interval(seconds: f64, shard_ns: u64, waited_ns: u64) -> UsageInterval {
 
 fn round(alone_ns: u64, held_ns: u64) -> IdleRound {
     IdleRound {
+        without_pod: IoWait { iowait: 1.0, pressure: Some(2.0) },
+        alone_io: IoWait { iowait: 1.5, pressure: Some(2.0) },
+        held_io: IoWait { iowait: 1.0, pressure: Some(3.0) },
         alone: interval(10.0, alone_ns, 0),
         held: interval(20.0, held_ns, 0),
         clients: 1_000,
-        memory: PerConnection { user: 1_024.0, kernel: 3_000.0 },
+        memory: PerConnection { user: 512.0, kernel: 3_000.0 },
         heartbeats: 2_000,
         lost: 0,
     }
@@ -40,7 +43,7 @@ fn the_time_of_connections_excludes_that_of_the_pod_alone() {
     assert_eq!(values(&report, "  reader"), [0.1, 0.0]);
     assert_eq!(values(&report, "heartbeats per connection"), [2.0]);
     assert!(report.is_held() && report.remarks.is_empty(), "{}", report.table());
-    assert_eq!(report.table().matches("  yes").count(), 3, "{}", report.table());
+    assert_eq!(report.table().matches("  yes").count(), 8, "{}", report.table());
 }
 
 #[test]
@@ -52,10 +55,19 @@ fn exceeded_bounds_and_noise_are_reported() {
         assert!(!report.is_held() && line.split_ascii_whitespace().eq(cells), "{table}");
     };
     over(round(50_000_000, 100_000_000), "pod alone, % of a core", ["0.60", "0.60", "0.60", "<=", "0.50", "NO"]);
+    over(
+        round(30_000_000, 90_000_000),
+        "pod with its clients, % of a core",
+        ["0.55", "0.55", "0.55", "<=", "0.50", "NO"],
+    );
     over(round(30_000_000, 90_000_000), "CPU per connection, us per second", ["1.50", "1.50", "1.50", "<=", "1", "NO"]);
-    let memory = PerConnection { user: 1_600.0, kernel: 0.0 };
+    let memory = PerConnection { user: 700.0, kernel: 0.0 };
     let memory = IdleRound { memory, ..round(0, 0) };
-    over(memory, "own memory per connection, bytes", ["1600", "1600", "1600", "<=", "1536", "NO"]);
+    over(memory, "own memory per connection, bytes", ["700", "700", "700", "<=", "600", "NO"]);
+
+    let waits = IoWait { iowait: 98.0, pressure: Some(2.0) };
+    let waits = IdleRound { alone_io: waits, ..round(0, 0) };
+    over(waits, "alone: iowait above that without the pod, %", ["97", "97", "97", "<=", "2", "NO"]);
 
     let noisy = IdleRound { alone: interval(10.0, 0, 1_000_000_000), lost: 3, ..round(0, 0) };
     let remarks = report(vec![round(0, 0), noisy]).remarks;
