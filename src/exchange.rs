@@ -181,6 +181,12 @@ impl ViewFreshness {
         let is_young = |as_of| wanted.saturating_duration_since(as_of) <= VIEW_AGE_MAX;
         !self.redis_up || self.as_of.is_some_and(is_young)
     }
+
+    /// Whether this view was read at `time` or later, or Redis is down.
+    #[must_use]
+    pub fn is_as_of(&self, time: Instant) -> bool {
+        !self.redis_up || self.as_of.is_some_and(|as_of| as_of >= time)
+    }
 }
 
 /// Who is to serve an assessment.

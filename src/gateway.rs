@@ -3,12 +3,14 @@
 //! - [`engine`]: what the shards run on.
 //! - [`machine`]: limits of the machine.
 //! - [`listeners`]: the ports.
+//! - `routes_info`: the metric of the routes in force.
 //! - `control`: the loop of the control thread, which is the thread that calls [`run`].
 
 mod control;
 pub mod engine;
 pub mod listeners;
 pub mod machine;
+mod routes_info;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io;
@@ -28,6 +30,7 @@ use tracing::{error, info};
 use self::control::Control;
 use self::engine::{Choice, IoUringForbidden};
 use self::listeners::{ListenError, Listeners};
+use self::routes_info::RoutesInfo;
 use crate::config::{Config, Engine, InvalidConfig};
 use crate::cores::Cores;
 use crate::discovery::{self, ClusterMode, ClusterState, Intent};
@@ -100,6 +103,7 @@ pub fn run(config: Config, membership: ClusterMode, process: &ProcessHandles) ->
     let metrics = Metrics::register(&mut registry);
     process.log.register(&mut registry);
     let mut exchange = Exchange::new(config.shard.shards, config.routes.clone());
+    registry.register_collector(Box::new(RoutesInfo(Arc::clone(&exchange.routes))));
     let (http_sender, http_requests) = mpsc::channel(HTTP_CHANNEL_DEPTH);
     let mut threads = exchange.spawn_shards(&config, &metrics, listeners.shards, &cores, engine.engine, http_sender)?;
     threads.push(exchange.spawn_ingest(&config, &metrics, &cores)?);

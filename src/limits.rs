@@ -321,7 +321,7 @@ pub const VIEW_REFRESH_WAIT_MAX: Duration = Duration::from_secs(2);
 /// other clients are also served beside its owner.
 pub const REDIRECT_RETURN_MAX: Duration = Duration::from_secs(8);
 
-/// Redirects that one shard remembers while its view is unconfirmed, about 60 bytes each. More than a pod accepts in
+/// Redirects that one shard remembers, and as many by unconfirmed views, about 60 bytes each. More than a pod accepts in
 /// [`REDIRECT_RETURN_MAX`] at the default `ACCEPTS_PER_SECOND`.
 pub const RECENT_REDIRECTS_MAX: usize = 64 * 1024;
 

@@ -7,6 +7,7 @@ use loadtest::client::{Client, Message, WITHIN, read_for, read_until};
 use loadtest::events::Producer;
 use loadtest::pods::{Plan, Pod, World};
 use loadtest::process::{Signal, TempDir, eventually};
+use sha2::{Digest, Sha256};
 
 /// For what must not come.
 const QUIET: Duration = Duration::from_millis(300);
@@ -37,6 +38,8 @@ impl Routes {
         self.0.file("routes.toml", &routes.concat());
         pod.signal(Signal::Hup);
         eventually(IN_FORCE, WITHIN, || (count(pod, IN_FORCE) > before).then_some(()));
+        let digest: String = Sha256::digest(routes.concat()).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(pod.metrics().of("shardgate_routes_info", &[("sha256", &digest[..16])]), 1.0);
     }
 }
 

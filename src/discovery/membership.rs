@@ -178,13 +178,14 @@ impl Member {
         self.call_at = Some(self.call_at.map_or(soon, |due| due.min(soon)));
     }
 
-    /// A redirect needs a fresh view. If the last call is recent, nothing is done; if Redis is down, the attempts
-    /// continue at their own rate.
+    /// A redirect needs a newer view: a call is made at once, or [`VIEW_AGE_MAX`] after the last one. If Redis is down,
+    /// the attempts continue at their own rate.
     pub fn handle_refresh_request(&mut self, now: Instant) {
-        let is_young = |as_of| now.saturating_duration_since(as_of) < VIEW_AGE_MAX;
-        if self.redis_health.is_redis_up() && !self.as_of.is_some_and(is_young) {
-            self.call_at = Some(now);
+        if !self.redis_health.is_redis_up() {
+            return;
         }
+        let soon = self.as_of.map_or(now, |as_of| now.max(as_of + VIEW_AGE_MAX));
+        self.call_at = Some(self.call_at.map_or(soon, |due| due.min(soon)));
     }
 
     /// A call failed, or connecting before it.

@@ -14,6 +14,8 @@ use crate::ids::TopicIndex;
 pub struct RouteTable {
     /// In file order.
     pub routes: Vec<Arc<Route>>,
+    /// The first 16 digits of the SHA-256 of the file.
+    pub digest: Box<str>,
 }
 
 /// What becomes of the records of the topics that match.

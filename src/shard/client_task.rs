@@ -17,6 +17,7 @@ use super::redirect::OwnerDoubt;
 use super::writer::Writer;
 use crate::clock::Now;
 use crate::exchange::{AuthenticatedUpgrade, PodState};
+use crate::ids::AssessmentId;
 use crate::protocol::auth::Grant;
 use crate::protocol::close::CloseReason;
 use crate::protocol::head::{HttpRefusal, Upgrade};
@@ -41,12 +42,17 @@ pub(super) async fn admit_client(shard: &Rc<ShardContext>, stream: Stream, reque
     let mut pod_state = shard.pod_state.load_full();
     let mut admission = admit_by(&pod_state, now);
     if admission.depends_on_view() {
-        pod_state = shard.fresh_pod_state().await;
+        let last_redirect =
+            |id: &AssessmentId| shard.state.borrow().recent_redirects.last_of_user(id.hash(), &grant.user, now.instant);
+        let redirected = upgrade.assessment.as_ref().ok().and_then(Option::as_ref).and_then(last_redirect);
+        pod_state = shard.fresh_pod_state(redirected).await;
         now = Now::read();
         admission = admit_by(&pod_state, now);
     }
     if let (true, Ok(Some(id))) = (admission.depends_on_view(), &upgrade.assessment) {
-        shard.state.borrow_mut().recent_redirects.record(id.hash(), &pod_state.view_freshness, now.instant);
+        let recent_redirects = &mut shard.state.borrow_mut().recent_redirects;
+        recent_redirects.record(id.hash(), &pod_state.view_freshness, now.instant);
+        recent_redirects.record_user(id.hash(), &grant.user, now.instant);
     }
     match admission {
         Admission::Serve { owner_doubt } => {

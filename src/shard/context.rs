@@ -120,9 +120,9 @@ impl ShardContext {
         self.refresh.notify_one();
     }
 
-    /// The pod state to redirect a client by: waits until its view is fresh.
-    pub(super) async fn fresh_pod_state(&self) -> Arc<PodState> {
-        let mut view_gate = ViewGate::default();
+    /// The pod state to redirect a client by: waits until its view is fresh, and newer than the client's last redirect.
+    pub(super) async fn fresh_pod_state(&self, redirected: Option<Instant>) -> Arc<PodState> {
+        let mut view_gate = ViewGate::newer_than(redirected);
         let fresh = poll_fn(|cx| {
             match view_gate.check(&self.pod_state.load().view_freshness, Instant::now()) {
                 GateDecision::Proceed => return Poll::Ready(()),

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Instant;
 
 use super::connection::{ConnectionKey, NewConnection, Pass, Socket};
 use super::drain::Drain;
@@ -97,6 +98,11 @@ pub(crate) enum RedirectWait {
 }
 
 impl RedirectGate {
+    /// For a client that the pod redirected at this time, if it did.
+    pub(crate) fn newer_than(redirected: Option<Instant>) -> Self {
+        Self(ViewGate::newer_than(redirected))
+    }
+
     pub(crate) fn ask(&mut self, view_freshness: &ViewFreshness, now: Now) -> RedirectWait {
         match self.0.check(view_freshness, now.instant) {
             GateDecision::Proceed => RedirectWait::Fresh,

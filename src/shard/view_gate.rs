@@ -1,6 +1,7 @@
 //! Delays a redirect until the view is fresh: at most [`VIEW_AGE_MAX`](crate::limits::VIEW_AGE_MAX) old, one refresh
-//! for all that wait. Two pods with different views then cannot bounce a client, because the one behind refreshes
-//! first. Owns when a refresh is needed and how long to wait; discovery refreshes.
+//! for all that wait. Two pods with views of different age may send a client to and fro meanwhile, so one that returns
+//! waits for a view that was read after its last redirect ([`ViewGate::newer_than`]): the pod behind then sees what the
+//! other one saw. Owns when a refresh is needed and how long to wait; discovery refreshes.
 //!
 //! Applies to admission, handover and drain. A drain closes its clients in any case and could use the last known view;
 //! but in a rolling restart the next pod is about to leave too, a pod that just left may still be in the view, and a
@@ -32,17 +33,27 @@ pub(super) enum GateDecision {
 pub(super) struct ViewGate {
     /// Start of the wait, if waiting.
     wanted: Option<Instant>,
+    /// The view has to be this new, however old another may be.
+    newer_than: Option<Instant>,
 }
 
 impl ViewGate {
+    /// For a client that this pod redirected at this time, if it did.
+    pub(super) fn newer_than(redirected: Option<Instant>) -> Self {
+        Self { wanted: None, newer_than: redirected }
+    }
+
     /// Decides about a redirect by a view of this freshness.
     pub(super) fn check(&mut self, view_freshness: &ViewFreshness, now: Instant) -> GateDecision {
         let wanted = self.wanted.unwrap_or(now);
-        if view_freshness.is_fresh_for(wanted) || now >= wanted + VIEW_REFRESH_WAIT_MAX {
+        let is_new = self.newer_than.is_none_or(|time| view_freshness.is_as_of(time));
+        if (is_new && view_freshness.is_fresh_for(wanted)) || now >= wanted + VIEW_REFRESH_WAIT_MAX {
             self.wanted = None;
             return GateDecision::Proceed;
         }
-        if self.wanted.replace(wanted).is_none() { GateDecision::RequestRefresh } else { GateDecision::Wait }
+        // The answer to an earlier call may come first, and not be new enough.
+        let is_first = self.wanted.replace(wanted).is_none();
+        if is_first || !is_new { GateDecision::RequestRefresh } else { GateDecision::Wait }
     }
 
     /// Cancels the wait; a later redirect needs its own refresh.
@@ -91,6 +102,20 @@ mod tests {
             GateDecision::RequestRefresh,
             "a later redirect has its own wait"
         );
+    }
+
+    #[test]
+    fn a_client_that_returns_needs_a_view_that_was_read_after_its_redirect() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut view_gate = ViewGate::newer_than(Some(at(50)));
+        let young = view_freshness(at(49));
+        assert_eq!(view_gate.check(&young, at(52)), GateDecision::RequestRefresh);
+        assert_eq!(view_gate.check(&young, at(60)), GateDecision::RequestRefresh, "by the answer to an earlier call");
+        assert_eq!(view_gate.check(&view_freshness(at(150)), at(152)), GateDecision::Proceed);
+        let down = ViewFreshness { redis_up: false, confirmed: false, ..young };
+        assert_eq!(ViewGate::newer_than(Some(at(50))).check(&down, at(52)), GateDecision::Proceed);
+        assert_eq!(ViewGate::newer_than(None).check(&young, at(52)), GateDecision::Proceed);
     }
 
     #[test]

@@ -176,8 +176,10 @@ impl ClientChecker {
         let parts = log.parts.iter().enumerate().filter(|(_, part)| {
             let topic = &log.topics[part.topic];
             let number = usize::try_from(part.number).expect("Kafka numbers partitions from 0");
-            // Placed by any partition count that the topic had.
-            topic.spread || (1..=topic.parts.len()).any(|count| placed(id, count) == number)
+            // Placed by any partition count that the topic had, or where an event of it lies all the same.
+            topic.spread
+                || part.misplaced[self.assessment]
+                || (1..=topic.parts.len()).any(|count| placed(id, count) == number)
         });
         parts.into_iter().any(|(index, part)| {
             let topic = &log.topics[part.topic];

@@ -12,7 +12,7 @@ use super::messages::{self, ServerMessage};
 use super::outcomes::{ClientOutcome, Outcomes};
 use super::plan::WorldShape;
 use super::pod::{ReadHistory, Request, SimulatedPod};
-use crate::shard::testing::{RedirectGate, ServerOutput, Wire};
+use crate::shard::testing::{ServerOutput, Wire};
 
 /// How long a client waits for the answer to its request, and then for any frame, in ms.
 const ANSWER_MS: u64 = 2_000;
@@ -204,7 +204,8 @@ impl SimulatedClient {
             wire: wire.clone(),
             assessment: context.log.assessments[self.assessment].clone(),
             cursor: cursor.as_ref().map(|cursor| cursor.text.clone()),
-            redirect_gate: RedirectGate::default(),
+            user: self.number.to_string().into(),
+            redirect_gate: None,
         });
         self.last_read_ms = context.now_ms;
         self.state = ClientPhase::Attachment(Box::new(Attachment {
@@ -269,7 +270,13 @@ impl SimulatedClient {
         let ClientPhase::Attachment(attachment) = &mut self.state else { return Ok(()) };
         let maker = (attachment.pod, wire.0.borrow().life);
         if let Some(text) = messages::cursor(text) {
-            self.cursor = Some(HeldCursor { text: text.into(), maker, at_ms: context.now_ms, is_damaged: false });
+            let made = HeldCursor { text: text.into(), maker, at_ms: context.now_ms, is_damaged: false };
+            // A pod that redirects an arriving client returns its own cursor, with a flag.
+            let returned = attachment.asked.as_ref().filter(|_| !attachment.is_connected);
+            self.cursor = Some(match returned {
+                Some(asked) => HeldCursor { text: made.text, ..asked.clone() },
+                None => made,
+            });
         }
         let message = messages::read(text);
         if std::mem::take(&mut attachment.expects_reset) && !matches!(message, ServerMessage::Reset { .. }) {

@@ -61,7 +61,10 @@ pub(super) struct Request {
     pub(super) wire: Wire,
     pub(super) assessment: AssessmentId,
     pub(super) cursor: Option<Box<str>>,
-    pub(super) redirect_gate: RedirectGate,
+    /// The user, another one for each client.
+    pub(super) user: Box<str>,
+    /// From when on the pod would redirect it.
+    pub(super) redirect_gate: Option<RedirectGate>,
 }
 
 /// A running process of a pod.
@@ -304,7 +307,10 @@ impl RunningPod {
         {
             return true;
         }
-        let freshness = request.redirect_gate.ask(&self.pod_state.view_freshness, now);
+        let recent_redirects = self.shard.recent_redirects();
+        let redirected = recent_redirects.last_of_user(request.assessment.hash(), &request.user, now.instant);
+        let gate = request.redirect_gate.get_or_insert_with(|| RedirectGate::newer_than(redirected));
+        let freshness = gate.ask(&self.pod_state.view_freshness, now);
         if freshness == RedirectWait::Wanted {
             self.session.member.handle_refresh_request(now.instant);
         }
@@ -313,7 +319,7 @@ impl RunningPod {
 
     /// Admits a client as `admission::admit` does for one with a valid token: serves it or redirects it.
     fn enter(&mut self, request: Request, node: &NodeId, place_anywhere: bool, now: Now) {
-        let Request { wire, assessment, cursor, .. } = request;
+        let Request { wire, assessment, cursor, user, .. } = request;
         let placement = Placement { node, pod_state: &self.pod_state, place_anywhere };
         let placement_key = PlacementKey::Assessment(assessment.hash());
         let others = !place_anywhere && self.pod_state.view.live().any(|(_, pod)| pod.node != *node);
@@ -325,7 +331,9 @@ impl RunningPod {
         }
         match placement.decide(placement_key, cursor.as_deref(), self.shard.recent_redirects(), now) {
             PlacementDecision::OtherPod { to, cursor } => {
-                self.shard.recent_redirects().record(assessment.hash(), &self.pod_state.view_freshness, now.instant);
+                let recent_redirects = self.shard.recent_redirects();
+                recent_redirects.record(assessment.hash(), &self.pod_state.view_freshness, now.instant);
+                recent_redirects.record_user(assessment.hash(), &user, now.instant);
                 let mut ends = wire.0.borrow_mut();
                 messages::redirect(&mut ends.sent, "another pod serves this", &to, cursor.as_deref());
                 messages::close(&mut ends.sent, CloseReason::Redirect);

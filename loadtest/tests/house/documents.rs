@@ -70,7 +70,7 @@ fn unknown_metrics(path: &str, text: &str, code: &str) -> Vec<String> {
     let names = names.map(|name| name.split('{').next().unwrap_or_default()).filter(|name| !name.ends_with('_'));
     let is_known = |name: &str| {
         let stem = name.trim_end_matches("_total");
-        let units = ["_seconds", "_bytes", "_offsets"];
+        let units = ["_seconds", "_bytes", "_offsets", "_info"];
         let stems = units.iter().filter_map(|unit| stem.strip_suffix(unit));
         stems.chain([name, stem]).any(|stem| code.contains(&format!("\"{stem}\"")))
     };
