@@ -21,6 +21,10 @@ use recovery::{RecoveryTracker, causes};
 /// Largest number of redirects of a client in one rolling restart.
 pub const REDIRECTS_MAX: u64 = 3;
 
+/// The same while Redis is away. A pod that starts when Redis has lost its data takes the first slot that nobody has
+/// claimed again yet; who had it moves once more.
+pub const REDIRECTS_MAX_WITHOUT_REDIS: u64 = 4;
+
 /// Violations that are listed per run. All are counted.
 const VIOLATIONS_LISTED_MAX: usize = 40;
 
@@ -324,12 +328,12 @@ impl CheckedClient {
             ClientFact::ConnectFailed(_) => self.recovery.failed(),
             ClientFact::Redirected(to) => {
                 if let Some((rolling, redirects)) = self.recovery.redirected(entry.at_ms, to, spans) {
-                    let max = match recovery::has_redis(rolling, spans) {
-                        true => &mut verdict.redirects_max,
-                        false => &mut verdict.redirects_max_without_redis,
+                    let (max, limit) = match recovery::has_redis(rolling, spans) {
+                        true => (&mut verdict.redirects_max, REDIRECTS_MAX),
+                        false => (&mut verdict.redirects_max_without_redis, REDIRECTS_MAX_WITHOUT_REDIS),
                     };
                     *max = redirects.max(*max);
-                    if redirects > REDIRECTS_MAX {
+                    if redirects > limit {
                         let since = seconds(rolling.from_ms);
                         verdict.report(entry, &format!("redirect {redirects} in the rolling restart at {since:.3} s"));
                     }

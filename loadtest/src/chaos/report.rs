@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::checker::{Cause, REDIRECTS_MAX, Recovery, Verdict};
+use super::checker::{Cause, REDIRECTS_MAX, REDIRECTS_MAX_WITHOUT_REDIS, Recovery, Verdict};
 use super::log::FaultSpan;
 use super::schedule::FaultKind;
 
@@ -72,10 +72,13 @@ pub fn over_limit(title: &Title, verdict: &Verdict) -> Vec<String> {
     };
     limit(FaultKind::Kill, 100, title.lease_ms + KILL_OVER_LEASE_MS);
     limit(FaultKind::Rolling, 99, ROLLING_P99_MS);
-    let redirects = [(verdict.redirects_max, ""), (verdict.redirects_max_without_redis, " while Redis was down")];
-    for (most, when) in redirects {
-        if most > REDIRECTS_MAX {
-            over.push(format!("a client had {most} redirects in a rolling restart{when}, limit {REDIRECTS_MAX}"));
+    let redirects = [
+        (verdict.redirects_max, "", REDIRECTS_MAX),
+        (verdict.redirects_max_without_redis, " while Redis was down", REDIRECTS_MAX_WITHOUT_REDIS),
+    ];
+    for (most, when, limit) in redirects {
+        if most > limit {
+            over.push(format!("a client had {most} redirects in a rolling restart{when}, limit {limit}"));
         }
     }
     over
@@ -182,9 +185,9 @@ mod tests {
         verdict.recoveries.push(recovery(Cause::Fault(FaultKind::Rolling), 2_001, true));
         verdict.redirects_max = 4;
         assert_eq!(over_limit(&title, &verdict).len(), 3);
-        verdict.redirects_max_without_redis = 3;
-        assert_eq!(over_limit(&title, &verdict).len(), 3);
         verdict.redirects_max_without_redis = 4;
+        assert_eq!(over_limit(&title, &verdict).len(), 3);
+        verdict.redirects_max_without_redis = 5;
         assert_eq!(over_limit(&title, &verdict).len(), 4);
     }
 
