@@ -17,7 +17,7 @@ pub use batches::BatchReceiver;
 use batches::{BatchSender, batch_channel};
 
 use crate::clock::whole_ms;
-use crate::ids::{AssessmentHash, SlotNumber};
+use crate::ids::{AssessmentHash, NodeId, SlotNumber};
 use crate::limits::{HANDOFF_CHANNEL_DEPTH, VIEW_AGE_MAX};
 use crate::protocol::auth::Grant;
 use crate::protocol::head::Upgrade;
@@ -149,6 +149,8 @@ pub struct PodState {
     pub view: Arc<View>,
     /// How current the view is.
     pub view_freshness: ViewFreshness,
+    /// Pods that did not answer when this pod looked at them last, gone or not yet.
+    pub silent: Arc<[NodeId]>,
     /// The slot of this pod, while it holds one.
     pub own_slot: Option<SlotNumber>,
     /// Whether this pod was ready at some time, but for what `/ready` also asks of Kafka and Redis at that moment:
@@ -211,6 +213,12 @@ impl PodState {
             return Owner::ThisPod;
         }
         self.view.pod(slot).map_or(Owner::NoPod, Owner::OtherPod)
+    }
+
+    /// Whether a pod did not answer when this pod looked at it last.
+    #[must_use]
+    pub fn is_silent(&self, node: &NodeId) -> bool {
+        self.silent.contains(node)
     }
 }
 

@@ -134,6 +134,7 @@ fn connect(
         config: config.redis.clone(),
         node: config.node.clone(),
         url: Arc::clone(&config.public_url),
+        peer_url: config.peer_url.clone(),
         place_anywhere: config.shard.place_anywhere,
         intent: intent_seen,
         cluster,

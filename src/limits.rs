@@ -321,6 +321,18 @@ pub const VIEW_REFRESH_WAIT_MAX: Duration = Duration::from_secs(2);
 /// other clients are also served beside its owner.
 pub const REDIRECT_RETURN_MAX: Duration = Duration::from_secs(8);
 
+/// Pause between two looks at another pod that answers (PROTOCOL 7, "A pod that is gone").
+pub const PEER_LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Pause before a look is repeated that failed.
+pub const PEER_LOOK_RETRY: Duration = Duration::from_millis(100);
+
+/// How long a look may take (PROTOCOL 7).
+pub const PEER_LOOK_MAX: Duration = Duration::from_millis(300);
+
+/// Looks per second at all other pods together: with more than 50 of them, each is looked at less often.
+pub const PEER_LOOKS_PER_SECOND_MAX: u32 = 100;
+
 /// Redirects that one shard remembers, and as many by unconfirmed views, about 60 bytes each. More than a pod accepts in
 /// [`REDIRECT_RETURN_MAX`] at the default `ACCEPTS_PER_SECOND`.
 pub const RECENT_REDIRECTS_MAX: usize = 64 * 1024;

@@ -142,7 +142,13 @@ impl World {
     /// Starts three pods, `pod-0` to `pod-2`, and waits until all know each other.
     #[must_use]
     pub fn three_pods(&self, settings: &[(&str, &str)]) -> [Pod; 3] {
-        let pods = [0, 1, 2].map(|number| self.pod(&format!("pod-{number}")).set_all(settings).spawn());
+        self.three_of(|plan| plan.set_all(settings))
+    }
+
+    /// The same, by these plans.
+    #[must_use]
+    pub fn three_of(&self, plan: impl Fn(Plan) -> Plan) -> [Pod; 3] {
+        let pods = [0, 1, 2].map(|number| plan(self.pod(&format!("pod-{number}"))).spawn());
         for pod in &pods {
             pod.ready();
         }
@@ -270,6 +276,13 @@ impl Plan {
     pub fn errors_to(mut self, errors: OwnedFd) -> Self {
         self.errors = Some(Arc::new(errors));
         self
+    }
+
+    /// Lets other pods look at it.
+    #[must_use]
+    pub fn with_looks(self) -> Self {
+        let url = format!("http://{}:{}", self.host, self.port);
+        self.set("PEER_URL", &url)
     }
 
     /// Restricts it to these cores. An empty list allows all cores.

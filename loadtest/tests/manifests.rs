@@ -240,10 +240,18 @@ fn port_number(container: &Container, port: &IntOrString) -> i32 {
 // ---- settings -------------------------------------------------------------------------------------------------------
 
 #[test]
+fn pods_look_at_each_other_at_the_operators_port() {
+    let manifests = Manifests::read();
+    let environment = manifests.environment();
+    let port = environment["ADMIN_PORT"].unwrap();
+    assert_eq!(environment["PEER_URL"], Some(&*format!("http://$(POD_IP):{port}")));
+}
+
+#[test]
 fn every_variable_of_a_pod_is_a_setting_of_the_binary() {
     let (manifests, settings) = (Manifests::read(), settings_of_the_binary());
     let unknown: Vec<&str> = manifests.environment().into_keys().filter(|name| !settings.contains_key(*name)).collect();
-    assert_eq!(unknown, ["POD_NAMESPACE"], "used only in PUBLIC_URL");
+    assert_eq!(unknown, ["POD_IP", "POD_NAMESPACE"], "used only in PEER_URL and PUBLIC_URL");
 }
 
 #[test]
@@ -252,8 +260,9 @@ fn with_the_manifests_settings_only_the_secret_is_missing() {
     // As Kubernetes expands it.
     let url = manifests.environment()["PUBLIC_URL"].unwrap();
     let url = url.replace("$(POD_NAME)", "shardgate-0").replace("$(POD_NAMESPACE)", "default");
+    let peer_url = manifests.environment()["PEER_URL"].unwrap().replace("$(POD_IP)", "10.1.2.3");
     let mut environment = manifests.environment();
-    environment.insert("PUBLIC_URL", Some(&url));
+    environment.extend([("PUBLIC_URL", Some(&*url)), ("PEER_URL", Some(&*peer_url))]);
     let environment: Vec<_> = environment.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
 
     let run = run(&["serve"], &environment);

@@ -25,6 +25,7 @@ impl<'a> Caller<'a> {
             node: node.into(),
             instance: format!("{node}-1").into(),
             url: format!("ws://{node}/ws").into(),
+            peer_url: Some(format!("http://{node}:3004").into()),
             lease_ms: 10_000,
             slot: None,
             take_over: true,
@@ -218,4 +219,21 @@ fn pods_stay_ready_and_new_ones_claim_a_slot_whatever_the_hash_contains() {
     assert!(old.metrics().sum("shardgate_redis_fields_ignored") > 10.0);
     let logged = old.log().lines().filter(|line| line.contains("foreign fields in the slots hash")).count();
     assert_eq!(logged, 1, "once");
+}
+
+#[test]
+fn a_pods_peer_url_is_in_the_hash_and_goes_when_the_pod_has_none() {
+    let redis = Redis::start();
+    let mut pod = Caller::new(&redis, "pod");
+    let peer_url = |snapshot: &Snapshot| snapshot.holders[0].peer_url.as_deref().map(str::to_owned);
+    assert_eq!(peer_url(&pod.runs(Action::Claim)).as_deref(), Some("http://pod:3004"));
+    pod.call.peer_url = None;
+    assert_eq!(peer_url(&pod.runs(Action::Hold)), None);
+    for other in ["7", "null", r#""file:///etc/passwd""#, r#""http://a/b""#] {
+        let stored = format!(r#"{{"node":"x","instance":"y","url":"ws://x/ws","peerUrl":{other},"expiresAtMs":1}}"#);
+        redis.set_field(KEY, b"0", stored.as_bytes());
+        pod.call.judge = false;
+        let snapshot = pod.runs(Action::Watch);
+        assert_eq!((&*snapshot.holders[0].node, peer_url(&snapshot)), ("x", None), "{other}");
+    }
 }

@@ -20,7 +20,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) use parts::{is_node_name, is_public_url};
+pub(crate) use parts::{is_node_name, is_peer_url, is_public_url};
 pub use properties::client_properties;
 use reader::SettingsReader;
 pub use settings::help;
@@ -46,6 +46,8 @@ pub struct Config {
     pub node: NodeId,
     /// `PUBLIC_URL`.
     pub public_url: Arc<str>,
+    /// `PEER_URL`.
+    pub peer_url: Option<Arc<str>>,
     /// Kafka connection and topics.
     pub kafka: KafkaConfig,
     /// `ROUTES_FILE`, read and parsed; else the built-in table.

@@ -41,6 +41,7 @@ pub(super) fn config(reader: &mut SettingsReader<'_>, machine: &MachineLimits) -
         admin_port: reader.number(&s::ADMIN_PORT).and_then(|port| u16::try_from(port).ok()),
         node: node(reader, machine),
         public_url: public_url(reader, machine, port),
+        peer_url: reader.parsed(&s::PEER_URL, |text| is_peer_url(text).then(|| text.into())),
         kafka: kafka(reader),
         routes: routes(reader),
         redis: redis(reader),
@@ -108,6 +109,12 @@ pub(crate) fn is_public_url(text: &str) -> bool {
         let address = rest.split_once('/').map_or(rest, |(address, _)| address);
         is_address(address) && rest.bytes().all(|b| b.is_ascii_graphic() && !b"?#@\"\\".contains(&b))
     })
+}
+
+/// Whether a text can be a pod's `PEER_URL`: a scheme and an address alone.
+pub(crate) fn is_peer_url(text: &str) -> bool {
+    let address = text.strip_prefix("http://").filter(|_| text.len() <= PUBLIC_URL_BYTES_MAX);
+    address.is_some_and(|address| is_address(address) && !address.contains(['/', '?', '#', '@']))
 }
 
 /// Whether a text is a host with an optional port. An IPv6 address needs brackets, so that its last group is not taken

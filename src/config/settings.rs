@@ -89,6 +89,9 @@ settings! {
         "the same, if POD_NAME is unset";
     PUBLIC_URL: Text("ws://host[:port][/path] or wss://…, without query, up to 2048 bytes"), Computed("ws://<host name>:<PORT>/ws"),
         "where clients reach this pod";
+    PEER_URL: Text("http://host[:port], up to 2048 bytes"), Unset,
+        "where other pods reach this pod's operators' port: they look at it twice a second, and take over from a pod that \
+         is gone before its lease has run out";
     KAFKA_BROKERS: Text("host[:port], several with commas"), Value("localhost:9092"), "the brokers to start from";
     KAFKA_CLIENT_ID: Text("a name"), Value("websocket-service"), "this pod's name in brokers' logs and quotas";
     KAFKA_GROUP_ID: Text("a name"), Value("websocket-service-group"),

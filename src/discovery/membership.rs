@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::lease::{Lease, LeaseEvent};
+use super::peers::{Look, PeerChange, Peers};
 use super::redis_health::{LeaseTimes, RedisHealth};
 use super::wire::{Action, Call, Holder, Snapshot};
 use crate::clock::whole_ms;
@@ -39,6 +40,8 @@ pub struct Identity {
     pub instance: Arc<str>,
     /// URL by which clients reach the pod.
     pub url: Arc<str>,
+    /// `PEER_URL`: by which other pods look at this one.
+    pub peer_url: Option<Arc<str>>,
     /// Whether clients are redirected to this URL because they belong to this pod; then no other pod may have it.
     pub owns_url: bool,
     /// `REDIS_KEY_PREFIX`.
@@ -66,6 +69,10 @@ pub enum Notice {
     ViewChanged,
     /// The clock of Redis is ahead of the expected time (or behind it) by this many ms.
     ClockStepped(i64),
+    /// Another pod is gone, or back.
+    PeerChanged(PeerChange),
+    /// This pod reaches none of several peers any more (`true`), or one again.
+    CutOff(bool),
     /// The hash has this many foreign fields, and the name of one of them, if known.
     FieldsIgnored(u64, Option<Box<str>>),
 }
@@ -108,6 +115,7 @@ pub struct Member {
     /// Pods that announced their leave since the last snapshot.
     left: Vec<NodeId>,
     retained: Option<RetainedHolders>,
+    peers: Peers,
     view: Arc<View>,
     same_name_instance: Option<Arc<str>>,
     duplicate_url: Option<DuplicateUrl>,
@@ -136,6 +144,7 @@ impl Member {
             holders: Vec::new(),
             left: Vec::new(),
             retained: None,
+            peers: Peers::default(),
             view: Arc::default(),
             same_name_instance: None,
             duplicate_url: None,
@@ -227,6 +236,7 @@ impl Member {
         self.check_same_name(&holders);
         self.check_duplicate_url(now, &holders);
         self.holders = self.with_retained(now, holders);
+        self.follow_peers(now);
         // If the first call succeeds and nothing failed before, all leases in its answer were renewed recently.
         let is_fresh = is_first && self.redis_health.has_seen_no_outage() && self.expire_from.is_none();
         self.confirmed = (judged || is_fresh) && self.retained.is_none();
@@ -238,7 +248,42 @@ impl Member {
         }
     }
 
+    /// A look at another pod has ended.
+    pub fn handle_look(&mut self, look: &Look, is_there: bool, began: Instant, now: Instant) {
+        let was_cut_off = self.peers.is_cut_off();
+        let change = self.peers.handle_look(look, is_there, began, now);
+        if self.peers.is_cut_off() != was_cut_off {
+            self.notices.push(Notice::CutOff(!was_cut_off));
+        } else if let Some(change) = change {
+            self.notices.push(Notice::PeerChanged(change));
+        }
+        self.publish_view(self.view.version, self.view.slots.len());
+    }
+
     // ---- outputs ----------------------------------------------------------------------------------------------------
+
+    /// Time of the next look at another pod, if there is one.
+    #[must_use]
+    pub fn look_at(&self) -> Option<Instant> {
+        self.peers.look_at()
+    }
+
+    /// Takes the looks that are due; [`Member::handle_look`] takes their outcomes.
+    pub fn take_looks(&mut self, now: Instant) -> Vec<Look> {
+        self.peers.take_due(now)
+    }
+
+    /// The pods that did not answer the last look.
+    #[must_use]
+    pub fn silent(&self) -> Arc<[NodeId]> {
+        self.peers.silent().map(|node| NodeId(Arc::clone(node))).collect()
+    }
+
+    /// The other pods, as looks find them.
+    #[must_use]
+    pub fn peers(&self) -> &Peers {
+        &self.peers
+    }
 
     /// Time of the next call to Redis; `None` for at once.
     #[must_use]
@@ -265,6 +310,7 @@ impl Member {
             node: Arc::clone(&self.identity.node.0),
             instance: Arc::clone(&self.identity.instance),
             url: Arc::clone(&self.identity.url),
+            peer_url: self.identity.peer_url.clone(),
             lease_ms: whole_ms(self.times.lease),
             slot: self.lease.number().map(|slot| slot.0),
             take_over,
@@ -495,13 +541,22 @@ impl Member {
         holders
     }
 
+    /// Looks at the other pods that hold slots, if they can look at this one. One that does not know of looks is left
+    /// out.
+    fn follow_peers(&mut self, now: Instant) {
+        let own = Arc::clone(&self.identity.instance);
+        if self.identity.peer_url.is_some() {
+            self.peers.follow(self.holders.iter().filter(|holder| holder.instance != own), now);
+        }
+    }
+
     fn publish_view(&mut self, version: u64, slots: usize) {
         let numbers = self.holders.iter().map(|holder| holder.slot as usize + 1);
         let count = numbers.max().unwrap_or(0).max(slots).min(SLOTS_MAX as usize);
         let mut pods: Vec<Option<Pod>> = vec![None; count];
         let is_draining = self.lease.is_draining();
         for holder in &self.holders {
-            if is_draining && self.is_own(holder) {
+            if is_draining && self.is_own(holder) || self.peers.is_gone(&holder.instance) {
                 continue;
             }
             if let Some(pod) = pods.get_mut(holder.slot as usize) {

@@ -3,11 +3,15 @@
 //!
 //! - [`membership`]: a pod's calls and conclusions: the rules, with time as an argument. They build on
 //! - [`lease`], the state of this pod's own slot, and [`redis_health`], how long Redis has been reachable;
+//! - [`peers`]: which of the other pods are gone, as looks at them tell;
 //! - [`wire`]: the calls and their answers;
+//! - `peer_looks` (edge): a look at another pod;
 //! - [`redis`] (edge): connections, and the one script that changes anything, `slots.lua`.
 
 pub mod lease;
 pub mod membership;
+mod peer_looks;
+pub mod peers;
 pub mod redis;
 pub mod redis_health;
 pub mod wire;
@@ -57,6 +61,8 @@ pub struct ClusterState {
     pub as_of: Option<Instant>,
     /// Whether each pod in the view had to renew its lease since Redis was last down.
     pub confirmed: bool,
+    /// Pods that did not answer when this pod looked at them last.
+    pub silent: Arc<[NodeId]>,
     /// The slot of this pod, while it holds one.
     pub own_slot: Option<SlotNumber>,
     /// The pod drains, and holds no slot.
@@ -71,6 +77,8 @@ pub struct Parts {
     pub node: NodeId,
     /// URL by which clients reach the pod.
     pub url: Arc<str>,
+    /// `PEER_URL`.
+    pub peer_url: Option<Arc<str>>,
     /// `PLACEMENT=any`: clients are not redirected to the pod by its URL.
     pub place_anywhere: bool,
     /// The role that the pod wants.
@@ -101,7 +109,7 @@ async fn run_single_pod(parts: Parts) {
         let pod = own_slot.map(|_| Pod { node: node.clone(), url: Arc::clone(&url) });
         let view = Arc::new(View { version, slots: vec![pod] });
         let left = *intent.borrow() == Intent::Drain;
-        let now = ClusterState { redis_up: true, view, as_of: None, confirmed: true, own_slot, left };
+        let now = ClusterState { redis_up: true, view, confirmed: true, own_slot, left, ..ClusterState::default() };
         metrics.publish(&now);
         cluster.send_replace(now);
         if intent.changed().await.is_err() {
@@ -119,6 +127,9 @@ pub struct Metrics {
     connections: Counter,
     announcements_dropped: Counter,
     fields_ignored: Gauge,
+    peer_looks: Counter,
+    peer_looks_failed: Counter,
+    peers_gone: Gauge,
     slots: Gauge,
     pods: Gauge,
     own_slot: Gauge,
@@ -136,6 +147,9 @@ impl Metrics {
             connections: Counter::default(),
             announcements_dropped: Counter::default(),
             fields_ignored: Gauge::default(),
+            peer_looks: Counter::default(),
+            peer_looks_failed: Counter::default(),
+            peers_gone: Gauge::default(),
             slots: Gauge::default(),
             pods: Gauge::default(),
             own_slot: Gauge::default(),
@@ -150,6 +164,15 @@ impl Metrics {
         gauge("shardgate_own_slot", "Slot of this pod; -1 without one", &metrics.own_slot);
         let ignored = "Foreign fields in the slots hash, which are ignored";
         gauge("shardgate_redis_fields_ignored", ignored, &metrics.fields_ignored);
+        gauge(
+            "shardgate_peers_gone",
+            "Other pods that count as gone before their lease has run out",
+            &metrics.peers_gone,
+        );
+        let looks = "Looks at other pods (PEER_URL)";
+        registry.register("shardgate_peer_looks", looks, metrics.peer_looks.clone());
+        let failed = "Looks at other pods that were refused, reset or not answered in time";
+        registry.register("shardgate_peer_looks_failed", failed, metrics.peer_looks_failed.clone());
         let version = "Version of the view; equal on pods that agree, lower after Redis lost its data";
         registry.register("shardgate_view_version", version, metrics.view_version.clone());
         let changes = "Views that came into force";
@@ -200,7 +223,7 @@ mod tests {
         let metrics = Metrics::register(registry);
         let refresh = RefreshRequest::default();
         let (node, url) = (NodeId("a".into()), "ws://a/ws".into());
-        Parts { config, node, url, place_anywhere: false, intent, cluster, refresh, metrics }
+        Parts { config, node, url, peer_url: None, place_anywhere: false, intent, cluster, refresh, metrics }
     }
 
     #[tokio::test]

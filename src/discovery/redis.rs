@@ -10,11 +10,13 @@ use prometheus_client::metrics::counter::Counter;
 use redis::aio::{MultiplexedConnection, PubSub, PubSubSink};
 use redis::{AsyncConnectionConfig, Client, Msg, RedisError, Script, Value};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep_until, timeout};
 use tracing::{error, info, warn};
 
 use super::membership::{Identity, Member, Notice};
+use super::peer_looks;
+use super::peers::{Look, PeerChange};
 use super::redis_health::LeaseTimes;
 use super::wire::{BadAnswer, Call, Snapshot};
 use super::{ClusterState, Intent, Metrics, Parts};
@@ -59,6 +61,7 @@ pub(super) async fn run(parts: Parts) {
         node: parts.node.clone(),
         instance: new_instance(),
         url: Arc::clone(&parts.url),
+        peer_url: parts.peer_url.clone(),
         owns_url: !parts.place_anywhere,
         key_prefix: parts.config.key_prefix.clone(),
     };
@@ -72,6 +75,7 @@ pub(super) async fn run(parts: Parts) {
         channels,
         address: parts.config.address.clone(),
         outage: OutageLog::default(),
+        looks: JoinSet::new(),
         parts,
     };
     session.run().await;
@@ -91,6 +95,15 @@ struct RedisSession {
     channels: [String; 2],
     address: Box<str>,
     outage: OutageLog,
+    /// Looks at other pods that are under way.
+    looks: JoinSet<LookOutcome>,
+}
+
+/// A look at another pod that has ended.
+struct LookOutcome {
+    look: Look,
+    is_there: bool,
+    began: Instant,
 }
 
 impl RedisSession {
@@ -98,6 +111,7 @@ impl RedisSession {
         self.follow_intent();
         loop {
             let call_at = self.member.call_at().unwrap_or_else(Instant::now);
+            let look_at = self.member.look_at();
             tokio::select! {
                 // The intent comes first, so that a slot to release is not renewed before.
                 biased;
@@ -106,6 +120,8 @@ impl RedisSession {
                     Err(_) => return,
                 },
                 () = sleep_until(call_at.into()) => self.call().await,
+                Some(Ok(outcome)) = self.looks.join_next() => self.handle_look(&outcome),
+                () = sleep_until(look_at.unwrap_or(call_at).into()), if look_at.is_some() => self.begin_looks(),
                 () = self.parts.refresh.notified() => self.member.handle_refresh_request(Instant::now()),
                 announcement = next(&mut self.connections.announcements) => self.handle_announcement(announcement),
             }
@@ -165,6 +181,24 @@ impl RedisSession {
         }
     }
 
+    fn begin_looks(&mut self) {
+        let began = Instant::now();
+        for look in self.member.take_looks(began) {
+            self.parts.metrics.peer_looks.inc();
+            self.looks.spawn(async move {
+                let is_there = peer_looks::is_there(&look.url).await;
+                LookOutcome { look, is_there, began }
+            });
+        }
+    }
+
+    fn handle_look(&mut self, outcome: &LookOutcome) {
+        if !outcome.is_there {
+            self.parts.metrics.peer_looks_failed.inc();
+        }
+        self.member.handle_look(&outcome.look, outcome.is_there, outcome.began, Instant::now());
+    }
+
     fn key(&self) -> String {
         format!("{}:slots", self.parts.config.key_prefix)
     }
@@ -178,17 +212,20 @@ impl RedisSession {
             view: Arc::clone(self.member.view()),
             as_of: self.member.as_of(),
             confirmed: self.member.is_confirmed(),
+            silent: self.member.silent(),
             own_slot: self.member.own_slot(),
             left: self.member.has_left(),
         };
         self.parts.metrics.publish(&now);
         self.parts.metrics.publish_ignored(self.member.fields_ignored());
+        self.parts.metrics.peers_gone.set(i64::try_from(self.member.peers().gone()).unwrap_or(i64::MAX));
         self.parts.cluster.send_if_modified(|before| {
             let changed = before.redis_up != now.redis_up
                 || before.own_slot != now.own_slot
                 || before.left != now.left
                 || before.as_of != now.as_of
                 || before.confirmed != now.confirmed
+                || before.silent != now.silent
                 || !Arc::ptr_eq(&before.view, &now.view);
             *before = now;
             changed
@@ -233,6 +270,16 @@ impl RedisSession {
             Notice::FieldsIgnored(fields, example) => {
                 warn!(fields, field = example, key = %self.key(), "ignoring foreign fields in the slots hash; they can be removed");
             }
+            Notice::PeerChanged(PeerChange { node: peer, is_gone: true, silent }) => {
+                warn!(node = %peer, elapsed = ?silent, "pod gone: it does not answer; its assessments are taken over before its lease has run out");
+            }
+            Notice::PeerChanged(PeerChange { node: peer, silent, .. }) => {
+                info!(node = %peer, elapsed = ?silent, "pod back: it answers again");
+            }
+            Notice::CutOff(true) => {
+                warn!("no other pod answers: this pod seems to be cut off, and counts none of them as gone");
+            }
+            Notice::CutOff(false) => info!("another pod answers again"),
             Notice::ClockStepped(ms) => {
                 warn!(step_ms = ms, "the clock of Redis stepped; leases are not expired for one lease");
             }

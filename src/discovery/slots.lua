@@ -1,6 +1,6 @@
 -- The one script that changes the hash of slots (PROTOCOL 7). Redis runs it as a whole, by its own clock.
 --
--- KEYS[1]  the hash: slot number -> {"node", "instance", "url", "expiresAtMs", "leaseMs", "view"}
+-- KEYS[1]  the hash: slot number -> {"node", "instance", "url", "peerUrl", "expiresAtMs", "leaseMs", "view"}
 -- ARGV[1]  the call, JSON: discovery/wire.rs, Call
 -- Returns  JSON texts: a header, then one for each slot that is held: discovery/wire.rs, Snapshot
 --
@@ -150,7 +150,7 @@ if call.action == 'hold' or call.action == 'claim' then
   end
   if mine then
     local value = mine.value
-    value.node, value.instance, value.url = call.node, call.instance, call.url
+    value.node, value.instance, value.url, value.peerUrl = call.node, call.instance, call.url, call.peerUrl
     value.expiresAtMs, value.leaseMs = now + call.leaseMs, call.leaseMs
     mine.renewed = true
   end
@@ -184,6 +184,7 @@ local function written(holder)
     node = value.node,
     instance = value.instance,
     url = value.url,
+    peerUrl = value.peerUrl,
     expiresAtMs = value.expiresAtMs,
     leaseMs = is_count(value.leaseMs) and value.leaseMs or nil,
     view = holder.view,
@@ -203,8 +204,9 @@ local answer = { string.format(header, now, epoch, view.version, view.slots, ign
 for _, holder in ipairs(live) do
   local value = holder.value
   table.insert(answer, string.format(
-    '{"slot":%d,"node":%s,"instance":%s,"url":%s,"expiresAtMs":%d}',
-    holder.slot, cjson.encode(value.node), cjson.encode(value.instance), cjson.encode(value.url), value.expiresAtMs
+    '{"slot":%d,"node":%s,"instance":%s,"url":%s,"peerUrl":%s,"expiresAtMs":%d}',
+    holder.slot, cjson.encode(value.node), cjson.encode(value.instance), cjson.encode(value.url),
+    type(value.peerUrl) == 'string' and cjson.encode(value.peerUrl) or 'null', value.expiresAtMs
   ))
 end
 return answer

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{is_node_name, is_public_url};
+use crate::config::{is_node_name, is_peer_url, is_public_url};
 use crate::ids::{NodeId, SlotNumber};
 use crate::limits::SLOTS_MAX;
 use crate::routing::placement::Pod;
@@ -21,6 +21,9 @@ pub struct Call {
     pub instance: Arc<str>,
     /// URL by which clients reach the caller.
     pub url: Arc<str>,
+    /// URL by which other pods look at the caller, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_url: Option<Arc<str>>,
     /// Length of the lease that the call takes or renews.
     pub lease_ms: u64,
     /// The slot that the caller holds or held: it gets this one if it can.
@@ -98,6 +101,9 @@ pub struct Holder {
     pub instance: Arc<str>,
     /// URL by which clients reach the pod.
     pub url: Arc<str>,
+    /// URL by which other pods look at it, if there is one.
+    #[serde(default)]
+    pub peer_url: Option<Arc<str>>,
     /// End of its lease, in Redis' time.
     pub expires_at_ms: u64,
 }
@@ -162,7 +168,10 @@ impl Snapshot {
         let mut holders = Vec::with_capacity(lines.len());
         for line in lines {
             match serde_json::from_slice::<Holder>(line) {
-                Ok(holder) if holder.is_usable() => holders.push(holder),
+                Ok(holder) if holder.is_usable() => {
+                    let peer_url = holder.peer_url.filter(|url| is_peer_url(url));
+                    holders.push(Holder { peer_url, ..holder });
+                }
                 _ => {
                     ignored += 1;
                     ignored_field = ignored_field.or_else(|| slot_of(line));
@@ -196,6 +205,13 @@ mod tests {
         assert_eq!(snapshot.holders[0].number(), SlotNumber(2));
         assert_eq!(&*snapshot.holders[0].pod().url, "ws://c/ws");
         assert_eq!(snapshot.holders[0].expires_at_ms, 1_790_000_010_007);
+        for (peer_url, expected) in [("http://10.1.2.3:3004", true), ("file:///x", false), ("http://a/b", false)] {
+            let holder = format!(
+                r#"{{"slot":2,"node":"c","instance":"i","url":"ws://c/ws","peerUrl":"{peer_url}","expiresAtMs":1}}"#
+            );
+            let snapshot = Snapshot::parse(&[answer[0].clone(), holder.into_bytes()]).unwrap();
+            assert_eq!(snapshot.holders[0].peer_url.as_deref(), expected.then_some(peer_url));
+        }
     }
 
     #[test]
@@ -250,6 +266,7 @@ mod tests {
             node: "a".into(),
             instance: "i".into(),
             url: "ws://a/ws".into(),
+            peer_url: None,
             lease_ms: 10_000,
             slot: None,
             take_over: false,

@@ -174,8 +174,10 @@ impl Control {
         let stale = draining && cluster.own_slot.is_some();
         let view_freshness =
             ViewFreshness { as_of: cluster.as_of, redis_up: cluster.redis_up, confirmed: cluster.confirmed };
-        let same_view =
-            stale || Arc::ptr_eq(&pod_state.view, &cluster.view) && pod_state.view_freshness == view_freshness;
+        let same_view = stale
+            || Arc::ptr_eq(&pod_state.view, &cluster.view)
+                && pod_state.view_freshness == view_freshness
+                && pod_state.silent == cluster.silent;
         if same_view && pod_state.own_slot == own_slot && (pod_state.was_ready || !takes_clients) {
             return;
         }
@@ -183,6 +185,7 @@ impl Control {
             if !stale {
                 pod_state.view = Arc::clone(&cluster.view);
                 pod_state.view_freshness = view_freshness;
+                pod_state.silent = Arc::clone(&cluster.silent);
             }
             pod_state.own_slot = own_slot;
             pod_state.was_ready |= takes_clients;
@@ -274,10 +277,9 @@ mod tests {
             self.cluster.send_replace(ClusterState {
                 redis_up: true,
                 view,
-                as_of: None,
                 confirmed: true,
                 own_slot: Some(SlotNumber(0)),
-                left: false,
+                ..ClusterState::default()
             });
         }
 

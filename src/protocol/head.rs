@@ -96,6 +96,8 @@ pub struct Upgrade {
     pub token: Option<BearerToken>,
     /// The cursor to resume from; `None` without an assessment.
     pub cursor: Option<Box<str>>,
+    /// Name of the pod that the client was redirected to, and does not reach.
+    pub unreachable: Option<Box<str>>,
     /// The client's address.
     pub client: IpAddr,
 }
@@ -233,7 +235,8 @@ fn judge(head: &[u8], head_len: usize, peer: IpAddr, rules: &Rules) -> Result<Pa
     let token = credentials::authorization(&fields).or(offered.token).or(asked.token);
     let cursor = asked.cursor.filter(|_| matches!(asked.assessment, Ok(Some(_))));
     let (assessment, token) = (asked.assessment, token.map(BearerToken));
-    let upgrade = Upgrade { accept, subprotocol: offered.ours, assessment, token, cursor, client };
+    let unreachable = asked.unreachable;
+    let upgrade = Upgrade { accept, subprotocol: offered.ours, assessment, token, cursor, unreachable, client };
     Ok(Parsed::Upgrade { upgrade, head_len })
 }
 

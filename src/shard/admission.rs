@@ -82,7 +82,8 @@ pub(super) fn admit(
     }
     let placement_key = assessment
         .map_or(PlacementKey::Market { spread: spread_of(upgrade) }, |id| PlacementKey::Assessment(id.hash()));
-    match placement.decide(placement_key, upgrade.cursor.as_deref(), recent_redirects, now) {
+    let (cursor, unreachable) = (upgrade.cursor.as_deref(), upgrade.unreachable.as_deref());
+    match placement.decide(placement_key, cursor, unreachable, recent_redirects, now) {
         PlacementDecision::ThisPod { owner_doubt } => Admission::Serve { owner_doubt },
         PlacementDecision::OtherPod { to, cursor } => Admission::Reject(Rejection {
             reason: CloseReason::Redirect,
@@ -330,5 +331,38 @@ mod tests {
             "p1 may be there"
         );
         assert!(!ask(&draining, 1, "").contains("cursor"), "a client without a cursor gets none");
+    }
+
+    #[test]
+    fn a_client_that_does_not_reach_the_owner_is_served_if_this_pod_does_not_either() {
+        let any = token(&serde_json::json!({"userId": "u"}));
+        let confirmed = ViewFreshness { as_of: Some(Instant::now()), redis_up: true, confirmed: true };
+        let silent = |names: &[&str]| PodState {
+            view_freshness: confirmed,
+            silent: names.iter().map(|name| NodeId((*name).into())).collect(),
+            ..pod_state()
+        };
+        let ask = |pod_state: &PodState, unreachable: &str| {
+            answer(&format!("assessmentId={}&token={any}{unreachable}", id_of(1)), pod_state, false)
+        };
+        assert_eq!(ask(&silent(&["p1"]), "&unreachable=p1"), "served for its owner");
+        for (pods, unreachable) in
+            [(&["p1"][..], ""), (&["p1"], "&unreachable=p2"), (&["p2"], "&unreachable=p1"), (&[], "&unreachable=p1")]
+        {
+            assert!(ask(&silent(pods), unreachable).contains("ws://p1/ws"), "{pods:?} {unreachable}");
+        }
+        // It is handed over when the owner answers again, and a pod that drains sends it to a third.
+        let node = NodeId("p0".into());
+        let placement_key = PlacementKey::Assessment(AssessmentHash::of(&id_of(1)));
+        let to = |pod_state: &PodState| {
+            let placement = Placement { node: &node, pod_state, place_anywhere: false };
+            placement
+                .redirect_for(placement_key, OwnerDoubt::Unreachable)
+                .map(|redirect| redirect.to.node.0.to_string())
+        };
+        assert_eq!(to(&silent(&["p1"])), None);
+        assert_eq!(to(&silent(&[])).as_deref(), Some("p1"));
+        let draining = PodState { draining_since: Some(Instant::now()), ..silent(&["p1"]) };
+        assert_eq!(to(&draining).as_deref(), Some("p2"));
     }
 }

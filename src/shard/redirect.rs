@@ -7,6 +7,8 @@
 //! has returned ([`super::recent_redirects`]). The first pod that keeps serving takes such a client until the view is
 //! confirmed; the handover then moves it to its owner.
 //!
+//! By any view, a client may say that it does not reach the owner. If this pod does not either, it serves the client.
+//!
 //! With `PLACEMENT=any` no client is redirected, because pods have no addresses of their own. A draining pod answers
 //! 503 to new clients and closes connected ones with 1001.
 
@@ -47,6 +49,8 @@ pub(crate) enum OwnerDoubt {
     Returned,
     /// The client comes from a draining pod, which is the owner.
     Draining,
+    /// The client did not reach the owner, nor did this pod when it looked last (PROTOCOL 1, `unreachable`).
+    Unreachable,
 }
 
 /// The pod that a client is to connect to instead.
@@ -88,10 +92,14 @@ impl Placement<'_> {
         &self,
         placement_key: PlacementKey,
         cursor: Option<&str>,
+        unreachable: Option<&str>,
         recent_redirects: &RecentRedirects,
         now: Now,
     ) -> PlacementDecision {
-        let owner_doubt = self.owner_doubt(placement_key, cursor, recent_redirects, now);
+        let owner_doubt = match self.silent_owner(placement_key) {
+            Some(owner) if unreachable == Some(&*owner.0) => OwnerDoubt::Unreachable,
+            _ => self.owner_doubt(placement_key, cursor, recent_redirects, now),
+        };
         match self.redirect_for(placement_key, owner_doubt) {
             None => PlacementDecision::ThisPod { owner_doubt },
             Some(Redirect { to, from_draining }) => PlacementDecision::OtherPod {
@@ -108,7 +116,12 @@ impl Placement<'_> {
         if self.place_anywhere {
             return None;
         }
-        let owner_doubt = if self.pod_state.view_freshness.confirmed { OwnerDoubt::None } else { owner_doubt };
+        let owner_doubt = match owner_doubt {
+            OwnerDoubt::Unreachable if self.silent_owner(placement_key).is_some() => owner_doubt,
+            OwnerDoubt::Unreachable => OwnerDoubt::None,
+            _ if self.pod_state.view_freshness.confirmed => OwnerDoubt::None,
+            _ => owner_doubt,
+        };
         let from_draining = self.pod_state.draining_since.is_some();
         let to = match placement_key {
             PlacementKey::Assessment(hash) if from_draining => self.next_owner(hash, owner_doubt)?,
@@ -122,6 +135,13 @@ impl Placement<'_> {
             PlacementKey::Assessment(_) | PlacementKey::Market { .. } => return None,
         };
         Some(Redirect { to, from_draining })
+    }
+
+    /// The owner, if it is another pod that did not answer when this pod looked at it last.
+    fn silent_owner(&self, placement_key: PlacementKey) -> Option<&NodeId> {
+        let PlacementKey::Assessment(hash) = placement_key else { return None };
+        let Owner::OtherPod(pod) = self.pod_state.owner(hash) else { return None };
+        Some(&pod.node).filter(|node| self.pod_state.is_silent(node))
     }
 
     /// What an arriving client tells about the owner.
@@ -147,15 +167,17 @@ impl Placement<'_> {
         }
     }
 
-    /// The owner after this pod is gone. If that owner drains too, a third pod if there is one. A returned client alone
-    /// is not enough for that: the owner may well be there.
+    /// The owner after this pod is gone. If that owner drains too, or does not answer, a third pod if there is one. A
+    /// returned client alone is not enough for that: the owner may well be there.
     fn next_owner(&self, hash: AssessmentHash, owner_doubt: OwnerDoubt) -> Option<Pod> {
         let view = &self.pod_state.view;
         let own = view.live().find(|(_, pod)| pod.node == *self.node);
         let left = own.map_or_else(|| Arc::clone(view), |(own, _)| Arc::new(view.without(own)));
         let next = left.owner(hash)?;
         let third = || left.without(next).owner(hash);
-        let third = (owner_doubt == OwnerDoubt::Draining).then(third).flatten();
+        let is_leaving = owner_doubt == OwnerDoubt::Draining;
+        let is_silent = || left.pod(next).is_some_and(|pod| self.pod_state.is_silent(&pod.node));
+        let third = if is_leaving || is_silent() { third() } else { None };
         left.pod(third.unwrap_or(next)).cloned()
     }
 

@@ -37,6 +37,8 @@ pub(super) struct SimulatedClient {
     pub(super) outcomes: Outcomes,
     /// Redirects in a row: now, and at most.
     redirects: (u32, u32),
+    /// The pod that it was redirected to, and did not reach.
+    unreachable: Option<usize>,
     rng: Rng,
 }
 
@@ -59,6 +61,8 @@ enum ClientPhase {
 struct Attachment {
     wire: Wire,
     pod: usize,
+    /// Whether it was redirected there.
+    is_redirected: bool,
     since_ms: u64,
     /// The cursor in its request.
     asked: Option<HeldCursor>,
@@ -99,6 +103,7 @@ impl SimulatedClient {
             checker: ClientChecker::new(assessment),
             outcomes: Outcomes::default(),
             redirects: (0, 0),
+            unreachable: None,
             rng: Rng::with_seed(seed),
         }
     }
@@ -204,6 +209,7 @@ impl SimulatedClient {
             wire: wire.clone(),
             assessment: context.log.assessments[self.assessment].clone(),
             cursor: cursor.as_ref().map(|cursor| cursor.text.clone()),
+            unreachable: self.unreachable.take().map(|pod| format!("p{pod}").into()),
             user: self.number.to_string().into(),
             redirect_gate: None,
         });
@@ -211,6 +217,7 @@ impl SimulatedClient {
         self.state = ClientPhase::Attachment(Box::new(Attachment {
             wire,
             pod,
+            is_redirected: to.is_some(),
             since_ms: context.now_ms,
             asked: cursor,
             is_connected: false,
@@ -362,6 +369,8 @@ impl SimulatedClient {
         if code.is_none() && !is_over && !is_silent {
             return;
         }
+        let is_refused = code.is_none() && !unavailable && !attachment.is_connected;
+        self.unreachable = (is_refused && attachment.is_redirected).then_some(attachment.pod);
         let wire = Rc::clone(&attachment.wire.0);
         let (wait_ms, to) = match code {
             Some(1008 | 1012) if redirect.is_some() => (0, redirect),

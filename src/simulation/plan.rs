@@ -41,6 +41,8 @@ pub(super) struct WorldShape {
     /// The longest time between two metadata refreshes of a pod.
     pub(super) refresh_ms: u64,
     pub(super) drain: DrainConfig,
+    /// Whether pods look at each other.
+    pub(super) has_looks: bool,
 }
 
 /// An event in a world.
@@ -107,6 +109,12 @@ pub(super) enum WorldEvent {
         pod: usize,
         ms: u64,
     },
+    /// A pod's looks at another one fail, or at all (`None`).
+    Blind {
+        pod: usize,
+        other: Option<usize>,
+        ms: u64,
+    },
     RedisDies {
         ms: u64,
         empty: bool,
@@ -168,6 +176,7 @@ impl WorldShape {
                 delay: Duration::from_millis(rng.u64(50..400)),
                 over: Duration::from_millis(rng.u64(100..1_000)),
             },
+            has_looks: false,
         }
     }
 
@@ -200,7 +209,7 @@ impl WorldPlan {
     /// The world of a seed.
     pub(super) fn of_seed(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let shape = WorldShape::new(&mut rng);
+        let mut shape = WorldShape::new(&mut rng);
         let mut events: Vec<(u64, WorldEvent)> = Vec::new();
         for _ in 0..rng.usize(20..60) {
             events.push((rng.u64(..TROUBLE_MS), produce(&shape, &mut rng)));
@@ -212,7 +221,16 @@ impl WorldPlan {
         for _ in 0..rng.usize(1..16) {
             trouble(&shape, &mut rng, &mut events);
         }
-        // A separate generator, so that the other events of a seed stay the same as before this one existed.
+        // Separate generators, so that the other events of a seed stay the same as before these existed.
+        let mut looks_rng = Rng::with_seed(seed.rotate_left(32));
+        shape.has_looks = looks_rng.u8(..4) > 0;
+        if shape.has_looks && looks_rng.bool() {
+            for _ in 0..looks_rng.usize(1..4) {
+                let other = looks_rng.bool().then(|| looks_rng.usize(..shape.pods));
+                let (pod, ms) = (looks_rng.usize(..shape.pods), looks_rng.u64(100..4_000));
+                events.push((looks_rng.u64(300..TROUBLE_MS), WorldEvent::Blind { pod, other, ms }));
+            }
+        }
         let mut clock_rng = Rng::with_seed(!seed);
         if clock_rng.u8(..4) == 0 {
             for _ in 0..clock_rng.usize(1..3) {
@@ -337,6 +355,8 @@ impl fmt::Display for WorldEvent {
             Self::Crash { pod } => write!(f, "p{pod} is killed"),
             Self::Drain { pod } => write!(f, "p{pod} gets SIGTERM"),
             Self::Pause { pod, ms } => write!(f, "p{pod} is paused for {ms} ms"),
+            Self::Blind { pod, other: Some(other), ms } => write!(f, "p{pod} does not reach p{other} for {ms} ms"),
+            Self::Blind { pod, other: None, ms } => write!(f, "p{pod} reaches no other pod for {ms} ms"),
             Self::Deafen { pod, ms } => write!(f, "p{pod} receives no announcements for {ms} ms"),
             Self::RedisDies { ms, empty: false } => write!(f, "Redis is down for {ms} ms"),
             Self::RedisDies { ms, empty: true } => write!(f, "Redis is down for {ms} ms and comes back empty"),

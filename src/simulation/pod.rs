@@ -50,6 +50,8 @@ pub(super) struct SimulatedPod {
     pub(super) starved_until_ms: u64,
     /// Announcements are lost until then.
     pub(super) deaf_until_ms: u64,
+    /// Its looks at another pod fail until then: at one, or at all (`None`).
+    pub(super) blind: Vec<(Option<usize>, u64)>,
     /// Requests of clients.
     pub(super) requests: Vec<Request>,
     rng: Rng,
@@ -61,6 +63,8 @@ pub(super) struct Request {
     pub(super) wire: Wire,
     pub(super) assessment: AssessmentId,
     pub(super) cursor: Option<Box<str>>,
+    /// The pod that the client was redirected to, and did not reach.
+    pub(super) unreachable: Option<Box<str>>,
     /// The user, another one for each client.
     pub(super) user: Box<str>,
     /// From when on the pod would redirect it.
@@ -101,6 +105,19 @@ pub(super) struct PodContext<'a> {
     pub(super) now_ms: u64,
     pub(super) log: &'a SimulatedKafka,
     pub(super) redis: &'a mut SimulatedRedis,
+    /// What a look at each pod finds.
+    pub(super) answers: &'a [PodAnswer],
+}
+
+/// What a look at a pod finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PodAnswer {
+    /// It answers.
+    Prompt,
+    /// Its process is paused.
+    None,
+    /// No process listens.
+    Refused,
 }
 
 impl SimulatedPod {
@@ -112,6 +129,7 @@ impl SimulatedPod {
             paused_until_ms: 0,
             starved_until_ms: 0,
             deaf_until_ms: 0,
+            blind: Vec::new(),
             requests: Vec::new(),
             rng: Rng::with_seed(seed),
         }
@@ -130,6 +148,7 @@ impl SimulatedPod {
             node: node.clone(),
             instance: format!("{node}#{}", self.histories.len()).into(),
             url: format!("ws://{node}/ws").into(),
+            peer_url: shape.has_looks.then(|| format!("http://{node}").into()),
             owns_url: true,
             key_prefix: "simulated".into(),
         };
@@ -192,6 +211,15 @@ impl SimulatedPod {
         self.life.as_ref().map(|life| &life.pod_state)
     }
 
+    /// What a look at it finds.
+    pub(super) fn answer(&self, now_ms: u64) -> PodAnswer {
+        match &self.life {
+            None => PodAnswer::Refused,
+            Some(_) if now_ms < self.paused_until_ms => PodAnswer::None,
+            Some(_) => PodAnswer::Prompt,
+        }
+    }
+
     /// Whether a load balancer sends clients here.
     pub(super) fn is_ready(&self) -> bool {
         self.life.as_ref().is_some_and(|life| life.pod_state.was_ready && life.pod_state.draining_since.is_none())
@@ -213,7 +241,8 @@ impl SimulatedPod {
             life.read(context, rng);
             life.request_ends(context);
         }
-        life.session.run(context, rng);
+        self.blind.retain(|(_, until_ms)| *until_ms > now_ms);
+        life.session.run(context, &self.blind, rng);
         life.update_state(context.now.instant);
         let tasks_first = rng.bool();
         if tasks_first {
@@ -266,6 +295,7 @@ impl RunningPod {
         }
         self.pod_state.view_freshness =
             ViewFreshness { as_of: member.as_of(), redis_up: member.is_redis_up(), confirmed: member.is_confirmed() };
+        self.pod_state.silent = member.silent();
         self.pod_state.own_slot = if draining { None } else { member.own_slot() };
         self.pod_state.was_ready |= takes_clients;
     }
@@ -302,9 +332,13 @@ impl RunningPod {
     fn may_enter(&mut self, request: &mut Request, node: &NodeId, place_anywhere: bool, now: Now) -> bool {
         let placement = Placement { node, pod_state: &self.pod_state, place_anywhere };
         let placement_key = PlacementKey::Assessment(request.assessment.hash());
-        if let PlacementDecision::ThisPod { .. } =
-            placement.decide(placement_key, request.cursor.as_deref(), self.shard.recent_redirects(), now)
-        {
+        if let PlacementDecision::ThisPod { .. } = placement.decide(
+            placement_key,
+            request.cursor.as_deref(),
+            request.unreachable.as_deref(),
+            self.shard.recent_redirects(),
+            now,
+        ) {
             return true;
         }
         let recent_redirects = self.shard.recent_redirects();
@@ -319,7 +353,7 @@ impl RunningPod {
 
     /// Admits a client as `admission::admit` does for one with a valid token: serves it or redirects it.
     fn enter(&mut self, request: Request, node: &NodeId, place_anywhere: bool, now: Now) {
-        let Request { wire, assessment, cursor, user, .. } = request;
+        let Request { wire, assessment, cursor, user, unreachable, .. } = request;
         let placement = Placement { node, pod_state: &self.pod_state, place_anywhere };
         let placement_key = PlacementKey::Assessment(assessment.hash());
         let others = !place_anywhere && self.pod_state.view.live().any(|(_, pod)| pod.node != *node);
@@ -329,7 +363,8 @@ impl RunningPod {
             (ends.unavailable, ends.pod_gone) = (true, true);
             return;
         }
-        match placement.decide(placement_key, cursor.as_deref(), self.shard.recent_redirects(), now) {
+        let unreachable = unreachable.as_deref();
+        match placement.decide(placement_key, cursor.as_deref(), unreachable, self.shard.recent_redirects(), now) {
             PlacementDecision::OtherPod { to, cursor } => {
                 let recent_redirects = self.shard.recent_redirects();
                 recent_redirects.record(assessment.hash(), &self.pod_state.view_freshness, now.instant);

@@ -122,6 +122,7 @@ struct SlotEntry {
     node: Arc<str>,
     instance: Arc<str>,
     url: Arc<str>,
+    peer_url: Option<Arc<str>>,
     expires_at_ms: u64,
     lease_ms: u64,
     view: Option<ViewHeader>,
@@ -265,8 +266,11 @@ impl ScriptRun<'_> {
         let slot = mine?;
         let view = self.hash.get(&slot).and_then(|value| value.view);
         let (node, instance, url) = (Arc::clone(node), Arc::clone(instance), Arc::clone(url));
-        self.hash
-            .insert(slot, SlotEntry { node, instance, url, expires_at_ms: now + lease_ms, lease_ms: *lease_ms, view });
+        let peer_url = self.call.peer_url.clone();
+        self.hash.insert(
+            slot,
+            SlotEntry { node, instance, url, peer_url, expires_at_ms: now + lease_ms, lease_ms: *lease_ms, view },
+        );
         mine
     }
 }
@@ -275,6 +279,6 @@ impl SlotEntry {
     fn holder(&self, slot: u32) -> Holder {
         let Self { node, instance, url, expires_at_ms, .. } = self;
         let (node, instance, url) = (Arc::clone(node), Arc::clone(instance), Arc::clone(url));
-        Holder { slot, node, instance, url, expires_at_ms: *expires_at_ms }
+        Holder { slot, node, instance, url, peer_url: self.peer_url.clone(), expires_at_ms: *expires_at_ms }
     }
 }

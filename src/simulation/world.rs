@@ -10,7 +10,7 @@ use super::client::{self, SimulatedClient};
 use super::kafka::SimulatedKafka;
 use super::outcomes::Outcomes;
 use super::plan::{TROUBLE_MS, WorldEvent, WorldPlan, WorldShape};
-use super::pod::{self, SimulatedPod};
+use super::pod::{self, PodAnswer, SimulatedPod};
 use super::redis::{RedisState, SimulatedRedis};
 use crate::clock::{Now, UnixMs};
 use crate::exchange::{Owner, PodState};
@@ -196,7 +196,9 @@ impl<'a> World<'a> {
             let Self { plan, log, redis, pods: all_pods, clients, trace, .. } = self;
             let shape: &WorldShape = &plan.shape;
             if index < pods {
-                all_pods[index].advance(&mut pod::PodContext { shape, now, now_ms, log, redis });
+                let answers: [PodAnswer; 4] =
+                    std::array::from_fn(|pod| all_pods.get(pod).map_or(PodAnswer::Refused, |pod| pod.answer(now_ms)));
+                all_pods[index].advance(&mut pod::PodContext { shape, now, now_ms, log, redis, answers: &answers });
                 continue;
             }
             let mut context = client::ClientContext { now_ms, log, shape, pods: all_pods, trace };
@@ -262,6 +264,7 @@ impl<'a> World<'a> {
             WorldEvent::Crash { pod } => self.pods[pod].crash(),
             WorldEvent::Drain { pod } => self.pods[pod].start_drain(now),
             WorldEvent::Pause { pod, ms } => self.pods[pod].paused_until_ms = now_ms + ms,
+            WorldEvent::Blind { pod, other, ms } => self.pods[pod].blind.push((other, now_ms + ms)),
             WorldEvent::Deafen { pod, ms } => self.pods[pod].deaf_until_ms = now_ms + ms,
             WorldEvent::Starve { pod: Some(pod), ms } => self.pods[pod].starved_until_ms = now_ms + ms,
             WorldEvent::Starve { pod: None, ms } => {

@@ -17,6 +17,7 @@ pub fn redis(data: &[u8]) {
         node: NodeId("a".into()),
         instance: "i".into(),
         url: "ws://a/ws".into(),
+        peer_url: Some("http://a".into()),
         owns_url: true,
         key_prefix: "p".into(),
     };

@@ -21,8 +21,8 @@ use recovery::{RecoveryTracker, causes};
 /// Largest number of redirects of a client in one rolling restart.
 pub const REDIRECTS_MAX: u64 = 3;
 
-/// The same while Redis is away. A pod that starts when Redis has lost its data takes the first slot that nobody has
-/// claimed again yet; who had it moves once more.
+/// The same while Redis is away. A pod that starts when Redis has lost its data takes the first slot that is vacant,
+/// although its pod is about to claim it again, and that one moves once more.
 pub const REDIRECTS_MAX_WITHOUT_REDIS: u64 = 4;
 
 /// Violations that are listed per run. All are counted.

@@ -21,6 +21,7 @@ const STRANGERS: &[&str] = &["shard", "ingest", "discovery"];
 /// The files that touch the world. Those beyond the map in `src/lib.rs` say why they are here.
 const EDGES: &[&str] = &[
     "src/ingest/kafka.rs",
+    "src/discovery/peer_looks.rs",
     "src/discovery/redis.rs",
     "src/shard/event_loop.rs",
     "src/shard/handshake.rs",
@@ -91,6 +92,7 @@ const WORLD: &[World] = &[
             "src/shard/executor/epoll.rs",
             "src/gateway",
             "src/discovery/mod.rs",
+            "src/discovery/peer_looks.rs",
             "src/discovery/redis.rs",
             "src/operations/http.rs",
         ],
@@ -115,8 +117,12 @@ const WORLD: &[World] = &[
     // Where Redis is, is parsed into the client's own type, so that a wrong URL is told at the start.
     World { paths: &["redis"], files: &["src/discovery/redis.rs", "src/config/"], edges: false },
     // Requests and answers are hyper's plain values.
-    World { paths: &["hyper", "http_body_util"], files: &["src/operations/"], edges: false },
-    World { paths: &["hyper_util"], files: &["src/operations/http.rs"], edges: false },
+    World {
+        paths: &["hyper", "http_body_util"],
+        files: &["src/operations/", "src/discovery/peer_looks.rs"],
+        edges: false,
+    },
+    World { paths: &["hyper_util"], files: &["src/operations/http.rs", "src/discovery/peer_looks.rs"], edges: false },
     World { paths: &["tokio::signal"], files: &["src/shutdown/signals.rs"], edges: false },
     World { paths: &["libc", "socket2"], files: &[], edges: true },
     // A listener is handed on from who binds it to who accepts from it.

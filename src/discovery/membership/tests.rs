@@ -26,6 +26,7 @@ impl Story {
             node: NodeId("a".into()),
             instance: "a1".into(),
             url: "ws://a/ws".into(),
+            peer_url: Some("http://a".into()),
             owns_url: true,
             key_prefix: "websocket".into(),
         };
@@ -50,7 +51,8 @@ impl Story {
         let expires_at_ms = self.redis_ms() + whole_ms(LEASE);
         let holder = |&(slot, node, instance): &(u32, &str, &str)| {
             let url = format!("ws://{node}/ws").into();
-            Holder { slot, node: node.into(), instance: instance.into(), url, expires_at_ms }
+            let peer_url = Some(format!("http://{node}").into());
+            Holder { slot, node: node.into(), instance: instance.into(), url, peer_url, expires_at_ms }
         };
         let holders: Vec<Holder> = holders.iter().map(holder).collect();
         let slots = holders.iter().map(|holder| holder.slot + 1).max().unwrap_or(0);

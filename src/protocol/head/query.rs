@@ -1,4 +1,4 @@
-//! A request's query (PROTOCOL 1): `assessmentId`, `token` and `cursor`; others are ignored.
+//! A request's query (PROTOCOL 1): `assessmentId`, `token`, `cursor` and `unreachable`; others are ignored.
 //!
 //! Names are percent-decoded before they are compared, like values, because a client's library may encode any
 //! character; so a repeated id can't hide behind an escape. `+` stays a plus. Of several `token` or `cursor` parameters
@@ -18,6 +18,7 @@ pub(super) struct Query {
     pub(super) token: Option<Box<str>>,
     /// `None` also if the parameter is empty.
     pub(super) cursor: Option<Box<str>>,
+    pub(super) unreachable: Option<Box<str>>,
 }
 
 /// Parses a query.
@@ -32,6 +33,7 @@ pub(super) fn parse(query: &str) -> Query {
         assessment: assessment_of(values(b"assessmentId")),
         token: first(b"token").map(Into::into),
         cursor: first(b"cursor").filter(|cursor| !cursor.is_empty()).map(Into::into),
+        unreachable: first(b"unreachable").map(Into::into),
     }
 }
 
