@@ -35,7 +35,7 @@ use anyhow::{Context as _, Result};
 
 use crate::events;
 use crate::kafka::Kafka;
-use crate::pods;
+use crate::pods::{self, Plan};
 use crate::process::allow_descriptors;
 use crate::redis::Redis;
 use checker::{CheckerRules, Verdict};
@@ -81,6 +81,12 @@ pub struct Options {
     /// Faults to inject: all, none, or names separated by commas, such as kill,redis-pause.
     #[arg(long, default_value = "all")]
     pub faults: Faults,
+    /// LEASE_TTL_MS of the pods.
+    #[arg(long, default_value_t = 3_000, value_parser = clap::value_parser!(u64).range(1_000..=60_000))]
+    pub lease_ms: u64,
+    /// Leave PEER_URL unset: pods don't look at each other, and a killed one is taken over after its lease.
+    #[arg(long)]
+    pub without_looks: bool,
     /// Keep the directory of the run even if no fault was found.
     #[arg(long)]
     pub keep: bool,
@@ -213,8 +219,13 @@ pub fn run(options: &Options) -> Result<ChaosOutcome> {
         }
     };
     let (verdict, spans) = judge(&files.dir)?;
-    let title =
-        Title { seed: options.seed, minutes: options.minutes, clients: options.clients, lease_ms: fleet::LEASE_MS };
+    let title = Title {
+        seed: options.seed,
+        minutes: options.minutes,
+        clients: options.clients,
+        lease_ms: options.lease_ms,
+        has_looks: !options.without_looks,
+    };
     let table = report::table(&title, &verdict, &spans);
     fs::write(files.dir.join("table.txt"), &table)?;
     println!("\n{table}");
@@ -261,7 +272,11 @@ fn execute(options: &Options, files: &Files, findings: &Arc<RunFindings>) -> Res
     let (kafka, redis) = (Kafka::start_with(faults::BROKERS as usize, &settings), Redis::start_with_clock());
     create_topics(&kafka, is_fragile, options.faults.0.contains(&FaultKind::Compaction));
     let logs = LogReader::default();
-    let mut fleet = PodFleet::new(&files.dir, kafka.bootstrap(), redis.port(), &logs, findings);
+    let adapt = |plan: Plan| {
+        let plan = plan.set("LEASE_TTL_MS", &options.lease_ms.to_string());
+        if options.without_looks { plan } else { plan.with_looks() }
+    };
+    let mut fleet = PodFleet::new(&files.dir, (kafka.bootstrap(), redis.port()), adapt, &logs, findings);
     (0..PODS).for_each(|number| fleet.spawn(number));
     fleet.await_ready();
 

@@ -9,8 +9,18 @@ use loadtest::storm;
 fn two_minutes_of_every_kind_of_fault_lose_and_duplicate_no_event() {
     let faults = "all".parse::<Faults>().expect("all is valid");
     // Recovery times are not checked, because other tests run beside this one.
-    let options =
-        Options { minutes: 2.0, seed: 1, clients: 300, rate: 300, faults, keep: false, judge: None, lenient: true };
+    let options = Options {
+        minutes: 2.0,
+        seed: 1,
+        clients: 300,
+        rate: 300,
+        faults,
+        keep: false,
+        judge: None,
+        lenient: true,
+        lease_ms: 3_000,
+        without_looks: false,
+    };
     let outcome = chaos::run(&options).expect("the run succeeds");
     assert!(outcome.is_good(), "{:?}: see the table above", outcome.findings);
 }

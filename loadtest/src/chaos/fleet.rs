@@ -13,9 +13,6 @@ use crate::process::Signal;
 /// Largest number of pods.
 pub(super) const PODS_MAX: usize = 5;
 
-/// `LEASE_TTL_MS` of the pods.
-pub(super) const LEASE_MS: u64 = 3_000;
-
 /// `HISTORY_SECONDS` of the pods.
 pub(super) const HISTORY: Duration = Duration::from_secs(60);
 
@@ -27,7 +24,6 @@ const ENDED_WITHIN: Duration = Duration::from_secs(20);
 
 /// Settings of the pods, with which two minutes contain what would otherwise take an hour.
 const SETTINGS: &[(&str, &str)] = &[
-    ("LEASE_TTL_MS", "3000"),
     ("HISTORY_SECONDS", "60"),
     ("HEARTBEAT_INTERVAL", "1000"),
     ("CONNECTION_TIMEOUT", "6000"),
@@ -63,11 +59,18 @@ pub(super) struct PodFleet {
 }
 
 impl PodFleet {
-    /// Creates the plans of a fleet with its logs in a directory. No pod runs yet.
-    pub(super) fn new(dir: &Path, kafka: &str, redis_port: u16, logs: &LogReader, findings: &Arc<RunFindings>) -> Self {
+    /// Creates the plans of a fleet, each changed by `adapt`, with its logs in a directory. No pod runs yet.
+    pub(super) fn new(
+        dir: &Path,
+        (kafka, redis_port): (&str, u16),
+        adapt: impl Fn(Plan) -> Plan,
+        logs: &LogReader,
+        findings: &Arc<RunFindings>,
+    ) -> Self {
         let log = |name: &str| logs.pipe_to(&dir.join(format!("{name}.log"))).expect("pipes are left");
         let names = (0..PODS_MAX).map(|number| format!("pod-{number}"));
-        let plans = names.map(|name| Plan::new(&name, kafka, redis_port).set_all(SETTINGS).errors_to(log(&name)));
+        let plan = |name: &str| adapt(Plan::new(name, kafka, redis_port).set_all(SETTINGS)).errors_to(log(name));
+        let plans = names.map(|name| plan(&name));
         let pods = (0..PODS_MAX).map(|_| None).collect();
         Self { plans: plans.collect(), pods, directory: Directory::default(), findings: Arc::clone(findings) }
     }

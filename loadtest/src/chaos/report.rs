@@ -13,6 +13,10 @@ const ROLLING_P99_MS: u64 = 2_000;
 /// Limit for the recovery of clients of a killed pod, on top of the lease.
 const KILL_OVER_LEASE_MS: u64 = 2_000;
 
+/// Limits of the time that clients of a killed pod need, in ms, where pods look at each other.
+const KILL_P50_MS: u64 = 1_000;
+const KILL_P99_MS: u64 = 2_000;
+
 /// Parameters of a run, for the head of its table.
 #[derive(Debug, Clone)]
 pub struct Title {
@@ -24,6 +28,8 @@ pub struct Title {
     pub clients: u32,
     /// The pods' lease in milliseconds.
     pub lease_ms: u64,
+    /// Whether pods look at each other.
+    pub has_looks: bool,
 }
 
 /// Durations of the recoveries with one cause.
@@ -71,6 +77,10 @@ pub fn over_limit(title: &Title, verdict: &Verdict) -> Vec<String> {
         }
     };
     limit(FaultKind::Kill, 100, title.lease_ms + KILL_OVER_LEASE_MS);
+    if title.has_looks {
+        limit(FaultKind::Kill, 50, KILL_P50_MS);
+        limit(FaultKind::Kill, 99, KILL_P99_MS);
+    }
     limit(FaultKind::Rolling, 99, ROLLING_P99_MS);
     let redirects = [
         (verdict.redirects_max, "", REDIRECTS_MAX),
@@ -97,8 +107,9 @@ fn alone(verdict: &Verdict, cause: Cause) -> impl Iterator<Item = &Recovery> {
 pub fn table(title: &Title, verdict: &Verdict, spans: &[FaultSpan]) -> String {
     let mut text = String::new();
     let mut line = |content: String| writeln!(text, "{}", content.trim_end()).expect("a string takes all");
-    let Title { seed, minutes, clients, .. } = title;
-    line(format!("chaos: seed {seed}, {minutes} minutes, {clients} clients"));
+    let Title { seed, minutes, clients, lease_ms, has_looks } = title;
+    let looks = if *has_looks { "pods look at each other" } else { "no looks" };
+    line(format!("chaos: seed {seed}, {minutes} minutes, {clients} clients; lease {lease_ms} ms, {looks}"));
     line(format!(
         "events       {} produced, {} aborted, {} of unknown fate, {} truncated, {} compacted; {} deliveries",
         verdict.made, verdict.aborted, verdict.unknown, verdict.truncated, verdict.compacted, verdict.seen
@@ -176,7 +187,7 @@ mod tests {
 
     #[test]
     fn limits_apply_to_faults_that_no_other_fault_overlaps() {
-        let title = Title { seed: 1, minutes: 2.0, clients: 3, lease_ms: 3_000 };
+        let title = Title { seed: 1, minutes: 2.0, clients: 3, lease_ms: 3_000, has_looks: false };
         let kill = Cause::Fault(FaultKind::Kill);
         let mut verdict = Verdict { recoveries: vec![recovery(kill, 5_000, true)], ..Verdict::default() };
         verdict.recoveries.push(recovery(kill, 9_000, false));
@@ -193,7 +204,7 @@ mod tests {
 
     #[test]
     fn the_table_marks_violations_and_lists_recovery_times_by_cause() {
-        let title = Title { seed: 9, minutes: 2.0, clients: 3, lease_ms: 3_000 };
+        let title = Title { seed: 9, minutes: 2.0, clients: 3, lease_ms: 3_000, has_looks: true };
         let mut verdict = Verdict { lost: 2, violations: vec!["topic 3: 4 is gone".into()], ..Verdict::default() };
         verdict.recoveries.extend((1..=100).map(|ms| recovery(Cause::Fault(FaultKind::Drop), ms * 10, true)));
         let spans = [FaultSpan { kind: FaultKind::Drop, target: String::new(), from_ms: 900, to_ms: 1000 }];

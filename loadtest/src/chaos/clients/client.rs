@@ -44,6 +44,10 @@ pub(super) struct ChaosClient {
     seen: BTreeMap<u8, u64>,
     /// URL of the last redirect.
     url: Option<String>,
+    /// The pod of the last redirect, while the client tries to reach it.
+    redirected_to: Option<String>,
+    /// The pod that it was redirected to, and did not reach.
+    unreachable: Option<String>,
     attempts: u32,
     /// Number of times that it will still drop its connection.
     hasty: u32,
@@ -95,7 +99,20 @@ impl ChaosClient {
         let state = State::Waiting { until: Instant::now(), goal: Goal::Any };
         let (seen, url, cursor) = (BTreeMap::new(), None, None);
         let (hasty, absent_since) = (0, None);
-        let client = Self { number, assessment, random, state, cursor, seen, url, attempts: 0, hasty, absent_since };
+        let client = Self {
+            number,
+            assessment,
+            random,
+            state,
+            cursor,
+            seen,
+            url,
+            redirected_to: None,
+            unreachable: None,
+            attempts: 0,
+            hasty,
+            absent_since,
+        };
         client.log(shared, ClientFact::Subscribes(assessment));
         client
     }
@@ -156,7 +173,10 @@ impl ChaosClient {
         let State::Waiting { goal, .. } = std::mem::replace(&mut self.state, State::Done) else { return };
         let url = match goal {
             Goal::Url(url) => Some(url),
-            Goal::Any => shared.directory.any(&mut self.random),
+            Goal::Any => {
+                self.redirected_to = None;
+                shared.directory.any(&mut self.random)
+            }
         };
         self.log_pause(now, shared);
         self.log(shared, ClientFact::Connecting);
@@ -164,6 +184,9 @@ impl ChaosClient {
         let mut ask = Ask::to(&url).assessment(&producer::assessment(self.assessment));
         if let Some(cursor) = &self.cursor {
             ask = ask.parameter(&format!("cursor={cursor}"));
+        }
+        if let Some(node) = self.unreachable.take() {
+            ask = ask.parameter(&format!("unreachable={node}"));
         }
         let buffer = self.number.is_multiple_of(SMALL_BUFFER_IN).then_some(SMALL_BUFFER_BYTES);
         match ClientConnection::begin(&ask, buffer) {
@@ -195,6 +218,7 @@ impl ChaosClient {
 
     fn fail(&mut self, why: &str, now: Instant, shared: &Shared) {
         self.log(shared, ClientFact::ConnectFailed(why.to_owned()));
+        self.unreachable = self.redirected_to.take();
         let next = after_failure(self.attempts, &mut self.random);
         self.go(next, now);
     }
@@ -325,6 +349,7 @@ impl ChaosClient {
                     session.drop_at = Some(Instant::now() + Duration::from_millis(self.random.u64(0..HASTY_MS_MAX)));
                 }
                 self.attempts = 0;
+                self.redirected_to = None;
                 let (sent_cursor, node) = (session.sent_cursor, fields.node.unwrap_or_default());
                 let resumed = fields.resumed.unwrap_or_default();
                 if sent_cursor && !resumed {
@@ -346,7 +371,9 @@ impl ChaosClient {
             "reset" => self.log(shared, ClientFact::Reset(fields.reason.unwrap_or_default())),
             "Redirect" => {
                 self.url = fields.url;
-                self.log(shared, ClientFact::Redirected(fields.node.unwrap_or_default()));
+                let node = fields.node.unwrap_or_default();
+                self.redirected_to = Some(node.clone());
+                self.log(shared, ClientFact::Redirected(node));
             }
             _ => event = fields.timestamp.and_then(|timestamp| timestamp.as_u64()?.checked_sub(FIRST_TIMESTAMP)),
         }
