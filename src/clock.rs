@@ -10,7 +10,7 @@ pub struct UnixMs(pub u64);
 impl UnixMs {
     /// The time `duration` later, or the last one that fits.
     #[must_use]
-    pub fn plus(self, duration: Duration) -> Self {
+    pub(crate) fn plus(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(whole_ms(duration)))
     }
 }
@@ -27,7 +27,7 @@ impl fmt::Display for UnixMs {
 
 /// A duration's whole milliseconds.
 #[must_use]
-pub fn whole_ms(duration: Duration) -> u64 {
+pub(crate) fn whole_ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -35,7 +35,7 @@ pub fn whole_ms(duration: Duration) -> u64 {
 #[derive(Debug, Clone, Copy)]
 pub struct Now {
     /// Monotonic, for intervals.
-    pub instant: Instant,
+    pub(crate) instant: Instant,
     /// For values that leave the process.
     pub unix: UnixMs,
 }
@@ -51,7 +51,7 @@ impl Now {
     /// The instant at which a Unix time will be reached by the clock as it is now; a later step of the wall clock does
     /// not move it. `None` if that is never.
     #[must_use]
-    pub fn instant_of(&self, time: UnixMs) -> Option<Instant> {
+    pub(crate) fn instant_of(&self, time: UnixMs) -> Option<Instant> {
         self.instant.checked_add(Duration::from_millis(time.0.saturating_sub(self.unix.0)))
     }
 }

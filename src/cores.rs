@@ -7,17 +7,17 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// The core that each thread is pinned to; `None` leaves it to the scheduler.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cores {
+pub(crate) struct Cores {
     /// Core of the ingest thread.
-    pub ingest: Option<usize>,
+    pub(crate) ingest: Option<usize>,
     /// Cores of the shards, by index.
-    pub shards: Vec<Option<usize>>,
+    pub(crate) shards: Vec<Option<usize>>,
 }
 
 impl Cores {
     /// Assigns the cores that the process may use.
     #[must_use]
-    pub fn share(shards: u16) -> Self {
+    pub(crate) fn share(shards: u16) -> Self {
         let allowed = allowed_cores();
         Self::share_of(&allowed, usable_cores(), usize::from(shards))
     }
@@ -36,7 +36,7 @@ impl Cores {
 
 /// Number of cores that the process may use, by its affinity and its cgroup's quota.
 #[must_use]
-pub fn usable_cores() -> usize {
+pub(crate) fn usable_cores() -> usize {
     available_parallelism().map_or(1, usize::from)
 }
 
@@ -50,7 +50,7 @@ fn allowed_cores() -> Vec<usize> {
 ///
 /// # Errors
 /// If the machine has no such core, or the process may not use it.
-pub fn pin_thread(core: usize) -> io::Result<()> {
+pub(crate) fn pin_thread(core: usize) -> io::Result<()> {
     if core >= CpuSet::MAX_CPU {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("there is no core {core}")));
     }

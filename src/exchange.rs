@@ -13,7 +13,7 @@ use atomic_waker::AtomicWaker;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use tokio::sync::Notify;
 
-pub use batches::BatchReceiver;
+pub(crate) use batches::BatchReceiver;
 use batches::{BatchSender, batch_channel};
 
 use crate::clock::whole_ms;
@@ -29,7 +29,7 @@ use crate::stream::batch::Batch;
 
 /// The other threads' handle to a shard. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct ShardHandle {
+pub(crate) struct ShardHandle {
     batches: BatchSender,
     handoffs: Sender<Handoff>,
     waker: Arc<AtomicWaker>,
@@ -38,40 +38,40 @@ pub struct ShardHandle {
 
 /// The shard's receiving side.
 #[derive(Debug)]
-pub struct ShardInbox {
+pub(crate) struct ShardInbox {
     /// Records from ingest.
-    pub batches: BatchReceiver,
+    pub(crate) batches: BatchReceiver,
     /// Sockets that another shard accepted.
-    pub handoffs: Receiver<Handoff>,
+    pub(crate) handoffs: Receiver<Handoff>,
     /// Registered before the channels are checked, so that no wake-up is lost. One wake-up per registration, whichever
     /// thread sends it.
-    pub waker: Arc<AtomicWaker>,
+    pub(crate) waker: Arc<AtomicWaker>,
     ends_requested: Arc<AtomicBool>,
 }
 
 /// A socket whose request was read, on its way to the shard that owns its assessment.
 #[derive(Debug)]
-pub struct Handoff {
+pub(crate) struct Handoff {
     /// The accepted socket.
-    pub socket: OwnedFd,
+    pub(crate) socket: OwnedFd,
     /// The client and its request.
-    pub request: Box<AuthenticatedUpgrade>,
+    pub(crate) request: Box<AuthenticatedUpgrade>,
 }
 
 /// A client whose token was verified; its request is not yet judged further.
 #[derive(Debug)]
-pub struct AuthenticatedUpgrade {
+pub(crate) struct AuthenticatedUpgrade {
     /// What it asked for.
-    pub upgrade: Upgrade,
+    pub(crate) upgrade: Upgrade,
     /// What its token grants.
-    pub grant: Grant,
+    pub(crate) grant: Grant,
     /// Bytes that came right behind the head.
-    pub rest: Vec<u8>,
+    pub(crate) rest: Vec<u8>,
 }
 
 /// Makes a shard's door and inbox.
 #[must_use]
-pub fn shard_channel() -> (ShardHandle, ShardInbox) {
+pub(crate) fn shard_channel() -> (ShardHandle, ShardInbox) {
     let (batches, batches_in) = batch_channel();
     let (handoffs, handoffs_in) = bounded(HANDOFF_CHANNEL_DEPTH);
     let waker = Arc::new(AtomicWaker::new());
@@ -87,7 +87,7 @@ impl ShardHandle {
     ///
     /// # Errors
     /// The batch comes back, where the channel stayed full or the shard has ended.
-    pub fn send_batch(&self, batch: Batch, timeout: Duration) -> Result<(), Undelivered> {
+    pub(crate) fn send_batch(&self, batch: Batch, timeout: Duration) -> Result<(), Undelivered> {
         match self.batches.try_send(batch) {
             Err(Undelivered::Full(batch)) => {
                 self.waker.wake();
@@ -101,7 +101,7 @@ impl ShardHandle {
 
     /// Takes the shard's request for the partitions' end offsets; `true` once per request.
     #[must_use]
-    pub fn take_ends_request(&self) -> bool {
+    pub(crate) fn take_ends_request(&self) -> bool {
         // Almost always a plain load, which leaves the cache line with the shard.
         self.ends_requested.load(Ordering::Relaxed) && self.ends_requested.swap(false, Ordering::Relaxed)
     }
@@ -110,14 +110,14 @@ impl ShardHandle {
     ///
     /// # Errors
     /// The hand-off comes back where the channel is full or the shard has ended: the client is to be refused.
-    pub fn try_handoff(&self, handoff: Handoff) -> Result<(), Handoff> {
+    pub(crate) fn try_handoff(&self, handoff: Handoff) -> Result<(), Handoff> {
         self.handoffs.try_send(handoff).map_err(TrySendError::into_inner)?;
         self.waker.wake();
         Ok(())
     }
 
     /// Wakes the shard: something that it checks every turn has changed.
-    pub fn wake(&self) {
+    pub(crate) fn wake(&self) {
         self.waker.wake();
     }
 }
@@ -126,14 +126,14 @@ impl ShardInbox {
     /// Requests the partitions' end offsets from ingest, once, within some seconds ([`Batch::ends`]). A shard that
     /// needs later ends, or those of other partitions, requests again after these arrive. Without a request nothing is
     /// sent, so an idle pod stays idle.
-    pub fn request_ends(&self) {
+    pub(crate) fn request_ends(&self) {
         self.ends_requested.store(true, Ordering::Relaxed);
     }
 }
 
 /// A batch that a shard did not take.
 #[derive(Debug)]
-pub enum Undelivered {
+pub(crate) enum Undelivered {
     /// The shard is behind: try again.
     Full(Box<Batch>),
     /// The shard has ended.
@@ -144,34 +144,34 @@ pub enum Undelivered {
 
 /// This pod's state in the cluster and in its lifecycle. The control thread publishes it; all threads read the newest.
 #[derive(Debug, Clone, Default)]
-pub struct PodState {
+pub(crate) struct PodState {
     /// The live slots.
-    pub view: Arc<View>,
+    pub(crate) view: Arc<View>,
     /// How current the view is.
-    pub view_freshness: ViewFreshness,
+    pub(crate) view_freshness: ViewFreshness,
     /// Pods that did not answer when this pod looked at them last, gone or not yet.
-    pub silent: Arc<[NodeId]>,
+    pub(crate) silent: Arc<[NodeId]>,
     /// The slot of this pod, while it holds one.
-    pub own_slot: Option<SlotNumber>,
+    pub(crate) own_slot: Option<SlotNumber>,
     /// Whether this pod was ready at some time, but for what `/ready` also asks of Kafka and Redis at that moment:
     /// since it first held a slot, with a full history. From then on it takes clients, whatever fails later.
-    pub was_ready: bool,
+    pub(crate) was_ready: bool,
     /// The start of the drain, if it drains.
-    pub draining_since: Option<Instant>,
+    pub(crate) draining_since: Option<Instant>,
     /// The pod has ended: each thread that reads this ends, too.
-    pub ended: bool,
+    pub(crate) ended: bool,
 }
 
 /// How current a view is, and whether a newer one is available.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ViewFreshness {
+pub(crate) struct ViewFreshness {
     /// When the newest answered call to Redis was sent: the view is at least as recent. `None` before the first answer.
-    pub as_of: Option<Instant>,
+    pub(crate) as_of: Option<Instant>,
     /// Whether Redis answers. If it does not, the last known view stays in force.
-    pub redis_up: bool,
+    pub(crate) redis_up: bool,
     /// Whether every pod in the view has renewed its lease since the last outage of Redis: Redis has been up for a
     /// whole lease. If not, a pod in the view may be gone.
-    pub confirmed: bool,
+    pub(crate) confirmed: bool,
 }
 
 impl ViewFreshness {
@@ -179,112 +179,112 @@ impl ViewFreshness {
     /// Redis is down. The age counts at `wanted`, not now: if answers take longer than the limit, no view would ever be
     /// fresh enough.
     #[must_use]
-    pub fn is_fresh_for(&self, wanted: Instant) -> bool {
+    pub(crate) fn is_fresh_for(&self, wanted: Instant) -> bool {
         let is_young = |as_of| wanted.saturating_duration_since(as_of) <= VIEW_AGE_MAX;
         !self.redis_up || self.as_of.is_some_and(is_young)
     }
 
     /// Whether this view was read at `time` or later, or Redis is down.
     #[must_use]
-    pub fn is_as_of(&self, time: Instant) -> bool {
+    pub(crate) fn is_as_of(&self, time: Instant) -> bool {
         !self.redis_up || self.as_of.is_some_and(|as_of| as_of >= time)
     }
 }
 
 /// Who is to serve an assessment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owner<'a> {
+pub(crate) enum Owner<'a> {
     /// This pod.
     ThisPod,
     /// Another pod.
     OtherPod(&'a Pod),
     /// The view has no live pod: the pod that was asked serves, unless it drains.
-    NoPod,
+    Vacant,
 }
 
 impl PodState {
     /// Who serves an assessment.
     #[must_use]
-    pub fn owner(&self, hash: AssessmentHash) -> Owner<'_> {
+    pub(crate) fn owner(&self, hash: AssessmentHash) -> Owner<'_> {
         let Some(slot) = self.view.owner(hash) else {
-            return Owner::NoPod;
+            return Owner::Vacant;
         };
         if Some(slot) == self.own_slot {
             return Owner::ThisPod;
         }
-        self.view.pod(slot).map_or(Owner::NoPod, Owner::OtherPod)
+        self.view.pod(slot).map_or(Owner::Vacant, Owner::OtherPod)
     }
 
     /// Whether a pod did not answer when this pod looked at it last.
     #[must_use]
-    pub fn is_silent(&self, node: &NodeId) -> bool {
+    pub(crate) fn is_silent(&self, node: &NodeId) -> bool {
         self.silent.contains(node)
     }
 }
 
 /// The newest [`PodState`], read without a lock.
-pub type PublishedPodState = Arc<ArcSwap<PodState>>;
+pub(crate) type PublishedPodState = Arc<ArcSwap<PodState>>;
 
 /// The routes in force. The control thread replaces them whole; ingest goes by the newest from its next look at the
 /// topics on, and tells the shards what that changes, in the order of the records.
-pub type PublishedRoutes = Arc<ArcSwap<RouteTable>>;
+pub(crate) type PublishedRoutes = Arc<ArcSwap<RouteTable>>;
 
 /// Requests a refresh of the view from any thread. Requests are merged until discovery takes one. The published pod
 /// state shows the result.
-pub type RefreshRequest = Arc<Notify>;
+pub(crate) type RefreshRequest = Arc<Notify>;
 
 // ---- from all to the control thread -------------------------------------------------------------------------------
 
 /// An operator's request that a shard has accepted: the socket with what was read of it. The control thread answers.
 #[derive(Debug)]
-pub struct HttpRequest {
+pub(crate) struct HttpRequest {
     /// The accepted socket.
-    pub socket: OwnedFd,
+    pub(crate) socket: OwnedFd,
     /// The head, and what came behind it.
-    pub read: Vec<u8>,
+    pub(crate) read: Vec<u8>,
 }
 
 /// The control thread's way in for operators' requests.
-pub type HttpSender = tokio::sync::mpsc::Sender<HttpRequest>;
+pub(crate) type HttpSender = tokio::sync::mpsc::Sender<HttpRequest>;
 
 /// What ingest reports to the control thread and to operators.
 #[derive(Debug, Default)]
-pub struct IngestStatus {
+pub(crate) struct IngestStatus {
     /// Whether the brokers answer.
-    pub kafka_up: AtomicBool,
+    pub(crate) kafka_up: AtomicBool,
     /// Whether the consuming client delivers nothing although the brokers have records. Also true for a new client
     /// until it delivers something.
-    pub reader_stalled: AtomicBool,
+    pub(crate) reader_stalled: AtomicBool,
     /// How many partitions the pod started without, and that can't be read yet.
-    pub missing: AtomicU64,
+    pub(crate) missing: AtomicU64,
     /// Whether the history was filled to the partitions' ends as they were at the start. Never goes back.
-    pub history_complete: AtomicBool,
+    pub(crate) history_complete: AtomicBool,
     /// That its loop turns.
-    pub liveness: Liveness,
+    pub(crate) liveness: Liveness,
     /// That the loop of its second thread turns, which asks Kafka what there is.
-    pub watcher_liveness: Liveness,
+    pub(crate) watcher_liveness: Liveness,
 }
 
 impl IngestStatus {
     /// Whether the brokers answer, and what is there is read.
     #[must_use]
-    pub fn is_kafka_up(&self) -> bool {
+    pub(crate) fn is_kafka_up(&self) -> bool {
         self.kafka_up.load(Ordering::Acquire) && !self.reader_stalled.load(Ordering::Acquire)
     }
 }
 
 /// What a shard shows of itself.
 #[derive(Debug, Default)]
-pub struct ShardStatus {
+pub(crate) struct ShardStatus {
     /// Clients that are connected, market data's included.
-    pub clients: AtomicU64,
+    pub(crate) clients: AtomicU64,
     /// That its loop turns.
-    pub liveness: Liveness,
+    pub(crate) liveness: Liveness,
 }
 
 /// A liveness counter: shows that a thread's loop makes turns.
 #[derive(Debug)]
-pub struct Liveness {
+pub(crate) struct Liveness {
     start: Instant,
     alive_ms: AtomicU64,
     turns: AtomicU64,
@@ -298,26 +298,26 @@ impl Default for Liveness {
 
 impl Liveness {
     /// Once a turn.
-    pub fn turn_ended(&self, now: Instant) {
+    pub(crate) fn turn_ended(&self, now: Instant) {
         self.refresh(now);
         // One thread beats.
         self.turns.store(self.turns() + 1, Ordering::Relaxed);
     }
 
     /// Within a turn that is long.
-    pub fn refresh(&self, now: Instant) {
+    pub(crate) fn refresh(&self, now: Instant) {
         self.alive_ms.store(self.ms(now), Ordering::Relaxed);
     }
 
     /// How many turns there were.
     #[must_use]
-    pub fn turns(&self) -> u64 {
+    pub(crate) fn turns(&self) -> u64 {
         self.turns.load(Ordering::Relaxed)
     }
 
     /// How long ago the last sign of it was.
     #[must_use]
-    pub fn age(&self, now: Instant) -> Duration {
+    pub(crate) fn age(&self, now: Instant) -> Duration {
         Duration::from_millis(self.ms(now).saturating_sub(self.alive_ms.load(Ordering::Relaxed)))
     }
 

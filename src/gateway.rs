@@ -7,8 +7,8 @@
 //! - `control`: the loop of the control thread, which is the thread that calls [`run`].
 
 mod control;
-pub mod engine;
-pub mod listeners;
+pub(crate) mod engine;
+pub(crate) mod listeners;
 pub mod machine;
 mod routes_info;
 

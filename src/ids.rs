@@ -62,7 +62,7 @@ impl AssessmentId {
 
     /// The hash that placement uses.
     #[must_use]
-    pub fn hash(&self) -> AssessmentHash {
+    pub(crate) fn hash(&self) -> AssessmentHash {
         AssessmentHash::of(&self.0)
     }
 }
@@ -123,5 +123,5 @@ pub struct TopicIndex(pub u16);
 
 impl TopicIndex {
     /// Stands for no topic.
-    pub const NONE: Self = Self(u16::MAX);
+    pub(crate) const NONE: Self = Self(u16::MAX);
 }

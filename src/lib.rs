@@ -56,21 +56,21 @@
 
 pub mod clock;
 pub mod config;
-pub mod cores;
+pub(crate) mod cores;
 pub mod demo;
 pub mod discovery;
-pub mod exchange;
+pub(crate) mod exchange;
 pub mod gateway;
 pub mod ids;
-pub mod ingest;
+pub(crate) mod ingest;
 pub mod limits;
-pub mod log_throttle;
+pub(crate) mod log_throttle;
 pub mod operations;
-pub mod outage;
+pub(crate) mod outage;
 mod prefetch;
 pub mod protocol;
 pub mod routing;
-pub mod shard;
+pub(crate) mod shard;
 pub mod shutdown;
 #[cfg(test)]
 mod simulation;

@@ -9,7 +9,7 @@ use crate::limits::LOG_KEYS_MAX;
 
 /// Admits one line in each period, and counts the lines that it suppresses.
 #[derive(Debug)]
-pub struct LogThrottle {
+pub(crate) struct LogThrottle {
     every: Duration,
     last: Cell<Option<Instant>>,
     suppressed: Cell<u64>,
@@ -18,12 +18,12 @@ pub struct LogThrottle {
 impl LogThrottle {
     /// Admits at most one line per `every`.
     #[must_use]
-    pub const fn new(every: Duration) -> Self {
+    pub(crate) const fn new(every: Duration) -> Self {
         Self { every, last: Cell::new(None), suppressed: Cell::new(0) }
     }
 
     /// Returns `Some` if the line may be written now, with the number of lines suppressed since the last one.
-    pub fn admit(&self, now: Instant) -> Option<u64> {
+    pub(crate) fn admit(&self, now: Instant) -> Option<u64> {
         if !self.is_due(now) {
             self.suppressed.set(self.suppressed.get() + 1);
             return None;
@@ -40,7 +40,7 @@ impl LogThrottle {
 
 /// A [`LogThrottle`] for each kind of line; at most [`LOG_KEYS_MAX`] kinds.
 #[derive(Debug)]
-pub struct LogThrottles<K> {
+pub(crate) struct LogThrottles<K> {
     every: Duration,
     kinds: HashMap<K, LogThrottle>,
 }
@@ -48,13 +48,13 @@ pub struct LogThrottles<K> {
 impl<K: Eq + Hash> LogThrottles<K> {
     /// Admits at most one line of each kind per `every`.
     #[must_use]
-    pub fn new(every: Duration) -> Self {
+    pub(crate) fn new(every: Duration) -> Self {
         Self { every, kinds: HashMap::new() }
     }
 
     /// Returns `Some` if a line of this kind may be written now, with the number of its kind suppressed since the last
     /// one. At the limit of kinds, a new kind is suppressed until the period of an old one is over.
-    pub fn admit(&mut self, kind: K, now: Instant) -> Option<u64> {
+    pub(crate) fn admit(&mut self, kind: K, now: Instant) -> Option<u64> {
         if self.kinds.len() == LOG_KEYS_MAX && !self.kinds.contains_key(&kind) {
             self.kinds.retain(|_, throttle| !throttle.is_due(now));
             if self.kinds.len() == LOG_KEYS_MAX {

@@ -4,11 +4,11 @@
 use std::time::{Duration, Instant};
 
 /// How often an outage that goes on is logged.
-pub const LOG_EVERY: Duration = Duration::from_secs(30);
+pub(crate) const LOG_EVERY: Duration = Duration::from_secs(30);
 
 /// A line to log about an outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OutageLine {
+pub(crate) enum OutageLine {
     /// The outage has started.
     Began,
     /// The outage continues; its duration so far.
@@ -21,7 +21,7 @@ pub enum OutageLine {
 
 /// State of an outage's log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum OutageLog {
+pub(crate) enum OutageLog {
     /// No attempt was made yet.
     #[default]
     NotTried,
@@ -38,7 +38,7 @@ pub enum OutageLog {
 
 impl OutageLog {
     /// An attempt that began at `began` has failed at `now`.
-    pub fn handle_failure(&mut self, began: Instant, now: Instant) -> Option<OutageLine> {
+    pub(crate) fn handle_failure(&mut self, began: Instant, now: Instant) -> Option<OutageLine> {
         match self {
             Self::NotTried | Self::Up => {
                 *self = Self::Down { since: began, logged: now };
@@ -53,7 +53,7 @@ impl OutageLog {
     }
 
     /// An attempt has succeeded at `now`.
-    pub fn handle_success(&mut self, now: Instant) -> Option<OutageLine> {
+    pub(crate) fn handle_success(&mut self, now: Instant) -> Option<OutageLine> {
         match std::mem::replace(self, Self::Up) {
             Self::NotTried => Some(OutageLine::First),
             Self::Up => None,

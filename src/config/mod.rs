@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use parts::{is_node_name, is_peer_url, is_public_url};
-pub use properties::client_properties;
+pub(crate) use properties::client_properties;
 use reader::SettingsReader;
 pub use settings::help;
 pub use sources::Sources;
@@ -37,39 +37,39 @@ use crate::routing::table::RouteTable;
 #[derive(Debug, Clone)]
 pub struct Config {
     /// `HOST`.
-    pub host: IpAddr,
+    pub(crate) host: IpAddr,
     /// `PORT`.
-    pub port: u16,
+    pub(crate) port: u16,
     /// `ADMIN_PORT`.
-    pub admin_port: Option<u16>,
+    pub(crate) admin_port: Option<u16>,
     /// `POD_NAME`, else `NODE_ID`, else generated.
-    pub node: NodeId,
+    pub(crate) node: NodeId,
     /// `PUBLIC_URL`.
-    pub public_url: Arc<str>,
+    pub(crate) public_url: Arc<str>,
     /// `PEER_URL`.
-    pub peer_url: Option<Arc<str>>,
+    pub(crate) peer_url: Option<Arc<str>>,
     /// Kafka connection and topics.
-    pub kafka: KafkaConfig,
+    pub(crate) kafka: KafkaConfig,
     /// `ROUTES_FILE`, read and parsed; else the built-in table.
-    pub routes: RouteTable,
+    pub(crate) routes: RouteTable,
     /// Redis connection and lease.
-    pub redis: RedisConfig,
+    pub(crate) redis: RedisConfig,
     /// Token verification.
-    pub auth: auth::AuthConfig,
+    pub(crate) auth: auth::AuthConfig,
     /// `ALLOWED_ORIGINS`; `None` stands for `*`.
-    pub allowed_origins: Option<Vec<OriginPattern>>,
+    pub(crate) allowed_origins: Option<Vec<OriginPattern>>,
     /// `MAX_HEAD_BYTES`.
-    pub head_bytes_max: usize,
+    pub(crate) head_bytes_max: usize,
     /// `TRUSTED_PROXIES`.
-    pub trusted_proxies: TrustedProxies,
+    pub(crate) trusted_proxies: TrustedProxies,
     /// `ENGINE`; none for `auto`.
-    pub engine: Option<Engine>,
+    pub(crate) engine: Option<Engine>,
     /// Settings of the shards.
     pub shard: ShardConfig,
     /// Settings of admission.
-    pub admission: AdmissionConfig,
+    pub(crate) admission: AdmissionConfig,
     /// Times of the drain.
-    pub drain: DrainConfig,
+    pub(crate) drain: DrainConfig,
     /// `LOG`.
     pub log: tracing::Level,
     /// `LOG_FORMAT` is `json`.
@@ -80,28 +80,28 @@ pub struct Config {
 
 /// Settings of ingest.
 #[derive(Clone)]
-pub struct KafkaConfig {
+pub(crate) struct KafkaConfig {
     /// `KAFKA_BROKERS`.
-    pub brokers: Box<str>,
+    pub(crate) brokers: Box<str>,
     /// `KAFKA_CLIENT_ID`.
-    pub client_id: Box<str>,
+    pub(crate) client_id: Box<str>,
     /// `KAFKA_GROUP_ID`.
-    pub group_id: Box<str>,
+    pub(crate) group_id: Box<str>,
     /// `KAFKA_PROPERTIES_FILE`, parsed: librdkafka's properties, which override the other settings. They hold secrets
     /// and must not be logged.
-    pub properties: Vec<(String, String)>,
+    pub(crate) properties: Vec<(String, String)>,
     /// `TOPIC_REFRESH_MS`.
-    pub topic_refresh: Duration,
+    pub(crate) topic_refresh: Duration,
     /// `KAFKA_STALL_MS`.
-    pub stall: Duration,
+    pub(crate) stall: Duration,
     /// `KAFKA_START_WAIT_MS`.
-    pub start_wait: Duration,
+    pub(crate) start_wait: Duration,
     /// `MAX_EVENT_BYTES`.
-    pub event_bytes_max: usize,
+    pub(crate) event_bytes_max: usize,
     /// `HISTORY_SECONDS`.
-    pub history: Duration,
+    pub(crate) history: Duration,
     /// Whether the brokers answer queries of a topic's settings. The demo's do not.
-    pub has_topic_settings: bool,
+    pub(crate) has_topic_settings: bool,
 }
 
 /// The properties hold secrets: only their names print.
@@ -119,16 +119,16 @@ impl std::fmt::Debug for KafkaConfig {
 
 /// Settings of Redis.
 #[derive(Clone)]
-pub struct RedisConfig {
+pub(crate) struct RedisConfig {
     /// `REDIS_URL`, or built from `REDIS_HOST`, `REDIS_PORT` and `REDIS_PASSWORD`. Holds a secret and must not be
     /// logged.
-    pub connection: redis::ConnectionInfo,
+    pub(crate) connection: redis::ConnectionInfo,
     /// Host and port, for the log.
-    pub address: Box<str>,
+    pub(crate) address: Box<str>,
     /// `REDIS_KEY_PREFIX`.
-    pub key_prefix: Box<str>,
+    pub(crate) key_prefix: Box<str>,
     /// `LEASE_TTL_MS`.
-    pub lease: Duration,
+    pub(crate) lease: Duration,
 }
 
 impl std::fmt::Debug for RedisConfig {
@@ -143,7 +143,7 @@ impl std::fmt::Debug for RedisConfig {
 
 /// What runs a shard's tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Engine {
+pub(crate) enum Engine {
     /// glommio. The system must allow io_uring.
     IoUring,
     /// smol's executor, over tokio's epoll.
@@ -152,11 +152,11 @@ pub enum Engine {
 
 impl Engine {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::IoUring, Self::Epoll];
+    pub(crate) const ALL: [Self; 2] = [Self::IoUring, Self::Epoll];
 
     /// As `ENGINE` names it.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::IoUring => "io_uring",
             Self::Epoll => "epoll",
@@ -174,51 +174,51 @@ pub struct ShardConfig {
     /// `HISTORY_BYTES` of the pod; each shard has a share.
     pub history_bytes: usize,
     /// `MARKET_FLUSH_MS`.
-    pub market_flush: Duration,
+    pub(crate) market_flush: Duration,
     /// `HEARTBEAT_INTERVAL`.
     pub heartbeat: Duration,
     /// `CONNECTION_TIMEOUT`.
     pub silence: Duration,
     /// `MAX_CONNECTIONS` of the pod.
-    pub connections_max: u64,
+    pub(crate) connections_max: u64,
     /// `ACCEPTS_PER_SECOND` of the pod.
-    pub accepts_per_second: u32,
+    pub(crate) accepts_per_second: u32,
     /// `INBOUND_PER_SECOND` of a connection.
-    pub inbound_per_second: u32,
+    pub(crate) inbound_per_second: u32,
     /// `MAX_MESSAGE_BYTES`.
-    pub message_bytes_max: usize,
+    pub(crate) message_bytes_max: usize,
     /// `HANDSHAKE_TIMEOUT_MS`.
-    pub handshake_timeout: Duration,
+    pub(crate) handshake_timeout: Duration,
     /// `STALL_TIMEOUT_MS`.
-    pub stall_timeout: Duration,
+    pub(crate) stall_timeout: Duration,
     /// `HANDOVER_PER_SECOND` of the pod.
-    pub handover_per_second: u32,
+    pub(crate) handover_per_second: u32,
     /// `PLACEMENT` is `any`.
-    pub place_anywhere: bool,
+    pub(crate) place_anywhere: bool,
 }
 
 /// Settings of admission.
 #[derive(Debug, Clone)]
-pub struct AdmissionConfig {
+pub(crate) struct AdmissionConfig {
     /// Concurrent handshakes of a shard: what the limit of open files leaves beside the connections.
-    pub handshakes_max: usize,
+    pub(crate) handshakes_max: usize,
     /// `MAX_CONNECTIONS_PER_ADDRESS` of the pod.
-    pub per_address_max: Option<u64>,
+    pub(crate) per_address_max: Option<u64>,
     /// `MAX_CONNECTIONS_PER_USER` of the pod.
-    pub per_user_max: Option<u64>,
+    pub(crate) per_user_max: Option<u64>,
     /// `PROXY_PROTOCOL`: connections of trusted proxies begin with its header.
-    pub proxy_protocol: bool,
+    pub(crate) proxy_protocol: bool,
     /// `MAX_CONNECTION_AGE_MS`.
-    pub connection_age_max: Option<Duration>,
+    pub(crate) connection_age_max: Option<Duration>,
 }
 
 /// Times of the drain.
 #[derive(Debug, Clone, Copy)]
-pub struct DrainConfig {
+pub(crate) struct DrainConfig {
     /// `DRAIN_DELAY_MS`.
-    pub delay: Duration,
+    pub(crate) delay: Duration,
     /// `DRAIN_MS`.
-    pub over: Duration,
+    pub(crate) over: Duration,
 }
 
 /// Limits of the machine and the process, on which some defaults depend.
@@ -240,9 +240,9 @@ pub struct MachineLimits {
 #[derive(Debug, Clone)]
 pub struct Preset {
     /// The setting's name, such as `KAFKA_BROKERS`.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Its value, as for a flag.
-    pub value: String,
+    pub(crate) value: String,
 }
 
 /// Invalid settings: one fault per line, with the setting, its source, the value and the accepted values. Secrets are

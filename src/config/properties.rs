@@ -107,7 +107,7 @@ pub(super) fn scheme_faults(config: &KafkaConfig) -> Vec<String> {
 
 /// The properties of librdkafka's clients; the operator's override ours.
 #[must_use]
-pub fn client_properties(config: &KafkaConfig) -> ClientConfig {
+pub(crate) fn client_properties(config: &KafkaConfig) -> ClientConfig {
     let mut properties = ClientConfig::new();
     properties
         .set("bootstrap.servers", &*config.brokers)

@@ -5,7 +5,7 @@
 //! - [`token`]: tokens for trials.
 
 pub mod token;
-pub mod world;
+pub(crate) mod world;
 
 use std::fmt::Write;
 use std::fs::File;

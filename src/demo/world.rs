@@ -8,17 +8,17 @@ use serde_json::{Value, json};
 use crate::clock::UnixMs;
 
 /// Time of one step.
-pub const STEP_MS: u64 = 100;
+pub(crate) const STEP_MS: u64 = 100;
 
 /// Markets and their usual prices.
-pub const MARKETS: [(&str, f64); 5] =
+pub(crate) const MARKETS: [(&str, f64); 5] =
     [("BTC-USD", 64_000.0), ("ETH-USD", 3_200.0), ("SOL-USD", 150.0), ("XRP-USD", 0.6), ("EUR-USD", 1.08)];
 
 /// Number of assessments.
-pub const ASSESSMENTS: usize = 100;
+pub(crate) const ASSESSMENTS: usize = 100;
 
 /// The topics of assessments' events.
-pub const ASSESSMENT_TOPICS: [&str; 10] = [
+pub(crate) const ASSESSMENT_TOPICS: [&str; 10] = [
     "assessment.created",
     "assessment.started",
     "assessment.completed",
@@ -53,18 +53,18 @@ const POSITIONS: u32 = 8;
 
 /// A record for Kafka.
 #[derive(Debug, Clone, PartialEq)]
-pub struct DemoRecord {
+pub(crate) struct DemoRecord {
     /// Its topic.
-    pub topic: String,
+    pub(crate) topic: String,
     /// Its key: the assessment, or the market.
-    pub key: String,
+    pub(crate) key: String,
     /// Its payload.
-    pub payload: Value,
+    pub(crate) payload: Value,
 }
 
 /// Markets and assessments.
 #[derive(Debug)]
-pub struct DemoWorld {
+pub(crate) struct DemoWorld {
     rng: Rng,
     prices: [f64; MARKETS.len()],
     traders: Vec<Trader>,
@@ -118,20 +118,20 @@ impl TradePosition {
 
 /// The id of an assessment, counted from 1.
 #[must_use]
-pub fn assessment_id(number: usize) -> String {
+pub(crate) fn assessment_id(number: usize) -> String {
     format!("assessment-{number:03}")
 }
 
 /// The topic of a market's ticks.
 #[must_use]
-pub fn market_topic(market: &str) -> String {
+pub(crate) fn market_topic(market: &str) -> String {
     format!("market-data.{market}-ticks")
 }
 
 impl DemoWorld {
     /// A world at its start.
     #[must_use]
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let trader =
             |number| Trader { id: assessment_id(number), stage: Stage::New, balance: START_BALANCE, positions: 0 };
         Self {
@@ -143,7 +143,7 @@ impl DemoWorld {
     }
 
     /// Makes one step; returns the events at `now`.
-    pub fn step(&mut self, now: UnixMs) -> Vec<DemoRecord> {
+    pub(crate) fn step(&mut self, now: UnixMs) -> Vec<DemoRecord> {
         let mut events = Vec::new();
         for market in 0..MARKETS.len() {
             if self.rng.f64() < TICK_CHANCE {

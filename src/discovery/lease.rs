@@ -17,7 +17,7 @@ use crate::ids::SlotNumber;
 ///          missing ->, <- ours (a claim that came late)
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lease {
+pub(crate) enum Lease {
     /// The history is not complete: the pod reads the slots and claims none.
     Watching,
     /// The pod claims a slot.
@@ -41,7 +41,7 @@ pub enum Lease {
 
 /// What happens to a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LeaseEvent {
+pub(crate) enum LeaseEvent {
     /// The history is complete.
     HistoryComplete,
     /// The pod starts to drain.
@@ -59,7 +59,7 @@ pub enum LeaseEvent {
 impl Lease {
     /// The state after an event.
     #[must_use]
-    pub fn after(self, event: LeaseEvent) -> Self {
+    pub(crate) fn after(self, event: LeaseEvent) -> Self {
         match (self, event) {
             (Self::Watching, LeaseEvent::HistoryComplete) => Self::Wanting { had: None, take_over: true },
             (Self::Watching, LeaseEvent::DrainStarted) => Self::Left,
@@ -76,7 +76,7 @@ impl Lease {
 
     /// The slot that this pod holds, or held and claims again.
     #[must_use]
-    pub fn number(self) -> Option<SlotNumber> {
+    pub(crate) fn number(self) -> Option<SlotNumber> {
         match self {
             Self::Holding { slot } => Some(slot),
             Self::Wanting { had, .. } => had,
@@ -86,13 +86,13 @@ impl Lease {
 
     /// The slot by which this pod owns its share of the assessments.
     #[must_use]
-    pub fn held(self) -> Option<SlotNumber> {
+    pub(crate) fn held(self) -> Option<SlotNumber> {
         if let Self::Holding { slot } = self { Some(slot) } else { None }
     }
 
     /// Whether the pod drains.
     #[must_use]
-    pub fn is_draining(self) -> bool {
+    pub(crate) fn is_draining(self) -> bool {
         matches!(self, Self::Leaving | Self::Left)
     }
 }

@@ -164,13 +164,13 @@ impl Member {
     }
 
     /// The pod starts to drain: it owns no assessment from now on, whatever Redis holds.
-    pub fn handle_drain(&mut self, now: Instant) {
+    pub(crate) fn handle_drain(&mut self, now: Instant) {
         self.apply(LeaseEvent::DrainStarted, now);
         self.publish_view(self.view.version, self.view.slots.len());
     }
 
     /// A pod announced that it leaves, or that another pod's lease ran out.
-    pub fn handle_leave(&mut self, node: NodeId, now: Instant) {
+    pub(crate) fn handle_leave(&mut self, node: NodeId, now: Instant) {
         if self.holders.iter().any(|holder| holder.node == node.0) && !self.left.contains(&node) {
             self.left.push(node);
         }
@@ -178,7 +178,7 @@ impl Member {
     }
 
     /// The slots have changed: the next call is made now instead of at the next poll.
-    pub fn handle_announcement(&mut self, now: Instant) {
+    pub(crate) fn handle_announcement(&mut self, now: Instant) {
         if !self.redis_health.is_redis_up() {
             return;
         }
@@ -189,7 +189,7 @@ impl Member {
 
     /// A redirect needs a newer view: a call is made at once, or [`VIEW_AGE_MAX`] after the last one. If Redis is down,
     /// the attempts continue at their own rate.
-    pub fn handle_refresh_request(&mut self, now: Instant) {
+    pub(crate) fn handle_refresh_request(&mut self, now: Instant) {
         if !self.redis_health.is_redis_up() {
             return;
         }
@@ -249,7 +249,7 @@ impl Member {
     }
 
     /// A look at another pod has ended.
-    pub fn handle_look(&mut self, look: &Look, is_there: bool, began: Instant, now: Instant) {
+    pub(crate) fn handle_look(&mut self, look: &Look, is_there: bool, began: Instant, now: Instant) {
         let was_cut_off = self.peers.is_cut_off();
         let change = self.peers.handle_look(look, is_there, began, now);
         if self.peers.is_cut_off() != was_cut_off {
@@ -264,30 +264,30 @@ impl Member {
 
     /// Time of the next look at another pod, if there is one.
     #[must_use]
-    pub fn look_at(&self) -> Option<Instant> {
+    pub(crate) fn look_at(&self) -> Option<Instant> {
         self.peers.look_at()
     }
 
     /// Takes the looks that are due; [`Member::handle_look`] takes their outcomes.
-    pub fn take_looks(&mut self, now: Instant) -> Vec<Look> {
+    pub(crate) fn take_looks(&mut self, now: Instant) -> Vec<Look> {
         self.peers.take_due(now)
     }
 
     /// The pods that did not answer the last look.
     #[must_use]
-    pub fn silent(&self) -> Arc<[NodeId]> {
+    pub(crate) fn silent(&self) -> Arc<[NodeId]> {
         self.peers.silent().map(|node| NodeId(Arc::clone(node))).collect()
     }
 
     /// The other pods, as looks find them.
     #[must_use]
-    pub fn peers(&self) -> &Peers {
+    pub(crate) fn peers(&self) -> &Peers {
         &self.peers
     }
 
     /// Time of the next call to Redis; `None` for at once.
     #[must_use]
-    pub fn call_at(&self) -> Option<Instant> {
+    pub(crate) fn call_at(&self) -> Option<Instant> {
         self.call_at
     }
 
@@ -335,38 +335,38 @@ impl Member {
 
     /// The slot of this pod, while it holds one.
     #[must_use]
-    pub fn own_slot(&self) -> Option<SlotNumber> {
+    pub(crate) fn own_slot(&self) -> Option<SlotNumber> {
         self.lease.held()
     }
 
     /// Whether this pod drains, and Redis has confirmed that it holds no slot.
     #[must_use]
-    pub fn has_left(&self) -> bool {
+    pub(crate) fn has_left(&self) -> bool {
         self.lease == Lease::Left
     }
 
     /// The time that the view reflects, at least: when the newest answered call began.
     #[must_use]
-    pub fn as_of(&self) -> Option<Instant> {
+    pub(crate) fn as_of(&self) -> Option<Instant> {
         self.as_of
     }
 
     /// Whether each pod in the view had to renew its lease since Redis was last down or lost its data. As of the last
     /// call, the view then has no pod whose lease has run out.
     #[must_use]
-    pub fn is_confirmed(&self) -> bool {
+    pub(crate) fn is_confirmed(&self) -> bool {
         self.confirmed
     }
 
     /// Whether the last attempt reached Redis.
     #[must_use]
-    pub fn is_redis_up(&self) -> bool {
+    pub(crate) fn is_redis_up(&self) -> bool {
         self.redis_health.is_redis_up()
     }
 
     /// Foreign fields in the last snapshot.
     #[must_use]
-    pub fn fields_ignored(&self) -> u64 {
+    pub(crate) fn fields_ignored(&self) -> u64 {
         self.ignored
     }
 

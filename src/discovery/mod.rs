@@ -8,11 +8,11 @@
 //! - `peer_looks` (edge): a look at another pod;
 //! - [`redis`] (edge): connections, and the one script that changes anything, `slots.lua`.
 
-pub mod lease;
+pub(crate) mod lease;
 pub mod membership;
 mod peer_looks;
-pub mod peers;
-pub mod redis;
+pub(crate) mod peers;
+pub(crate) mod redis;
 pub mod redis_health;
 pub mod wire;
 
@@ -41,7 +41,7 @@ pub enum ClusterMode {
 
 /// The role that the pod wants in the cluster. It only moves forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Intent {
+pub(crate) enum Intent {
     /// The history is not complete: read the slots only.
     Watch,
     /// Hold a slot.
@@ -52,47 +52,47 @@ pub enum Intent {
 
 /// The cluster as this pod sees it.
 #[derive(Debug, Clone, Default)]
-pub struct ClusterState {
+pub(crate) struct ClusterState {
     /// Whether the last call to Redis was answered.
-    pub redis_up: bool,
+    pub(crate) redis_up: bool,
     /// The live slots.
-    pub view: Arc<View>,
+    pub(crate) view: Arc<View>,
     /// When the newest answered call to Redis was sent; `None` before the first, and for a single pod.
-    pub as_of: Option<Instant>,
+    pub(crate) as_of: Option<Instant>,
     /// Whether each pod in the view had to renew its lease since Redis was last down.
-    pub confirmed: bool,
+    pub(crate) confirmed: bool,
     /// Pods that did not answer when this pod looked at them last.
-    pub silent: Arc<[NodeId]>,
+    pub(crate) silent: Arc<[NodeId]>,
     /// The slot of this pod, while it holds one.
-    pub own_slot: Option<SlotNumber>,
+    pub(crate) own_slot: Option<SlotNumber>,
     /// The pod drains, and holds no slot.
-    pub left: bool,
+    pub(crate) left: bool,
 }
 
 /// Parts that discovery is built from.
-pub struct Parts {
+pub(crate) struct Parts {
     /// Connection to Redis, and the lease.
-    pub config: RedisConfig,
+    pub(crate) config: RedisConfig,
     /// This pod's name.
-    pub node: NodeId,
+    pub(crate) node: NodeId,
     /// URL by which clients reach the pod.
-    pub url: Arc<str>,
+    pub(crate) url: Arc<str>,
     /// `PEER_URL`.
-    pub peer_url: Option<Arc<str>>,
+    pub(crate) peer_url: Option<Arc<str>>,
     /// `PLACEMENT=any`: clients are not redirected to the pod by its URL.
-    pub place_anywhere: bool,
+    pub(crate) place_anywhere: bool,
     /// The role that the pod wants.
-    pub intent: watch::Receiver<Intent>,
+    pub(crate) intent: watch::Receiver<Intent>,
     /// Publishes the cluster's state.
-    pub cluster: watch::Sender<ClusterState>,
+    pub(crate) cluster: watch::Sender<ClusterState>,
     /// Requests for a refresh of the view. A single pod never redirects and ignores them.
-    pub refresh: RefreshRequest,
+    pub(crate) refresh: RefreshRequest,
     /// Metrics of discovery.
-    pub metrics: Metrics,
+    pub(crate) metrics: Metrics,
 }
 
 /// Runs discovery until the intent's sender is gone.
-pub async fn run(membership: ClusterMode, parts: Parts) {
+pub(crate) async fn run(membership: ClusterMode, parts: Parts) {
     match membership {
         ClusterMode::Redis => redis::run(parts).await,
         ClusterMode::SinglePod => run_single_pod(parts).await,
@@ -120,7 +120,7 @@ async fn run_single_pod(parts: Parts) {
 
 /// Discovery's metrics.
 #[derive(Debug, Clone)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     redis_up: Gauge,
     calls: Counter,
     calls_failed: Counter,
@@ -139,7 +139,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// Registers the families.
-    pub fn register(registry: &mut Registry) -> Self {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
             redis_up: Gauge::default(),
             calls: Counter::default(),

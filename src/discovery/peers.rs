@@ -17,7 +17,7 @@ const FAILURES_MAX: u32 = 3;
 
 /// The other pods that can be looked at.
 #[derive(Debug, Default)]
-pub struct Peers {
+pub(crate) struct Peers {
     /// By the id of their process.
     by_instance: BTreeMap<Arc<str>, Peer>,
 }
@@ -36,27 +36,27 @@ struct Peer {
 
 /// A look to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Look {
+pub(crate) struct Look {
     /// The process to look at.
-    pub instance: Arc<str>,
+    pub(crate) instance: Arc<str>,
     /// Its `PEER_URL`.
-    pub url: Arc<str>,
+    pub(crate) url: Arc<str>,
 }
 
 /// A peer that is gone, or back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerChange {
     /// Its name.
-    pub node: Arc<str>,
+    pub(crate) node: Arc<str>,
     /// Whether it is gone now.
-    pub is_gone: bool,
+    pub(crate) is_gone: bool,
     /// For how long it has not answered.
-    pub silent: Duration,
+    pub(crate) silent: Duration,
 }
 
 impl Peers {
     /// Follows the holders of slots, this pod's own excluded.
-    pub fn follow<'a>(&mut self, others: impl Iterator<Item = &'a Holder>, now: Instant) {
+    pub(crate) fn follow<'a>(&mut self, others: impl Iterator<Item = &'a Holder>, now: Instant) {
         let mut before = std::mem::take(&mut self.by_instance);
         for holder in others {
             let Some(url) = &holder.peer_url else { continue };
@@ -74,12 +74,12 @@ impl Peers {
 
     /// Time of the next look, if one is due at some time.
     #[must_use]
-    pub fn look_at(&self) -> Option<Instant> {
+    pub(crate) fn look_at(&self) -> Option<Instant> {
         self.by_instance.values().filter_map(|peer| peer.look_at).min()
     }
 
     /// Takes the looks that are due. Each is answered by [`Peers::handle_look`].
-    pub fn take_due(&mut self, now: Instant) -> Vec<Look> {
+    pub(crate) fn take_due(&mut self, now: Instant) -> Vec<Look> {
         let due = self.by_instance.iter_mut().filter(|(_, peer)| peer.look_at.is_some_and(|at| at <= now));
         due.map(|(instance, peer)| {
             peer.look_at = None;
@@ -89,7 +89,13 @@ impl Peers {
     }
 
     /// Takes the outcome of a look that began at `began`. Returns the change, if the peer is gone or back by it.
-    pub fn handle_look(&mut self, look: &Look, is_there: bool, began: Instant, now: Instant) -> Option<PeerChange> {
+    pub(crate) fn handle_look(
+        &mut self,
+        look: &Look,
+        is_there: bool,
+        began: Instant,
+        now: Instant,
+    ) -> Option<PeerChange> {
         let pause = self.pause();
         let peer = self.by_instance.get_mut(&look.instance).filter(|peer| peer.url == look.url)?;
         let was_gone = peer.is_gone();
@@ -111,24 +117,24 @@ impl Peers {
 
     /// Whether a process counts as gone.
     #[must_use]
-    pub fn is_gone(&self, instance: &Arc<str>) -> bool {
+    pub(crate) fn is_gone(&self, instance: &Arc<str>) -> bool {
         !self.is_cut_off() && self.by_instance.get(instance).is_some_and(Peer::is_gone)
     }
 
     /// Number of peers that count as gone.
     #[must_use]
-    pub fn gone(&self) -> usize {
+    pub(crate) fn gone(&self) -> usize {
         if self.is_cut_off() { 0 } else { self.by_instance.values().filter(|peer| peer.is_gone()).count() }
     }
 
     /// The names of the peers that did not answer the last look.
-    pub fn silent(&self) -> impl Iterator<Item = &Arc<str>> {
+    pub(crate) fn silent(&self) -> impl Iterator<Item = &Arc<str>> {
         self.by_instance.values().filter(|peer| peer.failures > 0).map(|peer| &peer.node)
     }
 
     /// Whether this pod is cut off: it reaches none of several peers.
     #[must_use]
-    pub fn is_cut_off(&self) -> bool {
+    pub(crate) fn is_cut_off(&self) -> bool {
         self.by_instance.len() > 1 && self.by_instance.values().all(Peer::is_gone)
     }
 

@@ -20,15 +20,15 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Copy)]
 pub struct LeaseTimes {
     /// `LEASE_TTL_MS`: length of a lease.
-    pub lease: Duration,
+    pub(crate) lease: Duration,
     /// Time between the starts of two calls, or of two attempts while Redis is down. So after an outage each pod has
     /// called well within a lease.
-    pub poll: Duration,
+    pub(crate) poll: Duration,
     /// Time limit of a call.
-    pub call: Duration,
+    pub(crate) call: Duration,
     /// Two successful calls at most this far apart count as uninterrupted contact, even if each took its full time. A
     /// pod that renewed just before such a gap still has a valid lease after it.
-    pub gap: Duration,
+    pub(crate) gap: Duration,
 }
 
 impl LeaseTimes {
@@ -63,7 +63,7 @@ enum HealthState {
 
 /// Tracks this pod's contact with Redis.
 #[derive(Debug, Clone)]
-pub struct RedisHealth {
+pub(crate) struct RedisHealth {
     times: LeaseTimes,
     state: HealthState,
 }
@@ -71,12 +71,12 @@ pub struct RedisHealth {
 impl RedisHealth {
     /// The state before the first attempt.
     #[must_use]
-    pub fn new(times: LeaseTimes) -> Self {
+    pub(crate) fn new(times: LeaseTimes) -> Self {
         Self { times, state: HealthState::Never }
     }
 
     /// An attempt that began at `began` has been answered at `now`.
-    pub fn handle_success(&mut self, began: Instant, now: Instant) {
+    pub(crate) fn handle_success(&mut self, began: Instant, now: Instant) {
         let slow = now.saturating_duration_since(began) > self.times.gap;
         self.state = match self.state {
             HealthState::Unbroken { since, last, after_outage }
@@ -93,25 +93,25 @@ impl RedisHealth {
 
     /// Redis' clock has stepped at `now`. Redis is up, but leases that ran out by the step may be renewed before any
     /// pod expires them, as after an outage.
-    pub fn handle_step(&mut self, now: Instant) {
+    pub(crate) fn handle_step(&mut self, now: Instant) {
         self.state = HealthState::Unbroken { since: now, last: now, after_outage: true };
     }
 
     /// An attempt failed, or arrived so late that it did nothing.
-    pub fn handle_failure(&mut self) {
+    pub(crate) fn handle_failure(&mut self) {
         let failures = if let HealthState::Broken { failures } = self.state { failures } else { 0 };
         self.state = HealthState::Broken { failures: failures.saturating_add(1) };
     }
 
     /// Whether the last attempt reached Redis.
     #[must_use]
-    pub fn is_redis_up(&self) -> bool {
+    pub(crate) fn is_redis_up(&self) -> bool {
         matches!(self.state, HealthState::Unbroken { .. })
     }
 
     /// Whether every attempt so far reached Redis without a break.
     #[must_use]
-    pub fn has_seen_no_outage(&self) -> bool {
+    pub(crate) fn has_seen_no_outage(&self) -> bool {
         matches!(self.state, HealthState::Unbroken { after_outage: false, .. })
     }
 
@@ -119,7 +119,7 @@ impl RedisHealth {
     /// time to renew. A new pod without failures may do so with its second call; the first might arrive late without
     /// Redis noticing.
     #[must_use]
-    pub fn may_expire_leases(&self, now: Instant) -> bool {
+    pub(crate) fn may_expire_leases(&self, now: Instant) -> bool {
         match self.state {
             HealthState::Never | HealthState::Broken { .. } => false,
             HealthState::Unbroken { since, last, after_outage } => {
@@ -132,7 +132,7 @@ impl RedisHealth {
     /// Whether pods that held a slot before an outage have had the time to take it again. False before the first
     /// answer.
     #[must_use]
-    pub fn has_settled(&self, now: Instant) -> bool {
+    pub(crate) fn has_settled(&self, now: Instant) -> bool {
         match self.state {
             HealthState::Never | HealthState::Broken { .. } => false,
             HealthState::Unbroken { since, after_outage, .. } => {
@@ -144,7 +144,7 @@ impl RedisHealth {
     /// Time of the next attempt, after one that began at `began` and ended at `now`. A slow answer does not delay the
     /// next call: it would be late for the lease, and look like a gap.
     #[must_use]
-    pub fn next_attempt(&self, began: Instant, now: Instant) -> Instant {
+    pub(crate) fn next_attempt(&self, began: Instant, now: Instant) -> Instant {
         match self.state {
             HealthState::Never => now,
             HealthState::Broken { failures } => {

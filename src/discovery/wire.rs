@@ -72,11 +72,11 @@ pub enum Action {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Snapshot {
     /// Time of Redis.
-    pub now_ms: u64,
+    pub(crate) now_ms: u64,
     /// The call arrived too late and did nothing; all other fields are empty.
-    pub late: bool,
+    pub(crate) late: bool,
     /// When this epoch of the hash began, in Redis' time: an emptied Redis starts another.
-    pub epoch: u64,
+    pub(crate) epoch: u64,
     /// Grows by one with each change within an epoch.
     pub version: u64,
     /// Number of slots, vacant ones included.
@@ -100,18 +100,18 @@ pub struct Holder {
     /// Id of the pod's process.
     pub instance: Arc<str>,
     /// URL by which clients reach the pod.
-    pub url: Arc<str>,
+    pub(crate) url: Arc<str>,
     /// URL by which other pods look at it, if there is one.
     #[serde(default)]
     pub peer_url: Option<Arc<str>>,
     /// End of its lease, in Redis' time.
-    pub expires_at_ms: u64,
+    pub(crate) expires_at_ms: u64,
 }
 
 impl Holder {
     /// The slot's number, as a type.
     #[must_use]
-    pub fn number(&self) -> SlotNumber {
+    pub(crate) fn number(&self) -> SlotNumber {
         SlotNumber(self.slot)
     }
 

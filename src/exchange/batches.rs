@@ -24,7 +24,7 @@ pub(super) struct BatchSender {
 
 /// A shard's side of the channel.
 #[derive(Debug)]
-pub struct BatchReceiver {
+pub(crate) struct BatchReceiver {
     batches: Receiver<Batch>,
     bytes: Arc<AtomicUsize>,
     room: Sender<()>,
@@ -99,27 +99,25 @@ impl BatchReceiver {
     ///
     /// # Errors
     /// Where none waits, or ingest has ended.
-    pub fn try_recv(&self) -> Result<Batch, TryRecvError> {
+    pub(crate) fn try_recv(&self) -> Result<Batch, TryRecvError> {
         self.batches.try_recv().inspect(|batch| self.taken(batch))
     }
 
     /// The next batch, waited for.
-    ///
-    /// # Errors
-    /// Where none comes within `timeout`, or ingest has ended.
-    pub fn recv_timeout(&self, timeout: Duration) -> Result<Batch, RecvTimeoutError> {
+    #[cfg(test)]
+    pub(crate) fn recv_timeout(&self, timeout: Duration) -> Result<Batch, RecvTimeoutError> {
         self.batches.recv_timeout(timeout).inspect(|batch| self.taken(batch))
     }
 
     /// How many wait.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
         self.batches.len()
     }
 
     /// Whether none waits.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.batches.is_empty()
     }
 

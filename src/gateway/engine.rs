@@ -21,16 +21,16 @@ const WAITS_COUNT_AS_IO_FROM: (u32, u32) = (6, 5);
 
 /// An engine, and why it was chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Choice {
+pub(crate) struct Choice {
     /// What the shards run on.
-    pub engine: Engine,
+    pub(crate) engine: Engine,
     /// The reason for that choice.
-    pub why: Why,
+    pub(crate) why: Why,
 }
 
 /// Why an engine was chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
+pub(crate) enum Why {
     /// `ENGINE` names it.
     Set,
     /// io_uring is allowed, and its waits count as idle.
@@ -59,7 +59,7 @@ impl fmt::Display for Why {
 ///
 /// # Errors
 /// What forbids io_uring, if it was asked for.
-pub fn choose(wanted: Option<Engine>) -> Result<Choice, IoUringForbidden> {
+pub(crate) fn choose(wanted: Option<Engine>) -> Result<Choice, IoUringForbidden> {
     let Some(engine) = wanted else { return Ok(choose_by(&kernel_release(), check_io_uring)) };
     if engine == Engine::IoUring {
         check_io_uring()?;

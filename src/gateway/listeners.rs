@@ -40,13 +40,13 @@ pub enum ListenError {
 
 /// The pod's listeners, non-blocking.
 #[derive(Debug)]
-pub struct Listeners {
+pub(crate) struct Listeners {
     /// The clients' port; differs from the setting only if that is 0.
-    pub port: u16,
+    pub(crate) port: u16,
     /// Listeners of `PORT`, one per shard.
-    pub shards: Vec<TcpListener>,
+    pub(crate) shards: Vec<TcpListener>,
     /// Listener of `ADMIN_PORT`.
-    pub admin: Option<TcpListener>,
+    pub(crate) admin: Option<TcpListener>,
 }
 
 impl Listeners {
@@ -54,7 +54,7 @@ impl Listeners {
     ///
     /// # Errors
     /// If a port is in use, or the address is not this machine's.
-    pub fn bind(host: IpAddr, port: u16, admin_port: Option<u16>, shards: u16) -> Result<Self, ListenError> {
+    pub(crate) fn bind(host: IpAddr, port: u16, admin_port: Option<u16>, shards: u16) -> Result<Self, ListenError> {
         // With SO_REUSEPORT, the kernel would silently share another pod's port, so the port is tried without it first.
         let probe = listen_soon(SocketAddr::new(host, port), "PORT")?;
         let address =

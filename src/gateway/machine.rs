@@ -34,7 +34,7 @@ fn can_listen_on(host: IpAddr) -> bool {
 }
 
 /// Raises the soft limit of open descriptors to the hard limit.
-pub fn raise_descriptor_limit() {
+pub(crate) fn raise_descriptor_limit() {
     match raise(libc::RLIMIT_NOFILE, u64::MAX) {
         Ok(limit) => debug!(limit, "descriptor limit"),
         Err(error) => warn!(%error, "descriptor limit not raised"),

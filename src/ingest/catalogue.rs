@@ -39,17 +39,17 @@ pub(super) struct SeenTopic {
 
 /// How topics' indexes are given away.
 #[derive(Debug, Clone, Copy)]
-pub struct IndexRules {
+pub(crate) struct IndexRules {
     /// So many there are.
-    pub indexes_max: usize,
+    pub(crate) indexes_max: usize,
     /// One rests for so long when its topic is read no more, before another topic gets it.
-    pub rest: Duration,
+    pub(crate) rest: Duration,
 }
 
 impl IndexRules {
     /// For a window of this length, and as much time between two looks at the topics.
     #[must_use]
-    pub fn new(window: Duration, refresh: Duration) -> Self {
+    pub(crate) fn new(window: Duration, refresh: Duration) -> Self {
         Self { indexes_max: TOPICS_MAX, rest: window + refresh * TOPIC_REST_REFRESHES }
     }
 }

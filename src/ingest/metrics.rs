@@ -19,7 +19,7 @@ use super::ticks::TimeFault;
 
 /// Why a record was not processed: the label of `websocket_kafka_messages_skipped_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SkipReason {
+pub(crate) enum SkipReason {
     /// Another pod owns its assessment, or this pod owns none yet. It is remembered all the same.
     NotOwner,
     /// It can't be used.
@@ -63,7 +63,7 @@ impl RecordFault {
 
 /// The handles. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     processed: Counter,
     skipped: Family<[(&'static str, &'static str); 1], Counter>,
     lag: Family<[(&'static str, String); 1], Gauge>,
@@ -90,7 +90,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// Registers what ingest counts.
-    pub fn register(registry: &mut Registry) -> Self {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
         let skipped = Family::<[(&'static str, &'static str); 1], Counter>::default();
         for reason in SkipReason::ALL {
             // Shown as 0 from the start: a rate over a series that appears with its first event misses that event.
@@ -235,7 +235,7 @@ impl Metrics {
 
     /// The counter of a reason, for the threads that find later that a record can't be used.
     #[must_use]
-    pub fn skipped(&self, reason: SkipReason) -> Counter {
+    pub(crate) fn skipped(&self, reason: SkipReason) -> Counter {
         self.skipped.get_or_create_owned(&reason.label())
     }
 

@@ -49,9 +49,9 @@ use std::thread::{self, JoinHandle};
 use crossbeam_channel::bounded;
 use tracing::{info, warn};
 
-pub use catalogue::IndexRules;
-pub use client::InvalidProperties;
-pub use metrics::{Metrics, SkipReason};
+pub(crate) use catalogue::IndexRules;
+pub(crate) use client::InvalidProperties;
+pub(crate) use metrics::{Metrics, SkipReason};
 
 use crate::config::KafkaConfig;
 use crate::cores::pin_thread;
@@ -63,25 +63,25 @@ use metadata_client::MetadataClient;
 use reader::Reader;
 
 /// What ingest is built of.
-pub struct Parts {
+pub(crate) struct Parts {
     /// Where Kafka is, and how it is read.
-    pub config: KafkaConfig,
+    pub(crate) config: KafkaConfig,
     /// Which topics are read: the newest, from the next look at the topics on.
-    pub routes: PublishedRoutes,
+    pub(crate) routes: PublishedRoutes,
     /// How topics' indexes are given away.
-    pub indexes: IndexRules,
+    pub(crate) indexes: IndexRules,
     /// The shards' doors, by index.
-    pub shards: Vec<ShardHandle>,
+    pub(crate) shards: Vec<ShardHandle>,
     /// Which assessments are this pod's, for the counts, and when all is over.
-    pub pod_state: PublishedPodState,
+    pub(crate) pod_state: PublishedPodState,
     /// Whether this pod serves every assessment (`PLACEMENT` is `any`).
-    pub place_anywhere: bool,
+    pub(crate) place_anywhere: bool,
     /// Where ingest shows how it is.
-    pub status: Arc<IngestStatus>,
+    pub(crate) status: Arc<IngestStatus>,
     /// Where it counts.
-    pub metrics: Metrics,
+    pub(crate) metrics: Metrics,
     /// The core to be pinned to, with all of librdkafka's threads.
-    pub core: Option<usize>,
+    pub(crate) core: Option<usize>,
 }
 
 /// Why ingest can't start.
@@ -100,7 +100,7 @@ pub enum StartError {
 ///
 /// # Errors
 /// Where librdkafka does not take the properties, or the system gives no thread.
-pub fn spawn(parts: Parts) -> Result<JoinHandle<()>, StartError> {
+pub(crate) fn spawn(parts: Parts) -> Result<JoinHandle<()>, StartError> {
     let (started_in, started) = bounded(1);
     let thread = thread::Builder::new().name("ingest".into()).spawn(move || {
         let reader = match start(parts) {

@@ -5,12 +5,12 @@ use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
 /// The page.
-pub const PAGE: &str = include_str!("console.html");
+pub(crate) const PAGE: &str = include_str!("console.html");
 
 /// The page's `Content-Security-Policy`: its own inline script and style by their hashes, WebSocket connections (to the
 /// pods that it is redirected to), and nothing else.
 #[must_use]
-pub fn policy() -> String {
+pub(crate) fn policy() -> String {
     policy_for(PAGE)
 }
 

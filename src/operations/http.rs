@@ -43,7 +43,7 @@ struct HttpLimits {
 const LIMITS: HttpLimits = HttpLimits { head: HTTP_HEAD_MAX, answer: HTTP_ANSWER_MAX };
 
 /// Serves requests that shards pass on, until the last shard has ended.
-pub async fn serve_passed_on(pages: Arc<Pages>, mut requests: mpsc::Receiver<HttpRequest>) {
+pub(crate) async fn serve_passed_on(pages: Arc<Pages>, mut requests: mpsc::Receiver<HttpRequest>) {
     let connections = Arc::new(Connections::default());
     while let Some(HttpRequest { socket, read }) = requests.recv().await {
         // Sockets from shards are non-blocking.
@@ -55,7 +55,7 @@ pub async fn serve_passed_on(pages: Arc<Pages>, mut requests: mpsc::Receiver<Htt
 }
 
 /// Serves `ADMIN_PORT` until the process ends.
-pub async fn serve_admin(pages: Arc<Pages>, listener: TcpListener) {
+pub(crate) async fn serve_admin(pages: Arc<Pages>, listener: TcpListener) {
     let connections = Arc::new(Connections::default());
     let failures = LogThrottle::new(ACCEPT_LOG_EVERY);
     loop {

@@ -65,7 +65,7 @@ impl Log {
     }
 
     /// Registers the count of dropped lines.
-    pub fn register(&self, registry: &mut Registry) {
+    pub(crate) fn register(&self, registry: &mut Registry) {
         let help = "Log lines dropped because standard error was not read or could not be written";
         registry.register("shardgate_log_lines_dropped", help, self.0.dropped.clone());
     }

@@ -8,9 +8,9 @@
 //! - [`http`] (edge): the sockets, from the shards and from `ADMIN_PORT`.
 //! - [`log`] (edge): standard error, which no other thread waits for.
 
-pub mod console;
-pub mod http;
+pub(crate) mod console;
+pub(crate) mod http;
 pub mod log;
-pub mod pages;
-pub mod readiness;
-pub mod text_format;
+pub(crate) mod pages;
+pub(crate) mod readiness;
+pub(crate) mod text_format;

@@ -25,11 +25,11 @@ const HTML: &str = "text/html; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// An answer with its whole body.
-pub type PageResponse = Response<Full<Bytes>>;
+pub(crate) type PageResponse = Response<Full<Bytes>>;
 
 /// The parts that the pages report.
 #[derive(Debug)]
-pub struct Pages {
+pub(crate) struct Pages {
     /// This pod's name.
     node: NodeId,
     /// For `/ready`.
@@ -45,7 +45,12 @@ pub struct Pages {
 impl Pages {
     /// Makes the pages of a pod.
     #[must_use]
-    pub fn new(node: NodeId, readiness: watch::Receiver<Readiness>, threads: Threads, registry: Registry) -> Self {
+    pub(crate) fn new(
+        node: NodeId,
+        readiness: watch::Receiver<Readiness>,
+        threads: Threads,
+        registry: Registry,
+    ) -> Self {
         let policy = HeaderValue::from_str(&console::policy());
         let console_policy = policy.expect("a policy is made of keywords and base64");
         Self { node, readiness, threads, registry, console_policy }
@@ -53,7 +58,7 @@ impl Pages {
 
     /// Answers a request. A HEAD is answered like a GET; the HTTP library omits the body.
     #[must_use]
-    pub fn answer<B>(&self, request: &Request<B>, now: Now) -> PageResponse {
+    pub(crate) fn answer<B>(&self, request: &Request<B>, now: Now) -> PageResponse {
         let method = request.method();
         let Some(page) = Page::of(request.uri().path()) else {
             let paths = Page::ALL.map(Page::path).join(", ");
@@ -108,7 +113,7 @@ fn status(good: bool) -> StatusCode {
 
 /// An answer with a short text.
 #[must_use]
-pub fn plain(status: StatusCode, text: impl Into<Bytes>) -> PageResponse {
+pub(crate) fn plain(status: StatusCode, text: impl Into<Bytes>) -> PageResponse {
     whole(status, TEXT, text)
 }
 

@@ -14,41 +14,41 @@ use crate::limits::{LOOP_STALL_MAX, WATCHER_STALL_MAX};
 /// One latch per subsystem. Each reports only its own part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each latch is of another subsystem")]
-pub struct Readiness {
+pub(crate) struct Readiness {
     /// Whether Redis answers.
-    pub redis_up: bool,
+    pub(crate) redis_up: bool,
     /// Whether the brokers answer, and records that they have are read.
-    pub kafka_up: bool,
+    pub(crate) kafka_up: bool,
     /// Partitions that this pod started without and still can't read. They delay nothing.
-    pub missing: u64,
+    pub(crate) missing: u64,
     /// Whether the history was filled to the partitions' ends. Never goes back to false.
-    pub history_complete: bool,
+    pub(crate) history_complete: bool,
     /// Slot of this pod, while it holds one.
-    pub own_slot: Option<SlotNumber>,
+    pub(crate) own_slot: Option<SlotNumber>,
     /// Whether this pod ever held a slot. Before, it owns nothing and would redirect every client. Never goes back to
     /// false: a lost slot is claimed again while clients are served.
-    pub had_slot: bool,
+    pub(crate) had_slot: bool,
     /// Whether the pod drains. Never goes back to false.
-    pub draining: bool,
+    pub(crate) draining: bool,
 }
 
 impl Readiness {
     /// Whether clients should be sent here: every part is ready.
     #[must_use]
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.redis_up && self.kafka_up && self.history_complete && self.had_slot && !self.draining
     }
 
     /// Whether the pod accepts clients: from the first time it holds a slot, which it claims with a complete history,
     /// until it drains. A later outage of Kafka or Redis makes no pod worse than another.
     #[must_use]
-    pub fn is_accepting(&self) -> bool {
+    pub(crate) fn is_accepting(&self) -> bool {
         self.history_complete && self.had_slot && !self.draining
     }
 
     /// Names of the parts that the pod waits for, for the log.
     #[must_use]
-    pub fn waits_for(&self) -> Vec<&'static str> {
+    pub(crate) fn waits_for(&self) -> Vec<&'static str> {
         let missing = [
             (!self.redis_up, "Redis"),
             (!self.kafka_up, "Kafka"),
@@ -61,7 +61,7 @@ impl Readiness {
 
     /// The body of `/ready`.
     #[must_use]
-    pub fn json(&self, node: &NodeId, now: Now) -> String {
+    pub(crate) fn json(&self, node: &NodeId, now: Now) -> String {
         let connected = |connected| if connected { "connected" } else { "disconnected" };
         let body = ReadyBody {
             status: if self.is_ready() { "ready" } else { "not_ready" },
@@ -79,7 +79,7 @@ impl Readiness {
 
     /// The body of `/accepting`.
     #[must_use]
-    pub fn accepting_json(&self, node: &NodeId, now: Now) -> String {
+    pub(crate) fn accepting_json(&self, node: &NodeId, now: Now) -> String {
         json(&AcceptingBody {
             status: if self.is_accepting() { "accepting" } else { "not_accepting" },
             timestamp: now.unix.to_string(),
@@ -119,24 +119,24 @@ fn is_none(missing: &u64) -> bool {
 
 /// Status of the threads.
 #[derive(Debug, Clone)]
-pub struct Threads {
+pub(crate) struct Threads {
     /// Status of the ingest threads.
-    pub ingest: Arc<IngestStatus>,
+    pub(crate) ingest: Arc<IngestStatus>,
     /// Status of the shards, by index.
-    pub shards: Vec<Arc<ShardStatus>>,
+    pub(crate) shards: Vec<Arc<ShardStatus>>,
 }
 
 impl Threads {
     /// Number of clients of all shards.
     #[must_use]
-    pub fn clients(&self) -> u64 {
+    pub(crate) fn clients(&self) -> u64 {
         self.shards.iter().map(|shard| shard.clients.load(Ordering::Relaxed)).sum()
     }
 
     /// Names of threads whose loop has not turned for [`LOOP_STALL_MAX`], or [`WATCHER_STALL_MAX`]. The control thread
     /// is not among them: an answer shows that it turns.
     #[must_use]
-    pub fn stalled(&self, now: Instant) -> Vec<String> {
+    pub(crate) fn stalled(&self, now: Instant) -> Vec<String> {
         let ingest = [
             ("ingest".to_owned(), &self.ingest.liveness, LOOP_STALL_MAX),
             ("kafka-watcher".to_owned(), &self.ingest.watcher_liveness, WATCHER_STALL_MAX),
@@ -149,7 +149,7 @@ impl Threads {
 
     /// Whether all threads turn their loops, and the body of `/health`.
     #[must_use]
-    pub fn health(&self, now: Now) -> (bool, String) {
+    pub(crate) fn health(&self, now: Now) -> (bool, String) {
         let stalled = self.stalled(now.instant);
         let healthy = stalled.is_empty();
         let status = if healthy { "ok" } else { "stalled" };

@@ -5,12 +5,12 @@ use std::borrow::Cow;
 use std::fmt::Write;
 
 /// The media type of the older format.
-pub const TEXT_0_0_4: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(crate) const TEXT_0_0_4: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Whether a request with these `Accept` headers prefers the older format. Without a preference the answer is
 /// OpenMetrics.
 #[must_use]
-pub fn is_preferred(accept: &[&str]) -> bool {
+pub(crate) fn is_preferred(accept: &[&str]) -> bool {
     quality(accept, "text", "plain") > quality(accept, "application", "openmetrics-text")
 }
 
@@ -44,7 +44,7 @@ fn thousandths(text: &str) -> u32 {
 /// Converts an OpenMetrics text to the older format: a counter's family gets the name of its samples, types that the
 /// older format lacks become gauges, and units and the end mark are left out.
 #[must_use]
-pub fn from_openmetrics(text: &str) -> String {
+pub(crate) fn from_openmetrics(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {

@@ -78,7 +78,7 @@ pub enum Allowed {
 impl Allowed {
     /// Whether an assessment is allowed.
     #[must_use]
-    pub fn covers(&self, assessment: &AssessmentId) -> bool {
+    pub(crate) fn covers(&self, assessment: &AssessmentId) -> bool {
         match self {
             Self::Any => true,
             Self::Only(ids) => ids.iter().any(|id| **id == *assessment.as_str()),

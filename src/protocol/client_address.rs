@@ -41,7 +41,7 @@ impl TrustedProxies {
 
     /// Whether an address is a trusted proxy's.
     #[must_use]
-    pub fn contains(&self, address: IpAddr) -> bool {
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
         self.0.iter().any(|network| network.contains(&address))
     }
 }

@@ -44,19 +44,19 @@ pub enum CloseReason {
 
 /// A row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CloseReasonRow {
+pub(crate) struct CloseReasonRow {
     /// The status code (RFC 6455 section 7.4); `None` if no close frame is sent.
-    pub code: Option<u16>,
+    pub(crate) code: Option<u16>,
     /// The close frame's text: what happened, and what the client should do. At most 123 bytes, to fit into a control
     /// frame with the code.
-    pub text: &'static str,
+    pub(crate) text: &'static str,
     /// Label in the metric.
-    pub label: &'static str,
+    pub(crate) label: &'static str,
 }
 
 impl CloseReason {
     /// Every reason, in the order of the table: the labels of the metric.
-    pub const ALL: [Self; 18] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::ClientClosed,
         Self::ClientGone,
         Self::GoingAway,
@@ -80,7 +80,7 @@ impl CloseReason {
     /// Returns the reason's row. The close frame of a client is answered with the client's own code
     /// ([`super::messages::close_reply`]).
     #[must_use]
-    pub const fn row(self) -> CloseReasonRow {
+    pub(crate) const fn row(self) -> CloseReasonRow {
         let (code, label, text) = match self {
             Self::ClientClosed => (1000, "client_closed", "closed by the client"),
             Self::ClientGone => return CloseReasonRow { code: None, text: "", label: "client_gone" },

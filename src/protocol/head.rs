@@ -31,7 +31,7 @@ use crate::protocol::client_address::{self, Contradiction, ForwardedFields, Trus
 use crate::protocol::pages::Page;
 
 use self::origin::OriginPattern;
-pub use answer::{Allow, HttpRefusal, RequestFault, Unavailable};
+pub(crate) use answer::{Allow, HttpRefusal, RequestFault, Unavailable};
 
 /// The gateway's subprotocol, for clients that can send a token only as a subprotocol.
 const SUBPROTOCOL: &str = "shardgate.v1";
@@ -87,19 +87,19 @@ pub enum Parsed {
 #[derive(Debug)]
 pub struct Upgrade {
     /// The answer's `Sec-WebSocket-Accept`.
-    pub accept: Box<str>,
+    pub(crate) accept: Box<str>,
     /// Whether the client offered `shardgate.v1`; if so, the answer names it.
-    pub subprotocol: bool,
+    pub(crate) subprotocol: bool,
     /// The assessment to subscribe to; `None` for market data only.
     pub assessment: Result<Option<AssessmentId>, BadAssessment>,
     /// The first token that the request gives.
-    pub token: Option<BearerToken>,
+    pub(crate) token: Option<BearerToken>,
     /// The cursor to resume from; `None` without an assessment.
     pub cursor: Option<Box<str>>,
     /// Name of the pod that the client was redirected to, and does not reach.
-    pub unreachable: Option<Box<str>>,
+    pub(crate) unreachable: Option<Box<str>>,
     /// The client's address.
-    pub client: IpAddr,
+    pub(crate) client: IpAddr,
 }
 
 /// Why the request's `assessmentId` is invalid: `BadRequest`, after the upgrade.

@@ -9,7 +9,7 @@ use crate::protocol::close::CloseReason;
 use crate::routing::placement::Pod;
 
 /// The longest header of a server's frame, in bytes (RFC 6455 section 5.2).
-pub const HEADER_BYTES_MAX: usize = 10;
+pub(crate) const HEADER_BYTES_MAX: usize = 10;
 
 /// FIN and the opcodes that the gateway sends (RFC 6455 section 5.2). It never fragments.
 const TEXT: u8 = 0x81;
@@ -20,26 +20,26 @@ const PONG: u8 = 0x8a;
 /// Fields of `connected`.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename = "connected", rename_all = "camelCase")]
-pub struct Connected<'a> {
+pub(crate) struct Connected<'a> {
     /// Id of this connection, unique in the cluster for practical purposes.
-    pub connection_id: &'a str,
+    pub(crate) connection_id: &'a str,
     /// User that the token names.
-    pub user_id: &'a str,
+    pub(crate) user_id: &'a str,
     /// Time of the greeting.
     #[serde(serialize_with = "iso_8601")]
-    pub timestamp: UnixMs,
+    pub(crate) timestamp: UnixMs,
     /// Name of this pod.
-    pub node: &'a str,
+    pub(crate) node: &'a str,
     /// The subscribed assessment.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub assessment_id: Option<&'a str>,
+    pub(crate) assessment_id: Option<&'a str>,
     /// `HEARTBEAT_INTERVAL` in milliseconds.
-    pub heartbeat_interval_ms: u64,
+    pub(crate) heartbeat_interval_ms: u64,
     /// Whether the stream continues from the client's cursor.
-    pub resumed: bool,
+    pub(crate) resumed: bool,
     /// The position to resume from.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub cursor: Option<&'a str>,
+    pub(crate) cursor: Option<&'a str>,
 }
 
 /// Why a client must fetch its state again.
@@ -57,11 +57,11 @@ pub enum ResetReason {
 
 impl ResetReason {
     /// Every reason, in the order of the metric's labels.
-    pub const ALL: [Self; 4] = [Self::Expired, Self::Invalid, Self::Lagged, Self::Misplaced];
+    pub(crate) const ALL: [Self; 4] = [Self::Expired, Self::Invalid, Self::Lagged, Self::Misplaced];
 
     /// The reason in the message, and the metric's label.
     #[must_use]
-    pub const fn label(self) -> &'static str {
+    pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::Expired => "expired",
             Self::Invalid => "invalid",
@@ -129,38 +129,38 @@ pub const fn text_header(len: usize) -> ([u8; HEADER_BYTES_MAX], usize) {
 }
 
 /// Appends the greeting `connected`.
-pub fn connected(out: &mut Vec<u8>, message: &Connected<'_>) {
+pub(crate) fn connected(out: &mut Vec<u8>, message: &Connected<'_>) {
     text(out, message);
 }
 
 /// Appends the heartbeat: a WebSocket ping frame, then the text `ping`.
-pub fn heartbeat(out: &mut Vec<u8>, timestamp: UnixMs, cursor: Option<&str>) {
+pub(crate) fn heartbeat(out: &mut Vec<u8>, timestamp: UnixMs, cursor: Option<&str>) {
     control(out, PING, &[]);
     text(out, &Beat { r#type: "ping", timestamp, cursor });
 }
 
 /// Appends the answer to the client's text `ping`.
-pub fn pong(out: &mut Vec<u8>, timestamp: UnixMs) {
+pub(crate) fn pong(out: &mut Vec<u8>, timestamp: UnixMs) {
     text(out, &Beat { r#type: "pong", timestamp, cursor: None });
 }
 
 /// Appends `reset`.
-pub fn reset(out: &mut Vec<u8>, reason: ResetReason, cursor: Option<&str>) {
+pub(crate) fn reset(out: &mut Vec<u8>, reason: ResetReason, cursor: Option<&str>) {
     text(out, &Reset { reason: reason.label(), cursor });
 }
 
 /// Appends an error: `Unauthorized`, `BadRequest`, `Forbidden` or `BadMessage`.
-pub fn error(out: &mut Vec<u8>, error: &str, message: &str) {
+pub(crate) fn error(out: &mut Vec<u8>, error: &str, message: &str) {
     text(out, &ErrorMessage { error, message, node: None, url: None, cursor: None });
 }
 
 /// Appends the redirect to the pod that owns the assessment.
-pub fn redirect(out: &mut Vec<u8>, message: &str, to: &Pod, cursor: Option<&str>) {
+pub(crate) fn redirect(out: &mut Vec<u8>, message: &str, to: &Pod, cursor: Option<&str>) {
     text(out, &ErrorMessage { error: "Redirect", message, node: Some(&to.node.0), url: Some(&to.url), cursor });
 }
 
 /// Appends a close frame, unless the reason sends none.
-pub fn close(out: &mut Vec<u8>, reason: CloseReason) {
+pub(crate) fn close(out: &mut Vec<u8>, reason: CloseReason) {
     let row = reason.row();
     if let Some(code) = row.code {
         control(out, CLOSE, &[&code.to_be_bytes(), row.text.as_bytes()]);
@@ -168,7 +168,7 @@ pub fn close(out: &mut Vec<u8>, reason: CloseReason) {
 }
 
 /// Appends the answer to a client's close frame: its own code (RFC 6455 section 5.5.1).
-pub fn close_reply(out: &mut Vec<u8>, code: u16) {
+pub(crate) fn close_reply(out: &mut Vec<u8>, code: u16) {
     control(out, CLOSE, &[&code.to_be_bytes()]);
 }
 
@@ -176,7 +176,7 @@ pub fn close_reply(out: &mut Vec<u8>, code: u16) {
 ///
 /// # Panics
 /// If the payload is longer than a control frame's; [`super::session::Session`] passes on none that is.
-pub fn control_pong(out: &mut Vec<u8>, payload: &[u8]) {
+pub(crate) fn control_pong(out: &mut Vec<u8>, payload: &[u8]) {
     control(out, PONG, &[payload]);
 }
 

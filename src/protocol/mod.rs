@@ -17,5 +17,5 @@ pub mod close;
 pub(crate) mod contract;
 pub mod head;
 pub mod messages;
-pub mod pages;
+pub(crate) mod pages;
 pub mod session;

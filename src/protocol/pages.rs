@@ -3,7 +3,7 @@
 
 /// A page for operators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Page {
+pub(crate) enum Page {
     /// The console page.
     Console,
     /// Liveness of the threads.
@@ -18,11 +18,11 @@ pub enum Page {
 
 impl Page {
     /// Every page, in the order of PROTOCOL 5.
-    pub const ALL: [Self; 5] = [Self::Console, Self::Health, Self::Ready, Self::Accepting, Self::Metrics];
+    pub(crate) const ALL: [Self; 5] = [Self::Console, Self::Health, Self::Ready, Self::Accepting, Self::Metrics];
 
     /// The page's path.
     #[must_use]
-    pub const fn path(self) -> &'static str {
+    pub(crate) const fn path(self) -> &'static str {
         match self {
             Self::Console => "/",
             Self::Health => "/health",
@@ -34,7 +34,7 @@ impl Page {
 
     /// The page at a path, if there is one.
     #[must_use]
-    pub fn of(path: &str) -> Option<Self> {
+    pub(crate) fn of(path: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|page| page.path() == path)
     }
 }

@@ -67,7 +67,7 @@ pub enum Inbound {
 impl Inbound {
     /// Whether it is a text message, which the metric and the rate limit count.
     #[must_use]
-    pub fn is_text(&self) -> bool {
+    pub(crate) fn is_text(&self) -> bool {
         matches!(self, Self::Ping | Self::Pong | Self::Other | Self::BadMessage)
     }
 }

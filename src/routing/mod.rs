@@ -7,8 +7,8 @@
 //! - [`placement`]: from an assessment to its shard, its slot and its pod.
 
 pub mod mapping;
-pub mod partitioner;
-pub mod pattern;
+pub(crate) mod partitioner;
+pub(crate) mod pattern;
 pub mod placement;
 mod routes_file;
 pub mod table;

@@ -15,7 +15,7 @@ pub enum Partitioner {
 impl Partitioner {
     /// What an assessment's id comes to, whatever the number of partitions; `None` where any partition will do.
     #[must_use]
-    pub fn hash(self, id: &str) -> Option<KeyHash> {
+    pub(crate) fn hash(self, id: &str) -> Option<KeyHash> {
         match self {
             // Java takes the sign off before it divides (`Utils.toPositive`).
             Self::Murmur2 => Some(KeyHash(murmur2(id.as_bytes()) & 0x7fff_ffff)),
@@ -27,12 +27,12 @@ impl Partitioner {
 
 /// A key's hash, by its topic's partitioner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KeyHash(u32);
+pub(crate) struct KeyHash(u32);
 
 impl KeyHash {
     /// The partition, where there are `partitions` of them (at least one).
     #[must_use]
-    pub fn of(self, partitions: u32) -> u32 {
+    pub(crate) fn of(self, partitions: u32) -> u32 {
         self.0 % partitions.max(1)
     }
 }

@@ -24,7 +24,7 @@ pub enum Piece {
 
 /// Why a text is no [`TopicPattern`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidPattern {
+pub(crate) enum InvalidPattern {
     /// No text at all.
     #[error("it is empty; it takes a topic's name, in which {{name}} stands for one or more characters")]
     Empty,
@@ -56,7 +56,7 @@ impl TopicPattern {
     ///
     /// # Errors
     /// The first fault, and what would be right.
-    pub fn parse(text: &str) -> Result<Self, InvalidPattern> {
+    pub(crate) fn parse(text: &str) -> Result<Self, InvalidPattern> {
         let mut pieces = Vec::new();
         let mut rest = text;
         while !rest.is_empty() {
@@ -82,7 +82,7 @@ impl TopicPattern {
     }
 
     /// The names of its parts, in order.
-    pub fn parts(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &str> {
         self.pieces.iter().filter_map(|piece| match piece {
             Piece::Part(name) => Some(&**name),
             Piece::Literal(_) => None,
@@ -95,7 +95,7 @@ impl TopicPattern {
     /// as `x` and `y.z`. That answer is found without ever going back: if any text from here on matches, then the
     /// first place of the next literal does.
     #[must_use]
-    pub fn captures<'n>(&self, name: &'n str) -> Option<Vec<&'n str>> {
+    pub(crate) fn captures<'n>(&self, name: &'n str) -> Option<Vec<&'n str>> {
         let mut values = Vec::new();
         let mut rest = name;
         for (i, piece) in self.pieces.iter().enumerate() {
@@ -115,7 +115,7 @@ impl TopicPattern {
 
     /// Whether every topic that `other` matches is matched by this pattern, too.
     #[must_use]
-    pub fn covers(&self, other: &Self) -> bool {
+    pub(crate) fn covers(&self, other: &Self) -> bool {
         // A character that no topic has stands for what a part of `other` may be: only a part of ours can take it.
         let any: String = other
             .pieces

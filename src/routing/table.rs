@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-pub use super::partitioner::Partitioner;
+pub(crate) use super::partitioner::Partitioner;
 pub use super::pattern::{Piece, TopicPattern};
 use crate::ids::TopicIndex;
 
@@ -15,7 +15,7 @@ pub struct RouteTable {
     /// In file order.
     pub routes: Vec<Arc<Route>>,
     /// The first 16 digits of the SHA-256 of the file.
-    pub digest: Box<str>,
+    pub(crate) digest: Box<str>,
 }
 
 /// What becomes of the records of the topics that match.
@@ -107,16 +107,16 @@ pub struct Topic {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Fingerprint {
     /// Of the name.
-    pub name: u32,
+    pub(crate) name: u32,
     /// Of the topic's id, which Kafka gives anew to each topic that is made (KIP-516), and of the cluster's id.
-    pub incarnation: u32,
+    pub(crate) incarnation: u32,
 }
 
 impl Fingerprint {
     /// The fingerprint of a topic by its name, the cluster's id, and the topic's id, as Kafka writes them; empty where
     /// the broker has none.
     #[must_use]
-    pub fn new(name: &str, cluster_id: &str, topic_id: &str) -> Self {
+    pub(crate) fn new(name: &str, cluster_id: &str, topic_id: &str) -> Self {
         let hash = |text: &str| (xxh3_64(text.as_bytes()) >> 32) as u32;
         Self { name: hash(name), incarnation: hash(&format!("{cluster_id}/{topic_id}")) }
     }
@@ -127,7 +127,7 @@ impl Fingerprint {
     /// taken to be and where they were looked for: under a route that says otherwise, on this pod or another one, it
     /// means nothing.
     #[must_use]
-    pub fn read_by(self, route: &Route) -> Self {
+    pub(crate) fn read_by(self, route: &Route) -> Self {
         let Scope::Assessment { from, partitioner } = route.scope else { return self };
         let from = match from {
             AssessmentFrom::Payload => "payload",
@@ -149,7 +149,7 @@ impl Topic {
     /// Whether a route that reads this topic reads the same records as the same assessments' as this one does, so that
     /// its messages alone may differ. A board is made of messages, and is filled anew with others.
     #[must_use]
-    pub fn is_read_alike(&self, other: &Self) -> bool {
+    pub(crate) fn is_read_alike(&self, other: &Self) -> bool {
         match (&self.route.scope, &other.route.scope) {
             (Scope::Market { .. }, Scope::Market { .. }) => self.is_mapped_alike(other),
             (one, other) => one == other,
@@ -158,13 +158,13 @@ impl Topic {
 
     /// Whether their records become the same messages, for the same clients.
     #[must_use]
-    pub fn is_mapped_alike(&self, other: &Self) -> bool {
+    pub(crate) fn is_mapped_alike(&self, other: &Self) -> bool {
         self.route == other.route && self.parts == other.parts
     }
 
     /// What the pattern's part of this name stands for in this topic's name.
     #[must_use]
-    pub fn part(&self, name: &str) -> Option<&str> {
+    pub(crate) fn part(&self, name: &str) -> Option<&str> {
         self.parts.iter().find(|(part, _)| **part == *name).map(|(_, value)| &**value)
     }
 

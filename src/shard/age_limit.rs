@@ -116,7 +116,7 @@ fn close_for_age<S: Socket>(
             Some(subscription) => match placement.pod_state.owner(subscription.hash) {
                 Owner::ThisPod => placement.pod_state.own_slot.and_then(|own| view.pod(own)),
                 // The handover redirects it.
-                Owner::OtherPod(_) | Owner::NoPod => None,
+                Owner::OtherPod(_) | Owner::Vacant => None,
             },
             // A pod of an unconfirmed view may be gone.
             None if !placement.pod_state.view_freshness.confirmed => None,

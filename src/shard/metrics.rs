@@ -43,7 +43,7 @@ impl TurnCounts {
 
 /// The pod's metrics of its shards.
 #[derive(Debug, Clone)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     connections: Gauge,
     sent: Counter,
     received: Counter,
@@ -113,7 +113,7 @@ impl Metrics {
 
     /// Registers the metrics of all shards.
     #[must_use]
-    pub fn register(registry: &mut Registry) -> Self {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
         let metrics = Self::new();
         let m = &metrics;
         registry.register("websocket_connections_total", "Open connections", m.connections.clone());

@@ -44,7 +44,7 @@ mod loss_notices;
 mod metrics;
 mod operator_log;
 mod outbound;
-pub mod pod_limits;
+pub(crate) mod pod_limits;
 mod reactor;
 mod recent_redirects;
 pub(crate) mod redirect;
@@ -63,8 +63,8 @@ use std::thread::JoinHandle;
 
 use prometheus_client::metrics::counter::Counter;
 
-pub use self::metrics::Metrics;
-pub use self::pod_limits::PodLimits;
+pub(crate) use self::metrics::Metrics;
+pub(crate) use self::pod_limits::PodLimits;
 use crate::config::{AdmissionConfig, DrainConfig, Engine, ShardConfig};
 use crate::exchange::{HttpSender, PublishedPodState, RefreshRequest, ShardHandle, ShardInbox, ShardStatus};
 use crate::ids::{NodeId, ShardIndex};
@@ -72,51 +72,51 @@ use crate::protocol::{auth, head};
 
 /// Everything that a shard starts with.
 #[derive(Debug)]
-pub struct Parts {
+pub(crate) struct Parts {
     /// Number of the shard within its pod.
-    pub index: ShardIndex,
+    pub(crate) index: ShardIndex,
     /// The core that its thread is pinned to, if any.
-    pub core: Option<usize>,
+    pub(crate) core: Option<usize>,
     /// What runs its tasks.
-    pub engine: Engine,
+    pub(crate) engine: Engine,
     /// Settings of connections and history.
-    pub config: ShardConfig,
+    pub(crate) config: ShardConfig,
     /// Settings of accepting and of handshakes.
-    pub admission: AdmissionConfig,
+    pub(crate) admission: AdmissionConfig,
     /// Settings of the drain.
-    pub drain: DrainConfig,
+    pub(crate) drain: DrainConfig,
     /// Settings of token verification.
-    pub auth: auth::AuthConfig,
+    pub(crate) auth: auth::AuthConfig,
     /// What a request head must satisfy.
-    pub head_rules: head::Rules,
+    pub(crate) head_rules: head::Rules,
     /// Name of this pod.
-    pub node: NodeId,
+    pub(crate) node: NodeId,
     /// The shard's listener on the pod's port (SO_REUSEPORT).
-    pub listener: std::net::TcpListener,
+    pub(crate) listener: std::net::TcpListener,
     /// Receives batches and sockets from other threads.
-    pub inbox: ShardInbox,
+    pub(crate) inbox: ShardInbox,
     /// The handles of all shards, by index.
-    pub shard_handles: Vec<ShardHandle>,
+    pub(crate) shard_handles: Vec<ShardHandle>,
     /// Sends operators' requests to the control thread.
-    pub http: HttpSender,
+    pub(crate) http: HttpSender,
     /// The pod's newest state.
-    pub pod_state: PublishedPodState,
+    pub(crate) pod_state: PublishedPodState,
     /// Requests a refresh of the view.
-    pub refresh: RefreshRequest,
+    pub(crate) refresh: RefreshRequest,
     /// Status that the shard publishes.
-    pub status: Arc<ShardStatus>,
+    pub(crate) status: Arc<ShardStatus>,
     /// The pod's limits on connections.
-    pub pod: Arc<PodLimits>,
+    pub(crate) pod: Arc<PodLimits>,
     /// The pod's metrics.
-    pub metrics: Metrics,
+    pub(crate) metrics: Metrics,
     /// Ingest's counter of malformed records: some are found when a frame is made.
-    pub malformed: Counter,
+    pub(crate) malformed: Counter,
 }
 
 /// Starts a shard's thread. It ends when the pod state says so.
 ///
 /// # Errors
 /// If the executor can't be made. The gateway chooses an engine that the system allows.
-pub fn spawn(parts: Parts) -> std::io::Result<JoinHandle<()>> {
+pub(crate) fn spawn(parts: Parts) -> std::io::Result<JoinHandle<()>> {
     event_loop::spawn(parts)
 }

@@ -14,7 +14,7 @@ use crate::protocol::head::Unavailable;
 
 /// A pod's limits on connections.
 #[derive(Debug)]
-pub struct PodLimits {
+pub(crate) struct PodLimits {
     counts: Arc<PodCounts>,
     /// The charge of every connection, if neither addresses nor users are limited.
     anonymous: Arc<Charge>,
@@ -110,7 +110,7 @@ impl Drop for Charge {
 
 /// A permit for one open connection. Dropping it releases the permit.
 #[derive(Debug)]
-pub struct ConnectionPermit(Arc<Charge>);
+pub(crate) struct ConnectionPermit(Arc<Charge>);
 
 /// A permit for one handshake of an address. Dropping it releases the permit.
 #[derive(Debug)]
@@ -157,7 +157,7 @@ impl PodLimits {
     /// The limits of `MAX_CONNECTIONS`, per address and per user, and of `ACCEPTS_PER_SECOND` with a burst of one second;
     /// the latter once more for clients without a good token.
     #[must_use]
-    pub fn new(config: &ShardConfig, admission: &AdmissionConfig) -> Self {
+    pub(crate) fn new(config: &ShardConfig, admission: &AdmissionConfig) -> Self {
         Self::with(config.connections_max, config.accepts_per_second, admission.per_address_max, admission.per_user_max)
     }
 
@@ -192,13 +192,13 @@ impl PodLimits {
 
     /// Whether one more client with a good token may connect at `now`.
     #[must_use]
-    pub fn allow_accept(&self, now: Instant) -> bool {
+    pub(crate) fn allow_accept(&self, now: Instant) -> bool {
         self.accepts.acquire(self.since_start(now))
     }
 
     /// Whether one more client without a good token gets an error message at `now`; else it gets 503.
     #[must_use]
-    pub fn allow_refusal(&self, now: Instant) -> bool {
+    pub(crate) fn allow_refusal(&self, now: Instant) -> bool {
         self.refusals.acquire(self.since_start(now))
     }
 
@@ -206,7 +206,7 @@ impl PodLimits {
     ///
     /// # Errors
     /// The limit that is reached.
-    pub fn acquire_connection(&self, address: IpAddr, user: &str) -> Result<ConnectionPermit, Unavailable> {
+    pub(crate) fn acquire_connection(&self, address: IpAddr, user: &str) -> Result<ConnectionPermit, Unavailable> {
         let charge = self.charge(address, user)?;
         let counts = &self.counts;
         let opened = counts

@@ -130,7 +130,7 @@ impl Placement<'_> {
             }
             PlacementKey::Assessment(hash) if owner_doubt == OwnerDoubt::None => match self.pod_state.owner(hash) {
                 Owner::OtherPod(pod) => pod.clone(),
-                Owner::ThisPod | Owner::NoPod => return None,
+                Owner::ThisPod | Owner::Vacant => return None,
             },
             PlacementKey::Assessment(_) | PlacementKey::Market { .. } => return None,
         };

@@ -3,5 +3,5 @@
 //! - [`phases`]: the phases of a drain, as a rule on times.
 //! - [`signals`] (edge): the signals that start it.
 
-pub mod phases;
+pub(crate) mod phases;
 pub mod signals;

@@ -15,7 +15,7 @@ const RELEASE_WAIT_MAX: Duration = Duration::from_secs(3);
 /// Serving --signal--> Announcing --DRAIN_DELAY_MS--> Closing --DRAIN_MS--> Over
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DrainPhase {
+pub(crate) enum DrainPhase {
     /// No signal has arrived.
     Serving,
     /// The slot is released, and new clients are redirected. Connected clients are still served.
@@ -34,7 +34,7 @@ pub enum DrainPhase {
 impl DrainPhase {
     /// The phase, at `now`, of a pod that drains since `since`.
     #[must_use]
-    pub fn at(now: Instant, since: Option<Instant>, config: &DrainConfig) -> Self {
+    pub(crate) fn at(now: Instant, since: Option<Instant>, config: &DrainConfig) -> Self {
         let Some(since) = since else { return Self::Serving };
         let past = now.saturating_duration_since(since);
         let Some(elapsed) = past.checked_sub(config.delay) else { return Self::Announcing };
@@ -43,7 +43,7 @@ impl DrainPhase {
 
     /// How many of the clients connected at the start of closing may still be connected.
     #[must_use]
-    pub fn remaining(self, clients: usize) -> usize {
+    pub(crate) fn remaining(self, clients: usize) -> usize {
         match self {
             Self::Serving | Self::Announcing => clients,
             Self::Finished => 0,
@@ -59,7 +59,7 @@ impl DrainPhase {
 /// Whether a pod that drains since `since` may end: no client is left, and its slot is released, so that no client is
 /// redirected here. After the last phase it ends in any case, once the time for close handshakes is over.
 #[must_use]
-pub fn may_end(now: Instant, since: Instant, config: &DrainConfig, clients: u64, slot_released: bool) -> bool {
+pub(crate) fn may_end(now: Instant, since: Instant, config: &DrainConfig, clients: u64, slot_released: bool) -> bool {
     let past = now.saturating_duration_since(since);
     let over = config.delay + config.over;
     let announced = slot_released || past >= RELEASE_WAIT_MAX;

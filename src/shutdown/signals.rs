@@ -12,7 +12,7 @@ const EXIT_AT_ONCE: i32 = 130;
 
 /// The request of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SignalRequest {
+pub(crate) enum SignalRequest {
     /// End; the name of the signal.
     End(&'static str),
     /// Read the files that settings name again.
@@ -21,7 +21,7 @@ pub enum SignalRequest {
 
 /// The signals that a pod handles. While this exists, they no longer end the process by themselves.
 #[derive(Debug)]
-pub struct Signals {
+pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     quit: Signal,
@@ -49,7 +49,7 @@ impl Signals {
     ///
     /// # Errors
     /// If the kernel refuses a handler.
-    pub fn listen() -> io::Result<Self> {
+    pub(crate) fn listen() -> io::Result<Self> {
         let signals = Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -61,7 +61,7 @@ impl Signals {
     }
 
     /// Waits for the next signal. Cancelling loses none.
-    pub async fn next(&mut self) -> SignalRequest {
+    pub(crate) async fn next(&mut self) -> SignalRequest {
         tokio::select! {
             _ = self.terminate.recv() => SignalRequest::End("SIGTERM"),
             _ = self.interrupt.recv() => SignalRequest::End("SIGINT"),
@@ -71,7 +71,7 @@ impl Signals {
     }
 
     /// Ends the process at the next signal that asks for the end, after calling `last`.
-    pub async fn end_at_next(mut self, last: impl FnOnce()) {
+    pub(crate) async fn end_at_next(mut self, last: impl FnOnce()) {
         let signal = loop {
             if let SignalRequest::End(signal) = self.next().await {
                 break signal;

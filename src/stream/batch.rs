@@ -12,15 +12,15 @@ use crate::routing::table::Topic;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ArenaRange {
     /// In bytes from the arena's start.
-    pub start: u32,
+    pub(crate) start: u32,
     /// In bytes.
-    pub len: u32,
+    pub(crate) len: u32,
 }
 
 impl ArenaRange {
     /// The bytes that it stands for.
     #[must_use]
-    pub fn of(self, arena: &[u8]) -> &[u8] {
+    pub(crate) fn of(self, arena: &[u8]) -> &[u8] {
         &arena[self.start as usize..self.start as usize + self.len as usize]
     }
 }
@@ -95,18 +95,18 @@ pub struct EpochStart {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogTruncation {
     /// Where it goes on; not above the offset that was last sent for the partition.
-    pub next: NextOffset,
+    pub(crate) next: NextOffset,
     /// Records below that may have been replaced as well: it is unknown where the two logs diverge.
-    pub is_below_unknown: bool,
+    pub(crate) is_below_unknown: bool,
 }
 
 /// Where the log of a partition ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LogEnd {
+pub(crate) struct LogEnd {
     /// Behind the last record.
-    pub at: NextOffset,
+    pub(crate) at: NextOffset,
     /// The epoch of the leader that said so, from 0; `None` where it did not say.
-    pub leader_epoch: Option<i32>,
+    pub(crate) leader_epoch: Option<i32>,
 }
 
 /// Where the logs of some partitions ended, for transactions that are committed (the offset behind the last record,
@@ -118,10 +118,10 @@ pub struct LogEnd {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionEnds {
     /// Before the question was sent.
-    pub asked: Instant,
+    pub(crate) asked: Instant,
     /// The ends. Where there are more than [`crate::limits::ENDS_ASKED_MAX`] partitions, those of some of them: others
     /// are asked for next, by turns. A partition that had no leader is not among them.
-    pub ends: Vec<LogEnd>,
+    pub(crate) ends: Vec<LogEnd>,
 }
 
 /// Records for one shard, in the order consumed.
@@ -173,7 +173,7 @@ pub struct Batch {
 impl Batch {
     /// What it holds of records, in bytes, with what each costs besides its payload.
     #[must_use]
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         let records = self.records.len() * mem::size_of::<Record>();
         self.arena.len() + records + self.ticks.len() * mem::size_of::<Tick>()
     }

@@ -101,7 +101,7 @@ pub struct BoardChanges<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BoardProgress {
     /// Of the last frame that was written whole, or cut: the rest of that one is still to be sent.
-    pub version: Option<BoardVersion>,
+    pub(crate) version: Option<BoardVersion>,
     /// Frames that were written whole.
     pub frames: u64,
     /// The end of the frame that was cut, in `bytes`; what was written of it is before.
@@ -229,7 +229,7 @@ impl Board {
     /// Whether the image is wrong for a client that has seen nothing: it lacks a market, has one that is older than the
     /// window, or newer ticks came and it was not made within [`NEWCOMERS_IMAGE_AGE`].
     #[must_use]
-    pub fn is_stale(&self, now: Instant) -> bool {
+    pub(crate) fn is_stale(&self, now: Instant) -> bool {
         let recent = |published: Instant| now.saturating_duration_since(published) < NEWCOMERS_IMAGE_AGE;
         self.grown || self.has_expired(now) || (self.changed && !self.published.is_some_and(recent))
     }
@@ -242,24 +242,18 @@ impl Board {
 
     /// Whether a flush would publish anything new.
     #[must_use]
-    pub fn has_unpublished(&self) -> bool {
+    pub(crate) fn has_unpublished(&self) -> bool {
         self.changed
     }
 
     /// Ticks that could not be used since this was last asked: they can't be mapped.
-    pub fn take_unusable(&mut self) -> u64 {
+    pub(crate) fn take_unusable(&mut self) -> u64 {
         std::mem::take(&mut self.unusable)
     }
 
     /// Ticks for which the board had no room since this was last asked.
-    pub fn take_refused(&mut self) -> u64 {
+    pub(crate) fn take_refused(&mut self) -> u64 {
         std::mem::take(&mut self.refused)
-    }
-
-    /// The ticks on the board, in bytes, which never are over its bound.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.bytes
     }
 
     /// Makes the image anew at `now`: the latest tick of each market.
@@ -306,7 +300,7 @@ impl Board {
     }
 
     /// Drops what is older than the window from the board and its image, whether or not ticks come.
-    pub fn evict(&mut self, now: Instant) {
+    pub(crate) fn evict(&mut self, now: Instant) {
         if self.has_expired(now) {
             self.publish(now);
         }
@@ -397,7 +391,7 @@ fn give_back(buffer: &mut Vec<u8>, spare: usize) {
 impl BoardChanges<'_> {
     /// Whether everything was seen.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 

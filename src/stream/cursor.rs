@@ -77,7 +77,7 @@ pub enum Form {
 
 impl Form {
     /// Best first: an unnecessary reset is better than a silent loss.
-    pub const ALL: [Self; 4] = [Self::Full, Self::WithoutMarks, Self::WithoutEpochs, Self::Narrow];
+    pub(crate) const ALL: [Self; 4] = [Self::Full, Self::WithoutMarks, Self::WithoutEpochs, Self::Narrow];
 
     fn has_marks(self) -> bool {
         matches!(self, Self::Full | Self::WithoutEpochs)
@@ -98,9 +98,9 @@ const NONE: u8 = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Tag {
     /// Of its name, [`Tag::NAME_BITS`] wide.
-    pub name: u16,
+    pub(crate) name: u16,
     /// Of its incarnation; `None` in a narrow cursor.
-    pub mark: Option<u8>,
+    pub(crate) mark: Option<u8>,
 }
 
 impl Tag {
@@ -114,7 +114,7 @@ impl Tag {
 
     /// Whether it may stand for a topic.
     #[must_use]
-    pub fn fits(self, topic: Fingerprint) -> bool {
+    pub(crate) fn fits(self, topic: Fingerprint) -> bool {
         let of = Self::of(topic);
         self.name == of.name && (self.mark.is_none() || self.mark == of.mark)
     }
@@ -135,13 +135,13 @@ impl TopicSum {
 
     /// With one topic more.
     #[must_use]
-    pub fn plus(self, other: Self) -> Self {
+    pub(crate) fn plus(self, other: Self) -> Self {
         Self(self.0.wrapping_add(other.0) & 0xff_ffff)
     }
 
     /// Without one of its topics.
     #[must_use]
-    pub fn minus(self, other: Self) -> Self {
+    pub(crate) fn minus(self, other: Self) -> Self {
         Self(self.0.wrapping_sub(other.0) & 0xff_ffff)
     }
 }
@@ -159,20 +159,20 @@ pub enum Cursor {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CursorContents {
     /// Over the topics' fingerprints.
-    pub sum: TopicSum,
+    pub(crate) sum: TopicSum,
     /// In the order in which they are listed.
-    pub topics: Vec<ListedTopic>,
+    pub(crate) topics: Vec<ListedTopic>,
 }
 
 /// Where a client stands on the partitions of one topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListedTopic {
+pub(crate) struct ListedTopic {
     /// What stands for the topic.
-    pub tag: Tag,
+    pub(crate) tag: Tag,
     /// How many partitions it had, as far as the pod knew that made the cursor.
-    pub partitions: u32,
+    pub(crate) partitions: u32,
     /// At least one, in the order of the partitions.
-    pub offsets: Vec<PartitionOffset>,
+    pub(crate) offsets: Vec<PartitionOffset>,
 }
 
 /// Where a client stands on one partition.
@@ -190,7 +190,7 @@ impl PartitionOffset {
     /// Whether it is further on than another one of its partition: in one log by the offset, and in a later leader's
     /// log whatever the offsets are.
     #[must_use]
-    pub fn is_beyond(&self, other: &Self) -> bool {
+    pub(crate) fn is_beyond(&self, other: &Self) -> bool {
         match self.epoch.zip(other.epoch) {
             Some((own, others)) if own != others => own > others,
             _ => self.next > other.next,
@@ -226,7 +226,7 @@ impl Encoder {
 
     /// Whether topics have their marks.
     #[must_use]
-    pub fn has_marks(&self) -> bool {
+    pub(crate) fn has_marks(&self) -> bool {
         self.form.has_marks()
     }
 
@@ -318,7 +318,7 @@ impl Encoder {
 }
 
 /// Appends the text that stands for a cursor that could not be made.
-pub fn encode_unresumable(assessment: AssessmentHash, out: &mut Vec<u8>) {
+pub(crate) fn encode_unresumable(assessment: AssessmentHash, out: &mut Vec<u8>) {
     let mut raw = CursorBytes { bytes: [0; BYTES_MAX + TOPIC_BYTES_MAX], len: HEADER_BYTES };
     raw.bytes[0] = NONE;
     raw.seal(assessment, out);
@@ -327,33 +327,33 @@ pub fn encode_unresumable(assessment: AssessmentHash, out: &mut Vec<u8>) {
 /// Marks a cursor as handed on by a pod that drains, whatever it says. `None` where it would be over
 /// [`CURSOR_CHARS_MAX`], which only what is no cursor can be.
 #[must_use]
-pub fn add_draining_flag(text: &str) -> Option<String> {
+pub(crate) fn add_draining_flag(text: &str) -> Option<String> {
     let text = text.trim_start_matches(DRAINING);
     (text.len() + DRAINING.len_utf8() <= CURSOR_CHARS_MAX).then(|| format!("{DRAINING}{text}"))
 }
 
 /// Whether a pod that drains handed this cursor on.
 #[must_use]
-pub fn has_draining_flag(text: &str) -> bool {
+pub(crate) fn has_draining_flag(text: &str) -> bool {
     text.starts_with(DRAINING)
 }
 
 /// How many topics a cursor has room for at least, whose partitions' offsets are below 2^32, where each has one place.
 #[must_use]
-pub const fn topics_max() -> usize {
+pub(crate) const fn topics_max() -> usize {
     // In the narrow form: a head and an offset; and the first three shapes.
     (BYTES_MAX - HEADER_BYTES - SHAPES * 4) / (2 + 4)
 }
 
 /// Whether there is room for so many topics, with so many places besides the first one of each, likewise.
 #[must_use]
-pub const fn has_room_for(topics: usize, further_places: usize) -> bool {
+pub(crate) const fn has_room_for(topics: usize, further_places: usize) -> bool {
     topics * (2 + 4) + further_places * (1 + 4) <= BYTES_MAX - HEADER_BYTES - SHAPES * 4
 }
 
 /// How many partitions of one topic a cursor has room for at least, likewise.
-#[must_use]
-pub const fn places_max() -> usize {
+#[cfg(test)]
+pub(crate) const fn places_max() -> usize {
     (BYTES_MAX - HEADER_BYTES - TOPIC_BYTES_MAX) / (1 + 4)
 }
 

@@ -33,7 +33,7 @@ const LOST_MAX: usize = 32;
 
 /// Which epoch the records of one partition have, by offset, and what ends its log lost.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct EpochTimeline {
+pub(crate) struct EpochTimeline {
     /// Ordered by offset, and by epoch.
     runs: Vec<EpochRun>,
     /// In the order in which they were found.
@@ -59,7 +59,7 @@ struct LostEnd {
 
 /// What a record's epoch says of the records before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EpochOrder {
+pub(crate) enum EpochOrder {
     /// The epoch is that of the record before, or unknown.
     Same,
     /// A later leader wrote it, or it is the first one whose epoch is known.
@@ -70,7 +70,7 @@ pub enum EpochOrder {
 
 /// How the log that a client has stands to the one that was read here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Branch {
+pub(crate) enum Branch {
     /// It is the same log, and was read here as far as the client has it.
     Same,
     /// Nothing speaks against it, and it was not read so far here.
@@ -85,7 +85,7 @@ pub enum Branch {
 /// What a leader's word on the end of its log says of a client that was there before the leader was asked. The worst
 /// comes last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum AtEnd {
+pub(crate) enum AtEnd {
     /// Nothing against it.
     Within,
     /// The log ends below what the client has, of the same leader epoch, or of an unknown one.
@@ -99,7 +99,7 @@ pub enum AtEnd {
 /// Judges a client, which stands at `next` behind a record of `epoch`, by the end of a log, as the leader of
 /// `leader_epoch` says it.
 #[must_use]
-pub fn judge_end(next: i64, epoch: Option<i32>, end: i64, leader_epoch: Option<i32>) -> AtEnd {
+pub(crate) fn judge_end(next: i64, epoch: Option<i32>, end: i64, leader_epoch: Option<i32>) -> AtEnd {
     match epoch.zip(leader_epoch) {
         Some((epoch, leader)) if leader < epoch => AtEnd::Earlier,
         _ if next <= end => AtEnd::Within,
@@ -119,7 +119,7 @@ impl EpochTimeline {
     /// Takes in the epoch of the record at an offset, which is above all offsets before. An epoch below 0 is unknown.
     /// One that is [`EpochOrder::Earlier`] changes nothing.
     #[inline]
-    pub fn record(&mut self, offset: i64, epoch: i32) -> EpochOrder {
+    pub(crate) fn record(&mut self, offset: i64, epoch: i32) -> EpochOrder {
         match self.runs.last() {
             _ if epoch < 0 => EpochOrder::Same,
             Some(last) if last.epoch == epoch => EpochOrder::Same,
@@ -141,24 +141,24 @@ impl EpochTimeline {
 
     /// Begins anew with the record at an offset: its epoch is lower than those of the records before it, which are
     /// therefore of another log.
-    pub fn begin_at(&mut self, offset: i64, epoch: i32) {
+    pub(crate) fn begin_at(&mut self, offset: i64, epoch: i32) {
         self.runs.clear();
         self.record(offset, epoch);
     }
 
     /// Forgets all runs that begin at or after an offset: the log was truncated there.
-    pub fn truncate(&mut self, from: i64) {
+    pub(crate) fn truncate(&mut self, from: i64) {
         self.runs.truncate(self.runs.partition_point(|run| run.first < from));
     }
 
     /// Forgets all runs.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.runs.clear();
     }
 
     /// The log lost what was read from an offset on, up to `read`; what lies below may be replaced, too, where
     /// `is_below_unknown`. What was read below `low` is not in the window any more.
-    pub fn lose_end(&mut self, from: i64, read: i64, is_below_unknown: bool, low: i64) {
+    pub(crate) fn lose_end(&mut self, from: i64, read: i64, is_below_unknown: bool, low: i64) {
         self.lost.retain(|lost| lost.to >= low);
         let epoch = self.last();
         if is_below_unknown {
@@ -180,7 +180,7 @@ impl EpochTimeline {
     /// The epoch of the last record before an offset; `None` where none is known.
     #[must_use]
     #[inline]
-    pub fn before(&self, next: i64) -> Option<i32> {
+    pub(crate) fn before(&self, next: i64) -> Option<i32> {
         match self.runs.last() {
             Some(last) if last.first < next => Some(last.epoch),
             Some(_) => self.runs[..self.runs.partition_point(|run| run.first < next)].last().map(|run| run.epoch),
@@ -190,21 +190,21 @@ impl EpochTimeline {
 
     /// The offset of the first record whose epoch is known.
     #[must_use]
-    pub fn first(&self) -> Option<i64> {
+    pub(crate) fn first(&self) -> Option<i64> {
         self.runs.first().map(|run| run.first)
     }
 
     /// The epoch of the last leader that is known.
     #[must_use]
     #[inline]
-    pub fn last(&self) -> Option<i32> {
+    pub(crate) fn last(&self) -> Option<i32> {
         self.runs.last().map(|run| run.epoch)
     }
 
     /// Judges a client that stands at `next`, behind a record of `epoch`, by what was read here, up to `read`: the
     /// table above.
     #[must_use]
-    pub fn judge(&self, next: i64, epoch: Option<i32>, read: i64) -> Branch {
+    pub(crate) fn judge(&self, next: i64, epoch: Option<i32>, read: i64) -> Branch {
         // Where of what is lost no leader was known, the same leader's record proves that a client counts none of it.
         let is_proven = |lost: &LostEnd| lost.epoch.is_none() && epoch.is_some() && self.before(next) == epoch;
         if self.lost.iter().any(|lost| lost.is_counted_by(next, epoch) && !is_proven(lost)) {
@@ -227,7 +227,7 @@ impl EpochTimeline {
     /// Whether that is [`Branch::Newer`], for one that is not [`Branch::Lost`].
     #[must_use]
     #[inline]
-    pub fn is_older_than(&self, next: i64, epoch: Option<i32>, read: i64) -> bool {
+    pub(crate) fn is_older_than(&self, next: i64, epoch: Option<i32>, read: i64) -> bool {
         next <= read && epoch.zip(self.last()).is_some_and(|(epoch, last)| epoch > last)
     }
 }

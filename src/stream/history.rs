@@ -37,14 +37,14 @@ use std::time::{Duration, Instant};
 
 use slotmap::{SlotMap, SparseSecondaryMap};
 
-pub use self::assessment_logs::AssessmentLogKey;
+pub(crate) use self::assessment_logs::AssessmentLogKey;
 use self::assessment_logs::{AssessmentLog, LINK_GROUP};
 use self::blocks::Blocks;
-pub use self::cursors::CatchUpFrames;
+pub(crate) use self::cursors::CatchUpFrames;
 use self::held_frames::HeldFrames;
 use self::index::Index;
-pub use self::index::IndexKey;
-pub use self::positions::{DueFrames, FrameRef, Position, PositionStatus, WriteProgress};
+pub(crate) use self::index::IndexKey;
+pub(crate) use self::positions::{DueFrames, FrameRef, Position, PositionStatus, WriteProgress};
 use self::segment::{Entry, EntryFrame, EntryRef, LostEntries, Segment, WINDOW_PARTS};
 use self::strays::Strays;
 use crate::ids::TopicIndex;
@@ -107,44 +107,44 @@ impl HistoryLimits {
 
 /// What turned out about records when they were linked or framed.
 #[derive(Debug, Default)]
-pub struct RecordFindings {
+pub(crate) struct RecordFindings {
     /// Records that can't be mapped.
-    pub unusable: u64,
+    pub(crate) unusable: u64,
     /// Misplaced records of subscribed assessments.
-    pub misplaced: u64,
+    pub(crate) misplaced: u64,
     /// The topic of the last of these.
-    pub misplaced_on: Option<Arc<Topic>>,
+    pub(crate) misplaced_on: Option<Arc<Topic>>,
     /// Messages without a cursor, for it would have been too long.
-    pub without_cursor: u64,
+    pub(crate) without_cursor: u64,
     /// Ticks for which the market board had no room.
-    pub board_overflow: u64,
+    pub(crate) board_overflow: u64,
     /// Events that are too large for the window.
-    pub too_large: u64,
+    pub(crate) too_large: u64,
     /// The topic of the last of these.
-    pub too_large_on: Option<Arc<Topic>>,
+    pub(crate) too_large_on: Option<Arc<Topic>>,
     /// Messages over [`MESSAGE_BYTES_COMMON`].
-    pub long: u64,
+    pub(crate) long: u64,
     /// The topic of the last of these.
-    pub long_on: Option<Arc<Topic>>,
+    pub(crate) long_on: Option<Arc<Topic>>,
 }
 
 /// A partition lost records that clients have, or should have been sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Loss {
+pub(crate) struct Loss {
     /// Of which partition.
-    pub partition_id: PartitionId,
+    pub(crate) partition_id: PartitionId,
     /// How the log lost its end; `None` where records were deleted before they were read, or compaction removed them.
-    pub end: Option<LostEnd>,
+    pub(crate) end: Option<LostEnd>,
 }
 
 /// What a log lost that lost its end. It concerns also those who have more than was read here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LostEnd {
+pub(crate) struct LostEnd {
     /// Where it goes on.
-    pub from: i64,
+    pub(crate) from: i64,
     /// The leader epoch of the last record that was read of it, where it is known. Who has a later leader's log lost
     /// nothing.
-    pub epoch: Option<i32>,
+    pub(crate) epoch: Option<i32>,
 }
 
 impl History {
@@ -175,7 +175,7 @@ impl History {
 
     /// With a secret of this process in its index, so that no client can choose ids that are slow to find.
     #[must_use]
-    pub fn with_index_key(mut self, key: IndexKey) -> Self {
+    pub(crate) fn with_index_key(mut self, key: IndexKey) -> Self {
         debug_assert!(self.logs.is_empty());
         self.index = Index::new(key);
         self
@@ -295,13 +295,13 @@ impl History {
     }
 
     /// The topics whose indexes others got since this was last asked.
-    pub fn take_reused(&mut self) -> Vec<TopicIndex> {
+    pub(crate) fn take_reused(&mut self) -> Vec<TopicIndex> {
         std::mem::take(&mut self.reused)
     }
 
     /// Drops what is over the limits at `now`. Undispatched entries are dropped by age alone: what a turn takes in
     /// cannot overtake up-to-date clients, however small the window and however large the events.
-    pub fn evict(&mut self, now: Instant) {
+    pub(crate) fn evict(&mut self, now: Instant) {
         let undispatched =
             self.undispatched.iter().find_map(|&key| self.logs.get(key)?.undispatched).map(|(_, at)| at.segment());
         let bytes_most = 2 * self.limits.bytes_max + UNDISPATCHED_BYTES_MAX;
@@ -320,23 +320,23 @@ impl History {
 
     /// What the window costs, in bytes of memory.
     #[must_use]
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// What turned out since this was last asked.
-    pub fn take_findings(&mut self) -> RecordFindings {
+    pub(crate) fn take_findings(&mut self) -> RecordFindings {
         std::mem::take(&mut self.findings)
     }
 
     /// What partitions lost since this was last asked.
-    pub fn take_losses(&mut self) -> Vec<Loss> {
+    pub(crate) fn take_losses(&mut self) -> Vec<Loss> {
         std::mem::take(&mut self.losses)
     }
 
     /// The subscribed assessments with an event that can't be sent, found since the last call: it is too large for the
     /// window, or its topic was dropped. Clients before the position lack it.
-    pub fn take_unsent(&mut self) -> Vec<(AssessmentLogKey, Position)> {
+    pub(crate) fn take_unsent(&mut self) -> Vec<(AssessmentLogKey, Position)> {
         std::mem::take(&mut self.unsent)
     }
 

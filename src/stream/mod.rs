@@ -10,7 +10,7 @@
 pub mod batch;
 pub mod board;
 pub mod cursor;
-pub mod epochs;
+pub(crate) mod epochs;
 pub(crate) mod fault_injection;
 pub mod history;
 pub mod offsets;

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::names::Candidate;
-pub use self::resume_filter::{CursorVerdict, LogEnds, ResumeFilter};
+pub(crate) use self::resume_filter::{CursorVerdict, LogEnds, ResumeFilter};
 use self::topics::TopicState;
 use crate::ids::{AssessmentHash, TopicIndex};
 use crate::limits::GROWTH_NOTICED_MAX;
@@ -34,17 +34,17 @@ pub struct PartitionId(u32);
 
 impl PartitionId {
     /// None is before it.
-    pub const FIRST: Self = Self(0);
+    pub(crate) const FIRST: Self = Self(0);
 
     /// Its index in [`Offsets::all_next`].
     #[must_use]
-    pub fn index(self) -> usize {
+    pub(crate) fn index(self) -> usize {
         self.0 as usize
     }
 }
 
 /// The offset of an unused id: its topic was forgotten, and another partition may get it.
-pub const FORGOTTEN: i64 = i64::MIN;
+pub(crate) const FORGOTTEN: i64 = i64::MIN;
 
 /// All partitions' offsets, as of the newest record.
 #[derive(Debug, Default)]
@@ -106,19 +106,19 @@ pub struct ListedPartitions {
 impl ListedPartitions {
     /// Whether all of them are where the topics' partitioners put the assessment: nearly always so.
     #[must_use]
-    pub fn is_as_expected(&self) -> bool {
+    pub(crate) fn is_as_expected(&self) -> bool {
         self.strays == 0
     }
 
     /// Whether the partition is one of them.
     #[must_use]
-    pub fn contains(&self, partition_id: PartitionId) -> bool {
+    pub(crate) fn contains(&self, partition_id: PartitionId) -> bool {
         self.partition_ids.contains(&partition_id)
     }
 
     /// All of them.
     #[must_use]
-    pub fn partition_ids(&self) -> &[PartitionId] {
+    pub(crate) fn partition_ids(&self) -> &[PartitionId] {
         &self.partition_ids
     }
 }
@@ -187,7 +187,7 @@ impl Offsets {
     }
 
     /// Records below these offsets are older than the history's time. After the places were told.
-    pub fn recent_from(&mut self, recent: &[NextOffset]) {
+    pub(crate) fn recent_from(&mut self, recent: &[NextOffset]) {
         for from in recent {
             if let Some(partition_id) = self.partition_id(from.topic, from.partition) {
                 self.recent[partition_id.index()] = from.offset;
@@ -221,7 +221,7 @@ impl Offsets {
     }
 
     /// Forgets numbers of partitions by which no record of the window was placed.
-    pub fn forget_old_counts(&mut self, window: Duration, now: Instant) {
+    pub(crate) fn forget_old_counts(&mut self, window: Duration, now: Instant) {
         for known in self.topics.iter_mut().flatten() {
             known.forget_old_mappings(window, now);
             if known.counts.len() < 2 {
@@ -240,7 +240,7 @@ impl Offsets {
     }
 
     /// The record at an offset was read.
-    pub fn advance(&mut self, origin: Origin) -> Option<PartitionId> {
+    pub(crate) fn advance(&mut self, origin: Origin) -> Option<PartitionId> {
         let known = self.topics.get_mut(usize::from(origin.topic.0))?.as_mut()?;
         let partition_id = (*known.partition_ids.get(usize::try_from(origin.partition).ok()?)?)?;
         known.is_empty = false;
@@ -249,7 +249,7 @@ impl Offsets {
     }
 
     /// The record at an offset left the window: so far, it is not whole any more.
-    pub fn record_evicted(&mut self, origin: Origin) {
+    pub(crate) fn record_evicted(&mut self, origin: Origin) {
         if let Some(partition_id) = self.partition_id(origin.topic, origin.partition) {
             let low_watermark = &mut self.low_watermark[partition_id.0 as usize];
             *low_watermark = origin.offset.saturating_add(1).max(*low_watermark);
@@ -257,7 +257,7 @@ impl Offsets {
     }
 
     /// Records below this offset are missing: they were not read, and no client can be sent them.
-    pub fn missing_below(&mut self, at: &NextOffset) -> Option<PartitionId> {
+    pub(crate) fn missing_below(&mut self, at: &NextOffset) -> Option<PartitionId> {
         let partition_id = self.partition_id(at.topic, at.partition)?;
         let low_watermark = &mut self.low_watermark[partition_id.0 as usize];
         *low_watermark = at.offset.max(*low_watermark);
@@ -266,7 +266,7 @@ impl Offsets {
 
     /// The log lost its end. Before it is told to stand there. Comes back with the epoch of the last record that was
     /// read of it, as far as that is known.
-    pub fn truncate(&mut self, deleted_unread: &LogTruncation) -> Option<(PartitionId, Option<i32>)> {
+    pub(crate) fn truncate(&mut self, deleted_unread: &LogTruncation) -> Option<(PartitionId, Option<i32>)> {
         let partition_id = self.partition_id(deleted_unread.next.topic, deleted_unread.next.partition)?;
         let index = partition_id.index();
         let (from, read, low_watermark, epochs) =
@@ -290,7 +290,7 @@ impl Offsets {
     }
 
     /// The first client subscribes: from now on the shard sees for itself how many partitions its topics have.
-    pub fn record_first_subscribe(&mut self) {
+    pub(crate) fn record_first_subscribe(&mut self) {
         if self.first_subscribed.is_none() {
             self.first_subscribed = Some(self.next.as_slice().into());
         }
@@ -300,19 +300,19 @@ impl Offsets {
 
     /// A topic, by its index.
     #[must_use]
-    pub fn topic(&self, index: TopicIndex) -> Option<&Arc<Topic>> {
+    pub(crate) fn topic(&self, index: TopicIndex) -> Option<&Arc<Topic>> {
         Some(&self.topics.get(usize::from(index.0))?.as_ref()?.topic)
     }
 
     /// The topic of a record, with the route that it was read by.
     #[must_use]
-    pub fn topic_of(&self, origin: Origin) -> Option<&Arc<Topic>> {
+    pub(crate) fn topic_of(&self, origin: Origin) -> Option<&Arc<Topic>> {
         Some(self.topics.get(usize::from(origin.topic.0))?.as_ref()?.of(origin))
     }
 
     /// The id of a partition; `None` for a market's, and for one that is not known.
     #[must_use]
-    pub fn partition_id(&self, topic: TopicIndex, partition: i32) -> Option<PartitionId> {
+    pub(crate) fn partition_id(&self, topic: TopicIndex, partition: i32) -> Option<PartitionId> {
         *self.topics.get(usize::from(topic.0))?.as_ref()?.partition_ids.get(usize::try_from(partition).ok()?)?
     }
 
@@ -324,25 +324,25 @@ impl Offsets {
 
     /// The first offset that the shard learned of a partition.
     #[must_use]
-    pub fn first(&self, partition_id: PartitionId) -> i64 {
+    pub(crate) fn first(&self, partition_id: PartitionId) -> i64 {
         self.first[partition_id.0 as usize]
     }
 
     /// The partitions of a topic.
-    pub fn partitions_of(&self, topic: TopicIndex) -> impl Iterator<Item = PartitionId> + '_ {
+    pub(crate) fn partitions_of(&self, topic: TopicIndex) -> impl Iterator<Item = PartitionId> + '_ {
         let known = self.topics.get(usize::from(topic.0)).and_then(Option::as_ref);
         known.into_iter().flat_map(|known| known.partition_ids.iter().flatten().copied())
     }
 
     /// The next offset of each partition; [`FORGOTTEN`] for an unused id.
     #[must_use]
-    pub fn all_next(&self) -> &[i64] {
+    pub(crate) fn all_next(&self) -> &[i64] {
         &self.next
     }
 
     /// Whether topics or partitions changed since they were listed.
     #[must_use]
-    pub fn is_outdated(&self, listed: &ListedPartitions) -> bool {
+    pub(crate) fn is_outdated(&self, listed: &ListedPartitions) -> bool {
         listed.layout != self.layout
     }
 
@@ -380,7 +380,7 @@ impl Offsets {
     /// Whether the topic's partitioner would put the assessment's records there, by some number of partitions that the
     /// topic had of late.
     #[must_use]
-    pub fn is_expected(&self, id: &str, partition_id: PartitionId) -> bool {
+    pub(crate) fn is_expected(&self, id: &str, partition_id: PartitionId) -> bool {
         let info = self.partition_ids[partition_id.0 as usize];
         let Some(known) = self.known(info.topic) else { return false };
         match known.partitioner.and_then(|partitioner| partitioner.hash(id)) {
@@ -403,7 +403,7 @@ impl Offsets {
 
     /// Whether a recreated topic has taken the name of a partition's topic.
     #[must_use]
-    pub fn is_replaced(&self, partition_id: PartitionId) -> bool {
+    pub(crate) fn is_replaced(&self, partition_id: PartitionId) -> bool {
         let topic = self.partition_ids[partition_id.0 as usize].topic;
         self.known(topic).is_none_or(|known| known.replaced)
     }

@@ -112,7 +112,7 @@ pub enum Allow {
 impl Allow {
     /// The value of the `Allow` header.
     #[must_use]
-    pub fn methods(self) -> &'static str {
+    pub(crate) fn methods(self) -> &'static str {
         match self {
             Self::Get => "GET",
             Self::GetAndHead => "GET, HEAD",
@@ -138,7 +138,7 @@ impl HttpRefusal {
 
     /// The label in metrics.
     #[must_use]
-    pub fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Malformed(RequestFault::ProxyHeader) => "proxy_header",
             Self::Malformed(_) => "malformed",

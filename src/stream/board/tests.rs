@@ -233,9 +233,9 @@ fn ticks_are_bounded_in_bytes_and_one_that_does_not_fit_leaves_no_older_price_in
     board.apply(&Batch { topics: topics(), ..Batch::default() }, now);
     let mut show = |batch: Batch| {
         board.apply(&batch, now);
-        assert!(board.bytes() <= 1_000);
+        assert!(board.bytes <= 1_000);
         board.publish(now);
-        assert!(board.bytes() <= 1_000 && board.image.len() == board.bytes());
+        assert!(board.bytes <= 1_000 && board.image.len() == board.bytes);
         let shown = whole(&board);
         assert!(!board.has_unpublished() && !board.is_stale(now + WINDOW));
         (shown, board.take_refused())
@@ -273,7 +273,7 @@ fn a_tick_that_cannot_be_mapped_is_counted_once_and_shown_never() {
     board.publish(now);
     assert_eq!((whole(&board), board.take_unusable()), (vec![200], 1));
     board.publish(now);
-    assert_eq!((whole(&board), board.take_unusable(), board.bytes()), (vec![200], 0, board.image.len()));
+    assert_eq!((whole(&board), board.take_unusable(), board.bytes), (vec![200], 0, board.image.len()));
 }
 
 #[test]

@@ -76,7 +76,7 @@ impl History {
     /// The log that has had undispatched entries for longest. They stay undispatched until
     /// [`History::mark_dispatched`].
     #[must_use]
-    pub fn next_undispatched(&self) -> Option<AssessmentLogKey> {
+    pub(crate) fn next_undispatched(&self) -> Option<AssessmentLogKey> {
         self.undispatched.front().copied()
     }
 
@@ -235,7 +235,7 @@ impl History {
     // ---- partitions -------------------------------------------------------------------------------------------------
 
     /// Lists the partitions of a subscribed assessment again, if topics or partitions changed since.
-    pub fn refresh_listed(&mut self, key: AssessmentLogKey) {
+    pub(crate) fn refresh_listed(&mut self, key: AssessmentLogKey) {
         let Some(log) = self.logs.get(key) else { return };
         if !self.offsets.is_outdated(&log.listed) {
             return;
@@ -272,7 +272,7 @@ impl History {
 
     /// The partitions where records of a subscribed assessment may lie, as of [`History::refresh_listed`].
     #[must_use]
-    pub fn listed_partitions(&self, key: AssessmentLogKey) -> &[PartitionId] {
+    pub(crate) fn listed_partitions(&self, key: AssessmentLogKey) -> &[PartitionId] {
         self.logs.get(key).map_or(&[], |log| log.listed.partition_ids())
     }
 }

@@ -14,20 +14,20 @@ use crate::stream::offsets::{CursorVerdict, LogEnds, Offsets, PartitionId, Resum
 /// Frames for one client that has not passed its cursor yet, each with the larger of the entry's cursor and the
 /// client's own.
 #[derive(Debug, Default)]
-pub struct CatchUpFrames {
+pub(crate) struct CatchUpFrames {
     /// One after the other.
-    pub bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
     /// Where each ends in `bytes`, and the position after it.
-    pub frames: Vec<(usize, Position)>,
+    pub(crate) frames: Vec<(usize, Position)>,
     /// Whether the client is past its cursor when it has these: from there on it is sent what all are sent.
-    pub passed: bool,
+    pub(crate) passed: bool,
     /// What speaks against the client's cursor after all: an event that it lacks can't be sent, or the client has passed
     /// its cursor, and that is not of the log that was read.
-    pub verdict: CursorVerdict,
+    pub(crate) verdict: CursorVerdict,
     /// Whether the steps were used up before it was clear what comes behind these.
-    pub is_unfinished: bool,
+    pub(crate) is_unfinished: bool,
     /// The position before the first frame; entries covered by the cursor are skipped.
-    pub from: Position,
+    pub(crate) from: Position,
     /// Where a cursor is made.
     text: Vec<u8>,
 }
@@ -82,37 +82,37 @@ impl History {
     }
 
     /// Judges a client's cursor again by what was read since, and by the ends of some logs.
-    pub fn recheck(&self, resume_filter: &mut ResumeFilter, ends: Option<&LogEnds>) -> CursorVerdict {
+    pub(crate) fn recheck(&self, resume_filter: &mut ResumeFilter, ends: Option<&LogEnds>) -> CursorVerdict {
         resume_filter.recheck(&self.offsets, ends)
     }
 
     /// Looks up the partitions of reported ends.
     #[must_use]
-    pub fn index_ends(&self, reported: &PartitionEnds) -> LogEnds {
+    pub(crate) fn index_ends(&self, reported: &PartitionEnds) -> LogEnds {
         self.offsets.index_ends(reported)
     }
 
     /// A client's cursor waits no longer for topics that this pod does not read.
-    pub fn forget_unread_topics(&self, resume_filter: &mut ResumeFilter) {
+    pub(crate) fn forget_unread_topics(&self, resume_filter: &mut ResumeFilter) {
         resume_filter.forget_unread_topics(&self.offsets);
     }
 
     /// Whether a client that comes back has nothing ahead of what was read here: it is like all others when it has been
     /// sent what is due.
     #[must_use]
-    pub fn is_caught_up(&self, resume_filter: &ResumeFilter) -> bool {
+    pub(crate) fn is_caught_up(&self, resume_filter: &ResumeFilter) -> bool {
         resume_filter.is_exhausted(&self.offsets, |partition_id| self.offsets.next(partition_id))
     }
 
     /// Whether a client's cursor says that it has everything that a partition lacks.
-    pub fn is_ahead(&self, resume_filter: &mut ResumeFilter, partition_id: PartitionId) -> bool {
+    pub(crate) fn is_ahead(&self, resume_filter: &mut ResumeFilter, partition_id: PartitionId) -> bool {
         // The partition may be new here, and known to the cursor.
         resume_filter.refresh(&self.offsets);
         resume_filter.reaches(partition_id, self.offsets.low(partition_id))
     }
 
     /// A log lost its end: whether a client's cursor is of the log that goes on, and the client lacks nothing of that.
-    pub fn outlives(&self, resume_filter: &mut ResumeFilter, partition_id: PartitionId, end: LostEnd) -> bool {
+    pub(crate) fn outlives(&self, resume_filter: &mut ResumeFilter, partition_id: PartitionId, end: LostEnd) -> bool {
         resume_filter.truncate(&self.offsets, partition_id, end.from, end.epoch)
     }
 
@@ -138,7 +138,7 @@ impl History {
 
     /// Makes the frames that are due to a client from its position on, until it is past its cursor, up to a number of
     /// bytes (at least one frame), and in so many steps, which are used up.
-    pub fn make_catch_up_frames(
+    pub(crate) fn make_catch_up_frames(
         &mut self,
         key: AssessmentLogKey,
         mut position: Position,

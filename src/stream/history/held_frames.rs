@@ -58,12 +58,12 @@ impl HeldFrame {
 
 impl History {
     /// Keeps a frame in the window or beside it until [`History::release`]. As many may hold it as like.
-    pub fn hold(&mut self, FrameRef(at): FrameRef) {
+    pub(crate) fn hold(&mut self, FrameRef(at): FrameRef) {
         self.held.frames.entry(at).or_insert(HeldFrame { holders: 0, copy: None }).holders += 1;
     }
 
     /// Takes back one [`History::hold`].
-    pub fn release(&mut self, FrameRef(at): FrameRef) {
+    pub(crate) fn release(&mut self, FrameRef(at): FrameRef) {
         let Some(held) = self.held.frames.get_mut(&at) else { return };
         held.holders -= 1;
         if held.holders == 0

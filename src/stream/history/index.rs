@@ -22,7 +22,7 @@ pub(super) struct Index {
 
 /// Random numbers of this process.
 #[derive(Debug, Clone, Copy)]
-pub struct IndexKey(pub u64, pub u64);
+pub(crate) struct IndexKey(pub(crate) u64, pub(crate) u64);
 
 impl Index {
     pub(super) fn new(key: IndexKey) -> Self {

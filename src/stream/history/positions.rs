@@ -16,7 +16,7 @@ pub struct Position {
 
 /// The state of a position relative to the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PositionStatus {
+pub(crate) enum PositionStatus {
     /// Nothing is due.
     Current,
     /// Entries are due, and all of them are in the window.
@@ -39,27 +39,27 @@ pub struct DueFrames {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WriteProgress {
     /// After the last entry of which anything was written.
-    pub position: Position,
+    pub(crate) position: Position,
     /// Frames that were written whole.
-    pub frames: u64,
+    pub(crate) frames: u64,
     /// The frame that was written in part, and how many bytes of it.
-    pub partial: Option<(FrameRef, u32)>,
+    pub(crate) partial: Option<(FrameRef, u32)>,
 }
 
 /// The frame of one entry. It names the entry itself, so it stays right wherever a position moves meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FrameRef(pub(super) EntryRef);
+pub(crate) struct FrameRef(pub(super) EntryRef);
 
 impl Position {
     /// Whether an entry before the other one's is still to be sent.
     #[must_use]
-    pub fn is_before(self, other: Self) -> bool {
+    pub(crate) fn is_before(self, other: Self) -> bool {
         self.number < other.number
     }
 
     /// Whether both wait for the same entry.
     #[must_use]
-    pub fn is_at(self, other: Self) -> bool {
+    pub(crate) fn is_at(self, other: Self) -> bool {
         self.number == other.number
     }
 }
@@ -67,7 +67,7 @@ impl Position {
 impl History {
     /// Locates a position in the window and caches its entry. While the log is undispatched, a position that was up to
     /// date has few steps to it.
-    pub fn locate(&self, key: AssessmentLogKey, position: &mut Position) -> PositionStatus {
+    pub(crate) fn locate(&self, key: AssessmentLogKey, position: &mut Position) -> PositionStatus {
         let Some(log) = self.logs.get(key) else { return PositionStatus::Current };
         if position.number >= log.end {
             return PositionStatus::Current;
@@ -176,7 +176,7 @@ impl History {
     /// What is left of a frame of which `sent` bytes are written. `None` if it has left the window and was not held
     /// it, or too much is held.
     #[must_use]
-    pub fn rest_of_frame(&self, FrameRef(at): FrameRef, sent: u32) -> Option<&[u8]> {
+    pub(crate) fn rest_of_frame(&self, FrameRef(at): FrameRef, sent: u32) -> Option<&[u8]> {
         let frame = match self.entry(at) {
             Some((segment, entry)) => segment.frame(entry.frame)?,
             None => self.held.copy(at)?,
@@ -186,7 +186,7 @@ impl History {
 
     /// A position after the entry that it is at.
     #[must_use]
-    pub fn after(&self, position: Position) -> Position {
+    pub(crate) fn after(&self, position: Position) -> Position {
         Position { number: position.number + 1, at: position.at.and_then(|at| self.next_entry(at)) }
     }
 

@@ -60,7 +60,7 @@ struct CoveredPartition {
 
 /// What is known by now of a cursor that was ahead.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub enum CursorVerdict {
+pub(crate) enum CursorVerdict {
     /// Nothing speaks against it.
     #[default]
     Open,
@@ -73,9 +73,9 @@ pub enum CursorVerdict {
 
 /// The ends of some logs, by partition.
 #[derive(Debug)]
-pub struct LogEnds {
+pub(crate) struct LogEnds {
     /// Before the leaders were asked.
-    pub asked: Instant,
+    pub(crate) asked: Instant,
     /// By [`PartitionId`]: the end, and the epoch of the leader that reported it.
     ends: Vec<Option<(i64, Option<i32>)>>,
 }
@@ -129,7 +129,7 @@ impl Offsets {
 
     /// Whether the window still has everything that a client lacks.
     #[must_use]
-    pub fn is_whole_for(&self, resume_filter: &ResumeFilter, listed: &ListedPartitions) -> bool {
+    pub(crate) fn is_whole_for(&self, resume_filter: &ResumeFilter, listed: &ListedPartitions) -> bool {
         let is_below = |covered: &CoveredPartition| {
             covered.known.is_some_and(|partition_id| covered.offset.next < self.low(partition_id))
         };
@@ -141,7 +141,7 @@ impl Offsets {
 
     /// Looks up the partitions of reported ends, once for all clients that are judged by them.
     #[must_use]
-    pub fn index_ends(&self, reported: &PartitionEnds) -> LogEnds {
+    pub(crate) fn index_ends(&self, reported: &PartitionEnds) -> LogEnds {
         let mut ends = vec![None; self.partition_ids.len()];
         for end in &reported.ends {
             if let Some(partition_id) = self.partition_id(end.at.topic, end.at.partition) {
@@ -248,7 +248,7 @@ impl ResumeFilter {
     }
 
     /// Looks its partitions up again if topics or partitions changed.
-    pub fn refresh(&mut self, offsets: &Offsets) {
+    pub(crate) fn refresh(&mut self, offsets: &Offsets) {
         if self.layout == offsets.layout {
             return;
         }
@@ -289,7 +289,7 @@ impl ResumeFilter {
     }
 
     /// Removes a topic whose index another topic gets.
-    pub fn forget(&mut self, topic: TopicIndex) {
+    pub(crate) fn forget(&mut self, topic: TopicIndex) {
         self.partitions.retain(|covered| covered.topic != topic);
         self.topics.retain(|(listed, _)| *listed != topic);
     }
@@ -298,7 +298,7 @@ impl ResumeFilter {
     /// read for longer than the window. For a client that has been here for as long: by now every pod has looked at the
     /// topics, and what the client had of them has left the windows. A pod that reads one nevertheless finds that the
     /// client's next cursor does not list it, and answers `expired` unless its window has the topic from the beginning.
-    pub fn forget_unread_topics(&mut self, offsets: &Offsets) {
+    pub(crate) fn forget_unread_topics(&mut self, offsets: &Offsets) {
         self.refresh(offsets);
         self.unknown.clear();
         self.unknown_sum = TopicSum::default();
@@ -309,7 +309,7 @@ impl ResumeFilter {
 
     /// Why the client can't continue from it after all, by what is known now.
     #[must_use]
-    pub fn contradiction(&self, offsets: &Offsets) -> Option<ResetReason> {
+    pub(crate) fn contradiction(&self, offsets: &Offsets) -> Option<ResetReason> {
         if self.is_misread {
             return Some(ResetReason::Invalid);
         }
@@ -318,7 +318,7 @@ impl ResumeFilter {
 
     /// Judges it again by what was read since, and by the ends of some logs. What the client has of logs that lost it
     /// is no longer covered; what it has of others stays.
-    pub fn recheck(&mut self, offsets: &Offsets, ends: Option<&LogEnds>) -> CursorVerdict {
+    pub(crate) fn recheck(&mut self, offsets: &Offsets, ends: Option<&LogEnds>) -> CursorVerdict {
         self.refresh(offsets);
         match self.contradiction(offsets) {
             None => {}
@@ -343,7 +343,13 @@ impl ResumeFilter {
     /// The log that was read here, up to records of `epoch`, lost its end on a partition, from an offset on. Returns
     /// whether the client's cursor is of a later leader's log, and the window is complete from there on. Otherwise the
     /// client lacks everything from that offset on.
-    pub fn truncate(&mut self, offsets: &Offsets, partition_id: PartitionId, offset: i64, epoch: Option<i32>) -> bool {
+    pub(crate) fn truncate(
+        &mut self,
+        offsets: &Offsets,
+        partition_id: PartitionId,
+        offset: i64,
+        epoch: Option<i32>,
+    ) -> bool {
         self.refresh(offsets);
         let Some(covered) = self.at_mut(partition_id) else { return false };
         let at = covered.offset;
@@ -366,13 +372,13 @@ impl ResumeFilter {
 
     /// How many partitions it lists.
     #[must_use]
-    pub fn listed_count(&self) -> usize {
+    pub(crate) fn listed_count(&self) -> usize {
         self.partitions.len()
     }
 
     /// Whether the client has the record at an offset of a partition.
     #[must_use]
-    pub fn contains(&self, offsets: &Offsets, partition_id: PartitionId, offset: i64) -> bool {
+    pub(crate) fn contains(&self, offsets: &Offsets, partition_id: PartitionId, offset: i64) -> bool {
         match self.at(partition_id) {
             Some(covered) => offset < covered.offset.next || offsets.is_outdated_at(partition_id, &covered.offset),
             None => self.lacks_from(offsets, partition_id).is_none(),
@@ -382,7 +388,7 @@ impl ResumeFilter {
     /// Whether everything that it covers has been sent or read when the partitions are at `next`: it covers nothing that
     /// follows.
     #[must_use]
-    pub fn is_exhausted(&self, offsets: &Offsets, next: impl Fn(PartitionId) -> i64) -> bool {
+    pub(crate) fn is_exhausted(&self, offsets: &Offsets, next: impl Fn(PartitionId) -> i64) -> bool {
         let is_behind = |&(partition_id, end): &(PartitionId, i64)| next(partition_id) >= end;
         let is_passed = |covered: &CoveredPartition| {
             let is_read = |partition_id| {
@@ -395,7 +401,7 @@ impl ResumeFilter {
 
     /// Whether it lists a partition at or beyond an offset.
     #[must_use]
-    pub fn reaches(&self, partition_id: PartitionId, offset: i64) -> bool {
+    pub(crate) fn reaches(&self, partition_id: PartitionId, offset: i64) -> bool {
         self.next(partition_id).is_some_and(|next| next >= offset)
     }
 

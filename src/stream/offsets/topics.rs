@@ -154,7 +154,7 @@ impl Offsets {
     }
 
     /// Ingest stopped reading a topic, or continues to read it.
-    pub fn set_reading(&mut self, topic: TopicIndex, is_read: bool, now: Instant) {
+    pub(crate) fn set_reading(&mut self, topic: TopicIndex, is_read: bool, now: Instant) {
         if let Some(Some(known)) = self.topics.get_mut(usize::from(topic.0)) {
             known.reading = if is_read { Reading::Active } else { Reading::Stopped(now) };
         }
