@@ -366,6 +366,24 @@ fn prices_are_conflated_to_one_flush_an_interval() {
 }
 
 #[test]
+fn the_first_price_after_a_quiet_interval_is_sent_at_once() {
+    let mut world = World::new();
+    let (_, socket) = world.connect(None);
+    world.turn([]);
+    socket.texts();
+    let mut after = |quiet_ms, offset: i64| {
+        world.pass(Duration::from_millis(quiet_ms));
+        world.turn([tick(BTC, 0, offset, 0, offset.unsigned_abs())]);
+        socket.texts().iter().map(|text| number(text)).collect::<Vec<_>>()
+    };
+    assert_eq!(after(100, 1), [1], "nothing was flushed for an interval");
+    assert_eq!(after(1, 2), [0; 0]);
+    assert_eq!(after(98, 3), [0; 0]);
+    assert_eq!(after(1, 4), [4], "a hundred milliseconds after the last flush, the newest");
+    assert_eq!(after(5_000, 5), [5]);
+}
+
+#[test]
 fn an_unflushed_market_reaches_a_new_client_and_the_others() {
     let mut world = World::new();
     let (_, early) = world.connect(None);
