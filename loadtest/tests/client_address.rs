@@ -147,6 +147,13 @@ fn only_trusted_proxies_may_use_the_proxy_protocol() {
         assert_eq!(status_behind(&by_proxy, header).0, 400, "{header:?}");
     }
     assert_eq!(pod.metrics().of("shardgate_refusals_total", &[("reason", "proxy_header")]), 4.0);
+    let addressed = |what: &str| {
+        let log = pod.log();
+        let line = log.lines().find(|line| line.contains(what)).map(str::to_owned);
+        line.unwrap_or_else(|| panic!("no line has {what:?}: {log}"))
+    };
+    assert!(addressed("MAX_CONNECTIONS_PER_ADDRESS").contains("client=203.0.113.1 "), "the client's, not the proxy's");
+    assert!(addressed("PROXY protocol's header").contains(&format!("client={proxy} ")), "it named no client");
     // Headers may arrive in pieces.
     let mut raw = Raw::connect(&by_proxy);
     for byte in v2(9).chunks(5) {

@@ -321,7 +321,9 @@ fn what_lies_behind_an_open_transaction_is_lag_and_the_partition_is_named() {
     assert_eq!([end("last_stable_offset"), end("high_watermark")], [0.0, 101.0]);
     let log = pod.log();
     let line = log.lines().find(|line| line.contains("open transaction holds back")).expect("it is logged");
-    assert!(line.contains(kind.topic()) && line.contains("last_stable_offset=0"), "{line}");
+    for part in [kind.topic(), "partition=1", "last_stable_offset=0", "high_watermark=101"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
     assert_eq!(pod.get("/ready").status, 200, "Kafka is well, and so is the pod");
     assert_eq!(seen(&client).count(), 0);
 

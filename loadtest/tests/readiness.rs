@@ -265,3 +265,20 @@ fn a_pod_that_is_not_ready_logs_what_it_waits_for_every_half_minute() {
         "{line}"
     );
 }
+
+#[test]
+fn an_outage_of_kafka_is_logged_at_its_start_every_half_minute_and_at_its_end() {
+    let mut world = World::without_topics();
+    let pod = world.pod("pod-0").start();
+    let line = |what: &str| pod.log().lines().find(|line| line.contains(what)).map(str::to_owned);
+    let brokers = world.kafka.bootstrap().to_owned();
+    world.kafka.broker(0).kill();
+    let began = eventually("the outage is logged", STOPPED_WITHIN, || line("Kafka unreachable"));
+    assert!(began.contains(&brokers) && began.contains("error="), "{began}");
+    let goes_on = eventually("it is logged again", Duration::from_secs(45), || line("Kafka still unreachable"));
+    assert!(goes_on.contains(&brokers) && goes_on.contains("since=2") && goes_on.contains("error="), "{goes_on}");
+    world.kafka.broker(0).start();
+    let restored = eventually("its end is logged", Duration::from_secs(60), || line("Kafka connection restored"));
+    assert!(restored.contains("elapsed="), "{restored}");
+    assert_eq!(pod.log().matches("Kafka unreachable").count(), 1);
+}

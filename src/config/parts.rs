@@ -277,6 +277,25 @@ fn relations(reader: &mut SettingsReader<'_>, config: &Config) {
         let text = format!("got {got}; takes at least twice HEARTBEAT_INTERVAL, which is {least}");
         reader.relation(&s::CONNECTION_TIMEOUT, &text);
     }
+    if are_good(reader, &[&s::HEARTBEAT_INTERVAL, &s::INBOUND_PER_SECOND])
+        && u128::from(shard.inbound_per_second) * in_ms(&shard.heartbeat) < 1_000
+    {
+        let (got, heartbeat) = (shard.inbound_per_second, in_ms(&shard.heartbeat));
+        let text = format!(
+            "got {got}; a client that answers each ping sends one message each HEARTBEAT_INTERVAL, which is {heartbeat} ms"
+        );
+        reader.relation(&s::INBOUND_PER_SECOND, &text);
+    }
+    let fetch_wait = config.kafka.properties.iter().find(|(name, _)| name == "fetch.wait.max.ms");
+    let fetch_wait = fetch_wait.and_then(|(_, value)| value.parse().ok()).map(Duration::from_millis);
+    if are_good(reader, &[&s::KAFKA_STALL_MS])
+        && let Some(fetch_wait) = fetch_wait.filter(|wait| *wait >= config.kafka.stall)
+    {
+        let (got, wait) = (in_ms(&config.kafka.stall), in_ms(&fetch_wait));
+        let text =
+            format!("got {got}; takes more than fetch.wait.max.ms, which is {wait}: an idle client would be replaced");
+        reader.relation(&s::KAFKA_STALL_MS, &text);
+    }
     if config.admission.proxy_protocol && reader.source(&s::TRUSTED_PROXIES).is_none() {
         reader.relation(&s::PROXY_PROTOCOL, "got true; also needs TRUSTED_PROXIES, whose connections begin with it");
     }

@@ -106,7 +106,7 @@ settings! {
          them; when it can read them, their clients get a reset";
     TOPIC_REFRESH_MS: ms(500), Value("10000"), "new topics and partitions are found within this time";
     ROUTES_FILE: File("a file as `shardgate routes` prints it"), Computed("built in"), "which topics become what";
-    REDIS_URL: Secret("redis://[[user]:password@]host[:port][/db]"), Unset,
+    REDIS_URL: Secret("redis://[[user]:password@]host[:port][/db]; TLS (rediss://) is not built in"), Unset,
         "Redis; if set, the next three are ignored";
     REDIS_HOST: Text("a host name or address"), Value("localhost"), "Redis' host";
     REDIS_PORT: PORT_NUMBER, Value("6379"), "Redis' port";

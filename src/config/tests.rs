@@ -321,6 +321,25 @@ fn relations_between_settings_are_checked() {
         World::new().env("MARKET_FLUSH_MS", "5001").env("HISTORY_SECONDS", "5").faults(),
         ["MARKET_FLUSH_MS (environment): got 5001; takes at most the time of HISTORY_SECONDS, which is 5 s"]
     );
+    let pings = World::new().env("HEARTBEAT_INTERVAL", "100").env("INBOUND_PER_SECOND", "9").faults();
+    assert_eq!(
+        pings,
+        ["INBOUND_PER_SECOND (environment): got 9; a client that answers each ping sends one message each \
+          HEARTBEAT_INTERVAL, which is 100 ms"]
+    );
+    world().env("INBOUND_PER_SECOND", "10").config();
+    let waits = |property| {
+        let world = World::new().env("KAFKA_PROPERTIES_FILE", "properties").env("KAFKA_STALL_MS", "3000");
+        world.file("properties", property)
+    };
+    waits("fetch.wait.max.ms=2999").config();
+    assert_eq!(
+        waits("fetch.wait.max.ms=3000").faults(),
+        [
+            "KAFKA_STALL_MS (environment): got 3000; takes more than fetch.wait.max.ms, which is 3000: an idle client would be \
+          replaced"
+        ]
+    );
     let one = World::new().env("HEARTBEAT_INTERVAL", "99").env("CONNECTION_TIMEOUT", "200").faults();
     assert_eq!(one.len(), 1, "an invalid setting is not compared: {one:?}");
 }

@@ -65,6 +65,8 @@ pub(super) struct Reader {
 /// What the thread works on, whichever way records came.
 struct IngestState {
     shard_handles: Vec<ShardHandle>,
+    /// Since when the reader counts as stalled.
+    stalled_since: Option<Instant>,
     pod_state: PublishedPodState,
     place_anywhere: bool,
     status: Arc<IngestStatus>,
@@ -194,6 +196,7 @@ impl IngestState {
         Self {
             progress: ReadProgress::new(shards, parts.config.event_bytes_max, parts.config.history, now),
             shard_handles: parts.shards,
+            stalled_since: None,
             pod_state: parts.pod_state,
             place_anywhere: parts.place_anywhere,
             status: parts.status,
@@ -253,7 +256,8 @@ impl IngestState {
         // Almost always a plain load.
         if self.status.reader_stalled.load(Ordering::Relaxed) {
             self.status.reader_stalled.store(false, Ordering::Release);
-            info!("records arrive again");
+            let stalled = self.stalled_since.take().map(|since| now.saturating_duration_since(since));
+            info!(elapsed = ?stalled.unwrap_or_default(), "records arrive again");
         }
     }
 

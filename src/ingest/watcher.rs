@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 use rdkafka::error::KafkaError;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use crate::clock::{Now, UnixMs, whole_ms};
 use crate::config::KafkaConfig;
@@ -334,7 +334,7 @@ impl WatcherThread {
             Ok(cluster) => {
                 self.terminator.end(std::mem::replace(&mut self.cluster, cluster));
                 self.metrics.asking_client_renewed();
-                debug!(%error, "metadata client replaced: no answer");
+                info!(%error, "metadata client replaced: no answer");
             }
             Err(invalid) => warn!(error = %invalid, "no new metadata client; keeping the current one"),
         }

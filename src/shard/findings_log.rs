@@ -1,9 +1,7 @@
-//! Counts the findings about records, such as misplaced or too large ones, and decides when they are logged.
-//! [`operator_log`] has the lines.
+//! Counts the findings about records, such as misplaced or too large ones, and decides when they are logged: each kind
+//! and topic by itself, so that none hides another. [`operator_log`] has the lines.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use prometheus_client::metrics::counter::Counter;
 
@@ -11,67 +9,89 @@ use super::metrics::ShardMetrics;
 use super::operator_log;
 use crate::ids::TopicIndex;
 use crate::limits::{FINDINGS_LOG_EVERY, MALFORMED_LOG_EVERY};
-use crate::routing::table::Topic;
-use crate::stream::history::RecordFindings;
+use crate::log_throttle::{LogThrottle, LogThrottles};
+use crate::stream::history::{FindingKind, RecordFindings, TopicFinding};
 
 /// Counts findings and logs them at a bounded rate.
 pub(super) struct FindingsLog {
     /// Ingest's counter of malformed records.
     malformed: Counter,
-    /// Time of the last lines, if any.
-    logged: Option<Instant>,
-    /// Time of the last line about too large events, by topic.
-    too_large_logged: HashMap<TopicIndex, Instant>,
+    too_large: LogThrottles<Option<TopicIndex>>,
+    others: LogThrottles<(FindingKind, Option<TopicIndex>)>,
+    board_full: LogThrottle,
+    without_cursor: LogThrottle,
 }
 
 impl FindingsLog {
     pub(super) fn new(malformed: Counter) -> Self {
-        Self { malformed, logged: None, too_large_logged: HashMap::new() }
+        Self {
+            malformed,
+            too_large: LogThrottles::new(MALFORMED_LOG_EVERY),
+            others: LogThrottles::new(FINDINGS_LOG_EVERY),
+            board_full: LogThrottle::new(FINDINGS_LOG_EVERY),
+            without_cursor: LogThrottle::new(FINDINGS_LOG_EVERY),
+        }
     }
 
-    /// Counts the findings of a turn, and logs them if a line is due.
+    /// Counts the findings of a turn, and logs those that are due.
     pub(super) fn report(&mut self, findings: &RecordFindings, metrics: &ShardMetrics, now: Instant) {
         if findings.unusable > 0 {
             self.malformed.inc_by(findings.unusable);
         }
-        if let Some(topic) = &findings.too_large_on {
-            metrics.too_large(findings.too_large);
-            self.log_too_large(findings.too_large, topic, now);
+        if findings.board_overflow > 0 {
+            metrics.board_overflow(findings.board_overflow);
+            if self.board_full.admit(now).is_some() {
+                operator_log::board_full(findings.board_overflow);
+            }
         }
-        if findings.misplaced + findings.without_cursor + findings.board_overflow + findings.long == 0 {
-            return;
+        if findings.without_cursor > 0 {
+            metrics.without_cursor(findings.without_cursor);
+            if self.without_cursor.admit(now).is_some() {
+                operator_log::cursors_too_long(findings.without_cursor);
+            }
         }
-        metrics.misplaced(findings.misplaced);
-        metrics.board_overflow(findings.board_overflow);
-        if is_due(self.logged, FINDINGS_LOG_EVERY, now) {
-            self.logged = Some(now);
-            log(findings);
+        for finding in &findings.of_topics {
+            metrics.finding(finding.kind, finding.records);
+            if self.is_due(finding, now) {
+                operator_log::finding(finding);
+            }
         }
     }
 
-    fn log_too_large(&mut self, events: u64, topic: &Arc<Topic>, now: Instant) {
-        if is_due(self.too_large_logged.get(&topic.index).copied(), MALFORMED_LOG_EVERY, now) {
-            self.too_large_logged.insert(topic.index, now);
-            operator_log::events_too_large(topic, events);
+    fn is_due(&mut self, finding: &TopicFinding, now: Instant) -> bool {
+        let (kind, topic) = finding.key();
+        match kind {
+            FindingKind::TooLarge => self.too_large.admit(topic, now).is_some(),
+            FindingKind::Misplaced | FindingKind::Long => self.others.admit((kind, topic), now).is_some(),
         }
     }
 }
 
-fn is_due(last: Option<Instant>, every: Duration, now: Instant) -> bool {
-    last.is_none_or(|last| now.saturating_duration_since(last) >= every)
-}
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
 
-fn log(findings: &RecordFindings) {
-    if let Some(topic) = &findings.misplaced_on {
-        operator_log::records_misplaced(topic);
-    }
-    if findings.board_overflow > 0 {
-        operator_log::board_full(findings.board_overflow);
-    }
-    if findings.without_cursor > 0 {
-        operator_log::cursors_too_long(findings.without_cursor);
-    }
-    if let Some(topic) = &findings.long_on {
-        operator_log::messages_too_long(topic, findings.long);
+    use super::*;
+    use crate::routing::table::RouteTable;
+
+    #[test]
+    fn each_kind_and_topic_is_logged_by_itself() {
+        let mut log = FindingsLog::new(Counter::default());
+        let start = Instant::now();
+        let routes = RouteTable::built_in();
+        let topic = |index| {
+            let found = routes.resolve(TopicIndex(index), "trading.order-filled").expect("a built-in topic");
+            Some(Arc::new(found))
+        };
+        let mut is_due = |kind, index, ms| {
+            let finding = TopicFinding { kind, topic: topic(index), records: 1 };
+            log.is_due(&finding, start + Duration::from_millis(ms))
+        };
+        for kind in [FindingKind::TooLarge, FindingKind::Misplaced, FindingKind::Long] {
+            assert!(is_due(kind, 0, 0) && is_due(kind, 1, 1) && !is_due(kind, 0, 999), "{kind:?}");
+        }
+        assert!(is_due(FindingKind::TooLarge, 0, 1_000), "once a second and topic");
+        assert!(!is_due(FindingKind::Misplaced, 0, 1_000) && is_due(FindingKind::Misplaced, 0, 10_000));
     }
 }

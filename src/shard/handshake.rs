@@ -42,13 +42,13 @@ pub(super) async fn run_handshake(
     mut stream: Stream,
     peer: IpAddr,
 ) {
-    let mut read = Vec::new();
-    let reading = read_head(shard, handshake, &mut stream, peer, &mut read);
+    let (mut read, mut client) = (Vec::new(), peer);
+    let reading = read_head(shard, handshake, &mut stream, &mut client, &mut read);
     let head = executor::timeout(shard.config.handshake_timeout, reading).await;
     match head.unwrap_or(HeadOutcome::Refused(HttpRefusal::Timeout)) {
         HeadOutcome::Gone => {}
         HeadOutcome::Refused(refusal) => {
-            shard.refusal_log.refused(refusal, peer, Instant::now());
+            shard.refusal_log.refused(refusal, client, Instant::now());
             refuse_by_http(shard, stream, refusal).await;
         }
         HeadOutcome::Operators => {
@@ -97,18 +97,19 @@ async fn route_to_owner_shard(shard: &Rc<ShardContext>, stream: Stream, upgrade:
     }
 }
 
+/// `client` is the peer's address, and becomes the one that the PROXY protocol's header names.
 async fn read_head(
     shard: &ShardContext,
     handshake: &Handshake<TaskKey>,
     stream: &mut Stream,
-    peer: IpAddr,
+    client: &mut IpAddr,
     read: &mut Vec<u8>,
 ) -> HeadOutcome {
-    let client = match read_proxy_header(shard, handshake, stream, peer, read).await {
+    *client = match read_proxy_header(shard, handshake, stream, *client, read).await {
         Ok(client) => client,
         Err(head) => return head,
     };
-    let mut scan = Scan::new(client);
+    let mut scan = Scan::new(*client);
     loop {
         match scan.parse(read, &shard.head_rules) {
             Parsed::Incomplete => {}

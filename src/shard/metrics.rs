@@ -12,6 +12,7 @@ use crate::ids::ShardIndex;
 use crate::protocol::close::CloseReason;
 use crate::protocol::head::HttpRefusal;
 use crate::protocol::messages::ResetReason;
+use crate::stream::history::FindingKind;
 
 /// Counts of a shard since it last published them.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +60,8 @@ pub(crate) struct Metrics {
     refusals: Family<RefusalLabels, Counter>,
     misplaced: Counter,
     too_large: Counter,
+    long: Counter,
+    without_cursor: Counter,
     board_overflow: Counter,
     by_shard: Family<ShardLabels, Gauge>,
     history_bytes: Family<ShardLabels, Gauge>,
@@ -105,6 +108,8 @@ impl Metrics {
             refusals: Family::default(),
             misplaced: Counter::default(),
             too_large: Counter::default(),
+            long: Counter::default(),
+            without_cursor: Counter::default(),
             board_overflow: Counter::default(),
             by_shard: Family::default(),
             history_bytes: Family::default(),
@@ -157,6 +162,16 @@ impl Metrics {
             "shardgate_events_too_large",
             "Events not delivered because they, or their messages, exceed half of a shard's window",
             m.too_large.clone(),
+        );
+        registry.register(
+            "shardgate_long_messages",
+            "Messages that some client libraries refuse by default: they are over a mebibyte",
+            m.long.clone(),
+        );
+        registry.register(
+            "shardgate_messages_without_cursor",
+            "Messages sent without a cursor, because it would be too long; their clients can't resume",
+            m.without_cursor.clone(),
         );
         registry.register("shardgate_shard_connections", "Open connections by shard", m.by_shard.clone());
         registry.register_with_unit(
@@ -227,12 +242,17 @@ impl ShardMetrics {
         }
     }
 
-    pub(super) fn too_large(&self, events: u64) {
-        self.pod.too_large.inc_by(events);
+    pub(super) fn finding(&self, kind: FindingKind, records: u64) {
+        let counter = match kind {
+            FindingKind::Misplaced => &self.pod.misplaced,
+            FindingKind::TooLarge => &self.pod.too_large,
+            FindingKind::Long => &self.pod.long,
+        };
+        counter.inc_by(records);
     }
 
-    pub(super) fn misplaced(&self, records: u64) {
-        self.pod.misplaced.inc_by(records);
+    pub(super) fn without_cursor(&self, messages: u64) {
+        self.pod.without_cursor.inc_by(messages);
     }
 
     pub(super) fn board_overflow(&self, ticks: u64) {

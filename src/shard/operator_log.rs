@@ -8,7 +8,7 @@ use std::time::Instant;
 use crate::limits::{ACCEPT_LOG_EVERY, BOARD_BYTES_MAX, CURSOR_CHARS_MAX, MARKETS_MAX, MESSAGE_BYTES_COMMON};
 use crate::log_throttle::LogThrottle;
 use crate::protocol::head::{HttpRefusal, RequestFault, Unavailable};
-use crate::routing::table::Topic;
+use crate::stream::history::{FindingKind, TopicFinding};
 
 /// Logs refusals whose cause may be a setting, at a bounded rate.
 #[derive(Debug)]
@@ -66,9 +66,19 @@ pub(super) fn registration_failed(error: &io::Error, suppressed: u64) {
 }
 
 /// Events of this topic do not fit into the window.
-pub(super) fn events_too_large(topic: &Topic, events: u64) {
+/// A finding about a topic's records.
+pub(super) fn finding(finding: &TopicFinding) {
+    let topic = finding.topic.as_ref().map_or("unknown", |topic| &topic.name);
+    match finding.kind {
+        FindingKind::TooLarge => events_too_large(topic, finding.records),
+        FindingKind::Misplaced => records_misplaced(topic, finding.records),
+        FindingKind::Long => messages_too_long(topic, finding.records),
+    }
+}
+
+fn events_too_large(topic: &str, events: u64) {
     tracing::warn!(
-        topic = &*topic.name,
+        topic,
         events,
         "events too large for the window; their clients get a reset. An event and its message may each take half of a \
          shard's share of HISTORY_BYTES"
@@ -76,9 +86,10 @@ pub(super) fn events_too_large(topic: &Topic, events: u64) {
 }
 
 /// Records of this topic are on other partitions than the route's partitioner puts them on.
-pub(super) fn records_misplaced(topic: &Topic) {
+fn records_misplaced(topic: &str, records: u64) {
     tracing::warn!(
-        topic = &*topic.name,
+        topic,
+        records,
         "misplaced records: not on the partition of the route's partitioner, so clients of their assessment cannot \
          resume. Set the route's `partitioner` to that of the producers, or to \"none\""
     );
@@ -103,9 +114,9 @@ pub(super) fn cursors_too_long(messages: u64) {
 }
 
 /// Messages of this topic are longer than common client libraries accept.
-pub(super) fn messages_too_long(topic: &Topic, messages: u64) {
+fn messages_too_long(topic: &str, messages: u64) {
     tracing::warn!(
-        topic = &*topic.name,
+        topic,
         messages,
         "messages over {MESSAGE_BYTES_COMMON} bytes: a client library with a lower default limit (Python's websockets) \
          closes at each of them and again after reconnecting. A lower MAX_EVENT_BYTES counts such records as malformed"

@@ -14,6 +14,7 @@
 //! - `positions`: what is due from a position on, and how far a write came;
 //! - `cursors`: where a client goes on that comes back, and the cursor of a position;
 //! - `index`: from an assessment's id to its log;
+//! - `findings`: what turned out about records, for the log and the metrics;
 //! - `held_frames`: half-written frames, kept until they are written;
 //! - `segment`, `offset_timeline`: a stretch of the window, and where ingest stood at each of its entries.
 //!
@@ -22,6 +23,7 @@
 mod assessment_logs;
 mod blocks;
 mod cursors;
+mod findings;
 mod held_frames;
 mod index;
 mod offset_timeline;
@@ -41,6 +43,7 @@ pub(crate) use self::assessment_logs::AssessmentLogKey;
 use self::assessment_logs::{AssessmentLog, LINK_GROUP};
 use self::blocks::Blocks;
 pub(crate) use self::cursors::CatchUpFrames;
+pub(crate) use self::findings::{FindingKind, RecordFindings, TopicFinding};
 use self::held_frames::HeldFrames;
 use self::index::Index;
 pub(crate) use self::index::IndexKey;
@@ -103,29 +106,6 @@ impl HistoryLimits {
     fn event_bytes_max(&self) -> usize {
         self.bytes_max / 2
     }
-}
-
-/// What turned out about records when they were linked or framed.
-#[derive(Debug, Default)]
-pub(crate) struct RecordFindings {
-    /// Records that can't be mapped.
-    pub(crate) unusable: u64,
-    /// Misplaced records of subscribed assessments.
-    pub(crate) misplaced: u64,
-    /// The topic of the last of these.
-    pub(crate) misplaced_on: Option<Arc<Topic>>,
-    /// Messages without a cursor, for it would have been too long.
-    pub(crate) without_cursor: u64,
-    /// Ticks for which the market board had no room.
-    pub(crate) board_overflow: u64,
-    /// Events that are too large for the window.
-    pub(crate) too_large: u64,
-    /// The topic of the last of these.
-    pub(crate) too_large_on: Option<Arc<Topic>>,
-    /// Messages over [`MESSAGE_BYTES_COMMON`].
-    pub(crate) long: u64,
-    /// The topic of the last of these.
-    pub(crate) long_on: Option<Arc<Topic>>,
 }
 
 /// A partition lost records that clients have, or should have been sent.
@@ -343,8 +323,7 @@ impl History {
     /// Notes that an entry of a log is too large.
     fn note_too_large(&mut self, key: AssessmentLogKey, at: EntryRef) {
         let topic = self.entry(at).and_then(|(_, entry)| self.offsets.topic(entry.record.origin.topic)).cloned();
-        self.findings.too_large += 1;
-        self.findings.too_large_on = topic;
+        self.findings.add(FindingKind::TooLarge, topic.as_ref());
         let Some(log) = self.logs.get(key) else { return };
         self.unsent_below.insert(key, log.end);
         if log.subscribers > 0 && self.unsent.last().is_none_or(|(last, _)| *last != key) {
@@ -417,8 +396,7 @@ impl History {
             };
             findings.without_cursor += u64::from(!has_cursor);
             if scratch.len() > MESSAGE_BYTES_COMMON {
-                findings.long += 1;
-                findings.long_on = topic.cloned();
+                findings.add(FindingKind::Long, topic);
             }
             if scratch.len() > event_bytes_max {
                 // Releases the oversized buffer.

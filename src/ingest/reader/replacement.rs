@@ -5,7 +5,7 @@ use std::mem;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use tracing::{debug, warn};
+use tracing::{info, warn};
 
 use super::Reader;
 use crate::ingest::kafka::Consumer;
@@ -18,13 +18,14 @@ impl Reader {
         let recoveries = self.watcher.recoveries();
         if mem::replace(&mut self.recoveries, recoveries) != recoveries {
             if state.reads_something() {
-                debug!("consumer replaced after an outage");
+                info!("consumer replaced after an outage");
                 return self.replace_client(now);
             }
             state.status.reader_stalled.store(false, Ordering::Release);
         }
         let Some(reader_stalled) = state.stall_detector.stall(now) else { return };
         if reader_stalled.is_whole && !state.status.reader_stalled.swap(true, Ordering::Release) {
+            state.stalled_since = Some(now);
             warn!("no records although the brokers have some; not ready");
         }
         if state.stall_detector.may_replace(now) {

@@ -3,6 +3,7 @@
 use super::*;
 use crate::limits::CLOSE_STALL_MAX;
 use crate::limits::TURN_BYTES_MAX;
+use crate::stream::history::{FindingKind, TopicFinding};
 use crate::stream::testing::{large_event, malformed};
 
 #[test]
@@ -219,11 +220,13 @@ fn an_event_too_large_for_the_window_is_counted_and_its_clients_get_a_reset() {
     assert_eq!(other.numbers(), [4]);
     assert_eq!(world.state.ended(key), None);
     let (_, findings, _) = world.state.end_turn(world.now.instant);
-    assert_eq!((findings.too_large, findings.unusable), (1, 0));
-    assert_eq!(
-        findings.too_large_on.map(|topic| topic.name.to_string()).as_deref(),
-        Some("assessment.balance-updated")
-    );
+    assert_eq!(findings.unusable, 0);
+    let found = |found: &TopicFinding| {
+        let topic = found.topic.as_ref().map(|topic| topic.name.to_string());
+        (found.kind == FindingKind::TooLarge).then_some((topic, found.records))
+    };
+    let found: Vec<_> = findings.of_topics.iter().filter_map(found).collect();
+    assert_eq!(found, [(Some("assessment.balance-updated".to_owned()), 1)]);
 
     // A client that was away lacks it, too. One with a later cursor resumes.
     let (_, back) = world.come_back(returns::cursor_in(&start));

@@ -7,7 +7,7 @@ use slotmap::new_key_type;
 
 use super::blocks::Blocks;
 use super::segment::{EntryFrame, EntryRef};
-use super::{CursorPoint, History, Position};
+use super::{CursorPoint, FindingKind, History, Position};
 use crate::ids::{AssessmentHash, AssessmentId, TopicIndex};
 use crate::prefetch::{prefetch, prefetch_all};
 use crate::stream::offsets::{ListedPartitions, PartitionId};
@@ -253,8 +253,7 @@ impl History {
         if self.offsets.is_expected(&log.id, partition_id) {
             return;
         }
-        self.findings.misplaced += 1;
-        self.findings.misplaced_on = self.offsets.topic(topic).cloned();
+        self.findings.add(FindingKind::Misplaced, self.offsets.topic(topic));
         if !log.listed.contains(partition_id) {
             let found: Vec<_> = log.listed.partition_ids().iter().copied().chain([partition_id]).collect();
             log.listed = self.offsets.list_partitions(&log.id, found);

@@ -217,7 +217,8 @@ fn records_on_a_partition_that_is_not_theirs_are_sent_and_counted_and_no_resume_
     let seen = due(&mut history, a, position);
     assert_eq!(numbers(&seen), [1, 2]);
     let findings = history.take_findings();
-    assert_eq!((findings.misplaced, findings.misplaced_on.map(|topic| topic.index)), (1, Some(EVENTS)));
+    let found: Vec<_> = findings.of_topics.iter().map(|found| (found.key(), found.records)).collect();
+    assert_eq!(found, [((FindingKind::Misplaced, Some(EVENTS)), 1)]);
     assert_eq!(history.resume(a, cursor_in(&seen[0]), STEPS_MAX).unwrap_err(), ResetReason::Misplaced);
     // Also if they had no subscriber when they came.
     history.unsubscribe(a);
