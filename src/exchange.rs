@@ -257,6 +257,8 @@ pub(crate) struct IngestStatus {
     pub(crate) reader_stalled: AtomicBool,
     /// How many partitions the pod started without, and that can't be read yet.
     pub(crate) missing: AtomicU64,
+    /// The first of them, as `topic:partition`.
+    pub(crate) missing_names: ArcSwap<Vec<Box<str>>>,
     /// Whether the history was filled to the partitions' ends as they were at the start. Never goes back.
     pub(crate) history_complete: AtomicBool,
     /// That its loop turns.

@@ -179,6 +179,9 @@ pub(crate) const OPEN_TRANSACTION_MIN: Duration = Duration::from_secs(5);
 /// Topics that one log line names.
 pub(crate) const TOPICS_NAMED_MAX: usize = 10;
 
+/// Partitions that `/ready` names of those that can't be read; all are counted.
+pub(crate) const MISSING_NAMED_MAX: usize = 16;
+
 /// Kinds of throttled log lines that are tracked; over this, new kinds are suppressed for a while.
 pub(crate) const LOG_KEYS_MAX: usize = 1024;
 

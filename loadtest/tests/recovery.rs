@@ -114,6 +114,10 @@ fn a_pod_starts_without_a_leaderless_partition_and_resets_clients_when_it_return
     eventually("the other has a leader", WITHIN, || world.kafka.leader(kept.topic(), 0));
     let pod = world.pod("pod-0").set("KAFKA_START_WAIT_MS", "2000").start();
     assert_eq!(pod.get("/ready").json()["missingPartitions"], 1);
+    assert_eq!(pod.get("/ready").json()["missing"], serde_json::json!([format!("{}:0", lost.topic())]));
+    let log = pod.log();
+    let line = log.lines().find(|line| line.contains("starting without the partition")).expect("it is logged");
+    assert!(line.contains(lost.topic()) && line.contains("partition=0"), "{line}");
     assert_eq!(pod.metrics().of("shardgate_ingest_missing_partitions", &[("topic", lost.topic())]), 1.0);
     let mut client = pod.client("a");
     send(&world, kept, 1);

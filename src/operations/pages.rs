@@ -76,7 +76,8 @@ impl Pages {
             }
             Page::Ready => {
                 let readiness = *self.readiness.borrow();
-                whole(status(readiness.is_ready()), JSON, readiness.json(&self.node, now))
+                let missing = self.threads.ingest.missing_names.load();
+                whole(status(readiness.is_ready()), JSON, readiness.json(&self.node, &missing, now))
             }
             Page::Accepting => {
                 let readiness = *self.readiness.borrow();

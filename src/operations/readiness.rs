@@ -61,7 +61,7 @@ impl Readiness {
 
     /// The body of `/ready`.
     #[must_use]
-    pub(crate) fn json(&self, node: &NodeId, now: Now) -> String {
+    pub(crate) fn json(&self, node: &NodeId, missing: &[Box<str>], now: Now) -> String {
         let connected = |connected| if connected { "connected" } else { "disconnected" };
         let body = ReadyBody {
             status: if self.is_ready() { "ready" } else { "not_ready" },
@@ -73,6 +73,7 @@ impl Readiness {
             draining: self.draining,
             slot: self.own_slot.map(|slot| slot.0),
             missing: self.missing,
+            missing_names: if self.missing > 0 { missing } else { &[] },
         };
         json(&body)
     }
@@ -110,6 +111,9 @@ struct ReadyBody<'a> {
     /// Partitions that can't be read, if any.
     #[serde(rename = "missingPartitions", skip_serializing_if = "is_none")]
     missing: u64,
+    /// The first of them.
+    #[serde(rename = "missing", skip_serializing_if = "<[_]>::is_empty")]
+    missing_names: &'a [Box<str>],
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde requires this signature")]
@@ -233,13 +237,16 @@ mod tests {
     fn the_body_of_ready_matches_the_contract() {
         let node = NodeId("pod-\"1\"".into());
         assert_eq!(
-            READY.json(&node, now()),
+            READY.json(&node, &[], now()),
             r#"{"status":"ready","redis":"connected","kafka":"connected","timestamp":"1970-01-01T00:00:00.000Z","node":"pod-\"1\"","history":"complete","draining":false,"slot":2}"#
         );
-        assert!(Readiness { missing: 2, ..READY }.json(&node, now()).contains(r#""slot":2,"missingPartitions":2}"#));
+        let lacking = Readiness { missing: 2, ..READY };
+        let names = ["t:0", "t:1"].map(Into::into);
+        let body = lacking.json(&node, &names, now());
+        assert!(body.contains(r#""slot":2,"missingPartitions":2,"missing":["t:0","t:1"]}"#), "{body}");
         assert!(Readiness { missing: 2, ..READY }.is_ready(), "a missing partition delays nothing else");
         assert_eq!(
-            Readiness { draining: true, ..Readiness::default() }.json(&node, now()),
+            Readiness { draining: true, ..Readiness::default() }.json(&node, &[], now()),
             r#"{"status":"not_ready","redis":"disconnected","kafka":"disconnected","timestamp":"1970-01-01T00:00:00.000Z","node":"pod-\"1\"","history":"filling","draining":true,"slot":null}"#
         );
     }

@@ -2,6 +2,7 @@
 //! hold back the others. They are assigned anyway. The first sign that one can be read starts reading at its current
 //! end, and clients with possible events below get a reset.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tracing::{info, warn};
@@ -9,6 +10,7 @@ use tracing::{info, warn};
 use super::IngestState;
 use crate::ids::TopicIndex;
 use crate::ingest::kafka::{Consumer, ConsumerEvent, ReadFrom};
+use crate::limits::MISSING_NAMED_MAX;
 
 impl IngestState {
     /// Begins without these: they have no leader.
@@ -99,5 +101,10 @@ impl IngestState {
         let partitions = self.missing.iter().filter(|(missing, _)| *missing == topic).count();
         self.publisher.missing(self.topic_name(Some(topic)), partitions);
         self.status.missing.store(self.missing.len() as u64, Ordering::Relaxed);
+        let name = |&(topic, partition): &(TopicIndex, i32)| format!("{}:{partition}", self.topic_name(Some(topic)));
+        let mut names: Vec<Box<str>> = self.missing.iter().map(|missing| name(missing).into()).collect();
+        names.sort_unstable();
+        names.truncate(MISSING_NAMED_MAX);
+        self.status.missing_names.store(Arc::new(names));
     }
 }
