@@ -38,6 +38,8 @@ pub(super) struct Consumer {
     indexes: Vec<TopicIndex>,
     /// Numbers of handles that were given back.
     free_numbers: Vec<usize>,
+    #[cfg(test)]
+    stuck: super::stuck::Stuck,
     client: KafkaClient,
 }
 
@@ -177,6 +179,8 @@ impl Consumer {
             handles: HashMap::new(),
             indexes: Vec::new(),
             free_numbers: Vec::new(),
+            #[cfg(test)]
+            stuck: super::stuck::Stuck::of(&config.client_id),
             client,
         })
     }
@@ -277,6 +281,11 @@ impl Consumer {
 
     /// Waits for something to come, then takes all that is there, up to [`CONSUME_RECORDS_MAX`].
     pub(super) fn fetch(&mut self, wait: Duration) -> Fetched<'_> {
+        #[cfg(test)]
+        if self.stuck.gives_nothing() {
+            thread::sleep(wait);
+            return Fetched { messages: &mut self.messages, indexes: &self.indexes };
+        }
         self.take_what_is_there();
         if self.messages.is_empty() && self.queue.wait(wait) {
             // librdkafka's thread rings with the queue's lock in its hand and more of the answer to come; where it has

@@ -37,6 +37,8 @@ mod retention;
 mod stall_detector;
 mod startup;
 #[cfg(test)]
+mod stuck;
+#[cfg(test)]
 pub(crate) mod testing;
 mod ticks;
 mod unpacking;
@@ -440,6 +442,39 @@ mod tests {
         thread.join().unwrap();
         let late: Vec<_> = std::iter::from_fn(|| story.inboxes[0].batches.try_recv().ok()).collect();
         assert!(late.iter().all(|batch| batch.records.is_empty()), "none comes twice");
+    }
+
+    #[test]
+    fn a_consumer_that_gives_nothing_is_replaced_and_nothing_is_lost_or_doubled() {
+        let mut story = Story::new(1);
+        story.kafka.create_topic("assessment.created", 3, 1).unwrap();
+        {
+            let config = &mut story.parts.as_mut().expect("not started").config;
+            config.client_id = "shardgate-stuck".into();
+            config.stall = Duration::from_millis(500);
+        }
+        let thread = story.start();
+        story.until("the history is complete", |story| story.status.history_complete.load(Ordering::Acquire));
+        let send = |story: &Story, numbers: std::ops::Range<u32>| {
+            numbers.for_each(|number| story.event("assessment.created", &format!("id-{number}")));
+        };
+        send(&story, 0..20);
+        let mut received = ids(&story.receive(0, 20));
+        for replaced in 1..=3_u32 {
+            stuck::get_stuck("shardgate-stuck");
+            send(&story, 20 * replaced..20 * (replaced + 1));
+            received.extend(ids(&story.receive(0, 20)));
+            story.until("a new consumer reads", |story| {
+                story.shows(&format!(r#"shardgate_ingest_client_rebuilds_total{{client="reading"}} {replaced}"#))
+            });
+            story.until("ready", |story| story.status.is_kafka_up());
+        }
+        received.sort_unstable();
+        let mut expected: Vec<_> = (0..80).map(|number| format!("id-{number}")).collect();
+        expected.sort_unstable();
+        assert_eq!(received, expected);
+        story.end();
+        thread.join().unwrap();
     }
 
     #[test]
