@@ -16,7 +16,8 @@
 //! - `index`: from an assessment's id to its log;
 //! - `findings`: what turned out about records, for the log and the metrics;
 //! - `held_frames`: half-written frames, kept until they are written;
-//! - `segment`, `offset_timeline`: a stretch of the window, and where ingest stood at each of its entries.
+//! - `segments`, `segment`: the window in pieces, and the one access to its entries;
+//! - `offset_timeline`: where ingest stood at each entry of a segment.
 //!
 //! Who the connections are, and what is written to them when, is left to the shard.
 
@@ -29,6 +30,7 @@ mod index;
 mod offset_timeline;
 mod positions;
 mod segment;
+mod segments;
 mod strays;
 #[cfg(test)]
 mod tests;
@@ -49,6 +51,7 @@ use self::index::Index;
 pub(crate) use self::index::IndexKey;
 pub(crate) use self::positions::{DueFrames, FrameRef, Position, PositionStatus, WriteProgress};
 use self::segment::{Entry, EntryFrame, EntryRef, LostEntries, Segment, WINDOW_PARTS};
+use self::segments::Segments;
 use self::strays::Strays;
 use crate::ids::TopicIndex;
 use crate::limits::{GROWTH_NOTICED_MAX, MESSAGE_BYTES_COMMON, UNDISPATCHED_BYTES_MAX};
@@ -62,9 +65,7 @@ pub struct History {
     limits: HistoryLimits,
     /// As of the newest record.
     offsets: Offsets,
-    /// Oldest first; the number of the first is `first_segment`.
-    segments: VecDeque<Segment>,
-    first_segment: u64,
+    segments: Segments,
     /// What `segments`, `logs` and the copies in `held_frames` cost.
     bytes: usize,
     held: HeldFrames,
@@ -134,8 +135,7 @@ impl History {
         Self {
             limits,
             offsets: Offsets::default(),
-            segments: VecDeque::new(),
-            first_segment: 0,
+            segments: Segments::default(),
             bytes: 0,
             held: HeldFrames::default(),
             logs: SlotMap::with_key(),
@@ -167,7 +167,7 @@ impl History {
         if batch.records.is_empty() {
             return;
         }
-        let added = match self.segments.back_mut() {
+        let added = match self.segments.newest_mut() {
             Some(last) if last.can_take(&batch, now, self.limits.window) => {
                 last.record_moves(
                     self.moved.drain(..).map(|partition_id| (partition_id, self.offsets.next(partition_id))),
@@ -177,13 +177,13 @@ impl History {
             _ => {
                 self.moved.clear();
                 let segment = Segment::new(batch, self.offsets.all_next().into(), self.limits.event_bytes_max(), now);
-                let added = 0..segment.entries.len();
+                let added = 0..segment.entries().len();
                 self.bytes += segment.counted;
-                self.segments.push_back(segment);
+                self.segments.push(segment);
                 added
             }
         };
-        let number = self.first_segment + self.segments.len() as u64 - 1;
+        let number = self.segments.numbers().end - 1;
         self.link_all(number, added);
         self.update_cost(number);
         self.evict(now);
@@ -225,10 +225,11 @@ impl History {
                 .or_insert((partition_id, from));
             self.losses.push(Loss { partition_id, end: Some(LostEnd { from, epoch }) });
         }
-        let mut number = self.first_segment + self.segments.len() as u64;
-        while !lost.is_empty() && number > self.first_segment {
-            number -= 1;
-            let Some(segment) = self.segment_mut(EntryRef::new(number, 0)) else { break };
+        for number in self.segments.numbers().rev() {
+            if lost.is_empty() {
+                break;
+            }
+            let Some(segment) = self.segments.segment_mut(number) else { break };
             let strays = segment.truncate(&mut lost);
             self.update_cost(number);
             self.strays_are_cut(&strays);
@@ -266,7 +267,7 @@ impl History {
             return;
         }
         let is_of = |entry: &Entry| reused.contains(&entry.record.origin.topic);
-        let last = self.segments.iter().rposition(|segment| segment.entries.iter().any(is_of));
+        let last = self.segments.iter().rposition(|segment| segment.entries().iter().any(is_of));
         (0..last.map_or(0, |last| last + 1)).for_each(|_| self.drop_oldest());
         let partition_ids: HashSet<PartitionId> =
             reused.iter().flat_map(|&topic| self.offsets.partitions_of(topic)).collect();
@@ -285,9 +286,9 @@ impl History {
         let undispatched =
             self.undispatched.iter().find_map(|&key| self.logs.get(key)?.undispatched).map(|(_, at)| at.segment());
         let bytes_most = 2 * self.limits.bytes_max + UNDISPATCHED_BYTES_MAX;
-        while let Some(oldest) = self.segments.front() {
+        while let Some(oldest) = self.segments.oldest() {
             let aged = now.saturating_duration_since(oldest.arrived) > self.limits.window;
-            let is_undispatched = undispatched.is_some_and(|number| number <= self.first_segment);
+            let is_undispatched = undispatched.is_some_and(|number| number <= self.segments.numbers().start);
             let is_over = self.bytes > if is_undispatched { bytes_most } else { self.limits.bytes_max };
             if !aged && !is_over {
                 break;
@@ -322,8 +323,8 @@ impl History {
 
     /// Notes that an entry of a log is too large.
     fn note_too_large(&mut self, key: AssessmentLogKey, at: EntryRef) {
-        let topic = self.entry(at).and_then(|(_, entry)| self.offsets.topic(entry.record.origin.topic)).cloned();
-        self.findings.add(FindingKind::TooLarge, topic.as_ref());
+        let topic = self.segments.entry(at).and_then(|(_, entry)| self.offsets.topic(entry.record.origin.topic));
+        self.findings.add(FindingKind::TooLarge, topic);
         let Some(log) = self.logs.get(key) else { return };
         self.unsent_below.insert(key, log.end);
         if log.subscribers > 0 && self.unsent.last().is_none_or(|(last, _)| *last != key) {
@@ -333,13 +334,11 @@ impl History {
     }
 
     fn drop_oldest(&mut self) {
-        let Some(segment) = self.segments.pop_front() else { return };
-        let number = self.first_segment;
-        self.first_segment += 1;
+        let Some((number, segment)) = self.segments.pop_oldest() else { return };
         self.bytes -= segment.counted;
         self.keep_held(number, &segment);
         self.forget_strays(&segment);
-        for group in segment.entries.chunks(LINK_GROUP) {
+        for group in segment.entries().chunks(LINK_GROUP) {
             self.fetch_logs(group.iter().map(|entry| entry.log));
             for entry in group {
                 self.offsets.record_evicted(entry.record.origin);
@@ -350,15 +349,14 @@ impl History {
 
     /// The frame of an entry, made when it is first asked for. `None` where the entry has left the window.
     fn frame(&mut self, key: AssessmentLogKey, at: EntryRef) -> Option<EntryFrame> {
-        let number = at.segment();
-        match self.entry(at)?.1.frame {
+        match self.segments.entry(at)?.1.frame {
             EntryFrame::NotYet => {}
             frame => return Some(frame),
         }
         self.refresh_listed(key);
         self.prepare_timeline(at);
         let frame = self.make_frame(key, at, CursorPoint::AsOfEntry);
-        self.update_cost(number);
+        self.update_cost(at.segment());
         frame
     }
 
@@ -366,7 +364,7 @@ impl History {
     fn steps_to_frame(&self, at: EntryRef) -> usize {
         /// A message takes about 1 ns a byte to be made, and a step 10 ns.
         const BYTES_A_STEP: usize = 10;
-        let Some((_, entry)) = self.entry(at) else { return 1 };
+        let Some((_, entry)) = self.segments.entry(at) else { return 1 };
         match entry.frame {
             EntryFrame::NotYet => 1 + entry.record.payload.len as usize / BYTES_A_STEP + self.steps_to_prepare(at),
             EntryFrame::Ready { .. } => 0,
@@ -376,18 +374,20 @@ impl History {
 
     /// What it takes to ready an entry's segment for being asked where ingest stood.
     fn steps_to_prepare(&self, at: EntryRef) -> usize {
-        self.entry(at).map_or(0, |(segment, _)| if segment.is_past_prepared() { 0 } else { segment.entries.len() })
+        self.segments
+            .entry(at)
+            .map_or(0, |(segment, _)| if segment.is_timeline_prepared() { 0 } else { segment.entries().len() })
     }
 
     /// Makes an entry's frame, with the cursor as of the entry: where its segment says that ingest stood, or, while the
     /// entry is the newest, where it stands.
     fn make_frame(&mut self, key: AssessmentLogKey, at: EntryRef, cursor_point: CursorPoint) -> Option<EntryFrame> {
         let event_bytes_max = self.limits.event_bytes_max();
-        let Self { segments, offsets, logs, scratch, findings, first_segment, .. } = self;
-        let segment = segments.get_mut(segment_index(*first_segment, at)?)?;
-        let (record, log) = (segment.entries.get(at.index())?.record, logs.get(key)?);
+        let Self { segments, offsets, logs, scratch, findings, .. } = self;
+        let record = segments.entry(at)?.1.record;
+        let (segment, log) = (segments.segment_mut(at.segment())?, logs.get(key)?);
         let topic = offsets.topic_of(record.origin);
-        let frame = topic.filter(|topic| segment.map(at.index(), topic, scratch)).and_then(|_| {
+        let frame = topic.filter(|topic| segment.map(&record, topic, scratch)).and_then(|_| {
             let start = scratch.len();
             let stands = cursors::offset_lookup(segment, offsets, at.index(), true);
             let has_cursor = match cursor_point {
@@ -406,7 +406,7 @@ impl History {
             segment.close_frame(start, scratch)
         });
         let frame = frame.unwrap_or(EntryFrame::Unusable);
-        segment.entries[at.index()].frame = frame;
+        segment.entry_mut(at.index())?.frame = frame;
         findings.unusable += u64::from(frame == EntryFrame::Unusable);
         if frame == EntryFrame::TooLarge {
             self.note_too_large(key, at);
@@ -414,33 +414,14 @@ impl History {
         Some(frame)
     }
 
-    // ---- access -----------------------------------------------------------------------------------------------------
-
-    // References to entries are held across turns, and meanwhile the window moves on. So each access answers `None` for
-    // one that has left it, and the caller decides what that means.
-
-    /// An entry, and the segment that it is in.
-    fn entry(&self, at: EntryRef) -> Option<(&Segment, &Entry)> {
-        let segment = self.segments.get(segment_index(self.first_segment, at)?)?;
-        Some((segment, segment.entries.get(at.index())?))
-    }
-
-    fn entry_mut(&mut self, at: EntryRef) -> Option<&mut Entry> {
-        self.segment_mut(at)?.entries.get_mut(at.index())
-    }
-
-    fn segment_mut(&mut self, at: EntryRef) -> Option<&mut Segment> {
-        self.segments.get_mut(segment_index(self.first_segment, at)?)
-    }
-
     /// The next entry of the same log.
     fn next_entry(&self, at: EntryRef) -> Option<EntryRef> {
-        self.entry(at)?.1.next
+        self.segments.entry(at)?.1.next
     }
 
     /// Brings `bytes` up to date with a segment's cost.
     fn update_cost(&mut self, number: u64) {
-        let Some(segment) = self.segment_mut(EntryRef::new(number, 0)) else { return };
+        let Some(segment) = self.segments.segment_mut(number) else { return };
         let cost = segment.cost();
         let before = std::mem::replace(&mut segment.counted, cost);
         self.bytes = self.bytes - before + cost;
@@ -454,9 +435,4 @@ enum CursorPoint {
     AsOfEntry,
     /// Those of now: for the newest entry they are its own.
     Head,
-}
-
-/// Where an entry's segment is among those in the window, if it has not left it.
-fn segment_index(first_segment: u64, at: EntryRef) -> Option<usize> {
-    usize::try_from(at.segment().checked_sub(first_segment)?).ok()
 }

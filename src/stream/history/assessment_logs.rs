@@ -20,7 +20,7 @@ new_key_type! {
     pub struct AssessmentLogKey;
 }
 
-/// The entries of one assessment that are in the window. Each idle connection may have one of its own: what few chains
+/// The entries of one assessment that are in the window. Each idle connection may have one of its own: what few logs
 /// have lies elsewhere.
 #[derive(Debug)]
 pub(super) struct AssessmentLog {
@@ -80,8 +80,7 @@ impl History {
         self.undispatched.front().copied()
     }
 
-    /// All watchers of the chain that [`History::next_undispatched`] named have been told, or know that they are
-    /// behind.
+    /// All subscribers of the log that [`History::next_undispatched`] named were sent its entries, or are catching up.
     pub fn mark_dispatched(&mut self, key: AssessmentLogKey) {
         if let Some(log) = self.logs.get_mut(key) {
             log.undispatched = None;
@@ -131,14 +130,13 @@ impl History {
         let mut likely = [AssessmentLogKey::default(); LINK_GROUP];
         for first in added.clone().step_by(LINK_GROUP) {
             let group = first..added.end.min(first + LINK_GROUP);
-            let entries = self.entry(EntryRef::new(segment, first)).and_then(|(of, _)| of.entries.get(group.clone()));
-            let entries = entries.unwrap_or_default();
+            let entries = self.segments.entries(segment, group.clone()).unwrap_or_default();
             for (key, entry) in likely.iter_mut().zip(entries) {
                 *key = self.index.likely(entry.record.hash).unwrap_or_default();
             }
             self.fetch_logs(likely[..group.len()].iter().copied());
             for (index, &key) in group.clone().zip(&likely) {
-                if let Some((of, entry)) = self.entry(EntryRef::new(segment, index)) {
+                if let Some((of, entry)) = self.segments.entry(EntryRef::new(segment, index)) {
                     prefetch(of.id(entry).as_ptr());
                 }
                 if let Some(log) = self.logs.get(key) {
@@ -161,7 +159,7 @@ impl History {
     /// Appends an entry to its assessment log, which is likely this one. If the log has a subscriber, the entry is
     /// framed now, because the offsets are at this entry.
     fn link(&mut self, at: EntryRef, likely: AssessmentLogKey) {
-        let Some((segment, entry)) = self.entry(at) else { return };
+        let Some((segment, entry)) = self.segments.entry(at) else { return };
         let (record, id) = (entry.record, segment.id(entry));
         let found = match self.logs.get(likely) {
             Some(log) if log.id.as_bytes() == id => Some(likely),
@@ -181,33 +179,33 @@ impl History {
         log.end += 1;
         let before = log.last.replace(at);
         log.first.get_or_insert(at);
-        let is_watched = log.subscribers > 0;
-        if is_watched && log.undispatched.is_none() {
+        let is_subscribed = log.subscribers > 0;
+        if is_subscribed && log.undispatched.is_none() {
             log.undispatched = Some((number, at));
             self.undispatched.push_back(key);
         }
         if Blocks::begins(number) {
             self.begin_block(key, number, at);
         }
-        if let Some(before) = before.and_then(|before| self.entry_mut(before)) {
+        if let Some(before) = before.and_then(|before| self.segments.entry_mut(before)) {
             before.next = Some(at);
         }
-        if let Some(entry) = self.entry_mut(at) {
+        if let Some(entry) = self.segments.entry_mut(at) {
             entry.log = key;
         }
-        let found = self.entry(at);
+        let found = self.segments.entry(at);
         let is_too_large = found.is_some_and(|(_, entry)| entry.frame == EntryFrame::TooLarge);
         let is_stray = found.is_some_and(|(segment, _)| segment.is_stray(at.index()));
         if let Some(partition_id) = partition_id.filter(|_| is_stray) {
             self.stray_comes(key, partition_id, record.origin.offset);
         }
-        if is_watched {
+        if is_subscribed {
             self.refresh_listed(key);
             self.check_partition(key, partition_id, record.origin.topic);
         }
         if is_too_large {
             self.note_too_large(key, at);
-        } else if is_watched {
+        } else if is_subscribed {
             self.make_frame(key, at, CursorPoint::Head);
         }
     }
@@ -223,11 +221,13 @@ impl History {
         let number = log.start;
         log.start += 1;
         log.first = next;
+        if next.is_none() {
+            log.last = None;
+        }
         if Blocks::begins(number) {
             self.end_block(key);
         }
         if next.is_none() {
-            self.logs[key].last = None;
             self.forget_if_unused(key);
         }
     }
@@ -236,17 +236,15 @@ impl History {
 
     /// Lists the partitions of a subscribed assessment again, if topics or partitions changed since.
     pub(crate) fn refresh_listed(&mut self, key: AssessmentLogKey) {
-        let Some(log) = self.logs.get(key) else { return };
-        if !self.offsets.is_outdated(&log.listed) {
-            return;
+        let Some(log) = self.logs.get_mut(key) else { return };
+        if self.offsets.is_outdated(&log.listed) {
+            log.listed = self.offsets.list_partitions(&log.id, self.strays.of(key));
         }
-        let listed = self.offsets.list_partitions(&log.id, self.strays.of(key));
-        self.logs[key].listed = listed;
     }
 
     /// Checks that a subscribed log's new entry is on an expected partition.
     fn check_partition(&mut self, key: AssessmentLogKey, partition_id: Option<PartitionId>, topic: TopicIndex) {
-        let (log, Some(partition_id)) = (&mut self.logs[key], partition_id) else { return };
+        let (Some(log), Some(partition_id)) = (self.logs.get_mut(key), partition_id) else { return };
         if log.listed.is_as_expected() && log.listed.contains(partition_id) || self.offsets.is_replaced(partition_id) {
             return;
         }
@@ -264,7 +262,7 @@ impl History {
     pub(super) fn after_last_of(&self, key: AssessmentLogKey, topics: &HashSet<TopicIndex>) -> Option<Position> {
         let log = self.logs.get(key)?;
         let entries = std::iter::successors(log.first, |&at| self.next_entry(at));
-        let is_of = |at| self.entry(at).is_some_and(|(_, entry)| topics.contains(&entry.record.origin.topic));
+        let is_of = |at| self.segments.entry(at).is_some_and(|(_, entry)| topics.contains(&entry.record.origin.topic));
         let (number, _) = (log.start..).zip(entries).filter(|&(_, at)| is_of(at)).last()?;
         Some(Position { number: number + 1, at: None })
     }

@@ -15,9 +15,9 @@ use crate::stream::offsets::{PartitionId, ResumeFilter};
 const BLOCK: u64 = 256;
 
 /// Partitions of which a block knows the newest record. A block with records of more is visited entry by entry.
-const PLACES_MAX: usize = 64;
+const PARTITIONS_MAX: usize = 64;
 
-const _: () = assert!(STEPS_MAX > 2 * (BLOCK as usize + PLACES_MAX), "each turn leads past a block at least");
+const _: () = assert!(STEPS_MAX > 2 * (BLOCK as usize + PARTITIONS_MAX), "each turn leads past a block at least");
 
 /// A log's blocks.
 #[derive(Debug, Default)]
@@ -47,8 +47,8 @@ enum Newest {
 impl Block {
     /// In bytes of memory.
     fn cost(&self) -> usize {
-        let partition_ids = if let Newest::Of(newest) = &self.newest { size_of_val(&**newest) } else { 0 };
-        size_of::<Self>() + partition_ids
+        let newest = if let Newest::Of(newest) = &self.newest { size_of_val(&**newest) } else { 0 };
+        size_of::<Self>() + newest
     }
 }
 
@@ -77,9 +77,9 @@ impl Blocks {
 
     /// The last entry that begins a block and has this number or a lower one.
     fn before(&self, number: u64) -> Option<(u64, EntryRef)> {
-        let partition_id = usize::try_from(number.checked_sub(self.start)? / BLOCK).ok()?;
-        let partition_id = partition_id.min(self.blocks.len().checked_sub(1)?);
-        Some((self.start + partition_id as u64 * BLOCK, self.blocks[partition_id].first))
+        let index = usize::try_from(number.checked_sub(self.start)? / BLOCK).ok()?;
+        let index = index.min(self.blocks.len().checked_sub(1)?);
+        Some((self.start + index as u64 * BLOCK, self.blocks.get(index)?.first))
     }
 }
 
@@ -157,10 +157,10 @@ impl History {
         resume_filter: &ResumeFilter,
         steps: &mut usize,
     ) -> Option<EntryRef> {
-        let partition_id = usize::try_from(number.checked_sub(*start)? / BLOCK).ok()?;
+        let index = usize::try_from(number.checked_sub(*start)? / BLOCK).ok()?;
         // The newest block is still growing.
-        let next = blocks.get(partition_id + 1)?.first;
-        let block = blocks.get_mut(partition_id)?;
+        let next = blocks.get(index + 1)?.first;
+        let block = blocks.get_mut(index)?;
         if matches!(block.newest, Newest::NotYet) {
             let before = block.cost();
             block.newest = self.newest_from(block.first);
@@ -180,7 +180,7 @@ impl History {
         let mut next = Some(first);
         for _ in 0..BLOCK {
             let Some(at) = next else { break };
-            let Some((_, entry)) = self.entry(at) else { break };
+            let Some((_, entry)) = self.segments.entry(at) else { break };
             next = entry.next;
             let origin = entry.record.origin;
             let Some(partition_id) = self.offsets.partition_id(origin.topic, origin.partition) else { continue };
@@ -188,7 +188,7 @@ impl History {
                 *offset = origin.offset.max(*offset);
                 continue;
             }
-            if newest.len() == PLACES_MAX {
+            if newest.len() == PARTITIONS_MAX {
                 return Newest::TooMany;
             }
             newest.push((partition_id, origin.offset));

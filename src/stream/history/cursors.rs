@@ -4,7 +4,7 @@
 use super::assessment_logs::AssessmentLog;
 use super::positions::{Position, PositionStatus};
 use super::segment::{CURSOR_CLOSE, CURSOR_OPEN, EntryFrame, EntryRef, Segment};
-use super::{AssessmentLogKey, History, LostEnd, segment_index};
+use super::{AssessmentLogKey, History, LostEnd};
 use crate::protocol::messages::{ResetReason, text_header};
 use crate::stream::batch::PartitionEnds;
 use crate::stream::cursor;
@@ -32,7 +32,7 @@ pub(crate) struct CatchUpFrames {
     text: Vec<u8>,
 }
 
-/// Where ingest stood at an entry of a segment whose past is prepared.
+/// Where ingest stood at an entry of a segment whose timeline is prepared.
 pub(super) fn offset_lookup<'a>(
     segment: &'a Segment,
     offsets: &'a Offsets,
@@ -129,7 +129,7 @@ impl History {
     }
 
     pub(super) fn is_covered(&self, at: EntryRef, resume_filter: &ResumeFilter) -> bool {
-        let Some((_, entry)) = self.entry(at) else { return false };
+        let Some((_, entry)) = self.segments.entry(at) else { return false };
         let origin = entry.record.origin;
         // A record that its log lost has no partition; no client lacks it.
         let partition_id = self.offsets.partition_id(origin.topic, origin.partition);
@@ -182,7 +182,7 @@ impl History {
                 .saturating_sub(self.steps_to_frame(at) + self.steps_to_prepare(at) + 1 + resume_filter.listed_count());
             let Some(frame) = self.frame(key, at) else { return };
             self.prepare_timeline(at);
-            let Some((segment, _)) = self.entry(at) else { return };
+            let Some((segment, _)) = self.segments.entry(at) else { return };
             if resume_filter.is_exhausted(&self.offsets, offset_lookup(segment, &self.offsets, at.index(), true)) {
                 (out.passed, out.verdict) = (true, resume_filter.recheck(&self.offsets, None));
                 return;
@@ -204,7 +204,7 @@ impl History {
         resume_filter: &ResumeFilter,
         out: &mut CatchUpFrames,
     ) {
-        let Some(((segment, _), log)) = self.entry(at).zip(self.logs.get(key)) else { return };
+        let Some(((segment, _), log)) = self.segments.entry(at).zip(self.logs.get(key)) else { return };
         let Some(message) = segment.open_message(frame) else { return };
         let stands = offset_lookup(segment, &self.offsets, at.index(), true);
         let text = &mut out.text;
@@ -245,7 +245,7 @@ impl History {
             self.prepare_timeline(at);
         }
         let Some(log) = self.logs.get(key) else { return false };
-        let at = at.and_then(|at| Some((self.entry(at)?.0, at.index())));
+        let at = at.and_then(|at| Some((self.segments.entry(at)?.0, at.index())));
         let stands = |partition_id: PartitionId| match at {
             Some((segment, index)) => offset_lookup(segment, &self.offsets, index, false)(partition_id),
             None => self.offsets.next(partition_id),
@@ -263,9 +263,8 @@ impl History {
 
     /// Readies an entry's segment for being asked where ingest stood.
     pub(super) fn prepare_timeline(&mut self, at: EntryRef) {
-        let Self { segments, offsets, first_segment, .. } = self;
-        let Some(segment) = segment_index(*first_segment, at).and_then(|slot| segments.get_mut(slot)) else { return };
-        segment.prepare_timeline(offsets);
+        let Some(segment) = self.segments.segment_mut(at.segment()) else { return };
+        segment.prepare_timeline(&self.offsets);
         self.update_cost(at.segment());
     }
 }

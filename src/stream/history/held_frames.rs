@@ -35,7 +35,7 @@ impl HeldFrames {
     /// Copies what is held of a segment that leaves the window.
     fn copy_from(&mut self, number: u64, segment: &Segment) {
         for (at, held) in self.frames.range_mut(EntryRef::new(number, 0)..EntryRef::new(number + 1, 0)) {
-            held.copy = segment.entries.get(at.index()).and_then(|entry| segment.frame(entry.frame)).map(Into::into);
+            held.copy = segment.entries().get(at.index()).and_then(|entry| segment.frame(entry.frame)).map(Into::into);
             self.bytes += held.len();
         }
     }

@@ -122,7 +122,7 @@ impl History {
         let mut next = Some(due.first);
         for _ in 0..due.entries {
             let Some(at) = next else { break };
-            let Some((segment, entry)) = self.entry(at) else { break };
+            let Some((segment, entry)) = self.segments.entry(at) else { break };
             next = entry.next;
             let EntryFrame::Ready { start, len, .. } = entry.frame else { continue };
             match &mut open {
@@ -156,7 +156,7 @@ impl History {
         let mut left = written;
         for _ in 0..due.entries {
             let Some(at) = progress.position.at else { break };
-            let Some((_, entry)) = self.entry(at) else { break };
+            let Some((_, entry)) = self.segments.entry(at) else { break };
             let len = entry.frame.len();
             if left == 0 && len > 0 {
                 break;
@@ -173,11 +173,11 @@ impl History {
         progress
     }
 
-    /// What is left of a frame of which `sent` bytes are written. `None` if it has left the window and was not held
-    /// it, or too much is held.
+    /// What is left of a frame of which `sent` bytes are written. `None` if its entry has left the window and the frame
+    /// was not held, or too much is held.
     #[must_use]
     pub(crate) fn rest_of_frame(&self, FrameRef(at): FrameRef, sent: u32) -> Option<&[u8]> {
-        let frame = match self.entry(at) {
+        let frame = match self.segments.entry(at) {
             Some((segment, entry)) => segment.frame(entry.frame)?,
             None => self.held.copy(at)?,
         };

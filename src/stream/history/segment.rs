@@ -111,7 +111,7 @@ impl Entry {
 pub(super) struct Segment {
     /// Ids and payloads.
     arena: Vec<u8>,
-    pub(super) entries: Vec<Entry>,
+    entries: Vec<Entry>,
     /// Those that are strays, by index.
     strays: Vec<u32>,
     pub(super) frames: Vec<u8>,
@@ -156,6 +156,14 @@ impl Segment {
         }
         segment.counted = segment.cost();
         segment
+    }
+
+    pub(super) fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    pub(super) fn entry_mut(&mut self, index: usize) -> Option<&mut Entry> {
+        self.entries.get_mut(index)
     }
 
     /// Whether a batch is so small, and this segment too, that it belongs in here. A segment ages as a whole: it takes
@@ -239,7 +247,7 @@ impl Segment {
     }
 
     /// Whether [`Segment::timeline`] is ready for all entries that it has.
-    pub(super) fn is_past_prepared(&self) -> bool {
+    pub(super) fn is_timeline_prepared(&self) -> bool {
         self.timeline.is_of(self.entries.len())
     }
 
@@ -265,7 +273,7 @@ impl Segment {
 
     /// Readies [`Segment::timeline`] for all entries that it has.
     pub(super) fn prepare_timeline(&mut self, offsets: &Offsets) {
-        if !self.is_past_prepared() {
+        if !self.is_timeline_prepared() {
             let origins = self.entries.iter().map(|entry| entry.record.origin);
             let partition_ids =
                 origins.map(|origin| Some((offsets.partition_id(origin.topic, origin.partition)?, origin.offset)));
@@ -307,10 +315,11 @@ impl Segment {
             + self.timeline.cost()
     }
 
-    /// Begins an entry's frame in `out`: its message up to where the cursor goes. `false` where it can't be mapped.
-    pub(super) fn map(&self, index: usize, topic: &Topic, out: &mut Vec<u8>) -> bool {
+    /// Begins the frame of one of its records in `out`: the message up to where the cursor goes. `false` where it can't
+    /// be mapped.
+    pub(super) fn map(&self, record: &Record, topic: &Topic, out: &mut Vec<u8>) -> bool {
         out.clear();
-        let payload = self.entries[index].record.payload.of(&self.arena);
+        let payload = record.payload.of(&self.arena);
         let mapped = mapping::map_open(topic, payload, out).is_ok();
         out.extend_from_slice(CURSOR_OPEN);
         mapped

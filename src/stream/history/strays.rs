@@ -12,7 +12,7 @@ use crate::stream::offsets::PartitionId;
 /// Logs with misplaced records in the window.
 #[derive(Debug, Default)]
 pub(super) struct Strays {
-    by_chain: BTreeMap<(u64, PartitionId), Stray>,
+    by_log: BTreeMap<(u64, PartitionId), Stray>,
 }
 
 #[derive(Debug)]
@@ -30,13 +30,13 @@ impl Strays {
     /// The partitions on which a log has misplaced records.
     pub(super) fn of(&self, log: AssessmentLogKey) -> impl Iterator<Item = PartitionId> + '_ {
         let log = log.data().as_ffi();
-        let all = self.by_chain.range((log, PartitionId::FIRST)..);
+        let all = self.by_log.range((log, PartitionId::FIRST)..);
         all.take_while(move |((of, _), _)| *of == log).map(|((_, partition_id), _)| *partition_id)
     }
 
     /// The offset of a log's newest misplaced record on a partition.
     pub(super) fn newest(&self, log: AssessmentLogKey, partition_id: PartitionId) -> Option<i64> {
-        self.by_chain.get(&(log.data().as_ffi(), partition_id)).map(|stray| stray.newest)
+        self.by_log.get(&(log.data().as_ffi(), partition_id)).map(|stray| stray.newest)
     }
 }
 
@@ -45,7 +45,7 @@ impl History {
     pub(super) fn stray_comes(&mut self, log: AssessmentLogKey, partition_id: PartitionId, offset: i64) {
         let key = (log.data().as_ffi(), partition_id);
         let bytes = &mut self.bytes;
-        let stray = self.strays.by_chain.entry(key).or_insert_with(|| {
+        let stray = self.strays.by_log.entry(key).or_insert_with(|| {
             *bytes += COST;
             Stray { entries: 0, newest: offset }
         });
@@ -56,10 +56,10 @@ impl History {
     /// One of a log's misplaced records left the window, or the Kafka log.
     pub(super) fn stray_goes(&mut self, log: AssessmentLogKey, partition_id: PartitionId) {
         let key = (log.data().as_ffi(), partition_id);
-        let Some(stray) = self.strays.by_chain.get_mut(&key) else { return };
+        let Some(stray) = self.strays.by_log.get_mut(&key) else { return };
         stray.entries -= 1;
         if stray.entries == 0 {
-            self.strays.by_chain.remove(&key);
+            self.strays.by_log.remove(&key);
             self.bytes -= COST;
         }
     }
@@ -77,7 +77,7 @@ impl History {
     /// Truncated logs lost these, each of an assessment log, with what the truncated log lost.
     pub(super) fn strays_are_cut(&mut self, lost: &[(AssessmentLogKey, (PartitionId, i64))]) {
         for &(log, (partition_id, from)) in lost {
-            if let Some(stray) = self.strays.by_chain.get_mut(&(log.data().as_ffi(), partition_id)) {
+            if let Some(stray) = self.strays.by_log.get_mut(&(log.data().as_ffi(), partition_id)) {
                 stray.newest = stray.newest.min(from - 1);
             }
             self.stray_goes(log, partition_id);

@@ -65,7 +65,7 @@ fn events_without_subscribers_are_never_framed() {
 }
 
 #[test]
-fn ids_that_share_a_hash_do_not_share_a_chain() {
+fn ids_that_share_a_hash_do_not_share_a_log() {
     let mut history = history(1 << 20);
     let mut batch = events(&[("a", 1), ("b", 2)]);
     batch.records[1].hash = batch.records[0].hash;
@@ -75,7 +75,7 @@ fn ids_that_share_a_hash_do_not_share_a_chain() {
 }
 
 #[test]
-fn however_many_ids_share_a_hash_each_has_its_own_chain() {
+fn however_many_ids_share_a_hash_each_has_its_own_log() {
     const IDS: u64 = 300;
     let mut history = history(16 << 20);
     let names: Vec<String> = (0..IDS).map(|number| format!("id-{number}")).collect();
@@ -127,7 +127,7 @@ fn entries_age_also_at_a_rate_so_low_that_segments_absorb_them() {
     for second in 0..1000 {
         history.append(events(&[("a", second)]), start + Duration::from_secs(second));
     }
-    let oldest = history.segments.front().unwrap().opened;
+    let oldest = history.segments.oldest().unwrap().opened;
     let age = (start + Duration::from_secs(999)).saturating_duration_since(oldest);
     assert!(age <= WINDOW + WINDOW / 16, "{age:?}");
 }
@@ -250,7 +250,7 @@ proptest! {
                     }
                 }
             }
-            prop_assert!(history.segments.is_empty() || history.bytes() > 0);
+            prop_assert!(history.segments.numbers().is_empty() || history.bytes() > 0);
         }
         for (log, _) in readers.into_values() { history.unsubscribe(log); }
         history.evict(now + WINDOW * 2);

@@ -112,7 +112,7 @@ fn who_lacks_an_event_that_is_sent_to_nobody_is_told_also_where_that_takes_more_
 fn the_steps_of_a_cursor_that_is_made_for_a_position_are_counted() {
     let (mut history, a) = long(1_000);
     let start = Position { number: 0, at: history.logs[a].first };
-    let entries = history.segments[0].entries.len();
+    let entries = history.segments.oldest().unwrap().entries().len();
     for cost in [entries, 0] {
         let (mut steps, mut text) = (STEPS_MAX, Vec::new());
         assert!(history.write_cursor(a, start, None, &mut steps, &mut text));
@@ -121,7 +121,7 @@ fn the_steps_of_a_cursor_that_is_made_for_a_position_are_counted() {
 }
 
 #[test]
-fn the_places_of_an_assessment_are_listed_without_a_step_along_its_entries() {
+fn the_partitions_of_an_assessment_are_listed_without_a_step_along_its_entries() {
     let (mut history, a) = long(1_000);
     history.unsubscribe(a);
     let mut stray = events(&[("a", 7)]);
@@ -130,7 +130,9 @@ fn the_places_of_an_assessment_are_listed_without_a_step_along_its_entries() {
     stray.strays.push(0);
     history.append(stray, Instant::now());
     // Nothing leads from one entry to the next any more.
-    history.segments.iter_mut().flat_map(|segment| &mut segment.entries).for_each(|entry| entry.next = None);
+    for segment in history.segments.iter_mut() {
+        (0..segment.entries().len()).for_each(|index| segment.entry_mut(index).unwrap().next = None);
+    }
     let a = history.subscribe(&id("a"));
     let listed = history.listed_partitions(a);
     let partition_ids =
@@ -139,17 +141,17 @@ fn the_places_of_an_assessment_are_listed_without_a_step_along_its_entries() {
 }
 
 #[test]
-fn an_entry_of_a_long_chain_is_found_by_its_number_also_when_much_has_left_the_window() {
+fn an_entry_of_a_long_log_is_found_by_its_number_also_when_much_has_left_the_window() {
     let (mut history, a) = long(12_000);
     history.mark_dispatched(a);
     let is_found = |history: &History, number: u64| {
         let mut position = Position { number, at: None };
-        let lag = history.locate(a, &mut position);
-        let entry = position.at.and_then(|at| history.entry(at)).map(|(_, entry)| entry.record.origin.offset);
-        lag == PositionStatus::Behind && entry == Some(number.cast_signed())
+        let status = history.locate(a, &mut position);
+        let entry = position.at.and_then(|at| history.segments.entry(at)).map(|(_, entry)| entry.record.origin.offset);
+        status == PositionStatus::Behind && entry == Some(number.cast_signed())
     };
     let mut starts = Vec::new();
-    while history.segments.len() > 1 {
+    while history.segments.iter().len() > 1 {
         let start = history.logs[a].start;
         starts.push(start);
         assert!((start..12_000).step_by(97).all(|number| is_found(&history, number)));
