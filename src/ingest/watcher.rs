@@ -35,7 +35,7 @@ use super::client::ClientTerminator;
 use super::metadata_client::{BrokerId, FoundOffset, MetadataClient, failure_of};
 use super::metrics::Metrics;
 use super::reachability::{ProbeFailure, Reachability, ReplacementTimer};
-use super::retention::{self, Asked, CompactedTopic, Retentions};
+use super::retention::{CompactedTopic, Retentions, Settings};
 use super::startup::{LogRange, PartitionStart};
 
 /// What is to be read from now on, and what no more.
@@ -384,29 +384,37 @@ impl WatcherThread {
         }
     }
 
-    /// Asks for settings of topics, of which those of the indexes `met` are new.
-    fn ask_for_retention(&mut self, catalogue: &TopicCatalogue, met: &[TopicIndex], broker: BrokerId) -> Asked {
+    /// Queries settings of topics, of which those of the indexes `new` are new. Returns what is known then, and what the
+    /// reader does not know.
+    fn query_retention(
+        &mut self,
+        catalogue: &TopicCatalogue,
+        new: &[TopicIndex],
+        broker: BrokerId,
+    ) -> (Retentions, Vec<CompactedTopic>) {
+        let mut retentions = self.retentions.clone();
         if !self.config.has_topic_settings {
-            return Asked::default();
+            return (retentions, Vec::new());
         }
-        let is_current = |topic| catalogue.is_current(topic);
-        let question = self.retentions.question(catalogue.topics(), met, is_current);
-        let names: Vec<&str> = question.topics.iter().map(|topic| &*topic.name).collect();
-        let asked = Instant::now();
+        let due = retentions.due(catalogue.topics(), new, |topic| catalogue.is_current(topic));
+        let names: Vec<&str> = due.iter().map(|topic| &*topic.name).collect();
+        let queried = Instant::now();
         match self.cluster.retention(&names, broker, PROBE_TIMEOUT) {
             Ok(answers) => {
-                let topics = answers.iter().filter(|answer| **answer == retention::Settings::Refused).count();
+                let topics = answers.iter().filter(|answer| **answer == Settings::Refused).count();
                 if topics > 0 && !std::mem::replace(&mut self.is_refusal_told, true) {
                     warn!(
                         topics,
                         "no right to read the settings of topics (DESCRIBE_CONFIGS): compacted topics are treated as not compacted"
                     );
                 }
-                question.handle_answer(answers.iter().map(|settings| settings.retention()), asked)
+                let answers = answers.iter().map(|settings| settings.retention());
+                let compacted = retentions.handle_answers(&due, answers, queried);
+                (retentions, compacted)
             }
             Err(error) => {
                 self.log_throttled("cleanup.policy unknown; retrying", 0, Some(&error));
-                Asked::default()
+                (self.retentions.clone(), Vec::new())
             }
         }
     }
@@ -436,8 +444,7 @@ impl WatcherThread {
         let remapped = topics_of(&changes.remapped, catalogue.topics());
         // Where this look comes to nothing, they are asked for again.
         self.retentions.forget(&changes.met);
-        let asked = self.ask_for_retention(&catalogue, &changes.met, broker);
-        let compacted = self.retentions.news(&asked);
+        let (retentions, compacted) = self.query_retention(&catalogue, &changes.met, broker);
         let is_answer = self.owes_answer;
         let mut missing = changes.leaderless;
         missing.retain(|(topic, _)| initial || changes.met_by_routes.contains(topic));
@@ -468,7 +475,7 @@ impl WatcherThread {
             self.started = true;
             self.owes_answer = false;
         }
-        self.retentions.remember(&asked);
+        self.retentions = retentions;
         self.catalogue = catalogue;
         self.led_partitions = changes.led_partitions;
         !changes.doubtful && self.out_of_range.is_empty()
