@@ -1,4 +1,5 @@
-//! The HTTP that tests need: a strict parser of responses, and GET.
+//! The HTTP that tests need: responses, their heads parsed by httparse, and GET. A client library would hide what tests
+//! look at: the socket that a response comes on, and the bytes behind the head of a 101.
 
 use std::io::{Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -8,6 +9,9 @@ use anyhow::{Context as _, Result, ensure};
 
 /// Longest response head, in bytes.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// Most headers of a response.
+const HEADERS_MAX: usize = 64;
 
 /// A response.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,32 +53,34 @@ impl HttpResponse {
     /// If the connection fails or ends early, or the response is not HTTP/1.1.
     pub fn read(stream: &mut impl Read) -> Result<Self> {
         let mut bytes = Vec::new();
-        let head_end = loop {
-            if let Some(at) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
-                break at;
+        let (mut response, head_len) = loop {
+            if let Some(found) = Self::parse_head(&bytes)? {
+                break found;
             }
             ensure!(bytes.len() < HEAD_BYTES_MAX, "the head is too long");
-            ensure!(
-                read_some(stream, &mut bytes)? > 0,
-                "the connection ended within the head, after {} bytes",
-                bytes.len()
-            );
+            let count = read_some(stream, &mut bytes)?;
+            ensure!(count > 0, "the connection ended within the head, after {} bytes", bytes.len());
         };
-        let body = bytes.split_off(head_end + 4);
-        let head = std::str::from_utf8(&bytes[..head_end]).context("a head that is not UTF-8")?;
-        let mut lines = head.split("\r\n");
-        let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.1 ")).context("no HTTP/1.1 status line")?;
-        let status = status.get(..3).context("no status code")?.parse()?;
-        let header = |line: &str| {
-            let (name, value) = line.split_once(':').context("a header without a colon")?;
-            Ok((name.to_ascii_lowercase(), value.trim().to_owned()))
-        };
-        let headers = lines.map(header).collect::<Result<_>>()?;
-        let mut response = Self { status, headers, body };
-        if status != 101 {
+        response.body = bytes.split_off(head_len);
+        if response.status != 101 {
             response.read_body(stream)?;
         }
         Ok(response)
+    }
+
+    /// A response without its body, and the length of its head; `None` if the head has not arrived whole.
+    fn parse_head(bytes: &[u8]) -> Result<Option<(Self, usize)>> {
+        let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+        let mut head = httparse::Response::new(&mut headers);
+        let httparse::Status::Complete(len) = head.parse(bytes)? else { return Ok(None) };
+        ensure!(head.version == Some(1), "not HTTP/1.1");
+        let header = |header: &httparse::Header<'_>| {
+            let value = std::str::from_utf8(header.value).context("a header that is not UTF-8")?;
+            Ok((header.name.to_ascii_lowercase(), value.to_owned()))
+        };
+        let headers = head.headers.iter().map(header).collect::<Result<_>>()?;
+        let status = head.code.context("no status code")?;
+        Ok(Some((Self { status, headers, body: Vec::new() }, len)))
     }
 
     fn read_body(&mut self, stream: &mut impl Read) -> Result<()> {

@@ -1,5 +1,6 @@
 //! A strict parser of the OpenMetrics text format (version 1.0.0), as far as the gateway's metrics need it. Errors that
-//! a lenient scraper ignores are errors here.
+//! a lenient scraper ignores are errors here. It is our own: of the crates that read such text, `prometheus-parse` reads
+//! the older format of Prometheus, and `openmetrics-parser` is under the LGPL.
 
 use std::collections::{BTreeMap, BTreeSet};
 
