@@ -351,6 +351,12 @@ pub(crate) const fn has_room_for(topics: usize, further_places: usize) -> bool {
     topics * (2 + 4) + further_places * (1 + 4) <= BYTES_MAX - HEADER_BYTES - SHAPES * 4
 }
 
+/// Whether there is room for their leader epochs, too, below 16,383 and different from one to the next.
+#[must_use]
+pub(crate) const fn has_room_for_epochs(topics: usize, further_places: usize) -> bool {
+    topics * (2 + 4 + 2) + further_places * (1 + 4 + 2) <= BYTES_MAX - HEADER_BYTES - SHAPES * 4
+}
+
 /// How many partitions of one topic a cursor has room for at least, likewise.
 #[cfg(test)]
 pub(crate) const fn places_max() -> usize {

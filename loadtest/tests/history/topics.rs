@@ -82,3 +82,37 @@ fn a_client_of_forty_topics_goes_on_with_its_cursor_on_another_pod() {
         assert!(numbers.iter().copied().eq(0..sent), "{}: something is lost or doubled", pod.name());
     }
 }
+
+#[test]
+fn where_a_cursor_can_not_list_all_partitions_a_line_says_so_and_its_client_is_reset_when_it_returns() {
+    const PARTITIONS: i32 = 400;
+    let (world, dir) = (World::without_topics(), TempDir::new("routes"));
+    let routes = "[[route]]\ntopic = \"wide\"\nscope = \"assessment\"\nassessment = \"payload\"\npartitioner = \"none\"\n\
+                  type = \"note\"\nfields = [\"timestamp\"]\n";
+    let routes = dir.file("routes.toml", routes);
+    world.kafka.create("wide", PARTITIONS);
+    let pod = pod(&world, "pod-0").set("ROUTES_FILE", routes.to_str().unwrap()).start();
+    let log = pod.log();
+    let line = log.lines().find(|line| line.contains("too many topics and partitions per assessment"));
+    let line = line.unwrap_or_else(|| panic!("it is warned of: {log}"));
+    assert!(line.contains("WARN") && line.contains("topics=1") && line.contains("further_partitions=399"), "{line}");
+
+    let producer = world.producer();
+    let mut client = pod.client("a");
+    client.expect_type("connected");
+    // On each partition there is one of its events.
+    for partition in 0..PARTITIONS {
+        let timestamp = FIRST_TIMESTAMP + u64::from(partition.unsigned_abs());
+        let payload = format!(r#"{{"assessmentId":"a","timestamp":{timestamp}}}"#);
+        producer.send("wide", Some(&partition.to_string()), Some(payload.as_bytes()));
+    }
+    producer.flush();
+    let count = usize::try_from(PARTITIONS).unwrap();
+    read_until(std::slice::from_mut(&mut client), "the events", WITHIN, |clients| seen(&clients[0]).count() == count);
+    let last = seen(&client).last().map(cursor_of).expect("an event");
+    let (is_resumed, mut back) = comes_back(&pod, "a", &last);
+    assert!(!is_resumed);
+    assert_eq!(back.expect_type("reset").json()["reason"], "expired");
+    let lacking = pod.metrics().sum("shardgate_messages_without_cursor_total");
+    assert!(lacking > 0.0, "messages without a cursor are counted");
+}

@@ -16,7 +16,7 @@ use crate::ingest::watcher::TopologyChange;
 use crate::limits::CURSOR_CHARS_MAX;
 use crate::routing::table::{Partitioner, Scope};
 use crate::stream::batch::NextOffset;
-use crate::stream::cursor::{has_room_for, topics_max};
+use crate::stream::cursor::{has_room_for, has_room_for_epochs, topics_max};
 
 impl IngestState {
     pub(super) fn apply_change(&mut self, change: &TopologyChange, consumer: &mut Consumer, now: Instant) {
@@ -68,6 +68,13 @@ impl IngestState {
                 "too many topics and partitions per assessment: a cursor of {CURSOR_CHARS_MAX} characters may not list them all, \
                  and clients without a complete cursor get a reset when they reconnect. Topics whose `partitioner` is \"none\" are \
                  listed with all their partitions"
+            );
+        } else if !has_room_for_epochs(topics, places) {
+            warn!(
+                topics,
+                further_partitions = places,
+                "many topics and partitions per assessment: a cursor of {CURSOR_CHARS_MAX} characters may have no room for leader \
+                 epochs, and then a client that returns after an unclean leader election may not be told what was lost"
             );
         }
     }

@@ -87,6 +87,12 @@ fn there_is_room_for_as_many_topics_and_partitions_as_is_said() {
     };
     assert!(text(&spread(places_max())).is_some());
     assert_eq!(text(&spread(400)), None);
+    let with_epochs = (1..).take_while(|topics| has_room_for_epochs(*topics, 0)).last().unwrap();
+    let alternating = topics(u32::try_from(with_epochs).unwrap(), next, |topic| 200 + topic.cast_signed() % 2);
+    let Ok(Cursor::Of(read)) = decode(&text(&alternating).unwrap(), OWN) else { panic!("a cursor") };
+    assert!((40..topics_max()).contains(&with_epochs), "{with_epochs}");
+    assert!(read.topics.iter().all(|topic| topic.offsets[0].epoch.is_some()));
+    assert!(has_room_for_epochs(10, 30) && !has_room_for_epochs(10, 50));
     assert!(has_room_for(topics_max(), 0) && !has_room_for(topics_max() + 1, 0) && has_room_for(10, 50));
 }
 
