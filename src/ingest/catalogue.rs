@@ -1,15 +1,15 @@
 //! Which topics of the cluster are read: their indexes, and what changed from one metadata refresh to the next. A topic
 //! and its recreated successor have different fingerprints; the successor gets its own index, so that its offsets are not
-//! taken for those of the old one. This is a rule without I/O: [`super::watcher`] asks the brokers.
+//! taken for those of the old one. This is a rule without I/O: [`super::watcher`] queries the brokers.
 //!
-//! It owns the routes, too. Where they change, the next look goes through all topics:
+//! It owns the routes, too. After they change, the next refresh resolves all topics again:
 //!
 //! ```text
 //!   the new routes read the topic...         it is
 //!   as before, to the same messages          left alone
-//!   as before, to other messages             remapped: its index stays, and so does all that is known of it
+//!   as before, to other messages             remapped: it keeps its index and its offsets
 //!   not at all                               dropped
-//!   as another scope, assessment or placing  dropped, and met again: from its end, since no client was sent it so before
+//!   as another scope, assessment or placing  dropped, and read as a new topic from its end
 //! ```
 //!
 //! One case remains: librdkafka continues at the old offset in a recreated topic if the new log is already longer.
@@ -25,7 +25,7 @@ use crate::ids::TopicIndex;
 use crate::limits::{TOPIC_REST_REFRESHES, TOPICS_MAX};
 use crate::routing::table::{Fingerprint, RouteTable, Topic};
 
-/// A topic of the cluster, as a look saw it.
+/// A topic of the cluster in one metadata refresh.
 #[derive(Debug)]
 pub(super) struct SeenTopic {
     pub(super) name: Box<str>,
@@ -37,17 +37,17 @@ pub(super) struct SeenTopic {
     pub(super) leaderless: Vec<i32>,
 }
 
-/// How topics' indexes are given away.
+/// How indexes are assigned to topics.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct IndexRules {
-    /// So many there are.
+    /// How many indexes there are.
     pub(crate) indexes_max: usize,
-    /// One rests for so long when its topic is read no more, before another topic gets it.
+    /// How long an index whose topic is no longer read stays unused, before another topic gets it.
     pub(crate) rest: Duration,
 }
 
 impl IndexRules {
-    /// For a window of this length, and as much time between two looks at the topics.
+    /// For a window of this length, and this time between two metadata refreshes.
     #[must_use]
     pub(crate) fn new(window: Duration, refresh: Duration) -> Self {
         Self { indexes_max: TOPICS_MAX, rest: window + refresh * TOPIC_REST_REFRESHES }
@@ -58,15 +58,15 @@ impl IndexRules {
 #[derive(Debug, Clone)]
 pub(super) struct TopicCatalogue {
     routes: Arc<RouteTable>,
-    /// The routes of the last look, where they were others.
+    /// The routes of the last refresh, if they have changed since.
     before: Option<Arc<RouteTable>>,
-    /// By [`TopicIndex`], those of the past included.
+    /// By [`TopicIndex`], including topics that are no longer read.
     topics: Vec<Arc<Topic>>,
     entries: HashMap<Box<str>, TopicEntry>,
     rules: IndexRules,
-    /// Indexes of topics that are not there any more, since when.
+    /// Indexes of deleted topics, and when these were found missing.
     resting: VecDeque<(Instant, TopicIndex)>,
-    /// Those of topics that were dropped, and may be there. Cursors name them for as long as may be: a pod that goes by
+    /// Indexes of dropped topics, which may still exist. Cursors may name them without a time limit, because a pod with
     /// other routes may read them.
     dropped: VecDeque<(Instant, TopicIndex)>,
 }
@@ -74,11 +74,11 @@ pub(super) struct TopicCatalogue {
 #[derive(Debug, Clone)]
 struct TopicEntry {
     topic: Arc<Topic>,
-    /// As far as it is known. While brokers are upgraded, some may tell it and some not.
+    /// Empty until a broker has sent it. During a rolling upgrade, some brokers send it and some don't.
     id: Box<str>,
     presence: Presence,
     /// Partitions that were announced to the reader.
-    told: HashSet<i32>,
+    announced: HashSet<i32>,
 }
 
 /// ```text
@@ -88,7 +88,7 @@ struct TopicEntry {
 ///     |<-----------------'    seen: read on      |
 ///     '------------------------------------------'
 /// ```
-/// One look proves nothing: a broker that has just started may know of no topic yet.
+/// One refresh proves nothing: a broker that has just started may know no topic yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Presence {
     There,
@@ -96,37 +96,37 @@ enum Presence {
     Gone,
 }
 
-/// What changed with a look.
+/// What changed with a refresh.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Changes {
-    /// Topics that are deleted, or that others have the names of by now: no more is read of them.
+    /// Topics that were deleted, or recreated under the same name. They are no longer read.
     pub(super) retired: Vec<TopicIndex>,
-    /// Topics that were thought to be deleted, and are there: read on.
+    /// Topics that were missing and exist after all. Reading continues.
     pub(super) back: Vec<TopicIndex>,
-    /// Whether the routes are others than at the last look.
+    /// Whether the routes changed since the last refresh.
     pub(super) by_routes: bool,
-    /// Topics that no route takes any more, or another one takes otherwise: nothing of them is sent any more.
+    /// Topics that no route takes any more, or that another route takes differently. Nothing more of them is sent.
     pub(super) dropped: Vec<TopicIndex>,
-    /// Topics whose records become other messages.
+    /// Topics whose records are now mapped to other messages.
     pub(super) remapped: Vec<TopicIndex>,
     /// Topics that are new, in the order of their indexes.
     pub(super) met: Vec<TopicIndex>,
-    /// Those of them that were there, and are read since the routes changed.
+    /// Those of them that existed before and are read because the routes changed.
     pub(super) met_by_routes: Vec<TopicIndex>,
-    /// Partitions that the reader does not know of.
+    /// Partitions that the reader does not know.
     pub(super) fresh: Vec<(TopicIndex, i32)>,
     /// All partitions that have a leader.
     pub(super) led_partitions: Vec<(TopicIndex, i32)>,
-    /// Those without one that the reader does not know of.
+    /// Partitions without a leader that the reader does not know.
     pub(super) leaderless: Vec<(TopicIndex, i32)>,
-    /// Whether a topic was not seen for the first time: it is to be looked for again soon.
+    /// Whether a topic was missing for the first time. The next refresh should follow soon.
     pub(super) doubtful: bool,
-    /// Topics that are not read, for all indexes are in use, or rest.
+    /// How many topics are not read because no index is free.
     pub(super) unread: usize,
 }
 
 impl TopicCatalogue {
-    /// With no topic yet.
+    /// Without topics.
     pub(super) fn new(routes: Arc<RouteTable>, rules: IndexRules) -> Self {
         Self {
             routes,
@@ -139,7 +139,7 @@ impl TopicCatalogue {
         }
     }
 
-    /// Has the next look go by these routes. Returns whether they are others.
+    /// Sets the routes of the next refresh. Returns whether they changed.
     pub(super) fn go_by(&mut self, routes: Arc<RouteTable>) -> bool {
         if Arc::ptr_eq(&self.routes, &routes) {
             return false;
@@ -154,29 +154,31 @@ impl TopicCatalogue {
         self.entries.contains_key(name) || self.routes.resolve(TopicIndex(0), name).is_some()
     }
 
-    /// By [`TopicIndex`], those of the past included.
+    /// By [`TopicIndex`], including topics that are no longer read.
     pub(super) fn topics(&self) -> &[Arc<Topic>] {
         &self.topics
     }
 
-    /// Whether it is this topic that has its name by now.
+    /// Whether this topic still has its name, and no recreated one.
     pub(super) fn is_current(&self, index: TopicIndex) -> bool {
         let topic = self.topics.get(usize::from(index.0));
         let entry = topic.and_then(|topic| self.entries.get(&topic.name));
         entry.is_some_and(|entry| entry.topic.index == index && entry.presence != Presence::Gone)
     }
 
-    /// Takes a look in: all topics that it saw of those that are read, in the cluster of this id.
+    /// Applies a metadata refresh: all topics that a route takes, in the cluster with this id.
     pub(super) fn apply_metadata(&mut self, cluster_id: &str, seen: &[SeenTopic], now: Instant) -> Changes {
         let mut changes = Changes { by_routes: self.before.is_some(), ..Changes::default() };
         self.resolve_anew(&mut changes, now);
         for topic in seen {
             if let Some(index) = self.register(topic, (cluster_id, now), &mut changes) {
                 changes.led_partitions.extend(topic.led_partitions.iter().map(|&partition| (index, partition)));
-                let Some(told) = self.entries.get_mut(&topic.name).map(|entry| &mut entry.told) else { continue };
-                let fresh = topic.led_partitions.iter().filter(|partition| told.insert(**partition));
+                let Some(announced) = self.entries.get_mut(&topic.name).map(|entry| &mut entry.announced) else {
+                    continue;
+                };
+                let fresh = topic.led_partitions.iter().filter(|partition| announced.insert(**partition));
                 changes.fresh.extend(fresh.map(|&partition| (index, partition)));
-                let leaderless = topic.leaderless.iter().filter(|partition| !told.contains(partition));
+                let leaderless = topic.leaderless.iter().filter(|partition| !announced.contains(partition));
                 changes.leaderless.extend(leaderless.map(|&partition| (index, partition)));
             }
         }
@@ -186,7 +188,7 @@ impl TopicCatalogue {
         changes
     }
 
-    /// Finds the routes of all topics anew, where the routes changed.
+    /// Resolves all topics again, if the routes changed.
     fn resolve_anew(&mut self, changes: &mut Changes, now: Instant) {
         if !changes.by_routes {
             return;
@@ -212,17 +214,17 @@ impl TopicCatalogue {
         changes.remapped.sort_unstable();
     }
 
-    /// These partitions are announced to the reader, although they have no leader.
+    /// Notes that these partitions, which have no leader, were announced to the reader.
     pub(super) fn mark_announced(&mut self, partitions: &[(TopicIndex, i32)]) {
         for &(topic, partition) in partitions {
             let name = self.topics.get(usize::from(topic.0)).map(|topic| &topic.name);
             if let Some(entry) = name.and_then(|name| self.entries.get_mut(name)) {
-                entry.told.insert(partition);
+                entry.announced.insert(partition);
             }
         }
     }
 
-    /// The index of a topic that was seen: its own, or a new one. `None` where no route takes it.
+    /// The index of a topic in this refresh: its own, or a new one. `None` if no route takes it.
     fn register(
         &mut self,
         seen: &SeenTopic,
@@ -264,14 +266,14 @@ impl TopicCatalogue {
             Some(past) => *past = Arc::clone(&topic),
             None => self.topics.push(Arc::clone(&topic)),
         }
-        let entry = TopicEntry { topic, id: id.clone(), presence: Presence::There, told: HashSet::new() };
+        let entry = TopicEntry { topic, id: id.clone(), presence: Presence::There, announced: HashSet::new() };
         self.entries.insert(name.clone(), entry);
         changes.met.push(index);
         Some(index)
     }
 
-    /// An index for a new topic: that of one which is long gone, else one that no topic has had. Topics that were read
-    /// of late keep theirs: cursors, batches and histories still speak of them.
+    /// An index for a new topic: that of a topic which is long gone, else an unused one. Topics that were read recently
+    /// keep theirs, because cursors, batches and histories still name them.
     fn free_index(&mut self, now: Instant) -> Option<TopicIndex> {
         let rest = self.rules.rest;
         let rested = |queue: &mut VecDeque<(Instant, TopicIndex)>| {
@@ -396,7 +398,7 @@ mod tests {
             Changes { retired: vec![TopicIndex(0)], ..Changes::default() }
         );
         assert!(!catalogue.is_current(TopicIndex(0)));
-        assert_eq!(apply_metadata(&mut catalogue, "c", &[]), Changes::default(), "told once");
+        assert_eq!(apply_metadata(&mut catalogue, "c", &[]), Changes::default(), "reported once");
         let back = apply_metadata(&mut catalogue, "c", &[seen(CREATED, "1", 2)]);
         assert_eq!((back.back, back.fresh, back.met), (vec![TopicIndex(0)], partitions(0, 1..2), vec![]));
 
@@ -408,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn topics_beyond_the_last_index_are_told_of_as_long_as_they_are_there() {
+    fn topics_beyond_the_last_index_are_reported_while_they_exist() {
         let mut catalogue = catalogue();
         for id in 0..RULES.indexes_max {
             let changes = apply_metadata(&mut catalogue, "c", &[seen(CREATED, &id.to_string(), 1)]);

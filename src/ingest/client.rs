@@ -1,5 +1,5 @@
-//! What all clients of librdkafka have in common here: their settings, what they say, and their end. It decides
-//! nothing: when a client is replaced is up to [`super::stall_detector`] and [`super::reachability`].
+//! What all our clients of librdkafka share: settings, log callbacks, shutdown. [`super::stall_detector`] and
+//! [`super::reachability`] decide when a client is replaced.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io;
@@ -24,22 +24,22 @@ use crate::log_throttle::LogThrottles;
 
 // ---- settings -----------------------------------------------------------------------------------------------------
 
-/// librdkafka does not take the settings. The operator's fault, in `KAFKA_PROPERTIES_FILE` or `KAFKA_BROKERS`. It names
-/// the property and never its value, which may be a password.
+/// librdkafka rejects the settings: a fault in `KAFKA_PROPERTIES_FILE` or `KAFKA_BROKERS`. The error names the property,
+/// and never its value, which may be a password.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidProperties {
-    /// One property is unknown, or its value is not one that it takes.
+    /// A property is unknown, or its value is invalid.
     #[error("KAFKA_PROPERTIES_FILE: librdkafka does not take the value of {0:?}, or does not know it")]
     Property(Box<str>),
-    /// They do not go together, or name something that is not there (a certificate, say).
+    /// They contradict each other, or name a file that is missing, such as a certificate.
     #[error("KAFKA_PROPERTIES_FILE: librdkafka can't work with these properties: {0}")]
     Together(Box<str>),
-    /// The process has no descriptor left for the consumer: no fault of the properties.
+    /// The process has no file descriptor left for the consumer.
     #[error("no descriptor for Kafka's consumer: {0}")]
     NoDescriptor(#[from] io::Error),
 }
 
-/// A client whose log lines and errors come to us by callbacks, for the batch call serves callbacks, not events.
+/// A client that reports log lines and errors by callbacks, because the batch call serves callbacks, not events.
 pub(super) fn client(properties: &ClientConfig, context: Context) -> Result<KafkaClient, InvalidProperties> {
     let native = properties.create_native_config().map_err(|error| match error {
         KafkaError::ClientConfig(_, _, property, _) => InvalidProperties::Property(property.into()),
@@ -55,18 +55,18 @@ pub(super) fn client(properties: &ClientConfig, context: Context) -> Result<Kafk
         .map_err(|error| InvalidProperties::Together(error.to_string().into()))
 }
 
-// ---- what librdkafka says -----------------------------------------------------------------------------------------
+// ---- log lines of librdkafka --------------------------------------------------------------------------------------
 
 /// Receives librdkafka's log lines. It reports a broker that is down each second: the same line is logged once in
 /// [`KAFKA_LOG_EVERY`].
 #[derive(Debug)]
 pub(super) struct Context {
-    /// Whether complaints are worth a warning. Two clients of the same cluster have the same ones: one is heard.
+    /// Whether errors are logged as warnings. Two clients of one cluster have the same errors; one of them logs.
     heard: bool,
     log_throttle: Mutex<LogThrottles<Box<str>>>,
-    /// Of late, the connections to all brokers were lost.
+    /// All connections were lost since the last answer.
     all_down: AtomicBool,
-    /// Of late, a connection was refused.
+    /// A connection was refused since the last answer.
     refused: AtomicBool,
 }
 
@@ -76,8 +76,7 @@ impl Context {
         Self { heard, log_throttle, all_down: AtomicBool::new(false), refused: AtomicBool::new(false) }
     }
 
-    /// Whether the brokers are gone, as far as this client knows, and do not hang: its connections are lost, and new
-    /// ones are refused.
+    /// Whether the brokers are gone rather than hanging: this client's connections are lost, and new ones are refused.
     pub(super) fn are_brokers_gone(&self) -> bool {
         self.all_down.load(Ordering::Relaxed) && self.refused.load(Ordering::Relaxed)
     }
@@ -88,10 +87,10 @@ impl Context {
         self.refused.store(false, Ordering::Relaxed);
     }
 
-    /// Says a line at the level that it has for us: librdkafka's errors are ones that it goes on from.
+    /// Logs a line at our level. librdkafka recovers from what it logs as errors, so they are warnings here.
     fn say(&self, severity: c_int, kind: &str, text: &str) {
         match severity {
-            // Emergency, alert and critical: it can't go on.
+            // Emergency, alert and critical: it can't continue.
             ..=2 if self.heard => error!(kind, "librdkafka: {text}"),
             ..=4 => {
                 let mut log_throttle = self.log_throttle.lock().unwrap_or_else(PoisonError::into_inner);
@@ -105,7 +104,7 @@ impl Context {
     }
 }
 
-/// What rdkafka would call is never called: the callbacks below stand in its place.
+/// rdkafka's own callbacks are never called: those below replace them.
 impl ClientContext for Context {}
 
 /// A log line. Called where a client's queue is served.
@@ -121,17 +120,17 @@ unsafe extern "C" fn on_log(
     // SAFETY: librdkafka passes a live client; its opaque is the context of the `KafkaClient` that owns it
     // (`KafkaClient::new`).
     let context = unsafe { sys::rd_kafka_opaque(client).cast::<Context>().as_ref() };
-    // SAFETY: both strings are librdkafka's own, ended by a NUL, and stay for the length of this call.
+    // SAFETY: both strings are librdkafka's own, end in a NUL, and live for this call.
     let (facility, text) = unsafe { (CStr::from_ptr(facility), CStr::from_ptr(text)) };
     if let Some(context) = context {
         context.say(severity, &facility.to_string_lossy(), &text.to_string_lossy());
     }
 }
 
-/// An error of the client as a whole, such as a broker that can't be reached. Each has its log line as well, and
-/// whether the brokers answer is told from probes: so this one is for those who look closely.
+/// An error of the client as a whole, such as an unreachable broker. It is logged at DEBUG: librdkafka logs a line for
+/// it as well, and probes decide whether the brokers answer.
 unsafe extern "C" fn on_error(_client: *mut sys::rd_kafka_t, code: c_int, reason: *const c_char, opaque: *mut c_void) {
-    // SAFETY: the string is librdkafka's own, ended by a NUL, and stays for the length of this call.
+    // SAFETY: the string is librdkafka's own, ends in a NUL, and lives for this call.
     let reason = unsafe { CStr::from_ptr(reason) }.to_string_lossy();
     // SAFETY: a client's opaque is the context of the `KafkaClient` that owns it (`KafkaClient::new`).
     if let Some(context) = unsafe { opaque.cast::<Context>().as_ref() } {
@@ -146,11 +145,11 @@ unsafe extern "C" fn on_error(_client: *mut sys::rd_kafka_t, code: c_int, reason
     debug!(code, "librdkafka: {reason}");
 }
 
-/// What librdkafka says of a connection that could not be made: it was refused, or there is no way to the host. One
-/// that is only not answered is another matter.
+/// librdkafka's texts for a connection that was refused, or has no route to the host. A connection that timed out is not
+/// among them.
 const CONNECT_FAILED: &str = "Connect to ";
 
-// ---- a client's life ----------------------------------------------------------------------------------------------
+// ---- a client's lifetime ------------------------------------------------------------------------------------------
 
 /// A librdkafka client. Dropping it leaves no group and waits for no broker.
 pub(super) struct KafkaClient(ManuallyDrop<rdkafka::client::Client<Context>>);
@@ -176,18 +175,17 @@ impl Drop for KafkaClient {
     }
 }
 
-/// Ends clients, each on a thread of its own: librdkafka then waits for its threads, and whatever keeps these from
-/// serving may keep them from ending.
+/// Shuts clients down, each on a thread of its own: librdkafka then waits for its own threads, and these may hang.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ClientTerminator(Arc<AtomicUsize>);
 
 impl ClientTerminator {
-    /// Whether one more client may be ended. If this many hang at their end, another one would hang, too.
+    /// Whether one more client may be shut down. If this many hang in their shutdown, another one would hang, too.
     pub(super) fn has_room(&self) -> bool {
         self.0.load(Ordering::Relaxed) < CLIENTS_ENDING_MAX
     }
 
-    /// Ends a client, without waiting for it.
+    /// Shuts a client down, without waiting for it.
     pub(super) fn end(&self, client: impl Send + 'static) {
         let count = Arc::clone(&self.0);
         count.fetch_add(1, Ordering::Relaxed);
@@ -202,12 +200,12 @@ impl ClientTerminator {
     }
 }
 
-/// As librdkafka takes times.
+/// A time in librdkafka's unit.
 pub(super) fn millis(time: Duration) -> c_int {
     c_int::try_from(time.as_millis()).unwrap_or(c_int::MAX)
 }
 
-// ---- a fault of librdkafka's --------------------------------------------------------------------------------------
+// ---- a defect of librdkafka ---------------------------------------------------------------------------------------
 
 /// Stands in for librdkafka's function of this name, by the linker's `--wrap` (`src/build.rs`): it takes nothing in.
 ///

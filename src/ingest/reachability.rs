@@ -1,4 +1,4 @@
-//! Whether the brokers answer, judged from probes. Time is an argument; who probes is [`super::watcher`].
+//! Whether the brokers answer, judged from probes. Time is an argument; [`super::watcher`] sends the probes.
 
 use std::time::{Duration, Instant};
 
@@ -9,9 +9,9 @@ use crate::limits::{METADATA_TIMEOUT, PROBE_EVERY, PROBE_SILENCE_MAX, PROBE_TIME
 pub(super) enum ProbeFailure {
     /// No broker could be connected to, or the connection broke.
     Unreachable,
-    /// A broker took the question and did not answer in time: it may hang, or only be slow.
+    /// A broker took the request and did not answer in time: it may hang, or only be slow.
     Silent,
-    /// A broker answered that it knows of no broker. A client that has heard this drops all that it knew, and may never
+    /// A broker answered with an empty list of brokers. The client then drops all brokers that it knew, and may never
     /// find one again.
     NoBrokers,
 }
@@ -27,15 +27,15 @@ pub(super) enum ProbeFailure {
 /// ```
 #[derive(Debug, Default)]
 pub(super) struct Reachability {
-    /// While the brokers count as connected.
+    /// The last answer, while the brokers count as connected.
     kafka_up: Option<LastAnswer>,
 }
 
 #[derive(Debug)]
 struct LastAnswer {
     at: Instant,
-    /// Whether a question after it was left open. librdkafka then gives up the connection, and what fails next says no
-    /// more than that.
+    /// Whether a later request timed out. librdkafka then closes the connection, so the next failure proves no more
+    /// than the timeout did.
     silent_since: bool,
 }
 
@@ -45,8 +45,8 @@ impl Reachability {
         self.kafka_up = Some(LastAnswer { at: now, silent_since: false });
     }
 
-    /// A probe was not answered. One that got no answer in time alone proves nothing: a broker that collects its
-    /// garbage must not make every pod of the fleet unready at the same moment.
+    /// A probe failed. One timeout proves nothing: a garbage collection of a broker must not make every pod of the fleet
+    /// unready at the same moment.
     pub(super) fn handle_failure(&mut self, failure: ProbeFailure, now: Instant) {
         let Some(last) = &mut self.kafka_up else { return };
         last.silent_since |= failure == ProbeFailure::Silent;
@@ -62,11 +62,10 @@ impl Reachability {
     }
 }
 
-/// When the client that asks is replaced: it got no answer for some time, and a new one may, whatever state the old one
-/// is in.
+/// When the metadata client is replaced: after some time without an answer, since a new client may get one.
 #[derive(Debug)]
 pub(super) struct ReplacementTimer {
-    /// So long may a client go without an answer (`KAFKA_STALL_MS`).
+    /// The longest time without an answer (`KAFKA_STALL_MS`).
     bound: Duration,
     /// Since when the client has had no answer.
     failing: Option<Instant>,
@@ -75,7 +74,7 @@ pub(super) struct ReplacementTimer {
 }
 
 impl ReplacementTimer {
-    /// For a client that has not been asked yet.
+    /// For a new client.
     pub(super) fn new(bound: Duration) -> Self {
         Self { bound, failing: None, renewed: 0 }
     }
@@ -85,8 +84,8 @@ impl ReplacementTimer {
         (self.failing, self.renewed) = (None, 0);
     }
 
-    /// The client got none; whether to replace it. Each fourth one has three times as long as the others: so a cluster
-    /// that takes its time with new connections is reached all the same.
+    /// The client got none. Returns whether to replace it. Every fourth client gets three times as long, so that a
+    /// cluster that is slow to accept connections is reached, too.
     pub(super) fn handle_failure(&mut self, failure: ProbeFailure, now: Instant) -> bool {
         let since = *self.failing.get_or_insert(now);
         let patience = if self.renewed % 4 == 3 { self.bound * 3 } else { self.bound };
@@ -99,8 +98,8 @@ impl ReplacementTimer {
     }
 }
 
-/// The contract's times (PROTOCOL 5). After a failed question the next is asked at once; at worst a broker stops, or
-/// hangs, while it is asked for ends, and shows it at the probe after that.
+/// The contract's times (PROTOCOL 5). After a failed request the next is sent at once. At worst a broker stops or hangs
+/// during a query for end offsets, and only the next probe shows it.
 const _: () = {
     assert!(PROBE_EVERY.as_millis() <= PROBE_TIMEOUT.as_millis());
     let question_and_probe = METADATA_TIMEOUT.as_millis() + PROBE_TIMEOUT.as_millis();

@@ -1,6 +1,6 @@
-//! What was read of the partitions' logs, and what follows for the shards from each record, end of a log or refused
-//! position. The same for the reader's thread and for the simulation: it knows no client of Kafka. [`super::reader`]
-//! hands over the batches and logs the notices.
+//! How far each partition is read, and which batches follow from a record, the end of a log or an offset out of range.
+//! It knows no client of Kafka, so the reader's thread and the simulation share it. [`super::reader`] sends the batches
+//! and logs the notices.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use super::startup::LogRange;
 /// A batch of more records than this takes as many tries to skip.
 const STEP_BITS_MAX: u32 = 40;
 
-/// Positions, what is known of the logs, and the batches that follow from it.
+/// Read offsets, what is known of the logs, and the batches to send.
 #[derive(Debug)]
 pub(super) struct ReadProgress {
     pub(super) batcher: Batcher,
@@ -30,9 +30,9 @@ pub(super) struct ReadProgress {
     compaction: Compaction,
     /// Partitions whose next batch can't be unpacked.
     unreadable: HashMap<(TopicIndex, i32), UnreadableBatch>,
-    /// When the records at hand were fetched: they were written before.
+    /// When the current records were fetched. They were written before that.
     fetched: Instant,
-    /// Whether clients may have been sent what was read.
+    /// Whether clients may have received what was read.
     has_clients: bool,
     notices: Vec<Notice>,
 }
@@ -89,7 +89,7 @@ impl ReadProgress {
         }
     }
 
-    /// From now on clients may be sent what is read.
+    /// From now on clients may receive what is read.
     pub(super) fn set_filled(&mut self) {
         self.has_clients = true;
     }
@@ -105,7 +105,7 @@ impl ReadProgress {
         !self.notices.is_empty()
     }
 
-    /// What came up since this was last called.
+    /// The notices since the last call.
     pub(super) fn take_notices(&mut self) -> Vec<Notice> {
         std::mem::take(&mut self.notices)
     }
@@ -157,7 +157,7 @@ impl ReadProgress {
 
     // ---- what comes -----------------------------------------------------------------------------------------------
 
-    /// Takes in a record; `None` where it was read before.
+    /// Handles a record; `None` if it was read before.
     #[inline]
     pub(super) fn record(&mut self, incoming: &ConsumedRecord<'_>) -> Option<Result<RecordOutcome, RecordFault>> {
         let origin = incoming.origin;
@@ -189,7 +189,7 @@ impl ReadProgress {
         self.read_offsets.set(topic, partition, offset);
     }
 
-    /// Decides how to go on with a partition whose position was refused, and which holds this.
+    /// Decides where reading continues in a partition whose offset was out of range, and which holds this.
     pub(super) fn restart(&mut self, topic: TopicIndex, partition: i32, range: LogRange) -> Option<Restart> {
         let restart = self.continuity.restart(&self.read_offsets, topic, partition, range)?;
         if let Some(loss) = restart.lost {

@@ -1,18 +1,17 @@
-//! Where reading starts, and when the history is filled. Rules on offsets that [`super::watcher`] asked the cluster
-//! for, in this order: first the ends, then the offsets of `HISTORY_SECONDS` ago, then the beginnings.
+//! Where reading starts, and when the history is filled. These are rules on offsets that [`super::watcher`] queries, in
+//! this order: the end offsets, the offsets of `HISTORY_SECONDS` ago, the start offsets.
 
 use crate::ids::TopicIndex;
 use crate::limits::START_RECORDS_MIN;
 
 use super::read_offsets::ReadOffsets;
 
-/// What was asked of one partition. The end is that of `read_committed`: no open transaction lies below it.
+/// The offsets of one partition. The end is that of `read_committed`: no open transaction lies below it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct StartOffsets {
     /// The first offset that is still there.
     pub(super) beginning: i64,
-    /// The first record of the time from which on the history reaches; `None` where there is none so young, or where
-    /// the brokers don't tell.
+    /// The first record that is young enough for the history; `None` if there is none, or if the brokers don't answer.
     pub(super) since: Option<i64>,
     /// The offset behind the last record.
     pub(super) end: i64,
@@ -23,11 +22,11 @@ impl StartOffsets {
     /// may be control records only, which must not expire its cursors.
     pub(super) fn start(self) -> i64 {
         let records_min = self.end.saturating_sub(START_RECORDS_MIN);
-        // Retention may have passed the end by now: then the beginning, which is where records will come.
+        // Retention may have passed the end by now. Then the next record comes at the beginning.
         self.since.map_or(records_min, |since| since.min(records_min)).max(self.beginning)
     }
 
-    /// From where on the records are of the history's time.
+    /// The offset from which on records are young enough for the history.
     pub(super) fn recent(self) -> i64 {
         self.since.unwrap_or(self.end).max(self.start())
     }
@@ -40,13 +39,13 @@ pub(super) struct PartitionStart {
     pub(super) partition: i32,
     /// The first offset to read.
     pub(super) offset: i64,
-    /// From which offset on its records are of the history's time: those before are there besides.
+    /// The offset from which on records are young enough for the history. Older ones are read, too.
     pub(super) recent: i64,
     /// Where the partition ended when it was found.
     pub(super) end: i64,
 }
 
-/// What a partition holds that was found to be out of range.
+/// What a partition holds whose read offset was out of range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LogRange {
     /// The first offset that is still there.
@@ -56,46 +55,45 @@ pub(super) struct LogRange {
 }
 
 impl LogRange {
-    /// Where to go on, where `next` was to be read. Above the end is only where a leader was elected that lacked the
-    /// log's last records: to begin anew would double the ones before them.
+    /// Where reading continues if `next` is out of range. It is above the end only if the elected leader lacked the
+    /// log's last records; to start again from the beginning would duplicate the others.
     pub(super) fn resume_from(self, next: i64) -> i64 {
         next.min(self.end).max(self.beginning)
     }
 }
 
-/// The partitions of the start that were not yet read to the ends that they had then. Partitions that come later never
-/// count: they hold nothing back.
+/// The partitions found at start that are not yet read to the ends that they had then. Later partitions don't count.
 #[derive(Debug)]
 pub(super) struct Filling {
     left: Vec<PartitionStart>,
 }
 
 impl Filling {
-    /// Over all partitions of the start.
+    /// With all partitions found at start.
     pub(super) fn new(starts: &[PartitionStart]) -> Self {
         Self { left: starts.to_vec() }
     }
 
-    /// Kafka told that a partition is read to its end. This alone is sure to come: behind the last record may lie
-    /// control records and aborted ones, which are never handed out.
+    /// The consumer reported that a partition is read to its end. Only this is certain to happen: control records and
+    /// aborted records, which are never delivered, may follow the last record.
     pub(super) fn end_seen(&mut self, topic: TopicIndex, partition: i32) {
         self.left.retain(|start| (start.topic, start.partition) != (topic, partition));
     }
 
-    /// Takes out the partitions that can't be read: nothing of them is waited for any more.
+    /// Stops waiting for the partitions that can't be read, and returns them.
     pub(super) fn give_up(&mut self, mut is_silent: impl FnMut(&PartitionStart) -> bool) -> Vec<PartitionStart> {
         let (given_up, left) = self.left.iter().partition(|start| is_silent(start));
         self.left = left;
         given_up
     }
 
-    /// A topic is not there any more: nothing of it is waited for.
+    /// Stops waiting for a topic that is gone.
     pub(super) fn retired(&mut self, topic: TopicIndex) {
         self.left.retain(|start| start.topic != topic);
     }
 
-    /// Drops what has been read as far as it reached at the start. On a partition that is written without a pause the
-    /// end is never reported.
+    /// Stops waiting for partitions that are read to the ends that they had at start. Of a partition that is written
+    /// without a pause, the consumer never reports the end.
     pub(super) fn check(&mut self, read_offsets: &ReadOffsets) {
         self.left.retain(|start| read_offsets.next(start.topic, start.partition).is_none_or(|next| next < start.end));
     }
@@ -161,16 +159,16 @@ mod tests {
         filling.check(&read_offsets);
         assert_eq!(filling.offsets_left(&read_offsets), 30);
 
-        // One is written faster than its end can be reported: its position passes the end of the start.
+        // One is written too fast for its end to be reported: its offset passes the end that it had at start.
         read_offsets.set(topic, 0, 25);
-        // One ends in control records: its last record is below, and Kafka tells that the end is reached.
+        // One ends in control records: its last record is below, and the consumer reports the end.
         read_offsets.set(topic, 1, 18);
         filling.end_seen(topic, 1);
         filling.check(&read_offsets);
         assert!(!filling.is_done());
         assert_eq!(filling.offsets_left(&read_offsets), 10);
 
-        // The last one gets there record by record; a partition that came later means nothing here.
+        // The last one is read record by record. A later partition does not count.
         filling.end_seen(topic, 7);
         read_offsets.set(topic, 2, 19);
         filling.check(&read_offsets);

@@ -1,4 +1,4 @@
-//! A shard's rules on scripted sockets and a clock that the tests turn.
+//! A shard's rules on scripted sockets and a clock that the tests advance.
 
 mod ages;
 mod costs;
@@ -55,7 +55,7 @@ impl Scripted {
         self.0.borrow_mut().takes = bytes;
     }
 
-    /// The texts since this was last asked. Fails where a frame is cut.
+    /// The texts since the last call. Fails if a frame is cut.
     fn texts(&self) -> Vec<String> {
         texts(&std::mem::take(&mut self.0.borrow_mut().got))
     }
@@ -507,7 +507,7 @@ fn bad_messages_are_answered_once_a_second_and_over_the_rate_the_connection_is_c
     assert_eq!(world.state.end_turn(world.now.instant).0.received, 61);
 }
 
-// ---- the equation -------------------------------------------------------------------------------------------------
+// ---- random runs --------------------------------------------------------------------------------------------------
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -517,7 +517,7 @@ enum Step {
     Takes(u8, usize),
     Task(u8),
     Ping(u8),
-    /// So many sends of a turn, before more comes.
+    /// This many sends of a turn, before the next step.
     PartOfTurn(usize),
     Turn,
 }
@@ -537,7 +537,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    /// However little the sockets take, and whenever: each client reads whole frames, its own events in order, none
+    /// Sockets take any number of bytes at any time. Each client reads whole frames, its own events in order, none
     /// twice, and in the end the latest price.
     #[test]
     fn every_client_gets_all_its_events_once_and_the_latest_price(steps in steps()) {

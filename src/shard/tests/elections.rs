@@ -1,4 +1,4 @@
-//! Clients that come back to a pod whose log lost its end, before the pod knows and after.
+//! Clients that return to a pod whose log was truncated, before the pod has noticed and after.
 
 use std::sync::Arc;
 
@@ -13,13 +13,13 @@ fn elected(offset: i64, epoch: i32) -> Batch {
     Batch { epochs: vec![EpochStart { first, epoch }], ..Batch::default() }
 }
 
-/// The log goes on here, where it lost its end.
+/// The log was truncated to this offset and continues here.
 fn abort(offset: i64) -> Batch {
     let next = NextOffset { topic: EVENTS, partition: 0, offset };
     Batch { truncations: vec![LogTruncation { next, is_below_unknown: false }], ..told(offset) }
 }
 
-/// The log goes on here, and records below may have been replaced as well.
+/// The log continues here, and records below may have been replaced as well.
 fn abort_somewhere_below(offset: i64) -> Batch {
     let next = NextOffset { topic: EVENTS, partition: 0, offset };
     Batch { truncations: vec![LogTruncation { next, is_below_unknown: true }], ..told(offset) }
@@ -53,8 +53,8 @@ fn resets(texts: &[String]) -> Vec<&str> {
 }
 
 #[test]
-fn a_client_of_the_log_that_goes_on_is_sent_none_of_the_lost_one_and_is_not_told_of_what_it_did_not_lose() {
-    // One pod has read the log that is lost from 3 on, the other one what was written in its place.
+fn a_client_of_the_current_log_is_sent_no_truncated_record_and_no_reset() {
+    // One pod has read the records from 3 on that are truncated, the other one those written in their place.
     for (new_end, old_end) in [(5, 5), (5, 9), (9, 5)] {
         let mut behind = read(1..old_end, 0);
         let mut knows = read(1..3, 0);
@@ -64,7 +64,7 @@ fn a_client_of_the_log_that_goes_on_is_sent_none_of_the_lost_one_and_is_not_told
         let (_, live) = behind.connect(Some("a"));
         let (_, back) = behind.come_back(&cursor(&mut knows));
         assert!(back.texts()[0].contains(r#""resumed":true"#));
-        // It reads on in the lost log for a while.
+        // It reads some more of the truncated records.
         behind.turn((old_end..12).map(|number| events(&[("a", number)])));
         assert_eq!(back.texts(), [""; 0]);
         behind.turn([abort(3)]);
@@ -80,7 +80,7 @@ fn a_client_of_the_log_that_goes_on_is_sent_none_of_the_lost_one_and_is_not_told
 }
 
 #[test]
-fn where_the_logs_diverge_at_an_unknown_offset_a_client_that_is_ahead_is_reset_once_and_gets_what_follows() {
+fn a_client_ahead_of_an_unknown_divergence_is_reset_once_and_gets_what_follows() {
     let lost = cursor(&mut read(1..9, 0));
     // Of the client's log, this pod has read the records up to 5.
     let mut world = read(1..6, 0);
@@ -94,7 +94,7 @@ fn where_the_logs_diverge_at_an_unknown_offset_a_client_that_is_ahead_is_reset_o
     assert_eq!(texts[1..].iter().map(|text| number(text)).collect::<Vec<_>>(), [3, 4, 5]);
     assert!(world.state.connections[key].is_plain());
 
-    // It comes after the truncation, of which no record tells yet.
+    // It connects after the truncation, which no record shows yet.
     let mut world = read(1..6, 0);
     world.turn([abort_somewhere_below(3)]);
     let (key, back) = world.come_back(&lost);
@@ -109,7 +109,7 @@ fn where_the_logs_diverge_at_an_unknown_offset_a_client_that_is_ahead_is_reset_o
 }
 
 #[test]
-fn the_cursor_of_a_client_of_the_log_that_goes_on_stays_its_own_on_a_pod_that_is_behind() {
+fn a_client_of_the_current_log_keeps_its_cursor_on_a_pod_that_is_behind() {
     let mut behind = read(1..9, 0);
     let mut knows = read(1..3, 0);
     knows.turn([elected(3, 1)]);
@@ -120,7 +120,7 @@ fn the_cursor_of_a_client_of_the_log_that_goes_on_stays_its_own_on_a_pod_that_is
 }
 
 #[test]
-fn whoever_counts_what_is_lost_is_told_so_by_the_leaders_first_word_though_nothing_was_written_since() {
+fn a_cursor_with_truncated_records_is_reset_by_the_leaders_first_answer_even_if_nothing_was_written_since() {
     let mut old = read(1..9, 0);
     let lost = cursor(&mut old);
     for (epoch, told) in [(1, [&["expired"][..], &[]]), (0, [&[], &["invalid"]])] {
@@ -133,7 +133,7 @@ fn whoever_counts_what_is_lost_is_told_so_by_the_leaders_first_word_though_nothi
             assert_eq!(resets(&back.texts()), told, "of the leader of {epoch}");
         }
     }
-    // A pod that has read what is lost tells when it finds it, and not before that, too.
+    // A pod that has read the truncated records sends the reset when it notices the truncation, not before.
     let mut astray = read(1..6, 0);
     let (_, back) = astray.come_back(&lost);
     astray.pass(Duration::from_millis(1));
@@ -142,7 +142,7 @@ fn whoever_counts_what_is_lost_is_told_so_by_the_leaders_first_word_though_nothi
     astray.turn([abort(3), elected(3, 1), events(&[("a", 3)])]);
     let texts = back.texts();
     assert_eq!((resets(&texts), number(texts.last().unwrap())), (vec!["expired"], 3));
-    // Epochs that began anew, as in a cluster that was made from a backup.
+    // Epochs restarted, as in a cluster restored from a backup.
     let mut anew = read(1..20, 0);
     let mut before = read(1..9, 4);
     let (_, back) = anew.come_back(&cursor(&mut before));

@@ -1,4 +1,4 @@
-//! Clients that come back with a cursor, and the cursors that they are given.
+//! Clients that return with a cursor, and the cursors that they are sent.
 
 use std::sync::Arc;
 
@@ -113,7 +113,7 @@ fn every_cursor_resumes_at_the_same_position() {
 }
 
 #[test]
-fn a_client_that_lags_is_given_the_cursor_of_its_own_position() {
+fn a_client_that_lags_is_sent_the_cursor_of_its_own_position() {
     let mut world = world();
     let mut sweeper = Sweeper::new(&world.state.config, world.now.instant);
     let socket = Scripted::default();
@@ -254,7 +254,7 @@ fn a_redirected_client_gets_its_pending_reset_first() {
 }
 
 #[test]
-fn what_compaction_took_is_told_once_to_those_who_lack_it_and_expires_cursors_from_before_it() {
+fn a_client_that_lacks_compacted_records_gets_one_reset_and_older_cursors_expire() {
     let mut other = world();
     let (_, there) = other.connect(Some("a"));
     other.turn([events(&[("a", 70)]), events(&[("a", 95)])]);
@@ -280,7 +280,7 @@ fn what_compaction_took_is_told_once_to_those_who_lack_it_and_expires_cursors_fr
 }
 
 #[test]
-fn a_partition_whose_first_records_were_deleted_before_it_was_met_tells_those_whom_it_concerns() {
+fn subscribers_of_a_new_partition_whose_first_records_were_deleted_get_a_reset() {
     let mut world = World::new();
     let (_, live) = world.connect(Some("a"));
     live.texts();
@@ -324,7 +324,7 @@ fn a_cursor_past_the_log_end_is_reset_and_one_ahead_of_this_pod_is_not() {
 }
 
 #[test]
-fn thousands_who_are_ahead_are_judged_in_turns_each_once_by_each_answer() {
+fn thousands_of_clients_ahead_are_judged_over_several_turns_once_per_answer() {
     const CLIENTS: usize = 3_000;
     let mut other = world();
     let (_, there) = other.connect(Some("a"));
@@ -342,7 +342,7 @@ fn thousands_who_are_ahead_are_judged_in_turns_each_once_by_each_answer() {
         let mut turns = 1;
         while world.state.recheck_ahead(50) == Pass::More {
             turns += 1;
-            // One leaves, and another answer comes, meanwhile.
+            // Meanwhile one leaves, and another answer arrives.
             world.state.detach(clients[turns], CloseReason::ClientGone);
             world.state.take(answer(), world.now.instant);
         }
@@ -353,7 +353,7 @@ fn thousands_who_are_ahead_are_judged_in_turns_each_once_by_each_answer() {
 }
 
 #[test]
-fn a_client_whose_cursor_lists_a_topic_that_is_not_read_here_is_soon_served_like_all_others() {
+fn a_cursor_with_a_topic_that_is_not_read_here_does_not_keep_its_client_catching_up() {
     let topic = RouteTable::built_in().resolve(TopicIndex(3), "assessment.completed").unwrap();
     let mut other = world();
     let starts = vec![NextOffset { topic: topic.index, partition: 0, offset: 30 }];
@@ -389,7 +389,7 @@ fn a_client_whose_cursor_lists_a_topic_that_is_not_read_here_is_soon_served_like
 }
 
 #[test]
-fn thousands_who_lack_lost_records_get_their_resets_in_turns_and_nothing_before() {
+fn thousands_of_clients_that_lack_lost_records_get_resets_over_several_turns_and_nothing_before() {
     const CLIENTS: usize = 3_000;
     let deleted = || vec![NextOffset { topic: EVENTS, partition: 0, offset: 90 }];
     let dropped = || Batch { dropped: vec![EVENTS], ..Batch::default() };
@@ -409,7 +409,7 @@ fn thousands_who_lack_lost_records_get_their_resets_in_turns_and_nothing_before(
         while world.state.dispatch(50, world.now) == Pass::More {
             turns += 1;
             if turns < CLIENTS / 50 {
-                // Whatever happens meanwhile, no client gets anything before its reset. One leaves, one asks.
+                // No client gets anything before its reset, even if another one leaves or sends a message.
                 let (asks, _) = clients[CLIENTS / 50 + turns];
                 world.state.inbound(asks, Inbound::Ping, world.now);
                 world.state.flush(asks, world.now);
@@ -444,7 +444,7 @@ fn disconnected_ahead_clients_are_forgotten_without_ends() {
 }
 
 #[test]
-fn a_client_of_a_long_window_finds_in_turns_what_it_lacks_while_others_get_theirs_and_gets_each_event_once() {
+fn a_client_that_resumes_in_a_long_window_takes_several_turns_delays_no_other_and_gets_each_event_once() {
     const LONG: u64 = 100_000;
     let mut world = World::with(ShardConfig { history_bytes: 256 << 20, ..config() });
     world.turn([told(0)]);
@@ -453,7 +453,7 @@ fn a_client_of_a_long_window_finds_in_turns_what_it_lacks_while_others_get_their
     }
     let (_, other) = world.connect(Some("b"));
     let (_, live) = world.connect(Some("a"));
-    // The cursor of a pod that is as far, of a client that lacks the last three.
+    // A cursor from a pod that has read as much, of a client that lacks the last three.
     let mut elsewhere = self::world();
     let (_, there) = elsewhere.connect(Some("a"));
     elsewhere.turn([events(&[("a", LONG - 4)])]);
