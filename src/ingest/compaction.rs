@@ -1,16 +1,15 @@
-//! Gaps in a partition's offsets, and which of them compaction may have made. A rule on offsets and times:
+//! Gaps in a partition's offsets, and which of them compaction may have left. These are rules on offsets and times:
 //! [`super::watcher`] reads the topics' settings, and [`super::reader`] reports the losses.
 //!
 //! Markers of transactions leave gaps, too, and a reader can't tell them from records that compaction removed. So:
 //!
 //! - A gap on a topic that is not compacted means nothing.
-//! - On a compacted topic a gap counts as lost records, unless all that was ever in it was written less than
-//!   `min.compaction.lag.ms` ago: compaction leaves such records alone.
-//! - From a gap that counts, cursors from before it are expired, and clients that are connected are sent a reset. A pod
-//!   that
-//!   has read the records before compaction removed them sees no gap, and resumes those cursors whole.
+//! - On a compacted topic a gap counts as lost records, unless all its records were written less than
+//!   `min.compaction.lag.ms` ago: compaction does not touch such records.
+//! - A gap that counts expires cursors from before it, and connected clients are sent a reset. A pod that read the
+//!   records before compaction removed them sees no gap, and resumes those cursors.
 //!
-//! So every answer is whole or a reset, on every pod. Where `min.compaction.lag.ms` is above `HISTORY_SECONDS`, no gap
+//! So on every pod, a client gets every record or a reset. If `min.compaction.lag.ms` is above `HISTORY_SECONDS`, no gap
 //! in the window counts, and all pods give the same answer.
 
 use std::collections::HashMap;
@@ -25,10 +24,9 @@ use super::read_offsets::ReadOffsets;
 /// What is known of compacted topics, and of how young the partitions' records are.
 #[derive(Debug, Default)]
 pub(super) struct Compaction {
-    /// Compacted topics, each with its `min.compaction.lag.ms`. One that was compacted once stays here: what was
-    /// removed then is still missing.
+    /// Topics that are or were compacted, each with its `min.compaction.lag.ms`: removed records stay missing.
     kept_for: HashMap<TopicIndex, Duration>,
-    /// By the partition's place in [`ReadOffsets`].
+    /// By the partition's index in [`ReadOffsets`].
     entries: Vec<PartitionProgress>,
 }
 
@@ -38,13 +36,13 @@ struct PartitionProgress {
     young: Option<Young>,
     /// The first that it has not.
     next_young: Option<Young>,
-    /// The partition's end for committed transactions, as it was last told.
+    /// The partition's last stable offset, as last queried.
     end: i64,
-    /// From here on nothing is known to be missing; clients got a reset for what is missing below.
+    /// From here on no record is known to be missing. Clients got a reset for those missing below.
     whole_from: i64,
-    /// The gaps of a topic that was not compacted then, as far as was known: all of them as one.
+    /// All gaps, as one, from a time when the topic was not known to be compacted.
     unjudged: Option<Gap>,
-    /// When the log was last found truncated: what was asked before that is about another log.
+    /// When the log was last found truncated. Answers to earlier queries are about another log.
     truncated: Option<Instant>,
 }
 
@@ -55,18 +53,18 @@ struct Young {
     after: Instant,
 }
 
-/// Offsets that nothing came of.
+/// Offsets without a record.
 #[derive(Debug, Clone, Copy)]
 struct Gap {
-    /// Behind it.
+    /// The offset after it.
     end: i64,
     met: Instant,
-    /// All that was in it was younger than this; `None` where that is not known.
+    /// All its records were written after this; `None` if that is not known.
     younger_than: Option<Duration>,
 }
 
 impl Compaction {
-    /// The partition at this place is forgotten.
+    /// Forgets the partition with this index.
     pub(super) fn forget(&mut self, topic: TopicIndex, index: usize) {
         self.kept_for.remove(&topic);
         if let Some(entry) = self.entries.get_mut(index) {
@@ -109,7 +107,7 @@ impl Compaction {
                 entry.end = end.offset;
             }
         }
-        // Not the stable ones: what an open transaction holds back was written long ago.
+        // Last stable offsets don't qualify: records that an open transaction holds back may be old.
         for end in high {
             self.younger_from(read_offsets, *end, asked);
         }
@@ -168,7 +166,7 @@ impl Compaction {
         Some(entry.whole_from)
     }
 
-    /// What is known of a partition, with its position.
+    /// What is known of a partition, and its read offset.
     fn entry(&mut self, read_offsets: &ReadOffsets, at: &NextOffset) -> Option<(&mut PartitionProgress, i64)> {
         let index = read_offsets.index_of(at.topic, at.partition)?;
         if self.entries.len() <= index {
@@ -191,13 +189,13 @@ impl PartitionProgress {
 }
 
 impl Gap {
-    /// Both as one: a later one that compaction can't have made hides no earlier one that it may have made.
+    /// Merges two gaps: a later one that compaction can't have left must not hide an earlier one.
     fn merge(self, later: Gap) -> Gap {
         let younger_than = self.younger_than.zip(later.younger_than).map(|(age, later_age)| age.max(later_age));
         Gap { younger_than, ..later }
     }
 
-    /// Whether compaction may have made it, where it leaves records alone for this time.
+    /// Whether compaction may have left it, if it does not touch records younger than this.
     fn counts(&self, kept_for: Duration) -> bool {
         self.younger_than.is_none_or(|age| age + COMPACTION_CLOCKS_MAX > kept_for)
     }

@@ -1,5 +1,5 @@
-//! The cluster that is asked for topics, offsets and signs of life, by a librdkafka client of its own. It judges no
-//! answer: that is up to [`super::watcher`] and the rules.
+//! Queries for topics, offsets and settings, and probes, by a librdkafka client of its own. [`super::watcher`] and the
+//! rules judge the answers.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char};
@@ -18,8 +18,8 @@ use super::kafka::Queue;
 use super::reachability::ProbeFailure;
 use super::retention::{Retention, Settings};
 
-/// Asks the cluster questions, over connections of its own: so a question neither waits behind a fetch nor, when its
-/// time runs out, takes the fetch's connection down with it.
+/// Queries the cluster over its own connections: a query does not wait behind a fetch, and a query that times out does
+/// not close a fetch's connection.
 pub(super) struct MetadataClient {
     client: KafkaClient,
 }
@@ -31,14 +31,14 @@ pub(super) type Partition<'a> = (&'a str, i32);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BrokerId(i32);
 
-/// Where in a partition an offset is asked for.
+/// Which offset of a partition is queried.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum OffsetQuery {
-    /// The first record that is there.
+    /// That of the first record.
     Beginning,
     /// The first record with at least this timestamp, in Unix ms.
     Since(i64),
-    /// Behind the last record that no open transaction holds back.
+    /// The last stable offset: no open transaction lies below it.
     End,
 }
 
@@ -46,7 +46,7 @@ pub(super) enum OffsetQuery {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FoundOffset {
     pub(super) offset: i64,
-    /// Of an end: the epoch of the leader that says so, from 0, where the broker tells it.
+    /// Of an end: the epoch of the leader that answered, if the broker sends it.
     pub(super) leader_epoch: Option<i32>,
 }
 
@@ -54,37 +54,37 @@ impl MetadataClient {
     /// Makes the client; it connects by itself.
     ///
     /// # Errors
-    /// Where librdkafka does not take the properties.
+    /// If librdkafka rejects the properties.
     pub(super) fn new(config: &KafkaConfig) -> Result<Self, InvalidProperties> {
         let mut properties = client_properties(config);
-        // It belongs to no group: with one it would look for the group's coordinator.
+        // It has no group. With one it would look for the group's coordinator.
         properties.remove("group.id");
         Ok(Self { client: client(&properties, Context::new(false))? })
     }
 
-    /// Has log lines and errors said. Now and then.
+    /// Serves the callbacks of log lines and errors.
     pub(super) fn serve(&self) {
-        // SAFETY: the client is alive; nothing is waited for.
+        // SAFETY: the client is alive, and the call does not block.
         unsafe { sys::rd_kafka_poll(self.client.native_ptr(), 0) };
     }
 
-    /// Whether the brokers are gone, and do not hang: what the last connections came to says so.
+    /// Whether the brokers are gone rather than hanging, judged by the last connections.
     pub(super) fn are_brokers_gone(&self) -> bool {
         self.serve();
         self.client.context().are_brokers_gone()
     }
 
-    /// A broker answered: what was said before counts no more.
+    /// A broker answered. Earlier connection errors no longer count.
     pub(super) fn handle_answer(&self) {
         self.serve();
         self.client.context().handle_answer();
     }
 
-    /// Calls `each` with the name of every topic and its partitions, each with whether it has a leader. Comes back with
-    /// the broker that answered, or one that it knows of.
+    /// Calls `each` with the name of every topic and its partitions, each with whether it has a leader. Returns the
+    /// broker that answered, or one that it names.
     ///
     /// # Errors
-    /// Where no broker answers within `limit`.
+    /// If no broker answers within `limit`.
     pub(super) fn topics(
         &self,
         limit: Duration,
@@ -95,12 +95,12 @@ impl MetadataClient {
             let mut partitions = topic.partitions().iter().map(|partition| (partition.id(), partition.leader() >= 0));
             each(topic.name(), &mut partitions);
         }
-        // It has no number yet where it was asked by its address alone.
+        // A broker that is known by its address alone has no number yet.
         let answered = Some(metadata.orig_broker_id()).filter(|&id| id >= 0);
         Ok(BrokerId(answered.or_else(|| Some(metadata.brokers().first()?.id())).unwrap_or(-1)))
     }
 
-    /// The cluster's id; empty where it has none. Once a question about topics was answered it is known.
+    /// The cluster's id; empty if it has none. It is known after the first answer about topics.
     pub(super) fn id(&self, limit: Duration) -> String {
         // SAFETY: the client is alive; the string is ours until it is freed, and copied before.
         unsafe {
@@ -114,12 +114,12 @@ impl MetadataClient {
         }
     }
 
-    /// The ids of topics (KIP-516) by their names, each empty where the broker has none. A topic that is not there is
-    /// not in the answer. This broker is asked: by default librdkafka waits for the controller, which may be the one
-    /// that hangs.
+    /// The ids of topics (KIP-516) by their names, each empty where the broker has none. A topic that does not
+    /// exist is not in the answer. The query goes to this broker: by default librdkafka waits for the controller, which
+    /// may hang.
     ///
     /// # Errors
-    /// Where no broker answers within `limit`.
+    /// If no broker answers within `limit`.
     pub(super) fn topic_ids(
         &self,
         names: &[Box<str>],
@@ -149,7 +149,7 @@ impl MetadataClient {
         }
     }
 
-    /// Sends a question of librdkafka's admin interface, and waits for the answer.
+    /// Sends a query of librdkafka's admin interface, and waits for the answer.
     fn ask(
         &self,
         operation: sys::rd_kafka_admin_op_t,
@@ -179,11 +179,11 @@ impl MetadataClient {
         }
     }
 
-    /// The partitions' high watermarks: where their logs end, for transactions that are open, too. In their order;
-    /// `None` where a leader didn't tell.
+    /// The partitions' high watermarks, in their order: the ends of their logs, open transactions included. `None` if a
+    /// leader didn't answer.
     ///
     /// # Errors
-    /// Where no answer comes within `limit`.
+    /// If no answer comes within `limit`.
     pub(super) fn high_watermarks(
         &self,
         partitions: &[Partition<'_>],
@@ -221,11 +221,10 @@ impl MetadataClient {
         Ok(offsets)
     }
 
-    /// The settings of these topics as far as they are of compaction, in the names' order. This broker is asked, as for
-    /// the ids.
+    /// The compaction settings of these topics, in the names' order. The query goes to this broker, as for the ids.
     ///
     /// # Errors
-    /// Where no broker answers within `limit`.
+    /// If no broker answers within `limit`.
     pub(super) fn retention(
         &self,
         names: &[&str],
@@ -265,10 +264,11 @@ impl MetadataClient {
         }
     }
 
-    /// A sign of life: asks for one topic's metadata, which is a small answer.
+    /// A probe: queries one topic's metadata, because that answer is small.
     ///
-    /// # Errors Where no broker answers within `limit`, or one that knows of no broker, not even of itself: it has just
-    /// started, or was away so long that the controller has fenced it.
+    /// # Errors
+    /// If no broker answers within `limit`, or the answer lists no broker, not even the one that sent it: it has just
+    /// started, or the controller has fenced it.
     pub(super) fn probe(&self, topic: &str, limit: Duration) -> Result<(), KafkaError> {
         let metadata = self.client.fetch_metadata(Some(topic), limit)?;
         match metadata.brokers() {
@@ -277,11 +277,11 @@ impl MetadataClient {
         }
     }
 
-    /// The offsets of a place in each of the partitions, in their order; `None` where there is no such record. One
-    /// request to each leader, however many partitions.
+    /// One offset of each partition, in their order; `None` if there is no such record. Takes one request to each leader,
+    /// however many partitions it has.
     ///
     /// # Errors
-    /// Where not all leaders answer within `limit`, or one knows nothing of its partition.
+    /// If not all leaders answer within `limit`, or one does not know its partition.
     pub(super) fn offsets(
         &self,
         partitions: &[Partition<'_>],
@@ -312,7 +312,7 @@ impl MetadataClient {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
-        // The protocol's own marks for both ends go where a time goes.
+        // In Kafka's protocol, two special timestamps stand for the start and the end.
         let asked = match index {
             OffsetQuery::Beginning => Offset::Beginning,
             OffsetQuery::Since(unix_ms) => Offset::Offset(unix_ms.max(0)),
@@ -355,7 +355,7 @@ impl Drop for AdminReply {
 const CLEANUP_POLICY: &CStr = c"cleanup.policy";
 const MIN_COMPACTION_LAG: &CStr = c"min.compaction.lag.ms";
 
-/// A topic's settings, as far as they are of compaction.
+/// A topic's compaction settings.
 ///
 /// # Safety
 /// `resource` must belong to an answer that was not given back.
@@ -388,7 +388,7 @@ unsafe fn settings_in(resource: *const sys::rd_kafka_ConfigResource_t) -> Settin
 
 type NameAndId = (Box<str>, Box<str>);
 
-/// A described topic's name and id; `None` for one that is not there.
+/// A described topic's name and id; `None` if it does not exist.
 ///
 /// # Safety
 /// `topic` must belong to an answer that was not given back.
@@ -405,7 +405,7 @@ unsafe fn id_of(topic: *const sys::rd_kafka_TopicDescription_t) -> Result<Option
         }
         let name = CStr::from_ptr(sys::rd_kafka_TopicDescription_name(topic)).to_string_lossy();
         let id = sys::rd_kafka_TopicDescription_topic_id(topic);
-        // Nothing but zeros is what a broker without ids gives.
+        // A broker without ids sends zeros.
         let none = id.is_null()
             || (sys::rd_kafka_Uuid_most_significant_bits(id), sys::rd_kafka_Uuid_least_significant_bits(id)) == (0, 0);
         let text = if none { ptr::null() } else { sys::rd_kafka_Uuid_base64str(id) };
@@ -414,7 +414,7 @@ unsafe fn id_of(topic: *const sys::rd_kafka_TopicDescription_t) -> Result<Option
     }
 }
 
-/// What a failed question says of the brokers.
+/// What a failed query says about the brokers.
 pub(super) fn failure_of(error: &KafkaError) -> ProbeFailure {
     match error.rdkafka_error_code() {
         Some(RDKafkaErrorCode::BrokerNotAvailable) => ProbeFailure::NoBrokers,

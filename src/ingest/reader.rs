@@ -39,14 +39,14 @@ use super::startup::Filling;
 use super::ticks::TimeFault;
 use super::watcher::{RecheckRequest, WatcherHandle, Watermarks};
 
-/// How often the lag is summed up, and the progress of the filling said.
+/// How often the lag is computed, and the progress of the filling is logged.
 const LAG_EVERY: Duration = Duration::from_millis(250);
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
-/// A wait for a shard that is worth counting: less is the cost of the clock.
+/// Shorter waits for a shard are not counted.
 const BLOCKED_MIN: Duration = Duration::from_millis(1);
 
-/// All is over: the standing says so, or a shard has ended.
+/// The pod stops, or a shard has ended.
 struct Stopped;
 
 /// What the thread reads with.
@@ -62,7 +62,7 @@ pub(super) struct Reader {
     recoveries: u64,
 }
 
-/// What the thread works on, whichever way records came.
+/// What the thread works on, independent of its client.
 struct IngestState {
     shard_handles: Vec<ShardHandle>,
     /// Since when the reader counts as stalled.
@@ -71,9 +71,9 @@ struct IngestState {
     place_anywhere: bool,
     status: Arc<IngestStatus>,
     progress: ReadProgress,
-    /// How far back the shards remember.
+    /// The length of the shards' windows.
     window: Duration,
-    /// Topics that are not read any more.
+    /// Topics that are no longer read.
     retired: HashSet<TopicIndex>,
     /// Partitions that the pod started without. What first comes of one has the watcher asked where it ends by now:
     /// what lies below is skipped, and clients are told.
@@ -89,16 +89,16 @@ struct IngestState {
     lag_summed: Instant,
     counts: IngestCounts,
     publisher: Publisher,
-    /// The start waits so long for partitions that can't be read.
+    /// How long the start waits for partitions that can't be read.
     start_wait: Duration,
     malformed: LogThrottles<TopicIndex>,
     tick_times: LogThrottles<(TopicIndex, TimeFault)>,
     failed: LogThrottles<(Option<TopicIndex>, i32)>,
-    /// Topics whose records make a look worth while: they may have more partitions.
+    /// Topics with misplaced records, for which a metadata refresh is requested: they may have more partitions.
     misplaced_topics: LogThrottles<TopicIndex>,
-    /// For the watcher, as soon as it takes them.
+    /// For the watcher, once it can take it.
     recheck: Option<RecheckRequest>,
-    /// When the loop was last seen to turn.
+    /// When the last turn began.
     turned: Instant,
     /// Since when reading is paused because the process stood still: a topic may have been recreated, and librdkafka
     /// would continue at the old offset in the new log.
@@ -114,7 +114,7 @@ struct IngestState {
 struct FillProgress {
     filling: Filling,
     began: Instant,
-    /// Since when partitions that give nothing are waited for, while Kafka is reached.
+    /// Since when the start waits for silent partitions while Kafka answers.
     waits_since: Instant,
     partitions: usize,
     offsets: i64,
@@ -240,7 +240,7 @@ impl IngestState {
         self.turned = now;
     }
 
-    /// Whether nothing may be read yet.
+    /// Whether reading is paused.
     fn is_paused(&mut self, now: Instant) -> bool {
         // Where Kafka doesn't say what there is, the topics are most likely what they were.
         self.paused_since.take_if(|since| now.saturating_duration_since(*since) >= METADATA_WAIT_MAX);
@@ -250,10 +250,10 @@ impl IngestState {
         self.paused_since.is_some()
     }
 
-    /// The client gave something.
+    /// The client delivered something.
     fn record_activity(&mut self, now: Instant) {
         self.stall_detector.record_activity(now);
-        // Almost always a plain load.
+        // In most cases this is a plain load.
         if self.status.reader_stalled.load(Ordering::Relaxed) {
             self.status.reader_stalled.store(false, Ordering::Release);
             let stalled = self.stalled_since.take().map(|since| now.saturating_duration_since(since));
@@ -313,7 +313,7 @@ impl IngestState {
             }
             Some(Ok(RecordOutcome::Event { hash, is_misplaced })) => {
                 let is_own = self.place_anywhere || is_own(hash, pod_state);
-                // Without a branch: which it will be, no processor can guess.
+                // Without a branch, because no processor can predict it.
                 self.counts.processed += u64::from(is_own);
                 self.counts.not_owner += u64::from(!is_own);
                 if is_misplaced && self.misplaced_topics.admit(topic, now).is_some() {
@@ -383,7 +383,7 @@ impl IngestState {
         Ok(())
     }
 
-    /// Hands a batch over, however long the shard takes: nothing is dropped, and Kafka keeps what is not read yet.
+    /// Sends a batch, however long the shard takes: nothing is dropped, and Kafka keeps what is not read yet.
     fn deliver(&mut self, shard: ShardIndex, mut batch: Batch, watcher: &WatcherHandle) -> Result<(), Stopped> {
         self.counts.batches += 1;
         self.counts.batch_bytes += batch.arena.len() as u64;
@@ -419,7 +419,7 @@ impl IngestState {
 
     fn finish_turn(&mut self, watcher: &WatcherHandle, now: Instant) {
         if let Some(recheck) = self.recheck.take() {
-            // Full is where the watcher has not taken the last ones, or can't, since Kafka doesn't answer.
+            // It is full while the watcher is in a query, which may be one that Kafka does not answer.
             self.recheck = watcher.recheck.try_send(recheck).err().map(TrySendError::into_inner);
         }
         self.check_filling(now);
@@ -476,7 +476,7 @@ impl IngestState {
         }
     }
 
-    /// Partitions that stand behind an open transaction show, and are logged now and then.
+    /// Publishes the partitions that an open transaction holds back, and logs them at intervals.
     fn publish_open_transactions(&mut self, now: Instant) {
         let held: Vec<HeldBackPartition> = self.lag.held(&self.progress.read_offsets, now).collect();
         let topic_name = |held: &HeldBackPartition| {
@@ -499,13 +499,13 @@ impl IngestState {
         self.publisher.open_transactions(held.iter().map(|held| (topic_name(held), held)));
     }
 
-    /// Has the ends told to the shards that want them, with the next turn's batches.
+    /// Sends the ends to the shards that asked for them, with the next turn's batches.
     fn send_ends(&mut self, mut ends: PartitionEnds) {
         let wanting: Vec<_> = self.shard_handles.iter().map(ShardHandle::take_ends_request).collect();
         if !wanting.contains(&true) {
             return;
         }
-        // The watcher may have asked for partitions that are on their way here.
+        // The watcher may have queried partitions of a change that has not arrived here.
         ends.ends.retain(|end| self.progress.read_offsets.index_of(end.at.topic, end.at.partition).is_some());
         let ends = Arc::new(ends);
         for (shard, _) in (0..).map(ShardIndex).zip(wanting).filter(|(_, wants)| *wants) {

@@ -38,34 +38,34 @@ use super::reachability::{ProbeFailure, Reachability, ReplacementTimer};
 use super::retention::{CompactedTopic, Retentions, Settings};
 use super::startup::{LogRange, PartitionStart};
 
-/// What is to be read from now on, and what no more.
+/// Changes of what is read.
 #[derive(Debug)]
 pub(super) struct TopologyChange {
     /// Topics that were deleted or recreated, by the indexes under which they were read.
     pub(super) retired: Vec<TopicIndex>,
-    /// Topics that were thought to be deleted: they are read on.
+    /// Topics that were missing and exist after all. Reading continues.
     pub(super) back: Vec<TopicIndex>,
     /// Whether the routes changed.
     pub(super) by_routes: bool,
-    /// Topics that no route takes any more, or another one takes otherwise.
+    /// Topics that no route takes any more, or that another route takes differently.
     pub(super) dropped: Vec<TopicIndex>,
-    /// Topics that are read on, to other messages.
+    /// Topics whose records are now mapped to other messages.
     pub(super) remapped: Vec<Arc<Topic>>,
-    /// Topics that were not known, in the order of their indexes.
+    /// New topics, in the order of their indexes.
     pub(super) topics: Vec<Arc<Topic>>,
-    /// Topics that are compacted, as was not known.
+    /// Compacted topics that the reader does not know as such.
     pub(super) compacted: Vec<CompactedTopic>,
-    /// Their partitions, and new ones of known topics.
+    /// New partitions, of new and of known topics.
     pub(super) partitions: Vec<PartitionStart>,
-    /// No record that is `recent` by these was written before this; `None` where that is not known.
+    /// No record from their `recent` offsets on was written before this; `None` if that is not known.
     pub(super) since: Option<Instant>,
-    /// Partitions that reading begins without: they have no leader.
+    /// Partitions without a leader. Reading starts without them.
     pub(super) missing: Vec<(TopicIndex, i32)>,
-    /// What is left of partitions that were out of range.
+    /// The log ranges of partitions whose read offsets were out of range.
     pub(super) restarts: Vec<((TopicIndex, i32), LogRange)>,
-    /// Whether these are the ones of the start, which the history is filled from.
+    /// Whether this is the first change, from which the history is filled.
     pub(super) initial: bool,
-    /// Whether it was looked because the reader waits for the answer, which may be that nothing changed.
+    /// Whether the reader waits for this refresh, even if nothing changed.
     pub(super) is_answer: bool,
 }
 
@@ -77,31 +77,31 @@ impl TopologyChange {
     }
 }
 
-/// Where partitions' logs end.
+/// The end offsets of partitions.
 #[derive(Debug)]
 pub(super) struct Watermarks {
-    /// For transactions that are committed.
+    /// Last stable offsets: the ends for `read_committed`.
     pub(super) stable: PartitionEnds,
-    /// The high watermarks, of those whose leaders told.
+    /// High watermarks, of the partitions whose leaders answered.
     pub(super) high: Vec<NextOffset>,
 }
 
-/// What makes the reader want the topics to be looked at, soon.
+/// Why the reader wants a metadata refresh soon.
 #[derive(Debug, Default)]
 pub(super) struct RecheckRequest {
-    /// Partitions that are out of range, and may not be what they were.
+    /// Partitions whose read offsets are out of range. Their topics may have been recreated.
     pub(super) out_of_range: Vec<(TopicIndex, i32)>,
-    /// Whether it waits until it has been looked.
+    /// Whether it waits for the refresh.
     pub(super) wants_answer: bool,
 }
 
-/// The reader's side of the thread. The thread ends when this is dropped, after the question that it is at.
+/// The reader's side of the thread. The thread ends when this is dropped, after its current query.
 pub(super) struct WatcherHandle {
-    /// What was found. One at a time: while it waits here, nothing more is looked for.
+    /// The last change. Until the reader takes it, the thread does not refresh the topics.
     pub(super) change: Receiver<TopologyChange>,
-    /// The partitions' ends. What is not taken is replaced by nothing newer until it is.
+    /// The partitions' ends. Until the reader takes them, no newer ones are queried.
     pub(super) ends: Receiver<Watermarks>,
-    /// What makes it look at the topics at once.
+    /// Requests a metadata refresh at once.
     pub(super) recheck: Sender<RecheckRequest>,
     recoveries: Arc<AtomicU64>,
     stop: Option<Sender<Infallible>>,
@@ -113,7 +113,7 @@ pub(super) struct WatcherHandle {
 const END_WAIT: Duration = Duration::from_secs(1);
 
 impl WatcherHandle {
-    /// How often the brokers came back so far, after they had not answered.
+    /// How often the brokers answered again after an outage.
     pub(super) fn recoveries(&self) -> u64 {
         self.recoveries.load(Ordering::Acquire)
     }
@@ -122,29 +122,29 @@ impl WatcherHandle {
 impl Drop for WatcherHandle {
     fn drop(&mut self) {
         drop(self.stop.take());
-        // Comes back when the thread has dropped its end, or after the wait: either way there is nothing to do.
+        // Returns when the thread has ended, or after the wait. Neither needs handling.
         let _ = self.done.recv_timeout(END_WAIT);
     }
 }
 
-/// The topic that is asked about where none is read: it need not be there, and asking does not make it.
+/// The topic of a probe while no topic is read. It need not exist, and the query does not create it.
 const ANY_TOPIC: &str = "__consumer_offsets";
 
-/// What the thread goes by.
+/// What the thread is made from.
 pub(super) struct WatcherParts {
     pub(super) config: KafkaConfig,
     pub(super) routes: PublishedRoutes,
     pub(super) indexes: IndexRules,
     pub(super) status: Arc<IngestStatus>,
     pub(super) metrics: Metrics,
-    /// Where a client that is replaced ends.
+    /// Shuts down replaced clients.
     pub(super) terminator: ClientTerminator,
 }
 
 /// Starts the thread.
 ///
 /// # Errors
-/// Where the system gives no thread.
+/// If the system can't start a thread.
 pub(super) fn start(cluster: MetadataClient, settings: WatcherParts) -> io::Result<WatcherHandle> {
     let (found_in, change) = bounded(1);
     let (ends_in, ends) = bounded(1);
@@ -196,31 +196,31 @@ struct WatcherThread {
     renewal: ReplacementTimer,
     outage: OutageLog,
     last_answer: Option<Instant>,
-    /// How often the brokers came back.
+    /// How often the brokers answered again after an outage.
     recoveries: Arc<AtomicU64>,
     change: Sender<TopologyChange>,
     ends: Sender<Watermarks>,
     recheck: Receiver<RecheckRequest>,
     brokers: Reachability,
-    /// Once it was asked for.
+    /// Once it was queried.
     cluster_id: Option<String>,
-    /// As it was announced to the reader.
+    /// The topics, as announced to the reader.
     catalogue: TopicCatalogue,
     routes: PublishedRoutes,
-    /// The partitions that had a leader when the topics were last looked through.
+    /// The partitions that had a leader at the last refresh.
     led_partitions: Vec<(TopicIndex, i32)>,
-    /// The place among them from which on ends are asked for next.
+    /// Where the next query for ends continues among them.
     asked_until: usize,
     retentions: Retentions,
-    /// It was said that settings may not be read.
+    /// Whether it was logged that settings may not be read.
     is_refusal_told: bool,
-    /// Partitions that the reader can't go on with before it is told where.
+    /// Partitions for which the reader waits to learn where to continue.
     out_of_range: HashSet<(TopicIndex, i32)>,
-    /// The reader waits for the next look.
+    /// Whether the reader waits for the next refresh.
     owes_answer: bool,
     refreshed: Option<Instant>,
     started: bool,
-    /// When the topics were first seen.
+    /// When the first refresh was.
     first_look: Option<Instant>,
     log_throttle: LogThrottles<&'static str>,
 }
@@ -252,7 +252,7 @@ impl WatcherThread {
         }
     }
 
-    /// Asks for what is due: first, and each time, for a sign of life.
+    /// Sends a probe, and then the queries that are due.
     fn poll_cluster(&mut self, now: Instant) -> Result<(), KafkaError> {
         let one = self.led_partitions.first().and_then(|(topic, _)| self.catalogue.topics().get(usize::from(topic.0)));
         self.cluster.probe(one.map_or(ANY_TOPIC, |topic| &topic.name), PROBE_TIMEOUT)?;
@@ -261,13 +261,13 @@ impl WatcherThread {
             self.refreshed = None;
         }
         let due = self.refreshed.is_none_or(|last| now.saturating_duration_since(last) >= self.config.topic_refresh);
-        // While the reader has not taken what was found, there is no use in looking for more.
+        // Until the reader has taken the last change, another one could not be sent.
         if due && !self.change.is_full() {
             let (seen, broker) = self.fetch_topics()?;
             let seen = self.identify(seen, broker);
             self.refreshed = seen.is_some_and(|seen| self.send_change(&seen, broker)).then_some(now);
         }
-        // Where they are gone, the next probe is to tell, and soon.
+        // If the brokers are gone, the next probe should show it soon.
         if !self.cluster.are_brokers_gone() {
             self.ask_for_ends();
         }
@@ -292,7 +292,7 @@ impl WatcherThread {
         }
     }
 
-    /// A question failed that was asked at `asked`, or after. What that means is the rules' to say.
+    /// A query failed that was sent at `asked` or later. The rules judge what that means.
     fn handle_failure(&mut self, error: &KafkaError, asked: Instant) {
         let now = Instant::now();
         let failure = match failure_of(error) {
@@ -302,7 +302,7 @@ impl WatcherThread {
         self.brokers.handle_failure(failure, now);
         if !self.brokers.connected() {
             if self.status.kafka_up.swap(false, Ordering::Relaxed) && self.started {
-                // Until the reader's client has shown that it survived.
+                // Until the reader's client has delivered again.
                 self.status.reader_stalled.store(true, Ordering::Release);
             }
             let began = self.last_answer.unwrap_or(asked);
@@ -321,7 +321,7 @@ impl WatcherThread {
         }
     }
 
-    /// Asks by a new client from now on: the old one may be in a state that it doesn't come out of.
+    /// Replaces the metadata client, which may not recover.
     fn replace_client(&mut self, error: &KafkaError) {
         if !self.terminator.has_room() {
             return self.log_throttled(
@@ -340,16 +340,16 @@ impl WatcherThread {
         }
     }
 
-    /// How long a large question may take.
+    /// The time limit of a large query.
     fn query_timeout(&self) -> Duration {
         if self.started { METADATA_TIMEOUT } else { START_QUERY_TIMEOUT }
     }
 
-    /// All topics that a route takes, without their ids, and whom to ask more.
+    /// All topics that a route takes, without their ids, and the broker for further queries.
     fn fetch_topics(&self) -> Result<(Vec<SeenTopic>, BrokerId), KafkaError> {
         let mut seen = Vec::new();
         let broker = self.cluster.topics(self.query_timeout(), |name, partitions| {
-            // One that is being made or unmade has no partitions yet, or no more.
+            // A topic that is being created or deleted has no partitions.
             let mut partitions = partitions.peekable();
             if partitions.peek().is_none() || !self.catalogue.takes(name) {
                 return;
@@ -367,12 +367,12 @@ impl WatcherThread {
         Ok((seen, broker))
     }
 
-    /// The topics that were seen, with their ids.
+    /// Adds the topics' ids. `None` if the query fails.
     fn identify(&mut self, mut seen: Vec<SeenTopic>, broker: BrokerId) -> Option<Vec<SeenTopic>> {
         let names: Vec<Box<str>> = seen.iter().map(|topic| topic.name.clone()).collect();
         match self.cluster.topic_ids(&names, broker, PROBE_TIMEOUT) {
             Ok(mut ids) => {
-                // One that was deleted between the questions has none: it was not there.
+                // A topic that was deleted between the queries has no id. It is left out.
                 seen.retain_mut(|topic| ids.remove(&topic.name).map(|id| topic.id = id).is_some());
                 Some(seen)
             }
@@ -419,7 +419,7 @@ impl WatcherThread {
         }
     }
 
-    /// Hands what is new to the reader. Whether all is known: else it is looked again at the next turn.
+    /// Sends the reader what changed. Returns `false` if something is still unknown: then the next turn refreshes again.
     fn send_change(&mut self, seen: &[SeenTopic], broker: BrokerId) -> bool {
         let initial = !self.started;
         if initial && self.waits_for_leaders(seen) {
@@ -442,7 +442,7 @@ impl WatcherThread {
         let restarts = self.restarts(&changes.led_partitions, catalogue.topics());
         let topics = topics_of(&changes.met, catalogue.topics());
         let remapped = topics_of(&changes.remapped, catalogue.topics());
-        // Where this look comes to nothing, they are asked for again.
+        // If this change can't be sent, their settings are queried again.
         self.retentions.forget(&changes.met);
         let (retentions, compacted) = self.query_retention(&catalogue, &changes.met, broker);
         let is_answer = self.owes_answer;
@@ -467,7 +467,8 @@ impl WatcherThread {
         };
         if initial || is_answer || !change.is_empty() {
             let answered: Vec<_> = change.restarts.iter().map(|(partition, _)| *partition).collect();
-            // Full is when the reader has not taken the last: then this is found again. It is gone when all is over.
+            // It is full if the reader has not taken the last change: then the next refresh finds this one again. It is
+            // closed when the pod stops.
             if self.change.try_send(change).is_err() {
                 return false;
             }
@@ -481,8 +482,8 @@ impl WatcherThread {
         !changes.doubtful && self.out_of_range.is_empty()
     }
 
-    /// Whether the start still waits for partitions to have leaders. Not for ever: one that is lost must not hold back
-    /// all.
+    /// Whether the start still waits for partitions to have leaders. The wait is bounded: a lost partition must not hold
+    /// back all others.
     fn waits_for_leaders(&mut self, seen: &[SeenTopic]) -> bool {
         let leaderless: usize = seen.iter().map(|topic| topic.leaderless.len()).sum();
         let since = *self.first_look.get_or_insert_with(Instant::now);
@@ -514,8 +515,8 @@ impl WatcherThread {
         }
     }
 
-    /// Hands partitions' ends to the reader, those of many partitions by turns. Where a leader doesn't answer, the last
-    /// ones stand.
+    /// Sends partitions' ends to the reader, those of many partitions in turn. If a leader doesn't answer, its last ends
+    /// remain.
     fn ask_for_ends(&mut self) {
         if self.ends.is_full() {
             return;
@@ -534,10 +535,10 @@ impl WatcherThread {
             Some(LogEnd { at: end((partition, Some(offset)))?, leader_epoch })
         };
         let ends = led_partitions.iter().zip(ends).filter_map(log_end).collect();
-        // The others come after these: what was written in between is no open transaction's for long.
+        // The high watermarks are queried last: a record written in between is not held back by a transaction for long.
         let high = self.cluster.high_watermarks(&names, PROBE_TIMEOUT).unwrap_or_default();
         let high = led_partitions.iter().zip(high).filter_map(end).collect();
-        // It was not full, and has no other sender; if it is closed, the pod has ended.
+        // It was not full, and has no other sender. If it is closed, the pod stops.
         drop(self.ends.try_send(Watermarks { stable: PartitionEnds { asked, ends }, high }));
     }
 }
