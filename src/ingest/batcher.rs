@@ -71,20 +71,20 @@ pub(super) struct Batcher {
     judge: TickJudge,
 }
 
-/// One shard's batch, and what the shard was told so far.
+/// One shard's batch, and what the shard was sent so far.
 #[derive(Debug, Default)]
 struct ShardBatch {
     batch: Batch,
     /// Whether the batch was begun: its topics and starts are written.
     begun: bool,
-    /// To be told with the next batch.
+    /// These go into the next batch.
     dropped: Vec<TopicIndex>,
     reading: Vec<(TopicIndex, bool)>,
     topics: Vec<Arc<Topic>>,
-    /// The offset last told, by the partition's place in [`ReadOffsets`]; `i64::MAX` where that is forgotten.
-    offsets_told: Vec<i64>,
-    /// When it was last looked whether these are still so.
-    sent_offsets: Option<Instant>,
+    /// The offset last sent, by the partition's index in [`ReadOffsets`]; `i64::MAX` if the partition is forgotten.
+    offsets_sent: Vec<i64>,
+    /// When they were last compared with the read offsets.
+    offsets_compared: Option<Instant>,
     /// For the next batch.
     deleted: Vec<NextOffset>,
     truncations: Vec<LogTruncation>,
@@ -142,8 +142,8 @@ impl Batcher {
         for shard_batch in &mut self.shards {
             // What comes to these places next is news, whatever its offset.
             for &index in places {
-                if let Some(sent_offsets) = shard_batch.offsets_told.get_mut(index) {
-                    *sent_offsets = i64::MAX;
+                if let Some(sent) = shard_batch.offsets_sent.get_mut(index) {
+                    *sent = i64::MAX;
                 }
             }
         }
@@ -287,7 +287,7 @@ impl Batcher {
         let unheard = !shard_batch.topics.is_empty()
             || !shard_batch.dropped.is_empty()
             || !shard_batch.reading.is_empty()
-            || shard_batch.offsets_told.len() < read_offsets.all().len()
+            || shard_batch.offsets_sent.len() < read_offsets.all().len()
             || !shard_batch.deleted.is_empty()
             || !shard_batch.truncations.is_empty()
             || !shard_batch.whole_from.is_empty()
@@ -296,7 +296,7 @@ impl Batcher {
             shard_batch.begin(read_offsets);
         }
         if shard_batch.begun {
-            shard_batch.sent_offsets = Some(now);
+            shard_batch.offsets_compared = Some(now);
         }
         self.full.retain(|&full| full != shard);
         shard_batch.begun.then(|| shard_batch.finish())
@@ -357,10 +357,10 @@ impl ShardBatch {
             self.batch.dropped = std::mem::take(&mut self.dropped);
             self.batch.reading = std::mem::take(&mut self.reading);
             self.batch.topics = std::mem::take(&mut self.topics);
-            self.offsets_told.resize(read_offsets.all().len(), i64::MIN);
-            for (at, sent_offsets) in read_offsets.all().iter().zip(&mut self.offsets_told) {
-                if at.offset != *sent_offsets {
-                    *sent_offsets = at.offset;
+            self.offsets_sent.resize(read_offsets.all().len(), i64::MIN);
+            for (at, sent) in read_offsets.all().iter().zip(&mut self.offsets_sent) {
+                if at.offset != *sent {
+                    *sent = at.offset;
                     self.batch.starts.push(*at);
                 }
             }
@@ -370,21 +370,18 @@ impl ShardBatch {
         &mut self.batch
     }
 
-    /// Whether offsets changed since they were told. It is looked at now and then.
+    /// Whether offsets changed since they were sent. This is checked at intervals.
     fn is_outdated(&mut self, read_offsets: &ReadOffsets, now: Instant) -> bool {
-        if self
-            .sent_offsets
-            .is_some_and(|sent_offsets| now.saturating_duration_since(sent_offsets) < OFFSETS_SENT_EVERY)
-        {
+        if self.offsets_compared.is_some_and(|compared| now.saturating_duration_since(compared) < OFFSETS_SENT_EVERY) {
             return false;
         }
-        self.sent_offsets = Some(now);
+        self.offsets_compared = Some(now);
         self.has_unsent_offsets(read_offsets)
     }
 
     fn has_unsent_offsets(&self, read_offsets: &ReadOffsets) -> bool {
-        self.offsets_told.len() < read_offsets.all().len()
-            || read_offsets.all().iter().zip(&self.offsets_told).any(|(at, sent_offsets)| at.offset != *sent_offsets)
+        self.offsets_sent.len() < read_offsets.all().len()
+            || read_offsets.all().iter().zip(&self.offsets_sent).any(|(at, sent)| at.offset != *sent)
     }
 
     /// The batch, in no more memory than it needs: a shard keeps it as it is.

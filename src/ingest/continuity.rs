@@ -19,36 +19,36 @@ use super::startup::LogRange;
 /// What is known of the partitions' logs besides the positions.
 #[derive(Debug, Default)]
 pub(super) struct Continuity {
-    /// By the partition's place in [`ReadOffsets`].
+    /// By the partition's index in [`ReadOffsets`].
     timelines: Vec<EpochTimeline>,
-    /// Partitions whose log may not be the one that was read, until the records that are read again tell.
+    /// Partitions whose log may not be the one that was read, until the records that are read again show it.
     suspects: HashMap<(TopicIndex, i32), SuspectLog>,
-    /// By the partition's place: from where to where its position last moved without a record: control records, aborted
-    /// ones, or a batch that was skipped.
+    /// By the partition's index: the last range of offsets without a record, such as control records, aborted records, or
+    /// a skipped batch.
     quiet: Vec<(i64, i64)>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
 struct SuspectLog {
-    /// The offset behind the last record that came again as it was.
+    /// The offset after the last record that was read again unchanged.
     same_below: Option<i64>,
-    /// Behind that, a batch was skipped: where the logs diverge may lie in it.
+    /// A batch after that was skipped. The logs may diverge in it.
     is_skipped: bool,
 }
 
 impl SuspectLog {
-    /// Up to where the log is known to be the one that was read, where it is not all of it.
+    /// The offset below which the log is known to be the one that was read, if it is not the whole log.
     fn diverges_at(self) -> Option<i64> {
         self.same_below.filter(|_| !self.is_skipped)
     }
 }
 
-/// What a record is to those that were read before it.
+/// How a record relates to those that were read before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RecordContinuity {
-    /// It goes on from there.
+    /// It follows them.
     Next,
-    /// It goes on, and there is something to say of it.
+    /// It follows them, with these notes.
     Noted(RecordNotes),
     /// It was read before.
     Duplicate,
@@ -61,14 +61,14 @@ pub(super) enum RecordContinuity {
 pub(super) struct RecordNotes {
     /// It is the first of a leader epoch.
     pub(super) epoch: Option<i32>,
-    /// Nothing came of the offsets before it.
+    /// The offsets before it have no record.
     pub(super) is_behind_gap: bool,
 }
 
-/// Where the log was truncation, and goes on.
+/// Where a truncated log continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Truncation {
-    /// The offset to go on with: not above the position.
+    /// The next offset to read. It is not above the read offset.
     pub(super) next: i64,
     /// Records below it may have been replaced as well.
     pub(super) is_below_unknown: bool,
@@ -158,7 +158,7 @@ impl Continuity {
         RecordContinuity::Replaced(truncation)
     }
 
-    /// A log was truncation, and goes on with a record of this epoch.
+    /// A log was truncated, and continues with a record of this epoch.
     fn go_on_after(&mut self, index: usize, truncation: Truncation, offset: i64, epoch: i32) {
         let timeline = &mut self.timelines[index];
         if truncation.is_below_unknown {
@@ -264,7 +264,7 @@ impl Continuity {
             self.suspects.insert((topic, partition), SuspectLog::default());
             return Some(Restart { from: back.min(range.end).max(range.beginning), lost: None });
         }
-        // Of no record that is there the leader is known: whatever lies below may be another.
+        // No record is left whose leader is known, so any record below may have been replaced.
         if let Some(timeline) = timeline {
             timeline.clear();
         }

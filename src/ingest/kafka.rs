@@ -126,19 +126,18 @@ pub(super) enum ConsumerEvent<'a> {
     Record(ConsumedRecord<'a>),
     /// The partition is read to its end, which is at this offset; again each time that the end has moved.
     End { topic: TopicIndex, partition: i32, offset: i64 },
-    /// The records that were to be read next are not there any more: reading stopped, until [`Consumer::restart`].
+    /// The next offset is out of range. Reading stopped until [`Consumer::restart`].
     OutOfRange { topic: TopicIndex, partition: i32 },
-    /// A fetch came back with an error. librdkafka goes on trying. The offset is where the batch begins that could not
-    /// be unpacked, if that is it.
+    /// A fetch failed. librdkafka retries. If a batch could not be unpacked, the offset is where it begins.
     Failed { topic: Option<TopicIndex>, partition: i32, offset: i64, failure: FetchFailure, error: String },
 }
 
 /// What a failed fetch means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FetchFailure {
-    /// The topic or the partition is not there, as the broker knows.
+    /// The broker does not know the topic or the partition.
     Gone,
-    /// The pod's user may not read it. It is said once.
+    /// The pod's user may not read it. This is logged once.
     Refused,
     /// A batch can't be unpacked, or comes to more than is taken. librdkafka fetches it again and again.
     NotUnpacked,

@@ -10,7 +10,7 @@ use crate::stream::batch::NextOffset;
 
 use super::read_offsets::ReadOffsets;
 
-/// The partitions' ends, as they were last told. By the partition's place in [`ReadOffsets`]; 0 where none was told.
+/// The partitions' ends, as last reported, by the partition's index in [`ReadOffsets`]; 0 if none was reported.
 #[derive(Debug, Default)]
 pub(super) struct ConsumerLag {
     /// The last stable offsets: behind each lies an open transaction, or nothing.
@@ -27,7 +27,7 @@ pub(super) struct HeldBackPartition {
     /// The partition, and its last stable offset.
     pub(super) at: NextOffset,
     pub(super) high_watermark: i64,
-    /// For how long nothing has come of it.
+    /// For how long no record of it was read.
     pub(super) for_time: Duration,
 }
 
@@ -42,13 +42,13 @@ impl ConsumerLag {
         }
     }
 
-    /// Where the partition at this place ends, as it was last told; 0 where it was not.
+    /// The end of the partition with this index, as last reported; 0 if none was reported.
     pub(super) fn end(&self, index: usize) -> i64 {
         let of = |ends: &[i64]| ends.get(index).copied().unwrap_or(0);
         of(&self.stable).max(of(&self.high))
     }
 
-    /// The partition at this place is forgotten.
+    /// Forgets the partition with this index.
     pub(super) fn forget(&mut self, index: usize) {
         self.stable.get_mut(index).into_iter().chain(self.high.get_mut(index)).for_each(|end| *end = 0);
         if let Some(held) = self.held.get_mut(index) {
@@ -56,7 +56,7 @@ impl ConsumerLag {
         }
     }
 
-    /// Takes the high watermarks, as of `asked` or later.
+    /// Takes in the high watermarks, as of `asked` or later.
     pub(super) fn update_watermarks(&mut self, asked: Instant, high: &[NextOffset], read_offsets: &ReadOffsets) {
         self.stable.resize(read_offsets.all().len(), 0);
         self.high.resize(read_offsets.all().len(), 0);

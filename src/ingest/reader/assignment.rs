@@ -1,5 +1,5 @@
-//! What the client reads: from where it begins with what is new, goes on with what was refused, and is told to read no
-//! more. What there is was found by [`super::super::watcher`].
+//! Which partitions the client reads, and from which offsets: new ones, ones whose offset was out of range, and ones that
+//! are no longer read. [`super::super::watcher`] finds them.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -195,7 +195,7 @@ impl IngestState {
         self.publisher.resume_topic(topic, &name);
     }
 
-    /// Goes on with a partition whose position was refused. Its topic is the one that it was.
+    /// Continues a partition whose offset was out of range. Its topic is still the same.
     fn restart(&mut self, (topic, partition): (TopicIndex, i32), range: LogRange, consumer: &Consumer, now: Instant) {
         if self.missing.contains(&(topic, partition)) {
             return self.start_missing(topic, partition, range.end, consumer);
@@ -266,7 +266,7 @@ impl IngestState {
         self.progress.read_offsets.all().iter().any(|at| !self.retired.contains(&at.topic))
     }
 
-    /// Has a new client read all that is read, from where it stands.
+    /// Assigns all partitions to a new client, from their read offsets.
     pub(super) fn reassign_all(&mut self, consumer: &mut Consumer, now: Instant) {
         let read = |topic: &TopicIndex| !self.retired.contains(topic);
         for topic in self.progress.batcher.topics().iter().filter(|topic| read(&topic.index)) {
@@ -296,7 +296,7 @@ impl IngestState {
         self.status.reader_stalled.store(!places.is_empty(), Ordering::Release);
     }
 
-    /// The client reads this partition from where it stands.
+    /// Assigns this partition to the client, from its read offset.
     pub(super) fn is_assigned(&mut self, topic: TopicIndex, partition: i32) {
         if let Some(index) = self.progress.read_offsets.index_of(topic, partition) {
             self.stall_detector.assigned(index, self.progress.read_offsets.all()[index].offset);

@@ -1,5 +1,5 @@
-//! From where on partitions are read that are new to the reader, or that it can't go on with: asked of the cluster, and
-//! judged by [`super::super::startup`].
+//! Queries the offsets of partitions that are new, or whose read offsets are out of range.
+//! [`super::super::startup`] decides where reading starts.
 
 use std::sync::Arc;
 
@@ -68,7 +68,7 @@ impl WatcherThread {
             led_partitions.iter().copied().filter(|partition| self.out_of_range.contains(partition)).collect();
         let names = names_of(&asked, topics);
         let offsets = |index| self.cluster.offsets(&names, index, PROBE_TIMEOUT);
-        // Those that got no answer are asked for again at the next turn.
+        // Those without an answer are queried again in the next turn.
         let (Ok(beginnings), Ok(ends)) = (offsets(OffsetQuery::Beginning), offsets(OffsetQuery::End)) else {
             return Vec::new();
         };
