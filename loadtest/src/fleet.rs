@@ -42,6 +42,7 @@ pub mod page;
 pub mod payload;
 pub mod producer;
 pub mod profile;
+pub mod rates;
 pub mod report;
 pub mod rounds;
 pub mod schedule;
@@ -52,7 +53,7 @@ pub mod workers;
 
 use std::fs;
 use std::path::PathBuf;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -81,6 +82,9 @@ const LOG_KEPT: &[(&str, &str)] = &[("retention.bytes", "1073741824"), ("segment
 
 /// Difference in length between a gateway's frame and its record, its cursor and a header, if no frame was measured.
 const FRAME_OVER_RECORD_BYTES: usize = 64;
+
+/// The name of the loop that reads Kafka.
+const KAFKA_LOOP: &str = "kafka loop";
 
 /// Options of a fleet and its load.
 #[derive(Debug, Clone, Serialize, clap::Args)]
@@ -383,63 +387,93 @@ fn floors(options: &Options, world: &World, gateway: Option<&Measurement>) -> Re
     let brokers = world.kafka.bootstrap();
     let floor = |source| options.with_floor.then(|| measure_floor(options, frame_bytes, brokers, source)).transpose();
     let send = floor(LoopSource::Schedule(options.length().as_secs_f64()))?;
-    // The loop reads all topics that the gateway reads, because each fetch asks for every partition.
-    let loaded = (0..options.markets).filter(|_| options.market_rate > 0.0).map(|number| topic(DueItem::Tick(number)));
-    let topics = World::topics().into_iter().map(|(name, _)| name).chain(loaded).collect();
-    let kafka = floor(LoopSource::Kafka { brokers: brokers.to_owned(), topics })?;
+    let kafka = floor(kafka_source(options, brokers))?;
     Ok(FleetRound { gateway: None, send, kafka })
 }
 
+/// All topics that the gateway reads, because each fetch asks for every partition.
+fn kafka_source(options: &Options, brokers: &str) -> LoopSource {
+    let loaded = (0..options.markets).filter(|_| options.market_rate > 0.0).map(|number| topic(DueItem::Tick(number)));
+    let topics = World::topics().into_iter().map(|(name, _)| name).chain(loaded).collect();
+    LoopSource::Kafka { brokers: brokers.to_owned(), topics }
+}
+
 fn measure_floor(options: &Options, frame_bytes: usize, brokers: &str, source: LoopSource) -> Result<Measurement> {
-    let load = options.load();
-    let is_kafka = matches!(source, LoopSource::Kafka { .. });
-    let name = if is_kafka { "kafka loop" } else { "send loop" };
-    let cores: Vec<usize> = options.floor_core().into_iter().collect();
-    let count = loops(options)?;
-    let plan = |number: u32| {
-        // Clients connect to the loops in turn.
-        let clients = load.clients.saturating_sub(number).div_ceil(count);
-        FloorPlan { load, clients, frame_bytes, source: source.clone() }
-    };
-    let mut loops: Vec<Worker> =
-        (0..count).map(|number| Worker::start("fleet-floor", &plan(number), &cores)).collect::<Result<_>>()?;
-    let target = |one: &mut Worker| {
-        let FloorMessage::Listens(address) = one.receive(FLOOR_WITHIN)? else {
-            bail!("a bare loop sends its address first")
+    let mut loops = BareLoops::start(options, frame_bytes, source)?;
+    let subject = loops.subject.clone();
+    let part = measure(options, &subject, || loops.begin(options, brokers))?;
+    loops.end()?;
+    Ok(part)
+}
+
+/// A bare loop, in one process or several.
+struct BareLoops {
+    workers: Vec<Worker>,
+    subject: Subject,
+    is_begun: bool,
+}
+
+impl BareLoops {
+    fn start(options: &Options, frame_bytes: usize, source: LoopSource) -> Result<Self> {
+        let load = options.load();
+        let name = if matches!(source, LoopSource::Kafka { .. }) { KAFKA_LOOP } else { "send loop" };
+        let cores: Vec<usize> = options.floor_core().into_iter().collect();
+        let count = loops(options)?;
+        let plan = |number: u32| {
+            // Clients connect to the loops in turn.
+            let clients = load.clients.saturating_sub(number).div_ceil(count);
+            FloorPlan { load, clients, frame_bytes, source: source.clone() }
         };
-        Ok(Target { url: format!("ws://{address}/ws"), address })
-    };
-    let targets = loops.iter_mut().map(target).collect::<Result<_>>()?;
-    let pids = loops.iter().map(Worker::pid).collect();
-    let subject = Subject { name, targets, pids, token: "none".into(), supports_churn: false };
-    let part = measure(options, &subject, || {
-        for one in &mut loops {
-            ensure!(
-                one.receive::<FloorMessage>(FLOOR_WITHIN)? == FloorMessage::Ready,
-                "a bare loop is ready when all clients are connected"
-            );
+        let mut workers: Vec<Worker> =
+            (0..count).map(|number| Worker::start("fleet-floor", &plan(number), &cores)).collect::<Result<_>>()?;
+        let target = |one: &mut Worker| {
+            let FloorMessage::Listens(address) = one.receive(FLOOR_WITHIN)? else {
+                bail!("a bare loop sends its address first")
+            };
+            Ok(Target { url: format!("ws://{address}/ws"), address })
+        };
+        let targets = workers.iter_mut().map(target).collect::<Result<_>>()?;
+        let pids = workers.iter().map(Worker::pid).collect();
+        let subject = Subject { name, targets, pids, token: "none".into(), supports_churn: false };
+        Ok(Self { workers, subject, is_begun: false })
+    }
+
+    /// Begins a load, once all clients are connected. The kafka loop takes several, one after the other.
+    fn begin(&mut self, options: &Options, brokers: &str) -> Result<JoinHandle<Produced>> {
+        if !std::mem::replace(&mut self.is_begun, true) {
+            for one in &mut self.workers {
+                ensure!(
+                    one.receive::<FloorMessage>(FLOOR_WITHIN)? == FloorMessage::Ready,
+                    "a bare loop is ready when all clients are connected"
+                );
+            }
+            for one in &mut self.workers {
+                one.send(&"begin")?;
+            }
         }
-        for one in &mut loops {
-            one.send(&"begin")?;
-        }
-        let length = options.length();
-        Ok(if is_kafka {
+        let (load, length) = (options.load(), options.length());
+        Ok(if self.subject.name == KAFKA_LOOP {
             producer::start(brokers.to_owned(), load, length)
         } else {
             thread::spawn(move || producer::of_schedule(&load, length))
         })
-    })?;
-    loops.iter_mut().for_each(Worker::close);
-    let (mut all_sent, mut all_refused) = (0, 0);
-    for one in &mut loops {
-        let FloorMessage::Sent { frames, refused } = one.receive(FLOOR_WITHIN)? else {
-            bail!("a bare loop reports the frames sent")
-        };
-        all_sent += frames;
-        all_refused += refused;
     }
-    println!("{name:<12} {all_sent} frames sent, {all_refused} not accepted by full sockets");
-    Ok(part)
+
+    /// Ends the loops and prints what they sent.
+    fn end(mut self) -> Result<()> {
+        self.workers.iter_mut().for_each(Worker::close);
+        let (mut all_sent, mut all_refused) = (0, 0);
+        for one in &mut self.workers {
+            let FloorMessage::Sent { frames, refused } = one.receive(FLOOR_WITHIN)? else {
+                bail!("a bare loop reports the frames sent")
+            };
+            all_sent += frames;
+            all_refused += refused;
+        }
+        let name = self.subject.name;
+        println!("{name:<12} {all_sent} frames sent, {all_refused} not accepted by full sockets");
+        Ok(())
+    }
 }
 
 /// Number of processes of a bare loop: as many as pods, or as its sockets need.

@@ -23,6 +23,8 @@ enum Command {
     Hangs(hangs::Options),
     /// Runs many clients under load, and reports what was delivered, with which latency and at what cost.
     Fleet(fleet::Options),
+    /// Measures latency and CPU of each engine at several loads, beside the bare loop that reads Kafka.
+    Rates(fleet::rates::Options),
     /// Searches for the highest load with p99 latency under a limit, and sizes a fleet by it. Exit code 1 if there is
     /// none.
     Capacity(fleet::capacity::Options),
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         }
         Command::Hangs(options) => Ok(hangs::run(&options).worst() <= hangs::BACK_WITHIN),
         Command::Fleet(options) => fleet::run(&options).map(|_| true),
+        Command::Rates(options) => fleet::rates::run(&options).map(|()| true),
         Command::Capacity(options) => {
             fleet::capacity::run(&options).map(|report| report.capacity.is_some_and(|capacity| capacity.held.is_some()))
         }
