@@ -5,6 +5,7 @@ fn main() {
     println!("cargo::rerun-if-changed=src/build.rs");
     let names = [
         "rd_kafka_metadata_update_op",
+        "rd_kafka_broker_fetch_toppars",
         "rd_kafka_msgset_parse",
         "rd_gz_decompress",
         "rd_kafka_lz4_decompress",

@@ -34,6 +34,7 @@ pub(crate) struct ShardHandle {
     handoffs: Sender<Handoff>,
     waker: Arc<AtomicWaker>,
     ends_requested: Arc<AtomicBool>,
+    busy_ns: Arc<AtomicU64>,
 }
 
 /// The shard's receiving side.
@@ -47,6 +48,7 @@ pub(crate) struct ShardInbox {
     /// thread sends it.
     pub(crate) waker: Arc<AtomicWaker>,
     ends_requested: Arc<AtomicBool>,
+    busy_ns: Arc<AtomicU64>,
 }
 
 /// A socket whose request was read, on its way to the shard that owns its assessment.
@@ -75,11 +77,15 @@ pub(crate) fn shard_channel() -> (ShardHandle, ShardInbox) {
     let (batches, batches_in) = batch_channel();
     let (handoffs, handoffs_in) = bounded(HANDOFF_CHANNEL_DEPTH);
     let waker = Arc::new(AtomicWaker::new());
-    let ends_requested = Arc::new(AtomicBool::new(false));
-    (
-        ShardHandle { batches, handoffs, waker: Arc::clone(&waker), ends_requested: Arc::clone(&ends_requested) },
-        ShardInbox { batches: batches_in, handoffs: handoffs_in, waker, ends_requested },
-    )
+    let (ends_requested, busy_ns) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+    let handle = ShardHandle {
+        batches,
+        handoffs,
+        waker: Arc::clone(&waker),
+        ends_requested: Arc::clone(&ends_requested),
+        busy_ns: Arc::clone(&busy_ns),
+    };
+    (handle, ShardInbox { batches: batches_in, handoffs: handoffs_in, waker, ends_requested, busy_ns })
 }
 
 impl ShardHandle {
@@ -106,6 +112,12 @@ impl ShardHandle {
         self.ends_requested.load(Ordering::Relaxed) && self.ends_requested.swap(false, Ordering::Relaxed)
     }
 
+    /// The sum of the shard's turns so far.
+    #[must_use]
+    pub(crate) fn busy_time(&self) -> Duration {
+        Duration::from_nanos(self.busy_ns.load(Ordering::Relaxed))
+    }
+
     /// Hands over a socket and rings.
     ///
     /// # Errors
@@ -123,6 +135,12 @@ impl ShardHandle {
 }
 
 impl ShardInbox {
+    /// Reports the length of a turn.
+    pub(crate) fn add_busy_time(&self, turn: Duration) {
+        let nanos = u64::try_from(turn.as_nanos()).unwrap_or(u64::MAX);
+        self.busy_ns.fetch_add(nanos, Ordering::Relaxed);
+    }
+
     /// Requests the partitions' end offsets from ingest, once, within some seconds ([`Batch::ends`]). A shard that
     /// needs later ends, or those of other partitions, requests again after these arrive. Without a request nothing is
     /// sent, so an idle pod stays idle.

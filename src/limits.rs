@@ -75,12 +75,9 @@ pub(crate) const CONSUME_RECORDS_MAX: usize = 1024;
 /// unless its batch fills up earlier. Waking a shard costs as much as a hundred records.
 pub(crate) const TURN_RECORDS_MAX: usize = 4 * CONSUME_RECORDS_MAX;
 
-/// How long records from several brokers are collected before they are handed over. A record waits at most this long
-/// here, in addition to librdkafka's fetch back-off (`ingest/kafka.rs`).
-pub(crate) const BATCHING_DELAY: Duration = Duration::from_millis(1);
-
-/// A turn with at least this many records is not delayed: one wake-up already serves many records.
-pub(crate) const BATCHING_RECORDS_MAX: usize = 64;
+/// The longest time for which a fetch is held back so that records gather. A record of a stream waits at most this long,
+/// in addition to the time that a busy shard takes.
+pub(crate) const BATCHING_DELAY_MAX: Duration = Duration::from_millis(2);
 
 /// How long it may take until a shard learns of new partitions, with `TOPIC_REFRESH_MS` near its default. Records
 /// placed by the new partition count are younger than this.

@@ -151,6 +151,24 @@ fn a_storm_of_ticks_costs_freshness_and_a_quiet_market_loses_none() {
 }
 
 #[test]
+fn the_first_tick_leaves_at_once_and_what_follows_within_the_interval_is_conflated() {
+    const FLUSH: Duration = Duration::from_secs(8);
+    let world = World::start();
+    let pod = world.pod("pod-0").set("MARKET_FLUSH_MS", "8000").start();
+    let mut client = pod.market_client();
+    let producer = world.producer();
+    let sent = Instant::now();
+    producer.event(&tick("gold", 0));
+    assert_eq!(number_of(&client.expect_type("market_price")), 0);
+    assert!(sent.elapsed() < FLUSH / 2, "after {:?}", sent.elapsed());
+    for number in 1..4 {
+        producer.event(&tick("gold", number));
+    }
+    assert_eq!(number_of(&client.expect_type("market_price")), 3, "the latest");
+    assert!(sent.elapsed() >= FLUSH, "after {:?}", sent.elapsed());
+}
+
+#[test]
 fn topics_and_partitions_that_come_later_are_picked_up() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").start();

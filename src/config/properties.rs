@@ -124,13 +124,10 @@ pub(crate) fn client_properties(config: &KafkaConfig) -> ClientConfig {
         // A fetch that waits for records delays the next request on its connection, and the report that a partition is at
         // its end. The price of this value is ten empty answers a second.
         .set("fetch.wait.max.ms", "100")
-        // A broker gets no further fetch while earlier records wait in the queue, and then for two milliseconds, so in
-        // a stream each answer carries more records. Without this, each of 1,000 records a second has its own request
-        // and answer, which cost more than everything else done with it. In a flood, no answer is on its way while the
-        // last one is read: 0.86 million records a second instead of 1.09. The count covers the one queue of all
-        // partitions.
-        .set("queued.min.messages", "1")
-        .set("fetch.queue.backoff.ms", "2")
+        // A broker gets no further fetch while this many records wait in the queue, and is asked again soon. The count
+        // covers the one queue of all partitions. `ingest::batching_delay` decides when fewer fetches are better.
+        .set("queued.min.messages", "20000")
+        .set("fetch.queue.backoff.ms", "1")
         // Records that wait here are outside of the history's budget. With tenfold compression, and with what
         // librdkafka adds to each record, 16 MiB of answers and 100,000 queued records took 290 MiB while a million
         // records were read; with this bound and 20,000 queued records, 70 MiB. Each broker's answer is held as a

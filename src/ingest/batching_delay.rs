@@ -1,49 +1,105 @@
-//! How long records may be collected before the next fetch.
+//! How long records gather before the next fetch, by how busy the shards are.
 //!
-//! Every turn of the reader wakes a shard, and a wake-up costs two threads a sleep and a start, about forty
-//! microseconds. So a stream of records is fetched at most once per [`BATCHING_DELAY`], like interrupt moderation of a
-//! network card: a record after a quiet moment is handed over at once, one in a stream waits at most that long. Records
-//! of one broker are collected by librdkafka's longer fetch back-off (`fetch.queue.backoff.ms`); this delay is for
-//! several brokers, whose answers interleave.
+//! Each fetch wakes three threads and costs about a hundred microseconds, however many records it brings. While the shards
+//! have time to spare, that buys latency: the next fetch leaves at once. The busier they are, the longer fetches are held
+//! back, for about as long as a shard takes for what the last one brought: records that would wait for the shard gather
+//! at the broker instead.
 
 use std::time::{Duration, Instant};
 
-use crate::limits::{BATCHING_DELAY, BATCHING_RECORDS_MAX};
+use crate::limits::{BATCHING_DELAY_MAX, CONSUME_RECORDS_MAX};
 
-/// When records were handed over.
-#[derive(Debug, Default)]
+/// Time over which the shards' turns are summed up. Shorter, and a single long turn would count as a busy shard.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// The share of its time that a shard's turns take, in thousandths: up to the first, fetches leave at once; from the second
+/// on, they are held back longest.
+type BusyRange = (u32, u32);
+
+/// Where ingest has a core of its own, a fetch takes no time from a shard.
+const BUSY_APART: BusyRange = (500, 800);
+
+/// Where shards and ingest share cores, all threads use two fifths of the core when turns take this share, as measured at
+/// 20,000 and 40,000 deliveries a second.
+const BUSY_TOGETHER: BusyRange = (150, 250);
+
+/// Decides how long fetches are held back.
+#[derive(Debug)]
 pub(super) struct BatchingDelay {
-    last: Option<Instant>,
+    busy_range: BusyRange,
+    looked: Option<Instant>,
+    /// Of each shard, the sum of its turns at the last look.
+    busy: Vec<Duration>,
 }
 
 impl BatchingDelay {
-    /// A turn has handed over so many records, just now: how long others may gather before they are looked for.
-    pub(super) fn after(&mut self, records: usize, now: Instant) -> Duration {
-        if records == 0 {
-            return Duration::ZERO;
-        }
-        let last = self.last.replace(now);
-        let streams =
-            last.is_some_and(|last| now.saturating_duration_since(last) <= BATCHING_DELAY + BATCHING_DELAY / 2);
-        // Where many come at a time, a wake is shared by many already.
-        if streams && records < BATCHING_RECORDS_MAX { BATCHING_DELAY } else { Duration::ZERO }
+    /// For ingest with a core of its own, or one that shares it with shards.
+    pub(super) fn new(has_own_core: bool) -> Self {
+        let busy_range = if has_own_core { BUSY_APART } else { BUSY_TOGETHER };
+        Self { busy_range, looked: None, busy: Vec::new() }
     }
+
+    /// The delay from now on, if it is time for a look; from the sum of each shard's turns so far. In a flood, each fetch
+    /// brings many records already.
+    pub(super) fn update(
+        &mut self,
+        records: usize,
+        busy: impl Iterator<Item = Duration>,
+        now: Instant,
+    ) -> Option<Duration> {
+        if records >= CONSUME_RECORDS_MAX {
+            return Some(Duration::ZERO);
+        }
+        let elapsed = self.looked.map(|looked| now.saturating_duration_since(looked));
+        if elapsed.is_some_and(|elapsed| elapsed < LOOK_EVERY) {
+            return None;
+        }
+        self.looked = Some(now);
+        let last = std::mem::replace(&mut self.busy, busy.collect());
+        let used = self.busy.iter().zip(&last).map(|(now, last)| now.saturating_sub(*last)).max()?;
+        Some(delay(self.busy_range, per_mille(used, elapsed?)))
+    }
+}
+
+fn per_mille(part: Duration, whole: Duration) -> u32 {
+    let share = part.as_nanos() * 1_000 / whole.as_nanos().max(1);
+    u32::try_from(share).unwrap_or(u32::MAX)
+}
+
+/// The delay where the busiest shard uses this share of its time.
+fn delay((min, max): BusyRange, busy_per_mille: u32) -> Duration {
+    BATCHING_DELAY_MAX * (busy_per_mille.clamp(min, max) - min) / (max - min)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
     #[test]
-    fn a_record_after_a_quiet_moment_holds_up_nothing_and_a_stream_gathers_until_it_ends_or_is_a_flood() {
-        let (mut batching_delay, start) = (BatchingDelay::default(), Instant::now());
-        let mut after = |records, at_us| batching_delay.after(records, start + Duration::from_micros(at_us));
-        assert_eq!(after(1, 0), Duration::ZERO);
-        assert_eq!(after(0, 400), Duration::ZERO, "nothing came: the next is waited for");
-        assert_eq!(after(1, 500), BATCHING_DELAY, "the second within a moment is a stream");
-        assert_eq!(after(3, 1_600), BATCHING_DELAY);
-        assert_eq!(after(BATCHING_RECORDS_MAX, 2_700), Duration::ZERO);
-        assert_eq!(after(1, 3_000), BATCHING_DELAY);
-        assert_eq!(after(1, 3_000 + 1_501), Duration::ZERO, "it has ended");
+    fn fetches_leave_at_once_while_shards_have_time_and_are_held_back_longer_the_busier_one_is() {
+        for range @ (min, max) in [BUSY_APART, BUSY_TOGETHER] {
+            assert_eq!([0, min / 2, min].map(|busy| delay(range, busy)), [Duration::ZERO; 3]);
+            let delays: Vec<_> = (min..=max).step_by(10).map(|busy| delay(range, busy)).collect();
+            assert!(delays.is_sorted_by(|a, b| a < b), "{delays:?}");
+            assert_eq!([max, 1_000, u32::MAX].map(|busy| delay(range, busy)), [BATCHING_DELAY_MAX; 3]);
+        }
+    }
+
+    #[test]
+    fn the_busiest_shard_decides_by_its_turns_since_the_last_look() {
+        let (mut batching_delay, start) = (BatchingDelay::new(true), Instant::now());
+        let mut update = |at_ms, busy: [u64; 2]| batching_delay.update(1, busy.map(ms).into_iter(), start + ms(at_ms));
+        assert_eq!(update(0, [5_000, 5_000]), None, "what was before is not known");
+        assert_eq!(update(19, [5_000, 5_019]), None, "it is too early");
+        assert_eq!(update(20, [5_000, 5_020]), Some(BATCHING_DELAY_MAX));
+        assert_eq!(update(120, [5_005, 5_020]), Some(Duration::ZERO));
+        assert_eq!(update(220, [5_105, 5_021]), Some(BATCHING_DELAY_MAX));
+        assert_eq!(update(320, [5_305, 5_021]), Some(BATCHING_DELAY_MAX), "a turn that began earlier has ended");
+        let flood = batching_delay.update(CONSUME_RECORDS_MAX, [ms(9_000)].into_iter(), start + ms(420));
+        assert_eq!(flood, Some(Duration::ZERO));
     }
 }

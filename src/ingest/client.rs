@@ -1,5 +1,6 @@
-//! What all our clients of librdkafka share: settings, log callbacks, shutdown. [`super::stall_detector`] and
-//! [`super::reachability`] decide when a client is replaced.
+//! What all our clients of librdkafka share: settings, log callbacks, the delay of fetches, shutdown.
+//! [`super::batching_delay`] decides how long a fetch is held back, [`super::stall_detector`] and
+//! [`super::reachability`] when a client is replaced.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io;
@@ -7,7 +8,7 @@ use std::mem::ManuallyDrop;
 use std::ops::Deref;
 #[cfg(test)]
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -205,7 +206,35 @@ pub(super) fn millis(time: Duration) -> c_int {
     c_int::try_from(time.as_millis()).unwrap_or(c_int::MAX)
 }
 
-// ---- a defect of librdkafka ---------------------------------------------------------------------------------------
+// ---- the delay of fetches -----------------------------------------------------------------------------------------
+
+/// How long each fetch request is held back, in this process: librdkafka's functions know no client.
+static FETCH_DELAY_NS: AtomicU64 = AtomicU64::new(0);
+
+/// Has each fetch request held back this long from now on, so that its answer has more records. librdkafka's own setting
+/// (`fetch.queue.backoff.ms`) can't be changed while a client runs.
+pub(super) fn delay_fetches(delay: Duration) {
+    FETCH_DELAY_NS.store(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+}
+
+unsafe extern "C" {
+    fn __real_rd_kafka_broker_fetch_toppars(broker: *mut c_void, now_us: i64) -> c_int;
+}
+
+/// Stands in for librdkafka's function of this name, by the linker's `--wrap` (`src/build.rs`). A broker's thread calls it
+/// to ask for records, when the last answer is in the queue; a broker is asked for everything by that one thread.
+// SAFETY: nothing else has a symbol of this name, and the signature is the original's.
+#[unsafe(no_mangle)]
+extern "C" fn __wrap_rd_kafka_broker_fetch_toppars(broker: *mut c_void, now_us: i64) -> c_int {
+    let delay = FETCH_DELAY_NS.load(Ordering::Relaxed);
+    if delay > 0 {
+        thread::sleep(Duration::from_nanos(delay));
+    }
+    // SAFETY: these are librdkafka's own arguments. The time is the base of the request's time limit, which is seconds.
+    unsafe { __real_rd_kafka_broker_fetch_toppars(broker, now_us) }
+}
+
+// ---- a fault of librdkafka's --------------------------------------------------------------------------------------
 
 /// Stands in for librdkafka's function of this name, by the linker's `--wrap` (`src/build.rs`): it takes nothing in.
 ///
@@ -226,7 +255,15 @@ mod tests {
     use super::*;
 
     unsafe extern "C" {
+        fn rd_kafka_broker_fetch_toppars(broker: *mut c_void, now_us: i64) -> c_int;
         fn rd_kafka_metadata_update_op(client: *mut sys::rd_kafka_t, leaders: *mut c_void) -> c_int;
+    }
+
+    #[test]
+    fn fetches_pass_through_our_delay() {
+        type Fetch = unsafe extern "C" fn(*mut c_void, i64) -> c_int;
+        let (theirs, ours): (Fetch, Fetch) = (rd_kafka_broker_fetch_toppars, __wrap_rd_kafka_broker_fetch_toppars);
+        assert!(ptr::fn_addr_eq(theirs, ours), "the linker was not told");
     }
 
     #[test]

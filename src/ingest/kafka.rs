@@ -288,9 +288,7 @@ impl Consumer {
         self.take_what_is_there();
         if self.messages.is_empty() && self.queue.wait(wait) {
             // librdkafka's thread rings with the queue's lock in its hand and more of the answer to come; where it has
-            // just lost its core to us, it gets it back. Then it looks, partition by partition, whether the queue is
-            // empty, to ask for more. Emptied in between, it would ask for some of them alone, and what comes for the
-            // others would wait for the answer to that: 0.1 s (`fetch.wait.max.ms`), each few seconds, as measured.
+            // just lost its core to us, it gets it back, and asks for more before we begin.
             thread::yield_now();
             self.take_what_is_there();
         }

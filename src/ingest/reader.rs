@@ -10,7 +10,6 @@ mod unpacked;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::TrySendError;
@@ -18,6 +17,7 @@ use tracing::{info, warn};
 
 use crate::clock::Now;
 use crate::config::KafkaConfig;
+use crate::cores::usable_cores;
 use crate::exchange::{IngestStatus, Owner, PodState, PublishedPodState, ShardHandle, Undelivered};
 use crate::ids::{AssessmentHash, ShardIndex, TopicIndex};
 use crate::limits::{
@@ -29,7 +29,7 @@ use crate::stream::batch::{Batch, NextOffset, Origin, PartitionEnds};
 
 use super::batcher::{ConsumedRecord, RecordFault, RecordOutcome};
 use super::batching_delay::BatchingDelay;
-use super::client::ClientTerminator;
+use super::client::{ClientTerminator, delay_fetches};
 use super::kafka::{Consumer, ConsumerEvent, FetchFailure};
 use super::lag::{ConsumerLag, HeldBackPartition};
 use super::metrics::{IngestCounts, Publisher};
@@ -129,21 +129,22 @@ impl Reader {
         terminator: ClientTerminator,
     ) -> Self {
         let config = parts.config.clone();
+        let batching_delay = BatchingDelay::new(usable_cores() > parts.shards.len());
         let state = IngestState::new(parts, Instant::now());
-        Self { config, consumer, watcher, state, batching_delay: BatchingDelay::default(), terminator, recoveries: 0 }
+        Self { config, consumer, watcher, state, batching_delay, terminator, recoveries: 0 }
     }
 
     /// Reads until all is over.
     pub(super) fn run(mut self) {
-        while let Ok(records) = self.turn() {
-            let pause = self.batching_delay.after(records, Instant::now());
-            if !pause.is_zero() {
-                thread::sleep(pause);
+        while let Ok(taken) = self.turn() {
+            let busy = self.state.shard_handles.iter().map(ShardHandle::busy_time);
+            if let Some(delay) = self.batching_delay.update(taken, busy, Instant::now()) {
+                delay_fetches(delay);
             }
         }
     }
 
-    /// Returns how many records were taken.
+    /// Returns how much was taken.
     fn turn(&mut self) -> Result<usize, Stopped> {
         let state = &mut self.state;
         let now = Instant::now();
@@ -162,7 +163,7 @@ impl Reader {
             // goes by.
             state.flush(&self.watcher, now)?;
         }
-        let (mut taken, mut records) = (0, 0);
+        let mut taken = 0;
         // In a flood, what is handed over together wakes a shard once.
         while !state.is_paused(now) && taken < TURN_RECORDS_MAX {
             let fetched = self.consumer.fetch(if taken == 0 { INGEST_WAIT } else { Duration::ZERO });
@@ -173,7 +174,6 @@ impl Reader {
                 state.record_activity(fetched_at.instant);
             }
             for message in fetched.iter() {
-                records += usize::from(matches!(message, ConsumerEvent::Record(_)));
                 state.message(message, &pod_state, &self.watcher, fetched_at.instant)?;
             }
             taken += fetched.len();
@@ -186,7 +186,7 @@ impl Reader {
         state.finish_turn(&self.watcher, now);
         state.leaves_messages = taken == 0 && !state.is_paused(now) && self.consumer.waiting() > 0;
         self.replace_client_if_stalled(Instant::now());
-        Ok(records)
+        Ok(taken)
     }
 }
 

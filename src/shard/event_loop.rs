@@ -121,8 +121,8 @@ struct IntakeBudget {
 }
 
 impl IntakeBudget {
-    fn begin(shard: &ShardContext) -> Self {
-        Self { bytes_left: shard.state.borrow().intake_bytes_max(), until: Instant::now() + INTAKE_MAX }
+    fn begin(shard: &ShardContext, now: Instant) -> Self {
+        Self { bytes_left: shard.state.borrow().intake_bytes_max(), until: now + INTAKE_MAX }
     }
 }
 
@@ -153,13 +153,15 @@ impl TurnLoop {
                 self.shard.wake_pod_state_waiters();
                 last = Arc::clone(&pod_state);
             }
-            let mut intake = IntakeBudget::begin(&self.shard);
+            let began = Instant::now();
+            let mut intake = IntakeBudget::begin(&self.shard, began);
             self.take_in(&mut intake).await;
             self.send(&mut intake).await;
             let now = Now::read();
             self.close_departing(&pod_state, now);
             self.publish(now);
             self.shard.turn_ended(now.instant);
+            self.inbox.add_busy_time(now.instant.saturating_duration_since(began));
             self.wait_for_work(&pod_state, now).await;
         }
         self.stop().await;
@@ -267,7 +269,7 @@ impl TurnLoop {
 
     fn next_turn(&self, pod_state: &PodState, now: Instant) -> Instant {
         let mut until = self.sweeper.next().min(now + TURN_EVERY);
-        if let Some(flush) = self.shard.state.borrow().next_market_flush() {
+        if let Some(flush) = self.shard.state.borrow().next_market_flush(now) {
             until = until.min(flush);
         }
         for due in [self.handover.next(now), self.age_limiter.next(now), self.drain.next(now)].into_iter().flatten() {

@@ -64,7 +64,7 @@ pub(super) struct ShardState<S> {
     dispatch_pass: Option<DispatchPass>,
     /// Number of connections that the market flush under way has not visited.
     flushing: Option<usize>,
-    /// Start of the last market flush.
+    /// Start of the last market flush, if there was one.
     flushed: Option<Instant>,
     /// The image that the last market flush sent.
     flushed_image: BoardVersion,
@@ -429,9 +429,9 @@ impl<S: Socket> ShardState<S> {
     // ---- markets ----------------------------------------------------------------------------------------------------
 
     /// When the next market flush is due; `None` if there is nothing to flush.
-    pub(super) fn next_market_flush(&self) -> Option<Instant> {
-        let flushed = self.flushed?;
-        (self.flushing.is_some() || self.has_unsent_markets()).then(|| flushed + self.config.market_flush)
+    pub(super) fn next_market_flush(&self, now: Instant) -> Option<Instant> {
+        let next = self.flushed.map_or(now, |flushed| flushed + self.config.market_flush);
+        (self.flushing.is_some() || self.has_unsent_markets()).then_some(next)
     }
 
     /// Whether the board has changed since the last flush.
@@ -439,13 +439,12 @@ impl<S: Socket> ShardState<S> {
         self.board.has_unpublished() || self.board.image_version() > self.flushed_image
     }
 
-    /// Begins a market flush if it is time, and continues it for about `budget` sends: a visit without one costs a part
-    /// of it.
+    /// Begins a market flush if the last one began an interval ago or earlier, and continues it for about `budget` sends:
+    /// a visit without one costs a part of it. So the first tick after a quiet interval leaves at once.
     pub(super) fn flush_markets(&mut self, budget: usize, now: Now) -> Pass {
         if self.flushing.is_none() {
             let due = self.flushed.is_none_or(|last| now.instant >= last + self.config.market_flush);
             if !due || !self.has_unsent_markets() {
-                self.flushed.get_or_insert(now.instant);
                 return Pass::Done;
             }
             self.board.publish(now.instant);

@@ -349,46 +349,34 @@ fn a_disconnected_client_is_detached() {
 // ---- markets ------------------------------------------------------------------------------------------------------
 
 #[test]
-fn prices_are_conflated_to_one_flush_an_interval() {
+fn the_first_price_after_a_quiet_interval_leaves_at_once_and_what_follows_within_it_is_conflated() {
     let mut world = World::new();
     let (_, socket) = world.connect(None);
     socket.texts();
-    let ticks = (1..10).map(|offset| tick(BTC, 0, offset, 0, offset.unsigned_abs()));
-    for tick in ticks {
-        world.pass(Duration::from_millis(30));
-        world.turn([tick]);
-    }
-    let prices: Vec<_> = socket.texts().iter().map(|text| number(text)).collect();
-    assert_eq!(prices, [4, 8], "at 120 ms and at 240 ms");
-    world.pass(Duration::from_millis(100));
-    world.turn([]);
-    assert_eq!(socket.texts().iter().map(|text| number(text)).collect::<Vec<_>>(), [9]);
-}
-
-#[test]
-fn the_first_price_after_a_quiet_interval_is_sent_at_once() {
-    let mut world = World::new();
-    let (_, socket) = world.connect(None);
-    world.turn([]);
-    socket.texts();
-    let mut after = |quiet_ms, offset: i64| {
-        world.pass(Duration::from_millis(quiet_ms));
-        world.turn([tick(BTC, 0, offset, 0, offset.unsigned_abs())]);
+    let mut send = |after_ms, price: u64| {
+        world.pass(Duration::from_millis(after_ms));
+        world.turn([tick(BTC, 0, price.cast_signed(), 0, price)]);
         socket.texts().iter().map(|text| number(text)).collect::<Vec<_>>()
     };
-    assert_eq!(after(100, 1), [1], "nothing was flushed for an interval");
-    assert_eq!(after(1, 2), [0; 0]);
-    assert_eq!(after(98, 3), [0; 0]);
-    assert_eq!(after(1, 4), [4], "a hundred milliseconds after the last flush, the newest");
-    assert_eq!(after(5_000, 5), [5]);
+    assert_eq!(send(30, 1), [1], "the first one");
+    assert_eq!([send(30, 2), send(30, 3), send(30, 4)].concat(), [0; 0]);
+    assert_eq!(send(10, 5), [5], "the interval has passed");
+    assert_eq!(send(100, 6), [6], "it was quiet");
+    assert_eq!(send(50, 7), [0; 0]);
+    world.pass(Duration::from_millis(50));
+    assert_eq!(world.state.next_market_flush(world.now.instant), Some(world.now.instant));
+    world.turn([]);
+    assert_eq!(socket.texts().iter().map(|text| number(text)).collect::<Vec<_>>(), [7]);
 }
 
 #[test]
 fn an_unflushed_market_reaches_a_new_client_and_the_others() {
     let mut world = World::new();
+    world.turn([tick(BTC, 0, 1, 0, 99)]);
     let (_, early) = world.connect(None);
     early.texts();
-    world.turn([tick(BTC, 0, 1, 0, 100)]);
+    world.pass(Duration::from_millis(50));
+    world.turn([tick(BTC, 0, 2, 0, 100)]);
     let (_, late) = world.connect(None);
     assert_eq!(late.texts().len(), 2, "connected, and the board");
     assert_eq!(early.texts().len(), 0, "it is not time for a flush");
