@@ -341,6 +341,17 @@ impl Client {
         self.messages.iter().filter(move |message| message.kind == kind)
     }
 
+    /// The last cursor received so far.
+    ///
+    /// # Panics
+    /// If there was none.
+    #[must_use]
+    #[track_caller]
+    pub fn last_cursor(&self) -> String {
+        let cursor = |message: &Message| Some(message.json()["cursor"].as_str()?.to_owned());
+        self.messages.iter().rev().find_map(cursor).expect("a message with a cursor")
+    }
+
     /// Number of ping frames received.
     #[must_use]
     pub fn pings(&self) -> usize {

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use loadtest::client::{Ask, Client, WITHIN, read_until};
+use loadtest::client::{Ask, WITHIN, read_until};
 use loadtest::events::{Kind, seen};
 use loadtest::pods::{Pod, World};
 use loadtest::process::{Signal, eventually};
@@ -30,12 +30,6 @@ fn owner_other_than(gone: &Pod, asked: &Pod, id: &str) -> String {
     eventually("it is taken over", TAKEN_OVER_WITHIN, || Some(asked.owner_of(id)).filter(|owner| *owner != gone.url()))
 }
 
-fn last_cursor(client: &Client) -> String {
-    let mut cursors =
-        client.messages().iter().filter_map(|message| Some(message.json()["cursor"].as_str()?.to_owned()));
-    cursors.next_back().expect("a cursor")
-}
-
 #[test]
 fn a_killed_pod_is_taken_over_long_before_its_lease_has_run_out() {
     let world = World::start();
@@ -47,7 +41,7 @@ fn a_killed_pod_is_taken_over_long_before_its_lease_has_run_out() {
     producer.event(&Kind::BalanceUpdated.event(&id, 0));
     producer.flush();
     read_until(std::slice::from_mut(&mut client), "an event", WITHIN, |clients| seen(&clients[0]).count() == 1);
-    let cursor = last_cursor(&client);
+    let cursor = client.last_cursor();
 
     gone.signal(Signal::Kill);
     let died = Instant::now();

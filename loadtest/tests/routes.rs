@@ -110,13 +110,6 @@ fn watching(pod: &Pod, assessment: &str) -> Client {
     client
 }
 
-/// The last cursor that a client saw.
-fn last_cursor(client: &Client) -> String {
-    let mut cursors =
-        client.messages().iter().filter_map(|message| Some(message.json()["cursor"].as_str()?.to_owned()));
-    cursors.next_back().expect("a cursor")
-}
-
 /// A client that comes to a pod with this cursor, and whether it is resumed.
 #[track_caller]
 fn back(pod: &Pod, cursor: &str) -> (bool, Client) {
@@ -154,7 +147,7 @@ fn a_route_that_is_added_is_read_from_now_on_and_those_who_may_lack_something_ar
     let mut client = watching(&pod, "a");
     send(&producer, "old", 0);
     expect(&mut client, &[("old", 0)], 0);
-    let before = last_cursor(&client);
+    let before = client.last_cursor();
 
     // Nothing of an empty topic, and of one that is not there, was missed.
     routes.change(&pod, &[events("old", "old"), events("empty", "empty"), events("later.{x}", "later")]);
@@ -165,7 +158,7 @@ fn a_route_that_is_added_is_read_from_now_on_and_those_who_may_lack_something_ar
     let all = [("old", 0), ("empty", 1), ("later", 2)];
     expect(&mut client, &all, 0);
     goes_on(&pod, &before, &all[1..]);
-    let between = last_cursor(&client);
+    let between = client.last_cursor();
 
     // What lies in this one was never sent, and is not sent late.
     let mut quiet = pod.ask().open();
@@ -177,7 +170,7 @@ fn a_route_that_is_added_is_read_from_now_on_and_those_who_may_lack_something_ar
     send(&producer, "filled", 3);
     let with_new = [&all[..], &[("new", 3)]].concat();
     expect(&mut client, &with_new, 1);
-    goes_on(&pod, &last_cursor(&client), &[]);
+    goes_on(&pod, &client.last_cursor(), &[]);
     is_reset(&pod, &between, "expired");
     expect(&mut quiet, &[], 0);
 }
@@ -194,11 +187,11 @@ fn a_route_that_is_removed_is_sent_no_more_and_nobody_else_notices() {
     let mut client = watching(&pod, "a");
     send(&producer, "kept", 0);
     expect(&mut client, &[("kept", 0)], 0);
-    let behind = last_cursor(&client);
+    let behind = client.last_cursor();
     send(&producer, "gone", 1);
     let seen = [("kept", 0), ("gone", 1)];
     expect(&mut client, &seen, 0);
-    let at = last_cursor(&client);
+    let at = client.last_cursor();
 
     routes.change(&pod, &kept);
     send(&producer, "gone", 2);
@@ -209,14 +202,14 @@ fn a_route_that_is_removed_is_sent_no_more_and_nobody_else_notices() {
     is_reset(&pod, &behind, "expired");
     goes_on(&pod, &at, &[("kept", 3)]);
     // A pod that goes by the old file has the rest, once, and back here nothing is lost.
-    let mut there = goes_on(&old_pod, &last_cursor(&client), &[("gone", 2)]);
+    let mut there = goes_on(&old_pod, &client.last_cursor(), &[("gone", 2)]);
     send(&producer, "kept", 4);
     expect(&mut there, &[("gone", 2), ("kept", 4)], 0);
-    let mut here = goes_on(&pod, &last_cursor(&there), &[]);
+    let mut here = goes_on(&pod, &there.last_cursor(), &[]);
     send(&producer, "gone", 5);
     send(&producer, "kept", 6);
     expect(&mut here, &[("kept", 6)], 0);
-    goes_on(&old_pod, &last_cursor(&here), &[("gone", 5)]);
+    goes_on(&old_pod, &here.last_cursor(), &[("gone", 5)]);
 
     // It comes again: those who may have missed something are told.
     routes.change(&pod, &both);
@@ -237,14 +230,14 @@ fn other_messages_of_a_topic_begin_at_one_record_and_nobody_is_told_of_more() {
     let pod = routes.pod(&world, "pod-0").start();
     let old_pod = old_routes.pod(&world, "pod-1").start();
     let mut client = watching(&pod, "a");
-    let begin = last_cursor(&client);
+    let begin = client.last_cursor();
     send(&producer, "topic", 0);
     expect(&mut client, &[("one", 0)], 0);
     // No client has subscribed to this one.
     producer.send("topic", Some("b"), Some(br#"{"assessmentId":"b","n":9}"#));
     send(&producer, "topic", 1);
     expect(&mut client, &[("one", 0), ("one", 1)], 0);
-    let mid = last_cursor(&client);
+    let mid = client.last_cursor();
 
     routes.change(&pod, &other);
     send(&producer, "topic", 2);
@@ -254,7 +247,7 @@ fn other_messages_of_a_topic_begin_at_one_record_and_nobody_is_told_of_more() {
     let mut there = goes_on(&old_pod, &mid, &[("one", 2)]);
     send(&producer, "topic", 3);
     expect(&mut there, &[("one", 2), ("one", 3)], 0);
-    goes_on(&pod, &last_cursor(&there), &[]);
+    goes_on(&pod, &there.last_cursor(), &[]);
     goes_on(&pod, &mid, &[("other", 2), ("other", 3)]);
     goes_on(&old_pod, &mid, &[("one", 2), ("one", 3)]);
 }
@@ -273,7 +266,7 @@ fn a_topic_whose_assessments_are_found_otherwise_is_another_one_to_every_cursor(
     send(&producer, "topic", 0);
     send(&producer, "beside", 1);
     expect(&mut by_payload, &[("topic", 0), ("beside", 1)], 0);
-    let before = last_cursor(&by_payload);
+    let before = by_payload.last_cursor();
 
     routes.change(&pod, &new);
     expect(&mut by_payload, &[("topic", 0), ("beside", 1)], 1);
@@ -284,8 +277,8 @@ fn a_topic_whose_assessments_are_found_otherwise_is_another_one_to_every_cursor(
     expect(&mut by_payload, &[("topic", 0), ("beside", 1), ("beside", 3)], 1);
     // Here and there the cursors speak of other records.
     is_reset(&pod, &before, "invalid");
-    is_reset(&old_pod, &last_cursor(&by_payload), "invalid");
-    goes_on(&pod, &last_cursor(&by_payload), &[]);
+    is_reset(&old_pod, &by_payload.last_cursor(), "invalid");
+    goes_on(&pod, &by_payload.last_cursor(), &[]);
     goes_on(&old_pod, &before, &[("topic", 2), ("beside", 3)]);
 }
 
@@ -301,7 +294,7 @@ fn a_topic_becomes_a_markets_and_an_assessments_again() {
     let mut client = watching(&pod, "a");
     send(&producer, "topic.x", 0);
     expect(&mut client, &[("event", 0)], 0);
-    let cursor = last_cursor(&client);
+    let cursor = client.last_cursor();
 
     // The board begins with the last value, as after a start.
     routes.change(&pod, &as_ticks);
@@ -383,7 +376,7 @@ fn topics_that_come_and_go_are_read_whatever_their_number_and_take_no_more_room(
         let partitions = i32::try_from(1 + turn % 3).unwrap();
         world.kafka.create_all(&[(&events_topic, partitions), (&ticks_topic, partitions)]);
         for number in [2 * turn, 2 * turn + 1] {
-            let before = last_cursor(&client);
+            let before = client.last_cursor();
             let event = format!(r#"{{"assessmentId":"a","n":{number}}}"#);
             producer.send(&events_topic, Some("a"), Some(event.as_bytes()));
             producer.send(&ticks_topic, None, Some(format!(r#"{{"n":{number}}}"#).as_bytes()));

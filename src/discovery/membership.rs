@@ -251,12 +251,12 @@ impl Member {
     /// A look at another pod has ended.
     pub(crate) fn handle_look(&mut self, look: &Look, is_there: bool, began: Instant, now: Instant) {
         let was_cut_off = self.peers.is_cut_off();
-        let change = self.peers.handle_look(look, is_there, began, now);
-        if self.peers.is_cut_off() != was_cut_off {
-            self.notices.push(Notice::CutOff(!was_cut_off));
-        } else if let Some(change) = change {
-            self.notices.push(Notice::PeerChanged(change));
-        }
+        // Nearly every look finds what the last one found.
+        let Some(change) = self.peers.handle_look(look, is_there, began, now) else { return };
+        self.notices.push(match self.peers.is_cut_off() {
+            is_cut_off if is_cut_off != was_cut_off => Notice::CutOff(is_cut_off),
+            _ => Notice::PeerChanged(change),
+        });
         self.publish_view(self.view.version, self.view.slots.len());
     }
 

@@ -15,6 +15,10 @@ use crate::limits::{PEER_LOOK_EVERY, PEER_LOOK_RETRY, PEER_LOOKS_PER_SECOND_MAX}
 /// Failed looks in a row after which a peer is gone.
 const FAILURES_MAX: u32 = 3;
 
+/// Peers that are looked at together: as many looks as a pause of half a second has room for.
+const LOOKS_AT_ONCE: u32 = PEER_LOOKS_PER_SECOND_MAX / 2;
+const _: () = assert!(PEER_LOOK_EVERY.as_millis() == 500);
+
 /// The other pods that can be looked at.
 #[derive(Debug, Default)]
 pub(crate) struct Peers {
@@ -57,16 +61,16 @@ pub struct PeerChange {
 impl Peers {
     /// Follows the holders of slots, this pod's own excluded.
     pub(crate) fn follow<'a>(&mut self, others: impl Iterator<Item = &'a Holder>, now: Instant) {
-        let mut before = std::mem::take(&mut self.by_instance);
+        let (mut before, mut new) = (std::mem::take(&mut self.by_instance), 0);
         for holder in others {
             let Some(url) = &holder.peer_url else { continue };
             let known = before.remove(&holder.instance).filter(|peer| peer.url == *url);
-            let peer = known.unwrap_or_else(|| Peer {
-                node: Arc::clone(&holder.node),
-                url: Arc::clone(url),
-                failures: 0,
-                since: now,
-                look_at: Some(now + PEER_LOOK_EVERY),
+            let peer = known.unwrap_or_else(|| {
+                // Those that are met together are looked at in groups, and stay apart from then on.
+                let look_at = now + PEER_LOOK_EVERY * (1 + new / LOOKS_AT_ONCE);
+                new += 1;
+                let (node, url) = (Arc::clone(&holder.node), Arc::clone(url));
+                Peer { node, url, failures: 0, since: now, look_at: Some(look_at) }
             });
             self.by_instance.insert(Arc::clone(&holder.instance), peer);
         }
@@ -273,10 +277,15 @@ mod tests {
     }
 
     #[test]
-    fn the_looks_of_a_large_fleet_are_bounded() {
+    fn the_looks_of_a_large_fleet_are_bounded_and_spread() {
         let names: Vec<String> = (0..500).map(|number| format!("pod-{number}")).collect();
         let mut story = Story::of(&names.iter().map(String::as_str).collect::<Vec<_>>());
-        story.run(10 * SECOND, &[]);
+        for _ in 0..30 {
+            story.now = story.peers.look_at().unwrap();
+            let due = story.peers.take_due(story.now);
+            assert!(due.len() <= LOOKS_AT_ONCE as usize, "{}", due.len());
+            due.iter().for_each(|look| assert_eq!(story.peers.handle_look(look, true, story.now, story.now), None));
+        }
         let (looks, _) = story.run(10 * SECOND, &[]);
         assert!(looks <= 10 * PEER_LOOKS_PER_SECOND_MAX as usize + 500, "{looks}");
     }
