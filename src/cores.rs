@@ -22,6 +22,19 @@ impl Cores {
         Self::share_of(&allowed, usable_cores(), usize::from(shards))
     }
 
+    /// Whether no shard runs on ingest's core. Asked before threads are pinned: a pinned one may use a single core.
+    #[must_use]
+    pub(crate) fn has_ingest_its_own(&self) -> bool {
+        self.is_own_of(usable_cores())
+    }
+
+    fn is_own_of(&self, usable: usize) -> bool {
+        match self.ingest {
+            Some(core) => !self.shards.contains(&Some(core)),
+            None => usable > self.shards.len(),
+        }
+    }
+
     /// Ingest gets the first core and the shards the others, round-robin if there are too few. Nothing is pinned if the
     /// process has a share of more cores than threads (a cgroup quota, few shards on a large machine): all pods of the
     /// machine would share the same few cores.
@@ -34,7 +47,7 @@ impl Cores {
     }
 }
 
-/// Number of cores that the process may use, by its affinity and its cgroup's quota.
+/// Number of cores that the calling thread may use, by its affinity and its cgroup's quota.
 #[must_use]
 pub(crate) fn usable_cores() -> usize {
     available_parallelism().map_or(1, usize::from)
@@ -85,6 +98,14 @@ mod tests {
         assert_eq!(share(&[0, 1, 2, 3], 2, 1), (None, vec![None]), "a quota of two cores");
         assert_eq!(share(&[0, 1, 2, 3], 4, 1), (None, vec![None]), "one shard where three would fit");
         assert_eq!(share(&[], 1, 2), (None, vec![None, None]), "an unknown affinity");
+    }
+
+    #[test]
+    fn ingest_has_its_own_core_unless_shards_share_it() {
+        let is_own = |allowed: &[usize], usable, shards| Cores::share_of(allowed, usable, shards).is_own_of(usable);
+        assert!(is_own(&[0, 1], 2, 1) && is_own(&[2, 3, 6, 7], 4, 3));
+        assert!(!is_own(&[0], 1, 1) && !is_own(&[0, 1], 2, 3));
+        assert!(is_own(&[0, 1, 2, 3], 2, 1) && !is_own(&[0, 1, 2, 3], 2, 2), "not pinned, with a quota");
     }
 
     #[test]

@@ -285,6 +285,7 @@ impl Exchange {
             status: Arc::clone(&self.threads.ingest),
             metrics: metrics.ingest.clone(),
             core: cores.ingest,
+            has_own_core: cores.has_ingest_its_own(),
         };
         Ok(ingest::spawn(parts)?)
     }

@@ -84,6 +84,8 @@ pub(crate) struct Parts {
     pub(crate) metrics: Metrics,
     /// The core to be pinned to, with all of librdkafka's threads.
     pub(crate) core: Option<usize>,
+    /// Whether no shard runs on ingest's core.
+    pub(crate) has_own_core: bool,
 }
 
 /// Why ingest can't start.
@@ -211,6 +213,7 @@ mod tests {
                 status: Arc::clone(&status),
                 metrics: Metrics::register(&mut registry),
                 core: Some(0),
+                has_own_core: false,
             };
             Self { kafka, producer, inboxes, pod_state, status, registry, parts: Some(parts) }
         }

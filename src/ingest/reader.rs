@@ -17,7 +17,6 @@ use tracing::{info, warn};
 
 use crate::clock::Now;
 use crate::config::KafkaConfig;
-use crate::cores::usable_cores;
 use crate::exchange::{IngestStatus, Owner, PodState, PublishedPodState, ShardHandle, Undelivered};
 use crate::ids::{AssessmentHash, ShardIndex, TopicIndex};
 use crate::limits::{
@@ -129,7 +128,7 @@ impl Reader {
         terminator: ClientTerminator,
     ) -> Self {
         let config = parts.config.clone();
-        let batching_delay = BatchingDelay::new(usable_cores() > parts.shards.len());
+        let batching_delay = BatchingDelay::new(parts.has_own_core);
         let state = IngestState::new(parts, Instant::now());
         Self { config, consumer, watcher, state, batching_delay, terminator, recoveries: 0 }
     }
