@@ -77,7 +77,7 @@ pub(crate) const TURN_RECORDS_MAX: usize = 4 * CONSUME_RECORDS_MAX;
 
 /// The longest time for which a fetch is held back so that records gather. A record of a stream waits at most this long,
 /// in addition to the time that a busy shard takes.
-pub(crate) const BATCHING_DELAY_MAX: Duration = Duration::from_millis(2);
+pub(crate) const BATCHING_DELAY_MAX: Duration = Duration::from_millis(4);
 
 /// How long it may take until a shard learns of new partitions, with `TOPIC_REFRESH_MS` near its default. Records
 /// placed by the new partition count are younger than this.

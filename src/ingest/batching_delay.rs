@@ -19,9 +19,10 @@ type BusyRange = (u32, u32);
 /// Where ingest has a core of its own, a fetch takes no time from a shard.
 const BUSY_APART: BusyRange = (500, 800);
 
-/// Where shards and ingest share cores, all threads use two fifths of the core when turns take this share, as measured at
-/// 20,000 and 40,000 deliveries a second.
-const BUSY_TOGETHER: BusyRange = (150, 250);
+/// Where shards and ingest share cores, a fetch takes the shards' time. All threads use a fifth of the core when turns take
+/// the first share, and two fifths at the second: about 15,000 and 50,000 deliveries a second. A shorter delay costs
+/// more CPU there than it saves in latency: `loadtest rates`.
+const BUSY_TOGETHER: BusyRange = (90, 220);
 
 /// Decides how long fetches are held back.
 #[derive(Debug)]
