@@ -1,15 +1,19 @@
 //! The pod: builds, connects, drains and stops its parts.
 //!
 //! - [`engine`]: what the shards run on.
+//! - [`check`]: whether a pod would reach what it needs.
 //! - [`machine`]: limits of the machine.
 //! - [`listeners`]: the ports.
+//! - `refusal_summary`: the lines about refused clients.
 //! - `routes_info`: the metric of the routes in force.
 //! - `control`: the loop of the control thread, which is the thread that calls [`run`].
 
+pub mod check;
 mod control;
 pub(crate) mod engine;
 pub(crate) mod listeners;
 pub mod machine;
+mod refusal_summary;
 mod routes_info;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -31,6 +35,7 @@ use self::control::Control;
 use self::engine::{Choice, IoUringForbidden};
 use self::listeners::{ListenError, Listeners};
 use self::routes_info::RoutesInfo;
+use crate::clock::whole_ms;
 use crate::config::{Config, Engine, InvalidConfig};
 use crate::cores::Cores;
 use crate::discovery::{self, ClusterMode, ClusterState, Intent};
@@ -39,8 +44,10 @@ use crate::exchange::{
 };
 use crate::ids::ShardIndex;
 use crate::limits::{HTTP_CHANNEL_DEPTH, THREADS_END_MAX};
-use crate::operations::http;
+use crate::operations::admin::{Admin, AdminParts};
+use crate::operations::http::{self, Site};
 use crate::operations::log::Log;
+use crate::operations::log_level::LogLevel;
 use crate::operations::pages::Pages;
 use crate::operations::readiness::{Readiness, Threads};
 use crate::protocol::head;
@@ -108,15 +115,21 @@ pub fn run(config: Config, membership: ClusterMode, process: &ProcessHandles) ->
     let mut threads = exchange.spawn_shards(&config, &metrics, listeners.shards, &cores, engine.engine, http_sender)?;
     threads.push(exchange.spawn_ingest(&config, &metrics, &cores)?);
 
-    let (control, discovery, readiness) = connect(&config, exchange, metrics, started);
+    let shard_metrics = metrics.shard.clone();
+    let log = process.log.clone();
+    let log_level = Arc::new(LogLevel::new(config.log, move |level| log.set_level(level)));
+    let admin = admin(&config, &exchange, &log_level);
+    let (control, discovery, readiness) = connect(&config, exchange, metrics, (started, log_level));
     let pages = Pages::new(config.node.clone(), readiness, control.threads.clone(), registry);
     runtime.block_on(async {
-        serve_operators(pages, http_requests, listeners.admin).map_err(GatewayError::Control)?;
+        serve_operators(pages, http_requests, admin, listeners.admin).map_err(GatewayError::Control)?;
         tokio::spawn(discovery::run(membership, discovery));
+        tokio::spawn(refusal_summary::run(shard_metrics.clone()));
         control.run(signals, process).await;
+        refusal_summary::log(&shard_metrics);
         join(threads).await
     })?;
-    info!(elapsed = ?started.elapsed(), "stopped");
+    info!(elapsed_ms = whole_ms(started.elapsed()), "stopped");
     Ok(())
 }
 
@@ -125,7 +138,7 @@ fn connect(
     config: &Config,
     exchange: Exchange,
     metrics: Metrics,
-    started: Instant,
+    (started, log_level): (Instant, Arc<LogLevel>),
 ) -> (Control, discovery::Parts, watch::Receiver<Readiness>) {
     let (intent, intent_seen) = watch::channel(Intent::Watch);
     let (cluster, cluster_seen) = watch::channel(ClusterState::default());
@@ -150,6 +163,7 @@ fn connect(
         readiness,
         routes: exchange.routes,
         drain: config.drain,
+        log_level,
         started,
         was_ready_logged: false,
         wait: None,
@@ -174,7 +188,7 @@ fn log_start(config: &Config, membership: ClusterMode, listeners: &Listeners, co
     let pinned: Vec<usize> = cores.ingest.into_iter().chain(cores.shards.iter().copied().flatten()).collect();
     info!(
         version = env!("CARGO_PKG_VERSION"),
-        node = %config.node,
+        name = %config.node,
         url = %config.public_url,
         listen = %SocketAddr::new(config.host, listeners.port),
         admin_port = config.admin_port,
@@ -291,16 +305,29 @@ impl Exchange {
     }
 }
 
+/// The pages that need a token, if `ADMIN_TOKEN` is set.
+fn admin(config: &Config, exchange: &Exchange, log_level: &Arc<LogLevel>) -> Option<Admin> {
+    Some(Admin::new(AdminParts {
+        tokens: config.admin_tokens.clone()?,
+        node: config.node.clone(),
+        place_anywhere: config.shard.place_anywhere,
+        pod_state: Arc::clone(&exchange.pod_state),
+        settings: config.settings.clone(),
+        log_level: Arc::clone(log_level),
+    }))
+}
+
 /// Starts the tasks that answer operators.
 fn serve_operators(
     pages: Pages,
     requests: mpsc::Receiver<HttpRequest>,
-    admin: Option<std::net::TcpListener>,
+    admin: Option<Admin>,
+    admin_port: Option<std::net::TcpListener>,
 ) -> io::Result<()> {
     let pages = Arc::new(pages);
-    tokio::spawn(http::serve_passed_on(Arc::clone(&pages), requests));
-    if let Some(listener) = admin {
-        tokio::spawn(http::serve_admin(pages, tokio::net::TcpListener::from_std(listener)?));
+    tokio::spawn(http::serve_passed_on(Site::new(&pages, None), requests));
+    if let Some(listener) = admin_port {
+        tokio::spawn(http::serve_admin(Site::new(&pages, admin), tokio::net::TcpListener::from_std(listener)?));
     }
     Ok(())
 }

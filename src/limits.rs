@@ -124,6 +124,9 @@ pub(crate) const REREAD_OFFSETS_MAX: i64 = 10_000;
 /// up on a cold disk.
 pub(crate) const START_QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long `shardgate check` waits for Kafka: it connects, and may have to authenticate.
+pub(crate) const CHECK_MAX: Duration = Duration::from_secs(5);
+
 /// Time limit of the same queries once the pod reads. While one is open, lost brokers go unnoticed.
 pub(crate) const METADATA_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -347,9 +350,39 @@ pub(crate) const HTTP_HEAD_MAX: Duration = Duration::from_secs(2);
 /// How long the answer may take after that, until its last byte is read: a scrape of many topics over a slow line.
 pub(crate) const HTTP_ANSWER_MAX: Duration = Duration::from_secs(8);
 
+/// An operator's token, in bytes: too long to be guessed, if it is random.
+pub(crate) const ADMIN_TOKEN_BYTES_MIN: usize = 16;
+
+/// Tokens in `ADMIN_TOKEN`: each request is compared with all of them.
+pub(crate) const ADMIN_TOKENS_MAX: usize = 64;
+
+/// The name of an operator's token, in bytes: it is in each line about a request.
+pub(crate) const ADMIN_TOKEN_NAME_BYTES_MAX: usize = 64;
+
+/// The body of an operator's request, in bytes: a name and a few words.
+pub(crate) const ADMIN_BODY_BYTES_MAX: usize = 4 * 1024;
+
+/// Requests of operators that are answered at a time. More get 503: they share the thread with probes.
+pub(crate) const ADMIN_REQUESTS_MAX: usize = 8;
+
+/// Rows of an answer to an operator if the request does not say, and at most: about 200 bytes each.
+pub(crate) const ADMIN_ROWS_DEFAULT: usize = 100;
+pub(crate) const ADMIN_ROWS_MAX: usize = 1_000;
+
+/// How often a wrong operator's token is logged.
+pub(crate) const ADMIN_REFUSED_LOG_EVERY: Duration = Duration::from_secs(1);
+
 /// Bytes of log lines waiting to be written; as many again may be in the current write. Lines over the limit are
 /// dropped and counted: about two thousand lines, far more than a pod logs during a log rotation.
 pub(crate) const LOG_BUFFER_BYTES_MAX: usize = 256 * 1024;
+
+/// How long a level of the log holds that a signal has set: long enough to see a fault again, and short enough to be
+/// forgotten.
+pub(crate) const SIGNALLED_LEVEL_FOR: Duration = Duration::from_secs(600);
+
+/// The longest time for which an operator may set a level of the log, in seconds; without a time it holds until the
+/// process ends.
+pub(crate) const LEVEL_SECONDS_MAX: u64 = 7 * 24 * 3600;
 
 /// How long process exit waits for the last log lines. A reader takes milliseconds, or does not read at all.
 pub(crate) const LOG_FLUSH_MAX: Duration = Duration::from_millis(500);

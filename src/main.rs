@@ -1,4 +1,4 @@
-//! The command line: `serve`, `demo`, `token`, `routes`. Standard output gets a command's result, standard error the
+//! The command line: `serve`, `demo`, `check`, `token`, `routes`. Standard output gets a command's result, standard error the
 //! log. Exit code 2: the command line or a setting is wrong; 1: anything else failed.
 
 use std::collections::BTreeMap;
@@ -33,6 +33,8 @@ enum Command {
     Serve(Settings),
     /// Run a gateway with everything that it needs in one process: events, a page to watch them, no Kafka, no Redis
     Demo(Settings),
+    /// Check the settings, the routes file, and that Kafka and Redis answer; exit code 2 if not
+    Check(Settings),
     /// Print a token for trials, signed with JWT_SECRET
     Token(TokenArguments),
     /// Print the built-in routes, in the format of ROUTES_FILE
@@ -70,7 +72,7 @@ struct TokenArguments {
 fn main() -> ExitCode {
     let command = command_line();
     if matches!(command, Command::Serve(_) | Command::Demo(_)) {
-        signals::hold_hang_ups();
+        signals::hold_harmless();
     }
     let log = match Log::start() {
         Ok(log) => log,
@@ -82,6 +84,7 @@ fn main() -> ExitCode {
     let done = match command {
         Command::Serve(settings) => serve(&settings, &log),
         Command::Demo(settings) => demo(&settings, &log),
+        Command::Check(settings) => check(&settings, &log),
         Command::Token(arguments) => mint(arguments),
         Command::Routes => print(RouteTable::BUILT_IN),
     };
@@ -118,6 +121,14 @@ fn demo(settings: &Settings, log: &Log) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn check(settings: &Settings, log: &Log) -> anyhow::Result<ExitCode> {
+    let Some(config) = settings.read(&[], &[])? else { return Ok(ExitCode::SUCCESS) };
+    start_log(log, &config)?;
+    let report = gateway::check::check(&config).context("the check can't start")?;
+    print(&format!("{}\n", report.lines.join("\n")))?;
+    Ok(if report.is_good { ExitCode::SUCCESS } else { ExitCode::from(2) })
+}
+
 fn mint(arguments: TokenArguments) -> anyhow::Result<ExitCode> {
     let TokenArguments { user, assessments, expires_in, .. } = arguments;
     let flag = |name: &str, value: OsString| [name.into(), value];
@@ -132,7 +143,10 @@ impl Settings {
     /// Reads the config; `None` if the user asked for help, which is printed.
     fn read(&self, presets: &[Preset], unused: &[&'static str]) -> anyhow::Result<Option<Config>> {
         if self.flags.iter().any(|flag| flag == "--help" || flag == "-h") {
-            print(&format!("Usage: shardgate serve|demo [--config FILE] [--NAME VALUE]...\n\n{}", config::help()))?;
+            print(&format!(
+                "Usage: shardgate serve|demo|check [--config FILE] [--NAME VALUE]...\n\n{}",
+                config::help()
+            ))?;
             return Ok(None);
         }
         Ok(Some(with_sources(&self.flags, presets, unused, Config::from_sources)?))
@@ -169,7 +183,7 @@ fn print(text: &str) -> anyhow::Result<ExitCode> {
 
 /// Starts the log and writes the warnings about settings.
 fn start_log(log: &Log, config: &Config) -> anyhow::Result<()> {
-    log.subscribe(config.log, config.log_json)?;
+    log.subscribe(config.log, config.log_json.then(|| config.node()))?;
     for warning in &config.warnings {
         warn!("{warning}");
     }
@@ -181,13 +195,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arguments_behind_serve_and_demo_are_left_to_the_settings() {
+    fn arguments_behind_serve_demo_and_check_are_left_to_the_settings() {
         CommandLine::command().debug_assert();
         let flags = ["--help", "--port", "1", "-h", "--config=x", "--", "stray", "--version"];
-        for name in ["serve", "demo"] {
+        for name in ["serve", "demo", "check"] {
             let line = ["shardgate", name].into_iter().chain(flags);
             let parsed = CommandLine::try_parse_from(line).unwrap_or_else(|error| panic!("{name}: {error}")).command;
-            let (Command::Serve(settings) | Command::Demo(settings)) = parsed else { panic!("{name} is a command") };
+            let (Command::Serve(settings) | Command::Demo(settings) | Command::Check(settings)) = parsed else {
+                panic!("{name} is a command")
+            };
             assert_eq!(settings.flags, flags);
         }
     }

@@ -107,9 +107,37 @@ fn read_some(stream: &mut impl Read, bytes: &mut Vec<u8>) -> Result<usize> {
 /// # Errors
 /// If the connection fails, or the response does not come `within` the time.
 pub fn get(address: SocketAddr, path: &str, within: Duration) -> Result<HttpResponse> {
+    send(address, &Request { method: "GET", path, headers: &[], body: "" }, within)
+}
+
+/// A request.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// Such as `GET`; not `HEAD`, whose response has a length without a body.
+    pub method: &'a str,
+    /// With the query.
+    pub path: &'a str,
+    /// Whole lines, beside those that every request has.
+    pub headers: &'a [&'a str],
+    /// Sent with its length, unless it is empty.
+    pub body: &'a str,
+}
+
+/// Sends a request on a new connection.
+///
+/// # Errors
+/// If the connection fails, or the response does not come `within` the time.
+pub fn send(address: SocketAddr, request: &Request<'_>, within: Duration) -> Result<HttpResponse> {
     let mut stream = TcpStream::connect_timeout(&address, within)?;
     stream.set_read_timeout(Some(within))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let Request { method, path, headers, body } = request;
+    let mut text = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
+    headers.iter().for_each(|line| text.extend([line, "\r\n"]));
+    if !body.is_empty() {
+        text.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
+    text.extend(["\r\n", body]);
+    stream.write_all(text.as_bytes())?;
     HttpResponse::read(&mut stream)
 }
 

@@ -184,6 +184,7 @@ pub struct Plan {
     name: String,
     host: Ipv4Addr,
     port: u16,
+    admin_port: Option<u16>,
     environment: BTreeMap<String, String>,
     arguments: Vec<String>,
     log: Option<PathBuf>,
@@ -205,6 +206,7 @@ impl Plan {
             name: name.to_owned(),
             host,
             port,
+            admin_port: None,
             environment: BTreeMap::new(),
             arguments: Vec::new(),
             log: None,
@@ -285,6 +287,14 @@ impl Plan {
         self.set("PEER_URL", &url)
     }
 
+    /// With operators' endpoints on a port of their own, where this token (`name:token`) is good.
+    #[must_use]
+    pub fn with_admin(mut self, token: &str) -> Self {
+        let port = free_port(self.host);
+        self.admin_port = Some(port);
+        self.set("ADMIN_PORT", &port.to_string()).set("ADMIN_TOKEN", token)
+    }
+
     /// Restricts it to these cores. An empty list allows all cores.
     #[must_use]
     pub fn on_cores(mut self, cores: &[usize]) -> Self {
@@ -317,6 +327,12 @@ impl Plan {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from((self.host, self.port))
+    }
+
+    /// The address of operators' endpoints.
+    #[must_use]
+    pub fn operators(&self) -> SocketAddr {
+        SocketAddr::from((self.host, self.admin_port.unwrap_or(self.port)))
     }
 
     /// Starts it and waits until it is ready.
@@ -418,14 +434,24 @@ impl Pod {
     #[must_use]
     #[track_caller]
     pub fn get(&self, path: &str) -> HttpResponse {
-        let answer = http::get(self.address(), path, ANSWER_WITHIN);
+        let answer = http::get(self.plan.operators(), path, ANSWER_WITHIN);
         answer.unwrap_or_else(|error| panic!("{} of {}: {error:#}", path, self.name()))
+    }
+
+    /// Asks its `ADMIN_PORT` with this token.
+    #[must_use]
+    #[track_caller]
+    pub fn operator(&self, token: &str, method: &str, path: &str, body: &str) -> HttpResponse {
+        let authorization = format!("Authorization: Bearer {token}");
+        let request = http::Request { method, path, headers: &[&authorization], body };
+        let answer = http::send(self.plan.operators(), &request, ANSWER_WITHIN);
+        answer.unwrap_or_else(|error| panic!("{method} {path} of {}: {error:#}", self.name()))
     }
 
     /// GETs a path. `None` if there is no answer.
     #[must_use]
     pub fn try_get(&self, path: &str) -> Option<HttpResponse> {
-        http::get(self.address(), path, ANSWER_WITHIN).ok()
+        http::get(self.plan.operators(), path, ANSWER_WITHIN).ok()
     }
 
     /// Its metrics, parsed strictly.

@@ -63,6 +63,10 @@ pub enum Signal {
     Quit,
     /// SIGHUP, as a closed terminal sends.
     Hup,
+    /// SIGUSR1.
+    User1,
+    /// SIGUSR2.
+    User2,
     /// SIGPIPE, as a write to a closed pipe sends.
     Pipe,
     /// SIGSTOP.
@@ -120,6 +124,8 @@ impl Process {
             Signal::Kill => libc::SIGKILL,
             Signal::Quit => libc::SIGQUIT,
             Signal::Hup => libc::SIGHUP,
+            Signal::User1 => libc::SIGUSR1,
+            Signal::User2 => libc::SIGUSR2,
             Signal::Pipe => libc::SIGPIPE,
             Signal::Stop => libc::SIGSTOP,
             Signal::Cont => libc::SIGCONT,

@@ -98,7 +98,7 @@ fn an_outage_of_redis_is_logged_at_its_start_every_half_minute_and_at_its_end() 
     eventually("its end is logged", BACK_WITHIN, || {
         let log = pod.log();
         let line = log.lines().find(|line| line.contains("Redis connection restored"))?;
-        assert!(line.contains("elapsed=3"), "more than 30 s: {line}");
+        assert!(line.contains("elapsed_ms=3"), "more than 30 s: {line}");
         Some(())
     });
 }

@@ -31,7 +31,7 @@ fn panic_on_reload(port: OsString) {
     let sources = Sources { flags: &flags, environment: &environment, presets, unused, read_file: &read_file, machine };
     let config = Config::from_sources(&sources).unwrap();
     let log = Log::start().unwrap();
-    log.subscribe(config.log, config.log_json).unwrap();
+    log.subscribe(config.log, config.log_json.then(|| config.node())).unwrap();
     let process = gateway::ProcessHandles { log, read_routes: Box::new(|| panic!("as the test asks")) };
     gateway::run(config, ClusterMode::SinglePod, &process).unwrap();
 }

@@ -261,7 +261,7 @@ fn a_pod_that_is_not_ready_logs_what_it_waits_for_every_half_minute() {
         pod.log().lines().find(|line| line.contains("still not ready")).map(str::to_owned)
     });
     assert!(
-        line.contains("WARN") && line.contains("Redis, Kafka, the history, a slot") && line.contains("elapsed=30"),
+        line.contains("WARN") && line.contains("Redis, Kafka, the history, a slot") && line.contains("elapsed_ms=30"),
         "{line}"
     );
 }
@@ -279,6 +279,6 @@ fn an_outage_of_kafka_is_logged_at_its_start_every_half_minute_and_at_its_end() 
     assert!(goes_on.contains(&brokers) && goes_on.contains("since=2") && goes_on.contains("error="), "{goes_on}");
     world.kafka.broker(0).start();
     let restored = eventually("its end is logged", Duration::from_secs(60), || line("Kafka connection restored"));
-    assert!(restored.contains("elapsed="), "{restored}");
+    assert!(restored.contains("elapsed_ms="), "{restored}");
     assert_eq!(pod.log().matches("Kafka unreachable").count(), 1);
 }

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use loadtest::pods::{Plan, Pod, Run, World, run};
-use loadtest::process::{TempDir, eventually};
+use loadtest::process::{Signal, TempDir, eventually};
 use loadtest::token::SECRET;
 use socket2::{Domain, Socket, Type};
 
@@ -233,13 +233,29 @@ fn a_short_secret_causes_a_warning_and_is_never_printed() {
 
 #[test]
 fn a_log_is_text_or_json_lines() {
-    let pod = lonely("pod").set("LOG_FORMAT", "json").spawn();
+    let mut pod = lonely("pod-\"1\"").set_all(&[("LOG_FORMAT", "json"), ("LOG", "debug")]).spawn();
     eventually("the pod answers", Duration::from_secs(10), || pod.try_get("/health"));
+    // Lines with times.
+    pod.signal(Signal::Term);
+    assert_eq!(pod.wait_exit(Duration::from_secs(10)).code(), Some(0));
+    let mut times = 0;
     for line in pod.log().lines() {
-        let line: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
-        assert!(line["level"].is_string(), "{line}");
+        let json: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        for name in ["node", "timestamp", "level", "message"] {
+            assert!(json[name].is_string(), "{line}");
+            assert_eq!(line.matches(&format!("\"{name}\":")).count(), 1, "{line}");
+        }
+        assert_eq!(json["node"], "pod-\"1\"");
+        for (name, value) in json.as_object().unwrap() {
+            times += u32::from(name.ends_with("_ms") && value.is_u64());
+            // As Rust prints a duration.
+            let units = ["ns", "µs", "ms", "s"];
+            let numbers = units.iter().filter_map(|unit| value.as_str()?.strip_suffix(unit));
+            let durations = numbers.filter(|number| number.parse::<f64>().is_ok());
+            assert_eq!(durations.count(), 0, "{name}: {line}");
+        }
     }
-    assert!(!pod.log().is_empty());
+    assert!(times >= 3, "{}", pod.log());
 }
 
 #[test]
@@ -288,4 +304,27 @@ fn the_printed_built_in_routes_are_a_valid_routes_file() {
     let dir = TempDir::new("routes");
     let file = dir.file("routes.toml", &printed.output);
     drop(world.pod("pod-0").set("ROUTES_FILE", file.to_str().unwrap()).start());
+}
+
+#[test]
+fn check_says_whether_a_pod_would_reach_what_it_needs() {
+    let world = World::start();
+    let port = world.redis.port().to_string();
+    let check = |changed: &[(&str, &str)]| {
+        let mut environment =
+            vec![("JWT_SECRET", SECRET), ("KAFKA_BROKERS", world.kafka.bootstrap()), ("REDIS_PORT", &*port)];
+        environment.extend(changed);
+        run(&["check"], &environment)
+    };
+    let good = check(&[]);
+    assert_eq!(good.code, Some(0), "{}", good.output);
+    let topics = World::topics().len();
+    for line in ["settings: good", "routes: good", &format!("good, {topics} topics have a route"), "Redis at localhost"]
+    {
+        assert!(good.output.contains(line), "{line}: {}", good.output);
+    }
+    assert!(!good.output.contains("FAILED") && !good.output.contains(SECRET), "{}", good.output);
+    assert_reports(&check(&[("REDIS_PORT", "1")]), &["Redis at localhost:1: FAILED", "topics have a route"]);
+    assert_reports(&check(&[("KAFKA_BROKERS", "127.0.0.1:1")]), &["Kafka at 127.0.0.1:1: FAILED", "in the slots"]);
+    assert_reports(&check(&[("ROUTES_FILE", "no-such-routes.toml"), ("SHARDS", "none")]), &["ROUTES_FILE", "SHARDS"]);
 }

@@ -1,4 +1,5 @@
-//! The effect of each signal: SIGQUIT drains as SIGTERM does, SIGHUP reloads the routes, SIGPIPE does nothing.
+//! The effect of each signal: SIGQUIT drains as SIGTERM does, SIGHUP reloads the routes, SIGUSR1 and SIGUSR2 change the
+//! level of the log, SIGPIPE does nothing.
 
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ fn sigquit_drains_a_pod_and_a_second_one_makes_it_exit_at_once() {
     eventually("the pod drains", WITHIN, || (pod.get("/ready").json()["draining"] == true).then_some(()));
     // Signals that don't end a pod at other times don't end it now.
     pod.signal(Signal::Hup);
+    pod.signal(Signal::User1);
+    pod.signal(Signal::User2);
     pod.signal(Signal::Pipe);
     client.close();
     assert_eq!(pod.wait_exit(WITHIN).code(), Some(0), "as soon as the last client has left");
@@ -32,6 +35,18 @@ fn sigquit_drains_a_pod_and_a_second_one_makes_it_exit_at_once() {
     pod.signal(Signal::Quit);
     assert_eq!(pod.wait_exit(Duration::from_secs(2)).code(), Some(130));
     assert!(pod.log().trim_end().ends_with("second signal: exiting at once signal=\"SIGQUIT\""), "{}", pod.log());
+}
+
+#[test]
+fn sigusr1_logs_more_and_sigusr2_less() {
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").start();
+    pod.signal(Signal::User1);
+    awaits_line(&pod, "log level changed before=INFO now=DEBUG setting=INFO");
+    pod.signal(Signal::User2);
+    awaits_line(&pod, "log level changed before=DEBUG now=INFO setting=INFO");
+    pod.signal(Signal::User2);
+    awaits_line(&pod, "log level changed before=INFO now=WARN setting=INFO");
 }
 
 #[test]

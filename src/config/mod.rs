@@ -5,10 +5,12 @@
 //! - `sources`: flags, environment and file, and which of them wins.
 //! - `reader`: converts a text to a type, and words a fault.
 //! - `parts`: builds the parts of the config, and checks relations between settings.
+//! - `effective`: the settings in force, for operators.
 //! - `typos`: environment variables that are most likely misspelt settings.
 //! - `properties`: the file of librdkafka's properties; `certificates`: the certificates trusted for brokers.
 
 mod certificates;
+mod effective;
 mod parts;
 mod properties;
 mod reader;
@@ -20,6 +22,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use effective::EffectiveSetting;
 pub(crate) use parts::{is_node_name, is_peer_url, is_public_url};
 pub(crate) use properties::client_properties;
 use reader::SettingsReader;
@@ -28,6 +31,7 @@ pub use sources::Sources;
 
 use crate::clock::UnixMs;
 use crate::ids::NodeId;
+use crate::protocol::admin_tokens::AdminTokens;
 use crate::protocol::auth;
 use crate::protocol::client_address::TrustedProxies;
 use crate::protocol::head::origin::OriginPattern;
@@ -42,6 +46,8 @@ pub struct Config {
     pub(crate) port: u16,
     /// `ADMIN_PORT`.
     pub(crate) admin_port: Option<u16>,
+    /// `ADMIN_TOKEN`.
+    pub(crate) admin_tokens: Option<AdminTokens>,
     /// `POD_NAME`, else `NODE_ID`, else generated.
     pub(crate) node: NodeId,
     /// `PUBLIC_URL`.
@@ -74,6 +80,8 @@ pub struct Config {
     pub log: tracing::Level,
     /// `LOG_FORMAT` is `json`.
     pub log_json: bool,
+    /// The settings in force.
+    pub(crate) settings: Arc<[EffectiveSetting]>,
     /// Warnings to log once the log is running.
     pub warnings: Vec<String>,
 }
@@ -252,6 +260,12 @@ pub struct Preset {
 pub struct InvalidConfig(pub Vec<String>);
 
 impl Config {
+    /// This pod's name.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.node.0
+    }
+
     /// Reads all settings.
     ///
     /// # Errors

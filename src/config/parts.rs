@@ -9,12 +9,14 @@ use redis::{ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 use super::reader::{SettingsReader, plain_text};
 use super::settings::{self as s, Setting};
 use super::{
-    AdmissionConfig, Config, DrainConfig, Engine, KafkaConfig, MachineLimits, RedisConfig, ShardConfig, properties,
+    AdmissionConfig, Config, DrainConfig, Engine, KafkaConfig, MachineLimits, RedisConfig, ShardConfig, effective,
+    properties,
 };
 use crate::ids::NodeId;
 use crate::limits::{
     EVENT_OVERHEAD_BYTES_MAX, GROWTH_NOTICED_MAX, HANDSHAKES_MAX, NODE_BYTES_MAX, PUBLIC_URL_BYTES_MAX,
 };
+use crate::protocol::admin_tokens::AdminTokens;
 use crate::protocol::auth;
 use crate::protocol::client_address::TrustedProxies;
 use crate::protocol::head::origin::OriginPattern;
@@ -39,6 +41,7 @@ pub(super) fn config(reader: &mut SettingsReader<'_>, machine: &MachineLimits) -
         host,
         port,
         admin_port: reader.number(&s::ADMIN_PORT).and_then(|port| u16::try_from(port).ok()),
+        admin_tokens: reader.parsed(&s::ADMIN_TOKEN, AdminTokens::parse),
         node: node(reader, machine),
         public_url: public_url(reader, machine, port),
         peer_url: reader.parsed(&s::PEER_URL, |text| is_peer_url(text).then(|| text.into())),
@@ -58,9 +61,11 @@ pub(super) fn config(reader: &mut SettingsReader<'_>, machine: &MachineLimits) -
         drain: DrainConfig { delay: reader.millis(&s::DRAIN_DELAY_MS), over: reader.millis(&s::DRAIN_MS) },
         log,
         log_json: reader.word(&s::LOG_FORMAT) == "json",
+        settings: Arc::default(),
         warnings: Vec::new(),
     };
     relations(reader, &config);
+    config.settings = effective::settings(reader, &config).into();
     config.warnings = warnings(reader, &config, machine);
     config
 }
@@ -303,6 +308,9 @@ fn relations(reader: &mut SettingsReader<'_>, config: &Config) {
     if are_good(reader, &[&s::ADMIN_PORT]) && config.admin_port == Some(config.port) {
         let text = format!("got {}; takes another port than PORT, or none", config.port);
         reader.relation(&s::ADMIN_PORT, &text);
+    }
+    if config.admin_tokens.is_some() && config.admin_port.is_none() && reader.is_good(&s::ADMIN_PORT) {
+        reader.relation(&s::ADMIN_TOKEN, "is set; also needs ADMIN_PORT, where the pages are that it is for");
     }
     // A price that leaves the board before it is flushed would never be sent.
     if are_good(reader, &[&s::MARKET_FLUSH_MS, &s::HISTORY_SECONDS]) && shard.market_flush > shard.history {

@@ -38,9 +38,14 @@ impl<'a> SettingsReader<'a> {
         !self.faulty.contains(&setting.name)
     }
 
+    /// The value of a setting and its source, if it was set.
+    pub(super) fn given(&self, setting: &Setting) -> Option<&Given> {
+        self.given.get(setting.name)
+    }
+
     /// The source of a setting, if it was set.
     pub(super) fn source(&self, setting: &Setting) -> Option<&ValueSource> {
-        self.given.get(setting.name).map(|given| &given.source)
+        self.given(setting).map(|given| &given.source)
     }
 
     /// The given value, or the table's default; `None` without either.

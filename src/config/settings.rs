@@ -83,6 +83,8 @@ settings! {
     HOST: Text("an IP address of this machine; 0.0.0.0 and :: stand for all"), Value("0.0.0.0"), "the address to listen on";
     PORT: PORT_NUMBER, Value("3003"), "the port for clients, and for operators if ADMIN_PORT is unset";
     ADMIN_PORT: PORT_NUMBER, Unset, "the port for operators' endpoints only";
+    ADMIN_TOKEN: Secret("tokens of 16 bytes or more, each as name:token, with commas between; one without a name is `admin`"), Unset,
+        "operators' tokens, by the names that the log gives their owners; unset: only the pages without one";
     POD_NAME: Text("a name of up to 253 bytes without control characters"), Computed("NODE_ID"),
         "this pod's name in the cluster";
     NODE_ID: Text("a name of up to 253 bytes without control characters"), Computed("websocket-<unix ms>"),

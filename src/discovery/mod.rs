@@ -99,6 +99,14 @@ pub(crate) async fn run(membership: ClusterMode, parts: Parts) {
     }
 }
 
+/// Asks Redis for the number of fields in the slots hash.
+///
+/// # Errors
+/// Why there is no answer.
+pub(crate) async fn check(config: &RedisConfig) -> Result<u64, String> {
+    redis::check(config).await
+}
+
 /// The cluster of one pod, which owns slot 0 once it may serve.
 async fn run_single_pod(parts: Parts) {
     let Parts { node, url, mut intent, cluster, metrics, .. } = parts;

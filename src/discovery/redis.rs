@@ -21,7 +21,7 @@ use super::redis_health::LeaseTimes;
 use super::wire::{BadAnswer, Call, Snapshot};
 use super::{ClusterState, Intent, Metrics, Parts};
 use crate::clock::{Now, UnixMs, whole_ms};
-use crate::config::is_node_name;
+use crate::config::{RedisConfig, is_node_name};
 use crate::ids::NodeId;
 use crate::limits::{ANNOUNCEMENTS_MAX, ANNOUNCEMENTS_QUIET_MAX};
 use crate::outage::{OutageLine, OutageLog};
@@ -79,6 +79,24 @@ pub(super) async fn run(parts: Parts) {
         parts,
     };
     session.run().await;
+}
+
+/// Asks for the number of fields in the slots hash.
+///
+/// # Errors
+/// Why there is no answer.
+pub(super) async fn check(config: &RedisConfig) -> Result<u64, String> {
+    let limit = LeaseTimes::of(config.lease).call;
+    let asked = async {
+        let mut connection = Client::open(config.connection.clone())?.get_multiplexed_async_connection().await?;
+        redis::cmd("HLEN").arg(slots_key(&config.key_prefix)).query_async(&mut connection).await
+    };
+    within(limit, asked).await.map_err(|error| error.to_string())
+}
+
+/// The key of the slots hash.
+fn slots_key(prefix: &str) -> String {
+    format!("{prefix}:slots")
 }
 
 /// Makes a name for this process that no other has. It must be unique, not secret: the seeds of the standard library's
@@ -200,7 +218,7 @@ impl RedisSession {
     }
 
     fn key(&self) -> String {
-        format!("{}:slots", self.parts.config.key_prefix)
+        slots_key(&self.parts.config.key_prefix)
     }
 
     fn publish(&mut self) {
@@ -234,7 +252,9 @@ impl RedisSession {
 
     fn log_reached(&self, line: OutageLine) {
         match line {
-            OutageLine::Ended(outage) => info!(redis = %self.address, elapsed = ?outage, "Redis connection restored"),
+            OutageLine::Ended(outage) => {
+                info!(redis = %self.address, elapsed_ms = whole_ms(outage), "Redis connection restored");
+            }
             _ => info!(redis = %self.address, "connected to Redis"),
         }
     }
@@ -244,7 +264,7 @@ impl RedisSession {
         match line {
             OutageLine::Continues(outage) => {
                 let since = UnixMs(Now::read().unix.0.saturating_sub(whole_ms(outage)));
-                warn!(redis = %address, %since, elapsed = ?outage, %error, "Redis still unreachable; the last known view stays in force");
+                warn!(redis = %address, %since, elapsed_ms = whole_ms(outage), %error, "Redis still unreachable; the last known view stays in force");
             }
             _ => warn!(redis = %address, %error, "Redis unreachable; the last known view stays in force"),
         }
@@ -256,14 +276,14 @@ impl RedisSession {
             Notice::Claimed(slot) => info!(%slot, "slot claimed"),
             Notice::Lost(slot) => warn!(%slot, "slot lost to another pod; claiming a new one"),
             Notice::Displaced(slot) => {
-                error!(%slot, %node, "another process with this pod's name took over its slot; claiming a new one. Give each pod its \
+                error!(%slot, name = %node, "another process with this pod's name took over its slot; claiming a new one. Give each pod its \
                  own POD_NAME");
             }
             Notice::NameShared(slot) => {
-                error!(%slot, %node, "another process with this pod's name holds a slot. Give each pod its own POD_NAME");
+                error!(%slot, name = %node, "another process with this pod's name holds a slot. Give each pod its own POD_NAME");
             }
             Notice::UrlShared(other, slot) => {
-                error!(node = %other, %slot, url = %self.parts.url, "another pod has this pod's PUBLIC_URL, and clients bounce between the two. Give each pod its own \
+                error!(peer = %other, %slot, url = %self.parts.url, "another pod has this pod's PUBLIC_URL, and clients bounce between the two. Give each pod its own \
                  PUBLIC_URL, or set PLACEMENT=any behind a load balancer");
             }
             Notice::MemoryLost => warn!("Redis lost its data; pods claim their slots again"),
@@ -271,10 +291,10 @@ impl RedisSession {
                 warn!(fields, field = example, key = %self.key(), "ignoring foreign fields in the slots hash; they can be removed");
             }
             Notice::PeerChanged(PeerChange { node: peer, is_gone: true, silent }) => {
-                warn!(node = %peer, elapsed = ?silent, "pod gone: it does not answer; its assessments are taken over before its lease has run out");
+                warn!(%peer, elapsed_ms = whole_ms(*silent), "pod gone: it does not answer; its assessments are taken over before its lease has run out");
             }
             Notice::PeerChanged(PeerChange { node: peer, silent, .. }) => {
-                info!(node = %peer, elapsed = ?silent, "pod back: it answers again");
+                info!(%peer, elapsed_ms = whole_ms(*silent), "pod back: it answers again");
             }
             Notice::CutOff(true) => {
                 warn!("no other pod answers: this pod seems to be cut off, and counts none of them as gone");

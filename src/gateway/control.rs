@@ -10,9 +10,11 @@ use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use super::ProcessHandles;
+use crate::clock::whole_ms;
 use crate::config::{DrainConfig, InvalidConfig};
 use crate::discovery::{ClusterState, Intent};
 use crate::exchange::{PodState, PublishedPodState, PublishedRoutes, ShardHandle, ViewFreshness};
+use crate::operations::log_level::LogLevel;
 use crate::operations::readiness::{Readiness, Threads};
 use crate::routing::table::RouteTable;
 use crate::shutdown::phases;
@@ -45,6 +47,8 @@ pub(super) struct Control {
     pub(super) routes: PublishedRoutes,
     /// Times of the drain.
     pub(super) drain: DrainConfig,
+    /// The log's level.
+    pub(super) log_level: Arc<LogLevel>,
     /// Start of the process, for the log.
     pub(super) started: Instant,
     /// Whether "ready" was logged before.
@@ -81,11 +85,14 @@ impl Control {
         let since = loop {
             self.update_state();
             self.log_wait(Instant::now());
+            self.log_level.expire(Instant::now());
             let pause = if self.readiness.borrow().is_ready() { POLL_EVERY_WHEN_READY } else { POLL_EVERY };
             tokio::select! {
                 asked = signals.next() => match asked {
                     SignalRequest::End(signal) => break self.start_drain(signal),
                     SignalRequest::Reload => self.replace_routes((process.read_routes)()),
+                    SignalRequest::LogMore => self.log_level.step(true, Instant::now()),
+                    SignalRequest::LogLess => self.log_level.step(false, Instant::now()),
                 },
                 // Its sender lives as long as discovery, which ends after this loop.
                 Ok(()) = self.cluster.changed() => {}
@@ -101,7 +108,7 @@ impl Control {
             }
             self.update_state();
         }
-        info!(elapsed = ?since.elapsed(), connections = self.threads.clients(), "drain finished");
+        info!(elapsed_ms = whole_ms(since.elapsed()), connections = self.threads.clients(), "drain finished");
         self.publish(|pod_state| pod_state.ended = true);
     }
 
@@ -125,7 +132,9 @@ impl Control {
     /// Starts the drain: releases the slot, so that no more clients are sent here; the shards do the rest.
     fn start_drain(&mut self, signal: &str) -> Instant {
         let since = Instant::now();
-        info!(signal, connections = self.threads.clients(), drain_delay = ?self.drain.delay, drain = ?self.drain.over, "drain started");
+        let DrainConfig { delay, over } = self.drain;
+        let (delay_ms, drain_ms) = (whole_ms(delay), whole_ms(over));
+        info!(signal, connections = self.threads.clients(), delay_ms, drain_ms, "drain started");
         self.intent.send_replace(Intent::Drain);
         self.readiness.send_modify(|readiness| readiness.draining = true);
         self.publish(|pod_state| {
@@ -195,9 +204,9 @@ impl Control {
     fn log_readiness_change(&mut self, before: Readiness, now: Readiness) {
         match (before.is_ready(), now.is_ready()) {
             (false, true) if std::mem::replace(&mut self.was_ready_logged, true) => {
-                info!(elapsed = ?self.wait.map(|wait| wait.since.elapsed()), "ready again");
+                info!(elapsed_ms = self.wait.map(|wait| whole_ms(wait.since.elapsed())), "ready again");
             }
-            (false, true) => info!(elapsed = ?self.started.elapsed(), "ready"),
+            (false, true) => info!(elapsed_ms = whole_ms(self.started.elapsed()), "ready"),
             (true, false) if !now.draining => warn!(waiting_for = now.waits_for().join(", "), "not ready"),
             _ => {}
         }
@@ -209,7 +218,7 @@ impl Control {
         if readiness.is_ready() {
             self.wait = None;
         } else if let Some(lasts) = self.wait.get_or_insert(NotReadyPeriod::begin(now)).log_due(now) {
-            warn!(waiting_for = readiness.waits_for().join(", "), elapsed = ?lasts, "still not ready");
+            warn!(waiting_for = readiness.waits_for().join(", "), elapsed_ms = whole_ms(lasts), "still not ready");
         }
     }
 
@@ -258,6 +267,7 @@ mod tests {
             readiness,
             routes: PublishedRoutes::new(ArcSwap::from_pointee(RouteTable::built_in())),
             drain: DrainConfig { delay: Duration::ZERO, over: Duration::ZERO },
+            log_level: Arc::new(LogLevel::new(tracing::Level::INFO, |_| {})),
             started: Instant::now(),
             was_ready_logged: false,
             wait: None,

@@ -58,6 +58,9 @@ pub(crate) use metrics::{Metrics, SkipReason};
 use crate::config::KafkaConfig;
 use crate::cores::pin_thread;
 use crate::exchange::{IngestStatus, PublishedPodState, PublishedRoutes, ShardHandle};
+use crate::ids::TopicIndex;
+use crate::limits::CHECK_MAX;
+use crate::routing::table::RouteTable;
 
 use client::ClientTerminator;
 use kafka::Consumer;
@@ -97,6 +100,19 @@ pub enum StartError {
     /// The system gives no thread.
     #[error("can't start ingest's threads: {0}")]
     Thread(#[from] io::Error),
+}
+
+/// Asks Kafka for its topics; returns how many of them have a route.
+///
+/// # Errors
+/// Why there is no answer.
+pub(crate) fn check(config: &KafkaConfig, routes: &RouteTable) -> Result<usize, String> {
+    let client = MetadataClient::new(config).map_err(|error| error.to_string())?;
+    let mut routed = 0;
+    let answer = client.topics(CHECK_MAX, |name, _| {
+        routed += usize::from(routes.resolve(TopicIndex::NONE, name).is_some());
+    });
+    answer.map(|_| routed).map_err(|error| format!("no answer within {CHECK_MAX:?}: {error}"))
 }
 
 /// Starts ingest. Its thread ends soon after the standing says that all is over. A broker that can't be reached is no

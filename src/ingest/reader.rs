@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::TrySendError;
 use tracing::{info, warn};
 
-use crate::clock::Now;
+use crate::clock::{Now, whole_ms};
 use crate::config::KafkaConfig;
 use crate::exchange::{IngestStatus, Owner, PodState, PublishedPodState, ShardHandle, Undelivered};
 use crate::ids::{AssessmentHash, ShardIndex, TopicIndex};
@@ -256,7 +256,7 @@ impl IngestState {
         if self.status.reader_stalled.load(Ordering::Relaxed) {
             self.status.reader_stalled.store(false, Ordering::Release);
             let stalled = self.stalled_since.take().map(|since| now.saturating_duration_since(since));
-            info!(elapsed = ?stalled.unwrap_or_default(), "records arrive again");
+            info!(elapsed_ms = whole_ms(stalled.unwrap_or_default()), "records arrive again");
         }
     }
 
@@ -407,7 +407,7 @@ impl IngestState {
             }
             let waited = now.saturating_duration_since(began);
             if waited >= LOOP_STALL_MAX && self.waited_for.admit(shard, now).is_some() {
-                warn!(shard = shard.0, elapsed = ?waited, "shard accepts no batches; reading is blocked");
+                warn!(shard = shard.0, elapsed_ms = whole_ms(waited), "shard accepts no batches; reading is blocked");
             }
             self.publish(watcher, now);
             self.stall_detector.interrupted(now);
@@ -440,7 +440,7 @@ impl IngestState {
         // With the wait for this turn's records.
         let took = began.elapsed();
         if filling.is_done() {
-            info!(partitions = *partitions, offsets = *offsets, elapsed = ?took, "history complete");
+            info!(partitions = *partitions, offsets = *offsets, elapsed_ms = whole_ms(took), "history complete");
             self.publisher.filling_left(0);
             self.progress.set_filled();
             self.status.history_complete.store(true, Ordering::Release);
@@ -451,7 +451,7 @@ impl IngestState {
         self.publisher.filling_left(left);
         if now.saturating_duration_since(*said) >= PROGRESS_EVERY {
             *said = now;
-            info!(offsets = *offsets, offsets_left = left, elapsed = ?took, "filling the history");
+            info!(offsets = *offsets, offsets_left = left, elapsed_ms = whole_ms(took), "filling the history");
         }
     }
 
@@ -490,7 +490,7 @@ impl IngestState {
                     partition,
                     last_stable_offset,
                     high_watermark,
-                    elapsed = ?for_time,
+                    elapsed_ms = whole_ms(*for_time),
                     "open transaction holds back the records behind it; they are delivered when it is committed or aborted"
                 );
             }

@@ -283,7 +283,9 @@ impl WatcherThread {
         self.last_answer = Some(now);
         let brokers = &self.config.brokers;
         match self.outage.handle_success(now) {
-            Some(OutageLine::Ended(outage)) => info!(%brokers, elapsed = ?outage, "Kafka connection restored"),
+            Some(OutageLine::Ended(outage)) => {
+                info!(%brokers, elapsed_ms = whole_ms(outage), "Kafka connection restored");
+            }
             Some(_) => info!(%brokers, "connected to Kafka"),
             None => {}
         }
@@ -310,7 +312,7 @@ impl WatcherThread {
             match self.outage.handle_failure(began, now) {
                 Some(OutageLine::Continues(outage)) => {
                     let since = UnixMs(Now::read().unix.0.saturating_sub(whole_ms(outage)));
-                    warn!(%brokers, %since, elapsed = ?outage, %error, "Kafka still unreachable");
+                    warn!(%brokers, %since, elapsed_ms = whole_ms(outage), %error, "Kafka still unreachable");
                 }
                 Some(_) => warn!(%brokers, %error, "Kafka unreachable; clients stay connected and catch up later"),
                 None => {}
@@ -493,8 +495,8 @@ impl WatcherThread {
         let names = seen.iter().filter(|topic| !topic.leaderless.is_empty()).map(|topic| &*topic.name);
         let topics = names.take(TOPICS_NAMED_MAX).collect::<Vec<_>>().join(", ");
         if self.log_throttle.admit("leaderless", Instant::now()).is_some() {
-            let at_most = self.config.start_wait;
-            warn!(partitions = leaderless, topics, limit = ?at_most, "waiting at start for partitions without a leader");
+            let limit_ms = whole_ms(self.config.start_wait);
+            warn!(partitions = leaderless, topics, limit_ms, "waiting at start for partitions without a leader");
         }
         true
     }

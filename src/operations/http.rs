@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io::Cursor;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,12 +22,13 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-use super::pages::Pages;
+use super::admin::Admin;
+use super::pages::{PageResponse, Pages};
 use crate::clock::Now;
 use crate::exchange::HttpRequest;
 use crate::limits::{ACCEPT_LOG_EVERY, HTTP_ANSWER_MAX, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX, REQUEST_HEAD_BYTES_MAX};
 use crate::log_throttle::LogThrottle;
-use crate::protocol::pages::Page;
+use crate::protocol::pages::{AdminPage, Page};
 
 /// Pause after a failed accept, most likely for lack of descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -42,25 +44,53 @@ struct HttpLimits {
 
 const LIMITS: HttpLimits = HttpLimits { head: HTTP_HEAD_MAX, answer: HTTP_ANSWER_MAX };
 
+/// What a port serves.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pages: Arc<Pages>,
+    /// The pages that need a token, on `ADMIN_PORT` with `ADMIN_TOKEN`.
+    admin: Option<Admin>,
+    /// Only one scrape at a time, and other requests go first: no other page takes long, and a flood of scrapes must
+    /// not delay a probe.
+    scrape: tokio::sync::Mutex<()>,
+}
+
+impl Site {
+    /// These pages, and those that need a token.
+    pub(crate) fn new(pages: &Arc<Pages>, admin: Option<Admin>) -> Arc<Self> {
+        Arc::new(Self { pages: Arc::clone(pages), admin, scrape: tokio::sync::Mutex::default() })
+    }
+
+    async fn answer(&self, request: Request<Incoming>, client: IpAddr) -> PageResponse {
+        let path = request.uri().path();
+        if let (Some(admin), Some(page)) = (&self.admin, AdminPage::of(path)) {
+            return admin.answer(page, request, client, Now::read()).await;
+        }
+        let is_scrape = Page::of(path) == Some(Page::Metrics);
+        let _one_at_a_time = if is_scrape { Some(self.scrape.lock().await) } else { None };
+        self.pages.answer(&request, Now::read())
+    }
+}
+
 /// Serves requests that shards pass on, until the last shard has ended.
-pub(crate) async fn serve_passed_on(pages: Arc<Pages>, mut requests: mpsc::Receiver<HttpRequest>) {
+pub(crate) async fn serve_passed_on(site: Arc<Site>, mut requests: mpsc::Receiver<HttpRequest>) {
     let connections = Arc::new(Connections::default());
     while let Some(HttpRequest { socket, read }) = requests.recv().await {
         // Sockets from shards are non-blocking.
         match TcpStream::from_std(socket.into()) {
-            Ok(socket) => connections.serve(&pages, socket, read),
+            Ok(socket) => connections.serve(&site, socket, read),
             Err(error) => debug!(%error, "unusable operator socket"),
         }
     }
 }
 
 /// Serves `ADMIN_PORT` until the process ends.
-pub(crate) async fn serve_admin(pages: Arc<Pages>, listener: TcpListener) {
+pub(crate) async fn serve_admin(site: Arc<Site>, listener: TcpListener) {
     let connections = Arc::new(Connections::default());
     let failures = LogThrottle::new(ACCEPT_LOG_EVERY);
     loop {
         match listener.accept().await {
-            Ok((socket, _)) => connections.serve(&pages, socket, Vec::new()),
+            Ok((socket, _)) => connections.serve(&site, socket, Vec::new()),
             Err(error) => {
                 if let Some(held_back) = failures.admit(Instant::now()) {
                     warn!(%error, suppressed = held_back, "ADMIN_PORT cannot accept connections; retrying");
@@ -79,9 +109,6 @@ pub(crate) async fn serve_admin(pages: Arc<Pages>, listener: TcpListener) {
 #[derive(Debug, Default)]
 struct Connections {
     open: Mutex<Open>,
-    /// Only one scrape at a time, and other requests go first: no other page takes long, and a flood of scrapes must
-    /// not delay a probe.
-    scrape: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -100,17 +127,17 @@ struct ConnectionGuard {
 impl Connections {
     /// Serves one connection in its own task. At the limit another is closed: the oldest whose request has not arrived,
     /// since a probe's arrives within milliseconds; or else the oldest, whose client does not read the answer.
-    fn serve(self: &Arc<Self>, pages: &Arc<Pages>, socket: TcpStream, read: Vec<u8>) {
+    fn serve(self: &Arc<Self>, site: &Arc<Site>, socket: TcpStream, read: Vec<u8>) {
         let mut open = self.lock();
         while open.by_age.len() >= HTTP_CONNECTIONS_MAX && open.close_one() {}
         let number = open.next;
         open.next += 1;
-        let (connections, pages) = (Arc::clone(self), Arc::clone(pages));
+        let (connections, site) = (Arc::clone(self), Arc::clone(site));
         let asked = Arc::new(AtomicBool::new(false));
         let has_asked = Arc::clone(&asked);
         // The task starts when this thread runs it, so after its entry is made.
         let task = tokio::spawn(async move {
-            exchange(&pages, &connections.scrape, socket, read, LIMITS, &has_asked).await;
+            exchange(&site, socket, read, LIMITS, &has_asked).await;
             connections.lock().by_age.remove(&number);
         });
         open.by_age.insert(number, ConnectionGuard { task: task.abort_handle(), asked });
@@ -132,24 +159,14 @@ impl Open {
 }
 
 /// One request and its answer. `asked` is set once the request has arrived.
-async fn exchange(
-    pages: &Pages,
-    scrape: &tokio::sync::Mutex<()>,
-    socket: TcpStream,
-    read: Vec<u8>,
-    limits: HttpLimits,
-    asked: &AtomicBool,
-) {
+async fn exchange(site: &Site, socket: TcpStream, read: Vec<u8>, limits: HttpLimits, asked: &AtomicBool) {
+    let client = socket.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip().to_canonical());
     let (reader, writer) = socket.into_split();
     // The bytes that the shard has read come first.
     let io = TokioIo::new(tokio::io::join(Cursor::new(read).chain(reader), writer));
     let service = service_fn(|request: Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
-        async move {
-            let is_scrape = Page::of(request.uri().path()) == Some(Page::Metrics);
-            let _one_at_a_time = if is_scrape { Some(scrape.lock().await) } else { None };
-            Ok::<_, Infallible>(pages.answer(&request, Now::read()))
-        }
+        async move { Ok::<_, Infallible>(site.answer(request, client).await) }
     });
     let connection =
         http1::Builder::new().keep_alive(false).max_buf_size(REQUEST_HEAD_BYTES_MAX).serve_connection(io, service);
@@ -179,10 +196,10 @@ mod tests {
     use crate::ids::NodeId;
     use crate::operations::readiness::{Readiness, Threads};
 
-    fn pages() -> Arc<Pages> {
+    fn site(registry: Registry) -> Arc<Site> {
         let threads = Threads { ingest: Arc::default(), shards: vec![] };
         let readiness = watch::channel(Readiness::default()).1;
-        Arc::new(Pages::new(NodeId("a".into()), readiness, threads, Registry::default()))
+        Site::new(&Arc::new(Pages::new(NodeId("a".into()), readiness, threads, registry)), None)
     }
 
     /// Both ends of a connection.
@@ -200,7 +217,7 @@ mod tests {
         door.send(HttpRequest { socket, read: read.as_bytes().to_vec() }).await.unwrap();
         drop(door);
         client.write_all(sent_after.as_bytes()).await.unwrap();
-        serve_passed_on(pages(), requests).await;
+        serve_passed_on(site(Registry::default()), requests).await;
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
         answer
@@ -239,7 +256,7 @@ mod tests {
     async fn admin() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(serve_admin(pages(), listener));
+        tokio::spawn(serve_admin(site(Registry::default()), listener));
         address
     }
 
@@ -275,8 +292,7 @@ mod tests {
         let (mut trickles, socket) = pair().await;
         let start = Instant::now();
         let served = tokio::spawn(async move {
-            exchange(&pages(), &tokio::sync::Mutex::default(), socket, Vec::new(), limits, &AtomicBool::new(false))
-                .await;
+            exchange(&site(Registry::default()), socket, Vec::new(), limits, &AtomicBool::new(false)).await;
         });
         while !served.is_finished() {
             let _ = trickles.write_all(b"G").await;
@@ -288,12 +304,10 @@ mod tests {
         let mut registry = Registry::default();
         let help = "x".repeat(16 << 20);
         registry.register("shardgate_test", help, Gauge::<i64>::default());
-        let threads = Threads { ingest: Arc::default(), shards: vec![] };
-        let long = Pages::new(NodeId("a".into()), watch::channel(Readiness::default()).1, threads, registry);
         let (mut unread, socket) = pair().await;
         unread.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
         let start = Instant::now();
-        exchange(&long, &tokio::sync::Mutex::default(), socket, Vec::new(), limits, &AtomicBool::new(false)).await;
+        exchange(&site(registry), socket, Vec::new(), limits, &AtomicBool::new(false)).await;
         assert!(start.elapsed() >= limits.head + limits.answer);
         assert_eq!(unread.read(&mut [0; 8]).await.unwrap(), 8, "the bytes sent before have arrived");
     }

@@ -2,6 +2,8 @@
 //! waits for the log's reader. Lines that do not fit are dropped and counted; the count is logged when writing
 //! continues.
 
+mod json_lines;
+
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
@@ -15,7 +17,9 @@ use tracing::{Dispatch, Level, Subscriber, dispatcher, warn};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::{Registry as Spans, reload};
 
+use self::json_lines::WithNode;
 use crate::limits::{LOG_BUFFER_BYTES_MAX, LOG_FLUSH_MAX};
 
 /// Pause before a write is retried if standard error is non-blocking and full.
@@ -33,9 +37,14 @@ struct LogShared {
     /// Signalled when everything in the buffer is written.
     written: Condvar,
     dropped: Counter,
+    /// Changes which lines are written.
+    filter: OnceLock<FilterHandle>,
     /// Writes to standard error itself. Only the writing thread uses it, since it may block there.
     direct: OnceLock<Dispatch>,
 }
+
+/// Replaces the filter of a log.
+type FilterHandle = reload::Handle<Targets, Spans>;
 
 impl Log {
     /// Starts the writing thread.
@@ -51,17 +60,26 @@ impl Log {
     }
 
     /// Directs the process's log here: our own lines by `level`, those of libraries from warnings on, because libraries
-    /// don't know what is secret.
+    /// don't know what is secret. Lines of JSON, where they are wanted, name this pod.
     ///
     /// # Errors
     /// If the process already has a log.
-    pub fn subscribe(&self, level: Level, json: bool) -> Result<(), SetGlobalDefaultError> {
-        tracing::subscriber::set_global_default(subscriber(level, json, self.clone()))?;
+    pub fn subscribe(&self, level: Level, json_of: Option<&str>) -> Result<(), SetGlobalDefaultError> {
+        let (subscriber_here, filter) = subscriber(level, json_of, self.clone());
+        tracing::subscriber::set_global_default(subscriber_here)?;
         // The count of dropped lines is logged at every level.
-        let direct = Dispatch::new(subscriber(level.max(Level::WARN), json, io::stderr));
-        let first = self.0.direct.set(direct);
-        debug_assert!(first.is_ok(), "a process has one log");
+        let direct = Dispatch::new(subscriber(level.max(Level::WARN), json_of, io::stderr).0);
+        let first = self.0.filter.set(filter).is_ok() && self.0.direct.set(direct).is_ok();
+        debug_assert!(first, "a process has one log");
         Ok(())
+    }
+
+    /// Changes the level of our own lines.
+    pub(crate) fn set_level(&self, level: Level) {
+        if let Some(filter) = self.0.filter.get() {
+            // It fails if the log is gone, and then there are no lines.
+            let _ = filter.reload(targets(level));
+        }
     }
 
     /// Registers the count of dropped lines.
@@ -110,18 +128,33 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
-/// A subscriber that logs to `writer`.
-fn subscriber<W>(level: Level, json: bool, writer: W) -> impl Subscriber + Send + Sync
+/// A subscriber that logs to `writer`, and what changes its filter.
+fn subscriber<W>(
+    level: Level,
+    json_of: Option<&str>,
+    writer: W,
+) -> (impl Subscriber + Send + Sync + use<W>, FilterHandle)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let libraries = LevelFilter::from_level(level.min(Level::WARN));
-    let filter = Targets::new().with_default(libraries).with_target(env!("CARGO_CRATE_NAME"), level);
+    let (filter, handle) = reload::Layer::new(targets(level));
     let text = fmt::layer().with_writer(writer).with_ansi(io::stderr().is_terminal());
-    let layer = if json { text.json().boxed() } else { text.boxed() };
+    let layer = match json_of {
+        Some(node) => {
+            let json = text.json().flatten_event(true).with_current_span(false).with_span_list(false);
+            json.map_event_format(|format| WithNode::new(format, node)).boxed()
+        }
+        None => text.boxed(),
+    };
     // The filter is a separate layer. As a filter of the other layer it would remember that it skipped a library's
     // line, and also skip our next line on that thread.
-    tracing_subscriber::registry().with(filter).with(layer)
+    (tracing_subscriber::registry().with(filter).with(layer), handle)
+}
+
+/// Which lines are written at a level.
+fn targets(level: Level) -> Targets {
+    let libraries = LevelFilter::from_level(level.min(Level::WARN));
+    Targets::new().with_default(libraries).with_target(env!("CARGO_CRATE_NAME"), level)
 }
 
 // ---- the buffer -----------------------------------------------------------------------------------------------------
@@ -344,16 +377,36 @@ mod tests {
     #[test]
     fn a_line_of_the_formatter_is_written_as_one() {
         let (log, written, opener) = gated();
-        let subscriber = subscriber(Level::INFO, true, log);
+        let (subscriber, _filter) = subscriber(Level::INFO, Some("pod-\"1\""), log);
         opener.send(Ok(())).unwrap();
         tracing::subscriber::with_default(subscriber, || {
-            tracing::info!(target: "shardgate::test", "said");
+            tracing::info!(target: "shardgate::test", elapsed_ms = 7, "said");
             tracing::info!(target: "library", "not said");
             tracing::debug!(target: "shardgate::test", "not said");
         });
         drop(opener);
         let line = String::from_utf8(written.recv().unwrap()).unwrap();
-        assert!(line.contains("\"message\":\"said\"") && line.ends_with("}\n"), "{line}");
+        assert!(line.starts_with(r#"{"node":"pod-\"1\"","timestamp":""#) && line.ends_with("}\n"), "{line}");
+        let json: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((&json["message"], &json["level"]), (&"said".into(), &"INFO".into()));
+        assert_eq!((&json["elapsed_ms"], &json["target"]), (&7.into(), &"shardgate::test".into()));
         assert!(!line.contains("not said"), "{line}");
+    }
+
+    #[test]
+    fn the_level_changes_while_the_log_runs() {
+        let (log, written, opener) = gated();
+        let (subscriber, filter) = subscriber(Level::INFO, None, log.clone());
+        log.0.filter.set(filter).unwrap();
+        drop(opener);
+        tracing::subscriber::with_default(subscriber, || {
+            for (level, expected) in [(Level::INFO, false), (Level::DEBUG, true), (Level::ERROR, false)] {
+                log.set_level(level);
+                assert_eq!(tracing::enabled!(target: "shardgate::test", Level::DEBUG), expected, "{level}");
+            }
+            log.set_level(Level::DEBUG);
+            tracing::debug!(target: "shardgate::test", "said");
+        });
+        assert!(String::from_utf8(written.recv().unwrap()).unwrap().contains("said"));
     }
 }

@@ -20,7 +20,8 @@ use crate::protocol::pages::Page;
 /// Content type of `/metrics`, unless the older format is requested.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-const JSON: &str = "application/json";
+/// Content type of JSON.
+pub(super) const JSON: &str = "application/json";
 const HTML: &str = "text/html; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -118,7 +119,9 @@ pub(crate) fn plain(status: StatusCode, text: impl Into<Bytes>) -> PageResponse 
     whole(status, TEXT, text)
 }
 
-fn whole(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> PageResponse {
+/// An answer with a body that no cache keeps.
+#[must_use]
+pub(super) fn whole(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> PageResponse {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();

@@ -1,6 +1,7 @@
 //! The contract with clients, as rules on bytes: no socket, no clock.
 //!
 //! - [`head`]: the request's head, and the HTTP answers that refuse it.
+//! - [`admin_tokens`]: operators' tokens, and whose a request carries.
 //! - [`auth`]: verifies a token; returns the user and the assessments it allows.
 //! - [`client_address`]: the client's address behind proxies.
 //! - [`session`]: reads a client's frames (tungstenite, sans-io).
@@ -10,6 +11,7 @@
 
 #![doc = include_str!("PROTOCOL.md")]
 
+pub mod admin_tokens;
 pub mod auth;
 pub mod client_address;
 pub mod close;

@@ -1,5 +1,5 @@
-//! The operators' pages (PROTOCOL 5): the only list of their paths. [`super::head`] recognises a request for one;
-//! `operations::pages` answers it.
+//! The operators' pages (PROTOCOL 5): the only list of their paths. [`super::head`] recognises a request for a [`Page`],
+//! and `operations::pages` answers it. `operations::admin` answers an [`AdminPage`], on `ADMIN_PORT` only.
 
 /// A page for operators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,47 @@ impl Page {
     }
 }
 
+/// A page that needs a token (`ADMIN_TOKEN`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AdminPage {
+    /// The slots and their pods, as this pod sees them.
+    Cluster,
+    /// The settings in force.
+    Settings,
+    /// The level of the log.
+    Log,
+}
+
+impl AdminPage {
+    /// Every page, in the order of PROTOCOL 5.
+    pub(crate) const ALL: [Self; 3] = [Self::Cluster, Self::Settings, Self::Log];
+
+    /// The page's path.
+    #[must_use]
+    pub(crate) const fn path(self) -> &'static str {
+        match self {
+            Self::Cluster => "/cluster",
+            Self::Settings => "/settings",
+            Self::Log => "/log",
+        }
+    }
+
+    /// The methods that the page takes, as `Allow` names them.
+    #[must_use]
+    pub(crate) const fn methods(self) -> &'static str {
+        match self {
+            Self::Cluster | Self::Settings => "GET, HEAD",
+            Self::Log => "PUT",
+        }
+    }
+
+    /// The page at a path, if there is one.
+    #[must_use]
+    pub(crate) fn of(path: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|page| page.path() == path)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,6 +90,15 @@ mod tests {
         let rows = contract::rows(5);
         let paths: Vec<&str> = rows.iter().map(|row| row[0].as_str()).filter(|cell| cell.starts_with('/')).collect();
         assert_eq!(paths, Page::ALL.map(Page::path));
+    }
+
+    #[test]
+    fn the_admin_pages_are_those_of_the_contract() {
+        let rows = contract::rows(5);
+        let requests = rows.iter().filter_map(|row| row[0].split_once(" /"));
+        let listed: Vec<String> = requests.map(|(method, path)| format!("{method} /{path}")).collect();
+        let pages = AdminPage::ALL.map(|page| (page.methods().trim_end_matches(", HEAD"), page.path()));
+        assert_eq!(listed, pages.map(|(method, path)| format!("{method} {path}")));
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! The metrics of a pod's shards. The rules count in plain integers ([`TurnCounts`]); the loop publishes them once per
 //! turn.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -65,6 +68,8 @@ pub(crate) struct Metrics {
     board_overflow: Counter,
     by_shard: Family<ShardLabels, Gauge>,
     history_bytes: Family<ShardLabels, Gauge>,
+    /// Clients refused since these were last taken, by reason, for the log.
+    refused: Arc<Mutex<BTreeMap<&'static str, u64>>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -113,7 +118,17 @@ impl Metrics {
             board_overflow: Counter::default(),
             by_shard: Family::default(),
             history_bytes: Family::default(),
+            refused: Arc::default(),
         }
+    }
+
+    /// The clients refused since the last call, by reason.
+    pub(crate) fn take_refused(&self) -> BTreeMap<&'static str, u64> {
+        std::mem::take(&mut self.refused.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn count_refused(&self, reason: &'static str) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default() += 1;
     }
 
     /// Registers the metrics of all shards.
@@ -227,11 +242,13 @@ impl ShardMetrics {
     /// A client was refused after its upgrade, with `texts` text frames.
     pub(super) fn refused(&self, reason: CloseReason, texts: u64) {
         self.pod.sent.inc_by(texts);
+        self.pod.count_refused(reason.row().label);
         self.count(reason);
     }
 
     /// A request was refused without an upgrade.
     pub(super) fn refused_by_http(&self, refusal: HttpRefusal) {
+        self.pod.count_refused(refusal.label());
         self.pod.refusals.get_or_create(&RefusalLabels { reason: refusal.label() }).inc();
     }
 

@@ -1,5 +1,5 @@
 //! The edge to signals (PROTOCOL 7): the first SIGTERM, SIGINT or SIGQUIT drains the pod, a second ends it at once;
-//! SIGHUP makes it read its files again. SIGPIPE needs no handler: Rust's runtime ignores it from the start of the
+//! SIGHUP makes it read its files again, SIGUSR1 and SIGUSR2 log more or less for a while. SIGPIPE needs no handler: Rust's runtime ignores it from the start of the
 //! process.
 
 use std::io;
@@ -17,6 +17,10 @@ pub(crate) enum SignalRequest {
     End(&'static str),
     /// Read the files that settings name again.
     Reload,
+    /// Log more for a while.
+    LogMore,
+    /// Log less for a while.
+    LogLess,
 }
 
 /// The signals that a pod handles. While this exists, they no longer end the process by themselves.
@@ -26,21 +30,28 @@ pub(crate) struct Signals {
     interrupt: Signal,
     quit: Signal,
     hang_up: Signal,
+    user_1: Signal,
+    user_2: Signal,
 }
 
-/// Blocks SIGHUP, so that it does not end a process that still reads its settings; one that arrives waits for
-/// [`Signals::listen`]. Call it before any thread starts.
-pub fn hold_hang_ups() {
-    mask_hang_ups(libc::SIG_BLOCK);
+/// Signals that end no pod, but would end a process without a handler for them.
+const HARMLESS: [libc::c_int; 3] = [libc::SIGHUP, libc::SIGUSR1, libc::SIGUSR2];
+
+/// Blocks the signals that end no pod, so that they do not end a process that still reads its settings; one that
+/// arrives waits for [`Signals::listen`]. Call it before any thread starts.
+pub fn hold_harmless() {
+    mask_harmless(libc::SIG_BLOCK);
 }
 
-fn mask_hang_ups(how: libc::c_int) {
+fn mask_harmless(how: libc::c_int) {
     // SAFETY: the set is a plain value, emptied before it is used, and nothing is asked back.
     unsafe {
-        let mut hang_up: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut hang_up);
-        libc::sigaddset(&raw mut hang_up, libc::SIGHUP);
-        libc::pthread_sigmask(how, &raw const hang_up, std::ptr::null_mut());
+        let mut harmless: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut harmless);
+        for signal in HARMLESS {
+            libc::sigaddset(&raw mut harmless, signal);
+        }
+        libc::pthread_sigmask(how, &raw const harmless, std::ptr::null_mut());
     }
 }
 
@@ -55,8 +66,10 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             quit: signal(SignalKind::quit())?,
             hang_up: signal(SignalKind::hangup())?,
+            user_1: signal(SignalKind::user_defined1())?,
+            user_2: signal(SignalKind::user_defined2())?,
         };
-        mask_hang_ups(libc::SIG_UNBLOCK);
+        mask_harmless(libc::SIG_UNBLOCK);
         Ok(signals)
     }
 
@@ -67,6 +80,8 @@ impl Signals {
             _ = self.interrupt.recv() => SignalRequest::End("SIGINT"),
             _ = self.quit.recv() => SignalRequest::End("SIGQUIT"),
             _ = self.hang_up.recv() => SignalRequest::Reload,
+            _ = self.user_1.recv() => SignalRequest::LogMore,
+            _ = self.user_2.recv() => SignalRequest::LogLess,
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::Instant;
 use tracing::{info, warn};
 
 use super::Reader;
+use crate::clock::whole_ms;
 use crate::ingest::kafka::Consumer;
 
 impl Reader {
@@ -33,7 +34,14 @@ impl Reader {
             let (topic, partition, partitions) =
                 (state.topic_name(Some(first.topic)), first.partition, reader_stalled.partitions);
             let (next, waited) = (first.offset, reader_stalled.longest);
-            warn!(partitions, elapsed = ?waited, topic, partition, offset = next, "partitions stalled although their logs grow; replacing the consumer");
+            warn!(
+                partitions,
+                elapsed_ms = whole_ms(waited),
+                topic,
+                partition,
+                offset = next,
+                "partitions stalled although their logs grow; replacing the consumer"
+            );
             self.replace_client(now);
         }
     }
