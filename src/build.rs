@@ -1,5 +1,5 @@
-//! Has the linker put functions of ours in the place of some of librdkafka's, in all that links the gateway:
-//! `src/ingest/client.rs` and `src/ingest/unpacking.rs` tell why.
+//! Tells the linker to replace some of librdkafka's functions with our own, in everything that links the gateway.
+//! `src/ingest/client.rs` and `src/ingest/unpacking.rs` say why.
 
 fn main() {
     println!("cargo::rerun-if-changed=src/build.rs");

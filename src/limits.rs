@@ -203,7 +203,7 @@ pub(crate) const HANDOFF_CHANNEL_DEPTH: usize = 1024;
 /// Operators' requests on their way to the control thread; over it, 503. Each turn of that thread takes all of them.
 pub(crate) const HTTP_CHANNEL_DEPTH: usize = HTTP_CONNECTIONS_MAX;
 
-/// Request heads that one shard reads at a time, if the limit of open files leaves room for so many
+/// Request heads that one shard reads at a time, if the limit of open files leaves room for this many
 /// (`config/parts.rs`). Each holds a buffer and a descriptor. Further sockets wait in the kernel's queue.
 pub(crate) const HANDSHAKES_MAX: usize = 4096;
 

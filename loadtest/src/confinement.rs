@@ -4,12 +4,12 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Lets it have so many descriptors at most.
+/// Lets it have this many descriptors at most.
 pub fn limit_descriptors(command: &mut Command, count: u64) {
     limit(command, libc::RLIMIT_NOFILE, count);
 }
 
-/// Lets it lock so many bytes of memory at most.
+/// Lets it lock this many bytes of memory at most.
 pub fn limit_locked_memory(command: &mut Command, bytes: u64) {
     limit(command, libc::RLIMIT_MEMLOCK, bytes);
 }

@@ -10,7 +10,7 @@ use loadtest::events::{
 use loadtest::pods::World;
 use loadtest::process::{Signal, TempDir, eventually};
 
-/// Waits until a client has seen so many events.
+/// Waits until a client has seen this many events.
 #[track_caller]
 fn await_seen(client: &mut Client, count: usize) {
     read_until(std::slice::from_mut(client), "the events", WITHIN, |clients| seen(&clients[0]).count() >= count);

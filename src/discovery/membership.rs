@@ -1,13 +1,13 @@
 //! This pod's membership: the calls that it makes to Redis, and what it concludes from the answers. Time is an
 //! argument.
 //!
-//! How a snapshot is read:
+//! Redis holds the slots in a hash; each answer has a snapshot of it. How a snapshot is read:
 //! - **The hash is the truth**, even if it contradicts what this pod knew: every holder in it lives, at the slot where
 //!   it is. A pod whose own slot is vacant takes it again; a pod that finds another holder there claims a new one.
-//! - **Unless Redis lost its data.** A snapshot of another epoch, or of a lower version, comes from a Redis that was
-//!   emptied or restored from an old state. Its holders are accepted too. But the holders that this pod knew and that
-//!   are missing in it had no chance to register again: they stay in the view for one more lease, until they appear or
-//!   their slot is filled.
+//! - **Unless Redis lost its data.** A snapshot of another epoch (the hash was created anew), or of a lower version,
+//!   comes from a Redis that was emptied or restored from an old state. Its holders are accepted too. But the holders
+//!   that this pod knew and that are missing in it had no chance to register again: they stay in the view for one more
+//!   lease, until they appear or their slot is filled.
 //! - **No answer changes nothing.** While Redis is unreachable, the last view stays in force.
 //!
 //! A call is made every second, after an announcement, and before a redirect, which needs a fresh view
@@ -108,7 +108,7 @@ pub struct Member {
     as_of: Option<Instant>,
     /// Whether each pod in the view had to renew its lease since Redis was last down.
     confirmed: bool,
-    /// Epoch of the last snapshot; 0 before the hash has one.
+    /// When the hash of the last snapshot was created, in Redis' time; 0 before the first snapshot.
     epoch: u64,
     /// Live holders that this pod knows, by slot, itself included.
     holders: Vec<Holder>,

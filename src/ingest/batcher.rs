@@ -39,8 +39,8 @@ pub(super) struct ConsumedRecord<'a> {
 /// What became of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RecordOutcome {
-    /// An event of this assessment: its shard has it. A stray lies where its topic's partitioner would not have put it
-    /// by as many partitions as are known: there may be more by now.
+    /// An event of this assessment, added to its shard's batch. It is misplaced if the topic's partitioner would put it
+    /// on another of the partitions known so far.
     Event { hash: AssessmentHash, is_misplaced: bool },
     /// A tick: every shard has it, unless it is too old for the board. With what is wrong with its timestamp.
     Tick(Option<TimeFault>),
@@ -136,12 +136,12 @@ impl Batcher {
         }
     }
 
-    /// Forgets a topic whose partitions had these places. Its index is free for another one.
-    pub(super) fn forget(&mut self, topic: TopicIndex, places: &[usize]) {
+    /// Forgets a topic whose partitions had these indexes. The topic's own index is free for another one.
+    pub(super) fn forget(&mut self, topic: TopicIndex, indexes: &[usize]) {
         self.judge.forget(topic);
         for shard_batch in &mut self.shards {
-            // What comes to these places next is news, whatever its offset.
-            for &index in places {
+            // The next offset at these indexes is another partition's, so it is sent whatever it is.
+            for &index in indexes {
                 if let Some(sent) = shard_batch.offsets_sent.get_mut(index) {
                     *sent = i64::MAX;
                 }
@@ -320,7 +320,7 @@ impl Batcher {
             None => batch.push_bytes(id.as_bytes()),
         };
         if is_misplaced {
-            batch.strays.push(byte_count(batch.records.len()));
+            batch.misplaced.push(byte_count(batch.records.len()));
         }
         batch.records.push(Record { hash, origin, id, payload: payload_span });
         if shard_batch.has_reached_a_limit() && !self.full.contains(&shard) {

@@ -93,7 +93,7 @@ pub(super) enum LossKind {
 }
 
 impl Continuity {
-    /// The partition at this place is forgotten.
+    /// Forgets the partition at this index.
     pub(super) fn forget(&mut self, topic: TopicIndex, index: usize) {
         self.suspects.retain(|&(suspect, _), _| suspect != topic);
         if let Some(timeline) = self.timelines.get_mut(index) {

@@ -1,5 +1,5 @@
-//! What ingest counts (PROTOCOL 5). It counts in plain integers and publishes them once a turn; handles are resolved
-//! once, a topic's when the topic is found.
+//! The metrics of ingest (PROTOCOL 5). Ingest counts in plain integers and publishes them once a turn. The handles of
+//! metrics are resolved once, those of a topic when the topic is discovered.
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use super::ticks::TimeFault;
 /// Why a record was not processed: the label of `websocket_kafka_messages_skipped_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SkipReason {
-    /// Another pod owns its assessment, or this pod owns none yet. It is remembered all the same.
+    /// Another pod owns its assessment, or this pod owns none yet. The history keeps it all the same.
     NotOwner,
     /// It can't be used.
     Malformed,
@@ -56,19 +56,19 @@ impl RecordFault {
         [("fault", fault)]
     }
 
-    fn place(self) -> usize {
+    fn index(self) -> usize {
         Self::ALL.iter().position(|&fault| fault == self).expect("ALL has each fault, as a test holds")
     }
 }
 
-/// The handles. Cheap to clone.
+/// Handles of the metrics. A clone counts in the same metrics.
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
     processed: Counter,
     skipped: Family<[(&'static str, &'static str); 1], Counter>,
     lag: Family<[(&'static str, String); 1], Gauge>,
     faults: [Counter; 4],
-    tick_times: [Counter; TimeFault::ALL.len()],
+    tick_faults: [Counter; TimeFault::ALL.len()],
     batches: Counter,
     batch_bytes: Counter,
     blocked: Counter<f64, AtomicU64>,
@@ -84,12 +84,12 @@ pub(crate) struct Metrics {
     open_transactions: Family<[(&'static str, String); 2], Gauge>,
     open_transaction_ends: Family<[(&'static str, String); 3], Gauge>,
     missing: Family<[(&'static str, String); 1], Gauge>,
-    reading_client_rebuilds: Counter,
-    asking_client_rebuilds: Counter,
+    consumer_replacements: Counter,
+    metadata_client_replacements: Counter,
 }
 
 impl Metrics {
-    /// Registers what ingest counts.
+    /// Registers the metrics.
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let skipped = Family::<[(&'static str, &'static str); 1], Counter>::default();
         for reason in SkipReason::ALL {
@@ -97,19 +97,19 @@ impl Metrics {
             skipped.get_or_create_owned(&reason.label());
         }
         let faults = Family::<[(&'static str, &'static str); 1], Counter>::default();
-        let tick_times = Family::<[(&'static str, &'static str); 1], Counter>::default();
-        let rebuilds = Family::<[(&'static str, &'static str); 1], Counter>::default();
+        let tick_faults = Family::<[(&'static str, &'static str); 1], Counter>::default();
+        let replacements = Family::<[(&'static str, &'static str); 1], Counter>::default();
         let metrics = Self {
             open_transactions: Family::default(),
             open_transaction_ends: Family::default(),
             missing: Family::default(),
-            reading_client_rebuilds: rebuilds.get_or_create_owned(&[("client", "reading")]),
-            asking_client_rebuilds: rebuilds.get_or_create_owned(&[("client", "asking")]),
+            consumer_replacements: replacements.get_or_create_owned(&[("client", "reading")]),
+            metadata_client_replacements: replacements.get_or_create_owned(&[("client", "asking")]),
             processed: Counter::default(),
             skipped,
             lag: Family::default(),
             faults: RecordFault::ALL.map(|fault| faults.get_or_create_owned(&fault.label())),
-            tick_times: TimeFault::ALL.map(|fault| tick_times.get_or_create_owned(&[("fault", fault.label())])),
+            tick_faults: TimeFault::ALL.map(|fault| tick_faults.get_or_create_owned(&[("fault", fault.label())])),
             batches: Counter::default(),
             batch_bytes: Counter::default(),
             blocked: Counter::default(),
@@ -128,7 +128,7 @@ impl Metrics {
         registry.register(
             "shardgate_ingest_tick_timestamp_faults",
             "Ticks with an invalid record timestamp, by fault",
-            tick_times,
+            tick_faults,
         );
         metrics.register_filling(registry);
         registry.register(
@@ -146,7 +146,7 @@ impl Metrics {
             "Partitions that the pod started without and still cannot read, by topic",
             metrics.missing.clone(),
         );
-        registry.register("shardgate_ingest_client_rebuilds", "Kafka clients replaced, by role", rebuilds);
+        registry.register("shardgate_ingest_client_rebuilds", "Kafka clients replaced, by role", replacements);
         metrics
     }
 
@@ -233,46 +233,46 @@ impl Metrics {
         );
     }
 
-    /// The counter of a reason, for the threads that find later that a record can't be used.
+    /// The counter of a reason. Shards use it when they find that a record is malformed.
     #[must_use]
     pub(crate) fn skipped(&self, reason: SkipReason) -> Counter {
         self.skipped.get_or_create_owned(&reason.label())
     }
 
-    /// The topic's lag shows no more.
+    /// Removes the topic's lag from the output.
     pub(super) fn forget_lag_of(&self, topic: &str) {
         self.lag.remove(&[("topic", topic.to_owned())]);
     }
 
-    /// So many indexes are in use, and so many topics are not read, for want of one.
+    /// Sets how many topic indexes are in use, and how many topics are unread because none was free.
     pub(super) fn topics_known(&self, indexes: usize, unread: usize) {
         self.topic_indexes.set(i64::try_from(indexes).unwrap_or(i64::MAX));
         self.unread_topics.set(i64::try_from(unread).unwrap_or(i64::MAX));
     }
 
-    /// The gauge of a topic's lag, which shows from now on.
+    /// The gauge of a topic's lag; adds it to the output.
     pub(super) fn lag_of(&self, topic: &str) -> Gauge {
         self.lag.get_or_create_owned(&[("topic", topic.to_owned())])
     }
 
-    /// The client that reads was replaced.
-    pub(super) fn reading_client_renewed(&self) {
-        self.reading_client_rebuilds.inc();
+    /// The consumer was replaced.
+    pub(super) fn consumer_replaced(&self) {
+        self.consumer_replacements.inc();
     }
 
-    /// The client that asks was replaced.
-    pub(super) fn asking_client_renewed(&self) {
-        self.asking_client_rebuilds.inc();
+    /// The metadata client was replaced.
+    pub(super) fn metadata_client_replaced(&self) {
+        self.metadata_client_replacements.inc();
     }
 
-    /// How much is read.
+    /// Sets how much is read.
     pub(super) fn reading(&self, topics: usize, partitions: usize) {
         self.topics.set(i64::try_from(topics).unwrap_or(i64::MAX));
         self.partitions.set(i64::try_from(partitions).unwrap_or(i64::MAX));
     }
 }
 
-/// What was counted since it was last published.
+/// Counts since they were last published.
 #[derive(Debug, Default)]
 pub(super) struct IngestCounts {
     pub(super) processed: u64,
@@ -284,24 +284,24 @@ pub(super) struct IngestCounts {
     pub(super) passed_over: u64,
     pub(super) partition_errors: u64,
     faults: [u64; 4],
-    tick_times: [u64; TimeFault::ALL.len()],
+    tick_faults: [u64; TimeFault::ALL.len()],
 }
 
 impl IngestCounts {
     /// A record can't be used.
     pub(super) fn malformed(&mut self, fault: RecordFault) {
-        self.faults[fault.place()] += 1;
+        self.faults[fault.index()] += 1;
     }
 
     /// A tick's timestamp can't be used.
-    pub(super) fn bad_tick_time(&mut self, fault: TimeFault) {
+    pub(super) fn bad_tick(&mut self, fault: TimeFault) {
         if let Some(index) = TimeFault::ALL.iter().position(|&other| other == fault) {
-            self.tick_times[index] += 1;
+            self.tick_faults[index] += 1;
         }
     }
 }
 
-/// The metrics with the handles that a turn needs.
+/// Publishes the counts of each turn, with handles resolved in advance.
 #[derive(Debug)]
 pub(super) struct Publisher {
     metrics: Metrics,
@@ -309,11 +309,11 @@ pub(super) struct Publisher {
     malformed: Counter,
     /// By [`TopicIndex`]; `None` for a topic that is not read any more.
     lags: Vec<Option<Gauge>>,
-    /// The partitions that show as standing behind an open transaction.
+    /// The labels of the partitions published as held back by an open transaction.
     open_transactions: Vec<[(&'static str, String); 2]>,
 }
 
-/// The labels of one end of a partition that stands behind an open transaction.
+/// A partition's labels, and which of its two ends a gauge shows.
 fn of_end([topic, partition]: &[(&'static str, String); 2], end: &str) -> [(&'static str, String); 3] {
     [topic.clone(), partition.clone(), ("end", end.to_owned())]
 }
@@ -324,14 +324,14 @@ impl Publisher {
         Self { metrics, not_owner, malformed, lags: Vec::new(), open_transactions: Vec::new() }
     }
 
-    /// The next topic, in the order of their indexes.
+    /// Adds the lag of a topic.
     pub(super) fn add_topic(&mut self, topic: TopicIndex, name: &str) {
         let index = usize::from(topic.0);
         self.lags.resize(self.lags.len().max(index + 1), None);
         self.lags[index] = Some(self.metrics.lag_of(name));
     }
 
-    /// A topic is not read any more; before one of the same name is.
+    /// A topic is no longer read. Call this before another topic of its name is added.
     pub(super) fn retire_topic(&mut self, topic: TopicIndex, name: &str) {
         if let Some(lag) = self.lags.get_mut(usize::from(topic.0)) {
             *lag = None;
@@ -339,27 +339,27 @@ impl Publisher {
         }
     }
 
-    /// A topic is read on.
+    /// A topic that was no longer read is read again.
     pub(super) fn resume_topic(&mut self, topic: TopicIndex, name: &str) {
         if let Some(lag) = self.lags.get_mut(usize::from(topic.0)) {
             *lag = Some(self.metrics.lag_of(name));
         }
     }
 
-    /// How much is read, of all partitions that ever were.
+    /// Publishes how many topics and partitions are read. `read_offsets` also has those of topics no longer read.
     pub(super) fn reading(&self, read_offsets: &[NextOffset]) {
         let is_read = |topic: TopicIndex| self.lags.get(usize::from(topic.0)).is_some_and(Option::is_some);
         let partitions = read_offsets.iter().filter(|at| is_read(at.topic)).count();
         self.metrics.reading(self.lags.iter().flatten().count(), partitions);
     }
 
-    /// The history is filled from so many offsets, from now on.
+    /// Filling begins, with this many offsets to read.
     pub(super) fn filling_begins(&self, offsets: i64) {
         self.metrics.filling.set(offsets);
         self.filling_left(offsets);
     }
 
-    /// How many of them are left.
+    /// Publishes how many of them are left.
     pub(super) fn filling_left(&self, offsets: i64) {
         self.metrics.filling_left.set(offsets);
     }
@@ -373,7 +373,7 @@ impl Publisher {
         }
     }
 
-    /// These partitions stand behind open transactions, by their topics' names, and no others.
+    /// Publishes all partitions that open transactions hold back, each with its topic's name.
     pub(super) fn open_transactions<'a>(&mut self, held: impl Iterator<Item = (&'a str, &'a HeldBackPartition)>) {
         let before = std::mem::take(&mut self.open_transactions);
         for (topic, held) in held {
@@ -394,7 +394,7 @@ impl Publisher {
         }
     }
 
-    /// So many partitions of a topic can't be read.
+    /// Publishes how many partitions of a topic can't be read.
     pub(super) fn missing(&self, topic: &str, partitions: usize) {
         let labels = [("topic", topic.to_owned())];
         if partitions == 0 {
@@ -404,12 +404,12 @@ impl Publisher {
         }
     }
 
-    /// The client that reads was replaced.
-    pub(super) fn client_renewed(&self) {
-        self.metrics.reading_client_renewed();
+    /// The consumer was replaced.
+    pub(super) fn consumer_replaced(&self) {
+        self.metrics.consumer_replaced();
     }
 
-    /// Publishes what was counted, and begins anew.
+    /// Publishes the counts and sets them to zero.
     pub(super) fn publish(&self, counts: &mut IngestCounts) {
         let IngestCounts {
             processed,
@@ -421,7 +421,7 @@ impl Publisher {
             passed_over,
             partition_errors,
             faults,
-            tick_times,
+            tick_faults,
         } = std::mem::take(counts);
         let metrics = &self.metrics;
         metrics.processed.inc_by(processed);
@@ -430,7 +430,7 @@ impl Publisher {
         for (counter, count) in metrics.faults.iter().zip(faults) {
             counter.inc_by(count);
         }
-        for (counter, count) in metrics.tick_times.iter().zip(tick_times) {
+        for (counter, count) in metrics.tick_faults.iter().zip(tick_faults) {
             counter.inc_by(count);
         }
         metrics.batches.inc_by(batches);
@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn the_contracts_names_show_from_the_start_and_move_by_what_was_tallied() {
+    fn the_contracts_metrics_show_from_the_start_and_grow_by_what_was_counted() {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let text = encoded(&registry);
@@ -478,7 +478,7 @@ mod tests {
         };
         counts.malformed(RecordFault::TooLarge);
         counts.malformed(Malformed::NoPayload.into());
-        counts.bad_tick_time(TimeFault::Ahead);
+        counts.bad_tick(TimeFault::Ahead);
         publisher.publish(&mut counts);
         publisher.publish(&mut counts);
         metrics.skipped(SkipReason::Malformed).inc();
@@ -533,10 +533,10 @@ mod tests {
     }
 
     #[test]
-    fn each_fault_has_its_place_and_its_label() {
+    fn each_fault_has_its_index_and_its_label() {
         let malformed = [Malformed::NoPayload, Malformed::NotAnObject, Malformed::NoAssessment];
         let faults = malformed.into_iter().map(RecordFault::from).chain([RecordFault::TooLarge]);
-        let places: std::collections::HashSet<_> = faults.map(|fault| (fault.place(), fault.label())).collect();
-        assert_eq!(places.len(), RecordFault::ALL.len());
+        let indexes: std::collections::HashSet<_> = faults.map(|fault| (fault.index(), fault.label())).collect();
+        assert_eq!(indexes.len(), RecordFault::ALL.len());
     }
 }

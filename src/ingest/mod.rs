@@ -249,7 +249,7 @@ mod tests {
             self.produce(topic, id, &format!(r#"{{"assessmentId":"{id}"}}"#));
         }
 
-        /// Waits for so many records and ticks at a shard.
+        /// Waits for this many records and ticks at a shard.
         fn receive(&self, shard: usize, count: usize) -> Vec<Batch> {
             let (mut batches, mut received) = (Vec::new(), 0);
             while received < count {
@@ -265,7 +265,7 @@ mod tests {
             let start = Instant::now();
             while !condition(self) {
                 assert!(start.elapsed() < PATIENCE, "{what}");
-                // What it waits for has no bell here; to spin would take the core from it.
+                // No event tells when the condition holds, and spinning would take the core from what it waits for.
                 thread::sleep(Duration::from_millis(2));
             }
         }

@@ -69,30 +69,30 @@ pub(super) struct ReplacementTimer {
     bound: Duration,
     /// Since when the client has had no answer.
     failing: Option<Instant>,
-    /// How many were replaced since the last answer.
-    renewed: u32,
+    /// Number of clients replaced since the last answer.
+    replaced: u32,
 }
 
 impl ReplacementTimer {
     /// For a new client.
     pub(super) fn new(bound: Duration) -> Self {
-        Self { bound, failing: None, renewed: 0 }
+        Self { bound, failing: None, replaced: 0 }
     }
 
     /// The client got an answer.
     pub(super) fn handle_answer(&mut self) {
-        (self.failing, self.renewed) = (None, 0);
+        (self.failing, self.replaced) = (None, 0);
     }
 
     /// The client got none. Returns whether to replace it. Every fourth client gets three times as long, so that a
     /// cluster that is slow to accept connections is reached, too.
     pub(super) fn handle_failure(&mut self, failure: ProbeFailure, now: Instant) -> bool {
         let since = *self.failing.get_or_insert(now);
-        let patience = if self.renewed % 4 == 3 { self.bound * 3 } else { self.bound };
+        let patience = if self.replaced % 4 == 3 { self.bound * 3 } else { self.bound };
         let is_due = failure == ProbeFailure::NoBrokers || now.saturating_duration_since(since) >= patience;
         if is_due {
             self.failing = Some(now);
-            self.renewed += 1;
+            self.replaced += 1;
         }
         is_due
     }
@@ -140,14 +140,14 @@ mod tests {
     #[test]
     fn a_client_without_an_answer_is_replaced_after_the_bound_and_one_that_heard_of_no_broker_at_once() {
         let start = Instant::now();
-        let mut renewal = ReplacementTimer::new(Duration::from_secs(3));
+        let mut timer = ReplacementTimer::new(Duration::from_secs(3));
         let mut due = |failure, seconds: std::ops::Range<u64>| {
-            let is_due = |second: &u64| renewal.handle_failure(failure, start + Duration::from_secs(*second));
+            let is_due = |second: &u64| timer.handle_failure(failure, start + Duration::from_secs(*second));
             seconds.filter(is_due).collect::<Vec<_>>()
         };
         assert_eq!(due(ProbeFailure::Unreachable, 0..22), [3, 6, 9, 18, 21], "the fourth has three times as long");
         assert_eq!(due(ProbeFailure::NoBrokers, 22..24), [22, 23]);
-        renewal.handle_answer();
-        assert!(!renewal.handle_failure(ProbeFailure::Silent, start + Duration::from_secs(60)));
+        timer.handle_answer();
+        assert!(!timer.handle_failure(ProbeFailure::Silent, start + Duration::from_secs(60)));
     }
 }

@@ -1,6 +1,5 @@
-//! Where ingest stands: for each partition that it reads, the next offset. It owns the dense numbering of the
-//! partitions, by which the batcher and the lag keep what they know of each; where a partition starts is
-//! [`super::startup`]'s.
+//! The read offsets: for each partition that ingest reads, the next offset. It gives each partition an index, by which
+//! the batcher and the lag keep what they know of it. [`super::startup`] decides where a partition starts.
 
 use crate::ids::TopicIndex;
 use crate::stream::batch::NextOffset;
@@ -8,56 +7,56 @@ use crate::stream::batch::NextOffset;
 /// The next offset of each partition that is read, in the order in which ingest came to know them.
 #[derive(Debug, Default)]
 pub(super) struct ReadOffsets {
-    /// By topic, then by partition: the place in `entries`.
-    places: Vec<Vec<Option<usize>>>,
+    /// By topic, then by partition: the index in `entries`.
+    indexes: Vec<Vec<Option<usize>>>,
     entries: Vec<NextOffset>,
-    /// Places of partitions that were forgotten.
+    /// Indexes of partitions that were forgotten.
     free: Vec<usize>,
 }
 
-/// What stands at the place of a partition that was forgotten.
+/// The entry at an index whose partition was forgotten.
 const FORGOTTEN: NextOffset = NextOffset { topic: TopicIndex::NONE, partition: -1, offset: i64::MAX };
 
 impl ReadOffsets {
-    /// Everything below `next` is read or will never be, whether the partition was known before or not. It may go
-    /// back: a log that lost its end goes on where it ends now.
+    /// Sets a partition's next offset; adds the partition if it is not known. The offset may go back: a log that lost
+    /// its end continues from its new end.
     pub(super) fn set(&mut self, topic: TopicIndex, partition: i32, next: i64) {
         let Some(column) = column(partition) else { return };
         let row = usize::from(topic.0);
-        if self.places.len() <= row {
-            self.places.resize_with(row + 1, Vec::new);
+        if self.indexes.len() <= row {
+            self.indexes.resize_with(row + 1, Vec::new);
         }
-        let places = &mut self.places[row];
-        if places.len() <= column {
-            places.resize(column + 1, None);
+        let indexes = &mut self.indexes[row];
+        if indexes.len() <= column {
+            indexes.resize(column + 1, None);
         }
-        match places[column] {
+        match indexes[column] {
             Some(index) => self.entries[index].offset = next,
             None => {
                 let index = self.free.pop().unwrap_or_else(|| {
                     self.entries.push(FORGOTTEN);
                     self.entries.len() - 1
                 });
-                places[column] = Some(index);
+                indexes[column] = Some(index);
                 self.entries[index] = NextOffset { topic, partition, offset: next };
             }
         }
     }
 
-    /// Forgets a topic's partitions: others get their places, which are returned.
+    /// Forgets a topic's partitions. Returns their indexes, which other partitions get.
     pub(super) fn forget(&mut self, topic: TopicIndex) -> Vec<usize> {
-        let Some(places) = self.places.get_mut(usize::from(topic.0)) else { return Vec::new() };
-        let places: Vec<usize> = std::mem::take(places).into_iter().flatten().collect();
-        for &index in &places {
+        let Some(indexes) = self.indexes.get_mut(usize::from(topic.0)) else { return Vec::new() };
+        let indexes: Vec<usize> = std::mem::take(indexes).into_iter().flatten().collect();
+        for &index in &indexes {
             self.entries[index] = FORGOTTEN;
         }
-        self.free.extend_from_slice(&places);
-        places
+        self.free.extend_from_slice(&indexes);
+        indexes
     }
 
-    /// The partition's place in [`Self::all`], which it keeps until it is forgotten.
+    /// The partition's index in [`Self::all`], which it keeps until it is forgotten.
     pub(super) fn index_of(&self, topic: TopicIndex, partition: i32) -> Option<usize> {
-        *self.places.get(usize::from(topic.0))?.get(column(partition)?)?
+        *self.indexes.get(usize::from(topic.0))?.get(column(partition)?)?
     }
 
     /// The next offset, if the partition is read.
@@ -67,7 +66,7 @@ impl ReadOffsets {
 
     /// How many partitions a topic has, as far as is known.
     pub(super) fn partitions(&self, topic: TopicIndex) -> u32 {
-        let known = self.places.get(usize::from(topic.0)).map_or(0, Vec::len);
+        let known = self.indexes.get(usize::from(topic.0)).map_or(0, Vec::len);
         u32::try_from(known).expect("Kafka numbers partitions with 31 bits")
     }
 
@@ -76,14 +75,14 @@ impl ReadOffsets {
         self.entries.iter().copied().filter(move |at| at.topic == topic)
     }
 
-    /// All partitions, each always in the same place; those of topics that are not read any more included. Where one
-    /// was forgotten stands [`TopicIndex::NONE`].
+    /// All partitions, by index; also those of topics that are no longer read. The entry of a forgotten partition has
+    /// the topic [`TopicIndex::NONE`].
     pub(super) fn all(&self) -> &[NextOffset] {
         &self.entries
     }
 }
 
-/// Kafka numbers partitions from 0; what is negative is none.
+/// A partition's number as an index; `None` if it is negative, since Kafka numbers partitions from 0.
 fn column(partition: i32) -> Option<usize> {
     usize::try_from(partition).ok()
 }
@@ -93,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_of_a_topic_that_is_forgotten_are_given_to_others() {
+    fn indexes_of_a_forgotten_topic_are_given_to_others() {
         let (first, second) = (TopicIndex(0), TopicIndex(1));
         let mut read_offsets = ReadOffsets::default();
         (0..3).for_each(|partition| read_offsets.set(first, partition, 7));
@@ -110,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_keeps_its_place_while_others_come_and_its_offset_moves_both_ways() {
+    fn a_partition_keeps_its_index_while_others_come_and_its_offset_moves_both_ways() {
         let (ticks, orders) = (TopicIndex(0), TopicIndex(1));
         let mut read_offsets = ReadOffsets::default();
         read_offsets.set(orders, 2, 40);

@@ -112,16 +112,16 @@ impl ReadProgress {
 
     // ---- topics and partitions ------------------------------------------------------------------------------------
 
-    /// Forgets the topic that had an index; returns the places of its partitions.
+    /// Forgets the topic of this index; returns the indexes of its partitions.
     pub(super) fn forget(&mut self, topic: TopicIndex) -> Vec<usize> {
-        let places = self.read_offsets.forget(topic);
-        for &index in &places {
+        let indexes = self.read_offsets.forget(topic);
+        for &index in &indexes {
             self.continuity.forget(topic, index);
             self.compaction.forget(topic, index);
         }
         self.stop_reading(topic);
-        self.batcher.forget(topic, &places);
-        places
+        self.batcher.forget(topic, &indexes);
+        indexes
     }
 
     /// Nothing more is read of a topic for now.

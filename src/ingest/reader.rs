@@ -183,7 +183,7 @@ impl Reader {
         state.flush(&self.watcher, now)?;
         state.skip_batches(&self.consumer);
         state.finish_turn(&self.watcher, now);
-        state.leaves_messages = taken == 0 && !state.is_paused(now) && self.consumer.waiting() > 0;
+        state.leaves_messages = taken == 0 && !state.is_paused(now) && self.consumer.queue_len() > 0;
         self.replace_client_if_stalled(Instant::now());
         Ok(taken)
     }
@@ -307,7 +307,7 @@ impl IngestState {
             Some(Ok(RecordOutcome::Tick(fault))) => {
                 self.counts.processed += 1;
                 if let Some(fault) = fault {
-                    self.bad_tick_time(incoming, fault, now);
+                    self.bad_tick(incoming, fault, now);
                 }
             }
             Some(Ok(RecordOutcome::Event { hash, is_misplaced })) => {
@@ -333,8 +333,8 @@ impl IngestState {
         }
     }
 
-    fn bad_tick_time(&mut self, incoming: &ConsumedRecord<'_>, fault: TimeFault, now: Instant) {
-        self.counts.bad_tick_time(fault);
+    fn bad_tick(&mut self, incoming: &ConsumedRecord<'_>, fault: TimeFault, now: Instant) {
+        self.counts.bad_tick(fault);
         let Origin { topic, partition, offset } = incoming.origin;
         if let Some(held_back) = self.tick_times.admit((topic, fault), now) {
             let (topic, timestamp_ms) = (self.topic_name(Some(topic)), incoming.timestamp_ms);

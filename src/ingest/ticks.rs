@@ -1,5 +1,6 @@
-//! Judges a tick by its record's timestamp: whether the board may show it, how old it is, and whether its time may
-//! decide between partitions. It owns the rule and what is wrong with a timestamp; the board owns what is shown.
+//! Judges a tick by its record's timestamp: whether the board may show it, how old it is, and whether its time can be
+//! compared with that of a tick from another partition. It owns this rule and the faults of timestamps. The board
+//! (`stream::board`) decides which tick it shows.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use crate::ids::TopicIndex;
 use crate::limits::{TICK_AHEAD_MAX, TICK_TIMESTAMP_MS_MIN};
 use crate::stream::batch::{NextOffset, Origin, TickTime};
 
-/// What is wrong with a tick's timestamp. Upstream's fault, or this pod's clock's.
+/// What is wrong with a tick's timestamp. The cause is the producer, or this pod's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub(super) enum TimeFault {
     /// It is further ahead of now than [`TICK_AHEAD_MAX`]: a wrong clock, or microseconds.
@@ -17,12 +18,12 @@ pub(super) enum TimeFault {
         "its timestamp is ahead of this pod's clock: a tick of another partition with a valid timestamp replaces it"
     )]
     Ahead,
-    /// It is no time in milliseconds: missing, negative, or in seconds.
+    /// It is not a time in milliseconds: it is missing, negative, or in seconds.
     #[error(
         "its timestamp is missing or not in milliseconds: a tick of another partition with a valid one replaces it"
     )]
     NoTime,
-    /// It is older than the window, though it came just now.
+    /// It is older than the window, although the record has just arrived.
     #[error("its timestamp is older than HISTORY_SECONDS: it is not shown")]
     Expired,
 }
@@ -30,7 +31,7 @@ pub(super) enum TimeFault {
 impl TimeFault {
     pub(super) const ALL: [Self; 3] = [Self::Ahead, Self::NoTime, Self::Expired];
 
-    /// For the metric.
+    /// The metric's label.
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::Ahead => "ahead",
@@ -40,10 +41,10 @@ impl TimeFault {
     }
 }
 
-/// What is to be done with a tick.
+/// The result of judging a tick.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TickVerdict {
-    /// When it was made, and its age in ms, where the board may show it.
+    /// Its time, and its age in ms; `None` if the board must not show it.
     pub(super) shown: Option<(TickTime, u32)>,
     /// What is wrong with its timestamp.
     pub(super) fault: Option<TimeFault>,
@@ -53,13 +54,15 @@ pub(super) struct TickVerdict {
 #[derive(Debug)]
 pub(super) struct TickJudge {
     window_ms: u64,
-    /// The first reading of the clocks: the wall clock as it was then runs on beside the one that may step.
+    /// The first reading of both clocks. The wall clock may step; this reading plus the monotonic time since then is a
+    /// second wall clock that does not.
     first: Option<Now>,
-    /// The earlier and the later of the two. A tick is too old, or ahead, where it is so by both: a step of the wall
-    /// clock hides no market.
+    /// The earlier and the later of these two wall clocks. A tick is too old, or ahead, only if it is so by both. So a
+    /// step of the wall clock hides no market.
     earlier: UnixMs,
     later: UnixMs,
-    /// Where partitions ended when reading began: the age of a tick below is unknown if it has no time of its own.
+    /// Where each partition ended when reading began. A tick below that offset without a valid timestamp has an unknown
+    /// age.
     ends_at_start: HashMap<(TopicIndex, i32), i64>,
 }
 
@@ -75,19 +78,19 @@ impl TickJudge {
         }
     }
 
-    /// The time by which ticks are judged from now on.
+    /// Sets the time by which the next ticks are judged.
     pub(super) fn set_time(&mut self, now: Now) {
         let first = self.first.get_or_insert(now);
         let steady = first.unix.plus(now.instant.saturating_duration_since(first.instant));
         (self.earlier, self.later) = (steady.min(now.unix), steady.max(now.unix));
     }
 
-    /// A partition ended at this offset when reading began.
+    /// Records where a partition ended when reading began.
     pub(super) fn ended_at(&mut self, end: NextOffset) {
         self.ends_at_start.insert((end.topic, end.partition), end.offset);
     }
 
-    /// A topic is forgotten.
+    /// Forgets a topic.
     pub(super) fn forget(&mut self, topic: TopicIndex) {
         self.ends_at_start.retain(|&(of, _), _| of != topic);
     }
@@ -100,7 +103,7 @@ impl TickJudge {
         }
         let age_ms = self.earlier.0.saturating_sub(timestamp_ms.unsigned_abs());
         if age_ms > self.window_ms {
-            // At the start, each partition's last records are read, however old: there it is no fault.
+            // The last records of each partition are read at the start, at any age: an old one is no fault then.
             let fault = (!self.was_there_at_start(origin)).then_some(TimeFault::Expired);
             return TickVerdict { shown: None, fault };
         }
@@ -108,7 +111,7 @@ impl TickJudge {
         TickVerdict { shown: Some((TickTime(timestamp_ms), age_ms)), fault: None }
     }
 
-    /// Why a timestamp says nothing of when the tick was made.
+    /// Why a timestamp does not say when the tick was made; `None` if it does.
     fn invalid(&self, timestamp_ms: i64) -> Option<TimeFault> {
         if timestamp_ms < TICK_TIMESTAMP_MS_MIN {
             return Some(TimeFault::NoTime);
@@ -136,7 +139,7 @@ mod tests {
         Now { instant: Instant::now(), unix: UnixMs(unix_ms) }
     }
 
-    /// Whose window is ten seconds; reading began where the partition ended at offset 100.
+    /// A judge with a window of ten seconds. The partition ended at offset 100 when reading began.
     fn judge() -> TickJudge {
         let mut judge = TickJudge::new(Duration::from_secs(10));
         judge.set_time(at(NOW.unsigned_abs()));
@@ -196,7 +199,7 @@ mod tests {
                 let made = NOW + i64::try_from(seconds).unwrap() * 1_000;
                 let verdict = judge_after(&mut judge, seconds, made);
                 assert_eq!((verdict.shown.map(|(made, _)| made), verdict.fault), (Some(TickTime(made)), None));
-                // Also of a producer whose clock steps with ours.
+                // The same for a producer whose clock steps with ours.
                 assert_eq!(judge_after(&mut judge, seconds, made + step_ms).fault, None);
             }
         }

@@ -1,8 +1,8 @@
-//! Bounds what a compressed batch may come to. librdkafka unpacks a batch whole and makes a message of each record,
-//! which costs several times the smallest record; gzip packs a thousand bytes into one. It bounds zstd alone, and dies
-//! of a Snappy batch that claims terabytes. So the linker has the functions below called in the place of librdkafka's
-//! own (`src/build.rs`). They refuse what is over the bounds and what is damaged or incomplete, which librdkafka would
-//! take in part. [`super::reader`] passes over such a batch.
+//! Bounds the size of unpacked (decompressed) batches, in bytes and records. librdkafka unpacks a whole batch and makes
+//! a message of each record. gzip packs a thousand bytes into one, and a message costs far more memory than the
+//! smallest record. librdkafka bounds zstd alone, and aborts the process when a Snappy batch claims terabytes. So the
+//! linker replaces librdkafka's functions with those below (`src/build.rs`). They refuse a batch that is over the
+//! bounds, damaged or incomplete; librdkafka would accept a part of it. [`super::reader`] passes over a refused batch.
 
 use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_uint, c_ulong, c_void};
@@ -15,22 +15,23 @@ use crate::limits::{UNPACKED_BATCHES_MAX, UNPACKED_BYTES_MAX, UNPACKED_RECORDS_M
 
 // ---- bounds -------------------------------------------------------------------------------------------------------
 
-/// What may be unpacked.
+/// How much may be unpacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Allowance {
     bytes: usize,
     records: usize,
 }
 
-/// The bytes that a batch may come to, in this process: librdkafka's functions know no client.
+/// The largest unpacked batch, in bytes. For the whole process: librdkafka's functions don't say for which client they
+/// run.
 static BATCH_BYTES: AtomicUsize = AtomicUsize::new(UNPACKED_BYTES_MAX);
 
 thread_local! {
-    /// What is left for the partition and the fetch response that this thread of librdkafka's is at.
+    /// The allowance left for the partition that this thread of librdkafka reads now in a fetch response.
     static LEFT: Cell<Allowance> = Cell::new(Allowance::of_response());
 }
 
-/// Records of this size are to be unpacked, too, with what a batch has around them.
+/// Raises the bound so that a batch with one record of this size can be unpacked.
 pub(super) fn allow_records_of(bytes: usize) {
     BATCH_BYTES.fetch_max(bytes.saturating_add(RECORD_OVERHEAD_MAX), Ordering::Relaxed);
 }
@@ -48,15 +49,15 @@ impl Allowance {
         Self { bytes: bytes * UNPACKED_BATCHES_MAX, records: records * UNPACKED_BATCHES_MAX }
     }
 
-    /// For the next batch. One that is refused because of those before it in the response is fetched again, without
-    /// them.
+    /// The allowance for the next batch. If earlier batches of the response have used it up, the batch is refused, and
+    /// fetched again without them.
     fn of_next_batch() -> Self {
         let (batch, left) = (Self::of_batch(), LEFT.get());
         Self { bytes: batch.bytes.min(left.bytes), records: batch.records.min(left.records) }
     }
 }
 
-/// Whether an unpacked batch may be taken in. Then it counts.
+/// Whether an unpacked batch is within the bounds. If it is, its size is subtracted from the allowance.
 fn admit(unpacked: &[u8]) -> bool {
     let allowed = Allowance::of_next_batch();
     let Some(records) = count_records(unpacked) else { return false };
@@ -68,10 +69,10 @@ fn admit(unpacked: &[u8]) -> bool {
     true
 }
 
-/// How many records an unpacked batch has; `None` where it is no list of records.
+/// Number of records in an unpacked batch; `None` if it is no list of records.
 fn count_records(mut unpacked: &[u8]) -> Option<usize> {
-    /// The smallest message of Kafka before 0.11, whose first byte is the first of an offset's eight: no record of
-    /// today has no length.
+    /// The smallest message of Kafka before 0.11. Such a message begins with the eight bytes of its offset, so its
+    /// first byte is 0. A record of today begins with its length, which is never 0.
     const OLD_MESSAGE_BYTES_MIN: usize = 26;
     if unpacked.first() == Some(&0) {
         return Some(unpacked.len() / OLD_MESSAGE_BYTES_MIN);
@@ -86,7 +87,7 @@ fn count_records(mut unpacked: &[u8]) -> Option<usize> {
     Some(records)
 }
 
-/// A number of up to 32 bits, seven in a byte, and what lies behind it.
+/// Parses a variable-length number of up to 32 bits; returns it and the bytes after it.
 fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let mut value = 0;
     for (index, &byte) in bytes.iter().enumerate().take(5) {
@@ -108,7 +109,7 @@ unsafe extern "C" {
     ) -> RDKafkaRespErr;
 }
 
-/// Reads the batches of one partition in a fetch response, which are all in memory at once.
+/// Wraps librdkafka's function that reads all batches of one partition in a fetch response: renews the allowance.
 #[unsafe(no_mangle)]
 extern "C" fn __wrap_rd_kafka_msgset_parse(
     response: *mut c_void,
@@ -124,7 +125,7 @@ extern "C" fn __wrap_rd_kafka_msgset_parse(
 
 // ---- unpacking ----------------------------------------------------------------------------------------------------
 
-/// Memory that librdkafka frees once it has it.
+/// Memory from `malloc`, which librdkafka frees after it has received it.
 struct Buffer {
     start: *mut u8,
     len: usize,
@@ -144,7 +145,7 @@ impl Buffer {
         buffer.resize(capacity).then_some(buffer)
     }
 
-    /// At least to its length.
+    /// Changes the capacity, but not below the length. Returns whether there was memory.
     fn resize(&mut self, capacity: usize) -> bool {
         let capacity = capacity.max(self.len).max(1);
         // SAFETY: it is null or was allocated here.
@@ -156,15 +157,15 @@ impl Buffer {
         true
     }
 
-    /// Where the next bytes go, and how many there is room for.
+    /// Where the next bytes go, and the number of bytes that fit.
     fn spare(&mut self) -> (*mut u8, usize) {
         // SAFETY: the length is within what was allocated.
         (unsafe { self.start.add(self.len) }, self.capacity - self.len)
     }
 
-    /// The whole batch, in no more memory than it needs, if it may be taken in. The caller frees it.
+    /// Returns the batch, shrunk to its length, if it is within the bounds. The caller frees it.
     fn admit(mut self) -> Option<(*mut c_void, usize)> {
-        // SAFETY: so many bytes were written.
+        // SAFETY: `len` bytes were written.
         let is_admitted = admit(unsafe { slice::from_raw_parts(self.start, self.len) });
         if !is_admitted || !self.resize(self.len) {
             return None;
@@ -179,7 +180,7 @@ impl Buffer {
 trait Codec: Sized {
     fn new() -> Option<Self>;
 
-    /// Unpacks what it can of `packed` into `len` bytes at `out`; `None` where it is damaged.
+    /// Unpacks as much of `packed` as fits into `len` bytes at `out`; `None` if it is damaged.
     ///
     /// # Safety
     /// There must be `len` bytes at `out`.
@@ -193,7 +194,7 @@ struct Step {
     is_end: bool,
 }
 
-/// Unpacks a batch; `None` where it is over the bounds, damaged, or not exactly one whole stream.
+/// Unpacks a batch; `None` if it is over the bounds, damaged, or not exactly one complete stream.
 fn unpack<C: Codec>(mut packed: &[u8]) -> Option<Buffer> {
     const FIRST_BYTES_MIN: usize = 4096;
     let bound = Allowance::of_next_batch().bytes;
@@ -208,11 +209,11 @@ fn unpack<C: Codec>(mut packed: &[u8]) -> Option<Buffer> {
             }
             continue;
         }
-        // At the bound, a byte more is too much; none more may still be the end.
+        // The buffer is full at the bound. The stream may end here; one byte more is too many.
         let mut beyond = 0;
         let out = if room == 0 { &raw mut beyond } else { out };
         room = room.max(1);
-        // SAFETY: there is so much room.
+        // SAFETY: there is room for `room` bytes.
         let Step { taken, made, is_end } = unsafe { codec.step(packed, out, room)? };
         if buffer.len + made > bound {
             return None;
@@ -261,7 +262,7 @@ struct ZStream {
     reserved: c_ulong,
 }
 
-/// zlib's values, as librdkafka uses them: with a gzip or zlib header, as it comes.
+/// zlib's constants. These window bits, which librdkafka uses too, accept both a gzip and a zlib header.
 const WINDOW_BITS: c_int = 15 + 32;
 const Z_NO_FLUSH: c_int = 0;
 const Z_OK: c_int = 0;
@@ -277,7 +278,7 @@ unsafe extern "C" {
     fn inflate_end(stream: *mut ZStream) -> c_int;
 }
 
-/// On the heap: zlib keeps its address.
+/// The stream is on the heap because zlib keeps its address.
 struct Gzip(Box<ZStream>);
 
 impl Drop for Gzip {
@@ -302,7 +303,7 @@ impl Codec for Gzip {
         let (packed_len, len) = (c_uint::try_from(packed.len()).ok()?, c_uint::try_from(len).unwrap_or(c_uint::MAX));
         (stream.next_in, stream.avail_in) = (packed.as_ptr(), packed_len);
         (stream.next_out, stream.avail_out) = (out, len);
-        // SAFETY: the input lives, and there is as much room as is said.
+        // SAFETY: the input lives, and the room is as large as stated.
         let outcome = unsafe { inflate(&raw mut *stream, Z_NO_FLUSH) };
         let step = Step {
             taken: (packed_len - stream.avail_in) as usize,
@@ -313,7 +314,7 @@ impl Codec for Gzip {
     }
 }
 
-/// Stands in for librdkafka's function of this name. Its caller frees what it returns.
+/// Replaces librdkafka's function of this name. The caller frees the result.
 #[unsafe(no_mangle)]
 extern "C" fn __wrap_rd_gz_decompress(packed: *const c_void, len: c_int, unpacked_len: *mut u64) -> *mut c_void {
     // SAFETY: librdkafka hands over a batch that lives until this returns.
@@ -366,7 +367,7 @@ impl Codec for Lz4 {
 
     unsafe fn step(&mut self, packed: &[u8], out: *mut u8, len: usize) -> Option<Step> {
         let (mut taken, mut made) = (packed.len(), len);
-        // SAFETY: the context is alive, the input lives, and there is as much room as is said.
+        // SAFETY: the context is alive, the input lives, and the room is as large as stated.
         unsafe {
             let from = packed.as_ptr().cast();
             let code = lz4_decompress(self.0, out.cast(), &raw mut made, from, &raw mut taken, ptr::null());
@@ -375,8 +376,8 @@ impl Codec for Lz4 {
     }
 }
 
-/// Stands in for librdkafka's function of this name, which also repairs the frames of Kafka before 0.10. Its caller
-/// frees what it gives.
+/// Replaces librdkafka's function of this name. The original also repairs the frames of Kafka before 0.10; this one
+/// does not. The caller frees the result.
 #[unsafe(no_mangle)]
 extern "C" fn __wrap_rd_kafka_lz4_decompress(
     _broker: *mut c_void,
@@ -417,17 +418,17 @@ unsafe extern "C" {
     fn zstd_is_error(code: usize) -> c_uint;
 }
 
-/// In one step: a stream's window may be larger than the batch.
+/// Unpacks in one step: in steps, zstd would allocate the stream's window, which may be larger than the batch.
 fn unpack_zstd(packed: &[u8]) -> Option<Buffer> {
     let bound = Allowance::of_next_batch().bytes;
     // SAFETY: the input lives.
     let most = unsafe { zstd_bound(packed.as_ptr().cast(), packed.len()) };
-    // What is no zstd has no bound, and fails below.
+    // Input that is not zstd has no bound, and fails below.
     let mut buffer = Buffer::new(usize::try_from(most).unwrap_or(bound).min(bound)).filter(|_| !packed.is_empty())?;
     let (out, room) = buffer.spare();
-    // SAFETY: the input lives, and there is as much room as is said.
+    // SAFETY: the input lives, and the room is as large as stated.
     let made = unsafe { zstd_decompress(out.cast(), room, packed.as_ptr().cast(), packed.len()) };
-    // SAFETY: it looks at a number.
+    // SAFETY: the function has no pointer.
     if unsafe { zstd_is_error(made) } != 0 {
         return None;
     }
@@ -435,7 +436,7 @@ fn unpack_zstd(packed: &[u8]) -> Option<Buffer> {
     Some(buffer)
 }
 
-/// Stands in for librdkafka's function of this name. Its caller frees what it gives.
+/// Replaces librdkafka's function of this name. The caller frees the result.
 #[unsafe(no_mangle)]
 extern "C" fn __wrap_rd_kafka_zstd_decompress(
     _broker: *mut c_void,
@@ -456,13 +457,14 @@ unsafe extern "C" {
     fn __real_rd_kafka_snappy_uncompress(packed: *const c_char, packed_len: usize, out: *mut c_char) -> c_int;
 }
 
-/// What a Snappy block says that it comes to. librdkafka allocates that, and aborts the process where it can't.
+/// The unpacked length that a Snappy block claims, if within the bounds. librdkafka allocates this much, and aborts the
+/// process if it can't.
 fn snappy_len(block: &[u8]) -> Option<usize> {
     let (len, _) = varint(block)?;
     usize::try_from(len).ok().filter(|&len| len <= Allowance::of_next_batch().bytes)
 }
 
-/// The blocks of a batch of Java's producers, behind its header; `None` once it is cut off.
+/// The blocks of a batch in the framing of snappy-java, without its header; `None` where the batch is cut off.
 fn snappy_java_blocks(mut packed: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
     std::iter::from_fn(move || {
         let (len, rest) =
@@ -481,7 +483,7 @@ fn unpack_snappy_java(packed: &[u8]) -> Option<Buffer> {
     let mut buffer = Buffer::new(total)?;
     for block in snappy_java_blocks(packed).flatten() {
         let (out, _) = buffer.spare();
-        // SAFETY: the input lives, and there is room for all that the blocks say that they come to.
+        // SAFETY: the input lives, and there is room for the lengths of all blocks.
         if unsafe { __real_rd_kafka_snappy_uncompress(block.as_ptr().cast(), block.len(), out.cast()) } != 0 {
             return None;
         }
@@ -490,7 +492,7 @@ fn unpack_snappy_java(packed: &[u8]) -> Option<Buffer> {
     (total > 0).then_some(buffer)
 }
 
-/// Stands in for librdkafka's function of this name, which says how much its caller allocates.
+/// Replaces librdkafka's function of this name. The caller allocates the length that it returns.
 #[unsafe(no_mangle)]
 extern "C" fn __wrap_rd_kafka_snappy_uncompressed_length(
     packed: *const c_char,
@@ -504,21 +506,21 @@ extern "C" fn __wrap_rd_kafka_snappy_uncompressed_length(
     true
 }
 
-/// Stands before librdkafka's function of this name, which unpacks into as much room as the one above said.
+/// Wraps librdkafka's function of this name, which unpacks into the buffer of the length above.
 #[unsafe(no_mangle)]
 extern "C" fn __wrap_rd_kafka_snappy_uncompress(packed: *const c_char, packed_len: usize, out: *mut c_char) -> c_int {
     // SAFETY: librdkafka hands over a batch that lives until this returns.
     let Some(len) = snappy_len(unsafe { packed_bytes(packed.cast(), packed_len) }) else { return -libc::EIO };
     // SAFETY: these are librdkafka's own arguments.
     let outcome = unsafe { __real_rd_kafka_snappy_uncompress(packed, packed_len, out) };
-    // SAFETY: so many bytes were written where that went well.
+    // SAFETY: on success `len` bytes were written.
     if outcome == 0 && !admit(unsafe { packed_bytes(out.cast(), len) }) {
         return -libc::EIO;
     }
     outcome
 }
 
-/// Stands in for librdkafka's function of this name. Its caller frees what it returns.
+/// Replaces librdkafka's function of this name. The caller frees the result.
 #[unsafe(no_mangle)]
 extern "C" fn __wrap_rd_kafka_snappy_java_uncompress(
     packed: *const c_char,

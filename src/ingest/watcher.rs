@@ -156,7 +156,7 @@ pub(super) fn start(cluster: MetadataClient, settings: WatcherParts) -> io::Resu
         cluster,
         catalogue: TopicCatalogue::new(settings.routes.load_full(), settings.indexes),
         routes: settings.routes,
-        renewal: ReplacementTimer::new(settings.config.stall),
+        replacement_timer: ReplacementTimer::new(settings.config.stall),
         outage: OutageLog::default(),
         last_answer: None,
         config: settings.config,
@@ -193,7 +193,7 @@ struct WatcherThread {
     status: Arc<IngestStatus>,
     metrics: Metrics,
     terminator: ClientTerminator,
-    renewal: ReplacementTimer,
+    replacement_timer: ReplacementTimer,
     outage: OutageLog,
     last_answer: Option<Instant>,
     /// How often the brokers answered again after an outage.
@@ -279,7 +279,7 @@ impl WatcherThread {
         let now = Instant::now();
         self.cluster.handle_answer();
         self.brokers.handle_answer(now);
-        self.renewal.handle_answer();
+        self.replacement_timer.handle_answer();
         self.last_answer = Some(now);
         let brokers = &self.config.brokers;
         match self.outage.handle_success(now) {
@@ -318,7 +318,7 @@ impl WatcherThread {
                 None => {}
             }
         }
-        if self.renewal.handle_failure(failure, now) {
+        if self.replacement_timer.handle_failure(failure, now) {
             self.replace_client(error);
         }
     }
@@ -335,7 +335,7 @@ impl WatcherThread {
         match MetadataClient::new(&self.config) {
             Ok(cluster) => {
                 self.terminator.end(std::mem::replace(&mut self.cluster, cluster));
-                self.metrics.asking_client_renewed();
+                self.metrics.metadata_client_replaced();
                 info!(%error, "metadata client replaced: no answer");
             }
             Err(invalid) => warn!(error = %invalid, "no new metadata client; keeping the current one"),

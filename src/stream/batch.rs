@@ -163,9 +163,8 @@ pub struct Batch {
     pub arena: Vec<u8>,
     /// Assessments' events.
     pub records: Vec<Record>,
-    /// Those of `records` that do not lie where their topic's partitioner puts them by the present number of
-    /// partitions; by index, in order.
-    pub strays: Vec<u32>,
+    /// The indices of the misplaced ones of `records`, in order.
+    pub misplaced: Vec<u32>,
     /// Markets' ticks.
     pub ticks: Vec<Tick>,
 }

@@ -345,7 +345,7 @@ pub(crate) const fn topics_max() -> usize {
     (BYTES_MAX - HEADER_BYTES - SHAPES * 4) / (2 + 4)
 }
 
-/// Whether there is room for so many topics, with so many places besides the first one of each, likewise.
+/// Whether there is room for this many topics, with this many places besides the first one of each. Offsets as above.
 #[must_use]
 pub(crate) const fn has_room_for(topics: usize, further_places: usize) -> bool {
     topics * (2 + 4) + further_places * (1 + 4) <= BYTES_MAX - HEADER_BYTES - SHAPES * 4

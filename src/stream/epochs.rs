@@ -403,7 +403,7 @@ mod tests {
         })
     }
 
-    /// What a pod knows that began to read a log at one of its records and has read so many of them.
+    /// What a pod knows that began to read a log at one of its records and has read this many of them.
     struct Pod {
         timeline: EpochTimeline,
         low: i64,

@@ -10,7 +10,7 @@
 //!
 //! - `assessment_logs`: the entries of each assessment, its subscribers, and which entries are undispatched;
 //! - `blocks`: a long log's entries by number, and which of them a cursor covers;
-//! - `strays`: entries that lie where their partitioner would not have put them;
+//! - `misplaced`: on which partitions each assessment log has misplaced records;
 //! - `positions`: what is due from a position on, and how far a write came;
 //! - `cursors`: where a client goes on that comes back, and the cursor of a position;
 //! - `index`: from an assessment's id to its log;
@@ -27,11 +27,11 @@ mod cursors;
 mod findings;
 mod held_frames;
 mod index;
+mod misplaced;
 mod offset_timeline;
 mod positions;
 mod segment;
 mod segments;
-mod strays;
 #[cfg(test)]
 mod tests;
 
@@ -49,10 +49,10 @@ pub(crate) use self::findings::{FindingKind, RecordFindings, TopicFinding};
 use self::held_frames::HeldFrames;
 use self::index::Index;
 pub(crate) use self::index::IndexKey;
+use self::misplaced::MisplacedRecords;
 pub(crate) use self::positions::{DueFrames, FrameRef, Position, PositionStatus, WriteProgress};
 use self::segment::{Entry, EntryFrame, EntryRef, LostEntries, Segment, WINDOW_PARTS};
 use self::segments::Segments;
-use self::strays::Strays;
 use crate::ids::TopicIndex;
 use crate::limits::{GROWTH_NOTICED_MAX, MESSAGE_BYTES_COMMON, UNDISPATCHED_BYTES_MAX};
 use crate::routing::table::Topic;
@@ -73,7 +73,7 @@ pub struct History {
     /// Partitions whose offset moved without a record since the last segment or batch; noted at the next one's start.
     moved: Vec<PartitionId>,
     index: Index,
-    strays: Strays,
+    misplaced: MisplacedRecords,
     /// Of long logs.
     blocks: SparseSecondaryMap<AssessmentLogKey, Blocks>,
     /// Subscribed logs with undispatched entries, oldest first.
@@ -141,7 +141,7 @@ impl History {
             logs: SlotMap::with_key(),
             moved: Vec::new(),
             index: Index::new(IndexKey::default()),
-            strays: Strays::default(),
+            misplaced: MisplacedRecords::default(),
             blocks: SparseSecondaryMap::new(),
             undispatched: VecDeque::new(),
             scratch: Vec::new(),
@@ -178,7 +178,7 @@ impl History {
                 self.moved.clear();
                 let segment = Segment::new(batch, self.offsets.all_next().into(), self.limits.event_bytes_max(), now);
                 let added = 0..segment.entries().len();
-                self.bytes += segment.counted;
+                self.bytes += segment.counted_bytes;
                 self.segments.push(segment);
                 added
             }
@@ -198,8 +198,8 @@ impl History {
         let deleted = batch.deleted.iter().filter_map(|at| self.offsets.missing_below(at));
         self.losses.extend(deleted.map(|partition_id| Loss { partition_id, end: None }));
         self.truncate(&batch.truncations);
-        let is_old = |segment: &&Segment| segment.opened + GROWTH_NOTICED_MAX <= now;
-        let timeline = || self.segments.iter().rev().find(is_old).map(|segment| &*segment.base);
+        let is_old = |segment: &&Segment| segment.first_arrived + GROWTH_NOTICED_MAX <= now;
+        let timeline = || self.segments.iter().rev().find(is_old).map(|segment| &*segment.base_offsets);
         let mut begun_late = Vec::new();
         self.offsets.apply_next_offsets(&batch.starts, timeline, now, &mut self.moved, &mut begun_late);
         self.losses.extend(begun_late.into_iter().map(|partition_id| Loss { partition_id, end: None }));
@@ -230,9 +230,9 @@ impl History {
                 break;
             }
             let Some(segment) = self.segments.segment_mut(number) else { break };
-            let strays = segment.truncate(&mut lost);
+            let misplaced = segment.truncate(&mut lost);
             self.update_cost(number);
-            self.strays_are_cut(&strays);
+            self.truncate_misplaced(&misplaced);
         }
     }
 
@@ -287,7 +287,7 @@ impl History {
             self.undispatched.iter().find_map(|&key| self.logs.get(key)?.undispatched).map(|(_, at)| at.segment());
         let bytes_most = 2 * self.limits.bytes_max + UNDISPATCHED_BYTES_MAX;
         while let Some(oldest) = self.segments.oldest() {
-            let aged = now.saturating_duration_since(oldest.arrived) > self.limits.window;
+            let aged = now.saturating_duration_since(oldest.last_arrived) > self.limits.window;
             let is_undispatched = undispatched.is_some_and(|number| number <= self.segments.numbers().start);
             let is_over = self.bytes > if is_undispatched { bytes_most } else { self.limits.bytes_max };
             if !aged && !is_over {
@@ -335,9 +335,9 @@ impl History {
 
     fn drop_oldest(&mut self) {
         let Some((number, segment)) = self.segments.pop_oldest() else { return };
-        self.bytes -= segment.counted;
+        self.bytes -= segment.counted_bytes;
         self.keep_held(number, &segment);
-        self.forget_strays(&segment);
+        self.forget_misplaced(&segment);
         for group in segment.entries().chunks(LINK_GROUP) {
             self.fetch_logs(group.iter().map(|entry| entry.log));
             for entry in group {
@@ -423,7 +423,7 @@ impl History {
     fn update_cost(&mut self, number: u64) {
         let Some(segment) = self.segments.segment_mut(number) else { return };
         let cost = segment.cost();
-        let before = std::mem::replace(&mut segment.counted, cost);
+        let before = std::mem::replace(&mut segment.counted_bytes, cost);
         self.bytes = self.bytes - before + cost;
     }
 }

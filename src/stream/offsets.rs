@@ -1,9 +1,9 @@
-//! The read offsets of a shard per partition, from where its window is complete, and what both mean for a cursor: what
-//! it covers, and whether everything it lacks is here. [`super::history`] knows which entries lie where.
+//! Per partition, a shard's read offset and the offset from which on its window is complete. It judges cursors by them:
+//! what the client has, and whether the window has everything else. [`super::history`] keeps the entries.
 //!
-//! A *place* is a partition of a topic, numbered densely. An assessment's cursor lists the places where its records may
-//! lie: by its topics' partitioners, for each number of partitions that a topic had of late, and besides where a record
-//! of it was found against expectation.
+//! A [`PartitionId`] numbers the partitions of all topics densely. An assessment's cursor lists the partitions that may
+//! have its records: those where its topics' partitioners put it, for each partition count that a topic had of late;
+//! and those where a misplaced record was found.
 
 mod names;
 mod resume_filter;
@@ -33,7 +33,7 @@ use crate::stream::fault_injection::{InjectedFault, is_injected};
 pub struct PartitionId(u32);
 
 impl PartitionId {
-    /// None is before it.
+    /// The lowest id.
     pub(crate) const FIRST: Self = Self(0);
 
     /// Its index in [`Offsets::all_next`].
@@ -60,7 +60,7 @@ pub struct Offsets {
     replaced: Vec<PartitionId>,
     partition_ids: Vec<PartitionInfo>,
     next: Vec<i64>,
-    low_watermark: Vec<i64>,
+    complete_from: Vec<i64>,
     first: Vec<i64>,
     /// Which leaders wrote what was read, and what logs lost of that.
     epochs: Vec<EpochTimeline>,
@@ -99,15 +99,15 @@ struct PartitionInfo {
 pub struct ListedPartitions {
     partition_ids: Box<[PartitionId]>,
     layout: u32,
-    /// How many of them are there only because a record was found there.
-    strays: u32,
+    /// How many of them are listed only because a misplaced record was found there.
+    misplaced: u32,
 }
 
 impl ListedPartitions {
     /// Whether all of them are where the topics' partitioners put the assessment: nearly always so.
     #[must_use]
     pub(crate) fn is_as_expected(&self) -> bool {
-        self.strays == 0
+        self.misplaced == 0
     }
 
     /// Whether the partition is one of them.
@@ -146,7 +146,7 @@ impl Offsets {
                 Some(&Some(partition_id)) => partition_id,
                 _ => {
                     grown.push(start.topic);
-                    let partition_id = self.add_place(start.topic, partition, start.offset);
+                    let partition_id = self.add_partition(start.topic, partition, start.offset);
                     deleted_unread.extend((start.offset > 0).then_some(partition_id));
                     partition_id
                 }
@@ -169,8 +169,8 @@ impl Offsets {
         }
     }
 
-    fn add_place(&mut self, topic: TopicIndex, partition: u32, offset: i64) -> PartitionId {
-        let partition_id = self.free_place();
+    fn add_partition(&mut self, topic: TopicIndex, partition: u32, offset: i64) -> PartitionId {
+        let partition_id = self.free_partition_id();
         let known = self.topics[usize::from(topic.0)].as_mut().expect("looked up before");
         let fingerprint = known.topic.fingerprint;
         let (tag, sum) = (Tag::of(fingerprint), TopicSum::of(fingerprint));
@@ -181,12 +181,12 @@ impl Offsets {
         self.replaced.extend(known.replaced.then_some(partition_id));
         let at = partition_id.index();
         self.partition_ids[at] = PartitionInfo { tag, sum, topic, partition, partitions: 0 };
-        (self.next[at], self.low_watermark[at], self.first[at], self.recent[at]) = (offset, offset, offset, offset);
+        (self.next[at], self.complete_from[at], self.first[at], self.recent[at]) = (offset, offset, offset, offset);
         self.layout += 1;
         partition_id
     }
 
-    /// Records below these offsets are older than the history's time. After the places were told.
+    /// Records below these offsets are older than the history's time. Call this after the partitions were added.
     pub(crate) fn recent_from(&mut self, recent: &[NextOffset]) {
         for from in recent {
             if let Some(partition_id) = self.partition_id(from.topic, from.partition) {
@@ -248,33 +248,33 @@ impl Offsets {
         Some(partition_id)
     }
 
-    /// The record at an offset left the window: so far, it is not whole any more.
+    /// The record at an offset left the window: the window is complete from the next offset on only.
     pub(crate) fn record_evicted(&mut self, origin: Origin) {
         if let Some(partition_id) = self.partition_id(origin.topic, origin.partition) {
-            let low_watermark = &mut self.low_watermark[partition_id.0 as usize];
-            *low_watermark = origin.offset.saturating_add(1).max(*low_watermark);
+            let complete_from = &mut self.complete_from[partition_id.0 as usize];
+            *complete_from = origin.offset.saturating_add(1).max(*complete_from);
         }
     }
 
     /// Records below this offset are missing: they were not read, and no client can be sent them.
     pub(crate) fn missing_below(&mut self, at: &NextOffset) -> Option<PartitionId> {
         let partition_id = self.partition_id(at.topic, at.partition)?;
-        let low_watermark = &mut self.low_watermark[partition_id.0 as usize];
-        *low_watermark = at.offset.max(*low_watermark);
+        let complete_from = &mut self.complete_from[partition_id.0 as usize];
+        *complete_from = at.offset.max(*complete_from);
         Some(partition_id)
     }
 
-    /// The log lost its end. Before it is told to stand there. Comes back with the epoch of the last record that was
-    /// read of it, as far as that is known.
+    /// A log lost its end. Call this before its new read offset is set. Also returns the leader epoch of the last
+    /// record read before, if known.
     pub(crate) fn truncate(&mut self, deleted_unread: &LogTruncation) -> Option<(PartitionId, Option<i32>)> {
         let partition_id = self.partition_id(deleted_unread.next.topic, deleted_unread.next.partition)?;
         let index = partition_id.index();
-        let (from, read, low_watermark, epochs) =
-            (deleted_unread.next.offset, self.next[index], self.low_watermark[index], &mut self.epochs[index]);
+        let (from, read, complete_from, epochs) =
+            (deleted_unread.next.offset, self.next[index], self.complete_from[index], &mut self.epochs[index]);
         let epoch = epochs.last();
-        epochs.lose_end(from, read, deleted_unread.is_below_unknown, low_watermark);
-        // What it holds from there on is all read again.
-        self.low_watermark[index] = if deleted_unread.is_below_unknown { from } else { from.min(low_watermark) };
+        epochs.lose_end(from, read, deleted_unread.is_below_unknown, complete_from);
+        // All that the log has from there on is read anew.
+        self.complete_from[index] = if deleted_unread.is_below_unknown { from } else { from.min(complete_from) };
         self.next[index] = from.min(read);
         Some((partition_id, epoch))
     }
@@ -367,14 +367,15 @@ impl Offsets {
                 partition_ids.push(partition_id);
             }
         }
-        let strays = u32::try_from(partition_ids.len() - expected).expect("Kafka has far fewer partitions than 2^32");
+        let misplaced =
+            u32::try_from(partition_ids.len() - expected).expect("Kafka has far fewer partitions than 2^32");
         let info = |partition_id: &PartitionId| &self.partition_ids[partition_id.0 as usize];
         partition_ids.sort_unstable_by(|a, b| {
             let (a, b) = (info(a), info(b));
             self.topic_order(a.topic, b.topic).then(a.partition.cmp(&b.partition))
         });
         partition_ids.dedup();
-        ListedPartitions { partition_ids: partition_ids.into(), layout: self.layout, strays }
+        ListedPartitions { partition_ids: partition_ids.into(), layout: self.layout, misplaced }
     }
 
     /// Whether the topic's partitioner would put the assessment's records there, by some number of partitions that the
@@ -408,8 +409,8 @@ impl Offsets {
         self.known(topic).is_none_or(|known| known.replaced)
     }
 
-    /// Appends the cursor of an assessment, from where each of its places stands. `false` where it would be too long,
-    /// and what stands for that is appended.
+    /// Appends the cursor of an assessment, made of the `next` offset of each of its partitions. `false` if it would be
+    /// too long; then a mark of that is appended.
     pub fn write_cursor(
         &self,
         assessment: AssessmentHash,
@@ -447,8 +448,8 @@ impl Offsets {
         true
     }
 
-    /// Whether a cursor must list a place that stands there. A topic that it does not list is one that was empty: the
-    /// client lacks all of it. So is a partition where an assessment's records lie on any.
+    /// Whether a cursor must list a partition whose next offset is this. A topic that a cursor does not list was empty:
+    /// the client lacks all of it. The same holds for a partition of a topic that has no partitioner.
     fn must_list(&self, topic: TopicIndex, next: i64) -> bool {
         if next > 0 {
             return true;
@@ -481,8 +482,8 @@ impl Offsets {
         self.epochs[partition_id.index()].judge(at.next, at.epoch, self.next(partition_id))
     }
 
-    /// Whether a client has a newer log of a place than the one that was read here, which is lost: it is sent nothing
-    /// of it.
+    /// Whether a client has records of a newer leader than this pod has read of a partition. The log that the pod read
+    /// is lost, so the client is sent nothing of it.
     fn is_outdated_at(&self, partition_id: PartitionId, at: &PartitionOffset) -> bool {
         self.epochs[partition_id.index()].is_older_than(at.next, at.epoch, self.next(partition_id))
             && !is_injected(InjectedFault::OldLogToANewerCursor)

@@ -27,7 +27,7 @@ pub(crate) fn events(ids: &[(&str, u64)]) -> Batch {
     batch
 }
 
-/// A batch with one event whose message is about so many bytes larger.
+/// A batch with one event whose message is about this many bytes larger.
 pub(crate) fn large_event(id: &str, number: u64, bytes: usize) -> Batch {
     let fill = "x".repeat(bytes);
     let mut batch = Batch::default();

@@ -33,7 +33,7 @@ fn numbers(client: &Client) -> Vec<u64> {
     seen(client).map(number_of).collect()
 }
 
-/// Waits until a client has seen so many events.
+/// Waits until a client has seen this many events.
 #[track_caller]
 fn await_seen(client: &mut Client, count: usize) {
     read_until(std::slice::from_mut(client), "the events", WITHIN, |clients| seen(&clients[0]).count() >= count);

@@ -52,6 +52,8 @@ const RETIRED: &[&str] = &[
     "Spot",
     "Stand",
     "Standing",
+    "Stray",
+    "Strays",
     "Stretch",
     "Tail",
     "UrlTwin",
@@ -59,10 +61,13 @@ const RETIRED: &[&str] = &[
     "Witness",
     "give_way",
     "has_news",
+    "is_owed",
+    "is_stray",
     "is_sure",
     "let_all_run",
     "let_others_run",
     "list_anew",
+    "low_watermark",
     "mark_draining",
     "meet_unknown",
     "next_fresh",
@@ -85,6 +90,8 @@ const STRANGE: &[(&str, &str)] = &[
     ("told of", "receives, is notified of"),
     ("to be had", "available"),
     ("heeds", "follows, uses"),
+    ("so many", "this many"),
+    ("bell", "eventfd, wake-up"),
 ];
 
 /// Names that were given up.

@@ -292,7 +292,7 @@ impl IngestState {
                 false => self.is_assigned(at.topic, at.partition),
             }
         }
-        self.publisher.client_renewed();
+        self.publisher.consumer_replaced();
         self.status.reader_stalled.store(!places.is_empty(), Ordering::Release);
     }
 

@@ -1,5 +1,4 @@
-//! How the client that reads is replaced: when, and what the new one begins with. The rule is
-//! [`super::super::stall_detector`]'s.
+//! Replaces the consumer: the new one continues from the read offsets. [`crate::ingest::stall_detector`] decides when.
 
 use std::mem;
 use std::sync::atomic::Ordering;
@@ -24,16 +23,16 @@ impl Reader {
             }
             state.status.reader_stalled.store(false, Ordering::Release);
         }
-        let Some(reader_stalled) = state.stall_detector.stall(now) else { return };
-        if reader_stalled.is_whole && !state.status.reader_stalled.swap(true, Ordering::Release) {
+        let Some(stall) = state.stall_detector.stall(now) else { return };
+        if stall.is_client_silent && !state.status.reader_stalled.swap(true, Ordering::Release) {
             state.stalled_since = Some(now);
             warn!("no records although the brokers have some; not ready");
         }
         if state.stall_detector.may_replace(now) {
-            let first = state.progress.read_offsets.all()[reader_stalled.first];
+            let first = state.progress.read_offsets.all()[stall.first];
             let (topic, partition, partitions) =
-                (state.topic_name(Some(first.topic)), first.partition, reader_stalled.partitions);
-            let (next, waited) = (first.offset, reader_stalled.longest);
+                (state.topic_name(Some(first.topic)), first.partition, stall.partitions);
+            let (next, waited) = (first.offset, stall.longest);
             warn!(
                 partitions,
                 elapsed_ms = whole_ms(waited),
@@ -46,7 +45,8 @@ impl Reader {
         }
     }
 
-    /// Reads on by a new client, from where the old one came to. What the old one holds besides is never taken.
+    /// Continues from the read offsets with a new consumer. Records that the old one has fetched and not handed out are
+    /// fetched again.
     fn replace_client(&mut self, now: Instant) {
         if !self.terminator.has_room() {
             return warn!("replaced Kafka clients do not shut down; keeping the current one");

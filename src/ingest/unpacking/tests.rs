@@ -70,12 +70,12 @@ enum Kind {
 
 const KINDS: [Kind; 5] = [Kind::Gzip, Kind::Lz4, Kind::Zstd, Kind::Snappy, Kind::SnappyJava];
 
-/// So many records, the smallest that there are.
+/// This many records, the smallest that there are.
 fn records(count: usize) -> Vec<u8> {
     [12, 0, 0, 0, 1, 1, 0].repeat(count)
 }
 
-/// One record of so many bytes, its length included.
+/// One record of this many bytes, its length included.
 fn record(len: usize) -> Vec<u8> {
     let mut record = Vec::new();
     let mut left = 2 * (len - 4);

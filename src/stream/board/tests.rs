@@ -217,7 +217,7 @@ fn a_market_whose_producer_writes_its_name_otherwise_is_another_and_the_old_one_
     assert_eq!(whole(&board), [300]);
 }
 
-/// A tick whose payload has about so many bytes.
+/// A tick whose payload has about this many bytes.
 fn large(topic: TopicIndex, offset: i64, bytes: usize) -> Batch {
     let mut batch = Batch::default();
     let payload = batch.push_bytes(format!(r#"{{"price":{offset},"timestamp":"{}"}}"#, "x".repeat(bytes)).as_bytes());

@@ -38,7 +38,7 @@ fn listing(topics: &[(Fingerprint, u32, Vec<PartitionOffset>)]) -> Cursor {
     Cursor::Of(CursorContents { sum, topics })
 }
 
-/// So many topics with six partitions, one place each, whose leaders changed as often as its number says.
+/// This many topics with six partitions, one place each, whose leaders changed as often as its number says.
 fn topics(count: u32, next: i64, elections: impl Fn(u32) -> i32) -> Vec<(Fingerprint, u32, Vec<PartitionOffset>)> {
     (0..count)
         .map(|topic| {

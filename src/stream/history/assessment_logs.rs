@@ -195,9 +195,9 @@ impl History {
         }
         let found = self.segments.entry(at);
         let is_too_large = found.is_some_and(|(_, entry)| entry.frame == EntryFrame::TooLarge);
-        let is_stray = found.is_some_and(|(segment, _)| segment.is_stray(at.index()));
-        if let Some(partition_id) = partition_id.filter(|_| is_stray) {
-            self.stray_comes(key, partition_id, record.origin.offset);
+        let is_misplaced = found.is_some_and(|(segment, _)| segment.is_misplaced(at.index()));
+        if let Some(partition_id) = partition_id.filter(|_| is_misplaced) {
+            self.add_misplaced(key, partition_id, record.origin.offset);
         }
         if is_subscribed {
             self.refresh_listed(key);
@@ -238,7 +238,7 @@ impl History {
     pub(crate) fn refresh_listed(&mut self, key: AssessmentLogKey) {
         let Some(log) = self.logs.get_mut(key) else { return };
         if self.offsets.is_outdated(&log.listed) {
-            log.listed = self.offsets.list_partitions(&log.id, self.strays.of(key));
+            log.listed = self.offsets.list_partitions(&log.id, self.misplaced.of(key));
         }
     }
 

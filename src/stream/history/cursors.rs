@@ -44,7 +44,7 @@ pub(super) fn offset_lookup<'a>(
             return offsets.next(partition_id);
         }
         // Of a partition that was not known then, nothing had been read.
-        segment.past(partition_id, index, after).unwrap_or_else(|| offsets.first(partition_id))
+        segment.offset_at(partition_id, index, after).unwrap_or_else(|| offsets.first(partition_id))
     }
 }
 
@@ -62,7 +62,7 @@ impl History {
         self.refresh_listed(key);
         let log = self.logs.get(key).ok_or(ResetReason::Invalid)?;
         let cursor = cursor::decode(cursor, log.hash).map_err(|_| ResetReason::Invalid)?;
-        let newest = |partition_id| self.strays.newest(key, partition_id);
+        let newest = |partition_id| self.misplaced.newest(key, partition_id);
         let mut resume_filter = self.offsets.judge(cursor, &log.id, &log.listed, newest)?;
         if log
             .listed
@@ -136,8 +136,8 @@ impl History {
         partition_id.is_none_or(|partition_id| resume_filter.contains(&self.offsets, partition_id, origin.offset))
     }
 
-    /// Makes the frames that are due to a client from its position on, until it is past its cursor, up to a number of
-    /// bytes (at least one frame), and in so many steps, which are used up.
+    /// Makes the frames that are due to a client from its position on, until it is past its cursor: at least one frame,
+    /// up to a number of bytes. Uses up the steps.
     pub(crate) fn make_catch_up_frames(
         &mut self,
         key: AssessmentLogKey,

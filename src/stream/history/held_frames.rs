@@ -7,7 +7,7 @@ use super::History;
 use super::positions::FrameRef;
 use super::segment::{EntryRef, Segment};
 
-/// The part of the window's budget that copies may take: 1 of so many. Over it the oldest are given up.
+/// Copies may take this fraction, one in this many bytes, of the window's budget. Beyond it the oldest are given up.
 const COPIES_PART: usize = 2;
 
 /// Frames that are held, by entry.
@@ -40,7 +40,7 @@ impl HeldFrames {
         }
     }
 
-    /// Gives up the oldest copies until all take at most so many bytes.
+    /// Gives up the oldest copies until all take at most this many bytes.
     fn shrink_to(&mut self, bytes_max: usize) {
         while self.bytes > bytes_max
             && let Some((_, oldest)) = self.frames.pop_first()

@@ -1,27 +1,27 @@
-//! Ingest's read offsets at each entry of a segment, for entries framed late and for the cursor of a position. Built on
-//! first use, since most segments never need it.
+//! The read offsets at each entry of a segment: cursors of late frames and of positions are made of them. A timeline is
+//! built on first use, because most segments never need one.
 
 use crate::stream::offsets::PartitionId;
 
-/// By place, how it moved along a segment's entries.
+/// How each partition's read offset moved along a segment's entries.
 #[derive(Debug, Default)]
 pub(super) struct OffsetTimeline {
-    /// Ordered by place, then by step.
+    /// Ordered by partition id, then by step.
     moves: Vec<OffsetStep>,
-    /// Of how many entries it knows.
+    /// Number of entries that it covers.
     entries: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct OffsetStep {
     partition_id: PartitionId,
-    /// Twice the entry's index for what moved before the entry, and one more for the entry's own record.
+    /// `2 * index` for a move before the entry at that index, `2 * index + 1` for the entry's own record.
     step: u32,
     next: i64,
 }
 
 impl OffsetTimeline {
-    /// From a segment's moves without a record, and each entry's place and offset.
+    /// From a segment's moves without a record, and the partition and offset of each entry.
     pub(super) fn new(
         moves: &[(u32, PartitionId, i64)],
         entries: impl ExactSizeIterator<Item = Option<(PartitionId, i64)>>,
@@ -38,12 +38,12 @@ impl OffsetTimeline {
         Self { moves: all, entries: count }
     }
 
-    /// Whether it knows all of so many entries.
-    pub(super) fn is_of(&self, entries: usize) -> bool {
+    /// Whether it covers exactly this many entries.
+    pub(super) fn covers(&self, entries: usize) -> bool {
         self.entries == entries
     }
 
-    /// Where a place stood just before an entry, or just after it; `None` where it had not moved since the segment's
+    /// A partition's read offset just before an entry, or just after it; `None` if it had not moved since the segment's
     /// start.
     pub(super) fn next(&self, partition_id: PartitionId, index: usize, after: bool) -> Option<i64> {
         let step = 2 * u32::try_from(index).ok()? + u32::from(after);

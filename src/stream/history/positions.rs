@@ -85,8 +85,8 @@ impl History {
         if position.at.is_some() { PositionStatus::Behind } else { PositionStatus::Lost }
     }
 
-    /// Frames what is due from a position on, up to a number of bytes, and in so many steps, which are used up; at
-    /// least one entry. `None` where nothing is due or what is due is lost.
+    /// Makes the frames that are due from a position on: at least one, and up to `bytes_max` bytes. Uses up
+    /// `steps`. `None` if nothing is due, or what is due is lost.
     pub fn due(
         &mut self,
         key: AssessmentLogKey,

@@ -1,4 +1,4 @@
-//! A stretch of the history: the records of one batch or of several small ones, and the frames made of them.
+//! A segment of the history: the records of one large batch or several small ones, and their frames.
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU64;
@@ -14,7 +14,7 @@ use crate::routing::table::Topic;
 use crate::stream::batch::{ArenaRange, Batch, Origin, Record};
 use crate::stream::offsets::{FORGOTTEN, Offsets, PartitionId};
 
-/// What stands around a message's cursor.
+/// The text before and after a message's cursor.
 pub(super) const CURSOR_OPEN: &[u8] = br#","cursor":""#;
 pub(super) const CURSOR_CLOSE: &[u8] = br#""}"#;
 
@@ -25,26 +25,27 @@ const SEGMENT_BYTES: usize = 64 * 1024;
 /// Entries in one segment, at most: [`EntryRef`] counts them with [`INDEX_BITS`] bits.
 const SEGMENT_ENTRIES: usize = 4 * 1024;
 
-/// Segments per window: a segment accepts batches for one part of the window, by which its oldest entry may outlive it.
+/// A segment accepts batches for one part, of this many, of the window's time. Its oldest entries may stay for as much
+/// longer than the window, because a segment is dropped as a whole.
 pub(super) const WINDOW_PARTS: u32 = 32;
 
 const INDEX_BITS: u32 = 20;
 
-/// The partition of a record that its log has lost: Kafka numbers partitions from 0.
+/// Stands for the partition of a record that its log has lost. It is no partition: Kafka numbers them from 0.
 const NO_PARTITION: i32 = -1;
 
 const _: () = assert!(crate::limits::BATCH_RECORDS_MAX + SEGMENT_ENTRIES < 1 << INDEX_BITS);
 
-/// By topic and partition: what truncated logs lost, from which offset on.
+/// By topic and partition: the offset from which on a truncated log lost its records.
 pub(super) type LostEntries = HashMap<(TopicIndex, i32), (PartitionId, i64)>;
 
-/// Where an entry is: the number of its segment, ever growing, and its index in it.
+/// Refers to an entry: the number of its segment, which no other segment ever has, and its index there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct EntryRef(NonZeroU64);
 
 impl EntryRef {
     pub(super) fn new(segment: u64, index: usize) -> Self {
-        // One more than the number, so that an Option of it needs no room of its own.
+        // One more than the number: it is never 0, so that an Option of it takes no more memory.
         let packed = ((segment + 1) << INDEX_BITS) | index as u64;
         Self(NonZeroU64::new(packed).expect("the segment's part is at least one"))
     }
@@ -61,21 +62,21 @@ impl EntryRef {
 /// An entry's frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EntryFrame {
-    /// It was not needed yet.
+    /// Not made yet: no client needed it.
     NotYet,
-    /// In the segment's `frames`; its cursor has so many characters, 0 where it has none.
+    /// In the segment's `frames`. `cursor` is the length of the cursor in it, 0 if it has none.
     Ready { start: u32, len: u32, cursor: u16 },
-    /// The record can't be mapped, its log has lost it, or no route takes it any more: nothing is sent.
+    /// Nothing is sent: the record can't be mapped, its log has lost it, or its topic has no route any more.
     Unusable,
     /// The event is too large for the window: nothing is sent, and its subscribers get a reset.
     TooLarge,
-    /// Its log has lost it, or its topic has no route any more. Sockets that have a part of it are sent the rest; it is
-    /// sent to no other client.
+    /// Withdrawn: its log has lost it, or its topic has no route any more. Clients that were sent a part of it are sent
+    /// the rest; no other client gets it.
     Lost { start: u32, len: u32 },
 }
 
 impl EntryFrame {
-    /// What is left of it when its entry is withdrawn.
+    /// The frame's state once its entry is withdrawn.
     fn withdrawn(self) -> Self {
         match self {
             Self::Ready { start, len, .. } => Self::Lost { start, len },
@@ -112,49 +113,49 @@ pub(super) struct Segment {
     /// Ids and payloads.
     arena: Vec<u8>,
     entries: Vec<Entry>,
-    /// Those that are strays, by index.
-    strays: Vec<u32>,
+    /// Indices of the misplaced entries, in order.
+    misplaced: Vec<u32>,
     pub(super) frames: Vec<u8>,
-    /// The read offsets before the first entry, by partition.
-    pub(super) base: Box<[i64]>,
-    /// Places that moved without a record, each with the index of the entry before which it did.
+    /// The read offsets before the first entry, by partition id.
+    pub(super) base_offsets: Box<[i64]>,
+    /// Read offsets that moved without a record: the index of the next entry, the partition and its new offset.
     moves: Vec<(u32, PartitionId, i64)>,
-    /// Where ingest stood at each entry, for what is asked late.
+    /// The read offsets at each entry, built when they are first needed.
     timeline: OffsetTimeline,
-    /// When its first record arrived.
-    pub(super) opened: Instant,
-    /// When its newest record arrived.
-    pub(super) arrived: Instant,
-    /// What the history's sum has of its cost.
-    pub(super) counted: usize,
+    /// When its first record last_arrived.
+    pub(super) first_arrived: Instant,
+    /// When its newest record last_arrived.
+    pub(super) last_arrived: Instant,
+    /// Its cost as included in the history's sum.
+    pub(super) counted_bytes: usize,
 }
 
 impl Segment {
-    /// Of a batch whose payloads have at most so many bytes; of a longer one the payload is left out.
-    pub(super) fn new(batch: Batch, base: Box<[i64]>, payload_bytes_max: usize, now: Instant) -> Self {
+    /// A segment of one batch. Payloads over `payload_bytes_max` are left out.
+    pub(super) fn new(batch: Batch, base_offsets: Box<[i64]>, payload_bytes_max: usize, now: Instant) -> Self {
         let mut segment = Self {
             arena: Vec::new(),
             entries: Vec::with_capacity(batch.records.len()),
-            strays: Vec::new(),
+            misplaced: Vec::new(),
             frames: Vec::new(),
-            base,
+            base_offsets,
             moves: Vec::new(),
             timeline: OffsetTimeline::default(),
-            opened: now,
-            arrived: now,
-            counted: 0,
+            first_arrived: now,
+            last_arrived: now,
+            counted_bytes: 0,
         };
         let is_too_large = |record: &Record| record.payload.len as usize > payload_bytes_max;
         let has_too_large = batch.arena.len() > payload_bytes_max && batch.records.iter().any(is_too_large);
-        // Ticks live on the board: an arena that has some of them is not kept.
+        // The board keeps ticks, so an arena with ticks is not kept: its records are copied out.
         if batch.ticks.is_empty() && batch.arena.len() > SEGMENT_BYTES / 2 && !has_too_large {
             segment.entries.extend(batch.records.iter().map(|&record| Entry::new(record)));
             segment.arena = batch.arena;
-            segment.strays = batch.strays;
+            segment.misplaced = batch.misplaced;
         } else {
             segment.copy_batch(&batch, payload_bytes_max, now);
         }
-        segment.counted = segment.cost();
+        segment.counted_bytes = segment.cost();
         segment
     }
 
@@ -166,20 +167,20 @@ impl Segment {
         self.entries.get_mut(index)
     }
 
-    /// Whether a batch is so small, and this segment too, that it belongs in here. A segment ages as a whole: it takes
-    /// in what comes within a small part of the window.
+    /// Whether a batch is to be copied into this segment: both are small, and the segment's part of the window's time
+    /// is not over. A segment is dropped as a whole.
     pub(super) fn can_take(&self, batch: &Batch, now: Instant, window: Duration) -> bool {
         self.arena.len() + batch.arena.len() <= SEGMENT_BYTES
             && self.entries.len() + batch.records.len() <= SEGMENT_ENTRIES
-            && now.saturating_duration_since(self.opened) <= window / WINDOW_PARTS
+            && now.saturating_duration_since(self.first_arrived) <= window / WINDOW_PARTS
     }
 
     /// Copies a batch in; returns the indices of its entries.
     pub(super) fn copy_batch(&mut self, batch: &Batch, payload_bytes_max: usize, now: Instant) -> Range<usize> {
         let first = self.entries.len();
-        self.arrived = now;
+        self.last_arrived = now;
         let before = index_of(first);
-        self.strays.extend(batch.strays.iter().map(|stray| before + stray));
+        self.misplaced.extend(batch.misplaced.iter().map(|index| before + index));
         for record in &batch.records {
             if record.payload.len as usize > payload_bytes_max {
                 let (id, payload) = (self.copy(record.id.of(&batch.arena)), ArenaRange { start: 0, len: 0 });
@@ -188,7 +189,7 @@ impl Segment {
                 continue;
             }
             let payload = self.copy(record.payload.of(&batch.arena));
-            // An id that is a part of the payload stays one.
+            // An id that lies in the payload is not copied twice.
             let within = record.id.start.checked_sub(record.payload.start);
             let id = match within {
                 Some(offset) if offset + record.id.len <= payload.len => {
@@ -207,24 +208,25 @@ impl Segment {
         ArenaRange { start, len: u32::try_from(bytes.len()).expect("a span of a batch's arena fits in 32 bits") }
     }
 
-    /// Notes partitions whose offset moved without a record, before the next entries.
+    /// Records partitions whose read offset moved without a record, before the next entries.
     pub(super) fn record_moves(&mut self, moves: impl Iterator<Item = (PartitionId, i64)>) {
         let index = index_of(self.entries.len());
         self.moves.extend(moves.map(|(partition_id, next)| (index, partition_id, next)));
     }
 
-    /// Withdraws the entries that truncated logs lost, and forgets each log that stood at or before its truncation when
-    /// the segment began. Returns the misplaced ones among the entries: their assessment logs, and what the log lost.
+    /// Withdraws the entries that truncated logs lost. Removes from `lost` the logs of which earlier segments lost
+    /// nothing, because their read offset before this segment was at or below the truncation. Returns the misplaced
+    /// entries among the withdrawn: the assessment log of each, and the truncation.
     pub(super) fn truncate(&mut self, lost: &mut LostEntries) -> Vec<(AssessmentLogKey, (PartitionId, i64))> {
-        let Self { strays, entries, moves, base, .. } = self;
+        let Self { misplaced, entries, moves, base_offsets, .. } = self;
         let lost_end = |origin: &Origin| {
             lost.get(&(origin.topic, origin.partition)).copied().filter(|&(_, from)| origin.offset >= from)
         };
-        let mut lost_strays = Vec::new();
-        strays.retain(|&index| {
+        let mut lost_misplaced = Vec::new();
+        misplaced.retain(|&index| {
             let entry = &entries[index as usize];
             let end = lost_end(&entry.record.origin);
-            lost_strays.extend(end.map(|end| (entry.log, end)));
+            lost_misplaced.extend(end.map(|end| (entry.log, end)));
             end.is_none()
         });
         for entry in entries.iter_mut().filter(|entry| lost_end(&entry.record.origin).is_some()) {
@@ -238,24 +240,24 @@ impl Segment {
         }
         self.timeline = OffsetTimeline::default();
         lost.retain(|_, (partition_id, from)| {
-            let Some(began) = base.get_mut(partition_id.index()) else { return false };
-            let is_before = *began <= *from;
-            *began = (*from).min(*began);
+            let Some(base_offset) = base_offsets.get_mut(partition_id.index()) else { return false };
+            let is_before = *base_offset <= *from;
+            *base_offset = (*from).min(*base_offset);
             !is_before
         });
-        lost_strays
+        lost_misplaced
     }
 
-    /// Whether [`Segment::timeline`] is ready for all entries that it has.
+    /// Whether the timeline covers all entries.
     pub(super) fn is_timeline_prepared(&self) -> bool {
-        self.timeline.is_of(self.entries.len())
+        self.timeline.covers(self.entries.len())
     }
 
-    /// Other partitions get these ids. The segment has no entries of the earlier ones.
+    /// Forgets the offsets of these ids, which other partitions get. The segment has no entries of theirs.
     pub(super) fn forget(&mut self, partition_ids: &HashSet<PartitionId>) {
         for partition_id in partition_ids {
-            if let Some(began) = self.base.get_mut(partition_id.index()) {
-                *began = FORGOTTEN;
+            if let Some(base_offset) = self.base_offsets.get_mut(partition_id.index()) {
+                *base_offset = FORGOTTEN;
             }
         }
         self.moves.retain(|(_, moved, _)| !partition_ids.contains(moved));
@@ -271,7 +273,7 @@ impl Segment {
         })
     }
 
-    /// Readies [`Segment::timeline`] for all entries that it has.
+    /// Makes the timeline cover all entries.
     pub(super) fn prepare_timeline(&mut self, offsets: &Offsets) {
         if !self.is_timeline_prepared() {
             let origins = self.entries.iter().map(|entry| entry.record.origin);
@@ -282,23 +284,25 @@ impl Segment {
     }
 
     /// The read offset of a partition just before an entry, or just after it; `None` if it was not known then.
-    pub(super) fn past(&self, partition_id: PartitionId, index: usize, after: bool) -> Option<i64> {
-        let timeline =
-            self.timeline.next(partition_id, index, after).or_else(|| self.base.get(partition_id.index()).copied());
+    pub(super) fn offset_at(&self, partition_id: PartitionId, index: usize, after: bool) -> Option<i64> {
+        let timeline = self
+            .timeline
+            .next(partition_id, index, after)
+            .or_else(|| self.base_offsets.get(partition_id.index()).copied());
         timeline.filter(|&next| next != FORGOTTEN)
     }
 
-    /// Its strays.
-    pub(super) fn strays(&self) -> impl Iterator<Item = &Entry> {
-        self.strays.iter().filter_map(|&index| self.entries.get(index as usize))
+    /// The misplaced entries.
+    pub(super) fn misplaced(&self) -> impl Iterator<Item = &Entry> {
+        self.misplaced.iter().filter_map(|&index| self.entries.get(index as usize))
     }
 
-    /// Whether an entry is a stray.
-    pub(super) fn is_stray(&self, index: usize) -> bool {
-        !self.strays.is_empty() && self.strays.binary_search(&index_of(index)).is_ok()
+    /// Whether an entry is misplaced.
+    pub(super) fn is_misplaced(&self, index: usize) -> bool {
+        !self.misplaced.is_empty() && self.misplaced.binary_search(&index_of(index)).is_ok()
     }
 
-    /// The assessment's id of one of its entries.
+    /// The assessment id of one of its entries.
     pub(super) fn id(&self, entry: &Entry) -> &[u8] {
         entry.record.id.of(&self.arena)
     }
@@ -308,15 +312,14 @@ impl Segment {
         size_of::<Self>()
             + self.arena.capacity()
             + self.entries.capacity() * size_of::<Entry>()
-            + self.strays.capacity() * size_of::<u32>()
+            + self.misplaced.capacity() * size_of::<u32>()
             + self.frames.capacity()
-            + self.base.len() * size_of::<i64>()
+            + self.base_offsets.len() * size_of::<i64>()
             + self.moves.capacity() * size_of::<(u32, PartitionId, i64)>()
             + self.timeline.cost()
     }
 
-    /// Begins the frame of one of its records in `out`: the message up to where the cursor goes. `false` where it can't
-    /// be mapped.
+    /// Writes the message of one of its records to `out`, up to where the cursor goes. `false` if it can't be mapped.
     pub(super) fn map(&self, record: &Record, topic: &Topic, out: &mut Vec<u8>) -> bool {
         out.clear();
         let payload = record.payload.of(&self.arena);
@@ -325,8 +328,8 @@ impl Segment {
         mapped
     }
 
-    /// Ends a frame that [`Segment::map`] began, behind the cursor, which begins at `start` unless there is none, and
-    /// keeps it.
+    /// Completes a message that [`Segment::map`] began, and keeps its frame. The caller has appended the cursor, if
+    /// there is one, at `start`.
     pub(super) fn close_frame(&mut self, start: usize, message: &mut Vec<u8>) -> Option<EntryFrame> {
         let cursor = u16::try_from(message.len() - start).ok()?;
         if cursor == 0 {
@@ -345,13 +348,13 @@ impl Segment {
         Some(EntryFrame::Ready { start, len, cursor })
     }
 
-    /// The bytes of a frame, where it has any.
+    /// The bytes of a frame, if it has any.
     pub(super) fn frame(&self, frame: EntryFrame) -> Option<&[u8]> {
         let (EntryFrame::Ready { start, len, .. } | EntryFrame::Lost { start, len }) = frame else { return None };
         self.frames.get(start as usize..start as usize + len as usize)
     }
 
-    /// A frame's message up to where its cursor goes, without a header: for one with another cursor.
+    /// A frame's message up to where its cursor goes, without the header. A frame with another cursor is made of it.
     pub(super) fn open_message(&self, frame: EntryFrame) -> Option<&[u8]> {
         let EntryFrame::Ready { cursor, .. } = frame else { return None };
         let frame = self.frame(frame)?;

@@ -127,7 +127,7 @@ fn entries_age_also_at_a_rate_so_low_that_segments_absorb_them() {
     for second in 0..1000 {
         history.append(events(&[("a", second)]), start + Duration::from_secs(second));
     }
-    let oldest = history.segments.oldest().unwrap().opened;
+    let oldest = history.segments.oldest().unwrap().first_arrived;
     let age = (start + Duration::from_secs(999)).saturating_duration_since(oldest);
     assert!(age <= WINDOW + WINDOW / 16, "{age:?}");
 }

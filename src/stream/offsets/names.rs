@@ -6,7 +6,8 @@ use crate::protocol::messages::ResetReason;
 use crate::routing::table::Fingerprint;
 use crate::stream::cursor::{CursorContents, Tag, TopicSum};
 
-/// So many ways to read the tags are tried: enough for eight pairs of topics that share a tag, with one of each listed.
+/// The number of ways to read the tags that are tried: enough for eight pairs of topics that share a tag, with one of
+/// each listed.
 const TRIES_MAX: u32 = 256;
 
 /// A topic that may be meant.

@@ -51,7 +51,7 @@ struct CoveredPartition {
     replaced: bool,
     /// Its topic is not read any more, and other pods have had time to learn that: nothing more comes on it.
     is_over: bool,
-    /// In so many answers in a row the log ended below `offset`.
+    /// In this many answers in a row the log ended below `offset`.
     beyond: u8,
     /// The client was sent a reset for what the log lost. From `offset` on, which this shard had read by then, it is
     /// sent what this shard reads: nothing older speaks against it any more.
@@ -107,7 +107,7 @@ impl Offsets {
             // Unknown whether it predates the topic's recreation, and so lacks what the old topic had.
             return Err(ResetReason::Invalid);
         }
-        let is_stray = |&partition_id: &PartitionId| {
+        let is_misplaced = |&partition_id: &PartitionId| {
             // Records from before the first subscriber may be placed by a partition count that this shard never saw.
             // They do no harm if the cursor says how many of them the client has, or that it has none of the topic.
             let says_how_much =
@@ -118,7 +118,7 @@ impl Offsets {
             !self.is_expected(id, partition_id)
                 && newest(partition_id).filter(is_recent).is_some_and(|offset| !may_be_older(offset))
         };
-        if !listed.is_as_expected() && listed.partition_ids.iter().any(is_stray) {
+        if !listed.is_as_expected() && listed.partition_ids.iter().any(is_misplaced) {
             return Err(ResetReason::Misplaced);
         }
         if let Some(reason) = resume_filter.contradiction(self) {
@@ -151,9 +151,9 @@ impl Offsets {
         LogEnds { asked: reported.asked, ends }
     }
 
-    /// The low watermark of a partition.
+    /// The complete-from offset of a partition.
     pub(in crate::stream) fn low(&self, partition_id: PartitionId) -> i64 {
-        self.low_watermark[partition_id.0 as usize]
+        self.complete_from[partition_id.0 as usize]
     }
 }
 

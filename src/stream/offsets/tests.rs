@@ -18,7 +18,7 @@ struct Story {
 }
 
 impl Story {
-    /// Of two topics with so many partitions each, read from their beginnings.
+    /// Of two topics with this many partitions each, read from their beginnings.
     fn of(partitions: i32) -> Self {
         Self::of_cluster("cluster", partitions)
     }
@@ -114,7 +114,7 @@ fn partition_ids(cursor: &Cursor) -> Vec<(u32, u32, i64)> {
     partition_ids
 }
 
-/// An id whose records go to this partition where there are so many.
+/// An id whose records go to this partition of this many.
 fn id_on(partition: u32, of: u32) -> String {
     ids_where(|id| Partitioner::Murmur2.hash(id).unwrap().of(of) == partition)
 }
@@ -334,9 +334,9 @@ fn where_an_assessment_moves_to_a_partition_that_was_there_the_window_must_reach
 fn records_where_the_partitioner_would_not_put_them_make_a_resume_misplaced() {
     let story = Story::of(3);
     let id = id_on(0, 3);
-    let stray = story.offsets.partition_id(CREATED, 1).unwrap();
-    assert!(!story.offsets.is_expected(&id, stray));
-    let listed = story.offsets.list_partitions(&id, [stray]);
+    let misplaced = story.offsets.partition_id(CREATED, 1).unwrap();
+    assert!(!story.offsets.is_expected(&id, misplaced));
+    let listed = story.offsets.list_partitions(&id, [misplaced]);
     assert_eq!(listed.partition_ids().len(), 3);
     let cursor = story.cursor(&id);
     assert_eq!(story.offsets.judge(cursor.clone(), &id, &listed, |_| Some(4)), Err(ResetReason::Misplaced));
@@ -409,7 +409,7 @@ fn a_cursor_that_may_lack_records_of_a_replaced_topic_is_invalid_wherever_its_lo
         (0..3).for_each(|offset| story.read(CREATED, 0, offset));
         story.offsets.missing_below(&NextOffset { topic: CREATED, partition: 0, offset: low });
         remake(&mut story);
-        assert_eq!(story.judge("a", &without), Err(ResetReason::Invalid), "low watermark {low}");
+        assert_eq!(story.judge("a", &without), Err(ResetReason::Invalid), "complete-from offset {low}");
     }
 }
 

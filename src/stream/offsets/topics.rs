@@ -194,13 +194,13 @@ impl Offsets {
     }
 
     /// An id for a new partition.
-    pub(super) fn free_place(&mut self) -> PartitionId {
+    pub(super) fn free_partition_id(&mut self) -> PartitionId {
         self.free.pop().unwrap_or_else(|| {
             let partition_id =
                 PartitionId(u32::try_from(self.partition_ids.len()).expect("Kafka has far fewer partitions than 2^32"));
             let (tag, sum) = (Tag::default(), TopicSum::default());
             self.partition_ids.push(PartitionInfo { tag, sum, topic: TopicIndex::NONE, partition: 0, partitions: 0 });
-            for offsets in [&mut self.next, &mut self.low_watermark, &mut self.first, &mut self.recent] {
+            for offsets in [&mut self.next, &mut self.complete_from, &mut self.first, &mut self.recent] {
                 offsets.push(0);
             }
             self.epochs.push(EpochTimeline::default());

@@ -212,7 +212,7 @@ fn records_on_a_partition_that_is_not_theirs_are_sent_and_counted_and_no_resume_
     let mut batch = events(&[("a", 1), ("a", 2)]);
     batch.records[0].origin.partition = home;
     batch.records[1].origin.partition = (home + 1) % 3;
-    batch.strays.push(1);
+    batch.misplaced.push(1);
     history.append(batch, now);
     let seen = due(&mut history, a, position);
     assert_eq!(numbers(&seen), [1, 2]);
@@ -376,7 +376,8 @@ fn a_topic_that_gets_the_index_of_another_has_nothing_of_it() {
 #[test]
 fn a_shard_that_has_records_of_a_topic_whose_index_another_gets_lets_go_of_them() {
     lets_go_of_a_reused_topic(Batch::default());
-    // Compaction may have removed records up to an offset that is not read yet: the low watermark is above all records.
+    // Compaction may have removed records up to an offset that is not read yet: the complete-from offset is above all
+    // records.
     let whole_from = vec![NextOffset { topic: UPDATED, partition: 0, offset: 10 }];
     lets_go_of_a_reused_topic(Batch { whole_from, ..Batch::default() });
 }

@@ -15,8 +15,8 @@ use crate::stream::cursor::{self, Cursor, Encoder, Form, PartitionOffset, Tag, T
 use crate::stream::offsets::{CursorVerdict, ResumeFilter};
 use crate::stream::testing::EVENTS;
 
-/// A pod that read so many events of one assessment on one topic, in batches of some hundred, and on the other topic's
-/// partition what is of others.
+/// A pod that read this many events of one assessment on one topic, in batches of some hundred, and on the other
+/// topic's partition what is of others.
 fn long(count: i64) -> (History, AssessmentLogKey) {
     let (mut history, a) = pod(&[]);
     history.limits.bytes_max = 1 << 30;
@@ -124,11 +124,11 @@ fn the_steps_of_a_cursor_that_is_made_for_a_position_are_counted() {
 fn the_partitions_of_an_assessment_are_listed_without_a_step_along_its_entries() {
     let (mut history, a) = long(1_000);
     history.unsubscribe(a);
-    let mut stray = events(&[("a", 7)]);
-    stray.records[0].origin = Origin { topic: FILLED, partition: 1, offset: 7 };
-    stray.starts.push(NextOffset { topic: FILLED, partition: 1, offset: 7 });
-    stray.strays.push(0);
-    history.append(stray, Instant::now());
+    let mut misplaced = events(&[("a", 7)]);
+    misplaced.records[0].origin = Origin { topic: FILLED, partition: 1, offset: 7 };
+    misplaced.starts.push(NextOffset { topic: FILLED, partition: 1, offset: 7 });
+    misplaced.misplaced.push(0);
+    history.append(misplaced, Instant::now());
     // Nothing leads from one entry to the next any more.
     for segment in history.segments.iter_mut() {
         (0..segment.entries().len()).for_each(|index| segment.entry_mut(index).unwrap().next = None);
