@@ -1,17 +1,35 @@
 //! Time, which the rules take as an argument. Owns the reading of both clocks and the format of timestamps.
 
 use std::fmt;
+use std::num::NonZeroU64;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
+
 /// Milliseconds since the Unix epoch, for values that leave the process (timestamps, token times).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct UnixMs(pub u64);
 
 impl UnixMs {
+    /// Reads a time in ISO 8601, UTC; `None` if it is none, or before 1970.
+    #[must_use]
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let time = humantime::parse_rfc3339(text).ok()?.duration_since(UNIX_EPOCH).ok()?;
+        Some(Self(whole_ms(time)))
+    }
+
     /// The time `duration` later, or the last one that fits.
     #[must_use]
     pub(crate) fn plus(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(whole_ms(duration)))
+    }
+
+    /// The time `duration` earlier, or the first one.
+    #[must_use]
+    pub(crate) fn minus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(whole_ms(duration)))
     }
 }
 
@@ -29,6 +47,37 @@ impl fmt::Display for UnixMs {
 #[must_use]
 pub(crate) fn whole_ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// An instant in eight bytes, for what is kept for each connection: nanoseconds since a time in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Moment(NonZeroU64);
+
+impl Moment {
+    /// How long before the first conversion an instant may lie. An earlier one counts as that early.
+    const BEFORE: Duration = Duration::from_secs(24 * 60 * 60);
+
+    fn base() -> Instant {
+        static BASE: OnceLock<Instant> = OnceLock::new();
+        *BASE.get_or_init(|| {
+            let first = Instant::now();
+            first.checked_sub(Self::BEFORE).unwrap_or(first)
+        })
+    }
+
+    /// The instant.
+    #[must_use]
+    pub(crate) fn instant(self) -> Instant {
+        Self::base() + Duration::from_nanos(self.0.get())
+    }
+}
+
+impl From<Instant> for Moment {
+    fn from(instant: Instant) -> Self {
+        // 2^64 nanoseconds are 584 years.
+        let nanos = u64::try_from(instant.saturating_duration_since(Self::base()).as_nanos()).unwrap_or(u64::MAX);
+        Self(NonZeroU64::new(nanos).unwrap_or(NonZeroU64::MIN))
+    }
 }
 
 /// One reading of both clocks.
@@ -59,6 +108,16 @@ impl Now {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_moment_is_its_instant_in_eight_bytes() {
+        assert_eq!(size_of::<Option<Moment>>(), 8);
+        let now = Instant::now();
+        for instant in [now, now + Duration::from_nanos(1), now + Duration::from_secs(3_600 * 24 * 365 * 100)] {
+            assert_eq!(Moment::from(instant).instant(), instant);
+        }
+        assert!(Moment::from(now) < Moment::from(now + Duration::from_nanos(1)));
+    }
 
     #[test]
     fn a_unix_time_is_reached_after_the_time_left() {

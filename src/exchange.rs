@@ -2,6 +2,8 @@
 //! `ingest`, `shard`, `discovery` and `operations` meet only here, so that none of them imports another.
 
 mod batches;
+mod revoke;
+mod token_checks;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -15,11 +17,13 @@ use tokio::sync::Notify;
 
 pub(crate) use batches::BatchReceiver;
 use batches::{BatchSender, batch_channel};
+pub(crate) use revoke::{RevokeRequest, RevokeSender, Spread};
+pub(crate) use token_checks::{Busy, TokenCheck, TokenChecks};
 
 use crate::clock::whole_ms;
 use crate::ids::{AssessmentHash, NodeId, SlotNumber};
 use crate::limits::{HANDOFF_CHANNEL_DEPTH, VIEW_AGE_MAX};
-use crate::protocol::auth::Grant;
+use crate::protocol::auth::{Grant, RevocationSet};
 use crate::protocol::head::Upgrade;
 use crate::routing::placement::{Pod, View};
 use crate::routing::table::RouteTable;
@@ -169,6 +173,8 @@ pub(crate) struct PodState {
     pub(crate) view_freshness: ViewFreshness,
     /// Pods that did not answer when this pod looked at them last, gone or not yet.
     pub(crate) silent: Arc<[NodeId]>,
+    /// Tokens that operators have revoked.
+    pub(crate) revocations: Arc<RevocationSet>,
     /// The slot of this pod, while it holds one.
     pub(crate) own_slot: Option<SlotNumber>,
     /// Whether this pod was ready at some time, but for what `/ready` also asks of Kafka and Redis at that moment:

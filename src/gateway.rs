@@ -24,6 +24,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use crossbeam_channel::Receiver;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tokio::runtime;
@@ -40,20 +41,22 @@ use crate::config::{Config, Engine, InvalidConfig};
 use crate::cores::Cores;
 use crate::discovery::{self, ClusterMode, ClusterState, Intent};
 use crate::exchange::{
-    HttpRequest, PublishedPodState, PublishedRoutes, RefreshRequest, ShardHandle, ShardInbox, shard_channel,
+    HttpRequest, PublishedPodState, PublishedRoutes, RefreshRequest, RevokeRequest, RevokeSender, ShardHandle,
+    ShardInbox, TokenCheck, TokenChecks, shard_channel,
 };
 use crate::ids::ShardIndex;
-use crate::limits::{HTTP_CHANNEL_DEPTH, THREADS_END_MAX};
+use crate::limits::{HTTP_CHANNEL_DEPTH, REVOKE_CHANNEL_DEPTH, THREADS_END_MAX};
 use crate::operations::admin::{Admin, AdminParts};
 use crate::operations::http::{self, Site};
 use crate::operations::log::Log;
 use crate::operations::log_level::LogLevel;
 use crate::operations::pages::Pages;
 use crate::operations::readiness::{Readiness, Threads};
+use crate::protocol::auth::{KeySets, Verifier};
 use crate::protocol::head;
 use crate::routing::table::RouteTable;
 use crate::shutdown::signals::Signals;
-use crate::{ingest, shard};
+use crate::{identity, ingest, shard};
 
 /// Poll interval for the end of the threads.
 const JOIN_POLL: Duration = Duration::from_millis(5);
@@ -73,6 +76,9 @@ pub enum GatewayError {
     /// The kernel refuses a thread.
     #[error("a thread cannot be started: {0}")]
     Thread(io::Error),
+    /// Key sets can't be kept.
+    #[error("JWT_JWKS can't be used: {0}")]
+    Identity(io::Error),
     /// The control thread has no event loop or no signals.
     #[error("the control thread cannot start: {0}")]
     Control(io::Error),
@@ -109,11 +115,13 @@ pub fn run(config: Config, membership: ClusterMode, process: &ProcessHandles) ->
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
     process.log.register(&mut registry);
-    let mut exchange = Exchange::new(config.shard.shards, config.routes.clone());
+    let mut exchange = Exchange::new(&config);
     registry.register_collector(Box::new(RoutesInfo(Arc::clone(&exchange.routes))));
     let (http_sender, http_requests) = mpsc::channel(HTTP_CHANNEL_DEPTH);
     let mut threads = exchange.spawn_shards(&config, &metrics, listeners.shards, &cores, engine.engine, http_sender)?;
     threads.push(exchange.spawn_ingest(&config, &metrics, &cores)?);
+    let identity = exchange.identity(&config);
+    runtime.block_on(async { identity::start(identity, &mut registry) }).map_err(GatewayError::Identity)?;
 
     let shard_metrics = metrics.shard.clone();
     let log = process.log.clone();
@@ -152,6 +160,7 @@ fn connect(
         intent: intent_seen,
         cluster,
         refresh: exchange.refresh,
+        revoke: exchange.revoke.1,
         metrics: metrics.discovery,
     };
     let control = Control {
@@ -162,6 +171,8 @@ fn connect(
         cluster: cluster_seen,
         readiness,
         routes: exchange.routes,
+        verifier: Verifier::new(&config.auth, exchange.keys),
+        reload: exchange.reload,
         drain: config.drain,
         log_level,
         started,
@@ -228,20 +239,35 @@ struct Exchange {
     shard_handles: Vec<ShardHandle>,
     inboxes: Vec<ShardInbox>,
     threads: Threads,
+    keys: Arc<KeySets>,
+    token_checks: (TokenChecks, Receiver<TokenCheck>),
+    /// Has key sets read again.
+    reload: watch::Sender<u64>,
+    revoke: (RevokeSender, mpsc::Receiver<RevokeRequest>),
 }
 
 impl Exchange {
-    fn new(shards: u16, routes: RouteTable) -> Self {
+    fn new(config: &Config) -> Self {
+        let shards = config.shard.shards;
         let (shard_handles, inboxes) = (0..shards).map(|_| shard_channel()).unzip();
         let threads = Threads { ingest: Arc::default(), shards: (0..shards).map(|_| Arc::default()).collect() };
         Self {
             pod_state: PublishedPodState::default(),
-            routes: Arc::new(ArcSwap::from_pointee(routes)),
+            routes: Arc::new(ArcSwap::from_pointee(config.routes.clone())),
             refresh: RefreshRequest::default(),
             shard_handles,
             inboxes,
             threads,
+            keys: identity::key_sets(&config.key_sets),
+            token_checks: TokenChecks::channel(),
+            reload: watch::Sender::new(0),
+            revoke: mpsc::channel(REVOKE_CHANNEL_DEPTH),
         }
+    }
+
+    fn identity(&self, config: &Config) -> identity::Parts {
+        let ((checks, asked), reload) = (self.token_checks.clone(), self.reload.subscribe());
+        identity::Parts { config: config.key_sets.clone(), keys: Arc::clone(&self.keys), checks, asked, reload }
     }
 
     fn spawn_shards(
@@ -271,6 +297,8 @@ impl Exchange {
                 admission: config.admission.clone(),
                 drain: config.drain,
                 auth: config.auth.clone(),
+                keys: Arc::clone(&self.keys),
+                token_checks: self.token_checks.0.clone(),
                 head_rules: head_rules.clone(),
                 node: config.node.clone(),
                 listener,
@@ -314,6 +342,7 @@ fn admin(config: &Config, exchange: &Exchange, log_level: &Arc<LogLevel>) -> Opt
         pod_state: Arc::clone(&exchange.pod_state),
         settings: config.settings.clone(),
         log_level: Arc::clone(log_level),
+        revoke: exchange.revoke.0.clone(),
     }))
 }
 

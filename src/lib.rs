@@ -21,11 +21,11 @@
 //! 1. **Vocabulary**: [`ids`], [`limits`], [`clock`], [`log_throttle`], [`outage`], [`cores`], and `prefetch`.
 //! 2. **Rules** without I/O, clock or thread: [`routing`] (topic to message, assessment to shard and pod), [`stream`]
 //!    (history, cursors, market board), [`protocol`] (request head, session, messages, close codes, auth), and the pure
-//!    parts of [`ingest`], [`discovery`], [`shard`], [`shutdown`] (the phases of a drain) and [`operations`] (`/ready`,
+//!    parts of [`ingest`], [`discovery`], [`shard`], [`identity`], [`shutdown`] (the phases of a drain) and [`operations`] (`/ready`,
 //!    the console page).
 //! 3. **Edges**, each named for what it touches: `ingest/kafka.rs`, `discovery/redis.rs`, `shard/executor.rs` and its two engines,
 //!    `shard/reactor.rs`, `shard/handshake.rs`, `shard/event_loop.rs`, `operations/http.rs`, `operations/log.rs`,
-//!    `shutdown/signals.rs`, `gateway/listeners.rs`, `gateway/machine.rs`, `gateway/engine.rs`; and the loops of ingest's two threads,
+//!    `shutdown/signals.rs`, `identity/checker.rs`, `identity/source.rs`, `gateway/listeners.rs`, `gateway/machine.rs`, `gateway/engine.rs`; and the loops of ingest's two threads,
 //!    `ingest/reader.rs` and `ingest/watcher.rs`. They meet only in [`exchange`], the types that threads pass to each
 //!    other.
 //! 4. [`config`], all settings, parsed completely before anything runs; [`gateway`], which builds, connects, drains and
@@ -61,6 +61,7 @@ pub mod demo;
 pub mod discovery;
 pub(crate) mod exchange;
 pub mod gateway;
+pub(crate) mod identity;
 pub mod ids;
 pub(crate) mod ingest;
 pub mod limits;

@@ -52,6 +52,42 @@ pub const CONTROL_PAYLOAD_BYTES_MAX: usize = 125;
 /// Leeway for `exp` and `nbf` (PROTOCOL 1).
 pub(crate) const TOKEN_LEEWAY: Duration = Duration::from_secs(30);
 
+/// Most revocations that are kept. Each takes about 150 bytes.
+pub(crate) const REVOCATIONS_MAX: usize = 100_000;
+
+/// How long a revocation holds unless the operator says, in seconds.
+pub(crate) const REVOCATION_SECONDS_DEFAULT: u64 = 24 * 60 * 60;
+
+/// How long it may hold, in seconds.
+pub(crate) const REVOCATION_SECONDS_MAX: u64 = 366 * 24 * 60 * 60;
+
+/// Revocations that are read from Redis in one step.
+pub(crate) const REVOCATIONS_A_STEP: usize = 1_000;
+
+/// Requests to revoke that wait for Redis.
+pub(crate) const REVOKE_CHANNEL_DEPTH: usize = 64;
+
+/// How long before its token expires a client is told (PROTOCOL 2).
+pub(crate) const TOKEN_EXPIRING_BEFORE: Duration = Duration::from_secs(60);
+
+/// Checks of tokens by public keys that wait for their thread. Further ones are refused for now.
+pub(crate) const TOKEN_CHECKS_MAX: usize = 1024;
+
+/// Tokens of one issuer that wait for a newer key set.
+pub(crate) const TOKENS_HELD_BACK_MAX: usize = 256;
+
+/// How often an unknown `kid` causes a read of the key set (PROTOCOL 6).
+pub(crate) const UNKNOWN_KEY_EVERY: Duration = Duration::from_secs(30);
+
+/// Longest pause between two reads of a key set that failed.
+pub(crate) const KEY_SET_RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// Longest time that a read of a key set takes.
+pub(crate) const KEY_SET_READ_MAX: Duration = Duration::from_secs(5);
+
+/// Longest key set, in bytes.
+pub(crate) const KEY_SET_BYTES_MAX: usize = 1024 * 1024;
+
 /// Batches on their way from ingest to one shard. Enough to bridge a turn of a busy shard; small, because what waits
 /// here is outside of the history's budget.
 pub(crate) const BATCH_CHANNEL_DEPTH: usize = 64;

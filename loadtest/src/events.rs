@@ -270,7 +270,17 @@ pub fn ticks_topic(market: &str) -> String {
 
 /// The events of assessments among a client's messages.
 pub fn seen(client: &Client) -> impl Iterator<Item = &Message> {
-    const OTHERS: [&str; 6] = ["connected", "market_price", "ping", "pong", "reset", "Redirect"];
+    const OTHERS: [&str; 9] = [
+        "connected",
+        "market_price",
+        "ping",
+        "pong",
+        "reset",
+        "Redirect",
+        "token_expiring",
+        "refreshed",
+        "Unauthorized",
+    ];
     client.messages().iter().filter(|message| !OTHERS.contains(&message.kind.as_str()))
 }
 

@@ -173,8 +173,9 @@ fn the_walk_in_deploy_readme_runs_as_it_stands() {
     assert!(output.status.success(), "{} {}", text(&output.stdout), text(&output.stderr));
     let answers: Vec<serde_json::Value> =
         text(&output.stdout).lines().map(|line| serde_json::from_str(line).expect("a line is an answer")).collect();
-    let [cluster, settings, log] = &answers[..] else { panic!("{answers:?}") };
+    let [cluster, revoked, revocations, settings, log] = &answers[..] else { panic!("{answers:?}") };
     assert_eq!((&cluster["node"], &cluster["owner"]["node"]), (&"pod-0".into(), &"pod-0".into()));
+    assert_eq!((&revoked["onAllPods"], &revocations["revocations"][0]["user"]), (&true.into(), &"mallory".into()));
     assert!(settings["settings"].as_array().unwrap().len() > 30);
     assert_eq!((&log["level"], &log["setting"]), (&"debug".into(), &"info".into()));
 }

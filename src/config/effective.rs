@@ -37,7 +37,7 @@ pub(super) fn settings(reader: &SettingsReader<'_>, config: &Config) -> Vec<Effe
 fn default(setting: &Setting, config: &Config) -> Option<String> {
     match setting.default {
         Fallback::Value(text) => Some(text.to_owned()),
-        Fallback::Unset | Fallback::Required => None,
+        Fallback::Unset => None,
         Fallback::Computed(words) => Some(match setting.name {
             "POD_NAME" | "NODE_ID" => config.node.to_string(),
             "PUBLIC_URL" => config.public_url.to_string(),

@@ -7,6 +7,7 @@
 //! - `parts`: builds the parts of the config, and checks relations between settings.
 //! - `effective`: the settings in force, for operators.
 //! - `typos`: environment variables that are most likely misspelt settings.
+//! - `tokens`: secrets and key sets, and what a token's claims must hold.
 //! - `properties`: the file of librdkafka's properties; `certificates`: the certificates trusted for brokers.
 
 mod certificates;
@@ -16,6 +17,7 @@ mod properties;
 mod reader;
 mod settings;
 mod sources;
+mod tokens;
 mod typos;
 
 use std::net::IpAddr;
@@ -28,6 +30,7 @@ pub(crate) use properties::client_properties;
 use reader::SettingsReader;
 pub use settings::help;
 pub use sources::Sources;
+pub(crate) use tokens::{KeySetSource, KeySetsConfig};
 
 use crate::clock::UnixMs;
 use crate::ids::NodeId;
@@ -62,6 +65,8 @@ pub struct Config {
     pub(crate) redis: RedisConfig,
     /// Token verification.
     pub(crate) auth: auth::AuthConfig,
+    /// Where key sets come from.
+    pub(crate) key_sets: KeySetsConfig,
     /// `ALLOWED_ORIGINS`; `None` stands for `*`.
     pub(crate) allowed_origins: Option<Vec<OriginPattern>>,
     /// `MAX_HEAD_BYTES`.
@@ -285,7 +290,7 @@ impl Config {
 /// # Errors
 /// All faults at once.
 pub fn jwt_secret(sources: &Sources<'_>) -> Result<Box<[u8]>, InvalidConfig> {
-    read(sources, parts::jwt_secret)
+    read(sources, tokens::signing_secret)
 }
 
 /// Reads only `ROUTES_FILE`, to reload it.

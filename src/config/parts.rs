@@ -10,20 +10,16 @@ use super::reader::{SettingsReader, plain_text};
 use super::settings::{self as s, Setting};
 use super::{
     AdmissionConfig, Config, DrainConfig, Engine, KafkaConfig, MachineLimits, RedisConfig, ShardConfig, effective,
-    properties,
+    properties, tokens,
 };
 use crate::ids::NodeId;
 use crate::limits::{
     EVENT_OVERHEAD_BYTES_MAX, GROWTH_NOTICED_MAX, HANDSHAKES_MAX, NODE_BYTES_MAX, PUBLIC_URL_BYTES_MAX,
 };
 use crate::protocol::admin_tokens::AdminTokens;
-use crate::protocol::auth;
 use crate::protocol::client_address::TrustedProxies;
 use crate::protocol::head::origin::OriginPattern;
 use crate::routing::table::RouteTable;
-
-/// A key of HS256 should be as long as its hash, or it is the weakest part (RFC 7518 section 3.2).
-const SECRET_BYTES_GOOD: usize = 32;
 
 /// Descriptors reserved for brokers, Redis, rings, listeners and operators.
 pub(super) const DESCRIPTORS_RESERVED: u64 = 512;
@@ -37,6 +33,7 @@ pub(super) fn config(reader: &mut SettingsReader<'_>, machine: &MachineLimits) -
     let host = host.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let log = reader.word(&s::LOG).parse().unwrap_or(tracing::Level::INFO);
     let shard = shard(reader, machine);
+    let auth = tokens::auth(reader);
     let mut config = Config {
         host,
         port,
@@ -48,10 +45,8 @@ pub(super) fn config(reader: &mut SettingsReader<'_>, machine: &MachineLimits) -
         kafka: kafka(reader),
         routes: routes(reader),
         redis: redis(reader),
-        auth: auth::AuthConfig {
-            secret: jwt_secret(reader),
-            require_assessments: reader.switch(&s::JWT_REQUIRE_ASSESSMENTS),
-        },
+        key_sets: tokens::key_sets(reader, &auth),
+        auth,
         allowed_origins: reader.list(&s::ALLOWED_ORIGINS, OriginPattern::parse_list).unwrap_or_default(),
         head_bytes_max: reader.count(&s::MAX_HEAD_BYTES),
         trusted_proxies: reader.list(&s::TRUSTED_PROXIES, TrustedProxies::parse_list).unwrap_or_default(),
@@ -78,11 +73,6 @@ fn engine(name: &str) -> Option<Engine> {
 pub(super) fn routes(reader: &mut SettingsReader<'_>) -> RouteTable {
     let given = reader.file(&s::ROUTES_FILE, |text| RouteTable::parse(text).map_err(|faults| faults.0));
     given.unwrap_or_else(RouteTable::built_in)
-}
-
-pub(super) fn jwt_secret(reader: &mut SettingsReader<'_>) -> Box<[u8]> {
-    let secret = reader.parsed(&s::JWT_SECRET, |text| (!text.is_empty()).then(|| text.as_bytes().into()));
-    secret.unwrap_or_default()
 }
 
 fn node(reader: &mut SettingsReader<'_>, machine: &MachineLimits) -> NodeId {
@@ -304,6 +294,7 @@ fn relations(reader: &mut SettingsReader<'_>, config: &Config) {
     if config.admission.proxy_protocol && reader.source(&s::TRUSTED_PROXIES).is_none() {
         reader.relation(&s::PROXY_PROTOCOL, "got true; also needs TRUSTED_PROXIES, whose connections begin with it");
     }
+    tokens::check_files(reader, &config.key_sets);
     window_holds_an_event(reader, config);
     if are_good(reader, &[&s::ADMIN_PORT]) && config.admin_port == Some(config.port) {
         let text = format!("got {}; takes another port than PORT, or none", config.port);
@@ -326,17 +317,7 @@ fn are_good(reader: &SettingsReader<'_>, settings: &[&Setting]) -> bool {
 }
 
 fn warnings(reader: &SettingsReader<'_>, config: &Config, machine: &MachineLimits) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let secret_bytes = config.auth.secret.len();
-    if secret_bytes < SECRET_BYTES_GOOD {
-        warnings.push(format!(
-            "JWT_SECRET has {secret_bytes} bytes; HS256 is only as strong as its key: use {SECRET_BYTES_GOOD} or more"
-        ));
-    }
-    if config.auth.secret.last().is_some_and(u8::is_ascii_whitespace) {
-        warnings
-            .push("JWT_SECRET ends in white space, which is part of the key: is it a line end from a file?".to_owned());
-    }
+    let mut warnings = tokens::warnings(&config.auth);
     let (heartbeat, history) = (config.shard.heartbeat, config.shard.history);
     if heartbeat > history {
         warnings.push(format!(

@@ -55,11 +55,6 @@ impl<'a> SettingsReader<'a> {
         }
         match setting.default {
             Fallback::Value(text) => Some(Given { text: text.to_owned(), source: ValueSource::Default }),
-            Fallback::Required => {
-                let takes = format!("takes {}, as {} or in the environment", setting.takes.words(), setting.flag());
-                self.fault(setting, &format!("{}: is not set; {takes}", setting.name));
-                None
-            }
             Fallback::Computed(_) | Fallback::Unset => None,
         }
     }
@@ -164,6 +159,17 @@ impl<'a> SettingsReader<'a> {
             self.fault(setting, &format!("{} ({}): {} {fault}", setting.name, given.source, given.text));
         }
         None
+    }
+
+    /// Reads a file that a setting names among other things.
+    pub(super) fn read(&self, path: &Path) -> io::Result<String> {
+        (self.read_file)(path)
+    }
+
+    /// Reports a setting that must be set.
+    pub(super) fn missing(&mut self, setting: &Setting, takes: &str) {
+        let text = format!("{}: is not set; {takes}, as {} or in the environment", setting.name, setting.flag());
+        self.fault(setting, &text);
     }
 
     /// Reports a relation between settings that does not hold.

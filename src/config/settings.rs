@@ -42,11 +42,9 @@ pub(super) enum Fallback {
     Computed(&'static str),
     /// No value.
     Unset,
-    /// The setting must be set.
-    Required,
 }
 
-use Fallback::{Computed, Required, Unset, Value};
+use Fallback::{Computed, Unset, Value};
 use ValueKind::{Bytes, File, Integer, Secret, Switch, Text, Word};
 
 const KIB: u64 = 1024;
@@ -115,8 +113,21 @@ settings! {
     REDIS_PASSWORD: Secret("a password"), Unset, "Redis' password";
     REDIS_KEY_PREFIX: Text("a name"), Value("websocket"), "prefix of the key and the channels";
     LEASE_TTL_MS: ms(1000), Value("10000"), "a crashed pod loses its slot after this time";
-    JWT_SECRET: Secret("the key of HS256, preferably 32 bytes or more"), Required,
-        "the key that clients' tokens are signed with";
+    JWT_SECRET: Secret("the key of HS256, preferably 32 bytes or more"), Unset,
+        "the key that clients' tokens are signed with (HS256, HS384, HS512); this or JWT_JWKS is required";
+    JWT_SECRET_PREVIOUS: Secret("a key as JWT_SECRET"), Unset, "the key before that one, while its tokens are still in use";
+    JWT_JWKS: Text("a file, or a URL that begins with https://; several with commas, one for each JWT_ISSUER"), Unset,
+        "an identity provider's key set (RS256, PS256, ES256, EdDSA and the longer ones)";
+    JWT_JWKS_REFRESH_MS: ms(1000), Value("300000"),
+        "a key set of a URL is fetched this often, and for a kid that it lacks at most every 30 s";
+    JWT_JWKS_CA_FILE: Text("a file of certificates in PEM"), Unset,
+        "trusted for JWT_JWKS in place of the system's certificates";
+    JWT_ISSUER: Text("names, with commas"), Unset, "a token's iss must be one of these";
+    JWT_AUDIENCE: Text("names, with commas"), Unset, "a token's aud must have one of these";
+    JWT_USER_CLAIM: Text("claims or JSON pointers such as /user/id, with commas"), Value("userId,sub"),
+        "the claim that names the user: the first of these that does";
+    JWT_ASSESSMENTS_CLAIM: Text("a claim, or a JSON pointer such as /realm_access/assessments"), Value("assessments"),
+        "the claim that lists the assessments which a token allows";
     JWT_REQUIRE_ASSESSMENTS: Switch, Value("false"), "a token without the claim `assessments` allows none";
     ALLOWED_ORIGINS: Text("*, or scheme://host[:port], scheme://*.host[:port], null, file://, several with commas"),
         Value("*"), "allowed origins of browsers; *. matches every host below a domain, not the domain itself";
@@ -238,7 +249,6 @@ pub fn help() -> String {
             Value(text) => format!("default {text}"),
             Computed(words) => format!("default: {words}"),
             Unset => "unset by default".to_owned(),
-            Required => "required".to_owned(),
         };
         let _ = write!(
             help,

@@ -12,6 +12,7 @@ use crate::clock::UnixMs;
 use crate::limits::HANDSHAKES_MAX;
 
 /// Given settings, on a machine with this limit of open files.
+#[derive(Clone)]
 struct World {
     descriptors: u64,
     flags: Vec<OsString>,
@@ -102,7 +103,7 @@ fn with_only_a_secret_all_settings_have_the_contracts_defaults() {
     assert_eq!(config.routes.routes.len(), RouteTable::built_in().routes.len());
     assert_eq!((&*config.redis.address, &*config.redis.key_prefix), ("localhost:6379", "websocket"));
     assert_eq!(config.redis.lease, Duration::from_secs(10));
-    assert!(!config.auth.require_assessments);
+    assert!(!config.auth.claims.require_assessments);
     assert_eq!(config.allowed_origins, None);
     assert_eq!(config.shard.shards, 3, "four cores less one");
     assert_eq!((config.shard.history, config.shard.history_bytes), (Duration::from_secs(300), 256 << 20));
@@ -142,7 +143,7 @@ fn every_setting_has_a_flag_a_variable_and_a_key_and_its_default_is_good() {
         }
         // An invalid value is reported with the setting's name when the setting is read; so each setting is read.
         let read = World::new().env(setting.name, "\u{1}").read();
-        let secret = matches!(setting.name, "JWT_SECRET" | "REDIS_PASSWORD");
+        let secret = matches!(setting.name, "JWT_SECRET" | "JWT_SECRET_PREVIOUS" | "REDIS_PASSWORD");
         assert!(secret || read.unwrap_err().0[0].starts_with(setting.name), "{}", setting.name);
     }
 }
@@ -167,8 +168,8 @@ fn all_faults_are_reported_at_once_with_setting_source_and_accepted_values() {
             "SHARDS (gateway.toml line 2): got \"true\"; takes an integer of threads, 1 to 256",
             "HISTORY_BYTES (environment): got \"4mb\"; takes bytes, or such as 64KiB, 256MiB, 1GiB; 4MiB to 1024GiB",
             "TOPIC_REFRESH_MS (environment): got \"499\"; takes an integer of ms, 500 to 2147483647",
-            "JWT_SECRET: is not set; takes the key of HS256, preferably 32 bytes or more, as --jwt-secret or in the \
-             environment",
+            "JWT_SECRET: is not set; needed unless JWT_JWKS is set: takes the key of HS256, preferably 32 bytes or more, as \
+             --jwt-secret or in the environment",
             "ALLOWED_ORIGINS (gateway.toml line 3): got \"a.example\", which is no origin: write scheme://host, \
              scheme://host:port, null or file://",
             "CONNECTION_TIMEOUT (default): got 60000; takes at least twice HEARTBEAT_INTERVAL, which is 40000",
@@ -288,6 +289,39 @@ fn risky_values_cause_warnings() {
             "MAX_CONNECTIONS is 20001; the limit of open files leaves about 17500",
         ]
     );
+}
+
+#[test]
+fn a_key_set_replaces_the_secret_and_each_issuer_has_its_own() {
+    let key = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+    let world = World::default().file("a.json", key).file("no-keys.json", r#"{"keys":[]}"#);
+    let url = "https://id.example/keys?use=sig";
+    let config = world.clone().env("JWT_JWKS", "a.json").env("JWT_ISSUER", "a, b").config();
+    assert_eq!(config.auth.secrets, [] as [Box<[u8]>; 0]);
+    let sources = |config: &Config| {
+        config.key_sets.sets.iter().map(|set| (set.issuer.clone(), set.source.clone())).collect::<Vec<_>>()
+    };
+    let file = KeySetSource::File("a.json".into());
+    assert_eq!(sources(&config), [(None, file.clone())], "of both issuers");
+    let both = world.clone().env("JWT_JWKS", &format!("a.json, {url}")).env("JWT_ISSUER", "a, b").config();
+    let of_url = KeySetSource::Url(url.parse().unwrap());
+    assert_eq!(sources(&both), [(Some("a".into()), file), (Some("b".into()), of_url)]);
+
+    for (jwks, issuers, fault) in [
+        ("a.json,a.json", "a", "JWT_JWKS (environment): got 2 key sets; several take as many entries of JWT_ISSUER"),
+        ("no-keys.json", "", "JWT_JWKS (environment): no-keys.json: has no key that can verify a token"),
+        ("missing.json", "", "JWT_JWKS (environment): missing.json: can't be read: "),
+        (
+            "http://id.example/keys",
+            "",
+            "JWT_JWKS (environment): got \"http://id.example/keys\"; takes a file, or a URL",
+        ),
+        ("https://u:p@id.example/keys", "", "JWT_JWKS (environment): got "),
+        ("https:///keys", "", "JWT_JWKS (environment): got "),
+    ] {
+        let faults = world.clone().env("JWT_JWKS", jwks).env("JWT_ISSUER", issuers).faults();
+        assert!(faults.len() == 1 && faults[0].starts_with(fault), "{jwks}: {faults:?}");
+    }
 }
 
 #[test]

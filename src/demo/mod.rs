@@ -120,8 +120,8 @@ impl Demo {
     #[must_use]
     pub fn welcome(config: &Config, made_secret: &str, now: UnixMs, program: &str) -> String {
         let assessment = assessment_id(1);
-        let allowed = if config.auth.require_assessments { &[assessment.clone()][..] } else { &[] };
-        let token = token::mint(&config.auth.secret, "demo", allowed, now, TOKEN_SECONDS);
+        let allowed = if config.auth.claims.require_assessments { &[assessment.clone()][..] } else { &[] };
+        let token = token::mint(config.auth.signing_secret(), "demo", allowed, now, TOKEN_SECONDS);
         let host = Authority(config.host, config.port);
         let gateway = format!("ws://{host}/ws");
         let query = format!("assessmentId={assessment}&token={token}");
@@ -135,7 +135,7 @@ impl Demo {
              Watch in a browser:\n    {page}\n\n  \
              Watch in a terminal:\n    npx --yes wscat --connect '{gateway}?{query}'\n\n"
         );
-        if *config.auth.secret == *made_secret.as_bytes() {
+        if *config.auth.signing_secret() == *made_secret.as_bytes() {
             let other = assessment_id(2);
             let _ = write!(
                 text,

@@ -26,11 +26,13 @@ mod tests {
     #[test]
     fn a_token_holds_user_assessments_and_expiry() {
         let now = UnixMs(4_000_000_000_999);
-        let verifier = Verifier::new(&auth::AuthConfig { secret: (*b"secret").into(), require_assessments: false });
+        let verifier = Verifier::of_secret(b"secret");
         for (assessments, allowed) in [(vec![], Allowed::Any), (vec!["a".into()], Allowed::Only(["a".into()].into()))] {
             let token = BearerToken(mint(b"secret", "u", &assessments, now, 60).into());
             let expires = Some(UnixMs(4_000_000_060_000).plus(TOKEN_LEEWAY));
-            assert_eq!(verifier.verify(Some(&token), now), Ok(Grant { user: "u".into(), expires, allowed }));
+            let issued = Some(UnixMs(4_000_000_000_000));
+            let grant = Grant { user: "u".into(), expires, allowed, issued, token_id: None };
+            assert_eq!(verifier.grant(Some(&token), now), Ok(grant));
         }
     }
 }

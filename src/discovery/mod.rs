@@ -4,6 +4,7 @@
 //! - [`membership`]: a pod's calls and conclusions: the rules, with time as an argument. They build on
 //! - [`lease`], the state of this pod's own slot, and [`redis_health`], how long Redis has been reachable;
 //! - [`peers`]: which of the other pods are gone, as looks at them tell;
+//! - `revocation_book`: the tokens that operators have revoked, which all pods know by Redis;
 //! - [`wire`]: the calls and their answers;
 //! - `peer_looks` (edge): a look at another pod;
 //! - [`redis`] (edge): connections, and the one script that changes anything, `slots.lua`.
@@ -14,6 +15,7 @@ mod peer_looks;
 pub(crate) mod peers;
 pub(crate) mod redis;
 pub mod redis_health;
+mod revocation_book;
 pub mod wire;
 
 use std::sync::Arc;
@@ -23,11 +25,14 @@ use std::time::Instant;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
+use self::revocation_book::RevocationBook;
+use crate::clock::Now;
 use crate::config::RedisConfig;
-use crate::exchange::RefreshRequest;
+use crate::exchange::{RefreshRequest, RevokeRequest, Spread};
 use crate::ids::{NodeId, SlotNumber};
+use crate::protocol::auth::RevocationSet;
 use crate::routing::placement::{Pod, View};
 
 /// Which pods belong to the cluster.
@@ -63,6 +68,8 @@ pub(crate) struct ClusterState {
     pub(crate) confirmed: bool,
     /// Pods that did not answer when this pod looked at them last.
     pub(crate) silent: Arc<[NodeId]>,
+    /// Tokens that operators have revoked.
+    pub(crate) revocations: Arc<RevocationSet>,
     /// The slot of this pod, while it holds one.
     pub(crate) own_slot: Option<SlotNumber>,
     /// The pod drains, and holds no slot.
@@ -87,6 +94,8 @@ pub(crate) struct Parts {
     pub(crate) cluster: watch::Sender<ClusterState>,
     /// Requests for a refresh of the view. A single pod never redirects and ignores them.
     pub(crate) refresh: RefreshRequest,
+    /// Requests to revoke tokens.
+    pub(crate) revoke: mpsc::Receiver<RevokeRequest>,
     /// Metrics of discovery.
     pub(crate) metrics: Metrics,
 }
@@ -109,7 +118,8 @@ pub(crate) async fn check(config: &RedisConfig) -> Result<u64, String> {
 
 /// The cluster of one pod, which owns slot 0 once it may serve.
 async fn run_single_pod(parts: Parts) {
-    let Parts { node, url, mut intent, cluster, metrics, .. } = parts;
+    let Parts { node, url, mut intent, cluster, mut revoke, metrics, .. } = parts;
+    let mut book = RevocationBook::default();
     let mut version = 0;
     loop {
         let own_slot = (*intent.borrow_and_update() == Intent::Serve).then_some(SlotNumber(0));
@@ -117,11 +127,27 @@ async fn run_single_pod(parts: Parts) {
         let pod = own_slot.map(|_| Pod { node: node.clone(), url: Arc::clone(&url) });
         let view = Arc::new(View { version, slots: vec![pod] });
         let left = *intent.borrow() == Intent::Drain;
-        let now = ClusterState { redis_up: true, view, confirmed: true, own_slot, left, ..ClusterState::default() };
+        let revocations = book.in_force();
+        let now = ClusterState {
+            redis_up: true,
+            view,
+            confirmed: true,
+            own_slot,
+            left,
+            revocations,
+            ..ClusterState::default()
+        };
         metrics.publish(&now);
         cluster.send_replace(now);
-        if intent.changed().await.is_err() {
-            return;
+        tokio::select! {
+            changed = intent.changed() => if changed.is_err() {
+                return;
+            },
+            Some(RevokeRequest { revocation, answer }) = revoke.recv() => {
+                let had_room = book.learn(&[revocation], Now::read().unix);
+                // It fails if the operator has gone.
+                let _ = answer.send(if had_room { Spread::AllPods } else { Spread::Nowhere });
+            }
         }
     }
 }
@@ -138,6 +164,7 @@ pub(crate) struct Metrics {
     peer_looks: Counter,
     peer_looks_failed: Counter,
     peers_gone: Gauge,
+    revocations: Gauge,
     slots: Gauge,
     pods: Gauge,
     own_slot: Gauge,
@@ -158,6 +185,7 @@ impl Metrics {
             peer_looks: Counter::default(),
             peer_looks_failed: Counter::default(),
             peers_gone: Gauge::default(),
+            revocations: Gauge::default(),
             slots: Gauge::default(),
             pods: Gauge::default(),
             own_slot: Gauge::default(),
@@ -177,6 +205,7 @@ impl Metrics {
             "Other pods that count as gone before their lease has run out",
             &metrics.peers_gone,
         );
+        gauge("shardgate_revocations", "Revocations of tokens in force", &metrics.revocations);
         let looks = "Looks at other pods (PEER_URL)";
         registry.register("shardgate_peer_looks", looks, metrics.peer_looks.clone());
         let failed = "Looks at other pods that were refused, reset or not answered in time";
@@ -231,7 +260,8 @@ mod tests {
         let metrics = Metrics::register(registry);
         let refresh = RefreshRequest::default();
         let (node, url) = (NodeId("a".into()), "ws://a/ws".into());
-        Parts { config, node, url, peer_url: None, place_anywhere: false, intent, cluster, refresh, metrics }
+        let revoke = mpsc::channel(1).1;
+        Parts { config, node, url, peer_url: None, place_anywhere: false, intent, cluster, refresh, revoke, metrics }
     }
 
     #[tokio::test]

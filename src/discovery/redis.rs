@@ -9,7 +9,7 @@ use futures_lite::StreamExt;
 use prometheus_client::metrics::counter::Counter;
 use redis::aio::{MultiplexedConnection, PubSub, PubSubSink};
 use redis::{AsyncConnectionConfig, Client, Msg, RedisError, Script, Value};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep_until, timeout};
 use tracing::{error, info, warn};
@@ -18,16 +18,29 @@ use super::membership::{Identity, Member, Notice};
 use super::peer_looks;
 use super::peers::{Look, PeerChange};
 use super::redis_health::LeaseTimes;
+use super::revocation_book::RevocationBook;
 use super::wire::{BadAnswer, Call, Snapshot};
 use super::{ClusterState, Intent, Metrics, Parts};
 use crate::clock::{Now, UnixMs, whole_ms};
 use crate::config::{RedisConfig, is_node_name};
+use crate::exchange::{RevokeRequest, Spread};
 use crate::ids::NodeId;
-use crate::limits::{ANNOUNCEMENTS_MAX, ANNOUNCEMENTS_QUIET_MAX};
+use crate::limits::{ANNOUNCEMENTS_MAX, ANNOUNCEMENTS_QUIET_MAX, REVOCATIONS_A_STEP, REVOCATIONS_MAX};
 use crate::outage::{OutageLine, OutageLog};
+use crate::protocol::auth::Revocation;
 
-/// The script's text.
+/// The scripts' texts.
 const SLOTS_SCRIPT: &str = include_str!("slots.lua");
+const REVOCATIONS_SCRIPT: &str = include_str!("revocations.lua");
+
+/// The key of the hash of revocations, and their channel, behind the prefix.
+const REVOCATIONS: &str = "revocations";
+
+/// A field of a hash, and its value.
+type Field = (Vec<u8>, Vec<u8>);
+
+/// The channels: pods that join, pods that leave, revocations.
+type Channels = [String; 3];
 
 /// Pods that a log line names. If there are more, it gives their number.
 const PODS_LOGGED_MAX: usize = 16;
@@ -65,10 +78,16 @@ pub(super) async fn run(parts: Parts) {
         owns_url: !parts.place_anywhere,
         key_prefix: parts.config.key_prefix.clone(),
     };
-    let channels = ["join", "leave"].map(|what| format!("{}:node:{what}", parts.config.key_prefix));
-    let script = Script::new(SLOTS_SCRIPT);
-    let connections =
-        RedisConnections { client, times, calls: None, announcements: None, script, metrics: parts.metrics.clone() };
+    let channels = ["node:join", "node:leave", REVOCATIONS].map(|what| format!("{}:{what}", parts.config.key_prefix));
+    let connections = RedisConnections {
+        client,
+        times,
+        calls: None,
+        announcements: None,
+        slots_script: Script::new(SLOTS_SCRIPT),
+        revocations_script: Script::new(REVOCATIONS_SCRIPT),
+        metrics: parts.metrics.clone(),
+    };
     let session = RedisSession {
         member: Member::new(identity, times),
         connections,
@@ -76,6 +95,8 @@ pub(super) async fn run(parts: Parts) {
         address: parts.config.address.clone(),
         outage: OutageLog::default(),
         looks: JoinSet::new(),
+        revocations: RevocationBook::default(),
+        revocations_are_read: false,
         parts,
     };
     session.run().await;
@@ -110,11 +131,14 @@ struct RedisSession {
     parts: Parts,
     member: Member,
     connections: RedisConnections,
-    channels: [String; 2],
+    channels: Channels,
     address: Box<str>,
     outage: OutageLog,
     /// Looks at other pods that are under way.
     looks: JoinSet<LookOutcome>,
+    revocations: RevocationBook,
+    /// Whether all were read since the connections were made. Before, announcements may have been missed.
+    revocations_are_read: bool,
 }
 
 /// A look at another pod that has ended.
@@ -142,6 +166,7 @@ impl RedisSession {
                 () = sleep_until(look_at.unwrap_or(call_at).into()), if look_at.is_some() => self.begin_looks(),
                 () = self.parts.refresh.notified() => self.member.handle_refresh_request(Instant::now()),
                 announcement = next(&mut self.connections.announcements) => self.handle_announcement(announcement),
+                Some(request) = self.parts.revoke.recv() => self.revoke(request).await,
             }
             self.publish();
         }
@@ -174,9 +199,13 @@ impl RedisSession {
                 if let Some(line) = self.outage.handle_success(now) {
                     self.log_reached(line);
                 }
+                if !self.revocations_are_read {
+                    self.read_revocations().await;
+                }
             }
             Err(error) => {
                 self.connections.close();
+                self.revocations_are_read = false;
                 self.parts.metrics.calls_failed.inc();
                 self.member.handle_failure(now);
                 if let Some(line) = self.outage.handle_failure(began, now) {
@@ -190,13 +219,65 @@ impl RedisSession {
         let now = Instant::now();
         match announcement {
             Some(Announcement::Left(node)) => self.member.handle_leave(node, now),
+            Some(Announcement::Revoked(revocation)) => {
+                self.learn(&[revocation]);
+            }
             Some(Announcement::Other) => self.member.handle_announcement(now),
             None => {
                 // The connection is gone: the next call opens a new one, and shows whether Redis is up.
                 self.connections.announcements = None;
+                self.revocations_are_read = false;
                 self.member.handle_announcement(now);
             }
         }
+    }
+
+    // ---- revocations ------------------------------------------------------------------------------------------------
+
+    /// Puts a revocation in force here at once, and on all pods if Redis takes it.
+    async fn revoke(&mut self, RevokeRequest { revocation, answer }: RevokeRequest) {
+        let has_room = self.learn(std::slice::from_ref(&revocation));
+        let spread = if has_room {
+            // Redis takes long to fail, and here it holds already.
+            self.publish();
+            match self.connections.revoke(&revocation, &self.channels[2]).await {
+                Ok(true) => Spread::AllPods,
+                Ok(false) => Spread::Nowhere,
+                Err(error) => {
+                    warn!(%error, "revocation not stored: Redis gets it when it is back");
+                    self.revocations.keep_unsent(revocation);
+                    self.revocations_are_read = false;
+                    Spread::ThisPod
+                }
+            }
+        } else {
+            Spread::Nowhere
+        };
+        // It fails if the operator has gone.
+        let _ = answer.send(spread);
+    }
+
+    /// Reads all revocations, and stores those that Redis has not got yet.
+    async fn read_revocations(&mut self) {
+        match self.connections.read_revocations(&self.channels[2]).await {
+            Ok(all) => {
+                self.learn(&all);
+            }
+            Err(error) => return warn!(%error, "revocations can't be read"),
+        }
+        for revocation in self.revocations.take_unsent() {
+            if self.connections.revoke(&revocation, &self.channels[2]).await.is_err() {
+                self.revocations.keep_unsent(revocation);
+            }
+        }
+        self.revocations_are_read = true;
+    }
+
+    fn learn(&mut self, revocations: &[Revocation]) -> bool {
+        let had_room = self.revocations.learn(revocations, Now::read().unix);
+        let in_force = i64::try_from(self.revocations.in_force().len()).unwrap_or(i64::MAX);
+        self.parts.metrics.revocations.set(in_force);
+        had_room
     }
 
     fn begin_looks(&mut self) {
@@ -231,6 +312,7 @@ impl RedisSession {
             as_of: self.member.as_of(),
             confirmed: self.member.is_confirmed(),
             silent: self.member.silent(),
+            revocations: self.revocations.in_force(),
             own_slot: self.member.own_slot(),
             left: self.member.has_left(),
         };
@@ -244,6 +326,7 @@ impl RedisSession {
                 || before.as_of != now.as_of
                 || before.confirmed != now.confirmed
                 || before.silent != now.silent
+                || !Arc::ptr_eq(&before.revocations, &now.revocations)
                 || !Arc::ptr_eq(&before.view, &now.view);
             *before = now;
             changed
@@ -333,7 +416,8 @@ struct RedisConnections {
     times: LeaseTimes,
     calls: Option<MultiplexedConnection>,
     announcements: Option<Announcements>,
-    script: Script,
+    slots_script: Script,
+    revocations_script: Script,
     metrics: Metrics,
 }
 
@@ -344,7 +428,7 @@ impl RedisConnections {
     }
 
     /// Opens the missing connections.
-    async fn connect(&mut self, channels: &[String; 2]) -> Result<(), CallError> {
+    async fn connect(&mut self, channels: &Channels) -> Result<(), CallError> {
         let limit = self.times.call;
         if self.calls.is_none() {
             let config =
@@ -361,9 +445,8 @@ impl RedisConnections {
             };
             let connection = within(limit, subscribing).await?;
             self.metrics.connections.inc();
-            let [_, leave_channel] = channels;
             let dropped = self.metrics.announcements_dropped.clone();
-            self.announcements = Some(Announcements::hear(connection, leave_channel.clone(), limit, dropped));
+            self.announcements = Some(Announcements::hear(connection, channels.clone(), limit, dropped));
         }
         Ok(())
     }
@@ -373,10 +456,37 @@ impl RedisConnections {
         let limit = self.times.call;
         let Some(connection) = &mut self.calls else { return Err(CallError::TimedOut(Duration::ZERO)) };
         let call = serde_json::to_string(call).map_err(CallError::Call)?;
-        let mut invocation = self.script.key(key);
+        let mut invocation = self.slots_script.key(key);
         invocation.arg(call);
         let answer: Vec<Vec<u8>> = within(limit, invocation.invoke_async(connection)).await?;
         Ok(Snapshot::parse(&answer)?)
+    }
+
+    /// Stores a revocation, and tells all pods; returns whether there was room. `name` is the hash's and the channel's.
+    async fn revoke(&mut self, revocation: &Revocation, name: &str) -> Result<bool, CallError> {
+        let limit = self.times.call;
+        let Some(connection) = &mut self.calls else { return Err(CallError::TimedOut(Duration::ZERO)) };
+        let mut invocation = self.revocations_script.key(name);
+        invocation.arg(revocation.subject.field()).arg(revocation.value()).arg(name).arg(REVOCATIONS_MAX);
+        within(limit, invocation.invoke_async(connection)).await
+    }
+
+    /// Reads all revocations in steps, so that Redis is not held up. What another program has written is passed over.
+    async fn read_revocations(&mut self, name: &str) -> Result<Vec<Revocation>, CallError> {
+        let limit = self.times.call;
+        let Some(connection) = &mut self.calls else { return Err(CallError::TimedOut(Duration::ZERO)) };
+        let (mut all, mut cursor) = (Vec::new(), 0_u64);
+        loop {
+            let mut step = redis::cmd("HSCAN");
+            step.arg(name).arg(cursor).arg("COUNT").arg(REVOCATIONS_A_STEP);
+            let (next, fields): (u64, Vec<Field>) = within(limit, step.query_async(connection)).await?;
+            all.extend(fields.iter().filter_map(|(field, value)| revocation(field, value)));
+            cursor = next;
+            // A scan may name a field twice, but not without end.
+            if cursor == 0 || all.len() > 2 * REVOCATIONS_MAX {
+                return Ok(all);
+            }
+        }
     }
 }
 
@@ -388,6 +498,8 @@ async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, RedisEr
 enum Announcement {
     /// A pod released its slot, or lost it.
     Left(NodeId),
+    /// Tokens were revoked.
+    Revoked(Revocation),
     /// Anything else: the slots may have changed.
     Other,
 }
@@ -400,15 +512,21 @@ struct Announcements {
 }
 
 impl Announcements {
-    fn hear(connection: PubSub, leave_channel: String, ping_within: Duration, dropped: Counter) -> Self {
+    fn hear(connection: PubSub, channels: Channels, ping_within: Duration, dropped: Counter) -> Self {
         let (queue, heard) = mpsc::channel(ANNOUNCEMENTS_MAX);
         let task = tokio::spawn(async move {
             let (mut sink, mut messages) = connection.split();
             loop {
                 match timeout(ANNOUNCEMENTS_QUIET_MAX, messages.next()).await {
                     Ok(Some(message)) => {
-                        if queue.try_send(announcement(&message, &leave_channel)).is_err() {
-                            dropped.inc();
+                        let announcement = announcement(&message, &channels);
+                        match queue.try_send(announcement) {
+                            Ok(()) => {}
+                            // All are read again by a new connection.
+                            Err(TrySendError::Full(Announcement::Revoked(_))) => return,
+                            Err(_) => {
+                                dropped.inc();
+                            }
                         }
                     }
                     Ok(None) => return,
@@ -430,12 +548,23 @@ impl Drop for Announcements {
     }
 }
 
-fn announcement(message: &Msg, leave_channel: &str) -> Announcement {
-    let node = std::str::from_utf8(message.get_payload_bytes()).ok().filter(|node| is_node_name(node));
+fn announcement(message: &Msg, [_, leave, revocations]: &Channels) -> Announcement {
+    let payload = message.get_payload_bytes();
+    let channel = message.get_channel_name();
+    if channel == revocations {
+        let line_end = payload.iter().position(|byte| *byte == b'\n').unwrap_or(payload.len());
+        let (field, value) = payload.split_at(line_end);
+        return revocation(field, value).map_or(Announcement::Other, Announcement::Revoked);
+    }
+    let node = std::str::from_utf8(payload).ok().filter(|node| is_node_name(node));
     match node {
-        Some(node) if message.get_channel_name() == leave_channel => Announcement::Left(NodeId(node.into())),
+        Some(node) if channel == leave => Announcement::Left(NodeId(node.into())),
         _ => Announcement::Other,
     }
+}
+
+fn revocation(field: &[u8], value: &[u8]) -> Option<Revocation> {
+    Revocation::parse(std::str::from_utf8(field).ok()?, std::str::from_utf8(value).ok()?.trim_start())
 }
 
 /// Whether a connection answers a ping in time. An error from Redis (it may forbid pings) counts as an answer.

@@ -16,6 +16,7 @@ use crate::discovery::{ClusterState, Intent};
 use crate::exchange::{PodState, PublishedPodState, PublishedRoutes, ShardHandle, ViewFreshness};
 use crate::operations::log_level::LogLevel;
 use crate::operations::readiness::{Readiness, Threads};
+use crate::protocol::auth::Verifier;
 use crate::routing::table::RouteTable;
 use crate::shutdown::phases;
 use crate::shutdown::signals::{SignalRequest, Signals};
@@ -45,6 +46,10 @@ pub(super) struct Control {
     pub(super) readiness: watch::Sender<Readiness>,
     /// Routes that ingest uses.
     pub(super) routes: PublishedRoutes,
+    /// Tells whether tokens can be verified.
+    pub(super) verifier: Verifier,
+    /// Has all key sets read again, when it changes.
+    pub(super) reload: watch::Sender<u64>,
     /// Times of the drain.
     pub(super) drain: DrainConfig,
     /// The log's level.
@@ -90,7 +95,10 @@ impl Control {
             tokio::select! {
                 asked = signals.next() => match asked {
                     SignalRequest::End(signal) => break self.start_drain(signal),
-                    SignalRequest::Reload => self.replace_routes((process.read_routes)()),
+                    SignalRequest::Reload => {
+                        self.reload.send_modify(|reloads| *reloads += 1);
+                        self.replace_routes((process.read_routes)());
+                    }
                     SignalRequest::LogMore => self.log_level.step(true, Instant::now()),
                     SignalRequest::LogLess => self.log_level.step(false, Instant::now()),
                 },
@@ -158,11 +166,12 @@ impl Control {
             kafka_up: ingest.is_kafka_up(),
             missing: ingest.missing.load(Ordering::Relaxed),
             history_complete: ingest.history_complete.load(Ordering::Acquire),
+            can_verify: self.verifier.is_ready(),
             own_slot: cluster.own_slot,
             had_slot: before.had_slot || cluster.own_slot.is_some(),
             draining: before.draining,
         };
-        if now.history_complete && !before.history_complete {
+        if now.may_serve() && !before.may_serve() {
             // Only forward: a pod that drains while it fills keeps draining.
             self.intent.send_modify(|intent| *intent = (*intent).max(Intent::Serve));
         }
@@ -171,10 +180,10 @@ impl Control {
             self.readiness.send_replace(now);
         }
         // Other pods redirect clients here from the claim on, whether or not Kafka and Redis answer at this moment.
-        self.publish_cluster(&cluster, now.history_complete && now.own_slot.is_some() && !now.draining);
+        self.publish_cluster(&cluster, now.may_serve() && now.own_slot.is_some() && !now.draining);
     }
 
-    /// Publishes changes for the shards. `takes_clients`: the pod holds a slot and its history is complete.
+    /// Publishes changes for the shards. `takes_clients`: the pod holds a slot and may serve.
     fn publish_cluster(&self, cluster: &ClusterState, takes_clients: bool) {
         let pod_state = self.pod_state.load();
         let draining = pod_state.draining_since.is_some();
@@ -187,7 +196,8 @@ impl Control {
             || Arc::ptr_eq(&pod_state.view, &cluster.view)
                 && pod_state.view_freshness == view_freshness
                 && pod_state.silent == cluster.silent;
-        if same_view && pod_state.own_slot == own_slot && (pod_state.was_ready || !takes_clients) {
+        let same_revocations = Arc::ptr_eq(&pod_state.revocations, &cluster.revocations);
+        if same_view && same_revocations && pod_state.own_slot == own_slot && (pod_state.was_ready || !takes_clients) {
             return;
         }
         self.publish(|pod_state| {
@@ -196,6 +206,7 @@ impl Control {
                 pod_state.view_freshness = view_freshness;
                 pod_state.silent = Arc::clone(&cluster.silent);
             }
+            pod_state.revocations = Arc::clone(&cluster.revocations);
             pod_state.own_slot = own_slot;
             pod_state.was_ready |= takes_clients;
         });
@@ -266,6 +277,8 @@ mod tests {
             cluster: cluster_seen,
             readiness,
             routes: PublishedRoutes::new(ArcSwap::from_pointee(RouteTable::built_in())),
+            verifier: Verifier::of_secret(b"secret"),
+            reload: watch::channel(0).0,
             drain: DrainConfig { delay: Duration::ZERO, over: Duration::ZERO },
             log_level: Arc::new(LogLevel::new(tracing::Level::INFO, |_| {})),
             started: Instant::now(),

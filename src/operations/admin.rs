@@ -2,11 +2,13 @@
 //!
 //! - [`request`]: a request's query, checked;
 //! - [`answer`]: JSON answers, and those of requests that get nothing;
-//! - [`cluster`]: the slots and their pods.
+//! - [`cluster`]: the slots and their pods;
+//! - [`revocations`]: revoked tokens.
 
 mod answer;
 mod cluster;
 mod request;
+mod revocations;
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,17 +17,18 @@ use std::time::{Duration, Instant};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::AUTHORIZATION;
-use hyper::{Request, StatusCode};
-use tokio::sync::Semaphore;
+use hyper::{Method, Request, StatusCode};
+use tokio::sync::{Semaphore, oneshot};
 use tracing::{info, warn};
 
 use self::answer::{LogLevelAnswer, Refusal, SettingsBody, json, refuse};
 use self::request::LogLevelBody;
+use self::revocations::RevokedAnswer;
 use super::log_level::LogLevel;
 use super::pages::PageResponse;
 use crate::clock::Now;
 use crate::config::EffectiveSetting;
-use crate::exchange::PublishedPodState;
+use crate::exchange::{PublishedPodState, RevokeRequest, RevokeSender, Spread};
 use crate::ids::NodeId;
 use crate::limits::{ADMIN_BODY_BYTES_MAX, ADMIN_REFUSED_LOG_EVERY, ADMIN_REQUESTS_MAX};
 use crate::log_throttle::LogThrottle;
@@ -47,6 +50,8 @@ pub(crate) struct AdminParts {
     pub(crate) settings: Arc<[EffectiveSetting]>,
     /// The log's level.
     pub(crate) log_level: Arc<LogLevel>,
+    /// Takes requests to revoke tokens.
+    pub(crate) revoke: RevokeSender,
 }
 
 /// Answers requests for an [`AdminPage`].
@@ -115,6 +120,8 @@ impl Admin {
         let answer = match page {
             AdminPage::Cluster => self.cluster(query, now),
             AdminPage::Settings => self.settings(query),
+            AdminPage::Revocations if request.method() == Method::POST => self.revoke(operator, request, now).await,
+            AdminPage::Revocations => self.revocations(query),
             AdminPage::Log => self.set_log_level(operator, request, now).await,
         };
         answer.unwrap_or_else(refuse)
@@ -131,6 +138,29 @@ impl Admin {
         request::no_query(query)?;
         let AdminParts { node, settings, .. } = &self.parts;
         Ok(json(StatusCode::OK, &SettingsBody { node: &node.0, settings }))
+    }
+
+    fn revocations(&self, query: &str) -> Result<PageResponse, Refusal> {
+        let request::PageQuery { after, limit } = request::PageQuery::parse(query)?;
+        let AdminParts { node, pod_state, .. } = &self.parts;
+        let all = Arc::clone(&pod_state.load().revocations);
+        Ok(json(StatusCode::OK, &revocations::page(node, &all, &after, limit)))
+    }
+
+    async fn revoke(&self, operator: &str, request: Request<Incoming>, now: Now) -> Result<PageResponse, Refusal> {
+        let revocation = revocations::parse(&read_body(request).await?, now.unix)?;
+        let AdminParts { node, revoke, .. } = &self.parts;
+        let subject = revocation.subject.field();
+        info!(operator, subject, until = %revocation.rule.until, "tokens revoked by an operator");
+        let (answer, answered) = oneshot::channel();
+        revoke.try_send(RevokeRequest { revocation: revocation.clone(), answer }).map_err(|_| Refusal::Busy)?;
+        let spread = answered.await.map_err(|_| Refusal::Busy)?;
+        if spread == Spread::Nowhere {
+            return Err(Refusal::Full);
+        }
+        let on_all_pods = spread == Spread::AllPods;
+        let answer = RevokedAnswer { node: &node.0, revocation: revocation.into(), on_all_pods };
+        Ok(json(StatusCode::OK, &answer))
     }
 
     async fn set_log_level(

@@ -2,7 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use sha2::{Digest, Sha256};
+use openssl::sha::sha256;
 
 /// The page.
 pub(crate) const PAGE: &str = include_str!("console.html");
@@ -31,7 +31,7 @@ fn sources(page: &str, element: &str) -> String {
     while let Some((_, after)) = rest.split_once(&open) {
         let Some((_, body)) = after.split_once('>') else { break };
         let Some((inline, after)) = body.split_once(&close) else { break };
-        hashes.push(format!("'sha256-{}'", STANDARD.encode(Sha256::digest(inline.as_bytes()))));
+        hashes.push(format!("'sha256-{}'", STANDARD.encode(sha256(inline.as_bytes()))));
         rest = after;
     }
     if hashes.is_empty() { "'none'".to_owned() } else { hashes.join(" ") }

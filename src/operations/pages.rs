@@ -172,6 +172,7 @@ mod tests {
             missing: 0,
             kafka_up: true,
             history_complete: true,
+            can_verify: true,
             own_slot: Some(SlotNumber(0)),
             had_slot: true,
             draining: false,

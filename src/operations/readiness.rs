@@ -23,6 +23,8 @@ pub(crate) struct Readiness {
     pub(crate) missing: u64,
     /// Whether the history was filled to the partitions' ends. Never goes back to false.
     pub(crate) history_complete: bool,
+    /// Whether tokens can be verified: there is a secret, or a key set was read. Never goes back to false.
+    pub(crate) can_verify: bool,
     /// Slot of this pod, while it holds one.
     pub(crate) own_slot: Option<SlotNumber>,
     /// Whether this pod ever held a slot. Before, it owns nothing and would redirect every client. Never goes back to
@@ -33,30 +35,42 @@ pub(crate) struct Readiness {
 }
 
 impl Readiness {
+    /// Whether the pod may hold a slot: it has all that clients need.
+    #[must_use]
+    pub(crate) fn may_serve(&self) -> bool {
+        self.history_complete && self.can_verify
+    }
+
     /// Whether clients should be sent here: every part is ready.
     #[must_use]
     pub(crate) fn is_ready(&self) -> bool {
-        self.redis_up && self.kafka_up && self.history_complete && self.had_slot && !self.draining
+        self.redis_up && self.kafka_up && self.may_serve() && self.had_slot && !self.draining
     }
 
     /// Whether the pod accepts clients: from the first time it holds a slot, which it claims with a complete history,
     /// until it drains. A later outage of Kafka or Redis makes no pod worse than another.
     #[must_use]
     pub(crate) fn is_accepting(&self) -> bool {
-        self.history_complete && self.had_slot && !self.draining
+        self.may_serve() && self.had_slot && !self.draining
     }
 
     /// Names of the parts that the pod waits for, for the log.
     #[must_use]
     pub(crate) fn waits_for(&self) -> Vec<&'static str> {
-        let missing = [
-            (!self.redis_up, "Redis"),
-            (!self.kafka_up, "Kafka"),
+        let outages = [(!self.redis_up, "Redis"), (!self.kafka_up, "Kafka")];
+        let mut waits_for = named(outages);
+        waits_for.extend(self.waits_to_accept());
+        waits_for
+    }
+
+    /// Those of them without which it accepts no clients.
+    fn waits_to_accept(&self) -> Vec<&'static str> {
+        named([
             (!self.history_complete, "the history"),
+            (!self.can_verify, "a key set"),
             (!self.had_slot, "a slot"),
             (self.draining, "nothing: it drains"),
-        ];
-        missing.into_iter().filter_map(|(missing, what)| missing.then_some(what)).collect()
+        ])
     }
 
     /// The body of `/ready`.
@@ -86,8 +100,13 @@ impl Readiness {
             timestamp: now.unix.to_string(),
             node: &node.0,
             draining: self.draining,
+            waiting_for: self.waits_to_accept(),
         })
     }
+}
+
+fn named<const N: usize>(missing: [(bool, &'static str); N]) -> Vec<&'static str> {
+    missing.into_iter().filter_map(|(missing, what)| missing.then_some(what)).collect()
 }
 
 #[derive(Serialize)]
@@ -96,6 +115,9 @@ struct AcceptingBody<'a> {
     timestamp: String,
     node: &'a str,
     draining: bool,
+    /// Why it does not accept clients.
+    #[serde(rename = "waitingFor", skip_serializing_if = "Vec::is_empty")]
+    waiting_for: Vec<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -185,6 +207,7 @@ mod tests {
         missing: 0,
         kafka_up: true,
         history_complete: true,
+        can_verify: true,
         own_slot: Some(SlotNumber(2)),
         had_slot: true,
         draining: false,
@@ -201,6 +224,7 @@ mod tests {
             Readiness { redis_up: false, ..READY },
             Readiness { kafka_up: false, ..READY },
             Readiness { history_complete: false, ..READY },
+            Readiness { can_verify: false, ..READY },
             Readiness { had_slot: false, own_slot: None, ..READY },
             Readiness { draining: true, ..READY },
         ];
@@ -217,6 +241,7 @@ mod tests {
         }
         for lacks in [
             Readiness { history_complete: false, ..READY },
+            Readiness { can_verify: false, ..READY },
             Readiness { had_slot: false, own_slot: None, ..READY },
             Readiness { draining: true, ..READY },
         ] {
@@ -226,6 +251,9 @@ mod tests {
             READY.accepting_json(&NodeId("a".into()), now()),
             r#"{"status":"accepting","timestamp":"1970-01-01T00:00:00.000Z","node":"a","draining":false}"#
         );
+        let no_keys = Readiness { can_verify: false, redis_up: false, ..READY };
+        let body = no_keys.accepting_json(&NodeId("a".into()), now());
+        assert!(body.ends_with(r#""draining":false,"waitingFor":["a key set"]}"#), "{body}");
     }
 
     #[test]

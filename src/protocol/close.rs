@@ -38,6 +38,8 @@ pub enum CloseReason {
     TooSlow,
     /// 4401: the token expired.
     TokenExpired,
+    /// 4403: the token was revoked.
+    Revoked,
     /// 4408: heartbeat timeout.
     Silent,
 }
@@ -56,7 +58,7 @@ pub(crate) struct CloseReasonRow {
 
 impl CloseReason {
     /// Every reason, in the order of the table: the labels of the metric.
-    pub(crate) const ALL: [Self; 18] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::ClientClosed,
         Self::ClientGone,
         Self::GoingAway,
@@ -74,6 +76,7 @@ impl CloseReason {
         Self::TooOld,
         Self::TooSlow,
         Self::TokenExpired,
+        Self::Revoked,
         Self::Silent,
     ];
 
@@ -107,6 +110,7 @@ impl CloseReason {
             Self::TokenExpired => {
                 (4401, "token_expired", "the token ran out: reconnect with a new one and your last cursor")
             }
+            Self::Revoked => (4403, "revoked", "ended by an operator: do not reconnect with this token"),
             Self::Silent => (4408, "silent", "no sign of life: reconnect with your cursor"),
         };
         CloseReasonRow { code: Some(code), text, label }

@@ -35,6 +35,9 @@ pub(crate) struct Connected<'a> {
     pub(crate) assessment_id: Option<&'a str>,
     /// `HEARTBEAT_INTERVAL` in milliseconds.
     pub(crate) heartbeat_interval_ms: u64,
+    /// When the token expires, without the leeway.
+    #[serde(serialize_with = "some_iso_8601", skip_serializing_if = "Option::is_none")]
+    pub(crate) token_expires_at: Option<UnixMs>,
     /// Whether the stream continues from the client's cursor.
     pub(crate) resumed: bool,
     /// The position to resume from.
@@ -79,6 +82,14 @@ struct Beat<'a> {
     timestamp: UnixMs,
     #[serde(skip_serializing_if = "Option::is_none")]
     cursor: Option<&'a str>,
+}
+
+/// The messages `token_expiring` and `refreshed`.
+#[derive(Serialize)]
+struct TokenMessage {
+    r#type: &'static str,
+    #[serde(rename = "tokenExpiresAt", serialize_with = "some_iso_8601", skip_serializing_if = "Option::is_none")]
+    expires: Option<UnixMs>,
 }
 
 #[derive(Serialize)]
@@ -149,6 +160,16 @@ pub(crate) fn reset(out: &mut Vec<u8>, reason: ResetReason, cursor: Option<&str>
     text(out, &Reset { reason: reason.label(), cursor });
 }
 
+/// Appends `token_expiring`; `expires` is without the leeway.
+pub(crate) fn token_expiring(out: &mut Vec<u8>, expires: Option<UnixMs>) {
+    text(out, &TokenMessage { r#type: "token_expiring", expires });
+}
+
+/// Appends `refreshed`, the answer to a good `refresh`.
+pub(crate) fn refreshed(out: &mut Vec<u8>, expires: Option<UnixMs>) {
+    text(out, &TokenMessage { r#type: "refreshed", expires });
+}
+
 /// Appends an error: `Unauthorized`, `BadRequest`, `Forbidden` or `BadMessage`.
 pub(crate) fn error(out: &mut Vec<u8>, error: &str, message: &str) {
     text(out, &ErrorMessage { error, message, node: None, url: None, cursor: None });
@@ -199,6 +220,11 @@ fn control(out: &mut Vec<u8>, first: u8, payload: &[&[u8]]) {
     payload.iter().for_each(|part| out.extend_from_slice(part));
 }
 
+#[expect(clippy::ref_option, reason = "serde passes a reference")]
+fn some_iso_8601<S: Serializer>(timestamp: &Option<UnixMs>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&timestamp.unwrap_or_default())
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn iso_8601<S: Serializer>(timestamp: &UnixMs, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(timestamp)
@@ -243,6 +269,7 @@ mod tests {
             node: "pod-0",
             assessment_id: None,
             heartbeat_interval_ms: 30_000,
+            token_expires_at: None,
             resumed: false,
             cursor: None,
         };
@@ -254,12 +281,14 @@ mod tests {
         message.user_id = "u";
         message.assessment_id = Some("a-1");
         message.resumed = true;
+        message.token_expires_at = Some(UnixMs(1_000));
         message.cursor = Some("AbC");
         assert_eq!(
             single_text(|out| connected(out, &message)),
             r#"{"type":"connected","connectionId":"c-1","userId":"u","timestamp":"2026-09-21T14:13:20.007Z","#
                 .to_owned()
-                + r#""node":"pod-0","assessmentId":"a-1","heartbeatIntervalMs":30000,"resumed":true,"cursor":"AbC"}"#
+                + r#""node":"pod-0","assessmentId":"a-1","heartbeatIntervalMs":30000,"#
+                + r#""tokenExpiresAt":"1970-01-01T00:00:01.000Z","resumed":true,"cursor":"AbC"}"#
         );
     }
 

@@ -44,6 +44,8 @@ impl Page {
 pub(crate) enum AdminPage {
     /// The slots and their pods, as this pod sees them.
     Cluster,
+    /// Tokens that are revoked.
+    Revocations,
     /// The settings in force.
     Settings,
     /// The level of the log.
@@ -52,13 +54,14 @@ pub(crate) enum AdminPage {
 
 impl AdminPage {
     /// Every page, in the order of PROTOCOL 5.
-    pub(crate) const ALL: [Self; 3] = [Self::Cluster, Self::Settings, Self::Log];
+    pub(crate) const ALL: [Self; 4] = [Self::Cluster, Self::Revocations, Self::Settings, Self::Log];
 
     /// The page's path.
     #[must_use]
     pub(crate) const fn path(self) -> &'static str {
         match self {
             Self::Cluster => "/cluster",
+            Self::Revocations => "/revocations",
             Self::Settings => "/settings",
             Self::Log => "/log",
         }
@@ -69,6 +72,7 @@ impl AdminPage {
     pub(crate) const fn methods(self) -> &'static str {
         match self {
             Self::Cluster | Self::Settings => "GET, HEAD",
+            Self::Revocations => "GET, HEAD, POST",
             Self::Log => "PUT",
         }
     }
@@ -97,8 +101,10 @@ mod tests {
         let rows = contract::rows(5);
         let requests = rows.iter().filter_map(|row| row[0].split_once(" /"));
         let listed: Vec<String> = requests.map(|(method, path)| format!("{method} /{path}")).collect();
-        let pages = AdminPage::ALL.map(|page| (page.methods().trim_end_matches(", HEAD"), page.path()));
-        assert_eq!(listed, pages.map(|(method, path)| format!("{method} {path}")));
+        let methods = |page: AdminPage| page.methods().split(", ").filter(|method| *method != "HEAD");
+        let pages = AdminPage::ALL.into_iter();
+        let pages = pages.flat_map(|page| methods(page).map(move |method| format!("{method} {}", page.path())));
+        assert_eq!(listed, pages.collect::<Vec<_>>());
     }
 
     #[test]

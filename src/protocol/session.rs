@@ -21,6 +21,7 @@ use tungstenite::{Error, Message};
 
 use crate::limits::CONTROL_PAYLOAD_BYTES_MAX;
 use crate::protocol::close::CloseReason;
+use crate::protocol::head::BearerToken;
 
 /// The longest header of a client's frame, in bytes: two, eight of length, four of mask (RFC 6455 section 5.2).
 const HEADER_BYTES_MAX: usize = 14;
@@ -51,6 +52,8 @@ pub enum Inbound {
     Ping,
     /// The text `{"type":"pong"}`.
     Pong,
+    /// The text `{"type":"refresh","token":…}`.
+    Refresh(BearerToken),
     /// A JSON object of another type: counted and ignored.
     Other,
     /// A text that is not a JSON object with a string `type`.
@@ -68,7 +71,7 @@ impl Inbound {
     /// Whether it is a text message, which the metric and the rate limit count.
     #[must_use]
     pub(crate) fn is_text(&self) -> bool {
-        matches!(self, Self::Ping | Self::Pong | Self::Other | Self::BadMessage)
+        matches!(self, Self::Ping | Self::Pong | Self::Refresh(_) | Self::Other | Self::BadMessage)
     }
 }
 
@@ -249,6 +252,12 @@ struct Typed<'a> {
     r#type: Cow<'a, str>,
 }
 
+#[derive(Deserialize)]
+struct Refresh<'a> {
+    #[serde(borrow)]
+    token: Cow<'a, str>,
+}
+
 fn classify(text: &str) -> Inbound {
     // serde would take an array for the struct, too.
     let is_object = text.trim_ascii_start().starts_with('{');
@@ -256,6 +265,8 @@ fn classify(text: &str) -> Inbound {
         Ok(message) if is_object => match &*message.r#type {
             "ping" => Inbound::Ping,
             "pong" => Inbound::Pong,
+            "refresh" => serde_json::from_str::<Refresh<'_>>(text)
+                .map_or(Inbound::BadMessage, |refresh| Inbound::Refresh(BearerToken(refresh.token.into()))),
             _ => Inbound::Other,
         },
         _ => Inbound::BadMessage,

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
+use openssl::sha::sha256;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -62,7 +62,8 @@ impl RouteTable {
     /// Every fault at once, each with its line and what would be right.
     pub fn parse(toml: &str) -> Result<Self, InvalidRoutes> {
         let routes = parse_routes(toml)?;
-        let digest = format!("{:016x}", u64::from_be_bytes(*Sha256::digest(toml).first_chunk().expect("of 32 bytes")));
+        let digest =
+            format!("{:016x}", u64::from_be_bytes(*sha256(toml.as_bytes()).first_chunk().expect("of 32 bytes")));
         Ok(Self { routes: routes.into_iter().map(Arc::new).collect(), digest: digest.into() })
     }
 }

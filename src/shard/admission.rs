@@ -4,9 +4,9 @@
 
 use super::recent_redirects::RecentRedirects;
 use super::redirect::{OwnerDoubt, Placement, PlacementDecision, PlacementKey};
-use crate::clock::{Now, UnixMs};
+use crate::clock::Now;
 use crate::ids::AssessmentHash;
-use crate::protocol::auth::{self, Grant, Verifier};
+use crate::protocol::auth::{Grant, Unauthorized};
 use crate::protocol::close::CloseReason;
 use crate::protocol::head::Upgrade;
 use crate::protocol::messages;
@@ -44,21 +44,9 @@ pub(super) struct Rejection {
     redirect: Option<(Pod, Option<String>)>,
 }
 
-/// Authenticates the client of a valid handshake, before it takes any resource that others compete for.
-///
-/// # Errors
-/// The answer to the client, if its token is invalid or the pod accepts no clients.
-pub(super) fn authenticate(
-    upgrade: &Upgrade,
-    placement: &Placement<'_>,
-    verifier: &Verifier,
-    now: UnixMs,
-) -> Result<Grant, Admission> {
-    if !placement.accepts_clients() {
-        return Err(Admission::Unavailable);
-    }
-    let fault = |fault: auth::Unauthorized| refuse(CloseReason::Unauthorized, fault.to_string());
-    verifier.verify(upgrade.token.as_ref(), now).map_err(fault)
+/// The answer to a client whose token is rejected.
+pub(super) fn unauthorized(why: Unauthorized) -> Admission {
+    refuse(CloseReason::Unauthorized, why.to_string())
 }
 
 /// Judges a valid handshake with a valid token.
@@ -73,11 +61,15 @@ pub(super) fn admit(
     if !placement.accepts_clients() {
         return Admission::Unavailable;
     }
+    // Here, and not when its signature was checked: from here on, the connection is found by those who look for it.
+    if placement.pod_state.revocations.covers_grant(grant, now.unix) {
+        return unauthorized(Unauthorized::Revoked);
+    }
     let assessment = match &upgrade.assessment {
         Ok(assessment) => assessment.as_ref(),
         Err(fault) => return refuse(CloseReason::BadRequest, fault.to_string()),
     };
-    if assessment.is_some_and(|id| !grant.allowed.covers(id)) {
+    if assessment.is_some_and(|id| !grant.allowed.covers(id.as_str())) {
         return refuse(CloseReason::Forbidden, "the token does not allow this assessment".into());
     }
     let placement_key = assessment
@@ -120,9 +112,10 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::clock::UnixMs;
     use crate::exchange::{PodState, ViewFreshness};
     use crate::ids::{NodeId, SlotNumber};
-    use crate::protocol::auth::mint;
+    use crate::protocol::auth::{Verifier, mint};
     use crate::protocol::head::{self, Parsed};
     use crate::routing::placement::{Pod, View};
     use crate::stream::testing::texts;
@@ -161,6 +154,13 @@ mod tests {
         Now { instant: Instant::now(), unix: UnixMs(1_790_000_000_000) }
     }
 
+    fn granted(upgrade: &Upgrade, placement: &Placement<'_>, verifier: &Verifier) -> Result<Grant, Admission> {
+        if !placement.accepts_clients() {
+            return Err(Admission::Unavailable);
+        }
+        verifier.grant(upgrade.token.as_ref(), now().unix).map_err(unauthorized)
+    }
+
     /// The same, after these redirects.
     fn answer_after(
         recent_redirects: &RecentRedirects,
@@ -168,10 +168,10 @@ mod tests {
         pod_state: &PodState,
         place_anywhere: bool,
     ) -> String {
-        let verifier = Verifier::new(&auth::AuthConfig { secret: SECRET.into(), require_assessments: false });
+        let verifier = Verifier::of_secret(SECRET);
         let node = NodeId("p0".into());
         let (upgrade, placement) = (upgrade(query), Placement { node: &node, pod_state, place_anywhere });
-        let grant = authenticate(&upgrade, &placement, &verifier, now().unix);
+        let grant = granted(&upgrade, &placement, &verifier);
         let user = grant.as_ref().map(|grant| grant.user.clone()).unwrap_or_default();
         match grant.map_or_else(|answer| answer, |grant| admit(&upgrade, &grant, &placement, recent_redirects, now())) {
             Admission::Serve { owner_doubt: OwnerDoubt::None } => format!("served {user}"),
@@ -238,14 +238,13 @@ mod tests {
 
     #[test]
     fn only_a_redirect_depends_on_the_view() {
-        let verifier = Verifier::new(&auth::AuthConfig { secret: SECRET.into(), require_assessments: false });
+        let verifier = Verifier::of_secret(SECRET);
         let (node, pod_state) = (NodeId("p0".into()), pod_state());
         let placement = Placement { node: &node, pod_state: &pod_state, place_anywhere: false };
         let any = token(&serde_json::json!({"userId": "u"}));
         let depends_on_view = |query: &str| {
             let upgrade = upgrade(query);
-            let grant = authenticate(&upgrade, &placement, &verifier, now().unix);
-            grant.is_ok_and(|grant| {
+            granted(&upgrade, &placement, &verifier).is_ok_and(|grant| {
                 admit(&upgrade, &grant, &placement, &RecentRedirects::default(), now()).depends_on_view()
             })
         };

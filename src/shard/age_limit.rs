@@ -85,7 +85,7 @@ impl AgeLimiter {
 
 /// Whether a connection has reached its age. One that catches up or has a full socket is left to the next pass.
 fn is_due<S>(connection: &Connection<S>, key: ConnectionKey, age_max: Duration, now: Instant) -> bool {
-    let age = now.saturating_duration_since(connection.opened);
+    let age = now.saturating_duration_since(connection.opened.instant());
     age >= lifetime(key, age_max) && connection.is_open() && !connection.catching_up
 }
 

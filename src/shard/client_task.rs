@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use super::admission::{Admission, admit};
+use super::client_identity::ClientIdentity;
 use super::connection::{ConnectionKey, NewConnection};
 use super::context::{READS_A_POLL, ShardContext};
 use super::executor;
@@ -18,9 +19,9 @@ use super::writer::Writer;
 use crate::clock::Now;
 use crate::exchange::{AuthenticatedUpgrade, PodState};
 use crate::ids::AssessmentId;
-use crate::protocol::auth::Grant;
+use crate::protocol::auth::{Grant, Unauthorized};
 use crate::protocol::close::CloseReason;
-use crate::protocol::head::{HttpRefusal, Upgrade};
+use crate::protocol::head::{BearerToken, HttpRefusal, Upgrade};
 use crate::protocol::session::Session;
 
 /// Serves an authenticated client on the shard that owns its assessment, or refuses it.
@@ -92,11 +93,10 @@ fn attach(
         socket: Writer::of(stream),
         assessment: assessment.cloned(),
         cursor: upgrade.cursor.clone(),
-        token_expires: grant.expires,
+        client: ClientIdentity::new(&grant, upgrade.client),
         owner_doubt,
         accept,
         id: shard.next_connection_id().into(),
-        user: grant.user,
     };
     shard.metrics.opened();
     shard.state.borrow_mut().attach(new_connection, now)
@@ -185,7 +185,7 @@ impl Drop for ConnectionTask {
 }
 
 /// Handles input of a client, and answers it.
-fn receive(shard: &ShardContext, key: ConnectionKey, session: &mut Session, bytes: &[u8]) {
+fn receive(shard: &Rc<ShardContext>, key: ConnectionKey, session: &mut Session, bytes: &[u8]) {
     let now = Now::read();
     let mut state = shard.state.borrow_mut();
     // After closing began, input is read only so that the close frame arrives.
@@ -197,7 +197,26 @@ fn receive(shard: &ShardContext, key: ConnectionKey, session: &mut Session, byte
         }
     }
     state.flush(key, now);
+    let refreshes = std::mem::take(&mut state.refreshes);
     if state.has_queued() {
         shard.wake();
     }
+    drop(state);
+    for (key, token) in refreshes {
+        shard.tasks.spawn(refresh(Rc::clone(shard), key, token));
+    }
+}
+
+/// Verifies a client's new token, and has the connection go on by it.
+async fn refresh(shard: Rc<ShardContext>, key: ConnectionKey, token: BearerToken) {
+    let mut verdict = shard.verify(Some(&token)).await;
+    let now = Now::read();
+    if let Ok(Ok(grant)) = &verdict
+        && shard.pod_state.load().revocations.covers_grant(grant, now.unix)
+    {
+        verdict = Ok(Err(Unauthorized::Revoked));
+    }
+    let mut state = shard.state.borrow_mut();
+    state.refresh(key, verdict, now);
+    state.flush(key, now);
 }

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 
 use slotmap::{SlotMap, new_key_type};
 
+use super::client_identity::ClientIdentity;
 use super::metrics::TurnCounts;
 use super::redirect::{OwnerDoubt, Redirect};
-use crate::clock::UnixMs;
+use crate::clock::Moment;
 use crate::ids::{AssessmentHash, AssessmentId};
-use crate::limits::CLOSE_STALL_MAX;
+use crate::limits::{CLOSE_STALL_MAX, TOKEN_EXPIRING_BEFORE, TOKEN_LEEWAY};
+use crate::protocol::auth::Unauthorized;
 use crate::protocol::close::CloseReason;
 use crate::protocol::messages::ResetReason;
 use crate::stream::board::{BoardChanges, BoardVersion};
@@ -61,9 +63,9 @@ pub(super) struct Connection<S> {
     /// What the client has by its cursor. Until it has been sent everything beyond, its frames are made for it alone.
     pub(super) resume_filter: Option<Box<ResumeFilter>>,
     /// The payload of the newest unanswered WebSocket ping (RFC 6455 section 5.5.3 requires no more).
-    pub(super) ping_payload: Option<Box<[u8]>>,
+    pub(super) ping_payload: Option<Box<PingPayload>>,
     /// When its socket last took something, if it is full.
-    pub(super) blocked_since: Option<Instant>,
+    pub(super) blocked_since: Option<Moment>,
     pub(super) end: CloseState,
     /// Control messages due to it.
     pub(super) control_due: ControlDue,
@@ -79,15 +81,20 @@ pub(super) struct Connection<S> {
     pub(super) board_at_open: BoardVersion,
     /// Its index in the list of all connections.
     pub(super) index: u32,
-    pub(super) opened: Instant,
+    pub(super) opened: Moment,
     /// Time of the client's last frame.
-    pub(super) heard_at: Instant,
+    pub(super) heard_at: LifeTime,
     /// Time of the last heartbeat.
-    pub(super) pinged_at: Instant,
-    /// Time of the last complaint about a bad message.
-    pub(super) bad_message_at: Option<Instant>,
+    pub(super) pinged_at: LifeTime,
+    /// Complaints about bad messages.
+    pub(super) complaints: OnceASecond,
+    /// Tries to replace its token.
+    pub(super) refreshes: OnceASecond,
     /// Expiry of its token on the monotonic clock: a step of the wall clock disconnects no client.
-    pub(super) token_expires_at: Option<Instant>,
+    pub(super) token_expires_at: Option<Moment>,
+    /// Whether it was told that its token expires soon.
+    pub(super) expiry_told: bool,
+    pub(super) client: ClientIdentity,
     pub(super) inbound: InboundBucket,
 }
 
@@ -97,14 +104,14 @@ pub(super) struct NewConnection<S> {
     pub(super) assessment: Option<AssessmentId>,
     /// Where the client wants to resume.
     pub(super) cursor: Option<Box<str>>,
-    pub(super) token_expires: Option<UnixMs>,
+    /// Who it is, from where, by which token.
+    pub(super) client: ClientIdentity,
     /// Sign against the owner that the view names, if that is another pod.
     pub(super) owner_doubt: OwnerDoubt,
     /// The answer to the handshake. It is sent first.
     pub(super) accept: Vec<u8>,
     /// Unique among all connections.
     pub(super) id: Box<str>,
-    pub(super) user: Box<str>,
 }
 
 /// A connection's subscription to its assessment.
@@ -184,12 +191,31 @@ impl UnsentBytes {
     }
 }
 
+/// The answer to a client that sent a new token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RefreshAnswer {
+    /// The connection goes on by the new token.
+    Refreshed,
+    /// It goes on by the old one: the new one is rejected.
+    Unauthorized(Unauthorized),
+    /// The new one is another user's.
+    OtherUser,
+    /// The new one does not allow the assessment.
+    Forbidden,
+    /// Too many tokens are being checked, or this client tries more than once a second.
+    TooOften,
+}
+
 /// Control messages due to a connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each message is due or not")]
 pub(super) struct ControlDue {
     pub(super) heartbeat: bool,
     pub(super) pong: bool,
     pub(super) bad_message: bool,
+    /// The answer to the client's `refresh`.
+    pub(super) refresh: Option<RefreshAnswer>,
+    pub(super) token_expiring: bool,
     /// The reason for which it has to fetch its state again.
     pub(super) reset: Option<ResetReason>,
 }
@@ -197,6 +223,13 @@ pub(super) struct ControlDue {
 impl ControlDue {
     pub(super) fn is_empty(self) -> bool {
         self == Self::default()
+    }
+
+    /// Number of text frames.
+    pub(super) fn texts(self) -> u64 {
+        let flags = [self.heartbeat, self.pong, self.bad_message, self.token_expiring];
+        let others = [self.refresh.is_some(), self.reset.is_some()];
+        flags.into_iter().chain(others).map(u64::from).sum()
     }
 }
 
@@ -234,7 +267,7 @@ pub(super) struct InboundBucket {
     texts: u32,
     /// Level in thousandths of a control frame.
     controls: u32,
-    filled: Instant,
+    filled: LifeTime,
 }
 
 /// One text message or control frame, in thousandths.
@@ -245,13 +278,14 @@ const CONTROLS_PER_TEXT: u32 = 10;
 
 impl InboundBucket {
     /// A full bucket: a burst of twice the rate.
-    pub(super) fn full(per_second: u32, now: Instant) -> Self {
-        Self { texts: burst(per_second), controls: burst(controls(per_second)), filled: now }
+    pub(super) fn full(per_second: u32) -> Self {
+        let (texts, controls) = (burst(per_second), burst(controls(per_second)));
+        Self { texts, controls, filled: LifeTime::default() }
     }
 
     /// Takes a frame's token; returns `false` if the client is over its rate.
-    pub(super) fn take(&mut self, is_text: bool, per_second: u32, now: Instant) -> bool {
-        let passed_ms = u32::try_from(now.saturating_duration_since(self.filled).as_millis()).unwrap_or(u32::MAX);
+    pub(super) fn take(&mut self, is_text: bool, per_second: u32, now: LifeTime) -> bool {
+        let passed_ms = now.ms_since(self.filled);
         if passed_ms > 0 {
             let refill = |level: u32, rate: u32| level.saturating_add(passed_ms.saturating_mul(rate)).min(burst(rate));
             self.texts = refill(self.texts, per_second);
@@ -272,6 +306,46 @@ fn controls(per_second: u32) -> u32 {
 fn burst(rate: u32) -> u32 {
     rate.saturating_mul(2 * ONE)
 }
+
+/// A time in a connection's life: ms since it was opened, modulo 2^32. So a difference counts that is shorter than seven
+/// weeks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct LifeTime(u32);
+
+impl LifeTime {
+    /// The ms from an earlier time to this one.
+    pub(super) fn ms_since(self, earlier: Self) -> u32 {
+        self.0.wrapping_sub(earlier.0)
+    }
+}
+
+/// Something that a client may cause once a second, and when it last did. For a second after seven weeks it counts as
+/// just done.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OnceASecond(LifeTime);
+
+const SECOND_MS: u32 = 1_000;
+
+/// Not done yet.
+impl Default for OnceASecond {
+    fn default() -> Self {
+        Self(LifeTime(0_u32.wrapping_sub(SECOND_MS)))
+    }
+}
+
+impl OnceASecond {
+    /// Whether it may be done now. Then it counts as done.
+    pub(super) fn admit(&mut self, now: LifeTime) -> bool {
+        let is_due = now.ms_since(self.0) >= SECOND_MS;
+        if is_due {
+            self.0 = now;
+        }
+        is_due
+    }
+}
+
+/// The payload of a WebSocket ping.
+pub(super) type PingPayload = Box<[u8]>;
 
 /// The connections that have more due than one turn's share, or wait to be served on their own. In the order in which
 /// they are served, each once.
@@ -338,6 +412,30 @@ impl<S> Connection<S> {
         }
     }
 
+    /// Whether it is to be told that its token expires soon.
+    pub(super) fn is_expiry_due(&self, now: Instant) -> bool {
+        let is_soon =
+            |ends: Moment| ends.instant().saturating_duration_since(now) <= TOKEN_LEEWAY + TOKEN_EXPIRING_BEFORE;
+        !self.expiry_told && self.token_expires_at.is_some_and(is_soon)
+    }
+
+    /// Tells it, once, that its token expires soon.
+    pub(super) fn tell_expiry(&mut self) {
+        self.expiry_told = true;
+        self.control_due.token_expiring = true;
+    }
+
+    /// The time in its life.
+    #[expect(clippy::cast_possible_truncation, reason = "modulo 2^32")]
+    pub(super) fn life(&self, now: Instant) -> LifeTime {
+        LifeTime(now.saturating_duration_since(self.opened.instant()).as_millis() as u32)
+    }
+
+    /// How long ago a time in its life was.
+    pub(super) fn since(&self, then: LifeTime, now: Instant) -> Duration {
+        Duration::from_millis(self.life(now).ms_since(then).into())
+    }
+
     /// Whether its end has not begun.
     pub(super) fn is_live(&self) -> bool {
         matches!(self.end, CloseState::Live)
@@ -347,7 +445,7 @@ impl<S> Connection<S> {
     /// kept until it accepts nothing for [`CLOSE_STALL_MAX`], and for `stall_timeout` at most.
     pub(super) fn is_abort_due(&self, pending_close: &PendingClose, stall_timeout: Duration, now: Instant) -> bool {
         let since = |then: Instant| now.saturating_duration_since(then);
-        let takes = self.blocked_since.is_some_and(|blocked| since(blocked) < CLOSE_STALL_MAX);
+        let takes = self.blocked_since.is_some_and(|blocked| since(blocked.instant()) < CLOSE_STALL_MAX);
         now >= pending_close.abort_at && (!takes || since(pending_close.abort_at) >= stall_timeout)
     }
 
@@ -363,7 +461,7 @@ impl<S> Connection<S> {
 impl<S: Socket> Connection<S> {
     /// Marks its socket as full; its own task writes from now on.
     pub(super) fn block(&mut self, now: Instant) {
-        self.blocked_since = Some(now);
+        self.blocked_since = Some(now.into());
         self.socket.wake();
     }
 

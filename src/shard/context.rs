@@ -23,11 +23,13 @@ use super::view_gate::{GateDecision, ViewGate};
 use super::writer::Writer;
 use crate::clock::Now;
 use crate::config::{AdmissionConfig, ShardConfig};
-use crate::exchange::{Handoff, HttpRequest, HttpSender, PodState, PublishedPodState, RefreshRequest, ShardHandle};
+use crate::exchange::{
+    Busy, Handoff, HttpRequest, HttpSender, PodState, PublishedPodState, RefreshRequest, ShardHandle, TokenChecks,
+};
 use crate::ids::{NodeId, ShardIndex};
 use crate::limits::VIEW_REFRESH_WAIT_MAX;
-use crate::protocol::auth::Verifier;
-use crate::protocol::head::Rules;
+use crate::protocol::auth::{Grant, Unauthorized, Verdict, Verifier};
+use crate::protocol::head::{BearerToken, Rules};
 use crate::stream::history::IndexKey;
 
 /// How long the turn loop sends before other tasks run, which read and accept.
@@ -48,7 +50,8 @@ pub(super) struct ShardContext {
     pub(super) config: ShardConfig,
     pub(super) admission: AdmissionConfig,
     pub(super) head_rules: Rules,
-    pub(super) verifier: Verifier,
+    verifier: Verifier,
+    token_checks: TokenChecks,
     node: NodeId,
     /// The handles of all shards, by index.
     shard_handles: Vec<ShardHandle>,
@@ -85,7 +88,8 @@ impl ShardContext {
             config: parts.config.clone(),
             admission: parts.admission.clone(),
             head_rules: parts.head_rules.clone(),
-            verifier: Verifier::new(&parts.auth),
+            verifier: Verifier::new(&parts.auth, Arc::clone(&parts.keys)),
+            token_checks: parts.token_checks.clone(),
             node: parts.node.clone(),
             shard_handles: parts.shard_handles.clone(),
             http: parts.http.clone(),
@@ -140,6 +144,25 @@ impl ShardContext {
     pub(super) fn wake_pod_state_waiters(&self) {
         for task in self.pod_state_waiters.take() {
             task.wake();
+        }
+    }
+
+    // ---- tokens -----------------------------------------------------------------------------------------------------
+
+    /// Whether tokens can be verified: there is a secret, or a key set was read.
+    pub(super) fn can_verify(&self) -> bool {
+        self.verifier.is_ready()
+    }
+
+    /// Returns what a token grants, or why it is rejected. A signature by a public key is checked on another thread.
+    ///
+    /// # Errors
+    /// If that thread has too many to check.
+    pub(super) async fn verify(&self, token: Option<&BearerToken>) -> Result<Result<Grant, Unauthorized>, Busy> {
+        match self.verifier.verify(token, Now::read().unix) {
+            Ok(Verdict::Granted(grant)) => Ok(Ok(grant)),
+            Ok(Verdict::PublicKey(check)) => self.token_checks.run(check).await,
+            Err(why) => Ok(Err(why)),
         }
     }
 

@@ -150,6 +150,7 @@ impl TurnLoop {
                 break;
             }
             if !Arc::ptr_eq(&last, &pod_state) {
+                self.sweeper.judge_by(&pod_state.revocations, self.shard.state.borrow().connections.len());
                 self.shard.wake_pod_state_waiters();
                 last = Arc::clone(&pod_state);
             }

@@ -12,7 +12,7 @@ use super::connection::{ConnectionKey, Socket};
 use super::redirect::{Placement, PlacementKey, Redirect};
 use super::state::ShardState;
 use super::view_gate::{GateDecision, ViewGate};
-use crate::clock::Now;
+use crate::clock::{Moment, Now};
 use crate::config::ShardConfig;
 use crate::ids::AssessmentHash;
 use crate::protocol::close::CloseReason;
@@ -35,7 +35,7 @@ pub(super) struct Handover {
     /// Number of connections that the scan has not visited.
     unscanned: usize,
     /// Clients whose assessment moved, oldest first.
-    waiting: BinaryHeap<Reverse<(Instant, ConnectionKey)>>,
+    waiting: BinaryHeap<Reverse<(Moment, ConnectionKey)>>,
     /// Earliest time of the next redirect.
     next: Instant,
     view_gate: ViewGate,

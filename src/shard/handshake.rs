@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::task::{Poll, ready};
 use std::time::Instant;
 
-use super::admission::{Admission, authenticate};
+use super::admission::{Admission, unauthorized};
 use super::client_task::admit_client;
 use super::context::ShardContext;
 use super::executor::{self, TaskKey};
@@ -15,14 +15,14 @@ use super::final_response::{refuse_after_upgrade, refuse_by_http};
 use super::handshakes::Handshake;
 use super::reactor::Stream;
 use crate::clock::Now;
-use crate::exchange::{AuthenticatedUpgrade, Handoff, HttpRequest};
+use crate::exchange::{AuthenticatedUpgrade, Busy, Handoff, HttpRequest};
 use crate::protocol::client_address::ProxyHeader;
 use crate::protocol::head::{HttpRefusal, Parsed, RequestFault, Scan, Unavailable, Upgrade};
 use crate::routing::placement::shard_of;
 
 /// The pod accepts no more clients this second.
 const TOO_FAST: HttpRefusal = HttpRefusal::Unavailable(Unavailable::Rate);
-/// The queue to the thread that is to take the socket is full.
+/// The queue to the thread that is to take the socket, or to check its token, is full.
 const BUSY: HttpRefusal = HttpRefusal::Unavailable(Unavailable::Busy);
 
 /// The result of reading a request head.
@@ -68,17 +68,16 @@ pub(super) async fn run_handshake(
 /// good token is refused here, before it uses anything that authenticated clients need.
 async fn route_to_owner_shard(shard: &Rc<ShardContext>, stream: Stream, upgrade: Upgrade, rest: Vec<u8>) {
     shard.yield_to_turns().await;
+    if !shard.placement(&shard.pod_state.load()).accepts_clients() || !shard.can_verify() {
+        return refuse_after_upgrade(shard, stream, &upgrade, Admission::Unavailable).await;
+    }
+    let verdict = shard.verify(upgrade.token.as_ref()).await;
     let now = Now::read();
-    let authenticated = {
-        let pod_state = shard.pod_state.load();
-        authenticate(&upgrade, &shard.placement(&pod_state), &shard.verifier, now.unix)
-    };
-    let grant = match authenticated {
-        Ok(grant) => grant,
-        Err(Admission::Reject(_)) if !shard.pod.allow_refusal(now.instant) => {
-            return refuse_by_http(shard, stream, TOO_FAST).await;
-        }
-        Err(answer) => return refuse_after_upgrade(shard, stream, &upgrade, answer).await,
+    let grant = match verdict {
+        Ok(Ok(grant)) => grant,
+        Ok(Err(_)) if !shard.pod.allow_refusal(now.instant) => return refuse_by_http(shard, stream, TOO_FAST).await,
+        Ok(Err(why)) => return refuse_after_upgrade(shard, stream, &upgrade, unauthorized(why)).await,
+        Err(Busy) => return refuse_by_http(shard, stream, BUSY).await,
     };
     if !shard.pod.allow_accept(now.instant) {
         return refuse_by_http(shard, stream, TOO_FAST).await;

@@ -4,6 +4,8 @@
 //! - [`state`]: the connections with their subscriptions, and the work of a turn for them;
 //! - [`connections`]: all connections, the subscribers of each assessment, and the queue for the next turn;
 //! - [`connection`]: one connection: its position, the control messages due to it, its end;
+//! - [`client_identity`]: whose it is, from where, and by which token;
+//! - [`refresh`]: a new token on an open connection;
 //! - [`resume`]: where a client's stream starts, live or at its cursor;
 //! - [`loss_notices`]: resets for clients that lack events which they can't be sent;
 //! - [`outbound`]: what is due to a socket, in one write, and how far the write got;
@@ -28,6 +30,7 @@
 mod accept;
 mod admission;
 mod age_limit;
+mod client_identity;
 mod client_task;
 mod connection;
 mod connections;
@@ -48,6 +51,7 @@ pub(crate) mod pod_limits;
 mod reactor;
 mod recent_redirects;
 pub(crate) mod redirect;
+mod refresh;
 mod resume;
 mod state;
 mod sweep;
@@ -66,7 +70,9 @@ use prometheus_client::metrics::counter::Counter;
 pub(crate) use self::metrics::Metrics;
 pub(crate) use self::pod_limits::PodLimits;
 use crate::config::{AdmissionConfig, DrainConfig, Engine, ShardConfig};
-use crate::exchange::{HttpSender, PublishedPodState, RefreshRequest, ShardHandle, ShardInbox, ShardStatus};
+use crate::exchange::{
+    HttpSender, PublishedPodState, RefreshRequest, ShardHandle, ShardInbox, ShardStatus, TokenChecks,
+};
 use crate::ids::{NodeId, ShardIndex};
 use crate::protocol::{auth, head};
 
@@ -87,6 +93,10 @@ pub(crate) struct Parts {
     pub(crate) drain: DrainConfig,
     /// Settings of token verification.
     pub(crate) auth: auth::AuthConfig,
+    /// The key sets of identity providers.
+    pub(crate) keys: Arc<auth::KeySets>,
+    /// Where tokens are checked by these.
+    pub(crate) token_checks: TokenChecks,
     /// What a request head must satisfy.
     pub(crate) head_rules: head::Rules,
     /// Name of this pod.

@@ -3,11 +3,11 @@
 
 use std::io::{self, ErrorKind, IoSlice};
 
-use super::connection::{CloseState, Connection, PartialFrame, Socket};
+use super::connection::{CloseState, Connection, PartialFrame, RefreshAnswer, Socket};
 use super::metrics::TurnCounts;
 use super::redirect::Redirect;
 use super::resume::{reset_reason, reset_to_live};
-use crate::clock::Now;
+use crate::clock::{Now, UnixMs};
 use crate::limits::{CATCH_UP_FRAMES_BYTES_MAX, LINGER, STEPS_MAX, TURN_BYTES_MAX, WRITE_SLICES_MAX};
 use crate::protocol::close::CloseReason;
 use crate::protocol::messages::{self, ResetReason};
@@ -356,10 +356,29 @@ fn write_control<S>(
     if control_due.bad_message {
         messages::error(control, "BadMessage", "a message is a JSON object with a string \"type\"");
     }
-    u64::from(control_due.pong)
-        + u64::from(control_due.heartbeat)
-        + u64::from(control_due.bad_message)
-        + u64::from(control_due.reset.is_some())
+    if let Some(answer) = control_due.refresh {
+        write_refresh_answer(control, answer, connection.client.token_expires());
+    }
+    if control_due.token_expiring {
+        messages::token_expiring(control, connection.client.token_expires());
+    }
+    control_due.texts()
+}
+
+fn write_refresh_answer(out: &mut Vec<u8>, answer: RefreshAnswer, expires: Option<UnixMs>) {
+    match answer {
+        RefreshAnswer::Refreshed => messages::refreshed(out, expires),
+        RefreshAnswer::Unauthorized(why) => messages::error(out, "Unauthorized", &why.to_string()),
+        RefreshAnswer::OtherUser => messages::error(out, "Unauthorized", "the new token is another user's"),
+        RefreshAnswer::Forbidden => messages::error(out, "Forbidden", "the new token does not allow this assessment"),
+        RefreshAnswer::TooOften => {
+            messages::error(
+                out,
+                "BadMessage",
+                "one refresh a second, and none while the gateway has many: try again later",
+            );
+        }
+    }
 }
 
 /// Fills the slices for a plan; returns their number and their bytes. If the events need more slices than there are,
@@ -417,7 +436,7 @@ fn advance<S: Socket>(
 ) {
     let mut left = sent;
     if sent > 0 && connection.blocked_since.is_some() {
-        connection.blocked_since = Some(now.instant);
+        connection.blocked_since = Some(now.instant.into());
     }
     if plan.partial > 0 {
         let taken = left.min(plan.partial);

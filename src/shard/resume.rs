@@ -74,11 +74,12 @@ pub(super) fn greeting<S>(
         &mut greeting,
         &Connected {
             connection_id: &new_connection.id,
-            user_id: &new_connection.user,
+            user_id: new_connection.client.user(),
             timestamp: now.unix,
             node: &node.0,
             assessment_id: new_connection.assessment.as_ref().map(AssessmentId::as_str),
             heartbeat_interval_ms: whole_ms(config.heartbeat),
+            token_expires_at: new_connection.client.token_expires(),
             resumed: start.resumed,
             cursor,
         },
@@ -149,8 +150,9 @@ impl AheadCursors {
                 continue;
             };
             // Ends that were asked for before the client came prove nothing about its cursor.
-            let ends = self.ends.as_ref().filter(|ends| ends.asked >= connection.opened);
-            if ends.is_some_and(|ends| ends.asked >= connection.opened + topics_rest)
+            let opened = connection.opened.instant();
+            let ends = self.ends.as_ref().filter(|ends| ends.asked >= opened);
+            if ends.is_some_and(|ends| ends.asked >= opened + topics_rest)
                 && let Some(resume_filter) = &mut connection.resume_filter
             {
                 history.forget_unread_topics(resume_filter);

@@ -7,8 +7,8 @@ use std::task::Poll;
 use std::time::Instant;
 
 use super::connection::{
-    CloseState, Connection, ConnectionKey, ControlDue, DueQueue, InboundBucket, NewConnection, PartialFrame, Pass,
-    QueuedFlag, Socket, Subscription,
+    CloseState, Connection, ConnectionKey, ControlDue, DueQueue, InboundBucket, LifeTime, NewConnection, OnceASecond,
+    PartialFrame, Pass, QueuedFlag, Socket, Subscription,
 };
 use super::connections::{Connections, Visit};
 use super::loss_notices::LossNotices;
@@ -17,13 +17,14 @@ use super::outbound::{self, Flushed, Scratch, SharedWrite, WriteContext, WriteOu
 use super::recent_redirects::RecentRedirects;
 use super::redirect::Redirect;
 use super::resume::{self, AheadCursors, StartPosition};
-use crate::clock::Now;
+use crate::clock::{Moment, Now};
 use crate::config::ShardConfig;
 use crate::ids::NodeId;
 use crate::limits::{
     BOARD_BYTES_MAX, BOARD_HISTORY_DIVISOR, LINGER, STEPS_A_SEND, STEPS_MAX, TURN_BYTES_MAX, VISITS_A_SEND,
 };
 use crate::protocol::close::CloseReason;
+use crate::protocol::head::BearerToken;
 use crate::protocol::session::Inbound;
 use crate::stream::batch::Batch;
 use crate::stream::board::{Board, BoardVersion};
@@ -69,6 +70,8 @@ pub(super) struct ShardState<S> {
     /// The image that the last market flush sent.
     flushed_image: BoardVersion,
     pub(super) recent_redirects: RecentRedirects,
+    /// New tokens of clients, which wait to be verified.
+    pub(super) refreshes: Vec<(ConnectionKey, BearerToken)>,
     pub(super) scratch: Scratch,
     pub(super) counts: TurnCounts,
 }
@@ -90,6 +93,7 @@ impl<S: Socket> ShardState<S> {
             flushed: None,
             flushed_image: BoardVersion::default(),
             recent_redirects: RecentRedirects::default(),
+            refreshes: Vec::new(),
             scratch: Scratch::default(),
             counts: TurnCounts::default(),
             config,
@@ -130,14 +134,20 @@ impl<S: Socket> ShardState<S> {
             queued: QueuedFlag::default(),
             end: CloseState::Live,
             index: 0,
-            opened: now.instant,
-            heard_at: now.instant,
-            pinged_at: now.instant,
-            bad_message_at: None,
-            token_expires_at: new_connection.token_expires.and_then(|time| now.instant_of(time)),
-            inbound: InboundBucket::full(self.config.inbound_per_second, now.instant),
+            opened: now.instant.into(),
+            heard_at: LifeTime::default(),
+            pinged_at: LifeTime::default(),
+            complaints: OnceASecond::default(),
+            refreshes: OnceASecond::default(),
+            token_expires_at: new_connection.client.expires().and_then(|time| now.instant_of(time)).map(Moment::from),
+            expiry_told: false,
+            client: new_connection.client,
+            inbound: InboundBucket::full(self.config.inbound_per_second),
             ping_payload: None,
         });
+        if self.connections[key].is_expiry_due(now.instant) {
+            self.connections[key].tell_expiry();
+        }
         if catching_up {
             self.connections.push_due(key);
         }
@@ -164,7 +174,7 @@ impl<S: Socket> ShardState<S> {
             CloseState::Closing(pending_close) => (pending_close.reason, false),
             CloseState::Live => (gone, false),
         };
-        Some(ClosedConnection { reason, close_sent, opened: connection.opened })
+        Some(ClosedConnection { reason, close_sent, opened: connection.opened.instant() })
     }
 
     /// Why a connection ended; `None` if it has not.
@@ -388,21 +398,19 @@ impl<S: Socket> ShardState<S> {
     /// Handles a whole frame from a client. The next [`ShardState::flush`] answers it, together with others of one read.
     pub(super) fn inbound(&mut self, key: ConnectionKey, frame: Inbound, now: Now) {
         let Some(connection) = self.connections.get_mut(key).filter(|connection| connection.is_live()) else { return };
-        connection.heard_at = now.instant;
+        let life = connection.life(now.instant);
+        connection.heard_at = life;
         self.counts.received += u64::from(frame.is_text());
-        if !connection.inbound.take(frame.is_text(), self.config.inbound_per_second, now.instant) {
+        if !connection.inbound.take(frame.is_text(), self.config.inbound_per_second, life) {
             return self.close(key, CloseReason::RateLimited, None, now);
         }
         match frame {
             Inbound::Ping => connection.control_due.pong = true,
             Inbound::BadMessage => {
-                let again = |last: Instant| now.instant.saturating_duration_since(last).as_secs() >= 1;
-                if connection.bad_message_at.is_none_or(again) {
-                    connection.control_due.bad_message = true;
-                    connection.bad_message_at = Some(now.instant);
-                }
+                connection.control_due.bad_message |= connection.complaints.admit(life);
             }
-            Inbound::ControlPing(payload) => connection.ping_payload = Some(payload),
+            Inbound::Refresh(token) => self.request_refresh(key, token, life),
+            Inbound::ControlPing(payload) => connection.ping_payload = Some(Box::new(payload)),
             Inbound::Pong | Inbound::Other | Inbound::ControlPong | Inbound::Fragment => {}
         }
     }

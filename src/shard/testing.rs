@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Instant;
 
+use super::client_identity::ClientIdentity;
 use super::connection::{ConnectionKey, NewConnection, Pass, Socket};
 use super::drain::Drain;
 use super::handover::Handover;
@@ -195,11 +196,10 @@ impl TestShard {
             socket: wire.clone(),
             assessment: Some(id.clone()),
             cursor,
-            token_expires: None,
+            client: ClientIdentity::of_user("", None),
             owner_doubt,
             accept: Vec::new(),
             id: "".into(),
-            user: "".into(),
         };
         let key = self.state.attach(new_connection, now);
         self.state.flush(key, now);

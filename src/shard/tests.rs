@@ -8,6 +8,7 @@ mod newcomers;
 mod passes;
 mod returns;
 mod slow;
+mod tokens;
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};

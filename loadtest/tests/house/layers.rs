@@ -8,7 +8,7 @@ const LAYERS: &[&[&str]] = &[
     &["ids", "limits", "clock", "log_throttle", "prefetch", "outage", "cores"],
     &["routing", "protocol", "stream"],
     &["config", "exchange"],
-    &["ingest", "discovery", "shutdown", "shard", "operations"],
+    &["identity", "ingest", "discovery", "shutdown", "shard", "operations"],
     &["gateway", "demo"],
     &["simulation"],
     // The command line, and what tells the linker; neither is known to any other.
@@ -23,6 +23,10 @@ const EDGES: &[&str] = &[
     "src/ingest/kafka.rs",
     "src/discovery/peer_looks.rs",
     "src/discovery/redis.rs",
+    "src/identity/source.rs",
+    "src/identity/checker.rs",
+    // The loop of a key set's task.
+    "src/identity/keeper.rs",
     "src/shard/event_loop.rs",
     "src/shard/handshake.rs",
     // A client that is served, and the last bytes of every socket.
@@ -94,6 +98,7 @@ const WORLD: &[World] = &[
             "src/discovery/mod.rs",
             "src/discovery/peer_looks.rs",
             "src/discovery/redis.rs",
+            "src/identity/",
             "src/operations/http.rs",
         ],
         edges: false,
@@ -116,13 +121,18 @@ const WORLD: &[World] = &[
     },
     // Where Redis is, is parsed into the client's own type, so that a wrong URL is told at the start.
     World { paths: &["redis"], files: &["src/discovery/redis.rs", "src/config/"], edges: false },
-    // Requests and answers are hyper's plain values.
+    // Requests and answers are hyper's plain values. Where a key set is, is parsed into its type for URLs, so that a wrong
+    // one is told at the start.
     World {
         paths: &["hyper", "http_body_util"],
-        files: &["src/operations/", "src/discovery/peer_looks.rs"],
+        files: &["src/operations/", "src/discovery/peer_looks.rs", "src/identity/source.rs", "src/config/tokens.rs"],
         edges: false,
     },
-    World { paths: &["hyper_util"], files: &["src/operations/http.rs", "src/discovery/peer_looks.rs"], edges: false },
+    World {
+        paths: &["hyper_util"],
+        files: &["src/operations/http.rs", "src/discovery/peer_looks.rs", "src/identity/source.rs"],
+        edges: false,
+    },
     World { paths: &["tokio::signal"], files: &["src/shutdown/signals.rs"], edges: false },
     World { paths: &["libc", "socket2"], files: &[], edges: true },
     // A listener is handed on from who binds it to who accepts from it.

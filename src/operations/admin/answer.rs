@@ -8,7 +8,7 @@ use tracing::Level;
 use crate::clock::UnixMs;
 use crate::config::EffectiveSetting;
 use crate::ids::NodeId;
-use crate::limits::ADMIN_REQUESTS_MAX;
+use crate::limits::{ADMIN_REQUESTS_MAX, REVOCATIONS_MAX};
 use crate::operations::pages::{JSON, PageResponse, whole};
 
 /// Why a request gets nothing.
@@ -22,6 +22,8 @@ pub(super) enum Refusal {
     Method(&'static str),
     /// 503: other requests are being answered.
     Busy,
+    /// 507: too many tokens are revoked.
+    Full,
 }
 
 #[derive(Serialize)]
@@ -70,13 +72,18 @@ pub(super) fn refuse(refusal: Refusal) -> PageResponse {
             "Busy",
             format!("{ADMIN_REQUESTS_MAX} other requests of operators are being answered"),
         ),
+        Refusal::Full => (
+            StatusCode::INSUFFICIENT_STORAGE,
+            "Full",
+            format!("{REVOCATIONS_MAX} revocations are in force, and none is over"),
+        ),
     };
     let mut answer = json(status, &ErrorBody { error, message: &message });
     let header = match refusal {
         Refusal::Unauthorized => Some((WWW_AUTHENTICATE, "Bearer")),
         Refusal::Method(methods) => Some((ALLOW, methods)),
         Refusal::Busy => Some((RETRY_AFTER, "1")),
-        Refusal::BadRequest(_) => None,
+        Refusal::BadRequest(_) | Refusal::Full => None,
     };
     if let Some((name, value)) = header {
         answer.headers_mut().insert(name, HeaderValue::from_static(value));

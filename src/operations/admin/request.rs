@@ -30,6 +30,22 @@ impl ClusterQuery {
     }
 }
 
+/// The query of a page of rows that have names.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct PageQuery {
+    /// The last name of the previous page.
+    pub(super) after: String,
+    /// Rows in the answer.
+    pub(super) limit: usize,
+}
+
+impl PageQuery {
+    pub(super) fn parse(query: &str) -> Result<Self, Refusal> {
+        let mut parameters = Parameters::parse(query, &["limit", "after"])?;
+        Ok(Self { limit: parameters.limit()?, after: parameters.take("after").unwrap_or_default() })
+    }
+}
+
 /// The body of `PUT /log`, as it is written.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -118,7 +134,7 @@ impl Parameters {
     }
 }
 
-fn bad(message: String) -> Refusal {
+pub(super) fn bad(message: String) -> Refusal {
     Refusal::BadRequest(message)
 }
 

@@ -7,6 +7,7 @@ use allocation_counter::measure;
 
 use super::*;
 use crate::limits::TURN_BYTES_MAX;
+use crate::shard::client_identity::ClientIdentity;
 
 /// A socket that takes everything and keeps nothing, so that all allocations are the shard's.
 #[derive(Clone, Default)]
@@ -56,11 +57,10 @@ impl CountedShard {
             socket: self.sink.clone(),
             assessment: Some(AssessmentId::parse(id).unwrap()),
             cursor: None,
-            token_expires: None,
+            client: ClientIdentity::of_user("", None),
             owner_doubt: OwnerDoubt::None,
             accept: Vec::new(),
             id: "".into(),
-            user: "".into(),
         };
         let key = self.state.attach(new_connection, self.now);
         self.state.flush(key, self.now);

@@ -145,7 +145,7 @@ fn a_handover_scans_in_steps_and_moves_the_oldest_connections_first() {
     let mut leaving = Leaving::begin(10_000, 10_000);
     for (number, (key, _)) in leaving.clients.iter().enumerate() {
         let age = Duration::from_millis(u64::try_from(number * 7919 % 10_000).unwrap());
-        leaving.world.state.connections[*key].opened = leaving.world.now.instant - age;
+        leaving.world.state.connections[*key].opened = (leaving.world.now.instant - age).into();
     }
     let view = pod_state(true, leaving.now());
     assert_eq!((leaving.advance(&view), leaving.gone()), (GateDecision::Wait, 0));

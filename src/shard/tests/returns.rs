@@ -6,6 +6,7 @@ use super::*;
 use crate::ids::TopicIndex;
 use crate::routing::placement::Pod;
 use crate::routing::table::RouteTable;
+use crate::shard::client_identity::ClientIdentity;
 use crate::shard::redirect::Redirect;
 use crate::stream::batch::{LogEnd, NextOffset, PartitionEnds};
 use crate::stream::cursor;
@@ -43,11 +44,10 @@ impl World {
             socket: socket.clone(),
             assessment: assessment.map(|id| AssessmentId::parse(id).unwrap()),
             cursor: cursor.map(Into::into),
-            token_expires: expires,
+            client: ClientIdentity::of_user("u", expires),
             owner_doubt: OwnerDoubt::None,
             accept: Vec::new(),
             id: "c".into(),
-            user: "u".into(),
         };
         let key = self.state.attach(new_connection, self.now);
         self.state.flush(key, self.now);

@@ -67,6 +67,12 @@ impl History {
         self.forget_if_unused(key);
     }
 
+    /// The id of a log's assessment, while it has subscribers.
+    #[must_use]
+    pub(crate) fn assessment_id(&self, key: AssessmentLogKey) -> Option<&str> {
+        self.logs.get(key).map(|log| &*log.id)
+    }
+
     /// The position of a client that is live from now on.
     #[must_use]
     pub fn end(&self, key: AssessmentLogKey) -> Position {
