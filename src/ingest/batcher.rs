@@ -27,9 +27,9 @@ use super::ticks::{TickJudge, TickVerdict, TimeFault};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ConsumedRecord<'a> {
     pub(super) origin: Origin,
-    /// In Unix ms; -1 where the record has none.
+    /// In Unix ms; -1 if the record has none.
     pub(super) timestamp_ms: i64,
-    /// The leader epoch under which it was written; -1 where the brokers don't tell.
+    /// The leader epoch under which it was written; -1 if the brokers don't report it.
     pub(super) epoch: i32,
     pub(super) key: Option<&'a [u8]>,
     /// `None` is a tombstone.
@@ -46,7 +46,7 @@ pub(super) enum RecordOutcome {
     Tick(Option<TimeFault>),
 }
 
-/// Why a record can't be used. Upstream's fault; it harms nothing else.
+/// Why a record can't be used. The producer caused it; no other record is affected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub(super) enum RecordFault {
     /// Its payload is over `MAX_EVENT_BYTES`.
@@ -85,15 +85,15 @@ struct ShardBatch {
     offsets_sent: Vec<i64>,
     /// When they were last compared with the read offsets.
     offsets_compared: Option<Instant>,
-    /// For the next batch.
+    /// These, too, go into the next batch.
     deleted: Vec<NextOffset>,
     truncations: Vec<LogTruncation>,
     epochs: Vec<EpochStart>,
-    whole_from: Vec<NextOffset>,
-    /// The same, for partitions that are new.
+    complete_from: Vec<NextOffset>,
+    /// Of new partitions: records below are older than the history's time.
     recent: Vec<NextOffset>,
     ends: Option<Arc<PartitionEnds>>,
-    /// How large the last batch was: the next one's arena begins with as much.
+    /// The sizes of the last batch: the next one starts with this capacity.
     arena_len: usize,
     records_len: usize,
 }
@@ -185,14 +185,14 @@ impl Batcher {
     /// The log of a partition lost its end; `read_offsets` are still those from before that. Each shard first gets what
     /// it has not been sent of that log: its records, how far it was read, and by which leaders it was written. Only
     /// then does the shard know what is lost.
-    pub(super) fn cut(&mut self, cut: LogTruncation, read_offsets: &ReadOffsets) {
+    pub(super) fn truncate(&mut self, truncation: LogTruncation, read_offsets: &ReadOffsets) {
         for shard_batch in &mut self.shards {
             if !shard_batch.epochs.is_empty() || shard_batch.has_unsent_offsets(read_offsets) {
                 shard_batch.begin(read_offsets);
             }
         }
         self.close();
-        self.shards.iter_mut().for_each(|shard_batch| shard_batch.truncations.push(cut));
+        self.shards.iter_mut().for_each(|shard_batch| shard_batch.truncations.push(truncation));
     }
 
     /// Another leader began to write a partition.
@@ -203,12 +203,12 @@ impl Batcher {
     }
 
     /// Compaction may have removed records of a partition before this offset.
-    pub(super) fn whole_from(&mut self, from: NextOffset) {
+    pub(super) fn complete_from(&mut self, from: NextOffset) {
         for shard_batch in &mut self.shards {
             // A log that is filled from may have a gap before each record.
-            match shard_batch.whole_from.last_mut() {
+            match shard_batch.complete_from.last_mut() {
                 Some(last) if (last.topic, last.partition) == (from.topic, from.partition) => last.offset = from.offset,
-                _ => shard_batch.whole_from.push(from),
+                _ => shard_batch.complete_from.push(from),
             }
         }
     }
@@ -276,9 +276,9 @@ impl Batcher {
         Some((shard, self.shards[usize::from(shard.0)].finish()))
     }
 
-    /// What there is for a shard: records, topics and partitions that it has not heard of, what was deleted, ends that
-    /// it wants; and once in [`OFFSETS_SENT_EVERY`], offsets that changed without a record for it. `None` when there is
-    /// nothing more.
+    /// The next batch for a shard, if there is anything to send: records, topics and partitions that are new to it,
+    /// deletions, ends that it requested; and once in [`OFFSETS_SENT_EVERY`], offsets that changed without a record for
+    /// it.
     pub(super) fn take(&mut self, shard: ShardIndex, read_offsets: &ReadOffsets, now: Instant) -> Option<Batch> {
         if let Some(index) = self.closed.iter().position(|(closed, _)| *closed == shard) {
             return self.closed.remove(index).map(|(_, batch)| batch);
@@ -290,7 +290,7 @@ impl Batcher {
             || shard_batch.offsets_sent.len() < read_offsets.all().len()
             || !shard_batch.deleted.is_empty()
             || !shard_batch.truncations.is_empty()
-            || !shard_batch.whole_from.is_empty()
+            || !shard_batch.complete_from.is_empty()
             || shard_batch.ends.is_some();
         if unheard || shard_batch.is_outdated(read_offsets, now) {
             shard_batch.begin(read_offsets);
@@ -392,7 +392,7 @@ impl ShardBatch {
         let mut batch = std::mem::take(&mut self.batch);
         batch.ends = self.ends.take();
         batch.epochs = std::mem::take(&mut self.epochs);
-        batch.whole_from = std::mem::take(&mut self.whole_from);
+        batch.complete_from = std::mem::take(&mut self.complete_from);
         batch.arena.shrink_to_fit();
         batch.records.shrink_to_fit();
         batch.ticks.shrink_to_fit();

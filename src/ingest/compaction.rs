@@ -27,19 +27,19 @@ pub(super) struct Compaction {
     /// Topics that are or were compacted, each with its `min.compaction.lag.ms`: removed records stay missing.
     kept_for: HashMap<TopicIndex, Duration>,
     /// By the partition's index in [`ReadOffsets`].
-    entries: Vec<PartitionProgress>,
+    entries: Vec<PartitionGaps>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct PartitionProgress {
-    /// The last such that the position has reached.
+struct PartitionGaps {
+    /// The newest bound on the records' age at or below the read offset.
     young: Option<Young>,
-    /// The first that it has not.
+    /// The oldest one above it.
     next_young: Option<Young>,
     /// The partition's last stable offset, as last queried.
     end: i64,
-    /// From here on no record is known to be missing. Clients got a reset for those missing below.
-    whole_from: i64,
+    /// From here on no record is known to be missing. For records missing below, clients got a reset.
+    complete_from: i64,
     /// All gaps, as one, from a time when the topic was not known to be compacted.
     unjudged: Option<Gap>,
     /// When the log was last found truncated. Answers to earlier queries are about another log.
@@ -68,12 +68,12 @@ impl Compaction {
     pub(super) fn forget(&mut self, topic: TopicIndex, index: usize) {
         self.kept_for.remove(&topic);
         if let Some(entry) = self.entries.get_mut(index) {
-            *entry = PartitionProgress::default();
+            *entry = PartitionGaps::default();
         }
     }
 
-    /// The topic is compacted, and keeps records for this time at least. It was not yet at `unchanged`, if it was ever
-    /// asked before. Returns from where on each partition is whole that had a gap since.
+    /// The topic is compacted, and keeps records for this time at least. At `unchanged`, when its settings were last
+    /// queried, it was not. For each partition with a gap since, returns the offset from which on it is complete.
     pub(super) fn is_compacted(
         &mut self,
         read_offsets: &ReadOffsets,
@@ -83,16 +83,16 @@ impl Compaction {
     ) -> Vec<NextOffset> {
         self.kept_for.insert(topic, kept_for);
         let counts = |gap: &Gap| unchanged.is_none_or(|unchanged| gap.met >= unchanged) && gap.counts(kept_for);
-        let whole_from = |at: NextOffset| {
+        let complete_from = |at: NextOffset| {
             let entry = self.entries.get_mut(read_offsets.index_of(at.topic, at.partition)?)?;
             let gap = entry.unjudged.take().filter(counts)?;
-            entry.whole_from = gap.end;
+            entry.complete_from = gap.end;
             Some(NextOffset { offset: gap.end, ..at })
         };
-        read_offsets.of(topic).filter_map(whole_from).collect()
+        read_offsets.of(topic).filter_map(complete_from).collect()
     }
 
-    /// A partition was asked where it ends, at `asked` or later: what is written behind that is younger.
+    /// The ends of partitions, in answer to a query sent at `asked`: records behind them are younger than that.
     pub(super) fn update_ends(
         &mut self,
         read_offsets: &ReadOffsets,
@@ -115,13 +115,13 @@ impl Compaction {
 
     /// Records of a partition from this offset on were written after this time.
     pub(super) fn younger_from(&mut self, read_offsets: &ReadOffsets, from: NextOffset, after: Instant) {
-        let Some((entry, position)) = self.entry(read_offsets, &from) else { return };
+        let Some((entry, read_offset)) = self.entry(read_offsets, &from) else { return };
         if entry.was_truncated_since(after) {
             return;
         }
-        entry.advance(position);
+        entry.advance(read_offset);
         let young = Young { from: from.offset, after };
-        match young.from <= position {
+        match young.from <= read_offset {
             true => entry.young = Some(young),
             false => entry.next_young = entry.next_young.or(Some(young)),
         }
@@ -133,16 +133,15 @@ impl Compaction {
         let Some((entry, _)) = self.entry(read_offsets, &at) else { return };
         (entry.young, entry.next_young, entry.truncated) = (None, None, Some(now));
         entry.end = entry.end.min(at.offset);
-        entry.whole_from = entry.whole_from.min(at.offset);
+        entry.complete_from = entry.complete_from.min(at.offset);
         if let Some(gap) = &mut entry.unjudged {
             gap.end = gap.end.min(at.offset);
         }
     }
 
-    /// Nothing came between a partition's position and `end`, where it goes on. Where records may be missing that
-    /// clients got no reset for, this is the offset from which on it is whole. `is_watched` is whether there may be
-    /// clients: then that is where the partition ended when it was last asked, so that they are told once of what one
-    /// compaction removed.
+    /// Records a gap: the next record or the end is at `end`, above the read offset. If the gap counts, and clients got
+    /// no reset for it yet, returns the offset from which on the partition is complete. If there may be clients
+    /// (`is_watched`), this is the partition's end as last queried, so that one compaction causes one reset.
     pub(super) fn gap(
         &mut self,
         read_offsets: &ReadOffsets,
@@ -151,34 +150,34 @@ impl Compaction {
         now: Instant,
     ) -> Option<i64> {
         let kept_for = self.kept_for.get(&end.topic).copied();
-        let (entry, position) = self.entry(read_offsets, &end)?;
-        entry.advance(position);
+        let (entry, read_offset) = self.entry(read_offsets, &end)?;
+        entry.advance(read_offset);
         let younger_than = entry.young.map(|young| now.saturating_duration_since(young.after));
         let gap = Gap { end: end.offset, met: now, younger_than };
         let Some(kept_for) = kept_for else {
             entry.unjudged = Some(entry.unjudged.map_or(gap, |earlier| earlier.merge(gap)));
             return None;
         };
-        if !gap.counts(kept_for) || gap.end <= entry.whole_from {
+        if !gap.counts(kept_for) || gap.end <= entry.complete_from {
             return None;
         }
-        entry.whole_from = if is_watched { gap.end.max(entry.end) } else { gap.end };
-        Some(entry.whole_from)
+        entry.complete_from = if is_watched { gap.end.max(entry.end) } else { gap.end };
+        Some(entry.complete_from)
     }
 
     /// What is known of a partition, and its read offset.
-    fn entry(&mut self, read_offsets: &ReadOffsets, at: &NextOffset) -> Option<(&mut PartitionProgress, i64)> {
+    fn entry(&mut self, read_offsets: &ReadOffsets, at: &NextOffset) -> Option<(&mut PartitionGaps, i64)> {
         let index = read_offsets.index_of(at.topic, at.partition)?;
         if self.entries.len() <= index {
-            self.entries.resize(read_offsets.all().len(), PartitionProgress::default());
+            self.entries.resize(read_offsets.all().len(), PartitionGaps::default());
         }
         Some((&mut self.entries[index], read_offsets.all()[index].offset))
     }
 }
 
-impl PartitionProgress {
-    fn advance(&mut self, position: i64) {
-        if let Some(young) = self.next_young.take_if(|young| young.from <= position) {
+impl PartitionGaps {
+    fn advance(&mut self, read_offset: i64) {
+        if let Some(young) = self.next_young.take_if(|young| young.from <= read_offset) {
             self.young = Some(young);
         }
     }

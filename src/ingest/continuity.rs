@@ -16,12 +16,12 @@ use crate::stream::epochs::{EpochOrder, EpochTimeline};
 use super::read_offsets::ReadOffsets;
 use super::startup::LogRange;
 
-/// What is known of the partitions' logs besides the positions.
+/// What is known of the partitions' logs besides the read offsets.
 #[derive(Debug, Default)]
 pub(super) struct Continuity {
     /// By the partition's index in [`ReadOffsets`].
     timelines: Vec<EpochTimeline>,
-    /// Partitions whose log may not be the one that was read, until the records that are read again show it.
+    /// Partitions whose log may have been replaced. The records read again decide it.
     suspects: HashMap<(TopicIndex, i32), SuspectLog>,
     /// By the partition's index: the last range of offsets without a record, such as control records, aborted records, or
     /// a skipped batch.
@@ -56,7 +56,7 @@ pub(super) enum RecordContinuity {
     Replaced(Truncation),
 }
 
-/// What is new with a record.
+/// What a record that follows reveals about its log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct RecordNotes {
     /// It is the first of a leader epoch.
@@ -74,12 +74,12 @@ pub(super) struct Truncation {
     pub(super) is_below_unknown: bool,
 }
 
-/// How a partition is read on whose position was refused.
+/// How reading of a partition continues after its read offset was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Restart {
     /// The offset to read from.
     pub(super) from: i64,
-    /// What is lost for certain, if anything is yet.
+    /// What is certainly lost; `None` if that is not known yet.
     pub(super) lost: Option<LossKind>,
 }
 
@@ -104,12 +104,12 @@ impl Continuity {
         }
     }
 
-    /// The epoch of the last record before a partition's position.
+    /// The epoch of the last record before a partition's read offset.
     pub(super) fn epoch(&self, read_offsets: &ReadOffsets, at: &NextOffset) -> Option<i32> {
         self.timelines.get(read_offsets.index_of(at.topic, at.partition)?)?.before(at.offset)
     }
 
-    /// Judges the next record of a partition. The position is to be moved behind it, unless it came
+    /// Judges the next record of a partition. The caller then moves the read offset behind it, unless it is a
     /// [`RecordContinuity::Duplicate`].
     #[inline]
     pub(super) fn record(&mut self, read_offsets: &ReadOffsets, origin: Origin, epoch: i32) -> RecordContinuity {
@@ -141,7 +141,7 @@ impl Continuity {
         if notes == RecordNotes::default() { RecordContinuity::Next } else { RecordContinuity::Noted(notes) }
     }
 
-    /// A record below the position.
+    /// Judges a record below the read offset.
     fn check_duplicate(&mut self, index: usize, origin: Origin, epoch: i32) -> RecordContinuity {
         let partition = (origin.topic, origin.partition);
         let own = self.timelines[index].before(origin.offset + 1);
@@ -158,7 +158,7 @@ impl Continuity {
         RecordContinuity::Replaced(truncation)
     }
 
-    /// A log was truncated, and continues with a record of this epoch.
+    /// Applies a truncation after which the log continues with a record of this epoch.
     fn go_on_after(&mut self, index: usize, truncation: Truncation, offset: i64, epoch: i32) {
         let timeline = &mut self.timelines[index];
         if truncation.is_below_unknown {
@@ -171,7 +171,7 @@ impl Continuity {
         }
     }
 
-    /// Judges where a partition ends that was read to its end.
+    /// Judges the end of a partition that was read to its end: returns the truncation that it reveals, if any.
     pub(super) fn end(
         &mut self,
         read_offsets: &ReadOffsets,
@@ -199,14 +199,14 @@ impl Continuity {
         Some(truncation)
     }
 
-    /// The offset behind the last record that was read of a partition whose position is `next`, or an offset above that
-    /// which is not above the position.
+    /// The offset behind the last record that was read of a partition whose read offset is `next`, or a higher one up
+    /// to `next`.
     fn behind_last(&self, index: usize, next: i64) -> i64 {
         self.quiet.get(index).filter(|(_, to)| *to == next).map_or(next, |(from, _)| *from)
     }
 
-    /// All that there is below the position was read again: nothing was replaced if its last record is the one that was
-    /// read there.
+    /// Clears a suspicion once all records below the read offset were read again. If the last of them is the record
+    /// that was read there before, nothing was replaced.
     fn clear(&mut self, index: usize, partition: (TopicIndex, i32), next: i64) -> Option<Truncation> {
         let suspect = self.suspects.remove(&partition)?;
         if suspect.same_below.is_some_and(|same| same >= self.behind_last(index, next)) {
@@ -216,7 +216,7 @@ impl Continuity {
         Some(Truncation { next: diverges_at.unwrap_or(next), is_below_unknown: diverges_at.is_none() })
     }
 
-    /// Whether records below a partition's position are read again.
+    /// Whether a partition's records below its read offset are being read again.
     pub(super) fn is_rereading(&self, topic: TopicIndex, partition: i32) -> bool {
         self.suspects.contains_key(&(topic, partition))
     }
@@ -228,7 +228,7 @@ impl Continuity {
         }
     }
 
-    /// A partition's position moves to this offset without a record.
+    /// A partition's read offset moves to this offset without a record.
     pub(super) fn skipped(&mut self, read_offsets: &ReadOffsets, topic: TopicIndex, partition: i32, to: i64) {
         if let Some(index) = read_offsets.index_of(topic, partition) {
             self.note_quiet(read_offsets, index, to);
@@ -243,7 +243,7 @@ impl Continuity {
         self.quiet[index] = (from, to);
     }
 
-    /// Decides how to go on with a partition whose position was refused, and which holds this.
+    /// Decides how reading continues in a partition whose read offset was refused and whose log has this range.
     pub(super) fn restart(
         &mut self,
         read_offsets: &ReadOffsets,

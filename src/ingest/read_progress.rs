@@ -41,7 +41,7 @@ pub(super) struct ReadProgress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Notice {
     pub(super) kind: NoticeKind,
-    /// The position before.
+    /// The read offset before.
     pub(super) expected: i64,
     pub(super) at: NextOffset,
 }
@@ -146,11 +146,11 @@ impl ReadProgress {
     /// Records of a topic may be missing that were there: which, shows as gaps.
     pub(super) fn is_compacted(&mut self, topic: &CompactedTopic) {
         let &CompactedTopic { topic, kept_for, unchanged } = topic;
-        let whole_from = self.compaction.is_compacted(&self.read_offsets, topic, kept_for, unchanged);
-        whole_from.into_iter().for_each(|from| self.batcher.whole_from(from));
+        let complete_from = self.compaction.is_compacted(&self.read_offsets, topic, kept_for, unchanged);
+        complete_from.into_iter().for_each(|from| self.batcher.complete_from(from));
     }
 
-    /// The epoch of the last record before a partition's position.
+    /// The epoch of the last record before a partition's read offset.
     pub(super) fn epoch(&self, at: &NextOffset) -> Option<i32> {
         self.continuity.epoch(&self.read_offsets, at)
     }
@@ -198,7 +198,7 @@ impl ReadProgress {
         Some(restart)
     }
 
-    /// Gives up what lies between a partition's position and this offset.
+    /// Moves a partition's read offset to this one. The records between them are lost.
     pub(super) fn skip_to(&mut self, topic: TopicIndex, partition: i32, offset: i64) {
         self.batcher.deleted(NextOffset { topic, partition, offset });
         self.read_offsets.set(topic, partition, offset);
@@ -214,11 +214,11 @@ impl ReadProgress {
         }
     }
 
-    /// Nothing came between a partition's position and `end`.
+    /// Handles a gap: there is no record between a partition's read offset and `end`.
     fn gap(&mut self, end: NextOffset) {
-        let whole_from = self.compaction.gap(&self.read_offsets, end, self.has_clients, self.fetched);
-        let Some(offset) = whole_from else { return };
-        self.batcher.whole_from(NextOffset { offset, ..end });
+        let complete_from = self.compaction.gap(&self.read_offsets, end, self.has_clients, self.fetched);
+        let Some(offset) = complete_from else { return };
+        self.batcher.complete_from(NextOffset { offset, ..end });
         if self.has_clients {
             self.notice(NoticeKind::Gap, end);
         }
@@ -234,7 +234,7 @@ impl ReadProgress {
                 let next = NextOffset { topic, partition, offset };
                 self.notice(NoticeKind::Truncated, next);
                 self.compaction.truncate(&self.read_offsets, next, self.fetched);
-                self.batcher.cut(LogTruncation { next, is_below_unknown }, &self.read_offsets);
+                self.batcher.truncate(LogTruncation { next, is_below_unknown }, &self.read_offsets);
                 self.read_offsets.set(topic, partition, offset);
             }
         }
@@ -247,7 +247,7 @@ impl ReadProgress {
 
     // ---- batches that can't be unpacked ---------------------------------------------------------------------------
 
-    /// Something of a partition was unpacked.
+    /// A batch of a partition was unpacked.
     fn is_unpacked(&mut self, topic: TopicIndex, partition: i32) {
         // Nearly always so.
         if !self.unreadable.is_empty() {
@@ -255,17 +255,17 @@ impl ReadProgress {
         }
     }
 
-    /// Skips a batch that begins at `base` and can't be unpacked; `None` where it should be fetched again first. Where it
-    /// ends is unknown: reading continues one offset further, then two, then four, up to the end of the log. A batch of
-    /// many records takes few tries, and as many records behind it may be skipped with it.
+    /// Skips a batch that begins at `base` and can't be unpacked; `None` if it should be fetched again first. Its end
+    /// is unknown: reading continues one offset further, then two, then four, up to the end of the log. So a batch of
+    /// many records takes few attempts, but records behind it may be skipped, too, at most as many as it has.
     pub(super) fn skip_batch(&mut self, topic: TopicIndex, partition: i32, base: i64, log_end: i64) -> Option<Skip> {
         let next = self.read_offsets.next(topic, partition)?;
         let batch = self.unreadable.entry((topic, partition)).or_default();
         batch.attempts += 1;
-        // It may have been damaged on its way, or too much together with those before it.
+        // It may have been damaged on its way, or have exceeded the allowance together with the batches before it.
         let step = 1_i64 << batch.attempts.checked_sub(2)?.min(STEP_BITS_MAX);
         let at = base.max(batch.read_from);
-        // A batch below the position that was given up before says nothing new, and costs no record behind it.
+        // A batch below the read offset was skipped before: its loss is known, and no record behind it is lost again.
         if at < next && self.continuity.is_rereading(topic, partition) {
             let from = at.saturating_add(step).min(next);
             batch.read_from = from;

@@ -77,7 +77,7 @@ struct IngestState {
     /// Partitions that the pod started without. What first comes of one has the watcher asked where it ends by now:
     /// what lies below is skipped, and clients are told.
     missing: HashSet<(TopicIndex, i32)>,
-    /// Partitions whose positions were refused: what the watcher finds of others is of no use any more.
+    /// Partitions whose read offsets were refused. What the watcher finds of other partitions is ignored.
     refused: HashSet<(TopicIndex, i32)>,
     /// Partitions of which a batch can't be unpacked, with the offset where it begins.
     not_unpacked: HashMap<(TopicIndex, i32), i64>,

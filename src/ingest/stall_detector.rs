@@ -26,7 +26,7 @@ pub(super) struct StallDetector {
     /// The longest time that a partition may wait for records that its leader has (`KAFKA_STALL_MS`).
     bound: Duration,
     /// By the partition's index in [`ReadOffsets`].
-    partitions: Vec<PartitionProgress>,
+    partitions: Vec<PartitionWait>,
     /// Whether any of them was stuck when the ends were last updated. Updated with the ends only, so that
     /// [`Self::stall`] usually visits no partition.
     has_stuck: bool,
@@ -41,7 +41,7 @@ pub(super) struct StallDetector {
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct PartitionProgress {
+struct PartitionWait {
     /// The next offset to read when the ends were last updated.
     next: i64,
     /// Whether the consumer has given nothing of it since it was assigned. The first event of each partition is a
@@ -85,12 +85,12 @@ impl StallDetector {
 
     /// A partition was assigned to the consumer, from this offset on.
     pub(super) fn assigned(&mut self, index: usize, next: i64) {
-        *self.entry(index) = PartitionProgress { next, awaits_first_event: true, ..PartitionProgress::default() };
+        *self.entry(index) = PartitionWait { next, awaits_first_event: true, ..PartitionWait::default() };
     }
 
     /// A partition, whose next offset is this, is no longer read.
     pub(super) fn dropped(&mut self, index: usize, next: i64) {
-        *self.entry(index) = PartitionProgress { next, is_exempt: true, ..PartitionProgress::default() };
+        *self.entry(index) = PartitionWait { next, is_exempt: true, ..PartitionWait::default() };
     }
 
     /// Whether the consumer has given nothing of the partition since it was assigned, or reported that it may not be
@@ -102,11 +102,8 @@ impl StallDetector {
     /// The consumer reported an event that moves no offset: a partition's end, or an error.
     pub(super) fn record_event(&mut self, index: usize, is_refused: bool) {
         let entry = self.entry(index);
-        *entry = PartitionProgress {
-            is_exempt: entry.is_exempt || is_refused,
-            next: entry.next,
-            ..PartitionProgress::default()
-        };
+        *entry =
+            PartitionWait { is_exempt: entry.is_exempt || is_refused, next: entry.next, ..PartitionWait::default() };
     }
 
     /// The consumer gave something.
@@ -129,7 +126,7 @@ impl StallDetector {
             let next = read_offsets.all()[index].offset;
             let entry = self.entry(index);
             if entry.next != next {
-                *entry = PartitionProgress { next, ..PartitionProgress::default() };
+                *entry = PartitionWait { next, ..PartitionWait::default() };
             }
             let waits = (entry.awaits_first_event || next < end.offset) && !entry.is_exempt;
             let since = waits.then(|| entry.waits_since.unwrap_or(asked));
@@ -170,14 +167,14 @@ impl StallDetector {
 
     /// A new consumer has replaced the old one. Its partitions are assigned after this.
     pub(super) fn client_replaced(&mut self, now: Instant) {
-        self.partitions.fill(PartitionProgress::default());
+        self.partitions.fill(PartitionWait::default());
         self.has_stuck = false;
         self.interrupted(now);
     }
 
-    fn entry(&mut self, index: usize) -> &mut PartitionProgress {
+    fn entry(&mut self, index: usize) -> &mut PartitionWait {
         if self.partitions.len() <= index {
-            self.partitions.resize(index + 1, PartitionProgress::default());
+            self.partitions.resize(index + 1, PartitionWait::default());
         }
         &mut self.partitions[index]
     }

@@ -148,13 +148,14 @@ pub struct Batch {
     /// Records between the previously sent offsets and these were deleted before they were read. Precedes any record
     /// behind the gap; the `starts` of this batch begin there.
     pub deleted: Vec<NextOffset>,
-    /// Logs that lost their ends, before any record of what they hold by now. The `starts` beside it begin there.
+    /// Logs that lost their ends. Precedes any record that replaced what they lost; the `starts` of this batch begin
+    /// there.
     pub truncations: Vec<LogTruncation>,
-    /// Where another leader began to write, of what was read since the shard's last batch.
+    /// Where another leader began to write, among the records read since the shard's last batch.
     pub epochs: Vec<EpochStart>,
-    /// From these offsets on, which may not be read yet, nothing is known to be missing. Before them compaction may
-    /// have removed records.
-    pub whole_from: Vec<NextOffset>,
+    /// Compaction may have removed records below these offsets; from them on, no record is known to be missing. They
+    /// may be above the read offsets.
+    pub complete_from: Vec<NextOffset>,
     /// The ends of partitions' logs, if the shard requested them
     /// ([`crate::exchange::ShardInbox::request_ends`]). They say nothing of the batch's records, nor these of them; all
     /// their topics and partitions are known to the shard, from this batch at the latest.

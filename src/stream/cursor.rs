@@ -1,4 +1,4 @@
-//! The encoding of cursors (PROTOCOL 2). Which topics a cursor lists, and what it covers, is up to [`super::offsets`].
+//! The encoding of cursors (PROTOCOL 2). [`super::offsets`] decides which topics a cursor lists and what it covers.
 //!
 //! ```text
 //! form u8 | check u32 | sum u24 | topic*                    little-endian, then base64url without padding
@@ -8,24 +8,21 @@
 //! ```
 //!
 //! - A topic's *tag* stands for its name (10 bits in the head) and for which topic of that name it is (the mark, not in
-//!   a
-//!   narrow cursor). Tags are short, so they may be shared; the *sum* is taken over the long fingerprints of all topics
-//!   that the cursor lists, and tells whether the tags were understood.
+//!   a narrow cursor). Tags are short, so they may be shared; the *sum* is taken over the long fingerprints of all
+//!   topics that the cursor lists, and tells whether the tags were understood.
 //! - A topic's head also says how long `next` is, whether an epoch follows (else it is the one before), which of the
-//!   first
-//!   three shapes it has (else one follows), and whether a place follows. A place's head says the same, and how many
-//!   partitions are passed over.
+//!   first three shapes it has (else one follows), and whether a place follows. A place's head says the same, and how
+//!   many partitions are passed over.
 //! - `epoch` is a varint: 0 for unknown, else one more than the leader epoch of the last record before `next`.
 //! - The *check* is over everything else and the assessment's hash. It tells damage, not forgery: a client that makes
-//!   up
-//!   a cursor asks for no more than its token allows.
+//!   up a cursor gets no more than its token allows.
 //! - Partitions without records are left out where the rest says as much ([`super::offsets`]).
 //!
-//! Version 1 listed each topic's whole fingerprint and no epochs; it is understood ([`mod@version_1`]), and not made
-//! any more.
+//! Version 1 listed each topic's whole fingerprint and no epochs. Such cursors are still read ([`mod@version_1`]), but
+//! no longer written.
 //!
-//! Before it all may stand a mark: the client was sent away by a pod that drains ([`add_draining_flag`]). It says nothing
-//! of what the client has.
+//! A cursor may begin with the draining flag: the client was redirected by a draining pod ([`add_draining_flag`]). The
+//! flag says nothing of what the client has.
 
 #![cfg_attr(not(test), expect(clippy::cast_possible_truncation, reason = "the wire form takes the low bits"))]
 

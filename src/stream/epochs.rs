@@ -20,9 +20,9 @@
 //! | anything else | any | [`Branch::Lost`] | `reset: expired` |
 //! | the log lost its end, and the client counts what is lost; its `epoch` is none, or not above those of what is lost | any | [`Branch::Lost`] | `reset: expired` |
 //!
-//! Where a log ends is its leader's to say ([`judge_end`]): that decides of those who are ahead, and of those who are
-//! of a newer log, as long as this pod does not know more. A pod that lived through the election and one that started
-//! later go by the same rule; what differs is what they know.
+//! The leader reports where its log ends. While this pod knows no more, that decides about cursors that are ahead or of
+//! a newer log ([`judge_end`]). A pod that ran during the election and one that started later follow the same rule;
+//! they differ in what they know.
 
 /// Runs of one epoch that are kept for a partition. A partition with more elections than that within one window has
 /// other troubles; cursors from before the oldest run are expired then.
@@ -82,22 +82,21 @@ pub(crate) enum Branch {
     Lost,
 }
 
-/// What a leader's word on the end of its log says of a client that was there before the leader was asked. The worst
-/// comes last.
+/// What the end of a log, as its leader reported it, says of a cursor from before the query. The worst comes last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum AtEnd {
-    /// Nothing against it.
+    /// The log has all that the client has.
     Within,
     /// The log ends below what the client has, of the same leader epoch, or of an unknown one.
     Beyond,
-    /// It is an earlier leader's word: it has not heard of the election yet; or epochs began anew.
+    /// An earlier leader reported it: it has not learned of the election yet. Or the topic's epochs started again.
     Earlier,
     /// A later leader's log ends below what the client has: that is certain.
     Lost,
 }
 
-/// Judges a client, which stands at `next` behind a record of `epoch`, by the end of a log, as the leader of
-/// `leader_epoch` says it.
+/// Judges a client whose next offset is `next`, after a record of `epoch`, by the end of a log that the leader of
+/// `leader_epoch` reported.
 #[must_use]
 pub(crate) fn judge_end(next: i64, epoch: Option<i32>, end: i64, leader_epoch: Option<i32>) -> AtEnd {
     match epoch.zip(leader_epoch) {

@@ -205,7 +205,7 @@ impl History {
         self.losses.extend(begun_late.into_iter().map(|partition_id| Loss { partition_id, end: None }));
         self.offsets.recent_from(&batch.recent);
         batch.epochs.iter().for_each(|start| self.offsets.epoch_starts(start));
-        let missing = batch.whole_from.iter().filter_map(|from| self.offsets.missing_below(from));
+        let missing = batch.complete_from.iter().filter_map(|from| self.offsets.missing_below(from));
         self.losses.extend(missing.map(|partition_id| Loss { partition_id, end: None }));
         if self.moved.len() > 2 * self.offsets.all_next().len() {
             self.moved.sort_unstable();

@@ -79,6 +79,7 @@ const RETIRED: &[&str] = &[
     "unwatch",
     "want_ends",
     "wants_ends",
+    "whole_from",
 ];
 
 /// Words that a reader stops at, in comments and texts, with what is written instead.

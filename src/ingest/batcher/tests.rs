@@ -29,7 +29,7 @@ fn assessment(from: AssessmentFrom) -> Scope {
     Scope::Assessment { from, partitioner: Partitioner::Murmur2 }
 }
 
-/// A batcher, and the positions that the reader would keep beside it.
+/// A batcher, and the read offsets that the reader would keep beside it.
 struct Story {
     batcher: Batcher,
     read_offsets: ReadOffsets,
@@ -118,7 +118,7 @@ fn before_a_truncation_a_quiet_shard_gets_what_was_read_of_the_log() {
     assert!(story.take(quiet).is_none(), "that waits until it is time for offsets");
     story.take(1 - quiet).unwrap();
     let truncation = LogTruncation { next: next(EVENTS, 5), is_below_unknown: false };
-    story.batcher.cut(truncation, &story.read_offsets);
+    story.batcher.truncate(truncation, &story.read_offsets);
     story.read_offsets.set(EVENTS, 0, 5);
     let before = story.take(quiet).unwrap();
     assert_eq!((before.epochs, before.starts, before.truncations), (vec![start], vec![next(EVENTS, 8)], vec![]));
@@ -285,13 +285,13 @@ fn each_shard_is_told_at_once_of_what_was_deleted_unread() {
 #[test]
 fn each_shard_is_told_at_once_and_once_from_where_a_partition_is_whole() {
     let mut story = Story::new(2);
-    (0..2).for_each(|shard| assert!(story.take(shard).unwrap().whole_from.is_empty()));
+    (0..2).for_each(|shard| assert!(story.take(shard).unwrap().complete_from.is_empty()));
     // A log that is compacted has a gap before many a record.
     for offset in [50, 55, 70] {
-        story.batcher.whole_from(next(EVENTS, offset));
+        story.batcher.complete_from(next(EVENTS, offset));
     }
     for shard in 0..2 {
-        assert_eq!(story.take(shard).unwrap().whole_from, [next(EVENTS, 70)], "the last one says it all");
+        assert_eq!(story.take(shard).unwrap().complete_from, [next(EVENTS, 70)], "the last one says it all");
         assert!(story.take(shard).is_none(), "told once");
     }
 }

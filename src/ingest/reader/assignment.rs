@@ -224,7 +224,7 @@ impl IngestState {
         self.is_assigned(topic, partition);
     }
 
-    /// Logs what came up with the last record, end or refused position.
+    /// Logs the notices of the last record, end or refused read offset.
     pub(super) fn log_notices(&mut self, now: Instant) {
         if !self.progress.has_notices() {
             return;

@@ -267,7 +267,7 @@ fn a_client_that_lacks_compacted_records_gets_one_reset_and_older_cursors_expire
         socket.texts();
     }
     let mut batch = events(&[("a", 40)]);
-    batch.whole_from.push(NextOffset { topic: EVENTS, partition: 0, offset: 90 });
+    batch.complete_from.push(NextOffset { topic: EVENTS, partition: 0, offset: 90 });
     world.turn([batch]);
     let resets = |socket: &Scripted| socket.texts().iter().filter(|text| text.contains("expired")).count();
     assert_eq!([&live, &ahead, &not_far_ahead].map(resets), [1, 0, 1]);

@@ -108,7 +108,7 @@ impl History {
     pub(crate) fn is_ahead(&self, resume_filter: &mut ResumeFilter, partition_id: PartitionId) -> bool {
         // The partition may be new here, and known to the cursor.
         resume_filter.refresh(&self.offsets);
-        resume_filter.reaches(partition_id, self.offsets.low(partition_id))
+        resume_filter.reaches(partition_id, self.offsets.complete_from(partition_id))
     }
 
     /// A log lost its end: whether a client's cursor is of the log that goes on, and the client lacks nothing of that.
@@ -125,7 +125,7 @@ impl History {
     fn behind_the_gone(&mut self, key: AssessmentLogKey, resume_filter: &ResumeFilter) -> Option<Position> {
         self.refresh_listed(key);
         let AssessmentLog { listed, start, first, .. } = self.logs.get(key)?;
-        self.offsets.is_whole_for(resume_filter, listed).then_some(Position { number: *start, at: *first })
+        self.offsets.is_complete_for(resume_filter, listed).then_some(Position { number: *start, at: *first })
     }
 
     pub(super) fn is_covered(&self, at: EntryRef, resume_filter: &ResumeFilter) -> bool {

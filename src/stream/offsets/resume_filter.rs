@@ -1,5 +1,6 @@
-//! What a resumed client already has, until it has been sent everything this shard has read. Pods interleave topics
-//! differently and one may be behind the other, so missed events are determined entry by entry.
+//! The resume filter: it says of each entry whether a resumed client has it already. It is dropped once the client was
+//! sent everything this shard has read. Pods interleave topics differently and one may be behind the other, so one
+//! position in the window can't say what a client missed.
 
 use std::time::Instant;
 
@@ -46,8 +47,8 @@ struct CoveredPartition {
     offset: PartitionOffset,
     /// Its id here; `None` if this shard does not know the partition.
     known: Option<PartitionId>,
-    /// A recreated topic has taken the name of its topic. Nothing more comes on it, but it still says what the client
-    /// has.
+    /// A recreated topic has taken the name of its topic. No more records arrive on it, but it still says what the
+    /// client has.
     replaced: bool,
     /// Its topic is not read any more, and other pods have had time to learn that: nothing more comes on it.
     is_over: bool,
@@ -124,17 +125,17 @@ impl Offsets {
         if let Some(reason) = resume_filter.contradiction(self) {
             return Err(reason);
         }
-        if self.is_whole_for(&resume_filter, listed) { Ok(resume_filter) } else { Err(ResetReason::Expired) }
+        if self.is_complete_for(&resume_filter, listed) { Ok(resume_filter) } else { Err(ResetReason::Expired) }
     }
 
     /// Whether the window still has everything that a client lacks.
     #[must_use]
-    pub(crate) fn is_whole_for(&self, resume_filter: &ResumeFilter, listed: &ListedPartitions) -> bool {
+    pub(crate) fn is_complete_for(&self, resume_filter: &ResumeFilter, listed: &ListedPartitions) -> bool {
         let is_below = |covered: &CoveredPartition| {
-            covered.known.is_some_and(|partition_id| covered.offset.next < self.low(partition_id))
+            covered.known.is_some_and(|partition_id| covered.offset.next < self.complete_from(partition_id))
         };
         let lacks_more = |&partition_id: &PartitionId| {
-            resume_filter.lacks_from(self, partition_id).is_some_and(|from| from < self.low(partition_id))
+            resume_filter.lacks_from(self, partition_id).is_some_and(|from| from < self.complete_from(partition_id))
         };
         !(resume_filter.partitions.iter().any(is_below) || listed.partition_ids.iter().any(lacks_more))
     }
@@ -152,7 +153,7 @@ impl Offsets {
     }
 
     /// The complete-from offset of a partition.
-    pub(in crate::stream) fn low(&self, partition_id: PartitionId) -> i64 {
+    pub(in crate::stream) fn complete_from(&self, partition_id: PartitionId) -> i64 {
         self.complete_from[partition_id.0 as usize]
     }
 }
@@ -354,7 +355,8 @@ impl ResumeFilter {
         let Some(covered) = self.at_mut(partition_id) else { return false };
         let at = covered.offset;
         let is_of_later = at.epoch.zip(epoch).is_some_and(|(own, lost)| own > lost);
-        if is_of_later && at.next >= offsets.low(partition_id) && !is_injected(InjectedFault::CutConcernsAll) {
+        if is_of_later && at.next >= offsets.complete_from(partition_id) && !is_injected(InjectedFault::CutConcernsAll)
+        {
             return true;
         }
         covered.restart(offsets.offset_at(partition_id, offset.min(at.next)));

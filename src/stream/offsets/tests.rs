@@ -401,7 +401,7 @@ fn a_topic_that_is_made_anew_while_a_client_catches_up_comes_to_it_from_where_it
 }
 
 #[test]
-fn a_cursor_that_may_lack_records_of_a_replaced_topic_is_invalid_wherever_its_low_watermark_is() {
+fn a_cursor_that_may_lack_records_of_a_replaced_topic_is_invalid_wherever_its_window_begins() {
     for low in [0, 10] {
         let mut story = Story::of(1);
         story.read(STARTED, 0, 0);

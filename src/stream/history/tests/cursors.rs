@@ -378,8 +378,8 @@ fn a_shard_that_has_records_of_a_topic_whose_index_another_gets_lets_go_of_them(
     lets_go_of_a_reused_topic(Batch::default());
     // Compaction may have removed records up to an offset that is not read yet: the complete-from offset is above all
     // records.
-    let whole_from = vec![NextOffset { topic: UPDATED, partition: 0, offset: 10 }];
-    lets_go_of_a_reused_topic(Batch { whole_from, ..Batch::default() });
+    let complete_from = vec![NextOffset { topic: UPDATED, partition: 0, offset: 10 }];
+    lets_go_of_a_reused_topic(Batch { complete_from, ..Batch::default() });
 }
 
 fn lets_go_of_a_reused_topic(before: Batch) {
