@@ -1,8 +1,8 @@
 //! Reads every partition of every routed topic and hands each record to the shard of its assessment, in batches. Owns
-//! where reading starts and how far it is; a shard decides what a record means.
+//! where reading starts and the read offsets; a shard decides what a record means.
 //!
 //! ```text
-//!   watcher thread: what is there, does it answer, where does it end
+//!   metadata thread (watcher): topics and partitions, probes, ends of logs
 //!      | changes, ends (bounded, one each)    topics -> catalogue -> which are new, recreated, gone
 //!      v   ^ recheck requests                 offsets -> startup -> where to start, when the history is filled
 //!   reader, pinned thread: consumer -> batcher -> a batch for each shard -> its channel
@@ -11,13 +11,13 @@
 //!
 //! - Rules: `read_progress`, with `batcher`, `read_offsets`, `continuity` and `compaction`; `batching_delay`,
 //!   `stall_detector`, `startup`, `catalogue`, `retention`, `lag`, `reachability`, `ticks`.
-//! - Edges: `kafka` and `metadata_client` (librdkafka; `client` is what both have in common, `unpacking` bounds what
-//!   its batches come to), and the two threads' loops, `reader` and `watcher`.
-//! - `metrics`: what is counted.
+//! - Edges: `kafka` and `metadata_client` (librdkafka; `client` is what both have in common, `unpacking` bounds
+//!   the size of unpacked batches), and the two threads' loops, `reader` and `watcher`.
+//! - `metrics`: ingest's metrics.
 //!
 //! Measured with all threads pinned to one core, 2 million records of 295 bytes whose route takes the assessment from
 //! the payload, one shard: 440 ns of CPU a record on the reader's thread and 235 ns on librdkafka's, so about 1.4
-//! million records a second where that core is free.
+//! million records a second if the core does nothing else.
 
 mod batcher;
 mod batching_delay;
@@ -67,23 +67,23 @@ use kafka::Consumer;
 use metadata_client::MetadataClient;
 use reader::Reader;
 
-/// What ingest is built of.
+/// What ingest is built from.
 pub(crate) struct Parts {
-    /// Where Kafka is, and how it is read.
+    /// The brokers, and how they are read.
     pub(crate) config: KafkaConfig,
-    /// Which topics are read: the newest, from the next look at the topics on.
+    /// The newest routes. They apply from the next metadata refresh on.
     pub(crate) routes: PublishedRoutes,
-    /// How topics' indexes are given away.
+    /// How indexes are assigned to topics.
     pub(crate) indexes: IndexRules,
-    /// The shards' doors, by index.
+    /// The senders of the shards' channels, by shard.
     pub(crate) shards: Vec<ShardHandle>,
-    /// Which assessments are this pod's, for the counts, and when all is over.
+    /// The pod state: which assessments this pod owns, for the counts, and when the pod stops.
     pub(crate) pod_state: PublishedPodState,
     /// Whether this pod serves every assessment (`PLACEMENT` is `any`).
     pub(crate) place_anywhere: bool,
-    /// Where ingest shows how it is.
+    /// Ingest publishes its status here.
     pub(crate) status: Arc<IngestStatus>,
-    /// Where it counts.
+    /// Ingest's metrics.
     pub(crate) metrics: Metrics,
     /// The core to be pinned to, with all of librdkafka's threads.
     pub(crate) core: Option<usize>,
@@ -97,15 +97,15 @@ pub enum StartError {
     /// The operator's properties.
     #[error(transparent)]
     Properties(#[from] InvalidProperties),
-    /// The system gives no thread.
+    /// The system can't start a thread.
     #[error("can't start ingest's threads: {0}")]
     Thread(#[from] io::Error),
 }
 
-/// Asks Kafka for its topics; returns how many of them have a route.
+/// Queries Kafka's topics; returns how many of them have a route.
 ///
 /// # Errors
-/// Why there is no answer.
+/// If no broker answers.
 pub(crate) fn check(config: &KafkaConfig, routes: &RouteTable) -> Result<usize, String> {
     let client = MetadataClient::new(config).map_err(|error| error.to_string())?;
     let mut routed = 0;
@@ -115,11 +115,11 @@ pub(crate) fn check(config: &KafkaConfig, routes: &RouteTable) -> Result<usize, 
     answer.map(|_| routed).map_err(|error| format!("no answer within {CHECK_MAX:?}: {error}"))
 }
 
-/// Starts ingest. Its thread ends soon after the standing says that all is over. A broker that can't be reached is no
-/// error: ingest tries on, and its status tells.
+/// Starts ingest. Its threads end soon after the pod state says that the pod stops. An unreachable broker is no error:
+/// ingest retries, and its status shows it.
 ///
 /// # Errors
-/// Where librdkafka does not take the properties, or the system gives no thread.
+/// If librdkafka refuses the properties, or the system can't start a thread.
 pub(crate) fn spawn(parts: Parts) -> Result<JoinHandle<()>, StartError> {
     let (started_in, started) = bounded(1);
     let thread = thread::Builder::new().name("ingest".into()).spawn(move || {
@@ -137,7 +137,7 @@ pub(crate) fn spawn(parts: Parts) -> Result<JoinHandle<()>, StartError> {
     }
 }
 
-/// On the thread itself: pinned first, since librdkafka's threads inherit it.
+/// Runs on the reader's thread. It is pinned first, because librdkafka's threads inherit that.
 fn start(parts: Parts) -> Result<Reader, StartError> {
     if let Some(core) = parts.core {
         pin_thread(core).unwrap_or_else(|error| warn!(core, %error, "not pinned"));

@@ -55,9 +55,9 @@ pub(super) struct Reader {
     watcher: WatcherHandle,
     state: IngestState,
     batching_delay: BatchingDelay,
-    /// Where a client that is replaced ends.
+    /// Shuts down replaced consumers.
     terminator: ClientTerminator,
-    /// How often the brokers had come back when the client was made, or judged last.
+    /// Number of outages that the brokers had recovered from when this was last compared.
     recoveries: u64,
 }
 
@@ -95,12 +95,12 @@ struct IngestState {
     failed: LogThrottles<(Option<TopicIndex>, i32)>,
     /// Topics with misplaced records, for which a metadata refresh is requested: they may have more partitions.
     misplaced_topics: LogThrottles<TopicIndex>,
-    /// For the watcher, once it can take it.
+    /// The request to send to the watcher, once it can take one.
     recheck: Option<RecheckRequest>,
     /// When the last turn began.
     turned: Instant,
-    /// Since when reading is paused because the process stood still: a topic may have been recreated, and librdkafka
-    /// would continue at the old offset in the new log.
+    /// When reading was paused, if it is. It is paused after the process was suspended: a topic may have been
+    /// recreated, and librdkafka would continue at the old offset in the new log.
     paused_since: Option<Instant>,
     /// Messages wait and the last turn took none of them.
     leaves_messages: bool,
@@ -133,7 +133,7 @@ impl Reader {
         Self { config, consumer, watcher, state, batching_delay, terminator, recoveries: 0 }
     }
 
-    /// Reads until all is over.
+    /// Reads until the pod stops.
     pub(super) fn run(mut self) {
         while let Ok(taken) = self.turn() {
             let busy = self.state.shard_handles.iter().map(ShardHandle::busy_time);
@@ -143,7 +143,7 @@ impl Reader {
         }
     }
 
-    /// Returns how much was taken.
+    /// Runs one turn; returns how many messages it took.
     fn turn(&mut self) -> Result<usize, Stopped> {
         let state = &mut self.state;
         let now = Instant::now();
@@ -158,8 +158,8 @@ impl Reader {
         };
         if let Some(change) = change {
             state.apply_change(&change, &mut self.consumer, now);
-            // Before the first record: where reading begins, or goes on behind what was deleted, is what each shard
-            // goes by.
+            // Before the first record: each shard must know where reading starts, or where it continues after a
+            // deletion.
             state.flush(&self.watcher, now)?;
         }
         let mut taken = 0;
@@ -226,7 +226,7 @@ impl IngestState {
         }
     }
 
-    /// The loop turns. Where it has not for long, the process stood still: reading waits for a look at the topics.
+    /// A turn begins. If the last one was long ago, the process was suspended: reading pauses until a metadata refresh.
     fn record_turn(&mut self, now: Instant) {
         if !self.leaves_messages {
             self.status.liveness.turn_ended(now);
@@ -241,7 +241,7 @@ impl IngestState {
 
     /// Whether reading is paused.
     fn is_paused(&mut self, now: Instant) -> bool {
-        // Where Kafka doesn't say what there is, the topics are most likely what they were.
+        // If Kafka does not answer the refresh, the topics are most likely unchanged.
         self.paused_since.take_if(|since| now.saturating_duration_since(*since) >= METADATA_WAIT_MAX);
         if self.paused_since.is_some() {
             self.stall_detector.interrupted(now);
@@ -260,7 +260,7 @@ impl IngestState {
         }
     }
 
-    // ---- what comes -----------------------------------------------------------------------------------------------
+    // ---- events of the consumer ------------------------------------------------------------------------------------
 
     fn message(
         &mut self,
@@ -352,7 +352,7 @@ impl IngestState {
         self.log_notices(now);
     }
 
-    /// The client said something of a partition beside its records.
+    /// The consumer reported an event of a partition that is no record.
     fn record_event(&mut self, topic: TopicIndex, partition: i32, is_refused: bool) {
         if let Some(index) = self.progress.read_offsets.index_of(topic, partition) {
             self.stall_detector.record_event(index, is_refused);
@@ -370,7 +370,7 @@ impl IngestState {
         topic.and_then(|topic| self.progress.batcher.topics().get(usize::from(topic.0))).map_or("", |topic| &topic.name)
     }
 
-    // ---- what leaves ----------------------------------------------------------------------------------------------
+    // ---- batches ---------------------------------------------------------------------------------------------------
 
     fn flush(&mut self, watcher: &WatcherHandle, now: Instant) -> Result<(), Stopped> {
         let shards = u16::try_from(self.shard_handles.len()).unwrap_or(u16::MAX);
@@ -414,7 +414,7 @@ impl IngestState {
         }
     }
 
-    // ---- what shows -----------------------------------------------------------------------------------------------
+    // ---- status ----------------------------------------------------------------------------------------------------
 
     fn finish_turn(&mut self, watcher: &WatcherHandle, now: Instant) {
         if let Some(recheck) = self.recheck.take() {
@@ -437,7 +437,7 @@ impl IngestState {
         }
         let Some(since) = &mut self.filling else { return };
         let FillProgress { filling, began, partitions, offsets, said, .. } = since;
-        // With the wait for this turn's records.
+        // Includes the wait for this turn's records.
         let took = began.elapsed();
         if filling.is_done() {
             info!(partitions = *partitions, offsets = *offsets, elapsed_ms = whole_ms(took), "history complete");

@@ -23,7 +23,7 @@ use crate::stream::batch::{Batch, Origin, Tick, TickTime};
 /// of clients a pass over all markets each.
 const NEWCOMERS_IMAGE_AGE: Duration = Duration::from_millis(5);
 
-/// What a market's buffer may keep free, beyond a multiple of what it holds; and so the buffers of all markets' frames.
+/// Bytes that a buffer of a market, or of the image, may keep free beyond a multiple of its contents.
 const TICK_SPARE_BYTES: usize = 1024;
 const IMAGE_SPARE_BYTES: usize = 64 * 1024;
 
@@ -36,26 +36,26 @@ pub struct BoardVersion(u64);
 pub struct Board {
     window: Duration,
     bytes_max: usize,
-    /// Of all markets' ticks.
+    /// The total size of all markets' ticks.
     bytes: usize,
     topics: Vec<Option<Arc<Topic>>>,
     markets: Vec<Market>,
     by_name: HashMap<Box<str>, usize>,
-    /// Of the newest change.
+    /// The version of the newest change.
     version: u64,
     /// The frames of all markets when it was made, in the order of their versions.
     image: Vec<u8>,
-    /// Of each frame in the image: the market's version, and where the frame ends.
+    /// For each frame in the image: the market's version, and where the frame ends.
     marks: Vec<(u64, usize)>,
-    /// A change came since the image was made.
+    /// Whether a market changed since the image was made.
     changed: bool,
-    /// A market is missing from the image.
+    /// Whether a market is missing from the image.
     grown: bool,
     /// When the image was made.
     published: Option<Instant>,
-    /// No market's tick was made before this: while it is within the window, all are.
+    /// No tick on the board is older than this. While this is within the window, none has expired.
     oldest: Option<Instant>,
-    /// Where a message is mapped before its length is known.
+    /// A buffer for a message whose length is not known yet.
     scratch: Vec<u8>,
     unusable: u64,
     refused: u64,
@@ -75,7 +75,7 @@ struct Market {
     version: u64,
 }
 
-/// What became of a tick.
+/// The outcome of applying a tick.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TickResult {
     /// It is on the board, or older than the one there.
@@ -91,13 +91,13 @@ enum TickResult {
 pub struct BoardChanges<'a> {
     /// Whole frames.
     pub bytes: &'a [u8],
-    /// Of each of the frames: the market's version, and where it ends in the image.
+    /// For each of the frames: the market's version, and where the frame ends in the image.
     marks: &'a [(u64, usize)],
     /// Where `bytes` begins in the image.
     start: usize,
 }
 
-/// How far a write came in what was unseen.
+/// How far a write got in the unseen changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BoardProgress {
     /// Of the last frame that was written whole, or cut: the rest of that one is still to be sent.
@@ -133,7 +133,7 @@ impl Board {
         }
     }
 
-    /// Takes a batch's ticks, which arrived at `now`.
+    /// Applies a batch's ticks, which arrived at `now`.
     pub fn apply(&mut self, batch: &Batch, now: Instant) {
         batch.dropped.iter().for_each(|&topic| self.drop_topic(topic));
         for topic in &batch.topics {
@@ -142,7 +142,7 @@ impl Board {
                 self.topics.resize(index + 1, None);
             }
             if self.topics[index].is_some() {
-                // Of the one that had its index.
+                // The tick of the topic that had this index before.
                 self.drop_topic(topic.index);
             }
             self.topics[index] = topic.market().map(|_| Arc::clone(topic));
@@ -167,7 +167,7 @@ impl Board {
         let since = now.checked_sub(Duration::from_millis(tick.age_ms.into())).unwrap_or(now);
         if let Some(&index) = self.by_name.get(name) {
             let market = &mut self.markets[index];
-            // One beyond the window is as good as forgotten.
+            // A tick older than the window counts as forgotten.
             let forgotten = now.saturating_duration_since(market.since) > self.window;
             if forgotten || market.is_older_than(tick) {
                 let others = self.bytes - market.tick.len();
@@ -221,7 +221,7 @@ impl Board {
         {
             *place = index;
         }
-        // The image has it still.
+        // The image still has it.
         self.changed = true;
         self.grown = true;
     }
@@ -256,7 +256,7 @@ impl Board {
         std::mem::take(&mut self.refused)
     }
 
-    /// Makes the image anew at `now`: the latest tick of each market.
+    /// Rebuilds the image at `now`: the latest tick of each market.
     pub fn publish(&mut self, now: Instant) {
         self.forget_old(now);
         self.frame_all();
@@ -374,7 +374,7 @@ impl Market {
     }
 }
 
-/// Puts other bytes into a buffer.
+/// Replaces the contents of a buffer.
 fn refill(buffer: &mut Vec<u8>, bytes: &[u8]) {
     buffer.clear();
     buffer.extend_from_slice(bytes);

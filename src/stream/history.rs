@@ -11,15 +11,15 @@
 //! - `assessment_logs`: the entries of each assessment, its subscribers, and which entries are undispatched;
 //! - `blocks`: a long log's entries by number, and which of them a cursor covers;
 //! - `misplaced`: on which partitions each assessment log has misplaced records;
-//! - `positions`: what is due from a position on, and how far a write came;
-//! - `cursors`: where a client goes on that comes back, and the cursor of a position;
+//! - `positions`: what is due from a position on, and how far a write got;
+//! - `cursors`: where a returning client continues, and the cursor of a position;
 //! - `index`: from an assessment's id to its log;
-//! - `findings`: what turned out about records, for the log and the metrics;
+//! - `findings`: findings about records, for the log and the metrics;
 //! - `held_frames`: half-written frames, kept until they are written;
-//! - `segments`, `segment`: the window in pieces, and the one access to its entries;
-//! - `offset_timeline`: where ingest stood at each entry of a segment.
+//! - `segments`, `segment`: the window in pieces, and the only access to its entries;
+//! - `offset_timeline`: the read offsets at each entry of a segment.
 //!
-//! Who the connections are, and what is written to them when, is left to the shard.
+//! The shard owns the connections, and decides when they are written to.
 
 mod assessment_logs;
 mod blocks;
@@ -66,7 +66,7 @@ pub struct History {
     /// As of the newest record.
     offsets: Offsets,
     segments: Segments,
-    /// What `segments`, `logs` and the copies in `held_frames` cost.
+    /// Memory of `segments`, `logs` and the copies in `held_frames`.
     bytes: usize,
     held: HeldFrames,
     logs: SlotMap<AssessmentLogKey, AssessmentLog>,
@@ -78,21 +78,21 @@ pub struct History {
     blocks: SparseSecondaryMap<AssessmentLogKey, Blocks>,
     /// Subscribed logs with undispatched entries, oldest first.
     undispatched: VecDeque<AssessmentLogKey>,
-    /// Where a message is mapped before its length is known.
+    /// A buffer for a message whose length is not known yet.
     scratch: Vec<u8>,
     /// Partitions with a loss that no client was notified of yet.
     losses: Vec<Loss>,
-    /// The few assessment logs with an event that is never sent, because it is too large or of a dropped topic: it is
-    /// below this number.
+    /// The few assessment logs with events that are never sent, because they are too large or of a dropped topic, each
+    /// with a number above all of these.
     unsent_below: SparseSecondaryMap<AssessmentLogKey, u64>,
     /// Subscribed assessments with an event that can't be sent, each with the position after it.
     unsent: Vec<(AssessmentLogKey, Position)>,
-    /// Topics whose indexes others got, that no cursor in use may name any more.
+    /// Topics whose indexes other topics got. No cursor in use may name them any more.
     reused: Vec<TopicIndex>,
     findings: RecordFindings,
 }
 
-/// The bounds of the window: what is over either of them goes, oldest first.
+/// The bounds of the window: the oldest segments over either of them are dropped.
 #[derive(Debug, Clone, Copy)]
 pub struct HistoryLimits {
     /// Bytes of memory: arenas, entries, frames and assessment logs.
@@ -112,18 +112,18 @@ impl HistoryLimits {
 /// A partition lost records that clients have, or should have been sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Loss {
-    /// Of which partition.
+    /// The partition that lost records.
     pub(crate) partition_id: PartitionId,
-    /// How the log lost its end; `None` where records were deleted before they were read, or compaction removed them.
+    /// How the log lost its end; `None` if records were deleted before they were read, or compaction removed them.
     pub(crate) end: Option<LostEnd>,
 }
 
-/// What a log lost that lost its end. It concerns also those who have more than was read here.
+/// The lost end of a log. Clients that have more of the log than this pod has read are affected, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LostEnd {
-    /// Where it goes on.
+    /// The offset at which the log continues.
     pub(crate) from: i64,
-    /// The leader epoch of the last record that was read of it, where it is known. Who has a later leader's log lost
+    /// The leader epoch of the last record that was read of it, if known. A client with a later leader's log lost
     /// nothing.
     pub(crate) epoch: Option<i32>,
 }
@@ -153,7 +153,7 @@ impl History {
         }
     }
 
-    /// With a secret of this process in its index, so that no client can choose ids that are slow to find.
+    /// Sets a secret key of this process for the index, so that no client can choose ids that are slow to find.
     #[must_use]
     pub(crate) fn with_index_key(mut self, key: IndexKey) -> Self {
         debug_assert!(self.logs.is_empty());
@@ -161,7 +161,7 @@ impl History {
         self
     }
 
-    /// Takes in a batch that arrived at `now`, and drops what is over the limits.
+    /// Appends a batch that arrived at `now`, and drops what is over the limits.
     pub fn append(&mut self, batch: Batch, now: Instant) {
         self.take_offsets(&batch, now);
         if batch.records.is_empty() {
@@ -189,7 +189,7 @@ impl History {
         self.evict(now);
     }
 
-    /// Learns of topics and partitions, and where ingest stood at the batch's first record.
+    /// Takes in a batch's topics and partitions, and the read offsets at its first record.
     fn take_offsets(&mut self, batch: &Batch, now: Instant) {
         self.drop_topics(&batch.dropped);
         self.make_way_for(&batch.topics);
@@ -213,8 +213,8 @@ impl History {
         }
     }
 
-    /// Logs lost their ends. The window goes on as if these had never been read. One pass, from the newest entry back to
-    /// the segment in which the last of these ends began.
+    /// Kafka logs lost their ends. The window continues as if these had never been read. Takes one pass, from the
+    /// newest entry back to the segment with the first lost entry.
     fn truncate(&mut self, truncations: &[LogTruncation]) {
         let mut lost = LostEntries::new();
         for truncation in truncations {
@@ -305,12 +305,12 @@ impl History {
         self.bytes
     }
 
-    /// What turned out since this was last asked.
+    /// Takes the findings since the last call.
     pub(crate) fn take_findings(&mut self) -> RecordFindings {
         std::mem::take(&mut self.findings)
     }
 
-    /// What partitions lost since this was last asked.
+    /// Takes the losses of partitions since the last call.
     pub(crate) fn take_losses(&mut self) -> Vec<Loss> {
         std::mem::take(&mut self.losses)
     }
@@ -347,7 +347,7 @@ impl History {
         }
     }
 
-    /// The frame of an entry, made when it is first asked for. `None` where the entry has left the window.
+    /// The frame of an entry, made on first use. `None` if the entry has left the window.
     fn frame(&mut self, key: AssessmentLogKey, at: EntryRef) -> Option<EntryFrame> {
         match self.segments.entry(at)?.1.frame {
             EntryFrame::NotYet => {}
@@ -360,7 +360,7 @@ impl History {
         frame
     }
 
-    /// What it takes to frame an entry, in steps along entries; none where bytes to send come of it that are there.
+    /// The steps that it takes to frame an entry; 0 if its frame is ready.
     fn steps_to_frame(&self, at: EntryRef) -> usize {
         /// A message takes about 1 ns a byte to be made, and a step 10 ns.
         const BYTES_A_STEP: usize = 10;
@@ -372,15 +372,15 @@ impl History {
         }
     }
 
-    /// What it takes to ready an entry's segment for being asked where ingest stood.
+    /// The steps that it takes to prepare the timeline of an entry's segment.
     fn steps_to_prepare(&self, at: EntryRef) -> usize {
         self.segments
             .entry(at)
             .map_or(0, |(segment, _)| if segment.is_timeline_prepared() { 0 } else { segment.entries().len() })
     }
 
-    /// Makes an entry's frame, with the cursor as of the entry: where its segment says that ingest stood, or, while the
-    /// entry is the newest, where it stands.
+    /// Makes an entry's frame, with the cursor as of the entry: from the read offsets at that entry, which its segment
+    /// has, or from the present ones while the entry is the newest.
     fn make_frame(&mut self, key: AssessmentLogKey, at: EntryRef, cursor_point: CursorPoint) -> Option<EntryFrame> {
         let event_bytes_max = self.limits.event_bytes_max();
         let Self { segments, offsets, logs, scratch, findings, .. } = self;
@@ -428,7 +428,7 @@ impl History {
     }
 }
 
-/// Which offsets a frame's cursor is made of.
+/// Which offsets are used for a frame's cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CursorPoint {
     /// Those of the entry, from its segment.

@@ -12,7 +12,7 @@ use crate::ids::{AssessmentHash, AssessmentId, TopicIndex};
 use crate::prefetch::{prefetch, prefetch_all};
 use crate::stream::offsets::{ListedPartitions, PartitionId};
 
-/// Entries that are linked to their logs, or taken off them, together.
+/// Number of entries that are linked to their logs, or unlinked, in one group.
 pub(super) const LINK_GROUP: usize = 32;
 
 new_key_type! {
@@ -36,7 +36,7 @@ pub(super) struct AssessmentLog {
     pub(super) undispatched: Option<(u64, EntryRef)>,
     /// Connections that hold the log's key.
     pub(super) subscribers: u32,
-    /// Where its records may lie, while it has subscribers.
+    /// The partitions that may have its records, while it has subscribers.
     pub(super) listed: ListedPartitions,
 }
 
@@ -56,7 +56,7 @@ impl History {
         key
     }
 
-    /// Takes back one [`History::subscribe`].
+    /// Reverts one [`History::subscribe`].
     pub fn unsubscribe(&mut self, key: AssessmentLogKey) {
         let Some(log) = self.logs.get_mut(key) else { return };
         log.subscribers = log.subscribers.saturating_sub(1);
@@ -216,7 +216,7 @@ impl History {
         }
     }
 
-    /// Takes the oldest entry off a log; `next` is the one after it.
+    /// Unlinks the oldest entry of a log; `next` is the one after it.
     pub(super) fn unlink_first(&mut self, key: AssessmentLogKey, next: Option<EntryRef>) {
         let Some(log) = self.logs.get_mut(key) else { return };
         if let Some((number, _)) = log.undispatched

@@ -32,7 +32,7 @@ pub(crate) struct CatchUpFrames {
     text: Vec<u8>,
 }
 
-/// Where ingest stood at an entry of a segment whose timeline is prepared.
+/// The read offsets at an entry of a segment whose timeline is prepared.
 pub(super) fn offset_lookup<'a>(
     segment: &'a Segment,
     offsets: &'a Offsets,
@@ -43,7 +43,7 @@ pub(super) fn offset_lookup<'a>(
         if is_injected(InjectedFault::CursorFromHead) {
             return offsets.next(partition_id);
         }
-        // Of a partition that was not known then, nothing had been read.
+        // A partition that was not known then: nothing of it had been read.
         segment.offset_at(partition_id, index, after).unwrap_or_else(|| offsets.first(partition_id))
     }
 }
