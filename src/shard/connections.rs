@@ -108,10 +108,6 @@ impl<S> Connections<S> {
         self.slots.get_mut(key)
     }
 
-    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut Connection<S>> {
-        self.slots.values_mut()
-    }
-
     pub(super) fn subscribers(&self, log_key: AssessmentLogKey) -> &[ConnectionKey] {
         self.subscribers.get(log_key).map_or(&[], Vec::as_slice)
     }

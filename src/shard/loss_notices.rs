@@ -1,5 +1,6 @@
 //! Resets for clients that lack events which they can't be sent any more: partitions lost records, an event is too large
-//! for the window, or its topic was dropped. Finding these clients takes a pass over many connections, in steps. Until a
+//! for the window, or its topic was dropped. Finding these clients, and filters that name a topic whose index another topic
+//! got, takes a pass over many connections, in steps. Until a
 //! pass is done nothing is written to any connection: no client gets a cursor that lies behind a loss before the reset.
 
 use std::collections::VecDeque;
@@ -7,6 +8,7 @@ use std::collections::VecDeque;
 use super::connection::{CloseState, Connection, ConnectionKey, DueQueue, Pass, Subscription};
 use super::connections::{Connections, Visit};
 use super::metrics::TurnCounts;
+use crate::ids::TopicIndex;
 use crate::protocol::messages::ResetReason;
 use crate::stream::history::{AssessmentLogKey, History, Loss, Position};
 
@@ -29,6 +31,8 @@ enum FoundLoss {
     Partitions(Vec<Loss>),
     /// An event that can't be sent to the assessment's subscribers before this position.
     Event(AssessmentLogKey, Position),
+    /// Topics whose indexes others got: filters in use forget them. Concerns all connections.
+    Topics(Vec<TopicIndex>),
 }
 
 impl LossNotices {
@@ -52,6 +56,10 @@ impl LossNotices {
 
     /// Takes in what the history found to be lost.
     pub(super) fn collect(&mut self, history: &mut History) {
+        let reused = history.take_reused();
+        if !reused.is_empty() {
+            self.0.push_back(LossPass { loss: FoundLoss::Topics(reused), left: None });
+        }
         self.push_partitions(history.take_losses());
         for (log_key, position) in history.take_unsent() {
             self.0.push_back(LossPass { loss: FoundLoss::Event(log_key, position), left: None });
@@ -67,7 +75,7 @@ impl LossNotices {
     ) -> Pass {
         while let Some(LossPass { loss, left }) = self.0.front_mut() {
             let Visit { keys, slots, due_queue } = match loss {
-                FoundLoss::Partitions(_) => connections.visit_all(),
+                FoundLoss::Partitions(_) | FoundLoss::Topics(_) => connections.visit_all(),
                 FoundLoss::Event(log_key, _) => connections.visit_subscribers(*log_key),
             };
             let left = left.insert(left.unwrap_or(keys.len()).min(keys.len()));
@@ -77,6 +85,9 @@ impl LossNotices {
                 }
                 (*budget, *left) = (*budget - 1, next);
                 let Some(connection) = slots.get_mut(keys[next]) else { continue };
+                if let (FoundLoss::Topics(topics), Some(resume_filter)) = (&*loss, &mut connection.resume_filter) {
+                    topics.iter().for_each(|&topic| resume_filter.forget(topic));
+                }
                 if is_concerned(connection, loss, history) {
                     queue_expired_reset((keys[next], connection), (due_queue, counts));
                 }
@@ -92,6 +103,7 @@ fn is_concerned<S>(connection: &mut Connection<S>, loss: &FoundLoss, history: &m
     let Some(Subscription { log_key, position, .. }) = connection.subscription else { return false };
     let losses = match loss {
         FoundLoss::Event(_, end) => return position.is_before(*end),
+        FoundLoss::Topics(_) => return false,
         FoundLoss::Partitions(losses) => losses,
     };
     history.refresh_listed(log_key);

@@ -198,18 +198,8 @@ impl<S: Socket> ShardState<S> {
         let ends = batch.ends.take();
         let logs_changed = !(batch.epochs.is_empty() && batch.topics.is_empty());
         self.history.append(batch, now);
-        self.forget_topics();
         self.loss_notices.collect(&mut self.history);
         self.ahead.restart(logs_changed, ends.as_deref(), &self.history);
-    }
-
-    /// Filters in use forget the topics whose indexes other topics got.
-    fn forget_topics(&mut self) {
-        let reused = self.history.take_reused();
-        if !reused.is_empty() {
-            let filters = self.connections.values_mut().filter_map(|connection| connection.resume_filter.as_mut());
-            filters.for_each(|resume_filter| reused.iter().for_each(|&topic| resume_filter.forget(topic)));
-        }
     }
 
     /// Continues to judge cursors that are ahead, for about `budget` sends.

@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
+use super::returns::{self, cursor_in, told};
 use super::*;
 use crate::exchange::PodState;
 use crate::limits::VISITS_A_SEND;
 use crate::routing::placement::{Pod, View};
+use crate::routing::table::RouteTable;
 use crate::shard::drain::Drain;
 use crate::shard::redirect::Placement;
 use crate::shard::view_gate::GateDecision;
 use crate::shutdown::phases::DrainPhase;
+use crate::stream::testing::EVENTS;
 
 const MANY: usize = 5_000;
 
@@ -75,6 +78,32 @@ fn a_market_flush_over_full_sockets_yields_after_a_bounded_number_of_visits() {
     crowd.world.pass(Duration::from_millis(100));
     let steps = crowd.steps(|world| world.state.flush_markets(2, world.now));
     assert_eq!(steps, (MANY + VISITS_A_SEND).div_ceil(2 * VISITS_A_SEND), "with the send to the subscriber");
+}
+
+#[test]
+fn filters_forget_a_topic_whose_index_another_gets_in_bounded_steps_and_nothing_is_written_before() {
+    let mut crowd = Crowd::with_sockets_that_take(usize::MAX);
+    // Another pod has read more.
+    let mut other = returns::world();
+    let (_, live) = other.connect(Some("a"));
+    other.turn((0..9).map(|number| events(&[("a", number)])));
+    let ahead = cursor_in(live.texts().last().unwrap()).to_owned();
+    let world = &mut crowd.world;
+    world.turn([told(0)]);
+    let (key, back) = world.come_back(&ahead);
+    back.texts();
+    let before = world.state.connections[key].resume_filter.clone();
+    let pnl = RouteTable::built_in().resolve(EVENTS, "assessment.pnl-updated").unwrap();
+    world.state.take(Batch { topics: vec![Arc::new(pnl)], ..Batch::default() }, world.now.instant);
+    world.state.inbound(key, Inbound::Ping, world.now);
+    world.state.flush(key, world.now);
+    let mut steps = 1;
+    while world.state.dispatch(64, world.now) == Pass::More {
+        steps += 1;
+        assert!(back.texts().is_empty(), "its cursor would name the old topic");
+    }
+    assert!(steps >= MANY / 64, "{steps} steps");
+    assert!(before.is_some() && world.state.connections[key].resume_filter != before, "{before:?}");
 }
 
 #[test]
