@@ -456,6 +456,19 @@ impl Client {
         self.expect(kind, |message| message.kind == kind)
     }
 
+    /// Waits until it has all that the pod had for it at this moment: the pod answers a ping behind that.
+    ///
+    /// # Panics
+    /// If the answer does not come within [`WITHIN`].
+    #[track_caller]
+    pub fn catch_up(&mut self) {
+        let before = self.of_type("pong").count();
+        self.send(r#"{"type":"ping"}"#);
+        read_until(std::slice::from_mut(self), "the answer to a ping", WITHIN, |clients| {
+            clients[0].of_type("pong").count() > before
+        });
+    }
+
     /// Waits until the connection ends and returns the close frame.
     ///
     /// # Panics

@@ -1,14 +1,11 @@
 //! The market board: which ticks it shows, by which clock, and for how long.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use loadtest::client::{Client, WITHIN, read_for, read_until};
+use loadtest::client::{Client, WITHIN, read_until};
 use loadtest::events::{Producer, ticks_topic};
 use loadtest::pods::{Pod, World};
 use loadtest::process::eventually;
-
-/// Time in which something must not come.
-const QUIET: Duration = Duration::from_millis(300);
 
 const HOUR_MS: i64 = 3_600_000;
 
@@ -47,7 +44,7 @@ fn await_price(client: &mut Client, price: &str) {
 fn board(pod: &Pod) -> Vec<String> {
     let mut client = pod.market_client();
     client.expect_type("connected");
-    read_for(std::slice::from_mut(&mut client), QUIET);
+    client.catch_up();
     prices(&client)
 }
 

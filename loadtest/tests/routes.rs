@@ -1,16 +1,11 @@
 //! A routes file that changes under running pods (SIGHUP): what is read and sent from then on, which clients get a reset,
 //! and that cursors lose nothing between a pod with the old file and one with the new.
 
-use std::time::Duration;
-
-use loadtest::client::{Client, Message, WITHIN, read_for, read_until};
+use loadtest::client::{Client, Message, WITHIN, read_until};
 use loadtest::events::Producer;
 use loadtest::pods::{Plan, Pod, World};
 use loadtest::process::{Signal, TempDir, eventually};
 use sha2::{Digest, Sha256};
-
-/// For what must not come.
-const QUIET: Duration = Duration::from_millis(300);
 
 /// What a pod logs when its reader goes by other routes.
 const IN_FORCE: &str = "new routes in force";
@@ -97,7 +92,7 @@ fn expect(client: &mut Client, expected: &[(&str, u64)], resets_expected: usize)
     read_until(std::slice::from_mut(client), "its events and resets", WITHIN, |clients| {
         received(&clients[0]).len() >= expected.len() && resets(&clients[0]) >= resets_expected
     });
-    read_for(std::slice::from_mut(client), QUIET);
+    client.catch_up();
     let told = received(client);
     let told: Vec<_> = told.iter().map(|(kind, number)| (kind.as_str(), *number)).collect();
     assert_eq!((&*told, resets(client)), (expected, resets_expected), "{:?}", client.messages());

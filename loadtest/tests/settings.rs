@@ -111,6 +111,30 @@ fn all_faults_are_reported_at_once_with_their_names_and_values() {
 }
 
 #[test]
+fn properties_that_are_wrong_only_together_are_reported_with_the_other_faults_before_a_port_is_bound() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let dir = TempDir::new("properties");
+    for (properties, word) in [
+        ("security.protocol=SSL\nssl.ca.location=/no/such/ca.pem\n", "ssl.ca.location"),
+        ("security.protocol=SASL_SSL\nsasl.username=u\nsasl.password=hunter2\n", "GSSAPI"),
+        ("receive.message.max.bytes=1000\n", "receive.message.max.bytes"),
+    ] {
+        let file = dir.file("kafka.properties", properties).display().to_string();
+        let environment = [("HOST", "127.0.0.1"), ("PORT", &*port), ("KAFKA_PROPERTIES_FILE", &*file), ("SHARDS", "0")];
+        let run = run(&["serve"], &environment);
+        assert_reports(&run, &["KAFKA_PROPERTIES_FILE", word, "SHARDS", "JWT_SECRET"]);
+        let faults = run.output.lines().filter(|line| line.starts_with("  "));
+        assert_eq!(faults.count(), 3, "each fault once:\n{}", run.output);
+        assert!(!run.output.contains("hunter2") && !run.output.contains("starts"), "{}", run.output);
+    }
+    for brokers in ["kafka://host:9092", "SASL_SSL://host:9092"] {
+        let run = run(&["serve"], &[("KAFKA_BROKERS", brokers), ("PORT", &*port), ("HOST", "127.0.0.1")]);
+        assert_reports(&run, &["KAFKA_BROKERS", brokers, "JWT_SECRET"]);
+    }
+}
+
+#[test]
 fn violated_relations_between_settings_are_reported() {
     let secret = ("JWT_SECRET", SECRET);
     let output = run(&["serve"], &[secret, ("HEARTBEAT_INTERVAL", "1000"), ("CONNECTION_TIMEOUT", "1999")]);
