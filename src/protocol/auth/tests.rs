@@ -52,6 +52,46 @@ fn a_token_of_another_library_is_accepted() {
     assert_eq!(verify_at(1_300_819_380 + 30), Err(Unauthorized::Expired));
 }
 
+/// Made once by PyJWT, jose (npm) and nimbus-jose-jwt (Java), with keys of their own making.
+#[test]
+fn tokens_of_other_libraries_are_accepted_with_each_algorithm_and_with_no_other_key() {
+    #[derive(Deserialize)]
+    struct Token {
+        library: String,
+        algorithm: String,
+        token: Box<str>,
+    }
+    let made: Value = serde_json::from_str(include_str!("tests/other_libraries.json")).unwrap();
+    let tokens: Vec<Token> = serde_json::from_value(made["tokens"].clone()).unwrap();
+    let claims = ClaimRules {
+        issuers: ["https://id.example/".into()].into(),
+        audiences: ["gateway".into()].into(),
+        ..ClaimRules::default()
+    };
+    let config = AuthConfig {
+        secrets: vec![(*b"a secret of the interoperability test, of a length that is good for HS512 too").into()],
+        claims,
+    };
+    let keys = |keys: &Value| Arc::new(KeySets::of_json(json!({ "keys": keys }).to_string().as_bytes()).unwrap());
+    let check = |keys: &Arc<KeySets>, token: &Token| {
+        let verifier = Verifier::new(&config, Arc::clone(keys));
+        match verifier.verify(Some(&BearerToken(token.token.clone())), NOW).unwrap() {
+            Verdict::Granted(grant) => Ok(grant),
+            Verdict::PublicKey(check) => check.run(NOW),
+        }
+    };
+    let (all, none) = (keys(&made["keys"]), keys(&json!([])));
+    for token in &tokens {
+        let name = format!("{} of {}", token.algorithm, token.library);
+        let grant = check(&all, token).unwrap_or_else(|fault| panic!("{name}: {fault:?}"));
+        let allowed = Allowed::Only(["a".into(), "7".into()].into());
+        assert_eq!((&*grant.user, grant.allowed), ("u-1", allowed), "{name}");
+        assert_eq!(check(&none, token).is_ok(), token.algorithm.starts_with("HS"), "{name}");
+    }
+    let libraries: std::collections::BTreeSet<&str> = tokens.iter().map(|token| &*token.library).collect();
+    assert_eq!((libraries.len(), tokens.len()), (3, 35));
+}
+
 #[test]
 fn the_user_is_user_id_else_sub_a_string_or_a_number() {
     for (claims, user) in [
