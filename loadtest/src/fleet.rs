@@ -97,6 +97,10 @@ pub struct Options {
     #[arg(long)]
     #[serde(skip)]
     pub secret: Option<String>,
+    /// Token of all clients, instead of one that JWT_SECRET signs: with --set JWT_JWKS=FILE, one that a key signed.
+    #[arg(long, value_name = "JWT")]
+    #[serde(skip)]
+    pub token: Option<String>,
     /// Brokers of the running gateway. The topics must exist: trading.position-opened, and for N markets
     /// market-data.load-<0 to N-1>-ticks.
     #[arg(long)]
@@ -195,6 +199,15 @@ impl Options {
         }
     }
 
+    /// The clients' token: the given one, or one of this secret that allows all assessments.
+    fn token(&self, secret: &str) -> String {
+        let made = || {
+            let header = json!({ "alg": "HS256", "typ": "JWT" });
+            token::signed_with(secret.as_bytes(), &header, &json!({ "userId": "fleet" }))
+        };
+        self.token.clone().unwrap_or_else(made)
+    }
+
     /// Duration of the load.
     fn length(&self) -> Duration {
         Duration::from_secs_f64(self.warm_up + self.seconds)
@@ -282,7 +295,7 @@ fn publish(options: &Options, report: &FleetReport, name: &str) -> Result<()> {
 
 /// A running gateway.
 fn external_subject(options: &Options) -> Result<Subject> {
-    let token = token_of(options.secret.as_deref().unwrap_or_default());
+    let token = options.token(options.secret.as_deref().unwrap_or_default());
     let targets: Vec<Target> = options.url.iter().map(|url| target(url)).collect::<Result<_>>()?;
     Ok(Subject { name: "gateway", targets, pids: options.pid.clone(), token, supports_churn: true })
 }
@@ -346,7 +359,7 @@ fn start_pods(options: &Options, world: &World) -> Result<(Vec<Pod>, Subject)> {
     }
     let targets = pods.iter().map(|pod| Target { url: pod.url(), address: pod.address() }).collect();
     let pids = pods.iter().map(Pod::pid).collect();
-    let subject = Subject { name: "gateway", targets, pids, token: token_of(token::SECRET), supports_churn: true };
+    let subject = Subject { name: "gateway", targets, pids, token: options.token(token::SECRET), supports_churn: true };
     Ok((pods, subject))
 }
 
@@ -355,12 +368,6 @@ fn measure_own(options: &Options, world: &World) -> Result<Measurement> {
     let (_pods, subject) = start_pods(options, world)?;
     let brokers = world.kafka.bootstrap().to_owned();
     measure(options, &subject, || Ok(producer::start(brokers, options.load(), options.length())))
-}
-
-/// A token that allows all assessments.
-fn token_of(secret: &str) -> String {
-    let header = json!({ "alg": "HS256", "typ": "JWT" });
-    token::signed_with(secret.as_bytes(), &header, &json!({ "userId": "fleet" }))
 }
 
 fn target(url: &str) -> Result<Target> {

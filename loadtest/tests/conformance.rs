@@ -1,5 +1,7 @@
 //! RFC 6455 conformance as a table: bytes in, answers out. The groups are those of Autobahn's test suite that apply to
-//! a gateway that accepts only JSON texts (its sections 2 to 7). `frames.rs` tests our own limits.
+//! a gateway that accepts only JSON texts (its sections 2 to 7). `frames.rs` tests our own limits. Within a frame, which
+//! has at most `MAX_MESSAGE_BYTES`, bad UTF-8 is found at the frame's end: Autobahn's cases 6.4.3 and 6.4.4 call that
+//! "non-strict".
 
 use loadtest::client::raw::{Raw, RawFrame, Sent, opcode};
 use loadtest::pods::{Pod, World};
@@ -108,6 +110,25 @@ fn pings_and_pongs() {
     ]);
 }
 
+/// Autobahn's case 2.11. How many are answered depends on how many the pod reads at a time (RFC 6455 section 5.5.3).
+#[test]
+fn ten_pings_a_byte_at_a_time_are_answered_in_order_the_last_one_in_any_case() {
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").start();
+    let mut raw = Raw::upgraded(&pod.ask());
+    for byte in (0..10).flat_map(|number: u8| ping(&[number]).bytes()) {
+        raw.send(&[byte]);
+    }
+    let mut answered = Vec::new();
+    while answered.last() != Some(&9) {
+        match raw.next_answer() {
+            Sent::Pong(payload) => answered.push(payload[0]),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(answered.is_sorted_by(|a, b| a < b), "{answered:?}");
+}
+
 #[test]
 fn reserved_bits_and_opcodes() {
     let mut cases = Vec::new();
@@ -129,7 +150,13 @@ fn reserved_bits_and_opcodes() {
         for payload in ["", "reserved"] {
             let frame = RawFrame::new(opcode, payload);
             cases.push(case(format!("opcode {opcode} with {payload:?}"), std::slice::from_ref(&frame), &[Close(1002)]));
-            cases.push(dribbled(format!("opcode {opcode}, a byte at a time"), &[frame], &[Close(1002)]));
+            cases.push(dribbled(
+                format!("opcode {opcode}, a byte at a time"),
+                std::slice::from_ref(&frame),
+                &[Close(1002)],
+            ));
+            let behind = [text(PING_TEXT), frame, ping(b"")];
+            cases.push(case(format!("a text, then opcode {opcode} with {payload:?}"), &behind, &[Close(1002)]));
         }
     }
     check_all(cases);
@@ -165,6 +192,27 @@ fn fragments() {
         case("an unfinished text within a text", &[begin.clone(), begin.clone()], &[Close(1002)]),
         case("binary data within a text", &[begin, RawFrame::new(BINARY, "x")], &[Close(1002)]),
     ]);
+}
+
+/// Autobahn's cases 5.19 and 5.20.
+#[test]
+fn pings_between_the_parts_of_a_text_are_answered_before_it_is_complete() {
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").start();
+    let part = |payload: &str| RawFrame::new(CONTINUATION, payload).unfinished();
+    let halves = [
+        vec![text(r#"{"type""#).unfinished(), part(":"), ping(b"first")],
+        vec![part("\"pi"), part("ng"), ping(b"second"), RawFrame::new(CONTINUATION, "\"}")],
+    ];
+    for chunk in [usize::MAX, 1] {
+        let mut raw = Raw::upgraded(&pod.ask());
+        for (half, payload) in halves.iter().zip(["first", "second"]) {
+            let bytes: Vec<u8> = half.iter().flat_map(RawFrame::bytes).collect();
+            bytes.chunks(chunk.min(bytes.len())).for_each(|part| raw.send(part));
+            assert_eq!(raw.next_answer(), Sent::Pong(payload.into()));
+        }
+        assert!(matches!(raw.next_answer(), Sent::Text(text) if text.contains(r#""type":"pong""#)));
+    }
 }
 
 #[test]
@@ -212,6 +260,15 @@ fn a_text_that_is_not_utf_8_fails_at_once() {
     let mut cases = vec![
         case("an empty text", &[text("")], &[Bad]),
         case("an empty text in parts", &[text("").unfinished(), RawFrame::new(CONTINUATION, "")], &[Bad]),
+        case(
+            "a text between two empty parts",
+            &[
+                text("").unfinished(),
+                RawFrame::new(CONTINUATION, PING_TEXT).unfinished(),
+                RawFrame::new(CONTINUATION, ""),
+            ],
+            &[TextPong],
+        ),
     ];
     for inner in good {
         let (message, about) = (object(inner), format!("{}", inner.escape_ascii()));
