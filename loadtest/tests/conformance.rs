@@ -215,48 +215,52 @@ fn pings_between_the_parts_of_a_text_are_answered_before_it_is_complete() {
     }
 }
 
+/// Texts that are UTF-8.
+const GOOD: [&[u8]; 14] = [
+    b"plain",
+    "Hello-µ@ßöäüàá-UTF-8!!".as_bytes(),
+    "κόσμε".as_bytes(),
+    b"\x7f",
+    b"\xc2\x80",
+    b"\xdf\xbf",
+    b"\xe0\xa0\x80",
+    b"\xed\x9f\xbf",
+    b"\xee\x80\x80",
+    b"\xef\xbf\xbd",
+    b"\xef\xbf\xbf",
+    b"\xf0\x90\x80\x80",
+    b"\xf4\x8f\xbf\xbf",
+    b"\xf0\x9f\xbf\xbe",
+];
+
+/// Bytes that are not.
+const BAD: [&[u8]; 22] = [
+    b"\x80",
+    b"\xbf",
+    b"\x80\xbf\x80\xbf\x80\xbf\x80",
+    b"\xc0 \xc1 ",
+    b"\xc0\x80",
+    b"\xc1\xbf",
+    b"\xce",
+    b"\xce\xba\xe1",
+    b"\xe0\x80\x80",
+    b"\xe0\x9f\xbf",
+    b"\xed\xa0\x80",
+    b"\xed\xbf\xbf",
+    b"\xed\xa0\x80\xed\xb0\x80",
+    b"\xf0\x80\x80\x80",
+    b"\xf0\x8f\xbf\xbf",
+    b"\xf4\x90\x80\x80",
+    b"\xf5\x80\x80\x80",
+    b"\xf8\x88\x80\x80\x80",
+    b"\xfc\x84\x80\x80\x80\x80",
+    b"\xfe",
+    b"\xff",
+    b"\xfe\xfe\xff\xff",
+];
+
 #[test]
 fn a_text_that_is_not_utf_8_fails_at_once() {
-    let good: [&[u8]; 14] = [
-        b"plain",
-        "Hello-µ@ßöäüàá-UTF-8!!".as_bytes(),
-        "κόσμε".as_bytes(),
-        b"\x7f",
-        b"\xc2\x80",
-        b"\xdf\xbf",
-        b"\xe0\xa0\x80",
-        b"\xed\x9f\xbf",
-        b"\xee\x80\x80",
-        b"\xef\xbf\xbd",
-        b"\xef\xbf\xbf",
-        b"\xf0\x90\x80\x80",
-        b"\xf4\x8f\xbf\xbf",
-        b"\xf0\x9f\xbf\xbe",
-    ];
-    let bad: [&[u8]; 22] = [
-        b"\x80",
-        b"\xbf",
-        b"\x80\xbf\x80\xbf\x80\xbf\x80",
-        b"\xc0 \xc1 ",
-        b"\xc0\x80",
-        b"\xc1\xbf",
-        b"\xce",
-        b"\xce\xba\xe1",
-        b"\xe0\x80\x80",
-        b"\xe0\x9f\xbf",
-        b"\xed\xa0\x80",
-        b"\xed\xbf\xbf",
-        b"\xed\xa0\x80\xed\xb0\x80",
-        b"\xf0\x80\x80\x80",
-        b"\xf0\x8f\xbf\xbf",
-        b"\xf4\x90\x80\x80",
-        b"\xf5\x80\x80\x80",
-        b"\xf8\x88\x80\x80\x80",
-        b"\xfc\x84\x80\x80\x80\x80",
-        b"\xfe",
-        b"\xff",
-        b"\xfe\xfe\xff\xff",
-    ];
     let mut cases = vec![
         case("an empty text", &[text("")], &[Bad]),
         case("an empty text in parts", &[text("").unfinished(), RawFrame::new(CONTINUATION, "")], &[Bad]),
@@ -270,7 +274,7 @@ fn a_text_that_is_not_utf_8_fails_at_once() {
             &[TextPong],
         ),
     ];
-    for inner in good {
+    for inner in GOOD {
         let (message, about) = (object(inner), format!("{}", inner.escape_ascii()));
         cases.push(case(&about, &[RawFrame::new(TEXT, message.clone())], &[]));
         cases.push(dribbled(format!("{about}, a byte at a time"), &[RawFrame::new(TEXT, message.clone())], &[]));
@@ -281,7 +285,7 @@ fn a_text_that_is_not_utf_8_fails_at_once() {
         });
         cases.push(case(format!("{about}, a part for each byte"), &parts.collect::<Vec<_>>(), &[]));
     }
-    for inner in bad {
+    for inner in BAD {
         let (message, about) = (object(inner), format!("{}", inner.escape_ascii()));
         cases.push(case(&about, &[RawFrame::new(TEXT, message.clone())], &[Close(1007)]));
         cases.push(dribbled(

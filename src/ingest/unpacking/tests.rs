@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 unsafe extern "C" {
@@ -268,4 +270,39 @@ fn snappy_that_claims_more_than_it_holds_allocates_nothing() {
     let block = [&7_u32.to_be_bytes()[..], claim].concat();
     assert_eq!(unpack(Kind::SnappyJava, &block.repeat(10_000)), None, "40 terabytes");
     assert_eq!(unpack(Kind::SnappyJava, b"\xff\xff\xff\xffx"), None, "a block beyond the end");
+}
+
+/// Packed batches with some bytes changed, and bytes that are none.
+fn some_packed() -> impl Strategy<Value = (usize, Vec<u8>)> {
+    let changes = proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..4);
+    let batch = (1_usize..400, 0_usize..3_000);
+    (0..KINDS.len(), batch, changes, any::<proptest::sample::Index>(), 0_u8..8).prop_map(
+        |(kind, (count, len), changes, cut, what)| {
+            let mut packed = match what {
+                0 => (0..len).map(|at| (at * 7 + count) as u8).collect(),
+                _ => pack(KINDS[kind], &[record(len + 10), records(count)].concat()),
+            };
+            for (at, byte) in changes {
+                let at = at.index(packed.len().max(1));
+                packed.get_mut(at).into_iter().for_each(|changed| *changed = byte);
+            }
+            if what == 1 {
+                packed.truncate(cut.index(packed.len() + 1));
+            }
+            (kind, packed)
+        },
+    )
+}
+
+proptest! {
+    /// The decoders are C: what counts is that the process goes on, within its bounds.
+    #[test]
+    fn whatever_comes_is_unpacked_within_the_bounds_or_refused((kind, packed) in some_packed()) {
+        const BOUND: Allowance = Allowance { bytes: 20_000, records: 300 };
+        LEFT.set(BOUND);
+        if let Some(unpacked) = unpack(KINDS[kind], &packed) {
+            prop_assert!(unpacked.len() <= BOUND.bytes);
+            prop_assert!(count_records(&unpacked).is_some_and(|records| records <= BOUND.records));
+        }
+    }
 }

@@ -59,7 +59,8 @@ fn tokens_of_other_libraries_are_accepted_with_each_algorithm_and_with_no_other_
     struct Token {
         library: String,
         algorithm: String,
-        token: Box<str>,
+        #[serde(rename = "token")]
+        text: Box<str>,
     }
     let made: Value = serde_json::from_str(include_str!("tests/other_libraries.json")).unwrap();
     let tokens: Vec<Token> = serde_json::from_value(made["tokens"].clone()).unwrap();
@@ -75,7 +76,7 @@ fn tokens_of_other_libraries_are_accepted_with_each_algorithm_and_with_no_other_
     let keys = |keys: &Value| Arc::new(KeySets::of_json(json!({ "keys": keys }).to_string().as_bytes()).unwrap());
     let check = |keys: &Arc<KeySets>, token: &Token| {
         let verifier = Verifier::new(&config, Arc::clone(keys));
-        match verifier.verify(Some(&BearerToken(token.token.clone())), NOW).unwrap() {
+        match verifier.verify(Some(&BearerToken(token.text.clone())), NOW).unwrap() {
             Verdict::Granted(grant) => Ok(grant),
             Verdict::PublicKey(check) => check.run(NOW),
         }
