@@ -206,7 +206,7 @@ fn log_start(config: &Config, membership: ClusterMode, listeners: &Listeners, co
         shards = config.shard.shards,
         cores = ?pinned,
         kafka = %config.kafka.brokers,
-        redis = (membership == ClusterMode::Redis).then_some(&*config.redis.address),
+        redis = (membership == ClusterMode::Redis).then_some(config.redis.servers.to_string()),
         "shardgate starts"
     );
     info!(engine = engine.engine.name(), reason = %engine.why, "engine chosen");

@@ -18,12 +18,12 @@
 //!
 //! Where to read next, from the bottom up. Lower layers never import higher ones; a test enforces this:
 //!
-//! 1. **Vocabulary**: [`ids`], [`limits`], [`clock`], [`log_throttle`], [`outage`], [`cores`], and `prefetch`.
+//! 1. **Vocabulary**: [`ids`], [`limits`], [`clock`], [`log_throttle`], [`outage`], [`cores`], [`tls`], and `prefetch`.
 //! 2. **Rules** without I/O, clock or thread: [`routing`] (topic to message, assessment to shard and pod), [`stream`]
 //!    (history, cursors, market board), [`protocol`] (request head, session, messages, close codes, auth), and the pure
 //!    parts of [`ingest`], [`discovery`], [`shard`], [`identity`], [`shutdown`] (the phases of a drain) and [`operations`] (`/ready`,
 //!    the console page).
-//! 3. **Edges**, each named for what it touches: `ingest/kafka.rs`, `discovery/redis.rs`, `shard/executor.rs` and its two engines,
+//! 3. **Edges**, each named for what it touches: `ingest/kafka.rs`, `discovery/redis.rs`, `discovery/redis_link.rs`, `shard/executor.rs` and its two engines,
 //!    `shard/reactor.rs`, `shard/handshake.rs`, `shard/event_loop.rs`, `operations/http.rs`, `operations/log.rs`,
 //!    `shutdown/signals.rs`, `identity/checker.rs`, `identity/source.rs`, `gateway/listeners.rs`, `gateway/machine.rs`, `gateway/engine.rs`; and the loops of ingest's two threads,
 //!    `ingest/reader.rs` and `ingest/watcher.rs`. They meet only in [`exchange`], the types that threads pass to each
@@ -76,3 +76,4 @@ pub mod shutdown;
 #[cfg(test)]
 mod simulation;
 pub mod stream;
+pub(crate) mod tls;

@@ -10,6 +10,7 @@
 //! - [`pods`]: the [`pods::World`] of a test and its pods. Start reading here.
 //! - [`kafka`], [`redis`]: servers that can be stopped, killed, paused and restarted; [`redis_proxy`]: a proxy between
 //!   one pod and Redis.
+//! - [`certificates`]: an authority of a test's own.
 //! - [`wall_clock`]: a wall clock for a Redis or a pod that can step.
 //! - [`events`]: numbered events and their messages by PROTOCOL 3.
 //! - [`client`], [`token`]: clients that follow the protocol, and [`client::raw`] for those that don't; [`frames`] for
@@ -28,6 +29,7 @@
 //! how to install it, and a failed test prints the logs of its processes.
 
 pub mod browser;
+pub mod certificates;
 pub mod chaos;
 pub mod client;
 pub mod confinement;

@@ -22,6 +22,7 @@ pub struct Redis {
     dir: TempDir,
     process: Option<Process>,
     clock: Option<WallClock>,
+    settings: Vec<String>,
 }
 
 /// Receives messages of Redis channels.
@@ -66,8 +67,15 @@ impl Redis {
     /// Starts a Redis and waits until it answers.
     #[must_use]
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts a Redis with these arguments on top of the kit's and waits until it answers.
+    #[must_use]
+    pub fn start_with(settings: &[&str]) -> Self {
         let port = free_port(Ipv4Addr::LOCALHOST);
-        let mut redis = Self { port, dir: TempDir::new("redis"), process: None, clock: None };
+        let settings = settings.iter().map(ToString::to_string).collect();
+        let mut redis = Self { port, dir: TempDir::new("redis"), process: None, clock: None, settings };
         redis.start_again();
         redis
     }
@@ -76,7 +84,13 @@ impl Redis {
     #[must_use]
     pub fn start_with_clock() -> Self {
         let port = free_port(Ipv4Addr::LOCALHOST);
-        let mut redis = Self { port, dir: TempDir::new("redis"), process: None, clock: Some(WallClock::new()) };
+        let mut redis = Self {
+            port,
+            dir: TempDir::new("redis"),
+            process: None,
+            clock: Some(WallClock::new()),
+            settings: Vec::new(),
+        };
         redis.start_again();
         redis
     }
@@ -97,7 +111,7 @@ impl Redis {
         assert!(self.process.is_none(), "Redis is down");
         let mut command = Command::new(tool("redis-server", "redis-server"));
         command.arg("--port").arg(self.port.to_string()).arg("--dir").arg(self.dir.path());
-        command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]).args(&self.settings);
         if let Some(clock) = &self.clock {
             clock.apply_to(&mut command);
         }

@@ -28,6 +28,8 @@ const NAMES: &[&str] = &[
     "REDIS_PORT",
     "REDIS_PASSWORD",
     "REDIS_URL",
+    "REDIS_CA_FILE",
+    "REDIS_SENTINEL_PASSWORD",
     "REDIS_KEY_PREFIX",
     "LEASE_TTL_MS",
     "JWT_SECRET",

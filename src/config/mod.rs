@@ -8,6 +8,7 @@
 //! - `effective`: the settings in force, for operators.
 //! - `typos`: environment variables that are most likely misspelt settings.
 //! - `tokens`: secrets and key sets, and what a token's claims must hold.
+//! - `redis_url`: where Redis is.
 //! - `properties`: the file of librdkafka's properties; `certificates`: the certificates trusted for brokers.
 
 mod certificates;
@@ -15,6 +16,7 @@ mod effective;
 mod parts;
 mod properties;
 mod reader;
+mod redis_url;
 mod settings;
 mod sources;
 mod tokens;
@@ -28,6 +30,7 @@ pub(crate) use effective::EffectiveSetting;
 pub(crate) use parts::{is_node_name, is_peer_url, is_public_url};
 pub(crate) use properties::client_properties;
 use reader::SettingsReader;
+pub(crate) use redis_url::{HostPort, RedisServers};
 pub use settings::help;
 pub use sources::Sources;
 pub(crate) use tokens::{KeySetSource, KeySetsConfig};
@@ -39,6 +42,7 @@ use crate::protocol::auth;
 use crate::protocol::client_address::TrustedProxies;
 use crate::protocol::head::origin::OriginPattern;
 use crate::routing::table::RouteTable;
+use crate::tls::Trust;
 
 /// All settings, validated.
 #[derive(Debug, Clone)]
@@ -133,11 +137,14 @@ impl std::fmt::Debug for KafkaConfig {
 /// Settings of Redis.
 #[derive(Clone)]
 pub(crate) struct RedisConfig {
-    /// `REDIS_URL`, or built from `REDIS_HOST`, `REDIS_PORT` and `REDIS_PASSWORD`. Holds a secret and must not be
-    /// logged.
-    pub(crate) connection: redis::ConnectionInfo,
-    /// Host and port, for the log.
-    pub(crate) address: Box<str>,
+    /// Where Redis is: by `REDIS_URL`, or by `REDIS_HOST` and `REDIS_PORT`.
+    pub(crate) servers: RedisServers,
+    /// User, password and database. Holds a secret and must not be logged.
+    pub(crate) login: redis::RedisConnectionInfo,
+    /// The same for Sentinels.
+    pub(crate) sentinel_login: redis::RedisConnectionInfo,
+    /// Whom to trust, where Redis is reached by TLS.
+    pub(crate) trust: Option<Trust>,
     /// `REDIS_KEY_PREFIX`.
     pub(crate) key_prefix: Box<str>,
     /// `LEASE_TTL_MS`.
@@ -147,7 +154,7 @@ pub(crate) struct RedisConfig {
 impl std::fmt::Debug for RedisConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RedisConfig")
-            .field("address", &self.address)
+            .field("servers", &self.servers)
             .field("key_prefix", &self.key_prefix)
             .field("lease", &self.lease)
             .finish_non_exhaustive()

@@ -4,13 +4,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
+use redis::RedisConnectionInfo;
 
 use super::reader::{SettingsReader, plain_text};
+use super::redis_url::{self, RedisUrl};
 use super::settings::{self as s, Setting};
 use super::{
-    AdmissionConfig, Config, DrainConfig, Engine, KafkaConfig, MachineLimits, RedisConfig, ShardConfig, effective,
-    properties, tokens,
+    AdmissionConfig, Config, DrainConfig, Engine, HostPort, KafkaConfig, MachineLimits, RedisConfig, RedisServers,
+    ShardConfig, effective, properties, tokens,
 };
 use crate::ids::NodeId;
 use crate::limits::{
@@ -145,32 +146,36 @@ fn brokers(text: &str) -> Option<Box<str>> {
 }
 
 fn redis(reader: &mut SettingsReader<'_>) -> RedisConfig {
-    let url = reader.parsed(&s::REDIS_URL, |url| url.into_connection_info().ok());
-    let connection = match url {
-        Some(connection) => connection,
-        // The URL's fault is reported; the other settings are ignored as for a valid URL.
-        None if reader.source(&s::REDIS_URL).is_some() => redis_at("", 0),
-        None => redis_by_parts(reader),
+    let url = reader.parsed(&s::REDIS_URL, redis_url::parse);
+    // A wrong URL is reported; the other settings are ignored as for a valid one.
+    let RedisUrl { servers, login, is_tls } = match url {
+        None if reader.source(&s::REDIS_URL).is_none() => redis_by_parts(reader),
+        url => url.unwrap_or_default(),
     };
+    let trust = reader.certificates(&s::REDIS_CA_FILE);
     RedisConfig {
-        address: connection.addr().to_string().into(),
-        connection,
+        servers,
+        login,
+        sentinel_login: login_by(password(reader, &s::REDIS_SENTINEL_PASSWORD)),
+        trust: is_tls.then_some(trust),
         key_prefix: reader.text(&s::REDIS_KEY_PREFIX),
         lease: reader.millis(&s::LEASE_TTL_MS),
     }
 }
 
-fn redis_by_parts(reader: &mut SettingsReader<'_>) -> ConnectionInfo {
-    let host = reader.text(&s::REDIS_HOST);
-    let info = redis_at(&host, reader.count(&s::REDIS_PORT));
-    match reader.parsed(&s::REDIS_PASSWORD, |text| (!text.is_empty()).then(|| text.to_owned())) {
-        Some(password) => info.set_redis_settings(RedisConnectionInfo::default().set_password(password)),
-        None => info,
-    }
+fn redis_by_parts(reader: &mut SettingsReader<'_>) -> RedisUrl {
+    let servers =
+        RedisServers::Host(HostPort { host: reader.text(&s::REDIS_HOST), port: reader.count(&s::REDIS_PORT) });
+    let login = login_by(password(reader, &s::REDIS_PASSWORD));
+    RedisUrl { servers, login, is_tls: false }
 }
 
-fn redis_at(host: &str, port: u16) -> ConnectionInfo {
-    (host, port).into_connection_info().expect("an address consists of a host and a port")
+fn password(reader: &mut SettingsReader<'_>, setting: &'static Setting) -> Option<String> {
+    reader.parsed(setting, |text| (!text.is_empty()).then(|| text.to_owned()))
+}
+
+fn login_by(password: Option<String>) -> RedisConnectionInfo {
+    password.map_or_else(RedisConnectionInfo::default, |password| RedisConnectionInfo::default().set_password(password))
 }
 
 fn shard(reader: &mut SettingsReader<'_>, machine: &MachineLimits) -> ShardConfig {
@@ -341,6 +346,11 @@ fn warnings(reader: &SettingsReader<'_>, config: &Config, machine: &MachineLimit
             config.shard.connections_max
         ));
     }
+    redis_warnings(reader, config, &mut warnings);
+    warnings
+}
+
+fn redis_warnings(reader: &SettingsReader<'_>, config: &Config, warnings: &mut Vec<String>) {
     if let Some(url) = reader.source(&s::REDIS_URL) {
         for setting in [&s::REDIS_HOST, &s::REDIS_PORT, &s::REDIS_PASSWORD] {
             if let Some(source) = reader.source(setting) {
@@ -348,5 +358,14 @@ fn warnings(reader: &SettingsReader<'_>, config: &Config, machine: &MachineLimit
             }
         }
     }
-    warnings
+    let has_sentinels = matches!(config.redis.servers, RedisServers::Sentinels(..));
+    let unused = [
+        (&s::REDIS_CA_FILE, config.redis.trust.is_some(), "REDIS_URL does not ask for TLS (rediss://)"),
+        (&s::REDIS_SENTINEL_PASSWORD, has_sentinels, "REDIS_URL names no Sentinels"),
+    ];
+    for (setting, is_used, why) in unused {
+        if let Some(source) = reader.source(setting).filter(|_| !is_used) {
+            warnings.push(format!("{} ({source}) is ignored because {why}", setting.name));
+        }
+    }
 }

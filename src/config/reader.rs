@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::settings::{Fallback, Setting, ValueKind, parse_bytes, parse_integer};
 use super::sources::{AllGiven, Given, ValueSource};
 use super::typos::is_link;
+use crate::tls::Trust;
 
 /// Reads settings and collects faults. A method that reports a fault returns a placeholder so that the rest is read
 /// too; no placeholder escapes, because a fault means no config.
@@ -170,6 +171,12 @@ impl<'a> SettingsReader<'a> {
     pub(super) fn missing(&mut self, setting: &Setting, takes: &str) {
         let text = format!("{}: is not set; {takes}, as {} or in the environment", setting.name, setting.flag());
         self.fault(setting, &text);
+    }
+
+    /// The certificates of a named file, or the system's.
+    pub(super) fn certificates(&mut self, setting: &Setting) -> Trust {
+        let parsed = self.file(setting, |pem| Trust::parse(pem).map_err(|fault| vec![fault.to_owned()]));
+        parsed.unwrap_or_default()
     }
 
     /// Reports a relation between settings that does not hold.

@@ -106,12 +106,16 @@ settings! {
          them; when it can read them, their clients get a reset";
     TOPIC_REFRESH_MS: ms(500), Value("10000"), "new topics and partitions are found within this time";
     ROUTES_FILE: File("a file as `shardgate routes` prints it"), Computed("built in"), "which topics become what";
-    REDIS_URL: Secret("redis://[[user]:password@]host[:port][/db]; TLS (rediss://) is not built in"), Unset,
+    REDIS_URL: Secret("redis://[[user]:password@]host[:port][/db], the same with rediss:// for TLS, unix:/path, or \
+         redis+sentinel://[[user]:password@]host[:port],…/primary[/db]; user and password percent-encoded"), Unset,
         "Redis; if set, the next three are ignored";
     REDIS_HOST: Text("a host name or address"), Value("localhost"), "Redis' host";
     REDIS_PORT: PORT_NUMBER, Value("6379"), "Redis' port";
     REDIS_PASSWORD: Secret("a password"), Unset, "Redis' password";
-    REDIS_KEY_PREFIX: Text("a name"), Value("websocket"), "prefix of the key and the channels";
+    REDIS_CA_FILE: File("a file of certificates in PEM"), Unset,
+        "trusted for Redis in place of the system's certificates";
+    REDIS_SENTINEL_PASSWORD: Secret("a password"), Unset, "the Sentinels' own password";
+    REDIS_KEY_PREFIX: Text("a name"), Value("websocket"), "prefix of the keys and the channels; in a Redis Cluster with a hash tag, such as {websocket}";
     LEASE_TTL_MS: ms(1000), Value("10000"), "a crashed pod loses its slot after this time";
     JWT_SECRET: Secret("the key of HS256, preferably 32 bytes or more"), Unset,
         "the key that clients' tokens are signed with (HS256, HS384, HS512); this or JWT_JWKS is required";
@@ -120,7 +124,7 @@ settings! {
         "an identity provider's key set (RS256, PS256, ES256, EdDSA and the longer ones)";
     JWT_JWKS_REFRESH_MS: ms(1000), Value("300000"),
         "a key set of a URL is fetched this often, and for a kid that it lacks at most every 30 s";
-    JWT_JWKS_CA_FILE: Text("a file of certificates in PEM"), Unset,
+    JWT_JWKS_CA_FILE: File("a file of certificates in PEM"), Unset,
         "trusted for JWT_JWKS in place of the system's certificates";
     JWT_ISSUER: Text("names, with commas"), Unset, "a token's iss must be one of these";
     JWT_AUDIENCE: Text("names, with commas"), Unset, "a token's aud must have one of these";

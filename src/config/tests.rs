@@ -101,7 +101,7 @@ fn with_only_a_secret_all_settings_have_the_contracts_defaults() {
     assert_eq!(config.kafka.topic_refresh, Duration::from_secs(10));
     assert_eq!((config.kafka.event_bytes_max, config.shard.message_bytes_max), (1024 * 1024, 4096));
     assert_eq!(config.routes.routes.len(), RouteTable::built_in().routes.len());
-    assert_eq!((&*config.redis.address, &*config.redis.key_prefix), ("localhost:6379", "websocket"));
+    assert_eq!((&*config.redis.servers.to_string(), &*config.redis.key_prefix), ("localhost:6379", "websocket"));
     assert_eq!(config.redis.lease, Duration::from_secs(10));
     assert!(!config.auth.claims.require_assessments);
     assert_eq!(config.allowed_origins, None);
@@ -143,7 +143,8 @@ fn every_setting_has_a_flag_a_variable_and_a_key_and_its_default_is_good() {
         }
         // An invalid value is reported with the setting's name when the setting is read; so each setting is read.
         let read = World::new().env(setting.name, "\u{1}").read();
-        let secret = matches!(setting.name, "JWT_SECRET" | "JWT_SECRET_PREVIOUS" | "REDIS_PASSWORD");
+        let secret =
+            matches!(setting.name, "JWT_SECRET" | "JWT_SECRET_PREVIOUS" | "REDIS_PASSWORD" | "REDIS_SENTINEL_PASSWORD");
         assert!(secret || read.unwrap_err().0[0].starts_with(setting.name), "{}", setting.name);
     }
 }
@@ -267,15 +268,32 @@ fn brokers_and_origins_are_comma_lists() {
 #[test]
 fn redis_is_set_by_its_url_or_by_its_parts() {
     let parts = World::new().env("REDIS_HOST", "r").env("REDIS_PORT", "1").env("REDIS_PASSWORD", "p").config();
-    assert_eq!(&*parts.redis.address, "r:1");
-    assert_eq!(parts.redis.connection.redis_settings().password(), Some("p"));
+    assert_eq!(parts.redis.servers.to_string(), "r:1");
+    assert_eq!(parts.redis.login.password(), Some("p"));
     let url = World::new().env("REDIS_URL", "redis://:p@r:2/3");
-    assert_eq!(&*url.config().redis.address, "r:2");
-    assert_eq!(url.config().redis.connection.redis_settings().db(), 3);
+    assert_eq!(url.config().redis.servers.to_string(), "r:2");
+    assert_eq!(url.config().redis.login.db(), 3);
     // Kubernetes sets REDIS_PORT for a Service named redis, in its own form.
     let both = url.env("REDIS_PORT", "tcp://10.0.0.1:6379").config();
-    assert_eq!(&*both.redis.address, "r:2");
+    assert_eq!(both.redis.servers.to_string(), "r:2");
     assert_eq!(both.warnings, ["REDIS_PORT (environment) is ignored because REDIS_URL (environment) is set"]);
+}
+
+#[test]
+fn the_certificates_and_passwords_around_redis_are_checked_with_its_url() {
+    let world = World::new().env("REDIS_CA_FILE", "ca.pem").env("REDIS_SENTINEL_PASSWORD", "p").file("ca.pem", "none");
+    let faults = world.env("REDIS_URL", "redis://hunter2#@r").faults();
+    assert_eq!(faults.len(), 2, "{faults:?}");
+    assert!(
+        faults[0].starts_with("REDIS_URL (environment): got a value that is not shown; takes redis://"),
+        "{faults:?}"
+    );
+    assert_eq!(faults[1], "REDIS_CA_FILE (environment): ca.pem has no certificate in PEM");
+    let unused = World::new().env("REDIS_SENTINEL_PASSWORD", "p").env("REDIS_URL", "rediss://r").config();
+    let warning = "REDIS_SENTINEL_PASSWORD (environment) is ignored because REDIS_URL names no Sentinels";
+    assert_eq!((unused.warnings, unused.redis.trust.is_some()), (vec![warning.to_owned()], true));
+    let used = World::new().env("REDIS_SENTINEL_PASSWORD", "p").env("REDIS_URL", "redis+sentinel://s/gate").config();
+    assert_eq!((used.warnings.len(), used.redis.sentinel_login.password()), (0, Some("p")));
 }
 
 #[test]

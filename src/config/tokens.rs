@@ -8,6 +8,7 @@ use hyper::Uri;
 use super::reader::{SettingsReader, plain_text};
 use super::settings::{self as s, Setting};
 use crate::protocol::auth::{AuthConfig, ClaimPath, ClaimRules, KeySet};
+use crate::tls::Trust;
 
 /// A key of HS256 should be as long as its hash, or it is the weakest part (RFC 7518 section 3.2).
 const SECRET_BYTES_GOOD: usize = 32;
@@ -19,8 +20,8 @@ pub(crate) struct KeySetsConfig {
     pub(crate) sets: Vec<KeySetConfig>,
     /// `JWT_JWKS_REFRESH_MS`.
     pub(crate) refresh: Duration,
-    /// `JWT_JWKS_CA_FILE`: certificates (PEM) to trust in place of the system's.
-    pub(crate) ca_file: Option<PathBuf>,
+    /// Whom to trust at the URLs: `JWT_JWKS_CA_FILE`.
+    pub(crate) trust: Trust,
 }
 
 /// One key set.
@@ -107,7 +108,7 @@ pub(super) fn key_sets(reader: &mut SettingsReader<'_>, auth: &AuthConfig) -> Ke
     KeySetsConfig {
         sets,
         refresh: reader.millis(&s::JWT_JWKS_REFRESH_MS),
-        ca_file: reader.parsed(&s::JWT_JWKS_CA_FILE, |text| plain_text(text).map(|path| PathBuf::from(&*path))),
+        trust: reader.certificates(&s::JWT_JWKS_CA_FILE),
     }
 }
 

@@ -7,7 +7,8 @@
 //! - `revocation_book`: the tokens that operators have revoked, which all pods know by Redis;
 //! - [`wire`]: the calls and their answers;
 //! - `peer_looks` (edge): a look at another pod;
-//! - [`redis`] (edge): connections, and the one script that changes anything, `slots.lua`.
+//! - [`redis`] (edge): calls and announcements, and the one script that changes anything, `slots.lua`;
+//! - `redis_link` (edge): how Redis is reached.
 
 pub(crate) mod lease;
 pub mod membership;
@@ -15,6 +16,7 @@ mod peer_looks;
 pub(crate) mod peers;
 pub(crate) mod redis;
 pub mod redis_health;
+mod redis_link;
 mod revocation_book;
 pub mod wire;
 
@@ -245,15 +247,17 @@ impl Metrics {
 mod tests {
     use std::time::Duration;
 
-    use ::redis::IntoConnectionInfo;
     use prometheus_client::encoding::text::encode;
 
     use super::*;
+    use crate::config::RedisServers;
 
     fn parts(intent: watch::Receiver<Intent>, cluster: watch::Sender<ClusterState>, registry: &mut Registry) -> Parts {
         let config = RedisConfig {
-            connection: "redis://127.0.0.1/".into_connection_info().unwrap(),
-            address: "127.0.0.1:6379".into(),
+            servers: RedisServers::Unix("/run/redis.sock".into()),
+            login: ::redis::RedisConnectionInfo::default(),
+            sentinel_login: ::redis::RedisConnectionInfo::default(),
+            trust: None,
             key_prefix: "websocket".into(),
             lease: Duration::from_secs(10),
         };

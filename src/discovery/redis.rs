@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures_lite::StreamExt;
 use prometheus_client::metrics::counter::Counter;
 use redis::aio::{MultiplexedConnection, PubSub, PubSubSink};
-use redis::{AsyncConnectionConfig, Client, Msg, RedisError, Script, Value};
+use redis::{Msg, RedisError, Script, Value};
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep_until, timeout};
@@ -18,6 +18,7 @@ use super::membership::{Identity, Member, Notice};
 use super::peer_looks;
 use super::peers::{Look, PeerChange};
 use super::redis_health::LeaseTimes;
+use super::redis_link::{NoHashTag, RedisLink};
 use super::revocation_book::RevocationBook;
 use super::wire::{BadAnswer, Call, Snapshot};
 use super::{ClusterState, Intent, Metrics, Parts};
@@ -57,6 +58,9 @@ enum CallError {
     /// The answer is not the script's.
     #[error("{0}")]
     Answer(#[from] BadAnswer),
+    /// Another node of a Redis Cluster has the key.
+    #[error("{0}")]
+    NoHashTag(#[from] NoHashTag),
     /// The call cannot be serialized: a bug of ours.
     #[error("the call is no JSON: {0}")]
     Call(serde_json::Error),
@@ -65,10 +69,10 @@ enum CallError {
 /// Runs membership over Redis until the intent's sender is gone.
 pub(super) async fn run(parts: Parts) {
     let times = LeaseTimes::of(parts.config.lease);
-    let client = match Client::open(parts.config.connection.clone()) {
-        Ok(client) => client,
-        // The same crate has parsed the settings, so this is not expected; `/ready` keeps reporting it.
-        Err(error) => return error!(%error, "invalid Redis settings"),
+    let link = match RedisLink::new(&parts.config, times.call) {
+        Ok(link) => link,
+        // The settings' certificates were parsed, but the system's may be unreadable; `/ready` keeps reporting it.
+        Err(error) => return error!(%error, "no TLS to Redis"),
     };
     let identity = Identity {
         node: parts.node.clone(),
@@ -80,7 +84,7 @@ pub(super) async fn run(parts: Parts) {
     };
     let channels = ["node:join", "node:leave", REVOCATIONS].map(|what| format!("{}:{what}", parts.config.key_prefix));
     let connections = RedisConnections {
-        client,
+        link,
         times,
         calls: None,
         announcements: None,
@@ -92,7 +96,7 @@ pub(super) async fn run(parts: Parts) {
         member: Member::new(identity, times),
         connections,
         channels,
-        address: parts.config.address.clone(),
+        address: parts.config.servers.to_string().into(),
         outage: OutageLog::default(),
         looks: JoinSet::new(),
         revocations: RevocationBook::default(),
@@ -108,11 +112,17 @@ pub(super) async fn run(parts: Parts) {
 /// Why there is no answer.
 pub(super) async fn check(config: &RedisConfig) -> Result<u64, String> {
     let limit = LeaseTimes::of(config.lease).call;
-    let asked = async {
-        let mut connection = Client::open(config.connection.clone())?.get_multiplexed_async_connection().await?;
-        redis::cmd("HLEN").arg(slots_key(&config.key_prefix)).query_async(&mut connection).await
-    };
-    within(limit, asked).await.map_err(|error| error.to_string())
+    let mut link = RedisLink::new(config, limit).map_err(|error| error.to_string())?;
+    loop {
+        let asked = async {
+            let mut connection = link.calls().await?;
+            redis::cmd("HLEN").arg(slots_key(&config.key_prefix)).query_async(&mut connection).await
+        };
+        match within(limit, asked).await {
+            Err(CallError::Redis(error)) if link.follow(&error).map_err(|error| error.to_string())? => {}
+            outcome => return outcome.map_err(|error| error.to_string()),
+        }
+    }
 }
 
 /// The key of the slots hash.
@@ -188,7 +198,7 @@ impl RedisSession {
             // Connecting may have taken a while, and the call carries the time when it is sent.
             Ok(()) => {
                 let sent = Instant::now();
-                self.connections.call(&self.member.call(sent), &self.key()).await
+                self.connections.call(&self.member.call(sent), &self.key(), &self.channels).await
             }
             Err(error) => Err(error),
         };
@@ -412,7 +422,7 @@ async fn next(announcements: &mut Option<Announcements>) -> Option<Announcement>
 /// The connections. After a failed call both are replaced, because the state of a connection that answered late is
 /// unknown.
 struct RedisConnections {
-    client: Client,
+    link: RedisLink,
     times: LeaseTimes,
     calls: Option<MultiplexedConnection>,
     announcements: Option<Announcements>,
@@ -423,6 +433,7 @@ struct RedisConnections {
 
 impl RedisConnections {
     fn close(&mut self) {
+        self.link.close();
         self.calls = None;
         self.announcements = None;
     }
@@ -431,15 +442,12 @@ impl RedisConnections {
     async fn connect(&mut self, channels: &Channels) -> Result<(), CallError> {
         let limit = self.times.call;
         if self.calls.is_none() {
-            let config =
-                AsyncConnectionConfig::new().set_connection_timeout(Some(limit)).set_response_timeout(Some(limit));
-            let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
-            self.calls = Some(within(limit, connecting).await?);
+            self.calls = Some(within(limit, self.link.calls()).await?);
             self.metrics.connections.inc();
         }
         if self.announcements.is_none() {
             let subscribing = async {
-                let mut connection = self.client.get_async_pubsub().await?;
+                let mut connection = self.link.announcements().await?;
                 connection.subscribe(channels).await?;
                 Ok(connection)
             };
@@ -451,8 +459,19 @@ impl RedisConnections {
         Ok(())
     }
 
-    /// Runs the script.
-    async fn call(&mut self, call: &Call, key: &str) -> Result<Snapshot, CallError> {
+    /// Runs the script, in a Redis Cluster on the node that has the key.
+    async fn call(&mut self, call: &Call, key: &str, channels: &Channels) -> Result<Snapshot, CallError> {
+        match self.call_once(call, key).await {
+            Err(CallError::Redis(error)) if self.link.follow(&error)? => {
+                self.calls = None;
+                self.connect(channels).await?;
+                self.call_once(call, key).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn call_once(&mut self, call: &Call, key: &str) -> Result<Snapshot, CallError> {
         let limit = self.times.call;
         let Some(connection) = &mut self.calls else { return Err(CallError::TimedOut(Duration::ZERO)) };
         let call = serde_json::to_string(call).map_err(CallError::Call)?;

@@ -38,7 +38,7 @@ pub fn check(config: &Config) -> io::Result<CheckReport> {
         format!("good, {topics} topics have a route")
     });
     let redis = runtime.block_on(discovery::check(&config.redis));
-    report.add(&format!("Redis at {}", config.redis.address), redis, |fields| {
+    report.add(&format!("Redis at {}", config.redis.servers), redis, |fields| {
         format!("good, {fields} fields in the slots")
     });
     Ok(report)

@@ -65,7 +65,7 @@ pub(crate) fn start(parts: Parts, registry: &mut Registry) -> io::Result<()> {
         held_back.push(sender);
         let keeper = Keeper {
             index,
-            source: Source::new(&set.source, config.ca_file.as_deref())?,
+            source: Source::new(&set.source, &config.trust)?,
             refresh: config.refresh,
             keys: Arc::clone(&keys),
             checks: checks.clone(),

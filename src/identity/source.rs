@@ -3,7 +3,6 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
@@ -11,7 +10,7 @@ use hyper::client::conn::http1;
 use hyper::header::{ACCEPT, HOST, USER_AGENT};
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
-use openssl::ssl::{SslConnector, SslMethod};
+use openssl::ssl::SslConnector;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -20,6 +19,7 @@ use tokio_openssl::SslStream;
 use crate::config::KeySetSource;
 use crate::limits::{KEY_SET_BYTES_MAX, KEY_SET_READ_MAX};
 use crate::protocol::auth::{KeySet, KeySetFault, SkippedKey};
+use crate::tls::{self, Trust};
 
 /// Where one set is.
 pub(super) enum Source {
@@ -38,8 +38,8 @@ pub(super) struct Provider {
 pub(super) enum ReadFault {
     #[error("{0}")]
     Io(#[from] io::Error),
-    #[error("TLS: {0}")]
-    Tls(String),
+    #[error("{0}")]
+    Request(#[from] hyper::http::Error),
     #[error("HTTP: {0}")]
     Http(#[from] hyper::Error),
     #[error("the answer is {0}, not 200 OK")]
@@ -60,10 +60,10 @@ pub(super) type ReadSet = (Vec<u8>, KeySet, Vec<SkippedKey>);
 impl Source {
     /// # Errors
     /// If the certificates to trust can't be read.
-    pub(super) fn new(source: &KeySetSource, ca_file: Option<&Path>) -> io::Result<Self> {
+    pub(super) fn new(source: &KeySetSource, trust: &Trust) -> io::Result<Self> {
         Ok(match source {
             KeySetSource::File(path) => Self::File(path.clone()),
-            KeySetSource::Url(url) => Self::Url(Provider { url: url.clone(), tls: connector(ca_file)? }),
+            KeySetSource::Url(url) => Self::Url(Provider { url: url.clone(), tls: trust.connector()? }),
         })
     }
 
@@ -101,25 +101,6 @@ async fn read_file(path: &Path) -> Result<Vec<u8>, ReadFault> {
     if text.len() > KEY_SET_BYTES_MAX { Err(ReadFault::TooLong) } else { Ok(text) }
 }
 
-/// What makes connections that trust the certificates of a file, else the system's.
-fn connector(ca_file: Option<&Path>) -> io::Result<SslConnector> {
-    let mut builder = SslConnector::builder(SslMethod::tls_client())?;
-    match ca_file {
-        Some(path) => builder.set_ca_file(path)?,
-        None => {
-            // The bundled OpenSSL looks in a folder that no distribution has.
-            let found = openssl_probe::probe();
-            if let Some(file) = found.cert_file {
-                builder.set_ca_file(file)?;
-            }
-            for folder in found.cert_dir {
-                builder.load_verify_locations(None, Some(&folder))?;
-            }
-        }
-    }
-    Ok(builder.build())
-}
-
 impl Provider {
     async fn get(&self) -> Result<Vec<u8>, ReadFault> {
         let (mut sender, connection) = http1::handshake(TokioIo::new(self.connect().await?)).await?;
@@ -129,8 +110,7 @@ impl Provider {
                 .header(HOST, self.url.authority().map_or("", |authority| authority.as_str()))
                 .header(ACCEPT, "application/jwk-set+json, application/json")
                 .header(USER_AGENT, concat!("shardgate/", env!("CARGO_PKG_VERSION")))
-                .body(Empty::<Bytes>::new())
-                .map_err(|error| ReadFault::Tls(error.to_string()))?;
+                .body(Empty::<Bytes>::new())?;
             let answer = sender.send_request(request).await?;
             if answer.status() != StatusCode::OK {
                 return Err(ReadFault::Status(answer.status()));
@@ -151,10 +131,6 @@ impl Provider {
     async fn connect(&self) -> Result<SslStream<TcpStream>, ReadFault> {
         let host = self.url.host().unwrap_or_default().trim_matches(['[', ']']);
         let socket = TcpStream::connect((host, self.url.port_u16().unwrap_or(443))).await?;
-        let tls = |error: &dyn fmt::Display| ReadFault::Tls(error.to_string());
-        let ssl = self.tls.configure().and_then(|tls| tls.into_ssl(host)).map_err(|error| tls(&error))?;
-        let mut stream = SslStream::new(ssl, socket).map_err(|error| tls(&error))?;
-        Pin::new(&mut stream).connect().await.map_err(|error| tls(&error))?;
-        Ok(stream)
+        Ok(tls::connect(&self.tls, host, socket).await?)
     }
 }

@@ -5,7 +5,7 @@ use crate::source::{Path, Source};
 
 /// The layers, from the bottom up: a module imports from lower ones, and from its own.
 const LAYERS: &[&[&str]] = &[
-    &["ids", "limits", "clock", "log_throttle", "prefetch", "outage", "cores"],
+    &["ids", "limits", "clock", "log_throttle", "prefetch", "outage", "cores", "tls"],
     &["routing", "protocol", "stream"],
     &["config", "exchange"],
     &["identity", "ingest", "discovery", "shutdown", "shard", "operations"],
@@ -27,6 +27,7 @@ const EDGES: &[&str] = &[
     "src/identity/checker.rs",
     // The loop of a key set's task.
     "src/identity/keeper.rs",
+    "src/discovery/redis_link.rs",
     "src/shard/event_loop.rs",
     "src/shard/handshake.rs",
     // A client that is served, and the last bytes of every socket.
@@ -74,6 +75,8 @@ const EDGES: &[&str] = &[
     "src/gateway/listeners.rs",
     // Asks which cores there are, and pins threads.
     "src/cores.rs",
+    // Shakes hands on a socket that an edge has opened.
+    "src/tls.rs",
     // Touches nothing but the processor, by an instruction that safe Rust has no word for.
     "src/prefetch.rs",
 ];
@@ -99,6 +102,7 @@ const WORLD: &[World] = &[
             "src/discovery/peer_looks.rs",
             "src/discovery/redis.rs",
             "src/identity/",
+            "src/discovery/redis_link.rs",
             "src/operations/http.rs",
         ],
         edges: false,
@@ -120,7 +124,11 @@ const WORLD: &[World] = &[
         edges: false,
     },
     // Where Redis is, is parsed into the client's own type, so that a wrong URL is told at the start.
-    World { paths: &["redis"], files: &["src/discovery/redis.rs", "src/config/"], edges: false },
+    World {
+        paths: &["redis"],
+        files: &["src/discovery/redis.rs", "src/discovery/redis_link.rs", "src/config/"],
+        edges: false,
+    },
     // Requests and answers are hyper's plain values. Where a key set is, is parsed into its type for URLs, so that a wrong
     // one is told at the start.
     World {
