@@ -2,6 +2,7 @@
 //! `ingest`, `shard`, `discovery` and `operations` meet only here, so that none of them imports another.
 
 mod batches;
+mod operators;
 mod revoke;
 mod token_checks;
 
@@ -17,12 +18,13 @@ use tokio::sync::Notify;
 
 pub(crate) use batches::BatchReceiver;
 use batches::{BatchSender, batch_channel};
+pub(crate) use operators::{ConnectionFilter, ConnectionRow, FleetChannels, Publication, ShardRequest};
 pub(crate) use revoke::{RevokeRequest, RevokeSender, Spread};
 pub(crate) use token_checks::{Busy, TokenCheck, TokenChecks};
 
 use crate::clock::whole_ms;
 use crate::ids::{AssessmentHash, NodeId, SlotNumber};
-use crate::limits::{HANDOFF_CHANNEL_DEPTH, VIEW_AGE_MAX};
+use crate::limits::{HANDOFF_CHANNEL_DEPTH, SHARD_REQUESTS_MAX, VIEW_AGE_MAX};
 use crate::protocol::auth::{Grant, RevocationSet};
 use crate::protocol::head::Upgrade;
 use crate::routing::placement::{Pod, View};
@@ -36,6 +38,7 @@ use crate::stream::batch::Batch;
 pub(crate) struct ShardHandle {
     batches: BatchSender,
     handoffs: Sender<Handoff>,
+    requests: Sender<ShardRequest>,
     waker: Arc<AtomicWaker>,
     ends_requested: Arc<AtomicBool>,
     busy_ns: Arc<AtomicU64>,
@@ -48,6 +51,8 @@ pub(crate) struct ShardInbox {
     pub(crate) batches: BatchReceiver,
     /// Sockets that another shard accepted.
     pub(crate) handoffs: Receiver<Handoff>,
+    /// Requests of operators.
+    pub(crate) requests: Receiver<ShardRequest>,
     /// Registered before the channels are checked, so that no wake-up is lost. One wake-up per registration, whichever
     /// thread sends it.
     pub(crate) waker: Arc<AtomicWaker>,
@@ -80,16 +85,26 @@ pub(crate) struct AuthenticatedUpgrade {
 pub(crate) fn shard_channel() -> (ShardHandle, ShardInbox) {
     let (batches, batches_in) = batch_channel();
     let (handoffs, handoffs_in) = bounded(HANDOFF_CHANNEL_DEPTH);
+    let (requests, requests_in) = bounded(SHARD_REQUESTS_MAX);
     let waker = Arc::new(AtomicWaker::new());
     let (ends_requested, busy_ns) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
     let handle = ShardHandle {
         batches,
         handoffs,
+        requests,
         waker: Arc::clone(&waker),
         ends_requested: Arc::clone(&ends_requested),
         busy_ns: Arc::clone(&busy_ns),
     };
-    (handle, ShardInbox { batches: batches_in, handoffs: handoffs_in, waker, ends_requested, busy_ns })
+    let inbox = ShardInbox {
+        batches: batches_in,
+        handoffs: handoffs_in,
+        requests: requests_in,
+        waker,
+        ends_requested,
+        busy_ns,
+    };
+    (handle, inbox)
 }
 
 impl ShardHandle {
@@ -128,6 +143,16 @@ impl ShardHandle {
     /// The hand-off comes back where the channel is full or the shard has ended: the client is to be refused.
     pub(crate) fn try_handoff(&self, handoff: Handoff) -> Result<(), Handoff> {
         self.handoffs.try_send(handoff).map_err(TrySendError::into_inner)?;
+        self.waker.wake();
+        Ok(())
+    }
+
+    /// Passes on an operator's request, and wakes the shard.
+    ///
+    /// # Errors
+    /// The request comes back if the channel is full or the shard has ended.
+    pub(crate) fn try_request(&self, request: ShardRequest) -> Result<(), ShardRequest> {
+        self.requests.try_send(request).map_err(TrySendError::into_inner)?;
         self.waker.wake();
         Ok(())
     }

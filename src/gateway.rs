@@ -36,16 +36,19 @@ use self::control::Control;
 use self::engine::{Choice, IoUringForbidden};
 use self::listeners::{ListenError, Listeners};
 use self::routes_info::RoutesInfo;
-use crate::clock::whole_ms;
+use crate::clock::{Now, whole_ms};
 use crate::config::{Config, Engine, InvalidConfig};
 use crate::cores::Cores;
 use crate::discovery::{self, ClusterMode, ClusterState, Intent};
 use crate::exchange::{
-    HttpRequest, PublishedPodState, PublishedRoutes, RefreshRequest, RevokeRequest, RevokeSender, ShardHandle,
-    ShardInbox, TokenCheck, TokenChecks, shard_channel,
+    FleetChannels, HttpRequest, Publication, PublishedPodState, PublishedRoutes, RefreshRequest, RevokeRequest,
+    RevokeSender, ShardHandle, ShardInbox, TokenCheck, TokenChecks, shard_channel,
 };
-use crate::ids::ShardIndex;
-use crate::limits::{HTTP_CHANNEL_DEPTH, REVOKE_CHANNEL_DEPTH, THREADS_END_MAX};
+use crate::ids::{ConnectionIds, ShardIndex};
+use crate::limits::{
+    ADMIN_REQUESTS_MAX, FLEET_MESSAGES_MAX, HTTP_CHANNEL_DEPTH, REVOKE_CHANNEL_DEPTH, THREADS_END_MAX,
+};
+use crate::operations::admin::fleet::{self, Fleet};
 use crate::operations::admin::{Admin, AdminParts};
 use crate::operations::http::{self, Site};
 use crate::operations::log::Log;
@@ -123,15 +126,20 @@ pub fn run(config: Config, membership: ClusterMode, process: &ProcessHandles) ->
     let identity = exchange.identity(&config);
     runtime.block_on(async { identity::start(identity, &mut registry) }).map_err(GatewayError::Identity)?;
 
+    let (publications, publications_in) = mpsc::channel(ADMIN_REQUESTS_MAX);
+    let (messages_in, messages) = mpsc::channel(FLEET_MESSAGES_MAX);
+    let fleet = FleetChannels { publications: publications_in, messages: messages_in };
     let shard_metrics = metrics.shard.clone();
     let log = process.log.clone();
     let log_level = Arc::new(LogLevel::new(config.log, move |level| log.set_level(level)));
-    let admin = admin(&config, &exchange, &log_level);
-    let (control, discovery, readiness) = connect(&config, exchange, metrics, (started, log_level));
+    let admin = admin(&config, &exchange, publications, &log_level);
+    let (shards, ids) = (exchange.shard_handles.clone(), exchange.connection_ids.clone());
+    let (control, discovery, readiness) = connect(&config, exchange, fleet, metrics, (started, log_level));
     let pages = Pages::new(config.node.clone(), readiness, control.threads.clone(), registry);
     runtime.block_on(async {
         serve_operators(pages, http_requests, admin, listeners.admin).map_err(GatewayError::Control)?;
         tokio::spawn(discovery::run(membership, discovery));
+        tokio::spawn(fleet::follow(messages, shards, ids));
         tokio::spawn(refusal_summary::run(shard_metrics.clone()));
         control.run(signals, process).await;
         refusal_summary::log(&shard_metrics);
@@ -145,6 +153,7 @@ pub fn run(config: Config, membership: ClusterMode, process: &ProcessHandles) ->
 fn connect(
     config: &Config,
     exchange: Exchange,
+    fleet: FleetChannels,
     metrics: Metrics,
     (started, log_level): (Instant, Arc<LogLevel>),
 ) -> (Control, discovery::Parts, watch::Receiver<Readiness>) {
@@ -160,6 +169,7 @@ fn connect(
         intent: intent_seen,
         cluster,
         refresh: exchange.refresh,
+        fleet,
         revoke: exchange.revoke.1,
         metrics: metrics.discovery,
     };
@@ -236,6 +246,7 @@ struct Exchange {
     pod_state: PublishedPodState,
     routes: PublishedRoutes,
     refresh: RefreshRequest,
+    connection_ids: ConnectionIds,
     shard_handles: Vec<ShardHandle>,
     inboxes: Vec<ShardInbox>,
     threads: Threads,
@@ -255,6 +266,7 @@ impl Exchange {
             pod_state: PublishedPodState::default(),
             routes: Arc::new(ArcSwap::from_pointee(config.routes.clone())),
             refresh: RefreshRequest::default(),
+            connection_ids: ConnectionIds::new(&config.node, Now::read().unix),
             shard_handles,
             inboxes,
             threads,
@@ -301,6 +313,7 @@ impl Exchange {
                 token_checks: self.token_checks.0.clone(),
                 head_rules: head_rules.clone(),
                 node: config.node.clone(),
+                connection_ids: self.connection_ids.clone(),
                 listener,
                 inbox,
                 shard_handles: self.shard_handles.clone(),
@@ -334,7 +347,12 @@ impl Exchange {
 }
 
 /// The pages that need a token, if `ADMIN_TOKEN` is set.
-fn admin(config: &Config, exchange: &Exchange, log_level: &Arc<LogLevel>) -> Option<Admin> {
+fn admin(
+    config: &Config,
+    exchange: &Exchange,
+    publications: mpsc::Sender<Publication>,
+    log_level: &Arc<LogLevel>,
+) -> Option<Admin> {
     Some(Admin::new(AdminParts {
         tokens: config.admin_tokens.clone()?,
         node: config.node.clone(),
@@ -343,6 +361,9 @@ fn admin(config: &Config, exchange: &Exchange, log_level: &Arc<LogLevel>) -> Opt
         settings: config.settings.clone(),
         log_level: Arc::clone(log_level),
         revoke: exchange.revoke.0.clone(),
+        shards: exchange.shard_handles.clone(),
+        connection_ids: exchange.connection_ids.clone(),
+        fleet: Fleet::new(publications, exchange.connection_ids.clone()),
     }))
 }
 

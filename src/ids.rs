@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::clock::UnixMs;
 use crate::limits::ASSESSMENT_ID_BYTES_MAX;
 
 /// An assessment's id, the routing key: 1 to 128 bytes of UTF-8 without control characters (PROTOCOL 1), compared byte
@@ -96,6 +97,40 @@ impl AssessmentHash {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardIndex(pub u16);
 
+/// The ids of a pod's connections: `<node>-<start of the process, in hexadecimal ms>-<shard>-<number>`. No two
+/// connections have the same, also of pods with the same name, unless these start in the same millisecond.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionIds(Arc<str>);
+
+impl ConnectionIds {
+    /// The ids of a process.
+    #[must_use]
+    pub(crate) fn new(node: &NodeId, started: UnixMs) -> Self {
+        Self(format!("{node}-{:x}-", started.0).into())
+    }
+
+    /// The id of a connection: of the n-th of a shard.
+    #[must_use]
+    pub(crate) fn id(&self, ShardIndex(shard): ShardIndex, number: u64) -> String {
+        format!("{}{shard}-{number}", self.0)
+    }
+
+    /// A name of the process, which no other has.
+    #[must_use]
+    pub(crate) fn process(&self) -> &str {
+        &self.0
+    }
+
+    /// A connection's shard and number, if the id is one of these.
+    #[must_use]
+    pub(crate) fn parse(&self, id: &str) -> Option<(ShardIndex, u64)> {
+        let (shard, number) = id.strip_prefix(&*self.0)?.split_once('-')?;
+        let parsed = (ShardIndex(shard.parse().ok()?), number.parse().ok()?);
+        // One id has one spelling.
+        (self.id(parsed.0, parsed.1) == id).then_some(parsed)
+    }
+}
+
 /// A slot of the cluster: the number by which a pod owns its share of the assessments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SlotNumber(pub u32);
@@ -124,4 +159,19 @@ pub struct TopicIndex(pub u16);
 impl TopicIndex {
     /// Stands for no topic.
     pub(crate) const NONE: Self = Self(u16::MAX);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_id_is_parsed_by_the_process_that_made_it() {
+        let ids = ConnectionIds::new(&NodeId("pod-1".into()), UnixMs(0x19a));
+        assert_eq!(ids.id(ShardIndex(3), 17), "pod-1-19a-3-17");
+        assert_eq!(ids.parse("pod-1-19a-3-17"), Some((ShardIndex(3), 17)));
+        for other in ["", "pod-1-19a-3", "pod-1-19b-3-17", "pod-1-19a-3-+17", "pod-1-19a-03-17", "pod-1-19a-70000-1"] {
+            assert_eq!(ids.parse(other), None, "{other}");
+        }
+    }
 }

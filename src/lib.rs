@@ -24,7 +24,8 @@
 //!    parts of [`ingest`], [`discovery`], [`shard`], [`identity`], [`shutdown`] (the phases of a drain) and [`operations`] (`/ready`,
 //!    the console page).
 //! 3. **Edges**, each named for what it touches: `ingest/kafka.rs`, `discovery/redis.rs`, `discovery/redis_link.rs`, `shard/executor.rs` and its two engines,
-//!    `shard/reactor.rs`, `shard/handshake.rs`, `shard/event_loop.rs`, `operations/http.rs`, `operations/log.rs`,
+//!    `shard/reactor.rs`, `shard/handshake.rs`, `shard/event_loop.rs`, `operations/http.rs`, `operations/admin/shards.rs`,
+//!    `operations/admin/fleet.rs`, `operations/log.rs`,
 //!    `shutdown/signals.rs`, `identity/checker.rs`, `identity/source.rs`, `gateway/listeners.rs`, `gateway/machine.rs`, `gateway/engine.rs`; and the loops of ingest's two threads,
 //!    `ingest/reader.rs` and `ingest/watcher.rs`. They meet only in [`exchange`], the types that threads pass to each
 //!    other.

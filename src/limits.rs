@@ -239,6 +239,12 @@ pub(crate) const HANDOFF_CHANNEL_DEPTH: usize = 1024;
 /// Operators' requests on their way to the control thread; over it, 503. Each turn of that thread takes all of them.
 pub(crate) const HTTP_CHANNEL_DEPTH: usize = HTTP_CONNECTIONS_MAX;
 
+/// Requests of operators on their way to one shard, which handles them one after another. Over it, 503.
+pub(crate) const SHARD_REQUESTS_MAX: usize = 16;
+
+/// How long an operator waits for the shards: several turns of a busy shard with hundreds of thousands of connections.
+pub(crate) const SHARD_ANSWER_MAX: Duration = Duration::from_secs(2);
+
 /// Request heads that one shard reads at a time, if the limit of open files leaves room for this many
 /// (`config/parts.rs`). Each holds a buffer and a descriptor. Further sockets wait in the kernel's queue.
 pub(crate) const HANDSHAKES_MAX: usize = 4096;
@@ -395,8 +401,16 @@ pub(crate) const ADMIN_TOKENS_MAX: usize = 64;
 /// The name of an operator's token, in bytes: it is in each line about a request.
 pub(crate) const ADMIN_TOKEN_NAME_BYTES_MAX: usize = 64;
 
-/// The body of an operator's request, in bytes: a name and a few words.
+/// The body of an operator's request, in bytes, and a message between pods about it: a user's name and a few words.
 pub(crate) const ADMIN_BODY_BYTES_MAX: usize = 4 * 1024;
+
+/// Messages of other pods' operators that wait until the shards have done what earlier ones ask. Over it, they are
+/// dropped and logged.
+pub(crate) const FLEET_MESSAGES_MAX: usize = 64;
+
+/// How long an operator waits until Redis has taken a message to all pods: the time limit of a call, which may be under
+/// way, and of the message.
+pub(crate) const PUBLICATION_MAX: Duration = Duration::from_secs(4);
 
 /// Requests of operators that are answered at a time. More get 503: they share the thread with probes.
 pub(crate) const ADMIN_REQUESTS_MAX: usize = 8;
@@ -426,6 +440,11 @@ pub(crate) const LOG_FLUSH_MAX: Duration = Duration::from_millis(500);
 /// How long the gateway's threads may take to end after the drain: more than a shard's [`LINGER`].
 pub(crate) const THREADS_END_MAX: Duration = Duration::from_secs(5);
 
+const _: () = assert!(
+    HTTP_ANSWER_MAX.as_secs() > PUBLICATION_MAX.as_secs() + SHARD_ANSWER_MAX.as_secs(),
+    "an operator's answer is not cut off"
+);
+const _: () = assert!(SHARD_REQUESTS_MAX > 2 * ADMIN_REQUESTS_MAX - 1, "operators of this pod and of others");
 const _: () = assert!(THREADS_END_MAX.as_millis() > LINGER.as_millis());
 const _: () = assert!(
     WATCHER_STALL_MAX.as_millis() > 4 * START_QUERY_TIMEOUT.as_millis() + 8 * PROBE_TIMEOUT.as_millis(),

@@ -3,10 +3,11 @@
 use std::process::Command;
 use std::time::Duration;
 
+use loadtest::events::event;
 use loadtest::http::{self, HttpResponse};
 use loadtest::pods::{Pod, READY_WITHIN, World};
 use loadtest::process::{Signal, TempDir, eventually, tool};
-use loadtest::token;
+use loadtest::token::{self, signed};
 use serde_json::json;
 
 /// `ADMIN_TOKEN` of these pods, and the tokens in it.
@@ -106,6 +107,118 @@ fn without_admin_token_there_are_no_such_pages() {
 }
 
 #[test]
+fn operators_see_each_connection_once_however_small_the_pages_are() {
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").set("SHARDS", "2").with_admin(TOKENS).start();
+    let ask = |user: &str, assessment: &str| {
+        let token = signed(&json!({ "userId": user }));
+        pod.ask().assessment(assessment).token(&token).open()
+    };
+    let mut clients: Vec<_> =
+        (0..7).map(|number| ask(&format!("user-{}", number % 2), &format!("a-{number}"))).collect();
+    let ids: Vec<String> = clients
+        .iter_mut()
+        .map(|client| client.expect_type("connected").json()["connectionId"].as_str().unwrap().to_owned())
+        .collect();
+    let page = |query: &str| {
+        let answer = pod.operator(BOT, "GET", &format!("/connections?{query}"), "");
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json()
+    };
+    let all = |filter: &str, limit: u32| {
+        let mut rows = Vec::new();
+        let mut after = String::new();
+        loop {
+            let body = page(&format!("{filter}&limit={limit}&after={after}"));
+            let found = body["connections"].as_array().unwrap();
+            assert!(found.len() <= limit as usize);
+            rows.extend(found.clone());
+            let Some(next) = body["next"].as_str() else { return rows };
+            next.clone_into(&mut after);
+        }
+    };
+    for limit in [1, 2, 3, 100] {
+        let mut listed: Vec<_> =
+            all("", limit).iter().map(|row| row["connectionId"].as_str().unwrap().to_owned()).collect();
+        listed.sort();
+        let mut expected = ids.clone();
+        expected.sort();
+        assert_eq!(listed, expected, "in pages of {limit}");
+    }
+    let of_user = all("user=user-1", 2);
+    assert_eq!(of_user.len(), 3);
+    let row = &all("assessmentId=a-3", 1)[0];
+    assert_eq!((&row["user"], &row["connectionId"]), (&"user-1".into(), &ids[3].as_str().into()));
+    assert_eq!((&row["address"], &row["lagEvents"]), (&"127.0.0.1".into(), &0.into()));
+    let sent = row["bytesSent"].as_u64().unwrap();
+    assert!(sent > 200, "the upgrade and the greeting: {sent}");
+    assert_eq!(page("node=pod-0")["connections"].as_array().unwrap().len(), 7);
+    refused(&pod.operator(ADA, "GET", "/connections?node=pod-1", ""), 421, "OtherPod");
+    let fault = refused(&pod.operator(ADA, "GET", "/connections?after=pod-1-1-0-1", ""), 400, "BadRequest");
+    assert!(fault.contains("this pod's previous page"), "{fault}");
+    clients.pop().unwrap().close();
+    eventually("a closed connection is in no list", READY_WITHIN, || (all("", 9).len() == 6).then_some(()));
+}
+
+#[test]
+fn an_operator_ends_connections_on_every_pod() {
+    let mut world = World::without_topics();
+    let pods = [0, 1].map(|number| world.pod(&format!("pod-{number}")).with_admin(TOKENS).spawn());
+    pods.iter().for_each(|pod| pod.ready());
+    world.settled(&pods);
+    let open = |pod: &Pod, user: &str| {
+        let mut client = pod.ask().token(&signed(&json!({ "userId": user }))).open();
+        let id = client.expect_type("connected").json()["connectionId"].as_str().unwrap().to_owned();
+        (client, id)
+    };
+    let disconnect = |body: &serde_json::Value| {
+        let answer = pods[0].operator(ADA, "POST", "/disconnections", &body.to_string());
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json()
+    };
+    let (mut here, _) = open(&pods[0], "ada");
+    let (mut there, _) = open(&pods[1], "ada");
+    let (mut other, other_id) = open(&pods[1], "bob");
+    let body = disconnect(&json!({ "user": "ada", "reconnect": false }));
+    assert_eq!(
+        body,
+        json!({ "node": "pod-0", "closed": 1, "everywhere": true, "pods": 2, "reached": 2 }),
+        "one is of the other pod"
+    );
+    for client in [&mut here, &mut there] {
+        assert_eq!(client.expect_close().0, 4403);
+    }
+    let body = disconnect(&json!({ "connectionId": other_id, "reconnect": true }));
+    assert_eq!((&body["closed"], &body["everywhere"]), (&0.into(), &true.into()));
+    assert_eq!(other.expect_close().0, 1012);
+    eventually("the other pod logs who closed them", READY_WITHIN, || {
+        let log = pods[1].log();
+        let line = log.lines().find(|line| line.contains("by an operator of another pod"))?;
+        (line.contains("operator=ada") && line.contains("closed=1")).then_some(())
+    });
+
+    let (mut here, _) = open(&pods[0], "ada");
+    let (there, _) = open(&pods[1], "ada");
+    world.redis.kill();
+    let body = disconnect(&json!({ "user": "ada", "reconnect": false }));
+    assert_eq!((&body["closed"], &body["everywhere"], &body["reached"]), (&1.into(), &false.into(), &1.into()));
+    assert!(body["message"].as_str().unwrap().contains("Redis does not answer"), "{body}");
+    assert_eq!(here.expect_close().0, 4403);
+    assert!(there.close_frame().is_none());
+
+    for (body, takes) in [
+        ("{}", "\"reconnect\": true or false"),
+        (r#"{"user":"ada"}"#, "\"reconnect\": true or false"),
+        (r#"{"user":"ada","assessmentId":"a","reconnect":true}"#, "takes one of"),
+        (&"x".repeat(5000), "at most 4096 bytes"),
+    ] {
+        let fault = refused(&pods[0].operator(ADA, "POST", "/disconnections", body), 400, "BadRequest");
+        assert!(fault.contains(takes), "{fault}");
+    }
+    refused(&pods[0].operator("wrong", "POST", "/disconnections", &"x".repeat(5000)), 401, "Unauthorized");
+}
+
+#[test]
 fn operators_see_the_settings_in_force_without_secrets() {
     let world = World::without_topics();
     let dir = TempDir::new("settings");
@@ -146,6 +259,49 @@ fn line_with(pod: &Pod, parts: &[&str]) -> String {
 }
 
 #[test]
+fn operators_change_the_log_level_and_see_each_connections_life() {
+    let world = World::start();
+    let plan = world.pod("pod-0").with_admin(TOKENS).set("MAX_CONNECTIONS_PER_USER", "1");
+    let mut pod = plan.start();
+    let set = |pod: &Pod, body: &str| {
+        let answer = pod.operator(ADA, "PUT", "/log", body);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json()
+    };
+    let body = set(&pod, r#"{"level":"debug"}"#);
+    assert_eq!(body, json!({ "node": "pod-0", "level": "debug", "setting": "info" }));
+    let body = set(&pod, r#"{"level":"debug","forSeconds":600}"#);
+    assert!(body["until"].as_str().unwrap().starts_with("20"), "{body}");
+
+    let ask = |user: &str| pod.ask().assessment("a 1").token(&signed(&json!({ "userId": user })));
+    let mut client = ask("ada").open();
+    let id = client.expect_type("connected").json()["connectionId"].as_str().unwrap().to_owned();
+    let named = format!("connection=\"{id}\"");
+    let whose = ["user=\"ada\"", "assessment=\"a 1\"", "client=127.0.0.1"];
+    line_with(&pod, &[&["DEBUG", "connection opened", &named][..], &whose].concat());
+    world.producer().event(&event("a 1", 1));
+    client.expect("the event", |message| message.kind != "connected" && message.text.contains("\"a 1\""));
+    client.close();
+    let closed = line_with(
+        &pod,
+        &[&["connection closed", &named, "reason=\"client_closed\"", "lag_events=0"][..], &whose].concat(),
+    );
+    let bytes: u64 = closed.split_once("bytes=").unwrap().1.split(' ').next().unwrap().parse().unwrap();
+    assert!(bytes > 300, "{closed}");
+
+    pod.ask().without_token().open().expect_refusal();
+    line_with(&pod, &["client refused", "reason=\"unauthorized\"", "why=\"no token", "client=127.0.0.1"]);
+    let first = ask("eve").open();
+    assert_eq!(ask("eve").try_open().err().map(|answer| answer.status), Some(503));
+    line_with(&pod, &["client refused", "reason=\"user\"", "user=\"eve\"", "assessment=\"a 1\""]);
+    drop(first);
+
+    pod.signal(Signal::Term);
+    assert_eq!(pod.wait_exit(READY_WITHIN).code(), Some(0));
+    line_with(&pod, &["INFO", "clients refused clients=2 reasons=\"unauthorized=1 user=1\""]);
+}
+
+#[test]
 fn the_level_of_the_log_comes_back() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").with_admin(TOKENS).set("LOG", "warn").start();
@@ -162,6 +318,8 @@ fn the_level_of_the_log_comes_back() {
 fn the_walk_in_deploy_readme_runs_as_it_stands() {
     let world = World::without_topics();
     let pod = world.pod("pod-0").with_admin(TOKENS).start();
+    let mut client = pod.ask().token(&signed(&json!({ "userId": "ada" }))).open();
+    client.expect_type("connected");
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/README.md")).unwrap();
     let blocks = readme.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
     let walk = blocks.filter(|block| block.contains("/cluster")).collect::<String>();
@@ -173,24 +331,14 @@ fn the_walk_in_deploy_readme_runs_as_it_stands() {
     assert!(output.status.success(), "{} {}", text(&output.stdout), text(&output.stderr));
     let answers: Vec<serde_json::Value> =
         text(&output.stdout).lines().map(|line| serde_json::from_str(line).expect("a line is an answer")).collect();
-    let [cluster, revoked, revocations, settings, log] = &answers[..] else { panic!("{answers:?}") };
+    let [cluster, connections, disconnected, revoked, revocations, settings, log] = &answers[..] else {
+        panic!("{answers:?}")
+    };
     assert_eq!((&cluster["node"], &cluster["owner"]["node"]), (&"pod-0".into(), &"pod-0".into()));
+    assert_eq!(connections["connections"][0]["user"], "ada");
+    assert_eq!((&disconnected["closed"], &disconnected["everywhere"]), (&1.into(), &true.into()));
     assert_eq!((&revoked["onAllPods"], &revocations["revocations"][0]["user"]), (&true.into(), &"mallory".into()));
     assert!(settings["settings"].as_array().unwrap().len() > 30);
     assert_eq!((&log["level"], &log["setting"]), (&"debug".into(), &"info".into()));
-}
-
-#[test]
-fn refused_clients_are_counted_in_the_log_by_reason() {
-    let world = World::without_topics();
-    let mut pod = world.pod("pod-0").set("MAX_CONNECTIONS_PER_USER", "1").start();
-    pod.ask().without_token().open().expect_refusal();
-    let first = pod.market_client();
-    for _ in 0..2 {
-        assert_eq!(pod.ask().try_open().err().map(|answer| answer.status), Some(503));
-    }
-    first.close();
-    pod.signal(Signal::Term);
-    assert_eq!(pod.wait_exit(READY_WITHIN).code(), Some(0));
-    line_with(&pod, &["INFO", "clients refused clients=3 reasons=\"unauthorized=1 user=2\""]);
+    assert_eq!(client.expect_close().0, 4403);
 }

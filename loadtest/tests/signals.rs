@@ -43,10 +43,15 @@ fn sigusr1_logs_more_and_sigusr2_less() {
     let pod = world.pod("pod-0").start();
     pod.signal(Signal::User1);
     awaits_line(&pod, "log level changed before=INFO now=DEBUG setting=INFO");
+    pod.client("a").expect_type("connected");
+    awaits_line(&pod, "connection opened");
     pod.signal(Signal::User2);
     awaits_line(&pod, "log level changed before=DEBUG now=INFO setting=INFO");
+    let opened = pod.log().matches("connection opened").count();
+    pod.client("b").expect_type("connected");
     pod.signal(Signal::User2);
-    awaits_line(&pod, "log level changed before=INFO now=WARN setting=INFO");
+    awaits_line(&pod, "now=WARN");
+    assert_eq!(pod.log().matches("connection opened").count(), opened);
 }
 
 #[test]

@@ -32,7 +32,7 @@ use tokio::sync::{mpsc, watch};
 use self::revocation_book::RevocationBook;
 use crate::clock::Now;
 use crate::config::RedisConfig;
-use crate::exchange::{RefreshRequest, RevokeRequest, Spread};
+use crate::exchange::{FleetChannels, RefreshRequest, RevokeRequest, Spread};
 use crate::ids::{NodeId, SlotNumber};
 use crate::protocol::auth::RevocationSet;
 use crate::routing::placement::{Pod, View};
@@ -96,6 +96,8 @@ pub(crate) struct Parts {
     pub(crate) cluster: watch::Sender<ClusterState>,
     /// Requests for a refresh of the view. A single pod never redirects and ignores them.
     pub(crate) refresh: RefreshRequest,
+    /// Messages of operators to and from all pods. A single pod has no others.
+    pub(crate) fleet: FleetChannels,
     /// Requests to revoke tokens.
     pub(crate) revoke: mpsc::Receiver<RevokeRequest>,
     /// Metrics of discovery.
@@ -120,7 +122,8 @@ pub(crate) async fn check(config: &RedisConfig) -> Result<u64, String> {
 
 /// The cluster of one pod, which owns slot 0 once it may serve.
 async fn run_single_pod(parts: Parts) {
-    let Parts { node, url, mut intent, cluster, mut revoke, metrics, .. } = parts;
+    let Parts { node, url, mut intent, cluster, fleet, mut revoke, metrics, .. } = parts;
+    drop(fleet);
     let mut book = RevocationBook::default();
     let mut version = 0;
     loop {
@@ -248,6 +251,7 @@ mod tests {
     use std::time::Duration;
 
     use prometheus_client::encoding::text::encode;
+    use tokio::sync::mpsc;
 
     use super::*;
     use crate::config::RedisServers;
@@ -264,8 +268,10 @@ mod tests {
         let metrics = Metrics::register(registry);
         let refresh = RefreshRequest::default();
         let (node, url) = (NodeId("a".into()), "ws://a/ws".into());
+        let fleet = FleetChannels { publications: mpsc::channel(1).1, messages: mpsc::channel(1).0 };
         let revoke = mpsc::channel(1).1;
-        Parts { config, node, url, peer_url: None, place_anywhere: false, intent, cluster, refresh, revoke, metrics }
+        let (peer_url, place_anywhere) = (None, false);
+        Parts { config, node, url, peer_url, place_anywhere, intent, cluster, refresh, fleet, revoke, metrics }
     }
 
     #[tokio::test]

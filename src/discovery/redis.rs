@@ -1,19 +1,20 @@
 //! The edge to Redis: one connection for calls, one for announcements, a time limit on every step.
 //! [`super::membership`] decides what to call and what the answers mean.
 
+mod announcements;
+
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_lite::StreamExt;
-use prometheus_client::metrics::counter::Counter;
-use redis::aio::{MultiplexedConnection, PubSub, PubSubSink};
-use redis::{Msg, RedisError, Script, Value};
-use tokio::sync::mpsc::{self, error::TrySendError};
-use tokio::task::{JoinHandle, JoinSet};
+use redis::aio::MultiplexedConnection;
+use redis::{RedisError, Script};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout};
 use tracing::{error, info, warn};
 
+use self::announcements::{Announcement, Announcements, Channels, Listener, next, revocation};
 use super::membership::{Identity, Member, Notice};
 use super::peer_looks;
 use super::peers::{Look, PeerChange};
@@ -23,10 +24,9 @@ use super::revocation_book::RevocationBook;
 use super::wire::{BadAnswer, Call, Snapshot};
 use super::{ClusterState, Intent, Metrics, Parts};
 use crate::clock::{Now, UnixMs, whole_ms};
-use crate::config::{RedisConfig, is_node_name};
-use crate::exchange::{RevokeRequest, Spread};
-use crate::ids::NodeId;
-use crate::limits::{ANNOUNCEMENTS_MAX, ANNOUNCEMENTS_QUIET_MAX, REVOCATIONS_A_STEP, REVOCATIONS_MAX};
+use crate::config::RedisConfig;
+use crate::exchange::{Publication, RevokeRequest, Spread};
+use crate::limits::{REVOCATIONS_A_STEP, REVOCATIONS_MAX};
 use crate::outage::{OutageLine, OutageLog};
 use crate::protocol::auth::Revocation;
 
@@ -34,14 +34,8 @@ use crate::protocol::auth::Revocation;
 const SLOTS_SCRIPT: &str = include_str!("slots.lua");
 const REVOCATIONS_SCRIPT: &str = include_str!("revocations.lua");
 
-/// The key of the hash of revocations, and their channel, behind the prefix.
-const REVOCATIONS: &str = "revocations";
-
 /// A field of a hash, and its value.
 type Field = (Vec<u8>, Vec<u8>);
-
-/// The channels: pods that join, pods that leave, revocations.
-type Channels = [String; 3];
 
 /// Pods that a log line names. If there are more, it gives their number.
 const PODS_LOGGED_MAX: usize = 16;
@@ -82,12 +76,13 @@ pub(super) async fn run(parts: Parts) {
         owns_url: !parts.place_anywhere,
         key_prefix: parts.config.key_prefix.clone(),
     };
-    let channels = ["node:join", "node:leave", REVOCATIONS].map(|what| format!("{}:{what}", parts.config.key_prefix));
+    let channels = Channels::new(&parts.config.key_prefix);
     let connections = RedisConnections {
         link,
         times,
         calls: None,
         announcements: None,
+        messages: parts.fleet.messages.clone(),
         slots_script: Script::new(SLOTS_SCRIPT),
         revocations_script: Script::new(REVOCATIONS_SCRIPT),
         metrics: parts.metrics.clone(),
@@ -174,6 +169,7 @@ impl RedisSession {
                 () = sleep_until(call_at.into()) => self.call().await,
                 Some(Ok(outcome)) = self.looks.join_next() => self.handle_look(&outcome),
                 () = sleep_until(look_at.unwrap_or(call_at).into()), if look_at.is_some() => self.begin_looks(),
+                Some(publication) = self.parts.fleet.publications.recv() => self.publish_for_operator(publication).await,
                 () = self.parts.refresh.notified() => self.member.handle_refresh_request(Instant::now()),
                 announcement = next(&mut self.connections.announcements) => self.handle_announcement(announcement),
                 Some(request) = self.parts.revoke.recv() => self.revoke(request).await,
@@ -225,6 +221,26 @@ impl RedisSession {
         }
     }
 
+    /// Publishes an operator's message, unless the operator has been told that Redis does not answer.
+    async fn publish_for_operator(&mut self, Publication { text, answer }: Publication) {
+        if answer.is_closed() {
+            return;
+        }
+        let published = match &mut self.connections.calls {
+            Some(connection) if self.member.is_redis_up() => {
+                let mut command = redis::cmd("PUBLISH");
+                command.arg(&self.channels.operators).arg(text);
+                within(self.connections.times.call, command.query_async::<u64>(connection)).await
+            }
+            _ => Err(CallError::TimedOut(Duration::ZERO)),
+        };
+        if let Err(error) = &published {
+            warn!(%error, "an operator's request did not reach the other pods");
+        }
+        // A caller that has given up needs no answer.
+        let _ = answer.send(published.ok());
+    }
+
     fn handle_announcement(&mut self, announcement: Option<Announcement>) {
         let now = Instant::now();
         match announcement {
@@ -250,7 +266,7 @@ impl RedisSession {
         let spread = if has_room {
             // Redis takes long to fail, and here it holds already.
             self.publish();
-            match self.connections.revoke(&revocation, &self.channels[2]).await {
+            match self.connections.revoke(&revocation, &self.channels.revocations).await {
                 Ok(true) => Spread::AllPods,
                 Ok(false) => Spread::Nowhere,
                 Err(error) => {
@@ -269,14 +285,14 @@ impl RedisSession {
 
     /// Reads all revocations, and stores those that Redis has not got yet.
     async fn read_revocations(&mut self) {
-        match self.connections.read_revocations(&self.channels[2]).await {
+        match self.connections.read_revocations(&self.channels.revocations).await {
             Ok(all) => {
                 self.learn(&all);
             }
             Err(error) => return warn!(%error, "revocations can't be read"),
         }
         for revocation in self.revocations.take_unsent() {
-            if self.connections.revoke(&revocation, &self.channels[2]).await.is_err() {
+            if self.connections.revoke(&revocation, &self.channels.revocations).await.is_err() {
                 self.revocations.keep_unsent(revocation);
             }
         }
@@ -411,14 +427,6 @@ impl RedisSession {
     }
 }
 
-/// Returns the next announcement; waits forever without a connection.
-async fn next(announcements: &mut Option<Announcements>) -> Option<Announcement> {
-    match announcements {
-        Some(announcements) => announcements.heard.recv().await,
-        None => std::future::pending().await,
-    }
-}
-
 /// The connections. After a failed call both are replaced, because the state of a connection that answered late is
 /// unknown.
 struct RedisConnections {
@@ -426,6 +434,8 @@ struct RedisConnections {
     times: LeaseTimes,
     calls: Option<MultiplexedConnection>,
     announcements: Option<Announcements>,
+    /// Takes messages of other pods' operators.
+    messages: mpsc::Sender<Box<str>>,
     slots_script: Script,
     revocations_script: Script,
     metrics: Metrics,
@@ -448,13 +458,21 @@ impl RedisConnections {
         if self.announcements.is_none() {
             let subscribing = async {
                 let mut connection = self.link.announcements().await?;
-                connection.subscribe(channels).await?;
+                connection.subscribe(&[&channels.join, &channels.leave, &channels.revocations]).await?;
+                match connection.subscribe(&channels.operators).await {
+                    Err(error) if error.is_io_error() || error.is_unrecoverable_error() => return Err(error),
+                    Err(error) => {
+                        warn!(%error, channel = channels.operators, "not subscribed: what operators of other pods ask does not reach this one");
+                    }
+                    Ok(()) => {}
+                }
                 Ok(connection)
             };
             let connection = within(limit, subscribing).await?;
             self.metrics.connections.inc();
             let dropped = self.metrics.announcements_dropped.clone();
-            self.announcements = Some(Announcements::hear(connection, channels.clone(), limit, dropped));
+            let listener = Listener { channels: channels.clone(), messages: self.messages.clone(), dropped };
+            self.announcements = Some(Announcements::hear(connection, listener, limit));
         }
         Ok(())
     }
@@ -511,86 +529,4 @@ impl RedisConnections {
 
 async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, RedisError>>) -> Result<T, CallError> {
     timeout(limit, work).await.map_err(|_| CallError::TimedOut(limit))?.map_err(CallError::Redis)
-}
-
-/// An announcement.
-enum Announcement {
-    /// A pod released its slot, or lost it.
-    Left(NodeId),
-    /// Tokens were revoked.
-    Revoked(Revocation),
-    /// Anything else: the slots may have changed.
-    Other,
-}
-
-/// The connection for announcements. A separate task reads it into a bounded queue: the crate's own queue has no bound,
-/// and a call may take seconds. The queue ends when the connection breaks or stops answering.
-struct Announcements {
-    heard: mpsc::Receiver<Announcement>,
-    task: JoinHandle<()>,
-}
-
-impl Announcements {
-    fn hear(connection: PubSub, channels: Channels, ping_within: Duration, dropped: Counter) -> Self {
-        let (queue, heard) = mpsc::channel(ANNOUNCEMENTS_MAX);
-        let task = tokio::spawn(async move {
-            let (mut sink, mut messages) = connection.split();
-            loop {
-                match timeout(ANNOUNCEMENTS_QUIET_MAX, messages.next()).await {
-                    Ok(Some(message)) => {
-                        let announcement = announcement(&message, &channels);
-                        match queue.try_send(announcement) {
-                            Ok(()) => {}
-                            // All are read again by a new connection.
-                            Err(TrySendError::Full(Announcement::Revoked(_))) => return,
-                            Err(_) => {
-                                dropped.inc();
-                            }
-                        }
-                    }
-                    Ok(None) => return,
-                    Err(_) if answers(&mut sink, ping_within).await => {}
-                    Err(_) => {
-                        warn!("announcement connection to Redis stopped answering; reconnecting");
-                        return;
-                    }
-                }
-            }
-        });
-        Self { heard, task }
-    }
-}
-
-impl Drop for Announcements {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-fn announcement(message: &Msg, [_, leave, revocations]: &Channels) -> Announcement {
-    let payload = message.get_payload_bytes();
-    let channel = message.get_channel_name();
-    if channel == revocations {
-        let line_end = payload.iter().position(|byte| *byte == b'\n').unwrap_or(payload.len());
-        let (field, value) = payload.split_at(line_end);
-        return revocation(field, value).map_or(Announcement::Other, Announcement::Revoked);
-    }
-    let node = std::str::from_utf8(payload).ok().filter(|node| is_node_name(node));
-    match node {
-        Some(node) if channel == leave => Announcement::Left(NodeId(node.into())),
-        _ => Announcement::Other,
-    }
-}
-
-fn revocation(field: &[u8], value: &[u8]) -> Option<Revocation> {
-    Revocation::parse(std::str::from_utf8(field).ok()?, std::str::from_utf8(value).ok()?.trim_start())
-}
-
-/// Whether a connection answers a ping in time. An error from Redis (it may forbid pings) counts as an answer.
-async fn answers(sink: &mut PubSubSink, limit: Duration) -> bool {
-    match timeout(limit, sink.ping::<Value>()).await {
-        Ok(Ok(_)) => true,
-        Ok(Err(error)) => !error.is_unrecoverable_error() && !error.is_io_error(),
-        Err(_) => false,
-    }
 }

@@ -1,14 +1,22 @@
 //! The pages of `ADMIN_PORT` that need a token (PROTOCOL 5): who asks, and what each request gets. No socket.
 //!
-//! - [`request`]: a request's query, checked;
+//! - [`request`]: queries and bodies of requests, checked;
 //! - [`answer`]: JSON answers, and those of requests that get nothing;
+//! - [`bodies`]: the short ones of them;
 //! - [`cluster`]: the slots and their pods;
-//! - [`revocations`]: revoked tokens.
+//! - [`connections`]: this pod's connections;
+//! - [`revocations`]: revoked tokens;
+//! - [`fleet`] (edge): what is done on every pod;
+//! - [`shards`] (edge): what the shards are asked.
 
 mod answer;
+mod bodies;
 mod cluster;
+mod connections;
+pub(crate) mod fleet;
 mod request;
 mod revocations;
+mod shards;
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,15 +29,17 @@ use hyper::{Method, Request, StatusCode};
 use tokio::sync::{Semaphore, oneshot};
 use tracing::{info, warn};
 
-use self::answer::{LogLevelAnswer, Refusal, SettingsBody, json, refuse};
-use self::request::LogLevelBody;
+use self::answer::{Refusal, json, refuse};
+use self::bodies::{DisconnectedBody, LogLevelAnswer, SettingsBody};
+use self::fleet::Fleet;
+use self::request::{DisconnectionBody, LogLevelBody};
 use self::revocations::RevokedAnswer;
 use super::log_level::LogLevel;
 use super::pages::PageResponse;
 use crate::clock::Now;
 use crate::config::EffectiveSetting;
-use crate::exchange::{PublishedPodState, RevokeRequest, RevokeSender, Spread};
-use crate::ids::NodeId;
+use crate::exchange::{PublishedPodState, RevokeRequest, RevokeSender, ShardHandle, Spread};
+use crate::ids::{ConnectionIds, NodeId};
 use crate::limits::{ADMIN_BODY_BYTES_MAX, ADMIN_REFUSED_LOG_EVERY, ADMIN_REQUESTS_MAX};
 use crate::log_throttle::LogThrottle;
 use crate::protocol::admin_tokens::AdminTokens;
@@ -46,6 +56,12 @@ pub(crate) struct AdminParts {
     pub(crate) place_anywhere: bool,
     /// The pod's newest state.
     pub(crate) pod_state: PublishedPodState,
+    /// The handles of all shards, by index.
+    pub(crate) shards: Vec<ShardHandle>,
+    /// The ids of their connections.
+    pub(crate) connection_ids: ConnectionIds,
+    /// The other pods.
+    pub(crate) fleet: Fleet,
     /// The settings in force.
     pub(crate) settings: Arc<[EffectiveSetting]>,
     /// The log's level.
@@ -119,6 +135,8 @@ impl Admin {
         let query = uri.query().unwrap_or_default();
         let answer = match page {
             AdminPage::Cluster => self.cluster(query, now),
+            AdminPage::Connections => self.connections(query, now).await,
+            AdminPage::Disconnections => self.disconnect(operator, request).await,
             AdminPage::Settings => self.settings(query),
             AdminPage::Revocations if request.method() == Method::POST => self.revoke(operator, request, now).await,
             AdminPage::Revocations => self.revocations(query),
@@ -132,6 +150,17 @@ impl Admin {
         let AdminParts { node, place_anywhere, pod_state, .. } = &self.parts;
         let pod_state = pod_state.load();
         Ok(json(StatusCode::OK, &cluster::body(node, &pod_state, *place_anywhere, &query, now)))
+    }
+
+    async fn connections(&self, query: &str, now: Now) -> Result<PageResponse, Refusal> {
+        let AdminParts { node, shards, connection_ids: ids, .. } = &self.parts;
+        let query = request::ConnectionsQuery::parse(query, ids)?;
+        if query.node.is_some_and(|other| *other != *node.0) {
+            return Err(Refusal::OtherPod(node.to_string()));
+        }
+        // One more shows whether there are more.
+        let rows = shards::list(shards, &query.filter, query.after, query.limit + 1).await.map_err(Refusal::Late)?;
+        Ok(json(StatusCode::OK, &connections::body(node, ids, rows, query.limit, now)))
     }
 
     fn settings(&self, query: &str) -> Result<PageResponse, Refusal> {
@@ -178,6 +207,19 @@ impl Admin {
         log_level.set(level, duration, now.instant);
         let until = duration.map(|duration| now.unix.plus(duration));
         Ok(json(StatusCode::OK, &LogLevelAnswer::new(node, level, log_level.setting(), until)))
+    }
+
+    /// Closes connections here and on all pods.
+    async fn disconnect(&self, operator: &str, request: Request<Incoming>) -> Result<PageResponse, Refusal> {
+        let AdminParts { node, shards, connection_ids: ids, fleet, pod_state, .. } = &self.parts;
+        let bytes = read_body(request).await?;
+        let body: DisconnectionBody = request::body(&bytes, DisconnectionBody::TAKES)?;
+        let (target, reconnect) = body.parse().map_err(Refusal::BadRequest)?;
+        let here = fleet::disconnect(shards, ids, &target, reconnect);
+        let (closed, reach) = tokio::join!(here, fleet.publish(operator, body));
+        info!(operator, %target, reconnect, closed = closed.as_ref().ok(), ?reach, "connections closed by an operator");
+        let pods = pod_state.load().view.live().count();
+        Ok(json(StatusCode::OK, &DisconnectedBody::new(node, closed.map_err(Refusal::Late)?, reach, pods)))
     }
 }
 

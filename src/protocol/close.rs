@@ -34,12 +34,16 @@ pub enum CloseReason {
     Moved,
     /// 1012: the connection reached its age limit (`MAX_CONNECTION_AGE_MS`).
     TooOld,
+    /// 1012: an operator asked for a new connection.
+    Recalled,
     /// 1013: a live client fell out of the window, or its socket accepted nothing for `STALL_TIMEOUT_MS`.
     TooSlow,
     /// 4401: the token expired.
     TokenExpired,
     /// 4403: the token was revoked.
     Revoked,
+    /// 4403: ended by an operator who wants no return.
+    Disconnected,
     /// 4408: heartbeat timeout.
     Silent,
 }
@@ -58,7 +62,7 @@ pub(crate) struct CloseReasonRow {
 
 impl CloseReason {
     /// Every reason, in the order of the table: the labels of the metric.
-    pub(crate) const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; 21] = [
         Self::ClientClosed,
         Self::ClientGone,
         Self::GoingAway,
@@ -74,9 +78,11 @@ impl CloseReason {
         Self::Internal,
         Self::Moved,
         Self::TooOld,
+        Self::Recalled,
         Self::TooSlow,
         Self::TokenExpired,
         Self::Revoked,
+        Self::Disconnected,
         Self::Silent,
     ];
 
@@ -106,11 +112,13 @@ impl CloseReason {
             Self::TooOld => {
                 (1012, "too_old", "as old as connections get here: connect anew, to the url if any, with your cursor")
             }
+            Self::Recalled => (1012, "recalled", "asked for by an operator: connect anew with your cursor, at once"),
             Self::TooSlow => (1013, "too_slow", "too slow to keep up: reconnect with your cursor"),
             Self::TokenExpired => {
                 (4401, "token_expired", "the token ran out: reconnect with a new one and your last cursor")
             }
-            Self::Revoked => (4403, "revoked", "ended by an operator: do not reconnect with this token"),
+            Self::Revoked => (4403, "revoked", "the token was revoked: do not reconnect with it"),
+            Self::Disconnected => (4403, "disconnected", "ended by an operator: do not reconnect with this token"),
             Self::Silent => (4408, "silent", "no sign of life: reconnect with your cursor"),
         };
         CloseReasonRow { code: Some(code), text, label }

@@ -44,6 +44,10 @@ impl Page {
 pub(crate) enum AdminPage {
     /// The slots and their pods, as this pod sees them.
     Cluster,
+    /// This pod's connections.
+    Connections,
+    /// Closes connections.
+    Disconnections,
     /// Tokens that are revoked.
     Revocations,
     /// The settings in force.
@@ -54,13 +58,16 @@ pub(crate) enum AdminPage {
 
 impl AdminPage {
     /// Every page, in the order of PROTOCOL 5.
-    pub(crate) const ALL: [Self; 4] = [Self::Cluster, Self::Revocations, Self::Settings, Self::Log];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Cluster, Self::Connections, Self::Disconnections, Self::Revocations, Self::Settings, Self::Log];
 
     /// The page's path.
     #[must_use]
     pub(crate) const fn path(self) -> &'static str {
         match self {
             Self::Cluster => "/cluster",
+            Self::Connections => "/connections",
+            Self::Disconnections => "/disconnections",
             Self::Revocations => "/revocations",
             Self::Settings => "/settings",
             Self::Log => "/log",
@@ -71,7 +78,8 @@ impl AdminPage {
     #[must_use]
     pub(crate) const fn methods(self) -> &'static str {
         match self {
-            Self::Cluster | Self::Settings => "GET, HEAD",
+            Self::Cluster | Self::Connections | Self::Settings => "GET, HEAD",
+            Self::Disconnections => "POST",
             Self::Revocations => "GET, HEAD, POST",
             Self::Log => "PUT",
         }

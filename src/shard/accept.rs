@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::context::ShardContext;
 use super::handshake::run_handshake;
 use super::handshakes::Handshake;
+use super::operator_log::RefusedClient;
 use super::reactor::{Listener, Stream};
 use super::{executor, operator_log};
 use crate::limits::ACCEPT_LOG_EVERY;
@@ -66,7 +67,7 @@ async fn make_room(shard: &ShardContext) {
 fn refuse_unread(shard: &ShardContext, mut stream: Stream, peer: IpAddr, why: Unavailable) {
     let refusal = HttpRefusal::Unavailable(why);
     shard.metrics.refused_by_http(refusal);
-    shard.refusal_log.refused(refusal, peer, Instant::now());
+    shard.refusal_log.refused(refusal, RefusedClient::at(peer), Instant::now());
     stream.write_now(&refusal.response());
 }
 

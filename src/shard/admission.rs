@@ -5,7 +5,7 @@
 use super::recent_redirects::RecentRedirects;
 use super::redirect::{OwnerDoubt, Placement, PlacementDecision, PlacementKey};
 use crate::clock::Now;
-use crate::ids::AssessmentHash;
+use crate::ids::{AssessmentHash, NodeId};
 use crate::protocol::auth::{Grant, Unauthorized};
 use crate::protocol::close::CloseReason;
 use crate::protocol::head::Upgrade;
@@ -90,6 +90,16 @@ fn refuse(reason: CloseReason, message: String) -> Admission {
 }
 
 impl Rejection {
+    /// The reason in words, for the client and the log.
+    pub(super) fn why(&self) -> &str {
+        &self.message
+    }
+
+    /// The pod that the client is redirected to.
+    pub(super) fn redirected_to(&self) -> Option<&NodeId> {
+        self.redirect.as_ref().map(|(pod, _)| &pod.node)
+    }
+
     /// Appends the text frame that says why.
     pub(super) fn message(&self, out: &mut Vec<u8>) {
         match (&self.redirect, self.reason) {
@@ -114,7 +124,7 @@ mod tests {
     use super::*;
     use crate::clock::UnixMs;
     use crate::exchange::{PodState, ViewFreshness};
-    use crate::ids::{NodeId, SlotNumber};
+    use crate::ids::SlotNumber;
     use crate::protocol::auth::{Verifier, mint};
     use crate::protocol::head::{self, Parsed};
     use crate::routing::placement::{Pod, View};

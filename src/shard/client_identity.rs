@@ -9,11 +9,12 @@ use crate::protocol::auth::Grant;
 /// A client, packed: a byte of flags, then what they say is there, then the user.
 ///
 /// ```text
-/// flags | address: 4 or 16 | issued: 6? | expires: 6? | token id: 8? | user
+/// flags | number: 5 | address: 4 or 16 | issued: 6? | expires: 6? | token id: 8? | user
 /// ```
 ///
-/// Six bytes hold a time up to the year 10889; a later one counts as that. With a user of up to 13 bytes, an IPv4 address
-/// and an expiry, it fits into the allocator's smallest block.
+/// Five bytes hold the number of a shard's connections for seven years at 5,000 a second, six a time up to the year 10889;
+/// a later one counts as that. With a user of up to eight bytes, an IPv4 address and an expiry, it fits into the
+/// allocator's smallest block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ClientIdentity(Box<[u8]>);
 
@@ -22,13 +23,20 @@ const HAS_ISSUED: u8 = 2;
 const HAS_EXPIRES: u8 = 4;
 const HAS_TOKEN_ID: u8 = 8;
 
+const NUMBER_BYTES: usize = 5;
+
+/// Where the address begins.
+const ADDRESS_AT: usize = 1 + NUMBER_BYTES;
+
 const TIME_BYTES: usize = 6;
 const TIME_MAX: u64 = (1 << 48) - 1;
 
 impl ClientIdentity {
-    pub(super) fn new(grant: &Grant, address: IpAddr) -> Self {
+    /// The client of the shard's n-th connection.
+    pub(super) fn new(number: u64, grant: &Grant, address: IpAddr) -> Self {
         let mut flags = if address.is_ipv6() { IS_V6 } else { 0 };
         let mut packed = vec![0];
+        packed.extend(&number.to_le_bytes()[..NUMBER_BYTES]);
         match address {
             IpAddr::V4(address) => packed.extend(address.octets()),
             IpAddr::V6(address) => packed.extend(address.octets()),
@@ -51,9 +59,22 @@ impl ClientIdentity {
     /// A client of this user.
     #[cfg(test)]
     pub(super) fn of_user(user: &str, expires: Option<UnixMs>) -> Self {
+        Self::numbered(1, user, expires)
+    }
+
+    /// The client of the shard's n-th connection, of this user.
+    #[cfg(test)]
+    pub(super) fn numbered(number: u64, user: &str, expires: Option<UnixMs>) -> Self {
         let allowed = crate::protocol::auth::Allowed::Any;
         let grant = Grant { user: user.into(), expires, allowed, issued: None, token_id: None };
-        Self::new(&grant, Ipv4Addr::LOCALHOST.into())
+        Self::new(number, &grant, Ipv4Addr::LOCALHOST.into())
+    }
+
+    /// The connection's number on its shard: no other has it.
+    pub(super) fn number(&self) -> u64 {
+        let mut bytes = [0; 8];
+        bytes[..NUMBER_BYTES].copy_from_slice(&self.0[1..ADDRESS_AT]);
+        u64::from_le_bytes(bytes)
     }
 
     /// The user, of its token.
@@ -63,9 +84,9 @@ impl ClientIdentity {
 
     /// The address that it came from, behind trusted proxies.
     pub(super) fn address(&self) -> IpAddr {
-        match self.0[1..].first_chunk::<16>().filter(|_| self.has(IS_V6)) {
+        match self.0[ADDRESS_AT..].first_chunk::<16>().filter(|_| self.has(IS_V6)) {
             Some(octets) => Ipv6Addr::from(*octets).into(),
-            None => Ipv4Addr::from(*self.0[1..].first_chunk().expect("each has an address")).into(),
+            None => Ipv4Addr::from(*self.0[ADDRESS_AT..].first_chunk().expect("each has an address")).into(),
         }
     }
 
@@ -105,7 +126,7 @@ impl ClientIdentity {
     fn offset_of(&self, flag: u8) -> usize {
         let lens = [(HAS_ISSUED, TIME_BYTES), (HAS_EXPIRES, TIME_BYTES), (HAS_TOKEN_ID, 8)];
         let before = lens.into_iter().filter(|(other, _)| *other < flag && self.has(*other));
-        1 + if self.has(IS_V6) { 16 } else { 4 } + before.map(|(_, len)| len).sum::<usize>()
+        ADDRESS_AT + if self.has(IS_V6) { 16 } else { 4 } + before.map(|(_, len)| len).sum::<usize>()
     }
 }
 
@@ -124,8 +145,8 @@ mod tests {
                     let address = address.parse().unwrap();
                     let (issued, expires) = (issued.map(UnixMs), expires.map(UnixMs));
                     let grant = Grant { user: user.into(), expires, allowed: Allowed::Any, issued, token_id };
-                    let client = ClientIdentity::new(&grant, address);
-                    assert_eq!((client.user(), client.address()), (user, address));
+                    let client = ClientIdentity::new(77, &grant, address);
+                    assert_eq!((client.number(), client.user(), client.address()), (77, user, address));
                     assert_eq!((client.issued(), client.expires(), client.token_id()), (issued, expires, token_id));
                 }
             }

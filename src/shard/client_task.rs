@@ -5,17 +5,21 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use tracing::{Level, enabled};
 
 use super::admission::{Admission, admit};
 use super::client_identity::ClientIdentity;
 use super::connection::{ConnectionKey, NewConnection};
 use super::context::{READS_A_POLL, ShardContext};
-use super::executor;
 use super::final_response::{linger, refuse_after_upgrade, refuse_by_http};
+use super::operator_log::RefusedClient;
 use super::pod_limits::ConnectionPermit;
 use super::reactor::Stream;
 use super::redirect::OwnerDoubt;
 use super::writer::Writer;
+use super::{executor, operator_log, operator_requests};
 use crate::clock::Now;
 use crate::exchange::{AuthenticatedUpgrade, PodState};
 use crate::ids::AssessmentId;
@@ -32,9 +36,8 @@ pub(super) async fn admit_client(shard: &Rc<ShardContext>, stream: Stream, reque
     let permit = match shard.pod.acquire_connection(upgrade.client, &grant.user) {
         Ok(permit) => permit,
         Err(why) => {
-            let refusal = HttpRefusal::Unavailable(why);
-            shard.refusal_log.refused(refusal, upgrade.client, now.instant);
-            return refuse_by_http(shard, stream, refusal).await;
+            let client = RefusedClient::of(&upgrade, Some(&grant.user));
+            return refuse_by_http(shard, stream, HttpRefusal::Unavailable(why), client).await;
         }
     };
     let admit_by = |pod_state: &PodState, now: Now| {
@@ -73,7 +76,7 @@ pub(super) async fn admit_client(shard: &Rc<ShardContext>, stream: Stream, reque
         answer => {
             // The socket may linger; the permit is free for others.
             drop(permit);
-            refuse_after_upgrade(shard, stream, &upgrade, answer).await;
+            refuse_after_upgrade(shard, stream, &upgrade, Some(&grant.user), answer).await;
         }
     }
 }
@@ -89,14 +92,17 @@ fn attach(
     let assessment = upgrade.assessment.as_ref().ok().and_then(Option::as_ref);
     let mut accept = Vec::new();
     upgrade.accept_response(&mut accept);
+    let number = shard.next_connection_number();
+    let id = shard.connection_ids.id(shard.index, number);
+    operator_log::opened(&id, &grant.user, assessment, upgrade.client);
     let new_connection = NewConnection {
         socket: Writer::of(stream),
         assessment: assessment.cloned(),
         cursor: upgrade.cursor.clone(),
-        client: ClientIdentity::new(&grant, upgrade.client),
+        client: ClientIdentity::new(number, &grant, upgrade.client),
         owner_doubt,
         accept,
-        id: shard.next_connection_id().into(),
+        id: id.into(),
     };
     shard.metrics.opened();
     shard.state.borrow_mut().attach(new_connection, now)
@@ -166,11 +172,16 @@ impl ConnectionTask {
 
     /// Takes the connection out of the shard's state; returns whether the close frame was sent.
     fn detach(&self, gone: CloseReason) -> bool {
-        let ended = self.shard.state.borrow_mut().detach(self.key, gone);
-        ended.is_some_and(|ended| {
-            self.shard.metrics.closed(ended.reason, ended.opened.elapsed().as_secs_f64());
-            ended.close_sent
-        })
+        let shard = &self.shard;
+        let row =
+            enabled!(Level::DEBUG).then(|| operator_requests::row(&shard.state.borrow(), self.key, Instant::now()));
+        let Some(ended) = shard.state.borrow_mut().detach(self.key, gone) else { return false };
+        shard.metrics.closed(ended.reason, ended.opened.elapsed().as_secs_f64());
+        if let Some(row) = row.flatten() {
+            let id = shard.connection_ids.id(shard.index, row.number);
+            operator_log::closed(&id, &row, ended.reason, Instant::now());
+        }
+        ended.close_sent
     }
 }
 

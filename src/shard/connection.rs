@@ -33,6 +33,9 @@ pub(super) trait Socket {
     /// `WouldBlock` if it takes nothing now; any other kind if the connection is gone.
     fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
 
+    /// Bytes that the client's system has acknowledged.
+    fn acknowledged_bytes(&self) -> u64;
+
     /// Wakes the connection's task, because the socket is full or the connection has ended.
     fn wake(&self);
 
@@ -75,12 +78,12 @@ pub(super) struct Connection<S> {
     pub(super) catching_up: bool,
     /// Sign against the owner named by the view when the client arrived.
     pub(super) owner_doubt: OwnerDoubt,
+    /// Whether it was told that its token expires soon.
+    pub(super) expiry_told: bool,
     /// The version of the board that it was sent.
     pub(super) board_seen: BoardVersion,
     /// The board's version at connect. Until it has seen this version, the board precedes its events (PROTOCOL 2).
     pub(super) board_at_open: BoardVersion,
-    /// Its index in the list of all connections.
-    pub(super) index: u32,
     pub(super) opened: Moment,
     /// Time of the client's last frame.
     pub(super) heard_at: LifeTime,
@@ -92,10 +95,10 @@ pub(super) struct Connection<S> {
     pub(super) refreshes: OnceASecond,
     /// Expiry of its token on the monotonic clock: a step of the wall clock disconnects no client.
     pub(super) token_expires_at: Option<Moment>,
-    /// Whether it was told that its token expires soon.
-    pub(super) expiry_told: bool,
     pub(super) client: ClientIdentity,
     pub(super) inbound: InboundBucket,
+    /// Its index in the list of all connections.
+    pub(super) index: u32,
 }
 
 /// What a connection starts with.

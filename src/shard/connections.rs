@@ -15,9 +15,45 @@ pub(super) struct Connections<S> {
     slots: SlotMap<ConnectionKey, Connection<S>>,
     /// All keys, in no order.
     keys: Vec<ConnectionKey>,
-    subscribers: SecondaryMap<AssessmentLogKey, Vec<ConnectionKey>>,
+    subscribers: SecondaryMap<AssessmentLogKey, Subscribers>,
     due_queue: DueQueue,
 }
+
+/// The subscribers of an assessment. Most have one, which needs no allocation.
+enum Subscribers {
+    One(ConnectionKey),
+    Several(Vec<ConnectionKey>),
+}
+
+impl Subscribers {
+    fn as_slice(&self) -> &[ConnectionKey] {
+        match self {
+            Self::One(key) => std::slice::from_ref(key),
+            Self::Several(keys) => keys,
+        }
+    }
+
+    fn push(&mut self, key: ConnectionKey) {
+        match self {
+            Self::One(first) => *self = Self::Several(vec![*first, key]),
+            Self::Several(keys) => keys.push(key),
+        }
+    }
+
+    /// Removes the subscriber at an index, whose place the last one takes; returns whether any is left.
+    fn swap_remove(&mut self, index: usize) -> bool {
+        match self {
+            Self::One(_) => false,
+            Self::Several(keys) => {
+                keys.swap_remove(index);
+                !keys.is_empty()
+            }
+        }
+    }
+}
+
+// As large as the list alone.
+const _: () = assert!(size_of::<Subscribers>() == size_of::<Vec<ConnectionKey>>());
 
 /// Connections to be visited, beside what a visit may change.
 pub(super) struct Visit<'a, S> {
@@ -53,12 +89,18 @@ impl<S> Connections<S> {
         log_key: AssessmentLogKey,
         (hash, position): (AssessmentHash, Position),
     ) {
-        let Some(entry) = self.subscribers.entry(log_key) else { return };
-        // Most assessments have one subscriber.
-        let subscribers = entry.or_insert_with(|| Vec::with_capacity(1));
-        let index = index_of_len(subscribers.len());
+        let index = match self.subscribers.get_mut(log_key) {
+            Some(subscribers) => {
+                let index = index_of_len(subscribers.as_slice().len());
+                subscribers.push(key);
+                index
+            }
+            None => {
+                self.subscribers.insert(log_key, Subscribers::One(key));
+                0
+            }
+        };
         self.slots[key].subscription = Some(Subscription { log_key, hash, position, index });
-        subscribers.push(key);
     }
 
     /// Takes a connection out of the lists that hold it.
@@ -76,14 +118,14 @@ impl<S> Connections<S> {
 
     fn unsubscribe(&mut self, subscription: Subscription) {
         let Some(subscribers) = self.subscribers.get_mut(subscription.log_key) else { return };
-        subscribers.swap_remove(subscription.index as usize);
-        if let Some(&moved) = subscribers.get(subscription.index as usize)
+        if !subscribers.swap_remove(subscription.index as usize) {
+            self.subscribers.remove(subscription.log_key);
+            return;
+        }
+        if let Some(&moved) = subscribers.as_slice().get(subscription.index as usize)
             && let Some(other) = &mut self.slots[moved].subscription
         {
             other.index = subscription.index;
-        }
-        if subscribers.is_empty() {
-            self.subscribers.remove(subscription.log_key);
         }
     }
 
@@ -109,7 +151,7 @@ impl<S> Connections<S> {
     }
 
     pub(super) fn subscribers(&self, log_key: AssessmentLogKey) -> &[ConnectionKey] {
-        self.subscribers.get(log_key).map_or(&[], Vec::as_slice)
+        self.subscribers.get(log_key).map_or(&[], Subscribers::as_slice)
     }
 
     /// All connections, to be visited.
@@ -119,7 +161,7 @@ impl<S> Connections<S> {
 
     /// The subscribers of an assessment, to be visited.
     pub(super) fn visit_subscribers(&mut self, log_key: AssessmentLogKey) -> Visit<'_, S> {
-        let keys = self.subscribers.get(log_key).map_or(&[][..], Vec::as_slice);
+        let keys = self.subscribers.get(log_key).map_or(&[][..], Subscribers::as_slice);
         Visit { keys, slots: &mut self.slots, due_queue: &mut self.due_queue }
     }
 

@@ -26,7 +26,7 @@ use crate::config::{AdmissionConfig, ShardConfig};
 use crate::exchange::{
     Busy, Handoff, HttpRequest, HttpSender, PodState, PublishedPodState, RefreshRequest, ShardHandle, TokenChecks,
 };
-use crate::ids::{NodeId, ShardIndex};
+use crate::ids::{ConnectionIds, NodeId, ShardIndex};
 use crate::limits::VIEW_REFRESH_WAIT_MAX;
 use crate::protocol::auth::{Grant, Unauthorized, Verdict, Verifier};
 use crate::protocol::head::{BearerToken, Rules};
@@ -71,7 +71,7 @@ pub(super) struct ShardContext {
     pub(super) refusal_log: RefusalLog,
     /// Refused clients whose sockets linger.
     lingering: Cell<usize>,
-    started_ms: u64,
+    pub(super) connection_ids: ConnectionIds,
     /// Number of connections so far.
     connections: Cell<u64>,
     /// End of the last turn.
@@ -105,7 +105,7 @@ impl ShardContext {
             handshakes: Rc::new(Handshakes::new(parts.admission.handshakes_max)),
             refusal_log: RefusalLog::default(),
             lingering: Cell::new(0),
-            started_ms: now.unix.0,
+            connection_ids: parts.connection_ids.clone(),
             connections: Cell::new(0),
             last_turn: Cell::new(now.instant),
             turn_waker: RefCell::default(),
@@ -215,11 +215,11 @@ impl ShardContext {
 
     // ---- clients ----------------------------------------------------------------------------------------------------
 
-    /// A connection id that no other connection has, of any pod with another name or another start time.
-    pub(super) fn next_connection_id(&self) -> String {
-        let count = self.connections.get() + 1;
-        self.connections.set(count);
-        format!("{}-{:x}-{}-{count}", self.node, self.started_ms, self.index.0)
+    /// The number of the next connection: no other of this shard has it.
+    pub(super) fn next_connection_number(&self) -> u64 {
+        let number = self.connections.get() + 1;
+        self.connections.set(number);
+        number
     }
 
     /// Lets one more refused client linger, unless too many do.

@@ -20,6 +20,7 @@ use super::drain::Drain;
 use super::executor::{self, Executor};
 use super::findings_log::FindingsLog;
 use super::handover::Handover;
+use super::operator_requests::OperatorRequests;
 use super::reactor::{Reactor, Stream, WakeTimer};
 use super::sweep::Sweeper;
 use super::view_gate::GateDecision;
@@ -77,6 +78,7 @@ async fn run(parts: Parts, reactor: Rc<Reactor>, wake_timer: WakeTimer) {
     let turn_loop = TurnLoop {
         sweeper: Sweeper::new(&shard.config, now.instant),
         handover: Handover::new(&shard.config, now.instant),
+        operator_requests: OperatorRequests::default(),
         age_limiter: AgeLimiter::new(shard.admission.connection_age_max, &shard.config, now.instant),
         shard,
         inbox: parts.inbox,
@@ -136,6 +138,7 @@ struct TurnLoop {
     drain: Drain,
     drain_config: DrainConfig,
     age_limiter: AgeLimiter,
+    operator_requests: OperatorRequests,
     findings_log: FindingsLog,
     /// Wakes the loop when the next turn is due.
     wake_timer: WakeTimer,
@@ -215,12 +218,13 @@ impl TurnLoop {
         }
     }
 
-    /// Closes clients by the handover, the age limit and the drain.
+    /// Closes clients by the handover, the age limit, operators and the drain.
     fn close_departing(&mut self, pod_state: &PodState, now: Now) {
         let phase = DrainPhase::at(now.instant, pod_state.draining_since, &self.drain_config);
         let placement = self.shard.placement(pod_state);
         let mut state = self.shard.state.borrow_mut();
         self.age_limiter.advance(&mut state, &placement, now);
+        self.operator_requests.advance(&self.inbox.requests, &mut state, now);
         let steps = [
             self.handover.advance(&mut state, &placement, now),
             self.drain.advance(&mut state, phase, &placement, now),
@@ -257,6 +261,7 @@ impl TurnLoop {
             self.shard.set_turn_waker(cx.waker());
             let has_work = !self.inbox.batches.is_empty()
                 || !self.inbox.handoffs.is_empty()
+                || !self.inbox.requests.is_empty()
                 || !Arc::ptr_eq(pod_state, &self.shard.pod_state.load())
                 || self.shard.state.borrow().has_queued();
             if has_work || std::mem::replace(&mut was_polled, true) {
@@ -273,7 +278,13 @@ impl TurnLoop {
         if let Some(flush) = self.shard.state.borrow().next_market_flush(now) {
             until = until.min(flush);
         }
-        for due in [self.handover.next(now), self.age_limiter.next(now), self.drain.next(now)].into_iter().flatten() {
+        let passes = [
+            self.handover.next(now),
+            self.age_limiter.next(now),
+            self.operator_requests.next(now),
+            self.drain.next(now),
+        ];
+        for due in passes.into_iter().flatten() {
             until = until.min(due);
         }
         if pod_state.draining_since.is_some() {

@@ -7,23 +7,38 @@ use futures_lite::future;
 
 use super::admission::Admission;
 use super::context::{READS_A_POLL, ShardContext};
-use super::executor;
+use super::operator_log::RefusedClient;
 use super::reactor::Stream;
+use super::{executor, operator_log};
 use crate::limits::{CLOSE_STALL_MAX, LINGER, LINGER_BYTES_MAX, LINGER_POLL_EVERY};
 use crate::protocol::head::{HttpRefusal, Unavailable, Upgrade};
 use crate::protocol::messages;
 
 /// Refuses a request without an upgrade.
-pub(super) async fn refuse_by_http(shard: &ShardContext, stream: Stream, refusal: HttpRefusal) {
+pub(super) async fn refuse_by_http(
+    shard: &ShardContext,
+    stream: Stream,
+    refusal: HttpRefusal,
+    client: RefusedClient<'_>,
+) {
     shard.metrics.refused_by_http(refusal);
+    shard.refusal_log.refused(refusal, client, Instant::now());
     send_final_response(shard, stream, &refusal.response()).await;
 }
 
 /// Refuses a client by what [`super::admission`] answered: with an error message and a close frame, or 503.
-pub(super) async fn refuse_after_upgrade(shard: &ShardContext, stream: Stream, upgrade: &Upgrade, answer: Admission) {
+pub(super) async fn refuse_after_upgrade(
+    shard: &ShardContext,
+    stream: Stream,
+    upgrade: &Upgrade,
+    user: Option<&str>,
+    answer: Admission,
+) {
+    let client = RefusedClient::of(upgrade, user);
     let Admission::Reject(rejection) = answer else {
-        return refuse_by_http(shard, stream, HttpRefusal::Unavailable(Unavailable::NotServing)).await;
+        return refuse_by_http(shard, stream, HttpRefusal::Unavailable(Unavailable::NotServing), client).await;
     };
+    operator_log::rejected(&rejection, client);
     let mut bytes = Vec::new();
     upgrade.accept_response(&mut bytes);
     rejection.message(&mut bytes);

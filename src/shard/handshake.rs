@@ -5,7 +5,6 @@ use std::future::poll_fn;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::task::{Poll, ready};
-use std::time::Instant;
 
 use super::admission::{Admission, unauthorized};
 use super::client_task::admit_client;
@@ -13,6 +12,7 @@ use super::context::ShardContext;
 use super::executor::{self, TaskKey};
 use super::final_response::{refuse_after_upgrade, refuse_by_http};
 use super::handshakes::Handshake;
+use super::operator_log::RefusedClient;
 use super::reactor::Stream;
 use crate::clock::Now;
 use crate::exchange::{AuthenticatedUpgrade, Busy, Handoff, HttpRequest};
@@ -48,12 +48,12 @@ pub(super) async fn run_handshake(
     match head.unwrap_or(HeadOutcome::Refused(HttpRefusal::Timeout)) {
         HeadOutcome::Gone => {}
         HeadOutcome::Refused(refusal) => {
-            shard.refusal_log.refused(refusal, client, Instant::now());
-            refuse_by_http(shard, stream, refusal).await;
+            refuse_by_http(shard, stream, refusal, RefusedClient::at(client)).await;
         }
         HeadOutcome::Operators => {
             if let Err(request) = shard.pass_to_operators(HttpRequest { socket: stream.into_fd(), read }) {
-                refuse_by_http(shard, Stream::new(&shard.reactor, request.socket), BUSY).await;
+                let stream = Stream::new(&shard.reactor, request.socket);
+                refuse_by_http(shard, stream, BUSY, RefusedClient::at(client)).await;
             }
         }
         HeadOutcome::Upgrade(upgrade, head_len) => {
@@ -69,18 +69,20 @@ pub(super) async fn run_handshake(
 async fn route_to_owner_shard(shard: &Rc<ShardContext>, stream: Stream, upgrade: Upgrade, rest: Vec<u8>) {
     shard.yield_to_turns().await;
     if !shard.placement(&shard.pod_state.load()).accepts_clients() || !shard.can_verify() {
-        return refuse_after_upgrade(shard, stream, &upgrade, Admission::Unavailable).await;
+        return refuse_after_upgrade(shard, stream, &upgrade, None, Admission::Unavailable).await;
     }
     let verdict = shard.verify(upgrade.token.as_ref()).await;
     let now = Now::read();
     let grant = match verdict {
         Ok(Ok(grant)) => grant,
-        Ok(Err(_)) if !shard.pod.allow_refusal(now.instant) => return refuse_by_http(shard, stream, TOO_FAST).await,
-        Ok(Err(why)) => return refuse_after_upgrade(shard, stream, &upgrade, unauthorized(why)).await,
-        Err(Busy) => return refuse_by_http(shard, stream, BUSY).await,
+        Ok(Err(_)) if !shard.pod.allow_refusal(now.instant) => {
+            return refuse_by_http(shard, stream, TOO_FAST, RefusedClient::of(&upgrade, None)).await;
+        }
+        Ok(Err(why)) => return refuse_after_upgrade(shard, stream, &upgrade, None, unauthorized(why)).await,
+        Err(Busy) => return refuse_by_http(shard, stream, BUSY, RefusedClient::of(&upgrade, None)).await,
     };
     if !shard.pod.allow_accept(now.instant) {
-        return refuse_by_http(shard, stream, TOO_FAST).await;
+        return refuse_by_http(shard, stream, TOO_FAST, RefusedClient::of(&upgrade, Some(&grant.user))).await;
     }
     let owner = match &upgrade.assessment {
         Ok(Some(id)) => shard_of(id.hash(), shard.config.shards),
@@ -91,8 +93,9 @@ async fn route_to_owner_shard(shard: &Rc<ShardContext>, stream: Stream, upgrade:
         return admit_client(shard, stream, request).await;
     }
     let handoff = Handoff { socket: stream.into_fd(), request };
-    if let Err(handoff) = shard.hand_off(owner, handoff) {
-        refuse_by_http(shard, Stream::new(&shard.reactor, handoff.socket), BUSY).await;
+    if let Err(Handoff { socket, request }) = shard.hand_off(owner, handoff) {
+        let client = RefusedClient::of(&request.upgrade, Some(&request.grant.user));
+        refuse_by_http(shard, Stream::new(&shard.reactor, socket), BUSY, client).await;
     }
 }
 

@@ -19,6 +19,7 @@
 //! - [`redirect`]: the pod that is to serve a client, if it is another;
 //! - [`findings_log`]: when findings about records are logged;
 //! - [`operator_log`]: the lines that operators read;
+//! - [`operator_requests`]: connections listed and closed for operators;
 //! - [`pod_limits`]: the limits on connections, which the shards of a pod share;
 //! - [`handshakes`]: the table of handshakes, and which makes room at the limit.
 //!
@@ -46,6 +47,7 @@ mod handshakes;
 mod loss_notices;
 mod metrics;
 mod operator_log;
+mod operator_requests;
 mod outbound;
 pub(crate) mod pod_limits;
 mod reactor;
@@ -73,7 +75,7 @@ use crate::config::{AdmissionConfig, DrainConfig, Engine, ShardConfig};
 use crate::exchange::{
     HttpSender, PublishedPodState, RefreshRequest, ShardHandle, ShardInbox, ShardStatus, TokenChecks,
 };
-use crate::ids::{NodeId, ShardIndex};
+use crate::ids::{ConnectionIds, NodeId, ShardIndex};
 use crate::protocol::{auth, head};
 
 /// Everything that a shard starts with.
@@ -101,6 +103,8 @@ pub(crate) struct Parts {
     pub(crate) head_rules: head::Rules,
     /// Name of this pod.
     pub(crate) node: NodeId,
+    /// The ids of the pod's connections.
+    pub(crate) connection_ids: ConnectionIds,
     /// The shard's listener on the pod's port (SO_REUSEPORT).
     pub(crate) listener: std::net::TcpListener,
     /// Receives batches and sockets from other threads.

@@ -1,14 +1,41 @@
 //! The lines that a shard logs for an operator: what happened, and which setting changes it. When a line is due is left
-//! to the callers, except for refused clients ([`RefusalLog`]).
+//! to the callers, except for refused clients ([`RefusalLog`]). At DEBUG, a connection has two lines, its opening and its
+//! end, and a refusal has one; they cost nothing while that level is off.
 
 use std::io;
 use std::net::IpAddr;
 use std::time::Instant;
 
+use super::admission::Rejection;
+use crate::clock::whole_ms;
+use crate::exchange::ConnectionRow;
+use crate::ids::AssessmentId;
 use crate::limits::{ACCEPT_LOG_EVERY, BOARD_BYTES_MAX, CURSOR_CHARS_MAX, MARKETS_MAX, MESSAGE_BYTES_COMMON};
 use crate::log_throttle::LogThrottle;
-use crate::protocol::head::{HttpRefusal, RequestFault, Unavailable};
+use crate::protocol::close::CloseReason;
+use crate::protocol::head::{HttpRefusal, RequestFault, Unavailable, Upgrade};
 use crate::stream::history::{FindingKind, TopicFinding};
+
+/// A client, as far as it is known when it is refused.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RefusedClient<'a> {
+    address: IpAddr,
+    user: Option<&'a str>,
+    assessment: Option<&'a str>,
+}
+
+impl<'a> RefusedClient<'a> {
+    /// One whose request is not read, or not accepted.
+    pub(super) fn at(address: IpAddr) -> Self {
+        Self { address, user: None, assessment: None }
+    }
+
+    /// One that asks for this; the user if its token is good.
+    pub(super) fn of(upgrade: &'a Upgrade, user: Option<&'a str>) -> Self {
+        let assessment = upgrade.assessment.as_ref().ok().and_then(Option::as_ref).map(AssessmentId::as_str);
+        Self { address: upgrade.client, user, assessment }
+    }
+}
 
 /// Logs refusals whose cause may be a setting, at a bounded rate.
 #[derive(Debug)]
@@ -24,8 +51,10 @@ impl Default for RefusalLog {
 }
 
 impl RefusalLog {
-    /// Logs a refusal if a setting may have caused it.
-    pub(super) fn refused(&self, refusal: HttpRefusal, client: IpAddr, now: Instant) {
+    /// Logs a refusal without an upgrade; as a warning if a setting may have caused it.
+    pub(super) fn refused(&self, refusal: HttpRefusal, refused: RefusedClient<'_>, now: Instant) {
+        let RefusedClient { address: client, user, assessment } = refused;
+        tracing::debug!(reason = refusal.label(), why = %refusal, %client, user, assessment, "client refused");
         let (throttle, advice) = match refusal {
             HttpRefusal::Unavailable(Unavailable::Address) => (
                 &self.address,
@@ -48,6 +77,36 @@ impl RefusalLog {
             tracing::warn!(%client, suppressed, "{advice}");
         }
     }
+}
+
+/// A client is refused after its upgrade.
+pub(super) fn rejected(rejection: &Rejection, rejected: RefusedClient<'_>) {
+    let RefusedClient { address: client, user, assessment } = rejected;
+    let (reason, why) = (rejection.reason.row().label, rejection.why());
+    let peer = rejection.redirected_to().map(tracing::field::display);
+    tracing::debug!(reason, why, peer, %client, user, assessment, "client refused");
+}
+
+/// A connection is open.
+pub(super) fn opened(connection: &str, user: &str, assessment: Option<&AssessmentId>, client: IpAddr) {
+    let assessment = assessment.map(AssessmentId::as_str);
+    tracing::debug!(connection, user, assessment, %client, "connection opened");
+}
+
+/// A connection has ended; the row is of its last moment.
+pub(super) fn closed(connection: &str, row: &ConnectionRow, reason: CloseReason, now: Instant) {
+    let ConnectionRow { user, assessment, address: client, lag_events, acknowledged_bytes, .. } = row;
+    tracing::debug!(
+        connection,
+        reason = reason.row().label,
+        user = &**user,
+        assessment = assessment.as_deref(),
+        %client,
+        bytes = acknowledged_bytes,
+        lag_events,
+        lasted_ms = whole_ms(now.saturating_duration_since(row.opened)),
+        "connection closed"
+    );
 }
 
 /// The listener can't accept: the system is out of descriptors or memory.

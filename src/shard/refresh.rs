@@ -33,7 +33,8 @@ impl<S: Socket> ShardState<S> {
             Ok(Ok(grant)) => {
                 connection.token_expires_at = grant.expires.and_then(|time| now.instant_of(time)).map(Moment::from);
                 connection.expiry_told = false;
-                connection.client = ClientIdentity::new(&grant, connection.client.address());
+                let old = &connection.client;
+                connection.client = ClientIdentity::new(old.number(), &grant, old.address());
                 RefreshAnswer::Refreshed
             }
         });

@@ -185,6 +185,17 @@ impl<S: Socket> ShardState<S> {
         }
     }
 
+    /// The assessment of a connection, if it has one.
+    pub(super) fn assessment_of(&self, connection: &Connection<S>) -> Option<&str> {
+        self.history.assessment_id(connection.subscription?.log_key)
+    }
+
+    /// Events of its assessment that a connection has not been sent.
+    pub(super) fn lag_events(&self, connection: &Connection<S>) -> u64 {
+        let behind = |Subscription { log_key, position, .. }| self.history.entries_after(log_key, position);
+        connection.subscription.map_or(0, behind)
+    }
+
     /// Whether the client's input still matters.
     pub(super) fn is_live(&self, key: ConnectionKey) -> bool {
         self.connections.get(key).is_some_and(Connection::is_live)

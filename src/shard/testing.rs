@@ -79,6 +79,10 @@ impl Socket for Wire {
         if sent == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(sent) }
     }
 
+    fn acknowledged_bytes(&self) -> u64 {
+        0
+    }
+
     /// The simulation polls each connection's task by itself.
     fn wake(&self) {}
 }

@@ -5,6 +5,7 @@ mod costs;
 mod elections;
 mod leaving;
 mod newcomers;
+mod operators;
 mod passes;
 mod returns;
 mod slow;
@@ -12,6 +13,7 @@ mod tokens;
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
+use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -91,6 +93,10 @@ impl Socket for Scripted {
         }
         self.0.borrow_mut().writes += 1;
         Ok(sent)
+    }
+
+    fn acknowledged_bytes(&self) -> u64 {
+        0
     }
 
     fn wake(&self) {

@@ -23,6 +23,7 @@ const EDGES: &[&str] = &[
     "src/ingest/kafka.rs",
     "src/discovery/peer_looks.rs",
     "src/discovery/redis.rs",
+    "src/discovery/redis/announcements.rs",
     "src/identity/source.rs",
     "src/identity/checker.rs",
     // The loop of a key set's task.
@@ -34,6 +35,9 @@ const EDGES: &[&str] = &[
     "src/shard/client_task.rs",
     "src/shard/final_response.rs",
     "src/operations/http.rs",
+    // Ask the shards and other pods, with a time limit.
+    "src/operations/admin/fleet.rs",
+    "src/operations/admin/shards.rs",
     // Writes the log.
     "src/operations/log.rs",
     "src/shutdown/signals.rs",
@@ -101,9 +105,12 @@ const WORLD: &[World] = &[
             "src/discovery/mod.rs",
             "src/discovery/peer_looks.rs",
             "src/discovery/redis.rs",
+            "src/discovery/redis/announcements.rs",
             "src/identity/",
             "src/discovery/redis_link.rs",
             "src/operations/http.rs",
+            "src/operations/admin/fleet.rs",
+            "src/operations/admin/shards.rs",
         ],
         edges: false,
     },
@@ -124,11 +131,7 @@ const WORLD: &[World] = &[
         edges: false,
     },
     // Where Redis is, is parsed into the client's own type, so that a wrong URL is told at the start.
-    World {
-        paths: &["redis"],
-        files: &["src/discovery/redis.rs", "src/discovery/redis_link.rs", "src/config/"],
-        edges: false,
-    },
+    World { paths: &["redis"], files: &["src/discovery/redis", "src/config/"], edges: false },
     // Requests and answers are hyper's plain values. Where a key set is, is parsed into its type for URLs, so that a wrong
     // one is told at the start.
     World {

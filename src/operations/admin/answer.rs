@@ -3,11 +3,8 @@
 use hyper::StatusCode;
 use hyper::header::{ALLOW, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use serde::Serialize;
-use tracing::Level;
 
-use crate::clock::UnixMs;
-use crate::config::EffectiveSetting;
-use crate::ids::NodeId;
+use super::shards::LateShard;
 use crate::limits::{ADMIN_REQUESTS_MAX, REVOCATIONS_MAX};
 use crate::operations::pages::{JSON, PageResponse, whole};
 
@@ -20,8 +17,12 @@ pub(super) enum Refusal {
     Unauthorized,
     /// 405: the page takes these methods.
     Method(&'static str),
+    /// 421: the request is for another pod.
+    OtherPod(String),
     /// 503: other requests are being answered.
     Busy,
+    /// 503: a shard did not answer in time.
+    Late(LateShard),
     /// 507: too many tokens are revoked.
     Full,
 }
@@ -30,31 +31,6 @@ pub(super) enum Refusal {
 struct ErrorBody<'a> {
     error: &'static str,
     message: &'a str,
-}
-
-/// The answer to `GET /settings`.
-#[derive(Debug, Serialize)]
-pub(super) struct SettingsBody<'a> {
-    pub(super) node: &'a str,
-    pub(super) settings: &'a [EffectiveSetting],
-}
-
-/// The answer to `PUT /log`.
-#[derive(Debug, Serialize)]
-pub(super) struct LogLevelAnswer<'a> {
-    node: &'a str,
-    level: String,
-    /// The level that comes back.
-    setting: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    until: Option<String>,
-}
-
-impl<'a> LogLevelAnswer<'a> {
-    pub(super) fn new(node: &'a NodeId, level: Level, setting: Level, until: Option<UnixMs>) -> Self {
-        let name = |level: Level| level.as_str().to_ascii_lowercase();
-        Self { node: &node.0, level: name(level), setting: name(setting), until: until.map(|until| until.to_string()) }
-    }
 }
 
 /// The answer to a request that gets nothing.
@@ -67,6 +43,12 @@ pub(super) fn refuse(refusal: Refusal) -> PageResponse {
             "send Authorization: Bearer with a token of ADMIN_TOKEN".to_owned(),
         ),
         Refusal::Method(methods) => (StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", format!("use {methods}")),
+        Refusal::OtherPod(node) => (
+            StatusCode::MISDIRECTED_REQUEST,
+            "OtherPod",
+            format!("this is {node}: ask the ADMIN_PORT of the other pod"),
+        ),
+        Refusal::Late(late) => (StatusCode::SERVICE_UNAVAILABLE, "Busy", late.to_string()),
         Refusal::Busy => (
             StatusCode::SERVICE_UNAVAILABLE,
             "Busy",
@@ -82,8 +64,8 @@ pub(super) fn refuse(refusal: Refusal) -> PageResponse {
     let header = match refusal {
         Refusal::Unauthorized => Some((WWW_AUTHENTICATE, "Bearer")),
         Refusal::Method(methods) => Some((ALLOW, methods)),
-        Refusal::Busy => Some((RETRY_AFTER, "1")),
-        Refusal::BadRequest(_) | Refusal::Full => None,
+        Refusal::Busy | Refusal::Late(_) => Some((RETRY_AFTER, "1")),
+        Refusal::BadRequest(_) | Refusal::OtherPod(_) | Refusal::Full => None,
     };
     if let Some((name, value)) = header {
         answer.headers_mut().insert(name, HeaderValue::from_static(value));

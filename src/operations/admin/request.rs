@@ -1,11 +1,14 @@
 //! What operators ask, parsed: unknown, repeated and invalid parameters are faults that say what would be right.
 
+use std::fmt;
+
 use percent_encoding::percent_decode_str;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tracing::Level;
 
 use super::answer::Refusal;
-use crate::ids::{AssessmentId, SlotNumber};
+use crate::exchange::ConnectionFilter;
+use crate::ids::{AssessmentId, ConnectionIds, ShardIndex, SlotNumber};
 use crate::limits::{ADMIN_ROWS_DEFAULT, ADMIN_ROWS_MAX, LEVEL_SECONDS_MAX};
 
 /// The query of `GET /cluster`.
@@ -43,6 +46,91 @@ impl PageQuery {
     pub(super) fn parse(query: &str) -> Result<Self, Refusal> {
         let mut parameters = Parameters::parse(query, &["limit", "after"])?;
         Ok(Self { limit: parameters.limit()?, after: parameters.take("after").unwrap_or_default() })
+    }
+}
+
+/// The query of `GET /connections`.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct ConnectionsQuery {
+    /// Which connections.
+    pub(super) filter: ConnectionFilter,
+    /// The pod whose connections are asked for.
+    pub(super) node: Option<String>,
+    /// Rows in the answer.
+    pub(super) limit: usize,
+    /// The last connection of the previous page.
+    pub(super) after: Option<(ShardIndex, u64)>,
+}
+
+impl ConnectionsQuery {
+    pub(super) fn parse(query: &str, ids: &ConnectionIds) -> Result<Self, Refusal> {
+        let mut parameters = Parameters::parse(query, &["user", "assessmentId", "node", "limit", "after"])?;
+        Ok(Self {
+            filter: ConnectionFilter {
+                user: parameters.take("user").map(Into::into),
+                assessment: parameters.assessment()?,
+                number: None,
+            },
+            node: parameters.take("node"),
+            limit: parameters.limit()?,
+            after: parameters.parsed("after", "the `next` of this pod's previous page", |id| ids.parse(id))?,
+        })
+    }
+}
+
+/// The body of `POST /disconnections`, as it is written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct DisconnectionBody {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    user: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    connection_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    assessment_id: Option<String>,
+    reconnect: bool,
+}
+
+/// The connections that are to be closed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    /// All of a user.
+    User(String),
+    /// All of an assessment.
+    Assessment(AssessmentId),
+    /// The one with this id, of any pod.
+    Connection(String),
+}
+
+/// For the log.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(user) => write!(f, "user={user:?}"),
+            Self::Assessment(id) => write!(f, "assessmentId={:?}", id.as_str()),
+            Self::Connection(id) => write!(f, "connectionId={id:?}"),
+        }
+    }
+}
+
+impl DisconnectionBody {
+    /// What the body takes, in words.
+    pub(super) const TAKES: &str =
+        r#"one of "user", "connectionId" and "assessmentId", and "reconnect": true or false"#;
+
+    /// The target, and whether its clients should come back.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub(super) fn parse(&self) -> Result<(Target, bool), String> {
+        let texts = [&self.user, &self.connection_id, &self.assessment_id];
+        let target = match texts.map(Option::as_deref) {
+            [Some(user), None, None] if !user.is_empty() => Target::User(user.to_owned()),
+            [None, Some(id), None] if !id.is_empty() => Target::Connection(id.to_owned()),
+            [None, None, Some(id)] => Target::Assessment(AssessmentId::parse(id).map_err(|fault| fault.to_string())?),
+            _ => return Err(format!("takes {}", Self::TAKES)),
+        };
+        Ok((target, self.reconnect))
     }
 }
 
@@ -158,6 +246,43 @@ mod tests {
         let all = query("after=7&limit=1&assessmentId=a%20%26+b");
         assert_eq!(all.assessment.as_ref().map(AssessmentId::as_str), Some("a &+b"));
         assert_eq!((all.limit, all.after), (1, Some(SlotNumber(7))));
+    }
+
+    fn disconnection(text: &str) -> Result<(Target, bool), String> {
+        match body::<DisconnectionBody>(text.as_bytes(), DisconnectionBody::TAKES) {
+            Ok(body) => body.parse(),
+            Err(Refusal::BadRequest(fault)) => Err(fault),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_disconnection_has_one_target() {
+        let id = AssessmentId::parse("a").unwrap();
+        let good = [
+            (r#"{"user":"u","reconnect":false}"#, (Target::User("u".into()), false)),
+            (r#"{"reconnect":true,"connectionId":"p-1"}"#, (Target::Connection("p-1".into()), true)),
+            (r#"{"assessmentId":"a","reconnect":false}"#, (Target::Assessment(id), false)),
+        ];
+        for (text, expected) in good {
+            assert_eq!(disconnection(text), Ok(expected), "{text}");
+        }
+        for wrong in [
+            "",
+            "[]",
+            "{}",
+            r#"{"reconnect":true}"#,
+            r#"{"user":"u"}"#,
+            r#"{"user":"","reconnect":true}"#,
+            r#"{"user":"u","assessmentId":"a","reconnect":true}"#,
+            r#"{"usr":"u","reconnect":true}"#,
+            r#"{"user":7,"reconnect":true}"#,
+            r#"{"user":"u","reconnect":"no"}"#,
+        ] {
+            let fault = disconnection(wrong).unwrap_err();
+            assert!(fault.ends_with(DisconnectionBody::TAKES), "{wrong}: {fault}");
+        }
+        assert!(disconnection(r#"{"assessmentId":"","reconnect":true}"#).unwrap_err().contains("is empty"));
     }
 
     #[test]

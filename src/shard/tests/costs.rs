@@ -25,6 +25,10 @@ impl Socket for Sink {
         Ok(slices.iter().map(|slice| slice.len()).sum())
     }
 
+    fn acknowledged_bytes(&self) -> u64 {
+        0
+    }
+
     fn wake(&self) {}
 }
 

@@ -79,6 +79,12 @@ impl History {
         Position { number: self.logs.get(key).map_or(0, |log| log.end), at: None }
     }
 
+    /// Entries of a log from a position on, those that have left the window included.
+    #[must_use]
+    pub(crate) fn entries_after(&self, key: AssessmentLogKey, position: Position) -> u64 {
+        self.logs.get(key).map_or(0, |log| log.end.saturating_sub(position.number))
+    }
+
     /// The log that has had undispatched entries for longest. They stay undispatched until
     /// [`History::mark_dispatched`].
     #[must_use]
