@@ -9,12 +9,14 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use serde_json::Value;
 use shardgate::clock::Now;
 use shardgate::config::{self, Config, InvalidConfig, Preset, Sources};
 use shardgate::demo::{Demo, token};
 use shardgate::discovery::ClusterMode;
 use shardgate::gateway::{self, ProcessHandles, machine};
 use shardgate::operations::log::Log;
+use shardgate::protocol::auth::signing::{self, SigningKey};
 use shardgate::routing::table::RouteTable;
 use shardgate::shutdown::signals;
 use tracing::warn;
@@ -58,10 +60,22 @@ struct TokenArguments {
     /// An assessment that the token allows; repeat the flag for several; without it, any
     #[arg(long = "assessment", value_name = "ID")]
     assessments: Vec<String>,
-    /// Lifetime of the token
-    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
-    expires_in: u64,
-    /// The key to sign with; otherwise JWT_SECRET from the environment or the settings file
+    /// Lifetime of the token, such as 1h, 90s or 3600; -1h: it expired an hour ago
+    #[arg(long, value_name = "TIME", default_value = "1h", allow_hyphen_values = true, value_parser = token::parse_lifetime)]
+    expires_in: i64,
+    /// A further claim, as JSON or a text; repeat the flag for several
+    #[arg(long = "claim", value_name = "NAME=VALUE", value_parser = token::parse_claim)]
+    claims: Vec<(String, Value)>,
+    /// The algorithm; those other than HS256, HS384 and HS512 need --key-file
+    #[arg(long, value_name = "NAME", default_value = "HS256")]
+    alg: String,
+    /// A private key in PEM, to sign with
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// The key's name in the key set
+    #[arg(long, value_name = "ID")]
+    kid: Option<String>,
+    /// The secret to sign with; otherwise JWT_SECRET from the environment or the settings file
     #[arg(long, value_name = "KEY")]
     jwt_secret: Option<String>,
     /// The settings file
@@ -130,13 +144,25 @@ fn check(settings: &Settings, log: &Log) -> anyhow::Result<ExitCode> {
 }
 
 fn mint(arguments: TokenArguments) -> anyhow::Result<ExitCode> {
-    let TokenArguments { user, assessments, expires_in, .. } = arguments;
+    let TokenArguments { user, assessments, expires_in, alg, kid, .. } = arguments;
+    let mut claims = token::claims(&user, &assessments, Now::read().unix, expires_in);
+    for (name, value) in arguments.claims {
+        claims[name] = value;
+    }
+    let sign = |key| {
+        let signed = signing::sign(&alg, key, kid.as_deref(), &claims);
+        signed.map_err(|fault| InvalidConfig(vec![fault.to_string()]))
+    };
+    if let Some(file) = arguments.key_file {
+        let pem = std::fs::read(&file).with_context(|| format!("--key-file: can't read {}", file.display()))?;
+        return print(&format!("{}\n", sign(SigningKey::Pem(&pem))?));
+    }
     let flag = |name: &str, value: OsString| [name.into(), value];
     let secret = arguments.jwt_secret.map(|secret| flag("--jwt-secret", secret.into()));
     let file = arguments.config.map(|file| flag("--config", file.into()));
     let flags: Vec<OsString> = secret.into_iter().chain(file).flatten().collect();
     let secret = with_sources(&flags, &[], &[], config::jwt_secret)?;
-    print(&format!("{}\n", token::mint(&secret, &user, &assessments, Now::read().unix, expires_in)))
+    print(&format!("{}\n", sign(SigningKey::Secret(&secret))?))
 }
 
 impl Settings {
@@ -210,12 +236,13 @@ mod tests {
 
     #[test]
     fn a_token_allows_every_named_assessment() {
-        let line = ["shardgate", "token", "--user", "u", "--assessment", "a", "--assessment", "b", "--expires-in", "5"];
+        let line =
+            ["shardgate", "token", "--user", "u", "--assessment", "a", "--assessment", "b", "--expires-in", "5m"];
         let Command::Token(arguments) = CommandLine::try_parse_from(line).unwrap_or_else(|e| panic!("{e}")).command
         else {
             panic!("a line of token")
         };
-        assert_eq!((arguments.user.as_str(), arguments.expires_in), ("u", 5));
+        assert_eq!((arguments.user.as_str(), arguments.expires_in), ("u", 300));
         assert_eq!(arguments.assessments, ["a", "b"]);
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use loadtest::client::{Ask, Client, Message, WITHIN, read_until};
 use loadtest::events::{event, seen};
-use loadtest::pods::{Plan, Pod, World};
+use loadtest::pods::{Plan, Pod, World, run};
 use loadtest::process::{Signal, TempDir, always, eventually};
 use loadtest::token;
 use openssl::nid::Nid;
@@ -409,4 +409,52 @@ fn what_is_wrong_with_a_revocation_is_told() {
     }
     assert_eq!(operator(&pod, "DELETE", "/revocations", "").0, 405);
     assert_eq!(operator(&pod, "GET", "/revocations?user=u", "").0, 400);
+}
+
+#[test]
+fn tokens_made_by_the_command_are_accepted_with_each_algorithm() {
+    let world = World::start();
+    let (rsa, p256, p384) = (Key::rsa("rsa"), Key::p256("p256"), Key::ec("p384", Nid::SECP384R1));
+    let ed = Key::ed25519("ed");
+    let dir = TempDir::new("keys");
+    let file = dir.file("jwks.json", &key_set(&[&rsa, &p256, &p384, &ed]));
+    let pod = world.pod("pod-0").set_all(&[("JWT_JWKS", file.to_str().unwrap()), ("JWT_AUDIENCE", "a,b")]).start();
+    let token = |flags: &[&str]| {
+        let made = run(&[&["token", "--claim", "aud=[\"x\",\"b\"]"], flags].concat(), &[("JWT_SECRET", token::SECRET)]);
+        (made.code, made.output.trim().to_owned())
+    };
+    let keyed = [
+        (&rsa, &["RS256", "RS384", "RS512", "PS256", "PS384", "PS512"][..]),
+        (&p256, &["ES256"]),
+        (&p384, &["ES384"]),
+        (&ed, &["EdDSA"]),
+    ];
+    for (key, algorithms) in keyed {
+        let file = dir.file("key.pem", &key.private_pem());
+        let key_file = file.to_str().unwrap();
+        for algorithm in algorithms {
+            let (code, made) = token(&["--alg", algorithm, "--key-file", key_file, "--kid", key.id, "--user", "ada"]);
+            assert_eq!((code, with_token(&pod, &made).as_deref()), (Some(0), Ok("ada")), "{algorithm}: {made}");
+        }
+        let (code, fault) = token(&["--key-file", key_file]);
+        assert!(code == Some(2) && fault.contains("--alg HS256: takes JWT_SECRET"), "{fault}");
+        let other = if key.id == "p256" { "ES384" } else { "ES256" };
+        let (code, fault) = token(&["--alg", other, "--key-file", key_file]);
+        assert!(code == Some(2) && fault.contains("takes a"), "{fault}");
+    }
+    for algorithm in ["HS256", "HS384", "HS512"] {
+        let (_, made) = token(&["--alg", algorithm, "--expires-in", "90s"]);
+        assert_eq!(with_token(&pod, &made).as_deref(), Ok("demo"), "{algorithm}");
+    }
+    let (_, expired) = token(&["--expires-in", "-1h"]);
+    assert_eq!(with_token(&pod, &expired), Err("Unauthorized: the token has expired".to_owned()));
+    for (flags, takes) in [
+        (&["--alg", "none"][..], "takes HS256"),
+        (&["--alg", "RS256"], "takes --key-file"),
+        (&["--expires-in", "soon"], "such as 1h"),
+        (&["--claim", "x"], "takes NAME=VALUE"),
+    ] {
+        let (code, fault) = token(flags);
+        assert!(code == Some(2) && fault.contains(takes), "{flags:?}: {code:?} {fault}");
+    }
 }

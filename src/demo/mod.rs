@@ -32,7 +32,7 @@ use world::{ASSESSMENT_TOPICS, DemoWorld, MARKETS, STEP_MS, assessment_id, marke
 const PARTITIONS: i32 = 2;
 
 /// Lifetime of the demo's own token: a day.
-const TOKEN_SECONDS: u64 = 24 * 60 * 60;
+const TOKEN_SECONDS: i64 = 24 * 60 * 60;
 
 /// How long the mock waits for records before it answers a fetch, in ms. This is its latency, because it never answers
 /// earlier.

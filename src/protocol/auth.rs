@@ -14,6 +14,7 @@ mod claims;
 mod key_set;
 mod key_sets;
 mod revocations;
+pub mod signing;
 #[cfg(test)]
 pub(crate) mod testing;
 

@@ -51,6 +51,11 @@ impl Key {
         Self { id, private: PKey::generate_ed25519().unwrap() }
     }
 
+    /// The private key in PEM.
+    pub(crate) fn private_pem(&self) -> String {
+        String::from_utf8(self.private.private_key_to_pem_pkcs8().unwrap()).unwrap()
+    }
+
     /// The public key in PEM, as an attacker has it.
     pub(crate) fn public_pem(&self) -> Vec<u8> {
         self.private.public_key_to_pem().unwrap()
