@@ -55,6 +55,15 @@ fn ask_and_leave(stream: &mut TcpStream) -> bool {
     is_open(stream) && stream.write_all(SCRAPE).is_ok()
 }
 
+/// `ADMIN_TOKEN` of a pod whose operators ask too much.
+const TOKEN: &str = "0123456789abcdef";
+
+/// The next request on a new connection: lists of all clients.
+fn ask_as_operator(stream: &mut TcpStream) -> bool {
+    let request = format!("GET /connections HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\n\r\n");
+    is_open(stream) && stream.write_all(request.as_bytes()).is_ok()
+}
+
 /// `/ready` also depends on Redis, which may not answer on a busy machine.
 fn is_answered(path: &str, answer: &HttpResponse) -> bool {
     answer.status == 200 || path == "/ready" && answer.json()["redis"] == "disconnected"
@@ -124,4 +133,18 @@ fn probes_are_answered_beside_unread_responses() {
 #[test]
 fn probes_are_answered_beside_a_flood_of_scrapes() {
     on_both_ports(&["/health", "/ready", "/accepting"], 200, ask_and_leave, "scrapes");
+}
+
+#[test]
+fn probes_are_answered_beside_a_flood_of_operators_requests() {
+    allow_descriptors(4096);
+    let world = World::without_topics();
+    let pod = world.pod("pod-0").with_admin(TOKEN).set("LOG", "warn").start();
+    let _clients: Vec<_> = (0..200).map(|_| pod.market_client()).collect();
+    let operators = pod.plan().operators();
+    all_are_answered(PATHS, operators, 200, ask_as_operator, "operators' requests");
+    let answer = eventually("an operator is answered", READY_WITHIN, || {
+        Some(pod.operator(TOKEN, "GET", "/connections", "")).filter(|answer| answer.status == 200)
+    });
+    assert_eq!(answer.json()["connections"].as_array().map(Vec::len), Some(100));
 }

@@ -540,3 +540,20 @@ fn a_brokers_scheme_must_match_the_security_protocol() {
     assert_eq!(&*brokers("sasl_plaintext://a:9092,b", sasl).config().kafka.brokers, "sasl_plaintext://a:9092,b");
     assert_eq!(&*brokers("PLAINTEXT://a:9092", "").config().kafka.brokers, "PLAINTEXT://a:9092");
 }
+
+#[test]
+fn tokens_of_operators_need_their_port_and_are_never_shown() {
+    let with = |tokens: &str| World::new().env("ADMIN_PORT", "3004").env("ADMIN_TOKEN", tokens);
+    assert!(World::new().config().admin_tokens.is_none());
+    let config = with("ada:0123456789abcdef,0123456789abcdef0").config();
+    let tokens = config.admin_tokens.as_ref().unwrap();
+    assert_eq!(tokens.name_of(b"0123456789abcdef"), Some("ada"));
+    let shown = config.settings.iter().find(|setting| setting.name == "ADMIN_TOKEN").unwrap();
+    assert_eq!((shown.value.as_deref(), shown.source.as_str()), (Some("***"), "environment"));
+    assert!(!format!("{config:?}").contains("0123456789"));
+
+    let fault = with("ada:secret").faults().join("");
+    assert!(fault.contains("ADMIN_TOKEN") && fault.contains("16 bytes") && !fault.contains("secret"), "{fault}");
+    let fault = World::new().env("ADMIN_TOKEN", "0123456789abcdef").faults().join("");
+    assert!(fault.contains("also needs ADMIN_PORT") && !fault.contains("0123"), "{fault}");
+}
