@@ -43,6 +43,7 @@ pub struct Kafka {
 pub struct Broker {
     number: usize,
     port: u16,
+    secured: Option<u16>,
     properties: PathBuf,
     log: PathBuf,
     process: Option<Process>,
@@ -55,13 +56,26 @@ impl Kafka {
         Self::start_with(1, &[])
     }
 
-    /// Starts this many brokers with these settings on top of the kit's, and waits until all serve.
+    /// Starts this many brokers with these settings on top of the kit's, in which `{id}` stands for a broker's id, and
+    /// waits until all serve.
     #[must_use]
     pub fn start_with(brokers: usize, settings: &[(&str, &str)]) -> Self {
-        Self::launch(brokers, settings, Install::get(), Archive::Use)
+        Self::launch(brokers, settings, None, Install::get(), Archive::Use)
     }
 
-    fn launch(count: usize, settings: &[(&str, &str)], install: &Install, archive: Archive) -> Self {
+    /// Starts one broker with a second listener, `CLIENTS`, of this protocol.
+    #[must_use]
+    pub fn start_secured(protocol: &str, settings: &[(&str, &str)]) -> Self {
+        Self::launch(1, settings, Some(protocol), Install::get(), Archive::Use)
+    }
+
+    fn launch(
+        count: usize,
+        settings: &[(&str, &str)],
+        protocol: Option<&str>,
+        install: &Install,
+        archive: Archive,
+    ) -> Self {
         let dir = TempDir::new("kafka");
         let cluster = random_uuid();
         let ports: Vec<u16> = (0..count).map(|_| free_port(Ipv4Addr::LOCALHOST)).collect();
@@ -72,12 +86,18 @@ impl Kafka {
             let data = dir.path().join(format!("data-{number}"));
             format_data(install, &data, &cluster, number + 1).expect("our own directory can be written to");
             let mut config = configure(number + 1, ports[number], controllers[number], &voters.join(","), &data);
+            let secured = protocol.map(|protocol| {
+                let port = free_port(Ipv4Addr::LOCALHOST);
+                config = with_listener(&config, port, protocol);
+                port
+            });
             for (key, value) in settings {
+                let value = value.replace("{id}", &(number + 1).to_string());
                 config.push_str(&format!("{key}={value}\n"));
             }
             let properties = dir.file(&format!("broker-{number}.properties"), &config);
             let log = dir.path().join(format!("broker-{number}.log"));
-            brokers.push(Broker { number, port: ports[number], properties, log, process: None });
+            brokers.push(Broker { number, port: ports[number], secured, properties, log, process: None });
         }
         for broker in &mut brokers {
             broker.spawn(install, archive);
@@ -94,6 +114,16 @@ impl Kafka {
     #[must_use]
     pub fn bootstrap(&self) -> &str {
         &self.bootstrap
+    }
+
+    /// The addresses of the second listener.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[must_use]
+    pub fn secured(&self) -> String {
+        let port = |broker: &Broker| broker.secured.expect("brokers with a second listener");
+        self.brokers.iter().map(|broker| format!("127.0.0.1:{}", port(broker))).collect::<Vec<_>>().join(",")
     }
 
     /// Process ids of the running brokers.
@@ -408,6 +438,16 @@ fn format_data(install: &Install, data: &Path, cluster: &str, id: usize) -> std:
     let directory = random_uuid();
     let meta = format!("version=1\ncluster.id={cluster}\nnode.id={id}\ndirectory.id={directory}\n");
     fs::write(data.join("meta.properties"), meta)
+}
+
+/// The same settings with a listener `CLIENTS` of this protocol.
+fn with_listener(config: &str, port: u16, protocol: &str) -> String {
+    let line = |line: &str| match line.split_once('=') {
+        Some(("listeners" | "advertised.listeners", _)) => format!("{line},CLIENTS://127.0.0.1:{port}\n"),
+        Some(("listener.security.protocol.map", _)) => format!("{line},CLIENTS:{protocol}\n"),
+        _ => format!("{line}\n"),
+    };
+    config.lines().map(line).collect()
 }
 
 fn configure(id: usize, port: u16, controller: u16, voters: &str, data: &Path) -> String {

@@ -36,7 +36,13 @@ pub(super) fn settings(reader: &SettingsReader<'_>, config: &Config) -> Vec<Effe
 
 fn default(setting: &Setting, config: &Config) -> Option<String> {
     match setting.default {
-        Fallback::Value(text) => Some(text.to_owned()),
+        Fallback::Value(text) => Some(match setting.name {
+            // A property may stand for these.
+            "KAFKA_BROKERS" => config.kafka.brokers.to_string(),
+            "KAFKA_CLIENT_ID" => config.kafka.client_id.to_string(),
+            "KAFKA_GROUP_ID" => config.kafka.group_id.to_string(),
+            _ => text.to_owned(),
+        }),
         Fallback::Unset => None,
         Fallback::Computed(words) => Some(match setting.name {
             "POD_NAME" | "NODE_ID" => config.node.to_string(),

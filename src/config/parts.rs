@@ -125,11 +125,12 @@ fn is_address(text: &str) -> bool {
 }
 
 fn kafka(reader: &mut SettingsReader<'_>) -> KafkaConfig {
+    let properties = reader.file(&s::KAFKA_PROPERTIES_FILE, properties::parse).unwrap_or_default();
     KafkaConfig {
-        brokers: reader.parsed(&s::KAFKA_BROKERS, brokers).unwrap_or_default(),
-        client_id: reader.text(&s::KAFKA_CLIENT_ID),
-        group_id: reader.text(&s::KAFKA_GROUP_ID),
-        properties: reader.file(&s::KAFKA_PROPERTIES_FILE, properties::parse).unwrap_or_default(),
+        brokers: or_property(reader, &s::KAFKA_BROKERS, &properties, brokers),
+        client_id: or_property(reader, &s::KAFKA_CLIENT_ID, &properties, plain_text),
+        group_id: or_property(reader, &s::KAFKA_GROUP_ID, &properties, plain_text),
+        properties,
         topic_refresh: reader.millis(&s::TOPIC_REFRESH_MS),
         stall: reader.millis(&s::KAFKA_STALL_MS),
         start_wait: reader.millis(&s::KAFKA_START_WAIT_MS),
@@ -137,6 +138,25 @@ fn kafka(reader: &mut SettingsReader<'_>) -> KafkaConfig {
         history: Duration::from_secs(reader.count(&s::HISTORY_SECONDS)),
         has_topic_settings: true,
     }
+}
+
+/// A setting, or the property that stands for it where it is not set.
+fn or_property(
+    reader: &mut SettingsReader<'_>,
+    setting: &'static Setting,
+    properties: &[(String, String)],
+    parse: fn(&str) -> Option<Box<str>>,
+) -> Box<str> {
+    let names = || properties::SET_OTHERWISE.iter().filter(|(_, other)| other.name == setting.name);
+    let stands_for = |(name, _): &&(String, String)| names().any(|(other, _)| other == name);
+    let Some((name, value)) = properties.iter().find(stands_for).filter(|_| reader.source(setting).is_none()) else {
+        return reader.parsed(setting, parse).unwrap_or_default();
+    };
+    parse(value).unwrap_or_else(|| {
+        let text = format!("{name} is {value:?}; takes {}", setting.takes.words());
+        reader.relation(&s::KAFKA_PROPERTIES_FILE, &text);
+        Box::default()
+    })
 }
 
 fn brokers(text: &str) -> Option<Box<str>> {
@@ -345,6 +365,13 @@ fn warnings(reader: &SettingsReader<'_>, config: &Config, machine: &MachineLimit
             "MAX_CONNECTIONS is {}; the limit of open files leaves about {left}",
             config.shard.connections_max
         ));
+    }
+    for (name, setting) in properties::SET_OTHERWISE {
+        let is_given = config.kafka.properties.iter().any(|(other, _)| other == name);
+        if let Some(source) = reader.source(setting).filter(|_| is_given) {
+            warnings
+                .push(format!("{name} in KAFKA_PROPERTIES_FILE is ignored because {} ({source}) is set", setting.name));
+        }
     }
     redis_warnings(reader, config, &mut warnings);
     warnings

@@ -7,13 +7,15 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::{RDKafkaConfRes, RDKafkaType};
 
 use super::KafkaConfig;
+use super::settings::{self as s, Setting};
 
-/// Properties that have a setting of their own.
-const SET_OTHERWISE: [(&str, &str); 4] = [
-    ("bootstrap.servers", "KAFKA_BROKERS"),
-    ("metadata.broker.list", "KAFKA_BROKERS"),
-    ("client.id", "KAFKA_CLIENT_ID"),
-    ("group.id", "KAFKA_GROUP_ID"),
+/// Properties that have a setting of their own. They hold where it is not set, so that a managed service's file can be
+/// used as it is.
+pub(super) const SET_OTHERWISE: [(&str, &Setting); 4] = [
+    ("bootstrap.servers", &s::KAFKA_BROKERS),
+    ("metadata.broker.list", &s::KAFKA_BROKERS),
+    ("client.id", &s::KAFKA_CLIENT_ID),
+    ("group.id", &s::KAFKA_GROUP_ID),
 ];
 
 /// Properties that the gateway's promises depend on: what is read, from where, and how the end of a partition is
@@ -49,9 +51,6 @@ pub(super) fn parse(text: &str) -> Result<Vec<(String, String)>, Vec<String>> {
 }
 
 fn fault_of(key: &str, value: &str) -> Option<String> {
-    if let Some((_, setting)) = SET_OTHERWISE.iter().find(|(other, _)| *other == key) {
-        return Some(format!("belongs to {setting}"));
-    }
     if SET_BY_THE_GATEWAY.contains(&key) {
         return Some("is set by the gateway; remove the line".to_owned());
     }
@@ -80,6 +79,14 @@ pub(super) fn faults_together(config: &KafkaConfig) -> Vec<String> {
              in; takes PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
                 .to_owned(),
         );
+    }
+    if is_sasl && ["", "GSSAPI"].contains(&mechanism) {
+        faults.push(
+            "sasl.mechanisms is GSSAPI (also where it is not set): Kerberos is not built in, because every pod would need its \
+             libraries; takes PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
+                .to_owned(),
+        );
+        return faults;
     }
     let made = properties
         .create_native_config()
@@ -139,7 +146,8 @@ pub(crate) fn client_properties(config: &KafkaConfig) -> ClientConfig {
         .set("socket.keepalive.enable", "true")
         .set("log.thread.name", "false")
         .set_log_level(RDKafkaLogLevel::Info);
-    for (name, value) in &config.properties {
+    let has_setting = |name: &str| SET_OTHERWISE.iter().any(|(other, _)| *other == name);
+    for (name, value) in config.properties.iter().filter(|(name, _)| !has_setting(name)) {
         if name == "debug" {
             // librdkafka's debug lines are logged at our own level of that name.
             properties.set_log_level(RDKafkaLogLevel::Debug);
@@ -170,7 +178,6 @@ mod tests {
                 "line 1: has no '='; takes key=value",
                 "line 2: no.such.property is not a property of librdkafka",
                 "line 3: security.protocol has a value that librdkafka rejects",
-                "line 4: group.id belongs to KAFKA_GROUP_ID",
                 "line 5: isolation.level is set by the gateway; remove the line",
                 "line 7: fetch.wait.max.ms is given twice",
                 "line 8:  is not a property of librdkafka",

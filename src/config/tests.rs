@@ -280,6 +280,28 @@ fn redis_is_set_by_its_url_or_by_its_parts() {
 }
 
 #[test]
+fn a_property_stands_for_a_setting_of_kafka_that_is_not_set() {
+    let file = "bootstrap.servers=b:9092,c:9092\nclient.id=shop\n";
+    let world = World::new().env("KAFKA_PROPERTIES_FILE", "kafka.properties").file("kafka.properties", file);
+    let config = world.config();
+    assert_eq!((&*config.kafka.brokers, &*config.kafka.client_id), ("b:9092,c:9092", "shop"));
+    let used = client_properties(&config.kafka);
+    assert_eq!((used.get("bootstrap.servers"), used.get("client.id")), (Some("b:9092,c:9092"), Some("shop")));
+    assert_eq!(config.settings.iter().find(|s| s.name == "KAFKA_CLIENT_ID").unwrap().value.as_deref(), Some("shop"));
+
+    let config = world.env("KAFKA_BROKERS", "a:1").config();
+    let used = client_properties(&config.kafka);
+    assert_eq!((used.get("bootstrap.servers"), used.get("client.id")), (Some("a:1"), Some("shop")));
+    let warning = "bootstrap.servers in KAFKA_PROPERTIES_FILE is ignored because KAFKA_BROKERS (environment) is set";
+    assert_eq!(config.warnings, [warning]);
+    let wrong = World::new().env("KAFKA_PROPERTIES_FILE", "p").file("p", "bootstrap.servers=a:x").faults();
+    assert_eq!(
+        wrong,
+        ["KAFKA_PROPERTIES_FILE (environment): bootstrap.servers is \"a:x\"; takes host[:port], several with commas"]
+    );
+}
+
+#[test]
 fn the_certificates_and_passwords_around_redis_are_checked_with_its_url() {
     let world = World::new().env("REDIS_CA_FILE", "ca.pem").env("REDIS_SENTINEL_PASSWORD", "p").file("ca.pem", "none");
     let faults = world.env("REDIS_URL", "redis://hunter2#@r").faults();

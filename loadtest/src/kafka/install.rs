@@ -137,7 +137,7 @@ impl Install {
     /// Runs a broker once and archives the classes that it loaded. Brokers also work without the archive, but start
     /// more slowly.
     fn archive_classes(&self) {
-        let mut kafka = Kafka::launch(1, &[], self, Archive::Make);
+        let mut kafka = Kafka::launch(1, &[], None, self, Archive::Make);
         kafka.create("trained", 1);
         kafka.delete("trained");
         let broker = kafka.broker(0).process.as_mut().expect("the broker was just started");

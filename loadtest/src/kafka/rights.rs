@@ -1,4 +1,5 @@
-//! Access control lists of topics. All clients of a test are the same user, so an ACL applies to all of them.
+//! Access control lists of topics, and passwords of users. All clients of a test are the same user unless they log in, so
+//! an ACL applies to all of them.
 
 use std::ffi::CString;
 use std::ptr::{self, NonNull};
@@ -23,7 +24,43 @@ pub enum Right {
     Write,
 }
 
+/// A mechanism whose passwords brokers store.
+pub use sys::rd_kafka_ScramMechanism_t as ScramMechanism;
+
 impl Kafka {
+    /// Gives a user a password for a mechanism.
+    ///
+    /// # Panics
+    /// If the brokers refuse.
+    pub fn set_password(&self, mechanism: ScramMechanism, user: &str, password: &str) {
+        let admin = self.admin();
+        let client = admin.inner().native_ptr();
+        let user = CString::new(user).expect("no zero byte");
+        // SAFETY: the client is alive until the end, the strings are copied, and everything that is created here is
+        // destroyed here.
+        let code = unsafe {
+            let mut alteration = sys::rd_kafka_UserScramCredentialUpsertion_new(
+                user.as_ptr(),
+                mechanism,
+                4096,
+                password.as_ptr(),
+                password.len(),
+                ptr::null(),
+                0,
+            );
+            let queue = sys::rd_kafka_queue_new(client);
+            sys::rd_kafka_AlterUserScramCredentials(client, &raw mut alteration, 1, ptr::null(), queue);
+            sys::rd_kafka_UserScramCredentialAlteration_destroy(alteration);
+            let event = sys::rd_kafka_queue_poll(queue, i32::try_from(ANSWER_WITHIN.as_millis()).expect("seconds"));
+            let event = NonNull::new(event).expect("an answer in time").as_ptr();
+            let code = sys::rd_kafka_event_error(event);
+            sys::rd_kafka_event_destroy(event);
+            sys::rd_kafka_queue_destroy(queue);
+            code
+        };
+        assert_eq!(code, RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR, "the password of {user:?}");
+    }
+
     /// Allows every user an operation on a topic. From the first ACL on, operations without one are denied.
     ///
     /// # Panics
