@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::DeliveryResult;
+use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Message as _};
 
@@ -389,6 +389,13 @@ impl Producer {
     /// Sends a record. Without a payload it is a tombstone.
     pub fn send(&self, topic: &str, key: Option<&str>, payload: Option<&[u8]>) {
         self.record(BaseRecord::to(topic), key, payload);
+    }
+
+    /// Sends a record with these headers.
+    pub fn send_with_headers(&self, topic: &str, key: Option<&str>, payload: &[u8], headers: &[(&str, &[u8])]) {
+        let header = |all: OwnedHeaders, (key, value): &(&str, &[u8])| all.insert(Header { key, value: Some(*value) });
+        let headers = headers.iter().fold(OwnedHeaders::new(), header);
+        self.record(BaseRecord::to(topic).headers(headers), key, Some(payload));
     }
 
     /// Sends a record to a partition, whatever its key.

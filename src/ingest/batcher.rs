@@ -5,16 +5,16 @@
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::clock::Now;
-use crate::ids::{AssessmentHash, AssessmentId, ShardIndex, TopicIndex};
+use crate::ids::{AssessmentHash, ShardIndex, TopicIndex};
 use crate::limits::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, OFFSETS_SENT_EVERY};
-use crate::routing::mapping::{Malformed, assessment_of, check_object};
+use crate::routing::mapping::{Malformed, assessment_at, assessment_in, assessment_of, check_object};
 use crate::routing::placement::shard_of;
+use crate::routing::record_values::{RecordValues, carry};
 use crate::routing::table::{AssessmentFrom, Scope, Topic};
 use crate::stream::batch::{
     ArenaRange, Batch, EpochStart, LogTruncation, NextOffset, Origin, PartitionEnds, Record, Tick, TickTime,
@@ -34,6 +34,42 @@ pub(super) struct ConsumedRecord<'a> {
     pub(super) key: Option<&'a [u8]>,
     /// `None` is a tombstone.
     pub(super) payload: Option<&'a [u8]>,
+    pub(super) headers: &'a dyn Headers,
+}
+
+/// A record's headers, in the consumer's memory.
+pub(super) trait Headers: std::fmt::Debug {
+    /// The last one of a name.
+    fn last(&self, name: &str) -> Option<&[u8]>;
+}
+
+/// No headers.
+impl Headers for () {
+    fn last(&self, _: &str) -> Option<&[u8]> {
+        None
+    }
+}
+
+impl RecordValues for ConsumedRecord<'_> {
+    fn key(&self) -> Option<&[u8]> {
+        self.key
+    }
+
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        self.headers.last(name)
+    }
+
+    fn partition(&self) -> i32 {
+        self.origin.partition
+    }
+
+    fn offset(&self) -> i64 {
+        self.origin.offset
+    }
+
+    fn timestamp_ms(&self) -> i64 {
+        self.timestamp_ms
+    }
 }
 
 /// What became of a record.
@@ -44,6 +80,8 @@ pub(super) enum RecordOutcome {
     Event { hash: AssessmentHash, is_misplaced: bool },
     /// A tick: every shard has it, unless it is too old for the board. With what is wrong with its timestamp.
     Tick(Option<TimeFault>),
+    /// Its route's filter leaves it out.
+    FilteredOut,
 }
 
 /// Why a record can't be used. The producer caused it; no other record is affected.
@@ -69,6 +107,8 @@ pub(super) struct Batcher {
     closed: VecDeque<(ShardIndex, Batch)>,
     event_bytes_max: usize,
     judge: TickJudge,
+    /// What the last record carries for its fields.
+    carried: Vec<u8>,
 }
 
 /// One shard's batch, and what the shard was sent so far.
@@ -109,6 +149,7 @@ impl Batcher {
             closed: VecDeque::new(),
             event_bytes_max,
             judge: TickJudge::new(window),
+            carried: Vec::new(),
         }
     }
 
@@ -247,7 +288,19 @@ impl Batcher {
         }
         // A record of an unknown topic would be our own fault, and belongs to no assessment.
         let topic = self.topics.get(usize::from(incoming.origin.topic.0)).ok_or(Malformed::NoAssessment)?;
-        let Scope::Assessment { from, partitioner } = &topic.route.scope else {
+        let route = &topic.route;
+        let payload = route.payload.json(payload)?;
+        if let Some(when) = &route.when
+            && !when.holds(payload)?
+        {
+            return Ok(RecordOutcome::FilteredOut);
+        }
+        self.carried.clear();
+        carry(&route.carried, incoming, &mut self.carried);
+        if self.carried.len() + payload.len() > self.event_bytes_max {
+            return Err(RecordFault::TooLarge);
+        }
+        let Scope::Assessment { from, partitioner } = &route.scope else {
             check_object(payload)?;
             let TickVerdict { shown, fault } = self.judge.judge(incoming.origin, incoming.timestamp_ms);
             if let Some((made, age_ms)) = shown {
@@ -257,7 +310,9 @@ impl Batcher {
         };
         let id = match from {
             AssessmentFrom::Payload => assessment_of(payload)?,
-            AssessmentFrom::Key => Cow::Borrowed(assessment_in_key(incoming.key)?),
+            AssessmentFrom::Path(path) => assessment_at(path, payload)?,
+            AssessmentFrom::Key => assessment_in(incoming.key)?,
+            AssessmentFrom::Header(name) => assessment_in(incoming.headers.last(name))?,
         };
         let hash = AssessmentHash::of(&id);
         let Origin { topic, partition, .. } = incoming.origin;
@@ -314,6 +369,7 @@ impl Batcher {
         let shard = shard_of(hash, shards);
         let shard_batch = &mut self.shards[usize::from(shard.0)];
         let batch = shard_batch.begin(read_offsets);
+        let carried = batch.push_bytes(&self.carried);
         let payload_span = batch.push_bytes(payload);
         let id = match within(payload, id.as_bytes()) {
             Some(start) => ArenaRange { start: payload_span.start + start, len: byte_count(id.len()) },
@@ -322,7 +378,8 @@ impl Batcher {
         if is_misplaced {
             batch.misplaced.push(byte_count(batch.records.len()));
         }
-        batch.records.push(Record { hash, origin, id, payload: payload_span });
+        let payload = ArenaRange { start: carried.start, len: carried.len + payload_span.len };
+        batch.records.push(Record { hash, origin, id, payload });
         if shard_batch.has_reached_a_limit() && !self.full.contains(&shard) {
             self.full.push(shard);
         }
@@ -337,7 +394,8 @@ impl Batcher {
     ) {
         for (shard, shard_batch) in (0u16..).map(ShardIndex).zip(&mut self.shards) {
             let batch = shard_batch.begin(read_offsets);
-            let payload = batch.push_bytes(payload);
+            let carried = batch.push_bytes(&self.carried);
+            let payload = ArenaRange { start: carried.start, len: carried.len + batch.push_bytes(payload).len };
             batch.ticks.push(Tick { origin, made, age_ms, payload });
             if shard_batch.has_reached_a_limit() && !self.full.contains(&shard) {
                 self.full.push(shard);
@@ -403,13 +461,6 @@ impl ShardBatch {
         let records = self.batch.records.len() + self.batch.ticks.len();
         self.batch.arena.len() >= BATCH_BYTES_MAX || records >= BATCH_RECORDS_MAX
     }
-}
-
-/// The assessment of a record whose route takes it from the key.
-fn assessment_in_key(key: Option<&[u8]>) -> Result<&str, Malformed> {
-    let key = key.and_then(|key| std::str::from_utf8(key).ok()).ok_or(Malformed::NoAssessment)?;
-    AssessmentId::check(key).map_err(|_| Malformed::NoAssessment)?;
-    Ok(key)
 }
 
 /// Where `part` lies in `whole`, if it is a slice of it: an id that the payload holds as it is needs no second copy.

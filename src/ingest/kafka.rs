@@ -24,7 +24,7 @@ use crate::limits::CONSUME_RECORDS_MAX;
 use crate::routing::table::Topic;
 use crate::stream::batch::Origin;
 
-use super::batcher::ConsumedRecord;
+use super::batcher::{ConsumedRecord, Headers};
 use super::client::{Context, InvalidProperties, KafkaClient, client, millis};
 use super::unpacking::allow_records_of;
 
@@ -359,7 +359,14 @@ unsafe fn read<'a>(message: &'a RDKafkaMessage, indexes: &[TopicIndex]) -> Consu
             // SAFETY: the message is alive, and of a consumer.
             let epoch = unsafe { sys::rd_kafka_message_leader_epoch(message) };
             let origin = Origin { topic, partition, offset: message.offset };
-            ConsumerEvent::Record(ConsumedRecord { origin, timestamp_ms, epoch, key, payload })
+            ConsumerEvent::Record(ConsumedRecord {
+                origin,
+                timestamp_ms,
+                epoch,
+                key,
+                payload,
+                headers: Message::of(message),
+            })
         }
         (RDKafkaRespErr::RD_KAFKA_RESP_ERR__PARTITION_EOF, Some(topic)) => {
             ConsumerEvent::End { topic, partition, offset: message.offset }
@@ -384,6 +391,39 @@ unsafe fn read<'a>(message: &'a RDKafkaMessage, indexes: &[TopicIndex]) -> Consu
             let error = unsafe { CStr::from_ptr(sys::rd_kafka_message_errstr(message)) };
             let error = error.to_string_lossy().into_owned();
             ConsumerEvent::Failed { topic, partition, offset: message.offset, failure, error }
+        }
+    }
+}
+
+/// A message that librdkafka handed out, whose headers are read on demand: it has parsed none before.
+#[repr(transparent)]
+#[derive(Debug)]
+struct Message(RDKafkaMessage);
+
+impl Message {
+    fn of(message: &RDKafkaMessage) -> &Self {
+        // SAFETY: both have one layout, and the reference lives as long.
+        unsafe { &*ptr::from_ref(message).cast::<Self>() }
+    }
+}
+
+impl Headers for Message {
+    fn last(&self, name: &str) -> Option<&[u8]> {
+        let name = CString::new(name).ok()?;
+        let (mut headers, mut value, mut len) = (ptr::null_mut(), ptr::null(), 0);
+        // SAFETY: the message is alive, and keeps its headers. The pointers are written before they are used, as the
+        // codes say.
+        unsafe {
+            if sys::rd_kafka_message_headers(&raw const self.0, &raw mut headers)
+                != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
+            {
+                return None;
+            }
+            let found = sys::rd_kafka_header_get_last(headers, name.as_ptr(), &raw mut value, &raw mut len);
+            if found != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+                return None;
+            }
+            bytes(value.cast_mut(), len)
         }
     }
 }

@@ -24,26 +24,30 @@ pub(crate) enum SkipReason {
     NotOwner,
     /// It can't be used.
     Malformed,
+    /// Its route's filter leaves it out.
+    FilteredOut,
 }
 
 impl SkipReason {
-    const ALL: [Self; 2] = [Self::NotOwner, Self::Malformed];
+    const ALL: [Self; 3] = [Self::NotOwner, Self::Malformed, Self::FilteredOut];
 
     fn label(self) -> [(&'static str, &'static str); 1] {
         let reason = match self {
             Self::NotOwner => "not_owner",
             Self::Malformed => "malformed",
+            Self::FilteredOut => "filtered_out",
         };
         [("reason", reason)]
     }
 }
 
 impl RecordFault {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::TooLarge,
         Self::Malformed(Malformed::NoPayload),
         Self::Malformed(Malformed::NotAnObject),
         Self::Malformed(Malformed::NoAssessment),
+        Self::Malformed(Malformed::SchemaRegistry),
     ];
 
     fn label(self) -> [(&'static str, &'static str); 1] {
@@ -52,6 +56,7 @@ impl RecordFault {
             Self::Malformed(Malformed::NoPayload) => "no_payload",
             Self::Malformed(Malformed::NotAnObject) => "not_an_object",
             Self::Malformed(Malformed::NoAssessment) => "no_assessment",
+            Self::Malformed(Malformed::SchemaRegistry) => "schema_registry",
         };
         [("fault", fault)]
     }
@@ -67,7 +72,7 @@ pub(crate) struct Metrics {
     processed: Counter,
     skipped: Family<[(&'static str, &'static str); 1], Counter>,
     lag: Family<[(&'static str, String); 1], Gauge>,
-    faults: [Counter; 4],
+    faults: [Counter; RecordFault::ALL.len()],
     tick_faults: [Counter; TimeFault::ALL.len()],
     batches: Counter,
     batch_bytes: Counter,
@@ -277,13 +282,14 @@ impl Metrics {
 pub(super) struct IngestCounts {
     pub(super) processed: u64,
     pub(super) not_owner: u64,
+    pub(super) filtered_out: u64,
     pub(super) batches: u64,
     pub(super) batch_bytes: u64,
     pub(super) blocked: Duration,
     pub(super) offset_resets: u64,
     pub(super) passed_over: u64,
     pub(super) partition_errors: u64,
-    faults: [u64; 4],
+    faults: [u64; RecordFault::ALL.len()],
     tick_faults: [u64; TimeFault::ALL.len()],
 }
 
@@ -307,6 +313,7 @@ pub(super) struct Publisher {
     metrics: Metrics,
     not_owner: Counter,
     malformed: Counter,
+    filtered_out: Counter,
     /// By [`TopicIndex`]; `None` for a topic that is not read any more.
     lags: Vec<Option<Gauge>>,
     /// The labels of the partitions published as held back by an open transaction.
@@ -320,8 +327,8 @@ fn of_end([topic, partition]: &[(&'static str, String); 2], end: &str) -> [(&'st
 
 impl Publisher {
     pub(super) fn new(metrics: Metrics) -> Self {
-        let (not_owner, malformed) = (metrics.skipped(SkipReason::NotOwner), metrics.skipped(SkipReason::Malformed));
-        Self { metrics, not_owner, malformed, lags: Vec::new(), open_transactions: Vec::new() }
+        let [not_owner, malformed, filtered_out] = SkipReason::ALL.map(|reason| metrics.skipped(reason));
+        Self { metrics, not_owner, malformed, filtered_out, lags: Vec::new(), open_transactions: Vec::new() }
     }
 
     /// Adds the lag of a topic.
@@ -414,6 +421,7 @@ impl Publisher {
         let IngestCounts {
             processed,
             not_owner,
+            filtered_out,
             batches,
             batch_bytes,
             blocked,
@@ -426,6 +434,7 @@ impl Publisher {
         let metrics = &self.metrics;
         metrics.processed.inc_by(processed);
         self.not_owner.inc_by(not_owner);
+        self.filtered_out.inc_by(filtered_out);
         self.malformed.inc_by(faults.iter().sum());
         for (counter, count) in metrics.faults.iter().zip(faults) {
             counter.inc_by(count);
@@ -473,6 +482,7 @@ mod tests {
         let mut counts = IngestCounts {
             processed: 3,
             not_owner: 6,
+            filtered_out: 5,
             blocked: Duration::from_millis(1_500),
             ..IngestCounts::default()
         };
@@ -487,6 +497,7 @@ mod tests {
         has(&text, "websocket_kafka_messages_processed_total 3");
         has(&text, r#"websocket_kafka_messages_skipped_total{reason="not_owner"} 6"#);
         has(&text, r#"websocket_kafka_messages_skipped_total{reason="malformed"} 3"#);
+        has(&text, r#"websocket_kafka_messages_skipped_total{reason="filtered_out"} 5"#);
         has(&text, r#"shardgate_ingest_malformed_records_total{fault="no_payload"} 1"#);
         has(&text, r#"shardgate_ingest_tick_timestamp_faults_total{fault="ahead"} 1"#);
         has(&text, r#"shardgate_ingest_tick_timestamp_faults_total{fault="expired"} 0"#);
@@ -534,7 +545,8 @@ mod tests {
 
     #[test]
     fn each_fault_has_its_index_and_its_label() {
-        let malformed = [Malformed::NoPayload, Malformed::NotAnObject, Malformed::NoAssessment];
+        let malformed =
+            [Malformed::NoPayload, Malformed::NotAnObject, Malformed::NoAssessment, Malformed::SchemaRegistry];
         let faults = malformed.into_iter().map(RecordFault::from).chain([RecordFault::TooLarge]);
         let indexes: std::collections::HashSet<_> = faults.map(|fault| (fault.index(), fault.label())).collect();
         assert_eq!(indexes.len(), RecordFault::ALL.len());

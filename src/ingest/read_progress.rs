@@ -321,7 +321,8 @@ mod tests {
         fn record(&mut self, offset: i64, epoch: i32) -> bool {
             let origin = Origin { topic: EVENTS, partition: 0, offset };
             let payload = br#"{"assessmentId":"a"}"#;
-            let incoming = ConsumedRecord { origin, timestamp_ms: 0, epoch, key: None, payload: Some(payload) };
+            let incoming =
+                ConsumedRecord { origin, timestamp_ms: 0, epoch, key: None, payload: Some(payload), headers: &() };
             self.progress.record(&incoming).is_some_and(|outcome| outcome.is_ok())
         }
 

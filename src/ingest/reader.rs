@@ -319,6 +319,7 @@ impl IngestState {
                     self.recheck.get_or_insert_default();
                 }
             }
+            Some(Ok(RecordOutcome::FilteredOut)) => self.counts.filtered_out += 1,
             Some(Err(fault)) => self.malformed(incoming.origin, fault, now),
         }
         self.log_notices(now);

@@ -116,7 +116,8 @@ impl TestIngest {
 
     /// A record that came from Kafka, written under a leader epoch.
     pub(crate) fn record(&mut self, origin: Origin, epoch: i32, payload: &[u8]) {
-        let incoming = ConsumedRecord { origin, timestamp_ms: 0, epoch, key: None, payload: Some(payload) };
+        let incoming =
+            ConsumedRecord { origin, timestamp_ms: 0, epoch, key: None, payload: Some(payload), headers: &() };
         let outcome = self.progress.record(&incoming);
         assert!(outcome.is_none_or(|outcome| outcome.is_ok()), "the simulation's records are good: {outcome:?}");
     }

@@ -1,36 +1,19 @@
 //! From a record's payload to a message's JSON (PROTOCOL 3): values pass byte for byte, an absent field is left out.
-//! It owns the finding of a record's assessment, too, for both read the payload the same way: one pass of serde_json
-//! over the top level's fields, each value checked for JSON's grammar and otherwise left as it is written. Nested
-//! values are passed over without recursion, so no payload can exhaust the stack.
+//! It owns the finding of a record's assessment, too, for both read the payload the same way (`json`).
 
 use std::borrow::Cow;
-use std::fmt;
-use std::marker::PhantomData;
 
-use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+pub use super::json::Malformed;
+use super::json::{Decoded, Name, for_each_wanted, object_text, text, unquote, value_of};
+use super::record_values::{Carried, PayloadPath, split};
 use super::table::{Field, FieldSource, MessageFields, Topic};
 use crate::ids::AssessmentId;
 use crate::limits::ROUTE_FIELDS_MAX;
 
 /// The payload's field that says whose a record is (PROTOCOL 3).
 const ASSESSMENT_FIELD: &str = "assessmentId";
-
-/// Why a record can't be used. Each is counted under its label, and harms nothing else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum Malformed {
-    /// A tombstone: no payload.
-    #[error("the record has no payload")]
-    NoPayload,
-    /// Not UTF-8, not JSON, or not an object.
-    #[error("the payload is not a JSON object")]
-    NotAnObject,
-    /// `assessmentId` (or the key) is missing, given twice, no string, or outside of its rule.
-    #[error("the record has not exactly one valid assessmentId")]
-    NoAssessment,
-}
 
 /// Checks that a payload is a JSON object in UTF-8 and finds its one `assessmentId`, copying nothing unless the id is
 /// written with escapes. A name that is no Unicode harms nothing: the payload is then read again, with its
@@ -40,25 +23,31 @@ pub enum Malformed {
 /// What makes the record unusable.
 pub fn assessment_of(payload: &[u8]) -> Result<Cow<'_, str>, Malformed> {
     let payload = text(payload)?;
-    let (found, count) = assessment_by::<Decoded<'_>>(payload).or_else(|_| assessment_by::<&RawValue>(payload))?;
-    let id = found.filter(|_| count == 1).and_then(unquote).ok_or(Malformed::NoAssessment)?;
-    AssessmentId::check(&id).map_err(|_| Malformed::NoAssessment)?;
-    Ok(id)
+    let (found, count) = value_of(payload, ASSESSMENT_FIELD)?;
+    checked(found.filter(|_| count == 1).and_then(unquote).ok_or(Malformed::NoAssessment)?)
 }
 
-/// The value of a payload's `assessmentId`, and how many it has.
-fn assessment_by<'p, N: Name<'p>>(payload: &'p str) -> Result<(Option<&'p str>, usize), Malformed> {
-    let mut found = None;
-    let mut count = 0;
-    for_each_wanted::<N, _>(
-        payload,
-        |name| (name == ASSESSMENT_FIELD).then_some(()),
-        |(), value| {
-            found = Some(value);
-            count += 1;
-        },
-    )?;
-    Ok((found, count))
+/// The same, for a route that says where in the payload the id is.
+///
+/// # Errors
+/// What makes the record unusable.
+pub fn assessment_at<'p>(path: &PayloadPath, payload: &'p [u8]) -> Result<Cow<'p, str>, Malformed> {
+    checked(path.find(text(payload)?)?.and_then(unquote).ok_or(Malformed::NoAssessment)?)
+}
+
+/// The same, for a route that takes the id from a record's key or header.
+///
+/// # Errors
+/// [`Malformed::NoAssessment`].
+pub fn assessment_in(bytes: Option<&[u8]>) -> Result<Cow<'_, str>, Malformed> {
+    let id = bytes.and_then(|bytes| std::str::from_utf8(bytes).ok()).ok_or(Malformed::NoAssessment)?;
+    checked(Cow::Borrowed(id))
+}
+
+/// An id within its rule.
+fn checked(id: Cow<'_, str>) -> Result<Cow<'_, str>, Malformed> {
+    AssessmentId::check(&id).map_err(|_| Malformed::NoAssessment)?;
+    Ok(id)
 }
 
 /// Checks that a payload is a JSON object in UTF-8.
@@ -70,12 +59,13 @@ pub fn check_object(payload: &[u8]) -> Result<(), Malformed> {
 }
 
 /// Appends the message's JSON to `out` without its closing brace, so that the caller can add a cursor. The result is
-/// never empty: it has at least `{"type":"…"`. On an error `out` is as it was. Of a field that the payload has twice,
+/// never empty: it has at least `{"type":"…"`. `record` is the payload, behind the values that the route carries. On an error `out` is as it was. Of a field that the payload has twice,
 /// the last one counts, as it does for JavaScript's `JSON.parse`.
 ///
 /// # Errors
 /// [`Malformed::NotAnObject`] where the payload is none.
-pub fn map_open(topic: &Topic, payload: &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
+pub fn map_open(topic: &Topic, record: &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
+    let (carried, payload) = split(topic.route.carried.len(), record)?;
     match &topic.route.fields {
         MessageFields::Whole => {
             let data = object_text(payload)?;
@@ -87,7 +77,7 @@ pub fn map_open(topic: &Topic, payload: &[u8], out: &mut Vec<u8>) -> Result<(), 
             let values = values_of(fields, payload)?;
             open(topic, out);
             for (field, value) in fields.iter().zip(values) {
-                push_field(topic, field, value, out);
+                push_field(topic, field, value, carried, out);
             }
         }
     }
@@ -121,10 +111,14 @@ fn open(topic: &Topic, out: &mut Vec<u8>) {
     push_string(&topic.route.message_type, out);
 }
 
-fn push_field(topic: &Topic, field: &Field, value: &str, out: &mut Vec<u8>) {
+fn push_field(topic: &Topic, field: &Field, value: &str, carried: Carried<'_>, out: &mut Vec<u8>) {
+    let value = match field.source {
+        FieldSource::Record(index) => carried.get(index),
+        _ => value,
+    };
     match &field.source {
-        FieldSource::Payload(_) if value.is_empty() => {}
-        FieldSource::Payload(_) => {
+        FieldSource::Payload(_) | FieldSource::Record(_) if value.is_empty() => {}
+        FieldSource::Payload(_) | FieldSource::Record(_) => {
             push_name(&field.name, out);
             out.extend_from_slice(value.as_bytes());
         }
@@ -149,110 +143,6 @@ fn push_name(name: &str, out: &mut Vec<u8>) {
 
 fn push_string(text: &str, out: &mut Vec<u8>) {
     serde_json::to_writer(out, text).expect("a string has a form in JSON, and a Vec takes all that is written");
-}
-
-/// A JSON string's text; `None` for another value, and for one that is no Unicode (half of a surrogate pair).
-fn unquote(json: &str) -> Option<Cow<'_, str>> {
-    let inner = json.strip_prefix('"')?.strip_suffix('"')?;
-    if inner.contains('\\') { serde_json::from_str(json).ok().map(Cow::Owned) } else { Some(Cow::Borrowed(inner)) }
-}
-
-fn text(payload: &[u8]) -> Result<&str, Malformed> {
-    std::str::from_utf8(payload).map_err(|_| Malformed::NotAnObject)
-}
-
-/// The JSON object that a payload is, without the white space around it.
-fn object_text(payload: &[u8]) -> Result<&str, Malformed> {
-    let json: &RawValue = serde_json::from_str(text(payload)?).map_err(|_| Malformed::NotAnObject)?;
-    Some(json.get()).filter(|json| json.starts_with('{')).ok_or(Malformed::NotAnObject)
-}
-
-/// The name of a field, as a pass over an object takes it.
-trait Name<'p>: Deserialize<'p> {
-    /// With its escapes decoded; `None` for one that is no Unicode.
-    fn decoded(&self) -> Option<Cow<'_, str>>;
-}
-
-/// As it is written: takes every name that JSON's grammar allows, also one with half of a surrogate pair.
-impl<'p> Name<'p> for &'p RawValue {
-    fn decoded(&self) -> Option<Cow<'_, str>> {
-        unquote(self.get())
-    }
-}
-
-/// As serde_json decodes it, which makes the whole pass a quarter cheaper. It refuses payloads with a name that is no
-/// Unicode.
-struct Decoded<'p>(Cow<'p, str>);
-
-impl<'p> Name<'p> for Decoded<'p> {
-    fn decoded(&self) -> Option<Cow<'_, str>> {
-        Some(Cow::Borrowed(&self.0))
-    }
-}
-
-impl<'p> Deserialize<'p> for Decoded<'p> {
-    fn deserialize<D: Deserializer<'p>>(name: D) -> Result<Self, D::Error> {
-        struct Borrowed;
-        impl<'p> Visitor<'p> for Borrowed {
-            type Value = Decoded<'p>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a name")
-            }
-
-            fn visit_borrowed_str<E>(self, name: &'p str) -> Result<Decoded<'p>, E> {
-                Ok(Decoded(Cow::Borrowed(name)))
-            }
-
-            fn visit_str<E>(self, name: &str) -> Result<Decoded<'p>, E> {
-                Ok(Decoded(Cow::Owned(name.to_owned())))
-            }
-        }
-        name.deserialize_str(Borrowed)
-    }
-}
-
-/// Goes through a JSON object's fields: `want` says which are wanted, by their name with its escapes decoded, and
-/// `take` is given the value of each as it is written.
-fn for_each_wanted<'p, N: Name<'p>, K>(
-    payload: &'p str,
-    want: impl Fn(&str) -> Option<K>,
-    take: impl FnMut(K, &'p str),
-) -> Result<(), Malformed> {
-    let mut json = serde_json::Deserializer::from_str(payload);
-    let fields = FieldsVisitor::<N, _, _> { want, take, name: PhantomData };
-    json.deserialize_map(fields).and_then(|()| json.end()).map_err(|_| Malformed::NotAnObject)
-}
-
-struct FieldsVisitor<N, W, T> {
-    want: W,
-    take: T,
-    name: PhantomData<N>,
-}
-
-impl<'p, N, K, W, T> Visitor<'p> for FieldsVisitor<N, W, T>
-where
-    N: Name<'p>,
-    W: Fn(&str) -> Option<K>,
-    T: FnMut(K, &'p str),
-{
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON object")
-    }
-
-    fn visit_map<A: MapAccess<'p>>(mut self, mut object: A) -> Result<(), A::Error> {
-        while let Some(name) = object.next_key::<N>()? {
-            match name.decoded().and_then(|name| (self.want)(&name)) {
-                Some(wanted) => (self.take)(wanted, object.next_value::<&RawValue>()?.get()),
-                None => {
-                    object.next_value::<IgnoredAny>()?;
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! The routes file (TOML): from its text to routes, or to all of its faults, each with its line and what would be
 //! right. It owns the format, which `routes.toml` beside it explains; [`super::table`] owns what the routes mean.
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -10,7 +13,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::pattern::TopicPattern;
 use super::table::{
-    AssessmentFrom, Field, FieldSource, InvalidRoutes, MessageFields, Partitioner, Route, RouteTable, Scope,
+    AssessmentFrom, Field, FieldSource, InvalidRoutes, MessageFields, Partitioner, PayloadForm, PayloadPath,
+    RecordValue, Route, RouteTable, Scope, When,
 };
 use crate::limits::ROUTE_FIELDS_MAX;
 
@@ -26,16 +30,20 @@ const OWN_TYPES: [&str; 4] = ["connected", "ping", "pong", "reset"];
 /// Fields that the gateway itself writes into a message: a record's value must not pass for one of them.
 const OWN_FIELDS: [&str; 2] = ["type", "cursor"];
 
-const ROUTE_KEYS: [&str; 6] = ["topic", "scope", "type", "fields", "assessment", "partitioner"];
-const FIELD_KEYS: [&str; 4] = ["name", "from", "const", "topic"];
+const ROUTE_KEYS: [&str; 8] = ["topic", "scope", "type", "fields", "assessment", "partitioner", "payload", "when"];
+const FIELD_KEYS: [&str; 5] = ["name", "from", "const", "topic", "record"];
+const WHEN_KEYS: [&str; 2] = ["field", "equals"];
 const SCOPES: [(&str, ScopeName); 2] = [("market", ScopeName::Market), ("assessment", ScopeName::Assessment)];
-const ASSESSMENT_FROM: [(&str, AssessmentFrom); 2] =
-    [("payload", AssessmentFrom::Payload), ("key", AssessmentFrom::Key)];
+const PAYLOAD_FORMS: [(&str, PayloadForm); 2] = [("json", PayloadForm::Json), ("json-schema", PayloadForm::JsonSchema)];
 const PARTITIONERS: [(&str, Partitioner); 3] =
     [("murmur2", Partitioner::Murmur2), ("crc32", Partitioner::Crc32), ("none", Partitioner::None)];
 
-const WHAT_A_FIELD_IS: &str =
-    "a field is a name, { name, from }, { name, const } or { name, topic }, as `shardgate routes` shows";
+const WHAT_A_FIELD_IS: &str = "a field is a name, { name, from }, { name, const }, { name, topic } or { name, record }, as `shardgate routes` shows";
+
+const WHAT_ASSESSMENT_IS: &str =
+    "\"payload\", \"key\", \"header:<name>\", or a JSON pointer such as \"/order/assessmentId\"";
+
+const WHAT_RECORD_IS: &str = "\"key\", \"header:<name>\", \"partition\", \"offset\" or \"timestamp\"";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ScopeName {
@@ -140,8 +148,60 @@ impl RoutesParser<'_> {
         let topic = self.topic(keys, &place);
         let scope = self.scope(keys, &place, topic.as_ref());
         let message_type = self.message_type(keys, &place);
-        let fields = self.fields(keys, &place, topic.as_ref());
-        Some(Route { topic: topic?, scope: scope?, message_type: message_type?, fields: fields? })
+        let mut carried = Vec::new();
+        let fields = self.fields(keys, &place, topic.as_ref(), &mut carried);
+        let payload = self.one_of(keys, "payload", &PAYLOAD_FORMS, PayloadForm::Json);
+        let when = keys.get("when").map(|when| self.when(when));
+        Some(Route {
+            topic: topic?,
+            scope: scope?,
+            message_type: message_type?,
+            fields: fields?,
+            payload: payload?,
+            when: when.map_or(Some(None), |when| when.map(Some))?,
+            carried,
+        })
+    }
+
+    fn when(&mut self, value: &Spanned<DeValue<'_>>) -> Option<When> {
+        let Some(keys) = value.get_ref().as_table() else {
+            self.fault(&value.span(), format!("when is {}; it takes {{ field, equals }}", a(value)));
+            return None;
+        };
+        self.unknown_keys(keys, &WHEN_KEYS, "when");
+        let takes = "a field's name, or a JSON pointer such as \"/order/status\"";
+        let path = self.required(keys, "field", &value.span(), takes).and_then(|(text, at)| {
+            let path = PayloadPath::parse(text);
+            if path.is_none() {
+                self.fault(&at, format!("field = \"{text}\": it takes {takes}"));
+            }
+            path
+        });
+        let Some(equals) = keys.get("equals") else {
+            self.fault(&value.span(), "equals is missing; it takes a string, a number, true or false".into());
+            return None;
+        };
+        let equals = self.constant("equals", equals);
+        Some(When { path: path?, equals: equals? })
+    }
+
+    /// Where a record says whose it is.
+    fn assessment(&mut self, keys: &DeTable<'_>) -> Option<AssessmentFrom> {
+        if !keys.contains_key("assessment") {
+            return Some(AssessmentFrom::Payload);
+        }
+        let (text, at) = self.string(keys, "assessment")?;
+        let from = match (text, text.strip_prefix("header:")) {
+            ("payload", _) => Some(AssessmentFrom::Payload),
+            ("key", _) => Some(AssessmentFrom::Key),
+            (_, Some(name)) => (!name.is_empty()).then(|| AssessmentFrom::Header(name.into())),
+            _ if text.starts_with('/') => PayloadPath::parse(text).map(AssessmentFrom::Path),
+            _ => None,
+        };
+        if from.is_none() {
+            self.fault(&at, format!("assessment = \"{text}\": it takes {WHAT_ASSESSMENT_IS}"));
+        }
+        from
     }
 
     fn topic(&mut self, keys: &DeTable<'_>, place: &Range<usize>) -> Option<TopicPattern> {
@@ -151,7 +211,7 @@ impl RoutesParser<'_> {
     }
 
     fn scope(&mut self, keys: &DeTable<'_>, place: &Range<usize>, topic: Option<&TopicPattern>) -> Option<Scope> {
-        let from = self.one_of(keys, "assessment", &ASSESSMENT_FROM, AssessmentFrom::Payload);
+        let from = self.assessment(keys);
         let partitioner = self.one_of(keys, "partitioner", &PARTITIONERS, Partitioner::Murmur2);
         let said = self.required(keys, "scope", place, &alternatives(&SCOPES))?;
         if self.word("scope", said, &SCOPES)? == ScopeName::Assessment {
@@ -190,6 +250,7 @@ impl RoutesParser<'_> {
         keys: &DeTable<'_>,
         place: &Range<usize>,
         topic: Option<&TopicPattern>,
+        carried: &mut Vec<RecordValue>,
     ) -> Option<MessageFields> {
         let Some(value) = keys.get("fields") else {
             self.fault(
@@ -213,7 +274,7 @@ impl RoutesParser<'_> {
         };
         let mut fields: Vec<Field> = Vec::new();
         for value in listed {
-            let Some(field) = self.field(value, topic) else { continue };
+            let Some(field) = self.field(value, topic, carried) else { continue };
             if fields.iter().any(|other| other.name == field.name) {
                 self.fault(
                     &value.span(),
@@ -225,12 +286,17 @@ impl RoutesParser<'_> {
         (fields.len() == listed.len()).then_some(MessageFields::Listed(fields))
     }
 
-    fn field(&mut self, value: &Spanned<DeValue<'_>>, topic: Option<&TopicPattern>) -> Option<Field> {
+    fn field(
+        &mut self,
+        value: &Spanned<DeValue<'_>>,
+        topic: Option<&TopicPattern>,
+        carried: &mut Vec<RecordValue>,
+    ) -> Option<Field> {
         let (name, at, source) = match value.get_ref() {
             DeValue::String(name) => (&**name, value.span(), Some(FieldSource::Payload((&**name).into()))),
             DeValue::Table(keys) => {
                 self.unknown_keys(keys, &FIELD_KEYS, "a field");
-                let source = self.source(keys, &value.span(), topic);
+                let source = self.source(keys, &value.span(), topic, carried);
                 let (name, at) = self.required(keys, "name", &value.span(), "the field's name in the message")?;
                 (name, at, source)
             }
@@ -254,20 +320,29 @@ impl RoutesParser<'_> {
         keys: &DeTable<'_>,
         place: &Range<usize>,
         topic: Option<&TopicPattern>,
+        carried: &mut Vec<RecordValue>,
     ) -> Option<FieldSource> {
         let sources: Vec<&str> = FIELD_KEYS[1..].iter().copied().filter(|key| keys.contains_key(*key)).collect();
         let [source] = sources[..] else {
             let got =
                 if sources.is_empty() { "no value".to_owned() } else { format!("both {}", sources.join(" and ")) };
-            self.fault(place, format!("a field has {got}; it takes one of from, const and topic"));
+            self.fault(place, format!("a field has {got}; it takes one of from, const, topic and record"));
             return None;
         };
         if source == "const" {
-            return self.constant(keys.get("const")?).map(FieldSource::Const);
+            return self.constant("const", keys.get("const")?).map(FieldSource::Const);
         }
         let (text, at) = self.string(keys, source)?;
         if source == "from" {
             return Some(FieldSource::Payload(text.into()));
+        }
+        if source == "record" {
+            let Some(value) = RecordValue::parse(text) else {
+                self.fault(&at, format!("record = \"{text}\": it takes {WHAT_RECORD_IS}"));
+                return None;
+            };
+            carried.push(value);
+            return Some(FieldSource::Record(carried.len() - 1));
         }
         if let Some(topic) = topic
             && !topic.parts().any(|part| part == text)
@@ -281,7 +356,7 @@ impl RoutesParser<'_> {
     }
 
     /// A constant as JSON.
-    fn constant(&mut self, value: &Spanned<DeValue<'_>>) -> Option<Box<str>> {
+    fn constant(&mut self, key: &str, value: &Spanned<DeValue<'_>>) -> Option<Box<str>> {
         let json = match value.get_ref() {
             DeValue::String(text) => serde_json::to_string(&**text).ok(),
             DeValue::Boolean(flag) => Some(flag.to_string()),
@@ -296,7 +371,7 @@ impl RoutesParser<'_> {
             _ => None,
         };
         if json.is_none() {
-            let text = format!("const is {}; it takes a string, a number, true or false, as JSON knows them", a(value));
+            let text = format!("{key} is {}; it takes a string, a number, true or false, as JSON knows them", a(value));
             self.fault(&value.span(), text);
         }
         json.map(Into::into)
@@ -361,200 +436,4 @@ fn alternatives<T>(words: &[(&str, T)]) -> String {
 fn a(value: &Spanned<DeValue<'_>>) -> String {
     let kind = value.get_ref().type_str();
     format!("{} {kind}", if kind.starts_with(['a', 'i']) { "an" } else { "a" })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn faults(text: &str) -> Vec<String> {
-        parse_routes(text).expect_err("the file has a fault").0
-    }
-
-    /// The faults of a route that has good keys but for those given; its `[[route]]` is line 1.
-    fn faults_of_route(keys: &str) -> Vec<String> {
-        let good = [
-            ("topic", r#"topic = "a.{x}""#),
-            ("scope", r#"scope = "assessment""#),
-            ("type", r#"type = "t""#),
-            ("fields", r#"fields = ["f"]"#),
-        ];
-        let said = |key: &str| keys.lines().any(|line| line.trim_start_matches('!').starts_with(key));
-        let given = keys.lines().filter(|line| !line.starts_with('!')).map(str::to_owned);
-        let rest = good.iter().filter(|(key, _)| !said(key)).map(|(_, line)| (*line).to_owned());
-        faults(&["[[route]]".to_owned()].into_iter().chain(given).chain(rest).collect::<Vec<_>>().join("\n"))
-    }
-
-    #[test]
-    fn the_contracts_example_is_read_as_it_says() {
-        let routes = parse_routes(
-            r#"
-            [[route]]
-            topic = "market-data.{market}-ticks"
-            scope = "market"
-            fields = [{ name = "market", topic = "market" }, "price"]
-
-            [[route]]
-            topic = "rules.drawdown-checked"
-            scope = "assessment"
-            assessment = "key"
-            partitioner = "crc32"
-            type = "rule_status"
-            fields = ["assessmentId", { name = "rule", const = "draw\"down" }, { name = "n", from = "number" }]
-
-            [[route]]
-            topic = "other"
-            scope = "assessment"
-            type = "other"
-            fields = "*"
-            "#,
-        )
-        .unwrap();
-        assert_eq!(routes[0].scope, Scope::Market { part: "market".into() });
-        assert_eq!(&*routes[0].message_type, "market_price");
-        let key = Scope::Assessment { from: AssessmentFrom::Key, partitioner: Partitioner::Crc32 };
-        assert_eq!(routes[1].scope, key);
-        let MessageFields::Listed(fields) = &routes[1].fields else { panic!("the fields are listed") };
-        let told: Vec<String> = fields.iter().map(|field| format!("{} {:?}", field.name, field.source)).collect();
-        assert_eq!(
-            told,
-            [r#"assessmentId Payload("assessmentId")"#, r#"rule Const("\"draw\\\"down\"")"#, r#"n Payload("number")"#,]
-        );
-        let defaults = Scope::Assessment { from: AssessmentFrom::Payload, partitioner: Partitioner::Murmur2 };
-        assert_eq!(routes[2].scope, defaults);
-        assert!(matches!(routes[2].fields, MessageFields::Whole));
-    }
-
-    #[test]
-    fn all_faults_are_told_at_once_in_the_order_of_their_lines() {
-        let text = r#"
-[[route]]
-topic = "market-data.{market-ticks"
-scope = "market"
-fields = ["price"]
-
-[[route]]
-scope = "everyone"
-type = 5
-fields = ["cursor", { name = "a", from = "b", const = 1 }]
-partitoner = "murmur2"
-"#;
-        assert_eq!(
-            faults(text),
-            [
-                "line 3: topic = \"market-data.{market-ticks\": the part {market-ticks is not closed; \
-                 a part is written {name}",
-                "line 7: topic is missing; it takes a topic's name, in which {name} stands for any characters",
-                "line 8: scope = \"everyone\": it takes \"market\" or \"assessment\"",
-                "line 9: type is an integer; it takes a string",
-                "line 10: a field is named \"cursor\"; it takes a name other than \"type\" and \"cursor\", \
-                 the gateway's own",
-                "line 10: a field has both from and const; it takes one of from, const and topic",
-                "line 11: unknown key \"partitoner\"; a route takes topic, scope, type, fields, assessment, \
-                 partitioner",
-            ]
-        );
-    }
-
-    #[test]
-    fn a_file_that_is_no_toml_tells_each_place() {
-        let told = faults("[[route]]\ntopic = x\n\nscope = \n");
-        assert!(told.len() >= 2 && told[0].starts_with("line 2: ") && told[1].starts_with("line 4: "), "{told:?}");
-        assert_eq!(faults("route = 1\nroute = 2"), ["line 2: duplicate key"]);
-    }
-
-    #[test]
-    fn a_file_without_routes_is_a_fault() {
-        let none = ["line 1: there are no routes; it takes at least one [[route]]"];
-        assert_eq!(faults(""), none);
-        assert_eq!(faults("route = []"), none);
-        assert_eq!(faults("[route]\ntopic = \"a\""), ["line 1: route is a table; it takes [[route]]"]);
-        assert_eq!(faults("route = [1]"), ["line 1: a route is an integer; it takes a table, written [[route]]"]);
-    }
-
-    #[test]
-    fn a_route_that_an_earlier_one_leaves_no_topic_is_a_fault() {
-        let route = |topic: &str| {
-            format!("[[route]]\ntopic = \"{topic}\"\nscope = \"assessment\"\ntype = \"t\"\nfields = \"*\"\n")
-        };
-        let told = faults(&(route("a.{x}") + &route("b") + &route("a.{y}")));
-        assert_eq!(
-            told,
-            ["line 11: the route of \"a.{y}\" never has a topic: an earlier one, \"a.{x}\", takes them all; \
-              put this one first, or drop it"]
-        );
-        assert!(parse_routes(&(route("a.b") + &route("a.{y}"))).is_ok());
-    }
-
-    #[test]
-    fn each_key_of_a_route_has_its_faults() {
-        let table = [
-            ("!type", "line 1: type is missing; it takes the message's type"),
-            ("!scope", "line 1: scope is missing; it takes \"market\" or \"assessment\""),
-            ("!fields", "line 1: the route has no fields; it takes a list of fields, or \"*\"; a field is"),
-            ("topic = \"\"", "line 2: topic = \"\": it is empty"),
-            ("scope = true", "line 2: scope is a boolean; it takes a string"),
-            ("type = \"ping\"", "line 2: type = \"ping\": it takes a name other than the gateway's own: connected, "),
-            ("type = \"\"", "line 2: type = \"\": it takes a name"),
-            ("assessment = \"header\"", "line 2: assessment = \"header\": it takes \"payload\" or \"key\""),
-            ("partitioner = \"fnv\"", "line 2: partitioner = \"fnv\": it takes \"murmur2\" or \"crc32\" or \"none\""),
-            ("scope = \"market\"", "line 3: scope = \"market\" takes a topic with a part {market}"),
-            ("fields = \"all\"", "line 2: fields is a string; it takes a list of fields, or \"*\""),
-            ("fields = []", "line 2: fields lists 0; it takes 1 to 64, or \"*\""),
-        ];
-        for (keys, expected) in table {
-            let told = faults_of_route(keys);
-            assert!(told.len() == 1 && told[0].starts_with(expected), "{keys}: {told:?}");
-        }
-        let market = "scope = \"market\"\ntopic = \"{market}\"\nassessment = \"key\"\npartitioner = \"none\"";
-        assert_eq!(
-            faults_of_route(market),
-            [
-                "line 4: assessment is for scope = \"assessment\"; scope = \"market\" takes none",
-                "line 5: partitioner is for scope = \"assessment\"; scope = \"market\" takes none",
-            ]
-        );
-    }
-
-    #[test]
-    fn each_field_has_its_faults() {
-        let table = [
-            ("1", "a field is an integer; a field is a name, { name, from }"),
-            ("\"type\"", "a field is named \"type\"; it takes a name other"),
-            ("{ name = \"cursor\", const = 1 }", "a field is named \"cursor\"; it takes a name other"),
-            ("\"\"", "a field is named \"\""),
-            ("\"f\"", "the field \"f\" is there twice"),
-            ("{ from = \"f\" }", "name is missing; it takes the field's name in the message"),
-            ("{ name = \"g\" }", "a field has no value; it takes one of from, const and topic"),
-            ("{ name = \"g\", from = 1 }", "from is an integer; it takes a string"),
-            (
-                "{ name = \"g\", form = \"f\", const = 1 }",
-                "unknown key \"form\"; a field takes name, from, const, topic",
-            ),
-            ("{ name = \"g\", topic = \"y\" }", "topic = \"y\": it takes a part of the route's topic, which has \"x\""),
-            ("{ name = \"g\", const = [1] }", "const is an array; it takes a string, a number, true or false"),
-            ("{ name = \"g\", const = nan }", "const is a float; it takes a string, a number"),
-            ("{ name = \"g\", const = 9223372036854775808 }", "const is an integer; it takes a string, a number"),
-        ];
-        for (field, expected) in table {
-            let told = faults_of_route(&format!("fields = [\"f\", {field}]"));
-            assert!(told.len() == 1 && told[0].starts_with(&format!("line 2: {expected}")), "{field}: {told:?}");
-        }
-    }
-
-    #[test]
-    fn a_constant_becomes_the_json_that_it_reads_as() {
-        let constants = ["\"a\\u00e9\\n\"", "0", "-17", "0x1f", "1_000", "+2.50", "1e3", "true"];
-        let json = ["\"aé\\n\"", "0", "-17", "31", "1000", "2.50", "1e3", "true"];
-        let fields: Vec<String> =
-            (0..).zip(constants).map(|(i, c)| format!("{{ name = \"c{i}\", const = {c} }}")).collect();
-        let file =
-            format!("[[route]]\ntopic = \"a\"\nscope = \"assessment\"\ntype = \"t\"\nfields = [{}]", fields.join(", "));
-        let MessageFields::Listed(fields) = &parse_routes(&file).unwrap()[0].fields else {
-            panic!("the fields are listed")
-        };
-        for (field, expected) in fields.iter().zip(json) {
-            assert!(matches!(&field.source, FieldSource::Const(json) if **json == *expected), "{field:?}: {expected}");
-        }
-    }
 }

@@ -7,6 +7,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 pub(crate) use super::partitioner::Partitioner;
 pub use super::pattern::{Piece, TopicPattern};
+pub use super::record_values::{PayloadForm, PayloadPath, RecordValue, When};
 use crate::ids::TopicIndex;
 
 /// The routes, in the order of their file. The first that matches a topic has it.
@@ -29,6 +30,12 @@ pub struct Route {
     pub message_type: Box<str>,
     /// What the message carries.
     pub fields: MessageFields,
+    /// The form of the payloads.
+    pub payload: PayloadForm,
+    /// Which records are taken; `None`: all.
+    pub when: Option<When>,
+    /// What a record carries for its fields beside its payload.
+    pub carried: Vec<RecordValue>,
 }
 
 /// Who gets a route's messages.
@@ -49,12 +56,16 @@ pub enum Scope {
 }
 
 /// Where a record says which assessment it belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AssessmentFrom {
     /// The payload's field `assessmentId`.
     Payload,
+    /// The payload's value at this place.
+    Path(PayloadPath),
     /// The record's key.
     Key,
+    /// The record's header of this name.
+    Header(Box<str>),
 }
 
 /// What a message carries after its `type`, in order.
@@ -84,6 +95,8 @@ pub enum FieldSource {
     Const(Box<str>),
     /// The topic's part of this name.
     Topic(Box<str>),
+    /// The record's own value: that with this index among the route's [`Route::carried`]. Left out where it has none.
+    Record(usize),
 }
 
 /// A topic of the cluster together with the route that it matched: what ingest tells the shards about it, once, before
@@ -128,19 +141,28 @@ impl Fingerprint {
     /// means nothing.
     #[must_use]
     pub(crate) fn read_by(self, route: &Route) -> Self {
-        let Scope::Assessment { from, partitioner } = route.scope else { return self };
+        let Scope::Assessment { from, partitioner } = &route.scope else { return self };
+        let takes_all = route.when.is_none() && route.payload == PayloadForm::Json;
         let from = match from {
-            AssessmentFrom::Payload => "payload",
-            AssessmentFrom::Key => "key",
+            AssessmentFrom::Payload => "payload".to_owned(),
+            AssessmentFrom::Path(path) => path.to_string(),
+            AssessmentFrom::Key => "key".to_owned(),
+            AssessmentFrom::Header(name) => format!("header:{name}"),
         };
         let partitioner = match partitioner {
             // As the built-in routes have it: the topic's own.
-            Partitioner::Murmur2 if from == "payload" => return self,
+            Partitioner::Murmur2 if from == "payload" && takes_all => return self,
             Partitioner::Murmur2 => "murmur2",
             Partitioner::Crc32 => "crc32",
             Partitioner::None => "none",
         };
-        let reading = format!("{:08x}/{from}/{partitioner}", self.incarnation);
+        let when = route.when.as_ref().map(|when| format!("{}={}", when.path, when.equals)).unwrap_or_default();
+        let taken = match route.payload {
+            _ if takes_all => String::new(),
+            PayloadForm::Json => format!("/json/{when}"),
+            PayloadForm::JsonSchema => format!("/json-schema/{when}"),
+        };
+        let reading = format!("{:08x}/{from}/{partitioner}{taken}", self.incarnation);
         Self { incarnation: (xxh3_64(reading.as_bytes()) >> 32) as u32, ..self }
     }
 }
@@ -152,7 +174,12 @@ impl Topic {
     pub(crate) fn is_read_alike(&self, other: &Self) -> bool {
         match (&self.route.scope, &other.route.scope) {
             (Scope::Market { .. }, Scope::Market { .. }) => self.is_mapped_alike(other),
-            (one, other) => one == other,
+            (one, two) => {
+                let (route, other) = (&self.route, &other.route);
+                one == two
+                    && (route.payload, &route.when) == (other.payload, &other.when)
+                    && route.carried == other.carried
+            }
         }
     }
 

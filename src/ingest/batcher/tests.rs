@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::clock::UnixMs;
 use crate::ids::TopicIndex;
-use crate::routing::table::{Fingerprint, MessageFields, Partitioner, Piece, Route, TopicPattern};
+use crate::routing::table::{Fingerprint, MessageFields, Partitioner, PayloadForm, Piece, Route, TopicPattern};
 use crate::stream::batch::LogEnd;
 
 const EVENTS: TopicIndex = TopicIndex(0);
@@ -15,7 +15,15 @@ const NOW_MS: i64 = 1_790_000_000_000;
 
 fn topic(index: TopicIndex, name: &str, scope: Scope) -> Arc<Topic> {
     let pattern = TopicPattern { pieces: vec![Piece::Literal(name.into())] };
-    let route = Route { topic: pattern, scope, message_type: "event".into(), fields: MessageFields::Whole };
+    let route = Route {
+        topic: pattern,
+        scope,
+        message_type: "event".into(),
+        fields: MessageFields::Whole,
+        payload: PayloadForm::Json,
+        when: None,
+        carried: Vec::new(),
+    };
     Arc::new(Topic {
         index,
         name: name.into(),
@@ -56,7 +64,7 @@ impl Story {
         payload: Option<&[u8]>,
     ) -> Result<RecordOutcome, RecordFault> {
         let origin = Origin { topic, partition: 0, offset };
-        let incoming = ConsumedRecord { origin, timestamp_ms: NOW_MS - offset, epoch: 0, key, payload };
+        let incoming = ConsumedRecord { origin, timestamp_ms: NOW_MS - offset, epoch: 0, key, payload, headers: &() };
         let taken = self.batcher.push(&incoming, &self.read_offsets);
         self.read_offsets.set(topic, 0, offset + 1);
         taken
