@@ -217,6 +217,14 @@ pub struct ShardConfig {
     pub(crate) place_anywhere: bool,
 }
 
+impl ShardConfig {
+    /// Connections of each shard where all that are allowed are open, at most a million.
+    pub(crate) fn connections_expected(&self) -> usize {
+        let each = self.connections_max / u64::from(self.shards.max(1));
+        usize::try_from(each).unwrap_or(usize::MAX).min(1_000_000)
+    }
+}
+
 /// Settings of admission.
 #[derive(Debug, Clone)]
 pub(crate) struct AdmissionConfig {

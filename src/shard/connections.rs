@@ -75,6 +75,13 @@ impl<S> Default for Connections<S> {
 }
 
 impl<S> Connections<S> {
+    /// Takes address space for this many, so that growing copies nothing and leaves no holes. Memory that is not used is not
+    /// resident.
+    pub(super) fn reserve(&mut self, count: usize) {
+        self.slots.reserve(count);
+        self.keys.reserve(count);
+    }
+
     pub(super) fn insert(&mut self, mut connection: Connection<S>) -> ConnectionKey {
         connection.index = index_of_len(self.keys.len());
         let key = self.slots.insert(connection);

@@ -82,7 +82,9 @@ pub(super) struct ShardContext {
 
 impl ShardContext {
     pub(super) fn new(parts: &Parts, reactor: Rc<Reactor>, index_key: IndexKey, now: Now) -> Rc<Self> {
-        let state = ShardState::new(parts.config.clone(), parts.node.clone()).with_index_key(index_key);
+        let mut state = ShardState::new(parts.config.clone(), parts.node.clone()).with_index_key(index_key);
+        let expected = parts.config.connections_expected();
+        state.connections.reserve(expected);
         Rc::new(Self {
             index: parts.index,
             config: parts.config.clone(),
@@ -101,7 +103,7 @@ impl ShardContext {
             state: RefCell::new(state),
             reactor,
             scratch: RefCell::new(vec![0; READ_BYTES].into_boxed_slice()),
-            tasks: Tasks::default(),
+            tasks: Tasks::with_room_for(expected),
             handshakes: Rc::new(Handshakes::new(parts.admission.handshakes_max)),
             refusal_log: RefusalLog::default(),
             lingering: Cell::new(0),

@@ -45,7 +45,8 @@ const DRAIN_EVERY: Duration = Duration::from_millis(20);
 pub(super) fn spawn(parts: Parts) -> io::Result<JoinHandle<()>> {
     let (made, is_made) = crossbeam_channel::bounded(1);
     let thread = std::thread::Builder::new().name(format!("shard-{}", parts.index.0)).spawn(move || {
-        let reactor = Reactor::new().and_then(|reactor| Ok((WakeTimer::new(&reactor)?, reactor)));
+        let reactor = Reactor::with_room_for(parts.config.connections_expected())
+            .and_then(|reactor| Ok((WakeTimer::new(&reactor)?, reactor)));
         match Executor::new(parts.engine, parts.core).and_then(|executor| Ok((executor, reactor?))) {
             Ok((executor, (wake_timer, reactor))) => {
                 let _ = made.send(Ok(()));

@@ -106,6 +106,11 @@ impl Task {
 }
 
 impl Tasks {
+    /// With address space for this many. Memory that is not used is not resident.
+    pub(super) fn with_room_for(count: usize) -> Self {
+        Self(Rc::new(RefCell::new(SlotMap::with_capacity_and_key(count))))
+    }
+
     /// Runs a task that [`Tasks::cancel`] or [`Tasks::stop`] ends.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + 'static) -> TaskKey {
         let key = self.0.borrow_mut().insert(None);

@@ -53,13 +53,16 @@ struct Registration {
 }
 
 impl Reactor {
+    /// With address space for this many waiters. Memory that is not used is not resident.
+    ///
     /// # Errors
     /// If no descriptor is left for it.
-    pub(super) fn new() -> io::Result<Rc<Self>> {
+    pub(super) fn with_room_for(count: usize) -> io::Result<Rc<Self>> {
         let epoll = mio::Poll::new()?;
         let registry = epoll.registry().try_clone()?;
         let registration_failures = LogThrottle::new(ACCEPT_LOG_EVERY);
-        Ok(Rc::new(Self { epoll: RefCell::new(epoll), registry, waiting: RefCell::default(), registration_failures }))
+        let waiting = RefCell::new(SlotMap::with_capacity_and_key(count));
+        Ok(Rc::new(Self { epoll: RefCell::new(epoll), registry, waiting, registration_failures }))
     }
 
     /// Wakes tasks whose descriptor is ready, for as long as the shard runs.
@@ -362,7 +365,7 @@ mod tests {
     /// Runs a task beside a reactor, on each engine.
     fn run<F: Future<Output = ()> + 'static>(task: impl Fn(Rc<Reactor>) -> F) {
         for engine in Engine::ALL {
-            let reactor = Reactor::new().unwrap();
+            let reactor = Reactor::with_room_for(0).unwrap();
             let task = task(Rc::clone(&reactor));
             Executor::new(engine, None).unwrap().run(future::or(task, async {
                 reactor.run().await;
@@ -458,7 +461,7 @@ mod tests {
             let no_wait = poll_fn(|cx| Poll::Ready(stream.poll_read(cx, &mut [0]).is_pending()));
             assert!(no_wait.await, "nothing has arrived, and the interest is registered");
             let socket = stream.into_fd();
-            let other = Reactor::new().unwrap();
+            let other = Reactor::with_room_for(0).unwrap();
             let mut stream = Stream::new(&other, socket);
             client.write_all(b"here").unwrap();
             future::or(
