@@ -2,6 +2,7 @@
 //! until its end. What it is sent is left to [`super::state`].
 
 use std::future::Future;
+use std::mem;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -63,15 +64,8 @@ pub(super) async fn admit_client(shard: &Rc<ShardContext>, stream: Stream, reque
             let key = attach(shard, &stream, &upgrade, grant, owner_doubt, now);
             let mut session = Session::new(shard.config.message_bytes_max);
             receive(shard, key, &mut session, &rest);
-            let (own_shard, stream) = (Rc::clone(shard), Some(stream));
-            shard.tasks.spawn(ConnectionTask {
-                shard: own_shard,
-                key,
-                stream,
-                session,
-                lingering: None,
-                _permit: permit,
-            });
+            let (own_shard, phase) = (Rc::clone(shard), Phase::Serving(stream));
+            shard.tasks.spawn(ConnectionTask { shard: own_shard, key, phase, session, _permit: permit });
         }
         answer => {
             // The socket may linger; the permit is free for others.
@@ -113,12 +107,17 @@ fn attach(
 struct ConnectionTask {
     shard: Rc<ShardContext>,
     key: ConnectionKey,
-    /// Taken when it lingers.
-    stream: Option<Stream>,
+    phase: Phase,
     session: Session,
-    /// Discards input after the close frame was sent.
-    lingering: Option<Pin<Box<dyn Future<Output = ()>>>>,
     _permit: ConnectionPermit,
+}
+
+/// What becomes of a connection's socket.
+enum Phase {
+    Serving(Stream),
+    /// Discards input after the close frame was sent.
+    Lingering(Pin<Box<dyn Future<Output = ()>>>),
+    Closed,
 }
 
 impl Future for ConnectionTask {
@@ -126,26 +125,29 @@ impl Future for ConnectionTask {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let task = self.get_mut();
-        if task.lingering.is_none() {
+        if matches!(task.phase, Phase::Serving(_)) {
             let gone = ready!(task.serve(cx));
             let close_sent = task.detach(gone);
-            let Some(stream) = task.stream.take() else { return Poll::Ready(()) };
+            let Phase::Serving(stream) = mem::replace(&mut task.phase, Phase::Closed) else { return Poll::Ready(()) };
             if !close_sent {
                 stream.close_now();
                 return Poll::Ready(());
             }
             let shard = Rc::clone(&task.shard);
             let linger_max = shard.config.stall_timeout;
-            task.lingering = Some(Box::pin(async move { linger(&shard, stream, linger_max).await }));
+            task.phase = Phase::Lingering(Box::pin(async move { linger(&shard, stream, linger_max).await }));
         }
-        task.lingering.as_mut().map_or(Poll::Ready(()), |lingering| lingering.as_mut().poll(cx))
+        match &mut task.phase {
+            Phase::Lingering(lingering) => lingering.as_mut().poll(cx),
+            Phase::Serving(_) | Phase::Closed => Poll::Ready(()),
+        }
     }
 }
 
 impl ConnectionTask {
     /// Ready when the connection has ended, with the reason for the case that the state has none.
     fn serve(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
-        let Some(stream) = &mut self.stream else { return Poll::Ready(CloseReason::ClientGone) };
+        let Phase::Serving(stream) = &mut self.phase else { return Poll::Ready(CloseReason::ClientGone) };
         let now = Now::read();
         for _ in 0..READS_A_POLL {
             {
@@ -189,7 +191,7 @@ impl ConnectionTask {
 impl Drop for ConnectionTask {
     fn drop(&mut self) {
         self.detach(CloseReason::GoingAway);
-        if let Some(stream) = self.stream.take() {
+        if let Phase::Serving(stream) = mem::replace(&mut self.phase, Phase::Closed) {
             stream.close_now();
         }
     }
