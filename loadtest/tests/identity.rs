@@ -202,6 +202,21 @@ fn a_pod_without_a_key_set_accepts_no_client_until_one_came() {
 }
 
 #[test]
+fn check_reads_the_key_set() {
+    let world = World::start();
+    let provider = Provider::start(Some(Answer::keys(&[&Key::p256("a"), &Key::rsa("b")])));
+    let (kafka, redis) = (world.kafka.bootstrap().to_owned(), world.redis.port().to_string());
+    let (url, ca_file) = (provider.url(), provider.ca_file().display().to_string());
+    let settings =
+        [("KAFKA_BROKERS", &*kafka), ("REDIS_PORT", &*redis), ("JWT_JWKS", &*url), ("JWT_JWKS_CA_FILE", &*ca_file)];
+    let good = run(&["check"], &settings);
+    assert!(good.code == Some(0) && good.output.contains("certs?use=sig: good, 2 keys"), "{}", good.output);
+    provider.answers(Some(Answer::of("404 Not Found", "")));
+    let bad = run(&["check"], &settings);
+    assert!(bad.code == Some(2) && bad.output.contains("FAILED: the answer is 404"), "{}", bad.output);
+}
+
+#[test]
 fn a_provider_whose_certificate_is_not_trusted_gives_no_keys() {
     let world = World::start();
     let provider = Provider::start(Some(Answer::keys(&[&Key::p256("key")])));

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use redis::aio::MultiplexedConnection;
 use redis::{RedisError, Script};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep_until, timeout};
 use tracing::{error, info, warn};
 
@@ -264,8 +264,10 @@ impl RedisSession {
     async fn revoke(&mut self, RevokeRequest { revocation, answer }: RevokeRequest) {
         let has_room = self.learn(std::slice::from_ref(&revocation));
         let spread = if has_room {
-            // Redis takes long to fail, and here it holds already.
+            // Here it holds before it is answered, however long Redis takes to fail: the control thread's other task, which
+            // this wakes, publishes it for the shards before this one goes on.
             self.publish();
+            yield_now().await;
             match self.connections.revoke(&revocation, &self.channels.revocations).await {
                 Ok(true) => Spread::AllPods,
                 Ok(false) => Spread::Nowhere,

@@ -5,7 +5,7 @@ use std::io;
 use tokio::runtime;
 
 use crate::config::Config;
-use crate::{discovery, ingest};
+use crate::{discovery, identity, ingest};
 
 /// What was found: a line for each part, and whether all are well.
 #[derive(Debug, Default)]
@@ -24,7 +24,7 @@ impl CheckReport {
     }
 }
 
-/// Asks Kafka and Redis.
+/// Asks Kafka, Redis, and identity providers.
 ///
 /// # Errors
 /// If the kernel gives no event loop.
@@ -41,5 +41,8 @@ pub fn check(config: &Config) -> io::Result<CheckReport> {
     report.add(&format!("Redis at {}", config.redis.servers), redis, |fields| {
         format!("good, {fields} fields in the slots")
     });
+    for (source, keys) in runtime.block_on(identity::check(&config.key_sets)) {
+        report.add(&format!("key set {source}"), keys, |keys| format!("good, {keys} keys"));
+    }
     Ok(report)
 }

@@ -77,3 +77,20 @@ pub(crate) fn start(parts: Parts, registry: &mut Registry) -> io::Result<()> {
     }
     checker::spawn(asked, held_back, metrics.checks)
 }
+
+/// Reads each key set once; returns where each is, and how many keys it has, or why it can't be read.
+pub(crate) async fn check(config: &KeySetsConfig) -> Vec<(String, Result<usize, String>)> {
+    let mut found = Vec::new();
+    for set in &config.sets {
+        let source = match Source::new(&set.source, &config.trust) {
+            Ok(source) => source,
+            Err(error) => {
+                found.push(("JWT_JWKS".to_owned(), Err(error.to_string())));
+                continue;
+            }
+        };
+        let read = source.read().await.map(|(_, keys, _)| keys.len()).map_err(|fault| fault.to_string());
+        found.push((source.to_string(), read));
+    }
+    found
+}
