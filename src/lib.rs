@@ -18,7 +18,7 @@
 //!
 //! Where to read next, from the bottom up. Lower layers never import higher ones; a test enforces this:
 //!
-//! 1. **Vocabulary**: [`ids`], [`limits`], [`clock`], [`log_throttle`], [`outage`], [`cores`], [`tls`], and `prefetch`.
+//! 1. **Vocabulary**: [`ids`], [`limits`], [`clock`], [`log_throttle`], [`outage`], [`cores`], [`tls`], [`https`], and `prefetch`.
 //! 2. **Rules** without I/O, clock or thread: [`routing`] (topic to message, assessment to shard and pod), [`stream`]
 //!    (history, cursors, market board), [`protocol`] (request head, session, messages, close codes, auth), and the pure
 //!    parts of [`ingest`], [`discovery`], [`shard`], [`identity`], [`shutdown`] (the phases of a drain) and [`operations`] (`/ready`,
@@ -62,6 +62,7 @@ pub mod demo;
 pub mod discovery;
 pub(crate) mod exchange;
 pub mod gateway;
+pub(crate) mod https;
 pub(crate) mod identity;
 pub mod ids;
 pub(crate) mod ingest;

@@ -88,6 +88,12 @@ pub(crate) const KEY_SET_READ_MAX: Duration = Duration::from_secs(5);
 /// Longest key set, in bytes.
 pub(crate) const KEY_SET_BYTES_MAX: usize = 1024 * 1024;
 
+/// How long a pod waits for a token for Kafka's brokers. librdkafka asks again ten seconds after a failure.
+pub(crate) const BROKER_TOKEN_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// Longest answer with a token for Kafka's brokers, in bytes.
+pub(crate) const BROKER_TOKEN_BYTES_MAX: usize = 64 * 1024;
+
 /// Batches on their way from ingest to one shard. Enough to bridge a turn of a busy shard; small, because what waits
 /// here is outside of the history's budget.
 pub(crate) const BATCH_CHANNEL_DEPTH: usize = 64;

@@ -1,6 +1,7 @@
 //! Certificates for tests: an authority of a test's own, and what it signs. By the command `openssl`.
 
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use crate::process::{TempDir, tool};
@@ -46,10 +47,22 @@ impl Authority {
         Certified { certificate: file("pem"), key: file("key") }
     }
 
-    /// The directory, for files that a test adds.
+    /// Settings of brokers whose second listener (`Kafka::start_secured`) has a certificate for 127.0.0.1.
+    ///
+    /// # Panics
+    /// If openssl fails.
     #[must_use]
-    pub fn dir(&self) -> &Path {
-        self.dir.path()
+    pub fn listener_of_brokers(&self) -> Vec<(String, String)> {
+        let signed = self.sign("broker", "IP:127.0.0.1");
+        let both = [signed.key, signed.certificate].map(|path| fs::read_to_string(path).expect("openssl made it"));
+        let store = self.dir.file("broker.pem", &both.concat());
+        let setting = |name: &str, value: &str| (format!("listener.name.clients.ssl.{name}"), value.to_owned());
+        vec![
+            setting("keystore.type", "PEM"),
+            setting("keystore.location", &store.display().to_string()),
+            setting("truststore.type", "PEM"),
+            setting("truststore.location", &self.file().display().to_string()),
+        ]
     }
 
     /// Runs a command of `openssl` in the directory.

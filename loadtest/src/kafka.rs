@@ -31,6 +31,17 @@ const START_WITHIN: Duration = Duration::from_secs(60);
 /// Time limit for a request to a running broker.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
+/// The file of a key set, in the cluster's directory.
+const KEY_SET: &str = "key-set.json";
+
+/// A second listener of brokers.
+#[derive(Clone, Copy)]
+struct Secured<'a> {
+    protocol: &'a str,
+    /// Whose tokens it takes; empty: it takes none.
+    key_set: &'a str,
+}
+
 /// A cluster of brokers. All are killed on drop.
 pub struct Kafka {
     bootstrap: String,
@@ -66,13 +77,20 @@ impl Kafka {
     /// Starts one broker with a second listener, `CLIENTS`, of this protocol.
     #[must_use]
     pub fn start_secured(protocol: &str, settings: &[(&str, &str)]) -> Self {
-        Self::launch(1, settings, Some(protocol), Install::get(), Archive::Use)
+        Self::launch(1, settings, Some(Secured { protocol, key_set: "" }), Install::get(), Archive::Use)
+    }
+
+    /// Starts one broker whose second listener takes tokens that this key set confirms, whose `aud` is `kafka` and whose
+    /// `iss` is `https://idp.example`. With these settings on top, such as the listener's certificate.
+    #[must_use]
+    pub fn start_with_tokens(key_set: &str, settings: &[(&str, &str)]) -> Self {
+        Self::launch(1, settings, Some(Secured { protocol: "SASL_SSL", key_set }), Install::get(), Archive::Use)
     }
 
     fn launch(
         count: usize,
         settings: &[(&str, &str)],
-        protocol: Option<&str>,
+        second: Option<Secured<'_>>,
         install: &Install,
         archive: Archive,
     ) -> Self {
@@ -86,9 +104,12 @@ impl Kafka {
             let data = dir.path().join(format!("data-{number}"));
             format_data(install, &data, &cluster, number + 1).expect("our own directory can be written to");
             let mut config = configure(number + 1, ports[number], controllers[number], &voters.join(","), &data);
-            let secured = protocol.map(|protocol| {
+            let secured = second.map(|Secured { protocol, key_set }| {
                 let port = free_port(Ipv4Addr::LOCALHOST);
                 config = with_listener(&config, port, protocol);
+                if !key_set.is_empty() {
+                    config += &with_tokens(&dir.file(KEY_SET, key_set));
+                }
                 port
             });
             for (key, value) in settings {
@@ -438,6 +459,22 @@ fn format_data(install: &Install, data: &Path, cluster: &str, id: usize) -> std:
     let directory = random_uuid();
     let meta = format!("version=1\ncluster.id={cluster}\nnode.id={id}\ndirectory.id={directory}\n");
     fs::write(data.join("meta.properties"), meta)
+}
+
+/// Settings of the second listener that takes tokens which this key set confirms.
+fn with_tokens(key_set: &Path) -> String {
+    let security = "org.apache.kafka.common.security.oauthbearer";
+    let handler = format!("{security}.OAuthBearerValidatorCallbackHandler");
+    format!(
+        "listener.name.clients.sasl.enabled.mechanisms=OAUTHBEARER
+listener.name.clients.oauthbearer.sasl.jaas.config={security}.OAuthBearerLoginModule required;
+listener.name.clients.oauthbearer.sasl.server.callback.handler.class={handler}
+listener.name.clients.oauthbearer.sasl.oauthbearer.jwks.endpoint.url=file://{}
+listener.name.clients.oauthbearer.sasl.oauthbearer.expected.audience=kafka
+listener.name.clients.oauthbearer.sasl.oauthbearer.expected.issuer=https://idp.example
+",
+        key_set.display()
+    )
 }
 
 /// The same settings with a listener `CLIENTS` of this protocol.

@@ -7,10 +7,13 @@ mod provider;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use loadtest::certificates::Authority;
 use loadtest::client::{Ask, Client, Message, WITHIN, read_until};
-use loadtest::events::{event, seen};
-use loadtest::pods::{Plan, Pod, World, run};
+use loadtest::events::{Kind, event, seen};
+use loadtest::kafka::Kafka;
+use loadtest::pods::{Plan, Pod, READY_WITHIN, World, run};
 use loadtest::process::{Signal, TempDir, always, eventually};
+use loadtest::redis::Redis;
 use loadtest::token;
 use openssl::nid::Nid;
 use provider::{Answer, Key, Provider, key_set};
@@ -471,5 +474,56 @@ fn tokens_made_by_the_command_are_accepted_with_each_algorithm() {
     ] {
         let (code, fault) = token(flags);
         assert!(code == Some(2) && fault.contains(takes), "{flags:?}: {code:?} {fault}");
+    }
+}
+
+#[test]
+fn a_pod_reads_kafka_by_tokens_that_its_provider_gives_and_the_brokers_verify() {
+    let (key, authority) = (Key::rsa("kafka"), Authority::new());
+    let settings = authority.listener_of_brokers();
+    let settings: Vec<_> = settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let kafka = Kafka::start_with_tokens(&key_set(&[&key]), &settings);
+    kafka.create_all(&Kind::ALL.map(|kind| (kind.topic(), 1)));
+    let world = World { kafka, redis: Redis::start() };
+    let [now, later] = [0.0, 600.0].map(|seconds| token::in_seconds(seconds) as u64);
+    let answer = |signer: &Key| {
+        let claims = json!({ "iss": "https://idp.example", "sub": "gate", "aud": "kafka", "iat": now, "exp": later });
+        let token = signer.sign("RS256", &claims);
+        Answer::of("200 OK", &json!({ "access_token": token, "token_type": "Bearer", "expires_in": 600 }).to_string())
+    };
+    let provider = Provider::start(Some(answer(&key)));
+    let dir = TempDir::new("properties");
+    let properties = format!(
+        "bootstrap.servers={}\nsecurity.protocol=SASL_SSL\nssl.ca.location={}\nsasl.mechanisms=OAUTHBEARER\n\
+         sasl.oauthbearer.method=oidc\nsasl.oauthbearer.token.endpoint.url={}\nhttps.ca.location={}\n\
+         sasl.oauthbearer.client.id=gate\nsasl.oauthbearer.client.secret=s3cret/of=gate\nsasl.oauthbearer.scope=events\n",
+        world.kafka.secured(),
+        authority.file().display(),
+        provider.url(),
+        provider.ca_file().display()
+    );
+    let file = dir.file("kafka.properties", &properties);
+    let plan = world.pod("pod-0").unset("KAFKA_BROKERS").set("KAFKA_PROPERTIES_FILE", file.to_str().unwrap());
+    let pod = plan.start();
+    let mut clients = [pod.client("a")];
+    clients[0].expect_type("connected");
+    world.producer().event(&event("a", 0));
+    read_until(&mut clients, "the event", WITHIN, |clients| seen(&clients[0]).count() == 1);
+    let request = provider.requests().pop().unwrap();
+    // gate:s3cret%2Fof%3Dgate
+    assert!(request.contains("Basic Z2F0ZTpzM2NyZXQlMkZvZiUzRGdhdGU="), "{request}");
+    assert!(request.starts_with("POST /realms/shop/"), "{request}");
+    drop((clients, pod));
+
+    for (told, given) in [
+        ("SASL authentication error", answer(&Key::rsa("other"))),
+        ("no token for Kafka", Answer::of("401 Unauthorized", "{}")),
+        ("no access_token", Answer::of("200 OK", "{}")),
+    ] {
+        provider.answers(Some(given));
+        let pod = plan.spawn();
+        eventually(told, READY_WITHIN, || pod.log().contains(told).then_some(()));
+        assert_eq!(pod.get("/ready").json()["kafka"], "disconnected");
+        assert!(!pod.log().contains("s3cret"));
     }
 }

@@ -1,10 +1,9 @@
 //! Kafka as companies run it: behind SASL over TLS, behind TLS with certificates on both sides, and with a broker in each
 //! zone.
 
-use std::fs;
 use std::path::Path;
 
-use loadtest::certificates::{Authority, Certified};
+use loadtest::certificates::Authority;
 use loadtest::client::{WITHIN, read_until};
 use loadtest::events::{Kind, assert_saw, event, seen};
 use loadtest::kafka::Kafka;
@@ -17,22 +16,6 @@ const PASSWORD: &str = "s3cret-of-kafka";
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("our own paths are text")
-}
-
-/// Settings of a listener with this certificate.
-fn tls(authority: &Authority, certified: &Certified) -> Vec<(String, String)> {
-    let both: String = [&certified.key, &certified.certificate]
-        .map(|path| fs::read_to_string(path).expect("openssl made it"))
-        .concat();
-    let store = authority.dir().join("broker.pem");
-    fs::write(&store, both).expect("our own directory");
-    let setting = |name: &str, value: &str| (format!("listener.name.clients.ssl.{name}"), value.to_owned());
-    vec![
-        setting("keystore.type", "PEM"),
-        setting("keystore.location", text(&store)),
-        setting("truststore.type", "PEM"),
-        setting("truststore.location", text(&authority.file())),
-    ]
 }
 
 fn start(protocol: &str, settings: &[(String, String)]) -> World {
@@ -72,7 +55,7 @@ fn is_refused(plan: &Plan, why: &str) {
 #[test]
 fn a_broker_with_sasl_over_tls_is_read_with_plain_and_scram() {
     let authority = Authority::new();
-    let mut settings = tls(&authority, &authority.sign("broker", "IP:127.0.0.1"));
+    let mut settings = authority.listener_of_brokers();
     let of = |name: &str, value: String| (format!("listener.name.clients.{name}"), value);
     let module = "org.apache.kafka.common.security";
     settings.push(of("sasl.enabled.mechanisms", "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512".to_owned()));
@@ -100,7 +83,7 @@ fn a_broker_with_sasl_over_tls_is_read_with_plain_and_scram() {
 #[test]
 fn a_broker_that_wants_a_certificate_gets_the_pods() {
     let authority = Authority::new();
-    let mut settings = tls(&authority, &authority.sign("broker", "IP:127.0.0.1"));
+    let mut settings = authority.listener_of_brokers();
     settings.push(("listener.name.clients.ssl.client.auth".to_owned(), "required".to_owned()));
     let world = start("SSL", &settings);
     let dir = TempDir::new("properties");

@@ -9,10 +9,12 @@
 //! - `typos`: environment variables that are most likely misspelt settings.
 //! - `tokens`: secrets and key sets, and what a token's claims must hold.
 //! - `redis_url`: where Redis is.
+//! - `oidc`: from whom a pod gets tokens for brokers.
 //! - `properties`: the file of librdkafka's properties; `certificates`: the certificates trusted for brokers.
 
 mod certificates;
 mod effective;
+mod oidc;
 mod parts;
 mod properties;
 mod reader;
@@ -27,6 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use effective::EffectiveSetting;
+pub(crate) use oidc::OidcConfig;
 pub(crate) use parts::{is_node_name, is_peer_url, is_public_url};
 pub(crate) use properties::client_properties;
 use reader::SettingsReader;
@@ -107,6 +110,8 @@ pub(crate) struct KafkaConfig {
     /// `KAFKA_PROPERTIES_FILE`, parsed: librdkafka's properties, which override the other settings. They hold secrets
     /// and must not be logged.
     pub(crate) properties: Vec<(String, String)>,
+    /// From whom to get tokens for brokers, if the properties ask for it.
+    pub(crate) oidc: Option<OidcConfig>,
     /// `TOPIC_REFRESH_MS`.
     pub(crate) topic_refresh: Duration,
     /// `KAFKA_STALL_MS`.

@@ -11,7 +11,7 @@ use super::redis_url::{self, RedisUrl};
 use super::settings::{self as s, Setting};
 use super::{
     AdmissionConfig, Config, DrainConfig, Engine, HostPort, KafkaConfig, MachineLimits, RedisConfig, RedisServers,
-    ShardConfig, effective, properties, tokens,
+    ShardConfig, effective, oidc, properties, tokens,
 };
 use crate::ids::NodeId;
 use crate::limits::{
@@ -130,6 +130,7 @@ fn kafka(reader: &mut SettingsReader<'_>) -> KafkaConfig {
         brokers: or_property(reader, &s::KAFKA_BROKERS, &properties, brokers),
         client_id: or_property(reader, &s::KAFKA_CLIENT_ID, &properties, plain_text),
         group_id: or_property(reader, &s::KAFKA_GROUP_ID, &properties, plain_text),
+        oidc: oidc::oidc(reader, &properties),
         properties,
         topic_refresh: reader.millis(&s::TOPIC_REFRESH_MS),
         stall: reader.millis(&s::KAFKA_STALL_MS),

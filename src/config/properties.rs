@@ -6,8 +6,8 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::KafkaError;
 use rdkafka::types::{RDKafkaConfRes, RDKafkaType};
 
-use super::KafkaConfig;
 use super::settings::{self as s, Setting};
+use super::{KafkaConfig, oidc};
 
 /// Properties that have a setting of their own. They hold where it is not set, so that a managed service's file can be
 /// used as it is.
@@ -54,6 +54,9 @@ fn fault_of(key: &str, value: &str) -> Option<String> {
     if SET_BY_THE_GATEWAY.contains(&key) {
         return Some("is set by the gateway; remove the line".to_owned());
     }
+    if oidc::PROPERTIES.contains(&key) {
+        return None;
+    }
     match ClientConfig::new().set(key, value).create_native_config() {
         Ok(_) => None,
         Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => {
@@ -73,10 +76,14 @@ pub(super) fn faults_together(config: &KafkaConfig) -> Vec<String> {
     let of = |name: &str| properties.get(name).unwrap_or_default();
     let mechanism = if of("sasl.mechanism").is_empty() { of("sasl.mechanisms") } else { of("sasl.mechanism") };
     let is_sasl = of("security.protocol").to_ascii_lowercase().starts_with("sasl_");
-    if is_sasl && mechanism == "OAUTHBEARER" && of("enable.sasl.oauthbearer.unsecure.jwt") != "true" {
+    if is_sasl
+        && mechanism == "OAUTHBEARER"
+        && config.oidc.is_none()
+        && of("enable.sasl.oauthbearer.unsecure.jwt") != "true"
+    {
         faults.push(
-            "sasl.mechanisms is OAUTHBEARER, for which nothing here gets tokens: neither OIDC nor a cloud's IAM is built \
-             in; takes PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
+            "sasl.mechanisms is OAUTHBEARER, for which nothing here gets tokens: takes sasl.oauthbearer.method=oidc with its \
+             properties; a cloud's IAM is not built in"
                 .to_owned(),
         );
     }
@@ -146,8 +153,9 @@ pub(crate) fn client_properties(config: &KafkaConfig) -> ClientConfig {
         .set("socket.keepalive.enable", "true")
         .set("log.thread.name", "false")
         .set_log_level(RDKafkaLogLevel::Info);
-    let has_setting = |name: &str| SET_OTHERWISE.iter().any(|(other, _)| *other == name);
-    for (name, value) in config.properties.iter().filter(|(name, _)| !has_setting(name)) {
+    let is_ours =
+        |name: &str| SET_OTHERWISE.iter().any(|(other, _)| *other == name) || oidc::PROPERTIES.contains(&name);
+    for (name, value) in config.properties.iter().filter(|(name, _)| !is_ours(name)) {
         if name == "debug" {
             // librdkafka's debug lines are logged at our own level of that name.
             properties.set_log_level(RDKafkaLogLevel::Debug);

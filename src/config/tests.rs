@@ -1,5 +1,7 @@
 //! Settings from all sources.
 
+mod oidc;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;

@@ -4,22 +4,18 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
-use hyper::client::conn::http1;
-use hyper::header::{ACCEPT, HOST, USER_AGENT};
-use hyper::{Request, StatusCode, Uri};
-use hyper_util::rt::TokioIo;
+use hyper::header::ACCEPT;
+use hyper::{Request, Uri};
 use openssl::ssl::SslConnector;
 use tokio::io::AsyncReadExt as _;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_openssl::SslStream;
 
 use crate::config::KeySetSource;
+use crate::https::{self, HttpsFault};
 use crate::limits::{KEY_SET_BYTES_MAX, KEY_SET_READ_MAX};
 use crate::protocol::auth::{KeySet, KeySetFault, SkippedKey};
-use crate::tls::{self, Trust};
+use crate::tls::Trust;
 
 /// Where one set is.
 pub(super) enum Source {
@@ -39,11 +35,7 @@ pub(super) enum ReadFault {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("{0}")]
-    Request(#[from] hyper::http::Error),
-    #[error("HTTP: {0}")]
-    Http(#[from] hyper::Error),
-    #[error("the answer is {0}, not 200 OK")]
-    Status(StatusCode),
+    Https(#[from] HttpsFault),
     #[error("it has more than {KEY_SET_BYTES_MAX} bytes")]
     TooLong,
     #[error("no answer within {KEY_SET_READ_MAX:?}")]
@@ -103,34 +95,7 @@ async fn read_file(path: &Path) -> Result<Vec<u8>, ReadFault> {
 
 impl Provider {
     async fn get(&self) -> Result<Vec<u8>, ReadFault> {
-        let (mut sender, connection) = http1::handshake(TokioIo::new(self.connect().await?)).await?;
-        let exchange = async {
-            let path = self.url.path_and_query().map_or("/", |path| path.as_str());
-            let request = Request::get(path)
-                .header(HOST, self.url.authority().map_or("", |authority| authority.as_str()))
-                .header(ACCEPT, "application/jwk-set+json, application/json")
-                .header(USER_AGENT, concat!("shardgate/", env!("CARGO_PKG_VERSION")))
-                .body(Empty::<Bytes>::new())?;
-            let answer = sender.send_request(request).await?;
-            if answer.status() != StatusCode::OK {
-                return Err(ReadFault::Status(answer.status()));
-            }
-            let body = Limited::new(answer.into_body(), KEY_SET_BYTES_MAX).collect().await;
-            body.map(|body| body.to_bytes().to_vec()).map_err(|_| ReadFault::TooLong)
-        };
-        let driven = async {
-            drop(connection.await);
-            std::future::pending().await
-        };
-        tokio::select! {
-            text = exchange => text,
-            none = driven => none,
-        }
-    }
-
-    async fn connect(&self) -> Result<SslStream<TcpStream>, ReadFault> {
-        let host = self.url.host().unwrap_or_default().trim_matches(['[', ']']);
-        let socket = TcpStream::connect((host, self.url.port_u16().unwrap_or(443))).await?;
-        Ok(tls::connect(&self.tls, host, socket).await?)
+        let request = Request::get("/").header(ACCEPT, "application/jwk-set+json, application/json");
+        Ok(https::send(&self.tls, &self.url, request, Bytes::new(), KEY_SET_BYTES_MAX).await?)
     }
 }

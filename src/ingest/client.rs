@@ -2,11 +2,10 @@
 //! [`super::batching_delay`] decides how long a fetch is held back, [`super::stall_detector`] and
 //! [`super::reachability`] when a client is replaced.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
-#[cfg(test)]
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +19,8 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::{RDKafkaRespErr, RDKafkaType};
 use tracing::{debug, error, warn};
 
+use super::oauth;
+use crate::config::OidcConfig;
 use crate::limits::{CLIENTS_ENDING_MAX, KAFKA_LOG_EVERY};
 use crate::log_throttle::LogThrottles;
 
@@ -51,16 +52,35 @@ pub(super) fn client(properties: &ClientConfig, context: Context) -> Result<Kafk
         sys::rd_kafka_conf_set_log_cb(native.ptr(), Some(on_log));
         sys::rd_kafka_conf_set_error_cb(native.ptr(), Some(on_error));
     }
-    rdkafka::client::Client::new(properties, native, RDKafkaType::RD_KAFKA_CONSUMER, context)
+    let gets_tokens = context.oidc.is_some();
+    if gets_tokens {
+        // SAFETY: as above.
+        unsafe {
+            sys::rd_kafka_conf_set_oauthbearer_token_refresh_cb(native.ptr(), Some(on_token_wanted));
+            sys::rd_kafka_conf_enable_sasl_queue(native.ptr(), 1);
+        }
+    }
+    let client = rdkafka::client::Client::new(properties, native, RDKafkaType::RD_KAFKA_CONSUMER, context)
         .map(|client| KafkaClient(ManuallyDrop::new(client)))
-        .map_err(|error| InvalidProperties::Together(error.to_string().into()))
+        .map_err(|error| InvalidProperties::Together(error.to_string().into()))?;
+    if gets_tokens {
+        // A thread of librdkafka's own waits for the provider, and not the one that reads.
+        // SAFETY: the client is alive; an error is ours to destroy.
+        unsafe {
+            let error = sys::rd_kafka_sasl_background_callbacks_enable(client.native_ptr());
+            if !error.is_null() {
+                sys::rd_kafka_error_destroy(error);
+                return Err(InvalidProperties::Together("no thread for tokens".into()));
+            }
+        }
+    }
+    Ok(client)
 }
 
 // ---- log lines of librdkafka --------------------------------------------------------------------------------------
 
 /// Receives librdkafka's log lines. It reports a broker that is down each second: the same line is logged once in
 /// [`KAFKA_LOG_EVERY`].
-#[derive(Debug)]
 pub(super) struct Context {
     /// Whether errors are logged as warnings. Two clients of one cluster have the same errors; one of them logs.
     heard: bool,
@@ -69,12 +89,14 @@ pub(super) struct Context {
     all_down: AtomicBool,
     /// A connection was refused since the last answer.
     refused: AtomicBool,
+    /// From whom to get tokens.
+    oidc: Option<OidcConfig>,
 }
 
 impl Context {
-    pub(super) fn new(heard: bool) -> Self {
+    pub(super) fn new(heard: bool, oidc: Option<OidcConfig>) -> Self {
         let log_throttle = Mutex::new(LogThrottles::new(KAFKA_LOG_EVERY));
-        Self { heard, log_throttle, all_down: AtomicBool::new(false), refused: AtomicBool::new(false) }
+        Self { heard, log_throttle, all_down: AtomicBool::new(false), refused: AtomicBool::new(false), oidc }
     }
 
     /// Whether the brokers are gone rather than hanging: this client's connections are lost, and new ones are refused.
@@ -144,6 +166,44 @@ unsafe extern "C" fn on_error(_client: *mut sys::rd_kafka_t, code: c_int, reason
         }
     }
     debug!(code, "librdkafka: {reason}");
+}
+
+/// The client needs a token. Called on its thread for such callbacks. If there is none, it asks again in ten seconds.
+unsafe extern "C" fn on_token_wanted(client: *mut sys::rd_kafka_t, _config: *const c_char, opaque: *mut c_void) {
+    // SAFETY: a client's opaque is the context of the `KafkaClient` that owns it (`KafkaClient::new`).
+    let Some(context) = (unsafe { opaque.cast::<Context>().as_ref() }) else { return };
+    let Some(oidc) = &context.oidc else { return };
+    let text = |text: &str| CString::new(text.replace('\0', "")).unwrap_or_default();
+    let refused = match oauth::token(oidc) {
+        Ok(token) => {
+            let (value, principal) = (text(&token.text), text(&oidc.client_id));
+            let mut why = [0; 256];
+            // SAFETY: the client is alive, the strings end in a NUL and are copied, and there are no extensions.
+            let code = unsafe {
+                sys::rd_kafka_oauthbearer_set_token(
+                    client,
+                    value.as_ptr(),
+                    token.valid_until_ms,
+                    principal.as_ptr(),
+                    ptr::null_mut(),
+                    0,
+                    why.as_mut_ptr(),
+                    why.len(),
+                )
+            };
+            if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+                return;
+            }
+            "librdkafka takes no such token".to_owned()
+        }
+        Err(error) => error.to_string(),
+    };
+    if context.heard {
+        warn!(url = %oidc.token_url, error = refused, "no token for Kafka");
+    }
+    let refused = text(&refused);
+    // SAFETY: the client is alive, and the string ends in a NUL and is copied.
+    unsafe { sys::rd_kafka_oauthbearer_set_token_failure(client, refused.as_ptr()) };
 }
 
 /// librdkafka's texts for a connection that was refused, or has no route to the host. A connection that timed out is not

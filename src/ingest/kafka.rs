@@ -162,7 +162,7 @@ impl Consumer {
     /// # Errors
     /// If librdkafka refuses the properties.
     pub(super) fn new(config: &KafkaConfig) -> Result<Self, InvalidProperties> {
-        let client = client(&client_properties(config), Context::new(true))?;
+        let client = client(&client_properties(config), Context::new(true, config.oidc.clone()))?;
         allow_records_of(config.event_bytes_max);
         // SAFETY: the client is alive and a consumer. Its main queue, with log lines and errors, is served with the
         // rest.

@@ -59,7 +59,7 @@ impl MetadataClient {
         let mut properties = client_properties(config);
         // It has no group. With one it would look for the group's coordinator.
         properties.remove("group.id");
-        Ok(Self { client: client(&properties, Context::new(false))? })
+        Ok(Self { client: client(&properties, Context::new(false, config.oidc.clone()))? })
     }
 
     /// Serves the callbacks of log lines and errors.

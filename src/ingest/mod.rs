@@ -29,6 +29,7 @@ mod kafka;
 mod lag;
 mod metadata_client;
 mod metrics;
+mod oauth;
 mod reachability;
 mod read_offsets;
 mod read_progress;
@@ -211,6 +212,7 @@ mod tests {
                 brokers: brokers.into(),
                 client_id: "shardgate-test".into(),
                 group_id: "shardgate-test".into(),
+                oidc: None,
                 properties: vec![("fetch.wait.max.ms".to_owned(), "10".to_owned())],
                 topic_refresh: Duration::from_millis(50),
                 stall: Duration::from_secs(3),

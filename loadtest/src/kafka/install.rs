@@ -58,6 +58,9 @@ impl Install {
         };
         command.args(JVM).arg(format!("-XX:{option}={}", self.dir.join("classes.jsa").display()));
         command.arg(format!("-Djava.io.tmpdir={}", temp.display()));
+        // Where a broker may read the key set of an identity provider.
+        let key_set = temp.join(super::KEY_SET);
+        command.arg(format!("-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls=file://{}", key_set.display()));
         command.arg("-cp").arg(self.dir.join("lib/*")).arg(class);
         command
     }

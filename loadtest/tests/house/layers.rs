@@ -5,7 +5,7 @@ use crate::source::{Path, Source};
 
 /// The layers, from the bottom up: a module imports from lower ones, and from its own.
 const LAYERS: &[&[&str]] = &[
-    &["ids", "limits", "clock", "log_throttle", "prefetch", "outage", "cores", "tls"],
+    &["ids", "limits", "clock", "log_throttle", "prefetch", "outage", "cores", "tls", "https"],
     &["routing", "protocol", "stream"],
     &["config", "exchange"],
     &["identity", "ingest", "discovery", "shutdown", "shard", "operations"],
@@ -81,6 +81,8 @@ const EDGES: &[&str] = &[
     "src/cores.rs",
     // Shakes hands on a socket that an edge has opened.
     "src/tls.rs",
+    "src/https.rs",
+    "src/ingest/oauth.rs",
     // Touches nothing but the processor, by an instruction that safe Rust has no word for.
     "src/prefetch.rs",
 ];
@@ -107,6 +109,7 @@ const WORLD: &[World] = &[
             "src/discovery/redis.rs",
             "src/discovery/redis/announcements.rs",
             "src/identity/",
+            "src/ingest/oauth.rs",
             "src/discovery/redis_link.rs",
             "src/operations/http.rs",
             "src/operations/admin/fleet.rs",
@@ -136,12 +139,20 @@ const WORLD: &[World] = &[
     // one is told at the start.
     World {
         paths: &["hyper", "http_body_util"],
-        files: &["src/operations/", "src/discovery/peer_looks.rs", "src/identity/source.rs", "src/config/tokens.rs"],
+        files: &[
+            "src/operations/",
+            "src/discovery/peer_looks.rs",
+            "src/identity/source.rs",
+            "src/config/tokens.rs",
+            "src/config/oidc.rs",
+            "src/https.rs",
+            "src/ingest/oauth.rs",
+        ],
         edges: false,
     },
     World {
         paths: &["hyper_util"],
-        files: &["src/operations/http.rs", "src/discovery/peer_looks.rs", "src/identity/source.rs"],
+        files: &["src/operations/http.rs", "src/discovery/peer_looks.rs", "src/https.rs"],
         edges: false,
     },
     World { paths: &["tokio::signal"], files: &["src/shutdown/signals.rs"], edges: false },
