@@ -185,8 +185,10 @@ fn after_a_failover_of_sentinels_pods_keep_their_slots_and_clients_their_events(
 
 #[test]
 fn a_redis_cluster_is_served_by_the_node_of_the_hash_tag_and_refused_without_one() {
-    let cluster = ["--cluster-enabled", "yes"];
-    let nodes = [Redis::start_with(&cluster), Redis::start_with(&cluster)];
+    // By default the nodes' own port is 10,000 higher, where something else may listen.
+    let buses = [(); 2].map(|()| free_port(Ipv4Addr::LOCALHOST).to_string());
+    let nodes =
+        [0, 1].map(|node: usize| Redis::start_with(&["--cluster-enabled", "yes", "--cluster-port", &buses[node]]));
     let run_on = |node: &Redis, command: &str| {
         let mut words = command.split(' ');
         let mut command = redis::cmd(words.next().expect("a command"));
@@ -197,7 +199,7 @@ fn a_redis_cluster_is_served_by_the_node_of_the_hash_tag_and_refused_without_one
     };
     run_on(&nodes[0], "CLUSTER ADDSLOTSRANGE 0 8191");
     run_on(&nodes[1], "CLUSTER ADDSLOTSRANGE 8192 16383");
-    run_on(&nodes[0], &format!("CLUSTER MEET 127.0.0.1 {}", nodes[1].port()));
+    run_on(&nodes[0], &format!("CLUSTER MEET 127.0.0.1 {} {}", nodes[1].port(), buses[1]));
     for node in &nodes {
         eventually("the cluster is whole", WITHIN, || {
             let info: String = redis::cmd("CLUSTER").arg("INFO").query(&mut node.connection()).ok()?;
